@@ -74,3 +74,11 @@ class NothingNew(KresumeError):
 
 class MissingPackage(KresumeError, ImportError):
     """A package that this feature needs is not installed; the message gives the pip command."""
+
+
+class Stopped(KresumeError):
+    """Training was stopped from outside after a snapshot was written. Exit code 75 (SIGTERM) or 130 (Ctrl-C)."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

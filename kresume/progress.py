@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
-PLAIN_EVERY_SECONDS = 5.0
+PLAIN_EVERY_SECONDS = 15.0
 
 
 class Reporter:

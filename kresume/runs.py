@@ -159,6 +159,15 @@ def next_path(folder: str | Path, name: str) -> Path:
     return folder / f"{max([0, *taken]) + 1}-{name}"
 
 
+def move_aside(path: Path) -> Path:
+    """Renames what is at `path` to the first free `path.before-<n>`; nothing is ever deleted."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.before-{number}")).exists():
+        number += 1
+    path.rename(aside)
+    return aside
+
+
 def without_number(name: str) -> str:
     """`"3-signs"` -> `"signs"`: the part of a run's name that its children keep."""
     return re.sub(r"^\d+-", "", name) or name

@@ -34,13 +34,13 @@ class GraphNode:
         children: edge name -> index of the node it leads to.
         array: name of the array that this node is, or None for a plain container.
         full_name: the variable's own name as its writer knew it, or an empty string.
-        slots: legacy optimizers' slot variables: (index of the variable's node, slot name) -> name of the array.
+        slots: legacy optimizers' slot variables: (index of the variable's node, slot name) -> index of the slot's node.
     """
 
     children: Mapping[str, int]
     array: str | None = None
     full_name: str = ""
-    slots: Mapping[tuple[int, str], str] = field(default_factory=dict)
+    slots: Mapping[tuple[int, str], int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

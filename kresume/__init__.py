@@ -1,0 +1,45 @@
+"""Resume training an image model from a specific checkpoint, with additional images.
+
+    import kresume
+
+    plan = kresume.plan("ckpt/", data=["old/"], add=["new/"], lr=1e-4)
+    run = kresume.resume("ckpt/", data=["old/"], add=["new/"], lr=1e-4, epochs=5)
+    print(kresume.evaluate(run, data="test/"))
+
+Every name below is imported when it is first used: `import kresume` alone imports neither Keras nor TensorFlow nor JAX.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from kresume.checkpoints.read import read_checkpoint
+    from kresume.evaluation.evaluate import evaluate
+    from kresume.runs import lineage, open_run
+    from kresume.training.plan import plan
+    from kresume.training.resume import resume
+
+_PLACES = {
+    "evaluate": "kresume.evaluation.evaluate",
+    "lineage": "kresume.runs",
+    "open_run": "kresume.runs",
+    "plan": "kresume.training.plan",
+    "read_checkpoint": "kresume.checkpoints.read",
+    "resume": "kresume.training.resume",
+}
+
+__all__ = ["__version__", "evaluate", "lineage", "open_run", "plan", "read_checkpoint", "resume"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PLACES:
+        return getattr(importlib.import_module(_PLACES[name]), name)
+    raise AttributeError(f"module 'kresume' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,5 @@
+"""`python -m kresume` is `kresume`."""
+
+from kresume.cli import main
+
+main()

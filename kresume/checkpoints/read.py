@@ -1,0 +1,80 @@
+"""Reads any checkpoint.
+
+    state = read_checkpoint("ckpt/")
+
+A format is one file with `accepts(path) -> bool` and `read(path) -> TrainState`, and one entry in `READERS`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kresume.checkpoints import keras_file, run, tf_checkpoint
+from kresume.checkpoints.state import TrainState
+from kresume.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A format: how it is recognised, how it is read, and what it is called in messages."""
+
+    accepts: Callable[[str], bool]
+    read: Callable[[str], TrainState]
+    called: str
+
+
+READERS: dict[str, Reader] = {
+    "run": Reader(run.accepts, run.read, "a run of kresume"),
+    "keras": Reader(keras_file.accepts, keras_file.read, "a .keras file"),
+    "tf-checkpoint": Reader(tf_checkpoint.accepts, tf_checkpoint.read, "a tf.train.Checkpoint (folder or prefix)"),
+}
+"""Tried in this order; the first that recognises the path reads it."""
+
+
+def recognise(path: str) -> str | None:
+    """The name of the format at `path`, None if it is none of ours."""
+    return next((name for name, reader in READERS.items() if reader.accepts(path)), None)
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> TrainState:
+    """Reads a checkpoint of any known format.
+
+    Raises:
+        CheckpointError: nothing is there, it is no checkpoint, or it is broken.
+    """
+    path = os.fspath(path)
+    name = recognise(path)
+    if name is not None:
+        return READERS[name].read(path)
+    plain, which = run.split(path)
+    if not plain.exists():
+        raise CheckpointError(
+            f"no checkpoint at {path} (looked from {Path.cwd()}): nothing is there. A run that should begin with initial "
+            "weights where there is none says so with --or-new"
+        )
+    if which:
+        raise CheckpointError(f"{plain} is no run, so {path} names nothing: @ chooses a snapshot of a run")
+    if plain.is_dir():
+        _explain_folder(plain)
+    known = ", ".join(reader.called for reader in READERS.values())
+    raise CheckpointError(f"{path} is no checkpoint that can be read; known are {known}")
+
+
+def _explain_folder(folder: Path) -> None:
+    inside = sorted(folder.iterdir())
+    if not inside:
+        raise CheckpointError(f"{folder} is empty: expected a checkpoint in it")
+    files = sorted((path for path in inside if path.suffix == ".keras"), key=lambda path: path.stat().st_mtime)
+    if files:
+        dates = ", ".join(
+            f"{path.name} ({datetime.datetime.fromtimestamp(path.stat().st_mtime).isoformat(' ', 'minutes')})"
+            for path in reversed(files)
+        )
+        raise CheckpointError(
+            f"{folder} holds {len(files)} .keras file{'s' if len(files) > 1 else ''}, newest first: {dates}; name the "
+            f"one to start from, for example --from {files[-1]}"
+        )

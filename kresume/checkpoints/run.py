@@ -1,0 +1,99 @@
+"""Reads a run: its result, or `RUN@last`, `RUN@best`, `RUN@1200`; a folder of runs means its newest accepted one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from kresume import files, runs
+from kresume.checkpoints import snapshot
+from kresume.checkpoints.state import Card, SavedOptimizer, SavedRate, TrainState
+from kresume.errors import CheckpointError
+
+
+def split(path: str) -> tuple[Path, str]:
+    """`"runs/2-signs@best"` -> (`runs/2-signs`, `"best"`); without `@`, or where such a file stands, the whole and ""."""
+    whole = Path(path)
+    if whole.exists() or "@" not in whole.name:
+        return whole, ""
+    plain, _, which = path.rpartition("@")
+    return Path(plain), which
+
+
+def accepts(path: str) -> bool:
+    """Whether `path` names a run, one of its snapshots, or a folder of runs."""
+    plain, _ = split(path)
+    return runs.is_run(plain) or bool(runs.list_runs(plain))
+
+
+def find_run(path: str) -> runs.Run:
+    """The run that a path names; of a folder of runs the newest accepted one.
+
+    Raises:
+        CheckpointError: the folder holds no accepted run.
+    """
+    plain, _ = split(path)
+    if runs.is_run(plain):
+        return runs.open_run(plain)
+    accepted = [run for run in runs.list_runs(plain) if run.status == "accepted"]
+    if not accepted:
+        names = ", ".join(f"{run.path.name} ({run.status})" for run in runs.list_runs(plain))
+        raise CheckpointError(f"no run in {plain} was accepted: {names}; name one of them to extend it all the same")
+    return accepted[-1]
+
+
+def read(path: str) -> TrainState:
+    """Reads the state that a run stands for.
+
+    Raises:
+        CheckpointError: there is no such snapshot, or it is damaged.
+    """
+    run = find_run(path)
+    _, which = split(path)
+    state = _snapshot(run, which)
+    record = run.record
+    optimizer = record["optimizer"]
+    rate = record["rate"]
+    return replace(
+        state,
+        source=path,
+        format="run",
+        architecture=files.read_json(run.path / "architecture.json"),
+        compiled={"loss": {"class_name": _loss_class(record["loss"]["kind"]), "config": record["loss"]}},
+        optimizer=SavedOptimizer(
+            optimizer["class_name"], optimizer["config"], sum(name.startswith("optimizer/") for name in state.arrays)
+        ),
+        step=int(record["base_step"]) + int(state.step or 0),
+        rate=SavedRate(float(rate["peak"]), "run", _schedule(optimizer["config"])),
+        card=Card.from_dict(record["card"]),
+        writer=f"kresume {record['kresume']}",
+        written=str(record.get("finished") or record["created"]),
+    )
+
+
+def _loss_class(kind: str) -> str:
+    return "".join(word.capitalize() for word in kind.split("_"))
+
+
+def _schedule(config: dict[str, object]) -> dict[str, object] | None:
+    rate = config.get("learning_rate")
+    return rate if isinstance(rate, dict) else None
+
+
+def _snapshot(run: runs.Run, which: str) -> TrainState:
+    steps = snapshot.list_snapshots(run.snapshots)
+    if which in {"", "last", "best"}:
+        step = run.result_step() if which == "" else run.best_step() if which == "best" else None
+        if which == "best" and step is None:
+            raise CheckpointError(
+                f"{run.path}@best: no monitor chose a best snapshot (--monitor NAME does); use {run.path}@last"
+            )
+        if step is None:
+            state, _ = snapshot.newest_snapshot(run.snapshots)
+            return state
+        return snapshot.read_snapshot(snapshot.snapshot_path(run.snapshots, step))
+    for step, path in reversed(steps):
+        if which == str(step):
+            return snapshot.read_snapshot(path)
+    known = ", ".join(str(step) for step, _ in steps)
+    raise CheckpointError(f"{run.path}@{which}: no such snapshot; there are last, best and the steps {known}")

@@ -1,0 +1,330 @@
+"""The command line: parse, one library call, print.
+
+Results go to stdout, everything else to stderr. A `KresumeError` becomes one line and its exit code; anything else is a bug
+and keeps its traceback. Nothing ever asks a question, and nothing heavy is imported before a command runs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from kresume.errors import KresumeError, RestoreError, UsageError
+
+
+class Command(click.Command):
+    """A command whose unknown options get a translation or the nearest name."""
+
+    def make_parser(self, ctx: click.Context) -> Any:
+        """Click's parser."""
+        return super().make_parser(ctx)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parses, and explains what is not known."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            raise UsageError(_explain(error.option_name, self, ctx)) from error
+
+
+def _explain(option: str, command: click.Command, ctx: click.Context) -> str:
+    from kresume.config import nearest
+
+    known = [flag for parameter in command.get_params(ctx) for flag in parameter.opts if flag.startswith("--")]
+    return f"no option {option}: {nearest(option.partition('=')[0], known) or f'see kresume {command.name} --help'}"
+
+
+class Group(click.Group):
+    """A group whose unknown commands get the nearest name."""
+
+    command_class = Command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Finds the command."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = difflib.get_close_matches(args[0], self.commands, 1)
+            hint = f"did you mean {near[0]}?" if near else f"commands are {', '.join(self.commands)}"
+            raise UsageError(f"no command {args[0]}: {hint}") from error
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="kresume", message="kresume %(version)s")
+def cli() -> None:
+    r"""Resume training an image model from a checkpoint, with additional images, exactly.
+
+    \b
+    kresume train --data old/ --out runs/1-signs                  a first training
+    kresume train --from runs/1-signs --add new/ --lr 1e-4        more images, another rate
+    kresume train --from ckpt/ --model my.py:build --data old/ --add new/
+
+    An interrupted command is continued by running it again.
+    """
+
+
+def _config_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds every option of `TrainConfig`. Reads the table only when the command is built."""
+    function = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(function)
+    function = click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="An option by its name.")(
+        function
+    )
+    return click.option("--config", "file", metavar="FILE", help="Options in YAML; flags and --set win.")(function)
+
+
+class ConfigCommand(Command):
+    """A command with the options of `TrainConfig`: `--help` shows those of the daily work, `--help-all` every one."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The command's own options and the table's."""
+        if not hasattr(self, "_all_params"):
+            self._all_params = [*_table_options(), *super().get_params(ctx)]
+        return self._all_params
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the options by group."""
+        everything = bool(ctx.meta.get("kresume.help_all"))
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is None or (isinstance(parameter, TableOption) and not everything and not parameter.daily):
+                continue
+            group = parameter.group if isinstance(parameter, TableOption) else "Other"
+            groups.setdefault(group, []).append(record)
+        for group, records in groups.items():
+            with formatter.section(group):
+                formatter.write_dl(records)
+        if not everything:
+            formatter.write_paragraph()
+            formatter.write_text(
+                f"{len(self.get_params(ctx)) - sum(map(len, groups.values()))} more options: --help-all"
+            )
+
+
+class TableOption(click.Option):
+    """An option from the table of `TrainConfig`."""
+
+    def __init__(self, *names: str, group: str, daily: bool, **attributes: Any) -> None:
+        super().__init__(list(names), **attributes)
+        self.group = group
+        self.daily = daily
+
+
+def _show_all(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.meta["kresume.help_all"] = True
+        click.echo(ctx.get_help())
+        ctx.exit()
+
+
+def _table_options() -> list[TableOption]:
+    from kresume import config
+
+    options = []
+    for name, field in config.TrainConfig.model_fields.items():
+        extra: Any = field.json_schema_extra
+        kind, choices, repeats, is_flag = _kind(field.annotation)
+        attributes: dict[str, Any] = (
+            {"is_flag": True, "default": None} if is_flag else {"type": choices or kind, "multiple": repeats}
+        )
+        if extra["metavar"] and not choices:
+            attributes["metavar"] = extra["metavar"]
+        options.append(
+            TableOption(
+                config.flag_of(name),
+                name,
+                group=extra["group"],
+                daily=extra["daily"],
+                help=field.description,
+                **attributes,
+            )
+        )
+    return options
+
+
+def _kind(annotation: Any) -> tuple[type, click.Choice[str] | None, bool, bool]:
+    """Click's view of a field's type: (type, choices, repeatable, flag)."""
+    import typing
+
+    inner = next(part for part in typing.get_args(annotation) if part is not type(None))
+    if typing.get_origin(inner) is typing.Literal:
+        return str, click.Choice(typing.get_args(inner)), False, False
+    if typing.get_origin(inner) is tuple:
+        return str, None, True, False
+    return inner, None, False, inner is bool
+
+
+_help_all = click.option(
+    "--help-all",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_all,
+    help="Show every option, grouped.",
+)
+
+
+@cli.command(cls=ConfigCommand)
+@_help_all
+@_config_options
+def train(file: str | None, sets: Sequence[str], as_json: bool, **flags: Any) -> int:
+    r"""First training, extending a checkpoint with more images, continuing an interrupted run.
+
+    \b
+    kresume train --data old/ --model convnet --epochs 15 --out runs/1-signs
+    kresume train --from runs/1-signs --add new/ --lr 1e-4
+    kresume train --out runs/2-signs            (continues it; so does the same command again)
+    """
+    from kresume.config import resolve
+    from kresume.progress import Reporter
+    from kresume.training.resume import train as run
+
+    result = run(resolve(flags, file, sets), Reporter())
+    _print(result, as_json)
+    return result.exit_code
+
+
+@cli.command(cls=ConfigCommand)
+@_help_all
+@_config_options
+def plan(file: str | None, sets: Sequence[str], as_json: bool, **flags: Any) -> None:
+    r"""What `train` with the same options would do. Reads and scores; writes nothing.
+
+    \b
+    kresume plan --from runs/1-signs --add new/ --lr 1e-4
+    """
+    from kresume.config import resolve
+    from kresume.progress import Reporter
+    from kresume.training.plan import make_plan
+
+    _print(make_plan(resolve(flags, file, sets), Reporter()), as_json)
+
+
+@cli.command()
+@click.argument("checkpoint", metavar="CKPT")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def inspect(checkpoint: str, as_json: bool) -> None:
+    r"""What a checkpoint holds: format, variables, optimizer, step, rate, classes, and what a resume needs to be told.
+
+    \b
+    kresume inspect runs/1-signs
+    kresume inspect ckpt/
+    """
+    from kresume.checkpoints.inspect import describe
+    from kresume.checkpoints.read import read_checkpoint
+
+    _print(describe(read_checkpoint(checkpoint)), as_json)
+
+
+@cli.command(name="eval")
+@click.argument("checkpoint", metavar="RUN|CKPT")
+@click.option("--data", multiple=True, required=True, metavar="PATH", help="Images, one folder per class. Repeatable.")
+@click.option("--model", metavar="SPEC", help="The architecture, for a checkpoint without one.")
+@click.option("--import", "imports", multiple=True, metavar="FILE", help="Python file that registers custom layers.")
+@click.option(
+    "--classes", metavar="FILE|a,b,c", help="Names of the outputs in their order, where the checkpoint has none."
+)
+@click.option("--pixels", metavar="NAME", help="What the model eats, where the checkpoint does not say it.")
+@click.option("--image-size", metavar="N|HxW", help="Size of the pictures, for a model that takes any.")
+@click.option("--batch-size", type=int, default=32, show_default=True, metavar="N", help="Images per prediction.")
+@click.option("--backend", type=click.Choice(["tensorflow", "jax"]), help="Default: the run's, else as for train.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "gpu", "tpu"]), help="Default auto.")
+@click.option("--cache", metavar="DIR", help="Where decoded pictures are kept: auto, off or a folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def evaluate(checkpoint: str, data: Sequence[str], image_size: str | None, as_json: bool, **options: Any) -> None:
+    r"""Scores a run or a checkpoint on images, per origin and class.
+
+    \b
+    kresume eval runs/2-signs --data test/ --json
+    """
+    from kresume import config
+    from kresume.evaluation.evaluate import evaluate as run
+    from kresume.progress import Reporter
+    from kresume.training.gather import read_classes
+
+    size = config.image_size(config.TrainConfig(image_size=image_size))
+    classes = read_classes(options.pop("classes")) if options["classes"] else options.pop("classes")
+    _print(run(checkpoint, list(data), image_size=size, classes=classes, reporter=Reporter(), **options), as_json)
+
+
+@cli.command()
+@click.argument("path", default="runs", metavar="RUN|FOLDER")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def log(path: str, as_json: bool) -> None:
+    r"""Lineage, newest first: a run's ancestors, or every run in a folder, with data and results.
+
+    \b
+    kresume log runs/
+    """
+    from kresume.runs import lineage
+
+    _print(lineage(path), as_json)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def doctor(as_json: bool) -> None:
+    r"""Backends, devices, versions, and what is missing.
+
+    \b
+    kresume doctor
+    """
+    from kresume.devices import diagnose
+
+    _print(diagnose(), as_json)
+
+
+@cli.command()
+@click.option(
+    "--dir", "directory", default="kresume-demo", show_default=True, metavar="DIR", help="Where it is written."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def demo(directory: str, as_json: bool) -> None:
+    r"""The whole story on real digits, in about a minute: train, be killed, continue, add images, compare.
+
+    \b
+    kresume demo
+    """
+    from kresume.demo import run
+    from kresume.progress import Reporter
+
+    _print(run(directory, Reporter()), as_json)
+
+
+def _print(result: Any, as_json: bool) -> None:
+    click.echo(json.dumps(result.as_dict(), indent=2, ensure_ascii=False) if as_json else str(result))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line and leaves with its exit code."""
+    try:
+        code = cli.main(args=list(arguments) if arguments is not None else None, standalone_mode=False)
+    except KresumeError as error:
+        _print_error(error)
+        code = error.exit_code
+    except click.ClickException as error:
+        click.echo(f"kresume: {' '.join(error.format_message().split())}", err=True)
+        code = 2
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("kresume: stopped by Ctrl-C", err=True)
+        code = 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _print_error(error: KresumeError) -> None:
+    if isinstance(error, RestoreError) and error.rows:
+        from kresume.progress import Reporter
+
+        wrong = [row for row in error.rows if row[-1] not in {"restored", "not in this format"}]
+        Reporter().table("", error.columns, wrong[:40])
+        if len(wrong) > 40:
+            click.echo(f"… and {len(wrong) - 40:,} more", err=True)
+    click.echo(f"kresume: {' '.join(str(error).split())}", err=True)

@@ -1,0 +1,396 @@
+"""Backends and devices: the one place where TensorFlow and JAX differ.
+
+    select("jax", device="auto")      # before anything imports keras
+    fingerprint()                     # what "bit for bit" depends on
+    read_state(model, buffers)        # every array of a live model, without disturbing training
+
+`select` must run before Keras is imported, because Keras fixes its backend on import; everything that imports Keras is
+imported inside functions of the story for that reason.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kresume.errors import MissingPackage, UsageError
+
+BACKENDS = ("tensorflow", "jax")
+PACKAGES = ("kresume", "keras", "tensorflow", "jax", "jaxlib", "numpy")
+
+
+def accelerator_visible() -> str | None:
+    """`"tpu"`, `"gpu"` or None, from device files and environment alone: importing a framework to find out takes seconds."""
+    if os.environ.get("TPU_NAME") or os.environ.get("TPU_ACCELERATOR_TYPE") or list(Path("/dev").glob("accel*")):
+        return "tpu"
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return None
+    return "gpu" if Path("/dev/nvidiactl").exists() else None
+
+
+def _jax_drives(accelerator: str | None) -> bool:
+    if accelerator == "tpu":
+        return importlib.util.find_spec("libtpu") is not None
+    if accelerator == "gpu":
+        return any(importlib.util.find_spec(f"jax_cuda{version}_plugin") is not None for version in (12, 13))
+    return False
+
+
+def default_backend() -> str:
+    """`KERAS_BACKEND` if it is set, else `jax` with an accelerator that JAX can drive, else `tensorflow`.
+
+    On a CPU TensorFlow trains convolutional networks several times faster than JAX (docs/benchmarks.md).
+    """
+    return os.environ.get("KERAS_BACKEND") or ("jax" if _jax_drives(accelerator_visible()) else "tensorflow")
+
+
+def select(backend: str | None, device: str | None = None) -> str:
+    """Fixes the backend and the device for this process, before Keras is imported.
+
+    Under JAX, TensorFlow (which feeds the images) is kept off the accelerator: it would reserve all of its memory.
+
+    Args:
+        backend: `"tensorflow"`, `"jax"` or None for `default_backend()`.
+        device: `"auto"` (or None), `"cpu"`, `"gpu"` or `"tpu"`.
+
+    Returns:
+        The backend's name.
+
+    Raises:
+        UsageError: no such backend, Keras runs on another one already, or there is no such device.
+        MissingPackage: the backend's package is not installed.
+    """
+    name = backend or default_backend()
+    if name not in BACKENDS:
+        raise UsageError(
+            f"unknown backend {name!r} (from {'--backend' if backend else 'KERAS_BACKEND'}): use tensorflow or jax"
+        )
+    if importlib.util.find_spec(name) is None:
+        raise MissingPackage(f"the {name} backend needs the package `{name}`: pip install {name}")
+    running = sys.modules.get("keras")
+    if running is not None and running.config.backend() != name:
+        raise UsageError(
+            f"Keras runs on {running.config.backend()} in this process already and cannot change to {name}: "
+            f"set KERAS_BACKEND={name} before anything imports keras"
+        )
+    os.environ["KERAS_BACKEND"] = name
+    if name == "jax":
+        _select_jax(device)
+    else:
+        _select_tensorflow(device)
+    with _without_start_up_notes():
+        import keras  # noqa: F401  # fixes the backend now, and brings the rest of the notes
+        import tensorflow as tf
+
+        tf.zeros(1)
+    return name
+
+
+@contextmanager
+def _without_start_up_notes() -> Iterator[None]:
+    """Keeps what TensorFlow's C++ prints while it is imported off the terminal: no setting silences it in 2.21."""
+    sys.stderr.flush()
+    try:
+        before = os.dup(2)
+    except OSError:  # no standard error at all
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nowhere)
+
+
+def import_tensorflow() -> Any:
+    """Imports TensorFlow without its notes about the CPU's instructions."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if "tensorflow" in sys.modules:
+        return sys.modules["tensorflow"]
+    with _without_start_up_notes():
+        import tensorflow as tf
+    return tf
+
+
+def _select_jax(device: str | None) -> None:
+    import jax
+
+    tf = import_tensorflow()
+    for kind in ("GPU", "TPU"):
+        if tf.config.list_physical_devices(kind):
+            tf.config.set_visible_devices([], kind)
+    if device not in {None, "auto"}:
+        jax.config.update("jax_platforms", {"gpu": "cuda"}.get(str(device), device))
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        raise UsageError(
+            f"--device {device}: JAX finds no such device here ({error}); `kresume doctor` lists them"
+        ) from error
+
+
+def _select_tensorflow(device: str | None) -> None:
+    tf = import_tensorflow()
+    if device == "cpu":
+        tf.config.set_visible_devices([], "GPU")
+    elif device in {"gpu", "tpu"} and not tf.config.list_physical_devices(device.upper()):
+        raise UsageError(f"--device {device}: TensorFlow finds no such device here; `kresume doctor` lists them")
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
+
+
+def _thread_count() -> int:
+    """How many CPUs this process may use: the frameworks size their thread pools by it."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def package_versions() -> dict[str, str]:
+    """Installed versions of what training depends on; a package that is not there is left out."""
+    versions = {}
+    for name in PACKAGES:
+        for distribution in (name, f"{name}-cpu"):
+            try:
+                versions[name] = importlib.metadata.version(distribution)
+                break
+            except importlib.metadata.PackageNotFoundError:
+                continue
+    return versions
+
+
+def backend_devices() -> tuple[str, int]:
+    """Kind and count of the devices that the running backend computes on, for example `("cpu", 1)`."""
+    import keras
+
+    if keras.config.backend() == "jax":
+        import jax
+
+        devices = jax.devices()
+        return str(devices[0].device_kind), len(devices)
+    import tensorflow as tf
+
+    gpus = tf.config.get_visible_devices("GPU")
+    if not gpus:
+        return "cpu", 1
+    return str(tf.config.experimental.get_device_details(gpus[0]).get("device_name", "gpu")), len(gpus)
+
+
+@cache
+def _fixed_fingerprint() -> dict[str, Any]:
+    return {"python": platform.python_version(), "packages": package_versions(), "cpu": _cpu_model()}
+
+
+def fingerprint() -> dict[str, Any]:
+    """What "bit for bit" depends on: versions, backend, device kind and count, CPU model and thread count."""
+    import keras
+
+    kind, count = backend_devices()
+    return {
+        **_fixed_fingerprint(),
+        "backend": keras.config.backend(),
+        "device": kind,
+        "devices": count,
+        "threads": _thread_count(),
+    }
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What changed between two fingerprints, as `"backend tensorflow -> jax"`; empty where bits will be equal."""
+    flat = [{**fingerprint, **fingerprint.get("packages", {})} for fingerprint in (before, after)]
+    names = sorted({*flat[0], *flat[1]} - {"packages"})
+    return [
+        f"{name} {flat[0].get(name)} -> {flat[1].get(name)}" for name in names if flat[0].get(name) != flat[1].get(name)
+    ]
+
+
+def live_arrays(model: Any) -> dict[str, list[Any]]:
+    """The backend's own arrays of a model in training, by group, in the order of `TrainState`.
+
+    Under JAX the values live in the trainer's loop between steps; reading them through the variables would force a
+    synchronisation that triples the cost of a step, so they are taken where they are. They are valid until the next
+    step only (it donates their memory): copy before returning from the callback.
+    """
+    state = getattr(model, "_jax_state", None)
+    if state and not model._jax_state_synced:
+        return {
+            "trainable": list(state["trainable_variables"]),
+            "non_trainable": list(state["non_trainable_variables"]),
+            "optimizer": list(state["optimizer_variables"]),
+            "metrics": list(state["metrics_variables"]),
+        }
+    return {group: [variable.value for variable in variables] for group, variables in variables_of(model).items()}
+
+
+def variables_of(model: Any) -> dict[str, list[Any]]:
+    """A compiled model's Keras variables by group, in the order of `TrainState`."""
+    return {
+        "trainable": list(model.trainable_variables),
+        "non_trainable": list(model.non_trainable_variables),
+        "optimizer": list(model.optimizer.variables) if model.optimizer is not None else [],
+        "metrics": list(model.metrics_variables),
+    }
+
+
+def read_state(model: Any, buffers: dict[str, list[np.ndarray]] | None = None) -> dict[str, list[np.ndarray]]:
+    """Copies every array of a live model to the host.
+
+    Args:
+        model: a compiled and built model; may be in the middle of `fit`, between two steps.
+        buffers: arrays of an earlier call to copy into: fresh pages cost more than the copy itself.
+
+    Returns:
+        Arrays by group, owned by the caller.
+    """
+    arrays = live_arrays(model)
+    if buffers is not None and _fits(buffers, arrays):
+        for group, values in arrays.items():
+            for buffer, value in zip(buffers[group], values, strict=True):
+                np.copyto(buffer, np.asarray(value))
+        return buffers
+    return {group: [np.asarray(value).copy() for value in values] for group, values in arrays.items()}
+
+
+def _fits(buffers: Mapping[str, Sequence[np.ndarray]], arrays: Mapping[str, Sequence[Any]]) -> bool:
+    return all(
+        len(buffers.get(group, ())) == len(values)
+        and all(
+            buffer.shape == tuple(value.shape) and buffer.dtype == np.dtype(_dtype(value))
+            for buffer, value in zip(buffers[group], values, strict=True)
+        )
+        for group, values in arrays.items()
+    )
+
+
+def _dtype(value: Any) -> Any:
+    dtype = value.dtype
+    return getattr(dtype, "as_numpy_dtype", dtype)
+
+
+def assign(variables: Sequence[Any], arrays: Sequence[np.ndarray]) -> None:
+    """Assigns host arrays to variables, one to one. Shapes were checked by whoever matched them.
+
+    Each array is copied: on a CPU JAX may keep an aligned host buffer as the variable itself.
+    """
+    for variable, array in zip(variables, arrays, strict=True):
+        variable.assign(np.array(array, copy=True))
+
+
+def set_precision(precision: str | None) -> None:
+    """Sets the policy for the layers of a new model: `"float32"`, `"mixed_bfloat16"` or `"mixed_float16"`."""
+    import keras
+
+    if precision is not None:
+        keras.config.set_dtype_policy(precision)
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python, numpy and the backend, for the initial weights of a new model."""
+    import keras
+
+    keras.utils.set_random_seed(seed)
+
+
+def make_exact() -> None:
+    """Asks for deterministic kernels on accelerators (`--exact on`). CPUs repeat without it."""
+    import keras
+
+    if keras.config.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.experimental.enable_op_determinism()
+    else:
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What `kresume doctor` found."""
+
+    python: str
+    packages: Mapping[str, str]
+    missing: tuple[str, ...]
+    backend: str
+    devices: Mapping[str, tuple[str, ...]]
+    threads: int
+    cpu: str
+    accelerator: str | None
+    advice: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            **vars(self),
+            "packages": dict(self.packages),
+            "missing": list(self.missing),
+            "devices": {name: list(found) for name, found in self.devices.items()},
+            "advice": list(self.advice),
+        }
+
+    def __str__(self) -> str:
+        lines = [
+            f"python    {self.python}",
+            f"cpu       {self.cpu}, {self.threads} threads",
+            *(f"{name:<10}{version}" for name, version in self.packages.items()),
+            *(f"{name:<10}devices: {', '.join(found) or 'none'}" for name, found in self.devices.items()),
+            f"backend   {self.backend} (what --backend defaults to here)",
+        ]
+        lines += [f"missing   {name}: pip install {name}" for name in self.missing]
+        lines += [f"advice    {text}" for text in self.advice]
+        return "\n".join(lines)
+
+
+def diagnose() -> Diagnosis:
+    """Backends, devices, versions, and what is missing."""
+    versions = package_versions()
+    accelerator = accelerator_visible()
+    advice = []
+    if accelerator == "gpu" and not _jax_drives("gpu"):
+        advice.append("a GPU is visible but JAX has no CUDA plugin: pip install 'jax[cuda12]'")
+    if accelerator == "tpu" and not _jax_drives("tpu"):
+        advice.append("a TPU is visible but libtpu is missing: pip install 'jax[tpu]'")
+    found: dict[str, tuple[str, ...]] = {}
+    if "tensorflow" in versions:
+        tf = import_tensorflow()
+        found["tensorflow"] = tuple(
+            device.name.removeprefix("/physical_device:") for device in tf.config.list_physical_devices()
+        )
+        if accelerator and "jax" in versions:
+            tf.config.set_visible_devices([], "GPU")
+    if "jax" in versions:
+        import jax
+
+        found["jax"] = tuple(f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices())
+    return Diagnosis(
+        python=platform.python_version(),
+        packages=versions,
+        missing=tuple(name for name in PACKAGES if name not in versions),
+        backend=default_backend(),
+        devices=found,
+        threads=_thread_count(),
+        cpu=_cpu_model(),
+        accelerator=accelerator,
+        advice=tuple(advice),
+    )

@@ -1,0 +1,1 @@
+"""What to learn from: sources -> prepare (hash, decode, cache) -> manifest -> order -> pipeline."""

@@ -1,0 +1,210 @@
+"""Decoded pictures on the disk: each file is decoded once in its life, whoever trains on it.
+
+    cache = Cache.open(DecodeSpec(64, 64))
+    with cache.writer() as writer:
+        writer.add(sha256, pixels)
+    rows = cache.find(manifest.sha256s)         # -1 where a picture is not there
+    cache.read(rows)                            # (n, height, width, 3) uint8, from mapped files
+
+One folder per `DecodeSpec.key`. A shard is a file of raw rows and an index beside it; the index is written last, so a shard
+without one does not count. Each process writes shards of its own and never changes another's: any number may share a
+cache. The checksum of a row is verified the first time a process reads it.
+
+The default place is `$KRESUME_CACHE`, else `~/.cache/kresume`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+import uuid
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from kresume import files
+from kresume.errors import ImagesError
+from kresume.images.decode import DecodeSpec
+
+INDEX_TYPE = np.dtype([("sha256", "S64"), ("crc", "<u4")])
+SHARD_BYTES = 64 * 2**20
+SPARE_BYTES = 2**30
+DEFAULT_LIMIT_BYTES = 50 * 2**30
+ABANDONED_SECONDS = 24 * 3600.0
+
+
+def default_root() -> Path:
+    """`$KRESUME_CACHE`, else `~/.cache/kresume`."""
+    given = os.environ.get("KRESUME_CACHE")
+    return Path(given) if given else Path.home() / ".cache" / "kresume"
+
+
+class Cache:
+    """The decoded pictures of one `DecodeSpec`.
+
+    Args:
+        folder: where its shards are.
+        spec: how they were decoded.
+        limit_bytes: what all specs of this root may take together; the shards unused for longest go first.
+    """
+
+    def __init__(self, folder: Path, spec: DecodeSpec, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
+        self.folder = folder
+        self.spec = spec
+        self.limit_bytes = limit_bytes
+        self.row_shape = (spec.height, spec.width, 3)
+        self.row_bytes = spec.height * spec.width * 3
+        self._maps: list[np.ndarray] = []
+        self._names: set[str] = set()
+        self._sha256s = np.zeros(0, "S64")
+        self._crcs = np.zeros(0, np.uint32)
+        self._shards = np.zeros(0, np.int32)
+        self._rows = np.zeros(0, np.int64)
+        self._verified = np.zeros(0, bool)
+        self._order = np.zeros(0, np.int64)
+
+    @classmethod
+    def open(cls, spec: DecodeSpec, root: Path | None = None, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> Cache:
+        """Opens the cache of a spec, making its folder if need be.
+
+        Raises:
+            ImagesError: the folder cannot be made.
+        """
+        root = root or default_root()
+        cache = cls(root / spec.key, spec, limit_bytes)
+        try:
+            cache.folder.mkdir(parents=True, exist_ok=True)
+            cache._clear_abandoned()
+        except OSError as error:
+            raise ImagesError(
+                f"the cache {cache.folder} cannot be used ({error.strerror}): give --cache DIR, or --cache off"
+            ) from error
+        cache.refresh()
+        return cache
+
+    def __len__(self) -> int:
+        return len(self._sha256s)
+
+    def refresh(self) -> None:
+        """Takes in shards that were finished since."""
+        for index_path in sorted(self.folder.glob("shard-*.npy")):
+            if index_path.name in self._names:
+                continue
+            try:
+                index = np.load(index_path, allow_pickle=False)
+                data_path = index_path.with_suffix(".bin")
+                complete = index.dtype == INDEX_TYPE and data_path.stat().st_size == len(index) * self.row_bytes
+            except (OSError, ValueError, EOFError):
+                complete = False
+            self._names.add(index_path.name)
+            if not complete or not len(index):
+                continue  # torn by a crash of the machine: its pictures are decoded again
+            os.utime(data_path)  # used now: the limit takes the oldest first
+            self._maps.append(np.memmap(data_path, np.uint8, "r", shape=(len(index), *self.row_shape)))
+            self._sha256s = np.concatenate([self._sha256s, index["sha256"]])
+            self._crcs = np.concatenate([self._crcs, index["crc"]])
+            shard = np.full(len(index), len(self._maps) - 1, np.int32)
+            self._shards = np.concatenate([self._shards, shard])
+            self._rows = np.concatenate([self._rows, np.arange(len(index))])
+            self._verified = np.concatenate([self._verified, np.zeros(len(index), bool)])
+        self._order = np.argsort(self._sha256s, kind="stable")
+
+    def find(self, sha256s: Sequence[str] | np.ndarray) -> np.ndarray:
+        """Where pictures are, `(n,) int64`, -1 for those that are not there."""
+        wanted = np.asarray(sha256s).astype("S64")
+        if not len(self):
+            return np.full(len(wanted), -1, np.int64)
+        place = np.searchsorted(self._sha256s, wanted, sorter=self._order)
+        found = self._order[np.minimum(place, len(self) - 1)]
+        return np.where(self._sha256s[found] == wanted, found, -1)
+
+    def read(self, found: np.ndarray) -> np.ndarray:
+        """Reads pictures by what `find` gave.
+
+        Returns:
+            `(n, height, width, 3) uint8`.
+
+        Raises:
+            ImagesError: a row does not have its checksum; `broken` finds out which.
+        """
+        result = np.empty((len(found), *self.row_shape), np.uint8)
+        shards, rows = self._shards[found], self._rows[found]
+        for shard in np.unique(shards):
+            chosen = np.nonzero(shards == shard)[0]
+            result[chosen] = self._maps[shard][rows[chosen]]
+        unverified = np.nonzero(~self._verified[found])[0]
+        for index in unverified:
+            if zlib.crc32(result[index].data) != self._crcs[found[index]]:
+                raise ImagesError(
+                    f"the cache {self.folder} is damaged (row {int(found[index])}): remove that folder; it is made again"
+                )
+        self._verified[found] = True
+        return result
+
+    def writer(self) -> Writer:
+        """A writer of new shards, for one thread at a time."""
+        return Writer(self)
+
+    def room_for(self, count: int) -> bool:
+        """Whether the disk has room for so many more pictures, with a gigabyte to spare."""
+        return shutil.disk_usage(self.folder).free > count * self.row_bytes + SPARE_BYTES
+
+    def trim(self) -> None:
+        """Removes the shards unused for longest until the root is within its limit; never one that is open here."""
+        shards = [(path.stat(), path) for path in self.folder.parent.glob("*/shard-*.bin")]
+        total = sum(facts.st_size for facts, _ in shards)
+        for facts, path in sorted(shards, key=lambda shard: shard[0].st_mtime):
+            index = path.with_suffix(".npy")
+            if total <= self.limit_bytes or (path.parent == self.folder and index.name in self._names):
+                continue
+            index.unlink(missing_ok=True)  # first, so that no reader meets an index without its rows
+            path.unlink(missing_ok=True)  # a process that has it mapped keeps its pages
+            total -= facts.st_size
+
+    def _clear_abandoned(self) -> None:
+        for path in self.folder.glob(f"{files.TEMPORARY_PREFIX}*"):
+            if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+                path.unlink(missing_ok=True)
+
+
+class Writer:
+    """Adds pictures to a cache, a shard at a time. A context manager: leaving it finishes the last shard."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+        self._pixels: list[np.ndarray] = []
+        self._index: list[tuple[bytes, int]] = []
+
+    def add(self, sha256: str, pixels: np.ndarray) -> None:
+        """Adds one picture, `(height, width, 3) uint8`."""
+        pixels = np.ascontiguousarray(pixels)
+        self._pixels.append(pixels)
+        self._index.append((sha256.encode(), zlib.crc32(pixels.data)))
+        if len(self._pixels) * self._cache.row_bytes >= SHARD_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what was added as one shard, which counts once its index is there."""
+        if not self._pixels:
+            return
+        name = f"shard-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
+        with files.new_file(self._cache.folder / f"{name}.bin") as temporary, temporary.open("wb") as file:
+            for pixels in self._pixels:
+                file.write(pixels.data)
+        with files.new_file(self._cache.folder / f"{name}.npy") as temporary, temporary.open("wb") as file:
+            np.save(file, np.array(self._index, INDEX_TYPE))
+        self._pixels, self._index = [], []
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.flush()  # after an error too: what was decoded need not be decoded again
+        self._cache.refresh()
+        self._cache.trim()

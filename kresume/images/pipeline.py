@@ -1,0 +1,98 @@
+"""From rows of the manifest to batches for the model, through tf.data.
+
+    data = training_dataset(reader, rows, labels, order, start_step=16431, pixels=to_model, augment=augment)
+    for images, count in scoring_batches(reader, rows, batch_size=32, pixels=to_model): ...
+
+A training dataset is endless and begins at any step in the same time. TensorFlow runs it on the CPU under either backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from kresume.images.augment import Augment
+from kresume.images.order import Order
+
+Reader = Callable[[np.ndarray], np.ndarray]
+
+
+def training_dataset(
+    reader: Reader,
+    rows: np.ndarray,
+    labels: np.ndarray,
+    order: Order,
+    *,
+    start_step: int,
+    image_size: tuple[int, int],
+    pixels: Callable[[Any], Any],
+    augment: Augment | None,
+    one_hot: int | None,
+) -> Any:
+    """The endless row of training batches from a step on.
+
+    Args:
+        reader: rows of the manifest -> `(n, height, width, 3) uint8`.
+        rows: the manifest's training rows; `order` deals indices into them.
+        labels: `(len(rows),) int32`.
+        order: the row of permutations.
+        start_step: the first batch.
+        image_size: `(height, width)`.
+        pixels: brings pictures to what the model eats.
+        augment: from `augmenter`, or None.
+        one_hot: how many classes rows of labels have, None for indices.
+
+    Returns:
+        A `tf.data.Dataset` of `(images (batch, height, width, 3) float32, labels)`.
+    """
+    import tensorflow as tf
+
+    batch = order.batch_size
+
+    def read(step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        indices = order.batch(int(step))
+        return reader(rows[indices]), labels[indices].astype(np.int32)
+
+    def finish(step: Any, images: Any, targets: Any) -> Any:
+        images = tf.cast(images, tf.float32)
+        if one_hot is not None:
+            targets = tf.one_hot(targets, one_hot, dtype=tf.float32)
+        if augment is not None:
+            images, targets = augment(images, targets, step * batch)
+        return tf.ensure_shape(pixels(images), (batch, *image_size, 3)), targets
+
+    # One traced function for every dataset that is built on it: tracing augmentation layers takes seconds.
+    traced = tf.function(
+        finish,
+        input_signature=[
+            tf.TensorSpec([], tf.int64),
+            tf.TensorSpec([batch, *image_size, 3], tf.uint8),
+            tf.TensorSpec([batch], tf.int32),
+        ],
+        autograph=False,
+    )
+
+    def load(step: Any) -> Any:
+        images, targets = tf.numpy_function(read, [step], [tf.uint8, tf.int32], stateful=False)
+        return step, tf.ensure_shape(images, (batch, *image_size, 3)), tf.ensure_shape(targets, (batch,))
+
+    steps = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
+    data = steps.map(load, num_parallel_calls=2, deterministic=True)
+    data = data.map(traced, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return data.prefetch(4)
+
+
+def scoring_batches(
+    reader: Reader, rows: np.ndarray, batch_size: int, pixels: Callable[[Any], Any]
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Batches of one static shape, each row once.
+
+    Yields:
+        `(images (batch, height, width, 3) float32, count)`; rows from `count` on repeat the last image and are dropped.
+    """
+    for start in range(0, len(rows), batch_size):
+        part = rows[start : start + batch_size]
+        padded = np.concatenate([part, np.full(batch_size - len(part), part[-1])])
+        yield np.asarray(pixels(reader(padded))), len(part)

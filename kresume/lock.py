@@ -1,0 +1,186 @@
+"""One process at a time on a run.
+
+    with Lock(run_path) as lock:
+        ...
+        lock.check()            # before each commit: is it still ours?
+
+The lock is a file that names host, pid and the process's start time, with a heartbeat. On the same host a holder is alive
+if that pid still runs and started at that time; on another host (a machine that may be gone) if its heartbeat is younger
+than `STALE_SECONDS`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from kresume import files
+from kresume.errors import RunError
+
+NAME = "lock.json"
+HEARTBEAT_SECONDS = 20.0
+STALE_SECONDS = 180.0
+
+
+def process_start(pid: int) -> str | None:
+    """When `pid` started, in the kernel's clock ticks, or None if there is no such process.
+
+    Where `/proc` is missing (macOS, Windows) a living process gives an empty string: then only the pid is compared.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        if Path("/proc/self/stat").exists():
+            return None
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return None
+        except PermissionError:
+            return ""
+        return ""
+    except OSError:
+        return None
+    fields = stat.rpartition(")")[2].split()  # the command's name may hold spaces and parentheses
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def read_holder(run: Path) -> dict[str, Any] | None:
+    """The content of the lock file, None if nobody holds the run. An unreadable file counts as no holder: it was torn."""
+    try:
+        holder = json.loads((run / NAME).read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    return holder if isinstance(holder, dict) and {"host", "pid", "start", "heartbeat"} <= set(holder) else None
+
+
+def is_alive(holder: Mapping[str, Any], *, host: str, clock: Callable[[], float] = time.time) -> bool:
+    """Whether the process that a lock file names may still be at work."""
+    if holder["host"] == host:
+        start = process_start(int(holder["pid"]))
+        return start is not None and (not start or start == holder["start"])
+    return clock() - float(holder["heartbeat"]) < STALE_SECONDS
+
+
+class Lock:
+    """Holds a run for this process, with a heartbeat from a daemon thread.
+
+    Args:
+        run: the run's directory.
+        take_over: take the lock from a holder on another host without waiting for its heartbeat to grow old.
+        say: told each time we wait: a text with a countdown.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        *,
+        take_over: bool = False,
+        say: Callable[[str], None] = lambda text: None,
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
+        host: str | None = None,
+    ) -> None:
+        self.run = run
+        self.take_over = take_over
+        self.say = say
+        self.clock = clock
+        self.sleep = sleep
+        self.host = host or socket.gethostname()
+        self.token = uuid.uuid4().hex
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def acquire(self) -> None:
+        """Takes the lock.
+
+        Raises:
+            RunError: a living process holds it; the message names its host and pid.
+        """
+        while (holder := read_holder(self.run)) is not None and is_alive(holder, host=self.host, clock=self.clock):
+            who = f"pid {holder['pid']} on {holder['host']}"
+            if holder["host"] == self.host:
+                raise RunError(f"{self.run} is being trained by {who}: wait for it, or stop that process first")
+            if self.take_over:
+                break
+            left = STALE_SECONDS - (self.clock() - float(holder["heartbeat"]))
+            self.say(
+                f"{self.run} is held by {who}, last seen {STALE_SECONDS - left:.0f} s ago: waiting {left:.0f} s for a "
+                "sign of life (--take-over goes on at once if that machine is gone)"
+            )
+            seen = holder["heartbeat"]
+            while left > 0:
+                self.sleep(min(10.0, left))
+                left -= 10.0
+                fresh = read_holder(self.run)
+                if fresh is None:
+                    break
+                if fresh["heartbeat"] != seen:
+                    raise RunError(
+                        f"{self.run} is being trained by {who}: wait for it, stop that process first, or --take-over"
+                    )
+        self._write()
+        written = read_holder(self.run)
+        if written is None or written.get("token") != self.token:
+            raise RunError(f"{self.run} was taken by another process at the same moment: run the command again")
+        self._thread = threading.Thread(target=self._beat, name="kresume-lock", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Makes sure that the lock is still ours.
+
+        Raises:
+            RunError: another process has taken the run over; nothing more may be written to it.
+        """
+        holder = read_holder(self.run)
+        if holder is None or holder.get("token") != self.token:
+            who = f"pid {holder['pid']} on {holder['host']}" if holder else "nobody: the lock file is gone"
+            raise RunError(f"{self.run} was taken over (it is held by {who}): this process writes nothing more to it")
+
+    def release(self) -> None:
+        """Gives the lock back; if it was taken over, leaves it to its new holder."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        holder = read_holder(self.run)
+        if holder is not None and holder.get("token") == self.token:
+            (self.run / NAME).unlink(missing_ok=True)
+
+    def _write(self) -> None:
+        files.write_json(
+            self.run / NAME,
+            {
+                "host": self.host,
+                "pid": os.getpid(),
+                "start": process_start(os.getpid()) or "",
+                "token": self.token,
+                "heartbeat": self.clock(),
+            },
+        )
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            try:
+                self.check()
+                self._write()
+            except RunError:
+                return  # taken over: the training thread finds out at its next commit
+            except OSError:
+                continue  # the disk is away for a moment: the next beat tries again
+
+    def __enter__(self) -> Lock:
+        self.acquire()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()

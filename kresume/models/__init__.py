@@ -1,0 +1,1 @@
+"""The network: built, restored, judged, saved."""

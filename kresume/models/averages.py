@@ -1,0 +1,59 @@
+"""The averaged weights (EMA) of a model in training.
+
+    with averaged(model):
+        model.predict(...)        # by the averages; the raw weights are back afterwards, bit for bit
+
+Keras keeps the averages among the optimizer's variables. Scores, the choice of the best and `model.keras` use them;
+training goes on from the raw weights, and a snapshot holds both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+
+
+def _inner(optimizer: Any) -> Any:
+    return getattr(optimizer, "inner_optimizer", optimizer)  # mixed_float16 wraps the optimizer for loss scaling
+
+
+def uses_averages(model: keras.Model) -> bool:
+    """Whether the model's optimizer keeps averages."""
+    optimizer = getattr(model, "optimizer", None)  # a model that was never compiled has no such attribute
+    return optimizer is not None and bool(_inner(optimizer).use_ema)
+
+
+def _pairs(model: keras.Model) -> list[tuple[Any, Any]]:
+    optimizer = _inner(model.optimizer)
+    averages = optimizer._model_variables_moving_average
+    return list(zip(optimizer._trainable_variables, averages, strict=True))
+
+
+def start_from_weights(model: keras.Model) -> None:
+    """Sets every average to its weight.
+
+    Keras does so at iteration 0 only; switched on later they would begin at 0 and pull the model towards it.
+    """
+    for weight, average in _pairs(model):
+        average.assign(np.asarray(weight.value).copy())
+
+
+@contextmanager
+def averaged(model: keras.Model) -> Iterator[None]:
+    """Puts the averages in the place of the weights for the length of a block; nothing happens without EMA."""
+    if not uses_averages(model):
+        yield
+        return
+    pairs = _pairs(model)
+    raw = [np.asarray(weight.value).copy() for weight, _ in pairs]
+    for weight, average in pairs:
+        weight.assign(np.asarray(average.value).copy())
+    try:
+        yield
+    finally:
+        for (weight, _), value in zip(pairs, raw, strict=True):
+            weight.assign(value)

@@ -1,0 +1,203 @@
+"""Builds a model: a new one by name or by a user's function, or the one that a checkpoint describes.
+
+    model = build_model("convnet", state=None, num_classes=10, image_size=(64, 64))
+    model = build_model(None, state=read_checkpoint("model.keras"), num_classes=10, image_size=None)
+    model = build_model("mymodel.py:build", state=state, num_classes=10, image_size=None)
+
+Built-in models contain their Rescaling: they eat `0-255`. Weights are as initialised; `restore.py` fills them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import json
+import sys
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from kresume.checkpoints.state import TrainState
+from kresume.errors import ModelError
+
+DEFAULT_SIZE = (64, 64)
+
+
+def build_model(
+    spec: str | None,
+    *,
+    state: TrainState | None,
+    num_classes: int,
+    image_size: tuple[int, int] | None,
+    imports: Sequence[str] = (),
+) -> keras.Model:
+    """Builds the model that a spec or a checkpoint describes.
+
+    Args:
+        spec: `convnet`, `applications:NAME`, `file.py:function`, `package.module:function`, or a file that holds an
+            architecture (`.json`, `.keras`); None means the checkpoint's own, else `convnet`.
+        state: the checkpoint, None for a new model.
+        num_classes: how many outputs a new head has.
+        image_size: `(height, width)` in pixels, None for the model's own.
+        imports: Python files to run first: they register custom objects with Keras.
+
+    Returns:
+        A built model, compiled if the user's function compiles it.
+
+    Raises:
+        ModelError: it cannot be built; the message says what to give.
+    """
+    for file in imports:
+        _load_file(file, "--import")
+    if spec is None:
+        if state is not None and state.architecture is not None:
+            return from_architecture(state.architecture)
+        if state is not None:
+            raise ModelError(
+                f"{state.source} holds variables but no architecture: give the model it was made with, for example "
+                "--model mymodel.py:build"
+            )
+        spec = "convnet"
+    size = image_size or DEFAULT_SIZE
+    if spec == "convnet":
+        return convnet(num_classes, size)
+    if spec.startswith("applications:"):
+        return _application(spec.partition(":")[2], num_classes, size)
+    if spec.endswith((".json", ".keras")):
+        return _from_file(Path(spec))
+    if ":" in spec:
+        return _from_function(spec, num_classes, image_size)
+    raise ModelError(
+        f"--model {spec}: use convnet, applications:NAME, file.py:function, package.module:function, or a .json or "
+        ".keras file with an architecture"
+    )
+
+
+def from_architecture(config: Mapping[str, Any], imports: Sequence[str] = ()) -> keras.Model:
+    """Builds a model from what `keras.saving.serialize_keras_object(model)` gave, uncompiled, without running code from it.
+
+    Raises:
+        ModelError: a class in it is not known to Keras, or it holds a Lambda.
+    """
+    for file in imports:
+        _load_file(file, "--import")
+    try:
+        model = keras.saving.deserialize_keras_object({**config, "compile_config": None}, safe_mode=True)
+    except (TypeError, ValueError, KeyError, ImportError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"the architecture in the checkpoint cannot be built ({reason[:300]}): custom classes are registered with "
+            "--import FILE.py, and a Lambda layer's code is never run; --model FILE.py:FUNCTION builds it from your code"
+        ) from error
+    if not isinstance(model, keras.Model):
+        raise ModelError(f"the architecture in the checkpoint is a {type(model).__name__}, expected a keras.Model")
+    return model
+
+
+def convnet(num_classes: int, image_size: tuple[int, int]) -> keras.Model:
+    """A small convolutional network for a few hundred to a few thousand pictures on a CPU.
+
+    Blocks of convolution, batch normalization and pooling until the picture is about 6 pixels wide, then averages and one
+    layer of outputs. Eats `0-255`.
+
+    Args:
+        num_classes: how many outputs, at least 2.
+        image_size: `(height, width)` in pixels, at least 8.
+    """
+    if min(image_size) < 8:
+        raise ModelError(f"--image-size {image_size[0]}x{image_size[1]}: convnet needs at least 8x8 pixels")
+    layers = keras.layers
+    inputs = keras.Input((*image_size, 3), name="images")
+    x = layers.Rescaling(1 / 127.5, offset=-1.0)(inputs)
+    size, filters = min(image_size), 24
+    while True:
+        x = layers.Conv2D(filters, 3, padding="same", use_bias=False)(x)
+        x = layers.BatchNormalization(momentum=0.9)(x)
+        x = layers.ReLU()(x)
+        if size < 12:
+            break
+        x = layers.MaxPooling2D()(x)
+        size, filters = size // 2, min(2 * filters, 192)
+    x = layers.GlobalAveragePooling2D()(x)
+    x = layers.Dropout(0.3)(x)
+    outputs = layers.Dense(num_classes, activation="softmax", dtype="float32", name="head")(x)
+    return keras.Model(inputs, outputs, name="convnet")
+
+
+def _application(name: str, num_classes: int, image_size: tuple[int, int]) -> keras.Model:
+    function = getattr(keras.applications, name, None)
+    if not callable(function):
+        names = sorted(name for name in dir(keras.applications) if name[0].isupper())
+        raise ModelError(f"--model applications:{name}: Keras has {', '.join(names)}")
+    try:
+        base = function(weights=None, include_top=False, input_shape=(*image_size, 3), pooling="avg")
+    except ValueError as error:
+        raise ModelError(f"--model applications:{name}: {str(error).splitlines()[0]}") from error
+    # Those of Keras's families that hold their preprocessing eat 0-255 already; the others get a Rescaling in front.
+    inputs = keras.Input((*image_size, 3), name="images")
+    from kresume.models.pixels import read_convention
+
+    x = inputs if read_convention(base) == "0-255" else keras.layers.Rescaling(1 / 127.5, offset=-1.0)(inputs)
+    x = base(x)
+    x = keras.layers.Dropout(0.2)(x)
+    outputs = keras.layers.Dense(num_classes, activation="softmax", dtype="float32", name="head")(x)
+    return keras.Model(inputs, outputs, name=name.lower())
+
+
+def _from_file(path: Path) -> keras.Model:
+    if not path.is_file():
+        raise ModelError(f"--model {path}: there is no such file")
+    try:
+        if path.suffix == ".keras":
+            with zipfile.ZipFile(path) as archive:
+                config = json.loads(archive.read("config.json"))
+        else:
+            config = json.loads(path.read_text(encoding="utf-8"))
+    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise ModelError(f"--model {path} holds no architecture that can be read ({error})") from error
+    return from_architecture(config)
+
+
+def _load_file(file: str, option: str) -> Any:
+    path = Path(file)
+    if not path.is_file():
+        raise ModelError(f"{option} {file}: there is no such file (looked from {Path.cwd()})")
+    name = f"kresume_user_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ModelError(f"{option} {file}: it is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # so that Keras and pickle find classes that it defines
+    spec.loader.exec_module(module)
+    return module
+
+
+def _from_function(spec: str, num_classes: int, image_size: tuple[int, int] | None) -> keras.Model:
+    place, _, name = spec.rpartition(":")
+    if place.endswith(".py"):
+        module = _load_file(place, "--model")
+    else:
+        try:
+            module = importlib.import_module(place)
+        except ModuleNotFoundError as error:
+            raise ModelError(f"--model {spec}: there is no module {place} ({error})") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ModelError(f"--model {spec}: {place} has no function {name}")
+    model = function(**_accepted(function, {"num_classes": num_classes, "image_size": image_size}))
+    if not isinstance(model, keras.Model):
+        raise ModelError(f"--model {spec} gave a {type(model).__name__}, expected a keras.Model")
+    if not model.built:
+        size = image_size or DEFAULT_SIZE
+        model(keras.KerasTensor((1, *size, 3), "float32"))
+    return model
+
+
+def _accepted(function: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return {name: value for name, value in offered.items() if (takes_any or name in parameters) and value is not None}

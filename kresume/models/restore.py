@@ -1,0 +1,303 @@
+"""Restores a checkpoint into a live model: every variable is accounted for, or nothing is assigned.
+
+    restoration = restore(model, state, optimizer=optimizer)
+    print(restoration.summary)       # 28 of 28 variables (14 weights, 14 optimizer), step 16,431; ...
+
+Each variable has one of three outcomes: *restored*; *not in this format* (seed states and metrics in foreign formats: they
+start fresh); *missing*, which is an error with a table. Variables are matched by the format's own structure, never by the
+auto-generated paths alone: those shift from process to process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from kresume.checkpoints.state import TrainState
+from kresume.checkpoints.tf_checkpoint import find_optimizer
+from kresume.errors import RestoreError
+
+RESTORED, NOT_IN_FORMAT, MISSING, SHAPE, UNUSED = (
+    "restored", "not in this format", "missing", "another shape", "not in the model",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """What became of every variable.
+
+    Attributes:
+        rows: (variable, shape in the model, shape in the checkpoint, outcome), in the model's order.
+        summary: one line for a person.
+    """
+
+    rows: tuple[tuple[str, str, str, str], ...]
+    summary: str
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A live variable that wants a value."""
+
+    variable: Any
+    group: str
+    index: int
+
+    @property
+    def is_rate(self) -> bool:
+        return self.group == "optimizer" and str(self.variable.path).rpartition("/")[2] == "learning_rate"
+
+    @property
+    def is_seed(self) -> bool:
+        return str(self.variable.path).rpartition("/")[2].startswith("seed_generator_state")
+
+
+def restore(model: keras.Model, state: TrainState, *, optimizer: Any | None, partial: bool = False) -> Restoration:
+    """Assigns a checkpoint's arrays to a model and an optimizer.
+
+    Args:
+        model: built.
+        state: what was read.
+        optimizer: built on the model's trainable variables, its rate in the form in which it was saved; None restores
+            the weights alone.
+        partial: assign what matches although something is missing.
+
+    Raises:
+        RestoreError: a variable is missing, has another shape, or an array of the file found no variable. Nothing was
+            assigned. The error carries the table.
+    """
+    targets = _targets(model, optimizer)
+    names = _MATCHERS[state.layout](model, optimizer, state, targets)
+    rows: list[tuple[str, str, str, str]] = []
+    ready: list[tuple[Any, np.ndarray]] = []
+    wrong: list[tuple[str, str, str, str]] = []
+    for target in targets:
+        name = names.get(id(target.variable))
+        label = target.variable.path
+        wanted = _shape(target.variable.shape)
+        if name is None:
+            fresh = (target.is_seed and state.layout != "groups") or target.is_rate
+            row = (label, wanted, "-", NOT_IN_FORMAT if fresh else MISSING)
+        elif tuple(state.arrays[name].shape) != tuple(target.variable.shape):
+            row = (label, wanted, _shape(state.arrays[name].shape), SHAPE)
+        else:
+            row = (label, wanted, _shape(state.arrays[name].shape), RESTORED)
+            ready.append((target.variable, _converted(state.arrays[name], target.variable, label)))
+        rows.append(row)
+        if row[3] in {MISSING, SHAPE}:
+            wrong.append(row)
+    unused = [(f"({name})", "-", _shape(state.arrays[name].shape), UNUSED) for name in _unused(state, names, optimizer)]
+    if (wrong or unused) and not partial:
+        raise RestoreError(_message(state, wrong, unused), [*rows, *unused])
+    for variable, array in ready:
+        # A copy of its own: on a CPU JAX may keep an aligned host buffer as the variable itself.
+        variable.assign(np.array(array, copy=True))
+    return Restoration((*rows, *unused), _summary(state, targets, rows, unused))
+
+
+def _targets(model: keras.Model, optimizer: Any | None) -> list[_Target]:
+    groups = {
+        "trainable": model.trainable_variables,
+        "non_trainable": model.non_trainable_variables,
+        "optimizer": optimizer.variables if optimizer is not None else [],
+    }
+    return [
+        _Target(variable, group, index)
+        for group, variables in groups.items()
+        for index, variable in enumerate(variables)
+    ]
+
+
+def _shape(shape: Any) -> str:
+    return str(tuple(int(size) for size in shape))
+
+
+def _converted(array: np.ndarray, variable: Any, label: str) -> np.ndarray:
+    """The array in the variable's type: counters and seeds differ between backends (int64, int32, uint32).
+
+    Raises:
+        RestoreError: a whole number does not fit.
+    """
+    dtype = keras.backend.standardize_dtype(variable.dtype)
+    if str(array.dtype) == dtype:
+        return array
+    if dtype == "bfloat16":
+        import ml_dtypes
+
+        return array.astype(ml_dtypes.bfloat16)
+    if array.dtype.kind in "iu" and array.size:
+        limits = np.iinfo(dtype) if np.dtype(dtype).kind in "iu" else None
+        if limits is not None and (int(array.max()) > limits.max or int(array.min()) < limits.min):
+            raise RestoreError(f"{label}: the value {int(array.max())} does not fit into {dtype}")
+    return array.astype(dtype)
+
+
+def _match_groups(model: Any, optimizer: Any, state: TrainState, targets: list[_Target]) -> dict[int, str]:
+    names = {id(target.variable): f"{target.group}/{target.index}" for target in targets}
+    return {key: name for key, name in names.items() if name in state.arrays}
+
+
+def _match_keras(model: Any, optimizer: Any, state: TrainState, targets: list[_Target]) -> dict[int, str]:
+    names = {id(variable): name for variable, name in keras_names(model) if name in state.arrays}
+    if optimizer is not None:
+        for index, variable in enumerate(optimizer.variables):
+            if (name := f"optimizer/vars/{index}") in state.arrays:
+                names[id(variable)] = name
+    return names
+
+
+def keras_names(model: keras.Model) -> list[tuple[Any, str]]:
+    """Each variable of a model with the HDF5 path at which Keras's saving library keeps it.
+
+    Keras's own walk is run with a store that records instead of writing, so that its rules (class names in order, containers,
+    shared layers once) need not be repeated here. A private function: used here alone, pinned by a test.
+    """
+    from keras.src.saving import saving_lib
+
+    found: list[tuple[Any, str]] = []
+
+    class Entry(dict[str, Any]):
+        def __init__(self, path: str) -> None:
+            super().__init__()
+            self.path = path
+
+        def __setitem__(self, key: str, value: Any) -> None:
+            found.append((value, f"{self.path}/vars/{key}".lstrip("/")))
+
+    class Recorder(saving_lib.H5IOStore):  # type: ignore[misc]  # keras is untyped
+        def __init__(self) -> None:
+            """Opens no file."""
+
+        def make(self, path: str, metadata: Any = None) -> Entry:
+            return Entry(path)
+
+        def __bool__(self) -> bool:
+            return True
+
+    saving_lib._save_state(model, Recorder(), None, inner_path="", visited_saveables=set())
+    return [(value, path) for value, path in found if isinstance(value, keras.Variable)]
+
+
+def _match_graph(model: Any, optimizer: Any, state: TrainState, targets: list[_Target]) -> dict[int, str]:
+    optimizer_node = find_optimizer(state.graph)
+    best: dict[int, str] = {}
+    wanted = {id(target.variable) for target in targets}
+    for node in (0, *state.graph[0].children.values()):
+        if node == optimizer_node:
+            continue
+        names = _walk(state, node, model)
+        if len(names.keys() & wanted) > len(best.keys() & wanted):
+            best = names
+    by_full_name = _unique_full_names(state)
+    for target in targets:
+        if target.group != "optimizer" and (name := by_full_name.get(target.variable.path)):
+            best.setdefault(id(target.variable), name)
+    if optimizer is not None and optimizer_node is not None:
+        best = {**_walk(state, optimizer_node, optimizer), **best}
+    return best
+
+
+def _unique_full_names(state: TrainState) -> dict[str, str]:
+    counts: dict[str, list[str]] = {}
+    for node in state.graph:
+        if node.array is not None:
+            counts.setdefault(node.full_name, []).append(node.array)
+    return {full_name: arrays[0] for full_name, arrays in counts.items() if len(arrays) == 1}
+
+
+def _walk(state: TrainState, node: int, live: Any) -> dict[int, str]:
+    """Follows the graph and the live object together: an edge is an attribute, a place in a list, or a key."""
+    names: dict[int, str] = {}
+    seen: set[tuple[int, int]] = set()
+    waiting = [(node, live)]
+    while waiting:
+        index, thing = waiting.pop()
+        if (index, id(thing)) in seen:
+            continue
+        seen.add((index, id(thing)))
+        saved = state.graph[index]
+        if saved.array is not None and isinstance(thing, keras.Variable):
+            names[id(thing)] = saved.array
+            continue
+        for edge, child in saved.children.items():
+            following = _follow(thing, edge)
+            if following is not None:
+                waiting.append((child, following))
+    return names
+
+
+def _follow(thing: Any, edge: str) -> Any:
+    if isinstance(thing, (list, tuple)):
+        return thing[int(edge)] if edge.isdigit() and int(edge) < len(thing) else None
+    if isinstance(thing, dict):
+        return thing.get(edge)
+    try:
+        return getattr(thing, edge, None)
+    except (AttributeError, ValueError, RuntimeError):  # properties of Keras layers that raise before a first call
+        return None
+
+
+_MATCHERS = {"groups": _match_groups, "keras": _match_keras, "graph": _match_graph}
+
+
+def _unused(state: TrainState, names: Mapping[int, str], optimizer: Any | None) -> list[str]:
+    """Arrays of the file that found no variable, apart from what is known to have none."""
+    taken = set(names.values())
+    left = [name for name in state.arrays if name not in taken]
+    if state.layout == "groups":
+        groups = {"trainable", "non_trainable", *(("optimizer",) if optimizer is not None else ())}
+        return [name for name in left if name.partition("/")[0] in groups]
+    if state.layout == "keras":
+        return [
+            name for name in left if "/vars/" in name and (optimizer is not None or not name.startswith("optimizer/"))
+        ]
+    return [name for name in left if name.partition("/")[0] != "save_counter" and not _of_optimizer(name, optimizer)]
+
+
+def _of_optimizer(name: str, optimizer: Any | None) -> bool:
+    parts = name.split("/")
+    if "_learning_rate" in parts:
+        return True  # a rate that is a schedule now
+    return optimizer is None and "optimizer" in parts and "_trainable_variables" not in parts
+
+
+def _message(state: TrainState, wrong: list[tuple[str, str, str, str]], unused: list[tuple[str, str, str, str]]) -> str:
+    ways = "give the --model that the checkpoint was made with, or go on with what fits by --partial"
+    if wrong:
+        label, wanted, found, outcome = wrong[0]
+        what = (
+            f"{label} has the shape {wanted} in the model and {found} in the checkpoint"
+            if outcome == SHAPE
+            else f"{label} {wanted} is not in the checkpoint"
+        )
+        more = f" (and {len(wrong) + len(unused) - 1:,} more)" if len(wrong) + len(unused) > 1 else ""
+        return f"{state.source} does not fit the model: {what}{more}; nothing was restored: {ways}"
+    return (
+        f"{state.source} holds {len(unused):,} arrays that the model has no variable for, the first is "
+        f"{unused[0][0].strip('()')} {unused[0][2]}; nothing was restored: {ways}"
+    )
+
+
+def _summary(
+    state: TrainState,
+    targets: list[_Target],
+    rows: list[tuple[str, str, str, str]],
+    unused: list[tuple[str, str, str, str]],
+) -> str:
+    done = [target for target, row in zip(targets, rows, strict=True) if row[3] == RESTORED]
+    weights = sum(target.group != "optimizer" for target in done)
+    counted = [target for target, row in zip(targets, rows, strict=True) if row[3] != NOT_IN_FORMAT]
+    text = f"{len(done):,} of {len(counted):,} variables ({weights:,} weights, {len(done) - weights:,} optimizer)"
+    if state.step is not None:
+        text += f", step {state.step:,}"
+    seeds = sum(row[3] == NOT_IN_FORMAT and target.is_seed for target, row in zip(targets, rows, strict=True))
+    if seeds:
+        text += f"; {seeds} seed state{'s' if seeds > 1 else ''} not in this format: fresh"
+    lost = [row[0] for row in rows if row[3] in {MISSING, SHAPE}]
+    if lost or unused:
+        text += f"; --partial: fresh {', '.join(lost) or 'nothing'}; unused {len(unused)}"
+    return text

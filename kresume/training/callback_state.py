@@ -1,0 +1,103 @@
+"""What callbacks remember, as JSON and arrays, so that it survives a kill.
+
+A callback takes part in exact continuation if it has `get_state() -> dict` and `set_state(dict)`. Keras's EarlyStopping,
+ReduceLROnPlateau and ModelCheckpoint have neither and keep their memory in attributes, which are listed here. Values may
+be numbers, strings, None, lists and dictionaries of those, and lists of numpy arrays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+# `monitor_op` is not among them: Keras sets it in its first on_epoch_end and flips the sign of `min_delta` in doing so,
+# which must happen exactly once in each process.
+KERAS_ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
+    "EarlyStopping": ("best", "wait", "stopped_epoch", "best_epoch", "best_weights"),
+    "ReduceLROnPlateau": ("best", "wait", "cooldown_counter"),
+    "ModelCheckpoint": ("best", "_batches_seen_since_last_saving", "_last_batch_seen"),
+}
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A callback whose memory is part of a snapshot."""
+
+    def get_state(self) -> Mapping[str, Any]:
+        """Everything it will need to go on as if nothing had happened."""
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Takes up the memory that `get_state` gave; called after `on_train_begin`."""
+
+
+def keras_attributes(callback: Any) -> tuple[str, ...]:
+    """The attributes that are a Keras callback's memory; empty for a callback that has none or is unknown."""
+    for base in type(callback).__mro__:
+        if base.__module__.startswith("keras.") and base.__name__ in KERAS_ATTRIBUTES:
+            return KERAS_ATTRIBUTES[base.__name__]
+    return ()
+
+
+def capture(callbacks: Sequence[Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """Reads the memory of every callback that has one.
+
+    Returns:
+        `(facts, arrays)`: a JSON value by `"<index>.<class>"`, in which an array is `{"array": index into arrays}`.
+    """
+    facts: dict[str, Any] = {}
+    arrays: list[np.ndarray] = []
+    for index, callback in enumerate(callbacks):
+        if isinstance(callback, Stateful):
+            state: Mapping[str, Any] = callback.get_state()
+        elif names := keras_attributes(callback):
+            state = {name: getattr(callback, name) for name in names if hasattr(callback, name)}
+        else:
+            continue
+        facts[f"{index}.{type(callback).__name__}"] = _pack(state, arrays)
+    return facts, arrays
+
+
+def apply(callbacks: Sequence[Any], facts: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> None:
+    """Gives each callback its memory back. Callbacks that the snapshot does not know start fresh."""
+    for index, callback in enumerate(callbacks):
+        packed = facts.get(f"{index}.{type(callback).__name__}")
+        if packed is None:
+            continue
+        state = _unpack(packed, arrays)
+        if isinstance(callback, Stateful):
+            callback.set_state(state)
+        else:
+            for name, value in state.items():
+                setattr(callback, name, value)
+
+
+def _pack(value: Any, arrays: list[np.ndarray]) -> Any:
+    if isinstance(value, Mapping):
+        return {"map": {str(key): _pack(item, arrays) for key, item in value.items()}}
+    if isinstance(value, (list, tuple)):
+        return [_pack(item, arrays) for item in value]
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, (float, np.floating)) or (hasattr(value, "shape") and value.shape == ()):
+        number = float(value)
+        # JSON has no infinities, and EarlyStopping's first best may be one; repr of a float is exact.
+        return number if math.isfinite(number) else {"number": repr(number)}
+    if isinstance(value, np.integer):
+        return int(value)
+    arrays.append(np.array(value, copy=True))
+    return {"array": len(arrays) - 1}
+
+
+def _unpack(value: Any, arrays: Sequence[np.ndarray]) -> Any:
+    if isinstance(value, list):
+        return [_unpack(item, arrays) for item in value]
+    if isinstance(value, Mapping):
+        if "map" in value:
+            return {key: _unpack(item, arrays) for key, item in value["map"].items()}
+        if "number" in value:
+            return float(value["number"])
+        return np.array(arrays[value["array"]], copy=True)
+    return value

@@ -1,0 +1,364 @@
+"""The callbacks of a run, in the order in which they stand in the list: cutter, scorer, the user's, narrator, keeper.
+
+Keras's own `fit` trains, once per process. The cutter ends each epoch where the row of permutations ends it, the scorer
+adds the scores of old, new and all images to the epoch's logs (so that Keras's EarlyStopping or ReduceLROnPlateau behind it
+can watch them), the keeper writes down what was done and takes the snapshots.
+
+None of them touches `self.model` or a value of `logs` in each step: under JAX either one costs a synchronisation.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import keras
+
+from kresume import devices, files
+from kresume.errors import Stopped, TrainingError
+from kresume.training import callback_state
+from kresume.training.snapshots import Cadence, SnapshotWriter
+
+Phase = Literal["training", "scoring", "epoch", "done"]
+"""Where in an epoch a snapshot was taken: between two steps, after the last step with the scoring still to do, after
+everything of an epoch, after everything."""
+
+LOSS_READ_SECONDS = 0.5
+
+
+class Cutter(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untyped
+    """Ends each epoch at its boundary, which differs by a step from epoch to epoch. First in the list.
+
+    Keras looks at `stop_training` after each batch, then runs `on_epoch_end`, then looks at it again: set in the one and
+    reset in the other it ends the epoch and not the training.
+
+    Args:
+        boundaries: the step at which each epoch ends.
+        step: the step at which this process begins.
+    """
+
+    def __init__(self, boundaries: Sequence[int], step: int) -> None:
+        super().__init__()
+        self.boundaries = boundaries
+        self.step = step
+        self._cut = False
+        self._remaining = 0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Counts the steps that this epoch still has."""
+        self._remaining = self.boundaries[epoch] - max(self.step, self.boundaries[epoch - 1] if epoch else 0)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Asks for the end of the epoch at its last step."""
+        if batch + 1 >= self._remaining:
+            self._model.stop_training = self._cut = True
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Takes the request back, so that the next epoch begins."""
+        if self._cut:
+            self._model.stop_training = self._cut = False
+
+
+class Scorer(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untyped
+    """Scores the validation images after each epoch and adds the results to the logs by their flat names.
+
+    Args:
+        score: scores the live model; returns the nested scores and their flat form.
+    """
+
+    def __init__(self, score: Callable[[], tuple[dict[str, Any], dict[str, float]]]) -> None:
+        super().__init__()
+        self.score = score
+        self.scores: dict[str, Any] = {}
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Scores and adds to `logs`, which Keras hands to the callbacks behind this one."""
+        self.scores, flat = self.score()
+        if logs is not None:
+            logs.update(flat)
+
+
+class Narrator(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untyped
+    """Tells a person how far an epoch is.
+
+    Args:
+        begin: called with (epoch, steps already done in it) when an epoch begins.
+        advance: called with the number of steps done since the last call, a few times a second.
+        end: called when the last step of an epoch was done, before it is scored.
+    """
+
+    EVERY_SECONDS = 0.25
+
+    def __init__(self, begin: Callable[[int], None], advance: Callable[[int], None], end: Callable[[], None]) -> None:
+        super().__init__()
+        self._begin, self._advance, self._end = begin, advance, end
+        self._told = 0
+        self._last = 0.0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Opens the epoch's bar."""
+        self._told = 0
+        self._begin(epoch)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Moves the bar, seldom enough to cost nothing."""
+        now = time.monotonic()
+        if now - self._last >= self.EVERY_SECONDS:
+            self._last = now
+            self._advance(batch + 1 - self._told)
+            self._told = batch + 1
+
+
+class StopRequest:
+    """Turns SIGTERM and Ctrl-C into a request that training honours at the next step boundary.
+
+    with StopRequest() as stop:
+        ...
+        if stop.signal: ...
+
+    A second Ctrl-C leaves at once. Outside the main thread (notebooks' workers) signals are not ours to handle.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt
+        self.signal = number
+
+    @property
+    def exit_code(self) -> int:
+        """75 (EX_TEMPFAIL: run again) for SIGTERM, 130 for Ctrl-C."""
+        return 130 if self.signal == signal.SIGINT else 75
+
+
+@dataclass
+class Progress:
+    """How far a run is; what a snapshot's `meta.json` says beside the arrays.
+
+    Attributes:
+        step: optimizer updates done in this run, by our own count.
+        epoch: epochs completed.
+        phase: where in the epoch.
+        lines: lines of `metrics.jsonl` that belong to it.
+        best: `{"step", "epoch", "value"}` of the best epoch by the monitor, or None.
+        stopped_early: True once a callback has ended training.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    phase: Phase = "epoch"
+    lines: int = 0
+    best: dict[str, Any] | None = None
+    stopped_early: bool = False
+
+    @classmethod
+    def from_records(cls, records: Mapping[str, Any]) -> Progress:
+        """Reads it back from a snapshot."""
+        return cls(**{name: records[name] for name in ("step", "epoch", "phase", "lines", "best", "stopped_early")})
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return dict(vars(self))
+
+
+@dataclass
+class Resumption:
+    """What the keeper gives back to the callbacks and metrics of a process that continues."""
+
+    callbacks: Mapping[str, Any] = field(default_factory=dict)
+    callback_arrays: Sequence[Any] = ()
+    metrics: Sequence[Any] | None = None
+
+
+class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untyped
+    """Counts steps, writes the epoch's line, takes snapshots, stops when asked. Last in the list.
+
+    Args:
+        progress: where this process begins; kept up to date.
+        boundaries: the step at which each epoch ends.
+        writer: the thread that writes.
+        cadence: when a snapshot is due.
+        stop: set by signals.
+        metrics: the path of `metrics.jsonl`.
+        line: builds the epoch's line from (epoch, logs).
+        monitor: `(name, "max" | "min")`, or None if the last snapshot is the result.
+        resumption: memory to give back when training begins.
+        records: facts that are the same in every snapshot of this process.
+    """
+
+    def __init__(
+        self,
+        *,
+        progress: Progress,
+        boundaries: Sequence[int],
+        writer: SnapshotWriter,
+        cadence: Cadence,
+        stop: StopRequest,
+        metrics: Path,
+        line: Callable[[int, Mapping[str, Any]], dict[str, Any]],
+        monitor: tuple[str, Literal["max", "min"]] | None,
+        resumption: Resumption,
+        records: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        self.progress = progress
+        self.boundaries = boundaries
+        self.writer = writer
+        self.cadence = cadence
+        self.stop = stop
+        self.metrics = metrics
+        self.line = line
+        self.monitor = monitor
+        self.resumption = resumption
+        self.records = records
+        self.others: Sequence[Any] = ()
+        self._assign_metrics = resumption.metrics is not None
+        self._since_step = progress.step
+        self._since_epoch = progress.epoch
+        self._since_time = time.monotonic()
+        self._loss_read = time.monotonic()
+        self._loss_good_step = progress.step
+        self._epoch_began = (time.monotonic(), progress.step)
+        self.steps_per_second: float | None = None
+        self._unwritten: list[str] = []
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Gives the other callbacks their memory back, after their own resets."""
+        callback_state.apply(self.others, self.resumption.callbacks, list(self.resumption.callback_arrays))
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Gives the epoch's averages back, once, after Keras has reset them."""
+        self.give_metrics_back()
+        self._epoch_began = (time.monotonic(), self.progress.step)
+
+    def give_metrics_back(self) -> None:
+        """Assigns the metric variables of the snapshot that is continued from."""
+        if self._assign_metrics:
+            self._assign_metrics = False
+            devices.assign(self._model.metrics_variables, list(self.resumption.metrics or ()))
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Counts, and takes a snapshot where one is due."""
+        progress = self.progress
+        progress.step += 1
+        at_end = progress.step == self.boundaries[progress.epoch]
+        progress.phase = "scoring" if at_end else "training"
+        now = time.monotonic()
+        if at_end:
+            began, first = self._epoch_began
+            self.steps_per_second = (progress.step - first) / max(now - began, 1e-9)
+        if now - self._loss_read >= LOSS_READ_SECONDS:
+            self._check_loss(logs)
+            self._loss_read = now
+        if self.stop.signal is not None:
+            self.snapshot(logs, must=True)
+            self.writer.join()
+            raise self._stopped()
+        if self.cadence.unit != "epochs" and self._due(now, at_epoch_end=False):
+            self.snapshot(logs, must=self.cadence.unit == "steps")
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Writes the epoch's line, then its snapshot if one is due."""
+        progress = self.progress
+        self._check_loss(logs)
+        self._unwritten.append(json.dumps(self.line(epoch, logs or {}), ensure_ascii=False))
+        self.write_lines()
+        progress.lines += 1
+        progress.epoch = epoch + 1
+        progress.stopped_early = bool(self._model.stop_training)
+        last = progress.stopped_early or progress.epoch == len(self.boundaries)
+        progress.phase = "done" if last else "epoch"
+        best = self._is_best(epoch, logs or {})
+        stopping = self.stop.signal is not None
+        if best or last or stopping or self._due(time.monotonic(), at_epoch_end=True):
+            self.snapshot(logs, must=best or last or stopping or self.cadence.unit != "minutes")
+        if stopping and not last:
+            self.writer.join()
+            raise self._stopped()
+
+    def write_lines(self) -> None:
+        """Appends the lines that are not on the disk yet; a disk that refuses is told of, and asked again next time."""
+        try:
+            while self._unwritten:
+                files.append_line(self.metrics, self._unwritten[0])
+                del self._unwritten[0]
+        except OSError as error:
+            self.writer.record_failure(f"{len(self._unwritten)} lines of {self.metrics.name}", str(error))
+
+    def snapshot(self, logs: Any, *, must: bool) -> None:
+        """Takes one now. Without `must` it is put off to the next step while the disk is busy."""
+        self._check_loss(logs)
+        if self._unwritten:
+            return  # a snapshot that counts lines which are not on the disk could not be continued from
+        facts, arrays = callback_state.capture(self.others)
+        records = {**self.records, **self.progress.as_dict(), "callbacks": facts}
+        model = self._model
+        taken = self.writer.submit(
+            self.progress.step,
+            lambda buffers: devices.read_state(model, buffers),
+            records,
+            extra={"callbacks": arrays} if arrays else {},
+            must=must,
+        )
+        if taken:
+            self._since_step, self._since_epoch = self.progress.step, self.progress.epoch
+            self._since_time = time.monotonic()
+
+    def _due(self, now: float, *, at_epoch_end: bool) -> bool:
+        return self.cadence.due(
+            steps=self.progress.step - self._since_step,
+            epochs=self.progress.epoch - self._since_epoch,
+            seconds=now - self._since_time,
+            at_epoch_end=at_epoch_end,
+        )
+
+    def _is_best(self, epoch: int, logs: Mapping[str, Any]) -> bool:
+        if self.monitor is None:
+            return False
+        name, mode = self.monitor
+        if name not in logs:
+            known = ", ".join(sorted(key for key in logs if not key.startswith("classes.")))
+            raise TrainingError(f"--monitor {name}: no such metric in this run; known are {known}")
+        value, best = float(logs[name]), self.progress.best
+        if best is not None and not (value > best["value"] if mode == "max" else value < best["value"]):
+            return False
+        self.progress.best = {"step": self.progress.step, "epoch": epoch, "value": value}
+        return True
+
+    def _check_loss(self, logs: Any) -> None:
+        loss = (logs or {}).get("loss")
+        if loss is None or math.isfinite(float(loss)):
+            self._loss_good_step = self.progress.step
+            return
+        good = self.writer.committed
+        raise TrainingError(
+            f"the loss became {float(loss)} between steps {self._loss_good_step} and {self.progress.step}; "
+            f"the last good snapshot is {'the one it began with' if good is None else f'step {good}'}. "
+            "A lower --lr, or --precision float32 if it was lower, usually helps"
+        )
+
+    def _stopped(self) -> Stopped:
+        what = "Ctrl-C" if self.stop.exit_code == 130 else "SIGTERM"
+        return Stopped(f"stopped by {what} at step {self.progress.step:,}, snapshot written", self.stop.exit_code)

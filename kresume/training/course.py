@@ -1,0 +1,331 @@
+"""A run under way: from its newest snapshot, through `fit`, to its result.
+
+    course = Course(run, model, config, reporter, lock, stop)
+    course.take_up()         # a run that was interrupted: its newest good snapshot
+    course.train()
+    course.finish()
+
+`finish` can be repeated: killed in the middle of writing the result, the next process writes it again from the snapshot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+import numpy as np
+
+from kresume import devices, files, runs
+from kresume.checkpoints import snapshot
+from kresume.checkpoints.state import Card, TrainState
+from kresume.config import TrainConfig
+from kresume.errors import CheckpointError, Stopped
+from kresume.evaluation.live import LiveScorer
+from kresume.evaluation.score import flatten
+from kresume.images import augment, conventions, pipeline
+from kresume.images.decode import DecodeSpec
+from kresume.images.manifest import Manifest
+from kresume.images.order import Order
+from kresume.images.reader import PictureReader
+from kresume.lock import Lock
+from kresume.models import rebuild
+from kresume.models.averages import averaged
+from kresume.models.losses import LossChoice
+from kresume.progress import Reporter
+from kresume.training import gather
+from kresume.training.callbacks import Keeper, Narrator, Progress, Resumption, Scorer, StopRequest
+from kresume.training.decisions import Amount, describe_epoch
+from kresume.training.fit import assign_state, fit
+from kresume.training.rates import RatePlan
+from kresume.training.snapshots import Cadence, SnapshotWriter
+
+DEFAULT_KEEP = 3
+DEFAULT_AUGMENT = "light"
+MONITOR = "val_loss"
+
+
+class Course:
+    """The lifetime of one process on one run.
+
+    Args:
+        run: as it stands on the disk; this process holds its lock.
+        model: compiled and built; holds the state of step 0, or anything if `take_up` follows.
+        config: the options that hold.
+        reporter: shown the epochs.
+        lock: checked before each commit.
+        stop: set by signals.
+
+    Attributes:
+        progress: where the run is.
+    """
+
+    def __init__(
+        self, run: runs.Run, model: Any, config: TrainConfig, reporter: Reporter, lock: Lock, stop: StopRequest
+    ) -> None:
+        self.run = run
+        self.model = model
+        self.config = config
+        self.reporter = reporter
+        self.stop = stop
+        self.progress = Progress()
+        self.resumption = Resumption()
+        self._keeper: Keeper | None = None
+        self.manifest = Manifest.read(run.manifest)
+        self.card = Card.from_dict(run.record["card"])
+        self.amount = Amount.from_dict(run.record["amount"])
+        self.loss = LossChoice(**run.record["loss"])
+        self.spec = DecodeSpec(*self.card.image_size, self.card.resize, self.card.interpolation)
+        self.source = self._open_source()
+        self.scorer = LiveScorer(
+            model, self.source, self.manifest, self.card, self.loss, self.amount.batch_size, run.generation
+        )
+        self.writer = SnapshotWriter(
+            run.snapshots, keep=config.keep or DEFAULT_KEEP, guard=lock.check, on_failure=self._not_written
+        )
+        self.writer.remember(0, None)
+
+    def _open_source(self) -> Any:
+        from kresume.training.plan import open_cache
+
+        cache = open_cache(self.config, self.spec)
+        if cache is not None:
+            gather.decode_remembered(self.manifest, self.spec, cache, self.reporter)
+        return PictureReader(self.manifest, self.spec, cache)
+
+    def _not_written(self, text: str) -> None:
+        self.reporter.warn(f"{text}: not written; training goes on, and what was written before stands")
+        with contextlib.suppress(OSError):  # the same disk; the warning above and exit code 5 tell it all the same
+            self.run.event("not written", reason=text)
+
+    @property
+    def failures(self) -> list[str]:
+        """What could not be written, in words."""
+        return self.writer.failures
+
+    def take_up(self) -> None:
+        """Restores the newest snapshot that verifies, and says which one and why not a newer one.
+
+        Raises:
+            CheckpointError: none verifies, or it is of another manifest.
+        """
+        files.remove_leftovers(self.run.snapshots)
+        state, skipped = snapshot.newest_snapshot(self.run.snapshots)
+        for path, reason in skipped:
+            self.reporter.warn(f"{path} is damaged ({reason}): going on from the one before")
+            self.run.event("snapshot damaged", path=str(Path(path).name), reason=reason)
+            snapshot.set_aside(Path(path))
+        if state.records["manifest"] != self.manifest.digest():
+            raise CheckpointError(
+                f"{self.run.manifest} is not the manifest that the snapshots were taken on: restore it from a copy"
+            )
+        self._assign(state)
+        self.progress = Progress.from_records(state.records)
+        groups = groups_of(state)
+        self.resumption = Resumption(
+            callbacks=state.records["callbacks"],
+            callback_arrays=groups.get("callbacks", ()),
+            metrics=groups["metrics"] if self.progress.phase in {"training", "scoring"} else None,
+        )
+        runs.keep_lines(self.run.metrics, self.progress.lines)
+        for step, best in snapshot.pins(self.run.snapshots).items():
+            self.writer.remember(step, best)
+        self.run = self.run.update(status="running")
+        changed = devices.differences(state.records["fingerprint"], devices.fingerprint())
+        if changed:
+            self.reporter.say(
+                f"this is another machine or version ({'; '.join(changed)}): same data and steps, last digits may differ"
+            )
+            self.run.event("continued elsewhere", changes=changed)
+        where = {"training": "", "scoring": ", scoring pending", "epoch": "", "done": ", training done"}
+        self.reporter.say(
+            f"continuing at step {self.progress.step:,} of {self.amount.steps:,}, epoch {self.progress.epoch + 1} of "
+            f"{self.amount.epochs}{where[self.progress.phase]}"
+        )
+
+    def _assign(self, state: TrainState) -> None:
+        assign_state(self.model, groups_of(state))
+
+    def train(self) -> None:
+        """Trains to the last boundary, or until patience runs out.
+
+        Raises:
+            Stopped: a signal asked for it.
+            TrainingError: the loss is no longer a number.
+        """
+        config, record = self.config, self.run.record
+        order = Order(int(record["seed"]), len(self.manifest.train_rows()), self.amount.batch_size)
+        rows = self.manifest.train_rows()
+        augmenter = augment.augmenter(config.augment or DEFAULT_AUGMENT, int(record["seed"]), config.mixup or 0.0)
+        to_model = conventions.to_model_function(self.card.pixels)
+
+        def dataset_from(step: int) -> Any:
+            return pipeline.training_dataset(
+                self.source,
+                rows,
+                self.manifest.labels[rows],
+                order,
+                start_step=step,
+                image_size=self.card.image_size,
+                pixels=to_model,
+                augment=augmenter,
+                one_hot=len(self.card.classes) if self.loss.one_hot else None,
+            )
+
+        self._keeper = keeper = Keeper(
+            progress=self.progress,
+            boundaries=self.amount.boundaries,
+            writer=self.writer,
+            cadence=Cadence.parse(config.snapshot_every),
+            stop=self.stop,
+            metrics=self.run.metrics,
+            line=lambda epoch, logs: self._line(epoch, logs, keeper.steps_per_second),
+            monitor=monitor_of(config),
+            resumption=self.resumption,
+            records={
+                "manifest": self.manifest.digest(),
+                "fingerprint": devices.fingerprint(),
+                "seed": record["seed"],
+            },
+        )
+        self._scoring = Scorer(lambda: self._score(keeper))
+        with contextlib.ExitStack() as bars:
+            narrator = _narrate(self.reporter, bars, self.amount, self.progress)
+            fit(
+                self.model,
+                dataset_from,
+                boundaries=self.amount.boundaries,
+                callbacks=[narrator, self._scoring, *_watchers(config, RatePlan.from_dict(record["rate"]))],
+                keeper=keeper,
+            )
+        self.writer.join()
+
+    def _score(self, keeper: Keeper) -> tuple[dict[str, Any], dict[str, float]]:
+        def poll() -> None:
+            # Scoring may outlast the grace period of a machine that is being taken away: the state of the epoch's last
+            # step is what counts, and the scores are made again from it.
+            if self.stop.signal is not None:
+                keeper.snapshot(None, must=True)
+                self.writer.join()
+                raise Stopped(
+                    f"stopped while scoring after step {self.progress.step:,}, snapshot written", self.stop.exit_code
+                )
+
+        scores = self.scorer.score(self.reporter, "scoring", poll=poll)
+        return scores, flatten(scores)
+
+    def _line(self, epoch: int, logs: Mapping[str, Any], steps_per_second: float | None) -> dict[str, Any]:
+        """One line of `metrics.jsonl`. Only the last two fields may differ where a run was interrupted."""
+        scores = self._scoring.scores
+        trained = {name: value for name, value in logs.items() if "." not in name and not name.startswith("val_")}
+        rate = float(np.asarray(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)))
+        line = {
+            "epoch": epoch + 1,
+            "step": self.progress.step,
+            "position": self.progress.step * self.amount.batch_size,
+            "lr": rate,
+            **trained,
+            "old": scores["old"],
+            "new": scores["new"],
+            "all": scores["all"],
+            "classes": scores["classes"],
+            "images_per_second": round(steps_per_second * self.amount.batch_size, 1) if steps_per_second else None,
+            "time": runs.now(),
+        }
+        trained_words = f"{100 * trained['accuracy']:.1f} %, loss {trained['loss']:.3f}"
+        self.reporter.say(
+            f"epoch {epoch + 1}/{self.amount.epochs}  step {self.progress.step:,}  lr {rate:.3g}  train {trained_words}  "
+            f"validation {describe_epoch(scores)}"
+        )
+        return line
+
+    def finish(self) -> runs.Run:
+        """Writes the result: `model.keras`, `evaluation.json`, the status. Keeps only the result's snapshot."""
+        if self._keeper is not None:
+            self._keeper.write_lines()
+        lines = runs.read_metrics(self.run.metrics)
+        best = self.progress.best
+        step = int(best["step"]) if best is not None else self.progress.step
+        if step != self.progress.step:
+            state = snapshot.read_snapshot(snapshot.snapshot_path(self.run.snapshots, step))
+            self._assign(state)
+        scores = next(line for line in reversed(lines) if line["step"] == step)
+        scores = {name: scores[name] for name in ("all", "old", "new", "classes")}
+        record = self.run.record
+        card = Card.from_dict(
+            {
+                **record["card"],
+                "lineage": {
+                    "run": self.run.path.name,
+                    "generation": self.run.generation,
+                    "step": step,
+                    "total_step": record["base_step"] + step,
+                    "parent": record["parent"],
+                    "manifest": record["manifest"],
+                },
+            }
+        )
+        rate = RatePlan.from_dict(record["rate"])
+        with averaged(self.model):
+            rebuild.save_model(
+                self.model,
+                self.run.model,
+                card,
+                rate.peak,
+                {"step": record["base_step"] + step, "peak": rate.peak},
+            )
+        files.write_json(
+            self.run.path / "evaluation.json", {"before": record.get("before"), "after": scores, "step": step}
+        )
+        which: Literal["best", "last"] = "best" if best is not None else "last"
+        self.run = self.run.update(
+            status="accepted", result={"step": step, "which": which, "scores": scores}, best=best, finished=runs.now()
+        )
+        self.run.event("finished", step=step, which=which)
+        snapshot.prune_snapshots(self.run.snapshots, 0, {step})
+        return self.run
+
+
+def groups_of(state: TrainState) -> dict[str, list[np.ndarray]]:
+    """A snapshot's arrays by group, in their order."""
+    groups: dict[str, list[np.ndarray]] = {"trainable": [], "non_trainable": [], "optimizer": [], "metrics": []}
+    for name in sorted(state.arrays, key=lambda name: (name.rpartition("/")[0], int(name.rpartition("/")[2]))):
+        groups.setdefault(name.rpartition("/")[0], []).append(state.arrays[name])
+    return groups
+
+
+def monitor_of(config: TrainConfig) -> tuple[str, Literal["max", "min"]] | None:
+    """What chooses the best epoch: `--monitor`, or the validation loss where patience watches it; None keeps the last."""
+    if config.monitor is None and config.patience is None:
+        return None
+    name = config.monitor or MONITOR
+    return name, "min" if name.endswith("loss") else "max"
+
+
+def _watchers(config: TrainConfig, rate: RatePlan) -> list[Any]:
+    """Keras's own callbacks behind `--patience` and `--lr-schedule plateau`."""
+    watchers: list[Any] = []
+    if rate.schedule == "plateau":
+        watchers.append(keras.callbacks.ReduceLROnPlateau(monitor=MONITOR, factor=0.5, patience=3))
+    if config.patience is not None:
+        monitor = monitor_of(config)
+        name, mode = monitor if monitor is not None else (MONITOR, "min")
+        watchers.append(keras.callbacks.EarlyStopping(monitor=name, mode=mode, patience=config.patience))
+    return watchers
+
+
+def _narrate(reporter: Reporter, bars: contextlib.ExitStack, amount: Amount, progress: Progress) -> Narrator:
+    advance: list[Any] = [lambda count: None]
+
+    def begin(epoch: int) -> None:
+        first = amount.boundaries[epoch - 1] if epoch else 0
+        bars.close()
+        advance[0] = bars.enter_context(
+            reporter.progress(f"epoch {epoch + 1}/{amount.epochs}", amount.boundaries[epoch] - first, "steps")
+        )
+        if progress.step > first:
+            advance[0](progress.step - first)
+
+    return Narrator(begin, lambda count: advance[0](count), bars.close)  # noqa: PLW0108  # it changes from epoch to epoch

@@ -1,0 +1,232 @@
+"""What was decided about a run, as values: how much to train, and the whole plan as a person reads it.
+
+    amount = decide_amount(images=873, new_images=501, batch_size=32, epochs=None, steps=None, new_model=False)
+    print(plan)
+
+A decision is made once, printed with its reason and pinned in `run.json`; each has an option that overrides it. Pure
+numbers and words: nothing here reads a file or imports Keras.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kresume.checkpoints.state import Card
+from kresume.errors import UsageError
+from kresume.images.order import Order
+from kresume.training.rates import RatePlan
+
+NEW_EPOCHS = 20
+FEWEST_EPOCHS = 3
+MORE_EPOCHS = 5
+HUGE_ADDITION = 10
+
+
+def check_monitor(name: str | None, classes: Sequence[str]) -> None:
+    """Refuses a monitor that no epoch will ever have.
+
+    Raises:
+        UsageError: the name is none of a run's metrics.
+    """
+    known = {"loss", "accuracy", "val_loss", "val_accuracy"}
+    known |= {f"{subset}.{metric}" for subset in ("old", "new", "all") for metric in ("loss", "accuracy", "f1")}
+    known |= {f"classes.{each}.{metric}" for each in (*classes, "min") for metric in ("recall", "precision", "f1")}
+    if name is not None and name not in known:
+        near = difflib.get_close_matches(name, sorted(known), 1)
+        hint = f"did you mean {near[0]}?" if near else "val_loss, old.accuracy or classes.min.recall, for example"
+        raise UsageError(f"--monitor {name}: no metric of a run: {hint}")
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much a run trains.
+
+    Attributes:
+        epochs: passes over the training images that begin.
+        steps: optimizer updates in all.
+        batch_size: images per update.
+        boundaries: the step at which each epoch ends.
+        reason: why so many.
+    """
+
+    epochs: int
+    steps: int
+    batch_size: int
+    boundaries: tuple[int, ...]
+    reason: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {**vars(self), "boundaries": list(self.boundaries)}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Amount:
+        """Reads the JSON form."""
+        return cls(**{**value, "boundaries": tuple(value["boundaries"])})
+
+
+def decide_amount(
+    *,
+    images: int,
+    new_images: int,
+    batch_size: int,
+    epochs: int | None,
+    steps: int | None,
+    new_model: bool,
+    epochs_left: int = 0,
+) -> Amount:
+    """Decides how much to train.
+
+    Args:
+        images: training images in all.
+        new_images: those that this run adds.
+        batch_size: images per step.
+        epochs: `--epochs`, how much *more* to train.
+        steps: `--steps`, likewise.
+        new_model: whether training starts from initial weights.
+        epochs_left: epochs that an interrupted parent had left.
+    """
+    if epochs is None and steps is None:
+        share = new_images / images
+        if new_model:
+            epochs, reason = NEW_EPOCHS, "a new model"
+        elif new_images:
+            epochs = max(FEWEST_EPOCHS, round(NEW_EPOCHS * min(1.0, 1.5 * share)))
+            reason = f"{100 * share:.0f} % of the training images are new"
+        else:
+            epochs, reason = (0, "") if epochs_left else (MORE_EPOCHS, "no image is new")
+        if epochs_left:
+            epochs += epochs_left
+            reason = f"{epochs_left} that the interrupted parent had left" + (f", and {reason}" if reason else "")
+    else:
+        reason = "--epochs" if steps is None else "--steps"
+    if steps is not None:
+        epochs_needed = -(-steps * batch_size // images)
+        epochs = min(epochs, epochs_needed) if epochs is not None else epochs_needed
+    order = Order(0, images, batch_size)
+    boundaries = [order.epoch_end(epoch) for epoch in range(epochs or 0)]
+    if steps is not None:
+        boundaries = [end for end in boundaries if end < steps] + (
+            [steps] if boundaries and boundaries[-1] >= steps else []
+        )
+    return Amount(len(boundaries), boundaries[-1], batch_size, tuple(boundaries), reason)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `train` with the same options would do.
+
+    Attributes:
+        action: `"start"` a new model, `"extend"` a checkpoint, or `"continue"` an interrupted run.
+        out: the run directory.
+        parent: where the checkpoint is, and what it is; empty for a new model.
+        restored: how many variables were restored; empty for a new model.
+        images: counts: total, old, new, train, validation, duplicates, quarantined.
+        sides: validation images by origin, in words.
+        card: classes, size, pixels.
+        pixels_reason: how the pixels were found.
+        classes_reason: where the order of the classes comes from.
+        rate: the learning rate.
+        amount: epochs and steps.
+        loss: its name and why.
+        optimizer: its class.
+        before: the parent's scores on the validation images, None for a new model.
+        options: options that differ from the parent's, or that were given.
+        notes: what else a person should know.
+    """
+
+    action: str
+    out: str
+    parent: str
+    restored: str
+    images: Mapping[str, int]
+    sides: str
+    card: Card
+    pixels_reason: str
+    classes_reason: str
+    rate: RatePlan
+    amount: Amount
+    loss: str
+    optimizer: str
+    before: Mapping[str, Any] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form that `--json` prints."""
+        return {
+            **vars(self),
+            "images": dict(self.images),
+            "card": self.card.as_dict(),
+            "rate": self.rate.as_dict(),
+            "amount": self.amount.as_dict(),
+            "options": dict(self.options),
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        images, card, amount = self.images, self.card, self.amount
+        set_aside = f", {images['quarantined']:,} set aside (quarantine.csv)" if images["quarantined"] else ""
+        origins = f": {images['old']:,} old, {images['new']:,} new" if self.parent else ""
+        doubles = f", {images['duplicates']:,} duplicates counted once" if images["duplicates"] else ""
+        classes = ", ".join(card.classes[:12]) + (", …" if len(card.classes) > 12 else "")
+        per_epoch = images["train"] / amount.batch_size
+        epochs = f"{amount.epochs} {'more ' if self.parent else ''}epoch{'s' if amount.epochs > 1 else ''}"
+        lines = [
+            ("run", f"{self.out} ({self.action})"),
+            ("from", self.parent),
+            ("restored", self.restored),
+            ("images", f"{images['total']:,}{origins}{doubles}{set_aside}"),
+            ("sides", f"{images['train']:,} to train, {self.sides}"),
+            ("classes", f"{len(card.classes)} ({self.classes_reason}): {classes}"),
+            (
+                "pixels",
+                f"{card.pixels} ({self.pixels_reason}), {card.image_size[0]}x{card.image_size[1]}, "
+                f"{card.resize}, {card.interpolation}",
+            ),
+            ("before", describe_scores(self.before) if self.before else ""),
+            ("rate", str(self.rate)),
+            (
+                "train",
+                f"{epochs} = {amount.steps:,} steps of {amount.batch_size} ({per_epoch:.1f} an epoch; {amount.reason}); "
+                f"{self.optimizer}, {self.loss}",
+            ),
+            ("options", " ".join(_shown(name, value) for name, value in self.options.items())),
+            *(("note", note) for note in self.notes),
+        ]
+        return "\n".join(f"{name + ':':<10}{text}" for name, text in lines if text)
+
+
+def _shown(flag: str, value: Any) -> str:
+    if value is True:
+        return flag
+    return " ".join(f"{flag} {item}" for item in (value if isinstance(value, (list, tuple)) else [value]))
+
+
+def describe_scores(scores: Mapping[str, Any]) -> str:
+    """`"84.0 % of 300 validation images (old 91.2 % of 67, new 81.0 % of 233)"`."""
+    everything = scores["all"]
+    if not everything["images"]:
+        return "no validation images: nothing can be measured; give --val PATH or --val-split 0.1"
+    parts = [
+        f"{name} {100 * scores[name]['accuracy']:.1f} % of {scores[name]['images']:,}"
+        for name in ("old", "new")
+        if scores[name]["images"]
+    ]
+    both = f" ({', '.join(parts)})" if len(parts) > 1 else ""
+    return f"{100 * everything['accuracy']:.1f} % of {everything['images']:,} validation images{both}"
+
+
+def describe_epoch(scores: Mapping[str, Any]) -> str:
+    """`"all 84.0 % (loss 0.412), old 91.2 % (0.291), new 81.0 % (0.463)"`, for the line of an epoch."""
+    if not scores["all"]["images"]:
+        return "no validation images"
+    both = scores["old"]["images"] and scores["new"]["images"]
+    names = ("all", "old", "new") if both else ("all",)
+    return ", ".join(
+        f"{name} {100 * scores[name]['accuracy']:.1f} % ({'loss ' if name == 'all' else ''}{scores[name]['loss']:.3f})"
+        for name in names
+    )

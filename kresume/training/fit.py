@@ -1,0 +1,132 @@
+"""Keras's own `fit`, once per process, from any position, with nothing lost and nothing done twice.
+
+    fit(model, dataset_from, boundaries=(21, 42, 63), callbacks=[scorer, early_stopping], keeper=keeper)
+
+The structure changes nothing about the result: a run trained in one piece through here has the bits of a plain
+`model.fit` on the same data, and a run that was killed and continued has the bits of one that was not. Keras's private
+training loops are not rebuilt; the first epoch of a process is cut short by a callback instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from kresume import devices
+from kresume.errors import CheckpointError
+from kresume.training.callbacks import Cutter, Keeper
+
+
+class BegunOnce(keras.callbacks.CallbackList):  # type: ignore[misc]  # keras is untyped
+    """A callback list whose `on_train_begin` runs once, although both we and `fit` call it."""
+
+    _begun = False
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Passes on the first call only."""
+        if not self._begun:
+            self._begun = True
+            super().on_train_begin(logs)
+
+
+def build(model: keras.Model, images: tuple[int, int, int, int], labels: tuple[int, ...], label_dtype: str) -> None:
+    """Creates every variable of a compiled model: weights, metrics, optimizer slots.
+
+    Args:
+        model: compiled.
+        images: the shape of a batch, `(batch, height, width, 3)`.
+        labels: the shape of its labels.
+        label_dtype: `"int32"` for indices, `"float32"` for rows of probabilities.
+    """
+    batch = (keras.KerasTensor(images, "float32"), keras.KerasTensor(labels, label_dtype))
+    model._symbolic_build(data_batch=batch)
+
+
+def assign_state(model: keras.Model, arrays: Mapping[str, Sequence[np.ndarray]]) -> None:
+    """Assigns a snapshot's groups to a compiled and built model, by group and index.
+
+    Never by path: auto-generated names shift from process to process, and the paths of slots depend on the way in which
+    an optimizer was built.
+
+    Args:
+        model: compiled and built as it was when the snapshot was taken.
+        arrays: by group; metrics are left to the keeper, because `fit` resets them when an epoch begins.
+
+    Raises:
+        CheckpointError: a group has another count of variables, or one another shape or type.
+    """
+    variables = devices.variables_of(model)
+    for group in ("trainable", "non_trainable", "optimizer", "metrics"):
+        wanted, found = variables[group], arrays.get(group, ())
+        if len(wanted) != len(found):
+            raise CheckpointError(
+                f"the snapshot holds {len(found)} {group} variables, this model has {len(wanted)}: the code of the "
+                "model changed since the run began; restore that code, or extend the run with `--from RUN --model ...`"
+            )
+        for index, (variable, array) in enumerate(zip(wanted, found, strict=True)):
+            if tuple(variable.shape) != array.shape:
+                raise CheckpointError(
+                    f"{group} variable {index} ({variable.path}) has the shape {tuple(variable.shape)} in this model and "
+                    f"{array.shape} in the snapshot: the code of the model changed since the run began"
+                )
+        if group != "metrics":
+            devices.assign(wanted, found)
+
+
+def fit(
+    model: keras.Model,
+    dataset_from: Callable[[int], Any],
+    *,
+    boundaries: Sequence[int],
+    callbacks: Sequence[Any],
+    keeper: Keeper,
+) -> None:
+    """Trains from where `keeper.progress` stands to the last boundary, or until a callback stops it.
+
+    Args:
+        model: compiled, built and holding the state of that position.
+        dataset_from: gives the endless dataset that begins at a step.
+        boundaries: the step at which each epoch ends.
+        callbacks: the scorer, the narrator and whatever watches; their memory is in every snapshot.
+        keeper: last in the list.
+
+    Raises:
+        Stopped: a signal asked for it; the snapshot is on the disk.
+        TrainingError: the loss is no longer a number.
+    """
+    progress = keeper.progress
+    if progress.phase == "done":
+        return
+    keeper.others = callbacks
+    everything = BegunOnce(
+        [Cutter(boundaries, progress.step), *callbacks, keeper],
+        add_history=True,
+        model=model,
+        epochs=len(boundaries),
+        steps=None,
+    )
+    # `fit` ends in this call, which would overwrite the weights with their averages; the averages are taken where the
+    # result is written, and snapshots hold both.
+    model.optimizer.finalize_variable_values = lambda variables: None
+    model.stop_training = False
+    everything.on_train_begin()
+    epoch = progress.epoch
+    if progress.phase == "scoring":
+        keeper.give_metrics_back()
+        everything.on_epoch_end(epoch, dict(model.get_metrics_result()))
+        epoch += 1
+        if model.stop_training or epoch == len(boundaries):
+            return
+    lengths = [end - begin for begin, end in zip((0, *boundaries), boundaries, strict=False)]
+    model.fit(
+        dataset_from(progress.step),
+        initial_epoch=epoch,
+        epochs=len(boundaries),
+        steps_per_epoch=max(lengths),
+        callbacks=everything,
+        verbose=0,
+        shuffle=False,
+    )

@@ -1,0 +1,233 @@
+"""The images of a run: old ones remembered or given, new ones added, each read once.
+
+sources = list_sources(config, reporter)               # names and sizes only
+classes = decide_classes(config, parent, sources, outputs=10)
+gathered = gather(config, parent, sources, classes, spec, cache, generation, reporter)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from kresume.config import TrainConfig
+from kresume.errors import ImagesError, NothingNew, UsageError
+from kresume.images import manifest as manifests
+from kresume.images.cache import Cache
+from kresume.images.decode import DecodeSpec
+from kresume.images.manifest import Manifest, Merge
+from kresume.images.prepare import Prepared, Quarantined, prepare
+from kresume.images.sources import Listing, list_images
+from kresume.progress import Reporter
+from kresume.training.parent import Parent
+
+DEFAULT_VAL_SPLIT = 0.1
+NO_IMAGES = "no images to train on: give --data FOLDER (one folder per class in it)"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What the folders list, by role; None where the option was not given."""
+
+    data: Listing | None
+    add: Listing | None
+    val: Listing | None
+
+    def labels(self) -> tuple[str, ...]:
+        """Every class folder's name, sorted."""
+        names = {name for listing in (self.data, self.add, self.val) if listing for name in listing.classes}
+        return tuple(sorted(names))
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """The images of a run.
+
+    Attributes:
+        manifest: one row per image.
+        merge: what happened on the way.
+        quarantine: files that could not be used, with the reason of each.
+        notes: what the listing wants to say.
+    """
+
+    manifest: Manifest
+    merge: Merge
+    quarantine: tuple[Quarantined, ...]
+    notes: tuple[str, ...]
+
+
+def list_sources(config: TrainConfig, reporter: Reporter) -> Sources:
+    """Lists the sources of images by role. Reads names and sizes, no contents.
+
+    Raises:
+        ImagesError: a path is missing, empty, or holds no class folders.
+        UsageError: no images at all for a new model.
+    """
+    if config.from_ is None and not config.data:
+        raise UsageError(NO_IMAGES)
+
+    def listing(paths: Sequence[str] | None) -> Listing | None:
+        return list_images(paths, reporter) if paths else None
+
+    return Sources(listing(config.data), listing(config.add), listing(config.val))
+
+
+def check_sources(config: TrainConfig, parent: Parent | None, sources: Sources) -> None:
+    """Refuses what cannot be meant.
+
+    Raises:
+        UsageError: no images at all.
+        ImagesError: only new images for a checkpoint that remembers none.
+    """
+    if parent is None and sources.data is None:
+        raise UsageError(NO_IMAGES)
+    if parent is not None and parent.manifest is None and sources.data is None:
+        if sources.add is None:
+            raise UsageError(
+                f"{config.from_} remembers no images: give the ones it was trained on with --data, more with --add"
+            )
+        raise ImagesError(
+            f"only new images for {config.from_}, which remembers none: the model would forget the old ones. Give them "
+            "with --data OLD, extend a run of kresume (it remembers its images) with --from RUN, or, if the new images "
+            "hold all that the model should know from now on, give them as --data"
+        )
+
+
+def decide_classes(config: TrainConfig, parent: Parent | None, sources: Sources) -> tuple[tuple[str, ...], str]:
+    """The names of the outputs in their order, and where they come from.
+
+    Raises:
+        UsageError: `--classes` contradicts the order that the checkpoint has pinned.
+    """
+    pinned = parent.card.classes if parent is not None and parent.card is not None else None
+    if config.classes is not None:
+        asked = read_classes(config.classes)
+        if pinned is not None and asked != pinned:
+            raise UsageError(
+                f"--classes {','.join(asked)}: the checkpoint's outputs are {','.join(pinned)} in this order; relabelling "
+                "would turn right answers into wrong ones. Leave --classes out"
+            )
+        return asked, "--classes"
+    if pinned is not None:
+        return pinned, "the parent's"
+    listing = sources.data or sources.add
+    names = tuple(sorted(listing.classes)) if listing is not None else ()
+    reason = "the class folders, sorted"
+    return names, reason if parent is None else f"assumed: {reason}; --classes a,b,c says otherwise"
+
+
+def read_classes(value: str) -> tuple[str, ...]:
+    """`a,b,c`, or a file with one name per line.
+
+    Raises:
+        UsageError: a name stands twice, or there is none.
+    """
+    path = Path(value)
+    if path.is_file():
+        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    else:
+        names = tuple(name.strip() for name in value.split(",") if name.strip())
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or not names:
+        raise UsageError(f"--classes {value}: {'stands twice: ' + ', '.join(twice) if twice else 'holds no name'}")
+    return names
+
+
+def check_outputs(classes: Sequence[str], reason: str, outputs: int, source: str) -> None:
+    """Makes sure that the model has one output per class.
+
+    Raises:
+        UsageError: it has not; the message says how to name them.
+    """
+    wanted = 2 if outputs == 1 else outputs
+    if len(classes) != wanted:
+        raise UsageError(
+            f"{source} has {wanted} outputs; its classes would be {len(classes)}, {reason} ({', '.join(classes[:12])}"
+            f"{', …' if len(classes) > 12 else ''}): give the names of the outputs in their order with --classes a,b,c"
+        )
+
+
+def gather(
+    config: TrainConfig,
+    parent: Parent | None,
+    sources: Sources,
+    classes: Sequence[str],
+    spec: DecodeSpec,
+    cache: Cache | None,
+    generation: int,
+    reporter: Reporter,
+) -> Gathered:
+    """Reads every new file once, and makes one table of old and new.
+
+    Raises:
+        ImagesError: class folders that the model does not know, or no usable image.
+        NothingNew: `--add` holds nothing that the parent does not know already.
+    """
+    remembered = parent.manifest if parent is not None else None
+    quarantine: list[Quarantined] = []
+
+    def prepared(role: str, listing: Listing | None) -> Prepared | None:
+        if listing is None:
+            return None
+        done = prepare(listing.files, spec, cache, reporter, known=known, label=f"preparing {role}")
+        quarantine.extend(done.quarantine)
+        return done
+
+    known = remembered.known_files() if remembered is not None else {}
+    data, add, val = (
+        prepared(role, listing)
+        for role, listing in (("--data", sources.data), ("--add", sources.add), ("--val", sources.val))
+    )
+    if data is None and remembered is not None and cache is not None:
+        decode_remembered(remembered, spec, cache, reporter)
+    merge = manifests.merge(
+        remembered,
+        data,
+        add,
+        val,
+        classes=classes,
+        val_split=config.val_split if config.val_split is not None else (None if config.val else DEFAULT_VAL_SPLIT),
+        generation=generation,
+    )
+    _check_merge(config, parent, merge, classes)
+    notes = tuple(note for listing in (sources.data, sources.add, sources.val) if listing for note in listing.notes)
+    return Gathered(merge.manifest, merge, tuple(quarantine), notes)
+
+
+def _check_merge(config: TrainConfig, parent: Parent | None, merge: Merge, classes: Sequence[str]) -> None:
+    if merge.facts.unknown:
+        named = ", ".join(f"{name} ({count:,} images)" for name, count in sorted(merge.facts.unknown.items()))
+        raise ImagesError(
+            f"class folders that the model does not know: {named}; it knows {', '.join(classes)}. Move or rename them; "
+            "growing the head by new classes (--grow) is not in this version yet"
+        )
+    if config.add and parent is not None and parent.manifest is not None and not merge.facts.added:
+        raise NothingNew(
+            f"nothing new: all {merge.facts.known:,} images in {', '.join(config.add)} are in {config.from_}"
+        )
+    if len(merge.manifest.train_rows()) == 0:
+        raise ImagesError(
+            "no image is left to train on: see quarantine and --val-split; give more with --data or --add"
+        )
+
+
+def decode_remembered(remembered: Manifest, spec: DecodeSpec, cache: Cache, reporter: Reporter) -> None:
+    """Fills the cache with remembered images that it does not hold (another machine, another size)."""
+    missing = remembered.found(np.nonzero(cache.find(remembered.sha256s) < 0)[0])
+    if not missing:
+        return
+    gone = [file.path for file in missing if not Path(file.path).is_file()]
+    if gone:
+        raise ImagesError(
+            f"{len(gone):,} images that the parent remembers are gone, the first is {gone[0]}: restore them, or give "
+            "the old images where they are now with --data"
+        )
+    done = prepare(missing, spec, cache, reporter, known=remembered.known_files(), label="preparing remembered images")
+    if done.quarantine:
+        first = done.quarantine[0]
+        raise ImagesError(
+            f"{len(done.quarantine):,} remembered images can no longer be read, the first is {first.path}: {first.reason}"
+        )

@@ -1,0 +1,159 @@
+"""Where a command begins: a new run, or the continuation of an interrupted one. Run the same command again: that is all.
+
+opening = open_out(config)
+opening.run          # the interrupted run to continue, or None
+opening.path         # where the run is or will be
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kresume import config as options
+from kresume import runs
+from kresume.config import TrainConfig
+from kresume.errors import ConfigMismatch, RunError, UsageError
+
+RUNS = "runs"
+GENERIC_NAMES = frozenset({"old", "new", "data", "images", "train", "training", "dataset", "inbox", "pictures", "."})
+
+
+@dataclass(frozen=True)
+class Opening:
+    """Where a command begins.
+
+    Attributes:
+        path: the run directory.
+        run: the interrupted run to continue, None for a new one.
+        config: the options that hold: the run's own for a continuation, with what may differ taken from the command.
+        given: the options of the command as they were given, for the next comparison.
+        aside: what stands at `path` and is to be moved out of the way (`--overwrite`).
+    """
+
+    path: Path
+    run: runs.Run | None
+    config: TrainConfig
+    given: TrainConfig
+    aside: bool = False
+
+
+def open_out(config: TrainConfig) -> Opening:
+    """Finds out where this command begins, in this order.
+
+    1. `--overwrite`: what is at `--out` is moved aside, a new run begins.
+    2. `--out` holds an interrupted run of the same options (or nothing but `--out` was given): it is continued.
+    3. `--out` holds nothing: a new run begins there.
+    4. No `--out`: the newest interrupted run of the same options under `runs/` is continued.
+    5. Otherwise a new run begins at `runs/<n>-<name>`.
+
+    Raises:
+        UsageError: `--from X --out X`.
+        ConfigMismatch: `--out` holds a run of other options.
+        RunError: `--out` holds a finished run, or something that is no run.
+    """
+    if config.out is not None:
+        return _open_given(config, Path(config.out))
+    for run in runs.unfinished(runs.list_runs(RUNS)):
+        before = TrainConfig(**run.record["given"])
+        if not options.same_config(before.model_copy(update={"out": None}), config):
+            return _continue(run, config)
+    return Opening(runs.next_path(RUNS, _name(config)), None, _inherited(config), config)
+
+
+def _open_given(config: TrainConfig, path: Path) -> Opening:
+    if config.from_ is not None and path.resolve() == Path(config.from_).resolve():
+        raise UsageError(
+            f"--from {config.from_} --out {config.out}: a run is never written over by its child. An interrupted run "
+            f"continues with `kresume train --out {config.out}`; to extend it leave --out away or give another folder"
+        )
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        if _only_out(config):
+            raise UsageError(f"--out {config.out}: there is no run to continue, and no --data to begin one with")
+        return Opening(path, None, _inherited(config), config)
+    if config.overwrite:
+        return Opening(path, None, _inherited(config), config, aside=True)
+    if not runs.is_run(path):
+        what = (
+            "is a file" if path.is_file() else f"holds {', '.join(sorted(child.name for child in path.iterdir())[:3])}"
+        )
+        raise RunError(
+            f"--out {config.out} {what}, which is no run: give a folder that is empty or not there yet, or --overwrite "
+            "to move it aside"
+        )
+    run = runs.open_run(path)
+    if not _only_out(config):
+        before = TrainConfig(**run.record["given"])
+        differing = options.same_config(before.model_copy(update={"out": config.out}), config)
+        if differing:
+            raise ConfigMismatch(_mismatch(run, config, differing))
+    if run.finished:
+        raise RunError(
+            f"{path} is finished ({run.status}, step {run.result_step():,}): to go on from it, extend it: "
+            f"`{_extend_command(run)}`"
+        )
+    return _continue(run, config)
+
+
+def _only_out(config: TrainConfig) -> bool:
+    return not (set(options.given(config)) - {"out"} - options.FREE_TO_DIFFER)
+
+
+def _continue(run: runs.Run, config: TrainConfig) -> Opening:
+    free = {name: value for name, value in options.given(config).items() if name in options.FREE_TO_DIFFER}
+    held = TrainConfig(**run.record["options"])
+    return Opening(run.path, run, held.model_copy(update={**free, "out": str(run.path)}), config)
+
+
+def _mismatch(run: runs.Run, config: TrainConfig, differing: list[tuple[str, object, object]]) -> str:
+    rows = "; ".join(
+        f"--{name.replace('_', '-')}: {_shown(before)} -> {_shown(now)}" for name, before, now in differing
+    )
+    state = "finished" if run.finished else "interrupted"
+    go_on = "" if run.finished else f"continue it unchanged with `kresume train --out {run.path}`, or "
+    return (
+        f"{run.path} is an {state} run of other options ({rows}): {go_on}begin a new run from it with "
+        f"`{_extend_command(run, config)}`"
+    )
+
+
+def _shown(value: object) -> str:
+    return "not given" if value is None else str(value)
+
+
+def _extend_command(run: runs.Run, config: TrainConfig | None = None) -> str:
+    changes = {"from_": str(run.path), "out": None, "overwrite": None}
+    if config is not None:
+        return options.to_command(config.model_copy(update=changes))
+    return f"kresume train --from {run.path} --add MORE_IMAGES"
+
+
+def _name(config: TrainConfig) -> str:
+    """The part of the run's name behind its number: the parent's, else that of the first folder that says something."""
+    if config.from_ is not None:
+        path = Path(config.from_)
+        own = runs.list_runs(path)[-1:] if path.is_dir() and not runs.is_run(path) else []
+        for candidate in (*(run.path for run in own), path, path.parent):
+            if runs.is_run(candidate):
+                return runs.without_number(candidate.name)
+    for source in (*(config.data or ()), *(config.add or ())):
+        for candidate in (Path(source).resolve(), Path(source).resolve().parent):
+            if candidate.name and candidate.name.lower() not in GENERIC_NAMES:
+                return runs.without_number(candidate.name)
+    return "run"
+
+
+def _inherited(config: TrainConfig) -> TrainConfig:
+    """The options that hold for a new run: those given, and the parent run's where nothing was given."""
+    if config.from_ is None:
+        return config
+    from kresume.training.parent import parent_run
+
+    run = parent_run(config.from_)
+    if run is None:
+        return config
+    own = options.given(config)
+    before = {
+        name: value for name, value in run.record["options"].items() if name in options.INHERITED and name not in own
+    }
+    return config.model_copy(update=before)

@@ -1,0 +1,223 @@
+"""What a run starts from: the checkpoint read, its model built, every variable restored.
+
+    parent = read_parent(config)                   # None for a new model
+    live = restore_parent(config, parent, classes=..., image_size=...)
+
+Restoring is exact and comes first; what changes afterwards (another rate, averages) is a step of its own in `resume.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kresume import runs
+from kresume.checkpoints import run as run_reader
+from kresume.checkpoints.read import read_checkpoint
+from kresume.checkpoints.state import Card, SavedOptimizer, TrainState
+from kresume.config import TrainConfig
+from kresume.errors import CheckpointError, UsageError
+from kresume.images.manifest import Manifest
+
+NEW_OPTIMIZER = "adamw"
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A checkpoint to start from.
+
+    Attributes:
+        state: what was read.
+        run: the run it is, None for a bare checkpoint.
+        manifest: the images that the run remembers, None for a bare checkpoint.
+    """
+
+    state: TrainState
+    run: runs.Run | None
+    manifest: Manifest | None
+
+    @property
+    def generation(self) -> int:
+        """The parent's generation; a bare checkpoint counts as 0."""
+        return self.run.generation if self.run else 0
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the parent is a training that did not reach its end."""
+        return self.run is not None and not self.run.finished
+
+    @property
+    def card(self) -> Card | None:
+        """What the checkpoint says of its own classes, pixels and size."""
+        return self.state.card
+
+
+@dataclass(frozen=True)
+class Live:
+    """A model in memory, with the optimizer as the checkpoint had it.
+
+    Attributes:
+        model: built; holds the restored weights.
+        optimizer: built; holds the restored slots and count of iterations; its rate is the checkpoint's.
+        saved: the optimizer's class and config.
+        summary: what was restored, in one line; empty for a new model.
+    """
+
+    model: Any
+    optimizer: Any
+    saved: SavedOptimizer
+    summary: str
+
+    @property
+    def iterations(self) -> int:
+        """The optimizer's own count of batches, which schedules are functions of."""
+        inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        return int(np.asarray(inner._iterations.value))
+
+
+def parent_run(path: str) -> runs.Run | None:
+    """The run that `--from` names: a run, `RUN@step`, or the newest accepted one in a folder of runs."""
+    return run_reader.find_run(path) if run_reader.accepts(path) else None
+
+
+def read_parent(config: TrainConfig) -> Parent | None:
+    """Reads the checkpoint that `--from` names.
+
+    Returns:
+        None without `--from`, and with `--or-new` where nothing is there.
+
+    Raises:
+        CheckpointError: nothing is there, or what is there cannot be read.
+        UsageError: `--or-new` where even the parent folder is missing: a drive that is not mounted looks like that.
+    """
+    if config.from_ is None:
+        return None
+    path = Path(config.from_)
+    if config.or_new and not path.exists() and parent_run(config.from_) is None and not _has_prefix(path):
+        if not path.absolute().parent.is_dir():
+            raise UsageError(
+                f"--or-new: {path.absolute().parent} is not there, so nobody can tell whether {path.name} is: is the "
+                "drive mounted? Create the folder if this is the first run"
+            )
+        return None
+    run = parent_run(config.from_)
+    state = read_checkpoint(config.from_)
+    return Parent(state, run, Manifest.read(run.manifest) if run is not None else None)
+
+
+def _has_prefix(path: Path) -> bool:
+    return bool(list(path.parent.glob(f"{path.name}.index"))) if path.parent.is_dir() else False
+
+
+def saved_optimizer(config: TrainConfig, parent: Parent | None, compiled: Any) -> tuple[SavedOptimizer, bool]:
+    """Which optimizer to build, and whether its state is restored.
+
+    Args:
+        config: `optimizer` is `keep`, `NAME` or `NAME:reset`.
+        parent: what is started from.
+        compiled: the optimizer that a user's model function compiled, or None.
+
+    Returns:
+        `(optimizer, keep)`.
+
+    Raises:
+        CheckpointError: the file does not name its optimizer, or holds no state of one; the message says what to give.
+        UsageError: another class than the checkpoint's, without `:reset`.
+    """
+    from kresume.models import optimizers
+
+    name, _, reset = (config.optimizer or "keep").partition(":")
+    if reset not in {"", "reset"}:
+        raise UsageError(f"--optimizer {config.optimizer}: give keep, NAME or NAME:reset")
+    asked = None if name == "keep" else optimizers.class_name(name)
+    own = SavedOptimizer(type(compiled).__name__, compiled.get_config(), 0) if compiled is not None else None
+    if parent is None:
+        if asked is None and own is not None:
+            return own, False
+        return SavedOptimizer(asked or optimizers.class_name(NEW_OPTIMIZER), None, 0), False
+    stored = parent.state.optimizer
+    if reset:
+        if asked is None:
+            raise UsageError("--optimizer keep:reset contradicts itself: give NAME:reset, for example adamw:reset")
+        return SavedOptimizer(asked, None, 0), False
+    if stored is None:
+        raise CheckpointError(
+            f"{parent.state.source} holds no optimizer state: training can only start its optimizer fresh; "
+            f"say so with --optimizer {(asked or (own and own.class_name) or NEW_OPTIMIZER).lower()}:reset"
+        )
+    if stored.class_name is not None:
+        if asked is not None and asked != stored.class_name:
+            raise UsageError(
+                f"--optimizer {name}: the checkpoint's optimizer is {stored.class_name}; leave the option out to keep "
+                f"its state, or start {asked} fresh with --optimizer {name}:reset"
+            )
+        return stored, True
+    if asked is not None:
+        config_of = own.config if own is not None and own.class_name == asked else None
+        return replace(stored, class_name=asked, config=config_of), True
+    if own is not None:
+        return replace(stored, class_name=own.class_name, config=own.config), True
+    fitting = (
+        ", ".join(optimizer.lower() for optimizer in optimizers.fitting(parent.state)) or "none that kresume knows"
+    )
+    raise CheckpointError(
+        f"{parent.state.source} does not name its optimizer: give --optimizer NAME (its state would fit: {fitting}), or "
+        "compile the model in the function that --model names"
+    )
+
+
+def restore_parent(
+    config: TrainConfig,
+    parent: Parent | None,
+    *,
+    num_classes: int,
+    image_size: tuple[int, int] | None,
+) -> Live:
+    """Builds the model and restores every variable, weights and optimizer.
+
+    Args:
+        config: the options.
+        parent: what is started from; None gives a new model with the seed's initial weights.
+        num_classes: how many classes the images have; a checkpoint with its own architecture keeps its own count.
+        image_size: `(height, width)` asked for, or None for the model's own.
+
+    Raises:
+        RestoreError: a variable could not be restored; carries the table.
+        ModelError, CheckpointError, UsageError: as their messages say.
+    """
+    from kresume.models import build, optimizers, restore
+
+    model = build.build_model(
+        config.model,
+        state=parent.state if parent else None,
+        num_classes=num_classes,
+        image_size=image_size,
+        imports=config.imports or (),
+    )
+    saved, keep = saved_optimizer(config, parent, getattr(model, "optimizer", None))
+    rate = _rate_as_saved(parent) if keep else 1e-3
+    optimizer = optimizers.make_optimizer(saved, rate)
+    optimizer.build(model.trainable_variables)
+    if parent is None:
+        return Live(model, optimizer, saved, "")
+    restoration = restore.restore(
+        model, parent.state, optimizer=optimizer if keep else None, partial=bool(config.partial)
+    )
+    return Live(model, optimizer, saved, restoration.summary)
+
+
+def _rate_as_saved(parent: Parent | None) -> Any:
+    """The rate in the form in which the optimizer had it, so that its variables line up one to one."""
+    rate = parent.state.rate if parent else None
+    if rate is None:
+        return 1e-3
+    if rate.schedule is not None:
+        import keras
+
+        from kresume.training import schedules  # noqa: F401  # registers ours with Keras
+
+        return keras.optimizers.schedules.deserialize(dict(rate.schedule))
+    return rate.value

@@ -1,0 +1,387 @@
+"""Everything that is decided before the first step: `kresume plan` prints it, `kresume train` carries it out.
+
+plan = make_plan(config, reporter)          # reads and scores; writes nothing
+draft = make_draft(config, ..., cache)      # the same, with the model in memory and the images in the cache
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kresume import config as options
+from kresume import devices
+from kresume.checkpoints.state import Card
+from kresume.config import TrainConfig
+from kresume.errors import CheckpointError, UsageError
+from kresume.images.cache import Cache
+from kresume.images.decode import DecodeSpec
+from kresume.images.order import permutation
+from kresume.images.reader import PictureReader
+from kresume.progress import Reporter
+from kresume.training import rates
+from kresume.training.decisions import HUGE_ADDITION, Amount, Plan, check_monitor, decide_amount
+from kresume.training.gather import (
+    Gathered,
+    check_outputs,
+    check_sources,
+    decide_classes,
+    gather,
+    list_sources,
+)
+from kresume.training.opening import Opening, open_out
+from kresume.training.parent import Live, Parent, read_parent, restore_parent
+from kresume.training.rates import RatePlan, decide_rate
+from kresume.training.snapshots import Cadence
+
+if TYPE_CHECKING:
+    from kresume.models.losses import LossChoice
+
+DEFAULT_BATCH_SIZE = 32
+DEFAULT_RESIZE = "stretch"
+DEFAULT_INTERPOLATION = "area"
+PROBE_IMAGES = 256
+SHIFT_POINTS = 0.05
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A plan, and everything in memory that carries it out.
+
+    Attributes:
+        plan: what is printed and pinned.
+        parent: what is started from, None for a new model.
+        live: the model with every variable restored.
+        gathered: the images.
+        loss: how the model is judged.
+        generation: of the run to be.
+    """
+
+    plan: Plan
+    parent: Parent | None
+    live: Live
+    gathered: Gathered
+    loss: LossChoice
+    generation: int
+
+
+def plan(checkpoint: str | os.PathLike[str] | None = None, /, **arguments: Any) -> Plan:
+    """What `kresume.resume` with the same arguments would do; writes nothing.
+
+    Raises:
+        KresumeError: whatever `resume` would refuse.
+    """
+    quiet = bool(arguments.pop("quiet", False))
+    return make_plan(options.from_arguments(checkpoint, arguments), Reporter(quiet=quiet))
+
+
+def make_plan(config: TrainConfig, reporter: Reporter) -> Plan:
+    """Decides everything that `train` would with the same options, and writes nothing.
+
+    Raises:
+        KresumeError: whatever `train` would refuse.
+    """
+    opening = open_out(config)
+    if opening.run is not None:
+        return _plan_of_continuation(opening)
+    return make_draft(opening, reporter, writes=False).plan
+
+
+def open_cache(config: TrainConfig, spec: DecodeSpec) -> Cache | None:
+    """The cache of decoded images, None with `--cache off`."""
+    if config.cache == "off":
+        return None
+    root = None if config.cache in {None, "auto"} else Path(str(config.cache))
+    return Cache.open(spec, root)
+
+
+def batch_size_of(config: TrainConfig) -> int:
+    """`--batch-size`, or its default."""
+    return config.batch_size or DEFAULT_BATCH_SIZE
+
+
+def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
+    """Loads the checkpoint, gathers the images and decides the rate and the amount.
+
+    Args:
+        opening: where the run will be, and the options that hold.
+        reporter: told what takes long.
+        writes: False for `plan`: nothing is put into the cache.
+
+    Raises:
+        KresumeError: as its message says; nothing was written but decoded images in the cache.
+    """
+    config = opening.config
+    # What a typo can break is looked at first: before a framework is loaded, and long before a run is made.
+    Cadence.parse(config.snapshot_every)
+    asked_size = options.image_size(config)
+    sources = list_sources(config, reporter)
+    devices.select(config.backend, config.device)
+    parent = read_parent(config)
+    if config.from_ is not None and parent is None:
+        reporter.say(f"no checkpoint at {config.from_}: starting with initial weights (--or-new)")
+    check_sources(config, parent, sources)
+    classes, classes_reason = decide_classes(config, parent, sources)
+    check_monitor(config.monitor, classes)
+    generation = parent.generation + 1 if parent is not None else 0
+
+    devices.set_precision(config.precision)
+    if parent is None:
+        devices.seed_everything(config.seed or 0)
+    card = parent.card if parent is not None else None
+    live = restore_parent(
+        config, parent, num_classes=len(classes), image_size=asked_size or (card.image_size if card else None)
+    )
+    from kresume.models.losses import choose_loss, output_count
+
+    source_name = config.from_ if parent is not None and parent.state.architecture else f"--model {config.model}"
+    check_outputs(classes, classes_reason, output_count(live.model), str(source_name))
+    loss = choose_loss(
+        live.model,
+        saved=parent.state.compiled if parent else None,
+        requested=config.loss,
+        soft_labels=bool(config.mixup),
+    )
+
+    spec = decode_spec(config, card, live.model, asked_size)
+    cache = open_cache(config, spec) if writes else None
+    gathered = gather(config, parent, sources, classes, spec, cache, generation, reporter)
+    reader = PictureReader(gathered.manifest, spec, cache)
+
+    pixels, pixels_reason = _decide_pixels(config, parent, live, reader, classes, reporter)
+    card = Card(classes, (spec.height, spec.width), pixels, spec.resize, spec.interpolation)
+    before = None
+    shift = None
+    if parent is not None:
+        from kresume.evaluation.live import LiveScorer
+
+        scorer = LiveScorer(live.model, reader, gathered.manifest, card, loss, batch_size_of(config), generation)
+        before = scorer.score(reporter, "scoring the parent")
+        shift = _find_shift(scorer, gathered, generation)
+    amount = _amount(config, parent, gathered, generation)
+    rate = decide_rate(
+        saved=parent.state.rate if parent else None,
+        optimizer=live.saved.class_name or "",
+        steps=amount.steps,
+        lr=config.lr,
+        lr_scale=config.lr_scale,
+        schedule=config.lr_schedule,
+        warmup_steps=config.warmup_steps,
+        adds_images=_count_new(gathered, generation) > 0 and parent is not None,
+        shift=shift,
+        interrupted=parent is not None and parent.interrupted,
+    )
+    reasons = (pixels_reason, classes_reason)
+    plan = _write_up(opening, parent, live, gathered, card, reasons, rate, amount, loss, before, generation)
+    return Draft(plan, parent, live, gathered, loss, generation)
+
+
+def decode_spec(config: TrainConfig, card: Card | None, model: Any, asked: tuple[int, int] | None) -> DecodeSpec:
+    """Size and resizing: asked for, else pinned by the checkpoint's card, else the model's own input.
+
+    Raises:
+        UsageError: `--image-size` contradicts the model's fixed input.
+    """
+    shape = tuple(model.input_shape) if not isinstance(model.input_shape, (list, dict)) else ()
+    if len(shape) != 4 or shape[3] != 3:
+        raise UsageError(
+            f"the model's input has the shape {model.input_shape}; kresume feeds it images, (batch, height, width, 3)"
+        )
+    fixed = (int(shape[1]), int(shape[2])) if shape[1] and shape[2] else None
+    if fixed is not None and asked is not None and asked != fixed:
+        raise UsageError(
+            f"--image-size {asked[0]}x{asked[1]}: the model's input is fixed at {fixed[0]}x{fixed[1]}; leave it out"
+        )
+    size = asked or fixed or (card.image_size if card else None)
+    if size is None:
+        raise UsageError("the model takes images of any size: say which to train on with --image-size N or HxW")
+    return DecodeSpec(
+        size[0],
+        size[1],
+        config.resize or (card.resize if card else DEFAULT_RESIZE),
+        config.interpolation or (card.interpolation if card else DEFAULT_INTERPOLATION),
+    )
+
+
+def _sample(rows: np.ndarray) -> np.ndarray:
+    """Up to 256 of these rows, the same ones each time."""
+    return np.sort(rows[permutation(0, 0, len(rows))[:PROBE_IMAGES]])
+
+
+def _decide_pixels(
+    config: TrainConfig,
+    parent: Parent | None,
+    live: Live,
+    reader: PictureReader,
+    classes: tuple[str, ...],
+    reporter: Reporter,
+) -> tuple[str, str]:
+    if config.pixels not in {None, "auto"}:
+        return str(config.pixels), "--pixels"
+    if parent is not None and parent.card is not None:
+        return parent.card.pixels, "the parent's"
+    from kresume.models import pixels
+
+    found = pixels.read_convention(live.model)
+    if found is not None:
+        return found, "the model's first layers say so"
+    if parent is None:
+        raise UsageError(
+            "the model has no Rescaling or Normalization in front, so nobody can tell what it eats: give --pixels "
+            "0-1, -1-1, 0-255, caffe or torch"
+        )
+    manifest = reader.manifest
+    rows = manifest.train_rows()
+    old = rows[manifest.origins[rows] <= parent.generation]
+    chosen = _sample(old if len(old) else rows)
+    pictures, labels = reader(chosen), manifest.labels[chosen]
+    reporter.say(f"probing what the model eats on {len(labels)} old images")
+    probe = pixels.probe_conventions(live.model.predict_on_batch, pictures, labels)
+    table = "; ".join(f"{name} gives {100 * accuracy:.1f} %" for name, accuracy in probe.accuracies.items())
+    if probe.winner is None:
+        hint = pixels.explain_labels(probe.best_predictions, labels, classes)
+        if probe.above_chance:
+            raise CheckpointError(
+                f"two pixel conventions fit {config.from_} about equally on {len(labels)} old images ({table}): say which "
+                "one it was trained with by --pixels"
+            )
+        proposal = f" Reading the outputs as --classes {','.join(hint)} explains them." if hint else ""
+        raise CheckpointError(
+            f"no pixel convention makes {config.from_} right on {len(labels)} old images ({table}): wrong images, wrong "
+            f"label order, or another --model? Give --pixels to go on regardless.{proposal}"
+        )
+    return probe.winner, f"on {len(labels)} old images {table}"
+
+
+def _count_new(gathered: Gathered, generation: int) -> int:
+    manifest = gathered.manifest
+    return int((manifest.origins[manifest.train_rows()] == generation).sum())
+
+
+def _amount(config: TrainConfig, parent: Parent | None, gathered: Gathered, generation: int) -> Amount:
+    left = 0
+    if parent is not None and parent.run is not None and parent.interrupted:
+        done = parent.state.records.get("epoch", 0)
+        left = int(parent.run.record["amount"]["epochs"]) - int(done)
+    return decide_amount(
+        images=len(gathered.manifest.train_rows()),
+        new_images=_count_new(gathered, generation),
+        batch_size=batch_size_of(config),
+        epochs=config.epochs,
+        steps=config.steps,
+        new_model=parent is None,
+        epochs_left=left,
+    )
+
+
+def _find_shift(scorer: Any, gathered: Gathered, generation: int) -> str | None:
+    """The words for the plan if the parent is worse on new training images than on old ones by more than chance."""
+    manifest = gathered.manifest
+    rows = manifest.train_rows()
+    old, new = rows[manifest.origins[rows] < generation], rows[manifest.origins[rows] == generation]
+    if not len(old) or not len(new):
+        return None
+    accuracies = [scorer.accuracy(_sample(part)) for part in (old, new)]
+    if accuracies[0] - accuracies[1] <= SHIFT_POINTS:
+        return None
+    return f"a probe finds it at {100 * accuracies[1]:.0f} % on new images, {100 * accuracies[0]:.0f} % on old ones"
+
+
+def _write_up(
+    opening: Opening,
+    parent: Parent | None,
+    live: Live,
+    gathered: Gathered,
+    card: Card,
+    reasons: tuple[str, str],
+    rate: RatePlan,
+    amount: Amount,
+    loss: LossChoice,
+    before: Mapping[str, Any] | None,
+    generation: int,
+) -> Plan:
+    manifest = gathered.manifest
+    new = manifest.origins == generation
+    val = manifest.val_rows()
+    facts = gathered.merge.facts
+    sides = f"{len(val):,} to validate"
+    if parent is not None:
+        sides += f" ({int((~new[val]).sum()):,} old, {int(new[val].sum()):,} new)"
+    old_count, new_count = int((~new).sum()), int(new.sum())
+    notes = [*gathered.notes, *facts.notes]
+    if parent is not None and parent.manifest is None and len(val):
+        notes.append(
+            f"{opening.config.from_} does not say which images it was trained on: its score on old images may be of "
+            "images seen in training (give --val for a fair one)"
+        )
+    if parent is not None and new_count > HUGE_ADDITION * max(old_count, 1):
+        fresh = opening.config.model_copy(update={"from_": None, "lr": None, "lr_scale": None, "lr_schedule": None})
+        notes.append(
+            f"{new_count:,} new images are more than {HUGE_ADDITION} times the {old_count:,} old ones: a fresh model is "
+            f"probably better: {options.to_command(fresh)}"
+        )
+    described = ""
+    if parent is not None:
+        kind = f"run, {parent.run.status}" if parent.run else parent.state.format
+        step = f", step {parent.state.step:,}" if parent.state.step is not None else ""
+        described = f"{opening.config.from_} ({kind}{step})"
+    return Plan(
+        action="extend" if parent is not None else "start",
+        out=str(opening.path),
+        parent=described,
+        restored=live.summary,
+        images={
+            "total": len(manifest),
+            "old": old_count,
+            "new": new_count,
+            "train": len(manifest.train_rows()),
+            "validation": len(val),
+            "duplicates": facts.duplicates,
+            "quarantined": len(gathered.quarantine),
+        },
+        sides=sides,
+        card=card,
+        pixels_reason=reasons[0],
+        classes_reason=reasons[1],
+        rate=rate,
+        amount=amount,
+        loss=f"{loss.kind} ({loss.reason})",
+        optimizer=live.saved.class_name or "",
+        before=before,
+        options={options.flag_of(name): value for name, value in options.given(opening.given).items()},
+        notes=notes,
+    )
+
+
+def _plan_of_continuation(opening: Opening) -> Plan:
+    """The plan that a run has pinned."""
+    run = opening.run
+    if run is None:  # the caller has one
+        raise ValueError("no run to continue")
+    from kresume.checkpoints import snapshot
+
+    state, _ = snapshot.newest_snapshot(run.snapshots)
+    record = run.record
+    pinned = record["plan"]
+    return Plan(
+        action="continue",
+        out=str(run.path),
+        parent=f"its own snapshot at step {state.step or 0:,}",
+        restored="",
+        images=record["images"],
+        sides=pinned["sides"],
+        card=Card.from_dict(record["card"]),
+        pixels_reason=pinned["pixels_reason"],
+        classes_reason=pinned["classes_reason"],
+        rate=rates.RatePlan.from_dict(record["rate"]),
+        amount=Amount.from_dict(record["amount"]),
+        loss=pinned["loss"],
+        optimizer=pinned["optimizer"],
+        before=record.get("before"),
+        options=pinned["options"],
+    )

@@ -1,0 +1,197 @@
+"""The learning rate: what the checkpoint trained at, what is used from here, and why.
+
+    plan = decide_rate(saved=state.rate, lr=1e-4, lr_scale=None, schedule=None, ...)
+    str(plan)      # "0.01 (checkpoint) -> 0.0001 by step 40, to 0 at step 790 (rewarm-cosine; ...)"
+
+Pure numbers: nothing here imports Keras until `RatePlan.keras_rate` builds the object for the optimizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from kresume.checkpoints.state import SavedRate
+from kresume.errors import UsageError
+
+Schedule = Literal["keep", "constant", "cosine", "rewarm-cosine", "plateau"]
+SCHEDULES: tuple[Schedule, ...] = ("keep", "constant", "cosine", "rewarm-cosine", "plateau")
+
+NEW_MODEL_RATE = 1e-3
+DEFAULT_RATES = {"adam": 1e-3, "adamw": 1e-3, "sgd": 1e-2, "rmsprop": 1e-3, "lion": 1e-3, "muon": 1e-3, "nadam": 1e-3}
+EXTEND_FACTOR = 0.3
+WARMUP_SHARE = 0.05
+LONGEST_WARMUP = 200
+SUSPICIOUS_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class RatePlan:
+    """The rate of a run.
+
+    Attributes:
+        checkpoint: the checkpoint's rate, or None for a new model.
+        peak: the rate that was asked for or decided: the peak of the schedule, or the rate that is held.
+        schedule: its name.
+        warmup_steps: steps of linear warm-up from `start` to `peak`.
+        steps: steps of the whole run.
+        start: the rate from which the warm-up rises.
+        reason: where the peak comes from.
+        saved: the checkpoint's own schedule, for `keep`.
+    """
+
+    checkpoint: float | None
+    peak: float
+    schedule: Schedule
+    warmup_steps: int
+    steps: int
+    start: float
+    reason: str
+    saved: Mapping[str, Any] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form, pinned in `run.json`."""
+        return {**vars(self), "saved": dict(self.saved) if self.saved else None}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> RatePlan:
+        """Reads the JSON form."""
+        return cls(**value)
+
+    def __str__(self) -> str:
+        before = f"{self.checkpoint:g} (checkpoint) -> " if self.checkpoint is not None else ""
+        by = f" by step {self.warmup_steps:,}" if self.warmup_steps else ""
+        if self.schedule == "keep" and self.saved:
+            return f"{before}goes on with the checkpoint's {self.saved['class_name']} (keep; {self.reason})"
+        if self.schedule in {"cosine", "rewarm-cosine"}:
+            hold = "--lr-schedule constant holds it"
+            return f"{before}{self.peak:g}{by}, to 0 at step {self.steps:,} ({self.schedule}; {self.reason}; {hold})"
+        if self.schedule == "plateau":
+            return f"{before}{self.peak:g}, lowered when val_loss stops falling (plateau; {self.reason})"
+        return f"{before}{self.peak:g}{by}, held ({self.schedule}; {self.reason})"
+
+    def keras_rate(self, origin: int) -> Any:
+        """The float or Keras schedule that makes this plan take effect.
+
+        Args:
+            origin: the optimizer's count of iterations when the run begins.
+
+        Raises:
+            UsageError: `keep`, and the checkpoint's schedule has ended at 0.
+        """
+        if self.schedule == "keep" and self.saved:
+            import keras
+
+            schedule = keras.optimizers.schedules.deserialize(dict(self.saved))
+            if float(schedule(origin)) <= 0.0:
+                raise UsageError(
+                    f"--lr-schedule keep: the checkpoint's {self.saved['class_name']} has ended at 0 after {origin:,} "
+                    "steps, nothing would be learned: give --lr F, or another --lr-schedule"
+                )
+            return schedule
+        from kresume.training.schedules import Cosine, Warmup
+
+        if self.schedule in {"cosine", "rewarm-cosine"}:
+            return Cosine(self.peak, self.steps, self.warmup_steps, self.start, 0.0, origin)
+        return Warmup(self.peak, self.warmup_steps, self.start, origin) if self.warmup_steps else self.peak
+
+
+def decide_rate(
+    *,
+    saved: SavedRate | None,
+    optimizer: str,
+    steps: int,
+    lr: float | None = None,
+    lr_scale: float | None = None,
+    schedule: str | None = None,
+    warmup_steps: int | None = None,
+    adds_images: bool = False,
+    shift: str | None = None,
+    interrupted: bool = False,
+) -> RatePlan:
+    """Decides the rate of a run.
+
+    Args:
+        saved: the checkpoint's rate, None for a new model.
+        optimizer: the optimizer's class, for its default rate.
+        steps: how many steps the run has.
+        lr: `--lr`, the rate or peak to use; always wins.
+        lr_scale: `--lr-scale`, a factor on the checkpoint's rate.
+        schedule: `--lr-schedule`.
+        warmup_steps: `--warmup-steps`; default a twentieth of the run, at most 200.
+        adds_images: whether images are added to what the checkpoint was trained on.
+        shift: why the new images call for the full rate (a probe's words), or None.
+        interrupted: the parent was interrupted: it goes on at its current rate.
+
+    Raises:
+        UsageError: options that contradict each other, or a rate that nobody can have meant.
+    """
+    if lr is not None and lr_scale is not None:
+        raise UsageError("--lr and --lr-scale both say the rate: give one of them")
+    if lr is not None and not lr > 0:
+        raise UsageError(f"--lr {lr:g}: a learning rate is above 0")
+    if lr_scale is not None and not lr_scale > 0:
+        raise UsageError(f"--lr-scale {lr_scale:g}: a factor is above 0")
+    if schedule is not None and schedule not in SCHEDULES:
+        raise UsageError(f"--lr-schedule {schedule}: use one of {', '.join(SCHEDULES)}")
+    if lr_scale is not None and saved is None:
+        raise UsageError("--lr-scale is a factor on the checkpoint's rate, and there is none: give --lr")
+    if schedule == "keep" and saved is None:
+        raise UsageError("--lr-schedule keep needs a checkpoint whose rate is known: give --lr and another schedule")
+    asked = lr is not None or lr_scale is not None
+    if schedule == "keep" and asked and saved is not None and saved.schedule is not None:
+        raise UsageError(
+            "--lr-schedule keep goes on with the checkpoint's schedule, which sets the rate: drop it or "
+            f"{'--lr' if lr is not None else '--lr-scale'}"
+        )
+    chosen: Schedule = next(
+        (name for name in SCHEDULES if name == schedule),
+        "cosine" if saved is None else "keep" if not asked and (interrupted or not adds_images) else "rewarm-cosine",
+    )
+    peak, reason = _peak(saved, optimizer, lr, lr_scale, chosen, adds_images, shift)
+    if chosen == "plateau" and warmup_steps:
+        raise UsageError("--lr-schedule plateau changes the rate itself: --warmup-steps does not go with it")
+    if warmup_steps is None:
+        warms = chosen in {"cosine", "rewarm-cosine"}
+        warmup_steps = min(LONGEST_WARMUP, max(1, round(WARMUP_SHARE * steps))) if warms and steps > 1 else 0
+    elif not 0 <= warmup_steps < steps:
+        raise UsageError(f"--warmup-steps {warmup_steps}: the run has {steps} steps; give fewer, 0 for none")
+    return RatePlan(
+        checkpoint=saved.value if saved else None,
+        peak=peak,
+        schedule=chosen,
+        warmup_steps=warmup_steps,
+        steps=steps,
+        start=0.0,
+        reason=reason,
+        saved=saved.schedule if saved and chosen == "keep" else None,
+    )
+
+
+def _peak(
+    saved: SavedRate | None,
+    optimizer: str,
+    lr: float | None,
+    lr_scale: float | None,
+    schedule: Schedule,
+    adds_images: bool,
+    shift: str | None,
+) -> tuple[float, str]:
+    if lr is not None:
+        return lr, "--lr"
+    default = DEFAULT_RATES.get(optimizer.lower(), NEW_MODEL_RATE)
+    if saved is None:
+        return default, f"the default of {optimizer}"
+    if lr_scale is not None:
+        return lr_scale * saved.value, f"--lr-scale {lr_scale:g}"
+    if saved.origin == "float" and saved.value < SUSPICIOUS_SHARE * default:
+        raise UsageError(
+            f"the checkpoint's rate is {saved.value:g}, under 1 % of {optimizer}'s default: it has probably decayed to "
+            f"there, and nothing would be learned. Give --lr (for example --lr {EXTEND_FACTOR * default:g})"
+        )
+    if schedule == "keep" or not adds_images:
+        return saved.value, "the checkpoint's"
+    if shift is not None:
+        return saved.value, f"the checkpoint's, in full: {shift}"
+    return EXTEND_FACTOR * saved.value, f"{EXTEND_FACTOR:g}x the checkpoint's: images were added"

@@ -1,0 +1,301 @@
+"""The story: load the checkpoint, update the data, adjust the parameters, resume, monitor.
+
+    result = train(config, reporter)        # the command line
+    run = resume("ckpt/", data=["old/"], add=["new/"], lr=1e-4, epochs=5)      # Python
+
+Read `train` from top to bottom; each line is a room of its own. A run begins as one directory that holds everything that
+was decided and a snapshot of step 0; from there on a run that was just made and one that was interrupted go the same way.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kresume import __version__, devices, files, runs
+from kresume import config as options
+from kresume.checkpoints import snapshot
+from kresume.checkpoints.state import Card, SavedOptimizer
+from kresume.config import TrainConfig
+from kresume.errors import KresumeError, RunError, Stopped
+from kresume.images.prepare import write_quarantine
+from kresume.lock import Lock
+from kresume.progress import Reporter
+from kresume.training.decisions import describe_scores
+from kresume.training.opening import Opening, open_out
+from kresume.training.plan import Draft, batch_size_of, make_draft
+from kresume.training.rates import RatePlan
+
+ARCHITECTURE = "architecture.json"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run came to: what `kresume train` prints last.
+
+    Attributes:
+        run: the run directory.
+        status: `"accepted"` or `"rejected"`.
+        step: the step of the result.
+        epochs: epochs trained.
+        before: the parent's scores, None for a new model.
+        after: the result's scores.
+        failures: snapshots or records that could not be written.
+    """
+
+    run: str
+    status: str
+    step: int
+    epochs: int
+    before: Mapping[str, Any] | None
+    after: Mapping[str, Any]
+    failures: tuple[str, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 5 if something could not be written."""
+        return 5 if self.failures else 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {**vars(self), "failures": list(self.failures), "exit_code": self.exit_code}
+
+    def __str__(self) -> str:
+        lines = [f"{self.run}: {self.status}, {self.epochs} epochs, result is step {self.step:,}"]
+        if self.before:
+            lines.append(f"before: {describe_scores(self.before)}")
+        lines.append(f"after:  {describe_scores(self.after)}")
+        lines.append(f"model:  {Path(self.run) / 'model.keras'}")
+        lines += [f"not written: {failure}" for failure in self.failures]
+        return "\n".join(lines)
+
+
+def resume(checkpoint: str | os.PathLike[str] | None = None, /, **arguments: Any) -> runs.Run:
+    """Extends a checkpoint (or trains a new model without one) and returns the finished run.
+
+    Args:
+        checkpoint: as `--from`: a run, a `.keras` file, a checkpoint directory or prefix; None for a new model.
+        **arguments: the options of `kresume train` with underscores, for example `data=["old/"]`, `add=["new/"]`,
+            `lr=1e-4`, `epochs=5`; `quiet=True` prints nothing.
+
+    Raises:
+        KresumeError: as its message says.
+    """
+    quiet = bool(arguments.pop("quiet", False))
+    result = train(options.from_arguments(checkpoint, arguments), Reporter(quiet=quiet))
+    return runs.open_run(result.run)
+
+
+def train(config: TrainConfig, reporter: Reporter) -> TrainResult:
+    """Trains: a new run, or an interrupted one to its end.
+
+    Raises:
+        Stopped: a signal asked for it; a snapshot was written, the same command continues.
+        KresumeError: as its message says.
+    """
+    opening = open_out(config)
+    reporter.say(f"run:      {opening.path}{_where_it_dies(opening.path)}")
+    if opening.run is not None:
+        return _continue(opening.run, opening, reporter)
+    draft = make_draft(opening, reporter, writes=True)
+    reporter.say(str(draft.plan).partition("\n")[2])
+    model = _adjust(draft, opening.config)
+    run = _create(opening, draft, model)
+    for quarantined in draft.gathered.quarantine:
+        reporter.say(f"set aside: {quarantined.path}: {quarantined.reason}")
+    return _carry_on(run, model, opening, reporter, continued=False)
+
+
+def _where_it_dies(path: Path) -> str:
+    """On Colab the machine's own disk dies with the session; a mounted drive does not."""
+    colab = "COLAB_RELEASE_TAG" in os.environ
+    mounted = str(path.resolve()).startswith("/content/drive/")
+    if not colab or mounted:
+        return ""
+    return "\nwarning: this disk dies with the Colab session; put --out on a mounted drive (/content/drive/...)"
+
+
+def _adjust(draft: Draft, config: TrainConfig) -> Any:
+    """Gives the restored model its new rate: another optimizer object, every slot and the iterations carried over."""
+    from kresume.models import averages, optimizers, rebuild
+
+    live = draft.live
+    wanted = _wanted_optimizer(live.saved, config)
+    optimizer = optimizers.make_optimizer(wanted, draft.plan.rate.keras_rate(live.iterations))
+    _compile(live.model, optimizer, draft.loss, draft.plan.card, batch_size_of(config), config)
+    rebuild.carry_optimizer(live.optimizer, live.model.optimizer)
+    if averages.uses_averages(live.model) and not getattr(live.optimizer, "use_ema", False):
+        averages.start_from_weights(live.model)
+    return live.model
+
+
+def _wanted_optimizer(saved: SavedOptimizer, config: TrainConfig) -> SavedOptimizer:
+    """The checkpoint's optimizer with what the options change about it."""
+    from kresume.models import optimizers
+
+    changes: dict[str, Any] = {}
+    if config.weight_decay is not None:
+        changes["weight_decay"] = config.weight_decay
+    if config.ema is not None:
+        changes |= {"use_ema": True, "ema_momentum": config.ema}
+    if config.accumulate is not None:
+        changes["gradient_accumulation_steps"] = config.accumulate if config.accumulate > 1 else None
+    return optimizers.with_config(saved, changes)
+
+
+def _compile(model: Any, optimizer: Any, loss: Any, card: Card, batch_size: int, config: TrainConfig) -> None:
+    from kresume.training import fit
+
+    model.compile(optimizer=optimizer, loss=loss.keras_loss(), metrics=[*loss.keras_metrics(), *(config.metric or ())])
+    classes = len(card.classes)
+    labels, dtype = ((batch_size, classes), "float32") if loss.one_hot else ((batch_size,), "int32")
+    fit.build(model, (batch_size, *card.image_size, 3), labels, dtype)
+
+
+def _create(opening: Opening, draft: Draft, model: Any) -> runs.Run:
+    """Makes the run directory, whole or not at all: what was decided, the images, and a snapshot of step 0."""
+    import keras
+
+    plan, config, parent = draft.plan, opening.config, draft.parent
+    optimizer = model.optimizer
+    record = {
+        "format": runs.FORMAT,
+        "kresume": __version__,
+        "status": "running",
+        "created": runs.now(),
+        "command": shlex.join(["kresume", *sys.argv[1:]]),
+        "generation": draft.generation,
+        "parent": None
+        if parent is None
+        else {
+            "path": os.path.relpath(parent.run.path if parent.run else str(config.from_), opening.path),
+            "format": parent.state.format,
+            "step": parent.state.step,
+            "digest": snapshot.digest_of(parent.state.arrays),
+        },
+        "given": options.given(opening.given),
+        "options": options.given(config),
+        "seed": config.seed or 0,
+        "backend": keras.config.backend(),
+        "fingerprint": devices.fingerprint(),
+        "card": {**plan.card.as_dict(), "lineage": {}},
+        "loss": draft.loss.as_dict(),
+        "optimizer": {
+            "class_name": type(optimizer).__name__,
+            "config": keras.saving.serialize_keras_object(optimizer)["config"],
+        },
+        "rate": plan.rate.as_dict(),
+        "amount": plan.amount.as_dict(),
+        "iterations": draft.live.iterations,
+        "base_step": (parent.state.step or 0) if parent is not None else 0,
+        "images": {**plan.images, "added": plan.images["new"]},
+        "manifest": draft.gathered.manifest.digest(),
+        "before": plan.before,
+        "plan": {
+            "sides": plan.sides,
+            "pixels_reason": plan.pixels_reason,
+            "classes_reason": plan.classes_reason,
+            "loss": plan.loss,
+            "optimizer": plan.optimizer,
+            "options": dict(plan.options),
+        },
+    }
+    if opening.aside:
+        runs.move_aside(opening.path)
+    elif opening.path.exists():
+        opening.path.rmdir()  # it is empty, or opening would have refused it
+    with files.new_directory(opening.path) as temporary:
+        files.write_json(temporary / runs.RECORD, record)
+        draft.gathered.manifest.write(temporary / "images.parquet")
+        write_quarantine(temporary / "quarantine.csv", draft.gathered.quarantine)
+        files.write_json(
+            temporary / ARCHITECTURE, {**keras.saving.serialize_keras_object(model), "compile_config": None}
+        )
+        snapshot.write_snapshot(
+            temporary / "snapshots",
+            0,
+            devices.read_state(model),
+            {**_fixed_records(record), **_progress_type()().as_dict(), "callbacks": {}},
+        )
+    return runs.open_run(opening.path)
+
+
+def _progress_type() -> Any:
+    from kresume.training.callbacks import Progress
+
+    return Progress
+
+
+def _fixed_records(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {"manifest": record["manifest"], "fingerprint": record["fingerprint"], "seed": record["seed"]}
+
+
+def _continue(run: runs.Run, opening: Opening, reporter: Reporter) -> TrainResult:
+    """Builds the model of an interrupted run as it was, and goes on."""
+    devices.select(opening.config.backend or run.record["backend"], opening.config.device)
+    devices.set_precision(opening.config.precision)
+    model = rebuild_model(run, opening.config)
+    return _carry_on(run, model, opening, reporter, continued=True)
+
+
+def rebuild_model(run: runs.Run, config: TrainConfig) -> Any:
+    """The compiled and built model of a run, with initial weights: its snapshots fit it by group and index."""
+    from kresume.models import build, optimizers
+    from kresume.models.losses import LossChoice
+
+    record = run.record
+    model = build.from_architecture(files.read_json(run.path / ARCHITECTURE), imports=config.imports or ())
+    saved = record["optimizer"]
+    rate = RatePlan.from_dict(record["rate"]).keras_rate(int(record["iterations"]))
+    optimizer = optimizers.make_optimizer(SavedOptimizer(saved["class_name"], saved["config"], 0), rate)
+    card = Card.from_dict(record["card"])
+    _compile(model, optimizer, LossChoice(**record["loss"]), card, int(record["amount"]["batch_size"]), config)
+    return model
+
+
+def _carry_on(run: runs.Run, model: Any, opening: Opening, reporter: Reporter, *, continued: bool) -> TrainResult:
+    """Trains from the newest snapshot to the end, under the run's lock, and leaves the result."""
+    from kresume.training.callbacks import StopRequest
+    from kresume.training.course import Course
+
+    config = opening.config
+    with Lock(run.path, take_over=bool(config.take_over), say=reporter.say) as lock, StopRequest() as stop:
+        course = Course(run, model, config, reporter, lock, stop)
+        if continued:
+            course.take_up()
+        run.event("continued" if continued else "started", fingerprint=devices.fingerprint(), step=course.progress.step)
+        try:
+            course.train()
+            finished = course.finish()
+        except Stopped as stopped:
+            run.update(status="interrupted")
+            run.event("stopped", step=course.progress.step, reason=str(stopped))
+            raise Stopped(f"{stopped}; continue with: {_continue_command(run)}", stopped.exit_code) from None
+        except OSError as error:
+            raise RunError(
+                f"{run.path} cannot be written ({error}): what its last snapshot holds is safe; make room or bring the "
+                f"disk back, then continue with: {_continue_command(run)}"
+            ) from error
+        except KresumeError as error:
+            run.update(status="interrupted")
+            run.event("failed", step=course.progress.step, reason=str(error))
+            raise
+    result = finished.record["result"]
+    return TrainResult(
+        run=str(run.path),
+        status=finished.status,
+        step=int(result["step"]),
+        epochs=course.progress.epoch,
+        before=run.record.get("before"),
+        after=result["scores"],
+        failures=tuple(course.failures),
+    )
+
+
+def _continue_command(run: runs.Run) -> str:
+    return f"kresume train --out {shlex.quote(str(run.path))}"

@@ -1,0 +1,79 @@
+"""The learning rate as a function of the step.
+
+    schedule = Cosine(start=0.0, peak=1e-4, warmup_steps=40, steps=790, origin=16431)
+    optimizer.learning_rate = schedule
+
+A restored optimizer keeps its count of `iterations` (Adam's bias correction needs it), so a schedule carries the count at
+which it begins, `origin`. Rates are computed in float32 by Keras operations inside the training step: what is printed and
+logged is read back from the same function.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable(package="kresume")
+class Cosine(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]  # keras is untyped
+    """A linear warm-up to a peak, then half a cosine down to `end` (Loshchilov & Hutter 2017, arXiv:1608.03983).
+
+    Args:
+        peak: the highest rate.
+        steps: batches from the beginning to the end of the decay; afterwards the rate stays at `end`.
+        warmup_steps: batches of linear warm-up, fewer than `steps`. Step 0 trains at `start + (peak - start) / warmup`.
+        start: the rate that the warm-up rises from.
+        end: the rate at the end.
+        origin: the optimizer's count of iterations at which the schedule begins.
+    """
+
+    def __init__(
+        self, peak: float, steps: int, warmup_steps: int = 0, start: float = 0.0, end: float = 0.0, origin: int = 0
+    ) -> None:
+        super().__init__()
+        if not 0 <= warmup_steps < steps:
+            raise ValueError(f"warmup_steps must be in [0, steps): got {warmup_steps} of {steps}")
+        self.peak = peak
+        self.steps = steps
+        self.warmup_steps = warmup_steps
+        self.start = start
+        self.end = end
+        self.origin = origin
+
+    def __call__(self, step: Any) -> Any:
+        done = ops.cast(step - ops.cast(self.origin, getattr(step, "dtype", "int64")), "float32")
+        warm = self.start + (self.peak - self.start) * (done + 1.0) / max(self.warmup_steps, 1)
+        share = ops.clip((done - self.warmup_steps) / (self.steps - self.warmup_steps), 0.0, 1.0)
+        decayed = self.end + 0.5 * (self.peak - self.end) * (1.0 + ops.cos(math.pi * share))
+        return ops.where(done < self.warmup_steps, warm, decayed)
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments, for Keras's serialization."""
+        names = ("peak", "steps", "warmup_steps", "start", "end", "origin")
+        return {name: getattr(self, name) for name in names}
+
+
+@keras.saving.register_keras_serializable(package="kresume")
+class Warmup(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]  # keras is untyped
+    """A linear warm-up to a rate that is then held. Arguments as for `Cosine`."""
+
+    def __init__(self, peak: float, warmup_steps: int, start: float = 0.0, origin: int = 0) -> None:
+        super().__init__()
+        if warmup_steps < 1:
+            raise ValueError(f"warmup_steps must be at least 1: got {warmup_steps}; use a plain float to hold a rate")
+        self.peak = peak
+        self.warmup_steps = warmup_steps
+        self.start = start
+        self.origin = origin
+
+    def __call__(self, step: Any) -> Any:
+        done = ops.cast(step - ops.cast(self.origin, getattr(step, "dtype", "int64")), "float32")
+        warm = self.start + (self.peak - self.start) * (done + 1.0) / self.warmup_steps
+        return ops.minimum(warm, self.peak) if self.peak >= self.start else ops.maximum(warm, self.peak)
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments, for Keras's serialization."""
+        return {name: getattr(self, name) for name in ("peak", "warmup_steps", "start", "origin")}

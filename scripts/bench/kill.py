@@ -1,0 +1,111 @@
+"""The reliability table: real processes, really killed at random instants, continued, compared by bytes.
+
+    python scripts/bench/kill.py --kills 100 --backend tensorflow
+
+One run is trained without interruption. Others, with the same options, are killed by SIGKILL at random instants (while
+they start, decide, train, score, write a snapshot or the result) and started again by the same command until they end.
+Counted: kills, runs that ended with the same bytes and the same metrics, steps replayed after the snapshot that was
+restored, snapshots that were found torn.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from kresume import runs
+from kresume.checkpoints import snapshot
+
+OPTIONS = "--image-size 12 --batch-size 8 --epochs 150 --snapshot-every 7 --ema 0.9 --monitor val_loss --augment strong"
+
+
+def write_pictures(folder: Path) -> None:
+    """Three classes of noise with a bright corner each."""
+    rng = np.random.default_rng(0)
+    for label in range(3):
+        (folder / str(label)).mkdir(parents=True)
+        for index in range(16):
+            picture = rng.integers(0, 120, (16, 16, 3)).astype(np.uint8)
+            picture[4 * label : 4 * label + 6, :8] += 100
+            Image.fromarray(picture).save(folder / str(label) / f"{index}.png")
+
+
+def result(path: Path) -> tuple[str, list[dict]]:
+    """The digest of every array of the result, and the lines without their wall-clock fields."""
+    step = runs.open_run(path).result_step()
+    arrays = snapshot.read_snapshot(snapshot.snapshot_path(path / "snapshots", step)).arrays
+    lines = runs.read_metrics(path / "metrics.jsonl")
+    for line in lines:
+        line.pop("time"), line.pop("images_per_second")
+    return snapshot.digest_of(arrays), lines
+
+
+def updates_beyond_plan(path: Path) -> int:
+    """How many more updates the optimizer counted than the result's step: what a replay adds."""
+    step = runs.open_run(path).result_step()
+    arrays = snapshot.read_snapshot(snapshot.snapshot_path(path / "snapshots", step)).arrays
+    return int(arrays["optimizer/0"]) - step
+
+
+def main() -> None:
+    """Prints one row of the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--backend", default="tensorflow")
+    parser.add_argument("--longest", type=float, default=14.0, help="a process is killed within so many seconds")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    rng = random.Random(arguments.seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_pictures(folder / "data")
+        environment = {**os.environ, "KERAS_BACKEND": arguments.backend, "KRESUME_CACHE": str(folder / "cache")}
+        base = [sys.executable, "-m", "kresume", "train", "--data", str(folder / "data"), *OPTIONS.split(), "--out"]
+
+        def start(out: Path) -> subprocess.Popen:
+            return subprocess.Popen([*base, str(out)], env=environment, stderr=subprocess.PIPE, text=True)
+
+        whole = start(folder / "whole")
+        told = whole.communicate()[1]
+        if whole.returncode:
+            sys.exit(told)
+        expected = result(folder / "whole")
+        kills = ended = equal = torn = replayed = 0
+        while kills < arguments.kills:
+            out = folder / f"run-{ended}"
+            while True:
+                process = start(out)
+                try:
+                    told = process.communicate(timeout=rng.uniform(0.5, arguments.longest))[1]
+                except subprocess.TimeoutExpired:
+                    process.send_signal(signal.SIGKILL)
+                    process.communicate()
+                    kills += 1
+                    continue
+                if process.returncode:
+                    sys.exit(f"{out} ended with {process.returncode}: {told}")
+                break
+            ended += 1
+            equal += result(out) == expected
+            events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+            torn += sum(event["event"] == "snapshot damaged" for event in events)
+            replayed += updates_beyond_plan(out)
+            shutil.rmtree(out)
+            sys.stderr.write(f"{time.strftime('%H:%M:%S')} kills {kills}, runs {ended}, equal {equal}\n")
+        print("| backend | kills | runs that ended | ended with equal bytes | steps replayed | snapshots found torn |")
+        print("|---|---|---|---|---|---|")
+        print(f"| {arguments.backend} | {kills} | {ended} | {equal} | {replayed} | {torn} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Small real folders of pictures, a cache of the session's own, and the backend that KERAS_BACKEND names."""
+
+import os
+import shutil
+from pathlib import Path
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import pytest
+
+from kresume.progress import Reporter
+
+CLASSES = ("circle", "square", "stripes")
+
+
+def draw(label: str, seed: int, size: int = 20) -> np.ndarray:
+    """A noisy picture of a shape, `(size, size, 3) uint8`; every seed gives other bytes."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:size, :size]
+    centre = size / 2 + rng.uniform(-2, 2, 2)
+    if label == "circle":
+        shape = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 < (size / 3) ** 2
+    elif label == "square":
+        shape = (abs(rows - centre[0]) < size / 4) & (abs(columns - centre[1]) < size / 4)
+    else:
+        shape = (columns + rng.integers(4)) % 4 < 2
+    picture = np.where(shape[..., None], 200, 40) + rng.integers(-30, 30, (size, size, 3))
+    return np.clip(picture, 0, 255).astype(np.uint8)
+
+
+def write_pictures(folder: Path, count: int, first_seed: int, classes: tuple[str, ...] = CLASSES) -> Path:
+    """Writes `count` PNG files for each class."""
+    from PIL import Image
+
+    for place, label in enumerate(classes):
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            seed = first_seed + 1000 * place + index
+            Image.fromarray(draw(label, seed)).save(folder / label / f"{seed}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """`old/` with 8 and `new/` with 6 pictures of each of three classes; read-only by convention."""
+    folder = tmp_path_factory.mktemp("pictures")
+    write_pictures(folder / "old", 8, 0)
+    write_pictures(folder / "new", 6, 100)
+    write_pictures(folder / "val", 3, 200)
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Decoded pictures go to a cache of this session."""
+    os.environ["KRESUME_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def quiet():
+    """A reporter that says nothing."""
+    return Reporter(quiet=True)
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch, pictures):
+    """An empty current directory with `old`, `new` and `val` in it."""
+    for name in ("old", "new", "val"):
+        shutil.copytree(pictures / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """The folder with real pictures: `KRESUME_TEST_DATA`, else `../shared/data` beside the repository."""
+    default = Path(__file__).parents[2] / "shared" / "data"
+    path = Path(os.environ.get("KRESUME_TEST_DATA", default))
+    if not (path / "signdigits").is_dir():
+        pytest.skip(f"no real pictures at {path}: set KRESUME_TEST_DATA")
+    return path

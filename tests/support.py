@@ -1,0 +1,94 @@
+"""Kill a run anywhere, continue it, compare bytes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from kresume import runs
+from kresume.checkpoints import snapshot
+from kresume.config import from_arguments
+from kresume.progress import Reporter
+from kresume.training.resume import train
+
+TINY = {"image_size": "12", "batch_size": 5, "epochs": 2, "val_split": 0.25}
+
+
+def run_training(checkpoint=None, **arguments):
+    """Trains in this process, silently, and returns the result."""
+    return train(from_arguments(checkpoint, arguments), Reporter(quiet=True))
+
+
+def lines_without_time(path: Path) -> list[dict]:
+    """`metrics.jsonl` without its wall-clock fields."""
+    wall_clock = {"time", "images_per_second"}
+    lines = runs.read_metrics(path / "metrics.jsonl")
+    return [{name: value for name, value in line.items() if name not in wall_clock} for line in lines]
+
+
+def result_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Every array of the result's snapshot."""
+    step = runs.open_run(path).result_step()
+    return dict(snapshot.read_snapshot(snapshot.snapshot_path(path / "snapshots", step)).arrays)
+
+
+def assert_same_bytes(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    """Both hold the same names, types, shapes and bytes."""
+    assert sorted(one) == sorted(other)
+    for name, array in one.items():
+        assert array.dtype == other[name].dtype, name
+        assert array.shape == other[name].shape, name
+        assert array.tobytes() == other[name].tobytes(), name
+
+
+def kill_at_every_snapshot(monkeypatch, tmp_path, places=None, **arguments):
+    """Trains once to the end, keeping every snapshot; then, for each, a run that was killed right after it.
+
+    Args:
+        places: which snapshots to go back to, as indices into their list; None for all.
+
+    Returns:
+        How many continuations were compared.
+    """
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshot, "prune_snapshots", lambda *_: None)
+        whole = Path(run_training(out=str(tmp_path / "whole"), snapshot_every="1", **arguments).run)
+    expected, expected_lines = result_arrays(whole), lines_without_time(whole)
+    taken = snapshot.list_snapshots(whole / "snapshots")
+    chosen = taken if places is None else [taken[place] for place in places]
+    for number, (_, last) in enumerate(chosen):
+        killed = tmp_path / f"killed-{number}"
+        shutil.copytree(whole, killed)
+        make_interrupted(killed, last.name)
+        run_training(out=str(killed))
+        assert_same_bytes(expected, result_arrays(killed))
+        assert lines_without_time(killed) == expected_lines, last.name
+        assert_same_model(whole, killed)
+        shutil.rmtree(killed)
+    return len(chosen)
+
+
+def make_interrupted(path: Path, last: str) -> None:
+    """Makes a finished run what it was at the instant after it had written the snapshot `last`."""
+    later = False
+    for _, folder in snapshot.list_snapshots(path / "snapshots"):
+        if later:
+            shutil.rmtree(folder)
+        later = later or folder.name == last
+    for name in ("model.keras", "evaluation.json"):
+        (path / name).unlink()
+    record = json.loads((path / "run.json").read_text())
+    for name in ("result", "best", "finished"):
+        record.pop(name, None)
+    record["status"] = "running"
+    (path / "run.json").write_text(json.dumps(record))
+
+
+def assert_same_model(one: Path, other: Path) -> None:
+    """The weights in two results' `model.keras` have equal bytes."""
+    from kresume.checkpoints.read import read_checkpoint
+
+    assert_same_bytes(
+        dict(read_checkpoint(one / "model.keras").arrays), dict(read_checkpoint(other / "model.keras").arrays)
+    )

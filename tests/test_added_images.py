@@ -1,0 +1,368 @@
+"""The main job: train, then resume from a checkpoint with more images."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import kresume
+from kresume import runs
+from kresume.checkpoints.read import read_checkpoint
+from kresume.errors import CheckpointError, ConfigMismatch, ImagesError, NothingNew, RunError, UsageError
+from kresume.evaluation.evaluate import evaluate
+from kresume.images.manifest import Manifest
+from tests.conftest import write_pictures
+from tests.support import TINY, assert_same_bytes, lines_without_time, result_arrays, run_training
+
+OTHER = {"tensorflow": "jax", "jax": "tensorflow"}
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory, pictures):
+    """A finished first training."""
+    folder = tmp_path_factory.mktemp("parent")
+    run_training(out=str(folder / "1-shapes"), data=[str(pictures / "old")], **TINY)
+    return folder / "1-shapes"
+
+
+def test_a_first_training_leaves_a_complete_run(parent):
+    """Every file of the run directory is there, and the record says what was done."""
+    run = runs.open_run(parent)
+    assert (run.status, run.generation, run.record["parent"]) == ("accepted", 0, None)
+    names = {path.name for path in parent.iterdir()}
+    assert {"run.json", "images.parquet", "metrics.jsonl", "events.jsonl", "model.keras", "evaluation.json"} <= names
+    assert "lock.json" not in names
+    lines = runs.read_metrics(run.metrics)
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert lines[-1]["lr"] == 0.0
+    assert lines[-1]["all"] == run.record["result"]["scores"]["all"]
+
+
+def test_extending_a_run_remembers_its_images(parent, tmp_path, pictures):
+    """Old images need not be given; new ones get their origin; the rate asked for is the rate that trains."""
+    out = tmp_path / "2-shapes"
+    result = run_training(
+        str(parent), add=[str(pictures / "new")], lr=1e-4, lr_schedule="constant", epochs=1, out=str(out)
+    )
+    table, before = Manifest.read(out / "images.parquet"), Manifest.read(parent / "images.parquet")
+    assert np.bincount(table.origins).tolist() == [24, 18]
+    sides = dict(zip(table.sha256s.tolist(), table.is_val.tolist(), strict=True))
+    assert all(sides[key] == side for key, side in zip(before.sha256s.tolist(), before.is_val.tolist(), strict=True))
+    run = runs.open_run(out)
+    assert run.generation == 1
+    assert run.parent_path() == parent
+    assert run.record["rate"] | {"reason": ""} == run.record["rate"] | {"reason": "", "peak": 1e-4, "checkpoint": 1e-3}
+    assert runs.read_metrics(run.metrics)[-1]["lr"] == pytest.approx(1e-4)
+    assert result.before["old"]["images"] > 0
+    assert result.before["new"]["images"] > 0
+    iterations = int(result_arrays(out)["optimizer/0"])
+    assert iterations == int(result_arrays(parent)["optimizer/0"]) + run.result_step()
+
+
+def test_every_option_not_given_is_the_parents(parent, tmp_path, pictures):
+    """Batch size and image size come from the parent; epochs and rate do not."""
+    out = tmp_path / "2-shapes"
+    run_training(str(parent), add=[str(pictures / "new")], out=str(out), epochs=1)
+    record = runs.open_run(out).record
+    assert record["options"]["batch_size"] == 5
+    assert record["card"]["image_size"] == [12, 12]
+    assert record["amount"]["epochs"] == 1
+    assert record["rate"]["schedule"] == "rewarm-cosine"
+
+
+def test_slots_and_iterations_survive_a_change_of_the_rate(parent, tmp_path, pictures):
+    """The first snapshot of an extension holds the parent's optimizer to the last bit, whatever the new schedule."""
+    from kresume.checkpoints import snapshot
+
+    for schedule in ("constant", "cosine"):
+        out = tmp_path / schedule
+        patch = pytest.MonkeyPatch()
+        patch.setattr(snapshot, "prune_snapshots", lambda *_: None)
+        run_training(str(parent), add=[str(pictures / "new")], lr=1e-5, lr_schedule=schedule, epochs=1, out=str(out))
+        patch.undo()
+        first = snapshot.read_snapshot(out / "snapshots" / "step-00000000").arrays
+        before = result_arrays(parent)
+        for group in ("trainable", "non_trainable"):
+            names = [name for name in before if name.startswith(f"{group}/")]
+            assert_same_bytes({name: before[name] for name in names}, {name: first[name] for name in names})
+        slots = [first[f"optimizer/{i}"].tobytes() for i in range(sum(name.startswith("optimizer/") for name in first))]
+        theirs = [
+            before[f"optimizer/{i}"].tobytes() for i in range(sum(name.startswith("optimizer/") for name in before))
+        ]
+        assert [slot for slot in slots if slot in theirs][: len(theirs)] == theirs
+
+
+def test_a_bare_file_of_ours_explains_itself(parent, tmp_path, pictures):
+    """`model.keras` knows its classes and pixels; its images must be given."""
+    bare = parent / "model.keras"
+    with pytest.raises(UsageError, match="remembers no images"):
+        run_training(str(bare), out=str(tmp_path / "a"))
+    with pytest.raises(ImagesError, match=r"only new images .*--data OLD.*--from RUN"):
+        run_training(str(bare), add=[str(pictures / "new")], out=str(tmp_path / "a"))
+    result = run_training(
+        str(bare),
+        data=[str(pictures / "old")],
+        add=[str(pictures / "new")],
+        lr_scale=0.1,
+        epochs=1,
+        out=str(tmp_path / "b"),
+        batch_size=5,
+    )
+    record = runs.open_run(result.run).record
+    assert record["rate"]["peak"] == pytest.approx(1e-4)
+    assert record["card"]["classes"] == ["circle", "square", "stripes"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"add": ["old"]}, NothingNew, "nothing new: all 24 images"),
+        ({"add": ["zebras"]}, ImagesError, r"does not know: zebra \(2 images\).*--grow"),
+        ({"add": ["new"], "classes": "a,b,c"}, UsageError, "relabelling"),
+        ({"add": ["new"], "image_size": "16"}, UsageError, "fixed at 12x12"),
+        ({"add": ["new"], "optimizer": "sgd"}, UsageError, "sgd:reset"),
+        ({"add": ["new"], "lr": 1e-3, "lr_scale": 0.5}, UsageError, "give one of them"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_is_written(workplace, parent, arguments, error, words):
+    """No run is made by a command that was refused."""
+    write_pictures(workplace / "zebras", 2, 900, ("zebra",))
+    with pytest.raises(error, match=words):
+        run_training(str(parent), **arguments)
+    assert not (workplace / "runs").exists()
+
+
+def test_the_same_growing_folder_can_be_added_every_week(workplace):
+    """Origin goes by content: what is known stays old; the folder of runs means the newest accepted one."""
+    run_training(data=["old"], **TINY, out="runs/1-shapes")
+    write_pictures(workplace / "inbox", 3, 400)
+    run_training("runs", add=["inbox"], epochs=1)
+    write_pictures(workplace / "inbox", 2, 500)
+    result = run_training("runs", add=["inbox"], epochs=1)
+    assert Path(result.run).name == "3-shapes"
+    assert np.bincount(Manifest.read(Path(result.run) / "images.parquet").origins).tolist() == [24, 9, 6]
+    with pytest.raises(NothingNew):
+        run_training("runs", add=["inbox"], epochs=1)
+    names = [Path(line.path).name for line in kresume.lineage("runs/3-shapes").generations]
+    assert names == ["3-shapes", "2-shapes", "1-shapes"]
+
+
+def test_out_that_holds_something_else(workplace, parent):
+    """Other options for a run that stands: an error that lists them and gives the command that extends it."""
+    import shutil
+
+    shutil.copytree(parent, workplace / "run")
+    with pytest.raises(ConfigMismatch, match=r"--epochs: 2 -> 3.*kresume train --from run"):
+        run_training(out="run", data=["old"], **{**TINY, "epochs": 3})
+    result = run_training(out="run", data=["old"], overwrite=True, **TINY)
+    assert result.status == "accepted"
+    assert (workplace / "run.before-1" / "model.keras").is_file()
+
+
+def test_or_new_starts_where_nothing_is_there(workplace, capfd):
+    """The words of many scripts, in the first line."""
+    from kresume.config import from_arguments
+    from kresume.progress import Reporter
+    from kresume.training.resume import train
+
+    train(from_arguments("checkpoint.keras", {"or_new": True, "data": ["old"], **TINY}), Reporter())
+    told = capfd.readouterr().err
+    assert "no checkpoint at checkpoint.keras: starting with initial weights" in told
+
+
+def test_the_same_command_without_out_continues_the_newest_interrupted_run(workplace):
+    """No --out: a run of the same options is continued, a finished one gets a successor."""
+    from tests.support import make_interrupted
+
+    first = Path(run_training(data=["old"], **TINY).run)
+    make_interrupted(first, "none")
+    again = Path(run_training(data=["old"], **TINY).run)
+    assert first == again
+    third = Path(run_training(data=["old"], **TINY).run)
+    assert third.name.startswith("2-")
+
+
+def test_a_missing_backend_package_is_named(monkeypatch):
+    """The pip command that brings it."""
+    import importlib.util
+
+    from kresume import devices
+    from kresume.errors import MissingPackage
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingPackage, match="pip install jax"):
+        devices.select("jax")
+
+
+def test_a_plan_writes_nothing_and_says_what_train_does(workplace, parent):
+    """Rate, images, amount and the parent's score, before anything happens."""
+    before = sorted(workplace.rglob("*"))
+    plan = kresume.plan(str(parent), add=["new"], lr=1e-4, quiet=True)
+    assert sorted(workplace.rglob("*")) == before
+    assert "0.001 (checkpoint) -> 0.0001" in str(plan)
+    assert (plan.images["old"], plan.images["new"]) == (24, 18)
+    assert plan.before["all"]["accuracy"] is not None
+    json.dumps(plan.as_dict())
+    result = run_training(str(parent), add=["new"], lr=1e-4)
+    record = runs.open_run(result.run).record
+    assert record["rate"] == plan.rate.as_dict()
+    assert record["amount"] == plan.amount.as_dict()
+    assert record["before"] == plan.before
+
+
+def test_evaluate_scores_as_the_run_did(parent, pictures):
+    """The same images give the scores of the run's last line; RUN@last is its snapshot."""
+    evaluation = evaluate(parent, pictures / "old")
+    assert evaluation.scores["all"]["images"] == 24
+    with pytest.raises(CheckpointError, match=r"no such snapshot; there are last, best"):
+        evaluate(f"{parent}@3", pictures / "old")
+    assert set(evaluation.as_dict()) >= {"all", "old", "new", "classes"}
+
+
+FOREIGN = """
+import sys, numpy as np, keras
+keras.utils.set_random_seed(0)
+data = keras.utils.image_dataset_from_directory(sys.argv[1], image_size=(12, 12), batch_size=6, seed=1, verbose=False)
+model = keras.Sequential([keras.Input((12, 12, 3)), keras.layers.Conv2D(8, 3, activation="relu"),
+                          keras.layers.BatchNormalization(momentum=0.8), keras.layers.Flatten(),
+                          keras.layers.Dense(3)])
+loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+model.compile(keras.optimizers.Adam(1e-2), loss)
+model.fit(data, epochs=25, verbose=0)
+model.save(sys.argv[2])
+"""
+
+
+def test_a_foreign_model_is_fed_what_it_was_trained_on(tmp_path, pictures):
+    """Pixels are found by scoring the parent on its images, printed with the losers, and pinned; the loss is its own."""
+    (tmp_path / "foreign.py").write_text(FOREIGN)
+    path = tmp_path / "foreign.keras"
+    subprocess.run([sys.executable, tmp_path / "foreign.py", pictures / "old", path], check=True, env=os.environ)
+    result = run_training(
+        str(path),
+        data=[str(pictures / "old")],
+        add=[str(pictures / "new")],
+        lr=1e-3,
+        epochs=1,
+        out=str(tmp_path / "run"),
+        batch_size=6,
+    )
+    record = runs.open_run(result.run).record
+    assert record["card"]["pixels"] == "0-255"
+    assert "-1-1 gives" in record["plan"]["pixels_reason"]
+    assert record["loss"]["from_logits"] is True
+    assert result.before["old"]["accuracy"] == 1.0
+
+
+def command(folder, *arguments, backend=None):
+    environment = {**os.environ, "KERAS_BACKEND": backend or os.environ["KERAS_BACKEND"]}
+    return [sys.executable, "-m", "kresume", *map(str, arguments)], {"cwd": folder, "env": environment}
+
+
+def test_trained_under_one_backend_extended_under_the_other(parent, tmp_path, pictures):
+    """The parent's state is the same to the last bit under the other backend, and training goes on from it."""
+    other = OTHER[os.environ["KERAS_BACKEND"]]
+    arguments, options = command(
+        tmp_path,
+        "train",
+        "--from",
+        parent,
+        "--add",
+        pictures / "new",
+        "--backend",
+        other,
+        "--epochs",
+        1,
+        "--out",
+        "run",
+        "--snapshot-every",
+        "1",
+        backend=other,
+    )
+    subprocess.run(arguments, check=True, capture_output=True, **options)
+    record = runs.open_run(tmp_path / "run").record
+    assert record["backend"] == other
+    assert record["parent"]["step"] == runs.open_run(parent).result_step()
+    ours = evaluate(parent, pictures / "val").scores["all"]
+    here = evaluate(tmp_path / "run" / "model.keras", pictures / "val").scores["all"]
+    assert ours["images"] == here["images"] == 9
+    table = dict(read_checkpoint(tmp_path / "run" / "model.keras").arrays)
+    assert int(table["optimizer/vars/0"]) == record["parent"]["step"] + record["result"]["step"]
+
+
+def test_sigkill_in_the_middle_and_the_same_command_again(tmp_path, pictures):
+    """A real process, really killed: run again, it ends with the bytes of one that was not."""
+    arguments = [
+        "train",
+        "--data",
+        pictures / "old",
+        "--image-size",
+        12,
+        "--batch-size",
+        5,
+        "--epochs",
+        40,
+        "--snapshot-every",
+        3,
+    ]
+    whole, options = command(tmp_path, *arguments, "--out", "whole")
+    subprocess.run(whole, check=True, capture_output=True, **options)
+    killed, options = command(tmp_path, *arguments, "--out", "killed")
+    process = subprocess.Popen(killed, stderr=subprocess.DEVNULL, **options)
+    snapshots = tmp_path / "killed" / "snapshots"
+    while process.poll() is None and not list(snapshots.glob("step-0000002*")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert runs.open_run(tmp_path / "killed").status == "running"
+    done = subprocess.run(killed, check=True, capture_output=True, text=True, **options)
+    assert "continuing at step" in done.stderr
+    assert_same_bytes(result_arrays(tmp_path / "whole"), result_arrays(tmp_path / "killed"))
+    assert lines_without_time(tmp_path / "whole") == lines_without_time(tmp_path / "killed")
+
+
+def test_sigterm_writes_a_snapshot_and_says_how_to_go_on(tmp_path, pictures):
+    """Exit 75, the command that continues, and no step lost."""
+    arguments = [
+        "train",
+        "--data",
+        pictures / "old",
+        "--image-size",
+        12,
+        "--batch-size",
+        5,
+        "--epochs",
+        200,
+        "--out",
+        "run",
+    ]
+    full, options = command(tmp_path, *arguments)
+    process = subprocess.Popen(full, stderr=subprocess.PIPE, text=True, **options)
+    while process.poll() is None and len(runs.read_metrics(tmp_path / "run" / "metrics.jsonl")) < 2:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate()
+    assert process.returncode == 75, told
+    assert "snapshot written; continue with: kresume train --out run" in told
+    run = runs.open_run(tmp_path / "run")
+    assert run.status == "interrupted"
+    assert "stopped" in (tmp_path / "run" / "events.jsonl").read_text()
+
+
+def test_two_processes_on_one_run(tmp_path, pictures, parent):
+    """The second is refused with the holder's pid, and disturbs nothing."""
+    import shutil
+
+    from kresume.lock import Lock
+    from tests.support import make_interrupted
+
+    shutil.copytree(parent, tmp_path / "run")
+    make_interrupted(tmp_path / "run", "none")
+    with Lock(tmp_path / "run"), pytest.raises(RunError, match=f"being trained by pid {os.getpid()}"):
+        run_training(out=str(tmp_path / "run"))

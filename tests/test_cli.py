@@ -1,0 +1,156 @@
+"""The command line: help that teaches, one-line errors with the way on, exit codes, nothing half written."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from kresume import cli, config
+from kresume.errors import UsageError
+
+
+def run(*arguments):
+    """Runs a command line in this process and gives its exit code."""
+    with pytest.raises(SystemExit) as left:
+        cli.main([str(argument) for argument in arguments])
+    return left.value.code
+
+
+def refused(capsys, code, *arguments):
+    """The one line of an error; checks the exit code."""
+    assert run(*arguments) == code
+    lines = capsys.readouterr().err.strip().splitlines()
+    error = [line for line in lines if line.startswith("kresume: ")]
+    assert len(error) == 1, lines
+    return error[0]
+
+
+@pytest.mark.parametrize("command", sorted(cli.cli.commands))
+def test_every_command_teaches(capsys, command):
+    """Each has help with an example."""
+    assert run(command, "--help") == 0
+    out = capsys.readouterr().out
+    assert f"kresume {command}" in out
+    assert len(out.splitlines()) > 5
+
+
+def test_help_shows_the_daily_options_and_help_all_every_one(capsys):
+    """A dozen for the daily work; the rest grouped behind --help-all."""
+    run("train", "--help")
+    short = capsys.readouterr().out
+    run("train", "--help-all")
+    full = capsys.readouterr().out
+    flags = {config.flag_of(name) for name in config.TrainConfig.model_fields}
+    assert {flag for flag in flags if f"\n  {flag} " in full} == flags
+    daily = {flag for flag in flags if f"\n  {flag} " in short}
+    assert {"--from", "--data", "--add", "--lr", "--out", "--epochs", "--model"} <= daily
+    assert len(daily) < 16
+
+
+def test_help_and_usage_errors_import_nothing_heavy():
+    """`kresume --help` must answer at once; a usage error too."""
+    script = (
+        "import sys\n"
+        "from kresume import cli\n"
+        "for arguments in (['--help'], ['train', '--help'], ['train', '--lr0', '1'], ['log', 'nowhere'], ['train']):\n"
+        "    try:\n"
+        "        cli.main(arguments)\n"
+        "    except SystemExit:\n"
+        "        pass\n"
+        "print(sorted({'tensorflow', 'keras', 'jax', 'sklearn', 'pyarrow'} & set(sys.modules)), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["train"], 2, "no images to train on: give --data"),
+        (["train", "--resume"], 2, "no option --resume: an interrupted run continues by the same command"),
+        (["train", "--resume-from-checkpoint=x"], 2, "that is --from PATH"),
+        (["train", "--imgsz", "64"], 2, "that is --image-size"),
+        (["train", "--epoch", "3"], 2, "did you mean --epochs?"),
+        (["train", "--grow"], 2, "not in this version"),
+        (["trian"], 2, "no command trian: did you mean train?"),
+        (["train", "--data", "nowhere"], 1, "no such path: nowhere"),
+        (["train", "--data", "empty"], 1, "empty is empty"),
+        (["train", "--data", "old/circle"], 1, "no class folders"),
+        (["train", "--from", "nowhere", "--data", "old"], 1, "no checkpoint at nowhere"),
+        (["train", "--from", "gone/ckpt", "--or-new", "--data", "old"], 2, "is the drive mounted?"),
+        (["train", "--from", "notes.txt", "--data", "old"], 1, "no checkpoint that can be read"),
+        (["train", "--from", "cut.keras", "--data", "old"], 1, "truncated or damaged"),
+        (["train", "--from", "old", "--out", "old"], 2, "never written over by its child"),
+        (["train", "--data", "old", "--out", "old"], 1, "which is no run"),
+        (["train", "--data", "old", "--backend", "torch"], 2, "--backend"),
+        (["train", "--data", "old", "--lr", "fast"], 2, "--lr"),
+        (["train", "--data", "old", "--lr", "-1"], 2, "above 0"),
+        (["train", "--data", "old", "--epochs", "0"], 2, "at least 1"),
+        (["train", "--data", "old", "--image-size", "big"], 2, "give N or HEIGHTxWIDTH"),
+        (["train", "--data", "old", "--config", "typo.yaml"], 2, "no option learning-rat: that is lr F"),
+        (["train", "--data", "old", "--set", "epochz=3"], 2, "did you mean epochs?"),
+        (["train", "--data", "old", "--model", "resnet"], 1, "use convnet, applications:NAME"),
+        (["train", "--data", "old", "--classes", "a,b"], 1, "class folders that the model does not know"),
+        (["train", "--data", "old", "--classes", "a,a"], 2, "stands twice: a"),
+        (["train", "--data", "old", "--snapshot-every", "often"], 2, "a whole number of steps"),
+        (["train", "--data", "old", "--monitor", "val_los"], 2, "did you mean val_loss?"),
+        (["train", "--out", "runs/none"], 2, "no run to continue"),
+        (["eval", "nowhere", "--data", "old"], 1, "no checkpoint at nowhere"),
+        (["inspect", "notes.txt"], 1, "no checkpoint that can be read"),
+        (["log", "nowhere"], 1, "no run at nowhere"),
+        (["demo", "--dir", "old"], 1, "is not empty"),
+    ],
+)
+def test_a_mistake_is_one_line_with_the_way_on(workplace, capsys, arguments, code, words):
+    """What is wrong, where, what was expected; the exit code of its kind; and nothing is left behind."""
+    (workplace / "empty").mkdir()
+    (workplace / "notes.txt").write_text("hello")
+    (workplace / "cut.keras").write_bytes(b"PK\x03\x04 and no more")
+    (workplace / "typo.yaml").write_text("learning-rat: 0.1\n")
+    before = sorted(path.name for path in workplace.iterdir())
+    assert words in refused(capsys, code, *arguments)
+    assert sorted(path.name for path in workplace.iterdir()) == before
+
+
+def test_ctrl_c_before_training_is_exit_130(capsys, monkeypatch):
+    """No traceback for a person who changes their mind."""
+    from kresume import runs
+
+    def interrupt(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "lineage", interrupt)
+    assert "Ctrl-C" in refused(capsys, 130, "log")
+
+
+def test_flags_win_over_set_which_wins_over_the_file(tmp_path):
+    """Three places, one order."""
+    (tmp_path / "story.yaml").write_text("lr: 1e-4\nepochs: 3\nadd: inbox/\nbatch-size: 8\n")
+    made = config.resolve({"epochs": 5, "data": ()}, str(tmp_path / "story.yaml"), ["batch_size=16", "epochs=4"])
+    assert config.given(made) == {"lr": 1e-4, "epochs": 5, "add": ["inbox/"], "batch_size": 16}
+
+
+def test_a_command_can_be_written_down():
+    """`to_command` gives what a shell would have to be told."""
+    made = config.from_arguments("runs/1 a", {"add": ["x", "y"], "lr": 1e-4, "or_new": True})
+    assert config.to_command(made) == "kresume train --from 'runs/1 a' --or-new --add x --add y --lr 0.0001"
+
+
+def test_pythons_keywords_are_checked_like_flags():
+    """A typo in a keyword is named with the nearest option."""
+    with pytest.raises(UsageError, match="did you mean epochs"):
+        config.from_arguments(None, {"epoch": 3})
+    with pytest.raises(UsageError, match="--lr slow"):
+        config.from_arguments(None, {"lr": "slow"})
+    assert config.from_arguments(None, {"classes": ["a", "b"], "image_size": (3, 4)}).classes == "a,b"
+
+
+def test_every_story_in_configs_is_valid(request):
+    """The YAML files that we ship parse, and their header gives the command."""
+    stories = sorted((request.config.rootpath / "configs").glob("*.yaml"))
+    assert len(stories) == 3
+    for story in stories:
+        assert config.given(config.resolve({}, str(story)))
+        assert f"kresume train --config configs/{story.name}" in story.read_text()
+    json.dumps([config.given(config.resolve({}, str(story))) for story in stories])

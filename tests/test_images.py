@@ -1,0 +1,431 @@
+"""Sources, decoding, cache, manifest, pipeline: what to learn from, read once and merged without surprises."""
+
+import hashlib
+import io
+import os
+import shutil
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kresume.errors import ImagesError, UsageError
+from kresume.images import augment, conventions, decode, manifest, pipeline
+from kresume.images.cache import Cache
+from kresume.images.decode import DecodeSpec
+from kresume.images.order import Order
+from kresume.images.prepare import prepare
+from kresume.images.reader import PictureReader
+from kresume.images.sources import list_images
+from tests.conftest import CLASSES, write_pictures
+
+SPEC = DecodeSpec(12, 12)
+
+
+def encoded(array, kind="PNG", **options):
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, kind, **options)
+    return file.getvalue()
+
+
+def gradient(height=40, width=60):
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([rows * 255 // height, columns * 255 // width, rows * 0 + 80], axis=-1).astype(np.uint8)
+
+
+# Sources
+
+
+def test_class_folders_are_listed_in_a_fixed_order(pictures, quiet):
+    """Sorted names are the classes; every file has its label and source."""
+    listing = list_images([pictures / "old"], quiet)
+    assert listing.classes == CLASSES
+    assert len(listing.files) == 24
+    assert {found.label for found in listing.files} == set(CLASSES)
+    assert list(listing.files) == list(list_images([pictures / "old"], quiet).files)
+
+
+def test_litter_is_passed_over_and_other_files_are_counted(tmp_path, quiet):
+    """Hidden files and litter vanish; a text file beside the pictures is left out and said so; no ending is no reason."""
+    write_pictures(tmp_path, 2, 0, ("a", "b"))
+    for name in (".DS_Store", "Thumbs.db", "notes.txt"):
+        (tmp_path / "a" / name).write_bytes(b"x")
+    shutil.move(tmp_path / "a" / "0.png", tmp_path / "a" / "picture without ending")
+    listing = list_images([tmp_path], quiet)
+    assert len(listing.files) == 4
+    assert any("1 .txt" in note for note in listing.notes)
+
+
+def test_an_unpacked_archives_top_folder_and_split_folders_are_understood(tmp_path, quiet):
+    """One top folder is skipped; train, val and test are splits, test is left out and named."""
+    for split in ("train", "validation", "test"):
+        write_pictures(tmp_path / "archive" / split, 2, 0, ("a", "b"))
+    listing = list_images([tmp_path], quiet)
+    assert listing.classes == ("a", "b")
+    assert {found.split for found in listing.files} == {"train", "val"}
+    assert any("test/ was left out" in note for note in listing.notes)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: None, "no such path"),
+        (lambda path: path.mkdir(), "is empty"),
+        (lambda path: path.write_bytes(b"x"), "is a file, not a folder"),
+        (lambda path: (path.mkdir(), (path / "a.png").write_bytes(b"x")), "no class folders"),
+        (lambda path: (path / "a").mkdir(parents=True), "no picture in them"),
+    ],
+)
+def test_what_is_no_source_says_what_was_expected(tmp_path, quiet, make, words):
+    """Each wrong path is one error that says what to give."""
+    make(tmp_path / "source")
+    with pytest.raises(ImagesError, match=words):
+        list_images([tmp_path / "source"], quiet)
+
+
+# Decoding
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_exif_orientation_is_applied_inside_the_graph(orientation, kind):
+    """A turned picture is decoded as it was seen, by TensorFlow operations alone."""
+    import tensorflow as tf
+
+    exif = Image.Exif()
+    exif[decode.ORIENTATION_TAG] = orientation
+    options = {"quality": 95} if kind == "JPEG" else {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(gradient(), kind, exif=exif, **options)
+    assert int(decode.orientation(tf.constant(data))) == orientation
+    from PIL import ImageOps
+
+    upright = (
+        ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB").resize((12, 12), Image.Resampling.BOX)
+    )
+    difference = abs(decode.decode(data, SPEC).pixels.astype(int) - np.asarray(upright).astype(int)).mean()
+    assert difference < 3
+
+
+def test_bilinear_is_what_keras_loads(pictures):
+    """`--interpolation bilinear` gives the pixels of image_dataset_from_directory, rounded."""
+    import keras
+
+    data = keras.utils.image_dataset_from_directory(
+        pictures / "old", image_size=(12, 12), shuffle=False, batch_size=1, verbose=False
+    )
+    paths = data.file_paths
+    for path, (images, _) in zip(paths[:4], data, strict=False):
+        with open(path, "rb") as file:
+            ours = decode.decode(file.read(), DecodeSpec(12, 12, interpolation="bilinear")).pixels
+        np.testing.assert_array_equal(ours, np.round(np.asarray(images)[0]).astype(np.uint8))
+
+
+@pytest.mark.parametrize("resize", decode.RESIZES)
+@pytest.mark.parametrize("interpolation", decode.INTERPOLATIONS)
+@pytest.mark.parametrize("size", [(6, 9), (200, 31), (12, 300)])
+def test_every_way_of_resizing_gives_the_size_asked_for(resize, interpolation, size):
+    """Shrinking, enlarging, and both at once."""
+    picture = decode.decode(encoded(gradient(*size)), DecodeSpec(30, 50, resize, interpolation)).pixels
+    assert picture.shape == (30, 50, 3)
+    assert picture.max() > 100
+
+
+def test_padding_is_black_and_cropping_keeps_the_middle():
+    """`pad` keeps the whole picture between black bars, `crop` cuts the longer sides."""
+    wide = np.full((20, 40, 3), 200, np.uint8)
+    wide[:, :10] = 0
+    padded = decode.decode(encoded(wide), DecodeSpec(20, 20, "pad")).pixels
+    assert padded[:5].max() == 0
+    assert padded[10, 15, 0] == 200
+    cropped = decode.decode(encoded(wide), DecodeSpec(20, 20, "crop")).pixels
+    assert (cropped == 200).all()
+
+
+def test_every_nasty_file_ends_decoded_or_with_a_reason(real_data):
+    """77 files that decoders trip over: no crash, no bomb, a reason for each that is refused."""
+    decoded, reasons = 0, []
+    for path in sorted((real_data / "nasty").iterdir()):
+        if path.suffix in {".csv", ".md"}:
+            continue
+        try:
+            picture = decode.decode(path.read_bytes(), SPEC)
+        except ImagesError as error:
+            reasons.append(str(error))
+            continue
+        assert picture.pixels.shape == (12, 12, 3)
+        decoded += 1
+    assert all(5 < len(reason) < 300 for reason in reasons)
+    assert decoded + len(reasons) == 77
+    assert decoded >= 50
+
+
+def test_a_bomb_is_refused_by_its_header():
+    """More pixels than the limit are never decoded."""
+    with pytest.raises(ImagesError, match="more than the limit of 100"):
+        decode.read_header(encoded(gradient()), max_pixels=100)
+
+
+# Cache and the prepare pass
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return Cache.open(SPEC, tmp_path / "cache")
+
+
+def test_each_picture_is_decoded_once_in_its_life(pictures, cache, quiet):
+    """Adding k pictures to n decodes exactly k; an unchanged folder is not even read."""
+    old, new = list_images([pictures / "old"], quiet), list_images([pictures / "new"], quiet)
+    first = prepare(old.files, SPEC, cache, quiet)
+    assert (first.decoded, first.read) == (24, 24)
+    second = prepare(old.files, SPEC, cache, quiet)
+    assert (second.decoded, second.read) == (0, 0)
+    assert [image.facts for image in first.images] == [image.facts for image in second.images]
+    both = prepare((*old.files, *new.files), SPEC, cache, quiet)
+    assert (both.decoded, both.read) == (18, 18)
+
+
+def test_the_cache_holds_exactly_what_decoding_gives(pictures, cache, quiet):
+    """Trained from the cache or from the files: the same bytes."""
+    files = list_images([pictures / "old"], quiet).files
+    prepared = prepare(files, SPEC, cache, quiet)
+    table = manifest.merge(None, prepared, None, None, classes=CLASSES, val_split=None, generation=0).manifest
+    rows = np.arange(len(table))
+    cached = PictureReader(table, SPEC, Cache.open(SPEC, cache.folder.parent))(rows)
+    streamed = PictureReader(table, SPEC, None)(rows)
+    assert cached.tobytes() == streamed.tobytes()
+
+
+def test_a_damaged_cache_is_noticed_before_it_trains(pictures, cache, quiet):
+    """A flipped byte in a shard is an error that says what to do, not a wrong picture."""
+    files = list_images([pictures / "old"], quiet).files
+    prepared = prepare(files, SPEC, cache, quiet)
+    (shard,) = cache.folder.glob("*.bin")
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    again = Cache.open(SPEC, cache.folder.parent)
+    with pytest.raises(ImagesError, match=r"damaged .*remove that folder"):
+        again.read(again.find([image.facts.sha256 for image in prepared.images]))
+
+
+def test_what_cannot_be_read_is_set_aside_with_its_reason(tmp_path, cache, quiet):
+    """A web page, an empty and a truncated file are quarantined; the others train."""
+    write_pictures(tmp_path / "source", 2, 0, ("a", "b"))
+    (tmp_path / "source/a/page.jpg").write_bytes(b"<!DOCTYPE html><html>404</html>")
+    (tmp_path / "source/a/empty.jpg").write_bytes(b"")
+    whole = encoded(gradient(200, 200), "JPEG")
+    (tmp_path / "source/b/cut.jpg").write_bytes(whole[: len(whole) // 2])
+    prepared = prepare(list_images([tmp_path / "source"], quiet).files, SPEC, cache, quiet)
+    assert len(prepared.images) == 4
+    reasons = {os.path.basename(row.path): row.reason for row in prepared.quarantine}
+    assert set(reasons) == {"page.jpg", "empty.jpg", "cut.jpg"}
+    assert "web page" in reasons["page.jpg"]
+
+
+def test_a_changed_file_is_read_again(tmp_path, cache, quiet):
+    """Size and time decide: a file that was replaced gets its new content."""
+    write_pictures(tmp_path / "source", 1, 0, ("a",))
+    (path,) = (tmp_path / "source/a").iterdir()
+    before = prepare(list_images([tmp_path / "source"], quiet).files, SPEC, cache, quiet)
+    time.sleep(0.01)
+    path.write_bytes(encoded(gradient()))
+    after = prepare(list_images([tmp_path / "source"], quiet).files, SPEC, cache, quiet)
+    assert after.decoded == 1
+    assert before.images[0].facts.sha256 != after.images[0].facts.sha256
+
+
+def test_a_torn_shard_does_not_count(pictures, cache, quiet):
+    """A shard whose bytes are cut, or that has no index, is decoded again."""
+    files = list_images([pictures / "old"], quiet).files
+    prepare(files, SPEC, cache, quiet)
+    (shard,) = cache.folder.glob("*.bin")
+    shard.write_bytes(shard.read_bytes()[:-1])
+    again = Cache.open(SPEC, cache.folder.parent)
+    assert len(again) == 0
+    assert prepare(files, SPEC, again, quiet).decoded == 24
+
+
+def test_the_limit_removes_the_oldest_shards_of_other_sizes(pictures, tmp_path, quiet):
+    """The cache stays within its limit; what is open here stays."""
+    files = list_images([pictures / "old"], quiet).files
+    other = Cache.open(DecodeSpec(16, 16), tmp_path / "cache")
+    prepare(files, other.spec, other, quiet)
+    small = Cache.open(SPEC, tmp_path / "cache", limit_bytes=24 * 12 * 12 * 3 + 100)
+    prepare(files, SPEC, small, quiet)
+    assert not list(other.folder.glob("*.bin"))
+    assert len(Cache.open(SPEC, tmp_path / "cache")) == 24
+
+
+# Manifest
+
+
+def merged(quiet, parent=None, *, data=None, add=None, val=None, generation=0, val_split=0.25, classes=CLASSES):
+    prepared = [
+        prepare(list_images([path], quiet).files, SPEC, None, quiet) if path else None for path in (data, add, val)
+    ]
+    return manifest.merge(parent, *prepared, classes=classes, val_split=val_split, generation=generation)
+
+
+def test_an_images_side_is_decided_once(pictures, tmp_path, quiet):
+    """Adding images, moving folders and another split never change the side of what is recorded."""
+    first = merged(quiet, data=pictures / "old").manifest
+    moved = tmp_path / "moved"
+    shutil.copytree(pictures / "old", moved)
+    second = merged(quiet, first, data=moved, add=pictures / "new", generation=1, val_split=0.9).manifest
+    sides = dict(zip(second.sha256s.tolist(), second.is_val.tolist(), strict=True))
+    for sha256, side in zip(first.sha256s.tolist(), first.is_val.tolist(), strict=True):
+        assert sides[sha256] == side
+
+
+def test_old_and_new_are_told_apart_by_content(pictures, tmp_path, quiet):
+    """What the parent knows keeps its origin, although it is given again among the new ones."""
+    first = merged(quiet, data=pictures / "old").manifest
+    growing = tmp_path / "inbox"
+    shutil.copytree(pictures / "old", growing)
+    shutil.copytree(pictures / "new", growing, dirs_exist_ok=True)
+    result = merged(quiet, first, add=growing, generation=1)
+    assert (result.facts.added, result.facts.known) == (18, 24)
+    assert np.bincount(result.manifest.origins).tolist() == [24, 18]
+
+
+def test_the_same_images_elsewhere_are_the_same_manifest(pictures, tmp_path, quiet):
+    """The digest, and so the order of training, depends on contents and labels, not on paths."""
+    shutil.copytree(pictures / "old", tmp_path / "elsewhere")
+    here, there = merged(quiet, data=pictures / "old"), merged(quiet, data=tmp_path / "elsewhere")
+    assert here.manifest.digest() == there.manifest.digest()
+
+
+def test_exact_duplicates_count_once_and_conflicts_are_left_out(tmp_path, quiet):
+    """A copy under the same label is one image; under another label neither is used, and it is named."""
+    write_pictures(tmp_path, 3, 0, ("a", "b"))
+    shutil.copy(tmp_path / "a" / "0.png", tmp_path / "a" / "copy.png")
+    shutil.copy(tmp_path / "a" / "1.png", tmp_path / "b" / "wrong.png")
+    result = merged(quiet, data=tmp_path, classes=("a", "b"), val_split=None)
+    assert len(result.manifest) == 5
+    assert result.facts.duplicates == 2
+    assert [(label, other) for _, label, other in result.facts.conflicts] == [("b", "a")]
+    assert any("two labels" in note for note in result.facts.notes)
+
+
+def test_every_class_gets_a_validation_image(pictures, quiet):
+    """A split too small to reach a class takes one image of it; nothing is ever scored 0 of 0 by accident."""
+    table = merged(quiet, data=pictures / "old", val_split=0.001).manifest
+    assert np.bincount(table.labels[table.val_rows()], minlength=3).tolist() == [1, 1, 1]
+
+
+def test_validation_images_given_apart_never_train(pictures, quiet):
+    """`--val` sends newcomers to validation; without a split everything else trains."""
+    table = merged(quiet, data=pictures / "old", val=pictures / "val", val_split=None).manifest
+    assert len(table.val_rows()) == 9
+    assert len(table.train_rows()) == 24
+    assert not set(table.sha256s[table.val_rows()]) & set(table.sha256s[table.train_rows()])
+
+
+def test_unknown_class_folders_are_counted_not_trained(tmp_path, quiet):
+    """A label that is no class is reported, and none of its images enters the table."""
+    write_pictures(tmp_path, 2, 0, ("circle", "zebra"))
+    result = merged(quiet, data=tmp_path)
+    assert result.facts.unknown == {"zebra": 2}
+    assert len(result.manifest) == 2
+
+
+def test_a_manifest_survives_its_file(pictures, tmp_path, quiet):
+    """Written and read back it is the same table, classes and order included."""
+    table = merged(quiet, data=pictures / "old").manifest
+    table.write(tmp_path / "images.parquet")
+    again = manifest.Manifest.read(tmp_path / "images.parquet")
+    assert again.digest() == table.digest()
+    assert again.table.equals(table.table)
+    (tmp_path / "images.parquet").write_bytes(b"no parquet")
+    with pytest.raises(ImagesError, match="restore it from a copy"):
+        manifest.Manifest.read(tmp_path / "images.parquet")
+
+
+# Conventions, augmentation, pipeline
+
+
+@pytest.mark.parametrize(("name", "mode"), [("-1-1", "tf"), ("caffe", "caffe"), ("torch", "torch")])
+def test_conventions_are_those_of_keras(name, mode):
+    """Same arithmetic as keras.applications' preprocess_input, alone and inside tf.data."""
+    import keras
+    import tensorflow as tf
+
+    images = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 3)).astype(np.uint8)
+    theirs = keras.applications.imagenet_utils.preprocess_input(images.astype("float32"), mode=mode)
+    to_model = conventions.to_model_function(name)
+    np.testing.assert_allclose(np.asarray(to_model(images)), np.asarray(theirs), atol=1e-5)
+    (streamed,) = tf.data.Dataset.from_tensors(images).map(to_model)
+    np.testing.assert_allclose(np.asarray(streamed), np.asarray(to_model(images)), atol=1e-6)
+
+
+def test_a_convention_of_ones_own(tmp_path):
+    """FILE.py:FUNCTION is loaded and given float pictures."""
+    (tmp_path / "mine.py").write_text("def halve(images):\n    return images / 2\n")
+    to_model = conventions.to_model_function(f"{tmp_path / 'mine.py'}:halve")
+    assert float(np.asarray(to_model(np.full((1, 1, 1, 3), 9, np.uint8))).max()) == 4.5
+    with pytest.raises(UsageError, match="no function"):
+        conventions.to_model_function(f"{tmp_path / 'mine.py'}:nothing")
+    with pytest.raises(UsageError, match="use auto, 0-255"):
+        conventions.to_model_function("0-2")
+
+
+@pytest.fixture
+def table(pictures, quiet):
+    return merged(quiet, data=pictures / "old", val_split=None).manifest
+
+
+def digests(table, start, count, preset="light", mixup=0.0):
+    rows = table.train_rows()
+    data = pipeline.training_dataset(
+        PictureReader(table, SPEC, None),
+        rows,
+        table.labels[rows],
+        Order(3, len(rows), 5),
+        start_step=start,
+        image_size=(12, 12),
+        pixels=conventions.to_model_function("0-1"),
+        augment=augment.augmenter(preset, 3, mixup),
+        one_hot=3 if mixup else None,
+    )
+    batches = [(images.numpy(), labels.numpy()) for images, labels in data.take(count)]
+    return [hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest() for images, labels in batches]
+
+
+@pytest.mark.parametrize(("preset", "mixup"), [("none", 0.0), ("light", 0.0), ("strong", 0.2)])
+def test_the_stream_from_any_step_is_the_rest_of_the_whole(table, preset, mixup):
+    """Started at step 4 it gives the bytes that the whole gives from there: augmentation knows its position."""
+    assert digests(table, 4, 5, preset, mixup) == digests(table, 0, 9, preset, mixup)[4:]
+
+
+def test_augmentation_still_takes_our_seeds(table):
+    """Keras calls the hook through which positions become seeds: pictures of two positions differ, of one never."""
+    assert len(set(digests(table, 0, 6, "light"))) == 6
+    assert digests(table, 0, 1, "light") != digests(table, 0, 1, "none")
+    pinned = augment.augmenter("strong", 1, 0.2)
+    import tensorflow as tf
+
+    images = tf.ones((2, 12, 12, 3)) * tf.reshape(tf.range(12.0), (1, 12, 1, 1)) * 20
+    labels = tf.eye(2)
+    one, same, other = (pinned(images, labels, tf.constant(position, tf.int64))[0].numpy() for position in (8, 8, 16))
+    assert one.tobytes() == same.tobytes()
+    assert one.tobytes() != other.tobytes()
+
+
+def test_scoring_sees_each_image_once(table):
+    """Padded batches of one shape; what is padding is not counted."""
+    reader, rows = PictureReader(table, SPEC, None), np.arange(13)
+    batches = list(pipeline.scoring_batches(reader, rows, 5, conventions.to_model_function("0-255")))
+    assert [(images.shape, count) for images, count in batches] == [((5, 12, 12, 3), 5)] * 2 + [((5, 12, 12, 3), 3)]
+    seen = np.concatenate([images[:count] for images, count in batches])
+    np.testing.assert_array_equal(seen, reader(rows).astype("float32"))
+
+
+def test_a_picture_that_changed_since_is_an_error_not_another_picture(tmp_path, quiet):
+    """Without a cache a file is checked against its recorded hash each time it is drawn."""
+    write_pictures(tmp_path, 2, 0, ("a", "b"))
+    table = merged(quiet, data=tmp_path, classes=("a", "b"), val_split=None).manifest
+    (tmp_path / "a" / "0.png").write_bytes(encoded(gradient()))
+    with pytest.raises(ImagesError, match="has changed since it was recorded"):
+        PictureReader(table, SPEC, None)(np.arange(4))

@@ -1,0 +1,83 @@
+"""One process at a time on a run, and a lock left by the dead is no obstacle."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from kresume.errors import RunError
+from kresume.lock import NAME, STALE_SECONDS, Lock, is_alive, process_start, read_holder
+
+
+def leave_lock(run, **changes):
+    holder = {"host": "elsewhere", "pid": 1, "start": "1", "token": "x", "heartbeat": time.time(), **changes}
+    (run / NAME).write_text(json.dumps(holder))
+
+
+def test_a_second_process_is_refused_with_host_and_pid(tmp_path):
+    """While a living process on this host holds the run, another is told who it is."""
+    with Lock(tmp_path, host="here"), pytest.raises(RunError, match=f"pid {os.getpid()} on here"):
+        Lock(tmp_path, host="here").acquire()
+    assert read_holder(tmp_path) is None
+
+
+def test_a_lock_of_a_dead_process_on_this_host_is_taken(tmp_path):
+    """A pid that no longer runs, or that started at another time, holds nothing."""
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    process.wait()
+    leave_lock(tmp_path, host="here", pid=process.pid)
+    with Lock(tmp_path, host="here"):
+        assert read_holder(tmp_path)["pid"] == os.getpid()
+    leave_lock(tmp_path, host="here", pid=os.getpid(), start="12345")
+    with Lock(tmp_path, host="here"):
+        assert read_holder(tmp_path)["start"] == process_start(os.getpid())
+
+
+def test_a_silent_lock_of_another_host_is_waited_for_with_a_countdown(tmp_path):
+    """A machine that is gone lets go three minutes after its last heartbeat; the wait is announced."""
+    leave_lock(tmp_path, heartbeat=time.time() - 100)
+    clock = [time.time()]
+    said = []
+
+    def sleep(seconds):
+        clock[0] += seconds
+
+    with Lock(tmp_path, host="here", say=said.append, clock=lambda: clock[0], sleep=sleep):
+        assert "waiting 80 s" in said[0]
+        assert "--take-over" in said[0]
+
+
+def test_a_living_lock_of_another_host_is_respected(tmp_path):
+    """A heartbeat that moves during the wait means that the other machine is alive."""
+    leave_lock(tmp_path)
+
+    def sleep(seconds):
+        leave_lock(tmp_path, heartbeat=time.time() + 5)
+
+    with pytest.raises(RunError, match="pid 1 on elsewhere"):
+        Lock(tmp_path, host="here", sleep=sleep).acquire()
+
+
+def test_take_over_goes_on_at_once_and_the_old_holder_notices(tmp_path):
+    """`--take-over` does not wait; the process that lost the run may commit nothing more."""
+    new = Lock(tmp_path, host="here", take_over=True, sleep=lambda seconds: pytest.fail("waited"))
+    with Lock(tmp_path, host="there") as old, new, pytest.raises(RunError, match="taken over"):
+        old.check()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"host": 1}', b"\xff\xfe"])
+def test_a_torn_lock_file_is_no_obstacle(tmp_path, content):
+    """A lock file that a dying machine left half written holds nothing."""
+    (tmp_path / NAME).write_bytes(content)
+    with Lock(tmp_path):
+        assert read_holder(tmp_path)["pid"] == os.getpid()
+
+
+def test_another_hosts_heartbeat_decides(tmp_path):
+    """On another host pid and start time mean nothing; three minutes of silence do."""
+    holder = {"host": "elsewhere", "pid": os.getpid(), "start": "", "heartbeat": 1000.0}
+    assert is_alive(holder, host="here", clock=lambda: 1000.0 + STALE_SECONDS - 1)
+    assert not is_alive(holder, host="here", clock=lambda: 1000.0 + STALE_SECONDS + 1)

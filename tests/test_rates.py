@@ -1,0 +1,125 @@
+"""The rate that is asked for is the rate that trains."""
+
+import pytest
+
+from kresume.checkpoints.state import SavedRate
+from kresume.errors import UsageError
+from kresume.training.rates import RatePlan, decide_rate
+
+FLOAT = SavedRate(1e-2, "float")
+DECAY = {
+    "class_name": "ExponentialDecay",
+    "config": {"initial_learning_rate": 1e-2, "decay_steps": 100, "decay_rate": 0.5, "staircase": False, "name": "d"},
+}
+SCHEDULE = SavedRate(1e-2, "schedule", DECAY)
+
+
+def decide(saved=FLOAT, **changes):
+    return decide_rate(**{"saved": saved, "optimizer": "Adam", "steps": 800, "adds_images": True, **changes})
+
+
+@pytest.mark.parametrize("saved", [FLOAT, SCHEDULE, SavedRate(3e-3, "run")])
+@pytest.mark.parametrize("schedule", [None, "constant", "cosine", "rewarm-cosine", "plateau"])
+def test_lr_always_wins(saved, schedule):
+    """With `--lr` the peak is that number, whatever the checkpoint had and whatever the schedule."""
+    plan = decide(saved, lr=1e-4, schedule=schedule)
+    assert plan.peak == 1e-4
+    assert plan.checkpoint == saved.value
+    assert "1e-4" in str(plan) or "0.0001" in str(plan)
+
+
+@pytest.mark.parametrize("saved", [FLOAT, SCHEDULE])
+def test_lr_scale_is_a_factor_on_the_checkpoints_rate(saved):
+    """`--lr-scale 0.1` on 1e-2 gives 1e-3."""
+    assert decide(saved, lr_scale=0.1).peak == pytest.approx(1e-3)
+
+
+def test_added_images_rewarm_to_a_third_of_the_checkpoints_rate():
+    """Without `--lr`, images added: rewarm-cosine to 0.3x."""
+    plan = decide()
+    assert (plan.schedule, plan.peak, plan.warmup_steps) == ("rewarm-cosine", pytest.approx(3e-3), 40)
+
+
+def test_a_shift_calls_for_the_full_rate():
+    """A probe that finds the parent worse on new images raises the peak to the checkpoint's rate, and says so."""
+    plan = decide(shift="a probe finds it at 50 % on new images")
+    assert plan.peak == 1e-2
+    assert "a probe finds" in str(plan)
+
+
+def test_an_interrupted_parent_keeps_its_rate():
+    """An interrupted training goes on at its current rate."""
+    plan = decide(interrupted=True)
+    assert (plan.schedule, plan.peak) == ("keep", 1e-2)
+
+
+def test_keep_carries_the_checkpoints_schedule():
+    """`keep` on a schedule uses that schedule, as the file had it."""
+    plan = decide(SCHEDULE, schedule="keep")
+    assert plan.saved == DECAY
+    assert "ExponentialDecay" in str(plan)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"lr": 1e-3, "lr_scale": 0.1}, "give one of them"),
+        ({"lr": 0.0}, "above 0"),
+        ({"lr": float("nan")}, "above 0"),
+        ({"lr_scale": -1.0}, "above 0"),
+        ({"schedule": "kosine"}, "use one of keep"),
+        ({"saved": None, "lr_scale": 0.1}, "there is none"),
+        ({"saved": None, "schedule": "keep"}, "give --lr"),
+        ({"saved": SCHEDULE, "schedule": "keep", "lr": 1e-3}, "drop it or --lr"),
+        ({"warmup_steps": 800}, "has 800 steps"),
+        ({"schedule": "plateau", "warmup_steps": 10}, "does not go with it"),
+        ({"saved": SavedRate(1e-6, "float")}, "probably decayed"),
+    ],
+)
+def test_what_contradicts_itself_is_a_usage_error(changes, words):
+    """Options that cannot all take effect are refused with the way on."""
+    with pytest.raises(UsageError, match=words):
+        decide(**changes)
+
+
+def test_a_plan_survives_json():
+    """`run.json` pins the plan: reading it back gives the same plan."""
+    plan = decide(SCHEDULE, schedule="keep")
+    assert RatePlan.from_dict(plan.as_dict()) == plan
+
+
+def test_the_optimizer_trains_at_the_rate_of_the_plan():
+    """First step, peak and end, read from a Keras optimizer whose iterations were carried over."""
+    import keras
+    import numpy as np
+
+    plan = decide(lr=1e-4)
+    optimizer = keras.optimizers.Adam(plan.keras_rate(origin=16431))
+    weight = keras.Variable(np.zeros(1, "float32"))
+    optimizer.build([weight])
+
+    def rate_at(step):
+        optimizer._iterations.assign(16431 + step)
+        return float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+
+    assert rate_at(0) == pytest.approx(1e-4 / 40, rel=1e-5)
+    assert rate_at(39) == pytest.approx(1e-4, rel=1e-5)
+    assert rate_at(40) == pytest.approx(1e-4, rel=1e-5)
+    assert rate_at(420) == pytest.approx(0.5e-4, rel=1e-4)
+    assert rate_at(800) == 0.0
+
+
+def test_keep_on_a_schedule_that_has_ended_is_refused():
+    """A schedule that ended at 0 would train nothing: an error, not a silent night."""
+    ended = {"class_name": "CosineDecay", "config": {"initial_learning_rate": 1e-2, "decay_steps": 100, "alpha": 0.0}}
+    plan = decide(SavedRate(1e-2, "schedule", ended), schedule="keep")
+    with pytest.raises(UsageError, match="has ended at 0 after 100"):
+        plan.keras_rate(origin=100)
+
+
+def test_a_held_rate_warms_up_and_stays():
+    """`constant` with a warm-up rises to the rate and holds it; without one it is the plain float."""
+    assert decide(lr=1e-4, schedule="constant").keras_rate(origin=5) == 1e-4
+    schedule = decide(lr=1e-4, schedule="constant", warmup_steps=10).keras_rate(origin=5)
+    assert float(schedule(5)) == pytest.approx(1e-5)
+    assert float(schedule(1000)) == pytest.approx(1e-4)

@@ -1,0 +1,276 @@
+"""Promise 1: every variable is accounted for, in either backend, across them."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+
+from kresume.checkpoints.inspect import describe
+from kresume.checkpoints.read import read_checkpoint
+from kresume.checkpoints.state import Card, SavedOptimizer
+from kresume.errors import CheckpointError, RestoreError
+from kresume.models import build, optimizers, rebuild, restore
+from kresume.models.restore import keras_names
+from tests.support import assert_same_bytes
+
+WRITER = """
+import pathlib, sys, numpy as np, keras
+
+folder = pathlib.Path(sys.argv[1])
+rng = np.random.default_rng(0)
+images, labels = rng.uniform(0, 255, (16, 12, 12, 3)).astype("float32"), rng.integers(0, 3, 16)
+rate = 1e-2
+OPTIMIZERS = {
+    "adamw": lambda: keras.optimizers.AdamW(rate),
+    "sgd": lambda: keras.optimizers.SGD(rate, momentum=0.9),
+    "schedule": lambda: keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(rate, 100)),
+    "ema": lambda: keras.optimizers.AdamW(rate, use_ema=True),
+    "accumulate": lambda: keras.optimizers.AdamW(rate, gradient_accumulation_steps=2),
+}
+for name, make in OPTIMIZERS.items():
+    keras.utils.set_random_seed(1)
+    inner = keras.Sequential([keras.layers.Conv2D(4, 3), keras.layers.BatchNormalization(), keras.layers.Dropout(0.5)])
+    inputs = keras.Input((12, 12, 3))
+    x = keras.layers.Flatten()(inner(keras.layers.Rescaling(1 / 255)(inputs)))
+    model = keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(x))
+    model.compile(make(), "sparse_categorical_crossentropy")
+    model.fit(images, labels, epochs=3, batch_size=8, verbose=0)
+    model.save(folder / f"{name}.keras")
+    if keras.config.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.train.Checkpoint(model=model, optimizer=model.optimizer).save(str(folder / f"{name}-checkpoint" / "ckpt"))
+        manager = tf.train.CheckpointManager(tf.train.Checkpoint(net=model), str(folder / f"{name}-manager"), max_to_keep=2)
+        manager.save()
+        manager.save()
+    variables = {"weights": model.variables, "optimizer": model.optimizer.variables}
+    arrays = {
+        f"{group}/{index}": np.asarray(keras.ops.convert_to_numpy(variable))
+        for group, listed in variables.items()
+        for index, variable in enumerate(listed)
+    }
+    np.savez(folder / f"{name}.npz", predictions=model.predict(images, verbose=0), **arrays)
+"""
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Checkpoints written by a plain Keras script, by (writer's backend, kind, optimizer); one process per backend."""
+    folder = tmp_path_factory.mktemp("written")
+    (folder / "writer.py").write_text(WRITER)
+
+    def write(backend, kind, optimizer="adamw"):
+        place = folder / backend
+        if not place.exists():
+            place.mkdir()
+            environment = {**os.environ, "KERAS_BACKEND": backend}
+            subprocess.run([sys.executable, folder / "writer.py", place], env=environment, check=True)
+        name = f"{optimizer}.keras" if kind == "keras" else f"{optimizer}-{kind}"
+        return place / name, dict(np.load(place / f"{optimizer}.npz"))
+
+    return write
+
+
+def model_of(state):
+    return build.build_model(None, state=state, num_classes=3, image_size=None)
+
+
+def optimizer_of(state, model, name=None):
+    saved = state.optimizer if name is None else SavedOptimizer(name, None, 0)
+    rate = (
+        1e-2
+        if state.rate is None or state.rate.schedule is None
+        else keras.optimizers.schedules.deserialize(dict(state.rate.schedule))
+    )
+    optimizer = optimizers.make_optimizer(saved, rate)
+    optimizer.build(model.trainable_variables)
+    return optimizer
+
+
+def assert_equal_to_the_writers(model, optimizer, expected):
+    """Weights and optimizer by bytes (counters by value: their types differ between backends), and predictions."""
+    groups = {"weights": model.variables, "optimizer": optimizer.variables}
+    for group, variables in groups.items():
+        for index, variable in enumerate(variables):
+            theirs = expected[f"{group}/{index}"]
+            if "seed_generator" in variable.path:
+                continue
+            ours = np.asarray(keras.ops.convert_to_numpy(variable))
+            assert ours.shape == theirs.shape
+            assert ours.astype(theirs.dtype).tobytes() == theirs.tobytes(), variable.path
+    rng = np.random.default_rng(0)
+    images = rng.uniform(0, 255, (16, 12, 12, 3)).astype("float32")
+    np.testing.assert_allclose(model.predict(images, verbose=0), expected["predictions"], atol=2e-6)
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "schedule", "ema", "accumulate"])
+def test_a_keras_file_restores_to_the_last_bit(written, backend, optimizer):
+    """Weights and optimizer state of a `.keras` file of either backend are equal right after restoring."""
+    path, expected = written(backend, "keras", optimizer)
+    state = read_checkpoint(path)
+    model = model_of(state)
+    restored = optimizer_of(state, model)
+    restoration = restore.restore(model, state, optimizer=restored)
+    assert_equal_to_the_writers(model, restored, expected)
+    assert "1 seed state not in this format: fresh" in restoration.summary
+    assert state.step == 6
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "manager"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "ema"])
+def test_a_tensorflow_checkpoint_restores_to_the_last_bit(written, kind, optimizer):
+    """Under either backend, whatever roots it was saved with; the model comes from elsewhere."""
+    path, expected = written("tensorflow", kind, optimizer)
+    state = read_checkpoint(path)
+    architecture = read_checkpoint(written("tensorflow", "keras", optimizer)[0])
+    model = model_of(architecture)
+    restored = optimizer_of(architecture, model)
+    restore.restore(model, state, optimizer=restored)
+    assert_equal_to_the_writers(model, restored, expected)
+    assert (state.step, round(state.rate.value, 6)) == (6, 0.01)
+    assert optimizers.fitting(state) == (["SGD"] if optimizer == "sgd" else ["Adam", "AdamW", "Lamb"])
+
+
+def test_a_prefix_and_a_moved_folder_are_found(written, tmp_path):
+    """The folder, the prefix and the index file name the same checkpoint, also after the folder was moved."""
+    import shutil
+
+    path, _ = written("tensorflow", "manager")
+    shutil.copytree(path, tmp_path / "moved")
+    names = (tmp_path / "moved", tmp_path / "moved" / "ckpt-2", tmp_path / "moved" / "ckpt-2.index")
+    one, *others = [dict(read_checkpoint(name).arrays) for name in names]
+    for other in others:
+        assert_same_bytes(one, other)
+
+
+def test_another_architecture_is_an_error_that_names_the_first_difference(written):
+    """Nothing is assigned; the message holds the variable and both shapes, the table every one."""
+    path, _ = written("tensorflow", "keras")
+    state = read_checkpoint(path)
+    model = build.convnet(3, (12, 12))
+    before = [np.asarray(keras.ops.convert_to_numpy(v)).tobytes() for v in model.variables]
+    with pytest.raises(RestoreError, match=r"does not fit the model: .*nothing was restored.*--partial") as caught:
+        restore.restore(model, state, optimizer=None)
+    assert {row[3] for row in caught.value.rows} & {restore.MISSING, restore.SHAPE}
+    assert before == [np.asarray(keras.ops.convert_to_numpy(v)).tobytes() for v in model.variables]
+
+
+def test_another_count_of_classes_names_both_shapes(written):
+    """A head of another size: its shape in the model and in the checkpoint."""
+    path, _ = written("tensorflow", "keras")
+    state = read_checkpoint(path)
+    config = json.loads(json.dumps(dict(state.architecture)))
+    config["config"]["layers"][-1]["config"]["units"] = 5
+    model = build.from_architecture(config)
+    with pytest.raises(
+        RestoreError, match=r"kernel has the shape \(400, 5\) in the model and \(400, 3\) in the checkpoint"
+    ):
+        restore.restore(model, state, optimizer=None)
+    restoration = restore.restore(model, state, optimizer=None, partial=True)
+    assert "--partial: fresh" in restoration.summary
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "text", "empty"])
+def test_a_damaged_keras_file_is_refused(written, tmp_path, damage):
+    """Truncated, one flipped bit (which Keras loads in silence inside HDF5), no archive at all: one clear error."""
+    path, _ = written("tensorflow", "keras")
+    data = bytearray(path.read_bytes())
+    if damage == "cut":
+        data = data[: len(data) // 2]
+    elif damage == "flip":
+        with zipfile.ZipFile(path) as archive:
+            info = archive.getinfo("model.weights.h5")
+        data[info.header_offset + info.compress_size // 2] ^= 4
+    else:
+        data = b"hello" if damage == "text" else b""
+    broken = tmp_path / "broken.keras"
+    broken.write_bytes(data)
+    with pytest.raises(CheckpointError, match="truncated or damaged"):
+        read_checkpoint(broken)
+
+
+def test_what_is_no_checkpoint_says_so(tmp_path, written):
+    """Nothing there, an empty folder, another file, several files without an index: each with the way on."""
+    with pytest.raises(CheckpointError, match=r"nothing is there.*--or-new"):
+        read_checkpoint(tmp_path / "missing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="is empty"):
+        read_checkpoint(tmp_path / "empty")
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(CheckpointError, match=r"no checkpoint that can be read; known are .*\.keras"):
+        read_checkpoint(tmp_path / "notes.txt")
+    (tmp_path / "several").mkdir()
+    for name in ("a.keras", "b.keras"):
+        (tmp_path / "several" / name).write_bytes(written("tensorflow", "keras")[0].read_bytes())
+    with pytest.raises(CheckpointError, match=r"2 \.keras files, newest first: .*name the one"):
+        read_checkpoint(tmp_path / "several")
+
+
+def test_a_lambda_is_never_run(tmp_path):
+    """Code inside an architecture is refused."""
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Lambda(lambda x: x * 2)])
+    model.save(tmp_path / "lambda.keras")
+    state = read_checkpoint(tmp_path / "lambda.keras")
+    from kresume.errors import ModelError
+
+    with pytest.raises(ModelError, match="Lambda layer's code is never run"):
+        model_of(state)
+
+
+def test_keras_still_saves_by_the_names_we_read(tmp_path):
+    """The walk that gives each variable its HDF5 path is Keras's own: every weight in the file is found by it."""
+    model = build.convnet(3, (12, 12))
+    model.save(tmp_path / "model.keras")
+    arrays = read_checkpoint(tmp_path / "model.keras").arrays
+    names = {path: np.asarray(keras.ops.convert_to_numpy(variable)) for variable, path in keras_names(model)}
+    assert_same_bytes({name: array for name, array in arrays.items() if "/vars/" in name}, names)
+
+
+def test_what_we_save_loads_in_plain_keras_and_trains_on(tmp_path):
+    """`model.keras` needs no kresume: classes of Keras only, a plain float rate, the optimizer's state inside."""
+    from kresume.training.schedules import Cosine
+
+    model = build.convnet(3, (12, 12))
+    model.compile(keras.optimizers.AdamW(Cosine(1e-2, 50, 5)), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    images = np.random.default_rng(0).uniform(0, 255, (8, 12, 12, 3)).astype("float32")
+    model.fit(images, np.arange(8) % 3, epochs=2, verbose=0)
+    before = np.asarray(keras.ops.convert_to_numpy(model.optimizer.variables[3])).tobytes()
+    card = Card(("a", "b", "c"), (12, 12), "0-255", "stretch", "area")
+    rebuild.save_model(model, tmp_path / "model.keras", card, 1e-3, {"step": 2, "peak": 1e-3})
+    np.save(tmp_path / "images.npy", images)
+    script = (
+        "import sys; sys.modules['kresume'] = None\n"
+        "import hashlib, keras, numpy as np\n"
+        f"model = keras.models.load_model(r'{tmp_path / 'model.keras'}')\n"
+        "print(int(model.optimizer.iterations), float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)))\n"
+        "print(np.asarray(keras.ops.convert_to_numpy([v for v in model.optimizer.variables if v.path.split('/')[1] not in "
+        "('iteration', 'learning_rate')][2])).tobytes().hex())\n"
+        f"model.fit(np.load(r'{tmp_path / 'images.npy'}'), np.arange(8) % 3, verbose=0)\n"
+        "print(int(model.optimizer.iterations))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    first, slot, last = done.stdout.split("\n")[:3]
+    assert first == "2 0.0010000000474974513"
+    assert bytes.fromhex(slot) == before
+    assert last == "3"
+    state = read_checkpoint(tmp_path / "model.keras")
+    assert state.card == card
+    assert (state.rate.value, state.rate.origin, state.step) == (1e-3, "run", 2)
+
+
+def test_inspect_says_what_a_resume_must_be_told(written):
+    """A bare TensorFlow checkpoint lacks architecture, optimizer's name, classes and images; a .keras file less."""
+    bare = describe(read_checkpoint(written("tensorflow", "checkpoint")[0]))
+    assert len(bare.missing) == 4
+    assert (bare.step, bare.optimizer_variables) == (6, 14)
+    full = describe(read_checkpoint(written("tensorflow", "keras")[0]))
+    assert full.parameters == bare.parameters
+    assert full.optimizer == "AdamW"
+    assert "step        6" in str(full)
+    json.dumps(full.as_dict())

@@ -1,0 +1,74 @@
+"""Scores come from one prediction per image."""
+
+import numpy as np
+import pytest
+
+from kresume.evaluation.score import flatten, image_losses, predict_all, score, to_probabilities
+
+PROBABILITIES = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.6, 0.3, 0.1], [0.2, 0.2, 0.6]])
+LABELS = np.array([0, 1, 1, 2])
+CLASSES = ("a", "b", "c")
+
+
+def test_old_and_new_are_split_by_origin():
+    """Origins below the generation are old, the generation itself is new, all is both."""
+    scores = score(PROBABILITIES, LABELS, origins=np.array([0, 0, 1, 1]), generation=1, classes=CLASSES)
+    assert [scores[name]["images"] for name in ("old", "new", "all")] == [2, 2, 4]
+    assert [scores[name]["accuracy"] for name in ("old", "new", "all")] == [1.0, 0.5, 0.75]
+    assert scores["all"]["loss"] == pytest.approx(-np.log([0.7, 0.8, 0.3, 0.6]).mean())
+    assert scores["classes"]["b"]["recall"] == 0.5
+
+
+def test_a_subset_without_images_has_no_score():
+    """Nothing to measure is null, never 0 %."""
+    scores = score(PROBABILITIES, LABELS, origins=np.zeros(4), generation=0, classes=CLASSES)
+    assert scores["old"] == {"images": 0, "loss": None, "accuracy": None, "f1": None}
+    empty = score(np.zeros((0, 0)), LABELS[:0], origins=LABELS[:0], generation=0, classes=CLASSES)
+    assert empty["all"]["accuracy"] is None
+    assert empty["classes"]["a"]["recall"] is None
+    assert flatten(empty) == {}
+
+
+def test_a_class_without_images_has_no_recall():
+    """A class that does not occur is not counted as missed."""
+    scores = score(PROBABILITIES[:1], LABELS[:1], origins=np.zeros(1), generation=0, classes=CLASSES)
+    assert scores["classes"]["c"] == {"images": 0, "recall": None, "precision": None, "f1": None}
+
+
+def test_names_of_gates_and_monitors():
+    """The flat names are DESIGN's, with Keras's val_ names beside them."""
+    flat = flatten(score(PROBABILITIES, LABELS, origins=np.array([0, 0, 1, 1]), generation=1, classes=CLASSES))
+    assert flat["old.accuracy"] == 1.0
+    assert flat["new.loss"] > 0
+    assert flat["classes.b.recall"] == flat["classes.min.recall"] == 0.5
+    assert flat["val_accuracy"] == flat["all.accuracy"] == 0.75
+    assert flat["val_loss"] == flat["all.loss"]
+
+
+def test_padding_never_counts():
+    """Only the rows that are images are predicted; the rest of a padded batch is dropped."""
+    batches = [(PROBABILITIES[:3], 3), (np.concatenate([PROBABILITIES[3:], PROBABILITIES[:2]]), 1)]
+    seen = []
+    result = predict_all(lambda images: images, batches, "probabilities", advance=seen.append)
+    np.testing.assert_array_equal(result, PROBABILITIES)
+    assert seen == [3, 1]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "kind", "expected"),
+    [
+        ([[0.0, np.log(3.0)]], "logits", [[0.25, 0.75]]),
+        ([[1000.0, 0.0]], "logits", [[1.0, 0.0]]),
+        ([[0.2]], "binary", [[0.8, 0.2]]),
+        ([[0.0]], "binary-logits", [[0.5, 0.5]]),
+        ([[0.3, 0.7]], "probabilities", [[0.3, 0.7]]),
+    ],
+)
+def test_every_kind_of_output_becomes_probabilities(outputs, kind, expected):
+    """Logits, sigmoids and softmaxes mean the same thing afterwards."""
+    np.testing.assert_allclose(to_probabilities(np.array(outputs), kind), expected)
+
+
+def test_a_certain_mistake_has_a_finite_loss():
+    """A probability of 0 for the truth costs what Keras charges for it."""
+    assert image_losses(np.array([[1.0, 0.0]]), np.array([1]))[0] == pytest.approx(-np.log(1e-7))

@@ -1,0 +1,146 @@
+"""A snapshot is complete or not there, and what was damaged is noticed."""
+
+import json
+import random
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from kresume.checkpoints import snapshot
+from kresume.errors import CheckpointError
+
+GROUPS = {
+    "trainable": [np.arange(12, dtype=np.float32).reshape(3, 4), np.array(1.5, np.float32)],
+    "non_trainable": [np.array([3, 2**32 - 1], np.uint32), np.array([1.5, 2], ml_dtypes.bfloat16)],
+    "optimizer": [np.array(16431, np.int64), np.ones((2, 2), np.float16), np.zeros((0, 3), np.float32)],
+    "metrics": [np.array(np.inf, np.float32)],
+}
+RECORDS = {"phase": "training", "best": None, "callbacks": {}}
+
+
+def write(directory, step, **records):
+    return snapshot.write_snapshot(directory, step, GROUPS, {**RECORDS, **records})
+
+
+def test_what_is_read_is_what_was_written(tmp_path):
+    """Every type and shape comes back byte for byte: scalars, bfloat16, unsigned seeds, empty arrays."""
+    state = snapshot.read_snapshot(write(tmp_path, 7))
+    assert state.step == 7
+    assert state.records == RECORDS
+    for group, arrays in GROUPS.items():
+        for index, array in enumerate(arrays):
+            found = state.arrays[f"{group}/{index}"]
+            assert (found.dtype, found.shape, found.tobytes()) == (array.dtype, array.shape, array.tobytes())
+    assert (tmp_path / "LATEST").read_text() == "step-00000007\n"
+
+
+@pytest.mark.parametrize("kind", ["flip", "cut", "extend", "zero"])
+@pytest.mark.parametrize("name", [snapshot.ARRAYS, snapshot.META])
+def test_damage_anywhere_is_noticed_and_the_one_before_is_used(tmp_path, name, kind):
+    """A bit flipped, bytes cut, added or zeroed at random places of either file: always found, always survived."""
+    write(tmp_path, 1)
+    file = write(tmp_path, 2) / name
+    whole = file.read_bytes()
+    rng = random.Random(f"{name}{kind}")
+    for _ in range(60):
+        place = rng.randrange(len(whole))
+        data = bytearray(whole)
+        if kind == "flip":
+            data[place] ^= 1 << rng.randrange(8)
+        elif kind == "cut":
+            data = data[:place]
+        elif kind == "extend":
+            data += b"\0"
+        else:
+            data[place : place + 8] = bytes(len(data[place : place + 8]))
+        if bytes(data) == whole or (name == snapshot.META and _same_json(bytes(data), whole)):
+            continue
+        file.write_bytes(data)
+        state, skipped = snapshot.newest_snapshot(tmp_path)
+        assert state.step == 1
+        assert [path.name for path, _ in skipped] == ["step-00000002"]
+    file.write_bytes(whole)
+    assert snapshot.newest_snapshot(tmp_path)[0].step == 2
+
+
+def _same_json(data, whole):
+    """White space at the end of meta.json means nothing."""
+    try:
+        return json.loads(data) == json.loads(whole)
+    except ValueError:
+        return False
+
+
+def test_no_snapshot_left_is_an_error_that_names_each(tmp_path):
+    """With every snapshot damaged there is nothing to trust: an error, never a fresh start."""
+    (write(tmp_path, 1) / snapshot.ARRAYS).unlink()
+    with pytest.raises(CheckpointError, match=r"step-00000001: .*cannot be read"):
+        snapshot.newest_snapshot(tmp_path)
+    with pytest.raises(CheckpointError, match="there is none"):
+        snapshot.newest_snapshot(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_no_snapshot_of_a_broken_model_is_kept(tmp_path, value):
+    """A weight that is no number is refused before anything is written."""
+    with pytest.raises(CheckpointError, match="weight 0 is not finite at step 3"):
+        snapshot.write_snapshot(tmp_path, 3, {"trainable": [np.array([1, value], np.float32)]}, RECORDS)
+    assert snapshot.list_snapshots(tmp_path) == []
+
+
+@pytest.mark.parametrize("place", ["write", "fsync", "rename"])
+@pytest.mark.parametrize("after", range(0, 12, 2))
+def test_a_disk_that_fails_at_any_moment_leaves_the_one_before(tmp_path, monkeypatch, place, after):
+    """OSError at each write, flush or rename: the snapshot before stands, and nothing half written looks complete."""
+    import os
+    from pathlib import Path
+
+    write(tmp_path, 1)
+    calls = [0]
+
+    def failing(function):
+        def call(*arguments, **options):
+            calls[0] += 1
+            if calls[0] > after:
+                raise OSError(28, "No space left on device")
+            return function(*arguments, **options)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        if place == "write":
+            patch.setattr(Path, "write_bytes", failing(Path.write_bytes))
+        elif place == "fsync":
+            patch.setattr(os, "fsync", failing(os.fsync))
+        else:
+            patch.setattr(os, "rename", failing(os.rename))
+            patch.setattr(os, "replace", failing(os.replace))
+        try:
+            write(tmp_path, 2)
+            failed = False
+        except OSError:
+            failed = True
+    state, skipped = snapshot.newest_snapshot(tmp_path)
+    assert skipped == []
+    assert state.step in ({1, 2} if failed else {2})
+    assert not list(tmp_path.glob(".tmp-step*"))
+
+
+def test_pruning_keeps_the_newest_and_the_pinned(tmp_path):
+    """The last N stay, and the best one however old it is."""
+    for step in (1, 2, 3, 4, 5):
+        write(tmp_path, step, best={"step": 2})
+    snapshot.prune_snapshots(tmp_path, 2, {2})
+    assert [step for step, _ in snapshot.list_snapshots(tmp_path)] == [2, 4, 5]
+    assert snapshot.pins(tmp_path) == {2: 2, 4: 2, 5: 2}
+    snapshot.prune_snapshots(tmp_path, 0, {4})
+    assert [step for step, _ in snapshot.list_snapshots(tmp_path)] == [4]
+
+
+def test_a_pending_snapshot_comes_before_the_scored_one_of_its_step(tmp_path):
+    """The snapshot before an epoch's scoring and the one after it have one step; the later one is the newer."""
+    write(tmp_path, 5, phase="scoring")
+    assert snapshot.newest_snapshot(tmp_path)[0].records["phase"] == "scoring"
+    write(tmp_path, 5, phase="epoch")
+    assert snapshot.newest_snapshot(tmp_path)[0].records["phase"] == "epoch"
