@@ -57,7 +57,7 @@ class Group(click.Group):
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="kresume", message="kresume %(version)s")
 def cli() -> None:
-    r"""Resume training an image model from a checkpoint, with additional images, exactly.
+    """Resume training an image model from a checkpoint, with additional images, exactly.
 
     \b
     kresume train --data old/ --out runs/1-signs                  a first training
@@ -173,7 +173,7 @@ _help_all = click.option(
 @_help_all
 @_config_options
 def train(file: str | None, sets: Sequence[str], as_json: bool, **flags: Any) -> int:
-    r"""First training, extending a checkpoint with more images, continuing an interrupted run.
+    """First training, extending a checkpoint with more images, continuing an interrupted run.
 
     \b
     kresume train --data old/ --model convnet --epochs 15 --out runs/1-signs
@@ -193,7 +193,7 @@ def train(file: str | None, sets: Sequence[str], as_json: bool, **flags: Any) ->
 @_help_all
 @_config_options
 def plan(file: str | None, sets: Sequence[str], as_json: bool, **flags: Any) -> None:
-    r"""What `train` with the same options would do. Reads and scores; writes nothing.
+    """What `train` with the same options would do. Reads and scores; writes nothing.
 
     \b
     kresume plan --from runs/1-signs --add new/ --lr 1e-4
@@ -209,7 +209,7 @@ def plan(file: str | None, sets: Sequence[str], as_json: bool, **flags: Any) -> 
 @click.argument("checkpoint", metavar="CKPT")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def inspect(checkpoint: str, as_json: bool) -> None:
-    r"""What a checkpoint holds: format, variables, optimizer, step, rate, classes, and what a resume needs to be told.
+    """What a checkpoint holds: format, variables, optimizer, step, rate, classes, and what a resume needs to be told.
 
     \b
     kresume inspect runs/1-signs
@@ -237,7 +237,7 @@ def inspect(checkpoint: str, as_json: bool) -> None:
 @click.option("--cache", metavar="DIR", help="Where decoded pictures are kept: auto, off or a folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def evaluate(checkpoint: str, data: Sequence[str], image_size: str | None, as_json: bool, **options: Any) -> None:
-    r"""Scores a run or a checkpoint on images, per origin and class.
+    """Scores a run or a checkpoint on images, per origin and class.
 
     \b
     kresume eval runs/2-signs --data test/ --json
@@ -256,7 +256,7 @@ def evaluate(checkpoint: str, data: Sequence[str], image_size: str | None, as_js
 @click.argument("path", default="runs", metavar="RUN|FOLDER")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def log(path: str, as_json: bool) -> None:
-    r"""Lineage, newest first: a run's ancestors, or every run in a folder, with data and results.
+    """Lineage, newest first: a run's ancestors, or every run in a folder, with data and results.
 
     \b
     kresume log runs/
@@ -269,7 +269,7 @@ def log(path: str, as_json: bool) -> None:
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def doctor(as_json: bool) -> None:
-    r"""Backends, devices, versions, and what is missing.
+    """Backends, devices, versions, and what is missing.
 
     \b
     kresume doctor
@@ -285,7 +285,7 @@ def doctor(as_json: bool) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def demo(directory: str, as_json: bool) -> None:
-    r"""The whole story on real digits, in about a minute: train, be killed, continue, add images, compare.
+    """The whole story on real digits, in about a minute: train, be killed, continue, add images, compare.
 
     \b
     kresume demo
@@ -303,7 +303,8 @@ def _print(result: Any, as_json: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and leaves with its exit code."""
     try:
-        code = cli.main(args=list(arguments) if arguments is not None else None, standalone_mode=False)
+        arguments = list(arguments) if arguments is not None else None
+        code = cli.main(args=arguments, prog_name="kresume", standalone_mode=False)
     except KresumeError as error:
         _print_error(error)
         code = error.exit_code

@@ -17,7 +17,8 @@ def render() -> str:
     """The page: each command's help, `train` with every option."""
     parts = ["# The command line\n\nWritten by `scripts/make_docs.py` from the commands' own help.\n"]
     for name, command in sorted(cli.cli.commands.items()):
-        context = click.Context(command, info_name=f"kresume {name}", max_content_width=110, terminal_width=110)
+        group = click.Context(cli.cli, info_name="kresume", **cli.cli.context_settings)
+        context = click.Context(command, parent=group, info_name=name, terminal_width=110)
         if isinstance(command, cli.ConfigCommand) and name == "train":
             context.meta["kresume.help_all"] = True
         parts.append(f"## kresume {name}\n\n```text\n{command.get_help(context)}\n```\n")

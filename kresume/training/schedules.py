@@ -44,7 +44,7 @@ class Cosine(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[m
         self.origin = origin
 
     def __call__(self, step: Any) -> Any:
-        done = ops.cast(step - ops.cast(self.origin, getattr(step, "dtype", "int64")), "float32")
+        done = ops.cast(step - self.origin, "float32")  # whole numbers first: float32 counts to 2^24 only
         warm = self.start + (self.peak - self.start) * (done + 1.0) / max(self.warmup_steps, 1)
         share = ops.clip((done - self.warmup_steps) / (self.steps - self.warmup_steps), 0.0, 1.0)
         decayed = self.end + 0.5 * (self.peak - self.end) * (1.0 + ops.cos(math.pi * share))
@@ -70,7 +70,7 @@ class Warmup(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[m
         self.origin = origin
 
     def __call__(self, step: Any) -> Any:
-        done = ops.cast(step - ops.cast(self.origin, getattr(step, "dtype", "int64")), "float32")
+        done = ops.cast(step - self.origin, "float32")  # whole numbers first: float32 counts to 2^24 only
         warm = self.start + (self.peak - self.start) * (done + 1.0) / self.warmup_steps
         return ops.minimum(warm, self.peak) if self.peak >= self.start else ops.maximum(warm, self.peak)
 
