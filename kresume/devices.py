@@ -351,14 +351,14 @@ class Diagnosis:
 
     def __str__(self) -> str:
         lines = [
-            f"python    {self.python}",
-            f"cpu       {self.cpu}, {self.threads} threads",
-            *(f"{name:<10}{version}" for name, version in self.packages.items()),
-            *(f"{name:<10}devices: {', '.join(found) or 'none'}" for name, found in self.devices.items()),
-            f"backend   {self.backend} (what --backend defaults to here)",
+            f"python      {self.python}",
+            f"cpu         {self.cpu}, {self.threads} threads",
+            *(f"{name:<12}{version}" for name, version in self.packages.items()),
+            *(f"{name:<12}devices: {', '.join(found) or 'none'}" for name, found in self.devices.items()),
+            f"backend     {self.backend} (what --backend defaults to here)",
         ]
-        lines += [f"missing   {name}: pip install {name}" for name in self.missing]
-        lines += [f"advice    {text}" for text in self.advice]
+        lines += [f"missing     {name}: pip install {name}" for name in self.missing]
+        lines += [f"advice      {text}" for text in self.advice]
         return "\n".join(lines)
 
 

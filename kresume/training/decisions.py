@@ -128,6 +128,7 @@ class Plan:
         sides: validation images by origin, in words.
         card: classes, size, pixels.
         pixels_reason: how the pixels were found.
+        interpolation_reason: how the interpolation was found; empty where nothing was compared.
         classes_reason: where the order of the classes comes from.
         rate: the learning rate.
         amount: epochs and steps.
@@ -146,6 +147,7 @@ class Plan:
     sides: str
     card: Card
     pixels_reason: str
+    interpolation_reason: str
     classes_reason: str
     rate: RatePlan
     amount: Amount
@@ -174,6 +176,7 @@ class Plan:
         doubles = f", {images['duplicates']:,} duplicates counted once" if images["duplicates"] else ""
         classes = ", ".join(card.classes[:12]) + (", …" if len(card.classes) > 12 else "")
         per_epoch = images["train"] / amount.batch_size
+        sampled = f" ({self.interpolation_reason})" if self.interpolation_reason else ""
         epochs = f"{amount.epochs} {'more ' if self.parent else ''}epoch{'s' if amount.epochs > 1 else ''}"
         lines = [
             ("run", f"{self.out} ({self.action})"),
@@ -185,7 +188,7 @@ class Plan:
             (
                 "pixels",
                 f"{card.pixels} ({self.pixels_reason}), {card.image_size[0]}x{card.image_size[1]}, "
-                f"{card.resize}, {card.interpolation}",
+                f"{card.resize}, {card.interpolation}{sampled}",
             ),
             ("before", describe_scores(self.before) if self.before else ""),
             ("rate", str(self.rate)),

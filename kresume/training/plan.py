@@ -18,7 +18,7 @@ from kresume import config as options
 from kresume import devices
 from kresume.checkpoints.state import Card
 from kresume.config import TrainConfig
-from kresume.errors import CheckpointError, UsageError
+from kresume.errors import UsageError
 from kresume.images.cache import Cache
 from kresume.images.decode import DecodeSpec
 from kresume.images.order import permutation
@@ -26,6 +26,7 @@ from kresume.images.reader import PictureReader
 from kresume.progress import Reporter
 from kresume.training import rates
 from kresume.training.decisions import HUGE_ADDITION, Amount, Plan, check_monitor, decide_amount
+from kresume.training.feeding import PROBE_IMAGES, Feeding, decide_feeding
 from kresume.training.gather import (
     Gathered,
     check_outputs,
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
 DEFAULT_BATCH_SIZE = 32
 DEFAULT_RESIZE = "stretch"
 DEFAULT_INTERPOLATION = "area"
-PROBE_IMAGES = 256
 SHIFT_POINTS = 0.05
 
 
@@ -137,24 +137,26 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
     live = restore_parent(
         config, parent, num_classes=len(classes), image_size=asked_size or (card.image_size if card else None)
     )
-    from kresume.models.losses import choose_loss, output_count
+    from kresume.models.losses import choose_loss, compiled_by_function, output_count
 
     source_name = config.from_ if parent is not None and parent.state.architecture else f"--model {config.model}"
     check_outputs(classes, classes_reason, output_count(live.model), str(source_name))
     loss = choose_loss(
         live.model,
-        saved=parent.state.compiled if parent else None,
+        saved=(parent.state.compiled if parent else None) or compiled_by_function(live.model),
         requested=config.loss,
         soft_labels=bool(config.mixup),
     )
 
+    old = sources.data if parent is not None else None
     spec = decode_spec(config, card, live.model, asked_size)
+    feeding = decide_feeding(config, card, live.model, loss, old, classes, spec, reporter)
+    spec = feeding.spec
     cache = open_cache(config, spec) if writes else None
     gathered = gather(config, parent, sources, classes, spec, cache, generation, reporter)
     reader = PictureReader(gathered.manifest, spec, cache)
 
-    pixels, pixels_reason = _decide_pixels(config, parent, live, reader, classes, reporter)
-    card = Card(classes, (spec.height, spec.width), pixels, spec.resize, spec.interpolation)
+    card = Card(classes, (spec.height, spec.width), feeding.pixels, spec.resize, spec.interpolation)
     before = None
     shift = None
     if parent is not None:
@@ -176,8 +178,9 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
         shift=shift,
         interrupted=parent is not None and parent.interrupted,
     )
-    reasons = (pixels_reason, classes_reason)
-    plan = _write_up(opening, parent, live, gathered, card, reasons, rate, amount, loss, before, generation)
+    plan = _write_up(
+        opening, parent, live, gathered, card, feeding, classes_reason, rate, amount, loss, before, generation
+    )
     return Draft(plan, parent, live, gathered, loss, generation)
 
 
@@ -211,51 +214,6 @@ def decode_spec(config: TrainConfig, card: Card | None, model: Any, asked: tuple
 def _sample(rows: np.ndarray) -> np.ndarray:
     """Up to 256 of these rows, the same ones each time."""
     return np.sort(rows[permutation(0, 0, len(rows))[:PROBE_IMAGES]])
-
-
-def _decide_pixels(
-    config: TrainConfig,
-    parent: Parent | None,
-    live: Live,
-    reader: PictureReader,
-    classes: tuple[str, ...],
-    reporter: Reporter,
-) -> tuple[str, str]:
-    if config.pixels not in {None, "auto"}:
-        return str(config.pixels), "--pixels"
-    if parent is not None and parent.card is not None:
-        return parent.card.pixels, "the parent's"
-    from kresume.models import pixels
-
-    found = pixels.read_convention(live.model)
-    if found is not None:
-        return found, "the model's first layers say so"
-    if parent is None:
-        raise UsageError(
-            "the model has no Rescaling or Normalization in front, so nobody can tell what it eats: give --pixels "
-            "0-1, -1-1, 0-255, caffe or torch"
-        )
-    manifest = reader.manifest
-    rows = manifest.train_rows()
-    old = rows[manifest.origins[rows] <= parent.generation]
-    chosen = _sample(old if len(old) else rows)
-    pictures, labels = reader(chosen), manifest.labels[chosen]
-    reporter.say(f"probing what the model eats on {len(labels)} old images")
-    probe = pixels.probe_conventions(live.model.predict_on_batch, pictures, labels)
-    table = "; ".join(f"{name} gives {100 * accuracy:.1f} %" for name, accuracy in probe.accuracies.items())
-    if probe.winner is None:
-        hint = pixels.explain_labels(probe.best_predictions, labels, classes)
-        if probe.above_chance:
-            raise CheckpointError(
-                f"two pixel conventions fit {config.from_} about equally on {len(labels)} old images ({table}): say which "
-                "one it was trained with by --pixels"
-            )
-        proposal = f" Reading the outputs as --classes {','.join(hint)} explains them." if hint else ""
-        raise CheckpointError(
-            f"no pixel convention makes {config.from_} right on {len(labels)} old images ({table}): wrong images, wrong "
-            f"label order, or another --model? Give --pixels to go on regardless.{proposal}"
-        )
-    return probe.winner, f"on {len(labels)} old images {table}"
 
 
 def _count_new(gathered: Gathered, generation: int) -> int:
@@ -298,7 +256,8 @@ def _write_up(
     live: Live,
     gathered: Gathered,
     card: Card,
-    reasons: tuple[str, str],
+    feeding: Feeding,
+    classes_reason: str,
     rate: RatePlan,
     amount: Amount,
     loss: LossChoice,
@@ -313,8 +272,8 @@ def _write_up(
     if parent is not None:
         sides += f" ({int((~new[val]).sum()):,} old, {int(new[val].sum()):,} new)"
     old_count, new_count = int((~new).sum()), int(new.sum())
-    notes = [*gathered.notes, *facts.notes]
-    if parent is not None and parent.manifest is None and len(val):
+    notes = [*feeding.notes, *gathered.notes, *facts.notes]
+    if parent is not None and parent.manifest is None and (~new[val]).any():
         notes.append(
             f"{opening.config.from_} does not say which images it was trained on: its score on old images may be of "
             "images seen in training (give --val for a fair one)"
@@ -346,8 +305,9 @@ def _write_up(
         },
         sides=sides,
         card=card,
-        pixels_reason=reasons[0],
-        classes_reason=reasons[1],
+        pixels_reason=feeding.reason,
+        interpolation_reason=feeding.interpolation_reason,
+        classes_reason=classes_reason,
         rate=rate,
         amount=amount,
         loss=f"{loss.kind} ({loss.reason})",
@@ -377,6 +337,7 @@ def _plan_of_continuation(opening: Opening) -> Plan:
         sides=pinned["sides"],
         card=Card.from_dict(record["card"]),
         pixels_reason=pinned["pixels_reason"],
+        interpolation_reason=pinned["interpolation_reason"],
         classes_reason=pinned["classes_reason"],
         rate=rates.RatePlan.from_dict(record["rate"]),
         amount=Amount.from_dict(record["amount"]),

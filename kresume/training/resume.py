@@ -66,7 +66,8 @@ class TrainResult:
         return {**vars(self), "failures": list(self.failures), "exit_code": self.exit_code}
 
     def __str__(self) -> str:
-        lines = [f"{self.run}: {self.status}, {self.epochs} epochs, result is step {self.step:,}"]
+        epochs = f"{self.epochs} epoch{'' if self.epochs == 1 else 's'}"
+        lines = [f"{self.run}: {self.status}, {epochs}, result is step {self.step:,}"]
         if self.before:
             lines.append(f"before: {describe_scores(self.before)}")
         lines.append(f"after:  {describe_scores(self.after)}")
@@ -199,6 +200,7 @@ def _create(opening: Opening, draft: Draft, model: Any) -> runs.Run:
         "plan": {
             "sides": plan.sides,
             "pixels_reason": plan.pixels_reason,
+            "interpolation_reason": plan.interpolation_reason,
             "classes_reason": plan.classes_reason,
             "loss": plan.loss,
             "optimizer": plan.optimizer,
