@@ -50,6 +50,7 @@ class Amount:
         batch_size: images per update.
         boundaries: the step at which each epoch ends.
         reason: why so many.
+        steps_per_execution: steps that Keras runs per call; every boundary is a multiple of it.
     """
 
     epochs: int
@@ -57,6 +58,7 @@ class Amount:
     batch_size: int
     boundaries: tuple[int, ...]
     reason: str
+    steps_per_execution: int = 1
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form."""
@@ -77,6 +79,7 @@ def decide_amount(
     steps: int | None,
     new_model: bool,
     epochs_left: int = 0,
+    steps_per_execution: int = 1,
 ) -> Amount:
     """Decides how much to train.
 
@@ -88,7 +91,16 @@ def decide_amount(
         steps: `--steps`, likewise.
         new_model: whether training starts from initial weights.
         epochs_left: epochs that an interrupted parent had left.
+        steps_per_execution: steps that Keras runs per call: an epoch ends with the call in which its last image comes.
+
+    Raises:
+        UsageError: `steps_per_execution` does not divide `steps`, or is longer than an epoch.
     """
+    if steps is not None and steps % steps_per_execution:
+        raise UsageError(
+            f"--steps {steps}: Keras runs {steps_per_execution} steps per call (--steps-per-execution), so give a multiple "
+            f"of it, {steps // steps_per_execution * steps_per_execution or steps_per_execution} for example"
+        )
     if epochs is None and steps is None:
         share = new_images / images
         if new_model:
@@ -107,12 +119,19 @@ def decide_amount(
         epochs_needed = -(-steps * batch_size // images)
         epochs = min(epochs, epochs_needed) if epochs is not None else epochs_needed
     order = Order(0, images, batch_size)
-    boundaries = [order.epoch_end(epoch) for epoch in range(epochs or 0)]
+    boundaries = [
+        -(-order.epoch_end(epoch) // steps_per_execution) * steps_per_execution for epoch in range(epochs or 0)
+    ]
+    if len(set(boundaries)) < len(boundaries):
+        raise UsageError(
+            f"--steps-per-execution {steps_per_execution}: an epoch has only {images / batch_size:.1f} steps; give at most "
+            f"{max(1, images // batch_size)}"
+        )
     if steps is not None:
         boundaries = [end for end in boundaries if end < steps] + (
             [steps] if boundaries and boundaries[-1] >= steps else []
         )
-    return Amount(len(boundaries), boundaries[-1], batch_size, tuple(boundaries), reason)
+    return Amount(len(boundaries), boundaries[-1], batch_size, tuple(boundaries), reason, steps_per_execution)
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
     Cadence.parse(config.snapshot_every)
     asked_size = options.image_size(config)
     sources = list_sources(config, reporter)
-    devices.select(config.backend, config.device)
+    devices.select(config.backend, config.device, config.devices, batch_size_of(config), exact=config.exact == "on")
     parent = read_parent(config)
     if config.from_ is not None and parent is None:
         reporter.say(f"no checkpoint at {config.from_}: starting with initial weights (--or-new)")
@@ -165,7 +165,7 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
         scorer = LiveScorer(live.model, reader, gathered.manifest, card, loss, batch_size_of(config), generation)
         before = scorer.score(reporter, "scoring the parent")
         shift = _find_shift(scorer, gathered, generation)
-    amount = _amount(config, parent, gathered, generation)
+    amount = _amount(config, parent, live, gathered, generation)
     rate = decide_rate(
         saved=parent.state.rate if parent else None,
         optimizer=live.saved.class_name or "",
@@ -221,7 +221,9 @@ def _count_new(gathered: Gathered, generation: int) -> int:
     return int((manifest.origins[manifest.train_rows()] == generation).sum())
 
 
-def _amount(config: TrainConfig, parent: Parent | None, gathered: Gathered, generation: int) -> Amount:
+def _amount(config: TrainConfig, parent: Parent | None, live: Live, gathered: Gathered, generation: int) -> Amount:
+    from kresume.models.losses import compiled_by_function
+
     left = 0
     if parent is not None and parent.run is not None and parent.interrupted:
         done = parent.state.records.get("epoch", 0)
@@ -234,7 +236,13 @@ def _amount(config: TrainConfig, parent: Parent | None, gathered: Gathered, gene
         steps=config.steps,
         new_model=parent is None,
         epochs_left=left,
+        steps_per_execution=config.steps_per_execution or _per_execution(compiled_by_function(live.model)),
     )
+
+
+def _per_execution(compiled: Mapping[str, Any] | None) -> int:
+    """What the model was compiled with by the user's own function."""
+    return int((compiled or {}).get("steps_per_execution") or 1)
 
 
 def _find_shift(scorer: Any, gathered: Gathered, generation: int) -> str | None:
