@@ -64,7 +64,7 @@ def test_a_best_epoch_that_could_not_be_written_is_said(monkeypatch, tmp_path, p
     write = snapshot.write_snapshot
 
     def failing(directory, step, groups, records):
-        if 0 < step and (records["best"] or {}).get("step") == step and records["epoch"] < 4:
+        if step > 0 and (records["best"] or {}).get("step") == step and records["epoch"] < 4:
             raise OSError(28, "No space left on device")
         return write(directory, step, groups, records)
 
@@ -115,6 +115,6 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path, pictures):
     from kresume.errors import RunError
 
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(RunError, match="no run can be made at .*give another place with --out"):
+    with pytest.raises(RunError, match=r"no run can be made at .*give another place with --out"):
         run_training(out=str(tmp_path / "file" / "run"), data=[str(pictures / "old")], **TINY)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
