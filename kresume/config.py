@@ -206,13 +206,13 @@ class TrainConfig(BaseModel):
     )
 
 
-FREE_TO_DIFFER = frozenset({"backend", "device", "snapshot_every", "keep", "cache", "take_over"})
+FREE_TO_DIFFER = frozenset({"backend", "device", "snapshot_every", "keep", "cache", "take_over", "trust"})
 """What a continuation may change."""
 
 NOT_INHERITED = frozenset(
     {
         "from_", "or_new", "partial", "data", "add", "val", "val_split", "epochs", "steps", "lr", "lr_scale", "lr_schedule",
-        "warmup_steps", "out", "overwrite", "take_over", "device", "optimizer", "model",
+        "warmup_steps", "out", "overwrite", "take_over", "device", "optimizer", "model", "trust",
     }
 )  # fmt: skip
 INHERITED = frozenset(TrainConfig.model_fields) - NOT_INHERITED

@@ -62,6 +62,11 @@ def architecture(config: Mapping[str, Any]) -> dict[str, Any]:
     return translated
 
 
+def without_slashes(name: str) -> str:
+    """A layer's name as Keras 3 allows it; some of Keras 2's applications are called `conv1/bn`."""
+    return name.replace("/", "_")
+
+
 def is_keras_2(version: Any) -> bool:
     """Whether a version that a file names is one of Keras 2 (or 1)."""
     return str(version).split(".")[0] in {"1", "2"}
@@ -78,6 +83,8 @@ def _translated(value: Any, *, layer: bool) -> Any:
     if name in {"Policy", "PolicyV1"}:
         return value["config"].get("name")
     inside = {key: item for key, item in value["config"].items() if key not in GONE.get(name, ())}
+    if isinstance(inside.get("name"), str):
+        inside["name"] = without_slashes(inside["name"])
     shape = inside.pop("batch_input_shape", None)
     if shape is not None and name == "InputLayer":
         inside["batch_shape"] = shape
@@ -87,6 +94,8 @@ def _translated(value: Any, *, layer: bool) -> Any:
     module = str(value.get("module") or "")
     is_layer = layer and (not module or module.startswith(("keras.layers", "keras.src.engine", "tf_keras")))
     result = {**value, "class_name": name, "config": {key: _child(key, item) for key, item in inside.items()}}
+    if isinstance(result.get("name"), str):
+        result["name"] = without_slashes(result["name"])
     result.pop("build_config", None)  # of shapes as Keras 2 writes them; Keras 3 builds by calling
     result.setdefault("registered_name", name if ">" in name else None)
     if name in FUNCTIONAL:
@@ -118,14 +127,11 @@ def _without_own_calls(config: dict[str, Any]) -> dict[str, Any]:
 
     def shifted(value: Any, kinds: Collection[str]) -> Any:
         if isinstance(value, list):
-            if (
-                len(value) > 2
-                and isinstance(value[0], str)
-                and isinstance(value[1], int)
-                and counted.get(value[0]) in kinds
-            ):
-                return [value[0], max(value[1] - 1, 0), *value[2:]]
-            return [shifted(item, kinds) for item in value]
+            if not _is_tensor(value):
+                return [shifted(item, kinds) for item in value]
+            name, call = without_slashes(value[0]), value[1]
+            rest = [shifted(item, kinds) for item in value[3:]]
+            return [name, max(call - 1, 0) if counted.get(name) in kinds else call, value[2], *rest]
         return {key: shifted(item, kinds) for key, item in value.items()} if isinstance(value, Mapping) else value
 
     ends: dict[str, Any] = {

@@ -43,6 +43,8 @@ ROUNDS = {
     "Lamb": ("_momentums", "_velocities"),
 }
 """Slots in the order in which Keras creates them (pinned by a test)."""
+SCALARS = {"Nadam": 1}
+"""How many numbers a class keeps behind its slots."""
 NEVER_NEGATIVE = frozenset({"_velocities", "_velocity_hats", "_u", "_accumulators", "_accumulated_grads"})
 ALIKE = 0.7
 """The cosine between weights and what may be their averages. Another optimizer's slots come nowhere near it."""
@@ -109,7 +111,7 @@ def with_config(saved: SavedOptimizer, changes: Mapping[str, Any]) -> SavedOptim
     """
     if not changes:
         return saved
-    default = make_optimizer(replace(saved, config=None), 1e-3).get_config()
+    default = make_optimizer(replace(saved, config=None, loss_scale=False), 1e-3).get_config()
     for name in changes:
         if name not in default:
             raise UsageError(f"{saved.class_name} has no setting {name}")
@@ -196,6 +198,7 @@ def fitting_variants(name: str, arrays: Sequence[np.ndarray], weights: Sequence[
     found = []
     for changes, rounds in variants(name):
         expected = [(kind, weight.shape) for kinds in rounds for weight in weights for kind in kinds]
+        expected += [("", ())] * SCALARS.get(name, 0)
         if [shape for _, shape in expected] != [tuple(array.shape) for array in rest]:
             continue
         if averaged is not None and ("use_ema" in changes) != averaged:
