@@ -119,14 +119,16 @@ def decide_amount(
         epochs_needed = -(-steps * batch_size // images)
         epochs = min(epochs, epochs_needed) if epochs is not None else epochs_needed
     order = Order(0, images, batch_size)
-    boundaries = [
-        -(-order.epoch_end(epoch) // steps_per_execution) * steps_per_execution for epoch in range(epochs or 0)
-    ]
-    if len(set(boundaries)) < len(boundaries):
+    if steps_per_execution > 1 and steps_per_execution > images // batch_size:
         raise UsageError(
             f"--steps-per-execution {steps_per_execution}: an epoch has only {images / batch_size:.1f} steps; give at most "
             f"{max(1, images // batch_size)}"
         )
+    boundaries: list[int] = []
+    for epoch in range(epochs or 0):
+        end = -(-order.epoch_end(epoch) // steps_per_execution) * steps_per_execution
+        # Fewer images than a batch holds: each epoch has a step all the same.
+        boundaries.append(max(end, (boundaries[-1] if boundaries else 0) + 1))
     if steps is not None:
         boundaries = [end for end in boundaries if end < steps] + (
             [steps] if boundaries and boundaries[-1] >= steps else []
