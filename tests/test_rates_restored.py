@@ -12,8 +12,8 @@ from kresume.checkpoints.state import Card
 from kresume.config import TrainConfig
 from kresume.errors import UsageError
 from kresume.models.losses import choose_loss
-from kresume.training.parent import Parent, restore_parent, wanted_optimizer
 from kresume.training.decisions import Amount
+from kresume.training.parent import Parent, restore_parent, wanted_optimizer
 from kresume.training.rates import decide_rate
 from kresume.training.resume import _adjust
 

@@ -115,6 +115,20 @@ def is_clearly_lower(one: np.ndarray, other: np.ndarray) -> bool:
     return bool(difference.mean() > CLEAR_ERRORS * error)
 
 
+def explain_any(probe: Probe, labels: np.ndarray, classes: Sequence[str]) -> tuple[str, tuple[str, ...]] | None:
+    """The way of feeding and the order of classes that together explain most; None if no order explains anything.
+
+    With every output moved, the right way is the one that is never right, and a wrong one may win.
+    """
+    found = []
+    for way, predicted in probe.predictions.items():
+        order = explain_labels(predicted, labels, classes)
+        if order is not None:
+            meant = np.array([order.index(name) for name in classes])
+            found.append((float((predicted == meant[labels]).mean()), way, order))
+    return max(found)[1:] if found else None
+
+
 def explain_labels(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> tuple[str, ...] | None:
     """The order of classes under which the predictions would be right, if one explains them; else None.
 

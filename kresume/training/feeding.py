@@ -22,7 +22,7 @@ import numpy as np
 from kresume.checkpoints.state import Card
 from kresume.config import TrainConfig
 from kresume.errors import CheckpointError, ImagesError, UsageError
-from kresume.evaluation.probe import Probe, probe_feedings
+from kresume.evaluation.probe import Probe, explain_any, probe_feedings
 from kresume.images import conventions
 from kresume.images.decode import DecodeSpec, Header, decode, read_header
 from kresume.images.order import permutation
@@ -169,11 +169,11 @@ def _probe(
     chosen = min(probes, key=lambda name: probes[name].losses[probes[name].best])
     probe = probes[chosen]
     source = config.from_
-    if config.classes is None:
-        # With every output moved, the right way of feeding is the one that is never right: all of them are asked.
-        right = told or probe.winner
-        for predicted in [probe.predictions[right]] if right else probe.predictions.values():
-            check_order(str(source), predicted, sample.labels, classes)
+    hint = explain_any(probe, sample.labels, classes)
+    if hint is not None and config.classes is None:
+        best = max(probe.accuracies.values())
+        predicted = probe.predictions[hint[0]]
+        check_order(str(source), predicted, sample.labels, classes, assumed=best, pixels="" if told else hint[0])
     if told is None and probe.winner is None:
         if probe.above_chance:
             raise CheckpointError(
