@@ -9,6 +9,10 @@ The names of the arrays are the format's own. How they map onto a live model is 
 - `"groups"`: `trainable/0`, `non_trainable/3`, `optimizer/7`, `metrics/1`: by group and index (our snapshots).
 - `"keras"`: the HDF5 paths of Keras's saving library: `layers/conv2d/vars/0`, `optimizer/vars/2`.
 - `"graph"`: TensorFlow's object graph, carried in `graph`.
+- `"torch"`: names and layouts of a PyTorch state dict; `kresume.models.torch_map` turns them.
+- `"tree"`: paths of a pytree (Orbax); `kresume.models.match_tree` finds their variables.
+- `"mapped"`: the names of `"groups"`, from a foreign file whose arrays were matched and turned already; arrays that found no
+  variable keep the file's names.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-Layout = Literal["groups", "keras", "graph"]
+Layout = Literal["groups", "keras", "graph", "torch", "tree", "mapped"]
 
 GROUPS = ("trainable", "non_trainable", "optimizer", "metrics")
 """The groups of a live model, in the order in which a snapshot stores them. Seed generator states and BatchNorm

@@ -18,8 +18,8 @@ import keras
 import numpy as np
 
 from kresume.checkpoints.state import TrainState
-from kresume.checkpoints.tf_checkpoint import find_optimizer
 from kresume.errors import RestoreError
+from kresume.models import match_graph
 
 RESTORED, NOT_IN_FORMAT, MISSING, SHAPE, UNUSED = (
     "restored", "not in this format", "missing", "another shape", "not in the model",
@@ -182,66 +182,7 @@ def keras_names(model: keras.Model) -> list[tuple[Any, str]]:
     return [(value, path) for value, path in found if isinstance(value, keras.Variable)]
 
 
-def _match_graph(model: Any, optimizer: Any, state: TrainState, targets: list[_Target]) -> dict[int, str]:
-    optimizer_node = find_optimizer(state.graph)
-    best: dict[int, str] = {}
-    wanted = {id(target.variable) for target in targets}
-    for node in (0, *state.graph[0].children.values()):
-        if node == optimizer_node:
-            continue
-        names = _walk(state, node, model)
-        if len(names.keys() & wanted) > len(best.keys() & wanted):
-            best = names
-    by_full_name = _unique_full_names(state)
-    for target in targets:
-        if target.group != "optimizer" and (name := by_full_name.get(target.variable.path)):
-            best.setdefault(id(target.variable), name)
-    if optimizer is not None and optimizer_node is not None:
-        best = {**_walk(state, optimizer_node, optimizer), **best}
-    return best
-
-
-def _unique_full_names(state: TrainState) -> dict[str, str]:
-    counts: dict[str, list[str]] = {}
-    for node in state.graph:
-        if node.array is not None:
-            counts.setdefault(node.full_name, []).append(node.array)
-    return {full_name: arrays[0] for full_name, arrays in counts.items() if len(arrays) == 1}
-
-
-def _walk(state: TrainState, node: int, live: Any) -> dict[int, str]:
-    """Follows the graph and the live object together: an edge is an attribute, a place in a list, or a key."""
-    names: dict[int, str] = {}
-    seen: set[tuple[int, int]] = set()
-    waiting = [(node, live)]
-    while waiting:
-        index, thing = waiting.pop()
-        if (index, id(thing)) in seen:
-            continue
-        seen.add((index, id(thing)))
-        saved = state.graph[index]
-        if saved.array is not None and isinstance(thing, keras.Variable):
-            names[id(thing)] = saved.array
-            continue
-        for edge, child in saved.children.items():
-            following = _follow(thing, edge)
-            if following is not None:
-                waiting.append((child, following))
-    return names
-
-
-def _follow(thing: Any, edge: str) -> Any:
-    if isinstance(thing, (list, tuple)):
-        return thing[int(edge)] if edge.isdigit() and int(edge) < len(thing) else None
-    if isinstance(thing, dict):
-        return thing.get(edge)
-    try:
-        return getattr(thing, edge, None)
-    except (AttributeError, ValueError, RuntimeError):  # properties of Keras layers that raise before a first call
-        return None
-
-
-_MATCHERS = {"groups": _match_groups, "keras": _match_keras, "graph": _match_graph}
+_MATCHERS = {"groups": _match_groups, "mapped": _match_groups, "keras": _match_keras, "graph": match_graph.match}
 
 
 def _unused(state: TrainState, names: Mapping[int, str], optimizer: Any | None) -> list[str]:
@@ -251,18 +192,13 @@ def _unused(state: TrainState, names: Mapping[int, str], optimizer: Any | None) 
     if state.layout == "groups":
         groups = {"trainable", "non_trainable", *(("optimizer",) if optimizer is not None else ())}
         return [name for name in left if name.partition("/")[0] in groups]
+    if state.layout == "mapped":
+        return left
     if state.layout == "keras":
         return [
             name for name in left if "/vars/" in name and (optimizer is not None or not name.startswith("optimizer/"))
         ]
-    return [name for name in left if name.partition("/")[0] != "save_counter" and not _of_optimizer(name, optimizer)]
-
-
-def _of_optimizer(name: str, optimizer: Any | None) -> bool:
-    parts = name.split("/")
-    if "_learning_rate" in parts:
-        return True  # a rate that is a schedule now
-    return optimizer is None and "optimizer" in parts and "_trainable_variables" not in parts
+    return match_graph.unused(left, optimizer)
 
 
 def _message(state: TrainState, wrong: list[tuple[str, str, str, str]], unused: list[tuple[str, str, str, str]]) -> str:
