@@ -227,6 +227,9 @@ def inspect(checkpoint: str, as_json: bool) -> None:
 @click.option("--model", metavar="SPEC", help="The architecture, for a checkpoint without one.")
 @click.option("--import", "imports", multiple=True, metavar="FILE", help="Python file that registers custom layers.")
 @click.option(
+    "--map", "map_file", metavar="FILE", help="Which array of a PyTorch state dict fills which variable, as YAML."
+)
+@click.option(
     "--classes", metavar="FILE|a,b,c", help="Names of the outputs in their order, where the checkpoint has none."
 )
 @click.option("--pixels", metavar="NAME", help="What the model eats, where the checkpoint does not say it.")

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from kresume.checkpoints import keras_file, run, tf_checkpoint
+from kresume.checkpoints import keras_file, run, tf_checkpoint, torch_file
 from kresume.checkpoints.state import TrainState
 from kresume.errors import CheckpointError
 
@@ -30,6 +30,7 @@ class Reader:
 READERS: dict[str, Reader] = {
     "run": Reader(run.accepts, run.read, "a run of kresume"),
     "keras": Reader(keras_file.accepts, keras_file.read, "a .keras file"),
+    "torch": Reader(torch_file.accepts, torch_file.read, "a PyTorch state dict (.pth, .pt, .safetensors)"),
     "tf-checkpoint": Reader(tf_checkpoint.accepts, tf_checkpoint.read, "a tf.train.Checkpoint (folder or prefix)"),
 }
 """Tried in this order; the first that recognises the path reads it."""

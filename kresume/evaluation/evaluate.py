@@ -83,6 +83,7 @@ def evaluate(
     device: str | None = None,
     cache: str | None = None,
     imports: Sequence[str] = (),
+    map_file: str | None = None,
     reporter: Reporter | None = None,
 ) -> Evaluation:
     """Scores a run's result or a checkpoint on images, one prediction each.
@@ -99,6 +100,7 @@ def evaluate(
         device: `"auto"`, `"cpu"`, `"gpu"` or `"tpu"`.
         cache: `"off"`, or where decoded images are kept.
         imports: Python files that register custom objects.
+        map_file: YAML that says which array of a PyTorch state dict fills which variable, as `--map` of `train`.
         reporter: shown progress.
 
     Raises:
@@ -126,6 +128,10 @@ def evaluate(
         image_size=image_size or (card.image_size if card else None),
         imports=imports,
     )
+    if state.layout == "torch":
+        from kresume.models import torch_map
+
+        state, _ = torch_map.to_model(network, None, state, map_file=map_file)
     restore.restore(network, state, optimizer=None)
     count = output_count(network)
     if len(names) != (2 if count == 1 else count):

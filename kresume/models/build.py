@@ -57,9 +57,14 @@ def build_model(
         if state is not None and state.architecture is not None:
             return from_architecture(state.architecture)
         if state is not None:
+            skeleton = (
+                f", or begin with a skeleton of its layers: kresume inspect {state.source} --write-model model.py"
+                if state.layout == "torch"
+                else ""
+            )
             raise ModelError(
                 f"{state.source} holds variables but no architecture: give the model it was made with, for example "
-                "--model mymodel.py:build"
+                f"--model mymodel.py:build{skeleton}"
             )
         spec = "convnet"
     size = image_size or DEFAULT_SIZE

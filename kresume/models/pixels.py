@@ -93,6 +93,27 @@ def probe_conventions(predict: Callable[[Any], Any], pictures: np.ndarray, label
     return Probe({name: accuracies[name] for name in ranked}, winner, above_chance, predictions[best])
 
 
+def score_convention(
+    predict: Callable[[Any], Any], pictures: np.ndarray, labels: np.ndarray, convention: str
+) -> tuple[float, float, float]:
+    """How a model does on labelled pictures under one convention, against guessing.
+
+    Args:
+        predict: `(batch, height, width, 3) float32` -> outputs.
+        pictures: `(n, height, width, 3) uint8`.
+        labels: `(n,)` indices.
+        convention: as `--pixels` takes it.
+
+    Returns:
+        `(accuracy, what guessing reaches, the probability of doing so well by guessing)`.
+    """
+    from scipy.stats import binom
+
+    right = int((_classes(predict, conventions.to_model_function(convention), pictures) == labels).sum())
+    chance = max(np.bincount(labels).max() / len(labels), 1 / max(len(np.unique(labels)), 2))
+    return right / len(labels), float(chance), float(binom.sf(right - 1, len(labels), chance))
+
+
 def _classes(predict: Callable[[Any], Any], to_model: Callable[[Any], Any], pictures: np.ndarray) -> np.ndarray:
     parts = []
     for start in range(0, len(pictures), PROBE_BATCH):

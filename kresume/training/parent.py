@@ -143,6 +143,18 @@ def saved_optimizer(config: TrainConfig, parent: Parent | None, compiled: Any) -
         if asked is None:
             raise UsageError("--optimizer keep:reset contradicts itself: give NAME:reset, for example adamw:reset")
         return SavedOptimizer(asked, None, 0), False
+    if why := parent.state.records.get("cannot_keep"):
+        raise CheckpointError(
+            f"{parent.state.source}: its optimizer's state cannot be kept: {why}; start one fresh with --optimizer "
+            f"{(asked or (own and own.class_name) or NEW_OPTIMIZER).lower()}:reset"
+        )
+    decay = parent.state.records.get("coupled_decay")
+    if decay and config.weight_decay is None:
+        raise UsageError(
+            f"{parent.state.source} was trained with a weight decay of {decay:g} inside the gradient, which Keras's optimizers "
+            f"do not do: give --weight-decay {_equal_decay(stored, decay):g} (beside the gradient, about the same in the long "
+            "run), or --weight-decay 0"
+        )
     if stored is None:
         raise CheckpointError(
             f"{parent.state.source} holds no optimizer state: training can only start its optimizer fresh; "
@@ -167,6 +179,12 @@ def saved_optimizer(config: TrainConfig, parent: Parent | None, compiled: Any) -
         f"{parent.state.source} does not name its optimizer: give --optimizer NAME (its state would fit: {fitting}), or "
         "compile the model in the function that --model names"
     )
+
+
+def _equal_decay(stored: SavedOptimizer | None, decay: float) -> float:
+    """SGD's momentum adds up what is in the gradient; beside it, it acts once."""
+    momentum = float((stored.config or {}).get("momentum", 0.0)) if stored else 0.0
+    return decay / (1.0 - momentum)
 
 
 def restore_parent(
@@ -203,10 +221,15 @@ def restore_parent(
     optimizer.build(model.trainable_variables)
     if parent is None:
         return Live(model, optimizer, saved, "")
-    restoration = restore.restore(
-        model, parent.state, optimizer=optimizer if keep else None, partial=bool(config.partial)
-    )
-    return Live(model, optimizer, saved, restoration.summary)
+    kept, state, how = optimizer if keep else None, parent.state, ""
+    if state.layout == "torch":
+        from kresume.models import torch_map
+
+        state, how = torch_map.to_model(model, kept, state, map_file=config.map, map_out=config.map_out)
+    elif config.map is not None or config.map_out is not None:
+        raise UsageError(f"--map and --map-out are for PyTorch's state dicts; {config.from_} is {state.format}")
+    restoration = restore.restore(model, state, optimizer=kept, partial=bool(config.partial))
+    return Live(model, optimizer, saved, "; ".join(filter(None, (restoration.summary, how))))
 
 
 def _rate_as_saved(parent: Parent | None) -> Any:

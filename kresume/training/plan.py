@@ -21,6 +21,7 @@ from kresume.config import TrainConfig
 from kresume.errors import CheckpointError, UsageError
 from kresume.images.cache import Cache
 from kresume.images.decode import DecodeSpec
+from kresume.images.manifest import Manifest
 from kresume.images.order import permutation
 from kresume.images.reader import PictureReader
 from kresume.progress import Reporter
@@ -38,6 +39,7 @@ from kresume.training.opening import Opening, open_out
 from kresume.training.parent import Live, Parent, read_parent, restore_parent
 from kresume.training.rates import RatePlan, decide_rate
 from kresume.training.snapshots import Cadence
+from kresume.training.verify import verify_mapping
 
 if TYPE_CHECKING:
     from kresume.models.losses import LossChoice
@@ -154,6 +156,9 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
     reader = PictureReader(gathered.manifest, spec, cache)
 
     pixels, pixels_reason = _decide_pixels(config, parent, live, reader, classes, reporter)
+    if parent is not None and parent.state.layout == "torch":
+        rows = _old_sample(reader.manifest, parent)
+        pixels_reason += f"; {verify_mapping(str(config.from_), live.model, reader, rows, pixels, reporter)}"
     card = Card(classes, (spec.height, spec.width), pixels, spec.resize, spec.interpolation)
     before = None
     shift = None
@@ -213,6 +218,13 @@ def _sample(rows: np.ndarray) -> np.ndarray:
     return np.sort(rows[permutation(0, 0, len(rows))[:PROBE_IMAGES]])
 
 
+def _old_sample(manifest: Manifest, parent: Parent) -> np.ndarray:
+    """Up to 256 training images that the parent may have seen, else any."""
+    rows = manifest.train_rows()
+    old = rows[manifest.origins[rows] <= parent.generation]
+    return _sample(old if len(old) else rows)
+
+
 def _decide_pixels(
     config: TrainConfig,
     parent: Parent | None,
@@ -236,9 +248,7 @@ def _decide_pixels(
             "0-1, -1-1, 0-255, caffe or torch"
         )
     manifest = reader.manifest
-    rows = manifest.train_rows()
-    old = rows[manifest.origins[rows] <= parent.generation]
-    chosen = _sample(old if len(old) else rows)
+    chosen = _old_sample(manifest, parent)
     pictures, labels = reader(chosen), manifest.labels[chosen]
     reporter.say(f"probing what the model eats on {len(labels)} old images")
     probe = pixels.probe_conventions(live.model.predict_on_batch, pictures, labels)
@@ -319,6 +329,8 @@ def _write_up(
             f"{opening.config.from_} does not say which images it was trained on: its score on old images may be of "
             "images seen in training (give --val for a fair one)"
         )
+    if parent is not None:
+        notes += parent.state.records.get("notes", ())
     if parent is not None and new_count > HUGE_ADDITION * max(old_count, 1):
         fresh = opening.config.model_copy(update={"from_": None, "lr": None, "lr_scale": None, "lr_schedule": None})
         notes.append(
