@@ -39,8 +39,9 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     from_: str | None = _option(
-        "Checkpoint or run to extend: a run, RUN@step, a folder of runs (the newest accepted one), a .keras file, a "
-        "tf.train.Checkpoint, a PyTorch state dict. Without it a new model is trained.",
+        "Checkpoint or run to extend: a run, RUN@step, a folder of runs (the newest accepted one), .keras, .weights.h5, .h5 "
+        "of Keras 2, a folder of BackupAndRestore, tf.train.Checkpoint, a PyTorch state dict. Without it a new model is "
+        "trained.",
         group=START,
         daily=True,
         metavar="PATH",
@@ -87,7 +88,7 @@ class TrainConfig(BaseModel):
     )
     mixup: float | None = _option("MixUp's alpha, 0.2 for example. Default off.", group=IMAGES, metavar="F")
     model: str | None = _option(
-        "convnet, applications:NAME, file.py:function, package.module:function, or a .json or .keras file with an "
+        "convnet, applications:NAME, file.py:function, package.module:function, or a .json, .keras or .h5 file with an "
         "architecture. Default: the checkpoint's, else convnet.",
         group=MODEL,
         daily=True,
@@ -109,6 +110,10 @@ class TrainConfig(BaseModel):
         group=MODEL,
         metavar="FILE",
         flag="--import",
+    )
+    trust: bool | None = _option(
+        "The checkpoint is mine: run the code of its Lambda layers. Without it no code of a checkpoint is ever run.",
+        group=MODEL,
     )
     image_size: str | None = _option(
         "Side of the pictures in pixels, N or HEIGHTxWIDTH. Default: the model's, 64 for a new one.",
@@ -134,7 +139,8 @@ class TrainConfig(BaseModel):
     )
     metric: tuple[str, ...] | None = _option("A further Keras metric to log. Repeatable.", group=MODEL, metavar="NAME")
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] | None = _option(
-        "Arithmetic of a new model's layers. Default float32.", group=MODEL
+        "Arithmetic of the layers; variables stay float32. Default: the checkpoint's, float32 for a new model.",
+        group=MODEL,
     )
     epochs: int | None = _option(
         "How many more epochs. Default: by how much is new, 20 for a new model.", group=AMOUNT, daily=True, metavar="N"
@@ -171,7 +177,8 @@ class TrainConfig(BaseModel):
         "Steps of warm-up. Default a twentieth of the run, at most 200.", group=RATE, metavar="N"
     )
     optimizer: str | None = _option(
-        "keep, NAME (where the checkpoint does not say it) or NAME:reset. Default keep; adamw for a new model.",
+        "keep, NAME (what the checkpoint does not say; another class takes over the slots that mean the same) or "
+        "NAME:reset. Default keep; adamw for a new model.",
         group=RATE,
         metavar="NAME",
     )

@@ -208,7 +208,8 @@ def test_what_is_no_checkpoint_says_so(tmp_path, written):
     (tmp_path / "several").mkdir()
     for name in ("a.keras", "b.keras"):
         (tmp_path / "several" / name).write_bytes(written("tensorflow", "keras")[0].read_bytes())
-    with pytest.raises(CheckpointError, match=r"2 \.keras files, newest first: .*name the one"):
+    os.utime(tmp_path / "several" / "a.keras", (0, 0))
+    with pytest.raises(CheckpointError, match=r"2 checkpoints and no index, newest first: b.*--from .*b\.keras"):
         read_checkpoint(tmp_path / "several")
 
 

@@ -258,7 +258,7 @@ def test_what_keras_has_no_equal_for_is_said(tmp_path):
         UsageError, match=r"decay of 0\.0001 inside the gradient.*--weight-decay 0\.001 .*--weight-decay 0"
     ):
         asked(lambda m: sgd(m.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4))
-    saved, keep = asked(lambda m: sgd(m.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4), weight_decay=0.0)
+    saved, keep, _ = asked(lambda m: sgd(m.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4), weight_decay=0.0)
     assert (saved.class_name, saved.config["momentum"], keep) == ("SGD", 0.9, True)
     assert asked(groups[0], optimizer="sgd:reset")[1] is False
 

@@ -3,9 +3,10 @@
     restoration = restore(model, state, optimizer=optimizer)
     print(restoration.summary)       # 28 of 28 variables (14 weights, 14 optimizer), step 16,431; ...
 
-Each variable has one of three outcomes: *restored*; *not in this format* (seed states and metrics in foreign formats: they
-start fresh); *missing*, which is an error with a table. Variables are matched by the format's own structure, never by the
-auto-generated paths alone: those shift from process to process.
+Each variable has one of three outcomes: *restored*; *not in this format* (seed states and metrics in foreign formats, a
+loss scale that the writer's precision did not need: they start fresh); *missing*, which is an error with a table. Variables
+are matched by the format's own structure, never by the auto-generated paths alone: those shift from process to process.
+What the structure leaves over on both sides meets by shape, with a message, where only one pairing is possible.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ import numpy as np
 
 from kresume.checkpoints.state import TrainState
 from kresume.errors import RestoreError
-from kresume.models import match_graph
+from kresume.models import match_graph, match_layers, slots
 
 RESTORED, NOT_IN_FORMAT, MISSING, SHAPE, UNUSED = (
     "restored", "not in this format", "missing", "another shape", "not in the model",
 )  # fmt: skip
+
+METRICS = ("metrics/", "compile_metrics/")
+"""Where files of Keras 2 keep the state of metrics, which start fresh."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,9 @@ def restore(model: keras.Model, state: TrainState, *, optimizer: Any | None, par
             assigned. The error carries the table.
     """
     targets = _targets(model, optimizer)
-    names = _MATCHERS[state.layout](model, optimizer, state, targets)
+    notes: list[str] = []
+    names = _match(model, optimizer, state, targets, notes)
+    scale = {id(variable) for variable in slots.scale_variables(optimizer)} if optimizer is not None else set()
     rows: list[tuple[str, str, str, str]] = []
     ready: list[tuple[Any, np.ndarray]] = []
     wrong: list[tuple[str, str, str, str]] = []
@@ -80,7 +86,7 @@ def restore(model: keras.Model, state: TrainState, *, optimizer: Any | None, par
         label = target.variable.path
         wanted = _shape(target.variable.shape)
         if name is None:
-            fresh = (target.is_seed and state.layout != "groups") or target.is_rate
+            fresh = (target.is_seed and state.layout != "groups") or target.is_rate or id(target.variable) in scale
             row = (label, wanted, "-", NOT_IN_FORMAT if fresh else MISSING)
         elif tuple(state.arrays[name].shape) != tuple(target.variable.shape):
             row = (label, wanted, _shape(state.arrays[name].shape), SHAPE)
@@ -96,7 +102,7 @@ def restore(model: keras.Model, state: TrainState, *, optimizer: Any | None, par
     for variable, array in ready:
         # A copy of its own: on a CPU JAX may keep an aligned host buffer as the variable itself.
         variable.assign(np.array(array, copy=True))
-    return Restoration((*rows, *unused), _summary(state, targets, rows, unused))
+    return Restoration((*rows, *unused), "; ".join([_summary(state, targets, rows, unused, scale), *notes]))
 
 
 def _targets(model: keras.Model, optimizer: Any | None) -> list[_Target]:
@@ -136,18 +142,45 @@ def _converted(array: np.ndarray, variable: Any, label: str) -> np.ndarray:
     return array.astype(dtype)
 
 
-def _match_groups(model: Any, optimizer: Any, state: TrainState, targets: list[_Target]) -> dict[int, str]:
-    names = {id(target.variable): f"{target.group}/{target.index}" for target in targets}
-    return {key: name for key, name in names.items() if name in state.arrays}
-
-
-def _match_keras(model: Any, optimizer: Any, state: TrainState, targets: list[_Target]) -> dict[int, str]:
-    names = {id(variable): name for variable, name in keras_names(model) if name in state.arrays}
+def _match(model: Any, optimizer: Any, state: TrainState, targets: list[_Target], notes: list[str]) -> dict[int, str]:
+    """`id(variable)` -> name of its array, for every variable that finds one; what a person should know goes to `notes`."""
+    if state.layout == "graph":
+        return match_graph.match(model, optimizer, state, targets)
+    if state.layout in {"groups", "mapped"}:
+        names = {id(target.variable): f"{target.group}/{target.index}" for target in targets}
+        names = {key: name for key, name in names.items() if name in state.arrays}
+        scaled = state.optimizer is not None and state.optimizer.loss_scale
+        if optimizer is not None and state.layout == "groups" and scaled != bool(slots.scale_variables(optimizer)):
+            names |= slots.match(optimizer, state)  # the same optimizer, with loss scaling around it on one side only
+        return names
+    if state.layout == "keras":
+        names = {id(variable): name for variable, name in keras_names(model) if name in state.arrays}
+    else:
+        names, said = match_layers.match(model, state)
+        notes += said
     if optimizer is not None:
-        for index, variable in enumerate(optimizer.variables):
-            if (name := f"optimizer/vars/{index}") in state.arrays:
-                names[id(variable)] = name
-    return names
+        names |= slots.match(optimizer, state)
+    return names | _by_shape(state, targets, names, optimizer, notes)
+
+
+def _by_shape(
+    state: TrainState, targets: list[_Target], names: Mapping[int, str], optimizer: Any, notes: list[str]
+) -> dict[int, str]:
+    """Pairs the weights that the structure left over, if every one of them has a shape of its own, in file and model alike."""
+    left = [
+        target
+        for target in targets
+        if target.group != "optimizer" and id(target.variable) not in names and not target.is_seed
+    ]
+    unused = _unused(state, names, optimizer)
+    over = {tuple(state.arrays[name].shape): name for name in unused}
+    wanted = {tuple(target.variable.shape): target for target in left}
+    if not left or len(over) != len(unused) or len(wanted) != len(left) or over.keys() != wanted.keys():
+        return {}
+    pairs = {id(target.variable): over[shape] for shape, target in wanted.items()}
+    shown = ", ".join(f"{pairs[id(target.variable)]} is {target.variable.path}" for target in left[:3])
+    notes.append(f"{len(left)} matched by shape alone ({shown}{', ...' if len(left) > 3 else ''})")
+    return pairs
 
 
 def keras_names(model: keras.Model) -> list[tuple[Any, str]]:
@@ -182,23 +215,23 @@ def keras_names(model: keras.Model) -> list[tuple[Any, str]]:
     return [(value, path) for value, path in found if isinstance(value, keras.Variable)]
 
 
-_MATCHERS = {"groups": _match_groups, "mapped": _match_groups, "keras": _match_keras, "graph": match_graph.match}
-
-
 def _unused(state: TrainState, names: Mapping[int, str], optimizer: Any | None) -> list[str]:
     """Arrays of the file that found no variable, apart from what is known to have none."""
     taken = set(names.values())
     left = [name for name in state.arrays if name not in taken]
     if state.layout == "groups":
+        if optimizer is not None and state.optimizer is not None and state.optimizer.loss_scale:
+            left = [name for name in left if name not in slots.superfluous(optimizer, state)]
         groups = {"trainable", "non_trainable", *(("optimizer",) if optimizer is not None else ())}
         return [name for name in left if name.partition("/")[0] in groups]
     if state.layout == "mapped":
         return left
+    if state.layout == "graph":
+        return match_graph.unused(left, optimizer)
+    extra = slots.superfluous(optimizer, state)
     if state.layout == "keras":
-        return [
-            name for name in left if "/vars/" in name and (optimizer is not None or not name.startswith("optimizer/"))
-        ]
-    return match_graph.unused(left, optimizer)
+        return [name for name in left if name not in extra and "/vars/" in f"/{name}" and not name.startswith(METRICS)]
+    return [name for name in left if name not in extra]
 
 
 def _message(state: TrainState, wrong: list[tuple[str, str, str, str]], unused: list[tuple[str, str, str, str]]) -> str:
@@ -223,6 +256,7 @@ def _summary(
     targets: list[_Target],
     rows: list[tuple[str, str, str, str]],
     unused: list[tuple[str, str, str, str]],
+    scale: set[int],
 ) -> str:
     done = [target for target, row in zip(targets, rows, strict=True) if row[3] == RESTORED]
     weights = sum(target.group != "optimizer" for target in done)
@@ -233,6 +267,8 @@ def _summary(
     seeds = sum(row[3] == NOT_IN_FORMAT and target.is_seed for target, row in zip(targets, rows, strict=True))
     if seeds:
         text += f"; {seeds} seed state{'s' if seeds > 1 else ''} not in this format: fresh"
+    if any(row[3] == NOT_IN_FORMAT and id(target.variable) in scale for target, row in zip(targets, rows, strict=True)):
+        text += "; the loss scale starts fresh"
     lost = [row[0] for row in rows if row[3] in {MISSING, SHAPE}]
     if lost or unused:
         text += f"; --partial: fresh {', '.join(lost) or 'nothing'}; unused {len(unused)}"

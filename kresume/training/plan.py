@@ -16,7 +16,7 @@ import numpy as np
 
 from kresume import config as options
 from kresume import devices
-from kresume.checkpoints.state import Card
+from kresume.checkpoints.state import Card, SavedOptimizer, SavedRate
 from kresume.config import TrainConfig
 from kresume.errors import CheckpointError, UsageError
 from kresume.images.cache import Cache
@@ -36,7 +36,14 @@ from kresume.training.gather import (
     list_sources,
 )
 from kresume.training.opening import Opening, open_out
-from kresume.training.parent import Live, Parent, read_parent, restore_parent
+from kresume.training.parent import (
+    Live,
+    Parent,
+    describe_change,
+    read_parent,
+    restore_parent,
+    wanted_optimizer,
+)
 from kresume.training.rates import RatePlan, decide_rate
 from kresume.training.snapshots import Cadence
 from kresume.training.verify import verify_mapping
@@ -169,9 +176,10 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
         before = scorer.score(reporter, "scoring the parent")
         shift = _find_shift(scorer, gathered, generation)
     amount = _amount(config, parent, gathered, generation)
+    wanted = wanted_optimizer(live.saved, config)
     rate = decide_rate(
-        saved=parent.state.rate if parent else None,
-        optimizer=live.saved.class_name or "",
+        saved=_rate_of(config, parent, live, wanted),
+        optimizer=wanted.class_name or "",
         steps=amount.steps,
         lr=config.lr,
         lr_scale=config.lr_scale,
@@ -182,7 +190,7 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
         interrupted=parent is not None and parent.interrupted,
     )
     reasons = (pixels_reason, classes_reason)
-    plan = _write_up(opening, parent, live, gathered, card, reasons, rate, amount, loss, before, generation)
+    plan = _write_up(opening, parent, live, wanted, gathered, card, reasons, rate, amount, loss, before, generation)
     return Draft(plan, parent, live, gathered, loss, generation)
 
 
@@ -268,6 +276,34 @@ def _decide_pixels(
     return probe.winner, f"on {len(labels)} old images {table}"
 
 
+def _rate_of(config: TrainConfig, parent: Parent | None, live: Live, wanted: SavedOptimizer) -> SavedRate | None:
+    """The checkpoint's rate, where it means something to the optimizer that will train.
+
+    Raises:
+        UsageError: it does not, or the file does not say it, and no option does.
+    """
+    if parent is None:
+        return None
+    from kresume.models import optimizers
+
+    rate, stored = parent.state.rate, parent.state.optimizer
+    if rate is None and live.kept and config.lr is None:
+        raise UsageError(
+            f"{config.from_} does not say its learning rate (a schedule is not in such a file): give --lr F, the rate or peak "
+            "to use"
+        )
+    saved = stored.class_name if stored is not None else None
+    if rate is None or saved is None or optimizers.comparable_rates(saved, wanted.class_name):
+        return rate
+    if config.lr is None:
+        default = rates.DEFAULT_RATES.get(str(wanted.class_name).lower(), rates.NEW_MODEL_RATE)
+        raise UsageError(
+            f"--optimizer {config.optimizer}: the checkpoint's rate, {rate.value:g}, is {saved}'s and means another thing to "
+            f"{wanted.class_name}: give --lr (its default is {default:g})"
+        )
+    return rate
+
+
 def _count_new(gathered: Gathered, generation: int) -> int:
     manifest = gathered.manifest
     return int((manifest.origins[manifest.train_rows()] == generation).sum())
@@ -306,6 +342,7 @@ def _write_up(
     opening: Opening,
     parent: Parent | None,
     live: Live,
+    wanted: SavedOptimizer,
     gathered: Gathered,
     card: Card,
     reasons: tuple[str, str],
@@ -323,7 +360,9 @@ def _write_up(
     if parent is not None:
         sides += f" ({int((~new[val]).sum()):,} old, {int(new[val].sum()):,} new)"
     old_count, new_count = int((~new).sum()), int(new.sum())
-    notes = [*gathered.notes, *facts.notes]
+    notes = [*(parent.notes if parent is not None else ()), *gathered.notes, *facts.notes]
+    if change := describe_change(live, wanted):
+        notes.append(change)
     if parent is not None and parent.manifest is None and len(val):
         notes.append(
             f"{opening.config.from_} does not say which images it was trained on: its score on old images may be of "
@@ -363,7 +402,7 @@ def _write_up(
         rate=rate,
         amount=amount,
         loss=f"{loss.kind} ({loss.reason})",
-        optimizer=live.saved.class_name or "",
+        optimizer=wanted.class_name or "",
         before=before,
         options={options.flag_of(name): value for name, value in options.given(opening.given).items()},
         notes=notes,

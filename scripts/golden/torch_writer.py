@@ -1,6 +1,6 @@
 """Writes the PyTorch goldens: state dicts in the forms that people keep, and what PyTorch itself does next.
 
-Run through scripts/make_golden_checkpoints.py; needs torch and safetensors.
+Run as `python scripts/golden torch`; needs torch and safetensors.
 """
 
 import json

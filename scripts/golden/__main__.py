@@ -1,11 +1,11 @@
-"""Writes tests/golden: small checkpoints by the real libraries, each with what its writer does next.
+"""Writes goldens of foreign writers below tests/golden: small checkpoints, each with what its writer does next.
 
 Run it when a writer's new version should be covered, one writer at a time, in an environment that has that writer:
 
-    python scripts/make_golden_checkpoints.py torch
+    python scripts/golden torch
 
 A folder is named by writer and version and never overwritten: goldens are what was written once. Each writer is a module
-`scripts/golden/NAME_writer.py` with `write(root) -> folder`.
+`NAME_writer.py` beside this file with `write(root) -> folder`.
 """
 
 import importlib.util
@@ -13,10 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
-WRITERS = {
-    path.stem.removesuffix("_writer"): path for path in sorted((Path(__file__).parent / "golden").glob("*_writer.py"))
-}
+GOLDEN = Path(__file__).parents[2] / "tests" / "golden"
+WRITERS = {path.stem.removesuffix("_writer"): path for path in sorted(Path(__file__).parent.glob("*_writer.py"))}
 LARGEST_FILE_BYTES = 50_000
 
 
