@@ -74,3 +74,63 @@ def transformer():
 
 
 MODELS = {"plain": plain, "residual": residual, "mobile": mobile, "transformer": transformer}
+
+
+def sequential():
+    return keras.Sequential(
+        [
+            keras.Input((12, 12, 3)),
+            layers.Rescaling(0.5),
+            layers.Conv2D(6, 3, 3, padding="same", activation="relu"),
+            layers.BatchNormalization(),
+            layers.Flatten(),
+            layers.Dense(3),
+        ]
+    )
+
+
+def nested():
+    inputs = keras.Input((12, 12, 3))
+    shared = layers.Conv2D(4, 3, padding="same", activation="relu")
+    x = keras.Sequential([layers.Conv2D(4, 1), layers.BatchNormalization()], name="stem")(inputs)
+    x = layers.Add()([shared(x), shared(shared(x))])
+    x = layers.SeparableConv2D(6, 3)(layers.DepthwiseConv2D(3, depth_multiplier=2)(x))
+    return keras.Model(inputs, layers.Dense(3, activation="softmax")(layers.GlobalAveragePooling2D()(x)))
+
+
+def attention():
+    inputs = keras.Input((12, 12, 3))
+    x = layers.Reshape((9, 8))(layers.Conv2D(8, 4, 4)(inputs))
+    x = layers.Add()([x, layers.MultiHeadAttention(2, 4)(layers.LayerNormalization()(x), x)])
+    x = layers.GlobalAveragePooling1D()(layers.Dense(8, activation="gelu")(x))
+    return keras.Model(inputs, layers.Dense(3)(x))
+
+
+def small():
+    inputs = keras.Input((12, 12, 3))
+    one, other = layers.Conv2D(4, 3)(inputs), layers.Conv2D(4, 3, use_bias=False)(inputs)
+    x = layers.GlobalAveragePooling2D()(layers.Add()([one, other]))
+    return keras.Model(inputs, layers.Dense(3)(x))
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.stem = layers.Conv2D(4, 3, activation="relu")
+        self.blocks = [layers.Conv2D(4, 3, activation="relu") for _ in range(2)]
+        self.head = layers.Dense(3)
+
+    def call(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(keras.ops.mean(x, axis=(1, 2)))
+
+
+def subclassed():
+    model = Subclassed()
+    model(keras.KerasTensor((1, 12, 12, 3)))
+    return model
+
+
+MODELS |= {"sequential": sequential, "small": small, "nested": nested, "attention": attention, "subclassed": subclassed}

@@ -14,7 +14,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from kresume.checkpoints import backup_folder, keras_file, legacy_h5, run, tf_checkpoint, torch_file, weights_file
+from kresume.checkpoints import (
+    backup_folder,
+    keras_file,
+    legacy_h5,
+    run,
+    saved_model,
+    tf_checkpoint,
+    torch_file,
+    weights_file,
+)
 from kresume.checkpoints.state import TrainState
 from kresume.errors import CheckpointError
 
@@ -38,6 +47,7 @@ READERS: dict[str, Reader] = {
     "weights-h5": Reader(weights_file.accepts, weights_file.read, "a .weights.h5 or sharded .weights.json"),
     "legacy-h5": Reader(legacy_h5.accepts, legacy_h5.read, "an .h5 of Keras 2 or its legacy form"),
     "torch": Reader(torch_file.accepts, torch_file.read, "a PyTorch state dict (.pth, .pt, .safetensors)"),
+    "saved-model": Reader(saved_model.accepts, saved_model.read, "a SavedModel"),
     "tf-checkpoint": Reader(tf_checkpoint.accepts, tf_checkpoint.read, "a tf.train.Checkpoint (folder or prefix)"),
 }
 """Tried in this order; the first that recognises the path reads it."""

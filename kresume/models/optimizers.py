@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kresume.checkpoints import graph_optimizer, keras_2
 from kresume.checkpoints.keras_arrays import optimizer_arrays
 from kresume.checkpoints.state import SavedOptimizer, TrainState
 from kresume.errors import CheckpointError, UsageError
@@ -209,18 +210,18 @@ def fitting(state: TrainState, weights: Sequence[tuple[int, ...]] = ()) -> list[
         state: what was read.
         weights: the shapes of the model's trainable variables, for formats whose optimizer is a bare list of arrays.
     """
-    from kresume.checkpoints.tf_checkpoint import find_optimizer
-
     if state.layout == "keras":
         arrays = optimizer_arrays(state.arrays)
         return [name for name in NAMES if fitting_variants(name, arrays, weights)]
-    index = find_optimizer(state.graph) if state.graph else None
+    index = graph_optimizer.find_optimizer(state.graph) if state.graph else None
     if index is None:
         return []
-    edges = {
-        name
-        for name, child in state.graph[index].children.items()
-        if state.graph[child].children or state.graph[child].array
-    }
+    names = graph_optimizer.slot_names(state.graph, index)
+    if graph_optimizer.style(state.graph[index]) == "legacy":
+        return [
+            name
+            for name, kinds in SLOTS.items()
+            if {keras_2.SLOTS.get(name, {}).get(kind) for kind in names} == set(kinds)
+        ]
     known = {slot for kinds in SLOTS.values() for slot in kinds}
-    return [name for name, kinds in SLOTS.items() if set(kinds) == edges & known]
+    return [name for name, kinds in SLOTS.items() if set(kinds) == names & known]

@@ -227,7 +227,7 @@ def _unused(state: TrainState, names: Mapping[int, str], optimizer: Any | None) 
     if state.layout == "mapped":
         return left
     if state.layout == "graph":
-        return match_graph.unused(left, optimizer)
+        return match_graph.unused(state, left, optimizer)
     extra = slots.superfluous(optimizer, state)
     if state.layout == "keras":
         return [name for name in left if name not in extra and "/vars/" in f"/{name}" and not name.startswith(METRICS)]
