@@ -40,8 +40,8 @@ class TrainConfig(BaseModel):
 
     from_: str | None = _option(
         "Checkpoint or run to extend: a run, RUN@step, a folder of runs (the newest accepted one), .keras, .weights.h5, .h5 "
-        "of Keras 2, a folder of BackupAndRestore, tf.train.Checkpoint, a SavedModel, a PyTorch state dict. Without it a "
-        "new model is trained.",
+        "of Keras 2, a folder of BackupAndRestore, tf.train.Checkpoint, a SavedModel, a folder of Orbax, a PyTorch state "
+        "dict. Without it a new model is trained.",
         group=START,
         daily=True,
         metavar="PATH",

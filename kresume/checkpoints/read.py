@@ -18,6 +18,7 @@ from kresume.checkpoints import (
     backup_folder,
     keras_file,
     legacy_h5,
+    orbax_folder,
     run,
     saved_model,
     tf_checkpoint,
@@ -47,6 +48,7 @@ READERS: dict[str, Reader] = {
     "weights-h5": Reader(weights_file.accepts, weights_file.read, "a .weights.h5 or sharded .weights.json"),
     "legacy-h5": Reader(legacy_h5.accepts, legacy_h5.read, "an .h5 of Keras 2 or its legacy form"),
     "torch": Reader(torch_file.accepts, torch_file.read, "a PyTorch state dict (.pth, .pt, .safetensors)"),
+    "orbax": Reader(orbax_folder.accepts, orbax_folder.read, "a folder of Orbax"),
     "saved-model": Reader(saved_model.accepts, saved_model.read, "a SavedModel"),
     "tf-checkpoint": Reader(tf_checkpoint.accepts, tf_checkpoint.read, "a tf.train.Checkpoint (folder or prefix)"),
 }

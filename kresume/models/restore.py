@@ -20,7 +20,7 @@ import numpy as np
 
 from kresume.checkpoints.state import TrainState
 from kresume.errors import RestoreError
-from kresume.models import match_graph, match_layers, slots
+from kresume.models import match_graph, match_layers, match_tree, slots
 
 RESTORED, NOT_IN_FORMAT, MISSING, SHAPE, UNUSED = (
     "restored", "not in this format", "missing", "another shape", "not in the model",
@@ -146,6 +146,8 @@ def _match(model: Any, optimizer: Any, state: TrainState, targets: list[_Target]
     """`id(variable)` -> name of its array, for every variable that finds one; what a person should know goes to `notes`."""
     if state.layout == "graph":
         return match_graph.match(model, optimizer, state, targets)
+    if state.layout == "tree":
+        return match_tree.match(model, optimizer, state, targets)
     if state.layout in {"groups", "mapped"}:
         names = {id(target.variable): f"{target.group}/{target.index}" for target in targets}
         names = {key: name for key, name in names.items() if name in state.arrays}
@@ -228,6 +230,8 @@ def _unused(state: TrainState, names: Mapping[int, str], optimizer: Any | None) 
         return left
     if state.layout == "graph":
         return match_graph.unused(state, left, optimizer)
+    if state.layout == "tree":
+        return match_tree.unused(state, left, optimizer)
     extra = slots.superfluous(optimizer, state)
     if state.layout == "keras":
         return [name for name in left if name not in extra and "/vars/" in f"/{name}" and not name.startswith(METRICS)]
