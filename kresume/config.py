@@ -218,13 +218,13 @@ class TrainConfig(BaseModel):
     )
 
 
-FREE_TO_DIFFER = frozenset({"backend", "device", "snapshot_every", "keep", "cache", "take_over", "map_out"})
+FREE_TO_DIFFER = frozenset({"backend", "device", "snapshot_every", "keep", "cache", "take_over", "trust", "map_out"})
 """What a continuation may change."""
 
 NOT_INHERITED = frozenset(
     {
         "from_", "or_new", "partial", "data", "add", "val", "val_split", "epochs", "steps", "lr", "lr_scale", "lr_schedule",
-        "warmup_steps", "out", "overwrite", "take_over", "device", "optimizer", "model",
+        "warmup_steps", "out", "overwrite", "take_over", "device", "optimizer", "model", "trust",
         "map", "map_out",
     }
 )  # fmt: skip

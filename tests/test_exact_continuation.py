@@ -35,6 +35,7 @@ def test_a_run_killed_after_any_step_ends_with_the_same_bits(monkeypatch, tmp_pa
         pytest.param({"accumulate": 3, "augment": "strong"}, id="accumulate-strong"),
         pytest.param({"mixup": 0.2, "optimizer": "sgd", "lr": 0.05}, id="mixup-sgd"),
         pytest.param({"precision": "mixed_bfloat16", "lr_schedule": "constant", "warmup_steps": 3}, id="bfloat16"),
+        pytest.param({"precision": "mixed_float16", "ema": 0.9}, id="float16"),
         pytest.param(
             {"lr_schedule": "plateau", "patience": 1, "monitor": "val_accuracy", "epochs": 4}, id="plateau-patience"
         ),

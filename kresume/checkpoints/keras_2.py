@@ -10,14 +10,15 @@ else stays as it is, and Keras says what it does not know.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 FUNCTIONAL = {"Functional", "Model"}
 GONE: Mapping[str, tuple[str, ...]] = {
     "InputLayer": ("ragged",),
     "DepthwiseConv2D": ("groups",),
-    "SeparableConv2D": ("groups",),
+    "SeparableConv2D": ("groups", "kernel_initializer", "kernel_regularizer", "kernel_constraint"),
+    "MultiHeadAttention": ("query_shape", "key_shape", "value_shape", "softmax_robust_masking"),
     "Conv2DTranspose": ("groups",),
 }
 """Arguments that Keras 2 wrote at their only possible value, and Keras 3 does not take."""
@@ -61,6 +62,11 @@ def architecture(config: Mapping[str, Any]) -> dict[str, Any]:
     return translated
 
 
+def without_slashes(name: str) -> str:
+    """A layer's name as Keras 3 allows it; some of Keras 2's applications are called `conv1/bn`."""
+    return name.replace("/", "_")
+
+
 def is_keras_2(version: Any) -> bool:
     """Whether a version that a file names is one of Keras 2 (or 1)."""
     return str(version).split(".")[0] in {"1", "2"}
@@ -77,6 +83,8 @@ def _translated(value: Any, *, layer: bool) -> Any:
     if name in {"Policy", "PolicyV1"}:
         return value["config"].get("name")
     inside = {key: item for key, item in value["config"].items() if key not in GONE.get(name, ())}
+    if isinstance(inside.get("name"), str):
+        inside["name"] = without_slashes(inside["name"])
     shape = inside.pop("batch_input_shape", None)
     if shape is not None and name == "InputLayer":
         inside["batch_shape"] = shape
@@ -86,6 +94,8 @@ def _translated(value: Any, *, layer: bool) -> Any:
     module = str(value.get("module") or "")
     is_layer = layer and (not module or module.startswith(("keras.layers", "keras.src.engine", "tf_keras")))
     result = {**value, "class_name": name, "config": {key: _child(key, item) for key, item in inside.items()}}
+    if isinstance(result.get("name"), str):
+        result["name"] = without_slashes(result["name"])
     result.pop("build_config", None)  # of shapes as Keras 2 writes them; Keras 3 builds by calling
     result.setdefault("registered_name", name if ">" in name else None)
     if name in FUNCTIONAL:
@@ -104,31 +114,68 @@ def _translated(value: Any, *, layer: bool) -> Any:
 
 
 def _without_own_calls(config: dict[str, Any]) -> dict[str, Any]:
-    """A graph of layers that counts the calls of a Sequential inside it from 0.
+    """A graph of layers that counts the calls of a model inside it from 0.
 
-    Keras 2 counts the call by which a Sequential with an input was made as its first; Keras 3 does so for functional models
-    alone.
+    Keras 2 counts the call by which a model with an input was made as its first; Keras 3 does so only for functional models
+    at the ends of the graph.
     """
     counted = {
-        layer["config"].get("name")
+        layer["config"].get("name"): layer["class_name"]
         for layer in config.get("layers", ())
-        if layer.get("class_name") == "Sequential"
-        and any(_is_input(item) for item in layer["config"].get("layers", ()))
+        if any(_is_input(item) for item in layer.get("config", {}).get("layers", ()))
     }
 
-    def shifted(value: Any) -> Any:
+    def shifted(value: Any, kinds: Collection[str]) -> Any:
         if isinstance(value, list):
-            if len(value) > 2 and isinstance(value[0], str) and value[0] in counted and isinstance(value[1], int):
-                return [value[0], max(value[1] - 1, 0), *value[2:]]
-            return [shifted(item) for item in value]
-        return {key: shifted(item) for key, item in value.items()} if isinstance(value, Mapping) else value
+            if not _is_tensor(value):
+                return [shifted(item, kinds) for item in value]
+            name, call = without_slashes(value[0]), value[1]
+            rest = [shifted(item, kinds) for item in value[3:]]
+            return [name, max(call - 1, 0) if counted.get(name) in kinds else call, value[2], *rest]
+        return {key: shifted(item, kinds) for key, item in value.items()} if isinstance(value, Mapping) else value
 
-    ends: dict[str, Any] = {key: shifted(config[key]) for key in ("input_layers", "output_layers") if key in config}
+    ends: dict[str, Any] = {
+        key: shifted(config[key], {"Sequential"}) for key in ("input_layers", "output_layers") if key in config
+    }
     layers = [
-        {**layer, "inbound_nodes": shifted(layer["inbound_nodes"])} if "inbound_nodes" in layer else layer
+        {
+            **layer,
+            "inbound_nodes": [_node(node) for node in shifted(layer["inbound_nodes"], {"Sequential", "Functional"})],
+        }
+        if "inbound_nodes" in layer
+        else layer
         for layer in config.get("layers", ())
     ]
     return {**config, **ends, "layers": layers}
+
+
+def _node(node: Any) -> Any:
+    """A call of a layer. Keras 3 reads Keras 2's form of it unless an argument by name is a tensor (attention's `value`)."""
+    if not isinstance(node, list) or not node or not all(isinstance(item, list) and len(item) == 4 for item in node):
+        return node
+    arguments: Mapping[str, Any] = node[0][3]
+    if not any(_is_tensor(value) for value in arguments.values()):
+        return node
+    inputs = [_tensor(item) for item in node]
+    named = {key: _tensor(value) if _is_tensor(value) else value for key, value in arguments.items()}
+    return {"args": inputs if len(inputs) == 1 else [inputs], "kwargs": named}
+
+
+def _is_tensor(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) >= 3
+        and isinstance(value[0], str)
+        and all(isinstance(item, int) for item in value[1:3])
+    )
+
+
+def _tensor(value: Sequence[Any]) -> dict[str, Any]:
+    """A tensor by its origin; its shape comes from there."""
+    return {
+        "class_name": "__keras_tensor__",
+        "config": {"shape": [None], "dtype": "float32", "keras_history": value[:3]},
+    }
 
 
 def _child(key: str, value: Any) -> Any:

@@ -84,6 +84,7 @@ def evaluate(
     cache: str | None = None,
     imports: Sequence[str] = (),
     map_file: str | None = None,
+    trust: bool = False,
     reporter: Reporter | None = None,
 ) -> Evaluation:
     """Scores a run's result or a checkpoint on images, one prediction each.
@@ -101,6 +102,7 @@ def evaluate(
         cache: `"off"`, or where decoded images are kept.
         imports: Python files that register custom objects.
         map_file: YAML that says which array of a PyTorch state dict fills which variable, as `--map` of `train`.
+        trust: run the code of the checkpoint's Lambda layers.
         reporter: shown progress.
 
     Raises:
@@ -127,6 +129,7 @@ def evaluate(
         num_classes=len(names),
         image_size=image_size or (card.image_size if card else None),
         imports=imports,
+        trust=trust,
     )
     if state.layout == "torch":
         from kresume.models import torch_map

@@ -116,7 +116,9 @@ def from_architecture(
     try:
         model = keras.saving.deserialize_keras_object({**config, "compile_config": None}, safe_mode=not trust)
     except (TypeError, ValueError, KeyError, IndexError, ImportError, AttributeError, RecursionError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        # Keras wraps the error of a layer in one for each model around it; the innermost says what is wrong.
+        said = str(error).rpartition("Exception encountered: ")[2].strip()
+        reason = said.splitlines()[0] if said else type(error).__name__
         later = f", which {writer} wrote, and this is keras {keras.__version__}" if _is_later(writer) else ""
         raise ModelError(
             f"the architecture in the checkpoint{later} cannot be built ({reason[:300]}): custom classes are registered with "

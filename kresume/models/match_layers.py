@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from kresume.checkpoints.keras_2 import without_slashes
 from kresume.checkpoints.state import TrainState
 from kresume.errors import RestoreError
 
@@ -30,7 +31,7 @@ def match(model: Any, state: TrainState) -> tuple[dict[int, str], list[str]]:
     live = [(layer.name, _weights(layer)) for layer in model.layers]
     live = [(name, weights) for name, weights in live if weights]
     tops = [weight for weight in model._trainable_variables + model._non_trainable_variables if weight in model.weights]
-    saved = [(name, arrays) for name, arrays in state.records["layers"] if name]
+    saved = [(without_slashes(name), arrays) for name, arrays in state.records["layers"] if name]
     top_arrays: list[str] = next((arrays for name, arrays in state.records["layers"] if not name), [])
     pairs, notes = _pair_layers(live, saved, state.source)
     names: dict[int, str] = {}

@@ -44,7 +44,11 @@ ROUNDS = {
     "Lamb": ("_momentums", "_velocities"),
 }
 """Slots in the order in which Keras creates them (pinned by a test)."""
+SCALARS = {"Nadam": 1}
+"""How many numbers a class keeps behind its slots."""
 NEVER_NEGATIVE = frozenset({"_velocities", "_velocity_hats", "_u", "_accumulators", "_accumulated_grads"})
+ALIKE = 0.7
+"""The cosine between weights and what may be their averages. Another optimizer's slots come nowhere near it."""
 ADAMS = frozenset({"Adam", "AdamW", "Nadam", "Adamax", "Lamb"})
 BETAS = frozenset({"beta_1", "beta_2", "epsilon", "amsgrad"})
 SHARED = frozenset(
@@ -108,7 +112,7 @@ def with_config(saved: SavedOptimizer, changes: Mapping[str, Any]) -> SavedOptim
     """
     if not changes:
         return saved
-    default = make_optimizer(replace(saved, config=None), 1e-3).get_config()
+    default = make_optimizer(replace(saved, config=None, loss_scale=False), 1e-3).get_config()
     for name in changes:
         if name not in default:
             raise UsageError(f"{saved.class_name} has no setting {name}")
@@ -177,25 +181,28 @@ def is_form(name: str, form: Mapping[str, Any], settings: Mapping[str, Any]) -> 
     return all(bool(settings.get(key)) == bool(form.get(key)) for key in keys)
 
 
-def fitting_variants(
-    name: str, arrays: Sequence[np.ndarray], weights: Sequence[tuple[int, ...]]
-) -> list[dict[str, Any]]:
+def fitting_variants(name: str, arrays: Sequence[np.ndarray], weights: Sequence[np.ndarray]) -> list[dict[str, Any]]:
     """The settings of a class under which it would have stored exactly these arrays.
 
     Args:
         name: the class.
         arrays: an optimizer's variables in order, its count of iterations first.
-        weights: the shapes of the trainable variables.
+        weights: the trainable weights that were stored with them.
 
     Returns:
-        Changes to Keras's defaults, one mapping per form that fits: shapes in order, and no negative square.
+        Changes to Keras's defaults, one mapping per form that fits: shapes in order, no negative square, and averages of
+        weights that are like the weights.
     """
     scalars = 2 if len(arrays) > 1 and arrays[1].shape == () and arrays[1].dtype.kind == "f" else 1
     rest = arrays[scalars:]
+    averaged = _alike(rest[: len(weights)], weights) if rest and weights else None
     found = []
     for changes, rounds in variants(name):
-        expected = [(kind, shape) for kinds in rounds for shape in weights for kind in kinds]
+        expected = [(kind, weight.shape) for kinds in rounds for weight in weights for kind in kinds]
+        expected += [("", ())] * SCALARS.get(name, 0)
         if [shape for _, shape in expected] != [tuple(array.shape) for array in rest]:
+            continue
+        if averaged is not None and ("use_ema" in changes) != averaged:
             continue
         squares = (array for (kind, _), array in zip(expected, rest, strict=True) if kind in NEVER_NEGATIVE)
         if all(float(array.min(initial=0)) >= 0 for array in squares):
@@ -203,12 +210,20 @@ def fitting_variants(
     return found
 
 
-def fitting(state: TrainState, weights: Sequence[tuple[int, ...]] = ()) -> list[str]:
+def _alike(arrays: Sequence[np.ndarray], weights: Sequence[np.ndarray]) -> bool:
+    """Whether these are averages of the weights: they point the same way, which slots and gradients do not."""
+    if [array.shape for array in arrays] != [weight.shape for weight in weights]:
+        return False
+    one, other = (np.concatenate([np.ravel(array).astype("float64") for array in group]) for group in (arrays, weights))
+    return bool(one @ other > ALIKE * np.linalg.norm(one) * np.linalg.norm(other))
+
+
+def fitting(state: TrainState, weights: Sequence[np.ndarray] = ()) -> list[str]:
     """The optimizers whose slots are those that a checkpoint without a name holds.
 
     Args:
         state: what was read.
-        weights: the shapes of the model's trainable variables, for formats whose optimizer is a bare list of arrays.
+        weights: the trainable weights that it holds, for formats whose optimizer is a bare list of arrays.
     """
     if state.layout == "keras":
         arrays = optimizer_arrays(state.arrays)

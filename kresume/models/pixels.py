@@ -20,6 +20,8 @@ from kresume.images import conventions
 
 PROBE_BATCH = 32
 CLEAR_POINTS = 0.05
+FEW_CLASSES = 0.75
+"""What an order of two classes must explain; of more, twice what guessing does."""
 LARGEST_SCALE = 0.1
 """A Rescaling by more than this was made for values around 1, not for bytes."""
 
@@ -32,13 +34,13 @@ class Probe:
         accuracies: by convention.
         winner: the convention that is clearly right, or None.
         above_chance: whether the best one is right more often than chance explains.
-        best_predictions: `(n,)` the classes predicted under the best one.
+        predictions: `(n,)` the classes predicted, by convention.
     """
 
     accuracies: Mapping[str, float]
     winner: str | None
     above_chance: bool
-    best_predictions: np.ndarray
+    predictions: Mapping[str, np.ndarray]
 
 
 def _layers(model: Any) -> Iterator[Any]:
@@ -90,7 +92,7 @@ def probe_conventions(predict: Callable[[Any], Any], pictures: np.ndarray, label
     above_chance = accuracies[best] > chance + margin
     clear = accuracies[best] - accuracies[second] > margin
     winner = best if above_chance and clear else None
-    return Probe({name: accuracies[name] for name in ranked}, winner, above_chance, predictions[best])
+    return Probe({name: accuracies[name] for name in ranked}, winner, above_chance, predictions)
 
 
 def score_convention(
@@ -126,6 +128,20 @@ def _classes(predict: Callable[[Any], Any], to_model: Callable[[Any], Any], pict
     return np.concatenate(parts)
 
 
+def explain_any(probe: Probe, labels: np.ndarray, classes: Sequence[str]) -> tuple[str, ...] | None:
+    """The order of classes that explains most under any convention; None if none does.
+
+    With every output moved, the right convention is the one that is never right.
+    """
+    found = []
+    for predicted in probe.predictions.values():
+        order = explain_labels(predicted, labels, classes)
+        if order is not None:
+            meant = np.array([order.index(name) for name in classes])
+            found.append((float((predicted == meant[labels]).mean()), order))
+    return max(found)[1] if found else None
+
+
 def explain_labels(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> tuple[str, ...] | None:
     """The order of classes under which the predictions would be right, if one explains them; else None.
 
@@ -140,6 +156,6 @@ def explain_labels(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[
     np.add.at(counts, (predicted, labels), 1)
     outputs, meanings = linear_sum_assignment(-counts)
     explained = counts[outputs, meanings].sum() / len(labels)
-    if explained < 2 / len(classes) or explained - (predicted == labels).mean() < 0.2:
+    if explained < min(2 / len(classes), FEW_CLASSES) or explained - (predicted == labels).mean() < 0.2:
         return None
     return tuple(classes[int(meaning)] for meaning in meanings)

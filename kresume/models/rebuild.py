@@ -41,7 +41,10 @@ def save_model(model: keras.Model, path: Path, card: Card, learning_rate: float,
     slots.carry(old, new)
     compiled = model.get_compile_config() or {}
     model.compile(
-        optimizer=new, loss=model.loss, metrics=keras.saving.deserialize_keras_object(compiled.get("metrics"))
+        optimizer=new,
+        loss=model.loss,
+        metrics=keras.saving.deserialize_keras_object(compiled.get("metrics")),
+        auto_scale_loss=False,  # it is wrapped already where the layers need it
     )
     with files.new_file(path) as temporary:
         written = temporary.with_name(f"{temporary.name}.keras")  # Keras insists on the ending

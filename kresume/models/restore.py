@@ -185,6 +185,15 @@ def _by_shape(
     return pairs
 
 
+def saved_weights(model: keras.Model, state: TrainState) -> list[np.ndarray]:
+    """The trainable weights that a file of the layout `"keras"` holds, in the model's order; zeros where it has none."""
+    names = {id(variable): name for variable, name in keras_names(model)}
+    return [
+        state.arrays.get(names.get(id(variable), ""), np.zeros(tuple(variable.shape), "float32"))
+        for variable in model.trainable_variables
+    ]
+
+
 def keras_names(model: keras.Model) -> list[tuple[Any, str]]:
     """Each variable of a model with the HDF5 path at which Keras's saving library keeps it.
 

@@ -207,9 +207,9 @@ def _named(
     own: SavedOptimizer | None,
 ) -> tuple[SavedOptimizer, bool, str]:
     """The optimizer of a file that does not name it: the one asked for, or the one that the user's function compiles."""
-    from kresume.models import optimizers
+    from kresume.models import optimizers, restore
 
-    weights = [tuple(variable.shape) for variable in model.trainable_variables]
+    weights = restore.saved_weights(model, state) if state.layout == "keras" else []
     fitting = ", ".join(name.lower() for name in optimizers.fitting(state, weights)) or "none that kresume knows"
     name = asked or (own.class_name if own is not None else None)
     if name is None:
@@ -223,6 +223,9 @@ def _named(
     forms = optimizers.fitting_variants(name, optimizer_arrays(state.arrays), weights)
     if settings is not None:
         forms = [form for form in forms if optimizers.is_form(name, form, settings)]
+    elif config.accumulate is None:
+        # Accumulated gradients have the shapes of a momentum; they are rare, and named by the option that made them.
+        forms = [form for form in forms if "gradient_accumulation_steps" not in form] or forms
     if not forms:
         compiled = " as the model's function compiles it" if settings is not None else ""
         raise CheckpointError(

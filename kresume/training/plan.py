@@ -35,6 +35,7 @@ from kresume.training.gather import (
     gather,
     list_sources,
 )
+from kresume.training.label_order import check_order
 from kresume.training.opening import Opening, open_out
 from kresume.training.parent import (
     Live,
@@ -173,6 +174,11 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
         from kresume.evaluation.live import LiveScorer
 
         scorer = LiveScorer(live.model, reader, gathered.manifest, card, loss, batch_size_of(config), generation)
+        if parent.card is None and config.classes is None:
+            rows = gathered.manifest.train_rows()
+            old = _sample(rows[gathered.manifest.origins[rows] < generation])
+            predicted = scorer.probabilities(old).argmax(axis=-1)
+            check_order(str(config.from_), predicted, gathered.manifest.labels[old], classes)
         before = scorer.score(reporter, "scoring the parent")
         shift = _find_shift(scorer, gathered, generation)
     amount = _amount(config, parent, gathered, generation)
@@ -262,7 +268,7 @@ def _decide_pixels(
     probe = pixels.probe_conventions(live.model.predict_on_batch, pictures, labels)
     table = "; ".join(f"{name} gives {100 * accuracy:.1f} %" for name, accuracy in probe.accuracies.items())
     if probe.winner is None:
-        hint = pixels.explain_labels(probe.best_predictions, labels, classes)
+        hint = pixels.explain_any(probe, labels, classes)
         if probe.above_chance:
             raise CheckpointError(
                 f"two pixel conventions fit {config.from_} about equally on {len(labels)} old images ({table}): say which "

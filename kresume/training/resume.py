@@ -239,7 +239,9 @@ def rebuild_model(run: runs.Run, config: TrainConfig) -> Any:
     from kresume.models.losses import LossChoice
 
     record = run.record
-    model = build.from_architecture(files.read_json(run.path / ARCHITECTURE), imports=config.imports or ())
+    model = build.from_architecture(
+        files.read_json(run.path / ARCHITECTURE), imports=config.imports or (), trust=bool(config.trust)
+    )
     saved = record["optimizer"]
     rate = RatePlan.from_dict(record["rate"]).keras_rate(int(record["iterations"]))
     optimizer = optimizers.make_optimizer(SavedOptimizer(**saved, variables=0), rate)
