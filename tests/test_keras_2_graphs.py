@@ -15,7 +15,7 @@ from kresume.checkpoints.state import SavedOptimizer
 from kresume.errors import CheckpointError, RestoreError
 from kresume.models import build, optimizers, restore
 from tests.golden_models import MODELS
-from tests.support import assert_same_bytes
+from tests.support import assert_same_bytes, run_training
 
 GOLDEN = Path(__file__).parent / "golden" / "tf_keras-2.21.0"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
@@ -141,3 +141,43 @@ def test_an_export_of_keras_3_gives_its_weights(tmp_path):
     restore.restore(other, state, optimizer=None)
     for one, two in zip(model.get_weights(), other.get_weights(), strict=True):
         assert one.tobytes() == two.tobytes()
+
+
+def test_a_folder_of_prefixes_without_an_index_is_listed(tmp_path):
+    """Several and none newest by an index: the error names them; a prefix chooses; the index file chooses the newest."""
+    for name in ("ckpt-1", "ckpt-2"):
+        for file in (GOLDEN / "sequential-adam").iterdir():
+            shutil.copy(file, tmp_path / file.name.replace("ckpt", name))
+    with pytest.raises(CheckpointError, match=r"2 checkpoints and no index, newest first: ckpt-\d .*--from .*ckpt-\d$"):
+        read_checkpoint(tmp_path)
+    assert read_checkpoint(tmp_path / "ckpt-1").step == 3
+    (tmp_path / "checkpoint").write_text('model_checkpoint_path: "ckpt-2"\nall_model_checkpoint_paths: "ckpt-1"\n')
+    assert read_checkpoint(tmp_path).step == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("nested-sgd", {"model": "tests/golden_models.py:nested", "optimizer": "sgd"}, "SGD: momentum=0.9 assumed"),
+        ("nested-legacy-decay", {"model": "tests/golden_models.py:nested"}, "step 3"),
+        ("saved-small-adam", {}, "5 weights, 12 optimizer"),
+        ("../orbax-0.12.8-jax/nested-adam", {}, "step 3"),
+    ],
+)
+def test_training_goes_on_from_it(tmp_path, pictures, monkeypatch, name, arguments, words):
+    """The whole way of `train`: read, restored, the new rate, more images; the run's first snapshot holds the old slots."""
+    if "orbax" in name:
+        pytest.importorskip("orbax.checkpoint")
+    monkeypatch.chdir(Path(__file__).parents[1])
+    options = {"pixels": "0-1", "classes": "circle,square,stripes", "data": [str(pictures / "old")], "batch_size": 8}
+    options |= {"add": [str(pictures / "new")], "lr": 1e-3, "epochs": 1, "out": str(tmp_path / "run"), **arguments}
+    from kresume.config import from_arguments
+    from kresume.progress import Reporter
+    from kresume.training.plan import make_plan
+
+    plan = make_plan(from_arguments(str(GOLDEN / name), {**options, "out": None}), Reporter(quiet=True))
+    assert words in plan.restored
+    run_training(str(GOLDEN / name), **options)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["rate"]["peak"] == 1e-3
+    assert record["iterations"] == record["base_step"] == 3

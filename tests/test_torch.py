@@ -359,3 +359,117 @@ def test_without_a_model_the_error_names_the_skeleton(seed_checkpoint, tmp_path,
     """A state dict holds no architecture."""
     with pytest.raises(ModelError, match=r"--model mymodel.py:build.*kresume inspect .*--write-model model\.py"):
         run_training(str(seed_checkpoint / "model.pth"), data=[str(pictures / "old")], out=str(tmp_path / "run"))
+
+
+class Subclassed(keras.Model):
+    """The plain network without a graph."""
+
+    def __init__(self):
+        super().__init__()
+        layers = keras.layers
+        self.one = layers.Conv2D(8, 3, padding="same", activation="relu")
+        self.other = layers.Conv2D(8, 3, padding="same", activation="relu")
+        self.pool, self.flat = layers.MaxPooling2D(), layers.Flatten()
+        self.hidden, self.head = layers.Dense(16, activation="relu"), layers.Dense(3)
+
+    def call(self, x):
+        return self.head(self.hidden(self.flat(self.pool(self.other(self.pool(self.one(x)))))))
+
+
+def plain_layers():
+    layers = keras.layers
+    convolutions = [layers.Conv2D(8, 3, padding="same", activation="relu") for _ in range(2)]
+    body = [convolutions[0], layers.MaxPooling2D(), convolutions[1], layers.MaxPooling2D(), layers.Flatten()]
+    return body, [layers.Dense(16, activation="relu"), layers.Dense(3)]
+
+
+def sequential():
+    body, head = plain_layers()
+    return keras.Sequential([*body, *head])
+
+
+def nested_with_a_sequential_head():
+    body, head = plain_layers()
+    inputs = keras.Input((12, 12, 3))
+    backbone = keras.Sequential([keras.Input((12, 12, 3)), *body], name="backbone")
+    return keras.Model(inputs, keras.Sequential(head)(keras.layers.Dropout(0.1)(backbone(inputs))))
+
+
+@pytest.mark.parametrize("make", [Subclassed, sequential, nested_with_a_sequential_head])
+def test_what_flatten_reordered_is_found_however_the_model_is_made(make):
+    """Without a graph, and through the borders of nested models: no shape would show that the columns are in another order."""
+    model = make()
+    model(keras.KerasTensor((1, 12, 12, 3)))
+    mapped, _ = torch_map.to_model(model, None, read_checkpoint(GOLDEN / "plain.safetensors"))
+    restore.restore(model, mapped, optimizer=None)
+    np.testing.assert_allclose(
+        model.predict(IMAGES, verbose=0), EXPECTED["plain.safetensors"]["predictions"], atol=2e-6
+    )
+
+
+def test_rarer_layers_turn_rightly(tmp_path):
+    """Groups, depth multipliers, a separable layer, batch normalization of what was flattened, bfloat16 arrays."""
+    torch = pytest.importorskip("torch")
+    from torch import nn
+
+    layers = keras.layers
+    torch.manual_seed(0)
+    theirs = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.Conv2d(4, 8, 3, groups=4), nn.Conv2d(8, 6, 3, groups=2),
+        nn.Conv2d(6, 6, 3, groups=6, bias=False), nn.Conv2d(6, 5, 1), nn.Flatten(), nn.BatchNorm1d(80), nn.Linear(80, 3),
+    )  # fmt: skip
+    images = torch.from_numpy(np.ascontiguousarray(IMAGES.transpose(0, 3, 1, 2)))
+    theirs.train()
+    theirs(images)  # running statistics that are not 0 and 1
+    theirs.eval()
+    ours = keras.Sequential(
+        [
+            keras.Input((12, 12, 3)), layers.Conv2D(4, 3), layers.DepthwiseConv2D(3, depth_multiplier=2),
+            layers.Conv2D(6, 3, groups=2), layers.SeparableConv2D(5, 3), layers.Flatten(),
+            layers.BatchNormalization(epsilon=1e-5), layers.Dense(3),
+        ]
+    )  # fmt: skip
+    torch.save(theirs.state_dict(), tmp_path / "a.pth")
+    mapped, how = torch_map.to_model(ours, None, read_checkpoint(tmp_path / "a.pth"))
+    restore.restore(ours, mapped, optimizer=None)
+    assert "epsilon" not in how
+    expected = theirs(images).detach().numpy()
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(ours(IMAGES, training=False)), expected, atol=1e-5)
+    theirs.bfloat16()
+    torch.save(theirs.state_dict(), tmp_path / "half.pth")
+    state = read_checkpoint(tmp_path / "half.pth")
+    assert str(state.arrays["0.weight"].dtype) == "bfloat16"
+    mapped, _ = torch_map.to_model(ours, None, state)
+    restore.restore(ours, mapped, optimizer=None)
+    weight = theirs[0].weight.detach().float().numpy().transpose(2, 3, 1, 0)
+    assert ours.get_weights()[0].tobytes() == np.ascontiguousarray(weight).tobytes()
+
+
+def test_another_epsilon_is_told():
+    """No array shows it."""
+    inputs = keras.Input((12, 12, 3))
+    model = keras.Model(inputs, keras.layers.BatchNormalization()(inputs))
+    arrays = {f"bn.{role}": np.ones(3, np.float32) for role in ("weight", "bias", "running_mean", "running_var")}
+    _, how = torch_map.to_model(model, None, state_of(arrays))
+    assert "BatchNormalization has epsilon=0.001 here, PyTorch's default is 1e-05" in how
+
+
+def test_groups_of_parameters_are_told_apart_where_shapes_allow(tmp_path):
+    """The usual split into matrices with and vectors without weight decay names no parameter: it is found, or refused."""
+    torch = pytest.importorskip("torch")
+    model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Linear(5, 3))
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim > 1]},
+        {"params": [p for p in model.parameters() if p.ndim <= 1]},
+    ]
+    optimizer = torch.optim.Adam(groups)
+    model(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    torch.save(
+        {"model_state_dict": model.state_dict(), "optimizer_state_dict": optimizer.state_dict()}, tmp_path / "a.pth"
+    )
+    state = read_checkpoint(tmp_path / "a.pth")
+    assert state.records["cannot_keep"] == ""
+    for name, parameter in model.named_parameters():
+        moment = optimizer.state[parameter]["exp_avg"].numpy()
+        assert state.arrays[f"optimizer/{name}/exp_avg"].tobytes() == moment.tobytes()

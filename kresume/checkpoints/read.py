@@ -84,7 +84,13 @@ def read_checkpoint(path: str | os.PathLike[str]) -> TrainState:
     raise CheckpointError(f"{path} is no checkpoint that can be read; known are {known}")
 
 
-ENDINGS = (".keras", ".weights.h5", ".weights.json", ".h5", ".hdf5")
+PREFIX = ".index"
+"""What ends the file that stands for a prefix of TensorFlow's."""
+ENDINGS = (".keras", ".weights.h5", ".weights.json", ".h5", ".hdf5", ".pth", ".pt", ".safetensors", PREFIX)
+
+
+def _date(path: Path) -> str:
+    return datetime.datetime.fromtimestamp(path.stat().st_mtime).isoformat(" ", "minutes")
 
 
 def _explain_folder(folder: Path) -> None:
@@ -98,13 +104,10 @@ def _explain_folder(folder: Path) -> None:
         files = [path for path in files if not (path.name.endswith(".weights.h5") and path.name.startswith(stems))]
     files.sort(key=lambda path: path.stat().st_mtime)
     if files:
-        dates = ", ".join(
-            f"{path.name} ({datetime.datetime.fromtimestamp(path.stat().st_mtime).isoformat(' ', 'minutes')})"
-            for path in reversed(files[-FEW:])
-        )
+        dates = ", ".join(f"{path.name.removesuffix(PREFIX)} ({_date(path)})" for path in reversed(files[-FEW:]))
         more = f", and {len(files) - FEW:,} older" if len(files) > FEW else ""
         count = "one checkpoint" if len(files) == 1 else f"{len(files):,} checkpoints and no index"
         raise CheckpointError(
             f"{folder} holds {count}, newest first: {dates}{more}; name the one to start from, for example "
-            f"--from {shlex.quote(str(files[-1]))}"
+            f"--from {shlex.quote(str(files[-1]).removesuffix(PREFIX))}"
         )

@@ -218,6 +218,28 @@ def _alike(arrays: Sequence[np.ndarray], weights: Sequence[np.ndarray]) -> bool:
     return bool(one @ other > ALIKE * np.linalg.norm(one) * np.linalg.norm(other))
 
 
+def graph_form(name: str, state: TrainState) -> dict[str, Any] | None:
+    """The settings of a class under which it keeps the slots that an object graph names; None if there are none.
+
+    Args:
+        name: the class.
+        state: of the layout `"graph"`.
+    """
+    index = graph_optimizer.find_optimizer(state.graph)
+    if index is None:
+        return None
+    names = graph_optimizer.slot_names(state.graph, index)
+    if graph_optimizer.style(state.graph[index]) == "legacy":
+        names = {keras_2.SLOTS.get(name, {}).get(kind, kind) for kind in names}
+    forms = [
+        (changes, {kind for kinds in rounds for kind in kinds})
+        for changes, rounds in variants(name)
+        if "gradient_accumulation_steps" not in changes
+    ]
+    known = {kind for _, kinds in forms for kind in kinds}
+    return next((changes for changes, kinds in forms if kinds == names & known), None)
+
+
 def fitting(state: TrainState, weights: Sequence[np.ndarray] = ()) -> list[str]:
     """The optimizers whose slots are those that a checkpoint without a name holds.
 

@@ -118,13 +118,13 @@ def keras_units(model: keras.Model, *, stacked: bool) -> list[Unit]:
         stacked: whether attention's query, key and value are one unit.
     """
     shortcuts = {id(layer) for graph in _graphs(model) for layer in _shortcuts(graph)}
-    loose = _loose_flatten(model)
+    loose, entrances = _loose_flatten(model), _entrances(model)
     numbers: dict[tuple[str, ...], dict[int, int]] = {}
     units: list[Unit] = []
     for path, layer in _leaves(model, (), set()):
         label = _label(path, numbers)
         for suffix, variables, wants in _split(layer, stacked):
-            flatten = _flattened(layer) or loose.get(id(layer))
+            flatten = _flattened(layer, entrances) or loose.get(id(layer))
             epsilon = getattr(layer, "epsilon", None)
             units.append(Unit(label + suffix, variables, wants, flatten, id(layer) in shortcuts, epsilon))
     return units
@@ -255,23 +255,36 @@ def _shortcuts(graph: Any) -> list[Any]:
     return found
 
 
-def _flattened(layer: Any) -> tuple[int, int, int] | None:
-    """What Flatten made of a layer's inputs, through layers that keep each number in its place."""
+def _entrances(model: Any) -> dict[int, Any]:
+    """A nested model's input tensor, by identity -> the tensor outside that it is called on."""
+    found: dict[int, Any] = {}
+    for graph in _graphs(model):
+        for operation in graph._operations:
+            inside = getattr(operation, "_functional", None) or operation
+            if isinstance(operation, keras.Model) and getattr(inside, "inputs", None):
+                found |= {id(inner): outer for inner, outer in zip(inside.inputs, _inputs(operation), strict=False)}
+    return found
+
+
+def _flattened(layer: Any, entrances: Mapping[int, Any]) -> tuple[int, int, int] | None:
+    """What Flatten made of a layer's inputs, through layers that keep each number in its place, and into nested models."""
     inputs = _inputs(layer)
-    operation = _origin(inputs[0]) if len(inputs) == 1 else None
-    while operation is not None:
-        if isinstance(operation, keras.Model):
+    while len(inputs) == 1:
+        tensor = inputs[0]
+        while id(tensor) in entrances:
+            tensor = entrances[id(tensor)]
+        operation = _origin(tensor)
+        while isinstance(operation, keras.Model):
             graph = getattr(operation, "_functional", None) or operation
-            operation = _origin(graph.outputs[0]) if getattr(graph, "outputs", None) else None
-            continue
-        before = _inputs(operation)
-        if type(operation).__name__ in {"Flatten", "Reshape"} and len(before) == 1:
-            shape = tuple(before[0].shape)
-            after = tuple(operation._inbound_nodes[0].output_tensors[0].shape)
-            return _spatial(shape) if len(after) == 2 else None
-        if type(operation).__name__ not in PASSED or len(before) != 1:
+            tensor = graph.outputs[0] if getattr(graph, "outputs", None) else None
+            operation = _origin(tensor)
+        if operation is None:
             return None
-        operation = _origin(before[0])
+        inputs = _inputs(operation)
+        if type(operation).__name__ in {"Flatten", "Reshape"} and len(inputs) == 1:
+            return _spatial(tuple(inputs[0].shape)) if len(tensor.shape) == 2 else None
+        if type(operation).__name__ not in PASSED:
+            return None
     return None
 
 

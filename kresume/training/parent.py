@@ -218,6 +218,13 @@ def _named(
             "compile the model in the function that --model names"
         )
     settings = dict(own.config or {}) if own is not None and own.class_name == name else None
+    if state.layout == "graph" and settings is None and (form := optimizers.graph_form(name, state)) is not None:
+        assumed = ", ".join(f"{key}={value}" for key, value in form.items())
+        return (
+            replace(stored, class_name=name, config=form or None),
+            True,
+            f"{name}: {assumed} assumed" if assumed else "",
+        )
     if state.layout != "keras" or (settings is not None and not optimizers.variants(name)):
         return replace(stored, class_name=name, config=settings), True, ""
     forms = optimizers.fitting_variants(name, optimizer_arrays(state.arrays), weights)
