@@ -11,6 +11,8 @@ Sources: the protocol buffer `TrackableObjectGraph` in TensorFlow's `trackable_o
 from __future__ import annotations
 
 import datetime
+import glob
+import math
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,7 @@ def read_graph(prefix: str, path: str) -> TrainState:
                 f"{path} was not written by tf.train.Checkpoint (it has no object graph): checkpoints of TensorFlow 1 "
                 "hold names alone; load it in the program that wrote it and save it with tf.train.Checkpoint(model=...)"
             )
+        _check_size(reader, prefix, path)
         graph = TrackableObjectGraph.FromString(reader.get_tensor(GRAPH_KEY))
         keys = {
             attribute.checkpoint_key for node in graph.nodes for attribute in node.attributes if attribute.name == VALUE
@@ -114,6 +117,23 @@ def read_graph(prefix: str, path: str) -> TrainState:
         writer=_writer(nodes),
         written=datetime.datetime.fromtimestamp(index.stat().st_mtime).isoformat(timespec="seconds"),
     )
+
+
+def _check_size(reader: Any, prefix: str, path: str) -> None:
+    """The index must not claim more than the data files hold: they are not compressed, and memory is asked for by the index."""
+    place = Path(prefix)
+    on_disk = sum(file.stat().st_size for file in place.parent.glob(f"{glob.escape(place.name)}.data-*"))
+    types = reader.get_variable_to_dtype_map()
+    claimed = sum(
+        math.prod(shape) * types[name].size
+        for name, shape in reader.get_variable_to_shape_map().items()
+        if types[name].size
+    )
+    if claimed > on_disk:
+        raise CheckpointError(
+            f"{path} is truncated or damaged (its index claims {claimed:,} bytes, its data files have {on_disk:,}): use an "
+            "earlier one"
+        )
 
 
 def _writer(nodes: tuple[GraphNode, ...]) -> str:

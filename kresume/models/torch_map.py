@@ -23,6 +23,7 @@ import numpy as np
 from kresume import files
 from kresume.checkpoints.state import TrainState
 from kresume.errors import RestoreError, UsageError
+from kresume.models import slots
 from kresume.models.torch_layout import Turn, turned
 from kresume.models.torch_order import in_order
 from kresume.models.torch_units import COUNTER, Module, Unit, keras_units, pair, torch_modules
@@ -247,7 +248,7 @@ def _arrays(
 def _moments(
     model: keras.Model, optimizer: Any, state: TrainState, sources: Mapping[int, Turn], used: set[str]
 ) -> dict[str, np.ndarray]:
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    inner = slots.inner(optimizer)
     index_of = {id(variable): index for index, variable in enumerate(optimizer.variables)}
     arrays = {
         # SGD does not count its updates; Keras's momentum does not depend on them either.
