@@ -178,6 +178,7 @@ def write_all(keras: Any, out: Path, goldens: list[Golden]) -> None:
 
     for golden in goldens:
         folder = out / golden.name
+        shutil.rmtree(folder, ignore_errors=True)  # its own alone: others keep files of the same library beside it
         folder.mkdir(parents=True)
         keras.utils.set_random_seed(3)
         if hasattr(keras, "config") and hasattr(keras.config, "set_dtype_policy"):
@@ -239,7 +240,6 @@ def main() -> None:
             print(f"{name}: {distribution} is not installed, its files stay as they are")
             continue
         if arguments.in_process:
-            shutil.rmtree(folder, ignore_errors=True)
             write(folder)
         else:
             command = [sys.executable, __file__, name, "--out", str(arguments.out), "--in-process"]

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 
+from kresume.checkpoints.inspect import describe
 from kresume.checkpoints.read import read_checkpoint
 from kresume.config import TrainConfig
 from kresume.models import slots
@@ -68,6 +69,21 @@ def test_a_golden_checkpoint_goes_on_as_its_writer_did(folder):
         float(live.model.train_on_batch(*batches(step))) for step in range(expected["step"], expected["step"] + 3)
     ]
     np.testing.assert_allclose(losses, expected["next_losses"], atol=5e-3 if loose > 1e-3 else 5e-6)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=[f"{path.parent.name}/{path.name}" for path in FOLDERS])
+def test_inspect_says_what_a_golden_checkpoint_is(folder):
+    """Format, step, optimizer and what is missing, without a model: weights alone lack their architecture and names."""
+    expected = json.loads((folder / "expected.json").read_text())
+    found = describe(read_checkpoint(folder / expected["path"]))
+    bare = any(folder.name.startswith(kind) for kind in BARE)
+    assert found.step == expected["step"]
+    assert found.architecture != bare
+    assert (found.optimizer is None) == bare
+    assert any("--optimizer" in line for line in found.missing) == bare
+    assert found.optimizer_variables > 0
+    assert found.writer.startswith("keras")
+    json.dumps(found.as_dict())
 
 
 def test_every_writer_has_left_its_files():

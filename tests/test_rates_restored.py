@@ -152,3 +152,21 @@ def test_a_schedule_that_the_file_does_not_hold_asks_for_a_rate(written, picture
     with pytest.raises(UsageError, match=r"does not say its learning rate .*give --lr F"):
         make_plan(from_arguments(path, arguments), quiet)
     assert make_plan(from_arguments(path, {**arguments, "lr": 0.01}), quiet).rate.peak == 0.01
+
+
+def test_the_schedule_of_a_compiled_model_goes_on(written, pictures, quiet, tmp_path):
+    """A file without its schedule, and a function that compiles the model with it: `keep` goes on where it stood."""
+    from kresume.config import from_arguments
+    from kresume.training.plan import make_plan
+
+    (tmp_path / "mymodel.py").write_text(
+        "import keras\n\ndef build():\n"
+        "    model = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Flatten(),\n"
+        "                              keras.layers.Dense(3, activation='softmax')])\n"
+        "    model.compile(keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.04, 10, 0.5)))\n"
+        "    return model\n"
+    )
+    arguments = {"data": [str(pictures / "old")], "model": f"{tmp_path / 'mymodel.py'}:build", "pixels": "0-1"}
+    plan = make_plan(from_arguments(str(written / "schedule.weights.h5"), arguments), quiet)
+    assert (plan.rate.schedule, plan.rate.saved["class_name"]) == ("keep", "ExponentialDecay")
+    assert float(plan.rate.keras_rate(DONE)(DONE)) == pytest.approx(decayed(None, 0))

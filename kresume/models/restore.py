@@ -100,9 +100,17 @@ def restore(model: keras.Model, state: TrainState, *, optimizer: Any | None, par
     if (wrong or unused) and not partial:
         raise RestoreError(_message(state, wrong, unused), [*rows, *unused])
     for variable, array in ready:
-        # A copy of its own: on a CPU JAX may keep an aligned host buffer as the variable itself.
-        variable.assign(np.array(array, copy=True))
+        variable.assign(_unshared(array))
     return Restoration((*rows, *unused), "; ".join([_summary(state, targets, rows, unused, scale), *notes]))
+
+
+ALIGNED = 64
+"""A host buffer that begins at a multiple of so many bytes may become a variable itself, on a CPU; another one is copied."""
+
+
+def _unshared(array: np.ndarray) -> np.ndarray:
+    """The array in a buffer that no variable will share with it: JAX would give it away with the variable later."""
+    return np.array(array, copy=True) if array.ctypes.data % ALIGNED == 0 else array
 
 
 def _targets(model: keras.Model, optimizer: Any | None) -> list[_Target]:

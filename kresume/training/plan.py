@@ -16,6 +16,7 @@ import numpy as np
 
 from kresume import config as options
 from kresume import devices
+from kresume.checkpoints.keras_arrays import peak_of_schedule
 from kresume.checkpoints.state import Card, SavedOptimizer, SavedRate
 from kresume.config import TrainConfig
 from kresume.errors import CheckpointError, UsageError
@@ -282,6 +283,14 @@ def _decide_pixels(
     return probe.winner, f"on {len(labels)} old images {table}"
 
 
+def _compiled_rate(live: Live) -> SavedRate | None:
+    """The rate that the user's function compiled the model with, for a file that does not say it: its schedule goes on."""
+    found = (live.saved.config or {}).get("learning_rate") if live.kept else None
+    if isinstance(found, Mapping):
+        return SavedRate(peak_of_schedule(found), "schedule", dict(found))
+    return SavedRate(float(found), "float") if isinstance(found, (int, float)) else None
+
+
 def _rate_of(config: TrainConfig, parent: Parent | None, live: Live, wanted: SavedOptimizer) -> SavedRate | None:
     """The checkpoint's rate, where it means something to the optimizer that will train.
 
@@ -292,7 +301,7 @@ def _rate_of(config: TrainConfig, parent: Parent | None, live: Live, wanted: Sav
         return None
     from kresume.models import optimizers
 
-    rate, stored = parent.state.rate, parent.state.optimizer
+    rate, stored = parent.state.rate or _compiled_rate(live), parent.state.optimizer
     if rate is None and live.kept and config.lr is None:
         raise UsageError(
             f"{config.from_} does not say its learning rate (a schedule is not in such a file): give --lr F, the rate or peak "
