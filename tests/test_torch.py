@@ -35,8 +35,8 @@ def restored(name, **options):
     if state.optimizer is not None:
         optimizer = optimizers.make_optimizer(state.optimizer, state.rate.value)
         optimizer.build(model.trainable_variables)
-    mapped, _ = torch_map.to_model(model, optimizer, state, **options)
-    restore.restore(model, mapped, optimizer=optimizer)
+    restoration = restore.restore(model, state, optimizer=optimizer, **options)
+    assert "PyTorch's layers matched: " in restoration.summary
     return model, optimizer, state
 
 
@@ -473,3 +473,37 @@ def test_groups_of_parameters_are_told_apart_where_shapes_allow(tmp_path):
     for name, parameter in model.named_parameters():
         moment = optimizer.state[parameter]["exp_avg"].numpy()
         assert state.arrays[f"optimizer/{name}/exp_avg"].tobytes() == moment.tobytes()
+
+
+@pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"])
+def test_a_pytorch_training_goes_on_in_another_precision(seed_checkpoint, tmp_path, pictures, precision):
+    """Moments arrive whatever wraps the optimizer."""
+    run_training(
+        str(seed_checkpoint / "model.pth"),
+        model=f"{seed_checkpoint / 'twin.py'}:build",
+        data=[str(pictures / "old")],
+        pixels="torch",
+        precision=precision,
+        epochs=1,
+        out=str(tmp_path / "run"),
+    )
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["options"]["precision"] == precision
+    assert record["before"]["all"]["accuracy"] > 0.5
+
+
+def test_a_map_is_for_pytorchs_files_only():
+    """Elsewhere it is said, not passed over."""
+    golden = Path(__file__).parent / "golden" / "tf_keras-2.21.0" / "sequential-adam"
+    with pytest.raises(UsageError, match=r"--map and --map-out are for PyTorch's state dicts"):
+        restore.restore(MODELS["sequential"](), read_checkpoint(golden), optimizer=None, map_file="map.yaml")
+
+
+def test_eval_scores_a_state_dict(seed_checkpoint, pictures):
+    """`kresume eval model.pth --model ... --map ...`."""
+    from kresume.evaluation.evaluate import evaluate
+
+    found = evaluate(
+        seed_checkpoint / "model.pth", pictures / "old", model=f"{seed_checkpoint / 'twin.py'}:build", pixels="torch"
+    )
+    assert found.scores["all"]["accuracy"] > 0.8

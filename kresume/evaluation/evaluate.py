@@ -131,11 +131,7 @@ def evaluate(
         imports=imports,
         trust=trust,
     )
-    if state.layout == "torch":
-        from kresume.models import torch_map
-
-        state, _ = torch_map.to_model(network, None, state, map_file=map_file)
-    restore.restore(network, state, optimizer=None)
+    restore.restore(network, state, optimizer=None, map_file=map_file)
     count = output_count(network)
     if len(names) != (2 if count == 1 else count):
         raise UsageError(

@@ -1,7 +1,8 @@
 """Maps a PyTorch state dict onto a Keras model: which array fills which variable, and its optimizer's moments after it.
 
-    state = to_model(model, optimizer, read_checkpoint("resnet18.pth"))     # a TrainState of the layout "mapped"
-    restore(model, state, optimizer=optimizer)
+    state, how = to_model(model, optimizer, read_checkpoint("resnet18.pth"))     # a TrainState of the layout "mapped"
+
+`restore` does this by itself.
 
 By name where a layer is called as its module (`layer1.0.conv1` is `layer1_0_conv1`), then by order and shape; what stays
 uncertain is an error. That shapes fit proves little: a stride elsewhere gives another function of the same variables. So the
@@ -180,7 +181,7 @@ def _by_order(
 
     Shortcuts and loose parameters are rows of their own: a state dict has them in other places than a model's graph.
     """
-    apart = any(unit.shortcut for unit in units)
+    apart = any(unit.shortcut for unit in units) and any(SHORTCUT.search(module.name) for module in modules)
     rows: dict[tuple[bool, bool], tuple[list[Module], list[Unit]]] = {}
     for module in modules:
         key = (apart and bool(SHORTCUT.search(module.name)), "value" in module.arrays)

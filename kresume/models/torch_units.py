@@ -25,7 +25,7 @@ PASSED = (
     "Dropout", "Activation", "ReLU", "LeakyReLU", "ELU", "Softmax", "BatchNormalization", "LayerNormalization", "Identity",
     "GaussianNoise", "GaussianDropout", "AlphaDropout", "Rescaling", "ActivityRegularization",
 )  # fmt: skip
-MERGES = ("Add", "Concatenate", "Average", "Maximum")
+MERGES = ("Add", "Average")
 
 Role = str
 Wants = Mapping[Role, tuple[str, Kind, int | None]]

@@ -349,15 +349,16 @@ def restore_parent(
     optimizer.build(model.trainable_variables)
     if parent is None:
         return Live(model, optimizer, saved, "")
-    kept, state, how = optimizer if keep else None, parent.state, ""
-    if state.layout == "torch":
-        from kresume.models import torch_map
-
-        state, how = torch_map.to_model(model, kept, state, map_file=config.map, map_out=config.map_out)
-    elif config.map is not None or config.map_out is not None:
-        raise UsageError(f"--map and --map-out are for PyTorch's state dicts; {config.from_} is {state.format}")
-    restoration = restore.restore(model, state, optimizer=kept, partial=bool(config.partial))
-    return Live(model, optimizer, saved, "; ".join(filter(None, (restoration.summary, assumed, how))), kept=keep)
+    restoration = restore.restore(
+        model,
+        parent.state,
+        optimizer=optimizer if keep else None,
+        partial=bool(config.partial),
+        map_file=config.map,
+        map_out=config.map_out,
+    )
+    summary = f"{restoration.summary}; {assumed}" if assumed else restoration.summary
+    return Live(model, optimizer, saved, summary, kept=keep)
 
 
 def _rate_as_saved(parent: Parent | None) -> Any:
