@@ -507,3 +507,42 @@ def test_eval_scores_a_state_dict(seed_checkpoint, pictures):
         seed_checkpoint / "model.pth", pictures / "old", model=f"{seed_checkpoint / 'twin.py'}:build", pixels="torch"
     )
     assert found.scores["all"]["accuracy"] > 0.8
+
+
+def test_classes_that_a_script_kept_are_the_order_of_the_outputs(tmp_path, pictures):
+    """torchvision's class_to_idx, in its order and not the folders'."""
+    torch = pytest.importorskip("torch")
+    from kresume.checkpoints.inspect import describe
+
+    model = torch.nn.Linear(2, 3)
+    names = {"stripes": 0, "circle": 2, "square": 1}
+    torch.save({"model_state_dict": model.state_dict(), "class_to_idx": names}, tmp_path / "a.pth")
+    state = read_checkpoint(tmp_path / "a.pth")
+    assert describe(state).classes == ("stripes", "square", "circle")
+    assert "--classes" not in " ".join(describe(state).missing)
+    from kresume.config import from_arguments
+    from kresume.progress import Reporter
+    from kresume.training.gather import decide_classes, list_sources
+    from kresume.training.parent import Parent
+
+    config = from_arguments(str(tmp_path / "a.pth"), {"data": [str(pictures / "old")]})
+    sources = list_sources(config, Reporter(quiet=True))
+    found, reason = decide_classes(config, Parent(state, None, None), sources)
+    assert (found, reason) == (("stripes", "square", "circle"), "the checkpoint's")
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"), [("torch-2.13.0/plain-adam.pth", "torch"), ("orbax-0.12.8-jax/nested-adam", "orbax")]
+)
+def test_a_missing_extra_is_named_with_its_command(monkeypatch, name, extra):
+    """Where it is needed, and not before."""
+    import importlib.util
+
+    from kresume.errors import MissingPackage
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda package, *rest: None if package == extra else real(package, *rest)
+    )
+    with pytest.raises(MissingPackage, match=rf"pip install 'kresume\[{extra}\]'"):
+        read_checkpoint(GOLDEN.parent / name)

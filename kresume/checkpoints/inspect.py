@@ -131,7 +131,7 @@ def describe(state: TrainState) -> Inspection:
         parameters=sum(state.arrays[name].size for name in weights(state)),
         layers=layer_table(state),
         variables=tuple((name, str(array.dtype), tuple(array.shape)) for name, array in state.arrays.items()),
-        classes=state.card.classes if state.card else None,
+        classes=state.card.classes if state.card else state.records.get("classes"),
         pixels=state.card.pixels if state.card else None,
         architecture=state.architecture is not None,
         notes=tuple(state.records.get("notes", ())),
@@ -160,7 +160,8 @@ def _missing(state: TrainState) -> Iterator[str]:
     if state.rate is None:
         yield "the learning rate: --lr F, else the optimizer's default"
     if state.card is None:
-        yield "the classes: sorted folders of --data, or --classes a,b,c"
+        if not state.records.get("classes"):
+            yield "the classes: sorted folders of --data, or --classes a,b,c"
         yield "what values it eats: found on old images, or --pixels NAME"
     if state.card is None or state.format != "run":
         yield "the images it was trained on: --data"

@@ -35,6 +35,7 @@ LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 WEIGHTS_KEYS = ("model_state_dict", "state_dict", "model", "model_state", "net", "network", "module", "weights")
 OPTIMIZER_KEYS = ("optimizer_state_dict", "optimizer", "optimizer_state", "optim", "optimizer_states")
 STEP_KEYS = ("global_step", "step", "iteration", "iterations", "num_updates")
+CLASSES_KEYS = ("classes", "class_names", "class_to_idx")
 PREFIXES = ("module.", "_orig_mod.", "model.")
 AVERAGES_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 BARE = "torch.save({'model_state_dict': model.state_dict(), 'optimizer_state_dict': optimizer.state_dict()}, PATH)"
@@ -91,12 +92,24 @@ def read(path: str) -> TrainState:
         records={
             "epoch": int(facts["epoch"]) if _is_count(facts.get("epoch")) else None,
             "ordered": file.suffix != ".safetensors",
+            "classes": _classes(whole),
             "coupled_decay": found.coupled_decay,
             "cannot_keep": found.cannot_keep,
             "scale": found.scale,
             "notes": (*facts["notes"], *found.notes),
         },
     )
+
+
+def _classes(whole: Any) -> tuple[str, ...] | None:
+    """The names of the outputs, where a script keeps torchvision's `classes` or `class_to_idx` beside the weights."""
+    for key in CLASSES_KEYS:
+        found = whole.get(key) if isinstance(whole, Mapping) else None
+        if isinstance(found, Mapping) and sorted(map(str, found.values())) == sorted(map(str, range(len(found)))):
+            return tuple(str(name) for name, _ in sorted(found.items(), key=lambda item: int(item[1])))
+        if isinstance(found, (list, tuple)) and found and all(isinstance(name, str) for name in found):
+            return tuple(found)
+    return None
 
 
 def _is_count(value: Any) -> bool:
