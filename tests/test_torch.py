@@ -546,3 +546,31 @@ def test_a_missing_extra_is_named_with_its_command(monkeypatch, name, extra):
     )
     with pytest.raises(MissingPackage, match=rf"pip install 'kresume\[{extra}\]'"):
         read_checkpoint(GOLDEN.parent / name)
+
+
+@pytest.mark.parametrize(
+    ("right", "words"), [(200, "mapping verified: 78.1 %"), (60, "WEAK mapping: better than guessing")]
+)
+def test_a_mapping_that_is_hardly_right_is_called_weak(monkeypatch, right, words):
+    """Of 256 images in ten classes: 78 % is a model, 23 % is no guessing and no model."""
+    from types import SimpleNamespace
+
+    from kresume.models import pixels
+    from kresume.progress import Reporter
+    from kresume.training.verify import verify_mapping
+
+    labels = np.arange(256) % 10
+    predicted = np.where(np.arange(256) < right, labels, (labels + 1) % 10)
+    monkeypatch.setattr(pixels, "_classes", lambda *_: predicted)
+
+    class Reader:
+        manifest = SimpleNamespace(labels=labels)
+
+        def __call__(self, rows):
+            return np.zeros((len(rows), 4, 4, 3), np.uint8)
+
+    model = SimpleNamespace(predict_on_batch=None)
+    assert words in verify_mapping("a.pth", model, Reader(), np.arange(256), "0-1", Reporter(quiet=True))
+    monkeypatch.setattr(pixels, "_classes", lambda *_: np.zeros(256, int))
+    with pytest.raises(CheckpointError, match="the mapping is not verified"):
+        verify_mapping("a.pth", model, Reader(), np.arange(256), "0-1", Reporter(quiet=True))

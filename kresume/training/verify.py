@@ -13,6 +13,8 @@ from kresume.errors import CheckpointError
 from kresume.images.reader import PictureReader
 from kresume.progress import Reporter
 
+WEAK_SHARE = 0.25
+"""Of the way from guessing to always right: a model that is on images it was trained on below that is hardly the model."""
 CONVINCING = 1e-3
 """The probability of doing so well by guessing, below which it was no guessing."""
 
@@ -48,4 +50,10 @@ def verify_mapping(
             "padding, activations, epsilon), another order of layers (--map-out FILE shows what went where), another order of "
             "--classes, other --pixels, or too few old images (--data)?"
         )
-    return f"mapping verified: {100 * accuracy:.1f} % of {len(rows)} old images"
+    found = f"{100 * accuracy:.1f} % of {len(rows)} old images"
+    if accuracy < chance + WEAK_SHARE * (1.0 - chance):
+        return (
+            f"WEAK mapping: better than guessing ({100 * chance:.1f} %) and no more, {found}: if the training was good, "
+            "something of --model is still to be filled in (strides, padding, activations, sums)"
+        )
+    return f"mapping verified: {found}"
