@@ -13,8 +13,10 @@ from __future__ import annotations
 import datetime
 import importlib.util
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +115,7 @@ def _tree(item: Path, path: str) -> Any:
     import orbax.checkpoint as orbax
 
     try:
-        with orbax.PyTreeCheckpointer() as checkpointer:
+        with _quiet(), orbax.PyTreeCheckpointer() as checkpointer:
             metadata = checkpointer.metadata(item).item_metadata
             if metadata is None:
                 raise CheckpointError(
@@ -128,6 +130,18 @@ def _tree(item: Path, path: str) -> Any:
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise CheckpointError(f"{path} is truncated or damaged ({reason}): use an earlier one") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps orbax's notes (a tree alone has no step's metadata) off the terminal."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _check_size(tree: Any, item: Path, path: str) -> None:
