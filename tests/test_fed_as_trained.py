@@ -128,7 +128,8 @@ def test_a_shuffled_order_of_classes_is_refused_with_the_order_that_explains_it(
     """All outputs moved, pixels unknown: the error proposes the permutation, which then is right."""
     order = ("sky", "coal", "fire", "ink", "rust")
     path = trained("0-1", order)
-    with pytest.raises(CheckpointError, match=rf"Reading the outputs as --classes {','.join(order)} explains them"):
+    # A wrong convention may seem to win while every output is moved; the order that explains the right one is found either way.
+    with pytest.raises((CheckpointError, UsageError), match=rf"--classes {','.join(order)} "):
         plan_of(path, painted, quiet)
     plan = plan_of(path, painted, quiet, classes=",".join(order))
     assert plan.card.pixels == "0-1"
@@ -140,7 +141,8 @@ def test_two_exchanged_outputs_are_named(trained, painted, quiet):
     not."""
     order = ("coal", "rust", "ink", "fire", "sky")
     words = (
-        r"reading output 1 as 'rust', 3 as 'fire' is right on (9\d|100) % of 4\d old images, the sorted order on \d\d %: "
+        r"reading output 1 as 'rust', 3 as 'fire'( with pixels torch)?"
+        r" is right on (9\d|100) % of 4\d old images, the sorted order on \d\d %: "
         r"give --classes coal,rust,ink,fire,sky \(or --classes coal,fire,ink,rust,sky"
     )
     for path in (trained("torch", order), trained("0-255", order, front=_rescaling())):

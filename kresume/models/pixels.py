@@ -128,18 +128,18 @@ def _classes(predict: Callable[[Any], Any], to_model: Callable[[Any], Any], pict
     return np.concatenate(parts)
 
 
-def explain_any(probe: Probe, labels: np.ndarray, classes: Sequence[str]) -> tuple[str, ...] | None:
-    """The order of classes that explains most under any convention; None if none does.
+def explain_any(probe: Probe, labels: np.ndarray, classes: Sequence[str]) -> tuple[str, tuple[str, ...]] | None:
+    """The convention and the order of classes that together explain most; None if no order explains anything.
 
-    With every output moved, the right convention is the one that is never right.
+    With every output moved, the right convention is the one that is never right, and a wrong one may win.
     """
     found = []
-    for predicted in probe.predictions.values():
+    for name, predicted in probe.predictions.items():
         order = explain_labels(predicted, labels, classes)
         if order is not None:
             meant = np.array([order.index(name) for name in classes])
-            found.append((float((predicted == meant[labels]).mean()), order))
-    return max(found)[1] if found else None
+            found.append((float((predicted == meant[labels]).mean()), name, order))
+    return max(found)[1:] if found else None
 
 
 def explain_labels(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> tuple[str, ...] | None:

@@ -268,14 +268,19 @@ def _decide_pixels(
     reporter.say(f"probing what the model eats on {len(labels)} old images")
     probe = pixels.probe_conventions(live.model.predict_on_batch, pictures, labels)
     table = "; ".join(f"{name} gives {100 * accuracy:.1f} %" for name, accuracy in probe.accuracies.items())
+    hint = pixels.explain_any(probe, labels, classes)
+    if probe.winner is not None and hint is not None and config.classes is None:
+        best = probe.accuracies[probe.winner]
+        check_order(str(config.from_), probe.predictions[hint[0]], labels, classes, assumed=best, pixels=hint[0])
     if probe.winner is None:
-        hint = pixels.explain_any(probe, labels, classes)
         if probe.above_chance:
             raise CheckpointError(
                 f"two pixel conventions fit {config.from_} about equally on {len(labels)} old images ({table}): say which "
                 "one it was trained with by --pixels"
             )
-        proposal = f" Reading the outputs as --classes {','.join(hint)} explains them." if hint else ""
+        proposal = (
+            f" Reading the outputs as --classes {','.join(hint[1])} explains them (pixels {hint[0]})." if hint else ""
+        )
         raise CheckpointError(
             f"no pixel convention makes {config.from_} right on {len(labels)} old images ({table}): wrong images, wrong "
             f"label order, or another --model? Give --pixels to go on regardless.{proposal}"
