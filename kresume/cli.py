@@ -207,18 +207,33 @@ def plan(file: str | None, sets: Sequence[str], as_json: bool, **flags: Any) -> 
 
 @cli.command()
 @click.argument("checkpoint", metavar="CKPT")
+@click.option(
+    "--write-model",
+    metavar="FILE.py",
+    help="Write a Keras skeleton of a PyTorch state dict: its layers in order, to be filled in.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def inspect(checkpoint: str, as_json: bool) -> None:
-    """What a checkpoint holds: format, variables, optimizer, step, rate, classes, and what a resume needs to be told.
+def inspect(checkpoint: str, write_model: str | None, as_json: bool) -> None:
+    """What a checkpoint holds: format, layers, optimizer, step, rate, classes, and what a resume needs to be told.
 
     \b
     kresume inspect runs/1-signs
     kresume inspect ckpt/
+    kresume inspect resnet18.pth --write-model model.py
     """
     from kresume.checkpoints.inspect import describe
     from kresume.checkpoints.read import read_checkpoint
 
-    _print(describe(read_checkpoint(checkpoint)), as_json)
+    state = read_checkpoint(checkpoint)
+    if write_model is not None:
+        from kresume import files
+        from kresume.checkpoints import skeleton
+
+        file = skeleton.check_free(write_model)
+        files.write_text(file, skeleton.skeleton(state, write_model))
+        for line in skeleton.describe_next(state, file):
+            click.echo(line, err=True)
+    _print(describe(state), as_json)
 
 
 @cli.command(name="eval")
@@ -226,6 +241,9 @@ def inspect(checkpoint: str, as_json: bool) -> None:
 @click.option("--data", multiple=True, required=True, metavar="PATH", help="Images, one folder per class. Repeatable.")
 @click.option("--model", metavar="SPEC", help="The architecture, for a checkpoint without one.")
 @click.option("--import", "imports", multiple=True, metavar="FILE", help="Python file that registers custom layers.")
+@click.option(
+    "--map", "map_file", metavar="FILE", help="Which array of a PyTorch state dict fills which variable, as YAML."
+)
 @click.option(
     "--classes", metavar="FILE|a,b,c", help="Names of the outputs in their order, where the checkpoint has none."
 )

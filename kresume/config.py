@@ -40,7 +40,8 @@ class TrainConfig(BaseModel):
 
     from_: str | None = _option(
         "Checkpoint or run to extend: a run, RUN@step, a folder of runs (the newest accepted one), .keras, .weights.h5, .h5 "
-        "of Keras 2, a folder of BackupAndRestore, tf.train.Checkpoint. Without it a new model is trained.",
+        "of Keras 2, a folder of BackupAndRestore, tf.train.Checkpoint, a SavedModel, a folder of Orbax, a PyTorch state "
+        "dict. Without it a new model is trained.",
         group=START,
         daily=True,
         metavar="PATH",
@@ -92,6 +93,17 @@ class TrainConfig(BaseModel):
         group=MODEL,
         daily=True,
         metavar="SPEC",
+    )
+    map: str | None = _option(
+        "YAML file that says which array of a PyTorch state dict fills which variable; its entries win over what is found "
+        "by name, order and shape.",
+        group=MODEL,
+        metavar="FILE",
+    )
+    map_out: str | None = _option(
+        "Where to write the mapping of a PyTorch state dict, to be corrected and given back with --map.",
+        group=MODEL,
+        metavar="FILE",
     )
     imports: tuple[str, ...] | None = _option(
         "Python file that registers custom layers or losses with Keras. Repeatable.",
@@ -217,13 +229,16 @@ class TrainConfig(BaseModel):
     )
 
 
-FREE_TO_DIFFER = frozenset({"backend", "device", "devices", "snapshot_every", "keep", "cache", "take_over", "trust"})
+FREE_TO_DIFFER = frozenset(
+    {"backend", "device", "devices", "snapshot_every", "keep", "cache", "take_over", "trust", "map_out"}
+)
 """What a continuation may change."""
 
 NOT_INHERITED = frozenset(
     {
         "from_", "or_new", "partial", "data", "add", "val", "val_split", "epochs", "steps", "lr", "lr_scale", "lr_schedule",
         "warmup_steps", "out", "overwrite", "take_over", "device", "devices", "optimizer", "model", "trust",
+        "map", "map_out",
     }
 )  # fmt: skip
 INHERITED = frozenset(TrainConfig.model_fields) - NOT_INHERITED

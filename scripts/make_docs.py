@@ -1,8 +1,12 @@
-"""Writes docs/cli.md from the commands' own help. Run it after an option changes; a test fails when it was forgotten.
+"""Writes docs/cli.md from the commands' own help, and the table of tested formats from the goldens.
 
-python scripts/make_docs.py
+Run it after an option or a golden changes; a test fails when it was forgotten.
+
+    python scripts/make_docs.py
 """
 
+import json
+import re
 import sys
 from pathlib import Path
 
@@ -25,6 +29,41 @@ def render() -> str:
     return "\n".join(parts)
 
 
+FORMATS = PATH.with_name("checkpoint-formats.md")
+GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
+TABLE = re.compile(r"(<!-- table: golden -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def golden_cases() -> list[tuple[Path, str, str]]:
+    """Every golden: (path as a user would give it, network, optimizer); what the tests are parametrised with."""
+    cases = []
+    for file in sorted(GOLDEN.glob("*/expected.json")):
+        for name, case in json.loads(file.read_text()).items():
+            cases.append((file.parent / name, case["model"], case["optimizer"] or "none"))
+    for file in sorted(GOLDEN.glob("*/*/expected.json")):
+        case = json.loads(file.read_text())
+        optimizer = file.parent.name.partition(f"{case['model']}-")[2] or file.parent.name.rpartition("-")[2]
+        cases.append((file.parent / case["path"], case["model"], optimizer))
+    return cases
+
+
+def render_formats(text: str) -> str:
+    """The page with its table written anew: a row for each format and writer."""
+    from kresume.checkpoints.read import READERS, recognise
+
+    rows: dict[tuple[str, str], tuple[set[str], set[str]]] = {}
+    for path, network, optimizer in golden_cases():
+        writer = path.relative_to(GOLDEN).parts[0]
+        found = rows.setdefault((READERS[recognise(str(path)) or ""].called, writer), (set(), set()))
+        found[0].add(network)
+        found[1].add(optimizer)
+    lines = ["| format | written by | networks | optimizers |", "|---|---|---|---|"]
+    for (called, writer), (networks, optimizers) in sorted(rows.items()):
+        lines.append(f"| {called} | {writer} | {', '.join(sorted(networks))} | {', '.join(sorted(optimizers))} |")
+    return TABLE.sub(lambda match: match[1] + "\n".join(lines) + "\n" + match[2], text)
+
+
 if __name__ == "__main__":
     PATH.write_text(render(), encoding="utf-8")
-    sys.stderr.write(f"wrote {PATH}\n")
+    FORMATS.write_text(render_formats(FORMATS.read_text(encoding="utf-8")), encoding="utf-8")
+    sys.stderr.write(f"wrote {PATH} and the table of {FORMATS}\n")

@@ -4,13 +4,28 @@ import importlib.util
 import subprocess
 import sys
 
+import pytest
 
-def test_docs_are_what_the_commands_say(request):
-    """docs/cli.md is generated; a changed option without it fails here."""
+
+@pytest.fixture
+def make_docs(request):
+    """The script that writes the docs."""
     spec = importlib.util.spec_from_file_location("make_docs", request.config.rootpath / "scripts" / "make_docs.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert module.PATH.read_text(encoding="utf-8") == module.render(), "run python scripts/make_docs.py"
+    return module
+
+
+def test_docs_are_what_the_commands_say(make_docs):
+    """docs/cli.md is generated; a changed option without it fails here."""
+    assert make_docs.PATH.read_text(encoding="utf-8") == make_docs.render(), "run python scripts/make_docs.py"
+
+
+def test_the_table_of_formats_is_what_is_tested(make_docs):
+    """The rows are the goldens; one that came or went without the table fails here."""
+    page = make_docs.FORMATS.read_text(encoding="utf-8")
+    assert page == make_docs.render_formats(page), "run python scripts/make_docs.py"
+    assert page.count("\n| a ") > 7
 
 
 def test_importing_the_package_imports_no_framework():

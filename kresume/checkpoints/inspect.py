@@ -1,14 +1,17 @@
-"""`kresume inspect`: what a checkpoint holds, without building a model.
+"""`kresume inspect`: what a checkpoint holds, and what a resume will have to be told; without building a model.
 
-print(describe(read_checkpoint("model.keras")))
+    print(describe(read_checkpoint("model.keras")))
+
+The JSON form is described field by field in docs/checkpoint-formats.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kresume.checkpoints.layers import LayerRow, layer_table, weights
 from kresume.checkpoints.state import TrainState
 
 FEW = 40
@@ -27,11 +30,13 @@ class Inspection:
         optimizer: its class, None if unnamed or absent.
         optimizer_variables: how many arrays of it are stored.
         rate: the learning rate: value, where it comes from, the schedule's class.
-        parameters: numbers in arrays that are not the optimizer's, metrics' or callbacks'.
+        parameters: numbers in the arrays that are weights.
+        layers: (name, ((role, shape), ...), parameters) in the file's order; empty where names say no layer.
         variables: (name, type, shape) of every array.
         classes: names of the outputs, None if unknown.
         pixels: what the model eats, None if unknown.
         architecture: whether it holds one.
+        notes: what else a person should know.
         missing: what a resume will have to be told, and how.
     """
 
@@ -44,27 +49,38 @@ class Inspection:
     optimizer_variables: int
     rate: Mapping[str, Any] | None
     parameters: int
+    layers: tuple[LayerRow, ...]
     variables: tuple[tuple[str, str, tuple[int, ...]], ...]
     classes: tuple[str, ...] | None
     pixels: str | None
     architecture: bool
+    notes: tuple[str, ...]
     missing: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form."""
         return {
             **vars(self),
+            "layers": [
+                {
+                    "name": row.name,
+                    "arrays": [{"role": role, "shape": list(shape)} for role, shape in row.arrays],
+                    "parameters": row.parameters,
+                }
+                for row in self.layers
+            ],
             "variables": [
                 {"name": name, "dtype": dtype, "shape": list(shape)} for name, dtype, shape in self.variables
             ],
             "classes": list(self.classes) if self.classes is not None else None,
+            "notes": list(self.notes),
             "missing": list(self.missing),
         }
 
     def __str__(self) -> str:
         rate = "unknown"
         if self.rate is not None:
-            schedule = f", of a {self.rate['schedule']}" if self.rate["schedule"] else ""
+            schedule = f" {self.rate['schedule']}" if self.rate["schedule"] else ""
             rate = f"{self.rate['value']:g} ({self.rate['origin']}{schedule})"
         optimizer = f"{self.optimizer or 'unnamed'}, {self.optimizer_variables} variables"
         lines = [
@@ -77,28 +93,32 @@ class Inspection:
             f"classes     {', '.join(self.classes) if self.classes else 'unknown'}",
             f"pixels      {self.pixels or 'unknown'}",
         ]
-        width = max((len(name) for name, _, _ in self.variables[:FEW]), default=0)
-        lines += [f"  {name:<{width}}  {dtype:<8} {shape}" for name, dtype, shape in self.variables[:FEW]]
-        if len(self.variables) > FEW:
-            lines.append(f"  … and {len(self.variables) - FEW:,} more (--json lists all)")
+        lines += self._table()
+        lines += [f"note        {text}" for text in self.notes]
         lines += [f"missing     {text}" for text in self.missing]
         return "\n".join(lines)
+
+    def _table(self) -> list[str]:
+        """By layer where names say layers, else by array."""
+        if self.layers:
+            shown = [(row.name, f"{row.parameters:,}", _shapes(row)) for row in self.layers]
+        else:
+            shown = [(name, dtype, str(shape)) for name, dtype, shape in self.variables]
+        width = max((len(name) for name, _, _ in shown[:FEW]), default=0)
+        middle = max((len(text) for _, text, _ in shown[:FEW]), default=0)
+        align = ">" if self.layers else "<"
+        lines = [f"  {name:<{width}}  {text:{align}{middle}}  {rest}" for name, text, rest in shown[:FEW]]
+        if len(shown) > FEW:
+            lines.append(f"  … and {len(shown) - FEW:,} more (--json lists all)")
+        return lines
+
+
+def _shapes(row: LayerRow) -> str:
+    return ", ".join(f"{role} {shape}" for role, shape in row.arrays)
 
 
 def describe(state: TrainState) -> Inspection:
     """Describes a checkpoint that was read."""
-    missing = []
-    if state.architecture is None:
-        missing.append("the architecture: --model FILE.py:FUNCTION")
-    if state.optimizer is None:
-        missing.append("the optimizer's state: --optimizer NAME:reset")
-    elif state.optimizer.class_name is None:
-        missing.append("the optimizer's name: --optimizer NAME, unless --model compiles the model")
-    if state.card is None:
-        missing.append("the classes: sorted folders of --data, or --classes a,b,c")
-        missing.append("the images it was trained on: --data")
-    elif state.format != "run":
-        missing.append("the images it was trained on: --data")
     return Inspection(
         path=state.source,
         format=state.format,
@@ -108,20 +128,43 @@ def describe(state: TrainState) -> Inspection:
         optimizer=state.optimizer.class_name if state.optimizer else None,
         optimizer_variables=state.optimizer.variables if state.optimizer else 0,
         rate=_rate(state),
-        parameters=sum(array.size for name, array in state.arrays.items() if _is_weight(name)),
+        parameters=sum(state.arrays[name].size for name in weights(state)),
+        layers=layer_table(state),
         variables=tuple((name, str(array.dtype), tuple(array.shape)) for name, array in state.arrays.items()),
-        classes=state.card.classes if state.card else None,
+        classes=state.card.classes if state.card else state.records.get("classes"),
         pixels=state.card.pixels if state.card else None,
         architecture=state.architecture is not None,
-        missing=tuple(missing),
+        notes=tuple(state.records.get("notes", ())),
+        missing=tuple(_missing(state)),
     )
 
 
-def _is_weight(name: str) -> bool:
-    parts = name.split("/")
-    if "_trainable_variables" in parts:
-        return True  # TensorFlow may file a weight under the optimizer that trains it
-    return not {"optimizer", "metrics", "callbacks", "save_counter"} & set(parts)
+def _missing(state: TrainState) -> Iterator[str]:
+    """What a resume will have to be told, each with its option."""
+    torch = state.layout == "torch"
+    if state.architecture is None:
+        skeleton = f" (a skeleton: kresume inspect {state.source} --write-model model.py)" if torch else ""
+        yield f"the architecture: --model FILE.py:FUNCTION{skeleton}"
+    if torch:
+        yield "that the layers were matched rightly: labelled old images (--data) on which the model is right; --map-out FILE"
+    why = state.records.get("cannot_keep")
+    decay = state.records.get("coupled_decay")
+    if state.optimizer is None:
+        yield "the optimizer's state: --optimizer NAME:reset"
+    elif why:
+        yield f"an optimizer that Keras has ({why}): --optimizer NAME:reset"
+    elif state.optimizer.class_name is None:
+        yield "the optimizer's name: --optimizer NAME, unless --model compiles the model"
+    if decay and not why:
+        yield f"what becomes of the weight decay of {decay:g} inside the gradient: --weight-decay F (0 for none)"
+    if state.rate is None:
+        yield "the learning rate: --lr F, else the optimizer's default"
+    if state.card is None:
+        if not state.records.get("classes"):
+            yield "the classes: sorted folders of --data, or --classes a,b,c"
+        yield "what values it eats: found on old images, or --pixels NAME"
+    if state.card is None or state.format != "run":
+        yield "the images it was trained on: --data"
 
 
 def _rate(state: TrainState) -> dict[str, Any] | None:

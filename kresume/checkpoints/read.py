@@ -14,7 +14,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from kresume.checkpoints import backup_folder, keras_file, legacy_h5, run, tf_checkpoint, weights_file
+from kresume.checkpoints import (
+    backup_folder,
+    keras_file,
+    legacy_h5,
+    orbax_folder,
+    run,
+    saved_model,
+    tf_checkpoint,
+    torch_file,
+    weights_file,
+)
 from kresume.checkpoints.state import TrainState
 from kresume.errors import CheckpointError
 
@@ -37,6 +47,9 @@ READERS: dict[str, Reader] = {
     "backup": Reader(backup_folder.accepts, backup_folder.read, "a folder of Keras's BackupAndRestore"),
     "weights-h5": Reader(weights_file.accepts, weights_file.read, "a .weights.h5 or sharded .weights.json"),
     "legacy-h5": Reader(legacy_h5.accepts, legacy_h5.read, "an .h5 of Keras 2 or its legacy form"),
+    "torch": Reader(torch_file.accepts, torch_file.read, "a PyTorch state dict (.pth, .pt, .safetensors)"),
+    "orbax": Reader(orbax_folder.accepts, orbax_folder.read, "a folder of Orbax"),
+    "saved-model": Reader(saved_model.accepts, saved_model.read, "a SavedModel"),
     "tf-checkpoint": Reader(tf_checkpoint.accepts, tf_checkpoint.read, "a tf.train.Checkpoint (folder or prefix)"),
 }
 """Tried in this order; the first that recognises the path reads it."""
@@ -71,7 +84,13 @@ def read_checkpoint(path: str | os.PathLike[str]) -> TrainState:
     raise CheckpointError(f"{path} is no checkpoint that can be read; known are {known}")
 
 
-ENDINGS = (".keras", ".weights.h5", ".weights.json", ".h5", ".hdf5")
+PREFIX = ".index"
+"""What ends the file that stands for a prefix of TensorFlow's."""
+ENDINGS = (".keras", ".weights.h5", ".weights.json", ".h5", ".hdf5", ".pth", ".pt", ".safetensors", PREFIX)
+
+
+def _date(path: Path) -> str:
+    return datetime.datetime.fromtimestamp(path.stat().st_mtime).isoformat(" ", "minutes")
 
 
 def _explain_folder(folder: Path) -> None:
@@ -85,13 +104,10 @@ def _explain_folder(folder: Path) -> None:
         files = [path for path in files if not (path.name.endswith(".weights.h5") and path.name.startswith(stems))]
     files.sort(key=lambda path: path.stat().st_mtime)
     if files:
-        dates = ", ".join(
-            f"{path.name} ({datetime.datetime.fromtimestamp(path.stat().st_mtime).isoformat(' ', 'minutes')})"
-            for path in reversed(files[-FEW:])
-        )
+        dates = ", ".join(f"{path.name.removesuffix(PREFIX)} ({_date(path)})" for path in reversed(files[-FEW:]))
         more = f", and {len(files) - FEW:,} older" if len(files) > FEW else ""
         count = "one checkpoint" if len(files) == 1 else f"{len(files):,} checkpoints and no index"
         raise CheckpointError(
             f"{folder} holds {count}, newest first: {dates}{more}; name the one to start from, for example "
-            f"--from {shlex.quote(str(files[-1]))}"
+            f"--from {shlex.quote(str(files[-1]).removesuffix(PREFIX))}"
         )

@@ -2,7 +2,8 @@
 
 A checkpoint of TensorFlow is a graph of objects: nodes, named edges between them, and a tensor at each variable. The names of
 the tensors depend on which roots were saved together, so they mean nothing by themselves; the graph is read here, and
-walked together with the live model in `kresume.models.restore`.
+walked together with the live model in `kresume.models.match_graph`. Keras 3, Keras 2 (tf_keras) and a SavedModel's `variables`
+folder all write it.
 
 Sources: the protocol buffer `TrackableObjectGraph` in TensorFlow's `trackable_object_graph.proto`.
 """
@@ -10,18 +11,20 @@ Sources: the protocol buffer `TrackableObjectGraph` in TensorFlow's `trackable_o
 from __future__ import annotations
 
 import datetime
+import glob
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kresume.checkpoints.state import GraphNode, SavedOptimizer, SavedRate, TrainState
+from kresume.checkpoints import graph_optimizer
+from kresume.checkpoints.state import GraphNode, TrainState
 from kresume.devices import import_tensorflow
 from kresume.errors import CheckpointError
 
 GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 VALUE = "VARIABLE_VALUE"
-OPTIMIZER_EDGES = ("_iterations", "_trainable_variables")
 
 
 def accepts(path: str) -> bool:
@@ -59,14 +62,28 @@ def read(path: str) -> TrainState:
     Raises:
         CheckpointError: it is truncated or damaged, or was not written by `tf.train.Checkpoint`.
     """
-    tf = import_tensorflow()
-    from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
-
     prefix = _prefix(path)
     if prefix is None:
         raise CheckpointError(
             f"{path} holds no tf.train.Checkpoint: expected {path}.index or a folder with `checkpoint`"
         )
+    return read_graph(prefix, path)
+
+
+def read_graph(prefix: str, path: str) -> TrainState:
+    """Reads the object graph and its arrays behind a prefix.
+
+    Args:
+        prefix: what comes before `.index`.
+        path: as the user gave it.
+
+    Raises:
+        CheckpointError: it is truncated or damaged, or has no object graph.
+    """
+    tf = import_tensorflow()
+    from google.protobuf.message import DecodeError
+    from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
+
     try:
         reader = tf.train.load_checkpoint(prefix)
         if not reader.has_tensor(GRAPH_KEY):
@@ -74,17 +91,19 @@ def read(path: str) -> TrainState:
                 f"{path} was not written by tf.train.Checkpoint (it has no object graph): checkpoints of TensorFlow 1 "
                 "hold names alone; load it in the program that wrote it and save it with tf.train.Checkpoint(model=...)"
             )
+        _check_size(reader, prefix, path)
         graph = TrackableObjectGraph.FromString(reader.get_tensor(GRAPH_KEY))
         keys = {
             attribute.checkpoint_key for node in graph.nodes for attribute in node.attributes if attribute.name == VALUE
         }
         arrays = {key: np.asarray(reader.get_tensor(key)) for key in sorted(keys)}
-    except (tf.errors.OpError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{path} is truncated or damaged ({str(error).splitlines()[0][:200]}): use an earlier one"
-        ) from error
+    except (tf.errors.OpError, ValueError, RuntimeError, LookupError, DecodeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise CheckpointError(f"{path} is truncated or damaged ({reason}): use an earlier one") from error
     nodes = tuple(_node(node) for node in graph.nodes)
-    optimizer = find_optimizer(nodes)
+    if not nodes:
+        raise CheckpointError(f"{path} is damaged: its object graph is empty; use an earlier one")
+    optimizer, step, rate = graph_optimizer.describe(nodes, graph_optimizer.find_optimizer(nodes), arrays)
     index = Path(f"{prefix}.index")
     return TrainState(
         source=path,
@@ -92,12 +111,37 @@ def read(path: str) -> TrainState:
         layout="graph",
         arrays=arrays,
         graph=nodes,
-        optimizer=SavedOptimizer(None, None, _count(nodes, optimizer)) if optimizer is not None else None,
-        step=_step(nodes, optimizer, arrays),
-        rate=_rate(nodes, optimizer, arrays),
-        writer="tf.train.Checkpoint",
+        optimizer=optimizer,
+        step=step,
+        rate=rate,
+        writer=_writer(nodes),
         written=datetime.datetime.fromtimestamp(index.stat().st_mtime).isoformat(timespec="seconds"),
     )
+
+
+def _check_size(reader: Any, prefix: str, path: str) -> None:
+    """The index must not claim more than the data files hold: they are not compressed, and memory is asked for by the index."""
+    place = Path(prefix)
+    on_disk = sum(file.stat().st_size for file in place.parent.glob(f"{glob.escape(place.name)}.data-*"))
+    types = reader.get_variable_to_dtype_map()
+    claimed = sum(
+        math.prod(shape) * types[name].size
+        for name, shape in reader.get_variable_to_shape_map().items()
+        if types[name].size
+    )
+    if claimed > on_disk:
+        raise CheckpointError(
+            f"{path} is truncated or damaged (its index claims {claimed:,} bytes, its data files have {on_disk:,}): use an "
+            "earlier one"
+        )
+
+
+def _writer(nodes: tuple[GraphNode, ...]) -> str:
+    """Which Keras it was, by the edges that only it writes."""
+    edges = {edge for node in nodes for edge in node.children}
+    if any(edge.startswith("layer_with_weights-") for edge in edges):
+        return "tf.train.Checkpoint, Keras 2"
+    return "tf.train.Checkpoint, Keras 3" if "_operations" in edges else "tf.train.Checkpoint"
 
 
 def _node(node: Any) -> GraphNode:
@@ -110,32 +154,3 @@ def _node(node: Any) -> GraphNode:
             (slot.original_variable_node_id, slot.slot_name): slot.slot_variable_node_id for slot in node.slot_variables
         },
     )
-
-
-def find_optimizer(nodes: tuple[GraphNode, ...]) -> int | None:
-    """The node that is a Keras 3 optimizer, by its edges; None if the graph holds none."""
-    for index, node in enumerate(nodes):
-        if set(OPTIMIZER_EDGES) <= set(node.children):
-            return index
-    return None
-
-
-def _count(nodes: tuple[GraphNode, ...], optimizer: int) -> int:
-    variables = nodes[optimizer].children.get("_variables")
-    return len(nodes[variables].children) if variables is not None else 0
-
-
-def _scalar(nodes: tuple[GraphNode, ...], optimizer: int | None, edge: str, arrays: dict[str, np.ndarray]) -> Any:
-    child = nodes[optimizer].children.get(edge) if optimizer is not None else None
-    name = nodes[child].array if child is not None else None
-    return arrays[name] if name is not None and arrays[name].shape == () else None
-
-
-def _step(nodes: tuple[GraphNode, ...], optimizer: int | None, arrays: dict[str, np.ndarray]) -> int | None:
-    value = _scalar(nodes, optimizer, "_iterations", arrays)
-    return int(value) if value is not None else None
-
-
-def _rate(nodes: tuple[GraphNode, ...], optimizer: int | None, arrays: dict[str, np.ndarray]) -> SavedRate | None:
-    value = _scalar(nodes, optimizer, "_learning_rate", arrays)
-    return SavedRate(float(value), "float") if value is not None else None

@@ -83,6 +83,7 @@ def evaluate(
     device: str | None = None,
     cache: str | None = None,
     imports: Sequence[str] = (),
+    map_file: str | None = None,
     trust: bool = False,
     reporter: Reporter | None = None,
 ) -> Evaluation:
@@ -100,6 +101,7 @@ def evaluate(
         device: `"auto"`, `"cpu"`, `"gpu"` or `"tpu"`.
         cache: `"off"`, or where decoded images are kept.
         imports: Python files that register custom objects.
+        map_file: YAML that says which array of a PyTorch state dict fills which variable, as `--map` of `train`.
         trust: run the code of the checkpoint's Lambda layers.
         reporter: shown progress.
 
@@ -129,7 +131,7 @@ def evaluate(
         imports=imports,
         trust=trust,
     )
-    restore.restore(network, state, optimizer=None)
+    restore.restore(network, state, optimizer=None, map_file=map_file)
     count = output_count(network)
     if len(names) != (2 if count == 1 else count):
         raise UsageError(

@@ -20,7 +20,7 @@ from typing import Any
 
 import keras
 
-from kresume.checkpoints import keras_2, keras_file, legacy_h5
+from kresume.checkpoints import keras_2, keras_file, legacy_h5, saved_model
 from kresume.checkpoints.state import TrainState
 from kresume.errors import ModelError
 from kresume.models.precision import with_precision
@@ -62,9 +62,14 @@ def build_model(
         if state is not None and state.architecture is not None:
             return from_architecture(state.architecture, precision=precision, trust=trust, writer=state.writer)
         if state is not None:
+            skeleton = (
+                f", or begin with a skeleton of its layers: kresume inspect {state.source} --write-model model.py"
+                if state.layout == "torch"
+                else ""
+            )
             raise ModelError(
                 f"{state.source} holds variables but no architecture: give the model it was made with, for example "
-                "--model mymodel.py:build"
+                f"--model mymodel.py:build{skeleton}"
             )
         spec = "convnet"
     size = image_size or DEFAULT_SIZE
@@ -74,11 +79,13 @@ def build_model(
         return _application(spec.partition(":")[2], num_classes, size)
     if spec.endswith((".json", ".keras", ".h5", ".hdf5")):
         return from_architecture(_architecture_of(Path(spec)), precision=precision, trust=trust)
+    if saved_model.accepts(spec):
+        return from_architecture(_architecture_of(Path(spec)), precision=precision, trust=trust)
     if ":" in spec:
         return _from_function(spec, num_classes, image_size)
     raise ModelError(
         f"--model {spec}: use convnet, applications:NAME, file.py:function, package.module:function, or a .json, .keras "
-        "or .h5 file with an architecture"
+        "or .h5 file or a SavedModel of Keras 2 with an architecture"
     )
 
 
@@ -180,6 +187,11 @@ def _application(name: str, num_classes: int, image_size: tuple[int, int]) -> ke
 
 
 def _architecture_of(path: Path) -> Mapping[str, Any]:
+    if saved_model.accepts(str(path)):
+        inside = saved_model.read_architecture(str(path))
+        if inside is None:
+            raise ModelError(f"--model {path} is a SavedModel without Keras's metadata: it holds operations, no layers")
+        return inside
     if not path.is_file():
         raise ModelError(f"--model {path}: there is no such file")
     if path.suffix == ".keras":

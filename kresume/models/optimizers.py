@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kresume.checkpoints import graph_optimizer, keras_2
 from kresume.checkpoints.keras_arrays import optimizer_arrays
 from kresume.checkpoints.state import SavedOptimizer, TrainState
 from kresume.errors import CheckpointError, UsageError
@@ -217,6 +218,28 @@ def _alike(arrays: Sequence[np.ndarray], weights: Sequence[np.ndarray]) -> bool:
     return bool(one @ other > ALIKE * np.linalg.norm(one) * np.linalg.norm(other))
 
 
+def graph_form(name: str, state: TrainState) -> dict[str, Any] | None:
+    """The settings of a class under which it keeps the slots that an object graph names; None if there are none.
+
+    Args:
+        name: the class.
+        state: of the layout `"graph"`.
+    """
+    index = graph_optimizer.find_optimizer(state.graph)
+    if index is None:
+        return None
+    names = graph_optimizer.slot_names(state.graph, index)
+    if graph_optimizer.style(state.graph[index]) == "legacy":
+        names = {keras_2.SLOTS.get(name, {}).get(kind, kind) for kind in names}
+    forms = [
+        (changes, {kind for kinds in rounds for kind in kinds})
+        for changes, rounds in variants(name)
+        if "gradient_accumulation_steps" not in changes
+    ]
+    known = {kind for _, kinds in forms for kind in kinds}
+    return next((changes for changes, kinds in forms if kinds == names & known), None)
+
+
 def fitting(state: TrainState, weights: Sequence[np.ndarray] = ()) -> list[str]:
     """The optimizers whose slots are those that a checkpoint without a name holds.
 
@@ -224,18 +247,18 @@ def fitting(state: TrainState, weights: Sequence[np.ndarray] = ()) -> list[str]:
         state: what was read.
         weights: the trainable weights that it holds, for formats whose optimizer is a bare list of arrays.
     """
-    from kresume.checkpoints.tf_checkpoint import find_optimizer
-
     if state.layout == "keras":
         arrays = optimizer_arrays(state.arrays)
         return [name for name in NAMES if fitting_variants(name, arrays, weights)]
-    index = find_optimizer(state.graph) if state.graph else None
+    index = graph_optimizer.find_optimizer(state.graph) if state.graph else None
     if index is None:
         return []
-    edges = {
-        name
-        for name, child in state.graph[index].children.items()
-        if state.graph[child].children or state.graph[child].array
-    }
+    names = graph_optimizer.slot_names(state.graph, index)
+    if graph_optimizer.style(state.graph[index]) == "legacy":
+        return [
+            name
+            for name, kinds in SLOTS.items()
+            if {keras_2.SLOTS.get(name, {}).get(kind) for kind in names} == set(kinds)
+        ]
     known = {slot for kinds in SLOTS.values() for slot in kinds}
-    return [name for name, kinds in SLOTS.items() if set(kinds) == edges & known]
+    return [name for name, kinds in SLOTS.items() if set(kinds) == names & known]

@@ -19,8 +19,8 @@ import keras
 import numpy as np
 
 from kresume.checkpoints.state import TrainState
-from kresume.errors import RestoreError
-from kresume.models import match_graph, match_layers, slots
+from kresume.errors import RestoreError, UsageError
+from kresume.models import match_graph, match_layers, match_tree, slots, torch_map
 
 RESTORED, NOT_IN_FORMAT, MISSING, SHAPE, UNUSED = (
     "restored", "not in this format", "missing", "another shape", "not in the model",
@@ -60,7 +60,15 @@ class _Target:
         return str(self.variable.path).rpartition("/")[2].startswith("seed_generator_state")
 
 
-def restore(model: keras.Model, state: TrainState, *, optimizer: Any | None, partial: bool = False) -> Restoration:
+def restore(
+    model: keras.Model,
+    state: TrainState,
+    *,
+    optimizer: Any | None,
+    partial: bool = False,
+    map_file: str | None = None,
+    map_out: str | None = None,
+) -> Restoration:
     """Assigns a checkpoint's arrays to a model and an optimizer.
 
     Args:
@@ -69,13 +77,21 @@ def restore(model: keras.Model, state: TrainState, *, optimizer: Any | None, par
         optimizer: built on the model's trainable variables, its rate in the form in which it was saved; None restores
             the weights alone.
         partial: assign what matches although something is missing.
+        map_file: for a PyTorch state dict, a YAML file that says what fills what; its entries win over what is found.
+        map_out: for a PyTorch state dict, where to write the whole mapping.
 
     Raises:
+        UsageError: a map for another format, or one that cannot be meant.
         RestoreError: a variable is missing, has another shape, or an array of the file found no variable. Nothing was
             assigned. The error carries the table.
     """
     targets = _targets(model, optimizer)
     notes: list[str] = []
+    if state.layout == "torch":
+        state, how = torch_map.to_model(model, optimizer, state, map_file=map_file, map_out=map_out)
+        notes.append(how)
+    elif map_file is not None or map_out is not None:
+        raise UsageError(f"--map and --map-out are for PyTorch's state dicts; {state.source} is {state.format}")
     names = _match(model, optimizer, state, targets, notes)
     scale = {id(variable) for variable in slots.scale_variables(optimizer)} if optimizer is not None else set()
     rows: list[tuple[str, str, str, str]] = []
@@ -154,6 +170,8 @@ def _match(model: Any, optimizer: Any, state: TrainState, targets: list[_Target]
     """`id(variable)` -> name of its array, for every variable that finds one; what a person should know goes to `notes`."""
     if state.layout == "graph":
         return match_graph.match(model, optimizer, state, targets)
+    if state.layout == "tree":
+        return match_tree.match(model, optimizer, state, targets)
     if state.layout in {"groups", "mapped"}:
         names = {id(target.variable): f"{target.group}/{target.index}" for target in targets}
         names = {key: name for key, name in names.items() if name in state.arrays}
@@ -244,7 +262,9 @@ def _unused(state: TrainState, names: Mapping[int, str], optimizer: Any | None) 
     if state.layout == "mapped":
         return left
     if state.layout == "graph":
-        return match_graph.unused(left, optimizer)
+        return match_graph.unused(state, left, optimizer)
+    if state.layout == "tree":
+        return match_tree.unused(state, left, optimizer)
     extra = slots.superfluous(optimizer, state)
     if state.layout == "keras":
         return [name for name in left if name not in extra and "/vars/" in f"/{name}" and not name.startswith(METRICS)]

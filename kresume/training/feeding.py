@@ -29,6 +29,7 @@ from kresume.images.order import permutation
 from kresume.images.sources import Found, Listing
 from kresume.progress import Reporter
 from kresume.training.label_order import check_order
+from kresume.training.verify import verify_mapping
 
 if TYPE_CHECKING:
     from kresume.models.losses import LossChoice
@@ -66,6 +67,8 @@ def decide_feeding(
     classes: Sequence[str],
     spec: DecodeSpec,
     reporter: Reporter,
+    *,
+    mapped: bool = False,
 ) -> Feeding:
     """Decides the pixel convention and, for a foreign checkpoint whose pictures shrink much, the interpolation.
 
@@ -78,6 +81,7 @@ def decide_feeding(
         classes: names of the outputs in their order.
         spec: size and resizing, with the interpolation to begin from.
         reporter: told of the probe.
+        mapped: the weights came from another framework, by a mapping that counts once the model has been right.
 
     Raises:
         UsageError: a new model that does not say what it eats, or a convention that is none.
@@ -105,7 +109,7 @@ def decide_feeding(
             raise ImagesError("no old image can be read, so nothing can show what the model eats: see --data")
         return Feeding(told, spec, reason)
     reporter.say(f"probing what the model eats on {len(sample.labels)} old images")
-    return _probe(config, model, loss, sample, classes, spec, told, reason)
+    return _probe(config, model, loss, sample, classes, spec, told, reason, mapped)
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,7 @@ def _probe(
     spec: DecodeSpec,
     told: str | None,
     reason: str,
+    mapped: bool,
 ) -> Feeding:
     names = (told,) if told else conventions.NAMES
     count = len(sample.labels)
@@ -186,14 +191,17 @@ def _probe(
         )
     pixels = told or str(probe.winner)
     notes: tuple[str, ...] = ()
-    if not probe.above_chance:
+    found = reason if told else f"on {count} old images {probe.table}"
+    if mapped:
+        found += f"; {verify_mapping(str(source), probe.predictions[pixels], sample.labels)}"
+    elif not probe.above_chance:
         share = 100 * probe.accuracies[probe.best]
         notes = (f"{source} is right on {share:.1f} % of {count} old images, no better than chance",)
-    compared = ", ".join(f"{name} gives loss {found.losses[found.best]:.2f}" for name, found in probes.items())
+    compared = ", ".join(f"{name} gives loss {each.losses[each.best]:.2f}" for name, each in probes.items())
     return Feeding(
         pixels,
         replace(spec, interpolation=chosen),
-        reason if told else f"on {count} old images {probe.table}",
+        found,
         compared if compares else "",
         notes,
     )

@@ -113,6 +113,9 @@ def decide_classes(config: TrainConfig, parent: Parent | None, sources: Sources)
         return asked, "--classes"
     if pinned is not None:
         return pinned, "the parent's"
+    named = parent.state.records.get("classes") if parent is not None else None
+    if named:
+        return tuple(named), "the checkpoint's"
     listing = sources.data or sources.add
     names = tuple(sorted(listing.classes)) if listing is not None else ()
     reason = "the class folders, sorted"

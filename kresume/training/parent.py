@@ -160,6 +160,18 @@ def saved_optimizer(config: TrainConfig, parent: Parent | None, model: Any) -> t
     stored = parent.state.optimizer
     if reset:
         return SavedOptimizer(asked, None, 0), False, ""
+    if why := parent.state.records.get("cannot_keep"):
+        raise CheckpointError(
+            f"{parent.state.source}: its optimizer's state cannot be kept: {why}; start one fresh with --optimizer "
+            f"{(asked or (own and own.class_name) or NEW_OPTIMIZER).lower()}:reset"
+        )
+    decay = parent.state.records.get("coupled_decay")
+    if decay and config.weight_decay is None:
+        raise UsageError(
+            f"{parent.state.source} was trained with a weight decay of {decay:g} inside the gradient, which Keras's optimizers "
+            f"do not do: give --weight-decay {_equal_decay(stored, decay):g} (beside the gradient, about the same in the long "
+            "run), or --weight-decay 0"
+        )
     if stored is None:
         raise CheckpointError(
             f"{parent.state.source} holds no optimizer state: training can only start its optimizer fresh; "
@@ -206,6 +218,13 @@ def _named(
             "compile the model in the function that --model names"
         )
     settings = dict(own.config or {}) if own is not None and own.class_name == name else None
+    if state.layout == "graph" and settings is None and (form := optimizers.graph_form(name, state)) is not None:
+        assumed = ", ".join(f"{key}={value}" for key, value in form.items())
+        return (
+            replace(stored, class_name=name, config=form or None),
+            True,
+            f"{name}: {assumed} assumed" if assumed else "",
+        )
     if state.layout != "keras" or (settings is not None and not optimizers.variants(name)):
         return replace(stored, class_name=name, config=settings), True, ""
     forms = optimizers.fitting_variants(name, optimizer_arrays(state.arrays), weights)
@@ -243,6 +262,12 @@ def _named(
         True,
         f"{name}: {assumed or 'defaults'} assumed" if form else "",
     )
+
+
+def _equal_decay(stored: SavedOptimizer | None, decay: float) -> float:
+    """SGD's momentum adds up what is in the gradient; beside it, it acts once."""
+    momentum = float((stored.config or {}).get("momentum", 0.0)) if stored else 0.0
+    return decay / (1.0 - momentum)
 
 
 def wanted_optimizer(saved: SavedOptimizer, config: TrainConfig) -> SavedOptimizer:
@@ -325,7 +350,12 @@ def restore_parent(
     if parent is None:
         return Live(model, optimizer, saved, "")
     restoration = restore.restore(
-        model, parent.state, optimizer=optimizer if keep else None, partial=bool(config.partial)
+        model,
+        parent.state,
+        optimizer=optimizer if keep else None,
+        partial=bool(config.partial),
+        map_file=config.map,
+        map_out=config.map_out,
     )
     summary = f"{restoration.summary}; {assumed}" if assumed else restoration.summary
     return Live(model, optimizer, saved, summary, kept=keep)

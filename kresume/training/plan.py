@@ -158,7 +158,8 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
 
     old = sources.data if parent is not None else None
     spec = decode_spec(config, card, live.model, asked_size)
-    feeding = decide_feeding(config, card, live.model, loss, old, classes, spec, reporter)
+    mapped = parent is not None and parent.state.layout == "torch"
+    feeding = decide_feeding(config, card, live.model, loss, old, classes, spec, reporter, mapped=mapped)
     spec = feeding.spec
     cache = open_cache(config, spec) if writes else None
     gathered = gather(config, parent, sources, classes, spec, cache, generation, reporter)
@@ -334,6 +335,8 @@ def _write_up(
             f"{opening.config.from_} does not say which images it was trained on: its score on old images may be of "
             "images seen in training (give --val for a fair one)"
         )
+    if parent is not None:
+        notes += parent.state.records.get("notes", ())
     if parent is not None and new_count > HUGE_ADDITION * max(old_count, 1):
         fresh = opening.config.model_copy(update={"from_": None, "lr": None, "lr_scale": None, "lr_schedule": None})
         notes.append(

@@ -1,0 +1,95 @@
+"""A checkpoint's arrays by layer, from their names alone: nothing is built, no framework is imported.
+
+    for row in layer_table(state):
+        row.name, row.arrays, row.parameters         # "layer1.0.conv1", (("weight", (64, 64, 3, 3)),), 36864
+
+Where a format's names say no layer (our snapshots, lists of arrays) there are no rows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from kresume.checkpoints.graph_optimizer import find_optimizer, owned
+from kresume.checkpoints.state import TrainState
+
+APART = frozenset({"optimizer", "optimizer_variables", "optimizer_weights", "metrics", "metrics_variables", "callbacks",
+                   "compile_metrics", "save_counter", "keras_api", "_all_variables", "seed_generator"})  # fmt: skip
+"""Parts of names of arrays that are no weights."""
+COUNTERS = frozenset({"num_batches_tracked", "seed_generator_state"})
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer.
+
+    Attributes:
+        name: as the file has it.
+        arrays: (role, shape) of each of its arrays.
+        parameters: how many numbers they hold.
+    """
+
+    name: str
+    arrays: tuple[tuple[str, tuple[int, ...]], ...]
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in all its arrays."""
+        return sum(int(np.prod(shape)) for _, shape in self.arrays)
+
+
+def weights(state: TrainState) -> list[str]:
+    """The names of the arrays that are weights: no optimizer, metrics, seeds or counters."""
+    if state.layout == "groups":
+        return [name for name in state.arrays if name.partition("/")[0] in {"trainable", "non_trainable"}]
+    if state.layout == "graph":
+        node = find_optimizer(state.graph)
+        others = {state.graph[index].array for index in owned(state.graph, node)} if node is not None else set()
+        others |= {state.graph[child].array for child in state.graph[0].children.values()}  # a script's own counters
+        names = [name for name in state.arrays if name not in others]
+    else:
+        names = list(state.arrays)
+    return [name for name in names if not set(name.split("/")) & APART and name.rpartition(".")[2] not in COUNTERS
+            and "seed_generator" not in name]  # fmt: skip
+
+
+def layer_table(state: TrainState) -> tuple[LayerRow, ...]:
+    """The layers in the file's order; empty where names say none."""
+    rows: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
+    for name, layer, role in _named(state):
+        rows.setdefault(layer, []).append((role, tuple(state.arrays[name].shape)))
+    return tuple(LayerRow(layer, tuple(arrays)) for layer, arrays in rows.items())
+
+
+def _named(state: TrainState) -> Iterator[tuple[str, str, str]]:
+    """(array, layer, role) of every weight."""
+    full_names = {node.array: node.full_name for node in state.graph if node.array is not None}
+    names = weights(state)
+    if state.layout == "graph":  # TensorFlow sorts its keys as text: 10 before 2
+        names.sort(
+            key=lambda name: [
+                (part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)
+            ]
+        )
+    for name in names:
+        if state.layout == "torch":
+            layer, _, role = name.rpartition(".")
+        elif state.layout == "keras":
+            layer, _, role = name.partition("/vars/")
+            layer = layer.removeprefix("layers/").replace("/layers/", "/")
+        elif state.layout == "graph":
+            layer, _, role = (full_names.get(name) or name.partition("/.ATTRIBUTES")[0]).rpartition("/")
+        elif state.layout == "layers":
+            layer, _, role = name.removeprefix("model_weights/").partition(":")[0].rpartition("/")
+            parts = layer.split("/")
+            layer = "/".join(parts[1:] if len(parts) > 1 and parts[0] == parts[1] else parts)
+        elif state.layout == "tree":
+            layer, _, role = name.partition("/")[2].rpartition("/")
+        else:
+            continue
+        if layer or state.layout == "torch":
+            yield name, layer or role, role

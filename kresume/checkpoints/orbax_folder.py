@@ -1,0 +1,224 @@
+"""Reads Orbax checkpoints: those of `keras.callbacks.OrbaxCheckpoint`, and plain pytrees of arrays.
+
+    state = read("orbax/")          # the highest step; "orbax/12" that one
+
+Keras's own way back from these folders is not taken: it matches exact paths, passes over what it does not find, and gives wrong
+weights without a word (https://github.com/keras-team/keras/issues/23251). The arrays on disk are right; orbax-checkpoint reads
+them as a tree, and `kresume.models.match_tree` finds their variables. What Keras writes beside them (`model_config`) holds the
+architecture and the compile config.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.util
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kresume.checkpoints.keras_arrays import peak_of_schedule, unwrapped
+from kresume.checkpoints.keras_file import LARGEST_JSON
+from kresume.checkpoints.state import SavedOptimizer, SavedRate, TrainState
+from kresume.errors import CheckpointError, MissingPackage
+
+TREE, STEP = ("_METADATA", "manifest.ocdbt"), "_CHECKPOINT_METADATA"
+ITEMS = ("pytree", "default", "state", "params", "items")
+CONFIG = Path("model_config") / "_strings.json"
+OPTIMIZER = "optimizer_variables"
+LARGEST_SHARE = 10_000
+"""How many times the bytes on disk the arrays may claim: momentum that is all zeros compresses well, a forged shape better."""
+SMALLEST_LIMIT = 2**30
+
+
+def accepts(path: str) -> bool:
+    """Whether `path` is a pytree of Orbax, a step's folder, or a folder of steps."""
+    folder = Path(path)
+    return folder.is_dir() and (_is_tree(folder) or _is_step(folder) or bool(_steps(folder)))
+
+
+def _is_tree(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in TREE)
+
+
+def _is_step(folder: Path) -> bool:
+    return (folder / STEP).is_file() or any(_is_tree(folder / name) for name in ITEMS)
+
+
+def _steps(folder: Path) -> list[Path]:
+    """The folders of finished steps, lowest first; one that was being written has a longer name."""
+    found = []
+    for child in folder.iterdir():
+        number = re.fullmatch(r"(?:\w+_)?(\d+)", child.name)
+        if number and child.is_dir() and (_is_step(child) or _is_tree(child)):
+            found.append((int(number.group(1)), child))
+    return [child for _, child in sorted(found)]
+
+
+def read(path: str) -> TrainState:
+    """Reads every array of the tree, and what Keras wrote beside it.
+
+    Raises:
+        CheckpointError: it is truncated or damaged, or holds several trees.
+        MissingPackage: orbax-checkpoint is not installed.
+    """
+    if importlib.util.find_spec("orbax") is None:
+        raise MissingPackage(f"reading {path} needs orbax-checkpoint: pip install 'kresume[orbax]'")
+    folder = Path(path).absolute()
+    if not _is_tree(folder) and not _is_step(folder):
+        folder = _steps(folder)[-1]
+    item = folder if _is_tree(folder) else _item(folder, path)
+    arrays = dict(_flat(_tree(item, path), ()))
+    config = _config(folder, path)
+    compiled = config.get("compile_config") if config else None
+    saved = unwrapped((compiled or {}).get("optimizer"))
+    names = [name for name in arrays if name.startswith(f"{OPTIMIZER}/")]
+    scaled = any(name.rpartition("/")[2] == "dynamic_scale" for name in names)
+    iterations = _scalar(arrays, "iteration") if names else arrays.get("step")
+    is_count = iterations is not None and iterations.shape == () and iterations.dtype.kind in "iu"
+    modified = datetime.datetime.fromtimestamp(item.stat().st_mtime).isoformat(timespec="seconds")
+    return TrainState(
+        source=path,
+        format="orbax",
+        layout="tree",
+        arrays=arrays,
+        architecture={**config, "compile_config": None} if config else None,
+        compiled=compiled,
+        optimizer=_optimizer(saved, len(names), scaled) if names else None,
+        step=int(iterations) if iterations is not None and is_count else None,
+        rate=_rate(saved, _scalar(arrays, "learning_rate")),
+        writer="orbax, Keras 3" if config else "orbax",
+        written=modified,
+    )
+
+
+def _item(folder: Path, path: str) -> Path:
+    """The one tree in a step's folder."""
+    named = [folder / name for name in ITEMS if _is_tree(folder / name)]
+    others = [child for child in sorted(folder.iterdir()) if child.is_dir() and _is_tree(child)]
+    others = [child for child in others if child.name != CONFIG.parent.name]
+    found = named[:1] or others
+    if len(found) != 1:
+        what = ", ".join(child.name for child in found) or "none"
+        raise CheckpointError(
+            f"{path}: expected one tree of arrays in {folder.name}, found {what}: name it, {path}/NAME"
+        )
+    return found[0]
+
+
+def _tree(item: Path, path: str) -> Any:
+    import orbax.checkpoint as orbax
+
+    try:
+        with _quiet(), orbax.PyTreeCheckpointer() as checkpointer:
+            metadata = checkpointer.metadata(item).item_metadata
+            if metadata is None:
+                raise CheckpointError(
+                    f"{path} is truncated or damaged ({item.name} describes no tree): use an earlier one"
+                )
+            tree = metadata.tree
+            _check_size(tree, item, path)
+            kinds = _mapped(
+                tree, lambda leaf: orbax.RestoreArgs(restore_type=np.ndarray if hasattr(leaf, "shape") else None)
+            )
+            return checkpointer.restore(item, restore_args=kinds)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise CheckpointError(f"{path} is truncated or damaged ({reason}): use an earlier one") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps orbax's notes (a tree alone has no step's metadata) off the terminal."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _check_size(tree: Any, item: Path, path: str) -> None:
+    on_disk = sum(file.stat().st_size for file in item.rglob("*") if file.is_file())
+    claimed = 0
+    for _, leaf in _leaves(tree, ()):
+        if getattr(leaf, "shape", None) is not None and getattr(leaf, "dtype", None) is not None:
+            claimed += int(np.prod([float(side) for side in leaf.shape])) * np.dtype(leaf.dtype).itemsize
+    if claimed > max(LARGEST_SHARE * on_disk, SMALLEST_LIMIT):
+        raise CheckpointError(f"{path} claims {claimed:,} bytes of arrays and has {on_disk:,} on disk: refused")
+
+
+def _children(tree: Any) -> list[tuple[str, Any]] | None:
+    if isinstance(tree, Mapping):
+        return [(str(key), value) for key, value in tree.items()]
+    if isinstance(tree, (list, tuple)):
+        return [(str(index), value) for index, value in enumerate(tree)]
+    return None
+
+
+def _mapped(tree: Any, function: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return {key: _mapped(value, function) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [_mapped(value, function) for value in tree]
+    return function(tree)
+
+
+def _leaves(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    children = _children(tree)
+    if children is None:
+        yield path, tree
+    else:
+        for key, value in children:
+            yield from _leaves(value, (*path, key))
+
+
+def _flat(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[str, np.ndarray]]:
+    """Arrays and numbers by their path; texts and empty places are no state."""
+    for place, leaf in _leaves(tree, path):
+        if isinstance(leaf, (np.ndarray, np.generic, int, float)) and not isinstance(leaf, bool):
+            yield "/".join(place), np.asarray(leaf)
+
+
+def _config(folder: Path, path: str) -> dict[str, Any] | None:
+    """Architecture and compile config, as Keras's callback writes them beside the tree."""
+    file = next((place / CONFIG for place in (folder, folder.parent) if (place / CONFIG).is_file()), None)
+    if file is None:
+        return None
+    if file.stat().st_size > LARGEST_JSON:
+        raise CheckpointError(f"{path}: its {CONFIG} has {file.stat().st_size:,} bytes: refused")
+    try:
+        value = json.loads(json.loads(file.read_text(encoding="utf-8"))["config"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its {CONFIG} cannot be read ({error}): the checkpoint is damaged") from error
+    if not isinstance(value, dict) or "class_name" not in value:
+        raise CheckpointError(f"{path}: its {CONFIG} holds no model: the checkpoint is damaged")
+    return value
+
+
+def _optimizer(saved: Mapping[str, Any] | None, count: int, scaled: bool) -> SavedOptimizer:
+    if saved is None:
+        return SavedOptimizer(None, None, count, scaled)
+    return SavedOptimizer(str(saved["class_name"]).rpartition(">")[2], dict(saved["config"]), count, scaled)
+
+
+def _scalar(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray | None:
+    found = [
+        array
+        for path, array in arrays.items()
+        if path.startswith(f"{OPTIMIZER}/") and path.rpartition("/")[2] == name and array.shape == ()
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def _rate(saved: Mapping[str, Any] | None, stored: np.ndarray | None) -> SavedRate | None:
+    rate = saved["config"].get("learning_rate") if saved is not None else None
+    if isinstance(rate, Mapping):
+        return SavedRate(peak_of_schedule(rate), "schedule", dict(rate))
+    return SavedRate(float(stored), "float") if stored is not None else None

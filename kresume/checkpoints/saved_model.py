@@ -1,0 +1,167 @@
+"""Reads the variables of a SavedModel, and its architecture where Keras 2 left it.
+
+    state = read("serving/1")       # a folder with saved_model.pb
+
+Its `variables` folder is a checkpoint with an object graph, and is read as one. Keras 2's `model.save(FOLDER)` writes the
+architecture and the compile config as JSON beside it (`keras_metadata.pb`); Keras 3's `model.export` leaves both out, and the
+optimizer too. The graph of operations is never loaded: nothing of it is run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from kresume.checkpoints import keras_2, tf_checkpoint
+from kresume.checkpoints.keras_arrays import peak_of_schedule
+from kresume.checkpoints.keras_file import LARGEST_JSON
+from kresume.checkpoints.state import SavedOptimizer, SavedRate, TrainState
+from kresume.devices import import_tensorflow
+from kresume.errors import CheckpointError
+
+GRAPH, TEXT_GRAPH, METADATA = "saved_model.pb", "saved_model.pbtxt", "keras_metadata.pb"
+MODELS = frozenset({"Sequential", "Functional", "Model"})
+
+
+def accepts(path: str) -> bool:
+    """Whether `path` is a folder that holds a SavedModel."""
+    return (Path(path) / GRAPH).is_file() or (Path(path) / TEXT_GRAPH).is_file()
+
+
+def read(path: str) -> TrainState:
+    """Reads variables, optimizer state, and what Keras's metadata say.
+
+    Raises:
+        CheckpointError: it is truncated or damaged, or has no variables.
+    """
+    folder = Path(path)
+    prefix = folder / "variables" / "variables"
+    if not prefix.with_name("variables.index").is_file():
+        raise CheckpointError(f"{path} is a SavedModel without variables: expected {prefix}.index")
+    version, inside = _meta(folder, path)
+    state = tf_checkpoint.read_graph(str(prefix), path)
+    metadata = _root_metadata(folder, path) or inside
+    state = replace(state, format="saved-model", writer=f"tensorflow {version}" if version else "tensorflow")
+    if metadata is None:
+        return state
+    writer = f"{state.writer}, Keras 2"
+    training = metadata.get("training_config")
+    found = keras_2.optimizer(training.get("optimizer_config")) if isinstance(training, Mapping) else None
+    compiled = None
+    if isinstance(training, Mapping):
+        rest = {key: value for key, value in training.items() if key != "optimizer_config"}
+        compiled = {**rest, "optimizer": {"class_name": found[0], "config": found[1]} if found else None}
+    return replace(
+        state,
+        writer=writer,
+        architecture=_architecture(metadata),
+        compiled=compiled,
+        optimizer=SavedOptimizer(found[0], found[1], state.optimizer.variables)
+        if found is not None and state.optimizer is not None
+        else state.optimizer,
+        rate=_rate(found) or state.rate,
+    )
+
+
+def read_architecture(path: str) -> dict[str, Any] | None:
+    """The architecture alone, without reading the variables; None where the SavedModel has none.
+
+    Raises:
+        CheckpointError: it is truncated or damaged.
+    """
+    _, inside = _meta(Path(path), path)
+    metadata = _root_metadata(Path(path), path) or inside
+    return _architecture(metadata) if metadata is not None else None
+
+
+def _architecture(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The model as Keras 3 serializes it; None for a subclassed one, whose code is elsewhere."""
+    if metadata.get("class_name") not in MODELS or not isinstance(metadata.get("config"), Mapping):
+        return None
+    return keras_2.architecture({"class_name": metadata["class_name"], "config": metadata["config"]})
+
+
+def _rate(found: tuple[str, dict[str, Any]] | None) -> SavedRate | None:
+    """A schedule of the compile config; a plain rate is better taken from its variable."""
+    rate = found[1].get("learning_rate") if found is not None else None
+    return SavedRate(peak_of_schedule(rate), "schedule", rate) if isinstance(rate, Mapping) else None
+
+
+def _meta(folder: Path, path: str) -> tuple[str, dict[str, Any] | None]:
+    """TensorFlow's version, and the metadata that Keras 2 before 2.5 kept inside the graph's file."""
+    import_tensorflow()
+    from google.protobuf import text_format
+    from google.protobuf.message import DecodeError
+    from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
+
+    try:
+        if (folder / GRAPH).is_file():
+            model = SavedModel.FromString((folder / GRAPH).read_bytes())
+        else:
+            model = text_format.Parse((folder / TEXT_GRAPH).read_text(encoding="utf-8"), SavedModel())
+    except (DecodeError, text_format.ParseError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is truncated or damaged ({GRAPH}: {error}): use an earlier copy") from error
+    if not model.meta_graphs:
+        raise CheckpointError(f"{path} is truncated or damaged ({GRAPH} holds no graph): use an earlier copy")
+    graph = model.meta_graphs[0]
+    nodes = graph.object_graph_def.nodes
+    inside = nodes[0].user_object.metadata if nodes and nodes[0].WhichOneof("kind") == "user_object" else ""
+    return str(graph.meta_info_def.tensorflow_version), _json(inside, path) if inside.startswith("{") else None
+
+
+def _root_metadata(folder: Path, path: str) -> dict[str, Any] | None:
+    file = folder / METADATA
+    if not file.is_file():
+        return None
+    from google.protobuf.message import DecodeError
+
+    try:
+        nodes = _metadata_type().FromString(file.read_bytes()).nodes
+    except DecodeError as error:
+        raise CheckpointError(f"{path} is truncated or damaged ({METADATA}: {error}): use an earlier copy") from error
+    root = next((node.metadata for node in nodes if node.node_path == "root"), None)
+    if root is None:
+        raise CheckpointError(
+            f"{path} is truncated or damaged ({METADATA} says nothing of the model): use an earlier copy"
+        )
+    return _json(root, path)
+
+
+def _metadata_type() -> Any:
+    """The message type `SavedMetadata` of Keras 2's saved_metadata.proto, as far as it is read here."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    field = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="kresume_saved_metadata.proto", package="kresume", syntax="proto3")
+    node = file.message_type.add(name="SavedObject")
+    for name, number in (("node_path", 3), ("identifier", 4), ("metadata", 5)):
+        node.field.add(name=name, number=number, type=field.TYPE_STRING, label=field.LABEL_OPTIONAL)
+    whole = file.message_type.add(name="SavedMetadata")
+    whole.field.add(
+        name="nodes", number=1, type=field.TYPE_MESSAGE, label=field.LABEL_REPEATED, type_name=".kresume.SavedObject"
+    )
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("kresume.SavedMetadata"))
+
+
+def _json(text: str, path: str) -> dict[str, Any]:
+    """Keras 2's JSON, in which tuples and shapes are objects."""
+    if len(text) > LARGEST_JSON:
+        raise CheckpointError(f"{path}: its Keras metadata has {len(text):,} bytes: refused")
+    try:
+        value = json.loads(text, object_hook=_plain)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its Keras metadata is no JSON ({error}): the file is damaged") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: its Keras metadata is no JSON object: the file is damaged")
+    return value
+
+
+def _plain(value: dict[str, Any]) -> Any:
+    if value.get("class_name") in {"__tuple__", "TensorShape"} and isinstance(value.get("items"), list):
+        return value["items"]
+    return value

@@ -1,0 +1,240 @@
+"""Writes a Keras skeleton of the network whose PyTorch state dict was read: layers in order, sizes filled in.
+
+    Path("model.py").write_text(skeleton(state, "model.py"))
+
+A state dict says which layers there are and how large; not what happens between them. What it leaves open stands in the file as
+a comment that says `fill in`: strides, padding, pooling, activations, sums. The file runs as it is, its layers bear their
+modules' names, so the mapping is found by name; the function is right once the comments are gone.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kresume.checkpoints.state import TrainState
+from kresume.errors import UsageError
+
+ROLES = ("weight", "bias", "running_mean", "running_var", "in_proj_weight", "in_proj_bias")
+Shape = tuple[int, ...]
+
+
+@dataclass
+class _Script:
+    """The function's lines, and what each tensor so far holds."""
+
+    lines: list[str] = field(default_factory=list)
+    current: str = "inputs"
+    channels: int = 0
+    spatial: bool = True
+    by_channels: dict[int, tuple[str, bool]] = field(default_factory=dict)
+    picture: tuple[str, int] = ("inputs", 0)
+    left: tuple[str, int, bool] | None = None
+    count: int = 0
+
+    def add(self, call: str, channels: int, *, spatial: bool, note: str = "") -> None:
+        self.count += 1
+        self.lines.append(f"x{self.count} = {call}({self.current}){f'  # {note}' if note else ''}")
+        self.current, self.channels, self.spatial = f"x{self.count}", channels, spatial
+        self.by_channels[channels] = (self.current, spatial)
+        if spatial:
+            self.picture = (self.current, channels)
+
+    def join(self) -> None:
+        """Adds the way that was left for a shortcut to the shortcut, once both have as many channels."""
+        if self.left is None or self.left[1:] != (self.channels, self.spatial):
+            return
+        self.count += 1
+        self.lines.append(
+            f"x{self.count} = layers.Add()([{self.left[0]}, {self.current}])  # fill in: is this the sum?"
+        )
+        self.left, self.current = None, f"x{self.count}"
+        self.by_channels[self.channels] = (self.current, self.spatial)
+        if self.spatial:
+            self.picture = (self.current, self.channels)
+
+    def comment(self, text: str) -> None:
+        self.lines.append(f"# {text}")
+
+    def take(self, channels: int) -> str:
+        """Goes on from the last tensor of so many channels; returns a note if that was not the last one of all."""
+        if channels == self.channels:
+            return ""
+        if channels in self.by_channels:
+            self.left = self.left or (self.current, self.channels, self.spatial)
+            self.current, self.spatial = self.by_channels[channels]
+            self.channels = channels
+            return f"fill in: is its input the last tensor of {channels} channels? "
+        return f"fill in: the file's layer takes {channels} channels, this tensor has {self.channels}; "
+
+
+def skeleton(state: TrainState, file: str) -> str:
+    """Python source of a module with a function `build(num_classes, image_size)`.
+
+    Args:
+        state: of a PyTorch state dict.
+        file: what the module will be called, for its header.
+
+    Raises:
+        UsageError: the checkpoint is none of PyTorch's: its architecture is known, or its layers' kinds are not.
+    """
+    if state.layout != "torch":
+        known = "holds its architecture" if state.architecture is not None else "says too little of its layers"
+        raise UsageError(
+            f"--write-model writes skeletons of PyTorch's state dicts; {state.source} ({state.format}) {known}"
+        )
+    modules = _modules({name: tuple(array.shape) for name, array in state.arrays.items()})
+    script = _Script()
+    first = next((roles["weight"][1] for _, roles in modules if len(roles.get("weight", ())) == 4), 3)
+    script.channels = first
+    script.picture = ("inputs", first)
+    script.by_channels[first] = ("inputs", True)
+    ordered = bool(state.records.get("ordered", True))
+    if not ordered:  # what needs a picture comes first, so that the file runs
+        modules.sort(key=lambda module: len(module[1].get("weight", ())) != 4 and "running_mean" not in module[1])
+    for name, roles in modules:
+        _emit(script, name, roles)
+    script.join()
+    if script.spatial:
+        script.add("layers.GlobalAveragePooling2D()", script.channels, spatial=False, note="fill in: is this the head?")
+    order = "" if ordered else "\nThe file sorts its names: bring the layers into their order first.\n"
+    body = "\n    ".join(script.lines)
+    return f'''"""A skeleton of the network of {Path(state.source).name}, by `kresume inspect --write-model`.
+
+Layers and sizes are the file's. What it does not say is marked `fill in`: strides, padding, pooling, activations, sums.
+Then: kresume train --from {Path(state.source).name} --model {Path(file).name}:build --data OLD --add NEW
+{order}"""
+
+import keras
+from keras import layers
+
+
+def build(image_size=(64, 64)):
+    inputs = keras.Input((*image_size, {first}))
+    {body}
+    return keras.Model(inputs, {script.current})
+'''
+
+
+def _modules(shapes: Mapping[str, Shape]) -> list[tuple[str, dict[str, Shape]]]:
+    grouped: dict[str, dict[str, Shape]] = {}
+    for name, shape in shapes.items():
+        prefix, _, role = name.rpartition(".")
+        if name.startswith("optimizer/") or role == "num_batches_tracked":
+            continue
+        if role in ROLES:
+            grouped.setdefault(prefix, {})[role] = shape
+        else:
+            grouped[name] = {"value": shape}
+    return list(grouped.items())
+
+
+def _emit(script: _Script, module: str, roles: Mapping[str, Shape]) -> None:
+    name = re.sub(r"[^A-Za-z0-9_]+", "_", module) or "root"
+    weight = roles.get("weight", ())
+    bias = "" if "bias" in roles or "in_proj_bias" in roles else ", use_bias=False"
+    if "in_proj_weight" in roles:
+        _attention(script, name, roles["in_proj_weight"][1], bias)
+    elif module.endswith(".out_proj") and any("attn" in part or "attention" in part for part in module.split(".")):
+        script.comment(f"{module} is the output of the attention above")
+    elif "value" in roles:
+        script.comment(f"fill in: {module} {roles['value']}, a parameter of its own: a layer that calls add_weight")
+    elif len(weight) == 4:
+        _convolution(script, name, weight, bias)
+    elif "running_mean" in roles:
+        note = script.take(roles["running_mean"][0])
+        affine = "" if weight else "center=False, scale=False, "
+        call = f'layers.BatchNormalization({affine}epsilon=1e-5, momentum=0.9, name="{name}")'
+        script.add(call, script.channels, spatial=script.spatial, note=f"{note}fill in: activation, sum")
+    elif len(weight) == 1:
+        note = script.take(weight[0])
+        center = "" if "bias" in roles else "center=False, "
+        call = f'layers.LayerNormalization({center}epsilon=1e-5, name="{name}")'
+        script.add(call, script.channels, spatial=script.spatial, note=f"{note}fill in: or GroupNormalization?")
+    elif len(weight) == 2:
+        _dense(script, name, weight, bias)
+    else:
+        script.comment(f"fill in: {module} {dict(roles)}: a layer of a kind that sizes do not tell")
+
+
+def _convolution(script: _Script, name: str, weight: Shape, bias: str) -> None:
+    outputs, inputs, *kernel = weight
+    script.join()
+    if not script.spatial:
+        script.current, script.channels = script.picture
+        script.spatial = True
+    size = str(kernel[0]) if len(set(kernel)) == 1 else str(tuple(kernel))
+    rest = f'strides=1, padding="same"{bias}, name="{name}"'
+    note = "fill in: strides, padding, activation"
+    if inputs == 1 and script.channels > 1 and outputs % script.channels == 0:
+        multiplier = outputs // script.channels
+        more = f"depth_multiplier={multiplier}, " if multiplier > 1 else ""
+        script.add(f"layers.DepthwiseConv2D({size}, {more}{rest})", outputs, spatial=True, note=note)
+        return
+    groups = ""
+    if inputs != script.channels and inputs not in script.by_channels and inputs and script.channels % inputs == 0:
+        groups = f"groups={script.channels // inputs}, "
+    else:
+        note = script.take(inputs) + note
+    script.add(f"layers.Conv2D({outputs}, {size}, {groups}{rest})", outputs, spatial=True, note=note)
+
+
+def _dense(script: _Script, name: str, weight: Shape, bias: str) -> None:
+    outputs, inputs = weight
+    script.join()
+    note = "fill in: activation"
+    if script.spatial and inputs != script.channels and inputs % script.channels == 0:
+        side = math.isqrt(inputs // script.channels)
+        if side * side == inputs // script.channels:
+            pool = ", ".join(f"max({script.current}.shape[{axis}] // {side}, 1)" for axis in (1, 2))
+            script.add(
+                f"layers.AveragePooling2D(({pool}))",
+                script.channels,
+                spatial=True,
+                note=f"fill in: the strides and pooling after which the picture is {side}x{side}, in place of this",
+            )
+            script.add("layers.Flatten()", inputs, spatial=False)
+    elif script.spatial and inputs == script.channels:
+        script.add("layers.GlobalAveragePooling2D()", inputs, spatial=False, note="fill in: is this where it averages?")
+    if inputs != script.channels:
+        note = script.take(inputs) + note
+    script.add(f'layers.Dense({outputs}{bias}, name="{name}")', outputs, spatial=script.spatial, note=note)
+
+
+def _attention(script: _Script, name: str, width: int, bias: str) -> None:
+    note = script.take(width)
+    if script.spatial:
+        script.add(f"layers.Reshape((-1, {width}))", width, spatial=False, note="fill in: tokens, positions")
+    before = script.current
+    script.count += 1
+    script.lines.append(
+        f'x{script.count} = layers.MultiHeadAttention(1, {width}{bias}, name="{name}")({before}, {before})'
+        f"  # {note}fill in: heads H and {width} // H, sum"
+    )
+    script.current, script.channels = f"x{script.count}", width
+    script.by_channels[width] = (script.current, False)
+
+
+def check_free(path: str) -> Path:
+    """The file to write.
+
+    Raises:
+        UsageError: something is there, or its folder is not.
+    """
+    file = Path(path)
+    if file.exists():
+        raise UsageError(f"--write-model {path}: there is such a file already; name another, or remove it")
+    if not file.absolute().parent.is_dir():
+        raise UsageError(f"--write-model {path}: there is no folder {file.parent}")
+    return file
+
+
+def describe_next(state: TrainState, file: Path) -> Sequence[str]:
+    """What to do with the file, for a person."""
+    return (
+        f"wrote {file}: fill in what is marked, then",
+        f"kresume train --from {state.source} --model {file}:build --data OLD --add NEW",
+    )

@@ -1,0 +1,327 @@
+"""Reads PyTorch state dicts: `.pth`, `.pt` (zip or the older pickle) and `.safetensors`, without running code from them.
+
+    state = read("resnet18.pth")
+    state.arrays["layer1.0.conv1.weight"]               # weights under the module's own names, in PyTorch's layout
+    state.arrays["optimizer/fc.weight/exp_avg"]         # moments beside the parameter that they follow
+
+A `.pth` file is a pickle: whatever is in it would be executed on loading. `torch.load(weights_only=True)` knows tensors,
+containers and numbers alone and refuses the rest; numpy's numbers and `argparse.Namespace`, which training scripts leave beside
+the weights and which execute nothing, are let through as well. The archive's checksums, which PyTorch does not look at, are
+verified first. Sources: https://docs.pytorch.org/docs/stable/notes/serialization.html and
+https://github.com/huggingface/safetensors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.util
+import pickle
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kresume.checkpoints import torch_optimizer
+from kresume.checkpoints.state import TrainState
+from kresume.errors import CheckpointError, MissingPackage
+
+SUFFIXES = (".pth", ".pt", ".safetensors")
+LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""How every file of `torch.save` before the zip format (PyTorch 1.6) begins: a pickled number of its own."""
+WEIGHTS_KEYS = ("model_state_dict", "state_dict", "model", "model_state", "net", "network", "module", "weights")
+OPTIMIZER_KEYS = ("optimizer_state_dict", "optimizer", "optimizer_state", "optim", "optimizer_states")
+STEP_KEYS = ("global_step", "step", "iteration", "iterations", "num_updates")
+CLASSES_KEYS = ("classes", "class_names", "class_to_idx")
+PREFIXES = ("module.", "_orig_mod.", "model.")
+AVERAGES_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
+BARE = "torch.save({'model_state_dict': model.state_dict(), 'optimizer_state_dict': optimizer.state_dict()}, PATH)"
+
+
+def accepts(path: str) -> bool:
+    """Whether `path` is a file that is, or calls itself, one of PyTorch's."""
+    file = Path(path)
+    if not file.is_file():
+        return False
+    return file.suffix in SUFFIXES or _begins_as_legacy(file) or _is_torch_zip(file)
+
+
+def _begins_as_legacy(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(len(LEGACY_MAGIC)) == LEGACY_MAGIC
+
+
+def _is_torch_zip(file: Path) -> bool:
+    if not zipfile.is_zipfile(file):
+        return False
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return any(name.endswith("/data.pkl") for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False
+
+
+def read(path: str) -> TrainState:
+    """Reads weights, optimizer state, rate and step.
+
+    Raises:
+        CheckpointError: it is truncated, damaged, holds code, or holds no state dict.
+        MissingPackage: a `.pth` or `.pt` file, and PyTorch is not installed.
+    """
+    file = Path(path)
+    whole = _read_safetensors(file, path) if file.suffix == ".safetensors" else _read_pickle(file, path)
+    weights, optimizer, facts = _parts(whole, path)
+    stripped = _without_prefixes(weights)
+    arrays = {name: _array(name, value, file, path) for name, value in stripped.items()}
+    names = _parameter_names(arrays)
+    found = torch_optimizer.read(optimizer, names, {name: arrays[name].shape for name in names}, path)
+    slots = {name: _array(name, value, file, path) for name, value in found.slots.items()}
+    return TrainState(
+        source=path,
+        format="torch",
+        layout="torch",
+        arrays={**arrays, **slots},
+        optimizer=found.optimizer,
+        step=next((int(facts[key]) for key in STEP_KEYS if _is_count(facts.get(key))), found.step),
+        rate=found.rate,
+        writer=str(facts.get("writer", "torch")),
+        written=datetime.datetime.fromtimestamp(file.stat().st_mtime).isoformat(timespec="seconds"),
+        records={
+            "epoch": int(facts["epoch"]) if _is_count(facts.get("epoch")) else None,
+            "ordered": file.suffix != ".safetensors",
+            "classes": _classes(whole),
+            "coupled_decay": found.coupled_decay,
+            "cannot_keep": found.cannot_keep,
+            "scale": found.scale,
+            "notes": (*facts["notes"], *found.notes),
+        },
+    )
+
+
+def _classes(whole: Any) -> tuple[str, ...] | None:
+    """The names of the outputs, where a script keeps torchvision's `classes` or `class_to_idx` beside the weights."""
+    for key in CLASSES_KEYS:
+        found = whole.get(key) if isinstance(whole, Mapping) else None
+        if isinstance(found, Mapping) and sorted(map(str, found.values())) == sorted(map(str, range(len(found)))):
+            return tuple(str(name) for name, _ in sorted(found.items(), key=lambda item: int(item[1])))
+        if isinstance(found, (list, tuple)) and found and all(isinstance(name, str) for name in found):
+            return tuple(found)
+    return None
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _read_safetensors(file: Path, path: str) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    with file.open("rb") as stream:
+        head = stream.read(8)
+    if len(head) < 8 or int.from_bytes(head, "little") > file.stat().st_size - 8:
+        raise CheckpointError(
+            f"{path} is truncated or damaged: its header is longer than the file; use an earlier copy"
+        )
+    try:
+        with safe_open(path, framework="numpy") as opened:
+            return {name: _safetensor(opened, name, file) for name in opened.keys()}  # noqa: SIM118  # it is no mapping
+    except (SafetensorError, ValueError, TypeError, OSError) as error:
+        raise CheckpointError(f"{path} is truncated or damaged ({error}): use an earlier copy") from error
+
+
+def _safetensor(opened: Any, name: str, file: Path) -> np.ndarray:
+    if opened.get_slice(name).get_dtype() != "BF16":
+        return np.asarray(opened.get_tensor(name))
+    # Its numpy side may not know bfloat16: the bytes are taken from where the header says they are.
+    import json
+
+    import ml_dtypes
+
+    with file.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        entry = json.loads(stream.read(size))[name]
+        begin, end = entry["data_offsets"]
+        stream.seek(8 + size + begin)
+        return np.frombuffer(stream.read(end - begin), ml_dtypes.bfloat16).reshape(entry["shape"])
+
+
+def _read_pickle(file: Path, path: str) -> Any:
+    if importlib.util.find_spec("torch") is None:
+        raise MissingPackage(f"reading {path} needs PyTorch: pip install 'kresume[torch]'")
+    if zipfile.is_zipfile(file):
+        _verify(file, path)
+    import torch
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the storages of old files
+            with torch.serialization.safe_globals(_harmless()):
+                return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        text = str(error)
+        if "Unsupported" not in text and "GLOBAL" not in text:
+            raise CheckpointError(
+                f"{path} is truncated or damaged, or no file of torch.save: use another copy"
+            ) from error
+        what = text.partition("GLOBAL ")[2].split(" ")[0] or "an object of a class"
+        raise CheckpointError(
+            f"{path} holds more than tensors and numbers ({what}): a pickled model is code, and code is never run. In the "
+            f"program that wrote it, save the state alone: {BARE}"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, OSError) as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(f"{path} is truncated or damaged ({text[:160]}): use an earlier copy") from error
+
+
+def _harmless() -> list[Any]:
+    """Classes that scripts leave beside the weights: building one executes nothing of the file's."""
+    kinds = (
+        "bool",
+        "int8",
+        "int16",
+        "int32",
+        "int64",
+        "uint8",
+        "uint16",
+        "uint32",
+        "uint64",
+        "float16",
+        "float32",
+        "float64",
+    )
+    multiarray: Any = np._core.multiarray  # type: ignore[attr-defined]  # where numpy's own pickles point
+    return [
+        (multiarray.scalar, "numpy.core.multiarray.scalar"),
+        multiarray.scalar,
+        (multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
+        multiarray._reconstruct,
+        np.ndarray,
+        np.dtype,
+        *(type(np.dtype(kind)) for kind in kinds),
+        argparse.Namespace,
+    ]
+
+
+def _verify(file: Path, path: str) -> None:
+    """Checksums of every member; and no member that claims more than the file holds, which compression could."""
+    size = file.stat().st_size
+    try:
+        with zipfile.ZipFile(file) as archive:
+            if any("/code/" in name for name in archive.namelist()):
+                raise CheckpointError(
+                    f"{path} is a TorchScript program: code is never run. In the program that wrote it, save the state "
+                    f"alone: {BARE}"
+                )
+            claimed = sum(info.file_size for info in archive.infolist())
+            if claimed > size:
+                raise CheckpointError(f"{path} claims {claimed:,} bytes and has {size:,}: refused")
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+        raise CheckpointError(f"{path} is truncated or damaged ({error}): use an earlier copy") from error
+    if broken is not None:
+        raise CheckpointError(f"{path} is truncated or damaged (checksum of {broken}): use an earlier copy")
+
+
+def _parts(whole: Any, path: str) -> tuple[Mapping[str, Any], Any, dict[str, Any]]:
+    """The weights, the optimizer's state dict (or None) and what else is known.
+
+    Raises:
+        CheckpointError: no state dict is in it, or several.
+    """
+    if not isinstance(whole, Mapping) or not whole:
+        raise CheckpointError(
+            f"{path} holds a {type(whole).__name__}{'' if whole else ' with nothing in it'}, expected a state dict: {BARE}"
+        )
+    facts: dict[str, Any] = {"notes": []}
+    if _is_state_dict(whole):
+        return _tensors(whole), None, facts
+    facts |= {key: value for key, value in whole.items() if key in {*STEP_KEYS, "epoch"}}
+    if "pytorch-lightning_version" in whole:
+        facts["writer"] = f"lightning {whole['pytorch-lightning_version']}"
+    known = [key for key in WEIGHTS_KEYS if _is_state_dict(whole.get(key))]
+    others = [
+        str(key)
+        for key, value in whole.items()
+        if _is_state_dict(value) and key not in {*WEIGHTS_KEYS, *OPTIMIZER_KEYS, *AVERAGES_KEYS}
+    ]
+    candidates = known[:1] or others
+    if len(candidates) != 1:
+        keys = ", ".join(sorted(map(str, whole))[:12])
+        raise CheckpointError(
+            f"{path} holds {'several' if candidates else 'no'} state dict{'s' if candidates else ''} "
+            f"({', '.join(candidates) or f'its keys are {keys}'}): kresume reads a bare state dict, or one under "
+            f"{', '.join(WEIGHTS_KEYS[:3])}: {BARE}"
+        )
+    averages = [key for key in AVERAGES_KEYS if key in whole]
+    if averages:
+        facts["notes"].append(f"averaged weights ({averages[0]}) are in the file too and were not taken")
+    optimizer = next((whole[key] for key in OPTIMIZER_KEYS if whole.get(key)), None)
+    if isinstance(optimizer, (list, tuple)):
+        if len(optimizer) != 1:
+            raise CheckpointError(f"{path} holds the state of {len(optimizer)} optimizers; kresume trains with one")
+        optimizer = optimizer[0]
+    schedulers = [str(key) for key in whole if "sched" in str(key).lower() and whole[key]]
+    if schedulers:
+        facts["notes"].append(
+            f"the schedule ({schedulers[0]}) is PyTorch's own and cannot go on: --lr-schedule chooses one"
+        )
+    return _tensors(whole[candidates[0]]), optimizer, facts
+
+
+def _is_tensor(value: Any) -> bool:
+    of_torch = type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "numel")
+    return of_torch or isinstance(value, np.ndarray)
+
+
+def _is_state_dict(value: Any) -> bool:
+    if not isinstance(value, Mapping) or not value:
+        return False
+    return all(isinstance(key, str) for key in value) and sum(map(_is_tensor, value.values())) > len(value) / 2
+
+
+def _tensors(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tensor for name, tensor in value.items() if _is_tensor(tensor)}
+
+
+def _without_prefixes(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """`module.` (DataParallel), `_orig_mod.` (compile) and `model.` (Lightning), where every name has it."""
+    stripped = dict(weights)
+    while prefix := next((start for start in PREFIXES if all(name.startswith(start) for name in stripped)), None):
+        stripped = {name.removeprefix(prefix): value for name, value in stripped.items()}
+    return {name.replace("_orig_mod.", ""): value for name, value in stripped.items()}
+
+
+def _array(name: str, value: Any, file: Path, path: str) -> np.ndarray:
+    """A tensor as numpy, in its own type.
+
+    Raises:
+        CheckpointError: it claims more numbers than the file holds, or a type that numpy has not.
+    """
+    if isinstance(value, np.ndarray):
+        return value
+    import torch
+
+    if value.numel() * value.element_size() > file.stat().st_size:
+        raise CheckpointError(f"{path}: {name} claims {value.numel():,} numbers, more than the file holds: refused")
+    value = value.detach()
+    try:
+        if value.dtype == torch.bfloat16:
+            import ml_dtypes
+
+            return np.asarray(value.contiguous().view(torch.int16).numpy()).view(ml_dtypes.bfloat16)
+        return np.asarray(value.numpy())
+    except (TypeError, RuntimeError, NotImplementedError) as error:
+        raise CheckpointError(f"{path}: {name} is of the type {value.dtype}, which cannot be read ({error})") from error
+
+
+def _parameter_names(arrays: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+    """What `model.parameters()` gives, in its order: everything but the buffers of batch normalization."""
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    return tuple(
+        name
+        for name, array in arrays.items()
+        if name.rpartition(".")[2] not in buffers and array.dtype.kind not in "iub"
+    )

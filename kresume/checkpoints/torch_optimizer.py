@@ -1,0 +1,180 @@
+"""What a PyTorch optimizer's state dict means in Keras's terms: class, settings, rate, and a slot beside each parameter.
+
+    found = read(checkpoint["optimizer_state_dict"], names, shapes, path)
+    found.optimizer                       # SavedOptimizer("AdamW", {"beta_1": 0.9, ...}, 124)
+    found.slots["optimizer/fc.weight/exp_avg"]
+
+The state dict names neither the optimizer's class nor its parameters: the class is told by the settings it has, the parameters
+by their order (https://docs.pytorch.org/docs/stable/generated/torch.optim.Optimizer.state_dict.html). Whatever Keras has no
+equal for is said and refused, not approximated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kresume.checkpoints.state import SavedOptimizer, SavedRate
+
+SLOTS = {"SGD": ("momentum_buffer",), "Adam": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")}
+
+
+@dataclass(frozen=True)
+class TorchOptimizer:
+    """An optimizer's state dict, read.
+
+    Attributes:
+        optimizer: class and settings as Keras has them; None if the file holds no optimizer.
+        slots: `optimizer/PARAMETER/SLOT` -> tensor.
+        rate: of the first group; with a scheduler, the rate that it started from.
+        step: updates done, None if the optimizer does not count them (SGD).
+        scale: factor that turns the slots into Keras's: its SGD keeps `-rate * momentum_buffer`.
+        coupled_decay: weight decay that PyTorch adds to the gradient, which Keras cannot; 0 if none.
+        cannot_keep: why the state cannot be carried to Keras, in words; empty if it can.
+        notes: what a person should know.
+    """
+
+    optimizer: SavedOptimizer | None = None
+    slots: Mapping[str, Any] = field(default_factory=dict)
+    rate: SavedRate | None = None
+    step: int | None = None
+    scale: float = 1.0
+    coupled_decay: float = 0.0
+    cannot_keep: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def read(saved: Any, names: Sequence[str], shapes: Mapping[str, tuple[int, ...]], path: str) -> TorchOptimizer:
+    """Reads an optimizer's state dict.
+
+    Args:
+        saved: `optimizer.state_dict()`, or None.
+        names: the model's parameters in their order.
+        shapes: of each.
+        path: for messages.
+    """
+    if not isinstance(saved, Mapping) or not isinstance(saved.get("param_groups"), (list, tuple)):
+        return TorchOptimizer()
+    groups = [dict(group) for group in saved["param_groups"] if isinstance(group, Mapping)]
+    state: Mapping[Any, Any] = saved["state"] if isinstance(saved.get("state"), Mapping) else {}
+    if not groups:
+        return TorchOptimizer()
+    first = groups[0]
+    kind, config, scale, reason = _kind(groups)
+    owners, unsure = _owners(groups, state, names, shapes)
+    wanted = SLOTS.get(kind, ()) or tuple({key for entry in state.values() for key in entry if key != "step"})
+    slots = {
+        f"optimizer/{owners.get(index, index)}/{slot}": entry[slot]
+        for index, entry in state.items()
+        for slot in wanted
+        if entry.get(slot) is not None
+    }
+    steps = {int(entry["step"]) for entry in state.values() if "step" in entry}
+    rate = _number(first.get("lr"))
+    initial = _number(first.get("initial_lr"))
+    decays = {_number(group.get("weight_decay")) or 0.0 for group in groups}
+    decoupled = bool(first.get("decoupled_weight_decay"))
+    reason = reason or _differences(groups, steps) or unsure or _misfit(slots, shapes)
+    named = kind if kind != "Adam" or decoupled or decays == {0.0} or "decoupled_weight_decay" in first else ""
+    if kind == "Adam" and decoupled:
+        named, config = "AdamW", {**config, "weight_decay": max(decays)}
+    if len(decays) > 1 and not reason:
+        reason = f"its groups have different weight decays ({', '.join(f'{decay:g}' for decay in sorted(decays))})"
+    return TorchOptimizer(
+        optimizer=SavedOptimizer(named or None, config if named else None, len(slots)),
+        slots=slots,
+        rate=_saved_rate(rate, initial),
+        step=max(steps) if steps else None,
+        scale=scale,
+        coupled_decay=max(decays) if kind in {"SGD", "Adam"} and not decoupled and named else 0.0,
+        cannot_keep=reason,
+    )
+
+
+def _number(value: Any) -> float | None:
+    """A setting as a float: numbers, or tensors of one number."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _saved_rate(rate: float | None, initial: float | None) -> SavedRate | None:
+    if rate is None:
+        return None
+    if initial is not None and initial != rate:
+        return SavedRate(initial, "schedule")
+    return SavedRate(rate, "float")
+
+
+def _kind(groups: Sequence[Mapping[str, Any]]) -> tuple[str, dict[str, Any], float, str]:
+    """Class by the settings that it has: `(class, Keras's config, factor on the slots, why it cannot be kept)`."""
+    first = groups[0]
+    if first.get("maximize"):
+        return "", {}, 1.0, "it maximises (maximize=True)"
+    if {"momentum", "dampening", "nesterov"} <= set(first):
+        momentum = float(first["momentum"])
+        if momentum and first["dampening"]:
+            return "SGD", {}, 1.0, f"its dampening of {first['dampening']:g} has no equal in Keras"
+        config = {"momentum": momentum, "nesterov": bool(first["nesterov"])}
+        return "SGD", config, -(_number(first.get("lr")) or 0.0), ""
+    if {"betas", "eps", "amsgrad"} <= set(first):
+        beta_1, beta_2 = (float(beta) for beta in first["betas"])
+        amsgrad = bool(first["amsgrad"])
+        return "Adam", {"beta_1": beta_1, "beta_2": beta_2, "epsilon": float(first["eps"]), "amsgrad": amsgrad}, 1.0, ""
+    return "", {}, 1.0, "it is neither SGD nor Adam nor AdamW"
+
+
+def _differences(groups: Sequence[Mapping[str, Any]], steps: set[int]) -> str:
+    rates = {_number(group.get("lr")) for group in groups}
+    if len(rates) > 1:
+        return f"its groups have different rates ({', '.join(f'{rate:g}' for rate in sorted(filter(None, rates)))})"
+    for setting in ("momentum", "nesterov", "betas", "eps", "amsgrad"):
+        if len({str(group.get(setting)) for group in groups}) > 1:
+            return f"its groups differ in {setting}"
+    if len(steps) > 1:
+        return f"its parameters were updated {min(steps):,} to {max(steps):,} times; Keras has one count"
+    return ""
+
+
+def _misfit(slots: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> str:
+    for name, value in slots.items():
+        owner = name.removeprefix("optimizer/").rpartition("/")[0]
+        if tuple(value.shape) != tuple(shapes.get(owner, ())):
+            return f"its {name} has another shape than the parameter"
+    return ""
+
+
+def _owners(
+    groups: Sequence[Mapping[str, Any]],
+    state: Mapping[Any, Any],
+    names: Sequence[str],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> tuple[dict[Any, str], str]:
+    """Index of a parameter in the optimizer -> its name: as recorded, or by the order; and why that is not sure."""
+    indices = [index for group in groups for index in group.get("params", ())]
+    recorded = [name for group in groups for name in group.get("param_names", ())]
+    if len(recorded) == len(indices) and set(recorded) <= set(names):
+        return dict(zip(indices, recorded, strict=True)), ""
+    if len(indices) != len(names):
+        return {}, f"it trains {len(indices)} of the model's {len(names)} parameters and does not name them"
+    matrices = [name for name in names if len(shapes[name]) > 1]
+    vectors = [name for name in names if len(shapes[name]) <= 1]
+    orders = [list(names)] if len(groups) == 1 else [list(names), matrices + vectors, vectors + matrices]
+    fitting = []
+    for order in orders:
+        owners = dict(zip(indices, order, strict=True))
+        if owners not in fitting and all(_fits(entry, shapes[owners[index]]) for index, entry in state.items()):
+            fitting.append(owners)
+    if len(fitting) != 1:
+        return {}, f"it has {len(groups)} groups, and which parameters are in which cannot be told"
+    return fitting[0], ""
+
+
+def _fits(entry: Mapping[str, Any], shape: tuple[int, ...]) -> bool:
+    return all(
+        tuple(value.shape) == tuple(shape)
+        for name, value in entry.items()
+        if name != "step" and hasattr(value, "shape")
+    )

@@ -1,0 +1,131 @@
+"""How an array of PyTorch becomes one of Keras: what lies where in memory, layer kind by layer kind.
+
+    turned(weight, Turn("conv1.weight", "conv"), (3, 3, 3, 64))         # OIHW -> HWIO
+    turned(weight, Turn("fc.weight", "dense", flatten=(7, 7, 64)), ...) # and columns from CHW to HWC order
+
+PyTorch keeps channels in front of rows and columns, Keras behind; so the first dense layer behind a Flatten sees the same
+numbers in another order, which no shape shows. The same turns hold for whatever has a parameter's shape: gradients, moments.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+Kind = Literal["same", "vector", "dense", "conv", "depthwise"]
+KINDS: tuple[Kind, ...] = ("same", "vector", "dense", "conv", "depthwise")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Where a Keras variable's numbers come from.
+
+    Attributes:
+        source: the name in the state dict.
+        kind: `"conv"` OIHW to HWIO; `"depthwise"` (C·M)1HW to HWCM; `"dense"` (out, in) to (in, out), heads of attention split
+            off; `"vector"` one axis; `"same"` as it is, axes of length 1 apart.
+        part: 0, 1 or 2 where query, key and value are stacked along the first axis; None otherwise.
+        flatten: `(height, width, channels)` of what Flatten made the inputs of; None where nothing was flattened.
+    """
+
+    source: str
+    kind: Kind
+    part: int | None = None
+    flatten: tuple[int, int, int] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The form in which a map file has it."""
+        entry: dict[str, Any] = {"from": self.source, "as": self.kind}
+        if self.part is not None:
+            entry["part"] = self.part
+        if self.flatten is not None:
+            entry["flatten"] = list(self.flatten)
+        return entry
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any], default: Turn | None) -> Turn:
+        """Reads an entry of a map file; what it leaves out is the default's.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is none.
+        """
+        kind = value.get("as", default.kind if default else "same")
+        if kind not in KINDS:
+            raise ValueError(f"as: {kind} is none of {', '.join(KINDS)}")
+        part = value.get("part", default.part if default else None)
+        flatten = value.get("flatten", default.flatten if default else None)
+        if flatten is not None:
+            height, width, channels = (int(side) for side in flatten)
+            flatten = (height, width, channels)
+        return cls(str(value["from"]), kind, int(part) if part is not None else None, flatten)
+
+
+def turned(array: np.ndarray, turn: Turn, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The array as the Keras variable wants it, contiguous; None if it does not fit.
+
+    Args:
+        array: in PyTorch's layout.
+        turn: what to do.
+        shape: the variable's.
+    """
+    if turn.part is not None:
+        if array.shape[0] % 3:
+            return None
+        array = np.split(array, 3, axis=0)[turn.part]
+    result = _TURNS[turn.kind](array, turn, tuple(shape))
+    return None if result is None else np.ascontiguousarray(result).reshape(shape)
+
+
+def _same(array: np.ndarray, turn: Turn, shape: tuple[int, ...]) -> np.ndarray | None:
+    def without_ones(sizes: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(size for size in sizes if size != 1)
+
+    return array if without_ones(array.shape) == without_ones(shape) else None
+
+
+def _vector(array: np.ndarray, turn: Turn, shape: tuple[int, ...]) -> np.ndarray | None:
+    if array.ndim != 1 or array.size != math.prod(shape):
+        return None
+    if turn.flatten is None:
+        return array
+    height, width, channels = turn.flatten
+    if array.size != height * width * channels:
+        return None
+    return array.reshape(channels, height, width).transpose(1, 2, 0)
+
+
+def _dense(array: np.ndarray, turn: Turn, shape: tuple[int, ...]) -> np.ndarray | None:
+    if array.ndim != 2:
+        return None
+    outputs, inputs = array.shape
+    # An EinsumDense of attention splits its outputs, or its inputs, into heads: the order in memory is the same.
+    if not any(
+        (math.prod(shape[:cut]), math.prod(shape[cut:])) == (inputs, outputs) for cut in range(1, max(len(shape), 2))
+    ):
+        return None
+    if turn.flatten is not None:
+        height, width, channels = turn.flatten
+        if inputs != height * width * channels:
+            return None
+        array = array.reshape(outputs, channels, height, width).transpose(0, 2, 3, 1).reshape(outputs, inputs)
+    return array.T
+
+
+def _conv(array: np.ndarray, turn: Turn, shape: tuple[int, ...]) -> np.ndarray | None:
+    if array.ndim < 3:
+        return None
+    moved = np.moveaxis(array, (0, 1), (-1, -2))
+    return moved if moved.shape == shape else None
+
+
+def _depthwise(array: np.ndarray, turn: Turn, shape: tuple[int, ...]) -> np.ndarray | None:
+    if array.ndim != 4 or len(shape) != 4 or array.shape != (shape[2] * shape[3], 1, *shape[:2]):
+        return None
+    return array.reshape(shape[2], shape[3], *shape[:2]).transpose(2, 3, 0, 1)
+
+
+_TURNS = {"same": _same, "vector": _vector, "dense": _dense, "conv": _conv, "depthwise": _depthwise}

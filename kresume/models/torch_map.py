@@ -1,0 +1,336 @@
+"""Maps a PyTorch state dict onto a Keras model: which array fills which variable, and its optimizer's moments after it.
+
+    state, how = to_model(model, optimizer, read_checkpoint("resnet18.pth"))     # a TrainState of the layout "mapped"
+
+`restore` does this by itself.
+
+By name where a layer is called as its module (`layer1.0.conv1` is `layer1_0_conv1`), then by order and shape; what stays
+uncertain is an error. That shapes fit proves little: a stride elsewhere gives another function of the same variables. So the
+story believes a mapping only after the model was right on labelled old images.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from kresume import files
+from kresume.checkpoints.state import TrainState
+from kresume.errors import RestoreError, UsageError
+from kresume.models import slots
+from kresume.models.torch_layout import Turn, turned
+from kresume.models.torch_order import in_order
+from kresume.models.torch_units import COUNTER, Module, Unit, keras_units, pair, torch_modules
+
+SHORTCUT = re.compile(r"(^|[._])(downsample|shortcut|skip|identity|residual)([._\d]|$)", re.IGNORECASE)
+TORCH_EPSILON = 1e-5
+SLOTS = {
+    "SGD": {"momentums": "momentum_buffer"},
+    "Adam": {"_momentums": "exp_avg", "_velocities": "exp_avg_sq", "_velocity_hats": "max_exp_avg_sq"},
+}
+SLOTS["AdamW"] = SLOTS["Adam"]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A mapping, as far as it is certain.
+
+    Attributes:
+        turns: `LABEL/ROLE` -> where it comes from.
+        ways: how many layers were matched, by way: `"map"`, `"name"`, `"order"`, `"shape"`.
+        unsure: (label, shape, the modules that would fit) of layers for which several modules fit.
+    """
+
+    turns: Mapping[str, Turn]
+    ways: Mapping[str, int]
+    unsure: tuple[tuple[str, str, tuple[str, ...]], ...]
+
+
+def to_model(
+    model: keras.Model,
+    optimizer: Any | None,
+    state: TrainState,
+    *,
+    map_file: str | None = None,
+    map_out: str | None = None,
+) -> tuple[TrainState, str]:
+    """Turns a state dict into the model's own layout.
+
+    Args:
+        model: built.
+        optimizer: built on the model, of the class that the file's optimizer has; None for the weights alone.
+        state: of the layout `"torch"`.
+        map_file: a YAML file whose entries win over what is found.
+        map_out: where to write the whole mapping, also one that is not certain.
+
+    Returns:
+        The state in the layout `"mapped"` (arrays that found no variable keep their names), and one line for a person.
+
+    Raises:
+        RestoreError: several arrays fit a layer, and neither name nor order decides.
+        UsageError: the map file names what is not there, or its entry does not fit.
+    """
+    weights = {name: array for name, array in state.arrays.items() if not name.startswith("optimizer/")}
+    modules = torch_modules(weights)
+    stacked = any("in_proj_weight" in module.arrays or re.search(r"(^|\.)qkv$", module.name) for module in modules)
+    units = keras_units(model, stacked=stacked)
+    given = _read_map(map_file, units, weights) if map_file is not None else {}
+    proposal = _propose(modules, units, weights, given, bool(state.records.get("ordered", True)))
+    if map_out is not None:
+        _write_map(Path(map_out), proposal, state.source)
+    if proposal.unsure:
+        raise RestoreError(*_uncertain(proposal, state.source))
+    variables = {f"{unit.label}/{role}": variable for unit in units for role, variable in unit.variables.items()}
+    sources = {id(variables[label]): turn for label, turn in proposal.turns.items()}
+    arrays = _arrays(model, optimizer, state, sources)
+    ways = ", ".join(f"{count} by {way}" for way, count in proposal.ways.items() if count)
+    return replace(
+        state, layout="mapped", arrays=arrays
+    ), f"PyTorch's layers matched: {ways or 'none'}{_epsilons(units)}"
+
+
+def _epsilons(units: Sequence[Unit]) -> str:
+    """A word about batch normalization that divides by another number than PyTorch's does: no array shows it."""
+    others = {unit.epsilon for unit in units if "moving_mean" in unit.variables} - {TORCH_EPSILON}
+    if not others:
+        return ""
+    return (
+        f" (note: BatchNormalization has epsilon={min(filter(None, others), default=0):g} here, PyTorch's default is "
+        f"{TORCH_EPSILON:g})"
+    )
+
+
+def _propose(
+    modules: Sequence[Module],
+    units: Sequence[Unit],
+    arrays: Mapping[str, np.ndarray],
+    given: Mapping[str, Turn],
+    ordered: bool,
+) -> Proposal:
+    turns = dict(given)
+    ways = {"map": len({label.rpartition("/")[0] for label in given}), "name": 0, "order": 0, "shape": 0}
+    taken = {turn.source for turn in given.values()}
+    left_units = [unit for unit in units if not any(f"{unit.label}/{role}" in given for role in unit.variables)]
+    left_modules = [module for module in modules if not taken & set(module.arrays.values())]
+
+    def settle(way: str, pairs: Sequence[tuple[Module, Unit]]) -> None:
+        nonlocal left_units, left_modules
+        for module, unit in pairs:
+            found = pair(module, unit, arrays)
+            if found is None:  # every caller has looked
+                raise ValueError(f"{module.name} does not fit {unit.label}")
+            turns.update({f"{unit.label}/{role}": turn for role, turn in found.items()})
+        ways[way] += len(pairs)
+        done = {id(thing) for both in pairs for thing in both}
+        left_units = [unit for unit in left_units if id(unit) not in done]
+        left_modules = [module for module in left_modules if id(module) not in done]
+
+    settle("name", _by_name(left_modules, left_units, arrays))
+    # What nothing on the other side fits stays over: restore lists it as missing or unused.
+    fits = {
+        (id(module), id(unit))
+        for module in left_modules
+        for unit in left_units
+        if pair(module, unit, arrays) is not None
+    }
+    left_units = [unit for unit in left_units if any((id(module), id(unit)) in fits for module in left_modules)]
+    left_modules = [module for module in left_modules if any((id(module), id(unit)) in fits for unit in left_units)]
+    settle("order", _by_order(left_modules, left_units, fits, ordered))
+    while pairs := _by_shape(left_modules, left_units, fits):
+        settle("shape", pairs)
+    unsure = []
+    for unit in left_units:
+        others = tuple(module.name for module in left_modules if (id(module), id(unit)) in fits)
+        if others:
+            shape = str(tuple(next(iter(unit.variables.values())).shape))
+            unsure.append((unit.label, shape, others))
+            first = next(module for module in left_modules if module.name == others[0])
+            turns.update({f"{unit.label}/{role}": turn for role, turn in (pair(first, unit, arrays) or {}).items()})
+    return Proposal(turns, ways, tuple(unsure))
+
+
+def _by_name(
+    modules: Sequence[Module], units: Sequence[Unit], arrays: Mapping[str, np.ndarray]
+) -> list[tuple[Module, Unit]]:
+    def plain(name: str) -> str:
+        return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+    theirs: dict[str, list[Module]] = {}
+    for module in modules:
+        theirs.setdefault(plain(module.name), []).append(module)
+    pairs = []
+    for unit in units:
+        found = theirs.get(plain(unit.label), [])
+        same = sum(plain(other.label) == plain(unit.label) for other in units)
+        if len(found) == same == 1 and pair(found[0], unit, arrays) is not None:
+            pairs.append((found[0], unit))
+    return pairs
+
+
+def _by_order(
+    modules: Sequence[Module], units: Sequence[Unit], fits: set[tuple[int, int]], ordered: bool
+) -> list[tuple[Module, Unit]]:
+    """All of them one by one, if each fits its neighbour.
+
+    Shortcuts and loose parameters are rows of their own: a state dict has them in other places than a model's graph.
+    """
+    apart = any(unit.shortcut for unit in units) and any(SHORTCUT.search(module.name) for module in modules)
+    rows: dict[tuple[bool, bool], tuple[list[Module], list[Unit]]] = {}
+    for module in modules:
+        key = (apart and bool(SHORTCUT.search(module.name)), "value" in module.arrays)
+        rows.setdefault(key, ([], []))[0].append(module)
+    for unit in units:
+        rows.setdefault((apart and unit.shortcut, "value" in unit.variables), ([], []))[1].append(unit)
+    if any(len(theirs) != len(mine) for theirs, mine in rows.values()):
+        return []
+    if not ordered:
+        rows = {key: (in_order(theirs, mine, fits) or [], mine) for key, (theirs, mine) in rows.items()}
+        if any(len(theirs) != len(mine) for theirs, mine in rows.values()):
+            return []
+    pairs = [both for theirs, mine in rows.values() for both in zip(theirs, mine, strict=True)]
+    return pairs if all((id(module), id(unit)) in fits for module, unit in pairs) else []
+
+
+def _by_shape(
+    modules: Sequence[Module], units: Sequence[Unit], fits: set[tuple[int, int]]
+) -> list[tuple[Module, Unit]]:
+    """Those of which each fits nothing but the other."""
+    pairs = []
+    for unit in units:
+        candidates = [module for module in modules if (id(module), id(unit)) in fits]
+        if len(candidates) == 1 and sum((id(candidates[0]), id(other)) in fits for other in units) == 1:
+            pairs.append((candidates[0], unit))
+    return pairs
+
+
+def _uncertain(proposal: Proposal, source: str) -> tuple[str, list[tuple[str, ...]]]:
+    rows: list[tuple[str, ...]] = [
+        (label, shape, " or ".join(others), "several fit") for label, shape, others in proposal.unsure
+    ]
+    label, _, others = proposal.unsure[0]
+    return (
+        f"{source}: which array belongs to which layer is not certain for {len(rows):,} layers, the first is {label}, which "
+        f"{' and '.join(others[:2])} fit; nothing was restored: name the layers of --model as the modules are called "
+        f"({re.sub(r'[.]', '_', others[0])}), or write the mapping with --map-out FILE, correct it and give it with --map FILE",
+        rows,
+    )
+
+
+def _arrays(
+    model: keras.Model, optimizer: Any | None, state: TrainState, sources: Mapping[int, Turn]
+) -> dict[str, np.ndarray]:
+    """The model's arrays by group and index; behind them, under their own names, what found no variable."""
+    arrays: dict[str, np.ndarray] = {}
+    used: set[str] = set()
+    groups = {"trainable": model.trainable_variables, "non_trainable": model.non_trainable_variables}
+    for group, variables in groups.items():
+        for index, variable in enumerate(variables):
+            turn = sources.get(id(variable))
+            array = turned(state.arrays[turn.source], turn, tuple(variable.shape)) if turn is not None else None
+            if turn is not None and array is not None:
+                arrays[f"{group}/{index}"] = array
+                used.add(turn.source)
+    if optimizer is not None:
+        arrays |= _moments(model, optimizer, state, sources, used)
+    for name, array in state.arrays.items():
+        moment = name.startswith("optimizer/")
+        if name not in used and name.rpartition(".")[2] != COUNTER and not (moment and optimizer is None):
+            arrays[name.replace("optimizer/", "optimizer of ", 1)] = array
+    return arrays
+
+
+def _moments(
+    model: keras.Model, optimizer: Any, state: TrainState, sources: Mapping[int, Turn], used: set[str]
+) -> dict[str, np.ndarray]:
+    inner = slots.inner(optimizer)
+    index_of = {id(variable): index for index, variable in enumerate(optimizer.variables)}
+    arrays = {
+        # SGD does not count its updates; Keras's momentum does not depend on them either.
+        f"optimizer/{index_of[id(inner._iterations)]}": np.asarray(state.step or 0, np.int64)
+    }
+    scale = np.float32(state.records["scale"])
+    for attribute, slot in SLOTS.get(type(inner).__name__, {}).items():
+        for variable, moment in zip(model.trainable_variables, getattr(inner, attribute, None) or (), strict=False):
+            turn = sources.get(id(variable))
+            if turn is None or moment is None:
+                continue
+            name = f"optimizer/{turn.source}/{slot}"
+            stored = state.arrays.get(name)
+            if stored is None:
+                # PyTorch makes moments at a parameter's first gradient: until then they are zero.
+                array: np.ndarray | None = np.zeros(tuple(moment.shape), np.float32)
+            else:
+                array = turned(stored, turn, tuple(moment.shape))
+                used.add(name)
+            if array is not None:
+                arrays[f"optimizer/{index_of[id(moment)]}"] = (
+                    array if scale == 1 else (array * scale).astype(array.dtype)
+                )
+    return arrays
+
+
+def _read_map(file: str, units: Sequence[Unit], arrays: Mapping[str, np.ndarray]) -> dict[str, Turn]:
+    """The entries of a map file, each checked against the model and the state dict.
+
+    Raises:
+        UsageError: it is no map, or an entry does not fit; the message names the nearest.
+    """
+    import yaml
+
+    path = Path(file)
+    if not path.is_file():
+        raise UsageError(f"--map {file}: there is no such file")
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"--map {file}: this is no YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(value, Mapping):
+        raise UsageError(f"--map {file}: expected entries such as `conv2d/kernel: {{from: features.0.weight}}`")
+    wanted = {f"{unit.label}/{role}": (unit, role) for unit in units for role in unit.variables}
+    turns = {}
+    for label, entry in value.items():
+        if label not in wanted:
+            raise UsageError(f"--map {file}: the model has no {label}{_near(str(label), wanted)}")
+        unit, role = wanted[label]
+        source, kind, part = unit.wants[role]
+        default = Turn(source, kind, part, None if role == "bias" else unit.flatten)
+        try:
+            turn = Turn.from_dict({"from": entry} if isinstance(entry, str) else entry, default)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(
+                f"--map {file}: {label}: {error}: give from: NAME, and as:, part:, flatten: where needed"
+            ) from error
+        if turn.source not in arrays:
+            raise UsageError(f"--map {file}: {label}: the state dict has no {turn.source}{_near(turn.source, arrays)}")
+        shape = tuple(unit.variables[role].shape)
+        if turned(arrays[turn.source], turn, shape) is None:
+            raise UsageError(
+                f"--map {file}: {label} has the shape {shape}, and {turn.source} {tuple(arrays[turn.source].shape)} does not "
+                f"become that as {turn.kind}"
+            )
+        turns[str(label)] = turn
+    return turns
+
+
+def _near(name: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(name, list(known), 1, 0.3)
+    return f": did you mean {near[0]}?" if near else ""
+
+
+def _write_map(path: Path, proposal: Proposal, source: str) -> None:
+    import yaml
+
+    others = {label: names for label, _, names in proposal.unsure}
+    lines = [f"# How {Path(source).name} fills the model; give it back with --map. Keys are the model's variables."]
+    for label, turn in proposal.turns.items():
+        unsure = others.get(label.rpartition("/")[0])
+        entry = yaml.safe_dump(turn.as_dict(), default_flow_style=True, sort_keys=False, width=1000).strip()
+        lines.append(f"{label}: {entry}" + (f"  # not certain: {' or '.join(unsure)}" if unsure else ""))
+    files.write_text(path, "\n".join(lines) + "\n")

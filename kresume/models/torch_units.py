@@ -1,0 +1,312 @@
+"""A Keras model and a state dict as two rows of units that can be laid side by side.
+
+    units = keras_units(model)              # Unit("conv2d_1", {"kernel": ..., "bias": ...}, ...), in the model's order
+    modules = torch_modules(state.arrays)   # Module("layer1.0.conv1", {"weight": ...}), in the file's order
+    pair(modules[0], units[0], arrays)      # {"kernel": Turn("layer1.0.conv1.weight", "conv")}, or None
+
+A unit is what one module of PyTorch keeps together. Attention's query, key and value are one unit where the file stacks them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from kresume.models.torch_layout import Kind, Turn, turned
+
+MODULE_ROLES = ("weight", "bias", "running_mean", "running_var", "in_proj_weight", "in_proj_bias")
+COUNTER = "num_batches_tracked"
+PASSED = (
+    "Dropout", "Activation", "ReLU", "LeakyReLU", "ELU", "Softmax", "BatchNormalization", "LayerNormalization", "Identity",
+    "GaussianNoise", "GaussianDropout", "AlphaDropout", "Rescaling", "ActivityRegularization",
+)  # fmt: skip
+MERGES = ("Add", "Average")
+
+Role = str
+Wants = Mapping[Role, tuple[str, Kind, int | None]]
+"""Role of a Keras variable -> (role in PyTorch, how it turns, part)."""
+
+_DENSE: Wants = {"kernel": ("weight", "dense", None), "bias": ("bias", "vector", None)}
+_CONV: Wants = {"kernel": ("weight", "conv", None), "bias": ("bias", "vector", None)}
+_DEPTHWISE: Wants = {"kernel": ("weight", "depthwise", None), "bias": ("bias", "vector", None)}
+_NORM: Wants = {"gamma": ("weight", "vector", None), "beta": ("bias", "vector", None)}
+_BATCH_NORM: Wants = {
+    **_NORM, "moving_mean": ("running_mean", "vector", None), "moving_variance": ("running_var", "vector", None),
+}  # fmt: skip
+_TABLE: Wants = {"embeddings": ("weight", "same", None)}
+_VALUE: Wants = {"value": ("value", "same", None)}
+_STACKED: Wants = {
+    f"{name}/{role}": (f"in_proj_{source}", kind, part)
+    for part, name in enumerate(("query", "key", "value"))
+    for role, (source, kind, _) in _DENSE.items()
+}
+
+
+@dataclass(frozen=True)
+class Module:
+    """What one module of PyTorch keeps: its name, and the name of each array by its role."""
+
+    name: str
+    arrays: Mapping[Role, str]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one layer of Keras keeps that a module of PyTorch could fill.
+
+    Attributes:
+        label: the layer's name, numbered as in a fresh process, nested ones behind a slash.
+        variables: by role.
+        wants: where each role comes from.
+        flatten: `(height, width, channels)` that Flatten made its inputs of, if so.
+        shortcut: whether it stands on the shorter way into an Add.
+        epsilon: of a normalization.
+    """
+
+    label: str
+    variables: Mapping[Role, Any]
+    wants: Wants
+    flatten: tuple[int, int, int] | None = None
+    shortcut: bool = False
+    epsilon: float | None = None
+
+
+def torch_modules(arrays: Mapping[str, np.ndarray]) -> list[Module]:
+    """The modules of a state dict in its order; a parameter of no usual name stands alone."""
+    grouped: dict[str, dict[str, str]] = {}
+    for name in arrays:
+        if name.startswith("optimizer/"):
+            continue
+        prefix, _, role = name.rpartition(".")
+        if role == COUNTER:
+            continue
+        if role in MODULE_ROLES:
+            grouped.setdefault(prefix, {})[role] = name
+        else:
+            grouped[name] = {"value": name}
+    return [Module(name, roles) for name, roles in grouped.items()]
+
+
+def pair(module: Module, unit: Unit, arrays: Mapping[str, np.ndarray]) -> dict[Role, Turn] | None:
+    """How the module fills the unit: every variable from an array, every array used; None if it does not fit."""
+    wants = unit.wants
+    if "query/kernel" in wants and "in_proj_weight" not in module.arrays:  # timm's one Linear for all three
+        wants = {role: (source.removeprefix("in_proj_"), kind, part) for role, (source, kind, part) in wants.items()}
+    turns: dict[Role, Turn] = {}
+    for role, variable in unit.variables.items():
+        source, kind, part = wants[role]
+        if source not in module.arrays:
+            return None
+        name = module.arrays[source]
+        turn = Turn(name, kind, part, None if role == "bias" else unit.flatten)
+        if turned(arrays[name], turn, tuple(variable.shape)) is None:
+            return None
+        turns[role] = turn
+    return turns if {turn.source for turn in turns.values()} == set(module.arrays.values()) else None
+
+
+def keras_units(model: keras.Model, *, stacked: bool) -> list[Unit]:
+    """The units of a model, in its order; each layer once.
+
+    Args:
+        model: built.
+        stacked: whether attention's query, key and value are one unit.
+    """
+    shortcuts = {id(layer) for graph in _graphs(model) for layer in _shortcuts(graph)}
+    loose, entrances = _loose_flatten(model), _entrances(model)
+    numbers: dict[tuple[str, ...], dict[int, int]] = {}
+    units: list[Unit] = []
+    for path, layer in _leaves(model, (), set()):
+        label = _label(path, numbers)
+        for suffix, variables, wants in _split(layer, stacked):
+            flatten = _flattened(layer, entrances) or loose.get(id(layer))
+            epsilon = getattr(layer, "epsilon", None)
+            units.append(Unit(label + suffix, variables, wants, flatten, id(layer) in shortcuts, epsilon))
+    return units
+
+
+def _leaves(parent: Any, path: tuple[Any, ...], seen: set[int]) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """The layers that keep variables themselves, with the layers around them."""
+    for layer in parent.layers if isinstance(parent, keras.Model) else parent._layers:
+        if id(layer) in seen or not layer.variables:
+            continue
+        seen.add(id(layer))
+        if isinstance(layer, keras.layers.MultiHeadAttention) or not layer._layers:
+            yield (*path, layer), layer
+            continue
+        if _own_variables(layer):
+            yield (*path, layer), layer
+        yield from _leaves(layer, (*path, layer), seen)
+
+
+def _own_variables(layer: Any) -> list[Any]:
+    variables = (*layer._trainable_variables, *layer._non_trainable_variables)
+    return [variable for variable in variables if "seed_generator" not in variable.path]
+
+
+def _label(layers: tuple[Any, ...], numbers: dict[tuple[str, ...], dict[int, int]]) -> str:
+    """`conv2d_7` counts the process's layers; here each auto-named layer is numbered within its model."""
+    parts: list[str] = []
+    for layer in layers:
+        base = re.sub(r"_\d+$", "", layer.name)
+        if base.replace("_", "") == type(layer).__name__.lower():
+            known = numbers.setdefault((*parts, base), {})
+            number = known.setdefault(id(layer), len(known))
+            parts.append(f"{base}_{number}" if number else base)
+        else:
+            parts.append(layer.name)
+    return "/".join(parts)
+
+
+def _split(layer: Any, stacked: bool) -> Iterator[tuple[str, dict[Role, Any], Wants]]:
+    """The units of one layer: `(suffix of the label, variables, wants)`."""
+    layers = keras.layers
+    if isinstance(layer, layers.MultiHeadAttention):
+        sides = {"query": layer._query_dense, "key": layer._key_dense, "value": layer._value_dense}
+        if stacked:
+            yield (
+                "/in",
+                {f"{name}/{role}": v for name, side in sides.items() for role, v in _dense_variables(side).items()},
+                _STACKED,
+            )
+        else:
+            for name, side in sides.items():
+                yield f"/{name}", _dense_variables(side), _DENSE
+        yield "/output", _dense_variables(layer._output_dense), _DENSE
+        return
+    if isinstance(layer, layers.SeparableConv2D):
+        yield "/depthwise", {"kernel": layer.depthwise_kernel}, _DEPTHWISE
+        yield "/pointwise", _present(kernel=layer.pointwise_kernel, bias=layer.bias), _CONV
+    elif isinstance(layer, layers.DepthwiseConv2D):
+        yield "", _present(kernel=layer.kernel, bias=layer.bias), _DEPTHWISE
+    elif isinstance(layer, (layers.Conv1D, layers.Conv2D, layers.Conv3D)):
+        yield "", _present(kernel=layer.kernel, bias=layer.bias), _CONV
+    elif isinstance(layer, (layers.Dense, layers.EinsumDense)):
+        yield "", _dense_variables(layer), _DENSE
+    elif isinstance(layer, layers.BatchNormalization):
+        yield (
+            "",
+            _present(
+                gamma=layer.gamma, beta=layer.beta, moving_mean=layer.moving_mean, moving_variance=layer.moving_variance
+            ),
+            _BATCH_NORM,
+        )
+    elif isinstance(layer, (layers.LayerNormalization, layers.GroupNormalization)):
+        yield "", _present(gamma=layer.gamma, beta=layer.beta), _NORM
+    elif isinstance(layer, layers.Embedding):
+        yield "", {"embeddings": layer.embeddings}, _TABLE
+    else:
+        for variable in _own_variables(layer):
+            yield f"/{variable.name}", {"value": variable}, _VALUE
+
+
+def _dense_variables(layer: Any) -> dict[Role, Any]:
+    return _present(kernel=layer.kernel, bias=layer.bias)
+
+
+def _present(**variables: Any) -> dict[Role, Any]:
+    return {role: variable for role, variable in variables.items() if variable is not None}
+
+
+def _graphs(model: Any) -> Iterator[Any]:
+    """Every functional graph in a model, nested ones and Sequential's included."""
+    graph = getattr(model, "_functional", None) or model
+    if hasattr(graph, "_operations") and hasattr(graph, "_nodes"):
+        yield graph
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _graphs(layer)
+
+
+def _origin(tensor: Any) -> Any:
+    return tensor._keras_history.operation if hasattr(tensor, "_keras_history") else None
+
+
+def _inputs(operation: Any) -> Sequence[Any]:
+    return operation._inbound_nodes[0].input_tensors if operation._inbound_nodes else ()
+
+
+def _shortcuts(graph: Any) -> list[Any]:
+    """Layers on the shorter way into an Add: what PyTorch's modules call downsample or shortcut."""
+    uses: dict[int, int] = {}
+    for operation in graph._operations:
+        for tensor in _inputs(operation):
+            uses[id(tensor)] = uses.get(id(tensor), 0) + 1
+    found: list[Any] = []
+    for operation in graph._operations:
+        if type(operation).__name__ not in MERGES or len(_inputs(operation)) < 2:
+            continue
+        ways = []
+        for tensor in _inputs(operation):
+            way: list[Any] = []
+            end = tensor
+            while uses.get(id(end), 0) == 1 and (origin := _origin(end)) is not None and len(_inputs(origin)) == 1:
+                way.append(origin)
+                end = _inputs(origin)[0]
+            ways.append([layer for layer in way if getattr(layer, "variables", ())])
+        shortest = min(ways, key=len)
+        if shortest and all(len(way) > len(shortest) for way in ways if way is not shortest):
+            found += shortest
+    return found
+
+
+def _entrances(model: Any) -> dict[int, Any]:
+    """A nested model's input tensor, by identity -> the tensor outside that it is called on."""
+    found: dict[int, Any] = {}
+    for graph in _graphs(model):
+        for operation in graph._operations:
+            inside = getattr(operation, "_functional", None) or operation
+            if isinstance(operation, keras.Model) and getattr(inside, "inputs", None):
+                found |= {id(inner): outer for inner, outer in zip(inside.inputs, _inputs(operation), strict=False)}
+    return found
+
+
+def _flattened(layer: Any, entrances: Mapping[int, Any]) -> tuple[int, int, int] | None:
+    """What Flatten made of a layer's inputs, through layers that keep each number in its place, and into nested models."""
+    inputs = _inputs(layer)
+    while len(inputs) == 1:
+        tensor = inputs[0]
+        while id(tensor) in entrances:
+            tensor = entrances[id(tensor)]
+        operation = _origin(tensor)
+        while isinstance(operation, keras.Model):
+            graph = getattr(operation, "_functional", None) or operation
+            tensor = graph.outputs[0] if getattr(graph, "outputs", None) else None
+            operation = _origin(tensor)
+        if operation is None:
+            return None
+        inputs = _inputs(operation)
+        if type(operation).__name__ in {"Flatten", "Reshape"} and len(inputs) == 1:
+            return _spatial(tuple(inputs[0].shape)) if len(tensor.shape) == 2 else None
+        if type(operation).__name__ not in PASSED:
+            return None
+    return None
+
+
+def _spatial(shape: tuple[int | None, ...]) -> tuple[int, int, int] | None:
+    if len(shape) != 4 or None in shape[1:]:
+        return None
+    height, width, channels = (int(side or 0) for side in shape[1:])
+    return (height, width, channels) if height * width > 1 and channels > 1 else None
+
+
+def _loose_flatten(model: Any) -> dict[int, tuple[int, int, int]]:
+    """In a subclassed model there is no graph: the first layer behind each Flatten, by the order of the layers."""
+    found: dict[int, tuple[int, int, int]] = {}
+    if any(True for _ in _graphs(model)):
+        return found
+    waiting: tuple[int, int, int] | None = None
+    for layer in model._flatten_layers(include_self=False, recursive=True):
+        if isinstance(layer, keras.layers.Flatten):
+            shapes = layer._build_shapes_dict or {}
+            waiting = _spatial(tuple(next(iter(shapes.values()), ())))
+        elif waiting is not None and layer.variables and not layer._layers:
+            found[id(layer)] = waiting
+            if isinstance(layer, keras.layers.Dense):
+                waiting = None
+    return found

@@ -1,0 +1,50 @@
+"""A mapping between frameworks counts once the model has been right: shapes alone prove nothing.
+
+verify_mapping("resnet18.pth", predicted, labels)     # "mapping verified: 94.1 % of 256 old images"
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kresume.errors import CheckpointError
+
+WEAK_SHARE = 0.25
+"""Of the way from guessing to always right: a model that is on images it was trained on below that is hardly the model."""
+CONVINCING = 1e-3
+"""The probability of doing so well by guessing, below which it was no guessing."""
+
+
+def verify_mapping(source: str, predicted: np.ndarray, labels: np.ndarray) -> str:
+    """Judges a model that was filled from another framework's arrays by its answers on labelled old images.
+
+    Args:
+        source: the checkpoint, for messages.
+        predicted: `(n,)` the outputs that were highest.
+        labels: `(n,)` indices of classes.
+
+    Returns:
+        What was found, for the plan.
+
+    Raises:
+        CheckpointError: it is not better than guessing.
+    """
+    from scipy.stats import binom
+
+    right, count = int((predicted == labels).sum()), len(labels)
+    chance = float(max(np.bincount(labels).max() / count, 1 / max(len(np.unique(labels)), 2)))
+    accuracy = right / count
+    if binom.sf(right - 1, count, chance) >= CONVINCING:
+        raise CheckpointError(
+            f"{source} fits the model's shapes but is right on {100 * accuracy:.1f} % of {count} old images, and "
+            f"guessing reaches {100 * chance:.1f} %: the mapping is not verified. Another function of equal shapes (strides, "
+            "padding, activations, epsilon), another order of layers (--map-out FILE shows what went where), another order of "
+            "--classes, other --pixels, or too few old images (--data)?"
+        )
+    found = f"{100 * accuracy:.1f} % of {count} old images"
+    if accuracy < chance + WEAK_SHARE * (1.0 - chance):
+        return (
+            f"WEAK mapping: better than guessing ({100 * chance:.1f} %) and no more, {found}: if the training was good, "
+            "something of --model is still to be filled in (strides, padding, activations, sums)"
+        )
+    return f"mapping verified: {found}"

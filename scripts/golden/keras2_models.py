@@ -1,0 +1,66 @@
+"""The networks of the Keras 2 goldens, as tf_keras code writes them; tests/golden_models.py has their Keras 3 twins."""
+
+import tf_keras as keras
+from tf_keras import layers
+
+
+def sequential():
+    """Sequential, with its input's shape on the first layer, and a Flatten."""
+    return keras.Sequential(
+        [
+            layers.Rescaling(0.5, input_shape=(12, 12, 3)),
+            layers.Conv2D(6, 3, 3, padding="same", activation="relu"),
+            layers.BatchNormalization(),
+            layers.Flatten(),
+            layers.Dense(3),
+        ]
+    )
+
+
+def nested():
+    """Functional, with a Sequential inside, a shared layer, depthwise and separable convolutions."""
+    inputs = keras.Input((12, 12, 3))
+    shared = layers.Conv2D(4, 3, padding="same", activation="relu")
+    stem = keras.Sequential([layers.Conv2D(4, 1), layers.BatchNormalization()], name="stem")
+    x = stem(inputs)
+    x = layers.Add()([shared(x), shared(shared(x))])
+    x = layers.DepthwiseConv2D(3, depth_multiplier=2)(x)
+    x = layers.SeparableConv2D(6, 3)(x)
+    return keras.Model(inputs, layers.Dense(3, activation="softmax")(layers.GlobalAveragePooling2D()(x)))
+
+
+def attention():
+    """Attention, LayerNormalization and an Embedding of positions."""
+    inputs = keras.Input((12, 12, 3))
+    x = layers.Reshape((9, 8))(layers.Conv2D(8, 4, 4)(inputs))
+    x = layers.Add()([x, layers.MultiHeadAttention(2, 4)(layers.LayerNormalization()(x), x)])
+    x = layers.GlobalAveragePooling1D()(layers.Dense(8, activation="gelu")(x))
+    return keras.Model(inputs, layers.Dense(3)(x))
+
+
+def small():
+    """Functional, two ways and their sum: small enough to be kept with its operations."""
+    inputs = keras.Input((12, 12, 3))
+    one, other = layers.Conv2D(4, 3)(inputs), layers.Conv2D(4, 3, use_bias=False)(inputs)
+    x = layers.GlobalAveragePooling2D()(layers.Add()([one, other]))
+    return keras.Model(inputs, layers.Dense(3)(x))
+
+
+class Subclassed(keras.Model):
+    """Layers as attributes and in a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = layers.Conv2D(4, 3, activation="relu")
+        self.blocks = [layers.Conv2D(4, 3, activation="relu") for _ in range(2)]
+        self.head = layers.Dense(3)
+
+    def call(self, x):
+        """The forward pass."""
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(keras.backend.mean(x, axis=(1, 2)))
+
+
+MODELS = {"sequential": sequential, "small": small, "nested": nested, "attention": attention, "subclassed": Subclassed}

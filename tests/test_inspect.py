@@ -1,0 +1,104 @@
+"""`kresume inspect` on every golden: what it says, its documented JSON, and the skeleton of a PyTorch network."""
+
+import json
+import re
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from kresume.checkpoints.inspect import describe
+from kresume.checkpoints.layers import layer_table
+from kresume.checkpoints.read import read_checkpoint
+from kresume.checkpoints.skeleton import skeleton
+from kresume.errors import UsageError
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = ROOT / "tests" / "golden"
+TORCH = GOLDEN / "torch-2.13.0"
+NEEDS = {"torch": "torch", "orbax": "orbax.checkpoint"}
+EVERY = sorted(
+    [file.parent / json.loads(file.read_text())["path"] for file in GOLDEN.glob("*/*/expected.json")]
+    + [file.parent / name for file in GOLDEN.glob("*/expected.json") for name in json.loads(file.read_text())]
+)
+
+
+@pytest.mark.parametrize("path", EVERY, ids=[str(path.relative_to(GOLDEN)) for path in EVERY])
+def test_every_format_is_described_by_layer(path):
+    """Layers with their shapes add up to the parameters; nothing of the optimizer is among them; the JSON is as documented."""
+    writer = path.relative_to(GOLDEN).parts[0].partition("-")[0]
+    if writer in NEEDS and path.suffix != ".safetensors":
+        pytest.importorskip(NEEDS[writer])
+    found = describe(read_checkpoint(path))
+    if not path.name.endswith("weights"):  # a list of arrays names no layers
+        assert sum(row.parameters for row in found.layers) == found.parameters > 0
+        assert len({row.name for row in found.layers}) == len(found.layers) >= 2
+        assert not any(re.search(r"adam|momentum|velocit|optimizer|iteration", row.name) for row in found.layers)
+    value = json.loads(json.dumps(found.as_dict()))
+    page = (ROOT / "docs" / "checkpoint-formats.md").read_text(encoding="utf-8").partition("inspect --json`")[2]
+    rows = "".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
+    assert set(re.findall(r"`(\w+)`", rows)) == set(value)
+    assert value["written"][:2] == "20"
+    options = " ".join(found.missing)
+    assert "--data" in options
+    assert ("--model" in options) == (not found.architecture)
+
+
+def test_the_layers_of_a_large_graph_stand_in_their_order(tmp_path):
+    """TensorFlow sorts keys as text; the table counts."""
+    tf = pytest.importorskip("tensorflow")
+    root = tf.Module()
+    root.parts = [tf.Variable(np.zeros((1, index + 1)), name=f"part{index}/kernel") for index in range(12)]
+    tf.train.Checkpoint(net=root).write(str(tmp_path / "ckpt"))
+    names = [row.name for row in layer_table(read_checkpoint(tmp_path / "ckpt"))]
+    assert names == [f"part{index}" for index in range(12)]
+
+
+@pytest.mark.parametrize("name", ["plain-adam.pth", "residual.pth", "mobile-adamw.pth", "plain.safetensors"])
+def test_a_skeleton_runs_and_takes_every_array_by_name(tmp_path, name):
+    """Its layers bear their modules' names, so nothing is left to order; each open question is marked."""
+    from kresume.models import restore, torch_map
+
+    if not name.endswith(".safetensors"):
+        pytest.importorskip("torch")
+    state = read_checkpoint(TORCH / name)
+    (tmp_path / "model.py").write_text(skeleton(state, "model.py"))
+    model = runpy.run_path(str(tmp_path / "model.py"))["build"]((12, 12))
+    mapped, how = torch_map.to_model(model, None, state)
+    restore.restore(model, mapped, optimizer=None)
+    assert re.match(r"PyTorch's layers matched: \d+ by name$", how)
+    assert (tmp_path / "model.py").read_text().count("fill in") >= len(layer_table(state)) - 1
+
+
+def test_a_skeleton_of_a_transformer_says_what_it_could_not_write(tmp_path):
+    """A loose parameter is named where it belongs; everything else maps."""
+    pytest.importorskip("torch")
+    from kresume.models import restore, torch_map
+
+    state = read_checkpoint(TORCH / "transformer-nesterov.pth")
+    text = skeleton(state, "model.py")
+    assert "# fill in: position (1, 9, 8), a parameter of its own" in text
+    (tmp_path / "model.py").write_text(text)
+    model = runpy.run_path(str(tmp_path / "model.py"))["build"]((12, 12))
+    mapped, _ = torch_map.to_model(model, None, state)
+    rows = restore.restore(model, mapped, optimizer=None, partial=True).rows
+    assert [row[0] for row in rows if row[3] != restore.RESTORED] == ["(position)"]
+
+
+def test_the_command_writes_the_skeleton_once(tmp_path, monkeypatch):
+    """`--write-model` tells the next command; it overwrites nothing, and other formats are refused."""
+    from kresume.cli import cli
+
+    monkeypatch.chdir(tmp_path)
+    command = ["inspect", str(TORCH / "plain.safetensors"), "--write-model", "model.py"]
+    done = CliRunner().invoke(cli, command, catch_exceptions=False)
+    assert (tmp_path / "model.py").read_text().startswith('"""A skeleton of the network of plain.safetensors')
+    assert "kresume train --from" in done.stderr
+    assert "features.0" in done.stdout
+    again = CliRunner().invoke(cli, command)
+    assert isinstance(again.exception, UsageError)
+    assert "there is such a file already" in str(again.exception)
+    with pytest.raises(UsageError, match="holds its architecture"):
+        skeleton(read_checkpoint(GOLDEN / "keras-3.15.1" / "keras-cnn-adam" / "model.keras"), "model.py")

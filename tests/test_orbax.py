@@ -1,0 +1,129 @@
+"""Orbax folders of Keras and plain trees, written under both backends, under the running one: never through Keras's reload."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from kresume.checkpoints.read import read_checkpoint
+from kresume.errors import CheckpointError, RestoreError
+from kresume.models import build, optimizers, restore
+from tests.golden_models import MODELS
+
+GOLDEN = Path(__file__).parent / "golden"
+FOLDERS = ("orbax-0.12.8-jax", "orbax-0.12.8-tensorflow")
+EXPECTED = {f: json.loads((GOLDEN / f / "expected.json").read_text()) for f in FOLDERS}
+CASES = [(folder, name) for folder in FOLDERS for name in sorted(EXPECTED[folder])]
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts" / "golden"))
+from inputs import IMAGES, LABELS  # noqa: E402
+
+pytest.importorskip("orbax.checkpoint")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning",  # threads of orbax's that outlive a failed read
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+    "ignore::ResourceWarning",
+)
+
+
+def restored(folder, name, model=None):
+    """The golden in a model of its own description, or in the one given: `(model, optimizer or None, state)`."""
+    state = read_checkpoint(GOLDEN / folder / name)
+    if model is None:
+        described = state.architecture is not None
+        model = build.from_architecture(state.architecture) if described else MODELS[EXPECTED[folder][name]["model"]]()
+    optimizer = None
+    if state.optimizer is not None and state.optimizer.class_name is not None:
+        rate = state.rate.value
+        if state.rate.schedule is not None:
+            rate = keras.optimizers.schedules.deserialize(dict(state.rate.schedule))
+        optimizer = optimizers.make_optimizer(state.optimizer, rate)
+        optimizer.build(model.trainable_variables)
+    restore.restore(model, state, optimizer=optimizer)
+    return model, optimizer, state
+
+
+@pytest.mark.parametrize(("folder", "name"), CASES)
+def test_it_predicts_and_goes_on_as_its_writer_does(folder, name):
+    """Predictions and the losses of the next three steps, with EMA and a schedule too."""
+    model, optimizer, state = restored(folder, name)
+    expected = EXPECTED[folder][name]
+    np.testing.assert_allclose(model.predict(IMAGES, verbose=0), expected["predictions"], atol=5e-6)
+    if expected["optimizer"] is not None:
+        assert state.step == 3
+        model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(expected["model"] != "nested"))
+        losses = [float(model.train_on_batch(IMAGES, LABELS)) for _ in expected["next_losses"]]
+        np.testing.assert_allclose(losses, expected["next_losses"], rtol=2e-5)
+
+
+@pytest.mark.parametrize(("folder", "name"), [case for case in CASES if EXPECTED[case[0]][case[1]]["optimizer"]])
+def test_every_array_arrives_to_the_last_bit_whatever_the_names(folder, name):
+    """In a model of a user's own function, whose made-up names count from elsewhere: the same bytes as in the described one."""
+    model, optimizer, state = restored(folder, name)
+    keras.layers.Conv2D(1, 1), keras.layers.Dense(1)  # two names are gone
+    other, second, _ = restored(folder, name, MODELS[EXPECTED[folder][name]["model"]]())
+    for ours, theirs in zip(
+        [*model.weights, *optimizer.variables], [*other.weights, *second.variables], strict=True
+    ):  # fmt: skip
+        one, two = (np.asarray(keras.ops.convert_to_numpy(variable)) for variable in (ours, theirs))
+        assert one.tobytes() == two.tobytes(), ours.path
+    stored = [np.ravel(array) for path, array in state.arrays.items() if path.startswith("optimizer") and array.shape]
+    live = [np.ravel(keras.ops.convert_to_numpy(variable)) for variable in optimizer.variables if tuple(variable.shape)]
+    assert np.sort(np.concatenate(stored)).tobytes() == np.sort(np.concatenate(live)).tobytes()
+
+
+def test_steps_and_their_folders_are_found(tmp_path):
+    """The highest finished step; a step by its number; one that was being written does not count."""
+    source = GOLDEN / FOLDERS[0] / "sequential-sgd"
+    steps = [child for child in source.iterdir() if child.name.isdigit()]
+    assert len(steps) == 1
+    shutil.copytree(steps[0], tmp_path / "run" / "3")
+    shutil.copytree(steps[0], tmp_path / "run" / "12")
+    shutil.copytree(steps[0], tmp_path / "run" / "13.orbax-checkpoint-tmp")
+    (tmp_path / "run" / "3" / "model_config" / "_strings.json").unlink()
+    assert read_checkpoint(tmp_path / "run").architecture is not None
+    assert read_checkpoint(tmp_path / "run" / "3").architecture is None
+    assert read_checkpoint(tmp_path / "run" / "12" / "pytree").step == 3
+
+
+def test_two_layers_that_a_name_cannot_tell_apart_are_never_guessed():
+    """Without its description, a tree whose names fit in part restores nothing: no weights by half."""
+    state = read_checkpoint(GOLDEN / FOLDERS[0] / "nested-state")
+    model = MODELS["sequential"]()
+    before = [array.tobytes() for array in model.get_weights()]
+    with pytest.raises(RestoreError, match="does not fit the model"):
+        restore.restore(model, state, optimizer=None)
+    assert [array.tobytes() for array in model.get_weights()] == before
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
+@pytest.mark.parametrize(
+    "file", ["pytree/manifest.ocdbt", "pytree/_METADATA", "pytree/d/*", "model_config/_strings.json"]
+)
+def test_a_damaged_folder_is_refused(tmp_path, file, damage):
+    """Truncated, flipped in its structure, empty: one clear error."""
+    shutil.copytree(GOLDEN / FOLDERS[0] / "nested-adam", tmp_path / "o")
+    broken = max((tmp_path / "o").glob(f"*/{file}"), key=lambda path: path.stat().st_size)
+    data = bytearray(broken.read_bytes())
+    if damage == "flip":
+        data[1] ^= 0x55
+    broken.write_bytes(data[: len(data) // 2] if damage == "cut" else b"" if damage == "empty" else data)
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_checkpoint(tmp_path / "o")
+
+
+def test_a_shape_that_claims_more_than_the_disk_holds_is_refused(tmp_path, monkeypatch):
+    """The size is looked at before memory is asked for."""
+    import orbax.checkpoint as orbax
+
+    from kresume.checkpoints import orbax_folder
+
+    monkeypatch.setattr(orbax_folder, "SMALLEST_LIMIT", 10_000)
+    monkeypatch.setattr(orbax_folder, "LARGEST_SHARE", 10)
+    with orbax.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "o", {"a": np.zeros((2000, 1000), np.int8)})
+    with pytest.raises(CheckpointError, match=r"claims 2,000,000 bytes of arrays and has .* refused"):
+        read_checkpoint(tmp_path / "o")

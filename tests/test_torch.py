@@ -1,0 +1,562 @@
+"""PyTorch's state dicts: read without running code, turned, matched, verified, continued."""
+
+import json
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from kresume.checkpoints.read import read_checkpoint
+from kresume.checkpoints.state import TrainState
+from kresume.errors import CheckpointError, ModelError, RestoreError, UsageError
+from kresume.models import optimizers, restore, torch_map
+from kresume.models.torch_layout import Turn, turned
+from tests.golden_models import MODELS
+from tests.support import assert_same_bytes, run_training
+
+GOLDEN = Path(__file__).parent / "golden" / "torch-2.13.0"
+EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts" / "golden"))
+from inputs import IMAGES, LABELS  # noqa: E402
+
+
+def needs_torch(name):
+    if not name.endswith(".safetensors"):
+        pytest.importorskip("torch")
+
+
+def restored(name, **options):
+    """The golden in its Keras twin: `(model, optimizer or None, state)`."""
+    state = read_checkpoint(GOLDEN / name)
+    model = MODELS[EXPECTED[name]["model"]]()
+    optimizer = None
+    if state.optimizer is not None:
+        optimizer = optimizers.make_optimizer(state.optimizer, state.rate.value)
+        optimizer.build(model.trainable_variables)
+    restoration = restore.restore(model, state, optimizer=optimizer, **options)
+    assert "PyTorch's layers matched: " in restoration.summary
+    return model, optimizer, state
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_a_state_dict_predicts_as_pytorch_does(name):
+    """Under the running backend, in a model with other names and another order of its shortcuts; any form of the file."""
+    needs_torch(name)
+    model, _, _ = restored(name)
+    np.testing.assert_allclose(model.predict(IMAGES, verbose=0), EXPECTED[name]["predictions"], atol=2e-6)
+
+
+@pytest.mark.parametrize("name", sorted(name for name, case in EXPECTED.items() if case["optimizer"]))
+def test_the_next_steps_are_pytorchs(name):
+    """Rate, moments and count go on where they were: the next losses are those that PyTorch recorded."""
+    needs_torch(name)
+    model, optimizer, state = restored(name)
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    losses = [float(model.train_on_batch(IMAGES, LABELS)) for _ in EXPECTED[name]["next_losses"]]
+    np.testing.assert_allclose(losses, EXPECTED[name]["next_losses"], rtol=2e-5)
+    assert state.step == (None if EXPECTED[name]["optimizer"] in {"sgd", "nesterov"} else 3)
+    assert state.records["epoch"] in {3, None}
+
+
+@pytest.mark.parametrize("name", sorted(name for name, case in EXPECTED.items() if case["optimizer"]))
+def test_every_moment_arrives_to_the_last_bit(name):
+    """The optimizer's slots hold PyTorch's numbers, turned but equal; SGD's times minus the rate, as Keras keeps them."""
+    needs_torch(name)
+    _, optimizer, state = restored(name)
+    scale = np.float32(-state.rate.value) if state.optimizer.class_name == "SGD" else np.float32(1)
+    theirs = [array * scale for label, array in state.arrays.items() if label.startswith("optimizer/")]
+    ours = [
+        np.asarray(keras.ops.convert_to_numpy(variable))
+        for variable in optimizer.variables
+        if variable.path.rpartition("/")[2] not in {"iteration", "learning_rate"}
+    ]
+    assert sum(map(np.size, theirs)) > 1000
+    assert_same_bytes(
+        {"moments": np.sort(np.concatenate([np.ravel(array) for array in theirs]))},
+        {"moments": np.sort(np.concatenate([np.ravel(array) for array in ours]))},
+    )
+
+
+def test_layouts_turn_as_the_formats_define():
+    """Each kind on numbers whose place can be told."""
+    weight = np.arange(2 * 3 * 5 * 7).reshape(2, 3, 5, 7)
+    assert turned(weight, Turn("w", "conv"), (5, 7, 3, 2))[4, 6, 1, 0] == weight[0, 1, 4, 6]
+    deep = np.arange(6 * 5 * 7).reshape(6, 1, 5, 7)
+    assert turned(deep, Turn("w", "depthwise"), (5, 7, 3, 2))[4, 6, 2, 1] == deep[2 * 2 + 1, 0, 4, 6]
+    dense = np.arange(4 * 30).reshape(4, 30)  # of 2 rows, 3 columns and 5 channels, channels first
+    flat = turned(dense, Turn("w", "dense", flatten=(2, 3, 5)), (30, 4))
+    assert flat[(1 * 3 + 2) * 5 + 4, 3] == dense[3, (4 * 2 + 1) * 3 + 2]
+    heads = turned(np.arange(3 * 4 * 4).reshape(12, 4), Turn("w", "dense", part=1), (4, 2, 2))
+    assert heads[3, 1, 0] == (4 + 2) * 4 + 3
+    assert turned(weight, Turn("w", "conv"), (7, 5, 3, 2)) is None
+    assert turned(dense, Turn("w", "dense", flatten=(2, 3, 4)), (30, 4)) is None
+
+
+def state_of(arrays):
+    return TrainState("file.pth", "torch", "torch", arrays, records={"scale": 1.0})
+
+
+def two_alike(names=("left", "right")):
+    """Two ways of equal shapes, as an Inception block has them: neither order nor shape decides."""
+    inputs = keras.Input((4, 4, 3))
+    one, other = (keras.layers.Conv2D(3, 3, padding="same", use_bias=False, name=name)(inputs) for name in names)
+    last = keras.layers.Conv2D(2, 1, use_bias=False)(keras.layers.Add()([one, other]))
+    return keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(last))
+
+
+def test_what_neither_name_nor_order_decides_is_an_error_with_the_way_on(tmp_path):
+    """The proposed map is written, names the doubt, and given back corrected it decides."""
+    rng = np.random.default_rng(0)
+    kernels = {name: rng.normal(size=(3, 3, 3, 3)).astype("float32") for name in ("b", "a")}
+    arrays = {
+        "last.weight": rng.normal(size=(2, 3, 1, 1)).astype("float32"),
+        **{f"branch_{name}.weight": kernel for name, kernel in kernels.items()},
+    }
+    model = two_alike(("conv2d_90", "conv2d_91"))
+    before = [np.asarray(v).tobytes() for v in model.get_weights()]
+    with pytest.raises(RestoreError, match=r"not certain for 2 layers.*branch_b and branch_a fit.*--map-out FILE"):
+        torch_map.to_model(model, None, state_of(arrays), map_out=str(tmp_path / "map.yaml"))
+    assert before == [np.asarray(v).tobytes() for v in model.get_weights()]
+    text = (tmp_path / "map.yaml").read_text()
+    assert "conv2d_1/kernel: {from: branch_b.weight, as: conv}  # not certain: branch_b or branch_a" in text
+    (tmp_path / "map.yaml").write_text(
+        text.replace("conv2d_1/kernel: {from: branch_b.weight", "conv2d_1/kernel: {from: branch_a.weight")
+    )
+    mapped, how = torch_map.to_model(model, None, state_of(arrays), map_file=str(tmp_path / "map.yaml"))
+    restore.restore(model, mapped, optimizer=None)
+    assert how == "PyTorch's layers matched: 3 by map"
+    np.testing.assert_array_equal(model.get_weights()[1], kernels["a"].transpose(2, 3, 1, 0))
+    named = two_alike(("branch.a", "branch.b"))
+    mapped, how = torch_map.to_model(named, None, state_of(arrays))
+    restore.restore(named, mapped, optimizer=None)
+    assert "2 by name" in how
+    np.testing.assert_array_equal(named.get_layer("branch.a").get_weights()[0], kernels["a"].transpose(2, 3, 1, 0))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("conv2d/kernle: {from: features.0.weight}", r"the model has no conv2d/kernle: did you mean conv2d/kernel\?"),
+        ("conv2d/kernel: {from: features.1.weight}", r"has no features\.1\.weight: did you mean features\.\d"),
+        ("conv2d/kernel: {from: features.0.weight, as: dense}", "does not become that as dense"),
+        ("conv2d/kernel: {as: conv}", "give from: NAME"),
+        ("- a", "expected entries"),
+    ],
+)
+def test_a_map_that_cannot_be_meant_is_refused(tmp_path, text, words):
+    """The message names the nearest, or both shapes."""
+    (tmp_path / "map.yaml").write_text(text)
+    with pytest.raises(UsageError, match=words):
+        torch_map.to_model(
+            MODELS["plain"](), None, read_checkpoint(GOLDEN / "plain.safetensors"), map_file=str(tmp_path / "map.yaml")
+        )
+
+
+def test_another_model_is_an_error_that_lists_what_is_missing_and_what_is_left():
+    """Nothing is assigned."""
+    state = read_checkpoint(GOLDEN / "mobile.safetensors")
+    model = MODELS["plain"]()
+    mapped, _ = torch_map.to_model(model, None, state)
+    with pytest.raises(RestoreError, match=r"does not fit the model.*--partial") as caught:
+        restore.restore(model, mapped, optimizer=None)
+    assert {row[3] for row in caught.value.rows} >= {restore.MISSING, restore.UNUSED}
+
+
+class Planted:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.write_text, (self.path, "executed")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_a_pickle_is_never_run(tmp_path, zipped):
+    """A planted call and a whole pickled model: one error with the way on, nothing executed."""
+    torch = pytest.importorskip("torch")
+    trace = tmp_path / "trace"
+    options = {"_use_new_zipfile_serialization": zipped}
+    torch.save({"model_state_dict": {"a": torch.ones(2)}, "x": Planted(trace)}, tmp_path / "planted.pth", **options)
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pth", **options)
+    for name in ("planted.pth", "whole.pth"):
+        with pytest.raises(CheckpointError, match=r"code is never run.*model\.state_dict\(\)"):
+            read_checkpoint(tmp_path / name)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "text", "empty"])
+@pytest.mark.parametrize("name", ["plain-adam.pth", "plain-nesterov.pth", "plain.safetensors"])
+def test_a_damaged_file_is_refused(tmp_path, name, damage):
+    """Truncated, a flipped bit where the format has a checksum, another file: one clear error."""
+    needs_torch(name)
+    data = bytearray((GOLDEN / name).read_bytes())
+    if damage == "cut":
+        data = data[: len(data) // 2]
+    elif damage == "flip":
+        # The formats without checksums (the older pickle, safetensors) are flipped where their structure is.
+        data[len(data) // 2 if name == "plain-adam.pth" else 3] ^= 4
+    else:
+        data = bytearray(b"hello" if damage == "text" else b"")
+    broken = tmp_path / name
+    broken.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"broken|damaged|holds more than tensors"):
+        read_checkpoint(broken)
+
+
+def test_a_file_that_claims_more_than_it_holds_is_refused(tmp_path):
+    """A tensor of a billion numbers over one stored number, and a member that inflates: refused before memory is asked for."""
+    torch = pytest.importorskip("torch")
+    torch.save({"model_state_dict": {"a": torch.ones(1).expand(10**9)}}, tmp_path / "wide.pth")
+    with pytest.raises(CheckpointError, match=r"a claims 1,000,000,000 numbers"):
+        read_checkpoint(tmp_path / "wide.pth")
+    import zipfile
+
+    with (
+        zipfile.ZipFile(GOLDEN / "plain-adam.pth") as whole,
+        zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for name in whole.namelist():
+            bomb.writestr(name, whole.read(name))
+        bomb.writestr("plain-adam/data/999", bytes(50_000_000))
+    with pytest.raises(CheckpointError, match=r"claims 50,\d+,\d+ bytes"):
+        read_checkpoint(tmp_path / "bomb.pth")
+
+
+def test_what_keras_has_no_equal_for_is_said(tmp_path):
+    """Groups at different rates, dampening, another class; decay inside the gradient asks for a choice."""
+    torch = pytest.importorskip("torch")
+    from kresume.config import from_arguments
+    from kresume.training.parent import Parent, saved_optimizer
+
+    def asked(make, **arguments):
+        layers = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 3))
+        optimizer = make(layers)
+        layers(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        torch.save(
+            {"model_state_dict": layers.state_dict(), "optimizer_state_dict": optimizer.state_dict()},
+            tmp_path / "a.pth",
+        )
+        parent = Parent(read_checkpoint(tmp_path / "a.pth"), None, None)
+        return saved_optimizer(from_arguments(str(tmp_path / "a.pth"), arguments), parent, None)
+
+    sgd, adam = torch.optim.SGD, torch.optim.Adam
+    groups = [lambda m: sgd([{"params": m[0].parameters()}, {"params": m[1].parameters(), "lr": 1e-3}], lr=1e-2)]
+    with pytest.raises(CheckpointError, match=r"different rates \(0\.001, 0\.01\).*adamw:reset"):
+        asked(groups[0])
+    with pytest.raises(CheckpointError, match=r"dampening of 0\.5 has no equal"):
+        asked(lambda m: sgd(m.parameters(), lr=0.1, momentum=0.9, dampening=0.5))
+    with pytest.raises(CheckpointError, match="neither SGD nor Adam nor AdamW"):
+        asked(lambda m: torch.optim.RMSprop(m.parameters()))
+    with pytest.raises(CheckpointError, match=r"trains 2 of the model's 4 parameters"):
+        asked(lambda m: adam(m[1].parameters()))
+    with pytest.raises(
+        UsageError, match=r"decay of 0\.0001 inside the gradient.*--weight-decay 0\.001 .*--weight-decay 0"
+    ):
+        asked(lambda m: sgd(m.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4))
+    saved, keep, _ = asked(lambda m: sgd(m.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4), weight_decay=0.0)
+    assert (saved.class_name, saved.config["momentum"], keep) == ("SGD", 0.9, True)
+    assert asked(groups[0], optimizer="sgd:reset")[1] is False
+
+
+TWIN = """
+import keras
+from keras import layers
+
+def {name}(num_classes):
+    inputs = keras.Input((12, 12, 3))
+    x = layers.Rescaling({scale})(inputs)
+    x = layers.Conv2D(8, 3, padding="same", activation="relu")(x)
+    x = layers.MaxPooling2D()(x)
+    x = layers.Conv2D(8, 3, padding="same", activation="relu")(x)
+    x = layers.MaxPooling2D()(x)
+    x = layers.Dense(16, activation="relu")(layers.Flatten()(x))
+    return keras.Model(inputs, layers.Dense(num_classes)(x))
+"""
+
+
+@pytest.fixture(scope="module")
+def seed_checkpoint(tmp_path_factory, pictures):
+    """A PyTorch training of the plain network on the old pictures, saved as the seed does."""
+    torch = pytest.importorskip("torch")
+    from torch_models import MODELS as NETWORKS
+
+    from kresume.images.conventions import to_model_function
+    from kresume.images.sources import list_images
+    from kresume.progress import Reporter
+
+    folder = tmp_path_factory.mktemp("seed")
+    listing = list_images([str(pictures / "old")], Reporter(quiet=True))
+    from PIL import Image
+
+    paths = [Path(file.path) for file in listing.files]
+    pixels = np.stack([np.asarray(Image.open(path).resize((12, 12), Image.Resampling.BOX)) for path in paths])
+    labels = torch.tensor([sorted(listing.classes).index(path.parent.name) for path in paths])
+    images = torch.tensor(np.asarray(to_model_function("torch")(pixels)).transpose(0, 3, 1, 2).copy())
+    torch.manual_seed(0)
+    model = NETWORKS["plain"]()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    for _ in range(60):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+    torch.save(
+        {"epoch": 60, "model_state_dict": model.state_dict(), "optimizer_state_dict": optimizer.state_dict()},
+        folder / "model.pth",
+    )
+    (folder / "twin.py").write_text(TWIN.format(name="build", scale=1.0) + TWIN.format(name="other", scale=-1.0))
+    return folder
+
+
+def test_a_pytorch_training_is_extended_with_more_images(seed_checkpoint, tmp_path, pictures):
+    """The seed story: load the `.pth`, add images, fine-adjust the rate, go on; verified on the old images."""
+    result = run_training(
+        str(seed_checkpoint / "model.pth"),
+        model=f"{seed_checkpoint / 'twin.py'}:build",
+        data=[str(pictures / "old")],
+        add=[str(pictures / "new")],
+        pixels="torch",
+        lr=1e-3,
+        epochs=2,
+        batch_size=6,
+        map_out=str(tmp_path / "map.yaml"),
+        out=str(tmp_path / "run"),
+    )
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["card"]["pixels"] == "torch"
+    assert "mapping verified:" in record["plan"]["pixels_reason"]
+    assert (record["optimizer"]["class_name"], record["rate"]["peak"], record["rate"]["checkpoint"]) == (
+        "SGD",
+        1e-3,
+        0.05,
+    )
+    assert record["parent"]["format"] == "torch"
+    assert (
+        "dense/kernel: {from: classifier.1.weight, as: dense, flatten: [3, 3, 8]}"
+        in (tmp_path / "map.yaml").read_text()
+    )
+    assert result.after["all"]["accuracy"] > 0.6
+
+
+def test_shapes_that_fit_another_function_are_refused(seed_checkpoint, tmp_path, pictures):
+    """A sign elsewhere: every variable restores, and the model is not believed."""
+    with pytest.raises(CheckpointError, match=r"guessing reaches 3\d\.\d %: the mapping is not verified"):
+        run_training(
+            str(seed_checkpoint / "model.pth"),
+            model=f"{seed_checkpoint / 'twin.py'}:other",
+            data=[str(pictures / "old")],
+            pixels="torch",
+            out=str(tmp_path / "run"),
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_a_model_the_error_names_the_skeleton(seed_checkpoint, tmp_path, pictures):
+    """A state dict holds no architecture."""
+    with pytest.raises(ModelError, match=r"--model mymodel.py:build.*kresume inspect .*--write-model model\.py"):
+        run_training(str(seed_checkpoint / "model.pth"), data=[str(pictures / "old")], out=str(tmp_path / "run"))
+
+
+class Subclassed(keras.Model):
+    """The plain network without a graph."""
+
+    def __init__(self):
+        super().__init__()
+        layers = keras.layers
+        self.one = layers.Conv2D(8, 3, padding="same", activation="relu")
+        self.other = layers.Conv2D(8, 3, padding="same", activation="relu")
+        self.pool, self.flat = layers.MaxPooling2D(), layers.Flatten()
+        self.hidden, self.head = layers.Dense(16, activation="relu"), layers.Dense(3)
+
+    def call(self, x):
+        return self.head(self.hidden(self.flat(self.pool(self.other(self.pool(self.one(x)))))))
+
+
+def plain_layers():
+    layers = keras.layers
+    convolutions = [layers.Conv2D(8, 3, padding="same", activation="relu") for _ in range(2)]
+    body = [convolutions[0], layers.MaxPooling2D(), convolutions[1], layers.MaxPooling2D(), layers.Flatten()]
+    return body, [layers.Dense(16, activation="relu"), layers.Dense(3)]
+
+
+def sequential():
+    body, head = plain_layers()
+    return keras.Sequential([*body, *head])
+
+
+def nested_with_a_sequential_head():
+    body, head = plain_layers()
+    inputs = keras.Input((12, 12, 3))
+    backbone = keras.Sequential([keras.Input((12, 12, 3)), *body], name="backbone")
+    return keras.Model(inputs, keras.Sequential(head)(keras.layers.Dropout(0.1)(backbone(inputs))))
+
+
+@pytest.mark.parametrize("make", [Subclassed, sequential, nested_with_a_sequential_head])
+def test_what_flatten_reordered_is_found_however_the_model_is_made(make):
+    """Without a graph, and through the borders of nested models: no shape would show that the columns are in another order."""
+    model = make()
+    model(keras.KerasTensor((1, 12, 12, 3)))
+    mapped, _ = torch_map.to_model(model, None, read_checkpoint(GOLDEN / "plain.safetensors"))
+    restore.restore(model, mapped, optimizer=None)
+    np.testing.assert_allclose(
+        model.predict(IMAGES, verbose=0), EXPECTED["plain.safetensors"]["predictions"], atol=2e-6
+    )
+
+
+def test_rarer_layers_turn_rightly(tmp_path):
+    """Groups, depth multipliers, a separable layer, batch normalization of what was flattened, bfloat16 arrays."""
+    torch = pytest.importorskip("torch")
+    from torch import nn
+
+    layers = keras.layers
+    torch.manual_seed(0)
+    theirs = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.Conv2d(4, 8, 3, groups=4), nn.Conv2d(8, 6, 3, groups=2),
+        nn.Conv2d(6, 6, 3, groups=6, bias=False), nn.Conv2d(6, 5, 1), nn.Flatten(), nn.BatchNorm1d(80), nn.Linear(80, 3),
+    )  # fmt: skip
+    images = torch.from_numpy(np.ascontiguousarray(IMAGES.transpose(0, 3, 1, 2)))
+    theirs.train()
+    theirs(images)  # running statistics that are not 0 and 1
+    theirs.eval()
+    ours = keras.Sequential(
+        [
+            keras.Input((12, 12, 3)), layers.Conv2D(4, 3), layers.DepthwiseConv2D(3, depth_multiplier=2),
+            layers.Conv2D(6, 3, groups=2), layers.SeparableConv2D(5, 3), layers.Flatten(),
+            layers.BatchNormalization(epsilon=1e-5), layers.Dense(3),
+        ]
+    )  # fmt: skip
+    torch.save(theirs.state_dict(), tmp_path / "a.pth")
+    mapped, how = torch_map.to_model(ours, None, read_checkpoint(tmp_path / "a.pth"))
+    restore.restore(ours, mapped, optimizer=None)
+    assert "epsilon" not in how
+    expected = theirs(images).detach().numpy()
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(ours(IMAGES, training=False)), expected, atol=1e-5)
+    theirs.bfloat16()
+    torch.save(theirs.state_dict(), tmp_path / "half.pth")
+    state = read_checkpoint(tmp_path / "half.pth")
+    assert str(state.arrays["0.weight"].dtype) == "bfloat16"
+    mapped, _ = torch_map.to_model(ours, None, state)
+    restore.restore(ours, mapped, optimizer=None)
+    weight = theirs[0].weight.detach().float().numpy().transpose(2, 3, 1, 0)
+    assert ours.get_weights()[0].tobytes() == np.ascontiguousarray(weight).tobytes()
+
+
+def test_another_epsilon_is_told():
+    """No array shows it."""
+    inputs = keras.Input((12, 12, 3))
+    model = keras.Model(inputs, keras.layers.BatchNormalization()(inputs))
+    arrays = {f"bn.{role}": np.ones(3, np.float32) for role in ("weight", "bias", "running_mean", "running_var")}
+    _, how = torch_map.to_model(model, None, state_of(arrays))
+    assert "BatchNormalization has epsilon=0.001 here, PyTorch's default is 1e-05" in how
+
+
+def test_groups_of_parameters_are_told_apart_where_shapes_allow(tmp_path):
+    """The usual split into matrices with and vectors without weight decay names no parameter: it is found, or refused."""
+    torch = pytest.importorskip("torch")
+    model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Linear(5, 3))
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim > 1]},
+        {"params": [p for p in model.parameters() if p.ndim <= 1]},
+    ]
+    optimizer = torch.optim.Adam(groups)
+    model(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    torch.save(
+        {"model_state_dict": model.state_dict(), "optimizer_state_dict": optimizer.state_dict()}, tmp_path / "a.pth"
+    )
+    state = read_checkpoint(tmp_path / "a.pth")
+    assert state.records["cannot_keep"] == ""
+    for name, parameter in model.named_parameters():
+        moment = optimizer.state[parameter]["exp_avg"].numpy()
+        assert state.arrays[f"optimizer/{name}/exp_avg"].tobytes() == moment.tobytes()
+
+
+@pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"])
+def test_a_pytorch_training_goes_on_in_another_precision(seed_checkpoint, tmp_path, pictures, precision):
+    """Moments arrive whatever wraps the optimizer."""
+    run_training(
+        str(seed_checkpoint / "model.pth"),
+        model=f"{seed_checkpoint / 'twin.py'}:build",
+        data=[str(pictures / "old")],
+        pixels="torch",
+        precision=precision,
+        epochs=1,
+        out=str(tmp_path / "run"),
+    )
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["options"]["precision"] == precision
+    assert record["before"]["all"]["accuracy"] > 0.5
+
+
+def test_a_map_is_for_pytorchs_files_only():
+    """Elsewhere it is said, not passed over."""
+    golden = Path(__file__).parent / "golden" / "tf_keras-2.21.0" / "sequential-adam"
+    with pytest.raises(UsageError, match=r"--map and --map-out are for PyTorch's state dicts"):
+        restore.restore(MODELS["sequential"](), read_checkpoint(golden), optimizer=None, map_file="map.yaml")
+
+
+def test_eval_scores_a_state_dict(seed_checkpoint, pictures):
+    """`kresume eval model.pth --model ... --map ...`."""
+    from kresume.evaluation.evaluate import evaluate
+
+    found = evaluate(
+        seed_checkpoint / "model.pth", pictures / "old", model=f"{seed_checkpoint / 'twin.py'}:build", pixels="torch"
+    )
+    assert found.scores["all"]["accuracy"] > 0.8
+
+
+def test_classes_that_a_script_kept_are_the_order_of_the_outputs(tmp_path, pictures):
+    """torchvision's class_to_idx, in its order and not the folders'."""
+    torch = pytest.importorskip("torch")
+    from kresume.checkpoints.inspect import describe
+
+    model = torch.nn.Linear(2, 3)
+    names = {"stripes": 0, "circle": 2, "square": 1}
+    torch.save({"model_state_dict": model.state_dict(), "class_to_idx": names}, tmp_path / "a.pth")
+    state = read_checkpoint(tmp_path / "a.pth")
+    assert describe(state).classes == ("stripes", "square", "circle")
+    assert "--classes" not in " ".join(describe(state).missing)
+    from kresume.config import from_arguments
+    from kresume.progress import Reporter
+    from kresume.training.gather import decide_classes, list_sources
+    from kresume.training.parent import Parent
+
+    config = from_arguments(str(tmp_path / "a.pth"), {"data": [str(pictures / "old")]})
+    sources = list_sources(config, Reporter(quiet=True))
+    found, reason = decide_classes(config, Parent(state, None, None), sources)
+    assert (found, reason) == (("stripes", "square", "circle"), "the checkpoint's")
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"), [("torch-2.13.0/plain-adam.pth", "torch"), ("orbax-0.12.8-jax/nested-adam", "orbax")]
+)
+def test_a_missing_extra_is_named_with_its_command(monkeypatch, name, extra):
+    """Where it is needed, and not before."""
+    import importlib.util
+
+    from kresume.errors import MissingPackage
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda package, *rest: None if package == extra else real(package, *rest)
+    )
+    with pytest.raises(MissingPackage, match=rf"pip install 'kresume\[{extra}\]'"):
+        read_checkpoint(GOLDEN.parent / name)
+
+
+@pytest.mark.parametrize(
+    ("right", "words"), [(200, "mapping verified: 78.1 %"), (60, "WEAK mapping: better than guessing")]
+)
+def test_a_mapping_that_is_hardly_right_is_called_weak(right, words):
+    """Of 256 images in ten classes: 78 % is a model, 23 % is no guessing and no model."""
+    from kresume.training.verify import verify_mapping
+
+    labels = np.arange(256) % 10
+    predicted = np.where(np.arange(256) < right, labels, (labels + 1) % 10)
+    assert words in verify_mapping("a.pth", predicted, labels)
+    with pytest.raises(CheckpointError, match="the mapping is not verified"):
+        verify_mapping("a.pth", np.zeros(256, int), labels)
