@@ -5,6 +5,7 @@
     plan = kresume.plan("ckpt/", data=["old/"], add=["new/"], lr=1e-4)
     run = kresume.resume("ckpt/", data=["old/"], add=["new/"], lr=1e-4, epochs=5)
     print(kresume.evaluate(run, data="test/"))
+    print(kresume.export(run, "serving/flowers"))
 
 Every name below is imported when it is first used: `import kresume` alone imports neither Keras nor TensorFlow nor JAX.
 """
@@ -19,12 +20,14 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from kresume.checkpoints.read import read_checkpoint
     from kresume.evaluation.evaluate import evaluate
+    from kresume.exports.export import export
     from kresume.runs import lineage, open_run
     from kresume.training.plan import plan
     from kresume.training.resume import resume
 
 _PLACES = {
     "evaluate": "kresume.evaluation.evaluate",
+    "export": "kresume.exports.export",
     "lineage": "kresume.runs",
     "open_run": "kresume.runs",
     "plan": "kresume.training.plan",
@@ -32,7 +35,7 @@ _PLACES = {
     "resume": "kresume.training.resume",
 }
 
-__all__ = ["__version__", "evaluate", "lineage", "open_run", "plan", "read_checkpoint", "resume"]
+__all__ = ["__version__", "evaluate", "export", "lineage", "open_run", "plan", "read_checkpoint", "resume"]
 
 
 def __getattr__(name: str) -> Any:
