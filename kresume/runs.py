@@ -258,7 +258,7 @@ class Lineage:
                 _percent(run.accuracy),
                 _percent(run.old),
                 _percent(run.new),
-                ", ".join(run.exports) or "-",
+                _newest(run.exports),
             )
             for run in self.generations
         ]
@@ -287,6 +287,11 @@ COLUMNS = (
 )
 
 
+def _newest(exports: Sequence[str]) -> str:
+    more = f" and {len(exports) - 2:,} before" if len(exports) > 2 else ""
+    return (", ".join(reversed(exports[-2:])) or "-") + more
+
+
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
@@ -312,7 +317,9 @@ def _generation(run: Run) -> Generation:
         old=_accuracy(scores, "old"),
         new=_accuracy(scores, "new"),
         rate=run.record.get("rate", {}).get("peak"),
-        exports=tuple(f"{event['format']} {event['path']}" for event in run.events("exported")),
+        exports=tuple(
+            f"{event['format']} {os.path.normpath(run.path / event['path'])}" for event in run.events("exported")
+        ),
     )
 
 

@@ -114,7 +114,7 @@ def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, ano
     path = subject.checkpoint
     run = find_run(path)
     state = read_checkpoint(path)
-    subject = replace(subject, imports=tuple(dict.fromkeys([*subject.imports, *_code_of(run)])))
+    subject = replace(subject, imports=tuple(dict.fromkeys([*subject.imports, *_code_of(subject, run)])))
     card = state.card
     names = subject.classes or (card.classes if card else None) or tuple(sorted(fallback_classes or ()))
     model = build.build_model(
@@ -157,14 +157,14 @@ def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, ano
     return Loaded(subject, run, state, model, complete, loss, averages, own_optimizer, named)
 
 
-def _code_of(run: runs.Run | None) -> list[str]:
-    """The Python files that a run's options name: its custom layers are registered by them."""
-    if run is None:
-        return []
-    options = run.record.get("options", {})
-    files = list(options.get("imports") or ())
-    file, _, _ = str(options.get("model") or "").rpartition(":")
-    return [*files, file] if file.endswith(".py") and Path(file).is_file() else files
+def _code_of(subject: Subject, run: runs.Run | None) -> list[str]:
+    """The Python files that register custom layers: the user's, and those that the run's own options name."""
+    options = run.record.get("options", {}) if run is not None else {}
+    found = list(options.get("imports") or ())
+    for spec in (subject.model, options.get("model")):
+        file, _, _ = str(spec or "").rpartition(":")
+        found += [file] * (file.endswith(".py") and Path(file).is_file())
+    return found
 
 
 def _restore(model: Any, state: TrainState, own: Any, restore: Any) -> bool:

@@ -59,6 +59,7 @@ class Served:
         self.on_bad_image = on_bad_image
         self.spec = DecodeSpec(*card.image_size, card.resize, card.interpolation)
         self.to_model = conventions.to_model_function(card.pixels)
+        self._traced: Any = None
         self.answers: dict[str, Callable[[Any], dict[str, Any]]] = {
             "bytes": self.from_bytes,
             "pictures": self.from_any_size,
@@ -119,6 +120,15 @@ class Served:
         """What the model eats -> `(batch, classes) float32` that add up to 1, in the model's own order."""
         import tensorflow as tf
 
+        if self._traced is None:
+            # A function of its own: the network stands in the file once, however many signatures call it.
+            spec = tf.TensorSpec((None, self.spec.height, self.spec.width, 3), tf.float32)
+            self._traced = tf.function(self._compute, input_signature=[spec], autograph=False)
+        return self._traced(values)
+
+    def _compute(self, values: Any) -> Any:
+        import tensorflow as tf
+
         result = tf.cast(self.model(values, training=False), tf.float32)
         if self.outputs == "logits":
             return tf.nn.softmax(result)
@@ -155,7 +165,7 @@ def head_input(model: Any) -> Any:
     while layers and isinstance(layers[-1], (keras.layers.Activation, keras.layers.Softmax)):
         layers.pop()
     head = layers[-1] if layers else None
-    if not isinstance(head, keras.layers.Dense) or not isinstance(model, (keras.Sequential, keras.Functional)):
+    if not isinstance(head, keras.layers.Dense) or not getattr(model, "inputs", None):
         raise ModelError(
             f"--embeddings: the features before the head are the input of a last Dense layer; {model.name} ends in "
             f"{type(head).__name__}: leave --embeddings out"

@@ -22,8 +22,8 @@ from kresume.exports.samples import Samples
 
 IMAGES, EMBED = "predict_images", "embed"
 WARM_BATCHES = (1, 4, 8)
-WARM_BYTES = 4 * 2**20
-"""Records stay below this: a server reads them all before it serves."""
+WARM_BYTES = 100_000
+"""Larger files are left out of the records where there are smaller ones: a server reads them all before it serves."""
 
 
 def write(loaded: Loaded, directory: Path, job: Job) -> dict[str, Any]:
@@ -129,26 +129,22 @@ def _check(directory: Path, wanted: dict[str, Signature], classes: int) -> None:
 
 
 def _requests(wanted: dict[str, Signature], served: Served, job: Job) -> list[Any]:
-    """Real requests for every signature, the first pictures of the sample in several batch sizes."""
+    """Real requests for every signature: files in several batch sizes, of arrays (which are larger) one picture."""
     import tensorflow as tf
 
-    contents = [Path(file).read_bytes() for file in job.files]
-    contents = sorted(contents, key=len)[: max(WARM_BATCHES)]
-    pictures = np.load(job.pictures)
+    contents = sorted((Path(file).read_bytes() for file in job.files), key=len)
+    contents = [content for content in contents if len(content) <= WARM_BYTES] or contents[:1]
+    pictures = np.load(job.pictures)[:1]
     requests: list[Any] = []
-    total = 0
     for name, signature in wanted.items():
-        for size in WARM_BATCHES:
-            chosen = [contents[place % len(contents)] for place in range(size)]
-            batch = np.stack([pictures[place % len(pictures)] for place in range(size)])
-            inputs = tf.constant(chosen) if signature.input.kind == "bytes" else batch
-            if signature.input.kind == "values":
-                inputs = tf.cast(served.to_model(batch), signature.input.dtype)
-            request = warmup.predict_request(job.name, name, {signature.input.name: inputs})
-            total += request.ByteSize()
-            if total > WARM_BYTES and requests:
-                return requests
-            requests.append(request)
+        inputs: list[Any]
+        if signature.input.kind == "bytes":
+            inputs = [tf.constant((contents * size)[:size]) for size in WARM_BATCHES]
+        elif signature.input.kind == "pictures":
+            inputs = [pictures]
+        else:
+            inputs = [tf.cast(served.to_model(pictures), signature.input.dtype)]
+        requests += [warmup.predict_request(job.name, name, {signature.input.name: given}) for given in inputs]
     return requests
 
 
