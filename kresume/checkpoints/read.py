@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kresume.checkpoints import keras_file, run, tf_checkpoint
+from kresume.checkpoints.beside import with_files_beside
 from kresume.checkpoints.state import TrainState
 from kresume.errors import CheckpointError
 
@@ -49,7 +50,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> TrainState:
     path = os.fspath(path)
     name = recognise(path)
     if name is not None:
-        return READERS[name].read(path)
+        return with_files_beside(READERS[name].read(path))
     plain, which = run.split(path)
     if not plain.exists():
         raise CheckpointError(

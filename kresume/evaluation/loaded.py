@@ -229,7 +229,7 @@ def build_optimizer(model: Any, state: TrainState, saved: SavedOptimizer) -> Any
 
     rate: Any = state.rate.value if state.rate is not None else 1e-3
     schedule = state.rate.schedule if state.rate is not None else None
-    if schedule is not None and schedule.get("registered_name", "").startswith("kresume>"):
+    if schedule is not None and str(schedule.get("registered_name")).startswith("kresume>"):
         # A schedule has no variable, a float rate has one. Ours are known to training alone, and only the place counts.
         rate = keras.optimizers.schedules.ExponentialDecay(rate, 1, 1.0)
     elif schedule is not None:

@@ -20,14 +20,8 @@ FILE = "model.keras"
 def write(loaded: Loaded, directory: Path, job: Job) -> dict[str, Any]:
     """Writes `model.keras`."""
     training = training_state.revive(loaded, job)
-    rate = loaded.state.rate
-    peak = {"peak": rate.value} if rate is not None and rate.origin == "run" else {}
-    write_archive(
-        training.model,
-        directory / FILE,
-        loaded.card if loaded.named else None,
-        {"step": loaded.state.step, **peak},
-    )
+    card = loaded.card if loaded.named else None
+    write_archive(training.model, directory / FILE, card, training_state.position(loaded))
     return {**training.facts, "file": FILE}
 
 

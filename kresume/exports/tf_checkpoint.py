@@ -15,7 +15,7 @@ NAME = "ckpt"
 
 
 def write(loaded: Loaded, directory: Path, job: Job) -> dict[str, Any]:
-    """Writes `ckpt-STEP.index`, its data and TensorFlow's own `checkpoint` file, `model.json` and `optimizer.json`.
+    """Writes `ckpt-STEP.index`, its data and TensorFlow's own `checkpoint` file, and the JSON files beside it.
 
     Args:
         loaded: the model, under the TensorFlow backend: nothing else can be tracked by a checkpoint.
@@ -33,7 +33,7 @@ def write(loaded: Loaded, directory: Path, job: Job) -> dict[str, Any]:
         tf.train.Checkpoint(**roots), str(directory), max_to_keep=1, checkpoint_name=NAME
     )
     prefix = Path(manager.save(checkpoint_number=int(loaded.state.step or 0)))
-    training_state.write_architecture(directory, model)
+    training_state.write_beside(loaded, directory, training)
     return {**training.facts, "file": prefix.name}
 
 

@@ -19,6 +19,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from kresume.checkpoints.beside import ARCHITECTURE, OPTIMIZER
+from kresume.checkpoints.keras_file import CARD
 from kresume.errors import CheckpointError, ExportError
 from kresume.evaluation.apart import Answer, run_apart
 from kresume.evaluation.loaded import Loaded, build_optimizer, named_optimizer
@@ -29,8 +31,6 @@ from kresume.exports.samples import Samples
 from kresume.models import optimizers, restore
 from kresume.models.averages import use_averages
 from kresume.models.rebuild import carry_optimizer
-
-ARCHITECTURE, OPTIMIZER = "model.json", "optimizer.json"
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ def revive(loaded: Loaded, job: Job) -> Training:
         plain.build(model.trainable_variables)
         carry_optimizer(optimizer, plain)
         optimizer = plain
+    optimizer = _made_at_once(optimizer, model)
     model.compile(
         optimizer=optimizer,
         loss=loaded.loss.keras_loss(),
@@ -83,6 +84,20 @@ def revive(loaded: Loaded, job: Job) -> Training:
         "averages" if averaged else "raw; the averages are among the optimizer's variables" if loaded.averages else ""
     )
     return Training(model, _facts(loaded, model, optimizer, words))
+
+
+def _made_at_once(optimizer: Any, model: Any) -> Any:
+    """The same optimizer with its rate given to its constructor.
+
+    Setting a schedule later takes a variable out of a list, and TensorFlow saves no list that anything was taken out of.
+    """
+    config = optimizer.get_config()
+    config.pop("name", None)
+    made = type(optimizer).from_config(config)
+    made.build(model.trainable_variables)
+    for new, old in zip(made.variables, optimizer.variables, strict=True):
+        new.assign(np.array(keras.ops.convert_to_numpy(old.value), copy=True))
+    return made
 
 
 def _facts(loaded: Loaded, model: Any, optimizer: Any, words: str) -> dict[str, Any]:
@@ -114,14 +129,22 @@ def digest(variables: Iterable[Any]) -> str:
     return hasher.hexdigest()
 
 
-def write_architecture(directory: Path, model: Any) -> None:
-    """Writes `model.json`, and `optimizer.json` beside it: what a file of weights alone does not say."""
-    config = {**keras.saving.serialize_keras_object(model), "compile_config": None}
+def write_beside(loaded: Loaded, directory: Path, training: Training) -> None:
+    """Writes `model.json`, `optimizer.json` and `kresume.json`: what a file of arrays alone does not say."""
+    config = {**keras.saving.serialize_keras_object(training.model), "compile_config": None}
     (directory / ARCHITECTURE).write_text(json.dumps(config, indent=1), encoding="utf-8")
-    optimizer = getattr(model, "optimizer", None)
-    if optimizer is not None:
-        text = json.dumps(keras.saving.serialize_keras_object(optimizer), indent=1)
+    if training.facts["optimizer"] is not None:
+        text = json.dumps(keras.saving.serialize_keras_object(training.model.optimizer), indent=1)
         (directory / OPTIMIZER).write_text(text, encoding="utf-8")
+    card = loaded.card.as_dict() if loaded.named else {}
+    (directory / CARD).write_text(json.dumps({**card, **position(loaded)}, indent=1), encoding="utf-8")
+
+
+def position(loaded: Loaded) -> dict[str, Any]:
+    """The step, and the rate's peak where the checkpoint is of a run."""
+    rate = loaded.state.rate
+    peak = {"peak": rate.value} if rate is not None and rate.origin == "run" else {}
+    return {"step": loaded.state.step, **peak}
 
 
 def predict_by_keras(directory: Path, facts: dict[str, Any], samples: Samples, backend: str) -> Prediction:

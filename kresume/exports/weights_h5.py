@@ -17,10 +17,10 @@ FILE = "model.weights.h5"
 
 
 def write(loaded: Loaded, directory: Path, job: Job) -> dict[str, Any]:
-    """Writes `model.weights.h5`, `model.json` and `optimizer.json`."""
+    """Writes `model.weights.h5`, and the JSON files beside it."""
     training = training_state.revive(loaded, job)
     training.model.save_weights(str(directory / FILE))
-    training_state.write_architecture(directory, training.model)
+    training_state.write_beside(loaded, directory, training)
     return {**training.facts, "file": FILE}
 
 
