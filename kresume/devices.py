@@ -89,7 +89,7 @@ def select(backend: str | None, device: str | None = None) -> str:
         _select_jax(device)
     else:
         _select_tensorflow(device)
-    with _without_start_up_notes():
+    with without_native_notes():
         import keras  # noqa: F401  # fixes the backend now, and brings the rest of the notes
         import tensorflow as tf
 
@@ -98,8 +98,8 @@ def select(backend: str | None, device: str | None = None) -> str:
 
 
 @contextmanager
-def _without_start_up_notes() -> Iterator[None]:
-    """Keeps what TensorFlow's C++ prints while it is imported off the terminal: no setting silences it in 2.21."""
+def without_native_notes() -> Iterator[None]:
+    """Keeps what TensorFlow's C++ prints (on import, while optimizing a graph) off the terminal: nothing silences it in 2.21."""
     sys.stderr.flush()
     try:
         before = os.dup(2)
@@ -121,7 +121,7 @@ def import_tensorflow() -> Any:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if "tensorflow" in sys.modules:
         return sys.modules["tensorflow"]
-    with _without_start_up_notes():
+    with without_native_notes():
         import tensorflow as tf
     return tf
 

@@ -4,7 +4,6 @@ import io
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from kresume.evaluation.evaluate import evaluate
 from kresume.evaluation.served import Prediction
 from kresume.evaluation.signatures import read_signatures, understand
 from kresume.exports import export as story
-from kresume.exports import formats, graph, like, warmup
+from kresume.exports import graph, like, saved_model, warmup
 from kresume.exports.export import export, prune
 from kresume.files import sha256_of_file
 from kresume.images.decode import DecodeSpec, decode
@@ -333,20 +332,14 @@ def test_a_signature_that_is_no_classifiers_is_refused(inputs, outputs, reason):
 def test_what_differs_does_not_appear(place, tmp_path, monkeypatch):
     """An export whose runtime answers otherwise is exit 1, and the folder has no version and no remains."""
     _, run, _ = place
-    exporter = formats.EXPORTERS["saved-model"]
 
     def wrong(folder, facts, samples):
         scores = np.roll(samples.reference, 1, axis=-1)
         return Prediction(scores, scores.argmax(axis=-1))
 
-    monkeypatch.setitem(formats.EXPORTERS, "saved-model", replace(exporter, predict=wrong))
+    monkeypatch.setattr(saved_model, "predict", wrong)
+    monkeypatch.setattr(saved_model, "write", lambda *arguments: {"signatures": {}})
     monkeypatch.setattr(story, "write_elsewhere", lambda *arguments, **options: {"signatures": {}})
-    if story.select_backend(str(run.path), None, None) == "tensorflow":
-        monkeypatch.setitem(
-            formats.EXPORTERS,
-            "saved-model",
-            replace(exporter, predict=wrong, write=lambda *arguments: {"signatures": {}}),
-        )
     with pytest.raises(ExportError, match=r"a score differs .* pictures get another class; nothing was left"):
         export(run, tmp_path / "serving")
     assert list((tmp_path / "serving").iterdir()) == []
@@ -393,3 +386,10 @@ def test_a_model_that_needs_keras_does_not_pass(tmp_path):
         assert f"import of {name} halted" in done.stderr
     with pytest.raises(CheckpointError, match="does not run by itself"):
         apart.run_apart("saved_model", {"path": str(tmp_path), "signature": "x", "input": "y", "files": []})
+
+
+def test_nothing_heavy_is_imported_before_the_backend_is_chosen():
+    """The story of an export imports no framework: a run that trained on JAX is exported from JAX, usage errors are quick."""
+    script = "import sys, kresume.exports.export; print(sorted({'keras', 'tensorflow', 'jax'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -9,11 +9,11 @@ beside it and renamed last. A model server that watches the folder never sees ha
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -168,16 +168,15 @@ def export(
     sources = [str(data)] if isinstance(data, (str, Path)) else [str(source) for source in data]
     with gather_samples(loaded, sources, reporter) as samples:
         job = replace(job, files=samples.files[:8], pictures=str(samples.folder / "pictures.npy"))
-        made = destination
-        if overwrite and destination.exists():
-            runs.move_aside(destination)
-        with files.new_directory(destination) as temporary:
+        limit = tolerance if tolerance is not None else _tolerance(loaded, job)
+        with _replacing(destination) if overwrite else contextlib.nullcontext(), _placed(destination) as temporary:
             reporter.say(f"writing {exporter.called} to {destination}")
             if exporter.needs_tensorflow and running != "tensorflow":
                 facts = write_elsewhere(loaded.subject, temporary, job, anonymous=exporter.for_training)
             else:
-                facts = exporter.write(loaded, temporary, job)
-            parity = compare(exporter.predict(temporary, facts, samples), samples, tolerance or _tolerance(loaded, job))
+                with devices.without_native_notes():
+                    facts = exporter.write(loaded, temporary, job)
+            parity = compare(exporter.predict(temporary, facts, samples), samples, limit)
             if not parity.holds:
                 raise ExportError(_difference(parity, destination))
             record = _record(loaded, job, facts, parity, samples, temporary, running)
@@ -188,8 +187,33 @@ def export(
         if prune_keep is not None:
             removed = prune(Path(directory), prune_keep, destination)
             notes += f"\nremoved: {', '.join(map(str, removed))}" if removed else ""
-    failures = _tell_run(loaded, made, record)
-    return ExportResult(str(made), format, path, parity, record, _size(made), notes, failures)
+    failures = _tell_run(loaded, destination, record)
+    return ExportResult(str(destination), format, path, parity, record, _size(destination), notes, failures)
+
+
+@contextlib.contextmanager
+def _placed(destination: Path) -> Iterator[Path]:
+    """A folder that becomes the destination when the block ends well; a disk that refuses is an error of ours."""
+    try:
+        with files.new_directory(destination) as temporary:
+            yield temporary
+    except OSError as error:
+        raise ExportError(
+            f"{destination} cannot be written ({error}); nothing was left there. If another export made it meanwhile, run "
+            "again for the next version"
+        ) from error
+
+
+@contextlib.contextmanager
+def _replacing(destination: Path) -> Iterator[None]:
+    """Moves what stands at the destination aside, and back again if nothing comes in its place."""
+    aside = runs.move_aside(destination) if destination.exists() else None
+    try:
+        yield
+    except BaseException:
+        if aside is not None and not destination.exists():
+            aside.rename(destination)
+        raise
 
 
 def _check_options(exporter: Exporter, job: Job, version: int | None, keep: int | None, overwrite: bool) -> None:
@@ -334,8 +358,3 @@ def _tell_run(loaded: Loaded, made: Path, record: Mapping[str, Any]) -> tuple[st
 
 def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-
-
-def command_of(source: str, directory: Path) -> str:
-    """The command that makes the next version."""
-    return f"kresume export {shlex.quote(source)} {shlex.quote(str(directory))}"

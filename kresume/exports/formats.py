@@ -1,12 +1,14 @@
 """The formats. A new one is a file with `write` and `predict`, and an entry here.
 
-EXPORTERS["onnx"].write(loaded, directory, job)
+    EXPORTERS["onnx"].write(loaded, directory, job)
+
+A format's file is imported when it is used: some of them import Keras, which fixes the backend.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,6 @@ from typing import Any
 from kresume.errors import MissingPackage, UsageError
 from kresume.evaluation.loaded import Loaded
 from kresume.evaluation.served import Prediction
-from kresume.exports import keras_file, litert, onnx, saved_model, tf_checkpoint, weights_h5
 from kresume.exports.job import Job
 from kresume.exports.samples import Samples
 
@@ -24,8 +25,7 @@ class Exporter:
     """A format.
 
     Attributes:
-        write: `(loaded, empty folder, job)` -> facts for `export.json`.
-        predict: `(folder, facts, samples)` -> the answers of the format's own runtime, in a fresh process.
+        module: its file in this package.
         called: what it is, for messages.
         needs_tensorflow: it can be written under the TensorFlow backend alone.
         for_training: it carries the optimizer; the others hold what a prediction needs.
@@ -34,8 +34,7 @@ class Exporter:
         options: the fields of `Job` that it understands.
     """
 
-    write: Callable[[Loaded, Path, Job], dict[str, Any]]
-    predict: Callable[[Path, dict[str, Any], Samples], Prediction]
+    module: str
     called: str
     needs_tensorflow: bool = False
     for_training: bool = False
@@ -43,43 +42,56 @@ class Exporter:
     packages: dict[str, str] = field(default_factory=dict)
     options: tuple[str, ...] = ()
 
+    def write(self, loaded: Loaded, directory: Path, job: Job) -> dict[str, Any]:
+        """Writes into an empty folder, and gives facts for `export.json`.
+
+        Raises:
+            KresumeError: the format cannot hold this model.
+        """
+        facts: dict[str, Any] = importlib.import_module(f"kresume.exports.{self.module}").write(loaded, directory, job)
+        return facts
+
+    def predict(self, directory: Path, facts: dict[str, Any], samples: Samples) -> Prediction:
+        """The answers of the format's own runtime, in a fresh process.
+
+        Raises:
+            KresumeError: it does not load there.
+        """
+        module = importlib.import_module(f"kresume.exports.{self.module}")
+        prediction: Prediction = module.predict(directory, facts, samples)
+        return prediction
+
 
 EXPORTERS: dict[str, Exporter] = {
     "saved-model": Exporter(
-        saved_model.write,
-        saved_model.predict,
+        "saved_model",
         "a SavedModel for TensorFlow Serving",
         needs_tensorflow=True,
         versioned=True,
         options=("top_k", "embeddings", "on_bad_image", "like", "name"),
     ),
     "onnx": Exporter(
-        onnx.write,
-        onnx.predict,
+        "onnx",
         "an ONNX file for onnxruntime",
         needs_tensorflow=True,
         packages={"onnx": "onnx", "tf2onnx": "onnx", "onnxruntime": "onnx"},
     ),
     "litert": Exporter(
-        litert.write,
-        litert.predict,
+        "litert",
         "a LiteRT (TFLite) file for phones",
         needs_tensorflow=True,
         packages={"ai_edge_litert": "litert"},
         options=("quantize",),
     ),
-    "keras": Exporter(keras_file.write, keras_file.predict, "a .keras file", for_training=True, options=("optimizer",)),
+    "keras": Exporter("keras_file", "a .keras file", for_training=True, options=("optimizer",)),
     "tf-checkpoint": Exporter(
-        tf_checkpoint.write,
-        tf_checkpoint.predict,
+        "tf_checkpoint",
         "a tf.train.Checkpoint",
         needs_tensorflow=True,
         for_training=True,
         options=("optimizer",),
     ),
-    "weights-h5": Exporter(
-        weights_h5.write, weights_h5.predict, "a .weights.h5 file", for_training=True, options=("optimizer",)
-    ),
+    "weights-h5": Exporter("weights_h5", "a .weights.h5 file", for_training=True, options=("optimizer",)),
 }
 
 

@@ -6,15 +6,13 @@ adds up to 1. With `int8` the weights are stored as whole numbers and the arithm
 
 from __future__ import annotations
 
-import contextlib
-import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kresume.devices import without_native_notes
 from kresume.errors import ExportError
 from kresume.evaluation.apart import run_apart
 from kresume.evaluation.loaded import Loaded
@@ -37,7 +35,7 @@ def write(loaded: Loaded, directory: Path, job: Job) -> dict[str, Any]:
     concrete = plain_graph.picture_function(loaded).get_concrete_function()
     module = tf.Module()
     module.held = list(concrete.graph.variables)
-    with tempfile.TemporaryDirectory(prefix="kresume-") as folder, _without_notes():
+    with tempfile.TemporaryDirectory(prefix="kresume-") as folder, without_native_notes():
         tf.saved_model.save(module, folder, signatures=concrete)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         # No Flex operations: a runtime without TensorFlow, as on a phone, could not load them.
@@ -59,20 +57,6 @@ def write(loaded: Loaded, directory: Path, job: Job) -> dict[str, Any]:
     (directory / FILE).write_bytes(content)
     plain_graph.write_labels(loaded, directory)
     return {**plain_graph.facts(loaded, FILE), "numbers": job.quantize or "float32"}
-
-
-@contextlib.contextmanager
-def _without_notes() -> Iterator[None]:
-    """Keeps the converter's notes about its own passes off the terminal: C++ prints them, no setting silences it."""
-    before = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(before, 2)
-        os.close(before)
-        os.close(nowhere)
 
 
 def predict(directory: Path, facts: dict[str, Any], samples: Samples) -> Prediction:

@@ -15,7 +15,7 @@ from typing import Any
 
 from kresume import files
 
-IMAGE = "tensorflow/serving:2.19.1"
+IMAGE = "tensorflow/serving"
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 DELAY_MICROSECONDS = 2000
 
