@@ -99,7 +99,7 @@ def select(backend: str | None, device: str | None = None) -> str:
 
 @contextmanager
 def without_native_notes() -> Iterator[None]:
-    """Keeps what TensorFlow's C++ prints (on import, while optimizing a graph) off the terminal: nothing silences it in 2.21."""
+    """Keeps what TensorFlow's C++ prints (on import, on optimizing a graph) off the terminal: nothing silences it in 2.21."""
     sys.stderr.flush()
     try:
         before = os.dup(2)

@@ -23,6 +23,7 @@ from kresume.checkpoints import snapshot
 from kresume.errors import ExportError, UsageError
 from kresume.evaluation.loaded import Loaded, Subject, load, select_backend
 from kresume.evaluation.signatures import versions_in
+from kresume.exports import like as like_models
 from kresume.exports import serving
 from kresume.exports.elsewhere import write_elsewhere
 from kresume.exports.formats import Exporter, find_exporter
@@ -168,6 +169,7 @@ def export(
     sources = [str(data)] if isinstance(data, (str, Path)) else [str(source) for source in data]
     with gather_samples(loaded, sources, reporter) as samples:
         job = replace(job, files=samples.files[:8], pictures=str(samples.folder / "pictures.npy"))
+        order = like_models.check_order(Path(job.like), samples) if job.like else ""
         limit = tolerance if tolerance is not None else _tolerance(loaded, job)
         with _replacing(destination) if overwrite else contextlib.nullcontext(), _placed(destination) as temporary:
             reporter.say(f"writing {exporter.called} to {destination}")
@@ -183,7 +185,7 @@ def export(
             files.write_json(temporary / RECORD, record)
     notes = ""
     if exporter.versioned:
-        notes = serving.write_notes(Path(directory), destination, record)
+        notes = f"like: {order}\n" * bool(order) + serving.write_notes(Path(directory), destination, record)
         if prune_keep is not None:
             removed = prune(Path(directory), prune_keep, destination)
             notes += f"\nremoved: {', '.join(map(str, removed))}" if removed else ""

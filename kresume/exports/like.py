@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from kresume.errors import CheckpointError, ExportError
-from kresume.evaluation.signatures import Signature, find_saved_model, labels_of, read_raw, read_signatures
+from kresume.evaluation.served import predict_saved_model
+from kresume.evaluation.signatures import LABELS, Signature, find_saved_model, labels_of, read_raw, read_signatures
 from kresume.exports.graph import Served, head_input
+from kresume.exports.samples import Samples
 
 REFUSAL = "the new model cannot take the place of"
 
@@ -46,6 +50,43 @@ def label_order(path: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
             "model of its own or as a version that clients are told of"
         )
     return old
+
+
+def check_order(path: Path, samples: Samples) -> str:
+    """Runs an old model that does not name its classes, and compares the order of its answers with ours.
+
+    Args:
+        path: what `--like` names.
+        samples: pictures with their labels, or with the new model's own answers.
+
+    Returns:
+        What was found, in words; empty where the old model names its classes.
+
+    Raises:
+        ExportError: another order explains its answers.
+    """
+    from kresume.models.pixels import explain_labels
+
+    folder = folder_of(path)
+    if labels_of(folder) is not None:
+        return ""
+    classes = samples.classes
+    signature = next(iter(read_signatures(folder, len(classes)).values()))
+    old = predict_saved_model(folder, signature, classes, classes, samples.inputs(signature.input.kind)).indices
+    truth = np.where(samples.labels >= 0, samples.labels, samples.reference.argmax(axis=-1))
+    known = old >= 0
+    agreement = float((old == truth)[known].mean()) if known.any() else 0.0
+    other = explain_labels(old[known], truth[known], classes) if known.any() else None
+    if other is not None:
+        raise ExportError(
+            f"{REFUSAL} {folder}: it does not name its classes, and its answers to {len(old):,} {samples.origin} are "
+            f"right for {100 * agreement:.0f} % in the order {', '.join(classes)}, better read as {', '.join(other)}; if that "
+            f"is its order, write it to {folder / 'assets' / LABELS}, one name a line"
+        )
+    return (
+        f"the old model does not name its classes; read in the order {', '.join(classes)} it is right for "
+        f"{100 * agreement:.0f} % of {len(old):,} {samples.origin}"
+    )
 
 
 def signatures(path: Path, served: Served) -> dict[str, Signature]:
