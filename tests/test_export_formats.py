@@ -28,7 +28,9 @@ def trained(path: Path, pictures: np.ndarray, *, ema: bool = False, policy: str 
     keras.utils.set_random_seed(3)
     layers = keras.layers
     inputs = keras.Input((SIZE, SIZE, 3))
-    x = layers.Rescaling(1 / 255)(inputs)
+    x = layers.Normalization(mean=(120.0, 118.0, 121.0), variance=(4000.0, 4100.0, 3900.0))(
+        inputs
+    )  # tensors that are no variables
     x = layers.Conv2D(4, 3, strides=2, activation="gelu", dtype=policy)(x)
     x = layers.BatchNormalization(dtype=policy)(x)
     x = layers.Dropout(0.3)(layers.Flatten()(x))

@@ -63,6 +63,22 @@ def _convert(function: Any) -> Any:
         model, _ = tf2onnx.convert.from_function(
             function, function.input_signature, opset=OPSET, custom_op_handlers={"Erfc": (_erfc, [])}
         )
+    return _with_constants(model, function.get_concrete_function())
+
+
+def _with_constants(model: Any, concrete: Any) -> Any:
+    """Fills in the tensors that layers hold outside of any variable (Normalization's mean): tf2onnx takes them for inputs."""
+    import onnx
+    import tensorflow as tf
+
+    captured = concrete.captured_inputs
+    places = concrete.inputs[len(concrete.inputs) - len(captured) :]
+    values = {place.name: value for place, value in zip(places, captured, strict=True) if value.dtype != tf.resource}
+    kept = [given for given in model.graph.input if given.name not in values]
+    missing = {given.name for given in model.graph.input} & set(values)
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(values[name].numpy(), name) for name in sorted(missing))
     return model
 
 
