@@ -4,8 +4,9 @@
 
 Both answer the same JPEG files held in memory: the export through `serving_default` on their bytes, the Keras model through
 the pipeline that training and `kresume eval` use (decoding in threads, then `predict_on_batch`). One process, both warm, in
-turns; the times are medians, the ratio is export / Keras (below 1 the export is faster). The size is that of the version's
-folder over the bytes of the weights. Weights are as initialised: speed and size do not depend on them.
+turns that change their order. The times are medians; the ratio is the median of export / Keras over the turns (below 1 the
+export is faster), its quartiles beside it: on a machine with other work two medians drift apart, a pair does not. The size
+is that of the version's folder over the bytes of the weights. Weights are as initialised: speed and size do not depend on them.
 """
 
 import os
@@ -19,7 +20,7 @@ from pathlib import Path
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-ROUNDS = {1: 80, 32: 15}
+ROUNDS = {1: 300, 32: 20}
 MODELS = {"convnet": 64, "applications:MobileNetV2": 96, "applications:MobileNetV2 224": 224}
 
 
@@ -38,7 +39,7 @@ def main(data: str) -> None:
         path.read_bytes() for path in sorted(Path(data).glob("*/*"))[:: max(1, len(list(Path(data).glob("*/*"))) // 64)]
     ]
     pool = ThreadPoolExecutor(os.cpu_count())
-    print("| model | batch | Keras and pipeline, ms | exported signature, ms | ratio | size / weights |")
+    print("| model | batch | Keras and pipeline, ms | exported signature, ms | ratio (quartiles) | size / weights |")
     print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
         for spec, size in MODELS.items():
@@ -64,14 +65,17 @@ def main(data: str) -> None:
                 times: dict[str, list[float]] = {"keras": [], "export": []}
                 for turn in range(rounds + 3):
                     batch = [files[(turn + place) % len(files)] for place in range(count)]
-                    for side, call in (("keras", by_keras), ("export", by_export)):
+                    sides = (("keras", by_keras), ("export", by_export))
+                    for side, call in sides if turn % 2 else sides[::-1]:
                         start = time.perf_counter()
                         call(batch)
                         times[side].append(1000 * (time.perf_counter() - start))
                 keras_ms, export_ms = (statistics.median(times[side][3:]) for side in ("keras", "export"))
+                pairs = [export / keras for export, keras in zip(times["export"][3:], times["keras"][3:], strict=True)]
+                low, ratio, high = statistics.quantiles(pairs, n=4)
                 line = f"| {spec.removeprefix('applications:')} {size if ' ' not in spec else ''}".rstrip()
                 print(
-                    f"{line} | {count} | {keras_ms:,.1f} | {export_ms:,.1f} | {export_ms / keras_ms:.2f} | "
+                    f"{line} | {count} | {keras_ms:,.1f} | {export_ms:,.1f} | {ratio:.2f} ({low:.2f}-{high:.2f}) | "
                     f"{result.bytes / weights:.2f} |",
                     flush=True,
                 )
