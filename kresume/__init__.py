@@ -5,6 +5,7 @@
     plan = kresume.plan("ckpt/", data=["old/"], add=["new/"], lr=1e-4)
     run = kresume.resume("ckpt/", data=["old/"], add=["new/"], lr=1e-4, epochs=5)
     print(kresume.evaluate(run, data="test/"))
+    print(kresume.export(run, "serving/flowers"))
 
     data = kresume.image_dataset("old/", add="new/", image_size=(96, 96))
     model.fit(data, epochs=20, callbacks=[kresume.BackupAndRestore("backup/", data=data)])      # your own fit
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from kresume.checkpoints.read import read_checkpoint
     from kresume.evaluation.evaluate import evaluate
+    from kresume.exports.export import export
     from kresume.images.dataset import image_dataset
     from kresume.images.stream import resumable
     from kresume.runs import lineage, open_run
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 _PLACES = {
     "BackupAndRestore": "kresume.training.backup",
     "evaluate": "kresume.evaluation.evaluate",
+    "export": "kresume.exports.export",
     "image_dataset": "kresume.images.dataset",
     "lineage": "kresume.runs",
     "open_run": "kresume.runs",
@@ -42,8 +45,8 @@ _PLACES = {
 }
 
 __all__ = [
-    "BackupAndRestore", "__version__", "evaluate", "image_dataset", "lineage", "open_run", "plan", "read_checkpoint",
-    "resumable", "resume",
+    "BackupAndRestore", "__version__", "evaluate", "export", "image_dataset", "lineage", "open_run", "plan",
+    "read_checkpoint", "resumable", "resume",
 ]  # fmt: skip
 
 

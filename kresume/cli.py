@@ -236,39 +236,122 @@ def inspect(checkpoint: str, write_model: str | None, as_json: bool) -> None:
     _print(describe(state), as_json)
 
 
+def _model_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What a checkpoint may not say by itself, and where its model runs."""
+    options = [
+        click.option("--model", metavar="SPEC", help="The architecture, for a checkpoint without one."),
+        click.option("--import", "imports", multiple=True, metavar="FILE", help="File that registers custom layers."),
+        click.option(
+            "--map",
+            "map_file",
+            metavar="FILE",
+            help="Which array of a PyTorch state dict fills which variable, as YAML.",
+        ),
+        click.option("--trust", is_flag=True, help="The checkpoint is mine: run the code of its Lambda layers."),
+        click.option(
+            "--classes",
+            metavar="FILE|a,b,c",
+            help="Names of the outputs in their order, where the checkpoint has none.",
+        ),
+        click.option("--pixels", metavar="NAME", help="What the model eats, where the checkpoint does not say it."),
+        click.option("--image-size", metavar="N|HxW", help="Size of the pictures, for a model that takes any."),
+        click.option(
+            "--backend", type=click.Choice(["tensorflow", "jax"]), help="Default: the run's, else as for train."
+        ),
+        click.option("--device", type=click.Choice(["auto", "cpu", "gpu", "tpu"]), help="Default auto."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def _read_model_options(image_size: str | None, classes: str | None) -> dict[str, Any]:
+    """`--image-size` and `--classes` as the library takes them."""
+    from kresume import config
+    from kresume.training.gather import read_classes
+
+    return {
+        "image_size": config.image_size(config.TrainConfig(image_size=image_size)),
+        "classes": read_classes(classes) if classes else None,
+    }
+
+
 @cli.command(name="eval")
-@click.argument("checkpoint", metavar="RUN|CKPT")
+@click.argument("checkpoint", metavar="RUN|CKPT|SAVEDMODEL")
 @click.option("--data", multiple=True, required=True, metavar="PATH", help="Images, one folder per class. Repeatable.")
-@click.option("--model", metavar="SPEC", help="The architecture, for a checkpoint without one.")
-@click.option("--import", "imports", multiple=True, metavar="FILE", help="Python file that registers custom layers.")
-@click.option(
-    "--map", "map_file", metavar="FILE", help="Which array of a PyTorch state dict fills which variable, as YAML."
-)
-@click.option(
-    "--classes", metavar="FILE|a,b,c", help="Names of the outputs in their order, where the checkpoint has none."
-)
-@click.option("--trust", is_flag=True, help="The checkpoint is mine: run the code of its Lambda layers.")
-@click.option("--pixels", metavar="NAME", help="What the model eats, where the checkpoint does not say it.")
-@click.option("--image-size", metavar="N|HxW", help="Size of the pictures, for a model that takes any.")
+@_model_options
+@click.option("--against", metavar="RUN|CKPT|SAVEDMODEL", help="Another model to compare with on the same images.")
 @click.option("--batch-size", type=int, default=32, show_default=True, metavar="N", help="Images per prediction.")
-@click.option("--backend", type=click.Choice(["tensorflow", "jax"]), help="Default: the run's, else as for train.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "gpu", "tpu"]), help="Default auto.")
 @click.option("--cache", metavar="DIR", help="Where decoded pictures are kept: auto, off or a folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def evaluate(checkpoint: str, data: Sequence[str], image_size: str | None, as_json: bool, **options: Any) -> None:
-    """Scores a run or a checkpoint on images, per origin and class.
+def evaluate(
+    checkpoint: str, data: Sequence[str], image_size: str | None, classes: str | None, as_json: bool, **options: Any
+) -> None:
+    """Scores a run, a checkpoint or a SavedModel on images, per origin and class.
+
+    A SavedModel runs by TensorFlow alone, through its own signature.
 
     \b
     kresume eval runs/2-signs --data test/ --json
+    kresume eval runs/2-signs --data test/ --against serving/signs
     """
-    from kresume import config
     from kresume.evaluation.evaluate import evaluate as run
     from kresume.progress import Reporter
-    from kresume.training.gather import read_classes
 
-    size = config.image_size(config.TrainConfig(image_size=image_size))
-    classes = read_classes(options.pop("classes")) if options["classes"] else options.pop("classes")
-    _print(run(checkpoint, list(data), image_size=size, classes=classes, reporter=Reporter(), **options), as_json)
+    options |= _read_model_options(image_size, classes)
+    _print(run(checkpoint, list(data), reporter=Reporter(), **options), as_json)
+
+
+@cli.command()
+@click.argument("checkpoint", metavar="RUN|CKPT")
+@click.argument("directory", metavar="DIR")
+@click.option(
+    "--format",
+    type=click.Choice(["saved-model", "onnx", "litert", "keras", "tf-checkpoint", "weights-h5"]),
+    default="saved-model",
+    show_default=True,
+    help="The last three carry the optimizer: they convert a checkpoint.",
+)
+@click.option("--version", type=int, metavar="N", help="saved-model: the version's number. Default: the next free one.")
+@click.option("--prune-keep", type=int, metavar="N", help="saved-model: remove all versions but the newest N.")
+@click.option("--top-k", type=int, default=5, show_default=True, metavar="K", help="saved-model: labels per image.")
+@click.option("--embeddings", is_flag=True, help="saved-model: add `embed`, the features before the head.")
+@click.option(
+    "--on-bad-image",
+    type=click.Choice(["error", "flag"]),
+    default="error",
+    show_default=True,
+    help="saved-model: refuse a request with an unreadable image, or flag that image and answer the others.",
+)
+@click.option("--like", metavar="SAVEDMODEL", help="saved-model: keep the signatures and label order of this one.")
+@click.option("--name", metavar="NAME", help="saved-model: the model's name for the server. Default: DIR's name.")
+@click.option("--quantize", type=click.Choice(["float16", "int8"]), help="litert: smaller numbers.")
+@click.option("--optimizer", metavar="NAME", help="Training formats: for a checkpoint that does not name it.")
+@click.option(
+    "--data", multiple=True, metavar="PATH", help="Images to verify on. Default: the run's validation images."
+)
+@click.option("--tolerance", type=float, metavar="F", help="Accept scores that differ by up to F (0 to 1).")
+@click.option("--overwrite", is_flag=True, help="Formats without versions: move what is at DIR aside.")
+@_model_options
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def export(
+    checkpoint: str, directory: str, image_size: str | None, classes: str | None, as_json: bool, **options: Any
+) -> int:
+    """Writes a run or a checkpoint in another form, verified: what differs from the model does not appear at DIR.
+
+    \b
+    kresume export runs/2-signs serving/signs                       the next version for TensorFlow Serving
+    kresume export runs/2-signs serving/signs --like serving/old    clients of the old model notice nothing
+    kresume export runs/2-signs phone/ --format litert --quantize float16
+    kresume export ckpt/ converted/ --format keras --model my.py:build --optimizer adam
+    """
+    from kresume.exports.export import export as run
+    from kresume.progress import Reporter
+
+    options |= _read_model_options(image_size, classes)
+    result = run(checkpoint, directory, reporter=Reporter(), **options)
+    _print(result, as_json)
+    return result.exit_code
 
 
 @cli.command()

@@ -104,7 +104,7 @@ def select(
         _select_tensorflow(device, count)
         if exact:
             import_tensorflow().config.experimental.enable_op_determinism()
-    with _without_start_up_notes():
+    with without_native_notes():
         import keras  # noqa: F401  # fixes the backend now, and brings the rest of the notes
         import tensorflow as tf
 
@@ -141,8 +141,8 @@ def _share_batches(count: int | None, batch_size: int | None) -> None:
 
 
 @contextmanager
-def _without_start_up_notes() -> Iterator[None]:
-    """Keeps what TensorFlow's C++ prints while it is imported off the terminal: no setting silences it in 2.21."""
+def without_native_notes() -> Iterator[None]:
+    """Keeps what TensorFlow's C++ prints (on import, on optimizing a graph) off the terminal: nothing silences it in 2.21."""
     sys.stderr.flush()
     try:
         before = os.dup(2)
@@ -164,7 +164,7 @@ def import_tensorflow() -> Any:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if "tensorflow" in sys.modules:
         return sys.modules["tensorflow"]
-    with _without_start_up_notes():
+    with without_native_notes():
         import tensorflow as tf
     return tf
 

@@ -82,3 +82,7 @@ class Stopped(KresumeError):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class ExportError(KresumeError):
+    """An export differs from the model, or a format cannot hold it. Nothing was left at the destination."""

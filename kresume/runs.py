@@ -109,6 +109,10 @@ class Run:
         line = {"time": now(), "event": kind, **facts}
         files.append_line(self.path / "events.jsonl", json.dumps(line, ensure_ascii=False))
 
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        """The events of one kind, oldest first."""
+        return [line for line in read_metrics(self.path / "events.jsonl") if line.get("event") == kind]
+
 
 def is_run(path: str | Path) -> bool:
     """True if `path` is a run directory."""
@@ -221,10 +225,11 @@ class Generation:
     old: float | None
     new: float | None
     rate: float | None
+    exports: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form."""
-        return dict(vars(self))
+        return {**vars(self), "exports": list(self.exports)}
 
 
 @dataclass(frozen=True)
@@ -253,6 +258,7 @@ class Lineage:
                 _percent(run.accuracy),
                 _percent(run.old),
                 _percent(run.new),
+                _newest(run.exports),
             )
             for run in self.generations
         ]
@@ -264,7 +270,26 @@ class Lineage:
         return "\n".join(lines)
 
 
-COLUMNS = ("run", "status", "created", "parent", "images", "added", "epochs", "rate", "before", "after", "old", "new")
+COLUMNS = (
+    "run",
+    "status",
+    "created",
+    "parent",
+    "images",
+    "added",
+    "epochs",
+    "rate",
+    "before",
+    "after",
+    "old",
+    "new",
+    "exports",
+)
+
+
+def _newest(exports: Sequence[str]) -> str:
+    more = f" and {len(exports) - 2:,} before" if len(exports) > 2 else ""
+    return (", ".join(reversed(exports[-2:])) or "-") + more
 
 
 def _percent(value: float | None) -> str:
@@ -292,6 +317,9 @@ def _generation(run: Run) -> Generation:
         old=_accuracy(scores, "old"),
         new=_accuracy(scores, "new"),
         rate=run.record.get("rate", {}).get("peak"),
+        exports=tuple(
+            f"{event['format']} {os.path.normpath(run.path / event['path'])}" for event in run.events("exported")
+        ),
     )
 
 

@@ -25,6 +25,7 @@ from kresume.checkpoints import (
     torch_file,
     weights_file,
 )
+from kresume.checkpoints.beside import with_files_beside
 from kresume.checkpoints.state import TrainState
 from kresume.errors import CheckpointError
 
@@ -69,7 +70,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> TrainState:
     path = os.fspath(path)
     name = recognise(path)
     if name is not None:
-        return READERS[name].read(path)
+        return with_files_beside(READERS[name].read(path))
     plain, which = run.split(path)
     if not plain.exists():
         raise CheckpointError(

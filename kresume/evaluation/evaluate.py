@@ -7,18 +7,20 @@ evaluation.as_dict()["all"]["accuracy"]
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kresume import devices, runs
+from kresume import runs
 from kresume.checkpoints.read import read_checkpoint
-from kresume.checkpoints.state import Card
-from kresume.errors import ImagesError, UsageError
+from kresume.errors import ImagesError
+from kresume.evaluation.against import answers_of, open_cache, served_folder
+from kresume.evaluation.loaded import Subject, load, select_backend
+from kresume.evaluation.score import score
+from kresume.evaluation.signatures import labels_of
 from kresume.images import manifest as manifests
-from kresume.images.cache import Cache
 from kresume.images.decode import DecodeSpec
 from kresume.images.manifest import Manifest
 from kresume.images.prepare import prepare
@@ -36,38 +38,70 @@ class Evaluation:
         data: the images.
         scores: `{"all": {...}, "old": {...}, "new": {...}, "classes": {NAME: {...}}}`.
         quarantined: how many files could not be read.
+        note: what a person should know of how it was scored, or an empty text.
+        against: another model on the same images, if one was asked for.
     """
 
     model: str
     data: tuple[str, ...]
     scores: Mapping[str, Any]
     quarantined: int
+    note: str = ""
+    against: Evaluation | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form that `eval --json` prints."""
-        return {
+        facts = {
             **self.scores,
             "model": self.model,
             "data": list(self.data),
             "quarantined": self.quarantined,
         }
+        if self.note:
+            facts["note"] = self.note
+        return facts if self.against is None else {**facts, "against": self.against.as_dict()}
 
     def __str__(self) -> str:
         lines = [f"{self.model} on {', '.join(self.data)}"]
+        lines += [f"  {line}" for line in self._lines()]
+        if self.quarantined:
+            lines.append(f"  {self.quarantined:,} files could not be read")
+        if self.note:
+            lines.append(f"  note: {self.note}")
+        if self.against is not None:
+            lines += ["", str(self.against), "", *_differences(self.against, self)]
+        return "\n".join(lines)
+
+    def _lines(self) -> list[str]:
+        lines = []
         for name in ("all", "old", "new"):
             subset = self.scores[name]
             if subset["images"]:
+                loss = "no loss (labels alone)" if subset["loss"] is None else f"loss {subset['loss']:.4f}"
                 lines.append(
-                    f"  {name:<5}{100 * subset['accuracy']:6.1f} %  of {subset['images']:,} images, "
-                    f"loss {subset['loss']:.4f}, f1 {subset['f1']:.3f}"
+                    f"{name:<5}{100 * subset['accuracy']:6.1f} %  of {subset['images']:,} images, {loss}, f1 {subset['f1']:.3f}"
                 )
         width = max(len(name) for name in self.scores["classes"])
         for name, facts in self.scores["classes"].items():
             if facts["images"]:
-                lines.append(f"  {name:<{width}}  recall {100 * facts['recall']:5.1f} %  of {facts['images']:,}")
-        if self.quarantined:
-            lines.append(f"  {self.quarantined:,} files could not be read")
-        return "\n".join(lines)
+                lines.append(f"{name:<{width}}  recall {100 * facts['recall']:5.1f} %  of {facts['images']:,}")
+        return lines
+
+
+def _differences(before: Evaluation, after: Evaluation) -> list[str]:
+    """What changed from the model that is compared with to the one that is scored, in points."""
+
+    def line(name: str, metric: str, old: float, new: float) -> str:
+        return f"  {name}  {metric} {100 * old:5.1f} % -> {100 * new:5.1f} %  ({100 * (new - old):+.1f} points)"
+
+    lines = [f"{before.model} -> {after.model}"]
+    for name in ("all", "old", "new"):
+        if after.scores[name]["images"]:
+            lines.append(line(name, "accuracy", before.scores[name]["accuracy"], after.scores[name]["accuracy"]))
+    for name, facts in after.scores["classes"].items():
+        if facts["images"] and facts["recall"] != before.scores["classes"][name]["recall"]:
+            lines.append(line(name, "recall", before.scores["classes"][name]["recall"], facts["recall"]))
+    return lines
 
 
 def evaluate(
@@ -85,12 +119,14 @@ def evaluate(
     imports: Sequence[str] = (),
     map_file: str | None = None,
     trust: bool = False,
+    against: str | Path | runs.Run | None = None,
     reporter: Reporter | None = None,
 ) -> Evaluation:
-    """Scores a run's result or a checkpoint on images, one prediction each.
+    """Scores a run's result, a checkpoint or a SavedModel on images, one prediction each.
 
     Args:
-        checkpoint: `RUN`, `RUN@last`, `RUN@best`, `RUN@STEP`, or a checkpoint of any known format.
+        checkpoint: `RUN`, `RUN@last`, `RUN@best`, `RUN@STEP`, a checkpoint of any known format, or a SavedModel (or the
+            folder of its versions), which runs by TensorFlow alone through its own signature.
         data: folders with one folder per class.
         model: the architecture, for a checkpoint without one.
         classes: the names of the outputs in their order, for a checkpoint that does not say them.
@@ -103,75 +139,78 @@ def evaluate(
         imports: Python files that register custom objects.
         map_file: YAML that says which array of a PyTorch state dict fills which variable, as `--map` of `train`.
         trust: run the code of the checkpoint's Lambda layers.
+        against: another model, compared on the same images; images of classes that it does not know count as wrong.
         reporter: shown progress.
 
     Raises:
         KresumeError: as its message says.
     """
     reporter = reporter or Reporter(quiet=True)
-    path = str(checkpoint.path if isinstance(checkpoint, runs.Run) else checkpoint)
+    path = _path_of(checkpoint)
+    other = _path_of(against) if against is not None else None
     sources = [data] if isinstance(data, (str, Path)) else list(data)
     listing = list_images([str(source) for source in sources], reporter)
-    run = _run_of(path)
-    devices.select(backend or (run.record["backend"] if run else None), device, None, batch_size)
-    state = read_checkpoint(path)
-
-    from kresume.evaluation.live import LiveScorer  # imports Keras, which fixes the backend
-    from kresume.models import build, restore
-    from kresume.models import pixels as conventions
-    from kresume.models.losses import choose_loss, output_count
-
-    card = state.card
-    names = tuple(classes) if classes else (card.classes if card else tuple(sorted(listing.classes)))
-    network = build.build_model(
-        model,
-        state=state,
-        num_classes=len(names),
-        image_size=image_size or (card.image_size if card else None),
-        imports=imports,
-        trust=trust,
-    )
-    restore.restore(network, state, optimizer=None, map_file=map_file)
-    count = output_count(network)
-    if len(names) != (2 if count == 1 else count):
-        raise UsageError(
-            f"{path} has {count} outputs and does not name them, {', '.join(map(str, sources))} has {len(names)} class "
-            "folders: give the names of the outputs in their order with --classes a,b,c"
+    folder = served_folder(path)
+    live = path if folder is None else other if other is not None and served_folder(other) is None else None
+    if live is not None:
+        select_backend(live, backend, device)
+    names_given = tuple(classes) if classes else None
+    given = Subject(path, model, names_given, pixels, image_size, tuple(imports), map_file, trust)
+    shown = tuple(str(source) for source in sources)
+    loaded = load(given, fallback_classes=listing.classes) if folder is None else None
+    if loaded is not None:
+        names, spec = loaded.card.classes, loaded.spec
+    else:
+        names, spec = (
+            given.classes or (labels_of(folder) if folder else None) or tuple(sorted(listing.classes)),
+            UNDECODED,
         )
     unknown = sorted(set(listing.classes) - set(names))
     if unknown:
         raise ImagesError(f"class folders that {path} does not know: {', '.join(unknown)}; it knows {', '.join(names)}")
-    eats = pixels or (card.pixels if card else conventions.read_convention(network))
-    if eats is None:
-        raise UsageError(f"{path} does not say what values it eats: give --pixels 0-1, -1-1, 0-255, caffe or torch")
-    size = network.input_shape[1:3]
-    height, width = (size if all(size) else None) or image_size or (card.image_size if card else None) or (None, None)
-    if height is None or width is None:
-        raise UsageError(f"{path} takes images of any size: give --image-size N or HxW")
-    spec = DecodeSpec(
-        int(height), int(width), card.resize if card else "stretch", card.interpolation if card else "area"
-    )
-    store = None if cache == "off" else Cache.open(spec, Path(cache) if cache and cache != "auto" else None)
+    store = open_cache(spec, cache) if loaded is not None else None
     prepared = prepare(listing.files, spec, store, reporter)
     merge = manifests.merge(None, prepared, None, None, classes=names, val_split=None, generation=0)
+    run = loaded.run if loaded is not None else None
     manifest = _with_origins(merge.manifest, run)
+    generation = run.generation if run is not None else 0
+
+    def asked(subject: Subject) -> Evaluation:
+        answers = answers_of(subject, manifest, reporter, batch_size=batch_size, cache=cache)
+        scores = score(
+            answers.probabilities,
+            manifest.labels,
+            origins=manifest.origins,
+            generation=generation,
+            classes=answers.classes,
+        )
+        return Evaluation(subject.checkpoint, shown, answers.completed(scores), len(prepared.quarantine), answers.note)
+
+    compared = asked(replace(given, checkpoint=other, **_own(other))) if other is not None else None
+    if loaded is None:
+        return replace(asked(given), against=compared)
+    from kresume.evaluation.live import LiveScorer  # imports Keras, which fixes the backend
+
     source = PictureReader(manifest, spec, store)
-    scorer = LiveScorer(
-        network,
-        source,
-        manifest,
-        Card(names, (spec.height, spec.width), eats, spec.resize, spec.interpolation),
-        choose_loss(network, saved=state.compiled),
-        batch_size,
-        run.generation if run else 0,
-    )
+    scorer = LiveScorer(loaded.model, source, manifest, loaded.card, loaded.loss, batch_size, generation)
     scores = scorer.score(reporter, "scoring", rows=np.arange(len(manifest)))
-    return Evaluation(path, tuple(str(source) for source in sources), scores, len(prepared.quarantine))
+    return Evaluation(path, shown, scores, len(prepared.quarantine), against=compared)
 
 
-def _run_of(path: str) -> runs.Run | None:
-    plain = path.rpartition("@")[0] if "@" in Path(path).name and not Path(path).exists() else path
-    return runs.open_run(plain) if runs.is_run(plain) else None
+UNDECODED = DecodeSpec(64, 64)
+"""Stands for the size of a SavedModel, which decodes by itself: files are hashed and their headers read, no more."""
+
+
+def _path_of(checkpoint: str | Path | runs.Run) -> str:
+    return str(checkpoint.path if isinstance(checkpoint, runs.Run) else checkpoint)
+
+
+def _own(other: str) -> dict[str, Any]:
+    """What the other model says by itself is not overridden by what was said of the first."""
+    folder = served_folder(other)
+    if folder is not None:
+        return {"model": None, **({"classes": None} if labels_of(folder) else {})}
+    return {"model": None, "classes": None, "pixels": None} if read_checkpoint(other).card is not None else {}
 
 
 def _with_origins(manifest: Manifest, run: runs.Run | None) -> Manifest:

@@ -27,8 +27,8 @@ def uses_averages(model: keras.Model) -> bool:
     return optimizer is not None and bool(_inner(optimizer).use_ema)
 
 
-def _pairs(model: keras.Model) -> list[tuple[Any, Any]]:
-    optimizer = _inner(model.optimizer)
+def _pairs(optimizer: Any) -> list[tuple[Any, Any]]:
+    optimizer = _inner(optimizer)
     averages = optimizer._model_variables_moving_average
     return list(zip(optimizer._trainable_variables, averages, strict=True))
 
@@ -38,8 +38,14 @@ def start_from_weights(model: keras.Model) -> None:
 
     Keras does so at iteration 0 only; switched on later they would begin at 0 and pull the model towards it.
     """
-    for weight, average in _pairs(model):
+    for weight, average in _pairs(model.optimizer):
         average.assign(np.asarray(weight.value).copy())
+
+
+def use_averages(optimizer: Any) -> None:
+    """Puts the averages in the place of the weights for good: for a model that only predicts from now on."""
+    for weight, average in _pairs(optimizer):
+        weight.assign(np.asarray(average.value).copy())
 
 
 @contextmanager
@@ -48,7 +54,7 @@ def averaged(model: keras.Model) -> Iterator[None]:
     if not uses_averages(model):
         yield
         return
-    pairs = _pairs(model)
+    pairs = _pairs(model.optimizer)
     raw = [np.asarray(weight.value).copy() for weight, _ in pairs]
     for weight, average in pairs:
         weight.assign(np.asarray(average.value).copy())

@@ -46,12 +46,18 @@ def save_model(model: keras.Model, path: Path, card: Card, learning_rate: float,
         metrics=keras.saving.deserialize_keras_object(compiled.get("metrics")),
         auto_scale_loss=False,  # it is wrapped already where the layers need it
     )
+    write_archive(model, path, card, facts)
+
+
+def write_archive(model: keras.Model, path: Path, card: Card | None, facts: Mapping[str, Any]) -> None:
+    """Writes a model as it is to a `.keras` file, whole or not at all, with a card where one is known."""
     with files.new_file(path) as temporary:
         written = temporary.with_name(f"{temporary.name}.keras")  # Keras insists on the ending
         try:
             model.save(written)
-            with zipfile.ZipFile(written, "a") as archive:
-                archive.writestr(CARD, json.dumps({**card.as_dict(), **facts}, indent=1))
+            if card is not None:
+                with zipfile.ZipFile(written, "a") as archive:
+                    archive.writestr(CARD, json.dumps({**card.as_dict(), **facts}, indent=1))
             os.replace(written, temporary)
         finally:
             if written.exists():

@@ -1,0 +1,66 @@
+"""What lies beside a file of weights: `model.json`, `optimizer.json` and `kresume.json`, as our own exports write them.
+
+    state = with_files_beside(state)      # the same arrays; architecture, optimizer, classes and step where files say them
+
+A `tf.train.Checkpoint` and a `.weights.h5` hold arrays alone. `model.json` is the model as
+`keras.saving.serialize_keras_object` gives it, `optimizer.json` the optimizer, `kresume.json` the card.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from kresume import files
+from kresume.checkpoints.keras_arrays import peak_of_schedule
+from kresume.checkpoints.keras_file import CARD
+from kresume.checkpoints.state import Card, SavedRate, TrainState
+from kresume.errors import CheckpointError
+
+ARCHITECTURE, OPTIMIZER = "model.json", "optimizer.json"
+
+
+def with_files_beside(state: TrainState) -> TrainState:
+    """Completes what was read of a checkpoint that holds no architecture.
+
+    Raises:
+        CheckpointError: a file beside it is damaged.
+    """
+    if state.architecture is not None:
+        return state
+    source = Path(state.source)
+    folder = source if source.is_dir() else source.parent
+    model, optimizer, card = (_read(folder / name) for name in (ARCHITECTURE, OPTIMIZER, CARD))
+    if model is None:
+        return state
+    state = replace(state, architecture=model)
+    if optimizer is not None and state.optimizer is not None and state.optimizer.class_name is None:
+        config = dict(optimizer["config"])
+        state = replace(
+            state, optimizer=replace(state.optimizer, class_name=str(optimizer["class_name"]), config=config)
+        )
+        rate = config.get("learning_rate")
+        if isinstance(rate, Mapping):
+            state = replace(state, rate=SavedRate(peak_of_schedule(rate), "schedule", dict(rate)))
+    if card is not None:
+        if "classes" in card:
+            state = replace(state, card=Card.from_dict(card))
+        if card.get("step") is not None:
+            state = replace(state, step=int(card["step"]))
+        if card.get("peak") is not None and (state.rate is None or state.rate.schedule is None):
+            state = replace(state, rate=SavedRate(float(card["peak"]), "run"))
+    return state
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        value = files.read_json(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error}): restore it, or move it away and give --model"
+        ) from error
+    return value if isinstance(value, dict) and (path.name == CARD or "class_name" in value) else None

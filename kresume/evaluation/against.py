@@ -1,0 +1,188 @@
+"""Another model's answers to the same images, in the classes of the one that is scored.
+
+    answers = answers_of(Subject("serving/flowers"), manifest, reporter, batch_size=32, cache=None)
+    score(answers.probabilities, manifest.labels, ..., classes=answers.classes)
+
+The other may be a run, a checkpoint, or a SavedModel (which runs in a process of TensorFlow alone, through its own signature).
+It may know other classes: an image that it gives to a class that is not ours, or whose class it does not know, is not right.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kresume.checkpoints.read import recognise
+from kresume.errors import UsageError
+from kresume.evaluation.loaded import Subject, load
+from kresume.evaluation.served import Prediction, predict_saved_model
+from kresume.evaluation.signatures import Signature, find_saved_model, labels_of, read_signatures
+from kresume.images import conventions
+from kresume.images.cache import Cache
+from kresume.images.decode import DecodeSpec
+from kresume.images.manifest import Manifest
+from kresume.images.reader import PictureReader
+from kresume.progress import Reporter
+
+ELSEWHERE = "(another class)"
+PART = 64
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Probabilities of images.
+
+    Attributes:
+        probabilities: `(n, len(classes) + 1)`: the last column is for any class that is not among them.
+        classes: the names of the columns, `ELSEWHERE` the last.
+        labels_alone: it gives labels without scores, so there is no loss.
+        note: what a person should know, or an empty text.
+    """
+
+    probabilities: np.ndarray
+    classes: tuple[str, ...]
+    labels_alone: bool = False
+    note: str = ""
+
+    def completed(self, scores: Mapping[str, Any]) -> dict[str, Any]:
+        """`score`'s result without the column of other classes, and without a loss where there is none."""
+        result = {**scores, "classes": {name: facts for name, facts in scores["classes"].items() if name != ELSEWHERE}}
+        if self.labels_alone:
+            result |= {name: {**scores[name], "loss": None} for name in ("all", "old", "new")}
+        return result
+
+
+def served_folder(path: str) -> Path | None:
+    """The SavedModel at `path`, None if there is none or it is a checkpoint that is read as such."""
+    folder = find_saved_model(path)
+    return folder if folder is not None and recognise(path) in {None, "saved-model"} else None
+
+
+def answers_of(
+    subject: Subject, manifest: Manifest, reporter: Reporter, *, batch_size: int, cache: str | None
+) -> Answers:
+    """Asks a model for every image of a manifest.
+
+    Args:
+        subject: the model. The backend was selected before.
+        manifest: the images, in our classes.
+        reporter: told what is going on.
+        batch_size: images per prediction.
+        cache: `"off"`, or where decoded images are kept.
+
+    Raises:
+        KresumeError: it cannot be read or run, or its classes are not known.
+    """
+    folder = served_folder(subject.checkpoint)
+    if folder is not None:
+        return _served(folder, subject, manifest, reporter)
+    from kresume.evaluation.live import LiveScorer
+
+    loaded = load(subject, fallback_classes=manifest.classes)
+    reader = PictureReader(manifest, loaded.spec, open_cache(loaded.spec, cache))
+    scorer = LiveScorer(loaded.model, reader, manifest, loaded.card, loaded.loss, batch_size, loaded.generation)
+    probabilities = scorer.probabilities(np.arange(len(manifest)))
+    return Answers(
+        _in_our_classes(probabilities, loaded.card.classes, manifest.classes), (*manifest.classes, ELSEWHERE)
+    )
+
+
+def open_cache(spec: DecodeSpec, cache: str | None) -> Cache | None:
+    """The cache that `--cache` names."""
+    return None if cache == "off" else Cache.open(spec, Path(cache) if cache and cache != "auto" else None)
+
+
+def _in_our_classes(probabilities: np.ndarray, theirs: Sequence[str], ours: Sequence[str]) -> np.ndarray:
+    place = {name: index for index, name in enumerate(ours)}
+    result = np.zeros((len(probabilities), len(ours) + 1))
+    for column, name in enumerate(theirs):
+        # The largest of the classes that are not ours decides, as it would in the model itself.
+        target = place.get(name, len(ours))
+        result[:, target] = np.maximum(result[:, target], probabilities[:, column])
+    return result
+
+
+def served_size(folder: Path, signature: Signature) -> tuple[DecodeSpec, str]:
+    """How pictures are decoded for a SavedModel that takes numbers, and the convention of its values.
+
+    Raises:
+        UsageError: neither its signature nor its `export.json` says the size.
+    """
+    from kresume import files
+    from kresume.checkpoints.state import Card
+
+    record = folder / "export.json"
+    if record.is_file():
+        card = Card.from_dict(files.read_json(record)["card"])
+        return DecodeSpec(*card.image_size, card.resize, card.interpolation), card.pixels
+    height, width = signature.input.shape[1:3]
+    if height is None or width is None:
+        raise UsageError(
+            f"{folder} takes pictures of any size and does not say which it was trained on: give --image-size"
+        )
+    return DecodeSpec(height, width), ""
+
+
+def _served(folder: Path, subject: Subject, manifest: Manifest, reporter: Reporter) -> Answers:
+    labels = subject.classes or labels_of(folder)
+    signature = next(iter(read_signatures(folder, len(labels) if labels else len(manifest.classes)).values()))
+    reporter.say(f"running {folder} by TensorFlow alone, through its signature {signature.name}")
+    rows = np.arange(len(manifest))
+    if signature.input.kind == "bytes":
+        prediction = predict_saved_model(folder, signature, labels, manifest.classes, {"files": manifest.paths(rows)})
+    else:
+        prediction = _by_numbers(folder, signature, labels, subject, manifest, rows)
+    notes = []
+    if labels is None:
+        notes.append(f"it does not say the order of its classes: taken as {', '.join(manifest.classes)}")
+    if prediction.failed:
+        row, reason = next(iter(prediction.failed.items()))
+        path = manifest.paths(np.array([row]))[0]
+        notes.append(f"{len(prediction.failed):,} images that it could not read count as wrong ({path}: {reason})")
+    scores = prediction.scores
+    alone = scores is None
+    count = len(manifest.classes)
+    probabilities = np.zeros((len(rows), count + 1))
+    if scores is not None:
+        probabilities[:, :count] = scores
+    else:
+        known = prediction.indices >= 0
+        probabilities[rows[known], prediction.indices[known]] = 1.0
+    probabilities[prediction.indices < 0, count] = 2.0  # above any score: the choice was none of ours
+    return Answers(probabilities, (*manifest.classes, ELSEWHERE), alone, "; ".join(notes))
+
+
+def _by_numbers(
+    folder: Path,
+    signature: Signature,
+    labels: Sequence[str] | None,
+    subject: Subject,
+    manifest: Manifest,
+    rows: np.ndarray,
+) -> Prediction:
+    """Feeds a SavedModel that takes pictures or values as arrays."""
+    if subject.image_size is not None:
+        spec, pixels = DecodeSpec(*subject.image_size), ""
+    else:
+        spec, pixels = served_size(folder, signature)
+    pixels = subject.pixels or pixels
+    if signature.input.kind == "values" and not pixels:
+        raise UsageError(
+            f"{folder} takes numbers and does not say which: give --pixels 0-1, -1-1, 0-255, caffe or torch"
+        )
+    reader = PictureReader(manifest, spec, open_cache(spec, None))
+    kind = signature.input.dtype if signature.input.kind == "values" else "uint8"
+    convert = conventions.to_model_function(pixels) if kind != "uint8" else (lambda images: images)
+    with tempfile.TemporaryDirectory(prefix="kresume-") as name:
+        place = Path(name) / "images.npy"
+        dtype = kind if kind in {"uint8", "float16", "float64"} else "float32"
+        array = np.lib.format.open_memmap(place, "w+", dtype, (len(rows), spec.height, spec.width, 3))
+        for start in range(0, len(rows), PART):
+            array[start : start + PART] = np.asarray(convert(reader(rows[start : start + PART])))
+        array.flush()
+        return predict_saved_model(folder, signature, labels, manifest.classes, {"array": str(place)})

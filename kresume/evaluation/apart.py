@@ -1,0 +1,83 @@
+"""Runs a model in a fresh process by its own runtime alone, and gives back its outputs.
+
+    answer = run_apart("saved_model", {"path": "serving/flowers/3", "signature": "serving_default", ...})
+    answer.outputs["scores"], answer.places, answer.failed
+
+The scripts are in `runtimes/`, one for each runtime; each is run by its path and imports nothing of kresume.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kresume.errors import CheckpointError
+
+SCRIPTS = Path(__file__).parent / "runtimes"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a runtime gave.
+
+    Attributes:
+        outputs: by output name; rows as in `places`.
+        places: which of the images the rows are.
+        failed: image -> why the model could not read it.
+        facts: anything else that the script reports.
+    """
+
+    outputs: Mapping[str, np.ndarray]
+    places: np.ndarray
+    failed: Mapping[int, str]
+    facts: Mapping[str, Any]
+
+
+def run_apart(script: str, request: Mapping[str, Any], *, environment: Mapping[str, str] | None = None) -> Answer:
+    """Runs a script of `runtimes/` and reads its answer.
+
+    Args:
+        script: its name without `.py`.
+        request: what it is asked, as JSON values.
+        environment: further variables of the process.
+
+    Raises:
+        CheckpointError: the model does not load or does not run there; the message is the last line that it printed.
+    """
+    with tempfile.TemporaryDirectory(prefix="kresume-") as name:
+        place, output = Path(name) / "request.json", Path(name) / "answer.npz"
+        place.write_text(json.dumps({**request, "output": str(output)}), encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, "-P", str(SCRIPTS / f"{script}.py"), str(place)],
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3", **(environment or {})},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise CheckpointError(
+                f"{request['path']} does not run by itself in a fresh process ({script.replace('_', ' ')}): "
+                f"{last_words(done.stderr)}"
+            )
+        with np.load(output) as answer:
+            facts = json.loads(str(answer["facts"]))
+            outputs = {key.removeprefix("output:"): answer[key] for key in answer.files if key.startswith("output:")}
+            failed = {int(row): reason for row, reason in facts.pop("failed", {}).items()}
+            return Answer(outputs, answer["places"], failed, facts)
+
+
+def last_words(stderr: str) -> str:
+    """The last line that says something: what a traceback ends in."""
+    lines = [
+        line.strip() for line in stderr.splitlines() if line.strip() and not line.startswith((" ", "I0000", "W0000"))
+    ]
+    return lines[-1][:600] if lines else "it printed nothing"

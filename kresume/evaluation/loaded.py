@@ -1,0 +1,252 @@
+"""A run or a checkpoint as a live model that knows what it eats and what its outputs mean.
+
+    subject = Subject("runs/2-signs")                  # what a user names, as plain values
+    loaded = load(subject)
+    loaded.model, loaded.card.classes, loaded.loss.outputs
+
+`eval` and `export` begin here. The model's weights are those that predictions are made with: the averages, where the training
+kept any. Everything in a `Subject` can be written as JSON, so that another process can load the very same thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kresume import devices, runs
+from kresume.checkpoints import run as run_reader
+from kresume.checkpoints.read import read_checkpoint
+from kresume.checkpoints.state import Card, SavedOptimizer, TrainState
+from kresume.errors import CheckpointError, UsageError
+from kresume.images.decode import DecodeSpec
+
+if TYPE_CHECKING:
+    from kresume.models.losses import LossChoice
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a user names, with what the file does not say by itself.
+
+    Attributes:
+        checkpoint: `RUN`, `RUN@last`, `RUN@best`, `RUN@STEP`, a folder of runs, or a checkpoint of any known format.
+        model: the architecture, for a checkpoint without one.
+        classes: names of the outputs in their order, for a checkpoint that does not say them.
+        pixels: what the model eats, for a checkpoint that does not say it.
+        image_size: `(height, width)` in pixels, for a model that takes any.
+        imports: Python files that register custom objects.
+        map_file: YAML that says which array of a PyTorch state dict fills which variable.
+        trust: run the code of the checkpoint's Lambda layers.
+    """
+
+    checkpoint: str
+    model: str | None = None
+    classes: tuple[str, ...] | None = None
+    pixels: str | None = None
+    image_size: tuple[int, int] | None = None
+    imports: tuple[str, ...] = ()
+    map_file: str | None = None
+    trust: bool = False
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A live model.
+
+    Attributes:
+        subject: what was asked for.
+        run: the run it is, None for a bare checkpoint.
+        state: what was read.
+        model: built, with the weights that predictions are made with.
+        card: what it eats and what its outputs mean, complete.
+        loss: what its outputs are (probabilities or logits).
+        averages: whether the weights are averages (EMA).
+        own_optimizer: the one that the user's model function compiled, unrestored; None if it compiled none.
+        named: whether the card is known; else classes are numbered and pixels taken as they are.
+    """
+
+    subject: Subject
+    run: runs.Run | None
+    state: TrainState
+    model: Any
+    card: Card
+    loss: LossChoice
+    averages: bool
+    own_optimizer: Any = None
+    named: bool = True
+
+    @property
+    def spec(self) -> DecodeSpec:
+        """How pictures are decoded for it."""
+        height, width = self.card.image_size
+        return DecodeSpec(height, width, self.card.resize, self.card.interpolation)
+
+    @property
+    def generation(self) -> int:
+        """The run's generation, 0 for a bare checkpoint."""
+        return self.run.generation if self.run else 0
+
+
+def find_run(path: str) -> runs.Run | None:
+    """The run that a path names (`RUN`, `RUN@best`, a folder of runs), None if it is a bare checkpoint."""
+    return run_reader.find_run(path) if run_reader.accepts(path) else None
+
+
+def select_backend(path: str, backend: str | None, device: str | None) -> str:
+    """Fixes the backend: the one asked for, else the one that the run trained on, else the usual default."""
+    run = find_run(path)
+    return devices.select(backend or (run.record["backend"] if run else None), device)
+
+
+def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, anonymous: bool = False) -> Loaded:
+    """Reads a checkpoint and builds its model. The backend was selected before.
+
+    Args:
+        subject: what to load.
+        fallback_classes: names to use where neither the checkpoint nor the subject has any.
+        anonymous: go on where nobody says classes or pixels: enough to convert a checkpoint, not to predict.
+
+    Raises:
+        KresumeError: it cannot be read or built, or something is not said; the message says what to give.
+    """
+    from kresume.models import build, restore
+    from kresume.models import pixels as conventions
+    from kresume.models.losses import choose_loss, output_count
+
+    path = subject.checkpoint
+    run = find_run(path)
+    state = read_checkpoint(path)
+    subject = replace(subject, imports=tuple(dict.fromkeys([*subject.imports, *_code_of(subject, run)])))
+    card = state.card
+    names = subject.classes or (card.classes if card else None) or tuple(sorted(fallback_classes or ()))
+    model = build.build_model(
+        subject.model,
+        state=state,
+        num_classes=len(names) or 1,
+        image_size=subject.image_size or (card.image_size if card else None),
+        imports=subject.imports,
+        trust=subject.trust,
+    )
+    own_optimizer = getattr(model, "optimizer", None)  # a function of the user's may have compiled the model
+    averages = _restore(model, state, own_optimizer, partial(restore.restore, map_file=subject.map_file))
+    count = output_count(model)
+    named = bool(names) and bool(subject.pixels or card or conventions.read_convention(model))
+    if anonymous and not names:
+        names = tuple(str(index) for index in range(max(count, 2)))
+    if len(names) != (2 if count == 1 else count):
+        said = f"{len(names)} class folders were given" if fallback_classes else f"{len(names)} names are known"
+        raise UsageError(
+            f"{path} has {count} outputs and does not name them ({said}): give the names of the outputs in their order "
+            "with --classes a,b,c"
+        )
+    eats = subject.pixels or (card.pixels if card else conventions.read_convention(model))
+    eats = eats or ("0-255" if anonymous else None)
+    if eats is None:
+        raise UsageError(f"{path} does not say what values it eats: give --pixels 0-1, -1-1, 0-255, caffe or torch")
+    own = model.input_shape[1:3]
+    size = (own if all(own) else None) or subject.image_size or (card.image_size if card else None)
+    size = size or (build.DEFAULT_SIZE if anonymous else None)
+    if size is None:
+        raise UsageError(f"{path} takes images of any size: give --image-size N or HxW")
+    complete = Card(
+        tuple(names),
+        (int(size[0]), int(size[1])),
+        eats,
+        card.resize if card else "stretch",
+        card.interpolation if card else "area",
+        card.lineage if card else {},
+    )
+    loss = choose_loss(model, saved=state.compiled)
+    return Loaded(subject, run, state, model, complete, loss, averages, own_optimizer, named)
+
+
+def _code_of(subject: Subject, run: runs.Run | None) -> list[str]:
+    """The Python files that register custom layers: the user's, and those that the run's own options name."""
+    options = run.record.get("options", {}) if run is not None else {}
+    found = list(options.get("imports") or ())
+    for spec in (subject.model, options.get("model")):
+        file, _, _ = str(spec or "").rpartition(":")
+        found += [file] * (file.endswith(".py") and Path(file).is_file())
+    return found
+
+
+def _restore(model: Any, state: TrainState, own: Any, restore: Any) -> bool:
+    """Gives the model its weights, or the averages where the training kept them; its optimizer is dropped.
+
+    Returns:
+        Whether the weights are averages.
+    """
+    from kresume.models.averages import use_averages
+
+    model.optimizer = None
+    saved = named_optimizer(state, own)
+    if saved is None or not (saved.config or {}).get("use_ema"):
+        restore(model, state, optimizer=None)
+        return False
+    optimizer = build_optimizer(model, state, saved)
+    restore(model, state, optimizer=optimizer)
+    use_averages(optimizer)
+    return True
+
+
+def named_optimizer(state: TrainState, own: Any = None, asked: str | None = None) -> SavedOptimizer | None:
+    """The checkpoint's optimizer with its class: as the file says it, as asked for, or as the user's function compiled it.
+
+    Args:
+        state: what was read.
+        own: the optimizer that the model's function compiled, or None.
+        asked: a name from the user.
+
+    Returns:
+        None where the file holds no optimizer state, or nobody knows its class.
+
+    Raises:
+        UsageError: `asked` is another class than the file's.
+    """
+    from kresume.models.optimizers import class_name, describe
+
+    stored = state.optimizer
+    if stored is None:
+        return None
+    name = class_name(asked) if asked else None
+    if stored.class_name is not None:
+        if name not in {None, stored.class_name}:
+            raise UsageError(
+                f"--optimizer {asked}: the optimizer in {state.source} is {stored.class_name}; leave the option out"
+            )
+        return stored
+    compiled = describe(own) if own is not None else None
+    if compiled is not None and name in {None, compiled.class_name}:
+        return replace(stored, class_name=compiled.class_name, config=compiled.config)
+    return replace(stored, class_name=name) if name is not None else None
+
+
+def build_optimizer(model: Any, state: TrainState, saved: SavedOptimizer) -> Any:
+    """The checkpoint's optimizer, built on a model, with as many variables as the file has for it.
+
+    Raises:
+        CheckpointError: Keras does not know its class or the class of its schedule.
+    """
+    import keras
+
+    from kresume.models.optimizers import make_optimizer
+
+    rate: Any = state.rate.value if state.rate is not None else 1e-3
+    schedule = state.rate.schedule if state.rate is not None else None
+    if schedule is not None and str(schedule.get("registered_name")).startswith("kresume>"):
+        # A schedule has no variable, a float rate has one. Ours are known to training alone, and only the place counts.
+        rate = keras.optimizers.schedules.ExponentialDecay(rate, 1, 1.0)
+    elif schedule is not None:
+        try:
+            rate = keras.optimizers.schedules.deserialize(dict(schedule))
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"the schedule {schedule.get('class_name')} in {state.source} is not known to Keras: register it with "
+                "--import FILE.py"
+            ) from error
+    optimizer = make_optimizer(saved, rate)
+    optimizer.build(model.trainable_variables)
+    return optimizer

@@ -1,0 +1,100 @@
+"""A SavedModel as its clients see it: run in a process of TensorFlow alone, through its own signature.
+
+prediction = predict_saved_model(folder, signature, labels, classes, {"files": [...]})
+prediction.indices           # (n,) which of `classes` it chose, -1 where it chose none of them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kresume.evaluation.apart import Answer, run_apart
+from kresume.evaluation.signatures import Signature
+
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What another runtime says of images.
+
+    Attributes:
+        scores: `(n, classes) float64`, zeros for an image that it could not read; None where it gives labels alone.
+        indices: `(n,)` the classes chosen, -1 where it chose none of them.
+        failed: image -> why it could not be read.
+        facts: anything else that the runtime reports.
+    """
+
+    scores: np.ndarray | None
+    indices: np.ndarray
+    failed: Mapping[int, str] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def predict_saved_model(
+    folder: Path,
+    signature: Signature,
+    labels: Sequence[str] | None,
+    classes: Sequence[str],
+    inputs: Mapping[str, Any],
+    extra: Mapping[str, Any] | None = None,
+) -> Prediction:
+    """Runs images through a signature.
+
+    Args:
+        folder: it has `saved_model.pb`.
+        signature: which one, understood.
+        labels: the names of its outputs in their order; None takes `classes`.
+        classes: the classes to answer in.
+        inputs: `{"files": [...]}` or `{"array": "x.npy"}`, as the signature's input wants it.
+        extra: further fields of the request.
+
+    Raises:
+        CheckpointError: it does not load or run by TensorFlow alone.
+    """
+    request = {
+        "path": str(folder),
+        "signature": signature.name,
+        "input": signature.input.name,
+        "batch_size": BATCH,
+        **inputs,
+        **(extra or {}),
+    }
+    answer = run_apart("saved_model", request)
+    count = len(inputs["files"]) if "files" in inputs else len(np.load(inputs["array"], mmap_mode="r"))
+    return interpret(answer, signature, tuple(labels or classes), tuple(classes), count)
+
+
+def interpret(
+    answer: Answer, signature: Signature, labels: tuple[str, ...], classes: tuple[str, ...], count: int
+) -> Prediction:
+    """Reads scores, labels or indices, whichever a signature gives, in the order of `classes`."""
+    place = {name: index for index, name in enumerate(classes)}
+    to_ours = np.array([place.get(name, -1) for name in labels])
+    indices = np.full(count, -1)
+    scores: np.ndarray | None = None
+    rows = answer.places
+    row_of = signature.output("scores")
+    chosen = signature.output("class_index", "class_indices")
+    named = signature.output("labels")
+    if row_of is not None and len(rows):
+        given = np.asarray(answer.outputs[row_of.name], np.float64)
+        # Classes that only it knows keep a column of their own: an image given to one of them is not right.
+        known = to_ours >= 0
+        scores = np.zeros((count, len(classes)))
+        scores[np.ix_(rows, to_ours[known])] = given[:, known]
+        indices[rows] = to_ours[given.argmax(axis=-1)]
+    elif chosen is not None and len(rows):
+        best = np.asarray(answer.outputs[chosen.name])
+        best = best[:, 0] if best.ndim == 2 else best
+        indices[rows] = np.where(best >= 0, to_ours[np.clip(best, 0, len(labels) - 1)], -1)
+    elif named is not None and len(rows):
+        best = np.asarray(answer.outputs[named.name])
+        best = best[:, 0] if best.ndim == 2 else best
+        indices[rows] = [place.get(text.decode(), -1) for text in best]
+    return Prediction(scores, indices, answer.failed, answer.facts)

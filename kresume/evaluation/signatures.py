@@ -1,0 +1,224 @@
+"""What a SavedModel takes and gives: its signatures, read without running it.
+
+    signatures = read_signatures(find_saved_model("serving/flowers"))
+    signatures["serving_default"].input.kind        # "bytes", "pictures" or "values"
+    signatures["serving_default"].outputs           # scores, labels, class_index ... under the model's own names
+
+A signature is understood by dtypes and shapes: strings in are encoded files, `uint8` pictures, `float32` what the model eats;
+of the outputs a float row as long as the classes is the scores, strings are labels, whole numbers class indices.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from kresume.devices import import_tensorflow
+from kresume.errors import CheckpointError
+
+InputKind = Literal["bytes", "pictures", "values"]
+OutputKind = Literal["scores", "top_scores", "labels", "class_index", "class_indices", "error", "embedding"]
+Shape = tuple[int | None, ...]
+
+DEFAULT = "serving_default"
+LABELS = "labels.txt"
+INTERNAL = "__saved_model"
+
+
+@dataclass(frozen=True)
+class Input:
+    """The one input of a signature."""
+
+    name: str
+    kind: InputKind
+    dtype: str
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Output:
+    """One output of a signature."""
+
+    name: str
+    kind: OutputKind
+    dtype: str
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a client sends and gets."""
+
+    name: str
+    input: Input
+    outputs: tuple[Output, ...]
+
+    def output(self, *kinds: OutputKind) -> Output | None:
+        """The first output of one of these kinds, in the order in which they are asked for."""
+        return next((output for kind in kinds for output in self.outputs if output.kind == kind), None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            "input": {"name": self.input.name, "dtype": self.input.dtype, "shape": list(self.input.shape)},
+            "outputs": {output.name: {"dtype": output.dtype, "shape": list(output.shape)} for output in self.outputs},
+        }
+
+
+def find_saved_model(path: str | Path) -> Path | None:
+    """The SavedModel at `path`: that folder, or its highest version where it is a model server's folder; else None."""
+    folder = Path(path)
+    if (folder / "saved_model.pb").is_file():
+        return folder
+    versions = [child for child in versions_in(folder).values() if (child / "saved_model.pb").is_file()]
+    return versions[-1] if versions else None
+
+
+def versions_in(folder: Path) -> dict[int, Path]:
+    """The version folders of a model server's folder, ascending."""
+    if not folder.is_dir():
+        return {}
+    found = {int(child.name): child for child in folder.iterdir() if child.name.isdecimal() and child.is_dir()}
+    return dict(sorted(found.items()))
+
+
+def labels_of(folder: Path) -> tuple[str, ...] | None:
+    """The names of a SavedModel's outputs in their order, where it says them in `assets/labels.txt` or `export.json`."""
+    record = folder / "export.json"
+    if record.is_file():
+        try:
+            return tuple(json.loads(record.read_text(encoding="utf-8"))["card"]["classes"])
+        except (ValueError, KeyError, TypeError):
+            pass  # another program's file of that name
+    labels = folder / "assets" / LABELS
+    if labels.is_file():
+        return tuple(line for line in labels.read_text(encoding="utf-8").splitlines() if line)
+    return None
+
+
+def read_raw(folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Names, dtypes and shapes of every signature: `{signature: ({input: (dtype, shape)}, {output: ...})}`.
+
+    Raises:
+        CheckpointError: it is no SavedModel, or is damaged.
+    """
+    tf = import_tensorflow()
+    from google.protobuf.message import DecodeError
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    try:
+        message = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+    except (OSError, DecodeError) as error:
+        raise CheckpointError(
+            f"{folder} holds no SavedModel that can be read ({error}): use an earlier copy"
+        ) from error
+    graphs = [graph for graph in message.meta_graphs if "serve" in graph.meta_info_def.tags]
+    if not graphs:
+        raise CheckpointError(f"{folder} has no graph with the tag `serve`: it was not written for serving")
+
+    def tensor(info: Any) -> tuple[str, Shape | None]:
+        unknown = info.tensor_shape.unknown_rank
+        shape = None if unknown else tuple(int(d.size) if d.size >= 0 else None for d in info.tensor_shape.dim)
+        return tf.dtypes.as_dtype(info.dtype).name, shape
+
+    return {
+        name: (
+            {key: tensor(info) for key, info in definition.inputs.items()},
+            {key: tensor(info) for key, info in definition.outputs.items()},
+        )
+        for name, definition in sorted(graphs[0].signature_def.items())
+        if not name.startswith(INTERNAL)
+    }
+
+
+def read_signatures(folder: Path, classes: int | None = None) -> dict[str, Signature]:
+    """The signatures of a SavedModel that can be understood as a classifier's.
+
+    Args:
+        folder: it has `saved_model.pb`.
+        classes: how many classes it has; None takes its labels, or the width of its only row of floats.
+
+    Raises:
+        CheckpointError: `serving_default` (or its only signature) cannot be understood; the message says why.
+    """
+    raw = read_raw(folder)
+    named = labels_of(folder)
+    count = classes if classes is not None else len(named) if named else None
+    found: dict[str, Signature] = {}
+    reasons: dict[str, str] = {}
+    for name, (inputs, outputs) in raw.items():
+        try:
+            found[name] = understand(name, inputs, outputs, count)
+        except ValueError as error:
+            reasons[name] = str(error)
+    wanted = DEFAULT if DEFAULT in raw else next(iter(raw), DEFAULT)
+    if wanted not in found:
+        raise CheckpointError(
+            f"the signature {wanted} of {folder} cannot be used: {reasons.get(wanted, 'there is no signature')}"
+        )
+    return {wanted: found.pop(wanted), **found}
+
+
+def understand(
+    name: str, inputs: Mapping[str, tuple[str, Shape | None]], outputs: Mapping[str, Any], classes: int | None
+) -> Signature:
+    """Says what each tensor of a signature means.
+
+    Raises:
+        ValueError: it has several inputs, or a tensor that means nothing that we know; the message says which.
+    """
+    if len(inputs) != 1:
+        raise ValueError(f"it takes {len(inputs)} inputs ({', '.join(sorted(inputs))}), expected one: images")
+    (key, (dtype, shape)), *_ = inputs.items()
+    return Signature(
+        name,
+        _input(key, dtype, shape),
+        tuple(_output(key, outputs, classes) for key in sorted(outputs)),
+    )
+
+
+def _input(name: str, dtype: str, shape: Shape | None) -> Input:
+    pictures = shape is not None and len(shape) == 4 and shape[3] in {3, None}
+    if dtype == "string" and shape is not None and len(shape) == 1:
+        return Input(name, "bytes", dtype, shape)
+    if dtype == "uint8" and pictures and shape is not None:
+        return Input(name, "pictures", dtype, shape)
+    if dtype in {"float32", "float16", "bfloat16", "float64"} and pictures and shape is not None:
+        return Input(name, "values", dtype, shape)
+    raise ValueError(
+        f"its input {name} is {dtype} {_words(shape)}, expected string (batch,), uint8 or float32 (batch, height, width, 3)"
+    )
+
+
+def _output(name: str, outputs: Mapping[str, tuple[str, Shape | None]], classes: int | None) -> Output:
+    dtype, shape = outputs[name]
+    rank = len(shape) if shape is not None else None
+    if shape is not None and dtype == "string" and rank in {1, 2}:
+        return Output(name, "error" if name == "error" and rank == 1 else "labels", dtype, shape)
+    if shape is not None and dtype in {"int32", "int64"} and rank in {1, 2}:
+        return Output(name, "class_index" if rank == 1 else "class_indices", dtype, shape)
+    if shape is not None and dtype.startswith(("float", "bfloat")) and rank == 1:
+        return Output(name, "top_scores", dtype, shape)
+    if shape is not None and dtype.startswith(("float", "bfloat")) and rank == 2:
+        if name == "embedding":
+            return Output(name, "embedding", dtype, shape)
+        rows = [
+            key
+            for key, (kind, size) in outputs.items()
+            if kind.startswith(("float", "bfloat")) and len(size or ()) == 2
+        ]
+        if shape[1] is not None and shape[1] == classes:
+            return Output(name, "scores", dtype, shape)
+        if len(rows) == 1 and (classes is None or shape[1] is None):
+            return Output(name, "scores", dtype, shape)
+        if any(kind == "string" and size is not None and size[1:] == shape[1:] for kind, size in outputs.values()):
+            return Output(name, "top_scores", dtype, shape)
+        raise ValueError(f"its output {name} has {shape[1]} numbers per image, the model has {classes} classes")
+    raise ValueError(f"its output {name} is {dtype} {_words(shape)}, which is neither scores nor labels")
+
+
+def _words(shape: Shape | None) -> str:
+    return "of any shape" if shape is None else "(" + ", ".join("any" if n is None else str(n) for n in shape) + ")"

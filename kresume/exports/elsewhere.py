@@ -1,0 +1,85 @@
+"""Writes an export in a process of its own under the TensorFlow backend, for a process in which Keras runs on JAX.
+
+    write_elsewhere(subject, directory, job)      # the same call, the same facts, another process
+
+The other process loads the checkpoint by itself: what it writes does not pass through a file that another backend made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from kresume import devices
+from kresume.errors import CheckpointError, ExportError, ImagesError, KresumeError, ModelError, UsageError
+from kresume.evaluation.apart import last_words
+from kresume.evaluation.loaded import Subject, load
+from kresume.exports.job import Job
+
+ERRORS = {kind.__name__: kind for kind in (CheckpointError, ExportError, ImagesError, ModelError, UsageError)}
+REFUSED = 3
+
+
+def write_elsewhere(subject: Subject, directory: Path, job: Job, *, anonymous: bool) -> dict[str, Any]:
+    """Runs the exporter in a TensorFlow process and gives back its facts.
+
+    Raises:
+        KresumeError: what the exporter raised there.
+        ExportError: that process ended in another way.
+    """
+    with tempfile.TemporaryDirectory(prefix="kresume-") as name:
+        request, answer = Path(name) / "request.json", Path(name) / "answer.json"
+        values = {"subject": dataclasses.asdict(subject), "directory": str(directory), "job": job.as_dict()}
+        request.write_text(json.dumps({**values, "answer": str(answer), "anonymous": anonymous}), encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, "-m", "kresume.exports.elsewhere", str(request)],
+            env={
+                **os.environ,
+                "KERAS_BACKEND": "tensorflow",
+                # The graph is the same whatever it is written on, and the accelerator is in use here.
+                "CUDA_VISIBLE_DEVICES": "-1",
+                "TF_CPP_MIN_LOG_LEVEL": "3",
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if answer.is_file():
+            facts: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+            if done.returncode == REFUSED:
+                raise ERRORS.get(facts["error"], ExportError)(facts["message"])
+            if done.returncode == 0:
+                return facts
+        raise ExportError(f"the process that writes the export under TensorFlow failed: {last_words(done.stderr)}")
+
+
+def main(place: str) -> int:
+    """Answers one request; the exit code says whether the answer is facts or an error of ours."""
+    from kresume.exports.formats import EXPORTERS
+
+    request = json.loads(Path(place).read_text(encoding="utf-8"))
+    answer = Path(request["answer"])
+    given = request["subject"]
+    for name in ("classes", "image_size"):
+        given[name] = tuple(given[name]) if given[name] is not None else None
+    subject = Subject(**{**given, "imports": tuple(given["imports"])})
+    job = Job.from_dict(request["job"])
+    devices.select("tensorflow", None)
+    try:
+        loaded = load(subject, fallback_classes=None, anonymous=request["anonymous"])
+        facts = EXPORTERS[job.format].write(loaded, Path(request["directory"]), job)
+    except KresumeError as error:
+        answer.write_text(json.dumps({"error": type(error).__name__, "message": str(error)}), encoding="utf-8")
+        return REFUSED
+    answer.write_text(json.dumps(facts), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,111 @@
+"""The formats. A new one is a file with `write` and `predict`, and an entry here.
+
+    EXPORTERS["onnx"].write(loaded, directory, job)
+
+A format's file is imported when it is used: some of them import Keras, which fixes the backend.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kresume.errors import MissingPackage, UsageError
+from kresume.evaluation.loaded import Loaded
+from kresume.evaluation.served import Prediction
+from kresume.exports.job import Job
+from kresume.exports.samples import Samples
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """A format.
+
+    Attributes:
+        module: its file in this package.
+        called: what it is, for messages.
+        needs_tensorflow: it can be written under the TensorFlow backend alone.
+        for_training: it carries the optimizer; the others hold what a prediction needs.
+        versioned: the destination is a folder of numbered versions.
+        packages: module -> the extra that brings it.
+        options: the fields of `Job` that it understands.
+    """
+
+    module: str
+    called: str
+    needs_tensorflow: bool = False
+    for_training: bool = False
+    versioned: bool = False
+    packages: dict[str, str] = field(default_factory=dict)
+    options: tuple[str, ...] = ()
+
+    def write(self, loaded: Loaded, directory: Path, job: Job) -> dict[str, Any]:
+        """Writes into an empty folder, and gives facts for `export.json`.
+
+        Raises:
+            KresumeError: the format cannot hold this model.
+        """
+        facts: dict[str, Any] = importlib.import_module(f"kresume.exports.{self.module}").write(loaded, directory, job)
+        return facts
+
+    def predict(self, directory: Path, facts: dict[str, Any], samples: Samples) -> Prediction:
+        """The answers of the format's own runtime, in a fresh process.
+
+        Raises:
+            KresumeError: it does not load there.
+        """
+        module = importlib.import_module(f"kresume.exports.{self.module}")
+        prediction: Prediction = module.predict(directory, facts, samples)
+        return prediction
+
+
+EXPORTERS: dict[str, Exporter] = {
+    "saved-model": Exporter(
+        "saved_model",
+        "a SavedModel for TensorFlow Serving",
+        needs_tensorflow=True,
+        versioned=True,
+        options=("top_k", "embeddings", "on_bad_image", "like", "name"),
+    ),
+    "onnx": Exporter(
+        "onnx",
+        "an ONNX file for onnxruntime",
+        needs_tensorflow=True,
+        packages={"onnx": "onnx", "tf2onnx": "onnx", "onnxruntime": "onnx"},
+    ),
+    "litert": Exporter(
+        "litert",
+        "a LiteRT (TFLite) file for phones",
+        needs_tensorflow=True,
+        packages={"ai_edge_litert": "litert"},
+        options=("quantize",),
+    ),
+    "keras": Exporter("keras_file", "a .keras file", for_training=True, options=("optimizer",)),
+    "tf-checkpoint": Exporter(
+        "tf_checkpoint",
+        "a tf.train.Checkpoint",
+        needs_tensorflow=True,
+        for_training=True,
+        options=("optimizer",),
+    ),
+    "weights-h5": Exporter("weights_h5", "a .weights.h5 file", for_training=True, options=("optimizer",)),
+}
+
+
+def find_exporter(name: str) -> Exporter:
+    """The exporter of a format, with the packages it needs.
+
+    Raises:
+        UsageError: there is no such format.
+        MissingPackage: a package is not installed; the message has the pip command.
+    """
+    if name not in EXPORTERS:
+        raise UsageError(f"--format {name}: use {', '.join(EXPORTERS)}")
+    exporter = EXPORTERS[name]
+    for module, extra in exporter.packages.items():
+        if importlib.util.find_spec(module) is None:
+            raise MissingPackage(f"--format {name} needs the package {module}: pip install 'kresume[{extra}]'")
+    return exporter

@@ -1,0 +1,62 @@
+"""What an exporter is asked for, as plain values: it may be written in another process than the one that was asked.
+
+job = Job(format="saved-model", top_k=5)
+Job.from_dict(job.as_dict()) == job
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from kresume.errors import UsageError
+from kresume.exports.graph import OnBadImage
+
+Quantize = Literal["float16", "int8"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """The options of an export.
+
+    Attributes:
+        format: a key of `EXPORTERS`.
+        name: the model's name, as a server will know it.
+        top_k: how many labels a served model gives, best first.
+        embeddings: add the signature `embed`.
+        on_bad_image: what a served model does with bytes that it cannot decode.
+        like: a SavedModel whose signatures are kept.
+        quantize: `"float16"` or `"int8"`, None for the model's own numbers.
+        optimizer: the name of the optimizer, for a checkpoint that does not say it.
+        files: pictures for warm-up records.
+        pictures: a `.npy` file with the same ones decoded, `(n, height, width, 3) uint8`.
+
+    Raises:
+        UsageError: a value is out of its range.
+    """
+
+    format: str = "saved-model"
+    name: str = "model"
+    top_k: int = 5
+    embeddings: bool = False
+    on_bad_image: OnBadImage = "error"
+    like: str | None = None
+    quantize: Quantize | None = None
+    optimizer: str | None = None
+    files: tuple[str, ...] = ()
+    pictures: str = ""
+
+    def __post_init__(self) -> None:
+        if self.top_k < 1:
+            raise UsageError(f"--top-k {self.top_k}: give at least 1")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Job:
+        """Reads the JSON form."""
+        return cls(**{**value, "files": tuple(value["files"])})

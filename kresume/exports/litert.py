@@ -1,0 +1,66 @@
+"""LiteRT (once TFLite), for phones and small boards: `model.tflite`, its numbers `float32`, `float16` or `int8`.
+
+The input `images` is `(batch, height, width, 3) float32` in 0..255 (resize the input tensor for batches), the output `scores`
+adds up to 1. With `int8` the weights are stored as whole numbers and the arithmetic stays in floats (dynamic range).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kresume.devices import without_native_notes
+from kresume.errors import ExportError
+from kresume.evaluation.apart import run_apart
+from kresume.evaluation.loaded import Loaded
+from kresume.evaluation.served import Prediction
+from kresume.exports import plain_graph
+from kresume.exports.job import Job
+from kresume.exports.samples import Samples
+
+FILE = "model.tflite"
+
+
+def write(loaded: Loaded, directory: Path, job: Job) -> dict[str, Any]:
+    """Writes `model.tflite` and `labels.txt`.
+
+    Raises:
+        ExportError: the converter cannot express the model in LiteRT's own operations.
+    """
+    import tensorflow as tf
+
+    concrete = plain_graph.picture_function(loaded).get_concrete_function()
+    module = tf.Module()
+    module.held = list(concrete.graph.variables)
+    with tempfile.TemporaryDirectory(prefix="kresume-") as folder, without_native_notes():
+        tf.saved_model.save(module, folder, signatures=concrete)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        # No Flex operations: a runtime without TensorFlow, as on a phone, could not load them.
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+        converter.experimental_enable_resource_variables = True
+        if job.quantize is not None:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if job.quantize == "float16":
+            converter.target_spec.supported_types = [tf.float16]
+        try:
+            content = converter.convert()
+        except Exception as error:  # the converter raises classes of its own for each of its stages
+            text = str(error).strip()
+            reason = text.splitlines()[0][:300] if text else type(error).__name__
+            raise ExportError(
+                f"--format litert: the converter cannot express {loaded.model.name} in LiteRT's own operations ({reason}); "
+                "--format saved-model holds it"
+            ) from error
+    (directory / FILE).write_bytes(content)
+    plain_graph.write_labels(loaded, directory)
+    return {**plain_graph.facts(loaded, FILE), "numbers": job.quantize or "float32"}
+
+
+def predict(directory: Path, facts: dict[str, Any], samples: Samples) -> Prediction:
+    """Answers the samples in LiteRT's interpreter."""
+    answer = run_apart("litert", {"path": str(directory / facts["file"]), **samples.inputs("pictures")})
+    scores = np.asarray(answer.outputs[plain_graph.OUTPUT], np.float64)
+    return Prediction(scores, scores.argmax(axis=-1), answer.failed, answer.facts)

@@ -1,0 +1,104 @@
+"""ONNX, for onnxruntime: through TensorFlow's graph and tf2onnx, whatever the model was trained with.
+
+The input `images` is `(batch, height, width, 3) float32` in 0..255, the output `scores` adds up to 1.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kresume.errors import ExportError
+from kresume.evaluation.apart import run_apart
+from kresume.evaluation.loaded import Loaded
+from kresume.evaluation.served import Prediction
+from kresume.exports import plain_graph
+from kresume.exports.job import Job
+from kresume.exports.samples import Samples
+
+FILE = "model.onnx"
+OPSET = 18
+
+
+def write(loaded: Loaded, directory: Path, job: Job) -> dict[str, Any]:
+    """Writes `model.onnx` and `labels.txt`.
+
+    Raises:
+        ExportError: tf2onnx cannot express an operation of the model.
+    """
+    import onnx
+
+    function = plain_graph.picture_function(loaded)
+    try:
+        model = _convert(function)
+    except Exception as error:  # whatever tf2onnx trips over: it names no class of its own
+        raise ExportError(
+            f"--format onnx: tf2onnx cannot convert {loaded.model.name} ({_first_line(error)}); "
+            "--format saved-model and --format litert hold it"
+        ) from error
+    for key, value in plain_graph.metadata(loaded).items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, value
+    onnx.checker.check_model(model)
+    onnx.save(model, str(directory / FILE))
+    plain_graph.write_labels(loaded, directory)
+    return {**plain_graph.facts(loaded, FILE), "opset": OPSET}
+
+
+def _convert(function: Any) -> Any:
+    """The `ModelProto` of a traced function."""
+    import logging
+
+    from keras.src.export.tf2onnx_lib import patch_tf2onnx
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tf2onnx's own use of old numpy and protobuf names
+        import tf2onnx
+
+        logging.getLogger("tf2onnx").setLevel(logging.ERROR)
+        patch_tf2onnx()
+        model, _ = tf2onnx.convert.from_function(
+            function, function.input_signature, opset=OPSET, custom_op_handlers={"Erfc": (_erfc, [])}
+        )
+    return _with_constants(model, function.get_concrete_function())
+
+
+def _with_constants(model: Any, concrete: Any) -> Any:
+    """Fills in the tensors that layers hold outside of any variable (Normalization's mean): tf2onnx takes them for inputs."""
+    import onnx
+    import tensorflow as tf
+
+    captured = concrete.captured_inputs
+    places = concrete.inputs[len(concrete.inputs) - len(captured) :]
+    values = {place.name: value for place, value in zip(places, captured, strict=True) if value.dtype != tf.resource}
+    kept = [given for given in model.graph.input if given.name not in values]
+    missing = {given.name for given in model.graph.input} & set(values)
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(values[name].numpy(), name) for name in sorted(missing))
+    return model
+
+
+def _erfc(context: Any, node: Any, name: str, arguments: Any) -> Any:
+    """Erfc(x) = 1 - Erf(x): ONNX has no Erfc, which the exact gelu uses."""
+    del name, arguments
+    one = context.make_const(f"{node.name}_one", np.array(1.0, np.float32)).output[0]
+    erf = context.make_node("Erf", [node.input[0]], name=f"{node.name}_erf").output[0]
+    shapes, dtypes = node.output_shapes, node.output_dtypes
+    context.remove_node(node.name)
+    return context.make_node("Sub", [one, erf], outputs=[node.output[0]], name=node.name, shapes=shapes, dtypes=dtypes)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__
+
+
+def predict(directory: Path, facts: dict[str, Any], samples: Samples) -> Prediction:
+    """Answers the samples in onnxruntime."""
+    answer = run_apart("onnx", {"path": str(directory / facts["file"]), **samples.inputs("pictures")})
+    scores = np.asarray(answer.outputs[plain_graph.OUTPUT], np.float64)
+    return Prediction(scores, scores.argmax(axis=-1), answer.failed, answer.facts)

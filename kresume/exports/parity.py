@@ -1,0 +1,91 @@
+"""Is an export the model? The largest difference of a score and the agreement of the best class, on real pictures.
+
+parity = compare(prediction, samples, tolerance=1e-4)
+parity.holds
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kresume.evaluation.served import Prediction
+from kresume.exports.samples import Samples
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How an export compares with the model that it was made of.
+
+    Attributes:
+        images: how many pictures.
+        of: what they are.
+        max_difference: the largest difference of a score (0 to 1); None where the export gives labels alone.
+        agreement: the share of pictures with the same best class.
+        tolerance: the largest difference that is accepted.
+        clear_disagreements: pictures with another best class that the tolerance does not explain.
+        accuracy: the model's and the export's share of right answers; None without labels.
+        failed: pictures that the export could not read.
+    """
+
+    images: int
+    of: str
+    max_difference: float | None
+    agreement: float
+    tolerance: float
+    clear_disagreements: int
+    accuracy: tuple[float, float] | None
+    failed: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether the export may be used in the model's place."""
+        near = self.max_difference is None or self.max_difference <= self.tolerance
+        return near and not self.clear_disagreements and not self.failed
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {**vars(self), "accuracy": list(self.accuracy) if self.accuracy else None}
+
+    def __str__(self) -> str:
+        difference = "labels alone" if self.max_difference is None else f"max |Δ score| {self.max_difference:.1e}"
+        text = f"{difference}, top-1 agreement {100 * self.agreement:.1f} % on {self.images:,} {self.of}"
+        if self.accuracy is not None:
+            model, export = self.accuracy
+            lost = 100 * (model - export)
+            change = "the same" if lost == 0 else f"{'costs' if lost > 0 else 'gains'} {abs(lost):.2f} points"
+            text += f"; accuracy {100 * model:.2f} % -> {100 * export:.2f} % ({change})"
+        return text
+
+
+def compare(prediction: Prediction, samples: Samples, tolerance: float) -> Parity:
+    """Compares another runtime's answers with the model's own."""
+    reference = samples.reference
+    ours = reference.argmax(axis=-1)
+    rows = np.arange(len(ours))
+    difference = None
+    if prediction.scores is not None:
+        difference = float(np.abs(prediction.scores - reference).max())
+    other = prediction.indices
+    # Two classes that are closer than the tolerance may change places; anything else is another answer.
+    gap = reference[rows, ours] - reference[rows, np.maximum(other, 0)]
+    clear = (other != ours) & ((other < 0) | (gap > 2 * tolerance))
+    labelled = samples.labels >= 0
+    accuracy = None
+    if labelled.any():
+        accuracy = (
+            float((ours == samples.labels)[labelled].mean()),
+            float((other == samples.labels)[labelled].mean()),
+        )
+    return Parity(
+        len(ours),
+        samples.origin,
+        difference,
+        float((other == ours).mean()),
+        tolerance,
+        int(clear.sum()),
+        accuracy,
+        len(prediction.failed),
+    )

@@ -1,0 +1,163 @@
+"""The pictures that an export is compared on, and what the model says of them.
+
+with gather_samples(loaded, data=[], limit=256, reporter=reporter) as samples:
+    samples.reference            # (n, classes) by the model in memory, through the pipeline that training used
+    samples.inputs("bytes")      # the same pictures in the form in which a runtime takes them
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kresume.errors import ImagesError
+from kresume.evaluation.loaded import Loaded
+from kresume.evaluation.score import predict_all
+from kresume.images import conventions, pipeline
+from kresume.images.decode import DecodeSpec, decode
+from kresume.images.manifest import Manifest
+from kresume.images.sources import list_images
+from kresume.progress import Reporter
+
+LIMIT = 256
+GENERATED = 32
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Pictures with the model's own answers.
+
+    Attributes:
+        files: their paths.
+        labels: `(n,)` indices into the classes, -1 where nobody knows.
+        classes: the names of the classes, in the order of `reference`.
+        pictures: `(n, height, width, 3) uint8`, decoded as for training.
+        reference: `(n, classes) float64`.
+        folder: holds `pictures.npy`, and `values.npy`: what the model eats, `float32`.
+        origin: what they are, in words.
+    """
+
+    files: tuple[str, ...]
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    pictures: np.ndarray
+    reference: np.ndarray
+    folder: Path
+    origin: str
+
+    def inputs(self, kind: str) -> dict[str, Any]:
+        """The request's fields for a runtime that takes `"bytes"`, `"pictures"` or `"values"`."""
+        return {"files": list(self.files)} if kind == "bytes" else {"array": str(self.folder / f"{kind}.npy")}
+
+
+@contextmanager
+def gather_samples(loaded: Loaded, data: Sequence[str], reporter: Reporter, limit: int = LIMIT) -> Iterator[Samples]:
+    """Chooses pictures and asks the model for its scores.
+
+    Those in `data`; else the run's validation images, else its training images; for a bare checkpoint without `data`
+    generated ones. Evenly spread, at most `limit`. The folder with the arrays is gone afterwards.
+
+    Args:
+        loaded: the model.
+        data: folders with pictures, one folder per class.
+        reporter: told what was left out.
+        limit: how many at most.
+
+    Raises:
+        ImagesError: there are pictures, but none that can be used; the message says why.
+    """
+    with tempfile.TemporaryDirectory(prefix="kresume-") as name:
+        folder = Path(name)
+        files, labels, origin = _choose(loaded, data, reporter, folder)
+        spread = np.unique(np.linspace(0, len(files) - 1, min(limit, len(files))).astype(int))
+        kept: list[int] = []
+        pictures: list[np.ndarray] = []
+        reasons: dict[str, str] = {}
+        for place in spread:
+            outcome = _read(files[place], loaded.spec)
+            if isinstance(outcome, str):
+                reasons[files[place]] = outcome
+            else:
+                kept.append(int(place))
+                pictures.append(outcome)
+        if reasons:
+            path, reason = next(iter(reasons.items()))
+            reporter.say(f"left out: {len(reasons):,} of {len(spread):,} pictures to compare on; {path}: {reason}")
+        if not kept:
+            path, reason = next(iter(reasons.items()))
+            raise ImagesError(
+                f"none of the {len(spread):,} pictures ({origin}) can be used to verify the export: {path}: {reason}; "
+                "give others with --data PATH"
+            )
+        stack = np.stack(pictures)
+        to_model = conventions.to_model_function(loaded.card.pixels)
+        batches = pipeline.scoring_batches(lambda rows: stack[rows], np.arange(len(stack)), BATCH, to_model)
+        reference = predict_all(loaded.model.predict_on_batch, batches, loaded.loss.outputs)
+        np.save(folder / "pictures.npy", stack)
+        np.save(folder / "values.npy", np.asarray(to_model(stack), np.float32))
+        yield Samples(
+            tuple(files[place] for place in kept),
+            np.asarray(labels)[kept],
+            loaded.card.classes,
+            stack,
+            reference,
+            folder,
+            origin,
+        )
+
+
+def _choose(loaded: Loaded, data: Sequence[str], reporter: Reporter, folder: Path) -> tuple[list[str], np.ndarray, str]:
+    if data:
+        listing = list_images(list(data), reporter)
+        places: Mapping[str, int] = {name: index for index, name in enumerate(loaded.card.classes)}
+        labels = np.array([places.get(found.label, -1) for found in listing.files])
+        return [found.path for found in listing.files], labels, f"images of {', '.join(data)}"
+    if loaded.run is not None:
+        manifest = Manifest.read(loaded.run.manifest)
+        rows = manifest.val_rows()
+        origin = "validation images"
+        if not len(rows):
+            rows, origin = manifest.train_rows(), "training images (the run has none to validate)"
+        return manifest.paths(rows), manifest.labels[rows], origin
+    return _generate(folder, loaded.spec), np.full(GENERATED, -1), "generated pictures (--data PATH gives real ones)"
+
+
+def _read(path: str, spec: DecodeSpec) -> np.ndarray | str:
+    """The decoded picture, or why it cannot be compared on."""
+    import tensorflow as tf
+
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    try:
+        tf.io.decode_image(content, channels=3, expand_animations=False)
+    except tf.errors.InvalidArgumentError:
+        # Training reads more formats, through Pillow; no served model can.
+        return "TensorFlow alone cannot decode it, so a model server cannot either"
+    try:
+        return decode(content, spec).pixels
+    except ImagesError as error:
+        return str(error)
+
+
+def _generate(folder: Path, spec: DecodeSpec) -> list[str]:
+    """Soft coloured noise as PNG files: the same ones each time."""
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    paths = []
+    for index in range(GENERATED):
+        small = random.integers(0, 256, (4 + index % 5, 4 + index % 3, 3), dtype=np.uint8)
+        path = folder / f"generated-{index:02d}.png"
+        size = (spec.width + 7 * (index % 4), spec.height + 5 * (index % 3))
+        Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(path)
+        paths.append(str(path))
+    return paths

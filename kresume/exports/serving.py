@@ -1,0 +1,175 @@
+"""How to serve an export: the texts and configuration files that stand beside its versions.
+
+write_notes(Path("serving/flowers"), Path("serving/flowers/3"), record)
+
+`SERVING.md` says it to people; `models.config` and `batching.config` are what its command gives to the server. They lie in the
+model's folder, where a server looks at numbered folders only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kresume import files
+
+IMAGE = "tensorflow/serving"
+BATCH_SIZES = (1, 2, 4, 8, 16, 32)
+DELAY_MICROSECONDS = 2000
+
+
+def model_config(name: str) -> str:
+    """The server's `--model_config_file`: this model, its newest version (two of them while it changes over)."""
+    return (
+        "model_config_list {\n"
+        "  config {\n"
+        f"    name: {json.dumps(name)}\n"
+        f"    base_path: {json.dumps(f'/models/{name}')}\n"
+        '    model_platform: "tensorflow"\n'
+        "    model_version_policy { latest { num_versions: 1 } }\n"
+        "  }\n"
+        "}\n"
+    )
+
+
+def batching_config() -> str:
+    """The server's `--batching_parameters_file`."""
+    sizes = "\n".join(f"allowed_batch_sizes: {size}" for size in BATCH_SIZES)
+    return (
+        f"max_batch_size {{ value: {BATCH_SIZES[-1]} }}\n"
+        f"batch_timeout_micros {{ value: {DELAY_MICROSECONDS} }}\n"
+        "max_enqueued_batches { value: 100 }\n"
+        "num_batch_threads { value: 4 }\n"
+        f"{sizes}\n"
+    )
+
+
+def command(name: str, directory: Path) -> str:
+    """The command that serves a model's folder, REST on 8501 and gRPC on 8500."""
+    return (
+        f"docker run --rm -p 8500:8500 -p 8501:8501 \\\n"
+        f"  -v {json.dumps(str(directory.resolve()))}:/models/{name}:ro {IMAGE} \\\n"
+        f"  --model_config_file=/models/{name}/models.config --model_config_file_poll_wait_seconds=60 \\\n"
+        f"  --enable_batching=true --batching_parameters_file=/models/{name}/batching.config"
+    )
+
+
+def write_notes(directory: Path, made: Path, record: Mapping[str, Any]) -> str:
+    """Writes `SERVING.md`, `models.config` and `batching.config`, and gives the lines that are printed.
+
+    Args:
+        directory: the model's folder.
+        made: the version that was just made.
+        record: its `export.json`.
+    """
+    name = record["options"]["name"]
+    files.write_text(directory / "models.config", model_config(name))
+    files.write_text(directory / "batching.config", batching_config())
+    files.write_text(directory / "SERVING.md", text(directory, made, record))
+    lines = [f"signature: {line}" for line in _signatures(record)]
+    lines += [
+        f"warm-up: {record['warmup']} requests with real images",
+        f"model config ({directory / 'models.config'}):",
+    ]
+    lines += [f"  {line}" for line in model_config(name).splitlines()]
+    lines += [
+        f"serve it: ({directory / 'SERVING.md'} says more)",
+        *(f"  {line}" for line in command(name, directory).splitlines()),
+    ]
+    return "\n".join(lines)
+
+
+def _signatures(record: Mapping[str, Any]) -> list[str]:
+    def words(name: str, tensor: Mapping[str, Any]) -> str:
+        shape = ", ".join("any" if size is None else str(size) for size in tensor["shape"])
+        return f"{name} {tensor['dtype']} ({shape})"
+
+    return [
+        f"{name}: {words(signature['input']['name'], signature['input'])} -> "
+        + ", ".join(words(output, tensor) for output, tensor in signature["outputs"].items())
+        for name, signature in record["signatures"].items()
+    ]
+
+
+def _rest(record: Mapping[str, Any]) -> str:
+    name = record["options"]["name"]
+    given = next(iter(record["signatures"].values()))["input"]
+    if given["dtype"] != "string":
+        return (
+            f"The input `{given['name']}` takes numbers; a client of the model before this one knows how to make them. "
+            f'`POST http://localhost:8501/v1/models/{name}:predict` with `{{"instances": [...]}}`.'
+        )
+    return f"""```python
+import base64, json, urllib.request
+
+encoded = base64.b64encode(open("picture.jpg", "rb").read()).decode()
+body = json.dumps({{"instances": [{{"{given["name"]}": {{"b64": encoded}}}}]}}).encode()
+answer = urllib.request.urlopen("http://localhost:8501/v1/models/{name}:predict", body)
+print(json.load(answer)["predictions"][0])
+```"""
+
+
+def text(directory: Path, made: Path, record: Mapping[str, Any]) -> str:
+    """`SERVING.md`."""
+    name, parity, source = record["options"]["name"], record["parity"], record["source"]
+    labels = record["labels"]
+    shown = ", ".join(labels[:20]) + (", …" if len(labels) > 20 else "")
+    what = "a bare checkpoint" if source["run"] is None else f"run {source['run']}, generation {source['generation']}"
+    compared = (
+        "labels compared"
+        if parity["max_difference"] is None
+        else f"largest difference of a score {parity['max_difference']:.1e}"
+    )
+    verified = f"{parity['images']} {parity['of']}: {compared}, top-1 agreement {100 * parity['agreement']:.1f} %."
+    if parity["accuracy"] is not None:
+        model, export = (100 * share for share in parity["accuracy"])
+        verified += f"\nAccuracy on them: {model:.2f} % the model, {export:.2f} % the export."
+    most, delay, warm = BATCH_SIZES[-1], DELAY_MICROSECONDS / 1000, record["warmup"]
+    bad = (
+        "An image that cannot be decoded gets\n`class_index` -1 and a text in `error`; the others of the request "
+        "are answered."
+        if record["options"]["on_bad_image"] == "flag"
+        else "An image that cannot be decoded is an error for its\nrequest, which names the index and the problem. Where the "
+        "server batches requests of strangers together,\nexport with `--on-bad-image flag` instead."
+    )
+    signatures = "\n".join(f"- `{line}`" for line in _signatures(record))
+    return f"""# Serving {name}
+
+Version {made.name}, written {record["created"]} by kresume {record["kresume"]} from {what}, step {source["step"]}.
+Verified by TensorFlow alone on {verified}
+
+## Start the server
+
+```bash
+{command(name, directory)}
+```
+
+`models.config` names the model and `batching.config` lets the server join requests into batches of up to {most},
+waiting at most {delay:g} ms; both lie in this folder:
+
+```text
+{model_config(name)}```
+
+```text
+{batching_config()}```
+
+A new version is a new numbered folder here; the server loads it beside the old one, answers with it once its {warm}
+warm-up requests have run, and drops the old one. Nothing is restarted. Rolling back is exporting the older run again.
+
+## What it takes and gives
+
+{signatures}
+
+Labels, in the order of `scores`: {shown} (`{made.name}/assets/labels.txt`). `labels` are the best ones, best first.
+JPEG, PNG, GIF (first frame), BMP and WebP are decoded in the graph, turned as their EXIF orientation says, and prepared by the
+very functions that training used. {bad}
+
+## Ask it
+
+{_rest(record)}
+
+gRPC on port 8500 takes a `PredictRequest` for the model `{name}` and the signature `{next(iter(record["signatures"]))}`.
+`{made.name}/export.json` holds the digests of the snapshot, of the images and of every file.
+"""

@@ -1,0 +1,173 @@
+"""The whole training of a checkpoint as a compiled Keras model, for the formats that carry it on: weights, optimizer, step.
+
+    training = revive(loaded, job)
+    training.model.optimizer.iterations
+
+Of a run the weights are the result's (the averages, with EMA), as in its own `model.keras`; a bare checkpoint is converted bit
+for bit, its averages staying among the optimizer's variables.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from kresume.checkpoints.beside import ARCHITECTURE, OPTIMIZER
+from kresume.checkpoints.keras_file import CARD
+from kresume.errors import CheckpointError, ExportError
+from kresume.evaluation.apart import Answer, run_apart
+from kresume.evaluation.loaded import Loaded, build_optimizer, named_optimizer
+from kresume.evaluation.score import to_probabilities
+from kresume.evaluation.served import Prediction
+from kresume.exports.job import Job
+from kresume.exports.samples import Samples
+from kresume.models import optimizers, restore, slots
+from kresume.models.averages import use_averages
+
+
+@dataclass(frozen=True)
+class Training:
+    """A live training.
+
+    Attributes:
+        model: compiled if the checkpoint holds an optimizer's state; built.
+        facts: for `export.json`: what is in it, and the digests that its reader must find.
+    """
+
+    model: Any
+    facts: dict[str, Any]
+
+
+def revive(loaded: Loaded, job: Job) -> Training:
+    """Restores weights and optimizer exactly, and compiles the model with them.
+
+    Raises:
+        CheckpointError: nobody knows the class of the optimizer whose state the checkpoint holds.
+    """
+    state, model = loaded.state, loaded.model
+    saved = named_optimizer(state, loaded.own_optimizer, job.optimizer)
+    if state.optimizer is not None and saved is None:
+        weights = restore.saved_weights(model, state) if state.layout == "keras" else []
+        fitting = ", ".join(name.lower() for name in optimizers.fitting(state, weights)) or "none that kresume knows"
+        raise CheckpointError(
+            f"{state.source} does not name its optimizer: give --optimizer NAME (its state would fit: {fitting})"
+        )
+    if saved is None:
+        restore.restore(model, state, optimizer=None)
+        return Training(model, _facts(loaded, model, None, "no optimizer state in the checkpoint"))
+    optimizer = build_optimizer(model, state, saved)
+    restore.restore(model, state, optimizer=optimizer)
+    averaged = loaded.averages and loaded.run is not None
+    if averaged:
+        use_averages(optimizer)
+    if loaded.run is not None and state.rate is not None and state.rate.schedule is not None:
+        # A schedule of ours would not load where kresume is not installed.
+        plain = optimizers.make_optimizer(saved, state.rate.value)
+        plain.build(model.trainable_variables)
+        slots.carry(optimizer, plain)
+        optimizer = plain
+    optimizer = _made_at_once(optimizer, model)
+    model.compile(
+        optimizer=optimizer,
+        loss=loaded.loss.keras_loss(),
+        metrics=loaded.loss.keras_metrics(),
+        auto_scale_loss=False,  # where the checkpoint had a scale, the optimizer is wrapped already
+    )
+    words = (
+        "averages" if averaged else "raw; the averages are among the optimizer's variables" if loaded.averages else ""
+    )
+    return Training(model, _facts(loaded, model, optimizer, words))
+
+
+def _made_at_once(optimizer: Any, model: Any) -> Any:
+    """The same optimizer with its rate given to its constructor.
+
+    Setting a schedule later takes a variable out of a list, and TensorFlow saves no list that anything was taken out of.
+    """
+    config = optimizer.get_config()
+    config.pop("name", None)
+    made = type(optimizer).from_config(config)
+    made.build(model.trainable_variables)
+    for new, old in zip(made.variables, optimizer.variables, strict=True):
+        new.assign(np.array(keras.ops.convert_to_numpy(old.value), copy=True))
+    return made
+
+
+def _facts(loaded: Loaded, model: Any, optimizer: Any, words: str) -> dict[str, Any]:
+    return {
+        "step": loaded.state.step,
+        "optimizer": type(optimizer).__name__ if optimizer is not None else None,
+        "weights": words or "as in the checkpoint",
+        "outputs": loaded.loss.outputs,
+        "code": list(loaded.subject.imports),
+        "digests": {
+            "weights": digest(model.variables),
+            "optimizer": digest(optimizer.variables) if optimizer is not None else None,
+        },
+    }
+
+
+def digest(variables: Iterable[Any]) -> str:
+    """SHA-256 over the values of variables in their order. Whole numbers count as int64: backends differ in their width.
+
+    Seed generators are left out: no format but our own holds them.
+    """
+    hasher = hashlib.sha256()
+    for variable in variables:
+        if "seed_generator_state" in str(variable.path):
+            continue
+        array = np.asarray(keras.ops.convert_to_numpy(variable.value))
+        array = array.astype(np.int64) if array.dtype.kind in "iu" else array
+        hasher.update(f"{array.dtype} {array.shape}\n".encode() + array.tobytes())
+    return hasher.hexdigest()
+
+
+def write_beside(loaded: Loaded, directory: Path, training: Training) -> None:
+    """Writes `model.json`, `optimizer.json` and `kresume.json`: what a file of arrays alone does not say."""
+    config = {**keras.saving.serialize_keras_object(training.model), "compile_config": None}
+    (directory / ARCHITECTURE).write_text(json.dumps(config, indent=1), encoding="utf-8")
+    if training.facts["optimizer"] is not None:
+        text = json.dumps(keras.saving.serialize_keras_object(training.model.optimizer), indent=1)
+        (directory / OPTIMIZER).write_text(text, encoding="utf-8")
+    card = loaded.card.as_dict() if loaded.named else {}
+    (directory / CARD).write_text(json.dumps({**card, **position(loaded)}, indent=1), encoding="utf-8")
+
+
+def position(loaded: Loaded) -> dict[str, Any]:
+    """The step, and the rate's peak where the checkpoint is of a run."""
+    rate = loaded.state.rate
+    peak = {"peak": rate.value} if rate is not None and rate.origin == "run" else {}
+    return {"step": loaded.state.step, **peak}
+
+
+def predict_by_keras(directory: Path, facts: dict[str, Any], samples: Samples, backend: str) -> Prediction:
+    """Loads an export by plain Keras in a fresh process, compares every variable, and answers the samples.
+
+    Raises:
+        ExportError: a weight or an optimizer variable does not come back with the same bytes.
+    """
+    answer: Answer = run_apart(
+        "keras",
+        {
+            "path": str(directory),
+            "file": facts["file"],
+            "code": facts["code"],
+            "compiled": facts["optimizer"] is not None,
+            **samples.inputs("values"),
+        },
+        environment={"KERAS_BACKEND": backend},
+    )
+    for part in ("weights", "optimizer"):
+        if facts["digests"][part] is not None and answer.facts[part] != facts["digests"][part]:
+            raise ExportError(
+                f"{directory / facts['file']}: the {part} that plain Keras reads back are not those of the checkpoint"
+            )
+    scores = to_probabilities(answer.outputs["raw"], facts["outputs"])
+    return Prediction(scores, scores.argmax(axis=-1), answer.failed, answer.facts)

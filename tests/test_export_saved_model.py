@@ -1,0 +1,412 @@
+"""A SavedModel takes image bytes, needs TensorFlow alone, and is the model: averages, decoding, label order, warm-up."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kresume import runs
+from kresume.errors import CheckpointError, ExportError, UsageError
+from kresume.evaluation.evaluate import evaluate
+from kresume.evaluation.served import Prediction
+from kresume.evaluation.signatures import read_signatures, understand
+from kresume.exports import export as story
+from kresume.exports import graph, like, saved_model, warmup
+from kresume.exports.export import export, prune
+from kresume.exports.samples import Samples
+from kresume.files import sha256_of_file
+from kresume.images.decode import DecodeSpec, decode
+from tests.conftest import CLASSES, draw
+from tests.support import TINY, run_training
+
+MODEL = """
+import keras
+
+@keras.saving.register_keras_serializable("exports")
+class Scale(keras.layers.Layer):
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(1,), initializer="ones")
+
+    def call(self, inputs):
+        return inputs * self.scale
+
+def build(num_classes, image_size):
+    inputs = keras.Input((*image_size, 3))
+    x = keras.layers.RandomFlip()(inputs)
+    x = keras.layers.RandomTranslation(0.3, 0.3)(x)
+    x = keras.layers.Rescaling(1 / 255)(x)
+    x = keras.layers.Conv2D(4, 3, strides=2, activation="gelu")(x)
+    x = Scale()(keras.layers.BatchNormalization()(x))
+    x = keras.layers.Dropout(0.5)(keras.layers.Flatten()(x))
+    return keras.Model(inputs, keras.layers.Dense(num_classes, activation="softmax")(x))
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, pictures):
+    """A run with a custom layer, augmentation in the model and EMA, exported as version 1 with everything on."""
+    folder = tmp_path_factory.mktemp("exports")
+    code = folder / "mymodel.py"
+    code.write_text(MODEL)
+    run_training(
+        data=[str(pictures / "old")],
+        val=[str(pictures / "val")],
+        model=f"{code}:build",
+        ema=0.9,
+        out=str(folder / "1-shapes"),
+        **{**TINY, "lr": 0.05},
+    )
+    run = runs.open_run(folder / "1-shapes")
+    result = export(run, folder / "serving" / "shapes", embeddings=True, top_k=2)
+    return folder, run, result
+
+
+def load(path):
+    """The signatures of a SavedModel."""
+    import tensorflow as tf
+
+    model = tf.saved_model.load(str(path))
+
+    def answering(function):
+        return lambda **inputs: {name: value.numpy() for name, value in function(**inputs).items()}
+
+    return {name: answering(function) for name, function in model.signatures.items()}, model
+
+
+@pytest.fixture(scope="module")
+def served(place):
+    """Version 1's signatures, and the loaded object that keeps them alive."""
+    signatures, model = load(place[2].path)
+    assert model is not None
+    return signatures, model
+
+
+def encoded(seed=500, label="circle", kind="PNG", size=31, **options):
+    """A picture as a file's bytes."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(draw(label, seed, size)).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def batch(*contents):
+    """Bytes as the signature takes them."""
+    import tensorflow as tf
+
+    return tf.constant(list(contents))
+
+
+def test_the_export_is_the_model_with_its_averages(place, served):
+    """Scores are those of plain Keras on the run's model.keras (which holds the averages), not of the raw weights."""
+    import keras
+
+    _, run, result = place
+    assert result.parity.holds
+    assert result.parity.agreement == 1.0
+    assert result.record["source"]["averages"] is True
+    picture = encoded()
+    got = served[0]["serving_default"](image_bytes=batch(picture))["scores"]
+    values = decode(picture, DecodeSpec(12, 12)).pixels[None].astype(np.float32)
+    expected = np.asarray(keras.saving.load_model(run.model).predict(values, verbose=0))
+    np.testing.assert_allclose(got, expected, atol=2e-6)
+    raw = keras.saving.load_model(run.model)
+    from kresume.checkpoints.read import read_checkpoint
+
+    arrays = read_checkpoint(run.path).arrays
+    for index, variable in enumerate(raw.trainable_variables):
+        variable.assign(np.array(arrays[f"trainable/{index}"]))
+    assert np.abs(np.asarray(raw.predict(values, verbose=0)) - got).max() > 1e-4
+
+
+def test_augmentation_is_off(served):
+    """Two calls on one picture give equal bits, though the model flips and shifts by chance."""
+    one = served[0]["serving_default"](image_bytes=batch(encoded()))["scores"]
+    two = served[0]["serving_default"](image_bytes=batch(encoded()))["scores"]
+    assert one.tobytes() == two.tobytes()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "GIF", "WEBP", "turned"])
+def test_bytes_are_decoded_as_in_training(served, kind):
+    """Every format gives the scores of the very pixels that training decodes, EXIF orientation included."""
+    options = {}
+    if kind == "turned":
+        from PIL import Image
+
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        kind, options = "JPEG", {"exif": exif.tobytes()}
+    picture = encoded(kind=kind, label="stripes", **options)
+    pixels = decode(picture, DecodeSpec(12, 12)).pixels
+    by_bytes = served[0]["serving_default"](image_bytes=batch(picture))
+    by_pixels = served[0]["predict_images"](images=pixels[None])
+    assert by_bytes["scores"].tobytes() == by_pixels["scores"].tobytes()
+
+
+def test_labels_and_index_follow_the_scores(served):
+    """Labels are the best classes, best first; the batch is of any size; features stand before the head."""
+    contents = [encoded(seed, label) for seed, label in enumerate(("circle", "square", "stripes", "circle", "square"))]
+    answer = served[0]["serving_default"](image_bytes=batch(*contents))
+    assert answer["scores"].shape == (5, 3)
+    np.testing.assert_allclose(answer["scores"].sum(axis=-1), 1, rtol=1e-5)
+    order = np.argsort(-answer["scores"], axis=-1, kind="stable")[:, :2]
+    assert [[label.decode() for label in row] for row in answer["labels"]] == [
+        [CLASSES[i] for i in row] for row in order
+    ]
+    np.testing.assert_array_equal(answer["class_index"], order[:, 0])
+    embedded = served[0]["embed"](image_bytes=batch(*contents))["embedding"]
+    assert embedded.shape == (5, 100)
+    assert np.ptp(embedded) > 0
+
+
+@pytest.mark.parametrize(
+    ("bad", "problem"),
+    [
+        (b"hello, this is text", "not a JPEG, PNG, GIF, BMP or WebP file"),
+        (encoded(kind="JPEG")[:300], "truncated or damaged"),
+        (encoded()[:-30], "truncated or damaged"),
+        (b"", "no bytes"),
+    ],
+)
+def test_a_bad_image_is_named(served, bad, problem):
+    """The request's error says which image and what is wrong with it; the next request is answered."""
+    import tensorflow as tf
+
+    with pytest.raises(tf.errors.InvalidArgumentError, match=rf"image_bytes\[1\]: .*{problem}"):
+        served[0]["serving_default"](image_bytes=batch(encoded(), bad, encoded()))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"image_bytes\[0\]: "):
+        served[0]["embed"](image_bytes=batch(bad))
+    assert served[0]["serving_default"](image_bytes=batch(encoded()))["class_index"].shape == (1,)
+
+
+def test_trailing_bytes_do_not_make_a_picture_bad(served):
+    """Cameras append to JPEG files: such a file is examined, and answered."""
+    clean, trailing = encoded(kind="JPEG"), encoded(kind="JPEG") + b"\0" * 20
+    answer = served[0]["serving_default"](image_bytes=batch(clean, trailing))["scores"]
+    assert answer[0].tobytes() == answer[1].tobytes()
+
+
+def test_the_warm_up_records_are_requests(place, served):
+    """The shipped TFRecord file holds a request for every signature, which it answers."""
+    result = place[2]
+    requests = list(warmup.read_warmup(Path(result.path) / warmup.PLACE))
+    assert {request.model_spec.signature_name for request in requests} == {"serving_default", "predict_images", "embed"}
+    assert {request.model_spec.name for request in requests} == {"shapes"}
+    assert len(requests) == result.record["warmup"]
+    for request in requests:
+        answer = warmup.feed(request, served[1].signatures)
+        assert all(len(value) == len(next(iter(answer.values()))) for value in answer.values())
+
+
+def test_the_warm_up_bytes_are_those_of_the_api_package(request, tmp_path):
+    """Our four declared messages write what tensorflow-serving-api writes, byte for byte."""
+    import tensorflow as tf
+
+    golden = (request.config.rootpath / "tests/golden/warmup/prediction_log.bin").read_bytes()
+    made = warmup.predict_request("flowers", "serving_default", {"image_bytes": tf.constant([b"abc", b"de\0f"])})
+    warmup.write_warmup(tmp_path / "records", [made])
+    assert [record.numpy() for record in tf.data.TFRecordDataset(str(tmp_path / "records"))] == [golden]
+
+
+def test_the_record_and_the_notes_are_true(place):
+    """export.json holds the digests of every file; SERVING.md and the configs stand beside; the run's log shows it."""
+    folder, run, result = place
+    version = Path(result.path)
+    assert version == folder / "serving" / "shapes" / "1"
+    record = json.loads((version / "export.json").read_text())
+    for name, facts in record["files"].items():
+        assert sha256_of_file(version / name) == facts["sha256"], name
+    assert (version / "assets" / "labels.txt").read_text().splitlines() == list(CLASSES)
+    assert record["source"]["manifest"] == run.record["manifest"]
+    notes = (version.parent / "SERVING.md").read_text()
+    for config in ("models.config", "batching.config"):
+        assert (version.parent / config).read_text() in notes
+        assert config in str(result)
+    assert 'base_path: "/models/shapes"' in str(result)
+    exported = runs.lineage(run.path).generations[0].exports
+    assert f"saved-model {version}" in exported
+    assert "saved-model" in str(runs.lineage(folder))
+    assert not [path for path in version.parent.iterdir() if path.name.startswith(".tmp")]
+
+
+def test_saved_model_cli_runs_it(place, tmp_path):
+    """TensorFlow's own tool shows the signature and runs it on a file's bytes."""
+    picture = encoded(kind="JPEG")
+    np.save(tmp_path / "bytes.npy", np.array([picture]))
+    tool = [sys.executable, "-m", "tensorflow.python.tools.saved_model_cli", "run", "--dir", place[2].path]
+    options = ["--tag_set", "serve", "--signature_def", "serving_default", "--outdir", str(tmp_path)]
+    inputs = ["--inputs", f"image_bytes={tmp_path / 'bytes.npy'}"]
+    done = subprocess.run([*tool, *options, *inputs], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert np.load(tmp_path / "scores.npy").shape == (1, 3)
+
+
+def test_two_versions_stand_side_by_side(place, pictures):
+    """Another model under other labels becomes version 2; each keeps its own order; a bad image can be flagged."""
+    folder, run, _ = place
+    reversed_classes = CLASSES[::-1]
+    second = export(
+        run.model,
+        folder / "serving" / "shapes",
+        classes=reversed_classes,
+        imports=[str(folder / "mymodel.py")],
+        data=pictures / "val",
+        on_bad_image="flag",
+    )
+    assert Path(second.path).name == "2"
+    (one, _one), (two, _two) = load(folder / "serving" / "shapes" / "1"), load(second.path)
+    picture = encoded()
+    first_answer = one["serving_default"](image_bytes=batch(picture))
+    answer = two["serving_default"](image_bytes=batch(b"rubbish", picture, encoded(kind="JPEG")[:200]))
+    np.testing.assert_allclose(answer["scores"][1], first_answer["scores"][0], atol=2e-6)
+    place_of = int(first_answer["class_index"][0])
+    assert first_answer["labels"][0, 0].decode() == CLASSES[place_of]
+    assert answer["labels"][1, 0].decode() == reversed_classes[place_of]
+    np.testing.assert_array_equal(answer["class_index"], [-1, place_of, -1])
+    assert answer["error"][0].decode() == graph.UNKNOWN
+    assert answer["error"][1] == b""
+    assert answer["error"][2].decode() == graph.BROKEN
+    # The newest version is what the folder means; both answer for the same images.
+    evaluation = evaluate(run, data=pictures / "val", against=folder / "serving" / "shapes" / "1")
+    assert evaluation.against is not None
+    assert evaluation.scores["all"]["accuracy"] == evaluation.against.scores["all"]["accuracy"]
+    assert evaluation.scores["all"]["loss"] == pytest.approx(evaluation.against.scores["all"]["loss"], abs=1e-5)
+    assert "(+0.0 points)" in str(evaluation)
+
+
+def old_model(folder, labels, outputs=3):
+    """A SavedModel of another program: floats in under Keras's own name, one row of scores out."""
+    import tensorflow as tf
+
+    weights = tf.Variable(tf.random.stateless_normal((432, outputs), (1, 2)))
+    module = tf.Module()
+    module.weights = weights
+
+    def function(values):
+        return {"output_0": tf.nn.softmax(tf.reshape(values, (-1, 432)) @ weights / 1000)}
+
+    spec = tf.TensorSpec((None, 12, 12, 3), tf.float32, name="keras_tensor")
+    tf.saved_model.save(module, str(folder), signatures=tf.function(function, input_signature=[spec]))
+    if labels:
+        (folder / "assets" / "labels.txt").write_text("".join(f"{name}\n" for name in labels))
+    return folder
+
+
+def test_like_keeps_what_clients_know(place, pictures, tmp_path):
+    """The same input and output names and dtypes, and the old label order, whatever the new model's own is."""
+    folder, run, _ = place
+    old = old_model(tmp_path / "old", ("stripes", "circle", "square"))
+    result = export(run, tmp_path / "serving" / "shapes", like=old)
+    assert {name: s.as_dict() for name, s in read_signatures(Path(result.path)).items()} == {
+        name: s.as_dict() for name, s in read_signatures(old, 3).items()
+    }
+    assert (Path(result.path) / "assets" / "labels.txt").read_text().split() == ["stripes", "circle", "square"]
+    new, _model = load(result.path)
+    one, _one = load(folder / "serving" / "shapes" / "1")
+    picture = encoded()
+    values = decode(picture, DecodeSpec(12, 12)).pixels[None].astype(np.float32)
+    ours = one["serving_default"](image_bytes=batch(picture))["scores"]
+    np.testing.assert_allclose(new["serving_default"](keras_tensor=values)["output_0"], ours[:, [2, 0, 1]], atol=2e-6)
+    assert "like:" not in str(result)
+    with pytest.raises(ExportError, match="it adds circle; it lacks disc"):
+        like.label_order(old_model(tmp_path / "other", ("disc", "square", "stripes")), CLASSES)
+
+
+def test_an_old_order_that_nobody_names_is_found_out(tmp_path, quiet, monkeypatch):
+    """A model without labels is run: answers that another order explains are refused, with that order."""
+    old = old_model(tmp_path / "old", None)
+    labels = np.arange(30) % 3
+    samples = Samples((), labels, CLASSES, np.zeros((30, 1)), np.eye(3)[labels], tmp_path, "validation images")
+    for shift, explained in ((1, True), (0, False)):
+        answers = Prediction(None, (labels + shift) % 3)
+        monkeypatch.setattr(like, "predict_saved_model", lambda *arguments, answers=answers: answers)
+        if explained:
+            with pytest.raises(ExportError, match=r"right for 0 % .*better read as stripes, circle, square"):
+                like.check_order(old, samples)
+        else:
+            assert "it is right for 100 % of 30 validation images" in like.check_order(old, samples)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "reason"),
+    [
+        ({"a": ("string", (None,)), "b": ("string", (None,))}, {}, "2 inputs"),
+        ({"a": ("int64", (None, 4))}, {}, r"int64 \(any, 4\)"),
+        ({"a": ("string", (None,))}, {"y": ("float32", (None, 7))}, "7 numbers per image, the model has 3 classes"),
+        ({"a": ("string", (None,))}, {"y": ("complex64", (None, 3))}, "neither scores nor labels"),
+    ],
+)
+def test_a_signature_that_is_no_classifiers_is_refused(inputs, outputs, reason):
+    """What cannot be kept is said with its names and shapes."""
+    with pytest.raises(ValueError, match=reason):
+        understand("serving_default", inputs, outputs, 3)
+
+
+def test_what_differs_does_not_appear(place, tmp_path, monkeypatch):
+    """An export whose runtime answers otherwise is exit 1, and the folder has no version and no remains."""
+    _, run, _ = place
+
+    def wrong(folder, facts, samples):
+        scores = np.roll(samples.reference, 1, axis=-1)
+        return Prediction(scores, scores.argmax(axis=-1))
+
+    monkeypatch.setattr(saved_model, "predict", wrong)
+    monkeypatch.setattr(saved_model, "write", lambda *arguments: {"signatures": {}})
+    monkeypatch.setattr(story, "write_elsewhere", lambda *arguments, **options: {"signatures": {}})
+    with pytest.raises(ExportError, match=r"a score differs .* pictures get another class; nothing was left"):
+        export(run, tmp_path / "serving")
+    assert list((tmp_path / "serving").iterdir()) == []
+
+
+def test_destinations(place, tmp_path):
+    """A taken version, a run, and options of another format are usage errors before anything is loaded."""
+    folder, run, _ = place
+    with pytest.raises(UsageError, match="has a version 1 already"):
+        export(run, folder / "serving" / "shapes", version=1)
+    with pytest.raises(UsageError, match="is a run"):
+        export(run, run.path)
+    with pytest.raises(UsageError, match="--quantize means nothing"):
+        export(run, tmp_path / "x", quantize="int8")
+    with pytest.raises(UsageError, match="--version"):
+        export(run, tmp_path / "x", format="keras", version=3)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(UsageError, match="stands already"):
+        export(run, tmp_path / "full", format="keras")
+
+
+def test_pruning_keeps_the_newest(tmp_path):
+    """Older versions go by number, not by name; the one just made and other folders stay."""
+    for name in ("9", "10", "11", "notes"):
+        (tmp_path / name).mkdir()
+    assert prune(tmp_path, 2, tmp_path / "11") == [9]
+    assert prune(tmp_path, 1, tmp_path / "10") == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["10", "11", "notes"]
+
+
+def test_a_model_that_needs_keras_does_not_pass(tmp_path):
+    """In the process that checks an export neither Keras nor JAX nor kresume can be imported."""
+    from kresume.evaluation import apart
+
+    script = (apart.SCRIPTS / "saved_model.py").read_text()
+    for name in ("keras", "jax", "kresume"):
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", f"{script.partition('import numpy')[0]}\nimport {name}"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert f"import of {name} halted" in done.stderr
+    with pytest.raises(CheckpointError, match="does not run by itself"):
+        apart.run_apart("saved_model", {"path": str(tmp_path), "signature": "x", "input": "y", "files": []})
+
+
+def test_nothing_heavy_is_imported_before_the_backend_is_chosen():
+    """The story of an export imports no framework: a run that trained on JAX is exported from JAX, usage errors are quick."""
+    script = "import sys, kresume.exports.export; print(sorted({'keras', 'tensorflow', 'jax'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
