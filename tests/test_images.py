@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from kresume.errors import ImagesError, UsageError
-from kresume.images import augment, conventions, decode, manifest, pipeline
+from kresume.images import augment, conventions, decode, manifest, merging, pipeline
 from kresume.images.cache import Cache
 from kresume.images.decode import DecodeSpec
 from kresume.images.order import Order
@@ -190,7 +190,7 @@ def test_the_cache_holds_exactly_what_decoding_gives(pictures, cache, quiet):
     """Trained from the cache or from the files: the same bytes."""
     files = list_images([pictures / "old"], quiet).files
     prepared = prepare(files, SPEC, cache, quiet)
-    table = manifest.merge(None, prepared, None, None, classes=CLASSES, val_split=None, generation=0).manifest
+    table = merging.merge(None, prepared, None, None, classes=CLASSES, val_split=None, generation=0).manifest
     rows = np.arange(len(table))
     cached = PictureReader(table, SPEC, Cache.open(SPEC, cache.folder.parent))(rows)
     streamed = PictureReader(table, SPEC, None)(rows)
@@ -265,7 +265,7 @@ def merged(quiet, parent=None, *, data=None, add=None, val=None, generation=0, v
     prepared = [
         prepare(list_images([path], quiet).files, SPEC, None, quiet) if path else None for path in (data, add, val)
     ]
-    return manifest.merge(parent, *prepared, classes=classes, val_split=val_split, generation=generation)
+    return merging.merge(parent, *prepared, classes=classes, val_split=val_split, generation=generation)
 
 
 def test_an_images_side_is_decided_once(pictures, tmp_path, quiet):

@@ -17,7 +17,7 @@ from kresume import devices, runs
 from kresume.checkpoints.read import read_checkpoint
 from kresume.checkpoints.state import Card
 from kresume.errors import ImagesError, UsageError
-from kresume.images import manifest as manifests
+from kresume.images import merging
 from kresume.images.cache import Cache
 from kresume.images.decode import DecodeSpec
 from kresume.images.manifest import Manifest
@@ -118,7 +118,7 @@ def evaluate(
     from kresume.models.losses import choose_loss, output_count
 
     card = state.card
-    names = tuple(classes) if classes else (card.classes if card else tuple(sorted(listing.classes)))
+    names = tuple(classes) if classes else (card.classes if card else listing.classes)
     network = build.build_model(
         model,
         state=state,
@@ -148,7 +148,7 @@ def evaluate(
     )
     store = None if cache == "off" else Cache.open(spec, Path(cache) if cache and cache != "auto" else None)
     prepared = prepare(listing.files, spec, store, reporter)
-    merge = manifests.merge(None, prepared, None, None, classes=names, val_split=None, generation=0)
+    merge = merging.merge(None, prepared, None, None, classes=names, val_split=None, generation=0)
     manifest = _with_origins(merge.manifest, run)
     source = PictureReader(manifest, spec, store)
     scorer = LiveScorer(

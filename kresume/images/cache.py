@@ -20,7 +20,7 @@ import shutil
 import time
 import uuid
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -33,7 +33,7 @@ from kresume.images.decode import DecodeSpec
 INDEX_TYPE = np.dtype([("sha256", "S64"), ("crc", "<u4")])
 SHARD_BYTES = 64 * 2**20
 SPARE_BYTES = 2**30
-DEFAULT_LIMIT_BYTES = 50 * 2**30
+DEFAULT_LIMIT_BYTES = 50 * 10**9
 ABANDONED_SECONDS = 24 * 3600.0
 
 
@@ -68,14 +68,25 @@ class Cache:
         self._order = np.zeros(0, np.int64)
 
     @classmethod
-    def open(cls, spec: DecodeSpec, root: Path | None = None, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> Cache:
+    def open(
+        cls, spec: DecodeSpec, root: Path | None = None, limit_bytes: int | None = None, *, writes: bool = True
+    ) -> Cache:
         """Opens the cache of a spec, making its folder if need be.
+
+        Args:
+            spec: how its pictures are decoded.
+            root: the folder of all specs; None for `default_root()`.
+            limit_bytes: see the class; None for 50 GB.
+            writes: False makes no folder, for a command that only looks.
 
         Raises:
             ImagesError: the folder cannot be made.
         """
         root = root or default_root()
-        cache = cls(root / spec.key, spec, limit_bytes)
+        cache = cls(root / spec.key, spec, DEFAULT_LIMIT_BYTES if limit_bytes is None else limit_bytes)
+        if not writes:
+            cache.refresh()
+            return cache
         try:
             cache.folder.mkdir(parents=True, exist_ok=True)
             cache._clear_abandoned()
@@ -164,6 +175,26 @@ class Cache:
             index.unlink(missing_ok=True)  # first, so that no reader meets an index without its rows
             path.unlink(missing_ok=True)  # a process that has it mapped keeps its pages
             total -= facts.st_size
+
+    def forget(self, sha256s: Collection[str]) -> int:
+        """Removes pictures for good. Shards that hold one are written again without it.
+
+        Returns:
+            How many were removed.
+        """
+        found = self.find(list(sha256s))
+        gone = found[found >= 0]
+        for shard in np.unique(self._shards[gone]):
+            rows = np.nonzero(self._shards == shard)[0]
+            with Writer(self) as writer:
+                for row in rows[~np.isin(rows, gone)]:
+                    writer.add(self._sha256s[row].decode(), self._maps[shard][self._rows[row]])
+            path = Path(self._maps[shard].filename)
+            path.with_suffix(".npy").unlink(missing_ok=True)  # first, so that no reader meets an index without its rows
+            path.unlink(missing_ok=True)
+        fresh = Cache.open(self.spec, self.folder.parent, self.limit_bytes)
+        self.__dict__.update(fresh.__dict__)
+        return len(gone)
 
     def _clear_abandoned(self) -> None:
         for path in self.folder.glob(f"{files.TEMPORARY_PREFIX}*"):

@@ -92,12 +92,12 @@ def make_plan(config: TrainConfig, reporter: Reporter) -> Plan:
     return make_draft(opening, reporter, writes=False).plan
 
 
-def open_cache(config: TrainConfig, spec: DecodeSpec) -> Cache | None:
+def open_cache(config: TrainConfig, spec: DecodeSpec, *, writes: bool = True) -> Cache | None:
     """The cache of decoded images, None with `--cache off`."""
     if config.cache == "off":
         return None
     root = None if config.cache in {None, "auto"} else Path(str(config.cache))
-    return Cache.open(spec, root)
+    return Cache.open(spec, root, options.cache_limit(config), writes=writes)
 
 
 def batch_size_of(config: TrainConfig) -> int:
@@ -149,8 +149,8 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
     )
 
     spec = decode_spec(config, card, live.model, asked_size)
-    cache = open_cache(config, spec) if writes else None
-    gathered = gather(config, parent, sources, classes, spec, cache, generation, reporter)
+    cache = open_cache(config, spec, writes=writes)
+    gathered = gather(config, parent, sources, classes, spec, cache, generation, reporter, keeps=writes)
     reader = PictureReader(gathered.manifest, spec, cache)
 
     pixels, pixels_reason = _decide_pixels(config, parent, live, reader, classes, reporter)
