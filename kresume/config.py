@@ -130,7 +130,9 @@ class TrainConfig(BaseModel):
         "light shifts; strong also mirrors, turns, zooms and erases. Default light.", group=IMAGES
     )
     mixup: float | None = _option("MixUp's alpha, 0.2 for example. Default off.", group=IMAGES, metavar="F")
-    cutmix: float | None = _option("CutMix's alpha, 1 for example. Default off.", group=IMAGES, metavar="F")
+    cutmix: float | None = _option(
+        "The largest share of a picture that CutMix puts into another, up to 1. Default off.", group=IMAGES, metavar="F"
+    )
     rand_augment: float | None = _option(
         "RandAugment's strength from 0 to 1, two operations an image: dear on a CPU. Default off.",
         group=IMAGES,
@@ -453,7 +455,7 @@ def _validated(values: Mapping[str, Any]) -> TrainConfig:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UsageError(f"{flag_of(name)} {value}: give a whole number of at least 1")
-    for name in ("replay", "rand_augment", "erase"):
+    for name in ("replay", "cutmix", "rand_augment", "erase"):
         value = getattr(config, name)
         if value is not None and not 0 <= value <= 1:
             raise UsageError(f"{flag_of(name)} {value}: give a number from 0 to 1")

@@ -376,7 +376,7 @@ def table(pictures, quiet):
     return merged(quiet, data=pictures / "old", val_split=None).manifest
 
 
-def digests(table, start, count, preset="light", mixup=0.0):
+def digests(table, start, count, preset="light", mixup=0.0, **singles):
     rows = table.train_rows()
     data = pipeline.training_dataset(
         PictureReader(table, SPEC, None),
@@ -386,8 +386,8 @@ def digests(table, start, count, preset="light", mixup=0.0):
         start_step=start,
         image_size=(12, 12),
         pixels=conventions.to_model_function("0-1"),
-        augment=augment.augmenter(preset, 3, mixup),
-        one_hot=3 if mixup else None,
+        augment=augment.augmenter(preset, 3, mixup, **singles),
+        one_hot=3 if mixup or singles.get("cutmix") else None,
     )
     batches = [(images.numpy(), labels.numpy()) for images, labels in data.take(count)]
     return [hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest() for images, labels in batches]
@@ -397,6 +397,56 @@ def digests(table, start, count, preset="light", mixup=0.0):
 def test_the_stream_from_any_step_is_the_rest_of_the_whole(table, preset, mixup):
     """Started at step 4 it gives the bytes that the whole gives from there: augmentation knows its position."""
     assert digests(table, 4, 5, preset, mixup) == digests(table, 0, 9, preset, mixup)[4:]
+
+
+@pytest.mark.parametrize(
+    "singles", [{"cutmix": 1.0}, {"rand_augment": 0.5}, {"erase": 1.0}, {"mixup": 0.2, "cutmix": 0.5}]
+)
+def test_single_augmentations_know_their_position_too(table, singles):
+    """CutMix, RandAugment and erasing give the same bytes from any step, and change the pictures."""
+    whole = digests(table, 0, 5, "none", **singles)
+    assert digests(table, 3, 2, "none", **singles) == whole[3:]
+    assert len(set(whole)) == 5
+    assert whole != digests(table, 0, 5, "none")
+    with pytest.raises(UsageError, match="from 0 to 1"):
+        augment.augmenter("none", 0, erase=2.0)
+
+
+def test_a_file_that_breaks_keeps_its_place(tmp_path, quiet):
+    """The next image of the order stands in, it is named once, and every other place is as it would have been."""
+    write_pictures(tmp_path, 4, 0, ("a", "b", "c"))
+    table = merged(quiet, data=tmp_path, classes=("a", "b", "c"), val_split=None).manifest
+    rows, order = table.train_rows(), Order(1, 12, 4)
+
+    def batches(on_broken):
+        data = pipeline.training_dataset(
+            PictureReader(table, SPEC, None),
+            rows,
+            table.labels[rows],
+            order,
+            start_step=0,
+            image_size=(12, 12),
+            pixels=conventions.to_model_function("0-255"),
+            augment=None,
+            one_hot=None,
+            on_broken=on_broken,
+        )
+        return [(images.numpy(), labels.numpy()) for images, labels in data.take(6)]
+
+    whole = batches(None)
+    broken_row = int(rows[order.take(5, 1)[0]])
+    (path,) = table.paths(np.array([broken_row]))
+    os.remove(path)
+    named = []
+    after = batches(lambda row, reason: named.append((row, reason)))
+    assert [row for row, _ in named] == [broken_row]
+    assert "cannot be read any more" in named[0][1]
+    flat, flat_after = (np.concatenate([images for images, _ in each]) for each in (whole, after))
+    labels, labels_after = (np.concatenate([label for _, label in each]) for each in (whole, after))
+    for position, index in enumerate(order.take(0, 24)):
+        source = position + 1 if rows[index] == broken_row else position
+        np.testing.assert_array_equal(flat_after[position], flat[source])
+        assert labels_after[position] == labels[source]
 
 
 def test_augmentation_still_takes_our_seeds(table):

@@ -20,6 +20,7 @@ from kresume.images.reader import PictureReader
 from kresume.images.sources import list_images
 from kresume.images.sources.records import FRAME, masked_crc, parse_features
 from tests.conftest import CLASSES, write_pictures
+from tests.support import TINY, run_training
 
 SPEC = DecodeSpec(12, 12)
 
@@ -322,3 +323,37 @@ def test_a_bucket_is_listed_and_read_like_a_folder(pictures, tmp_path, quiet, mo
     assert table.digest() == plain.digest()
     rows = np.arange(4)
     assert PictureReader(table, SPEC, None)(rows).tobytes() == PictureReader(plain, SPEC, None)(rows).tobytes()
+
+
+def test_a_run_trains_on_any_kind_and_remembers_it(tmp_path, quiet):
+    """Archive as --data, list as --add, records as --val: origins and sides hold, and the archive may move."""
+    for name, first in (("old", 0), ("new", 100), ("val", 200)):
+        write_pictures(tmp_path / name, 4, first)
+    archive = make_archive(tmp_path / "old", "old.tar")
+    run_training(
+        out=str(tmp_path / "1"), data=[str(archive)], val=[str(make_records(tmp_path / "val", "v.rec"))], **TINY
+    )
+    first = Manifest.read(tmp_path / "1" / "images.parquet")
+    assert (len(first.train_rows()) > 0, len(first.val_rows()) >= 12) == (True, True)
+    (tmp_path / "moved").mkdir()
+    os.rename(archive, tmp_path / "moved" / "old.tar")
+    arguments = {"add": [str(make_csv(tmp_path / "new", "list.csv"))], "epochs": 1}
+    with pytest.raises(ImagesError, match=r"are gone.*--remap OLD=NEW"):
+        run_training(str(tmp_path / "1"), out=str(tmp_path / "2"), **arguments)
+    run_training(
+        str(tmp_path / "1"), out=str(tmp_path / "2"), remap=[f"{tmp_path / 'old'}={tmp_path / 'moved'}"], **arguments
+    )
+    table = Manifest.read(tmp_path / "2" / "images.parquet")
+    assert np.bincount(table.origins).tolist() == [24, 12]
+    assert set(table.table.column("member").to_pylist()) != {""}
+
+
+def test_a_packed_archive_needs_the_cache_and_strict_needs_every_file(tmp_path, quiet):
+    """--cache off with .tar.gz is refused before training; --strict-images makes a broken file an error."""
+    write_pictures(tmp_path / "old", 4, 0)
+    archive = make_archive(tmp_path / "old", "old.tar.gz")
+    with pytest.raises(ImagesError, match="leave --cache off out"):
+        run_training(out=str(tmp_path / "1"), data=[str(archive)], cache="off", **TINY)
+    (tmp_path / "old" / "circle" / "broken.png").write_bytes(b"x")
+    with pytest.raises(ImagesError, match=r"--strict-images: 1 files cannot be used, the first is .*broken.png"):
+        run_training(out=str(tmp_path / "1"), data=[str(tmp_path / "old")], strict_images=True, **TINY)

@@ -67,7 +67,7 @@ class Manifest:
         """SHA-256 of what determines training: hashes, labels, origins, sides and classes, in order; no paths."""
         hasher = hashlib.sha256(json.dumps([FORMAT, *self.classes]).encode())
         for column in (self.sha256s, self.labels, self.origins.astype("<i4"), self.is_val):
-            hasher.update(np.ascontiguousarray(column).tobytes())
+            hasher.update(np.ascontiguousarray(column).view(np.uint8).data)
         return hasher.hexdigest()
 
     def paths(self, rows: np.ndarray) -> list[str]:
@@ -145,7 +145,8 @@ class Manifest:
         import pyarrow.parquet as parquet
 
         try:
-            table = parquet.read_table(path)
+            # One column after another: all at once would need their packed pages in memory beside the table.
+            table = parquet.read_table(path, use_threads=False, pre_buffer=False, memory_map=True)
         except (OSError, pa.ArrowException) as error:
             raise ImagesError(
                 f"the manifest {path} cannot be read ({error}): restore it from a copy of the run"
@@ -180,12 +181,29 @@ class Manifest:
 
 def hashes(table: pa.Table) -> np.ndarray:
     """The column `sha256`, `(n,) S64`, without a Python object for each row."""
-    import pyarrow as pa
+    return fixed_bytes(table.column("sha256"), 64).view("S64").reshape(-1)
 
+
+def fixed_bytes(column: pa.ChunkedArray, width: int) -> np.ndarray:
+    """A column of strings or bytes of one length as `(n, width) uint8`: a view where it lies in one piece.
+
+    Raises:
+        ImagesError: a value has another length.
+    """
     parts = []
-    for chunk in table.column("sha256").cast(pa.binary()).cast(pa.binary(64)).chunks:
-        parts.append(np.frombuffer(chunk.buffers()[1], "S64")[chunk.offset : chunk.offset + len(chunk)])
-    return np.concatenate(parts) if parts else np.zeros(0, "S64")
+    for chunk in column.chunks:
+        if not len(chunk):
+            continue
+        offsets = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
+        if chunk.null_count or (np.diff(offsets) != width).any():
+            raise ImagesError(
+                f"a manifest holds values that are not of {width} bytes: restore it from a copy of the run"
+            )
+        data = np.frombuffer(chunk.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]
+        parts.append(data.reshape(-1, width))
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate(parts) if parts else np.zeros((0, width), np.uint8)
 
 
 DEFAULTS: dict[str, Any] = {

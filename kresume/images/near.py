@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kresume.images.manifest import fixed_bytes
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -44,14 +46,10 @@ def thumb_array(thumbs: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     import pyarrow.compute as compute
 
     present = compute.equal(compute.binary_length(thumbs), 64).to_numpy(zero_copy_only=False).astype(bool)
+    if present.all():
+        return fixed_bytes(thumbs, 64), present
     result = np.zeros((len(present), 64), np.uint8)
-    place = 0
-    for chunk in thumbs.filter(pa.array(present)).cast(pa.binary(64)).chunks:
-        rows = np.nonzero(present)[0][place : place + len(chunk)]
-        result[rows] = np.frombuffer(chunk.buffers()[1], np.uint8).reshape(-1, 64)[
-            chunk.offset : chunk.offset + len(chunk)
-        ]
-        place += len(chunk)
+    result[present] = fixed_bytes(thumbs.filter(pa.array(present)), 64)
     return result, present
 
 
@@ -67,8 +65,7 @@ def near_pairs(phash: np.ndarray, thumbs: np.ndarray, usable: np.ndarray, is_new
     Returns:
         `(pairs, 2) int64`, each pair once, ascending.
     """
-    grey = np.arange(len(phash))[usable]
-    grey = grey[thumbs[grey].std(axis=1) >= FLAT_GREY]
+    grey = np.nonzero(usable & ~_flat(thumbs))[0]
     if not is_new[grey].any():
         return np.zeros((0, 2), np.int64)
     hashes, new = phash[grey], is_new[grey]
@@ -82,6 +79,12 @@ def near_pairs(phash: np.ndarray, thumbs: np.ndarray, usable: np.ndarray, is_new
         difference = np.abs((a - a.mean(1, keepdims=True)) - (b - b.mean(1, keepdims=True))).mean(1)
         kept.append(part[difference <= MAX_GREY])
     return np.concatenate(kept) if kept else np.zeros((0, 2), np.int64)
+
+
+def _flat(thumbs: np.ndarray) -> np.ndarray:
+    """Which pictures are flat, `(n,) bool`; in parts, since the sums are wider than the grey levels."""
+    parts = [thumbs[start : start + 2**16].std(axis=1) < FLAT_GREY for start in range(0, len(thumbs), 2**16)]
+    return np.concatenate(parts) if parts else np.zeros(0, bool)
 
 
 def _in_table(hashes: np.ndarray, new: np.ndarray, one: tuple[int, int], other: tuple[int, int]) -> np.ndarray:

@@ -28,7 +28,7 @@ from kresume.evaluation.score import flatten
 from kresume.images import augment, conventions, pipeline
 from kresume.images.decode import DecodeSpec
 from kresume.images.manifest import Manifest
-from kresume.images.order import Order
+from kresume.images.mixing import make_order
 from kresume.images.reader import PictureReader
 from kresume.lock import Lock
 from kresume.models import rebuild
@@ -156,9 +156,24 @@ class Course:
             TrainingError: the loss is no longer a number.
         """
         config, record = self.config, self.run.record
-        order = Order(int(record["seed"]), len(self.manifest.train_rows()), self.amount.batch_size)
+        self._order = order = make_order(
+            self.manifest,
+            int(record["seed"]),
+            self.amount.batch_size,
+            config.mix,
+            config.replay,
+            config.balance,
+            self.run.generation,
+        )
         rows = self.manifest.train_rows()
-        augmenter = augment.augmenter(config.augment or DEFAULT_AUGMENT, int(record["seed"]), config.mixup or 0.0)
+        augmenter = augment.augmenter(
+            config.augment or DEFAULT_AUGMENT,
+            int(record["seed"]),
+            config.mixup or 0.0,
+            config.cutmix or 0.0,
+            config.rand_augment or 0.0,
+            config.erase or 0.0,
+        )
         to_model = conventions.to_model_function(self.card.pixels)
 
         def dataset_from(step: int) -> Any:
@@ -231,6 +246,7 @@ class Course:
             "new": scores["new"],
             "all": scores["all"],
             "classes": scores["classes"],
+            "shares": self._order.shares().as_dict(),
             "images_per_second": round(steps_per_second * self.amount.batch_size, 1) if steps_per_second else None,
             "time": runs.now(),
         }

@@ -16,6 +16,7 @@ from typing import Any
 
 from kresume.checkpoints.state import Card
 from kresume.errors import UsageError
+from kresume.images.mixing import Shares
 from kresume.images.order import Order
 from kresume.training.rates import RatePlan
 
@@ -77,6 +78,7 @@ def decide_amount(
     steps: int | None,
     new_model: bool,
     epochs_left: int = 0,
+    epoch_images: int | None = None,
 ) -> Amount:
     """Decides how much to train.
 
@@ -88,7 +90,9 @@ def decide_amount(
         steps: `--steps`, likewise.
         new_model: whether training starts from initial weights.
         epochs_left: epochs that an interrupted parent had left.
+        epoch_images: how many images an epoch deals, where `--mix` or `--replay` makes it another number than `images`.
     """
+    dealt = epoch_images or images
     if epochs is None and steps is None:
         share = new_images / images
         if new_model:
@@ -104,9 +108,9 @@ def decide_amount(
     else:
         reason = "--epochs" if steps is None else "--steps"
     if steps is not None:
-        epochs_needed = -(-steps * batch_size // images)
+        epochs_needed = -(-steps * batch_size // dealt)
         epochs = min(epochs, epochs_needed) if epochs is not None else epochs_needed
-    order = Order(0, images, batch_size)
+    order = Order(0, dealt, batch_size)
     boundaries = [order.epoch_end(epoch) for epoch in range(epochs or 0)]
     if steps is not None:
         boundaries = [end for end in boundaries if end < steps] + (
@@ -136,6 +140,7 @@ class Plan:
         before: the parent's scores on the validation images, None for a new model.
         options: options that differ from the parent's, or that were given.
         notes: what else a person should know.
+        shares: what an epoch is made of.
     """
 
     action: str
@@ -154,6 +159,7 @@ class Plan:
     before: Mapping[str, Any] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    shares: Shares | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form that `--json` prints."""
@@ -165,6 +171,7 @@ class Plan:
             "amount": self.amount.as_dict(),
             "options": dict(self.options),
             "notes": list(self.notes),
+            "shares": self.shares.as_dict() if self.shares else {},
         }
 
     def __str__(self) -> str:
@@ -173,7 +180,7 @@ class Plan:
         origins = f": {images['old']:,} old, {images['new']:,} new" if self.parent else ""
         doubles = f", {images['duplicates']:,} duplicates counted once" if images["duplicates"] else ""
         classes = ", ".join(card.classes[:12]) + (", …" if len(card.classes) > 12 else "")
-        per_epoch = images["train"] / amount.batch_size
+        per_epoch = (self.shares.images if self.shares else images["train"]) / amount.batch_size
         epochs = f"{amount.epochs} {'more ' if self.parent else ''}epoch{'s' if amount.epochs > 1 else ''}"
         lines = [
             ("run", f"{self.out} ({self.action})"),
@@ -194,6 +201,7 @@ class Plan:
                 f"{epochs} = {amount.steps:,} steps of {amount.batch_size} ({per_epoch:.1f} an epoch; {amount.reason}); "
                 f"{self.optimizer}, {self.loss}",
             ),
+            ("epoch", str(self.shares or "")),
             ("options", " ".join(_shown(name, value) for name, value in self.options.items())),
             *(("note", note) for note in self.notes),
         ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from kresume.config import TrainConfig
 from kresume.errors import CheckpointError, UsageError
 from kresume.images.cache import Cache
 from kresume.images.decode import DecodeSpec
+from kresume.images.mixing import make_order
 from kresume.images.order import permutation
 from kresume.images.reader import PictureReader
 from kresume.progress import Reporter
@@ -145,7 +146,7 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
         live.model,
         saved=parent.state.compiled if parent else None,
         requested=config.loss,
-        soft_labels=bool(config.mixup),
+        soft_labels=bool(config.mixup or config.cutmix),
     )
 
     spec = decode_spec(config, card, live.model, asked_size)
@@ -163,7 +164,16 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
         scorer = LiveScorer(live.model, reader, gathered.manifest, card, loss, batch_size_of(config), generation)
         before = scorer.score(reporter, "scoring the parent")
         shift = _find_shift(scorer, gathered, generation)
-    amount = _amount(config, parent, gathered, generation)
+    order = make_order(
+        gathered.manifest,
+        config.seed or 0,
+        batch_size_of(config),
+        config.mix,
+        config.replay,
+        config.balance,
+        generation,
+    )
+    amount = _amount(config, parent, gathered, generation, order.n)
     rate = decide_rate(
         saved=parent.state.rate if parent else None,
         optimizer=live.saved.class_name or "",
@@ -178,6 +188,7 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
     )
     reasons = (pixels_reason, classes_reason)
     plan = _write_up(opening, parent, live, gathered, card, reasons, rate, amount, loss, before, generation)
+    plan = replace(plan, shares=order.shares())
     return Draft(plan, parent, live, gathered, loss, generation)
 
 
@@ -263,7 +274,9 @@ def _count_new(gathered: Gathered, generation: int) -> int:
     return int((manifest.origins[manifest.train_rows()] == generation).sum())
 
 
-def _amount(config: TrainConfig, parent: Parent | None, gathered: Gathered, generation: int) -> Amount:
+def _amount(
+    config: TrainConfig, parent: Parent | None, gathered: Gathered, generation: int, epoch_images: int
+) -> Amount:
     left = 0
     if parent is not None and parent.run is not None and parent.interrupted:
         done = parent.state.records.get("epoch", 0)
@@ -276,6 +289,7 @@ def _amount(config: TrainConfig, parent: Parent | None, gathered: Gathered, gene
         steps=config.steps,
         new_model=parent is None,
         epochs_left=left,
+        epoch_images=epoch_images,
     )
 
 
