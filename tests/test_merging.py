@@ -18,6 +18,7 @@ from kresume.images.near import MAX_BITS, near_pairs
 from kresume.images.prepare import prepare
 from kresume.images.sources import list_images
 from tests.conftest import CLASSES, write_pictures
+from tests.support import photo, save_photo
 
 SPEC = DecodeSpec(24, 24)
 AB = ("a", "b")
@@ -28,22 +29,6 @@ def merged(quiet, parent=None, *, data=None, add=None, val=None, generation=0, v
         prepare(list_images([path], quiet).files, SPEC, None, quiet) if path else None for path in (data, add, val)
     ]
     return merging.merge(parent, *prepared, classes=classes, val_split=val_split, generation=generation, **options)
-
-
-def photo(seed):
-    """A smooth picture that is unlike that of any other seed, `(64, 64, 3) uint8`."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (8, 8, 3)).astype(np.uint8)
-    return np.asarray(Image.fromarray(coarse).resize((64, 64), Image.Resampling.BICUBIC))
-
-
-def save(path, seed, **options):
-    """Writes a JPEG of a photo; other `options` make another file of the same picture."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture = Image.fromarray(photo(seed))
-    if "side" in options:
-        side = options.pop("side")
-        picture = picture.resize((side, side), Image.Resampling.BILINEAR)
-    picture.save(path, "JPEG", **({"quality": 92} | options))
 
 
 def sides(table):
@@ -119,12 +104,12 @@ def test_a_file_that_moved_to_another_class_is_a_relabel(doubled, quiet):
 def test_a_copy_saved_again_takes_the_side_of_the_recorded_one(tmp_path, quiet):
     """A newcomer near a validation image validates and is named; near a training image it trains, whatever the split."""
     for seed in range(6):
-        save(tmp_path / "old" / AB[seed % 2] / f"{seed}.jpg", seed)
+        save_photo(tmp_path / "old" / AB[seed % 2] / f"{seed}.jpg", seed)
     first = merged(quiet, data=tmp_path / "old", val_split=0.4).manifest
     recorded = sides(first)
     assert set(recorded.values()) == {TRAIN, VAL}
     for seed in range(6):
-        save(tmp_path / "new" / AB[seed % 2] / f"again-{seed}.jpg", seed, quality=60, side=48)
+        save_photo(tmp_path / "new" / AB[seed % 2] / f"again-{seed}.jpg", seed, quality=60, side=48)
     for share in (None, 0.9):
         result = merged(quiet, first, add=tmp_path / "new", generation=1, val_split=share)
         now = sides(result.manifest)
@@ -139,7 +124,7 @@ def test_newcomers_near_each_other_take_one_side(tmp_path, quiet):
     """Whatever the split, no picture of a group stands alone on the other side."""
     for seed in range(8):
         for version, quality in enumerate((92, 80, 65)):
-            save(tmp_path / "old" / AB[seed % 2] / f"{seed}-{version}.jpg", seed, quality=quality)
+            save_photo(tmp_path / "old" / AB[seed % 2] / f"{seed}-{version}.jpg", seed, quality=quality)
     for share in (0.2, 0.5, 0.8):
         now = sides(merged(quiet, data=tmp_path / "old", val_split=share).manifest)
         assert len(now) == 24
@@ -149,9 +134,9 @@ def test_newcomers_near_each_other_take_one_side(tmp_path, quiet):
 
 def test_an_image_near_one_given_to_validate_leaves_training(tmp_path, quiet):
     """--val and --add hold versions of one picture: both validate, and the leak is named."""
-    save(tmp_path / "val" / "a" / "1.jpg", 1)
-    save(tmp_path / "add" / "a" / "one.jpg", 1, quality=70)
-    save(tmp_path / "add" / "b" / "2.jpg", 2)
+    save_photo(tmp_path / "val" / "a" / "1.jpg", 1)
+    save_photo(tmp_path / "add" / "a" / "one.jpg", 1, quality=70)
+    save_photo(tmp_path / "add" / "b" / "2.jpg", 2)
     result = merged(quiet, data=tmp_path / "add", val=tmp_path / "val")
     assert sides(result.manifest) == {"1.jpg": VAL, "one.jpg": VAL, "2.jpg": TRAIN}
     assert [(os.path.basename(leak.path), leak.outcome) for leak in result.facts.leaks] == [("one.jpg", "validates")]
@@ -160,9 +145,9 @@ def test_an_image_near_one_given_to_validate_leaves_training(tmp_path, quiet):
 
 def test_an_image_near_both_sides_is_left_out(tmp_path, quiet):
     """Near a recorded training and a recorded validation image: it can be on neither side, so it is left out and named."""
-    save(tmp_path / "old" / "a" / "1.jpg", 1)
-    save(tmp_path / "val" / "b" / "2.jpg", 2)
-    save(tmp_path / "old" / "a" / "3.jpg", 3)
+    save_photo(tmp_path / "old" / "a" / "1.jpg", 1)
+    save_photo(tmp_path / "val" / "b" / "2.jpg", 2)
+    save_photo(tmp_path / "old" / "a" / "3.jpg", 3)
     first = merged(quiet, data=tmp_path / "old", val=tmp_path / "val").manifest
     # What an earlier kresume may have recorded: two versions of one picture on both sides.
     thumbs, hashes = first.table.column("thumb").to_pylist(), first.table.column("phash").to_pylist()
@@ -173,7 +158,7 @@ def test_an_image_near_both_sides_is_left_out(tmp_path, quiet):
     table = first.table.set_column(first.table.column_names.index("thumb"), "thumb", pa.array(thumbs, pa.binary()))
     table = table.set_column(table.column_names.index("phash"), "phash", pa.array(hashes, pa.uint64()))
     parent = type(first).from_table(table, first.classes)
-    save(tmp_path / "new" / "a" / "again.jpg", 1, quality=75)
+    save_photo(tmp_path / "new" / "a" / "again.jpg", 1, quality=75)
     result = merged(quiet, parent, add=tmp_path / "new", generation=1)
     assert "again.jpg" not in sides(result.manifest)
     assert [leak.outcome for leak in result.facts.leaks] == ["left out"]
@@ -319,6 +304,6 @@ def test_exif_bytes_do_not_make_another_picture(tmp_path, quiet):
     (tmp_path / "a").mkdir()
     for number in range(6):
         Image.fromarray(photo(1)).save(tmp_path / "a" / f"{number}.jpg", "JPEG", quality=92, comment=b"%d" % number)
-    save(tmp_path / "a" / "other.jpg", 2)
+    save_photo(tmp_path / "a" / "other.jpg", 2)
     now = sides(merged(quiet, data=tmp_path, val_split=0.5, classes=("a",)).manifest)
     assert len({now[f"{number}.jpg"] for number in range(6)}) == 1

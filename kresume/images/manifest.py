@@ -175,7 +175,7 @@ class Manifest:
             hashes(table),
             indices.to_numpy().astype(np.int32),
             table.column("origin").to_numpy().astype(np.int32),
-            compute.equal(table.column("side"), VAL).to_numpy().astype(bool),
+            compute.fill_null(compute.equal(table.column("side"), VAL), False).to_numpy().astype(bool),
         )
 
 

@@ -74,6 +74,7 @@ def prepare(
     label: str = "preparing",
     *,
     keeps: bool = True,
+    pixels: bool = True,
 ) -> Prepared:
     """Reads every listed file that is not known yet, once.
 
@@ -85,12 +86,13 @@ def prepare(
         known: facts by `Found.key` with the size and time they hold for, from a manifest.
         label: the bar's words.
         keeps: False writes nothing, neither pixels nor facts, for a command that only looks.
+        pixels: False keeps facts beside the cache but no pixels in it.
 
     Raises:
         ImagesError: pictures of a file that is packed as a whole have no room in the cache.
     """
     index = _open_index(cache, keeps)
-    cache = cache if keeps else None
+    cache = cache if keeps and pixels else None
     remembered = dict(known or {})
     if index is not None:
         remembered = index.read([found.key for found in listed if found.key not in remembered]) | remembered

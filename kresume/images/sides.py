@@ -81,6 +81,10 @@ class _Near:
     leaks: list[Leak]
 
 
+def _name(row: Row) -> str:
+    return f"{row['path']}/{row['member']}" if row["member"] else str(row["path"])
+
+
 def _outcome(side: str | None) -> str:
     return {TRAIN: "trains", VAL: "validates", None: "left out"}[side]
 
@@ -88,7 +92,7 @@ def _outcome(side: str | None) -> str:
 def _look_near(newcomers: list[Row], remembered: pa.Table | None) -> _Near:
     """Finds near pictures, and gives newcomers the sides that recorded ones have."""
     near = _Near([], set(), [])
-    pairs, old_is_val, old_path = _pairs(newcomers, remembered)
+    pairs, old_is_val, old_names = _pairs(newcomers, remembered)
     if not len(pairs):
         return near
     from scipy.sparse import coo_array
@@ -111,7 +115,7 @@ def _look_near(newcomers: list[Row], remembered: pa.Table | None) -> _Near:
         members.setdefault(int(component[place]), []).append(place)
     for group in members.values():
         if any(place in recorded for place in group):
-            _inherit(newcomers, group, recorded, neighbours, old_is_val, old_path, near)
+            _inherit(newcomers, group, recorded, neighbours, old_is_val, old_names, near)
         else:
             near.groups.append(group)
     return near
@@ -132,7 +136,7 @@ def _pairs(newcomers: list[Row], remembered: pa.Table | None) -> tuple[np.ndarra
         thumbs, usable = np.concatenate([thumbs, old_thumbs]), np.concatenate([usable, old_usable])
         phash = np.concatenate([phash, remembered.column("phash").to_numpy()])
         is_val = compute.equal(remembered.column("side"), VAL).to_numpy().astype(bool)
-        paths = remembered.column("path")
+        paths = remembered.select(["path", "member"])
     is_new = np.arange(len(phash)) < len(newcomers)
     return near_pairs(phash, thumbs, usable, is_new), is_val, paths
 
@@ -143,7 +147,7 @@ def _inherit(
     recorded: dict[int, list[int]],
     neighbours: dict[int, list[int]],
     old_is_val: np.ndarray,
-    old_path: Any,
+    old_names: Any,
     near: _Near,
 ) -> None:
     """Sides of a group that recorded images decide: a side spreads from neighbour to neighbour; near both is left out."""
@@ -165,8 +169,8 @@ def _inherit(
         if side is None:
             near.left_out.add(place)
         if side is None or (side == VAL) != (row["side"] == VAL):
-            path = old_path[old[0]].as_py() if old else newcomers[neighbours[place][0]]["path"]
-            near.leaks.append(Leak(row["path"], path, _outcome(side)))
+            path = _name(old_names.slice(old[0], 1).to_pylist()[0]) if old else _name(newcomers[neighbours[place][0]])
+            near.leaks.append(Leak(_name(row), path, _outcome(side)))
         row["side"] = side
         following = [one for one in neighbours.get(place, ()) if one not in queued]
         queue += in_order(following)
@@ -188,7 +192,7 @@ def _split(newcomers: list[Row], near: _Near, val_split: float | None) -> list[s
         validates = [place for place in given if newcomers[place]["side"] == VAL]
         for place in group:
             if validates and newcomers[place]["side"] != VAL:
-                near.leaks.append(Leak(newcomers[place]["path"], newcomers[validates[0]]["path"], _outcome(VAL)))
+                near.leaks.append(Leak(_name(newcomers[place]), _name(newcomers[validates[0]]), _outcome(VAL)))
             newcomers[place]["side"] = VAL if validates else TRAIN
     for place, row in enumerate(newcomers):
         if row["side"] is None and place not in near.left_out and place not in unit_of:
