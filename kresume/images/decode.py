@@ -14,6 +14,7 @@ specifications for where it stands.
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import threading
 import warnings
@@ -119,6 +120,7 @@ def _open(data: bytes) -> Image:
 
     if not data:
         raise ImagesError("the file is empty")
+    _register_heif()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its own bomb warning: the limit is ours, and it is an error
@@ -134,8 +136,39 @@ def _no_picture(data: bytes, error: Exception) -> str:
     if head.startswith((b"<!doctype", b"<html", b"<?xml")):
         return "it holds a web page, not a picture"
     if data[4:8] == b"ftyp":
-        return "HEIC and AVIF are not read by this version"
+        if data[8:12] not in HEIF_BRANDS:
+            return "it holds a film or sound, not a picture"
+        if not _register_heif():
+            return "a HEIC or AVIF picture, which needs the package pillow-heif: pip install 'kresume[heif]'"
+    if data.startswith(b"\xff\xd8") and (bits := _jpeg_bits(data)) not in {None, 8}:
+        return f"a JPEG of {bits} bits a channel, which no decoder here reads: save it again with 8"
     return f"no picture that can be read ({type(error).__name__})"
+
+
+HEIF_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis"})
+"""What the first box of a HEIC or AVIF file names itself (ISO/IEC 23008-12, annex B; AV1 Image File Format, section 6)."""
+
+
+@cache
+def _register_heif() -> bool:
+    """Teaches Pillow HEIC and AVIF, where the extra `heif` is installed."""
+    if importlib.util.find_spec("pillow_heif") is None:
+        return False
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    return True
+
+
+def _jpeg_bits(data: bytes) -> int | None:
+    """Bits of a sample, from the frame header of a JPEG (ISO/IEC 10918-1, B.2.2); None where there is none."""
+    position = 2
+    while position + 5 <= len(data) and data[position] == 0xFF:
+        marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4], "big")
+        if 0xC0 <= marker <= 0xCF and marker not in {0xC4, 0xC8, 0xCC}:
+            return data[position + 4]
+        position += 2 + length
+    return None
 
 
 def decode(data: bytes, spec: DecodeSpec, header: Header | None = None) -> Picture:
@@ -181,9 +214,18 @@ def _pillow_pixels(data: bytes) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image.load()
-            if image.mode.startswith("I;16") or image.mode == "I":
-                image = image.point(lambda value: value / 256).convert("L")
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            if image.mode == "F":
+                raise ImagesError(
+                    "its pixels are floating-point numbers, whose range no one says: save it with 8 or 16 bits"
+                )
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I"):
+                # 16 bits: the upper eight, as TensorFlow takes them of a PNG.
+                grey = np.clip(np.asarray(upright).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
+                return np.repeat(grey[..., None], 3, axis=-1)
+            return np.asarray(upright.convert("RGB"))
+    except ImagesError:
+        raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
         raise ImagesError(f"it cannot be decoded ({type(error).__name__}: {error})") from error
 

@@ -184,10 +184,11 @@ def read_range(path: str, offset: int = 0, length: int = -1, coding: str = "") -
     """
     with opened(path) as file:
         if length < 0:
-            data = file.read(MAX_FILE_BYTES + 1)
-            if len(data) > MAX_FILE_BYTES:
+            # Its size first: a read of up to the limit would take the limit's memory for every small file.
+            size = stat(path).st_size if is_remote(path) else os.fstat(file.fileno()).st_size
+            if size > MAX_FILE_BYTES:
                 raise ImagesError(f"larger than {MAX_FILE_BYTES // 2**20} MB, the limit for one picture")
-            return data
+            return file.read()
         if length > MAX_FILE_BYTES:
             raise ImagesError(f"{length:,} bytes, more than {MAX_FILE_BYTES // 2**20} MB, the limit for one picture")
         file.seek(offset)
@@ -229,7 +230,7 @@ def read_stream(path: str, coding: str, ranges: list[tuple[int, int]]) -> Iterat
     with unpacked(path, coding) as stream:
         for offset, length in ranges:
             stream.seek(offset)
-            data = stream.read(min(length, MAX_FILE_BYTES + 1))
+            data = stream.read(min(length, MAX_FILE_BYTES))
             if len(data) != length:
                 raise EOFError(f"{path} ends before byte {offset + length:,} of what it unpacks to")
             yield data
