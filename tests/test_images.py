@@ -18,6 +18,7 @@ from kresume.images.order import Order
 from kresume.images.prepare import prepare
 from kresume.images.reader import PictureReader
 from kresume.images.sources import list_images
+from kresume.progress import Reporter
 from tests.conftest import CLASSES, write_pictures
 
 SPEC = DecodeSpec(12, 12)
@@ -229,15 +230,35 @@ def test_a_torn_shard_does_not_count(pictures, cache, quiet):
     assert prepare(files, SPEC, again, quiet).decoded == 24
 
 
-def test_the_limit_removes_the_oldest_shards_of_other_sizes(pictures, tmp_path, quiet):
-    """The cache stays within its limit; what is open here stays."""
-    files = list_images([pictures / "old"], quiet).files
+def test_the_limit_removes_what_was_unused_for_longest(pictures, tmp_path, quiet):
+    """The cache stays within its limit, whatever size the pictures have; what this process uses stays."""
+    old, new = (list_images([pictures / name], quiet).files for name in ("old", "new"))
     other = Cache.open(DecodeSpec(16, 16), tmp_path / "cache")
-    prepare(files, other.spec, other, quiet)
+    prepare(old, other.spec, other, quiet)
+    prepare(old, SPEC, Cache.open(SPEC, tmp_path / "cache"), quiet)
     small = Cache.open(SPEC, tmp_path / "cache", limit_bytes=24 * 12 * 12 * 3 + 100)
-    prepare(files, SPEC, small, quiet)
+    done = prepare(new, SPEC, small, quiet)
     assert not list(other.folder.glob("*.bin"))
-    assert len(Cache.open(SPEC, tmp_path / "cache")) == 24
+    again = Cache.open(SPEC, tmp_path / "cache")
+    assert len(again) == 18
+    assert (again.find([image.facts.sha256 for image in done.images]) >= 0).all()
+
+
+def test_more_pictures_than_the_limit_are_not_cached(pictures, tmp_path, capsys):
+    """Refused with the option that raises it; the pictures are used all the same."""
+    cache = Cache.open(SPEC, tmp_path / "cache", limit_bytes=20 * 12 * 12 * 3)
+    done = prepare(list_images([pictures / "old"], Reporter(quiet=True)).files, SPEC, cache, Reporter(quiet=True))
+    assert (len(done.images), done.decoded, len(Cache.open(SPEC, tmp_path / "cache"))) == (24, 0, 0)
+    assert "--cache-limit SIZE raises it" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_full_disk_is_refused_politely(pictures, tmp_path, capsys, monkeypatch):
+    """Where the disk is short nothing is written, and the warning says where the cache could be."""
+    cache = Cache.open(SPEC, tmp_path / "cache")
+    monkeypatch.setattr(Cache, "room_for", lambda self, count: False)
+    done = prepare(list_images([pictures / "old"], Reporter(quiet=True)).files, SPEC, cache, Reporter(quiet=True))
+    assert (len(done.images), done.decoded) == (24, 0)
+    assert "--cache DIR" in capsys.readouterr().err
 
 
 # Manifest

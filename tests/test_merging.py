@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from PIL import Image
 
+import kresume
 from kresume.errors import ImagesError, UsageError
 from kresume.images import corrections, keras_split, merging
 from kresume.images.cache import Cache
@@ -18,7 +19,7 @@ from kresume.images.near import MAX_BITS, near_pairs
 from kresume.images.prepare import prepare
 from kresume.images.sources import list_images
 from tests.conftest import CLASSES, write_pictures
-from tests.support import photo, save_photo
+from tests.support import TINY, photo, run_training, save_photo
 
 SPEC = DecodeSpec(24, 24)
 AB = ("a", "b")
@@ -307,3 +308,16 @@ def test_exif_bytes_do_not_make_another_picture(tmp_path, quiet):
     save_photo(tmp_path / "a" / "other.jpg", 2)
     now = sides(merged(quiet, data=tmp_path, val_split=0.5, classes=("a",)).manifest)
     assert len({now[f"{number}.jpg"] for number in range(6)}) == 1
+
+
+def test_a_score_on_images_that_were_trained_on_says_so(pictures, tmp_path):
+    """Beside a bare checkpoint old validation images count as seen; with --val-like those that Keras held out do not."""
+    run_training(out=str(tmp_path / "1"), data=[str(pictures / "old")], **TINY)
+    bare = {"data": [str(pictures / "old")], "add": [str(pictures / "new")], "epochs": 1, "quiet": True}
+    plan = kresume.plan(str(tmp_path / "1" / "model.keras"), val_split=0.4, **bare)
+    assert plan.images["seen"] > 0
+    assert "of them seen in training" in str(plan)
+    fair = kresume.plan(str(tmp_path / "1" / "model.keras"), val_like="keras:0.3:7", **bare)
+    assert fair.images["seen"] == 0
+    assert fair.before["old"]["images"] == 7
+    assert "seen in training" not in str(fair)

@@ -133,7 +133,8 @@ def evaluate(
             f"{path} has {count} outputs and does not name them, {', '.join(map(str, sources))} has {len(names)} class "
             "folders: give the names of the outputs in their order with --classes a,b,c"
         )
-    unknown = sorted(set(listing.classes) - set(names))
+    listed = merging.name_numbers(listing, names)
+    unknown = sorted({found.label for found in listed} - set(names))
     if unknown:
         raise ImagesError(f"class folders that {path} does not know: {', '.join(unknown)}; it knows {', '.join(names)}")
     eats = pixels or (card.pixels if card else conventions.read_convention(network))
@@ -147,7 +148,7 @@ def evaluate(
         int(height), int(width), card.resize if card else "stretch", card.interpolation if card else "area"
     )
     store = None if cache == "off" else Cache.open(spec, Path(cache) if cache and cache != "auto" else None)
-    prepared = prepare(listing.files, spec, store, reporter)
+    prepared = prepare(listed, spec, store, reporter, known=listing.known)
     merge = merging.merge(None, prepared, None, None, classes=names, val_split=None, generation=0)
     manifest = _with_origins(merge.manifest, run)
     source = PictureReader(manifest, spec, store)
@@ -161,7 +162,9 @@ def evaluate(
         run.generation if run else 0,
     )
     scores = scorer.score(reporter, "scoring", rows=np.arange(len(manifest)))
-    return Evaluation(path, tuple(str(source) for source in sources), scores, len(prepared.quarantine))
+    return Evaluation(
+        path, tuple(str(source) for source in sources), scores, len(prepared.quarantine) + len(listing.quarantine)
+    )
 
 
 def _run_of(path: str) -> runs.Run | None:

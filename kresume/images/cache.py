@@ -15,6 +15,7 @@ The default place is `$KRESUME_CACHE`, else `~/.cache/kresume`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -66,6 +67,8 @@ class Cache:
         self._rows = np.zeros(0, np.int64)
         self._verified = np.zeros(0, bool)
         self._order = np.zeros(0, np.int64)
+        self._paths: list[Path] = []
+        self._used: set[Path] = set()
 
     @classmethod
     def open(
@@ -114,7 +117,7 @@ class Cache:
             self._names.add(index_path.name)
             if not complete or not len(index):
                 continue  # torn by a crash of the machine: its pictures are decoded again
-            os.utime(data_path)  # used now: the limit takes the oldest first
+            self._paths.append(data_path)
             self._maps.append(np.memmap(data_path, np.uint8, "r", shape=(len(index), *self.row_shape)))
             self._sha256s = np.concatenate([self._sha256s, index["sha256"]])
             self._crcs = np.concatenate([self._crcs, index["crc"]])
@@ -131,7 +134,16 @@ class Cache:
             return np.full(len(wanted), -1, np.int64)
         place = np.searchsorted(self._sha256s, wanted, sorter=self._order)
         found = self._order[np.minimum(place, len(self) - 1)]
-        return np.where(self._sha256s[found] == wanted, found, -1)
+        found = np.where(self._sha256s[found] == wanted, found, -1)
+        self._mark_used({self._paths[shard] for shard in np.unique(self._shards[found[found >= 0]])})
+        return found
+
+    def _mark_used(self, paths: set[Path]) -> None:
+        """Notes the time, by which the limit finds what was unused for longest."""
+        for path in paths - self._used:
+            with contextlib.suppress(OSError):  # removed by another process (we keep its pages), or not ours to touch
+                os.utime(path)
+        self._used |= paths
 
     def read(self, found: np.ndarray) -> np.ndarray:
         """Reads pictures by what `find` gave.
@@ -164,13 +176,17 @@ class Cache:
         """Whether the disk has room for so many more pictures, with a gigabyte to spare."""
         return shutil.disk_usage(self.folder).free > count * self.row_bytes + SPARE_BYTES
 
+    def holds(self, count: int) -> bool:
+        """Whether so many pictures are within the limit at once."""
+        return count * self.row_bytes <= self.limit_bytes
+
     def trim(self) -> None:
-        """Removes the shards unused for longest until the root is within its limit; never one that is open here."""
+        """Removes the shards unused for longest until the root is within its limit; never one that was used here."""
         shards = [(path.stat(), path) for path in self.folder.parent.glob("*/shard-*.bin")]
         total = sum(facts.st_size for facts, _ in shards)
         for facts, path in sorted(shards, key=lambda shard: shard[0].st_mtime):
             index = path.with_suffix(".npy")
-            if total <= self.limit_bytes or (path.parent == self.folder and index.name in self._names):
+            if total <= self.limit_bytes or path in self._used:
                 continue
             index.unlink(missing_ok=True)  # first, so that no reader meets an index without its rows
             path.unlink(missing_ok=True)  # a process that has it mapped keeps its pages
@@ -226,6 +242,7 @@ class Writer:
         with files.new_file(self._cache.folder / f"{name}.bin") as temporary, temporary.open("wb") as file:
             for pixels in self._pixels:
                 file.write(pixels.data)
+        self._cache._used.add(self._cache.folder / f"{name}.bin")
         with files.new_file(self._cache.folder / f"{name}.npy") as temporary, temporary.open("wb") as file:
             np.save(file, np.array(self._index, INDEX_TYPE))
         self._pixels, self._index = [], []

@@ -43,6 +43,7 @@ class Manifest:
         labels: `(n,) int32`, indices into `classes`.
         origins: `(n,) int32`, the generation in which each image came in.
         is_val: `(n,) bool`, True on the validation side.
+        seen: `(n,) bool`, True for images that the first checkpoint was probably trained on, whichever side they have now.
     """
 
     classes: tuple[str, ...]
@@ -51,6 +52,7 @@ class Manifest:
     labels: np.ndarray
     origins: np.ndarray
     is_val: np.ndarray
+    seen: np.ndarray
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -124,7 +126,9 @@ class Manifest:
 
         index = self.table.column_names.index("origin")
         table = self.table.set_column(index, "origin", pa.array(origins.astype(np.int32)))
-        return Manifest(self.classes, table, self.sha256s, self.labels, origins.astype(np.int32), self.is_val)
+        return Manifest(
+            self.classes, table, self.sha256s, self.labels, origins.astype(np.int32), self.is_val, self.seen
+        )
 
     def write(self, path: Path) -> None:
         """Writes the table as Parquet, whole or not at all."""
@@ -176,6 +180,7 @@ class Manifest:
             indices.to_numpy().astype(np.int32),
             table.column("origin").to_numpy().astype(np.int32),
             compute.fill_null(compute.equal(table.column("side"), VAL), False).to_numpy().astype(bool),
+            table.column("seen").to_numpy().astype(bool),
         )
 
 

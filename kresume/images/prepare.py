@@ -101,16 +101,12 @@ def prepare(
         size, time, fact = remembered.get(found.key, (-1, -1, None))
         facts.append(fact if (size, time) == (found.bytes, found.mtime_ns) else None)
     wanted = _to_read(facts, cache)
-    if cache is not None and wanted and not cache.room_for(len(wanted)):
-        reporter.warn(
-            f"the disk of the cache {cache.folder} has no room for {len(wanted):,} more pictures: they are decoded each "
-            "time they are drawn, which is slower (--cache DIR puts the cache elsewhere)"
-        )
+    if cache is not None and wanted and (short := _too_little_room(cache, len(wanted), len(listed))):
+        reporter.warn(f"{short}: they are decoded each time they are drawn, which is slower")
         packed = next((listed[position].path for position in wanted if listed[position].coding in STREAMS), None)
         if packed is not None:
             raise ImagesError(
-                f"{packed} is packed as a whole, so its pictures can only be used from the cache, and the disk of "
-                f"{cache.folder} has no room for them: free some, give --cache DIR, or unpack it"
+                f"{packed} is packed as a whole, so its pictures can only be used from the cache, and {short}: or unpack it"
             )
         cache = None
         wanted = [position for position in wanted if facts[position] is None]
@@ -132,6 +128,18 @@ def prepare(
         for position, reason in sorted(reasons.items())
     )
     return Prepared(images, quarantine, decoded, len(wanted))
+
+
+def _too_little_room(cache: Cache, more: int, everything: int) -> str | None:
+    """Why so many more pictures are not cached; None where they are."""
+    if not cache.room_for(more):
+        return f"the disk of the cache {cache.folder} has no room for {more:,} more pictures (--cache DIR puts it elsewhere)"
+    if not cache.holds(everything):
+        return (
+            f"{everything:,} pictures of {cache.row_bytes:,} bytes are more than the cache may take, "
+            f"{cache.limit_bytes / 1e9:,.1f} GB (--cache-limit SIZE raises it)"
+        )
+    return None
 
 
 def _open_index(cache: Cache | None, keeps: bool) -> _FileIndex | None:

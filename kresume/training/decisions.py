@@ -180,6 +180,7 @@ class Plan:
         origins = f": {images['old']:,} old, {images['new']:,} new" if self.parent else ""
         doubles = f", {images['duplicates']:,} duplicates counted once" if images["duplicates"] else ""
         classes = ", ".join(card.classes[:12]) + (", …" if len(card.classes) > 12 else "")
+        seen = f", {images['seen']:,} of them seen in training" if images.get("seen") else ""
         per_epoch = (self.shares.images if self.shares else images["train"]) / amount.batch_size
         epochs = f"{amount.epochs} {'more ' if self.parent else ''}epoch{'s' if amount.epochs > 1 else ''}"
         lines = [
@@ -194,7 +195,7 @@ class Plan:
                 f"{card.pixels} ({self.pixels_reason}), {card.image_size[0]}x{card.image_size[1]}, "
                 f"{card.resize}, {card.interpolation}",
             ),
-            ("before", describe_scores(self.before) if self.before else ""),
+            ("before", describe_scores(self.before) + seen if self.before else ""),
             ("rate", str(self.rate)),
             (
                 "train",

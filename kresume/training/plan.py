@@ -328,10 +328,11 @@ def _write_up(
         sides += f" ({int((~new[val]).sum()):,} old, {int(new[val].sum()):,} new)"
     old_count, new_count = int((~new).sum()), int(new.sum())
     notes = [*gathered.notes, *facts.notes]
-    if parent is not None and parent.manifest is None and len(val):
+    seen = int(manifest.seen[val].sum())
+    if seen:
         notes.append(
-            f"{opening.config.from_} does not say which images it was trained on: its score on old images may be of "
-            "images seen in training (give --val for a fair one)"
+            f"{opening.config.from_} does not say which images it was trained on: {seen:,} of the {len(val):,} validation "
+            "images were probably seen in training (for a fair score give --val, or --val-like keras:F:SEED)"
         )
     if parent is not None and new_count > HUGE_ADDITION * max(old_count, 1):
         fresh = opening.config.model_copy(update={"from_": None, "lr": None, "lr_scale": None, "lr_schedule": None})
@@ -355,6 +356,7 @@ def _write_up(
             "new": new_count,
             "train": len(manifest.train_rows()),
             "validation": len(val),
+            "seen": seen,
             "duplicates": facts.duplicates,
             "quarantined": len(gathered.quarantine),
         },
