@@ -29,15 +29,16 @@ import numpy as np
 from kresume import files
 from kresume.errors import ImagesError
 from kresume.images.cache import Cache
-from kresume.images.decode import DecodeSpec, decode, read_header
+from kresume.images.decode import DecodeSpec, Header, decode_many, read_header
+from kresume.images.likeness import likeness
 from kresume.images.places import MAX_FILE_BYTES, read_range, read_stream
 from kresume.images.sources.found import STREAMS, Facts, Found, Known, Quarantined
 from kresume.progress import Reporter
 
 INDEX_NAME = "pictures.sqlite"
-AHEAD = 256
-AHEAD_OF_STREAM = 32
-"""Pictures of a packed file wait in memory as bytes, so fewer of them may."""
+GROUP, GROUP_BYTES = 32, 16 * 2**20
+AHEAD = 2
+"""Groups that are done or wait beside those under way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +158,10 @@ def _to_read(facts: Sequence[Facts | None], cache: Cache | None) -> list[int]:
     return [int(position) for position in np.nonzero(unknown)[0]]
 
 
-Outcome = tuple[Facts, np.ndarray | None]
+Item = tuple[int, Found, bytes | str | None]
+"""A picture on its way: its position, where it is, and its bytes where they were read already, or why they could not be."""
+Outcome = tuple[int, tuple[Facts, np.ndarray | None] | str]
+"""The position, and what is known of it with its pixels, or the reason why it cannot be used."""
 
 
 def _read_all(
@@ -167,91 +171,113 @@ def _read_all(
     cache: Cache | None,
     advance: Callable[[int], None],
 ) -> Iterator[tuple[int, str | tuple[Facts, bool]]]:
-    """Yields (position, facts or the reason why not) as pictures are done; never holds more than `AHEAD` of them."""
+    """Yields (position, facts or the reason why not) as pictures are done; never holds more than `AHEAD` groups of them."""
     if not listed:
         return
     in_cache = set()
-    keeps = cache is not None
+    workers = (os.cpu_count() or 1) + 1
     with ExitStack() as stack:
         writer = stack.enter_context(cache.writer()) if cache is not None else None
-        pool = stack.enter_context(
-            ThreadPoolExecutor(max_workers=(os.cpu_count() or 1) + 1, thread_name_prefix="kresume-prepare")
-        )
-        waiting: dict[Future[Outcome], int] = {}
+        pool = stack.enter_context(ThreadPoolExecutor(max_workers=workers, thread_name_prefix="kresume-prepare"))
+        waiting: set[Future[list[Outcome]]] = set()
         stack.callback(lambda: [future.cancel() for future in waiting])
-        queue = _submitted(listed, positions, lambda found, content: pool.submit(_examine, found, content, spec, keeps))
+        groups = _grouped(_with_streams(listed, positions))
         more = True
         while more or waiting:
-            while more and len(waiting) < AHEAD:
-                item = next(queue, None)
-                if item is None:
+            while more and len(waiting) < workers + AHEAD:
+                group = next(groups, None)
+                if group is None:
                     more = False
-                    break
-                position, future, ahead = item
-                waiting[future] = position
-                if len(waiting) >= ahead:
-                    break
-            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in done:
-                position = waiting.pop(future)
+                else:
+                    waiting.add(pool.submit(_examine, group, spec, writer is not None))
+            done, left = wait(waiting, return_when=FIRST_COMPLETED)
+            waiting.intersection_update(left)
+            for position, outcome in (each for future in done for each in future.result()):
                 advance(1)
-                try:
-                    fact, pixels = future.result()
-                except ImagesError as error:
-                    yield position, str(error)
+                if isinstance(outcome, str):
+                    yield position, outcome
                     continue
+                fact, pixels = outcome
                 if writer is not None and pixels is not None and fact.sha256 not in in_cache:
                     in_cache.add(fact.sha256)
                     writer.add(fact.sha256, pixels)
                 yield position, (fact, pixels is not None)
 
 
-def _submitted(
-    listed: Sequence[Found], positions: Sequence[int], submit: Callable[[Found, bytes | str | None], Future[Outcome]]
-) -> Iterator[tuple[int, Future[Outcome], int]]:
-    """Hands pictures to the pool one by one: (position, its future, how many may wait)."""
+def _grouped(items: Iterator[Item]) -> Iterator[list[Item]]:
+    """Groups of up to `GROUP` pictures or `GROUP_BYTES` bytes, which are decoded together."""
+    group: list[Item] = []
+    size = 0
+    for item in items:
+        length = item[1].bytes if item[1].length < 0 else item[1].length
+        if group and (len(group) == GROUP or size + length > GROUP_BYTES):
+            yield group
+            group, size = [], 0
+        group.append(item)
+        size += length
+    if group:
+        yield group
+
+
+def _with_streams(listed: Sequence[Found], positions: Sequence[int]) -> Iterator[Item]:
+    """The pictures in order; those in files that are packed as a whole come last, with their bytes, in one pass."""
     streams: dict[str, list[tuple[int, Found]]] = {}
     for position, found in zip(positions, listed, strict=True):
         if found.coding in STREAMS:
             streams.setdefault(found.path, []).append((position, found))
         else:
-            yield position, submit(found, None), AHEAD
-    for path, items in streams.items():
-        items.sort(key=lambda item: item[1].offset)
-        contents = read_stream(path, items[0][1].coding, [(found.offset, found.length) for _, found in items])
+            yield position, found, None
+    for path, inside in streams.items():
+        inside.sort(key=lambda item: item[1].offset)
+        contents = read_stream(path, inside[0][1].coding, [(found.offset, found.length) for _, found in inside])
         reason = None
-        for position, found in items:
-            data: bytes | str = reason or b""
-            if reason is None:
-                try:
-                    data = next(contents)
-                except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-                    data = reason = f"{path} cannot be unpacked from here on ({error})"
-            yield position, submit(found, data), AHEAD_OF_STREAM
+        for position, found in inside:
+            if reason is not None:
+                yield position, found, reason
+                continue
+            try:
+                yield position, found, next(contents)
+            except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+                reason = f"{path} cannot be unpacked from here on ({error})"
+                yield position, found, reason
 
 
-def _examine(found: Found, content: bytes | str | None, spec: DecodeSpec, keeps: bool) -> Outcome:
-    """Everything about one picture; `content` is its bytes where they were read already, or why they could not be."""
+def _examine(group: Sequence[Item], spec: DecodeSpec, keeps: bool) -> list[Outcome]:
+    """Everything about a few pictures: read, header, hash, pixels, likeness."""
+    outcomes: list[Outcome] = []
+    readable: list[tuple[int, bytes, Header]] = []
+    for position, found, content in group:
+        try:
+            data = _content(found, content)
+            readable.append((position, data, read_header(data)))
+        except ImagesError as error:
+            outcomes.append((position, str(error)))
+    pictures = decode_many([data for _, data, _ in readable], spec, [header for _, _, header in readable])
+    decoded = [picture for picture in pictures if not isinstance(picture, ImagesError)]
+    hashes, thumbs = likeness(decoded)
+    alike = iter(zip(hashes.tolist(), thumbs, strict=True))
+    for (position, data, header), picture in zip(readable, pictures, strict=True):
+        if isinstance(picture, ImagesError):
+            outcomes.append((position, str(picture)))
+            continue
+        phash, thumb = next(alike)
+        sha256 = hashlib.sha256(data).hexdigest()
+        facts = Facts(sha256, header.width, header.height, header.format, phash, thumb.tobytes())
+        outcomes.append((position, (facts, picture if keeps else None)))
+    return outcomes
+
+
+def _content(found: Found, content: bytes | str | None) -> bytes:
     if isinstance(content, str):
         raise ImagesError(content)
-    if content is None:
-        if found.length < 0 and found.bytes > MAX_FILE_BYTES:
-            raise ImagesError(f"larger than {MAX_FILE_BYTES // 2**20} MB, the limit for one picture")
-        try:
-            content = read_range(found.path, found.offset, found.length, found.coding)
-        except OSError as error:
-            raise ImagesError(f"it cannot be read ({error.strerror or type(error).__name__})") from error
-    header = read_header(content)
-    picture = decode(content, spec, header)
-    facts = Facts(
-        hashlib.sha256(content).hexdigest(),
-        header.width,
-        header.height,
-        header.format,
-        picture.fingerprint,
-        picture.thumb,
-    )
-    return facts, picture.pixels if keeps else None
+    if content is not None:
+        return content
+    if found.length < 0 and found.bytes > MAX_FILE_BYTES:
+        raise ImagesError(f"larger than {MAX_FILE_BYTES // 2**20} MB, the limit for one picture")
+    try:
+        return read_range(found.path, found.offset, found.length, found.coding)
+    except OSError as error:
+        raise ImagesError(f"it cannot be read ({error.strerror or type(error).__name__})") from error
 
 
 class _FileIndex:

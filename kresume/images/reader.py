@@ -106,6 +106,6 @@ class PictureReader:
         if hashlib.sha256(data).hexdigest().encode() != sha256:
             return f"{found.name} has changed since it was recorded"
         try:
-            return decode(data, self.spec).pixels
+            return decode(data, self.spec)
         except ImagesError as error:
             return f"{found.name}: {error}"
