@@ -44,6 +44,15 @@ def default_root() -> Path:
     return Path(given) if given else Path.home() / ".cache" / "kresume"
 
 
+def aligned(shape: tuple[int, ...]) -> np.ndarray:
+    """An array of bytes that TensorFlow takes as it is; one that does not begin at a multiple of 64 it would copy."""
+    size = int(np.prod(shape))
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    result: np.ndarray = memory[start : start + size].reshape(shape)
+    return result
+
+
 class Cache:
     """The decoded pictures of one `DecodeSpec`.
 
@@ -118,7 +127,8 @@ class Cache:
             if not complete or not len(index):
                 continue  # torn by a crash of the machine: its pictures are decoded again
             self._paths.append(data_path)
-            self._maps.append(np.memmap(data_path, np.uint8, "r", shape=(len(index), *self.row_shape)))
+            mapped = np.memmap(data_path, np.uint8, "r", shape=(len(index), *self.row_shape))
+            self._maps.append(mapped.view(np.ndarray))  # the subclass costs microseconds at each row
             self._sha256s = np.concatenate([self._sha256s, index["sha256"]])
             self._crcs = np.concatenate([self._crcs, index["crc"]])
             shard = np.full(len(index), len(self._maps) - 1, np.int32)
@@ -154,11 +164,11 @@ class Cache:
         Raises:
             ImagesError: a row does not have its checksum; `broken` finds out which.
         """
-        result = np.empty((len(found), *self.row_shape), np.uint8)
-        shards, rows = self._shards[found], self._rows[found]
-        for shard in np.unique(shards):
-            chosen = np.nonzero(shards == shard)[0]
-            result[chosen] = self._maps[shard][rows[chosen]]
+        result = aligned((len(found), *self.row_shape))
+        for place, (shard, row) in enumerate(
+            zip(self._shards[found].tolist(), self._rows[found].tolist(), strict=True)
+        ):
+            result[place] = self._maps[shard][row]  # one copy; a fancy index would make two
         unverified = np.nonzero(~self._verified[found])[0]
         for index in unverified:
             if zlib.crc32(result[index].data) != self._crcs[found[index]]:
@@ -205,7 +215,7 @@ class Cache:
             with Writer(self) as writer:
                 for row in rows[~np.isin(rows, gone)]:
                     writer.add(self._sha256s[row].decode(), self._maps[shard][self._rows[row]])
-            path = Path(self._maps[shard].filename)
+            path = self._paths[shard]
             path.with_suffix(".npy").unlink(missing_ok=True)  # first, so that no reader meets an index without its rows
             path.unlink(missing_ok=True)
         fresh = Cache.open(self.spec, self.folder.parent, self.limit_bytes)
