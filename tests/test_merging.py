@@ -11,11 +11,11 @@ from PIL import Image
 
 import kresume
 from kresume.errors import ImagesError, UsageError
-from kresume.images import corrections, keras_split, merging
+from kresume.images import corrections, keras_split, merging, near
 from kresume.images.cache import Cache
 from kresume.images.decode import DecodeSpec
 from kresume.images.manifest import TRAIN, VAL
-from kresume.images.near import MAX_BITS, near_pairs
+from kresume.images.near import near_pairs
 from kresume.images.prepare import prepare
 from kresume.images.sources import list_images
 from tests.conftest import CLASSES, write_pictures
@@ -179,11 +179,11 @@ def test_the_search_finds_what_comparing_each_with_each_finds(seed, fresh, old):
     thumbs = np.clip(shades[rng.integers(0, 4, count)] + rng.integers(-4, 5, (count, 64)), 0, 255).astype(np.uint8)
     is_new = np.arange(count) < fresh
     expected = set()
-    centred = thumbs - thumbs.astype(np.float32).mean(1, keepdims=True)
+    grey = near._grey_difference(np.repeat(thumbs, count, axis=0), np.tile(thumbs, (count, 1))).reshape(count, count)
     for one in range(count):
         for other in range(one + 1, count):
-            near = int(phash[one] ^ phash[other]).bit_count() <= MAX_BITS
-            if near and (is_new[one] or is_new[other]) and abs(centred[one] - centred[other]).mean() <= 3.0:
+            close = int(phash[one] ^ phash[other]).bit_count() <= near.MAX_BITS
+            if close and (is_new[one] or is_new[other]) and grey[one, other] <= near.MAX_GREY:
                 expected.add((one, other))
     found = near_pairs(phash, thumbs, np.ones(count, bool), is_new)
     assert {tuple(pair) for pair in found.tolist()} == expected

@@ -3,10 +3,10 @@
     pairs = near_pairs(phash, thumbs, is_new)       # (k, 2) rows, at least one of each pair new
 
 Two pictures are near when their difference hashes differ in at most `MAX_BITS` of 64 bits, and their 8x8 thumbnails, each
-less its own mean, by at most `MAX_GREY` grey levels on average. The hash alone would be wrong: on 1,473 photographs of
-hands before one background 206 pairs lie within 4 bits, 93 of them different signs; none of these is within 3 grey levels.
-A copy saved again at JPEG quality 50, or at 1.1 times the brightness, is near in 99 of 100 cases, one at half the size in 94
-(scripts/bench/near.py measures it again).
+less its own mean and brought to one contrast, by at most `MAX_GREY` grey levels on average. The hash alone would be wrong: on
+1,473 photographs of hands before one background 230 pairs lie within 4 bits, 102 of them different signs; none of these is
+within 3 grey levels. Copies saved again at JPEG quality 50, at half the size, or 1.1 times as bright are all found; of copies
+cut by 2 % on each side one in seven (scripts/bench/near.py).
 
 The search is multi-index hashing (Norouzi, Punjani, Fleet 2012, "Fast search in Hamming space with multi-index hashing"):
 64 bits cut into six blocks, of which two pictures within four bits share at least two whole ones.
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MAX_BITS = 4
 MAX_GREY = 3.0
+MAX_GAIN = 1.25
 FLAT_GREY = 2.0
 """A picture whose areas vary less is flat: it has no likeness that would mean anything."""
 
@@ -75,10 +76,17 @@ def near_pairs(phash: np.ndarray, thumbs: np.ndarray, usable: np.ndarray, is_new
     kept = []
     for start in range(0, len(pairs), 2**18):
         part = pairs[start : start + 2**18]
-        a, b = (thumbs[part[:, side]].astype(np.float32) for side in (0, 1))
-        difference = np.abs((a - a.mean(1, keepdims=True)) - (b - b.mean(1, keepdims=True))).mean(1)
-        kept.append(part[difference <= MAX_GREY])
+        kept.append(part[_grey_difference(thumbs[part[:, 0]], thumbs[part[:, 1]]) <= MAX_GREY])
     return np.concatenate(kept) if kept else np.zeros((0, 2), np.int64)
+
+
+def _grey_difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Mean differences of thumbnails, `(n,) float32`, each less its mean and the other brought to the same contrast."""
+    a, b = (thumbs.astype(np.float32) for thumbs in (one, other))
+    a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
+    gain = np.clip((a * b).sum(axis=1) / np.maximum((b * b).sum(axis=1), 1e-6), 1 / MAX_GAIN, MAX_GAIN)
+    difference: np.ndarray = np.abs(a - gain[:, None] * b).mean(axis=1)
+    return difference
 
 
 def _flat(thumbs: np.ndarray) -> np.ndarray:
