@@ -6,6 +6,9 @@
     run = kresume.resume("ckpt/", data=["old/"], add=["new/"], lr=1e-4, epochs=5)
     print(kresume.evaluate(run, data="test/"))
 
+    data = kresume.image_dataset("old/", add="new/", image_size=(96, 96))
+    model.fit(data, epochs=20, callbacks=[kresume.BackupAndRestore("backup/", data=data)])      # your own fit
+
 Every name below is imported when it is first used: `import kresume` alone imports neither Keras nor TensorFlow nor JAX.
 """
 
@@ -19,20 +22,29 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from kresume.checkpoints.read import read_checkpoint
     from kresume.evaluation.evaluate import evaluate
+    from kresume.images.dataset import image_dataset
+    from kresume.images.stream import resumable
     from kresume.runs import lineage, open_run
+    from kresume.training.backup import BackupAndRestore
     from kresume.training.plan import plan
     from kresume.training.resume import resume
 
 _PLACES = {
+    "BackupAndRestore": "kresume.training.backup",
     "evaluate": "kresume.evaluation.evaluate",
+    "image_dataset": "kresume.images.dataset",
     "lineage": "kresume.runs",
     "open_run": "kresume.runs",
     "plan": "kresume.training.plan",
     "read_checkpoint": "kresume.checkpoints.read",
+    "resumable": "kresume.images.stream",
     "resume": "kresume.training.resume",
 }
 
-__all__ = ["__version__", "evaluate", "lineage", "open_run", "plan", "read_checkpoint", "resume"]
+__all__ = [
+    "BackupAndRestore", "__version__", "evaluate", "image_dataset", "lineage", "open_run", "plan", "read_checkpoint",
+    "resumable", "resume",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -186,6 +186,12 @@ class TrainConfig(BaseModel):
     steps: int | None = _option("How many more steps (optimizer updates).", group=AMOUNT, metavar="N")
     batch_size: int | None = _option("Images per step. Default 32.", group=AMOUNT, daily=True, metavar="N")
     accumulate: int | None = _option("Batches whose gradients make one update. Default 1.", group=AMOUNT, metavar="N")
+    steps_per_execution: int | None = _option(
+        "Steps that Keras runs per call: less overhead for small models; epochs and snapshots then end at multiples of it. "
+        "Default: the model's own, else 1.",
+        group=AMOUNT,
+        metavar="N",
+    )
     seed: int | None = _option(
         "Of the order, the augmentation and a new model's weights. Default 0.", group=AMOUNT, metavar="N"
     )
@@ -245,6 +251,11 @@ class TrainConfig(BaseModel):
         daily=True,
     )
     device: Literal["auto", "cpu", "gpu", "tpu"] | None = _option("Default auto.", group=MACHINE)
+    devices: int | None = _option(
+        "How many devices share each batch, through JAX. Default: as many of those here as divide the batch size.",
+        group=MACHINE,
+        metavar="N",
+    )
     cache: str | None = _option(
         "Where decoded pictures are kept: auto ($KRESUME_CACHE, else ~/.cache/kresume), off, or a folder.",
         group=MACHINE,
@@ -260,20 +271,22 @@ class TrainConfig(BaseModel):
     )
 
 
-FREE_TO_DIFFER = frozenset({"backend", "device", "snapshot_every", "keep", "cache", "cache_limit", "take_over"})
+FREE_TO_DIFFER = frozenset(
+    {"backend", "device", "devices", "snapshot_every", "keep", "cache", "cache_limit", "take_over"}
+)
 """What a continuation may change."""
 
 NOT_INHERITED = frozenset(
     {
-        "from_", "or_new", "partial", "data", "add", "val", "val_split", "val_like", "drop", "remap",
-        "on_missing", "epochs", "steps", "lr", "lr_scale", "lr_schedule",
-        "warmup_steps", "out", "overwrite", "take_over", "device", "optimizer", "model",
+        "from_", "or_new", "partial", "data", "add", "val", "val_split", "val_like", "drop", "remap", "on_missing",
+        "epochs", "steps", "lr", "lr_scale", "lr_schedule", "warmup_steps", "out", "overwrite", "take_over", "device",
+        "devices", "optimizer", "model",
     }
 )  # fmt: skip
 INHERITED = frozenset(TrainConfig.model_fields) - NOT_INHERITED
 """What a run takes from its parent where it is not given."""
 
-POSITIVE = ("epochs", "steps", "batch_size", "accumulate", "keep", "patience")
+POSITIVE = ("epochs", "steps", "batch_size", "accumulate", "keep", "patience", "devices", "steps_per_execution")
 
 
 NEIGHBOURS: Mapping[str, str] = {

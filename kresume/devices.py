@@ -55,20 +55,31 @@ def default_backend() -> str:
     return os.environ.get("KERAS_BACKEND") or ("jax" if _jax_drives(accelerator_visible()) else "tensorflow")
 
 
-def select(backend: str | None, device: str | None = None) -> str:
-    """Fixes the backend and the device for this process, before Keras is imported.
+def select(
+    backend: str | None,
+    device: str | None = None,
+    count: int | None = None,
+    batch_size: int | None = None,
+    *,
+    exact: bool = False,
+) -> str:
+    """Fixes the backend and the devices for this process, before Keras is imported.
 
     Under JAX, TensorFlow (which feeds the images) is kept off the accelerator: it would reserve all of its memory.
 
     Args:
         backend: `"tensorflow"`, `"jax"` or None for `default_backend()`.
         device: `"auto"` (or None), `"cpu"`, `"gpu"` or `"tpu"`.
+        count: how many devices share each batch; None for as many as divide it.
+        batch_size: images per batch, which the devices share evenly; None uses one device.
+        exact: ask accelerators for deterministic kernels (`--exact on`); CPUs repeat without it.
 
     Returns:
         The backend's name.
 
     Raises:
-        UsageError: no such backend, Keras runs on another one already, or there is no such device.
+        UsageError: no such backend, Keras runs on another one already, there are no such devices, or they cannot share a
+            batch evenly.
         MissingPackage: the backend's package is not installed.
     """
     name = backend or default_backend()
@@ -86,15 +97,47 @@ def select(backend: str | None, device: str | None = None) -> str:
         )
     os.environ["KERAS_BACKEND"] = name
     if name == "jax":
+        if exact:  # before JAX looks for its devices, which is when it reads them
+            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
         _select_jax(device)
     else:
-        _select_tensorflow(device)
+        _select_tensorflow(device, count)
+        if exact:
+            import_tensorflow().config.experimental.enable_op_determinism()
     with _without_start_up_notes():
         import keras  # noqa: F401  # fixes the backend now, and brings the rest of the notes
         import tensorflow as tf
 
         tf.zeros(1)
+    if name == "jax":
+        _share_batches(count, batch_size)
     return name
+
+
+def _share_batches(count: int | None, batch_size: int | None) -> None:
+    """Lets several JAX devices share each batch; every one holds all of the weights."""
+    import jax
+    import keras
+
+    found = [f"{device.platform}:{device.id}" for device in jax.devices()]
+    if count is not None and count > len(found):
+        raise UsageError(f"--devices {count}: JAX finds {len(found)} here ({', '.join(found)})")
+    if batch_size is None:
+        used = 1
+    elif count is None:
+        used = max(number for number in range(1, len(found) + 1) if batch_size % number == 0)
+    elif batch_size % count:
+        raise UsageError(
+            f"--devices {count}: they share each batch evenly, and {batch_size} images do not divide by {count}: "
+            f"give --batch-size {max(1, batch_size // count) * count}"
+        )
+    else:
+        used = count
+    distribution = None
+    if used > 1:
+        distribution = keras.distribution.DataParallel(devices=found[:used], auto_shard_dataset=False)
+    if distribution is not None or keras.distribution.distribution() is not None:
+        keras.distribution.set_distribution(distribution)
 
 
 @contextmanager
@@ -126,13 +169,18 @@ def import_tensorflow() -> Any:
     return tf
 
 
-def _select_jax(device: str | None) -> None:
-    import jax
-
+def keep_tensorflow_on_cpu() -> None:
+    """Keeps TensorFlow, which feeds the images, off accelerators that JAX trains on: it would reserve their memory."""
     tf = import_tensorflow()
     for kind in ("GPU", "TPU"):
         if tf.config.list_physical_devices(kind):
             tf.config.set_visible_devices([], kind)
+
+
+def _select_jax(device: str | None) -> None:
+    import jax
+
+    keep_tensorflow_on_cpu()
     if device not in {None, "auto"}:
         jax.config.update("jax_platforms", {"gpu": "cuda"}.get(str(device), device))
     try:
@@ -143,7 +191,9 @@ def _select_jax(device: str | None) -> None:
         ) from error
 
 
-def _select_tensorflow(device: str | None) -> None:
+def _select_tensorflow(device: str | None, count: int | None) -> None:
+    if count is not None and count > 1:
+        raise UsageError(f"--devices {count}: several devices share a batch through JAX: give --backend jax too")
     tf = import_tensorflow()
     if device == "cpu":
         tf.config.set_visible_devices([], "GPU")
@@ -188,14 +238,15 @@ def backend_devices() -> tuple[str, int]:
     if keras.config.backend() == "jax":
         import jax
 
-        devices = jax.devices()
-        return str(devices[0].device_kind), len(devices)
+        shared = keras.distribution.distribution()
+        used = 1 if shared is None else int(shared.device_mesh.devices.size)
+        return str(jax.devices()[0].device_kind), used
     import tensorflow as tf
 
     gpus = tf.config.get_visible_devices("GPU")
     if not gpus:
         return "cpu", 1
-    return str(tf.config.experimental.get_device_details(gpus[0]).get("device_name", "gpu")), len(gpus)
+    return str(tf.config.experimental.get_device_details(gpus[0]).get("device_name", "gpu")), 1
 
 
 @cache
@@ -313,18 +364,6 @@ def seed_everything(seed: int) -> None:
     keras.utils.set_random_seed(seed)
 
 
-def make_exact() -> None:
-    """Asks for deterministic kernels on accelerators (`--exact on`). CPUs repeat without it."""
-    import keras
-
-    if keras.config.backend() == "tensorflow":
-        import tensorflow as tf
-
-        tf.config.experimental.enable_op_determinism()
-    else:
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
-
-
 @dataclass(frozen=True)
 class Diagnosis:
     """What `kresume doctor` found."""
@@ -351,14 +390,14 @@ class Diagnosis:
 
     def __str__(self) -> str:
         lines = [
-            f"python    {self.python}",
-            f"cpu       {self.cpu}, {self.threads} threads",
-            *(f"{name:<10}{version}" for name, version in self.packages.items()),
-            *(f"{name:<10}devices: {', '.join(found) or 'none'}" for name, found in self.devices.items()),
-            f"backend   {self.backend} (what --backend defaults to here)",
+            f"python      {self.python}",
+            f"cpu         {self.cpu}, {self.threads} threads",
+            *(f"{name:<12}{version}" for name, version in self.packages.items()),
+            *(f"{name:<12}devices: {', '.join(found) or 'none'}" for name, found in self.devices.items()),
+            f"backend     {self.backend} (what --backend defaults to here)",
         ]
-        lines += [f"missing   {name}: pip install {name}" for name in self.missing]
-        lines += [f"advice    {text}" for text in self.advice]
+        lines += [f"missing     {name}: pip install {name}" for name in self.missing]
+        lines += [f"advice      {text}" for text in self.advice]
         return "\n".join(lines)
 
 

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,6 +71,15 @@ def new_file(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def temporary_copy(path: Path, ending: str) -> Iterator[Path]:
+    """Yields a copy of a file under another ending, for readers that look at names; removed afterwards."""
+    with tempfile.TemporaryDirectory(prefix="kresume-") as folder:
+        copy = Path(folder) / f"{path.name}{ending}"
+        shutil.copyfile(path, copy)
+        yield copy
 
 
 @contextmanager

@@ -11,6 +11,7 @@ than `STALE_SECONDS`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -99,14 +100,19 @@ class Lock:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def acquire(self) -> None:
+    def acquire(self, *, again: bool = False) -> None:
         """Takes the lock.
+
+        Args:
+            again: a lock that this very process holds is no obstacle (a notebook cell that is run once more).
 
         Raises:
             RunError: a living process holds it; the message names its host and pid.
         """
         while (holder := read_holder(self.run)) is not None and is_alive(holder, host=self.host, clock=self.clock):
             who = f"pid {holder['pid']} on {holder['host']}"
+            if again and holder["host"] == self.host and holder["pid"] == os.getpid():
+                break
             if holder["host"] == self.host:
                 raise RunError(f"{self.run} is being trained by {who}: wait for it, or stop that process first")
             if self.take_over:
@@ -134,6 +140,11 @@ class Lock:
         self._thread = threading.Thread(target=self._beat, name="kresume-lock", daemon=True)
         self._thread.start()
 
+    @property
+    def held(self) -> bool:
+        """Whether `acquire` has taken it."""
+        return self._thread is not None
+
     def check(self) -> None:
         """Makes sure that the lock is still ours.
 
@@ -149,10 +160,14 @@ class Lock:
         """Gives the lock back; if it was taken over, leaves it to its new holder."""
         self._stop.set()
         if self._thread is not None:
-            self._thread.join()
-        holder = read_holder(self.run)
-        if holder is not None and holder.get("token") == self.token:
-            (self.run / NAME).unlink(missing_ok=True)
+            self._thread.join(HEARTBEAT_SECONDS)  # it may be waiting for a disk that is gone
+            self._thread = None
+        with contextlib.suppress(
+            OSError
+        ):  # then too: on this host the lock ends with its process, elsewhere with its heartbeat
+            holder = read_holder(self.run)
+            if holder is not None and holder.get("token") == self.token:
+                (self.run / NAME).unlink(missing_ok=True)
 
     def _write(self) -> None:
         files.write_json(
@@ -177,7 +192,8 @@ class Lock:
                 continue  # the disk is away for a moment: the next beat tries again
 
     def __enter__(self) -> Lock:
-        self.acquire()
+        if not self.held:
+            self.acquire()
         return self
 
     def __exit__(

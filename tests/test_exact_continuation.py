@@ -1,25 +1,33 @@
 """Promise 3: a run that was killed and continued has the bits of one that was not."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kresume import runs
 from kresume.checkpoints import snapshot
-from kresume.errors import RunError
+from kresume.errors import RunError, Stopped
+from kresume.evaluation.live import LiveScorer
+from kresume.training import callbacks
 from tests.support import (
     TINY,
     assert_same_bytes,
     kill_at_every_snapshot,
     lines_without_time,
+    make_interrupted,
     result_arrays,
     run_training,
 )
 
 # After one step, with an epoch's scoring pending, between epochs, in the middle of the second, and at the very end.
-TELLING = (1, 4, 5, 7, -1)
+TELLING = (1, 4, 5, -3, -1)
 
 
 def test_a_run_killed_after_any_step_ends_with_the_same_bits(monkeypatch, tmp_path, pictures):
@@ -38,6 +46,7 @@ def test_a_run_killed_after_any_step_ends_with_the_same_bits(monkeypatch, tmp_pa
         pytest.param(
             {"lr_schedule": "plateau", "patience": 1, "monitor": "val_accuracy", "epochs": 4}, id="plateau-patience"
         ),
+        pytest.param({"steps_per_execution": 2, "epochs": 3}, id="two-steps-per-call"),
         pytest.param({"cache": "off", "augment": "none", "optimizer": "adam"}, id="cache-off"),
     ],
 )
@@ -58,7 +67,6 @@ def test_a_damaged_snapshot_is_named_and_the_one_before_is_used(monkeypatch, tmp
     from kresume.config import from_arguments
     from kresume.progress import Reporter
     from kresume.training.resume import train
-    from tests.support import make_interrupted
 
     arguments = {"data": [str(pictures / "old")], **TINY}
     with monkeypatch.context() as patch:
@@ -102,3 +110,149 @@ def test_the_result_is_the_best_epoch_whole(tmp_path, pictures):
     assert [step for step, _ in snapshot.list_snapshots(path / "snapshots")] == [best["step"]]
     arrays = result_arrays(path)
     assert int(arrays["optimizer/0"]) == best["step"]
+
+
+def stopped_by(monkeypatch, when, number=signal.SIGTERM, **arguments):
+    """Trains until `when(keeper)` holds as a step ends, then as if that signal had come; returns what was raised."""
+    step_done = callbacks.Keeper.on_train_batch_end
+
+    def with_signal(keeper, batch, logs=None):
+        if when(keeper):
+            keeper.stop.signal = number
+        step_done(keeper, batch, logs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.Keeper, "on_train_batch_end", with_signal)
+        with pytest.raises(Stopped) as stopped:
+            run_training(**arguments)
+    return stopped.value
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("place", ["last-step", "in-the-middle"])
+def test_stopped_by_a_signal_it_continues_exactly(monkeypatch, tmp_path, pictures, place, number, code):
+    """SIGTERM or Ctrl-C, on an epoch's last step (its scoring pending) or before: a snapshot, the exit code, the same bits."""
+    arguments = {"data": [str(pictures / "old")], **TINY, "monitor": "val_loss"}
+    whole = Path(run_training(out=str(tmp_path / "whole"), **arguments).run)
+    out = tmp_path / "stopped"
+
+    def when(keeper):
+        following = keeper.progress.step + 1
+        return following == keeper.boundaries[0] if place == "last-step" else following == 2
+
+    stopped = stopped_by(monkeypatch, when, number, out=str(out), **arguments)
+    assert stopped.exit_code == code
+    assert "snapshot written; continue with: kresume train --out" in str(stopped)
+    assert runs.open_run(out).status == "interrupted"
+    newest = snapshot.list_snapshots(out / "snapshots")[-1][1]
+    assert newest.name.endswith("-unscored") == (place == "last-step")
+    run_training(out=str(out), **arguments)
+    assert_same_bytes(result_arrays(whole), result_arrays(out))
+    assert lines_without_time(whole) == lines_without_time(out)
+
+
+def test_stopped_while_scoring_it_scores_again(monkeypatch, tmp_path, pictures):
+    """A grace period may end before a scoring pass does: the state of the last step is kept, the scores are made again."""
+    arguments = {"data": [str(pictures / "old")], **TINY}
+    whole = Path(run_training(out=str(tmp_path / "whole"), **arguments).run)
+    score = LiveScorer.score
+
+    def interrupted(self, reporter, label, rows=None, poll=lambda: None):
+        def signal_comes():
+            raised.append(True)
+            stop[0].signal = signal.SIGTERM
+            poll()
+
+        return score(self, reporter, label, rows, signal_comes if stop else poll)
+
+    raised, stop = [], []
+    enter = callbacks.StopRequest.__enter__
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.StopRequest, "__enter__", lambda self: stop.append(self) or enter(self))
+        patch.setattr(LiveScorer, "score", interrupted)
+        with pytest.raises(Stopped, match="stopped while scoring"):
+            run_training(out=str(tmp_path / "run"), **arguments)
+    assert raised
+    assert snapshot.list_snapshots(tmp_path / "run" / "snapshots")[-1][1].name.endswith("-unscored")
+    run_training(out=str(tmp_path / "run"), **arguments)
+    assert_same_bytes(result_arrays(whole), result_arrays(tmp_path / "run"))
+    assert lines_without_time(whole) == lines_without_time(tmp_path / "run")
+
+
+def test_a_second_ctrl_c_leaves_at_once():
+    """The first asks for a snapshot at the next step; who asks twice does not want to wait for it."""
+    request = callbacks.StopRequest()
+    request._handle(signal.SIGINT, None)
+    assert request.exit_code == 130
+    with pytest.raises(KeyboardInterrupt):
+        request._handle(signal.SIGINT, None)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_averages_switched_on_while_extending_start_from_the_weights(tmp_path, pictures):
+    """`--ema` on a parent without averages: after the first steps they are near the weights, not near zero."""
+    parent = run_training(out=str(tmp_path / "parent"), data=[str(pictures / "old")], **TINY).run
+    run_training(parent, add=[str(pictures / "new")], lr=1e-5, ema=0.99, epochs=1, out=str(tmp_path / "run"))
+    arrays, before = result_arrays(tmp_path / "run"), result_arrays(Path(parent))
+    weights = [before[name] for name in sorted(before) if name.startswith("trainable/")]
+    slots = [array for name, array in arrays.items() if name.startswith("optimizer/")]
+    for weight in weights:
+        near = [slot for slot in slots if slot.shape == weight.shape and np.abs(slot - weight).max() < 1e-2]
+        assert near, weight.shape
+
+
+def interrupted_after(tmp_path, pictures, monkeypatch, **arguments):
+    """A run killed after its second step, and the same one undisturbed."""
+    arguments = {"data": [str(pictures / "old")], **TINY, "batch_size": 4, **arguments}
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshot, "prune_snapshots", lambda *_: None)
+        whole = Path(run_training(out=str(tmp_path / "whole"), snapshot_every="1", **arguments).run)
+    shutil.copytree(whole, tmp_path / "killed")
+    make_interrupted(tmp_path / "killed", "step-00000002")
+    return whole, tmp_path / "killed"
+
+
+def assert_same_within_tolerance(whole, other):
+    one, two = lines_without_time(whole), lines_without_time(other)
+    assert [(line["epoch"], line["step"], line["position"]) for line in one] == [
+        (line["epoch"], line["step"], line["position"]) for line in two
+    ]
+    for mine, theirs in zip(one, two, strict=True):
+        assert mine["lr"] == pytest.approx(theirs["lr"], rel=1e-5)
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+    arrays, others = result_arrays(whole), result_arrays(other)
+    for name in arrays:
+        if name.startswith("trainable/"):
+            np.testing.assert_allclose(arrays[name], others[name], atol=2e-3)
+    assert "continued elsewhere" in (other / "events.jsonl").read_text()
+
+
+def continue_in_a_process(path, *options, **environment):
+    command = [sys.executable, "-m", "kresume", "train", "--out", str(path), *options]
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def test_a_run_continues_under_the_other_backend(monkeypatch, tmp_path, pictures):
+    """`--backend` may differ on continuing: the same images in the same order, weights within float tolerance, recorded."""
+    whole, killed = interrupted_after(tmp_path, pictures, monkeypatch)
+    other = {"tensorflow": "jax", "jax": "tensorflow"}[os.environ["KERAS_BACKEND"]]
+    told = continue_in_a_process(killed, "--backend", other, KERAS_BACKEND=other)
+    assert "same data and steps, last digits may differ" in told
+    assert_same_within_tolerance(whole, killed)
+
+
+@pytest.mark.skipif(os.environ.get("KERAS_BACKEND") != "jax", reason="several devices share a batch through JAX alone")
+def test_a_run_continues_on_another_count_of_devices(monkeypatch, tmp_path, pictures):
+    """Begun on one device, continued on four (virtual ones): within float tolerance, recorded; what does not divide is said."""
+    whole, killed = interrupted_after(tmp_path, pictures, monkeypatch)
+    four = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    told = continue_in_a_process(killed, "--devices", "4", **four)
+    assert "devices 1 -> 4" in told
+    assert_same_within_tolerance(whole, killed)
+    make_interrupted(killed, "none")
+    command = [sys.executable, "-m", "kresume", "train", "--out", str(killed), "--devices", "3"]
+    done = subprocess.run(command, env={**os.environ, **four}, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "4 images do not divide by 3: give --batch-size 3" in done.stderr

@@ -109,7 +109,7 @@ def evaluate(
     sources = [data] if isinstance(data, (str, Path)) else list(data)
     listing = list_images([str(source) for source in sources], reporter)
     run = _run_of(path)
-    devices.select(backend or (run.record["backend"] if run else None), device)
+    devices.select(backend or (run.record["backend"] if run else None), device, None, batch_size)
     state = read_checkpoint(path)
 
     from kresume.evaluation.live import LiveScorer  # imports Keras, which fixes the backend

@@ -218,8 +218,7 @@ def _alone(data: bytes, spec: DecodeSpec, header: Header) -> np.ndarray | Images
 
 
 def _way(data: bytes, spec: DecodeSpec, header: Header) -> tuple[bool, int, bool]:
-    """How `pixels` will go about a file: whether it looks for an orientation; the JPEG's ratio, 0 for other formats; and
-    whether it is sure to shrink on both sides.
+    """How `pixels` will go about a file: (looks for an orientation, the JPEG's ratio or 0, shrinks on both sides for sure).
 
     Known beforehand, the same operations are a third cheaper than chosen inside the graph.
     """

@@ -176,12 +176,15 @@ def read_range(path: str, offset: int = 0, length: int = -1, coding: str = "") -
         path: of the file that holds it.
         offset: where it begins.
         length: how many bytes, -1 for the whole file.
-        coding: `""` or `"deflate"`; what is packed as a whole is read by `read_stream`.
+        coding: `""`, `"deflate"`, or that of a file that is packed as a whole: dear, all before the range is unpacked, so
+            that several are better read by `read_stream`.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError, EOFError: the file cannot be read.
         ImagesError: it is larger than any picture, ends too early, or cannot be unpacked.
     """
+    if coding not in {"", "deflate"}:
+        return next(read_stream(path, coding, [(offset, length)]))
     with opened(path) as file:
         if length < 0:
             # Its size first: a read of up to the limit would take the limit's memory for every small file.

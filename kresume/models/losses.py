@@ -95,6 +95,12 @@ def output_count(model: keras.Model) -> int:
     return int(shape[1])
 
 
+def compiled_by_function(model: keras.Model) -> Mapping[str, Any] | None:
+    """Keras's compile config of a model that the user's own function compiled; None for one that nobody did."""
+    config: Mapping[str, Any] | None = model.get_compile_config() if model.compiled else None
+    return config
+
+
 def _saved_choice(saved: Mapping[str, Any] | None) -> tuple[Kind, bool, float] | None:
     loss: Any = (saved or {}).get("loss")
     if isinstance(loss, (list, tuple)) and len(loss) == 1:

@@ -1,44 +1,20 @@
-"""What values a foreign model eats: read from its first layers, or found by letting it show.
+"""What values a model eats, read from its first layers.
 
-    read_convention(model)                                # "0-255" if it rescales by itself, else None
-    probe_conventions(model.predict_on_batch, pictures, labels).winner
+    read_convention(model)               # "0-255" if it rescales or normalises by itself, else None
 
-A model restored bit for bit and fed the wrong values is worthless, so nothing is guessed: without a clear winner the caller
-raises.
+Where the layers do not say, `kresume.evaluation.probe` finds out by letting the model show.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 
-from kresume.images import conventions
-
-PROBE_BATCH = 32
-CLEAR_POINTS = 0.05
 LARGEST_SCALE = 0.1
 """A Rescaling by more than this was made for values around 1, not for bytes."""
-
-
-@dataclass(frozen=True)
-class Probe:
-    """How a model did under each convention.
-
-    Attributes:
-        accuracies: by convention.
-        winner: the convention that is clearly right, or None.
-        above_chance: whether the best one is right more often than chance explains.
-        best_predictions: `(n,)` the classes predicted under the best one.
-    """
-
-    accuracies: Mapping[str, float]
-    winner: str | None
-    above_chance: bool
-    best_predictions: np.ndarray
 
 
 def _layers(model: Any) -> Iterator[Any]:
@@ -68,57 +44,3 @@ def read_convention(model: keras.Model) -> str | None:
         ):
             return None
     return None
-
-
-def probe_conventions(predict: Callable[[Any], Any], pictures: np.ndarray, labels: np.ndarray) -> Probe:
-    """Scores a model on labelled pictures under each convention.
-
-    Args:
-        predict: `(batch, height, width, 3) float32` -> outputs.
-        pictures: `(n, height, width, 3) uint8`.
-        labels: `(n,)` indices.
-
-    Returns:
-        The winner is the best convention if it beats chance and every other one by more than chance explains.
-    """
-    predictions = {name: _classes(predict, conventions.to_model_function(name), pictures) for name in conventions.NAMES}
-    accuracies = {name: float((classes == labels).mean()) for name, classes in predictions.items()}
-    ranked = sorted(accuracies, key=lambda name: -accuracies[name])
-    best, second = ranked[0], ranked[1]
-    chance = max(np.bincount(labels).max() / len(labels), 1 / max(len(np.unique(labels)), 2))
-    margin = max(CLEAR_POINTS, 2 * float(np.sqrt(accuracies[best] * (1 - accuracies[best]) / len(labels))))
-    above_chance = accuracies[best] > chance + margin
-    clear = accuracies[best] - accuracies[second] > margin
-    winner = best if above_chance and clear else None
-    return Probe({name: accuracies[name] for name in ranked}, winner, above_chance, predictions[best])
-
-
-def _classes(predict: Callable[[Any], Any], to_model: Callable[[Any], Any], pictures: np.ndarray) -> np.ndarray:
-    parts = []
-    for start in range(0, len(pictures), PROBE_BATCH):
-        part = pictures[start : start + PROBE_BATCH]
-        padded = np.concatenate([part, np.repeat(part[-1:], PROBE_BATCH - len(part), axis=0)])
-        outputs = np.asarray(predict(np.asarray(to_model(padded))))[: len(part)]
-        if outputs.shape[-1] == 1:
-            outputs = np.concatenate([1.0 - outputs, outputs], axis=-1)
-        parts.append(outputs.argmax(axis=-1))
-    return np.concatenate(parts)
-
-
-def explain_labels(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> tuple[str, ...] | None:
-    """The order of classes under which the predictions would be right, if one explains them; else None.
-
-    Args:
-        predicted: `(n,)` indices of outputs.
-        labels: `(n,)` indices into `classes`.
-        classes: the order that was assumed.
-    """
-    from scipy.optimize import linear_sum_assignment
-
-    counts = np.zeros((len(classes), len(classes)), np.int64)
-    np.add.at(counts, (predicted, labels), 1)
-    outputs, meanings = linear_sum_assignment(-counts)
-    explained = counts[outputs, meanings].sum() / len(labels)
-    if explained < 2 / len(classes) or explained - (predicted == labels).mean() < 0.2:
-        return None
-    return tuple(classes[int(meaning)] for meaning in meanings)

@@ -8,7 +8,9 @@ be numbers, strings, None, lists and dictionaries of those, and lists of numpy a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -19,6 +21,7 @@ KERAS_ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
     "EarlyStopping": ("best", "wait", "stopped_epoch", "best_epoch", "best_weights"),
     "ReduceLROnPlateau": ("best", "wait", "cooldown_counter"),
     "ModelCheckpoint": ("best", "_batches_seen_since_last_saving", "_last_batch_seen"),
+    "History": ("epoch", "history"),
 }
 
 
@@ -41,29 +44,57 @@ def keras_attributes(callback: Any) -> tuple[str, ...]:
     return ()
 
 
+def list_that_calls(callback: Any) -> Any:
+    """The `CallbackList` whose `set_model` is calling this callback's; None where somebody else calls it.
+
+    A callback is told of its model and not of its neighbours, whose memory belongs into a backup: so the caller's frame is
+    looked at, here alone, and a test fails when Keras calls in another way.
+    """
+    frame = sys._getframe(1)
+    for _ in range(4):
+        caller = frame.f_back
+        if caller is None:
+            return None
+        owner = caller.f_locals.get("self")
+        if owner is not None and type(owner).__name__ == "CallbackList" and callback in owner.callbacks:
+            return owner
+        frame = caller
+    return None
+
+
 def capture(callbacks: Sequence[Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
     """Reads the memory of every callback that has one.
 
     Returns:
-        `(facts, arrays)`: a JSON value by `"<index>.<class>"`, in which an array is `{"array": index into arrays}`.
+        `(facts, arrays)`: a JSON value by `"<class>.<which of that class>"`, in which an
+        array is `{"array": index into arrays}`.
     """
     facts: dict[str, Any] = {}
     arrays: list[np.ndarray] = []
-    for index, callback in enumerate(callbacks):
+    for name, callback in _named(callbacks):
         if isinstance(callback, Stateful):
             state: Mapping[str, Any] = callback.get_state()
         elif names := keras_attributes(callback):
-            state = {name: getattr(callback, name) for name in names if hasattr(callback, name)}
+            state = {attribute: getattr(callback, attribute) for attribute in names if hasattr(callback, attribute)}
         else:
             continue
-        facts[f"{index}.{type(callback).__name__}"] = _pack(state, arrays)
+        facts[name] = _pack(state, arrays)
     return facts, arrays
+
+
+def _named(callbacks: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+    """Each callback by its class and how many of that class came before: others may come and go between two processes."""
+    counts: Counter[str] = Counter()
+    for callback in callbacks:
+        name = type(callback).__name__
+        yield f"{name}.{counts[name]}", callback
+        counts[name] += 1
 
 
 def apply(callbacks: Sequence[Any], facts: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> None:
     """Gives each callback its memory back. Callbacks that the snapshot does not know start fresh."""
-    for index, callback in enumerate(callbacks):
-        packed = facts.get(f"{index}.{type(callback).__name__}")
+    for key, callback in _named(callbacks):
+        packed = facts.get(key)
         if packed is None:
             continue
         state = _unpack(packed, arrays)

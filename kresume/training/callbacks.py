@@ -16,16 +16,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
 import keras
 
-from kresume import devices, files
+from kresume import devices
 from kresume.errors import Stopped, TrainingError
 from kresume.training import callback_state
-from kresume.training.snapshots import Cadence, SnapshotWriter
+from kresume.training.snapshots import Cadence, RunWriter
 
 Phase = Literal["training", "scoring", "epoch", "done"]
 """Where in an epoch a snapshot was taken: between two steps, after the last step with the scoring still to do, after
@@ -198,10 +197,10 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
     Args:
         progress: where this process begins; kept up to date.
         boundaries: the step at which each epoch ends.
+        steps_per_execution: steps that Keras runs between two calls of a batch callback.
         writer: the thread that writes.
         cadence: when a snapshot is due.
         stop: set by signals.
-        metrics: the path of `metrics.jsonl`.
         line: builds the epoch's line from (epoch, logs).
         monitor: `(name, "max" | "min")`, or None if the last snapshot is the result.
         resumption: memory to give back when training begins.
@@ -213,10 +212,10 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
         *,
         progress: Progress,
         boundaries: Sequence[int],
-        writer: SnapshotWriter,
+        steps_per_execution: int,
+        writer: RunWriter,
         cadence: Cadence,
         stop: StopRequest,
-        metrics: Path,
         line: Callable[[int, Mapping[str, Any]], dict[str, Any]],
         monitor: tuple[str, Literal["max", "min"]] | None,
         resumption: Resumption,
@@ -225,10 +224,10 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
         super().__init__()
         self.progress = progress
         self.boundaries = boundaries
+        self.steps_per_execution = steps_per_execution
         self.writer = writer
         self.cadence = cadence
         self.stop = stop
-        self.metrics = metrics
         self.line = line
         self.monitor = monitor
         self.resumption = resumption
@@ -242,7 +241,6 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
         self._loss_good_step = progress.step
         self._epoch_began = (time.monotonic(), progress.step)
         self.steps_per_second: float | None = None
-        self._unwritten: list[str] = []
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Gives the other callbacks their memory back, after their own resets."""
@@ -262,7 +260,7 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Counts, and takes a snapshot where one is due."""
         progress = self.progress
-        progress.step += 1
+        progress.step += self.steps_per_execution
         at_end = progress.step == self.boundaries[progress.epoch]
         progress.phase = "scoring" if at_end else "training"
         now = time.monotonic()
@@ -272,6 +270,7 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
         if now - self._loss_read >= LOSS_READ_SECONDS:
             self._check_loss(logs)
             self._loss_read = now
+            self.writer.tell_of_stall()
         if self.stop.signal is not None:
             self.snapshot(logs, must=True)
             self.writer.join()
@@ -283,8 +282,7 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
         """Writes the epoch's line, then its snapshot if one is due."""
         progress = self.progress
         self._check_loss(logs)
-        self._unwritten.append(json.dumps(self.line(epoch, logs or {}), ensure_ascii=False))
-        self.write_lines()
+        self.writer.put_line(json.dumps(self.line(epoch, logs or {}), ensure_ascii=False))
         progress.lines += 1
         progress.epoch = epoch + 1
         progress.stopped_early = bool(self._model.stop_training)
@@ -298,20 +296,9 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
             self.writer.join()
             raise self._stopped()
 
-    def write_lines(self) -> None:
-        """Appends the lines that are not on the disk yet; a disk that refuses is told of, and asked again next time."""
-        try:
-            while self._unwritten:
-                files.append_line(self.metrics, self._unwritten[0])
-                del self._unwritten[0]
-        except OSError as error:
-            self.writer.record_failure(f"{len(self._unwritten)} lines of {self.metrics.name}", str(error))
-
     def snapshot(self, logs: Any, *, must: bool) -> None:
         """Takes one now. Without `must` it is put off to the next step while the disk is busy."""
         self._check_loss(logs)
-        if self._unwritten:
-            return  # a snapshot that counts lines which are not on the disk could not be continued from
         facts, arrays = callback_state.capture(self.others)
         records = {**self.records, **self.progress.as_dict(), "callbacks": facts}
         model = self._model

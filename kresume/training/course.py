@@ -38,9 +38,9 @@ from kresume.progress import Reporter
 from kresume.training import gather
 from kresume.training.callbacks import Keeper, Narrator, Progress, Resumption, Scorer, StopRequest
 from kresume.training.decisions import Amount, describe_epoch
-from kresume.training.fit import assign_state, fit
+from kresume.training.fit import assign_state, fit, groups_of
 from kresume.training.rates import RatePlan
-from kresume.training.snapshots import Cadence, SnapshotWriter
+from kresume.training.snapshots import Cadence, RunWriter
 
 DEFAULT_KEEP = 3
 DEFAULT_AUGMENT = "light"
@@ -82,8 +82,13 @@ class Course:
         self.scorer = LiveScorer(
             model, self.source, self.manifest, self.card, self.loss, self.amount.batch_size, run.generation
         )
-        self.writer = SnapshotWriter(
-            run.snapshots, keep=config.keep or DEFAULT_KEEP, guard=lock.check, on_failure=self._not_written
+        self.writer = RunWriter(
+            run.snapshots,
+            run.metrics,
+            keep=config.keep or DEFAULT_KEEP,
+            guard=lock.check,
+            on_failure=self._not_written,
+            on_stall=lambda text: reporter.warn(f"{text}; training goes on where it can"),
         )
         self.writer.remember(0, None)
 
@@ -192,10 +197,10 @@ class Course:
         self._keeper = keeper = Keeper(
             progress=self.progress,
             boundaries=self.amount.boundaries,
+            steps_per_execution=self.amount.steps_per_execution,
             writer=self.writer,
             cadence=Cadence.parse(config.snapshot_every),
             stop=self.stop,
-            metrics=self.run.metrics,
             line=lambda epoch, logs: self._line(epoch, logs, keeper.steps_per_second),
             monitor=monitor_of(config),
             resumption=self.resumption,
@@ -259,14 +264,10 @@ class Course:
 
     def finish(self) -> runs.Run:
         """Writes the result: `model.keras`, `evaluation.json`, the status. Keeps only the result's snapshot."""
-        if self._keeper is not None:
-            self._keeper.write_lines()
+        self.writer.finish()
         lines = runs.read_metrics(self.run.metrics)
-        best = self.progress.best
+        best = self._take_best()
         step = int(best["step"]) if best is not None else self.progress.step
-        if step != self.progress.step:
-            state = snapshot.read_snapshot(snapshot.snapshot_path(self.run.snapshots, step))
-            self._assign(state)
         scores = next(line for line in reversed(lines) if line["step"] == step)
         scores = {name: scores[name] for name in ("all", "old", "new", "classes")}
         record = self.run.record
@@ -303,13 +304,21 @@ class Course:
         snapshot.prune_snapshots(self.run.snapshots, 0, {step})
         return self.run
 
-
-def groups_of(state: TrainState) -> dict[str, list[np.ndarray]]:
-    """A snapshot's arrays by group, in their order."""
-    groups: dict[str, list[np.ndarray]] = {"trainable": [], "non_trainable": [], "optimizer": [], "metrics": []}
-    for name in sorted(state.arrays, key=lambda name: (name.rpartition("/")[0], int(name.rpartition("/")[2]))):
-        groups.setdefault(name.rpartition("/")[0], []).append(state.arrays[name])
-    return groups
+    def _take_best(self) -> dict[str, Any] | None:
+        """Puts the best epoch's state into the model; None where the last step is the result."""
+        best = self.progress.best
+        if best is None or int(best["step"]) == self.progress.step:
+            return best
+        path = snapshot.snapshot_path(self.run.snapshots, int(best["step"]))
+        if not path.exists() and self.failures:
+            # The disk refused it while it was the live state; it is gone, and the run must say which result it has instead.
+            self.writer.record_failure(
+                f"the best epoch (step {int(best['step']):,})",
+                "its snapshot is not on the disk: the result is the last step",
+            )
+            return None
+        self._assign(snapshot.read_snapshot(path))
+        return best
 
 
 def monitor_of(config: TrainConfig) -> tuple[str, Literal["max", "min"]] | None:

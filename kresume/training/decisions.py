@@ -51,6 +51,7 @@ class Amount:
         batch_size: images per update.
         boundaries: the step at which each epoch ends.
         reason: why so many.
+        steps_per_execution: steps that Keras runs per call; every boundary is a multiple of it.
     """
 
     epochs: int
@@ -58,6 +59,7 @@ class Amount:
     batch_size: int
     boundaries: tuple[int, ...]
     reason: str
+    steps_per_execution: int = 1
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form."""
@@ -79,6 +81,7 @@ def decide_amount(
     new_model: bool,
     epochs_left: int = 0,
     epoch_images: int | None = None,
+    steps_per_execution: int = 1,
 ) -> Amount:
     """Decides how much to train.
 
@@ -91,7 +94,16 @@ def decide_amount(
         new_model: whether training starts from initial weights.
         epochs_left: epochs that an interrupted parent had left.
         epoch_images: how many images an epoch deals, where `--mix` or `--replay` makes it another number than `images`.
+        steps_per_execution: steps that Keras runs per call: an epoch ends with the call in which its last image comes.
+
+    Raises:
+        UsageError: `steps_per_execution` does not divide `steps`, or is longer than an epoch.
     """
+    if steps is not None and steps % steps_per_execution:
+        raise UsageError(
+            f"--steps {steps}: Keras runs {steps_per_execution} steps per call (--steps-per-execution), so give a multiple "
+            f"of it, {steps // steps_per_execution * steps_per_execution or steps_per_execution} for example"
+        )
     dealt = epoch_images or images
     if epochs is None and steps is None:
         share = new_images / images
@@ -111,12 +123,21 @@ def decide_amount(
         epochs_needed = -(-steps * batch_size // dealt)
         epochs = min(epochs, epochs_needed) if epochs is not None else epochs_needed
     order = Order(0, dealt, batch_size)
-    boundaries = [order.epoch_end(epoch) for epoch in range(epochs or 0)]
+    boundaries = [
+        -(-order.epoch_end(epoch) // steps_per_execution) * steps_per_execution for epoch in range(epochs or 0)
+    ]
+    if steps_per_execution == 1:
+        boundaries = list(dict.fromkeys(boundaries))  # fewer images than a batch: one step may end two epochs
+    elif len(set(boundaries)) < len(boundaries):
+        raise UsageError(
+            f"--steps-per-execution {steps_per_execution}: an epoch has only {dealt / batch_size:.1f} steps; give at most "
+            f"{max(1, dealt // batch_size)}"
+        )
     if steps is not None:
         boundaries = [end for end in boundaries if end < steps] + (
             [steps] if boundaries and boundaries[-1] >= steps else []
         )
-    return Amount(len(boundaries), boundaries[-1], batch_size, tuple(boundaries), reason)
+    return Amount(len(boundaries), boundaries[-1], batch_size, tuple(boundaries), reason, steps_per_execution)
 
 
 @dataclass(frozen=True)
@@ -132,6 +153,7 @@ class Plan:
         sides: validation images by origin, in words.
         card: classes, size, pixels.
         pixels_reason: how the pixels were found.
+        interpolation_reason: how the interpolation was found; empty where nothing was compared.
         classes_reason: where the order of the classes comes from.
         rate: the learning rate.
         amount: epochs and steps.
@@ -151,6 +173,7 @@ class Plan:
     sides: str
     card: Card
     pixels_reason: str
+    interpolation_reason: str
     classes_reason: str
     rate: RatePlan
     amount: Amount
@@ -182,6 +205,7 @@ class Plan:
         classes = ", ".join(card.classes[:12]) + (", …" if len(card.classes) > 12 else "")
         seen = f", {images['seen']:,} of them seen in training" if images.get("seen") else ""
         per_epoch = (self.shares.images if self.shares else images["train"]) / amount.batch_size
+        sampled = f" ({self.interpolation_reason})" if self.interpolation_reason else ""
         epochs = f"{amount.epochs} {'more ' if self.parent else ''}epoch{'s' if amount.epochs > 1 else ''}"
         lines = [
             ("run", f"{self.out} ({self.action})"),
@@ -193,7 +217,7 @@ class Plan:
             (
                 "pixels",
                 f"{card.pixels} ({self.pixels_reason}), {card.image_size[0]}x{card.image_size[1]}, "
-                f"{card.resize}, {card.interpolation}",
+                f"{card.resize}, {card.interpolation}{sampled}",
             ),
             ("before", describe_scores(self.before) + seen if self.before else ""),
             ("rate", str(self.rate)),

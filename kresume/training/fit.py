@@ -16,6 +16,7 @@ import keras
 import numpy as np
 
 from kresume import devices
+from kresume.checkpoints.state import TrainState
 from kresume.errors import CheckpointError
 from kresume.training.callbacks import Cutter, Keeper
 
@@ -45,7 +46,29 @@ def build(model: keras.Model, images: tuple[int, int, int, int], labels: tuple[i
     model._symbolic_build(data_batch=batch)
 
 
-def assign_state(model: keras.Model, arrays: Mapping[str, Sequence[np.ndarray]]) -> None:
+def groups_of(state: TrainState) -> dict[str, list[np.ndarray]]:
+    """A snapshot's arrays by group, in their order."""
+    groups: dict[str, list[np.ndarray]] = {"trainable": [], "non_trainable": [], "optimizer": [], "metrics": []}
+    for name in sorted(state.arrays, key=lambda name: (name.rpartition("/")[0], int(name.rpartition("/")[2]))):
+        groups.setdefault(name.rpartition("/")[0], []).append(state.arrays[name])
+    return groups
+
+
+def build_from_spec(model: keras.Model, spec: Any | None) -> None:
+    """Creates every variable of a compiled model that `fit` would create at its first step.
+
+    Args:
+        model: compiled, its layers built.
+        spec: the `element_spec` of the dataset; None where it is not known, and metrics cannot be created.
+    """
+    if spec is not None:
+        batch = keras.tree.map_structure(lambda leaf: keras.KerasTensor(leaf.shape, leaf.dtype.name), spec)
+        model._symbolic_build(data_batch=batch)
+    elif not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+
+
+def assign_state(model: keras.Model, arrays: Mapping[str, Sequence[np.ndarray]], *, metrics: bool = True) -> None:
     """Assigns a snapshot's groups to a compiled and built model, by group and index.
 
     Never by path: auto-generated names shift from process to process, and the paths of slots depend on the way in which
@@ -54,12 +77,13 @@ def assign_state(model: keras.Model, arrays: Mapping[str, Sequence[np.ndarray]])
     Args:
         model: compiled and built as it was when the snapshot was taken.
         arrays: by group; metrics are left to the keeper, because `fit` resets them when an epoch begins.
+        metrics: False where an epoch begins, and the metrics of the model need not be built yet.
 
     Raises:
         CheckpointError: a group has another count of variables, or one another shape or type.
     """
     variables = devices.variables_of(model)
-    for group in ("trainable", "non_trainable", "optimizer", "metrics"):
+    for group in ("trainable", "non_trainable", "optimizer", *(("metrics",) if metrics else ())):
         wanted, found = variables[group], arrays.get(group, ())
         if len(wanted) != len(found):
             raise CheckpointError(

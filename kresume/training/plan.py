@@ -18,7 +18,7 @@ from kresume import config as options
 from kresume import devices
 from kresume.checkpoints.state import Card
 from kresume.config import TrainConfig
-from kresume.errors import CheckpointError, UsageError
+from kresume.errors import UsageError
 from kresume.images.cache import Cache
 from kresume.images.decode import DecodeSpec
 from kresume.images.mixing import make_order
@@ -27,6 +27,7 @@ from kresume.images.reader import PictureReader
 from kresume.progress import Reporter
 from kresume.training import rates
 from kresume.training.decisions import HUGE_ADDITION, Amount, Plan, check_monitor, decide_amount
+from kresume.training.feeding import PROBE_IMAGES, Feeding, decide_feeding
 from kresume.training.gather import (
     Gathered,
     check_outputs,
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
 DEFAULT_BATCH_SIZE = 32
 DEFAULT_RESIZE = "stretch"
 DEFAULT_INTERPOLATION = "area"
-PROBE_IMAGES = 256
 SHIFT_POINTS = 0.05
 
 
@@ -122,7 +122,7 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
     Cadence.parse(config.snapshot_every)
     asked_size = options.image_size(config)
     sources = list_sources(config, reporter)
-    devices.select(config.backend, config.device)
+    devices.select(config.backend, config.device, config.devices, batch_size_of(config), exact=config.exact == "on")
     parent = read_parent(config)
     if config.from_ is not None and parent is None:
         reporter.say(f"no checkpoint at {config.from_}: starting with initial weights (--or-new)")
@@ -138,24 +138,26 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
     live = restore_parent(
         config, parent, num_classes=len(classes), image_size=asked_size or (card.image_size if card else None)
     )
-    from kresume.models.losses import choose_loss, output_count
+    from kresume.models.losses import choose_loss, compiled_by_function, output_count
 
     source_name = config.from_ if parent is not None and parent.state.architecture else f"--model {config.model}"
     check_outputs(classes, classes_reason, output_count(live.model), str(source_name))
     loss = choose_loss(
         live.model,
-        saved=parent.state.compiled if parent else None,
+        saved=(parent.state.compiled if parent else None) or compiled_by_function(live.model),
         requested=config.loss,
         soft_labels=bool(config.mixup or config.cutmix),
     )
 
+    old = sources.data if parent is not None else None
     spec = decode_spec(config, card, live.model, asked_size)
+    feeding = decide_feeding(config, card, live.model, loss, old, classes, spec, reporter)
+    spec = feeding.spec
     cache = open_cache(config, spec, writes=writes)
     gathered = gather(config, parent, sources, classes, spec, cache, generation, reporter, keeps=writes)
     reader = PictureReader(gathered.manifest, spec, cache)
 
-    pixels, pixels_reason = _decide_pixels(config, parent, live, reader, classes, reporter)
-    card = Card(classes, (spec.height, spec.width), pixels, spec.resize, spec.interpolation)
+    card = Card(classes, (spec.height, spec.width), feeding.pixels, spec.resize, spec.interpolation)
     before = None
     shift = None
     if parent is not None:
@@ -173,7 +175,7 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
         config.balance,
         generation,
     )
-    amount = _amount(config, parent, gathered, generation, order.n)
+    amount = _amount(config, parent, live, gathered, generation, order.n)
     rate = decide_rate(
         saved=parent.state.rate if parent else None,
         optimizer=live.saved.class_name or "",
@@ -186,8 +188,9 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
         shift=shift,
         interrupted=parent is not None and parent.interrupted,
     )
-    reasons = (pixels_reason, classes_reason)
-    plan = _write_up(opening, parent, live, gathered, card, reasons, rate, amount, loss, before, generation)
+    plan = _write_up(
+        opening, parent, live, gathered, card, feeding, classes_reason, rate, amount, loss, before, generation
+    )
     plan = replace(plan, shares=order.shares())
     return Draft(plan, parent, live, gathered, loss, generation)
 
@@ -224,59 +227,16 @@ def _sample(rows: np.ndarray) -> np.ndarray:
     return np.sort(rows[permutation(0, 0, len(rows))[:PROBE_IMAGES]])
 
 
-def _decide_pixels(
-    config: TrainConfig,
-    parent: Parent | None,
-    live: Live,
-    reader: PictureReader,
-    classes: tuple[str, ...],
-    reporter: Reporter,
-) -> tuple[str, str]:
-    if config.pixels not in {None, "auto"}:
-        return str(config.pixels), "--pixels"
-    if parent is not None and parent.card is not None:
-        return parent.card.pixels, "the parent's"
-    from kresume.models import pixels
-
-    found = pixels.read_convention(live.model)
-    if found is not None:
-        return found, "the model's first layers say so"
-    if parent is None:
-        raise UsageError(
-            "the model has no Rescaling or Normalization in front, so nobody can tell what it eats: give --pixels "
-            "0-1, -1-1, 0-255, caffe or torch"
-        )
-    manifest = reader.manifest
-    rows = manifest.train_rows()
-    old = rows[manifest.origins[rows] <= parent.generation]
-    chosen = _sample(old if len(old) else rows)
-    pictures, labels = reader(chosen), manifest.labels[chosen]
-    reporter.say(f"probing what the model eats on {len(labels)} old images")
-    probe = pixels.probe_conventions(live.model.predict_on_batch, pictures, labels)
-    table = "; ".join(f"{name} gives {100 * accuracy:.1f} %" for name, accuracy in probe.accuracies.items())
-    if probe.winner is None:
-        hint = pixels.explain_labels(probe.best_predictions, labels, classes)
-        if probe.above_chance:
-            raise CheckpointError(
-                f"two pixel conventions fit {config.from_} about equally on {len(labels)} old images ({table}): say which "
-                "one it was trained with by --pixels"
-            )
-        proposal = f" Reading the outputs as --classes {','.join(hint)} explains them." if hint else ""
-        raise CheckpointError(
-            f"no pixel convention makes {config.from_} right on {len(labels)} old images ({table}): wrong images, wrong "
-            f"label order, or another --model? Give --pixels to go on regardless.{proposal}"
-        )
-    return probe.winner, f"on {len(labels)} old images {table}"
-
-
 def _count_new(gathered: Gathered, generation: int) -> int:
     manifest = gathered.manifest
     return int((manifest.origins[manifest.train_rows()] == generation).sum())
 
 
 def _amount(
-    config: TrainConfig, parent: Parent | None, gathered: Gathered, generation: int, epoch_images: int
+    config: TrainConfig, parent: Parent | None, live: Live, gathered: Gathered, generation: int, epoch_images: int
 ) -> Amount:
+    from kresume.models.losses import compiled_by_function
+
     left = 0
     if parent is not None and parent.run is not None and parent.interrupted:
         done = parent.state.records.get("epoch", 0)
@@ -290,7 +250,13 @@ def _amount(
         new_model=parent is None,
         epochs_left=left,
         epoch_images=epoch_images,
+        steps_per_execution=config.steps_per_execution or _per_execution(compiled_by_function(live.model)),
     )
+
+
+def _per_execution(compiled: Mapping[str, Any] | None) -> int:
+    """What the model was compiled with by the user's own function."""
+    return int((compiled or {}).get("steps_per_execution") or 1)
 
 
 def _find_shift(scorer: Any, gathered: Gathered, generation: int) -> str | None:
@@ -312,7 +278,8 @@ def _write_up(
     live: Live,
     gathered: Gathered,
     card: Card,
-    reasons: tuple[str, str],
+    feeding: Feeding,
+    classes_reason: str,
     rate: RatePlan,
     amount: Amount,
     loss: LossChoice,
@@ -327,7 +294,7 @@ def _write_up(
     if parent is not None:
         sides += f" ({int((~new[val]).sum()):,} old, {int(new[val].sum()):,} new)"
     old_count, new_count = int((~new).sum()), int(new.sum())
-    notes = [*gathered.notes, *facts.notes]
+    notes = [*feeding.notes, *gathered.notes, *facts.notes]
     seen = int(manifest.seen[val].sum())
     if seen:
         notes.append(
@@ -362,8 +329,9 @@ def _write_up(
         },
         sides=sides,
         card=card,
-        pixels_reason=reasons[0],
-        classes_reason=reasons[1],
+        pixels_reason=feeding.reason,
+        interpolation_reason=feeding.interpolation_reason,
+        classes_reason=classes_reason,
         rate=rate,
         amount=amount,
         loss=f"{loss.kind} ({loss.reason})",
@@ -393,6 +361,7 @@ def _plan_of_continuation(opening: Opening) -> Plan:
         sides=pinned["sides"],
         card=Card.from_dict(record["card"]),
         pixels_reason=pinned["pixels_reason"],
+        interpolation_reason=pinned["interpolation_reason"],
         classes_reason=pinned["classes_reason"],
         rate=rates.RatePlan.from_dict(record["rate"]),
         amount=Amount.from_dict(record["amount"]),

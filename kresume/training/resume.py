@@ -9,6 +9,7 @@ was decided and a snapshot of step 0; from there on a run that was just made and
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
@@ -26,9 +27,9 @@ from kresume.errors import KresumeError, RunError, Stopped
 from kresume.images.prepare import write_quarantine
 from kresume.lock import Lock
 from kresume.progress import Reporter
-from kresume.training.decisions import describe_scores
+from kresume.training.decisions import Amount, describe_scores
 from kresume.training.opening import Opening, open_out
-from kresume.training.plan import Draft, batch_size_of, make_draft
+from kresume.training.plan import Draft, make_draft
 from kresume.training.rates import RatePlan
 
 ARCHITECTURE = "architecture.json"
@@ -66,7 +67,8 @@ class TrainResult:
         return {**vars(self), "failures": list(self.failures), "exit_code": self.exit_code}
 
     def __str__(self) -> str:
-        lines = [f"{self.run}: {self.status}, {self.epochs} epochs, result is step {self.step:,}"]
+        epochs = f"{self.epochs} epoch{'' if self.epochs == 1 else 's'}"
+        lines = [f"{self.run}: {self.status}, {epochs}, result is step {self.step:,}"]
         if self.before:
             lines.append(f"before: {describe_scores(self.before)}")
         lines.append(f"after:  {describe_scores(self.after)}")
@@ -127,7 +129,7 @@ def _adjust(draft: Draft, config: TrainConfig) -> Any:
     live = draft.live
     wanted = _wanted_optimizer(live.saved, config)
     optimizer = optimizers.make_optimizer(wanted, draft.plan.rate.keras_rate(live.iterations))
-    _compile(live.model, optimizer, draft.loss, draft.plan.card, batch_size_of(config), config)
+    _compile(live.model, optimizer, draft.loss, draft.plan.card, draft.plan.amount, config)
     rebuild.carry_optimizer(live.optimizer, live.model.optimizer)
     if averages.uses_averages(live.model) and not getattr(live.optimizer, "use_ema", False):
         averages.start_from_weights(live.model)
@@ -148,11 +150,16 @@ def _wanted_optimizer(saved: SavedOptimizer, config: TrainConfig) -> SavedOptimi
     return optimizers.with_config(saved, changes)
 
 
-def _compile(model: Any, optimizer: Any, loss: Any, card: Card, batch_size: int, config: TrainConfig) -> None:
+def _compile(model: Any, optimizer: Any, loss: Any, card: Card, amount: Amount, config: TrainConfig) -> None:
     from kresume.training import fit
 
-    model.compile(optimizer=optimizer, loss=loss.keras_loss(), metrics=[*loss.keras_metrics(), *(config.metric or ())])
-    classes = len(card.classes)
+    model.compile(
+        optimizer=optimizer,
+        loss=loss.keras_loss(),
+        metrics=[*loss.keras_metrics(), *(config.metric or ())],
+        steps_per_execution=amount.steps_per_execution,
+    )
+    classes, batch_size = len(card.classes), amount.batch_size
     labels, dtype = ((batch_size, classes), "float32") if loss.one_hot else ((batch_size,), "int32")
     fit.build(model, (batch_size, *card.image_size, 3), labels, dtype)
 
@@ -199,29 +206,35 @@ def _create(opening: Opening, draft: Draft, model: Any) -> runs.Run:
         "plan": {
             "sides": plan.sides,
             "pixels_reason": plan.pixels_reason,
+            "interpolation_reason": plan.interpolation_reason,
             "classes_reason": plan.classes_reason,
             "loss": plan.loss,
             "optimizer": plan.optimizer,
             "options": dict(plan.options),
         },
     }
-    if opening.aside:
-        runs.move_aside(opening.path)
-    elif opening.path.exists():
-        opening.path.rmdir()  # it is empty, or opening would have refused it
-    with files.new_directory(opening.path) as temporary:
-        files.write_json(temporary / runs.RECORD, record)
-        draft.gathered.manifest.write(temporary / "images.parquet")
-        write_quarantine(temporary / "quarantine.csv", draft.gathered.quarantine)
-        files.write_json(
-            temporary / ARCHITECTURE, {**keras.saving.serialize_keras_object(model), "compile_config": None}
-        )
-        snapshot.write_snapshot(
-            temporary / "snapshots",
-            0,
-            devices.read_state(model),
-            {**_fixed_records(record), **_progress_type()().as_dict(), "callbacks": {}},
-        )
+    try:
+        if opening.aside:
+            runs.move_aside(opening.path)
+        elif opening.path.exists():
+            opening.path.rmdir()  # it is empty, or opening would have refused it
+        with files.new_directory(opening.path) as temporary:
+            files.write_json(temporary / runs.RECORD, record)
+            draft.gathered.manifest.write(temporary / "images.parquet")
+            write_quarantine(temporary / "quarantine.csv", draft.gathered.quarantine)
+            files.write_json(
+                temporary / ARCHITECTURE, {**keras.saving.serialize_keras_object(model), "compile_config": None}
+            )
+            snapshot.write_snapshot(
+                temporary / "snapshots",
+                0,
+                devices.read_state(model),
+                {**_fixed_records(record), **_progress_type()().as_dict(), "callbacks": {}},
+            )
+    except OSError as error:
+        raise RunError(
+            f"no run can be made at {opening.path} ({error.strerror or error}): make room, or give another place with --out"
+        ) from error
     return runs.open_run(opening.path)
 
 
@@ -237,9 +250,11 @@ def _fixed_records(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _continue(run: runs.Run, opening: Opening, reporter: Reporter) -> TrainResult:
     """Builds the model of an interrupted run as it was, and goes on."""
-    devices.select(opening.config.backend or run.record["backend"], opening.config.device)
-    devices.set_precision(opening.config.precision)
-    model = rebuild_model(run, opening.config)
+    config, batch_size = opening.config, int(run.record["amount"]["batch_size"])
+    backend = config.backend or run.record["backend"]
+    devices.select(backend, config.device, config.devices, batch_size, exact=config.exact == "on")
+    devices.set_precision(config.precision)
+    model = rebuild_model(run, config)
     return _carry_on(run, model, opening, reporter, continued=True)
 
 
@@ -254,7 +269,7 @@ def rebuild_model(run: runs.Run, config: TrainConfig) -> Any:
     rate = RatePlan.from_dict(record["rate"]).keras_rate(int(record["iterations"]))
     optimizer = optimizers.make_optimizer(SavedOptimizer(saved["class_name"], saved["config"], 0), rate)
     card = Card.from_dict(record["card"])
-    _compile(model, optimizer, LossChoice(**record["loss"]), card, int(record["amount"]["batch_size"]), config)
+    _compile(model, optimizer, LossChoice(**record["loss"]), card, Amount.from_dict(record["amount"]), config)
     return model
 
 
@@ -264,17 +279,18 @@ def _carry_on(run: runs.Run, model: Any, opening: Opening, reporter: Reporter, *
     from kresume.training.course import Course
 
     config = opening.config
-    with Lock(run.path, take_over=bool(config.take_over), say=reporter.say) as lock, StopRequest() as stop:
+    with _locked(run, config, reporter) as lock, StopRequest() as stop:
         course = Course(run, model, config, reporter, lock, stop)
-        if continued:
-            course.take_up()
-        run.event("continued" if continued else "started", fingerprint=devices.fingerprint(), step=course.progress.step)
         try:
+            if continued:
+                course.take_up()
+            run.event(
+                "continued" if continued else "started", fingerprint=devices.fingerprint(), step=course.progress.step
+            )
             course.train()
             finished = course.finish()
         except Stopped as stopped:
-            run.update(status="interrupted")
-            run.event("stopped", step=course.progress.step, reason=str(stopped))
+            _leave(run, "stopped", course.progress.step, str(stopped))
             raise Stopped(f"{stopped}; continue with: {_continue_command(run)}", stopped.exit_code) from None
         except OSError as error:
             raise RunError(
@@ -282,8 +298,7 @@ def _carry_on(run: runs.Run, model: Any, opening: Opening, reporter: Reporter, *
                 f"disk back, then continue with: {_continue_command(run)}"
             ) from error
         except KresumeError as error:
-            run.update(status="interrupted")
-            run.event("failed", step=course.progress.step, reason=str(error))
+            _leave(run, "failed", course.progress.step, str(error))
             raise
     result = finished.record["result"]
     return TrainResult(
@@ -295,6 +310,26 @@ def _carry_on(run: runs.Run, model: Any, opening: Opening, reporter: Reporter, *
         after=result["scores"],
         failures=tuple(course.failures),
     )
+
+
+def _locked(run: runs.Run, config: TrainConfig, reporter: Reporter) -> Lock:
+    """The run's lock, held from here on."""
+    lock = Lock(run.path, take_over=bool(config.take_over), say=reporter.say)
+    try:
+        lock.acquire()
+    except OSError as error:
+        raise RunError(
+            f"{run.path} cannot be written ({error.strerror or error}): is it read-only, or its disk full or gone? "
+            f"Then continue with: {_continue_command(run)}"
+        ) from error
+    return lock
+
+
+def _leave(run: runs.Run, event: str, step: int, reason: str) -> None:
+    """Notes why this process leaves. A disk that is gone must not hide the reason itself."""
+    with contextlib.suppress(OSError):
+        run.update(status="interrupted")
+        run.event(event, step=step, reason=reason)
 
 
 def _continue_command(run: runs.Run) -> str:

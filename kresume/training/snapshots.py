@@ -1,13 +1,14 @@
-"""When snapshots are due, and the thread that writes them.
+"""When snapshots are due, and the thread that writes to the run: snapshots, and the lines of `metrics.jsonl` before them.
 
     cadence = Cadence.parse("10min")
-    writer = SnapshotWriter(run.snapshots, keep=3, guard=lock.check)
+    writer = RunWriter(run.snapshots, run.metrics, keep=3, guard=lock.check)
+    writer.put_line('{"epoch": 1, ...}')
     writer.submit(step, read_state, records)       # copies out of the device, returns; the disk is the thread's business
-    writer.close()
+    writer.join()
 
 Training waits for the copy out of the device only. One set of host buffers is reused for every snapshot; while the disk
 is still busy with the last one, the next due snapshot is put off by a step (or waited for, where a number of steps was
-asked for), never torn. The format itself is in
+asked for), never torn. A disk that does not answer is told of once a minute. The format itself is in
 `kresume.checkpoints.snapshot`.
 """
 
@@ -23,10 +24,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from kresume import files
 from kresume.checkpoints import snapshot
 from kresume.errors import CheckpointError, RunError, UsageError
 
 DEFAULT_MINUTES = 1.0
+STALLED_SECONDS = 60.0
 
 Groups = dict[str, list[np.ndarray]]
 
@@ -69,14 +72,16 @@ class Cadence:
         return seconds >= 60 * self.count
 
 
-class SnapshotWriter:
-    """Writes snapshots off the training thread.
+class RunWriter:
+    """Writes snapshots and metric lines off the training thread, in the order in which they were given.
 
     Args:
-        directory: the run's `snapshots` folder.
-        keep: how many of the newest stay.
+        directory: the folder of the snapshots.
+        metrics: the JSON-lines file; None where no lines are written.
+        keep: how many of the newest snapshots stay.
         guard: called before each commit; raises if the run is no longer ours.
-        clock: for tests.
+        on_failure: told what could not be written, in words.
+        on_stall: told when the disk has not answered for `STALLED_SECONDS`, and each such time again.
 
     Attributes:
         failures: what could not be written and why, in words. The run ends with exit code 5 if there is any.
@@ -86,27 +91,41 @@ class SnapshotWriter:
     def __init__(
         self,
         directory: Path,
+        metrics: Path | None = None,
         *,
         keep: int,
         guard: Callable[[], None],
         on_failure: Callable[[str], None] = lambda text: None,
+        on_stall: Callable[[str], None] = lambda text: None,
+        stalled_seconds: float = STALLED_SECONDS,
     ) -> None:
         self.directory = directory
+        self.metrics = metrics
         self.keep = keep
         self.guard = guard
         self.on_failure = on_failure
+        self.on_stall = on_stall
+        self.stalled_seconds = stalled_seconds
         self.failures: list[str] = []
         self.committed: int | None = None
-        self.stalls: list[float] = []
         self._buffers: Groups | None = None
+        self._lines: list[str] = []
         self._pinned_by: dict[int, int | None] = {}
         self._fatal: Exception | None = None
         self._thread: threading.Thread | None = None
+        self._job = ""
+        self._asked_at = 0.0
 
     @property
     def busy(self) -> bool:
-        """True while the disk is at work on the last snapshot."""
+        """True while the disk is at work on the last job."""
         return self._thread is not None and self._thread.is_alive()
+
+    def put_line(self, line: str) -> None:
+        """Gives a line of the metrics. It is on the disk before any later snapshot, which counts it."""
+        self._lines.append(line)
+        if not self.busy:
+            self._start("a line of the metrics", lambda: None)
 
     def submit(
         self,
@@ -124,7 +143,7 @@ class SnapshotWriter:
             read: copies the live arrays into the buffers it is given and returns them.
             records: what `meta.json` keeps beside the arrays; `records["best"]` pins that step.
             extra: further groups of arrays that are the caller's own copies.
-            must: wait for the disk to finish the snapshot before, rather than put this one off.
+            must: wait for the disk to finish the job before, rather than put this one off.
 
         Returns:
             False if the disk was still busy and `must` is False: nothing was taken, ask again at the next step.
@@ -135,26 +154,40 @@ class SnapshotWriter:
         """
         self._raise_fatal()
         if self.busy:
+            self.tell_of_stall()
             if not must:
                 return False
-            self.join()
-        start = time.perf_counter()
+            self._wait()
         self._buffers = read(self._buffers)
         groups = {**self._buffers, **extra}
-        self._thread = threading.Thread(target=self._write, args=(step, groups, dict(records)), name="kresume-snapshot")
-        self._thread.start()
-        self.stalls.append(time.perf_counter() - start)
+        self._start(f"snapshot of step {step:,}", lambda: self._write(step, groups, dict(records)))
         return True
 
     def join(self) -> None:
-        """Waits until the disk has the last snapshot, and raises what the thread could not.
+        """Waits until the disk has everything, and raises what the thread could not.
 
         Raises:
             RunError, CheckpointError: as `submit`.
         """
-        if self._thread is not None:
-            self._thread.join()
+        self._wait()
         self._raise_fatal()
+
+    def finish(self) -> None:
+        """Waits for the disk and writes the lines that it refused before.
+
+        Raises:
+            RunError, CheckpointError: as `submit`.
+            OSError: it refuses still.
+        """
+        self.join()
+        self._flush_lines()
+
+    def tell_of_stall(self) -> None:
+        """Says so when the disk has not answered for long. Cheap: called a few times a second."""
+        now = time.monotonic()
+        if self.busy and now - self._asked_at >= self.stalled_seconds:
+            self._asked_at = now
+            self.on_stall(f"{self.directory}: the disk has not answered for {self.stalled_seconds:.0f} s ({self._job})")
 
     def remember(self, step: int, best: int | None) -> None:
         """Tells the writer of a snapshot that stood before it began, and which best step that one relies on."""
@@ -165,23 +198,44 @@ class SnapshotWriter:
         self.failures.append(f"{what}: {reason}")
         self.on_failure(self.failures[-1])
 
+    def _start(self, job: str, work: Callable[[], None]) -> None:
+        self._job, self._asked_at = job, time.monotonic()
+        self._thread = threading.Thread(target=self._run, args=(job, work), name="kresume-writer")
+        self._thread.start()
+
+    def _wait(self) -> None:
+        while self._thread is not None and self._thread.is_alive():
+            self._thread.join(min(1.0, self.stalled_seconds))
+            self.tell_of_stall()
+
     def _raise_fatal(self) -> None:
         if self._fatal is not None:
             raise self._fatal
 
-    def _write(self, step: int, groups: Groups, records: dict[str, Any]) -> None:
+    def _flush_lines(self) -> None:
+        while self._lines and self.metrics is not None:
+            files.append_line(self.metrics, self._lines[0])
+            del self._lines[0]
+
+    def _run(self, job: str, work: Callable[[], None]) -> None:
         try:
             self.guard()
-            snapshot.write_snapshot(self.directory, step, groups, records)
-            self.committed = step
-            best = records.get("best")
-            self._pinned_by[step] = int(best["step"]) if best else None
-            self._prune()
+            self._flush_lines()  # a snapshot that counts lines which are not on the disk could not be continued from
+            work()
+            self._flush_lines()  # those that came while the disk was at work
         except (RunError, CheckpointError) as error:
             self._fatal = error
         except OSError as error:
-            # The disk is full, read-only or gone: training goes on, the last good snapshot stands, the user is told.
-            self.record_failure(f"snapshot of step {step:,}", str(error))
+            # The disk is full, read-only or gone: training goes on, the last good snapshot stands, the user is told. Lines
+            # are kept, and tried again with the next job.
+            self.record_failure(job, str(error))
+
+    def _write(self, step: int, groups: Groups, records: dict[str, Any]) -> None:
+        snapshot.write_snapshot(self.directory, step, groups, records)
+        self.committed = step
+        best = records.get("best")
+        self._pinned_by[step] = int(best["step"]) if best else None
+        self._prune()
 
     def _prune(self) -> None:
         newest = sorted(self._pinned_by)[-self.keep :]

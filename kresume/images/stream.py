@@ -1,0 +1,194 @@
+"""Datasets for a user's own `fit`, whose epochs begin where they are told to: the data side of exact continuation.
+
+    data = kresume.resumable(lambda position: my_dataset_from(position), steps_per_epoch=500)
+    model.fit(data, epochs=20, callbacks=[kresume.BackupAndRestore("backup/", data=data)])
+
+A `tf.data.Dataset` begins at its beginning each time it is iterated, and `fit` iterates it once per epoch. The ones made
+here ask a `Stream` where to begin instead. Left alone a stream moves on by one epoch each time an epoch was read to its end;
+`BackupAndRestore` moves it to where training stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from kresume.errors import UsageError
+
+STREAM = "kresume_stream"
+
+
+class Stream:
+    """Where a dataset begins when it is iterated next.
+
+    Args:
+        steps_per_epoch: batches of an epoch.
+
+    Attributes:
+        epoch: the epoch that begins next, counted from 0.
+        batch: the batch of it that comes first.
+        element_spec: the structure of a batch, as tf.data describes it.
+    """
+
+    def __init__(self, steps_per_epoch: int) -> None:
+        if steps_per_epoch < 1:
+            raise UsageError(f"steps_per_epoch={steps_per_epoch}: an epoch has at least one batch")
+        self._steps_per_epoch = steps_per_epoch
+        self.epoch = 0
+        self.batch = 0
+        self.element_spec: Any = None
+        self._followed = False
+
+    def steps(self, epoch: int) -> int:
+        """How many batches an epoch has."""
+        return self._steps_per_epoch
+
+    def longest(self) -> int:
+        """The most batches that `fit` may have to ask for in one epoch from here on."""
+        return self._steps_per_epoch
+
+    def step(self, epoch: int, batch: int) -> int:
+        """How many batches come before this one, over all epochs."""
+        return epoch * self._steps_per_epoch + batch
+
+    def seek(self, epoch: int, batch: int) -> None:
+        """Makes the next iteration begin at a batch; from now on the caller says where each epoch begins."""
+        self.epoch, self.batch = epoch, batch
+        self._followed = True
+
+    def read(self, batches_from: Callable[[int, int], Iterator[Any]]) -> Iterator[tuple[tuple[int, int], Any]]:
+        """One epoch's batches, from where the stream stands to the epoch's end.
+
+        Args:
+            batches_from: gives the batches from (epoch, batch) on.
+
+        Yields:
+            `((epoch, how many batches are left behind this one), batch)`.
+        """
+        epoch, batch = self.epoch, self.batch
+        count = self.steps(epoch) - batch
+        source = batches_from(epoch, batch)
+        for number in range(count):
+            item = next(source, None)
+            if item is None:
+                raise UsageError(
+                    f"the data ended after {number} of the {count} batches that epoch {epoch + 1} still has: "
+                    "steps_per_epoch is larger than what the dataset gives, or it does not begin where it is told to"
+                )
+            yield (epoch, count - number - 1), item
+
+    def drawn(self, epoch: int, left: int) -> None:
+        """Told of each batch when it is drawn: an epoch that was drawn to its end is followed by the next one."""
+        if left == 0 and not self._followed:
+            self.epoch, self.batch = epoch + 1, 0
+
+    def identity(self) -> dict[str, Any]:
+        """What determines the batches, as JSON: equal identities give equal batches at equal places."""
+        return {"steps_per_epoch": self._steps_per_epoch}
+
+    def save(self, folder: Path) -> None:
+        """Writes what `adopt` will need beside the snapshots; nothing for a stream that is its code."""
+
+    def adopt(self, folder: Path, identity: Mapping[str, Any], epoch: int, batch: int, on_new_data: str) -> str:
+        """Takes up the stream of an interrupted training.
+
+        Args:
+            folder: where `save` wrote.
+            identity: the identity that was saved.
+            epoch: where training stands.
+            batch: likewise.
+            on_new_data: `"next-epoch"` or `"error"`.
+
+        Returns:
+            What a person should know, or an empty string.
+
+        Raises:
+            UsageError: the data changed in a way that cannot be continued.
+        """
+        if dict(identity) != self.identity():
+            raise UsageError(
+                f"the interrupted training had {identity.get('steps_per_epoch')} steps per epoch, this one has "
+                f"{self._steps_per_epoch}: give the same, or another backup folder to begin again"
+            )
+        return ""
+
+
+def stream_of(data: Any) -> Stream:
+    """The stream behind a dataset.
+
+    Raises:
+        UsageError: it has none.
+    """
+    stream = getattr(data, STREAM, None)
+    if not isinstance(stream, Stream):
+        raise UsageError(
+            f"data= is a {type(data).__name__} that does not know its place: give what kresume.image_dataset or "
+            "kresume.resumable returned, and put further steps into the function that resumable is given"
+        )
+    return stream
+
+
+def dataset_of(stream: Stream, batches: Callable[[], Iterator[Any]], spec: Any, finish: Callable[..., Any]) -> Any:
+    """A dataset that begins where its stream stands each time it is iterated.
+
+    Args:
+        stream: where it begins.
+        batches: one epoch as `Stream.read` gives it.
+        spec: the structure of what `batches` gives beside the mark.
+        finish: `(dataset of (mark, item)) -> dataset of (mark, element)`: the pipeline, read ahead at will.
+
+    Returns:
+        A `tf.data.Dataset` of the elements, which tells `fit` the number of batches of an epoch.
+    """
+    import tensorflow as tf
+
+    def marked() -> Iterator[Any]:
+        for mark, item in batches():
+            yield tf.constant(mark, tf.int64), item
+
+    def unmark(mark: Any, element: Any) -> Any:
+        # Where the consumer draws, not where the pipeline reads ahead: a look at the first batches must move nothing.
+        def tell(value: Any) -> Any:
+            stream.drawn(int(value[0]), int(value[1]))
+            return value[1]
+
+        told = tf.numpy_function(tell, [mark], tf.int64)
+        with tf.control_dependencies([told]):
+            return tf.nest.map_structure(tf.identity, element)
+
+    signature = (tf.TensorSpec([2], tf.int64), spec)
+    data = finish(tf.data.Dataset.from_generator(marked, output_signature=signature)).map(unmark)
+    stream.element_spec = data.element_spec
+    setattr(data, STREAM, stream)
+    # An epoch's length is known, but tf.data cannot tell it of a dataset that begins elsewhere each time.
+    data.cardinality = lambda name=None: tf.constant(stream.longest(), tf.int64)
+    return data
+
+
+def resumable(dataset_from: Callable[[int], Any], steps_per_epoch: int) -> Any:
+    """Makes any pipeline continue where training stands.
+
+    Args:
+        dataset_from: called with a position, the number of batches that were drawn before; returns a `tf.data.Dataset` that
+            gives the batches from there on, for at least the rest of the epoch. Equal positions must give equal batches:
+            shuffle with a seed that depends on the epoch (`position // steps_per_epoch`), not with a generator that counts.
+        steps_per_epoch: batches of an epoch.
+
+    Returns:
+        A `tf.data.Dataset` for `model.fit` and for `kresume.BackupAndRestore(data=...)`.
+
+    Raises:
+        UsageError: `steps_per_epoch` is below 1, or `dataset_from` returns no dataset.
+    """
+    stream = Stream(steps_per_epoch)
+    spec = getattr(dataset_from(0), "element_spec", None)
+    if spec is None:
+        raise UsageError(
+            "resumable needs a function that returns a tf.data.Dataset; wrap an iterable with from_generator"
+        )
+
+    def batches() -> Iterator[Any]:
+        return stream.read(lambda epoch, batch: iter(dataset_from(stream.step(epoch, batch))))
+
+    return dataset_of(stream, batches, spec, lambda data: data.prefetch(2))

@@ -1,0 +1,338 @@
+"""`kresume.BackupAndRestore`: exact continuation for a user's own `fit` call.
+
+    data = kresume.resumable(lambda position: my_dataset_from(position), steps_per_epoch=500)
+    model.fit(data, epochs=20, callbacks=[kresume.BackupAndRestore("backup/", data=data)])
+
+The arguments and the habits are those of `keras.callbacks.BackupAndRestore`. What is different: a backup is complete (seed
+states, metrics, the other callbacks' memory and the place in the data are in it), verified by digest, written off the
+training thread and durable before it counts; no step runs twice.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+import numpy as np
+
+from kresume import devices, files
+from kresume.checkpoints import snapshot
+from kresume.checkpoints.state import TrainState
+from kresume.errors import CheckpointError, UsageError
+from kresume.images.stream import Stream, stream_of
+from kresume.lock import Lock
+from kresume.progress import Reporter
+from kresume.training import callback_state
+from kresume.training.fit import assign_state, build_from_spec, groups_of
+from kresume.training.snapshots import RunWriter
+
+METADATA = "training_metadata.json"
+KERAS_WEIGHTS = "latest.weights.h5"
+KERAS_PREVIOUS = ".bkp"
+
+
+class _Cut:
+    """What stands in `model.stop_training` while we end an epoch early: true, and told apart from another's True."""
+
+
+class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untyped
+    """Backs up a training and restores it when the same script is run again, exactly.
+
+    Args:
+        backup_dir: the folder of the backups. Keras's own backups in it are read where ours are not there yet.
+        save_freq: `"epoch"`, or a number of batches.
+        double_checkpoint: keep the backup before the newest too.
+        delete_checkpoint: remove the backups when `fit` ends; only what was written by this class is removed.
+        data: what `kresume.image_dataset` or `kresume.resumable` returned, the same that `fit` is given: then training
+            continues in the middle of an epoch with the batches that were not drawn yet.
+        strict: False allows a number of batches as `save_freq` without `data`: the rest of an interrupted epoch then
+            draws whatever the caller's data gives, so the count of steps is right and their order is the caller's.
+        on_new_data: what to do when the images of `image_dataset` changed since: `"next-epoch"` ends the interrupted epoch
+            on its old list and begins the next with the new one; `"error"` raises.
+
+    Raises:
+        UsageError: an argument that cannot be meant.
+
+    Scripts may read `backup_dir`, `_current_epoch`, `_last_batch_seen` and the file `training_metadata.json`
+    (`{"epoch", "batch"}`), as of Keras's callback.
+    """
+
+    def __init__(
+        self,
+        backup_dir: str | Path,
+        save_freq: int | str = "epoch",
+        double_checkpoint: bool = False,
+        delete_checkpoint: bool = True,
+        *,
+        data: Any = None,
+        strict: bool = True,
+        on_new_data: Literal["next-epoch", "error"] = "next-epoch",
+    ) -> None:
+        super().__init__()
+        if not str(backup_dir):
+            raise UsageError("backup_dir is empty: give the folder of the backups")
+        if save_freq != "epoch" and (isinstance(save_freq, bool) or not isinstance(save_freq, int) or save_freq < 1):
+            raise UsageError(f"save_freq={save_freq!r}: give 'epoch' or a number of batches of at least 1")
+        if save_freq != "epoch" and data is None and strict:
+            raise UsageError(
+                f"save_freq={save_freq} needs data=: without it nobody knows which batches an interrupted epoch has drawn. "
+                "Give data=kresume.resumable(...) or kresume.image_dataset(...), save_freq='epoch', or strict=False"
+            )
+        if on_new_data not in {"next-epoch", "error"}:
+            raise UsageError(f"on_new_data={on_new_data!r}: give 'next-epoch' or 'error'")
+        self.backup_dir = str(backup_dir)
+        self.save_freq = save_freq
+        self.double_checkpoint = double_checkpoint
+        self.delete_checkpoint = delete_checkpoint
+        self.on_new_data = on_new_data
+        self._stream: Stream | None = stream_of(data) if data is not None else None
+        self._folder = Path(backup_dir)
+        self._reporter = Reporter()
+        self._current_epoch = 0
+        self._last_batch_seen = 0
+        self._batches_seen_since_last_saving = 0
+        self._total = 0
+        self._begin_batch = 0
+        self._metrics: list[np.ndarray] | None = None
+        self._compiled_rate: float | None = None
+        self._optimizer: dict[str, Any] = {}
+        self._cut: _Cut | None = None
+        self._list: Any = None
+        self._lock: Lock | None = None
+        self._writer: RunWriter | None = None
+        self._find_place()
+
+    # What `fit` calls, in its order.
+
+    def set_model(self, model: Any) -> None:
+        """Takes the last place in the list: what the others will have done by then is in the backup."""
+        super().set_model(model)
+        self._list = callback_state.list_that_calls(self)
+        if self._list is not None:
+            self._list.callbacks = [*self._others(), self]
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Restores the newest backup that verifies."""
+        model = self._model
+        per_call = int(model.steps_per_execution)
+        if self._stream is not None and self._stream.longest() % per_call:
+            raise UsageError(
+                f"an epoch has {self._stream.longest()} steps, and Keras runs {per_call} per call (steps_per_execution): give "
+                "a number that divides it"
+            )
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._lock = Lock(self._folder, say=self._reporter.say)
+        self._lock.acquire(again=True)
+        files.remove_leftovers(self._folder)
+        self._writer = RunWriter(
+            self._folder,
+            keep=2 if self.double_checkpoint else 1,
+            guard=self._lock.check,
+            on_failure=lambda text: self._reporter.warn(f"{text}: not written; training goes on"),
+            on_stall=lambda text: self._reporter.warn(f"{text}; training goes on where it can"),
+        )
+        if not all(layer.built for layer in model._flatten_layers()):
+            raise UsageError(
+                "BackupAndRestore restores into a built model: call it on a batch, or give it an Input, before fit"
+            )
+        build_from_spec(model, self._stream.element_spec if self._stream is not None else None)
+        self._compiled_rate = self._rate()
+        # Now, while the rate can be read: under JAX the variables are empty between two steps.
+        self._optimizer = keras.saving.serialize_keras_object(model.optimizer)
+        if snapshot.list_snapshots(self._folder):
+            state, skipped = snapshot.newest_snapshot(self._folder)
+            for path, reason in skipped:
+                self._reporter.warn(f"{path} is damaged ({reason}): going on from the one before")
+                snapshot.set_aside(path)
+            self._restore(state)
+        elif (self._folder / KERAS_WEIGHTS).is_file():
+            self._restore_keras()
+        if self._stream is not None:
+            self._stream.seek(self._current_epoch, self._begin_batch)
+            self._stream.save(self._folder)
+        elif snapshot.list_snapshots(self._folder) == []:
+            self._reporter.say(
+                f"{self.backup_dir}: the order of the data is the caller's (data= makes it part of the backup)"
+            )
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Makes the data begin where training stands, and gives the interrupted epoch its averages back."""
+        self._current_epoch = epoch
+        self._last_batch_seen = self._begin_batch
+        if self._stream is not None:
+            self._stream.seek(epoch, self._begin_batch)
+        if self._metrics is not None:
+            devices.assign(self._model.metrics_variables, self._metrics)
+            self._metrics = None
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Counts, ends an interrupted epoch where it ends, and backs up where that is due."""
+        count = int(self._model.steps_per_execution)
+        self._total += count
+        self._last_batch_seen = self._begin_batch + batch + 1
+        self._batches_seen_since_last_saving += count
+        steps = self._steps_of_epoch()
+        at_end = steps is not None and self._last_batch_seen >= steps
+        if at_end:
+            if self._begin_batch or (self._stream is not None and steps != self._stream.longest()):
+                self._cut = self._model.stop_training = _Cut()
+        elif self.save_freq != "epoch" and self._batches_seen_since_last_saving >= int(self.save_freq):
+            self._back_up(self._current_epoch, self._last_batch_seen, must=True)
+        if self._writer is not None:
+            self._writer.tell_of_stall()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Backs up the finished epoch. A backup due on its last step was put off to here: validation is done by now."""
+        if self._cut is not None and self._model.stop_training is self._cut:
+            self._model.stop_training = False  # ours; where another callback has asked for the end meanwhile it stands
+        self._cut = None
+        self._begin_batch = 0
+        self._current_epoch, self._last_batch_seen = epoch + 1, 0
+        if self.save_freq == "epoch" or self._batches_seen_since_last_saving >= int(self.save_freq):
+            self._back_up(epoch + 1, 0, must=True)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Waits for the disk; removes our backups if asked to."""
+        self._model._initial_epoch = None  # it would shift every later fit of this model
+        if self._writer is not None:
+            self._writer.join()
+        if self.delete_checkpoint:
+            self._remove()
+        if self._lock is not None:
+            self._lock.release()
+        if self.delete_checkpoint and self._folder.is_dir() and not any(self._folder.iterdir()):
+            self._folder.rmdir()
+
+    # How.
+
+    def _find_place(self) -> None:
+        """Moves the data to where the newest backup stands before `fit` asks how long an epoch is."""
+        if self._stream is not None and snapshot.list_snapshots(self._folder):
+            state, _ = snapshot.newest_snapshot(self._folder)
+            records = state.records
+            if records["data"] is not None:
+                epoch, batch = int(records["epoch"]), int(records["batch"])
+                self._stream.adopt(self._folder, records["data"], epoch, batch, self.on_new_data)
+                self._stream.seek(epoch, batch)
+
+    def _others(self) -> list[Any]:
+        return [callback for callback in self._list.callbacks if callback is not self] if self._list is not None else []
+
+    def _steps_of_epoch(self) -> int | None:
+        if self._stream is not None:
+            return self._stream.steps(self._current_epoch)
+        steps = (self.params or {}).get("steps")
+        return int(steps) if steps else None
+
+    def _rate(self) -> float | None:
+        rate = getattr(self._model.optimizer, "_learning_rate", None)
+        return float(np.asarray(rate.value)) if isinstance(rate, keras.Variable) else None
+
+    def _back_up(self, epoch: int, batch: int, *, must: bool) -> None:
+        if self._writer is None:
+            return
+        facts, arrays = callback_state.capture(self._others())
+        model = self._model
+        records = {
+            "phase": "training" if batch else "epoch",
+            "epoch": epoch,
+            "batch": batch,
+            "best": None,
+            "callbacks": facts,
+            "stopped": batch == 0 and bool(model.stop_training),
+            "compiled_rate": self._compiled_rate,
+            "optimizer": self._optimizer,
+            "data": self._stream.identity() if self._stream is not None else None,
+            "fingerprint": devices.fingerprint(),
+        }
+        taken = self._writer.submit(
+            self._total,
+            lambda buffers: devices.read_state(model, buffers),
+            records,
+            extra={"callbacks": arrays} if arrays else {},
+            must=must,
+        )
+        if taken:
+            self._batches_seen_since_last_saving = 0
+            try:
+                files.write_json(self._folder / METADATA, {"epoch": epoch, "batch": batch})
+            except OSError as error:
+                self._writer.record_failure(METADATA, str(error))
+
+    def _restore(self, state: TrainState) -> None:
+        records, groups, model = state.records, groups_of(state), self._model
+        self._total, epoch, batch = int(state.step or 0), int(records["epoch"]), int(records["batch"])
+        # Without the data's structure the metrics cannot be built before the first step: their averages begin fresh.
+        averages = batch > 0 and self._stream is not None
+        assign_state(model, groups, metrics=averages)
+        self._metrics = groups["metrics"] if averages else None
+        callback_state.apply(self._others(), records["callbacks"], groups.get("callbacks", []))
+        told = self._keep_asked_rate(records.get("compiled_rate"))
+        changed = devices.differences(records["fingerprint"], devices.fingerprint())
+        if changed:
+            told.append(f"another machine or version ({'; '.join(changed)}): last digits may differ")
+        if self._stream is not None and records["data"] is not None:
+            note = self._stream.adopt(self._folder, records["data"], epoch, batch, self.on_new_data)
+            told += [note] if note else []
+        elif (self._stream is None) != (records["data"] is None) and batch:
+            raise UsageError(
+                f"{self.backup_dir} was interrupted in the middle of an epoch {'without' if self._stream else 'with'} data=: "
+                "give it as it was, or another folder to begin again"
+            )
+        self._begin_batch = batch
+        self._current_epoch = epoch
+        if records["stopped"]:
+            epoch = int((self.params or {}).get("epochs", epoch))  # another callback had ended the training
+        model._initial_epoch = epoch
+        where = f"epoch {epoch + 1}" + (f", batch {batch:,}" if batch else "")
+        self._reporter.say("; ".join([f"{self.backup_dir}: continuing at step {self._total:,} ({where})", *told]))
+
+    def _keep_asked_rate(self, before: float | None) -> list[str]:
+        """A rate that the script changed since the backup is a wish: it wins over the one in the backup."""
+        asked, restored = self._compiled_rate, self._rate()
+        if asked is None or before is None or restored is None or math.isclose(asked, before, rel_tol=1e-6):
+            return []
+        self._model.optimizer.learning_rate = asked
+        return [f"rate: {restored:g} (backup) -> {asked:g} (compile)"]
+
+    def _restore_keras(self) -> None:
+        """Keras's own backup: weights, optimizer and epoch; where the pair is damaged, the pair before it."""
+        reasons = []
+        for ending in ("", KERAS_PREVIOUS):
+            weights, metadata = self._folder / f"{KERAS_WEIGHTS}{ending}", self._folder / f"{METADATA}{ending}"
+            if not weights.is_file():
+                continue
+            try:
+                epoch = int(json.loads(metadata.read_text(encoding="utf-8"))["epoch"]) if metadata.is_file() else 0
+                self._load_keras_weights(weights)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                reasons.append(f"{weights.name}: {' '.join(str(error).split())[:200]}")
+                continue
+            self._model._initial_epoch = self._current_epoch = epoch
+            self._total = int(np.asarray(self._model.optimizer.iterations.value))
+            self._reporter.say(
+                f"{self.backup_dir}: continuing from Keras's own backup ({weights.name}) at epoch {epoch + 1}; seed states, "
+                "metrics and the callbacks' memory are not in it and begin fresh"
+            )
+            return
+        raise CheckpointError(
+            f"Keras's backup in {self.backup_dir} cannot be read ({'; '.join(reasons)}): restore it from a copy, or remove the "
+            "folder to begin again"
+        )
+
+    def _load_keras_weights(self, weights: Path) -> None:
+        if weights.name.endswith(KERAS_PREVIOUS):  # Keras looks at the ending
+            with files.temporary_copy(weights, ".weights.h5") as copy:
+                self._model.load_weights(copy)
+        else:
+            self._model.load_weights(weights)
+
+    def _remove(self) -> None:
+        snapshot.prune_snapshots(self._folder, 0, set())
+        for name in (snapshot.LATEST, METADATA):
+            (self._folder / name).unlink(missing_ok=True)
+        for path in self._folder.glob("images-*.parquet"):
+            path.unlink(missing_ok=True)

@@ -1,0 +1,200 @@
+"""What the model is fed: which pixel values, sampled how. Decided before the prepare pass, because the cache depends on it.
+
+    feeding = decide_feeding(config, parent, model, loss, listing, classes, spec, reporter)
+    feeding.pixels, feeding.spec.interpolation
+
+A run and a `model.keras` of kresume say it themselves. A foreign checkpoint is scored on up to 256 of its old images; the
+same look checks the order of the labels.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kresume.checkpoints.state import Card
+from kresume.config import TrainConfig
+from kresume.errors import CheckpointError, ImagesError, UsageError
+from kresume.evaluation.probe import Probe, explain_labels, probe_feedings
+from kresume.images import conventions, merging
+from kresume.images.decode import DecodeSpec, Header, decode, read_header
+from kresume.images.order import permutation
+from kresume.images.places import read_range
+from kresume.images.sources import Found, Listing
+from kresume.progress import Reporter
+
+if TYPE_CHECKING:
+    from kresume.models.losses import LossChoice
+
+PROBE_IMAGES = 256
+SHRINKS_MUCH = 2.0
+"""Above this factor bilinear sampling skips pixels, and looks other than averaging."""
+
+
+@dataclass(frozen=True)
+class Feeding:
+    """What a model is fed.
+
+    Attributes:
+        pixels: the convention.
+        spec: size, resizing and interpolation.
+        reason: how the pixels were found.
+        interpolation_reason: how the interpolation was found; empty where it is the default, the parent's or asked for.
+        notes: what else a person should know.
+    """
+
+    pixels: str
+    spec: DecodeSpec
+    reason: str
+    interpolation_reason: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def decide_feeding(
+    config: TrainConfig,
+    card: Card | None,
+    model: Any,
+    loss: LossChoice,
+    old: Listing | None,
+    classes: Sequence[str],
+    spec: DecodeSpec,
+    reporter: Reporter,
+) -> Feeding:
+    """Decides the pixel convention and, for a foreign checkpoint whose pictures shrink much, the interpolation.
+
+    Args:
+        config: `pixels` and `interpolation` win where they are given.
+        card: what the checkpoint says of itself.
+        model: holds the checkpoint's weights.
+        loss: what its outputs are.
+        old: the images that the checkpoint was trained on; None for a new model.
+        classes: names of the outputs in their order.
+        spec: size and resizing, with the interpolation to begin from.
+        reporter: told of the probe.
+
+    Raises:
+        UsageError: a new model that does not say what it eats, or a convention that is none.
+        CheckpointError: no way of feeding makes the checkpoint right on its old images, or two do.
+    """
+    from kresume.models.pixels import read_convention
+
+    asked = None if config.pixels in {None, "auto"} else str(config.pixels)
+    if asked is not None:
+        conventions.to_model_function(asked)  # a typo is refused now, not after the images were read
+    if card is not None:
+        return Feeding(asked or card.pixels, spec, "--pixels" if asked else "the parent's")
+    told = asked or read_convention(model)
+    reason = "--pixels" if asked else "the model's first layers say so"
+    if old is None:
+        if told is None:
+            raise UsageError(
+                "the model has no Rescaling or Normalization in front, so nobody can tell what it eats: give --pixels "
+                "0-1, -1-1, 0-255, caffe or torch"
+            )
+        return Feeding(told, spec, reason)
+    sample = _sample(old, classes, spec)
+    if len(sample.labels) == 0:
+        if told is None:
+            raise ImagesError("no old image can be read, so nothing can show what the model eats: see --data")
+        return Feeding(told, spec, reason)
+    reporter.say(f"probing what the model eats on {len(sample.labels)} old images")
+    return _probe(config, model, loss, sample, classes, spec, told, reason)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    files: list[bytes]
+    labels: np.ndarray
+    shrinks_by: float
+
+    def pictures(self, spec: DecodeSpec) -> np.ndarray:
+        with ThreadPoolExecutor(max_workers=(os.cpu_count() or 1) + 1) as pool:
+            return np.stack(list(pool.map(lambda data: decode(data, spec), self.files)))
+
+
+def _sample(old: Listing, classes: Sequence[str], spec: DecodeSpec) -> _Sample:
+    """Up to 256 old images that can be decoded, the same ones each time."""
+    places = {name: place for place, name in enumerate(classes)}
+    known = [found for found in merging.name_numbers(old, classes) if found.label in places]
+    files: list[bytes] = []
+    labels: list[int] = []
+    factors: list[float] = []
+    for index in permutation(0, 0, len(known)):
+        if len(files) == PROBE_IMAGES:
+            break
+        read = _readable(known[int(index)], spec)
+        if read is not None:
+            data, header = read
+            files.append(data)
+            labels.append(places[known[int(index)].label])
+            factors.append(min(header.height / spec.height, header.width / spec.width))
+    return _Sample(files, np.array(labels, np.int32), float(np.median(factors)) if factors else 1.0)
+
+
+def _readable(found: Found, spec: DecodeSpec) -> tuple[bytes, Header] | None:
+    try:
+        data = read_range(found.path, found.offset, found.length, found.coding)
+        header = read_header(data)
+        decode(data, spec, header)
+    except (ImagesError, OSError, EOFError):
+        return None  # the prepare pass sets it aside, by name
+    return data, header
+
+
+def _probe(
+    config: TrainConfig,
+    model: Any,
+    loss: LossChoice,
+    sample: _Sample,
+    classes: Sequence[str],
+    spec: DecodeSpec,
+    told: str | None,
+    reason: str,
+) -> Feeding:
+    names = (told,) if told else conventions.NAMES
+    count = len(sample.labels)
+    compares = config.interpolation is None and sample.shrinks_by > SHRINKS_MUCH
+    probes: dict[str, Probe] = {}
+    for interpolation in ("area", "bilinear") if compares else (spec.interpolation,):
+        pictures = sample.pictures(replace(spec, interpolation=interpolation))
+        ways = {name: partial(conventions.to_model_function(name), pictures) for name in names}
+        probes[interpolation] = probe_feedings(model.predict_on_batch, ways, sample.labels, loss.outputs)
+    chosen = min(probes, key=lambda name: probes[name].losses[probes[name].best])
+    probe = probes[chosen]
+    order = explain_labels(probe.predictions, sample.labels, classes) if config.classes is None else None
+    source = config.from_
+    if order is not None:
+        raise CheckpointError(
+            f"{source} is right on {100 * max(probe.accuracies.values()):.1f} % of {count} old images; reading its outputs in "
+            f"another order explains them: give --classes {','.join(order)} (or --classes {','.join(classes)} if the order "
+            "assumed is the right one)"
+        )
+    if told is None and probe.winner is None:
+        if probe.above_chance:
+            raise CheckpointError(
+                f"two pixel conventions fit {source} about equally on {count} old images ({probe.table}): say which one it "
+                "was trained with by --pixels"
+            )
+        raise CheckpointError(
+            f"no pixel convention makes {source} right on {count} old images ({probe.table}): wrong images, wrong label "
+            "order, or another --model? Give --pixels to go on regardless"
+        )
+    pixels = told or str(probe.winner)
+    notes: tuple[str, ...] = ()
+    if not probe.above_chance:
+        right = 100 * probe.accuracies[probe.best]
+        notes = (f"{source} is right on {right:.1f} % of {count} old images, no better than chance",)
+    compared = ", ".join(f"{name} gives loss {found.losses[found.best]:.2f}" for name, found in probes.items())
+    return Feeding(
+        pixels,
+        replace(spec, interpolation=chosen),
+        reason if told else f"on {count} old images {probe.table}",
+        compared if compares else "",
+        notes,
+    )

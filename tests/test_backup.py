@@ -1,0 +1,450 @@
+"""`kresume.BackupAndRestore`: a user's own script, killed anywhere, run again, ends with the bits of one that was not."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+
+import keras
+import numpy as np
+import pytest
+
+import kresume
+from kresume.checkpoints import snapshot
+from kresume.errors import CheckpointError, UsageError
+from kresume.images.stream import stream_of
+from tests.conftest import write_pictures
+from tests.support import assert_same_bytes
+
+# Keras says so to everyone who gives fit a tf.data.Dataset and not shuffle=False.
+pytestmark = pytest.mark.filterwarnings("ignore:.shuffle=True. was passed:UserWarning")
+
+STEPS, EPOCHS, BATCH = 6, 3, 4
+
+
+class Killed(Exception):
+    """Stands for SIGKILL: nothing of the process is used again."""
+
+
+class Kill(keras.callbacks.Callback):
+    """Dies after so many batches, counted over epochs; at an epoch's end if `in_validation`."""
+
+    def __init__(self, after, in_validation=False):
+        super().__init__()
+        self.after, self.in_validation, self.done = after, in_validation, 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.done += 1
+        if self.done == self.after and not self.in_validation:
+            raise Killed
+
+    def on_test_begin(self, logs=None):
+        if self.in_validation and self.done >= self.after:
+            raise Killed
+
+
+def numbers(position):
+    """Endless batches of noise from a position on; labels are learnable."""
+    import tensorflow as tf
+
+    def batch(index):
+        x = tf.random.stateless_normal((BATCH, 8), tf.stack([index, tf.constant(7, tf.int64)]))
+        return x, tf.cast(tf.reduce_sum(x, axis=1) > 0, tf.int32)
+
+    return tf.data.Dataset.range(position, 10**6).map(batch)
+
+
+def build(**compiled):
+    keras.utils.set_random_seed(3)
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((8,)),
+            layers.Dense(8),
+            layers.BatchNormalization(),
+            layers.Dropout(0.4),
+            layers.Dense(2, "softmax"),
+        ]
+    )
+    options = {
+        "optimizer": keras.optimizers.AdamW(1e-2),
+        "loss": "sparse_categorical_crossentropy",
+        "metrics": ["accuracy"],
+    }
+    model.compile(**{**options, **compiled})
+    return model
+
+
+def validation():
+    x = np.random.default_rng(5).normal(size=(10, 8)).astype("float32")
+    return x, (x.sum(axis=1) > 0).astype("int32")
+
+
+def watchers():
+    return [
+        keras.callbacks.ReduceLROnPlateau(monitor="val_loss", factor=0.5, patience=1, min_delta=0.5),
+        keras.callbacks.EarlyStopping(monitor="val_loss", patience=3, restore_best_weights=True),
+    ]
+
+
+def train(folder, *, kill=None, data=None, epochs=EPOCHS, model=None, extra=(), first=False, **options):
+    """Fits, perhaps killed; returns the model and the history."""
+    data = kresume.resumable(numbers, STEPS) if data is None else data
+    model = model or build()
+    callback = kresume.BackupAndRestore(folder, data=data, **{"save_freq": 1, "delete_checkpoint": False, **options})
+    others = [*watchers(), *extra, *([kill] if kill else [])]
+    callbacks = [callback, *others] if first else [*others, callback]
+    try:
+        history = model.fit(data, epochs=epochs, validation_data=validation(), callbacks=callbacks, verbose=0)
+    except Killed:
+        release(folder)
+        return model, None
+    return model, history.history
+
+
+def release(folder):
+    """What the death of the process does to its lock; its writer is let finish, so that tests know what is on the disk."""
+    for thread in threading.enumerate():
+        if thread.name == "kresume-writer":
+            thread.join()
+    for lock in folder.glob("lock.json"):
+        lock.unlink()
+
+
+def arrays_of(model):
+    variables = [*model.variables, *model.optimizer.variables]
+    return {str(index): np.array(keras.ops.convert_to_numpy(variable)) for index, variable in enumerate(variables)}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A training that nobody disturbed, by plain `fit` on plain tf.data: what every other must equal."""
+    model = build()
+    data = numbers(0)
+    history = model.fit(
+        data, epochs=EPOCHS, steps_per_epoch=STEPS, validation_data=validation(), callbacks=watchers(), verbose=0
+    )
+    return arrays_of(model), history.history
+
+
+def test_the_callback_changes_nothing_about_the_training(tmp_path, whole):
+    """With it and without it, on resumable data and on plain tf.data: the same bits and the same history."""
+    model, history = train(tmp_path)
+    assert_same_bytes(whole[0], arrays_of(model))
+    assert history == whole[1]
+
+
+@pytest.mark.parametrize("after", [1, 5, 6, 7, 11, 12, 17])
+def test_killed_after_any_batch_it_ends_with_the_same_bits(tmp_path, whole, after):
+    """Weights, slots, seeds, the rate that a plateau lowered, and the whole history, wherever it was killed."""
+    train(tmp_path, kill=Kill(after))
+    model, history = train(tmp_path)
+    assert_same_bytes(whole[0], arrays_of(model))
+    assert history == whole[1]
+
+
+def test_killed_again_and_again_wherever_it_stands_in_the_list(tmp_path, whole):
+    """First in the user's list it still backs up what the others did; three kills, one in validation, change nothing."""
+    train(tmp_path, kill=Kill(4), first=True)
+    train(tmp_path, kill=Kill(2, in_validation=True), first=True)
+    train(tmp_path, kill=Kill(3), first=True)
+    model, history = train(tmp_path, first=True)
+    assert_same_bytes(whole[0], arrays_of(model))
+    assert history == whole[1]
+
+
+def test_a_coarse_save_freq_goes_back_and_comes_again_to_the_same_bits(tmp_path, whole):
+    """Backups every 4 batches: what was done since is done again, from the backup's own state."""
+    train(tmp_path, kill=Kill(11), save_freq=4)
+    assert [step for step, _ in snapshot.list_snapshots(tmp_path)] == [8]
+    model, _ = train(tmp_path, save_freq=4)
+    assert_same_bytes(whole[0], arrays_of(model))
+
+
+def test_without_data_it_is_exact_at_epoch_ends(tmp_path):
+    """save_freq="epoch" on numpy arrays: killed in the third epoch, dropout and patience go on as if nothing had happened."""
+    x = np.random.default_rng(1).normal(size=(24, 8)).astype("float32")
+    y = (x.sum(axis=1) > 0).astype("int32")
+
+    def run(folder, kill=()):
+        model = build()
+        callback = kresume.BackupAndRestore(folder, delete_checkpoint=False)
+        callbacks = [*watchers(), *kill, callback]
+        try:
+            model.fit(x, y, 4, epochs=4, shuffle=False, validation_data=validation(), callbacks=callbacks, verbose=0)
+        except Killed:
+            release(folder)
+        return arrays_of(model)
+
+    expected = run(tmp_path / "whole")
+    run(tmp_path / "killed", [Kill(15)])
+    assert_same_bytes(expected, run(tmp_path / "killed"))
+
+
+@pytest.mark.parametrize("kind", ["ema", "accumulate", "per-call"])
+def test_averages_accumulation_and_several_steps_per_call(tmp_path, kind):
+    """use_ema, gradient accumulation and steps_per_execution continue exactly in a user's own fit too."""
+    options = {
+        "ema": {"optimizer": keras.optimizers.AdamW(1e-2, use_ema=True, ema_momentum=0.8)},
+        "accumulate": {"optimizer": keras.optimizers.Adam(1e-2, gradient_accumulation_steps=4)},
+        "per-call": {"steps_per_execution": 3},
+    }[kind]
+    fresh = {**options, "optimizer": keras.optimizers.AdamW(1e-2)} if kind == "per-call" else options
+
+    def model():
+        made = fresh["optimizer"]
+        return build(**{**fresh, "optimizer": type(made).from_config(made.get_config())})
+
+    expected, _ = train(tmp_path / "whole", model=model())
+    train(tmp_path / "killed", kill=Kill(3 if kind == "per-call" else 8), model=model())
+    continued, _ = train(tmp_path / "killed", model=model())
+    assert_same_bytes(arrays_of(expected), arrays_of(continued))
+
+
+def test_a_training_that_was_stopped_early_is_not_trained_again(tmp_path):
+    """Killed between the stop and the end of fit: the next process ends at once with the same result."""
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = epoch == 1
+
+    class Die(keras.callbacks.Callback):
+        def on_train_end(self, logs=None):
+            raise Killed
+
+    train(tmp_path, extra=[Stop(), Die()])
+    model, _ = train(tmp_path, extra=[Stop()])
+    assert int(model.optimizer.iterations) == 2 * STEPS
+
+
+def test_a_stop_that_falls_on_a_cut_epoch_is_honoured(tmp_path):
+    """Another callback's wish to stop is not taken back with our own cut of an interrupted epoch."""
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = True
+
+    train(tmp_path, kill=Kill(3))
+    model, _ = train(tmp_path, extra=[Stop()])
+    assert int(model.optimizer.iterations) == STEPS
+
+
+def test_a_rate_that_the_script_changed_takes_effect(tmp_path, capfd):
+    """Recompiled with another rate between two starts: it trains at that rate, says so, and keeps slots and iterations."""
+    train(tmp_path, kill=Kill(8))
+    model = build(optimizer=keras.optimizers.AdamW(5e-5))
+    model, _ = train(tmp_path, model=model)
+    assert float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)) <= 5.1e-5
+    assert "(backup) -> 5e-05 (compile)" in capfd.readouterr().err
+    assert int(model.optimizer.iterations) == STEPS * EPOCHS
+
+
+def test_what_scripts_read_of_kerass_callback(tmp_path):
+    """The folder's existence, the metadata file, `_current_epoch` and `_last_batch_seen`."""
+    folder = tmp_path / "backup"
+    train(folder, kill=Kill(8))
+    assert json.loads((folder / "training_metadata.json").read_text()) == {"epoch": 1, "batch": 1}
+    callback = kresume.BackupAndRestore(folder, data=kresume.resumable(numbers, STEPS))
+    assert (callback.backup_dir, callback.save_freq) == (str(folder), "epoch")
+    model = build()
+    model.fit(numbers(0), steps_per_epoch=1, epochs=1, verbose=0)
+    (folder / "foreign.txt").write_text("mine")
+    train(folder, delete_checkpoint=True)
+    assert [path.name for path in folder.iterdir()] == ["foreign.txt"]
+    shutil.rmtree(folder)
+    train(folder, delete_checkpoint=True)
+    assert not folder.exists()
+
+
+def test_kerass_own_backup_is_read_and_its_torn_pair_passed_over(tmp_path, capfd):
+    """An interrupted training of Keras's callback goes on: weights, optimizer, epoch; of a damaged pair the one before."""
+    x, y = validation()
+
+    class Die(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 2:
+                raise Killed
+
+    model = build()
+    theirs = keras.callbacks.BackupAndRestore(str(tmp_path), double_checkpoint=True)
+    with pytest.raises(Killed):
+        model.fit(x, y, 5, epochs=5, shuffle=False, callbacks=[theirs, Die()], verbose=0)
+    weights = tmp_path / "latest.weights.h5"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    model = build()
+    model.fit(x, y, 5, epochs=5, shuffle=False, callbacks=[kresume.BackupAndRestore(tmp_path)], verbose=0)
+    told = capfd.readouterr().err
+    assert "continuing from Keras's own backup (latest.weights.h5.bkp) at epoch 3" in told
+    assert int(model.optimizer.iterations) == 10
+    for path in tmp_path.glob("latest*"):
+        path.write_bytes(b"no weights")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        build().fit(x, y, 5, epochs=5, callbacks=[kresume.BackupAndRestore(tmp_path)], verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"save_freq": 5}, "needs data="),
+        ({"save_freq": False}, "'epoch' or a number"),
+        ({"save_freq": 0}, "'epoch' or a number"),
+        ({"backup_dir": ""}, "is empty"),
+        ({"on_new_data": "now"}, "next-epoch"),
+        ({"data": [1, 2]}, "does not know its place"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(tmp_path, arguments, words):
+    """Each mistake names the argument and the way on."""
+    with pytest.raises(UsageError, match=words):
+        kresume.BackupAndRestore(**{"backup_dir": tmp_path, **arguments})
+
+
+def test_another_length_of_the_epoch_is_refused(tmp_path):
+    """steps_per_epoch is part of where training stands."""
+    train(tmp_path, kill=Kill(8))
+    with pytest.raises(UsageError, match="had 6 steps per epoch, this one has 5"):
+        train(tmp_path, data=kresume.resumable(numbers, 5))
+
+
+def test_data_that_ends_too_early_says_so(tmp_path):
+    """A pipeline that gives fewer batches than steps_per_epoch is named, not warned about."""
+    data = kresume.resumable(lambda position: numbers(position).take(4), STEPS)
+    with pytest.raises(Exception, match="the data ended after 4 of the 6 batches"):
+        list(data)
+
+
+# Images
+
+
+SCRIPT = """
+import os, sys, numpy as np, keras, kresume
+folder, source, added = sys.argv[1:4]
+keras.utils.set_random_seed(1)
+data = kresume.image_dataset(source, add=added or None, image_size=(12, 12), batch_size=5, cache=None, verbose=False)
+layers = keras.layers
+model = keras.Sequential([keras.Input((12, 12, 3)), layers.Rescaling(1 / 255), layers.Conv2D(4, 3), layers.Flatten(),
+                          layers.Dropout(0.3), layers.Dense(3, "softmax")])
+model.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy")
+class Die(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        if (batch + 1) == int(os.environ.get("DIE_AT", -1)):
+            os.kill(os.getpid(), 9)
+backup = kresume.BackupAndRestore(folder, save_freq=1, data=data, delete_checkpoint=False)
+history = model.fit(data, epochs=3, verbose=0, callbacks=[Die(), backup])
+np.savez(folder + ".npz", *[np.asarray(keras.ops.convert_to_numpy(v)) for v in (*model.variables, *model.optimizer.variables)])
+print(int(model.optimizer.iterations))
+"""
+
+
+def test_a_real_script_really_killed_on_images(tmp_path, pictures):
+    """SIGKILL in the middle of the first epoch; the same script again; byte-equal to one that was not killed."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+
+    def script(name, die_at=-1):
+        environment = {**os.environ, "DIE_AT": str(die_at)}
+        arguments = [sys.executable, tmp_path / "script.py", tmp_path / name, pictures / "old", ""]
+        return subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
+
+    assert script("whole").stdout.strip() == "15"
+    assert script("killed", 3).returncode == -9
+    done = script("killed")
+    assert re.search(r"continuing at step [12] \(epoch 1, batch [12]\)", done.stderr), done.stderr
+    one, other = (dict(np.load(tmp_path / f"{name}.npz")) for name in ("whole", "killed"))
+    assert_same_bytes(one, other)
+
+
+@pytest.fixture
+def growing(tmp_path):
+    write_pictures(tmp_path / "old", 4, 0)
+    return tmp_path / "old"
+
+
+def labels_of(data):
+    return np.concatenate([labels.numpy() for _, labels in data])
+
+
+def make(folder, **options):
+    return kresume.image_dataset(folder, image_size=(12, 12), batch_size=5, cache=None, verbose=False, **options)
+
+
+def test_image_dataset_deals_permutations_in_full_batches(growing):
+    """Each image once per permutation; 12 images in batches of 5 are 3 batches, and the next epoch goes on from there."""
+    data = make(growing)
+    assert len(data) == 3
+    row = np.concatenate([labels_of(data) for _ in range(4)])
+    assert len(row) == 60
+    for start in range(0, 60, 12):
+        assert np.bincount(row[start : start + 12]).tolist() == [4, 4, 4]
+    assert data.class_names == ["circle", "square", "stripes"]
+
+
+def test_a_look_at_the_data_does_not_move_it(growing):
+    """`take` for a picture of the samples, or Keras's own look at the first batch, changes nothing that follows."""
+    one, other = make(growing), make(growing)
+    for _ in one.take(1):
+        pass
+    np.testing.assert_array_equal(labels_of(one), labels_of(other))
+
+
+def test_images_that_came_meanwhile_join_at_the_next_epoch(growing, tmp_path, capfd):
+    """The interrupted epoch ends on its old list; the next one deals the new list; it is said; "error" refuses."""
+    before = make(growing)
+    first = stream_of(before)
+    first.save(tmp_path)
+    whole = labels_of(before)
+    write_pictures(growing, 9, 500)
+    after = make(growing)
+    stream = stream_of(after)
+    with pytest.raises(UsageError, match="12 then, 39 now"):
+        stream.adopt(tmp_path, first.identity(), 0, 1, "error")
+    assert "the new list begins with epoch 2" in stream.adopt(tmp_path, first.identity(), 0, 1, "next-epoch")
+    stream.seek(0, 1)
+    assert (stream.steps(0), stream.steps(1), stream.longest()) == (3, 8, 8)
+    for path in growing.rglob("*"):
+        assert path.exists()
+    np.testing.assert_array_equal(labels_of(after), whole[5:])
+    stream.seek(1, 0)
+    assert len(labels_of(after)) == 40
+    stream.save(tmp_path)
+    again = stream_of(make(growing))
+    assert again.adopt(tmp_path, stream.identity(), 1, 3, "error") == ""
+    assert again.step(1, 3) == stream.step(1, 3) == 3
+
+
+def test_sides_follow_from_content(growing):
+    """Adding images moves nobody from training to validation; both subsets together are everything."""
+    train_before, val_before = make(growing, validation_split=0.3, subset="both")
+    names = set(train_before.file_paths)
+    write_pictures(growing, 6, 700)
+    train_after, val_after = make(growing, validation_split=0.3, subset="both")
+    assert names <= set(train_after.file_paths)
+    assert sum(len(labels) for _, labels in val_after) > sum(len(labels) for _, labels in val_before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"labels": "none"}, "reads them from the folders"),
+        ({"label_mode": "text"}, "label_mode"),
+        ({"color_mode": "rgba"}, "color_mode"),
+        ({"subset": "training"}, "go together"),
+        ({"interpolation": "lanczos5"}, "interpolation"),
+        ({"label_mode": "binary"}, "needs two classes"),
+    ],
+)
+def test_image_dataset_refuses_what_it_does_not_do(growing, arguments, words):
+    """Nothing is read otherwise than asked for."""
+    with pytest.raises(UsageError, match=words):
+        make(growing, **arguments)
+
+
+@pytest.mark.parametrize(("mode", "shape"), [("int", (5,)), ("categorical", (5, 3)), (None, None)])
+def test_label_modes_and_grey(growing, mode, shape):
+    """The shapes are those of image_dataset_from_directory."""
+    batch = next(iter(make(growing, label_mode=mode, color_mode="grayscale")))
+    images = batch if mode is None else batch[0]
+    assert images.shape == (5, 12, 12, 1)
+    assert mode is None or batch[1].shape == shape
