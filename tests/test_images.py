@@ -4,7 +4,10 @@ import hashlib
 import io
 import os
 import shutil
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -484,3 +487,33 @@ def test_a_picture_that_changed_since_is_an_error_not_another_picture(tmp_path, 
     (tmp_path / "a" / "0.png").write_bytes(encoded(gradient()))
     with pytest.raises(ImagesError, match="has changed since it was recorded"):
         PictureReader(table, SPEC, None)(np.arange(4))
+
+
+FILLING = """
+import sys
+from pathlib import Path
+from kresume.images.cache import Cache
+from kresume.images.decode import DecodeSpec
+from kresume.images.prepare import prepare
+from kresume.images.sources import list_images
+from kresume.progress import Reporter
+quiet, spec = Reporter(quiet=True), DecodeSpec(12, 12)
+for _ in range(3):
+    cache = Cache.open(spec, Path(sys.argv[2]))
+    done = prepare(list_images([sys.argv[1]], quiet).files, spec, cache, quiet)
+    assert (cache.find([image.facts.sha256 for image in done.images]) >= 0).all()
+"""
+
+
+def test_processes_share_a_cache(pictures, tmp_path, quiet):
+    """Three processes fill one cache at once; what is in it afterwards verifies, and nothing is decoded again."""
+    words = [sys.executable, "-c", FILLING, str(pictures / "old"), str(tmp_path / "cache")]
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    running = [subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL) for _ in range(3)]
+    assert [process.wait() for process in running] == [0, 0, 0]
+    cache = Cache.open(SPEC, tmp_path / "cache")
+    done = prepare(list_images([pictures / "old"], quiet).files, SPEC, cache, quiet)
+    assert (done.decoded, done.read) == (0, 0)
+    expected = [decode.decode(Path(image.found.path).read_bytes(), SPEC) for image in done.images]
+    found = cache.find([image.facts.sha256 for image in done.images])
+    assert cache.read(found).tobytes() == np.stack(expected).tobytes()
