@@ -257,7 +257,12 @@ def test_dropped_images_leave_the_manifest_and_the_cache(pictures, tmp_path, qui
     assert (len(result.manifest), result.facts.dropped) == (22, 2)
     again = merging.merge(None, prepared, None, None, classes=CLASSES, val_split=None, generation=0, drop=drop)
     assert again.manifest.digest() == result.manifest.digest()
-    assert cache.forget(corrections.hashes_in(drop, table)) == 2
+    other = Cache.open(DecodeSpec(16, 16), tmp_path / "cache")
+    prepare(list_images([pictures / "old"], quiet).files, other.spec, other, quiet)
+    assert corrections.forget(cache, corrections.hashes_in(drop, table)) == 2
+    assert len(Cache.open(other.spec, tmp_path / "cache")) == 22
+    thumbs = [row["thumb"] for row in table.table.to_pylist() if row["sha256"] == gone]
+    assert thumbs[0] not in (tmp_path / "cache" / "pictures.sqlite").read_bytes()
     for each in (cache, Cache.open(SPEC, tmp_path / "cache")):
         found = each.find(table.sha256s)
         assert (found < 0).sum() == 2

@@ -202,14 +202,16 @@ class Cache:
             path.unlink(missing_ok=True)  # a process that has it mapped keeps its pages
             total -= facts.st_size
 
-    def forget(self, sha256s: Collection[str]) -> int:
+    def forget(self, sha256s: Collection[str]) -> set[str]:
         """Removes pictures for good. Shards that hold one are written again without it.
 
         Returns:
-            How many were removed.
+            Those that were here.
         """
-        found = self.find(list(sha256s))
-        gone = found[found >= 0]
+        if not sha256s:
+            return set()
+        # Two processes may have decoded the same picture at once: every row of it goes.
+        gone = np.nonzero(np.isin(self._sha256s, np.array(sorted(sha256s), "S64")))[0]
         for shard in np.unique(self._shards[gone]):
             rows = np.nonzero(self._shards == shard)[0]
             with Writer(self) as writer:
@@ -218,9 +220,11 @@ class Cache:
             path = self._paths[shard]
             path.with_suffix(".npy").unlink(missing_ok=True)  # first, so that no reader meets an index without its rows
             path.unlink(missing_ok=True)
-        fresh = Cache.open(self.spec, self.folder.parent, self.limit_bytes)
+        forgotten = {sha256.decode() for sha256 in self._sha256s[gone].tolist()}
+        fresh = Cache(self.folder, self.spec, self.limit_bytes)
+        fresh.refresh()
         self.__dict__.update(fresh.__dict__)
-        return len(gone)
+        return forgotten
 
     def _clear_abandoned(self) -> None:
         for path in self.folder.glob(f"{files.TEMPORARY_PREFIX}*"):

@@ -14,8 +14,9 @@ import numpy as np
 from kresume.errors import ImagesError, UsageError
 from kresume.images import places
 from kresume.images.cache import Cache
+from kresume.images.decode import spec_of_key
 from kresume.images.manifest import Manifest
-from kresume.images.prepare import Prepared
+from kresume.images.prepare import Prepared, forget_facts
 
 
 def remap(manifest: Manifest, pairs: Sequence[str] | None) -> Manifest:
@@ -130,6 +131,24 @@ def read_drop(file: str | None) -> frozenset[str]:
     if not lines:
         raise UsageError(f"--drop {file}: it is empty; expected a path or a SHA-256 per line")
     return frozenset(line.lower() if _is_hash(line) else places.absolute(line) for line in lines)
+
+
+def forget(cache: Cache, sha256s: Collection[str]) -> int:
+    """Removes pictures from a cache: their pixels of every size, and their thumbnails.
+
+    Returns:
+        How many pictures were there.
+    """
+    root = cache.folder.parent
+    forgotten = cache.forget(sha256s)
+    for folder in sorted(root.iterdir()):
+        spec = spec_of_key(folder.name)
+        if spec is not None and folder != cache.folder:
+            other = Cache(folder, spec)
+            other.refresh()
+            forgotten |= other.forget(sha256s)
+    forget_facts(root, sha256s)
+    return len(forgotten)
 
 
 def _is_hash(text: str) -> bool:

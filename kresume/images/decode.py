@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import re
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -74,6 +75,14 @@ class DecodeSpec:
     def key(self) -> str:
         """Names this way of decoding, for the cache."""
         return f"v{VERSION}-{self.height}x{self.width}-{self.resize}-{self.interpolation}"
+
+
+def spec_of_key(key: str) -> DecodeSpec | None:
+    """The way of decoding that a key names, whatever its version; None for another word."""
+    found = re.fullmatch(r"v\d+-(\d+)x(\d+)-([a-z]+)-([a-z]+)", key)
+    if found is None or found[3] not in RESIZES or found[4] not in INTERPOLATIONS:
+        return None
+    return DecodeSpec(int(found[1]), int(found[2]), found[3], found[4])
 
 
 @dataclass(frozen=True)

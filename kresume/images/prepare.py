@@ -18,7 +18,7 @@ import lzma
 import os
 import sqlite3
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -307,6 +307,13 @@ class _FileIndex:
                     found[path] = (size, time, Facts(sha256, width, height, kind, int(phash, 16), thumb))
         return found
 
+    def remove(self, sha256s: Collection[str]) -> None:
+        with self._connect() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.executemany("DELETE FROM files WHERE sha256 = ?", ((sha256,) for sha256 in sha256s))
+            connection.execute("COMMIT")
+            connection.execute("VACUUM")  # what was deleted stays in the file's free pages otherwise
+
     def write(self, rows: Iterable[tuple[Found, Facts]]) -> None:
         with self._connect() as connection:
             connection.execute("BEGIN IMMEDIATE")
@@ -328,6 +335,12 @@ class _FileIndex:
                 ),
             )
             connection.execute("COMMIT")
+
+
+def forget_facts(root: Path, sha256s: Collection[str]) -> None:
+    """Removes what is known of pictures, their thumbnails among it, from the index of a cache's root."""
+    if (root / INDEX_NAME).is_file():
+        _FileIndex(root / INDEX_NAME).remove(sha256s)
 
 
 def write_quarantine(path: Path, rows: Sequence[Quarantined]) -> None:

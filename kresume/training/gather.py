@@ -231,7 +231,8 @@ def gather(
     )
     _check_merge(config, parent, merge, classes)
     if drop:
-        forgotten = cache.forget(corrections.hashes_in(drop, remembered, data, add, val)) if cache and keeps else 0
+        hashes = corrections.hashes_in(drop, remembered, data, add, val)
+        forgotten = corrections.forget(cache, hashes) if cache is not None and keeps else 0
         notes.append(f"{merge.facts.dropped:,} images dropped (--drop), {forgotten:,} of them from the cache")
     if not config.on_conflict or config.on_conflict == "quarantine":
         quarantine += [
