@@ -17,7 +17,7 @@ from kresume.images.decode import DecodeSpec
 from kresume.images.manifest import Manifest
 from kresume.images.prepare import prepare
 from kresume.images.reader import PictureReader
-from kresume.images.sources import list_images
+from kresume.images.sources import list_images, records
 from kresume.images.sources.records import FRAME, masked_crc, parse_features
 from tests.conftest import CLASSES, write_pictures
 from tests.support import TINY, run_training
@@ -254,6 +254,24 @@ def test_features_of_another_name_can_be_named(tmp_path, quiet):
     assert len(list_images([tmp_path / "r.tfrecord"], quiet, parse_features(("encoded=picture",))).files) == 3
     with pytest.raises(UsageError, match="encoded=NAME, label=NAME or text=NAME"):
         parse_features(("picture",))
+
+
+def test_an_unchanged_record_file_is_read_once(tmp_path, quiet, monkeypatch):
+    """Its listing is remembered by size and time; changed, or with a damaged memory, it is read again."""
+    write_pictures(tmp_path, 2, 0)
+    path = make_records(tmp_path, "r.tfrecord")
+    reads = []
+    real = records._records
+    monkeypatch.setattr(records, "_records", lambda *arguments: reads.append(1) or real(*arguments))
+    first = list_images([path], quiet, memory=tmp_path / "memory")
+    assert list_images([path], quiet, memory=tmp_path / "memory") == first
+    assert len(reads) == 1
+    for kept in (tmp_path / "memory").iterdir():
+        kept.write_text("torn")
+    assert list_images([path], quiet, memory=tmp_path / "memory") == first
+    write_records(path, files_of(tmp_path)[:3])
+    assert len(list_images([path], quiet, memory=tmp_path / "memory").files) == 3
+    assert len(reads) == 3
 
 
 def test_the_masked_checksum_is_that_of_tensorflow(tmp_path):

@@ -53,6 +53,13 @@ def aligned(shape: tuple[int, ...]) -> np.ndarray:
     return result
 
 
+def listings_of(cache: str | None) -> Path | None:
+    """Where listings are kept for a value of `--cache`; None where it is off."""
+    if cache == "off":
+        return None
+    return (default_root() if cache in {None, "auto"} else Path(str(cache))) / "listings"
+
+
 class Cache:
     """The decoded pictures of one `DecodeSpec`.
 

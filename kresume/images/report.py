@@ -18,7 +18,7 @@ import numpy as np
 
 from kresume import devices, runs
 from kresume.errors import ImagesError
-from kresume.images.cache import Cache
+from kresume.images.cache import Cache, listings_of
 from kresume.images.decode import DecodeSpec
 from kresume.images.manifest import VAL, Manifest, schema
 from kresume.images.merging import Merge, merge
@@ -87,7 +87,7 @@ def scan(
     def looked_at(given: Sequence[str], label: str) -> Prepared | None:
         if not given:
             return None
-        listing = list_images(given, reporter, features)
+        listing = list_images(given, reporter, features, listings_of(cache))
         known = {**(against.known_files(listing.files) if against is not None else {}), **listing.known}
         done = prepare(listing.files, spec, store, reporter, known=known, label=label, pixels=False)
         quarantine.extend((*listing.quarantine, *done.quarantine))

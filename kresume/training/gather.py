@@ -16,7 +16,7 @@ import numpy as np
 from kresume.config import TrainConfig
 from kresume.errors import ImagesError, NothingNew, UsageError
 from kresume.images import corrections, keras_split, merging, places
-from kresume.images.cache import Cache
+from kresume.images.cache import Cache, listings_of
 from kresume.images.decode import DecodeSpec
 from kresume.images.manifest import Manifest
 from kresume.images.merging import Merge
@@ -72,8 +72,10 @@ def list_sources(config: TrainConfig, reporter: Reporter) -> Sources:
     if config.from_ is None and not config.data:
         raise UsageError(NO_IMAGES)
 
+    features = parse_features(config.feature)
+
     def listing(paths: Sequence[str] | None) -> Listing | None:
-        return list_images(paths, reporter, parse_features(config.feature)) if paths else None
+        return list_images(paths, reporter, features, listings_of(config.cache)) if paths else None
 
     return Sources(listing(config.data), listing(config.add), listing(config.val))
 

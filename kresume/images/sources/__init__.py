@@ -33,13 +33,19 @@ KINDS: dict[str, tuple[Callable[[str], bool], Callable[[Source, Advance], Listin
 shards.FILES.update({name: KINDS[name] for name in ("tar", "zip", "TFRecord")})
 
 
-def list_images(paths: Sequence[str | Path], reporter: Reporter, features: Mapping[str, str] | None = None) -> Listing:
+def list_images(
+    paths: Sequence[str | Path],
+    reporter: Reporter,
+    features: Mapping[str, str] | None = None,
+    memory: Path | None = None,
+) -> Listing:
     """Lists sources of images.
 
     Args:
         paths: what the user gave; kinds may mix.
         reporter: shows progress.
         features: names of TFRecord features by role, where they are not the usual ones.
+        memory: a folder that keeps listings of files which have to be read whole for one.
 
     Raises:
         ImagesError: a path is missing, empty, or not laid out as expected.
@@ -52,7 +58,7 @@ def list_images(paths: Sequence[str | Path], reporter: Reporter, features: Mappi
     numbered = True
     with reporter.progress("listing", None, "files") as advance:
         for given in paths:
-            source = Source(places.absolute(str(given)), str(given), features or {})
+            source = Source(places.absolute(str(given)), str(given), features or {}, memory)
             listing = _kind_of(source)(source, advance)
             # One picture listed twice under one label counts once; under two labels both are kept: a conflict to name.
             files |= {pair: found for found in listing.files if (pair := (found.key, found.label)) not in files}

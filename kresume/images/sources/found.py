@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 Advance = Callable[[int], None]
 """Told how many more files were listed."""
@@ -125,8 +126,10 @@ class Source:
         path: absolute, or with a scheme in front (`gs://bucket/folder`).
         given: as it was typed.
         features: names of TFRecord features that differ from the usual, by role (`encoded`, `label`, `text`).
+        memory: a folder for listings that take reading a whole file; None remembers nothing.
     """
 
     path: str
     given: str
     features: Mapping[str, str] = field(default_factory=dict)
+    memory: Path | None = None

@@ -6,12 +6,16 @@ of the length, bytes, masked CRC-32C of the bytes; CRC-32C as in RFC 3720, appen
 
 from __future__ import annotations
 
+import hashlib
+import json
 import lzma
 import struct
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, Any
 
+from kresume import files
 from kresume.errors import ImagesError, UsageError
 from kresume.images import places
 from kresume.images.sources.found import Advance, Found, Listing, Source
@@ -57,26 +61,59 @@ def accepts(path: str) -> bool:
 
 
 def list_source(source: Source, advance: Advance) -> Listing:
-    """Lists the examples of a TFRecord file; reads all of it.
+    """Lists the examples of a TFRecord file. All of it is read, once where there is a memory.
 
     Raises:
         ImagesError: it is damaged, or an example lacks a picture or a label.
     """
-    from tensorflow.core.example.example_pb2 import Example
-
-    names = USUAL | dict(source.features)
     facts = places.stat(source.path)
+    names = USUAL | dict(source.features)
     with places.opened(source.path) as file:
         coding = places.stream_coding(file.read(6))
-    found: list[Found] = []
-    numbered = True
+    kept = None
+    if source.memory is not None:
+        identity = json.dumps([source.path, facts.st_size, facts.st_mtime_ns, names], sort_keys=True)
+        kept = source.memory / f"{hashlib.sha256(identity.encode()).hexdigest()}.json"
+    examples = _recalled(kept)
+    if examples is None:
+        examples = _read_examples(source, names, coding, advance)
+        if kept is not None:
+            files.write_text(kept, json.dumps(examples))
+    else:
+        advance(len(examples))
+    if not examples:
+        raise ImagesError(f"{source.given} holds no record")
+    size, time = facts.st_size, facts.st_mtime_ns
+    found = tuple(
+        Found(source.path, label, source.given, size, time, None, offset, length, coding, f"record-{number}")
+        for number, (offset, length, label, _) in enumerate(examples)
+    )
+    numbered = all(is_number for _, _, _, is_number in examples)
+    return Listing(found, (), tuple(sorted({each.label for each in found})), numbered=numbered)
+
+
+Example = tuple[int, int, str, bool]
+"""Where a picture begins, its length, its label, and whether that is a number."""
+
+
+def _recalled(kept: Path | None) -> list[Example] | None:
+    """What an earlier listing of the unchanged file found; None where there is none that can be read."""
+    try:
+        return None if kept is None else [tuple(example) for example in json.loads(kept.read_text())]
+    except (OSError, ValueError):
+        return None
+
+
+def _read_examples(source: Source, names: dict[str, str], coding: str, advance: Advance) -> list[Example]:
+    from tensorflow.core.example.example_pb2 import Example as Message
+
+    found: list[Example] = []
     with places.unpacked(source.path, coding) as stream:
         for number, (start, record) in enumerate(_records(stream, source.given)):
             try:
-                example = Example.FromString(record)
+                feature = Message.FromString(record).features.feature
             except Exception as error:  # protobuf's own DecodeError has moved between its releases
                 raise ImagesError(f"{source.given}: record {number:,} is no tf.train.Example ({error})") from error
-            feature = example.features.feature
             if names["encoded"] not in feature or not feature[names["encoded"]].bytes_list.value:
                 raise ImagesError(
                     f"{source.given}: record {number:,} has no picture in {names['encoded']}; it has "
@@ -84,27 +121,10 @@ def list_source(source: Source, advance: Advance) -> Listing:
                 )
             encoded = feature[names["encoded"]].bytes_list.value[0]
             label, is_number = _label(feature, names, f"{source.given}: record {number:,}")
-            numbered &= is_number
             # Wherever these very bytes stand in the record, they are the picture.
-            offset = start + record.index(encoded)
-            found.append(
-                Found(
-                    source.path,
-                    label,
-                    source.given,
-                    facts.st_size,
-                    facts.st_mtime_ns,
-                    None,
-                    offset,
-                    len(encoded),
-                    coding,
-                    f"record-{number}",
-                )
-            )
+            found.append((start + record.index(encoded), len(encoded), label, is_number))
             advance(1)
-    if not found:
-        raise ImagesError(f"{source.given} holds no record")
-    return Listing(tuple(found), (), tuple(sorted({each.label for each in found})), numbered=numbered)
+    return found
 
 
 def _records(stream: IO[bytes], given: str) -> Iterator[tuple[int, bytes]]:

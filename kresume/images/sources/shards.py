@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from kresume.images import places
 from kresume.images.sources import folders
@@ -48,7 +49,7 @@ def list_source(source: Source, advance: Advance) -> Listing:
         if function is None:
             others += 1
             continue
-        listing = function(Source(path, source.given, source.features), advance)
+        listing = function(replace(source, path=path), advance)
         found += listing.files
         notes += listing.notes
         classes |= set(listing.classes)
