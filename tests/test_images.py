@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kresume import runs
+from kresume.checkpoints import snapshot
 from kresume.errors import ImagesError, UsageError
 from kresume.images import augment, conventions, decode, manifest, merging, pipeline
 from kresume.images.cache import Cache
@@ -23,6 +26,7 @@ from kresume.images.reader import PictureReader
 from kresume.images.sources import list_images
 from kresume.progress import Reporter
 from tests.conftest import CLASSES, write_pictures
+from tests.support import TINY, make_interrupted, run_training
 
 SPEC = DecodeSpec(12, 12)
 
@@ -453,6 +457,27 @@ def test_a_file_that_breaks_keeps_its_place(tmp_path, quiet):
         source = position + 1 if rows[index] == broken_row else position
         np.testing.assert_array_equal(flat_after[position], flat[source])
         assert labels_after[position] == labels[source]
+
+
+def test_a_run_goes_on_without_a_file_that_broke(tmp_path, monkeypatch):
+    """Without a cache a training image vanishes between two processes: the run ends, and its events name the file."""
+    write_pictures(tmp_path / "old", 8, 0)
+    arguments = {"data": [str(tmp_path / "old")], "cache": "off", "snapshot_every": "1", **TINY}
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshot, "prune_snapshots", lambda *_: None)
+        whole = Path(run_training(out=str(tmp_path / "run"), **arguments).run)
+    table = manifest.Manifest.read(whole / "images.parquet")
+    first = snapshot.list_snapshots(whole / "snapshots")[0][1].name
+    make_interrupted(whole, first)
+    gone = table.paths(table.train_rows())
+    os.remove(gone[0])
+    again = run_training(out=str(whole))
+    assert runs.open_run(whole).status == "accepted"
+    assert str(again)
+    events = [json.loads(line) for line in (whole / "events.jsonl").read_text().splitlines()]
+    broken = [event for event in events if event["event"] == "file broke"]
+    assert [event["sha256"] for event in broken] == [table.sha256s[table.train_rows()[0]].decode()]
+    assert gone[0] in broken[0]["reason"]
 
 
 def test_augmentation_still_takes_our_seeds(table):

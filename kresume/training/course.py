@@ -100,6 +100,11 @@ class Course:
             gather.decode_remembered(self.manifest, self.spec, cache, self.reporter)
         return PictureReader(self.manifest, self.spec, cache)
 
+    def _broke(self, row: int, reason: str) -> None:
+        """A training image can no longer be read: the next one of the order stands in, and a night's training goes on."""
+        self.reporter.warn(f"{reason}: the next image of the order stands in for it")
+        self.run.event("file broke", sha256=self.manifest.sha256s[row].decode(), reason=reason)
+
     def _not_written(self, text: str) -> None:
         self.reporter.warn(f"{text}: not written; training goes on, and what was written before stands")
         with contextlib.suppress(OSError):  # the same disk; the warning above and exit code 5 tell it all the same
@@ -192,6 +197,7 @@ class Course:
                 pixels=to_model,
                 augment=augmenter,
                 one_hot=len(self.card.classes) if self.loss.one_hot else None,
+                on_broken=self._broke,
             )
 
         self._keeper = keeper = Keeper(

@@ -113,8 +113,9 @@ def dataset(step):
     return pipeline.training_dataset(
         reader, rows, table.labels[rows], order, start_step=step, image_size=(size, size),
         pixels=conventions.to_model_function("0-255"), augment=None, one_hot=None)
-def epoch(step=0):
-    for images, labels in dataset(step).take(count // batch):
+data = dataset(0).take(-(-count // batch))
+def epoch():
+    for images, labels in data:
         pass
 epoch()
 def first_batch(step):
