@@ -229,6 +229,7 @@ def inspect(checkpoint: str, as_json: bool) -> None:
 @click.option(
     "--classes", metavar="FILE|a,b,c", help="Names of the outputs in their order, where the checkpoint has none."
 )
+@click.option("--trust", is_flag=True, help="The checkpoint is mine: run the code of its Lambda layers.")
 @click.option("--pixels", metavar="NAME", help="What the model eats, where the checkpoint does not say it.")
 @click.option("--image-size", metavar="N|HxW", help="Size of the pictures, for a model that takes any.")
 @click.option("--batch-size", type=int, default=32, show_default=True, metavar="N", help="Images per prediction.")

@@ -39,8 +39,8 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     from_: str | None = _option(
-        "Checkpoint or run to extend: a run, RUN@step, a folder of runs (the newest accepted one), a .keras file, a "
-        "tf.train.Checkpoint. Without it a new model is trained.",
+        "Checkpoint or run to extend: a run, RUN@step, a folder of runs (the newest accepted one), .keras, .weights.h5, .h5 "
+        "of Keras 2, a folder of BackupAndRestore, tf.train.Checkpoint. Without it a new model is trained.",
         group=START,
         daily=True,
         metavar="PATH",
@@ -142,7 +142,7 @@ class TrainConfig(BaseModel):
         "Share of the images of which a random rectangle is erased. Default off.", group=IMAGES, metavar="F"
     )
     model: str | None = _option(
-        "convnet, applications:NAME, file.py:function, package.module:function, or a .json or .keras file with an "
+        "convnet, applications:NAME, file.py:function, package.module:function, or a .json, .keras or .h5 file with an "
         "architecture. Default: the checkpoint's, else convnet.",
         group=MODEL,
         daily=True,
@@ -153,6 +153,10 @@ class TrainConfig(BaseModel):
         group=MODEL,
         metavar="FILE",
         flag="--import",
+    )
+    trust: bool | None = _option(
+        "The checkpoint is mine: run the code of its Lambda layers. Without it no code of a checkpoint is ever run.",
+        group=MODEL,
     )
     image_size: str | None = _option(
         "Side of the pictures in pixels, N or HEIGHTxWIDTH. Default: the model's, 64 for a new one.",
@@ -178,7 +182,8 @@ class TrainConfig(BaseModel):
     )
     metric: tuple[str, ...] | None = _option("A further Keras metric to log. Repeatable.", group=MODEL, metavar="NAME")
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] | None = _option(
-        "Arithmetic of a new model's layers. Default float32.", group=MODEL
+        "Arithmetic of the layers; variables stay float32. Default: the checkpoint's, float32 for a new model.",
+        group=MODEL,
     )
     epochs: int | None = _option(
         "How many more epochs. Default: by how much is new, 20 for a new model.", group=AMOUNT, daily=True, metavar="N"
@@ -221,7 +226,8 @@ class TrainConfig(BaseModel):
         "Steps of warm-up. Default a twentieth of the run, at most 200.", group=RATE, metavar="N"
     )
     optimizer: str | None = _option(
-        "keep, NAME (where the checkpoint does not say it) or NAME:reset. Default keep; adamw for a new model.",
+        "keep, NAME (what the checkpoint does not say; another class takes over the slots that mean the same) or "
+        "NAME:reset. Default keep; adamw for a new model.",
         group=RATE,
         metavar="NAME",
     )
@@ -272,7 +278,7 @@ class TrainConfig(BaseModel):
 
 
 FREE_TO_DIFFER = frozenset(
-    {"backend", "device", "devices", "snapshot_every", "keep", "cache", "cache_limit", "take_over"}
+    {"backend", "device", "devices", "snapshot_every", "keep", "cache", "cache_limit", "take_over", "trust"}
 )
 """What a continuation may change."""
 
@@ -280,7 +286,7 @@ NOT_INHERITED = frozenset(
     {
         "from_", "or_new", "partial", "data", "add", "val", "val_split", "val_like", "drop", "remap", "on_missing",
         "epochs", "steps", "lr", "lr_scale", "lr_schedule", "warmup_steps", "out", "overwrite", "take_over", "device",
-        "devices", "optimizer", "model",
+        "devices", "optimizer", "model", "trust",
     }
 )  # fmt: skip
 INHERITED = frozenset(TrainConfig.model_fields) - NOT_INHERITED

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -56,6 +57,14 @@ def pictures(tmp_path_factory):
 def own_cache(tmp_path_factory):
     """Decoded pictures go to a cache of this session."""
     os.environ["KRESUME_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def own_precision():
+    """A test that trained at another precision leaves none behind."""
+    yield
+    if "keras" in sys.modules:
+        sys.modules["keras"].config.set_dtype_policy("float32")
 
 
 @pytest.fixture

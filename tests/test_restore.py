@@ -137,6 +137,21 @@ def test_a_tensorflow_checkpoint_restores_to_the_last_bit(written, kind, optimiz
     assert optimizers.fitting(state) == (["SGD"] if optimizer == "sgd" else ["Adam", "AdamW", "Lamb"])
 
 
+@pytest.mark.parametrize("place", [0, 4, 16, 32])
+def test_a_restored_variable_shares_no_memory_with_its_source(place):
+    """Whatever the alignment of a host buffer: overwriting it changes no variable, and training leaves it as it is."""
+    from kresume.checkpoints.state import TrainState
+
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(64, use_bias=False)])
+    whole = np.zeros(64 * 64 * 4 + 128, np.uint8)
+    begin = -whole.ctypes.data % 64 + place
+    source = whole[begin : begin + 64 * 64 * 4].view("float32").reshape(64, 64)
+    source[:] = 1.0
+    restore.restore(model, TrainState("", "run", "groups", {"trainable/0": source}), optimizer=None)
+    source[:] = 2.0
+    assert np.all(np.asarray(keras.ops.convert_to_numpy(model.trainable_variables[0])) == 1.0)
+
+
 def test_a_prefix_and_a_moved_folder_are_found(written, tmp_path):
     """The folder, the prefix and the index file name the same checkpoint, also after the folder was moved."""
     import shutil
@@ -208,7 +223,8 @@ def test_what_is_no_checkpoint_says_so(tmp_path, written):
     (tmp_path / "several").mkdir()
     for name in ("a.keras", "b.keras"):
         (tmp_path / "several" / name).write_bytes(written("tensorflow", "keras")[0].read_bytes())
-    with pytest.raises(CheckpointError, match=r"2 \.keras files, newest first: .*name the one"):
+    os.utime(tmp_path / "several" / "a.keras", (0, 0))
+    with pytest.raises(CheckpointError, match=r"2 checkpoints and no index, newest first: b.*--from .*b\.keras"):
         read_checkpoint(tmp_path / "several")
 
 

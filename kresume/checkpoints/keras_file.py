@@ -1,66 +1,123 @@
 """Reads a `.keras` file without running any code from it.
 
+    state = read("model.keras")
+
 The archive (https://keras.io/guides/serialization_and_saving) holds `config.json` (architecture and compile config),
 `metadata.json` (writer and date), `model.weights.h5`, and, in files of ours, `kresume.json` (the card). Keras itself reads
 the weights by class name and order and loads flipped bits in the HDF5 data in silence; the archive's checksums are verified
-here before anything is believed.
+here before anything is believed. Nothing is extracted: members are read into memory, by name, up to their checked size. The
+same content as a plain folder (`model.save(path, zipped=False)`) has no checksums.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from kresume.checkpoints.state import Card, SavedOptimizer, SavedRate, TrainState
+from kresume.checkpoints import keras_2
+from kresume.checkpoints.hdf5 import read_arrays
+from kresume.checkpoints.keras_arrays import optimizer_of, rate_of, step_of, tidy
+from kresume.checkpoints.state import Card, TrainState
 from kresume.errors import CheckpointError
 
 CARD = "kresume.json"
+CONFIG = "config.json"
+METADATA = "metadata.json"
 WEIGHTS = "model.weights.h5"
 LARGEST_JSON = 256 * 2**20
-INITIAL_RATES = ("initial_learning_rate", "peak", "warmup_target", "max_lr")
+SMALL = 64 * 2**20
+LARGEST_EXPANSION = 1000
+"""A member beyond `SMALL` bytes that claims more times its stored size than this is a bomb: deflate's own limit is about
+that."""
 
 
 def accepts(path: str) -> bool:
-    """Whether `path` is a file that is or calls itself a Keras archive."""
+    """Whether `path` is or calls itself a Keras archive, or is one that was never zipped."""
     file = Path(path)
+    if file.is_dir():
+        return (file / WEIGHTS).is_file() and (file / CONFIG).is_file()
     return file.is_file() and (file.suffix == ".keras" or _has_member(file, WEIGHTS))
 
 
 def _has_member(file: Path, name: str) -> bool:
     if not zipfile.is_zipfile(file):
         return False
-    with zipfile.ZipFile(file) as archive:
-        return name in archive.namelist()
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return name in archive.namelist()
+    except zipfile.BadZipFile:
+        return False
 
 
 def read(path: str) -> TrainState:
     """Reads weights, optimizer state, architecture, compile config and card.
 
     Raises:
-        CheckpointError: it is truncated, damaged, or no Keras archive.
+        CheckpointError: it is truncated, damaged, hostile, or no Keras archive.
     """
+    if Path(path).is_dir():
+        return _read_members(path, lambda name: _file(Path(path) / name))
     try:
         with zipfile.ZipFile(path) as archive:
-            config = _json(archive, "config.json", path)
-            metadata = _json(archive, "metadata.json", path)
-            card = _json(archive, CARD, path) if CARD in archive.namelist() else None
-            arrays = read_hdf5(archive.read(WEIGHTS), path)
-    except zipfile.BadZipFile as error:
+            _check_members(archive, path)
+            return _read_members(path, lambda name: archive.read(name) if name in archive.namelist() else None)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
         raise CheckpointError(
             f"{path} is truncated or damaged ({error}): it is no complete .keras archive; use an earlier copy"
         ) from error
-    except KeyError as error:
-        raise CheckpointError(f"{path} is no .keras archive: it has no member {error}") from error
+
+
+def read_architecture(path: str) -> dict[str, Any]:
+    """The `config.json` of a Keras archive alone.
+
+    Raises:
+        CheckpointError: as `read` does.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            _check_members(archive, path)
+            return _json(archive.read(CONFIG) if CONFIG in archive.namelist() else None, CONFIG, path)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+        raise CheckpointError(f"{path} is truncated or damaged ({error}): it is no complete .keras archive") from error
+
+
+def _file(file: Path) -> bytes | None:
+    return file.read_bytes() if file.is_file() else None
+
+
+def _check_members(archive: zipfile.ZipFile, path: str) -> None:
+    names: set[str] = set()
+    for info in archive.infolist():
+        if info.filename in names:
+            raise CheckpointError(f"{path}: two members are called {info.filename}: refused")
+        names.add(info.filename)
+        if info.filename.startswith(("/", "\\")) or ".." in info.filename.replace("\\", "/").split("/"):
+            raise CheckpointError(f"{path}: its member {info.filename} points out of the archive: refused")
+        if info.file_size > SMALL and info.file_size > LARGEST_EXPANSION * info.compress_size:
+            raise CheckpointError(
+                f"{path}: its member {info.filename} claims {info.file_size:,} bytes, and {info.compress_size:,} are "
+                "stored: refused"
+            )
+        if info.filename in {CONFIG, METADATA, CARD} and info.file_size > LARGEST_JSON:
+            raise CheckpointError(f"{path}: its member {info.filename} claims {info.file_size:,} bytes: refused")
+
+
+def _read_members(path: str, member: Callable[[str], bytes | None]) -> TrainState:
+    config = _json(member(CONFIG), CONFIG, path)
+    metadata = _json(member(METADATA), METADATA, path)
+    kept = member(CARD)
+    extra = _json(kept, CARD, path) if kept is not None else {}
+    weights = member(WEIGHTS)
+    if weights is None:
+        raise CheckpointError(f"{path} is no .keras archive: it has no member {WEIGHTS}")
+    arrays = tidy(read_arrays(weights, path))
     compiled = config.get("compile_config")
-    iterations = arrays.get("optimizer/vars/0")
-    step = int(iterations) if iterations is not None and iterations.shape == () else None
-    extra = card or {}
+    if keras_2.is_keras_2(metadata.get("keras_version", "3")):
+        config, compiled = _in_keras_3(config, compiled)
     return TrainState(
         source=path,
         format="keras",
@@ -68,101 +125,42 @@ def read(path: str) -> TrainState:
         arrays=arrays,
         architecture=config,
         compiled=compiled,
-        optimizer=_optimizer(compiled, arrays),
-        step=int(extra["step"]) if extra.get("step") is not None else step,
-        rate=_rate(compiled, arrays, extra.get("peak")),
-        card=Card.from_dict(card) if card is not None else None,
+        optimizer=optimizer_of(compiled, arrays),
+        step=int(extra["step"]) if extra.get("step") is not None else step_of(arrays),
+        rate=rate_of(compiled, arrays, extra.get("peak")),
+        card=_card(extra, path) if extra else None,
         writer=f"keras {metadata.get('keras_version', 'of unknown version')}",
         written=str(metadata.get("date_saved", "")).replace("@", "T"),
     )
 
 
-def _json(archive: zipfile.ZipFile, name: str, path: str) -> dict[str, Any]:
-    if archive.getinfo(name).file_size > LARGEST_JSON:
-        raise CheckpointError(f"{path}: its member {name} claims {archive.getinfo(name).file_size:,} bytes: refused")
+def _in_keras_3(
+    config: dict[str, Any], compiled: dict[str, Any] | None
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Architecture and compile config of an archive of Keras 2 in Keras 3's words."""
+    found = keras_2.optimizer((compiled or {}).get("optimizer"))
+    if compiled is not None and found is not None:
+        compiled = {**compiled, "optimizer": {"class_name": found[0], "config": found[1]}}
+    return {**keras_2.architecture(config), "compile_config": compiled}, compiled
+
+
+def _card(value: dict[str, Any], path: str) -> Card:
     try:
-        value = json.loads(archive.read(name))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return Card.from_dict(value)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: its member {CARD} cannot be read ({type(error).__name__}: {error}): it is damaged, or was written by "
+            "a later version of kresume"
+        ) from error
+
+
+def _json(data: bytes | None, name: str, path: str) -> dict[str, Any]:
+    if data is None:
+        raise CheckpointError(f"{path} is no .keras archive: it has no member {name}")
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: its member {name} is no JSON ({error}): the file is damaged") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: its member {name} is no JSON object: the file is damaged")
     return value
-
-
-def read_hdf5(data: bytes, path: str) -> dict[str, np.ndarray]:
-    """Every dataset of an HDF5 file by its path, without following links out of it.
-
-    Raises:
-        CheckpointError: it is no HDF5 file, or is truncated.
-    """
-    import h5py
-
-    arrays: dict[str, np.ndarray] = {}
-
-    def walk(group: Any, prefix: str) -> None:
-        for name in group:
-            link = group.get(name, getlink=True)
-            if isinstance(link, (h5py.ExternalLink, h5py.SoftLink)):
-                raise CheckpointError(f"{path}: {prefix}{name} is a link out of its place: refused")
-            item = group[name]
-            if isinstance(item, h5py.Group):
-                walk(item, f"{prefix}{name}/")
-            elif item.external:
-                raise CheckpointError(f"{path}: {prefix}{name} keeps its data in another file: refused")
-            else:
-                array = np.asarray(item)
-                kind = item.attrs.get("dtype")
-                # HDF5 has no bfloat16: Keras stores its bytes and names the type beside them.
-                if kind == "bfloat16" and array.dtype.kind in "Vu":
-                    import ml_dtypes
-
-                    array = array.view(ml_dtypes.bfloat16)
-                arrays[f"{prefix}{name}"] = array
-
-    try:
-        with h5py.File(io.BytesIO(data), "r") as file:
-            walk(file, "")
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: its weights are no complete HDF5 file ({error}): use an earlier copy"
-        ) from error
-    return arrays
-
-
-def _optimizer(compiled: Mapping[str, Any] | None, arrays: Mapping[str, np.ndarray]) -> SavedOptimizer | None:
-    count = sum(name.startswith("optimizer/vars/") for name in arrays)
-    if not count:
-        return None
-    saved = (compiled or {}).get("optimizer")
-    if not isinstance(saved, Mapping):
-        return SavedOptimizer(None, None, count)
-    return SavedOptimizer(str(saved["class_name"]), dict(saved["config"]), count)
-
-
-def _rate(compiled: Mapping[str, Any] | None, arrays: Mapping[str, np.ndarray], peak: float | None) -> SavedRate | None:
-    saved = (compiled or {}).get("optimizer")
-    config = saved.get("config", {}) if isinstance(saved, Mapping) else {}
-    rate = config.get("learning_rate")
-    if isinstance(rate, Mapping):
-        return SavedRate(peak_of_schedule(rate), "schedule", dict(rate))
-    if peak is not None:
-        return SavedRate(float(peak), "run")
-    # The variable is what the training really ended with; the config is what it was compiled with.
-    stored = arrays.get("optimizer/vars/1")
-    if stored is not None and stored.shape == () and stored.dtype.kind == "f":
-        return SavedRate(float(stored), "float")
-    return SavedRate(float(rate), "float") if isinstance(rate, (int, float)) else None
-
-
-def peak_of_schedule(schedule: Mapping[str, Any]) -> float:
-    """The initial or peak rate of a Keras schedule's config; the largest value of a piecewise one."""
-    config: Mapping[str, Any] = schedule.get("config", {})
-    if isinstance(config.get("values"), (list, tuple)):
-        return float(max(config["values"]))
-    rates = [float(config[name]) for name in INITIAL_RATES if isinstance(config.get(name), (int, float))]
-    if not rates:
-        raise CheckpointError(
-            f"the checkpoint's learning rate is a schedule of its own class ({schedule.get('class_name')}), whose peak "
-            "cannot be read: give --lr"
-        )
-    return max(rates)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import datetime
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from kresume.checkpoints import keras_file, run, tf_checkpoint
+from kresume.checkpoints import backup_folder, keras_file, legacy_h5, run, tf_checkpoint, weights_file
 from kresume.checkpoints.state import TrainState
 from kresume.errors import CheckpointError
 
@@ -27,9 +28,15 @@ class Reader:
     called: str
 
 
+FEW = 12
+"""How many checkpoints of a folder an error lists."""
+
 READERS: dict[str, Reader] = {
     "run": Reader(run.accepts, run.read, "a run of kresume"),
     "keras": Reader(keras_file.accepts, keras_file.read, "a .keras file"),
+    "backup": Reader(backup_folder.accepts, backup_folder.read, "a folder of Keras's BackupAndRestore"),
+    "weights-h5": Reader(weights_file.accepts, weights_file.read, "a .weights.h5 or sharded .weights.json"),
+    "legacy-h5": Reader(legacy_h5.accepts, legacy_h5.read, "an .h5 of Keras 2 or its legacy form"),
     "tf-checkpoint": Reader(tf_checkpoint.accepts, tf_checkpoint.read, "a tf.train.Checkpoint (folder or prefix)"),
 }
 """Tried in this order; the first that recognises the path reads it."""
@@ -64,17 +71,27 @@ def read_checkpoint(path: str | os.PathLike[str]) -> TrainState:
     raise CheckpointError(f"{path} is no checkpoint that can be read; known are {known}")
 
 
+ENDINGS = (".keras", ".weights.h5", ".weights.json", ".h5", ".hdf5")
+
+
 def _explain_folder(folder: Path) -> None:
     inside = sorted(folder.iterdir())
     if not inside:
         raise CheckpointError(f"{folder} is empty: expected a checkpoint in it")
-    files = sorted((path for path in inside if path.suffix == ".keras"), key=lambda path: path.stat().st_mtime)
+    files = [path for path in inside if path.name.endswith(ENDINGS)]
+    indexed = {path.name.removesuffix("json") for path in files if path.name.endswith(".weights.json")}
+    if indexed:  # the shards of an index are no checkpoints of their own
+        stems = tuple(name.removesuffix(".weights.") for name in indexed)
+        files = [path for path in files if not (path.name.endswith(".weights.h5") and path.name.startswith(stems))]
+    files.sort(key=lambda path: path.stat().st_mtime)
     if files:
         dates = ", ".join(
             f"{path.name} ({datetime.datetime.fromtimestamp(path.stat().st_mtime).isoformat(' ', 'minutes')})"
-            for path in reversed(files)
+            for path in reversed(files[-FEW:])
         )
+        more = f", and {len(files) - FEW:,} older" if len(files) > FEW else ""
+        count = "one checkpoint" if len(files) == 1 else f"{len(files):,} checkpoints and no index"
         raise CheckpointError(
-            f"{folder} holds {len(files)} .keras file{'s' if len(files) > 1 else ''}, newest first: {dates}; name the "
-            f"one to start from, for example --from {files[-1]}"
+            f"{folder} holds {count}, newest first: {dates}{more}; name the one to start from, for example "
+            f"--from {shlex.quote(str(files[-1]))}"
         )

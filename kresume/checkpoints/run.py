@@ -61,7 +61,10 @@ def read(path: str) -> TrainState:
         architecture=files.read_json(run.path / "architecture.json"),
         compiled={"loss": {"class_name": _loss_class(record["loss"]["kind"]), "config": record["loss"]}},
         optimizer=SavedOptimizer(
-            optimizer["class_name"], optimizer["config"], sum(name.startswith("optimizer/") for name in state.arrays)
+            optimizer["class_name"],
+            optimizer["config"],
+            sum(name.startswith("optimizer/") for name in state.arrays),
+            bool(optimizer.get("loss_scale")),
         ),
         step=int(record["base_step"]) + int(state.step or 0),
         rate=SavedRate(float(rate["peak"]), "run", _schedule(optimizer["config"])),

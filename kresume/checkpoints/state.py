@@ -8,7 +8,13 @@ The names of the arrays are the format's own. How they map onto a live model is 
 
 - `"groups"`: `trainable/0`, `non_trainable/3`, `optimizer/7`, `metrics/1`: by group and index (our snapshots).
 - `"keras"`: the HDF5 paths of Keras's saving library: `layers/conv2d/vars/0`, `optimizer/vars/2`.
+- `"layers"`: layers by name, in the order of `records["layers"]` (`[layer, [array, ...]]`); the optimizer's arrays by
+  `records["slots"]` (`[attribute, variable, array]`) or `records["optimizer_order"]` (legacy HDF5).
 - `"graph"`: TensorFlow's object graph, carried in `graph`.
+- `"torch"`: names and layouts of a PyTorch state dict; `kresume.models.torch_map` turns them.
+- `"tree"`: paths of a pytree (Orbax); `kresume.models.match_tree` finds their variables.
+- `"mapped"`: the names of `"groups"`, from a foreign file whose arrays were matched and turned already; arrays that found no
+  variable keep the file's names.
 """
 
 from __future__ import annotations
@@ -19,7 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-Layout = Literal["groups", "keras", "graph"]
+Layout = Literal["groups", "keras", "layers", "graph", "torch", "tree", "mapped"]
 
 GROUPS = ("trainable", "non_trainable", "optimizer", "metrics")
 """The groups of a live model, in the order in which a snapshot stores them. Seed generator states and BatchNorm
@@ -50,12 +56,14 @@ class SavedOptimizer:
     Attributes:
         class_name: `"AdamW"`, or None where the format holds the variables but not the name.
         config: Keras's `optimizer.get_config()`, or None where the format does not hold it.
-        variables: how many arrays it stored.
+        variables: how many arrays it stored, without those of loss scaling.
+        loss_scale: whether it was wrapped for loss scaling (mixed_float16); class and config are those of what is inside.
     """
 
     class_name: str | None
     config: Mapping[str, Any] | None
     variables: int
+    loss_scale: bool = False
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,7 @@ def evaluate(
     device: str | None = None,
     cache: str | None = None,
     imports: Sequence[str] = (),
+    trust: bool = False,
     reporter: Reporter | None = None,
 ) -> Evaluation:
     """Scores a run's result or a checkpoint on images, one prediction each.
@@ -99,6 +100,7 @@ def evaluate(
         device: `"auto"`, `"cpu"`, `"gpu"` or `"tpu"`.
         cache: `"off"`, or where decoded images are kept.
         imports: Python files that register custom objects.
+        trust: run the code of the checkpoint's Lambda layers.
         reporter: shown progress.
 
     Raises:
@@ -125,6 +127,7 @@ def evaluate(
         num_classes=len(names),
         image_size=image_size or (card.image_size if card else None),
         imports=imports,
+        trust=trust,
     )
     restore.restore(network, state, optimizer=None)
     count = output_count(network)

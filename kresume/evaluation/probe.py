@@ -2,7 +2,7 @@
 
     probe = probe_feedings(model.predict_on_batch, {"0-1": pictures_0_1, "-1-1": ...}, labels, "probabilities")
     probe.winner                                  # "0-1", or None
-    explain_labels(probe.predictions, labels, classes)
+    explain_labels(probe.predictions["0-1"], labels, classes)
 
 A model restored bit for bit and fed the wrong values is worthless, so nothing is guessed: without a clear winner the caller
 raises. Two conventions can be right equally often and still be told apart, because the loss falls with every image that
@@ -23,6 +23,8 @@ PROBE_BATCH = 32
 CLEAR_ERRORS = 2.0
 """How many standard errors of the mean difference in loss make a winner: once in 40 probes chance does as much."""
 CLEAR_POINTS = 0.05
+FEW_CLASSES = 0.75
+"""What an order of two classes must explain; of more, twice what guessing does."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,14 @@ class Probe:
         losses: mean cross-entropy in nats, by way.
         winner: the way that is clearly right, or None.
         above_chance: whether the best one is right more often than chance explains.
-        predictions: `(n,)` the classes predicted under the best one.
+        predictions: `(n,)` the classes predicted, by way.
     """
 
     accuracies: Mapping[str, float]
     losses: Mapping[str, float]
     winner: str | None
     above_chance: bool
-    predictions: np.ndarray
+    predictions: Mapping[str, np.ndarray]
 
     @property
     def best(self) -> str:
@@ -90,7 +92,7 @@ def probe_feedings(
         losses={name: float(losses[name].mean()) for name in ranked},
         winner=best if above_chance and clear else None,
         above_chance=above_chance,
-        predictions=predictions[best],
+        predictions=predictions,
     )
 
 
@@ -113,6 +115,20 @@ def is_clearly_lower(one: np.ndarray, other: np.ndarray) -> bool:
     return bool(difference.mean() > CLEAR_ERRORS * error)
 
 
+def explain_any(probe: Probe, labels: np.ndarray, classes: Sequence[str]) -> tuple[str, tuple[str, ...]] | None:
+    """The way of feeding and the order of classes that together explain most; None if no order explains anything.
+
+    With every output moved, the right way is the one that is never right, and a wrong one may win.
+    """
+    found = []
+    for way, predicted in probe.predictions.items():
+        order = explain_labels(predicted, labels, classes)
+        if order is not None:
+            meant = np.array([order.index(name) for name in classes])
+            found.append((float((predicted == meant[labels]).mean()), way, order))
+    return max(found)[1:] if found else None
+
+
 def explain_labels(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> tuple[str, ...] | None:
     """The order of classes under which the predictions would be right, if one explains them; else None.
 
@@ -127,6 +143,6 @@ def explain_labels(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[
     np.add.at(counts, (predicted, labels), 1)
     outputs, meanings = linear_sum_assignment(-counts)
     explained = counts[outputs, meanings].sum() / len(labels)
-    if explained < max(2 / len(classes), 0.5) or explained - (predicted == labels).mean() < 0.2:
+    if explained < min(2 / len(classes), FEW_CLASSES) or explained - (predicted == labels).mean() < 0.2:
         return None
     return tuple(classes[int(meaning)] for meaning in meanings)

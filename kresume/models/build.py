@@ -14,15 +14,16 @@ import importlib.util
 import inspect
 import json
 import sys
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 
+from kresume.checkpoints import keras_2, keras_file, legacy_h5
 from kresume.checkpoints.state import TrainState
 from kresume.errors import ModelError
+from kresume.models.precision import with_precision
 
 DEFAULT_SIZE = (64, 64)
 
@@ -34,16 +35,20 @@ def build_model(
     num_classes: int,
     image_size: tuple[int, int] | None,
     imports: Sequence[str] = (),
+    precision: str | None = None,
+    trust: bool = False,
 ) -> keras.Model:
     """Builds the model that a spec or a checkpoint describes.
 
     Args:
         spec: `convnet`, `applications:NAME`, `file.py:function`, `package.module:function`, or a file that holds an
-            architecture (`.json`, `.keras`); None means the checkpoint's own, else `convnet`.
+            architecture (`.json`, `.keras`, a full `.h5`); None means the checkpoint's own, else `convnet`.
         state: the checkpoint, None for a new model.
         num_classes: how many outputs a new head has.
         image_size: `(height, width)` in pixels, None for the model's own.
         imports: Python files to run first: they register custom objects with Keras.
+        precision: the policy that its layers get instead of their own; a user's function makes its layers under the global one.
+        trust: run code that an architecture holds (Lambda layers).
 
     Returns:
         A built model, compiled if the user's function compiles it.
@@ -55,7 +60,7 @@ def build_model(
         _load_file(file, "--import")
     if spec is None:
         if state is not None and state.architecture is not None:
-            return from_architecture(state.architecture)
+            return from_architecture(state.architecture, precision=precision, trust=trust, writer=state.writer)
         if state is not None:
             raise ModelError(
                 f"{state.source} holds variables but no architecture: give the model it was made with, for example "
@@ -67,35 +72,61 @@ def build_model(
         return convnet(num_classes, size)
     if spec.startswith("applications:"):
         return _application(spec.partition(":")[2], num_classes, size)
-    if spec.endswith((".json", ".keras")):
-        return _from_file(Path(spec))
+    if spec.endswith((".json", ".keras", ".h5", ".hdf5")):
+        return from_architecture(_architecture_of(Path(spec)), precision=precision, trust=trust)
     if ":" in spec:
         return _from_function(spec, num_classes, image_size)
     raise ModelError(
-        f"--model {spec}: use convnet, applications:NAME, file.py:function, package.module:function, or a .json or "
-        ".keras file with an architecture"
+        f"--model {spec}: use convnet, applications:NAME, file.py:function, package.module:function, or a .json, .keras "
+        "or .h5 file with an architecture"
     )
 
 
-def from_architecture(config: Mapping[str, Any], imports: Sequence[str] = ()) -> keras.Model:
-    """Builds a model from what `keras.saving.serialize_keras_object(model)` gave, uncompiled, without running code from it.
+def from_architecture(
+    config: Mapping[str, Any],
+    imports: Sequence[str] = (),
+    *,
+    precision: str | None = None,
+    trust: bool = False,
+    writer: str = "",
+) -> keras.Model:
+    """Builds a model from what `keras.saving.serialize_keras_object(model)` gave, uncompiled.
+
+    Args:
+        config: the serialized model. Code in it is not run without `trust`.
+        imports: Python files to run first: they register custom objects with Keras.
+        precision: the policy that its layers get instead of their own.
+        trust: run code that the architecture holds (Lambda layers).
+        writer: who wrote the file, for messages.
 
     Raises:
         ModelError: a class in it is not known to Keras, or it holds a Lambda.
     """
     for file in imports:
         _load_file(file, "--import")
+    if precision is not None:
+        config = with_precision(config, precision)
     try:
-        model = keras.saving.deserialize_keras_object({**config, "compile_config": None}, safe_mode=True)
-    except (TypeError, ValueError, KeyError, ImportError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        model = keras.saving.deserialize_keras_object({**config, "compile_config": None}, safe_mode=not trust)
+    except (TypeError, ValueError, KeyError, IndexError, ImportError, AttributeError, RecursionError) as error:
+        # Keras wraps the error of a layer in one for each model around it; the innermost says what is wrong.
+        said = str(error).rpartition("Exception encountered: ")[2].strip()
+        reason = said.splitlines()[0] if said else type(error).__name__
+        later = f", which {writer} wrote, and this is keras {keras.__version__}" if _is_later(writer) else ""
         raise ModelError(
-            f"the architecture in the checkpoint cannot be built ({reason[:300]}): custom classes are registered with "
-            "--import FILE.py, and a Lambda layer's code is never run; --model FILE.py:FUNCTION builds it from your code"
+            f"the architecture in the checkpoint{later} cannot be built ({reason[:300]}): custom classes are registered with "
+            "--import FILE.py; a Lambda layer's code is never run unless --trust says that the file is yours; --model "
+            "FILE.py:FUNCTION builds it from your code"
         ) from error
     if not isinstance(model, keras.Model):
         raise ModelError(f"the architecture in the checkpoint is a {type(model).__name__}, expected a keras.Model")
     return model
+
+
+def _is_later(writer: str) -> bool:
+    name, _, version = writer.partition(" ")
+    numbers = [[int(part) for part in text.split(".")[:2] if part.isdigit()] for text in (version, keras.__version__)]
+    return name == "keras" and numbers[0] > numbers[1]
 
 
 def convnet(num_classes: int, image_size: tuple[int, int]) -> keras.Model:
@@ -148,18 +179,22 @@ def _application(name: str, num_classes: int, image_size: tuple[int, int]) -> ke
     return keras.Model(inputs, outputs, name=name.lower())
 
 
-def _from_file(path: Path) -> keras.Model:
+def _architecture_of(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise ModelError(f"--model {path}: there is no such file")
+    if path.suffix == ".keras":
+        return keras_file.read_architecture(str(path))
+    if path.suffix in {".h5", ".hdf5"}:
+        found = legacy_h5.read(str(path)).architecture
+        if found is None:
+            raise ModelError(f"--model {path} holds weights and no architecture")
+        return found
     try:
-        if path.suffix == ".keras":
-            with zipfile.ZipFile(path) as archive:
-                config = json.loads(archive.read("config.json"))
-        else:
-            config = json.loads(path.read_text(encoding="utf-8"))
-    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        old = "module" not in config or keras_2.is_keras_2(config.get("keras_version", "3"))
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"--model {path} holds no architecture that can be read ({error})") from error
-    return from_architecture(config)
+    return keras_2.architecture(config) if old else config
 
 
 def _load_file(file: str, option: str) -> Any:

@@ -5,14 +5,17 @@ optimizer = make_optimizer(state.optimizer, 1e-4)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import keras
+import numpy as np
 
+from kresume.checkpoints.keras_arrays import optimizer_arrays
 from kresume.checkpoints.state import SavedOptimizer, TrainState
 from kresume.errors import CheckpointError, UsageError
+from kresume.models import slots
 
 NAMES = (
     "SGD", "RMSprop", "Adam", "AdamW", "Nadam", "Adamax", "Adagrad", "Adadelta", "Adafactor", "Ftrl", "Lion", "Lamb", "Muon",
@@ -28,6 +31,29 @@ SLOTS = {
     "Lion": ("_momentums",),
     "Lamb": ("_momentums", "_velocities"),
 }
+ROUNDS = {
+    "Adam": ("_momentums", "_velocities"),
+    "AdamW": ("_momentums", "_velocities"),
+    "Nadam": ("_momentums", "_velocities"),
+    "Adamax": ("_m", "_u"),
+    "Adagrad": ("_accumulators",),
+    "Adadelta": ("_accumulated_grads", "_accumulated_delta_vars"),
+    "Ftrl": ("_accumulators", "_linears"),
+    "Lion": ("_momentums",),
+    "Lamb": ("_momentums", "_velocities"),
+}
+"""Slots in the order in which Keras creates them (pinned by a test)."""
+SCALARS = {"Nadam": 1}
+"""How many numbers a class keeps behind its slots."""
+NEVER_NEGATIVE = frozenset({"_velocities", "_velocity_hats", "_u", "_accumulators", "_accumulated_grads"})
+ALIKE = 0.7
+"""The cosine between weights and what may be their averages. Another optimizer's slots come nowhere near it."""
+ADAMS = frozenset({"Adam", "AdamW", "Nadam", "Adamax", "Lamb"})
+BETAS = frozenset({"beta_1", "beta_2", "epsilon", "amsgrad"})
+SHARED = frozenset(
+    {"clipnorm", "global_clipnorm", "clipvalue", "use_ema", "ema_momentum", "ema_overwrite_frequency"}
+    | {"gradient_accumulation_steps"}
+)
 
 
 def class_name(name: str) -> str:
@@ -46,7 +72,7 @@ def make_optimizer(saved: SavedOptimizer, learning_rate: Any) -> Any:
     """An optimizer of the saved class and config, at another rate.
 
     Args:
-        saved: class and config; a config of None means Keras's defaults.
+        saved: class and config; a config of None means Keras's defaults. With `loss_scale` it comes wrapped for mixed_float16.
         learning_rate: a float or a Keras schedule.
 
     Raises:
@@ -57,11 +83,6 @@ def make_optimizer(saved: SavedOptimizer, learning_rate: Any) -> Any:
     config = dict(saved.config or {})
     config.pop("name", None)  # an auto-generated name of another process would shift the paths of the slots
     config["learning_rate"] = 1e-3  # a schedule's own config may be of a class that is not needed any more
-    if isinstance(config.get("inner_optimizer"), Mapping):
-        raise CheckpointError(
-            "the checkpoint's optimizer is wrapped for loss scaling (mixed_float16), which this version does not restore: "
-            "give --optimizer NAME:reset"
-        )
     try:
         cls = keras.saving.get_registered_object(saved.class_name) or getattr(keras.optimizers, saved.class_name)
         optimizer = cls.from_config(config)
@@ -71,7 +92,15 @@ def make_optimizer(saved: SavedOptimizer, learning_rate: Any) -> Any:
             "or start another fresh with --optimizer adamw:reset"
         ) from error
     optimizer.learning_rate = learning_rate
-    return optimizer
+    return keras.optimizers.LossScaleOptimizer(optimizer) if saved.loss_scale else optimizer
+
+
+def describe(optimizer: Any) -> SavedOptimizer:
+    """Class and config of a live optimizer: `make_optimizer` makes its like from them."""
+    wrapped, optimizer = optimizer, slots.inner(optimizer)
+    name = str(keras.saving.get_registered_name(type(optimizer)))
+    config = dict(keras.saving.serialize_keras_object(optimizer)["config"])
+    return SavedOptimizer(name, config, len(optimizer.variables), wrapped is not optimizer)
 
 
 def with_config(saved: SavedOptimizer, changes: Mapping[str, Any]) -> SavedOptimizer:
@@ -82,17 +111,124 @@ def with_config(saved: SavedOptimizer, changes: Mapping[str, Any]) -> SavedOptim
     """
     if not changes:
         return saved
-    default = make_optimizer(replace(saved, config=None), 1e-3).get_config()
+    default = make_optimizer(replace(saved, config=None, loss_scale=False), 1e-3).get_config()
     for name in changes:
         if name not in default:
             raise UsageError(f"{saved.class_name} has no setting {name}")
     return replace(saved, config={**(saved.config or {}), **changes})
 
 
-def fitting(state: TrainState) -> list[str]:
-    """The optimizers whose slots are those that a checkpoint without a name holds."""
+def into(saved: SavedOptimizer, name: str) -> SavedOptimizer:
+    """Another class with the settings that both have: clipping, averages, accumulation, and the decay of shared averages.
+
+    Args:
+        saved: what the checkpoint had.
+        name: the other class.
+    """
+    default = make_optimizer(SavedOptimizer(name, None, 0), 1e-3).get_config()
+    shared = SHARED | (BETAS if {saved.class_name, name} <= ADAMS else frozenset())
+    config = {key: value for key, value in (saved.config or {}).items() if key in shared and key in default}
+    return replace(saved, class_name=name, config=config)
+
+
+def comparable_rates(one: str | None, other: str | None) -> bool:
+    """Whether a rate of one class means about the same to the other."""
+    return one == other or {one, other} <= ADAMS
+
+
+def variants(name: str) -> list[tuple[dict[str, Any], tuple[tuple[str, ...], ...]]]:
+    """The forms in which a class keeps slots: the settings that differ from Keras's defaults, and its slots in rounds.
+
+    A round of two slots alternates between them from variable to variable, as Keras creates them.
+    """
+    own: list[tuple[dict[str, Any], tuple[tuple[str, ...], ...]]]
+    if name == "SGD":
+        own = [({}, ()), ({"momentum": 0.9}, (("momentums",),))]
+    elif name == "RMSprop":
+        velocity, momentum, centered = ("_velocities",), ("_momentums",), ("_average_gradients",)
+        own = [
+            ({}, (velocity,)),
+            ({"momentum": 0.9}, (velocity, momentum)),
+            ({"centered": True}, (velocity, centered)),
+            ({"momentum": 0.9, "centered": True}, (velocity, momentum, centered)),
+        ]
+    elif name in ROUNDS:
+        own = [({}, (ROUNDS[name],))]
+        if name in {"Adam", "AdamW"}:
+            own.append(({"amsgrad": True}, (ROUNDS[name], ("_velocity_hats",))))
+    else:
+        return []
+    ema = ({"use_ema": True}, ((slots.AVERAGES,),))
+    accumulate = ({"gradient_accumulation_steps": 2}, ((slots.ACCUMULATED,),))
+    both = ({**ema[0], **accumulate[0]}, (*ema[1], *accumulate[1]))
+    return [
+        ({**changes, **more}, (*first, *rounds))
+        for more, first in (({}, ()), ema, accumulate, both)
+        for changes, rounds in own
+    ]
+
+
+def is_form(name: str, form: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Whether an optimizer with these settings keeps the slots of a form (one of `variants`).
+
+    Args:
+        name: the class.
+        form: the settings that differ from Keras's defaults.
+        settings: a full config.
+    """
+    keys = {key for changes, _ in variants(name) for key in changes}
+    return all(bool(settings.get(key)) == bool(form.get(key)) for key in keys)
+
+
+def fitting_variants(name: str, arrays: Sequence[np.ndarray], weights: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+    """The settings of a class under which it would have stored exactly these arrays.
+
+    Args:
+        name: the class.
+        arrays: an optimizer's variables in order, its count of iterations first.
+        weights: the trainable weights that were stored with them.
+
+    Returns:
+        Changes to Keras's defaults, one mapping per form that fits: shapes in order, no negative square, and averages of
+        weights that are like the weights.
+    """
+    scalars = 2 if len(arrays) > 1 and arrays[1].shape == () and arrays[1].dtype.kind == "f" else 1
+    rest = arrays[scalars:]
+    averaged = _alike(rest[: len(weights)], weights) if rest and weights else None
+    found = []
+    for changes, rounds in variants(name):
+        expected = [(kind, weight.shape) for kinds in rounds for weight in weights for kind in kinds]
+        expected += [("", ())] * SCALARS.get(name, 0)
+        if [shape for _, shape in expected] != [tuple(array.shape) for array in rest]:
+            continue
+        if averaged is not None and ("use_ema" in changes) != averaged:
+            continue
+        squares = (array for (kind, _), array in zip(expected, rest, strict=True) if kind in NEVER_NEGATIVE)
+        if all(float(array.min(initial=0)) >= 0 for array in squares):
+            found.append(changes)
+    return found
+
+
+def _alike(arrays: Sequence[np.ndarray], weights: Sequence[np.ndarray]) -> bool:
+    """Whether these are averages of the weights: they point the same way, which slots and gradients do not."""
+    if [array.shape for array in arrays] != [weight.shape for weight in weights]:
+        return False
+    one, other = (np.concatenate([np.ravel(array).astype("float64") for array in group]) for group in (arrays, weights))
+    return bool(one @ other > ALIKE * np.linalg.norm(one) * np.linalg.norm(other))
+
+
+def fitting(state: TrainState, weights: Sequence[np.ndarray] = ()) -> list[str]:
+    """The optimizers whose slots are those that a checkpoint without a name holds.
+
+    Args:
+        state: what was read.
+        weights: the trainable weights that it holds, for formats whose optimizer is a bare list of arrays.
+    """
     from kresume.checkpoints.tf_checkpoint import find_optimizer
 
+    if state.layout == "keras":
+        arrays = optimizer_arrays(state.arrays)
+        return [name for name in NAMES if fitting_variants(name, arrays, weights)]
     index = find_optimizer(state.graph) if state.graph else None
     if index is None:
         return []
@@ -101,5 +237,5 @@ def fitting(state: TrainState) -> list[str]:
         for name, child in state.graph[index].children.items()
         if state.graph[child].children or state.graph[child].array
     }
-    known = {slot for slots in SLOTS.values() for slot in slots}
-    return [name for name, slots in SLOTS.items() if set(slots) == edges & known]
+    known = {slot for kinds in SLOTS.values() for slot in kinds}
+    return [name for name, kinds in SLOTS.items() if set(kinds) == edges & known]

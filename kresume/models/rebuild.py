@@ -1,6 +1,5 @@
-"""Another optimizer object with the same memory, and the result as a plain Keras file.
+"""The result as a plain Keras file.
 
-carry_optimizer(old, new)                # another rate, the same slots and iterations
 save_model(model, run / "model.keras", card, learning_rate=1e-4, facts={"step": 1200})
 """
 
@@ -15,49 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
 from kresume import files
 from kresume.checkpoints.keras_file import CARD
-from kresume.checkpoints.state import Card, SavedOptimizer
-from kresume.models.optimizers import make_optimizer
-
-RATE = "learning_rate"
-
-
-def _by_name(optimizer: Any) -> dict[tuple[str, int], Any]:
-    """Variables by their name without the optimizer's own, and how often that name came before."""
-    named: dict[tuple[str, int], Any] = {}
-    for variable in optimizer.variables:
-        name = str(variable.path).partition("/")[2] or str(variable.path)
-        count = 0
-        while (name, count) in named:
-            count += 1
-        named[name, count] = variable
-    return named
-
-
-def carry_optimizer(old: Any, new: Any) -> list[str]:
-    """Copies every slot and the iterations; the rate is the new one's own.
-
-    Args:
-        old: built on the same model.
-        new: of the same class, built on the same model.
-
-    Returns:
-        The variables that only the new one has, which start fresh (averages or accumulators that were switched on).
-    """
-    before = _by_name(old)
-    fresh = []
-    for key, variable in _by_name(new).items():
-        if key[0] == RATE:
-            continue
-        source = before.get(key)
-        if source is None or tuple(source.shape) != tuple(variable.shape):
-            fresh.append(key[0])
-        else:
-            variable.assign(np.asarray(source.value).copy())
-    return fresh
+from kresume.checkpoints.state import Card
+from kresume.models import slots
+from kresume.models.optimizers import describe, make_optimizer
 
 
 def save_model(model: keras.Model, path: Path, card: Card, learning_rate: float, facts: Mapping[str, Any]) -> None:
@@ -74,12 +36,15 @@ def save_model(model: keras.Model, path: Path, card: Card, learning_rate: float,
         facts: further fields of the member.
     """
     old = model.optimizer
-    new = make_optimizer(SavedOptimizer(type(old).__name__, old.get_config(), 0), learning_rate)
+    new = make_optimizer(describe(old), learning_rate)
     new.build(model.trainable_variables)
-    carry_optimizer(old, new)
+    slots.carry(old, new)
     compiled = model.get_compile_config() or {}
     model.compile(
-        optimizer=new, loss=model.loss, metrics=keras.saving.deserialize_keras_object(compiled.get("metrics"))
+        optimizer=new,
+        loss=model.loss,
+        metrics=keras.saving.deserialize_keras_object(compiled.get("metrics")),
+        auto_scale_loss=False,  # it is wrapped already where the layers need it
     )
     with files.new_file(path) as temporary:
         written = temporary.with_name(f"{temporary.name}.keras")  # Keras insists on the ending

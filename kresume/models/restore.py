@@ -3,9 +3,10 @@
     restoration = restore(model, state, optimizer=optimizer)
     print(restoration.summary)       # 28 of 28 variables (14 weights, 14 optimizer), step 16,431; ...
 
-Each variable has one of three outcomes: *restored*; *not in this format* (seed states and metrics in foreign formats: they
-start fresh); *missing*, which is an error with a table. Variables are matched by the format's own structure, never by the
-auto-generated paths alone: those shift from process to process.
+Each variable has one of three outcomes: *restored*; *not in this format* (seed states and metrics in foreign formats, a
+loss scale that the writer's precision did not need: they start fresh); *missing*, which is an error with a table. Variables
+are matched by the format's own structure, never by the auto-generated paths alone: those shift from process to process.
+What the structure leaves over on both sides meets by shape, with a message, where only one pairing is possible.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ import keras
 import numpy as np
 
 from kresume.checkpoints.state import TrainState
-from kresume.checkpoints.tf_checkpoint import find_optimizer
 from kresume.errors import RestoreError
+from kresume.models import match_graph, match_layers, slots
 
 RESTORED, NOT_IN_FORMAT, MISSING, SHAPE, UNUSED = (
     "restored", "not in this format", "missing", "another shape", "not in the model",
 )  # fmt: skip
+
+METRICS = ("metrics/", "compile_metrics/")
+"""Where files of Keras 2 keep the state of metrics, which start fresh."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,9 @@ def restore(model: keras.Model, state: TrainState, *, optimizer: Any | None, par
             assigned. The error carries the table.
     """
     targets = _targets(model, optimizer)
-    names = _MATCHERS[state.layout](model, optimizer, state, targets)
+    notes: list[str] = []
+    names = _match(model, optimizer, state, targets, notes)
+    scale = {id(variable) for variable in slots.scale_variables(optimizer)} if optimizer is not None else set()
     rows: list[tuple[str, str, str, str]] = []
     ready: list[tuple[Any, np.ndarray]] = []
     wrong: list[tuple[str, str, str, str]] = []
@@ -80,7 +86,7 @@ def restore(model: keras.Model, state: TrainState, *, optimizer: Any | None, par
         label = target.variable.path
         wanted = _shape(target.variable.shape)
         if name is None:
-            fresh = (target.is_seed and state.layout != "groups") or target.is_rate
+            fresh = (target.is_seed and state.layout != "groups") or target.is_rate or id(target.variable) in scale
             row = (label, wanted, "-", NOT_IN_FORMAT if fresh else MISSING)
         elif tuple(state.arrays[name].shape) != tuple(target.variable.shape):
             row = (label, wanted, _shape(state.arrays[name].shape), SHAPE)
@@ -94,9 +100,17 @@ def restore(model: keras.Model, state: TrainState, *, optimizer: Any | None, par
     if (wrong or unused) and not partial:
         raise RestoreError(_message(state, wrong, unused), [*rows, *unused])
     for variable, array in ready:
-        # A copy of its own: on a CPU JAX may keep an aligned host buffer as the variable itself.
-        variable.assign(np.array(array, copy=True))
-    return Restoration((*rows, *unused), _summary(state, targets, rows, unused))
+        variable.assign(_unshared(array))
+    return Restoration((*rows, *unused), "; ".join([_summary(state, targets, rows, unused, scale), *notes]))
+
+
+ALIGNED = 64
+"""A host buffer that begins at a multiple of so many bytes may become a variable itself, on a CPU; another one is copied."""
+
+
+def _unshared(array: np.ndarray) -> np.ndarray:
+    """The array in a buffer that no variable will share with it: JAX would give it away with the variable later."""
+    return np.array(array, copy=True) if array.ctypes.data % ALIGNED == 0 else array
 
 
 def _targets(model: keras.Model, optimizer: Any | None) -> list[_Target]:
@@ -136,18 +150,54 @@ def _converted(array: np.ndarray, variable: Any, label: str) -> np.ndarray:
     return array.astype(dtype)
 
 
-def _match_groups(model: Any, optimizer: Any, state: TrainState, targets: list[_Target]) -> dict[int, str]:
-    names = {id(target.variable): f"{target.group}/{target.index}" for target in targets}
-    return {key: name for key, name in names.items() if name in state.arrays}
-
-
-def _match_keras(model: Any, optimizer: Any, state: TrainState, targets: list[_Target]) -> dict[int, str]:
-    names = {id(variable): name for variable, name in keras_names(model) if name in state.arrays}
+def _match(model: Any, optimizer: Any, state: TrainState, targets: list[_Target], notes: list[str]) -> dict[int, str]:
+    """`id(variable)` -> name of its array, for every variable that finds one; what a person should know goes to `notes`."""
+    if state.layout == "graph":
+        return match_graph.match(model, optimizer, state, targets)
+    if state.layout in {"groups", "mapped"}:
+        names = {id(target.variable): f"{target.group}/{target.index}" for target in targets}
+        names = {key: name for key, name in names.items() if name in state.arrays}
+        scaled = state.optimizer is not None and state.optimizer.loss_scale
+        if optimizer is not None and state.layout == "groups" and scaled != bool(slots.scale_variables(optimizer)):
+            names |= slots.match(optimizer, state)  # the same optimizer, with loss scaling around it on one side only
+        return names
+    if state.layout == "keras":
+        names = {id(variable): name for variable, name in keras_names(model) if name in state.arrays}
+    else:
+        names, said = match_layers.match(model, state)
+        notes += said
     if optimizer is not None:
-        for index, variable in enumerate(optimizer.variables):
-            if (name := f"optimizer/vars/{index}") in state.arrays:
-                names[id(variable)] = name
-    return names
+        names |= slots.match(optimizer, state)
+    return names | _by_shape(state, targets, names, optimizer, notes)
+
+
+def _by_shape(
+    state: TrainState, targets: list[_Target], names: Mapping[int, str], optimizer: Any, notes: list[str]
+) -> dict[int, str]:
+    """Pairs the weights that the structure left over, if every one of them has a shape of its own, in file and model alike."""
+    left = [
+        target
+        for target in targets
+        if target.group != "optimizer" and id(target.variable) not in names and not target.is_seed
+    ]
+    unused = _unused(state, names, optimizer)
+    over = {tuple(state.arrays[name].shape): name for name in unused}
+    wanted = {tuple(target.variable.shape): target for target in left}
+    if not left or len(over) != len(unused) or len(wanted) != len(left) or over.keys() != wanted.keys():
+        return {}
+    pairs = {id(target.variable): over[shape] for shape, target in wanted.items()}
+    shown = ", ".join(f"{pairs[id(target.variable)]} is {target.variable.path}" for target in left[:3])
+    notes.append(f"{len(left)} matched by shape alone ({shown}{', ...' if len(left) > 3 else ''})")
+    return pairs
+
+
+def saved_weights(model: keras.Model, state: TrainState) -> list[np.ndarray]:
+    """The trainable weights that a file of the layout `"keras"` holds, in the model's order; zeros where it has none."""
+    names = {id(variable): name for variable, name in keras_names(model)}
+    return [
+        state.arrays.get(names.get(id(variable), ""), np.zeros(tuple(variable.shape), "float32"))
+        for variable in model.trainable_variables
+    ]
 
 
 def keras_names(model: keras.Model) -> list[tuple[Any, str]]:
@@ -182,87 +232,23 @@ def keras_names(model: keras.Model) -> list[tuple[Any, str]]:
     return [(value, path) for value, path in found if isinstance(value, keras.Variable)]
 
 
-def _match_graph(model: Any, optimizer: Any, state: TrainState, targets: list[_Target]) -> dict[int, str]:
-    optimizer_node = find_optimizer(state.graph)
-    best: dict[int, str] = {}
-    wanted = {id(target.variable) for target in targets}
-    for node in (0, *state.graph[0].children.values()):
-        if node == optimizer_node:
-            continue
-        names = _walk(state, node, model)
-        if len(names.keys() & wanted) > len(best.keys() & wanted):
-            best = names
-    by_full_name = _unique_full_names(state)
-    for target in targets:
-        if target.group != "optimizer" and (name := by_full_name.get(target.variable.path)):
-            best.setdefault(id(target.variable), name)
-    if optimizer is not None and optimizer_node is not None:
-        best = {**_walk(state, optimizer_node, optimizer), **best}
-    return best
-
-
-def _unique_full_names(state: TrainState) -> dict[str, str]:
-    counts: dict[str, list[str]] = {}
-    for node in state.graph:
-        if node.array is not None:
-            counts.setdefault(node.full_name, []).append(node.array)
-    return {full_name: arrays[0] for full_name, arrays in counts.items() if len(arrays) == 1}
-
-
-def _walk(state: TrainState, node: int, live: Any) -> dict[int, str]:
-    """Follows the graph and the live object together: an edge is an attribute, a place in a list, or a key."""
-    names: dict[int, str] = {}
-    seen: set[tuple[int, int]] = set()
-    waiting = [(node, live)]
-    while waiting:
-        index, thing = waiting.pop()
-        if (index, id(thing)) in seen:
-            continue
-        seen.add((index, id(thing)))
-        saved = state.graph[index]
-        if saved.array is not None and isinstance(thing, keras.Variable):
-            names[id(thing)] = saved.array
-            continue
-        for edge, child in saved.children.items():
-            following = _follow(thing, edge)
-            if following is not None:
-                waiting.append((child, following))
-    return names
-
-
-def _follow(thing: Any, edge: str) -> Any:
-    if isinstance(thing, (list, tuple)):
-        return thing[int(edge)] if edge.isdigit() and int(edge) < len(thing) else None
-    if isinstance(thing, dict):
-        return thing.get(edge)
-    try:
-        return getattr(thing, edge, None)
-    except (AttributeError, ValueError, RuntimeError):  # properties of Keras layers that raise before a first call
-        return None
-
-
-_MATCHERS = {"groups": _match_groups, "keras": _match_keras, "graph": _match_graph}
-
-
 def _unused(state: TrainState, names: Mapping[int, str], optimizer: Any | None) -> list[str]:
     """Arrays of the file that found no variable, apart from what is known to have none."""
     taken = set(names.values())
     left = [name for name in state.arrays if name not in taken]
     if state.layout == "groups":
+        if optimizer is not None and state.optimizer is not None and state.optimizer.loss_scale:
+            left = [name for name in left if name not in slots.superfluous(optimizer, state)]
         groups = {"trainable", "non_trainable", *(("optimizer",) if optimizer is not None else ())}
         return [name for name in left if name.partition("/")[0] in groups]
+    if state.layout == "mapped":
+        return left
+    if state.layout == "graph":
+        return match_graph.unused(left, optimizer)
+    extra = slots.superfluous(optimizer, state)
     if state.layout == "keras":
-        return [
-            name for name in left if "/vars/" in name and (optimizer is not None or not name.startswith("optimizer/"))
-        ]
-    return [name for name in left if name.partition("/")[0] != "save_counter" and not _of_optimizer(name, optimizer)]
-
-
-def _of_optimizer(name: str, optimizer: Any | None) -> bool:
-    parts = name.split("/")
-    if "_learning_rate" in parts:
-        return True  # a rate that is a schedule now
-    return optimizer is None and "optimizer" in parts and "_trainable_variables" not in parts
+        return [name for name in left if name not in extra and "/vars/" in f"/{name}" and not name.startswith(METRICS)]
+    return [name for name in left if name not in extra]
 
 
 def _message(state: TrainState, wrong: list[tuple[str, str, str, str]], unused: list[tuple[str, str, str, str]]) -> str:
@@ -287,6 +273,7 @@ def _summary(
     targets: list[_Target],
     rows: list[tuple[str, str, str, str]],
     unused: list[tuple[str, str, str, str]],
+    scale: set[int],
 ) -> str:
     done = [target for target, row in zip(targets, rows, strict=True) if row[3] == RESTORED]
     weights = sum(target.group != "optimizer" for target in done)
@@ -297,6 +284,8 @@ def _summary(
     seeds = sum(row[3] == NOT_IN_FORMAT and target.is_seed for target, row in zip(targets, rows, strict=True))
     if seeds:
         text += f"; {seeds} seed state{'s' if seeds > 1 else ''} not in this format: fresh"
+    if any(row[3] == NOT_IN_FORMAT and id(target.variable) in scale for target, row in zip(targets, rows, strict=True)):
+        text += "; the loss scale starts fresh"
     lost = [row[0] for row in rows if row[3] in {MISSING, SHAPE}]
     if lost or unused:
         text += f"; --partial: fresh {', '.join(lost) or 'nothing'}; unused {len(unused)}"

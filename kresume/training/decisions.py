@@ -123,16 +123,16 @@ def decide_amount(
         epochs_needed = -(-steps * batch_size // dealt)
         epochs = min(epochs, epochs_needed) if epochs is not None else epochs_needed
     order = Order(0, dealt, batch_size)
-    boundaries = [
-        -(-order.epoch_end(epoch) // steps_per_execution) * steps_per_execution for epoch in range(epochs or 0)
-    ]
-    if steps_per_execution == 1:
-        boundaries = list(dict.fromkeys(boundaries))  # fewer images than a batch: one step may end two epochs
-    elif len(set(boundaries)) < len(boundaries):
+    if steps_per_execution > 1 and steps_per_execution > dealt // batch_size:
         raise UsageError(
             f"--steps-per-execution {steps_per_execution}: an epoch has only {dealt / batch_size:.1f} steps; give at most "
             f"{max(1, dealt // batch_size)}"
         )
+    boundaries: list[int] = []
+    for epoch in range(epochs or 0):
+        end = -(-order.epoch_end(epoch) // steps_per_execution) * steps_per_execution
+        # Fewer images than a batch holds: each epoch has a step all the same.
+        boundaries.append(max(end, (boundaries[-1] if boundaries else 0) + 1))
     if steps is not None:
         boundaries = [end for end in boundaries if end < steps] + (
             [steps] if boundaries and boundaries[-1] >= steps else []

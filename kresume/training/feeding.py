@@ -21,13 +21,14 @@ import numpy as np
 from kresume.checkpoints.state import Card
 from kresume.config import TrainConfig
 from kresume.errors import CheckpointError, ImagesError, UsageError
-from kresume.evaluation.probe import Probe, explain_labels, probe_feedings
+from kresume.evaluation.probe import Probe, explain_any, probe_feedings
 from kresume.images import conventions, merging
 from kresume.images.decode import DecodeSpec, Header, decode, read_header
 from kresume.images.order import permutation
 from kresume.images.places import read_range
 from kresume.images.sources import Found, Listing
 from kresume.progress import Reporter
+from kresume.training.label_order import check_order
 
 if TYPE_CHECKING:
     from kresume.models.losses import LossChoice
@@ -167,14 +168,12 @@ def _probe(
         probes[interpolation] = probe_feedings(model.predict_on_batch, ways, sample.labels, loss.outputs)
     chosen = min(probes, key=lambda name: probes[name].losses[probes[name].best])
     probe = probes[chosen]
-    order = explain_labels(probe.predictions, sample.labels, classes) if config.classes is None else None
     source = config.from_
-    if order is not None:
-        raise CheckpointError(
-            f"{source} is right on {100 * max(probe.accuracies.values()):.1f} % of {count} old images; reading its outputs in "
-            f"another order explains them: give --classes {','.join(order)} (or --classes {','.join(classes)} if the order "
-            "assumed is the right one)"
-        )
+    hint = explain_any(probe, sample.labels, classes)
+    if hint is not None and config.classes is None:
+        best = max(probe.accuracies.values())
+        predicted = probe.predictions[hint[0]]
+        check_order(str(source), predicted, sample.labels, classes, assumed=best, pixels="" if told else hint[0])
     if told is None and probe.winner is None:
         if probe.above_chance:
             raise CheckpointError(
@@ -188,8 +187,8 @@ def _probe(
     pixels = told or str(probe.winner)
     notes: tuple[str, ...] = ()
     if not probe.above_chance:
-        right = 100 * probe.accuracies[probe.best]
-        notes = (f"{source} is right on {right:.1f} % of {count} old images, no better than chance",)
+        share = 100 * probe.accuracies[probe.best]
+        notes = (f"{source} is right on {share:.1f} % of {count} old images, no better than chance",)
     compared = ", ".join(f"{name} gives loss {found.losses[found.best]:.2f}" for name, found in probes.items())
     return Feeding(
         pixels,

@@ -101,7 +101,8 @@ def _only_out(config: TrainConfig) -> bool:
 
 def _continue(run: runs.Run, config: TrainConfig) -> Opening:
     free = {name: value for name, value in options.given(config).items() if name in options.FREE_TO_DIFFER}
-    held = TrainConfig(**run.record["options"])
+    # A run may come from anywhere: that its code is trusted is said by this command or not at all.
+    held = TrainConfig(**{**run.record["options"], "trust": None})
     return Opening(run.path, run, held.model_copy(update={**free, "out": str(run.path)}), config)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from kresume import runs
 from kresume.checkpoints import run as run_reader
+from kresume.checkpoints.keras_arrays import optimizer_arrays
 from kresume.checkpoints.read import read_checkpoint
 from kresume.checkpoints.state import Card, SavedOptimizer, TrainState
 from kresume.config import TrainConfig
@@ -46,8 +47,26 @@ class Parent:
 
     @property
     def interrupted(self) -> bool:
-        """Whether the parent is a training that did not reach its end."""
-        return self.run is not None and not self.run.finished
+        """Whether the parent is a training that did not reach its end: a run of ours, or a backup folder of Keras."""
+        if self.run is not None:
+            return not self.run.finished
+        return bool(self.state.records.get("interrupted"))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know about how it was read."""
+        records, source, said = self.state.records, self.state.source, []
+        if records.get("passed_over"):
+            said.append(
+                f"the newest pair in {source} was passed over, the one before it is used: {records['passed_over']}"
+            )
+        if self.run is None and self.interrupted:
+            inside = f", {records['batch']:,} batches into the next" if records.get("batch") else ""
+            said.append(
+                f"{source} is a training that was interrupted after {records['epoch']:,} epochs{inside}; how many it "
+                "had left is not recorded there: --epochs says how many more"
+            )
+        return tuple(said)
 
     @property
     def card(self) -> Card | None:
@@ -64,12 +83,14 @@ class Live:
         optimizer: built; holds the restored slots and count of iterations; its rate is the checkpoint's.
         saved: the optimizer's class and config.
         summary: what was restored, in one line; empty for a new model.
+        kept: whether the optimizer's state was restored; False for a new model and for `NAME:reset`.
     """
 
     model: Any
     optimizer: Any
     saved: SavedOptimizer
     summary: str
+    kept: bool = False
 
     @property
     def iterations(self) -> int:
@@ -112,61 +133,158 @@ def _has_prefix(path: Path) -> bool:
     return bool(list(path.parent.glob(f"{path.name}.index"))) if path.parent.is_dir() else False
 
 
-def saved_optimizer(config: TrainConfig, parent: Parent | None, compiled: Any) -> tuple[SavedOptimizer, bool]:
-    """Which optimizer to build, and whether its state is restored.
+def saved_optimizer(config: TrainConfig, parent: Parent | None, model: Any) -> tuple[SavedOptimizer, bool, str]:
+    """Which optimizer to build so that the file's state fits, and whether its state is restored.
 
     Args:
         config: `optimizer` is `keep`, `NAME` or `NAME:reset`.
         parent: what is started from.
-        compiled: the optimizer that a user's model function compiled, or None.
+        model: built; compiled if the user's model function compiles it.
 
     Returns:
-        `(optimizer, keep)`.
+        `(optimizer, keep, note)`; the note says what was assumed where the file does not say it.
 
     Raises:
         CheckpointError: the file does not name its optimizer, or holds no state of one; the message says what to give.
-        UsageError: another class than the checkpoint's, without `:reset`.
+        UsageError: `--optimizer` cannot be meant.
     """
     from kresume.models import optimizers
 
-    name, _, reset = (config.optimizer or "keep").partition(":")
-    if reset not in {"", "reset"}:
-        raise UsageError(f"--optimizer {config.optimizer}: give keep, NAME or NAME:reset")
-    asked = None if name == "keep" else optimizers.class_name(name)
-    own = SavedOptimizer(type(compiled).__name__, compiled.get_config(), 0) if compiled is not None else None
+    asked, reset = asked_optimizer(config)
+    compiled = getattr(model, "optimizer", None)
+    own = optimizers.describe(compiled) if compiled is not None else None
     if parent is None:
         if asked is None and own is not None:
-            return own, False
-        return SavedOptimizer(asked or optimizers.class_name(NEW_OPTIMIZER), None, 0), False
+            return own, False, ""
+        return SavedOptimizer(asked or optimizers.class_name(NEW_OPTIMIZER), None, 0), False, ""
     stored = parent.state.optimizer
     if reset:
-        if asked is None:
-            raise UsageError("--optimizer keep:reset contradicts itself: give NAME:reset, for example adamw:reset")
-        return SavedOptimizer(asked, None, 0), False
+        return SavedOptimizer(asked, None, 0), False, ""
     if stored is None:
         raise CheckpointError(
             f"{parent.state.source} holds no optimizer state: training can only start its optimizer fresh; "
             f"say so with --optimizer {(asked or (own and own.class_name) or NEW_OPTIMIZER).lower()}:reset"
         )
     if stored.class_name is not None:
-        if asked is not None and asked != stored.class_name:
+        return stored, True, ""
+    return _named(config, parent.state, stored, model, asked, own)
+
+
+def asked_optimizer(config: TrainConfig) -> tuple[str | None, bool]:
+    """`--optimizer` as (class, whether its state is to start fresh); the class is None for `keep`.
+
+    Raises:
+        UsageError: it is neither keep, NAME nor NAME:reset.
+    """
+    from kresume.models import optimizers
+
+    name, _, reset = (config.optimizer or "keep").partition(":")
+    if reset not in {"", "reset"}:
+        raise UsageError(f"--optimizer {config.optimizer}: give keep, NAME or NAME:reset")
+    if name == "keep" and reset:
+        raise UsageError("--optimizer keep:reset contradicts itself: give NAME:reset, for example adamw:reset")
+    return (None if name == "keep" else optimizers.class_name(name)), bool(reset)
+
+
+def _named(
+    config: TrainConfig,
+    state: TrainState,
+    stored: SavedOptimizer,
+    model: Any,
+    asked: str | None,
+    own: SavedOptimizer | None,
+) -> tuple[SavedOptimizer, bool, str]:
+    """The optimizer of a file that does not name it: the one asked for, or the one that the user's function compiles."""
+    from kresume.models import optimizers, restore
+
+    weights = restore.saved_weights(model, state) if state.layout == "keras" else []
+    fitting = ", ".join(name.lower() for name in optimizers.fitting(state, weights)) or "none that kresume knows"
+    name = asked or (own.class_name if own is not None else None)
+    if name is None:
+        raise CheckpointError(
+            f"{state.source} does not name its optimizer: give --optimizer NAME (its state would fit: {fitting}), or "
+            "compile the model in the function that --model names"
+        )
+    settings = dict(own.config or {}) if own is not None and own.class_name == name else None
+    if state.layout != "keras" or (settings is not None and not optimizers.variants(name)):
+        return replace(stored, class_name=name, config=settings), True, ""
+    forms = optimizers.fitting_variants(name, optimizer_arrays(state.arrays), weights)
+    if settings is not None:
+        forms = [form for form in forms if optimizers.is_form(name, form, settings)]
+    elif config.accumulate is None:
+        # Accumulated gradients have the shapes of a momentum; they are rare, and named by the option that made them.
+        forms = [form for form in forms if "gradient_accumulation_steps" not in form] or forms
+    if not forms:
+        compiled = " as the model's function compiles it" if settings is not None else ""
+        raise CheckpointError(
+            f"{state.source} holds {stored.variables:,} optimizer variables, which are not those of {name}{compiled} for "
+            f"{len(weights):,} trainable weights; its state would fit: {fitting}"
+        )
+    if settings is not None:
+        return replace(stored, class_name=name, config=settings), True, ""
+    if len(forms) > 1:
+        shown = " or ".join(
+            ", ".join(f"{key}={value}" for key, value in form.items()) or "its defaults" for form in forms
+        )
+        raise CheckpointError(
+            f"{state.source} fits {name} with {shown}, and does not say which: compile the model, with its optimizer, in the "
+            "function that --model names"
+        )
+    form = forms[0]
+    if "gradient_accumulation_steps" in form:
+        if config.accumulate is None:
             raise UsageError(
-                f"--optimizer {name}: the checkpoint's optimizer is {stored.class_name}; leave the option out to keep "
-                f"its state, or start {asked} fresh with --optimizer {name}:reset"
+                f"{state.source} holds accumulated gradients and not how many batches make an update: give --accumulate N"
             )
-        return stored, True
-    if asked is not None:
-        config_of = own.config if own is not None and own.class_name == asked else None
-        return replace(stored, class_name=asked, config=config_of), True
-    if own is not None:
-        return replace(stored, class_name=own.class_name, config=own.config), True
-    fitting = (
-        ", ".join(optimizer.lower() for optimizer in optimizers.fitting(parent.state)) or "none that kresume knows"
+        form = {**form, "gradient_accumulation_steps": config.accumulate}
+    assumed = ", ".join(f"{key}={value}" for key, value in form.items())
+    return (
+        replace(stored, class_name=name, config=form or None),
+        True,
+        f"{name}: {assumed or 'defaults'} assumed" if form else "",
     )
-    raise CheckpointError(
-        f"{parent.state.source} does not name its optimizer: give --optimizer NAME (its state would fit: {fitting}), or "
-        "compile the model in the function that --model names"
-    )
+
+
+def wanted_optimizer(saved: SavedOptimizer, config: TrainConfig) -> SavedOptimizer:
+    """The optimizer that trains: the checkpoint's with what the options change about it, or another class.
+
+    Args:
+        saved: as `restore_parent` built it.
+        config: the options.
+    """
+    from kresume.models import optimizers
+
+    asked, _ = asked_optimizer(config)
+    if asked is not None and asked != saved.class_name:
+        saved = optimizers.into(saved, asked)
+    changes: dict[str, Any] = {}
+    if config.weight_decay is not None:
+        changes["weight_decay"] = config.weight_decay
+    if config.ema is not None:
+        changes |= {"use_ema": True, "ema_momentum": config.ema}
+    if config.accumulate is not None:
+        changes["gradient_accumulation_steps"] = config.accumulate if config.accumulate > 1 else None
+    return optimizers.with_config(saved, changes)
+
+
+def describe_change(live: Live, wanted: SavedOptimizer) -> str:
+    """What of the checkpoint's optimizer another class takes over, in words; empty where the class stays.
+
+    Args:
+        live: the restored parent.
+        wanted: the optimizer that will train.
+    """
+    from kresume.models import optimizers, slots
+
+    if not live.kept or wanted.class_name == live.saved.class_name:
+        return ""
+    other = optimizers.make_optimizer(wanted, 1e-3)
+    other.build(live.model.trainable_variables)
+    kept, fresh = slots.compare(live.optimizer, other)
+    words = [f"{', '.join(name.strip('_') for name in kept)} carried over" if kept else "no slot means the same"]
+    if fresh:
+        words.append(f"{', '.join(name.strip('_') for name in fresh)} start fresh")
+    return f"optimizer {live.saved.class_name} -> {wanted.class_name}: {', '.join(words)}; iterations kept"
 
 
 def restore_parent(
@@ -188,7 +306,7 @@ def restore_parent(
         RestoreError: a variable could not be restored; carries the table.
         ModelError, CheckpointError, UsageError: as their messages say.
     """
-    from kresume.models import build, optimizers, restore
+    from kresume.models import build, optimizers, precision, restore
 
     model = build.build_model(
         config.model,
@@ -196,8 +314,11 @@ def restore_parent(
         num_classes=num_classes,
         image_size=image_size,
         imports=config.imports or (),
+        precision=config.precision,
+        trust=bool(config.trust),
     )
-    saved, keep = saved_optimizer(config, parent, getattr(model, "optimizer", None))
+    saved, keep, assumed = saved_optimizer(config, parent, model)
+    saved = replace(saved, loss_scale=precision.needs_loss_scale(model))
     rate = _rate_as_saved(parent) if keep else 1e-3
     optimizer = optimizers.make_optimizer(saved, rate)
     optimizer.build(model.trainable_variables)
@@ -206,7 +327,8 @@ def restore_parent(
     restoration = restore.restore(
         model, parent.state, optimizer=optimizer if keep else None, partial=bool(config.partial)
     )
-    return Live(model, optimizer, saved, restoration.summary)
+    summary = f"{restoration.summary}; {assumed}" if assumed else restoration.summary
+    return Live(model, optimizer, saved, summary, kept=keep)
 
 
 def _rate_as_saved(parent: Parent | None) -> Any:

@@ -16,7 +16,8 @@ import numpy as np
 
 from kresume import config as options
 from kresume import devices
-from kresume.checkpoints.state import Card
+from kresume.checkpoints.keras_arrays import peak_of_schedule
+from kresume.checkpoints.state import Card, SavedOptimizer, SavedRate
 from kresume.config import TrainConfig
 from kresume.errors import UsageError
 from kresume.images.cache import Cache
@@ -37,7 +38,14 @@ from kresume.training.gather import (
     list_sources,
 )
 from kresume.training.opening import Opening, open_out
-from kresume.training.parent import Live, Parent, read_parent, restore_parent
+from kresume.training.parent import (
+    Live,
+    Parent,
+    describe_change,
+    read_parent,
+    restore_parent,
+    wanted_optimizer,
+)
 from kresume.training.rates import RatePlan, decide_rate
 from kresume.training.snapshots import Cadence
 
@@ -176,9 +184,10 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
         generation,
     )
     amount = _amount(config, parent, live, gathered, generation, order.n)
+    wanted = wanted_optimizer(live.saved, config)
     rate = decide_rate(
-        saved=parent.state.rate if parent else None,
-        optimizer=live.saved.class_name or "",
+        saved=_rate_of(config, parent, live, wanted),
+        optimizer=wanted.class_name or "",
         steps=amount.steps,
         lr=config.lr,
         lr_scale=config.lr_scale,
@@ -189,7 +198,7 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
         interrupted=parent is not None and parent.interrupted,
     )
     plan = _write_up(
-        opening, parent, live, gathered, card, feeding, classes_reason, rate, amount, loss, before, generation
+        opening, parent, live, wanted, gathered, card, feeding, classes_reason, rate, amount, loss, before, generation
     )
     plan = replace(plan, shares=order.shares())
     return Draft(plan, parent, live, gathered, loss, generation)
@@ -225,6 +234,42 @@ def decode_spec(config: TrainConfig, card: Card | None, model: Any, asked: tuple
 def _sample(rows: np.ndarray) -> np.ndarray:
     """Up to 256 of these rows, the same ones each time."""
     return np.sort(rows[permutation(0, 0, len(rows))[:PROBE_IMAGES]])
+
+
+def _compiled_rate(live: Live) -> SavedRate | None:
+    """The rate that the user's function compiled the model with, for a file that does not say it: its schedule goes on."""
+    found = (live.saved.config or {}).get("learning_rate") if live.kept else None
+    if isinstance(found, Mapping):
+        return SavedRate(peak_of_schedule(found), "schedule", dict(found))
+    return SavedRate(float(found), "float") if isinstance(found, (int, float)) else None
+
+
+def _rate_of(config: TrainConfig, parent: Parent | None, live: Live, wanted: SavedOptimizer) -> SavedRate | None:
+    """The checkpoint's rate, where it means something to the optimizer that will train.
+
+    Raises:
+        UsageError: it does not, or the file does not say it, and no option does.
+    """
+    if parent is None:
+        return None
+    from kresume.models import optimizers
+
+    rate, stored = parent.state.rate or _compiled_rate(live), parent.state.optimizer
+    if rate is None and live.kept and config.lr is None:
+        raise UsageError(
+            f"{config.from_} does not say its learning rate (a schedule is not in such a file): give --lr F, the rate or peak "
+            "to use"
+        )
+    saved = stored.class_name if stored is not None else None
+    if rate is None or saved is None or optimizers.comparable_rates(saved, wanted.class_name):
+        return rate
+    if config.lr is None:
+        default = rates.DEFAULT_RATES.get(str(wanted.class_name).lower(), rates.NEW_MODEL_RATE)
+        raise UsageError(
+            f"--optimizer {config.optimizer}: the checkpoint's rate, {rate.value:g}, is {saved}'s and means another thing to "
+            f"{wanted.class_name}: give --lr (its default is {default:g})"
+        )
+    return rate
 
 
 def _count_new(gathered: Gathered, generation: int) -> int:
@@ -276,6 +321,7 @@ def _write_up(
     opening: Opening,
     parent: Parent | None,
     live: Live,
+    wanted: SavedOptimizer,
     gathered: Gathered,
     card: Card,
     feeding: Feeding,
@@ -294,7 +340,9 @@ def _write_up(
     if parent is not None:
         sides += f" ({int((~new[val]).sum()):,} old, {int(new[val].sum()):,} new)"
     old_count, new_count = int((~new).sum()), int(new.sum())
-    notes = [*feeding.notes, *gathered.notes, *facts.notes]
+    notes = [*(parent.notes if parent is not None else ()), *feeding.notes, *gathered.notes, *facts.notes]
+    if change := describe_change(live, wanted):
+        notes.append(change)
     seen = int(manifest.seen[val].sum())
     if seen:
         notes.append(
@@ -335,7 +383,7 @@ def _write_up(
         rate=rate,
         amount=amount,
         loss=f"{loss.kind} ({loss.reason})",
-        optimizer=live.saved.class_name or "",
+        optimizer=wanted.class_name or "",
         before=before,
         options={options.flag_of(name): value for name, value in options.given(opening.given).items()},
         notes=notes,

@@ -29,6 +29,7 @@ from kresume.lock import Lock
 from kresume.progress import Reporter
 from kresume.training.decisions import Amount, describe_scores
 from kresume.training.opening import Opening, open_out
+from kresume.training.parent import wanted_optimizer
 from kresume.training.plan import Draft, make_draft
 from kresume.training.rates import RatePlan
 
@@ -124,39 +125,26 @@ def _where_it_dies(path: Path) -> str:
 
 def _adjust(draft: Draft, config: TrainConfig) -> Any:
     """Gives the restored model its new rate: another optimizer object, every slot and the iterations carried over."""
-    from kresume.models import averages, optimizers, rebuild
+    from kresume.models import averages, optimizers, slots
 
     live = draft.live
-    wanted = _wanted_optimizer(live.saved, config)
+    wanted = wanted_optimizer(live.saved, config)
     optimizer = optimizers.make_optimizer(wanted, draft.plan.rate.keras_rate(live.iterations))
     _compile(live.model, optimizer, draft.loss, draft.plan.card, draft.plan.amount, config)
-    rebuild.carry_optimizer(live.optimizer, live.model.optimizer)
-    if averages.uses_averages(live.model) and not getattr(live.optimizer, "use_ema", False):
+    slots.carry(live.optimizer, live.model.optimizer)
+    if averages.uses_averages(live.model) and not slots.inner(live.optimizer).use_ema:
         averages.start_from_weights(live.model)
     return live.model
-
-
-def _wanted_optimizer(saved: SavedOptimizer, config: TrainConfig) -> SavedOptimizer:
-    """The checkpoint's optimizer with what the options change about it."""
-    from kresume.models import optimizers
-
-    changes: dict[str, Any] = {}
-    if config.weight_decay is not None:
-        changes["weight_decay"] = config.weight_decay
-    if config.ema is not None:
-        changes |= {"use_ema": True, "ema_momentum": config.ema}
-    if config.accumulate is not None:
-        changes["gradient_accumulation_steps"] = config.accumulate if config.accumulate > 1 else None
-    return optimizers.with_config(saved, changes)
 
 
 def _compile(model: Any, optimizer: Any, loss: Any, card: Card, amount: Amount, config: TrainConfig) -> None:
     from kresume.training import fit
 
     model.compile(
-        optimizer=optimizer,
+        optimizer=optimizer,  # wrapped for loss scaling where the layers need it, whatever the global policy says
         loss=loss.keras_loss(),
         metrics=[*loss.keras_metrics(), *(config.metric or ())],
+        auto_scale_loss=False,
         steps_per_execution=amount.steps_per_execution,
     )
     classes, batch_size = len(card.classes), amount.batch_size
@@ -168,8 +156,9 @@ def _create(opening: Opening, draft: Draft, model: Any) -> runs.Run:
     """Makes the run directory, whole or not at all: what was decided, the images, and a snapshot of step 0."""
     import keras
 
+    from kresume.models.optimizers import describe
+
     plan, config, parent = draft.plan, opening.config, draft.parent
-    optimizer = model.optimizer
     record = {
         "format": runs.FORMAT,
         "kresume": __version__,
@@ -192,10 +181,7 @@ def _create(opening: Opening, draft: Draft, model: Any) -> runs.Run:
         "fingerprint": devices.fingerprint(),
         "card": {**plan.card.as_dict(), "lineage": {}},
         "loss": draft.loss.as_dict(),
-        "optimizer": {
-            "class_name": type(optimizer).__name__,
-            "config": keras.saving.serialize_keras_object(optimizer)["config"],
-        },
+        "optimizer": {name: value for name, value in vars(describe(model.optimizer)).items() if name != "variables"},
         "rate": plan.rate.as_dict(),
         "amount": plan.amount.as_dict(),
         "iterations": draft.live.iterations,
@@ -264,10 +250,12 @@ def rebuild_model(run: runs.Run, config: TrainConfig) -> Any:
     from kresume.models.losses import LossChoice
 
     record = run.record
-    model = build.from_architecture(files.read_json(run.path / ARCHITECTURE), imports=config.imports or ())
+    model = build.from_architecture(
+        files.read_json(run.path / ARCHITECTURE), imports=config.imports or (), trust=bool(config.trust)
+    )
     saved = record["optimizer"]
     rate = RatePlan.from_dict(record["rate"]).keras_rate(int(record["iterations"]))
-    optimizer = optimizers.make_optimizer(SavedOptimizer(saved["class_name"], saved["config"], 0), rate)
+    optimizer = optimizers.make_optimizer(SavedOptimizer(**saved, variables=0), rate)
     card = Card.from_dict(record["card"])
     _compile(model, optimizer, LossChoice(**record["loss"]), card, Amount.from_dict(record["amount"]), config)
     return model

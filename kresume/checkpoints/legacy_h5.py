@@ -1,0 +1,174 @@
+"""Reads HDF5 files of layers by name: Keras 2's and tf_keras's `model.save("model.h5")`, and Keras 3's legacy form of it.
+
+    state = read("model.h5")
+
+A full model holds `model_config`, `training_config`, `model_weights/<layer>/...` and `optimizer_weights`; a file of weights
+alone (`save_weights("w.h5")`) holds the layers at its root. The order of layers and of their weights stands in attributes.
+Here arrays keep the file's own names, and `records` keeps the order: `layers` as `[layer, [array, ...]]`, `optimizer_order`
+for a file of Keras 3, and `slots` as `[attribute, variable, array]` for one of Keras 2.
+
+Source: `keras/src/legacy/saving/legacy_h5_format.py`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kresume.checkpoints import keras_2
+from kresume.checkpoints.hdf5 import opened, read_arrays
+from kresume.checkpoints.keras_arrays import peak_of_schedule, unwrapped
+from kresume.checkpoints.state import SavedOptimizer, SavedRate, TrainState
+from kresume.checkpoints.weights_file import begins_as_hdf5
+from kresume.errors import CheckpointError
+
+ENDINGS = (".h5", ".hdf5")
+WEIGHTS, OPTIMIZER = "model_weights", "optimizer_weights"
+OWN = 4
+"""How many variables of its own Keras 3's loss scaling has in front of the optimizer's."""
+LARGEST_JSON = 256 * 2**20
+
+
+def accepts(path: str) -> bool:
+    """Whether `path` is an HDF5 file, or calls itself one; `.weights.h5` is looked at before."""
+    file = Path(path)
+    return file.is_file() and (file.name.endswith(ENDINGS) or begins_as_hdf5(file))
+
+
+def read(path: str) -> TrainState:
+    """Reads weights, optimizer state, and where the file holds them, architecture and compile config.
+
+    Raises:
+        CheckpointError: it is truncated or damaged, or no file of Keras.
+    """
+    data = Path(path).read_bytes()
+    arrays = read_arrays(data, path)
+    with opened(data, path) as file:
+        root = file.get(WEIGHTS, file)
+        prefix = f"{WEIGHTS}/" if WEIGHTS in file else ""
+        layers = [
+            [layer, [f"{prefix}{layer}/{name}" for name in _names(root[layer], "weight_names")]]
+            for layer in _names(root, "layer_names")
+            if layer in root
+        ]
+        if "top_level_model_weights" in root:
+            top = _names(root["top_level_model_weights"], "weight_names")
+            layers.append(["", [f"{prefix}top_level_model_weights/{name}" for name in top]])
+        slots = _names(file[OPTIMIZER], "weight_names") if OPTIMIZER in file else []
+        version = _text(root.attrs.get("keras_version", file.attrs.get("keras_version", ""))) or "1"
+        model, training = (_json(file.attrs.get(name), name, path) for name in ("model_config", "training_config"))
+    if not any(names for _, names in layers):
+        raise CheckpointError(
+            f"{path} is an HDF5 file, but none that Keras wrote: expected layers named in the attribute layer_names"
+        )
+    for name in (*(name for _, names in layers for name in names), *(f"{OPTIMIZER}/{name}" for name in slots)):
+        if name not in arrays:
+            raise CheckpointError(f"{path}: {name} is listed and not there: the file is damaged; use an earlier copy")
+    old = keras_2.is_keras_2(version)
+    compiled = _compiled(training, old)
+    saved = _optimizer(compiled, old, slots)
+    inside = slots[OWN:] if saved is not None and saved.loss_scale and not old else slots
+    modified = datetime.datetime.fromtimestamp(Path(path).stat().st_mtime).isoformat(timespec="seconds")
+    records: dict[str, Any] = {"layers": [[layer, names] for layer, names in layers if names]}
+    records |= _slots(saved, slots) if old else {"optimizer_order": [f"{OPTIMIZER}/{name}" for name in slots]}
+    return TrainState(
+        source=path,
+        format="legacy-h5",
+        layout="layers",
+        arrays=arrays,
+        architecture=keras_2.architecture(model) if model is not None else None,
+        compiled=compiled,
+        optimizer=saved,
+        step=_step(arrays, inside),
+        rate=_rate(compiled, arrays, inside),
+        writer=f"keras {version}",
+        written=modified,
+        records=records,
+    )
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+
+
+def _names(group: Any, name: str) -> list[str]:
+    """An attribute that is a list of names; long ones are cut into `name0`, `name1`, ..."""
+    if name in group.attrs:
+        return [_text(item) for item in group.attrs[name]]
+    found: list[str] = []
+    while f"{name}{len(found)}" in group.attrs:
+        found.append(f"{name}{len(found)}")
+    return [_text(item) for part in found for item in group.attrs[part]]
+
+
+def _json(value: Any, name: str, path: str) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    text = _text(value)
+    if len(text) > LARGEST_JSON:
+        raise CheckpointError(f"{path}: its {name} has {len(text):,} bytes: refused")
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its {name} is no JSON ({error}): the file is damaged") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: its {name} is no JSON object: the file is damaged")
+    return found
+
+
+def _compiled(training: Mapping[str, Any] | None, old: bool) -> dict[str, Any] | None:
+    """The compile config as a `.keras` file would hold it."""
+    if training is None:
+        return None
+    saved = training.get("optimizer_config")
+    found = keras_2.optimizer(saved) if old else None
+    if found is not None:
+        saved = {"class_name": found[0], "config": found[1]}
+    return {**{key: value for key, value in training.items() if key != "optimizer_config"}, "optimizer": saved}
+
+
+def _optimizer(compiled: Mapping[str, Any] | None, old: bool, slots: list[str]) -> SavedOptimizer | None:
+    if not slots:
+        return None
+    saved = unwrapped((compiled or {}).get("optimizer"))
+    scaled = any(name.rpartition("/")[2].partition(":")[0] in {"dynamic_scale", "current_loss_scale"} for name in slots)
+    count = len(slots) - (0 if not scaled else 2 if old else OWN)
+    if saved is None:
+        return SavedOptimizer(None, None, count, scaled)
+    return SavedOptimizer(str(saved["class_name"]).rpartition(">")[2], dict(saved["config"]), count, scaled)
+
+
+def _slots(saved: SavedOptimizer | None, slots: list[str]) -> dict[str, Any]:
+    """`slots` in Keras 3's words: the attribute of the optimizer, the variable's name, the array."""
+    kinds = {**keras_2.SLOTS.get((saved and saved.class_name) or "", {}), **keras_2.AVERAGES}
+    found = []
+    for name in slots:
+        kind, variable = keras_2.slot(name)
+        attribute = "_iterations" if kind == "iteration" else kinds.get(kind, kind)
+        found.append([attribute, variable, f"{OPTIMIZER}/{name}"])
+    return {"slots": found}
+
+
+def _step(arrays: Mapping[str, np.ndarray], slots: list[str]) -> int | None:
+    for name in slots:
+        array = arrays[f"{OPTIMIZER}/{name}"]
+        if keras_2.slot(name)[0] == "iteration" and array.shape == ():
+            return int(array)
+    return None
+
+
+def _rate(compiled: Mapping[str, Any] | None, arrays: Mapping[str, np.ndarray], slots: list[str]) -> SavedRate | None:
+    saved = unwrapped((compiled or {}).get("optimizer"))
+    rate = saved["config"].get("learning_rate") if saved is not None else None
+    if isinstance(rate, Mapping):
+        return SavedRate(peak_of_schedule(rate), "schedule", dict(rate))
+    for name in slots:  # Keras 3 keeps the rate among the variables
+        array = arrays[f"{OPTIMIZER}/{name}"]
+        if name.rpartition("/")[2] == "learning_rate" and array.shape == ():
+            return SavedRate(float(array), "float")
+    return SavedRate(float(rate), "float") if isinstance(rate, (int, float)) else None

@@ -1,0 +1,125 @@
+"""Reads `.weights.h5` and its sharded form `.weights.json`: what `model.save_weights` of Keras 3 wrote.
+
+    state = read("model.weights.h5")
+
+Weights and optimizer variables, no architecture, and no name of the optimizer: `--model` and `--optimizer` say them. The file
+holds no checksum: truncation and structure are checked, a bit that flipped inside a weight is not seen by anybody.
+
+The index of the sharded form maps each group of variables to the file, or files, beside it that hold them.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from pathlib import Path
+
+import numpy as np
+
+from kresume.checkpoints.hdf5 import SIGNATURE, read_arrays
+from kresume.checkpoints.keras_arrays import KERAS_2_LAYERS, optimizer_of, rate_of, step_of, tidy
+from kresume.checkpoints.state import TrainState
+from kresume.errors import CheckpointError
+
+ENDINGS = (".weights.h5", ".weights.json")
+LARGEST_JSON = 64 * 2**20
+
+
+def accepts(path: str) -> bool:
+    """Whether `path` is such a file: by its name, or an HDF5 file with groups of variables as Keras 3 lays them out."""
+    file = Path(path)
+    if not file.is_file():
+        return False
+    if file.name.endswith(ENDINGS):
+        return not _is_keras_2(file)
+    return begins_as_hdf5(file) and not _is_keras_2(file)
+
+
+def begins_as_hdf5(file: Path) -> bool:
+    """Whether a file's first bytes are those of HDF5."""
+    with file.open("rb") as stream:
+        return stream.read(len(SIGNATURE)) == SIGNATURE
+
+
+def _is_keras_2(file: Path) -> bool:
+    """Whether it is a file of layers by name: `legacy_h5.py` reads those, whatever they are called."""
+    import h5py
+
+    if not begins_as_hdf5(file):
+        return False
+    try:
+        with h5py.File(file, "r") as opened_file:
+            return "layer_names" in opened_file.attrs or "model_weights" in opened_file
+    except (OSError, RuntimeError):
+        return False
+
+
+def read(path: str) -> TrainState:
+    """Reads every array.
+
+    Raises:
+        CheckpointError: it is truncated or damaged, a shard is missing, or it was not written by `save_weights`.
+    """
+    file = Path(path)
+    arrays = _read_shards(file) if file.name.endswith(".json") else read_arrays(file.read_bytes(), path)
+    if not any("/vars/" in f"/{name}" for name in arrays):
+        raise CheckpointError(
+            f"{path} is an HDF5 file, but none that Keras wrote: expected groups called `vars`; it holds "
+            f"{', '.join(list(arrays)[:3]) or 'no array'}"
+        )
+    return state_of(path, arrays, file.stat().st_mtime)
+
+
+def state_of(path: str, arrays: dict[str, np.ndarray], modified: float) -> TrainState:
+    """What a bag of such arrays means.
+
+    Args:
+        path: as the user gave it.
+        arrays: by their HDF5 path.
+        modified: when the file was written, seconds since 1970.
+    """
+    keras_2 = any(name.startswith(KERAS_2_LAYERS) for name in arrays)
+    arrays = tidy(arrays)
+    return TrainState(
+        source=path,
+        format="weights-h5",
+        layout="keras",
+        arrays=arrays,
+        optimizer=optimizer_of(None, arrays),
+        step=step_of(arrays),
+        rate=rate_of(None, arrays),
+        writer="keras 2" if keras_2 else "keras 3",
+        written=datetime.datetime.fromtimestamp(modified).isoformat(timespec="seconds"),
+    )
+
+
+def _read_shards(index: Path) -> dict[str, np.ndarray]:
+    if index.stat().st_size > LARGEST_JSON:
+        raise CheckpointError(f"{index} has {index.stat().st_size:,} bytes, which no index of weights needs: refused")
+    try:
+        value = json.loads(index.read_text(encoding="utf-8"))
+        listed = value["weight_map"].values()
+        names = sorted({name for files in listed for name in ([files] if isinstance(files, str) else files)})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{index} is no index of sharded weights ({type(error).__name__}: {error}): expected JSON with `weight_map`"
+        ) from error
+    arrays: dict[str, np.ndarray] = {}
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise CheckpointError(f"{index}: its shard {name} is not a file beside it: refused")
+        shard = index.with_name(name)
+        if not shard.is_file():
+            raise CheckpointError(f"{index}: its shard {name} is missing: copy it to {index.parent}")
+        found = read_arrays(shard.read_bytes(), str(shard))
+        twice = found.keys() & arrays.keys()
+        if twice:
+            raise CheckpointError(f"{index}: {sorted(twice)[0]} is in two shards, the second is {name}: refused")
+        arrays |= found
+    wanted = {key.strip("/") for key in value["weight_map"]}
+    lost = sorted(key for key in wanted if not any(name.startswith(f"{key}/") for name in arrays))
+    if lost:
+        raise CheckpointError(
+            f"{index}: {lost[0]} is in none of its shards {', '.join(names)}: one of them is another's"
+        )
+    return arrays

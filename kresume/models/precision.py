@@ -1,0 +1,72 @@
+"""The arithmetic of a model's layers: another one than a checkpoint's, over the same float32 variables.
+
+    config = with_precision(config, "mixed_float16")      # a serialized architecture
+    needs_loss_scale(model)
+
+Under a mixed policy layers compute in 16 bits and keep their variables in float32, so a checkpoint restores into either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+
+def needs_loss_scale(model: keras.Model) -> bool:
+    """Whether a layer computes in float16, whose gradients vanish unless the loss is scaled up."""
+    return any(layer.compute_dtype == "float16" for layer in model._flatten_layers())
+
+
+def with_precision(config: Mapping[str, Any], precision: str) -> dict[str, Any]:
+    """The same architecture with its layers' dtype policies replaced.
+
+    A layer that was kept in float32 among mixed ones keeps it; where all were float32, the last layer does: its outputs are
+    what the loss is computed from.
+
+    Args:
+        config: as `keras.saving.serialize_keras_object(model)` gave it.
+        precision: `"float32"`, `"mixed_bfloat16"` or `"mixed_float16"`.
+    """
+    policies = set(_policies(config))
+    mixed = {name for name in policies if name.startswith("mixed_")}
+    changed: dict[str, Any] = _replaced(config, mixed or {"float32"}, precision)
+    if not mixed and precision != "float32":
+        layer = changed
+        while layer.get("config", {}).get("layers"):
+            layer = layer["config"]["layers"][-1]
+        if "dtype" in layer.get("config", {}):
+            layer["config"]["dtype"] = "float32"
+    return changed
+
+
+def _policy(value: Any) -> str | None:
+    if isinstance(value, str):
+        return value
+    return (
+        value["config"].get("name") if isinstance(value, Mapping) and isinstance(value.get("config"), Mapping) else None
+    )
+
+
+def _policies(value: Any) -> list[str]:
+    if isinstance(value, (list, tuple)):
+        return [name for item in value for name in _policies(item)]
+    if not isinstance(value, Mapping):
+        return []
+    found = [name for key, item in value.items() if key == "dtype" and (name := _policy(item))]
+    return found + [name for item in value.values() for name in _policies(item)]
+
+
+def _replaced(value: Any, before: set[str], after: str) -> Any:
+    """A copy in which the layers of these policies have another. Tensors' types (`__keras_tensor__`) are no policies."""
+    if isinstance(value, (list, tuple)):
+        return [_replaced(item, before, after) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    if value.get("class_name") in {"__keras_tensor__", "InputLayer"}:
+        return dict(value)
+    return {
+        key: after if key == "dtype" and _policy(item) in before else _replaced(item, before, after)
+        for key, item in value.items()
+    }

@@ -1,0 +1,11 @@
+"""The models of the golden checkpoints in Keras 3, as `--model tests.golden.specs:cnn` names them."""
+
+from functools import partial
+
+import keras
+
+from tests.golden import models
+
+cnn, mobilenet, sequential, subclassed = (
+    partial(function, keras) for function in (models.cnn, models.mobilenet, models.sequential, models.subclassed)
+)

@@ -1,0 +1,313 @@
+"""Files made to harm or to mislead, by name: each writes itself into a folder and gives the path that a user would name."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+GIB = 2**30
+CONFIG = json.dumps({"module": "keras", "class_name": "Sequential", "config": {"layers": []}, "registered_name": None})
+METADATA = json.dumps({"keras_version": "3.15.1", "date_saved": "2026-01-01@00:00:00"})
+
+
+def weights(path: Path, write=lambda file: None) -> Path:
+    """An HDF5 file as Keras lays it out, and whatever `write` adds."""
+    with h5py.File(path, "w") as file:
+        file["layers/dense/vars/0"] = np.ones((4, 3), "float32")
+        write(file)
+    return path
+
+
+def archive(path: Path, members: dict[str, bytes | str] | None = None, *, without: tuple[str, ...] = ()) -> Path:
+    """A `.keras` file with these members beside or in place of good ones."""
+    inside = weights(path.with_name("inside.h5"))
+    good: dict[str, bytes | str] = {
+        "config.json": CONFIG,
+        "metadata.json": METADATA,
+        "model.weights.h5": inside.read_bytes(),
+    }
+    inside.unlink()
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in ({**good, **(members or {})}).items():
+            if name not in without:
+                file.writestr(name, content)
+    return path
+
+
+# --- archives ----------------------------------------------------------------------------------------------------------
+
+
+def zip_bomb_of_json(folder: Path) -> Path:
+    return archive(folder / "m.keras", {"config.json": b" " * (300 * 2**20)})
+
+
+def zip_bomb_of_weights(folder: Path) -> Path:
+    return archive(folder / "m.keras", {"model.weights.h5": bytes(200 * 2**20)})
+
+
+def member_out_of_the_archive(folder: Path) -> Path:
+    return archive(folder / "m.keras", {"../../evil.txt": "out"})
+
+
+def absolute_member(folder: Path) -> Path:
+    return archive(folder / "m.keras", {"/tmp/evil.txt": "out"})
+
+
+def member_twice(folder: Path) -> Path:
+    path = archive(folder / "m.keras")
+    import warnings
+
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "a") as file:
+        warnings.simplefilter("ignore")
+        file.writestr("config.json", CONFIG.replace("Sequential", "Functional"))
+    return path
+
+
+def no_weights(folder: Path) -> Path:
+    return archive(folder / "m.keras", without=("model.weights.h5",))
+
+
+def config_is_no_json(folder: Path) -> Path:
+    return archive(folder / "m.keras", {"config.json": "{'class_name': eval('1')}"})
+
+
+def config_is_a_list(folder: Path) -> Path:
+    return archive(folder / "m.keras", {"config.json": "[1, 2]"})
+
+
+def config_is_deep(folder: Path) -> Path:
+    return archive(folder / "m.keras", {"config.json": "[" * 200_000})
+
+
+def weights_are_a_pickle(folder: Path) -> Path:
+    return archive(folder / "m.keras", {"model.weights.h5": b"\x80\x04\x95\x10cposix\nsystem\n(S'touch evil'\ntR."})
+
+
+def card_of_a_later_version(folder: Path) -> Path:
+    return archive(folder / "m.keras", {"kresume.json": json.dumps({"format": 9, "labels": ["a", "b"]})})
+
+
+# --- HDF5 --------------------------------------------------------------------------------------------------------------
+
+
+def external_link(folder: Path) -> Path:
+    weights(folder / "secret.h5")
+
+    def write(file):
+        file["layers/dense/vars/1"] = h5py.ExternalLink("secret.h5", "/layers/dense/vars/0")
+
+    return weights(folder / "m.weights.h5", write)
+
+
+def soft_link(folder: Path) -> Path:
+    def write(file):
+        file["layers/dense/vars/1"] = h5py.SoftLink("/layers/dense/vars/0")
+
+    return weights(folder / "m.weights.h5", write)
+
+
+def external_storage(folder: Path) -> Path:
+    (folder / "secret.bin").write_bytes(bytes(12))
+
+    def write(file):
+        file.create_dataset("layers/dense/vars/1", (3,), "float32", external=[(str(folder / "secret.bin"), 0, 12)])
+
+    return weights(folder / "m.weights.h5", write)
+
+
+def virtual_dataset(folder: Path) -> Path:
+    source = weights(folder / "secret.h5")
+
+    def write(file):
+        layout = h5py.VirtualLayout((4, 3), "float32")
+        layout[:] = h5py.VirtualSource(str(source), "layers/dense/vars/0", shape=(4, 3))
+        file.create_virtual_dataset("layers/dense/vars/1", layout)
+
+    return weights(folder / "m.weights.h5", write)
+
+
+def cycle_of_groups(folder: Path) -> Path:
+    def write(file):
+        file["layers/dense/layers"] = file["layers"]
+
+    return weights(folder / "m.weights.h5", write)
+
+
+def one_array_many_names(folder: Path) -> Path:
+    def write(file):
+        for index in range(1, 50):
+            file[f"layers/dense/vars/{index}"] = file["layers/dense/vars/0"]
+
+    return weights(folder / "m.weights.h5", write)
+
+
+def absurd_shape_unwritten(folder: Path) -> Path:
+    def write(file):
+        file.create_dataset("layers/dense/vars/1", (2**20, 2**20), "float32", chunks=(1024, 1024))
+
+    return weights(folder / "m.weights.h5", write)
+
+
+def absurd_shape_contiguous(folder: Path) -> Path:
+    def write(file):
+        file.create_dataset("layers/dense/vars/1", (64 * GIB,), "float64")
+
+    return weights(folder / "m.weights.h5", write)
+
+
+def compressed_bomb(folder: Path) -> Path:
+    def write(file):
+        dataset = file.create_dataset(
+            "layers/dense/vars/1", (4096 * 2**18,), "uint8", chunks=(2**26,), compression="gzip", compression_opts=9
+        )
+        dataset[: 2**26] = 0
+
+    return weights(folder / "m.weights.h5", write)
+
+
+def words_for_numbers(folder: Path) -> Path:
+    def write(file):
+        file["layers/dense/vars/1"] = np.array(["a", "b"], dtype=h5py.string_dtype())
+
+    return weights(folder / "m.weights.h5", write)
+
+
+def nested_too_deep(folder: Path) -> Path:
+    def write(file):
+        group = file
+        for _ in range(300):
+            group = group.create_group("a")
+        group["vars/0"] = np.ones(3)
+
+    return weights(folder / "m.weights.h5", write)
+
+
+def no_file_of_keras(folder: Path) -> Path:
+    with h5py.File(folder / "m.weights.h5", "w") as file:
+        file["rows"] = np.ones(3)
+    return folder / "m.weights.h5"
+
+
+def empty_weights(folder: Path) -> Path:
+    (folder / "m.weights.h5").write_bytes(b"")
+    return folder / "m.weights.h5"
+
+
+def empty_h5(folder: Path) -> Path:
+    (folder / "m.h5").write_bytes(b"")
+    return folder / "m.h5"
+
+
+# --- layers by name ----------------------------------------------------------------------------------------------------
+
+
+def _legacy(folder: Path, names: list[str], config: str | None = None, link: bool = False) -> Path:
+    path = folder / "m.h5"
+    with h5py.File(path, "w") as file:
+        root = file.create_group("model_weights")
+        root.attrs["layer_names"] = [b"dense"]
+        root.attrs["keras_version"] = b"2.15.0"
+        group = root.create_group("dense")
+        group.attrs["weight_names"] = [name.encode() for name in names]
+        group["dense/kernel:0"] = np.ones((4, 3), "float32")
+        if config is not None:
+            file.attrs["model_config"] = config
+        if link:
+            file["optimizer_weights"] = h5py.ExternalLink("secret.h5", "/")
+    return path
+
+
+def listed_and_not_there(folder: Path) -> Path:
+    return _legacy(folder, ["dense/kernel:0", "dense/bias:0"])
+
+
+def listed_outside(folder: Path) -> Path:
+    return _legacy(folder, ["../../../../etc/passwd"])
+
+
+def legacy_config_is_no_json(folder: Path) -> Path:
+    return _legacy(folder, ["dense/kernel:0"], "{")
+
+
+def legacy_link(folder: Path) -> Path:
+    return _legacy(folder, ["dense/kernel:0"], link=True)
+
+
+# --- shards and folders ------------------------------------------------------------------------------------------------
+
+
+def _index(folder: Path, value: object) -> Path:
+    (folder / "m.weights.json").write_text(value if isinstance(value, str) else json.dumps(value))
+    return folder / "m.weights.json"
+
+
+def shard_elsewhere(folder: Path) -> Path:
+    weights(folder / "secret.h5")
+    return _index(folder, {"weight_map": {"/layers/dense/vars": "../secret.h5"}})
+
+
+def shard_missing(folder: Path) -> Path:
+    return _index(folder, {"weight_map": {"/layers/dense/vars": "m_00000.weights.h5"}})
+
+
+def shard_of_another(folder: Path) -> Path:
+    weights(folder / "m_00000.weights.h5")
+    return _index(folder, {"weight_map": {"/layers/conv2d/vars": "m_00000.weights.h5"}})
+
+
+def index_is_no_json(folder: Path) -> Path:
+    return _index(folder, "weight_map: {}")
+
+
+def index_of_numbers(folder: Path) -> Path:
+    return _index(folder, {"weight_map": {"/layers/dense/vars": 7}})
+
+
+def backup_of_nonsense(folder: Path) -> Path:
+    weights(folder / "latest.weights.h5")
+    (folder / "training_metadata.json").write_text('{"epoch": "soon"}')
+    return folder
+
+
+EXPECTED = {
+    zip_bomb_of_json: "config.json claims .* bytes: refused|config.json claims .* are stored: refused",
+    zip_bomb_of_weights: "model.weights.h5 claims .* are stored: refused",
+    member_out_of_the_archive: "points out of the archive",
+    absolute_member: "points out of the archive",
+    member_twice: "two members are called config.json",
+    no_weights: "no member model.weights.h5",
+    config_is_no_json: "config.json is no JSON",
+    config_is_a_list: "no JSON object",
+    config_is_deep: "config.json is no JSON",
+    weights_are_a_pickle: "no complete HDF5 file",
+    card_of_a_later_version: "later version of kresume",
+    external_link: "link out of its place",
+    soft_link: "link out of its place",
+    external_storage: "keeps its data in another file",
+    virtual_dataset: "keeps its data in another file",
+    cycle_of_groups: "has another name already",
+    one_array_many_names: "has another name already",
+    absurd_shape_unwritten: "claims the shape .* are stored: refused",
+    absurd_shape_contiguous: "claims the shape .* are stored: refused",
+    compressed_bomb: "claims the shape .* are stored: refused",
+    words_for_numbers: "expected numbers",
+    nested_too_deep: "nested more than",
+    no_file_of_keras: "none that Keras wrote",
+    empty_weights: "no complete HDF5 file",
+    empty_h5: "no complete HDF5 file",
+    listed_and_not_there: "is listed and not there",
+    listed_outside: "is listed and not there",
+    legacy_config_is_no_json: "model_config is no JSON",
+    legacy_link: "link out of its place",
+    shard_elsewhere: "not a file beside it",
+    shard_missing: "is missing",
+    shard_of_another: "is in none of its shards",
+    index_is_no_json: "no index of sharded weights",
+    index_of_numbers: "no index of sharded weights",
+    backup_of_nonsense: "does not say where the training stood",
+}
+"""Each file with the words of its error."""

@@ -1,0 +1,93 @@
+"""Checkpoints that the real libraries wrote at pinned versions: the same predictions, memory and next losses here."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from kresume.checkpoints.inspect import describe
+from kresume.checkpoints.read import read_checkpoint
+from kresume.config import TrainConfig
+from kresume.models import slots
+from kresume.training.parent import Parent, restore_parent
+from tests.golden.models import images_and_labels
+
+GOLDEN = Path(__file__).parent / "golden"
+FOLDERS = sorted(path.parent for path in GOLDEN.glob("*/*/expected.json"))
+BARE = {"weights-h5", "weights-json", "backup"}
+BATCH = 4
+NAMED = {"adam": "adam", "ema": "adam", "sgd": "sgd"}
+
+
+def digest(array):
+    array = np.ascontiguousarray(array)
+    return hashlib.sha256(f"{array.dtype} {array.shape}".encode() + array.tobytes()).hexdigest()[:16]
+
+
+def batches(step):
+    images, labels = images_and_labels()
+    rows = np.arange(step * BATCH, (step + 1) * BATCH) % len(images)
+    return images[rows], labels[rows]
+
+
+def restored(folder, expected):
+    """The golden checkpoint in a live model, by the way that `train` takes."""
+    path = str(folder / expected["path"])
+    bare = any(folder.name.startswith(kind) for kind in BARE)
+    options = {}
+    if bare:
+        place = folder.name.rpartition("-")[2]
+        options = {"model": f"tests.golden.specs:{expected['model']}", "optimizer": NAMED[place]}
+    config = TrainConfig(from_=path, **options)
+    parent = Parent(read_checkpoint(path), None, None)
+    return parent, restore_parent(config, parent, num_classes=3, image_size=None)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=[f"{path.parent.name}/{path.name}" for path in FOLDERS])
+def test_a_golden_checkpoint_goes_on_as_its_writer_did(folder):
+    """Predictions and the next three losses are the writer's within float tolerance; the optimizer's memory to the last bit."""
+    expected = json.loads((folder / "expected.json").read_text())
+    parent, live = restored(folder, expected)
+    assert parent.state.step == live.iterations == expected["step"]
+    if parent.state.rate is not None:
+        assert parent.state.rate.value == pytest.approx(expected["rate"])
+    found = {
+        name: [digest(keras.ops.convert_to_numpy(slot)) for slot in listed]
+        for name, listed in slots.slot_lists(live.optimizer).items()
+    }
+    assert found == expected["slots"]
+    loose = 2e-3 if "float16" in folder.name else 2e-6
+    images, _ = batches(0)
+    np.testing.assert_allclose(live.model.predict(images, verbose=0), expected["predictions"], atol=loose)
+    if parent.state.rate is None and "schedule" not in str(parent.state.compiled):
+        slots.inner(live.optimizer).learning_rate.assign(expected["rate"])  # as --lr would; Keras 2 does not store it
+    live.model.compile(live.optimizer, "sparse_categorical_crossentropy", auto_scale_loss=False)
+    losses = [
+        float(live.model.train_on_batch(*batches(step))) for step in range(expected["step"], expected["step"] + 3)
+    ]
+    np.testing.assert_allclose(losses, expected["next_losses"], atol=5e-3 if loose > 1e-3 else 5e-6)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=[f"{path.parent.name}/{path.name}" for path in FOLDERS])
+def test_inspect_says_what_a_golden_checkpoint_is(folder):
+    """Format, step, optimizer and what is missing, without a model: weights alone lack their architecture and names."""
+    expected = json.loads((folder / "expected.json").read_text())
+    found = describe(read_checkpoint(folder / expected["path"]))
+    bare = any(folder.name.startswith(kind) for kind in BARE)
+    assert found.step == expected["step"]
+    assert found.architecture != bare
+    assert (found.optimizer is None) == bare
+    assert any("--optimizer" in line for line in found.missing) == bare
+    assert found.optimizer_variables > 0
+    assert found.writer.startswith("keras")
+    json.dumps(found.as_dict())
+
+
+def test_every_writer_has_left_its_files():
+    """The folders are there: a renamed one would make the test above pass by testing nothing."""
+    assert len(FOLDERS) >= 20
+    assert {folder.parent.name.partition("-")[0] for folder in FOLDERS} >= {"keras", "tf_keras"}
+    assert all(file.stat().st_size <= 50 * 1024 for file in GOLDEN.rglob("*") if file.is_file())
