@@ -354,6 +354,113 @@ def export(
     return result.exit_code
 
 
+@cli.group(cls=Group)
+def data() -> None:
+    """Manifests, duplicates, leaks, quarantine: what images there are, and what is wrong with them.
+
+    \b
+    kresume data scan old/ new.tar -o m.parquet
+    kresume data check new/ --from runs/1-signs
+    kresume data show runs/2-signs --sheet sheet.png
+    """
+
+
+def _source_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    function = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(function)
+    function = click.option(
+        "--cache", metavar="DIR", help="Where facts about files are kept: auto, off or a folder; spares reading again."
+    )(function)
+    return click.option(
+        "--feature", multiple=True, metavar="ROLE=NAME", help="Name of a TFRecord feature: encoded, label or text."
+    )(function)
+
+
+@data.command()
+@click.argument("paths", nargs=-1, required=True, metavar="PATH…")
+@click.option("-o", "--out", required=True, metavar="FILE", help="The manifest to write, a Parquet table.")
+@_source_options
+def scan(paths: Sequence[str], out: str, feature: Sequence[str], cache: str | None, as_json: bool) -> None:
+    """Looks at every image once and writes a manifest, which is a source itself (--data m.parquet).
+
+    \b
+    kresume data scan old/ shard-000.tar list.csv -o m.parquet
+    """
+    from pathlib import Path
+
+    from kresume.images import report
+    from kresume.images.sources.records import parse_features
+    from kresume.progress import Reporter
+
+    scanned = report.scan(paths, Reporter(), features=parse_features(tuple(feature)), cache=cache)
+    scanned.manifest.write(Path(out))
+    _print(report.describe(scanned), as_json)
+
+
+@data.command()
+@click.argument("paths", nargs=-1, required=True, metavar="PATH…")
+@click.option(
+    "--val", multiple=True, metavar="PATH", help="Images to validate on: leaks to them are named. Repeatable."
+)
+@click.option("--from", "run", metavar="RUN", help="A run whose images these would join.")
+@_source_options
+def check(
+    paths: Sequence[str], val: Sequence[str], run: str | None, feature: Sequence[str], cache: str | None, as_json: bool
+) -> int:
+    """Duplicates, conflicts, leaks, near-duplicates and files that cannot be used. Leaves with 1 if there is a problem.
+
+    \b
+    kresume data check new/ --from runs/1-signs
+    kresume data check old/ --val holdout/ --json
+    """
+    from kresume.images import report
+    from kresume.images.manifest import Manifest
+    from kresume.images.sources.records import parse_features
+    from kresume.progress import Reporter
+    from kresume.runs import open_run
+
+    against = Manifest.read(open_run(run).manifest) if run else None
+    features = parse_features(tuple(feature))
+    scanned = report.scan(paths, Reporter(), val=val, against=against, features=features, cache=cache)
+    checked = report.check(scanned)
+    _print(checked, as_json)
+    return 1 if checked.problems else 0
+
+
+@data.command()
+@click.argument("paths", nargs=-1, required=True, metavar="PATH…|RUN")
+@click.option("--sheet", metavar="FILE.png", help="Draw a sheet of augmented samples.")
+@click.option(
+    "--augment", type=click.Choice(["none", "light", "strong"]), help="Of the sheet. Default: the run's, light."
+)
+@click.option("--image-size", metavar="N|HxW", help="Of the sheet. Default: the run's, 96.")
+@click.option("--mixup", type=float, metavar="F", help="Of the sheet.")
+@click.option("--cutmix", type=float, metavar="F", help="Of the sheet.")
+@click.option("--rand-augment", type=float, metavar="F", help="Of the sheet.")
+@click.option("--erase", type=float, metavar="F", help="Of the sheet.")
+@_source_options
+def show(
+    paths: Sequence[str], sheet: str | None, feature: Sequence[str], cache: str | None, as_json: bool, **options: Any
+) -> None:
+    """Counts per class, origin and side; sizes, formats, imbalance. --sheet draws what training may see.
+
+    \b
+    kresume data show runs/2-signs
+    kresume data show old/ --sheet sheet.png --augment strong
+    """
+    from kresume.images import report
+    from kresume.images import sheet as sheets
+    from kresume.images.sources.records import parse_features
+    from kresume.progress import Reporter
+
+    reporter = Reporter()
+    scanned = report.open_run(paths[0]) if len(paths) == 1 else None
+    scanned = scanned or report.scan(paths, reporter, features=parse_features(tuple(feature)), cache=cache)
+    _print(report.describe(scanned), as_json)
+    if sheet is not None:
+        count = sheets.sheet_of(scanned, options, sheet)
+        reporter.say(f"{sheet}: {count} images, as they are and as training may see them")
+
+
 @cli.command()
 @click.argument("path", default="runs", metavar="RUN|FOLDER")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

@@ -55,7 +55,8 @@ class TrainConfig(BaseModel):
         "Go on although some variables could not be restored; they start fresh and are named.", group=START
     )
     data: tuple[str, ...] | None = _option(
-        "The old images: a folder with one folder per class. Repeatable. A run as parent remembers its own.",
+        "The old images: a folder with one folder per class, a CSV, JSONL or Parquet list with path and label, a tar or zip "
+        "archive, WebDataset shards, TFRecord, a manifest. Repeatable, kinds mix. A run as parent remembers its own.",
         group=IMAGES,
         daily=True,
         metavar="PATH",
@@ -77,6 +78,49 @@ class TrainConfig(BaseModel):
         group=IMAGES,
         metavar="F",
     )
+    val_like: str | None = _option(
+        "keras:F:SEED: validate on what image_dataset_from_directory(validation_split=F, seed=SEED) had held out of --data.",
+        group=IMAGES,
+        metavar="keras:F:SEED",
+    )
+    feature: tuple[str, ...] | None = _option(
+        "Name of a TFRecord feature: encoded=NAME, label=NAME or text=NAME. Repeatable. Default: image/encoded, "
+        "image/class/label, image/class/text.",
+        group=IMAGES,
+        metavar="ROLE=NAME",
+    )
+    drop: str | None = _option(
+        "File with a path or a SHA-256 per line: images to forget, in the manifest and in the cache.",
+        group=IMAGES,
+        metavar="FILE",
+    )
+    remap: tuple[str, ...] | None = _option(
+        "Where remembered images have moved: the beginning of their paths before and now. Repeatable.",
+        group=IMAGES,
+        metavar="OLD=NEW",
+    )
+    on_missing: Literal["error", "drop", "cache"] | None = _option(
+        "Remembered images that are gone: an error, forgotten, or trained on from the cache. Default error.",
+        group=IMAGES,
+    )
+    on_conflict: Literal["quarantine", "old", "new"] | None = _option(
+        "One image under two labels: neither is used, or the one that came in first, or the other. Default quarantine.",
+        group=IMAGES,
+    )
+    strict_images: bool | None = _option("A file that cannot be used is an error.", group=IMAGES)
+    mix: str | None = _option(
+        "How old and new meet in an epoch: concat (each image once), or OLD:NEW shares, 1:1 for example. Default concat.",
+        group=IMAGES,
+        metavar="concat|OLD:NEW",
+    )
+    replay: float | None = _option(
+        "The share of the old images that each epoch takes, 0.25 for example; another part each time. Default all.",
+        group=IMAGES,
+        metavar="F",
+    )
+    balance: Literal["none", "class"] | None = _option(
+        "class gives every class the same share of an epoch. Default none.", group=IMAGES
+    )
     classes: str | None = _option(
         "Names of the model's outputs in their order: a,b,c or a file with one per line. Default: the parent's, else the "
         "sorted class folders.",
@@ -87,6 +131,17 @@ class TrainConfig(BaseModel):
         "light shifts; strong also mirrors, turns, zooms and erases. Default light.", group=IMAGES
     )
     mixup: float | None = _option("MixUp's alpha, 0.2 for example. Default off.", group=IMAGES, metavar="F")
+    cutmix: float | None = _option(
+        "The largest share of a picture that CutMix puts into another, up to 1. Default off.", group=IMAGES, metavar="F"
+    )
+    rand_augment: float | None = _option(
+        "RandAugment's strength from 0 to 1, two operations an image: dear on a CPU. Default off.",
+        group=IMAGES,
+        metavar="F",
+    )
+    erase: float | None = _option(
+        "Share of the images of which a random rectangle is erased. Default off.", group=IMAGES, metavar="F"
+    )
     model: str | None = _option(
         "convnet, applications:NAME, file.py:function, package.module:function, or a .json, .keras or .h5 file with an "
         "architecture. Default: the checkpoint's, else convnet.",
@@ -224,21 +279,37 @@ class TrainConfig(BaseModel):
         group=MACHINE,
         metavar="DIR",
     )
+    cache_limit: str | None = _option(
+        "What the cache may take, 500MB or 50GB for example; what was unused for longest goes first. Default 50GB.",
+        group=MACHINE,
+        metavar="SIZE",
+    )
     exact: Literal["on", "off"] | None = _option(
         "on asks an accelerator for deterministic kernels; a CPU repeats without it. Default off.", group=MACHINE
     )
 
 
 FREE_TO_DIFFER = frozenset(
-    {"backend", "device", "devices", "snapshot_every", "keep", "cache", "take_over", "trust", "map_out"}
+    {
+        "backend",
+        "device",
+        "devices",
+        "snapshot_every",
+        "keep",
+        "cache",
+        "cache_limit",
+        "take_over",
+        "trust",
+        "map_out",
+    }
 )
 """What a continuation may change."""
 
 NOT_INHERITED = frozenset(
     {
-        "from_", "or_new", "partial", "data", "add", "val", "val_split", "epochs", "steps", "lr", "lr_scale", "lr_schedule",
-        "warmup_steps", "out", "overwrite", "take_over", "device", "devices", "optimizer", "model", "trust",
-        "map", "map_out",
+        "from_", "or_new", "partial", "data", "add", "val", "val_split", "val_like", "drop", "remap", "on_missing",
+        "epochs", "steps", "lr", "lr_scale", "lr_schedule", "warmup_steps", "out", "overwrite", "take_over", "device",
+        "devices", "optimizer", "model", "trust", "map", "map_out",
     }
 )  # fmt: skip
 INHERITED = frozenset(TrainConfig.model_fields) - NOT_INHERITED
@@ -344,6 +415,25 @@ def image_size(config: TrainConfig) -> tuple[int, int] | None:
     return int(parts[0]), int(parts[-1])
 
 
+SIZES = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def cache_limit(config: TrainConfig) -> int | None:
+    """`--cache-limit` in bytes, None where it was not given.
+
+    Raises:
+        UsageError: it is no size.
+    """
+    if config.cache_limit is None:
+        return None
+    text = config.cache_limit.strip().upper()
+    number = text.rstrip("KMGTB")
+    try:
+        return int(float(number) * SIZES[text[len(number) :].strip()])
+    except (ValueError, KeyError) as error:
+        raise UsageError(f"--cache-limit {config.cache_limit}: give a size, 500MB or 50GB for example") from error
+
+
 def resolve(flags: Mapping[str, Any], file: str | None = None, sets: Sequence[str] = ()) -> TrainConfig:
     """Options from the command line, `--set KEY=VALUE` and a YAML file; the earlier named win.
 
@@ -385,7 +475,7 @@ def _plain(value: Any) -> Any:
 
 def _validated(values: Mapping[str, Any]) -> TrainConfig:
     values = dict(values)
-    for name in ("data", "add", "val", "imports", "metric"):
+    for name in ("data", "add", "val", "imports", "metric", "feature", "remap"):
         value = values.get(name)
         if isinstance(value, (str, os.PathLike)):
             values[name] = (os.fspath(value),)
@@ -407,6 +497,11 @@ def _validated(values: Mapping[str, Any]) -> TrainConfig:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UsageError(f"{flag_of(name)} {value}: give a whole number of at least 1")
+    for name in ("replay", "cutmix", "rand_augment", "erase"):
+        value = getattr(config, name)
+        if value is not None and not 0 <= value <= 1:
+            raise UsageError(f"{flag_of(name)} {value}: give a number from 0 to 1")
+    cache_limit(config)
     for name in ("val_split", "ema"):
         value = getattr(config, name)
         if value is not None and not 0 <= value < 1:

@@ -26,6 +26,9 @@ def render() -> str:
         if isinstance(command, cli.ConfigCommand) and name == "train":
             context.meta["kresume.help_all"] = True
         parts.append(f"## kresume {name}\n\n```text\n{command.get_help(context)}\n```\n")
+        for inner, part in sorted(command.commands.items()) if isinstance(command, click.Group) else ():
+            below = click.Context(part, parent=context, info_name=inner, terminal_width=110)
+            parts.append(f"### kresume {name} {inner}\n\n```text\n{part.get_help(below)}\n```\n")
     return "\n".join(parts)
 
 

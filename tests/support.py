@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from kresume import runs
 from kresume.checkpoints import snapshot
@@ -92,3 +93,19 @@ def assert_same_model(one: Path, other: Path) -> None:
     assert_same_bytes(
         dict(read_checkpoint(one / "model.keras").arrays), dict(read_checkpoint(other / "model.keras").arrays)
     )
+
+
+def photo(seed):
+    """A smooth picture that is unlike that of any other seed, `(64, 64, 3) uint8`."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((64, 64), Image.Resampling.BICUBIC))
+
+
+def save_photo(path, seed, **options):
+    """Writes a JPEG of a photo; other `options` make another file of the same picture."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.fromarray(photo(seed))
+    if "side" in options:
+        side = options.pop("side")
+        picture = picture.resize((side, side), Image.Resampling.BILINEAR)
+    picture.save(path, "JPEG", **({"quality": 92} | options))

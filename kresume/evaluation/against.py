@@ -26,7 +26,7 @@ from kresume.images import conventions
 from kresume.images.cache import Cache
 from kresume.images.decode import DecodeSpec
 from kresume.images.manifest import Manifest
-from kresume.images.reader import PictureReader
+from kresume.images.reader import PictureReader, as_files
 from kresume.progress import Reporter
 
 ELSEWHERE = "(another class)"
@@ -134,7 +134,9 @@ def _served(folder: Path, subject: Subject, manifest: Manifest, reporter: Report
     reporter.say(f"running {folder} by TensorFlow alone, through its signature {signature.name}")
     rows = np.arange(len(manifest))
     if signature.input.kind == "bytes":
-        prediction = predict_saved_model(folder, signature, labels, manifest.classes, {"files": manifest.paths(rows)})
+        with tempfile.TemporaryDirectory(prefix="kresume-") as name:
+            files = as_files(manifest.found(rows), Path(name))
+            prediction = predict_saved_model(folder, signature, labels, manifest.classes, {"files": files})
     else:
         prediction = _by_numbers(folder, signature, labels, subject, manifest, rows)
     notes = []
@@ -142,7 +144,7 @@ def _served(folder: Path, subject: Subject, manifest: Manifest, reporter: Report
         notes.append(f"it does not say the order of its classes: taken as {', '.join(manifest.classes)}")
     if prediction.failed:
         row, reason = next(iter(prediction.failed.items()))
-        path = manifest.paths(np.array([row]))[0]
+        path = manifest.found(np.array([row]))[0].name
         notes.append(f"{len(prediction.failed):,} images that it could not read count as wrong ({path}: {reason})")
     scores = prediction.scores
     alone = scores is None

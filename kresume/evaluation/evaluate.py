@@ -20,7 +20,7 @@ from kresume.evaluation.against import answers_of, open_cache, served_folder
 from kresume.evaluation.loaded import Subject, load, select_backend
 from kresume.evaluation.score import score
 from kresume.evaluation.signatures import labels_of
-from kresume.images import manifest as manifests
+from kresume.images import merging
 from kresume.images.decode import DecodeSpec
 from kresume.images.manifest import Manifest
 from kresume.images.prepare import prepare
@@ -165,15 +165,17 @@ def evaluate(
             given.classes or (labels_of(folder) if folder else None) or tuple(sorted(listing.classes)),
             UNDECODED,
         )
-    unknown = sorted(set(listing.classes) - set(names))
+    listed = merging.name_numbers(listing, names)
+    unknown = sorted({found.label for found in listed} - set(names))
     if unknown:
         raise ImagesError(f"class folders that {path} does not know: {', '.join(unknown)}; it knows {', '.join(names)}")
     store = open_cache(spec, cache) if loaded is not None else None
-    prepared = prepare(listing.files, spec, store, reporter)
-    merge = manifests.merge(None, prepared, None, None, classes=names, val_split=None, generation=0)
+    prepared = prepare(listed, spec, store, reporter, known=listing.known)
+    merge = merging.merge(None, prepared, None, None, classes=names, val_split=None, generation=0)
     run = loaded.run if loaded is not None else None
     manifest = _with_origins(merge.manifest, run)
     generation = run.generation if run is not None else 0
+    set_aside = len(prepared.quarantine) + len(listing.quarantine)
 
     def asked(subject: Subject) -> Evaluation:
         answers = answers_of(subject, manifest, reporter, batch_size=batch_size, cache=cache)
@@ -184,7 +186,7 @@ def evaluate(
             generation=generation,
             classes=answers.classes,
         )
-        return Evaluation(subject.checkpoint, shown, answers.completed(scores), len(prepared.quarantine), answers.note)
+        return Evaluation(subject.checkpoint, shown, answers.completed(scores), set_aside, answers.note)
 
     compared = asked(replace(given, checkpoint=other, **_own(other))) if other is not None else None
     if loaded is None:
@@ -194,7 +196,7 @@ def evaluate(
     source = PictureReader(manifest, spec, store)
     scorer = LiveScorer(loaded.model, source, manifest, loaded.card, loaded.loss, batch_size, generation)
     scores = scorer.score(reporter, "scoring", rows=np.arange(len(manifest)))
-    return Evaluation(path, shown, scores, len(prepared.quarantine), against=compared)
+    return Evaluation(path, shown, scores, set_aside, against=compared)
 
 
 UNDECODED = DecodeSpec(64, 64)

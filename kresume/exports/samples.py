@@ -22,7 +22,11 @@ from kresume.evaluation.score import predict_all
 from kresume.images import conventions, pipeline
 from kresume.images.decode import DecodeSpec, decode
 from kresume.images.manifest import Manifest
+from kresume.images.merging import name_numbers
+from kresume.images.places import read_range
+from kresume.images.reader import as_files
 from kresume.images.sources import list_images
+from kresume.images.sources.found import Found
 from kresume.progress import Reporter
 
 LIMIT = 256
@@ -83,7 +87,7 @@ def gather_samples(loaded: Loaded, data: Sequence[str], reporter: Reporter, limi
         for place in spread:
             outcome = _read(files[place], loaded.spec)
             if isinstance(outcome, str):
-                reasons[files[place]] = outcome
+                reasons[files[place].name] = outcome
             else:
                 kept.append(int(place))
                 pictures.append(outcome)
@@ -103,7 +107,7 @@ def gather_samples(loaded: Loaded, data: Sequence[str], reporter: Reporter, limi
         np.save(folder / "pictures.npy", stack)
         np.save(folder / "values.npy", np.asarray(to_model(stack), np.float32))
         yield Samples(
-            tuple(files[place] for place in kept),
+            tuple(as_files([files[place] for place in kept], folder)),
             np.asarray(labels)[kept],
             loaded.card.classes,
             stack,
@@ -113,37 +117,43 @@ def gather_samples(loaded: Loaded, data: Sequence[str], reporter: Reporter, limi
         )
 
 
-def _choose(loaded: Loaded, data: Sequence[str], reporter: Reporter, folder: Path) -> tuple[list[str], np.ndarray, str]:
+def _choose(
+    loaded: Loaded, data: Sequence[str], reporter: Reporter, folder: Path
+) -> tuple[list[Found], np.ndarray, str]:
     if data:
         listing = list_images(list(data), reporter)
         places: Mapping[str, int] = {name: index for index, name in enumerate(loaded.card.classes)}
-        labels = np.array([places.get(found.label, -1) for found in listing.files])
-        return [found.path for found in listing.files], labels, f"images of {', '.join(data)}"
+        listed = name_numbers(listing, loaded.card.classes)
+        labels = np.array([places.get(found.label, -1) for found in listed])
+        return list(listed), labels, f"images of {', '.join(data)}"
     if loaded.run is not None:
         manifest = Manifest.read(loaded.run.manifest)
         rows = manifest.val_rows()
         origin = "validation images"
         if not len(rows):
             rows, origin = manifest.train_rows(), "training images (the run has none to validate)"
-        return manifest.paths(rows), manifest.labels[rows], origin
-    return _generate(folder, loaded.spec), np.full(GENERATED, -1), "generated pictures (--data PATH gives real ones)"
+        return manifest.found(rows), manifest.labels[rows], origin
+    made = [Found(path, "", path, 0, 0) for path in _generate(folder, loaded.spec)]
+    return made, np.full(GENERATED, -1), "generated pictures (--data PATH gives real ones)"
 
 
-def _read(path: str, spec: DecodeSpec) -> np.ndarray | str:
+def _read(found: Found, spec: DecodeSpec) -> np.ndarray | str:
     """The decoded picture, or why it cannot be compared on."""
     import tensorflow as tf
 
     try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        return f"it cannot be read ({error.strerror})"
+        content = read_range(found.path, found.offset, found.length, found.coding)
+    except (OSError, EOFError) as error:
+        return f"it cannot be read ({error})"
+    except ImagesError as error:
+        return str(error)
     try:
         tf.io.decode_image(content, channels=3, expand_animations=False)
     except tf.errors.InvalidArgumentError:
         # Training reads more formats, through Pillow; no served model can.
         return "TensorFlow alone cannot decode it, so a model server cannot either"
     try:
-        return decode(content, spec).pixels
+        return decode(content, spec)
     except ImagesError as error:
         return str(error)
 

@@ -21,7 +21,9 @@ STREAM = 0x6B726573
 Augment = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
-def augmenter(preset: str, seed: int, mixup: float = 0.0) -> Augment | None:
+def augmenter(
+    preset: str, seed: int, mixup: float = 0.0, cutmix: float = 0.0, rand_augment: float = 0.0, erase: float = 0.0
+) -> Augment | None:
     """The augmentation of a run.
 
     `light` shifts by up to a tenth of the side: it suits photographs and signs alike. `strong` also mirrors, turns, zooms
@@ -31,21 +33,26 @@ def augmenter(preset: str, seed: int, mixup: float = 0.0) -> Augment | None:
         preset: `"none"`, `"light"` or `"strong"`.
         seed: of the run.
         mixup: MixUp's alpha (Zhang et al. 2018, arXiv:1710.09412), 0 for none; labels must be rows of probabilities.
+        cutmix: the largest share of a picture that CutMix puts into another (Yun et al. 2019, arXiv:1905.04899), likewise.
+        rand_augment: strength of RandAugment (Cubuk et al. 2019, arXiv:1909.13719) from 0 for none to 1, two operations.
+        erase: share of the images of which a random rectangle is erased (Zhong et al. 2017, arXiv:1708.04896).
 
     Returns:
         `f(images, labels, position) -> (images, labels)` with images `(batch, height, width, 3) float32` in 0..255 and
         `position` the scalar `int64` count of examples drawn before this batch; None if nothing is to be done.
 
     Raises:
-        UsageError: there is no such preset, or `mixup` is negative.
+        UsageError: there is no such preset, or a number is out of its range.
     """
     if preset not in PRESETS:
         raise UsageError(f"--augment {preset}: use {', '.join(PRESETS)}")
     if mixup < 0:
         raise UsageError(f"--mixup {mixup:g}: give an alpha above 0, 0.2 for example")
-    layers = _layers(preset)
-    mixer = _mixup(mixup) if mixup else None
-    everything: list[Any] = layers if mixer is None else [*layers, mixer]
+    for name, share in (("cutmix", cutmix), ("rand-augment", rand_augment), ("erase", erase)):
+        if not 0 <= share <= 1:
+            raise UsageError(f"--{name} {share:g}: give a number from 0 to 1")
+    layers = [*_layers(preset), *_singles(rand_augment, erase)]
+    everything: list[Any] = [*layers, *_mixers(mixup, cutmix)]
     if not everything:
         return None
 
@@ -55,7 +62,7 @@ def augmenter(preset: str, seed: int, mixup: float = 0.0) -> Augment | None:
         base = tf.random.experimental.stateless_fold_in(tf.constant([seed % 2**31, STREAM], tf.int32), position)
         for place, layer in enumerate(everything):
             _hand_seeds(layer, base, place)
-            if place == len(layers):  # the mixer, which takes labels too
+            if place >= len(layers):  # a mixer, which takes labels too
                 mixed = layer({"images": images, "labels": labels}, training=True)
                 images, labels = mixed["images"], mixed["labels"]
             else:
@@ -82,10 +89,28 @@ def _layers(preset: str) -> list[Any]:
     ]
 
 
-def _mixup(alpha: float) -> Any:
+def _singles(rand_augment: float, erase: float) -> list[Any]:
     import keras
 
-    return keras.layers.MixUp(alpha=alpha, dtype="float32")
+    layers: list[Any] = []
+    if rand_augment:
+        layers.append(keras.layers.RandAugment((0, 255), num_ops=2, factor=rand_augment, dtype="float32"))
+    if erase:
+        layers.append(
+            keras.layers.RandomErasing(factor=(erase, erase), scale=(0.02, 0.33), fill_value=127.0, dtype="float32")
+        )
+    return layers
+
+
+def _mixers(mixup: float, cutmix: float) -> list[Any]:
+    import keras
+
+    layers: list[Any] = []
+    if mixup:
+        layers.append(keras.layers.MixUp(alpha=mixup, dtype="float32"))
+    if cutmix:
+        layers.append(keras.layers.CutMix(factor=cutmix, dtype="float32"))
+    return layers
 
 
 def _hand_seeds(layer: Any, base: Any, index: int) -> None:

@@ -15,12 +15,13 @@ The default place is `$KRESUME_CACHE`, else `~/.cache/kresume`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
 import uuid
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -33,7 +34,7 @@ from kresume.images.decode import DecodeSpec
 INDEX_TYPE = np.dtype([("sha256", "S64"), ("crc", "<u4")])
 SHARD_BYTES = 64 * 2**20
 SPARE_BYTES = 2**30
-DEFAULT_LIMIT_BYTES = 50 * 2**30
+DEFAULT_LIMIT_BYTES = 50 * 10**9
 ABANDONED_SECONDS = 24 * 3600.0
 
 
@@ -41,6 +42,22 @@ def default_root() -> Path:
     """`$KRESUME_CACHE`, else `~/.cache/kresume`."""
     given = os.environ.get("KRESUME_CACHE")
     return Path(given) if given else Path.home() / ".cache" / "kresume"
+
+
+def aligned(shape: tuple[int, ...]) -> np.ndarray:
+    """An array of bytes that TensorFlow takes as it is; one that does not begin at a multiple of 64 it would copy."""
+    size = int(np.prod(shape))
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    result: np.ndarray = memory[start : start + size].reshape(shape)
+    return result
+
+
+def listings_of(cache: str | None) -> Path | None:
+    """Where listings are kept for a value of `--cache`; None where it is off."""
+    if cache == "off":
+        return None
+    return (default_root() if cache in {None, "auto"} else Path(str(cache))) / "listings"
 
 
 class Cache:
@@ -66,16 +83,29 @@ class Cache:
         self._rows = np.zeros(0, np.int64)
         self._verified = np.zeros(0, bool)
         self._order = np.zeros(0, np.int64)
+        self._paths: list[Path] = []
+        self._used: set[Path] = set()
 
     @classmethod
-    def open(cls, spec: DecodeSpec, root: Path | None = None, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> Cache:
+    def open(
+        cls, spec: DecodeSpec, root: Path | None = None, limit_bytes: int | None = None, *, writes: bool = True
+    ) -> Cache:
         """Opens the cache of a spec, making its folder if need be.
+
+        Args:
+            spec: how its pictures are decoded.
+            root: the folder of all specs; None for `default_root()`.
+            limit_bytes: see the class; None for 50 GB.
+            writes: False makes no folder, for a command that only looks.
 
         Raises:
             ImagesError: the folder cannot be made.
         """
         root = root or default_root()
-        cache = cls(root / spec.key, spec, limit_bytes)
+        cache = cls(root / spec.key, spec, DEFAULT_LIMIT_BYTES if limit_bytes is None else limit_bytes)
+        if not writes:
+            cache.refresh()
+            return cache
         try:
             cache.folder.mkdir(parents=True, exist_ok=True)
             cache._clear_abandoned()
@@ -103,8 +133,9 @@ class Cache:
             self._names.add(index_path.name)
             if not complete or not len(index):
                 continue  # torn by a crash of the machine: its pictures are decoded again
-            os.utime(data_path)  # used now: the limit takes the oldest first
-            self._maps.append(np.memmap(data_path, np.uint8, "r", shape=(len(index), *self.row_shape)))
+            self._paths.append(data_path)
+            mapped = np.memmap(data_path, np.uint8, "r", shape=(len(index), *self.row_shape))
+            self._maps.append(mapped.view(np.ndarray))  # the subclass costs microseconds at each row
             self._sha256s = np.concatenate([self._sha256s, index["sha256"]])
             self._crcs = np.concatenate([self._crcs, index["crc"]])
             shard = np.full(len(index), len(self._maps) - 1, np.int32)
@@ -120,7 +151,16 @@ class Cache:
             return np.full(len(wanted), -1, np.int64)
         place = np.searchsorted(self._sha256s, wanted, sorter=self._order)
         found = self._order[np.minimum(place, len(self) - 1)]
-        return np.where(self._sha256s[found] == wanted, found, -1)
+        found = np.where(self._sha256s[found] == wanted, found, -1)
+        self._mark_used({self._paths[shard] for shard in np.unique(self._shards[found[found >= 0]])})
+        return found
+
+    def _mark_used(self, paths: set[Path]) -> None:
+        """Notes the time, by which the limit finds what was unused for longest."""
+        for path in paths - self._used:
+            with contextlib.suppress(OSError):  # removed by another process (we keep its pages), or not ours to touch
+                os.utime(path)
+        self._used |= paths
 
     def read(self, found: np.ndarray) -> np.ndarray:
         """Reads pictures by what `find` gave.
@@ -131,11 +171,11 @@ class Cache:
         Raises:
             ImagesError: a row does not have its checksum; `broken` finds out which.
         """
-        result = np.empty((len(found), *self.row_shape), np.uint8)
-        shards, rows = self._shards[found], self._rows[found]
-        for shard in np.unique(shards):
-            chosen = np.nonzero(shards == shard)[0]
-            result[chosen] = self._maps[shard][rows[chosen]]
+        result = aligned((len(found), *self.row_shape))
+        for place, (shard, row) in enumerate(
+            zip(self._shards[found].tolist(), self._rows[found].tolist(), strict=True)
+        ):
+            result[place] = self._maps[shard][row]  # one copy; a fancy index would make two
         unverified = np.nonzero(~self._verified[found])[0]
         for index in unverified:
             if zlib.crc32(result[index].data) != self._crcs[found[index]]:
@@ -153,17 +193,45 @@ class Cache:
         """Whether the disk has room for so many more pictures, with a gigabyte to spare."""
         return shutil.disk_usage(self.folder).free > count * self.row_bytes + SPARE_BYTES
 
+    def holds(self, count: int) -> bool:
+        """Whether so many pictures are within the limit at once."""
+        return count * self.row_bytes <= self.limit_bytes
+
     def trim(self) -> None:
-        """Removes the shards unused for longest until the root is within its limit; never one that is open here."""
+        """Removes the shards unused for longest until the root is within its limit; never one that was used here."""
         shards = [(path.stat(), path) for path in self.folder.parent.glob("*/shard-*.bin")]
         total = sum(facts.st_size for facts, _ in shards)
         for facts, path in sorted(shards, key=lambda shard: shard[0].st_mtime):
             index = path.with_suffix(".npy")
-            if total <= self.limit_bytes or (path.parent == self.folder and index.name in self._names):
+            if total <= self.limit_bytes or path in self._used:
                 continue
             index.unlink(missing_ok=True)  # first, so that no reader meets an index without its rows
             path.unlink(missing_ok=True)  # a process that has it mapped keeps its pages
             total -= facts.st_size
+
+    def forget(self, sha256s: Collection[str]) -> set[str]:
+        """Removes pictures for good. Shards that hold one are written again without it.
+
+        Returns:
+            Those that were here.
+        """
+        if not sha256s:
+            return set()
+        # Two processes may have decoded the same picture at once: every row of it goes.
+        gone = np.nonzero(np.isin(self._sha256s, np.array(sorted(sha256s), "S64")))[0]
+        for shard in np.unique(self._shards[gone]):
+            rows = np.nonzero(self._shards == shard)[0]
+            with Writer(self) as writer:
+                for row in rows[~np.isin(rows, gone)]:
+                    writer.add(self._sha256s[row].decode(), self._maps[shard][self._rows[row]])
+            path = self._paths[shard]
+            path.with_suffix(".npy").unlink(missing_ok=True)  # first, so that no reader meets an index without its rows
+            path.unlink(missing_ok=True)
+        forgotten = {sha256.decode() for sha256 in self._sha256s[gone].tolist()}
+        fresh = Cache(self.folder, self.spec, self.limit_bytes)
+        fresh.refresh()
+        self.__dict__.update(fresh.__dict__)
+        return forgotten
 
     def _clear_abandoned(self) -> None:
         for path in self.folder.glob(f"{files.TEMPORARY_PREFIX}*"):
@@ -195,6 +263,7 @@ class Writer:
         with files.new_file(self._cache.folder / f"{name}.bin") as temporary, temporary.open("wb") as file:
             for pixels in self._pixels:
                 file.write(pixels.data)
+        self._cache._used.add(self._cache.folder / f"{name}.bin")
         with files.new_file(self._cache.folder / f"{name}.npy") as temporary, temporary.open("wb") as file:
             np.save(file, np.array(self._index, INDEX_TYPE))
         self._pixels, self._index = [], []

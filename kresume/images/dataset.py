@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from kresume.errors import ImagesError, UsageError
-from kresume.images import manifest as manifests
+from kresume.images import merging
 from kresume.images.cache import Cache
 from kresume.images.decode import DecodeSpec
 from kresume.images.manifest import Manifest
@@ -252,12 +252,15 @@ def _manifest(
         return [str(path) for path in ([value] if isinstance(value, (str, Path)) else value or ())]
 
     def prepared(paths: Sequence[str]) -> Prepared | None:
-        return prepare(list_images(paths, reporter).files, spec, cache, reporter) if paths else None
+        if not paths:
+            return None
+        listing = list_images(paths, reporter)
+        return prepare(merging.name_numbers(listing, classes), spec, cache, reporter, known=listing.known)
 
     old = list_images(listed(directory), reporter)
     classes = tuple(class_names) if class_names else old.classes
     data, more = prepared(listed(directory)), prepared(listed(add))
-    merge = manifests.merge(
+    merge = merging.merge(
         None, data, more, None, classes=classes, val_split=validation_split, generation=1 if add else 0
     )
     if merge.facts.unknown:

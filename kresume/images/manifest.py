@@ -1,7 +1,7 @@
 """The manifest: the table of a run's images, one row each, with label, origin, side and content hash.
 
-    merged = merge(parent.manifest, data=None, add=prepared, val=None, classes=classes, val_split=0.1, generation=2)
-    merged.manifest.write(run / "images.parquet")
+    manifest = Manifest.read(run / "images.parquet")
+    manifest.train_rows(), manifest.labels, manifest.digest()
 
 What is recorded once holds for good: an image's origin is the generation in which it came in, and its side (`train` or
 `val`) is decided when it comes in, by its content, so that it never changes when images are added or folders are moved.
@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +21,15 @@ import numpy as np
 
 from kresume import files
 from kresume.errors import ImagesError
-from kresume.images.prepare import Facts, Image, Prepared
-from kresume.images.sources import Found
+from kresume.images.sources.found import Facts, Found, Known, key_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 FORMAT = 1
 TRAIN, VAL = "train", "val"
+PLACE = ("path", "bytes", "mtime_ns", "offset", "length", "coding", "member")
+"""The columns that say where a picture is; they follow a folder that moved."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Manifest:
         labels: `(n,) int32`, indices into `classes`.
         origins: `(n,) int32`, the generation in which each image came in.
         is_val: `(n,) bool`, True on the validation side.
+        seen: `(n,) bool`, True for images that the first checkpoint was probably trained on, whichever side they have now.
     """
 
     classes: tuple[str, ...]
@@ -51,6 +52,7 @@ class Manifest:
     labels: np.ndarray
     origins: np.ndarray
     is_val: np.ndarray
+    seen: np.ndarray
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -67,26 +69,55 @@ class Manifest:
         """SHA-256 of what determines training: hashes, labels, origins, sides and classes, in order; no paths."""
         hasher = hashlib.sha256(json.dumps([FORMAT, *self.classes]).encode())
         for column in (self.sha256s, self.labels, self.origins.astype("<i4"), self.is_val):
-            hasher.update(np.ascontiguousarray(column).tobytes())
+            hasher.update(np.ascontiguousarray(column).view(np.uint8).data)
         return hasher.hexdigest()
 
     def paths(self, rows: np.ndarray) -> list[str]:
-        """Where these images are."""
+        """The files that hold these images."""
         paths: list[str] = self.table.column("path").take(rows).to_pylist()
         return paths
 
     def found(self, rows: np.ndarray) -> list[Found]:
-        """These rows as listed files."""
-        columns = self.table.select(["path", "label", "source", "bytes", "mtime_ns"]).take(rows).to_pydict()
+        """These rows as listed pictures."""
+        names = [
+            "path",
+            "label",
+            "source",
+            "bytes",
+            "mtime_ns",
+            "side",
+            "offset",
+            "length",
+            "coding",
+            "member",
+            "extra",
+        ]
+        columns = self.table.select(names).take(rows).to_pydict()
         return [Found(*row) for row in zip(*columns.values(), strict=True)]
 
-    def known_files(self) -> dict[str, tuple[int, int, Facts]]:
-        """Facts by path, with the size and time for which they hold: spares reading unchanged files."""
-        names = ["path", "bytes", "mtime_ns", "sha256", "width", "height", "format", "phash"]
-        columns = self.table.select(names).to_pydict()
+    def known_files(self, listed: Sequence[Found]) -> Known:
+        """Facts of those listed pictures that stand in the table: spares reading unchanged files."""
+        import pyarrow as pa
+        import pyarrow.compute as compute
+
+        asked = pa.array(list({found.path for found in listed}), pa.string())
+        rows = self.table.filter(compute.is_in(self.table.column("path"), asked))
+        names = [
+            "path",
+            "offset",
+            "length",
+            "bytes",
+            "mtime_ns",
+            "sha256",
+            "width",
+            "height",
+            "format",
+            "phash",
+            "thumb",
+        ]
         return {
-            path: (size, time, Facts(sha256, width, height, kind, phash))
-            for path, size, time, sha256, width, height, kind, phash in zip(*columns.values(), strict=True)
+            key_of(path, offset, length): (size, time, Facts(*facts))
+            for path, offset, length, size, time, *facts in zip(*rows.select(names).to_pydict().values(), strict=True)
         }
 
     def with_origins(self, origins: np.ndarray) -> Manifest:
@@ -95,7 +126,9 @@ class Manifest:
 
         index = self.table.column_names.index("origin")
         table = self.table.set_column(index, "origin", pa.array(origins.astype(np.int32)))
-        return Manifest(self.classes, table, self.sha256s, self.labels, origins.astype(np.int32), self.is_val)
+        return Manifest(
+            self.classes, table, self.sha256s, self.labels, origins.astype(np.int32), self.is_val, self.seen
+        )
 
     def write(self, path: Path) -> None:
         """Writes the table as Parquet, whole or not at all."""
@@ -116,7 +149,8 @@ class Manifest:
         import pyarrow.parquet as parquet
 
         try:
-            table = parquet.read_table(path)
+            # One column after another: all at once would need their packed pages in memory beside the table.
+            table = parquet.read_table(path, use_threads=False, pre_buffer=False, memory_map=True)
         except (OSError, pa.ArrowException) as error:
             raise ImagesError(
                 f"the manifest {path} cannot be read ({error}): restore it from a copy of the run"
@@ -131,178 +165,69 @@ class Manifest:
 
     @classmethod
     def from_table(cls, table: pa.Table, classes: tuple[str, ...]) -> Manifest:
-        """Makes the numpy columns of a table."""
+        """Makes the numpy columns of a table, and adds the columns that an earlier version did not write."""
         import pyarrow as pa
         import pyarrow.compute as compute
 
+        for field in schema():
+            if field.name not in table.column_names:
+                table = table.append_column(field, pa.repeat(pa.scalar(DEFAULTS[field.name], field.type), len(table)))
         indices = compute.index_in(table.column("label"), pa.array(list(classes), pa.string()))
         return cls(
             classes,
             table,
-            np.asarray(table.column("sha256").to_numpy(), dtype="S64"),
+            hashes(table),
             indices.to_numpy().astype(np.int32),
             table.column("origin").to_numpy().astype(np.int32),
-            compute.equal(table.column("side"), VAL).to_numpy().astype(bool),
+            compute.fill_null(compute.equal(table.column("side"), VAL), False).to_numpy().astype(bool),
+            table.column("seen").to_numpy().astype(bool),
         )
 
 
-@dataclass(frozen=True)
-class MergeFacts:
-    """What happened when old and new became one table.
+def hashes(table: pa.Table) -> np.ndarray:
+    """The column `sha256`, `(n,) S64`, without a Python object for each row."""
+    return fixed_bytes(table.column("sha256"), 64).view("S64").reshape(-1)
 
-    Attributes:
-        added: images that came in with this generation.
-        known: given images that the parent knew already.
-        duplicates: files whose content stands under another path that was given, too.
-        conflicts: files whose content stands under two labels, by (path, label, other label).
-        unknown: images per label that is none of the classes.
-        notes: what a person should know, in words.
+
+def fixed_bytes(column: pa.ChunkedArray, width: int) -> np.ndarray:
+    """A column of strings or bytes of one length as `(n, width) uint8`: a view where it lies in one piece.
+
+    Raises:
+        ImagesError: a value has another length.
     """
-
-    added: int
-    known: int
-    duplicates: int
-    conflicts: tuple[tuple[str, str, str], ...]
-    unknown: dict[str, int]
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Merge:
-    """The merged table and what happened."""
-
-    manifest: Manifest
-    facts: MergeFacts
-
-
-@dataclass
-class _Rows:
-    """Rows under construction, by content hash."""
-
-    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
-    known: int = 0
-    duplicates: int = 0
-    conflicts: list[tuple[str, str, str]] = field(default_factory=list)
-
-
-def merge(
-    parent: Manifest | None,
-    data: Prepared | None,
-    add: Prepared | None,
-    val: Prepared | None,
-    *,
-    classes: Sequence[str],
-    val_split: float | None,
-    generation: int,
-) -> Merge:
-    """Makes one table of remembered, old, new and validation images.
-
-    - The parent's images are remembered as they are; with `data` only those that `data` holds.
-    - An image that the parent knows keeps its label's row, origin and side, whatever folder it comes from.
-    - Others: `data` counts as old (`generation - 1`, 0 in a first training), `add` and `val` as new.
-    - Sides of newcomers: `val` validates, `train/` and `val/` folders say it, else the content's hash decides.
-    - The same bytes count once; under two labels neither is used, and both are named.
-
-    Args:
-        parent: the parent's table, None for a bare checkpoint or a new model.
-        data: the old images, where they were given.
-        add: the new images.
-        val: images to validate on.
-        classes: names of the outputs in their order.
-        val_split: the share of newcomers that validates, None for none.
-        generation: of the run to be.
-    """
-    remembered = {row["sha256"]: row for row in parent.table.to_pylist()} if parent is not None else {}
-    state = _Rows()
-    if parent is not None and data is None:
-        state.rows |= remembered
-    old = max(generation - 1, 0)
-    # `val` comes before `data` and `add`: an image given as both validates, unless it is recorded as training.
-    for prepared, origin, side in ((val, generation, VAL), (data, old, None), (add, generation, None)):
-        for image in prepared.images if prepared is not None else ():
-            _take(state, image, origin, side, remembered)
-    conflicting = {sha256 for sha256, row in state.rows.items() if row.get("conflict")}
-    rows = [row for sha256, row in state.rows.items() if sha256 not in conflicting]
-    known_classes = set(classes)
-    unknown = Counter(row["label"] for row in rows if row["label"] not in known_classes)
-    rows = [row for row in rows if row["label"] in known_classes]
-    notes = _decide_sides(rows, val_split)
-    rows.sort(key=lambda row: (row["origin"], row["sha256"]))
-    if state.conflicts:
-        first = state.conflicts[0]
-        notes.append(
-            f"{len(conflicting):,} images stand under two labels and are left out, the first is {first[0]} "
-            f"({first[1]} and {first[2]})"
-        )
-    added = sum(row["origin"] == generation and row["sha256"] not in remembered for row in rows)
-    facts = MergeFacts(added, state.known, state.duplicates, tuple(state.conflicts), dict(unknown), tuple(notes))
-    return Merge(Manifest.from_table(_table(rows), tuple(classes)), facts)
-
-
-def _take(state: _Rows, image: Image, origin: int, side: str | None, remembered: dict[str, dict[str, Any]]) -> None:
-    found, facts = image.found, image.facts
-    before = remembered.get(facts.sha256)
-    standing = state.rows.get(facts.sha256)
-    if before is not None:
-        state.known += 1
-        if standing is None:
-            # The folder may have moved: the record holds, the path is today's.
-            state.rows[facts.sha256] = {**before, "path": found.path, "bytes": found.bytes, "mtime_ns": found.mtime_ns}
-        if before["label"] != found.label:
-            state.conflicts.append((found.path, found.label, before["label"]))
-            state.rows[facts.sha256] = {**state.rows[facts.sha256], "conflict": True}
-        return
-    if standing is not None:
-        state.duplicates += 1
-        if standing["label"] != found.label:
-            state.conflicts.append((found.path, found.label, standing["label"]))
-            standing["conflict"] = True
-        return
-    state.rows[facts.sha256] = {
-        "sha256": facts.sha256,
-        "path": found.path,
-        "label": found.label,
-        "source": found.source,
-        "origin": origin,
-        "side": side or found.split,
-        "width": facts.width,
-        "height": facts.height,
-        "bytes": found.bytes,
-        "mtime_ns": found.mtime_ns,
-        "format": facts.format,
-        "phash": facts.phash,
-    }
-
-
-def _decide_sides(rows: list[dict[str, Any]], val_split: float | None) -> list[str]:
-    """Gives every newcomer its side, for good. Returns what a person should know."""
-    newcomers = [row for row in rows if row["side"] is None]
-    share = val_split or 0.0
-    for row in newcomers:
-        row["side"] = VAL if int(row["sha256"][:8], 16) < share * 2**32 else TRAIN
-    notes = []
-    groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
-    for row in newcomers:
-        groups.setdefault((row["origin"], row["label"]), []).append(row)
-    for (_, label), group in sorted(groups.items(), key=lambda item: item[0]):
-        sides = {row["side"] for row in group}
-        if share and sides == {TRAIN} and len(group) >= 2:
-            # A class that the hash left without a validation image gets one: otherwise its score would read 0 of 0.
-            min(group, key=lambda row: row["sha256"])["side"] = VAL
-        elif share and len(group) == 1:
-            group[0]["side"] = TRAIN
-            notes.append(
-                f"{label} has a single new image: it trains, so {label} has no new validation image (--val PATH)"
+    parts = []
+    for chunk in column.chunks:
+        if not len(chunk):
+            continue
+        offsets = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
+        if chunk.null_count or (np.diff(offsets) != width).any():
+            raise ImagesError(
+                f"a manifest holds values that are not of {width} bytes: restore it from a copy of the run"
             )
-        elif share and share < 1 and sides == {VAL}:
-            max(group, key=lambda row: row["sha256"])["side"] = TRAIN
-    return notes
+        data = np.frombuffer(chunk.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]
+        parts.append(data.reshape(-1, width))
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate(parts) if parts else np.zeros((0, width), np.uint8)
 
 
-def _table(rows: list[dict[str, Any]]) -> pa.Table:
+DEFAULTS: dict[str, Any] = {
+    "offset": 0,
+    "length": -1,
+    "coding": "",
+    "member": "",
+    "extra": "",
+    "thumb": b"",
+    "seen": False,
+}
+"""What stands in columns that an earlier version did not write."""
+
+
+def schema() -> pa.Schema:
+    """The columns of the file."""
     import pyarrow as pa
 
-    schema = pa.schema(
+    return pa.schema(
         [
             ("sha256", pa.string()),
             ("path", pa.string()),
@@ -316,6 +241,12 @@ def _table(rows: list[dict[str, Any]]) -> pa.Table:
             ("mtime_ns", pa.int64()),
             ("format", pa.string()),
             ("phash", pa.uint64()),
+            ("offset", pa.int64()),
+            ("length", pa.int64()),
+            ("coding", pa.string()),
+            ("member", pa.string()),
+            ("extra", pa.string()),
+            ("thumb", pa.binary()),
+            ("seen", pa.bool_()),
         ]
     )
-    return pa.Table.from_pylist(rows, schema=schema)

@@ -8,28 +8,33 @@ A training dataset is endless and begins at any step in the same time. TensorFlo
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
+from kresume.errors import ImagesError
 from kresume.images.augment import Augment
-from kresume.images.order import Order
+from kresume.images.mixing import Dealt
 
 Reader = Callable[[np.ndarray], np.ndarray]
+Broken = Callable[[int, str], None]
+"""Told the row of the manifest whose file could not be read, and why; once for each row."""
 
 
 def training_dataset(
     reader: Reader,
     rows: np.ndarray,
     labels: np.ndarray,
-    order: Order,
+    order: Dealt,
     *,
     start_step: int,
     image_size: tuple[int, int],
     pixels: Callable[[Any], Any],
     augment: Augment | None,
     one_hot: int | None,
+    on_broken: Broken | None = None,
 ) -> Any:
     """The endless row of training batches from a step on.
 
@@ -43,6 +48,8 @@ def training_dataset(
         pixels: brings pictures to what the model eats.
         augment: from `augmenter`, or None.
         one_hot: how many classes rows of labels have, None for indices.
+        on_broken: where given, a file that broke since it was recorded keeps its place: the next image of the order stands
+            in, and this is called. Otherwise it is an error.
 
     Returns:
         A `tf.data.Dataset` of `(images (batch, height, width, 3) float32, labels)`.
@@ -51,9 +58,14 @@ def training_dataset(
 
     batch = order.batch_size
 
+    stand_in = None if on_broken is None else StandIn(reader, rows, order, on_broken)
+
     def read(step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         indices = order.batch(int(step))
-        return reader(rows[indices]), labels[indices].astype(np.int32)
+        if stand_in is None:
+            return reader(rows[indices]), labels[indices].astype(np.int32)
+        pictures, indices = stand_in(int(step) * batch, indices)
+        return pictures, labels[indices].astype(np.int32)
 
     def finish(step: Any, images: Any, targets: Any) -> Any:
         images = tf.cast(images, tf.float32)
@@ -82,6 +94,59 @@ def training_dataset(
     data = steps.map(load, num_parallel_calls=2, deterministic=True)
     data = data.map(traced, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return data.prefetch(4)
+
+
+class StandIn:
+    """Reads batches whose broken files are replaced by the next readable image of the order.
+
+    Args:
+        reader: a `PictureReader`.
+        rows: the manifest's training rows.
+        order: deals indices into them.
+        on_broken: told each broken row once.
+    """
+
+    def __init__(self, reader: Any, rows: np.ndarray, order: Dealt, on_broken: Broken) -> None:
+        self._reader = reader
+        self._rows = rows
+        self._order = order
+        self._on_broken = on_broken
+        self._broken: set[int] = set()
+        self._lock = threading.Lock()
+
+    def __call__(self, position: int, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The pictures of a batch, and the indices that they are of.
+
+        Raises:
+            ImagesError: nothing in a whole epoch can be read.
+        """
+        pictures, wrong = self._reader.attempt(self._rows[indices])
+        if not wrong:
+            return pictures, indices
+        indices = indices.copy()
+        for place, reason in sorted(wrong.items()):
+            self._say(int(self._rows[indices[place]]), reason)
+            indices[place], pictures[place] = self._next(position + place + 1)
+        return pictures, indices
+
+    def _next(self, position: int) -> tuple[int, np.ndarray]:
+        for offset in range(self._order.n):
+            index = int(self._order.take(position + offset, 1)[0])
+            row = int(self._rows[index])
+            if row in self._broken:
+                continue
+            pictures, wrong = self._reader.attempt(np.array([row]))
+            if not wrong:
+                return index, pictures[0]
+            self._say(row, wrong[0])
+        raise ImagesError("no training image can be read any more: is the drive still there? Restore it and run again")
+
+    def _say(self, row: int, reason: str) -> None:
+        with self._lock:
+            fresh = row not in self._broken
+            self._broken.add(row)
+        if fresh:
+            self._on_broken(row, reason)
 
 
 def scoring_batches(

@@ -5,8 +5,8 @@
 
 Reads, hashes, checks the header, decodes and fills the cache, in threads. The order of the images exists only afterwards,
 because what cannot be read has no place in it. A file that has not changed since (path, size, time) is not read again: its
-facts are in an index beside the cache. Without a cache (`kresume plan`, `--cache off`) files are hashed and their headers
-checked.
+facts are in an index beside the cache. Without a cache (`kresume plan`, `--cache off`) files are looked at in the same way, so
+that the manifest does not depend on it; only the pixels are not kept.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import lzma
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,40 +29,24 @@ import numpy as np
 from kresume import files
 from kresume.errors import ImagesError
 from kresume.images.cache import Cache
-from kresume.images.decode import DecodeSpec, decode, read_header
-from kresume.images.sources import Found
+from kresume.images.decode import DecodeSpec, Header, decode_many, read_header
+from kresume.images.likeness import likeness
+from kresume.images.places import MAX_FILE_BYTES, read_range, read_stream
+from kresume.images.sources.found import STREAMS, Facts, Found, Known, Quarantined
 from kresume.progress import Reporter
 
-INDEX_NAME = "files.sqlite"
-AHEAD = 256
+INDEX_NAME = "pictures.sqlite"
+GROUP, GROUP_BYTES = 32, 16 * 2**20
+AHEAD = 2
+"""Groups that are done or wait beside those under way."""
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What is known of a file's content."""
-
-    sha256: str
-    width: int
-    height: int
-    format: str
-    phash: int
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Image:
-    """A usable file: where it is and what it holds."""
+    """A usable picture: where it is and what it holds."""
 
     found: Found
     facts: Facts
-
-
-@dataclass(frozen=True)
-class Quarantined:
-    """A file that could not be used, and why."""
-
-    path: str
-    label: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -70,7 +56,7 @@ class Prepared:
     Attributes:
         images: in the order of the listing.
         quarantine: likewise.
-        decoded: how many files were decoded in this pass.
+        decoded: how many pictures were decoded into the cache in this pass.
         read: how many files were read in this pass.
     """
 
@@ -85,8 +71,11 @@ def prepare(
     spec: DecodeSpec,
     cache: Cache | None,
     reporter: Reporter,
-    known: Mapping[str, tuple[int, int, Facts]] | None = None,
+    known: Known | None = None,
     label: str = "preparing",
+    *,
+    keeps: bool = True,
+    pixels: bool = True,
 ) -> Prepared:
     """Reads every listed file that is not known yet, once.
 
@@ -95,23 +84,31 @@ def prepare(
         spec: how to decode them.
         cache: filled with what it does not hold; None decodes nothing.
         reporter: shows a bar with rate and time left.
-        known: facts by path with the size and time they hold for, from a manifest.
+        known: facts by `Found.key` with the size and time they hold for, from a manifest.
         label: the bar's words.
+        keeps: False writes nothing, neither pixels nor facts, for a command that only looks.
+        pixels: False keeps facts beside the cache but no pixels in it.
+
+    Raises:
+        ImagesError: pictures of a file that is packed as a whole have no room in the cache.
     """
-    index = _FileIndex(cache.folder.parent / INDEX_NAME) if cache is not None else None
+    index = _open_index(cache, keeps)
+    cache = cache if keeps and pixels else None
     remembered = dict(known or {})
     if index is not None:
-        remembered = index.read([found.path for found in listed if found.path not in remembered]) | remembered
+        remembered = index.read([found.key for found in listed if found.key not in remembered]) | remembered
     facts: list[Facts | None] = []
     for found in listed:
-        size, time, fact = remembered.get(found.path, (-1, -1, None))
+        size, time, fact = remembered.get(found.key, (-1, -1, None))
         facts.append(fact if (size, time) == (found.bytes, found.mtime_ns) else None)
     wanted = _to_read(facts, cache)
-    if cache is not None and wanted and not cache.room_for(len(wanted)):
-        reporter.warn(
-            f"the disk of the cache {cache.folder} has no room for {len(wanted):,} more pictures: they are decoded each "
-            "time they are drawn, which is slower (--cache DIR puts the cache elsewhere)"
-        )
+    if cache is not None and wanted and (short := _too_little_room(cache, len(wanted), len(listed))):
+        reporter.warn(f"{short}: they are decoded each time they are drawn, which is slower")
+        packed = next((listed[position].path for position in wanted if listed[position].coding in STREAMS), None)
+        if packed is not None:
+            raise ImagesError(
+                f"{packed} is packed as a whole, so its pictures can only be used from the cache, and {short}: or unpack it"
+            )
         cache = None
         wanted = [position for position in wanted if facts[position] is None]
     reasons: dict[int, str] = {}
@@ -124,14 +121,33 @@ def prepare(
             else:
                 facts[position], was_decoded = outcome
                 decoded += was_decoded
-    if index is not None:
+    if index is not None and keeps:
         index.write((listed[position], fact) for position in wanted if (fact := facts[position]) is not None)
     images = tuple(Image(found, fact) for found, fact in zip(listed, facts, strict=True) if fact is not None)
     quarantine = tuple(
-        Quarantined(listed[position].path, listed[position].label, reason)
+        Quarantined(listed[position].name, listed[position].label, reason)
         for position, reason in sorted(reasons.items())
     )
     return Prepared(images, quarantine, decoded, len(wanted))
+
+
+def _too_little_room(cache: Cache, more: int, everything: int) -> str | None:
+    """Why so many more pictures are not cached; None where they are."""
+    if not cache.room_for(more):
+        return f"the disk of the cache {cache.folder} has no room for {more:,} more pictures (--cache DIR puts it elsewhere)"
+    if not cache.holds(everything):
+        return (
+            f"{everything:,} pictures of {cache.row_bytes:,} bytes are more than the cache may take, "
+            f"{cache.limit_bytes / 1e9:,.1f} GB (--cache-limit SIZE raises it)"
+        )
+    return None
+
+
+def _open_index(cache: Cache | None, keeps: bool) -> _FileIndex | None:
+    if cache is None:
+        return None
+    path = cache.folder.parent / INDEX_NAME
+    return _FileIndex(path) if keeps or path.is_file() else None
 
 
 def _to_read(facts: Sequence[Facts | None], cache: Cache | None) -> list[int]:
@@ -142,6 +158,12 @@ def _to_read(facts: Sequence[Facts | None], cache: Cache | None) -> list[int]:
     return [int(position) for position in np.nonzero(unknown)[0]]
 
 
+Item = tuple[int, Found, bytes | str | None]
+"""A picture on its way: its position, where it is, and its bytes where they were read already, or why they could not be."""
+Outcome = tuple[int, tuple[Facts, np.ndarray | None] | str]
+"""The position, and what is known of it with its pixels, or the reason why it cannot be used."""
+
+
 def _read_all(
     listed: Sequence[Found],
     positions: Sequence[int],
@@ -149,51 +171,113 @@ def _read_all(
     cache: Cache | None,
     advance: Callable[[int], None],
 ) -> Iterator[tuple[int, str | tuple[Facts, bool]]]:
-    """Yields (position, facts or the reason why not) as files are done; never holds more than `AHEAD` of them."""
+    """Yields (position, facts or the reason why not) as pictures are done; never holds more than `AHEAD` groups of them."""
     if not listed:
         return
-    writer = cache.writer() if cache is not None else None
     in_cache = set()
-    with ThreadPoolExecutor(max_workers=(os.cpu_count() or 1) + 1, thread_name_prefix="kresume-prepare") as pool:
-        waiting: dict[Future[tuple[Facts, np.ndarray | None]], int] = {}
-        queue = iter(zip(positions, listed, strict=True))
+    workers = (os.cpu_count() or 1) + 1
+    with ExitStack() as stack:
+        writer = stack.enter_context(cache.writer()) if cache is not None else None
+        pool = stack.enter_context(ThreadPoolExecutor(max_workers=workers, thread_name_prefix="kresume-prepare"))
+        waiting: set[Future[list[Outcome]]] = set()
+        stack.callback(lambda: [future.cancel() for future in waiting])
+        groups = _grouped(_with_streams(listed, positions))
+        more = True
+        while more or waiting:
+            while more and len(waiting) < workers + AHEAD:
+                group = next(groups, None)
+                if group is None:
+                    more = False
+                else:
+                    waiting.add(pool.submit(_examine, group, spec, writer is not None))
+            done, left = wait(waiting, return_when=FIRST_COMPLETED)
+            waiting.intersection_update(left)
+            for position, outcome in (each for future in done for each in future.result()):
+                advance(1)
+                if isinstance(outcome, str):
+                    yield position, outcome
+                    continue
+                fact, pixels = outcome
+                if writer is not None and pixels is not None and fact.sha256 not in in_cache:
+                    in_cache.add(fact.sha256)
+                    writer.add(fact.sha256, pixels)
+                yield position, (fact, pixels is not None)
+
+
+def _grouped(items: Iterator[Item]) -> Iterator[list[Item]]:
+    """Groups of up to `GROUP` pictures or `GROUP_BYTES` bytes, which are decoded together."""
+    group: list[Item] = []
+    size = 0
+    for item in items:
+        length = item[1].bytes if item[1].length < 0 else item[1].length
+        if group and (len(group) == GROUP or size + length > GROUP_BYTES):
+            yield group
+            group, size = [], 0
+        group.append(item)
+        size += length
+    if group:
+        yield group
+
+
+def _with_streams(listed: Sequence[Found], positions: Sequence[int]) -> Iterator[Item]:
+    """The pictures in order; those in files that are packed as a whole come last, with their bytes, in one pass."""
+    streams: dict[str, list[tuple[int, Found]]] = {}
+    for position, found in zip(positions, listed, strict=True):
+        if found.coding in STREAMS:
+            streams.setdefault(found.path, []).append((position, found))
+        else:
+            yield position, found, None
+    for path, inside in streams.items():
+        inside.sort(key=lambda item: item[1].offset)
+        contents = read_stream(path, inside[0][1].coding, [(found.offset, found.length) for _, found in inside])
+        reason = None
+        for position, found in inside:
+            if reason is not None:
+                yield position, found, reason
+                continue
+            try:
+                yield position, found, next(contents)
+            except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+                reason = f"{path} cannot be unpacked from here on ({error})"
+                yield position, found, reason
+
+
+def _examine(group: Sequence[Item], spec: DecodeSpec, keeps: bool) -> list[Outcome]:
+    """Everything about a few pictures: read, header, hash, pixels, likeness."""
+    outcomes: list[Outcome] = []
+    readable: list[tuple[int, bytes, Header]] = []
+    for position, found, content in group:
         try:
-            while True:
-                while len(waiting) < AHEAD and (item := next(queue, None)) is not None:
-                    waiting[pool.submit(_read_one, item[1], spec, cache is not None)] = item[0]
-                if not waiting:
-                    break
-                done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in done:
-                    position = waiting.pop(future)
-                    advance(1)
-                    try:
-                        fact, pixels = future.result()
-                    except ImagesError as error:
-                        yield position, str(error)
-                        continue
-                    if writer is not None and pixels is not None and fact.sha256 not in in_cache:
-                        in_cache.add(fact.sha256)
-                        writer.add(fact.sha256, pixels)
-                    yield position, (fact, pixels is not None)
-        finally:
-            for future in waiting:
-                future.cancel()
-            if writer is not None:
-                writer.__exit__(None, None, None)
+            data = _content(found, content)
+            readable.append((position, data, read_header(data)))
+        except ImagesError as error:
+            outcomes.append((position, str(error)))
+    pictures = decode_many([data for _, data, _ in readable], spec, [header for _, _, header in readable])
+    decoded = [picture for picture in pictures if not isinstance(picture, ImagesError)]
+    hashes, thumbs = likeness(decoded)
+    alike = iter(zip(hashes.tolist(), thumbs, strict=True))
+    for (position, data, header), picture in zip(readable, pictures, strict=True):
+        if isinstance(picture, ImagesError):
+            outcomes.append((position, str(picture)))
+            continue
+        phash, thumb = next(alike)
+        sha256 = hashlib.sha256(data).hexdigest()
+        facts = Facts(sha256, header.width, header.height, header.format, phash, thumb.tobytes())
+        outcomes.append((position, (facts, picture if keeps else None)))
+    return outcomes
 
 
-def _read_one(found: Found, spec: DecodeSpec, decodes: bool) -> tuple[Facts, np.ndarray | None]:
+def _content(found: Found, content: bytes | str | None) -> bytes:
+    if isinstance(content, str):
+        raise ImagesError(content)
+    if content is not None:
+        return content
+    if found.length < 0 and found.bytes > MAX_FILE_BYTES:
+        raise ImagesError(f"larger than {MAX_FILE_BYTES // 2**20} MB, the limit for one picture")
     try:
-        data = Path(found.path).read_bytes()
+        return read_range(found.path, found.offset, found.length, found.coding)
     except OSError as error:
-        raise ImagesError(f"it cannot be read ({error.strerror})") from error
-    header = read_header(data)
-    sha256 = hashlib.sha256(data).hexdigest()
-    if not decodes:
-        return Facts(sha256, header.width, header.height, header.format, 0), None
-    picture = decode(data, spec, header)
-    return Facts(sha256, header.width, header.height, header.format, picture.fingerprint), picture.pixels
+        raise ImagesError(f"it cannot be read ({error.strerror or type(error).__name__})") from error
 
 
 class _FileIndex:
@@ -204,7 +288,7 @@ class _FileIndex:
         with self._connect() as connection:
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, bytes INTEGER, mtime_ns INTEGER, sha256 TEXT, "
-                "width INTEGER, height INTEGER, format TEXT, phash TEXT)"
+                "width INTEGER, height INTEGER, format TEXT, phash TEXT, thumb BLOB)"
             )
 
     def _connect(self) -> closing[sqlite3.Connection]:
@@ -217,20 +301,27 @@ class _FileIndex:
             for start in range(0, len(paths), 500):
                 part = paths[start : start + 500]
                 marks = ",".join("?" * len(part))
-                for path, size, time, sha256, width, height, kind, phash in connection.execute(
+                for path, size, time, sha256, width, height, kind, phash, thumb in connection.execute(
                     f"SELECT * FROM files WHERE path IN ({marks})", part
                 ):
-                    found[path] = (size, time, Facts(sha256, width, height, kind, int(phash, 16)))
+                    found[path] = (size, time, Facts(sha256, width, height, kind, int(phash, 16), thumb))
         return found
+
+    def remove(self, sha256s: Collection[str]) -> None:
+        with self._connect() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.executemany("DELETE FROM files WHERE sha256 = ?", ((sha256,) for sha256 in sha256s))
+            connection.execute("COMMIT")
+            connection.execute("VACUUM")  # what was deleted stays in the file's free pages otherwise
 
     def write(self, rows: Iterable[tuple[Found, Facts]]) -> None:
         with self._connect() as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.executemany(
-                "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     (
-                        found.path,
+                        found.key,
                         found.bytes,
                         found.mtime_ns,
                         facts.sha256,
@@ -238,11 +329,18 @@ class _FileIndex:
                         facts.height,
                         facts.format,
                         f"{facts.phash:016x}",  # SQLite's integers are signed
+                        facts.thumb,
                     )
                     for found, facts in rows
                 ),
             )
             connection.execute("COMMIT")
+
+
+def forget_facts(root: Path, sha256s: Collection[str]) -> None:
+    """Removes what is known of pictures, their thumbnails among it, from the index of a cache's root."""
+    if (root / INDEX_NAME).is_file():
+        _FileIndex(root / INDEX_NAME).remove(sha256s)
 
 
 def write_quarantine(path: Path, rows: Sequence[Quarantined]) -> None:

@@ -1,13 +1,15 @@
 """Pictures by row of the manifest: from the cache where it holds them, from their files where not.
 
 reader = PictureReader(manifest, spec, cache)
-reader(rows)        # (n, height, width, 3) uint8
+reader(rows)                      # (n, height, width, 3) uint8
+pictures, broken = reader.attempt(rows)
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from kresume.errors import ImagesError
 from kresume.images.cache import Cache
 from kresume.images.decode import DecodeSpec, decode
 from kresume.images.manifest import Manifest
+from kresume.images.places import is_remote, read_range, read_stream
+from kresume.images.sources.found import STREAMS, Found
 
 
 class PictureReader:
@@ -41,28 +45,89 @@ class PictureReader:
         Raises:
             ImagesError: a file is gone, has changed since it was recorded, or the cache is damaged.
         """
+        pictures, broken = self.attempt(rows)
+        if broken:
+            raise ImagesError(f"{next(iter(broken.values()))}: restore it and run again")
+        return pictures
+
+    def attempt(self, rows: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
+        """Reads these rows, and says which could not be read.
+
+        Returns:
+            `(pictures (n, height, width, 3) uint8, what is wrong by place in rows)`; a broken place is black.
+
+        Raises:
+            ImagesError: the cache is damaged.
+        """
         found = self._cached[rows]
         if self.cache is not None and (found >= 0).all():
-            return self.cache.read(found)
-        result = np.empty((len(rows), self.spec.height, self.spec.width, 3), np.uint8)
+            return self.cache.read(found), {}
+        result = np.zeros((len(rows), self.spec.height, self.spec.width, 3), np.uint8)
         present = np.nonzero(found >= 0)[0]
         if self.cache is not None and len(present):
             result[present] = self.cache.read(found[present])
         absent = np.nonzero(found < 0)[0]
-        paths = self.manifest.paths(rows[absent])
-        hashes = self.manifest.sha256s[rows[absent]]
-        for place, picture in zip(absent, self._pool.map(self._decode, paths, hashes), strict=True):
-            result[place] = picture
-        return result
+        broken: dict[int, str] = {}
+        listed = self.manifest.found(rows[absent])
+        hashes = self.manifest.sha256s[rows[absent]].tolist()
+        packed = [place for place, each in enumerate(listed) if each.coding in STREAMS]
+        contents = dict(self._stream_contents([(place, listed[place]) for place in packed]))
+        outcomes = self._pool.map(self._decode, listed, hashes, [contents.get(place) for place in range(len(listed))])
+        for place, outcome in zip(absent.tolist(), outcomes, strict=True):
+            if isinstance(outcome, str):
+                broken[place] = outcome
+            else:
+                result[place] = outcome
+        return result, broken
 
-    def _decode(self, path: str, sha256: bytes) -> np.ndarray:
+    def _stream_contents(self, items: Sequence[tuple[int, Found]]) -> Iterator[tuple[int, bytes | str]]:
+        """Bytes of pictures in files that are packed as a whole: one pass over each file, and dear."""
+        files: dict[str, list[tuple[int, Found]]] = {}
+        for place, found in items:
+            files.setdefault(found.path, []).append((place, found))
+        for path, inside in files.items():
+            inside.sort(key=lambda item: item[1].offset)
+            places = [place for place, _ in inside]
+            ranges = [(found.offset, found.length) for _, found in inside]
+            try:
+                yield from zip(places, list(read_stream(path, inside[0][1].coding, ranges)), strict=True)
+            except (OSError, EOFError) as error:
+                yield from ((place, f"{path} cannot be unpacked any more ({error})") for place in places)
+
+    def _decode(self, found: Found, sha256: bytes, content: bytes | str | None) -> np.ndarray | str:
+        """The picture, or what is wrong with it."""
+        if isinstance(content, str):
+            return content
         try:
-            data = Path(path).read_bytes()
+            data = content or read_range(found.path, found.offset, found.length, found.coding)
         except OSError as error:
-            raise ImagesError(f"{path} cannot be read any more ({error.strerror}): restore it and run again") from error
-        if hashlib.sha256(data).hexdigest().encode() != sha256:
-            raise ImagesError(f"{path} has changed since it was recorded: restore it and run again, or begin a new run")
-        try:
-            return decode(data, self.spec).pixels
+            return f"{found.name} cannot be read any more ({error.strerror or type(error).__name__})"
         except ImagesError as error:
-            raise ImagesError(f"{path}: {error}") from error
+            return f"{found.name}: {error}"
+        if hashlib.sha256(data).hexdigest().encode() != sha256:
+            return f"{found.name} has changed since it was recorded"
+        try:
+            return decode(data, self.spec)
+        except ImagesError as error:
+            return f"{found.name}: {error}"
+
+
+def as_files(found: Sequence[Found], folder: Path) -> list[str]:
+    """Paths of files that hold one picture each, for readers that know no archives and no remote places.
+
+    Args:
+        found: the pictures.
+        folder: members of archives and remote files are copied into it.
+
+    Raises:
+        ImagesError, OSError: one cannot be read.
+    """
+    paths = []
+    for index, picture in enumerate(found):
+        if picture.length < 0 and not picture.coding and not is_remote(picture.path):
+            paths.append(picture.path)
+            continue
+        copy = folder / f"picture-{index:06d}"
+        copy.write_bytes(read_range(picture.path, picture.offset, picture.length, picture.coding))
+        paths.append(str(copy))
+    return paths

@@ -28,7 +28,7 @@ from kresume.evaluation.score import flatten
 from kresume.images import augment, conventions, pipeline
 from kresume.images.decode import DecodeSpec
 from kresume.images.manifest import Manifest
-from kresume.images.order import Order
+from kresume.images.mixing import make_order
 from kresume.images.reader import PictureReader
 from kresume.lock import Lock
 from kresume.models import rebuild
@@ -100,6 +100,11 @@ class Course:
             gather.decode_remembered(self.manifest, self.spec, cache, self.reporter)
         return PictureReader(self.manifest, self.spec, cache)
 
+    def _broke(self, row: int, reason: str) -> None:
+        """A training image can no longer be read: the next one of the order stands in, and a night's training goes on."""
+        self.reporter.warn(f"{reason}: the next image of the order stands in for it")
+        self.run.event("file broke", sha256=self.manifest.sha256s[row].decode(), reason=reason)
+
     def _not_written(self, text: str) -> None:
         self.reporter.warn(f"{text}: not written; training goes on, and what was written before stands")
         with contextlib.suppress(OSError):  # the same disk; the warning above and exit code 5 tell it all the same
@@ -161,9 +166,24 @@ class Course:
             TrainingError: the loss is no longer a number.
         """
         config, record = self.config, self.run.record
-        order = Order(int(record["seed"]), len(self.manifest.train_rows()), self.amount.batch_size)
+        self._order = order = make_order(
+            self.manifest,
+            int(record["seed"]),
+            self.amount.batch_size,
+            config.mix,
+            config.replay,
+            config.balance,
+            self.run.generation,
+        )
         rows = self.manifest.train_rows()
-        augmenter = augment.augmenter(config.augment or DEFAULT_AUGMENT, int(record["seed"]), config.mixup or 0.0)
+        augmenter = augment.augmenter(
+            config.augment or DEFAULT_AUGMENT,
+            int(record["seed"]),
+            config.mixup or 0.0,
+            config.cutmix or 0.0,
+            config.rand_augment or 0.0,
+            config.erase or 0.0,
+        )
         to_model = conventions.to_model_function(self.card.pixels)
 
         def dataset_from(step: int) -> Any:
@@ -177,6 +197,7 @@ class Course:
                 pixels=to_model,
                 augment=augmenter,
                 one_hot=len(self.card.classes) if self.loss.one_hot else None,
+                on_broken=self._broke,
             )
 
         self._keeper = keeper = Keeper(
@@ -236,6 +257,7 @@ class Course:
             "new": scores["new"],
             "all": scores["all"],
             "classes": scores["classes"],
+            "shares": self._order.shares().as_dict(),
             "images_per_second": round(steps_per_second * self.amount.batch_size, 1) if steps_per_second else None,
             "time": runs.now(),
         }

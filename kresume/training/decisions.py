@@ -16,6 +16,7 @@ from typing import Any
 
 from kresume.checkpoints.state import Card
 from kresume.errors import UsageError
+from kresume.images.mixing import Shares
 from kresume.images.order import Order
 from kresume.training.rates import RatePlan
 
@@ -79,6 +80,7 @@ def decide_amount(
     steps: int | None,
     new_model: bool,
     epochs_left: int = 0,
+    epoch_images: int | None = None,
     steps_per_execution: int = 1,
 ) -> Amount:
     """Decides how much to train.
@@ -91,6 +93,7 @@ def decide_amount(
         steps: `--steps`, likewise.
         new_model: whether training starts from initial weights.
         epochs_left: epochs that an interrupted parent had left.
+        epoch_images: how many images an epoch deals, where `--mix` or `--replay` makes it another number than `images`.
         steps_per_execution: steps that Keras runs per call: an epoch ends with the call in which its last image comes.
 
     Raises:
@@ -101,6 +104,7 @@ def decide_amount(
             f"--steps {steps}: Keras runs {steps_per_execution} steps per call (--steps-per-execution), so give a multiple "
             f"of it, {steps // steps_per_execution * steps_per_execution or steps_per_execution} for example"
         )
+    dealt = epoch_images or images
     if epochs is None and steps is None:
         share = new_images / images
         if new_model:
@@ -116,13 +120,13 @@ def decide_amount(
     else:
         reason = "--epochs" if steps is None else "--steps"
     if steps is not None:
-        epochs_needed = -(-steps * batch_size // images)
+        epochs_needed = -(-steps * batch_size // dealt)
         epochs = min(epochs, epochs_needed) if epochs is not None else epochs_needed
-    order = Order(0, images, batch_size)
-    if steps_per_execution > 1 and steps_per_execution > images // batch_size:
+    order = Order(0, dealt, batch_size)
+    if steps_per_execution > 1 and steps_per_execution > dealt // batch_size:
         raise UsageError(
-            f"--steps-per-execution {steps_per_execution}: an epoch has only {images / batch_size:.1f} steps; give at most "
-            f"{max(1, images // batch_size)}"
+            f"--steps-per-execution {steps_per_execution}: an epoch has only {dealt / batch_size:.1f} steps; give at most "
+            f"{max(1, dealt // batch_size)}"
         )
     boundaries: list[int] = []
     for epoch in range(epochs or 0):
@@ -158,6 +162,7 @@ class Plan:
         before: the parent's scores on the validation images, None for a new model.
         options: options that differ from the parent's, or that were given.
         notes: what else a person should know.
+        shares: what an epoch is made of.
     """
 
     action: str
@@ -177,6 +182,7 @@ class Plan:
     before: Mapping[str, Any] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    shares: Shares | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form that `--json` prints."""
@@ -188,6 +194,7 @@ class Plan:
             "amount": self.amount.as_dict(),
             "options": dict(self.options),
             "notes": list(self.notes),
+            "shares": self.shares.as_dict() if self.shares else {},
         }
 
     def __str__(self) -> str:
@@ -196,7 +203,8 @@ class Plan:
         origins = f": {images['old']:,} old, {images['new']:,} new" if self.parent else ""
         doubles = f", {images['duplicates']:,} duplicates counted once" if images["duplicates"] else ""
         classes = ", ".join(card.classes[:12]) + (", …" if len(card.classes) > 12 else "")
-        per_epoch = images["train"] / amount.batch_size
+        seen = f", {images['seen']:,} of them seen in training" if images.get("seen") else ""
+        per_epoch = (self.shares.images if self.shares else images["train"]) / amount.batch_size
         sampled = f" ({self.interpolation_reason})" if self.interpolation_reason else ""
         epochs = f"{amount.epochs} {'more ' if self.parent else ''}epoch{'s' if amount.epochs > 1 else ''}"
         lines = [
@@ -211,13 +219,14 @@ class Plan:
                 f"{card.pixels} ({self.pixels_reason}), {card.image_size[0]}x{card.image_size[1]}, "
                 f"{card.resize}, {card.interpolation}{sampled}",
             ),
-            ("before", describe_scores(self.before) if self.before else ""),
+            ("before", describe_scores(self.before) + seen if self.before else ""),
             ("rate", str(self.rate)),
             (
                 "train",
                 f"{epochs} = {amount.steps:,} steps of {amount.batch_size} ({per_epoch:.1f} an epoch; {amount.reason}); "
                 f"{self.optimizer}, {self.loss}",
             ),
+            ("epoch", str(self.shares or "")),
             ("options", " ".join(_shown(name, value) for name, value in self.options.items())),
             *(("note", note) for note in self.notes),
         ]

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,9 +22,10 @@ from kresume.checkpoints.state import Card
 from kresume.config import TrainConfig
 from kresume.errors import CheckpointError, ImagesError, UsageError
 from kresume.evaluation.probe import Probe, explain_any, probe_feedings
-from kresume.images import conventions
+from kresume.images import conventions, merging
 from kresume.images.decode import DecodeSpec, Header, decode, read_header
 from kresume.images.order import permutation
+from kresume.images.places import read_range
 from kresume.images.sources import Found, Listing
 from kresume.progress import Reporter
 from kresume.training.label_order import check_order
@@ -120,13 +120,13 @@ class _Sample:
 
     def pictures(self, spec: DecodeSpec) -> np.ndarray:
         with ThreadPoolExecutor(max_workers=(os.cpu_count() or 1) + 1) as pool:
-            return np.stack(list(pool.map(lambda data: decode(data, spec).pixels, self.files)))
+            return np.stack(list(pool.map(lambda data: decode(data, spec), self.files)))
 
 
 def _sample(old: Listing, classes: Sequence[str], spec: DecodeSpec) -> _Sample:
     """Up to 256 old images that can be decoded, the same ones each time."""
     places = {name: place for place, name in enumerate(classes)}
-    known = [found for found in old.files if found.label in places]
+    known = [found for found in merging.name_numbers(old, classes) if found.label in places]
     files: list[bytes] = []
     labels: list[int] = []
     factors: list[float] = []
@@ -144,10 +144,10 @@ def _sample(old: Listing, classes: Sequence[str], spec: DecodeSpec) -> _Sample:
 
 def _readable(found: Found, spec: DecodeSpec) -> tuple[bytes, Header] | None:
     try:
-        data = Path(found.path).read_bytes()
+        data = read_range(found.path, found.offset, found.length, found.coding)
         header = read_header(data)
         decode(data, spec, header)
-    except (ImagesError, OSError):
+    except (ImagesError, OSError, EOFError):
         return None  # the prepare pass sets it aside, by name
     return data, header
 

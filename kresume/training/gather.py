@@ -15,12 +15,15 @@ import numpy as np
 
 from kresume.config import TrainConfig
 from kresume.errors import ImagesError, NothingNew, UsageError
-from kresume.images import manifest as manifests
-from kresume.images.cache import Cache
+from kresume.images import corrections, keras_split, merging, places
+from kresume.images.cache import Cache, listings_of
 from kresume.images.decode import DecodeSpec
-from kresume.images.manifest import Manifest, Merge
-from kresume.images.prepare import Prepared, Quarantined, prepare
-from kresume.images.sources import Listing, list_images
+from kresume.images.manifest import Manifest
+from kresume.images.merging import Merge
+from kresume.images.prepare import Prepared, prepare
+from kresume.images.sources import Listing, Quarantined, list_images
+from kresume.images.sources.found import STREAMS
+from kresume.images.sources.records import parse_features
 from kresume.progress import Reporter
 from kresume.training.parent import Parent
 
@@ -69,8 +72,10 @@ def list_sources(config: TrainConfig, reporter: Reporter) -> Sources:
     if config.from_ is None and not config.data:
         raise UsageError(NO_IMAGES)
 
+    features = parse_features(config.feature)
+
     def listing(paths: Sequence[str] | None) -> Listing | None:
-        return list_images(paths, reporter) if paths else None
+        return list_images(paths, reporter, features, listings_of(config.cache)) if paths else None
 
     return Sources(listing(config.data), listing(config.add), listing(config.val))
 
@@ -117,7 +122,7 @@ def decide_classes(config: TrainConfig, parent: Parent | None, sources: Sources)
     if named:
         return tuple(named), "the checkpoint's"
     listing = sources.data or sources.add
-    names = tuple(sorted(listing.classes)) if listing is not None else ()
+    names = listing.classes if listing is not None else ()
     reason = "the class folders, sorted"
     return names, reason if parent is None else f"assumed: {reason}; --classes a,b,c says otherwise"
 
@@ -162,31 +167,61 @@ def gather(
     cache: Cache | None,
     generation: int,
     reporter: Reporter,
+    *,
+    keeps: bool = True,
 ) -> Gathered:
     """Reads every new file once, and makes one table of old and new.
 
+    Args:
+        config: the options that hold.
+        parent: what is started from.
+        sources: what the folders list.
+        classes: names of the outputs in their order.
+        spec: how pictures are decoded.
+        cache: where they are kept, None with `--cache off`.
+        generation: of the run to be.
+        reporter: shown progress.
+        keeps: False writes nothing into the cache.
+
     Raises:
-        ImagesError: class folders that the model does not know, or no usable image.
+        ImagesError: class folders that the model does not know, no usable image, remembered images that are gone, or, with
+            `--strict-images`, a file that cannot be used.
         NothingNew: `--add` holds nothing that the parent does not know already.
+        UsageError: an option cannot be meant.
     """
     remembered = parent.manifest if parent is not None else None
     quarantine: list[Quarantined] = []
+    notes: list[str] = []
+    drop = corrections.read_drop(config.drop)
+    if remembered is not None:
+        remembered = corrections.remap(remembered, config.remap)
+        if sources.data is None:
+            kept = corrections.without_missing(remembered, cache, config.on_missing or "error", str(config.from_), drop)
+            remembered, said = kept
+            notes += said
+    _check_streams(sources, cache, keeps)
 
     def prepared(role: str, listing: Listing | None) -> Prepared | None:
         if listing is None:
             return None
-        done = prepare(listing.files, spec, cache, reporter, known=known, label=f"preparing {role}")
-        quarantine.extend(done.quarantine)
+        listed = merging.name_numbers(listing, classes)
+        known = {**(remembered.known_files(listed) if remembered is not None else {}), **listing.known}
+        done = prepare(listed, spec, cache, reporter, known=known, label=f"preparing {role}", keeps=keeps)
+        quarantine.extend((*listing.quarantine, *done.quarantine))
         return done
 
-    known = remembered.known_files() if remembered is not None else {}
     data, add, val = (
         prepared(role, listing)
         for role, listing in (("--data", sources.data), ("--add", sources.add), ("--val", sources.val))
     )
-    if data is None and remembered is not None and cache is not None:
+    if config.strict_images and quarantine:
+        raise ImagesError(
+            f"--strict-images: {len(quarantine):,} files cannot be used, the first is {quarantine[0].path}: "
+            f"{quarantine[0].reason}"
+        )
+    if data is None and remembered is not None and cache is not None and keeps:
         decode_remembered(remembered, spec, cache, reporter)
-    merge = manifests.merge(
+    merge = merging.merge(
         remembered,
         data,
         add,
@@ -194,10 +229,36 @@ def gather(
         classes=classes,
         val_split=config.val_split if config.val_split is not None else (None if config.val else DEFAULT_VAL_SPLIT),
         generation=generation,
+        on_conflict=config.on_conflict or "quarantine",
+        drop=drop,
+        held_out=keras_split.held_out(config.val_like, config.data) if config.val_like else None,
+        seen=parent is not None and parent.manifest is None,
     )
     _check_merge(config, parent, merge, classes)
-    notes = tuple(note for listing in (sources.data, sources.add, sources.val) if listing for note in listing.notes)
-    return Gathered(merge.manifest, merge, tuple(quarantine), notes)
+    if drop:
+        hashes = corrections.hashes_in(drop, remembered, data, add, val)
+        forgotten = corrections.forget(cache, hashes) if cache is not None and keeps else 0
+        notes.append(f"{merge.facts.dropped:,} images dropped (--drop), {forgotten:,} of them from the cache")
+    if not config.on_conflict or config.on_conflict == "quarantine":
+        quarantine += [
+            Quarantined(path, label, f"the same image stands under {other}")
+            for path, label, other in merge.facts.conflicts
+        ]
+    listed_notes = (note for listing in (sources.data, sources.add, sources.val) if listing for note in listing.notes)
+    return Gathered(merge.manifest, merge, tuple(quarantine), (*listed_notes, *notes))
+
+
+def _check_streams(sources: Sources, cache: Cache | None, keeps: bool) -> None:
+    """Refuses to train from files that are packed as a whole without a cache: each picture would unpack all before it."""
+    if cache is not None or not keeps:
+        return
+    listings = [listing for listing in (sources.data, sources.add, sources.val) if listing]
+    packed = next((found.path for listing in listings for found in listing.files if found.coding in STREAMS), None)
+    if packed is not None:
+        raise ImagesError(
+            f"{packed} is packed as a whole, so its pictures can only be trained on from the cache: leave --cache off out, "
+            "or unpack it"
+        )
 
 
 def _check_merge(config: TrainConfig, parent: Parent | None, merge: Merge, classes: Sequence[str]) -> None:
@@ -222,13 +283,15 @@ def decode_remembered(remembered: Manifest, spec: DecodeSpec, cache: Cache, repo
     missing = remembered.found(np.nonzero(cache.find(remembered.sha256s) < 0)[0])
     if not missing:
         return
-    gone = [file.path for file in missing if not Path(file.path).is_file()]
+    gone = [path for path in dict.fromkeys(file.path for file in missing) if not places.exists(path)]
     if gone:
         raise ImagesError(
-            f"{len(gone):,} images that the parent remembers are gone, the first is {gone[0]}: restore them, or give "
+            f"{len(gone):,} files that the parent remembers are gone, the first is {gone[0]}: restore them, or give "
             "the old images where they are now with --data"
         )
-    done = prepare(missing, spec, cache, reporter, known=remembered.known_files(), label="preparing remembered images")
+    done = prepare(
+        missing, spec, cache, reporter, known=remembered.known_files(missing), label="preparing remembered images"
+    )
     if done.quarantine:
         first = done.quarantine[0]
         raise ImagesError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from kresume.config import TrainConfig
 from kresume.errors import UsageError
 from kresume.images.cache import Cache
 from kresume.images.decode import DecodeSpec
+from kresume.images.mixing import make_order
 from kresume.images.order import permutation
 from kresume.images.reader import PictureReader
 from kresume.progress import Reporter
@@ -100,12 +101,12 @@ def make_plan(config: TrainConfig, reporter: Reporter) -> Plan:
     return make_draft(opening, reporter, writes=False).plan
 
 
-def open_cache(config: TrainConfig, spec: DecodeSpec) -> Cache | None:
+def open_cache(config: TrainConfig, spec: DecodeSpec, *, writes: bool = True) -> Cache | None:
     """The cache of decoded images, None with `--cache off`."""
     if config.cache == "off":
         return None
     root = None if config.cache in {None, "auto"} else Path(str(config.cache))
-    return Cache.open(spec, root)
+    return Cache.open(spec, root, options.cache_limit(config), writes=writes)
 
 
 def batch_size_of(config: TrainConfig) -> int:
@@ -153,7 +154,7 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
         live.model,
         saved=(parent.state.compiled if parent else None) or compiled_by_function(live.model),
         requested=config.loss,
-        soft_labels=bool(config.mixup),
+        soft_labels=bool(config.mixup or config.cutmix),
     )
 
     old = sources.data if parent is not None else None
@@ -161,8 +162,8 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
     mapped = parent is not None and parent.state.layout == "torch"
     feeding = decide_feeding(config, card, live.model, loss, old, classes, spec, reporter, mapped=mapped)
     spec = feeding.spec
-    cache = open_cache(config, spec) if writes else None
-    gathered = gather(config, parent, sources, classes, spec, cache, generation, reporter)
+    cache = open_cache(config, spec, writes=writes)
+    gathered = gather(config, parent, sources, classes, spec, cache, generation, reporter, keeps=writes)
     reader = PictureReader(gathered.manifest, spec, cache)
 
     card = Card(classes, (spec.height, spec.width), feeding.pixels, spec.resize, spec.interpolation)
@@ -174,7 +175,16 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
         scorer = LiveScorer(live.model, reader, gathered.manifest, card, loss, batch_size_of(config), generation)
         before = scorer.score(reporter, "scoring the parent")
         shift = _find_shift(scorer, gathered, generation)
-    amount = _amount(config, parent, live, gathered, generation)
+    order = make_order(
+        gathered.manifest,
+        config.seed or 0,
+        batch_size_of(config),
+        config.mix,
+        config.replay,
+        config.balance,
+        generation,
+    )
+    amount = _amount(config, parent, live, gathered, generation, order.n)
     wanted = wanted_optimizer(live.saved, config)
     rate = decide_rate(
         saved=_rate_of(config, parent, live, wanted),
@@ -191,6 +201,7 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
     plan = _write_up(
         opening, parent, live, wanted, gathered, card, feeding, classes_reason, rate, amount, loss, before, generation
     )
+    plan = replace(plan, shares=order.shares())
     return Draft(plan, parent, live, gathered, loss, generation)
 
 
@@ -267,7 +278,9 @@ def _count_new(gathered: Gathered, generation: int) -> int:
     return int((manifest.origins[manifest.train_rows()] == generation).sum())
 
 
-def _amount(config: TrainConfig, parent: Parent | None, live: Live, gathered: Gathered, generation: int) -> Amount:
+def _amount(
+    config: TrainConfig, parent: Parent | None, live: Live, gathered: Gathered, generation: int, epoch_images: int
+) -> Amount:
     from kresume.models.losses import compiled_by_function
 
     left = 0
@@ -282,6 +295,7 @@ def _amount(config: TrainConfig, parent: Parent | None, live: Live, gathered: Ga
         steps=config.steps,
         new_model=parent is None,
         epochs_left=left,
+        epoch_images=epoch_images,
         steps_per_execution=config.steps_per_execution or _per_execution(compiled_by_function(live.model)),
     )
 
@@ -330,10 +344,11 @@ def _write_up(
     notes = [*(parent.notes if parent is not None else ()), *feeding.notes, *gathered.notes, *facts.notes]
     if change := describe_change(live, wanted):
         notes.append(change)
-    if parent is not None and parent.manifest is None and (~new[val]).any():
+    seen = int(manifest.seen[val].sum())
+    if seen:
         notes.append(
-            f"{opening.config.from_} does not say which images it was trained on: its score on old images may be of "
-            "images seen in training (give --val for a fair one)"
+            f"{opening.config.from_} does not say which images it was trained on: {seen:,} of the {len(val):,} validation "
+            "images were probably seen in training (for a fair score give --val, or --val-like keras:F:SEED)"
         )
     if parent is not None:
         notes += parent.state.records.get("notes", ())
@@ -359,6 +374,7 @@ def _write_up(
             "new": new_count,
             "train": len(manifest.train_rows()),
             "validation": len(val),
+            "seen": seen,
             "duplicates": facts.duplicates,
             "quarantined": len(gathered.quarantine),
         },

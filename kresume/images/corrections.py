@@ -1,0 +1,168 @@
+"""What a person puts right: images that moved, that are gone, that shall be forgotten.
+
+remembered = remap(remembered, ["/mnt/old=/data/old"])
+remembered, notes = without_missing(remembered, cache, "drop", "runs/1-signs", drop)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from kresume.errors import ImagesError, UsageError
+from kresume.images import places
+from kresume.images.cache import Cache
+from kresume.images.decode import spec_of_key
+from kresume.images.manifest import Manifest
+from kresume.images.prepare import Prepared, forget_facts
+
+
+def remap(manifest: Manifest, pairs: Sequence[str] | None) -> Manifest:
+    """The same images where they are now.
+
+    Args:
+        manifest: as it was recorded.
+        pairs: `OLD=NEW` each: the beginning of paths before and now.
+
+    Raises:
+        UsageError: a pair is none, or no recorded path begins with it.
+    """
+    for pair in pairs or ():
+        import pyarrow as pa
+        import pyarrow.compute as compute
+
+        old, equals, new = pair.partition("=")
+        if not equals or not old or not new:
+            raise UsageError(f"--remap {pair}: give OLD=NEW, for example --remap /mnt/old=/data/old")
+        old, new = places.absolute(old), places.absolute(new)
+        table, count = manifest.table, 0
+        # A prefix ends where a folder's name ends: /data/old is no part of /data/older/cat.jpg.
+        column = table.column("path")
+        inside = compute.or_(compute.starts_with(column, pattern=f"{old}/"), compute.equal(column, old))
+        count = compute.sum(inside).as_py() or 0
+        moved = compute.binary_replace_slice(column, 0, len(old.encode()), new)
+        values = compute.if_else(inside, moved, column)
+        table = table.set_column(table.column_names.index("path"), pa.field("path", pa.string()), values)
+        if not count:
+            first = manifest.paths(np.zeros(1, np.int64))[0] if len(manifest) else "none"
+            raise UsageError(f"--remap {pair}: no remembered image is below {old}; the first is {first}")
+        manifest = Manifest.from_table(table, manifest.classes)
+    return manifest
+
+
+def missing_rows(manifest: Manifest) -> np.ndarray:
+    """Rows whose file is not there any more. Each folder is listed once, no file is touched."""
+    paths = manifest.table.column("path").to_pylist()
+    listed: dict[str, set[str]] = {}
+    gone = []
+    for row, path in enumerate(paths):
+        folder, _, name = path.rpartition("/")
+        if folder not in listed:
+            try:
+                listed[folder] = {entry.name for entry in places.entries(folder or "/")}
+            except OSError:
+                listed[folder] = set()
+        if name not in listed[folder]:
+            gone.append(row)
+    return np.array(gone, np.int64)
+
+
+def without_missing(
+    manifest: Manifest, cache: Cache | None, policy: str, parent: str, drop: Collection[str]
+) -> tuple[Manifest, list[str]]:
+    """The images that can be trained on, by `--on-missing`.
+
+    Args:
+        manifest: of the parent, after `remap`.
+        cache: where their pixels may still be.
+        policy: `"error"`, `"drop"` or `"cache"`.
+        parent: for messages.
+        drop: what is forgotten anyhow, and need not be there.
+
+    Returns:
+        `(the manifest, what a person should know)`.
+
+    Raises:
+        ImagesError: images are gone and the policy does not cover them.
+    """
+    gone = missing_rows(manifest)
+    if drop and len(gone):
+        paths, hashes = manifest.paths(gone), manifest.sha256s[gone].tolist()
+        wanted = [not {path, sha.decode()} & set(drop) for path, sha in zip(paths, hashes, strict=True)]
+        gone = gone[np.array(wanted, bool)]
+    if not len(gone):
+        return manifest, []
+    first = manifest.paths(gone[:1])[0]
+    if policy == "drop":
+        import pyarrow as pa
+
+        keep = np.ones(len(manifest), bool)
+        keep[gone] = False
+        kept = Manifest.from_table(manifest.table.filter(pa.array(keep)), manifest.classes)
+        return kept, [
+            f"{len(gone):,} remembered images are gone and forgotten (--on-missing drop), the first is {first}"
+        ]
+    cached = int((cache.find(manifest.sha256s[gone]) >= 0).sum()) if cache is not None else 0
+    if policy == "cache" and cached == len(gone):
+        return manifest, [
+            f"{len(gone):,} remembered images are gone and trained on from the cache, the first is {first}"
+        ]
+    raise ImagesError(
+        f"{len(gone):,} images that {parent} remembers are gone, the first is {first} ({cached:,} of them are in the cache): "
+        "restore them, say where they are now with --remap OLD=NEW or --data, or give --on-missing "
+        f"{'drop' if policy == 'cache' else 'drop or cache'}"
+    )
+
+
+def read_drop(file: str | None) -> frozenset[str]:
+    """The lines of `--drop`: SHA-256s as they are, paths from the root.
+
+    Raises:
+        UsageError: there is no such file, or nothing in it.
+    """
+    if file is None:
+        return frozenset()
+    path = Path(file)
+    if not path.is_file():
+        raise UsageError(f"--drop {file}: there is no such file; give one with a path or a SHA-256 per line")
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not lines:
+        raise UsageError(f"--drop {file}: it is empty; expected a path or a SHA-256 per line")
+    return frozenset(line.lower() if _is_hash(line) else places.absolute(line) for line in lines)
+
+
+def forget(cache: Cache, sha256s: Collection[str]) -> int:
+    """Removes pictures from a cache: their pixels of every size, and their thumbnails.
+
+    Returns:
+        How many pictures were there.
+    """
+    root = cache.folder.parent
+    forgotten = cache.forget(sha256s)
+    for folder in sorted(root.iterdir()):
+        spec = spec_of_key(folder.name)
+        if spec is not None and folder != cache.folder:
+            other = Cache(folder, spec)
+            other.refresh()
+            forgotten |= other.forget(sha256s)
+    forget_facts(root, sha256s)
+    return len(forgotten)
+
+
+def _is_hash(text: str) -> bool:
+    return len(text) == 64 and all(letter in "0123456789abcdefABCDEF" for letter in text)
+
+
+def hashes_in(drop: Collection[str], remembered: Manifest | None, *prepared: Prepared | None) -> set[str]:
+    """The SHA-256s that `drop` names, by themselves or by a path."""
+    hashes = {line for line in drop if _is_hash(line)}
+    for each in prepared:
+        for image in each.images if each is not None else ():
+            if image.found.path in drop or image.found.name in drop:
+                hashes.add(image.facts.sha256)
+    if remembered is not None:
+        paths = remembered.table.column("path").to_pylist()
+        hashes |= {sha.decode() for path, sha in zip(paths, remembered.sha256s.tolist(), strict=True) if path in drop}
+    return hashes

@@ -1,0 +1,47 @@
+"""The images that `keras.utils.image_dataset_from_directory` had held out: `--val-like keras:F:SEED`.
+
+    held_out("keras:0.2:123", ["old/"])     # paths of its validation subset
+
+Keras itself is asked, so the answer is right for the very version that runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+
+from kresume.errors import ImagesError, UsageError
+from kresume.images import places
+
+
+def held_out(value: str, data: Sequence[str] | None) -> frozenset[str]:
+    """Paths of the validation subset.
+
+    Args:
+        value: `keras:F:SEED`, the arguments `validation_split` and `seed` of the call that trained.
+        data: the folder that it was called on.
+
+    Raises:
+        UsageError: the value cannot be read, or `data` is not one folder.
+        ImagesError: Keras cannot read the folder.
+    """
+    parts = value.split(":")
+    try:
+        name, share, seed = parts[0], float(parts[1]), int(parts[2])
+    except (IndexError, ValueError) as error:
+        raise UsageError(f"--val-like {value}: give keras:F:SEED, keras:0.2:123 for example") from error
+    if name != "keras" or len(parts) != 3 or not 0 < share < 1:
+        raise UsageError(f"--val-like {value}: give keras:F:SEED with F between 0 and 1, keras:0.2:123 for example")
+    if data is None or len(data) != 1 or not places.is_folder(places.absolute(data[0])):
+        raise UsageError(f"--val-like {value}: give the one folder that was split as --data")
+    import keras
+
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it counts aloud
+            dataset = keras.utils.image_dataset_from_directory(
+                places.absolute(data[0]), validation_split=share, subset="validation", seed=seed, image_size=(1, 1)
+            )
+    except ValueError as error:
+        raise ImagesError(f"--val-like {value}: Keras cannot split {data[0]} ({error})") from error
+    return frozenset(places.absolute(path) for path in dataset.file_paths)

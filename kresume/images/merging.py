@@ -1,0 +1,419 @@
+"""Old and new become one table: duplicates counted once, conflicts and leaks named, sides decided once.
+
+    merged = merge(parent.manifest, data=None, add=prepared, val=None, classes=classes, val_split=0.1, generation=2)
+    merged.manifest, merged.facts.conflicts, merged.facts.leaks
+
+What is recorded once holds for good: an image's origin is the generation in which it came in, and its side (`train` or
+`val`) is decided when it comes in, by its content (`sides.py`), so that it never changes when images are added or folders
+are moved. The rows are ordered by (origin, hash): the same images give the same order of training wherever they lie.
+
+A parent of a million rows stays columns throughout; only what this run lists becomes values of Python.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from kresume.images import places
+from kresume.images.manifest import PLACE, TRAIN, VAL, Manifest, hashes, schema
+from kresume.images.prepare import Image, Prepared
+from kresume.images.sides import Leak, decide_sides
+from kresume.images.sources.found import Found, Listing, key_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+OnConflict = Literal["quarantine", "old", "new"]
+
+
+@dataclass(frozen=True)
+class MergeFacts:
+    """What happened when old and new became one table.
+
+    Attributes:
+        added: images that came in with this generation.
+        known: given images that the parent knew already.
+        duplicates: files whose content stands under another path that was given, too.
+        conflicts: files whose content stands under two labels, by (path, label, other label).
+        unknown: images per label that is none of the classes.
+        notes: what a person should know, in words.
+        relabels: images that stand at another label now and no longer at the old one, by (path, old label, label).
+        leaks: near-duplicates across the border of training and validation, and what became of each.
+        dropped: images that `--drop` removed.
+    """
+
+    added: int
+    known: int
+    duplicates: int
+    conflicts: tuple[tuple[str, str, str], ...]
+    unknown: dict[str, int]
+    notes: tuple[str, ...] = ()
+    relabels: tuple[tuple[str, str, str], ...] = ()
+    leaks: tuple[Leak, ...] = ()
+    dropped: int = 0
+
+
+@dataclass(frozen=True)
+class Merge:
+    """The merged table and what happened."""
+
+    manifest: Manifest
+    facts: MergeFacts
+
+
+@dataclass(frozen=True)
+class _Given:
+    """Every given image in order: `val` first, so that an image given as both validates; then `data`, then `add`."""
+
+    images: list[Image]
+    roles: np.ndarray
+
+    VAL, DATA, ADD = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Files with one content that stand under more than one label.
+
+    Attributes:
+        members: indices of the given images, in order.
+        row: the parent's row, -1 for none.
+    """
+
+    members: np.ndarray
+    row: int
+
+
+def merge(
+    parent: Manifest | None,
+    data: Prepared | None,
+    add: Prepared | None,
+    val: Prepared | None,
+    *,
+    classes: Sequence[str],
+    val_split: float | None,
+    generation: int,
+    on_conflict: OnConflict = "quarantine",
+    drop: Collection[str] = (),
+    held_out: Collection[str] | None = None,
+    seen: bool = False,
+) -> Merge:
+    """Makes one table of remembered, old, new and validation images.
+
+    - The parent's images are remembered as they are; with `data` only those that `data` holds.
+    - An image that the parent knows keeps its row, origin and side, whatever folder it comes from.
+    - Others: `data` counts as old (`generation - 1`, 0 in a first training), `add` and `val` as new.
+    - Sides of newcomers: `val` validates, `train/` and `val/` folders say it, else the content's hash decides;
+      near-duplicates share one side (`sides.py`).
+    - The same bytes count once. At another label than the recorded one, and no longer at the old path, they are a relabel.
+      At both, or twice under two labels, they are a conflict: left out and named, unless `on_conflict` says which holds.
+
+    Args:
+        parent: the parent's table, None for a bare checkpoint or a new model.
+        data: the old images, where they were given.
+        add: the new images.
+        val: images to validate on.
+        classes: names of the outputs in their order.
+        val_split: the share of newcomers that validates, None for none.
+        generation: of the run to be.
+        on_conflict: `"quarantine"` uses neither, `"old"` keeps the label that came in first, `"new"` the other.
+        drop: paths or SHA-256s of images to forget.
+        held_out: keys of the images of `data` that validate, when `--val-like` says so; the others of `data` train.
+        seen: whether the checkpoint was probably trained on `data`.
+    """
+    given = _flatten(val, data, add)
+    given, dropped = _without(given, drop)
+    shas = np.array([image.facts.sha256 for image in given.images], "S64")
+    unique, first, inverse, counts = np.unique(shas, return_index=True, return_inverse=True, return_counts=True)
+    rows = _rows_of(parent, unique)
+    labels, recorded = _label_codes(parent, given, rows)
+    groups = _contradictions(labels, recorded, inverse, rows, len(unique))
+    conflicts: list[tuple[str, str, str]] = []
+    relabels: list[tuple[str, str, str]] = []
+    verdicts = {
+        group: _judge(_Group(members, int(rows[group])), parent, given, on_conflict, conflicts, relabels)
+        for group, members in groups.items()
+    }
+    left_out = {group for group, label in verdicts.items() if label is None}
+    newcomers = [
+        _row(given, int(place), verdicts.get(group), generation, held_out, seen)
+        for group, place in enumerate(first)
+        if rows[group] < 0 and group not in left_out
+    ]
+    remembered, forgotten = _remembered(parent, data, given, first, rows, left_out, verdicts, drop)
+    known_classes = set(classes)
+    unknown = Counter(row["label"] for row in newcomers if row["label"] not in known_classes)
+    newcomers = [row for row in newcomers if row["label"] in known_classes]
+    notes: list[str] = []
+    if remembered is not None:
+        remembered, lost = _of_classes(remembered, classes)
+        unknown.update(lost)
+    sides = decide_sides(newcomers, remembered, val_split)
+    notes += sides.notes
+    table = _joined(remembered, [row for row in newcomers if row["side"] is not None])
+    notes += _describe(conflicts, len(left_out), relabels, on_conflict)
+    facts = MergeFacts(
+        added=sum(row["origin"] == generation for row in newcomers if row["side"] is not None),
+        known=int(counts[rows >= 0].sum()),
+        duplicates=int((counts[rows < 0] - 1).sum()),
+        conflicts=tuple(conflicts),
+        unknown=dict(unknown),
+        notes=tuple(notes),
+        relabels=tuple(relabels),
+        leaks=sides.leaks,
+        dropped=dropped + forgotten,
+    )
+    return Merge(Manifest.from_table(table, tuple(classes)), facts)
+
+
+def _flatten(val: Prepared | None, data: Prepared | None, add: Prepared | None) -> _Given:
+    images: list[Image] = []
+    roles: list[np.ndarray] = []
+    for role, prepared in enumerate((val, data, add)):
+        if prepared is not None:
+            images += prepared.images
+            roles.append(np.full(len(prepared.images), role))
+    return _Given(images, np.concatenate(roles) if roles else np.zeros(0, np.int64))
+
+
+def _without(given: _Given, drop: Collection[str]) -> tuple[_Given, int]:
+    if not drop:
+        return given, 0
+    kept = [
+        place
+        for place, image in enumerate(given.images)
+        if not {image.found.path, image.found.name, image.facts.sha256} & set(drop)
+    ]
+    return _Given([given.images[place] for place in kept], given.roles[kept]), len(given.images) - len(kept)
+
+
+def _rows_of(parent: Manifest | None, unique: np.ndarray) -> np.ndarray:
+    """The parent's row of each content, -1 for none."""
+    if parent is None or not len(parent) or not len(unique):
+        return np.full(len(unique), -1, np.int64)
+    order = np.argsort(parent.sha256s, kind="stable")
+    place = np.searchsorted(parent.sha256s, unique, sorter=order)
+    row = order[np.minimum(place, len(order) - 1)]
+    return np.where(parent.sha256s[row] == unique, row, -1)
+
+
+def _label_codes(parent: Manifest | None, given: _Given, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers for the labels of the given images, and of the parent's row for each content (-1 for none)."""
+    codes: dict[str, int] = {}
+    labels = np.array([codes.setdefault(image.found.label, len(codes)) for image in given.images], np.int64)
+    recorded = np.full(len(rows), -1, np.int64)
+    known = np.nonzero(rows >= 0)[0]
+    if parent is not None and len(known):
+        names = parent.table.column("label").take(rows[known]).to_pylist()
+        recorded[known] = [codes.setdefault(name, len(codes)) for name in names]
+    return labels, recorded
+
+
+def _contradictions(
+    labels: np.ndarray, recorded: np.ndarray, inverse: np.ndarray, rows: np.ndarray, count: int
+) -> dict[int, np.ndarray]:
+    """Contents that stand under more than one label, with the given images that hold them."""
+    lowest, highest = np.full(count, np.iinfo(np.int64).max), np.full(count, -1)
+    np.minimum.at(lowest, inverse, labels)
+    np.maximum.at(highest, inverse, labels)
+    differs = lowest != highest
+    differs |= (rows >= 0) & (lowest != recorded)
+    chosen = np.nonzero(differs)[0]
+    if not len(chosen):
+        return {}
+    order = np.argsort(inverse, kind="stable")
+    bounds = np.searchsorted(inverse[order], [chosen, chosen + 1])
+    return {
+        int(group): np.sort(order[start:end]) for group, start, end in zip(chosen, bounds[0], bounds[1], strict=True)
+    }
+
+
+def _judge(
+    group: _Group,
+    parent: Manifest | None,
+    given: _Given,
+    on_conflict: OnConflict,
+    conflicts: list[tuple[str, str, str]],
+    relabels: list[tuple[str, str, str]],
+) -> str | None:
+    """The label that holds, None where neither does."""
+    images = [given.images[place] for place in group.members]
+    named = list(dict.fromkeys(image.found.label for image in images))
+    standing = named[0]
+    if group.row >= 0 and parent is not None:
+        record = {name: parent.table.column(name)[group.row].as_py() for name in ("label", *PLACE)}
+        standing = str(record["label"])
+        key = key_of(record["path"], record["offset"], record["length"])
+        moved = any(image.found.key == key for image in images) or not places.exists(record["path"])
+        if len(named) == 1 and moved:
+            relabels.append((images[0].found.name, standing, named[0]))
+            return str(named[0])
+    conflicts += [(image.found.name, image.found.label, standing) for image in images if image.found.label != standing]
+    if on_conflict == "quarantine":
+        return None
+    if group.row >= 0:
+        others = [label for label in named if label != standing]
+        return standing if on_conflict == "old" else others[0] if len(others) == 1 else None
+    # Newcomers alone: old is what came by --data, new what came by --add; within one of them neither is older.
+    by_role = {
+        role: {given.images[place].found.label for place in group.members if given.roles[place] == role}
+        for role in (_Given.DATA, _Given.ADD)
+    }
+    asked = by_role[_Given.DATA if on_conflict == "old" else _Given.ADD]
+    other = by_role[_Given.ADD if on_conflict == "old" else _Given.DATA]
+    return next(iter(asked)) if len(asked) == 1 and other else None
+
+
+def _row(
+    given: _Given, place: int, label: str | None, generation: int, held_out: Collection[str] | None, seen: bool
+) -> dict[str, Any]:
+    image, role = given.images[place], given.roles[place]
+    found, facts = image.found, image.facts
+    side = VAL if role == _Given.VAL else found.split
+    if role == _Given.DATA and held_out is not None:
+        side = VAL if found.key in held_out else TRAIN
+    return {
+        "sha256": facts.sha256,
+        "path": found.path,
+        "label": label or found.label,
+        "source": found.source,
+        "origin": max(generation - 1, 0) if role == _Given.DATA else generation,
+        "side": side,
+        "width": facts.width,
+        "height": facts.height,
+        "bytes": found.bytes,
+        "mtime_ns": found.mtime_ns,
+        "format": facts.format,
+        "phash": facts.phash,
+        "offset": found.offset,
+        "length": found.length,
+        "coding": found.coding,
+        "member": found.member,
+        "extra": found.extra,
+        "thumb": facts.thumb,
+        "seen": bool(seen and role == _Given.DATA and side != VAL),
+    }
+
+
+def _remembered(
+    parent: Manifest | None,
+    data: Prepared | None,
+    given: _Given,
+    first: np.ndarray,
+    rows: np.ndarray,
+    left_out: set[int],
+    verdicts: Mapping[int, str | None],
+    drop: Collection[str],
+) -> tuple[pa.Table | None, int]:
+    """The parent's rows that stay, at today's paths and labels; and how many `drop` removed."""
+    if parent is None:
+        return None, 0
+    import pyarrow as pa
+
+    table = parent.table.select(schema().names)
+    keep = np.full(len(parent), data is None)
+    known = np.nonzero(rows >= 0)[0]
+    keep[rows[known]] = True
+    keep[[rows[group] for group in left_out if rows[group] >= 0]] = False
+    forgotten = 0
+    if drop:
+        asked = set(drop)
+        paths, members = table.column("path").to_pylist(), table.column("member").to_pylist()
+        dropped = np.array(
+            [
+                bool({path, f"{path}/{member}" if member else path, sha.decode()} & asked)
+                for path, member, sha in zip(paths, members, parent.sha256s.tolist(), strict=True)
+            ],
+            bool,
+        )
+        forgotten = int((keep & dropped).sum())
+        keep &= ~dropped
+    if len(known):
+        # The folder may have moved: the record holds, the path is today's.
+        place = np.full(len(parent), -1, np.int64)
+        place[rows[known]] = np.arange(len(known))
+        todays = pa.array(place, mask=place < 0)
+        images = [given.images[index].found for index in first[known]]
+        for name in PLACE:
+            column = pa.array([getattr(found, name) for found in images], schema().field(name).type)
+            table = _replaced(table, name, column.take(todays))
+        fresh = [verdicts.get(int(group)) for group in known]
+        if any(fresh):
+            table = _replaced(table, "label", pa.array(fresh, pa.string()).take(todays))
+    return (table if keep.all() else table.filter(pa.array(keep))), forgotten
+
+
+def _replaced(table: pa.Table, name: str, values: Any) -> pa.Table:
+    """The table with a column's values where `values` has any."""
+    import pyarrow.compute as compute
+
+    index = table.column_names.index(name)
+    return table.set_column(index, schema().field(name), compute.coalesce(values, table.column(name)))
+
+
+def _of_classes(table: pa.Table, classes: Sequence[str]) -> tuple[pa.Table, Counter[str]]:
+    """The rows whose label is a class, and the other labels with their counts."""
+    import pyarrow as pa
+    import pyarrow.compute as compute
+
+    known = compute.is_in(table.column("label"), pa.array(list(classes), pa.string()))
+    if compute.all(known).as_py() is not False:
+        return table, Counter()
+    lost = table.filter(compute.invert(known)).column("label").to_pylist()
+    return table.filter(known), Counter(lost)
+
+
+def _joined(remembered: pa.Table | None, newcomers: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """One table, ordered by (origin, sha256)."""
+    import pyarrow as pa
+
+    rows = sorted(newcomers, key=lambda row: (row["origin"], row["sha256"]))
+    table = pa.Table.from_pylist(list(rows), schema=schema())
+    if remembered is not None:
+        table = pa.concat_tables([remembered.cast(schema()), table])
+    origins, shas = table.column("origin").to_numpy(), hashes(table)
+    ordered = (origins[1:] > origins[:-1]) | ((origins[1:] == origins[:-1]) & (shas[1:] >= shas[:-1]))
+    return table if ordered.all() else table.take(pa.array(np.lexsort((shas, origins))))
+
+
+def _describe(
+    conflicts: list[tuple[str, str, str]],
+    left_out: int,
+    relabels: list[tuple[str, str, str]],
+    on_conflict: OnConflict,
+) -> list[str]:
+    notes = []
+    if conflicts and left_out:
+        path, label, other = conflicts[0]
+        within = "" if on_conflict == "quarantine" else f" (--on-conflict {on_conflict} cannot tell which is which)"
+        notes.append(
+            f"{left_out:,} images stand under two labels and are left out{within}, the first is {path} ({label} and {other})"
+        )
+    elif conflicts:
+        path, label, other = conflicts[0]
+        notes.append(
+            f"{len(conflicts):,} files stand under two labels, the {on_conflict} one holds; the first is {path} ({label} and "
+            f"{other})"
+        )
+    if relabels:
+        path, before, now = relabels[0]
+        notes.append(f"{len(relabels):,} images have a new label, the first is {path} ({before} -> {now})")
+    return notes
+
+
+def name_numbers(listing: Listing, classes: Sequence[str]) -> tuple[Found, ...]:
+    """The listed pictures; labels that are numbers of outputs get the classes' names.
+
+    Args:
+        listing: of one role; `numbered` where its labels are numbers (TFRecord, WebDataset).
+        classes: names of the outputs in their order.
+    """
+    if not listing.numbered or set(listing.classes) <= set(classes):
+        return listing.files
+    names = {str(index): name for index, name in enumerate(classes)}
+    return tuple(replace(found, label=names.get(found.label, found.label)) for found in listing.files)

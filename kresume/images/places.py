@@ -1,0 +1,239 @@
+"""Files wherever they are: on a disk, or behind a scheme such as `gs://`, through `etils.epath`.
+
+    head = read_range("gs://bucket/shard.tar", 512, 6412)
+    for entry in entries("/data/old"): ...
+
+A local path takes the operating system's fast calls; only a path with a scheme goes through epath.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any, Protocol, cast
+
+from kresume.errors import ImagesError
+
+MAX_FILE_BYTES = 256 * 2**20
+"""No picture is larger: a film in a class folder must not fill the memory before its first bytes are looked at."""
+
+
+class Stat(Protocol):
+    """Size and time of a file."""
+
+    st_size: int
+    st_mtime_ns: int
+
+
+class Entry(Protocol):
+    """What `os.DirEntry` and remote entries have in common."""
+
+    @property
+    def name(self) -> str:
+        """The last part of its path."""
+
+    @property
+    def path(self) -> str:
+        """The folder's path and its name."""
+
+    def is_dir(self) -> bool:
+        """Whether it is a folder."""
+
+    def is_file(self) -> bool:
+        """Whether it is a file."""
+
+    def stat(self) -> Any:
+        """Size and time."""
+
+
+@dataclass(frozen=True)
+class _Stat:
+    st_size: int
+    st_mtime_ns: int
+
+
+@dataclass(frozen=True)
+class _RemoteEntry:
+    name: str
+    path: str
+    place: Any
+
+    def is_dir(self) -> bool:
+        return bool(self.place.is_dir())
+
+    def is_file(self) -> bool:
+        return not self.is_dir()
+
+    def stat(self) -> Any:
+        return stat(self.path)
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path has a scheme in front."""
+    return "://" in path
+
+
+def _epath(path: str) -> Any:
+    from etils import epath
+
+    return epath.Path(path)
+
+
+def absolute(path: str) -> str:
+    """The same path from the root; one with a scheme is left as it is."""
+    return path.rstrip("/") if is_remote(path) else os.path.abspath(os.path.expanduser(path))
+
+
+def join(folder: str, name: str) -> str:
+    """`name` in `folder`, unless it is absolute itself."""
+    if is_remote(name) or os.path.isabs(name):
+        return name
+    return f"{folder}/{name}" if is_remote(folder) else os.path.normpath(os.path.join(folder, name))
+
+
+def parent(path: str) -> str:
+    """The folder that holds a path."""
+    return path.rpartition("/")[0] if is_remote(path) else os.path.dirname(path)
+
+
+def exists(path: str) -> bool:
+    """Whether there is anything."""
+    return bool(_epath(path).exists()) if is_remote(path) else os.path.exists(path)
+
+
+def is_folder(path: str) -> bool:
+    """Whether it is a folder."""
+    return bool(_epath(path).is_dir()) if is_remote(path) else os.path.isdir(path)
+
+
+def stat(path: str) -> Any:
+    """Size in bytes and time of the last change in nanoseconds.
+
+    Raises:
+        OSError: it is not there.
+    """
+    if not is_remote(path):
+        return os.stat(path)
+    facts = _epath(path).stat()
+    return _Stat(int(facts.length), int((facts.mtime or 0) * 1e9))
+
+
+def entries(path: str) -> list[Entry]:
+    """What a folder holds, sorted by name."""
+    if is_remote(path):
+        inner = (_RemoteEntry(place.name, f"{path}/{place.name}", place) for place in _epath(path).iterdir())
+        return sorted(inner, key=lambda entry: entry.name)
+    with os.scandir(path) as found:
+        return cast(list[Entry], sorted(found, key=lambda entry: entry.name))
+
+
+@contextmanager
+def opened(path: str) -> Iterator[IO[bytes]]:
+    """The file, open for reading, with `seek`."""
+    file: Any = _epath(path).open("rb") if is_remote(path) else open(path, "rb")  # noqa: SIM115  # closed below
+    try:
+        yield file
+    finally:
+        file.close()
+
+
+@contextmanager
+def unpacked(path: str, coding: str) -> Iterator[IO[bytes]]:
+    """What a file unpacks to, as a stream that is cheap to seek forwards and dear to seek backwards.
+
+    Args:
+        path: of the file.
+        coding: `""`, `"gzip"`, `"bz2"` or `"xz"`.
+    """
+    with opened(path) as file:
+        if not coding:
+            yield file
+            return
+        openers: dict[str, Any] = {"gzip": gzip.open, "bz2": bz2.open, "xz": lzma.open}
+        stream = openers[coding](file)
+        try:
+            yield stream
+        finally:
+            stream.close()
+
+
+def stream_coding(head: bytes) -> str:
+    """How a whole file is packed, by its first bytes; empty where it is not."""
+    marks = ((b"\x1f\x8b", "gzip"), (b"BZh", "bz2"), (b"\xfd7zXZ\0", "xz"))
+    return next((coding for mark, coding in marks if head.startswith(mark)), "")
+
+
+def read_range(path: str, offset: int = 0, length: int = -1, coding: str = "") -> bytes:
+    """Reads one picture's bytes.
+
+    Args:
+        path: of the file that holds it.
+        offset: where it begins.
+        length: how many bytes, -1 for the whole file.
+        coding: `""`, `"deflate"`, or that of a file that is packed as a whole: dear, all before the range is unpacked, so
+            that several are better read by `read_stream`.
+
+    Raises:
+        OSError, EOFError: the file cannot be read.
+        ImagesError: it is larger than any picture, ends too early, or cannot be unpacked.
+    """
+    if coding not in {"", "deflate"}:
+        return next(read_stream(path, coding, [(offset, length)]))
+    with opened(path) as file:
+        if length < 0:
+            # Its size first: a read of up to the limit would take the limit's memory for every small file.
+            size = stat(path).st_size if is_remote(path) else os.fstat(file.fileno()).st_size
+            if size > MAX_FILE_BYTES:
+                raise ImagesError(f"larger than {MAX_FILE_BYTES // 2**20} MB, the limit for one picture")
+            return file.read()
+        if length > MAX_FILE_BYTES:
+            raise ImagesError(f"{length:,} bytes, more than {MAX_FILE_BYTES // 2**20} MB, the limit for one picture")
+        file.seek(offset)
+        data = file.read(length)
+    if len(data) != length:
+        raise ImagesError(f"the file ends {length - len(data):,} bytes too early")
+    return inflate(data) if coding == "deflate" else data
+
+
+def inflate(data: bytes) -> bytes:
+    """Unpacks a member of a zip, up to the limit for one picture.
+
+    Raises:
+        ImagesError: the data are damaged, or unpack to more than the limit.
+    """
+    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        result = unpacker.decompress(data, MAX_FILE_BYTES)
+    except zlib.error as error:
+        raise ImagesError(f"its packed bytes are damaged ({error})") from error
+    if unpacker.unconsumed_tail:
+        raise ImagesError(f"it unpacks to more than {MAX_FILE_BYTES // 2**20} MB, the limit for one picture")
+    if not unpacker.eof:
+        raise ImagesError("its packed bytes end too early")
+    return result
+
+
+def read_stream(path: str, coding: str, ranges: list[tuple[int, int]]) -> Iterator[bytes]:
+    """Reads ranges of a file that is packed as a whole, in one pass.
+
+    Args:
+        path: of the file.
+        coding: one of `STREAMS`.
+        ranges: (offset, length) in what it unpacks to, ascending.
+
+    Raises:
+        OSError, EOFError: it cannot be read or unpacked.
+    """
+    with unpacked(path, coding) as stream:
+        for offset, length in ranges:
+            stream.seek(offset)
+            data = stream.read(min(length, MAX_FILE_BYTES))
+            if len(data) != length:
+                raise EOFError(f"{path} ends before byte {offset + length:,} of what it unpacks to")
+            yield data

@@ -1,0 +1,346 @@
+"""What images there are, and what is wrong with them: `kresume data scan`, `check` and `show`.
+
+scanned = scan(["old/", "new.tar"], reporter)
+scanned.manifest.write(Path("m.parquet"))
+print(describe(scanned))
+print(check(["new/"], reporter, against=Manifest.read(run.manifest)))
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kresume import devices, runs
+from kresume.errors import ImagesError
+from kresume.images.cache import Cache, listings_of
+from kresume.images.decode import DecodeSpec
+from kresume.images.manifest import VAL, Manifest, schema
+from kresume.images.merging import Merge, merge
+from kresume.images.near import near_pairs, thumb_array
+from kresume.images.prepare import Prepared, prepare
+from kresume.images.sources import Quarantined, list_images
+from kresume.progress import Reporter
+
+SIDE = 64
+"""Likeness is judged on pictures of this size; nothing of them is kept."""
+FIRST = 10
+"""How many of a kind are printed; `--json` has all."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Images that were looked at.
+
+    Attributes:
+        sources: as they were given.
+        manifest: one row each; sides only where the sources say them, unless it is a run's.
+        merge: what happened when they became one table; None for a run's.
+        quarantine: files that cannot be used.
+        generation: images of this origin are new; -1 where nothing is old.
+        notes: what the listing wants to say.
+    """
+
+    sources: tuple[str, ...]
+    manifest: Manifest
+    merge: Merge | None = None
+    quarantine: tuple[Quarantined, ...] = ()
+    generation: int = -1
+    notes: tuple[str, ...] = ()
+
+
+def scan(
+    paths: Sequence[str],
+    reporter: Reporter,
+    *,
+    val: Sequence[str] = (),
+    against: Manifest | None = None,
+    features: Mapping[str, str] | None = None,
+    cache: str | None = None,
+) -> Scan:
+    """Looks at sources of images; an unchanged file that was looked at before is not read again.
+
+    Args:
+        paths: what the user gave.
+        reporter: shown progress.
+        val: further sources, to validate on.
+        against: a manifest that the images are merged with.
+        features: names of TFRecord features by role.
+        cache: `"off"` remembers nothing; a folder, or None for the usual one, keeps what is known of files.
+
+    Raises:
+        ImagesError: a source is missing, or none of its files can be used.
+    """
+    if "keras" not in sys.modules:
+        devices.select(None)
+    spec = DecodeSpec(SIDE, SIDE)
+    store = None if cache == "off" else Cache.open(spec, None if cache in {None, "auto"} else Path(str(cache)))
+    quarantine: list[Quarantined] = []
+    notes: list[str] = []
+    classes: dict[str, None] = dict.fromkeys(against.classes if against is not None else ())
+
+    def looked_at(given: Sequence[str], label: str) -> Prepared | None:
+        if not given:
+            return None
+        listing = list_images(given, reporter, features, listings_of(cache))
+        known = {**(against.known_files(listing.files) if against is not None else {}), **listing.known}
+        done = prepare(listing.files, spec, store, reporter, known=known, label=label, pixels=False)
+        quarantine.extend((*listing.quarantine, *done.quarantine))
+        notes.extend(listing.notes)
+        classes.update(dict.fromkeys(listing.classes))
+        return done
+
+    images, validating = looked_at(paths, "looking"), looked_at(val, "looking at --val")
+    generation = int(against.origins.max(initial=0)) + 1 if against is not None else 0
+    merged = merge(against, None, images, validating, classes=tuple(classes), val_split=None, generation=generation)
+    if not len(merged.manifest):
+        first = f", the first is {quarantine[0].path}: {quarantine[0].reason}" if quarantine else ""
+        raise ImagesError(f"{', '.join(paths)}: no image can be used ({len(quarantine):,} files set aside{first})")
+    said = {image.facts.sha256 for each in (images, validating) if each for image in each.images if image.found.split}
+    said |= {image.facts.sha256 for image in (validating.images if validating else ())}
+    manifest = _undecided(merged.manifest, said, generation)
+    return Scan(
+        (*paths, *val),
+        manifest,
+        merged,
+        tuple(quarantine),
+        generation if against is not None else -1,
+        tuple(dict.fromkeys(notes)),
+    )
+
+
+def _undecided(manifest: Manifest, said: set[str], generation: int) -> Manifest:
+    """The same rows; newcomers whose source says no side have none: a run decides it, once."""
+    import pyarrow as pa
+
+    shas = manifest.sha256s.tolist()
+    sides = [
+        side if origin < generation or side == VAL or sha.decode() in said else None
+        for side, origin, sha in zip(
+            manifest.table.column("side").to_pylist(), manifest.origins.tolist(), shas, strict=True
+        )
+    ]
+    index = manifest.table.column_names.index("side")
+    table = manifest.table.set_column(index, schema().field("side"), pa.array(sides, pa.string()))
+    return Manifest.from_table(table, manifest.classes)
+
+
+def open_run(path: str) -> Scan | None:
+    """The images of a run, None if `path` is none."""
+    if not runs.is_run(path):
+        return None
+    run = runs.open_run(path)
+    return Scan((path,), Manifest.read(run.manifest), generation=run.generation if run.generation else -1)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What images there are.
+
+    Attributes:
+        sources: as they were given.
+        images: how many, by content.
+        counts: class -> origin (`old`, `new`) -> side (`train`, `val`, `undecided`) -> images.
+        imbalance: the largest class over the smallest that has any.
+        sizes: pixels of the smaller and the larger side: smallest, median, largest.
+        formats: images by format.
+        bytes: of the encoded pictures' files.
+        duplicates: files whose content stands under another path, too.
+        quarantine: files that cannot be used: path and reason.
+        notes: what else a person should know.
+    """
+
+    sources: tuple[str, ...]
+    images: int
+    counts: Mapping[str, Mapping[str, Mapping[str, int]]]
+    imbalance: float
+    sizes: Mapping[str, tuple[int, int, int]]
+    formats: Mapping[str, int]
+    bytes: int
+    duplicates: int
+    quarantine: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            **vars(self),
+            "sources": list(self.sources),
+            "sizes": {name: list(values) for name, values in self.sizes.items()},
+            "quarantine": [{"path": path, "reason": reason} for path, reason in self.quarantine],
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        columns = sorted(
+            {(origin, side) for by in self.counts.values() for origin, sides in by.items() for side in sides}
+        )
+        heads = [side if len({o for o, _ in columns}) == 1 else f"{origin} {side}" for origin, side in columns]
+        width = max(len("class"), *(len(name) for name in self.counts))
+        lines = [f"{self.images:,} images of {len(self.counts)} classes in {', '.join(self.sources)}"]
+        lines.append("  ".join([f"{'class':<{width}}", f"{'images':>9}", *(f"{head:>13}" for head in heads)]))
+        for name, by in self.counts.items():
+            cells = [by.get(origin, {}).get(side, 0) for origin, side in columns]
+            lines.append("  ".join([f"{name:<{width}}", f"{sum(cells):>9,}", *(f"{cell:>13,}" for cell in cells)]))
+        formats = ", ".join(f"{count:,} {name}" for name, count in self.formats.items())
+        lines.append(f"largest class over smallest: {self.imbalance:.1f}")
+        short, long = self.sizes["short"], self.sizes["long"]
+        lines.append(
+            f"smaller side {short[0]:,} to {short[2]:,} pixels (median {short[1]:,}), larger side {long[0]:,} to {long[2]:,} "
+            f"(median {long[1]:,}); {formats}; {self.bytes / 1e6:,.1f} MB"
+        )
+        if self.duplicates:
+            lines.append(f"{self.duplicates:,} duplicates, counted once")
+        lines += _first("cannot be used", [f"{path}: {reason}" for path, reason in self.quarantine])
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+def _first(what: str, lines: Sequence[str]) -> list[str]:
+    if not lines:
+        return []
+    more = [f"  … and {len(lines) - FIRST:,} more (--json lists all)"] if len(lines) > FIRST else []
+    return [f"{len(lines):,} {what}:", *(f"  {line}" for line in lines[:FIRST]), *more]
+
+
+def describe(scanned: Scan) -> Summary:
+    """Counts what was looked at."""
+    manifest = scanned.manifest
+    table = manifest.table
+    side = np.array([name or "undecided" for name in table.column("side").to_pylist()])
+    is_new = manifest.origins >= scanned.generation if scanned.generation >= 0 else np.ones(len(manifest), bool)
+    counts: dict[str, dict[str, dict[str, int]]] = {}
+    for index, name in enumerate(manifest.classes):
+        of_class = manifest.labels == index
+        by: dict[str, dict[str, int]] = {}
+        for origin, chosen in (("old", ~is_new), ("new", is_new)):
+            names, numbers = np.unique(side[of_class & chosen], return_counts=True)
+            if len(names):
+                by[origin] = dict(zip(names.tolist(), numbers.tolist(), strict=True))
+        counts[name] = by
+    totals = [total for by in counts.values() if (total := sum(sum(sides.values()) for sides in by.values()))]
+    extent = np.stack([table.column(name).to_numpy() for name in ("width", "height")])
+    sizes = {
+        name: (int(values.min()), int(np.median(values)), int(values.max()))
+        for name, values in (("short", extent.min(axis=0)), ("long", extent.max(axis=0)))
+    }
+    kinds, numbers = np.unique(np.array(table.column("format").to_pylist()), return_counts=True)
+    lengths = table.column("length").to_numpy()
+    facts = scanned.merge.facts if scanned.merge is not None else None
+    return Summary(
+        sources=scanned.sources,
+        images=len(manifest),
+        counts=counts,
+        imbalance=max(totals) / min(totals),
+        sizes=sizes,
+        formats=dict(zip(kinds.tolist(), numbers.tolist(), strict=True)),
+        bytes=int(np.where(lengths < 0, table.column("bytes").to_numpy(), lengths).sum()),
+        duplicates=facts.duplicates if facts else 0,
+        quarantine=tuple((row.path, row.reason) for row in scanned.quarantine),
+        notes=(*scanned.notes, *(facts.notes if facts else ())),
+    )
+
+
+@dataclass(frozen=True)
+class Check:
+    """What is wrong, or will be.
+
+    Attributes:
+        sources: as they were given.
+        images: how many, by content.
+        known: given images that the run knows already.
+        duplicates: files whose content stands under another path, too.
+        conflicts: one content under two labels: path, label, other label.
+        relabels: at another label than the run has, and no longer where it was: path, old label, label.
+        leaks: near-duplicates across the border of training and validation: path, the other, what a run would do.
+        near: pairs of other pictures that are nearly the same: path, path, and whether their labels differ.
+        quarantine: files that cannot be used: path and reason.
+    """
+
+    sources: tuple[str, ...]
+    images: int
+    known: int
+    duplicates: int
+    conflicts: tuple[tuple[str, str, str], ...]
+    relabels: tuple[tuple[str, str, str], ...]
+    leaks: tuple[tuple[str, str, str], ...]
+    near: tuple[tuple[str, str, bool], ...]
+    quarantine: tuple[tuple[str, str], ...] = field(default=())
+
+    @property
+    def problems(self) -> int:
+        """Conflicts, leaks, near pairs under two labels and files that cannot be used."""
+        differing = sum(differs for _, _, differs in self.near)
+        return len(self.conflicts) + len(self.leaks) + differing + len(self.quarantine)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            "sources": list(self.sources),
+            "images": self.images,
+            "known": self.known,
+            "duplicates": self.duplicates,
+            "conflicts": [dict(zip(("path", "label", "other"), row, strict=True)) for row in self.conflicts],
+            "relabels": [dict(zip(("path", "before", "now"), row, strict=True)) for row in self.relabels],
+            "leaks": [dict(zip(("path", "near", "outcome"), row, strict=True)) for row in self.leaks],
+            "near": [dict(zip(("path", "other", "labels_differ"), row, strict=True)) for row in self.near],
+            "quarantine": [dict(zip(("path", "reason"), row, strict=True)) for row in self.quarantine],
+            "problems": self.problems,
+        }
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.images:,} images in {', '.join(self.sources)}: {self.duplicates:,} duplicates, {self.known:,} known already"
+        ]
+        lines += _first("cannot be used", [f"{path}: {reason}" for path, reason in self.quarantine])
+        lines += _first(
+            "stand under two labels",
+            [f"{path}: {label}, and {other} elsewhere" for path, label, other in self.conflicts],
+        )
+        lines += _first("have a new label", [f"{path}: {before} -> {now}" for path, before, now in self.relabels])
+        lines += _first(
+            "are nearly the same as an image on the other side",
+            [f"{path} (near {other}): {outcome}" for path, other, outcome in self.leaks],
+        )
+        differing = [f"{one} and {other}" for one, other, differs in self.near if differs]
+        lines += _first("pairs are nearly the same picture under two labels", differing)
+        alike = [f"{one} and {other}" for one, other, differs in self.near if not differs]
+        lines += _first("pairs are nearly the same picture", alike)
+        return "\n".join([*lines, f"{self.problems:,} problems" if self.problems else "no problems"])
+
+
+def check(scanned: Scan) -> Check:
+    """Names duplicates, conflicts, leaks and what cannot be used."""
+    manifest = scanned.manifest
+    thumbs, usable = thumb_array(manifest.table.column("thumb"))
+    is_new = (
+        manifest.origins >= max(scanned.generation, 0) if scanned.merge is not None else np.ones(len(manifest), bool)
+    )
+    pairs = near_pairs(manifest.table.column("phash").to_numpy(), thumbs, usable, is_new)
+    names = [found.name for found in manifest.found(pairs.reshape(-1))]
+    differs = manifest.labels[pairs[:, 0]] != manifest.labels[pairs[:, 1]] if len(pairs) else np.zeros(0, bool)
+    side = manifest.table.column("side").to_pylist()
+    facts = scanned.merge.facts if scanned.merge is not None else None
+    leaks = [(leak.path, leak.near, leak.outcome) for leak in (facts.leaks if facts else ())]
+    near: list[tuple[str, str, bool]] = []
+    for number, (one, other) in enumerate(pairs.tolist()):
+        first, second = names[2 * number], names[2 * number + 1]
+        if None not in {side[one], side[other]} and side[one] != side[other]:
+            leaks.append((first, second, "recorded on both sides: the record holds"))
+        else:
+            near.append((first, second, bool(differs[number])))
+    return Check(
+        sources=scanned.sources,
+        images=len(manifest),
+        known=facts.known if facts else 0,
+        duplicates=facts.duplicates if facts else 0,
+        conflicts=facts.conflicts if facts else (),
+        relabels=facts.relabels if facts else (),
+        leaks=tuple(leaks),
+        near=tuple(near),
+        quarantine=tuple((row.path, row.reason) for row in scanned.quarantine),
+    )

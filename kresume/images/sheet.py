@@ -1,0 +1,134 @@
+"""A contact sheet: what a model will be shown. One row for each image, as it is and then augmented.
+
+draw_sheet(manifest, spec, augmenter("strong", seed=0), Path("out.png"))
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kresume import config, devices, files, runs
+from kresume.errors import UsageError
+from kresume.images.augment import Augment, augmenter
+from kresume.images.decode import DecodeSpec
+from kresume.images.manifest import Manifest
+from kresume.images.order import permutation
+from kresume.images.reader import PictureReader
+from kresume.images.report import Scan
+
+DEFAULT_SIDE = 96
+ROWS, VERSIONS = 8, 7
+GAP, TEXT = 4, 14
+"""Pixels between pictures, and of a line of text."""
+
+
+def draw_sheet(
+    manifest: Manifest, spec: DecodeSpec, augment: Augment | None, path: Path, *, rows: int = ROWS, seed: int = 0
+) -> int:
+    """Draws training images and augmented versions of them, as training would see them.
+
+    Args:
+        manifest: the images; as many classes as there is room for are shown.
+        spec: the size that the model sees.
+        augment: from `augmenter`; None shows the images alone.
+        path: a `.png` file.
+        rows: how many images.
+        seed: which images.
+
+    Returns:
+        How many images were drawn.
+    """
+    chosen = _choose(manifest, rows, seed)
+    pictures = PictureReader(manifest, spec, None)(chosen)
+    versions = [pictures, *_augmented(pictures, manifest.labels[chosen], len(manifest.classes), augment)]
+    scale = max(1, 96 // max(spec.height, spec.width))
+    height, width = spec.height * scale, spec.width * scale
+    columns = len(versions)
+    sheet = np.full((len(chosen) * (height + GAP + TEXT), columns * (width + GAP) + GAP, 3), 255, np.uint8)
+    for column, batch in enumerate(versions):
+        for row, picture in enumerate(batch):
+            top, left = row * (height + GAP + TEXT) + TEXT, column * (width + GAP) + GAP
+            sheet[top : top + height, left : left + width] = picture.repeat(scale, axis=0).repeat(scale, axis=1)
+    _write(sheet, [manifest.classes[label] for label in manifest.labels[chosen]], height + GAP + TEXT, path)
+    return len(chosen)
+
+
+def _choose(manifest: Manifest, count: int, seed: int) -> np.ndarray:
+    """Training rows, of every class in turn."""
+    rows = manifest.train_rows()
+    rows = rows[permutation(seed, 0, len(rows))]
+    labels = manifest.labels[rows]
+    # How many of its own class stand before each: sorting by it takes the first of every class, then the second, ...
+    turn = np.array(
+        [np.count_nonzero(labels[:place] == label) for place, label in enumerate(labels[: 64 * count])], int
+    )
+    order = np.lexsort((labels[: len(turn)], turn))
+    chosen: np.ndarray = rows[order[:count]]
+    return chosen
+
+
+def _augmented(pictures: np.ndarray, labels: np.ndarray, classes: int, augment: Augment | None) -> list[np.ndarray]:
+    if augment is None:
+        return []
+    import tensorflow as tf
+
+    images = tf.constant(pictures.astype(np.float32))
+    targets = tf.one_hot(labels, max(classes, 2), dtype=tf.float32)
+    # Inside tf.data, as in training: there Keras's layers are made of TensorFlow operations under either backend.
+    positions = tf.data.Dataset.range(0, VERSIONS * len(pictures), len(pictures))
+    signature = [tf.TensorSpec([], tf.int64)]
+    once = tf.function(
+        lambda position: augment(images, targets, position)[0], input_signature=signature, autograph=False
+    )
+    batches = positions.map(once)
+    return [np.clip(np.round(batch.numpy()), 0, 255).astype(np.uint8) for batch in batches]
+
+
+def _write(sheet: np.ndarray, names: list[str], step: int, path: Path) -> None:
+    from PIL import Image, ImageDraw
+
+    image = Image.fromarray(sheet)
+    pen = ImageDraw.Draw(image)
+    for row, name in enumerate(names):
+        pen.text((GAP, row * step), name, fill=(0, 0, 0))
+    with files.new_file(path) as temporary:
+        image.save(temporary, "PNG")
+
+
+def sheet_of(scanned: Scan, options: Mapping[str, Any], path: str) -> int:
+    """Draws the sheet of a run with its own options, or of other images, where `options` does not say otherwise.
+
+    Args:
+        scanned: the images.
+        options: `image_size`, `augment`, `mixup`, `cutmix`, `rand_augment`, `erase`; None where not given.
+        path: a `.png` file.
+
+    Raises:
+        UsageError: an option cannot be meant, or the file is no `.png`.
+    """
+    if not path.lower().endswith(".png"):
+        raise UsageError(f"--sheet {path}: give a file that ends in .png")
+    if "keras" not in sys.modules:
+        devices.select(None)
+    known: dict[str, Any] = {}
+    spec = DecodeSpec(DEFAULT_SIDE, DEFAULT_SIDE)
+    if len(scanned.sources) == 1 and runs.is_run(scanned.sources[0]):
+        record = runs.open_run(scanned.sources[0]).record
+        known, card = record["options"], record["card"]
+        height, width = card["image_size"]
+        spec = DecodeSpec(height, width, card["resize"], card["interpolation"])
+    asked = {**known, **{name: value for name, value in options.items() if value is not None}}
+    if options.get("image_size"):
+        height, width = config.image_size(config.TrainConfig(image_size=options["image_size"])) or (
+            spec.height,
+            spec.width,
+        )
+        spec = DecodeSpec(height, width, spec.resize, spec.interpolation)
+    numbers = [float(asked.get(name) or 0.0) for name in ("mixup", "cutmix", "rand_augment", "erase")]
+    augment = augmenter(asked.get("augment") or "light", int(asked.get("seed") or 0), *numbers)
+    return draw_sheet(scanned.manifest, spec, augment, Path(path))

@@ -1,0 +1,252 @@
+"""The side of each newcomer, decided once: training or validation, and near-duplicates never on both.
+
+    decided = decide_sides(newcomers, remembered, val_split=0.1)      # sets row["side"], None for those left out
+    decided.leaks, decided.notes
+
+- A side that is recorded holds. A newcomer near a recorded image takes its side; near images of both sides it is left out.
+- Newcomers that are near each other take one side; it is validation if one of them was given to validate.
+- For the others the content's hash decides, so that the same images fall to the same sides everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kresume.images.manifest import TRAIN, VAL
+from kresume.images.near import near_pairs, thumb_array
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A newcomer that would have stood on the other side of a picture that is nearly the same.
+
+    Attributes:
+        path: of the newcomer.
+        near: the path of the picture that it is near to.
+        outcome: `"validates"`, `"trains"` or `"left out"`.
+    """
+
+    path: str
+    near: str
+    outcome: str
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What was decided.
+
+    Attributes:
+        leaks: near-duplicates that crossed the border, and what became of each.
+        notes: what a person should know, in words.
+    """
+
+    leaks: tuple[Leak, ...]
+    notes: tuple[str, ...]
+
+
+def decide_sides(newcomers: list[Row], remembered: pa.Table | None, val_split: float | None) -> Sides:
+    """Gives every newcomer its side, for good.
+
+    Args:
+        newcomers: rows of the manifest to be; `side` is set where the source says it, and by this function.
+        remembered: the recorded rows.
+        val_split: the share of newcomers that validates, None for none.
+    """
+    near = _look_near(newcomers, remembered)
+    notes = _split(newcomers, near, val_split)
+    return Sides(tuple(near.leaks), (*notes, *_describe(near.leaks)))
+
+
+@dataclass(frozen=True)
+class _Near:
+    """What nearness says of the newcomers, by their places in the list.
+
+    Attributes:
+        groups: those near each other whose side no recorded image decides, each of two or more.
+        left_out: those near recorded images of both sides.
+        leaks: filled as sides are decided.
+    """
+
+    groups: list[list[int]]
+    left_out: set[int]
+    leaks: list[Leak]
+
+
+def _name(row: Row) -> str:
+    return f"{row['path']}/{row['member']}" if row["member"] else str(row["path"])
+
+
+def _outcome(side: str | None) -> str:
+    return {TRAIN: "trains", VAL: "validates", None: "left out"}[side]
+
+
+def _look_near(newcomers: list[Row], remembered: pa.Table | None) -> _Near:
+    """Finds near pictures, and gives newcomers the sides that recorded ones have."""
+    near = _Near([], set(), [])
+    pairs, old_is_val, old_names = _pairs(newcomers, remembered)
+    if not len(pairs):
+        return near
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    count = len(newcomers)
+    among = pairs[(pairs < count).all(axis=1)]
+    graph = coo_array((np.ones(len(among)), (among[:, 0], among[:, 1])), shape=(count, count))
+    _, component = connected_components(graph, directed=False)
+    recorded: dict[int, list[int]] = {}
+    neighbours: dict[int, list[int]] = {}
+    for one, other in pairs.tolist():
+        if other >= count:
+            recorded.setdefault(one, []).append(other - count)
+        else:
+            neighbours.setdefault(one, []).append(other)
+            neighbours.setdefault(other, []).append(one)
+    members: dict[int, list[int]] = {}
+    for place in sorted(set(recorded) | set(neighbours)):
+        members.setdefault(int(component[place]), []).append(place)
+    for group in members.values():
+        if any(place in recorded for place in group):
+            _inherit(newcomers, group, recorded, neighbours, old_is_val, old_names, near)
+        else:
+            near.groups.append(group)
+    return near
+
+
+def _pairs(newcomers: list[Row], remembered: pa.Table | None) -> tuple[np.ndarray, np.ndarray, Any]:
+    """Near pairs, newcomers numbered first; whether each recorded image validates; and their paths."""
+    import pyarrow as pa
+
+    fresh = pa.chunked_array([pa.array([row["thumb"] for row in newcomers], pa.binary())])
+    thumbs, usable = thumb_array(fresh)
+    phash = np.array([row["phash"] for row in newcomers], np.uint64)
+    is_val, paths = np.zeros(0, bool), None
+    if remembered is not None and len(newcomers):
+        import pyarrow.compute as compute
+
+        old_thumbs, old_usable = thumb_array(remembered.column("thumb"))
+        thumbs, usable = np.concatenate([thumbs, old_thumbs]), np.concatenate([usable, old_usable])
+        phash = np.concatenate([phash, remembered.column("phash").to_numpy()])
+        is_val = compute.equal(remembered.column("side"), VAL).to_numpy().astype(bool)
+        paths = remembered.select(["path", "member"])
+    is_new = np.arange(len(phash)) < len(newcomers)
+    return near_pairs(phash, thumbs, usable, is_new), is_val, paths
+
+
+def _inherit(
+    newcomers: list[Row],
+    group: Sequence[int],
+    recorded: dict[int, list[int]],
+    neighbours: dict[int, list[int]],
+    old_is_val: np.ndarray,
+    old_names: Any,
+    near: _Near,
+) -> None:
+    """Sides of a group that recorded images decide: a side spreads from neighbour to neighbour; near both is left out."""
+
+    def in_order(places: Sequence[int]) -> list[int]:
+        return sorted(places, key=lambda place: str(newcomers[place]["sha256"]))
+
+    queue = in_order([place for place in group if place in recorded])
+    queued = set(queue)
+    decided: dict[int, str | None] = {}
+    while queue:
+        place = queue.pop(0)
+        old = recorded.get(place, ())
+        sides = {VAL if old_is_val[row] else TRAIN for row in old}
+        sides |= {side for one in neighbours.get(place, ()) if (side := decided.get(one)) is not None}
+        side = sides.pop() if len(sides) == 1 else None
+        decided[place] = side
+        row = newcomers[place]
+        if side is None:
+            near.left_out.add(place)
+        if side is None or (side == VAL) != (row["side"] == VAL):
+            path = _name(old_names.slice(old[0], 1).to_pylist()[0]) if old else _name(newcomers[neighbours[place][0]])
+            near.leaks.append(Leak(_name(row), path, _outcome(side)))
+        row["side"] = side
+        following = [one for one in neighbours.get(place, ()) if one not in queued]
+        queue += in_order(following)
+        queued.update(following)
+
+
+def _split(newcomers: list[Row], near: _Near, val_split: float | None) -> list[str]:
+    """Sides by content for those that have none yet. Returns what a person should know."""
+    share = val_split or 0.0
+    unit_of: dict[int, int] = {}
+    units: list[list[int]] = []
+    for group in near.groups:
+        given = [place for place in group if newcomers[place]["side"] is not None]
+        if not given:
+            unit_of |= dict.fromkeys(group, len(units))
+            units.append(group)
+            continue
+        # One side for all: validation if any was given to validate, so that it cannot be learnt by heart.
+        validates = [place for place in given if newcomers[place]["side"] == VAL]
+        for place in group:
+            if validates and newcomers[place]["side"] != VAL:
+                near.leaks.append(Leak(_name(newcomers[place]), _name(newcomers[validates[0]]), _outcome(VAL)))
+            newcomers[place]["side"] = VAL if validates else TRAIN
+    for place, row in enumerate(newcomers):
+        if row["side"] is None and place not in near.left_out and place not in unit_of:
+            unit_of[place] = len(units)
+            units.append([place])
+    for unit in units:
+        first = min(newcomers[place]["sha256"] for place in unit)
+        # The smallest of several hashes is small: for a group other digits of it decide.
+        digits = first[:8] if len(unit) == 1 else first[8:16]
+        for place in unit:
+            newcomers[place]["side"] = VAL if int(digits, 16) < share * 2**32 else TRAIN
+    return _fill_classes(newcomers, unit_of, units, share)
+
+
+def _fill_classes(newcomers: list[Row], unit_of: dict[int, int], units: list[list[int]], share: float) -> list[str]:
+    """A class that the hash left without a validation image gets one: its score would read 0 of 0."""
+    notes = []
+    by_class: dict[tuple[int, str], list[int]] = {}
+    for place in unit_of:
+        by_class.setdefault((newcomers[place]["origin"], newcomers[place]["label"]), []).append(place)
+    for (_, label), group in sorted(by_class.items(), key=lambda item: item[0]):
+        sides = {newcomers[place]["side"] for place in group}
+        small = sorted({unit_of[place] for place in group}, key=lambda unit: (len(units[unit]), units[unit]))
+        hashes = {unit: min(newcomers[place]["sha256"] for place in units[unit]) for unit in small}
+        if share and sides == {TRAIN} and len(small) >= 2:
+            _turn(newcomers, units[min(small, key=lambda unit: (len(units[unit]), hashes[unit]))], VAL)
+        elif share and len(small) == 1:
+            _turn(newcomers, units[small[0]], TRAIN)
+            images = (
+                "a single new image: it trains"
+                if len(group) == 1
+                else "new images that are nearly the same: they train"
+            )
+            notes.append(f"{label} has {images}, so {label} has no new validation image (--val PATH)")
+        elif share and share < 1 and sides == {VAL}:
+            fewest = min(len(units[unit]) for unit in small)
+            _turn(newcomers, units[max((u for u in small if len(units[u]) == fewest), key=hashes.__getitem__)], TRAIN)
+    return notes
+
+
+def _turn(newcomers: list[Row], unit: Sequence[int], side: str) -> None:
+    for place in unit:
+        newcomers[place]["side"] = side
+
+
+def _describe(leaks: Sequence[Leak]) -> list[str]:
+    words = {
+        "validates": "would have trained beside a validation image that is nearly the same: moved to validation",
+        "trains": "were given to validate and are nearly the same as recorded training images: they train",
+        "left out": "are near a training and a validation image at once: left out",
+    }
+    notes = []
+    for outcome, text in words.items():
+        these = [leak for leak in leaks if leak.outcome == outcome]
+        if these:
+            notes.append(f"{len(these):,} images {text}; the first is {these[0].path} (near {these[0].near})")
+    return notes

@@ -1,0 +1,86 @@
+"""Lists what a source holds: names, sizes and times; of pictures no contents.
+
+    listing = list_images(["old/", "more.csv", "shard-0001.tar"], reporter)
+    listing.classes, len(listing.files), listing.notes
+
+One room per kind of source, and one entry in `KINDS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from kresume.errors import ImagesError
+from kresume.images import places
+from kresume.images.sources import archives, folders, lists, records, shards, tables
+from kresume.images.sources.found import Advance, Facts, Found, Known, Listing, Quarantined, Source
+from kresume.progress import Reporter
+
+__all__ = ["KINDS", "Facts", "Found", "Known", "Listing", "Quarantined", "Source", "list_images"]
+
+KINDS: dict[str, tuple[Callable[[str], bool], Callable[[Source, Advance], Listing]]] = {
+    "manifest": (tables.accepts, tables.list_source),
+    "list": (lists.accepts, lists.list_source),
+    "tar": (archives.is_tar, archives.list_tar),
+    "zip": (archives.is_zip, archives.list_zip),
+    "TFRecord": (records.accepts, records.list_source),
+    "folder of shards": (shards.accepts, shards.list_source),
+    "class folders": (folders.accepts, folders.list_source),
+}
+"""How each kind of source is recognised and listed, asked in this order. A new kind is one function and one entry."""
+
+shards.FILES.update({name: KINDS[name] for name in ("tar", "zip", "TFRecord")})
+
+
+def list_images(
+    paths: Sequence[str | Path],
+    reporter: Reporter,
+    features: Mapping[str, str] | None = None,
+    memory: Path | None = None,
+) -> Listing:
+    """Lists sources of images.
+
+    Args:
+        paths: what the user gave; kinds may mix.
+        reporter: shows progress.
+        features: names of TFRecord features by role, where they are not the usual ones.
+        memory: a folder that keeps listings of files which have to be read whole for one.
+
+    Raises:
+        ImagesError: a path is missing, empty, or not laid out as expected.
+    """
+    files: dict[tuple[str, str], Found] = {}
+    notes: list[str] = []
+    classes: set[str] = set()
+    quarantine: list[Quarantined] = []
+    known: dict[str, tuple[int, int, Facts]] = {}
+    numbered = True
+    with reporter.progress("listing", None, "files") as advance:
+        for given in paths:
+            source = Source(places.absolute(str(given)), str(given), features or {}, memory)
+            listing = _kind_of(source)(source, advance)
+            # One picture listed twice under one label counts once; under two labels both are kept: a conflict to name.
+            files |= {pair: found for found in listing.files if (pair := (found.key, found.label)) not in files}
+            notes += listing.notes
+            classes |= set(listing.classes)
+            quarantine += listing.quarantine
+            known |= listing.known
+            numbered &= listing.numbered
+    numbered = numbered and bool(files)
+    names = sorted(classes, key=int) if numbered else sorted(classes)
+    return Listing(tuple(files.values()), tuple(notes), tuple(names), tuple(quarantine), known, numbered)
+
+
+def _kind_of(source: Source) -> Callable[[Source, Advance], Listing]:
+    if not places.exists(source.path):
+        raise ImagesError(
+            f"no such path: {source.given} (from {Path.cwd()}); expected a folder with one folder of pictures per class"
+        )
+    for accepts, function in KINDS.values():
+        if accepts(source.path):
+            return function
+    raise ImagesError(
+        f"{source.given} is a file, not a folder, and of no kind that is read: give a folder with one folder of pictures per "
+        f"class, or a {', '.join(kind for kind in KINDS if 'folder' not in kind)}"
+    )

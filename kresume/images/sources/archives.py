@@ -1,0 +1,202 @@
+"""Tar and zip archives, read where they lie: class folders inside, or WebDataset shards.
+
+A member of a plain tar or of a zip is a range of bytes. A tar that is packed as a whole (`.tar.gz`) has none that can be
+reached alone: the prepare pass reads it once, in order, into the cache.
+
+Sources: POSIX.1-2001 (pax) through Python's tarfile; PKWARE APPNOTE 6.3.10 section 4.3.7 for where a member's bytes begin;
+the WebDataset format (github.com/webdataset/webdataset): files with one stem are one example.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from kresume.errors import ImagesError
+from kresume.images import places
+from kresume.images.sources import folders
+from kresume.images.sources.found import Advance, Found, Listing, Source
+
+TAR_MARK = slice(257, 262)
+LABEL_ENDINGS = (".cls", ".json")
+LABEL_KEYS = ("label", "cls", "class", "class_name", "category", "text")
+LOCAL_HEADER = struct.Struct("<4s22xHH")
+"""Of a zip's member: the mark, then the lengths of its name and of its extra field."""
+
+
+@dataclass(frozen=True)
+class _Member:
+    name: str
+    offset: int
+    length: int
+    coding: str
+
+
+def is_tar(path: str) -> bool:
+    """Whether a file is a tar archive, packed or not, by its first bytes."""
+    if places.is_folder(path):
+        return False
+    try:
+        with places.opened(path) as file:
+            coding = places.stream_coding(file.read(6))
+        with places.unpacked(path, coding) as stream:
+            return stream.read(512)[TAR_MARK] == b"ustar"
+    except (OSError, EOFError, zlib.error, lzma.LZMAError):
+        return False
+
+
+def is_zip(path: str) -> bool:
+    """Whether a file is a zip archive, by its first bytes."""
+    if places.is_folder(path):
+        return False
+    with places.opened(path) as file:
+        return file.read(4) in {b"PK\x03\x04", b"PK\x05\x06"}
+
+
+def list_tar(source: Source, advance: Advance) -> Listing:
+    """Lists a tar archive by its headers.
+
+    Raises:
+        ImagesError: it is damaged, or holds no labelled picture.
+    """
+    with places.opened(source.path) as file:
+        coding = places.stream_coding(file.read(6))
+    members: list[_Member] = []
+    labels: dict[str, bytes] = {}
+    try:
+        with places.unpacked(source.path, coding) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+            for info in archive:
+                if not info.isreg() or info.issparse():
+                    continue
+                members.append(_Member(info.name, info.offset_data, info.size, coding))
+                content = archive.extractfile(info) if info.name.lower().endswith(LABEL_ENDINGS) else None
+                if content is not None:
+                    labels[info.name] = content.read(2**20)
+                advance(1)
+    except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise ImagesError(f"{source.given} is a damaged tar archive ({error}): make or copy it again") from error
+    return _listing(source, members, labels.__getitem__, [])
+
+
+def list_zip(source: Source, advance: Advance) -> Listing:
+    """Lists a zip archive by its directory.
+
+    Raises:
+        ImagesError: it is damaged, or holds no labelled picture.
+    """
+    members: list[_Member] = []
+    unread: Counter[str] = Counter()
+    try:
+        with places.opened(source.path) as file, zipfile.ZipFile(file) as archive:
+            for info in archive.infolist():
+                if info.is_dir():
+                    continue
+                if info.flag_bits & 1 or info.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+                    unread["encrypted" if info.flag_bits & 1 else f"packed by method {info.compress_type}"] += 1
+                    continue
+                file.seek(info.header_offset)
+                mark, name_length, extra_length = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
+                if mark != b"PK\x03\x04":
+                    raise zipfile.BadZipFile(f"no header where {info.filename} begins")
+                start = info.header_offset + LOCAL_HEADER.size + name_length + extra_length
+                coding = "deflate" if info.compress_type == zipfile.ZIP_DEFLATED else ""
+                members.append(_Member(info.filename, start, info.compress_size, coding))
+                advance(1)
+            labels = {
+                member.name: archive.read(member.name)
+                for member in members
+                if member.name.lower().endswith(LABEL_ENDINGS) and archive.getinfo(member.name).file_size < 2**20
+            }
+    except (zipfile.BadZipFile, struct.error, OSError, NotImplementedError) as error:
+        raise ImagesError(f"{source.given} is a damaged zip archive ({error}): make or copy it again") from error
+    notes = [f"{source.given}: {count:,} members were left out: {reason}" for reason, count in sorted(unread.items())]
+    return _listing(source, members, labels.__getitem__, notes)
+
+
+def _listing(source: Source, members: list[_Member], read: Callable[[str], bytes], notes: list[str]) -> Listing:
+    facts = places.stat(source.path)
+    by_stem: dict[str, dict[str, str]] = {}
+    for member in members:
+        stem, kind = _stem(member.name)
+        by_stem.setdefault(stem, {})[kind] = member.name
+    paired = {
+        kinds[kind]: next(name for ending, name in kinds.items() if ending in LABEL_ENDINGS)
+        for kinds in by_stem.values()
+        for kind in kinds
+        if kind not in folders.NOT_PICTURES and any(ending in LABEL_ENDINGS for ending in kinds)
+    }
+    if paired:
+        labels: dict[str, tuple[str, str | None]] = dict(_read_labels(paired, read, source.given))
+        unlabelled = sum(
+            member.name not in paired and folders.ending(member.name) not in folders.NOT_PICTURES
+            for member in members
+            if not folders.hidden(member.name.rpartition("/")[2])
+        )
+        if unlabelled:
+            notes = [*notes, f"{source.given}: {unlabelled:,} pictures without .cls or .json were left out (no class)"]
+    else:
+        labels, said, left_out = folders.label_members((member.name for member in members), source.given)
+        notes = [*notes, *said, *folders.describe_left_out(left_out, source.given)]
+    found = tuple(
+        Found(
+            source.path,
+            labels[member.name][0],
+            source.given,
+            facts.st_size,
+            facts.st_mtime_ns,
+            labels[member.name][1],
+            member.offset,
+            member.length,
+            member.coding,
+            member.name,
+        )
+        for member in members
+        if member.name in labels
+    )
+    if not found:
+        raise ImagesError(f"{source.given} holds no picture: expected one folder per class in it, or WebDataset pairs")
+    classes = {each.label for each in found}
+    numbered = bool(paired) and all(label.isdecimal() for label in classes)
+    return Listing(found, tuple(notes), tuple(sorted(classes)), numbered=numbered)
+
+
+def _stem(name: str) -> tuple[str, str]:
+    """WebDataset's key: the path up to the first dot of the last part; and the last ending."""
+    folder, slash, last = name.rpartition("/")
+    key, _, _ = last.partition(".")
+    return folder + slash + key, folders.ending(last)
+
+
+def _read_labels(
+    paired: dict[str, str], read: Callable[[str], bytes], given: str
+) -> Iterator[tuple[str, tuple[str, str | None]]]:
+    for picture, label_name in paired.items():
+        content = read(label_name)
+        if label_name.lower().endswith(".cls"):
+            label = content.decode("utf-8", "replace").strip()
+        else:
+            label = _label_of_json(content, f"{given}: {label_name}")
+        if not label:
+            raise ImagesError(f"{given}: {label_name} holds no label")
+        yield picture, (label, None)
+
+
+def _label_of_json(content: bytes, where: str) -> str:
+    try:
+        value = json.loads(content)
+    except ValueError as error:
+        raise ImagesError(f"{where} holds no JSON ({error})") from error
+    if isinstance(value, (str, int)) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, dict):
+        for key in LABEL_KEYS:
+            if isinstance(value.get(key), (str, int)):
+                return str(value[key])
+    raise ImagesError(f"{where} has no label: expected one of the keys {', '.join(LABEL_KEYS)}")

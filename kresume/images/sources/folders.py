@@ -1,0 +1,191 @@
+"""Class folders: one folder of pictures per class, perhaps under `train/` and `val/`, perhaps under a single top folder.
+
+Whether a file is a picture is decided by its content, in the prepare pass; only litter that every folder collects, and files
+that are plainly something else, are left out here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+from kresume.errors import ImagesError
+from kresume.images import places
+from kresume.images.places import Entry
+from kresume.images.sources.found import Advance, Found, Listing, Source
+
+LITTER = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r", "__macosx"})
+NOT_PICTURES = frozenset(
+    {
+        ".txt",
+        ".csv",
+        ".tsv",
+        ".json",
+        ".jsonl",
+        ".xml",
+        ".yaml",
+        ".yml",
+        ".md",
+        ".py",
+        ".html",
+        ".parquet",
+        ".pdf",
+        ".cls",
+    }
+)
+SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+
+def accepts(path: str) -> bool:
+    """Whether this may be a folder of class folders."""
+    return places.is_folder(path)
+
+
+def hidden(name: str) -> bool:
+    """Whether a name is one that nobody put there on purpose."""
+    return name.startswith(".") or name.lower() in LITTER
+
+
+def ending(name: str) -> str:
+    """`"A.JPG"` -> `".jpg"`."""
+    return os.path.splitext(name)[1].lower()
+
+
+def describe_left_out(left_out: Counter[str], given: str) -> list[str]:
+    """The note about files that are no pictures; none where there were none."""
+    if not left_out:
+        return []
+    kinds = ", ".join(f"{count:,} {kind or 'without ending'}" for kind, count in sorted(left_out.items()))
+    return [f"{given}: left out as no pictures: {kinds}"]
+
+
+def _entries(path: str) -> tuple[list[Entry], list[Entry]]:
+    """Visible folders and files of a folder, each sorted by name."""
+    visible = [entry for entry in places.entries(path) if not hidden(entry.name)]
+    return [entry for entry in visible if entry.is_dir()], [entry for entry in visible if entry.is_file()]
+
+
+def _is_picture(entry: Entry) -> bool:
+    return ending(entry.name) not in NOT_PICTURES
+
+
+def _walk(path: str, left_out: Counter[str], above: frozenset[str] = frozenset()) -> Iterator[Entry]:
+    folders, files = _entries(path)
+    for entry in files:
+        if _is_picture(entry):
+            yield entry
+        else:
+            left_out[ending(entry.name)] += 1
+    if not folders:
+        return
+    here = path if places.is_remote(path) else os.path.realpath(path)
+    if here in above:
+        return  # a link to a folder above: all of it was listed there
+    for folder in folders:
+        yield from _walk(folder.path, left_out, above | {here})
+
+
+def list_source(source: Source, advance: Advance) -> Listing:
+    """Lists class folders.
+
+    Raises:
+        ImagesError: it is empty, or holds pictures without class folders.
+    """
+    given = source.given
+    notes: list[str] = []
+    folders, files = _entries(source.path)
+    pictures = [entry for entry in files if _is_picture(entry)]
+    while len(folders) == 1 and not pictures and (inner := _entries(folders[0].path))[0]:
+        # The one folder of an unpacked archive, unless it holds pictures itself: then it is a class.
+        if any(_is_picture(entry) for entry in inner[1]):
+            break
+        folders, files = inner
+    if not folders and not pictures:
+        raise ImagesError(f"{given} is empty: expected one folder of pictures per class in it")
+    if not folders:
+        raise ImagesError(
+            f"{given} holds {len(pictures):,} pictures but no class folders: expected one folder per class, "
+            f"for example {places.join(places.join(source.path, 'cat'), pictures[0].name)}"
+        )
+    if pictures:
+        notes.append(f"{given}: {len(pictures):,} pictures beside the class folders were left out (no class)")
+    left_out: Counter[str] = Counter()
+    found: list[Found] = []
+    classes: list[str] = []
+    for folder, label, split in _class_folders(folders, notes, given):
+        classes.append(label)
+        for entry in _walk(folder, left_out):
+            facts = entry.stat()
+            found.append(Found(entry.path, label, given, facts.st_size, facts.st_mtime_ns, split))
+            advance(1)
+    notes += describe_left_out(left_out, given)
+    if not found:
+        raise ImagesError(f"{given} holds the class folders {', '.join(sorted(set(classes)))} but no picture in them")
+    return Listing(tuple(found), tuple(notes), tuple(sorted(set(classes))))
+
+
+def _class_folders(folders: Sequence[Entry], notes: list[str], given: str) -> Iterator[tuple[str, str, str | None]]:
+    names = {folder.name.lower() for folder in folders}
+    splits = names <= set(SPLITS) and all(_entries(folder.path)[0] for folder in folders)
+    if not splits:
+        for folder in folders:
+            yield folder.path, folder.name, None
+        return
+    for folder in folders:
+        split = SPLITS[folder.name.lower()]
+        if split == "test":
+            notes.append(f"{given}: {folder.name}/ was left out: test images are for `kresume eval`")
+            continue
+        for inner in _entries(folder.path)[0]:
+            yield inner.path, inner.name, split
+
+
+def label_members(
+    names: Iterable[str], given: str
+) -> tuple[dict[str, tuple[str, str | None]], tuple[str, ...], Counter[str]]:
+    """Reads the same layout from the names of an archive's members.
+
+    Args:
+        names: with slashes between folders; hidden ones, litter and other files may be among them.
+        given: the archive, for messages.
+
+    Returns:
+        `(label and split by name, notes, what was left out by ending)`.
+
+    Raises:
+        ImagesError: no picture of it stands in a folder.
+    """
+    left_out: Counter[str] = Counter()
+    parts: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        pieces = tuple(piece for piece in name.split("/") if piece not in {"", "."})
+        if any(hidden(piece) for piece in pieces):
+            continue
+        if ending(name) in NOT_PICTURES:
+            left_out[ending(name)] += 1
+            continue
+        parts[name] = pieces
+    while parts and all(len(pieces) > 2 for pieces in parts.values()) and len({p[0] for p in parts.values()}) == 1:
+        parts = {name: pieces[1:] for name, pieces in parts.items()}
+    inside = {name: pieces for name, pieces in parts.items() if len(pieces) > 1}
+    notes: list[str] = []
+    if parts and not inside:
+        raise ImagesError(
+            f"{given} holds {len(parts):,} pictures but neither folders nor labels: expected one folder per class in it, "
+            "or a .cls or .json member beside each picture (WebDataset)"
+        )
+    if len(inside) < len(parts):
+        notes.append(
+            f"{given}: {len(parts) - len(inside):,} pictures beside the class folders were left out (no class)"
+        )
+    splits = {pieces[0].lower() for pieces in inside.values()} <= set(SPLITS) and all(
+        len(pieces) > 2 for pieces in inside.values()
+    )
+    if not splits:
+        return {name: (pieces[0], None) for name, pieces in inside.items()}, tuple(notes), left_out
+    labels = {name: (pieces[1], SPLITS[pieces[0].lower()]) for name, pieces in inside.items()}
+    tests = sum(split == "test" for _, split in labels.values())
+    if tests:
+        notes.append(f"{given}: {tests:,} test images were left out: they are for `kresume eval`")
+    return {name: item for name, item in labels.items() if item[1] != "test"}, tuple(notes), left_out

@@ -1,0 +1,107 @@
+"""Lists: CSV, JSON lines or Parquet with the columns `path` and `label`, paths relative to the list's folder.
+
+A column `split` (train, val, test) says an image's side; every other column is kept in the manifest.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from kresume.errors import ImagesError
+from kresume.images import places
+from kresume.images.sources.folders import SPLITS
+from kresume.images.sources.found import Advance, Found, Listing, Quarantined, Source
+
+ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+
+
+def accepts(path: str) -> bool:
+    """Whether a file is a list, by its name: text has no mark of its own."""
+    return path.lower().endswith(ENDINGS) and not places.is_folder(path)
+
+
+def list_source(source: Source, advance: Advance) -> Listing:
+    """Lists what a list names. Files that are not there are set aside by name.
+
+    Raises:
+        ImagesError: it cannot be read, has no `path` or `label`, or names no file that is there.
+    """
+    folder = places.parent(source.path)
+    found: list[Found] = []
+    gone: list[Quarantined] = []
+    tests = 0
+    for number, row in enumerate(_rows(source), 1):
+        path, label = row.get("path"), row.get("label")
+        if path in {None, ""} or label in {None, ""}:
+            raise ImagesError(
+                f"{source.given}, row {number:,}: expected `path` and `label`, found {', '.join(map(str, row)) or 'nothing'}"
+            )
+        split = None
+        if row.get("split"):
+            split = SPLITS.get(str(row["split"]).lower())
+            if split is None:
+                raise ImagesError(f"{source.given}, row {number:,}: split {row['split']}: use train, val or test")
+            if split == "test":
+                tests += 1
+                continue
+        extra = {key: value for key, value in row.items() if key not in {"path", "label", "split"} and key is not None}
+        text = json.dumps(extra, ensure_ascii=False, default=str) if extra else ""
+        full = places.join(folder, str(path))
+        try:
+            facts = places.stat(full)
+        except OSError as error:
+            reason = f"{source.given} names it, but it cannot be read ({error.strerror or type(error).__name__})"
+            gone.append(Quarantined(full, str(label), reason))
+            continue
+        found.append(Found(full, str(label), source.given, facts.st_size, facts.st_mtime_ns, split, extra=text))
+        advance(1)
+    if not found:
+        first = f", the first is {gone[0].path}" if gone else ""
+        raise ImagesError(
+            f"{source.given} names no file that is there ({len(gone):,} are gone{first}): its paths are relative to {folder}"
+        )
+    notes = [f"{source.given}: {tests:,} test images were left out: they are for `kresume eval`"] if tests else []
+    if gone:
+        notes.append(f"{source.given}: {len(gone):,} files that it names are not there, the first is {gone[0].path}")
+    return Listing(tuple(found), tuple(notes), tuple(sorted({each.label for each in found})), tuple(gone))
+
+
+def _rows(source: Source) -> Iterator[Mapping[str, Any]]:
+    if source.path.lower().endswith(".parquet"):
+        yield from _parquet_rows(source)
+        return
+    with places.opened(source.path) as file:
+        try:
+            text = file.read().decode("utf-8-sig")  # a spreadsheet's mark in front is no part of the first name
+        except UnicodeDecodeError as error:
+            raise ImagesError(f"{source.given} is no UTF-8 text ({error.reason}): save it as UTF-8") from error
+    if source.path.lower().endswith((".csv", ".tsv")):
+        delimiter = "\t" if source.path.lower().endswith(".tsv") else ","
+        yield from csv.DictReader(io.StringIO(text), delimiter=delimiter)
+        return
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ImagesError(f"{source.given}, line {number:,} is no JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise ImagesError(f"{source.given}, line {number:,}: expected an object with `path` and `label`")
+        yield row
+
+
+def _parquet_rows(source: Source) -> Iterator[Mapping[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    try:
+        with places.opened(source.path) as file, parquet.ParquetFile(file) as table:
+            for batch in table.iter_batches(65536):
+                yield from batch.to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise ImagesError(f"{source.given} is no Parquet table ({error})") from error

@@ -1,0 +1,177 @@
+"""TFRecord files of `tf.train.Example`, with the names that TensorFlow's own converters write.
+
+Sources: the TFRecord framing (tensorflow.org/tutorials/load_data/tfrecord, "TFRecords format details"): length, masked CRC-32C
+of the length, bytes, masked CRC-32C of the bytes; CRC-32C as in RFC 3720, appendix B.4.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import lzma
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from kresume import files
+from kresume.errors import ImagesError, UsageError
+from kresume.images import places
+from kresume.images.sources.found import Advance, Found, Listing, Source
+
+USUAL = {"encoded": "image/encoded", "label": "image/class/label", "text": "image/class/text"}
+FRAME = struct.Struct("<QI")
+
+
+def _crc_table() -> tuple[int, ...]:
+    table = []
+    for byte in range(256):
+        value = byte
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+        table.append(value)
+    return tuple(table)
+
+
+_CRC_TABLE = _crc_table()
+
+
+def masked_crc(data: bytes) -> int:
+    """The CRC-32C of a few bytes, masked as TFRecord does."""
+    value = 0xFFFFFFFF
+    for byte in data:
+        value = value >> 8 ^ _CRC_TABLE[(value ^ byte) & 0xFF]
+    value ^= 0xFFFFFFFF
+    return ((value >> 15 | value << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def accepts(path: str) -> bool:
+    """Whether a file begins with the length of a record and the checksum of that."""
+    if places.is_folder(path):
+        return False
+    try:
+        with places.opened(path) as file:
+            coding = places.stream_coding(file.read(6))
+        with places.unpacked(path, coding) as stream:
+            head = stream.read(FRAME.size)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError):
+        return False
+    return len(head) == FRAME.size and FRAME.unpack(head)[1] == masked_crc(head[:8])
+
+
+def list_source(source: Source, advance: Advance) -> Listing:
+    """Lists the examples of a TFRecord file. All of it is read, once where there is a memory.
+
+    Raises:
+        ImagesError: it is damaged, or an example lacks a picture or a label.
+    """
+    facts = places.stat(source.path)
+    names = USUAL | dict(source.features)
+    with places.opened(source.path) as file:
+        coding = places.stream_coding(file.read(6))
+    kept = None
+    if source.memory is not None:
+        identity = json.dumps([source.path, facts.st_size, facts.st_mtime_ns, names], sort_keys=True)
+        kept = source.memory / f"{hashlib.sha256(identity.encode()).hexdigest()}.json"
+    examples = _recalled(kept)
+    if examples is None:
+        examples = _read_examples(source, names, coding, advance)
+        if kept is not None:
+            files.write_text(kept, json.dumps(examples))
+    else:
+        advance(len(examples))
+    if not examples:
+        raise ImagesError(f"{source.given} holds no record")
+    size, time = facts.st_size, facts.st_mtime_ns
+    found = tuple(
+        Found(source.path, label, source.given, size, time, None, offset, length, coding, f"record-{number}")
+        for number, (offset, length, label, _) in enumerate(examples)
+    )
+    numbered = all(is_number for _, _, _, is_number in examples)
+    return Listing(found, (), tuple(sorted({each.label for each in found})), numbered=numbered)
+
+
+Example = tuple[int, int, str, bool]
+"""Where a picture begins, its length, its label, and whether that is a number."""
+
+
+def _recalled(kept: Path | None) -> list[Example] | None:
+    """What an earlier listing of the unchanged file found; None where there is none that can be read."""
+    try:
+        return None if kept is None else [tuple(example) for example in json.loads(kept.read_text())]
+    except (OSError, ValueError):
+        return None
+
+
+def _read_examples(source: Source, names: dict[str, str], coding: str, advance: Advance) -> list[Example]:
+    from tensorflow.core.example.example_pb2 import Example as Message
+
+    found: list[Example] = []
+    with places.unpacked(source.path, coding) as stream:
+        for number, (start, record) in enumerate(_records(stream, source.given)):
+            try:
+                feature = Message.FromString(record).features.feature
+            except Exception as error:  # protobuf's own DecodeError has moved between its releases
+                raise ImagesError(f"{source.given}: record {number:,} is no tf.train.Example ({error})") from error
+            if names["encoded"] not in feature or not feature[names["encoded"]].bytes_list.value:
+                raise ImagesError(
+                    f"{source.given}: record {number:,} has no picture in {names['encoded']}; it has "
+                    f"{', '.join(sorted(feature))}: say which with --feature encoded=NAME"
+                )
+            encoded = feature[names["encoded"]].bytes_list.value[0]
+            label, is_number = _label(feature, names, f"{source.given}: record {number:,}")
+            # Wherever these very bytes stand in the record, they are the picture.
+            found.append((start + record.index(encoded), len(encoded), label, is_number))
+            advance(1)
+    return found
+
+
+def _records(stream: IO[bytes], given: str) -> Iterator[tuple[int, bytes]]:
+    """Yields (where a record's bytes begin, its bytes)."""
+    position = 0
+    while True:
+        try:
+            head = stream.read(FRAME.size)
+            if not head:
+                return
+            length, checksum = FRAME.unpack(head) if len(head) == FRAME.size else (-1, 0)
+            if checksum != masked_crc(head[:8]) or length > places.MAX_FILE_BYTES:
+                raise ImagesError(f"{given} is damaged at byte {position:,}: make or copy it again")
+            record = stream.read(length)
+            whole = len(record) == length and len(stream.read(4)) == 4
+        except (OSError, EOFError, zlib.error, lzma.LZMAError):
+            whole = False
+        if not whole:
+            raise ImagesError(f"{given} ends inside the record at byte {position:,}: make or copy it again")
+        yield position + FRAME.size, record
+        position += FRAME.size + length + 4
+
+
+def _label(feature: Any, names: dict[str, str], where: str) -> tuple[str, bool]:
+    if names["text"] in feature and feature[names["text"]].bytes_list.value:
+        return feature[names["text"]].bytes_list.value[0].decode("utf-8", "replace"), False
+    if names["label"] in feature:
+        if feature[names["label"]].int64_list.value:
+            return str(feature[names["label"]].int64_list.value[0]), True
+        if feature[names["label"]].bytes_list.value:
+            return feature[names["label"]].bytes_list.value[0].decode("utf-8", "replace"), False
+    raise ImagesError(
+        f"{where} has neither {names['text']} nor {names['label']}; it has {', '.join(sorted(feature))}: say which with "
+        "--feature label=NAME or --feature text=NAME"
+    )
+
+
+def parse_features(values: tuple[str, ...] | None) -> dict[str, str]:
+    """`("encoded=picture", "label=class")` -> the names by role.
+
+    Raises:
+        UsageError: a role is none of `encoded`, `label`, `text`.
+    """
+    result = {}
+    for value in values or ():
+        role, equals, name = value.partition("=")
+        if not equals or role not in USUAL or not name:
+            raise UsageError(f"--feature {value}: give encoded=NAME, label=NAME or text=NAME")
+        result[role] = name
+    return result

@@ -1,0 +1,59 @@
+"""A folder of shards: tar or zip archives or TFRecord files side by side, listed in the order of their names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from kresume.images import places
+from kresume.images.sources import folders
+from kresume.images.sources.found import Advance, Found, Listing, Source
+
+FILES: dict[str, tuple[Callable[[str], bool], Callable[[Source, Advance], Listing]]] = {}
+"""The kinds of files that may be shards; filled where all kinds are named."""
+
+
+def _files(path: str) -> list[str] | None:
+    """The paths of the visible files of a folder without folders; None for another."""
+    visible = [entry for entry in places.entries(path) if not folders.hidden(entry.name)]
+    if not visible or any(entry.is_dir() for entry in visible):
+        return None
+    return [entry.path for entry in visible if folders.ending(entry.name) not in folders.NOT_PICTURES]
+
+
+def _kind(path: str) -> Callable[[Source, Advance], Listing] | None:
+    return next((function for accepts, function in FILES.values() if accepts(path)), None)
+
+
+def accepts(path: str) -> bool:
+    """Whether this is a folder whose first file is an archive or a TFRecord."""
+    if not places.is_folder(path):
+        return False
+    files = _files(path)
+    return files is not None and len(files) > 0 and _kind(files[0]) is not None
+
+
+def list_source(source: Source, advance: Advance) -> Listing:
+    """Lists every shard.
+
+    Raises:
+        ImagesError: a shard is damaged or holds no labelled picture.
+    """
+    found: list[Found] = []
+    notes: list[str] = []
+    classes: set[str] = set()
+    numbered = True
+    others = 0
+    for path in _files(source.path) or ():
+        function = _kind(path)
+        if function is None:
+            others += 1
+            continue
+        listing = function(replace(source, path=path), advance)
+        found += listing.files
+        notes += listing.notes
+        classes |= set(listing.classes)
+        numbered &= listing.numbered
+    if others:
+        notes.append(f"{source.given}: {others:,} files beside the shards were left out")
+    return Listing(tuple(found), tuple(dict.fromkeys(notes)), tuple(sorted(classes)), numbered=numbered)

@@ -1,0 +1,65 @@
+"""A manifest of ours as a source: what `kresume data scan` wrote, or the images of another run."""
+
+from __future__ import annotations
+
+from kresume.errors import ImagesError
+from kresume.images import places
+from kresume.images.sources.found import Advance, Facts, Found, Listing, Quarantined, Source
+
+MARK = b"kresume_manifest"
+
+
+def accepts(path: str) -> bool:
+    """Whether a file is a manifest: a Parquet table with our mark."""
+    if places.is_folder(path):
+        return False
+    with places.opened(path) as file:
+        if file.read(4) != b"PAR1":
+            return False
+        import pyarrow as pa
+        import pyarrow.parquet as parquet
+
+        file.seek(0)
+        try:
+            return MARK in (parquet.read_schema(file).metadata or {})
+        except (OSError, pa.ArrowException):
+            return False
+
+
+def list_source(source: Source, advance: Advance) -> Listing:
+    """Lists the images of a manifest, with their sides and with what it knows of them.
+
+    Raises:
+        ImagesError: it is empty.
+    """
+    import pyarrow.parquet as parquet
+
+    with places.opened(source.path) as file:
+        table = parquet.read_table(file)
+    names = set(table.column_names)
+    found: list[Found] = []
+    gone: list[Quarantined] = []
+    known: dict[str, tuple[int, int, Facts]] = {}
+    sizes: dict[str, tuple[int, int] | None] = {}
+    for row in table.to_pylist():
+        path = row["path"]
+        if path not in sizes:
+            try:
+                facts = places.stat(path)
+                sizes[path] = (facts.st_size, facts.st_mtime_ns)
+            except OSError:
+                sizes[path] = None
+        size = sizes[path]
+        if size is None:
+            gone.append(Quarantined(path, row["label"], f"{source.given} names it, but it is not there"))
+            continue
+        parts = {name: row[name] for name in ("offset", "length", "coding", "member", "extra") if name in names}
+        each = Found(path, row["label"], source.given, *size, split=row["side"], **parts)
+        found.append(each)
+        facts = Facts(row["sha256"], row["width"], row["height"], row["format"], row["phash"], row.get("thumb") or b"")
+        known[each.key] = (row["bytes"], row["mtime_ns"], facts)
+        advance(1)
+    if not found:
+        raise ImagesError(f"{source.given} is a manifest of {len(gone):,} images, none of which is there any more")
+    notes = [f"{source.given}: {len(gone):,} of its images are gone, the first is {gone[0].path}"] if gone else []
+    return Listing(tuple(found), tuple(notes), tuple(sorted({each.label for each in found})), tuple(gone), known)

@@ -1,0 +1,257 @@
+"""Images per second from JPEGs of about 450x330 to 160x160, against Keras, PyTorch and Grain; seeking; a million rows.
+
+    python scripts/bench/images.py [--images 1600] [--rounds 3] [--skip-million]
+
+Every contender runs in a process of its own, one after another, rounds interleaved; the best round of each is
+printed, which other work on the machine disturbs least. `first` is a
+pass over files that the system does not hold in memory (dropped by posix_fadvise), `later` the pass after it. The JPEGs
+are made in a temporary folder: smooth shapes with texture, quality 85, sizes from 440x322 to 460x338. Graphs are traced
+before the clock starts, ours on one picture as Keras's when its dataset is made.
+Needs `pip install grain torch` for the peers; what is missing is left out by name.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+SIZE, BATCH = 160, 32
+
+COMMON = """
+import json, os, sys, time
+from pathlib import Path
+folder, size, batch, work = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+files = sorted(Path(folder).rglob("*.jpg"))
+count = len(files)
+def drop():
+    os.sync()
+    for path in files:
+        handle = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(handle)
+def timed(function):
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+def passes(iterate):
+    drop()
+    first = timed(iterate)
+    later = timed(iterate)
+    print(json.dumps({"first": count / first, "later": count / later}))
+"""
+
+KERAS = """
+import keras, tensorflow as tf
+data = keras.utils.image_dataset_from_directory(folder, image_size=(size, size), batch_size=batch, seed=0, verbose=False)
+CACHE
+data = data.prefetch(4)
+def iterate():
+    for images, labels in data:
+        pass
+passes(iterate)
+"""
+
+TORCH = """
+import numpy as np, torch
+from PIL import Image
+class Pictures(torch.utils.data.Dataset):
+    def __len__(self):
+        return count
+    def __getitem__(self, index):
+        with Image.open(files[index]) as image:
+            return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR), np.float32)
+workers = os.cpu_count()
+loader = torch.utils.data.DataLoader(Pictures(), batch, shuffle=True, num_workers=workers, persistent_workers=True)
+def iterate():
+    for images in loader:
+        pass
+passes(iterate)
+"""
+
+GRAIN = """
+import grain, numpy as np
+from PIL import Image
+def load(index):
+    with Image.open(files[index]) as image:
+        return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR), np.float32)
+data = grain.MapDataset.range(count).shuffle(seed=0).map(load).batch(batch)
+def iterate():
+    for images in data.to_iter_dataset(grain.ReadOptions(num_threads=2 * os.cpu_count(), prefetch_buffer_size=8)):
+        pass
+passes(iterate)
+"""
+
+OURS = """
+import tensorflow as tf
+from kresume.images import conventions, merging, pipeline
+from kresume.images.cache import Cache
+from kresume.images.decode import DecodeSpec
+from kresume.images.order import Order
+from kresume.images.prepare import prepare
+from kresume.images.reader import PictureReader
+from kresume.images.sources import list_images
+from kresume.progress import Reporter
+quiet, spec = Reporter(quiet=True), DecodeSpec(size, size)
+prepare(list_images([folder], quiet).files[:1], spec, None, quiet)
+drop()
+cache = Cache.open(spec, Path(work))
+prepared = []
+first = timed(lambda: prepared.append(prepare(list_images([folder], quiet).files, spec, cache, quiet)))
+again = timed(lambda: prepare(list_images([folder], quiet).files, spec, cache, quiet))
+classes = sorted({image.found.label for image in prepared[0].images})
+table = merging.merge(None, prepared[0], None, None, classes=classes, val_split=None, generation=0).manifest
+rows = table.train_rows()
+reader = PictureReader(table, spec, cache)
+order = Order(0, len(rows), batch)
+def dataset(step):
+    return pipeline.training_dataset(
+        reader, rows, table.labels[rows], order, start_step=step, image_size=(size, size),
+        pixels=conventions.to_model_function("0-255"), augment=None, one_hot=None)
+data = dataset(0).take(-(-count // batch))
+def epoch():
+    for images, labels in data:
+        pass
+epoch()
+def first_batch(step):
+    return timed(lambda: next(iter(dataset(step))))
+first_batch(0), first_batch(10**6)
+seeks = sorted((first_batch(0), first_batch(10**6)) for _ in range(15))
+print(json.dumps({"first": count / first, "later": count / timed(epoch), "rescan": count / again,
+    "seek 0": sorted(a for a, _ in seeks)[7], "seek 10^6": sorted(b for _, b in seeks)[7]}))
+"""
+
+MILLION = """
+import hashlib, json, resource, sys, time
+from pathlib import Path
+import numpy as np, pyarrow as pa
+from kresume.images import merging
+from kresume.images.manifest import Manifest, schema
+from kresume.images.mixing import make_order
+from kresume.images.prepare import Image, Prepared
+from kresume.images.sources import Facts, Found
+path, make = Path(sys.argv[1]), sys.argv[2] == "make"
+n, rng = 1_000_000, np.random.default_rng(0)
+if make:
+    shas = sorted(hashlib.sha256(str(row).encode()).hexdigest() for row in range(n))
+    shades = np.kron(rng.integers(0, 256, (n // 4, 4, 4)).astype(np.int16), np.ones((2, 2), np.int16))
+    thumbs = np.clip(shades[rng.integers(0, len(shades), n)] + rng.integers(-20, 21, (n, 8, 8)), 0, 255).astype(np.uint8)
+    bits = np.packbits((thumbs < np.roll(thumbs, 1, axis=2)).reshape(n, 64), axis=1).view(">u8").ravel()
+    columns = {
+        "sha256": shas, "path": [f"/data/images/class-{row % 100:03d}/image-{row:08d}.jpg" for row in range(n)],
+        "label": [f"class-{row % 100:03d}" for row in range(n)], "source": ["/data/images"] * n, "origin": np.zeros(n),
+        "side": np.where(rng.random(n) < 0.1, "val", "train").tolist(), "width": np.full(n, 450), "height": np.full(n, 330),
+        "bytes": rng.integers(20_000, 60_000, n), "mtime_ns": rng.integers(0, 2**60, n), "format": ["JPEG"] * n,
+        "phash": bits.astype(np.uint64), "offset": np.zeros(n), "length": np.full(n, -1), "coding": [""] * n,
+        "member": [""] * n, "extra": [""] * n, "thumb": [thumb.tobytes() for thumb in thumbs], "seen": np.zeros(n, bool)}
+    table = pa.table([pa.array(columns[field.name]).cast(field.type) for field in schema()], schema=schema())
+    Manifest.from_table(table, tuple(f"class-{row:03d}" for row in range(100))).write(path)
+    sys.exit()
+start = time.perf_counter()
+known = Manifest.read(path)
+read = time.perf_counter() - start
+thumbs, hashes = known.table.column("thumb"), known.table.column("phash")
+images = []
+for row in range(10_000):  # half of them near a recorded image
+    of = int(rng.integers(n))
+    thumb = thumbs[of].as_py() if row % 2 else rng.integers(0, 256, 64, dtype=np.uint8).tobytes()
+    facts = Facts(hashlib.sha256(f"new {row}".encode()).hexdigest(), 450, 330, "JPEG", hashes[of].as_py(), thumb)
+    images.append(Image(Found(f"/new/class-{row % 100:03d}/{row}.jpg", f"class-{row % 100:03d}", "/new", 9, 9), facts))
+start = time.perf_counter()
+merged = merging.merge(known, None, Prepared(tuple(images), (), 0, 0), None, classes=known.classes, val_split=0.1, generation=1)
+plan = time.perf_counter() - start
+order = make_order(merged.manifest, 0, 32, None, None, None, 1)
+start = time.perf_counter()
+order.batch(10**6)
+epoch = time.perf_counter() - start
+mixed = make_order(merged.manifest, 0, 32, "1:1", None, "class", 1)
+start = time.perf_counter()
+mixed.batch(10**6)
+mixed_epoch = time.perf_counter() - start
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(json.dumps({"read": read, "merge 10,000": plan, "order of an epoch": epoch, "mixed order": mixed_epoch, "peak MB": peak}))
+"""
+
+
+def make_pictures(folder: Path, count: int) -> None:
+    """Writes JPEGs that are neither trivial nor noise."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        width, height = int(rng.integers(440, 461)), int(rng.integers(322, 339))
+        coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3)).astype(np.uint8))
+        smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
+        texture = rng.integers(-12, 13, (height, width, 1))
+        path = folder / f"class-{index % 4}" / f"{index:05d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.clip(smooth + texture, 0, 255).astype(np.uint8)).save(path, quality=85)
+
+
+def run(script: str, *arguments: object) -> dict[str, float]:
+    """Runs a script in a process of its own and reads its last line."""
+    environment = {**os.environ, "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    words = [sys.executable, "-c", script, *map(str, arguments)]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return json.loads(done.stdout.strip().splitlines()[-1]) if done.stdout.strip() else {}
+
+
+def main() -> None:
+    """Prints the tables."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--images", type=int, default=1600)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--skip-million", action="store_true")
+    asked = parser.parse_args()
+    contenders = {
+        "Keras image_dataset_from_directory": COMMON + KERAS.replace("CACHE", ""),
+        "the same, .cache()": COMMON + KERAS.replace("CACHE", "data = data.cache()"),
+    }
+    for package, script in (("torch", TORCH), ("grain", GRAIN)):
+        if importlib.util.find_spec(package) is None:
+            print(f"{package} is not installed and left out")
+        else:
+            contenders[f"{package} with Pillow"] = COMMON + script
+    contenders["kresume"] = COMMON + OURS
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_pictures(folder / "pictures", asked.images)
+        for number in range(asked.rounds):
+            for contender, script in contenders.items():
+                work = folder / f"cache-{number}"
+                results[contender].append(run(script, folder / "pictures", SIZE, BATCH, work))
+        best = {
+            contender: {
+                key: min(each[key] for each in rounds) if key.startswith("seek") else max(each[key] for each in rounds)
+                for key in rounds[0]
+            }
+            for contender, rounds in results.items()
+        }
+        base = best["Keras image_dataset_from_directory"]
+        print(f"{asked.images} JPEGs of about 450x330 to {SIZE}x{SIZE}, batches of {BATCH}, {os.cpu_count()} cores\n")
+        print("| | first pass, images/s | later pass, images/s | first, ratio to Keras | later, ratio to Keras |")
+        print("|---|---|---|---|---|")
+        for contender, values in best.items():
+            ratios = f"{values['first'] / base['first']:.2f} | {values['later'] / base['later']:.2f}"
+            print(f"| {contender} | {values['first']:,.0f} | {values['later']:,.0f} | {ratios} |")
+        ours = best["kresume"]
+        print(f"\nrescan of the unchanged folder: {ours['rescan']:,.0f} files/s, no file read")
+        print(
+            f"first batch at step 10^6 over step 0: {ours['seek 10^6'] / ours['seek 0']:.2f} ({ours['seek 0'] * 1e3:.0f} ms)"
+        )
+        if not asked.skip_million:
+            run(MILLION, folder / "million.parquet", "make")
+            for key, value in run(MILLION, folder / "million.parquet", "use").items():
+                print(f"1,000,000 rows, {key}: {value:,.2f}")
+
+
+if __name__ == "__main__":
+    main()

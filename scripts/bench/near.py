@@ -1,0 +1,96 @@
+"""How well near-duplicates are told from similar pictures: misses among copies, false pairs among real photographs.
+
+    python scripts/bench/near.py ../shared/data/signdigits ../shared/data/clothing
+
+Every picture of a folder is compared with every other: none of them are copies, so each pair found is wrong. Then copies are
+made (saved again, smaller, brighter, cut) and compared with their originals: each copy not found is missed. Beside our rule
+stands the difference hash alone, as it is commonly used.
+"""
+
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+from kresume.errors import ImagesError
+from kresume.images.decode import DecodeSpec, decode
+from kresume.images.likeness import likeness
+from kresume.images.near import MAX_BITS, MAX_GREY, near_pairs
+
+SPEC = DecodeSpec(64, 64)
+
+
+def saved(image: Image.Image, quality: int) -> bytes:
+    """The picture as a JPEG."""
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality)
+    return file.getvalue()
+
+
+def cut(image: Image.Image, share: float) -> Image.Image:
+    """The picture without a border of that share of its sides."""
+    x, y = int(image.width * share), int(image.height * share)
+    return image.crop((x, y, image.width - x, image.height - y))
+
+
+COPIES: dict[str, Callable[[Image.Image], bytes]] = {
+    "saved at quality 90": lambda image: saved(image, 90),
+    "saved at quality 50": lambda image: saved(image, 50),
+    "half the size": lambda image: saved(
+        image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS), 85
+    ),
+    "1.1 times as bright": lambda image: saved(ImageEnhance.Brightness(image).enhance(1.1), 90),
+    "2 % cut from each side": lambda image: saved(cut(image, 0.02), 90),
+}
+
+
+def pictures(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """(class, bytes) of every picture below a folder."""
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in {".jpg", ".jpeg", ".png"}:
+            yield path.parent.name, path.read_bytes()
+
+
+def main(folders: list[str]) -> None:
+    """Prints a table for each folder."""
+    for name in folders:
+        labels, files = zip(*pictures(Path(name)), strict=True)
+        hashes, thumbs = likeness([decode(data, SPEC) for data in files])
+        everything = np.ones(len(files), bool)
+        bits = np.unpackbits(hashes.astype(">u8").view(np.uint8).reshape(-1, 8), axis=1).astype(np.float32)
+        distance = bits @ (1 - bits.T) + (1 - bits) @ bits.T
+        one, other = np.nonzero(np.triu(distance <= MAX_BITS, 1))
+        differing = sum(labels[a] != labels[b] for a, b in zip(one, other, strict=True))
+        ours = near_pairs(hashes, thumbs, everything, everything)
+        print(f"\n{Path(name).name}: {len(files):,} pictures, no copies among them\n")
+        print(f"| wrong pairs | hash alone, {MAX_BITS} bits | with the thumbnail, {MAX_GREY:g} grey levels |")
+        print("|---|---|---|")
+        print(f"| all ({differing} of the first of different classes) | {len(one)} | {len(ours)} |")
+        print("\n| copies found | hash alone | with the thumbnail |")
+        print("|---|---|---|")
+        chosen = np.random.default_rng(0).permutation(len(files))[:200]
+        for words, copy in COPIES.items():
+            alone = both = count = 0
+            for place in chosen:
+                with Image.open(io.BytesIO(files[place])) as image:
+                    data = copy(image.convert("RGB"))
+                try:
+                    hash_, thumb = likeness([decode(data, SPEC)])
+                except ImagesError:
+                    continue
+                pair = np.array([hashes[place], hash_[0]])
+                count += 1
+                alone += int(np.bitwise_count(pair[0] ^ pair[1]) <= MAX_BITS)
+                new = np.array([False, True])
+                both += len(near_pairs(pair, np.stack([thumbs[place], thumb[0]]), np.ones(2, bool), new))
+            print(f"| {words} | {100 * alone / count:.0f} % | {100 * both / count:.0f} % |")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or ["../shared/data/signdigits", "../shared/data/clothing"])

@@ -1,0 +1,105 @@
+"""`kresume data scan | check | show`: what images there are, and what is wrong with them."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kresume import cli
+from kresume.errors import ImagesError
+from kresume.images import prepare as preparing
+from kresume.images import report
+from kresume.images.manifest import Manifest
+from tests.conftest import write_pictures
+from tests.support import TINY, run_training, save_photo
+
+
+def run(capsys, *arguments):
+    """(exit code, stdout) of a command in this process."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(argument) for argument in arguments])
+    return stop.value.code, capsys.readouterr().out
+
+
+def test_a_scan_writes_a_manifest_and_reads_each_file_once(pictures, tmp_path, capsys, monkeypatch):
+    """Scanned again, an unchanged folder is not read; the manifest is the source that it was made from."""
+    reads = []
+    real = preparing.read_range
+    monkeypatch.setattr(preparing, "read_range", lambda *arguments: reads.append(arguments) or real(*arguments))
+    command = ("data", "scan", pictures / "old", "-o", tmp_path / "m.parquet", "--cache", tmp_path / "cache", "--json")
+    code, out = run(capsys, *command)
+    facts = json.loads(out)
+    assert (code, facts["images"], len(reads)) == (0, 24, 24)
+    assert facts["counts"]["circle"] == {"new": {"undecided": 8}}
+    assert facts["sizes"] == {"short": [20, 20, 20], "long": [20, 20, 20]}
+    assert run(capsys, *command) == (0, out)
+    assert len(reads) == 24
+    assert not list((tmp_path / "cache").glob("*/*.bin"))
+    table = Manifest.read(tmp_path / "m.parquet")
+    assert len(table) == 24
+    run_training(out=str(tmp_path / "1"), data=[str(tmp_path / "m.parquet")], **TINY)
+    run_training(out=str(tmp_path / "2"), data=[str(pictures / "old")], **TINY)
+    one, other = (Manifest.read(tmp_path / name / "images.parquet") for name in ("1", "2"))
+    assert one.digest() == other.digest()
+
+
+def test_show_counts_a_run_and_draws_its_sheet(pictures, tmp_path, capsys):
+    """Per class, origin and side, as the run recorded them; the sheet is a picture with a row for each image."""
+    run_training(out=str(tmp_path / "1"), data=[str(pictures / "old")], **TINY)
+    run_training(str(tmp_path / "1"), add=[str(pictures / "new")], out=str(tmp_path / "2"), epochs=1)
+    code, out = run(capsys, "data", "show", tmp_path / "2", "--json", "--sheet", tmp_path / "s.png", "--erase", "1")
+    counts = json.loads(out)["counts"]
+    assert code == 0
+    assert sum(sum(sides.values()) for by in counts.values() for sides in by.values()) == 42
+    assert set(counts["circle"]) == {"old", "new"}
+    with Image.open(tmp_path / "s.png") as image:
+        sheet = np.asarray(image)
+    assert sheet.shape == (8 * (96 + 4 + 14), 8 * (96 + 4) + 4, 3)
+    first, second = sheet[14 : 14 + 96, 4:100], sheet[14 : 14 + 96, 104:200]
+    assert first.std() > 20
+    assert (first != second).any()
+    table = str(report.describe(report.open_run(str(tmp_path / "2"))))
+    assert "new train" in table
+    assert "old val" in table
+
+
+def test_check_names_every_problem_and_fails(tmp_path, capsys):
+    """A conflict, a leak to --val, a near pair under two labels and a broken file: each named, exit code 1."""
+    for seed in range(4):
+        save_photo(tmp_path / "old" / "ab"[seed % 2] / f"{seed}.jpg", seed)
+    save_photo(tmp_path / "val" / "a" / "v.jpg", 0, quality=70)
+    shutil.copy(tmp_path / "old" / "a" / "2.jpg", tmp_path / "old" / "b" / "copy.jpg")
+    save_photo(tmp_path / "old" / "a" / "three.jpg", 3, quality=60)
+    (tmp_path / "old" / "a" / "broken.jpg").write_bytes(b"<html>")
+    command = ("data", "check", tmp_path / "old", "--val", tmp_path / "val", "--cache", "off")
+    code, out = run(capsys, *command, "--json")
+    facts = json.loads(out)
+    assert code == 1
+    assert [row["label"] for row in facts["conflicts"]] == ["b"]
+    assert [row["outcome"] for row in facts["leaks"]] == ["validates"]
+    assert [row["labels_differ"] for row in facts["near"]].count(True) == 1
+    assert "web page" in facts["quarantine"][0]["reason"]
+    assert facts["problems"] == 4
+    code, text = run(capsys, *command)
+    assert "stand under two labels" in text
+    assert "4 problems" in text
+
+
+def test_check_of_clean_images_against_a_run_passes(pictures, tmp_path, capsys):
+    """What the run knows is counted as known, and nothing is wrong."""
+    run_training(out=str(tmp_path / "1"), data=[str(pictures / "old")], **TINY)
+    shutil.copytree(pictures / "old", tmp_path / "more")
+    write_pictures(tmp_path / "more", 2, 500)
+    code, out = run(capsys, "data", "check", tmp_path / "more", "--from", tmp_path / "1", "--json")
+    facts = json.loads(out)
+    assert (code, facts["known"], facts["images"], facts["problems"]) == (0, 24, 30, 0)
+
+
+def test_nothing_usable_is_an_error(tmp_path, quiet):
+    """A folder of which no file is a picture says so, with the first reason."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.jpg").write_bytes(b"nothing")
+    with pytest.raises(ImagesError, match="no image can be used"):
+        report.scan([str(tmp_path)], quiet, cache="off")

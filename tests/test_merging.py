@@ -1,0 +1,328 @@
+"""Old and new become one table: conflicts, relabels, near-duplicates and corrections, each named and none by chance."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
+from PIL import Image
+
+import kresume
+from kresume.errors import ImagesError, UsageError
+from kresume.images import corrections, keras_split, merging, near
+from kresume.images.cache import Cache
+from kresume.images.decode import DecodeSpec
+from kresume.images.manifest import TRAIN, VAL
+from kresume.images.near import near_pairs
+from kresume.images.prepare import prepare
+from kresume.images.sources import list_images
+from tests.conftest import CLASSES, write_pictures
+from tests.support import TINY, photo, run_training, save_photo
+
+SPEC = DecodeSpec(24, 24)
+AB = ("a", "b")
+
+
+def merged(quiet, parent=None, *, data=None, add=None, val=None, generation=0, val_split=None, classes=AB, **options):
+    prepared = [
+        prepare(list_images([path], quiet).files, SPEC, None, quiet) if path else None for path in (data, add, val)
+    ]
+    return merging.merge(parent, *prepared, classes=classes, val_split=val_split, generation=generation, **options)
+
+
+def sides(table):
+    """Side by path's last part."""
+    names = [os.path.basename(path) for path in table.table.column("path").to_pylist()]
+    return dict(zip(names, table.table.column("side").to_pylist(), strict=True))
+
+
+# One image under two labels
+
+
+@pytest.fixture
+def doubled(tmp_path):
+    """`old/` with b/x.png, which `new/` holds as a/y.png; both have other images."""
+    write_pictures(tmp_path / "old", 3, 0, AB)
+    write_pictures(tmp_path / "new", 3, 50, AB)
+    shutil.copy(tmp_path / "old" / "b" / "1000.png", tmp_path / "new" / "a" / "again.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("policy", "label"), [("quarantine", None), ("old", "b"), ("new", "a")])
+def test_a_conflict_between_old_and_new_ends_as_asked(doubled, quiet, policy, label):
+    """Named in any case; left out, or the old label holds, or the new one."""
+    result = merged(quiet, data=doubled / "old", add=doubled / "new", generation=1, on_conflict=policy)
+    assert [pair[1:] for pair in result.facts.conflicts] == [("a", "b")]
+    rows = {os.path.basename(row["path"]): row["label"] for row in result.manifest.table.to_pylist()}
+    assert rows.get("1000.png") == label
+    assert len(result.manifest) == (11 if label is None else 12)
+
+
+@pytest.mark.parametrize(("policy", "label"), [("quarantine", None), ("old", "b"), ("new", "a")])
+def test_a_conflict_with_a_record_ends_as_asked(doubled, quiet, policy, label):
+    """The same against an image that the parent remembers and that is still where it was."""
+    first = merged(quiet, data=doubled / "old").manifest
+    result = merged(quiet, first, add=doubled / "new", generation=1, on_conflict=policy)
+    assert not result.facts.relabels
+    rows = {row["sha256"]: row["label"] for row in result.manifest.table.to_pylist()}
+    (sha,) = [row["sha256"] for row in first.table.to_pylist() if row["path"].endswith("1000.png")]
+    assert rows.get(sha) == label
+
+
+def test_two_labels_within_one_role_cannot_be_decided(tmp_path, quiet):
+    """--on-conflict old says nothing about two labels that came in together: left out, and the note says so."""
+    write_pictures(tmp_path, 3, 0, AB)
+    shutil.copy(tmp_path / "a" / "0.png", tmp_path / "b" / "copy.png")
+    result = merged(quiet, data=tmp_path, on_conflict="old")
+    assert len(result.manifest) == 5
+    assert any("cannot tell which" in note for note in result.facts.notes)
+
+
+def test_a_file_that_moved_to_another_class_is_a_relabel(doubled, quiet):
+    """Old path gone, same bytes elsewhere: the new label holds, origin and side stay, and it is listed."""
+    first = merged(quiet, data=doubled / "old", val_split=0.5).manifest
+    os.remove(doubled / "old" / "b" / "1000.png")
+    result = merged(quiet, first, add=doubled / "new", generation=1)
+    assert [pair[1:] for pair in result.facts.relabels] == [("b", "a")]
+    before = {row["sha256"]: row for row in first.table.to_pylist()}
+    changed = [
+        row
+        for row in result.manifest.table.to_pylist()
+        if row["sha256"] in before and row["label"] != before[row["sha256"]]["label"]
+    ]
+    assert len(changed) == 1
+    assert {name: changed[0][name] for name in ("origin", "side")} == {
+        name: before[changed[0]["sha256"]][name] for name in ("origin", "side")
+    }
+    assert result.manifest.digest() != first.digest()
+
+
+# Near-duplicates
+
+
+def test_a_copy_saved_again_takes_the_side_of_the_recorded_one(tmp_path, quiet):
+    """A newcomer near a validation image validates and is named; near a training image it trains, whatever the split."""
+    for seed in range(6):
+        save_photo(tmp_path / "old" / AB[seed % 2] / f"{seed}.jpg", seed)
+    first = merged(quiet, data=tmp_path / "old", val_split=0.4).manifest
+    recorded = sides(first)
+    assert set(recorded.values()) == {TRAIN, VAL}
+    for seed in range(6):
+        save_photo(tmp_path / "new" / AB[seed % 2] / f"again-{seed}.jpg", seed, quality=60, side=48)
+    for share in (None, 0.9):
+        result = merged(quiet, first, add=tmp_path / "new", generation=1, val_split=share)
+        now = sides(result.manifest)
+        assert all(now[f"again-{seed}.jpg"] == recorded[f"{seed}.jpg"] for seed in range(6))
+    moved = {
+        os.path.basename(leak.path) for leak in merged(quiet, first, add=tmp_path / "new", generation=1).facts.leaks
+    }
+    assert moved == {f"again-{seed}.jpg" for seed in range(6) if recorded[f"{seed}.jpg"] == VAL}
+
+
+def test_newcomers_near_each_other_take_one_side(tmp_path, quiet):
+    """Whatever the split, no picture of a group stands alone on the other side."""
+    for seed in range(8):
+        for version, quality in enumerate((92, 80, 65)):
+            save_photo(tmp_path / "old" / AB[seed % 2] / f"{seed}-{version}.jpg", seed, quality=quality)
+    for share in (0.2, 0.5, 0.8):
+        now = sides(merged(quiet, data=tmp_path / "old", val_split=share).manifest)
+        assert len(now) == 24
+        assert all(len({now[f"{seed}-{version}.jpg"] for version in range(3)}) == 1 for seed in range(8))
+        assert set(now.values()) == {TRAIN, VAL}
+
+
+def test_an_image_near_one_given_to_validate_leaves_training(tmp_path, quiet):
+    """--val and --add hold versions of one picture: both validate, and the leak is named."""
+    save_photo(tmp_path / "val" / "a" / "1.jpg", 1)
+    save_photo(tmp_path / "add" / "a" / "one.jpg", 1, quality=70)
+    save_photo(tmp_path / "add" / "b" / "2.jpg", 2)
+    result = merged(quiet, data=tmp_path / "add", val=tmp_path / "val")
+    assert sides(result.manifest) == {"1.jpg": VAL, "one.jpg": VAL, "2.jpg": TRAIN}
+    assert [(os.path.basename(leak.path), leak.outcome) for leak in result.facts.leaks] == [("one.jpg", "validates")]
+    assert any("moved to validation" in note for note in result.facts.notes)
+
+
+def test_an_image_near_both_sides_is_left_out(tmp_path, quiet):
+    """Near a recorded training and a recorded validation image: it can be on neither side, so it is left out and named."""
+    save_photo(tmp_path / "old" / "a" / "1.jpg", 1)
+    save_photo(tmp_path / "val" / "b" / "2.jpg", 2)
+    save_photo(tmp_path / "old" / "a" / "3.jpg", 3)
+    first = merged(quiet, data=tmp_path / "old", val=tmp_path / "val").manifest
+    # What an earlier kresume may have recorded: two versions of one picture on both sides.
+    thumbs, hashes = first.table.column("thumb").to_pylist(), first.table.column("phash").to_pylist()
+    places = {os.path.basename(path): row for row, path in enumerate(first.table.column("path").to_pylist())}
+    import pyarrow as pa
+
+    thumbs[places["2.jpg"]], hashes[places["2.jpg"]] = thumbs[places["1.jpg"]], hashes[places["1.jpg"]]
+    table = first.table.set_column(first.table.column_names.index("thumb"), "thumb", pa.array(thumbs, pa.binary()))
+    table = table.set_column(table.column_names.index("phash"), "phash", pa.array(hashes, pa.uint64()))
+    parent = type(first).from_table(table, first.classes)
+    save_photo(tmp_path / "new" / "a" / "again.jpg", 1, quality=75)
+    result = merged(quiet, parent, add=tmp_path / "new", generation=1)
+    assert "again.jpg" not in sides(result.manifest)
+    assert [leak.outcome for leak in result.facts.leaks] == ["left out"]
+
+
+@given(some.integers(0, 2**32), some.integers(2, 40), some.integers(0, 40))
+@settings(max_examples=30, deadline=None)
+def test_the_search_finds_what_comparing_each_with_each_finds(seed, fresh, old):
+    """Multi-index hashing misses no pair and invents none."""
+    rng = np.random.default_rng(seed)
+    count = fresh + old
+    base = rng.integers(0, 2**63, 6, dtype=np.uint64)
+    phash = base[rng.integers(0, 6, count)]
+    for _ in range(3):
+        phash = phash ^ (np.uint64(1) << rng.integers(0, 64, count).astype(np.uint64))
+    shades = rng.integers(0, 256, (4, 64))
+    thumbs = np.clip(shades[rng.integers(0, 4, count)] + rng.integers(-4, 5, (count, 64)), 0, 255).astype(np.uint8)
+    is_new = np.arange(count) < fresh
+    expected = set()
+    grey = near._grey_difference(np.repeat(thumbs, count, axis=0), np.tile(thumbs, (count, 1))).reshape(count, count)
+    for one in range(count):
+        for other in range(one + 1, count):
+            close = int(phash[one] ^ phash[other]).bit_count() <= near.MAX_BITS
+            if close and (is_new[one] or is_new[other]) and grey[one, other] <= near.MAX_GREY:
+                expected.add((one, other))
+    found = near_pairs(phash, thumbs, np.ones(count, bool), is_new)
+    assert {tuple(pair) for pair in found.tolist()} == expected
+
+
+def test_similar_photographs_are_not_taken_for_copies(real_data, quiet):
+    """Among 1,473 hands before one background no two different pictures are near."""
+    from kresume.images.near import thumb_array
+
+    listing = list_images([real_data / "signdigits" / part for part in ("old", "new")], quiet)
+    table = merged(quiet, data=real_data / "signdigits" / "old", classes=tuple("0123456789")).manifest
+    assert len(listing.files) > len(table) > 600
+    thumbs, usable = thumb_array(table.table.column("thumb"))
+    pairs = near_pairs(table.table.column("phash").to_numpy(), thumbs, usable, np.ones(len(table), bool))
+    assert len(pairs) == 0
+
+
+def test_flat_pictures_are_not_near_each_other(tmp_path, quiet):
+    """Pictures of nothing have no likeness: each falls to its own side."""
+    for place in range(4):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        Image.fromarray(np.full((20, 20, 3), 200 + place, np.uint8)).save(tmp_path / "a" / f"{place}.png")
+    assert set(sides(merged(quiet, data=tmp_path, val_split=0.5, classes=("a",)).manifest).values()) == {TRAIN, VAL}
+
+
+# Corrections
+
+
+def test_moved_images_are_found_again(pictures, tmp_path, quiet):
+    """--remap changes the beginning of paths, whole folder names only; a pair that fits nothing is an error."""
+    shutil.copytree(pictures / "old", tmp_path / "before")
+    table = merged(quiet, data=tmp_path / "before", classes=CLASSES).manifest
+    shutil.move(tmp_path / "before", tmp_path / "after")
+    assert len(corrections.missing_rows(table)) == 24
+    again = corrections.remap(table, [f"{tmp_path / 'before'}={tmp_path / 'after'}"])
+    assert len(corrections.missing_rows(again)) == 0
+    assert again.digest() == table.digest()
+    with pytest.raises(UsageError, match="no remembered image is below"):
+        corrections.remap(table, [f"{tmp_path / 'bef'}=/x"])
+
+
+def test_images_that_are_gone_end_as_asked(pictures, tmp_path, quiet):
+    """An error that names them and the ways on; forgotten; or trained on from the cache that holds them all."""
+    shutil.copytree(pictures / "old", tmp_path / "old")
+    cache = Cache.open(SPEC, tmp_path / "cache")
+    prepared = prepare(list_images([tmp_path / "old"], quiet).files, SPEC, cache, quiet)
+    table = merging.merge(None, prepared, None, None, classes=CLASSES, val_split=None, generation=0).manifest
+    (tmp_path / "old" / "circle" / "3.png").unlink()
+    with pytest.raises(ImagesError, match=r"1 images that runs/1 remembers are gone.*--remap OLD=NEW"):
+        corrections.without_missing(table, cache, "error", "runs/1", ())
+    dropped, notes = corrections.without_missing(table, cache, "drop", "runs/1", ())
+    assert len(dropped) == 23
+    assert "forgotten" in notes[0]
+    kept, notes = corrections.without_missing(table, cache, "cache", "runs/1", ())
+    assert kept.digest() == table.digest()
+    assert "from the cache" in notes[0]
+    with pytest.raises(ImagesError, match="0 of them are in the cache"):
+        corrections.without_missing(table, None, "cache", "runs/1", ())
+
+
+def test_dropped_images_leave_the_manifest_and_the_cache(pictures, tmp_path, quiet):
+    """By path and by hash; the other pictures of the shard keep their bytes; an empty file is refused."""
+    cache = Cache.open(SPEC, tmp_path / "cache")
+    prepared = prepare(list_images([pictures / "old"], quiet).files, SPEC, cache, quiet)
+    table = merging.merge(None, prepared, None, None, classes=CLASSES, val_split=None, generation=0).manifest
+    before = cache.read(cache.find(table.sha256s))
+    gone = table.sha256s[5].decode()
+    (tmp_path / "drop").write_text(f"{pictures / 'old' / 'circle' / '0.png'}\n{gone}\n")
+    drop = corrections.read_drop(str(tmp_path / "drop"))
+    result = merging.merge(table, None, None, None, classes=CLASSES, val_split=None, generation=1, drop=drop)
+    assert (len(result.manifest), result.facts.dropped) == (22, 2)
+    again = merging.merge(None, prepared, None, None, classes=CLASSES, val_split=None, generation=0, drop=drop)
+    assert again.manifest.digest() == result.manifest.digest()
+    other = Cache.open(DecodeSpec(16, 16), tmp_path / "cache")
+    prepare(list_images([pictures / "old"], quiet).files, other.spec, other, quiet)
+    assert corrections.forget(cache, corrections.hashes_in(drop, table)) == 2
+    assert len(Cache.open(other.spec, tmp_path / "cache")) == 22
+    thumbs = [row["thumb"] for row in table.table.to_pylist() if row["sha256"] == gone]
+    assert thumbs[0] not in (tmp_path / "cache" / "pictures.sqlite").read_bytes()
+    for each in (cache, Cache.open(SPEC, tmp_path / "cache")):
+        found = each.find(table.sha256s)
+        assert (found < 0).sum() == 2
+        assert each.read(found[found >= 0]).tobytes() == before[found >= 0].tobytes()
+    (tmp_path / "empty").write_text("")
+    with pytest.raises(UsageError, match="it is empty"):
+        corrections.read_drop(str(tmp_path / "empty"))
+
+
+def test_what_keras_had_held_out_validates(pictures, quiet):
+    """--val-like keras:F:SEED gives the validation subset of Keras's own loader, and nothing else."""
+    import keras
+
+    theirs = keras.utils.image_dataset_from_directory(
+        pictures / "old", validation_split=0.3, subset="validation", seed=7, verbose=False
+    )
+    held = keras_split.held_out("keras:0.3:7", [str(pictures / "old")])
+    table = merged(quiet, data=pictures / "old", classes=CLASSES, val_split=0.9, held_out=held).manifest
+    assert {os.path.basename(path) for path in theirs.file_paths} == {
+        name for name, side in sides(table).items() if side == VAL
+    }
+    for wrong in ("keras", "keras:2:1", "torch:0.2:1"):
+        with pytest.raises(UsageError, match=r"keras:0\.2:123"):
+            keras_split.held_out(wrong, [str(pictures / "old")])
+
+
+def test_old_images_of_a_bare_checkpoint_are_marked_as_seen(pictures, quiet):
+    """What trained a checkpoint that remembers nothing is marked; its validation images and the new ones are not."""
+    result = merged(
+        quiet,
+        data=pictures / "old",
+        add=pictures / "new",
+        val=pictures / "val",
+        classes=CLASSES,
+        generation=1,
+        seen=True,
+    )
+    rows = result.manifest.table.to_pylist()
+    assert {row["origin"] for row in rows if row["seen"]} == {0}
+    assert sum(row["seen"] for row in rows) == 24
+
+
+def test_exif_bytes_do_not_make_another_picture(tmp_path, quiet):
+    """Other bytes, same pixels: near, so both take one side."""
+    (tmp_path / "a").mkdir()
+    for number in range(6):
+        Image.fromarray(photo(1)).save(tmp_path / "a" / f"{number}.jpg", "JPEG", quality=92, comment=b"%d" % number)
+    save_photo(tmp_path / "a" / "other.jpg", 2)
+    now = sides(merged(quiet, data=tmp_path, val_split=0.5, classes=("a",)).manifest)
+    assert len({now[f"{number}.jpg"] for number in range(6)}) == 1
+
+
+def test_a_score_on_images_that_were_trained_on_says_so(pictures, tmp_path):
+    """Beside a bare checkpoint old validation images count as seen; with --val-like those that Keras held out do not."""
+    run_training(out=str(tmp_path / "1"), data=[str(pictures / "old")], **TINY)
+    bare = {"data": [str(pictures / "old")], "add": [str(pictures / "new")], "epochs": 1, "quiet": True}
+    plan = kresume.plan(str(tmp_path / "1" / "model.keras"), val_split=0.4, **bare)
+    assert plan.images["seen"] > 0
+    assert "of them seen in training" in str(plan)
+    fair = kresume.plan(str(tmp_path / "1" / "model.keras"), val_like="keras:0.3:7", **bare)
+    assert fair.images["seen"] == 0
+    assert fair.before["old"]["images"] == 7
+    assert "seen in training" not in str(fair)

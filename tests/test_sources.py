@@ -1,0 +1,377 @@
+"""Every kind of source: the same pictures by another road, read where they lie, with random access."""
+
+import csv
+import io
+import json
+import os
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+
+from kresume.errors import ImagesError, UsageError
+from kresume.images import merging, places
+from kresume.images.cache import Cache
+from kresume.images.decode import DecodeSpec
+from kresume.images.manifest import Manifest
+from kresume.images.prepare import prepare
+from kresume.images.reader import PictureReader
+from kresume.images.sources import list_images, records
+from kresume.images.sources.records import FRAME, masked_crc, parse_features
+from tests.conftest import CLASSES, write_pictures
+from tests.support import TINY, run_training
+
+SPEC = DecodeSpec(12, 12)
+
+
+def files_of(folder):
+    """(name inside the folder, label, bytes) of every picture."""
+    paths = sorted(path for path in folder.rglob("*.png"))
+    return [(path.relative_to(folder).as_posix(), path.parent.name, path.read_bytes()) for path in paths]
+
+
+def write_tar(path, items, mode="w"):
+    with tarfile.open(path, mode) as archive:
+        for name, data in items:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+
+
+def write_records(path, items, compression="", **names):
+    """A TFRecord file by TensorFlow's own writer."""
+    import tensorflow as tf
+
+    def feature(value):
+        if isinstance(value, int):
+            return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
+        return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+
+    with tf.io.TFRecordWriter(str(path), compression) as writer:
+        for _, label, data in items:
+            features = {
+                names.get("encoded", "image/encoded"): feature(data),
+                "image/class/label": feature(CLASSES.index(label)),
+                "image/height": feature(20),
+            }
+            if names.get("text", True):
+                features["image/class/text"] = feature(label.encode())
+            example = tf.train.Example(features=tf.train.Features(feature=features))
+            writer.write(example.SerializeToString())
+
+
+def make_csv(folder, path):
+    with (folder / path).open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "label", "camera"])
+        rows.writerows([name, label, "x"] for name, label, _ in files_of(folder))
+    return folder / path
+
+
+def make_jsonl(folder, path):
+    lines = [json.dumps({"path": name, "label": label}) for name, label, _ in files_of(folder)]
+    (folder / path).write_text("\n".join(lines))
+    return folder / path
+
+
+def make_parquet(folder, path):
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    names, labels, _ = zip(*files_of(folder), strict=True)
+    parquet.write_table(pa.table({"path": names, "label": labels, "taken": [1.5] * len(names)}), folder / path)
+    return folder / path
+
+
+def make_archive(folder, path):
+    items = [(f"top/{name}", data) for name, _, data in files_of(folder)]
+    items += [("top/circle/.DS_Store", b"x"), ("top/readme.txt", b"x"), ("__MACOSX/top/circle/._0.png", b"x")]
+    if path.endswith(".zip"):
+        with zipfile.ZipFile(folder / path, "w") as archive:
+            for number, (name, data) in enumerate(items):
+                archive.writestr(name, data, zipfile.ZIP_DEFLATED if number % 2 else zipfile.ZIP_STORED)
+    else:
+        write_tar(folder / path, items, "w:gz" if path.endswith("gz") else "w:xz" if path.endswith("xz") else "w")
+    return folder / path
+
+
+def make_webdataset(folder, path):
+    items = []
+    for number, (_, label, data) in enumerate(files_of(folder)):
+        items.append((f"{number:06d}.png", data))
+        if number % 2:
+            items.append((f"{number:06d}.cls", label.encode()))
+        else:
+            items.append((f"{number:06d}.json", json.dumps({"label": label}).encode()))
+    write_tar(folder / path, items)
+    return folder / path
+
+
+def make_records(folder, path):
+    write_records(folder / path, files_of(folder), "GZIP" if path.endswith("gz") else "")
+    return folder / path
+
+
+def make_shards(folder, path):
+    (folder / path).mkdir()
+    items = files_of(folder)
+    for number in range(3):
+        write_records(folder / path / f"part-{number:05d}-of-00003", items[number::3])
+    return folder / path
+
+
+MAKERS = [
+    (make_csv, "list.csv"),
+    (make_jsonl, "list.jsonl"),
+    (make_parquet, "list.parquet"),
+    (make_archive, "all.tar"),
+    (make_archive, "all.tar.gz"),
+    (make_archive, "all.tar.xz"),
+    (make_archive, "all.zip"),
+    (make_webdataset, "shard-000.tar"),
+    (make_records, "all.tfrecord"),
+    (make_records, "all.tfrecord.gz"),
+    (make_shards, "shards"),
+]
+
+
+def merged(prepared, **options):
+    return merging.merge(
+        None, prepared, None, None, **{"classes": CLASSES, "val_split": None, "generation": 0} | options
+    )
+
+
+@pytest.mark.parametrize(("make", "path"), MAKERS, ids=[path for _, path in MAKERS])
+def test_every_kind_gives_the_same_manifest_and_the_same_pixels(pictures, tmp_path, quiet, make, path):
+    """Folder, list, archive, shard or record: equal digests, and any row in any order without the cache."""
+    folder = tmp_path / "old"
+    write_pictures(folder, 8, 0)
+    plain = merged(prepare(list_images([pictures / "old"], quiet).files, SPEC, None, quiet)).manifest
+    listing = list_images([make(folder, path)], quiet)
+    assert listing.classes == CLASSES
+    cache = Cache.open(SPEC, tmp_path / "cache")
+    prepared = prepare(listing.files, SPEC, cache, quiet)
+    assert not prepared.quarantine
+    table = merged(prepared).manifest
+    assert table.digest() == plain.digest()
+    rows = np.array([17, 3, 0, 23, 3])
+    expected = PictureReader(plain, SPEC, None)(rows)
+    assert PictureReader(table, SPEC, None)(rows).tobytes() == expected.tobytes()
+    assert PictureReader(table, SPEC, cache)(rows).tobytes() == expected.tobytes()
+    again = prepare(list_images([folder / path], quiet).files, SPEC, cache, quiet)
+    assert (again.read, again.decoded) == (0, 0)
+
+
+def test_kinds_mix_and_one_picture_counts_once(pictures, tmp_path, quiet):
+    """A folder and an archive of the same pictures are one set of images."""
+    write_pictures(tmp_path / "old", 8, 0)
+    archive = make_archive(tmp_path / "old", "all.tar")
+    listing = list_images([pictures / "old", archive, pictures / "new"], quiet)
+    result = merged(prepare(listing.files, SPEC, None, quiet))
+    assert (len(result.manifest), result.facts.duplicates) == (42, 24)
+
+
+def test_a_manifest_is_a_source_that_spares_reading(pictures, tmp_path, quiet, monkeypatch):
+    """Its sides hold, and an unchanged file is known without a look into it."""
+    first = merged(prepare(list_images([pictures / "old"], quiet).files, SPEC, None, quiet), val_split=0.3).manifest
+    first.write(tmp_path / "m.parquet")
+    listing = list_images([tmp_path / "m.parquet"], quiet)
+    again = prepare(listing.files, SPEC, None, quiet, known=listing.known)
+    assert again.read == 0
+    assert merged(again, val_split=0.9).manifest.digest() == first.digest()
+
+
+def test_a_manifest_of_an_earlier_version_is_read(pictures, tmp_path, quiet):
+    """Columns that were not written then have their defaults; digest and pixels are the same."""
+    import pyarrow.parquet as parquet
+
+    table = merged(prepare(list_images([pictures / "old"], quiet).files, SPEC, None, quiet)).manifest
+    table.write(tmp_path / "m.parquet")
+    old = parquet.read_table(tmp_path / "m.parquet")
+    parquet.write_table(
+        old.drop_columns(["offset", "length", "coding", "member", "extra", "thumb", "seen"]), tmp_path / "old.parquet"
+    )
+    again = Manifest.read(tmp_path / "old.parquet")
+    assert again.digest() == table.digest()
+    rows = np.arange(5)
+    assert PictureReader(again, SPEC, None)(rows).tobytes() == PictureReader(table, SPEC, None)(rows).tobytes()
+
+
+def test_further_columns_of_a_list_are_kept(tmp_path, quiet):
+    """They stand in the manifest as JSON."""
+    write_pictures(tmp_path, 2, 0)
+    table = merged(prepare(list_images([make_csv(tmp_path, "list.csv")], quiet).files, SPEC, None, quiet)).manifest
+    assert json.loads(table.table.column("extra")[0].as_py()) == {"camera": "x"}
+
+
+def test_a_list_names_what_is_gone_and_says_sides(tmp_path, quiet):
+    """A missing file is set aside by name; `split` decides; test images are left out."""
+    write_pictures(tmp_path, 3, 0, ("circle",))
+    (tmp_path / "list.csv").write_text(
+        "path,label,split\ncircle/0.png,circle,train\ncircle/1.png,circle,val\ncircle/2.png,circle,test\ngone.png,circle,\n"
+    )
+    listing = list_images([tmp_path / "list.csv"], quiet)
+    assert [found.split for found in listing.files] == ["train", "val"]
+    assert [os.path.basename(row.path) for row in listing.quarantine] == ["gone.png"]
+    assert any("1 test images" in note for note in listing.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.csv", "file,label\nx.png,a\n", "expected `path` and `label`"),
+        ("a.jsonl", "{\n", "line 1 is no JSON"),
+        ("a.jsonl", "[1]\n", "expected an object"),
+        ("a.csv", "path,label\nx.png,a\n", "names no file that is there"),
+        ("a.csv", "path,label,split\nx.png,a,maybe\n", "use train, val or test"),
+        ("a.parquet", "x", "is no Parquet table"),
+    ],
+)
+def test_a_list_that_is_none_says_why(tmp_path, quiet, name, content, words):
+    """One line: the list, the row, what was expected."""
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ImagesError, match=words):
+        list_images([tmp_path / name], quiet)
+
+
+def test_numbers_of_outputs_become_names(tmp_path, quiet):
+    """TFRecord labels without a text are indices into the model's classes, sorted as numbers."""
+    write_pictures(tmp_path, 2, 0)
+    write_records(tmp_path / "r.tfrecord", files_of(tmp_path), text=False)
+    listing = list_images([tmp_path / "r.tfrecord"], quiet)
+    assert listing.classes == ("0", "1", "2")
+    assert {found.label for found in merging.name_numbers(listing, CLASSES)} == set(CLASSES)
+    assert {found.label for found in merging.name_numbers(listing, ("0", "1", "2"))} == {"0", "1", "2"}
+
+
+def test_features_of_another_name_can_be_named(tmp_path, quiet):
+    """--feature encoded=NAME; without it the error lists what is there."""
+    write_pictures(tmp_path, 1, 0)
+    write_records(tmp_path / "r.tfrecord", files_of(tmp_path), encoded="picture")
+    with pytest.raises(ImagesError, match="it has image/class/label, image/class/text, image/height, picture"):
+        list_images([tmp_path / "r.tfrecord"], quiet)
+    assert len(list_images([tmp_path / "r.tfrecord"], quiet, parse_features(("encoded=picture",))).files) == 3
+    with pytest.raises(UsageError, match="encoded=NAME, label=NAME or text=NAME"):
+        parse_features(("picture",))
+
+
+def test_an_unchanged_record_file_is_read_once(tmp_path, quiet, monkeypatch):
+    """Its listing is remembered by size and time; changed, or with a damaged memory, it is read again."""
+    write_pictures(tmp_path, 2, 0)
+    path = make_records(tmp_path, "r.tfrecord")
+    reads = []
+    real = records._records
+    monkeypatch.setattr(records, "_records", lambda *arguments: reads.append(1) or real(*arguments))
+    first = list_images([path], quiet, memory=tmp_path / "memory")
+    assert list_images([path], quiet, memory=tmp_path / "memory") == first
+    assert len(reads) == 1
+    for kept in (tmp_path / "memory").iterdir():
+        kept.write_text("torn")
+    assert list_images([path], quiet, memory=tmp_path / "memory") == first
+    write_records(path, files_of(tmp_path)[:3])
+    assert len(list_images([path], quiet, memory=tmp_path / "memory").files) == 3
+    assert len(reads) == 3
+
+
+def test_the_masked_checksum_is_that_of_tensorflow(tmp_path):
+    """The first frame of a file by TensorFlow's writer has our checksum."""
+    import tensorflow as tf
+
+    with tf.io.TFRecordWriter(str(tmp_path / "r")) as writer:
+        writer.write(b"x" * 1000)
+    length, checksum = FRAME.unpack((tmp_path / "r").read_bytes()[: FRAME.size])
+    assert (length, checksum) == (1000, masked_crc(length.to_bytes(8, "little")))
+
+
+@pytest.mark.parametrize("path", ["all.tar", "all.zip", "all.tfrecord", "all.tar.gz", "all.tar.xz", "all.tfrecord.gz"])
+def test_a_cut_archive_is_named(tmp_path, quiet, path):
+    """A truncated archive is one error with its name; what is left of it is never taken for all of it."""
+    write_pictures(tmp_path, 6, 0)
+    make = make_records if "record" in path else make_archive
+    whole = make(tmp_path, path).read_bytes()
+    (tmp_path / f"cut-{path}").write_bytes(whole[: len(whole) * 2 // 3])
+    with pytest.raises(ImagesError, match=rf"cut-{path} .*(make or copy it again)"):
+        list_images([tmp_path / f"cut-{path}"], quiet)
+
+
+def test_a_zip_bomb_stops_at_the_limit(tmp_path, quiet, monkeypatch):
+    """A member that unpacks to more than a picture may be is set aside, and never unpacked whole."""
+    monkeypatch.setattr(places, "MAX_FILE_BYTES", 10_000)
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/bomb.png", b"\0" * 10_000_000)
+    prepared = prepare(list_images([tmp_path / "bomb.zip"], quiet).files, SPEC, None, quiet)
+    assert "more than" in prepared.quarantine[0].reason
+
+
+def test_a_film_in_a_class_folder_is_not_read(tmp_path, quiet, monkeypatch):
+    """A file larger than any picture is set aside by its size alone."""
+    monkeypatch.setattr("kresume.images.prepare.MAX_FILE_BYTES", 1000)
+    write_pictures(tmp_path, 1, 0, ("a",))
+    (tmp_path / "a" / "film.mp4").write_bytes(b"\0" * 2000)
+    prepared = prepare(list_images([tmp_path], quiet).files, SPEC, None, quiet)
+    assert [os.path.basename(row.path) for row in prepared.quarantine] == ["film.mp4"] or len(prepared.quarantine) == 2
+    assert any("limit for one picture" in row.reason for row in prepared.quarantine)
+
+
+def test_names_in_any_script_and_folders_in_folders(tmp_path, quiet):
+    """Class names of any script, spaces, upper-case endings, a second level, a link back to a folder above."""
+    write_pictures(tmp_path / "x", 2, 0, ("猫", "Große Äpfel"))
+    inner = tmp_path / "x" / "猫" / "2024" / "März"
+    inner.mkdir(parents=True)
+    os.rename(tmp_path / "x" / "猫" / "0.png", inner / "ЙЦ.PNG")
+    os.symlink(tmp_path / "x" / "猫", inner / "loop")
+    listing = list_images([tmp_path / "x"], quiet)
+    assert listing.classes == ("Große Äpfel", "猫")
+    names = [os.path.basename(found.path) for found in listing.files if found.label == "猫"]
+    assert "ЙЦ.PNG" in names
+    assert len({os.path.realpath(found.path) for found in listing.files}) == 4
+
+
+def test_a_bucket_is_listed_and_read_like_a_folder(pictures, tmp_path, quiet, monkeypatch):
+    """A path with a scheme goes through etils.epath: the same images, pixels and digest."""
+    from etils import epath
+
+    real = epath.Path
+    monkeypatch.setattr(epath, "Path", lambda path: real(str(path).replace("gs://bucket", str(pictures), 1)))
+    listing = list_images(["gs://bucket/old"], quiet)
+    assert listing.files[0].path.startswith("gs://bucket/old/circle/")
+    table = merged(prepare(listing.files, SPEC, None, quiet)).manifest
+    plain = merged(prepare(list_images([pictures / "old"], quiet).files, SPEC, None, quiet)).manifest
+    assert table.digest() == plain.digest()
+    rows = np.arange(4)
+    assert PictureReader(table, SPEC, None)(rows).tobytes() == PictureReader(plain, SPEC, None)(rows).tobytes()
+
+
+def test_a_run_trains_on_any_kind_and_remembers_it(tmp_path, quiet):
+    """Archive as --data, list as --add, records as --val: origins and sides hold, and the archive may move."""
+    for name, first in (("old", 0), ("new", 100), ("val", 200)):
+        write_pictures(tmp_path / name, 4, first)
+    archive = make_archive(tmp_path / "old", "old.tar")
+    run_training(
+        out=str(tmp_path / "1"), data=[str(archive)], val=[str(make_records(tmp_path / "val", "v.rec"))], **TINY
+    )
+    first = Manifest.read(tmp_path / "1" / "images.parquet")
+    assert (len(first.train_rows()) > 0, len(first.val_rows()) >= 12) == (True, True)
+    (tmp_path / "moved").mkdir()
+    os.rename(archive, tmp_path / "moved" / "old.tar")
+    arguments = {"add": [str(make_csv(tmp_path / "new", "list.csv"))], "epochs": 1}
+    with pytest.raises(ImagesError, match=r"are gone.*--remap OLD=NEW"):
+        run_training(str(tmp_path / "1"), out=str(tmp_path / "2"), **arguments)
+    run_training(
+        str(tmp_path / "1"), out=str(tmp_path / "2"), remap=[f"{tmp_path / 'old'}={tmp_path / 'moved'}"], **arguments
+    )
+    table = Manifest.read(tmp_path / "2" / "images.parquet")
+    assert np.bincount(table.origins).tolist() == [24, 12]
+    assert set(table.table.column("member").to_pylist()) != {""}
+
+
+def test_a_packed_archive_needs_the_cache_and_strict_needs_every_file(tmp_path, quiet):
+    """--cache off with .tar.gz is refused before training; --strict-images makes a broken file an error."""
+    write_pictures(tmp_path / "old", 4, 0)
+    archive = make_archive(tmp_path / "old", "old.tar.gz")
+    with pytest.raises(ImagesError, match="leave --cache off out"):
+        run_training(out=str(tmp_path / "1"), data=[str(archive)], cache="off", **TINY)
+    (tmp_path / "old" / "circle" / "broken.png").write_bytes(b"x")
+    with pytest.raises(ImagesError, match=r"--strict-images: 1 files cannot be used, the first is .*broken.png"):
+        run_training(out=str(tmp_path / "1"), data=[str(tmp_path / "old")], strict_images=True, **TINY)
