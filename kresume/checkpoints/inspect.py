@@ -91,7 +91,7 @@ class Inspection:
             f"rate        {rate}",
             f"model       {self.parameters:,} parameters, architecture {'included' if self.architecture else 'not included'}",
             f"classes     {', '.join(self.classes) if self.classes else 'unknown'}",
-            f"pixels      {self.pixels or 'unknown'}",
+            f"pixels      {self.pixels or 'unknown: found by scoring it on old images, or --pixels NAME'}",
         ]
         lines += self._table()
         lines += [f"note        {text}" for text in self.notes]
@@ -159,10 +159,8 @@ def _missing(state: TrainState) -> Iterator[str]:
         yield f"what becomes of the weight decay of {decay:g} inside the gradient: --weight-decay F (0 for none)"
     if state.rate is None:
         yield "the learning rate: --lr F, else the optimizer's default"
-    if state.card is None:
-        if not state.records.get("classes"):
-            yield "the classes: sorted folders of --data, or --classes a,b,c"
-        yield "what values it eats: found on old images, or --pixels NAME"
+    if state.card is None and not state.records.get("classes"):
+        yield "the classes: sorted folders of --data, or --classes a,b,c"
     if state.card is None or state.format != "run":
         yield "the images it was trained on: --data"
 

@@ -46,15 +46,20 @@ def weights(state: TrainState) -> list[str]:
     """The names of the arrays that are weights: no optimizer, metrics, seeds or counters."""
     if state.layout == "groups":
         return [name for name in state.arrays if name.partition("/")[0] in {"trainable", "non_trainable"}]
+    apart = APART
+    names = list(state.arrays)
     if state.layout == "graph":
+        # By its edges, not by its keys: TensorFlow may file a weight under the optimizer that trains it.
         node = find_optimizer(state.graph)
         others = {state.graph[index].array for index in owned(state.graph, node)} if node is not None else set()
-        others |= {state.graph[child].array for child in state.graph[0].children.values()}  # a script's own counters
-        names = [name for name in state.arrays if name not in others]
-    else:
-        names = list(state.arrays)
-    return [name for name in names if not set(name.split("/")) & APART and name.rpartition(".")[2] not in COUNTERS
-            and "seed_generator" not in name]  # fmt: skip
+        counters = (state.graph[child].array for child in state.graph[0].children.values())  # a script's own
+        others |= {name for name in counters if name is not None and state.arrays[name].shape == ()}
+        names, apart = [name for name in names if name not in others], APART - {"optimizer"}
+    return [
+        name
+        for name in names
+        if not set(name.split("/")) & apart and name.rpartition(".")[2] not in COUNTERS and "seed_generator" not in name
+    ]
 
 
 def layer_table(state: TrainState) -> tuple[LayerRow, ...]:
