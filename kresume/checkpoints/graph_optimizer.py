@@ -45,6 +45,12 @@ def find_optimizer(nodes: Sequence[GraphNode]) -> int | None:
     return None
 
 
+def inside(nodes: Sequence[GraphNode], index: int) -> int:
+    """The optimizer that trains: inside the wrapper for loss scaling (mixed_float16), where there is one."""
+    child = nodes[index].children.get("inner_optimizer")
+    return child if child is not None and style(nodes[child]) is not None else index
+
+
 def describe(
     nodes: Sequence[GraphNode], index: int | None, arrays: Mapping[str, np.ndarray]
 ) -> tuple[SavedOptimizer | None, int | None, SavedRate | None]:
@@ -56,6 +62,8 @@ def describe(
             next((int(count) for count in counts if count is not None and count.dtype.kind in "iu"), None),
             None,
         )
+    scaled = inside(nodes, index) != index
+    index = inside(nodes, index)
     count = _scalar(nodes, index, "_iterations", arrays)
     count = _scalar(nodes, index, "iter", arrays) if count is None else count
     step = int(count) if count is not None else None
@@ -64,7 +72,8 @@ def describe(
     rate = _scalar(nodes, index, "_learning_rate", arrays)
     variables = nodes[index].children.get("_variables")
     stored = len(nodes[variables].children) if variables is not None else 0
-    return SavedOptimizer(None, None, stored), step, SavedRate(float(rate), "float") if rate is not None else None
+    optimizer = SavedOptimizer(None, None, stored, loss_scale=scaled)
+    return optimizer, step, SavedRate(float(rate), "float") if rate is not None else None
 
 
 def _legacy(nodes: Sequence[GraphNode], index: int, arrays: Mapping[str, np.ndarray]) -> SavedOptimizer:

@@ -73,6 +73,9 @@ def match(model: Any, optimizer: Any, state: TrainState, targets: Sequence[Targe
     if optimizer is None or node is None:
         return best
     if graph_optimizer.style(state.graph[node]) == "keras-3":
+        if not slots.scale_variables(optimizer) or graph_optimizer.inside(state.graph, node) == node:
+            # One of the two has no wrapper for loss scaling: what trains is matched with what trains.
+            node, optimizer = graph_optimizer.inside(state.graph, node), slots.inner(optimizer)
         return {**_walk(state, node, optimizer), **best}
     return {**_keras_2_optimizer(state, node, slots.inner(optimizer), model, best), **best}
 
