@@ -111,7 +111,7 @@ def test_the_export_is_the_model_with_its_averages(place, served):
     assert result.record["source"]["averages"] is True
     picture = encoded()
     got = served[0]["serving_default"](image_bytes=batch(picture))["scores"]
-    values = decode(picture, DecodeSpec(12, 12)).pixels[None].astype(np.float32)
+    values = decode(picture, DecodeSpec(12, 12))[None].astype(np.float32)
     expected = np.asarray(keras.saving.load_model(run.model).predict(values, verbose=0))
     np.testing.assert_allclose(got, expected, atol=2e-6)
     raw = keras.saving.load_model(run.model)
@@ -141,7 +141,7 @@ def test_bytes_are_decoded_as_in_training(served, kind):
         exif[0x0112] = 6
         kind, options = "JPEG", {"exif": exif.tobytes()}
     picture = encoded(kind=kind, label="stripes", **options)
-    pixels = decode(picture, DecodeSpec(12, 12)).pixels
+    pixels = decode(picture, DecodeSpec(12, 12))
     by_bytes = served[0]["serving_default"](image_bytes=batch(picture))
     by_pixels = served[0]["predict_images"](images=pixels[None])
     assert by_bytes["scores"].tobytes() == by_pixels["scores"].tobytes()
@@ -308,7 +308,7 @@ def test_like_keeps_what_clients_know(place, pictures, tmp_path):
     new, _model = load(result.path)
     one, _one = load(folder / "serving" / "shapes" / "1")
     picture = encoded()
-    values = decode(picture, DecodeSpec(12, 12)).pixels[None].astype(np.float32)
+    values = decode(picture, DecodeSpec(12, 12))[None].astype(np.float32)
     ours = one["serving_default"](image_bytes=batch(picture))["scores"]
     np.testing.assert_allclose(new["serving_default"](keras_tensor=values)["output_0"], ours[:, [2, 0, 1]], atol=2e-6)
     assert "like:" not in str(result)

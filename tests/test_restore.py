@@ -326,7 +326,7 @@ def test_what_we_save_loads_in_plain_keras_and_trains_on(tmp_path):
 def test_inspect_says_what_a_resume_must_be_told(written):
     """A bare TensorFlow checkpoint lacks architecture, optimizer's name, classes and images; a .keras file less."""
     bare = describe(read_checkpoint(written("tensorflow", "checkpoint")[0]))
-    assert len(bare.missing) == 5
+    assert len(bare.missing) == 4
     assert (bare.step, bare.optimizer_variables) == (6, 14)
     full = describe(read_checkpoint(written("tensorflow", "keras")[0]))
     assert full.parameters == bare.parameters

@@ -53,9 +53,7 @@ def main(data: str) -> None:
             to_model = conventions.to_model_function("0-255")
 
             def by_keras(batch: list[bytes], model=model, decoding=decoding, to_model=to_model) -> object:
-                pictures = np.stack(
-                    [picture.pixels for picture in pool.map(lambda data: decode(data, decoding), batch)]
-                )
+                pictures = np.stack(list(pool.map(lambda data: decode(data, decoding), batch)))
                 return model.predict_on_batch(np.asarray(to_model(pictures)))
 
             def by_export(batch: list[bytes], signature=signature) -> object:
