@@ -285,6 +285,35 @@ def test_kerass_own_backup_is_read_and_its_torn_pair_passed_over(tmp_path, capfd
         build().fit(x, y, 5, epochs=5, callbacks=[kresume.BackupAndRestore(tmp_path)], verbose=0)
 
 
+def test_a_backup_is_a_checkpoint_like_any_other(tmp_path):
+    """`--from backup/`: optimizer, step, rate and every array; the architecture is the script's. A flipped byte is named."""
+    from kresume.checkpoints.read import read_checkpoint
+    from kresume.models import optimizers, restore
+
+    trained, _ = train(tmp_path, kill=Kill(8), double_checkpoint=True)
+    state = read_checkpoint(tmp_path)
+    assert (state.format, state.step, state.optimizer.class_name) == ("kresume-backup", 7, "AdamW")
+    assert state.records["interrupted"]
+    model = build()
+    optimizer = optimizers.make_optimizer(state.optimizer, state.rate.value)
+    optimizer.build(model.trainable_variables)
+    restore.restore(model, state, optimizer=optimizer)
+    for group, variables in {"trainable": model.trainable_variables, "optimizer": optimizer.variables}.items():
+        for index, variable in enumerate(variables):
+            array = np.asarray(keras.ops.convert_to_numpy(variable))
+            assert array.tobytes() == state.arrays[f"{group}/{index}"].tobytes(), variable.path
+    newest = snapshot.list_snapshots(tmp_path)[-1][1]
+    data = bytearray((newest / snapshot.ARRAYS).read_bytes())
+    data[-1] ^= 1
+    (newest / snapshot.ARRAYS).write_bytes(data)
+    older = read_checkpoint(tmp_path)
+    assert older.step == 6
+    assert newest.name in older.records["passed_over"]
+    with pytest.raises(CheckpointError, match="does not have its digest"):
+        read_checkpoint(newest)
+    assert int(trained.optimizer.iterations) == 8
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -19,6 +19,7 @@ from kresume.checkpoints import (
     keras_file,
     legacy_h5,
     orbax_folder,
+    own_backup,
     run,
     saved_model,
     tf_checkpoint,
@@ -46,6 +47,9 @@ READERS: dict[str, Reader] = {
     "run": Reader(run.accepts, run.read, "a run of kresume"),
     "keras": Reader(keras_file.accepts, keras_file.read, "a .keras file"),
     "backup": Reader(backup_folder.accepts, backup_folder.read, "a folder of Keras's BackupAndRestore"),
+    "kresume-backup": Reader(
+        own_backup.accepts, own_backup.read, "a folder of kresume's BackupAndRestore or a snapshot"
+    ),
     "weights-h5": Reader(weights_file.accepts, weights_file.read, "a .weights.h5 or sharded .weights.json"),
     "legacy-h5": Reader(legacy_h5.accepts, legacy_h5.read, "an .h5 of Keras 2 or its legacy form"),
     "torch": Reader(torch_file.accepts, torch_file.read, "a PyTorch state dict (.pth, .pt, .safetensors)"),

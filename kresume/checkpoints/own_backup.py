@@ -1,0 +1,86 @@
+"""Reads the folder of `kresume.BackupAndRestore`, and one snapshot by itself.
+
+    state = read("backup/")                                  # the newest that verifies
+    state = read("runs/2-signs/snapshots/step-00001200")     # as RUN@1200
+    state = read("backup/step-00001200")
+
+A backup holds every array by group and index, and the optimizer's class and settings; the architecture is the script's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from kresume import runs
+from kresume.checkpoints import run as run_reader
+from kresume.checkpoints import snapshot
+from kresume.checkpoints.keras_arrays import peak_of_schedule
+from kresume.checkpoints.state import SavedOptimizer, SavedRate, TrainState
+
+RATE = "optimizer/1"
+"""Keras keeps a float rate behind the count of iterations."""
+
+
+def accepts(path: str) -> bool:
+    """Whether `path` is a snapshot, or a folder of them that is no run."""
+    folder = Path(path)
+    return (folder / snapshot.META).is_file() or (folder.is_dir() and bool(snapshot.list_snapshots(folder)))
+
+
+def read(path: str) -> TrainState:
+    """Reads a snapshot, or the newest one of a folder that verifies.
+
+    `records` says `interrupted`, and the `epoch` and `batch` at which the backup was taken.
+
+    Raises:
+        CheckpointError: it is damaged, or every one is.
+    """
+    folder = Path(path)
+    if (folder / snapshot.META).is_file():
+        owner = folder.absolute().parent.parent
+        state = snapshot.read_snapshot(folder)
+        if runs.is_run(owner):
+            return replace(run_reader.read(f"{owner}@{state.step}"), source=path)
+    else:
+        state, skipped = snapshot.newest_snapshot(folder)
+        if skipped:
+            reasons = "; ".join(f"{damaged.name}: {reason}" for damaged, reason in skipped)
+            state = replace(state, records={**state.records, "passed_over": reasons})
+    optimizer = _optimizer(state)
+    return replace(
+        state,
+        source=path,
+        format="kresume-backup",
+        optimizer=optimizer,
+        rate=_rate(state, optimizer),
+        writer="kresume",
+        records={**state.records, "interrupted": True},
+    )
+
+
+def _optimizer(state: TrainState) -> SavedOptimizer | None:
+    count = sum(name.startswith("optimizer/") for name in state.arrays)
+    saved: Any = state.records.get("optimizer")
+    if not count:
+        return None
+    if not isinstance(saved, Mapping):
+        return SavedOptimizer(None, None, count)
+    inner = saved["config"].get("inner_optimizer")
+    scaled = isinstance(inner, Mapping)
+    named = inner if scaled else saved
+    return SavedOptimizer(str(named["class_name"]), dict(named["config"]), count, loss_scale=scaled)
+
+
+def _rate(state: TrainState, optimizer: SavedOptimizer | None) -> SavedRate | None:
+    rate = (optimizer.config or {}).get("learning_rate") if optimizer is not None else None
+    if isinstance(rate, Mapping):
+        return SavedRate(peak_of_schedule(rate), "schedule", dict(rate))
+    # The variable is what the training stood at; the config is what it was compiled with.
+    stored = state.arrays.get(RATE)
+    scaled = optimizer is not None and optimizer.loss_scale
+    if stored is not None and not scaled and stored.shape == () and stored.dtype.kind == "f":
+        return SavedRate(float(stored), "float")
+    return SavedRate(float(rate), "float") if isinstance(rate, (int, float)) else None
