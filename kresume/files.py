@@ -10,6 +10,7 @@ is flushed to the disk before the rename and its directory after it, so the orde
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -137,10 +138,17 @@ def read_json(path: Path) -> Any:
 
 def append_line(path: Path, line: str) -> None:
     """Appends one line in a single write and flushes it. A reader must still expect a torn last line after a crash."""
-    with path.open("ab") as file:
-        file.write(line.encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+    before = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("ab") as file:
+            file.write(line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        # Whole or not at all: whoever tries again must not find half of it, or all of it, in the file.
+        with contextlib.suppress(OSError):
+            os.truncate(path, before)
+        raise
 
 
 def sha256_of_file(path: Path) -> str:

@@ -242,6 +242,33 @@ def test_a_rate_that_the_script_changed_takes_effect(tmp_path, capfd):
     assert int(model.optimizer.iterations) == STEPS * EPOCHS
 
 
+def test_a_changed_rate_takes_effect_under_loss_scaling_too(tmp_path):
+    """mixed_float16 wraps the optimizer, and the wrapper has a rate that means nothing."""
+
+    def scaled(rate):
+        return build(optimizer=keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(rate)))
+
+    train(tmp_path, kill=Kill(2), model=scaled(1e-2))
+    model, _ = train(tmp_path, model=scaled(1e-4))
+    assert float(keras.ops.convert_to_numpy(model.optimizer.inner_optimizer.learning_rate)) <= 1.01e-4
+
+
+def test_steps_per_epoch_and_data_contradict_each_other(tmp_path):
+    """Keras keeps its iterator over epochs then; what follows a continued epoch would be lost in silence."""
+    data = kresume.resumable(numbers, STEPS)
+    with pytest.raises(UsageError, match="leave steps_per_epoch out"):
+        build().fit(data, steps_per_epoch=3, callbacks=[kresume.BackupAndRestore(tmp_path, data=data)], verbose=0)
+
+
+def test_a_later_fit_goes_on_with_the_data(tmp_path, whole):
+    """After a fit with the callback the data is left to itself again: a further fit draws the epochs that follow."""
+    data = kresume.resumable(numbers, STEPS)
+    train(tmp_path, data=data)
+    after = np.concatenate([labels.numpy() for _, labels in data])
+    expected = np.concatenate([labels.numpy() for _, labels in numbers(STEPS * EPOCHS).take(STEPS)])
+    np.testing.assert_array_equal(after, expected)
+
+
 def test_what_scripts_read_of_kerass_callback(tmp_path):
     """The folder's existence, the metadata file, `_current_epoch` and `_last_batch_seen`."""
     folder = tmp_path / "backup"
@@ -279,8 +306,15 @@ def test_kerass_own_backup_is_read_and_its_torn_pair_passed_over(tmp_path, capfd
     told = capfd.readouterr().err
     assert "continuing from Keras's own backup (latest.weights.h5.bkp) at epoch 3" in told
     assert int(model.optimizer.iterations) == 10
-    for path in tmp_path.glob("latest*"):
-        path.write_bytes(b"no weights")
+    # Taken over and finished: nothing is left that a fresh start would take for a training to continue.
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "latest.weights.h5.bkp.taken-over",
+        "latest.weights.h5.taken-over",
+        "training_metadata.json.bkp.taken-over",
+        "training_metadata.json.taken-over",
+    ]
+    for name in ("latest.weights.h5", "latest.weights.h5.bkp"):
+        (tmp_path / name).write_bytes(b"no weights")
     with pytest.raises(CheckpointError, match="cannot be read"):
         build().fit(x, y, 5, epochs=5, callbacks=[kresume.BackupAndRestore(tmp_path)], verbose=0)
 

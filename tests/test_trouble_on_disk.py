@@ -56,7 +56,7 @@ def test_a_run_that_was_taken_over_writes_nothing_more(monkeypatch, tmp_path, pi
     with pytest.raises(RunError, match="taken over"):
         run_training(out=str(tmp_path / "run"), data=[str(pictures / "old")], **TINY, snapshot_every="1")
     assert [step for step, _ in snapshot.list_snapshots(tmp_path / "run" / "snapshots")] == [0]
-    assert runs.open_run(tmp_path / "run").status == "interrupted"
+    assert runs.open_run(tmp_path / "run").status == "running"  # as the other process will leave it
 
 
 def test_a_best_epoch_that_could_not_be_written_is_said(monkeypatch, tmp_path, pictures):
@@ -118,3 +118,87 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path, pictures):
     with pytest.raises(RunError, match=r"no run can be made at .*give another place with --out"):
         run_training(out=str(tmp_path / "file" / "run"), data=[str(pictures / "old")], **TINY)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_disk_that_is_full_for_the_arrays_is_a_disk_that_refuses(monkeypatch, tmp_path, pictures):
+    """The library that writes the arrays has an error of its own for it: recorded and told like any other, exit code 5."""
+    import safetensors.numpy
+    from safetensors import SafetensorError
+
+    save, calls = safetensors.numpy.save_file, [0]
+
+    def full(arrays, path):
+        calls[0] += 1
+        if calls[0] == 2:
+            raise SafetensorError("Error while serializing: I/O error: No space left on device")
+        save(arrays, path)
+
+    monkeypatch.setattr(safetensors.numpy, "save_file", full)
+    arguments = {"data": [str(pictures / "old")], **TINY, "snapshot_every": "2"}
+    result = run_training(out=str(tmp_path / "run"), **arguments)
+    assert result.exit_code == 5
+    assert any("No space left" in failure for failure in result.failures)
+
+
+def test_a_line_that_was_half_written_leaves_nothing(monkeypatch, tmp_path):
+    """A line is in the file or not: tried again after a failed flush it stands there once."""
+    import os
+
+    path, fsync = tmp_path / "metrics.jsonl", os.fsync
+    files.append_line(path, "one")
+
+    def failing(descriptor):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", failing)
+        with pytest.raises(OSError, match="Input/output"):
+            files.append_line(path, "two")
+    assert os.fsync is fsync
+    assert path.read_text() == "one\n"
+    files.append_line(path, "two")
+    assert path.read_text() == "one\ntwo\n"
+
+
+def test_a_best_snapshot_that_was_damaged_since_does_not_hold_the_run_up(monkeypatch, tmp_path, pictures):
+    """The last step is the result then, the run says why and ends with 5; it does not fail at every start."""
+    from kresume.training.course import Course
+
+    take = Course._take_best
+
+    def damaged(course):
+        best = course.progress.best
+        if best["step"] == course.progress.step:  # make another epoch the best one
+            best = course.progress.best = {**best, "step": course.amount.boundaries[0]}
+        path = snapshot.snapshot_path(course.run.snapshots, best["step"]) / snapshot.ARRAYS
+        if path.exists():
+            path.write_bytes(b"damaged")
+        return take(course)
+
+    monkeypatch.setattr(Course, "_take_best", damaged)
+    result = run_training(out=str(tmp_path / "run"), data=[str(pictures / "old")], **TINY, monitor="val_loss")
+    assert result.exit_code == 5
+    assert any("the result is the last step" in failure for failure in result.failures)
+    assert result.step == runs.read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["step"]
+
+
+def test_a_stop_whose_snapshot_failed_does_not_say_that_it_was_written(monkeypatch, tmp_path, pictures):
+    """SIGTERM on a full disk: exit 75 and the truth."""
+    import signal
+
+    from tests.test_exact_continuation import stopped_by
+
+    write = snapshot.write_snapshot
+
+    def failing(directory, step, groups, records):
+        if step:
+            raise OSError(28, "No space left on device")
+        return write(directory, step, groups, records)
+
+    monkeypatch.setattr(snapshot, "write_snapshot", failing)
+    arguments = {"data": [str(pictures / "old")], **TINY}
+    stopped = stopped_by(
+        monkeypatch, lambda keeper: keeper.progress.step == 1, signal.SIGTERM, out=str(tmp_path / "run"), **arguments
+    )
+    assert stopped.exit_code == 75
+    assert "its snapshot could NOT be written" in str(stopped)

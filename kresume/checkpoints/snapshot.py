@@ -112,10 +112,14 @@ def _save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> list[str]:
 
     numpy has no bfloat16 of its own (it comes with ml_dtypes), and safetensors' numpy side does not know it.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     brief = sorted(name for name, array in arrays.items() if array.dtype.name == "bfloat16")
-    save_file({name: array.view(np.uint16) if name in brief else array for name, array in arrays.items()}, path)
+    try:
+        save_file({name: array.view(np.uint16) if name in brief else array for name, array in arrays.items()}, path)
+    except SafetensorError as error:  # what it makes of a full or absent disk
+        raise OSError(str(error)) from error
     return brief
 
 

@@ -57,6 +57,10 @@ class Stream:
         self.epoch, self.batch = epoch, batch
         self._followed = True
 
+    def release(self, epoch: int) -> None:
+        """Leaves the stream to itself again, at the beginning of an epoch."""
+        self.epoch, self.batch, self._followed = epoch, 0, False
+
     def read(self, batches_from: Callable[[int, int], Iterator[Any]]) -> Iterator[tuple[tuple[int, int], Any]]:
         """One epoch's batches, from where the stream stands to the epoch's end.
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +33,7 @@ from kresume.training.snapshots import RunWriter
 METADATA = "training_metadata.json"
 KERAS_WEIGHTS = "latest.weights.h5"
 KERAS_PREVIOUS = ".bkp"
+ASIDE = ".taken-over"
 
 
 class _Cut:
@@ -110,6 +112,11 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
     def set_model(self, model: Any) -> None:
         """Takes the last place in the list: what the others will have done by then is in the backup."""
         super().set_model(model)
+        if self._stream is not None and callback_state.argument_of_fit("steps_per_epoch") is not None:
+            # Keras then keeps one iterator over all epochs, and the place in the data would be another than we count.
+            raise UsageError(
+                "fit(steps_per_epoch=...) with data=: leave steps_per_epoch out, the data knows its epochs"
+            )
         self._list = callback_state.list_that_calls(self)
         if self._list is not None:
             self._list.callbacks = [*self._others(), self]
@@ -133,6 +140,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
             guard=self._lock.check,
             on_failure=lambda text: self._reporter.warn(f"{text}: not written; training goes on"),
             on_stall=lambda text: self._reporter.warn(f"{text}; training goes on where it can"),
+            on_commit=self._committed,
         )
         if not all(layer.built for layer in model._flatten_layers()):
             raise UsageError(
@@ -197,6 +205,8 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
     def on_train_end(self, logs: Any = None) -> None:
         """Waits for the disk; removes our backups if asked to."""
         self._model._initial_epoch = None  # it would shift every later fit of this model
+        if self._stream is not None:
+            self._stream.release(self._current_epoch)
         if self._writer is not None:
             self._writer.join()
         if self.delete_checkpoint:
@@ -227,8 +237,13 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         steps = (self.params or {}).get("steps")
         return int(steps) if steps else None
 
+    def _inner_optimizer(self) -> Any:
+        """The one that trains: mixed_float16 wraps it for loss scaling, with a rate of its own that means nothing."""
+        optimizer = self._model.optimizer
+        return getattr(optimizer, "inner_optimizer", optimizer)
+
     def _rate(self) -> float | None:
-        rate = getattr(self._model.optimizer, "_learning_rate", None)
+        rate = getattr(self._inner_optimizer(), "_learning_rate", None)
         return float(np.asarray(rate.value)) if isinstance(rate, keras.Variable) else None
 
     def _back_up(self, epoch: int, batch: int, *, must: bool) -> None:
@@ -257,10 +272,17 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         )
         if taken:
             self._batches_seen_since_last_saving = 0
-            try:
-                files.write_json(self._folder / METADATA, {"epoch": epoch, "batch": batch})
-            except OSError as error:
-                self._writer.record_failure(METADATA, str(error))
+
+    def _committed(self, records: Mapping[str, Any]) -> None:
+        """A backup is on the disk: only now may the file that scripts look at say so."""
+        if (self._folder / KERAS_WEIGHTS).is_file():
+            # Keras's own backup has served; beside ours it would be taken for a newer one some day.
+            for ending in ("", KERAS_PREVIOUS):
+                for name in (f"{KERAS_WEIGHTS}{ending}", f"{METADATA}{ending}"):
+                    path = self._folder / name
+                    if path.is_file():
+                        path.rename(path.with_name(f"{name}{ASIDE}"))
+        files.write_json(self._folder / METADATA, {"epoch": records["epoch"], "batch": records["batch"]})
 
     def _restore(self, state: TrainState) -> None:
         records, groups, model = state.records, groups_of(state), self._model
@@ -295,7 +317,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         asked, restored = self._compiled_rate, self._rate()
         if asked is None or before is None or restored is None or math.isclose(asked, before, rel_tol=1e-6):
             return []
-        self._model.optimizer.learning_rate = asked
+        self._inner_optimizer().learning_rate = asked
         return [f"rate: {restored:g} (backup) -> {asked:g} (compile)"]
 
     def _restore_keras(self) -> None:
@@ -315,7 +337,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
             self._total = int(np.asarray(self._model.optimizer.iterations.value))
             self._reporter.say(
                 f"{self.backup_dir}: continuing from Keras's own backup ({weights.name}) at epoch {epoch + 1}; seed states, "
-                "metrics and the callbacks' memory are not in it and begin fresh"
+                f"metrics and the callbacks' memory are not in it and begin fresh; its files are kept as *{ASIDE}"
             )
             return
         raise CheckpointError(

@@ -62,6 +62,18 @@ def list_that_calls(callback: Any) -> Any:
     return None
 
 
+def argument_of_fit(name: str) -> Any:
+    """What the user's call of `fit` gave for an argument, seen from a callback's `set_model`; None where it was not given."""
+    frame = sys._getframe(1)
+    for _ in range(8):
+        if frame.f_back is None:
+            return None
+        frame = frame.f_back
+        if frame.f_code.co_name == "fit" and name in frame.f_locals:
+            return frame.f_locals[name]
+    return None
+
+
 def capture(callbacks: Sequence[Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
     """Reads the memory of every callback that has one.
 

@@ -329,6 +329,8 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
             known = ", ".join(sorted(key for key in logs if not key.startswith("classes.")))
             raise TrainingError(f"--monitor {name}: no such metric in this run; known are {known}")
         value, best = float(logs[name]), self.progress.best
+        if not math.isfinite(value):
+            return False  # nothing could ever be better than it
         if best is not None and not (value > best["value"] if mode == "max" else value < best["value"]):
             return False
         self.progress.best = {"step": self.progress.step, "epoch": epoch, "value": value}
@@ -348,4 +350,11 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
 
     def _stopped(self) -> Stopped:
         what = "Ctrl-C" if self.stop.exit_code == 130 else "SIGTERM"
-        return Stopped(f"stopped by {what} at step {self.progress.step:,}, snapshot written", self.stop.exit_code)
+        return Stopped(f"stopped by {what} at step {self.progress.step:,}, {self.what_is_safe()}", self.stop.exit_code)
+
+    def what_is_safe(self) -> str:
+        """Whether the snapshot of this very step is on the disk, in words; the writer was waited for."""
+        if self.writer.committed == self.progress.step:
+            return "snapshot written"
+        last = "the one it began with" if self.writer.committed is None else f"step {self.writer.committed:,}"
+        return f"its snapshot could NOT be written, the last good one is {last}"

@@ -69,6 +69,7 @@ class Course:
         self.model = model
         self.config = config
         self.reporter = reporter
+        self.lock = lock
         self.stop = stop
         self.progress = Progress()
         self.resumption = Resumption()
@@ -236,7 +237,8 @@ class Course:
                 keeper.snapshot(None, must=True)
                 self.writer.join()
                 raise Stopped(
-                    f"stopped while scoring after step {self.progress.step:,}, snapshot written", self.stop.exit_code
+                    f"stopped while scoring after step {self.progress.step:,}, {keeper.what_is_safe()}",
+                    self.stop.exit_code,
                 )
 
         scores = self.scorer.score(self.reporter, "scoring", poll=poll)
@@ -271,6 +273,7 @@ class Course:
     def finish(self) -> runs.Run:
         """Writes the result: `model.keras`, `evaluation.json`, the status. Keeps only the result's snapshot."""
         self.writer.finish()
+        self.lock.check()  # a machine that slept may have lost the run to another
         lines = runs.read_metrics(self.run.metrics)
         best = self._take_best()
         step = int(best["step"]) if best is not None else self.progress.step
@@ -299,6 +302,7 @@ class Course:
                 rate.peak,
                 {"step": record["base_step"] + step, "peak": rate.peak},
             )
+        self.lock.check()
         files.write_json(
             self.run.path / "evaluation.json", {"before": record.get("before"), "after": scores, "step": step}
         )
@@ -315,15 +319,15 @@ class Course:
         best = self.progress.best
         if best is None or int(best["step"]) == self.progress.step:
             return best
-        path = snapshot.snapshot_path(self.run.snapshots, int(best["step"]))
-        if not path.exists() and self.failures:
-            # The disk refused it while it was the live state; it is gone, and the run must say which result it has instead.
+        try:
+            state = snapshot.read_snapshot(snapshot.snapshot_path(self.run.snapshots, int(best["step"])))
+        except CheckpointError as error:
+            # The disk refused it while it was the live state, or damaged it since: the run says which result it has instead.
             self.writer.record_failure(
-                f"the best epoch (step {int(best['step']):,})",
-                "its snapshot is not on the disk: the result is the last step",
+                f"the best epoch (step {int(best['step']):,})", f"{error}: the result is the last step"
             )
             return None
-        self._assign(snapshot.read_snapshot(path))
+        self._assign(state)
         return best
 
 

@@ -278,7 +278,7 @@ def _carry_on(run: runs.Run, model: Any, opening: Opening, reporter: Reporter, *
             course.train()
             finished = course.finish()
         except Stopped as stopped:
-            _leave(run, "stopped", course.progress.step, str(stopped))
+            _leave(run, lock, "stopped", course.progress.step, str(stopped))
             raise Stopped(f"{stopped}; continue with: {_continue_command(run)}", stopped.exit_code) from None
         except OSError as error:
             raise RunError(
@@ -286,7 +286,7 @@ def _carry_on(run: runs.Run, model: Any, opening: Opening, reporter: Reporter, *
                 f"disk back, then continue with: {_continue_command(run)}"
             ) from error
         except KresumeError as error:
-            _leave(run, "failed", course.progress.step, str(error))
+            _leave(run, lock, "failed", course.progress.step, str(error))
             raise
     result = finished.record["result"]
     return TrainResult(
@@ -313,9 +313,10 @@ def _locked(run: runs.Run, config: TrainConfig, reporter: Reporter) -> Lock:
     return lock
 
 
-def _leave(run: runs.Run, event: str, step: int, reason: str) -> None:
-    """Notes why this process leaves. A disk that is gone must not hide the reason itself."""
-    with contextlib.suppress(OSError):
+def _leave(run: runs.Run, lock: Lock, event: str, step: int, reason: str) -> None:
+    """Notes why this process leaves, if the run is still its own. A disk that is gone must not hide the reason itself."""
+    with contextlib.suppress(OSError, RunError):
+        lock.check()  # what another process has made of the run since is not overwritten
         run.update(status="interrupted")
         run.event(event, step=step, reason=reason)
 

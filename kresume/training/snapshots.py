@@ -81,6 +81,7 @@ class RunWriter:
         keep: how many of the newest snapshots stay.
         guard: called before each commit; raises if the run is no longer ours.
         on_failure: told what could not be written, in words.
+        on_commit: called with a snapshot's records once it is safely on the disk, on the writer's thread.
         on_stall: told when the disk has not answered for `STALLED_SECONDS`, and each such time again.
 
     Attributes:
@@ -97,6 +98,7 @@ class RunWriter:
         guard: Callable[[], None],
         on_failure: Callable[[str], None] = lambda text: None,
         on_stall: Callable[[str], None] = lambda text: None,
+        on_commit: Callable[[Mapping[str, Any]], None] = lambda records: None,
         stalled_seconds: float = STALLED_SECONDS,
     ) -> None:
         self.directory = directory
@@ -105,6 +107,7 @@ class RunWriter:
         self.guard = guard
         self.on_failure = on_failure
         self.on_stall = on_stall
+        self.on_commit = on_commit
         self.stalled_seconds = stalled_seconds
         self.failures: list[str] = []
         self.committed: int | None = None
@@ -229,10 +232,13 @@ class RunWriter:
             # The disk is full, read-only or gone: training goes on, the last good snapshot stands, the user is told. Lines
             # are kept, and tried again with the next job.
             self.record_failure(job, str(error))
+        except Exception as error:  # a thread must not die in silence: whoever waits for it gets the error
+            self._fatal = error
 
     def _write(self, step: int, groups: Groups, records: dict[str, Any]) -> None:
         snapshot.write_snapshot(self.directory, step, groups, records)
         self.committed = step
+        self.on_commit(records)
         best = records.get("best")
         self._pinned_by[step] = int(best["step"]) if best else None
         self._prune()
