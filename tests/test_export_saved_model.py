@@ -410,3 +410,38 @@ def test_nothing_heavy_is_imported_before_the_backend_is_chosen():
     script = "import sys, kresume.exports.export; print(sorted({'keras', 'tensorflow', 'jax'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_a_grown_head_is_exported_with_its_new_class(tmp_path, pictures, policy):
+    """A head that was given a row for a fourth class: the old rows answer as before, the labels are four, also in float16."""
+    import keras
+
+    from kresume.checkpoints.state import Card
+    from kresume.models import build as models
+    from kresume.models import rebuild
+
+    before_policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        small, grown = models.convnet(3, (12, 12)), models.convnet(4, (12, 12))
+    finally:
+        keras.config.set_dtype_policy(before_policy)
+    for old, new in zip(small.weights, grown.weights, strict=True):
+        array = np.zeros(new.shape, "float32")
+        array[tuple(slice(size) for size in old.shape)] = np.asarray(keras.ops.convert_to_numpy(old))
+        new.assign(array.astype(new.dtype))
+    grown.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    names = (*CLASSES, "triangle")
+    path = tmp_path / "grown.keras"
+    rebuild.save_model(grown, path, Card(names, (12, 12), "0-255", "stretch", "area"), 1e-3, {"step": 0, "peak": 1e-3})
+    result = export(path, tmp_path / "serving", data=pictures / "val")
+    signatures, model = load(result.path)
+    assert model is not None
+    picture = encoded()
+    answer = signatures["serving_default"](image_bytes=batch(picture))
+    assert {label.decode() for label in answer["labels"][0]} == set(names)
+    assert answer["scores"].dtype == np.float32
+    three = small.predict(decode(picture, DecodeSpec(12, 12))[None].astype("float32"), verbose=0)[0].astype("float64")
+    four = answer["scores"][0, :3].astype("float64")
+    np.testing.assert_allclose(four / four.sum(), three, atol=5e-3 if policy == "mixed_float16" else 1e-5)

@@ -92,7 +92,8 @@ def main() -> None:
                     process.communicate()
                     kills += 1
                     continue
-                if process.returncode:
+                # Killed between its last write and its end, the run is finished, and says so to the same command.
+                if process.returncode and not (runs.is_run(out) and runs.open_run(out).finished):
                     sys.exit(f"{out} ended with {process.returncode}: {told}")
                 break
             ended += 1
