@@ -123,3 +123,14 @@ def test_a_held_rate_warms_up_and_stays():
     schedule = decide(lr=1e-4, schedule="constant", warmup_steps=10).keras_rate(origin=5)
     assert float(schedule(5)) == pytest.approx(1e-5)
     assert float(schedule(1000)) == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize(("optimizer", "rate"), [("SGD", "0.02"), ("AdamW", "0.0141")])
+def test_another_batch_size_says_what_it_does_and_the_rate_that_goes_with_it(optimizer, rate):
+    """Twice the batch: half the steps, twice SGD's rate, Adam's by the square root; the same size says nothing."""
+    from kresume.training.decisions import describe_batch_change
+
+    text = describe_batch_change(32, 64, 640, 1e-2, optimizer)
+    assert "20.0 -> 10.0 steps an epoch" in text
+    assert f"--lr {rate} in place of 0.01" in text
+    assert describe_batch_change(32, 32, 640, 1e-2, optimizer) == ""

@@ -140,6 +140,29 @@ def decide_amount(
     return Amount(len(boundaries), boundaries[-1], batch_size, tuple(boundaries), reason, steps_per_execution)
 
 
+def describe_batch_change(before: int, now: int, images: int, peak: float, optimizer: str) -> str:
+    """What another batch size than the parent's does to the steps, and the rate that would go with it; empty for the same.
+
+    SGD's rate grows in proportion (Goyal et al. 2017, arXiv:1706.02677), that of Adam and its like with the square root
+    (Malladi et al. 2022, arXiv:2205.10287).
+
+    Args:
+        before: the parent's images per step.
+        now: this run's.
+        images: drawn in an epoch.
+        peak: the rate of the plan.
+        optimizer: its class.
+    """
+    if before == now:
+        return ""
+    factor = now / before if optimizer == "SGD" else (now / before) ** 0.5
+    rule = "in proportion, as SGD likes it" if optimizer == "SGD" else f"with the square root, as {optimizer} likes it"
+    return (
+        f"{now} images per step, the parent had {before}: {images / before:.1f} -> {images / now:.1f} steps an epoch; a rate "
+        f"that goes with it ({rule}) would be --lr {peak * factor:.3g} in place of {peak:g}"
+    )
+
+
 @dataclass(frozen=True)
 class Plan:
     """What `train` with the same options would do.

@@ -27,7 +27,14 @@ from kresume.images.order import permutation
 from kresume.images.reader import PictureReader
 from kresume.progress import Reporter
 from kresume.training import rates
-from kresume.training.decisions import HUGE_ADDITION, Amount, Plan, check_monitor, decide_amount
+from kresume.training.decisions import (
+    HUGE_ADDITION,
+    Amount,
+    Plan,
+    check_monitor,
+    decide_amount,
+    describe_batch_change,
+)
 from kresume.training.feeding import PROBE_IMAGES, Feeding, decide_feeding
 from kresume.training.gather import (
     Gathered,
@@ -344,6 +351,10 @@ def _write_up(
     notes = [*(parent.notes if parent is not None else ()), *feeding.notes, *gathered.notes, *facts.notes]
     if change := describe_change(live, wanted):
         notes.append(change)
+    if parent is not None and parent.run is not None:
+        before_size, images = int(parent.run.record["amount"]["batch_size"]), len(manifest.train_rows())
+        change = describe_batch_change(before_size, amount.batch_size, images, rate.peak, wanted.class_name or "")
+        notes += [change] if change else []
     seen = int(manifest.seen[val].sum())
     if seen:
         notes.append(
