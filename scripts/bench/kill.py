@@ -73,7 +73,9 @@ def main() -> None:
         base = [sys.executable, "-m", "kresume", "train", "--data", str(folder / "data"), *OPTIONS.split(), "--out"]
 
         def start(out: Path) -> subprocess.Popen:
-            return subprocess.Popen([*base, str(out)], env=environment, stderr=subprocess.PIPE, text=True)
+            return subprocess.Popen(
+                [*base, str(out)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            )
 
         whole = start(folder / "whole")
         told = whole.communicate()[1]
