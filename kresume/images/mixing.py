@@ -96,7 +96,7 @@ class _Stream:
     quota: int
 
 
-class Mixture:
+class Mixture(Order):
     """An endless row of epochs, each a shuffled hand from every stream.
 
     Args:
@@ -107,41 +107,23 @@ class Mixture:
     """
 
     def __init__(self, seed: int, batch_size: int, streams: Sequence[_Stream], made_of: Shares) -> None:
-        self.seed = seed
-        self.batch_size = batch_size
-        self.n = sum(stream.quota for stream in streams)
+        super().__init__(seed, sum(stream.quota for stream in streams), batch_size)
         self._streams = tuple(streams)
         self._orders = [Order(seed, len(stream.members), max(stream.quota, 1), 1 + stream.number) for stream in streams]
         self._shares = made_of
-        self._epoch: Callable[[int], np.ndarray] = lru_cache(maxsize=4)(self._deal)
+        self._dealt: Callable[[int], np.ndarray] = lru_cache(maxsize=4)(self._deal)
+
+    def deal(self, epoch: int) -> np.ndarray:
+        """The indices of one epoch, `(n,) int64`."""
+        return self._dealt(epoch)
 
     def _deal(self, epoch: int) -> np.ndarray:
-        """The indices of one epoch, `(n,) int64`."""
         hands = [
             stream.members[order.take(epoch * stream.quota, stream.quota)]
             for stream, order in zip(self._streams, self._orders, strict=True)
         ]
         dealt: np.ndarray = np.concatenate(hands)[permutation(self.seed, epoch, self.n, SHUFFLE_STREAM)]
         return dealt
-
-    def take(self, position: int, count: int) -> np.ndarray:
-        """The `count` indices from `position` on, `(count,) int64`. Costs the same at any position."""
-        parts = []
-        while count > 0:
-            epoch, offset = divmod(position, self.n)
-            part = self._epoch(epoch)[offset : offset + count]
-            parts.append(part)
-            position += len(part)
-            count -= len(part)
-        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
-
-    def batch(self, step: int) -> np.ndarray:
-        """The indices of a step, `(batch_size,) int64`."""
-        return self.take(step * self.batch_size, self.batch_size)
-
-    def epoch_end(self, epoch: int) -> int:
-        """The step count at which epoch `epoch` (0-based) has been dealt whole."""
-        return -(-(epoch + 1) * self.n // self.batch_size)
 
     def shares(self) -> Shares:
         """What an epoch is made of."""

@@ -58,12 +58,16 @@ class Order:
         self.batch_size = batch_size
         self.stream = stream
 
+    def deal(self, epoch: int) -> np.ndarray:
+        """The indices of one epoch, `(n,) int64`."""
+        return permutation(self.seed, epoch, self.n, self.stream)
+
     def take(self, position: int, count: int) -> np.ndarray:
         """The `count` indices from `position` on, `(count,) int64`. Costs the same at any position."""
         parts = []
         while count > 0:
             epoch, offset = divmod(position, self.n)
-            part = permutation(self.seed, epoch, self.n, self.stream)[offset : offset + count]
+            part = self.deal(epoch)[offset : offset + count]
             parts.append(part)
             position += len(part)
             count -= len(part)

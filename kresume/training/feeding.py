@@ -177,8 +177,9 @@ def _probe(
     hint = explain_any(probe, sample.labels, classes)
     if hint is not None and config.classes is None:
         best = max(probe.accuracies.values())
-        predicted = probe.predictions[hint[0]]
-        check_order(str(source), predicted, sample.labels, classes, assumed=best, pixels="" if told else hint[0])
+        way, proposed = hint
+        predicted, fed = probe.predictions[way], "" if told else way
+        check_order(str(source), predicted, sample.labels, classes, proposed, assumed=best, pixels=fed)
     if told is None and probe.winner is None:
         if probe.above_chance:
             raise CheckpointError(

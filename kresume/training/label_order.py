@@ -1,6 +1,6 @@
 """Which class each output stands for, where a checkpoint does not say it: the assumed order is tried on old images.
 
-    check_order("model.keras", predicted, labels, ("rose", "tulip"))      # raises with the order that explains the predictions
+    check_order("model.keras", predicted, labels, classes, proposed, assumed=0.1)      # raises where `proposed` explains more
 
 Class folders are sorted by name; a model trained with another order restores to the last bit and is wrong about everything it
 knows. That is seen at once on images it was trained on.
@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from kresume.errors import UsageError
-from kresume.evaluation.probe import explain_labels
 
 EXPLAINED, GAIN, IMAGES_PER_CLASS = 0.7, 0.2, 4
 """What another order must explain, and explain more, before a command is refused; and on how many images."""
@@ -24,8 +23,9 @@ def check_order(
     predicted: np.ndarray,
     labels: np.ndarray,
     classes: Sequence[str],
+    proposed: Sequence[str],
     *,
-    assumed: float | None = None,
+    assumed: float,
     pixels: str = "",
 ) -> None:
     """Refuses an assumed order of classes when another one explains what the model says.
@@ -35,7 +35,8 @@ def check_order(
         predicted: `(n,)` the outputs that were highest on old images.
         labels: `(n,)` their classes, indices into `classes`.
         classes: the order that was assumed.
-        assumed: how often the model is right with that order, where that was measured with other pixels.
+        proposed: the order that explains most.
+        assumed: how often the model is right with the assumed order, at best.
         pixels: the convention under which the predictions were made, if it says something.
 
     Raises:
@@ -43,12 +44,7 @@ def check_order(
     """
     if len(labels) < IMAGES_PER_CLASS * len(classes):
         return
-    proposed = explain_labels(predicted, labels, classes)
-    if proposed is None:
-        return
     meant = np.array([proposed.index(name) for name in classes])
-    if assumed is None:
-        assumed = float((predicted == labels).mean())
     explained = float((predicted == meant[labels]).mean())
     if explained < EXPLAINED or explained - assumed < GAIN:
         return
