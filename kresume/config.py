@@ -203,6 +203,11 @@ class TrainConfig(BaseModel):
     steps: int | None = _option("How many more steps (optimizer updates).", group=AMOUNT, metavar="N")
     batch_size: int | None = _option("Images per step. Default 32.", group=AMOUNT, daily=True, metavar="N")
     accumulate: int | None = _option("Batches whose gradients make one update. Default 1.", group=AMOUNT, metavar="N")
+    watch: bool | None = _option(
+        "Look for new images in --data, --add and --val before each epoch: what came joins, the epochs grow, their number "
+        "stays.",
+        group=AMOUNT,
+    )
     steps_per_execution: int | None = _option(
         "Steps that Keras runs per call: less overhead for small models; epochs and snapshots then end at multiples of it. "
         "Default: the model's own, else 1.",
@@ -301,6 +306,7 @@ FREE_TO_DIFFER = frozenset(
         "take_over",
         "trust",
         "map_out",
+        "watch",
     }
 )
 """What a continuation may change."""

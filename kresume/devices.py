@@ -28,6 +28,9 @@ from kresume.errors import MissingPackage, UsageError
 
 BACKENDS = ("tensorflow", "jax")
 PACKAGES = ("kresume", "keras", "tensorflow", "jax", "jaxlib", "numpy")
+CLOCK = "kresume_clock"
+"""The name of the variable that a schedule reads its time from; it stands among the optimizer's, so that both backends hand
+it to a compiled step."""
 
 
 def accelerator_visible() -> str | None:
@@ -289,7 +292,11 @@ def live_arrays(model: Any) -> dict[str, list[Any]]:
         return {
             "trainable": list(state["trainable_variables"]),
             "non_trainable": list(state["non_trainable_variables"]),
-            "optimizer": list(state["optimizer_variables"]),
+            "optimizer": [
+                value
+                for variable, value in zip(model.optimizer.variables, state["optimizer_variables"], strict=True)
+                if variable.name != CLOCK
+            ],
             "metrics": list(state["metrics_variables"]),
         }
     return {group: [variable.value for variable in variables] for group, variables in variables_of(model).items()}
@@ -300,9 +307,14 @@ def variables_of(model: Any) -> dict[str, list[Any]]:
     return {
         "trainable": list(model.trainable_variables),
         "non_trainable": list(model.non_trainable_variables),
-        "optimizer": list(model.optimizer.variables) if model.optimizer is not None else [],
+        "optimizer": optimizer_variables(model.optimizer) if model.optimizer is not None else [],
         "metrics": list(model.metrics_variables),
     }
+
+
+def optimizer_variables(optimizer: Any) -> list[Any]:
+    """What an optimizer remembers. A schedule's clock is none of it: it follows from the place in the run."""
+    return [variable for variable in optimizer.variables if variable.name != CLOCK]
 
 
 def read_state(model: Any, buffers: dict[str, list[np.ndarray]] | None = None) -> dict[str, list[np.ndarray]]:

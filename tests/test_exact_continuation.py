@@ -164,13 +164,13 @@ def test_stopped_while_scoring_it_scores_again(monkeypatch, tmp_path, pictures):
     whole = Path(run_training(out=str(tmp_path / "whole"), **arguments).run)
     score = LiveScorer.score
 
-    def interrupted(self, reporter, label, rows=None, poll=lambda: None):
+    def interrupted(self, reporter, label, rows=None, poll=lambda: None, **options):
         def signal_comes():
             raised.append(True)
             stop[0].signal = signal.SIGTERM
             poll()
 
-        return score(self, reporter, label, rows, signal_comes if stop else poll)
+        return score(self, reporter, label, rows, signal_comes if stop else poll, **options)
 
     raised, stop = [], []
     enter = callbacks.StopRequest.__enter__

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kresume.checkpoints.state import Card
+from kresume.errors import ImagesError
 from kresume.evaluation.score import predict_all, score
 from kresume.images import conventions, pipeline
 from kresume.images.manifest import Manifest
+from kresume.images.reader import PictureReader
 from kresume.models.averages import averaged
 from kresume.progress import Reporter
 
@@ -27,7 +29,7 @@ class LiveScorer:
 
     Args:
         model: a built model, compiled or not. Averaged weights are used where its optimizer keeps them.
-        source: rows -> `(n, height, width, 3) uint8`.
+        source: reads the pictures.
         manifest: the images.
         card: the pixels that the model eats, and its classes.
         loss: what its outputs are.
@@ -38,7 +40,7 @@ class LiveScorer:
     def __init__(
         self,
         model: Any,
-        source: Callable[[np.ndarray], np.ndarray],
+        source: PictureReader,
         manifest: Manifest,
         card: Card,
         loss: LossChoice,
@@ -53,10 +55,15 @@ class LiveScorer:
         self.batch_size = batch_size
         self.generation = generation
 
-    def probabilities(self, rows: np.ndarray, advance: Callable[[int], None] = lambda count: None) -> np.ndarray:
+    def probabilities(
+        self,
+        rows: np.ndarray,
+        advance: Callable[[int], None] = lambda count: None,
+        reader: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> np.ndarray:
         """Predicts these rows, `(len(rows), classes) float64`."""
         batches = pipeline.scoring_batches(
-            self.source, rows, self.batch_size, conventions.to_model_function(self.card.pixels)
+            reader or self.source, rows, self.batch_size, conventions.to_model_function(self.card.pixels)
         )
         with averaged(self.model):
             return predict_all(self.model.predict_on_batch, batches, self.loss.outputs, advance=advance)
@@ -71,6 +78,7 @@ class LiveScorer:
         label: str,
         rows: np.ndarray | None = None,
         poll: Callable[[], None] = lambda: None,
+        on_broken: Callable[[int, str], None] | None = None,
     ) -> dict[str, Any]:
         """Scores the validation images, or these rows.
 
@@ -79,15 +87,36 @@ class LiveScorer:
             label: the bar's words.
             rows: which images; default the validation side.
             poll: called after each batch; may raise to give up.
+            on_broken: told the row of each file that can no longer be read, and why: the scores are of the others. Without
+                it that is an error.
+
+        Raises:
+            ImagesError: a file can no longer be read, or none can.
         """
         rows = self.manifest.val_rows() if rows is None else rows
+        broken: dict[int, str] = {}
+
+        def readable(wanted: np.ndarray) -> np.ndarray:
+            pictures, wrong = self.source.attempt(wanted)
+            broken.update((int(wanted[place]), reason) for place, reason in wrong.items())
+            return pictures
+
         with reporter.progress(label, len(rows), "images") as advance:
 
             def step(count: int) -> None:
                 advance(count)
                 poll()
 
-            probabilities = self.probabilities(rows, step)
+            probabilities = self.probabilities(rows, step, readable if on_broken is not None else None)
+        if on_broken is not None and broken:
+            for row, reason in broken.items():
+                on_broken(row, reason)
+            kept = ~np.isin(rows, list(broken))
+            if not kept.any():
+                raise ImagesError(
+                    "no validation image can be read any more: is the drive still there? Restore it and run again"
+                )
+            rows, probabilities = rows[kept], probabilities[kept]
         return score(
             probabilities,
             self.manifest.labels[rows],

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,13 +130,21 @@ class Manifest:
             self.classes, table, self.sha256s, self.labels, origins.astype(np.int32), self.is_val, self.seen
         )
 
+    def changed(self, added: pa.Table, removed: Collection[str]) -> Manifest:
+        """The table with rows added and the rows of these SHA-256s removed."""
+        import pyarrow as pa
+        import pyarrow.compute as compute
+
+        table = self.table.select(schema().names)
+        if removed:
+            gone = compute.is_in(table.column("sha256"), pa.array(sorted(removed), pa.string()))
+            table = table.filter(compute.invert(gone))
+        table = pa.concat_tables([table.cast(schema()), added.select(schema().names).cast(schema())])
+        return Manifest.from_table(ordered(table), self.classes)
+
     def write(self, path: Path) -> None:
         """Writes the table as Parquet, whole or not at all."""
-        import pyarrow.parquet as parquet
-
-        facts = {b"kresume_manifest": json.dumps({"format": FORMAT, "classes": list(self.classes)}).encode()}
-        with files.new_file(path) as temporary:
-            parquet.write_table(self.table.replace_schema_metadata(facts), temporary, compression="zstd")
+        write_table(path, self.table, "kresume_manifest", {"format": FORMAT, "classes": list(self.classes)})
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
@@ -145,22 +153,7 @@ class Manifest:
         Raises:
             ImagesError: it is missing, or no manifest.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as parquet
-
-        try:
-            # One column after another: all at once would need their packed pages in memory beside the table.
-            table = parquet.read_table(path, use_threads=False, pre_buffer=False, memory_map=True)
-        except (OSError, pa.ArrowException) as error:
-            raise ImagesError(
-                f"the manifest {path} cannot be read ({error}): restore it from a copy of the run"
-            ) from error
-        facts = (table.schema.metadata or {}).get(b"kresume_manifest")
-        if facts is None:
-            raise ImagesError(f"{path} is no manifest of kresume: expected its mark in the Parquet metadata")
-        described = json.loads(facts)
-        if described["format"] > FORMAT:
-            raise ImagesError(f"{path} was written by a later kresume: upgrade with `pip install -U kresume`")
+        table, described = read_table(path, "kresume_manifest", FORMAT)
         return cls.from_table(table, tuple(described["classes"]))
 
     @classmethod
@@ -182,6 +175,52 @@ class Manifest:
             compute.fill_null(compute.equal(table.column("side"), VAL), False).to_numpy().astype(bool),
             table.column("seen").to_numpy().astype(bool),
         )
+
+
+def ordered(table: pa.Table) -> pa.Table:
+    """The rows by (origin, sha256)."""
+    import pyarrow as pa
+
+    origins, shas = table.column("origin").to_numpy(), hashes(table)
+    stands = (origins[1:] > origins[:-1]) | ((origins[1:] == origins[:-1]) & (shas[1:] >= shas[:-1]))
+    return table if stands.all() else table.take(pa.array(np.lexsort((shas, origins))))
+
+
+def write_table(path: Path, table: pa.Table, mark: str, facts: Mapping[str, Any]) -> None:
+    """Writes rows and the facts that go with them as Parquet, whole or not at all."""
+    import pyarrow.parquet as parquet
+
+    with files.new_file(path) as temporary:
+        marked = table.replace_schema_metadata({mark.encode(): json.dumps(facts).encode()})
+        parquet.write_table(marked, temporary, compression="zstd")
+
+
+def read_table(path: Path, mark: str, newest: int) -> tuple[pa.Table, dict[str, Any]]:
+    """Reads what `write_table` wrote.
+
+    Args:
+        path: of the file.
+        mark: what the facts stand under.
+        newest: the latest `facts["format"]` that is understood.
+
+    Raises:
+        ImagesError: it is missing, damaged, another file, or of a later version.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    try:
+        # One column after another: all at once would need their packed pages in memory beside the table.
+        table = parquet.read_table(path, use_threads=False, pre_buffer=False, memory_map=True)
+    except (OSError, pa.ArrowException) as error:
+        raise ImagesError(f"the manifest {path} cannot be read ({error}): restore it from a copy of the run") from error
+    facts = (table.schema.metadata or {}).get(mark.encode())
+    if facts is None:
+        raise ImagesError(f"{path} is no manifest of kresume: expected its mark in the Parquet metadata")
+    described: dict[str, Any] = json.loads(facts)
+    if described["format"] > newest:
+        raise ImagesError(f"{path} was written by a later kresume: upgrade with `pip install -U kresume`")
+    return table, described
 
 
 def hashes(table: pa.Table) -> np.ndarray:

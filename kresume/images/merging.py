@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from kresume.images import places
-from kresume.images.manifest import PLACE, TRAIN, VAL, Manifest, hashes, schema
+from kresume.images.manifest import PLACE, TRAIN, VAL, Manifest, ordered, schema
 from kresume.images.prepare import Image, Prepared
 from kresume.images.sides import Leak, decide_sides
 from kresume.images.sources.found import Found, Listing, key_of
@@ -376,9 +376,7 @@ def _joined(remembered: pa.Table | None, newcomers: Iterable[Mapping[str, Any]])
     table = pa.Table.from_pylist(list(rows), schema=schema())
     if remembered is not None:
         table = pa.concat_tables([remembered.cast(schema()), table])
-    origins, shas = table.column("origin").to_numpy(), hashes(table)
-    ordered = (origins[1:] > origins[:-1]) | ((origins[1:] == origins[:-1]) & (shas[1:] >= shas[:-1]))
-    return table if ordered.all() else table.take(pa.array(np.lexsort((shas, origins))))
+    return ordered(table)
 
 
 def _describe(

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
 
 import numpy as np
 
@@ -25,29 +24,6 @@ from kresume.images.order import Order, permutation
 
 SHUFFLE_STREAM = 2**32
 """The row of permutations that mixes the streams of an epoch; apart from every stream's own."""
-
-
-class Dealt(Protocol):
-    """An endless row of training images, cut into full batches; `Order` is one."""
-
-    n: int
-    batch_size: int
-
-    def take(self, position: int, count: int) -> np.ndarray:
-        """The `count` indices from `position` on."""
-
-    def batch(self, step: int) -> np.ndarray:
-        """The indices of a step, `(batch_size,) int64`."""
-
-    def epoch_end(self, epoch: int) -> int:
-        """The step count at which epoch `epoch` (0-based) has been dealt whole."""
-
-
-class Mixed(Dealt, Protocol):
-    """One that says what its epochs are made of."""
-
-    def shares(self) -> Shares:
-        """What an epoch is made of."""
 
 
 @dataclass(frozen=True)
@@ -96,42 +72,8 @@ class _Stream:
     quota: int
 
 
-class Mixture(Order):
-    """An endless row of epochs, each a shuffled hand from every stream.
-
-    Args:
-        seed: of the run.
-        batch_size: images per step.
-        streams: what is dealt; their quotas make an epoch.
-        made_of: what an epoch takes.
-    """
-
-    def __init__(self, seed: int, batch_size: int, streams: Sequence[_Stream], made_of: Shares) -> None:
-        super().__init__(seed, sum(stream.quota for stream in streams), batch_size)
-        self._streams = tuple(streams)
-        self._orders = [Order(seed, len(stream.members), max(stream.quota, 1), 1 + stream.number) for stream in streams]
-        self._shares = made_of
-        self._dealt: Callable[[int], np.ndarray] = lru_cache(maxsize=4)(self._deal)
-
-    def deal(self, epoch: int) -> np.ndarray:
-        """The indices of one epoch, `(n,) int64`."""
-        return self._dealt(epoch)
-
-    def _deal(self, epoch: int) -> np.ndarray:
-        hands = [
-            stream.members[order.take(epoch * stream.quota, stream.quota)]
-            for stream, order in zip(self._streams, self._orders, strict=True)
-        ]
-        dealt: np.ndarray = np.concatenate(hands)[permutation(self.seed, epoch, self.n, SHUFFLE_STREAM)]
-        return dealt
-
-    def shares(self) -> Shares:
-        """What an epoch is made of."""
-        return self._shares
-
-
-class Concat(Order):
-    """Every training image once an epoch.
+class Mixed(Order):
+    """An order that says what its epochs are made of; by itself every training image once an epoch.
 
     Args:
         seed: of the run.
@@ -147,6 +89,35 @@ class Concat(Order):
     def shares(self) -> Shares:
         """What an epoch is made of."""
         return self._shares
+
+
+class Mixture(Mixed):
+    """An endless row of epochs, each a shuffled hand from every stream.
+
+    Args:
+        seed: of the run.
+        batch_size: images per step.
+        streams: what is dealt; their quotas make an epoch.
+        made_of: what an epoch takes.
+    """
+
+    def __init__(self, seed: int, batch_size: int, streams: Sequence[_Stream], made_of: Shares) -> None:
+        super().__init__(seed, sum(stream.quota for stream in streams), batch_size, made_of)
+        self._streams = tuple(streams)
+        self._orders = [Order(seed, len(stream.members), max(stream.quota, 1), 1 + stream.number) for stream in streams]
+        self._dealt: Callable[[int], np.ndarray] = lru_cache(maxsize=4)(self._deal)
+
+    def deal(self, epoch: int) -> np.ndarray:
+        """The indices of one epoch, `(n,) int64`."""
+        return self._dealt(epoch)
+
+    def _deal(self, epoch: int) -> np.ndarray:
+        hands = [
+            stream.members[order.take(epoch * stream.quota, stream.quota)]
+            for stream, order in zip(self._streams, self._orders, strict=True)
+        ]
+        dealt: np.ndarray = np.concatenate(hands)[permutation(self.seed, epoch, self.n, SHUFFLE_STREAM)]
+        return dealt
 
 
 def make_order(
@@ -190,7 +161,7 @@ def make_order(
     numbers, sizes = np.unique(keys, return_counts=True)
     of_new, of_class = numbers >= len(manifest.classes), numbers % len(manifest.classes)
     if ratio is None and replay is None and balance in {None, "none"}:
-        return Concat(seed, len(rows), batch_size, _shares(manifest, sizes, of_new, of_class))
+        return Mixed(seed, len(rows), batch_size, _shares(manifest, sizes, of_new, of_class))
     weights, total = _weights(sizes, of_new, of_class, ratio, replay, balance)
     quotas = _quotas(weights, total)
     streams = [

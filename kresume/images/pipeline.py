@@ -16,7 +16,7 @@ import numpy as np
 
 from kresume.errors import ImagesError
 from kresume.images.augment import Augment
-from kresume.images.mixing import Dealt
+from kresume.images.order import Order
 
 Reader = Callable[[np.ndarray], np.ndarray]
 Broken = Callable[[int, str], None]
@@ -27,7 +27,7 @@ def training_dataset(
     reader: Reader,
     rows: np.ndarray,
     labels: np.ndarray,
-    order: Dealt,
+    order: Order,
     *,
     start_step: int,
     image_size: tuple[int, int],
@@ -106,7 +106,7 @@ class StandIn:
         on_broken: told each broken row once.
     """
 
-    def __init__(self, reader: Any, rows: np.ndarray, order: Dealt, on_broken: Broken) -> None:
+    def __init__(self, reader: Any, rows: np.ndarray, order: Order, on_broken: Broken) -> None:
         self._reader = reader
         self._rows = rows
         self._order = order

@@ -16,6 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kresume import devices
 from kresume.checkpoints.keras_arrays import INNER, OPTIMIZER
 from kresume.checkpoints.state import TrainState
 from kresume.errors import RestoreError
@@ -197,7 +198,7 @@ def _carry_rest(old: Any, new: Any) -> None:
     def rest(optimizer: Any) -> list[Any]:
         known = {id(slot) for slots in slot_lists(optimizer).values() for slot in slots}
         known |= {id(optimizer._iterations), id(rate_variable(optimizer))}
-        return [variable for variable in optimizer.variables if id(variable) not in known]
+        return [variable for variable in devices.optimizer_variables(optimizer) if id(variable) not in known]
 
     one, other = rest(old), rest(new)
     if [tuple(variable.shape) for variable in one] == [tuple(variable.shape) for variable in other]:

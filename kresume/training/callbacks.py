@@ -172,6 +172,11 @@ class Progress:
     best: dict[str, Any] | None = None
     stopped_early: bool = False
 
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to train."""
+        return self.phase == "done"
+
     @classmethod
     def from_records(cls, records: Mapping[str, Any]) -> Progress:
         """Reads it back from a snapshot."""
@@ -204,7 +209,12 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
         line: builds the epoch's line from (epoch, logs).
         monitor: `(name, "max" | "min")`, or None if the last snapshot is the result.
         resumption: memory to give back when training begins.
-        records: facts that are the same in every snapshot of this process.
+        records: gives further facts for a snapshot.
+        before_epoch: called between two epochs with the number of those done; True where the images changed, and the dataset
+            must be made anew.
+
+    Attributes:
+        images_changed: ends the current `fit`, not training.
     """
 
     def __init__(
@@ -219,7 +229,8 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
         line: Callable[[int, Mapping[str, Any]], dict[str, Any]],
         monitor: tuple[str, Literal["max", "min"]] | None,
         resumption: Resumption,
-        records: Mapping[str, Any],
+        records: Callable[[], Mapping[str, Any]],
+        before_epoch: Callable[[int], bool] = lambda epochs: False,
     ) -> None:
         super().__init__()
         self.progress = progress
@@ -232,6 +243,8 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
         self.monitor = monitor
         self.resumption = resumption
         self.records = records
+        self.before_epoch = before_epoch
+        self.images_changed = False
         self.others: Sequence[Any] = ()
         self._assign_metrics = resumption.metrics is not None
         self._since_step = progress.step
@@ -295,12 +308,14 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
         if stopping and not last:
             self.writer.join()
             raise self._stopped()
+        if not last and self.before_epoch(progress.epoch):
+            self._model.stop_training = self.images_changed = True
 
     def snapshot(self, logs: Any, *, must: bool) -> None:
         """Takes one now. Without `must` it is put off to the next step while the disk is busy."""
         self._check_loss(logs)
         facts, arrays = callback_state.capture(self.others)
-        records = {**self.records, **self.progress.as_dict(), "callbacks": facts}
+        records = {**self.records(), **self.progress.as_dict(), "callbacks": facts}
         model = self._model
         taken = self.writer.submit(
             self.progress.step,

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,8 +28,9 @@ from kresume.evaluation.score import flatten
 from kresume.images import augment, conventions, pipeline
 from kresume.images.decode import DecodeSpec
 from kresume.images.manifest import Manifest
-from kresume.images.mixing import make_order
+from kresume.images.mixing import Mixed, make_order
 from kresume.images.reader import PictureReader
+from kresume.images.scans import epochs_begun
 from kresume.lock import Lock
 from kresume.models import rebuild
 from kresume.models.averages import averaged
@@ -37,9 +38,13 @@ from kresume.models.losses import LossChoice
 from kresume.progress import Reporter
 from kresume.training import gather
 from kresume.training.callbacks import Keeper, Narrator, Progress, Resumption, Scorer, StopRequest
+from kresume.training.changes import Changes
 from kresume.training.decisions import Amount, describe_epoch
 from kresume.training.fit import assign_state, fit, groups_of
+from kresume.training.passes import Passes
+from kresume.training.plan import open_cache
 from kresume.training.rates import RatePlan
+from kresume.training.schedules import set_clock
 from kresume.training.snapshots import Cadence, RunWriter
 
 DEFAULT_KEEP = 3
@@ -73,16 +78,12 @@ class Course:
         self.stop = stop
         self.progress = Progress()
         self.resumption = Resumption()
-        self._keeper: Keeper | None = None
         self.manifest = Manifest.read(run.manifest)
         self.card = Card.from_dict(run.record["card"])
         self.amount = Amount.from_dict(run.record["amount"])
         self.loss = LossChoice(**run.record["loss"])
         self.spec = DecodeSpec(*self.card.image_size, self.card.resize, self.card.interpolation)
-        self.source = self._open_source()
-        self.scorer = LiveScorer(
-            model, self.source, self.manifest, self.card, self.loss, self.amount.batch_size, run.generation
-        )
+        self.passes = Passes(self.manifest, self.amount, self._order_of, config.steps)
         self.writer = RunWriter(
             run.snapshots,
             run.metrics,
@@ -92,19 +93,21 @@ class Course:
             on_stall=lambda text: reporter.warn(f"{text}; training goes on where it can"),
         )
         self.writer.remember(0, None)
+        self.changes = Changes(
+            run, config, self.card, self.spec, reporter, guard=lock.check, on_failure=self.writer.record_failure
+        )
 
-    def _open_source(self) -> Any:
-        from kresume.training.plan import open_cache
-
-        cache = open_cache(self.config, self.spec)
-        if cache is not None:
-            gather.decode_remembered(self.manifest, self.spec, cache, self.reporter)
-        return PictureReader(self.manifest, self.spec, cache)
-
-    def _broke(self, row: int, reason: str) -> None:
-        """A training image can no longer be read: the next one of the order stands in, and a night's training goes on."""
-        self.reporter.warn(f"{reason}: the next image of the order stands in for it")
-        self.run.event("file broke", sha256=self.manifest.sha256s[row].decode(), reason=reason)
+    def _order_of(self, manifest: Manifest) -> Mixed:
+        config = self.config
+        return make_order(
+            manifest,
+            int(self.run.record["seed"]),
+            self.amount.batch_size,
+            config.mix,
+            config.replay,
+            config.balance,
+            self.run.generation,
+        )
 
     def _not_written(self, text: str) -> None:
         self.reporter.warn(f"{text}: not written; training goes on, and what was written before stands")
@@ -128,12 +131,14 @@ class Course:
             self.reporter.warn(f"{path} is damaged ({reason}): going on from the one before")
             self.run.event("snapshot damaged", path=str(Path(path).name), reason=reason)
             snapshot.set_aside(Path(path))
-        if state.records["manifest"] != self.manifest.digest():
+        self.progress = Progress.from_records(state.records)
+        for scan in self.changes.recorded(epochs_begun(state.records)):
+            self.passes.change(scan.epoch - 1, scan.applied_to(self.passes.manifest))
+        if state.records["manifest"] != self.passes.digest:
             raise CheckpointError(
                 f"{self.run.manifest} is not the manifest that the snapshots were taken on: restore it from a copy"
             )
         self._assign(state)
-        self.progress = Progress.from_records(state.records)
         groups = groups_of(state)
         self.resumption = Resumption(
             callbacks=state.records["callbacks"],
@@ -152,8 +157,8 @@ class Course:
             self.run.event("continued elsewhere", changes=changed)
         where = {"training": "", "scoring": ", scoring pending", "epoch": "", "done": ", training done"}
         self.reporter.say(
-            f"continuing at step {self.progress.step:,} of {self.amount.steps:,}, epoch {self.progress.epoch + 1} of "
-            f"{self.amount.epochs}{where[self.progress.phase]}"
+            f"continuing at step {self.progress.step:,} of {self.passes.boundaries[-1]:,}, epoch {self.progress.epoch + 1} of "
+            f"{len(self.passes.boundaries)}{where[self.progress.phase]}"
         )
 
     def _assign(self, state: TrainState) -> None:
@@ -167,16 +172,14 @@ class Course:
             TrainingError: the loss is no longer a number.
         """
         config, record = self.config, self.run.record
-        self._order = order = make_order(
-            self.manifest,
-            int(record["seed"]),
-            self.amount.batch_size,
-            config.mix,
-            config.replay,
-            config.balance,
-            self.run.generation,
-        )
-        rows = self.manifest.train_rows()
+        if self.progress.done:
+            return
+        cache = open_cache(config, self.spec)
+        if cache is not None:
+            gather.decode_remembered(self.passes.manifest, self.spec, cache, self.reporter)
+        self.changes.open(cache)
+        if self.progress.phase == "epoch" and self.progress.epoch:
+            self._before_epoch(self.progress.epoch)
         augmenter = augment.augmenter(
             config.augment or DEFAULT_AUGMENT,
             int(record["seed"]),
@@ -188,22 +191,27 @@ class Course:
         to_model = conventions.to_model_function(self.card.pixels)
 
         def dataset_from(step: int) -> Any:
+            set_clock(self.model.optimizer, self.passes.clock)
+            manifest = self.passes.manifest
+            rows = manifest.train_rows()
             return pipeline.training_dataset(
-                self.source,
+                PictureReader(manifest, self.spec, cache),
                 rows,
-                self.manifest.labels[rows],
-                order,
+                manifest.labels[rows],
+                self.passes.order,
                 start_step=step,
                 image_size=self.card.image_size,
                 pixels=to_model,
                 augment=augmenter,
                 one_hot=len(self.card.classes) if self.loss.one_hot else None,
-                on_broken=self._broke,
+                on_broken=lambda row, reason: self.changes.broke(
+                    manifest, row, reason, "the next image of the order stands in for it"
+                ),
             )
 
-        self._keeper = keeper = Keeper(
+        keeper = Keeper(
             progress=self.progress,
-            boundaries=self.amount.boundaries,
+            boundaries=self.passes.boundaries,
             steps_per_execution=self.amount.steps_per_execution,
             writer=self.writer,
             cadence=Cadence.parse(config.snapshot_every),
@@ -211,37 +219,66 @@ class Course:
             line=lambda epoch, logs: self._line(epoch, logs, keeper.steps_per_second),
             monitor=monitor_of(config),
             resumption=self.resumption,
-            records={
-                "manifest": self.manifest.digest(),
+            records=lambda: {
+                "manifest": self.passes.digest,
                 "fingerprint": devices.fingerprint(),
                 "seed": record["seed"],
             },
+            before_epoch=lambda epochs: self._before_epoch(epochs, keeper),
+        )
+        self.scorer = LiveScorer(
+            self.model,
+            PictureReader(self.manifest, self.spec, cache),
+            self.manifest,
+            self.card,
+            self.loss,
+            self.amount.batch_size,
+            self.run.generation,
         )
         self._scoring = Scorer(lambda: self._score(keeper))
         with contextlib.ExitStack() as bars:
-            narrator = _narrate(self.reporter, bars, self.amount, self.progress)
+            narrator = _narrate(self.reporter, bars, self.passes.boundaries, self.progress)
             fit(
                 self.model,
                 dataset_from,
-                boundaries=self.amount.boundaries,
+                boundaries=self.passes.boundaries,
                 callbacks=[narrator, self._scoring, *_watchers(config, RatePlan.from_dict(record["rate"]))],
                 keeper=keeper,
             )
         self.writer.join()
 
-    def _score(self, keeper: Keeper) -> tuple[dict[str, Any], dict[str, float]]:
-        def poll() -> None:
-            # Scoring may outlast the grace period of a machine that is being taken away: the state of the epoch's last
-            # step is what counts, and the scores are made again from it.
-            if self.stop.signal is not None:
-                keeper.snapshot(None, must=True)
-                self.writer.join()
-                raise Stopped(
-                    f"stopped while scoring after step {self.progress.step:,}, {keeper.what_is_safe()}",
-                    self.stop.exit_code,
-                )
+    def _before_epoch(self, done: int, keeper: Keeper | None = None) -> bool:
+        """Takes up what came and went before the next epoch; True where anything did."""
+        scan = self.changes.before_epoch(done, self.passes.manifest, lambda: self._poll("looking for images", keeper))
+        if scan is None or not scan.changes:
+            return False
+        self.passes.change(done, scan.applied_to(self.passes.manifest))
+        return True
 
-        scores = self.scorer.score(self.reporter, "scoring", poll=poll)
+    def _poll(self, doing: str, keeper: Keeper | None) -> None:
+        """Leaves where a signal asked for it, between two steps.
+
+        What is done there may outlast the grace period of a machine that is being taken away: the state of the last step is
+        what counts, the rest is done again from it.
+        """
+        if self.stop.signal is None:
+            return
+        safe = "its snapshot stands"
+        if keeper is not None:
+            keeper.snapshot(None, must=True)
+            self.writer.join()
+            safe = keeper.what_is_safe()
+        raise Stopped(f"stopped while {doing} after step {self.progress.step:,}, {safe}", self.stop.exit_code)
+
+    def _score(self, keeper: Keeper) -> tuple[dict[str, Any], dict[str, float]]:
+        scores = self.scorer.score(
+            self.reporter,
+            "scoring",
+            poll=lambda: self._poll("scoring", keeper),
+            on_broken=lambda row, reason: self.changes.broke(
+                self.manifest, row, reason, "the scores of this run go on without it"
+            ),
+        )
         return scores, flatten(scores)
 
     def _line(self, epoch: int, logs: Mapping[str, Any], steps_per_second: float | None) -> dict[str, Any]:
@@ -259,13 +296,15 @@ class Course:
             "new": scores["new"],
             "all": scores["all"],
             "classes": scores["classes"],
-            "shares": self._order.shares().as_dict(),
+            "shares": self.passes.shares().as_dict(),
             "images_per_second": round(steps_per_second * self.amount.batch_size, 1) if steps_per_second else None,
             "time": runs.now(),
         }
+        epochs = len(self.passes.boundaries)
         trained_words = f"{100 * trained['accuracy']:.1f} %, loss {trained['loss']:.3f}"
+        epochs = len(self.passes.boundaries)
         self.reporter.say(
-            f"epoch {epoch + 1}/{self.amount.epochs}  step {self.progress.step:,}  lr {rate:.3g}  train {trained_words}  "
+            f"epoch {epoch + 1}/{epochs}  step {self.progress.step:,}  lr {rate:.3g}  train {trained_words}  "
             f"validation {describe_epoch(scores)}"
         )
         return line
@@ -289,7 +328,7 @@ class Course:
                     "step": step,
                     "total_step": record["base_step"] + step,
                     "parent": record["parent"],
-                    "manifest": record["manifest"],
+                    "manifest": self.passes.digest,
                 },
             }
         )
@@ -308,11 +347,28 @@ class Course:
         )
         which: Literal["best", "last"] = "best" if best is not None else "last"
         self.run = self.run.update(
-            status="accepted", result={"step": step, "which": which, "scores": scores}, best=best, finished=runs.now()
+            status="accepted",
+            result={"step": step, "which": which, "scores": scores},
+            best=best,
+            images={**record["images"], **self._counts()},
+            finished=runs.now(),
         )
         self.run.event("finished", step=step, which=which)
         snapshot.prune_snapshots(self.run.snapshots, 0, {step})
         return self.run
+
+    def _counts(self) -> dict[str, int]:
+        """How many images there are at the end of training: more or fewer than at its start where they came and went."""
+        manifest = self.passes.manifest
+        new = int((manifest.origins == self.run.generation).sum())
+        return {
+            "total": len(manifest),
+            "old": len(manifest) - new,
+            "new": new,
+            "added": new,
+            "train": len(manifest.train_rows()),
+            "validation": len(manifest.val_rows()),
+        }
 
     def _take_best(self) -> dict[str, Any] | None:
         """Puts the best epoch's state into the model; None where the last step is the result."""
@@ -351,14 +407,14 @@ def _watchers(config: TrainConfig, rate: RatePlan) -> list[Any]:
     return watchers
 
 
-def _narrate(reporter: Reporter, bars: contextlib.ExitStack, amount: Amount, progress: Progress) -> Narrator:
+def _narrate(reporter: Reporter, bars: contextlib.ExitStack, boundaries: Sequence[int], progress: Progress) -> Narrator:
     advance: list[Any] = [lambda count: None]
 
     def begin(epoch: int) -> None:
-        first = amount.boundaries[epoch - 1] if epoch else 0
+        first = boundaries[epoch - 1] if epoch else 0
         bars.close()
         advance[0] = bars.enter_context(
-            reporter.progress(f"epoch {epoch + 1}/{amount.epochs}", amount.boundaries[epoch] - first, "steps")
+            reporter.progress(f"epoch {epoch + 1}/{len(boundaries)}", boundaries[epoch] - first, "steps")
         )
         if progress.step > first:
             advance[0](progress.step - first)

@@ -71,6 +71,19 @@ class Amount:
         return cls(**{**value, "boundaries": tuple(value["boundaries"])})
 
 
+def epoch_boundary(order: Order, epoch: int, before: int, steps_per_execution: int) -> int:
+    """The step at which an epoch ends: with the call in which its last image comes.
+
+    Args:
+        order: deals the images.
+        epoch: counted from 0.
+        before: the step at which it begins. Fewer images than a batch holds: it has a call all the same.
+        steps_per_execution: steps that Keras runs per call.
+    """
+    end = -(-order.epoch_end(epoch) // steps_per_execution) * steps_per_execution
+    return max(end, before + steps_per_execution)
+
+
 def decide_amount(
     *,
     images: int,
@@ -130,9 +143,7 @@ def decide_amount(
         )
     boundaries: list[int] = []
     for epoch in range(epochs or 0):
-        end = -(-order.epoch_end(epoch) // steps_per_execution) * steps_per_execution
-        # Fewer images than a batch holds: each epoch has a step all the same.
-        boundaries.append(max(end, (boundaries[-1] if boundaries else 0) + 1))
+        boundaries.append(epoch_boundary(order, epoch, boundaries[-1] if boundaries else 0, steps_per_execution))
     if steps is not None:
         boundaries = [end for end in boundaries if end < steps] + (
             [steps] if boundaries and boundaries[-1] >= steps else []

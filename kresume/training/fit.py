@@ -1,10 +1,11 @@
-"""Keras's own `fit`, once per process, from any position, with nothing lost and nothing done twice.
+"""Keras's own `fit`, from any position, with nothing lost and nothing done twice.
 
     fit(model, dataset_from, boundaries=(21, 42, 63), callbacks=[scorer, early_stopping], keeper=keeper)
 
 The structure changes nothing about the result: a run trained in one piece through here has the bits of a plain
 `model.fit` on the same data, and a run that was killed and continued has the bits of one that was not. Keras's private
-training loops are not rebuilt; the first epoch of a process is cut short by a callback instead.
+training loops are not rebuilt; the first epoch of a process is cut short by a callback instead. `fit` runs once per process,
+and again where images came or went between two epochs: what it read ahead of the old ones goes with it.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from kresume.training.callbacks import Cutter, Keeper
 
 
 class BegunOnce(keras.callbacks.CallbackList):  # type: ignore[misc]  # keras is untyped
-    """A callback list whose `on_train_begin` runs once, although both we and `fit` call it."""
+    """A callback list for which training begins and ends once, although both we and each `fit` say so."""
 
+    keeper: Keeper
     _begun = False
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -31,6 +33,11 @@ class BegunOnce(keras.callbacks.CallbackList):  # type: ignore[misc]  # keras is
         if not self._begun:
             self._begun = True
             super().on_train_begin(logs)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Passes on unless `fit` ends for other images only."""
+        if not self.keeper.images_changed:
+            super().on_train_end(logs)
 
 
 def build(model: keras.Model, images: tuple[int, int, int, int], labels: tuple[int, ...], label_dtype: str) -> None:
@@ -141,8 +148,8 @@ def fit(
 
     Args:
         model: compiled, built and holding the state of that position.
-        dataset_from: gives the endless dataset that begins at a step.
-        boundaries: the step at which each epoch ends.
+        dataset_from: gives the endless dataset that begins at a step; asked again where the images change.
+        boundaries: the step at which each epoch ends; may change behind the current epoch.
         callbacks: the scorer, the narrator and whatever watches; their memory is in every snapshot.
         keeper: last in the list.
 
@@ -151,7 +158,7 @@ def fit(
         TrainingError: the loss is no longer a number.
     """
     progress = keeper.progress
-    if progress.phase == "done":
+    if progress.done:
         return
     keeper.others = callbacks
     everything = BegunOnce(
@@ -161,26 +168,25 @@ def fit(
         epochs=len(boundaries),
         steps=None,
     )
+    everything.keeper = keeper
     _rate_once_per_step(model.optimizer)
     # `fit` ends in this call, which would overwrite the weights with their averages; the averages are taken where the
     # result is written, and snapshots hold both.
     model.optimizer.finalize_variable_values = lambda variables: None
     model.stop_training = False
     everything.on_train_begin()
-    epoch = progress.epoch
     if progress.phase == "scoring":
         keeper.give_metrics_back()
-        everything.on_epoch_end(epoch, dict(model.get_metrics_result()))
-        epoch += 1
-        if model.stop_training or epoch == len(boundaries):
-            return
-    lengths = [end - begin for begin, end in zip((0, *boundaries), boundaries, strict=False)]
-    model.fit(
-        dataset_from(progress.step),
-        initial_epoch=epoch,
-        epochs=len(boundaries),
-        steps_per_epoch=max(lengths),
-        callbacks=everything,
-        verbose=0,
-        shuffle=False,
-    )
+        everything.on_epoch_end(progress.epoch, dict(model.get_metrics_result()))
+    while not progress.done:
+        keeper.images_changed = False
+        lengths = [end - begin for begin, end in zip((0, *boundaries), boundaries, strict=False)]
+        model.fit(
+            dataset_from(progress.step),
+            initial_epoch=progress.epoch,
+            epochs=len(boundaries),
+            steps_per_epoch=max(lengths),
+            callbacks=everything,
+            verbose=0,
+            shuffle=False,
+        )

@@ -227,7 +227,7 @@ def gather(
         add,
         val,
         classes=classes,
-        val_split=config.val_split if config.val_split is not None else (None if config.val else DEFAULT_VAL_SPLIT),
+        val_split=val_split_of(config),
         generation=generation,
         on_conflict=config.on_conflict or "quarantine",
         drop=drop,
@@ -246,6 +246,13 @@ def gather(
         ]
     listed_notes = (note for listing in (sources.data, sources.add, sources.val) if listing for note in listing.notes)
     return Gathered(merge.manifest, merge, tuple(quarantine), (*listed_notes, *notes))
+
+
+def val_split_of(config: TrainConfig) -> float | None:
+    """The share of newcomers that validates: `--val` turns the default off, given both apply."""
+    if config.val_split is not None:
+        return config.val_split
+    return None if config.val else DEFAULT_VAL_SPLIT
 
 
 def _check_streams(sources: Sources, cache: Cache | None, keeps: bool) -> None:

@@ -48,10 +48,18 @@ def open_out(config: TrainConfig) -> Opening:
     5. Otherwise a new run begins at `runs/<n>-<name>`.
 
     Raises:
-        UsageError: `--from X --out X`.
+        UsageError: `--from X --out X`, or nothing to `--watch`.
         ConfigMismatch: `--out` holds a run of other options.
         RunError: `--out` holds a finished run, or something that is no run.
     """
+    opening = _open(config)
+    held = opening.config
+    if config.watch and not (held.data or held.add or held.val):
+        raise UsageError("--watch looks for new images in the folders of --data, --add and --val: give one of them")
+    return opening
+
+
+def _open(config: TrainConfig) -> Opening:
     if config.out is not None:
         return _open_given(config, Path(config.out))
     for run in runs.unfinished(runs.list_runs(RUNS)):

@@ -126,6 +126,7 @@ def _where_it_dies(path: Path) -> str:
 def _adjust(draft: Draft, config: TrainConfig) -> Any:
     """Gives the restored model its new rate: another optimizer object, every slot and the iterations carried over."""
     from kresume.models import averages, optimizers, slots
+    from kresume.training import schedules
 
     live = draft.live
     wanted = wanted_optimizer(live.saved, config)
@@ -134,6 +135,7 @@ def _adjust(draft: Draft, config: TrainConfig) -> Any:
     slots.carry(live.optimizer, live.model.optimizer)
     if averages.uses_averages(live.model) and not slots.inner(live.optimizer).use_ema:
         averages.start_from_weights(live.model)
+    schedules.wind(live.model.optimizer)
     return live.model
 
 
@@ -248,6 +250,7 @@ def rebuild_model(run: runs.Run, config: TrainConfig) -> Any:
     """The compiled and built model of a run, with initial weights: its snapshots fit it by group and index."""
     from kresume.models import build, optimizers
     from kresume.models.losses import LossChoice
+    from kresume.training import schedules
 
     record = run.record
     model = build.from_architecture(
@@ -258,6 +261,7 @@ def rebuild_model(run: runs.Run, config: TrainConfig) -> Any:
     optimizer = optimizers.make_optimizer(SavedOptimizer(**saved, variables=0), rate)
     card = Card.from_dict(record["card"])
     _compile(model, optimizer, LossChoice(**record["loss"]), card, Amount.from_dict(record["amount"]), config)
+    schedules.wind(model.optimizer)
     return model
 
 

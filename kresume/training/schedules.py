@@ -6,15 +6,59 @@
 A restored optimizer keeps its count of `iterations` (Adam's bias correction needs it), so a schedule carries the count at
 which it begins, `origin`. Rates are computed in float32 by Keras operations inside the training step: what is printed and
 logged is read back from the same function.
+
+Epochs grow when images arrive while a run trains, and N epochs stay N passes: a decay runs over the share of the planned
+epochs that is done. So it reads a clock, which `wind` puts beside the optimizer's variables and `set_clock` sets between two
+epochs; a compiled step sees the new time without being compiled again.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
+
+from kresume import devices
+
+
+@dataclass(frozen=True)
+class Clock:
+    """How steps of the run become steps of the plan.
+
+    Attributes:
+        step: of the run, where the images changed last.
+        planned: the step at which the plan had those epochs done.
+        pace: planned steps for each step from there on; below 1 where images arrived.
+    """
+
+    step: float = 0.0
+    planned: float = 0.0
+    pace: float = 1.0
+
+
+def wind(optimizer: Any) -> None:
+    """Gives the optimizer's schedule a clock that shows the plan's own time; nothing where the rate needs none."""
+    schedule = _schedule_of(optimizer)
+    if schedule is not None:
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        schedule.clock = inner.add_variable((3,), dtype="float32", name=devices.CLOCK)
+        set_clock(optimizer, Clock())
+
+
+def set_clock(optimizer: Any, clock: Clock) -> None:
+    """Sets the clock of a schedule that has one; between two calls of `fit`, never within."""
+    schedule = _schedule_of(optimizer)
+    if schedule is not None:
+        schedule.clock.assign(np.array(astuple(clock), np.float32))
+
+
+def _schedule_of(optimizer: Any) -> Cosine | None:
+    schedule = getattr(optimizer, "inner_optimizer", optimizer)._learning_rate
+    return schedule if isinstance(schedule, Cosine) else None
 
 
 @keras.saving.register_keras_serializable(package="kresume")
@@ -42,9 +86,13 @@ class Cosine(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[m
         self.start = start
         self.end = end
         self.origin = origin
+        self.clock: Any = None
 
     def __call__(self, step: Any) -> Any:
         done = ops.cast(step - self.origin, "float32")  # whole numbers first: float32 counts to 2^24 only
+        if self.clock is not None:
+            clock = ops.convert_to_tensor(self.clock)
+            done = clock[1] + (done - clock[0]) * clock[2]
         warm = self.start + (self.peak - self.start) * (done + 1.0) / max(self.warmup_steps, 1)
         share = ops.clip((done - self.warmup_steps) / (self.steps - self.warmup_steps), 0.0, 1.0)
         decayed = self.end + 0.5 * (self.peak - self.end) * (1.0 + ops.cos(math.pi * share))

@@ -1,0 +1,91 @@
+"""The passes over the images that a run trains: what each deals, where it ends, and how far the plan is by then.
+
+    passes = Passes(manifest, amount, order_of, steps=None)
+    passes.order.batch(412), passes.boundaries         # the images of a step; the step at which each epoch ends
+    passes.change(3, manifest)                         # three epochs are done: the others deal these images
+
+N epochs stay N passes: images that arrive make the epochs from there on longer, images that leave make them shorter. Where
+`--steps` says how much to train, the steps stay and the epochs change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from kresume.images.manifest import Manifest
+from kresume.images.mixing import Mixed, Shares
+from kresume.images.order import LaterOrder, Order
+from kresume.training.decisions import Amount, epoch_boundary
+from kresume.training.schedules import Clock
+
+
+class Passes:
+    """How training runs over images that may change between two epochs.
+
+    Args:
+        manifest: the images that the run began with.
+        amount: what was planned for them.
+        order_of: makes the order of a manifest's training rows.
+        steps: `--steps`, None where epochs say how much to train.
+
+    Attributes:
+        manifest: the images of the current pass and those behind it.
+        digest: the manifest's.
+        order: deals their training rows.
+        boundaries: the step at which each epoch ends; changed in place, so that whoever holds it sees the change.
+        clock: the plan's time.
+    """
+
+    def __init__(
+        self, manifest: Manifest, amount: Amount, order_of: Callable[[Manifest], Mixed], steps: int | None
+    ) -> None:
+        self.manifest, self.digest = manifest, manifest.digest()
+        self.boundaries = list(amount.boundaries)
+        self.clock = Clock()
+        self._amount = amount
+        self._order_of = order_of
+        self._steps = steps if steps == amount.steps else None
+        self._dealt: Mixed = order_of(manifest)
+        self.order: Order = self._dealt
+
+    def shares(self) -> Shares:
+        """What an epoch is made of."""
+        return self._dealt.shares()
+
+    def change(self, epoch: int, manifest: Manifest) -> None:
+        """Other images from an epoch on.
+
+        Args:
+            epoch: how many are done.
+            manifest: the images of those that follow.
+        """
+        step = self.boundaries[epoch - 1]
+        taken = self._taken(epoch, step, manifest)
+        self._dealt = self._order_of(manifest)
+        self.order = LaterOrder(self._dealt, epoch, step, taken)
+        self.manifest, self.digest = manifest, manifest.digest()
+        self.boundaries[epoch:] = self._rest(epoch, step)
+        if self._steps is None:
+            planned = self._amount.boundaries[epoch - 1]
+            pace = (self._amount.steps - planned) / (self.boundaries[-1] - step)
+            self.clock = Clock(step, planned, pace)
+
+    def _taken(self, epoch: int, step: int, manifest: Manifest) -> np.ndarray:
+        """What the batch before took of the next pass, as indices into the training rows to be."""
+        position = self.order.dealt_by(epoch - 1)
+        indices = self.order.take(position, step * self.order.batch_size - position)
+        shas = self.manifest.sha256s[self.manifest.train_rows()[indices]]
+        following = manifest.sha256s[manifest.train_rows()]
+        order = np.argsort(following)
+        places = order[np.minimum(np.searchsorted(following, shas, sorter=order), len(following) - 1)]
+        here: np.ndarray = places[following[places] == shas]
+        return here
+
+    def _rest(self, epoch: int, step: int) -> list[int]:
+        ends: list[int] = []
+        while len(ends) < self._amount.epochs - epoch if self._steps is None else step < self._steps:
+            step = epoch_boundary(self.order, epoch + len(ends), step, self._amount.steps_per_execution)
+            ends.append(step if self._steps is None else min(step, self._steps))
+        return ends
