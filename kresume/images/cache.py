@@ -22,6 +22,7 @@ import time
 import uuid
 import zlib
 from collections.abc import Collection, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
@@ -178,7 +179,7 @@ class Cache:
             result[place] = self._maps[shard][row]  # one copy; a fancy index would make two
         unverified = np.nonzero(~self._verified[found])[0]
         for index in unverified:
-            if zlib.crc32(result[index].data) != self._crcs[found[index]]:
+            if checksum(result[index]) != self._crcs[found[index]]:
                 raise ImagesError(
                     f"the cache {self.folder} is damaged (row {int(found[index])}): remove that folder; it is made again"
                 )
@@ -223,7 +224,8 @@ class Cache:
             rows = np.nonzero(self._shards == shard)[0]
             with Writer(self) as writer:
                 for row in rows[~np.isin(rows, gone)]:
-                    writer.add(self._sha256s[row].decode(), self._maps[shard][self._rows[row]])
+                    pixels = self._maps[shard][self._rows[row]]
+                    writer.add(self._sha256s[row].decode(), pixels, checksum(pixels))
             path = self._paths[shard]
             path.with_suffix(".npy").unlink(missing_ok=True)  # first, so that no reader meets an index without its rows
             path.unlink(missing_ok=True)
@@ -240,33 +242,58 @@ class Cache:
 
 
 class Writer:
-    """Adds pictures to a cache, a shard at a time. A context manager: leaving it finishes the last shard."""
+    """Adds pictures to a cache, a shard at a time. A context manager: leaving it finishes the last shard.
+
+    A shard goes to the disk in a thread, while the pictures of the next one are decoded; there are never more than two.
+    """
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
         self._pixels: list[np.ndarray] = []
         self._index: list[tuple[bytes, int]] = []
+        self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kresume-cache")
+        self._under_way: Future[None] | None = None
 
-    def add(self, sha256: str, pixels: np.ndarray) -> None:
-        """Adds one picture, `(height, width, 3) uint8`."""
-        pixels = np.ascontiguousarray(pixels)
+    def add(self, sha256: str, pixels: np.ndarray, crc: int) -> None:
+        """Adds one picture.
+
+        Args:
+            sha256: of its encoded bytes.
+            pixels: `(height, width, 3) uint8`, contiguous.
+            crc: `checksum(pixels)`.
+
+        Raises:
+            OSError: a shard could not be written.
+        """
         self._pixels.append(pixels)
-        self._index.append((sha256.encode(), zlib.crc32(pixels.data)))
+        self._index.append((sha256.encode(), crc))
         if len(self._pixels) * self._cache.row_bytes >= SHARD_BYTES:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what was added as one shard, which counts once its index is there."""
-        if not self._pixels:
-            return
+        """Writes what was added as one shard, which counts once its index is there.
+
+        Raises:
+            OSError: the shard before could not be written.
+        """
+        self._wait()
+        if self._pixels:
+            self._under_way = self._disk.submit(self._write, self._pixels, self._index)
+            self._pixels, self._index = [], []
+
+    def _wait(self) -> None:
+        before, self._under_way = self._under_way, None
+        if before is not None:
+            before.result()
+
+    def _write(self, pictures: list[np.ndarray], index: list[tuple[bytes, int]]) -> None:
         name = f"shard-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
         with files.new_file(self._cache.folder / f"{name}.bin") as temporary, temporary.open("wb") as file:
-            for pixels in self._pixels:
+            for pixels in pictures:
                 file.write(pixels.data)
         self._cache._used.add(self._cache.folder / f"{name}.bin")
         with files.new_file(self._cache.folder / f"{name}.npy") as temporary, temporary.open("wb") as file:
-            np.save(file, np.array(self._index, INDEX_TYPE))
-        self._pixels, self._index = [], []
+            np.save(file, np.array(index, INDEX_TYPE))
 
     def __enter__(self) -> Writer:
         return self
@@ -274,6 +301,13 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.flush()  # after an error too: what was decoded need not be decoded again
+        with self._disk:
+            self.flush()  # after an error too: what was decoded need not be decoded again
+            self._wait()
         self._cache.refresh()
         self._cache.trim()
+
+
+def checksum(pixels: np.ndarray) -> int:
+    """What a row of a shard is verified by when it is read first."""
+    return zlib.crc32(pixels.data)

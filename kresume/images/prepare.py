@@ -12,6 +12,7 @@ that the manifest does not depend on it; only the pixels are not kept.
 from __future__ import annotations
 
 import csv
+import gc
 import hashlib
 import io
 import lzma
@@ -28,7 +29,7 @@ import numpy as np
 
 from kresume import files
 from kresume.errors import ImagesError
-from kresume.images.cache import Cache
+from kresume.images.cache import Cache, checksum
 from kresume.images.decode import DecodeSpec, Header, decode_many, read_header
 from kresume.images.likeness import likeness
 from kresume.images.places import MAX_FILE_BYTES, read_range, read_stream
@@ -37,6 +38,8 @@ from kresume.progress import Reporter
 
 INDEX_NAME = "pictures.sqlite"
 GROUP, GROUP_BYTES = 32, 16 * 2**20
+WAITING = 3
+"""Threads beside one per core: some of them wait for the disk."""
 AHEAD = 2
 """Groups that are done or wait beside those under way."""
 
@@ -92,6 +95,7 @@ def prepare(
     Raises:
         ImagesError: pictures of a file that is packed as a whole have no room in the cache.
     """
+    gc.freeze()  # what stands would be looked through again and again while the rows below come to be: a second per million
     index = _open_index(cache, keeps)
     cache = cache if keeps and pixels else None
     remembered = dict(known or {})
@@ -160,8 +164,10 @@ def _to_read(facts: Sequence[Facts | None], cache: Cache | None) -> list[int]:
 
 Item = tuple[int, Found, bytes | str | None]
 """A picture on its way: its position, where it is, and its bytes where they were read already, or why they could not be."""
-Outcome = tuple[int, tuple[Facts, np.ndarray | None] | str]
-"""The position, and what is known of it with its pixels, or the reason why it cannot be used."""
+Row = tuple[np.ndarray, int]
+"""A picture's pixels and their checksum, for the cache."""
+Outcome = tuple[int, tuple[Facts, Row | None] | str]
+"""The position, and what is known of it with its row, or the reason why it cannot be used."""
 
 
 def _read_all(
@@ -175,7 +181,7 @@ def _read_all(
     if not listed:
         return
     in_cache = set()
-    workers = (os.cpu_count() or 1) + 1
+    workers = (os.cpu_count() or 1) + WAITING
     with ExitStack() as stack:
         writer = stack.enter_context(cache.writer()) if cache is not None else None
         pool = stack.enter_context(ThreadPoolExecutor(max_workers=workers, thread_name_prefix="kresume-prepare"))
@@ -197,11 +203,11 @@ def _read_all(
                 if isinstance(outcome, str):
                     yield position, outcome
                     continue
-                fact, pixels = outcome
-                if writer is not None and pixels is not None and fact.sha256 not in in_cache:
+                fact, row = outcome
+                if writer is not None and row is not None and fact.sha256 not in in_cache:
                     in_cache.add(fact.sha256)
-                    writer.add(fact.sha256, pixels)
-                yield position, (fact, pixels is not None)
+                    writer.add(fact.sha256, *row)
+                yield position, (fact, row is not None)
 
 
 def _grouped(items: Iterator[Item]) -> Iterator[list[Item]]:
@@ -263,7 +269,7 @@ def _examine(group: Sequence[Item], spec: DecodeSpec, keeps: bool) -> list[Outco
         phash, thumb = next(alike)
         sha256 = hashlib.sha256(data).hexdigest()
         facts = Facts(sha256, header.width, header.height, header.format, phash, thumb.tobytes())
-        outcomes.append((position, (facts, picture if keeps else None)))
+        outcomes.append((position, (facts, (picture, checksum(picture)) if keeps else None)))
     return outcomes
 
 

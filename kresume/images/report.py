@@ -3,7 +3,7 @@
 scanned = scan(["old/", "new.tar"], reporter)
 scanned.manifest.write(Path("m.parquet"))
 print(describe(scanned))
-print(check(["new/"], reporter, against=Manifest.read(run.manifest)))
+print(check(["new/"], reporter, against=manifest_of(run.path)))
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from kresume.images.manifest import VAL, Manifest, schema
 from kresume.images.merging import Merge, merge
 from kresume.images.near import near_pairs, thumb_array
 from kresume.images.prepare import Prepared, prepare
+from kresume.images.scans import manifest_of
 from kresume.images.sources import Quarantined, list_images
 from kresume.progress import Reporter
 
@@ -135,7 +136,7 @@ def open_run(path: str) -> Scan | None:
     if not runs.is_run(path):
         return None
     run = runs.open_run(path)
-    return Scan((path,), Manifest.read(run.manifest), generation=run.generation if run.generation else -1)
+    return Scan((path,), manifest_of(run.path), generation=run.generation if run.generation else -1)
 
 
 @dataclass(frozen=True)
