@@ -6,6 +6,9 @@ One run is trained without interruption. Others, with the same options, are kill
 they start, decide, train, score, write a snapshot or the result) and started again by the same command until they end.
 Counted: kills, runs that ended with the same bytes and the same metrics, steps replayed after the snapshot that was
 restored, snapshots that were found torn.
+
+With `--watch` pictures arrive while the first run trains. The others begin as that one stood after its first snapshot, with the
+scans that it wrote later: a run's scans are never made again, so they have to see the same pictures in the same order.
 """
 
 import argparse
@@ -29,15 +32,27 @@ from kresume.checkpoints import snapshot
 OPTIONS = "--image-size 12 --batch-size 8 --epochs 150 --snapshot-every 7 --ema 0.9 --monitor val_loss --augment strong"
 
 
-def write_pictures(folder: Path) -> None:
+def write_pictures(folder: Path, seed: int = 0, count: int = 16) -> None:
     """Three classes of noise with a bright corner each."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     for label in range(3):
-        (folder / str(label)).mkdir(parents=True)
-        for index in range(16):
+        (folder / str(label)).mkdir(parents=True, exist_ok=True)
+        for index in range(count):
             picture = rng.integers(0, 120, (16, 16, 3)).astype(np.uint8)
             picture[4 * label : 4 * label + 6, :8] += 100
-            Image.fromarray(picture).save(folder / str(label) / f"{index}.png")
+            Image.fromarray(picture).save(folder / str(label) / f"{seed}-{index}.png")
+
+
+def let_arrive(whole: subprocess.Popen, data: Path, out: Path, begun: Path) -> None:
+    """Copies the run as it begins, then lets pictures arrive until it ends."""
+    while whole.poll() is None and not (out / "snapshots" / "LATEST").exists():
+        time.sleep(0.05)
+    shutil.copytree(out, begun, ignore=shutil.ignore_patterns("lock.json", ".tmp-*", "images"))
+    for seed in range(1, 1000):
+        if whole.poll() is not None:
+            return
+        write_pictures(data, seed, 1)
+        time.sleep(1.5)
 
 
 def result(path: Path) -> tuple[str, list[dict]]:
@@ -64,13 +79,15 @@ def main() -> None:
     parser.add_argument("--backend", default="tensorflow")
     parser.add_argument("--longest", type=float, default=14.0, help="a process is killed within so many seconds")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--watch", action="store_true", help="pictures arrive while the first run trains")
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_pictures(folder / "data")
         environment = {**os.environ, "KERAS_BACKEND": arguments.backend, "KRESUME_CACHE": str(folder / "cache")}
-        base = [sys.executable, "-m", "kresume", "train", "--data", str(folder / "data"), *OPTIONS.split(), "--out"]
+        base = [sys.executable, "-m", "kresume", "train", "--data", str(folder / "data"), *OPTIONS.split()]
+        base += ["--watch", "--out"] if arguments.watch else ["--out"]
 
         def start(out: Path) -> subprocess.Popen:
             return subprocess.Popen(
@@ -78,6 +95,8 @@ def main() -> None:
             )
 
         whole = start(folder / "whole")
+        if arguments.watch:
+            let_arrive(whole, folder / "data", folder / "whole", folder / "begun")
         told = whole.communicate()[1]
         if whole.returncode:
             sys.exit(told)
@@ -85,6 +104,9 @@ def main() -> None:
         kills = ended = equal = torn = replayed = 0
         while kills < arguments.kills:
             out = folder / f"run-{ended}"
+            if arguments.watch:
+                shutil.copytree(folder / "begun", out)
+                shutil.copytree(folder / "whole" / "images", out / "images")
             while True:
                 process = start(out)
                 try:
@@ -107,7 +129,8 @@ def main() -> None:
             sys.stderr.write(f"{time.strftime('%H:%M:%S')} kills {kills}, runs {ended}, equal {equal}\n")
         print("| backend | kills | runs that ended | ended with equal bytes | steps replayed | snapshots found torn |")
         print("|---|---|---|---|---|---|")
-        print(f"| {arguments.backend} | {kills} | {ended} | {equal} | {replayed} | {torn} |")
+        name = f"{arguments.backend}, --watch" if arguments.watch else arguments.backend
+        print(f"| {name} | {kills} | {ended} | {equal} | {replayed} | {torn} |")
 
 
 if __name__ == "__main__":
