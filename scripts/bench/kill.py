@@ -129,8 +129,8 @@ def main() -> None:
             sys.stderr.write(f"{time.strftime('%H:%M:%S')} kills {kills}, runs {ended}, equal {equal}\n")
         print("| backend | kills | runs that ended | ended with equal bytes | steps replayed | snapshots found torn |")
         print("|---|---|---|---|---|---|")
-        name = f"{arguments.backend}, --watch" if arguments.watch else arguments.backend
-        print(f"| {name} | {kills} | {ended} | {equal} | {replayed} | {torn} |")
+        row = f"{arguments.backend}, --watch" if arguments.watch else arguments.backend
+        print(f"| {row} | {kills} | {ended} | {equal} | {replayed} | {torn} |")
 
 
 if __name__ == "__main__":
