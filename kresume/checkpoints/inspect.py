@@ -7,6 +7,7 @@ The JSON form is described field by field in docs/checkpoint-formats.md.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -117,6 +118,11 @@ def _shapes(row: LayerRow) -> str:
     return ", ".join(f"{role} {shape}" for role, shape in row.arrays)
 
 
+def _natural(name: str) -> list[tuple[bool, int, str]]:
+    """Sorts `optimizer/10` behind `optimizer/2`."""
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)]
+
+
 def describe(state: TrainState) -> Inspection:
     """Describes a checkpoint that was read."""
     return Inspection(
@@ -130,7 +136,10 @@ def describe(state: TrainState) -> Inspection:
         rate=_rate(state),
         parameters=sum(state.arrays[name].size for name in weights(state)),
         layers=layer_table(state),
-        variables=tuple((name, str(array.dtype), tuple(array.shape)) for name, array in state.arrays.items()),
+        variables=tuple(
+            (name, str(array.dtype), tuple(array.shape))
+            for name, array in sorted(state.arrays.items(), key=lambda item: _natural(item[0]))
+        ),
         classes=state.card.classes if state.card else state.records.get("classes"),
         pixels=state.card.pixels if state.card else None,
         architecture=state.architecture is not None,

@@ -3,7 +3,7 @@
     for row in layer_table(state):
         row.name, row.arrays, row.parameters         # "layer1.0.conv1", (("weight", (64, 64, 3, 3)),), 36864
 
-Where a format's names say no layer (our snapshots, lists of arrays) there are no rows.
+A run's record has the paths of its variables. Where names say no layer (a bare snapshot, lists of arrays) there are no rows.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from kresume.checkpoints.state import TrainState
 APART = frozenset({"optimizer", "optimizer_variables", "optimizer_weights", "metrics", "metrics_variables", "callbacks",
                    "compile_metrics", "save_counter", "keras_api", "_all_variables", "seed_generator"})  # fmt: skip
 """Parts of names of arrays that are no weights."""
+GROUPS = ("trainable", "non_trainable")
+"""The groups of a snapshot that are weights."""
 COUNTERS = frozenset({"num_batches_tracked", "seed_generator_state"})
 
 
@@ -45,7 +47,9 @@ class LayerRow:
 def weights(state: TrainState) -> list[str]:
     """The names of the arrays that are weights: no optimizer, metrics, seeds or counters."""
     if state.layout == "groups":
-        return [name for name in state.arrays if name.partition("/")[0] in {"trainable", "non_trainable"}]
+        chosen = [name for name in state.arrays if name.partition("/")[0] in GROUPS]
+        chosen.sort(key=lambda name: (GROUPS.index(name.partition("/")[0]), int(name.rpartition("/")[2])))
+        return [name for name in chosen if "seed_generator" not in path_of(state, name)]
     apart = APART
     names = list(state.arrays)
     if state.layout == "graph":
@@ -60,6 +64,13 @@ def weights(state: TrainState) -> list[str]:
         for name in names
         if not set(name.split("/")) & apart and name.rpartition(".")[2] not in COUNTERS and "seed_generator" not in name
     ]
+
+
+def path_of(state: TrainState, name: str) -> str:
+    """The path of a snapshot's variable, as Keras had it when the run began; empty where it is not recorded."""
+    group, _, index = name.rpartition("/")
+    paths = state.records.get("paths", {}).get(group, ())
+    return str(paths[int(index)]) if int(index) < len(paths) else ""
 
 
 def layer_table(state: TrainState) -> tuple[LayerRow, ...]:
@@ -92,6 +103,8 @@ def _named(state: TrainState) -> Iterator[tuple[str, str, str]]:
             layer, _, role = name.removeprefix("model_weights/").partition(":")[0].rpartition("/")
             parts = layer.split("/")
             layer = "/".join(parts[1:] if len(parts) > 1 and parts[0] == parts[1] else parts)
+        elif state.layout == "groups":
+            layer, _, role = path_of(state, name).rpartition("/")
         elif state.layout == "tree":
             layer, _, role = name.partition("/")[2].rpartition("/")
         else:

@@ -71,6 +71,7 @@ def read(path: str) -> TrainState:
         card=Card.from_dict(record["card"]),
         writer=f"kresume {record['kresume']}",
         written=str(record.get("finished") or record["created"]),
+        records={**state.records, "paths": record.get("variables", {})},
     )
 
 

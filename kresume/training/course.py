@@ -180,6 +180,7 @@ class Course:
         self.changes.open(cache)
         if self.progress.phase == "epoch" and self.progress.epoch:
             self._before_epoch(self.progress.epoch)
+        set_clock(self.model.optimizer, self.passes.clock)  # an epoch that is still to be scored is told its rate, too
         augmenter = augment.augmenter(
             config.augment or DEFAULT_AUGMENT,
             int(record["seed"]),

@@ -187,6 +187,11 @@ def _create(opening: Opening, draft: Draft, model: Any) -> runs.Run:
         "rate": plan.rate.as_dict(),
         "amount": plan.amount.as_dict(),
         "iterations": draft.live.iterations,
+        "variables": {
+            group: [variable.path for variable in variables]
+            for group, variables in devices.variables_of(model).items()
+            if group in {"trainable", "non_trainable"}
+        },
         "base_step": (parent.state.step or 0) if parent is not None else 0,
         "images": {**plan.images, "added": plan.images["new"]},
         "manifest": draft.gathered.manifest.digest(),
