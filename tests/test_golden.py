@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import keras
@@ -91,3 +92,61 @@ def test_every_writer_has_left_its_files():
     assert len(FOLDERS) >= 20
     assert {folder.parent.name.partition("-")[0] for folder in FOLDERS} >= {"keras", "tf_keras"}
     assert all(file.stat().st_size <= 50 * 1024 for file in GOLDEN.rglob("*") if file.is_file())
+
+
+def keras_2_file(tmp_path, name, optimizer, rename, extra=()):
+    """A golden `.h5` of Keras 2's Adam, as another of its optimizers would have written it."""
+    import h5py
+
+    path = tmp_path / f"{name}.h5"
+    shutil.copy(GOLDEN / "tf_keras-2.21.0" / "h5-cnn-adam" / "model.h5", path)
+    with h5py.File(path, "r+") as file:
+        training = json.loads(file.attrs["training_config"])
+        training["optimizer_config"] = optimizer(training["optimizer_config"])
+        file.attrs["training_config"] = json.dumps(training)
+        old = file["optimizer_weights"]
+        arrays = {rename(str(each)): old[str(each)][()] for each in old.attrs["weight_names"]}
+        del file["optimizer_weights"]
+        new = file.create_group("optimizer_weights")
+        for each, array in (*arrays.items(), *extra):
+            new[each] = array
+        new.attrs["weight_names"] = [*arrays, *(each for each, _ in extra)]
+    return path
+
+
+def test_loss_scaling_of_keras_2_keeps_the_slots(tmp_path):
+    """Inside it the class is left out of the slots' names; they are those of the file that it was made from all the same."""
+    plain = read_checkpoint(GOLDEN / "tf_keras-2.21.0" / "h5-cnn-adam" / "model.h5")
+
+    def scaled(config):
+        return {"class_name": "LossScaleOptimizerV3", "config": {"inner_optimizer": config, "dynamic": True}}
+
+    path = keras_2_file(tmp_path, "scaled", scaled, lambda name: name.removeprefix("Adam/"))
+    state = read_checkpoint(path)
+    assert state.optimizer.class_name == "Adam"
+    assert [slot[:2] for slot in state.records["slots"]] == [slot[:2] for slot in plain.records["slots"]]
+    assert state.rate == plain.rate
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_nadam_of_keras_2_gets_its_product(tmp_path, legacy):
+    """What Keras 3's Nadam has multiplied up after as many updates; the legacy one's pace is not the rate's decay."""
+
+    def nadam(config):
+        own = {"decay": 0.004} if legacy else {}
+        return {"class_name": "Nadam", "config": {"name": "Nadam", "learning_rate": 0.01, "beta_1": 0.9, **own}}
+
+    extra = [("Nadam/momentum_cache:0", np.float32(0.3))] if legacy else []
+    path = keras_2_file(tmp_path, "nadam", nadam, lambda name: name.replace("Adam/", "Nadam/"), extra)
+    state = read_checkpoint(path)
+    assert state.rate.schedule is None
+    slots = {attribute: name for attribute, _, name in state.records["slots"]}
+    variable = keras.Variable(np.zeros(2, "float32"))
+    optimizer = keras.optimizers.Nadam(0.01, beta_1=0.9)
+    optimizer.build([variable])
+    for _ in range(state.step):
+        optimizer.apply([keras.ops.ones(2)], [variable])
+    product = np.asarray(keras.ops.convert_to_numpy(optimizer._u_product))
+    np.testing.assert_allclose(state.arrays[slots["_u_product"]], product, rtol=1e-6)
+    assert "momentum_cache" not in "".join(state.arrays)
+    assert {"_momentums", "_velocities", "_iterations"} <= set(slots)

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from kresume.checkpoints import snapshot
 from kresume.checkpoints.inspect import describe
 from kresume.checkpoints.layers import layer_table
 from kresume.checkpoints.read import read_checkpoint
 from kresume.checkpoints.skeleton import skeleton
 from kresume.errors import UsageError
+from tests.support import TINY, run_training
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -102,3 +104,20 @@ def test_the_command_writes_the_skeleton_once(tmp_path, monkeypatch):
     assert "there is such a file already" in str(again.exception)
     with pytest.raises(UsageError, match="holds its architecture"):
         skeleton(read_checkpoint(GOLDEN / "keras-3.15.1" / "keras-cnn-adam" / "model.keras"), "model.py")
+
+
+def test_a_run_is_shown_by_layer(tmp_path, pictures):
+    """The weights by layer, in the model's order, from the paths in its record; no optimizer or metric among them."""
+    path = run_training(out=str(tmp_path / "run"), data=[str(pictures / "old")], **TINY).run
+    shown = describe(read_checkpoint(path))
+    names = [row.name for row in shown.layers]
+    assert names[0].startswith("conv2d")
+    assert names[-1] == "head"
+    roles = {role for row in shown.layers for role, _ in row.arrays}
+    assert {"kernel", "bias", "gamma", "moving_mean"} <= roles
+    assert not any("seed" in role or "momentum" in role for role in roles)
+    assert shown.parameters == sum(row.parameters for row in shown.layers)
+    bare = describe(read_checkpoint(str(snapshot.list_snapshots(Path(path) / "snapshots")[0][1])))
+    assert [name for name, _, _ in bare.variables if name.startswith("optimizer/")][:3] == [
+        f"optimizer/{number}" for number in range(3)
+    ]

@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 FUNCTIONAL = {"Functional", "Model"}
 GONE: Mapping[str, tuple[str, ...]] = {
     "InputLayer": ("ragged",),
@@ -60,6 +62,18 @@ def architecture(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     translated: dict[str, Any] = _translated(dict(config), layer=True)
     return translated
+
+
+def nadam_product(beta_1: float, updates: int) -> np.ndarray:
+    """Keras 3's `_u_product` after so many updates.
+
+    Keras 2's new-style Nadam does not store its own, the legacy one's follows another pace of the momentum. Both are soon 0.
+    Source: `keras/src/optimizers/nadam.py`, after Dozat 2016, "Incorporating Nesterov Momentum into Adam".
+    """
+    product = np.float32(1.0)
+    for update in range(1, min(updates, 2000) + 1):
+        product *= np.float32(beta_1 * (1.0 - 0.5 * 0.96**update))
+    return np.asarray(product)
 
 
 def without_slashes(name: str) -> str:
@@ -207,7 +221,8 @@ def optimizer(config: Any) -> tuple[str, dict[str, Any]] | None:
     inside = dict(config["config"])
     if name in {"LossScaleOptimizer", "LossScaleOptimizerV3"}:
         return optimizer(inside.get("inner_optimizer"))
-    decay = inside.get("decay") or 0.0
+    # Nadam's is the pace of its momentum, which Keras 3 has fixed; of the others it is the rate's.
+    decay = 0.0 if name == "Nadam" else inside.get("decay") or 0.0
     for key in OPTIMIZER_GONE:
         inside.pop(key, None)
     rate = inside.get("learning_rate", inside.pop("lr", None))
@@ -233,8 +248,8 @@ def optimizer(config: Any) -> tuple[str, dict[str, Any]] | None:
 def slot(name: str) -> tuple[str, str]:
     """The kind of a slot and the variable it belongs to, from Keras 2's name of it.
 
-    New-style optimizers write `Adam/m/dense/kernel:0`, legacy ones `Adam/dense/kernel/m:0` or
-    `training/Adam/dense/kernel/m:0`. Counts of iterations have no variable: `("iteration", "")`.
+    New-style optimizers write `Adam/m/dense/kernel:0`, inside loss scaling `m/dense/kernel:0`, legacy ones
+    `Adam/dense/kernel/m:0` or `training/Adam/dense/kernel/m:0`. Counts of iterations have no variable: `("iteration", "")`.
     """
     parts = name.partition(":")[0].split("/")
     if parts[0] == "training":
@@ -244,6 +259,8 @@ def slot(name: str) -> tuple[str, str]:
     known = {kind for kinds in SLOTS.values() for kind in kinds} | AVERAGES.keys()
     if len(parts) > 2 and parts[1] in known and parts[-1] not in known:
         return parts[1], "/".join(parts[2:])
+    if len(parts) > 1 and parts[0] in known and parts[-1] not in known:  # inside loss scaling the class is left out
+        return parts[0], "/".join(parts[1:])
     if parts[-1] in known:
         return parts[-1], "/".join(parts[1:-1])
     return parts[-1], "/".join(parts[:-1])

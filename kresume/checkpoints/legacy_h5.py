@@ -76,6 +76,9 @@ def read(path: str) -> TrainState:
     modified = datetime.datetime.fromtimestamp(Path(path).stat().st_mtime).isoformat(timespec="seconds")
     records: dict[str, Any] = {"layers": [[layer, names] for layer, names in layers if names]}
     records |= _slots(saved, slots) if old else {"optimizer_order": [f"{OPTIMIZER}/{name}" for name in slots]}
+    step, rate = _step(arrays, inside), _rate(compiled, arrays, inside)
+    if old and saved is not None and saved.class_name == "Nadam":
+        _with_product(saved, arrays, records["slots"])
     return TrainState(
         source=path,
         format="legacy-h5",
@@ -84,8 +87,8 @@ def read(path: str) -> TrainState:
         architecture=keras_2.architecture(model) if model is not None else None,
         compiled=compiled,
         optimizer=saved,
-        step=_step(arrays, inside),
-        rate=_rate(compiled, arrays, inside),
+        step=step,
+        rate=rate,
         writer=f"keras {version}",
         written=modified,
         records=records,
@@ -152,6 +155,17 @@ def _slots(saved: SavedOptimizer | None, slots: list[str]) -> dict[str, Any]:
         attribute = "_iterations" if kind == "iteration" else kinds.get(kind, kind)
         found.append([attribute, variable, f"{OPTIMIZER}/{name}"])
     return {"slots": found}
+
+
+def _with_product(saved: SavedOptimizer, arrays: dict[str, np.ndarray], slots: list[list[str]]) -> None:
+    """Gives Nadam its product of momentums, as Keras 3 would have it by now."""
+    for slot in [slot for slot in slots if slot[0] == "momentum_cache"]:
+        slots.remove(slot)
+        del arrays[slot[2]]
+    count = next((int(arrays[name]) for attribute, _, name in slots if attribute == "_iterations"), 0)
+    product = f"{OPTIMIZER}/u_product"
+    arrays[product] = keras_2.nadam_product(float((saved.config or {}).get("beta_1", 0.9)), count)
+    slots.append(["_u_product", "", product])
 
 
 def _step(arrays: Mapping[str, np.ndarray], slots: list[str]) -> int | None:

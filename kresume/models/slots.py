@@ -149,8 +149,8 @@ def _match_slots(optimizer: Any, state: TrainState) -> dict[int, str]:
     lists = slot_lists(optimizer)
     places = dict.fromkeys(lists, 0)
     for attribute, _, name in state.records["slots"]:
-        if attribute == "_iterations":
-            found[id(inner(optimizer)._iterations)] = name
+        if isinstance(getattr(inner(optimizer), attribute, None), keras.Variable):
+            found[id(getattr(inner(optimizer), attribute))] = name
         elif attribute in lists and places[attribute] < len(lists[attribute]):
             slot = lists[attribute][places[attribute]]
             places[attribute] += 1
