@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 TEMPORARY_PREFIX = ".tmp-"
+ABANDONED_SECONDS = 24 * 3600.0
 
 
 def flush_file(path: Path) -> None:
@@ -160,7 +162,19 @@ def sha256_of_file(path: Path) -> str:
 def remove_leftovers(directory: Path) -> None:
     """Removes the temporary files and directories that a killed process left in `directory`. Holder of the lock only."""
     for leftover in directory.glob(f"{TEMPORARY_PREFIX}*"):
-        if leftover.is_dir() and not leftover.is_symlink():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
+        _remove(leftover)
+
+
+def remove_abandoned(directory: Path) -> None:
+    """Removes those that are older than a day: where nobody holds a lock, a process may be at work on a younger one."""
+    for leftover in directory.glob(f"{TEMPORARY_PREFIX}*"):
+        with contextlib.suppress(OSError):  # another process was faster, or it is not ours to touch
+            if time.time() - leftover.stat().st_mtime > ABANDONED_SECONDS:
+                _remove(leftover)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,6 +1,8 @@
 """The command line of the exports: one library call, its options, what it prints."""
 
 import json
+import os
+import time
 
 import click
 
@@ -69,3 +71,14 @@ def _run(arguments):
     except SystemExit as stopped:
         return stopped.code
     return 0
+
+
+def test_what_a_killed_export_left_is_removed_after_a_day(workplace):
+    """A younger folder may be another export at work; an older one is nobody's."""
+    run_training(data=["old"], val=["val"], out="runs/1-shapes", **{**TINY, "epochs": 1})
+    for name, age in ((".tmp-1-aaaa", 2 * 24 * 3600), (".tmp-2-bbbb", 60)):
+        (workplace / name).mkdir()
+        (workplace / name / "half").touch()
+        os.utime(workplace / name, (time.time() - age,) * 2)
+    assert _run(["export", "runs/1-shapes", "out", "--format", "weights-h5"]) == 0
+    assert [path.name for path in workplace.iterdir() if path.name.startswith(".tmp-")] == [".tmp-2-bbbb"]

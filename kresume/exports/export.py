@@ -202,6 +202,7 @@ def export(
 def _placed(destination: Path) -> Iterator[Path]:
     """A folder that becomes the destination when the block ends well; a disk that refuses is an error of ours."""
     try:
+        files.remove_abandoned(destination.parent)
         with files.new_directory(destination) as temporary:
             yield temporary
     except OSError as error:

@@ -36,7 +36,6 @@ INDEX_TYPE = np.dtype([("sha256", "S64"), ("crc", "<u4")])
 SHARD_BYTES = 64 * 2**20
 SPARE_BYTES = 2**30
 DEFAULT_LIMIT_BYTES = 50 * 10**9
-ABANDONED_SECONDS = 24 * 3600.0
 
 
 def default_root() -> Path:
@@ -109,7 +108,7 @@ class Cache:
             return cache
         try:
             cache.folder.mkdir(parents=True, exist_ok=True)
-            cache._clear_abandoned()
+            files.remove_abandoned(cache.folder)
         except OSError as error:
             raise ImagesError(
                 f"the cache {cache.folder} cannot be used ({error.strerror}): give --cache DIR, or --cache off"
@@ -234,11 +233,6 @@ class Cache:
         fresh.refresh()
         self.__dict__.update(fresh.__dict__)
         return forgotten
-
-    def _clear_abandoned(self) -> None:
-        for path in self.folder.glob(f"{files.TEMPORARY_PREFIX}*"):
-            if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
-                path.unlink(missing_ok=True)
 
 
 class Writer:

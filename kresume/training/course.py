@@ -30,7 +30,7 @@ from kresume.images.decode import DecodeSpec
 from kresume.images.manifest import Manifest
 from kresume.images.mixing import Mixed, make_order
 from kresume.images.reader import PictureReader
-from kresume.images.scans import epochs_begun
+from kresume.images.scans import FOLDER, epochs_begun
 from kresume.lock import Lock
 from kresume.models import rebuild
 from kresume.models.averages import averaged
@@ -125,7 +125,8 @@ class Course:
         Raises:
             CheckpointError: none verifies, or it is of another manifest.
         """
-        files.remove_leftovers(self.run.snapshots)
+        for folder in (self.run.snapshots, self.run.path / FOLDER):
+            files.remove_leftovers(folder)
         state, skipped = snapshot.newest_snapshot(self.run.snapshots)
         for path, reason in skipped:
             self.reporter.warn(f"{path} is damaged ({reason}): going on from the one before")
