@@ -13,9 +13,13 @@ import pytest
 
 from kresume import runs
 from kresume.checkpoints import snapshot
+from kresume.config import from_arguments
 from kresume.errors import RunError, Stopped
 from kresume.evaluation.live import LiveScorer
+from kresume.progress import Reporter
 from kresume.training import callbacks
+from kresume.training.resume import train
+from tests.conftest import write_pictures
 from tests.support import (
     TINY,
     assert_same_bytes,
@@ -71,10 +75,6 @@ def test_an_extension_continues_exactly(monkeypatch, tmp_path, pictures):
 
 def test_a_damaged_snapshot_is_named_and_the_one_before_is_used(monkeypatch, tmp_path, pictures, capfd):
     """A byte flipped in the newest snapshot costs the steps since the one before, and no bit of the result."""
-    from kresume.config import from_arguments
-    from kresume.progress import Reporter
-    from kresume.training.resume import train
-
     arguments = {"data": [str(pictures / "old")], **TINY}
     with monkeypatch.context() as patch:
         patch.setattr(snapshot, "prune_snapshots", lambda *_: None)
@@ -278,3 +278,21 @@ def test_a_run_continues_on_another_count_of_devices(monkeypatch, tmp_path, pict
     done = subprocess.run(command, env={**os.environ, **four}, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "4 images do not divide by 3: give --batch-size 3" in done.stderr
+
+
+def test_what_came_since_is_counted_and_waits(monkeypatch, tmp_path, pictures, capfd):
+    """A continued run goes on with the images that it recorded, says how many came, and how they join."""
+    old = tmp_path / "old"
+    shutil.copytree(pictures / "old", old)
+    shutil.copy(old / "circle" / "0.png", old / "circle" / "copy.png")
+    (old / "circle" / "broken.png").write_bytes(b"no picture")
+    whole, killed = interrupted_after(tmp_path, pictures, monkeypatch, data=[str(old)])
+    train(from_arguments(None, {"out": str(killed)}), Reporter())
+    assert "came since" not in capfd.readouterr().err
+    shutil.copytree(whole, tmp_path / "again")
+    make_interrupted(tmp_path / "again", "step-00000002")
+    write_pictures(old, 2, 700)
+    train(from_arguments(None, {"out": str(tmp_path / "again")}), Reporter())
+    told = " ".join(capfd.readouterr().err.split())
+    assert "6 pictures came since this run began: it goes on with those that it recorded" in told
+    assert_same_bytes(result_arrays(killed), result_arrays(tmp_path / "again"))

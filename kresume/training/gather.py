@@ -71,7 +71,10 @@ def list_sources(config: TrainConfig, reporter: Reporter) -> Sources:
     """
     if config.from_ is None and not config.data:
         raise UsageError(NO_IMAGES)
+    return _list(config, reporter)
 
+
+def _list(config: TrainConfig, reporter: Reporter) -> Sources:
     features = parse_features(config.feature)
 
     def listing(paths: Sequence[str] | None) -> Listing | None:
@@ -283,6 +286,33 @@ def _check_merge(config: TrainConfig, parent: Parent | None, merge: Merge, class
         raise ImagesError(
             "no image is left to train on: see quarantine and --val-split; give more with --data or --add"
         )
+
+
+def not_used(sources: Sources, manifest: Manifest) -> int:
+    """How many pictures the sources list that are none of the manifest's: copies, and those that were set aside."""
+    import pyarrow as pa
+    import pyarrow.compute as compute
+
+    listed = [found for listing in (sources.data, sources.add, sources.val) if listing for found in listing.files]
+    paths = pa.array(list({found.path for found in listed}), pa.string())
+    used = compute.sum(compute.is_in(manifest.table.column("path"), paths)).as_py() or 0
+    return len({found.key for found in listed}) - int(used)
+
+
+def came_since(config: TrainConfig, manifest: Manifest, before: int) -> int:
+    """How many pictures came into the sources of a run since it began; 0 where they cannot be listed now.
+
+    Args:
+        config: the options that hold.
+        manifest: the images of the run.
+        before: how many of the listed ones it did not use then.
+    """
+    if not (config.data or config.add or config.val):
+        return 0
+    try:
+        return max(0, not_used(_list(config, Reporter(quiet=True)), manifest) - before)
+    except (ImagesError, OSError):  # the run goes on from its cache; a file that it needs is named when it is read
+        return 0
 
 
 def decode_remembered(remembered: Manifest, spec: DecodeSpec, cache: Cache, reporter: Reporter) -> None:

@@ -38,6 +38,7 @@ from kresume.training.decisions import (
 from kresume.training.feeding import PROBE_IMAGES, Feeding, decide_feeding
 from kresume.training.gather import (
     Gathered,
+    Sources,
     check_outputs,
     check_sources,
     decide_classes,
@@ -74,6 +75,7 @@ class Draft:
         parent: what is started from, None for a new model.
         live: the model with every variable restored.
         gathered: the images.
+        sources: what was listed for them.
         loss: how the model is judged.
         generation: of the run to be.
     """
@@ -82,6 +84,7 @@ class Draft:
     parent: Parent | None
     live: Live
     gathered: Gathered
+    sources: Sources
     loss: LossChoice
     generation: int
 
@@ -209,7 +212,7 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
         opening, parent, live, wanted, gathered, card, feeding, classes_reason, rate, amount, loss, before, generation
     )
     plan = replace(plan, shares=order.shares())
-    return Draft(plan, parent, live, gathered, loss, generation)
+    return Draft(plan, parent, live, gathered, sources, loss, generation)
 
 
 def decode_spec(config: TrainConfig, card: Card | None, model: Any, asked: tuple[int, int] | None) -> DecodeSpec:

@@ -25,9 +25,11 @@ from kresume.checkpoints.state import Card, SavedOptimizer
 from kresume.config import TrainConfig
 from kresume.errors import KresumeError, RunError, Stopped
 from kresume.images.prepare import write_quarantine
+from kresume.images.scans import manifest_of
 from kresume.lock import Lock
 from kresume.progress import Reporter
 from kresume.training.decisions import Amount, describe_scores
+from kresume.training.gather import came_since, not_used
 from kresume.training.opening import Opening, open_out
 from kresume.training.parent import wanted_optimizer
 from kresume.training.plan import Draft, make_draft
@@ -195,6 +197,7 @@ def _create(opening: Opening, draft: Draft, model: Any) -> runs.Run:
         "base_step": (parent.state.step or 0) if parent is not None else 0,
         "images": {**plan.images, "added": plan.images["new"]},
         "manifest": draft.gathered.manifest.digest(),
+        "not_used": not_used(draft.sources, draft.gathered.manifest),
         "before": plan.before,
         "plan": {
             "sides": plan.sides,
@@ -247,6 +250,12 @@ def _continue(run: runs.Run, opening: Opening, reporter: Reporter) -> TrainResul
     backend = config.backend or run.record["backend"]
     devices.select(backend, config.device, config.devices, batch_size, exact=config.exact == "on")
     devices.set_precision(config.precision)
+    came = 0 if config.watch else came_since(config, manifest_of(run.path), int(run.record.get("not_used", 0)))
+    if came:
+        reporter.say(
+            f"{came:,} pictures came since this run began: it goes on with those that it recorded. They join in the next one: "
+            f"kresume train --from {shlex.quote(str(run.path))} --add FOLDER (or now, with --watch)"
+        )
     model = rebuild_model(run, config)
     return _carry_on(run, model, opening, reporter, continued=True)
 
