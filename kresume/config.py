@@ -394,6 +394,14 @@ def same_config(before: TrainConfig, now: TrainConfig) -> list[tuple[str, Any, A
     return [(name, one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)]
 
 
+def code_of(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """The Python files that a run's options name, as far as they are here: what it registers, and what its model is made by."""
+    files = list(options.get("imports") or ())
+    file, _, _ = str(options.get("model") or "").rpartition(":")
+    files += [file] * (file.endswith(".py") and Path(file).is_file())
+    return tuple(dict.fromkeys(files))
+
+
 def to_command(config: TrainConfig, program: str = "kresume train") -> str:
     """The shell command that gives these options."""
     words = []

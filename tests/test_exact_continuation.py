@@ -14,7 +14,7 @@ import pytest
 from kresume import runs
 from kresume.checkpoints import snapshot
 from kresume.config import from_arguments
-from kresume.errors import RunError, Stopped
+from kresume.errors import ModelError, RunError, Stopped
 from kresume.evaluation.live import LiveScorer
 from kresume.progress import Reporter
 from kresume.training import callbacks
@@ -296,3 +296,34 @@ def test_what_came_since_is_counted_and_waits(monkeypatch, tmp_path, pictures, c
     told = " ".join(capfd.readouterr().err.split())
     assert "6 pictures came since this run began: it goes on with those that it recorded" in told
     assert_same_bytes(result_arrays(killed), result_arrays(tmp_path / "again"))
+
+
+OWN_LAYERS = """
+import keras
+
+class Doubled(keras.layers.Layer):
+    def call(self, values):
+        return 2.0 * values
+
+def build(num_classes):
+    layers = keras.layers
+    return keras.Sequential([
+        keras.Input((12, 12, 3)), layers.Rescaling(1 / 255), Doubled(), layers.Conv2D(4, 3), layers.Flatten(),
+        layers.Dense(num_classes, "softmax"),
+    ])
+"""
+
+
+def test_a_users_own_layers_come_from_the_code_that_a_run_names(monkeypatch, tmp_path, pictures):
+    """Registered or not: continued, extended and extended again without saying where the code is; gone, it is an error."""
+    monkeypatch.chdir(tmp_path)
+    Path("mymodel.py").write_text(OWN_LAYERS)
+    whole, killed = interrupted_after(tmp_path, pictures, monkeypatch, model="mymodel.py:build")
+    run_training(out=str(killed))
+    assert_same_bytes(result_arrays(whole), result_arrays(killed))
+    child = run_training(str(killed), add=[str(pictures / "new")], epochs=1, out="child").run
+    grandchild = run_training(child, epochs=1, lr=1e-3, lr_schedule="constant", out="grandchild").run
+    assert runs.open_run(grandchild).record["options"]["imports"] == ["mymodel.py"]
+    Path("mymodel.py").unlink()
+    with pytest.raises(ModelError, match="--import mymodel.py: there is no such file"):
+        run_training(grandchild, epochs=1, lr=1e-3, out="orphan")

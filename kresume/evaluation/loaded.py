@@ -13,13 +13,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kresume import devices, runs
 from kresume.checkpoints import run as run_reader
 from kresume.checkpoints.read import read_checkpoint
 from kresume.checkpoints.state import Card, SavedOptimizer, TrainState
+from kresume.config import code_of
 from kresume.errors import CheckpointError, UsageError
 from kresume.images.decode import DecodeSpec
 
@@ -119,7 +119,9 @@ def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, ano
     path = subject.checkpoint
     run = find_run(path)
     state = read_checkpoint(path)
-    subject = replace(subject, imports=tuple(dict.fromkeys([*subject.imports, *_code_of(subject, run)])))
+    ours = code_of({"imports": subject.imports, "model": subject.model})
+    runs_own = code_of(run.record["options"]) if run is not None else ()
+    subject = replace(subject, imports=tuple(dict.fromkeys([*ours, *runs_own])))
     card = state.card
     names = subject.classes or (card.classes if card else None) or tuple(sorted(fallback_classes or ()))
     model = build.build_model(
@@ -161,16 +163,6 @@ def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, ano
     )
     loss = choose_loss(model, saved=state.compiled)
     return Loaded(subject, run, state, model, complete, loss, averages, own_optimizer, named)
-
-
-def _code_of(subject: Subject, run: runs.Run | None) -> list[str]:
-    """The Python files that register custom layers: the user's, and those that the run's own options name."""
-    options = run.record.get("options", {}) if run is not None else {}
-    found = list(options.get("imports") or ())
-    for spec in (subject.model, options.get("model")):
-        file, _, _ = str(spec or "").rpartition(":")
-        found += [file] * (file.endswith(".py") and Path(file).is_file())
-    return found
 
 
 def _restore(model: Any, state: TrainState, own: Any, restore: Any) -> bool:

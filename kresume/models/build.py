@@ -56,11 +56,10 @@ def build_model(
     Raises:
         ModelError: it cannot be built; the message says what to give.
     """
-    for file in imports:
-        _load_file(file, "--import")
+    own = _objects_in(imports)
     if spec is None:
         if state is not None and state.architecture is not None:
-            return from_architecture(state.architecture, precision=precision, trust=trust, writer=state.writer)
+            return _from_config(state.architecture, own, precision, trust, state.writer)
         if state is not None:
             skeleton = (
                 f", or begin with a skeleton of its layers: kresume inspect {state.source} --write-model model.py"
@@ -78,9 +77,9 @@ def build_model(
     if spec.startswith("applications:"):
         return _application(spec.partition(":")[2], num_classes, size)
     if spec.endswith((".json", ".keras", ".h5", ".hdf5")):
-        return from_architecture(_architecture_of(Path(spec)), precision=precision, trust=trust)
+        return _from_config(_architecture_of(Path(spec)), own, precision, trust)
     if saved_model.accepts(spec):
-        return from_architecture(_architecture_of(Path(spec)), precision=precision, trust=trust)
+        return _from_config(_architecture_of(Path(spec)), own, precision, trust)
     if ":" in spec:
         return _from_function(spec, num_classes, image_size)
     raise ModelError(
@@ -109,12 +108,17 @@ def from_architecture(
     Raises:
         ModelError: a class in it is not known to Keras, or it holds a Lambda.
     """
-    for file in imports:
-        _load_file(file, "--import")
+    return _from_config(config, _objects_in(imports), precision, trust, writer)
+
+
+def _from_config(
+    config: Mapping[str, Any], own: Mapping[str, Any], precision: str | None, trust: bool, writer: str = ""
+) -> keras.Model:
     if precision is not None:
         config = with_precision(config, precision)
     try:
-        model = keras.saving.deserialize_keras_object({**config, "compile_config": None}, safe_mode=not trust)
+        with keras.saving.custom_object_scope(own):
+            model = keras.saving.deserialize_keras_object({**config, "compile_config": None}, safe_mode=not trust)
     except (TypeError, ValueError, KeyError, IndexError, ImportError, AttributeError, RecursionError) as error:
         # Keras wraps the error of a layer in one for each model around it; the innermost says what is wrong.
         said = str(error).rpartition("Exception encountered: ")[2].strip()
@@ -221,6 +225,17 @@ def _load_file(file: str, option: str) -> Any:
     sys.modules[name] = module  # so that Keras and pickle find classes that it defines
     spec.loader.exec_module(module)
     return module
+
+
+def _objects_in(imports: Sequence[str]) -> dict[str, Any]:
+    """Runs Python files; the classes and functions that they define, by name, whether they register them or not."""
+    modules = [_load_file(file, "--import") for file in imports]
+    return {
+        name: value
+        for module in modules
+        for name, value in vars(module).items()
+        if callable(value) and getattr(value, "__module__", None) == module.__name__
+    }
 
 
 def _from_function(spec: str, num_classes: int, image_size: tuple[int, int] | None) -> keras.Model:

@@ -165,4 +165,6 @@ def _inherited(config: TrainConfig) -> TrainConfig:
     before = {
         name: value for name, value in run.record["options"].items() if name in options.INHERITED and name not in own
     }
+    if "imports" not in own:
+        before["imports"] = options.code_of(run.record["options"]) or None  # its layers are the user's own code
     return config.model_copy(update=before)

@@ -268,7 +268,9 @@ def rebuild_model(run: runs.Run, config: TrainConfig) -> Any:
 
     record = run.record
     model = build.from_architecture(
-        files.read_json(run.path / ARCHITECTURE), imports=config.imports or (), trust=bool(config.trust)
+        files.read_json(run.path / ARCHITECTURE),
+        imports=options.code_of(options.given(config)),
+        trust=bool(config.trust),
     )
     saved = record["optimizer"]
     rate = RatePlan.from_dict(record["rate"]).keras_rate(int(record["iterations"]))
