@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -366,3 +367,22 @@ def test_two_processes_on_one_run(tmp_path, pictures, parent):
     make_interrupted(tmp_path / "run", "none")
     with Lock(tmp_path / "run"), pytest.raises(RunError, match=f"being trained by pid {os.getpid()}"):
         run_training(out=str(tmp_path / "run"))
+
+
+def test_old_images_that_are_gone(tmp_path, pictures, monkeypatch):
+    """--on-missing through a whole run: an error that names them by default, trained on from the cache, or dropped."""
+    shutil.copytree(pictures / "old", tmp_path / "old")
+    parent = run_training(out=str(tmp_path / "parent"), data=[str(tmp_path / "old")], **TINY).run
+    (tmp_path / "old" / "circle" / "0.png").unlink()
+    (tmp_path / "old" / "square" / "1001.png").unlink()
+    arguments = {"add": [str(pictures / "new")], "epochs": 1, "lr": 1e-3}
+    with pytest.raises(ImagesError, match=r"2 .*gone"):
+        run_training(parent, out=str(tmp_path / "error"), **arguments)
+    cached = run_training(parent, out=str(tmp_path / "cached"), on_missing="cache", **arguments).run
+    assert len(Manifest.read(Path(cached) / "images.parquet")) == 24 + 18
+    dropped = run_training(parent, out=str(tmp_path / "dropped"), on_missing="drop", **arguments).run
+    assert len(Manifest.read(Path(dropped) / "images.parquet")) == 22 + 18
+    # What the cache holds is enough; on a machine without it they are named.
+    monkeypatch.setenv("KRESUME_CACHE", str(tmp_path / "another-cache"))
+    with pytest.raises(ImagesError, match=r"gone|cannot be"):
+        run_training(parent, out=str(tmp_path / "elsewhere"), on_missing="cache", **arguments)

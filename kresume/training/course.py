@@ -37,12 +37,13 @@ from kresume.models.averages import averaged
 from kresume.models.losses import LossChoice
 from kresume.progress import Reporter
 from kresume.training import gather
-from kresume.training.callbacks import Keeper, Narrator, Progress, Resumption, Scorer, StopRequest
+from kresume.training.callbacks import Keeper, Narrator, Resumption, Scorer, StopRequest
 from kresume.training.changes import Changes
 from kresume.training.decisions import Amount, describe_epoch
 from kresume.training.fit import assign_state, fit, groups_of
 from kresume.training.passes import Passes
 from kresume.training.plan import open_cache
+from kresume.training.position import Progress
 from kresume.training.rates import RatePlan
 from kresume.training.schedules import set_clock
 from kresume.training.snapshots import Cadence, RunWriter

@@ -33,6 +33,7 @@ from kresume.training.gather import came_since, not_used
 from kresume.training.opening import Opening, open_out
 from kresume.training.parent import wanted_optimizer
 from kresume.training.plan import Draft, make_draft
+from kresume.training.position import Progress
 from kresume.training.rates import RatePlan
 
 ARCHITECTURE = "architecture.json"
@@ -225,19 +226,13 @@ def _create(opening: Opening, draft: Draft, model: Any) -> runs.Run:
                 temporary / "snapshots",
                 0,
                 devices.read_state(model),
-                {**_fixed_records(record), **_progress_type()().as_dict(), "callbacks": {}},
+                {**_fixed_records(record), **Progress().as_dict(), "callbacks": {}},
             )
     except OSError as error:
         raise RunError(
             f"no run can be made at {opening.path} ({error.strerror or error}): make room, or give another place with --out"
         ) from error
     return runs.open_run(opening.path)
-
-
-def _progress_type() -> Any:
-    from kresume.training.callbacks import Progress
-
-    return Progress
 
 
 def _fixed_records(record: Mapping[str, Any]) -> dict[str, Any]:
