@@ -38,6 +38,7 @@ from kresume.progress import Reporter
 
 INDEX_NAME = "pictures.sqlite"
 GROUP, GROUP_BYTES = 32, 16 * 2**20
+MANY = 1000
 WAITING = 3
 """Threads beside one per core: some of them wait for the disk."""
 AHEAD = 2
@@ -95,7 +96,8 @@ def prepare(
     Raises:
         ImagesError: pictures of a file that is packed as a whole have no room in the cache.
     """
-    gc.freeze()  # what stands would be looked through again and again while the rows below come to be: a second per million
+    if len(listed) > MANY:
+        gc.freeze()  # or all that stands would be looked through again and again while the rows below come to be
     index = _open_index(cache, keeps)
     cache = cache if keeps and pixels else None
     remembered = dict(known or {})
