@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,32 @@ def training_dataset(
         pictures, indices = stand_in(int(step) * batch, indices)
         return pictures, labels[indices].astype(np.int32)
 
+    finish = _finisher(batch, image_size, pixels, augment, one_hot)
+
+    def load(step: Any) -> Any:
+        images, targets = tf.numpy_function(read, [step], [tf.uint8, tf.int32], stateful=False)
+        return step, tf.ensure_shape(images, (batch, *image_size, 3)), tf.ensure_shape(targets, (batch,))
+
+    steps = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
+    data = steps.map(load, num_parallel_calls=2, deterministic=True)
+    data = data.map(finish, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return data.prefetch(4)
+
+
+@lru_cache(maxsize=4)
+def _finisher(
+    batch: int,
+    image_size: tuple[int, int],
+    pixels: Callable[[Any], Any],
+    augment: Augment | None,
+    one_hot: int | None,
+) -> Any:
+    """From (step, pictures, labels) to what the model eats: one traced function for every dataset that is built on it.
+
+    Tracing augmentation layers takes seconds, and images that arrive while a run trains make a dataset each time.
+    """
+    import tensorflow as tf
+
     def finish(step: Any, images: Any, targets: Any) -> Any:
         images = tf.cast(images, tf.float32)
         if one_hot is not None:
@@ -75,25 +102,12 @@ def training_dataset(
             images, targets = augment(images, targets, step * batch)
         return tf.ensure_shape(pixels(images), (batch, *image_size, 3)), targets
 
-    # One traced function for every dataset that is built on it: tracing augmentation layers takes seconds.
-    traced = tf.function(
-        finish,
-        input_signature=[
-            tf.TensorSpec([], tf.int64),
-            tf.TensorSpec([batch, *image_size, 3], tf.uint8),
-            tf.TensorSpec([batch], tf.int32),
-        ],
-        autograph=False,
-    )
-
-    def load(step: Any) -> Any:
-        images, targets = tf.numpy_function(read, [step], [tf.uint8, tf.int32], stateful=False)
-        return step, tf.ensure_shape(images, (batch, *image_size, 3)), tf.ensure_shape(targets, (batch,))
-
-    steps = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
-    data = steps.map(load, num_parallel_calls=2, deterministic=True)
-    data = data.map(traced, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return data.prefetch(4)
+    signature = [
+        tf.TensorSpec([], tf.int64),
+        tf.TensorSpec([batch, *image_size, 3], tf.uint8),
+        tf.TensorSpec([batch], tf.int32),
+    ]
+    return tf.function(finish, input_signature=signature, autograph=False)
 
 
 class StandIn:
