@@ -495,6 +495,29 @@ def test_a_file_that_broke_leaves_at_the_next_epoch(monkeypatch, tmp_path):
     assert lines_without_time(killed) == lines
 
 
+def test_a_mixture_whose_new_images_all_broke_goes_on(monkeypatch, tmp_path, pictures):
+    """--mix needs both; where the new folder is gone for good the old images are trained on, and that is said."""
+    shutil.copytree(pictures / "new", tmp_path / "new")
+    parent = run_training(out=str(tmp_path / "parent"), data=[str(pictures / "old")], **TINY).run
+    reporter = Telling()
+    arguments = {
+        "add": [str(tmp_path / "new")],
+        "mix": "1:1",
+        "cache": "off",
+        "epochs": 3,
+        "lr": 1e-3,
+        "val_split": 0.0,
+    }
+    with monkeypatch.context() as patch:
+        arriving_before(patch, {2: lambda: shutil.rmtree(tmp_path / "new")})
+        out = str(tmp_path / "run")
+        train(from_arguments(parent, {"out": out, **arguments}), reporter)
+    lines = runs.read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert lines[1]["shares"]["origins"]["new"] == pytest.approx(0.5, abs=0.02)
+    assert lines[2]["shares"]["origins"] == {"old": 1.0}
+    assert any("from here on an epoch deals every image once" in text for text in reporter.told)
+
+
 def test_a_validation_file_that_broke_ends_no_night(monkeypatch, tmp_path):
     """It is named once, and the scores are of the others; with none left it is an error."""
     write_pictures(tmp_path / "old", 8, 0)

@@ -22,7 +22,7 @@ from kresume import devices, files, runs
 from kresume.checkpoints import snapshot
 from kresume.checkpoints.state import Card, TrainState
 from kresume.config import TrainConfig
-from kresume.errors import CheckpointError, Stopped
+from kresume.errors import CheckpointError, Stopped, UsageError
 from kresume.evaluation.live import LiveScorer
 from kresume.evaluation.score import flatten
 from kresume.images import augment, conventions, pipeline
@@ -99,16 +99,16 @@ class Course:
         )
 
     def _order_of(self, manifest: Manifest) -> Mixed:
-        config = self.config
-        return make_order(
-            manifest,
-            int(self.run.record["seed"]),
-            self.amount.batch_size,
-            config.mix,
-            config.replay,
-            config.balance,
-            self.run.generation,
-        )
+        config, generation = self.config, self.run.generation
+        seed, batch_size = int(self.run.record["seed"]), self.amount.batch_size
+        try:
+            return make_order(manifest, seed, batch_size, config.mix, config.replay, config.balance, generation)
+        except UsageError as error:
+            if manifest is self.manifest:
+                raise
+            # The old or the new images can all no longer be read: no reason to end the night.
+            self.reporter.warn(f"{error}; from here on an epoch deals every image once")
+            return make_order(manifest, seed, batch_size, None, None, config.balance, generation)
 
     def _not_written(self, text: str) -> None:
         self.reporter.warn(f"{text}: not written; training goes on, and what was written before stands")
