@@ -413,12 +413,12 @@ def check(
     kresume data check old/ --val holdout/ --json
     """
     from kresume.images import report
-    from kresume.images.scans import manifest_of
+    from kresume.images.scans import remembered
     from kresume.images.sources.records import parse_features
     from kresume.progress import Reporter
     from kresume.runs import open_run
 
-    against = manifest_of(open_run(run).path) if run else None
+    against = remembered(open_run(run).path) if run else None
     features = parse_features(tuple(feature))
     scanned = report.scan(paths, Reporter(), val=val, against=against, features=features, cache=cache)
     checked = report.check(scanned)

@@ -166,7 +166,7 @@ def test_a_schedule_reads_its_clock():
         return np.asarray(keras.ops.convert_to_numpy(schedule(keras.ops.convert_to_tensor(step, "int32")))).tobytes()
 
     assert [rate(plain, step) for step in range(7, 50)] == [rate(timed, step) for step in range(7, 50)]
-    set_clock(optimizer, Clock(step=10, planned=20, pace=0.5))
+    set_clock(optimizer, Clock(step=10, planned=20, pace=0.5), iterations=7)
     assert rate(timed, 7 + 30) == rate(plain, 7 + 30)
     assert rate(timed, 7 + 50) == rate(plain, 7 + 40)
     constant = keras.optimizers.SGD(0.1)
@@ -197,8 +197,8 @@ def names(table):
     return sorted(Path(path).name for path in table.column("path").to_pylist())
 
 
-def looked(watch, manifest):
-    return watch.look(manifest, lambda: None)
+def looked(watch, manifest, everything=None):
+    return watch.look(manifest, everything or manifest, lambda: None)
 
 
 def test_what_came_joins_once_with_its_side(watched):
@@ -261,7 +261,7 @@ def test_what_needs_a_decision_waits_for_the_next_generation(watched):
         assert len(looked(watching, manifest)) == 0
     told = "\n".join(reporter.told)
     assert told.count("2 images of triangle, which the model does not know, wait for the next generation") == 1
-    assert told.count("moved.png is in the run as circle and now stands under square") == 1
+    assert told.count("moved.png is known to the run as circle and now stands under square") == 1
     assert "copy.png" not in told
 
 
@@ -393,7 +393,6 @@ def test_the_next_generation_remembers_what_came(monkeypatch, tmp_path, pictures
     assert np.bincount(after.origins).tolist() == [24, 27, 3]
     scored, before = (runs.read_metrics(Path(path) / "metrics.jsonl")[-1]["all"]["images"] for path in (child, grown))
     assert scored == len(after.val_rows()) > before
-    # What its best epoch was not trained on does not count as known.
     assert len(scans.manifest_of(Path(grown), 1)) == 36
 
 
@@ -403,7 +402,7 @@ def test_a_signal_during_the_look_loses_nothing(monkeypatch, tmp_path):
     settled(tmp_path / "old")
     arguments = {"data": [str(tmp_path / "old")], "watch": True, **TINY, "epochs": 3}
 
-    def interrupted(self, manifest, poll):
+    def interrupted(self, manifest, everything, poll):
         self_stop[0].signal = 15
         poll()
 
@@ -495,6 +494,121 @@ def test_a_file_that_broke_leaves_at_the_next_epoch(monkeypatch, tmp_path):
     assert lines_without_time(killed) == lines
 
 
+def test_what_later_scans_noted_is_not_noted_earlier(monkeypatch, tmp_path):
+    """Two files broke in two epochs; killed before both, the run knows of both, and its scans still lead where they led."""
+    write_pictures(tmp_path / "old", 8, 0)
+    arguments = {"data": [str(tmp_path / "old")], "cache": "off", **TINY, "epochs": 4}
+
+    def vanish(place):
+        table = Manifest.read(tmp_path / "run" / "images.parquet")
+        os.remove(table.paths(table.train_rows())[place])
+
+    with monkeypatch.context() as patch:
+        arriving_before(patch, {2: lambda: vanish(0), 3: lambda: vanish(5)})
+        patch.setattr(snapshot, "prune_snapshots", lambda *_: None)
+        run_training(out=str(tmp_path / "run"), snapshot_every="1", **arguments)
+    run = tmp_path / "run"
+    assert sorted(path.name for path in (run / "images").iterdir()) == ["epoch-0003.parquet", "epoch-0004.parquet"]
+    make_interrupted(run, snapshot.list_snapshots(run / "snapshots")[1][1].name)
+    run_training(out=str(run))
+    assert sorted(path.name for path in (run / "images").iterdir()) == ["epoch-0003.parquet", "epoch-0004.parquet"]
+    assert len(scans.manifest_of(run)) == 22
+    assert len(scans.remembered(run)) == 24
+
+
+def test_what_comes_back_keeps_its_side_and_origin(watched):
+    """A folder was away for some epochs: its images were trained on, and no way back leads into validation."""
+    folder, manifest, watching, _ = watched
+    rows = manifest.train_rows()[:6]
+    gone = [sha.decode() for sha in manifest.sha256s[rows]]
+    smaller = manifest.changed(manifest.table.slice(0, 0), gone)
+    for place, path in enumerate(manifest.paths(rows)):
+        target = Path(path)
+        if place % 2:
+            target = target.with_name(f"renamed-{target.name}")
+            Path(path).rename(target)
+    settled(folder)
+    back = looked(watching, smaller, manifest)
+    assert sorted(back.column("sha256").to_pylist()) == sorted(gone)
+    assert set(back.column("side").to_pylist()) == {"train"}
+    assert set(back.column("origin").to_pylist()) == {0}
+    assert sum("renamed-" in path for path in back.column("path").to_pylist()) == 3
+    assert smaller.changed(back, ()).digest() == manifest.digest()
+    everything = scans.with_added(manifest, scans.make_scan(3, smaller, back, ()))
+    assert len(everything) == len(manifest)
+    assert sum("renamed-" in path for path in everything.table.column("path").to_pylist()) == 3
+
+
+def test_few_at_a_time_fall_to_validation_as_often_as_many(watched):
+    """Sides of arrivals follow from content alone: a class is not given a validation image at every look."""
+    folder, manifest, watching, _ = watched
+    before = len(manifest)
+    for number in range(8):
+        arrive(folder, 2, 2000 + 10 * number)
+        manifest = manifest.changed(looked(watching, manifest), ())
+    assert len(manifest) > before + 40  # one may be near to images of both sides
+    assert manifest.is_val.sum() < 0.35 * (len(manifest) - before)
+
+
+def test_a_scan_that_failed_late_is_not_found_later(monkeypatch, tmp_path):
+    """The disk refuses after the file has its name: nobody trained on it, so the next process must not see it."""
+    from kresume import files
+
+    manifest = table_of(write_pictures(tmp_path / "a", 4, 0), Reporter(quiet=True))
+    scan = scans.make_scan(2, manifest, manifest.table.slice(0, 0), ())
+
+    def refused(path):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "flush_directory", refused)
+        with pytest.raises(OSError, match="Input/output"):
+            scans.write_scan(tmp_path / "images", scan)
+    assert scans.read_scans(tmp_path / "images") == {}
+
+
+def test_a_child_goes_on_in_its_parents_time(monkeypatch, tmp_path):
+    """The parent grew and was interrupted: extended with `keep`, the rate goes on where it stood, and grows on in its pace."""
+    write_pictures(tmp_path / "old", 8, 0)
+    settled(tmp_path / "old")
+    arguments = {"data": [str(tmp_path / "old")], "watch": True, **TINY, "epochs": 6}
+    with monkeypatch.context() as patch:
+        arriving_before(patch, {2: lambda: arrive(tmp_path / "old", 12, 500)})
+        patch.setattr(snapshot, "prune_snapshots", lambda *_: None)
+        parent = Path(run_training(out=str(tmp_path / "parent"), snapshot_every="1", **arguments).run)
+    lines = runs.read_metrics(parent / "metrics.jsonl")
+    third = next(
+        folder.name for step, folder in snapshot.list_snapshots(parent / "snapshots") if step == lines[2]["step"]
+    )
+    make_interrupted(parent, third)
+    with monkeypatch.context() as patch:
+        arriving_before(patch, {2: lambda: arrive(tmp_path / "old", 12, 700)})
+        child = run_training(
+            str(parent), data=[str(tmp_path / "old")], watch=True, epochs=3, out=str(tmp_path / "child")
+        ).run
+    rates = [line["lr"] for line in runs.read_metrics(Path(child) / "metrics.jsonl")]
+    expected = [line["lr"] for line in lines[3:]]
+    assert rates[0] == pytest.approx(expected[0], rel=0.15)
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] == pytest.approx(0.0, abs=3e-5)
+
+
+def test_a_run_continues_without_a_file_that_the_cache_never_held(monkeypatch, tmp_path):
+    """What an uninterrupted run goes on without does not stop one that is continued either."""
+    write_pictures(tmp_path / "old", 8, 0)
+    monkeypatch.setenv("KRESUME_CACHE", str(tmp_path / "cache"))
+    arguments = {"data": [str(tmp_path / "old")], "cache_limit": "1KB", **TINY, "epochs": 3}
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshot, "prune_snapshots", lambda *_: None)
+        path = Path(run_training(out=str(tmp_path / "run"), snapshot_every="1", **arguments).run)
+    make_interrupted(path, snapshot.list_snapshots(path / "snapshots")[1][1].name)
+    table = Manifest.read(path / "images.parquet")
+    os.remove(table.paths(table.val_rows())[0])
+    os.remove(table.paths(table.train_rows())[0])
+    run_training(out=str(path))
+    assert len(runs.open_run(path).events("file broke")) == 2
+
+
 def test_a_mixture_whose_new_images_all_broke_goes_on(monkeypatch, tmp_path, pictures):
     """--mix needs both; where the new folder is gone for good the old images are trained on, and that is said."""
     shutil.copytree(pictures / "new", tmp_path / "new")
@@ -504,7 +618,7 @@ def test_a_mixture_whose_new_images_all_broke_goes_on(monkeypatch, tmp_path, pic
         "add": [str(tmp_path / "new")],
         "mix": "1:1",
         "cache": "off",
-        "epochs": 3,
+        "epochs": 5,
         "lr": 1e-3,
         "val_split": 0.0,
     }
@@ -514,7 +628,7 @@ def test_a_mixture_whose_new_images_all_broke_goes_on(monkeypatch, tmp_path, pic
         train(from_arguments(parent, {"out": out, **arguments}), reporter)
     lines = runs.read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert lines[1]["shares"]["origins"]["new"] == pytest.approx(0.5, abs=0.02)
-    assert lines[2]["shares"]["origins"] == {"old": 1.0}
+    assert lines[-1]["shares"]["origins"] == {"old": 1.0}
     assert any("from here on an epoch deals every image once" in text for text in reporter.told)
 
 

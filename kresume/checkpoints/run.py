@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from kresume import files, runs
 from kresume.checkpoints import snapshot
@@ -67,7 +68,7 @@ def read(path: str) -> TrainState:
             bool(optimizer.get("loss_scale")),
         ),
         step=int(record["base_step"]) + int(state.step or 0),
-        rate=SavedRate(float(rate["peak"]), "run", _schedule(optimizer["config"])),
+        rate=SavedRate(float(rate["peak"]), "run", _schedule(optimizer["config"], state.records.get("clock"))),
         card=Card.from_dict(record["card"]),
         writer=f"kresume {record['kresume']}",
         written=str(record.get("finished") or record["created"]),
@@ -79,9 +80,12 @@ def _loss_class(kind: str) -> str:
     return "".join(word.capitalize() for word in kind.split("_"))
 
 
-def _schedule(config: dict[str, object]) -> dict[str, object] | None:
+def _schedule(config: dict[str, Any], clock: list[float] | None) -> dict[str, Any] | None:
+    """The run's schedule; of one whose images changed while it trained, with the time that it had reached."""
     rate = config.get("learning_rate")
-    return rate if isinstance(rate, dict) else None
+    if not isinstance(rate, dict):
+        return None
+    return {**rate, "config": {**rate["config"], "base": clock}} if clock else rate
 
 
 def _snapshot(run: runs.Run, which: str) -> TrainState:

@@ -25,7 +25,7 @@ from kresume.images.decode import DecodeSpec
 from kresume.images.manifest import Manifest
 from kresume.images.prepare import prepare
 from kresume.images.reader import PictureReader
-from kresume.images.scans import manifest_of
+from kresume.images.scans import remembered
 from kresume.images.sources import list_images
 from kresume.progress import Reporter
 
@@ -220,7 +220,7 @@ def _with_origins(manifest: Manifest, run: runs.Run | None) -> Manifest:
     """Origins as the run knows them by content; an image that it never saw counts as new."""
     if run is None:
         return manifest
-    known = manifest_of(run.path)
+    known = remembered(run.path)
     order = np.argsort(known.sha256s)
     found = np.searchsorted(known.sha256s, manifest.sha256s, sorter=order)
     found = order[np.minimum(found, len(order) - 1)]

@@ -102,6 +102,7 @@ def merge(
     drop: Collection[str] = (),
     held_out: Collection[str] | None = None,
     seen: bool = False,
+    fills: bool = True,
 ) -> Merge:
     """Makes one table of remembered, old, new and validation images.
 
@@ -125,6 +126,7 @@ def merge(
         drop: paths or SHA-256s of images to forget.
         held_out: keys of the images of `data` that validate, when `--val-like` says so; the others of `data` train.
         seen: whether the checkpoint was probably trained on `data`.
+        fills: see `decide_sides`.
     """
     given = _flatten(val, data, add)
     given, dropped = _without(given, drop)
@@ -153,7 +155,7 @@ def merge(
     if remembered is not None:
         remembered, lost = _of_classes(remembered, classes)
         unknown.update(lost)
-    sides = decide_sides(newcomers, remembered, val_split)
+    sides = decide_sides(newcomers, remembered, val_split, fills=fills)
     notes += sides.notes
     table = _joined(remembered, [row for row in newcomers if row["side"] is not None])
     notes += _describe(conflicts, len(left_out), relabels, on_conflict)

@@ -6,8 +6,9 @@
     describe_shares(order)          # "old 50.0 %, new 50.0 %"
 
 Training images are dealt from streams, one for each (origin, class). A stream deals its own permutation without replacement
-and goes on over the epochs: with a quarter of the old images in each epoch, all of them have come once after four. An epoch
-takes the same number from each stream, so any epoch can be made without those before it.
+and goes on over the epochs: with a quarter of the old images in each epoch, all of them have come once after four, unless
+images came or went in between. An epoch takes the same number from each stream, so any epoch can be made without those
+before it.
 """
 
 from __future__ import annotations

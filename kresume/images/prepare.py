@@ -21,7 +21,7 @@ import sqlite3
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +38,6 @@ from kresume.progress import Reporter
 
 INDEX_NAME = "pictures.sqlite"
 GROUP, GROUP_BYTES = 32, 16 * 2**20
-MANY = 1000
 WAITING = 3
 """Threads beside one per core: some of them wait for the disk."""
 AHEAD = 2
@@ -70,6 +69,17 @@ class Prepared:
     read: int
 
 
+@contextmanager
+def _standing_objects_at_rest() -> Iterator[None]:
+    """What stands is not looked through by the garbage collector again and again while many rows come to be."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+@_standing_objects_at_rest()
 def prepare(
     listed: Sequence[Found],
     spec: DecodeSpec,
@@ -80,6 +90,7 @@ def prepare(
     *,
     keeps: bool = True,
     pixels: bool = True,
+    others: int = 0,
 ) -> Prepared:
     """Reads every listed file that is not known yet, once.
 
@@ -92,12 +103,11 @@ def prepare(
         label: the bar's words.
         keeps: False writes nothing, neither pixels nor facts, for a command that only looks.
         pixels: False keeps facts beside the cache but no pixels in it.
+        others: how many pictures the cache has to hold beside these.
 
     Raises:
-        ImagesError: pictures of a file that is packed as a whole have no room in the cache.
+        ImagesError: pictures of a file that is packed as a whole have no room in the cache, or its index is damaged.
     """
-    if len(listed) > MANY:
-        gc.freeze()  # or all that stands would be looked through again and again while the rows below come to be
     index = _open_index(cache, keeps)
     cache = cache if keeps and pixels else None
     remembered = dict(known or {})
@@ -108,7 +118,7 @@ def prepare(
         size, time, fact = remembered.get(found.key, (-1, -1, None))
         facts.append(fact if (size, time) == (found.bytes, found.mtime_ns) else None)
     wanted = _to_read(facts, cache)
-    if cache is not None and wanted and (short := _too_little_room(cache, len(wanted), len(listed))):
+    if cache is not None and wanted and (short := _too_little_room(cache, len(wanted), others + len(listed))):
         reporter.warn(f"{short}: they are decoded each time they are drawn, which is slower")
         packed = next((listed[position].path for position in wanted if listed[position].coding in STREAMS), None)
         if packed is not None:
@@ -299,9 +309,16 @@ class _FileIndex:
                 "width INTEGER, height INTEGER, format TEXT, phash TEXT, thumb BLOB)"
             )
 
-    def _connect(self) -> closing[sqlite3.Connection]:
-        connection = sqlite3.connect(self._path, timeout=60.0, isolation_level=None)
-        return closing(connection)
+    @contextmanager
+    def _connect(self) -> Iterator[sqlite3.Connection]:
+        try:
+            with closing(sqlite3.connect(self._path, timeout=60.0, isolation_level=None)) as connection:
+                yield connection
+        except sqlite3.Error as error:
+            raise ImagesError(
+                f"{self._path}, what is known of pictures, cannot be used ({error}): remove it, it is made again; or give "
+                "--cache DIR"
+            ) from error
 
     def read(self, paths: Sequence[str]) -> dict[str, tuple[int, int, Facts]]:
         found: dict[str, tuple[int, int, Facts]] = {}

@@ -11,6 +11,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,12 @@ from kresume.images.decode import DecodeSpec, decode
 from kresume.images.manifest import Manifest
 from kresume.images.places import is_remote, read_range, read_stream
 from kresume.images.sources.found import STREAMS, Found
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    """The threads that read and decode, one pool for every reader of a process."""
+    return ThreadPoolExecutor(max_workers=(os.cpu_count() or 1) + 1, thread_name_prefix="kresume-read")
 
 
 class PictureReader:
@@ -37,7 +44,6 @@ class PictureReader:
         self.spec = spec
         self.cache = cache
         self._cached = cache.find(manifest.sha256s) if cache is not None else np.full(len(manifest), -1, np.int64)
-        self._pool = ThreadPoolExecutor(max_workers=(os.cpu_count() or 1) + 1, thread_name_prefix="kresume-read")
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         """Reads these rows, `(n, height, width, 3) uint8`.
@@ -72,7 +78,7 @@ class PictureReader:
         hashes = self.manifest.sha256s[rows[absent]].tolist()
         packed = [place for place, each in enumerate(listed) if each.coding in STREAMS]
         contents = dict(self._stream_contents([(place, listed[place]) for place in packed]))
-        outcomes = self._pool.map(self._decode, listed, hashes, [contents.get(place) for place in range(len(listed))])
+        outcomes = _pool().map(self._decode, listed, hashes, [contents.get(place) for place in range(len(listed))])
         for place, outcome in zip(absent.tolist(), outcomes, strict=True):
             if isinstance(outcome, str):
                 broken[place] = outcome

@@ -1,7 +1,8 @@
 """What came and went while a run trained: one small file per scan, applied to the run's manifest in their order.
 
-    scans = read_scans(run / "images")                  # by the number of the epoch that they came before
-    manifest = manifest_of(run, epochs_begun(records))  # the images that a snapshot was trained on
+    scans = read_scans(run / "images")      # by the number of the epoch that they came before
+    manifest = manifest_of(run, 3)          # the images of the third epoch
+    manifest = remembered(run)              # every image that the run ever recorded
 
 A scan is a look at the sources before an epoch (`--watch`), or the note that files which broke leave. It is written before the
 first image of that epoch is drawn and never made again: whoever continues the run, or extends it, sees what it saw. The file
@@ -70,10 +71,20 @@ def make_scan(epoch: int, manifest: Manifest, added: pa.Table, removed: tuple[st
 
 
 def write_scan(folder: Path, scan: Scan) -> None:
-    """Writes `epoch-0003.parquet` for the scan before epoch 3, whole or not at all."""
-    folder.mkdir(exist_ok=True)
+    """Writes `epoch-0003.parquet` for the scan before epoch 3, whole or not at all.
+
+    Raises:
+        OSError: the disk refuses; nothing is there.
+    """
+    path = folder / f"epoch-{scan.epoch:04d}.parquet"
     facts = {"format": FORMAT, "epoch": scan.epoch, "removed": list(scan.removed), "digest": scan.digest}
-    write_table(folder / f"epoch-{scan.epoch:04d}.parquet", scan.added, MARK, facts)
+    try:
+        folder.mkdir(exist_ok=True)
+        write_table(path, scan.added, MARK, facts)
+    except OSError:
+        # It may be refused after the file has its name. A scan that nobody trained on must not be found by the next process.
+        path.unlink(missing_ok=True)
+        raise
 
 
 def read_scans(folder: Path) -> dict[int, Scan]:
@@ -98,11 +109,11 @@ def epochs_begun(records: Mapping[str, Any]) -> int:
 
 
 def manifest_of(run: Path, begun: int | None = None) -> Manifest:
-    """The images of a run as they were in an epoch.
+    """The images that a run trains on, or scores later, in an epoch.
 
     Args:
         run: the run's directory.
-        begun: how many epochs had begun: scans before later ones do not count. None for all that the run has ever seen.
+        begun: how many epochs had begun: scans before later ones do not count. None for the last one that was begun.
 
     Raises:
         ImagesError: a file of it is missing, damaged, or not the one that was recorded.
@@ -112,3 +123,22 @@ def manifest_of(run: Path, begun: int | None = None) -> Manifest:
         if begun is None or number <= begun:
             manifest = scan.applied_to(manifest)
     return manifest
+
+
+def remembered(run: Path) -> Manifest:
+    """Every image that a run ever recorded, those among them that left: sides and origins hold for good.
+
+    Raises:
+        ImagesError: a file of it is missing or damaged.
+    """
+    manifest = Manifest.read(run / "images.parquet")
+    for scan in read_scans(run / FOLDER).values():
+        manifest = with_added(manifest, scan)
+    return manifest
+
+
+def with_added(everything: Manifest, scan: Scan) -> Manifest:
+    """Everything that was ever recorded, after a scan. What left and came back has one row, with the place where it is now."""
+    if not len(scan.added):
+        return everything
+    return everything.changed(scan.added, scan.added.column("sha256").to_pylist())

@@ -53,16 +53,20 @@ class Sides:
     notes: tuple[str, ...]
 
 
-def decide_sides(newcomers: list[Row], remembered: pa.Table | None, val_split: float | None) -> Sides:
+def decide_sides(
+    newcomers: list[Row], remembered: pa.Table | None, val_split: float | None, *, fills: bool = True
+) -> Sides:
     """Gives every newcomer its side, for good.
 
     Args:
         newcomers: rows of the manifest to be; `side` is set where the source says it, and by this function.
         remembered: the recorded rows.
         val_split: the share of newcomers that validates, None for none.
+        fills: whether a class without a validation image among the newcomers gets one. False where few come at a time, and
+            one of each few would be far more than the share.
     """
     near = _look_near(newcomers, remembered)
-    notes = _split(newcomers, near, val_split)
+    notes = _split(newcomers, near, val_split, fills)
     return Sides(tuple(near.leaks), (*notes, *_describe(near.leaks)))
 
 
@@ -177,7 +181,7 @@ def _inherit(
         queued.update(following)
 
 
-def _split(newcomers: list[Row], near: _Near, val_split: float | None) -> list[str]:
+def _split(newcomers: list[Row], near: _Near, val_split: float | None, fills: bool) -> list[str]:
     """Sides by content for those that have none yet. Returns what a person should know."""
     share = val_split or 0.0
     unit_of: dict[int, int] = {}
@@ -204,7 +208,7 @@ def _split(newcomers: list[Row], near: _Near, val_split: float | None) -> list[s
         digits = first[:8] if len(unit) == 1 else first[8:16]
         for place in unit:
             newcomers[place]["side"] = VAL if int(digits, 16) < share * 2**32 else TRAIN
-    return _fill_classes(newcomers, unit_of, units, share)
+    return _fill_classes(newcomers, unit_of, units, share) if fills else []
 
 
 def _fill_classes(newcomers: list[Row], unit_of: dict[int, int], units: list[list[int]], share: float) -> list[str]:

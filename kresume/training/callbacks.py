@@ -1,6 +1,6 @@
 """The callbacks of a run, in the order in which they stand in the list: cutter, scorer, the user's, narrator, keeper.
 
-Keras's own `fit` trains, once per process. The cutter ends each epoch where the row of permutations ends it, the scorer
+Keras's own `fit` trains. The cutter ends each epoch where the row of permutations ends it, the scorer
 adds the scores of old, new and all images to the epoch's logs (so that Keras's EarlyStopping or ReduceLROnPlateau behind it
 can watch them), the keeper writes down what was done and takes the snapshots.
 

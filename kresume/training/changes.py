@@ -14,6 +14,7 @@ import contextlib
 import csv
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,8 @@ from kresume.progress import Reporter
 from kresume.training.watch import Watch
 
 BROKE = "file broke"
+PART = 256
+"""Pictures that are tried at once: they are held in memory."""
 
 
 class Changes:
@@ -65,6 +68,7 @@ class Changes:
         self._guard = guard
         self._on_failure = on_failure
         self._scans = scans.read_scans(run.path / scans.FOLDER)
+        self._everything = scans.remembered(run.path)
         self._broken = {str(event["sha256"]) for event in run.events(BROKE)}
         self._lock = threading.Lock()
         self._cache: Cache | None = None
@@ -125,21 +129,32 @@ class Changes:
             ImagesError: no training image is left.
         """
         number = done + 1
-        if number not in self._scans:
-            removed = self._unreadable(manifest)
-            if self._watch is None and not removed:
-                return None
-            added = self._watch.look(manifest, poll) if self._watch is not None else manifest.table.slice(0, 0)
-            scan = scans.make_scan(number, manifest, added, removed)
+        if number in self._scans:
+            return self._scans[number]
+        if number < max(self._scans, default=0):
+            return None  # later scans were made without one before this epoch: they hold
+        removed = self._unreadable(manifest)
+        if self._watch is None and not removed:
+            return None
+        scan = scans.make_scan(number, manifest, self._arrived(manifest, poll), removed)
+        try:
+            self._guard()
+            scans.write_scan(self._run.path / scans.FOLDER, scan)
+        except OSError as error:
+            self._on_failure(f"the images that came before epoch {number}", f"{error}: they are left for later")
+            return None
+        self._scans[number] = scan
+        self._everything = scans.with_added(self._everything, scan)
+        self._tell(scan, manifest)
+        return scan
+
+    def _arrived(self, manifest: Manifest, poll: Callable[[], None]) -> Any:
+        if self._watch is not None:
             try:
-                self._guard()
-                scans.write_scan(self._run.path / scans.FOLDER, scan)
-            except OSError as error:
-                self._on_failure(f"the images that came before epoch {number}", f"{error}: they are left for later")
-                return None
-            self._scans[number] = scan
-            self._tell(scan, manifest)
-        return self._scans[number]
+                return self._watch.look(manifest, self._everything, poll)
+            except (ImagesError, OSError) as error:
+                self._reporter.warn(f"new images cannot be looked for now ({error}): again before the next epoch")
+        return manifest.table.slice(0, 0)
 
     def _unreadable(self, manifest: Manifest) -> tuple[str, ...]:
         """The training images among the broken ones that cannot be read now either."""
@@ -148,13 +163,17 @@ class Changes:
         rows = np.nonzero(np.isin(manifest.sha256s, broken) & ~manifest.is_val)[0]
         if not len(rows):
             return ()
-        _, wrong = PictureReader(manifest, self._spec, self._cache).attempt(rows)
-        gone = rows[sorted(wrong)]
+        reader = PictureReader(manifest, self._spec, self._cache)
+        gone: list[int] = []
+        for start in range(0, len(rows), PART):
+            part = rows[start : start + PART]
+            gone += part[sorted(reader.attempt(part)[1])].tolist()
         if len(gone) == len(manifest.train_rows()):
             raise ImagesError(
                 "no training image can be read any more: is the drive still there? Restore it and run again"
             )
-        self._broken -= {manifest.sha256s[row].decode() for row in set(rows.tolist()) - set(gone.tolist())}
+        with self._lock:
+            self._broken -= {manifest.sha256s[row].decode() for row in set(rows.tolist()) - set(gone)}
         return tuple(manifest.sha256s[row].decode() for row in gone)
 
     def _tell(self, scan: Scan, manifest: Manifest) -> None:

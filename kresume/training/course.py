@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +31,7 @@ from kresume.images.decode import DecodeSpec
 from kresume.images.manifest import Manifest
 from kresume.images.mixing import Mixed, make_order
 from kresume.images.reader import PictureReader
-from kresume.images.scans import FOLDER, epochs_begun
+from kresume.images.scans import FOLDER, epochs_begun, manifest_of
 from kresume.lock import Lock
 from kresume.models import rebuild
 from kresume.models.averages import averaged
@@ -45,7 +46,7 @@ from kresume.training.passes import Passes
 from kresume.training.plan import open_cache
 from kresume.training.position import Progress
 from kresume.training.rates import RatePlan
-from kresume.training.schedules import set_clock
+from kresume.training.schedules import set_clock, time_of
 from kresume.training.snapshots import Cadence, RunWriter
 
 DEFAULT_KEEP = 3
@@ -84,7 +85,7 @@ class Course:
         self.amount = Amount.from_dict(run.record["amount"])
         self.loss = LossChoice(**run.record["loss"])
         self.spec = DecodeSpec(*self.card.image_size, self.card.resize, self.card.interpolation)
-        self.passes = Passes(self.manifest, self.amount, self._order_of, config.steps)
+        self.passes = Passes(self.manifest, self.amount, self._order_of, config.steps, config.epochs)
         self.writer = RunWriter(
             run.snapshots,
             run.metrics,
@@ -178,11 +179,11 @@ class Course:
             return
         cache = open_cache(config, self.spec)
         if cache is not None:
-            gather.decode_remembered(self.passes.manifest, self.spec, cache, self.reporter)
+            gather.decode_remembered(self.passes.manifest, self.spec, cache, self.reporter, needs_all=False)
         self.changes.open(cache)
         if self.progress.phase == "epoch" and self.progress.epoch:
             self._before_epoch(self.progress.epoch)
-        set_clock(self.model.optimizer, self.passes.clock)  # an epoch that is still to be scored is told its rate, too
+        self._set_clock()  # an epoch that is still to be scored is told its rate, too
         augmenter = augment.augmenter(
             config.augment or DEFAULT_AUGMENT,
             int(record["seed"]),
@@ -194,11 +195,14 @@ class Course:
         to_model = conventions.to_model_function(self.card.pixels)
 
         def dataset_from(step: int) -> Any:
-            set_clock(self.model.optimizer, self.passes.clock)
+            self._set_clock()
             manifest = self.passes.manifest
             rows = manifest.train_rows()
+            # The datasets that were there before hold on to what they read with, TensorFlow keeps them: it may go all the same.
+            self._reader = PictureReader(manifest, self.spec, cache)
+            reader = weakref.proxy(self._reader)
             return pipeline.training_dataset(
-                PictureReader(manifest, self.spec, cache),
+                reader,
                 rows,
                 manifest.labels[rows],
                 self.passes.order,
@@ -208,7 +212,7 @@ class Course:
                 augment=augmenter,
                 one_hot=len(self.card.classes) if self.loss.one_hot else None,
                 on_broken=lambda row, reason: self.changes.broke(
-                    manifest, row, reason, "the next image of the order stands in for it"
+                    reader.manifest, row, reason, "the next image of the order stands in for it"
                 ),
             )
 
@@ -226,6 +230,7 @@ class Course:
                 "manifest": self.passes.digest,
                 "fingerprint": devices.fingerprint(),
                 "seed": record["seed"],
+                "clock": time_of(self.model.optimizer),
             },
             before_epoch=lambda epochs: self._before_epoch(epochs, keeper),
         )
@@ -249,6 +254,9 @@ class Course:
                 keeper=keeper,
             )
         self.writer.join()
+
+    def _set_clock(self) -> None:
+        set_clock(self.model.optimizer, self.passes.clock, int(self.run.record["iterations"]))
 
     def _before_epoch(self, done: int, keeper: Keeper | None = None) -> bool:
         """Takes up what came and went before the next epoch; True where anything did."""
@@ -303,7 +311,6 @@ class Course:
             "images_per_second": round(steps_per_second * self.amount.batch_size, 1) if steps_per_second else None,
             "time": runs.now(),
         }
-        epochs = len(self.passes.boundaries)
         trained_words = f"{100 * trained['accuracy']:.1f} %, loss {trained['loss']:.3f}"
         epochs = len(self.passes.boundaries)
         self.reporter.say(
@@ -331,7 +338,7 @@ class Course:
                     "step": step,
                     "total_step": record["base_step"] + step,
                     "parent": record["parent"],
-                    "manifest": self.passes.digest,
+                    "manifest": self._digest_of(best),
                 },
             }
         )
@@ -359,6 +366,12 @@ class Course:
         self.run.event("finished", step=step, which=which)
         snapshot.prune_snapshots(self.run.snapshots, 0, {step})
         return self.run
+
+    def _digest_of(self, best: Mapping[str, Any] | None) -> str:
+        """The digest of the images that the result was trained on."""
+        if best is None or self.passes.manifest is self.manifest:
+            return self.passes.digest
+        return manifest_of(self.run.path, int(best["epoch"]) + 1).digest()
 
     def _counts(self) -> dict[str, int]:
         """How many images there are at the end of training: more or fewer than at its start where they came and went."""

@@ -315,22 +315,38 @@ def came_since(config: TrainConfig, manifest: Manifest, before: int) -> int:
         return 0
 
 
-def decode_remembered(remembered: Manifest, spec: DecodeSpec, cache: Cache, reporter: Reporter) -> None:
-    """Fills the cache with remembered images that it does not hold (another machine, another size)."""
+def decode_remembered(
+    remembered: Manifest, spec: DecodeSpec, cache: Cache, reporter: Reporter, *, needs_all: bool = True
+) -> None:
+    """Fills the cache with remembered images that it does not hold (another machine, another size).
+
+    Args:
+        remembered: the images.
+        spec: how they are decoded.
+        cache: where they are kept.
+        reporter: shown progress.
+        needs_all: False leaves those that cannot be read to whoever reads them: a run that is under way goes on without.
+
+    Raises:
+        ImagesError: one cannot be read, unless it need not.
+    """
     missing = remembered.found(np.nonzero(cache.find(remembered.sha256s) < 0)[0])
-    if not missing:
-        return
-    gone = [path for path in dict.fromkeys(file.path for file in missing) if not places.exists(path)]
-    if gone:
+    gone = {path for path in dict.fromkeys(file.path for file in missing) if not places.exists(path)}
+    if gone and needs_all:
+        first = next(file.path for file in missing if file.path in gone)
         raise ImagesError(
-            f"{len(gone):,} files that the parent remembers are gone, the first is {gone[0]}: restore them, or give "
+            f"{len(gone):,} files that the parent remembers are gone, the first is {first}: restore them, or give "
             "the old images where they are now with --data"
         )
+    missing = [file for file in missing if file.path not in gone]
+    if not missing:
+        return
     done = prepare(
         missing, spec, cache, reporter, known=remembered.known_files(missing), label="preparing remembered images"
     )
-    if done.quarantine:
-        first = done.quarantine[0]
+    if done.quarantine and needs_all:
+        first = done.quarantine[0].path
         raise ImagesError(
-            f"{len(done.quarantine):,} remembered images can no longer be read, the first is {first.path}: {first.reason}"
+            f"{len(done.quarantine):,} remembered images can no longer be read, the first is {first}: "
+            f"{done.quarantine[0].reason}"
         )

@@ -22,7 +22,7 @@ from kresume.checkpoints.state import Card, SavedOptimizer, TrainState
 from kresume.config import TrainConfig
 from kresume.errors import CheckpointError, UsageError
 from kresume.images.manifest import Manifest
-from kresume.images.scans import epochs_begun, manifest_of
+from kresume.images.scans import remembered
 
 NEW_OPTIMIZER = "adamw"
 
@@ -127,8 +127,7 @@ def read_parent(config: TrainConfig) -> Parent | None:
         return None
     run = parent_run(config.from_)
     state = read_checkpoint(config.from_)
-    # Images that came while it trained count as far as this state was trained on them.
-    return Parent(state, run, manifest_of(run.path, epochs_begun(state.records)) if run is not None else None)
+    return Parent(state, run, remembered(run.path) if run is not None else None)
 
 
 def _has_prefix(path: Path) -> bool:

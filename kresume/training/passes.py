@@ -29,6 +29,7 @@ class Passes:
         amount: what was planned for them.
         order_of: makes the order of a manifest's training rows.
         steps: `--steps`, None where epochs say how much to train.
+        epochs: `--epochs`, the most that `steps` may become where images leave; None for no bound.
 
     Attributes:
         manifest: the images of the current pass and those behind it.
@@ -39,7 +40,12 @@ class Passes:
     """
 
     def __init__(
-        self, manifest: Manifest, amount: Amount, order_of: Callable[[Manifest], Mixed], steps: int | None
+        self,
+        manifest: Manifest,
+        amount: Amount,
+        order_of: Callable[[Manifest], Mixed],
+        steps: int | None,
+        epochs: int | None = None,
     ) -> None:
         self.manifest, self.digest = manifest, manifest.digest()
         self.boundaries = list(amount.boundaries)
@@ -47,6 +53,7 @@ class Passes:
         self._amount = amount
         self._order_of = order_of
         self._steps = steps if steps == amount.steps else None
+        self._epochs = epochs if self._steps is not None else amount.epochs
         self._dealt: Mixed = order_of(manifest)
         self.order: Order = self._dealt
 
@@ -73,7 +80,7 @@ class Passes:
             self.clock = Clock(step, planned, pace)
 
     def _taken(self, epoch: int, step: int, manifest: Manifest) -> np.ndarray:
-        """What the batch before took of the next pass, as indices into the training rows to be."""
+        """What the batch before took beyond its own pass, as indices into the training rows to be."""
         position = self.order.dealt_by(epoch - 1)
         indices = self.order.take(position, step * self.order.batch_size - position)
         shas = self.manifest.sha256s[self.manifest.train_rows()[indices]]
@@ -85,7 +92,9 @@ class Passes:
 
     def _rest(self, epoch: int, step: int) -> list[int]:
         ends: list[int] = []
-        while len(ends) < self._amount.epochs - epoch if self._steps is None else step < self._steps:
+        while (self._epochs is None or epoch + len(ends) < self._epochs) and (
+            self._steps is None or step < self._steps
+        ):
             step = epoch_boundary(self.order, epoch + len(ends), step, self._amount.steps_per_execution)
             ends.append(step if self._steps is None else min(step, self._steps))
         return ends

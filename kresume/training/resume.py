@@ -25,7 +25,7 @@ from kresume.checkpoints.state import Card, SavedOptimizer
 from kresume.config import TrainConfig
 from kresume.errors import KresumeError, RunError, Stopped
 from kresume.images.prepare import write_quarantine
-from kresume.images.scans import manifest_of
+from kresume.images.scans import remembered
 from kresume.lock import Lock
 from kresume.progress import Reporter
 from kresume.training.decisions import Amount, describe_scores
@@ -245,8 +245,8 @@ def _continue(run: runs.Run, opening: Opening, reporter: Reporter) -> TrainResul
     backend = config.backend or run.record["backend"]
     devices.select(backend, config.device, config.devices, batch_size, exact=config.exact == "on")
     devices.set_precision(config.precision)
-    came = 0 if config.watch else came_since(config, manifest_of(run.path), int(run.record.get("not_used", 0)))
-    if came:
+    before = run.record.get("not_used")  # not noted by the first versions
+    if not config.watch and before is not None and (came := came_since(config, remembered(run.path), int(before))):
         reporter.say(
             f"{came:,} pictures came since this run began: it goes on with those that it recorded. They join in the next one: "
             f"kresume train --from {shlex.quote(str(run.path))} --add FOLDER (or now, with --watch)"

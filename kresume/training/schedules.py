@@ -15,6 +15,7 @@ epochs; a compiled step sees the new time without being compiled again.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -46,14 +47,33 @@ def wind(optimizer: Any) -> None:
     if schedule is not None:
         inner = getattr(optimizer, "inner_optimizer", optimizer)
         schedule.clock = inner.add_variable((3,), dtype="float32", name=devices.CLOCK)
-        set_clock(optimizer, Clock())
+        set_clock(optimizer, Clock(), schedule.origin)
 
 
-def set_clock(optimizer: Any, clock: Clock) -> None:
-    """Sets the clock of a schedule that has one; between two calls of `fit`, never within."""
+def set_clock(optimizer: Any, clock: Clock, iterations: int = 0) -> None:
+    """Sets the clock of a schedule that has one; between two calls of `fit`, never within.
+
+    Args:
+        optimizer: wound.
+        clock: in steps of the run.
+        iterations: the optimizer's count when the run began. A schedule that is a parent's counts from an earlier one.
+    """
     schedule = _schedule_of(optimizer)
     if schedule is not None:
-        schedule.clock.assign(np.array(astuple(clock), np.float32))
+        offset = iterations - schedule.origin
+        schedule.now = Clock(clock.step + offset, clock.planned + offset, clock.pace)
+        schedule.clock.assign(np.array(astuple(schedule.now), np.float32))
+
+
+def time_of(optimizer: Any) -> list[float] | None:
+    """What a schedule's `base` has to be for whoever goes on with it; None where its time is that of the steps."""
+    schedule = _schedule_of(optimizer)
+    if schedule is None or (
+        schedule.base is None and schedule.now.pace == 1.0 and schedule.now.step == schedule.now.planned
+    ):
+        return None
+    now, base = schedule.now, schedule.base or Clock()
+    return [now.step, base.planned + (now.planned - base.step) * base.pace, now.pace * base.pace]
 
 
 def _schedule_of(optimizer: Any) -> Cosine | None:
@@ -72,10 +92,18 @@ class Cosine(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[m
         start: the rate that the warm-up rises from.
         end: the rate at the end.
         origin: the optimizer's count of iterations at which the schedule begins.
+        base: `(step, planned, pace)` of the clock of a run whose images changed, for one that goes on with its schedule.
     """
 
     def __init__(
-        self, peak: float, steps: int, warmup_steps: int = 0, start: float = 0.0, end: float = 0.0, origin: int = 0
+        self,
+        peak: float,
+        steps: int,
+        warmup_steps: int = 0,
+        start: float = 0.0,
+        end: float = 0.0,
+        origin: int = 0,
+        base: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= warmup_steps < steps:
@@ -86,13 +114,17 @@ class Cosine(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[m
         self.start = start
         self.end = end
         self.origin = origin
+        self.base = None if base is None else Clock(*base)
         self.clock: Any = None
+        self.now = Clock()
 
     def __call__(self, step: Any) -> Any:
         done = ops.cast(step - self.origin, "float32")  # whole numbers first: float32 counts to 2^24 only
         if self.clock is not None:
             clock = ops.convert_to_tensor(self.clock)
             done = clock[1] + (done - clock[0]) * clock[2]
+        if self.base is not None:
+            done = self.base.planned + (done - self.base.step) * self.base.pace
         warm = self.start + (self.peak - self.start) * (done + 1.0) / max(self.warmup_steps, 1)
         share = ops.clip((done - self.warmup_steps) / (self.steps - self.warmup_steps), 0.0, 1.0)
         decayed = self.end + 0.5 * (self.peak - self.end) * (1.0 + ops.cos(math.pi * share))
@@ -101,7 +133,7 @@ class Cosine(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[m
     def get_config(self) -> dict[str, Any]:
         """The arguments, for Keras's serialization."""
         names = ("peak", "steps", "warmup_steps", "start", "end", "origin")
-        return {name: getattr(self, name) for name in names}
+        return {**{name: getattr(self, name) for name in names}, "base": self.base and list(astuple(self.base))}
 
 
 @keras.saving.register_keras_serializable(package="kresume")

@@ -1,7 +1,7 @@
 """`--watch`: a look at the sources before each epoch, for images that came since the one before.
 
     watch = Watch(config, classes, spec, cache, generation, reporter)
-    rows = watch.look(manifest, poll)       # rows of the manifest to be, prepared and in the cache
+    rows = watch.look(manifest, everything, poll)       # rows of the manifest to be, prepared and in the cache
 
 Nothing that goes wrong here ends training: what cannot be used now is named and looked at again before the next epoch. What
 joins is decided as when a run begins (`images/merging.py`): the same bytes count once, sides follow from content, and an
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +23,7 @@ from kresume.errors import ImagesError
 from kresume.images import corrections, merging, places
 from kresume.images.cache import Cache, listings_of
 from kresume.images.decode import DecodeSpec
-from kresume.images.manifest import Manifest
+from kresume.images.manifest import PLACE, Manifest, schema
 from kresume.images.prepare import Image, Prepared, prepare
 from kresume.images.sources import Found, list_images
 from kresume.images.sources.found import key_of
@@ -41,6 +41,45 @@ PART = 128
 
 Version = tuple[int, int]
 """A file's size and time."""
+
+
+class _Known:
+    """What the run knows of a picture's content.
+
+    Args:
+        everything: every recorded image.
+        row_of: its row by SHA-256.
+        present: which rows are in the run now.
+    """
+
+    def __init__(self, everything: Manifest, row_of: dict[bytes, int], present: np.ndarray) -> None:
+        self._everything = everything
+        self._row_of = row_of
+        self._present = present
+
+    @classmethod
+    def of(cls, manifest: Manifest, everything: Manifest) -> _Known:
+        """Looks up what is where."""
+        rows = {sha: row for row, sha in enumerate(everything.sha256s.tolist())}
+        return cls(everything, rows, np.isin(everything.sha256s, manifest.sha256s))
+
+    def _row(self, image: Image) -> int | None:
+        return self._row_of.get(image.facts.sha256.encode())
+
+    def label(self, image: Image) -> str | None:
+        """The recorded label, None for a newcomer."""
+        row = self._row(image)
+        return None if row is None else self._everything.classes[self._everything.labels[row]]
+
+    def left(self, image: Image) -> bool:
+        """Whether it was in the run and left."""
+        row = self._row(image)
+        return row is not None and not self._present[row]
+
+    def path(self, image: Image) -> str:
+        """The recorded place; empty for a newcomer."""
+        row = self._row(image)
+        return "" if row is None else self._everything.paths(np.array([row]))[0]
 
 
 class Watch:
@@ -76,18 +115,25 @@ class Watch:
         self._seen: dict[str, Version] = {}
         self._judged: dict[str, Version] = {}
         self._told: set[str] = {f"cannot be used:{name}" for name in set_aside}
+        self._unlisted: set[str] = set()
         self._recorded: tuple[Manifest | None, set[str]] = (None, set())
 
-    def look(self, manifest: Manifest, poll: Callable[[], None]) -> pa.Table:
+    def look(self, manifest: Manifest, everything: Manifest, poll: Callable[[], None]) -> pa.Table:
         """Finds, reads and decodes what came.
 
         Args:
             manifest: the images of the run so far.
+            everything: those and the ones that left: what comes back keeps its side and origin.
             poll: called now and then; may raise to give up, nothing is lost.
 
         Returns:
             Rows of the manifest, with the side of each; none where nothing came.
+
+        Raises:
+            ImagesError, OSError: nothing can be looked at now.
         """
+        import pyarrow as pa
+
         if manifest is not self._recorded[0]:
             self._recorded = manifest, _keys_of(manifest)
         recorded = self._recorded[1]
@@ -95,24 +141,27 @@ class Watch:
         poll()
         self._name_vanished(manifest, recorded, {found.key for found in (*train, *val)})
         arrived = [self._ready(self._known_classes(part), recorded) for part in (train, val)]
-        prepared = [self._prepare(part, manifest, poll) for part in arrived]
-        if not any(part.images for part in prepared):
-            return manifest.table.slice(0, 0)
+        known = _Known.of(manifest, everything)
+        prepared = [self._prepare(part, known, len(manifest), poll) for part in arrived]
+        images = [image for part in prepared for image in part]
+        back = {image.facts.sha256: image.found for image in images if known.left(image)}
+        fresh = [Prepared(tuple(image for image in part if not known.left(image)), (), 0, 0) for part in prepared]
         merge = merging.merge(
-            manifest,
+            everything,
             None,
-            prepared[0],
-            prepared[1],
+            fresh[0],
+            fresh[1],
             classes=self._classes,
             val_split=gather.val_split_of(self._config),
             generation=self._generation,
             drop=self._drop,
+            fills=False,
         )
         for note in merge.facts.notes:
             self._say(f"note: {note}")
-        self._judged |= {image.found.key: _version(image.found) for part in prepared for image in part.images}
-        came = ~np.isin(merge.manifest.sha256s, manifest.sha256s)
-        return merge.manifest.table.take(np.nonzero(came)[0])
+        self._judged |= {image.found.key: _version(image.found) for image in images if not known.left(image)}
+        came = ~np.isin(merge.manifest.sha256s, everything.sha256s)
+        return pa.concat_tables([merge.manifest.table.take(np.nonzero(came)[0]), _where_they_are_now(everything, back)])
 
     def _list(self, *given: Sequence[str] | None) -> list[Found]:
         """What these sources hold; one that cannot be listed now is named and left for the next epoch."""
@@ -124,7 +173,9 @@ class Watch:
                 )
             except (ImagesError, OSError) as error:
                 self._say(f"{path} cannot be looked at now ({error}): it is looked at again before the next epoch")
+                self._unlisted.add(path)
                 continue
+            self._unlisted.discard(path)
             listed += merging.name_numbers(listing, self._classes)
         return listed
 
@@ -142,33 +193,31 @@ class Watch:
             version = _version(found)
             if found.key in recorded or self._judged.get(found.key) == version:
                 continue
-            fresh = 0 <= now - found.mtime_ns < SETTLED_SECONDS * 1e9
+            fresh = now - found.mtime_ns < SETTLED_SECONDS * 1e9  # a server's clock may be ahead
             if not fresh or self._seen.get(found.key) == version:
                 ready.append(found)
             self._seen[found.key] = version
         return ready
 
-    def _prepare(self, ready: Sequence[Found], manifest: Manifest, poll: Callable[[], None]) -> Prepared:
+    def _prepare(self, ready: Sequence[Found], known: _Known, others: int, poll: Callable[[], None]) -> list[Image]:
+        """What is usable and not in the run. `others`: how many pictures the cache has to hold beside them."""
         images: list[Image] = []
-        labels = dict(zip(manifest.sha256s.tolist(), manifest.labels.tolist(), strict=True)) if ready else {}
         for start in range(0, len(ready), PART):
             poll()
             part = ready[start : start + PART]
-            try:
-                done = prepare(part, self._spec, self._cache, self._reporter, label="preparing arrivals")
-            except (ImagesError, OSError) as error:
-                self._say(f"{len(part):,} arrivals cannot be prepared now ({error}): again before the next epoch")
-                continue
+            done = prepare(
+                part, self._spec, self._cache, self._reporter, label="preparing arrivals", others=others + start
+            )
             for row in done.quarantine:
                 self._say_once(
                     f"cannot be used:{row.path}",
                     f"{row.path} cannot be used now ({row.reason}): it is looked at again before the next epoch",
                 )
-            images += [image for image in done.images if self._joins(image, labels)]
-        return Prepared(tuple(images), (), 0, 0)
+            images += [image for image in done.images if self._joins(image, known)]
+        return images
 
-    def _joins(self, image: Image, labels: dict[bytes, int]) -> bool:
-        """Whether a picture is new to the run and was read as it was listed."""
+    def _joins(self, image: Image, known: _Known) -> bool:
+        """Whether a picture is not in the run, and was read as it was listed."""
         found = image.found
         try:
             now = places.stat(found.path)
@@ -176,20 +225,25 @@ class Watch:
             return False
         if (now.st_size, now.st_mtime_ns) != _version(found):
             return False  # it grew while it was read
-        known = labels.get(image.facts.sha256.encode())
-        if known is None:
+        label = known.label(image)
+        if label is None:
             return True
-        self._judged[found.key] = _version(found)
-        if self._classes[known] != found.label:
+        if label != found.label:
+            self._judged[found.key] = _version(found)
             self._say(
-                f"{found.name} is in the run as {self._classes[known]} and now stands under {found.label}: it waits for the "
-                "next generation"
+                f"{found.name} is known to the run as {label} and now stands under {found.label}: it waits for the next "
+                "generation"
             )
+            return False
+        if known.left(image):
+            return True
+        if places.exists(known.path(image)):
+            self._judged[found.key] = _version(found)  # a copy; the place of one that was renamed is asked for again
         return False
 
     def _name_vanished(self, manifest: Manifest, recorded: set[str], listed: set[str]) -> None:
         """Names recorded files of the sources that are gone. Their pictures go on as long as they can be read."""
-        given = {*(self._config.data or ()), *(self._config.add or ()), *(self._config.val or ())}
+        given = {*(self._config.data or ()), *(self._config.add or ()), *(self._config.val or ())} - self._unlisted
         missing = recorded - listed
         if not missing:
             return
@@ -212,6 +266,19 @@ class Watch:
         if key not in self._told:
             self._told.add(key)
             self._reporter.say(text)
+
+
+def _where_they_are_now(everything: Manifest, back: Mapping[str, Found]) -> pa.Table:
+    """The recorded rows of images that left and came back, at the places where they were found."""
+    import pyarrow as pa
+
+    rows = np.nonzero(np.isin(everything.sha256s, np.array(sorted(back), "S64")))[0]
+    table = everything.table.take(rows)
+    for name in PLACE:
+        values = [getattr(back[sha.decode()], name) for sha in everything.sha256s[rows].tolist()]
+        index = table.column_names.index(name)
+        table = table.set_column(index, schema().field(name), pa.array(values, schema().field(name).type))
+    return table
 
 
 def _version(found: Found) -> Version:
