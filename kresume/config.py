@@ -307,6 +307,7 @@ FREE_TO_DIFFER = frozenset(
         "trust",
         "map_out",
         "watch",
+        "imports",
     }
 )
 """What a continuation may change."""
@@ -396,10 +397,9 @@ def same_config(before: TrainConfig, now: TrainConfig) -> list[tuple[str, Any, A
 
 def code_of(options: Mapping[str, Any]) -> tuple[str, ...]:
     """The Python files that a run's options name, as far as they are here: what it registers, and what its model is made by."""
-    files = list(options.get("imports") or ())
-    file, _, _ = str(options.get("model") or "").rpartition(":")
-    files += [file] * (file.endswith(".py") and Path(file).is_file())
-    return tuple(dict.fromkeys(files))
+    model, _, _ = str(options.get("model") or "").rpartition(":")
+    files = [*(options.get("imports") or ()), *([model] if model.endswith(".py") else ())]
+    return tuple(dict.fromkeys(file for file in files if Path(file).is_file()))
 
 
 def to_command(config: TrainConfig, program: str = "kresume train") -> str:

@@ -19,7 +19,7 @@ from kresume.errors import CheckpointError, ConfigMismatch, ImagesError, Nothing
 from kresume.evaluation.evaluate import evaluate
 from kresume.images.manifest import Manifest
 from tests.conftest import write_pictures
-from tests.support import TINY, assert_same_bytes, lines_without_time, result_arrays, run_training
+from tests.support import TINY, assert_same_bytes, lines_without_time, make_interrupted, result_arrays, run_training
 
 OTHER = {"tensorflow": "jax", "jax": "tensorflow"}
 
@@ -386,3 +386,39 @@ def test_old_images_that_are_gone(tmp_path, pictures, monkeypatch):
     monkeypatch.setenv("KRESUME_CACHE", str(tmp_path / "another-cache"))
     with pytest.raises(ImagesError, match=r"gone|cannot be"):
         run_training(parent, out=str(tmp_path / "elsewhere"), on_missing="cache", **arguments)
+
+
+def test_data_beside_a_run_says_what_it_replaces(parent, pictures, tmp_path):
+    """--data replaces the remembered images; those that it does not hold are counted in the plan."""
+    plan = kresume.plan(str(parent), data=[str(pictures / "new")], lr=1e-3, quiet=True)
+    assert any("24 of its 24 images are not in it and are not trained on" in note for note in plan.notes)
+    same = kresume.plan(str(parent), data=[str(pictures / "old")], lr=1e-3, quiet=True)
+    assert not any("replaces what" in note for note in same.notes)
+
+
+def test_the_same_images_to_train_and_to_validate_are_named(parent, pictures):
+    """Given for both they validate; trained on by the parent they go on training, and validate nothing."""
+    both = kresume.plan(str(parent), add=[str(pictures / "new")], val=[str(pictures / "new")], lr=1e-3, quiet=True)
+    assert any("18 images are given to validate and to train, too: they validate" in note for note in both.notes)
+    old = kresume.plan(str(parent), add=[str(pictures / "new")], val=[str(pictures / "old")], lr=1e-3, quiet=True)
+    assert any("to validate and were trained on" in note for note in old.notes)
+
+
+def test_a_picture_that_moved_to_another_class_is_a_relabel_not_a_loss(tmp_path, pictures):
+    """It is in the folder that is given: nothing is missing, its label is the new one, and that alone is worth a run."""
+    shutil.copytree(pictures / "old", tmp_path / "old")
+    first = run_training(out=str(tmp_path / "first"), data=[str(tmp_path / "old")], **TINY).run
+    (tmp_path / "old" / "circle" / "0.png").rename(tmp_path / "old" / "square" / "was-a-circle.png")
+    child = run_training(first, add=[str(tmp_path / "old")], epochs=1, lr=1e-3, out=str(tmp_path / "child")).run
+    table = Manifest.read(Path(child) / "images.parquet")
+    assert len(table) == 24
+    assert table.table.column("label").to_pylist().count("square") == 9
+
+
+def test_scores_of_a_run_that_is_not_finished_say_so(tmp_path, pictures):
+    """What is scored is its newest snapshot; before the first one that is its parent."""
+    path = run_training(out=str(tmp_path / "run"), data=[str(pictures / "old")], **TINY).run
+    assert "not finished" not in str(evaluate(path, data=str(pictures / "new")))
+    make_interrupted(Path(path), "none")
+    scored = str(evaluate(path, data=str(pictures / "new")))
+    assert "is not finished (running): its newest snapshot is used" in scored

@@ -104,4 +104,5 @@ def _snapshot(run: runs.Run, which: str) -> TrainState:
         if which == str(step):
             return snapshot.read_snapshot(path)
     known = ", ".join(str(step) for step, _ in steps)
-    raise CheckpointError(f"{run.path}@{which}: no such snapshot; there are last, best and the steps {known}")
+    best = ", best" if run.best_step() is not None else ""
+    raise CheckpointError(f"{run.path}@{which}: no such snapshot; there are last{best} and the steps {known}")

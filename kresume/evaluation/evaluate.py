@@ -197,7 +197,7 @@ def evaluate(
     source = PictureReader(manifest, spec, store)
     scorer = LiveScorer(loaded.model, source, manifest, loaded.card, loaded.loss, batch_size, generation)
     scores = scorer.score(reporter, "scoring", rows=np.arange(len(manifest)))
-    return Evaluation(path, shown, scores, set_aside, against=compared)
+    return Evaluation(path, shown, scores, set_aside, loaded.standing, against=compared)
 
 
 UNDECODED = DecodeSpec(64, 64)

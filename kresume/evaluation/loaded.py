@@ -89,6 +89,15 @@ class Loaded:
         """The run's generation, 0 for a bare checkpoint."""
         return self.run.generation if self.run else 0
 
+    @property
+    def standing(self) -> str:
+        """What to say where a run is not finished: whose weights these are. Empty otherwise."""
+        if self.run is None or self.run.finished:
+            return ""
+        step = int(self.state.step or 0) - int(self.run.record["base_step"])
+        whose = "its parent's weights, or the initial ones" if step == 0 else f"the weights of its step {step:,}"
+        return f"{self.run.path} is not finished ({self.run.status}): its newest snapshot is used, {whose}"
+
 
 def find_run(path: str) -> runs.Run | None:
     """The run that a path names (`RUN`, `RUN@best`, a folder of runs), None if it is a bare checkpoint."""
@@ -119,7 +128,7 @@ def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, ano
     path = subject.checkpoint
     run = find_run(path)
     state = read_checkpoint(path)
-    ours = code_of({"imports": subject.imports, "model": subject.model})
+    ours = (*subject.imports, *code_of({"model": subject.model}))
     runs_own = code_of(run.record["options"]) if run is not None else ()
     subject = replace(subject, imports=tuple(dict.fromkeys([*ours, *runs_own])))
     card = state.card

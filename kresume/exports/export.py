@@ -171,6 +171,8 @@ def export(
     names = tuple(classes) if classes else None
     subject = Subject(path, model, names, pixels, image_size, tuple(imports), map_file, trust)
     loaded = load(subject, anonymous=exporter.for_training)
+    if loaded.standing:
+        reporter.warn(loaded.standing)
     sources = [str(data)] if isinstance(data, (str, Path)) else [str(source) for source in data]
     with gather_samples(loaded, sources, reporter) as samples:
         job = replace(job, files=samples.files[:8], pictures=str(samples.folder / "pictures.npy"))

@@ -70,7 +70,12 @@ def missing_rows(manifest: Manifest) -> np.ndarray:
 
 
 def without_missing(
-    manifest: Manifest, cache: Cache | None, policy: str, parent: str, drop: Collection[str]
+    manifest: Manifest,
+    cache: Cache | None,
+    policy: str,
+    parent: str,
+    drop: Collection[str],
+    given: Collection[str] = (),
 ) -> tuple[Manifest, list[str]]:
     """The images that can be trained on, by `--on-missing`.
 
@@ -80,6 +85,7 @@ def without_missing(
         policy: `"error"`, `"drop"` or `"cache"`.
         parent: for messages.
         drop: what is forgotten anyhow, and need not be there.
+        given: SHA-256s of what was given now: a picture among it has only moved.
 
     Returns:
         `(the manifest, what a person should know)`.
@@ -88,6 +94,8 @@ def without_missing(
         ImagesError: images are gone and the policy does not cover them.
     """
     gone = missing_rows(manifest)
+    if len(given) and len(gone):
+        gone = gone[~np.isin(manifest.sha256s[gone], np.array(sorted(given), "S64"))]
     if drop and len(gone):
         paths, hashes = manifest.paths(gone), manifest.sha256s[gone].tolist()
         wanted = [not {path, sha.decode()} & set(drop) for path, sha in zip(paths, hashes, strict=True)]

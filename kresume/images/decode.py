@@ -308,15 +308,24 @@ def _many_function(spec: DecodeSpec, exif: bool, ratio: int, shrinks: bool) -> C
         out = tf.TensorSpec([spec.height, spec.width, 3], tf.uint8)
         return tf.map_fn(one, encoded, fn_output_signature=out, parallel_iterations=1)  # one whole picture at a time
 
-    return tf.function(function, input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)  # type: ignore[no-any-return]
+    return _concrete(function, tf.TensorSpec([None], tf.string))
 
 
 @cache
 def _array_function(spec: DecodeSpec) -> Callable[[Any], Any]:
     import tensorflow as tf
 
-    signature = [tf.TensorSpec([None, None, 3], tf.uint8)]
-    return tf.function(lambda array: resize(array, spec), input_signature=signature, autograph=False)  # type: ignore[no-any-return]
+    return _concrete(lambda array: resize(array, spec), tf.TensorSpec([None, None, 3], tf.uint8))
+
+
+def _concrete(function: Callable[[Any], Any], spec: Any) -> Callable[[Any], Any]:
+    """The function traced once. TensorFlow would warn of tracing too often: it takes ours for other sizes for the same one."""
+    import tensorflow as tf
+
+    traced: Callable[[Any], Any] = tf.function(
+        function, input_signature=[spec], autograph=False
+    ).get_concrete_function()
+    return traced
 
 
 def _other(encoded: Any) -> Any:

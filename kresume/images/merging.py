@@ -45,6 +45,7 @@ class MergeFacts:
         relabels: images that stand at another label now and no longer at the old one, by (path, old label, label).
         leaks: near-duplicates across the border of training and validation, and what became of each.
         dropped: images that `--drop` removed.
+        both: images given to validate and to train, or that were trained on before: (path, the other path, what became).
     """
 
     added: int
@@ -56,6 +57,7 @@ class MergeFacts:
     relabels: tuple[tuple[str, str, str], ...] = ()
     leaks: tuple[Leak, ...] = ()
     dropped: int = 0
+    both: tuple[tuple[str, str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,15 @@ def merge(
     sides = decide_sides(newcomers, remembered, val_split, fills=fills)
     notes += sides.notes
     table = _joined(remembered, [row for row in newcomers if row["side"] is not None])
+    both = _given_for_both(given, inverse, rows, parent)
     notes += _describe(conflicts, len(left_out), relabels, on_conflict)
+    for outcome, words in (
+        ("validates", "to train, too: they validate"),
+        ("trains", "to validate and were trained on"),
+    ):
+        if named := [path for path, _, became in both if became == outcome]:
+            begins = "given to validate and" if outcome == "validates" else "given"
+            notes.append(f"{len(named):,} images are {begins} {words}; the first is {named[0]}")
     facts = MergeFacts(
         added=sum(row["origin"] == generation for row in newcomers if row["side"] is not None),
         known=int(counts[rows >= 0].sum()),
@@ -169,6 +179,7 @@ def merge(
         relabels=tuple(relabels),
         leaks=sides.leaks,
         dropped=dropped + forgotten,
+        both=both,
     )
     return Merge(Manifest.from_table(table, tuple(classes)), facts)
 
@@ -202,6 +213,26 @@ def _rows_of(parent: Manifest | None, unique: np.ndarray) -> np.ndarray:
     place = np.searchsorted(parent.sha256s, unique, sorter=order)
     row = order[np.minimum(place, len(order) - 1)]
     return np.where(parent.sha256s[row] == unique, row, -1)
+
+
+def _given_for_both(
+    given: _Given, inverse: np.ndarray, rows: np.ndarray, parent: Manifest | None
+) -> tuple[tuple[str, str, str], ...]:
+    """The exact leaks: the same bytes to validate and to train. Recorded sides hold; otherwise they validate."""
+    validating = np.full(len(rows), -1)
+    places = np.nonzero(given.roles == _Given.VAL)[0]
+    validating[inverse[places]] = places
+    found = []
+    for place in np.nonzero((given.roles != _Given.VAL) & (validating[inverse] >= 0))[0]:
+        if rows[inverse[place]] < 0:
+            other = given.images[validating[inverse[place]]].found.name
+            found.append((given.images[place].found.name, other, "validates"))
+    if parent is not None:
+        for group in np.nonzero((validating >= 0) & (rows >= 0))[0]:
+            if not parent.is_val[rows[group]]:
+                path = given.images[validating[group]].found.name
+                found.append((path, parent.paths(rows[group : group + 1])[0], "trains"))
+    return tuple(found)
 
 
 def _label_codes(parent: Manifest | None, given: _Given, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

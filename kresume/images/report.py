@@ -45,6 +45,7 @@ class Scan:
         quarantine: files that cannot be used.
         generation: images of this origin are new; -1 where nothing is old.
         notes: what the listing wants to say.
+        given: how many images the sources hold, each once; None for a run's.
     """
 
     sources: tuple[str, ...]
@@ -53,6 +54,7 @@ class Scan:
     quarantine: tuple[Quarantined, ...] = ()
     generation: int = -1
     notes: tuple[str, ...] = ()
+    given: int | None = None
 
 
 def scan(
@@ -112,6 +114,7 @@ def scan(
         tuple(quarantine),
         generation if against is not None else -1,
         tuple(dict.fromkeys(notes)),
+        len({image.facts.sha256 for each in (images, validating) if each for image in each.images}),
     )
 
 
@@ -304,7 +307,7 @@ class Check:
         )
         lines += _first("have a new label", [f"{path}: {before} -> {now}" for path, before, now in self.relabels])
         lines += _first(
-            "are nearly the same as an image on the other side",
+            "are the same as an image on the other side, or nearly",
             [f"{path} (near {other}): {outcome}" for path, other, outcome in self.leaks],
         )
         differing = [f"{one} and {other}" for one, other, differs in self.near if differs]
@@ -327,6 +330,7 @@ def check(scanned: Scan) -> Check:
     side = manifest.table.column("side").to_pylist()
     facts = scanned.merge.facts if scanned.merge is not None else None
     leaks = [(leak.path, leak.near, leak.outcome) for leak in (facts.leaks if facts else ())]
+    leaks += facts.both if facts else ()
     near: list[tuple[str, str, bool]] = []
     for number, (one, other) in enumerate(pairs.tolist()):
         first, second = names[2 * number], names[2 * number + 1]
@@ -336,7 +340,7 @@ def check(scanned: Scan) -> Check:
             near.append((first, second, bool(differs[number])))
     return Check(
         sources=scanned.sources,
-        images=len(manifest),
+        images=scanned.given if scanned.given is not None else len(manifest),
         known=facts.known if facts else 0,
         duplicates=facts.duplicates if facts else 0,
         conflicts=facts.conflicts if facts else (),

@@ -148,6 +148,7 @@ class Course:
             callback_arrays=groups.get("callbacks", ()),
             metrics=groups["metrics"] if self.progress.phase in {"training", "scoring"} else None,
         )
+        lost = len(runs.read_metrics(self.run.metrics)) - self.progress.lines
         runs.keep_lines(self.run.metrics, self.progress.lines)
         for step, best in snapshot.pins(self.run.snapshots).items():
             self.writer.remember(step, best)
@@ -163,6 +164,11 @@ class Course:
             f"continuing at step {self.progress.step:,} of {self.passes.boundaries[-1]:,}, epoch {self.progress.epoch + 1} of "
             f"{len(self.passes.boundaries)}{where[self.progress.phase]}"
         )
+        if lost > 0:
+            self.reporter.say(
+                f"the process before was killed {lost:,} epoch{'s' * (lost > 1)} after its last snapshot: they are done again, "
+                "with the same result (--snapshot-every N takes one more often; SIGTERM and Ctrl-C lose nothing)"
+            )
 
     def _assign(self, state: TrainState) -> None:
         assign_state(self.model, groups_of(state))
@@ -264,6 +270,8 @@ class Course:
         if scan is None or not scan.changes:
             return False
         self.passes.change(done, scan.applied_to(self.passes.manifest))
+        with contextlib.suppress(OSError):  # it is written again at the end
+            self.run = self.run.update(images={**self.run.record["images"], **self._counts()})
         return True
 
     def _poll(self, doing: str, keeper: Keeper | None) -> None:

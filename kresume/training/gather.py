@@ -198,10 +198,6 @@ def gather(
     drop = corrections.read_drop(config.drop)
     if remembered is not None:
         remembered = corrections.remap(remembered, config.remap)
-        if sources.data is None:
-            kept = corrections.without_missing(remembered, cache, config.on_missing or "error", str(config.from_), drop)
-            remembered, said = kept
-            notes += said
     _check_streams(sources, cache, keeps)
 
     def prepared(role: str, listing: Listing | None) -> Prepared | None:
@@ -217,6 +213,11 @@ def gather(
         prepared(role, listing)
         for role, listing in (("--data", sources.data), ("--add", sources.add), ("--val", sources.val))
     )
+    if remembered is not None and sources.data is None:
+        given = {image.facts.sha256 for part in (add, val) if part is not None for image in part.images}
+        policy = config.on_missing or "error"
+        remembered, said = corrections.without_missing(remembered, cache, policy, str(config.from_), drop, given)
+        notes += said
     if config.strict_images and quarantine:
         raise ImagesError(
             f"--strict-images: {len(quarantine):,} files cannot be used, the first is {quarantine[0].path}: "
@@ -278,7 +279,8 @@ def _check_merge(config: TrainConfig, parent: Parent | None, merge: Merge, class
             f"class folders that the model does not know: {named}; it knows {', '.join(classes)}. Move or rename them; "
             "growing the head by new classes (--grow) is not in this version yet"
         )
-    if config.add and parent is not None and parent.manifest is not None and not merge.facts.added:
+    changed = merge.facts.added or merge.facts.relabels
+    if config.add and parent is not None and parent.manifest is not None and not changed:
         raise NothingNew(
             f"nothing new: all {merge.facts.known:,} images in {', '.join(config.add)} are in {config.from_}"
         )

@@ -115,18 +115,18 @@ def _continue(run: runs.Run, config: TrainConfig) -> Opening:
 
 
 def _mismatch(run: runs.Run, config: TrainConfig, differing: list[tuple[str, object, object]]) -> str:
-    rows = "; ".join(
-        f"--{name.replace('_', '-')}: {_shown(before)} -> {_shown(now)}" for name, before, now in differing
-    )
-    state = "finished" if run.finished else "interrupted"
+    rows = "; ".join(f"{options.flag_of(name)}: {_shown(before)} -> {_shown(now)}" for name, before, now in differing)
+    state = "a finished" if run.finished else "an interrupted"
     go_on = "" if run.finished else f"continue it unchanged with `kresume train --out {run.path}`, or "
     return (
-        f"{run.path} is an {state} run of other options ({rows}): {go_on}begin a new run from it with "
+        f"{run.path} is {state} run of other options ({rows}): {go_on}begin a new run from it with "
         f"`{_extend_command(run, config)}`"
     )
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return " ".join(str(item) for item in value)
     return "not given" if value is None else str(value)
 
 

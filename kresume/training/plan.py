@@ -364,6 +364,13 @@ def _write_up(
             f"{opening.config.from_} does not say which images it was trained on: {seen:,} of the {len(val):,} validation "
             "images were probably seen in training (for a fair score give --val, or --val-like keras:F:SEED)"
         )
+    if parent is not None and parent.manifest is not None and opening.config.data:
+        left = int((~np.isin(parent.manifest.sha256s, manifest.sha256s)).sum())
+        if left:
+            notes.append(
+                f"--data replaces what {opening.config.from_} remembers: {left:,} of its {len(parent.manifest):,} images are "
+                "not in it and are not trained on (leave --data out to keep them, --add gives more)"
+            )
     if parent is not None:
         notes += parent.state.records.get("notes", ())
     if parent is not None and new_count > HUGE_ADDITION * max(old_count, 1):
@@ -434,4 +441,5 @@ def _plan_of_continuation(opening: Opening) -> Plan:
         optimizer=pinned["optimizer"],
         before=record.get("before"),
         options=pinned["options"],
+        notes=(f"{state.step or 0:,} of the {record['amount']['steps']:,} steps are done",),
     )

@@ -109,7 +109,7 @@ def list_source(source: Source, advance: Advance) -> Listing:
             f"for example {places.join(places.join(source.path, 'cat'), pictures[0].name)}"
         )
     if pictures:
-        notes.append(f"{given}: {len(pictures):,} pictures beside the class folders were left out (no class)")
+        notes.append(f"{given}: {len(pictures):,} files beside the class folders were left out (no class)")
     left_out: Counter[str] = Counter()
     found: list[Found] = []
     classes: list[str] = []
@@ -176,9 +176,7 @@ def label_members(
             "or a .cls or .json member beside each picture (WebDataset)"
         )
     if len(inside) < len(parts):
-        notes.append(
-            f"{given}: {len(parts) - len(inside):,} pictures beside the class folders were left out (no class)"
-        )
+        notes.append(f"{given}: {len(parts) - len(inside):,} files beside the class folders were left out (no class)")
     splits = {pieces[0].lower() for pieces in inside.values()} <= set(SPLITS) and all(
         len(pieces) > 2 for pieces in inside.values()
     )
