@@ -333,3 +333,12 @@ def test_inspect_says_what_a_resume_must_be_told(written):
     assert full.optimizer == "AdamW"
     assert "step        6" in str(full)
     json.dumps(full.as_dict())
+
+
+def test_a_path_with_a_typo_is_guessed(tmp_path, pictures):
+    """Nothing is there, but something called nearly the same is."""
+    (tmp_path / "1-signs").mkdir()
+    with pytest.raises(CheckpointError, match=r"nothing is there, did you mean .*1-signs\?"):
+        read_checkpoint(str(tmp_path / "1-sings"))
+    with pytest.raises(CheckpointError, match=r"nothing is there\. A run"):
+        read_checkpoint(str(tmp_path / "unlike"))

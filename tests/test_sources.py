@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import tarfile
 import zipfile
 
@@ -375,3 +376,16 @@ def test_a_packed_archive_needs_the_cache_and_strict_needs_every_file(tmp_path, 
     (tmp_path / "old" / "circle" / "broken.png").write_bytes(b"x")
     with pytest.raises(ImagesError, match=r"--strict-images: 1 files cannot be used, the first is .*broken.png"):
         run_training(out=str(tmp_path / "1"), data=[str(tmp_path / "old")], strict_images=True, **TINY)
+
+
+def test_one_level_too_high_is_doubted(tmp_path, quiet):
+    """Class folders that hold no pictures but the same folders are probably no classes; years under two of them are."""
+    for part in ("first", "second"):
+        write_pictures(tmp_path / "set" / part, 1, 0)
+    (note,) = list_images([str(tmp_path / "set")], quiet).notes
+    assert "the classes are first, second, and each of them holds the folders circle, square, stripes" in note
+    write_pictures(tmp_path / "set" / "first", 1, 9, ("only-here",))
+    shutil.copy(next((tmp_path / "set").glob("*/*/*.png")), tmp_path / "set" / "first" / "loose.png")
+    assert list_images([str(tmp_path / "set")], quiet).notes == ()
+    with pytest.raises(ImagesError, match=r"where it is a class itself give the folder above it, .*first"):
+        list_images([str(tmp_path / "set" / "first" / "circle")], quiet)

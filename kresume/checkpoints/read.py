@@ -8,6 +8,7 @@ A format is one file with `accepts(path) -> bool` and `read(path) -> TrainState`
 from __future__ import annotations
 
 import datetime
+import difflib
 import os
 import shlex
 from collections.abc import Callable
@@ -77,8 +78,11 @@ def read_checkpoint(path: str | os.PathLike[str]) -> TrainState:
         return with_files_beside(READERS[name].read(path))
     plain, which = run.split(path)
     if not plain.exists():
+        beside = [child.name for child in plain.parent.iterdir()] if plain.parent.is_dir() else []
+        near = difflib.get_close_matches(plain.name, beside, 1, 0.7)
+        meant = f", did you mean {plain.parent / near[0]}?" if near else "."
         raise CheckpointError(
-            f"no checkpoint at {path} (looked from {Path.cwd()}): nothing is there. A run that should begin with initial "
+            f"no checkpoint at {path} (looked from {Path.cwd()}): nothing is there{meant} A run that should begin with initial "
             "weights where there is none says so with --or-new"
         )
     if which:

@@ -22,13 +22,13 @@ from kresume.images.reader import PictureReader
 from kresume.images.report import Scan
 
 DEFAULT_SIDE = 96
-ROWS, VERSIONS = 8, 7
+ROWS, MOST_ROWS, VERSIONS = 8, 20, 7
 GAP, TEXT = 4, 14
 """Pixels between pictures, and of a line of text."""
 
 
 def draw_sheet(
-    manifest: Manifest, spec: DecodeSpec, augment: Augment | None, path: Path, *, rows: int = ROWS, seed: int = 0
+    manifest: Manifest, spec: DecodeSpec, augment: Augment | None, path: Path, *, rows: int | None = None, seed: int = 0
 ) -> int:
     """Draws training images and augmented versions of them, as training would see them.
 
@@ -37,13 +37,13 @@ def draw_sheet(
         spec: the size that the model sees.
         augment: from `augmenter`; None shows the images alone.
         path: a `.png` file.
-        rows: how many images.
+        rows: how many images; by default one of each class, within reason.
         seed: which images.
 
     Returns:
         How many images were drawn.
     """
-    chosen = _choose(manifest, rows, seed)
+    chosen = _choose(manifest, rows or min(max(ROWS, len(manifest.classes)), MOST_ROWS), seed)
     pictures = PictureReader(manifest, spec, None)(chosen)
     versions = [pictures, *_augmented(pictures, manifest.labels[chosen], len(manifest.classes), augment)]
     scale = max(1, 96 // max(spec.height, spec.width))
@@ -54,7 +54,8 @@ def draw_sheet(
         for row, picture in enumerate(batch):
             top, left = row * (height + GAP + TEXT) + TEXT, column * (width + GAP) + GAP
             sheet[top : top + height, left : left + width] = picture.repeat(scale, axis=0).repeat(scale, axis=1)
-    _write(sheet, [manifest.classes[label] for label in manifest.labels[chosen]], height + GAP + TEXT, path)
+    names = [manifest.classes[label] for label in manifest.labels[chosen]]
+    _write(sheet, names, height + GAP + TEXT, width + GAP if augment is not None else None, path)
     return len(chosen)
 
 
@@ -89,13 +90,15 @@ def _augmented(pictures: np.ndarray, labels: np.ndarray, classes: int, augment: 
     return [np.clip(np.round(batch.numpy()), 0, 255).astype(np.uint8) for batch in batches]
 
 
-def _write(sheet: np.ndarray, names: list[str], step: int, path: Path) -> None:
+def _write(sheet: np.ndarray, names: list[str], step: int, augmented_from: int | None, path: Path) -> None:
     from PIL import Image, ImageDraw
 
     image = Image.fromarray(sheet)
     pen = ImageDraw.Draw(image)
     for row, name in enumerate(names):
         pen.text((GAP, row * step), name, fill=(0, 0, 0))
+    if augmented_from is not None:
+        pen.text((augmented_from + GAP, 0), "as training may see it: augmented", fill=(0, 0, 0))
     with files.new_file(path) as temporary:
         image.save(temporary, "PNG")
 

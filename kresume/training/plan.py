@@ -108,7 +108,10 @@ def make_plan(config: TrainConfig, reporter: Reporter) -> Plan:
     opening = open_out(config)
     if opening.run is not None:
         return _plan_of_continuation(opening)
-    return make_draft(opening, reporter, writes=False).plan
+    draft = make_draft(opening, reporter, writes=False)
+    for quarantined in draft.gathered.quarantine:
+        reporter.say(f"would be set aside: {quarantined.path}: {quarantined.reason}")
+    return draft.plan
 
 
 def open_cache(config: TrainConfig, spec: DecodeSpec, *, writes: bool = True) -> Cache | None:

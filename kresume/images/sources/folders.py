@@ -106,7 +106,8 @@ def list_source(source: Source, advance: Advance) -> Listing:
     if not folders:
         raise ImagesError(
             f"{given} holds {len(pictures):,} pictures but no class folders: expected one folder per class, "
-            f"for example {places.join(places.join(source.path, 'cat'), pictures[0].name)}"
+            f"for example {places.join(places.join(source.path, 'cat'), pictures[0].name)}; where it is a class itself give "
+            f"the folder above it, {places.parent(source.path)}"
         )
     if pictures:
         notes.append(f"{given}: {len(pictures):,} files beside the class folders were left out (no class)")
@@ -120,6 +121,7 @@ def list_source(source: Source, advance: Advance) -> Listing:
             found.append(Found(entry.path, label, given, facts.st_size, facts.st_mtime_ns, split))
             advance(1)
     notes += describe_left_out(left_out, given)
+    notes += _one_level_too_high(folders, given)
     if not found:
         raise ImagesError(f"{given} holds the class folders {', '.join(sorted(set(classes)))} but no picture in them")
     return Listing(tuple(found), tuple(notes), tuple(sorted(set(classes))))
@@ -139,6 +141,21 @@ def _class_folders(folders: Sequence[Entry], notes: list[str], given: str) -> It
             continue
         for inner in _entries(folder.path)[0]:
             yield inner.path, inner.name, split
+
+
+def _one_level_too_high(folders: Sequence[Entry], given: str) -> list[str]:
+    """A doubt worth saying: the class folders hold no pictures, and all of them the same folders."""
+    if len(folders) < 2 or {folder.name.lower() for folder in folders} <= set(SPLITS):
+        return []
+    inside = [_entries(folder.path) for folder in folders]
+    names = set.intersection(*({entry.name for entry in inner} for inner, _ in inside))
+    if len(names) < 2 or any(_is_picture(entry) for _, files in inside for entry in files):
+        return []
+    shown, classes = ", ".join(sorted(names)[:3]), ", ".join(folder.name for folder in folders[:3])
+    return [
+        f"{given}: the classes are {classes}, and each of them holds the folders {shown}; if those are the classes, give "
+        f"{places.join(given, folders[0].name)} and the others one by one"
+    ]
 
 
 def label_members(
