@@ -1,6 +1,6 @@
 """What comes and goes while a run trains: images that arrive (`--watch`), and files that broke.
 
-    changes = Changes(run, config, card, spec, reporter, guard=lock.check, on_failure=writer.record_failure)
+    changes = Changes(run, manifest, config, card, spec, reporter, guard=lock.check, on_failure=writer.record_failure)
     changes.recorded(epochs_begun)                      # what a process that continues has to take up
     changes.open(cache)
     changes.before_epoch(3, manifest, poll)             # the scan before the fourth epoch, None where nothing is to be noted
@@ -41,6 +41,7 @@ class Changes:
 
     Args:
         run: as it stands on the disk.
+        manifest: the images that it began with.
         config: the options that hold.
         card: the classes.
         spec: how pictures are decoded.
@@ -52,6 +53,7 @@ class Changes:
     def __init__(
         self,
         run: runs.Run,
+        manifest: Manifest,
         config: TrainConfig,
         card: Card,
         spec: DecodeSpec,
@@ -68,7 +70,9 @@ class Changes:
         self._guard = guard
         self._on_failure = on_failure
         self._scans = scans.read_scans(run.path / scans.FOLDER)
-        self._everything = scans.remembered(run.path)
+        self._everything = manifest
+        for scan in self._scans.values():
+            self._everything = scans.with_added(self._everything, scan)
         self._broken = {str(event["sha256"]) for event in run.events(BROKE)}
         self._lock = threading.Lock()
         self._cache: Cache | None = None

@@ -96,7 +96,14 @@ class Course:
         )
         self.writer.remember(0, None)
         self.changes = Changes(
-            run, config, self.card, self.spec, reporter, guard=lock.check, on_failure=self.writer.record_failure
+            run,
+            self.manifest,
+            config,
+            self.card,
+            self.spec,
+            reporter,
+            guard=lock.check,
+            on_failure=self.writer.record_failure,
         )
 
     def _order_of(self, manifest: Manifest) -> Mixed:
