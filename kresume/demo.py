@@ -84,10 +84,13 @@ def run(directory: str | Path, reporter: Reporter) -> DemoResult:
     folder.mkdir(parents=True, exist_ok=True)
     reporter.say(f"1. Real digits from scikit-learn: {OLD} old ones, {NEW} new ones, the rest to test")
     write_digits(folder)
-    first = ["train", "--data", "old", "--val", "test", "--image-size", "32", "--epochs", "8", "--out", "runs/1-digits"]
+    first = ["train", "--data", "old", "--val", "test", "--image-size", "32", "--epochs", "8", "--snapshot-every", "5"]
+    first += ["--out", "runs/1-digits"]
     reporter.say("\n2. A first training; its machine is taken away in the middle (a real SIGKILL)")
     _kill_in_the_middle(folder, first, reporter)
-    reporter.say("\n3. The same command again: it continues, no step is lost or done twice")
+    reporter.say(
+        "\n3. The same command again: it continues from that snapshot, to the bits of a run that was never killed"
+    )
     _command(folder, first, reporter)
     reporter.say("\n4. More images: the run remembers its old ones, the new ones are added, at a lower rate")
     _command(
@@ -110,7 +113,7 @@ def run(directory: str | Path, reporter: Reporter) -> DemoResult:
     reporter.say("\n5. Where it came from")
     _command(folder, ["log", "runs/2-digits"], reporter)
     evaluation = files.read_json(folder / "runs/2-digits/evaluation.json")
-    reporter.say("\n6. The same test images, before and after")
+    reporter.say("\n6. The same validation images, before and after")
     return DemoResult(str(folder), evaluation["before"], evaluation["after"])
 
 
@@ -126,7 +129,6 @@ def _command(folder: Path, arguments: list[str], reporter: Reporter) -> None:
 
 
 def _kill_in_the_middle(folder: Path, arguments: list[str], reporter: Reporter) -> None:
-    arguments = [*arguments, "--snapshot-every", "5"]
     reporter.say(f"$ kresume {shlex.join(arguments)}")
     process = subprocess.Popen(_arguments(arguments), cwd=folder)
     path = folder / "runs/1-digits"
