@@ -664,3 +664,16 @@ def test_nothing_to_watch_is_said(tmp_path, pictures):
     parent = run_training(out=str(tmp_path / "run"), data=[str(pictures / "old")], **TINY).run
     with pytest.raises(UsageError, match="--watch looks for new images in the folders"):
         run_training(parent, watch=True, out=str(tmp_path / "child"))
+
+
+def test_an_inbox_may_begin_empty(monkeypatch, tmp_path, pictures):
+    """What is watched need not hold anything yet; without --watch it is an error as ever."""
+    parent = run_training(out=str(tmp_path / "parent"), data=[str(pictures / "old")], **TINY).run
+    (tmp_path / "inbox").mkdir()
+    arguments = {"add": [str(tmp_path / "inbox")], "epochs": 2, "lr": 1e-3, "out": str(tmp_path / "run")}
+    with pytest.raises(ImagesError, match="inbox is empty"):
+        run_training(parent, **arguments)
+    with monkeypatch.context() as patch:
+        arriving_before(patch, {2: lambda: arrive(tmp_path / "inbox", 3, 300)})
+        run_training(parent, watch=True, **arguments)
+    assert len(scans.manifest_of(tmp_path / "run")) == 24 + 9

@@ -22,6 +22,7 @@ from kresume.images.manifest import Manifest
 from kresume.images.merging import Merge
 from kresume.images.prepare import Prepared, prepare
 from kresume.images.sources import Listing, Quarantined, list_images
+from kresume.images.sources.folders import hidden
 from kresume.images.sources.found import STREAMS
 from kresume.images.sources.records import parse_features
 from kresume.progress import Reporter
@@ -78,9 +79,21 @@ def _list(config: TrainConfig, reporter: Reporter) -> Sources:
     features = parse_features(config.feature)
 
     def listing(paths: Sequence[str] | None) -> Listing | None:
+        if config.watch:
+            paths = without_empty(paths)
         return list_images(paths, reporter, features, listings_of(config.cache)) if paths else None
 
     return Sources(listing(config.data), listing(config.add), listing(config.val))
+
+
+def without_empty(paths: Sequence[str] | None) -> list[str]:
+    """The sources without folders that hold nothing yet."""
+    full = [places.absolute(path) for path in paths or ()]
+    return [
+        path
+        for path, place in zip(paths or (), full, strict=True)
+        if not places.is_folder(place) or any(not hidden(entry.name) for entry in places.entries(place))
+    ]
 
 
 def check_sources(config: TrainConfig, parent: Parent | None, sources: Sources) -> None:
@@ -280,7 +293,8 @@ def _check_merge(config: TrainConfig, parent: Parent | None, merge: Merge, class
             "growing the head by new classes (--grow) is not in this version yet"
         )
     changed = merge.facts.added or merge.facts.relabels
-    if config.add and parent is not None and parent.manifest is not None and not changed:
+    empty = config.watch and not without_empty(config.add)  # what is watched may begin empty
+    if config.add and parent is not None and parent.manifest is not None and not changed and not empty:
         raise NothingNew(
             f"nothing new: all {merge.facts.known:,} images in {', '.join(config.add)} are in {config.from_}"
         )

@@ -166,7 +166,7 @@ class Watch:
     def _list(self, *given: Sequence[str] | None) -> list[Found]:
         """What these sources hold; one that cannot be listed now is named and left for the next epoch."""
         listed: list[Found] = []
-        for path in (path for paths in given for path in paths or ()):
+        for path in gather.without_empty([path for paths in given for path in paths or ()]):
             try:
                 listing = list_images(
                     [path], Reporter(quiet=True), parse_features(self._config.feature), listings_of(self._config.cache)
