@@ -7,12 +7,11 @@ The JSON form is described field by field in docs/checkpoint-formats.md.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kresume.checkpoints.layers import LayerRow, layer_table, weights
+from kresume.checkpoints.layers import LayerRow, layer_table, natural, weights
 from kresume.checkpoints.state import TrainState
 
 FEW = 40
@@ -118,11 +117,6 @@ def _shapes(row: LayerRow) -> str:
     return ", ".join(f"{role} {shape}" for role, shape in row.arrays)
 
 
-def _natural(name: str) -> list[tuple[bool, int, str]]:
-    """Sorts `optimizer/10` behind `optimizer/2`."""
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)]
-
-
 def describe(state: TrainState) -> Inspection:
     """Describes a checkpoint that was read."""
     return Inspection(
@@ -138,7 +132,7 @@ def describe(state: TrainState) -> Inspection:
         layers=layer_table(state),
         variables=tuple(
             (name, str(array.dtype), tuple(array.shape))
-            for name, array in sorted(state.arrays.items(), key=lambda item: _natural(item[0]))
+            for name, array in sorted(state.arrays.items(), key=lambda item: natural(item[0]))
         ),
         classes=state.card.classes if state.card else state.records.get("classes"),
         pixels=state.card.pixels if state.card else None,

@@ -66,6 +66,11 @@ def weights(state: TrainState) -> list[str]:
     ]
 
 
+def natural(name: str) -> list[tuple[bool, int, str]]:
+    """Sorts `optimizer/10` behind `optimizer/2`."""
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)]
+
+
 def path_of(state: TrainState, name: str) -> str:
     """The path of a snapshot's variable, as Keras had it when the run began; empty where it is not recorded."""
     group, _, index = name.rpartition("/")
@@ -86,11 +91,7 @@ def _named(state: TrainState) -> Iterator[tuple[str, str, str]]:
     full_names = {node.array: node.full_name for node in state.graph if node.array is not None}
     names = weights(state)
     if state.layout == "graph":  # TensorFlow sorts its keys as text: 10 before 2
-        names.sort(
-            key=lambda name: [
-                (part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)
-            ]
-        )
+        names.sort(key=natural)
     for name in names:
         if state.layout == "torch":
             layer, _, role = name.rpartition(".")

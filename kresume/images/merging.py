@@ -220,8 +220,8 @@ def _given_for_both(
 ) -> tuple[tuple[str, str, str], ...]:
     """The exact leaks: the same bytes to validate and to train. Recorded sides hold; otherwise they validate."""
     validating = np.full(len(rows), -1)
-    places = np.nonzero(given.roles == _Given.VAL)[0]
-    validating[inverse[places]] = places
+    to_validate = np.nonzero(given.roles == _Given.VAL)[0]
+    validating[inverse[to_validate]] = to_validate
     found = []
     for place in np.nonzero((given.roles != _Given.VAL) & (validating[inverse] >= 0))[0]:
         if rows[inverse[place]] < 0:

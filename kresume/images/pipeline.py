@@ -22,6 +22,7 @@ from kresume.images.order import Order
 Reader = Callable[[np.ndarray], np.ndarray]
 Broken = Callable[[int, str], None]
 """Told the row of the manifest whose file could not be read, and why; once for each row."""
+NONE_LEFT = "no training image can be read any more: is the drive still there? Restore it and run again"
 
 
 def training_dataset(
@@ -153,7 +154,7 @@ class StandIn:
             if not wrong:
                 return index, pictures[0]
             self._say(row, wrong[0])
-        raise ImagesError("no training image can be read any more: is the drive still there? Restore it and run again")
+        raise ImagesError(NONE_LEFT)
 
     def _say(self, row: int, reason: str) -> None:
         with self._lock:

@@ -26,6 +26,7 @@ from kresume.images import scans
 from kresume.images.cache import Cache
 from kresume.images.decode import DecodeSpec
 from kresume.images.manifest import Manifest
+from kresume.images.pipeline import NONE_LEFT
 from kresume.images.reader import PictureReader
 from kresume.images.scans import Scan
 from kresume.progress import Reporter
@@ -173,9 +174,7 @@ class Changes:
             part = rows[start : start + PART]
             gone += part[sorted(reader.attempt(part)[1])].tolist()
         if len(gone) == len(manifest.train_rows()):
-            raise ImagesError(
-                "no training image can be read any more: is the drive still there? Restore it and run again"
-            )
+            raise ImagesError(NONE_LEFT)
         with self._lock:
             self._broken -= {manifest.sha256s[row].decode() for row in set(rows.tolist()) - set(gone)}
         return tuple(manifest.sha256s[row].decode() for row in gone)

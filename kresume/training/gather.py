@@ -315,18 +315,19 @@ def not_used(sources: Sources, manifest: Manifest) -> int:
     return len({found.key for found in listed}) - int(used)
 
 
-def came_since(config: TrainConfig, manifest: Manifest, before: int) -> int:
+def came_since(config: TrainConfig, manifest: Manifest, before: int, reporter: Reporter) -> int:
     """How many pictures came into the sources of a run since it began; 0 where they cannot be listed now.
 
     Args:
         config: the options that hold.
         manifest: the images of the run.
         before: how many of the listed ones it did not use then.
+        reporter: shown progress.
     """
     if not (config.data or config.add or config.val):
         return 0
     try:
-        return max(0, not_used(_list(config, Reporter(quiet=True)), manifest) - before)
+        return max(0, not_used(_list(config, reporter), manifest) - before)
     except (ImagesError, OSError):  # the run goes on from its cache; a file that it needs is named when it is read
         return 0
 

@@ -246,7 +246,10 @@ def _continue(run: runs.Run, opening: Opening, reporter: Reporter) -> TrainResul
     devices.select(backend, config.device, config.devices, batch_size, exact=config.exact == "on")
     devices.set_precision(config.precision)
     before = run.record.get("not_used")  # not noted by the first versions
-    if not config.watch and before is not None and (came := came_since(config, remembered(run.path), int(before))):
+    came = 0
+    if before is not None and not config.watch:
+        came = came_since(config, remembered(run.path), int(before), reporter)
+    if came:
         reporter.say(
             f"{came:,} pictures came since this run began: it goes on with those that it recorded. They join in the next one: "
             f"kresume train --from {shlex.quote(str(run.path))} --add FOLDER (or now, with --watch)"

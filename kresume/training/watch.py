@@ -141,6 +141,8 @@ class Watch:
         poll()
         self._name_vanished(manifest, recorded, {found.key for found in (*train, *val)})
         arrived = [self._ready(self._known_classes(part), recorded) for part in (train, val)]
+        if not any(arrived):
+            return manifest.table.slice(0, 0)
         known = _Known.of(manifest, everything)
         prepared = [self._prepare(part, known, len(manifest), poll) for part in arrived]
         images = [image for part in prepared for image in part]
