@@ -1,6 +1,7 @@
 """Small real folders of pictures, a cache of the session's own, and the backend that KERAS_BACKEND names."""
 
 import os
+import random
 import shutil
 import sys
 from pathlib import Path
@@ -41,6 +42,23 @@ def write_pictures(folder: Path, count: int, first_seed: int, classes: tuple[str
             seed = first_seed + 1000 * place + index
             Image.fromarray(draw(label, seed)).save(folder / label / f"{seed}.png")
     return folder
+
+
+def _seed(name: str) -> None:
+    """Layers that are given no seed draw theirs from Python's `random`; KRESUME_TEST_SEED asks for other draws."""
+    random.seed(f"{os.environ.get('KRESUME_TEST_SEED', '')} {name}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef):
+    """What a fixture builds has the same initial weights whichever test asks for it first."""
+    _seed(fixturedef.argname)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item):
+    """What a test builds has the same initial weights wherever and after whatever it runs."""
+    _seed(item.nodeid)
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from kresume.training.decisions import Amount
 from kresume.training.parent import Parent, restore_parent, wanted_optimizer
 from kresume.training.rates import decide_rate
 from kresume.training.resume import _adjust
+from tests.conftest import CLASSES
 
 STEPS, DONE, SIDE, BATCH = 8, 5, 4, 3
 FLOAT, PEAK = 0.02, 0.04
@@ -148,6 +149,7 @@ def test_a_schedule_that_the_file_does_not_hold_asks_for_a_rate(written, picture
         "model": str(written / "float.keras"),
         "optimizer": "sgd",
         "pixels": "0-1",
+        "classes": ",".join(CLASSES),  # five steps on noise: by chance it may look as if it knew them in another order
     }
     path = str(written / "schedule.weights.h5")
     with pytest.raises(UsageError, match=r"does not say its learning rate .*give --lr F"):
@@ -167,7 +169,12 @@ def test_the_schedule_of_a_compiled_model_goes_on(written, pictures, quiet, tmp_
         "    model.compile(keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.04, 10, 0.5)))\n"
         "    return model\n"
     )
-    arguments = {"data": [str(pictures / "old")], "model": f"{tmp_path / 'mymodel.py'}:build", "pixels": "0-1"}
+    arguments = {
+        "data": [str(pictures / "old")],
+        "model": f"{tmp_path / 'mymodel.py'}:build",
+        "pixels": "0-1",
+        "classes": ",".join(CLASSES),
+    }
     plan = make_plan(from_arguments(str(written / "schedule.weights.h5"), arguments), quiet)
     assert (plan.rate.schedule, plan.rate.saved["class_name"]) == ("keep", "ExponentialDecay")
     assert float(plan.rate.keras_rate(DONE)(DONE)) == pytest.approx(decayed(None, 0))
