@@ -16,27 +16,50 @@ import click
 
 from kresume.errors import KresumeError, RestoreError, UsageError
 
+COMMANDS = {
+    "resume": "train", "continue": "train", "fit": "train", "extend": "train", "evaluate": "eval", "val": "eval",
+    "test": "eval", "info": "inspect", "convert": "export", "history": "log", "scan": "data scan", "check": "data check",
+    "show": "data show", "env": "doctor",
+}  # fmt: skip
+"""What people call a command elsewhere, and what it is here."""
+
 
 class Command(click.Command):
-    """A command whose unknown options get a translation or the nearest name."""
-
-    def make_parser(self, ctx: click.Context) -> Any:
-        """Click's parser."""
-        return super().make_parser(ctx)
+    """A command that explains what it cannot parse: unknown options get a translation or the nearest name."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parses, and explains what is not known."""
+        """Parses, and says the way on where that fails."""
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
             raise UsageError(_explain(error.option_name, self, ctx)) from error
+        except click.UsageError as error:
+            raise UsageError(_complete(error, ctx)) from error
 
 
 def _explain(option: str, command: click.Command, ctx: click.Context) -> str:
     from kresume.config import nearest
 
     known = [flag for parameter in command.get_params(ctx) for flag in parameter.opts if flag.startswith("--")]
-    return f"no option {option}: {nearest(option.partition('=')[0], known) or f'see kresume {command.name} --help'}"
+    return f"no option {option}: {nearest(option.partition('=')[0], known) or f'see {ctx.command_path} --help'}"
+
+
+def _complete(error: click.UsageError, ctx: click.Context) -> str:
+    """Click's message, which says what is wrong, with the way on."""
+    said = " ".join(error.format_message().split()).rstrip(".")
+    if isinstance(ctx.command, ConfigCommand) and said.startswith("Got unexpected extra argument"):
+        path = said.partition("(")[2].rstrip(")").split()[0]
+        return (
+            f"{path} stands alone: --from {path} extends that checkpoint or run, --out {path} continues that run, "
+            f"--data {path} trains on those images"
+        )
+    help_text = getattr(error.param, "help", None) if isinstance(error, click.MissingParameter) else None
+    if help_text:
+        said += f" ({help_text.rstrip('.')})"
+    if isinstance(error, click.MissingParameter) or "unexpected extra argument" in said:
+        form = " ".join([ctx.command_path, *ctx.command.collect_usage_pieces(ctx)]).replace("[OPTIONS]", "[options]")
+        said += f": the form is `{form}`"
+    return f"{said}; see {ctx.command_path} --help"
 
 
 class Group(click.Group):
@@ -50,7 +73,9 @@ class Group(click.Group):
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
             near = difflib.get_close_matches(args[0], self.commands, 1)
+            elsewhere = COMMANDS.get(args[0]) if ctx.parent is None else None
             hint = f"did you mean {near[0]}?" if near else f"commands are {', '.join(self.commands)}"
+            hint = f"that is kresume {elsewhere}" if elsewhere else hint
             raise UsageError(f"no command {args[0]}: {hint}") from error
 
 
@@ -517,6 +542,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KresumeError as error:
         _print_error(error)
         code = error.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        code = 2
     except click.ClickException as error:
         click.echo(f"kresume: {' '.join(error.format_message().split())}", err=True)
         code = 2

@@ -9,6 +9,7 @@ Built-in models contain their Rescaling: they eat `0-255`. Weights are as initia
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
 import inspect
@@ -82,6 +83,8 @@ def build_model(
         return _from_config(_architecture_of(Path(spec)), own, precision, trust)
     if ":" in spec:
         return _from_function(spec, num_classes, image_size)
+    if near := difflib.get_close_matches(spec.lower(), names := {name.lower(): name for name in _applications()}, 1):
+        raise ModelError(f"--model {spec}: did you mean applications:{names[near[0]]}?")
     raise ModelError(
         f"--model {spec}: use convnet, applications:NAME, file.py:function, package.module:function, or a .json, .keras "
         "or .h5 file or a SavedModel of Keras 2 with an architecture"
@@ -170,11 +173,14 @@ def convnet(num_classes: int, image_size: tuple[int, int]) -> keras.Model:
     return keras.Model(inputs, outputs, name="convnet")
 
 
+def _applications() -> list[str]:
+    return sorted(name for name in dir(keras.applications) if name[0].isupper())
+
+
 def _application(name: str, num_classes: int, image_size: tuple[int, int]) -> keras.Model:
     function = getattr(keras.applications, name, None)
     if not callable(function):
-        names = sorted(name for name in dir(keras.applications) if name[0].isupper())
-        raise ModelError(f"--model applications:{name}: Keras has {', '.join(names)}")
+        raise ModelError(f"--model applications:{name}: Keras has {', '.join(_applications())}")
     try:
         base = function(weights=None, include_top=False, input_shape=(*image_size, 3), pooling="avg")
     except ValueError as error:
