@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tarfile
 
 import numpy as np
 import pytest
@@ -95,6 +96,23 @@ def test_check_of_clean_images_against_a_run_passes(pictures, tmp_path, capsys):
     code, out = run(capsys, "data", "check", tmp_path / "more", "--from", tmp_path / "1", "--json")
     facts = json.loads(out)
     assert (code, facts["known"], facts["images"], facts["problems"]) == (0, 24, 30, 0)
+
+
+def test_check_names_a_class_that_the_run_does_not_have(pictures, tmp_path, capsys):
+    """Before the night, not at its beginning. Labels that are numbers of outputs are the run's classes."""
+    run_training(out=str(tmp_path / "1"), data=[str(pictures / "old")], **TINY)
+    write_pictures(tmp_path / "inbox", 2, 700, ("circle", "triangle"))
+    code, out = run(capsys, "data", "check", tmp_path / "inbox", "--from", tmp_path / "1", "--json")
+    assert (code, json.loads(out)["unknown"], json.loads(out)["problems"]) == (1, {"triangle": 2}, 1)
+    _, text = run(capsys, "data", "check", tmp_path / "inbox", "--from", tmp_path / "1")
+    assert "1 class unknown to the run, which `train` would refuse:\n  triangle: 2 images" in text
+    with tarfile.open(tmp_path / "shard.tar", "w") as archive:
+        for place, path in enumerate(sorted((tmp_path / "inbox" / "circle").iterdir())):
+            (tmp_path / f"{place}.cls").write_text("0")
+            archive.add(path, f"{place}.png")
+            archive.add(tmp_path / f"{place}.cls", f"{place}.cls")
+    code, out = run(capsys, "data", "check", tmp_path / "shard.tar", "--from", tmp_path / "1", "--json")
+    assert (code, json.loads(out)["unknown"]) == (0, {})
 
 
 def test_nothing_usable_is_an_error(tmp_path, quiet):

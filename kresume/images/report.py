@@ -21,7 +21,7 @@ from kresume.errors import ImagesError
 from kresume.images.cache import Cache, listings_of
 from kresume.images.decode import DecodeSpec
 from kresume.images.manifest import VAL, Manifest, schema
-from kresume.images.merging import Merge, merge
+from kresume.images.merging import Merge, merge, name_numbers
 from kresume.images.near import near_pairs, thumb_array
 from kresume.images.prepare import Prepared, prepare
 from kresume.images.scans import manifest_of
@@ -46,6 +46,7 @@ class Scan:
         generation: images of this origin are new; -1 where nothing is old.
         notes: what the listing wants to say.
         given: how many images the sources hold, each once; None for a run's.
+        unknown: images per class that the run which they are compared with does not have.
     """
 
     sources: tuple[str, ...]
@@ -55,6 +56,7 @@ class Scan:
     generation: int = -1
     notes: tuple[str, ...] = ()
     given: int | None = None
+    unknown: Mapping[str, int] = field(default_factory=dict)
 
 
 def scan(
@@ -91,11 +93,13 @@ def scan(
         if not given:
             return None
         listing = list_images(given, reporter, features, listings_of(cache))
-        known = {**(against.known_files(listing.files) if against is not None else {}), **listing.known}
-        done = prepare(listing.files, spec, store, reporter, known=known, label=label, pixels=False)
+        files = name_numbers(listing, against.classes) if against is not None else listing.files
+        known = {**(against.known_files(files) if against is not None else {}), **listing.known}
+        done = prepare(files, spec, store, reporter, known=known, label=label, pixels=False)
         quarantine.extend((*listing.quarantine, *done.quarantine))
         notes.extend(listing.notes)
-        classes.update(dict.fromkeys(listing.classes))
+        named = listing.classes if files is listing.files else sorted({found.label for found in files})
+        classes.update(dict.fromkeys(named))
         return done
 
     images, validating = looked_at(paths, "looking"), looked_at(val, "looking at --val")
@@ -107,6 +111,8 @@ def scan(
     said = {image.facts.sha256 for each in (images, validating) if each for image in each.images if image.found.split}
     said |= {image.facts.sha256 for image in (validating.images if validating else ())}
     manifest = _undecided(merged.manifest, said, generation)
+    unknown = {name: int((manifest.labels == place).sum()) for place, name in enumerate(manifest.classes)}
+    had = against.classes if against is not None else manifest.classes
     return Scan(
         (*paths, *val),
         manifest,
@@ -115,6 +121,7 @@ def scan(
         generation if against is not None else -1,
         tuple(dict.fromkeys(notes)),
         len({image.facts.sha256 for each in (images, validating) if each for image in each.images}),
+        {name: count for name, count in unknown.items() if count and name not in had},
     )
 
 
@@ -263,6 +270,7 @@ class Check:
         leaks: near-duplicates across the border of training and validation: path, the other, what a run would do.
         near: pairs of other pictures that are nearly the same: path, path, and whether their labels differ.
         quarantine: files that cannot be used: path and reason.
+        unknown: images per class that the run does not have: `train` would refuse them.
     """
 
     sources: tuple[str, ...]
@@ -273,13 +281,14 @@ class Check:
     relabels: tuple[tuple[str, str, str], ...]
     leaks: tuple[tuple[str, str, str], ...]
     near: tuple[tuple[str, str, bool], ...]
-    quarantine: tuple[tuple[str, str], ...] = field(default=())
+    quarantine: tuple[tuple[str, str], ...] = ()
+    unknown: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def problems(self) -> int:
-        """Conflicts, leaks, near pairs under two labels and files that cannot be used."""
+        """Conflicts, leaks, near pairs under two labels, unknown classes and files that cannot be used."""
         differing = sum(differs for _, _, differs in self.near)
-        return len(self.conflicts) + len(self.leaks) + differing + len(self.quarantine)
+        return len(self.conflicts) + len(self.leaks) + differing + len(self.quarantine) + len(self.unknown)
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form."""
@@ -293,6 +302,7 @@ class Check:
             "leaks": [dict(zip(("path", "near", "outcome"), row, strict=True)) for row in self.leaks],
             "near": [dict(zip(("path", "other", "labels_differ"), row, strict=True)) for row in self.near],
             "quarantine": [dict(zip(("path", "reason"), row, strict=True)) for row in self.quarantine],
+            "unknown": dict(self.unknown),
             "problems": self.problems,
         }
 
@@ -301,6 +311,10 @@ class Check:
             f"{self.images:,} images in {', '.join(self.sources)}: {self.duplicates:,} duplicates, {self.known:,} known already"
         ]
         lines += _first("cannot be used", [f"{path}: {reason}" for path, reason in self.quarantine])
+        lines += _first(
+            f"class{'es' if len(self.unknown) > 1 else ''} unknown to the run, which `train` would refuse",
+            [f"{name}: {count:,} image{'s' if count > 1 else ''}" for name, count in self.unknown.items()],
+        )
         lines += _first(
             "stand under two labels",
             [f"{path}: {label}, and {other} elsewhere" for path, label, other in self.conflicts],
@@ -348,4 +362,5 @@ def check(scanned: Scan) -> Check:
         leaks=tuple(leaks),
         near=tuple(near),
         quarantine=tuple((row.path, row.reason) for row in scanned.quarantine),
+        unknown=scanned.unknown,
     )
