@@ -159,9 +159,13 @@ def _table_options() -> list[TableOption]:
         )
         if extra["metavar"] and not choices:
             attributes["metavar"] = extra["metavar"]
+        flag = config.flag_of(name)
+        off = (
+            f"/--no-{flag[2:]}" if is_flag and name in config.INHERITED else ""
+        )  # what a parent had on can be turned off
         options.append(
             TableOption(
-                config.flag_of(name),
+                f"{flag}{off}",
                 name,
                 group=extra["group"],
                 daily=extra["daily"],
@@ -417,7 +421,7 @@ def scan(paths: Sequence[str], out: str, feature: Sequence[str], cache: str | No
     from kresume.progress import Reporter
 
     scanned = report.scan(paths, Reporter(), features=parse_features(tuple(feature)), cache=cache)
-    scanned.manifest.write(Path(out))
+    report.write(scanned, Path(out))
     _print(report.describe(scanned), as_json)
 
 

@@ -285,7 +285,8 @@ class TrainConfig(BaseModel):
         metavar="DIR",
     )
     cache_limit: str | None = _option(
-        "What the cache may take, 500MB or 50GB for example; what was unused for longest goes first. Default 50GB.",
+        "What the cache may take, 500MB or 50GB for example; what was unused for longest goes first. Kept for later "
+        "commands. Default 50GB.",
         group=MACHINE,
         metavar="SIZE",
     )
@@ -308,6 +309,7 @@ FREE_TO_DIFFER = frozenset(
         "map_out",
         "watch",
         "imports",
+        "overwrite",
     }
 )
 """What a continuation may change."""
@@ -356,6 +358,15 @@ NEIGHBOURS: Mapping[str, str] = {
     "--workers": "reading is as parallel as the machine allows, without an option",
     "--amp": "that is --precision mixed_bfloat16",
     "--grow": "growing the head by new classes is not in this version",
+    "--new-only": "training without the old images is not in this version",
+    "--distill": "distillation is not in this version",
+    "--freeze": "freezing is not in this version; set `trainable` in the function that --model names",
+    "--unfreeze-at": "freezing is not in this version; set `trainable` in the function that --model names",
+    "--average": "averaging with the parent is not in this version; --ema F averages along the way",
+    "--until": "stopping at a score is not in this version; --patience N stops when nothing gets better",
+    "--require": "a gate is not in this version; kresume eval RUN --against OTHER compares two models",
+    "--max-forgetting": "a gate is not in this version; kresume eval RUN --against OTHER compares two models",
+    "--max-class-drop": "a gate is not in this version; kresume eval RUN --against OTHER compares two models",
 }
 """Options of timm, Hugging Face, YOLO and Keras scripts, and what they are here."""
 
@@ -383,9 +394,8 @@ def flag_of(name: str) -> str:
 
 
 def given(config: TrainConfig) -> dict[str, Any]:
-    """The options that were given, as JSON values."""
-    values = config.model_dump(mode="json", exclude_none=True)
-    return {name: value for name, value in values.items() if value is not False}
+    """The options that were given, as JSON values. False is one: it turns off what a parent had on."""
+    return config.model_dump(mode="json", exclude_none=True)
 
 
 def same_config(before: TrainConfig, now: TrainConfig) -> list[tuple[str, Any, Any]]:
@@ -407,8 +417,8 @@ def to_command(config: TrainConfig, program: str = "kresume train") -> str:
     words = []
     for name, value in given(config).items():
         flag = flag_of(name)
-        if value is True:
-            words.append(flag)
+        if isinstance(value, bool):
+            words += [flag] if value else [f"--no-{flag[2:]}"] if name in INHERITED else []
         else:
             for item in value if isinstance(value, (list, tuple)) else [value]:
                 words += [flag, shlex.quote(f"{item:g}" if isinstance(item, float) else str(item))]
@@ -515,6 +525,19 @@ def _validated(values: Mapping[str, Any]) -> TrainConfig:
         value = getattr(config, name)
         if value is not None and not 0 <= value <= 1:
             raise UsageError(f"{flag_of(name)} {value}: give a number from 0 to 1")
+    for name in ("from_", "out", "cache"):
+        value = getattr(config, name)
+        if value is not None and "://" in value:
+            raise UsageError(
+                f"{flag_of(name)} {value}: runs, checkpoints and the cache are on this machine or on a mounted drive; only "
+                "images may be elsewhere. Copy it here first, or mount it"
+            )
+    for name in ("mixup", "weight_decay"):
+        value = getattr(config, name)
+        if value is not None and not 0 <= value < float("inf"):
+            raise UsageError(f"{flag_of(name)} {value}: give a number of at least 0")
+    if config.seed is not None and not 0 <= config.seed < 2**32:
+        raise UsageError(f"--seed {config.seed}: give a whole number from 0 to {2**32 - 1:,}")
     cache_limit(config)
     for name in ("val_split", "ema"):
         value = getattr(config, name)

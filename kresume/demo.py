@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from kresume import files, runs
+from kresume.checkpoints import snapshot
 from kresume.errors import KresumeError
 from kresume.progress import Reporter
 
@@ -142,5 +143,4 @@ def _kill_in_the_middle(folder: Path, arguments: list[str], reporter: Reporter) 
 
 
 def _newest_step(path: Path) -> int:
-    steps = [int(child.name.removeprefix("step-")) for child in (path / "snapshots").glob("step-*")]
-    return max(steps, default=0)
+    return max((step for step, _ in snapshot.list_snapshots(path / "snapshots")), default=0)

@@ -139,11 +139,14 @@ def read_json(path: Path) -> Any:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Appends one line in a single write and flushes it. A reader must still expect a torn last line after a crash."""
+    """Appends one line in a single write and flushes it. A reader must still expect a torn line where a crash was."""
     before = path.stat().st_size if path.exists() else 0
     try:
-        with path.open("ab") as file:
-            file.write(line.encode() + b"\n")
+        with path.open("ab+") as file:
+            if before:
+                file.seek(-1, os.SEEK_END)
+            torn = before > 0 and file.read(1) != b"\n"  # or this line would be lost with the torn one
+            file.write(b"\n" * torn + line.encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
     except OSError:
@@ -159,10 +162,16 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def remove_leftovers(directory: Path) -> None:
-    """Removes the temporary files and directories that a killed process left in `directory`. Holder of the lock only."""
+def remove_leftovers(directory: Path, but: str = "") -> None:
+    """Removes the temporary files and directories that a killed process left in `directory`. Holder of the lock only.
+
+    Args:
+        directory: where they are.
+        but: the name of a file whose temporary ones stay: somebody may be writing it.
+    """
     for leftover in directory.glob(f"{TEMPORARY_PREFIX}*"):
-        _remove(leftover)
+        if not but or not leftover.name.startswith(f"{TEMPORARY_PREFIX}{but}"):
+            _remove(leftover)
 
 
 def remove_abandoned(directory: Path) -> None:

@@ -57,7 +57,7 @@ class Reporter:
 
     @contextmanager
     def progress(self, label: str, total: int | None, unit: str = "") -> Iterator[Callable[[int], None]]:
-        """Yields `advance(count)`, safe to call from several threads. Drawn only once the work takes over a second."""
+        """Yields `advance(count)`, safe to call from several threads. One at a time: a bar is drawn while the block lasts."""
         if self.quiet:
             yield lambda count: None
         elif self.console.is_terminal:

@@ -111,7 +111,8 @@ class Run:
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         """The events of one kind, oldest first."""
-        return [line for line in read_metrics(self.path / "events.jsonl") if line.get("event") == kind]
+        lines = [line for line in _json_lines(self.path / "events.jsonl") if isinstance(line, dict)]
+        return [line for line in lines if line.get("event") == kind]
 
 
 def is_run(path: str | Path) -> bool:
@@ -177,17 +178,25 @@ def without_number(name: str) -> str:
     return re.sub(r"^\d+-", "", name) or name
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`. A torn last line (a crash while it was appended) is left out."""
+def _json_lines(path: Path) -> list[Any]:
+    """What each line holds; None for one that a crash has torn."""
     if not path.is_file():
         return []
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return lines
+    values: list[Any] = []
+    # By the newline alone: a path may hold what else Python takes for the end of a line.
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        if line:
+            try:
+                values.append(json.loads(line))
+            except json.JSONDecodeError:
+                values.append(None)
+    return values
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`, up to one that a crash has torn: what would follow it cannot be of the same run."""
+    values = _json_lines(path)
+    return values[: values.index(None)] if None in values else values
 
 
 def keep_lines(path: Path, count: int) -> None:

@@ -166,6 +166,45 @@ def test_out_that_holds_something_else(workplace, parent):
     assert (workplace / "run.before-1" / "model.keras").is_file()
 
 
+def test_what_a_parent_had_on_can_be_turned_off(workplace):
+    """An option that is not given is the parent's; one that is given as off is off."""
+    run_training(data=["old"], strict_images=True, **TINY, out="runs/1-shapes")
+    (workplace / "new" / "circle" / "page.png").write_bytes(b"<!DOCTYPE html>")
+    with pytest.raises(ImagesError, match="--strict-images"):
+        run_training("runs", add=["new"], epochs=1)
+    result = run_training("runs", add=["new"], epochs=1, strict_images=False)
+    assert runs.open_run(result.run).record["options"]["strict_images"] is False
+    assert "--no-strict-images" in runs.open_run(result.run).record["command"]
+
+
+def test_overwrite_is_no_option_of_the_run(workplace):
+    """Interrupted after `--overwrite`, it is continued without it; with it a new one begins."""
+    run_training(data=["old"], out="run", **TINY)
+    path = Path(run_training(data=["old"], out="run", overwrite=True, **TINY).run)
+    make_interrupted(path, "none")
+    run_training(data=["old"], out="run", **TINY)
+    assert [line["event"] for line in runs.read_metrics(path / "events.jsonl")][-2:] == ["continued", "finished"]
+    make_interrupted(path, "none")
+    run_training(data=["old"], out="run", overwrite=True, **TINY)
+    assert (workplace / "run.before-2").is_dir()
+
+
+def test_a_torn_line_hides_no_event(parent, tmp_path):
+    """A crash while one was appended, and a name with what Python takes for the end of a line."""
+    path = tmp_path / "run"
+    shutil.copytree(parent, path)
+    with (path / "events.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"time": "2026-01-01", "event": "fi')
+    run = runs.open_run(path)
+    run.event("file broke", path="a\u2028b.png")
+    run.event("exported", path="serving/1")
+    assert [line["path"] for kind in ("file broke", "exported") for line in run.events(kind)] == [
+        "a\u2028b.png",
+        "serving/1",
+    ]
+    assert len(run.events("finished")) == 1
+
+
 def test_or_new_starts_where_nothing_is_there(workplace, capfd):
     """The words of many scripts, in the first line."""
     from kresume.config import from_arguments

@@ -481,6 +481,7 @@ def test_sides_follow_from_content(growing):
     """Adding images moves nobody from training to validation; both subsets together are everything."""
     train_before, val_before = make(growing, validation_split=0.3, subset="both")
     names = set(train_before.file_paths)
+    assert names.isdisjoint(val_before.file_paths)
     write_pictures(growing, 6, 700)
     train_after, val_after = make(growing, validation_split=0.3, subset="both")
     assert names <= set(train_after.file_paths)

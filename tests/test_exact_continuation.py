@@ -1,5 +1,6 @@
 """Promise 3: a run that was killed and continued has the bits of one that was not."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -13,11 +14,13 @@ import pytest
 
 from kresume import runs
 from kresume.checkpoints import snapshot
+from kresume.checkpoints.read import read_checkpoint
 from kresume.config import from_arguments
-from kresume.errors import ModelError, RunError, Stopped
+from kresume.errors import CheckpointError, ModelError, RunError, Stopped
 from kresume.evaluation.live import LiveScorer
+from kresume.evaluation.score import flatten
 from kresume.progress import Reporter
-from kresume.training import callbacks
+from kresume.training import callback_state, callbacks, course, resume
 from kresume.training.resume import train
 from tests.conftest import write_pictures
 from tests.support import (
@@ -118,6 +121,85 @@ def test_the_result_is_the_best_epoch_whole(tmp_path, pictures):
     assert [step for step, _ in snapshot.list_snapshots(path / "snapshots")] == [best["step"]]
     arrays = result_arrays(path)
     assert int(arrays["optimizer/0"]) == best["step"]
+
+
+def test_best_and_last_are_what_they_say(tmp_path, pictures, monkeypatch):
+    """A finished run keeps its result alone, and `LATEST` names it; an unfinished one knows the best epoch so far."""
+    arguments = {"data": [str(pictures / "old")], **TINY, "epochs": 3, "monitor": "val_loss"}
+    worse = iter((2.0, 1.0, 3.0))
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshot, "prune_snapshots", lambda *_: None)
+        patch.setattr(course, "flatten", lambda scores: {**flatten(scores), "val_loss": next(worse)})
+        path = Path(run_training(out=str(tmp_path / "run"), snapshot_every="1epochs", **arguments).run)
+    lines = runs.read_metrics(path / "metrics.jsonl")
+    best, last = lines[1]["step"], lines[2]["step"]
+    finished = tmp_path / "finished"
+    shutil.copytree(path, finished)
+    snapshot.prune_snapshots(finished / "snapshots", 0, {best})
+    assert (finished / "snapshots" / "LATEST").read_text() == f"step-{best:08d}\n"
+    assert read_checkpoint(f"{finished}@best").step == read_checkpoint(str(finished)).step == best
+    with pytest.raises(CheckpointError, match=rf"@last: the last step was {last}; .*the best epoch \(step {best}\)"):
+        read_checkpoint(f"{finished}@last")
+    make_interrupted(path, f"step-{last:08d}")
+    assert read_checkpoint(f"{path}@best").step == best
+    assert read_checkpoint(f"{path}@last").step == read_checkpoint(str(path)).step == last
+
+
+def test_a_run_that_another_process_has_finished_is_not_trained_again(monkeypatch, tmp_path, pictures):
+    """It was read before the frameworks were loaded and the lock was waited for; what counts is how it stands now."""
+    arguments = {"data": [str(pictures / "old")], "out": str(tmp_path / "run"), **TINY}
+    path = Path(run_training(**arguments).run)
+    done = {file: file.read_bytes() for file in (path / "run.json", path / "model.keras", path / "metrics.jsonl")}
+    (last,) = snapshot.list_snapshots(path / "snapshots")
+    make_interrupted(path, last[1].name)
+    built = resume.rebuild_model
+
+    def finished_meanwhile(*given):
+        for file, content in done.items():
+            file.write_bytes(content)
+        return built(*given)
+
+    monkeypatch.setattr(resume, "rebuild_model", finished_meanwhile)
+    with pytest.raises(RunError, match=r"was finished by another process meanwhile .*kresume train --from"):
+        run_training(**arguments)
+    assert {file: file.read_bytes() for file in done} == done
+
+
+def test_one_bar_at_a_time(tmp_path, pictures):
+    """A terminal draws one: that of an epoch is closed before its scoring opens another."""
+    open_bars, most = [], []
+
+    class Watched(Reporter):
+        @contextlib.contextmanager
+        def progress(self, label, total, unit=""):
+            open_bars.append(label)
+            most.append(list(open_bars))
+            try:
+                yield lambda count: None
+            finally:
+                open_bars.remove(label)
+
+    resume.train(
+        from_arguments(None, {"data": [str(pictures / "old")], "out": str(tmp_path / "run"), **TINY}), Watched()
+    )
+    assert max(map(len, most)) == 1
+    assert {"epoch 1/2", "epoch 2/2", "scoring"} <= {label for bars in most for label in bars}
+
+
+def test_what_a_callback_remembers_keeps_its_type_and_every_digit():
+    """Whole numbers beyond a float's, truth values and infinities of numpy."""
+    arrays: list = []
+    state = {
+        "count": np.int64(2**53 + 1),
+        "wait": 3,
+        "found": np.bool_(True),
+        "best": np.float32(0.1),
+        "worst": -np.inf,
+    }
+    packed = json.loads(json.dumps(callback_state._pack(state, arrays), allow_nan=False))
+    back = callback_state._unpack(packed, arrays)
+    assert back == {"count": 2**53 + 1, "wait": 3, "found": True, "best": float(np.float32(0.1)), "worst": -np.inf}
+    assert [type(value) for value in back.values()] == [int, int, bool, float, float]
 
 
 def stopped_by(monkeypatch, when, number=signal.SIGTERM, **arguments):

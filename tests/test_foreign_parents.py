@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from kresume import runs
+from kresume.checkpoints.keras_arrays import OPTIMIZERS, class_of
 from kresume.checkpoints.read import read_checkpoint
 from kresume.config import TrainConfig, from_arguments
 from kresume.errors import CheckpointError, ModelError, RestoreError, UsageError
@@ -127,12 +128,33 @@ def test_a_compiled_model_names_the_optimizer_and_its_settings(script, tmp_path)
         parent_of(tmp_path / "m.weights.h5", script, optimizer="rmsprop")
 
 
+def test_a_users_own_optimizer_is_found_by_its_registered_name(script, tmp_path):
+    """`package>name` is how Keras knows it; without the code the error says which file to give."""
+
+    @keras.saving.register_keras_serializable("mine")
+    class MyAdam(keras.optimizers.Adam):
+        """Adam by another name."""
+
+    try:
+        model = trained(script, MyAdam(1e-2))
+        model.save(tmp_path / "m.keras")
+        _, live = parent_of(tmp_path / "m.keras")
+        assert type(live.optimizer) is MyAdam
+        assert_same_bytes(numpy(model.optimizer._velocities), numpy(live.optimizer._velocities))
+        assert live.iterations == 3
+    finally:
+        keras.saving.get_custom_objects().pop("mine>MyAdam")
+    with pytest.raises(CheckpointError, match=r"optimizer mine>MyAdam cannot be built .*--import FILE.py"):
+        parent_of(tmp_path / "m.keras")
+    assert class_of({"class_name": "Custom>Adam", "config": {}}) == "Adam"  # as Keras 2 wrote it
+
+
 def test_the_table_of_slots_is_kerass(script):
     """The order in which we expect an optimizer's arrays is that in which Keras makes them, for every class and setting."""
     model = trained(script, "sgd", steps=0)
     weights = list(numpy(model.trainable_variables).values())
     known = 0
-    for name in optimizers.NAMES:
+    for name in OPTIMIZERS:
         for changes, rounds in optimizers.variants(name):
             optimizer = getattr(keras.optimizers, name)(**changes)
             optimizer.build(model.trainable_variables)

@@ -200,6 +200,42 @@ def test_a_damaged_cache_is_noticed_before_it_trains(pictures, cache, quiet):
         again.read(again.find([image.facts.sha256 for image in prepared.images]))
 
 
+def test_a_damaged_row_of_the_cache_is_read_from_its_file(pictures, cache, quiet):
+    """The night goes on with the very bytes: the row's own file is decoded, and only where that is gone it is broken."""
+    prepared = prepare(list_images([pictures / "old"], quiet).files, SPEC, cache, quiet)
+    table = merging.merge(None, prepared, None, None, classes=CLASSES, val_split=None, generation=0).manifest
+    rows = np.arange(len(table))
+    expected = PictureReader(table, SPEC, None)(rows)
+    (shard,) = cache.folder.glob("*.bin")
+    data = bytearray(shard.read_bytes())
+    data[5 * cache.row_bytes + 7] ^= 1
+    shard.write_bytes(data)
+    reader = PictureReader(table, SPEC, Cache.open(SPEC, cache.folder.parent))
+    for _ in range(2):
+        assert reader(rows).tobytes() == expected.tobytes()
+
+
+def test_two_processes_may_trim_one_cache(pictures, cache, quiet, monkeypatch):
+    """A shard that another process removes between the listing and the look at it is no error."""
+    prepare(list_images([pictures / "old"], quiet).files, SPEC, cache, quiet)
+    (index,) = cache.folder.glob("shard-*.npy")
+    glob = Path.glob
+    gone = [cache.folder / f"shard-{number}.bin" for number in (1, 2)]
+    (cache.folder / "shard-3.npy").write_bytes(index.read_bytes())  # its rows were removed since it was listed
+    monkeypatch.setattr(
+        Path, "glob", lambda path, pattern: [*glob(path, pattern), *(gone if ".bin" in pattern else [])]
+    )
+    cache.trim()
+    assert len(Cache.open(SPEC, cache.folder.parent)) == 24
+
+
+def test_a_limit_that_was_asked_for_holds_for_later_commands(tmp_path):
+    """`kresume eval` on the same cache must not trim it to another size than the training that filled it."""
+    assert Cache.open(SPEC, tmp_path).limit_bytes == 50 * 10**9
+    Cache.open(SPEC, tmp_path, limit_bytes=200 * 10**9)
+    assert Cache.open(DecodeSpec(16, 16), tmp_path).limit_bytes == 200 * 10**9
+
+
 def test_what_cannot_be_read_is_set_aside_with_its_reason(tmp_path, cache, quiet):
     """A web page, an empty and a truncated file are quarantined; the others train."""
     write_pictures(tmp_path / "source", 2, 0, ("a", "b"))

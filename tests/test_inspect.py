@@ -14,6 +14,7 @@ from kresume.checkpoints.inspect import describe
 from kresume.checkpoints.layers import layer_table
 from kresume.checkpoints.read import read_checkpoint
 from kresume.checkpoints.skeleton import skeleton
+from kresume.checkpoints.state import TrainState
 from kresume.errors import UsageError
 from tests.support import TINY, run_training
 
@@ -87,6 +88,20 @@ def test_a_skeleton_of_a_transformer_says_what_it_could_not_write(tmp_path):
     mapped, _ = torch_map.to_model(model, None, state)
     rows = restore.restore(model, mapped, optimizer=None, partial=True).rows
     assert [row[0] for row in rows if row[3] != restore.RESTORED] == ["(position)"]
+
+
+def test_a_name_in_a_state_dict_never_becomes_a_line_of_code(tmp_path):
+    """The skeleton is run by whoever asked for it: what the file calls its arrays stays in comments and strings."""
+    name = 'x\n    raise SystemExit("planted")\n    #'
+    arrays = {f"{name}.weight": np.zeros((4, 3, 3, 3), "float32"), f"{name}.odd": np.zeros((2, 2, 2), "float32")}
+    path = tmp_path / 'a"""\nraise SystemExit("planted")\n"""b.pth'
+    state = TrainState(str(path), "torch", "torch", arrays)
+    source = skeleton(state, str(tmp_path / "model.py"))
+    code = [line.split("#")[0] for line in source.splitlines()]
+    assert not [line for line in code if line.strip().startswith("raise")]
+    space: dict = {}
+    exec(compile(source, "model.py", "exec"), space)
+    assert space["build"]().count_params() > 0
 
 
 def test_the_command_writes_the_skeleton_once(tmp_path, monkeypatch):

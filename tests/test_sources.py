@@ -7,6 +7,7 @@ import os
 import shutil
 import tarfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -365,6 +366,40 @@ def test_a_run_trains_on_any_kind_and_remembers_it(tmp_path, quiet):
     table = Manifest.read(tmp_path / "2" / "images.parquet")
     assert np.bincount(table.origins).tolist() == [24, 12]
     assert set(table.table.column("member").to_pylist()) != {""}
+
+
+def test_a_name_that_is_no_text_is_set_aside(tmp_path, quiet):
+    """Linux's names are bytes. What is no UTF-8 fits into no table: the picture is named, as far as it can be, and left out."""
+    write_pictures(tmp_path / "data", 2, 0, ("a", "b"))
+    picture = next((tmp_path / "data" / "a").iterdir()).read_bytes()
+    try:
+        for name in (b"a/nai\xefve.png", b"b/\xff\xfe.png"):
+            with open(os.path.join(os.fsencode(tmp_path / "data"), name), "wb") as file:
+                file.write(picture)
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    listing = list_images([tmp_path / "data"], quiet)
+    assert len(listing.files) == 4
+    assert [os.path.basename(row.path) for row in listing.quarantine] == ["nai\\xefve.png", "\\xff\\xfe.png"]
+    assert "rename it" in listing.quarantine[0].reason
+    result = run_training(data=[str(tmp_path / "data")], out=str(tmp_path / "run"), **TINY)
+    assert "nai\\xefve.png" in (Path(result.run) / "quarantine.csv").read_text()
+
+
+@pytest.mark.parametrize("kind", ["xz", "gz", "bz2"])
+def test_a_packed_archive_that_is_damaged_later_is_a_broken_picture_not_a_crash(tmp_path, quiet, kind):
+    """Whatever the packer's own error is called."""
+    write_pictures(tmp_path / "data", 4, 0, ("a", "b"))
+    path = tmp_path / f"data.tar.{kind}"
+    with tarfile.open(path, f"w:{kind}") as archive:
+        archive.add(tmp_path / "data", "data")
+    prepared = prepare(list_images([path], quiet).files, DecodeSpec(12, 12), None, quiet)
+    table = merging.merge(None, prepared, None, None, classes=("a", "b"), val_split=None, generation=0).manifest
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3 :] = bytes(len(data) - len(data) // 3)
+    path.write_bytes(data)
+    _, broken = PictureReader(table, DecodeSpec(12, 12), None).attempt(np.arange(len(table)))
+    assert any("cannot be unpacked any more" in reason for reason in broken.values())
 
 
 def test_a_packed_archive_needs_the_cache_and_strict_needs_every_file(tmp_path, quiet):

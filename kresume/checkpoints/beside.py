@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kresume import files
-from kresume.checkpoints.keras_arrays import peak_of_schedule
+from kresume.checkpoints.keras_arrays import class_of, rate_of_schedule
 from kresume.checkpoints.keras_file import CARD
 from kresume.checkpoints.state import Card, SavedRate, TrainState
 from kresume.errors import CheckpointError
@@ -38,12 +38,10 @@ def with_files_beside(state: TrainState) -> TrainState:
     state = replace(state, architecture=model)
     if optimizer is not None and state.optimizer is not None and state.optimizer.class_name is None:
         config = dict(optimizer["config"])
-        state = replace(
-            state, optimizer=replace(state.optimizer, class_name=str(optimizer["class_name"]), config=config)
-        )
+        state = replace(state, optimizer=replace(state.optimizer, class_name=class_of(optimizer), config=config))
         rate = config.get("learning_rate")
         if isinstance(rate, Mapping):
-            state = replace(state, rate=SavedRate(peak_of_schedule(rate), "schedule", dict(rate)))
+            state = replace(state, rate=rate_of_schedule(rate))
     if card is not None:
         if "classes" in card:
             state = replace(state, card=Card.from_dict(card))

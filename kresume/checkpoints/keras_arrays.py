@@ -24,6 +24,10 @@ OPTIMIZER = "optimizer/vars/"
 INNER = "optimizer/inner_optimizer/vars/"
 LOSS_SCALE = "LossScaleOptimizer"
 KERAS_2_LAYERS = "_layer_checkpoint_dependencies/"
+OPTIMIZERS = (
+    "SGD", "RMSprop", "Adam", "AdamW", "Nadam", "Adamax", "Adagrad", "Adadelta", "Adafactor", "Ftrl", "Lion", "Lamb", "Muon",
+)  # fmt: skip
+"""The classes that Keras 3 has."""
 INITIAL_RATES = ("initial_learning_rate", "peak", "warmup_target", "max_lr")
 
 
@@ -51,7 +55,17 @@ def optimizer_of(compiled: Mapping[str, Any] | None, arrays: Mapping[str, np.nda
     saved = unwrapped((compiled or {}).get("optimizer"))
     if saved is None:
         return SavedOptimizer(None, None, count, scaled)
-    return SavedOptimizer(str(saved["class_name"]), dict(saved["config"]), count, scaled)
+    return SavedOptimizer(class_of(saved), dict(saved["config"]), count, scaled)
+
+
+def class_of(saved: Mapping[str, Any]) -> str:
+    """The name by which Keras finds a serialized optimizer's class: a user's own is registered as `package>name`."""
+    registered, name = str(saved.get("registered_name") or ""), str(saved["class_name"])
+    package, mark, tail = (registered if ">" in registered else name).rpartition(">")
+    # Keras 2 and its add-ons registered what Keras 3 knows by its plain name.
+    return (
+        tail if not mark or (tail in OPTIMIZERS and package in {"Custom", "Keras", "Addons"}) else f"{package}>{tail}"
+    )
 
 
 def unwrapped(saved: Any) -> Mapping[str, Any] | None:
@@ -84,7 +98,7 @@ def rate_of(
     config: Mapping[str, Any] = (unwrapped((compiled or {}).get("optimizer")) or {}).get("config", {})
     rate = config.get("learning_rate")
     if isinstance(rate, Mapping):
-        return SavedRate(peak_of_schedule(rate), "schedule", dict(rate))
+        return rate_of_schedule(rate)
     if peak is not None:
         return SavedRate(float(peak), "run")
     # The variable is what the training really ended with; the config is what it was compiled with.
@@ -94,15 +108,19 @@ def rate_of(
     return SavedRate(float(rate), "float") if isinstance(rate, (int, float)) else None
 
 
-def peak_of_schedule(schedule: Mapping[str, Any]) -> float:
-    """The initial or peak rate of a Keras schedule's config; the largest value of a piecewise one."""
+def rate_of_schedule(schedule: Mapping[str, Any]) -> SavedRate:
+    """The rate that a serialized Keras schedule stands for: its initial or peak rate, the largest value of a piecewise one.
+
+    Raises:
+        CheckpointError: it is of a class of the user's own, whose peak cannot be read.
+    """
     config: Mapping[str, Any] = schedule.get("config", {})
     if isinstance(config.get("values"), (list, tuple)):
-        return float(max(config["values"]))
+        return SavedRate(float(max(config["values"])), "schedule", dict(schedule))
     rates = [float(config[name]) for name in INITIAL_RATES if isinstance(config.get(name), (int, float))]
     if not rates:
         raise CheckpointError(
             f"the checkpoint's learning rate is a schedule of its own class ({schedule.get('class_name')}), whose peak "
             "cannot be read: give --lr"
         )
-    return max(rates)
+    return SavedRate(max(rates), "schedule", dict(schedule))

@@ -22,7 +22,7 @@ import numpy as np
 
 from kresume.checkpoints import keras_2
 from kresume.checkpoints.hdf5 import opened, read_arrays
-from kresume.checkpoints.keras_arrays import peak_of_schedule, unwrapped
+from kresume.checkpoints.keras_arrays import class_of, rate_of_schedule, unwrapped
 from kresume.checkpoints.state import SavedOptimizer, SavedRate, TrainState
 from kresume.checkpoints.weights_file import begins_as_hdf5
 from kresume.errors import CheckpointError
@@ -143,7 +143,7 @@ def _optimizer(compiled: Mapping[str, Any] | None, old: bool, slots: list[str]) 
     count = len(slots) - (0 if not scaled else 2 if old else OWN)
     if saved is None:
         return SavedOptimizer(None, None, count, scaled)
-    return SavedOptimizer(str(saved["class_name"]).rpartition(">")[2], dict(saved["config"]), count, scaled)
+    return SavedOptimizer(class_of(saved), dict(saved["config"]), count, scaled)
 
 
 def _slots(saved: SavedOptimizer | None, slots: list[str]) -> dict[str, Any]:
@@ -180,7 +180,7 @@ def _rate(compiled: Mapping[str, Any] | None, arrays: Mapping[str, np.ndarray], 
     saved = unwrapped((compiled or {}).get("optimizer"))
     rate = saved["config"].get("learning_rate") if saved is not None else None
     if isinstance(rate, Mapping):
-        return SavedRate(peak_of_schedule(rate), "schedule", dict(rate))
+        return rate_of_schedule(rate)
     for name in slots:  # Keras 3 keeps the rate among the variables
         array = arrays[f"{OPTIMIZER}/{name}"]
         if name.rpartition("/")[2] == "learning_rate" and array.shape == ():

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from kresume.checkpoints.keras_arrays import peak_of_schedule, unwrapped
+from kresume.checkpoints.keras_arrays import class_of, rate_of_schedule, unwrapped
 from kresume.checkpoints.keras_file import LARGEST_JSON
 from kresume.checkpoints.state import SavedOptimizer, SavedRate, TrainState
 from kresume.errors import CheckpointError, MissingPackage
@@ -205,7 +205,7 @@ def _config(folder: Path, path: str) -> dict[str, Any] | None:
 def _optimizer(saved: Mapping[str, Any] | None, count: int, scaled: bool) -> SavedOptimizer:
     if saved is None:
         return SavedOptimizer(None, None, count, scaled)
-    return SavedOptimizer(str(saved["class_name"]).rpartition(">")[2], dict(saved["config"]), count, scaled)
+    return SavedOptimizer(class_of(saved), dict(saved["config"]), count, scaled)
 
 
 def _scalar(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray | None:
@@ -220,5 +220,5 @@ def _scalar(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray | None:
 def _rate(saved: Mapping[str, Any] | None, stored: np.ndarray | None) -> SavedRate | None:
     rate = saved["config"].get("learning_rate") if saved is not None else None
     if isinstance(rate, Mapping):
-        return SavedRate(peak_of_schedule(rate), "schedule", dict(rate))
+        return rate_of_schedule(rate)
     return SavedRate(float(stored), "float") if stored is not None else None

@@ -17,7 +17,7 @@ from typing import Any
 from kresume import runs
 from kresume.checkpoints import run as run_reader
 from kresume.checkpoints import snapshot
-from kresume.checkpoints.keras_arrays import peak_of_schedule
+from kresume.checkpoints.keras_arrays import class_of, rate_of_schedule
 from kresume.checkpoints.state import SavedOptimizer, SavedRate, TrainState
 
 RATE = "optimizer/1"
@@ -71,13 +71,13 @@ def _optimizer(state: TrainState) -> SavedOptimizer | None:
     inner = saved["config"].get("inner_optimizer")
     scaled = isinstance(inner, Mapping)
     named = inner if scaled else saved
-    return SavedOptimizer(str(named["class_name"]), dict(named["config"]), count, loss_scale=scaled)
+    return SavedOptimizer(class_of(named), dict(named["config"]), count, loss_scale=scaled)
 
 
 def _rate(state: TrainState, optimizer: SavedOptimizer | None) -> SavedRate | None:
     rate = (optimizer.config or {}).get("learning_rate") if optimizer is not None else None
     if isinstance(rate, Mapping):
-        return SavedRate(peak_of_schedule(rate), "schedule", dict(rate))
+        return rate_of_schedule(rate)
     # The variable is what the training stood at; the config is what it was compiled with.
     stored = state.arrays.get(RATE)
     scaled = optimizer is not None and optimizer.loss_scale

@@ -89,20 +89,38 @@ def _schedule(config: dict[str, Any], clock: list[float] | None) -> dict[str, An
 
 
 def _snapshot(run: runs.Run, which: str) -> TrainState:
+    """The snapshot that a run or `RUN@which` means: its result, or the newest of an unfinished run."""
     steps = snapshot.list_snapshots(run.snapshots)
-    if which in {"", "last", "best"}:
-        step = run.result_step() if which == "" else run.best_step() if which == "best" else None
-        if which == "best" and step is None:
+    result = run.result_step()
+    if which == "" and result is not None:
+        return snapshot.read_snapshot(snapshot.snapshot_path(run.snapshots, result))
+    if which in {"", "last"}:
+        state, _ = snapshot.newest_snapshot(run.snapshots)
+        lines = runs.read_metrics(run.metrics)
+        last = int(lines[-1]["step"]) if result is not None and lines else state.step
+        if state.step != last:
+            raise CheckpointError(
+                f"{run.path}@last: the last step was {last:,}; a finished run keeps its result alone, the best epoch (step "
+                f"{result:,}): use {run.path}"
+            )
+        return state
+    if which == "best":
+        best = run.best_step() if result is not None else _best_so_far(run)
+        if best is None:
             raise CheckpointError(
                 f"{run.path}@best: no monitor chose a best snapshot (--monitor NAME does); use {run.path}@last"
             )
-        if step is None:
-            state, _ = snapshot.newest_snapshot(run.snapshots)
-            return state
-        return snapshot.read_snapshot(snapshot.snapshot_path(run.snapshots, step))
+        return snapshot.read_snapshot(snapshot.snapshot_path(run.snapshots, best))
     for step, path in reversed(steps):
         if which == str(step):
             return snapshot.read_snapshot(path)
     known = ", ".join(str(step) for step, _ in steps)
-    best = ", best" if run.best_step() is not None else ""
-    raise CheckpointError(f"{run.path}@{which}: no such snapshot; there are last{best} and the steps {known}")
+    best_too = ", best" if run.best_step() is not None or (result is None and _best_so_far(run) is not None) else ""
+    raise CheckpointError(f"{run.path}@{which}: no such snapshot; there are last{best_too} and the steps {known}")
+
+
+def _best_so_far(run: runs.Run) -> int | None:
+    """The step of the best epoch of an unfinished run: its newest snapshot knows it."""
+    state, _ = snapshot.newest_snapshot(run.snapshots)
+    best = state.records.get("best")
+    return int(best["step"]) if best else None

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kresume.checkpoints import keras_2, tf_checkpoint
-from kresume.checkpoints.keras_arrays import peak_of_schedule
+from kresume.checkpoints.keras_arrays import rate_of_schedule
 from kresume.checkpoints.keras_file import LARGEST_JSON
 from kresume.checkpoints.state import SavedOptimizer, SavedRate, TrainState
 from kresume.devices import import_tensorflow
@@ -87,7 +87,7 @@ def _architecture(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
 def _rate(found: tuple[str, dict[str, Any]] | None) -> SavedRate | None:
     """A schedule of the compile config; a plain rate is better taken from its variable."""
     rate = found[1].get("learning_rate") if found is not None else None
-    return SavedRate(peak_of_schedule(rate), "schedule", rate) if isinstance(rate, Mapping) else None
+    return rate_of_schedule(rate) if isinstance(rate, Mapping) else None
 
 
 def _meta(folder: Path, path: str) -> tuple[str, dict[str, Any] | None]:

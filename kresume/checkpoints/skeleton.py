@@ -102,10 +102,11 @@ def skeleton(state: TrainState, file: str) -> str:
         script.add("layers.GlobalAveragePooling2D()", script.channels, spatial=False, note="fill in: is this the head?")
     order = "" if ordered else "\nThe file sorts its names: bring the layers into their order first.\n"
     body = "\n    ".join(script.lines)
-    return f'''"""A skeleton of the network of {Path(state.source).name}, by `kresume inspect --write-model`.
+    source, target = _one_line(Path(state.source).name), _one_line(Path(file).name)
+    return f'''"""A skeleton of the network of {source}, by `kresume inspect --write-model`.
 
 Layers and sizes are the file's. What it does not say is marked `fill in`: strides, padding, pooling, activations, sums.
-Then: kresume train --from {Path(state.source).name} --model {Path(file).name}:build --data OLD --add NEW
+Then: kresume train --from {source} --model {target}:build --data OLD --add NEW
 {order}"""
 
 import keras
@@ -119,9 +120,15 @@ def build(image_size=(64, 64)):
 '''
 
 
+def _one_line(text: str) -> str:
+    """The text as it may stand in a comment or a docstring: a name from a file must not become a line of code."""
+    return re.sub(r"[^\w .:/()+=,@-]", "?", " ".join(text.split()))
+
+
 def _modules(shapes: Mapping[str, Shape]) -> list[tuple[str, dict[str, Shape]]]:
     grouped: dict[str, dict[str, Shape]] = {}
-    for name, shape in shapes.items():
+    for key, shape in shapes.items():
+        name = _one_line(key)
         prefix, _, role = name.rpartition(".")
         if name.startswith("optimizer/") or role == "num_batches_tracked":
             continue

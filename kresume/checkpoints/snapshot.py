@@ -95,8 +95,16 @@ def write_snapshot(
             },
         }
         files.write_json(temporary / META, {**facts, "sha256": _digest_of_facts(facts)})
-    files.write_text(directory / LATEST, path.name + "\n")
+    _name_newest(directory)
     return path
+
+
+def _name_newest(directory: Path) -> None:
+    """Makes `LATEST` name the newest snapshot that is there."""
+    pointer, finished = directory / LATEST, list_snapshots(directory)
+    text = f"{finished[-1][1].name}\n" if finished else ""
+    if text and (not pointer.is_file() or pointer.read_text(encoding="utf-8") != text):
+        files.write_text(pointer, text)
 
 
 def _finite(array: np.ndarray) -> bool:
@@ -189,6 +197,7 @@ def set_aside(path: Path) -> None:
     aside = path.with_name(f"aside-{path.name}")
     shutil.rmtree(aside, ignore_errors=True)
     path.rename(aside)
+    _name_newest(path.parent)
 
 
 def prune_snapshots(directory: Path, keep: int, pinned: set[int]) -> None:
@@ -204,6 +213,7 @@ def prune_snapshots(directory: Path, keep: int, pinned: set[int]) -> None:
             gone = files.temporary_beside(path)
             path.rename(gone)
             shutil.rmtree(gone, ignore_errors=True)
+    _name_newest(directory)
 
 
 def pins(directory: Path) -> dict[int, int | None]:

@@ -36,12 +36,21 @@ INDEX_TYPE = np.dtype([("sha256", "S64"), ("crc", "<u4")])
 SHARD_BYTES = 64 * 2**20
 SPARE_BYTES = 2**30
 DEFAULT_LIMIT_BYTES = 50 * 10**9
+LIMIT = "limit"
+"""The file in a cache's root that keeps a limit which was asked for, in bytes."""
 
 
 def default_root() -> Path:
     """`$KRESUME_CACHE`, else `~/.cache/kresume`."""
     given = os.environ.get("KRESUME_CACHE")
     return Path(given) if given else Path.home() / ".cache" / "kresume"
+
+
+def _limit_of(root: Path) -> int:
+    try:
+        return int((root / LIMIT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return DEFAULT_LIMIT_BYTES
 
 
 def aligned(shape: tuple[int, ...]) -> np.ndarray:
@@ -95,20 +104,23 @@ class Cache:
         Args:
             spec: how its pictures are decoded.
             root: the folder of all specs; None for `default_root()`.
-            limit_bytes: see the class; None for 50 GB.
+            limit_bytes: see the class; None for what it was set to when it was given last, 50 GB if it never was.
             writes: False makes no folder, for a command that only looks.
 
         Raises:
             ImagesError: the folder cannot be made.
         """
         root = root or default_root()
-        cache = cls(root / spec.key, spec, DEFAULT_LIMIT_BYTES if limit_bytes is None else limit_bytes)
+        cache = cls(root / spec.key, spec, _limit_of(root) if limit_bytes is None else limit_bytes)
         if not writes:
             cache.refresh()
             return cache
         try:
             cache.folder.mkdir(parents=True, exist_ok=True)
             files.remove_abandoned(cache.folder)
+            if limit_bytes is not None and limit_bytes != _limit_of(root):
+                # `kresume eval` on the same cache must not trim it to another size than the training that fills it.
+                files.write_text(root / LIMIT, f"{limit_bytes}\n")
         except OSError as error:
             raise ImagesError(
                 f"the cache {cache.folder} cannot be used ({error.strerror}): give --cache DIR, or --cache off"
@@ -124,17 +136,17 @@ class Cache:
         for index_path in sorted(self.folder.glob("shard-*.npy")):
             if index_path.name in self._names:
                 continue
+            self._names.add(index_path.name)
+            data_path = index_path.with_suffix(".bin")
             try:
                 index = np.load(index_path, allow_pickle=False)
-                data_path = index_path.with_suffix(".bin")
                 complete = index.dtype == INDEX_TYPE and data_path.stat().st_size == len(index) * self.row_bytes
+                if not complete or not len(index):
+                    continue  # torn by a crash of the machine: its pictures are decoded again
+                mapped = np.memmap(data_path, np.uint8, "r", shape=(len(index), *self.row_shape))
             except (OSError, ValueError, EOFError):
-                complete = False
-            self._names.add(index_path.name)
-            if not complete or not len(index):
-                continue  # torn by a crash of the machine: its pictures are decoded again
+                continue  # torn likewise, or removed by another process since it was listed
             self._paths.append(data_path)
-            mapped = np.memmap(data_path, np.uint8, "r", shape=(len(index), *self.row_shape))
             self._maps.append(mapped.view(np.ndarray))  # the subclass costs microseconds at each row
             self._sha256s = np.concatenate([self._sha256s, index["sha256"]])
             self._crcs = np.concatenate([self._crcs, index["crc"]])
@@ -169,7 +181,20 @@ class Cache:
             `(n, height, width, 3) uint8`.
 
         Raises:
-            ImagesError: a row does not have its checksum; `broken` finds out which.
+            ImagesError: a row does not have its checksum.
+        """
+        pictures, damaged = self.attempt(found)
+        if len(damaged):
+            raise ImagesError(
+                f"the cache {self.folder} is damaged (row {int(found[damaged[0]])}): remove that folder; it is made again"
+            )
+        return pictures
+
+    def attempt(self, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Reads pictures by what `find` gave, and says which rows do not have their checksum.
+
+        Returns:
+            `((n, height, width, 3) uint8, places in found of damaged rows)`; what is read of those is of no use.
         """
         result = aligned((len(found), *self.row_shape))
         for place, (shard, row) in enumerate(
@@ -177,13 +202,11 @@ class Cache:
         ):
             result[place] = self._maps[shard][row]  # one copy; a fancy index would make two
         unverified = np.nonzero(~self._verified[found])[0]
-        for index in unverified:
-            if checksum(result[index]) != self._crcs[found[index]]:
-                raise ImagesError(
-                    f"the cache {self.folder} is damaged (row {int(found[index])}): remove that folder; it is made again"
-                )
-        self._verified[found] = True
-        return result
+        damaged = np.array(
+            [place for place in unverified if checksum(result[place]) != self._crcs[found[place]]], np.int64
+        )
+        self._verified[np.delete(found, damaged)] = True
+        return result, damaged
 
     def writer(self) -> Writer:
         """A writer of new shards, for one thread at a time."""
@@ -199,7 +222,10 @@ class Cache:
 
     def trim(self) -> None:
         """Removes the shards unused for longest until the root is within its limit; never one that was used here."""
-        shards = [(path.stat(), path) for path in self.folder.parent.glob("*/shard-*.bin")]
+        shards = []
+        for path in self.folder.parent.glob("*/shard-*.bin"):
+            with contextlib.suppress(FileNotFoundError):  # another process trims, too
+                shards.append((path.stat(), path))
         total = sum(facts.st_size for facts, _ in shards)
         for facts, path in sorted(shards, key=lambda shard: shard[0].st_mtime):
             index = path.with_suffix(".npy")

@@ -25,7 +25,7 @@ from kresume.images.manifest import Manifest
 from kresume.images.order import Order
 from kresume.images.prepare import Prepared, prepare
 from kresume.images.reader import PictureReader
-from kresume.images.sources import list_images
+from kresume.images.sources import Listing, list_images
 from kresume.images.stream import Stream, dataset_of
 from kresume.progress import Reporter
 
@@ -222,11 +222,12 @@ def image_dataset(
     if subset != "validation":
         stream = ImageStream(manifest, spec, store, batch_size, seed or 0, shuffle)
         datasets.append(_training(stream, label_mode, color_mode))
+        datasets[-1].file_paths = manifest.paths(manifest.train_rows())
     if subset in {"validation", "both"}:
         datasets.append(_validation(manifest, spec, store, batch_size, label_mode, color_mode))
+        datasets[-1].file_paths = manifest.paths(manifest.val_rows())
     for dataset in datasets:
         dataset.class_names = list(manifest.classes)
-        dataset.file_paths = manifest.paths(np.arange(len(manifest)))
     return tuple(datasets) if subset == "both" else datasets[0]
 
 
@@ -251,15 +252,15 @@ def _manifest(
     def listed(value: Any) -> Sequence[str]:
         return [str(path) for path in ([value] if isinstance(value, (str, Path)) else value or ())]
 
-    def prepared(paths: Sequence[str]) -> Prepared | None:
-        if not paths:
+    def prepared(listing: Listing | None) -> Prepared | None:
+        if listing is None:
             return None
-        listing = list_images(paths, reporter)
         return prepare(merging.name_numbers(listing, classes), spec, cache, reporter, known=listing.known)
 
     old = list_images(listed(directory), reporter)
+    new = list_images(listed(add), reporter) if add else None
     classes = tuple(class_names) if class_names else old.classes
-    data, more = prepared(listed(directory)), prepared(listed(add))
+    data, more = prepared(old), prepared(new)
     merge = merging.merge(
         None, data, more, None, classes=classes, val_split=validation_split, generation=1 if add else 0
     )
@@ -270,14 +271,15 @@ def _manifest(
         )
     if not len(merge.manifest.train_rows()):
         raise ImagesError(f"no image to train on in {', '.join(listed(directory))}")
-    set_aside = [row for part in (data, more) if part is not None for row in part.quarantine]
+    parts = [part for part in (old, new, data, more) if part is not None]
+    set_aside = [row for part in parts for row in part.quarantine]
     reporter.say(
         f"{len(merge.manifest):,} images of {len(classes)} classes, {len(merge.manifest.train_rows()):,} to train, "
         f"{merge.facts.duplicates:,} duplicates counted once, {len(set_aside):,} set aside"
     )
     for row in set_aside:
         reporter.say(f"set aside: {row.path}: {row.reason}")
-    for note in merge.facts.notes:
+    for note in (*old.notes, *(new.notes if new is not None else ()), *merge.facts.notes):
         reporter.say(f"note: {note}")
     return merge.manifest
 

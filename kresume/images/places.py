@@ -232,8 +232,13 @@ def read_stream(path: str, coding: str, ranges: list[tuple[int, int]]) -> Iterat
     """
     with unpacked(path, coding) as stream:
         for offset, length in ranges:
-            stream.seek(offset)
-            data = stream.read(min(length, MAX_FILE_BYTES))
+            try:
+                stream.seek(offset)
+                data = stream.read(min(length, MAX_FILE_BYTES))
+            except (lzma.LZMAError, zlib.error) as error:
+                raise OSError(
+                    f"{path} is damaged before byte {offset + length:,} of what it unpacks to ({error})"
+                ) from error
             if len(data) != length:
                 raise EOFError(f"{path} ends before byte {offset + length:,} of what it unpacks to")
             yield data

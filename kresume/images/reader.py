@@ -61,18 +61,19 @@ class PictureReader:
 
         Returns:
             `(pictures (n, height, width, 3) uint8, what is wrong by place in rows)`; a broken place is black.
-
-        Raises:
-            ImagesError: the cache is damaged.
         """
-        found = self._cached[rows]
-        if self.cache is not None and (found >= 0).all():
-            return self.cache.read(found), {}
-        result = np.zeros((len(rows), self.spec.height, self.spec.width, 3), np.uint8)
-        present = np.nonzero(found >= 0)[0]
+        present = np.nonzero(self._cached[rows] >= 0)[0]
+        cached, damaged = None, np.zeros(0, np.int64)
         if self.cache is not None and len(present):
-            result[present] = self.cache.read(found[present])
-        absent = np.nonzero(found < 0)[0]
+            cached, damaged = self.cache.attempt(self._cached[rows[present]])
+            self._cached[rows[present[damaged]]] = -1  # their files give the same bytes
+            if len(present) == len(rows) and not len(damaged):
+                return cached, {}
+        result = np.zeros((len(rows), self.spec.height, self.spec.width, 3), np.uint8)
+        if cached is not None:
+            result[present] = cached
+        absent = np.nonzero(self._cached[rows] < 0)[0]
+        result[absent] = 0
         broken: dict[int, str] = {}
         listed = self.manifest.found(rows[absent])
         hashes = self.manifest.sha256s[rows[absent]].tolist()

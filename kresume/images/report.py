@@ -1,7 +1,7 @@
 """What images there are, and what is wrong with them: `kresume data scan`, `check` and `show`.
 
 scanned = scan(["old/", "new.tar"], reporter)
-scanned.manifest.write(Path("m.parquet"))
+write(scanned, Path("m.parquet"))
 print(describe(scanned))
 print(check(["new/"], reporter, against=manifest_of(run.path)))
 """
@@ -123,6 +123,18 @@ def scan(
         len({image.facts.sha256 for each in (images, validating) if each for image in each.images}),
         {name: count for name, count in unknown.items() if count and name not in had},
     )
+
+
+def write(scanned: Scan, path: Path) -> None:
+    """Writes what was looked at as a manifest, which is a source itself.
+
+    Raises:
+        ImagesError: it cannot be written there.
+    """
+    try:
+        scanned.manifest.write(path)
+    except OSError as error:
+        raise ImagesError(f"-o {path} cannot be written ({error.strerror or error}): give another place") from error
 
 
 def _undecided(manifest: Manifest, said: set[str], generation: int) -> Manifest:

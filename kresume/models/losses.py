@@ -6,7 +6,8 @@ model.compile(loss=choice.keras_loss(), metrics=choice.keras_metrics())
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -67,6 +68,21 @@ class LossChoice:
     def as_dict(self) -> dict[str, Any]:
         """The JSON form, as `run.json` pins it."""
         return dict(vars(self))
+
+
+def check_metrics(names: Sequence[str]) -> None:
+    """Refuses a metric that Keras does not have.
+
+    Raises:
+        UsageError: the message gives the nearest name.
+    """
+    for name in names:
+        try:
+            keras.metrics.get(name)
+        except ValueError as error:
+            near = difflib.get_close_matches(name, [each for each in dir(keras.metrics) if each[0].isalpha()], 1)
+            hint = f"did you mean {near[0]}?" if near else "AUC or top_k_categorical_accuracy, for example"
+            raise UsageError(f"--metric {name}: Keras has no such metric: {hint}") from error
 
 
 def last_activation(model: keras.Model) -> str | None:
@@ -162,7 +178,7 @@ def choose_loss(
             f"({reason}): give --loss {'binary_crossentropy' if count == 1 else 'sparse_categorical_crossentropy'}"
         )
     if soft_labels and kind == "binary_crossentropy":
-        raise UsageError("--mixup needs a model with one output per class; this one has a single output")
+        raise UsageError("--mixup and --cutmix need a model with one output per class; this one has a single output")
     if soft_labels and kind == "sparse_categorical_crossentropy":
         kind, reason = "categorical_crossentropy", f"{reason}; for mixed labels"
     return LossChoice(kind, from_logits, smoothing, reason)

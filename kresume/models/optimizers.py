@@ -13,14 +13,11 @@ import keras
 import numpy as np
 
 from kresume.checkpoints import graph_optimizer, keras_2
-from kresume.checkpoints.keras_arrays import optimizer_arrays
+from kresume.checkpoints.keras_arrays import OPTIMIZERS, optimizer_arrays
 from kresume.checkpoints.state import SavedOptimizer, TrainState
 from kresume.errors import CheckpointError, UsageError
 from kresume.models import slots
 
-NAMES = (
-    "SGD", "RMSprop", "Adam", "AdamW", "Nadam", "Adamax", "Adagrad", "Adadelta", "Adafactor", "Ftrl", "Lion", "Lamb", "Muon",
-)  # fmt: skip
 SLOTS = {
     "SGD": ("momentums",),
     "RMSprop": ("_velocities",),
@@ -63,9 +60,9 @@ def class_name(name: str) -> str:
     Raises:
         UsageError: Keras has no such optimizer.
     """
-    found = {known.lower(): known for known in NAMES}.get(name.lower())
+    found = {known.lower(): known for known in OPTIMIZERS}.get(name.lower())
     if found is None:
-        raise UsageError(f"--optimizer {name}: use keep, or one of {', '.join(known.lower() for known in NAMES)}")
+        raise UsageError(f"--optimizer {name}: use keep, or one of {', '.join(known.lower() for known in OPTIMIZERS)}")
     return found
 
 
@@ -249,7 +246,7 @@ def fitting(state: TrainState, weights: Sequence[np.ndarray] = ()) -> list[str]:
     """
     if state.layout == "keras":
         arrays = optimizer_arrays(state.arrays)
-        return [name for name in NAMES if fitting_variants(name, arrays, weights)]
+        return [name for name in OPTIMIZERS if fitting_variants(name, arrays, weights)]
     index = graph_optimizer.find_optimizer(state.graph) if state.graph else None
     if index is None:
         return []

@@ -122,14 +122,13 @@ def _pack(value: Any, arrays: list[np.ndarray]) -> Any:
         return {"map": {str(key): _pack(item, arrays) for key, item in value.items()}}
     if isinstance(value, (list, tuple)):
         return [_pack(item, arrays) for item in value]
+    if hasattr(value, "shape") and value.shape == ():  # a number of numpy's or of a backend's: exact as Python's own
+        value = np.asarray(value).item()
     if value is None or isinstance(value, (bool, int, str)):
         return value
-    if isinstance(value, (float, np.floating)) or (hasattr(value, "shape") and value.shape == ()):
-        number = float(value)
+    if isinstance(value, float):
         # JSON has no infinities, and EarlyStopping's first best may be one; repr of a float is exact.
-        return number if math.isfinite(number) else {"number": repr(number)}
-    if isinstance(value, np.integer):
-        return int(value)
+        return value if math.isfinite(value) else {"number": repr(value)}
     arrays.append(np.array(value, copy=True))
     return {"array": len(arrays) - 1}
 

@@ -112,13 +112,17 @@ class Narrator(keras.callbacks.Callback):  # type: ignore[misc]  # keras is unty
             self._advance(batch + 1 - self._told)
             self._told = batch + 1
 
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Closes the bar; stands in front of the scorer, which draws one of its own."""
+        self._end()
+
 
 class StopRequest:
     """Turns SIGTERM and Ctrl-C into a request that training honours at the next step boundary.
 
-    with StopRequest() as stop:
-        ...
-        if stop.signal: ...
+        with StopRequest() as stop:
+            ...
+            if stop.signal: ...
 
     A second Ctrl-C leaves at once. Outside the main thread (notebooks' workers) signals are not ours to handle.
     """

@@ -32,6 +32,7 @@ from kresume.images.manifest import Manifest
 from kresume.images.mixing import Mixed, make_order
 from kresume.images.reader import PictureReader
 from kresume.images.scans import FOLDER, epochs_begun, manifest_of
+from kresume.lock import NAME as LOCK
 from kresume.lock import Lock
 from kresume.models import rebuild
 from kresume.models.averages import averaged
@@ -134,8 +135,8 @@ class Course:
         Raises:
             CheckpointError: none verifies, or it is of another manifest.
         """
-        for folder in (self.run.snapshots, self.run.path / FOLDER):
-            files.remove_leftovers(folder)
+        for folder in (self.run.path, self.run.snapshots, self.run.path / FOLDER):
+            files.remove_leftovers(folder, but=LOCK)  # its heartbeat writes while we look
         state, skipped = snapshot.newest_snapshot(self.run.snapshots)
         for path, reason in skipped:
             self.reporter.warn(f"{path} is damaged ({reason}): going on from the one before")

@@ -268,8 +268,8 @@ class Plan:
 
 
 def _shown(flag: str, value: Any) -> str:
-    if value is True:
-        return flag
+    if isinstance(value, bool):
+        return flag if value else f"--no-{flag[2:]}"
     return " ".join(f"{flag} {item}" for item in (value if isinstance(value, (list, tuple)) else [value]))
 
 

@@ -63,8 +63,13 @@ class Gathered:
     notes: tuple[str, ...]
 
 
-def list_sources(config: TrainConfig, reporter: Reporter) -> Sources:
+def list_sources(config: TrainConfig, reporter: Reporter, *, keeps: bool = True) -> Sources:
     """Lists the sources of images by role. Reads names and sizes, no contents.
+
+    Args:
+        config: the options that hold.
+        reporter: shown progress.
+        keeps: False writes nothing into the cache, not even the listing of a file that had to be read whole for one.
 
     Raises:
         ImagesError: a path is missing, empty, or holds no class folders.
@@ -72,16 +77,16 @@ def list_sources(config: TrainConfig, reporter: Reporter) -> Sources:
     """
     if config.from_ is None and not config.data:
         raise UsageError(NO_IMAGES)
-    return _list(config, reporter)
+    return _list(config, reporter, keeps=keeps)
 
 
-def _list(config: TrainConfig, reporter: Reporter) -> Sources:
-    features = parse_features(config.feature)
+def _list(config: TrainConfig, reporter: Reporter, *, keeps: bool = True) -> Sources:
+    features, memory = parse_features(config.feature), listings_of(config.cache) if keeps else None
 
     def listing(paths: Sequence[str] | None) -> Listing | None:
         if config.watch:
             paths = without_empty(paths)
-        return list_images(paths, reporter, features, listings_of(config.cache)) if paths else None
+        return list_images(paths, reporter, features, memory) if paths else None
 
     return Sources(listing(config.data), listing(config.add), listing(config.val))
 

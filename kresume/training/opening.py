@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from kresume import config as options
 from kresume import runs
@@ -62,7 +63,8 @@ def open_out(config: TrainConfig) -> Opening:
 def _open(config: TrainConfig) -> Opening:
     if config.out is not None:
         return _open_given(config, Path(config.out))
-    for run in runs.unfinished(runs.list_runs(RUNS)):
+    # --overwrite without --out asks for a new run all the same
+    for run in () if config.overwrite else runs.unfinished(runs.list_runs(RUNS)):
         before = TrainConfig(**run.record["given"])
         if not options.same_config(before.model_copy(update={"out": None}), config):
             return _continue(run, config)
@@ -73,7 +75,7 @@ def _open_given(config: TrainConfig, path: Path) -> Opening:
     if config.from_ is not None and path.resolve() == Path(config.from_).resolve():
         raise UsageError(
             f"--from {config.from_} --out {config.out}: a run is never written over by its child. An interrupted run "
-            f"continues with `kresume train --out {config.out}`; to extend it leave --out away or give another folder"
+            f"continues with `kresume train --out {quote(str(path))}`; to extend it leave --out away or give another folder"
         )
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         if _only_out(config):
@@ -104,7 +106,8 @@ def _open_given(config: TrainConfig, path: Path) -> Opening:
 
 
 def _only_out(config: TrainConfig) -> bool:
-    return not (set(options.given(config)) - {"out"} - options.FREE_TO_DIFFER)
+    asked = {name for name, value in options.given(config).items() if value is not False}
+    return not (asked - {"out"} - options.FREE_TO_DIFFER)
 
 
 def _continue(run: runs.Run, config: TrainConfig) -> Opening:
@@ -117,7 +120,7 @@ def _continue(run: runs.Run, config: TrainConfig) -> Opening:
 def _mismatch(run: runs.Run, config: TrainConfig, differing: list[tuple[str, object, object]]) -> str:
     rows = "; ".join(f"{options.flag_of(name)}: {_shown(before)} -> {_shown(now)}" for name, before, now in differing)
     state = "a finished" if run.finished else "an interrupted"
-    go_on = "" if run.finished else f"continue it unchanged with `kresume train --out {run.path}`, or "
+    go_on = "" if run.finished else f"continue it unchanged with `kresume train --out {quote(str(run.path))}`, or "
     return (
         f"{run.path} is {state} run of other options ({rows}): {go_on}begin a new run from it with "
         f"`{_extend_command(run, config)}`"
@@ -134,7 +137,7 @@ def _extend_command(run: runs.Run, config: TrainConfig | None = None) -> str:
     changes = {"from_": str(run.path), "out": None, "overwrite": None}
     if config is not None:
         return options.to_command(config.model_copy(update=changes))
-    return f"kresume train --from {run.path} --add MORE_IMAGES"
+    return f"kresume train --from {quote(str(run.path))} --add MORE_IMAGES"
 
 
 def _name(config: TrainConfig) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 
 from kresume import config as options
 from kresume import devices
-from kresume.checkpoints.keras_arrays import peak_of_schedule
+from kresume.checkpoints.keras_arrays import rate_of_schedule
 from kresume.checkpoints.state import Card, SavedOptimizer, SavedRate
 from kresume.config import TrainConfig
 from kresume.errors import UsageError
@@ -142,7 +142,7 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
     # What a typo can break is looked at first: before a framework is loaded, and long before a run is made.
     Cadence.parse(config.snapshot_every)
     asked_size = options.image_size(config)
-    sources = list_sources(config, reporter)
+    sources = list_sources(config, reporter, keeps=writes)
     devices.select(config.backend, config.device, config.devices, batch_size_of(config), exact=config.exact == "on")
     parent = read_parent(config)
     if config.from_ is not None and parent is None:
@@ -159,7 +159,9 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
     live = restore_parent(
         config, parent, num_classes=len(classes), image_size=asked_size or (card.image_size if card else None)
     )
-    from kresume.models.losses import choose_loss, compiled_by_function, output_count
+    from kresume.models.losses import check_metrics, choose_loss, compiled_by_function, output_count
+
+    check_metrics(config.metric or ())
 
     source_name = config.from_ if parent is not None and parent.state.architecture else f"--model {config.model}"
     check_outputs(classes, classes_reason, output_count(live.model), str(source_name))
@@ -254,7 +256,7 @@ def _compiled_rate(live: Live) -> SavedRate | None:
     """The rate that the user's function compiled the model with, for a file that does not say it: its schedule goes on."""
     found = (live.saved.config or {}).get("learning_rate") if live.kept else None
     if isinstance(found, Mapping):
-        return SavedRate(peak_of_schedule(found), "schedule", dict(found))
+        return rate_of_schedule(found)
     return SavedRate(float(found), "float") if isinstance(found, (int, float)) else None
 
 
@@ -299,7 +301,7 @@ def _amount(
     left = 0
     if parent is not None and parent.run is not None and parent.interrupted:
         done = parent.state.records.get("epoch", 0)
-        left = int(parent.run.record["amount"]["epochs"]) - int(done)
+        left = max(0, int(parent.run.record["amount"]["epochs"]) - int(done))
     return decide_amount(
         images=len(gathered.manifest.train_rows()),
         new_images=_count_new(gathered, generation),

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,7 +168,7 @@ def _create(opening: Opening, draft: Draft, model: Any) -> runs.Run:
         "kresume": __version__,
         "status": "running",
         "created": runs.now(),
-        "command": shlex.join(["kresume", *sys.argv[1:]]),
+        "command": options.to_command(opening.given),
         "generation": draft.generation,
         "parent": None
         if parent is None
@@ -215,6 +214,7 @@ def _create(opening: Opening, draft: Draft, model: Any) -> runs.Run:
             runs.move_aside(opening.path)
         elif opening.path.exists():
             opening.path.rmdir()  # it is empty, or opening would have refused it
+        files.remove_abandoned(opening.path.parent)
         with files.new_directory(opening.path) as temporary:
             files.write_json(temporary / runs.RECORD, record)
             draft.gathered.manifest.write(temporary / "images.parquet")
@@ -286,6 +286,12 @@ def _carry_on(run: runs.Run, model: Any, opening: Opening, reporter: Reporter, *
 
     config = opening.config
     with _locked(run, config, reporter) as lock, StopRequest() as stop:
+        run = runs.open_run(run.path)  # whoever held the lock before has gone on with it, perhaps to its end
+        if run.finished:
+            raise RunError(
+                f"{run.path} was finished by another process meanwhile ({run.status}, step {run.result_step():,}): to go on "
+                f"from it, extend it: `kresume train --from {shlex.quote(str(run.path))} --add MORE_IMAGES`"
+            )
         course = Course(run, model, config, reporter, lock, stop)
         try:
             if continued:
@@ -296,7 +302,7 @@ def _carry_on(run: runs.Run, model: Any, opening: Opening, reporter: Reporter, *
             course.train()
             finished = course.finish()
         except Stopped as stopped:
-            _leave(run, lock, "stopped", course.progress.step, str(stopped))
+            _leave(course.run, lock, "stopped", course.progress.step, str(stopped))
             raise Stopped(f"{stopped}; continue with: {_continue_command(run)}", stopped.exit_code) from None
         except OSError as error:
             raise RunError(
@@ -304,7 +310,7 @@ def _carry_on(run: runs.Run, model: Any, opening: Opening, reporter: Reporter, *
                 f"disk back, then continue with: {_continue_command(run)}"
             ) from error
         except KresumeError as error:
-            _leave(run, lock, "failed", course.progress.step, str(error))
+            _leave(course.run, lock, "failed", course.progress.step, str(error))
             raise
     result = finished.record["result"]
     return TrainResult(

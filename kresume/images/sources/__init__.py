@@ -8,6 +8,7 @@ One room per kind of source, and one entry in `KINDS`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -60,16 +61,30 @@ def list_images(
         for given in paths:
             source = Source(places.absolute(str(given)), str(given), features or {}, memory)
             listing = _kind_of(source)(source, advance)
+            named = [found for found in listing.files if _is_text(found.name) and _is_text(found.label)]
+            if len(named) < len(listing.files):
+                held = set(named)
+                quarantine += [_nameless(found) for found in listing.files if found not in held]
             # One picture listed twice under one label counts once; under two labels both are kept: a conflict to name.
-            files |= {pair: found for found in listing.files if (pair := (found.key, found.label)) not in files}
+            files |= {pair: found for found in named if (pair := (found.key, found.label)) not in files}
             notes += listing.notes
-            classes |= set(listing.classes)
+            classes |= set(filter(_is_text, listing.classes))
             quarantine += listing.quarantine
             known |= listing.known
             numbered &= listing.numbered
     numbered = numbered and bool(files)
     names = sorted(classes, key=int) if numbered else sorted(classes)
     return Listing(tuple(files.values()), tuple(notes), tuple(names), tuple(quarantine), known, numbered)
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name is text. Linux's file names are bytes; those that are no UTF-8 fit into no table, list or message."""
+    return name.isascii() or not any("\udc80" <= letter <= "\udcff" for letter in name)
+
+
+def _nameless(found: Found) -> Quarantined:
+    path, label = (os.fsencode(name).decode("utf-8", "backslashreplace") for name in (found.name, found.label))
+    return Quarantined(path, label, "its name is no UTF-8 text: rename it")
 
 
 def _kind_of(source: Source) -> Callable[[Source, Advance], Listing]:

@@ -26,6 +26,7 @@ from kresume.images.sources.found import Advance, Found, Listing, Source
 
 TAR_MARK = slice(257, 262)
 LABEL_ENDINGS = (".cls", ".json")
+LABEL_BYTES = 2**20
 LABEL_KEYS = ("label", "cls", "class", "class_name", "category", "text")
 LOCAL_HEADER = struct.Struct("<4s22xHH")
 """Of a zip's member: the mark, then the lengths of its name and of its extra field."""
@@ -78,7 +79,7 @@ def list_tar(source: Source, advance: Advance) -> Listing:
                 members.append(_Member(info.name, info.offset_data, info.size, coding))
                 content = archive.extractfile(info) if info.name.lower().endswith(LABEL_ENDINGS) else None
                 if content is not None:
-                    labels[info.name] = content.read(2**20)
+                    labels[info.name] = content.read(LABEL_BYTES)
                 advance(1)
     except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise ImagesError(f"{source.given} is a damaged tar archive ({error}): make or copy it again") from error
@@ -92,6 +93,7 @@ def list_zip(source: Source, advance: Advance) -> Listing:
         ImagesError: it is damaged, or holds no labelled picture.
     """
     members: list[_Member] = []
+    labels: dict[str, bytes] = {}
     unread: Counter[str] = Counter()
     try:
         with places.opened(source.path) as file, zipfile.ZipFile(file) as archive:
@@ -109,12 +111,11 @@ def list_zip(source: Source, advance: Advance) -> Listing:
                 coding = "deflate" if info.compress_type == zipfile.ZIP_DEFLATED else ""
                 members.append(_Member(info.filename, start, info.compress_size, coding))
                 advance(1)
-            labels = {
-                member.name: archive.read(member.name)
-                for member in members
-                if member.name.lower().endswith(LABEL_ENDINGS) and archive.getinfo(member.name).file_size < 2**20
-            }
-    except (zipfile.BadZipFile, struct.error, OSError, NotImplementedError) as error:
+            for member in members:
+                if member.name.lower().endswith(LABEL_ENDINGS):
+                    with archive.open(member.name) as content:
+                        labels[member.name] = content.read(LABEL_BYTES)
+    except (zipfile.BadZipFile, struct.error, OSError, EOFError, NotImplementedError, zlib.error) as error:
         raise ImagesError(f"{source.given} is a damaged zip archive ({error}): make or copy it again") from error
     notes = [f"{source.given}: {count:,} members were left out: {reason}" for reason, count in sorted(unread.items())]
     return _listing(source, members, labels.__getitem__, notes)

@@ -83,7 +83,7 @@ def _rows(source: Source) -> Iterator[Mapping[str, Any]]:
         delimiter = "\t" if source.path.lower().endswith(".tsv") else ","
         yield from csv.DictReader(io.StringIO(text), delimiter=delimiter)
         return
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:

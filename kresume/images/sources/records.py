@@ -6,6 +6,7 @@ of the length, bytes, masked CRC-32C of the bytes; CRC-32C as in RFC 3720, appen
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import lzma
@@ -78,7 +79,8 @@ def list_source(source: Source, advance: Advance) -> Listing:
     if examples is None:
         examples = _read_examples(source, names, coding, advance)
         if kept is not None:
-            files.write_text(kept, json.dumps(examples))
+            with contextlib.suppress(OSError):  # it spares the next reading, no more
+                files.write_text(kept, json.dumps(examples))
     else:
         advance(len(examples))
     if not examples:

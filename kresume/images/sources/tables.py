@@ -30,12 +30,16 @@ def list_source(source: Source, advance: Advance) -> Listing:
     """Lists the images of a manifest, with their sides and with what it knows of them.
 
     Raises:
-        ImagesError: it is empty.
+        ImagesError: it is empty or damaged.
     """
+    import pyarrow as pa
     import pyarrow.parquet as parquet
 
-    with places.opened(source.path) as file:
-        table = parquet.read_table(file)
+    try:
+        with places.opened(source.path) as file:
+            table = parquet.read_table(file)
+    except (OSError, pa.ArrowException) as error:
+        raise ImagesError(f"{source.given} is a damaged manifest ({error}): scan its images again") from error
     names = set(table.column_names)
     found: list[Found] = []
     gone: list[Quarantined] = []
