@@ -16,6 +16,7 @@ import click
 
 from kresume.errors import KresumeError, RestoreError, UsageError
 
+FEATURE = "Name of a TFRecord feature: encoded, label or text. Repeatable."
 COMMANDS = {
     "resume": "train", "continue": "train", "fit": "train", "extend": "train", "evaluate": "eval", "val": "eval",
     "test": "eval", "info": "inspect", "convert": "export", "history": "log", "scan": "data scan", "check": "data check",
@@ -310,6 +311,7 @@ def _read_model_options(image_size: str | None, classes: str | None) -> dict[str
 @click.option("--data", multiple=True, required=True, metavar="PATH", help="Images, one folder per class. Repeatable.")
 @_model_options
 @click.option("--against", metavar="RUN|CKPT|SAVEDMODEL", help="Another model to compare with on the same images.")
+@click.option("--feature", multiple=True, metavar="ROLE=NAME", help=FEATURE)
 @click.option("--batch-size", type=int, default=32, show_default=True, metavar="N", help="Images per prediction.")
 @click.option("--cache", metavar="DIR", help="Where decoded pictures are kept: auto, off or a folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -359,6 +361,7 @@ def evaluate(
 @click.option(
     "--data", multiple=True, metavar="PATH", help="Images to verify on. Default: the run's validation images."
 )
+@click.option("--feature", multiple=True, metavar="ROLE=NAME", help=FEATURE)
 @click.option("--tolerance", type=float, metavar="F", help="Accept scores that differ by up to F (0 to 1).")
 @click.option("--overwrite", is_flag=True, help="Formats without versions: move what is at DIR aside.")
 @_model_options
@@ -399,9 +402,7 @@ def _source_options(function: Callable[..., Any]) -> Callable[..., Any]:
     function = click.option(
         "--cache", metavar="DIR", help="Where facts about files are kept: auto, off or a folder; spares reading again."
     )(function)
-    return click.option(
-        "--feature", multiple=True, metavar="ROLE=NAME", help="Name of a TFRecord feature: encoded, label or text."
-    )(function)
+    return click.option("--feature", multiple=True, metavar="ROLE=NAME", help=FEATURE)(function)
 
 
 @data.command()
@@ -430,7 +431,7 @@ def scan(paths: Sequence[str], out: str, feature: Sequence[str], cache: str | No
 @click.option(
     "--val", multiple=True, metavar="PATH", help="Images to validate on: leaks to them are named. Repeatable."
 )
-@click.option("--from", "run", metavar="RUN", help="A run whose images these would join.")
+@click.option("--from", "run", metavar="RUN", help="A run, or a folder of runs, whose images these would join.")
 @_source_options
 def check(
     paths: Sequence[str], val: Sequence[str], run: str | None, feature: Sequence[str], cache: str | None, as_json: bool
@@ -441,13 +442,14 @@ def check(
     kresume data check new/ --from runs/1-signs
     kresume data check old/ --val holdout/ --json
     """
+    from kresume.checkpoints.run import find_run
     from kresume.images import report
     from kresume.images.scans import remembered
     from kresume.images.sources.records import parse_features
     from kresume.progress import Reporter
     from kresume.runs import open_run
 
-    against = remembered(open_run(run).path) if run else None
+    against = remembered((find_run(run) or open_run(run)).path) if run else None
     features = parse_features(tuple(feature))
     scanned = report.scan(paths, Reporter(), val=val, against=against, features=features, cache=cache)
     checked = report.check(scanned)

@@ -312,6 +312,11 @@ def variables_of(model: Any) -> dict[str, list[Any]]:
     }
 
 
+def inner(optimizer: Any) -> Any:
+    """The optimizer inside loss scaling (mixed_float16), or itself."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
 def optimizer_variables(optimizer: Any) -> list[Any]:
     """What an optimizer remembers. A schedule's clock is none of it: it follows from the place in the run."""
     return [variable for variable in optimizer.variables if variable.name != CLOCK]

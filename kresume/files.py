@@ -11,6 +11,7 @@ is flushed to the disk before the rename and its directory after it, so the orde
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
 import json
 import os
@@ -154,6 +155,11 @@ def append_line(path: Path, line: str) -> None:
         with contextlib.suppress(OSError):
             os.truncate(path, before)
         raise
+
+
+def modified(path: Path) -> str:
+    """When a file was last written, in UTC, as ISO 8601 to the second."""
+    return datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC).isoformat(timespec="seconds")
 
 
 def sha256_of_file(path: Path) -> str:

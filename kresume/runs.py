@@ -26,6 +26,7 @@ from kresume.errors import RunError
 RECORD = "run.json"
 FORMAT = 1
 FINISHED = ("accepted", "rejected")
+ASIDE = r"\.before-\d+$"
 
 Status = Literal["running", "interrupted", "accepted", "rejected"]
 
@@ -144,11 +145,14 @@ def open_run(path: str | Path) -> Run:
 
 
 def list_runs(folder: str | Path) -> list[Run]:
-    """The runs directly in `folder`, oldest first (by generation number in the name, then by time of creation)."""
+    """The runs directly in `folder`, oldest first: by time of creation, then by the number in the name.
+
+    Those that `--overwrite` moved aside are not among them: nobody means one by naming the folder.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         return []
-    runs = [open_run(child) for child in folder.iterdir() if is_run(child)]
+    runs = [open_run(child) for child in folder.iterdir() if is_run(child) and not re.search(ASIDE, child.name)]
     return sorted(runs, key=lambda run: (str(run.record.get("created", "")), _number(run.path.name)))
 
 

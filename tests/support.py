@@ -50,7 +50,7 @@ def kill_at_every_snapshot(monkeypatch, tmp_path, places=None, **arguments):
         places: which snapshots to go back to, as indices into their list; None for all.
 
     Returns:
-        How many continuations were compared.
+        The names of the snapshots from which continuations were compared.
     """
     with monkeypatch.context() as patch:
         patch.setattr(snapshot, "prune_snapshots", lambda *_: None)
@@ -67,7 +67,7 @@ def kill_at_every_snapshot(monkeypatch, tmp_path, places=None, **arguments):
         assert lines_without_time(killed) == expected_lines, last.name
         assert_same_model(whole, killed)
         shutil.rmtree(killed)
-    return len(chosen)
+    return [last.name for _, last in chosen]
 
 
 def make_interrupted(path: Path, last: str) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 import kresume
 from kresume import runs
+from kresume.checkpoints import snapshot
 from kresume.checkpoints.read import read_checkpoint
 from kresume.errors import CheckpointError, ConfigMismatch, ImagesError, NothingNew, RunError, UsageError
 from kresume.evaluation.evaluate import evaluate
@@ -356,7 +357,7 @@ def test_sigkill_in_the_middle_and_the_same_command_again(tmp_path, pictures):
     killed, options = command(tmp_path, *arguments, "--out", "killed")
     process = subprocess.Popen(killed, stderr=subprocess.DEVNULL, **options)
     snapshots = tmp_path / "killed" / "snapshots"
-    while process.poll() is None and not list(snapshots.glob("step-0000002*")):
+    while process.poll() is None and not any(step >= 20 for step, _ in snapshot.list_snapshots(snapshots)):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -39,8 +39,8 @@ TELLING = (1, 4, 5, -3, -1)
 
 def test_a_run_killed_after_any_step_ends_with_the_same_bits(monkeypatch, tmp_path, pictures):
     """Every snapshot of a run leads to the same weights, optimizer, seeds, metrics and lines: none is a special case."""
-    count = kill_at_every_snapshot(monkeypatch, tmp_path, data=[str(pictures / "old")], **TINY)
-    assert count >= 8
+    names = kill_at_every_snapshot(monkeypatch, tmp_path, data=[str(pictures / "old")], **TINY)
+    assert len(names) >= 8
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,10 @@ def test_a_run_killed_after_any_step_ends_with_the_same_bits(monkeypatch, tmp_pa
 )
 def test_every_feature_continues_exactly(monkeypatch, tmp_path, pictures, options):
     """Averages, accumulation, mixing, mixed precision, plateau and patience all survive a kill bit for bit."""
-    kill_at_every_snapshot(monkeypatch, tmp_path, TELLING, data=[str(pictures / "old")], **{**TINY, **options})
+    options = {**TINY, **options}
+    names = kill_at_every_snapshot(monkeypatch, tmp_path, TELLING, data=[str(pictures / "old")], **options)
+    assert len(set(names)) == len(TELLING)
+    assert sum(name.endswith(snapshot.PENDING) for name in names) >= 1
 
 
 def test_strong_augmentation_continues_exactly(monkeypatch, tmp_path, pictures):

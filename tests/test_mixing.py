@@ -161,7 +161,7 @@ def test_a_mixed_run_continues_exactly_and_records_its_shares(monkeypatch, tmp_p
     """Killed in the middle of a mixed epoch it ends with the same bytes; every line of metrics.jsonl has the shares."""
     run_training(out=str(tmp_path / "parent"), data=[str(pictures / "old")], **TINY)
     arguments = {"from_": str(tmp_path / "parent"), "add": [str(pictures / "new")], "epochs": 2, "mix": "1:2"}
-    assert kill_at_every_snapshot(monkeypatch, tmp_path, [3, -3], **arguments) == 2
+    assert len(kill_at_every_snapshot(monkeypatch, tmp_path, [3, -3], **arguments)) == 2
     lines = runs.read_metrics(tmp_path / "whole" / "metrics.jsonl")
     assert [round(line["shares"]["origins"]["old"], 1) for line in lines] == [0.3, 0.3]
     assert sum(lines[0]["shares"]["classes"].values()) == pytest.approx(1.0)

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from kresume import files
 from kresume.checkpoints import weights_file
 from kresume.checkpoints.hdf5 import read_arrays
 from kresume.checkpoints.state import TrainState
@@ -71,7 +72,7 @@ def _read_pair(path: str, folder: Path, ending: str, passed_over: str | None) ->
     if not weights.is_file():
         raise CheckpointError(f"{weights} is not there")
     noted = _noted(metadata)
-    state = weights_file.state_of(path, read_arrays(weights.read_bytes(), str(weights)), weights.stat().st_mtime)
+    state = weights_file.state_of(path, read_arrays(weights.read_bytes(), str(weights)), files.modified(weights))
     return replace(
         state,
         format="backup",

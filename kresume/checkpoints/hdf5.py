@@ -28,11 +28,6 @@ SMALL = 2**20
 """Claims below this many bytes are not compared with what is stored."""
 
 
-def is_hdf5(data: bytes) -> bool:
-    """Whether these bytes begin as an HDF5 file does."""
-    return data.startswith(SIGNATURE)
-
-
 @contextmanager
 def opened(data: bytes, path: str) -> Iterator[Any]:
     """An `h5py.File` on bytes in memory, read-only; whatever h5py cannot make of them is one error.

@@ -11,7 +11,6 @@ same content as a plain folder (`model.save(path, zipped=False)`) has no checksu
 
 from __future__ import annotations
 
-import json
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from typing import Any
 
 from kresume.checkpoints import keras_2
 from kresume.checkpoints.hdf5 import read_arrays
+from kresume.checkpoints.json_text import LARGEST, read_object
 from kresume.checkpoints.keras_arrays import optimizer_of, rate_of, step_of, tidy
 from kresume.checkpoints.state import Card, TrainState
 from kresume.errors import CheckpointError
@@ -28,7 +28,6 @@ CARD = "kresume.json"
 CONFIG = "config.json"
 METADATA = "metadata.json"
 WEIGHTS = "model.weights.h5"
-LARGEST_JSON = 256 * 2**20
 SMALL = 64 * 2**20
 LARGEST_EXPANSION = 1000
 """A member beyond `SMALL` bytes that claims more times its stored size than this is a bomb: deflate's own limit is about
@@ -80,7 +79,7 @@ def read_architecture(path: str) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             _check_members(archive, path)
-            return _json(archive.read(CONFIG) if CONFIG in archive.namelist() else None, CONFIG, path)
+            return _object(archive.read(CONFIG) if CONFIG in archive.namelist() else None, CONFIG, path)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
         raise CheckpointError(f"{path} is truncated or damaged ({error}): it is no complete .keras archive") from error
 
@@ -102,15 +101,15 @@ def _check_members(archive: zipfile.ZipFile, path: str) -> None:
                 f"{path}: its member {info.filename} claims {info.file_size:,} bytes, and {info.compress_size:,} are "
                 "stored: refused"
             )
-        if info.filename in {CONFIG, METADATA, CARD} and info.file_size > LARGEST_JSON:
+        if info.filename in {CONFIG, METADATA, CARD} and info.file_size > LARGEST:
             raise CheckpointError(f"{path}: its member {info.filename} claims {info.file_size:,} bytes: refused")
 
 
 def _read_members(path: str, member: Callable[[str], bytes | None]) -> TrainState:
-    config = _json(member(CONFIG), CONFIG, path)
-    metadata = _json(member(METADATA), METADATA, path)
+    config = _object(member(CONFIG), CONFIG, path)
+    metadata = _object(member(METADATA), METADATA, path)
     kept = member(CARD)
-    extra = _json(kept, CARD, path) if kept is not None else {}
+    extra = _object(kept, CARD, path) if kept is not None else {}
     weights = member(WEIGHTS)
     if weights is None:
         raise CheckpointError(f"{path} is no .keras archive: it has no member {WEIGHTS}")
@@ -154,13 +153,7 @@ def _card(value: dict[str, Any], path: str) -> Card:
         ) from error
 
 
-def _json(data: bytes | None, name: str, path: str) -> dict[str, Any]:
+def _object(data: bytes | None, name: str, path: str) -> dict[str, Any]:
     if data is None:
         raise CheckpointError(f"{path} is no .keras archive: it has no member {name}")
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: its member {name} is no JSON ({error}): the file is damaged") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: its member {name} is no JSON object: the file is damaged")
-    return value
+    return read_object(data, f"{path}: its member {name}")

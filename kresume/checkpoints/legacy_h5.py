@@ -12,16 +12,16 @@ Source: `keras/src/legacy/saving/legacy_h5_format.py`.
 
 from __future__ import annotations
 
-import datetime
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kresume import files
 from kresume.checkpoints import keras_2
 from kresume.checkpoints.hdf5 import opened, read_arrays
+from kresume.checkpoints.json_text import read_object
 from kresume.checkpoints.keras_arrays import class_of, rate_of_schedule, unwrapped
 from kresume.checkpoints.state import SavedOptimizer, SavedRate, TrainState
 from kresume.checkpoints.weights_file import begins_as_hdf5
@@ -31,7 +31,6 @@ ENDINGS = (".h5", ".hdf5")
 WEIGHTS, OPTIMIZER = "model_weights", "optimizer_weights"
 OWN = 4
 """How many variables of its own Keras 3's loss scaling has in front of the optimizer's."""
-LARGEST_JSON = 256 * 2**20
 
 
 def accepts(path: str) -> bool:
@@ -61,7 +60,7 @@ def read(path: str) -> TrainState:
             layers.append(["", [f"{prefix}top_level_model_weights/{name}" for name in top]])
         slots = _names(file[OPTIMIZER], "weight_names") if OPTIMIZER in file else []
         version = _text(root.attrs.get("keras_version", file.attrs.get("keras_version", ""))) or "1"
-        model, training = (_json(file.attrs.get(name), name, path) for name in ("model_config", "training_config"))
+        model, training = (_object(file.attrs.get(name), name, path) for name in ("model_config", "training_config"))
     if not any(names for _, names in layers):
         raise CheckpointError(
             f"{path} is an HDF5 file, but none that Keras wrote: expected layers named in the attribute layer_names"
@@ -73,7 +72,6 @@ def read(path: str) -> TrainState:
     compiled = _compiled(training, old)
     saved = _optimizer(compiled, old, slots)
     inside = slots[OWN:] if saved is not None and saved.loss_scale and not old else slots
-    modified = datetime.datetime.fromtimestamp(Path(path).stat().st_mtime).isoformat(timespec="seconds")
     records: dict[str, Any] = {"layers": [[layer, names] for layer, names in layers if names]}
     records |= _slots(saved, slots) if old else {"optimizer_order": [f"{OPTIMIZER}/{name}" for name in slots]}
     step, rate = _step(arrays, inside), _rate(compiled, arrays, inside)
@@ -90,7 +88,7 @@ def read(path: str) -> TrainState:
         step=step,
         rate=rate,
         writer=f"keras {version}",
-        written=modified,
+        written=files.modified(Path(path)),
         records=records,
     )
 
@@ -109,19 +107,8 @@ def _names(group: Any, name: str) -> list[str]:
     return [_text(item) for part in found for item in group.attrs[part]]
 
 
-def _json(value: Any, name: str, path: str) -> dict[str, Any] | None:
-    if value is None:
-        return None
-    text = _text(value)
-    if len(text) > LARGEST_JSON:
-        raise CheckpointError(f"{path}: its {name} has {len(text):,} bytes: refused")
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: its {name} is no JSON ({error}): the file is damaged") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: its {name} is no JSON object: the file is damaged")
-    return found
+def _object(value: Any, name: str, path: str) -> dict[str, Any] | None:
+    return None if value is None else read_object(_text(value), f"{path}: its {name}")
 
 
 def _compiled(training: Mapping[str, Any] | None, old: bool) -> dict[str, Any] | None:

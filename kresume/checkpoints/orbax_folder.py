@@ -10,7 +10,6 @@ architecture and the compile config.
 
 from __future__ import annotations
 
-import datetime
 import importlib.util
 import json
 import logging
@@ -22,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
+from kresume import files
+from kresume.checkpoints.json_text import LARGEST
 from kresume.checkpoints.keras_arrays import class_of, rate_of_schedule, unwrapped
-from kresume.checkpoints.keras_file import LARGEST_JSON
 from kresume.checkpoints.state import SavedOptimizer, SavedRate, TrainState
 from kresume.errors import CheckpointError, MissingPackage
 
@@ -81,7 +81,6 @@ def read(path: str) -> TrainState:
     scaled = any(name.rpartition("/")[2] == "dynamic_scale" for name in names)
     iterations = _scalar(arrays, "iteration") if names else arrays.get("step")
     is_count = iterations is not None and iterations.shape == () and iterations.dtype.kind in "iu"
-    modified = datetime.datetime.fromtimestamp(item.stat().st_mtime).isoformat(timespec="seconds")
     return TrainState(
         source=path,
         format="orbax",
@@ -93,7 +92,7 @@ def read(path: str) -> TrainState:
         step=int(iterations) if iterations is not None and is_count else None,
         rate=_rate(saved, _scalar(arrays, "learning_rate")),
         writer="orbax, Keras 3" if config else "orbax",
-        written=modified,
+        written=files.modified(item),
     )
 
 
@@ -191,7 +190,7 @@ def _config(folder: Path, path: str) -> dict[str, Any] | None:
     file = next((place / CONFIG for place in (folder, folder.parent) if (place / CONFIG).is_file()), None)
     if file is None:
         return None
-    if file.stat().st_size > LARGEST_JSON:
+    if file.stat().st_size > LARGEST:
         raise CheckpointError(f"{path}: its {CONFIG} has {file.stat().st_size:,} bytes: refused")
     try:
         value = json.loads(json.loads(file.read_text(encoding="utf-8"))["config"])

@@ -99,6 +99,7 @@ ENDINGS = (".keras", ".weights.h5", ".weights.json", ".h5", ".hdf5", ".pth", ".p
 
 
 def _date(path: Path) -> str:
+    """As `ls -l` shows it."""
     return datetime.datetime.fromtimestamp(path.stat().st_mtime).isoformat(" ", "minutes")
 
 

@@ -27,20 +27,21 @@ def accepts(path: str) -> bool:
     return runs.is_run(plain) or bool(runs.list_runs(plain))
 
 
-def find_run(path: str) -> runs.Run:
-    """The run that a path names; of a folder of runs the newest accepted one.
+def find_run(path: str) -> runs.Run | None:
+    """The run that a path names (`RUN`, `RUN@best`); of a folder of runs the newest accepted one; None where it names none.
 
     Raises:
-        CheckpointError: the folder holds no accepted run.
+        CheckpointError: the folder holds runs, none of which was accepted.
     """
     plain, _ = split(path)
     if runs.is_run(plain):
         return runs.open_run(plain)
-    accepted = [run for run in runs.list_runs(plain) if run.status == "accepted"]
-    if not accepted:
-        names = ", ".join(f"{run.path.name} ({run.status})" for run in runs.list_runs(plain))
+    inside = runs.list_runs(plain)
+    accepted = [run for run in inside if run.status == "accepted"]
+    if inside and not accepted:
+        names = ", ".join(f"{run.path.name} ({run.status})" for run in inside)
         raise CheckpointError(f"no run in {plain} was accepted: {names}; name one of them to extend it all the same")
-    return accepted[-1]
+    return accepted[-1] if accepted else None
 
 
 def read(path: str) -> TrainState:
@@ -50,6 +51,8 @@ def read(path: str) -> TrainState:
         CheckpointError: there is no such snapshot, or it is damaged.
     """
     run = find_run(path)
+    if run is None:
+        raise CheckpointError(f"no run at {path}")
     _, which = split(path)
     state = _snapshot(run, which)
     record = run.record

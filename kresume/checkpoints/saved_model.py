@@ -9,15 +9,14 @@ optimizer too. The graph of operations is never loaded: nothing of it is run.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kresume.checkpoints import keras_2, tf_checkpoint
+from kresume.checkpoints.json_text import read_object
 from kresume.checkpoints.keras_arrays import rate_of_schedule
-from kresume.checkpoints.keras_file import LARGEST_JSON
 from kresume.checkpoints.state import SavedOptimizer, SavedRate, TrainState
 from kresume.devices import import_tensorflow
 from kresume.errors import CheckpointError
@@ -109,7 +108,7 @@ def _meta(folder: Path, path: str) -> tuple[str, dict[str, Any] | None]:
     graph = model.meta_graphs[0]
     nodes = graph.object_graph_def.nodes
     inside = nodes[0].user_object.metadata if nodes and nodes[0].WhichOneof("kind") == "user_object" else ""
-    return str(graph.meta_info_def.tensorflow_version), _json(inside, path) if inside.startswith("{") else None
+    return str(graph.meta_info_def.tensorflow_version), _object(inside, path) if inside.startswith("{") else None
 
 
 def _root_metadata(folder: Path, path: str) -> dict[str, Any] | None:
@@ -127,7 +126,7 @@ def _root_metadata(folder: Path, path: str) -> dict[str, Any] | None:
         raise CheckpointError(
             f"{path} is truncated or damaged ({METADATA} says nothing of the model): use an earlier copy"
         )
-    return _json(root, path)
+    return _object(root, path)
 
 
 def _metadata_type() -> Any:
@@ -148,17 +147,9 @@ def _metadata_type() -> Any:
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("kresume.SavedMetadata"))
 
 
-def _json(text: str, path: str) -> dict[str, Any]:
+def _object(text: str, path: str) -> dict[str, Any]:
     """Keras 2's JSON, in which tuples and shapes are objects."""
-    if len(text) > LARGEST_JSON:
-        raise CheckpointError(f"{path}: its Keras metadata has {len(text):,} bytes: refused")
-    try:
-        value = json.loads(text, object_hook=_plain)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: its Keras metadata is no JSON ({error}): the file is damaged") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: its Keras metadata is no JSON object: the file is damaged")
-    return value
+    return read_object(text, f"{path}: its Keras metadata", _plain)
 
 
 def _plain(value: dict[str, Any]) -> Any:

@@ -72,7 +72,7 @@ class _Script:
 
 
 def skeleton(state: TrainState, file: str) -> str:
-    """Python source of a module with a function `build(num_classes, image_size)`.
+    """Python source of a module with a function `build(image_size)`.
 
     Args:
         state: of a PyTorch state dict.

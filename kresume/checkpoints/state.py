@@ -6,7 +6,8 @@ JAX are the same thing here.
 
 The names of the arrays are the format's own. How they map onto a live model is said by `layout`:
 
-- `"groups"`: `trainable/0`, `non_trainable/3`, `optimizer/7`, `metrics/1`: by group and index (our snapshots).
+- `"groups"`: `trainable/0`, `non_trainable/3`, `optimizer/7`, `metrics/1`: by group and index (our snapshots). Seed generator
+  states and BatchNorm statistics are in `non_trainable`; averages of EMA, slots, `iterations` and a float rate in `optimizer`.
 - `"keras"`: the HDF5 paths of Keras's saving library: `layers/conv2d/vars/0`, `optimizer/vars/2`.
 - `"layers"`: layers by name, in the order of `records["layers"]` (`[layer, [array, ...]]`); the optimizer's arrays by
   `records["slots"]` (`[attribute, variable, array]`) or `records["optimizer_order"]` (legacy HDF5).
@@ -26,10 +27,6 @@ from typing import Any, Literal
 import numpy as np
 
 Layout = Literal["groups", "keras", "layers", "graph", "torch", "tree", "mapped"]
-
-GROUPS = ("trainable", "non_trainable", "optimizer", "metrics")
-"""The groups of a live model, in the order in which a snapshot stores them. Seed generator states and BatchNorm
-statistics are in `non_trainable`; averages of EMA, slots, `iterations` and a float rate are in `optimizer`."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ Sources: the protocol buffer `TrackableObjectGraph` in TensorFlow's `trackable_o
 
 from __future__ import annotations
 
-import datetime
 import glob
 import math
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from kresume import files
 from kresume.checkpoints import graph_optimizer
 from kresume.checkpoints.state import GraphNode, TrainState
 from kresume.devices import import_tensorflow
@@ -115,7 +115,7 @@ def read_graph(prefix: str, path: str) -> TrainState:
         step=step,
         rate=rate,
         writer=_writer(nodes),
-        written=datetime.datetime.fromtimestamp(index.stat().st_mtime).isoformat(timespec="seconds"),
+        written=files.modified(index),
     )
 
 

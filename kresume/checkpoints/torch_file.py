@@ -14,7 +14,6 @@ https://github.com/huggingface/safetensors.
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib.util
 import pickle
 import warnings
@@ -25,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from kresume import files
 from kresume.checkpoints import torch_optimizer
 from kresume.checkpoints.state import TrainState
 from kresume.errors import CheckpointError, MissingPackage
@@ -88,7 +88,7 @@ def read(path: str) -> TrainState:
         step=next((int(facts[key]) for key in STEP_KEYS if _is_count(facts.get(key))), found.step),
         rate=found.rate,
         writer=str(facts.get("writer", "torch")),
-        written=datetime.datetime.fromtimestamp(file.stat().st_mtime).isoformat(timespec="seconds"),
+        written=files.modified(file),
         records={
             "epoch": int(facts["epoch"]) if _is_count(facts.get("epoch")) else None,
             "ordered": file.suffix != ".safetensors",

@@ -10,12 +10,12 @@ The index of the sharded form maps each group of variables to the file, or files
 
 from __future__ import annotations
 
-import datetime
 import json
 from pathlib import Path
 
 import numpy as np
 
+from kresume import files
 from kresume.checkpoints.hdf5 import SIGNATURE, read_arrays
 from kresume.checkpoints.keras_arrays import KERAS_2_LAYERS, optimizer_of, rate_of, step_of, tidy
 from kresume.checkpoints.state import TrainState
@@ -67,16 +67,16 @@ def read(path: str) -> TrainState:
             f"{path} is an HDF5 file, but none that Keras wrote: expected groups called `vars`; it holds "
             f"{', '.join(list(arrays)[:3]) or 'no array'}"
         )
-    return state_of(path, arrays, file.stat().st_mtime)
+    return state_of(path, arrays, files.modified(file))
 
 
-def state_of(path: str, arrays: dict[str, np.ndarray], modified: float) -> TrainState:
+def state_of(path: str, arrays: dict[str, np.ndarray], written: str) -> TrainState:
     """What a bag of such arrays means.
 
     Args:
         path: as the user gave it.
         arrays: by their HDF5 path.
-        modified: when the file was written, seconds since 1970.
+        written: when, as ISO 8601.
     """
     keras_2 = any(name.startswith(KERAS_2_LAYERS) for name in arrays)
     arrays = tidy(arrays)
@@ -89,7 +89,7 @@ def state_of(path: str, arrays: dict[str, np.ndarray], modified: float) -> Train
         step=step_of(arrays),
         rate=rate_of(None, arrays),
         writer="keras 2" if keras_2 else "keras 3",
-        written=datetime.datetime.fromtimestamp(modified).isoformat(timespec="seconds"),
+        written=written,
     )
 
 

@@ -27,6 +27,7 @@ from kresume.images.prepare import prepare
 from kresume.images.reader import PictureReader
 from kresume.images.scans import remembered
 from kresume.images.sources import list_images
+from kresume.images.sources.records import parse_features
 from kresume.progress import Reporter
 
 
@@ -121,6 +122,7 @@ def evaluate(
     map_file: str | None = None,
     trust: bool = False,
     against: str | Path | runs.Run | None = None,
+    feature: Sequence[str] = (),
     reporter: Reporter | None = None,
 ) -> Evaluation:
     """Scores a run's result, a checkpoint or a SavedModel on images, one prediction each.
@@ -140,6 +142,7 @@ def evaluate(
         imports: Python files that register custom objects.
         map_file: YAML that says which array of a PyTorch state dict fills which variable, as `--map` of `train`.
         trust: run the code of the checkpoint's Lambda layers.
+        feature: names of TFRecord features, as `--feature` of `train`: `encoded=NAME`, `label=NAME`, `text=NAME`.
         against: another model, compared on the same images; images of classes that it does not know count as wrong.
         reporter: shown progress.
 
@@ -150,7 +153,7 @@ def evaluate(
     path = _path_of(checkpoint)
     other = _path_of(against) if against is not None else None
     sources = [data] if isinstance(data, (str, Path)) else list(data)
-    listing = list_images([str(source) for source in sources], reporter)
+    listing = list_images([str(source) for source in sources], reporter, parse_features(tuple(feature)))
     folder = served_folder(path)
     live = path if folder is None else other if other is not None and served_folder(other) is None else None
     if live is not None:

@@ -16,8 +16,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kresume import devices, runs
-from kresume.checkpoints import run as run_reader
 from kresume.checkpoints.read import read_checkpoint
+from kresume.checkpoints.run import find_run
 from kresume.checkpoints.state import Card, SavedOptimizer, TrainState
 from kresume.config import code_of
 from kresume.errors import CheckpointError, UsageError
@@ -97,11 +97,6 @@ class Loaded:
         step = int(self.state.step or 0) - int(self.run.record["base_step"])
         whose = "its parent's weights, or the initial ones" if step == 0 else f"the weights of its step {step:,}"
         return f"{self.run.path} is not finished ({self.run.status}): its newest snapshot is used, {whose}"
-
-
-def find_run(path: str) -> runs.Run | None:
-    """The run that a path names (`RUN`, `RUN@best`, a folder of runs), None if it is a bare checkpoint."""
-    return run_reader.find_run(path) if run_reader.accepts(path) else None
 
 
 def select_backend(path: str, backend: str | None, device: str | None) -> str:

@@ -31,6 +31,7 @@ from kresume.exports.graph import OnBadImage
 from kresume.exports.job import Job, Quantize
 from kresume.exports.parity import Parity, compare
 from kresume.exports.samples import Samples, gather_samples
+from kresume.images.sources.records import parse_features
 from kresume.progress import Reporter
 
 RECORD = "export.json"
@@ -104,6 +105,7 @@ def export(
     optimizer: str | None = None,
     tolerance: float | None = None,
     data: str | Path | Sequence[str | Path] = (),
+    feature: Sequence[str] = (),
     model: str | None = None,
     classes: Sequence[str] | None = None,
     pixels: str | None = None,
@@ -133,6 +135,7 @@ def export(
         optimizer: its name, for a training format and a checkpoint that does not say it.
         tolerance: the largest difference of a score (0 to 1) that is accepted; default by the numbers in use.
         data: pictures to compare on, one folder per class; default the run's validation images.
+        feature: names of TFRecord features in them, as `--feature` of `train`.
         model: the architecture, for a checkpoint without one.
         classes: the names of the outputs in their order, for a checkpoint that does not say them.
         pixels: what the model eats, for a checkpoint that does not say it.
@@ -174,7 +177,7 @@ def export(
     if loaded.standing:
         reporter.warn(loaded.standing)
     sources = [str(data)] if isinstance(data, (str, Path)) else [str(source) for source in data]
-    with gather_samples(loaded, sources, reporter) as samples:
+    with gather_samples(loaded, sources, reporter, parse_features(tuple(feature))) as samples:
         job = replace(job, files=samples.files[:8], pictures=str(samples.folder / "pictures.npy"))
         order = like_models.check_order(Path(job.like), samples) if job.like else ""
         limit = tolerance if tolerance is not None else _tolerance(loaded, job)

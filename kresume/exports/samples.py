@@ -62,7 +62,13 @@ class Samples:
 
 
 @contextmanager
-def gather_samples(loaded: Loaded, data: Sequence[str], reporter: Reporter, limit: int = LIMIT) -> Iterator[Samples]:
+def gather_samples(
+    loaded: Loaded,
+    data: Sequence[str],
+    reporter: Reporter,
+    features: Mapping[str, str] | None = None,
+    limit: int = LIMIT,
+) -> Iterator[Samples]:
     """Chooses pictures and asks the model for its scores.
 
     Those in `data`; else the run's validation images, else its training images; for a bare checkpoint without `data`
@@ -72,6 +78,7 @@ def gather_samples(loaded: Loaded, data: Sequence[str], reporter: Reporter, limi
         loaded: the model.
         data: folders with pictures, one folder per class.
         reporter: told what was left out.
+        features: names of TFRecord features by role, where they are not the usual ones.
         limit: how many at most.
 
     Raises:
@@ -79,7 +86,7 @@ def gather_samples(loaded: Loaded, data: Sequence[str], reporter: Reporter, limi
     """
     with tempfile.TemporaryDirectory(prefix="kresume-") as name:
         folder = Path(name)
-        files, labels, origin = _choose(loaded, data, reporter, folder)
+        files, labels, origin = _choose(loaded, data, features, reporter, folder)
         spread = np.unique(np.linspace(0, len(files) - 1, min(limit, len(files))).astype(int))
         kept: list[int] = []
         pictures: list[np.ndarray] = []
@@ -118,10 +125,10 @@ def gather_samples(loaded: Loaded, data: Sequence[str], reporter: Reporter, limi
 
 
 def _choose(
-    loaded: Loaded, data: Sequence[str], reporter: Reporter, folder: Path
+    loaded: Loaded, data: Sequence[str], features: Mapping[str, str] | None, reporter: Reporter, folder: Path
 ) -> tuple[list[Found], np.ndarray, str]:
     if data:
-        listing = list_images(list(data), reporter)
+        listing = list_images(list(data), reporter, features)
         places: Mapping[str, int] = {name: index for index, name in enumerate(loaded.card.classes)}
         listed = name_numbers(listing, loaded.card.classes)
         labels = np.array([places.get(found.label, -1) for found in listed])

@@ -3,7 +3,7 @@
     order = make_order(manifest, seed=0, batch_size=32, mix="1:1", replay=None, balance="none", generation=2)
     order.batch(16431)              # indices into the manifest's training rows
     order.n                         # images of one epoch
-    describe_shares(order)          # "old 50.0 %, new 50.0 %"
+    str(order.shares())             # "392 images an epoch: old 196 (50.0 %), new 196 (50.0 %); ..."
 
 Training images are dealt from streams, one for each (origin, class). A stream deals its own permutation without replacement
 and goes on over the epochs: with a quarter of the old images in each epoch, all of them have come once after four, unless

@@ -3,7 +3,7 @@
 scanned = scan(["old/", "new.tar"], reporter)
 write(scanned, Path("m.parquet"))
 print(describe(scanned))
-print(check(["new/"], reporter, against=manifest_of(run.path)))
+print(check(scan(["new/"], reporter, against=remembered(run.path))))
 """
 
 from __future__ import annotations

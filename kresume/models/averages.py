@@ -16,19 +16,17 @@ from typing import Any
 import keras
 import numpy as np
 
-
-def _inner(optimizer: Any) -> Any:
-    return getattr(optimizer, "inner_optimizer", optimizer)  # mixed_float16 wraps the optimizer for loss scaling
+from kresume.devices import inner
 
 
 def uses_averages(model: keras.Model) -> bool:
     """Whether the model's optimizer keeps averages."""
     optimizer = getattr(model, "optimizer", None)  # a model that was never compiled has no such attribute
-    return optimizer is not None and bool(_inner(optimizer).use_ema)
+    return optimizer is not None and bool(inner(optimizer).use_ema)
 
 
 def _pairs(optimizer: Any) -> list[tuple[Any, Any]]:
-    optimizer = _inner(optimizer)
+    optimizer = inner(optimizer)
     averages = optimizer._model_variables_moving_average
     return list(zip(optimizer._trainable_variables, averages, strict=True))
 

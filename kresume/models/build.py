@@ -78,9 +78,9 @@ def build_model(
     if spec.startswith("applications:"):
         return _application(spec.partition(":")[2], num_classes, size)
     if spec.endswith((".json", ".keras", ".h5", ".hdf5")):
-        return _from_config(_architecture_of(Path(spec)), own, precision, trust)
+        return _from_config(_architecture_of(Path(spec)), own, precision, trust, holder=spec)
     if saved_model.accepts(spec):
-        return _from_config(_architecture_of(Path(spec)), own, precision, trust)
+        return _from_config(_architecture_of(Path(spec)), own, precision, trust, holder=spec)
     if ":" in spec:
         return _from_function(spec, num_classes, image_size)
     if near := difflib.get_close_matches(spec.lower(), names := {name.lower(): name for name in _applications()}, 1):
@@ -115,7 +115,12 @@ def from_architecture(
 
 
 def _from_config(
-    config: Mapping[str, Any], own: Mapping[str, Any], precision: str | None, trust: bool, writer: str = ""
+    config: Mapping[str, Any],
+    own: Mapping[str, Any],
+    precision: str | None,
+    trust: bool,
+    writer: str = "",
+    holder: str = "the checkpoint",
 ) -> keras.Model:
     if precision is not None:
         config = with_precision(config, precision)
@@ -128,12 +133,12 @@ def _from_config(
         reason = said.splitlines()[0] if said else type(error).__name__
         later = f", which {writer} wrote, and this is keras {keras.__version__}" if _is_later(writer) else ""
         raise ModelError(
-            f"the architecture in the checkpoint{later} cannot be built ({reason[:300]}): custom classes are registered with "
+            f"the architecture in {holder}{later} cannot be built ({reason[:300]}): custom classes are registered with "
             "--import FILE.py; a Lambda layer's code is never run unless --trust says that the file is yours; --model "
             "FILE.py:FUNCTION builds it from your code"
         ) from error
     if not isinstance(model, keras.Model):
-        raise ModelError(f"the architecture in the checkpoint is a {type(model).__name__}, expected a keras.Model")
+        raise ModelError(f"the architecture in {holder} is a {type(model).__name__}, expected a keras.Model")
     return model
 
 

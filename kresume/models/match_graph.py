@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import keras
 
+from kresume import devices
 from kresume.checkpoints import graph_optimizer, keras_2
 from kresume.checkpoints.state import GraphNode, TrainState
 from kresume.models import slots
@@ -75,9 +76,9 @@ def match(model: Any, optimizer: Any, state: TrainState, targets: Sequence[Targe
     if graph_optimizer.style(state.graph[node]) == "keras-3":
         if not slots.scale_variables(optimizer) or graph_optimizer.inside(state.graph, node) == node:
             # One of the two has no wrapper for loss scaling: what trains is matched with what trains.
-            node, optimizer = graph_optimizer.inside(state.graph, node), slots.inner(optimizer)
+            node, optimizer = graph_optimizer.inside(state.graph, node), devices.inner(optimizer)
         return {**_walk(state, node, optimizer), **best}
-    return {**_keras_2_optimizer(state, node, slots.inner(optimizer), model, best), **best}
+    return {**_keras_2_optimizer(state, node, devices.inner(optimizer), model, best), **best}
 
 
 def _starts(state: TrainState, optimizer: int | None) -> list[int]:

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from kresume import devices
 from kresume.checkpoints.orbax_folder import OPTIMIZER
 from kresume.checkpoints.state import TrainState
 from kresume.errors import ModelError
@@ -171,7 +172,7 @@ def _split(name: str) -> tuple[str, int]:
 
 def _match_optimizer(optimizer: Any, state: TrainState, weights: Mapping[int, str]) -> dict[int, str]:
     """Slots are called after their variable's whole path, in the process that wrote them."""
-    inner = slots.inner(optimizer)
+    inner = devices.inner(optimizer)
     by_last: dict[str, list[str]] = {}
     for name in state.arrays:
         if name.startswith(f"{OPTIMIZER}/"):

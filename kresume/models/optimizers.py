@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kresume import devices
 from kresume.checkpoints import graph_optimizer, keras_2
 from kresume.checkpoints.keras_arrays import OPTIMIZERS, optimizer_arrays
 from kresume.checkpoints.state import SavedOptimizer, TrainState
@@ -95,7 +96,7 @@ def make_optimizer(saved: SavedOptimizer, learning_rate: Any) -> Any:
 
 def describe(optimizer: Any) -> SavedOptimizer:
     """Class and config of a live optimizer: `make_optimizer` makes its like from them."""
-    wrapped, optimizer = optimizer, slots.inner(optimizer)
+    wrapped, optimizer = optimizer, devices.inner(optimizer)
     name = str(keras.saving.get_registered_name(type(optimizer)))
     config = dict(keras.saving.serialize_keras_object(optimizer)["config"])
     return SavedOptimizer(name, config, len(optimizer.variables), wrapped is not optimizer)

@@ -19,6 +19,7 @@ import numpy as np
 from kresume import devices
 from kresume.checkpoints.keras_arrays import INNER, OPTIMIZER
 from kresume.checkpoints.state import TrainState
+from kresume.devices import inner
 from kresume.errors import RestoreError
 
 GRADIENT, SQUARE, STEP = "averages of gradients", "averages of squared gradients", "steps"
@@ -38,11 +39,6 @@ MEANINGS: Mapping[str, Mapping[str, str]] = {
 }
 """What a slot of a class is. SGD's momentum holds steps, the rate already in them; Adam's holds gradients: they are not
 each other."""
-
-
-def inner(optimizer: Any) -> Any:
-    """The optimizer inside loss scaling, or itself."""
-    return getattr(optimizer, "inner_optimizer", optimizer)
 
 
 def scale_variables(optimizer: Any) -> list[Any]:

@@ -21,10 +21,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from kresume import files
+from kresume import devices, files
 from kresume.checkpoints.state import TrainState
 from kresume.errors import RestoreError, UsageError
-from kresume.models import slots
 from kresume.models.torch_layout import Turn, turned
 from kresume.models.torch_order import in_order
 from kresume.models.torch_units import COUNTER, Module, Unit, keras_units, pair, torch_modules
@@ -249,7 +248,7 @@ def _arrays(
 def _moments(
     model: keras.Model, optimizer: Any, state: TrainState, sources: Mapping[int, Turn], used: set[str]
 ) -> dict[str, np.ndarray]:
-    inner = slots.inner(optimizer)
+    inner = devices.inner(optimizer)
     index_of = {id(variable): index for index, variable in enumerate(optimizer.variables)}
     arrays = {
         # SGD does not count its updates; Keras's momentum does not depend on them either.

@@ -239,8 +239,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
 
     def _inner_optimizer(self) -> Any:
         """The one that trains: mixed_float16 wraps it for loss scaling, with a rate of its own that means nothing."""
-        optimizer = self._model.optimizer
-        return getattr(optimizer, "inner_optimizer", optimizer)
+        return devices.inner(self._model.optimizer)
 
     def _rate(self) -> float | None:
         rate = getattr(self._inner_optimizer(), "_learning_rate", None)

@@ -1,4 +1,4 @@
-"""The callbacks of a run, in the order in which they stand in the list: cutter, scorer, the user's, narrator, keeper.
+"""The callbacks of a run, in the order in which they stand in the list: cutter, narrator, scorer, Keras's own watchers, keeper.
 
 Keras's own `fit` trains. The cutter ends each epoch where the row of permutations ends it, the scorer
 adds the scores of old, new and all images to the epoch's logs (so that Keras's EarlyStopping or ReduceLROnPlateau behind it
@@ -86,7 +86,7 @@ class Narrator(keras.callbacks.Callback):  # type: ignore[misc]  # keras is unty
     """Tells a person how far an epoch is.
 
     Args:
-        begin: called with (epoch, steps already done in it) when an epoch begins.
+        begin: called with the epoch when one begins.
         advance: called with the number of steps done since the last call, a few times a second.
         end: called when the last step of an epoch was done, before it is scored.
     """

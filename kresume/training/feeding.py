@@ -1,6 +1,6 @@
 """What the model is fed: which pixel values, sampled how. Decided before the prepare pass, because the cache depends on it.
 
-    feeding = decide_feeding(config, parent, model, loss, listing, classes, spec, reporter)
+    feeding = decide_feeding(config, card, model, loss, listing, classes, spec, reporter)
     feeding.pixels, feeding.spec.interpolation
 
 A run and a `model.keras` of kresume say it themselves. A foreign checkpoint is scored on up to 256 of its old images; the

@@ -122,7 +122,7 @@ def _rate_once_per_step(optimizer: Any) -> None:
     AdamW asks for it again for every variable that it decays, and each time a schedule's operations are traced and run anew:
     a fifth of the time to the first step of MobileNetV2. The value is the same, the count of iterations moves at the end.
     """
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    inner = devices.inner(optimizer)
     apply, current = inner.apply, inner._get_current_learning_rate
 
     def apply_once(*arguments: Any, **options: Any) -> Any:

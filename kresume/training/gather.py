@@ -1,7 +1,7 @@
 """The images of a run: old ones remembered or given, new ones added, each read once.
 
 sources = list_sources(config, reporter)               # names and sizes only
-classes = decide_classes(config, parent, sources, outputs=10)
+classes, reason = decide_classes(config, parent, sources)
 gathered = gather(config, parent, sources, classes, spec, cache, generation, reporter)
 """
 

@@ -13,6 +13,7 @@ from shlex import quote
 
 from kresume import config as options
 from kresume import runs
+from kresume.checkpoints.run import find_run
 from kresume.config import TrainConfig
 from kresume.errors import ConfigMismatch, RunError, UsageError
 
@@ -159,9 +160,7 @@ def _inherited(config: TrainConfig) -> TrainConfig:
     """The options that hold for a new run: those given, and the parent run's where nothing was given."""
     if config.from_ is None:
         return config
-    from kresume.training.parent import parent_run
-
-    run = parent_run(config.from_)
+    run = find_run(config.from_)
     if run is None:
         return config
     own = options.given(config)

@@ -1,7 +1,7 @@
 """What a run starts from: the checkpoint read, its model built, every variable restored.
 
     parent = read_parent(config)                   # None for a new model
-    live = restore_parent(config, parent, classes=..., image_size=...)
+    live = restore_parent(config, parent, num_classes=10, image_size=None)
 
 Restoring is exact and comes first; what changes afterwards (another rate, averages) is a step of its own in `resume.py`.
 """
@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from kresume import runs
-from kresume.checkpoints import run as run_reader
+from kresume import devices, runs
 from kresume.checkpoints.keras_arrays import optimizer_arrays
 from kresume.checkpoints.read import read_checkpoint
+from kresume.checkpoints.run import find_run
 from kresume.checkpoints.state import Card, SavedOptimizer, TrainState
 from kresume.config import TrainConfig
 from kresume.errors import CheckpointError, UsageError
@@ -96,13 +96,7 @@ class Live:
     @property
     def iterations(self) -> int:
         """The optimizer's own count of batches, which schedules are functions of."""
-        inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
-        return int(np.asarray(inner._iterations.value))
-
-
-def parent_run(path: str) -> runs.Run | None:
-    """The run that `--from` names: a run, `RUN@step`, or the newest accepted one in a folder of runs."""
-    return run_reader.find_run(path) if run_reader.accepts(path) else None
+        return int(np.asarray(devices.inner(self.optimizer)._iterations.value))
 
 
 def read_parent(config: TrainConfig) -> Parent | None:
@@ -118,14 +112,14 @@ def read_parent(config: TrainConfig) -> Parent | None:
     if config.from_ is None:
         return None
     path = Path(config.from_)
-    if config.or_new and not path.exists() and parent_run(config.from_) is None and not _has_prefix(path):
+    if config.or_new and not path.exists() and find_run(config.from_) is None and not _has_prefix(path):
         if not path.absolute().parent.is_dir():
             raise UsageError(
                 f"--or-new: {path.absolute().parent} is not there, so nobody can tell whether {path.name} is: is the "
                 "drive mounted? Create the folder if this is the first run"
             )
         return None
-    run = parent_run(config.from_)
+    run = find_run(config.from_)
     state = read_checkpoint(config.from_)
     return Parent(state, run, remembered(run.path) if run is not None else None)
 

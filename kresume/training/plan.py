@@ -1,7 +1,7 @@
 """Everything that is decided before the first step: `kresume plan` prints it, `kresume train` carries it out.
 
 plan = make_plan(config, reporter)          # reads and scores; writes nothing
-draft = make_draft(config, ..., cache)      # the same, with the model in memory and the images in the cache
+draft = make_draft(opening, reporter, writes=True)      # the same, with the model in memory and the images in the cache
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from kresume.checkpoints.keras_arrays import rate_of_schedule
 from kresume.checkpoints.state import Card, SavedOptimizer, SavedRate
 from kresume.config import TrainConfig
 from kresume.errors import UsageError
+from kresume.evaluation.probe import CLEAR_ERRORS
 from kresume.images.cache import Cache
 from kresume.images.decode import DecodeSpec
 from kresume.images.mixing import make_order
@@ -328,7 +329,9 @@ def _find_shift(scorer: Any, gathered: Gathered, generation: int) -> str | None:
     if not len(old) or not len(new):
         return None
     accuracies = [scorer.accuracy(_sample(part)) for part in (old, new)]
-    if accuracies[0] - accuracies[1] <= SHIFT_POINTS:
+    counts = [min(len(part), PROBE_IMAGES) for part in (old, new)]
+    error = sum(right * (1 - right) / count for right, count in zip(accuracies, counts, strict=True)) ** 0.5
+    if accuracies[0] - accuracies[1] <= max(SHIFT_POINTS, CLEAR_ERRORS * error):
         return None
     return f"a probe finds it at {100 * accuracies[1]:.0f} % on new images, {100 * accuracies[0]:.0f} % on old ones"
 

@@ -135,7 +135,7 @@ def _adjust(draft: Draft, config: TrainConfig) -> Any:
     optimizer = optimizers.make_optimizer(wanted, draft.plan.rate.keras_rate(live.iterations))
     _compile(live.model, optimizer, draft.loss, draft.plan.card, draft.plan.amount, config)
     slots.carry(live.optimizer, live.model.optimizer)
-    if averages.uses_averages(live.model) and not slots.inner(live.optimizer).use_ema:
+    if averages.uses_averages(live.model) and not devices.inner(live.optimizer).use_ema:
         averages.start_from_weights(live.model)
     schedules.wind(live.model.optimizer)
     return live.model

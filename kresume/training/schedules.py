@@ -45,7 +45,7 @@ def wind(optimizer: Any) -> None:
     """Gives the optimizer's schedule a clock that shows the plan's own time; nothing where the rate needs none."""
     schedule = _schedule_of(optimizer)
     if schedule is not None:
-        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        inner = devices.inner(optimizer)
         schedule.clock = inner.add_variable((3,), dtype="float32", name=devices.CLOCK)
         set_clock(optimizer, Clock(), schedule.origin)
 
@@ -77,7 +77,7 @@ def time_of(optimizer: Any) -> list[float] | None:
 
 
 def _schedule_of(optimizer: Any) -> Cosine | None:
-    schedule = getattr(optimizer, "inner_optimizer", optimizer)._learning_rate
+    schedule = devices.inner(optimizer)._learning_rate
     return schedule if isinstance(schedule, Cosine) else None
 
 

@@ -73,7 +73,7 @@ class Facts:
         height: likewise.
         format: as Pillow names it.
         phash: 64 bits that similar pictures share.
-        thumb: 64 grey levels, `decode.Picture.thumb`; empty where an earlier version recorded none.
+        thumb: 64 grey levels, as `likeness` makes them; empty where an earlier version recorded none.
     """
 
     sha256: str

@@ -1,0 +1,39 @@
+"""JSON from files that nobody vouches for: bounded, and one clear error for whatever is wrong with it.
+
+config = read_object(archive.read("config.json"), f"{path}: its member config.json")
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from kresume.errors import CheckpointError
+
+LARGEST = 256 * 2**20
+"""Bytes. The architecture of the largest published image models takes a few megabytes."""
+
+
+def read_object(
+    text: str | bytes, what: str, object_hook: Callable[[dict[str, Any]], Any] | None = None
+) -> dict[str, Any]:
+    """Reads one JSON object.
+
+    Args:
+        text: of a file.
+        what: the file and the part of it, for messages.
+        object_hook: as `json.loads` takes it.
+
+    Raises:
+        CheckpointError: it is larger than any, no JSON, or no object.
+    """
+    if len(text) > LARGEST:
+        raise CheckpointError(f"{what} has {len(text):,} bytes: refused")
+    try:
+        value = json.loads(text, object_hook=object_hook)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{what} is no JSON ({error}): the file is damaged") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{what} is no JSON object: the file is damaged")
+    return value
