@@ -28,6 +28,7 @@ from kresume.errors import MissingPackage, UsageError
 
 BACKENDS = ("tensorflow", "jax")
 PACKAGES = ("kresume", "keras", "tensorflow", "jax", "jaxlib", "numpy")
+RANDOM, GLOBAL_SEED = "random", "global_seed_generator"
 CLOCK = "kresume_clock"
 """The name of the variable that a schedule reads its time from; it stands among the optimizer's, so that both backends hand
 it to a compiled step."""
@@ -298,6 +299,7 @@ def live_arrays(model: Any) -> dict[str, list[Any]]:
                 if variable.name != CLOCK
             ],
             "metrics": list(state["metrics_variables"]),
+            **{group: [variable.value for variable in found] for group, found in _outside().items()},
         }
     return {group: [variable.value for variable in variables] for group, variables in variables_of(model).items()}
 
@@ -309,7 +311,21 @@ def variables_of(model: Any) -> dict[str, list[Any]]:
         "non_trainable": list(model.non_trainable_variables),
         "optimizer": optimizer_variables(model.optimizer) if model.optimizer is not None else [],
         "metrics": list(model.metrics_variables),
+        **_outside(),
     }
+
+
+def _outside() -> dict[str, list[Any]]:
+    """State that no model holds: Keras's own seed generator, once something drew from it without a seed of its own."""
+    generator = _global_state().get_global_attribute(GLOBAL_SEED)
+    return {RANDOM: [generator.state]} if generator is not None else {}
+
+
+def _global_state() -> Any:
+    """Where Keras keeps its seed generator. Private: used here alone, pinned by a test."""
+    from keras.src.backend.common import global_state
+
+    return global_state
 
 
 def inner(optimizer: Any) -> Any:
@@ -375,10 +391,22 @@ def set_precision(precision: str | None) -> None:
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds Python, numpy and the backend, for the initial weights of a new model."""
+    """Seeds Python, numpy, the backend and Keras's own generator, for what begins fresh: initial weights, seeds of layers."""
     import keras
 
     keras.utils.set_random_seed(seed)
+    _global_state().set_global_attribute(GLOBAL_SEED, keras.random.SeedGenerator(seed))
+
+
+def assign_random(arrays: Sequence[np.ndarray]) -> None:
+    """Gives Keras's own seed generator the state of a snapshot, `read_state(...)[RANDOM]`; nothing where it has none."""
+    import keras
+
+    if not arrays:
+        return
+    if not _outside():
+        _global_state().set_global_attribute(GLOBAL_SEED, keras.random.SeedGenerator(0))
+    assign(_outside()[RANDOM], arrays)
 
 
 @dataclass(frozen=True)

@@ -87,14 +87,19 @@ def temporary_copy(path: Path, ending: str) -> Iterator[Path]:
 
 
 @contextmanager
-def new_directory(path: Path) -> Iterator[Path]:
+def new_directory(path: Path, replaced: Path | None = None) -> Iterator[Path]:
     """Yields a temporary directory; when the block ends without an exception it becomes `path`, every file flushed.
 
+    Args:
+        path: its name in the end.
+        replaced: where to move what stands at `path` by then; directories cannot be renamed over each other, so a crash may
+            find the old one under this name and no `path`. None refuses what stands.
+
     Raises:
-        FileExistsError: `path` stands already; what is in it is left alone.
+        FileExistsError: `path` stands already, and `replaced` is None; what is in it is left alone.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():
+    if path.exists() and replaced is None:
         raise FileExistsError(f"{path} stands already; a finished directory is never written over")
     temporary = temporary_beside(path)
     temporary.mkdir()
@@ -104,9 +109,14 @@ def new_directory(path: Path) -> Iterator[Path]:
             if file.is_file():
                 flush_file(file)
         flush_directory(temporary)
+        if replaced is not None and path.exists():
+            os.rename(path, replaced)
         os.rename(temporary, path)
         flush_directory(path.parent)
     except BaseException:
+        if replaced is not None and replaced.exists() and not path.exists():
+            with contextlib.suppress(OSError):
+                os.rename(replaced, path)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 

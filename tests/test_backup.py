@@ -232,6 +232,138 @@ def test_a_stop_that_falls_on_a_cut_epoch_is_honoured(tmp_path):
     assert int(model.optimizer.iterations) == STEPS
 
 
+class StopAt(keras.callbacks.Callback):
+    """Asks for the end once the optimizer has made so many steps."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+
+    def on_train_batch_end(self, batch, logs=None):
+        if int(self.model.optimizer.iterations) >= self.step:
+            self.model.stop_training = True
+
+
+@pytest.mark.parametrize(
+    ("step", "kill"),
+    [
+        pytest.param(2 * STEPS, Kill(STEPS + 2), id="on the last batch of an epoch that was interrupted"),
+        pytest.param(
+            STEPS + 2, Kill(STEPS + 2, in_validation=True), id="in the middle of one, killed as it is validated"
+        ),
+    ],
+)
+def test_a_stop_that_a_step_asks_for_comes_again(tmp_path, step, kill):
+    """Whatever the kill fell on, training ends where it would have ended: no step more, no epoch more."""
+    expected, _ = train(tmp_path / "whole", extra=[StopAt(step)])
+    _, killed = train(tmp_path / "killed", extra=[StopAt(step)], kill=kill)
+    assert killed is None
+    model, _ = train(tmp_path / "killed", extra=[StopAt(step)])
+    assert int(model.optimizer.iterations) == step
+    assert_same_bytes(arrays_of(expected), arrays_of(model))
+
+
+def decay(epoch, lr):
+    """Keras's documented form: from the rate of the epoch before."""
+    return lr * 0.8
+
+
+@pytest.mark.parametrize(
+    ("extra", "options"),
+    [
+        pytest.param(lambda: [keras.callbacks.LearningRateScheduler(decay)], {}, id="a rate that each epoch lowers"),
+        pytest.param(
+            lambda: [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)],
+            {"optimizer": lambda: keras.optimizers.AdamW(1e-2, use_ema=True, ema_momentum=0.9)},
+            id="averages that each epoch swaps in",
+        ),
+    ],
+)
+@pytest.mark.parametrize("after", [STEPS, STEPS + 2])
+def test_callbacks_that_begin_an_epoch_do_so_once(tmp_path, extra, options, after):
+    """An interrupted epoch begins in two processes; what a callback does at its beginning counts once."""
+
+    def made():
+        return build(**{name: make() for name, make in options.items()})
+
+    expected, history = train(tmp_path / "whole", model=made(), extra=extra())
+    train(tmp_path / "killed", model=made(), extra=extra(), kill=Kill(after, in_validation=after == STEPS))
+    model, again = train(tmp_path / "killed", model=made(), extra=extra())
+    assert_same_bytes(arrays_of(expected), arrays_of(model))
+    assert history["loss"] == again["loss"]
+
+
+class Scale(keras.layers.Layer):
+    """One number, and noise that draws from Keras's own generator where the backend allows it."""
+
+    def __init__(self, noise):
+        super().__init__()
+        self.noise = noise
+        self.factor = self.add_weight(shape=(), initializer="ones")
+
+    def call(self, inputs):
+        noise = keras.random.normal((8,), stddev=0.1) if self.noise else 0.0
+        return inputs * self.factor + noise
+
+
+def test_a_weight_without_dimensions_and_noise_without_a_seed(tmp_path):
+    """EarlyStopping's best weights may hold a single number; what draws from Keras's own generator goes on where it stood."""
+
+    def made():
+        keras.utils.set_random_seed(11)
+        noisy = Scale(noise=keras.config.backend() == "tensorflow")  # JAX refuses it in a compiled step
+        model = keras.Sequential([keras.Input((8,)), noisy, keras.layers.Dense(2, "softmax")])
+        model.compile(keras.optimizers.Adam(1e-2), "sparse_categorical_crossentropy", metrics=["accuracy"])
+        return model
+
+    expected, _ = train(tmp_path / "whole", model=made())
+    train(tmp_path / "killed", model=made(), kill=Kill(STEPS + 2))
+    model, _ = train(tmp_path / "killed", model=made())
+    assert_same_bytes(arrays_of(expected), arrays_of(model))
+
+
+@pytest.mark.skipif(
+    keras.config.backend() != "tensorflow", reason="a train_step with two optimizers is TensorFlow's form"
+)
+def test_optimizers_beside_the_compiled_one_are_restored(tmp_path):
+    """As a GAN's: each trains its own part of the model, and keeps its slots and its count."""
+    import tensorflow as tf
+
+    class Two(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = keras.layers.Dense(8, "relu"), keras.layers.Dense(2, "softmax")
+            self.more = {"one": keras.optimizers.Adam(1e-2), "two": [keras.optimizers.SGD(1e-2, momentum=0.9)]}
+
+        def call(self, inputs):
+            return self.two(self.one(inputs))
+
+        def train_step(self, data):
+            x, y = data
+            with tf.GradientTape(persistent=True) as tape:
+                loss = self.compute_loss(x, y, self(x, training=True))
+            self.more["one"].apply(tape.gradient(loss, self.one.trainable_variables), self.one.trainable_variables)
+            self.more["two"][0].apply(tape.gradient(loss, self.two.trainable_variables), self.two.trainable_variables)
+            return {"loss": loss}
+
+    def made():
+        keras.utils.set_random_seed(13)
+        model = Two()
+        model(np.zeros((BATCH, 8), "float32"))
+        model.compile("adam", "sparse_categorical_crossentropy")
+        return model
+
+    def all_of(model):
+        slots = [*model.more["one"].variables, *model.more["two"][0].variables]
+        return {**arrays_of(model), **{f"slot {place}": np.array(slot.value) for place, slot in enumerate(slots)}}
+
+    expected, _ = train(tmp_path / "whole", model=made())
+    train(tmp_path / "killed", model=made(), kill=Kill(STEPS + 2))
+    model, _ = train(tmp_path / "killed", model=made())
+    assert_same_bytes(all_of(expected), all_of(model))
+    assert int(model.more["one"].iterations) > 0
+
+
 def test_a_rate_that_the_script_changed_takes_effect(tmp_path, capfd):
     """Recompiled with another rate between two starts: it trains at that rate, says so, and keeps slots and iterations."""
     train(tmp_path, kill=Kill(8))

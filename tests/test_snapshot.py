@@ -91,12 +91,13 @@ def test_no_snapshot_of_a_broken_model_is_kept(tmp_path, value):
 
 @pytest.mark.parametrize("place", ["write", "fsync", "rename"])
 @pytest.mark.parametrize("after", range(0, 12, 2))
-def test_a_disk_that_fails_at_any_moment_leaves_the_one_before(tmp_path, monkeypatch, place, after):
-    """OSError at each write, flush or rename: the snapshot before stands, and nothing half written looks complete."""
+@pytest.mark.parametrize("before", [1, 2])
+def test_a_disk_that_fails_at_any_moment_leaves_the_one_before(tmp_path, monkeypatch, place, after, before):
+    """OSError at each write, flush or rename: what was there stands, of that very step too; nothing is half written."""
     import os
     from pathlib import Path
 
-    write(tmp_path, 1)
+    write(tmp_path, before)
     calls = [0]
 
     def failing(function):
@@ -123,8 +124,38 @@ def test_a_disk_that_fails_at_any_moment_leaves_the_one_before(tmp_path, monkeyp
             failed = True
     state, skipped = snapshot.newest_snapshot(tmp_path)
     assert skipped == []
-    assert state.step in ({1, 2} if failed else {2})
+    assert state.step in ({before, 2} if failed else {2})
     assert not list(tmp_path.glob(".tmp-step*"))
+
+
+def test_a_kill_while_a_snapshot_takes_the_place_of_its_like_loses_neither(tmp_path, monkeypatch):
+    """Directories cannot be renamed over each other: between the two renames the old one counts under another name."""
+    import os
+
+    write(tmp_path, 5, phase="training")
+    renames, real = [], os.rename
+
+    class Killed(BaseException):
+        """What no handler of ours catches: the process is gone."""
+
+    def dies_before_the_second(source, target):
+        renames.append(target)
+        if len(renames) > 1:
+            raise Killed
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", dies_before_the_second)
+        patch.setattr(snapshot.shutil, "rmtree", lambda *_, **__: None)  # the dead clean nothing up
+        with pytest.raises(Killed):
+            write(tmp_path, 5, phase="epoch")
+    assert [path.name for _, path in snapshot.list_snapshots(tmp_path)] == ["replaced-step-00000005"]
+    assert snapshot.newest_snapshot(tmp_path)[0].records["phase"] == "training"
+    snapshot.put_back(tmp_path)
+    assert [path.name for _, path in snapshot.list_snapshots(tmp_path)] == ["step-00000005"]
+    write(tmp_path, 5, phase="epoch")
+    assert snapshot.newest_snapshot(tmp_path)[0].records["phase"] == "epoch"
+    assert not list(tmp_path.glob("replaced-*"))
 
 
 def test_pruning_keeps_the_newest_and_the_pinned(tmp_path):

@@ -30,6 +30,8 @@ FORMAT = 1
 ARRAYS = "state.safetensors"
 META = "meta.json"
 LATEST = "LATEST"
+REPLACED = "replaced-"
+"""Begins the name of a snapshot of the same step for the instant in which the new one takes its place."""
 PENDING = "-unscored"
 """Ends the name of a snapshot that was taken after an epoch's last step with its scoring still to do: the one taken after
 the scoring has the same step."""
@@ -43,9 +45,10 @@ def snapshot_path(directory: Path, step: int, *, pending: bool = False) -> Path:
 def list_snapshots(directory: Path) -> list[tuple[int, Path]]:
     """Finished snapshots, oldest first: (step, folder). Whether they verify is found out when they are read."""
     found = []
-    for path in directory.glob("step-*"):
-        match = re.fullmatch(rf"step-(\d+)({PENDING})?", path.name)
-        if match and path.is_dir():
+    for path in (*directory.glob("step-*"), *directory.glob(f"{REPLACED}step-*")):
+        name = path.name.removeprefix(REPLACED)
+        match = re.fullmatch(rf"step-(\d+)({PENDING})?", name)
+        if match and path.is_dir() and (path.name == name or not (directory / name).is_dir()):
             found.append((int(match[1]), match[2] is None, path))
     return [(step, path) for step, _, path in sorted(found)]
 
@@ -77,10 +80,12 @@ def write_snapshot(
         for index, array in enumerate(values)
     }
     path = snapshot_path(directory, step, pending=records.get("phase") == "scoring")
+    # One may stand there: of an earlier process that went back to an older one and came here again, by the same steps, or of
+    # this very state. It stays until the new one is complete, and counts until that has its name.
+    replaced = path.with_name(f"{REPLACED}{path.name}")
     if path.exists():
-        # Ours of an earlier process that went back to an older one and came here again, by the same steps.
-        set_aside(path)
-    with files.new_directory(path) as temporary:
+        shutil.rmtree(replaced, ignore_errors=True)
+    with files.new_directory(path, replaced) as temporary:
         brief = _save_arrays(temporary / ARRAYS, arrays)
         facts = {
             "format": FORMAT,
@@ -95,6 +100,7 @@ def write_snapshot(
             },
         }
         files.write_json(temporary / META, {**facts, "sha256": _digest_of_facts(facts)})
+    shutil.rmtree(replaced, ignore_errors=True)
     _name_newest(directory)
     return path
 
@@ -192,6 +198,13 @@ def newest_snapshot(directory: Path) -> tuple[TrainState, list[tuple[Path, str]]
     raise CheckpointError(f"no snapshot in {directory} can be read ({reasons}): restore one from a copy of the run")
 
 
+def put_back(directory: Path) -> None:
+    """Gives a snapshot its name back whose successor of the same step did not get it. Holder of the lock only."""
+    for _, path in list_snapshots(directory):
+        if path.name.startswith(REPLACED):
+            path.rename(path.with_name(path.name.removeprefix(REPLACED)))
+
+
 def set_aside(path: Path) -> None:
     """Renames a snapshot so that nothing reads it any more; an earlier one under that name is removed."""
     aside = path.with_name(f"aside-{path.name}")
@@ -205,8 +218,10 @@ def prune_snapshots(directory: Path, keep: int, pinned: set[int]) -> None:
     finished = list_snapshots(directory)
     kept = {path for _, path in finished[len(finished) - keep :]} if keep else set()
     kept |= {path for step, path in finished if step in pinned and not path.name.endswith(PENDING)}
-    for path in directory.glob("aside-*"):
-        shutil.rmtree(path, ignore_errors=True)
+    listed = {path for _, path in finished}
+    for path in (*directory.glob("aside-*"), *directory.glob(f"{REPLACED}*")):
+        if path not in listed:
+            shutil.rmtree(path, ignore_errors=True)
     for _, path in finished:
         if path not in kept:
             # Renamed first: a removal that is killed half way must not leave a snapshot that looks complete.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ from kresume.errors import CheckpointError, UsageError
 from kresume.images.stream import Stream, stream_of
 from kresume.lock import Lock
 from kresume.progress import Reporter
-from kresume.training import callback_state
+from kresume.training import callback_state, other_optimizers
 from kresume.training.fit import assign_state, build_from_spec, groups_of
 from kresume.training.snapshots import RunWriter
 
@@ -98,7 +98,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         self._batches_seen_since_last_saving = 0
         self._total = 0
         self._begin_batch = 0
-        self._metrics: list[np.ndarray] | None = None
+        self._resumed: Callable[[], None] | None = None
         self._compiled_rate: float | None = None
         self._optimizer: dict[str, Any] = {}
         self._cut: _Cut | None = None
@@ -172,9 +172,10 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         self._last_batch_seen = self._begin_batch
         if self._stream is not None:
             self._stream.seek(epoch, self._begin_batch)
-        if self._metrics is not None:
-            devices.assign(self._model.metrics_variables, self._metrics)
-            self._metrics = None
+        if self._resumed is not None:
+            # The others began this epoch once before the backup, and now again: what they did then is in it.
+            self._resumed()
+            self._resumed = None
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Counts, ends an interrupted epoch where it ends, and backs up where that is due."""
@@ -184,7 +185,9 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         self._batches_seen_since_last_saving += count
         steps = self._steps_of_epoch()
         at_end = steps is not None and self._last_batch_seen >= steps
-        if at_end:
+        if self._model.stop_training:
+            pass  # another callback has asked for the end: that stands, and what leads to it comes again after a kill
+        elif at_end:
             if self._begin_batch or (self._stream is not None and steps != self._stream.longest()):
                 self._cut = self._model.stop_training = _Cut()
         elif self.save_freq != "epoch" and self._batches_seen_since_last_saving >= int(self.save_freq):
@@ -250,12 +253,14 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
             return
         facts, arrays = callback_state.capture(self._others())
         model = self._model
+        others, slots = other_optimizers.capture(model)
         records = {
             "phase": "training" if batch else "epoch",
             "epoch": epoch,
             "batch": batch,
             "best": None,
             "callbacks": facts,
+            "other_optimizers": others,
             "stopped": batch == 0 and bool(model.stop_training),
             "compiled_rate": self._compiled_rate,
             "optimizer": self._optimizer,
@@ -266,7 +271,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
             self._total,
             lambda buffers: devices.read_state(model, buffers),
             records,
-            extra={"callbacks": arrays} if arrays else {},
+            extra={name: given for name, given in (("callbacks", arrays), ("other_optimizers", slots)) if given},
             must=must,
         )
         if taken:
@@ -289,9 +294,20 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         # Without the data's structure the metrics cannot be built before the first step: their averages begin fresh.
         averages = batch > 0 and self._stream is not None
         assign_state(model, groups, metrics=averages)
-        self._metrics = groups["metrics"] if averages else None
         callback_state.apply(self._others(), records["callbacks"], groups.get("callbacks", []))
+        other_optimizers.restore(model, records.get("other_optimizers", []), groups.get("other_optimizers", []))
         told = self._keep_asked_rate(records.get("compiled_rate"))
+        if batch:
+            rate = self._rate()
+
+            def as_before() -> None:
+                callback_state.apply(self._others(), records["callbacks"], groups.get("callbacks", []))
+                if rate is not None:
+                    self._inner_optimizer().learning_rate = rate
+                if averages:
+                    devices.assign(model.metrics_variables, groups["metrics"])
+
+            self._resumed = as_before
         changed = devices.differences(records["fingerprint"], devices.fingerprint())
         if changed:
             told.append(f"another machine or version ({'; '.join(changed)}): last digits may differ")

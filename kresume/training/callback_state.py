@@ -22,6 +22,7 @@ KERAS_ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
     "ReduceLROnPlateau": ("best", "wait", "cooldown_counter"),
     "ModelCheckpoint": ("best", "_batches_seen_since_last_saving", "_last_batch_seen"),
     "History": ("epoch", "history"),
+    "SwapEMAWeights": ("_ema_weights_in_model",),
 }
 
 
@@ -122,15 +123,14 @@ def _pack(value: Any, arrays: list[np.ndarray]) -> Any:
         return {"map": {str(key): _pack(item, arrays) for key, item in value.items()}}
     if isinstance(value, (list, tuple)):
         return [_pack(item, arrays) for item in value]
-    if hasattr(value, "shape") and value.shape == ():  # a number of numpy's or of a backend's: exact as Python's own
-        value = np.asarray(value).item()
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
         # JSON has no infinities, and EarlyStopping's first best may be one; repr of a float is exact.
         return value if math.isfinite(value) else {"number": repr(value)}
     arrays.append(np.array(value, copy=True))
-    return {"array": len(arrays) - 1}
+    # A number of numpy's or of a backend's comes back as numpy's: of its type, and with a shape, as weights need it.
+    return {"array" if isinstance(value, np.ndarray) or arrays[-1].shape else "scalar": len(arrays) - 1}
 
 
 def _unpack(value: Any, arrays: Sequence[np.ndarray]) -> Any:
@@ -141,5 +141,7 @@ def _unpack(value: Any, arrays: Sequence[np.ndarray]) -> Any:
             return {key: _unpack(item, arrays) for key, item in value["map"].items()}
         if "number" in value:
             return float(value["number"])
+        if "scalar" in value:
+            return np.asarray(arrays[value["scalar"]])[()]
         return np.array(arrays[value["array"]], copy=True)
     return value

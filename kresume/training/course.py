@@ -137,6 +137,7 @@ class Course:
         """
         for folder in (self.run.path, self.run.snapshots, self.run.path / FOLDER):
             files.remove_leftovers(folder, but=LOCK)  # its heartbeat writes while we look
+        snapshot.put_back(self.run.snapshots)
         state, skipped = snapshot.newest_snapshot(self.run.snapshots)
         for path, reason in skipped:
             self.reporter.warn(f"{path} is damaged ({reason}): going on from the one before")

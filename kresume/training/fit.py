@@ -114,6 +114,7 @@ def assign_state(model: keras.Model, arrays: Mapping[str, Sequence[np.ndarray]],
                 )
         if group != "metrics":
             devices.assign(wanted, found)
+    devices.assign_random(arrays.get(devices.RANDOM, ()))
 
 
 def _rate_once_per_step(optimizer: Any) -> None:

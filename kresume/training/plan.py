@@ -154,8 +154,7 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
     generation = parent.generation + 1 if parent is not None else 0
 
     devices.set_precision(config.precision)
-    if parent is None:
-        devices.seed_everything(config.seed or 0)
+    devices.seed_everything(config.seed or 0)
     card = parent.card if parent is not None else None
     live = restore_parent(
         config, parent, num_classes=len(classes), image_size=asked_size or (card.image_size if card else None)

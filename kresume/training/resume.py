@@ -245,6 +245,7 @@ def _continue(run: runs.Run, opening: Opening, reporter: Reporter) -> TrainResul
     backend = config.backend or run.record["backend"]
     devices.select(backend, config.device, config.devices, batch_size, exact=config.exact == "on")
     devices.set_precision(config.precision)
+    devices.seed_everything(int(run.record["seed"]))
     before = run.record.get("not_used")  # not noted by the first versions
     came = 0
     if before is not None and not config.watch:
