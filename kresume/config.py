@@ -260,7 +260,10 @@ class TrainConfig(BaseModel):
         daily=True,
         metavar="DIR",
     )
-    overwrite: bool | None = _option("Move what is at --out aside and start again.", group=OUTPUT)
+    overwrite: bool | None = _option(
+        "Move what is at --out aside and start again; an interrupted run that this very command began is continued.",
+        group=OUTPUT,
+    )
     snapshot_every: str | None = _option(
         "Steps (200), epochs (2epochs) or minutes (10min). Default: each minute.", group=OUTPUT, metavar="N"
     )

@@ -60,7 +60,9 @@ def read_holder(run: Path) -> dict[str, Any] | None:
         holder = json.loads((run / NAME).read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
         return None
-    return holder if isinstance(holder, dict) and {"host", "pid", "start", "heartbeat"} <= set(holder) else None
+    kinds: dict[str, Any] = {"host": str, "pid": int, "start": str, "heartbeat": (int, float)}
+    whole = isinstance(holder, dict) and all(isinstance(holder.get(name), kind) for name, kind in kinds.items())
+    return holder if whole else None
 
 
 def is_alive(holder: Mapping[str, Any], *, host: str, clock: Callable[[], float] = time.time) -> bool:

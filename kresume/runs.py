@@ -217,6 +217,15 @@ def keep_lines(path: Path, count: int) -> None:
             f"{path} holds {len(lines)} lines, the snapshot was taken after {count}: lines were removed by hand? "
             "Restore the file from a copy"
         )
+    for number, line in enumerate(lines[:count], 1):
+        try:
+            sound = json.loads(line)["epoch"] == number
+        except (ValueError, KeyError, TypeError):
+            sound = False
+        if not sound:
+            raise RunError(
+                f"line {number} of {path} is damaged: restore the file from a copy; the snapshots are not touched"
+            )
     if len(lines) > count:
         files.write_bytes(path, b"".join(lines[:count]))
 

@@ -125,7 +125,7 @@ def test_a_bare_file_of_ours_explains_itself(parent, tmp_path, pictures):
     ("arguments", "error", "words"),
     [
         ({"add": ["old"]}, NothingNew, "nothing new: all 24 images"),
-        ({"add": ["zebras"]}, ImagesError, r"does not know: zebra \(2 images\).*--grow"),
+        ({"add": ["zebras"]}, ImagesError, r"does not know: 'zebra' \(2 images\).*growing the head"),
         ({"add": ["new"], "classes": "a,b,c"}, UsageError, "relabelling"),
         ({"add": ["new"], "image_size": "16"}, UsageError, "fixed at 12x12"),
         ({"add": ["new"], "optimizer": "sgd"}, UsageError, "is AdamW's and means another thing to SGD: give --lr"),
@@ -178,16 +178,38 @@ def test_what_a_parent_had_on_can_be_turned_off(workplace):
     assert "--no-strict-images" in runs.open_run(result.run).record["command"]
 
 
-def test_overwrite_is_no_option_of_the_run(workplace):
-    """Interrupted after `--overwrite`, it is continued without it; with it a new one begins."""
+def test_overwrite_begins_once(workplace):
+    """Interrupted, the run is continued by the same command and without `--overwrite`; finished, it is moved aside again."""
     run_training(data=["old"], out="run", **TINY)
-    path = Path(run_training(data=["old"], out="run", overwrite=True, **TINY).run)
+    for again in ({"overwrite": True}, {}):
+        path = Path(run_training(data=["old"], out="run", overwrite=True, **TINY).run)
+        make_interrupted(path, "none")
+        run_training(data=["old"], out="run", **again, **TINY)
+        assert [line["event"] for line in runs.read_metrics(path / "events.jsonl")][-2:] == ["continued", "finished"]
+    assert sorted(path.name for path in workplace.glob("run.before-*")) == ["run.before-1", "run.before-2"]
+
+
+def test_a_damaged_line_of_the_metrics_is_named(workplace):
+    """They are in no snapshot: a run is not trained to its end only to fail there."""
+    path = Path(run_training(data=["old"], out="run", **TINY).run)
+    (last,) = (path / "snapshots").glob("step-*")
+    make_interrupted(path, last.name)
+    lines = (path / "metrics.jsonl").read_bytes()
+    (path / "metrics.jsonl").write_bytes(b"?" + lines[1:])
+    with pytest.raises(RunError, match=r"line 1 of .*metrics.jsonl is damaged: restore the file"):
+        run_training(out="run")
+    (path / "metrics.jsonl").write_bytes(lines)
+    assert run_training(out="run").status == "accepted"
+
+
+def test_a_run_goes_on_from_another_folder(workplace, monkeypatch, capfd):
+    """Its sources were given relative to the folder of the first command; what comes there is still seen."""
+    path = Path(run_training(data=["old"], add=None, watch=True, out="run", **TINY).run)
     make_interrupted(path, "none")
-    run_training(data=["old"], out="run", **TINY)
-    assert [line["event"] for line in runs.read_metrics(path / "events.jsonl")][-2:] == ["continued", "finished"]
-    make_interrupted(path, "none")
-    run_training(data=["old"], out="run", overwrite=True, **TINY)
-    assert (workplace / "run.before-2").is_dir()
+    (workplace / "elsewhere").mkdir()
+    monkeypatch.chdir(workplace / "elsewhere")
+    run_training(out="../run", watch=True)
+    assert "cannot be looked at" not in capfd.readouterr().err
 
 
 def test_a_torn_line_hides_no_event(parent, tmp_path):
@@ -204,6 +226,44 @@ def test_a_torn_line_hides_no_event(parent, tmp_path):
         "serving/1",
     ]
     assert len(run.events("finished")) == 1
+
+
+def test_nothing_new_says_what_could_not_be_used(workplace):
+    """Exit 4 every week must not hide a broken camera, or a picture under two labels."""
+    run_training(data=["old"], **TINY, out="runs/1-shapes")
+    inbox = workplace / "inbox"
+    write_pictures(inbox, 2, 0)  # known
+    (inbox / "circle" / "broken.png").write_bytes(b"<!DOCTYPE html>")
+    with pytest.raises(
+        NothingNew, match=r"nothing new that can be used: 6 images .*1 files cannot be used.*broken.png"
+    ):
+        run_training("runs", add=["inbox"], epochs=1)
+    (inbox / "circle" / "broken.png").unlink()
+    shutil.copy(workplace / "old" / "circle" / "3.png", inbox / "square" / "moved.png")
+    with pytest.raises(NothingNew, match=r"moved.png: square, and circle elsewhere \(--on-conflict new"):
+        run_training("runs", add=["inbox"], epochs=1)
+    result = run_training("runs", add=["inbox"], epochs=1, on_conflict="new")
+    table = Manifest.read(Path(result.run) / "images.parquet")
+    assert np.bincount(table.labels).tolist() == [7, 9, 8]
+
+
+def test_what_was_dropped_does_not_come_back(workplace):
+    """It still lies in the folder that is added every week: it is left out, and said so."""
+    run_training(data=["old"], **TINY, out="runs/1-shapes")
+    write_pictures(workplace / "inbox", 3, 400)
+    (workplace / "drop.txt").write_text("inbox/circle/400.png\nold/circle/0.png\ninbox/circle/typo.png\n")
+    plan = kresume.plan("runs", add=["inbox"], drop="drop.txt", quiet=True)
+    assert any("2 images dropped" in note for note in plan.notes)
+    assert any("1 lines of --drop drop.txt name no image here" in note and "typo.png" in note for note in plan.notes)
+    run_training("runs", add=["inbox"], drop="drop.txt", epochs=1)
+    with pytest.raises(NothingNew):
+        run_training("runs", add=["inbox", "old"], epochs=1)
+    write_pictures(workplace / "inbox", 1, 500)
+    plan = kresume.plan("runs", add=["inbox", "old"], quiet=True)
+    assert any("2 images that an earlier run dropped are still there, and left out" in note for note in plan.notes)
+    result = run_training("runs", add=["inbox", "old"], epochs=1)
+    assert len(Manifest.read(Path(result.run) / "images.parquet")) == 24 + 9 + 3 - 2
+    assert len(runs.open_run(result.run).record["dropped"]) == 2
 
 
 def test_or_new_starts_where_nothing_is_there(workplace, capfd):

@@ -96,7 +96,7 @@ def test_help_and_usage_errors_import_nothing_heavy():
         (["train", "--data", "old", "--set", "epochz=3"], 2, "did you mean epochs?"),
         (["train", "--data", "old", "--model", "resnet50"], 1, "did you mean applications:ResNet50?"),
         (["train", "--data", "old", "--model", "mymodel"], 1, "use convnet, applications:NAME"),
-        (["train", "--data", "old", "--classes", "a,b"], 1, "class folders that the model does not know"),
+        (["train", "--data", "old", "--classes", "a,b"], 1, "classes that the model does not know"),
         (["train", "--data", "old", "--classes", "a,a"], 2, "stands twice: a"),
         (["train", "--data", "old", "--snapshot-every", "often"], 2, "a whole number of steps"),
         (["train", "--data", "old", "--monitor", "val_los"], 2, "did you mean val_loss?"),

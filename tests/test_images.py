@@ -350,7 +350,7 @@ def test_exact_duplicates_count_once_and_conflicts_are_left_out(tmp_path, quiet)
     shutil.copy(tmp_path / "a" / "1.png", tmp_path / "b" / "wrong.png")
     result = merged(quiet, data=tmp_path, classes=("a", "b"), val_split=None)
     assert len(result.manifest) == 5
-    assert result.facts.duplicates == 2
+    assert result.facts.duplicates == 1
     assert [(label, other) for _, label, other in result.facts.conflicts] == [("b", "a")]
     assert any("two labels" in note for note in result.facts.notes)
 

@@ -81,3 +81,12 @@ def test_another_hosts_heartbeat_decides(tmp_path):
     holder = {"host": "elsewhere", "pid": os.getpid(), "start": "", "heartbeat": 1000.0}
     assert is_alive(holder, host="here", clock=lambda: 1000.0 + STALE_SECONDS - 1)
     assert not is_alive(holder, host="here", clock=lambda: 1000.0 + STALE_SECONDS + 1)
+
+
+@pytest.mark.parametrize("changes", [{"heartbeat": None}, {"pid": "abc"}, {"pid": None}, {"host": 7}, {"start": 1}])
+def test_a_lock_of_other_kinds_of_values_is_torn_like_any(tmp_path, changes):
+    """Valid JSON, and still nothing that a process of ours wrote."""
+    leave_lock(tmp_path, **changes)
+    assert read_holder(tmp_path) is None
+    with Lock(tmp_path, host="here"):
+        assert read_holder(tmp_path)["pid"] == os.getpid()

@@ -251,15 +251,17 @@ def test_dropped_images_leave_the_manifest_and_the_cache(pictures, tmp_path, qui
     table = merging.merge(None, prepared, None, None, classes=CLASSES, val_split=None, generation=0).manifest
     before = cache.read(cache.find(table.sha256s))
     gone = table.sha256s[5].decode()
-    (tmp_path / "drop").write_text(f"{pictures / 'old' / 'circle' / '0.png'}\n{gone}\n")
-    drop = corrections.read_drop(str(tmp_path / "drop"))
-    result = merging.merge(table, None, None, None, classes=CLASSES, val_split=None, generation=1, drop=drop)
+    (tmp_path / "drop").write_text(f"# twice\n{pictures / 'old' / 'circle' / '0.png'}\n{gone.upper()}\n/no/such.png\n")
+    lines = corrections.read_drop(str(tmp_path / "drop"))
+    drop, nowhere = corrections.hashes_in(lines, table, prepared)
+    assert (len(drop), nowhere) == (2, ["/no/such.png"])
+    result = merging.merge(table, None, prepared, None, classes=CLASSES, val_split=None, generation=1, drop=drop)
     assert (len(result.manifest), result.facts.dropped) == (22, 2)
     again = merging.merge(None, prepared, None, None, classes=CLASSES, val_split=None, generation=0, drop=drop)
     assert again.manifest.digest() == result.manifest.digest()
     other = Cache.open(DecodeSpec(16, 16), tmp_path / "cache")
     prepare(list_images([pictures / "old"], quiet).files, other.spec, other, quiet)
-    assert corrections.forget(cache, corrections.hashes_in(drop, table)) == 2
+    assert corrections.forget(cache, drop) == 2
     assert len(Cache.open(other.spec, tmp_path / "cache")) == 22
     thumbs = [row["thumb"] for row in table.table.to_pylist() if row["sha256"] == gone]
     assert thumbs[0] not in (tmp_path / "cache" / "pictures.sqlite").read_bytes()

@@ -222,7 +222,12 @@ def test_a_list_names_what_is_gone_and_says_sides(tmp_path, quiet):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.csv", "file,label\nx.png,a\n", "expected `path` and `label`"),
+        (
+            "a.csv",
+            "file,label\nx.png,a\n",
+            "expected the columns `path` and `label`, found 'file', 'label': rename file to path",
+        ),
+        ("a.csv", "path;label\nx.png;a\n", "separate the columns by commas"),
         ("a.jsonl", "{\n", "line 1 is no JSON"),
         ("a.jsonl", "[1]\n", "expected an object"),
         ("a.csv", "path,label\nx.png,a\n", "names no file that is there"),
@@ -366,6 +371,62 @@ def test_a_run_trains_on_any_kind_and_remembers_it(tmp_path, quiet):
     table = Manifest.read(tmp_path / "2" / "images.parquet")
     assert np.bincount(table.origins).tolist() == [24, 12]
     assert set(table.table.column("member").to_pylist()) != {""}
+
+
+def test_a_record_whose_bytes_were_changed_is_set_aside(tmp_path, quiet):
+    """Each record has a checksum of its bytes: one that does not hold is named, the others are used, also when listed again."""
+    write_pictures(tmp_path, 2, 0)
+    path = tmp_path / "r.tfrecord"
+    write_records(path, files_of(tmp_path))
+    whole = list_images([path], quiet)
+    data = bytearray(path.read_bytes())
+    data[whole.files[3].offset + 20] ^= 1
+    path.write_bytes(data)
+    for memory in (None, tmp_path / "memory", tmp_path / "memory"):
+        listing = list_images([path], quiet, None, memory)
+        assert [found.name for found in listing.files] == [
+            found.name for place, found in enumerate(whole.files) if place != 3
+        ]
+        assert [(row.path, "checksum" in row.reason) for row in listing.quarantine] == [(whole.files[3].name, True)]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_lies_beside_train_and_val_is_no_class(tmp_path, quiet, packed):
+    """As many archives come: a `test` of pictures without labels, annotations. A class may still be called train."""
+    for side, count in (("train", 3), ("val", 2)):
+        write_pictures(tmp_path / "data" / side, count, 100 * count, ("a", "b"))
+    write_pictures(tmp_path / "data", 2, 900, ("test",))
+    write_pictures(tmp_path / "data", 2, 950, ("masks",))
+    write_pictures(tmp_path / "vehicles", 2, 0, ("train", "car"))
+    given = tmp_path / "data"
+    if packed:
+        given = tmp_path / "data.tar"
+        with tarfile.open(given, "w") as archive:
+            archive.add(tmp_path / "data", "data")
+    listing = list_images([given], quiet)
+    assert listing.classes == ("a", "b")
+    assert sorted({(found.split, found.label) for found in listing.files}) == [
+        (side, label) for side in ("train", "val") for label in ("a", "b")
+    ]
+    told = " ".join(listing.notes)
+    assert "masks/ was left out" in told
+    assert "they are for `kresume eval`" in told or "test images are for `kresume eval`" in told
+    assert list_images([tmp_path / "vehicles"], quiet).classes == ("car", "train")
+
+
+def test_labels_that_look_alike_are_one(tmp_path, quiet):
+    """Decomposed by a Mac, with blanks from a spreadsheet, as fractions from a table with gaps."""
+    import unicodedata
+
+    names = [unicodedata.normalize(form, "caf\u00e8") for form in ("NFC", "NFD")]
+    for number, name in enumerate(names):
+        write_pictures(tmp_path / str(number), 2, 10 * number, (name, "b"))
+    assert list_images([tmp_path / "0", tmp_path / "1"], quiet).classes == ("b", names[0])
+    picture = next((tmp_path / "0" / "b").iterdir())
+    (tmp_path / "list.csv").write_text(f"path,label\n{picture}, 7 \n")
+    (tmp_path / "list.jsonl").write_text(json.dumps({"path": str(picture), "label": 7.0}) + "\n")
+    for name in ("list.csv", "list.jsonl"):
+        assert list_images([tmp_path / name], quiet).classes == ("7",)
 
 
 def test_a_name_that_is_no_text_is_set_aside(tmp_path, quiet):

@@ -125,7 +125,7 @@ def without_missing(
 
 
 def read_drop(file: str | None) -> frozenset[str]:
-    """The lines of `--drop`: SHA-256s as they are, paths from the root.
+    """The lines of `--drop`: SHA-256s as they are, paths from the root. Those that begin with # are comments.
 
     Raises:
         UsageError: there is no such file, or nothing in it.
@@ -135,7 +135,8 @@ def read_drop(file: str | None) -> frozenset[str]:
     path = Path(file)
     if not path.is_file():
         raise UsageError(f"--drop {file}: there is no such file; give one with a path or a SHA-256 per line")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").split("\n")]
+    lines = [line for line in lines if line and not line.startswith("#")]
     if not lines:
         raise UsageError(f"--drop {file}: it is empty; expected a path or a SHA-256 per line")
     return frozenset(line.lower() if _is_hash(line) else places.absolute(line) for line in lines)
@@ -163,14 +164,37 @@ def _is_hash(text: str) -> bool:
     return len(text) == 64 and all(letter in "0123456789abcdefABCDEF" for letter in text)
 
 
-def hashes_in(drop: Collection[str], remembered: Manifest | None, *prepared: Prepared | None) -> set[str]:
-    """The SHA-256s that `drop` names, by themselves or by a path."""
+def hashes_in(
+    drop: Collection[str], remembered: Manifest | None, *prepared: Prepared | None
+) -> tuple[set[str], list[str]]:
+    """The SHA-256s that `drop` names, by themselves or by a path.
+
+    Args:
+        drop: as `read_drop` gave it. A path may be that of a picture, of an archive, or of a member in it.
+        remembered: the parent's images.
+        *prepared: images that were given.
+
+    Returns:
+        `(hashes, the lines that name no image here)`.
+    """
     hashes = {line for line in drop if _is_hash(line)}
-    for each in prepared:
-        for image in each.images if each is not None else ():
-            if image.found.path in drop or image.found.name in drop:
-                hashes.add(image.facts.sha256)
-    if remembered is not None:
-        paths = remembered.table.column("path").to_pylist()
-        hashes |= {sha.decode() for path, sha in zip(paths, remembered.sha256s.tolist(), strict=True) if path in drop}
-    return hashes
+    there: set[str] = set()
+    named: set[str] = set()
+
+    def look(path: str, name: str, sha256: str) -> None:
+        there.add(sha256)
+        if found := {path, name} & set(drop):
+            named.update(found)
+            hashes.add(sha256)
+
+    if drop:
+        for each in prepared:
+            for image in each.images if each is not None else ():
+                look(image.found.path, image.found.name, image.facts.sha256)
+        for found, sha in zip(
+            remembered.found(np.arange(len(remembered))) if remembered is not None else (),
+            remembered.sha256s.tolist() if remembered is not None else (),
+            strict=True,
+        ):
+            look(found.path, found.name, sha.decode())
+    return hashes, sorted(line for line in drop if line not in named and line not in there)

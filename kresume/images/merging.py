@@ -44,7 +44,7 @@ class MergeFacts:
         notes: what a person should know, in words.
         relabels: images that stand at another label now and no longer at the old one, by (path, old label, label).
         leaks: near-duplicates across the border of training and validation, and what became of each.
-        dropped: images that `--drop` removed.
+        dropped: images that `--drop` removed or kept out, by content.
         both: images given to validate and to train, or that were trained on before: (path, the other path, what became).
     """
 
@@ -101,7 +101,7 @@ def merge(
     val_split: float | None,
     generation: int,
     on_conflict: OnConflict = "quarantine",
-    drop: Collection[str] = (),
+    drop: Collection[str] = frozenset(),
     held_out: Collection[str] | None = None,
     seen: bool = False,
     fills: bool = True,
@@ -125,7 +125,7 @@ def merge(
         val_split: the share of newcomers that validates, None for none.
         generation: of the run to be.
         on_conflict: `"quarantine"` uses neither, `"old"` keeps the label that came in first, `"new"` the other.
-        drop: paths or SHA-256s of images to forget.
+        drop: SHA-256s of images to forget.
         held_out: keys of the images of `data` that validate, when `--val-like` says so; the others of `data` train.
         seen: whether the checkpoint was probably trained on `data`.
         fills: see `decide_sides`.
@@ -164,24 +164,28 @@ def merge(
     notes += _describe(conflicts, len(left_out), relabels, on_conflict)
     for outcome, words in (
         ("validates", "to train, too: they validate"),
-        ("trains", "to validate and were trained on"),
+        ("trains", "to validate and were trained on: they go on training, and validate nothing"),
     ):
         if named := [path for path, _, became in both if became == outcome]:
             begins = "given to validate and" if outcome == "validates" else "given"
             notes.append(f"{len(named):,} images are {begins} {words}; the first is {named[0]}")
+    merged = Manifest.from_table(table, tuple(classes))
+    absent = np.array(classes)[np.bincount(merged.labels, minlength=len(classes)) == 0]
+    if len(absent):
+        notes.append(f"no image of {', '.join(absent)}: what a model gives for it is never right")
     facts = MergeFacts(
         added=sum(row["origin"] == generation for row in newcomers if row["side"] is not None),
         known=int(counts[rows >= 0].sum()),
-        duplicates=int((counts[rows < 0] - 1).sum()),
+        duplicates=int((np.delete(counts, sorted(left_out))[np.delete(rows, sorted(left_out)) < 0] - 1).sum()),
         conflicts=tuple(conflicts),
         unknown=dict(unknown),
         notes=tuple(notes),
         relabels=tuple(relabels),
         leaks=sides.leaks,
-        dropped=dropped + forgotten,
+        dropped=len(dropped | forgotten),
         both=both,
     )
-    return Merge(Manifest.from_table(table, tuple(classes)), facts)
+    return Merge(merged, facts)
 
 
 def _flatten(val: Prepared | None, data: Prepared | None, add: Prepared | None) -> _Given:
@@ -194,15 +198,12 @@ def _flatten(val: Prepared | None, data: Prepared | None, add: Prepared | None) 
     return _Given(images, np.concatenate(roles) if roles else np.zeros(0, np.int64))
 
 
-def _without(given: _Given, drop: Collection[str]) -> tuple[_Given, int]:
+def _without(given: _Given, drop: Collection[str]) -> tuple[_Given, set[str]]:
     if not drop:
-        return given, 0
-    kept = [
-        place
-        for place, image in enumerate(given.images)
-        if not {image.found.path, image.found.name, image.facts.sha256} & set(drop)
-    ]
-    return _Given([given.images[place] for place in kept], given.roles[kept]), len(given.images) - len(kept)
+        return given, set()
+    kept = [place for place, image in enumerate(given.images) if image.facts.sha256 not in drop]
+    dropped = {image.facts.sha256 for image in given.images} & set(drop)
+    return _Given([given.images[place] for place in kept], given.roles[kept]), dropped
 
 
 def _rows_of(parent: Manifest | None, unique: np.ndarray) -> np.ndarray:
@@ -342,10 +343,10 @@ def _remembered(
     left_out: set[int],
     verdicts: Mapping[int, str | None],
     drop: Collection[str],
-) -> tuple[pa.Table | None, int]:
-    """The parent's rows that stay, at today's paths and labels; and how many `drop` removed."""
+) -> tuple[pa.Table | None, set[str]]:
+    """The parent's rows that stay, at today's paths and labels; and the contents that `drop` removed."""
     if parent is None:
-        return None, 0
+        return None, set()
     import pyarrow as pa
 
     table = parent.table.select(schema().names)
@@ -353,19 +354,9 @@ def _remembered(
     known = np.nonzero(rows >= 0)[0]
     keep[rows[known]] = True
     keep[[rows[group] for group in left_out if rows[group] >= 0]] = False
-    forgotten = 0
-    if drop:
-        asked = set(drop)
-        paths, members = table.column("path").to_pylist(), table.column("member").to_pylist()
-        dropped = np.array(
-            [
-                bool({path, f"{path}/{member}" if member else path, sha.decode()} & asked)
-                for path, member, sha in zip(paths, members, parent.sha256s.tolist(), strict=True)
-            ],
-            bool,
-        )
-        forgotten = int((keep & dropped).sum())
-        keep &= ~dropped
+    forgotten = {sha.decode() for sha in parent.sha256s[keep].tolist()} & set(drop) if drop else set()
+    if forgotten:
+        keep &= ~np.isin(parent.sha256s, np.array(sorted(forgotten), "S64"))
     if len(known):
         # The folder may have moved: the record holds, the path is today's.
         place = np.full(len(parent), -1, np.int64)

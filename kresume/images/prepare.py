@@ -147,6 +147,17 @@ def prepare(
     return Prepared(images, quarantine, decoded, len(wanted))
 
 
+def _size(count: int) -> str:
+    """`"100 kB"`, `"50.0 GB"`."""
+    return (
+        f"{count / 1e3:,.0f} kB"
+        if count < 1e6
+        else f"{count / 1e6:,.0f} MB"
+        if count < 1e9
+        else f"{count / 1e9:,.1f} GB"
+    )
+
+
 def _too_little_room(cache: Cache, more: int, everything: int) -> str | None:
     """Why so many more pictures are not cached; None where they are."""
     if not cache.room_for(more):
@@ -154,7 +165,7 @@ def _too_little_room(cache: Cache, more: int, everything: int) -> str | None:
     if not cache.holds(everything):
         return (
             f"{everything:,} pictures of {cache.row_bytes:,} bytes are more than the cache may take, "
-            f"{cache.limit_bytes / 1e9:,.1f} GB (--cache-limit SIZE raises it)"
+            f"{_size(cache.limit_bytes)} (--cache-limit SIZE raises it)"
         )
     return None
 

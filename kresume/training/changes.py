@@ -99,6 +99,7 @@ class Changes:
                 self._run.generation,
                 self._reporter,
                 _set_aside(self._run),
+                self._run.record.get("dropped", ()),
             )
 
     def broke(self, manifest: Manifest, row: int, reason: str, then: str) -> None:

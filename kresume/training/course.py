@@ -157,7 +157,8 @@ class Course:
             callback_arrays=groups.get("callbacks", ()),
             metrics=groups["metrics"] if self.progress.phase in {"training", "scoring"} else None,
         )
-        lost = len(runs.read_metrics(self.run.metrics)) - self.progress.lines
+        # Of an epoch whose scoring alone is done again its line is no loss.
+        lost = len(runs.read_metrics(self.run.metrics)) - self.progress.lines - (self.progress.phase == "scoring")
         runs.keep_lines(self.run.metrics, self.progress.lines)
         for step, best in snapshot.pins(self.run.snapshots).items():
             self.writer.remember(step, best)
@@ -175,7 +176,7 @@ class Course:
         )
         if lost > 0:
             self.reporter.say(
-                f"the process before was killed {lost:,} epoch{'s' * (lost > 1)} after its last snapshot: they are done again, "
+                f"the process before ended {lost:,} epoch{'s' * (lost > 1)} after its last snapshot: they are done again, "
                 "with the same result (--snapshot-every N takes one more often; SIGTERM and Ctrl-C lose nothing)"
             )
 

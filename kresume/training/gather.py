@@ -55,12 +55,14 @@ class Gathered:
         merge: what happened on the way.
         quarantine: files that could not be used, with the reason of each.
         notes: what the listing wants to say.
+        dropped: SHA-256s of what this run and those before it were told to forget: none of it comes back.
     """
 
     manifest: Manifest
     merge: Merge
     quarantine: tuple[Quarantined, ...]
     notes: tuple[str, ...]
+    dropped: tuple[str, ...] = ()
 
 
 def list_sources(config: TrainConfig, reporter: Reporter, *, keeps: bool = True) -> Sources:
@@ -243,6 +245,8 @@ def gather(
         )
     if data is None and remembered is not None and cache is not None and keeps:
         decode_remembered(remembered, spec, cache, reporter)
+    hashes, nowhere = corrections.hashes_in(drop, remembered, data, add, val)
+    before = set(parent.run.record.get("dropped", ())) if parent is not None and parent.run is not None else set()
     merge = merging.merge(
         remembered,
         data,
@@ -252,22 +256,27 @@ def gather(
         val_split=val_split_of(config),
         generation=generation,
         on_conflict=config.on_conflict or "quarantine",
-        drop=drop,
+        drop=hashes | before,
         held_out=keras_split.held_out(config.val_like, config.data) if config.val_like else None,
         seen=parent is not None and parent.manifest is None,
     )
-    _check_merge(config, parent, merge, classes)
+    _check_merge(config, parent, merge, classes, quarantine)
     if drop:
-        hashes = corrections.hashes_in(drop, remembered, data, add, val)
         forgotten = corrections.forget(cache, hashes) if cache is not None and keeps else 0
         notes.append(f"{merge.facts.dropped:,} images dropped (--drop), {forgotten:,} of them from the cache")
+        if nowhere:
+            notes.append(
+                f"{len(nowhere):,} lines of --drop {config.drop} name no image here; the first is {nowhere[0]}"
+            )
+    elif merge.facts.dropped:
+        notes.append(f"{merge.facts.dropped:,} images that an earlier run dropped are still there, and left out")
     if not config.on_conflict or config.on_conflict == "quarantine":
         quarantine += [
             Quarantined(path, label, f"the same image stands under {other}")
             for path, label, other in merge.facts.conflicts
         ]
     listed_notes = (note for listing in (sources.data, sources.add, sources.val) if listing for note in listing.notes)
-    return Gathered(merge.manifest, merge, tuple(quarantine), (*listed_notes, *notes))
+    return Gathered(merge.manifest, merge, tuple(quarantine), (*listed_notes, *notes), tuple(sorted(hashes | before)))
 
 
 def val_split_of(config: TrainConfig) -> float | None:
@@ -290,19 +299,40 @@ def _check_streams(sources: Sources, cache: Cache | None, keeps: bool) -> None:
         )
 
 
-def _check_merge(config: TrainConfig, parent: Parent | None, merge: Merge, classes: Sequence[str]) -> None:
+def _check_merge(
+    config: TrainConfig,
+    parent: Parent | None,
+    merge: Merge,
+    classes: Sequence[str],
+    quarantine: Sequence[Quarantined],
+) -> None:
     if merge.facts.unknown:
-        named = ", ".join(f"{name} ({count:,} images)" for name, count in sorted(merge.facts.unknown.items()))
+        named = ", ".join(f"{name!r} ({count:,} images)" for name, count in sorted(merge.facts.unknown.items()))
         raise ImagesError(
-            f"class folders that the model does not know: {named}; it knows {', '.join(classes)}. Move or rename them; "
-            "growing the head by new classes (--grow) is not in this version yet"
+            f"classes that the model does not know: {named}; it knows {', '.join(map(repr, classes))}. Move or rename them; "
+            "growing the head by new classes is not in this version"
         )
-    changed = merge.facts.added or merge.facts.relabels
+    facts = merge.facts
+    changed = facts.added or facts.relabels or (config.on_conflict == "new" and facts.conflicts)
     empty = config.watch and not without_empty(config.add)  # what is watched may begin empty
     if config.add and parent is not None and parent.manifest is not None and not changed and not empty:
-        raise NothingNew(
-            f"nothing new: all {merge.facts.known:,} images in {', '.join(config.add)} are in {config.from_}"
-        )
+        problems = []
+        if quarantine:
+            problems.append(
+                f"{len(quarantine):,} files cannot be used, the first is {quarantine[0].path}: {quarantine[0].reason}"
+            )
+        if facts.conflicts:
+            path, label, other = facts.conflicts[0]
+            problems.append(
+                f"{len(facts.conflicts):,} stand under another label than before or elsewhere, the first is {path}: {label}, "
+                f"and {other} elsewhere (--on-conflict new takes the new label)"
+            )
+        inside = ", ".join(config.add)
+        if problems:
+            raise NothingNew(
+                f"nothing new that can be used: {facts.known:,} images in {inside} are in {config.from_}; {'; '.join(problems)}"
+            )
+        raise NothingNew(f"nothing new: all {facts.known:,} images in {inside} are in {config.from_}")
     if len(merge.manifest.train_rows()) == 0:
         raise ImagesError(
             "no image is left to train on: see quarantine and --val-split; give more with --data or --add"

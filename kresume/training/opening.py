@@ -43,7 +43,7 @@ class Opening:
 def open_out(config: TrainConfig) -> Opening:
     """Finds out where this command begins, in this order.
 
-    1. `--overwrite`: what is at `--out` is moved aside, a new run begins.
+    1. `--overwrite`: what is at `--out` is moved aside, a new run begins; unless this very command began it, then 2.
     2. `--out` holds an interrupted run of the same options (or nothing but `--out` was given): it is continued.
     3. `--out` holds nothing: a new run begins there.
     4. No `--out`: the newest interrupted run of the same options under `runs/` is continued.
@@ -82,7 +82,7 @@ def _open_given(config: TrainConfig, path: Path) -> Opening:
         if _only_out(config):
             raise UsageError(f"--out {config.out}: there is no run to continue, and no --data to begin one with")
         return Opening(path, None, _inherited(config), config)
-    if config.overwrite:
+    if config.overwrite and not _begun_by(path, config):
         return Opening(path, None, _inherited(config), config, aside=True)
     if not runs.is_run(path):
         what = (
@@ -104,6 +104,15 @@ def _open_given(config: TrainConfig, path: Path) -> Opening:
             f"`{_extend_command(run)}`"
         )
     return _continue(run, config)
+
+
+def _begun_by(path: Path, config: TrainConfig) -> bool:
+    """Whether an interrupted run is one that this very `--overwrite` began: the same command again continues it."""
+    if not runs.is_run(path) or (run := runs.open_run(path)).finished:
+        return False
+    given = run.record["given"]
+    before = TrainConfig(**given).model_copy(update={"out": config.out})
+    return bool(given.get("overwrite")) and not options.same_config(before, config)
 
 
 def _only_out(config: TrainConfig) -> bool:

@@ -209,7 +209,7 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
         lr_scale=config.lr_scale,
         schedule=config.lr_schedule,
         warmup_steps=config.warmup_steps,
-        adds_images=_count_new(gathered, generation) > 0 and parent is not None,
+        adds_images=parent is not None and (_count_new(gathered, generation) > 0 or _corrects(config, gathered)),
         shift=shift,
         interrupted=parent is not None and parent.interrupted,
     )
@@ -286,6 +286,12 @@ def _rate_of(config: TrainConfig, parent: Parent | None, live: Live, wanted: Sav
             f"{wanted.class_name}: give --lr (its default is {default:g})"
         )
     return rate
+
+
+def _corrects(config: TrainConfig, gathered: Gathered) -> bool:
+    """Whether old images have other labels than before."""
+    facts = gathered.merge.facts
+    return bool(facts.relabels) or (config.on_conflict == "new" and bool(facts.conflicts))
 
 
 def _count_new(gathered: Gathered, generation: int) -> int:

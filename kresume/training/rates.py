@@ -120,7 +120,7 @@ def decide_rate(
         lr_scale: `--lr-scale`, a factor on the checkpoint's rate.
         schedule: `--lr-schedule`.
         warmup_steps: `--warmup-steps`; default a twentieth of the run, at most 200.
-        adds_images: whether images are added to what the checkpoint was trained on.
+        adds_images: whether images are added to what the checkpoint was trained on, or corrected in it.
         shift: why the new images call for the full rate (a probe's words), or None.
         interrupted: the parent was interrupted: it goes on at its current rate.
 
@@ -194,4 +194,4 @@ def _peak(
         return saved.value, "the checkpoint's"
     if shift is not None:
         return saved.value, f"the checkpoint's, in full: {shift}"
-    return EXTEND_FACTOR * saved.value, f"{EXTEND_FACTOR:g}x the checkpoint's: images were added"
+    return EXTEND_FACTOR * saved.value, f"{EXTEND_FACTOR:g}x the checkpoint's: images were added or corrected"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from kresume.checkpoints import snapshot
 from kresume.checkpoints.state import Card, SavedOptimizer
 from kresume.config import TrainConfig
 from kresume.errors import KresumeError, RunError, Stopped
+from kresume.images import places
 from kresume.images.prepare import write_quarantine
 from kresume.images.scans import remembered
 from kresume.lock import Lock
@@ -179,7 +180,7 @@ def _create(opening: Opening, draft: Draft, model: Any) -> runs.Run:
             "digest": snapshot.digest_of(parent.state.arrays),
         },
         "given": options.given(opening.given),
-        "options": options.given(config),
+        "options": options.given(_rooted(config)),
         "seed": config.seed or 0,
         "backend": keras.config.backend(),
         "fingerprint": devices.fingerprint(),
@@ -197,6 +198,7 @@ def _create(opening: Opening, draft: Draft, model: Any) -> runs.Run:
         "base_step": (parent.state.step or 0) if parent is not None else 0,
         "images": {**plan.images, "added": plan.images["new"]},
         "manifest": draft.gathered.manifest.digest(),
+        "dropped": list(draft.gathered.dropped),
         "not_used": not_used(draft.sources, draft.gathered.manifest),
         "before": plan.before,
         "plan": {
@@ -229,10 +231,25 @@ def _create(opening: Opening, draft: Draft, model: Any) -> runs.Run:
                 {**_fixed_records(record), **Progress().as_dict(), "callbacks": {}},
             )
     except OSError as error:
+        if runs.is_run(opening.path):
+            raise RunError(
+                f"another process made a run at {opening.path} at the same moment: run the command again, it says who trains "
+                "it, or continues it"
+            ) from error
         raise RunError(
             f"no run can be made at {opening.path} ({error.strerror or error}): make room, or give another place with --out"
         ) from error
     return runs.open_run(opening.path)
+
+
+def _rooted(config: TrainConfig) -> TrainConfig:
+    """The options with sources of images and code from the root: a run may be continued from another folder."""
+
+    def rooted(paths: Sequence[str] | None) -> tuple[str, ...] | None:
+        return tuple(places.absolute(path) for path in paths) if paths else None
+
+    names = ("data", "add", "val", "imports")
+    return config.model_copy(update={name: rooted(getattr(config, name)) for name in names})
 
 
 def _fixed_records(record: Mapping[str, Any]) -> dict[str, Any]:

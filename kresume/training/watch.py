@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -93,6 +93,7 @@ class Watch:
         generation: of the run; what arrives is of it.
         reporter: told what was found.
         set_aside: names of files that the run began without: they are not told of again.
+        dropped: SHA-256s of images that do not join.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class Watch:
         generation: int,
         reporter: Reporter,
         set_aside: Sequence[str] = (),
+        dropped: Collection[str] = (),
     ) -> None:
         self._config = config
         self._classes = tuple(classes)
@@ -112,6 +114,7 @@ class Watch:
         self._generation = generation
         self._reporter = reporter
         self._drop = corrections.read_drop(config.drop)
+        self._dropped = set(dropped)
         self._seen: dict[str, Version] = {}
         self._judged: dict[str, Version] = {}
         self._told: set[str] = {f"cannot be used:{name}" for name in set_aside}
@@ -156,7 +159,7 @@ class Watch:
             classes=self._classes,
             val_split=gather.val_split_of(self._config),
             generation=self._generation,
-            drop=self._drop,
+            drop=self._dropped | corrections.hashes_in(self._drop, None, *fresh)[0],
             fills=False,
         )
         for note in merge.facts.notes:

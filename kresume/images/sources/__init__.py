@@ -9,7 +9,9 @@ One room per kind of source, and one entry in `KINDS`.
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from kresume.errors import ImagesError
@@ -61,6 +63,7 @@ def list_images(
         for given in paths:
             source = Source(places.absolute(str(given)), str(given), features or {}, memory)
             listing = _kind_of(source)(source, advance)
+            listing = _composed(listing)
             named = [found for found in listing.files if _is_text(found.name) and _is_text(found.label)]
             if len(named) < len(listing.files):
                 held = set(named)
@@ -75,6 +78,19 @@ def list_images(
     numbered = numbered and bool(files)
     names = sorted(classes, key=int) if numbered else sorted(classes)
     return Listing(tuple(files.values()), tuple(notes), tuple(names), tuple(quarantine), known, numbered)
+
+
+def _composed(listing: Listing) -> Listing:
+    """The same with labels in Unicode's composed form: a Mac's archive decomposes them, and the two look alike."""
+    if all(label.isascii() for label in listing.classes):
+        return listing
+    labels = {label: unicodedata.normalize("NFC", label) for label in {found.label for found in listing.files}}
+    files = tuple(
+        found if labels[found.label] == found.label else replace(found, label=labels[found.label])
+        for found in listing.files
+    )
+    classes = {unicodedata.normalize("NFC", label) for label in listing.classes}
+    return replace(listing, files=files, classes=tuple(sorted(classes)))
 
 
 def _is_text(name: str) -> bool:
@@ -95,7 +111,9 @@ def _kind_of(source: Source) -> Callable[[Source, Advance], Listing]:
     for accepts, function in KINDS.values():
         if accepts(source.path):
             return function
+    with places.opened(source.path) as file:
+        hint = " (if it is a TFRecord packed by ZLIB: write it with GZIP)" if file.read(1) == b"\x78" else ""
     raise ImagesError(
-        f"{source.given} is a file, not a folder, and of no kind that is read: give a folder with one folder of pictures per "
-        f"class, or a {', '.join(kind for kind in KINDS if 'folder' not in kind)}"
+        f"{source.given} is a file, not a folder, and of no kind that is read{hint}: give a folder with one folder of "
+        f"pictures per class, or a {', '.join(kind for kind in KINDS if 'folder' not in kind)}"
     )

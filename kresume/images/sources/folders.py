@@ -128,24 +128,42 @@ def list_source(source: Source, advance: Advance) -> Listing:
 
 
 def _class_folders(folders: Sequence[Entry], notes: list[str], given: str) -> Iterator[tuple[str, str, str | None]]:
-    names = {folder.name.lower() for folder in folders}
-    splits = names <= set(SPLITS) and all(_entries(folder.path)[0] for folder in folders)
-    if not splits:
+    if not _are_splits(folders):
         for folder in folders:
             yield folder.path, folder.name, None
         return
     for folder in folders:
-        split = SPLITS[folder.name.lower()]
+        split = SPLITS.get(folder.name.lower())
+        if split is None:
+            notes.append(f"{given}: {folder.name}/ was left out: it lies beside train/ and is no part of it")
+            continue
         if split == "test":
             notes.append(f"{given}: {folder.name}/ was left out: test images are for `kresume eval`")
             continue
-        for inner in _entries(folder.path)[0]:
+        classes, files = _entries(folder.path)
+        if any(_is_picture(entry) for entry in files):
+            notes.append(f"{given}: the pictures in {folder.name}/ itself were left out (no class)")
+        for inner in classes:
             yield inner.path, inner.name, split
+
+
+def _are_splits(folders: Sequence[Entry]) -> bool:
+    """Whether these are `train/`, `val/` and the like rather than classes, one of which may well be called train.
+
+    What lies beside a `train/` of class folders and one of the other names is no class, whatever it holds: a `test/` of
+    pictures without labels, annotations.
+    """
+    named = {SPLITS[folder.name.lower()]: folder for folder in folders if folder.name.lower() in SPLITS}
+    if "train" not in named:
+        return len(named) == len(folders) and all(_entries(folder.path)[0] for folder in folders)
+    classes, files = _entries(named["train"].path)
+    holds_classes = bool(classes) and not any(_is_picture(entry) for entry in files)
+    return holds_classes and (len(named) > 1 or len(folders) == 1)
 
 
 def _one_level_too_high(folders: Sequence[Entry], given: str) -> list[str]:
     """A doubt worth saying: the class folders hold no pictures, and all of them the same folders."""
-    if len(folders) < 2 or {folder.name.lower() for folder in folders} <= set(SPLITS):
+    if len(folders) < 2 or _are_splits(folders):
         return []
     inside = [_entries(folder.path) for folder in folders]
     names = set.intersection(*({entry.name for entry in inner} for inner, _ in inside))
@@ -194,13 +212,30 @@ def label_members(
         )
     if len(inside) < len(parts):
         notes.append(f"{given}: {len(parts) - len(inside):,} files beside the class folders were left out (no class)")
-    splits = {pieces[0].lower() for pieces in inside.values()} <= set(SPLITS) and all(
-        len(pieces) > 2 for pieces in inside.values()
-    )
+    # As `_are_splits` tells it of folders.
+    depths: dict[str, int] = {}
+    for pieces in inside.values():
+        depths[pieces[0]] = min(len(pieces), depths.get(pieces[0], len(pieces)))
+    named = {SPLITS[folder.lower()]: folder for folder in depths if folder.lower() in SPLITS}
+    if "train" in named:
+        splits = depths[named["train"]] > 2 and (len(named) > 1 or len(depths) == 1)
+    else:
+        splits = len(named) == len(depths) and all(depth > 2 for depth in depths.values())
     if not splits:
         return {name: (pieces[0], None) for name, pieces in inside.items()}, tuple(notes), left_out
-    labels = {name: (pieces[1], SPLITS[pieces[0].lower()]) for name, pieces in inside.items()}
+    beside = Counter(pieces[0] for pieces in inside.values() if pieces[0].lower() not in SPLITS)
+    notes += [
+        f"{given}: {folder}/ was left out: it lies beside train/ and is no part of it" for folder in sorted(beside)
+    ]
+    labels = {
+        name: (pieces[1] if len(pieces) > 2 else "", SPLITS[pieces[0].lower()])
+        for name, pieces in inside.items()
+        if pieces[0].lower() in SPLITS
+    }
     tests = sum(split == "test" for _, split in labels.values())
     if tests:
         notes.append(f"{given}: {tests:,} test images were left out: they are for `kresume eval`")
-    return {name: item for name, item in labels.items() if item[1] != "test"}, tuple(notes), left_out
+    flat = sum(not label and split != "test" for label, split in labels.values())
+    if flat:
+        notes.append(f"{given}: {flat:,} pictures without a class folder were left out")
+    return {name: item for name, item in labels.items() if item[0] and item[1] != "test"}, tuple(notes), left_out

@@ -35,10 +35,11 @@ def list_source(source: Source, advance: Advance) -> Listing:
     gone: list[Quarantined] = []
     tests = 0
     for number, row in enumerate(_rows(source), 1):
-        path, label = row.get("path"), row.get("label")
-        if path in {None, ""} or label in {None, ""}:
+        path, label = row.get("path"), _label(row.get("label"))
+        if path in {None, ""} or label == "":
             raise ImagesError(
-                f"{source.given}, row {number:,}: expected `path` and `label`, found {', '.join(map(str, row)) or 'nothing'}"
+                f"{source.given}, row {number:,}: expected the columns `path` and `label`, found "
+                f"{', '.join(repr(name) for name in row if name is not None) or 'nothing'}{_likely(row)}"
             )
         split = None
         if row.get("split"):
@@ -55,9 +56,9 @@ def list_source(source: Source, advance: Advance) -> Listing:
             facts = places.stat(full)
         except OSError as error:
             reason = f"{source.given} names it, but it cannot be read ({error.strerror or type(error).__name__})"
-            gone.append(Quarantined(full, str(label), reason))
+            gone.append(Quarantined(full, label, reason))
             continue
-        found.append(Found(full, str(label), source.given, facts.st_size, facts.st_mtime_ns, split, extra=text))
+        found.append(Found(full, label, source.given, facts.st_size, facts.st_mtime_ns, split, extra=text))
         advance(1)
     if not found:
         first = f", the first is {gone[0].path}" if gone else ""
@@ -68,6 +69,31 @@ def list_source(source: Source, advance: Advance) -> Listing:
     if gone:
         notes.append(f"{source.given}: {len(gone):,} files that it names are not there, the first is {gone[0].path}")
     return Listing(tuple(found), tuple(notes), tuple(sorted({each.label for each in found})), tuple(gone))
+
+
+def _label(value: Any) -> str:
+    """A label as text: without blanks around it, and a whole number without the fraction that a gap in its column gave it."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return "" if value is None else str(value).strip()
+
+
+def _likely(row: Mapping[Any, Any]) -> str:
+    """What is probably wrong with a list's columns, in words."""
+    names = [str(name) for name in row if name is not None]
+    if any(";" in name or "\t" in name for name in names):
+        return ": separate the columns by commas (a .tsv file: by tabs)"
+    others = {
+        "filename": "path",
+        "file": "path",
+        "image": "path",
+        "filepath": "path",
+        "class": "label",
+        "category": "label",
+    }
+    near = {name: others.get(name.strip().lower(), name.strip().lower()) for name in names}
+    renamed = [f"{name} to {role}" for name, role in near.items() if role in {"path", "label"} and role not in names]
+    return f": rename {' and '.join(renamed)}" if renamed else ""
 
 
 def _rows(source: Source) -> Iterator[Mapping[str, Any]]:

@@ -19,31 +19,17 @@ from typing import IO, Any
 from kresume import files
 from kresume.errors import ImagesError, UsageError
 from kresume.images import places
-from kresume.images.sources.found import Advance, Found, Listing, Source
+from kresume.images.sources.found import Advance, Found, Listing, Quarantined, Source
 
 USUAL = {"encoded": "image/encoded", "label": "image/class/label", "text": "image/class/text"}
 FRAME = struct.Struct("<QI")
 
 
-def _crc_table() -> tuple[int, ...]:
-    table = []
-    for byte in range(256):
-        value = byte
-        for _ in range(8):
-            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
-        table.append(value)
-    return tuple(table)
-
-
-_CRC_TABLE = _crc_table()
-
-
 def masked_crc(data: bytes) -> int:
-    """The CRC-32C of a few bytes, masked as TFRecord does."""
-    value = 0xFFFFFFFF
-    for byte in data:
-        value = value >> 8 ^ _CRC_TABLE[(value ^ byte) & 0xFF]
-    value ^= 0xFFFFFFFF
+    """The CRC-32C of some bytes, masked as TFRecord does."""
+    import google_crc32c
+
+    value = int(google_crc32c.value(data))
     return ((value >> 15 | value << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
@@ -75,43 +61,54 @@ def list_source(source: Source, advance: Advance) -> Listing:
     if source.memory is not None:
         identity = json.dumps([source.path, facts.st_size, facts.st_mtime_ns, names], sort_keys=True)
         kept = source.memory / f"{hashlib.sha256(identity.encode()).hexdigest()}.json"
-    examples = _recalled(kept)
-    if examples is None:
-        examples = _read_examples(source, names, coding, advance)
-        if kept is not None:
-            with contextlib.suppress(OSError):  # it spares the next reading, no more
-                files.write_text(kept, json.dumps(examples))
-    else:
+    recalled = _recalled(kept)
+    examples, damaged = recalled or _read_examples(source, names, coding, advance)
+    if recalled is not None:
         advance(len(examples))
+    elif kept is not None:
+        with contextlib.suppress(OSError):  # it spares the next reading, no more
+            files.write_text(kept, json.dumps([examples, damaged]))
     if not examples:
-        raise ImagesError(f"{source.given} holds no record")
+        raise ImagesError(f"{source.given} holds no record{' that is whole' if damaged else ''}")
     size, time = facts.st_size, facts.st_mtime_ns
     found = tuple(
         Found(source.path, label, source.given, size, time, None, offset, length, coding, f"record-{number}")
-        for number, (offset, length, label, _) in enumerate(examples)
+        for number, offset, length, label, _ in examples
     )
-    numbered = all(is_number for _, _, _, is_number in examples)
-    return Listing(found, (), tuple(sorted({each.label for each in found})), numbered=numbered)
+    numbered = all(is_number for *_, is_number in examples)
+    set_aside = tuple(
+        Quarantined(f"{source.path}/record-{number}", "", "its bytes do not have their checksum: the record is damaged")
+        for number in damaged
+    )
+    return Listing(found, (), tuple(sorted({each.label for each in found})), set_aside, numbered=numbered)
 
 
-Example = tuple[int, int, str, bool]
-"""Where a picture begins, its length, its label, and whether that is a number."""
+Example = tuple[int, int, int, str, bool]
+"""The number of a record, where its picture begins, that one's length, its label, and whether that is a number."""
 
 
-def _recalled(kept: Path | None) -> list[Example] | None:
+def _recalled(kept: Path | None) -> tuple[list[Example], list[int]] | None:
     """What an earlier listing of the unchanged file found; None where there is none that can be read."""
     try:
-        return None if kept is None else [tuple(example) for example in json.loads(kept.read_text())]
-    except (OSError, ValueError):
+        examples, damaged = json.loads(kept.read_text()) if kept is not None else (None, None)
+        return None if examples is None else ([tuple(example) for example in examples], list(damaged or ()))
+    except (OSError, ValueError, TypeError):
         return None
 
 
-def _read_examples(source: Source, names: dict[str, str], coding: str, advance: Advance) -> list[Example]:
+def _read_examples(
+    source: Source, names: dict[str, str], coding: str, advance: Advance
+) -> tuple[list[Example], list[int]]:
+    """The examples of a file, and the numbers of the records whose bytes were changed since they were written."""
     from tensorflow.core.example.example_pb2 import Example as Message
 
     found: list[Example] = []
+    damaged: list[int] = []
     with places.unpacked(source.path, coding) as stream:
         for number, (start, record) in enumerate(_records(stream, source.given)):
+            if record is None:
+                damaged.append(number)
+                continue
             try:
                 feature = Message.FromString(record).features.feature
             except Exception as error:  # protobuf's own DecodeError has moved between its releases
@@ -124,13 +121,13 @@ def _read_examples(source: Source, names: dict[str, str], coding: str, advance: 
             encoded = feature[names["encoded"]].bytes_list.value[0]
             label, is_number = _label(feature, names, f"{source.given}: record {number:,}")
             # Wherever these very bytes stand in the record, they are the picture.
-            found.append((start + record.index(encoded), len(encoded), label, is_number))
+            found.append((number, start + record.index(encoded), len(encoded), label, is_number))
             advance(1)
-    return found
+    return found, damaged
 
 
-def _records(stream: IO[bytes], given: str) -> Iterator[tuple[int, bytes]]:
-    """Yields (where a record's bytes begin, its bytes)."""
+def _records(stream: IO[bytes], given: str) -> Iterator[tuple[int, bytes | None]]:
+    """Yields where a record's bytes begin, and its bytes; None for them where they do not have their checksum."""
     position = 0
     while True:
         try:
@@ -141,12 +138,13 @@ def _records(stream: IO[bytes], given: str) -> Iterator[tuple[int, bytes]]:
             if checksum != masked_crc(head[:8]) or length > places.MAX_FILE_BYTES:
                 raise ImagesError(f"{given} is damaged at byte {position:,}: make or copy it again")
             record = stream.read(length)
-            whole = len(record) == length and len(stream.read(4)) == 4
+            mark = stream.read(4)
+            whole = len(record) == length and len(mark) == 4
         except (OSError, EOFError, zlib.error, lzma.LZMAError):
             whole = False
         if not whole:
             raise ImagesError(f"{given} ends inside the record at byte {position:,}: make or copy it again")
-        yield position + FRAME.size, record
+        yield position + FRAME.size, record if masked_crc(record) == int.from_bytes(mark, "little") else None
         position += FRAME.size + length + 4
 
 
