@@ -355,6 +355,11 @@ def evaluate(
     help="saved-model: refuse a request with an unreadable image, or flag that image and answer the others.",
 )
 @click.option("--like", metavar="SAVEDMODEL", help="saved-model: keep the signatures and label order of this one.")
+@click.option(
+    "--like-pixels",
+    type=click.Choice(["0-255", "0-1", "-1-1", "caffe", "torch"]),
+    help="saved-model: the numbers that clients of --like send, where its answers do not tell.",
+)
 @click.option("--name", metavar="NAME", help="saved-model: the model's name for the server. Default: DIR's name.")
 @click.option("--quantize", type=click.Choice(["float16", "int8"]), help="litert: smaller numbers.")
 @click.option("--optimizer", metavar="NAME", help="Training formats: for a checkpoint that does not name it.")

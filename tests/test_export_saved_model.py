@@ -167,9 +167,9 @@ def test_labels_and_index_follow_the_scores(served):
     ("bad", "problem"),
     [
         (b"hello, this is text", "not a JPEG, PNG, GIF, BMP or WebP file"),
-        (encoded(kind="JPEG")[:300], "truncated or damaged"),
-        (encoded()[:-30], "truncated or damaged"),
-        (encoded()[:300] + bytes(8) + encoded()[308:], "truncated or damaged"),
+        (encoded(kind="JPEG")[:300], "truncated, damaged"),
+        (encoded()[:-30], "truncated, damaged"),
+        (encoded()[:300] + bytes(8) + encoded()[308:], "truncated, damaged"),
         (b"", "no bytes"),
     ],
 )
@@ -301,7 +301,10 @@ def test_like_keeps_what_clients_know(place, pictures, tmp_path):
     """The same input and output names and dtypes, and the old label order, whatever the new model's own is."""
     folder, run, _ = place
     old = old_model(tmp_path / "old", ("stripes", "circle", "square"))
-    result = export(run, tmp_path / "serving" / "shapes", like=old)
+    with pytest.raises(ExportError, match=r"no better than guessing .*--like-pixels|do not tell which .*--like-pixels"):
+        export(run, tmp_path / "refused" / "shapes", like=old)  # its weights are noise
+    assert not (tmp_path / "refused" / "shapes" / "1").exists()
+    result = export(run, tmp_path / "serving" / "shapes", like=old, like_pixels="0-255")
     assert {name: s.as_dict() for name, s in read_signatures(Path(result.path)).items()} == {
         name: s.as_dict() for name, s in read_signatures(old, 3).items()
     }
@@ -312,24 +315,113 @@ def test_like_keeps_what_clients_know(place, pictures, tmp_path):
     values = decode(picture, DecodeSpec(12, 12))[None].astype(np.float32)
     ours = one["serving_default"](image_bytes=batch(picture))["scores"]
     np.testing.assert_allclose(new["serving_default"](keras_tensor=values)["output_0"], ours[:, [2, 0, 1]], atol=2e-6)
-    assert "like:" not in str(result)
+    assert "its clients send pixels 0-255 (--like-pixels)" in str(result)
     with pytest.raises(ExportError, match="it adds circle; it lacks disc"):
         like.label_order(old_model(tmp_path / "other", ("disc", "square", "stripes")), CLASSES)
 
 
 def test_an_old_order_that_nobody_names_is_found_out(tmp_path, quiet, monkeypatch):
-    """A model without labels is run: answers that another order explains are refused, with that order."""
-    old = old_model(tmp_path / "old", None)
+    """A model without labels is run: answers that another order explains are refused, with that order; noise is, too."""
+    import tensorflow as tf
+
+    module = tf.Module()
+    spec = tf.TensorSpec((None,), tf.string, name="image")
+    answer = tf.function(lambda image: {"scores": tf.zeros((tf.size(image), 3)) + 1 / 3}, input_signature=[spec])
+    tf.saved_model.save(module, str(tmp_path / "old"), signatures=answer)
     labels = np.arange(30) % 3
     samples = Samples((), labels, CLASSES, np.zeros((30, 1)), np.eye(3)[labels], tmp_path, "validation images")
-    for shift, explained in ((1, True), (0, False)):
-        answers = Prediction(None, (labels + shift) % 3)
-        monkeypatch.setattr(like, "predict_saved_model", lambda *arguments, answers=answers: answers)
-        if explained:
-            with pytest.raises(ExportError, match=r"right for 0 % .*better read as stripes, circle, square"):
-                like.check_order(old, samples)
-        else:
-            assert "it is right for 100 % of 30 validation images" in like.check_order(old, samples)
+
+    def looked(answers):
+        monkeypatch.setattr(like, "predict_saved_model", lambda *arguments: Prediction(None, answers))
+        return like.examine(tmp_path / "old", samples)
+
+    with pytest.raises(ExportError, match=r"better read as stripes, circle, square"):
+        looked((labels + 1) % 3)
+    with pytest.raises(ExportError, match=r"no better than guessing .*write the order to .*labels.txt"):
+        looked(np.random.default_rng(0).permutation(labels))
+    assert "it is right for 100 % of 30 validation images" in looked(labels).note
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory, pictures):
+    """A run that has learnt its pictures, and its network as plain TensorFlow would serve it."""
+    folder = tmp_path_factory.mktemp("taught")
+    options = {**TINY, "epochs": 12, "lr": 0.02, "augment": "none"}
+    run_training(data=[str(pictures / "old")], val=[str(pictures / "val")], out=str(folder / "1-shapes"), **options)
+    return folder
+
+
+@pytest.mark.parametrize("logits", [True, False])
+@pytest.mark.parametrize("named", [True, False])
+def test_clients_that_send_numbers_get_the_old_answers(taught, pictures, tmp_path, logits, named):
+    """The old model took 0-1 and another order of classes, perhaps gave logits: so does the new one, which eats 0-255."""
+    import keras
+    import tensorflow as tf
+
+    model = keras.models.load_model(taught / "1-shapes" / "model.keras")
+    order = [2, 0, 1] if named else [0, 1, 2]
+    module = tf.Module()
+    module.variables_of = [variable.value for variable in model.variables]
+
+    def function(values):
+        shares = tf.gather(model(values * 255.0, training=False), order, axis=1)
+        return {"answer": tf.math.log(shares) + 3.0 if logits else shares}
+
+    spec = tf.TensorSpec((None, 12, 12, 3), tf.float32, name="sent")
+    old = tmp_path / "old"
+    tf.saved_model.save(module, str(old), signatures=tf.function(function, input_signature=[spec]))
+    if named:
+        (old / "assets" / "labels.txt").write_text("".join(f"{CLASSES[place]}\n" for place in order))
+    result = export(taught / "1-shapes", tmp_path / "serving" / "shapes", like=old)
+    assert "its clients send pixels 0-1 (" in str(result)
+    assert ("its scores are logits" in str(result)) == logits
+    new, _new = load(result.path)
+    before, _old = load(old)
+    stack = np.stack([draw(label, 900 + seed, 12) for seed in range(4) for label in CLASSES]).astype("float32") / 255
+    answers = [np.asarray(each["serving_default"](sent=stack)["answer"]) for each in (before, new)]
+    shares = [np.exp(rows) / np.exp(rows).sum(axis=1, keepdims=True) if logits else rows for rows in answers]
+    np.testing.assert_allclose(shares[0], shares[1], atol=2e-5)
+    assert set(shares[0].argmax(axis=1)) == {0, 1, 2}
+    # Scored as a client, and as the model that the next one is like: the order that is served is the one that counts.
+    scored = evaluate(result.path, data=pictures / "val")
+    own = evaluate(taught / "1-shapes", data=pictures / "val", against=result.path)
+    assert scored.scores["all"]["accuracy"] == own.scores["all"]["accuracy"] > 0.8
+    again = export(taught / "1-shapes", tmp_path / "serving" / "again", like=result.path)
+    assert (Path(again.path) / "assets" / "labels.txt").read_text() == (
+        Path(result.path) / "assets" / "labels.txt"
+    ).read_text()
+
+
+def test_pixels_for_the_other_are_not_for_the_run(taught, pictures, tmp_path):
+    """`--pixels` answers for the model that does not say it; for one that does, another value is an error."""
+    old = old_model(tmp_path / "old", CLASSES)
+    alone = evaluate(taught / "1-shapes", data=pictures / "val")
+    compared = evaluate(taught / "1-shapes", data=pictures / "val", against=old, pixels="0-1")
+    assert compared.scores == alone.scores
+    with pytest.raises(UsageError, match="says itself that it eats 0-255"):
+        evaluate(taught / "1-shapes", data=pictures / "val", pixels="0-1")
+
+
+def test_alpha_is_cut_off_a_webp_picture_too(taught, tmp_path):
+    """Trained on, served, and asked alone or among others: the same pixels as without alpha."""
+    from PIL import Image
+
+    picture = draw("circle", 77, 30)
+    rgba = np.dstack([picture, np.full(picture.shape[:2], 128, np.uint8)])
+    files = []
+    for array in (picture, rgba):
+        buffer = io.BytesIO()
+        Image.fromarray(array).save(buffer, "WEBP", lossless=True, exact=True)
+        files.append(buffer.getvalue())
+    assert decode(files[0], DecodeSpec(12, 12)).tobytes() == decode(files[1], DecodeSpec(12, 12)).tobytes()
+    for on_bad_image in ("error", "flag"):
+        result = export(taught / "1-shapes", tmp_path / on_bad_image, on_bad_image=on_bad_image, name="shapes")
+        signatures, _model = load(result.path)
+        both = signatures["serving_default"](image_bytes=batch(*files))["scores"]
+        np.testing.assert_array_equal(both[0], both[1])
+        np.testing.assert_allclose(
+            signatures["serving_default"](image_bytes=batch(files[1]))["scores"][0], both[1], atol=1e-6
+        )
 
 
 @pytest.mark.parametrize(

@@ -80,11 +80,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> TrainState:
     if not plain.exists():
         beside = [child.name for child in plain.parent.iterdir()] if plain.parent.is_dir() else []
         near = difflib.get_close_matches(plain.name, beside, 1, 0.7)
-        meant = f", did you mean {plain.parent / near[0]}?" if near else "."
-        raise CheckpointError(
-            f"no checkpoint at {path} (looked from {Path.cwd()}): nothing is there{meant} A run that should begin with initial "
-            "weights where there is none says so with --or-new"
-        )
+        meant = f", did you mean {plain.parent / near[0]}?" if near else ""
+        raise CheckpointError(f"no checkpoint at {path} (looked from {Path.cwd()}): nothing is there{meant}")
     if which:
         raise CheckpointError(f"{plain} is no run, so {path} names nothing: @ chooses a snapshot of a run")
     if plain.is_dir():

@@ -15,6 +15,7 @@ import numpy as np
 
 from kresume import runs
 from kresume.checkpoints.read import read_checkpoint
+from kresume.checkpoints.run import find_run
 from kresume.errors import ImagesError
 from kresume.evaluation.against import answers_of, open_cache, served_folder
 from kresume.evaluation.loaded import Subject, load, select_backend
@@ -161,7 +162,11 @@ def evaluate(
     names_given = tuple(classes) if classes else None
     given = Subject(path, model, names_given, pixels, image_size, tuple(imports), map_file, trust)
     shown = tuple(str(source) for source in sources)
-    loaded = load(given, fallback_classes=listing.classes) if folder is None else None
+    loaded = None
+    if folder is None:
+        # What was said of a SavedModel that does not say it is not meant for one that does.
+        mine = None if other is not None and pixels is not None and served_folder(other) and _says(path) else pixels
+        loaded = load(replace(given, pixels=mine), fallback_classes=listing.classes)
     if loaded is not None:
         names, spec = loaded.card.classes, loaded.spec
     else:
@@ -209,6 +214,11 @@ UNDECODED = DecodeSpec(64, 64)
 
 def _path_of(checkpoint: str | Path | runs.Run) -> str:
     return str(checkpoint.path if isinstance(checkpoint, runs.Run) else checkpoint)
+
+
+def _says(path: str) -> bool:
+    """Whether a checkpoint says itself what it eats."""
+    return find_run(path) is not None or read_checkpoint(path).card is not None
 
 
 def _own(other: str) -> dict[str, Any]:

@@ -148,6 +148,8 @@ def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, ano
             f"{path} has {count} outputs and does not name them ({said}): give the names of the outputs in their order "
             "with --classes a,b,c"
         )
+    if card is not None and subject.pixels not in {None, card.pixels}:
+        raise UsageError(f"{path} says itself that it eats {card.pixels}: leave --pixels {subject.pixels} out")
     eats = subject.pixels or (card.pixels if card else conventions.read_convention(model))
     eats = eats or ("0-255" if anonymous else None)
     if eats is None:

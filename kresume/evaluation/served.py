@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -34,6 +34,16 @@ class Prediction:
     indices: np.ndarray
     failed: Mapping[int, str] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+ScoreKind = Literal["probabilities", "logits", "independent"]
+
+
+def score_kind(scores: np.ndarray) -> ScoreKind:
+    """What rows of scores are: they add up to 1, go beyond what shares can be, or judge each class for itself."""
+    if not len(scores) or (scores.min() >= -1e-3 and np.abs(scores.sum(axis=-1) - 1).max() < 1e-2):
+        return "probabilities"
+    return "logits" if scores.min() < -1e-3 or scores.max() > 1 + 1e-3 else "independent"
 
 
 def predict_saved_model(

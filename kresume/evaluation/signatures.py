@@ -90,8 +90,10 @@ def labels_of(folder: Path) -> tuple[str, ...] | None:
     record = folder / "export.json"
     if record.is_file():
         try:
-            return tuple(json.loads(record.read_text(encoding="utf-8"))["card"]["classes"])
-        except (ValueError, KeyError, TypeError):
+            told = json.loads(record.read_text(encoding="utf-8"))
+            # `labels` is the order that is served, which `--like` may have made another than the model's own.
+            return tuple(told.get("labels") or told["card"]["classes"])
+        except (ValueError, KeyError, TypeError, AttributeError):
             pass  # another program's file of that name
     labels = folder / "assets" / LABELS
     if labels.is_file():

@@ -10,8 +10,10 @@ beside it and renamed last. A model server that watches the folder never sees ha
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -100,6 +102,7 @@ def export(
     embeddings: bool = False,
     on_bad_image: OnBadImage = "error",
     like: str | Path | None = None,
+    like_pixels: str | None = None,
     name: str | None = None,
     quantize: Quantize | None = None,
     optimizer: str | None = None,
@@ -130,6 +133,7 @@ def export(
         embeddings: add the signature `embed`: the features before the head.
         on_bad_image: `"error"`, or `"flag"` to answer the other images of a request all the same.
         like: a SavedModel whose signatures, names, dtypes and label order are kept.
+        like_pixels: the convention of the numbers that its clients send, where its own answers do not tell.
         name: the model's name for the server; default the folder's.
         quantize: `"float16"` or `"int8"`, for `litert`.
         optimizer: its name, for a training format and a checkpoint that does not say it.
@@ -165,10 +169,16 @@ def export(
         embeddings=embeddings,
         on_bad_image=on_bad_image,
         like=str(like) if like is not None else None,
+        like_pixels=like_pixels,
         quantize=quantize,
         optimizer=optimizer,
     )
     _check_options(exporter, job, version, prune_keep, overwrite)
+    if exporter.versioned and not re.fullmatch(r"[A-Za-z0-9_.-]+", job.name):
+        raise UsageError(
+            f"{job.name!r} is no name for a served model, which stands in addresses and commands: give --name with letters, "
+            "digits, _, . and -"
+        )
     destination = _destination(exporter, Path(directory), version, overwrite)
     running = select_backend(path, backend, device)
     names = tuple(classes) if classes else None
@@ -179,7 +189,10 @@ def export(
     sources = [str(data)] if isinstance(data, (str, Path)) else [str(source) for source in data]
     with gather_samples(loaded, sources, reporter, parse_features(tuple(feature))) as samples:
         job = replace(job, files=samples.files[:8], pictures=str(samples.folder / "pictures.npy"))
-        order = like_models.check_order(Path(job.like), samples) if job.like else ""
+        old = like_models.examine(Path(job.like), samples, like_pixels) if job.like else like_models.Old()
+        job = replace(job, like_pixels=old.pixels, like_logits=old.logits)
+        if old.pixels is not None:
+            samples.feed(old.pixels)
         limit = tolerance if tolerance is not None else _tolerance(loaded, job)
         with _replacing(destination) if overwrite else contextlib.nullcontext(), _placed(destination) as temporary:
             reporter.say(f"writing {exporter.called} to {destination}")
@@ -195,7 +208,7 @@ def export(
             files.write_json(temporary / RECORD, record)
     notes = ""
     if exporter.versioned:
-        notes = f"like: {order}\n" * bool(order) + serving.write_notes(Path(directory), destination, record)
+        notes = f"like: {old.note}\n" * bool(old.note) + serving.write_notes(Path(directory), destination, record)
         if prune_keep is not None:
             removed = prune(Path(directory), prune_keep, destination)
             notes += f"\nremoved: {', '.join(map(str, removed))}" if removed else ""
@@ -211,9 +224,11 @@ def _placed(destination: Path) -> Iterator[Path]:
         with files.new_directory(destination) as temporary:
             yield temporary
     except OSError as error:
+        if error.errno in {errno.EEXIST, errno.ENOTEMPTY}:
+            raise ExportError(f"another export made {destination} meanwhile: run again for the next version") from error
         raise ExportError(
-            f"{destination} cannot be written ({error}); nothing was left there. If another export made it meanwhile, run "
-            "again for the next version"
+            f"{destination} cannot be written ({error.strerror or error}); nothing was left there: make room, or give another "
+            "folder"
         ) from error
 
 
@@ -235,6 +250,8 @@ def _check_options(exporter: Exporter, job: Job, version: int | None, keep: int 
     for option, value in job.as_dict().items():
         if option not in always and option not in exporter.options and value != getattr(default, option):
             raise UsageError(f"--{option.replace('_', '-')} means nothing to --format {job.format}: leave it out")
+    if job.like_pixels is not None and job.like is None:
+        raise UsageError("--like-pixels says what the clients of --like send: give both")
     if not exporter.versioned and (version is not None or keep is not None):
         raise UsageError(f"--version and --prune-keep are of saved-model: --format {job.format} makes one folder")
     if exporter.versioned and overwrite:
@@ -249,8 +266,9 @@ def _destination(exporter: Exporter, directory: Path, version: int | None, overw
     Raises:
         UsageError: it stands already, or lies inside something that is no place for exports.
     """
-    if runs.is_run(directory) or (directory / "saved_model.pb").is_file():
-        what = "a run" if runs.is_run(directory) else "a SavedModel itself"
+    inside = next((folder for folder in directory.absolute().parents if runs.is_run(folder)), None)
+    if inside is not None or runs.is_run(directory) or (directory / "saved_model.pb").is_file():
+        what = f"inside the run {inside}" if inside else "a run" if runs.is_run(directory) else "a SavedModel itself"
         raise UsageError(
             f"{directory} is {what}: give a folder of its own for the exports, for example serving/flowers"
         )

@@ -68,7 +68,7 @@ EXPORTERS: dict[str, Exporter] = {
         "a SavedModel for TensorFlow Serving",
         needs_tensorflow=True,
         versioned=True,
-        options=("top_k", "embeddings", "on_bad_image", "like", "name"),
+        options=("top_k", "embeddings", "on_bad_image", "like", "like_pixels", "name"),
     ),
     "onnx": Exporter(
         "onnx",

@@ -20,7 +20,10 @@ from kresume.images.decode import DecodeSpec, pixels, resize
 OnBadImage = Literal["error", "flag"]
 
 UNKNOWN = "not a JPEG, PNG, GIF, BMP or WebP file"
-BROKEN = "cannot be decoded: truncated or damaged"
+BROKEN = (
+    "cannot be decoded: truncated, damaged, or of a kind that TensorFlow does not decode (animated WebP, packed BMP)"
+)
+SMALLEST = 1e-30
 DECODERS = 8
 """Files of one request that are decoded at once."""
 
@@ -40,6 +43,8 @@ class Served:
         top_k: how many labels are given, best first.
         on_bad_image: `"error"` refuses the request; `"flag"` gives such a row the class -1 and a text in `error`.
         order: the order in which the classes are given to clients; default the model's own.
+        sent: the convention of the numbers that clients send where they send numbers; default what the model eats.
+        logits: give scores as logits.
     """
 
     def __init__(
@@ -50,6 +55,8 @@ class Served:
         top_k: int,
         on_bad_image: OnBadImage = "error",
         order: Sequence[str] | None = None,
+        sent: str | None = None,
+        logits: bool = False,
     ) -> None:
         self.model = model
         self.card = card
@@ -59,11 +66,13 @@ class Served:
         self.on_bad_image = on_bad_image
         self.spec = DecodeSpec(*card.image_size, card.resize, card.interpolation)
         self.to_model = conventions.to_model_function(card.pixels)
+        self.sent = sent or card.pixels
+        self.logits = logits
         self._traced: Any = None
         self.answers: dict[str, Callable[[Any], dict[str, Any]]] = {
             "bytes": self.from_bytes,
             "pictures": self.from_any_size,
-            "values": self.from_values,
+            "values": self.from_sent,
         }
 
     def from_bytes(self, image_bytes: Any) -> dict[str, Any]:
@@ -100,6 +109,12 @@ class Served:
         """`(batch, height, width, 3)` in 0..255 at the model's size -> scores, labels, class index."""
         return self.from_values(self.to_model(images))
 
+    def from_sent(self, values: Any) -> dict[str, Any]:
+        """The numbers that clients send -> what `from_values` gives."""
+        if self.sent == self.card.pixels:
+            return self.from_values(values)
+        return self.from_pictures(conventions.to_picture_function(self.sent)(values))
+
     def from_values(self, values: Any) -> dict[str, Any]:
         """What the model eats -> the scores in the clients' order, with the names and numbers of the best ones."""
         import tensorflow as tf
@@ -107,6 +122,8 @@ class Served:
         scores = self.scores(tf.cast(values, tf.float32))
         if self.order != self.card.classes:
             scores = tf.gather(scores, [self.card.classes.index(name) for name in self.order], axis=1)
+        if self.logits:
+            scores = tf.math.log(tf.maximum(scores, SMALLEST))  # up to a number that softmax takes out again
         top, best = tf.math.top_k(scores, self.top_k)
         return {
             "scores": scores,
@@ -265,7 +282,7 @@ def _examine(image_bytes: Any) -> Any:
     options.experimental_optimization.apply_default_optimizations = False
 
     def attempt(index: Any, encoded: Any) -> Any:
-        image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+        image = tf.io.decode_image(encoded, channels=0, expand_animations=False)
         return index, tf.shape(image)[0]  # an unused picture would not be decoded at all
 
     data = tf.data.Dataset.from_tensor_slices(image_bytes).enumerate().map(attempt, num_parallel_calls=DECODERS)

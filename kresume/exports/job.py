@@ -28,6 +28,8 @@ class Job:
         embeddings: add the signature `embed`.
         on_bad_image: what a served model does with bytes that it cannot decode.
         like: a SavedModel whose signatures are kept.
+        like_pixels: the convention of the numbers that its clients send, where it takes numbers.
+        like_logits: its scores are logits.
         quantize: `"float16"` or `"int8"`, None for the model's own numbers.
         optimizer: the name of the optimizer, for a checkpoint that does not say it.
         files: pictures for warm-up records.
@@ -43,6 +45,8 @@ class Job:
     embeddings: bool = False
     on_bad_image: OnBadImage = "error"
     like: str | None = None
+    like_pixels: str | None = None
+    like_logits: bool = False
     quantize: Quantize | None = None
     optimizer: str | None = None
     files: tuple[str, ...] = ()

@@ -5,15 +5,21 @@ signatures(Path("serving/flowers/3"), served)      # the same names, dtypes and 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from kresume.errors import CheckpointError, ExportError
-from kresume.evaluation.served import predict_saved_model
+from kresume.evaluation.probe import Probe, explain_any, probe_feedings
+from kresume.evaluation.served import predict_saved_model, score_kind
 from kresume.evaluation.signatures import LABELS, Signature, find_saved_model, labels_of, read_raw, read_signatures
 from kresume.exports.graph import Served, head_input
 from kresume.exports.samples import Samples
+from kresume.images import conventions
 
 REFUSAL = "the new model cannot take the place of"
 
@@ -52,41 +58,124 @@ def label_order(path: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
     return old
 
 
-def check_order(path: Path, samples: Samples) -> str:
-    """Runs an old model that does not name its classes, and compares the order of its answers with ours.
+@dataclass(frozen=True)
+class Old:
+    """What running the old model showed.
+
+    Attributes:
+        note: for a person; empty where there is nothing to say.
+        pixels: the convention of the numbers that its clients send, where it takes numbers.
+        logits: its scores are logits rather than shares of 1.
+    """
+
+    note: str = ""
+    pixels: str | None = None
+    logits: bool = False
+
+
+def examine(path: Path, samples: Samples, pixels: str | None = None) -> Old:
+    """Runs the old model: in which order it gives the classes, what its scores are, and which numbers its clients send.
 
     Args:
         path: what `--like` names.
         samples: pictures with their labels, or with the new model's own answers.
-
-    Returns:
-        What was found, in words; empty where the old model names its classes.
+        pixels: `--like-pixels`, which says the last.
 
     Raises:
-        ExportError: another order explains its answers.
+        ExportError: another order explains its answers, they say nothing, or its scores are none of one class among others.
     """
-    from kresume.evaluation.probe import explain_labels
-
     folder = folder_of(path)
-    if labels_of(folder) is not None:
-        return ""
-    classes = samples.classes
-    signature = next(iter(read_signatures(folder, len(classes)).values()))
-    old = predict_saved_model(folder, signature, classes, classes, samples.inputs(signature.input.kind)).indices
+    label_order(path, samples.classes)
+    named = labels_of(folder)
+    order = named or samples.classes
     truth = np.where(samples.labels >= 0, samples.labels, samples.reference.argmax(axis=-1))
-    known = old >= 0
-    agreement = float((old == truth)[known].mean()) if known.any() else 0.0
-    other = explain_labels(old[known], truth[known], classes) if known.any() else None
-    if other is not None:
+    found = read_signatures(folder, len(samples.classes))
+    first = next(iter(found.values()))
+    numbers = next((signature for signature in found.values() if signature.input.kind == "values"), None)
+    asked = first if numbers is None else numbers
+    if numbers is not None and (problem := _size_problem(numbers, samples.pictures.shape[1:3])):
+        raise ExportError(f"{REFUSAL} {folder}: its signature {numbers.name} {problem}")
+    ways = _ways(asked, pixels)
+    answers = _answers(folder, asked, order, samples, ways)
+    logits = _are_logits(answers, folder)
+    probe = probe_feedings(
+        lambda scores: scores, {way: partial(_as_is, scores) for way, scores in answers.items()}, truth,
+        "logits" if logits else "probabilities",
+    )  # fmt: skip
+    if named is None and (better := explain_any(probe, truth, samples.classes)) is not None:
+        right = probe.accuracies[better[0]]
         raise ExportError(
-            f"{REFUSAL} {folder}: it does not name its classes, and its answers to {len(old):,} {samples.origin} are "
-            f"right for {100 * agreement:.0f} % in the order {', '.join(classes)}, better read as {', '.join(other)}; if that "
+            f"{REFUSAL} {folder}: it does not name its classes, and its answers to {len(truth):,} {samples.origin} are "
+            f"right for {100 * right:.0f} % in the order {', '.join(order)}, better read as {', '.join(better[1])}; if that "
             f"is its order, write it to {folder / 'assets' / LABELS}, one name a line"
         )
-    return (
-        f"the old model does not name its classes; read in the order {', '.join(classes)} it is right for "
-        f"{100 * agreement:.0f} % of {len(old):,} {samples.origin}"
-    )
+    best = probe.winner or probe.best
+    if not probe.above_chance and (named is None or (numbers is not None and pixels is None)):
+        raise ExportError(
+            f"{REFUSAL} {folder}: its answers to {len(truth):,} {samples.origin} are no better than guessing "
+            f"({_shown(probe, len(ways) > 1)}), so nobody can tell its order of classes or the numbers that its clients send: "
+            f"write the order to {folder / 'assets' / LABELS}, one name a line, give --like-pixels, or --data with its images"
+        )
+    if len(ways) > 1 and probe.winner is None:
+        raise ExportError(
+            f"{REFUSAL} {folder}: it takes numbers, and its answers do not tell which ({_shown(probe, True)}): say with "
+            f"--like-pixels what its clients send, {', '.join(conventions.NAMES)}"
+        )
+    said = []
+    if named is None:
+        said.append(
+            f"the old model does not name its classes; read in the order {', '.join(order)} it is right for "
+            f"{100 * probe.accuracies[best]:.0f} % of {len(truth):,} {samples.origin}"
+        )
+    if numbers is not None:
+        said.append(f"its clients send pixels {best} ({'--like-pixels' if pixels else _shown(probe, True)})")
+    if logits:
+        said.append("its scores are logits, and so are the new ones: softmax makes shares of them")
+    return Old("; ".join(said), best if numbers is not None else None, logits)
+
+
+def _ways(signature: Signature, pixels: str | None) -> tuple[str, ...]:
+    if signature.input.kind != "values":
+        return (signature.input.kind,)
+    return (pixels,) if pixels is not None else conventions.NAMES
+
+
+def _as_is(scores: np.ndarray) -> np.ndarray:
+    return scores
+
+
+def _answers(
+    folder: Path, signature: Signature, order: Sequence[str], samples: Samples, ways: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Rows of scores by way of feeding it, in the order of our classes; where it gives labels alone, 1 for the chosen one."""
+    if signature.input.kind == "values":
+        fed = [np.asarray(conventions.to_model_function(way)(samples.pictures), np.float32) for way in ways]
+        place = samples.folder / "like.npy"
+        np.save(place, np.concatenate(fed))
+        inputs: dict[str, Any] = {"array": str(place)}
+    else:
+        inputs = samples.inputs(signature.input.kind)
+    prediction = predict_saved_model(folder, signature, order, samples.classes, inputs)
+    scores = prediction.scores
+    if scores is None:
+        scores = np.eye(len(samples.classes) + 1)[prediction.indices][:, :-1]
+    count = len(scores) // len(ways)
+    return {way: scores[place * count : (place + 1) * count] for place, way in enumerate(ways)}
+
+
+def _are_logits(answers: Mapping[str, np.ndarray], folder: Path) -> bool:
+    kinds = {score_kind(scores) for scores in answers.values()}
+    if "independent" in kinds and "logits" not in kinds:
+        raise ExportError(
+            f"{REFUSAL} {folder}: its scores do not add up to 1, each class is judged for itself; the new model chooses one "
+            "class among all"
+        )
+    return "logits" in kinds
+
+
+def _shown(probe: Probe, ways: bool) -> str:
+    right = [f"{way + ' ' if ways else ''}{100 * share:.0f} %" for way, share in probe.accuracies.items()]
+    return f"right for {', '.join(right)}"
 
 
 def signatures(path: Path, served: Served) -> dict[str, Signature]:
@@ -109,19 +198,24 @@ def signatures(path: Path, served: Served) -> dict[str, Signature]:
     return found
 
 
+def _size_problem(signature: Signature, size: tuple[int, ...]) -> str:
+    given = signature.input.shape[1:3]
+    if given == size or not any(given):
+        return ""
+    return (
+        f"takes pictures of {given[0]}x{given[1]} as numbers, the new model's are {size[0]}x{size[1]}: train it with that "
+        "--image-size"
+    )
+
+
 def _problem(signature: Signature, served: Served) -> str:
     kinds = [output.kind for output in signature.outputs]
     twice = sorted({kind for kind in kinds if kinds.count(kind) > 1 and kind in {"scores", "embedding"}})
     if twice:
         return f"has {twice[0]} twice, and nothing says which is which"
     given = signature.input
-    if given.kind == "values":
-        size = tuple(served.card.image_size)
-        if given.shape[1:3] != size and any(given.shape[1:3]):
-            return (
-                f"takes pictures of {given.shape[1]}x{given.shape[2]} as numbers, the new model's are {size[0]}x{size[1]}: "
-                "train it with that --image-size"
-            )
+    if given.kind == "values" and (problem := _size_problem(signature, tuple(served.card.image_size))):
+        return problem
     for output in signature.outputs:
         width = output.shape[1] if len(output.shape) == 2 else 1
         if output.kind == "embedding" and width is not None and width != int(head_input(served.model).shape[-1]):

@@ -56,6 +56,12 @@ class Samples:
     folder: Path
     origin: str
 
+    def feed(self, pixels: str) -> None:
+        """Makes `inputs("values")` those of another convention than the model's own."""
+        np.save(
+            self.folder / "values.npy", np.asarray(conventions.to_model_function(pixels)(self.pictures), np.float32)
+        )
+
     def inputs(self, kind: str) -> dict[str, Any]:
         """The request's fields for a runtime that takes `"bytes"`, `"pictures"` or `"values"`."""
         return {"files": list(self.files)} if kind == "bytes" else {"array": str(self.folder / f"{kind}.npy")}

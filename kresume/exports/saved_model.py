@@ -6,6 +6,7 @@ training function is in the file: a plain `tf.Module` owns the variables that th
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ import numpy as np
 
 from kresume.errors import ExportError
 from kresume.evaluation.loaded import Loaded
+from kresume.evaluation.score import to_probabilities
 from kresume.evaluation.served import Prediction, predict_saved_model
 from kresume.evaluation.signatures import DEFAULT, LABELS, Input, Output, Signature, read_raw, read_signatures
 from kresume.exports import like, warmup
 from kresume.exports.graph import Served
 from kresume.exports.job import Job
 from kresume.exports.samples import Samples
+from kresume.images import conventions
 
 IMAGES, EMBED = "predict_images", "embed"
 WARM_BATCHES = (1, 4, 8)
@@ -35,7 +38,7 @@ def write(loaded: Loaded, directory: Path, job: Job) -> dict[str, Any]:
         job: the options.
 
     Returns:
-        `{"signatures": {...}, "labels": [...], "warmup": requests}`.
+        `{"signatures": {...}, "labels": [...], "warmup": requests, "sent": convention, "logits": whether}`.
 
     Raises:
         ExportError: the signatures that came out are not those that were asked for.
@@ -46,7 +49,16 @@ def write(loaded: Loaded, directory: Path, job: Job) -> dict[str, Any]:
     card = loaded.card
     order = like.label_order(Path(job.like), card.classes) if job.like else card.classes
     top_k = len(order) if job.like else job.top_k  # the old model's own number is cut from all of them
-    served = Served(loaded.model, card, loaded.loss.outputs, top_k, job.on_bad_image, order=order)
+    served = Served(
+        loaded.model,
+        card,
+        loaded.loss.outputs,
+        top_k,
+        job.on_bad_image,
+        order=order,
+        sent=job.like_pixels,
+        logits=job.like_logits,
+    )
     wanted = like.signatures(Path(job.like), served) if job.like else signatures(served, job)
     functions = {name: _function(served, signature) for name, signature in wanted.items()}
     module = tf.Module()
@@ -65,6 +77,8 @@ def write(loaded: Loaded, directory: Path, job: Job) -> dict[str, Any]:
         "signatures": {name: signature.as_dict() for name, signature in wanted.items()},
         "labels": list(served.order),
         "warmup": len(requests),
+        "sent": served.sent,
+        "logits": served.logits,
     }
 
 
@@ -143,7 +157,7 @@ def _requests(wanted: dict[str, Signature], served: Served, job: Job) -> list[An
         elif signature.input.kind == "pictures":
             inputs = [pictures]
         else:
-            inputs = [tf.cast(served.to_model(pictures), signature.input.dtype)]
+            inputs = [tf.cast(conventions.to_model_function(served.sent)(pictures), signature.input.dtype)]
         requests += [warmup.predict_request(job.name, name, {signature.input.name: given}) for given in inputs]
     return requests
 
@@ -160,4 +174,6 @@ def predict(directory: Path, facts: dict[str, Any], samples: Samples) -> Predict
     )
     if prediction.facts["warmed"] != facts["warmup"]:
         raise ExportError(f"{folder}: {prediction.facts['warmed']} of {facts['warmup']} warm-up records were read back")
+    if facts["logits"] and prediction.scores is not None:
+        return replace(prediction, scores=to_probabilities(prediction.scores, "logits"))
     return prediction

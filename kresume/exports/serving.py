@@ -9,11 +9,13 @@ model's folder, where a server looks at numbered folders only.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kresume import files
+from kresume.evaluation.signatures import versions_in
 
 IMAGE = "tensorflow/serving"
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
@@ -50,7 +52,7 @@ def command(name: str, directory: Path) -> str:
     """The command that serves a model's folder, REST on 8501 and gRPC on 8500."""
     return (
         f"docker run --rm -p 8500:8500 -p 8501:8501 \\\n"
-        f"  -v {json.dumps(str(directory.resolve()))}:/models/{name}:ro {IMAGE} \\\n"
+        f"  -v {shlex.quote(f'{directory.resolve()}:/models/{name}:ro')} {IMAGE} \\\n"
         f"  --model_config_file=/models/{name}/models.config --model_config_file_poll_wait_seconds=60 \\\n"
         f"  --enable_batching=true --batching_parameters_file=/models/{name}/batching.config"
     )
@@ -134,11 +136,25 @@ def text(directory: Path, made: Path, record: Mapping[str, Any]) -> str:
         else "An image that cannot be decoded is an error for its\nrequest, which names the index and the problem. Where the "
         "server batches requests of strangers together,\nexport with `--on-bad-image flag` instead."
     )
+    newest = max(versions_in(directory), default=0)
+    behind = (
+        f"\n**Version {newest} stands in this folder, too: the server goes on with it, the newest by its number.** To go\n"
+        "back, export the older run again without `--version`.\n"
+        if int(made.name) < newest
+        else ""
+    )
+    own = (
+        "A picture that a client decodes itself (uint8) is resized from its full size. A JPEG sent as bytes is read at half,\n"
+        "a quarter or an eighth of it where that is enough, as in training: scores of large photos differ between\n"
+        "the two, by about 0.01.\n"
+        if any(signature["input"]["dtype"] == "uint8" for signature in record["signatures"].values())
+        else ""
+    )
     signatures = "\n".join(f"- `{line}`" for line in _signatures(record))
     return f"""# Serving {name}
 
 Version {made.name}, written {record["created"]} by kresume {record["kresume"]} from {what}, step {source["step"]}.
-Verified by TensorFlow alone on {verified}
+{behind}Verified by TensorFlow alone on {verified}
 
 ## Start the server
 
@@ -165,7 +181,8 @@ warm-up requests have run, and drops the old one. Nothing is restarted. Rolling 
 Labels, in the order of `scores`: {shown} (`{made.name}/assets/labels.txt`). `labels` are the best ones, best first.
 JPEG, PNG, GIF (first frame), BMP and WebP are decoded in the graph, turned as their EXIF orientation says, and prepared by the
 very functions that training used. {bad}
-
+A single file that is damaged in its middle fails with TensorFlow's own message.
+{own}
 ## Ask it
 
 {_rest(record)}

@@ -70,6 +70,25 @@ def _torch(images: Any) -> Any:
     return (_float(images) / 255.0 - IMAGENET_MEAN_RGB) / IMAGENET_STD_RGB
 
 
+def to_picture_function(name: str) -> Callable[[Any], Any]:
+    """The way back: what a model of this convention eats -> values in 0..255.
+
+    Raises:
+        UsageError: there is no such convention, or it is a function of the user's.
+    """
+    if name not in _INVERSES:
+        raise UsageError(f"{name}: only {', '.join(NAMES)} can be turned back into pictures")
+    return _INVERSES[name]
+
+
+_INVERSES: dict[str, Callable[[Any], Any]] = {
+    "0-255": _float,
+    "0-1": lambda values: _float(values) * 255.0,
+    "-1-1": lambda values: (_float(values) + 1.0) * 127.5,
+    "caffe": lambda values: (_float(values) + IMAGENET_MEAN_BGR)[..., ::-1],
+    "torch": lambda values: (_float(values) * IMAGENET_STD_RGB + IMAGENET_MEAN_RGB) * 255.0,
+}
+
 _FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "0-255": _float,
     "0-1": lambda images: _float(images) / 255.0,

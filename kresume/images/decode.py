@@ -331,7 +331,13 @@ def _concrete(function: Callable[[Any], Any], spec: Any) -> Callable[[Any], Any]
 def _other(encoded: Any) -> Any:
     import tensorflow as tf
 
-    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    def as_stored() -> Any:
+        return tf.io.decode_image(encoded, channels=0, expand_animations=False)[..., :3]
+
+    # TensorFlow gives a WebP file the channels that it has, and no others: alpha is cut off here, as of a PNG there.
+    head = tf.strings.substr(tf.strings.join([encoded, " " * 12]), 8, 4)
+    webp = tf.logical_and(tf.equal(tf.strings.substr(encoded, 0, 4), b"RIFF"), tf.equal(head, b"WEBP"))
+    image = tf.cond(webp, as_stored, lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False))
     image.set_shape([None, None, 3])
     return image
 

@@ -120,7 +120,14 @@ def read_parent(config: TrainConfig) -> Parent | None:
             )
         return None
     run = find_run(config.from_)
-    state = read_checkpoint(config.from_)
+    try:
+        state = read_checkpoint(config.from_)
+    except CheckpointError as error:
+        if path.exists() or not str(error).startswith("no checkpoint at"):
+            raise
+        raise CheckpointError(
+            f"{error}; a command that should begin with initial weights where nothing is yet says so with --or-new"
+        ) from None
     return Parent(state, run, remembered(run.path) if run is not None else None)
 
 
