@@ -1,7 +1,9 @@
 """Trainings that began elsewhere: weights alone, Keras's backup folder, another precision, another optimizer."""
 
 import json
+import runpy
 import shutil
+import sys
 from pathlib import Path
 
 import keras
@@ -13,6 +15,7 @@ from kresume.checkpoints.keras_arrays import OPTIMIZERS, class_of
 from kresume.checkpoints.read import read_checkpoint
 from kresume.config import TrainConfig, from_arguments
 from kresume.errors import CheckpointError, ModelError, RestoreError, UsageError
+from kresume.exports.export import export
 from kresume.models import build, optimizers, precision, restore, slots
 from kresume.training.parent import Parent, restore_parent
 from kresume.training.plan import make_plan
@@ -149,6 +152,86 @@ def test_a_users_own_optimizer_is_found_by_its_registered_name(script, tmp_path)
     assert class_of({"class_name": "Custom>Adam", "config": {}}) == "Adam"  # as Keras 2 wrote it
 
 
+def test_what_leaves_no_trace_in_a_file_is_said(script, tmp_path):
+    """Nesterov, the decay of AdamW and that of averages: assumed to be Keras's defaults, unless an option says them."""
+    for optimizer, name, words in (
+        (keras.optimizers.SGD(1e-2, momentum=0.9), "sgd", "SGD: momentum=0.9, nesterov=False assumed"),
+        (keras.optimizers.AdamW(1e-2), "adamw", "AdamW: weight_decay=0.004 assumed"),
+        (keras.optimizers.Adam(1e-2, use_ema=True), "adam", "Adam: use_ema=True, ema_momentum=0.99 assumed"),
+        (keras.optimizers.Adam(1e-2), "adam", ""),
+    ):
+        trained(script, optimizer).save_weights(tmp_path / "m.weights.h5")
+        _, live = parent_of(tmp_path / "m.weights.h5", script, optimizer=name)
+        assert live.summary.endswith(words) if words else "assumed" not in live.summary
+    trained(script, keras.optimizers.AdamW(1e-2)).save_weights(tmp_path / "m.weights.h5")
+    _, live = parent_of(tmp_path / "m.weights.h5", script, optimizer="adamw", weight_decay=0.02)
+    assert "assumed" not in live.summary
+
+
+SCHEDULED = """
+
+def scheduled():
+    model = build()
+    rate = keras.optimizers.schedules.CosineDecay(1e-3, 100, warmup_target=2e-3, warmup_steps=5)
+    model.compile(keras.optimizers.Adam(rate, clipnorm=1.0), "sparse_categorical_crossentropy")
+    return model
+"""
+
+
+@pytest.mark.parametrize("kind", ["tf-checkpoint", "weights"])
+def test_the_schedule_of_the_users_function_is_restored_into_and_exported(script, tmp_path, kind):
+    """Neither file holds it: the function that compiled the model does, and its variables line up with the file's."""
+    code = tmp_path / "scheduled.py"
+    code.write_text(script.read_text() + SCHEDULED)
+    model = runpy.run_path(str(code))["scheduled"]()
+    for _ in range(3):
+        model.train_on_batch(np.ones((6, SIZE, SIZE, 3), "float32"), np.arange(6) % 3)
+    path = tmp_path / ("ckpt" if kind == "tf-checkpoint" else "m.weights.h5")
+    if kind == "tf-checkpoint":
+        if keras.config.backend() != "tensorflow":
+            pytest.skip("written by TensorFlow")
+        import tensorflow as tf
+
+        tf.train.Checkpoint(model=model).save(str(path / "ckpt"))
+    else:
+        model.save_weights(path)
+    _, live = parent_of(path, model=f"{code}:scheduled")
+    assert live.iterations == 3
+    assert_same_bytes(numpy(model.optimizer._velocities), numpy(live.optimizer._velocities))
+    result = export(path, tmp_path / "out", format="keras", model=f"{code}:scheduled", classes=CLASSES, pixels="0-255")
+    loaded = keras.models.load_model(Path(result.path) / "model.keras")
+    assert isinstance(loaded.optimizer._learning_rate, keras.optimizers.schedules.CosineDecay)
+    assert_same_bytes(numpy(model.optimizer._velocities), numpy(loaded.optimizer._velocities))
+    assert loaded.optimizer.clipnorm == 1.0
+
+
+def test_an_export_finds_the_form_of_an_unnamed_optimizer_as_training_does(script, tmp_path):
+    """SGD with momentum, the commonest of all: its slots say so."""
+    model = trained(script, keras.optimizers.SGD(1e-2, momentum=0.9))
+    model.save_weights(tmp_path / "m.weights.h5")
+    options = {"format": "keras", "model": f"{script}:build", "classes": CLASSES, "pixels": "0-255"}
+    result = export(tmp_path / "m.weights.h5", tmp_path / "out", optimizer="sgd", **options)
+    loaded = keras.models.load_model(Path(result.path) / "model.keras")
+    assert_same_bytes(numpy(model.optimizer.momentums), numpy(loaded.optimizer.momentums))
+    assert (
+        "momentum=0.9, nesterov=False assumed" in json.loads((Path(result.path) / "export.json").read_text())["weights"]
+    )
+    with pytest.raises(CheckpointError, match="its state would fit: sgd"):
+        export(tmp_path / "m.weights.h5", tmp_path / "other", optimizer="rmsprop", **options)
+
+
+def test_a_model_file_finds_its_neighbours_and_says_what_fails(script, tmp_path, monkeypatch):
+    """As `python FILE.py` does; a mistake in it is one line that names it, not fifty of frames."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "neighbour_of_mine.py").write_text(script.read_text())
+    (tmp_path / "mine.py").write_text("from neighbour_of_mine import build\n")
+    made = build.build_model(f"{tmp_path / 'mine.py'}:build", state=None, num_classes=3, image_size=None)
+    assert made.count_params() > 0
+    (tmp_path / "wrong.py").write_text("import keras\nfrom nowhere_at_all import net\n")
+    with pytest.raises(ModelError, match=r"wrong.py, line 2: it cannot be run \(ModuleNotFoundError: .*nowhere_at_all"):
+        build.build_model(f"{tmp_path / 'wrong.py'}:build", state=None, num_classes=3, image_size=None)
+
+
 def test_the_table_of_slots_is_kerass(script):
     """The order in which we expect an optimizer's arrays is that in which Keras makes them, for every class and setting."""
     model = trained(script, "sgd", steps=0)
@@ -176,8 +259,7 @@ def test_shards_are_read_like_one_file(script, tmp_path):
     assert_same_bytes(one, many)
     shards = sorted((tmp_path / "many").glob("*.h5"))
     assert len(shards) > 1
-    with pytest.raises(CheckpointError, match=r"one checkpoint, newest first: m\.weights\.json"):
-        read_checkpoint(tmp_path / "many")
+    assert_same_bytes(one, dict(read_checkpoint(tmp_path / "many").arrays))  # one checkpoint in a folder is meant
     shards[-1].unlink()
     with pytest.raises(CheckpointError, match=rf"its shard {shards[-1].name} is missing"):
         read_checkpoint(tmp_path / "many" / "m.weights.json")

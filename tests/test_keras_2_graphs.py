@@ -158,7 +158,11 @@ def test_a_folder_of_prefixes_without_an_index_is_listed(tmp_path):
 @pytest.mark.parametrize(
     ("name", "arguments", "words"),
     [
-        ("nested-sgd", {"model": "tests/golden_models.py:nested", "optimizer": "sgd"}, "SGD: momentum=0.9 assumed"),
+        (
+            "nested-sgd",
+            {"model": "tests/golden_models.py:nested", "optimizer": "sgd"},
+            "SGD: momentum=0.9, nesterov=False assumed",
+        ),
         ("nested-legacy-decay", {"model": "tests/golden_models.py:nested"}, "step 3"),
         ("saved-small-adam", {}, "5 weights, 12 optimizer"),
         ("../orbax-0.12.8-jax/nested-adam", {}, "step 3"),

@@ -4,7 +4,7 @@ import pytest
 
 from kresume.checkpoints.state import SavedRate
 from kresume.errors import UsageError
-from kresume.training.rates import RatePlan, decide_rate
+from kresume.training.rates import RatePlan, decide_rate, look_ahead
 
 FLOAT = SavedRate(1e-2, "float")
 DECAY = {
@@ -107,6 +107,23 @@ def test_the_optimizer_trains_at_the_rate_of_the_plan():
     assert rate_at(40) == pytest.approx(1e-4, rel=1e-5)
     assert rate_at(420) == pytest.approx(0.5e-4, rel=1e-4)
     assert rate_at(800) == 0.0
+
+
+def test_keep_says_what_its_schedule_gives_and_when_it_ends():
+    """At both ends of the run; a note where most of it would learn nothing, none where it ends with the run."""
+    import keras
+
+    cosine = keras.optimizers.schedules.serialize(keras.optimizers.schedules.CosineDecay(0.02, 72))
+    saved = SavedRate(0.02, "schedule", cosine)
+    plan, note = look_ahead(decide(saved, schedule="keep", steps=12), 66)
+    assert (plan.now > 0, plan.end) == (True, 0.0)
+    assert "now and 0 at the last step" in str(plan)
+    assert "CosineDecay reaches 0 after 6 of 12 steps: nothing is learned" in note
+    plan, note = look_ahead(decide(saved, schedule="keep", steps=73), 0)
+    assert (plan.end, note) == (0.0, "")
+    with pytest.raises(UsageError, match="has ended at 0 after 80 steps"):
+        look_ahead(decide(saved, schedule="keep", steps=12), 80)
+    assert look_ahead(decide(lr=1e-3), 0)[1] == ""
 
 
 def test_keep_on_a_schedule_that_has_ended_is_refused():

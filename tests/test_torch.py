@@ -8,7 +8,9 @@ import keras
 import numpy as np
 import pytest
 
+import kresume
 from kresume.checkpoints.read import read_checkpoint
+from kresume.checkpoints.skeleton import skeleton
 from kresume.checkpoints.state import TrainState
 from kresume.errors import CheckpointError, ModelError, RestoreError, UsageError
 from kresume.models import optimizers, restore, torch_map
@@ -353,6 +355,16 @@ def test_shapes_that_fit_another_function_are_refused(seed_checkpoint, tmp_path,
             out=str(tmp_path / "run"),
         )
     assert not (tmp_path / "run").exists()
+
+
+def test_a_skeleton_that_nobody_filled_in_is_refused(seed_checkpoint, tmp_path, pictures):
+    """Every shape of it fits, and it is another network: what is still marked is named by its lines."""
+    checkpoint = seed_checkpoint / "model.pth"
+    source = skeleton(read_checkpoint(checkpoint), str(tmp_path / "model.py"))
+    (tmp_path / "model.py").write_text(source)
+    arguments = {"model": f"{tmp_path / 'model.py'}:build", "data": [str(pictures / "old")], "optimizer": "adam:reset"}
+    with pytest.raises(UsageError, match=r"model.py still says `fill in` in \d+ lines"):
+        kresume.plan(str(checkpoint), quiet=True, **arguments)
 
 
 def test_without_a_model_the_error_names_the_skeleton(seed_checkpoint, tmp_path, pictures):

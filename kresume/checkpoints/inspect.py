@@ -161,7 +161,7 @@ def _missing(state: TrainState) -> Iterator[str]:
     if decay and not why:
         yield f"what becomes of the weight decay of {decay:g} inside the gradient: --weight-decay F (0 for none)"
     if state.rate is None:
-        yield "the learning rate: --lr F, else the optimizer's default"
+        yield "the learning rate: --lr F, or compile the model with its schedule in the function of --model"
     if state.card is None and not state.records.get("classes"):
         yield "the classes: sorted folders of --data, or --classes a,b,c"
     if state.card is None or state.format != "run":

@@ -84,6 +84,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> TrainState:
         raise CheckpointError(f"no checkpoint at {path} (looked from {Path.cwd()}): nothing is there{meant}")
     if which:
         raise CheckpointError(f"{plain} is no run, so {path} names nothing: @ chooses a snapshot of a run")
+    if plain.is_dir() and len(inside := _files_in(plain)) == 1:
+        return read_checkpoint(str(inside[0]).removesuffix(PREFIX))
     if plain.is_dir():
         _explain_folder(plain)
     known = ", ".join(reader.called for reader in READERS.values())
@@ -100,20 +102,24 @@ def _date(path: Path) -> str:
     return datetime.datetime.fromtimestamp(path.stat().st_mtime).isoformat(" ", "minutes")
 
 
-def _explain_folder(folder: Path) -> None:
-    inside = sorted(folder.iterdir())
-    if not inside:
-        raise CheckpointError(f"{folder} is empty: expected a checkpoint in it")
-    files = [path for path in inside if path.name.endswith(ENDINGS)]
+def _files_in(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first; of an index and its shards the index alone."""
+    files = [path for path in folder.iterdir() if path.name.endswith(ENDINGS)]
     indexed = {path.name.removesuffix("json") for path in files if path.name.endswith(".weights.json")}
-    if indexed:  # the shards of an index are no checkpoints of their own
+    if indexed:
         stems = tuple(name.removesuffix(".weights.") for name in indexed)
         files = [path for path in files if not (path.name.endswith(".weights.h5") and path.name.startswith(stems))]
-    files.sort(key=lambda path: path.stat().st_mtime)
+    return sorted(files, key=lambda path: path.stat().st_mtime)
+
+
+def _explain_folder(folder: Path) -> None:
+    inside, files = sorted(folder.iterdir()), _files_in(folder)
+    if not inside:
+        raise CheckpointError(f"{folder} is empty: expected a checkpoint in it")
     if files:
         dates = ", ".join(f"{path.name.removesuffix(PREFIX)} ({_date(path)})" for path in reversed(files[-FEW:]))
         more = f", and {len(files) - FEW:,} older" if len(files) > FEW else ""
-        count = "one checkpoint" if len(files) == 1 else f"{len(files):,} checkpoints and no index"
+        count = f"{len(files):,} checkpoints and no index"
         raise CheckpointError(
             f"{folder} holds {count}, newest first: {dates}{more}; name the one to start from, for example "
             f"--from {shlex.quote(str(files[-1]).removesuffix(PREFIX))}"

@@ -18,6 +18,8 @@ from pathlib import Path
 from kresume.checkpoints.state import TrainState
 from kresume.errors import UsageError
 
+FILL_IN = "fill in"
+"""Marks what a file does not say; `train` refuses a model in which a line still does."""
 ROLES = ("weight", "bias", "running_mean", "running_var", "in_proj_weight", "in_proj_bias")
 Shape = tuple[int, ...]
 
@@ -106,6 +108,7 @@ def skeleton(state: TrainState, file: str) -> str:
     return f'''"""A skeleton of the network of {source}, by `kresume inspect --write-model`.
 
 Layers and sizes are the file's. What it does not say is marked `fill in`: strides, padding, pooling, activations, sums.
+Write it, or remove the words where the line is right as it stands.
 Then: kresume train --from {source} --model {target}:build --data OLD --add NEW
 {order}"""
 
@@ -242,6 +245,6 @@ def check_free(path: str) -> Path:
 def describe_next(state: TrainState, file: Path) -> Sequence[str]:
     """What to do with the file, for a person."""
     return (
-        f"wrote {file}: fill in what is marked, then",
+        f"wrote {file}: fill in what is marked (and remove the marks), then",
         f"kresume train --from {state.source} --model {file}:build --data OLD --add NEW",
     )

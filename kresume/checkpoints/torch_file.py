@@ -172,8 +172,10 @@ def _read_pickle(file: Path, path: str) -> Any:
             f"program that wrote it, save the state alone: {BARE}"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, OSError) as error:
-        text = " ".join(str(error).split()) or type(error).__name__
-        raise CheckpointError(f"{path} is truncated or damaged ({text[:160]}): use an earlier copy") from error
+        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise CheckpointError(
+            f"{path} is no checkpoint of PyTorch's, or truncated or damaged ({text[:160]}): use an earlier copy"
+        ) from error
 
 
 def _harmless() -> list[Any]:

@@ -20,7 +20,7 @@ from kresume.checkpoints.read import read_checkpoint
 from kresume.checkpoints.run import find_run
 from kresume.checkpoints.state import Card, SavedOptimizer, TrainState
 from kresume.config import code_of
-from kresume.errors import CheckpointError, UsageError
+from kresume.errors import UsageError
 from kresume.images.decode import DecodeSpec
 
 if TYPE_CHECKING:
@@ -230,21 +230,14 @@ def build_optimizer(model: Any, state: TrainState, saved: SavedOptimizer) -> Any
     """
     import keras
 
-    from kresume.models.optimizers import make_optimizer
+    from kresume.models.optimizers import make_optimizer, rate_as_saved
 
-    rate: Any = state.rate.value if state.rate is not None else 1e-3
     schedule = state.rate.schedule if state.rate is not None else None
-    if schedule is not None and str(schedule.get("registered_name")).startswith("kresume>"):
+    if state.rate is not None and schedule and str(schedule.get("registered_name")).startswith("kresume>"):
         # A schedule has no variable, a float rate has one. Ours are known to training alone, and only the place counts.
-        rate = keras.optimizers.schedules.ExponentialDecay(rate, 1, 1.0)
-    elif schedule is not None:
-        try:
-            rate = keras.optimizers.schedules.deserialize(dict(schedule))
-        except (TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"the schedule {schedule.get('class_name')} in {state.source} is not known to Keras: register it with "
-                "--import FILE.py"
-            ) from error
+        rate: Any = keras.optimizers.schedules.ExponentialDecay(state.rate.value, 1, 1.0)
+    else:
+        rate = rate_as_saved(state, saved)
     optimizer = make_optimizer(saved, rate)
     optimizer.build(model.trainable_variables)
     return optimizer

@@ -21,7 +21,7 @@ import numpy as np
 
 from kresume.checkpoints.beside import ARCHITECTURE, OPTIMIZER
 from kresume.checkpoints.keras_file import CARD
-from kresume.errors import CheckpointError, ExportError
+from kresume.errors import ExportError
 from kresume.evaluation.apart import Answer, run_apart
 from kresume.evaluation.loaded import Loaded, build_optimizer, named_optimizer
 from kresume.evaluation.score import to_probabilities
@@ -30,6 +30,7 @@ from kresume.exports.job import Job
 from kresume.exports.samples import Samples
 from kresume.models import optimizers, restore, slots
 from kresume.models.averages import use_averages
+from kresume.models.unnamed_optimizer import settle
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,11 @@ def revive(loaded: Loaded, job: Job) -> Training:
         CheckpointError: nobody knows the class of the optimizer whose state the checkpoint holds.
     """
     state, model = loaded.state, loaded.model
-    saved = named_optimizer(state, loaded.own_optimizer, job.optimizer)
-    if state.optimizer is not None and saved is None:
-        weights = restore.saved_weights(model, state) if state.layout == "keras" else []
-        fitting = ", ".join(name.lower() for name in optimizers.fitting(state, weights)) or "none that kresume knows"
-        raise CheckpointError(
-            f"{state.source} does not name its optimizer: give --optimizer NAME (its state would fit: {fitting})"
-        )
+    saved, assumed = named_optimizer(state, loaded.own_optimizer, job.optimizer), ""
+    if state.optimizer is not None and state.optimizer.class_name is None:
+        own = optimizers.describe(loaded.own_optimizer) if loaded.own_optimizer is not None else None
+        asked = optimizers.class_name(job.optimizer) if job.optimizer else None
+        saved, assumed = settle(state, model, asked, own)
     if saved is None:
         restore.restore(model, state, optimizer=None)
         return Training(model, _facts(loaded, model, None, "no optimizer state in the checkpoint"))
@@ -83,7 +82,7 @@ def revive(loaded: Loaded, job: Job) -> Training:
     words = (
         "averages" if averaged else "raw; the averages are among the optimizer's variables" if loaded.averages else ""
     )
-    return Training(model, _facts(loaded, model, optimizer, words))
+    return Training(model, _facts(loaded, model, optimizer, "; ".join(filter(None, [words, assumed]))))
 
 
 def _made_at_once(optimizer: Any, model: Any) -> Any:

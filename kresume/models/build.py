@@ -15,6 +15,7 @@ import importlib.util
 import inspect
 import json
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -234,7 +235,19 @@ def _load_file(file: str, option: str) -> Any:
         raise ModelError(f"{option} {file}: it is no Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # so that Keras and pickle find classes that it defines
-    spec.loader.exec_module(module)
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)  # its neighbours are found as by `python FILE.py`
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # it is the user's code: whatever it raises is said in a line, the rest is in the cause
+        frames = traceback.extract_tb(error.__traceback__)
+        line = next((frame.lineno for frame in reversed(frames) if frame.filename == str(path)), None)
+        where = f", line {line}" if line else ""
+        raise ModelError(f"{option} {file}{where}: it cannot be run ({type(error).__name__}: {error})") from error
+    finally:
+        sys.path.remove(folder)
+        if folder not in sys.path:
+            sys.path.append(folder)  # for what its functions import when they are called
     return module
 
 

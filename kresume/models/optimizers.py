@@ -94,6 +94,29 @@ def make_optimizer(saved: SavedOptimizer, learning_rate: Any) -> Any:
     return keras.optimizers.LossScaleOptimizer(optimizer) if saved.loss_scale else optimizer
 
 
+def rate_as_saved(state: TrainState, saved: SavedOptimizer) -> Any:
+    """The rate as the optimizer had it, a float or a schedule: the file's, else that of the user's own compile call.
+
+    Args:
+        state: what was read.
+        saved: its optimizer, with the settings of the function that compiled it where the file holds none.
+
+    Raises:
+        CheckpointError: Keras does not know the class of the schedule.
+    """
+    rate = state.rate
+    found: Any = rate.schedule or rate.value if rate is not None else (saved.config or {}).get("learning_rate")
+    if not isinstance(found, Mapping):
+        return float(found) if isinstance(found, (int, float)) else 1e-3
+    try:
+        return keras.optimizers.schedules.deserialize(dict(found))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the schedule {found.get('class_name')} in {state.source} is not known to Keras: register it with --import "
+            "FILE.py"
+        ) from error
+
+
 def describe(optimizer: Any) -> SavedOptimizer:
     """Class and config of a live optimizer: `make_optimizer` makes its like from them."""
     wrapped, optimizer = optimizer, devices.inner(optimizer)

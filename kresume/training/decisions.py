@@ -240,6 +240,7 @@ class Plan:
         seen = f", {images['seen']:,} of them seen in training" if images.get("seen") else ""
         per_epoch = (self.shares.images if self.shares else images["train"]) / amount.batch_size
         sampled = f" ({self.interpolation_reason})" if self.interpolation_reason else ""
+        steps = f"{amount.steps:,} step{'s' if amount.steps > 1 else ''}"
         epochs = f"{amount.epochs} {'more ' if self.parent else ''}epoch{'s' if amount.epochs > 1 else ''}"
         lines = [
             ("run", f"{self.out} ({self.action})"),
@@ -257,7 +258,7 @@ class Plan:
             ("rate", str(self.rate)),
             (
                 "train",
-                f"{epochs} = {amount.steps:,} steps of {amount.batch_size} ({per_epoch:.1f} an epoch; {amount.reason}); "
+                f"{epochs} = {steps} of {amount.batch_size} ({per_epoch:.1f} an epoch; {amount.reason}); "
                 f"{self.optimizer}, {self.loss}",
             ),
             ("epoch", str(self.shares or "")),

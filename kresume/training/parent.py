@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from kresume import devices, runs
-from kresume.checkpoints.keras_arrays import optimizer_arrays
 from kresume.checkpoints.read import read_checkpoint
 from kresume.checkpoints.run import find_run
 from kresume.checkpoints.state import Card, SavedOptimizer, TrainState
@@ -62,7 +61,8 @@ class Parent:
                 f"the newest pair in {source} was passed over, the one before it is used: {records['passed_over']}"
             )
         if self.run is None and self.interrupted:
-            inside = f", {records['batch']:,} batches into the next" if records.get("batch") else ""
+            # Keras notes the index of the last batch, counted from 0.
+            inside = f", {records['batch'] + 1:,} batches into the next" if records.get("batch") else ""
             said.append(
                 f"{source} is a training that was interrupted after {records['epoch']:,} epochs{inside}; how many it "
                 "had left is not recorded there: --epochs says how many more"
@@ -181,7 +181,12 @@ def saved_optimizer(config: TrainConfig, parent: Parent | None, model: Any) -> t
         )
     if stored.class_name is not None:
         return stored, True, ""
-    return _named(config, parent.state, stored, model, asked, own)
+    from kresume.models.unnamed_optimizer import settle
+
+    changes = {"weight_decay": config.weight_decay, "ema_momentum": config.ema}
+    given = {name: value for name, value in changes.items() if value is not None}
+    settled, assumed = settle(parent.state, model, asked, own, accumulate=config.accumulate, given=given)
+    return settled, True, assumed
 
 
 def asked_optimizer(config: TrainConfig) -> tuple[str | None, bool]:
@@ -198,72 +203,6 @@ def asked_optimizer(config: TrainConfig) -> tuple[str | None, bool]:
     if name == "keep" and reset:
         raise UsageError("--optimizer keep:reset contradicts itself: give NAME:reset, for example adamw:reset")
     return (None if name == "keep" else optimizers.class_name(name)), bool(reset)
-
-
-def _named(
-    config: TrainConfig,
-    state: TrainState,
-    stored: SavedOptimizer,
-    model: Any,
-    asked: str | None,
-    own: SavedOptimizer | None,
-) -> tuple[SavedOptimizer, bool, str]:
-    """The optimizer of a file that does not name it: the one asked for, or the one that the user's function compiles."""
-    from kresume.models import optimizers, restore
-
-    weights = restore.saved_weights(model, state) if state.layout == "keras" else []
-    fitting = ", ".join(name.lower() for name in optimizers.fitting(state, weights)) or "none that kresume knows"
-    name = asked or (own.class_name if own is not None else None)
-    if name is None:
-        raise CheckpointError(
-            f"{state.source} does not name its optimizer: give --optimizer NAME (its state would fit: {fitting}), or "
-            "compile the model in the function that --model names"
-        )
-    settings = dict(own.config or {}) if own is not None and own.class_name == name else None
-    if state.layout == "graph" and settings is None and (form := optimizers.graph_form(name, state)) is not None:
-        assumed = ", ".join(f"{key}={value}" for key, value in form.items())
-        return (
-            replace(stored, class_name=name, config=form or None),
-            True,
-            f"{name}: {assumed} assumed" if assumed else "",
-        )
-    if state.layout != "keras" or (settings is not None and not optimizers.variants(name)):
-        return replace(stored, class_name=name, config=settings), True, ""
-    forms = optimizers.fitting_variants(name, optimizer_arrays(state.arrays), weights)
-    if settings is not None:
-        forms = [form for form in forms if optimizers.is_form(name, form, settings)]
-    elif config.accumulate is None:
-        # Accumulated gradients have the shapes of a momentum; they are rare, and named by the option that made them.
-        forms = [form for form in forms if "gradient_accumulation_steps" not in form] or forms
-    if not forms:
-        compiled = " as the model's function compiles it" if settings is not None else ""
-        raise CheckpointError(
-            f"{state.source} holds {stored.variables:,} optimizer variables, which are not those of {name}{compiled} for "
-            f"{len(weights):,} trainable weights; its state would fit: {fitting}"
-        )
-    if settings is not None:
-        return replace(stored, class_name=name, config=settings), True, ""
-    if len(forms) > 1:
-        shown = " or ".join(
-            ", ".join(f"{key}={value}" for key, value in form.items()) or "its defaults" for form in forms
-        )
-        raise CheckpointError(
-            f"{state.source} fits {name} with {shown}, and does not say which: compile the model, with its optimizer, in the "
-            "function that --model names"
-        )
-    form = forms[0]
-    if "gradient_accumulation_steps" in form:
-        if config.accumulate is None:
-            raise UsageError(
-                f"{state.source} holds accumulated gradients and not how many batches make an update: give --accumulate N"
-            )
-        form = {**form, "gradient_accumulation_steps": config.accumulate}
-    assumed = ", ".join(f"{key}={value}" for key, value in form.items())
-    return (
-        replace(stored, class_name=name, config=form or None),
-        True,
-        f"{name}: {assumed or 'defaults'} assumed" if form else "",
-    )
 
 
 def _equal_decay(stored: SavedOptimizer | None, decay: float) -> float:
@@ -346,7 +285,7 @@ def restore_parent(
     )
     saved, keep, assumed = saved_optimizer(config, parent, model)
     saved = replace(saved, loss_scale=precision.needs_loss_scale(model))
-    rate = _rate_as_saved(parent) if keep else 1e-3
+    rate = _rate_as_saved(parent, saved) if keep else 1e-3
     optimizer = optimizers.make_optimizer(saved, rate)
     optimizer.build(model.trainable_variables)
     if parent is None:
@@ -363,15 +302,11 @@ def restore_parent(
     return Live(model, optimizer, saved, summary, kept=keep)
 
 
-def _rate_as_saved(parent: Parent | None) -> Any:
+def _rate_as_saved(parent: Parent | None, saved: SavedOptimizer) -> Any:
     """The rate in the form in which the optimizer had it, so that its variables line up one to one."""
-    rate = parent.state.rate if parent else None
-    if rate is None:
+    if parent is None:
         return 1e-3
-    if rate.schedule is not None:
-        import keras
+    from kresume.models import optimizers
+    from kresume.training import schedules  # noqa: F401  # registers ours with Keras
 
-        from kresume.training import schedules  # noqa: F401  # registers ours with Keras
-
-        return keras.optimizers.schedules.deserialize(dict(rate.schedule))
-    return rate.value
+    return optimizers.rate_as_saved(parent.state, saved)

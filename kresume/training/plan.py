@@ -57,6 +57,7 @@ from kresume.training.parent import (
 )
 from kresume.training.rates import RatePlan, decide_rate
 from kresume.training.snapshots import Cadence
+from kresume.training.verify import check_filled_in
 
 if TYPE_CHECKING:
     from kresume.models.losses import LossChoice
@@ -156,6 +157,9 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
     devices.set_precision(config.precision)
     devices.seed_everything(config.seed or 0)
     card = parent.card if parent is not None else None
+    mapped = parent is not None and parent.state.layout == "torch"
+    if mapped:
+        check_filled_in(config.model)
     live = restore_parent(
         config, parent, num_classes=len(classes), image_size=asked_size or (card.image_size if card else None)
     )
@@ -174,7 +178,6 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
 
     old = sources.data if parent is not None else None
     spec = decode_spec(config, card, live.model, asked_size)
-    mapped = parent is not None and parent.state.layout == "torch"
     feeding = decide_feeding(config, card, live.model, loss, old, classes, spec, reporter, mapped=mapped)
     spec = feeding.spec
     cache = open_cache(config, spec, writes=writes)
@@ -213,10 +216,11 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
         shift=shift,
         interrupted=parent is not None and parent.interrupted,
     )
+    rate, ahead = rates.look_ahead(rate, live.iterations)
     plan = _write_up(
         opening, parent, live, wanted, gathered, card, feeding, classes_reason, rate, amount, loss, before, generation
     )
-    plan = replace(plan, shares=order.shares())
+    plan = replace(plan, shares=order.shares(), notes=[*([ahead] if ahead else []), *plan.notes])
     return Draft(plan, parent, live, gathered, sources, loss, generation)
 
 
@@ -372,7 +376,11 @@ def _write_up(
         change = describe_batch_change(before_size, amount.batch_size, images, rate.peak, wanted.class_name or "")
         notes += [change] if change else []
     seen = int(manifest.seen[val].sum())
-    if seen:
+    if seen and parent is not None and parent.run is not None:
+        notes.append(
+            f"{seen:,} of the {len(val):,} validation images were probably seen in training, before the first of these runs"
+        )
+    elif seen:
         notes.append(
             f"{opening.config.from_} does not say which images it was trained on: {seen:,} of the {len(val):,} validation "
             "images were probably seen in training (for a fair score give --val, or --val-like keras:F:SEED)"

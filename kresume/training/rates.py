@@ -9,7 +9,7 @@ Pure numbers: nothing here imports Keras until `RatePlan.keras_rate` builds the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from kresume.checkpoints.state import SavedRate
@@ -39,6 +39,8 @@ class RatePlan:
         start: the rate from which the warm-up rises.
         reason: where the peak comes from.
         saved: the checkpoint's own schedule, for `keep`.
+        now: what that schedule gives for the first step.
+        end: what it gives for the last one.
     """
 
     checkpoint: float | None
@@ -49,6 +51,8 @@ class RatePlan:
     start: float
     reason: str
     saved: Mapping[str, Any] | None = None
+    now: float | None = None
+    end: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form, pinned in `run.json`."""
@@ -63,7 +67,8 @@ class RatePlan:
         before = f"{self.checkpoint:g} (checkpoint) -> " if self.checkpoint is not None else ""
         by = f" by step {self.warmup_steps:,}" if self.warmup_steps else ""
         if self.schedule == "keep" and self.saved:
-            return f"{before}goes on with the checkpoint's {self.saved['class_name']} (keep; {self.reason})"
+            span = f", {self.now:.3g} now and {self.end:.3g} at the last step" if self.now is not None else ""
+            return f"{before}goes on with the checkpoint's {self.saved['class_name']}{span} (keep; {self.reason})"
         if self.schedule in {"cosine", "rewarm-cosine"}:
             hold = "--lr-schedule constant holds it"
             return f"{before}{self.peak:g}{by}, to 0 at step {self.steps:,} ({self.schedule}; {self.reason}; {hold})"
@@ -95,6 +100,35 @@ class RatePlan:
         if self.schedule in {"cosine", "rewarm-cosine"}:
             return Cosine(self.peak, self.steps, self.warmup_steps, self.start, 0.0, origin)
         return Warmup(self.peak, self.warmup_steps, self.start, origin) if self.warmup_steps else self.peak
+
+
+def look_ahead(plan: RatePlan, origin: int) -> tuple[RatePlan, str]:
+    """What a kept schedule gives at both ends of the run, and a note where it ends before the run does.
+
+    Args:
+        plan: of a run that keeps the checkpoint's schedule, or any other.
+        origin: the optimizer's count of iterations when the run begins.
+
+    Raises:
+        UsageError: as `keras_rate`: it has ended at 0 already.
+    """
+    saved = plan.saved
+    if plan.schedule != "keep" or not saved:
+        return plan, ""
+    schedule = plan.keras_rate(origin)
+    plan = replace(plan, now=float(schedule(origin)), end=float(schedule(origin + plan.steps - 1)))
+    if plan.end or plan.steps == 1:
+        return plan, ""
+    alive, dead = 0, plan.steps - 1
+    while dead - alive > 1:  # schedules that end at 0 stay there
+        middle = (alive + dead) // 2
+        alive, dead = (middle, dead) if float(schedule(origin + middle)) > 0 else (alive, middle)
+    if dead > (1 - WARMUP_SHARE) * plan.steps:
+        return plan, ""  # it ends with the run, as it should
+    return plan, (
+        f"the checkpoint's {saved['class_name']} reaches 0 after {dead:,} of {plan.steps:,} steps: nothing is learned in "
+        "those after it (--lr F or --lr-schedule rewarm-cosine goes on, --steps N ends with it)"
+    )
 
 
 def decide_rate(

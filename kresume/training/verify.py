@@ -5,14 +5,39 @@ verify_mapping("resnet18.pth", predicted, labels)     # "mapping verified: 94.1 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
-from kresume.errors import CheckpointError
+from kresume.checkpoints.skeleton import FILL_IN
+from kresume.errors import CheckpointError, UsageError
 
 WEAK_SHARE = 0.25
 """Of the way from guessing to always right: a model that is on images it was trained on below that is hardly the model."""
 CONVINCING = 1e-3
 """The probability of doing so well by guessing, below which it was no guessing."""
+
+
+def check_filled_in(spec: str | None) -> None:
+    """Refuses a skeleton in which something is still to be filled in: every shape of it fits, and it is another network.
+
+    Args:
+        spec: `--model`.
+
+    Raises:
+        UsageError: lines of the file still say `fill in`.
+    """
+    place = Path((spec or "").rpartition(":")[0])
+    if place.suffix != ".py" or not place.is_file():
+        return
+    lines = place.read_text(encoding="utf-8", errors="replace").split("\n")
+    marked = [number for number, line in enumerate(lines, 1) if FILL_IN in line.partition("#")[2]]
+    if marked:
+        raise UsageError(
+            f"{place} still says `{FILL_IN}` in {len(marked)} lines ({', '.join(map(str, marked[:8]))}"
+            f"{', ...' if len(marked) > 8 else ''}): strides, padding, activations and sums are not in the checkpoint. Write "
+            "what the network has there, and remove the words where it is right as it stands"
+        )
 
 
 def verify_mapping(source: str, predicted: np.ndarray, labels: np.ndarray) -> str:

@@ -1,0 +1,104 @@
+"""The optimizer of a file that holds its variables and not its name: found by what was asked for, compiled, or fits.
+
+saved, note = settle(state, model, "Adam", own=None)      # SavedOptimizer, "Adam: amsgrad=True assumed"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import keras
+
+from kresume.checkpoints.keras_arrays import optimizer_arrays
+from kresume.checkpoints.state import SavedOptimizer, TrainState
+from kresume.errors import CheckpointError, UsageError
+from kresume.models import optimizers, restore
+
+
+def settle(
+    state: TrainState,
+    model: keras.Model,
+    asked: str | None,
+    own: SavedOptimizer | None,
+    *,
+    accumulate: int | None = None,
+    given: Mapping[str, Any] | None = None,
+) -> tuple[SavedOptimizer, str]:
+    """Gives the optimizer of a file its class and settings.
+
+    Args:
+        state: what was read; its optimizer has no class.
+        model: built.
+        asked: the class from the user, None for whatever was compiled.
+        own: the optimizer that the user's model function compiles, if it compiles one.
+        accumulate: how many batches make an update, where the user says it.
+        given: settings that the user gives anew, which nothing is assumed of.
+
+    Returns:
+        `(optimizer, what was assumed of it, in words)`.
+
+    Raises:
+        CheckpointError: nobody names it, or what the file holds is of another one; the message says what would fit.
+        UsageError: accumulated gradients, and nobody says how many batches make an update.
+    """
+    stored = state.optimizer
+    if stored is None:
+        raise CheckpointError(f"{state.source} holds no optimizer state")
+    weights = restore.saved_weights(model, state) if state.layout == "keras" else []
+    fitting = ", ".join(name.lower() for name in optimizers.fitting(state, weights)) or "none that kresume knows"
+    name = asked or (own.class_name if own is not None else None)
+    if name is None:
+        raise CheckpointError(
+            f"{state.source} does not name its optimizer: give --optimizer NAME (its state would fit: {fitting}), or "
+            "compile the model in the function that --model names"
+        )
+    settings = dict(own.config or {}) if own is not None and own.class_name == name else None
+    if state.layout == "graph" and settings is None and (form := optimizers.graph_form(name, state)) is not None:
+        return replace(stored, class_name=name, config=form or None), _assumed(name, form, given or {})
+    if state.layout != "keras" or (settings is not None and not optimizers.variants(name)):
+        return replace(stored, class_name=name, config=settings), ""
+    forms = optimizers.fitting_variants(name, optimizer_arrays(state.arrays), weights)
+    if settings is not None:
+        forms = [form for form in forms if optimizers.is_form(name, form, settings)]
+    elif accumulate is None:
+        # Accumulated gradients have the shapes of a momentum; they are rare, and named by the option that made them.
+        forms = [form for form in forms if "gradient_accumulation_steps" not in form] or forms
+    if not forms:
+        compiled = " as the model's function compiles it" if settings is not None else ""
+        raise CheckpointError(
+            f"{state.source} holds {stored.variables:,} optimizer variables, which are not those of {name}{compiled} for "
+            f"{len(weights):,} trainable weights; its state would fit: {fitting}"
+        )
+    if settings is not None:
+        return replace(stored, class_name=name, config=settings), ""
+    if len(forms) > 1:
+        shown = " or ".join(
+            ", ".join(f"{key}={value}" for key, value in form.items()) or "its defaults" for form in forms
+        )
+        raise CheckpointError(
+            f"{state.source} fits {name} with {shown}, and does not say which: compile the model, with its optimizer, in the "
+            "function that --model names"
+        )
+    form = forms[0]
+    if "gradient_accumulation_steps" in form:
+        if accumulate is None:
+            raise UsageError(
+                f"{state.source} holds accumulated gradients and not how many batches make an update: give --accumulate N"
+            )
+        form = {**form, "gradient_accumulation_steps": accumulate}
+    return replace(stored, class_name=name, config=form or None), _assumed(name, form, given or {})
+
+
+def _assumed(name: str, form: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """What is taken for granted: the settings that the slots decided, and those that leave no trace in any slot."""
+    config = optimizers.make_optimizer(SavedOptimizer(name, dict(form), 0), 1e-3).get_config()
+    silent = {
+        "nesterov": "momentum" in form,
+        "ema_momentum": "use_ema" in form,
+        "weight_decay": config.get("weight_decay"),
+    }
+    words = {**form, **{key: config[key] for key, matters in silent.items() if matters and key in config}}
+    said = ", ".join(f"{key}={value}" for key, value in words.items() if key not in given)
+    return f"{name}: {said} assumed" if said else ""
