@@ -83,6 +83,26 @@ def test_the_first_frame_of_an_animation_is_the_picture():
         assert near(data, first, 6.0)
 
 
+def test_what_a_webp_file_says_of_itself_ends_no_process():
+    """Alpha, animation, both, and flags that are not true: a picture or a reason, where TensorFlow asked wrongly aborts."""
+    frames = [Image.fromarray(np.dstack([photo(seed), photo(seed + 1)[..., :1]]), "RGBA") for seed in (5, 7)]
+    pictures = 0
+    for options in ({}, {"lossless": True}):
+        for animated in (False, True):
+            data = as_file(
+                frames[0], "WEBP", save_all=animated, append_images=frames[1:] if animated else [], **options
+            )
+            assert near(data, frames[0].convert("RGB"), 12.0)
+            for place, bit in ((place, bit) for place in (12, 15, 20, 24) for bit in range(8)):
+                changed = bytearray(data)
+                changed[place] ^= 1 << bit
+                try:
+                    pictures += decode.decode(bytes(changed), SPEC).shape == (16, 16, 3)
+                except ImagesError:
+                    continue
+    assert pictures > 0
+
+
 def test_heic_is_read_with_the_extra_and_named_without(monkeypatch, real_data):
     """pillow-heif decodes a phone's picture; where it is missing the reason is the command that installs it."""
     data = (real_data / "nasty" / "pillow__hopper.heif").read_bytes()

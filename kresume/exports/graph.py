@@ -15,7 +15,7 @@ from typing import Any, Literal
 from kresume.checkpoints.state import Card
 from kresume.errors import ModelError
 from kresume.images import conventions
-from kresume.images.decode import DecodeSpec, pixels, resize
+from kresume.images.decode import DecodeSpec, pixels, resize, webp_with_alpha
 
 OnBadImage = Literal["error", "flag"]
 
@@ -269,7 +269,23 @@ def _looks_whole(image_bytes: Any) -> Any:
 
 
 def _examine(image_bytes: Any) -> Any:
-    """Tries to decode each file: `(batch,) tf.string`, what is wrong with it, or an empty text.
+    """Tries to decode each file: `(batch,) tf.string`, what is wrong with it, or an empty text."""
+    import tensorflow as tf
+
+    alpha = webp_with_alpha(image_bytes)
+    decoded = _decodable(tf.where(alpha, BLACK, image_bytes), 3)
+    decoded &= tf.cond(
+        tf.reduce_any(alpha),
+        lambda: _decodable(tf.where(alpha, image_bytes, BLACK), 4),
+        lambda: tf.ones_like(alpha),
+    )
+    problems = tf.where(tf.reduce_any(_begins_as(image_bytes), axis=0), BROKEN, UNKNOWN)
+    problems = tf.where(tf.equal(image_bytes, ""), "no bytes", problems)
+    return tf.where(decoded, "", problems)
+
+
+def _decodable(image_bytes: Any, channels: int) -> Any:
+    """Which files can be decoded, `(batch,) bool`.
 
     A dataset is the one place in a graph where the failure of an operation can be caught. The function in it is kept to
     one operation, because it is prepared anew for each request.
@@ -282,16 +298,13 @@ def _examine(image_bytes: Any) -> Any:
     options.experimental_optimization.apply_default_optimizations = False
 
     def attempt(index: Any, encoded: Any) -> Any:
-        image = tf.io.decode_image(encoded, channels=0, expand_animations=False)
+        image = tf.io.decode_image(encoded, channels=channels, expand_animations=False)
         return index, tf.shape(image)[0]  # an unused picture would not be decoded at all
 
     data = tf.data.Dataset.from_tensor_slices(image_bytes).enumerate().map(attempt, num_parallel_calls=DECODERS)
     data = data.ignore_errors(log_warning=False).batch(tf.maximum(count, 1)).with_options(options)
     good, _ = data.reduce((tf.zeros((0,), tf.int64), tf.zeros((0,), tf.int32)), lambda _, *batch: batch[0])
-    decoded = tf.scatter_nd(good[:, None], tf.ones_like(good), count[None]) > 0
-    problems = tf.where(tf.reduce_any(_begins_as(image_bytes), axis=0), BROKEN, UNKNOWN)
-    problems = tf.where(tf.equal(image_bytes, ""), "no bytes", problems)
-    return tf.where(decoded, "", problems)
+    return tf.scatter_nd(good[:, None], tf.ones_like(good), count[None]) > 0
 
 
 def refuse(images: Any, errors: Any) -> Any:

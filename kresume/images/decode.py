@@ -328,16 +328,36 @@ def _concrete(function: Callable[[Any], Any], spec: Any) -> Callable[[Any], Any]
     return traced
 
 
+def webp_with_alpha(encoded: Any) -> Any:
+    """Which files are WebP pictures with an alpha channel and without animation, `(n,) tf.string` -> `(n,) bool`.
+
+    TensorFlow gives such a file four channels or none; of an animated one it must never be asked for more than three: what its
+    decoder does then ends the process. Source: the container's flags and the lossless header of RFC 9649, sections 2.7 and 3.4.
+    """
+    import tensorflow as tf
+
+    padded = tf.strings.substr(tf.strings.join([encoded, " " * 32]), 0, 32)
+    head = tf.reshape(tf.io.decode_raw(padded, tf.uint8), (-1, 32))
+
+    def says(start: int, mark: bytes) -> Any:
+        return tf.equal(tf.strings.substr(padded, start, len(mark)), mark)
+
+    def bits(place: int, mask: int) -> Any:
+        return tf.bitwise.bitwise_and(head[:, place], tf.constant(mask, tf.uint8))
+
+    extended = says(12, b"VP8X") & tf.equal(bits(20, 0x12), 0x10)  # the flag of alpha, and not that of animation
+    lossless = says(12, b"VP8L") & tf.equal(bits(24, 0x10), 0x10)
+    return says(0, b"RIFF") & says(8, b"WEBP") & (extended | lossless)
+
+
 def _other(encoded: Any) -> Any:
     import tensorflow as tf
 
-    def as_stored() -> Any:
-        return tf.io.decode_image(encoded, channels=0, expand_animations=False)[..., :3]
-
-    # TensorFlow gives a WebP file the channels that it has, and no others: alpha is cut off here, as of a PNG there.
-    head = tf.strings.substr(tf.strings.join([encoded, " " * 12]), 8, 4)
-    webp = tf.logical_and(tf.equal(tf.strings.substr(encoded, 0, 4), b"RIFF"), tf.equal(head, b"WEBP"))
-    image = tf.cond(webp, as_stored, lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False))
+    image = tf.cond(
+        webp_with_alpha(encoded[None])[0],
+        lambda: tf.io.decode_image(encoded, channels=4, expand_animations=False)[..., :3],
+        lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False),
+    )
     image.set_shape([None, None, 3])
     return image
 

@@ -8,6 +8,7 @@ Restoring is exact and comes first; what changes afterwards (another rate, avera
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,15 @@ from typing import Any
 import numpy as np
 
 from kresume import devices, runs
+from kresume.checkpoints.keras_arrays import rate_of_schedule
 from kresume.checkpoints.read import read_checkpoint
 from kresume.checkpoints.run import find_run
-from kresume.checkpoints.state import Card, SavedOptimizer, TrainState
+from kresume.checkpoints.state import Card, SavedOptimizer, SavedRate, TrainState
 from kresume.config import TrainConfig
 from kresume.errors import CheckpointError, UsageError
 from kresume.images.manifest import Manifest
 from kresume.images.scans import remembered
+from kresume.training import rates
 
 NEW_OPTIMIZER = "adamw"
 
@@ -310,3 +313,45 @@ def _rate_as_saved(parent: Parent | None, saved: SavedOptimizer) -> Any:
     from kresume.training import schedules  # noqa: F401  # registers ours with Keras
 
     return optimizers.rate_as_saved(parent.state, saved)
+
+
+def _compiled_rate(live: Live) -> SavedRate | None:
+    """The rate that the user's function compiled the model with, for a file that does not say it: its schedule goes on."""
+    found = (live.saved.config or {}).get("learning_rate") if live.kept else None
+    if isinstance(found, Mapping):
+        return rate_of_schedule(found)
+    return SavedRate(float(found), "float") if isinstance(found, (int, float)) else None
+
+
+def saved_rate(config: TrainConfig, parent: Parent | None, live: Live, wanted: SavedOptimizer) -> SavedRate | None:
+    """The checkpoint's rate, where it means something to the optimizer that will train.
+
+    Args:
+        config: the options.
+        parent: what is started from, None for a new model.
+        live: its model and optimizer.
+        wanted: the optimizer that will train.
+
+    Raises:
+        UsageError: it does not, or the file does not say it, and no option does.
+    """
+    if parent is None:
+        return None
+    from kresume.models import optimizers
+
+    rate, stored = parent.state.rate or _compiled_rate(live), parent.state.optimizer
+    if rate is None and live.kept and config.lr is None:
+        raise UsageError(
+            f"{config.from_} does not say its learning rate (a schedule is not in such a file): give --lr F, the rate or peak "
+            "to use"
+        )
+    saved = stored.class_name if stored is not None else None
+    if rate is None or saved is None or optimizers.comparable_rates(saved, wanted.class_name):
+        return rate
+    if config.lr is None:
+        default = rates.DEFAULT_RATES.get(str(wanted.class_name).lower(), rates.NEW_MODEL_RATE)
+        raise UsageError(
+            f"--optimizer {config.optimizer}: the checkpoint's rate, {rate.value:g}, is {saved}'s and means another thing to "
+            f"{wanted.class_name}: give --lr (its default is {default:g})"
+        )
+    return rate

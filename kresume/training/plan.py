@@ -16,8 +16,7 @@ import numpy as np
 
 from kresume import config as options
 from kresume import devices
-from kresume.checkpoints.keras_arrays import rate_of_schedule
-from kresume.checkpoints.state import Card, SavedOptimizer, SavedRate
+from kresume.checkpoints.state import Card, SavedOptimizer
 from kresume.config import TrainConfig
 from kresume.errors import UsageError
 from kresume.evaluation.probe import CLEAR_ERRORS
@@ -29,12 +28,10 @@ from kresume.images.reader import PictureReader
 from kresume.progress import Reporter
 from kresume.training import rates
 from kresume.training.decisions import (
-    HUGE_ADDITION,
     Amount,
     Plan,
     check_monitor,
     decide_amount,
-    describe_batch_change,
 )
 from kresume.training.feeding import PROBE_IMAGES, Feeding, decide_feeding
 from kresume.training.gather import (
@@ -46,6 +43,7 @@ from kresume.training.gather import (
     gather,
     list_sources,
 )
+from kresume.training.notes import notes_of
 from kresume.training.opening import Opening, open_out
 from kresume.training.parent import (
     Live,
@@ -53,6 +51,7 @@ from kresume.training.parent import (
     describe_change,
     read_parent,
     restore_parent,
+    saved_rate,
     wanted_optimizer,
 )
 from kresume.training.rates import RatePlan, decide_rate
@@ -205,7 +204,7 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
     amount = _amount(config, parent, live, gathered, generation, order.n)
     wanted = wanted_optimizer(live.saved, config)
     rate = decide_rate(
-        saved=_rate_of(config, parent, live, wanted),
+        saved=saved_rate(config, parent, live, wanted),
         optimizer=wanted.class_name or "",
         steps=amount.steps,
         lr=config.lr,
@@ -254,42 +253,6 @@ def decode_spec(config: TrainConfig, card: Card | None, model: Any, asked: tuple
 def _sample(rows: np.ndarray) -> np.ndarray:
     """Up to 256 of these rows, the same ones each time."""
     return np.sort(rows[permutation(0, 0, len(rows))[:PROBE_IMAGES]])
-
-
-def _compiled_rate(live: Live) -> SavedRate | None:
-    """The rate that the user's function compiled the model with, for a file that does not say it: its schedule goes on."""
-    found = (live.saved.config or {}).get("learning_rate") if live.kept else None
-    if isinstance(found, Mapping):
-        return rate_of_schedule(found)
-    return SavedRate(float(found), "float") if isinstance(found, (int, float)) else None
-
-
-def _rate_of(config: TrainConfig, parent: Parent | None, live: Live, wanted: SavedOptimizer) -> SavedRate | None:
-    """The checkpoint's rate, where it means something to the optimizer that will train.
-
-    Raises:
-        UsageError: it does not, or the file does not say it, and no option does.
-    """
-    if parent is None:
-        return None
-    from kresume.models import optimizers
-
-    rate, stored = parent.state.rate or _compiled_rate(live), parent.state.optimizer
-    if rate is None and live.kept and config.lr is None:
-        raise UsageError(
-            f"{config.from_} does not say its learning rate (a schedule is not in such a file): give --lr F, the rate or peak "
-            "to use"
-        )
-    saved = stored.class_name if stored is not None else None
-    if rate is None or saved is None or optimizers.comparable_rates(saved, wanted.class_name):
-        return rate
-    if config.lr is None:
-        default = rates.DEFAULT_RATES.get(str(wanted.class_name).lower(), rates.NEW_MODEL_RATE)
-        raise UsageError(
-            f"--optimizer {config.optimizer}: the checkpoint's rate, {rate.value:g}, is {saved}'s and means another thing to "
-            f"{wanted.class_name}: give --lr (its default is {default:g})"
-        )
-    return rate
 
 
 def _corrects(config: TrainConfig, gathered: Gathered) -> bool:
@@ -368,38 +331,10 @@ def _write_up(
     if parent is not None:
         sides += f" ({int((~new[val]).sum()):,} old, {int(new[val].sum()):,} new)"
     old_count, new_count = int((~new).sum()), int(new.sum())
-    notes = [*(parent.notes if parent is not None else ()), *feeding.notes, *gathered.notes, *facts.notes]
+    notes = [*(parent.notes if parent is not None else ()), *feeding.notes]
+    notes += notes_of(opening.config, parent, gathered, amount, rate, wanted.class_name or "", generation=generation)
     if change := describe_change(live, wanted):
         notes.append(change)
-    if parent is not None and parent.run is not None:
-        before_size, images = int(parent.run.record["amount"]["batch_size"]), len(manifest.train_rows())
-        change = describe_batch_change(before_size, amount.batch_size, images, rate.peak, wanted.class_name or "")
-        notes += [change] if change else []
-    seen = int(manifest.seen[val].sum())
-    if seen and parent is not None and parent.run is not None:
-        notes.append(
-            f"{seen:,} of the {len(val):,} validation images were probably seen in training, before the first of these runs"
-        )
-    elif seen:
-        notes.append(
-            f"{opening.config.from_} does not say which images it was trained on: {seen:,} of the {len(val):,} validation "
-            "images were probably seen in training (for a fair score give --val, or --val-like keras:F:SEED)"
-        )
-    if parent is not None and parent.manifest is not None and opening.config.data:
-        left = int((~np.isin(parent.manifest.sha256s, manifest.sha256s)).sum())
-        if left:
-            notes.append(
-                f"--data replaces what {opening.config.from_} remembers: {left:,} of its {len(parent.manifest):,} images are "
-                "not in it and are not trained on (leave --data out to keep them, --add gives more)"
-            )
-    if parent is not None:
-        notes += parent.state.records.get("notes", ())
-    if parent is not None and new_count > HUGE_ADDITION * max(old_count, 1):
-        fresh = opening.config.model_copy(update={"from_": None, "lr": None, "lr_scale": None, "lr_schedule": None})
-        notes.append(
-            f"{new_count:,} new images are more than {HUGE_ADDITION} times the {old_count:,} old ones: a fresh model is "
-            f"probably better: {options.to_command(fresh)}"
-        )
     described = ""
     if parent is not None:
         kind = f"run, {parent.run.status}" if parent.run else parent.state.format
@@ -416,7 +351,7 @@ def _write_up(
             "new": new_count,
             "train": len(manifest.train_rows()),
             "validation": len(val),
-            "seen": seen,
+            "seen": int(manifest.seen[val].sum()),
             "duplicates": facts.duplicates,
             "quarantined": len(gathered.quarantine),
         },

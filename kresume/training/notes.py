@@ -1,0 +1,96 @@
+"""What a person should know about a plan beside its decisions: the lines that begin with `note:`.
+
+    notes_of(config, parent, gathered, amount, rate, "AdamW", generation=2)
+
+Each is one sentence with what it is about, how much of it there is and what to do; none is said where there is nothing to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from kresume import config as options
+from kresume.config import TrainConfig
+from kresume.training.decisions import HUGE_ADDITION, Amount, describe_batch_change
+from kresume.training.gather import Gathered
+from kresume.training.parent import Parent
+from kresume.training.rates import RatePlan
+
+
+def notes_of(
+    config: TrainConfig,
+    parent: Parent | None,
+    gathered: Gathered,
+    amount: Amount,
+    rate: RatePlan,
+    optimizer: str,
+    *,
+    generation: int,
+) -> list[str]:
+    """The notes about a run's images and what it starts from, in the order in which they are read.
+
+    Args:
+        config: the options that hold.
+        parent: what is started from, None for a new model.
+        gathered: the images.
+        amount: how much is trained.
+        rate: the learning rate.
+        optimizer: the class of the optimizer that trains.
+        generation: of the run to be.
+    """
+    notes = [*gathered.notes, *gathered.merge.facts.notes]
+    if parent is None:
+        return notes
+    notes += _batch_size(parent, gathered, amount, rate, optimizer)
+    notes += _seen(config, parent, gathered)
+    notes += _replaced(config, parent, gathered)
+    notes += parent.state.records.get("notes", ())
+    notes += _huge(config, gathered, generation)
+    return notes
+
+
+def _batch_size(parent: Parent, gathered: Gathered, amount: Amount, rate: RatePlan, optimizer: str) -> Iterator[str]:
+    if parent.run is None:
+        return
+    before, images = int(parent.run.record["amount"]["batch_size"]), len(gathered.manifest.train_rows())
+    if change := describe_batch_change(before, amount.batch_size, images, rate.peak, optimizer):
+        yield change
+
+
+def _seen(config: TrainConfig, parent: Parent, gathered: Gathered) -> Iterator[str]:
+    """Validation images that a bare checkpoint was probably trained on."""
+    val = gathered.manifest.val_rows()
+    seen = int(gathered.manifest.seen[val].sum())
+    if seen and parent.run is not None:
+        yield f"{seen:,} of the {len(val):,} validation images were probably seen in training, before the first of these runs"
+    elif seen:
+        yield (
+            f"{config.from_} does not say which images it was trained on: {seen:,} of the {len(val):,} validation images were "
+            "probably seen in training (for a fair score give --val, or --val-like keras:F:SEED)"
+        )
+
+
+def _replaced(config: TrainConfig, parent: Parent, gathered: Gathered) -> Iterator[str]:
+    """Images that the parent remembers and `--data` does not hold."""
+    if parent.manifest is None or not config.data:
+        return
+    left = int((~np.isin(parent.manifest.sha256s, gathered.manifest.sha256s)).sum())
+    if left:
+        yield (
+            f"--data replaces what {config.from_} remembers: {left:,} of its {len(parent.manifest):,} images are not in it and "
+            "are not trained on (leave --data out to keep them, --add gives more)"
+        )
+
+
+def _huge(config: TrainConfig, gathered: Gathered, generation: int) -> Iterator[str]:
+    """So many new images that the old model is hardly worth starting from."""
+    new = int((gathered.manifest.origins == generation).sum())
+    old = len(gathered.manifest) - new
+    if new > HUGE_ADDITION * max(old, 1):
+        fresh = config.model_copy(update={"from_": None, "lr": None, "lr_scale": None, "lr_schedule": None})
+        yield (
+            f"{new:,} new images are more than {HUGE_ADDITION} times the {old:,} old ones: a fresh model is probably better: "
+            f"{options.to_command(fresh)}"
+        )
