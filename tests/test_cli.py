@@ -82,6 +82,7 @@ def test_help_and_usage_errors_import_nothing_heavy():
         (["train", "--data", "empty"], 1, "empty is empty"),
         (["train", "--data", "old/circle"], 1, "no class folders"),
         (["train", "--from", "nowhere", "--data", "old"], 1, "no checkpoint at nowhere"),
+        (["train", "--from", "runs/ckpt", "--data", "old"], 1, "says so with --or-new"),
         (["train", "--from", "gone/ckpt", "--or-new", "--data", "old"], 2, "is the drive mounted?"),
         (["train", "--from", "notes.txt", "--data", "old"], 1, "no checkpoint that can be read"),
         (["train", "--from", "cut.keras", "--data", "old"], 1, "truncated or damaged"),

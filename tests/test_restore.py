@@ -255,7 +255,7 @@ def test_a_damaged_keras_file_is_refused(written, tmp_path, damage):
 
 def test_what_is_no_checkpoint_says_so(tmp_path, written):
     """Nothing there, an empty folder, another file, several files without an index: each with the way on."""
-    with pytest.raises(CheckpointError, match=r"nothing is there.*--or-new"):
+    with pytest.raises(CheckpointError, match=r"nothing is there"):
         read_checkpoint(tmp_path / "missing")
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="is empty"):
@@ -340,5 +340,5 @@ def test_a_path_with_a_typo_is_guessed(tmp_path, pictures):
     (tmp_path / "1-signs").mkdir()
     with pytest.raises(CheckpointError, match=r"nothing is there, did you mean .*1-signs\?"):
         read_checkpoint(str(tmp_path / "1-sings"))
-    with pytest.raises(CheckpointError, match=r"nothing is there\. A run"):
+    with pytest.raises(CheckpointError, match=r"nothing is there$"):
         read_checkpoint(str(tmp_path / "unlike"))

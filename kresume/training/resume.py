@@ -243,13 +243,12 @@ def _create(opening: Opening, draft: Draft, model: Any) -> runs.Run:
 
 
 def _rooted(config: TrainConfig) -> TrainConfig:
-    """The options with sources of images and code from the root: a run may be continued from another folder."""
+    """The options with sources of images from the root: a run may be continued from another folder."""
 
     def rooted(paths: Sequence[str] | None) -> tuple[str, ...] | None:
         return tuple(places.absolute(path) for path in paths) if paths else None
 
-    names = ("data", "add", "val", "imports")
-    return config.model_copy(update={name: rooted(getattr(config, name)) for name in names})
+    return config.model_copy(update={name: rooted(getattr(config, name)) for name in ("data", "add", "val")})
 
 
 def _fixed_records(record: Mapping[str, Any]) -> dict[str, Any]:
