@@ -403,7 +403,8 @@ def given(config: TrainConfig) -> dict[str, Any]:
 
 def same_config(before: TrainConfig, now: TrainConfig) -> list[tuple[str, Any, Any]]:
     """Options that differ, as (name, before, now); those that a continuation may change are left out."""
-    one, other = given(before), given(now)
+    # Off is what holds where nothing is given, and what a parent had on is turned off before this is asked.
+    one, other = ({name: value for name, value in given(each).items() if value is not False} for each in (before, now))
     names = [name for name in TrainConfig.model_fields if name not in FREE_TO_DIFFER]
     return [(name, one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)]
 
@@ -415,6 +416,11 @@ def code_of(options: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(file for file in files if Path(file).is_file()))
 
 
+def _number(value: float) -> str:
+    """As short as it reads back the same."""
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+
+
 def to_command(config: TrainConfig, program: str = "kresume train") -> str:
     """The shell command that gives these options."""
     words = []
@@ -424,7 +430,7 @@ def to_command(config: TrainConfig, program: str = "kresume train") -> str:
             words += [flag] if value else [f"--no-{flag[2:]}"] if name in INHERITED else []
         else:
             for item in value if isinstance(value, (list, tuple)) else [value]:
-                words += [flag, shlex.quote(f"{item:g}" if isinstance(item, float) else str(item))]
+                words += [flag, shlex.quote(_number(item) if isinstance(item, float) else str(item))]
     return " ".join([program, *words])
 
 

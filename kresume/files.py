@@ -15,6 +15,7 @@ import datetime
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -190,9 +191,19 @@ def remove_leftovers(directory: Path, but: str = "") -> None:
             _remove(leftover)
 
 
-def remove_abandoned(directory: Path) -> None:
-    """Removes those that are older than a day: where nobody holds a lock, a process may be at work on a younger one."""
-    for leftover in directory.glob(f"{TEMPORARY_PREFIX}*"):
+def remove_abandoned(directory: Path, name: str | None = None) -> None:
+    """Removes those that are older than a day: where nobody holds a lock, a process may be at work on a younger one.
+
+    Args:
+        directory: where they are.
+        name: of what they were to become, in a folder that holds other people's files; None in a folder of ours.
+    """
+    pattern = re.compile(
+        f"{re.escape(TEMPORARY_PREFIX + name)}-[0-9a-f]{{8}}" if name else f"{re.escape(TEMPORARY_PREFIX)}.*"
+    )
+    for leftover in directory.iterdir() if directory.is_dir() else ():
+        if not pattern.fullmatch(leftover.name):
+            continue
         with contextlib.suppress(OSError):  # another process was faster, or it is not ours to touch
             if time.time() - leftover.stat().st_mtime > ABANDONED_SECONDS:
                 _remove(leftover)

@@ -212,6 +212,27 @@ def test_a_run_goes_on_from_another_folder(workplace, monkeypatch, capfd):
     assert "cannot be looked at" not in capfd.readouterr().err
 
 
+def test_what_lies_beside_a_run_is_nobodys_but_the_users(workplace):
+    """A killed process's half-made run goes after a day; whatever else begins with a dot and `tmp` stays."""
+    day = time.time() - 3 * 24 * 3600
+    for name in (".tmp-mine", ".tmp-run-of-mine", ".tmp-run-0123abcd", ".tmp-running-0123abcd"):
+        (workplace / name).mkdir()
+        os.utime(workplace / name, (day, day))
+    run_training(data=["old"], out="run", **TINY)
+    assert sorted(path.name for path in workplace.glob(".tmp-*")) == [
+        ".tmp-mine", ".tmp-run-of-mine", ".tmp-running-0123abcd",
+    ]  # fmt: skip
+
+
+def test_off_is_what_holds_where_nothing_is_given(workplace):
+    """A run begun before `False` was noted is continued by the command that says it, and the reverse."""
+    first = Path(run_training(data=["old"], out="run", strict_images=False, **TINY).run)
+    make_interrupted(first, "none")
+    assert run_training(data=["old"], out="run", **TINY).status == "accepted"
+    make_interrupted(first, "none")
+    assert run_training(data=["old"], out="run", strict_images=False, partial=False, **TINY).status == "accepted"
+
+
 def test_a_torn_line_hides_no_event(parent, tmp_path):
     """A crash while one was appended, and a name with what Python takes for the end of a line."""
     path = tmp_path / "run"

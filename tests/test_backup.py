@@ -232,6 +232,26 @@ def test_a_stop_that_falls_on_a_cut_epoch_is_honoured(tmp_path):
     assert int(model.optimizer.iterations) == STEPS
 
 
+def test_a_backup_of_an_earlier_version_says_what_begins_fresh():
+    """It holds no optimizers beside the compiled one: nothing is refused, and that is said."""
+    from kresume.training import other_optimizers
+
+    model = build()
+    assert other_optimizers.restore(model, None, []) == []
+    model.another = keras.optimizers.SGD(0.1, momentum=0.9)
+    assert "begin fresh" in other_optimizers.restore(model, None, [])[0]
+    model.layers[0].trainable = False  # as a GAN's discriminator is, while the other half trains
+    frozen = model.layers[0].variables
+    model.another.build(frozen)
+    model.another.momentums[0].assign(np.full(frozen[0].shape, 7.0, "float32"))
+    facts, arrays = other_optimizers.capture(model)
+    again = build()
+    again.another = keras.optimizers.SGD(0.1, momentum=0.9)
+    assert other_optimizers.restore(again, facts, arrays) == []
+    assert float(np.asarray(again.another.momentums[0].value).min()) == 7.0
+    assert [tuple(slot.shape) for slot in again.another.momentums] == [tuple(variable.shape) for variable in frozen]
+
+
 class StopAt(keras.callbacks.Callback):
     """Asks for the end once the optimizer has made so many steps."""
 

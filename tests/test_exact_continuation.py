@@ -192,7 +192,12 @@ def test_one_bar_at_a_time(tmp_path, pictures):
 def test_what_a_callback_remembers_keeps_its_type_and_every_digit():
     """Whole numbers beyond a float's, truth values and infinities of numpy, a weight that is a single number."""
     arrays: list = []
-    numbers = {"count": np.int64(2**53 + 1), "found": np.bool_(True), "best": np.float32(0.1), "worst": -np.inf}
+    numbers = {
+        "count": np.int64(2**53 + 1),
+        "found": np.bool_(True),
+        "best": np.float32(0.1),
+        "worst": np.float64(-np.inf),
+    }
     state = {"wait": 3, "none": None, **numbers, "weights": [np.array(1.5, np.float32), np.ones(2)]}
     packed = json.loads(json.dumps(callback_state._pack(state, arrays), allow_nan=False))
     back = callback_state._unpack(packed, arrays)

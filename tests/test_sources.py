@@ -414,6 +414,28 @@ def test_what_lies_beside_train_and_val_is_no_class(tmp_path, quiet, packed):
     assert list_images([tmp_path / "vehicles"], quiet).classes == ("car", "train")
 
 
+def test_a_stray_picture_in_train_makes_no_classes_of_the_splits(tmp_path, quiet):
+    """Where everything is train, val or test with folders inside, those are the sides, whatever else lies in them."""
+    for side in ("train", "val"):
+        write_pictures(tmp_path / "data" / side, 2, 5, ("a", "b"))
+    shutil.copy(next((tmp_path / "data" / "val" / "a").iterdir()), tmp_path / "data" / "train" / "preview.png")
+    listing = list_images([tmp_path / "data"], quiet)
+    assert listing.classes == ("a", "b")
+    assert any("pictures in train/ itself were left out" in note for note in listing.notes)
+
+
+def test_the_spelling_of_the_model_holds(tmp_path, quiet):
+    """A run made before labels were composed, stripped and rounded knows its classes as they were written."""
+    import unicodedata
+
+    composed = "z\u00e8"
+    write_pictures(tmp_path, 2, 0, (composed, "3", "b"))
+    listing = list_images([tmp_path], quiet)
+    old = (unicodedata.normalize("NFD", composed), "3.0", " b ")
+    assert {found.label for found in merging.name_numbers(listing, old)} == set(old)
+    assert merging.name_numbers(listing, ("3", "b", composed)) == listing.files
+
+
 def test_labels_that_look_alike_are_one(tmp_path, quiet):
     """Decomposed by a Mac, with blanks from a spreadsheet, as fractions from a table with gaps."""
     import unicodedata

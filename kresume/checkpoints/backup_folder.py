@@ -85,7 +85,8 @@ def _noted(metadata: Path) -> dict[str, int]:
         if metadata.stat().st_size > LARGEST_JSON:
             raise ValueError(f"{metadata.stat().st_size:,} bytes")
         value: Any = json.loads(metadata.read_text(encoding="utf-8"))
-        return {"epoch": int(value["epoch"]), "batch": int(value.get("batch") or 0)}
+        batch = int(value.get("batch") or 0)  # the index of the last one, counted from 0; 0 after an epoch
+        return {"epoch": int(value["epoch"]), "batch": batch + 1 if batch else 0}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{metadata} does not say where the training stood ({type(error).__name__}: {error}): it is torn or damaged"

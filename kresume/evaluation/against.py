@@ -20,8 +20,7 @@ import numpy as np
 from kresume.checkpoints.read import recognise
 from kresume.errors import UsageError
 from kresume.evaluation.loaded import Subject, load
-from kresume.evaluation.score import to_probabilities
-from kresume.evaluation.served import Prediction, predict_saved_model, score_kind
+from kresume.evaluation.served import Prediction, predict_saved_model
 from kresume.evaluation.signatures import Signature, find_saved_model, labels_of, read_signatures
 from kresume.images import conventions
 from kresume.images.cache import Cache
@@ -149,8 +148,6 @@ def _served(folder: Path, subject: Subject, manifest: Manifest, reporter: Report
         path = manifest.found(np.array([row]))[0].name
         notes.append(f"{len(prediction.failed):,} images that it could not read count as wrong ({path}: {reason})")
     scores = prediction.scores
-    if scores is not None and score_kind(np.delete(scores, list(prediction.failed), axis=0)) == "logits":
-        scores = to_probabilities(scores, "logits")
     alone = scores is None
     count = len(manifest.classes)
     probabilities = np.zeros((len(rows), count + 1))

@@ -164,8 +164,8 @@ def evaluate(
     shown = tuple(str(source) for source in sources)
     loaded = None
     if folder is None:
-        # What was said of a SavedModel that does not say it is not meant for one that does.
-        mine = None if other is not None and pixels is not None and served_folder(other) and _says(path) else pixels
+        # What was said for one of two that does not say it itself is not meant for the other, which does.
+        mine = None if other is not None and pixels is not None and _says(path) else pixels
         loaded = load(replace(given, pixels=mine), fallback_classes=listing.classes)
     if loaded is not None:
         names, spec = loaded.card.classes, loaded.spec

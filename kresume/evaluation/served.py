@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from kresume.evaluation.apart import Answer, run_apart
+from kresume.evaluation.score import to_probabilities
 from kresume.evaluation.signatures import Signature
 
 BATCH = 32
@@ -53,6 +54,8 @@ def predict_saved_model(
     classes: Sequence[str],
     inputs: Mapping[str, Any],
     extra: Mapping[str, Any] | None = None,
+    *,
+    shares: bool = True,
 ) -> Prediction:
     """Runs images through a signature.
 
@@ -63,6 +66,7 @@ def predict_saved_model(
         classes: the classes to answer in.
         inputs: `{"files": [...]}` or `{"array": "x.npy"}`, as the signature's input wants it.
         extra: further fields of the request.
+        shares: give scores as shares that add up to 1 where the model gives logits.
 
     Raises:
         CheckpointError: it does not load or run by TensorFlow alone.
@@ -77,13 +81,19 @@ def predict_saved_model(
     }
     answer = run_apart("saved_model", request)
     count = len(inputs["files"]) if "files" in inputs else len(np.load(inputs["array"], mmap_mode="r"))
-    return interpret(answer, signature, tuple(labels or classes), tuple(classes), count)
+    return interpret(answer, signature, tuple(labels or classes), tuple(classes), count, shares=shares)
 
 
 def interpret(
-    answer: Answer, signature: Signature, labels: tuple[str, ...], classes: tuple[str, ...], count: int
+    answer: Answer,
+    signature: Signature,
+    labels: tuple[str, ...],
+    classes: tuple[str, ...],
+    count: int,
+    *,
+    shares: bool = True,
 ) -> Prediction:
-    """Reads scores, labels or indices, whichever a signature gives, in the order of `classes`."""
+    """Reads scores, labels or indices, whichever a signature gives, in the order of `classes`; logits as shares if asked to."""
     place = {name: index for index, name in enumerate(classes)}
     to_ours = np.array([place.get(name, -1) for name in labels])
     indices = np.full(count, -1)
@@ -94,6 +104,9 @@ def interpret(
     named = signature.output("labels")
     if row_of is not None and len(rows):
         given = np.asarray(answer.outputs[row_of.name], np.float64)
+        kind = score_kind(given)
+        if shares and kind == "logits":
+            given = to_probabilities(given, "logits")
         # Classes that only it knows keep a column of their own: an image given to one of them is not right.
         known = to_ours >= 0
         scores = np.zeros((count, len(classes)))

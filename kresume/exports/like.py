@@ -91,12 +91,19 @@ def examine(path: Path, samples: Samples, pixels: str | None = None) -> Old:
     truth = np.where(samples.labels >= 0, samples.labels, samples.reference.argmax(axis=-1))
     found = read_signatures(folder, len(samples.classes))
     first = next(iter(found.values()))
-    numbers = next((signature for signature in found.values() if signature.input.kind == "values"), None)
+    numbers = next((each for each in found.values() if each.input.kind == "values" and _answers_classes(each)), None)
+    unsaid = any(each.input.kind == "values" for each in found.values()) and numbers is None
+    if unsaid and pixels is None:
+        raise ExportError(
+            f"{REFUSAL} {folder}: a signature of it takes numbers and gives no classes, so nothing tells which numbers: say "
+            f"with --like-pixels what its clients send, {', '.join(conventions.NAMES)}"
+        )
     asked = first if numbers is None else numbers
     if numbers is not None and (problem := _size_problem(numbers, samples.pictures.shape[1:3])):
         raise ExportError(f"{REFUSAL} {folder}: its signature {numbers.name} {problem}")
     ways = _ways(asked, pixels)
-    answers = _answers(folder, asked, order, samples, ways)
+    answers, read = _answers(folder, asked, order, samples, ways)
+    truth = truth[read]
     logits = _are_logits(answers, folder)
     probe = probe_feedings(
         lambda scores: scores, {way: partial(_as_is, scores) for way, scores in answers.items()}, truth,
@@ -110,6 +117,15 @@ def examine(path: Path, samples: Samples, pixels: str | None = None) -> Old:
             f"is its order, write it to {folder / 'assets' / LABELS}, one name a line"
         )
     best = probe.winner or probe.best
+    for other in found.values():
+        if other is not asked and other.output("scores") is not None:
+            rows, _ = _answers(
+                folder, other, order, samples, (best,) if other.input.kind == "values" else (other.input.kind,)
+            )
+            if _are_logits(rows, folder) != logits:
+                raise ExportError(
+                    f"{REFUSAL} {folder}: {asked.name} and {other.name} do not give the same kind of scores, logits and shares"
+                )
     if not probe.above_chance and (named is None or (numbers is not None and pixels is None)):
         raise ExportError(
             f"{REFUSAL} {folder}: its answers to {len(truth):,} {samples.origin} are no better than guessing "
@@ -131,7 +147,11 @@ def examine(path: Path, samples: Samples, pixels: str | None = None) -> Old:
         said.append(f"its clients send pixels {best} ({'--like-pixels' if pixels else _shown(probe, True)})")
     if logits:
         said.append("its scores are logits, and so are the new ones: softmax makes shares of them")
-    return Old("; ".join(said), best if numbers is not None else None, logits)
+    return Old("; ".join(said), best if numbers is not None else pixels if unsaid else None, logits)
+
+
+def _answers_classes(signature: Signature) -> bool:
+    return signature.output("scores", "labels", "class_index", "class_indices") is not None
 
 
 def _ways(signature: Signature, pixels: str | None) -> tuple[str, ...]:
@@ -146,8 +166,12 @@ def _as_is(scores: np.ndarray) -> np.ndarray:
 
 def _answers(
     folder: Path, signature: Signature, order: Sequence[str], samples: Samples, ways: Sequence[str]
-) -> dict[str, np.ndarray]:
-    """Rows of scores by way of feeding it, in the order of our classes; where it gives labels alone, 1 for the chosen one."""
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Rows of scores by way of feeding it, in the order of our classes; where it gives labels alone, 1 for the chosen one.
+
+    Returns:
+        `(scores by way, which samples it could read)`: the rows are of those alone.
+    """
     if signature.input.kind == "values":
         fed = [np.asarray(conventions.to_model_function(way)(samples.pictures), np.float32) for way in ways]
         place = samples.folder / "like.npy"
@@ -155,12 +179,16 @@ def _answers(
         inputs: dict[str, Any] = {"array": str(place)}
     else:
         inputs = samples.inputs(signature.input.kind)
-    prediction = predict_saved_model(folder, signature, order, samples.classes, inputs)
+    prediction = predict_saved_model(folder, signature, order, samples.classes, inputs, shares=False)
     scores = prediction.scores
     if scores is None:
-        scores = np.eye(len(samples.classes) + 1)[prediction.indices][:, :-1]
+        chosen = np.where(prediction.indices < 0, 0, prediction.indices)  # none of ours: as wrong as another
+        scores = np.eye(len(samples.classes))[chosen]
     count = len(scores) // len(ways)
-    return {way: scores[place * count : (place + 1) * count] for place, way in enumerate(ways)}
+    read = np.array(sorted(set(range(count)) - {row % count for row in prediction.failed}), np.int64)
+    if not len(read):
+        raise ExportError(f"{REFUSAL} {folder}: it could read none of {count:,} {samples.origin}")
+    return {way: scores[place * count : (place + 1) * count][read] for place, way in enumerate(ways)}, read
 
 
 def _are_logits(answers: Mapping[str, np.ndarray], folder: Path) -> bool:

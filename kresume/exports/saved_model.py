@@ -6,7 +6,6 @@ training function is in the file: a plain `tf.Module` owns the variables that th
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import numpy as np
 
 from kresume.errors import ExportError
 from kresume.evaluation.loaded import Loaded
-from kresume.evaluation.score import to_probabilities
 from kresume.evaluation.served import Prediction, predict_saved_model
 from kresume.evaluation.signatures import DEFAULT, LABELS, Input, Output, Signature, read_raw, read_signatures
 from kresume.exports import like, warmup
@@ -174,6 +172,4 @@ def predict(directory: Path, facts: dict[str, Any], samples: Samples) -> Predict
     )
     if prediction.facts["warmed"] != facts["warmup"]:
         raise ExportError(f"{folder}: {prediction.facts['warmed']} of {facts['warmup']} warm-up records were read back")
-    if facts["logits"] and prediction.scores is not None:
-        return replace(prediction, scores=to_probabilities(prediction.scores, "logits"))
     return prediction

@@ -177,13 +177,14 @@ def hashes_in(
     Returns:
         `(hashes, the lines that name no image here)`.
     """
-    hashes = {line for line in drop if _is_hash(line)}
+    asked = frozenset(drop)
+    hashes = {line for line in asked if _is_hash(line)}
     there: set[str] = set()
     named: set[str] = set()
 
     def look(path: str, name: str, sha256: str) -> None:
         there.add(sha256)
-        if found := {path, name} & set(drop):
+        if found := {each for each in (path, name) if each in asked}:
             named.update(found)
             hashes.add(sha256)
 

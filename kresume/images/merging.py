@@ -23,7 +23,7 @@ from kresume.images import places
 from kresume.images.manifest import PLACE, TRAIN, VAL, Manifest, ordered, schema
 from kresume.images.prepare import Image, Prepared
 from kresume.images.sides import Leak, decide_sides
-from kresume.images.sources.found import Found, Listing, key_of
+from kresume.images.sources.found import Found, Listing, canonical, key_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -429,13 +429,21 @@ def _describe(
 
 
 def name_numbers(listing: Listing, classes: Sequence[str]) -> tuple[Found, ...]:
-    """The listed pictures; labels that are numbers of outputs get the classes' names.
+    """The listed pictures; labels that are numbers of outputs, or that look like a class's name, get the classes' names.
 
     Args:
         listing: of one role; `numbered` where its labels are numbers (TFRecord, WebDataset).
         classes: names of the outputs in their order.
     """
-    if not listing.numbered or set(listing.classes) <= set(classes):
+    unknown = set(listing.classes) - set(classes)
+    if not unknown:
         return listing.files
-    names = {str(index): name for index, name in enumerate(classes)}
-    return tuple(replace(found, label=names.get(found.label, found.label)) for found in listing.files)
+    names = {str(index): name for index, name in enumerate(classes)} if listing.numbered else {}
+    names |= {
+        canonical(name): name for name in classes if canonical(name) not in classes
+    }  # a model's own spelling holds
+    labels = {label: names.get(label, names.get(canonical(label), label)) for label in unknown}
+    return tuple(
+        replace(found, label=labels[found.label]) if labels.get(found.label, found.label) != found.label else found
+        for found in listing.files
+    )

@@ -295,8 +295,8 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         averages = batch > 0 and self._stream is not None
         assign_state(model, groups, metrics=averages)
         callback_state.apply(self._others(), records["callbacks"], groups.get("callbacks", []))
-        other_optimizers.restore(model, records.get("other_optimizers", []), groups.get("other_optimizers", []))
         told = self._keep_asked_rate(records.get("compiled_rate"))
+        told += other_optimizers.restore(model, records.get("other_optimizers"), groups.get("other_optimizers", []))
         if batch:
             rate = self._rate()
 

@@ -127,7 +127,7 @@ def _pack(value: Any, arrays: list[np.ndarray]) -> Any:
         return value
     if isinstance(value, float):
         # JSON has no infinities, and EarlyStopping's first best may be one; repr of a float is exact.
-        return value if math.isfinite(value) else {"number": repr(value)}
+        return value if math.isfinite(value) else {"number": repr(float(value))}
     arrays.append(np.array(value, copy=True))
     # A number of numpy's or of a backend's comes back as numpy's: of its type, and with a shape, as weights need it.
     return {"array" if isinstance(value, np.ndarray) or arrays[-1].shape else "scalar": len(arrays) - 1}

@@ -83,12 +83,12 @@ def list_sources(config: TrainConfig, reporter: Reporter, *, keeps: bool = True)
 
 
 def _list(config: TrainConfig, reporter: Reporter, *, keeps: bool = True) -> Sources:
-    features, memory = parse_features(config.feature), listings_of(config.cache) if keeps else None
+    features, memory = parse_features(config.feature), listings_of(config.cache)
 
     def listing(paths: Sequence[str] | None) -> Listing | None:
         if config.watch:
             paths = without_empty(paths)
-        return list_images(paths, reporter, features, memory) if paths else None
+        return list_images(paths, reporter, features, memory, keeps=keeps) if paths else None
 
     return Sources(listing(config.data), listing(config.add), listing(config.val))
 

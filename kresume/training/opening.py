@@ -64,9 +64,10 @@ def open_out(config: TrainConfig) -> Opening:
 def _open(config: TrainConfig) -> Opening:
     if config.out is not None:
         return _open_given(config, Path(config.out))
-    # --overwrite without --out asks for a new run all the same
-    for run in () if config.overwrite else runs.unfinished(runs.list_runs(RUNS)):
+    for run in runs.unfinished(runs.list_runs(RUNS)):
         before = TrainConfig(**run.record["given"])
+        if config.overwrite and not before.overwrite:
+            continue  # it asks for a new run, once
         if not options.same_config(before.model_copy(update={"out": None}), config):
             return _continue(run, config)
     return Opening(runs.next_path(RUNS, _name(config)), None, _inherited(config), config)

@@ -23,10 +23,10 @@ def capture(model: keras.Model) -> tuple[list[Any], list[np.ndarray]]:
     """Reads every optimizer but the compiled one.
 
     Returns:
-        `(facts, arrays)`: for each optimizer in its order the numbers of its variables among the model's trainable ones, or
-        None where it has made no step; and the arrays of all of them.
+        `(facts, arrays)`: for each optimizer in its order the numbers of its variables among the model's, None for one that is
+        not the model's, and how many arrays it has; None where it has made no step. And the arrays of all of them.
     """
-    places = {id(variable): place for place, variable in enumerate(model.trainable_variables)}
+    places = {id(variable): place for place, variable in enumerate(model.variables)}
     facts: list[Any] = []
     arrays: list[np.ndarray] = []
     for optimizer in _others(model):
@@ -34,37 +34,53 @@ def capture(model: keras.Model) -> tuple[list[Any], list[np.ndarray]]:
             facts.append(None)
             continue
         trained = devices.inner(optimizer)._trainable_variables
-        facts.append([places[id(variable)] for variable in trained if id(variable) in places])
-        arrays += [np.array(variable.value, copy=True) for variable in optimizer.variables]
+        mine = [np.array(variable.value, copy=True) for variable in optimizer.variables]
+        facts.append({"trained": [places.get(id(variable)) for variable in trained], "arrays": len(mine)})
+        arrays += mine
     return facts, arrays
 
 
-def restore(model: keras.Model, facts: Sequence[Any], arrays: Sequence[np.ndarray]) -> None:
+def restore(model: keras.Model, facts: Sequence[Any] | None, arrays: Sequence[np.ndarray]) -> list[str]:
     """Assigns what `capture` read, building each optimizer on the variables that it trained.
 
+    Args:
+        model: built.
+        facts: as `capture` gave them; None for a backup of an earlier version, which holds none.
+        arrays: likewise.
+
+    Returns:
+        What a person should know.
+
     Raises:
-        CheckpointError: the model holds other optimizers now.
+        CheckpointError: the model holds other optimizers now, or one that cannot be built before its first step.
     """
     optimizers, left = list(_others(model)), list(arrays)
+    if facts is None:
+        return ["optimizers beside the compiled one are not in this backup and begin fresh"] if optimizers else []
     if len(facts) != len(optimizers):
         raise CheckpointError(
             f"the backup holds {len(facts)} optimizers beside the compiled one, this model has {len(optimizers)}: the code of "
             "the model changed since; restore that code, or give another folder to begin again"
         )
-    trainable = model.trainable_variables
-    for optimizer, trained in zip(optimizers, facts, strict=True):
-        if trained is None:
+    variables = model.variables
+    for optimizer, fact in zip(optimizers, facts, strict=True):
+        if fact is None:
             continue
+        mine, left = left[: fact["arrays"]], left[fact["arrays"] :]
+        if not optimizer.built and None in fact["trained"]:
+            raise CheckpointError(
+                f"{optimizer.name} trains variables that are not the model's: call its build(variables) before fit, so "
+                "that its state can be restored"
+            )
         if not optimizer.built:
-            optimizer.build([trainable[place] for place in trained])
-        variables = optimizer.variables
-        mine, left = left[: len(variables)], left[len(variables) :]
-        if [tuple(variable.shape) for variable in variables] != [array.shape for array in mine]:
+            optimizer.build([variables[place] for place in fact["trained"]])
+        if [tuple(variable.shape) for variable in optimizer.variables] != [array.shape for array in mine]:
             raise CheckpointError(
                 f"the variables of {optimizer.name} are not those of the backup: the code of the model changed since; restore "
                 "that code, or give another folder to begin again"
             )
-        devices.assign(variables, mine)
+        devices.assign(optimizer.variables, mine)
+    return []
 
 
 def _others(model: keras.Model) -> Iterator[Any]:

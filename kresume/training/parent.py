@@ -64,8 +64,7 @@ class Parent:
                 f"the newest pair in {source} was passed over, the one before it is used: {records['passed_over']}"
             )
         if self.run is None and self.interrupted:
-            # Keras notes the index of the last batch, counted from 0.
-            inside = f", {records['batch'] + 1:,} batches into the next" if records.get("batch") else ""
+            inside = f", {records['batch']:,} batches into the next" if records.get("batch") else ""
             said.append(
                 f"{source} is a training that was interrupted after {records['epoch']:,} epochs{inside}; how many it "
                 "had left is not recorded there: --epochs says how many more"

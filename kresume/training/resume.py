@@ -216,7 +216,7 @@ def _create(opening: Opening, draft: Draft, model: Any) -> runs.Run:
             runs.move_aside(opening.path)
         elif opening.path.exists():
             opening.path.rmdir()  # it is empty, or opening would have refused it
-        files.remove_abandoned(opening.path.parent)
+        files.remove_abandoned(opening.path.parent, opening.path.name)
         with files.new_directory(opening.path) as temporary:
             files.write_json(temporary / runs.RECORD, record)
             draft.gathered.manifest.write(temporary / "images.parquet")

@@ -248,7 +248,9 @@ class Watch:
 
     def _name_vanished(self, manifest: Manifest, recorded: set[str], listed: set[str]) -> None:
         """Names recorded files of the sources that are gone. Their pictures go on as long as they can be read."""
-        given = {*(self._config.data or ()), *(self._config.add or ()), *(self._config.val or ())} - self._unlisted
+        # A continuation has them from the root, the process before may have noted them as they were given.
+        asked = {*(self._config.data or ()), *(self._config.add or ()), *(self._config.val or ())} - self._unlisted
+        given = {places.absolute(path) for path in asked}
         missing = recorded - listed
         if not missing:
             return
@@ -256,7 +258,7 @@ class Watch:
         gone = [
             path
             for path, offset, length, source in zip(*columns.values(), strict=True)
-            if source in given and key_of(path, offset, length) in missing and not places.exists(path)
+            if places.absolute(source) in given and key_of(path, offset, length) in missing and not places.exists(path)
         ]
         fresh = [path for path in dict.fromkeys(gone) if f"gone:{path}" not in self._told]
         self._told |= {f"gone:{path}" for path in fresh}

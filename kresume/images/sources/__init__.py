@@ -9,7 +9,6 @@ One room per kind of source, and one entry in `KINDS`.
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 from kresume.errors import ImagesError
 from kresume.images import places
 from kresume.images.sources import archives, folders, lists, records, shards, tables
-from kresume.images.sources.found import Advance, Facts, Found, Known, Listing, Quarantined, Source
+from kresume.images.sources.found import Advance, Facts, Found, Known, Listing, Quarantined, Source, canonical
 from kresume.progress import Reporter
 
 __all__ = ["KINDS", "Facts", "Found", "Known", "Listing", "Quarantined", "Source", "list_images"]
@@ -41,6 +40,8 @@ def list_images(
     reporter: Reporter,
     features: Mapping[str, str] | None = None,
     memory: Path | None = None,
+    *,
+    keeps: bool = True,
 ) -> Listing:
     """Lists sources of images.
 
@@ -49,6 +50,7 @@ def list_images(
         reporter: shows progress.
         features: names of TFRecord features by role, where they are not the usual ones.
         memory: a folder that keeps listings of files which have to be read whole for one.
+        keeps: False looks into it and puts nothing there.
 
     Raises:
         ImagesError: a path is missing, empty, or not laid out as expected.
@@ -61,7 +63,7 @@ def list_images(
     numbered = True
     with reporter.progress("listing", None, "files") as advance:
         for given in paths:
-            source = Source(places.absolute(str(given)), str(given), features or {}, memory)
+            source = Source(places.absolute(str(given)), str(given), features or {}, memory, keeps)
             listing = _kind_of(source)(source, advance)
             listing = _composed(listing)
             named = [found for found in listing.files if _is_text(found.name) and _is_text(found.label)]
@@ -81,16 +83,15 @@ def list_images(
 
 
 def _composed(listing: Listing) -> Listing:
-    """The same with labels in Unicode's composed form: a Mac's archive decomposes them, and the two look alike."""
-    if all(label.isascii() for label in listing.classes):
+    """The same with labels in their canonical form."""
+    labels = {label: canonical(label) for label in {*listing.classes, *(found.label for found in listing.files)}}
+    if all(label == name for label, name in labels.items()):
         return listing
-    labels = {label: unicodedata.normalize("NFC", label) for label in {found.label for found in listing.files}}
     files = tuple(
         found if labels[found.label] == found.label else replace(found, label=labels[found.label])
         for found in listing.files
     )
-    classes = {unicodedata.normalize("NFC", label) for label in listing.classes}
-    return replace(listing, files=files, classes=tuple(sorted(classes)))
+    return replace(listing, files=files, classes=tuple(sorted({labels[name] for name in listing.classes})))
 
 
 def _is_text(name: str) -> bool:

@@ -153,12 +153,16 @@ def _are_splits(folders: Sequence[Entry]) -> bool:
     What lies beside a `train/` of class folders and one of the other names is no class, whatever it holds: a `test/` of
     pictures without labels, annotations.
     """
-    named = {SPLITS[folder.name.lower()]: folder for folder in folders if folder.name.lower() in SPLITS}
-    if "train" not in named:
-        return len(named) == len(folders) and all(_entries(folder.path)[0] for folder in folders)
-    classes, files = _entries(named["train"].path)
-    holds_classes = bool(classes) and not any(_is_picture(entry) for entry in files)
-    return holds_classes and (len(named) > 1 or len(folders) == 1)
+    known = [folder for folder in folders if folder.name.lower() in SPLITS]
+    if len(known) == len(folders) and all(_entries(folder.path)[0] for folder in folders):
+        return True
+    training = [_entries(folder.path) for folder in known if SPLITS[folder.name.lower()] == "train"]
+    others = len(known) > len(training)
+    return (
+        bool(training)
+        and others
+        and all(classes and not any(_is_picture(entry) for entry in files) for classes, files in training)
+    )
 
 
 def _one_level_too_high(folders: Sequence[Entry], given: str) -> list[str]:

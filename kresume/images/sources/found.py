@@ -6,6 +6,7 @@ has random access through one reader.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +57,19 @@ class Found:
     def name(self) -> str:
         """What a person calls it."""
         return f"{self.path}/{self.member}" if self.member else self.path
+
+
+def canonical(label: str) -> str:
+    """A label as it is listed: what looks alike is alike.
+
+    In Unicode's composed form (a Mac's archive decomposes it), without blanks around it, and without the fraction that a gap in
+    its column gives a whole number.
+    """
+    composed = label if label.isascii() else unicodedata.normalize("NFC", label)
+    composed = composed.strip()
+    return (
+        composed.removesuffix(".0") if composed.endswith(".0") and composed[:-2].lstrip("-").isdecimal() else composed
+    )
 
 
 def key_of(path: str, offset: int, length: int) -> str:
@@ -127,9 +141,11 @@ class Source:
         given: as it was typed.
         features: names of TFRecord features that differ from the usual, by role (`encoded`, `label`, `text`).
         memory: a folder for listings that take reading a whole file; None remembers nothing.
+        keeps: False looks into the memory and puts nothing there.
     """
 
     path: str
     given: str
     features: Mapping[str, str] = field(default_factory=dict)
     memory: Path | None = None
+    keeps: bool = True

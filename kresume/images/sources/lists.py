@@ -14,7 +14,7 @@ from typing import Any
 from kresume.errors import ImagesError
 from kresume.images import places
 from kresume.images.sources.folders import SPLITS
-from kresume.images.sources.found import Advance, Found, Listing, Quarantined, Source
+from kresume.images.sources.found import Advance, Found, Listing, Quarantined, Source, canonical
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
@@ -72,10 +72,7 @@ def list_source(source: Source, advance: Advance) -> Listing:
 
 
 def _label(value: Any) -> str:
-    """A label as text: without blanks around it, and a whole number without the fraction that a gap in its column gave it."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return "" if value is None else str(value).strip()
+    return "" if value is None else canonical(str(value))
 
 
 def _likely(row: Mapping[Any, Any]) -> str:

@@ -65,7 +65,7 @@ def list_source(source: Source, advance: Advance) -> Listing:
     examples, damaged = recalled or _read_examples(source, names, coding, advance)
     if recalled is not None:
         advance(len(examples))
-    elif kept is not None:
+    elif kept is not None and source.keeps:
         with contextlib.suppress(OSError):  # it spares the next reading, no more
             files.write_text(kept, json.dumps([examples, damaged]))
     if not examples:
