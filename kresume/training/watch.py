@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -113,7 +114,8 @@ class Watch:
         self._cache = cache
         self._generation = generation
         self._reporter = reporter
-        self._drop = corrections.read_drop(config.drop)
+        # What it named when the run began is in `dropped`; a continuation may be started where the file is not.
+        self._drop = corrections.read_drop(config.drop if config.drop and Path(config.drop).is_file() else None)
         self._dropped = set(dropped)
         self._seen: dict[str, Version] = {}
         self._judged: dict[str, Version] = {}
