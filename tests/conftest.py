@@ -45,7 +45,10 @@ def write_pictures(folder: Path, count: int, first_seed: int, classes: tuple[str
 
 
 def _seed(name: str) -> None:
-    """Layers that are given no seed draw theirs from Python's `random`; KRESUME_TEST_SEED asks for other draws."""
+    """Layers that are given no seed draw theirs from Python's `random`; KRESUME_TEST_SEED asks for other draws.
+
+    pytest-randomly shuffles the tests and is told to leave the seed to us: it would take another in every session.
+    """
     random.seed(f"{os.environ.get('KRESUME_TEST_SEED', '')} {name}")
 
 
