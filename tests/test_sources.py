@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from kresume.errors import ImagesError, UsageError
+from kresume.evaluation.evaluate import evaluate
+from kresume.exports.export import export
 from kresume.images import merging, places
 from kresume.images.cache import Cache
 from kresume.images.decode import DecodeSpec
@@ -261,6 +263,18 @@ def test_features_of_another_name_can_be_named(tmp_path, quiet):
     assert len(list_images([tmp_path / "r.tfrecord"], quiet, parse_features(("encoded=picture",))).files) == 3
     with pytest.raises(UsageError, match="encoded=NAME, label=NAME or text=NAME"):
         parse_features(("picture",))
+
+
+def test_features_of_another_name_are_scored_and_compared_on(tmp_path):
+    """What trained with `--feature` is evaluated and exported with it."""
+    write_pictures(tmp_path / "pictures", 4, 0)
+    write_records(tmp_path / "r.tfrecord", files_of(tmp_path / "pictures"), encoded="picture")
+    given = {"data": [str(tmp_path / "r.tfrecord")], "feature": ("encoded=picture",)}
+    path = run_training(out=str(tmp_path / "run"), **given, **TINY).run
+    assert evaluate(path, **given).scores["all"]["images"] == 12
+    with pytest.raises(ImagesError, match="--feature encoded=NAME"):
+        evaluate(path, data=given["data"])
+    assert export(path, tmp_path / "out", format="weights-h5", **given).parity.images == 12
 
 
 def test_an_unchanged_record_file_is_read_once(tmp_path, quiet, monkeypatch):

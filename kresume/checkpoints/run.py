@@ -124,6 +124,5 @@ def _snapshot(run: runs.Run, which: str) -> TrainState:
 
 def _best_so_far(run: runs.Run) -> int | None:
     """The step of the best epoch of an unfinished run: its newest snapshot knows it."""
-    state, _ = snapshot.newest_snapshot(run.snapshots)
-    best = state.records.get("best")
-    return int(best["step"]) if best else None
+    pins = snapshot.pins(run.snapshots)
+    return pins[max(pins)] if pins else None

@@ -209,17 +209,14 @@ def named_optimizer(state: TrainState, own: Any = None, asked: str | None = None
     stored = state.optimizer
     if stored is None:
         return None
-    name = class_name(asked) if asked else None
-    if stored.class_name is not None:
-        if name not in {None, stored.class_name}:
-            raise UsageError(
-                f"--optimizer {asked}: the optimizer in {state.source} is {stored.class_name}; leave the option out"
-            )
-        return stored
-    compiled = describe(own) if own is not None else None
-    if compiled is not None and name in {None, compiled.class_name}:
-        return replace(stored, class_name=compiled.class_name, config=compiled.config)
-    return replace(stored, class_name=name) if name is not None else None
+    if stored.class_name is None:
+        compiled = describe(own) if own is not None else None
+        return replace(stored, class_name=compiled.class_name, config=compiled.config) if compiled is not None else None
+    if asked and class_name(asked) != stored.class_name:
+        raise UsageError(
+            f"--optimizer {asked}: the optimizer in {state.source} is {stored.class_name}; leave the option out"
+        )
+    return stored
 
 
 def build_optimizer(model: Any, state: TrainState, saved: SavedOptimizer) -> Any:

@@ -104,8 +104,7 @@ def interpret(
     named = signature.output("labels")
     if row_of is not None and len(rows):
         given = np.asarray(answer.outputs[row_of.name], np.float64)
-        kind = score_kind(given)
-        if shares and kind == "logits":
+        if shares and score_kind(given) == "logits":
             given = to_probabilities(given, "logits")
         # Classes that only it knows keep a column of their own: an image given to one of them is not right.
         known = to_ours >= 0

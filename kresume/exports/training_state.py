@@ -21,6 +21,7 @@ import numpy as np
 
 from kresume.checkpoints.beside import ARCHITECTURE, OPTIMIZER
 from kresume.checkpoints.keras_file import CARD
+from kresume.checkpoints.state import SavedOptimizer
 from kresume.errors import ExportError
 from kresume.evaluation.apart import Answer, run_apart
 from kresume.evaluation.loaded import Loaded, build_optimizer, named_optimizer
@@ -53,11 +54,13 @@ def revive(loaded: Loaded, job: Job) -> Training:
         CheckpointError: nobody knows the class of the optimizer whose state the checkpoint holds.
     """
     state, model = loaded.state, loaded.model
-    saved, assumed = named_optimizer(state, loaded.own_optimizer, job.optimizer), ""
+    saved: SavedOptimizer | None
     if state.optimizer is not None and state.optimizer.class_name is None:
         own = optimizers.describe(loaded.own_optimizer) if loaded.own_optimizer is not None else None
         asked = optimizers.class_name(job.optimizer) if job.optimizer else None
         saved, assumed = settle(state, model, asked, own)
+    else:
+        saved, assumed = named_optimizer(state, asked=job.optimizer), ""
     if saved is None:
         restore.restore(model, state, optimizer=None)
         return Training(model, _facts(loaded, model, None, "no optimizer state in the checkpoint"))

@@ -299,6 +299,11 @@ def _check_streams(sources: Sources, cache: Cache | None, keeps: bool) -> None:
         )
 
 
+def corrects(config: TrainConfig, merge: Merge) -> bool:
+    """Whether old images have other labels than before."""
+    return bool(merge.facts.relabels) or (config.on_conflict == "new" and bool(merge.facts.conflicts))
+
+
 def _check_merge(
     config: TrainConfig,
     parent: Parent | None,
@@ -313,7 +318,7 @@ def _check_merge(
             "growing the head by new classes is not in this version"
         )
     facts = merge.facts
-    changed = facts.added or facts.relabels or (config.on_conflict == "new" and facts.conflicts)
+    changed = facts.added or corrects(config, merge)
     empty = config.watch and not without_empty(config.add)  # what is watched may begin empty
     if config.add and parent is not None and parent.manifest is not None and not changed and not empty:
         problems = []

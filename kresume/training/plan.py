@@ -39,6 +39,7 @@ from kresume.training.gather import (
     Sources,
     check_outputs,
     check_sources,
+    corrects,
     decide_classes,
     gather,
     list_sources,
@@ -211,7 +212,7 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
         lr_scale=config.lr_scale,
         schedule=config.lr_schedule,
         warmup_steps=config.warmup_steps,
-        adds_images=parent is not None and (_count_new(gathered, generation) > 0 or _corrects(config, gathered)),
+        adds_images=parent is not None and (_count_new(gathered, generation) > 0 or corrects(config, gathered.merge)),
         shift=shift,
         interrupted=parent is not None and parent.interrupted,
     )
@@ -253,12 +254,6 @@ def decode_spec(config: TrainConfig, card: Card | None, model: Any, asked: tuple
 def _sample(rows: np.ndarray) -> np.ndarray:
     """Up to 256 of these rows, the same ones each time."""
     return np.sort(rows[permutation(0, 0, len(rows))[:PROBE_IMAGES]])
-
-
-def _corrects(config: TrainConfig, gathered: Gathered) -> bool:
-    """Whether old images have other labels than before."""
-    facts = gathered.merge.facts
-    return bool(facts.relabels) or (config.on_conflict == "new" and bool(facts.conflicts))
 
 
 def _count_new(gathered: Gathered, generation: int) -> int:
