@@ -16,6 +16,7 @@ from kresume.checkpoints.state import Card
 from kresume.errors import ModelError
 from kresume.images import conventions
 from kresume.images.decode import DecodeSpec, pixels, resize, webp_with_alpha
+from kresume.images.tf_data import without_autotuner
 
 OnBadImage = Literal["error", "flag"]
 
@@ -294,7 +295,6 @@ def _decodable(image_bytes: Any, channels: int) -> Any:
 
     count = tf.shape(image_bytes, out_type=tf.int64)[0]
     options = tf.data.Options()
-    options.autotune.enabled = False  # a request is over before anything could be tuned
     options.experimental_optimization.apply_default_optimizations = False
 
     def attempt(index: Any, encoded: Any) -> Any:
@@ -302,7 +302,8 @@ def _decodable(image_bytes: Any, channels: int) -> Any:
         return index, tf.shape(image)[0]  # an unused picture would not be decoded at all
 
     data = tf.data.Dataset.from_tensor_slices(image_bytes).enumerate().map(attempt, num_parallel_calls=DECODERS)
-    data = data.ignore_errors(log_warning=False).batch(tf.maximum(count, 1)).with_options(options)
+    data = data.ignore_errors(log_warning=False).batch(tf.maximum(count, 1))
+    data = without_autotuner(data).with_options(options)
     good, _ = data.reduce((tf.zeros((0,), tf.int64), tf.zeros((0,), tf.int32)), lambda _, *batch: batch[0])
     return tf.scatter_nd(good[:, None], tf.ones_like(good), count[None]) > 0
 

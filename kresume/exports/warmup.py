@@ -112,7 +112,9 @@ def read_warmup(path: Path) -> Iterator[Any]:
     """The `PredictRequest`s of a records' file."""
     import tensorflow as tf
 
-    for record in tf.data.TFRecordDataset(str(path)):
+    options = tf.data.Options()
+    options.autotune.enabled = False  # as in kresume/images/tf_data.py, which cannot be imported here
+    for record in tf.data.TFRecordDataset(str(path)).with_options(options):
         yield messages()["PredictionLog"].FromString(record.numpy()).predict_log.request
 
 

@@ -27,6 +27,7 @@ from kresume.images.prepare import Prepared, prepare
 from kresume.images.reader import PictureReader
 from kresume.images.sources import Listing, list_images
 from kresume.images.stream import Stream, dataset_of
+from kresume.images.tf_data import READERS, without_autotuner
 from kresume.progress import Reporter
 
 LABEL_MODES = ("int", "categorical", "binary", None)
@@ -315,7 +316,7 @@ def _training(stream: ImageStream, label_mode: str | None, color_mode: str) -> A
         stream,
         stream.places,
         tf.TensorSpec([2], tf.int64),
-        lambda places: places.map(load, num_parallel_calls=2, deterministic=True).prefetch(4),
+        lambda places: places.map(load, num_parallel_calls=READERS, deterministic=True).prefetch(4),
     )
 
 
@@ -332,4 +333,5 @@ def _validation(
         labels = tf.gather(tf.constant(manifest.labels, tf.int32), chosen)
         return _finish(images, labels, label_mode, color_mode, len(manifest.classes))
 
-    return tf.data.Dataset.from_tensor_slices(rows).batch(batch_size).map(load, num_parallel_calls=2).prefetch(4)
+    batches = tf.data.Dataset.from_tensor_slices(rows).batch(batch_size)
+    return without_autotuner(batches.map(load, num_parallel_calls=READERS).prefetch(4))

@@ -18,6 +18,7 @@ import numpy as np
 from kresume.errors import ImagesError
 from kresume.images.augment import Augment
 from kresume.images.order import Order
+from kresume.images.tf_data import READERS, THREADS, without_autotuner
 
 Reader = Callable[[np.ndarray], np.ndarray]
 Broken = Callable[[int, str], None]
@@ -76,9 +77,9 @@ def training_dataset(
         return step, tf.ensure_shape(images, (batch, *image_size, 3)), tf.ensure_shape(targets, (batch,))
 
     steps = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
-    data = steps.map(load, num_parallel_calls=2, deterministic=True)
-    data = data.map(finish, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return data.prefetch(4)
+    data = steps.map(load, num_parallel_calls=READERS, deterministic=True)
+    data = data.map(finish, num_parallel_calls=THREADS, deterministic=True)
+    return without_autotuner(data.prefetch(4))
 
 
 @lru_cache(maxsize=4)

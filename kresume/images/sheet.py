@@ -20,6 +20,7 @@ from kresume.images.manifest import Manifest
 from kresume.images.order import permutation
 from kresume.images.reader import PictureReader
 from kresume.images.report import Scan
+from kresume.images.tf_data import without_autotuner
 
 DEFAULT_SIDE = 96
 ROWS, MOST_ROWS, VERSIONS = 8, 20, 7
@@ -86,7 +87,7 @@ def _augmented(pictures: np.ndarray, labels: np.ndarray, classes: int, augment: 
     once = tf.function(
         lambda position: augment(images, targets, position)[0], input_signature=signature, autograph=False
     )
-    batches = positions.map(once)
+    batches = without_autotuner(positions.map(once))
     return [np.clip(np.round(batch.numpy()), 0, 255).astype(np.uint8) for batch in batches]
 
 

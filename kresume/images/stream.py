@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kresume.errors import UsageError
+from kresume.images.tf_data import without_autotuner
 
 STREAM = "kresume_stream"
 
@@ -162,7 +163,7 @@ def dataset_of(stream: Stream, batches: Callable[[], Iterator[Any]], spec: Any, 
             return tf.nest.map_structure(tf.identity, element)
 
     signature = (tf.TensorSpec([2], tf.int64), spec)
-    data = finish(tf.data.Dataset.from_generator(marked, output_signature=signature)).map(unmark)
+    data = without_autotuner(finish(tf.data.Dataset.from_generator(marked, output_signature=signature)).map(unmark))
     stream.element_spec = data.element_spec
     setattr(data, STREAM, stream)
     # An epoch's length is known, but tf.data cannot tell it of a dataset that begins elsewhere each time.
@@ -177,6 +178,7 @@ def resumable(dataset_from: Callable[[int], Any], steps_per_epoch: int) -> Any:
         dataset_from: called with a position, the number of batches that were drawn before; returns a `tf.data.Dataset` that
             gives the batches from there on, for at least the rest of the epoch. Equal positions must give equal batches:
             shuffle with a seed that depends on the epoch (`position // steps_per_epoch`), not with a generator that counts.
+            tf.data's autotuner is turned off for it: it would hold each epoch's end for up to a minute.
         steps_per_epoch: batches of an epoch.
 
     Returns:
@@ -193,6 +195,6 @@ def resumable(dataset_from: Callable[[int], Any], steps_per_epoch: int) -> Any:
         )
 
     def batches() -> Iterator[Any]:
-        return stream.read(lambda epoch, batch: iter(dataset_from(stream.step(epoch, batch))))
+        return stream.read(lambda epoch, batch: iter(without_autotuner(dataset_from(stream.step(epoch, batch)))))
 
     return dataset_of(stream, batches, spec, lambda data: data.prefetch(2))
