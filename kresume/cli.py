@@ -357,8 +357,8 @@ def evaluate(
 @click.option("--like", metavar="SAVEDMODEL", help="saved-model: keep the signatures and label order of this one.")
 @click.option(
     "--like-pixels",
-    type=click.Choice(["0-255", "0-1", "-1-1", "caffe", "torch"]),
-    help="saved-model: the numbers that clients of --like send, where its answers do not tell.",
+    metavar="NAME",
+    help="saved-model: the numbers that clients of --like send, as --pixels names them, where its answers do not tell.",
 )
 @click.option("--name", metavar="NAME", help="saved-model: the model's name for the server. Default: DIR's name.")
 @click.option("--quantize", type=click.Choice(["float16", "int8"]), help="litert: smaller numbers.")

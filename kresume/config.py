@@ -177,8 +177,10 @@ class TrainConfig(BaseModel):
         metavar="N|HxW",
     )
     pixels: str | None = _option(
-        "What the model eats: auto, 0-255, 0-1, -1-1, caffe, torch or FILE.py:FUNCTION. auto reads it from the first "
-        "layers, or finds it by scoring the checkpoint on old images.",
+        "What values the model takes: auto, 0-255, 0-1, -1-1, caffe, torch (Keras's own), bgr-0-255, bgr-0-1, bgr--1-1 "
+        "(OpenCV), cifar10, mnist, 0-255-inverted, 0-1-inverted, -1-1-inverted (grey), mean=M,std=S[,bgr] with a number each "
+        "or one for each channel, or FILE.py:FUNCTION. auto reads it from the first layers, or finds it by scoring the "
+        "checkpoint on old images.",
         group=MODEL,
         metavar="NAME",
     )

@@ -86,7 +86,7 @@ class Card:
     Attributes:
         classes: names of the outputs, in their order.
         image_size: `(height, width)` in pixels.
-        pixels: the convention that the model eats (`"0-255"`, `"0-1"`, `"-1-1"`, `"caffe"`, `"torch"` or `FILE.py:FN`).
+        pixels: the convention of the values that the model takes, a name of `kresume.images.conventions`.
         resize: `"stretch"`, `"crop"` or `"pad"`.
         interpolation: `"area"`, `"bilinear"`, `"antialias"` or `"nearest"`.
         lineage: where it came from: run, parent, generation, digests.

@@ -175,9 +175,7 @@ def _by_numbers(
         spec, pixels = served_size(folder, signature)
     pixels = subject.pixels or pixels
     if signature.input.kind == "values" and not pixels:
-        raise UsageError(
-            f"{folder} takes numbers and does not say which: give --pixels 0-1, -1-1, 0-255, caffe or torch"
-        )
+        raise UsageError(f"{folder} takes numbers and does not say which: give --pixels {conventions.SAID}")
     reader = PictureReader(manifest, spec, open_cache(spec, None))
     kind = signature.input.dtype if signature.input.kind == "values" else "uint8"
     convert = conventions.to_model_function(pixels) if kind != "uint8" else (lambda images: images)

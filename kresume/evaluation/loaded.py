@@ -21,6 +21,7 @@ from kresume.checkpoints.run import find_run
 from kresume.checkpoints.state import Card, SavedOptimizer, TrainState
 from kresume.config import code_of
 from kresume.errors import UsageError
+from kresume.images.conventions import SAID
 from kresume.images.decode import DecodeSpec
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, ano
     eats = subject.pixels or (card.pixels if card else conventions.read_convention(model))
     eats = eats or ("0-255" if anonymous else None)
     if eats is None:
-        raise UsageError(f"{path} does not say what values it eats: give --pixels 0-1, -1-1, 0-255, caffe or torch")
+        raise UsageError(f"{path} does not say what values it eats: give --pixels {SAID}")
     own = model.input_shape[1:3]
     size = (own if all(own) else None) or subject.image_size or (card.image_size if card else None)
     size = size or (build.DEFAULT_SIZE if anonymous else None)

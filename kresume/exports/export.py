@@ -33,6 +33,7 @@ from kresume.exports.graph import OnBadImage
 from kresume.exports.job import Job, Quantize
 from kresume.exports.parity import Parity, compare
 from kresume.exports.samples import Samples, gather_samples
+from kresume.images import conventions
 from kresume.images.sources.records import parse_features
 from kresume.progress import Reporter
 
@@ -252,6 +253,8 @@ def _check_options(exporter: Exporter, job: Job, version: int | None, keep: int 
             raise UsageError(f"--{option.replace('_', '-')} means nothing to --format {job.format}: leave it out")
     if job.like_pixels is not None and job.like is None:
         raise UsageError("--like-pixels says what the clients of --like send: give both")
+    if job.like_pixels is not None:
+        conventions.to_picture_function(job.like_pixels)
     if not exporter.versioned and (version is not None or keep is not None):
         raise UsageError(f"--version and --prune-keep are of saved-model: --format {job.format} makes one folder")
     if exporter.versioned and overwrite:

@@ -157,7 +157,7 @@ def _answers_classes(signature: Signature) -> bool:
 def _ways(signature: Signature, pixels: str | None) -> tuple[str, ...]:
     if signature.input.kind != "values":
         return (signature.input.kind,)
-    return (pixels,) if pixels is not None else conventions.NAMES
+    return (pixels,) if pixels is not None else conventions.USUAL
 
 
 def _as_is(scores: np.ndarray) -> np.ndarray:

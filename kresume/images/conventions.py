@@ -1,44 +1,233 @@
-"""What models eat: Keras's five conventions for `preprocess_input`, as TensorFlow operations.
+"""Turns pictures into the values that a model takes, and back: the pixel conventions, as TensorFlow operations.
 
     to_model = to_model_function("-1-1")
     to_model(images)             # (batch, height, width, 3) 0..255 -> float32 in -1..1
 
-The arithmetic is that of `keras.applications.imagenet_utils.preprocess_input`: `-1-1` is its mode `tf`.
+The first five names are the modes of `keras.applications.imagenet_utils.preprocess_input`; `-1-1` is its mode `tf`. Every
+convention but a user's own function is one line of arithmetic, `(picture / unit - mean) / std`.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kresume.errors import UsageError
 
-NAMES = ("0-255", "0-1", "-1-1", "caffe", "torch")
+
+@dataclass(frozen=True)
+class Affine:
+    """One convention: `(picture / unit - mean) / std`, with the channels reversed first where `bgr` is set.
+
+    Attributes:
+        unit: what 0..255 is divided by; negative for inverted pictures.
+        mean: one number, or one for each channel in the model's order.
+        std: likewise.
+        bgr: the model takes blue, green, red, as OpenCV reads pictures.
+    """
+
+    unit: float = 1.0
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    bgr: bool = False
+
+    @property
+    def needs_colours(self) -> bool:
+        """Whether the channels are treated differently, so that one channel is not enough."""
+        return self.bgr or len(self.mean) > 1 or len(self.std) > 1
+
+    def forward(self, images: Any) -> Any:
+        """Turns pictures into the model's values."""
+        values = _float(images)
+        if self.bgr:
+            values = values[..., ::-1]
+        if self.unit != 1.0:
+            values = values / self.unit
+        if any(self.mean):
+            values = values - _constant(self.mean)
+        if self.std != (1.0,):
+            values = values / _constant(self.std)
+        return values
+
+    def back(self, values: Any) -> Any:
+        """Turns the model's values into pictures."""
+        pictures = _float(values)
+        if self.std != (1.0,):
+            pictures = pictures * _constant(self.std)
+        if any(self.mean):
+            pictures = pictures + _constant(self.mean)
+        if self.unit != 1.0:
+            pictures = pictures * self.unit
+        return pictures[..., ::-1] if self.bgr else pictures
+
+    def python(self, name: str = "images") -> str:
+        """Writes the arithmetic as a Python expression on an array or tensor of this name."""
+        text = f"{name}[..., ::-1]" if self.bgr else name
+        if self.unit != 1.0:
+            text += f" / {self.unit}"
+        if any(self.mean):
+            text += f" + {-self.mean[0]}" if len(self.mean) == 1 and self.mean[0] < 0 else f" - {_shown(self.mean)}"
+        if self.std != (1.0,):
+            text = f"({text}) / {_shown(self.std)}" if any(self.mean) else f"{text} / {_shown(self.std)}"
+        return text
+
+
 IMAGENET_MEAN_BGR = (103.939, 116.779, 123.68)
 IMAGENET_MEAN_RGB = (0.485, 0.456, 0.406)
 IMAGENET_STD_RGB = (0.229, 0.224, 0.225)
+CIFAR10_MEAN_RGB = (0.4914, 0.4822, 0.4465)
+CIFAR10_STD_RGB = (0.2470, 0.2435, 0.2616)
+MNIST_MEAN, MNIST_STD = 0.1307, 0.3081
+
+TABLE: Mapping[str, Affine] = {
+    "0-255": Affine(),
+    "0-1": Affine(255.0),
+    "-1-1": Affine(127.5, (1.0,)),
+    "caffe": Affine(mean=IMAGENET_MEAN_BGR, bgr=True),
+    "torch": Affine(255.0, IMAGENET_MEAN_RGB, IMAGENET_STD_RGB),
+    "bgr-0-255": Affine(bgr=True),
+    "bgr-0-1": Affine(255.0, bgr=True),
+    "bgr--1-1": Affine(127.5, (1.0,), bgr=True),
+    "cifar10": Affine(255.0, CIFAR10_MEAN_RGB, CIFAR10_STD_RGB),
+    "mnist": Affine(255.0, (MNIST_MEAN,), (MNIST_STD,)),
+    "0-255-inverted": Affine(-1.0, (-255.0,)),
+    "0-1-inverted": Affine(-255.0, (-1.0,)),
+    "-1-1-inverted": Affine(-127.5, (-1.0,)),
+}
+NAMES = tuple(TABLE)
+USUAL = NAMES[:5]
+"""Keras's own conventions; another one is taken only where it fits clearly better."""
+FOR_GREY = frozenset({"mnist", "0-255-inverted", "0-1-inverted", "-1-1-inverted"})
+"""Tried only where the pictures are grey."""
+HOW_ELSE = "mean=M,std=S[,bgr] or FILE.py:FUNCTION"
+SAID = "0-1, -1-1, 0-255, caffe, torch or another of `kresume train --help`"
+"""What an error names of all this."""
+
+
+def names_for(channels: int = 3, *, grey: bool = False) -> tuple[str, ...]:
+    """Lists the conventions that a model can have been trained with, the usual ones first.
+
+    Args:
+        channels: of the model's input.
+        grey: whether the pictures have no colours, whatever the channels.
+    """
+    if channels == 1:
+        return tuple(name for name, convention in TABLE.items() if not convention.needs_colours)
+    if grey:
+        return tuple(name for name in NAMES if name in USUAL or name in FOR_GREY)
+    return tuple(name for name in NAMES if name not in FOR_GREY)
 
 
 def to_model_function(name: str) -> Callable[[Any], Any]:
-    """The function that turns pictures into what a model eats.
+    """Returns the function that turns pictures into what a model takes.
 
     Args:
-        name: one of `NAMES`, or `FILE.py:FUNCTION` for a function of one's own that takes and gives
-            `(batch, height, width, 3) float32` and is made of TensorFlow operations.
+        name: one of `NAMES`; `mean=M,std=S[,bgr]` (see `parse_statistics`); or `FILE.py:FUNCTION` for a user's own function
+            that takes and gives `(batch, height, width, channels) float32` and is made of TensorFlow operations.
 
     Returns:
-        `(batch, height, width, 3)` uint8 or float32 in 0..255 -> float32 of the same shape.
+        `(batch, height, width, channels)` uint8 or float32 in 0..255 -> float32 of the same shape; 1 channel for a model of
+        grey pictures.
 
     Raises:
-        UsageError: there is no such convention, file or function.
+        UsageError: there is no such convention, file or function; or, when called, the pictures have one channel and the
+            convention needs three.
     """
-    if name in _FUNCTIONS:
-        return _FUNCTIONS[name]
+    convention = find_affine(name)
+    if convention is not None:
+        return _with_colours(convention, convention.forward, name) if convention.needs_colours else convention.forward
     if ".py:" in name:
         return _load(name)
-    raise UsageError(f"--pixels {name}: use auto, {', '.join(NAMES)}, or FILE.py:FUNCTION")
+    raise UsageError(f"--pixels {name}: use auto, {', '.join(NAMES)}, {HOW_ELSE}")
+
+
+def to_picture_function(name: str) -> Callable[[Any], Any]:
+    """Returns the way back: what a model of this convention takes -> values in 0..255.
+
+    Raises:
+        UsageError: there is no such convention, or it is a user's own function.
+    """
+    convention = find_affine(name)
+    if convention is None:
+        raise UsageError(f"{name}: only {', '.join(NAMES)} and mean=M,std=S[,bgr] can be turned back into pictures")
+    return _with_colours(convention, convention.back, name) if convention.needs_colours else convention.back
+
+
+def find_affine(name: str) -> Affine | None:
+    """Returns the arithmetic of a named convention or of `mean=M,std=S`; None for any other text.
+
+    Raises:
+        UsageError: it begins as `mean=` or `std=` and cannot be read.
+    """
+    return TABLE.get(name) or (parse_statistics(name) if re.match(r"\s*(mean|std)\s*=", name) else None)
+
+
+def parse_statistics(text: str) -> Affine:
+    """Reads `mean=M,std=S[,bgr]`, one number each or three in the order of the model's channels.
+
+    The numbers count in 0..1, as torchvision writes them, unless one of them is above 1: then they count in 0..255.
+
+        mean=0.4914,0.4822,0.4465,std=0.247,0.2435,0.2616
+        mean=120.7,std=64.15
+        mean=103.939,116.779,123.68,std=1,bgr             # the convention `caffe`
+
+    Raises:
+        UsageError: it has another form, or a std is 0.
+    """
+    parts = [part for part in re.split(r"[\s,;\[\]()]+", text.replace("=", "= ")) if part]
+    numbers: dict[str, list[float]] = {}
+    current, bgr = "", False
+    for part in parts:
+        if part in {"mean=", "std="} and part[:-1] not in numbers:
+            current = part[:-1]
+            numbers[current] = []
+        elif part.lower() == "bgr" and not bgr:
+            bgr, current = True, ""
+        else:
+            numbers.setdefault(current, []).append(_number(part, text))
+    mean, std = tuple(numbers.get("mean", ())), tuple(numbers.get("std", ()))
+    if set(numbers) != {"mean", "std"} or len(mean) not in {1, 3} or len(std) not in {1, 3} or 0.0 in std:
+        raise _no_statistics(text)
+    return Affine(1.0 if max(map(abs, mean + std)) > 1 else 255.0, mean, std, bgr)
+
+
+def _number(part: str, text: str) -> float:
+    try:
+        value = float(part)
+    except ValueError:
+        raise _no_statistics(text) from None
+    if not math.isfinite(value):
+        raise _no_statistics(text)
+    return value
+
+
+def _no_statistics(text: str) -> UsageError:
+    return UsageError(
+        f"--pixels {text}: give one number each or one for each channel of the model, and no std of 0, for example "
+        "mean=0.5,std=0.5 or mean=103.9,116.8,123.7,std=1,bgr"
+    )
+
+
+def _with_colours(convention: Affine, function: Callable[[Any], Any], name: str) -> Callable[[Any], Any]:
+    """Refuses pictures of one channel: numbers for three would make three of it without a word."""
+
+    def checked(images: Any) -> Any:
+        if images.shape[-1] == 1:
+            raise UsageError(
+                f"--pixels {name} is for three channels, and the model takes one: use {_for_one_channel()}"
+            )
+        return function(images)
+
+    return checked
+
+
+def _for_one_channel() -> str:
+    return f"{', '.join(names_for(1))} or mean=M,std=S"
 
 
 def _load(name: str) -> Callable[[Any], Any]:
@@ -62,37 +251,9 @@ def _float(images: Any) -> Any:
     return tf.cast(images, tf.float32)
 
 
-def _caffe(images: Any) -> Any:
-    return _float(images)[..., ::-1] - IMAGENET_MEAN_BGR
+def _constant(numbers: tuple[float, ...]) -> Any:
+    return numbers[0] if len(numbers) == 1 else numbers
 
 
-def _torch(images: Any) -> Any:
-    return (_float(images) / 255.0 - IMAGENET_MEAN_RGB) / IMAGENET_STD_RGB
-
-
-def to_picture_function(name: str) -> Callable[[Any], Any]:
-    """The way back: what a model of this convention eats -> values in 0..255.
-
-    Raises:
-        UsageError: there is no such convention, or it is a function of the user's.
-    """
-    if name not in _INVERSES:
-        raise UsageError(f"{name}: only {', '.join(NAMES)} can be turned back into pictures")
-    return _INVERSES[name]
-
-
-_INVERSES: dict[str, Callable[[Any], Any]] = {
-    "0-255": _float,
-    "0-1": lambda values: _float(values) * 255.0,
-    "-1-1": lambda values: (_float(values) + 1.0) * 127.5,
-    "caffe": lambda values: (_float(values) + IMAGENET_MEAN_BGR)[..., ::-1],
-    "torch": lambda values: (_float(values) * IMAGENET_STD_RGB + IMAGENET_MEAN_RGB) * 255.0,
-}
-
-_FUNCTIONS: dict[str, Callable[[Any], Any]] = {
-    "0-255": _float,
-    "0-1": lambda images: _float(images) / 255.0,
-    "-1-1": lambda images: _float(images) / 127.5 - 1.0,
-    "caffe": _caffe,
-    "torch": _torch,
-}
+def _shown(numbers: tuple[float, ...]) -> str:
+    return str(numbers[0]) if len(numbers) == 1 else str(list(numbers))

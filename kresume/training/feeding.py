@@ -100,7 +100,7 @@ def decide_feeding(
         if told is None:
             raise UsageError(
                 "the model has no Rescaling or Normalization in front, so nobody can tell what it eats: give --pixels "
-                "0-1, -1-1, 0-255, caffe or torch"
+                f"{conventions.SAID}"
             )
         return Feeding(told, spec, reason)
     sample = _sample(old, classes, spec)
@@ -163,7 +163,7 @@ def _probe(
     reason: str,
     mapped: bool,
 ) -> Feeding:
-    names = (told,) if told else conventions.NAMES
+    names = (told,) if told else conventions.USUAL
     count = len(sample.labels)
     compares = config.interpolation is None and sample.shrinks_by > SHRINKS_MUCH
     probes: dict[str, Probe] = {}
