@@ -1,5 +1,7 @@
 """Orbax folders of Keras and plain trees, written under both backends, under the running one: never through Keras's reload."""
 
+import asyncio
+import gc
 import json
 import shutil
 import sys
@@ -22,11 +24,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts" / "golden"))
 from inputs import IMAGES, LABELS  # noqa: E402
 
 pytest.importorskip("orbax.checkpoint")
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnhandledThreadExceptionWarning",  # threads of orbax's that outlive a failed read
-    "ignore::pytest.PytestUnraisableExceptionWarning",
-    "ignore::ResourceWarning",
-)
 
 
 def restored(folder, name, model=None):
@@ -113,6 +110,25 @@ def test_a_damaged_folder_is_refused(tmp_path, file, damage):
     broken.write_bytes(data[: len(data) // 2] if damage == "cut" else b"" if damage == "empty" else data)
     with pytest.raises(CheckpointError, match="damaged"):
         read_checkpoint(tmp_path / "o")
+
+
+@pytest.mark.parametrize("name", ["nested-adam", "nested-state", "sequential-sgd"])
+def test_a_damaged_folder_leaves_nothing_behind(tmp_path, monkeypatch, name):
+    """Every array that was still being read is done before the reader's loop closes; nothing speaks up later, in other code."""
+    source = GOLDEN / FOLDERS[0] / name
+    largest = max(source.glob("**/d/*"), key=lambda path: path.stat().st_size)
+    loops, make, late = [], asyncio.new_event_loop, []
+    monkeypatch.setattr(asyncio, "new_event_loop", lambda: loops.append(make()) or loops[-1])
+    monkeypatch.setattr(sys, "unraisablehook", late.append)
+    shutil.copytree(source, tmp_path / "o")
+    (tmp_path / "o" / largest.relative_to(source)).write_bytes(b"")
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_checkpoint(tmp_path / "o")
+    assert loops
+    assert all(loop.is_closed() for loop in loops)
+    assert [task for loop in loops for task in asyncio.all_tasks(loop)] == []
+    gc.collect()
+    assert late == []
 
 
 def test_a_shape_that_claims_more_than_the_disk_holds_is_refused(tmp_path, monkeypatch):

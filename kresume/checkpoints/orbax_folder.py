@@ -10,11 +10,14 @@ architecture and the compile config.
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -113,8 +116,8 @@ def _item(folder: Path, path: str) -> Path:
 def _tree(item: Path, path: str) -> Any:
     import orbax.checkpoint as orbax
 
-    try:
-        with _quiet(), orbax.PyTreeCheckpointer() as checkpointer:
+    def read_all() -> Any:
+        with _quiet(), _loops_that_finish(), orbax.PyTreeCheckpointer() as checkpointer:
             metadata = checkpointer.metadata(item).item_metadata
             if metadata is None:
                 raise CheckpointError(
@@ -126,9 +129,63 @@ def _tree(item: Path, path: str) -> Any:
                 tree, lambda leaf: orbax.RestoreArgs(restore_type=np.ndarray if hasattr(leaf, "shape") else None)
             )
             return checkpointer.restore(item, restore_args=kinds)
+
+    try:
+        return _in_own_thread(read_all)
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise CheckpointError(f"{path} is truncated or damaged ({reason}): use an earlier one") from error
+
+
+def _in_own_thread(function: Callable[[], Any]) -> Any:
+    """Calls the function where no event loop runs: in a notebook one runs in the main thread."""
+    result: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(function())
+        except BaseException as error:  # raised again in the caller's thread
+            result.set_exception(error)
+
+    threading.Thread(target=run, name="kresume-orbax", daemon=True).start()
+    return result.result()
+
+
+_ONE_READER = threading.Lock()
+
+
+def _finishing(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
+    """Makes an event loop finish its tasks before it closes."""
+    close = loop.close
+
+    def finish_and_close() -> None:
+        while not loop.is_closed() and (tasks := asyncio.all_tasks(loop)):
+            loop.run_until_complete(asyncio.wait(tasks))
+        close()
+
+    loop.set_exception_handler(lambda loop, context: None)  # the first failure is raised, others are not told again
+    loop.close = finish_and_close  # type: ignore[method-assign]
+    return loop
+
+
+@contextmanager
+def _loops_that_finish() -> Iterator[None]:
+    """Makes the event loops of this thread finish their tasks before they close.
+
+    Orbax closes its loop when one array cannot be read, while others are still being read. Each of those ends in
+    "RuntimeError: Event loop is closed" later, on another thread, in the middle of whatever runs then.
+    """
+    with _ONE_READER:
+        reader, make = threading.get_ident(), asyncio.new_event_loop
+
+        def new_event_loop() -> asyncio.AbstractEventLoop:
+            return _finishing(make()) if threading.get_ident() == reader else make()
+
+        asyncio.new_event_loop = new_event_loop
+        try:
+            yield
+        finally:
+            asyncio.new_event_loop = make
 
 
 @contextmanager
