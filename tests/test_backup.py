@@ -531,6 +531,37 @@ def test_data_that_ends_too_early_says_so(tmp_path):
         list(data)
 
 
+@pytest.mark.parametrize("after", [None, 8])
+@pytest.mark.parametrize("fed", ["class weights", "a map"])
+def test_what_fit_makes_of_the_data_has_its_length(tmp_path, fed, after):
+    """Class weights and a further map keep the number of batches, so that no epoch counts an update too many."""
+
+    def run(data, callbacks, **options):
+        model = build()
+        if fed == "class weights":
+            options["class_weight"] = {0: 0.5, 1: 2.0}
+        else:
+            data = data.map(lambda x, y: (x * 2.0, y)).prefetch(2)
+        try:
+            model.fit(data, epochs=EPOCHS, callbacks=callbacks, verbose=0, **options)
+        except Killed:
+            release(tmp_path)
+        return model
+
+    def backup(data):
+        return kresume.BackupAndRestore(tmp_path, save_freq=1, data=data)
+
+    expected = run(numbers(0), [], steps_per_epoch=STEPS)
+    data = kresume.resumable(numbers, STEPS)
+    assert int(data.map(lambda *batch: batch).cardinality()) == len(data) == STEPS
+    if after:
+        run(data, [Kill(after), backup(data)])
+    data = kresume.resumable(numbers, STEPS)
+    model = run(data, [backup(data)])
+    assert int(model.optimizer.iterations) == STEPS * EPOCHS
+    assert_same_bytes(arrays_of(expected), arrays_of(model))
+
+
 # Images
 
 
@@ -621,12 +652,32 @@ def test_images_that_came_meanwhile_join_at_the_next_epoch(growing, tmp_path, ca
     for path in growing.rglob("*"):
         assert path.exists()
     np.testing.assert_array_equal(labels_of(after), whole[5:])
+    stream.recount()
+    assert int(after.map(lambda *batch: batch).cardinality()) == 8
     stream.seek(1, 0)
     assert len(labels_of(after)) == 40
     stream.save(tmp_path)
     again = stream_of(make(growing))
     assert again.adopt(tmp_path, stream.identity(), 1, 3, "error") == ""
     assert again.step(1, 3) == stream.step(1, 3) == 3
+
+
+def test_images_that_went_meanwhile_leave_at_the_next_epoch(growing, tmp_path):
+    """The interrupted epoch is longer than any that follows: the dataset that the user holds already is as long as it."""
+    before = make(growing)
+    first = stream_of(before)
+    first.save(tmp_path)
+    for path in sorted(growing.rglob("*.png"))[::2]:
+        path.unlink()
+    after = make(growing)
+    stream = stream_of(after)
+    assert len(after) == 2
+    stream.adopt(tmp_path, first.identity(), 0, 1, "next-epoch")
+    stream.seek(0, 0)
+    stream.recount()
+    assert len(after) == int(after.map(lambda *batch: batch).cardinality()) == 3
+    stream.release(1)
+    assert len(after) == 2
 
 
 def test_sides_follow_from_content(growing):

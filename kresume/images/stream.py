@@ -30,6 +30,7 @@ class Stream:
         epoch: the epoch that begins next, counted from 0.
         batch: the batch of it that comes first.
         element_spec: the structure of a batch, as tf.data describes it.
+        recount: gives the dataset the cardinality `longest()` again; called after the length of an epoch changed.
     """
 
     def __init__(self, steps_per_epoch: int) -> None:
@@ -39,6 +40,7 @@ class Stream:
         self.epoch = 0
         self.batch = 0
         self.element_spec: Any = None
+        self.recount: Callable[[], None] = lambda: None
         self._followed = False
 
     def steps(self, epoch: int) -> int:
@@ -61,6 +63,7 @@ class Stream:
     def release(self, epoch: int) -> None:
         """Leaves the stream to itself again, at the beginning of an epoch."""
         self.epoch, self.batch, self._followed = epoch, 0, False
+        self.recount()
 
     def read(self, batches_from: Callable[[int, int], Iterator[Any]]) -> Iterator[tuple[tuple[int, int], Any]]:
         """One epoch's batches, from where the stream stands to the epoch's end.
@@ -163,11 +166,22 @@ def dataset_of(stream: Stream, batches: Callable[[], Iterator[Any]], spec: Any, 
             return tf.nest.map_structure(tf.identity, element)
 
     signature = (tf.TensorSpec([2], tf.int64), spec)
-    data = without_autotuner(finish(tf.data.Dataset.from_generator(marked, output_signature=signature)).map(unmark))
-    stream.element_spec = data.element_spec
+    batches_left = finish(tf.data.Dataset.from_generator(marked, output_signature=signature)).map(unmark)
+    stream.element_spec = batches_left.element_spec
+    # `map` and `prefetch` keep a cardinality only if tf.data knows it, and Keras under TensorFlow counts one iteration too
+    # many per epoch without it. `assert_cardinality` fails where an interrupted epoch is shorter. `take` of an infinite
+    # dataset is as long as it says: repeating nothing is infinite by its cardinality and ends at once when it is read.
+    nothing = tf.data.Dataset.from_generator(lambda: iter(()), output_signature=stream.element_spec)
+    endless = without_autotuner(batches_left.concatenate(nothing.repeat()))
+    data = endless.take(stream.longest())
+
+    def recount() -> None:
+        if int(data.cardinality()) != stream.longest():
+            # In place: the user holds this dataset already. A private attribute, used here alone and pinned by a test.
+            data._variant_tensor_attr = endless.take(stream.longest())._variant_tensor
+
     setattr(data, STREAM, stream)
-    # An epoch's length is known, but tf.data cannot tell it of a dataset that begins elsewhere each time.
-    data.cardinality = lambda name=None: tf.constant(stream.longest(), tf.int64)
+    stream.recount = recount
     return data
 
 

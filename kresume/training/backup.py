@@ -230,6 +230,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
                 epoch, batch = int(records["epoch"]), int(records["batch"])
                 self._stream.adopt(self._folder, records["data"], epoch, batch, self.on_new_data)
                 self._stream.seek(epoch, batch)
+                self._stream.recount()
 
     def _others(self) -> list[Any]:
         return [callback for callback in self._list.callbacks if callback is not self] if self._list is not None else []
