@@ -285,6 +285,7 @@ def _model_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--pixels", metavar="NAME", help="What the model eats, where the checkpoint does not say it."),
         click.option("--image-size", metavar="N|HxW", help="Size of the pictures, for a model that takes any."),
+        click.option("--axes", metavar="ORDER", help="Order of the axes of its input (hwc, chw, hw, wh ...)."),
         click.option(
             "--backend", type=click.Choice(["tensorflow", "jax"]), help="Default: the run's, else as for train."
         ),

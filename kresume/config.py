@@ -184,6 +184,12 @@ class TrainConfig(BaseModel):
         group=MODEL,
         metavar="NAME",
     )
+    axes: str | None = _option(
+        "Order of height, width and channels in the model's input, where its shape does not say it: hwc, chw, hw, wh ... "
+        "Default: what the shape says; of a row of numbers the order that fits the old images.",
+        group=MODEL,
+        metavar="ORDER",
+    )
     resize: Literal["stretch", "crop", "pad"] | None = _option(
         "How pictures are brought to the size. Default: the parent's, else stretch.", group=MODEL
     )

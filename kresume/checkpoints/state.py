@@ -26,6 +26,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from kresume.input_layout import RGB, InputLayout
+
 Layout = Literal["groups", "keras", "layers", "graph", "torch", "tree", "mapped"]
 
 
@@ -90,6 +92,7 @@ class Card:
         resize: `"stretch"`, `"crop"` or `"pad"`.
         interpolation: `"area"`, `"bilinear"`, `"antialias"` or `"nearest"`.
         lineage: where it came from: run, parent, generation, digests.
+        input: how the model takes a picture: colours, order of axes.
     """
 
     classes: tuple[str, ...]
@@ -98,6 +101,12 @@ class Card:
     resize: str
     interpolation: str
     lineage: Mapping[str, Any] = field(default_factory=dict)
+    input: InputLayout = RGB
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one picture as the model takes it."""
+        return self.input.shape(self.image_size)
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form."""
@@ -108,11 +117,12 @@ class Card:
             "resize": self.resize,
             "interpolation": self.interpolation,
             "lineage": dict(self.lineage),
+            "input": self.input.as_dict(),
         }
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Card:
-        """Reads the JSON form.
+        """Reads the JSON form; one without `input`, as earlier versions wrote it, means RGB pictures `(height, width, 3)`.
 
         Raises:
             KeyError, TypeError, ValueError: it is not one.
@@ -125,6 +135,7 @@ class Card:
             resize=str(value["resize"]),
             interpolation=str(value["interpolation"]),
             lineage=dict(value.get("lineage", {})),
+            input=InputLayout.from_dict(value["input"]) if "input" in value else RGB,
         )
 
 

@@ -22,11 +22,12 @@ from kresume.errors import UsageError
 from kresume.evaluation.loaded import Subject, load
 from kresume.evaluation.served import Prediction, predict_saved_model
 from kresume.evaluation.signatures import Signature, find_saved_model, labels_of, read_signatures
-from kresume.images import conventions
+from kresume.images import conventions, inputs
 from kresume.images.cache import Cache
 from kresume.images.decode import DecodeSpec
 from kresume.images.manifest import Manifest
 from kresume.images.reader import PictureReader, as_files
+from kresume.input_layout import InputLayout, read_layout
 from kresume.progress import Reporter
 
 ELSEWHERE = "(another class)"
@@ -107,8 +108,8 @@ def _in_our_classes(probabilities: np.ndarray, theirs: Sequence[str], ours: Sequ
     return result
 
 
-def served_size(folder: Path, signature: Signature) -> tuple[DecodeSpec, str]:
-    """How pictures are decoded for a SavedModel that takes numbers, and the convention of its values.
+def served_size(folder: Path, signature: Signature) -> tuple[DecodeSpec, str, InputLayout]:
+    """How pictures are decoded for a SavedModel that takes numbers, and the convention and layout of its values.
 
     Raises:
         UsageError: neither its signature nor its `export.json` says the size.
@@ -120,13 +121,15 @@ def served_size(folder: Path, signature: Signature) -> tuple[DecodeSpec, str]:
     if record.is_file():
         told = files.read_json(record)
         card = Card.from_dict(told["card"])
-        return DecodeSpec(*card.image_size, card.resize, card.interpolation), str(told.get("sent") or card.pixels)
-    height, width = signature.input.shape[1:3]
-    if height is None or width is None:
+        spec = DecodeSpec(*card.image_size, card.resize, card.interpolation)
+        return spec, str(told.get("sent") or card.pixels), signature.input.layout(card.image_size, card.input)
+    layout = signature.input.layout()
+    size = signature.input.size(layout)
+    if size is None:
         raise UsageError(
             f"{folder} takes pictures of any size and does not say which it was trained on: give --image-size"
         )
-    return DecodeSpec(height, width), ""
+    return DecodeSpec(*size), "", layout
 
 
 def _served(folder: Path, subject: Subject, manifest: Manifest, reporter: Reporter) -> Answers:
@@ -171,18 +174,21 @@ def _by_numbers(
     """Feeds a SavedModel that takes pictures or values as arrays."""
     if subject.image_size is not None:
         spec, pixels = DecodeSpec(*subject.image_size), ""
+        layout = signature.input.layout(subject.image_size)
     else:
-        spec, pixels = served_size(folder, signature)
+        spec, pixels, layout = served_size(folder, signature)
+    if subject.axes is not None:
+        layout = read_layout(layout.shape((spec.height, spec.width)), (spec.height, spec.width), subject.axes)[0]
     pixels = subject.pixels or pixels
     if signature.input.kind == "values" and not pixels:
         raise UsageError(f"{folder} takes numbers and does not say which: give --pixels {conventions.SAID}")
     reader = PictureReader(manifest, spec, open_cache(spec, None))
     kind = signature.input.dtype if signature.input.kind == "values" else "uint8"
-    convert = conventions.to_model_function(pixels) if kind != "uint8" else (lambda images: images)
+    convert = inputs.to_input("0-255" if kind == "uint8" else pixels, layout)
     with tempfile.TemporaryDirectory(prefix="kresume-") as name:
         place = Path(name) / "images.npy"
         dtype = kind if kind in {"uint8", "float16", "float64"} else "float32"
-        array = np.lib.format.open_memmap(place, "w+", dtype, (len(rows), spec.height, spec.width, 3))
+        array = np.lib.format.open_memmap(place, "w+", dtype, (len(rows), *layout.shape((spec.height, spec.width))))
         for start in range(0, len(rows), PART):
             array[start : start + PART] = np.asarray(convert(reader(rows[start : start + PART])))
         array.flush()

@@ -115,6 +115,7 @@ def evaluate(
     classes: Sequence[str] | None = None,
     pixels: str | None = None,
     image_size: tuple[int, int] | None = None,
+    axes: str | None = None,
     batch_size: int = 32,
     backend: str | None = None,
     device: str | None = None,
@@ -136,6 +137,7 @@ def evaluate(
         classes: the names of the outputs in their order, for a checkpoint that does not say them.
         pixels: what the model eats, for a checkpoint that does not say it.
         image_size: `(height, width)` in pixels, for a model that takes any.
+        axes: order of the axes of the model's input, where its shape does not say it, `"chw"` for example.
         batch_size: images per prediction.
         backend: `"tensorflow"` or `"jax"`.
         device: `"auto"`, `"cpu"`, `"gpu"` or `"tpu"`.
@@ -160,13 +162,15 @@ def evaluate(
     if live is not None:
         select_backend(live, backend, device)
     names_given = tuple(classes) if classes else None
-    given = Subject(path, model, names_given, pixels, image_size, tuple(imports), map_file, trust)
+    given = Subject(path, model, names_given, pixels, image_size, tuple(imports), map_file, trust, axes)
     shown = tuple(str(source) for source in sources)
     loaded = None
     if folder is None:
         # What was said for one of two that does not say it itself is not meant for the other, which does.
-        mine = None if other is not None and pixels is not None and _says(path) else pixels
-        loaded = load(replace(given, pixels=mine), fallback_classes=listing.classes)
+        if other is not None and (pixels is not None or axes is not None) and _says(path):
+            loaded = load(replace(given, pixels=None, axes=None), fallback_classes=listing.classes)
+        else:
+            loaded = load(given, fallback_classes=listing.classes)
     if loaded is not None:
         names, spec = loaded.card.classes, loaded.spec
     else:
@@ -226,7 +230,11 @@ def _own(other: str) -> dict[str, Any]:
     folder = served_folder(other)
     if folder is not None:
         return {"model": None, **({"classes": None} if labels_of(folder) else {})}
-    return {"model": None, "classes": None, "pixels": None} if read_checkpoint(other).card is not None else {}
+    return (
+        {"model": None, "classes": None, "pixels": None, "axes": None}
+        if read_checkpoint(other).card is not None
+        else {}
+    )
 
 
 def _with_origins(manifest: Manifest, run: runs.Run | None) -> Manifest:

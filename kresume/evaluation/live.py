@@ -14,7 +14,7 @@ import numpy as np
 from kresume.checkpoints.state import Card
 from kresume.errors import ImagesError
 from kresume.evaluation.score import predict_all, score
-from kresume.images import conventions, pipeline
+from kresume.images import inputs, pipeline
 from kresume.images.manifest import Manifest
 from kresume.images.reader import PictureReader
 from kresume.models.averages import averaged
@@ -63,7 +63,7 @@ class LiveScorer:
     ) -> np.ndarray:
         """Predicts these rows, `(len(rows), classes) float64`."""
         batches = pipeline.scoring_batches(
-            reader or self.source, rows, self.batch_size, conventions.to_model_function(self.card.pixels)
+            reader or self.source, rows, self.batch_size, inputs.to_input(self.card.pixels, self.card.input)
         )
         with averaged(self.model):
             return predict_all(self.model.predict_on_batch, batches, self.loss.outputs, advance=advance)

@@ -23,6 +23,7 @@ from kresume.config import code_of
 from kresume.errors import UsageError
 from kresume.images.conventions import SAID
 from kresume.images.decode import DecodeSpec
+from kresume.models.inputs import layout_of
 
 if TYPE_CHECKING:
     from kresume.models.losses import LossChoice
@@ -38,6 +39,7 @@ class Subject:
         classes: names of the outputs in their order, for a checkpoint that does not say them.
         pixels: what the model eats, for a checkpoint that does not say it.
         image_size: `(height, width)` in pixels, for a model that takes any.
+        axes: order of the axes of the model's input, where its shape does not say it.
         imports: Python files that register custom objects.
         map_file: YAML that says which array of a PyTorch state dict fills which variable.
         trust: run the code of the checkpoint's Lambda layers.
@@ -51,6 +53,7 @@ class Subject:
     imports: tuple[str, ...] = ()
     map_file: str | None = None
     trust: bool = False
+    axes: str | None = None
 
 
 @dataclass(frozen=True)
@@ -149,14 +152,17 @@ def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, ano
             f"{path} has {count} outputs and does not name them ({said}): give the names of the outputs in their order "
             "with --classes a,b,c"
         )
+    if card is not None and subject.axes not in {None, card.input.axes}:
+        raise UsageError(f"{path} says itself in which order its axes are, {card.input.axes}: leave --axes out")
     if card is not None and subject.pixels not in {None, card.pixels}:
         raise UsageError(f"{path} says itself that it eats {card.pixels}: leave --pixels {subject.pixels} out")
     eats = subject.pixels or (card.pixels if card else conventions.read_convention(model))
     eats = eats or ("0-255" if anonymous else None)
+    known = subject.image_size or (card.image_size if card else None)
+    layout, fixed = layout_of(model, known, subject.axes, card.input if card else None)
     if eats is None:
         raise UsageError(f"{path} does not say what values it eats: give --pixels {SAID}")
-    own = model.input_shape[1:3]
-    size = (own if all(own) else None) or subject.image_size or (card.image_size if card else None)
+    size = fixed or known
     size = size or (build.DEFAULT_SIZE if anonymous else None)
     if size is None:
         raise UsageError(f"{path} takes images of any size: give --image-size N or HxW")
@@ -167,6 +173,7 @@ def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, ano
         card.resize if card else "stretch",
         card.interpolation if card else "area",
         card.lineage if card else {},
+        layout,
     )
     loss = choose_loss(model, saved=state.compiled)
     return Loaded(subject, run, state, model, complete, loss, averages, own_optimizer, named)

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kresume.devices import import_tensorflow
-from kresume.errors import CheckpointError
+from kresume.errors import CheckpointError, UsageError
+from kresume.input_layout import InputLayout, read_layout
 
 InputKind = Literal["bytes", "pictures", "values"]
 OutputKind = Literal["scores", "top_scores", "labels", "class_index", "class_indices", "error", "embedding"]
@@ -36,6 +37,28 @@ class Input:
     kind: InputKind
     dtype: str
     shape: Shape
+
+    def layout(self, size: tuple[int, int] | None = None, likely: InputLayout | None = None) -> InputLayout:
+        """Finds how a signature that takes numbers takes a picture.
+
+        Args:
+            size: `(height, width)` that its pictures have, if that is known.
+            likely: the layout to take where it has this shape.
+
+        Raises:
+            UsageError: its shape is none of a picture.
+        """
+        shape = _picture_shape(self.shape)
+        return likely if likely is not None and likely.sizes(shape, size) else read_layout(shape, size)[0]
+
+    def size(self, layout: InputLayout) -> tuple[int, int] | None:
+        """Returns the `(height, width)` that its shape fixes, None where it takes any."""
+        return next(iter(layout.sizes(_picture_shape(self.shape))), None)
+
+
+def _picture_shape(shape: Shape) -> Shape:
+    """The shape without the batch; an unnamed axis of channels is that of RGB pictures."""
+    return (*shape[1:3], 3) if len(shape) == 4 and shape[3] is None else shape[1:]
 
 
 @dataclass(frozen=True)
@@ -183,7 +206,7 @@ def understand(
 
 
 def _input(name: str, dtype: str, shape: Shape | None) -> Input:
-    pictures = shape is not None and len(shape) == 4 and shape[3] in {3, None}
+    pictures = shape is not None and len(shape) > 1 and _is_picture(shape)
     if dtype == "string" and shape is not None and len(shape) == 1:
         return Input(name, "bytes", dtype, shape)
     if dtype == "uint8" and pictures and shape is not None:
@@ -193,6 +216,14 @@ def _input(name: str, dtype: str, shape: Shape | None) -> Input:
     raise ValueError(
         f"its input {name} is {dtype} {_words(shape)}, expected string (batch,), uint8 or float32 (batch, height, width, 3)"
     )
+
+
+def _is_picture(shape: Shape) -> bool:
+    try:
+        read_layout(_picture_shape(shape))
+    except UsageError:
+        return False
+    return True
 
 
 def _output(name: str, outputs: Mapping[str, tuple[str, Shape | None]], classes: int | None) -> Output:

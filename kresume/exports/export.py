@@ -114,6 +114,7 @@ def export(
     classes: Sequence[str] | None = None,
     pixels: str | None = None,
     image_size: tuple[int, int] | None = None,
+    axes: str | None = None,
     imports: Sequence[str] = (),
     map_file: str | None = None,
     trust: bool = False,
@@ -145,6 +146,7 @@ def export(
         classes: the names of the outputs in their order, for a checkpoint that does not say them.
         pixels: what the model eats, for a checkpoint that does not say it.
         image_size: `(height, width)` in pixels, for a model that takes any.
+        axes: order of the axes of the model's input, where its shape does not say it, `"chw"` for example.
         imports: Python files that register custom objects.
         map_file: YAML that says which array of a PyTorch state dict fills which variable, as `--map` of `train`.
         trust: run the code of the checkpoint's Lambda layers.
@@ -183,7 +185,7 @@ def export(
     destination = _destination(exporter, Path(directory), version, overwrite)
     running = select_backend(path, backend, device)
     names = tuple(classes) if classes else None
-    subject = Subject(path, model, names, pixels, image_size, tuple(imports), map_file, trust)
+    subject = Subject(path, model, names, pixels, image_size, tuple(imports), map_file, trust, axes)
     loaded = load(subject, anonymous=exporter.for_training)
     if loaded.standing:
         reporter.warn(loaded.standing)
@@ -192,8 +194,6 @@ def export(
         job = replace(job, files=samples.files[:8], pictures=str(samples.folder / "pictures.npy"))
         old = like_models.examine(Path(job.like), samples, like_pixels) if job.like else like_models.Old()
         job = replace(job, like_pixels=old.pixels, like_logits=old.logits)
-        if old.pixels is not None:
-            samples.feed(old.pixels)
         limit = tolerance if tolerance is not None else _tolerance(loaded, job)
         with _replacing(destination) if overwrite else contextlib.nullcontext(), _placed(destination) as temporary:
             reporter.say(f"writing {exporter.called} to {destination}")

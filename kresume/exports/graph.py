@@ -14,9 +14,11 @@ from typing import Any, Literal
 
 from kresume.checkpoints.state import Card
 from kresume.errors import ModelError
-from kresume.images import conventions
+from kresume.evaluation.signatures import Input
+from kresume.images import inputs
 from kresume.images.decode import DecodeSpec, pixels, resize, webp_with_alpha
 from kresume.images.tf_data import without_autotuner
+from kresume.input_layout import RGB, InputLayout
 
 OnBadImage = Literal["error", "flag"]
 
@@ -66,7 +68,7 @@ class Served:
         self.top_k = min(top_k, len(self.order))
         self.on_bad_image = on_bad_image
         self.spec = DecodeSpec(*card.image_size, card.resize, card.interpolation)
-        self.to_model = conventions.to_model_function(card.pixels)
+        self.to_model = inputs.to_input(card.pixels, card.input)
         self.sent = sent or card.pixels
         self.logits = logits
         self._traced: Any = None
@@ -97,10 +99,17 @@ class Served:
         """How many features stand before the head."""
         return int(head_input(self.model).shape[-1])
 
+    def layout_of(self, shape: Sequence[int | None]) -> InputLayout:
+        """How clients send a picture in a tensor of this shape: as the model takes it where that fits."""
+        return Input("", "values", "", tuple(shape)).layout(self.card.image_size, self.card.input)
+
     def from_any_size(self, images: Any) -> dict[str, Any]:
-        """`(batch, height, width, 3) uint8` of any size -> what `predict_images` gives."""
+        """`(batch, height, width, 3) uint8` of any size (or in another layout) -> what `predict_images` gives."""
         import tensorflow as tf
 
+        layout = self.layout_of(images.shape)
+        if layout != RGB:
+            images = tf.cast(inputs.to_pictures("0-255", layout, self.card.image_size)(images), tf.uint8)
         signature = tf.TensorSpec((self.spec.height, self.spec.width, 3), tf.uint8)
         return self.from_pictures(
             tf.map_fn(lambda image: resize(image, self.spec), images, fn_output_signature=signature)
@@ -112,9 +121,10 @@ class Served:
 
     def from_sent(self, values: Any) -> dict[str, Any]:
         """The numbers that clients send -> what `from_values` gives."""
-        if self.sent == self.card.pixels:
+        layout = self.layout_of(values.shape)
+        if self.sent == self.card.pixels and layout == self.card.input:
             return self.from_values(values)
-        return self.from_pictures(conventions.to_picture_function(self.sent)(values))
+        return self.from_pictures(inputs.to_pictures(self.sent, layout, self.card.image_size)(values))
 
     def from_values(self, values: Any) -> dict[str, Any]:
         """What the model eats -> the scores in the clients' order, with the names and numbers of the best ones."""
@@ -140,7 +150,7 @@ class Served:
 
         if self._traced is None:
             # A function of its own: the network stands in the file once, however many signatures call it.
-            spec = tf.TensorSpec((None, self.spec.height, self.spec.width, 3), tf.float32)
+            spec = tf.TensorSpec((None, *self.card.input_shape), tf.float32)
             self._traced = tf.function(self._compute, input_signature=[spec], autograph=False)
         return self._traced(values)
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from kresume.evaluation.signatures import LABELS, Signature, find_saved_model, l
 from kresume.exports.graph import Served, head_input
 from kresume.exports.samples import Samples
 from kresume.images import conventions
+from kresume.input_layout import InputLayout
 
 REFUSAL = "the new model cannot take the place of"
 
@@ -99,9 +99,10 @@ def examine(path: Path, samples: Samples, pixels: str | None = None) -> Old:
             f"with --like-pixels what its clients send, {', '.join(conventions.NAMES)}"
         )
     asked = first if numbers is None else numbers
-    if numbers is not None and (problem := _size_problem(numbers, samples.pictures.shape[1:3])):
+    if numbers is not None and (problem := _size_problem(numbers, samples.pictures.shape[1:3], samples.layout)):
         raise ExportError(f"{REFUSAL} {folder}: its signature {numbers.name} {problem}")
-    ways = _ways(asked, pixels)
+    channels = asked.input.layout(samples.pictures.shape[1:3], samples.layout).channels if numbers is not None else 3
+    ways = _ways(asked, pixels, channels)
     answers, read = _answers(folder, asked, order, samples, ways)
     truth = truth[read]
     logits = _are_logits(answers, folder)
@@ -154,10 +155,11 @@ def _answers_classes(signature: Signature) -> bool:
     return signature.output("scores", "labels", "class_index", "class_indices") is not None
 
 
-def _ways(signature: Signature, pixels: str | None) -> tuple[str, ...]:
+def _ways(signature: Signature, pixels: str | None, channels: int) -> tuple[str, ...]:
     if signature.input.kind != "values":
         return (signature.input.kind,)
-    return (pixels,) if pixels is not None else conventions.USUAL
+    usual = tuple(name for name in conventions.names_for(channels) if name in conventions.USUAL)
+    return (pixels,) if pixels is not None else usual
 
 
 def _as_is(scores: np.ndarray) -> np.ndarray:
@@ -172,13 +174,7 @@ def _answers(
     Returns:
         `(scores by way, which samples it could read)`: the rows are of those alone.
     """
-    if signature.input.kind == "values":
-        fed = [np.asarray(conventions.to_model_function(way)(samples.pictures), np.float32) for way in ways]
-        place = samples.folder / "like.npy"
-        np.save(place, np.concatenate(fed))
-        inputs: dict[str, Any] = {"array": str(place)}
-    else:
-        inputs = samples.inputs(signature.input.kind)
+    inputs = samples.sent(signature.input, *ways)
     prediction = predict_saved_model(folder, signature, order, samples.classes, inputs, shares=False)
     scores = prediction.scores
     if scores is None:
@@ -226,10 +222,12 @@ def signatures(path: Path, served: Served) -> dict[str, Signature]:
     return found
 
 
-def _size_problem(signature: Signature, size: tuple[int, ...]) -> str:
-    given = signature.input.shape[1:3]
-    if given == size or not any(given):
+def _size_problem(signature: Signature, size: tuple[int, int], likely: InputLayout) -> str:
+    layout = signature.input.layout(size, likely)
+    wanted = layout.shape(size)
+    if all(given in {None, length} for given, length in zip(signature.input.shape[1:], wanted, strict=True)):
         return ""
+    given = signature.input.size(layout) or signature.input.shape[1:3]
     return (
         f"takes pictures of {given[0]}x{given[1]} as numbers, the new model's are {size[0]}x{size[1]}: train it with that "
         "--image-size"
@@ -242,7 +240,7 @@ def _problem(signature: Signature, served: Served) -> str:
     if twice:
         return f"has {twice[0]} twice, and nothing says which is which"
     given = signature.input
-    if given.kind == "values" and (problem := _size_problem(signature, tuple(served.card.image_size))):
+    if given.kind == "values" and (problem := _size_problem(signature, served.card.image_size, served.card.input)):
         return problem
     for output in signature.outputs:
         width = output.shape[1] if len(output.shape) == 2 else 1

@@ -19,14 +19,17 @@ import numpy as np
 from kresume.errors import ImagesError
 from kresume.evaluation.loaded import Loaded
 from kresume.evaluation.score import predict_all
-from kresume.images import conventions, pipeline
+from kresume.evaluation.signatures import Input
+from kresume.images import pipeline
 from kresume.images.decode import DecodeSpec, decode
+from kresume.images.inputs import to_input
 from kresume.images.manifest import Manifest
 from kresume.images.merging import name_numbers
 from kresume.images.places import read_range
 from kresume.images.reader import as_files
 from kresume.images.sources import list_images
 from kresume.images.sources.found import Found
+from kresume.input_layout import RGB, InputLayout
 from kresume.progress import Reporter
 
 LIMIT = 256
@@ -46,6 +49,7 @@ class Samples:
         reference: `(n, classes) float64`.
         folder: holds `pictures.npy`, and `values.npy`: what the model eats, `float32`.
         origin: what they are, in words.
+        layout: how the model takes a picture.
     """
 
     files: tuple[str, ...]
@@ -55,12 +59,24 @@ class Samples:
     reference: np.ndarray
     folder: Path
     origin: str
+    layout: InputLayout = RGB
 
-    def feed(self, pixels: str) -> None:
-        """Makes `inputs("values")` those of another convention than the model's own."""
-        np.save(
-            self.folder / "values.npy", np.asarray(conventions.to_model_function(pixels)(self.pictures), np.float32)
-        )
+    def sent(self, given: Input, *pixels: str) -> dict[str, Any]:
+        """Returns the request's fields for a signature: files, or arrays of the shape and type that it takes.
+
+        Args:
+            given: the signature's input.
+            pixels: convention of the numbers that clients send; of several one after another.
+        """
+        if given.kind == "bytes":
+            return {"files": list(self.files)}
+        layout = given.layout(self.pictures.shape[1:3], self.layout)
+        conventions = pixels if given.kind == "values" else ("0-255",)
+        parts = [np.asarray(to_input(each, layout)(self.pictures)) for each in conventions]
+        dtype = given.dtype if given.dtype in {"uint8", "float16", "float64"} else "float32"
+        place = self.folder / f"sent-{given.name.replace('/', '-')}.npy"
+        np.save(place, np.concatenate(parts).astype(dtype))
+        return {"array": str(place)}
 
     def inputs(self, kind: str) -> dict[str, Any]:
         """The request's fields for a runtime that takes `"bytes"`, `"pictures"` or `"values"`."""
@@ -114,7 +130,7 @@ def gather_samples(
                 "give others with --data PATH"
             )
         stack = np.stack(pictures)
-        to_model = conventions.to_model_function(loaded.card.pixels)
+        to_model = to_input(loaded.card.pixels, loaded.card.input)
         batches = pipeline.scoring_batches(lambda rows: stack[rows], np.arange(len(stack)), BATCH, to_model)
         reference = predict_all(loaded.model.predict_on_batch, batches, loaded.loss.outputs)
         np.save(folder / "pictures.npy", stack)
@@ -127,6 +143,7 @@ def gather_samples(
             reference,
             folder,
             origin,
+            loaded.card.input,
         )
 
 

@@ -19,7 +19,7 @@ from kresume.exports import like, warmup
 from kresume.exports.graph import Served
 from kresume.exports.job import Job
 from kresume.exports.samples import Samples
-from kresume.images import conventions
+from kresume.images.inputs import to_input
 
 IMAGES, EMBED = "predict_images", "embed"
 WARM_BATCHES = (1, 4, 8)
@@ -152,10 +152,10 @@ def _requests(wanted: dict[str, Signature], served: Served, job: Job) -> list[An
         inputs: list[Any]
         if signature.input.kind == "bytes":
             inputs = [tf.constant((contents * size)[:size]) for size in WARM_BATCHES]
-        elif signature.input.kind == "pictures":
-            inputs = [pictures]
         else:
-            inputs = [tf.cast(conventions.to_model_function(served.sent)(pictures), signature.input.dtype)]
+            sent = "0-255" if signature.input.kind == "pictures" else served.sent
+            to_sent = to_input(sent, served.layout_of(signature.input.shape))
+            inputs = [tf.cast(to_sent(pictures), signature.input.dtype)]
         requests += [warmup.predict_request(job.name, name, {signature.input.name: given}) for given in inputs]
     return requests
 
@@ -168,7 +168,7 @@ def predict(directory: Path, facts: dict[str, Any], samples: Samples) -> Predict
         raise ExportError(f"{folder} has no signature {DEFAULT}")
     request = {"warmup": {"module": str(Path(warmup.__file__)), "records": str(folder / warmup.PLACE)}}
     prediction = predict_saved_model(
-        folder, signature, facts["labels"], samples.classes, samples.inputs(signature.input.kind), request
+        folder, signature, facts["labels"], samples.classes, samples.sent(signature.input, facts["sent"]), request
     )
     if prediction.facts["warmed"] != facts["warmup"]:
         raise ExportError(f"{folder}: {prediction.facts['warmed']} of {facts['warmup']} warm-up records were read back")

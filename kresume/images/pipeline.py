@@ -37,6 +37,7 @@ def training_dataset(
     pixels: Callable[[Any], Any],
     augment: Augment | None,
     one_hot: int | None,
+    input_shape: tuple[int, ...] | None = None,
     on_broken: Broken | None = None,
 ) -> Any:
     """The endless row of training batches from a step on.
@@ -48,14 +49,15 @@ def training_dataset(
         order: the row of permutations.
         start_step: the first batch.
         image_size: `(height, width)`.
-        pixels: brings pictures to what the model eats.
+        pixels: from `inputs.to_input`: brings pictures to what the model eats.
         augment: from `augmenter`, or None.
         one_hot: how many classes rows of labels have, None for indices.
+        input_shape: of one picture as the model eats it; None for `(height, width, 3)`.
         on_broken: where given, a file that broke since it was recorded keeps its place: the next image of the order stands
             in, and this is called. Otherwise it is an error.
 
     Returns:
-        A `tf.data.Dataset` of `(images (batch, height, width, 3) float32, labels)`.
+        A `tf.data.Dataset` of `(images (batch, *input_shape) float32, labels)`.
     """
     import tensorflow as tf
 
@@ -70,7 +72,7 @@ def training_dataset(
         pictures, indices = stand_in(int(step) * batch, indices)
         return pictures, labels[indices].astype(np.int32)
 
-    finish = _finisher(batch, image_size, pixels, augment, one_hot)
+    finish = _finisher(batch, image_size, pixels, input_shape or (*image_size, 3), augment, one_hot)
 
     def load(step: Any) -> Any:
         images, targets = tf.numpy_function(read, [step], [tf.uint8, tf.int32], stateful=False)
@@ -87,6 +89,7 @@ def _finisher(
     batch: int,
     image_size: tuple[int, int],
     pixels: Callable[[Any], Any],
+    input_shape: tuple[int, ...],
     augment: Augment | None,
     one_hot: int | None,
 ) -> Any:
@@ -102,7 +105,7 @@ def _finisher(
             targets = tf.one_hot(targets, one_hot, dtype=tf.float32)
         if augment is not None:
             images, targets = augment(images, targets, step * batch)
-        return tf.ensure_shape(pixels(images), (batch, *image_size, 3)), targets
+        return tf.ensure_shape(pixels(images), (batch, *input_shape)), targets
 
     signature = [
         tf.TensorSpec([], tf.int64),
@@ -171,7 +174,7 @@ def scoring_batches(
     """Batches of one static shape, each row once.
 
     Yields:
-        `(images (batch, height, width, 3) float32, count)`; rows from `count` on repeat the last image and are dropped.
+        `(what the model eats (batch, ...) float32, count)`; rows from `count` on repeat the last image and are dropped.
     """
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]

@@ -29,10 +29,19 @@ def read_convention(model: keras.Model) -> str | None:
     """`"0-255"` if the model's first layers rescale or normalise by themselves; None if they do not say.
 
     Args:
-        model: built; layers that change nothing at prediction (inputs, augmentation) are passed over.
+        model: built; layers that keep the values at prediction (inputs, augmentation, other orders of axes) are ignored.
     """
     layers = keras.layers
-    passed = (layers.InputLayer, layers.Identity, layers.Resizing, layers.CenterCrop)
+    passed = (
+        layers.InputLayer,
+        layers.Identity,
+        layers.Resizing,
+        layers.CenterCrop,
+        layers.Permute,
+        layers.Reshape,
+        layers.Flatten,
+        layers.Concatenate,  # grey three times, for a network that takes colours
+    )
     for layer in _layers(model):
         if isinstance(layer, layers.Normalization):
             return "0-255"

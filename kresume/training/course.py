@@ -26,7 +26,7 @@ from kresume.config import TrainConfig
 from kresume.errors import CheckpointError, Stopped, UsageError
 from kresume.evaluation.live import LiveScorer
 from kresume.evaluation.score import flatten
-from kresume.images import augment, conventions, pipeline
+from kresume.images import augment, inputs, pipeline
 from kresume.images.decode import DecodeSpec
 from kresume.images.manifest import Manifest
 from kresume.images.mixing import Mixed, make_order
@@ -208,7 +208,7 @@ class Course:
             config.rand_augment or 0.0,
             config.erase or 0.0,
         )
-        to_model = conventions.to_model_function(self.card.pixels)
+        to_model = inputs.to_input(self.card.pixels, self.card.input)
 
         def dataset_from(step: int) -> Any:
             self._set_clock()
@@ -225,6 +225,7 @@ class Course:
                 start_step=step,
                 image_size=self.card.image_size,
                 pixels=to_model,
+                input_shape=self.card.input_shape,
                 augment=augmenter,
                 one_hot=len(self.card.classes) if self.loss.one_hot else None,
                 on_broken=lambda row, reason: self.changes.broke(

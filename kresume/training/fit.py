@@ -40,12 +40,12 @@ class BegunOnce(keras.callbacks.CallbackList):  # type: ignore[misc]  # keras is
             super().on_train_end(logs)
 
 
-def build(model: keras.Model, images: tuple[int, int, int, int], labels: tuple[int, ...], label_dtype: str) -> None:
+def build(model: keras.Model, images: tuple[int, ...], labels: tuple[int, ...], label_dtype: str) -> None:
     """Creates every variable of a compiled model: weights, metrics, optimizer slots.
 
     Args:
         model: compiled.
-        images: the shape of a batch, `(batch, height, width, 3)`.
+        images: the shape of a batch as the model takes it, `(batch, height, width, 3)` for example.
         labels: the shape of its labels.
         label_dtype: `"int32"` for indices, `"float32"` for rows of probabilities.
     """

@@ -25,6 +25,8 @@ from kresume.images.decode import DecodeSpec
 from kresume.images.mixing import make_order
 from kresume.images.order import permutation
 from kresume.images.reader import PictureReader
+from kresume.input_layout import InputLayout
+from kresume.models.inputs import layout_of
 from kresume.progress import Reporter
 from kresume.training import rates
 from kresume.training.decisions import (
@@ -177,14 +179,15 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
     )
 
     old = sources.data if parent is not None else None
-    spec = decode_spec(config, card, live.model, asked_size)
-    feeding = decide_feeding(config, card, live.model, loss, old, classes, spec, reporter, mapped=mapped)
+    spec, layout = decode_spec(config, card, live.model, asked_size)
+    feeding = decide_feeding(config, card, live.model, loss, old, classes, spec, layout, reporter, mapped=mapped)
     spec = feeding.spec
     cache = open_cache(config, spec, writes=writes)
     gathered = gather(config, parent, sources, classes, spec, cache, generation, reporter, keeps=writes)
     reader = PictureReader(gathered.manifest, spec, cache)
 
-    card = Card(classes, (spec.height, spec.width), feeding.pixels, spec.resize, spec.interpolation)
+    size = (spec.height, spec.width)
+    card = Card(classes, size, feeding.pixels, spec.resize, spec.interpolation, input=feeding.layout)
     before = None
     shift = None
     if parent is not None:
@@ -224,18 +227,19 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
     return Draft(plan, parent, live, gathered, sources, loss, generation)
 
 
-def decode_spec(config: TrainConfig, card: Card | None, model: Any, asked: tuple[int, int] | None) -> DecodeSpec:
-    """Size and resizing: asked for, else pinned by the checkpoint's card, else the model's own input.
+def decode_spec(
+    config: TrainConfig, card: Card | None, model: Any, asked: tuple[int, int] | None
+) -> tuple[DecodeSpec, InputLayout]:
+    """Decides size and resizing, and how the model takes a picture.
+
+    What is asked for wins, then the checkpoint's card, then the model's own input.
 
     Raises:
-        UsageError: `--image-size` contradicts the model's fixed input.
+        UsageError: an option contradicts the model's fixed input, or the model takes no pictures.
     """
-    shape = tuple(model.input_shape) if not isinstance(model.input_shape, (list, dict)) else ()
-    if len(shape) != 4 or shape[3] != 3:
-        raise UsageError(
-            f"the model's input has the shape {model.input_shape}; kresume feeds it images, (batch, height, width, 3)"
-        )
-    fixed = (int(shape[1]), int(shape[2])) if shape[1] and shape[2] else None
+    layout, fixed = layout_of(
+        model, asked or (card.image_size if card else None), config.axes, card.input if card else None
+    )
     if fixed is not None and asked is not None and asked != fixed:
         raise UsageError(
             f"--image-size {asked[0]}x{asked[1]}: the model's input is fixed at {fixed[0]}x{fixed[1]}; leave it out"
@@ -243,12 +247,13 @@ def decode_spec(config: TrainConfig, card: Card | None, model: Any, asked: tuple
     size = asked or fixed or (card.image_size if card else None)
     if size is None:
         raise UsageError("the model takes images of any size: say which to train on with --image-size N or HxW")
-    return DecodeSpec(
+    spec = DecodeSpec(
         size[0],
         size[1],
         config.resize or (card.resize if card else DEFAULT_RESIZE),
         config.interpolation or (card.interpolation if card else DEFAULT_INTERPOLATION),
     )
+    return spec, layout
 
 
 def _sample(rows: np.ndarray) -> np.ndarray:

@@ -154,7 +154,7 @@ def _compile(model: Any, optimizer: Any, loss: Any, card: Card, amount: Amount, 
     )
     classes, batch_size = len(card.classes), amount.batch_size
     labels, dtype = ((batch_size, classes), "float32") if loss.one_hot else ((batch_size,), "int32")
-    fit.build(model, (batch_size, *card.image_size, 3), labels, dtype)
+    fit.build(model, (batch_size, *card.input_shape), labels, dtype)
 
 
 def _create(opening: Opening, draft: Draft, model: Any) -> runs.Run:

@@ -1,0 +1,117 @@
+"""From pictures to what a model eats: colours, pixel convention and order of axes, as TensorFlow operations; and back.
+
+    to_model = to_input("0-1", InputLayout(channels=1, axes="hw", flat=True))
+    to_model(pictures)            # (batch, height, width, 3) in 0..255 -> (batch, height * width) float32
+    to_pictures("0-1", layout, (28, 28))(values)
+
+Training, probing, evaluation and the exported graph all use `to_input`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from kresume.errors import UsageError
+from kresume.images import conventions
+from kresume.input_layout import RGB, InputLayout
+
+RED, GREEN, BLUE = 299.0, 587.0, 114.0
+"""Thousandths of brightness (ITU-R BT.601), as libjpeg and libpng weigh them where a file is decoded as grey."""
+
+
+def to_input(pixels: str, layout: InputLayout) -> Callable[[Any], Any]:
+    """Returns the function that turns pictures into what a model eats.
+
+    Args:
+        pixels: the convention, see `conventions.to_model_function`.
+        layout: how the model takes a picture.
+
+    Returns:
+        `(batch, height, width, 3)` uint8 or float32 in 0..255 -> `(batch, *layout.shape((height, width))) float32`.
+
+    Raises:
+        UsageError: there is no such convention, or it is one of RGB pictures and the model takes grey ones.
+    """
+    check_convention(pixels, layout)
+    convert = conventions.to_model_function(pixels)
+    if layout == RGB:
+        return convert
+    return lambda pictures: _arranged(convert(grey(pictures) if layout.channels == 1 else pictures), layout)
+
+
+def to_pictures(pixels: str, layout: InputLayout, size: tuple[int, int]) -> Callable[[Any], Any]:
+    """Returns the way back: from what a model eats to pictures `(batch, height, width, 3) float32` in 0..255.
+
+    Args:
+        pixels: the convention.
+        layout: how the model takes a picture.
+        size: `(height, width)`, for a row of numbers.
+
+    Raises:
+        UsageError: the convention cannot be turned back.
+    """
+    check_convention(pixels, layout)
+    convert = conventions.to_picture_function(pixels)
+    return lambda values: as_rgb(convert(_channels_last(values, layout, size)))
+
+
+def check_convention(pixels: str, layout: InputLayout) -> None:
+    """Refuses a convention of coloured pictures for a model that takes grey ones.
+
+    Raises:
+        UsageError: it is one.
+    """
+    convention = conventions.find_affine(pixels)
+    if layout.channels == 1 and convention is not None and convention.needs_colours:
+        raise UsageError(
+            f"--pixels {pixels} is for RGB pictures, and the model takes grey ones: use "
+            f"{', '.join(conventions.names_for(1))} or mean=M,std=S"
+        )
+
+
+def grey(pictures: Any) -> Any:
+    """Returns grey pictures, `(..., height, width, 3)` in 0..255 -> `(..., height, width, 1) float32` of whole numbers.
+
+    A pixel of equal colours keeps its value. The sums are exact in float32, so that every runtime rounds alike.
+    """
+    import tensorflow as tf
+
+    red, green, blue = (tf.cast(pictures[..., index : index + 1], tf.float32) for index in range(3))
+    return tf.floor((red * RED + green * GREEN + blue * BLUE + 500.5) / 1000.0)
+
+
+def as_rgb(pictures: Any) -> Any:
+    """Returns pictures with three channels, those of grey ones all equal."""
+    import tensorflow as tf
+
+    return tf.concat([pictures] * 3, axis=-1) if pictures.shape[-1] == 1 else pictures
+
+
+def _arranged(values: Any, layout: InputLayout) -> Any:
+    """Brings `(batch, height, width, channels)` into the layout's order and shape."""
+    import tensorflow as tf
+
+    values = tf.convert_to_tensor(values)
+    ordered = _transposed(values, "hwc", layout.axes if "c" in layout.axes else f"{layout.axes}c")
+    sides = ordered.shape[1:] if "c" in layout.axes else ordered.shape[1:-1]
+    if layout.flat:
+        count = sides.num_elements()
+        return tf.reshape(ordered, (-1, count)) if count else tf.reshape(ordered, (tf.shape(ordered)[0], -1))
+    return ordered if "c" in layout.axes else ordered[..., 0]
+
+
+def _channels_last(values: Any, layout: InputLayout, size: tuple[int, int]) -> Any:
+    """Undoes `_arranged`."""
+    import tensorflow as tf
+
+    values = tf.reshape(values, (-1, *layout.sides(size))) if layout.flat else tf.convert_to_tensor(values)
+    if "c" not in layout.axes:
+        return _transposed(values[..., None], f"{layout.axes}c", "hwc")
+    return _transposed(values, layout.axes, "hwc")
+
+
+def _transposed(values: Any, axes: str, wanted: str) -> Any:
+    import tensorflow as tf
+
+    return values if axes == wanted else tf.transpose(values, (0, *(1 + axes.index(axis) for axis in wanted)))

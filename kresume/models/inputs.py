@@ -1,0 +1,38 @@
+"""How a model in memory takes a picture, read from the shape of its input.
+
+layout, size = layout_of(model, size=None, axes=None, known=card.input)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kresume.errors import UsageError
+from kresume.input_layout import InputLayout, read_layout
+
+
+def layout_of(
+    model: Any, size: tuple[int, int] | None, axes: str | None, known: InputLayout | None
+) -> tuple[InputLayout, tuple[int, int] | None]:
+    """Finds a model's layout.
+
+    Args:
+        model: built.
+        size: `(height, width)` that was asked for or is recorded.
+        axes: order of the axes that the user says (`--axes`), or None.
+        known: layout in the checkpoint's card, or None.
+
+    Returns:
+        The layout, and the `(height, width)` that the input fixes, or None where it takes any.
+
+    Raises:
+        UsageError: the model takes several inputs, or none that is a picture.
+    """
+    if isinstance(model.input_shape, (list, dict)):
+        raise UsageError(
+            f"the model takes {len(model.input_shape)} inputs of the shapes {model.input_shape}; kresume feeds it one picture"
+        )
+    shape = tuple(model.input_shape)[1:]
+    if axes is None and known is not None and (fixed := known.sizes(shape, size)):
+        return known, fixed[0]
+    return read_layout(shape, size, axes)
