@@ -6,7 +6,9 @@ and keeps its traceback. Nothing ever asks a question, and nothing heavy is impo
 
 from __future__ import annotations
 
+import atexit
 import difflib
+import gc
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +16,7 @@ from typing import Any
 
 import click
 
+from kresume import crash
 from kresume.errors import KresumeError, RestoreError, UsageError
 
 FEATURE = "Name of a TFRecord feature: encoded, label or text. Repeatable."
@@ -548,6 +551,9 @@ def _print(result: Any, as_json: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and leaves with its exit code."""
+    crash.show_traces()
+    # Python's last collection walks all that the frameworks made, for a second, and frees what the system frees anyway.
+    atexit.register(gc.freeze)
     try:
         arguments = list(arguments) if arguments is not None else None
         code = cli.main(args=arguments, prog_name="kresume", standalone_mode=False)

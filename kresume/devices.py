@@ -28,6 +28,7 @@ from kresume.errors import MissingPackage, UsageError
 
 BACKENDS = ("tensorflow", "jax")
 PACKAGES = ("kresume", "keras", "tensorflow", "jax", "jaxlib", "numpy")
+ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
 RANDOM, GLOBAL_SEED = "random", "global_seed_generator"
 CLOCK = "kresume_clock"
 """The name of the variable that a schedule reads its time from; it stands among the optimizer's, so that both backends hand
@@ -263,9 +264,13 @@ def fingerprint() -> dict[str, Any]:
     import keras
 
     kind, count = backend_devices()
+    backend = keras.config.backend()
+    # TensorFlow's CPU kernels are others without oneDNN; noted where it was asked for.
+    kernels = {"onednn": "off"} if backend == "tensorflow" and os.environ.get(ONEDNN) in {"0", "false", "False"} else {}
     return {
         **_fixed_fingerprint(),
-        "backend": keras.config.backend(),
+        **kernels,
+        "backend": backend,
         "device": kind,
         "devices": count,
         "threads": _thread_count(),

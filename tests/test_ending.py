@@ -1,5 +1,8 @@
-"""A process that is done leaves at once: nothing that tf.data started holds it."""
+"""A process that is done leaves at once; one that dies in native code says so at the next start."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import keras
@@ -8,10 +11,14 @@ import pytest
 import tensorflow as tf
 
 import kresume
+from kresume import crash, devices, runs
+from kresume.config import from_arguments
 from kresume.images.augment import augmenter
 from kresume.images.decode import DecodeSpec
 from kresume.images.report import scan
 from kresume.images.sheet import draw_sheet
+from kresume.progress import Reporter
+from kresume.training.resume import train
 from tests.conftest import write_pictures
 from tests.support import TINY, run_training
 
@@ -77,3 +84,121 @@ def test_every_file_that_makes_a_dataset_turns_the_autotuner_off(request):
     assert {"pipeline.py", "stream.py", "dataset.py", "graph.py"} <= makers
     off = ("without_autotuner(", "autotune.enabled = False")
     assert [name for name in makers if not any(word in texts[name] for word in off)] == []
+
+
+def test_the_last_collection_has_nothing_to_walk():
+    """Python's collection at its end took a second after TensorFlow; the objects are frozen after all other hooks ran."""
+    script = (
+        "import atexit, gc; atexit.register(lambda: print('frozen', gc.get_freeze_count() > 0))\n"
+        "from kresume.cli import main; main(['--version'])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "frozen True"
+
+
+DYING = """
+import faulthandler, os
+import keras
+
+@keras.saving.register_keras_serializable("dying")
+class Dying(keras.Model):
+    def fit(self, *arguments, **options):
+        if os.environ.get("DIE"):
+            faulthandler._sigsegv()
+        return super().fit(*arguments, **options)
+
+def build(num_classes, image_size):
+    inputs = keras.Input((*image_size, 3))
+    outputs = keras.layers.Dense(num_classes, "softmax")(keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs)))
+    return Dying(inputs, outputs)
+"""
+
+
+def command(*arguments, **environment):
+    """Runs the command line in a process of its own, whose fault handler nobody else has."""
+    variables = {**os.environ, "KERAS_BACKEND": keras.config.backend(), **environment}
+    variables.pop("PYTHONFAULTHANDLER", None)
+    words = [sys.executable, "-m", "kresume", *map(str, arguments)]
+    return subprocess.run(words, env=variables, capture_output=True, text=True, check=False)
+
+
+def test_the_next_start_says_that_the_process_died_in_native_code(pictures, tmp_path, capsys):
+    """A segmentation fault inside `fit`: the trace is in the run, the next start names it and what to try, and goes on."""
+    (tmp_path / "dying.py").write_text(DYING)
+    run, model = tmp_path / "run", f"{tmp_path / 'dying.py'}:build"
+    options = {"data": pictures / "old", "model": model, "out": run, **TINY}
+    words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
+    died = command("train", *words, DIE="1")
+    assert died.returncode == -11, died.stderr
+    trace = (run / crash.TRACE).read_text()
+    assert "Segmentation fault" in trace
+    assert "dying.py" in trace
+    arguments = {**options, "data": [str(pictures / "old")], "out": str(run)}
+    train(from_arguments(None, arguments), Reporter())
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"died in native code (Segmentation fault), not in Python: its trace is {run / 'native-trace-1.txt'}" in told
+    way = {"tensorflow": "TF_ENABLE_ONEDNN_OPTS=0", "jax": "--backend tensorflow"}[keras.config.backend()]
+    assert way in told
+    assert runs.open_run(run).finished
+    assert [event["trace"] for event in runs.open_run(run).events("died in native code")] == ["native-trace-1.txt"]
+    assert (run / "native-trace-1.txt").read_text() == trace
+    assert not (run / crash.TRACE).exists()
+
+
+TRACED = """
+import faulthandler, os, sys
+from pathlib import Path
+from kresume import crash
+folder, way = Path(sys.argv[1]), sys.argv[2]
+if way == "theirs":
+    faulthandler.enable()
+with crash.traced(folder):
+    assert (folder / crash.TRACE).is_file() == (way != "theirs")
+    if way == "abort":
+        os.abort()
+    if way == "error":
+        raise SystemExit(3)
+assert faulthandler.is_enabled() == (way == "theirs")
+"""
+
+
+@pytest.mark.parametrize(("way", "code"), [("abort", -6), ("error", 3), ("end", 0), ("theirs", 0)])
+def test_only_a_death_in_native_code_leaves_a_trace(tmp_path, way, code):
+    """An abort leaves one, an error and a normal end none; a fault handler that somebody else turned on stays theirs."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONFAULTHANDLER"}
+    done = subprocess.run(
+        [sys.executable, "-c", TRACED, tmp_path, way], env=environment, capture_output=True, check=False
+    )
+    assert done.returncode == code, done.stderr
+    died = crash.found(tmp_path)
+    assert (died is not None and died.reason) == ("Aborted" if way == "abort" else False)
+    assert crash.found(tmp_path) is None
+    assert [path.name for path in tmp_path.iterdir()] == (["native-trace-1.txt"] if way == "abort" else [])
+
+
+def test_a_backup_folder_tells_the_death_of_its_process(tmp_path, capsys):
+    """The user's own `fit`: the trace lies beside the backups, and a script is told how it chooses another backend."""
+    (tmp_path / crash.TRACE).write_text("Fatal Python error: Bus error\n\nThread 0x1 (most recent call first):\n")
+    images = np.zeros((4, 12, 12, 3), np.float32)
+    callback = kresume.BackupAndRestore(tmp_path, delete_checkpoint=False)
+    small_model().fit(images, np.zeros(4), epochs=1, callbacks=[callback], verbose=0)
+    told = " ".join(capsys.readouterr().err.split())
+    assert "died in native code (Bus error)" in told
+    assert "KERAS_BACKEND=" in told
+    assert (tmp_path / "native-trace-1.txt").is_file()
+
+
+def test_a_child_process_that_died_in_native_code_is_named_so():
+    """An export or a runtime that dies prints nothing: its signal is the reason. Other exits keep their last words."""
+    assert "SIGSEGV" in crash.death(-11)
+    assert "SIGABRT" in crash.death(134)
+    assert [crash.death(code) for code in (0, 1, 3, -9, -15)] == [None] * 5
+
+
+def test_other_kernels_are_another_machine(monkeypatch):
+    """What is tried after a death in native code changes last digits: the fingerprint has it, under TensorFlow."""
+    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
+    before = devices.fingerprint()
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
+    expected = ["onednn None -> off"] if keras.config.backend() == "tensorflow" else []
+    assert devices.differences(before, devices.fingerprint()) == expected

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from kresume import crash
 from kresume.errors import CheckpointError
 
 SCRIPTS = Path(__file__).parent / "runtimes"
@@ -66,7 +67,7 @@ def run_apart(script: str, request: Mapping[str, Any], *, environment: Mapping[s
         if done.returncode:
             raise CheckpointError(
                 f"{request['path']} does not run by itself in a fresh process ({script.replace('_', ' ')}): "
-                f"{last_words(done.stderr)}"
+                f"{crash.death(done.returncode) or last_words(done.stderr)}"
             )
         with np.load(output) as answer:
             facts = json.loads(str(answer["facts"]))

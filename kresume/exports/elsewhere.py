@@ -8,6 +8,7 @@ The other process loads the checkpoint by itself: what it writes does not pass t
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from kresume import devices
+from kresume import crash, devices
 from kresume.errors import CheckpointError, ExportError, ImagesError, KresumeError, ModelError, UsageError
 from kresume.evaluation.apart import last_words
 from kresume.evaluation.loaded import Subject, load
@@ -56,7 +57,8 @@ def write_elsewhere(subject: Subject, directory: Path, job: Job, *, anonymous: b
                 raise ERRORS.get(facts["error"], ExportError)(facts["message"])
             if done.returncode == 0:
                 return facts
-        raise ExportError(f"the process that writes the export under TensorFlow failed: {last_words(done.stderr)}")
+        reason = crash.death(done.returncode) or last_words(done.stderr)
+        raise ExportError(f"the process that writes the export under TensorFlow failed: {reason}")
 
 
 def main(place: str) -> int:
@@ -82,4 +84,6 @@ def main(place: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    code = main(sys.argv[1])
+    gc.freeze()  # the last collection would walk all that the frameworks made
+    sys.exit(code)

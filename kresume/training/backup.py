@@ -19,7 +19,7 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
-from kresume import devices, files
+from kresume import crash, devices, files
 from kresume.checkpoints import snapshot
 from kresume.checkpoints.state import TrainState
 from kresume.errors import CheckpointError, UsageError
@@ -104,6 +104,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         self._cut: _Cut | None = None
         self._list: Any = None
         self._lock: Lock | None = None
+        self._trace = crash.Trace(self._folder)
         self._writer: RunWriter | None = None
         self._find_place()
 
@@ -134,6 +135,9 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         self._lock = Lock(self._folder, say=self._reporter.say)
         self._lock.acquire(again=True)
         files.remove_leftovers(self._folder)
+        if (died := crash.found(self._folder)) is not None:
+            self._reporter.warn(died.tell("KERAS_BACKEND="))
+        self._trace.begin()
         self._writer = RunWriter(
             self._folder,
             keep=2 if self.double_checkpoint else 1,
@@ -214,6 +218,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
             self._writer.join()
         if self.delete_checkpoint:
             self._remove()
+        self._trace.end()
         if self._lock is not None:
             self._lock.release()
         if self.delete_checkpoint and self._folder.is_dir() and not any(self._folder.iterdir()):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kresume import __version__, devices, files, runs
+from kresume import __version__, crash, devices, files, runs
 from kresume import config as options
 from kresume.checkpoints import snapshot
 from kresume.checkpoints.state import Card, SavedOptimizer
@@ -302,13 +302,17 @@ def _carry_on(run: runs.Run, model: Any, opening: Opening, reporter: Reporter, *
     from kresume.training.course import Course
 
     config = opening.config
-    with _locked(run, config, reporter) as lock, StopRequest() as stop:
+    with _locked(run, config, reporter) as lock, StopRequest() as stop, contextlib.ExitStack() as tracing:
         run = runs.open_run(run.path)  # whoever held the lock before has gone on with it, perhaps to its end
         if run.finished:
             raise RunError(
                 f"{run.path} was finished by another process meanwhile ({run.status}, step {run.result_step():,}): to go on "
                 f"from it, extend it: `kresume train --from {shlex.quote(str(run.path))} --add MORE_IMAGES`"
             )
+        if (died := crash.found(run.path)) is not None:
+            reporter.warn(died.tell())
+            run.event("died in native code", reason=died.reason, trace=died.trace.name)
+        tracing.enter_context(crash.traced(run.path))
         course = Course(run, model, config, reporter, lock, stop)
         try:
             if continued:

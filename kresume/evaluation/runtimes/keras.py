@@ -7,6 +7,7 @@ import sys
 
 sys.modules["kresume"] = None  # type: ignore[assignment]  # what makes an import of it fail
 
+import gc
 import hashlib
 import importlib.util
 import json
@@ -85,3 +86,4 @@ def _digest(variables: Any) -> str:
 
 if __name__ == "__main__":
     main(sys.argv[1])
+    gc.freeze()  # the last collection would walk all that the frameworks made

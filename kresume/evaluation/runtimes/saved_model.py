@@ -4,6 +4,7 @@ The request names the model, a signature and its input, the images (files, or an
 and kresume cannot be imported in this process: a model that needed them would not load.
 """
 
+import gc
 import importlib.util
 import json
 import os
@@ -91,3 +92,4 @@ def _warm(model: Any, warmup: Any) -> int:
 
 if __name__ == "__main__":
     main(sys.argv[1])
+    gc.freeze()  # the last collection would walk all that the framework made
