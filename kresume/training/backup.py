@@ -27,10 +27,12 @@ from kresume.images.stream import Stream, stream_of
 from kresume.lock import Lock
 from kresume.progress import Reporter
 from kresume.training import callback_state, other_optimizers
+from kresume.training.callback_logs import CallbackLogs, this_process
 from kresume.training.fit import assign_state, build_from_spec, groups_of
 from kresume.training.snapshots import RunWriter
 
 METADATA = "training_metadata.json"
+FIT = "fit.json"
 KERAS_WEIGHTS = "latest.weights.h5"
 KERAS_PREVIOUS = ".bkp"
 ASIDE = ".taken-over"
@@ -106,6 +108,8 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         self._lock: Lock | None = None
         self._trace = crash.Trace(self._folder)
         self._writer: RunWriter | None = None
+        self._logs: CallbackLogs | None = None
+        self._forgetful: set[str] = set()
         self._find_place()
 
     # What `fit` calls, in its order.
@@ -154,12 +158,15 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         self._compiled_rate = self._rate()
         # Now, while the rate can be read: under JAX the variables are empty between two steps.
         self._optimizer = keras.saving.serialize_keras_object(model.optimizer)
+        left = self._left_by_fit()
+        logs = left.get("logs")
         if snapshot.list_snapshots(self._folder):
             state, skipped = snapshot.newest_snapshot(self._folder)
             for path, reason in skipped:
                 self._reporter.warn(f"{path} is damaged ({reason}): going on from the one before")
                 snapshot.set_aside(path)
-            self._restore(state)
+            self._restore(state, fit_returned=left.get("returned") == state.step)
+            logs = state.records.get("logs")
         elif (self._folder / KERAS_WEIGHTS).is_file():
             self._restore_keras()
         if self._stream is not None:
@@ -169,6 +176,8 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
             self._reporter.say(
                 f"{self.backup_dir}: the order of the data is the caller's (data= makes it part of the backup)"
             )
+        self._open_logs(logs, left)
+        self._name_forgetful()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Makes the data begin where training stands, and gives the interrupted epoch its averages back."""
@@ -218,6 +227,8 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
             self._writer.join()
         if self.delete_checkpoint:
             self._remove()
+        else:
+            files.write_json(self._folder / FIT, {**self._left_by_fit(), "returned": self._total})
         self._trace.end()
         if self._lock is not None:
             self._lock.release()
@@ -236,6 +247,35 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
                 self._stream.adopt(self._folder, records["data"], epoch, batch, self.on_new_data)
                 self._stream.seek(epoch, batch)
                 self._stream.recount()
+
+    def _left_by_fit(self) -> dict[str, Any]:
+        """What the last `fit` with this folder left: its processes, its logs at the beginning, the step it returned at."""
+        path = self._folder / FIT
+        left: dict[str, Any] = files.read_json(path) if path.is_file() else {}
+        return left
+
+    def _open_logs(self, saved: Mapping[str, Any] | None, left: Mapping[str, Any]) -> None:
+        """Brings the callbacks' log files to where training begins, and records that this process writes them now."""
+        processes = left.get("processes", [])
+        self._logs = CallbackLogs(self._others(), self._reporter.say)
+        self._logs.begin(saved, processes, self._current_epoch)
+        begun = {
+            "processes": sorted({*processes, this_process()}),
+            "logs": left.get("logs") or self._logs.positions(),
+            "returned": None,
+        }
+        files.write_json(self._folder / FIT, begun)
+
+    def _name_forgetful(self) -> None:
+        """Says once which callbacks remember something that is in no backup."""
+        found = [name for name in callback_state.forgetful(self._others()) if name not in self._forgetful]
+        if found:
+            self._forgetful.update(found)
+            self._reporter.warn(
+                f"{'; '.join(found)}: no get_state and set_state, so what it remembers begins anew when training is "
+                "continued. If that matters, add the methods get_state(self), which returns a dictionary of numbers, strings, "
+                "lists and numpy arrays, and set_state(self, state); a LambdaCallback takes both as arguments"
+            )
 
     def _others(self) -> list[Any]:
         return [callback for callback in self._list.callbacks if callback is not self] if self._list is not None else []
@@ -257,6 +297,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
     def _back_up(self, epoch: int, batch: int, *, must: bool) -> None:
         if self._writer is None:
             return
+        self._name_forgetful()  # an attribute may be as young as this step
         facts, arrays = callback_state.capture(self._others())
         model = self._model
         others, slots = other_optimizers.capture(model)
@@ -268,6 +309,8 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
             "callbacks": facts,
             "other_optimizers": others,
             "stopped": batch == 0 and bool(model.stop_training),
+            "epochs": self._epochs(),
+            "logs": self._logs.positions() if self._logs is not None else {},
             "compiled_rate": self._compiled_rate,
             "optimizer": self._optimizer,
             "data": self._stream.identity() if self._stream is not None else None,
@@ -294,7 +337,11 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
                         path.rename(path.with_name(f"{name}{ASIDE}"))
         files.write_json(self._folder / METADATA, {"epoch": records["epoch"], "batch": records["batch"]})
 
-    def _restore(self, state: TrainState) -> None:
+    def _epochs(self) -> int | None:
+        epochs = (self.params or {}).get("epochs")
+        return int(epochs) if epochs is not None else None
+
+    def _restore(self, state: TrainState, *, fit_returned: bool) -> None:
         records, groups, model = state.records, groups_of(state), self._model
         self._total, epoch, batch = int(state.step or 0), int(records["epoch"]), int(records["batch"])
         # Without the data's structure the metrics cannot be built before the first step: their averages begin fresh.
@@ -317,9 +364,10 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         changed = devices.differences(records["fingerprint"], devices.fingerprint())
         if changed:
             told.append(f"another machine or version ({'; '.join(changed)}): last digits may differ")
+        new_images = ""
         if self._stream is not None and records["data"] is not None:
-            note = self._stream.adopt(self._folder, records["data"], epoch, batch, self.on_new_data)
-            told += [note] if note else []
+            new_images = self._stream.adopt(self._folder, records["data"], epoch, batch, self.on_new_data)
+            told += [new_images] if new_images else []
         elif (self._stream is None) != (records["data"] is None) and batch:
             raise UsageError(
                 f"{self.backup_dir} was interrupted in the middle of an epoch {'without' if self._stream else 'with'} data=: "
@@ -327,11 +375,42 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
             )
         self._begin_batch = batch
         self._current_epoch = epoch
-        if records["stopped"]:
-            epoch = int((self.params or {}).get("epochs", epoch))  # another callback had ended the training
-        model._initial_epoch = epoch
+        ended = self._why_ended(records, bool(new_images), fit_returned, told)
+        model._initial_epoch = self._epochs() if ended else epoch
         where = f"epoch {epoch + 1}" + (f", batch {batch:,}" if batch else "")
-        self._reporter.say("; ".join([f"{self.backup_dir}: continuing at step {self._total:,} ({where})", *told]))
+        doing = f"nothing is trained: {ended}" if ended else f"continuing at step {self._total:,} ({where})"
+        self._reporter.say("; ".join([f"{self.backup_dir}: {doing}", *told]))
+
+    def _why_ended(self, records: Mapping[str, Any], new_images: bool, fit_returned: bool, told: list[str]) -> str:
+        """Says why no epoch is left and what to change; empty if there is one.
+
+        A callback had perhaps ended training. That holds until something which it was judged by has changed.
+        """
+        done, epochs, before = int(records["epoch"]), self._epochs(), records.get("epochs")
+        if epochs is not None and done >= epochs:
+            return f"all {epochs} epochs are done (step {self._total:,}); give fit(epochs=...) more than {done} to train on"
+        if not records["stopped"]:
+            return ""
+        others, end = self._others(), f"after epoch {done} of {epochs} (step {self._total:,})"
+        if new_images or (before is not None and epochs is not None and epochs > before):
+            callback_state.take_back_stop(others, renew=True)
+            changed = "new images came" if new_images else f"{epochs} epochs are asked for, {before} were"
+            told.append(
+                f"a callback had ended it, but {changed}: the patience of EarlyStopping begins anew, its best stays"
+            )
+            return ""
+        if callback_state.stopped_by_patience(records["callbacks"]):
+            if callback_state.out_of_patience(others):
+                return (
+                    f"EarlyStopping ended it {end}; give it more patience, fit more epochs, or new images, to train on"
+                )
+            callback_state.take_back_stop(others, renew=False)
+            told.append("EarlyStopping had ended it, but has more patience now")
+            return ""
+        if fit_returned:
+            told.append("a callback had ended it, and may end it again")
+            return ""
+        return f"a callback ended it {end}, and it died before fit returned, as it does now; run it again to train on"
 
     def _keep_asked_rate(self, before: float | None) -> list[str]:
         """A rate that the script changed since the backup is a wish: it wins over the one in the backup."""
@@ -356,8 +435,14 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
                 continue
             self._model._initial_epoch = self._current_epoch = epoch
             self._total = int(np.asarray(self._model.optimizer.iterations.value))
+            ended = self._why_ended({"epoch": epoch, "stopped": False}, False, False, [])
+            doing = (
+                f"nothing is trained after Keras's own backup: {ended}"
+                if ended
+                else "continuing from Keras's own backup"
+            )
             self._reporter.say(
-                f"{self.backup_dir}: continuing from Keras's own backup ({weights.name}) at epoch {epoch + 1}; seed states, "
+                f"{self.backup_dir}: {doing} ({weights.name}) at epoch {epoch + 1}; seed states, "
                 f"metrics and the callbacks' memory are not in it and begin fresh; its files are kept as *{ASIDE}"
             )
             return
@@ -375,7 +460,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
 
     def _remove(self) -> None:
         snapshot.prune_snapshots(self._folder, 0, set())
-        for name in (snapshot.LATEST, METADATA):
+        for name in (snapshot.LATEST, METADATA, FIT):
             (self._folder / name).unlink(missing_ok=True)
         for path in self._folder.glob("images-*.parquet"):
             path.unlink(missing_ok=True)

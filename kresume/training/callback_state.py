@@ -1,8 +1,8 @@
 """What callbacks remember, as JSON and arrays, so that it survives a kill.
 
-A callback takes part in exact continuation if it has `get_state() -> dict` and `set_state(dict)`. Keras's EarlyStopping,
-ReduceLROnPlateau and ModelCheckpoint have neither and keep their memory in attributes, which are listed here. Values may
-be numbers, strings, None, lists and dictionaries of those, and lists of numpy arrays.
+A callback takes part in exact continuation if it has `get_state() -> dict` and `set_state(dict)`. Keras's own callbacks have
+neither and keep their memory in attributes, which are listed here, class by class. Values may be numbers, strings, None,
+lists and dictionaries of those, and lists of numpy arrays.
 """
 
 from __future__ import annotations
@@ -23,7 +23,16 @@ KERAS_ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
     "ModelCheckpoint": ("best", "_batches_seen_since_last_saving", "_last_batch_seen"),
     "History": ("epoch", "history"),
     "SwapEMAWeights": ("_ema_weights_in_model",),
+    "TensorBoard": ("_global_train_batch", "_global_test_batch"),  # its files: callback_logs
+    "OrbaxCheckpoint": ("best", "_batches_seen_since_last_saving", "_last_batch_seen", "_total_batches_seen"),
+    "BackupAndRestore": ("_batches_seen_since_last_saving", "_last_batch_seen", "_current_epoch"),
+    "CSVLogger": (),  # its file: callback_logs
+    "LearningRateScheduler": (),
+    "ProgbarLogger": (),
+    "RemoteMonitor": (),
+    "TerminateOnNaN": (),
 }
+"""The memory of every callback class of Keras. A LambdaCallback is missing: nobody knows what its functions remember."""
 
 
 @runtime_checkable
@@ -40,9 +49,72 @@ class Stateful(Protocol):
 def keras_attributes(callback: Any) -> tuple[str, ...]:
     """The attributes that are a Keras callback's memory; empty for a callback that has none or is unknown."""
     for base in type(callback).__mro__:
-        if base.__module__.startswith("keras.") and base.__name__ in KERAS_ATTRIBUTES:
+        if _is_kerass(base) and base.__name__ in KERAS_ATTRIBUTES:
             return KERAS_ATTRIBUTES[base.__name__]
     return ()
+
+
+def forgetful(callbacks: Sequence[Any]) -> list[str]:
+    """Names the callbacks that may remember something which no backup can hold, with their own attributes."""
+    told = []
+    for callback in callbacks:
+        kind, names = type(callback), _own_attributes(callback)
+        known = any(base.__name__ in KERAS_ATTRIBUTES for base in kind.__mro__ if _is_kerass(base))
+        if (
+            isinstance(callback, Stateful)
+            or (known and (_is_kerass(kind) or not names))
+            or not (names or _is_kerass(kind))
+        ):
+            continue
+        told.append(f"{kind.__name__} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})")
+    return told
+
+
+def _is_kerass(kind: type) -> bool:
+    return kind.__module__.startswith("keras.")
+
+
+def _own_attributes(callback: Any) -> list[str]:
+    """The attributes that a callback has beside those that the code of its Keras classes speaks of."""
+    theirs: set[str] = set()
+    for base in filter(_is_kerass, type(callback).__mro__):
+        for member in vars(base).values():
+            function = member.fget if isinstance(member, property) else member
+            theirs.update(getattr(getattr(function, "__code__", None), "co_names", ()))
+    if type(callback).__name__ == "LambdaCallback":
+        theirs = {"params", "_model"}  # its attributes are the user's functions
+    return [name for name in vars(callback) if name not in theirs]
+
+
+def stopped_by_patience(facts: Mapping[str, Any]) -> bool:
+    """Whether an EarlyStopping had ended the training whose callbacks' memory this is."""
+    return any(packed.get("map", {}).get("stopped_epoch") for packed in facts.values())
+
+
+def out_of_patience(callbacks: Sequence[Any]) -> bool:
+    """Whether an EarlyStopping would still end training."""
+    return any(callback.wait >= callback.patience for callback in _stopped(callbacks))
+
+
+def take_back_stop(callbacks: Sequence[Any], *, renew: bool) -> None:
+    """Makes each EarlyStopping go on as if it had not ended training; its best value stays.
+
+    Args:
+        callbacks: all of them.
+        renew: its patience begins anew.
+    """
+    for callback in _stopped(callbacks):
+        callback.stopped_epoch = 0
+        if renew:
+            callback.wait = 0
+
+
+def _stopped(callbacks: Sequence[Any]) -> list[Any]:
+    return [
+        callback
+        for callback in callbacks
+        if "best_epoch" in keras_attributes(callback) and getattr(callback, "stopped_epoch", 0)
+    ]
 
 
 def list_that_calls(callback: Any) -> Any:
@@ -84,7 +156,7 @@ def capture(callbacks: Sequence[Any]) -> tuple[dict[str, Any], list[np.ndarray]]
     """
     facts: dict[str, Any] = {}
     arrays: list[np.ndarray] = []
-    for name, callback in _named(callbacks):
+    for name, callback in named(callbacks):
         if isinstance(callback, Stateful):
             state: Mapping[str, Any] = callback.get_state()
         elif names := keras_attributes(callback):
@@ -95,7 +167,7 @@ def capture(callbacks: Sequence[Any]) -> tuple[dict[str, Any], list[np.ndarray]]
     return facts, arrays
 
 
-def _named(callbacks: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+def named(callbacks: Sequence[Any]) -> Iterator[tuple[str, Any]]:
     """Each callback by its class and how many of that class came before: others may come and go between two processes."""
     counts: Counter[str] = Counter()
     for callback in callbacks:
@@ -106,7 +178,7 @@ def _named(callbacks: Sequence[Any]) -> Iterator[tuple[str, Any]]:
 
 def apply(callbacks: Sequence[Any], facts: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> None:
     """Gives each callback its memory back. Callbacks that the snapshot does not know start fresh."""
-    for key, callback in _named(callbacks):
+    for key, callback in named(callbacks):
         packed = facts.get(key)
         if packed is None:
             continue

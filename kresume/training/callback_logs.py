@@ -1,0 +1,190 @@
+"""Keeps the files that Keras's callbacks append to in step with the backups.
+
+`CSVLogger` and `TensorBoard` write while training goes on. A killed process has written lines of steps that no backup holds;
+they are trained again and would be written twice. So each backup records how far every file was, and a continued training
+removes what was written after that. `CSVLogger(append=False)` empties its file when `fit` begins: its lines are in the backup.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import posixpath
+import socket
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from kresume.images.places import is_remote
+from kresume.training import callback_state
+
+CHUNK_BYTES = 1 << 24
+
+
+class CallbackLogs:
+    """The log files of one `fit`'s callbacks.
+
+    Args:
+        callbacks: all callbacks of `fit`; those that write no log are ignored.
+        say: prints one line for the user.
+    """
+
+    def __init__(self, callbacks: Sequence[Any], say: Callable[[str], None]) -> None:
+        named = list(callback_state.named(callbacks))
+        self._tables = {name: each for name, each in named if isinstance(each, keras.callbacks.CSVLogger)}
+        self._boards = {name: each for name, each in named if isinstance(each, keras.callbacks.TensorBoard)}
+        self._say = say
+        self._starts: dict[str, dict[str, Any]] = {}
+
+    def begin(self, saved: Mapping[str, Any] | None, processes: Sequence[str], epoch: int) -> None:
+        """Brings every log to where training begins. Call after the callbacks' own `on_train_begin`.
+
+        Args:
+            saved: what `positions` gave then; None for a training that begins.
+            processes: names of the processes that wrote for this training.
+            epoch: the epoch that begins now, counted from 0.
+        """
+        saved = saved or {}
+        for name, callback in self._tables.items():
+            self._starts[name] = {
+                "start": len(_read(callback.filename)) if callback.append else 0,
+                "header": bool(callback.append_header),
+            }
+            if name in saved:
+                self._starts[name] = {key: saved[name][key] for key in ("start", "header")}
+                self._continue_table(callback, saved[name], epoch)
+        for name, callback in self._boards.items():
+            if name in saved:
+                self._continue_board(callback, saved[name]["files"], {*processes, this_process()})
+
+    def positions(self) -> dict[str, Any]:
+        """Returns how far each log is, as JSON; what is buffered is written first."""
+        found: dict[str, Any] = {}
+        for name, callback in self._tables.items():
+            start = self._starts[name]
+            text = _read(callback.filename)[start["start"] :]
+            found[name] = {**start, "keys": callback.keys, "text": text.decode("latin-1")}
+        for name, callback in self._boards.items():
+            for writer in callback._writers.values():
+                writer.flush()
+            found[name] = {"files": _event_files(callback)}
+        return found
+
+    def _continue_table(self, callback: Any, saved: Mapping[str, Any], epoch: int) -> None:
+        callback.csv_file.close()
+        ours = saved["text"].encode("latin-1")
+        if callback.append:
+            content, start = _read(callback.filename), saved["start"]
+            before, after = content[:start], content[start:]
+            lines = _lines_from(after[len(ours) :], callback.sep, epoch)
+            if ours.startswith(after):
+                _write(callback.filename, before + ours)
+            elif after.startswith(ours) and lines:
+                _write(callback.filename, before + ours)
+                self._say(f"{callback.filename}: lines of epochs that are trained again were removed: {lines}")
+            else:
+                self._say(
+                    f"{callback.filename} was changed since the backup by someone else: new lines are appended to it as it is"
+                )
+        else:
+            _write(callback.filename, ours)
+        callback.csv_file = _open(callback.filename, "a")
+        callback.keys = saved.get("keys")
+        callback.writer = None
+        callback.append_header = saved["header"] and not ours
+
+    def _continue_board(self, callback: Any, saved: Mapping[str, int], processes: set[str]) -> None:
+        import tensorflow as tf
+
+        # Closed first, so that every file in the folders is complete and none of them is written any more.
+        callback._pop_writer()
+        callback._close_writers()
+        callback._writers = {}
+        removed = 0
+        for name, size in _event_files(callback).items():
+            path = posixpath.join(callback.log_dir, name)
+            if name in saved:
+                if size > saved[name]:
+                    _shorten(path, saved[name])
+                    removed += 1
+            elif any(f".{process}." in name for process in processes):
+                tf.io.gfile.remove(path)
+                removed += 1
+        if saved and callback._global_train_batch:
+            callback._should_write_train_graph = False  # it is in the first process's file
+        callback._push_writer(callback._train_writer, callback._global_train_batch)
+        if removed:
+            self._say(f"{callback.log_dir}: events of steps that are trained again were removed from {removed} files")
+
+
+def this_process() -> str:
+    """Returns how TensorFlow names this process in the names of event files."""
+    return f"{socket.gethostname()}.{os.getpid()}"
+
+
+def _lines_from(data: bytes, separator: str, epoch: int) -> int:
+    """Counts the lines if they are those of the epochs from `epoch` on, and perhaps a header; 0 if they are not."""
+    lines = data.decode("latin-1").splitlines()
+    numbers = [next(iter(row), "") for row in csv.reader(lines, delimiter=separator)]
+    if numbers and numbers[0] == "epoch":
+        numbers = numbers[1:]
+    if numbers and not data.endswith(b"\n"):
+        numbers = numbers[:-1]  # torn by the kill
+    right = numbers == [str(epoch + index) for index in range(len(numbers))]
+    return len(lines) if right else 0
+
+
+def _event_files(callback: Any) -> dict[str, int]:
+    """Sizes of the event files in the two folders that a TensorBoard callback writes to, by name below `log_dir`."""
+    import tensorflow as tf
+
+    found = {}
+    for folder in (callback._train_dir, callback._val_dir):
+        for name in tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else ():
+            path = posixpath.join(folder, name)
+            if "tfevents" in name and not tf.io.gfile.isdir(path):
+                found[posixpath.join(posixpath.basename(folder), name)] = int(tf.io.gfile.stat(path).length)
+    return found
+
+
+def _shorten(path: str, size: int) -> None:
+    """Replaces a file by its first `size` bytes, so that a writer which still holds it open cannot add to it."""
+    import tensorflow as tf
+
+    temporary = posixpath.join(posixpath.dirname(path), f".tmp-{uuid.uuid4().hex}")
+    with tf.io.gfile.GFile(path, "rb") as source, tf.io.gfile.GFile(temporary, "wb") as target:
+        while size > 0:
+            target.write(source.read(min(size, CHUNK_BYTES)))
+            size -= CHUNK_BYTES
+    tf.io.gfile.rename(temporary, path, overwrite=True)
+
+
+def _open(path: str, mode: str) -> Any:
+    """Opens a file as `CSVLogger` does, local or remote."""
+    if is_remote(path):
+        import tensorflow as tf
+
+        return tf.io.gfile.GFile(path, mode)
+    return Path(path).open(mode)
+
+
+def _read(path: str) -> bytes:
+    """Returns what a file holds; nothing for a file that does not exist."""
+    if is_remote(path):
+        import tensorflow as tf
+
+        if not tf.io.gfile.exists(path):
+            return b""
+    elif not Path(path).exists():
+        return b""
+    with _open(path, "rb") as file:
+        content: bytes = file.read()
+    return content
+
+
+def _write(path: str, content: bytes) -> None:
+    with _open(path, "wb") as file:
+        file.write(content)
