@@ -362,7 +362,7 @@ def test_csv_lines_survive_the_file_and_others_lines_stay(model, tmp_path, capfd
 
 
 def scalars(folder):
-    """Every scalar in the event files below a folder: `{(folder, tag): [step, ...]}` in the order of the files."""
+    """Every scalar in the event files below a folder: `{(folder, tag): [step, ...]}`, sorted."""
     import tensorflow as tf
     from tensorflow.core.util import event_pb2
 
@@ -372,7 +372,7 @@ def scalars(folder):
             event = event_pb2.Event.FromString(record.numpy())
             for value in event.summary.value:
                 found.setdefault((path.parent.name, value.tag), []).append(event.step)
-    return found
+    return {key: sorted(steps) for key, steps in found.items()}
 
 
 @pytest.mark.parametrize("update_freq", ["epoch", "batch", 2])

@@ -113,7 +113,7 @@ def _stopped(callbacks: Sequence[Any]) -> list[Any]:
     return [
         callback
         for callback in callbacks
-        if "best_epoch" in keras_attributes(callback) and getattr(callback, "stopped_epoch", 0)
+        if "best_epoch" in keras_attributes(callback) and getattr(callback, "stopped_epoch", False)
     ]
 
 
