@@ -366,7 +366,11 @@ def evaluate(
 )
 @click.option("--name", metavar="NAME", help="saved-model: the model's name for the server. Default: DIR's name.")
 @click.option("--quantize", type=click.Choice(["float16", "int8"]), help="litert: smaller numbers.")
-@click.option("--optimizer", metavar="NAME", help="Training formats: for a checkpoint that does not name it.")
+@click.option(
+    "--optimizer",
+    metavar="keep|NAME|NAME:reset",
+    help="Training formats: its name, where the checkpoint does not say it; NAME:reset writes a fresh one.",
+)
 @click.option(
     "--data", multiple=True, metavar="PATH", help="Images to verify on. Default: the run's validation images."
 )

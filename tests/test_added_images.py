@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -138,6 +139,22 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_written(workplace, p
     with pytest.raises(error, match=words):
         run_training(str(parent), **arguments)
     assert not (workplace / "runs").exists()
+
+
+def test_the_way_on_with_new_classes_works(workplace, parent):
+    """The error on a new class names a command that trains today: old layers restored, a fresh head, old classes first."""
+    write_pictures(workplace / "zebras", 2, 900, ("zebra",))
+    with pytest.raises(ImagesError, match="growing the head is not in this version") as caught:
+        run_training(str(parent), add=["zebras"])
+    words = shlex.split(str(caught.value).partition("add --partial ")[2])
+    asked = {"classes": words[1], "model": words[3]}
+    assert words == ["--classes", "circle,square,stripes,zebra", "--model", "convnet"]
+    with pytest.raises(UsageError, match="has 3 outputs, and --classes names 4: give --model"):
+        run_training(str(parent), add=["zebras"], partial=True, classes=asked["classes"])
+    with pytest.raises(UsageError, match="relabelling"):
+        run_training(str(parent), add=["zebras"], partial=True, classes="circle,square,zebra,stripes", model="convnet")
+    result = run_training(str(parent), add=["zebras"], partial=True, epochs=1, batch_size=5, **asked)
+    assert runs.open_run(result.run).record["card"]["classes"] == ["circle", "square", "stripes", "zebra"]
 
 
 def test_the_same_growing_folder_can_be_added_every_week(workplace):

@@ -115,8 +115,34 @@ def test_an_unnamed_optimizer_is_asked_for(tmp_path, images):
     with pytest.raises(CheckpointError, match=r"does not name its optimizer: give --optimizer NAME .*adam"):
         export(folder, tmp_path / "out", format="keras")
     assert not (tmp_path / "out").exists()
-    with pytest.raises(UsageError, match="is Adam"):
+    with pytest.raises(UsageError, match="is Adam; leave the option out, or give sgd:reset"):
         export(first, tmp_path / "out", format="keras", optimizer="sgd")
+
+
+@pytest.mark.parametrize(("asked", "rate"), [("adamw:reset", 0.02), ("sgd:reset", 0.01)])
+def test_an_optimizer_may_begin_fresh(tmp_path, images, asked, rate):
+    """`NAME:reset` as `train` takes it: the bytes of the weights, no step, no slot, a rate that means the same."""
+    first = trained(tmp_path / "first.keras", images)
+    export(first, tmp_path / "out", format="keras", optimizer=asked)
+    model, before = keras.saving.load_model(tmp_path / "out" / "model.keras"), keras.saving.load_model(first)
+    for one, other in zip(model.weights, before.weights, strict=True):
+        assert np.asarray(one.value).tobytes() == np.asarray(other.value).tobytes()
+    assert type(model.optimizer).__name__.lower() == asked.partition(":")[0]
+    assert float(model.optimizer.learning_rate) == pytest.approx(rate)
+    slots = [np.asarray(variable.value) for variable in model.optimizer.variables if variable.path.count("/") > 1]
+    assert int(model.optimizer.iterations) == 0
+    assert all(not slot.any() for slot in slots)
+
+
+def test_a_fresh_optimizer_needs_no_name_of_the_old_one(tmp_path, images):
+    """The way on that the error names; what cannot be meant is refused as `train` refuses it."""
+    folder = writable("tf-checkpoint", trained(tmp_path / "first.keras", images), tmp_path / "tf")
+    (folder / "optimizer.json").unlink()
+    back = writable("keras", folder, tmp_path / "back", optimizer="adamw:reset")
+    assert type(keras.saving.load_model(back / "model.keras").optimizer) is keras.optimizers.AdamW
+    for wrong, words in (("keep:reset", "contradicts itself"), ("adam:fresh", "give keep, NAME or NAME:reset")):
+        with pytest.raises(UsageError, match=words):
+            writable("weights-h5", folder, tmp_path / wrong, optimizer=wrong)
 
 
 @pytest.mark.parametrize(("name", "options", "limit"), [("onnx", {}, 1e-5), ("litert", {"quantize": "float16"}, 1e-2)])

@@ -204,7 +204,7 @@ def named_optimizer(state: TrainState, own: Any = None, asked: str | None = None
     Args:
         state: what was read.
         own: the optimizer that the model's function compiled, or None.
-        asked: a name from the user.
+        asked: the class that the user named.
 
     Returns:
         None where the file holds no optimizer state, or nobody knows its class.
@@ -212,7 +212,7 @@ def named_optimizer(state: TrainState, own: Any = None, asked: str | None = None
     Raises:
         UsageError: `asked` is another class than the file's.
     """
-    from kresume.models.optimizers import class_name, describe
+    from kresume.models.optimizers import describe
 
     stored = state.optimizer
     if stored is None:
@@ -220,9 +220,10 @@ def named_optimizer(state: TrainState, own: Any = None, asked: str | None = None
     if stored.class_name is None:
         compiled = describe(own) if own is not None else None
         return replace(stored, class_name=compiled.class_name, config=compiled.config) if compiled is not None else None
-    if asked and class_name(asked) != stored.class_name:
+    if asked and asked != stored.class_name:
         raise UsageError(
-            f"--optimizer {asked}: the optimizer in {state.source} is {stored.class_name}; leave the option out"
+            f"--optimizer {asked}: the optimizer in {state.source} is {stored.class_name}; leave the option out, or give "
+            f"{asked.lower()}:reset to begin with a fresh one"
         )
     return stored
 

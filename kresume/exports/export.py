@@ -138,7 +138,7 @@ def export(
         like_pixels: the convention of the numbers that its clients send, where its own answers do not tell.
         name: the model's name for the server; default the folder's.
         quantize: `"float16"` or `"int8"`, for `litert`.
-        optimizer: its name, for a training format and a checkpoint that does not say it.
+        optimizer: its name, for a training format and a checkpoint that does not say it; `NAME:reset` writes a fresh one.
         tolerance: the largest difference of a score (0 to 1) that is accepted; default by the numbers in use.
         data: pictures to compare on, one folder per class; default the run's validation images.
         feature: names of TFRecord features in them, as `--feature` of `train`.

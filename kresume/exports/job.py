@@ -31,7 +31,7 @@ class Job:
         like_pixels: the convention of the numbers that its clients send, where it takes numbers.
         like_logits: its scores are logits.
         quantize: `"float16"` or `"int8"`, None for the model's own numbers.
-        optimizer: the name of the optimizer, for a checkpoint that does not say it.
+        optimizer: `keep`, the optimizer's name for a checkpoint that does not say it, or `NAME:reset`.
         files: pictures for warm-up records.
         pictures: a `.npy` file with the same ones decoded, `(n, height, width, 3) uint8`.
 

@@ -54,13 +54,15 @@ def revive(loaded: Loaded, job: Job) -> Training:
         CheckpointError: nobody knows the class of the optimizer whose state the checkpoint holds.
     """
     state, model = loaded.state, loaded.model
+    asked, reset = optimizers.parse_choice(job.optimizer)
+    if reset and asked is not None:
+        return _begun_anew(loaded, asked)
     saved: SavedOptimizer | None
     if state.optimizer is not None and state.optimizer.class_name is None:
         own = optimizers.describe(loaded.own_optimizer) if loaded.own_optimizer is not None else None
-        asked = optimizers.class_name(job.optimizer) if job.optimizer else None
         saved, assumed = settle(state, model, asked, own)
     else:
-        saved, assumed = named_optimizer(state, asked=job.optimizer), ""
+        saved, assumed = named_optimizer(state, asked=asked), ""
     if saved is None:
         restore.restore(model, state, optimizer=None)
         return Training(model, _facts(loaded, model, None, "no optimizer state in the checkpoint"))
@@ -76,16 +78,37 @@ def revive(loaded: Loaded, job: Job) -> Training:
         slots.carry(optimizer, plain)
         optimizer = plain
     optimizer = _made_at_once(optimizer, model)
-    model.compile(
+    _compile(loaded, optimizer)
+    words = (
+        "averages" if averaged else "raw; the averages are among the optimizer's variables" if loaded.averages else ""
+    )
+    return Training(model, _facts(loaded, model, optimizer, "; ".join(filter(None, [words, assumed]))))
+
+
+def _begun_anew(loaded: Loaded, name: str) -> Training:
+    """Compiles the model with an optimizer that has done no step: at the checkpoint's rate where that means the same to it."""
+    state, model = loaded.state, loaded.model
+    stored, words = state.optimizer, ""
+    if loaded.averages and loaded.run is None:
+        restore.restore(model, state, optimizer=None)
+        words = "raw; the averages went with the old optimizer; "
+    rate = state.rate.value if state.rate is not None else None
+    if rate is None or not optimizers.comparable_rates(stored.class_name if stored is not None else None, name):
+        rate = getattr(keras.optimizers, name)().get_config()["learning_rate"]
+    saved = SavedOptimizer(name, None, 0, stored.loss_scale if stored is not None else False)
+    optimizer = optimizers.make_optimizer(saved, rate)
+    optimizer.build(model.trainable_variables)
+    _compile(loaded, optimizer)
+    return Training(model, _facts(loaded, model, optimizer, f"{words}{name} begins fresh at the rate {rate:g}"))
+
+
+def _compile(loaded: Loaded, optimizer: Any) -> None:
+    loaded.model.compile(
         optimizer=optimizer,
         loss=loaded.loss.keras_loss(),
         metrics=loaded.loss.keras_metrics(),
         auto_scale_loss=False,  # where the checkpoint had a scale, the optimizer is wrapped already
     )
-    words = (
-        "averages" if averaged else "raw; the averages are among the optimizer's variables" if loaded.averages else ""
-    )
-    return Training(model, _facts(loaded, model, optimizer, "; ".join(filter(None, [words, assumed]))))
 
 
 def _made_at_once(optimizer: Any, model: Any) -> Any:

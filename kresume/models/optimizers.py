@@ -67,6 +67,20 @@ def class_name(name: str) -> str:
     return found
 
 
+def parse_choice(text: str | None) -> tuple[str | None, bool]:
+    """Reads `--optimizer` as (class, whether its state starts fresh); the class is None for `keep` and where nothing is given.
+
+    Raises:
+        UsageError: it is neither keep, NAME nor NAME:reset.
+    """
+    name, _, reset = (text or "keep").partition(":")
+    if reset not in {"", "reset"}:
+        raise UsageError(f"--optimizer {text}: give keep, NAME or NAME:reset")
+    if name == "keep" and reset:
+        raise UsageError("--optimizer keep:reset contradicts itself: give NAME:reset, for example adamw:reset")
+    return (None if name == "keep" else class_name(name)), bool(reset)
+
+
 def make_optimizer(saved: SavedOptimizer, learning_rate: Any) -> Any:
     """An optimizer of the saved class and config, at another rate.
 

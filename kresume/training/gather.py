@@ -7,6 +7,7 @@ gathered = gather(config, parent, sources, classes, spec, cache, generation, rep
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from kresume.progress import Reporter
 from kresume.training.parent import Parent
 
 DEFAULT_VAL_SPLIT = 0.1
+NEW_CLASSES = "of them new"
 NO_IMAGES = "no images to train on: give --data FOLDER (one folder per class in it)"
 
 
@@ -133,6 +135,8 @@ def decide_classes(config: TrainConfig, parent: Parent | None, sources: Sources)
     pinned = parent.card.classes if parent is not None and parent.card is not None else None
     if config.classes is not None:
         asked = read_classes(config.classes)
+        if pinned is not None and config.partial and len(asked) > len(pinned) and asked[: len(pinned)] == pinned:
+            return asked, f"--classes, {len(asked) - len(pinned)} {NEW_CLASSES}"
         if pinned is not None and asked != pinned:
             raise UsageError(
                 f"--classes {','.join(asked)}: the checkpoint's outputs are {','.join(pinned)} in this order; relabelling "
@@ -174,6 +178,11 @@ def check_outputs(classes: Sequence[str], reason: str, outputs: int, source: str
         UsageError: it has not; the message says how to name them.
     """
     wanted = 2 if outputs == 1 else outputs
+    if len(classes) > wanted and NEW_CLASSES in reason:
+        raise UsageError(
+            f"{source} has {wanted} outputs, and --classes names {len(classes)}: give --model with a function or an "
+            f"architecture that makes {len(classes)}; the head then begins fresh, the other layers keep their weights"
+        )
     if len(classes) != wanted:
         raise UsageError(
             f"{source} has {wanted} outputs; its classes would be {len(classes)}, {reason} ({', '.join(classes[:12])}"
@@ -299,6 +308,24 @@ def _check_streams(sources: Sources, cache: Cache | None, keeps: bool) -> None:
         )
 
 
+def _with_more_classes(config: TrainConfig, parent: Parent | None, classes: Sequence[str]) -> str:
+    """Says how to train on more classes until the head can grow; empty for a new model, whose folders decide."""
+    if parent is None:
+        return ""
+    model = config.model or _model_of(parent) or "FILE.py:FUNCTION"
+    return (
+        "; growing the head is not in this version, but a fresh head on the other layers' weights is: add --partial "
+        f"--classes {shlex.quote(','.join(classes))} --model {shlex.quote(str(model))}"
+    )
+
+
+def _model_of(parent: Parent) -> str | None:
+    """What `--model` was for a run that has no parent itself; None where nobody says it."""
+    if parent.run is None or parent.run.record["parent"] is not None:
+        return None
+    return str(parent.run.record["options"].get("model") or "convnet")
+
+
 def corrects(config: TrainConfig, merge: Merge) -> bool:
     """Whether old images have other labels than before."""
     return bool(merge.facts.relabels) or (config.on_conflict == "new" and bool(merge.facts.conflicts))
@@ -314,8 +341,8 @@ def _check_merge(
     if merge.facts.unknown:
         named = ", ".join(f"{name!r} ({count:,} images)" for name, count in sorted(merge.facts.unknown.items()))
         raise ImagesError(
-            f"classes that the model does not know: {named}; it knows {', '.join(map(repr, classes))}. Move or rename them; "
-            "growing the head by new classes is not in this version"
+            f"classes that the model does not know: {named}; it knows {', '.join(map(repr, classes))}. Move or rename them"
+            f"{_with_more_classes(config, parent, (*classes, *sorted(merge.facts.unknown)))}"
         )
     facts = merge.facts
     changed = facts.added or corrects(config, merge)

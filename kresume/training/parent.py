@@ -199,12 +199,7 @@ def asked_optimizer(config: TrainConfig) -> tuple[str | None, bool]:
     """
     from kresume.models import optimizers
 
-    name, _, reset = (config.optimizer or "keep").partition(":")
-    if reset not in {"", "reset"}:
-        raise UsageError(f"--optimizer {config.optimizer}: give keep, NAME or NAME:reset")
-    if name == "keep" and reset:
-        raise UsageError("--optimizer keep:reset contradicts itself: give NAME:reset, for example adamw:reset")
-    return (None if name == "keep" else optimizers.class_name(name)), bool(reset)
+    return optimizers.parse_choice(config.optimizer)
 
 
 def _equal_decay(stored: SavedOptimizer | None, decay: float) -> float:
