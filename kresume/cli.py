@@ -302,7 +302,7 @@ def _model_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def _read_model_options(image_size: str | None, classes: str | None) -> dict[str, Any]:
     """`--image-size` and `--classes` as the library takes them."""
     from kresume import config
-    from kresume.training.gather import read_classes
+    from kresume.class_names import read_classes
 
     return {
         "image_size": config.image_size(config.TrainConfig(image_size=image_size)),

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from kresume.class_names import join_classes, names_of
 from kresume.errors import UsageError
 
 
@@ -122,8 +123,9 @@ class TrainConfig(BaseModel):
         "class gives every class the same share of an epoch. Default none.", group=IMAGES
     )
     classes: str | None = _option(
-        "Names of the model's outputs in their order: a,b,c or a file with one per line. Default: the parent's, else the "
-        "sorted class folders.",
+        "Names of the model's outputs in their order: a,b,c, quotes around names with commas, or a file: one name per line, "
+        "`0 ROCK` lines of Teachable Machine, JSON (class_indices of Keras), CSV. Default: the parent's, else the sorted "
+        "class folders.",
         group=IMAGES,
         metavar="FILE|a,b,c",
     )
@@ -522,12 +524,15 @@ def _validated(values: Mapping[str, Any]) -> TrainConfig:
             values[name] = (os.fspath(value),)
         elif isinstance(value, (list, tuple)):
             values[name] = tuple(os.fspath(item) if isinstance(item, os.PathLike) else item for item in value)
-    for name in ("classes", "image_size"):
-        value = values.get(name)
-        if isinstance(value, (list, tuple)):
-            values[name] = ("x" if name == "image_size" else ",").join(str(item) for item in value)
-        elif isinstance(value, int):
-            values[name] = str(value)
+    size, classes = values.get("image_size"), values.get("classes")
+    if isinstance(size, (list, tuple)):
+        values["image_size"] = "x".join(str(item) for item in size)
+    elif isinstance(size, int):
+        values["image_size"] = str(size)
+    if isinstance(classes, (list, tuple, Mapping)):
+        values["classes"] = join_classes(names_of(classes) or ())
+    elif isinstance(classes, int):
+        values["classes"] = str(classes)
     try:
         config = TrainConfig(**values)
     except ValidationError as error:

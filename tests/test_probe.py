@@ -1,9 +1,8 @@
 """A foreign model is fed what it was trained on, or nothing is trained."""
 
 import numpy as np
-import pytest
 
-from kresume.evaluation.probe import explain_labels, is_clearly_lower, probe_feedings
+from kresume.evaluation.probe import is_clearly_lower, probe_feedings, promising
 
 LABELS = np.arange(120) % 3
 
@@ -52,10 +51,72 @@ def test_losses_are_compared_image_by_image():
     assert not is_clearly_lower(losses, outlier)
 
 
-@pytest.mark.parametrize("order", [(2, 0, 1), (1, 0, 2)])
-def test_a_permutation_that_explains_the_answers_is_proposed(order):
-    """The model's outputs mean other classes than assumed: the proposal is their order."""
-    names = ("cat", "dog", "rose")
-    predicted = np.array([order.index(label) for label in LABELS])
-    assert explain_labels(predicted, LABELS, names) == tuple(names[place] for place in order)
-    assert explain_labels(LABELS, LABELS, names) is None
+def test_the_table_lists_three_and_names_all_that_fit():
+    """However many ways were tried; those between which nothing decides are told apart from the rest."""
+    ways = {"a": sure_of(0.9), "b": sure_of(0.9), **{f"bad {index}": sure_of(0.6, 60) for index in range(6)}}
+    probe = probe_feedings(lambda images: images, ways, LABELS, "probabilities")
+    assert probe.table.count("gives") == 3
+    assert set(probe.fitting) == {"a", "b"}
+    assert probe.winner is None
+
+
+def test_a_way_that_is_right_less_often_never_wins_by_its_loss():
+    """A model that is sure of itself has a high loss where it is wrong, and is still right twice as often."""
+    rng = np.random.default_rng(0)
+    sure = np.full((len(LABELS), 3), 1e-6)
+    answers = np.where(rng.random(len(LABELS)) < 0.8, LABELS, (LABELS + 1) % 3)
+    sure[np.arange(len(LABELS)), answers] = 1.0
+    probe = probe_feedings(
+        lambda images: images, {"sure": lambda: sure, "shy": sure_of(0.4, 60)}, LABELS, "probabilities"
+    )
+    assert probe.losses["sure"] > probe.losses["shy"]
+    assert probe.winner == "sure"
+
+
+def noisy(certainty, scale, seed):
+    """What is right with about this certainty, image by image."""
+    noise = np.random.default_rng(seed).normal(0, scale, len(LABELS))
+    chosen = np.clip(certainty + noise, 0.35, 0.999)
+    outputs = np.repeat(((1 - chosen) / 2)[:, None], 3, axis=1)
+    outputs[np.arange(len(LABELS)), LABELS] = chosen
+    return lambda: outputs
+
+
+def test_another_way_than_the_usual_ones_must_be_clearly_better():
+    """As good as the usual one, the usual one is taken; clearly better, it wins; better by much and unclear, nobody does."""
+
+    def winner(**ways):
+        return probe_feedings(lambda images: images, ways, LABELS, "probabilities", usual=("usual", "other"))
+
+    other = noisy(0.5, 0.05, 1)
+    assert winner(usual=noisy(0.8, 0.05, 2), other=other, strange=noisy(0.802, 0.05, 3)).winner == "usual"
+    assert winner(usual=noisy(0.8, 0.05, 2), other=other, strange=noisy(0.9, 0.05, 3)).winner == "strange"
+    assert winner(usual=noisy(0.8, 0.05, 2), other=other, strange=noisy(0.7, 0.05, 3)).winner == "usual"
+    base = noisy(0.8, 0.02, 2)()
+    lucky = base.copy()
+    lucky[:2] = [[0.98, 0.01, 0.01], [0.01, 0.98, 0.01]]
+    base[:2] = [[0.01, 0.98, 0.01], [0.98, 0.01, 0.01]]  # two images make all the difference
+    probe = winner(usual=lambda: base, other=other, strange=lambda: lucky)
+    assert (probe.winner, set(probe.fitting)) == (None, {"usual", "strange"})
+
+
+def test_many_strange_ways_do_not_win_by_luck():
+    """Eight that are as good as the usual one, drawn anew 50 times: hardly ever is one of them taken."""
+    rng = np.random.default_rng(5)
+    taken = 0
+    for _ in range(50):
+        ways = {"usual": noisy(0.8, 0.1, rng.integers(1 << 30))}
+        ways |= {f"strange {index}": noisy(0.8, 0.1, rng.integers(1 << 30)) for index in range(8)}
+        probe = probe_feedings(lambda images: images, ways, LABELS, "probabilities", usual=("usual",))
+        taken += probe.winner not in {"usual", None}
+    assert taken <= 1
+
+
+def test_a_first_look_keeps_what_may_win_and_everything_where_nothing_is_right():
+    """The right way may seem the worst where the order of the classes is another."""
+    ways = {"good": sure_of(0.9), **{f"bad {index}": sure_of(0.5, 70 + index) for index in range(8)}}
+    first = probe_feedings(lambda images: images, ways, LABELS, "probabilities")
+    assert "good" in promising(first)
+    assert len(promising(first)) == 4
+    none = {name: way for name, way in ways.items() if name != "good"}
+    assert promising(probe_feedings(lambda images: images, none, LABELS, "probabilities")) == tuple(none)

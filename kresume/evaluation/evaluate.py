@@ -16,6 +16,7 @@ import numpy as np
 from kresume import runs
 from kresume.checkpoints.read import read_checkpoint
 from kresume.checkpoints.run import find_run
+from kresume.class_names import names_of
 from kresume.errors import ImagesError
 from kresume.evaluation.against import answers_of, open_cache, served_folder
 from kresume.evaluation.loaded import Subject, load, select_backend
@@ -161,7 +162,7 @@ def evaluate(
     live = path if folder is None else other if other is not None and served_folder(other) is None else None
     if live is not None:
         select_backend(live, backend, device)
-    names_given = tuple(classes) if classes else None
+    names_given = names_of(classes)
     given = Subject(path, model, names_given, pixels, image_size, tuple(imports), map_file, trust, axes)
     shown = tuple(str(source) for source in sources)
     loaded = None

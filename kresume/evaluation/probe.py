@@ -1,17 +1,16 @@
-"""What a foreign model was trained on, found by letting it show on images that it knows.
+"""Finds the values that a foreign model was trained on by scoring it on images that it knows.
 
     probe = probe_feedings(model.predict_on_batch, {"0-1": pictures_0_1, "-1-1": ...}, labels, "probabilities")
     probe.winner                                  # "0-1", or None
-    explain_labels(probe.predictions["0-1"], labels, classes)
 
 A model restored bit for bit and fed the wrong values is worthless, so nothing is guessed: without a clear winner the caller
 raises. Two conventions can be right equally often and still be told apart, because the loss falls with every image that
-the model is surer of: ways of feeding are compared image by image.
+the model is surer of: ways of feeding are compared image by image. The order of the classes is `class_order`'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +22,12 @@ PROBE_BATCH = 32
 CLEAR_ERRORS = 2.0
 """How many standard errors of the mean difference in loss make a winner: once in 40 probes chance does as much."""
 CLEAR_POINTS = 0.05
-FEW_CLASSES = 0.75
-"""What an order of two classes must explain; of more, twice what guessing does."""
+SMALL_LOSS, SMALL_SHARE = 0.05, 0.1
+"""How much worse a convention may be, at most, to be taken because it is the usual one: in nats, or as a share of its loss."""
+ROUNDING = 1e-5
+KNOWS_THEM = 0.8
+"""Right so often on a first look, a model is read in the right order."""
+MOST_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Probe:
         winner: the way that is clearly right, or None.
         above_chance: whether the best one is right more often than chance explains.
         predictions: `(n,)` the classes predicted, by way.
+        fitting: the winner, or the ways between which the answers do not decide.
+        tried: the ways in the order in which they were given.
     """
 
     accuracies: Mapping[str, float]
@@ -44,18 +49,24 @@ class Probe:
     winner: str | None
     above_chance: bool
     predictions: Mapping[str, np.ndarray]
+    fitting: tuple[str, ...]
+    tried: tuple[str, ...]
 
     @property
     def best(self) -> str:
-        """The way with the lowest loss."""
+        """The way with the lowest loss, among those that are right about as often as any."""
         return next(iter(self.losses))
 
     @property
     def table(self) -> str:
-        """`"0-1 gives 80.9 % (loss 0.61); torch gives 80.5 % (loss 0.74)"`."""
+        """The best three: `"0-1 gives 80.9 % (loss 0.61); torch gives 80.5 % (loss 0.74)"`; the winner first."""
+        first = [self.winner] if self.winner is not None else []
+        return self.show([*first, *(name for name in self.accuracies if name not in first)][:MOST_SHOWN])
+
+    def show(self, names: Iterable[str]) -> str:
+        """Writes accuracy and loss of these ways."""
         return "; ".join(
-            f"{name} gives {100 * accuracy:.1f} % (loss {self.losses[name]:.2f})"
-            for name, accuracy in self.accuracies.items()
+            f"{name} gives {100 * self.accuracies[name]:.1f} % (loss {self.losses[name]:.2f})" for name in names
         )
 
 
@@ -64,17 +75,25 @@ def probe_feedings(
     feedings: Mapping[str, Callable[[], Any]],
     labels: np.ndarray,
     kind: OutputKind,
+    usual: Collection[str] | None = None,
+    twins: Iterable[tuple[str, str]] = (),
 ) -> Probe:
     """Scores a model on the same labelled images, fed in several ways.
 
     Args:
-        predict: `(batch, height, width, 3) float32` -> outputs.
-        feedings: by name, what gives the images as the model would eat them, `(n, height, width, 3) float32`.
+        predict: `(batch, height, width, channels) float32` -> outputs.
+        feedings: by name, what gives the images as the model would take them, `(n, height, width, channels) float32`.
         labels: `(n,)` indices of classes.
         kind: what the outputs are.
+        usual: the ways that are taken before others; default all.
+        twins: a usual way and another that are nearly the same: the better of them stands for both.
 
     Returns:
-        The winner beats chance, and its loss is below that of every other by more than chance explains.
+        Ways that are right clearly less often than the best one are out. The winner beats chance, and its loss is below that
+        of every other by more than chance explains. Of the usual ways one wins so against the usual ways alone. Another way
+        needs more, because there are many: its loss is below every usual one's at a level shared among them (Bonferroni), and
+        clearly below the others'. Where it is a little better than the best usual one, but not so clearly, the usual one wins
+        if it costs little at most (`SMALL_LOSS`); else nobody does.
     """
     predictions: dict[str, np.ndarray] = {}
     losses: dict[str, np.ndarray] = {}
@@ -84,16 +103,69 @@ def probe_feedings(
         losses[name] = image_losses(probabilities, labels)
     accuracies = {name: float((predicted == labels).mean()) for name, predicted in predictions.items()}
     ranked = sorted(feedings, key=lambda name: float(losses[name].mean()))
-    best = ranked[0]
-    above_chance = accuracies[best] > _chance(accuracies[best], labels)
-    clear = all(is_clearly_lower(losses[best], losses[other]) for other in ranked[1:])
+    right = _most_right(ranked, {name: (predicted != labels).astype(float) for name, predicted in predictions.items()})
+    ranked = [*right, *(name for name in ranked if name not in right)]
+    known = set(feedings if usual is None else usual)
+    rivals = list(right)
+    for pair in twins:
+        if set(pair) <= set(rivals):
+            better, other = sorted(pair, key=rivals.index)
+            rivals.remove(other)
+            known.add(better)
+    fitting = _fitting(rivals, losses, known)
+    above_chance = accuracies[fitting[0]] > _chance(accuracies[fitting[0]], labels)
     return Probe(
         accuracies={name: accuracies[name] for name in ranked},
         losses={name: float(losses[name].mean()) for name in ranked},
-        winner=best if above_chance and clear else None,
+        winner=fitting[0] if above_chance and len(fitting) == 1 else None,
         above_chance=above_chance,
-        predictions=predictions,
+        predictions={name: predictions[name] for name in ranked},
+        fitting=fitting,
+        tried=tuple(feedings),
     )
+
+
+def promising(probe: Probe) -> tuple[str, ...]:
+    """The ways that are worth more images after a first look at a few, in the order in which they were tried.
+
+    All of them, unless the model is right on most images under one: else the order of the classes may be another, and the
+    right way be the one that seems to be the worst.
+    """
+    if not probe.above_chance or probe.accuracies[probe.best] < KNOWS_THEM:
+        return tuple(probe.tried)
+    kept = {*list(probe.accuracies)[: MOST_SHOWN + 1], *probe.fitting}
+    return tuple(name for name in probe.tried if name in kept)
+
+
+def _most_right(ways: list[str], errors: Mapping[str, np.ndarray]) -> list[str]:
+    """The ways that are not clearly less right than the most right one: a loss says nothing for a way that is wrong."""
+    from scipy.stats import norm
+
+    best = min(ways, key=lambda way: float(errors[way].mean()))
+    level = float(norm.isf(norm.sf(CLEAR_ERRORS) / max(len(ways) - 1, 1)))
+    return [way for way in ways if not is_clearly_lower(errors[best], errors[way], level)]
+
+
+def _fitting(ranked: list[str], losses: Mapping[str, np.ndarray], usual: Collection[str]) -> tuple[str, ...]:
+    """The ways between which the losses do not decide, best first; one alone is the winner."""
+    known, others = [way for way in ranked if way in usual], [way for way in ranked if way not in usual]
+
+    def alike(way: str, rivals: Iterable[str], errors: float) -> list[str]:
+        return [name for name in rivals if name != way and not is_clearly_lower(losses[way], losses[name], errors)]
+
+    best = ranked[0]
+    if best in known:
+        return (best, *alike(best, known, CLEAR_ERRORS))
+    from scipy.stats import norm
+
+    once_in_40 = float(norm.sf(CLEAR_ERRORS))
+    rivals = alike(best, known, float(norm.isf(once_in_40 / len(others)))) + alike(best, others, CLEAR_ERRORS)
+    if rivals and known and rivals[0] == known[0]:
+        difference = losses[known[0]] - losses[best]
+        at_most = difference.mean() + CLEAR_ERRORS * difference.std() / np.sqrt(len(difference))
+        if at_most <= max(SMALL_LOSS, SMALL_SHARE * losses[known[0]].mean()):
+            return (known[0], *alike(known[0], known, CLEAR_ERRORS))
+    return (best, *sorted(rivals, key=ranked.index))
 
 
 def _batches(images: np.ndarray) -> Iterable[tuple[np.ndarray, int]]:
@@ -108,41 +180,8 @@ def _chance(accuracy: float, labels: np.ndarray) -> float:
     return float(commonest + max(CLEAR_POINTS, 2 * np.sqrt(accuracy * (1 - accuracy) / len(labels))))
 
 
-def is_clearly_lower(one: np.ndarray, other: np.ndarray) -> bool:
+def is_clearly_lower(one: np.ndarray, other: np.ndarray, errors: float = CLEAR_ERRORS) -> bool:
     """Whether the mean of `one` is below that of `other` by more than chance explains, compared pair by pair."""
     difference = other - one
     error = float(difference.std(ddof=1)) / np.sqrt(len(difference)) if len(difference) > 1 else np.inf
-    return bool(difference.mean() > CLEAR_ERRORS * error)
-
-
-def explain_any(probe: Probe, labels: np.ndarray, classes: Sequence[str]) -> tuple[str, tuple[str, ...]] | None:
-    """The way of feeding and the order of classes that together explain most; None if no order explains anything.
-
-    With every output moved, the right way is the one that is never right, and a wrong one may win.
-    """
-    found = []
-    for way, predicted in probe.predictions.items():
-        order = explain_labels(predicted, labels, classes)
-        if order is not None:
-            meant = np.array([order.index(name) for name in classes])
-            found.append((float((predicted == meant[labels]).mean()), way, order))
-    return max(found)[1:] if found else None
-
-
-def explain_labels(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> tuple[str, ...] | None:
-    """The order of classes under which the predictions would be right, if one explains them; else None.
-
-    Args:
-        predicted: `(n,)` indices of outputs.
-        labels: `(n,)` indices into `classes`.
-        classes: the order that was assumed.
-    """
-    from scipy.optimize import linear_sum_assignment
-
-    counts = np.zeros((len(classes), len(classes)), np.int64)
-    np.add.at(counts, (predicted, labels), 1)
-    outputs, meanings = linear_sum_assignment(-counts)
-    explained = counts[outputs, meanings].sum() / len(labels)
-    if explained < min(2 / len(classes), FEW_CLASSES) or explained - (predicted == labels).mean() < 0.2:
-        return None
-    return tuple(classes[int(meaning)] for meaning in meanings)
+    return bool(difference.mean() > max(errors * error, ROUNDING))

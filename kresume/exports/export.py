@@ -22,6 +22,7 @@ from typing import Any
 
 from kresume import devices, files, runs
 from kresume.checkpoints import snapshot
+from kresume.class_names import names_of
 from kresume.errors import ExportError, UsageError
 from kresume.evaluation.loaded import Loaded, Subject, load, select_backend
 from kresume.evaluation.signatures import versions_in
@@ -184,7 +185,7 @@ def export(
         )
     destination = _destination(exporter, Path(directory), version, overwrite)
     running = select_backend(path, backend, device)
-    names = tuple(classes) if classes else None
+    names = names_of(classes)
     subject = Subject(path, model, names, pixels, image_size, tuple(imports), map_file, trust, axes)
     loaded = load(subject, anonymous=exporter.for_training)
     if loaded.standing:

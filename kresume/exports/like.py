@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from kresume.errors import CheckpointError, ExportError
-from kresume.evaluation.probe import Probe, explain_any, probe_feedings
+from kresume.evaluation.class_order import judge_order
+from kresume.evaluation.probe import Probe, probe_feedings
 from kresume.evaluation.served import predict_saved_model, score_kind
 from kresume.evaluation.signatures import LABELS, Signature, find_saved_model, labels_of, read_raw, read_signatures
 from kresume.exports.graph import Served, head_input
@@ -102,21 +103,24 @@ def examine(path: Path, samples: Samples, pixels: str | None = None) -> Old:
     if numbers is not None and (problem := _size_problem(numbers, samples.pictures.shape[1:3], samples.layout)):
         raise ExportError(f"{REFUSAL} {folder}: its signature {numbers.name} {problem}")
     channels = asked.input.layout(samples.pictures.shape[1:3], samples.layout).channels if numbers is not None else 3
-    ways = _ways(asked, pixels, channels)
+    ways = _ways(asked, pixels, channels, samples)
     answers, read = _answers(folder, asked, order, samples, ways)
     truth = truth[read]
     logits = _are_logits(answers, folder)
     probe = probe_feedings(
         lambda scores: scores, {way: partial(_as_is, scores) for way, scores in answers.items()}, truth,
-        "logits" if logits else "probabilities",
+        "logits" if logits else "probabilities", conventions.USUAL if len(ways) > 1 else None,
+        conventions.TWINS,
     )  # fmt: skip
-    if named is None and (better := explain_any(probe, truth, samples.classes)) is not None:
-        right = probe.accuracies[better[0]]
-        raise ExportError(
-            f"{REFUSAL} {folder}: it does not name its classes, and its answers to {len(truth):,} {samples.origin} are "
-            f"right for {100 * right:.0f} % in the order {', '.join(order)}, better read as {', '.join(better[1])}; if that "
-            f"is its order, write it to {folder / 'assets' / LABELS}, one name a line"
-        )
+    if named is None:
+        better = judge_order({way: probe.predictions[way] for way in answers}, truth, samples.classes)
+        if better.order is not None:
+            raise ExportError(
+                f"{REFUSAL} {folder}: it does not name its classes, and its answers to {len(truth):,} {samples.origin} are "
+                f"right for {100 * better.assumed:.0f} % in the order {', '.join(order)}, better read as "
+                f"{', '.join(better.order)} ({100 * better.explained:.0f} %); if that is its order, write it to "
+                f"{folder / 'assets' / LABELS}, one name a line"
+            )
     best = probe.winner or probe.best
     for other in found.values():
         if other is not asked and other.output("scores") is not None:
@@ -155,11 +159,12 @@ def _answers_classes(signature: Signature) -> bool:
     return signature.output("scores", "labels", "class_index", "class_indices") is not None
 
 
-def _ways(signature: Signature, pixels: str | None, channels: int) -> tuple[str, ...]:
+def _ways(signature: Signature, pixels: str | None, channels: int, samples: Samples) -> tuple[str, ...]:
     if signature.input.kind != "values":
         return (signature.input.kind,)
-    usual = tuple(name for name in conventions.names_for(channels) if name in conventions.USUAL)
-    return (pixels,) if pixels is not None else usual
+    if pixels is not None:
+        return (pixels,)
+    return conventions.names_for(channels, grey=conventions.are_grey(samples.pictures))
 
 
 def _as_is(scores: np.ndarray) -> np.ndarray:
@@ -198,8 +203,9 @@ def _are_logits(answers: Mapping[str, np.ndarray], folder: Path) -> bool:
 
 
 def _shown(probe: Probe, ways: bool) -> str:
-    right = [f"{way + ' ' if ways else ''}{100 * share:.0f} %" for way, share in probe.accuracies.items()]
-    return f"right for {', '.join(right)}"
+    if ways:
+        return probe.table
+    return f"right for {100 * probe.accuracies[probe.best]:.0f} %"
 
 
 def signatures(path: Path, served: Served) -> dict[str, Signature]:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kresume.errors import UsageError
 
 
@@ -102,8 +104,12 @@ TABLE: Mapping[str, Affine] = {
 NAMES = tuple(TABLE)
 USUAL = NAMES[:5]
 """Keras's own conventions; another one is taken only where it fits clearly better."""
+TWINS = (("torch", "cifar10"),)
+"""Pairs that differ so little that a model hardly tells them apart: the better one is taken, and never both are named."""
 FOR_GREY = frozenset({"mnist", "0-255-inverted", "0-1-inverted", "-1-1-inverted"})
 """Tried only where the pictures are grey."""
+GREY_LEVELS, GREY_SHARE = 2.0, 0.95
+"""A picture is grey whose channels differ by less, on average; so many make a grey sample."""
 HOW_ELSE = "mean=M,std=S[,bgr] or FILE.py:FUNCTION"
 SAID = "0-1, -1-1, 0-255, caffe, torch or another of `kresume train --help`"
 """What an error names of all this."""
@@ -121,6 +127,15 @@ def names_for(channels: int = 3, *, grey: bool = False) -> tuple[str, ...]:
     if grey:
         return tuple(name for name in NAMES if name in USUAL or name in FOR_GREY)
     return tuple(name for name in NAMES if name not in FOR_GREY)
+
+
+def are_grey(pictures: np.ndarray) -> bool:
+    """Tells whether nearly all of these pictures, `(n, height, width, 3) uint8`, have no colours."""
+    if pictures.shape[-1] == 1:
+        return True
+    levels = pictures.astype(np.int16)
+    spread = (levels.max(axis=-1) - levels.min(axis=-1)).mean(axis=(1, 2))
+    return bool(len(pictures) and (spread < GREY_LEVELS).mean() > GREY_SHARE)
 
 
 def to_model_function(name: str) -> Callable[[Any], Any]:

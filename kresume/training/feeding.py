@@ -21,7 +21,8 @@ import numpy as np
 from kresume.checkpoints.state import Card
 from kresume.config import TrainConfig
 from kresume.errors import CheckpointError, ImagesError, UsageError
-from kresume.evaluation.probe import Probe, explain_any, probe_feedings
+from kresume.evaluation.class_order import judge_order
+from kresume.evaluation.probe import MOST_SHOWN, Probe, probe_feedings, promising
 from kresume.images import conventions, inputs, merging
 from kresume.images.decode import DecodeSpec, Header, decode, read_header
 from kresume.images.order import permutation
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from kresume.models.losses import LossChoice
 
 PROBE_IMAGES = 256
+FIRST_LOOK = 64
+"""So many of them show which conventions are hopeless."""
 SHRINKS_MUCH = 2.0
 """Above this factor bilinear sampling skips pixels, and looks other than averaging."""
 
@@ -119,20 +122,32 @@ def decide_feeding(
 
 @dataclass(frozen=True)
 class _Sample:
+    """Old images of known classes.
+
+    Attributes:
+        files: their bytes.
+        pictures: `(n, height, width, 3) uint8`, decoded as the spec says.
+        labels: `(n,)` indices of classes.
+        shrinks_by: how much larger they are than the model's input, as a median.
+    """
+
     files: list[bytes]
+    pictures: np.ndarray
     labels: np.ndarray
     shrinks_by: float
 
-    def pictures(self, spec: DecodeSpec) -> np.ndarray:
+    def sampled(self, spec: DecodeSpec) -> np.ndarray:
+        """The same pictures decoded in another way."""
         with ThreadPoolExecutor(max_workers=(os.cpu_count() or 1) + 1) as pool:
             return np.stack(list(pool.map(lambda data: decode(data, spec), self.files)))
 
 
 def _sample(old: Listing, classes: Sequence[str], spec: DecodeSpec) -> _Sample:
-    """Up to 256 old images that can be decoded, the same ones each time."""
+    """Takes up to 256 old images that can be decoded, the same ones each time."""
     places = {name: place for place, name in enumerate(classes)}
     known = [found for found in merging.name_numbers(old, classes) if found.label in places]
     files: list[bytes] = []
+    pictures: list[np.ndarray] = []
     labels: list[int] = []
     factors: list[float] = []
     for index in permutation(0, 0, len(known)):
@@ -140,21 +155,22 @@ def _sample(old: Listing, classes: Sequence[str], spec: DecodeSpec) -> _Sample:
             break
         read = _readable(known[int(index)], spec)
         if read is not None:
-            data, header = read
+            data, picture, header = read
             files.append(data)
+            pictures.append(picture)
             labels.append(places[known[int(index)].label])
             factors.append(min(header.height / spec.height, header.width / spec.width))
-    return _Sample(files, np.array(labels, np.int32), float(np.median(factors)) if factors else 1.0)
+    stacked = np.stack(pictures) if pictures else np.zeros((0, spec.height, spec.width, 3), np.uint8)
+    return _Sample(files, stacked, np.array(labels, np.int32), float(np.median(factors)) if factors else 1.0)
 
 
-def _readable(found: Found, spec: DecodeSpec) -> tuple[bytes, Header] | None:
+def _readable(found: Found, spec: DecodeSpec) -> tuple[bytes, np.ndarray, Header] | None:
     try:
         data = read_range(found.path, found.offset, found.length, found.coding)
         header = read_header(data)
-        decode(data, spec, header)
+        return data, decode(data, spec, header), header
     except (ImagesError, OSError, EOFError):
         return None  # the prepare pass sets it aside, by name
-    return data, header
 
 
 def _probe(
@@ -169,63 +185,90 @@ def _probe(
     reason: str,
     mapped: bool,
 ) -> Feeding:
-    feedings = _feedings(told, layout, config.axes)
-    count = len(sample.labels)
-    compares = config.interpolation is None and sample.shrinks_by > SHRINKS_MUCH
-    probes: dict[str, Probe] = {}
-    for interpolation in ("area", "bilinear") if compares else (spec.interpolation,):
-        pictures = sample.pictures(replace(spec, interpolation=interpolation))
-        ways = {way: partial(inputs.to_input(*fed), pictures) for way, fed in feedings.items()}
-        probes[interpolation] = probe_feedings(model.predict_on_batch, ways, sample.labels, loss.outputs)
-    chosen = min(probes, key=lambda name: probes[name].losses[probes[name].best])
-    probe = probes[chosen]
-    source = config.from_
-    hint = explain_any(probe, sample.labels, classes)
-    if hint is not None and config.classes is None:
-        best = max(probe.accuracies.values())
-        way, proposed = hint
-        predicted, fed = probe.predictions[way], "" if len(feedings) == 1 else way
-        check_order(str(source), predicted, sample.labels, classes, proposed, assumed=best, pixels=fed)
-    if len(feedings) > 1 and probe.winner is None:
-        if probe.above_chance:
-            raise CheckpointError(
-                f"two pixel conventions fit {source} about equally on {count} old images ({probe.table}): say which one it "
-                f"was trained with by --pixels{_and_axes(feedings)}"
-            )
-        raise CheckpointError(
-            f"no pixel convention makes {source} right on {count} old images ({probe.table}): wrong images, wrong label "
-            f"order, or another --model? Give --pixels{_and_axes(feedings)} to go on regardless"
+    source, count, labels = str(config.from_), len(sample.labels), sample.labels
+    feedings = _feedings(told, layout, config.axes, grey=conventions.are_grey(sample.pictures))
+    usual = [way for way, (name, _) in feedings.items() if told or name in conventions.USUAL]
+    twins = _twins(feedings)
+
+    def score(ways: Sequence[str], pictures: np.ndarray, first: int = count) -> Probe:
+        fed = {way: partial(inputs.to_input(*feedings[way]), pictures[:first]) for way in ways}
+        return probe_feedings(model.predict_on_batch, fed, labels[:first], loss.outputs, usual, twins)
+
+    ways: Sequence[str] = tuple(feedings)
+    if len(ways) > 1 and count >= 2 * FIRST_LOOK:
+        ways = promising(score(ways, sample.pictures, FIRST_LOOK))
+    probe = score(ways, sample.pictures)
+    # Of ways that explain as much, the first: the usual ones.
+    found = judge_order({way: probe.predictions[way] for way in ways}, labels, classes)
+    fed, asked = "" if len(feedings) == 1 else found.way, config.classes is not None
+    notes = [check_order(source, found, classes, count, pixels=fed, asked=asked)]
+    compared = ""
+    best = probe
+    if config.interpolation is None and sample.shrinks_by > SHRINKS_MUCH:
+        other = "bilinear" if spec.interpolation == "area" else "area"
+        contenders = probe.fitting if probe.above_chance else ways
+        sampled = score(contenders, sample.sampled(replace(spec, interpolation=other)))
+        compared = ", ".join(
+            f"{name} gives loss {each.losses[each.best]:.2f}"
+            for name, each in ((spec.interpolation, probe), (other, sampled))
         )
-    way = str(probe.winner) if len(feedings) > 1 else next(iter(feedings))
+        if sampled.losses[sampled.best] < probe.losses[probe.best]:
+            best, spec = sampled, replace(spec, interpolation=other)
+    if len(feedings) > 1 and best.winner is None:
+        raise CheckpointError(_no_winner(source, best, count, _and_axes(feedings)))
+    way = str(best.winner) if len(feedings) > 1 else next(iter(feedings))
     pixels, layout = feedings[way]
-    notes: tuple[str, ...] = ()
-    found = f"on {count} old images {probe.table}" if len(feedings) > 1 else reason
+    if len(feedings) > 1:
+        # The losers of the first look are told, too, where the second one had the winner alone.
+        reason = f"on {count} old images {(best if len(best.losses) > 1 else probe).table}"
     if mapped:
-        found += f"; {verify_mapping(str(source), probe.predictions[way], sample.labels)}"
-    elif not probe.above_chance:
-        share = 100 * probe.accuracies[probe.best]
-        notes = (f"{source} is right on {share:.1f} % of {count} old images, no better than chance",)
-    compared = ", ".join(f"{name} gives loss {each.losses[each.best]:.2f}" for name, each in probes.items())
-    return Feeding(
-        pixels,
-        layout,
-        replace(spec, interpolation=chosen),
-        found,
-        compared if compares else "",
-        notes,
+        reason += f"; {verify_mapping(source, best.predictions[way], labels)}"
+    elif not best.above_chance:
+        share = 100 * best.accuracies[best.best]
+        unknown = ", which therefore do not show the order of its outputs (--classes a,b,c says it)"
+        notes = [
+            *([notes[0]] if asked else []),
+            f"{source} is right on {share:.1f} % of {count} old images, no better than chance"
+            f"{'' if asked else unknown}",
+        ]
+    return Feeding(pixels, layout, spec, reason, compared, tuple(note for note in notes if note))
+
+
+def _no_winner(source: str, probe: Probe, count: int, and_axes: str) -> str:
+    if not probe.above_chance:
+        return (
+            f"no pixel convention makes {source} right on {count} old images ({probe.table}): wrong images, wrong label "
+            f"order, or another --model? Give --pixels{and_axes} to go on regardless"
+        )
+    fit = probe.fitting[:MOST_SHOWN]
+    return (
+        f"{'two' if len(probe.fitting) == 2 else 'several'} pixel conventions fit {source} about equally on {count} old images "
+        f"({probe.show(fit)}): say which one it was trained with by --pixels{and_axes}"
     )
 
 
-def _feedings(told: str | None, layout: InputLayout, axes: str | None) -> dict[str, tuple[str, InputLayout]]:
+def _feedings(
+    told: str | None, layout: InputLayout, axes: str | None, *, grey: bool
+) -> dict[str, tuple[str, InputLayout]]:
     """Returns the ways of feeding a model that are tried: (convention, layout) by what a user would have to say."""
     layouts = (layout,) if axes is not None else alternatives(layout)
-    usual = tuple(name for name in conventions.names_for(layout.channels) if name in conventions.USUAL)
-    names = (told,) if told else usual
+    names = (told,) if told else conventions.names_for(layout.channels, grey=grey)
     return {
         name if each == layouts[0] else f"{name} with --axes {each.axes}": (name, each)
         for each in layouts
         for name in names
     }
+
+
+def _twins(feedings: Mapping[str, tuple[str, InputLayout]]) -> list[tuple[str, str]]:
+    """Returns the ways whose conventions are twins, in the same layout."""
+    ways = {fed: way for way, fed in feedings.items()}
+    return [
+        (way, ways[other, layout])
+        for way, (name, layout) in feedings.items()
+        for one, other in conventions.TWINS
+        if name == one and (other, layout) in ways
+    ]
 
 
 def _and_axes(feedings: Mapping[str, tuple[str, InputLayout]]) -> str:

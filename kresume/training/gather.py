@@ -10,10 +10,10 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from kresume.class_names import join_classes, read_classes
 from kresume.config import TrainConfig
 from kresume.errors import ImagesError, NothingNew, UsageError
 from kresume.images import corrections, keras_split, merging, places
@@ -139,8 +139,8 @@ def decide_classes(config: TrainConfig, parent: Parent | None, sources: Sources)
             return asked, f"--classes, {len(asked) - len(pinned)} {NEW_CLASSES}"
         if pinned is not None and asked != pinned:
             raise UsageError(
-                f"--classes {','.join(asked)}: the checkpoint's outputs are {','.join(pinned)} in this order; relabelling "
-                "would turn right answers into wrong ones. Leave --classes out"
+                f"--classes {join_classes(asked)}: the checkpoint's outputs are {join_classes(pinned)} in this order; "
+                "relabelling would turn right answers into wrong ones. Leave --classes out"
             )
         return asked, "--classes"
     if pinned is not None:
@@ -152,23 +152,6 @@ def decide_classes(config: TrainConfig, parent: Parent | None, sources: Sources)
     names = listing.classes if listing is not None else ()
     reason = "the class folders, sorted"
     return names, reason if parent is None else f"assumed: {reason}; --classes a,b,c says otherwise"
-
-
-def read_classes(value: str) -> tuple[str, ...]:
-    """`a,b,c`, or a file with one name per line.
-
-    Raises:
-        UsageError: a name stands twice, or there is none.
-    """
-    path = Path(value)
-    if path.is_file():
-        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    else:
-        names = tuple(name.strip() for name in value.split(",") if name.strip())
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice or not names:
-        raise UsageError(f"--classes {value}: {'stands twice: ' + ', '.join(twice) if twice else 'holds no name'}")
-    return names
 
 
 def check_outputs(classes: Sequence[str], reason: str, outputs: int, source: str) -> None:

@@ -1,58 +1,61 @@
-"""Which class each output stands for, where a checkpoint does not say it: the assumed order is tried on old images.
+"""Refuses an assumed order of classes where another one fits the checkpoint's answers, and says where it cannot be told.
 
-    check_order("model.keras", predicted, labels, classes, proposed, assumed=0.1)      # raises where `proposed` explains more
+    note = check_order("model.keras", found, classes, images=256)      # raises where another order fits beyond chance
 
-Class folders are sorted by name; a model trained with another order restores to the last bit and is wrong about everything it
-knows. That is seen at once on images it was trained on.
+Class folders are sorted by name; a model trained with another order restores to the last bit and is wrong, wholly or for a few
+classes. `kresume.evaluation.class_order` tests it on old images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
+from kresume.class_names import join_classes
 from kresume.errors import UsageError
+from kresume.evaluation.class_order import OrderFound
 
-EXPLAINED, GAIN, IMAGES_PER_CLASS = 0.7, 0.2, 4
-"""What another order must explain, and explain more, before a command is refused; and on how many images."""
+MOST_MOVED = 4
+"""So many moved outputs are shown."""
 
 
 def check_order(
-    source: str,
-    predicted: np.ndarray,
-    labels: np.ndarray,
-    classes: Sequence[str],
-    proposed: Sequence[str],
-    *,
-    assumed: float,
-    pixels: str = "",
-) -> None:
-    """Refuses an assumed order of classes when another one explains what the model says.
+    source: str, found: OrderFound, classes: Sequence[str], images: int, *, pixels: str = "", asked: bool = False
+) -> str:
+    """Refuses the sorted class folders where the model's answers fit another order beyond chance.
 
     Args:
         source: the checkpoint, for the message.
-        predicted: `(n,)` the outputs that were highest on old images.
-        labels: `(n,)` their classes, indices into `classes`.
-        classes: the order that was assumed.
-        proposed: the order that explains most.
-        assumed: how often the model is right with the assumed order, at best.
-        pixels: the convention under which the predictions were made, if it says something.
+        found: what its answers on old images say.
+        classes: the order that was assumed, or asked for.
+        images: how many they were.
+        pixels: the convention under which that order was found, if it says something.
+        asked: `classes` is what `--classes` said: then nothing is refused.
+
+    Returns:
+        A line for the plan where another order than the one asked for fits, or where the order cannot be told; else an
+        empty text.
 
     Raises:
-        UsageError: another order explains the predictions; the message is the option that says it.
+        UsageError: another order fits; the message is the option that says it.
     """
-    if len(labels) < IMAGES_PER_CLASS * len(classes):
-        return
-    meant = np.array([proposed.index(name) for name in classes])
-    explained = float((predicted == meant[labels]).mean())
-    if explained < EXPLAINED or explained - assumed < GAIN:
-        return
-    moved = [f"{place} as {name!r}" for place, name in enumerate(proposed) if classes[place] != name]
-    shown = f"{', '.join(moved[:4])}{f' and {len(moved) - 4} more' if len(moved) > 4 else ''}"
-    fed = f" with pixels {pixels}" if pixels else ""
-    raise UsageError(
-        f"{source} does not name its outputs, and the sorted class folders are not their order: reading output {shown}{fed} "
-        f"is right on {100 * explained:.0f} % of {len(labels)} old images, the sorted order on {100 * assumed:.0f} %: give "
-        f"--classes {','.join(proposed)} (or --classes {','.join(classes)} if that is meant all the same)"
-    )
+    if found.order is not None:
+        moved = [f"{index} as {name!r}" for index, name in enumerate(found.order) if classes[index] != name]
+        more = f" and {len(moved) - MOST_MOVED} more" if len(moved) > MOST_MOVED else ""
+        fed = f" with pixels {pixels}" if pixels else ""
+        better = (
+            f"reading output {', '.join(moved[:MOST_MOVED])}{more}{fed} is right on {100 * found.explained:.0f} % of {images} "
+            f"old images, {'--classes' if asked else 'the sorted order'} on {100 * found.assumed:.0f} %"
+        )
+        if asked:
+            return f"{better}: --classes {join_classes(found.order)} would be that order"
+        raise UsageError(
+            f"{source} does not name its outputs, and the sorted class folders are not their order: {better}: give --classes "
+            f"{join_classes(found.order)} (or --classes {join_classes(classes)} if that is meant all the same)"
+        )
+    if found.doubtful and not asked:
+        return (
+            f"whether the sorted class folders are the order of the outputs cannot be told from {images} old images: {source} "
+            f"is right on {100 * found.assumed:.1f} % in that order and on {100 * found.explained:.1f} % in another, and "
+            "chance or an untrained model may do as much; --classes a,b,c says the order"
+        )
+    return ""

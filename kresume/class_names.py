@@ -1,0 +1,195 @@
+"""Reads the names of a model's outputs, in their order, from the text and the files that people and tools write.
+
+read_classes("cat,dog")                    # ("cat", "dog")
+read_classes("labels.txt")                 # one name per line, or `0 ROCK` as Teachable Machine writes them
+read_classes("class_indices.json")         # {"cat": 0, "dog": 1} of Keras's generators, {"0": "cat"}, or a list
+join_classes(("a, b", "c"))                # '"a, b",c', which `read_classes` reads back
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kresume.errors import UsageError
+
+FORMS = (
+    'one name per line, "0 cat" lines, {"cat": 0}, {"0": "cat"}, ["cat", "dog"], or CSV with a column of names and, if it '
+    "has one, a column of numbers"
+)
+HEADERS = frozenset({"class", "classes", "class_name", "classname", "name", "names", "label", "labels", "category"})
+NUMBERED = re.compile(r"(\d+)(?:\s*[:=;,\t]\s*|\s+)(\S.*)")
+QUOTED = re.compile(r"\"(?:[^\"]|\"\")*\"|'[^']*'")
+
+
+def read_classes(value: str) -> tuple[str, ...]:
+    """Reads names in their order: `a,b,c` with quotes around names that hold commas, or a file.
+
+    Raises:
+        UsageError: a name occurs twice, there is none, or numbers leave a gap.
+    """
+    path = Path(value)
+    is_file = _is_file(path)
+    try:
+        names = _read_file(path) if is_file else tuple(_row(value))
+    except _NoNamesError as error:
+        raise UsageError(f"--classes {value}: {error}; a file holds {FORMS}") from None
+    if not names or not all(names):
+        raise UsageError(f"--classes {value}: holds no name" if not names else f"--classes {value}: one name is empty")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UsageError(f"--classes {value}: stands twice: {', '.join(twice)}")
+    if len(names) == 1 and not is_file and (path.suffix.lower() in {".txt", ".json", ".csv", ".tsv"} or "/" in value):
+        raise UsageError(f"--classes {value}: there is no such file")
+    return names
+
+
+def join_classes(names: Iterable[str]) -> str:
+    """Writes names as `--classes` reads them, with quotes where a name holds a comma or a quote."""
+    return ",".join(
+        '"' + name.replace('"', '""') + '"' if re.search(r"[,\"']", name) or name != name.strip() else name
+        for name in names
+    )
+
+
+def names_of(classes: str | Sequence[str] | Mapping[Any, Any] | None) -> tuple[str, ...] | None:
+    """Reads what a Python caller gives: a text as `--classes`, names in their order, or a mapping of names and numbers.
+
+    Raises:
+        UsageError: as `read_classes` does.
+    """
+    if not classes:
+        return None
+    if isinstance(classes, str):
+        return read_classes(classes)
+    if not isinstance(classes, Mapping):
+        return tuple(str(name) for name in classes)
+    try:
+        return _ordered(classes)
+    except _NoNamesError as error:
+        raise UsageError(f"classes: {error}") from None
+
+
+class _NoNamesError(Exception):
+    """Why a text gives no names in an order."""
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # names by the hundred are too long for a path
+        return False
+
+
+def _read_file(path: Path) -> tuple[str, ...]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise _NoNamesError("it is no text in UTF-8") from None
+    if path.suffix.lower() == ".json" or text.lstrip()[:1] in {"{", "["}:
+        return _from_json(text)
+    if path.suffix.lower() in {".csv", ".tsv"}:
+        return _from_table(text, "\t" if path.suffix.lower() == ".tsv" else ",")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    found = [NUMBERED.fullmatch(line) for line in lines]
+    pairs = [(int(match[1]), _unquoted(match[2])) for match in found if match]
+    if len(pairs) == len(lines) and _counts([number for number, _ in pairs]):
+        return tuple(name for _, name in sorted(pairs))
+    if len(lines) == 1 and "," in lines[0]:
+        return tuple(_row(lines[0]))
+    return tuple(_unquoted(line) for line in lines)
+
+
+def _from_json(text: str) -> tuple[str, ...]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise _NoNamesError(f"this is no JSON ({error})") from None
+    if isinstance(value, Mapping):
+        return _ordered(value)
+    if isinstance(value, list) and all(isinstance(name, (str, int)) for name in value):
+        return tuple(str(name) for name in value)
+    raise _NoNamesError("its JSON is neither a list of names nor names with numbers")
+
+
+def _ordered(indices: Mapping[Any, Any]) -> tuple[str, ...]:
+    pairs: list[tuple[int, str]] = []
+    if all(_number(value) is not None and not isinstance(value, str) for value in indices.values()):
+        pairs = [(int(value), str(name)) for name, value in indices.items()]
+    elif all(_number(key) is not None and isinstance(value, str) for key, value in indices.items()):
+        pairs = [(int(key), value) for key, value in indices.items()]
+    elif all(_number(value) is not None for value in indices.values()):
+        pairs = [(int(value), str(name)) for name, value in indices.items()]
+    else:
+        raise _NoNamesError("its JSON does not give each name one number")
+    numbers = sorted(number for number, _ in pairs)
+    if numbers != list(range(len(numbers))):
+        raise _NoNamesError(
+            f"its numbers are {', '.join(map(str, numbers[:8]))}{', …' if len(numbers) > 8 else ''}, and outputs are numbered "
+            f"from 0 to {max(len(numbers) - 1, 0)}"
+        )
+    return tuple(name for _, name in sorted(pairs))
+
+
+def _number(value: Any) -> int | None:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int):
+        return value
+    text = value.strip() if isinstance(value, str) else ""
+    return int(text) if text.isascii() and text.isdigit() else None
+
+
+def _from_table(text: str, delimiter: str) -> tuple[str, ...]:
+    rows = [
+        [cell.strip() for cell in row]
+        for row in csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
+        if any(cell.strip() for cell in row)
+    ]
+    width = max((len(row) for row in rows), default=0)
+    if len(rows) == 1 and width != 2:
+        return tuple(rows[0])
+    if width == 1:
+        names = [row[0] for row in rows]
+        return tuple(names[1:] if names and names[0].lower() in HEADERS else names)
+    for body in (rows, rows[1:]):
+        if not body or any(len(row) != width for row in body):
+            continue
+        for column in range(width):
+            numbers = [_number(row[column]) for row in body]
+            if None in numbers or not _counts([number for number in numbers if number is not None]):
+                continue
+            other = _name_column(rows[0] if body is not rows else (), column, width)
+            return tuple(name for _, name in sorted(zip(numbers, (row[other] for row in body), strict=True)))
+    if len(rows) == 1:
+        return tuple(rows[0])
+    raise _NoNamesError("no column of it counts the outputs from 0")
+
+
+def _name_column(header: Sequence[str], numbers: int, width: int) -> int:
+    """The column of names: the one whose header says so, else the first that is not the numbers."""
+    others = [column for column in range(width) if column != numbers]
+    named = [column for column in others if column < len(header) and header[column].lower() in HEADERS]
+    return (named or others)[0]
+
+
+def _counts(numbers: Sequence[int]) -> bool:
+    """Whether these are 0, 1, 2 and so on, or 1, 2, 3, in any order."""
+    return bool(numbers) and sorted(numbers) in (list(range(len(numbers))), list(range(1, len(numbers) + 1)))
+
+
+def _row(text: str) -> list[str]:
+    """Names between commas; quotes, double or single, hold a name with commas together."""
+    parts = re.findall(r"\s*(\"(?:[^\"]|\"\")*\"|'[^']*'|[^,]*?)\s*(?:,|$)", text)
+    return [_unquoted(part) for part in parts if part]
+
+
+def _unquoted(name: str) -> str:
+    if len(name) >= 2 and QUOTED.fullmatch(name):
+        return name[1:-1].replace('""', '"') if name[0] == '"' else name[1:-1]
+    return name
