@@ -1,31 +1,40 @@
-"""Near-duplicates: pictures that are one picture saved twice, found among a million without comparing each with each.
+"""Finds near-duplicates: pictures that are one picture saved twice, among a million without comparing each with each.
 
-    pairs = near_pairs(phash, thumbs, is_new)       # (k, 2) rows, at least one of each pair new
+    pairs = near_pairs(thumbs, usable, is_new)       # (k, 2) rows, at least one of each pair new
 
-Two pictures are near when their difference hashes differ in at most `MAX_BITS` of 64 bits, and their 8x8 thumbnails, each
-less its own mean and brought to one contrast, by at most `MAX_GREY` grey levels on average. The hash alone would be wrong: on
-1,473 photographs of hands before one background 230 pairs lie within 4 bits, 102 of them different signs; none of these is
-within 3 grey levels. Copies saved again at JPEG quality 50, at half the size, or 1.1 times as bright are all found; of copies
-cut by 2 % on each side one in seven (scripts/bench/near.py).
+Two pictures are near when their 8x8 thumbnails, each less its own mean and brought to one contrast, differ by at most
+`MAX_GREY` grey levels on average. Of a drawing on an empty ground most areas are equal in all pictures, and the average would
+hide the difference between two digits of white on black: there it counts by the contrast, at most `MAX_SHARE` of it.
 
-The search is multi-index hashing (Norouzi, Punjani, Fleet 2012, "Fast search in Hamming space with multi-index hashing"):
-64 bits cut into six blocks, of which two pictures within four bits share at least two whole ones.
+The search compares 64 bits: signs of fixed random sums of the differences between neighbouring areas (Charikar 2002,
+"Similarity estimation techniques from rounding algorithms"). Copies differ in at most `MAX_BITS` of them, whatever the contrast
+and however much is empty. Pairs are found by multi-index hashing (Norouzi, Punjani, Fleet 2012, "Fast search in Hamming space
+with multi-index hashing"): 64 bits cut into six blocks, of which two pictures within four bits share at least two whole ones.
+What is found and missed on real pictures: scripts/bench/near.py, docs/benchmarks.md.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kresume.images.manifest import fixed_bytes
+from kresume.images.order import permutation
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 MAX_BITS = 4
 MAX_GREY = 3.0
+MAX_SHARE = 0.05
+"""Of the contrast, how much a copy of a drawing may differ (root mean square); a JPEG of quality 50 stays below 0.045."""
+ROUNDING = 0.8
+"""Grey levels that JPEG and whole numbers add to that difference, whatever the contrast."""
+EMPTY_GREY, EMPTY_AREAS = 6, 8
+"""An area is empty if all its neighbours are within so many levels; a drawing has more than so many of them."""
 MAX_GAIN = 1.25
 FLAT_GREY = 2.0
 """A picture whose areas vary less is flat: it has no likeness that would mean anything."""
@@ -54,11 +63,10 @@ def thumb_array(thumbs: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     return result, present
 
 
-def near_pairs(phash: np.ndarray, thumbs: np.ndarray, usable: np.ndarray, is_new: np.ndarray) -> np.ndarray:
+def near_pairs(thumbs: np.ndarray, usable: np.ndarray, is_new: np.ndarray) -> np.ndarray:
     """Finds every pair of near pictures of which at least one is new.
 
     Args:
-        phash: `(n,) uint64`.
         thumbs: `(n, 64) uint8`.
         usable: `(n,) bool`, False where there is no thumbnail.
         is_new: `(n,) bool`.
@@ -66,27 +74,68 @@ def near_pairs(phash: np.ndarray, thumbs: np.ndarray, usable: np.ndarray, is_new
     Returns:
         `(pairs, 2) int64`, each pair once, ascending.
     """
-    grey = np.nonzero(usable & ~_flat(thumbs))[0]
-    if not is_new[grey].any():
+    likely = np.nonzero(usable & ~_flat(thumbs))[0]
+    if not is_new[likely].any():
         return np.zeros((0, 2), np.int64)
-    hashes, new = phash[grey], is_new[grey]
-    found = [_in_table(hashes, new, one, other) for one, other in combinations(BLOCKS, 2)]
+    bits, new = search_bits(thumbs[likely]), is_new[likely]
+    found = [_in_table(bits, new, one, other) for one, other in combinations(BLOCKS, 2)]
     pairs = np.unique(np.concatenate(found), axis=0)
-    pairs = grey[pairs]
+    pairs = likely[pairs]
     kept = []
     for start in range(0, len(pairs), 2**18):
         part = pairs[start : start + 2**18]
-        kept.append(part[_grey_difference(thumbs[part[:, 0]], thumbs[part[:, 1]]) <= MAX_GREY])
+        kept.append(part[are_near(thumbs[part[:, 0]], thumbs[part[:, 1]])])
     return np.concatenate(kept) if kept else np.zeros((0, 2), np.int64)
 
 
-def _grey_difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Mean differences of thumbnails, `(n,) float32`, each less its mean and the other brought to the same contrast."""
+def search_bits(thumbs: np.ndarray) -> np.ndarray:
+    """Returns the 64 bits by which near pictures are searched, `(n,) uint64`.
+
+    The sums are whole numbers below 2**24, so float32 gives the same bits on every machine.
+    """
+    sums = [thumbs[start : start + 2**16].astype(np.float32) @ _projections() for start in range(0, len(thumbs), 2**16)]
+    packed = [np.packbits(part > 0, axis=1).view(">u8").ravel() for part in sums]
+    return np.concatenate(packed).astype(np.uint64) if packed else np.zeros(0, np.uint64)
+
+
+@cache
+def _projections() -> np.ndarray:
+    """Weights of the 64 areas in 64 sums of differences between neighbours, `(64, 64) float32`."""
+    areas = np.arange(64).reshape(8, 8)
+    beside = np.stack([areas[:, :-1].ravel(), areas[:, 1:].ravel()])
+    below = np.stack([areas[:-1].ravel(), areas[1:].ravel()])
+    first, second = np.concatenate([beside, below], axis=1)
+    count = len(first)
+    signs = np.stack([np.where(permutation(0, each, count) < count // 2, 1.0, -1.0) for each in range(64)], axis=1)
+    weights = np.zeros((64, 64), np.float32)
+    np.add.at(weights, first, signs)
+    np.add.at(weights, second, -signs)
+    return weights
+
+
+def are_near(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Compares thumbnails row by row, each less its mean and the other brought to the same contrast, `(n,) bool`."""
     a, b = (thumbs.astype(np.float32) for thumbs in (one, other))
     a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
     gain = np.clip((a * b).sum(axis=1) / np.maximum((b * b).sum(axis=1), 1e-6), 1 / MAX_GAIN, MAX_GAIN)
-    difference: np.ndarray = np.abs(a - gain[:, None] * b).mean(axis=1)
-    return difference
+    difference = np.abs(a - gain[:, None] * b)
+    limit = MAX_SHARE**2 * np.square(a).mean(axis=1) + ROUNDING**2
+    near: np.ndarray = np.where(
+        _partly_empty(one), np.square(difference).mean(axis=1) <= limit, difference.mean(axis=1) <= MAX_GREY
+    )
+    return near
+
+
+def _partly_empty(thumbs: np.ndarray) -> np.ndarray:
+    """Which thumbnails are those of drawings on an empty ground, `(n,) bool`."""
+    areas = np.pad(thumbs.reshape(-1, 8, 8).astype(np.int16), ((0, 0), (1, 1), (1, 1)), mode="edge")
+    middle = areas[:, 1:-1, 1:-1]
+    empty = np.ones(middle.shape, bool)
+    for down in range(3):
+        for across in range(3):
+            empty &= np.abs(middle - areas[:, down : down + 8, across : across + 8]) <= EMPTY_GREY
+    result: np.ndarray = empty.sum(axis=(1, 2)) > EMPTY_AREAS
+    return result
 
 
 def _flat(thumbs: np.ndarray) -> np.ndarray:

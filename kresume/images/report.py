@@ -350,7 +350,7 @@ def check(scanned: Scan) -> Check:
     is_new = (
         manifest.origins >= max(scanned.generation, 0) if scanned.merge is not None else np.ones(len(manifest), bool)
     )
-    pairs = near_pairs(manifest.table.column("phash").to_numpy(), thumbs, usable, is_new)
+    pairs = near_pairs(thumbs, usable, is_new)
     names = [found.name for found in manifest.found(pairs.reshape(-1))]
     differs = manifest.labels[pairs[:, 0]] != manifest.labels[pairs[:, 1]] if len(pairs) else np.zeros(0, bool)
     side = manifest.table.column("side").to_pylist()

@@ -131,18 +131,16 @@ def _pairs(newcomers: list[Row], remembered: pa.Table | None) -> tuple[np.ndarra
 
     fresh = pa.chunked_array([pa.array([row["thumb"] for row in newcomers], pa.binary())])
     thumbs, usable = thumb_array(fresh)
-    phash = np.array([row["phash"] for row in newcomers], np.uint64)
     is_val, paths = np.zeros(0, bool), None
     if remembered is not None and len(newcomers):
         import pyarrow.compute as compute
 
         old_thumbs, old_usable = thumb_array(remembered.column("thumb"))
         thumbs, usable = np.concatenate([thumbs, old_thumbs]), np.concatenate([usable, old_usable])
-        phash = np.concatenate([phash, remembered.column("phash").to_numpy()])
         is_val = compute.equal(remembered.column("side"), VAL).to_numpy().astype(bool)
         paths = remembered.select(["path", "member"])
-    is_new = np.arange(len(phash)) < len(newcomers)
-    return near_pairs(phash, thumbs, usable, is_new), is_val, paths
+    is_new = np.arange(len(thumbs)) < len(newcomers)
+    return near_pairs(thumbs, usable, is_new), is_val, paths
 
 
 def _inherit(
