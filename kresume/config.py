@@ -253,10 +253,15 @@ class TrainConfig(BaseModel):
         "Steps of warm-up. Default a twentieth of the run, at most 200.", group=RATE, metavar="N"
     )
     optimizer: str | None = _option(
-        "keep, NAME (what the checkpoint does not say; another class takes over the slots that mean the same) or "
-        "NAME:reset. Default keep; adamw for a new model.",
+        "keep, NAME (what the checkpoint does not say; another class takes over the slots that mean the same), NAME:keep "
+        "(the same layers are frozen as in the checkpoint) or NAME:reset. Default keep; adamw for a new model.",
         group=RATE,
         metavar="NAME",
+    )
+    optimizer_from: str | None = _option(
+        "A file that holds the optimizer's state by itself: optimizer.pth beside the model.pth that --from names.",
+        group=RATE,
+        metavar="FILE",
     )
     weight_decay: float | None = _option("Default: the optimizer's own.", group=RATE, metavar="F")
     ema: float | None = _option(
@@ -332,6 +337,7 @@ NOT_INHERITED = frozenset(
         "from_", "or_new", "partial", "data", "add", "val", "val_split", "val_like", "drop", "remap", "on_missing",
         "epochs", "steps", "lr", "lr_scale", "lr_schedule", "warmup_steps", "out", "overwrite", "take_over", "device",
         "devices", "optimizer", "model", "trust", "map", "map_out",
+        "optimizer_from",
     }
 )  # fmt: skip
 INHERITED = frozenset(TrainConfig.model_fields) - NOT_INHERITED

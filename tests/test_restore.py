@@ -15,7 +15,7 @@ from kresume.checkpoints.read import read_checkpoint
 from kresume.checkpoints.state import Card, SavedOptimizer
 from kresume.errors import CheckpointError, RestoreError
 from kresume.models import build, optimizers, rebuild, restore
-from kresume.models.restore import keras_names
+from kresume.models.match_weights import keras_names
 from tests.support import assert_same_bytes
 
 WRITER = """

@@ -74,7 +74,9 @@ def natural(name: str) -> list[tuple[bool, int, str]]:
 def path_of(state: TrainState, name: str) -> str:
     """The path of a snapshot's variable, as Keras had it when the run began; empty where it is not recorded."""
     group, _, index = name.rpartition("/")
-    paths = state.records.get("paths", {}).get(group, ())
+    paths = state.records.get("paths", {}).get(group)
+    if paths is None:  # a backup has no names of variables, and where each is in the model
+        paths = [entry[-1] for entry in state.records.get("structure", {}).get(group, ())]
     return str(paths[int(index)]) if int(index) < len(paths) else ""
 
 

@@ -4,7 +4,8 @@
     state = read("runs/2-signs/snapshots/step-00001200")     # as RUN@1200
     state = read("backup/step-00001200")
 
-A backup holds every array by group and index, and the optimizer's class and settings; the architecture is the script's.
+A backup holds every array with where it is in the model, and the optimizer's class and settings; the architecture is the
+script's.
 """
 
 from __future__ import annotations

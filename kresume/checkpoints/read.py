@@ -29,7 +29,7 @@ from kresume.checkpoints import (
 )
 from kresume.checkpoints.beside import with_files_beside
 from kresume.checkpoints.state import TrainState
-from kresume.errors import CheckpointError
+from kresume.errors import CheckpointError, UsageError
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,26 @@ def recognise(path: str) -> str | None:
     return next((name for name, reader in READERS.items() if reader.accepts(path)), None)
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> TrainState:
+def read_checkpoint(path: str | os.PathLike[str], optimizer_from: str | os.PathLike[str] | None = None) -> TrainState:
     """Reads a checkpoint of any known format.
 
+    Args:
+        path: the checkpoint.
+        optimizer_from: for PyTorch's weights, a file that holds the optimizer's state dict by itself.
+
     Raises:
+        UsageError: `optimizer_from` beside another format.
         CheckpointError: nothing is there, it is no checkpoint, or it is broken.
     """
     path = os.fspath(path)
     name = recognise(path)
+    if optimizer_from is not None and name is not None:
+        if name != "torch":
+            raise UsageError(
+                f"--optimizer-from {os.fspath(optimizer_from)} is for PyTorch's weights, and {path} is {READERS[name].called}: "
+                "leave the option out"
+            )
+        return with_files_beside(torch_file.read(path, os.fspath(optimizer_from)))
     if name is not None:
         return with_files_beside(READERS[name].read(path))
     plain, which = run.split(path)
@@ -85,7 +97,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> TrainState:
     if which:
         raise CheckpointError(f"{plain} is no run, so {path} names nothing: @ chooses a snapshot of a run")
     if plain.is_dir() and len(inside := _files_in(plain)) == 1:
-        return read_checkpoint(str(inside[0]).removesuffix(PREFIX))
+        return read_checkpoint(str(inside[0]).removesuffix(PREFIX), optimizer_from)
     if plain.is_dir():
         _explain_folder(plain)
     known = ", ".join(reader.called for reader in READERS.values())

@@ -6,8 +6,9 @@ JAX are the same thing here.
 
 The names of the arrays are the format's own. How they map onto a live model is said by `layout`:
 
-- `"groups"`: `trainable/0`, `non_trainable/3`, `optimizer/7`, `metrics/1`: by group and index (our snapshots). Seed generator
-  states and BatchNorm statistics are in `non_trainable`; averages of EMA, slots, `iterations` and a float rate in `optimizer`.
+- `"groups"`: `trainable/0`, `non_trainable/3`, `optimizer/7`, `metrics/1`: by group and index (our snapshots);
+  `records["structure"]` says where in the model each is. Seed generator states and BatchNorm statistics are in `non_trainable`;
+  averages of EMA, slots, `iterations` and a float rate in `optimizer`.
 - `"keras"`: the HDF5 paths of Keras's saving library: `layers/conv2d/vars/0`, `optimizer/vars/2`.
 - `"layers"`: layers by name, in the order of `records["layers"]` (`[layer, [array, ...]]`); the optimizer's arrays by
   `records["slots"]` (`[attribute, variable, array]`) or `records["optimizer_order"]` (legacy HDF5).

@@ -64,8 +64,12 @@ def _is_torch_zip(file: Path) -> bool:
         return False
 
 
-def read(path: str) -> TrainState:
+def read(path: str, optimizer_path: str | None = None) -> TrainState:
     """Reads weights, optimizer state, rate and step.
+
+    Args:
+        path: the weights, with the optimizer's state or without.
+        optimizer_path: a file that holds the optimizer's state dict by itself; it is used instead of what `path` holds.
 
     Raises:
         CheckpointError: it is truncated, damaged, holds code, or holds no state dict.
@@ -74,11 +78,16 @@ def read(path: str) -> TrainState:
     file = Path(path)
     whole = _read_safetensors(file, path) if file.suffix == ".safetensors" else _read_pickle(file, path)
     weights, optimizer, facts = _parts(whole, path)
+    if optimizer_path is not None:
+        optimizer = read_optimizer(optimizer_path)
     stripped = _without_prefixes(weights)
     arrays = {name: _array(name, value, file, path) for name, value in stripped.items()}
     names = _parameter_names(arrays)
-    found = torch_optimizer.read(optimizer, names, {name: arrays[name].shape for name in names}, path)
-    slots = {name: _array(name, value, file, path) for name, value in found.slots.items()}
+    ordered = file.suffix != ".safetensors"
+    shapes = {name: arrays[name].shape for name in names}
+    source = optimizer_path or path
+    found = torch_optimizer.read(optimizer, names, shapes, source, ordered=ordered)
+    slots = {name: _array(name, value, Path(source), source) for name, value in found.slots.items()}
     return TrainState(
         source=path,
         format="torch",
@@ -91,7 +100,8 @@ def read(path: str) -> TrainState:
         written=files.modified(file),
         records={
             "epoch": int(facts["epoch"]) if _is_count(facts.get("epoch")) else None,
-            "ordered": file.suffix != ".safetensors",
+            "ordered": ordered,
+            "trained": found.trained,
             "classes": _classes(whole),
             "coupled_decay": found.coupled_decay,
             "cannot_keep": found.cannot_keep,
@@ -99,6 +109,30 @@ def read(path: str) -> TrainState:
             "notes": (*facts["notes"], *found.notes),
         },
     )
+
+
+def read_optimizer(path: str) -> Any:
+    """The optimizer's state dict in a file of its own.
+
+    Raises:
+        CheckpointError: it is truncated, damaged, holds code, or no optimizer's state dict.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise CheckpointError(f"--optimizer-from {path}: there is no such file")
+    whole = _read_pickle(file, path)
+    found = whole
+    if isinstance(whole, Mapping) and "param_groups" not in whole:
+        found = next((whole[key] for key in (*OPTIMIZER_KEYS, "state_dict") if whole.get(key)), None)
+    if isinstance(found, (list, tuple)) and len(found) == 1:
+        found = found[0]
+    if not isinstance(found, Mapping) or not isinstance(found.get("param_groups"), (list, tuple)):
+        keys = ", ".join(sorted(map(str, whole))[:8]) if isinstance(whole, Mapping) else type(whole).__name__
+        raise CheckpointError(
+            f"--optimizer-from {path} holds no optimizer's state dict (it holds {keys}): expected what "
+            "torch.save(optimizer.state_dict(), PATH) writes"
+        )
+    return found
 
 
 def _classes(whole: Any) -> tuple[str, ...] | None:

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from kresume.checkpoints.choices import Item, choose
 from kresume.checkpoints.state import SavedOptimizer, SavedRate
 
 SLOTS = {"SGD": ("momentum_buffer",), "Adam": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")}
@@ -31,6 +32,7 @@ class TorchOptimizer:
         step: updates done, None if the optimizer does not count them (SGD).
         scale: factor that turns the slots into Keras's: its SGD keeps `-rate * momentum_buffer`.
         coupled_decay: weight decay that PyTorch adds to the gradient, which Keras cannot; 0 if none.
+        trained: names of the parameters that the optimizer trains.
         cannot_keep: why the state cannot be carried to Keras, in words; empty if it can.
         notes: what a person should know.
     """
@@ -41,11 +43,14 @@ class TorchOptimizer:
     step: int | None = None
     scale: float = 1.0
     coupled_decay: float = 0.0
+    trained: tuple[str, ...] = ()
     cannot_keep: str = ""
     notes: tuple[str, ...] = ()
 
 
-def read(saved: Any, names: Sequence[str], shapes: Mapping[str, tuple[int, ...]], path: str) -> TorchOptimizer:
+def read(
+    saved: Any, names: Sequence[str], shapes: Mapping[str, tuple[int, ...]], path: str, *, ordered: bool = True
+) -> TorchOptimizer:
     """Reads an optimizer's state dict.
 
     Args:
@@ -53,6 +58,7 @@ def read(saved: Any, names: Sequence[str], shapes: Mapping[str, tuple[int, ...]]
         names: the model's parameters in their order.
         shapes: of each.
         path: for messages.
+        ordered: whether `names` are in the order of the model's parameters.
     """
     if not isinstance(saved, Mapping) or not isinstance(saved.get("param_groups"), (list, tuple)):
         return TorchOptimizer()
@@ -62,7 +68,7 @@ def read(saved: Any, names: Sequence[str], shapes: Mapping[str, tuple[int, ...]]
         return TorchOptimizer()
     first = groups[0]
     kind, config, scale, reason = _kind(groups)
-    owners, unsure = _owners(groups, state, names, shapes)
+    owners, unsure = _owners(groups, state, names, shapes, ordered)
     wanted = SLOTS.get(kind, ()) or tuple({key for entry in state.values() for key in entry if key != "step"})
     slots = {
         f"optimizer/{owners.get(index, index)}/{slot}": entry[slot]
@@ -88,6 +94,7 @@ def read(saved: Any, names: Sequence[str], shapes: Mapping[str, tuple[int, ...]]
         step=max(steps) if steps else None,
         scale=scale,
         coupled_decay=max(decays) if kind in {"SGD", "Adam"} and not decoupled and named else 0.0,
+        trained=tuple(str(owner) for owner in owners.values()),
         cannot_keep=reason,
     )
 
@@ -151,14 +158,19 @@ def _owners(
     state: Mapping[Any, Any],
     names: Sequence[str],
     shapes: Mapping[str, tuple[int, ...]],
+    ordered: bool,
 ) -> tuple[dict[Any, str], str]:
     """Index of a parameter in the optimizer -> its name: as recorded, or by the order; and why that is not sure."""
     indices = [index for group in groups for index in group.get("params", ())]
     recorded = [name for group in groups for name in group.get("param_names", ())]
     if len(recorded) == len(indices) and set(recorded) <= set(names):
         return dict(zip(indices, recorded, strict=True)), ""
+    if not ordered:
+        return {}, "it does not name its parameters, and the order of a .safetensors file is not theirs"
     if len(indices) != len(names):
-        return {}, f"it trains {len(indices)} of the model's {len(names)} parameters and does not name them"
+        found = _some(indices, state, names, shapes)
+        count = f"{len(indices)} of the model's {len(names)} parameters"
+        return (found, "") if found else ({}, f"it trains {count}, and which ones cannot be told")
     matrices = [name for name in names if len(shapes[name]) > 1]
     vectors = [name for name in names if len(shapes[name]) <= 1]
     orders = [list(names)] if len(groups) == 1 else [list(names), matrices + vectors, vectors + matrices]
@@ -170,6 +182,25 @@ def _owners(
     if len(fitting) != 1:
         return {}, f"it has {len(groups)} groups, and which parameters are in which cannot be told"
     return fitting[0], ""
+
+
+def _some(
+    indices: Sequence[Any], state: Mapping[Any, Any], names: Sequence[str], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[Any, str]:
+    """The parameters of an optimizer that trains some layers, if only one choice of layers has the shapes of its slots."""
+    slots = [[value for name, value in state.get(index, {}).items() if name != "step"] for index in indices]
+    found = [next((tuple(value.shape) for value in values if hasattr(value, "shape")), None) for values in slots]
+    modules: dict[str, list[str]] = {}
+    for name in names:
+        modules.setdefault(name.rpartition(".")[0], []).append(name)
+    if None in found:
+        return {}
+    items = [Item(tuple(tuple(shapes[name]) for name in listed), True) for listed in modules.values()]
+    chosen = choose(items, [shape for shape in found if shape is not None])
+    if chosen is None:
+        return {}
+    owners = [name for listed, taken in zip(modules.values(), chosen, strict=True) if taken for name in listed]
+    return dict(zip(indices, owners, strict=True))
 
 
 def _fits(entry: Mapping[str, Any], shape: tuple[int, ...]) -> bool:

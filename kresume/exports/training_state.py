@@ -29,7 +29,7 @@ from kresume.evaluation.score import to_probabilities
 from kresume.evaluation.served import Prediction
 from kresume.exports.job import Job
 from kresume.exports.samples import Samples
-from kresume.models import optimizers, restore, slots
+from kresume.models import optimizers, own_counts, restore, slots
 from kresume.models.averages import use_averages
 from kresume.models.unnamed_optimizer import settle
 
@@ -67,7 +67,7 @@ def revive(loaded: Loaded, job: Job) -> Training:
         restore.restore(model, state, optimizer=None)
         return Training(model, _facts(loaded, model, None, "no optimizer state in the checkpoint"))
     optimizer = build_optimizer(model, state, saved)
-    restore.restore(model, state, optimizer=optimizer)
+    restore.restore(model, state, optimizer=optimizer, same_weights=optimizers.says_same_weights(job.optimizer))
     averaged = loaded.averages and loaded.run is not None
     if averaged:
         use_averages(optimizer)
@@ -77,6 +77,7 @@ def revive(loaded: Loaded, job: Job) -> Training:
         plain.build(model.trainable_variables)
         slots.carry(optimizer, plain)
         optimizer = plain
+    own_counts.mature(optimizer)  # plain Keras has one count of steps
     optimizer = _made_at_once(optimizer, model)
     _compile(loaded, optimizer)
     words = (

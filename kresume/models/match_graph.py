@@ -1,6 +1,6 @@
 """Matches TensorFlow's object graph with a live model: which array of the file belongs to which variable.
 
-    names = match(model, optimizer, state, targets)      # id(variable) -> name of the array
+    found = match(model, optimizer, state, targets)      # found.names: id(variable) -> name of the array
 
 The keys of a checkpoint of TensorFlow depend on which objects were saved together; the edges between the objects do not. So the
 graph and the live model are walked together: an edge is an attribute, a place in a list, a key, or, in what Keras 2 wrote, the
@@ -10,45 +10,32 @@ place of a layer among those with weights (`layer_with_weights-3`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import keras
 
 from kresume import devices
 from kresume.checkpoints import graph_optimizer, keras_2
 from kresume.checkpoints.state import GraphNode, TrainState
-from kresume.models import slots
+from kresume.models import match_slots, match_weights, slots
+from kresume.models.made_up_names import by_new_number
+from kresume.models.match_layers import RENAMED
+from kresume.models.match_slots import Matched, Saved
+from kresume.models.structure import SEED, Target
 
 WITH_WEIGHTS = "layer_with_weights-"
-RENAMED = {"depthwise_kernel": "kernel"}
-"""Attributes of Keras 2's layers that Keras 3 calls otherwise."""
 EXPORTED = {"trainable": ("trainable_variables",), "non_trainable": ("non_trainable_variables",)}
 VIEWS = frozenset({"variables", "trainable_variables", "non_trainable_variables", "weights"})
 """Lists that a layer makes of its variables: their order is another in each version of Keras."""
-SEED = "seed_generator_state"
 RATES = ("_learning_rate", "learning_rate")
 APART = frozenset({"save_counter", "keras_api", "_learning_rate", "_all_variables"})
 """Parts of names of arrays that are no state of the training: the manager's count, metrics, a rate that is a schedule now, an
 export's second copy."""
 
 
-class Target(Protocol):
-    """A live variable that wants a value, as `restore` lists them."""
-
-    @property
-    def variable(self) -> Any:
-        """The Keras variable."""
-
-    @property
-    def group(self) -> str:
-        """`"trainable"`, `"non_trainable"` or `"optimizer"`."""
-
-    @property
-    def is_seed(self) -> bool:
-        """Whether it is the state of a seed generator."""
-
-
-def match(model: Any, optimizer: Any, state: TrainState, targets: Sequence[Target]) -> dict[int, str]:
+def match(
+    model: Any, optimizer: Any, state: TrainState, targets: Sequence[Target], *, same_weights: bool = False
+) -> Matched:
     """The array of each variable that the graph leads to.
 
     Args:
@@ -56,29 +43,49 @@ def match(model: Any, optimizer: Any, state: TrainState, targets: Sequence[Targe
         optimizer: built, or None to match the weights alone.
         state: of the layout `"graph"`.
         targets: every variable that wants a value.
-
-    Returns:
-        `id(variable)` -> name of its array; variables that the graph does not lead to are left out.
+        same_weights: the user says that the weights which train now trained then.
     """
     node = graph_optimizer.find_optimizer(state.graph)
     wanted = {id(target.variable) for target in targets if target.group != "optimizer"}
-    best = _by_order(state, targets)
+    best = _exported(state, model)
     for start in _starts(state, node):
-        names = _walk(state, start, model)
-        if len(names.keys() & wanted) >= max(len(best.keys() & wanted), 1):
+        names = {key: name for key, name in _walk(state, start, model).items() if key in wanted}
+        if len(names) >= max(len(best), 1):
             best = names
     by_full_name = _unique_full_names(state)
     for target in targets:
         if target.group != "optimizer" and (name := by_full_name.get(target.variable.path)):
             best.setdefault(id(target.variable), name)
     if optimizer is None or node is None:
-        return best
+        return Matched(best)
     if graph_optimizer.style(state.graph[node]) == "keras-3":
         if not slots.scale_variables(optimizer) or graph_optimizer.inside(state.graph, node) == node:
             # One of the two has no wrapper for loss scaling: what trains is matched with what trains.
             node, optimizer = graph_optimizer.inside(state.graph, node), devices.inner(optimizer)
-        return {**_walk(state, node, optimizer), **best}
-    return {**_keras_2_optimizer(state, node, devices.inner(optimizer), model, best), **best}
+        numbers = {id(slot.variable) for slot in slots.describe(optimizer) if slot.weight is None}
+        walked = {key: name for key, name in _walk(state, node, optimizer).items() if key in numbers}
+        saved = _keras_3_slots(state, graph_optimizer.inside(state.graph, node), optimizer)
+    else:
+        optimizer = devices.inner(optimizer)
+        walked, saved = _keras_2_numbers(state, node, optimizer), _keras_2_slots(state, node, optimizer, best)
+    unsure = False
+    for kind, listed in _without_weight(saved).items():
+        shapes = [tuple(state.arrays[name].shape) for name in listed]
+        trained = match_slots.trained_by_shape(model, state, shapes, best)
+        now = [best.get(id(variable)) for variable in devices.inner(optimizer)._trainable_variables]
+        if same_weights and len(now) == len(listed) and None not in now:
+            trained = [name for name in now if name is not None]
+        unsure = unsure or trained is None
+        saved = [entry for entry in saved if entry.kind != kind]
+        saved += [Saved(name, kind, weight) for name, weight in zip(listed, trained or (), strict=False)]
+    found = match_slots.join(optimizer, saved, best)
+    return Matched({**walked, **found.names, **best}, found.left_out, unsure)
+
+
+def _without_weight(saved: Sequence[Saved]) -> dict[str, list[str]]:
+    """The arrays of each kind of which the weight of some is not known, in their order."""
+    kinds = {entry.kind for entry in saved if entry.weight is None}
+    return {kind: [entry.name for entry in saved if entry.kind == kind] for kind in sorted(kinds)}
 
 
 def _starts(state: TrainState, optimizer: int | None) -> list[int]:
@@ -88,21 +95,26 @@ def _starts(state: TrainState, optimizer: int | None) -> list[int]:
     return [node for node in dict.fromkeys((0, *first, *second)) if node != optimizer]
 
 
-def _by_order(state: TrainState, targets: Sequence[Target]) -> dict[int, str]:
-    """By the lists of an exported model, which has no layers: its trainable variables and its others, in their order."""
+def _exported(state: TrainState, model: Any) -> dict[int, str]:
+    """By the lists of an exported model, which has no layers: by names counted anew, else by shapes where one choice fits."""
     root = state.graph[0].children
-    found: dict[int, str] = {}
+    full_names = _full_names(state)
+    lists: dict[str, list[str]] = {}
     for group, edges in EXPORTED.items():
         edge = next((edge for edge in edges if edge in root), None)
         if edge is None:
             return {}
-        variables = [t.variable for t in targets if t.group == group and not t.is_seed]
         arrays = [state.graph[child].array for child in _in_order(state.graph[root[edge]].children)]
-        names = [name for name in arrays if name is not None and SEED not in _full_names(state)[name]]
-        if len(names) != len(variables):
-            return {}
-        found |= {id(variable): name for variable, name in zip(variables, names, strict=True)}
-    return found
+        lists[group] = [name for name in arrays if name is not None and SEED not in full_names[name]]
+    names = [*lists["trainable"], *lists["non_trainable"]]
+    variables = [variable for variable in model.variables if SEED not in str(variable.path)]
+    if len(names) != len(variables):
+        return {}
+    theirs = by_new_number([(name, tuple(full_names[name].split("/"))) for name in names])
+    mine = by_new_number([(id(variable), tuple(str(variable.path).split("/"))) for variable in variables])
+    if theirs.keys() == mine.keys() and len(theirs) == len(names):
+        return {key: theirs[path] for path, key in mine.items()}
+    return match_weights.split_by_shape(variables, model, state, lists["trainable"], lists["non_trainable"])
 
 
 def _in_order(children: Mapping[str, int]) -> list[int]:
@@ -113,38 +125,61 @@ def _full_names(state: TrainState) -> dict[str, str]:
     return {node.array: node.full_name for node in state.graph if node.array is not None}
 
 
-def _keras_2_optimizer(
-    state: TrainState, node: int, optimizer: Any, model: Any, weights: Mapping[int, str]
-) -> dict[int, str]:
-    """Keras 2's optimizers: new ones have lists without a rate among them, legacy ones slots tied to their variable.
+def _keras_3_slots(state: TrainState, node: int, optimizer: Any) -> list[Saved]:
+    """Lists of slots, and beside them the list of the weights that they follow."""
+    children = state.graph[node].children
+    trained = _arrays(state, children.get("_trainable_variables"))
+    saved = []
+    for kind in slots.slot_lists(optimizer):
+        for index, name in _arrays(state, children.get(kind)).items():
+            saved.append(Saved(name, kind, trained.get(index)))
+    return saved
+
+
+def _arrays(state: TrainState, node: int | None) -> dict[int, str]:
+    """The arrays of a list by their index."""
+    children = state.graph[node].children if node is not None else {}
+    found = {int(edge): state.graph[child].array for edge, child in children.items() if edge.isdigit()}
+    return {index: name for index, name in sorted(found.items()) if name is not None}
+
+
+def _keras_2_numbers(state: TrainState, node: int, optimizer: Any) -> dict[int, str]:
+    """Its count of iterations and its rate, which is not among its variables."""
+    children = state.graph[node].children
+    found: dict[int, str] = {}
+    for live, edges in ((optimizer._iterations, ("_iterations", "iter")), (slots.rate_variable(optimizer), RATES)):
+        child = next((children[edge] for edge in edges if edge in children), None)
+        if live is not None and child is not None and (array := state.graph[child].array):
+            found[id(live)] = array
+    return found
+
+
+def _keras_2_slots(state: TrainState, node: int, optimizer: Any, weights: Mapping[int, str]) -> list[Saved]:
+    """Keras 2's: new optimizers have lists whose names end in the weight's, legacy ones slots tied to their variable.
 
     Args:
         state: the graph.
         node: the optimizer's.
         optimizer: live, without loss scaling.
-        model: whose trainable variables the optimizer was built on.
         weights: `id(variable)` -> array, as matched.
     """
-    saved = state.graph[node]
-    found: dict[int, str] = {}
-    for live, edges in ((optimizer._iterations, ("_iterations", "iter")), (slots.rate_variable(optimizer), RATES)):
-        child = next((saved.children[edge] for edge in edges if edge in saved.children), None)
-        if live is not None and child is not None and (array := state.graph[child].array):
-            found[id(live)] = array
-    names = [weights.get(id(variable)) for variable in optimizer._trainable_variables]
-    places = {entry.array: index for index, entry in enumerate(state.graph) if entry.array is not None}
+    saved, found = state.graph[node], []
     kinds = keras_2.SLOTS.get(type(optimizer).__name__, {})
-    for attribute, listed in slots.slot_lists(optimizer).items():
-        for place, (slot, weight) in enumerate(zip(listed, names, strict=True)):
-            if slot is None:
-                continue
-            child = None
-            for kind in (kind for kind, holder in kinds.items() if holder == attribute):
-                child = saved.slots.get((places.get(weight or "", -1), kind), child)
-            if child is None and (edge := _edge(saved, attribute)) is not None:
-                child = _listed(state, edge, place, weight, len(listed))
-            if child is not None and (array := state.graph[child].array):
-                found[id(slot)] = array
+    for (weight, kind), child in saved.slots.items():
+        array, owner = state.graph[child].array, state.graph[weight].array
+        if array is not None and owner is not None and kind in kinds:
+            found.append(Saved(array, kinds[kind], owner))
+    full_names = _full_names(state)
+    for attribute in slots.slot_lists(optimizer):
+        listed = list(_arrays(state, _edge(saved, attribute)).values())
+        owners = [
+            [name for name in weights.values() if full_names[array].endswith(f"/{full_names.get(name) or '?'}")]
+            for array in listed
+        ]
+        named = all(len(set(names)) == 1 for names in owners) and len({names[0] for names in owners}) == len(owners)
+        found += [
+            Saved(array, attribute, names[0] if named else None) for array, names in zip(listed, owners, strict=True)
+        ]
     return found
 
 
@@ -153,14 +188,11 @@ def _edge(saved: GraphNode, attribute: str) -> int | None:
     return saved.children.get(attribute, saved.children.get(attribute.lstrip("_")))
 
 
-def _listed(state: TrainState, edge: int, place: int, weight: str | None, count: int) -> int | None:
-    """The slot in a list that bears the weight's own name (`Adam/m/conv2d/kernel`), else the one at its place."""
-    children = _in_order(state.graph[edge].children)
-    full_name = _full_names(state).get(weight or "", "")
-    named = [child for child in children if full_name and state.graph[child].full_name.endswith(f"/{full_name}")]
-    if len(named) == 1:
-        return named[0]
-    return children[place] if len(children) == count else None
+def optimizer_arrays(state: TrainState) -> set[str]:
+    """The names of the arrays that are the optimizer's alone."""
+    node = graph_optimizer.find_optimizer(state.graph)
+    owned = graph_optimizer.owned(state.graph, node) if node is not None else set()
+    return {name for index in owned if (name := state.graph[index].array) is not None}
 
 
 def unused(state: TrainState, left: Sequence[str], optimizer: Any | None) -> list[str]:

@@ -16,6 +16,16 @@ from typing import Any
 from kresume.checkpoints.keras_2 import without_slashes
 from kresume.checkpoints.state import TrainState
 from kresume.errors import RestoreError
+from kresume.models.made_up_names import by_new_number
+
+DEPTHS = (5, 4, 3, 2, 1)
+"""How many parts of a name are compared: the layers around a weight stand in front of it, or not, by how a model was built."""
+RENAMED = {"depthwise_kernel": "kernel"}
+"""Weights of Keras 2's layers that Keras 3 calls otherwise."""
+ROLES = frozenset(
+    {"kernel", "bias", "gamma", "beta", "moving_mean", "moving_variance", "embeddings", "recurrent_kernel"}
+    | {"pointwise_kernel", "mean", "variance", "count"}
+)
 
 
 def match(model: Any, state: TrainState) -> tuple[dict[int, str], list[str]]:
@@ -72,19 +82,24 @@ def _without_number(name: str) -> str:
 
 
 def _pair_weights(weights: Sequence[Any], arrays: Sequence[str]) -> dict[int, str]:
-    for key in (_full, _last):
-        one = [key(variable.path) for variable in weights]
-        other = [key(name.partition(":")[0]) for name in arrays]
-        if len(set(one)) == len(one) and set(one) == set(other) and len(one) == len(other):
-            place = dict(zip(other, arrays, strict=True))
-            return {id(variable): place[name] for variable, name in zip(weights, one, strict=True)}
-    return {id(variable): name for variable, name in zip(weights, arrays, strict=False)}
+    """By name, with made-up numbers counted anew: the order of the weights depends on what was frozen. Else by order.
+
+    By order a weight never gets an array whose name says that it is something else.
+    """
+    paths = [_parts(str(variable.path)) for variable in weights]
+    names = [_parts(name.partition(":")[0]) for name in arrays]
+    for count in DEPTHS:
+        one = by_new_number([(id(variable), path[-count:]) for variable, path in zip(weights, paths, strict=True)])
+        other = by_new_number([(name, path[-count:]) for name, path in zip(arrays, names, strict=True)])
+        if one.keys() == other.keys() and len(one) == len(weights) == len(arrays):
+            return {key: other[path] for path, key in one.items()}
+    return {
+        id(variable): array
+        for variable, path, array, name in zip(weights, paths, arrays, names, strict=False)
+        if path[-1] == name[-1] or not {path[-1], name[-1]} <= ROLES
+    }
 
 
-def _full(path: str) -> tuple[str, ...]:
-    """A weight and the layer that holds it: `("conv2d", "kernel")`."""
-    return tuple(path.split("/")[-2:])
-
-
-def _last(path: str) -> str:
-    return path.rpartition("/")[2]
+def _parts(path: str) -> tuple[str, ...]:
+    *layers, role = path.split("/")
+    return (*layers, RENAMED.get(role, role))

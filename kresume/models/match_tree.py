@@ -1,6 +1,6 @@
 """Matches a pytree of arrays (Orbax) with a live model: which array belongs to which variable.
 
-    names = match(model, optimizer, state, targets)      # id(variable) -> name of the array
+    found = match(model, optimizer, state, targets)      # found.names: id(variable) -> name of the array
 
 A tree holds paths and no order, and paths shift: names that Keras makes up count a process's layers, and a nested model's own
 name is in front of a variable or not, by how it was built. So a group is matched whole, one to one, or not at all: by the
@@ -10,7 +10,6 @@ the same order.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,8 +17,10 @@ from kresume import devices
 from kresume.checkpoints.orbax_folder import OPTIMIZER
 from kresume.checkpoints.state import TrainState
 from kresume.errors import ModelError
-from kresume.models import slots
-from kresume.models.match_graph import SEED, Target
+from kresume.models import match_slots, match_weights, slots, structure
+from kresume.models.made_up_names import by_new_number, split_number
+from kresume.models.match_slots import Matched
+from kresume.models.structure import SEED, Target
 
 GROUPS = {"trainable": "trainable_variables", "non_trainable": "non_trainable_variables"}
 METRICS = "metrics_variables"
@@ -29,7 +30,9 @@ OTHERS = frozenset({"opt_state", "optimizer", "optimizer_state", "metrics"})
 Path = tuple[str, ...]
 
 
-def match(model: Any, optimizer: Any | None, state: TrainState, targets: Sequence[Target]) -> dict[int, str]:
+def match(
+    model: Any, optimizer: Any | None, state: TrainState, targets: Sequence[Target], *, same_weights: bool = False
+) -> Matched:
     """The array of each variable.
 
     Args:
@@ -37,12 +40,16 @@ def match(model: Any, optimizer: Any | None, state: TrainState, targets: Sequenc
         optimizer: built, or None to match the weights alone.
         state: of the layout `"tree"`.
         targets: every variable that wants a value.
+        same_weights: the user says that the weights which train now trained then.
     """
     names = _weights(model, state)
     if not names and state.architecture is not None:
         names = _through_description(model, state)
     names |= _seeds(targets, state)
-    return names if optimizer is None else {**names, **_match_optimizer(optimizer, state, names)}
+    if optimizer is None:
+        return Matched(names)
+    found = _match_optimizer(model, optimizer, state, names, same_weights)
+    return Matched({**names, **found.names}, found.left_out, found.unsure)
 
 
 def _is_keras(state: TrainState) -> bool:
@@ -55,19 +62,24 @@ def _weights(model: Any, state: TrainState) -> dict[int, str]:
         paths = [tuple(name.split("/")) for name in state.arrays if not set(name.split("/")) & OTHERS]
         paths = [path for path in paths if state.arrays["/".join(path)].shape or len(path) > 1]
         return {key: "/".join(path) for key, path in _match_group(model.weights, paths, live).items()}
-    names: dict[int, str] = {}
-    for variables, root in zip(
-        (model.trainable_variables, model.non_trainable_variables), GROUPS.values(), strict=True
-    ):
-        paths = [
-            tuple(name.split("/")[1:]) for name in state.arrays if name.startswith(f"{root}/") and SEED not in name
-        ]
-        wanted = [variable for variable in variables if SEED not in variable.path]
-        found = _match_group(wanted, paths, live)
-        if len(found) != len(wanted):
-            return {}
-        names |= {key: "/".join((root, *path)) for key, path in found.items()}
-    return names
+    wanted = [variable for variable in model.variables if SEED not in variable.path]
+    roots: dict[Path, list[str]] = {}
+    listed = {
+        root: [tuple(name.split("/")[1:]) for name in state.arrays if name.startswith(f"{root}/") and SEED not in name]
+        for root in GROUPS.values()
+    }
+    numbered = {root: _list(paths) if paths else [] for root, paths in listed.items()}
+    if all(paths is not None for paths in numbered.values()):
+        lists = [["/".join((root, *path)) for path in paths or ()] for root, paths in numbered.items()]
+        return match_weights.split_by_shape(wanted, model, state, lists[0], lists[1])
+    for root, paths in listed.items():
+        for path in paths:
+            roots.setdefault(path, []).append(root)
+    if any(len(found) > 1 for found in roots.values()):
+        return {}
+    # Both groups together: what is frozen now is in the other one, and made-up names are counted among all.
+    found = _match_group(wanted, list(roots), live)
+    return {key: "/".join((roots[path][0], *path)) for key, path in found.items()}
 
 
 def _structure(layer: Any, path: Path) -> Iterator[tuple[Path, Any]]:
@@ -93,9 +105,9 @@ def _match_group(variables: Sequence[Any], paths: Sequence[Path], live: Mapping[
     if len(found) == len(variables) == len(set(found.values())):
         return found
     for cut in (0, 1):  # a model's own name may stand in front
-        theirs = _by_new_number([(path, path[cut:]) for path in paths])
+        theirs = by_new_number([(path, path[cut:]) for path in paths])
         for ours in ({key: live[key] for key in map(id, variables)}, _own_paths(variables)):
-            mine = _by_new_number(list(ours.items()))
+            mine = by_new_number(list(ours.items()))
             if theirs.keys() == mine.keys() and len(mine) == len(variables):
                 return {key: theirs[path] for path, key in mine.items()}
     return {}
@@ -118,21 +130,19 @@ def _through_description(model: Any, state: TrainState) -> dict[int, str]:
     except ModelError:
         return {}  # of classes that are not known here: restore lists what is missing
     names = _weights(described, state)
-    found: dict[int, str] = {}
-    for group in GROUPS.values():
-        ours, theirs = ([v for v in getattr(one, group) if SEED not in v.path] for one in (model, described))
-        if [tuple(variable.shape) for variable in ours] != [tuple(variable.shape) for variable in theirs]:
-            return {}
-        pairs = zip(ours, theirs, strict=True)
-        found |= {id(own): names[id(other)] for own, other in pairs if id(other) in names}
-    return found
+    theirs = structure.address_of(described)
+    saved = {names[id(variable)]: theirs[id(variable)] for variable in described.variables if id(variable) in names}
+    live = {key: address for key, address in structure.address_of(model).items() if SEED not in address.position}
+    return structure.pair(live, saved)
 
 
 def _seeds(targets: Sequence[Target], state: TrainState) -> dict[int, str]:
     """States of seed generators by their number, if there are as many."""
-    names = sorted((name for name in state.arrays if SEED in name), key=lambda name: _split(name.split("/")[-2])[1])
+    names = sorted(
+        (name for name in state.arrays if SEED in name), key=lambda name: split_number(name.split("/")[-2])[1]
+    )
     seeds = [target.variable for target in targets if target.is_seed]
-    seeds.sort(key=lambda variable: _split(str(variable.path).split("/")[-2])[1])
+    seeds.sort(key=lambda variable: split_number(str(variable.path).split("/")[-2])[1])
     return {id(seed): name for seed, name in zip(seeds, names, strict=True)} if len(seeds) == len(names) else {}
 
 
@@ -143,34 +153,9 @@ def _list(paths: Sequence[Path]) -> list[Path] | None:
     return sorted(paths, key=lambda path: int(path[-1]))
 
 
-def _by_new_number(entries: Sequence[tuple[Any, Path]]) -> dict[Path, Any]:
-    """Entries by their path with each made-up name (`dense_4`) counted anew; what is there twice is left out."""
-    siblings: dict[tuple[Path, str], set[tuple[int, str]]] = {}
-    for _, path in entries:
-        for depth, name in enumerate(path[:-1]):
-            base, number = _split(name)
-            siblings.setdefault((path[:depth], base), set()).add((number, name))
-    places = {
-        (parent, name): f"{base}#{place}"
-        for (parent, base), names in siblings.items()
-        for place, (_, name) in enumerate(sorted(names))
-    }
-    found: dict[Path, Any] = {}
-    twice = set()
-    for entry, path in entries:
-        key = (*(places[path[:depth], name] for depth, name in enumerate(path[:-1])), *path[-1:])
-        if key in found:
-            twice.add(key)
-        found[key] = entry
-    return {key: entry for key, entry in found.items() if key not in twice}
-
-
-def _split(name: str) -> tuple[str, int]:
-    found = re.fullmatch(r"(.*?)_(\d+)", name)
-    return (found.group(1), int(found.group(2))) if found else (name, 0)
-
-
-def _match_optimizer(optimizer: Any, state: TrainState, weights: Mapping[int, str]) -> dict[int, str]:
+def _match_optimizer(
+    model: Any, optimizer: Any, state: TrainState, weights: Mapping[int, str], same_weights: bool
+) -> Matched:
     """Slots are called after their variable's whole path, in the process that wrote them."""
     inner = devices.inner(optimizer)
     by_last: dict[str, list[str]] = {}
@@ -179,11 +164,10 @@ def _match_optimizer(optimizer: Any, state: TrainState, weights: Mapping[int, st
             by_last.setdefault(name.rpartition("/")[2], []).append(name)
     numbered = _list([tuple(name.split("/")) for names in by_last.values() for name in names])
     if numbered is not None:
-        variables = list(optimizer.variables)
-        same = len(numbered) == len(variables)
-        return (
-            {id(variable): "/".join(path) for variable, path in zip(variables, numbered, strict=True)} if same else {}
-        )
+        names = ["/".join(path) for path in numbered]
+        saved = match_slots.by_order(model, optimizer, state, names, weights, same_weights=same_weights)
+        return Matched({}, unsure=True) if saved is None else match_slots.join(optimizer, saved, weights)
+    kinds: set[str] = set()
     found: dict[int, str] = {}
     for listed in slots.slot_lists(optimizer).values():
         for slot, variable in zip(listed, inner._trainable_variables, strict=True):
@@ -192,6 +176,7 @@ def _match_optimizer(optimizer: Any, state: TrainState, weights: Mapping[int, st
                 continue
             own = f"{str(variable.path).replace('/', '_')}_"
             kind = str(slot.path).rpartition("/")[2].removeprefix(own)
+            kinds.add(kind)
             named = by_last.get(f"{'_'.join(weight.split('/')[1:])}_{kind}", [])
             if len(named) == 1:
                 found[id(slot)] = named[0]
@@ -199,7 +184,10 @@ def _match_optimizer(optimizer: Any, state: TrainState, weights: Mapping[int, st
         named = by_last.get(str(variable.path).rpartition("/")[2], [])
         if id(variable) not in found and len(named) == 1 and state.arrays[named[0]].shape == ():
             found[id(variable)] = named[0]
-    return found
+    trained = {id(variable) for variable in inner._trainable_variables}
+    frozen = {"_".join(name.split("/")[1:]) for key, name in weights.items() if key not in trained}
+    left_out = {name for path in frozen for kind in kinds for name in by_last.get(f"{path}_{kind}", ())}
+    return Matched(found, frozenset(left_out))
 
 
 def unused(state: TrainState, left: Sequence[str], optimizer: Any | None) -> list[str]:

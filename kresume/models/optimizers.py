@@ -71,14 +71,19 @@ def parse_choice(text: str | None) -> tuple[str | None, bool]:
     """Reads `--optimizer` as (class, whether its state starts fresh); the class is None for `keep` and where nothing is given.
 
     Raises:
-        UsageError: it is neither keep, NAME nor NAME:reset.
+        UsageError: it is neither keep, NAME, NAME:keep nor NAME:reset.
     """
-    name, _, reset = (text or "keep").partition(":")
-    if reset not in {"", "reset"}:
-        raise UsageError(f"--optimizer {text}: give keep, NAME or NAME:reset")
-    if name == "keep" and reset:
+    name, _, way = (text or "keep").partition(":")
+    if way not in {"", "keep", "reset"}:
+        raise UsageError(f"--optimizer {text}: give keep, NAME, NAME:keep or NAME:reset")
+    if name == "keep" and way == "reset":
         raise UsageError("--optimizer keep:reset contradicts itself: give NAME:reset, for example adamw:reset")
-    return (None if name == "keep" else class_name(name)), bool(reset)
+    return (None if name == "keep" else class_name(name)), way == "reset"
+
+
+def says_same_weights(text: str | None) -> bool:
+    """Whether `--optimizer` says that the weights which train now are those whose slots the checkpoint holds."""
+    return text == "keep" or str(text).endswith(":keep")
 
 
 def make_optimizer(saved: SavedOptimizer, learning_rate: Any) -> Any:

@@ -18,7 +18,7 @@ import keras
 from kresume import files
 from kresume.checkpoints.keras_file import CARD
 from kresume.checkpoints.state import Card
-from kresume.models import slots
+from kresume.models import own_counts, slots
 from kresume.models.optimizers import describe, make_optimizer
 
 
@@ -39,6 +39,7 @@ def save_model(model: keras.Model, path: Path, card: Card, learning_rate: float,
     new = make_optimizer(describe(old), learning_rate)
     new.build(model.trainable_variables)
     slots.carry(old, new)
+    own_counts.mature(new)
     compiled = model.get_compile_config() or {}
     model.compile(
         optimizer=new,

@@ -18,9 +18,11 @@ from typing import Any
 import keras
 import numpy as np
 
+from kresume import devices
 from kresume.checkpoints.state import TrainState
 from kresume.errors import RestoreError, UsageError
-from kresume.models import match_graph, match_layers, match_tree, slots, torch_map
+from kresume.models import match_graph, match_slots, match_tree, match_weights, own_counts, slots, torch_map
+from kresume.models.match_slots import Matched
 
 RESTORED, NOT_IN_FORMAT, MISSING, SHAPE, UNUSED = (
     "restored", "not in this format", "missing", "another shape", "not in the model",
@@ -68,6 +70,7 @@ def restore(
     partial: bool = False,
     map_file: str | None = None,
     map_out: str | None = None,
+    same_weights: bool = False,
 ) -> Restoration:
     """Assigns a checkpoint's arrays to a model and an optimizer.
 
@@ -79,6 +82,8 @@ def restore(
         partial: assign what matches although something is missing.
         map_file: for a PyTorch state dict, a YAML file that says what fills what; its entries win over what is found.
         map_out: for a PyTorch state dict, where to write the whole mapping.
+        same_weights: the user says that the weights which train now are those which trained when the file was written, for
+            formats that list an optimizer's slots without saying whose they are.
 
     Raises:
         UsageError: a map for another format, or one that cannot be meant.
@@ -92,7 +97,8 @@ def restore(
         notes.append(how)
     elif map_file is not None or map_out is not None:
         raise UsageError(f"--map and --map-out are for PyTorch's state dicts; {state.source} is {state.format}")
-    names = _match(model, optimizer, state, targets, notes)
+    matched = _match(model, optimizer, state, targets, notes, same_weights)
+    names = matched.names
     scale = {id(variable) for variable in slots.scale_variables(optimizer)} if optimizer is not None else set()
     rows: list[tuple[str, str, str, str]] = []
     ready: list[tuple[Any, np.ndarray]] = []
@@ -112,12 +118,33 @@ def restore(
         rows.append(row)
         if row[3] in {MISSING, SHAPE}:
             wrong.append(row)
-    unused = [(f"({name})", "-", _shape(state.arrays[name].shape), UNUSED) for name in _unused(state, names, optimizer)]
+    over = [name for name in _unused(state, names, optimizer) if name not in matched.left_out]
+    unused = [(f"({name})", "-", _shape(state.arrays[name].shape), UNUSED) for name in over]
     if (wrong or unused) and not partial:
-        raise RestoreError(_message(state, wrong, unused), [*rows, *unused])
+        raise RestoreError(_message(model, optimizer, state, wrong, unused, matched), [*rows, *unused])
     for variable, array in ready:
         variable.assign(_unshared(array))
+    if optimizer is not None:
+        late = set(state.records.get("unstarted", ()))
+        begun = {id(variable) for variable, _ in ready if names[id(variable)] not in late}
+        notes += _begin_fresh(optimizer, state, begun, matched)
     return Restoration((*rows, *unused), "; ".join([_summary(state, targets, rows, unused, scale), *notes]))
+
+
+def _begin_fresh(optimizer: Any, state: TrainState, restored: set[int], matched: Matched) -> list[str]:
+    """Gives slots that were not restored a count of their own; says whose they are, and whose were left out."""
+    said = []
+    fresh = slots.begin_fresh(optimizer, restored, match_slots.counts(optimizer, state, matched.names))
+    counted = type(devices.inner(optimizer)).__name__ not in own_counts.UNCOUNTED
+    if fresh and own_counts.count_of(optimizer) and counted:
+        said.append(
+            f"the slots of {len(fresh):,} weight{'s' * (len(fresh) > 1)} ({', '.join(fresh[:3])}{', ...' * (len(fresh) > 3)}) "
+            "start fresh and count their own steps"
+        )
+    left = len(matched.left_out) + int(state.records.get("left_out", 0))
+    if left:
+        said.append(f"{left:,} slots of weights that are frozen now are left out")
+    return said
 
 
 ALIGNED = 64
@@ -130,7 +157,7 @@ def _unshared(array: np.ndarray) -> np.ndarray:
 
 
 def _targets(model: keras.Model, optimizer: Any | None) -> list[_Target]:
-    groups = {
+    groups: dict[str, Any] = {
         "trainable": model.trainable_variables,
         "non_trainable": model.non_trainable_variables,
         "optimizer": optimizer.variables if optimizer is not None else [],
@@ -166,33 +193,41 @@ def _converted(array: np.ndarray, variable: Any, label: str) -> np.ndarray:
     return array.astype(dtype)
 
 
-def _match(model: Any, optimizer: Any, state: TrainState, targets: list[_Target], notes: list[str]) -> dict[int, str]:
-    """`id(variable)` -> name of its array, for every variable that finds one; what a person should know goes to `notes`."""
+def _match(
+    model: Any, optimizer: Any, state: TrainState, targets: list[_Target], notes: list[str], same_weights: bool
+) -> Matched:
+    """`id(variable)` -> name of its array, for every variable that has one; what a user should know goes to `notes`."""
     if state.layout == "graph":
-        return match_graph.match(model, optimizer, state, targets)
+        return match_graph.match(model, optimizer, state, targets, same_weights=same_weights)
     if state.layout == "tree":
-        return match_tree.match(model, optimizer, state, targets)
-    if state.layout in {"groups", "mapped"}:
-        names = {id(target.variable): f"{target.group}/{target.index}" for target in targets}
-        names = {key: name for key, name in names.items() if name in state.arrays}
-        scaled = state.optimizer is not None and state.optimizer.loss_scale
-        if optimizer is not None and state.layout == "groups" and scaled != bool(slots.scale_variables(optimizer)):
-            names |= slots.match(optimizer, state)  # the same optimizer, with loss scaling around it on one side only
-        return names
-    if state.layout == "keras":
-        names = {id(variable): name for variable, name in keras_names(model) if name in state.arrays}
-    else:
-        names, said = match_layers.match(model, state)
-        notes += said
-    if optimizer is not None:
-        names |= slots.match(optimizer, state)
-    return names | _by_shape(state, targets, names, optimizer, notes)
+        return match_tree.match(model, optimizer, state, targets, same_weights=same_weights)
+    names, said = match_weights.match(model, state)
+    notes += said
+    if state.layout == "mapped":
+        if optimizer is not None:
+            own = (f"optimizer/{index}" for index in range(len(optimizer.variables)))
+            names |= {id(v): name for v, name in zip(optimizer.variables, own, strict=True) if name in state.arrays}
+        return Matched(names)
+    if state.layout != "groups":
+        names |= _by_shape(model, state, targets, names, optimizer, notes)
+    if optimizer is None:
+        return Matched(names)
+    found = match_slots.match(model, optimizer, state, names, same_weights=same_weights)
+    return Matched({**names, **found.names}, found.left_out, found.unsure)
 
 
 def _by_shape(
-    state: TrainState, targets: list[_Target], names: Mapping[int, str], optimizer: Any, notes: list[str]
+    model: Any,
+    state: TrainState,
+    targets: list[_Target],
+    names: Mapping[int, str],
+    optimizer: Any,
+    notes: list[str],
 ) -> dict[int, str]:
-    """Pairs the weights that the structure left over, if every one of them has a shape of its own, in file and model alike."""
+    """Pairs the weights that the structure left over, if every one of them has a shape of its own, in file and model alike.
+
+    A bias is never paired with a statistic of the same shape: both sides must have the same kind of layer and index in it.
+    """
     left = [
         target
         for target in targets
@@ -204,59 +239,20 @@ def _by_shape(
     if not left or len(over) != len(unused) or len(wanted) != len(left) or over.keys() != wanted.keys():
         return {}
     pairs = {id(target.variable): over[shape] for shape, target in wanted.items()}
+    if not match_weights.same_roles(model, [(target.variable, pairs[id(target.variable)]) for target in left], state):
+        return {}
     shown = ", ".join(f"{pairs[id(target.variable)]} is {target.variable.path}" for target in left[:3])
     notes.append(f"{len(left)} matched by shape alone ({shown}{', ...' if len(left) > 3 else ''})")
     return pairs
 
 
-def saved_weights(model: keras.Model, state: TrainState) -> list[np.ndarray]:
-    """The trainable weights that a file of the layout `"keras"` holds, in the model's order; zeros where it has none."""
-    names = {id(variable): name for variable, name in keras_names(model)}
-    return [
-        state.arrays.get(names.get(id(variable), ""), np.zeros(tuple(variable.shape), "float32"))
-        for variable in model.trainable_variables
-    ]
-
-
-def keras_names(model: keras.Model) -> list[tuple[Any, str]]:
-    """Each variable of a model with the HDF5 path at which Keras's saving library keeps it.
-
-    Keras's own walk is run with a store that records instead of writing, so that its rules (class names in order, containers,
-    shared layers once) need not be repeated here. A private function: used here alone, pinned by a test.
-    """
-    from keras.src.saving import saving_lib
-
-    found: list[tuple[Any, str]] = []
-
-    class Entry(dict[str, Any]):
-        def __init__(self, path: str) -> None:
-            super().__init__()
-            self.path = path
-
-        def __setitem__(self, key: str, value: Any) -> None:
-            found.append((value, f"{self.path}/vars/{key}".lstrip("/")))
-
-    class Recorder(saving_lib.H5IOStore):  # type: ignore[misc]  # keras is untyped
-        def __init__(self) -> None:
-            """Opens no file."""
-
-        def make(self, path: str, metadata: Any = None) -> Entry:
-            return Entry(path)
-
-        def __bool__(self) -> bool:
-            return True
-
-    saving_lib._save_state(model, Recorder(), None, inner_path="", visited_saveables=set())
-    return [(value, path) for value, path in found if isinstance(value, keras.Variable)]
-
-
 def _unused(state: TrainState, names: Mapping[int, str], optimizer: Any | None) -> list[str]:
-    """Arrays of the file that found no variable, apart from what is known to have none."""
+    """Arrays of the file that found no variable, apart from those that rightly have none."""
     taken = set(names.values())
     left = [name for name in state.arrays if name not in taken]
     if state.layout == "groups":
         if optimizer is not None and state.optimizer is not None and state.optimizer.loss_scale:
-            left = [name for name in left if name not in slots.superfluous(optimizer, state)]
+            left = [name for name in left if name not in match_slots.superfluous(optimizer, state)]
         groups = {"trainable", "non_trainable", *(("optimizer",) if optimizer is not None else ())}
         return [name for name in left if name.partition("/")[0] in groups]
     if state.layout == "mapped":
@@ -265,13 +261,28 @@ def _unused(state: TrainState, names: Mapping[int, str], optimizer: Any | None) 
         return match_graph.unused(state, left, optimizer)
     if state.layout == "tree":
         return match_tree.unused(state, left, optimizer)
-    extra = slots.superfluous(optimizer, state)
+    extra = match_slots.superfluous(optimizer, state)
     if state.layout == "keras":
         return [name for name in left if name not in extra and "/vars/" in f"/{name}" and not name.startswith(METRICS)]
     return [name for name in left if name not in extra]
 
 
-def _message(state: TrainState, wrong: list[tuple[str, str, str, str]], unused: list[tuple[str, str, str, str]]) -> str:
+def _message(
+    model: Any,
+    optimizer: Any,
+    state: TrainState,
+    wrong: list[tuple[str, str, str, str]],
+    unused: list[tuple[str, str, str, str]],
+    matched: Matched,
+) -> str:
+    reset = f"--optimizer {type(devices.inner(optimizer)).__name__.lower()}:reset" if optimizer is not None else ""
+    own = {str(variable.path) for variable in optimizer.variables} if optimizer is not None else set()
+    if (
+        optimizer is not None
+        and all(row[0] in own for row in wrong)
+        and not any(_is_weight(row, state) for row in unused)
+    ):
+        return _message_of_optimizer(optimizer, state, wrong, unused, matched, reset)
     ways = "give the --model that the checkpoint was made with, or go on with what fits by --partial"
     if wrong:
         label, wanted, found, outcome = wrong[0]
@@ -285,6 +296,51 @@ def _message(state: TrainState, wrong: list[tuple[str, str, str, str]], unused: 
     return (
         f"{state.source} holds {len(unused):,} arrays that the model has no variable for, the first is "
         f"{unused[0][0].strip('()')} {unused[0][2]}; nothing was restored: {ways}"
+    )
+
+
+def _is_weight(row: tuple[str, str, str, str], state: TrainState) -> bool:
+    name = row[0][1:-1]
+    owned = set(match_graph.optimizer_arrays(state)) if state.layout == "graph" else set()
+    return name not in owned and not name.startswith(("optimizer", "optimizer_variables/"))
+
+
+def _message_of_optimizer(
+    optimizer: Any,
+    state: TrainState,
+    wrong: list[tuple[str, str, str, str]],
+    unused: list[tuple[str, str, str, str]],
+    matched: Matched,
+    reset: str,
+) -> str:
+    """Every weight was matched, and the optimizer's state was not."""
+    name = type(devices.inner(optimizer)).__name__
+    begin = f"{state.source}: every weight fits the model, and the state of {name} does not"
+    if matched.unsure:
+        return (
+            f"{begin}: some layers are frozen, and the file does not say which weights its slots belong to (several choices "
+            "fit); nothing was restored: if the same layers were frozen when the checkpoint was written, say so with "
+            f"--optimizer {name.lower()}:keep; else start it fresh with {reset}"
+        )
+    lists = slots.slot_lists(optimizer)
+    have = {str(slot.path) for listed in lists.values() for slot in listed if slot is not None}
+    lost = [row for row in wrong if row[0] in have]
+    if lost and len(lost) == len(have) == len(wrong):
+        return (
+            f"{begin}: it holds no slots. A model that was loaded, compiled anew and saved before a step has an optimizer "
+            f"without them; nothing was restored: start it fresh with {reset}, or use the checkpoint before that"
+        )
+    if lost and len(lost) == len(wrong) and not unused:
+        return (
+            f"{begin}: it holds no slots for {len(lost):,} of {len(have):,}, the first is {lost[0][0]} (its weight was frozen "
+            "when the checkpoint was written, or is new); nothing was restored: --partial starts those fresh, with a count of "
+            f"their own, and keeps the others; {reset} starts all fresh"
+        )
+    first = (wrong or unused)[0]
+    return (
+        f"{begin}: {len(wrong):,} of its variables are not in the file and {len(unused):,} of the file's are not in it, the "
+        f"first is {first[0].strip('()')}; nothing was restored: name the class and settings that the checkpoint had (by a "
+        f"--model that compiles them), or start it fresh with {reset}"
     )
 
 

@@ -1,31 +1,31 @@
 """What an optimizer remembers, variable by variable: its slots by the attribute that holds them, and what they mean.
 
-    match(optimizer, state)            # which array of a file belongs to which of its variables
+    describe(optimizer)                # every variable: its kind, and the weight that it follows
     carry(old, new)                    # what means the same, from one optimizer to another
 
 Keras gives an optimizer's variables as a list whose order follows from its class and config, with loss scaling
-(mixed_float16) wrapped around it. Paths are of no use: they hold auto-generated names. So slots are named here by attribute
-and place: the `_velocities` of the third trainable variable.
+(mixed_float16) wrapped around it. Paths are of no use: they hold auto-generated names. So a slot is named here by its attribute
+and its weight: the `_velocities` of the third trainable variable.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 
 from kresume import devices
-from kresume.checkpoints.keras_arrays import INNER, OPTIMIZER
-from kresume.checkpoints.state import TrainState
 from kresume.devices import inner
 from kresume.errors import RestoreError
+from kresume.models import own_counts
 
 GRADIENT, SQUARE, STEP = "averages of gradients", "averages of squared gradients", "steps"
 AVERAGES, ACCUMULATED = "_model_variables_moving_average", "_accumulated_gradients"
-OWN = 4
-"""How many variables of its own loss scaling has in front of the optimizer's."""
+KEPT_APART = frozenset({AVERAGES, ACCUMULATED, "_velocity_hats"})
+"""Slots that need no count of steps: weights, gradients, and largest values of moments that have one."""
 MEANINGS: Mapping[str, Mapping[str, str]] = {
     "Adam": {"_momentums": GRADIENT, "_velocities": SQUARE, "_velocity_hats": "largest averages of squared gradients"},
     "AdamW": {"_momentums": GRADIENT, "_velocities": SQUARE, "_velocity_hats": "largest averages of squared gradients"},
@@ -71,87 +71,39 @@ def slot_lists(optimizer: Any) -> dict[str, list[Any]]:
     return lists
 
 
-def match(optimizer: Any, state: TrainState) -> dict[int, str]:
-    """Which array of a file belongs to which variable of an optimizer of the class and config that wrote it.
+@dataclass(frozen=True)
+class Slot:
+    """A variable of an optimizer.
 
-    Args:
-        optimizer: built.
-        state: of the layouts `"groups"`, `"keras"` or `"layers"`.
-
-    Returns:
-        `id(variable)` -> name of its array.
+    Attributes:
+        variable: the Keras variable.
+        kind: the attribute that holds it (`"_momentums"`, `"_iterations"`); `"scale_2"` for loss scaling's own, `"other_0"` for
+            what no attribute holds.
+        weight: the weight that it follows, None for a number of the whole optimizer.
     """
-    if "slots" in state.records:
-        return _match_slots(optimizer, state)
-    scale, names = _ordered(state)
-    found = {id(variable): name for variable, name in zip(scale_variables(optimizer), scale, strict=False)}
-    return found | _match_ordered(inner(optimizer), names, state)
+
+    variable: Any
+    kind: str
+    weight: Any | None
 
 
-def superfluous(optimizer: Any | None, state: TrainState) -> set[str]:
-    """Arrays of the optimizer that rightly find no variable.
-
-    The second copy of a loss-scaled optimizer's variables, its scale where the precision needs none, a rate where a schedule
-    took its place, and everything where no optimizer is restored.
-    """
-    scale, names = _ordered(state)
-    if optimizer is None:
-        slots = [array for _, _, array in state.records.get("slots", ())]
-        return {*scale, *names, *slots, *(name for name in state.arrays if name.startswith("optimizer/"))}
-    extra = set() if scale_variables(optimizer) else set(scale)
-    if any(name.startswith(INNER) for name in state.arrays):
-        extra |= {name for name in state.arrays if name.startswith(INNER)}
-    if rate_variable(optimizer) is None and len(names) > 1 and _is_rate(state.arrays[names[1]]):
-        extra.add(names[1])
-    return extra
-
-
-def _ordered(state: TrainState) -> tuple[list[str], list[str]]:
-    """The names of loss scaling's own arrays, and of the optimizer's, in their order."""
-    if "optimizer_order" in state.records:
-        names = list(state.records["optimizer_order"])
-    else:
-        prefix = "optimizer/" if state.layout != "keras" else OPTIMIZER
-        indices = sorted(int(name.removeprefix(prefix)) for name in state.arrays if _is_indexed(name, prefix))
-        names = [f"{prefix}{index}" for index in indices]
-    scaled = state.optimizer is not None and state.optimizer.loss_scale
-    return (names[:OWN], names[OWN:]) if scaled else ([], names)
-
-
-def _is_indexed(name: str, prefix: str) -> bool:
-    return name.startswith(prefix) and name.removeprefix(prefix).isdigit()
-
-
-def _is_rate(array: np.ndarray) -> bool:
-    return array.shape == () and array.dtype.kind == "f"
-
-
-def _match_ordered(optimizer: Any, names: Sequence[str], state: TrainState) -> dict[int, str]:
-    """By place. The rate stands second or, where it was a schedule or Keras 2 wrote the file, not at all."""
-    rate = rate_variable(optimizer)
-    variables = [variable for variable in optimizer.variables if variable is not rate]
-    has_rate = len(names) > 1 and _is_rate(state.arrays[names[1]])
-    if has_rate and (rate is not None or len(names) == len(variables) + 1):
-        found = {} if rate is None else {id(rate): names[1]}
-        names = [*names[:1], *names[2:]]
-    else:
-        found = {}
-    return found | {id(variable): name for variable, name in zip(variables, names, strict=False)}
-
-
-def _match_slots(optimizer: Any, state: TrainState) -> dict[int, str]:
-    """Keras 2's: by slot, and within one by the order of the trainable variables."""
-    found: dict[int, str] = {}
-    lists = slot_lists(optimizer)
-    places = dict.fromkeys(lists, 0)
-    for attribute, _, name in state.records["slots"]:
-        if isinstance(getattr(inner(optimizer), attribute, None), keras.Variable):
-            found[id(getattr(inner(optimizer), attribute))] = name
-        elif attribute in lists and places[attribute] < len(lists[attribute]):
-            slot = lists[attribute][places[attribute]]
-            places[attribute] += 1
+def describe(optimizer: Any) -> list[Slot]:
+    """Every variable of an optimizer in the order of `devices.optimizer_variables`, with what it is."""
+    inside = inner(optimizer)
+    held = {id(value): name for name, value in vars(inside).items() if isinstance(value, keras.Variable)}
+    held |= {id(variable): f"scale_{index}" for index, variable in enumerate(scale_variables(optimizer))}
+    weights: dict[int, Any] = {}
+    for name, listed in slot_lists(optimizer).items():
+        for slot, weight in zip(listed, inside._trainable_variables, strict=True):
             if slot is not None:
-                found[id(slot)] = name
+                held[id(slot)], weights[id(slot)] = name, weight
+    found = []
+    others = 0
+    for variable in devices.optimizer_variables(optimizer):
+        kind = held.get(id(variable))
+        if kind is None:
+            kind, others = f"other_{others}", others + 1
+        found.append(Slot(variable, kind, weights.get(id(variable))))
     return found
 
 
@@ -185,7 +137,37 @@ def carry(old: Any, new: Any) -> tuple[list[str], list[str]]:
         _copy(source, target)
     if type(inner(old)) is type(inner(new)):
         _carry_rest(inner(old), inner(new))
+    counts = own_counts.counts_of(old)
+    if not set(kept) - KEPT_APART:  # every moment starts fresh: it counts from here, the schedule goes on
+        counts = dict.fromkeys(range(len(inner(new)._trainable_variables)), own_counts.count_of(new))
+    own_counts.begin(new, counts)
     return kept, fresh
+
+
+def begin_fresh(optimizer: Any, restored: Set[int], counts: Mapping[int, int]) -> list[str]:
+    """Lets slots that were not restored begin here: with a count of their own, averages at their weight.
+
+    Args:
+        optimizer: built, its count of iterations restored.
+        restored: `id` of every variable that was restored.
+        counts: index of a weight -> the count at which its slots began, where the checkpoint says one.
+
+    Returns:
+        The paths of the weights whose slots begin here.
+    """
+    weights, counts, paths = inner(optimizer)._trainable_variables, dict(counts), []
+    now = own_counts.count_of(optimizer)
+    moments = {name: listed for name, listed in slot_lists(optimizer).items() if name not in KEPT_APART}
+    for index, weight in enumerate(weights):
+        own = [listed[index] for listed in moments.values() if listed[index] is not None]
+        if own and not any(id(slot) in restored for slot in own):
+            counts[index] = now
+            paths.append(str(weight.path))
+    for weight, average in zip(weights, slot_lists(optimizer).get(AVERAGES, ()), strict=False):
+        if average is not None and id(average) not in restored:
+            average.assign(np.asarray(keras.ops.convert_to_numpy(weight.value)).copy())
+    own_counts.begin(optimizer, counts)
+    return paths
 
 
 def _carry_rest(old: Any, new: Any) -> None:
@@ -218,6 +200,8 @@ def _sources(old: Any, new: Any) -> dict[str, str]:
     by_meaning = {meaning: name for name, meaning in MEANINGS.get(one.__name__, {}).items() if name in before}
     wanted = MEANINGS.get(other.__name__, {})
     found = {name: by_meaning[meaning] for name, meaning in wanted.items() if meaning in by_meaning}
+    if SQUARE in wanted.values() and SQUARE not in by_meaning:
+        found = {}  # a full momentum over squares that begin at zero makes steps of many times the rate
     return found | {name: name for name in (AVERAGES, ACCUMULATED) if name in before}
 
 

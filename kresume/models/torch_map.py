@@ -88,10 +88,10 @@ def to_model(
         raise RestoreError(*_uncertain(proposal, state.source))
     variables = {f"{unit.label}/{role}": variable for unit in units for role, variable in unit.variables.items()}
     sources = {id(variables[label]): turn for label, turn in proposal.turns.items()}
-    arrays = _arrays(model, optimizer, state, sources)
+    arrays, records = _arrays(model, optimizer, state, sources)
     ways = ", ".join(f"{count} by {way}" for way, count in proposal.ways.items() if count)
     return replace(
-        state, layout="mapped", arrays=arrays
+        state, layout="mapped", arrays=arrays, records={**state.records, **records}
     ), f"PyTorch's layers matched: {ways or 'none'}{_epsilons(units)}"
 
 
@@ -224,8 +224,12 @@ def _uncertain(proposal: Proposal, source: str) -> tuple[str, list[tuple[str, ..
 
 def _arrays(
     model: keras.Model, optimizer: Any | None, state: TrainState, sources: Mapping[int, Turn]
-) -> dict[str, np.ndarray]:
-    """The model's arrays by group and index; behind them, under their own names, what found no variable."""
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The model's arrays by group and index; behind them, under their own names, what found no variable.
+
+    The records say how many moments were `left_out`, since their weights are frozen here, and which are `unstarted`: their
+    parameters have made no step yet.
+    """
     arrays: dict[str, np.ndarray] = {}
     used: set[str] = set()
     groups = {"trainable": model.trainable_variables, "non_trainable": model.non_trainable_variables}
@@ -236,17 +240,30 @@ def _arrays(
             if turn is not None and array is not None:
                 arrays[f"{group}/{index}"] = array
                 used.add(turn.source)
+    unstarted: list[str] = []
+    trained = {id(variable) for variable in model.trainable_variables}
+    frozen = {turn.source for key, turn in sources.items() if key not in trained}
+    frozen -= {turn.source for key, turn in sources.items() if key in trained}
+    left_out = 0
     if optimizer is not None:
-        arrays |= _moments(model, optimizer, state, sources, used)
+        arrays |= _moments(model, optimizer, state, sources, used, unstarted)
     for name, array in state.arrays.items():
         moment = name.startswith("optimizer/")
+        if moment and name.removeprefix("optimizer/").rpartition("/")[0] in frozen:
+            left_out += optimizer is not None
+            continue
         if name not in used and name.rpartition(".")[2] != COUNTER and not (moment and optimizer is None):
             arrays[name.replace("optimizer/", "optimizer of ", 1)] = array
-    return arrays
+    return arrays, {"left_out": left_out, "unstarted": unstarted}
 
 
 def _moments(
-    model: keras.Model, optimizer: Any, state: TrainState, sources: Mapping[int, Turn], used: set[str]
+    model: keras.Model,
+    optimizer: Any,
+    state: TrainState,
+    sources: Mapping[int, Turn],
+    used: set[str],
+    unstarted: list[str],
 ) -> dict[str, np.ndarray]:
     inner = devices.inner(optimizer)
     index_of = {id(variable): index for index, variable in enumerate(optimizer.variables)}
@@ -262,7 +279,10 @@ def _moments(
                 continue
             name = f"optimizer/{turn.source}/{slot}"
             stored = state.arrays.get(name)
+            if stored is None and turn.source not in state.records["trained"]:
+                continue  # it was frozen, and is not now: restore says so
             if stored is None:
+                unstarted.append(f"optimizer/{index_of[id(moment)]}")
                 # PyTorch makes moments at a parameter's first gradient: until then they are zero.
                 array: np.ndarray | None = np.zeros(tuple(moment.shape), np.float32)
             else:

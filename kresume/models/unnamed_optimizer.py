@@ -14,7 +14,7 @@ import keras
 from kresume.checkpoints.keras_arrays import optimizer_arrays
 from kresume.checkpoints.state import SavedOptimizer, TrainState
 from kresume.errors import CheckpointError, UsageError
-from kresume.models import optimizers, restore
+from kresume.models import match_weights, optimizers
 
 
 def settle(
@@ -46,7 +46,7 @@ def settle(
     stored = state.optimizer
     if stored is None:
         raise CheckpointError(f"{state.source} holds no optimizer state")
-    weights = restore.saved_weights(model, state) if state.layout == "keras" else []
+    weights = match_weights.saved_weights(model, state) if state.layout == "keras" else []
     fitting = ", ".join(name.lower() for name in optimizers.fitting(state, weights)) or "none that kresume knows"
     name = asked or (own.class_name if own is not None else None)
     if name is None:

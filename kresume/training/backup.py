@@ -25,6 +25,7 @@ from kresume.checkpoints.state import TrainState
 from kresume.errors import CheckpointError, UsageError
 from kresume.images.stream import Stream, stream_of
 from kresume.lock import Lock
+from kresume.models import own_counts, structure
 from kresume.progress import Reporter
 from kresume.training import callback_state, other_optimizers
 from kresume.training.callback_logs import CallbackLogs, this_process
@@ -221,6 +222,9 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
     def on_train_end(self, logs: Any = None) -> None:
         """Waits for the disk; removes our backups if asked to."""
         self._model._initial_epoch = None  # it would shift every later fit of this model
+        if own_counts.counts_of(self._model.optimizer):
+            own_counts.mature(self._model.optimizer)
+            self._model.train_function = None  # it was traced with those counts
         if self._stream is not None:
             self._stream.release(self._current_epoch)
         if self._writer is not None:
@@ -315,6 +319,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
             "optimizer": self._optimizer,
             "data": self._stream.identity() if self._stream is not None else None,
             "fingerprint": devices.fingerprint(),
+            structure.RECORD: structure.describe(model),
         }
         taken = self._writer.submit(
             self._total,
@@ -346,9 +351,11 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         self._total, epoch, batch = int(state.step or 0), int(records["epoch"]), int(records["batch"])
         # Without the data's structure the metrics cannot be built before the first step: their averages begin fresh.
         averages = batch > 0 and self._stream is not None
-        assign_state(model, groups, metrics=averages)
+        moved = assign_state(
+            model, state, metrics=averages, same_weights=False, way_on="give another folder to begin again"
+        )
         callback_state.apply(self._others(), records["callbacks"], groups.get("callbacks", []))
-        told = self._keep_asked_rate(records.get("compiled_rate"))
+        told = [*moved, *self._keep_asked_rate(records.get("compiled_rate"))]
         told += other_optimizers.restore(model, records.get("other_optimizers"), groups.get("other_optimizers", []))
         if batch:
             rate = self._rate()

@@ -34,7 +34,7 @@ from kresume.images.reader import PictureReader
 from kresume.images.scans import FOLDER, epochs_begun, manifest_of
 from kresume.lock import NAME as LOCK
 from kresume.lock import Lock
-from kresume.models import rebuild
+from kresume.models import rebuild, structure
 from kresume.models.averages import averaged
 from kresume.models.losses import LossChoice
 from kresume.progress import Reporter
@@ -181,7 +181,7 @@ class Course:
             )
 
     def _assign(self, state: TrainState) -> None:
-        assign_state(self.model, groups_of(state))
+        assign_state(self.model, state)
 
     def train(self) -> None:
         """Trains to the last boundary, or until patience runs out.
@@ -248,6 +248,7 @@ class Course:
                 "fingerprint": devices.fingerprint(),
                 "seed": record["seed"],
                 "clock": time_of(self.model.optimizer),
+                structure.RECORD: structure.describe(self.model),
             },
             before_epoch=lambda epochs: self._before_epoch(epochs, keeper),
         )

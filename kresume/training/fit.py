@@ -19,6 +19,7 @@ import numpy as np
 from kresume import devices
 from kresume.checkpoints.state import TrainState
 from kresume.errors import CheckpointError
+from kresume.models import match_slots, match_weights, slots, structure
 from kresume.training.callbacks import Cutter, Keeper
 
 
@@ -84,37 +85,149 @@ def build_from_spec(model: keras.Model, spec: Any | None) -> None:
         model.optimizer.build(model.trainable_variables)
 
 
-def assign_state(model: keras.Model, arrays: Mapping[str, Sequence[np.ndarray]], *, metrics: bool = True) -> None:
-    """Assigns a snapshot's groups to a compiled and built model, by group and index.
+def assign_state(
+    model: keras.Model,
+    state: TrainState,
+    *,
+    metrics: bool = True,
+    same_weights: bool = True,
+    way_on: str = "extend the run with `--from RUN --model ...`",
+) -> list[str]:
+    """Assigns a snapshot to a compiled and built model: weights by where they are in it, slots by the weight they follow.
 
-    Never by path: auto-generated names shift from process to process, and the paths of slots depend on the way in which
-    an optimizer was built.
+    Never by a variable's own path: auto-generated names shift from process to process, and the paths of slots depend on the way
+    in which an optimizer was built. Not by index either: what is frozen changes it.
 
     Args:
-        model: compiled and built as it was when the snapshot was taken.
-        arrays: by group; metrics are left to the keeper, because `fit` resets them when an epoch begins.
-        metrics: False where an epoch begins, and the metrics of the model need not be built yet.
+        model: compiled and built.
+        state: the snapshot.
+        metrics: False where an epoch begins, and the metrics of the model need not be built yet. They are checked only: `fit`
+            resets them when an epoch begins, so the keeper assigns them.
+        same_weights: the weights that train now must be those that trained then. False leaves out slots of weights that are
+            frozen now, and starts those of weights that were frozen then fresh.
+        way_on: what to do if the model is another one.
+
+    Returns:
+        What a user should know: slots that were left out, and that start fresh.
 
     Raises:
-        CheckpointError: a group has another count of variables, or one another shape or type.
+        CheckpointError: a variable has no array, an array no variable, or one has another shape.
     """
-    variables = devices.variables_of(model)
-    for group in ("trainable", "non_trainable", "optimizer", *(("metrics",) if metrics else ())):
-        wanted, found = variables[group], arrays.get(group, ())
-        if len(wanted) != len(found):
-            raise CheckpointError(
-                f"the snapshot holds {len(found)} {group} variables, this model has {len(wanted)}: the code of the "
-                "model changed since the run began; restore that code, or extend the run with `--from RUN --model ...`"
-            )
-        for index, (variable, array) in enumerate(zip(wanted, found, strict=True)):
-            if tuple(variable.shape) != array.shape:
-                raise CheckpointError(
-                    f"{group} variable {index} ({variable.path}) has the shape {tuple(variable.shape)} in this model and "
-                    f"{array.shape} in the snapshot: the code of the model changed since the run began"
-                )
-        if group != "metrics":
-            devices.assign(wanted, found)
+    variables, arrays = devices.variables_of(model), groups_of(state)
+    if metrics:
+        _check(model, "metrics", variables["metrics"], arrays["metrics"], way_on)
+    recorded = structure.RECORD in state.records
+    if not recorded and same_weights:  # of an earlier version; the model is built from the run's own record
+        for group in ("trainable", "non_trainable", "optimizer"):
+            _check(model, group, variables[group], arrays[group], way_on)
+            devices.assign(variables[group], arrays[group])
+        devices.assign_random(arrays.get(devices.RANDOM, ()))
+        return []
+    names, _ = match_weights.match(model, state)
+    found = match_slots.match(model, model.optimizer, state, names) if model.optimizer is not None else None
+    trained = {f"trainable/{index}" for index in range(len(arrays["trainable"]))}
+    now = {names.get(id(variable)) for variable in model.trainable_variables}
+    _check_weights(model, names, state, recorded, way_on)
+    if same_weights and trained != now:
+        raise CheckpointError(
+            f"other weights train in this model than in the snapshot ({len(now)} and {len(trained)}): something was frozen or "
+            f"unfrozen since the run began; restore the code of the model, or {way_on}"
+        )
+    told: list[str] = []
+    if found is not None:
+        slot_names = _check_slots(model, found, state, trained, names, way_on)
+        names = {**names, **slot_names}
+    pairs = [
+        (variable, state.arrays[names[id(variable)]])
+        for group in ("trainable", "non_trainable", "optimizer")
+        for variable in variables[group]
+        if id(variable) in names
+    ]
+    for variable, array in pairs:
+        _check_shape(variable, array)
+    devices.assign(*zip(*pairs, strict=True)) if pairs else None
     devices.assign_random(arrays.get(devices.RANDOM, ()))
+    if found is not None:
+        restored = {id(variable) for variable, _ in pairs}
+        counts = match_slots.counts(model.optimizer, state, names)
+        fresh = slots.begin_fresh(model.optimizer, restored, counts)
+        told += (
+            [f"slots of {', '.join(fresh[:3])}{', ...' * (len(fresh) > 3)} start fresh (frozen before)"]
+            if fresh
+            else []
+        )
+        left = len(found.left_out)
+        told += [f"{left:,} slots of weights that are frozen now are left out"] if left else []
+    return told
+
+
+def _check(model: keras.Model, group: str, wanted: Sequence[Any], found: Sequence[np.ndarray], way_on: str) -> None:
+    if len(wanted) != len(found):
+        raise CheckpointError(
+            f"the snapshot holds {len(found)} {group} variables, this model has {len(wanted)}: the code of the "
+            f"model changed since the run began; restore that code, or {way_on}"
+        )
+    for variable, array in zip(wanted, found, strict=True):
+        _check_shape(variable, array)
+
+
+def _check_shape(variable: Any, array: np.ndarray) -> None:
+    if tuple(variable.shape) != array.shape:
+        raise CheckpointError(
+            f"{variable.path} has the shape {tuple(variable.shape)} in this model and {array.shape} in the snapshot: the code "
+            "of the model changed since the run began"
+        )
+
+
+def _check_weights(
+    model: keras.Model, names: Mapping[int, str], state: TrainState, recorded: bool, way_on: str
+) -> None:
+    saved = [name for name in state.arrays if name.partition("/")[0] in structure.GROUPS]
+    if len(model.variables) != len(saved):
+        raise CheckpointError(
+            f"the snapshot holds {len(saved)} weights and seed states, this model has {len(model.variables)}: the code of the "
+            f"model changed since the run began; restore that code, or {way_on}"
+        )
+    lost = [variable.path for variable in model.variables if id(variable) not in names]
+    if lost and not recorded:
+        raise CheckpointError(
+            f"{state.source} was written by an earlier version, which did not record which array is which weight, and "
+            f"something was frozen, so that several choices fit: finish with that version, or {way_on}"
+        )
+    if lost:
+        raise CheckpointError(
+            f"the snapshot holds nothing for {lost[0]} ({len(lost)} weights of {len(saved)} are not in it): the code of the "
+            f"model changed since the run began; restore that code, or {way_on}"
+        )
+
+
+def _check_slots(
+    model: keras.Model,
+    found: match_slots.Matched,
+    state: TrainState,
+    trained: set[str],
+    weights: Mapping[int, str],
+    way_on: str,
+) -> Mapping[int, str]:
+    """The optimizer's variables that are restored; a slot may be missing whose weight did not train then."""
+    taken = {*found.names.values(), *found.left_out}
+    over = [name for name in state.arrays if name.startswith("optimizer/") and name not in taken]
+    lost = [
+        slot
+        for slot in slots.describe(model.optimizer)
+        if id(slot.variable) not in found.names and (slot.weight is None or weights[id(slot.weight)] in trained)
+    ]
+    if lost or over:
+        count = sum(name.startswith("optimizer/") for name in state.arrays)
+        first = (
+            f"nothing is there for {lost[0].variable.path}" if lost else f"{len(over)} of the snapshot's are not its"
+        )
+        raise CheckpointError(
+            f"the snapshot holds {count} optimizer variables, this model has "
+            f"{len(devices.optimizer_variables(model.optimizer))}, and {first}: the optimizer changed since the run began; "
+            f"restore that code, or {way_on}"
+        )
+    return found.names
 
 
 def _rate_once_per_step(optimizer: Any) -> None:

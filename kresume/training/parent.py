@@ -123,7 +123,7 @@ def read_parent(config: TrainConfig) -> Parent | None:
         return None
     run = find_run(config.from_)
     try:
-        state = read_checkpoint(config.from_)
+        state = read_checkpoint(config.from_, config.optimizer_from)
     except CheckpointError as error:
         if path.exists() or not str(error).startswith("no checkpoint at"):
             raise
@@ -294,6 +294,7 @@ def restore_parent(
         partial=bool(config.partial),
         map_file=config.map,
         map_out=config.map_out,
+        same_weights=optimizers.says_same_weights(config.optimizer),
     )
     summary = f"{restoration.summary}; {assumed}" if assumed else restoration.summary
     return Live(model, optimizer, saved, summary, kept=keep)

@@ -161,6 +161,7 @@ def _create(opening: Opening, draft: Draft, model: Any) -> runs.Run:
     """Makes the run directory, whole or not at all: what was decided, the images, and a snapshot of step 0."""
     import keras
 
+    from kresume.models import structure
     from kresume.models.optimizers import describe
 
     plan, config, parent = draft.plan, opening.config, draft.parent
@@ -228,7 +229,12 @@ def _create(opening: Opening, draft: Draft, model: Any) -> runs.Run:
                 temporary / "snapshots",
                 0,
                 devices.read_state(model),
-                {**_fixed_records(record), **Progress().as_dict(), "callbacks": {}},
+                {
+                    **_fixed_records(record),
+                    **Progress().as_dict(),
+                    "callbacks": {},
+                    structure.RECORD: structure.describe(model),
+                },
             )
     except OSError as error:
         if runs.is_run(opening.path):
@@ -276,7 +282,7 @@ def _continue(run: runs.Run, opening: Opening, reporter: Reporter) -> TrainResul
 
 
 def rebuild_model(run: runs.Run, config: TrainConfig) -> Any:
-    """The compiled and built model of a run, with initial weights: its snapshots fit it by group and index."""
+    """The compiled and built model of a run, with initial weights: its snapshots fit it."""
     from kresume.models import build, optimizers
     from kresume.models.losses import LossChoice
     from kresume.training import schedules

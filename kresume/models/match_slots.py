@@ -1,0 +1,325 @@
+"""Matches a file's optimizer arrays with a live optimizer: slots follow their weight, whatever is frozen now or was then.
+
+    found = match(model, optimizer, state, weights)      # found.names: id(variable) -> name of the array
+
+An optimizer has slots for the weights that were trainable when it was built. Formats that name the weight of each slot are
+believed. Others list slots by order alone: the weights that were trainable then are found from the file's own architecture, or
+from the shapes where only one choice of layers fits. Where several fit, nothing is matched, unless the user says that what
+trains now is what trained then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import keras
+import numpy as np
+
+from kresume.checkpoints.choices import Item, choose
+from kresume.checkpoints.keras_arrays import INNER, OPTIMIZER
+from kresume.checkpoints.state import TrainState
+from kresume.devices import inner
+from kresume.models import slots, structure
+
+OWN = 4
+"""How many variables of its own loss scaling has in front of the optimizer's."""
+COUNT, RATE = "_iterations", "_learning_rate"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """An optimizer's array in a file.
+
+    Attributes:
+        name: of the array.
+        kind: as `slots.Slot` has it.
+        weight: name of the array of the weight that it follows; None for a number of the whole optimizer.
+    """
+
+    name: str
+    kind: str
+    weight: str | None = None
+
+
+@dataclass(frozen=True)
+class Matched:
+    """What became of a file's optimizer arrays.
+
+    Attributes:
+        names: `id(variable)` -> name of its array.
+        left_out: slots of weights that are frozen now.
+        unsure: whether slots were not matched because several choices of weights fit.
+    """
+
+    names: Mapping[int, str]
+    left_out: frozenset[str] = frozenset()
+    unsure: bool = False
+
+
+def match(
+    model: Any, optimizer: Any, state: TrainState, weights: Mapping[int, str], *, same_weights: bool = False
+) -> Matched:
+    """Which array of a file belongs to which variable of an optimizer of the class and config that wrote it.
+
+    Args:
+        model: built.
+        optimizer: built on the model's trainable variables.
+        state: of the layouts `"groups"`, `"keras"` or `"layers"`.
+        weights: `id(variable)` -> name of its array, as the model's weights were matched.
+        same_weights: the user says that the weights which train now are those which trained then.
+    """
+    if structure.RECORD in state.records:
+        return join(optimizer, _recorded(state), weights)
+    if "slots" in state.records:
+        saved = _named(model, optimizer, state, weights)
+    else:
+        trained = None
+        if state.layout == "groups":
+            trained = _in_order(name for name in state.arrays if name.startswith("trainable/"))
+        saved = by_order(model, optimizer, state, _ordered(state), weights, trained, same_weights=same_weights)
+    return Matched({}, unsure=True) if saved is None else join(optimizer, saved, weights)
+
+
+def join(optimizer: Any, saved: Sequence[Saved], weights: Mapping[int, str]) -> Matched:
+    """Pairs a file's arrays with an optimizer's variables, by kind and weight.
+
+    Args:
+        optimizer: built.
+        saved: the file's arrays.
+        weights: `id(variable)` -> name of its array.
+    """
+    theirs = {(entry.kind, entry.weight): entry.name for entry in saved}
+    trained = {id(variable) for variable in inner(optimizer)._trainable_variables}
+    frozen = {name for key, name in weights.items() if key not in trained}
+    names = {}
+    for slot in slots.describe(optimizer):
+        weight = weights.get(id(slot.weight)) if slot.weight is not None else None
+        if slot.weight is not None and weight is None:
+            continue
+        name = theirs.get((slot.kind, weight))
+        if name is not None:
+            names[id(slot.variable)] = name
+    return Matched(names, frozenset(entry.name for entry in saved if entry.weight in frozen))
+
+
+def counts(optimizer: Any, state: TrainState, names: Mapping[int, str]) -> dict[int, int]:
+    """Index of a weight of the optimizer -> the count at which its slots began, as a snapshot of ours says it.
+
+    Args:
+        optimizer: built.
+        state: what was read.
+        names: `id(variable)` -> name of its array.
+    """
+    entries = state.records.get(structure.RECORD, {}).get(structure.COUNTS, ())
+    since = {f"trainable/{index}": int(count) for index, count in entries}
+    found = {index: names.get(id(weight)) for index, weight in enumerate(inner(optimizer)._trainable_variables)}
+    return {index: since[name] for index, name in found.items() if name in since}
+
+
+def superfluous(optimizer: Any | None, state: TrainState) -> set[str]:
+    """Arrays of the optimizer that rightly find no variable.
+
+    The second copy of a loss-scaled optimizer's variables, its scale where the precision needs none, a rate where a schedule
+    took its place, and everything where no optimizer is restored.
+    """
+    scale, names = _split(state, _ordered(state))
+    if optimizer is None:
+        listed = [array for _, _, array in state.records.get("slots", ())]
+        return {*scale, *names, *listed, *(name for name in state.arrays if name.startswith("optimizer/"))}
+    extra = set() if slots.scale_variables(optimizer) else set(scale)
+    if any(name.startswith(INNER) for name in state.arrays):
+        extra |= {name for name in state.arrays if name.startswith(INNER)}
+    if slots.rate_variable(optimizer) is None and len(names) > 1 and _is_rate(state.arrays[names[1]]):
+        extra.add(names[1])
+    return extra
+
+
+def _in_order(names: Any) -> list[str]:
+    return sorted(names, key=lambda name: int(name.rpartition("/")[2]))
+
+
+def _ordered(state: TrainState) -> list[str]:
+    """The optimizer's arrays in their order, those of loss scaling first."""
+    if "optimizer_order" in state.records:
+        return list(state.records["optimizer_order"])
+    prefix = "optimizer/" if state.layout != "keras" else OPTIMIZER
+    return _in_order(name for name in state.arrays if name.startswith(prefix) and name.removeprefix(prefix).isdigit())
+
+
+def _split(state: TrainState, names: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    scaled = state.optimizer is not None and state.optimizer.loss_scale
+    return (names[:OWN], names[OWN:]) if scaled else ([], names)
+
+
+def _is_rate(array: np.ndarray) -> bool:
+    return array.shape == () and array.dtype.kind == "f"
+
+
+def _recorded(state: TrainState) -> list[Saved]:
+    """As a snapshot of ours says it."""
+    return [
+        Saved(f"optimizer/{index}", str(kind), None if weight is None else f"trainable/{weight}")
+        for index, (kind, weight) in enumerate(state.records[structure.RECORD].get("optimizer", ()))
+    ]
+
+
+def _named(model: Any, optimizer: Any, state: TrainState, weights: Mapping[int, str]) -> list[Saved] | None:
+    """Keras 2's: each slot with its kind and the name of its weight, which stands in the name of that weight's array.
+
+    Where the names do not say it (they count the models of a process), slots of a kind are in the order of the weights that
+    trained; which is known if every weight did.
+    """
+    numbers = {name for name, value in vars(inner(optimizer)).items() if isinstance(value, keras.Variable)}
+    by_kind: dict[str, list[tuple[str, str]]] = {}
+    saved = []
+    for kind, weight, name in state.records["slots"]:
+        if kind in numbers:
+            saved.append(Saved(name, kind))
+        else:
+            by_kind.setdefault(kind, []).append((weight, name))
+    can = [weights.get(id(variable)) for variable in structure.can_train(model)]
+    for kind, listed in by_kind.items():
+        owners = [_ending(weight, weights.values()) for weight, _ in listed]
+        if None in owners or len(set(owners)) != len(owners):
+            shapes = [tuple(state.arrays[name].shape) for _, name in listed]
+            chosen = trained_by_shape(model, state, shapes, weights)
+            if chosen is None:
+                return None
+            owners = list(chosen)
+        saved += [Saved(name, kind, owner) for owner, (_, name) in zip(owners, listed, strict=True)]
+    return saved if can else None
+
+
+def _ending(weight: str, names: Any) -> str | None:
+    found = [name for name in set(names) if weight and name.partition(":")[0].endswith(f"/{weight}")]
+    return found[0] if len(found) == 1 else None
+
+
+def by_order(
+    model: Any,
+    optimizer: Any,
+    state: TrainState,
+    names: Sequence[str],
+    weights: Mapping[int, str],
+    trained: Sequence[str] | None = None,
+    *,
+    same_weights: bool = False,
+) -> list[Saved] | None:
+    """What the arrays of a list are: numbers first, then slots in the order in which the class makes them.
+
+    Args:
+        model: built.
+        optimizer: built, of the class and config that wrote the list.
+        state: what was read.
+        names: the list, arrays of loss scaling first.
+        weights: `id(variable)` -> name of its array.
+        trained: names of the weights that trained then, in their order; None where the file does not say.
+        same_weights: those that train now trained then.
+
+    Returns:
+        None where which weights trained cannot be told.
+    """
+    scale, names = _split(state, names)
+    saved = [Saved(name, f"scale_{index}") for index, name in enumerate(scale)]
+    live = [slot for slot in slots.describe(optimizer) if not slot.kind.startswith("scale_")]
+    has_rate = len(names) > 1 and _is_rate(state.arrays[names[1]])
+    rated = slots.rate_variable(optimizer) is not None
+    if has_rate and (rated or len(names) == len(live) + 1):
+        saved.append(Saved(names[1], RATE))
+        names = [*names[:1], *names[2:]]
+    live = [slot for slot in live if slot.kind != RATE]
+    order = [(slot.kind, slot.weight) for slot in live]
+    own = inner(optimizer)._trainable_variables
+    if len(names) == len(live) or not any(weight is not None for _, weight in order):
+        indices = {id(weight): index for index, weight in enumerate(own)}
+        pattern: Sequence[tuple[str, int | None]] | None = [
+            (kind, None if weight is None else indices[id(weight)]) for kind, weight in order
+        ]
+        count = len(own)
+    else:
+        count, pattern = _pattern(inner(optimizer), len(names))
+    if pattern is None:
+        return None
+    listed = list(zip(names, pattern, strict=False))
+    kind = next((kind for kind, weight in pattern if weight is not None), None)
+    if kind is None:
+        return saved + [Saved(name, kind) for name, (kind, _) in listed]
+    if trained is None:
+        shapes = [tuple(state.arrays[name].shape) for name, (other, _) in listed if other == kind]
+        now = [weights.get(id(variable)) for variable in own]
+        if same_weights and len(now) == count and None not in now:
+            trained = [name for name in now if name is not None]
+        else:
+            trained = _of_architecture(model, state, count) or trained_by_shape(model, state, shapes, weights)
+    if trained is None or len(trained) != count:
+        return None
+    return saved + [Saved(name, kind, None if weight is None else trained[weight]) for name, (kind, weight) in listed]
+
+
+def _pattern(optimizer: Any, count: int) -> tuple[int, Sequence[tuple[str, int | None]] | None]:
+    """How many weights an optimizer has that keeps `count` variables beside its rate, and what each variable is."""
+
+    @cache
+    def kinds(weights: int) -> tuple[tuple[str, int | None], ...]:
+        config = {**optimizer.get_config(), "learning_rate": 1e-3}
+        config.pop("name", None)
+        other = type(optimizer).from_config(config)
+        variables = [keras.Variable(np.zeros((2, 2), "float32"), name=f"weight_{index}") for index in range(weights)]
+        other.build(variables)
+        indices = {id(variable): index for index, variable in enumerate(variables)}
+        return tuple(
+            (slot.kind, None if slot.weight is None else indices[id(slot.weight)])
+            for slot in slots.describe(other)
+            if slot.kind != RATE
+        )
+
+    try:
+        one, two = len(kinds(1)), len(kinds(2))
+        weights, rest = divmod(count - 2 * one + two, two - one) if two > one else (0, 1)
+        return (weights, kinds(weights)) if not rest and weights > 0 and len(kinds(weights)) == count else (0, None)
+    except (TypeError, ValueError, AttributeError):  # a class of the user's own that does not build on such weights
+        return 0, None
+
+
+def _of_architecture(model: Any, state: TrainState, count: int) -> list[str] | None:
+    """The weights that trained as the file's own architecture says it; None where it does not, or says another count."""
+    from kresume.errors import KresumeError
+    from kresume.models import build, match_weights
+
+    if len(structure.can_train(model)) == count or state.architecture is None:
+        return None
+    try:
+        described = build.from_architecture(dict(state.architecture))
+    except KresumeError:
+        return None  # of classes that are not known here
+    names, _ = match_weights.match(described, state)
+    found = [names.get(id(variable)) for variable in described.trainable_variables]
+    trained = [name for name in found if name is not None]
+    return trained if len(trained) == len(found) == count else None
+
+
+def trained_by_shape(
+    model: Any, state: TrainState, shapes: Sequence[tuple[int, ...]], weights: Mapping[int, str]
+) -> list[str] | None:
+    """The weights that slots of these shapes follow, if only one choice of layers has them in this order.
+
+    Args:
+        model: built.
+        state: what was read.
+        shapes: of the slots of one kind.
+        weights: `id(variable)` -> name of its array.
+    """
+    groups = []
+    for layer in structure.layers_that_train(model):
+        found = [weights.get(id(variable)) for variable in layer]
+        groups.append([name for name in found if name is not None])
+        if len(groups[-1]) != len(found):
+            return None
+    items = [Item(tuple(tuple(state.arrays[name].shape) for name in group), True) for group in groups]
+    chosen = choose(items, shapes)
+    if chosen is None:
+        return None
+    return [name for group, taken in zip(groups, chosen, strict=True) if taken for name in group]

@@ -1,0 +1,109 @@
+"""Counts of steps for slots that began later than their optimizer: Adam's zero moments need a bias correction of their own.
+
+    begin(optimizer, {2: 4_000})       # the slots of the third weight began at iteration 4,000
+    mature(optimizer)                  # at the end: plain Keras has one count, so the moments are scaled to fit it
+
+Keras corrects the bias of zero moments by the optimizer's one count of iterations. Moments that start fresh at a high count are
+hardly corrected, and their first steps are three to six times the rate. So the update of such a weight sees the count since its
+slots began. The schedule, clipping and decay see the optimizer's count as before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+
+from kresume.devices import inner
+
+UNCOUNTED = frozenset({"SGD", "RMSprop", "Adagrad", "Adadelta", "Ftrl", "Lion"})
+"""Classes whose slots are used without a count of steps."""
+CORRECTED: Mapping[str, Mapping[str, str]] = {
+    "Adam": {"_momentums": "beta_1", "_velocities": "beta_2", "_velocity_hats": "beta_2"},
+    "AdamW": {"_momentums": "beta_1", "_velocities": "beta_2", "_velocity_hats": "beta_2"},
+    "Lamb": {"_momentums": "beta_1", "_velocities": "beta_2"},
+    "Nadam": {"_velocities": "beta_2"},
+    "Adamax": {"_m": "beta_1"},
+}
+"""Slots that are divided by one minus a power of a setting."""
+ENOUGH = 4096
+"""After so many steps a product of Nadam's momentums is zero."""
+
+
+def counts_of(optimizer: Any) -> dict[int, int]:
+    """Index of a weight -> the count of iterations at which its slots began; empty where all began with the optimizer."""
+    return dict(vars(inner(optimizer)).get("_own_counts", {}))
+
+
+def count_of(optimizer: Any) -> int:
+    """The optimizer's own count of batches, back at the last whole update where gradients accumulate."""
+    inside = inner(optimizer)
+    count = int(np.asarray(keras.ops.convert_to_numpy(inside._iterations.value)))
+    return count - count % (inside.gradient_accumulation_steps or 1)
+
+
+def begin(optimizer: Any, counts: Mapping[int, int]) -> None:
+    """Lets the slots of some weights count from later iterations. Replaces what was set before.
+
+    Args:
+        optimizer: built.
+        counts: index of a weight -> the count of iterations at which its slots began.
+    """
+    inside = inner(optimizer)
+    attributes = vars(inside)  # past Keras's and TensorFlow's tracking of attributes: this is no state to save
+    attributes.pop("update_step", None)
+    attributes.pop("_own_counts", None)
+    counts = {index: since for index, since in counts.items() if since > 0}
+    if not counts or type(inside).__name__ in UNCOUNTED:
+        return
+    attributes["_own_counts"] = counts
+    plain = inside.update_step
+
+    def update_step(gradient: Any, variable: Any, learning_rate: Any) -> Any:
+        since = counts.get(inside._get_variable_index(variable))
+        if since is None:
+            return plain(gradient, variable, learning_rate)
+        with _counting_from(inside, since):
+            return plain(gradient, variable, learning_rate)
+
+    attributes["update_step"] = update_step
+
+
+@contextmanager
+def _counting_from(optimizer: Any, since: int) -> Iterator[None]:
+    """Shows the optimizer a smaller count, for the length of one weight's update."""
+    attributes = vars(optimizer)
+    before = {name: attributes[name] for name in ("_iterations", "_u_product") if name in attributes}
+    attributes["_iterations"] = before["_iterations"] - since
+    if "_u_product" in before:
+        attributes["_u_product"] = _product(optimizer, optimizer.iterations)
+    try:
+        yield
+    finally:
+        attributes.update(before)
+
+
+def _product(optimizer: Any, done: Any) -> Any:
+    """Nadam's product of momentums after one step more than were done."""
+    steps = np.arange(1, ENOUGH + 1)
+    momentums = (optimizer.beta_1 * (1.0 - 0.5 * np.power(0.96, steps))).astype("float32")
+    products = keras.ops.convert_to_tensor(np.cumprod(momentums, dtype="float32"))
+    return keras.ops.take(products, keras.ops.minimum(keras.ops.cast(done, "int32"), ENOUGH - 1))
+
+
+def mature(optimizer: Any) -> None:
+    """Scales moments to what they mean at the optimizer's one count, and ends the counts of their own."""
+    inside, counts = inner(optimizer), counts_of(optimizer)
+    now, steps = count_of(optimizer), inside.gradient_accumulation_steps or 1
+    for attribute, setting in CORRECTED.get(type(inside).__name__, {}).items():
+        beta, listed = float(getattr(inside, setting)), getattr(inside, attribute, None) or ()
+        for index, since in counts.items():
+            done = (now - since) // steps
+            if done > 0 and index < len(listed) and listed[index] is not None:
+                factor = (1.0 - beta ** (now // steps)) / (1.0 - beta**done)
+                value = np.asarray(keras.ops.convert_to_numpy(listed[index].value))
+                listed[index].assign((value * factor).astype(value.dtype))
+    begin(optimizer, {})

@@ -1,0 +1,410 @@
+"""What is frozen may change between writing and reading: every weight in its layer, every slot at its weight, or refused."""
+
+import itertools
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pytest
+
+import kresume
+from kresume.checkpoints import snapshot
+from kresume.checkpoints.read import read_checkpoint
+from kresume.errors import CheckpointError, RestoreError, UsageError
+from kresume.models import own_counts, restore, structure
+
+LAYERS = 4
+NOW = [(0, 1, 2, 3), (0,), (1, 3), (2, 3), ()]
+"""What is trained when a checkpoint is read, beside what was trained when it was written."""
+SUBSETS = [subset for size in range(LAYERS + 1) for subset in itertools.combinations(range(LAYERS), size)]
+
+
+def build(trained, *, named=False):
+    """Four layers of one shape in two nested halves; those whose index is not in `trained` are frozen."""
+    names = ("a", "b", "c", "d") if named else (None,) * LAYERS
+    layers = [keras.layers.Dense(3, name=name) for name in names]
+    model = keras.Sequential(
+        [keras.Input((3,)), *layers[:2], keras.layers.Dropout(0.5), keras.Sequential([keras.Input((3,)), *layers[2:]])]
+    )
+    freeze(model, trained)
+    return model
+
+
+def dense_layers(model):
+    return [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.Dense)]
+
+
+def in_layers(model):
+    """The four layers by where they are, for tests that know nothing of kresume's order."""
+    return [model.layers[0], model.layers[1], *model.layers[3].layers]
+
+
+def freeze(model, trained):
+    for index, layer in enumerate(in_layers(model)):
+        layer.trainable = index in trained
+
+
+def mark(model, optimizer=None):
+    """Every weight and slot says whose it is: 10 times the layer's index, kernel or bias, and the slot's kind."""
+    for index, layer in enumerate(in_layers(model)):
+        for role, weight in enumerate((layer.kernel, layer.bias)):
+            weight.assign(np.full(weight.shape, 10 * index + role + 1, "float32"))
+    if optimizer is not None:
+        for (index, role, kind), slot in slots_of(model, optimizer).items():
+            slot.assign(np.full(slot.shape, 100 * (10 * index + role + 1) + kind, "float32"))
+        optimizer.iterations.assign(7)
+
+
+def slots_of(model, optimizer):
+    """(layer, role, kind) -> slot, read off Adam's own lists."""
+    trained = {id(weight): index for index, weight in enumerate(optimizer._trainable_variables)}
+    found = {}
+    for index, layer in enumerate(in_layers(model)):
+        for role, weight in enumerate((layer.kernel, layer.bias)):
+            if id(weight) in trained:
+                for kind, listed in enumerate((optimizer._momentums, optimizer._velocities)):
+                    found[index, role, kind] = listed[trained[id(weight)]]
+    return found
+
+
+def value(variable):
+    return np.asarray(keras.ops.convert_to_numpy(variable))
+
+
+def assert_marked(model, optimizer=None, *, fresh=()):
+    for index, layer in enumerate(in_layers(model)):
+        for role, weight in enumerate((layer.kernel, layer.bias)):
+            assert (value(weight) == 10 * index + role + 1).all(), (index, role)
+    if optimizer is not None:
+        assert int(optimizer.iterations) == 7
+        for (index, role, kind), slot in slots_of(model, optimizer).items():
+            expected = 0 if index in fresh else 100 * (10 * index + role + 1) + kind
+            assert (value(slot) == expected).all(), (index, role, kind)
+
+
+def adam_on(model):
+    optimizer = keras.optimizers.Adam(1e-2)
+    optimizer.build(model.trainable_variables)
+    return optimizer
+
+
+def wipe(model):
+    for variable in model.weights:
+        variable.assign(np.zeros(variable.shape, "float32"))
+
+
+class Zoo:
+    """One model per subset of trained layers with its optimizer, marked; made once, read and written again and again."""
+
+    def __init__(self):
+        self.writers = {subset: self.make(subset) for subset in SUBSETS}
+        self.readers = {subset: self.make(subset) for subset in SUBSETS}
+        for model, optimizer in self.writers.values():
+            mark(model, optimizer)
+
+    def make(self, subset):
+        model = build(subset)
+        model.compile(keras.optimizers.Adam(1e-2), "mse")
+        model.optimizer.build(model.trainable_variables)
+        return model, model.optimizer
+
+
+@pytest.fixture(scope="module")
+def zoo():
+    return Zoo()
+
+
+def write_snapshot(model, path, **records):
+    from kresume import devices
+
+    records = {"phase": "epoch", "epoch": 1, "batch": 0, structure.RECORD: structure.describe(model), **records}
+    records["optimizer"] = keras.saving.serialize_keras_object(model.optimizer)
+    snapshot.write_snapshot(path, 7, devices.read_state(model), records)
+    return path
+
+
+def write_legacy(model, path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("absl.logging.warning", lambda *_, **__: None)
+        model.save(path / "model.h5")
+    return path / "model.h5"
+
+
+def write_backup_folder(model, path):
+    model.save_weights(path / "latest.weights.h5")
+    (path / "training_metadata.json").write_text('{"epoch": 1, "batch": 0}')
+    return path
+
+
+def write_shards(model, path):
+    model.save_weights(path / "model.weights.json", max_shard_size=0.001)
+    return path / "model.weights.json"
+
+
+def write_tensorflow(model, path):
+    import tensorflow as tf
+
+    tf.train.Checkpoint(model=model, optimizer=model.optimizer).save(str(path / "ckpt"))
+    return path
+
+
+def write_orbax(model, path):
+    callback = keras.callbacks.OrbaxCheckpoint(str(path), save_freq=1)
+    callback.set_model(model)
+    callback.on_train_begin()
+    callback._save_checkpoint(step=7)
+    callback.on_train_end()
+    return path
+
+
+def write_keras(model, path):
+    model.save(path / "model.keras")
+    return path / "model.keras"
+
+
+def write_weights(model, path):
+    model.save_weights(path / "model.weights.h5")
+    return path / "model.weights.h5"
+
+
+def torch_parts(model, *, named):
+    """The same marks as a PyTorch network of four Linear layers would have them, and its Adam on those that train."""
+    import torch
+
+    weights, state, params, names = {}, {}, [], []
+    moments = slots_of(model, model.optimizer)
+    for index, layer in enumerate(in_layers(model)):
+        for role, (name, weight) in enumerate((("weight", layer.kernel), ("bias", layer.bias))):
+            weights[f"layers.{index}.{name}"] = torch.tensor(value(weight).T.copy())
+            if (index, role, 0) in moments:
+                first, second = (torch.tensor(value(moments[index, role, kind]).T.copy()) for kind in (0, 1))
+                state[len(params)] = {"step": torch.tensor(7.0), "exp_avg": first, "exp_avg_sq": second}
+                params.append(len(params))
+                names.append(f"layers.{index}.{name}")
+    group = {"lr": 0.01, "betas": (0.9, 0.999), "eps": 1e-7, "amsgrad": False, "weight_decay": 0, "params": params}
+    group |= {"decoupled_weight_decay": False, **({"param_names": names} if named else {})}
+    return weights, {"state": state, "param_groups": [group]}
+
+
+def write_torch(model, path, *, named=True):
+    import torch
+
+    weights, optimizer = torch_parts(model, named=named)
+    torch.save({"model_state_dict": weights, "optimizer_state_dict": optimizer}, path / "model.pth")
+    return path / "model.pth"
+
+
+def write_torch_without_names(model, path):
+    return write_torch(model, path, named=False)
+
+
+WRITERS = {
+    "snapshot": write_snapshot,
+    "keras": write_keras,
+    "weights-h5": write_weights,
+    "shards": write_shards,
+    "backup": write_backup_folder,
+    "legacy-h5": write_legacy,
+    "tf-checkpoint": write_tensorflow,
+    "orbax": write_orbax,
+    "torch": write_torch,
+    "torch-nameless": write_torch_without_names,
+}
+NAMELESS = {"weights-h5", "shards", "backup", "torch-nameless"}
+"""Formats that do not say which weights an optimizer's slots belong to, and hold no architecture that does."""
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_every_weight_in_its_layer_and_every_slot_at_its_weight(zoo, tmp_path, kind):
+    """For each choice of trained layers then and now: all weights are right; slots are right, or the reader refuses."""
+    if kind == "tf-checkpoint" and keras.config.backend() != "tensorflow":
+        pytest.skip("tf.train.Checkpoint holds models of the TensorFlow backend only")
+    for prefix, package in (("orbax", "orbax.checkpoint"), ("torch", "torch")):
+        if kind.startswith(prefix):
+            pytest.importorskip(package)
+    for then in SUBSETS[::3] if kind in {"shards", "backup"} else SUBSETS:  # two that are read as weights-h5 is
+        writer, _ = zoo.writers[then]
+        folder = tmp_path / "".join(map(str, then or "-"))
+        folder.mkdir()
+        state = read_checkpoint(WRITERS[kind](writer, folder))
+        for now in {then, *NOW}:
+            model, optimizer = zoo.readers[now]
+            wipe(model)
+            restore.restore(model, state, optimizer=None)
+            assert_marked(model)
+            if not then or not now:
+                continue
+            refused = accepts(model, optimizer, state)
+            known = kind not in NAMELESS or len(then) == LAYERS
+            assert not refused if set(now) <= set(then) and known else refused, (then, now, refused)
+            if now == then and kind != "torch-nameless":
+                restore.restore(model, state, optimizer=optimizer, same_weights=True)
+                assert_marked(model, optimizer)
+
+
+def accepts(model, optimizer, state):
+    """Why an optimizer is refused; empty where it is restored, rightly."""
+    try:
+        restore.restore(model, state, optimizer=optimizer)
+    except RestoreError as error:
+        return str(error)
+    assert_marked(model, optimizer)
+    return ""
+
+
+# --- snapshots and backups -----------------------------------------------------------------------------------------------
+
+
+def test_a_snapshot_without_addresses_is_right_or_refused(zoo, tmp_path):
+    """As earlier versions wrote them: by names of variables where a run has them, else by shapes where one choice fits."""
+    for then in SUBSETS[::2]:
+        writer, _ = zoo.writers[then]
+        folder = tmp_path / "".join(map(str, then or "-"))
+        write_snapshot(writer, folder)
+        state = read_checkpoint(folder)
+        records = {name: value for name, value in state.records.items() if name != structure.RECORD}
+        paths = {group: [v.path for v in getattr(writer, f"{group}_variables")] for group in structure.GROUPS}
+        for now in {then, *NOW} - {()}:
+            model, optimizer = zoo.readers[now]
+            wipe(model)
+            named = replace(state, records={**records, "paths": paths})
+            restore.restore(model, named, optimizer=None)
+            assert_marked(model)
+            if then:
+                assert bool(accepts(model, optimizer, named)) != (set(now) <= set(then))
+            wipe(model)
+            refused = accepts(model, None, replace(state, records=records))
+            assert not refused or len(then) not in {0, LAYERS}, (then, now)
+
+
+def test_names_of_layers_win_where_layers_were_moved(tmp_path):
+    """Layers with the user's own names keep their weights when the code lists them in another order."""
+
+    def named(names):
+        model = keras.Sequential([keras.Input((3,)), *(keras.layers.Dense(3, name=name) for name in names)])
+        model.compile(keras.optimizers.SGD(1e-2), "mse")
+        return model
+
+    writer, reader = named("abc"), named("cab")
+    for index, layer in enumerate(writer.layers):
+        layer.kernel.assign(np.full((3, 3), index, "float32"))
+    restore.restore(reader, read_checkpoint(write_snapshot(writer, tmp_path / "s")), optimizer=None)
+    assert [value(reader.get_layer(name).kernel)[0, 0] for name in "abc"] == [0, 1, 2]
+    renamed = named("xyz")
+    restore.restore(renamed, read_checkpoint(tmp_path / "s"), optimizer=None)
+    assert [value(layer.kernel)[0, 0] for layer in renamed.layers] == [0, 1, 2]
+    with pytest.raises(RestoreError, match="nothing was restored"):
+        restore.restore(named("xab"), read_checkpoint(tmp_path / "s"), optimizer=None)
+
+
+STAGES = [
+    ("sgd", (0,), (1,)),
+    ("adam", (0,), (1,)),
+    ("adam", (0, 1), (1,)),
+    ("adam", (3,), (0, 1, 2, 3)),
+]
+
+
+@pytest.mark.parametrize(("kind", "then", "now"), STAGES)
+def test_a_second_stage_with_other_layers_frozen_goes_on_in_the_same_folder(tmp_path, capfd, kind, then, now):
+    """Weights and kept slots are equal by bytes when the second stage begins; what is fresh or left out is said."""
+    x, y = np.random.default_rng(0).normal(size=(8, 3)).astype("float32"), np.zeros((8, 3), "float32")
+    make = {"sgd": lambda: keras.optimizers.SGD(0.1), "adam": lambda: keras.optimizers.Adam(0.1)}[kind]
+
+    class Look(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if self.seen is None:
+                self.seen = read(self.model), slots_as_arrays(self.model, kind)
+
+        seen = None
+
+    def read(model):
+        return [(value(layer.kernel).copy(), value(layer.bias).copy()) for layer in in_layers(model)]
+
+    def stage(trained, epochs):
+        model, look = build(trained), Look()
+        model.compile(make(), "mse")
+        backup = kresume.BackupAndRestore(tmp_path / "backup", delete_checkpoint=False)
+        model.fit(x, y, batch_size=4, epochs=epochs, verbose=0, callbacks=[look, backup])
+        return model, look
+
+    first, _ = stage(then, 1)
+    second, look = stage(now, 2)
+    weights, slots = look.seen
+    for mine, theirs in zip(weights, read(first), strict=True):
+        assert all(one.tobytes() == other.tobytes() for one, other in zip(mine, theirs, strict=True))
+    before = slots_as_arrays(first, kind)
+    assert {key for key in slots if key[0] in now} == set(slots)
+    for key, array in slots.items():
+        assert array.tobytes() == (before[key].tobytes() if key in before else bytes(array.nbytes)), key
+    assert int(second.optimizer.iterations) == 4
+    said = capfd.readouterr().err
+    assert ("start fresh" in said) == (kind == "adam" and not set(now) <= set(then))
+    assert ("left out" in said) == (kind == "adam" and not set(then) <= set(now))
+
+
+def slots_as_arrays(model, kind):
+    return {} if kind == "sgd" else {key: value(slot).copy() for key, slot in slots_of(model, model.optimizer).items()}
+
+
+# --- an optimizer in its own file ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["bare", "under a key"])
+def test_an_optimizer_in_its_own_file(zoo, tmp_path, inside):
+    """`--optimizer-from` gives what one file with both gives: every weight, slot, the step and the rate."""
+    torch = pytest.importorskip("torch")
+    writer, _ = zoo.writers[0, 1, 2, 3]
+    model, optimizer = zoo.readers[0, 1, 2, 3]
+    weights, moments = torch_parts(writer, named=False)
+    torch.save(weights, tmp_path / "model.pth")
+    torch.save({"optimizer": moments} if inside else moments, tmp_path / "optimizer.pth")
+    state = read_checkpoint(tmp_path / "model.pth", tmp_path / "optimizer.pth")
+    assert (state.step, state.rate.value, state.optimizer.class_name) == (7, 0.01, "Adam")
+    wipe(model)
+    restore.restore(model, state, optimizer=optimizer)
+    assert_marked(model, optimizer)
+    assert read_checkpoint(tmp_path / "model.pth").optimizer is None
+
+
+def test_what_is_no_optimizer_is_refused(zoo, tmp_path):
+    """A missing file, a file of weights, and a checkpoint that is not PyTorch's: each with what was expected."""
+    torch = pytest.importorskip("torch")
+    writer, _ = zoo.writers[0, 1, 2, 3]
+    weights, _ = torch_parts(writer, named=False)
+    torch.save(weights, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match="there is no such file"):
+        read_checkpoint(tmp_path / "model.pth", tmp_path / "optimizer.pth")
+    with pytest.raises(CheckpointError, match=r"no optimizer's state dict \(it holds layers.0.bias"):
+        read_checkpoint(tmp_path / "model.pth", tmp_path / "model.pth")
+    with pytest.raises(UsageError, match=r"is for PyTorch's weights, and .* is a \.keras file"):
+        read_checkpoint(write_keras(writer, tmp_path), tmp_path / "model.pth")
+
+
+def test_a_head_that_trained_alone_keeps_its_moments(tmp_path):
+    """An optimizer on the head's parameters names none of them: their shapes say which, where only one choice fits."""
+    torch = pytest.importorskip("torch")
+    weights = {
+        "a.weight": torch.ones(4, 3),
+        "a.bias": torch.ones(4),
+        "head.weight": torch.ones(2, 4),
+        "head.bias": torch.ones(2),
+    }
+    moment = {"step": torch.tensor(7.0), "exp_avg": torch.full((2, 4), 5.0), "exp_avg_sq": torch.full((2, 4), 6.0)}
+    bias = {"step": torch.tensor(7.0), "exp_avg": torch.full((2,), 7.0), "exp_avg_sq": torch.full((2,), 8.0)}
+    group = {"lr": 0.01, "betas": (0.9, 0.999), "eps": 1e-7, "amsgrad": False, "weight_decay": 0, "params": [0, 1]}
+    optimizer = {"state": {0: moment, 1: bias}, "param_groups": [{**group, "decoupled_weight_decay": False}]}
+    torch.save({"model_state_dict": weights, "optimizer_state_dict": optimizer}, tmp_path / "model.pth")
+    state = read_checkpoint(tmp_path / "model.pth")
+    layers = [keras.layers.Dense(4, trainable=False), keras.layers.Dense(2)]
+    model = keras.Sequential([keras.Input((3,)), *layers])
+    adam = adam_on(model)
+    restore.restore(model, state, optimizer=adam)
+    assert [value(slot).flat[0] for slot in (*adam._momentums, *adam._velocities)] == [5, 7, 6, 8]
+    layers[0].trainable = True
+    adam = adam_on(model)
+    with pytest.raises(RestoreError, match=r"it holds no slots for 4 of 8, .*--partial starts those fresh"):
+        restore.restore(model, state, optimizer=adam)
+    restored = restore.restore(model, state, optimizer=adam, partial=True)
+    assert "the slots of 2 weights" in restored.summary
+    assert own_counts.counts_of(adam) == {0: 7, 1: 7}

@@ -1,0 +1,95 @@
+"""Moments that start fresh at a high count of iterations step as those of a fresh optimizer do; the others go on."""
+
+import keras
+import numpy as np
+import pytest
+
+from kresume.models import own_counts, slots
+
+CLASSES = ["Adam", "AdamW", "Nadam", "Adamax", "Lamb", "RMSprop", "Adafactor"]
+BEFORE, STEPS = 50, 4
+
+
+def value(variable):
+    return np.asarray(keras.ops.convert_to_numpy(variable)).copy()
+
+
+def gradients(seed, steps, shape=(3, 2)):
+    rng = np.random.default_rng(seed)
+    return [rng.normal(size=shape).astype("float32") for _ in range(steps)]
+
+
+def variable(at):
+    return keras.Variable(np.full((3, 2), at, "float32"))
+
+
+def steps(optimizer, variables, rows):
+    for row in zip(*rows, strict=True):
+        optimizer.apply([keras.ops.convert_to_tensor(gradient) for gradient in row], variables)
+
+
+@pytest.mark.parametrize(("name", "accumulate"), [*((name, None) for name in CLASSES), ("Adam", 2)])
+def test_fresh_slots_step_as_a_fresh_optimizers_do(name, accumulate):
+    """The weight whose slots began late moves as under an optimizer of its own; the other as if nothing had happened."""
+
+    def make(weights, begun):
+        optimizer = getattr(keras.optimizers, name)(1e-2, gradient_accumulation_steps=accumulate)
+        optimizer.build(weights)
+        optimizer._iterations.assign(begun)
+        if begun and name == "Nadam":
+            optimizer._u_product.assign(1e-4)
+        for attribute, listed in slots.slot_lists(optimizer).items():
+            if begun and attribute != slots.ACCUMULATED:  # the first weight's slots are in the middle of a training
+                listed[0].assign(np.full(listed[0].shape, 0.3, "float32"))
+        return optimizer
+
+    old, new = gradients(0, STEPS), gradients(1, STEPS)
+    both, whole, alone = [variable(1.0), variable(2.0)], variable(1.0), variable(2.0)
+    optimizer = make(both, BEFORE)
+    own_counts.begin(optimizer, {1: own_counts.count_of(optimizer)})
+    steps(optimizer, both, [old, new])
+    steps(make([whole], BEFORE), [whole], [old])
+    steps(make([alone], 0), [alone], [new])
+    np.testing.assert_allclose(value(both[0]), value(whole), rtol=1e-5)
+    np.testing.assert_allclose(value(both[1]), value(alone), rtol=1e-5)
+    assert int(optimizer._iterations) == BEFORE + STEPS
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "Adamax", "Lamb"])
+def test_matured_moments_step_the_same_under_plain_keras(name):
+    """What leaves for plain Keras, which has one count, has moments that mean the same there: under one gradient, one step."""
+    grown = [variable(1.0), variable(2.0)]
+    optimizer = getattr(keras.optimizers, name)(1e-2)
+    optimizer.build(grown)
+    optimizer._iterations.assign(BEFORE)
+    own_counts.begin(optimizer, {1: BEFORE})
+    one, two = gradients(1, 1) * STEPS, gradients(2, 1) * STEPS
+    steps(optimizer, grown, [one, two])
+    plain, other = getattr(keras.optimizers, name)(1e-2), [variable(0.0), variable(0.0)]
+    plain.build(other)
+    for theirs, mine in zip([*plain.variables, *other], [*optimizer.variables, *grown], strict=True):
+        theirs.assign(value(mine))
+    own_counts.begin(plain, own_counts.counts_of(optimizer))
+    own_counts.mature(plain)
+    assert own_counts.counts_of(plain) == {}
+    before = [value(weight) for weight in grown]
+    steps(optimizer, grown, [one[:1], two[:1]])
+    steps(plain, other, [one[:1], two[:1]])
+    for start, mine, theirs in zip(before, grown, other, strict=True):
+        np.testing.assert_allclose(value(theirs) - start, value(mine) - start, rtol=1e-2)
+
+
+def test_another_class_begins_its_moments_with_a_count_of_their_own():
+    """SGD's momentum means nothing to Adam: its first step is the rate, at whatever count of iterations."""
+    weights = [variable(1.0)]
+    old = keras.optimizers.SGD(1e-2, momentum=0.9)
+    old.build(weights)
+    steps(old, weights, [gradients(0, 1)])
+    old.iterations.assign(BEFORE)
+    new = keras.optimizers.Adam(1e-2)
+    new.build(weights)
+    assert slots.carry(old, new) == ([], ["_momentums", "_velocities"])
+    before = value(weights[0])
+    steps(new, weights, [gradients(1, 1)])
+    np.testing.assert_allclose(np.abs(value(weights[0]) - before), 1e-2, rtol=1e-3)
+    assert int(new.iterations) == BEFORE + 1
