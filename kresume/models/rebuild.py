@@ -20,13 +20,15 @@ from kresume.checkpoints.keras_file import CARD
 from kresume.checkpoints.state import Card
 from kresume.models import own_counts, slots
 from kresume.models.optimizers import describe, make_optimizer
+from kresume.models.plain_keras import feeding_line, takes_rows
 
 
 def save_model(model: keras.Model, path: Path, card: Card, learning_rate: float, facts: Mapping[str, Any]) -> None:
     """Writes a model as a `.keras` file that plain Keras loads and trains on.
 
     The file holds built-in classes and a plain float rate: a schedule of ours would not load where kresume is not
-    installed. One more member, `kresume.json`, says what the model eats and what its outputs mean; Keras ignores it.
+    installed. One more member, `kresume.json`, says what the model takes, what its outputs mean, and how plain
+    Keras feeds it; Keras ignores it.
 
     Args:
         model: compiled; afterwards its optimizer is the one with the plain rate.
@@ -58,7 +60,8 @@ def write_archive(model: keras.Model, path: Path, card: Card | None, facts: Mapp
             model.save(written)
             if card is not None:
                 with zipfile.ZipFile(written, "a") as archive:
-                    archive.writestr(CARD, json.dumps({**card.as_dict(), **facts}, indent=1))
+                    feed = feeding_line(card, rows=takes_rows(model))
+                    archive.writestr(CARD, json.dumps({**card.as_dict(), "feed": feed, **facts}, indent=1))
             os.replace(written, temporary)
         finally:
             if written.exists():

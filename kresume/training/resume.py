@@ -51,6 +51,7 @@ class TrainResult:
         before: the parent's scores, None for a new model.
         after: the result's scores.
         failures: snapshots or records that could not be written.
+        feed: the line of plain Keras that feeds the result as it was trained.
     """
 
     run: str
@@ -60,6 +61,7 @@ class TrainResult:
     before: Mapping[str, Any] | None
     after: Mapping[str, Any]
     failures: tuple[str, ...] = ()
+    feed: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -77,6 +79,8 @@ class TrainResult:
             lines.append(f"before: {describe_scores(self.before)}")
         lines.append(f"after:  {describe_scores(self.after)}")
         lines.append(f"model:  {Path(self.run) / 'model.keras'}")
+        if self.feed:
+            lines.append(f"feed:   {self.feed}")
         lines += [f"not written: {failure}" for failure in self.failures]
         return "\n".join(lines)
 
@@ -339,6 +343,8 @@ def _carry_on(run: runs.Run, model: Any, opening: Opening, reporter: Reporter, *
         except KresumeError as error:
             _leave(course.run, lock, "failed", course.progress.step, str(error))
             raise
+    from kresume.models.plain_keras import feeding_line, takes_rows
+
     result = finished.record["result"]
     return TrainResult(
         run=str(run.path),
@@ -348,6 +354,7 @@ def _carry_on(run: runs.Run, model: Any, opening: Opening, reporter: Reporter, *
         before=run.record.get("before"),
         after=result["scores"],
         failures=tuple(course.failures),
+        feed=feeding_line(Card.from_dict(finished.record["card"]), rows=takes_rows(course.model), short=True),
     )
 
 

@@ -1,0 +1,71 @@
+"""Writes the line of plain Keras that feeds a model as it was trained, for a user who leaves with `model.keras`.
+
+    feeding_line(card)       # 'keras.utils.image_dataset_from_directory("IMAGES", image_size=(48, 48), interpolation="area")'
+
+Keras's loader samples by `bilinear` where nothing is said, which skips pixels of larger pictures: a model that was trained on
+averages loses up to ten points of accuracy (docs/run-directory.md).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kresume.checkpoints.state import Card
+from kresume.images.conventions import find_affine
+from kresume.input_layout import InputLayout
+
+INTERPOLATIONS = {"area": "area", "bilinear": "bilinear", "antialias": "area", "nearest": "nearest"}
+"""Keras's loader has no antialiasing; averages of areas come nearest."""
+RESIZES = {"stretch": (), "crop": ("crop_to_aspect_ratio=True",), "pad": ("pad_to_aspect_ratio=True",)}
+MOST_CLASSES = 12
+
+
+def feeding_line(card: Card, *, rows: bool = False, short: bool = False) -> str:
+    """Writes the expression that reads a folder of pictures as the model takes them; needs `keras`, and `tf` for axes.
+
+    Args:
+        card: what the model takes and gives.
+        rows: the model's loss takes rows of labels.
+        short: of more than twelve classes only the first are written.
+    """
+    height, width = card.image_size
+    words = ['"IMAGES"', f"image_size=({height}, {width})", f'interpolation="{INTERPOLATIONS[card.interpolation]}"']
+    words += RESIZES[card.resize]
+    words += ['color_mode="grayscale"'] * (card.input.channels == 1)
+    words += ['label_mode="categorical"'] * rows
+    if list(card.classes) != sorted(card.classes):
+        names = ", ".join(repr(name) for name in card.classes[: MOST_CLASSES if short else None])
+        more = ", ..." if short and len(card.classes) > MOST_CLASSES else ""
+        words.append(f"class_names=[{names}{more}]")
+    values = _arranged(_converted(card.pixels), card.input, card.image_size)
+    mapped = f".map(lambda images, labels: ({values}, labels))" if values != "images" else ""
+    return f"keras.utils.image_dataset_from_directory({', '.join(words)}){mapped}"
+
+
+def takes_rows(model: Any) -> bool:
+    """Tells whether a compiled model's loss takes rows of labels instead of their numbers."""
+    loss = getattr(model, "loss", None)
+    name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
+    plain = name.lower().replace("_", "")
+    return "categorical" in plain and "sparse" not in plain
+
+
+def _converted(pixels: str) -> str:
+    convention = find_affine(pixels)
+    if convention is not None:
+        return convention.python("images")
+    return f"{pixels.rpartition(':')[2]}(images)"  # a user's own function, by its name
+
+
+def _arranged(values: str, layout: InputLayout, size: tuple[int, int]) -> str:
+    """Wraps an expression on `(batch, height, width, channels)` in what brings it into a layout."""
+    if layout.axes in {"hwc", "hw"}:
+        ordered = values
+    else:
+        axes = layout.axes if "c" in layout.axes else f"{layout.axes}c"
+        ordered = f"tf.transpose({values}, (0, {', '.join(str(1 + 'hwc'.index(axis)) for axis in axes)}))"
+    if layout.flat:
+        return f"tf.reshape({ordered}, (-1, {layout.shape(size)[0]}))"
+    if "c" in layout.axes:
+        return ordered
+    return f"({ordered})[..., 0]" if ordered != "images" else "images[..., 0]"

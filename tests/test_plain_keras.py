@@ -1,0 +1,114 @@
+"""Who leaves for plain Keras is told the line that feeds the model as it was trained, and the line does that."""
+
+import json
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from kresume.checkpoints.state import Card
+from kresume.images.decode import DecodeSpec, decode
+from kresume.images.inputs import to_input
+from kresume.input_layout import RGB, InputLayout
+from kresume.models.plain_keras import feeding_line, takes_rows
+from kresume.models.rebuild import write_archive
+
+CLASSES = ("ash", "elm", "yew")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Two noisy pictures of each class, larger than any model here takes them, and higher than wide."""
+    folder = tmp_path_factory.mktemp("trees")
+    rng = np.random.default_rng(0)
+    for name in CLASSES:
+        (folder / name).mkdir()
+        for index in range(2):
+            array = rng.integers(0, 256, (40 + 7 * index, 30, 3), dtype=np.uint8)
+            Image.fromarray(array).save(folder / name / f"{index}.png")
+    return folder
+
+
+def card(pixels="0-255", resize="stretch", interpolation="area", layout=RGB, classes=CLASSES):
+    return Card(classes, (12, 10), pixels, resize, interpolation, input=layout)
+
+
+def loaded(line, folder):
+    """What the line gives, in the order of the folders."""
+    code = line.replace('"IMAGES"', f'"{folder}", shuffle=False, verbose=False')
+    values, labels = zip(*list(eval(code, {"keras": keras, "tf": tf})), strict=True)
+    return np.concatenate([np.asarray(each) for each in values]), np.concatenate([np.asarray(each) for each in labels])
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        card(),
+        card(interpolation="bilinear"),
+        card(interpolation="nearest"),
+        card(resize="crop"),
+        card("-1-1"),
+        card("caffe"),
+        card("torch"),
+        card("bgr-0-1"),
+        card("0-1-inverted"),
+        card("mean=120,std=60,bgr"),
+        card(classes=("yew", "ash", "elm")),
+        card("torch", layout=InputLayout(3, "chw")),
+        card("0-1", layout=InputLayout(1, "hwc")),
+        card(layout=InputLayout(1, "hw")),
+        card("0-1", layout=InputLayout(1, "hw")),
+        card("mnist", layout=InputLayout(1, "hw", flat=True)),
+        card("0-1", layout=InputLayout(1, "wh", flat=True)),
+        card("0-1", layout=InputLayout(3, "chw", flat=True)),
+    ],
+    ids=str,
+)
+def test_the_line_gives_the_numbers_that_training_had(pictures, case):
+    """Pixels, sampling, colours, axes and the order of the classes, by Keras's own loader; within a grey level or two."""
+    values, labels = loaded(feeding_line(case), pictures)
+    files = [path for name in case.classes for path in sorted((pictures / name).iterdir())]
+    spec = DecodeSpec(*case.image_size, case.resize, case.interpolation)
+    trained = np.stack([decode(path.read_bytes(), spec) for path in files])
+    ours = np.asarray(to_input(case.pixels, case.input)(trained))
+    dark, bright = (np.asarray(to_input(case.pixels, case.input)(trained[:1] * 0 + shade)) for shade in (0, 1))
+    level = abs(bright - dark).max()
+    assert values.shape == ours.shape
+    np.testing.assert_allclose(values, ours, atol=2.1 * level)
+    assert abs(values - ours).mean() < 0.6 * level
+    np.testing.assert_array_equal(labels, [0, 0, 1, 1, 2, 2])
+
+
+def test_rows_of_labels_and_many_classes(pictures):
+    """The loss decides the form of the labels; the last block of a training is no wall of names."""
+    _, labels = loaded(feeding_line(card(), rows=True), pictures)
+    np.testing.assert_array_equal(labels, np.repeat(np.eye(3), 2, axis=0))
+    many = card(classes=tuple(f"class {index}" for index in reversed(range(40))))
+    assert len(feeding_line(many, short=True)) < 400 < len(feeding_line(many))
+    assert feeding_line(card("prepare.py:mine")).endswith(".map(lambda images, labels: (mine(images), labels))")
+
+
+@pytest.mark.parametrize(
+    ("loss", "rows"),
+    [
+        ("sparse_categorical_crossentropy", False),
+        ("categorical_crossentropy", True),
+        (keras.losses.CategoricalFocalCrossentropy(), True),
+        (keras.losses.SparseCategoricalCrossentropy(), False),
+        (keras.losses.categorical_crossentropy, True),
+        ("binary_crossentropy", False),
+    ],
+)
+def test_the_file_says_the_line(tmp_path, loss, rows):
+    """`kresume.json` in the archive carries it, and its name is in the documents."""
+    model = keras.Sequential([keras.Input((12, 10, 3)), keras.layers.Flatten(), keras.layers.Dense(3)])
+    model.compile("sgd", loss)
+    assert takes_rows(model) is rows
+    write_archive(model, tmp_path / "m.keras", card(), {"step": 3})
+    with zipfile.ZipFile(tmp_path / "m.keras") as archive:
+        said = json.loads(archive.read("kresume.json"))
+    assert said["feed"] == feeding_line(card(), rows=rows)
+    assert Card.from_dict(said) == card()
