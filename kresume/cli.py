@@ -18,6 +18,7 @@ import click
 
 from kresume import crash
 from kresume.errors import KresumeError, RestoreError, UsageError
+from kresume.spelling import as_flag, spelled
 
 FEATURE = "Name of a TFRecord feature: encoded, label or text. Repeatable."
 COMMANDS = {
@@ -560,7 +561,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     atexit.register(gc.freeze)
     try:
         arguments = list(arguments) if arguments is not None else None
-        code = cli.main(args=arguments, prog_name="kresume", standalone_mode=False)
+        with spelled(as_flag):
+            code = cli.main(args=arguments, prog_name="kresume", standalone_mode=False)
     except KresumeError as error:
         _print_error(error)
         code = error.exit_code

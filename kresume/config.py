@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kresume.class_names import join_classes, names_of
 from kresume.errors import UsageError
+from kresume.spelling import option
 
 
 def _option(help: str, *, group: str, daily: bool = False, metavar: str | None = None, flag: str | None = None) -> Any:
@@ -460,7 +461,9 @@ def image_size(config: TrainConfig) -> tuple[int, int] | None:
         return None
     parts = config.image_size.lower().split("x")
     if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise UsageError(f"--image-size {config.image_size}: give N or HEIGHTxWIDTH, 224 or 180x240 for example")
+        raise UsageError(
+            f"{option('image-size', config.image_size)}: give N or HEIGHTxWIDTH, 224 or 180x240 for example"
+        )
     return int(parts[0]), int(parts[-1])
 
 
@@ -480,7 +483,9 @@ def cache_limit(config: TrainConfig) -> int | None:
     try:
         return int(float(number) * SIZES[text[len(number) :].strip()])
     except (ValueError, KeyError) as error:
-        raise UsageError(f"--cache-limit {config.cache_limit}: give a size, 500MB or 50GB for example") from error
+        raise UsageError(
+            f"{option('cache-limit', config.cache_limit)}: give a size, 500MB or 50GB for example"
+        ) from error
 
 
 def resolve(flags: Mapping[str, Any], file: str | None = None, sets: Sequence[str] = ()) -> TrainConfig:
@@ -544,34 +549,38 @@ def _validated(values: Mapping[str, Any]) -> TrainConfig:
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
-        raise UsageError(f"{flag_of(name)} {first.get('input')}: {first['msg']}") from error
+        raise UsageError(f"{_spelled(name, first.get('input'))}: {first['msg']}") from error
     for name in POSITIVE:
         value = getattr(config, name)
         if value is not None and value < 1:
-            raise UsageError(f"{flag_of(name)} {value}: give a whole number of at least 1")
+            raise UsageError(f"{_spelled(name, value)}: give a whole number of at least 1")
     for name in ("replay", "cutmix", "rand_augment", "erase"):
         value = getattr(config, name)
         if value is not None and not 0 <= value <= 1:
-            raise UsageError(f"{flag_of(name)} {value}: give a number from 0 to 1")
+            raise UsageError(f"{_spelled(name, value)}: give a number from 0 to 1")
     for name in ("from_", "out", "cache"):
         value = getattr(config, name)
         if value is not None and "://" in value:
             raise UsageError(
-                f"{flag_of(name)} {value}: runs, checkpoints and the cache are on this machine or on a mounted drive; only "
+                f"{_spelled(name, value)}: runs, checkpoints and the cache are on this machine or on a mounted drive; only "
                 "images may be elsewhere. Copy it here first, or mount it"
             )
     for name in ("mixup", "weight_decay"):
         value = getattr(config, name)
         if value is not None and not 0 <= value < float("inf"):
-            raise UsageError(f"{flag_of(name)} {value}: give a number of at least 0")
+            raise UsageError(f"{_spelled(name, value)}: give a number of at least 0")
     if config.seed is not None and not 0 <= config.seed < 2**32:
-        raise UsageError(f"--seed {config.seed}: give a whole number from 0 to {2**32 - 1:,}")
+        raise UsageError(f"{option('seed', config.seed)}: give a whole number from 0 to {2**32 - 1:,}")
     cache_limit(config)
     for name in ("val_split", "ema"):
         value = getattr(config, name)
         if value is not None and not 0 <= value < 1:
-            raise UsageError(f"{flag_of(name)} {value}: give a number from 0 to below 1")
+            raise UsageError(f"{_spelled(name, value)}: give a number from 0 to below 1")
     return config
+
+
+def _spelled(name: str, value: Any) -> str:
+    return option(flag_of(name)[2:], value)
 
 
 def _field(key: str, where: str) -> str:

@@ -79,6 +79,7 @@ class Lock:
     Args:
         run: the run's directory.
         take_over: take the lock from a holder on another host without waiting for its heartbeat to grow old.
+        way_on: how the user takes the lock over, for the messages.
         say: told each time we wait: a text with a countdown.
     """
 
@@ -87,6 +88,7 @@ class Lock:
         run: Path,
         *,
         take_over: bool = False,
+        way_on: str = "--take-over",
         say: Callable[[str], None] = lambda text: None,
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
@@ -94,6 +96,7 @@ class Lock:
     ) -> None:
         self.run = run
         self.take_over = take_over
+        self.way_on = way_on
         self.say = say
         self.clock = clock
         self.sleep = sleep
@@ -122,7 +125,7 @@ class Lock:
             left = STALE_SECONDS - (self.clock() - float(holder["heartbeat"]))
             self.say(
                 f"{self.run} is held by {who}, last seen {STALE_SECONDS - left:.0f} s ago: waiting {left:.0f} s for a "
-                "sign of life (--take-over goes on at once if that machine is gone)"
+                f"sign of life ({self.way_on} goes on at once if that machine is gone)"
             )
             seen = holder["heartbeat"]
             while left > 0:
@@ -133,7 +136,8 @@ class Lock:
                     break
                 if fresh["heartbeat"] != seen:
                     raise RunError(
-                        f"{self.run} is being trained by {who}: wait for it, stop that process first, or --take-over"
+                        f"{self.run} is being trained by {who}: wait for it, or stop that process first ({self.way_on} "
+                        "takes it over)"
                     )
         self._write()
         written = read_holder(self.run)

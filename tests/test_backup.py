@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.shuffle=True. was passed:UserWa
 STEPS, EPOCHS, BATCH = 6, 3, 4
 
 
-class Killed(Exception):
+class Killed(BaseException):
     """Stands for SIGKILL: nothing of the process is used again."""
 
 
@@ -503,10 +503,12 @@ def test_a_backup_is_a_checkpoint_like_any_other(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"save_freq": 5}, "needs data="),
+        ({"save_freq": 5, "strict": True}, "needs data="),
         ({"save_freq": False}, "'epoch' or a number"),
         ({"save_freq": 0}, "'epoch' or a number"),
-        ({"backup_dir": ""}, "is empty"),
+        ({"save_freq": 0.15}, "Invalid value"),
+        ({"backup_dir": ""}, "Empty `backup_dir` argument passed"),
+        ({"backup_dir": None}, "Empty `backup_dir` argument passed"),
         ({"on_new_data": "now"}, "next-epoch"),
         ({"data": [1, 2]}, "does not know its place"),
     ],
@@ -569,8 +571,10 @@ SCRIPT = """
 import os, sys, numpy as np, keras, kresume
 folder, source, added = sys.argv[1:4]
 keras.utils.set_random_seed(1)
-data = kresume.image_dataset(source, add=added or None, image_size=(12, 12), batch_size=5, cache=None, verbose=False)
 layers = keras.layers
+augment = keras.Sequential([layers.RandomFlip(), layers.RandomTranslation(0.2, 0.2)])
+options = {"image_size": (12, 12), "batch_size": 5, "cache": None, "verbose": False, "map": augment}
+data = kresume.image_dataset(source, add=added or None, **options)
 model = keras.Sequential([keras.Input((12, 12, 3)), layers.Rescaling(1 / 255), layers.Conv2D(4, 3), layers.Flatten(),
                           layers.Dropout(0.3), layers.Dense(3, "softmax")])
 model.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy")
@@ -698,7 +702,7 @@ def test_sides_follow_from_content(growing):
         ({"label_mode": "text"}, "label_mode"),
         ({"color_mode": "rgba"}, "color_mode"),
         ({"subset": "training"}, "go together"),
-        ({"interpolation": "lanczos5"}, "interpolation"),
+        ({"interpolation": "lanczos7"}, "interpolation"),
         ({"label_mode": "binary"}, "needs two classes"),
     ],
 )

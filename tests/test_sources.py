@@ -272,7 +272,7 @@ def test_features_of_another_name_are_scored_and_compared_on(tmp_path):
     given = {"data": [str(tmp_path / "r.tfrecord")], "feature": ("encoded=picture",)}
     path = run_training(out=str(tmp_path / "run"), **given, **TINY).run
     assert evaluate(path, **given).scores["all"]["images"] == 12
-    with pytest.raises(ImagesError, match="--feature encoded=NAME"):
+    with pytest.raises(ImagesError, match=r"feature=\['encoded=NAME'\]"):
         evaluate(path, data=given["data"])
     assert export(path, tmp_path / "out", format="weights-h5", **given).parity.images == 12
 

@@ -137,9 +137,42 @@ def describe(state: TrainState) -> Inspection:
         classes=state.card.classes if state.card else state.records.get("classes"),
         pixels=state.card.pixels if state.card else None,
         architecture=state.architecture is not None,
-        notes=tuple(state.records.get("notes", ())),
+        notes=(*state.records.get("notes", ()), *_outputs(state)),
         missing=tuple(_missing(state)),
     )
+
+
+def _outputs(state: TrainState) -> Iterator[str]:
+    """What stands against training a model of several outputs."""
+    ends = ((state.architecture or {}).get("config") or {}).get("output_layers")
+    if isinstance(ends, Mapping):
+        names = [str(name) for name in ends]
+    elif isinstance(ends, list) and len(ends) > 1 and all(isinstance(end, list) for end in ends):
+        names = [str(end[0]) for end in ends]
+    else:
+        return
+    if len(names) > 1:
+        yield (
+            f"it has {len(names)} outputs ({', '.join(names)}): kresume trains one image to one label; use "
+            "kresume.BackupAndRestore in your own fit"
+        )
+
+
+def own_names(config: Any) -> set[str]:
+    """The classes and functions in a serialized model or loss that Keras does not have: they are a user's own."""
+    if isinstance(config, (list, tuple)):
+        return {name for item in config for name in own_names(item)}
+    if not isinstance(config, Mapping):
+        return set()
+    inside = {name for key, item in config.items() if key != "compile_config" for name in own_names(item)}
+    name, module = config.get("class_name"), config.get("module")
+    if not isinstance(name, str) or "registered_name" not in config:
+        return inside
+    registered = str(config["registered_name"] or "")
+    if name == "function":
+        return inside | {str(config.get("config"))}
+    theirs = ">" in registered or module is None or not str(module).startswith(("keras", "builtins"))
+    return inside | ({registered.rpartition(">")[2] or name} if theirs and not name.startswith("__") else set())
 
 
 def _missing(state: TrainState) -> Iterator[str]:
@@ -148,6 +181,10 @@ def _missing(state: TrainState) -> Iterator[str]:
     if state.architecture is None:
         skeleton = f" (a skeleton: kresume inspect {state.source} --write-model model.py)" if torch else ""
         yield f"the architecture: --model FILE.py:FUNCTION{skeleton}"
+    if own := sorted(own_names(state.architecture)):
+        yield f"the code of {', '.join(own)}: --import FILE.py"
+    if own := sorted(own_names((state.compiled or {}).get("loss")) - own_names(state.architecture)):
+        yield f"the loss {', '.join(own)}: --import FILE.py, or another with --loss NAME"
     if torch:
         yield "that the layers were matched rightly: labelled old images (--data) on which the model is right; --map-out FILE"
     why = state.records.get("cannot_keep")

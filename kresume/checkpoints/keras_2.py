@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from kresume.checkpoints import keras_arrays
+
 FUNCTIONAL = {"Functional", "Model"}
 GONE: Mapping[str, tuple[str, ...]] = {
     "InputLayer": ("ragged",),
@@ -215,6 +217,8 @@ def optimizer(config: Any) -> tuple[str, dict[str, Any]] | None:
 
     Keras 2's `decay` (the rate over 1 + decay x iterations) becomes the schedule that it is.
     """
+    if isinstance(config, str):  # compile("adam")
+        config = keras_arrays.by_name(config)
     if not isinstance(config, Mapping) or not isinstance(config.get("config"), Mapping):
         return None
     name = str(config.get("class_name", "")).rpartition(">")[2]

@@ -28,6 +28,8 @@ OPTIMIZERS = (
     "SGD", "RMSprop", "Adam", "AdamW", "Nadam", "Adamax", "Adagrad", "Adadelta", "Adafactor", "Ftrl", "Lion", "Lamb", "Muon",
 )  # fmt: skip
 """The classes that Keras 3 has."""
+DEFAULT_RATES = {"SGD": 0.01}
+"""The rate of each class that is given none; 0.001 where it is not here (pinned by a test)."""
 INITIAL_RATES = ("initial_learning_rate", "peak", "warmup_target", "max_lr")
 
 
@@ -68,8 +70,16 @@ def class_of(saved: Mapping[str, Any]) -> str:
     )
 
 
+def by_name(name: str) -> dict[str, Any] | None:
+    """The optimizer that `compile("adam")` means, with the rate that it then has; None if Keras has none of that name."""
+    found = {known.lower(): known for known in OPTIMIZERS}.get(name.lower())
+    return {"class_name": found, "config": {"learning_rate": DEFAULT_RATES.get(found, 1e-3)}} if found else None
+
+
 def unwrapped(saved: Any) -> Mapping[str, Any] | None:
     """A serialized optimizer without the loss scaling around it; None if it is none."""
+    if isinstance(saved, str):
+        return by_name(saved)
     if not isinstance(saved, Mapping):
         return None
     config = saved.get("config")

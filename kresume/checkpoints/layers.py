@@ -88,6 +88,22 @@ def layer_table(state: TrainState) -> tuple[LayerRow, ...]:
     return tuple(LayerRow(layer, tuple(arrays)) for layer, arrays in rows.items())
 
 
+def output_width(state: TrainState) -> int | None:
+    """The number of outputs of the last layer that the arrays tell of; None where they do not.
+
+    Keras's saving library sorts layers by their class: there the last Dense outside nested models counts.
+    """
+    rows = [row for row in layer_table(state) if any(len(shape) > 1 for _, shape in row.arrays)]
+    if state.layout == "keras":
+        dense = [row for row in rows if re.fullmatch(r"dense(_\d+)?", row.name.rpartition("/")[2])]
+        depth = min((row.name.count("/") for row in dense), default=0)
+        rows = sorted((row for row in dense if row.name.count("/") == depth), key=lambda row: natural(row.name))
+    if not rows:
+        return None
+    kernel = next(shape for _, shape in rows[-1].arrays if len(shape) > 1)
+    return kernel[0] if state.layout == "torch" else kernel[-1]
+
+
 def _named(state: TrainState) -> Iterator[tuple[str, str, str]]:
     """(array, layer, role) of every weight."""
     full_names = {node.array: node.full_name for node in state.graph if node.array is not None}

@@ -63,7 +63,7 @@ def read(path: str) -> TrainState:
         source=path,
         format="run",
         architecture=files.read_json(run.path / "architecture.json"),
-        compiled={"loss": {"class_name": _loss_class(record["loss"]["kind"]), "config": record["loss"]}},
+        compiled=_compiled(record["loss"]),
         optimizer=SavedOptimizer(
             optimizer["class_name"],
             optimizer["config"],
@@ -79,8 +79,13 @@ def read(path: str) -> TrainState:
     )
 
 
-def _loss_class(kind: str) -> str:
-    return "".join(word.capitalize() for word in kind.split("_"))
+def _compiled(loss: dict[str, Any]) -> dict[str, Any]:
+    """The compile config that a run's record stands for."""
+    if loss.get("settings") is not None:
+        return {"loss": loss["settings"], "loss_weights": loss.get("weight")}
+    name = "".join(word.capitalize() for word in loss["kind"].split("_"))
+    config = {key: loss[key] for key in ("from_logits", "label_smoothing")}
+    return {"loss": {"class_name": name, "config": config}, "loss_weights": loss.get("weight")}
 
 
 def _schedule(config: dict[str, Any], clock: list[float] | None) -> dict[str, Any] | None:

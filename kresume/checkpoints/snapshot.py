@@ -72,7 +72,7 @@ def write_snapshot(
         OSError: the disk refused; what stood before stands.
     """
     for index, array in enumerate(groups.get("trainable", ())):
-        if not _finite(array):
+        if not is_finite(array):
             raise CheckpointError(f"weight {index} is not finite at step {step:,}: no snapshot of it is kept")
     arrays = {
         f"{group}/{index}": np.asarray(array, order="C")
@@ -113,7 +113,8 @@ def _name_newest(directory: Path) -> None:
         files.write_text(pointer, text)
 
 
-def _finite(array: np.ndarray) -> bool:
+def is_finite(array: np.ndarray) -> bool:
+    """Whether no element is infinite or not a number."""
     if array.dtype.kind in "iub":
         return True
     # Sums propagate what is not finite, and cost a fraction of isfinite's temporary array.

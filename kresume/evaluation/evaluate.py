@@ -31,6 +31,7 @@ from kresume.images.scans import remembered
 from kresume.images.sources import list_images
 from kresume.images.sources.records import parse_features
 from kresume.progress import Reporter
+from kresume.spelling import as_argument, spelled
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ def _differences(before: Evaluation, after: Evaluation) -> list[str]:
     return lines
 
 
+@spelled(as_argument)
 def evaluate(
     checkpoint: str | Path | runs.Run,
     data: str | Path | Sequence[str | Path],
@@ -210,7 +212,7 @@ def evaluate(
     source = PictureReader(manifest, spec, store)
     scorer = LiveScorer(loaded.model, source, manifest, loaded.card, loaded.loss, batch_size, generation)
     scores = scorer.score(reporter, "scoring", rows=np.arange(len(manifest)))
-    return Evaluation(path, shown, scores, set_aside, loaded.standing, against=compared)
+    return Evaluation(path, shown, scores, set_aside, "; ".join(loaded.notes), against=compared)
 
 
 UNDECODED = DecodeSpec(64, 64)

@@ -16,11 +16,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kresume import devices, runs
+from kresume.checkpoints.layers import output_width
 from kresume.checkpoints.read import read_checkpoint
 from kresume.checkpoints.run import find_run
 from kresume.checkpoints.state import Card, SavedOptimizer, TrainState
 from kresume.config import code_of
-from kresume.errors import UsageError
+from kresume.errors import CheckpointError, KresumeError, ModelError, RestoreError, UsageError
 from kresume.images.conventions import SAID
 from kresume.images.decode import DecodeSpec
 from kresume.models.inputs import layout_of
@@ -94,6 +95,11 @@ class Loaded:
         return self.run.generation if self.run else 0
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What to say of the weights and of how the outputs are read."""
+        return tuple(note for note in (self.standing, self.loss.note) if note)
+
+    @property
     def standing(self) -> str:
         """What to say where a run is not finished: whose weights these are. Empty otherwise."""
         if self.run is None or self.run.finished:
@@ -120,9 +126,11 @@ def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, ano
     Raises:
         KresumeError: it cannot be read or built, or something is not said; the message says what to give.
     """
-    from kresume.models import build, restore
+    from kresume.models import build
     from kresume.models import pixels as conventions
-    from kresume.models.losses import choose_loss, output_count
+    from kresume.models.losses import choose_loss
+    from kresume.models.outputs import output_count
+    from kresume.models.own_code import own_code
 
     path = subject.checkpoint
     run = find_run(path)
@@ -131,17 +139,9 @@ def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, ano
     runs_own = code_of(run.record["options"]) if run is not None else ()
     subject = replace(subject, imports=tuple(dict.fromkeys([*ours, *runs_own])))
     card = state.card
-    names = subject.classes or (card.classes if card else None) or tuple(sorted(fallback_classes or ()))
-    model = build.build_model(
-        subject.model,
-        state=state,
-        num_classes=len(names) or 1,
-        image_size=subject.image_size or (card.image_size if card else None),
-        imports=subject.imports,
-        trust=subject.trust,
-    )
-    own_optimizer = getattr(model, "optimizer", None)  # a function of the user's may have compiled the model
-    averages = _restore(model, state, own_optimizer, partial(restore.restore, map_file=subject.map_file))
+    given = subject.classes or (card.classes if card else None) or ()
+    names = given or tuple(sorted(fallback_classes or ()))
+    model, own_optimizer, averages = _filled(subject, state, card, len(given), len(names))
     count = output_count(model)
     named = bool(names) and bool(subject.pixels or card or conventions.read_convention(model))
     if anonymous and not names:
@@ -175,8 +175,49 @@ def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, ano
         card.lineage if card else {},
         layout,
     )
-    loss = choose_loss(model, saved=state.compiled)
+    loss = choose_loss(model, saved=state.compiled, code=own_code(subject.model, subject.imports), trains=False)
     return Loaded(subject, run, state, model, complete, loss, averages, own_optimizer, named)
+
+
+def _filled(subject: Subject, state: TrainState, card: Card | None, given: int, listed: int) -> tuple[Any, Any, bool]:
+    """Builds the model and restores its weights.
+
+    Nobody may have said how many classes there are: then the checkpoint's arrays tell it, else the folders, else the default
+    of the user's function. The first count that the weights fit is right.
+
+    Args:
+        subject: what to load.
+        state: what was read.
+        card: what it says of itself.
+        given: how many names of classes are certain, 0 for none.
+        listed: how many class folders there are, 0 for none.
+
+    Returns:
+        `(model, the optimizer that the user's function compiled, whether the weights are averages)`.
+    """
+    from kresume.models import build, restore
+
+    counts: list[int | None] = [given] if given else [*dict.fromkeys([output_width(state), listed or None, None])]
+    failed: KresumeError | None = None
+    for count in counts:
+        try:
+            model = build.build_model(
+                subject.model,
+                state=state,
+                num_classes=count,
+                image_size=subject.image_size or (card.image_size if card else None),
+                imports=subject.imports,
+                trust=subject.trust,
+            )
+            own_optimizer = getattr(model, "optimizer", None)  # a function of the user's may have compiled the model
+            averages = _restore(model, state, own_optimizer, partial(restore.restore, map_file=subject.map_file))
+        except (RestoreError, ModelError) as error:
+            failed = failed or error
+            if subject.model is None:
+                break  # the checkpoint's own architecture does not depend on the count
+        else:
+            return model, own_optimizer, averages
+    raise failed or CheckpointError(f"{subject.checkpoint} cannot be loaded")
 
 
 def _restore(model: Any, state: TrainState, own: Any, restore: Any) -> bool:

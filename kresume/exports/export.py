@@ -37,6 +37,7 @@ from kresume.exports.samples import Samples, gather_samples
 from kresume.images import conventions
 from kresume.images.sources.records import parse_features
 from kresume.progress import Reporter
+from kresume.spelling import as_argument, spelled
 
 RECORD = "export.json"
 FORMAT = 1
@@ -93,6 +94,7 @@ class ExportResult:
         return "\n".join(lines)
 
 
+@spelled(as_argument)
 def export(
     checkpoint: str | Path | runs.Run,
     directory: str | Path,
@@ -188,8 +190,8 @@ def export(
     names = names_of(classes)
     subject = Subject(path, model, names, pixels, image_size, tuple(imports), map_file, trust, axes)
     loaded = load(subject, anonymous=exporter.for_training)
-    if loaded.standing:
-        reporter.warn(loaded.standing)
+    for note in (*loaded.notes, *(_left_out(loaded) if exporter.for_training else ())):
+        reporter.warn(note)
     sources = [str(data)] if isinstance(data, (str, Path)) else [str(source) for source in data]
     with gather_samples(loaded, sources, reporter, parse_features(tuple(feature))) as samples:
         job = replace(job, files=samples.files[:8], pictures=str(samples.folder / "pictures.npy"))
@@ -306,6 +308,10 @@ def _difference(parity: Parity, destination: Path) -> str:
     why = []
     if parity.max_difference is not None and parity.max_difference > parity.tolerance:
         why.append(f"a score differs by {parity.max_difference:.2e}, accepted are {parity.tolerance:.2e}")
+    if parity.own_difference is not None and parity.own_difference > max(
+        parity.tolerance, parity.max_difference or 0.0
+    ):
+        why.append(f"a score differs by {parity.own_difference:.2e} from the model's own outputs, which add up to 1")
     if parity.clear_disagreements:
         why.append(f"{parity.clear_disagreements:,} of {parity.images:,} pictures get another class")
     if parity.failed:
@@ -314,6 +320,17 @@ def _difference(parity: Parity, destination: Path) -> str:
         f"the export differs from the model: {'; '.join(why)}; nothing was left at {destination}. "
         "--tolerance F accepts more"
     )
+
+
+def _left_out(loaded: Loaded) -> Iterator[str]:
+    """What of the checkpoint's compile call a training format does not carry on."""
+    from kresume.models.losses import unused_metrics
+
+    loss = loaded.loss.portable()
+    if loss.lost:
+        yield f"{loss.lost}; the export is compiled with {loss.kind}"
+    if names := unused_metrics(loaded.state.compiled, ()):
+        yield f"the checkpoint's metrics are not in the export: {', '.join(names)}"
 
 
 def _record(

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from kresume.evaluation.served import Prediction
+from kresume.evaluation.served import Prediction, score_kind
 from kresume.exports.samples import Samples
 
 
@@ -28,6 +28,8 @@ class Parity:
         clear_disagreements: pictures with another best class that the tolerance does not explain.
         accuracy: the model's and the export's share of right answers; None without labels.
         failed: pictures that the export could not read.
+        own_difference: the largest difference from the model's own outputs, where these are probabilities as they are; None
+            where they are not, or the export gives labels alone.
     """
 
     images: int
@@ -38,11 +40,15 @@ class Parity:
     clear_disagreements: int
     accuracy: tuple[float, float] | None
     failed: int
+    own_difference: float | None = None
 
     @property
     def holds(self) -> bool:
         """Whether the export may be used in the model's place."""
-        near = self.max_difference is None or self.max_difference <= self.tolerance
+        near = all(
+            difference is None or difference <= self.tolerance
+            for difference in (self.max_difference, self.own_difference)
+        )
         return near and not self.clear_disagreements and not self.failed
 
     def as_dict(self) -> dict[str, Any]:
@@ -61,13 +67,20 @@ class Parity:
 
 
 def compare(prediction: Prediction, samples: Samples, tolerance: float) -> Parity:
-    """Compares another runtime's answers with the model's own."""
-    reference = samples.reference
+    """Compares another runtime's answers with the model's own.
+
+    Twice: with the outputs as kresume reads them, and with the outputs as they are where they can be nothing but
+    probabilities. A wrong reading would be in the export and in the first comparison alike.
+    """
+    reference, own = samples.reference, samples.outputs
     ours = reference.argmax(axis=-1)
     rows = np.arange(len(ours))
     difference = None
     if prediction.scores is not None:
         difference = float(np.abs(prediction.scores - reference).max())
+    apart = None
+    if prediction.scores is not None and own.shape[1] > 1 and score_kind(own) == "probabilities":
+        apart = float(np.abs(prediction.scores - own).max())
     other = prediction.indices
     # Two classes that are closer than the tolerance may change places; anything else is another answer.
     gap = reference[rows, ours] - reference[rows, np.maximum(other, 0)]
@@ -88,4 +101,5 @@ def compare(prediction: Prediction, samples: Samples, tolerance: float) -> Parit
         int(clear.sum()),
         accuracy,
         len(prediction.failed),
+        apart,
     )

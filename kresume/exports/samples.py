@@ -18,7 +18,7 @@ import numpy as np
 
 from kresume.errors import ImagesError
 from kresume.evaluation.loaded import Loaded
-from kresume.evaluation.score import predict_all
+from kresume.evaluation.score import predict_all, to_probabilities
 from kresume.evaluation.signatures import Input
 from kresume.images import pipeline
 from kresume.images.decode import DecodeSpec, decode
@@ -47,6 +47,7 @@ class Samples:
         classes: the names of the classes, in the order of `reference`.
         pictures: `(n, height, width, 3) uint8`, decoded as for training.
         reference: `(n, classes) float64`.
+        outputs: `(n, outputs) float64`: what the model's own forward pass gives, as it is.
         folder: holds `pictures.npy`, and `values.npy`: what the model eats, `float32`.
         origin: what they are, in words.
         layout: how the model takes a picture.
@@ -57,6 +58,7 @@ class Samples:
     classes: tuple[str, ...]
     pictures: np.ndarray
     reference: np.ndarray
+    outputs: np.ndarray
     folder: Path
     origin: str
     layout: InputLayout = RGB
@@ -132,7 +134,9 @@ def gather_samples(
         stack = np.stack(pictures)
         to_model = to_input(loaded.card.pixels, loaded.card.input)
         batches = pipeline.scoring_batches(lambda rows: stack[rows], np.arange(len(stack)), BATCH, to_model)
-        reference = predict_all(loaded.model.predict_on_batch, batches, loaded.loss.outputs)
+        # Probabilities are what is left as it is: the model's own outputs.
+        outputs = predict_all(loaded.model.predict_on_batch, batches, "probabilities")
+        reference = to_probabilities(outputs, loaded.loss.outputs)
         np.save(folder / "pictures.npy", stack)
         np.save(folder / "values.npy", np.asarray(to_model(stack), np.float32))
         yield Samples(
@@ -141,6 +145,7 @@ def gather_samples(
             loaded.card.classes,
             stack,
             reference,
+            outputs,
             folder,
             origin,
             loaded.card.input,

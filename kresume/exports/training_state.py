@@ -106,7 +106,8 @@ def _begun_anew(loaded: Loaded, name: str) -> Training:
 def _compile(loaded: Loaded, optimizer: Any) -> None:
     loaded.model.compile(
         optimizer=optimizer,
-        loss=loaded.loss.keras_loss(),
+        loss=loaded.loss.portable().keras_loss(),
+        loss_weights=loaded.loss.weight,
         metrics=loaded.loss.keras_metrics(),
         auto_scale_loss=False,  # where the checkpoint had a scale, the optimizer is wrapped already
     )

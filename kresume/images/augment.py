@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kresume.errors import UsageError
+from kresume.spelling import option
 
 PRESETS = ("none", "light", "strong")
 STREAM = 0x6B726573
@@ -45,12 +46,12 @@ def augmenter(
         UsageError: there is no such preset, or a number is out of its range.
     """
     if preset not in PRESETS:
-        raise UsageError(f"--augment {preset}: use {', '.join(PRESETS)}")
+        raise UsageError(f"{option('augment', preset)}: use {', '.join(PRESETS)}")
     if mixup < 0:
-        raise UsageError(f"--mixup {mixup:g}: give an alpha above 0, 0.2 for example")
+        raise UsageError(f"{option('mixup', mixup)}: give an alpha above 0, 0.2 for example")
     for name, share in (("cutmix", cutmix), ("rand-augment", rand_augment), ("erase", erase)):
         if not 0 <= share <= 1:
-            raise UsageError(f"--{name} {share:g}: give a number from 0 to 1")
+            raise UsageError(f"{option(name, share)}: give a number from 0 to 1")
     layers = [*_layers(preset), *_singles(rand_augment, erase)]
     everything: list[Any] = [*layers, *_mixers(mixup, cutmix)]
     if not everything:

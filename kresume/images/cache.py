@@ -31,6 +31,7 @@ import numpy as np
 from kresume import files
 from kresume.errors import ImagesError
 from kresume.images.decode import DecodeSpec
+from kresume.spelling import option
 
 INDEX_TYPE = np.dtype([("sha256", "S64"), ("crc", "<u4")])
 SHARD_BYTES = 64 * 2**20
@@ -123,7 +124,8 @@ class Cache:
                 files.write_text(root / LIMIT, f"{limit_bytes}\n")
         except OSError as error:
             raise ImagesError(
-                f"the cache {cache.folder} cannot be used ({error.strerror}): give --cache DIR, or --cache off"
+                f"the cache {cache.folder} cannot be used ({error.strerror}): give {option('cache', 'DIR')}, or "
+                f"{option('cache', 'off')}"
             ) from error
         cache.refresh()
         return cache

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from kresume.errors import UsageError
+from kresume.spelling import option
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def to_model_function(name: str) -> Callable[[Any], Any]:
         return _with_colours(convention, convention.forward, name) if convention.needs_colours else convention.forward
     if ".py:" in name:
         return _load(name)
-    raise UsageError(f"--pixels {name}: use auto, {', '.join(NAMES)}, {HOW_ELSE}")
+    raise UsageError(f"{option('pixels', name)}: use auto, {', '.join(NAMES)}, {HOW_ELSE}")
 
 
 def to_picture_function(name: str) -> Callable[[Any], Any]:
@@ -223,7 +224,7 @@ def _number(part: str, text: str) -> float:
 
 def _no_statistics(text: str) -> UsageError:
     return UsageError(
-        f"--pixels {text}: give one number each or one for each channel of the model, and no std of 0, for example "
+        f"{option('pixels', text)}: give one number each or one for each channel of the model, and no std of 0, for example "
         "mean=0.5,std=0.5 or mean=103.9,116.8,123.7,std=1,bgr"
     )
 
@@ -234,7 +235,7 @@ def _with_colours(convention: Affine, function: Callable[[Any], Any], name: str)
     def checked(images: Any) -> Any:
         if images.shape[-1] == 1:
             raise UsageError(
-                f"--pixels {name} is for three channels, and the model takes one: use {_for_one_channel()}"
+                f"{option('pixels', name)} is for three channels, and the model takes one: use {_for_one_channel()}"
             )
         return function(images)
 
@@ -248,15 +249,15 @@ def _for_one_channel() -> str:
 def _load(name: str) -> Callable[[Any], Any]:
     file, _, function = name.rpartition(":")
     if not Path(file).is_file():
-        raise UsageError(f"--pixels {name}: there is no file {file}")
+        raise UsageError(f"{option('pixels', name)}: there is no file {file}")
     spec = importlib.util.spec_from_file_location(f"kresume_pixels_{abs(hash(file))}", file)
     if spec is None or spec.loader is None:
-        raise UsageError(f"--pixels {name}: {file} is no Python file")
+        raise UsageError(f"{option('pixels', name)}: {file} is no Python file")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     found = getattr(module, function, None)
     if not callable(found):
-        raise UsageError(f"--pixels {name}: {file} has no function {function}")
+        raise UsageError(f"{option('pixels', name)}: {file} has no function {function}")
     return lambda images: found(_float(images))
 
 

@@ -17,6 +17,7 @@ from kresume.images.cache import Cache
 from kresume.images.decode import spec_of_key
 from kresume.images.manifest import Manifest
 from kresume.images.prepare import Prepared, forget_facts
+from kresume.spelling import option
 
 
 def remap(manifest: Manifest, pairs: Sequence[str] | None) -> Manifest:
@@ -35,7 +36,9 @@ def remap(manifest: Manifest, pairs: Sequence[str] | None) -> Manifest:
 
         old, equals, new = pair.partition("=")
         if not equals or not old or not new:
-            raise UsageError(f"--remap {pair}: give OLD=NEW, for example --remap /mnt/old=/data/old")
+            raise UsageError(
+                f"{option('remap', pair)}: give OLD=NEW, for example {option('remap', '/mnt/old=/data/old')}"
+            )
         old, new = places.absolute(old), places.absolute(new)
         table, count = manifest.table, 0
         # A prefix ends where a folder's name ends: /data/old is no part of /data/older/cat.jpg.
@@ -47,7 +50,7 @@ def remap(manifest: Manifest, pairs: Sequence[str] | None) -> Manifest:
         table = table.set_column(table.column_names.index("path"), pa.field("path", pa.string()), values)
         if not count:
             first = manifest.paths(np.zeros(1, np.int64))[0] if len(manifest) else "none"
-            raise UsageError(f"--remap {pair}: no remembered image is below {old}; the first is {first}")
+            raise UsageError(f"{option('remap', pair)}: no remembered image is below {old}; the first is {first}")
         manifest = Manifest.from_table(table, manifest.classes)
     return manifest
 
@@ -110,7 +113,7 @@ def without_missing(
         keep[gone] = False
         kept = Manifest.from_table(manifest.table.filter(pa.array(keep)), manifest.classes)
         return kept, [
-            f"{len(gone):,} remembered images are gone and forgotten (--on-missing drop), the first is {first}"
+            f"{len(gone):,} remembered images are gone and forgotten ({option('on-missing', 'drop')}), the first is {first}"
         ]
     cached = int((cache.find(manifest.sha256s[gone]) >= 0).sum()) if cache is not None else 0
     if policy == "cache" and cached == len(gone):
@@ -119,8 +122,8 @@ def without_missing(
         ]
     raise ImagesError(
         f"{len(gone):,} images that {parent} remembers are gone, the first is {first} ({cached:,} of them are in the cache): "
-        "restore them, say where they are now with --remap OLD=NEW or --data, or give --on-missing "
-        f"{'drop' if policy == 'cache' else 'drop or cache'}"
+        f"restore them, say where they are now with {option('remap', 'OLD=NEW')} or {option('data')}, or give "
+        f"{option('on-missing', 'drop')}{'' if policy == 'cache' else ' or ' + option('on-missing', 'cache')}"
     )
 
 
@@ -134,11 +137,11 @@ def read_drop(file: str | None) -> frozenset[str]:
         return frozenset()
     path = Path(file)
     if not path.is_file():
-        raise UsageError(f"--drop {file}: there is no such file; give one with a path or a SHA-256 per line")
+        raise UsageError(f"{option('drop', file)}: there is no such file; give one with a path or a SHA-256 per line")
     lines = [line.strip() for line in path.read_text(encoding="utf-8").split("\n")]
     lines = [line for line in lines if line and not line.startswith("#")]
     if not lines:
-        raise UsageError(f"--drop {file}: it is empty; expected a path or a SHA-256 per line")
+        raise UsageError(f"{option('drop', file)}: it is empty; expected a path or a SHA-256 per line")
     return frozenset(line.lower() if _is_hash(line) else places.absolute(line) for line in lines)
 
 

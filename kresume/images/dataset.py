@@ -5,193 +5,114 @@
 
 The arguments are those of `keras.utils.image_dataset_from_directory`. Beyond it: every file is read once, what cannot be read
 is set aside by name, the same bytes count once, an image's side (training or validation) follows from its content, and the
-order is a pure function of (seed, epoch). All batches are full: an epoch is `ceil(images / batch_size)` batches of the endless
-row of permutations, so its last batch may begin the next permutation.
+order is a pure function of (seed, epoch). Shuffled batches are all full: an epoch is `ceil(images / batch_size)` batches of the
+endless row of permutations, so its last batch may begin the next permutation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from kresume.errors import ImagesError, UsageError
-from kresume.images import merging
+from kresume.images import merging, user_map
 from kresume.images.cache import Cache
 from kresume.images.decode import DecodeSpec
+from kresume.images.image_stream import ImageStream, in_order_of_paths
 from kresume.images.manifest import Manifest
-from kresume.images.order import Order
 from kresume.images.prepare import Prepared, prepare
 from kresume.images.reader import PictureReader
 from kresume.images.sources import Listing, list_images
-from kresume.images.stream import Stream, dataset_of
-from kresume.images.tf_data import READERS, without_autotuner
+from kresume.images.stream import dataset_of
+from kresume.images.tf_data import READERS, THREADS, without_autotuner
 from kresume.progress import Reporter
+from kresume.spelling import Value, as_argument, spelled
 
 LABEL_MODES = ("int", "categorical", "binary", None)
 COLOR_MODES = ("rgb", "grayscale")
+INTERPOLATIONS = (
+    "bilinear",
+    "nearest",
+    "bicubic",
+    "area",
+    "lanczos3",
+    "lanczos5",
+    "gaussian",
+    "mitchellcubic",
+    "antialias",
+)
+"""Keras's, and our antialiasing."""
 
 
-class ImageStream(Stream):
-    """A stream over lists of images: one, or several where images came in while training was interrupted.
-
-    Args:
-        manifest: the images as they are now; its training side is dealt.
-        spec: how they are decoded.
-        cache: decoded pictures, None to decode each time.
-        batch_size: images per batch.
-        seed: of the order.
-        shuffle: False deals the images in the order of the manifest in every epoch.
-    """
-
-    def __init__(
-        self, manifest: Manifest, spec: DecodeSpec, cache: Cache | None, batch_size: int, seed: int, shuffle: bool
-    ) -> None:
-        super().__init__(-(-len(manifest.train_rows()) // batch_size))
-        self.manifest = manifest
-        self.spec = spec
-        self.cache = cache
-        self.batch_size = batch_size
-        self.seed = seed
-        self.shuffle = shuffle
-        self._lists: list[tuple[int, Manifest]] = [(0, manifest)]
-        self._readers: dict[str, PictureReader] = {}
-
-    def _list_of(self, epoch: int) -> int:
-        return max(place for place, (first, _) in enumerate(self._lists) if first <= epoch)
-
-    def _length(self, place: int) -> int:
-        return -(-len(self._lists[place][1].train_rows()) // self.batch_size)
-
-    def steps(self, epoch: int) -> int:
-        """How many batches an epoch has: the list that it deals decides."""
-        return self._length(self._list_of(epoch))
-
-    def longest(self) -> int:
-        """The most batches of any epoch from here on."""
-        return max(self._length(place) for place in range(self._list_of(self.epoch), len(self._lists)))
-
-    def step(self, epoch: int, batch: int) -> int:
-        """How many batches of this epoch's list come before this one."""
-        return (epoch - self._lists[self._list_of(epoch)][0]) * self.steps(epoch) + batch
-
-    def places(self) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
-        """One epoch's batches as (mark, (which list, which step of it))."""
-
-        def places_from(epoch: int, batch: int) -> Iterator[np.ndarray]:
-            place, step = self._list_of(epoch), self.step(epoch, batch)
-            while True:
-                yield np.array([place, step], np.int64)
-                step += 1
-
-        return self.read(places_from)
-
-    def load(self, place: int, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """The pictures `(batch, height, width, 3) uint8` and labels `(batch,) int32` of a batch."""
-        manifest = self._lists[place][1]
-        rows = manifest.train_rows()
-        indices = np.arange(step * self.batch_size, (step + 1) * self.batch_size) % len(rows)
-        if self.shuffle:
-            indices = Order(self.seed, len(rows), self.batch_size).batch(step)
-        digest = manifest.digest()
-        if digest not in self._readers:
-            self._readers[digest] = PictureReader(manifest, self.spec, self.cache)
-        return self._readers[digest](rows[indices]), manifest.labels[rows[indices]].astype(np.int32)
-
-    def identity(self) -> dict[str, Any]:
-        """The lists by digest and everything that orders them."""
-        return {
-            "lists": [[first, manifest.digest()] for first, manifest in self._lists],
-            "batch_size": self.batch_size,
-            "seed": self.seed,
-            "shuffle": self.shuffle,
-            "spec": self.spec.key,
-        }
-
-    def save(self, folder: Path) -> None:
-        """Writes each list once, so that an interrupted epoch can end on the list that it began with."""
-        for _, manifest in self._lists:
-            path = _list_path(folder, manifest.digest())
-            if not path.exists():
-                manifest.write(path)
-
-    def adopt(self, folder: Path, identity: Mapping[str, Any], epoch: int, batch: int, on_new_data: str) -> str:
-        """Takes up the lists of an interrupted training; what came in since joins at the next epoch."""
-        now = self.identity()
-        for name in ("batch_size", "seed", "shuffle", "spec"):
-            if identity.get(name) != now[name]:
-                raise UsageError(
-                    f"the interrupted training had {name}={identity.get(name)}, this one has {now[name]}: give the same, or "
-                    "another backup folder to begin again"
-                )
-        saved = [(int(first), str(digest)) for first, digest in identity["lists"]]
-        current = max(place for place, (first, _) in enumerate(saved) if first <= epoch)
-        lists = [
-            (first, self.manifest if digest == self.manifest.digest() else Manifest.read(_list_path(folder, digest)))
-            for first, digest in saved[current:]
-        ]
-        if lists[-1][1].digest() == self.manifest.digest():
-            self._lists = lists
-            return ""
-        before, after = len(lists[-1][1]), len(self.manifest)
-        if on_new_data == "error":
-            raise UsageError(
-                f"the images changed since the training was interrupted ({before:,} then, {after:,} now): restore them, or "
-                "give on_new_data='next-epoch' to end the epoch on the old ones and begin the next with the new ones"
-            )
-        begins = epoch if batch == 0 else epoch + 1
-        self._lists = [*(item for item in lists if item[0] < begins), (begins, self.manifest)]
-        if self._lists[0][0] > epoch:  # nothing of the old list is left to deal
-            self._lists[0] = (epoch, self._lists[0][1])
-        return f"{before:,} images then, {after:,} now: the new list begins with epoch {begins + 1}"
+def _argument(name: str, value: Value) -> str:
+    """Spells an option of `kresume train` as the argument of `image_dataset` that means the same."""
+    if name == "data":
+        return as_argument("directory", value)
+    if name == "cache" and value == "off":
+        return "cache=None"
+    if name in {"add", "cache", "interpolation", "follow-links", "seed"}:
+        return as_argument(name, value)
+    return f"kresume.resume(..., {as_argument(name, value)})"
 
 
-def _list_path(folder: Path, digest: str) -> Path:
-    return folder / f"images-{digest[:16]}.parquet"
-
-
+@spelled(_argument)
 def image_dataset(
     directory: str | Path | Sequence[str | Path],
-    labels: Literal["inferred"] = "inferred",
+    labels: str | None = "inferred",
     label_mode: str | None = "int",
     class_names: Sequence[str] | None = None,
     color_mode: str = "rgb",
-    batch_size: int = 32,
-    image_size: tuple[int, int] = (256, 256),
+    batch_size: int | None = 32,
+    image_size: int | tuple[int, int] = (256, 256),
     shuffle: bool = True,
     seed: int | None = None,
     validation_split: float | None = None,
     subset: str | None = None,
     interpolation: str = "bilinear",
+    follow_links: bool = False,
     crop_to_aspect_ratio: bool = False,
     pad_to_aspect_ratio: bool = False,
+    data_format: str | None = None,
+    format: str = "tf",
     verbose: bool = True,
     *,
     add: str | Path | Sequence[str | Path] | None = None,
     cache: str | Path | None = "auto",
+    map: Callable[..., Any] | None = None,
 ) -> Any:
     """Folders of images as a dataset for `model.fit` that `kresume.BackupAndRestore` continues exactly.
 
     Args:
         directory: one or several folders with one folder per class.
-        labels: `"inferred"`: from the folders' names.
-        label_mode: `"int"`, `"categorical"`, `"binary"`, or None for images alone.
-        class_names: the order of the labels; default the sorted folder names.
+        labels: `"inferred"`: from the folders' names; None: images alone, from a folder with or without class folders.
+        label_mode: `"int"`, `"categorical"`, `"binary"`, or None, which is the same as `labels=None`.
+        class_names: the class folders to take, in the order of the labels; default all, sorted.
         color_mode: `"rgb"` or `"grayscale"`.
-        batch_size: images per batch; every batch is full.
-        image_size: `(height, width)` in pixels.
-        shuffle: False deals the images in the order of their content's hash.
+        batch_size: images per batch; every shuffled batch is full. None gives images one by one, without a batch axis.
+        image_size: `(height, width)` in pixels, or one number for both.
+        shuffle: False deals the images class by class in the order of their paths, each epoch from the first; the last
+            batch may be smaller.
         seed: of the order; default 0, so that a restarted process deals the same order.
         validation_split: the share that validates, chosen by content: adding images changes nobody's side.
         subset: `"training"`, `"validation"` or `"both"`, with `validation_split`.
-        interpolation: `"bilinear"`, `"area"`, `"antialias"` or `"nearest"`.
+        interpolation: `"bilinear"`, `"nearest"`, `"bicubic"`, `"area"`, `"lanczos3"`, `"lanczos5"`, `"gaussian"`,
+            `"mitchellcubic"`, or `"antialias"`, which Keras does not have. Values are rounded to whole grey levels.
+        follow_links: enter folders behind symbolic links inside the class folders.
         crop_to_aspect_ratio: cut the longer sides off rather than stretch.
         pad_to_aspect_ratio: put black bars beside rather than stretch.
+        data_format: `"channels_last"` or `"channels_first"`; default that of `keras.config.image_data_format()`.
+        format: `"tf"`.
         verbose: say what was found.
         add: further folders, with the same classes.
         cache: where decoded pictures are kept: `"auto"`, a folder, or None to decode each time.
+        map: your own function, called on each batch as `map(images, labels)`, or `map(images)` without labels, inside
+            tf.data; a Keras layer is called on the images. It is part of what is continued exactly: Keras's random layers
+            and `keras.random` draw from the position of the batch, and so does a function with a parameter `seed` (for
+            `tf.image.stateless_random_*`). It is applied to both subsets; a parameter `training` tells them apart.
 
     Returns:
         A `tf.data.Dataset` of `(images (batch, height, width, channels) float32 in 0..255, labels)` with `class_names` and
@@ -201,35 +122,91 @@ def image_dataset(
         UsageError: an argument is none that is known here, or contradicts another.
         ImagesError: a folder is missing, empty or holds other classes.
     """
-    if labels != "inferred":
-        raise UsageError(f"labels={labels!r}: image_dataset reads them from the folders; resumable takes any pipeline")
+    if labels is None:
+        label_mode = None
+    elif labels != "inferred":
+        raise UsageError(
+            "labels: image_dataset reads them from the folders ('inferred') or gives none (None). For a list of labels write a "
+            "CSV file with the columns path and label, and give that as directory"
+        )
     if label_mode not in LABEL_MODES:
         raise UsageError(f"label_mode={label_mode!r}: use 'int', 'categorical', 'binary' or None")
+    if label_mode is None and class_names is not None:
+        raise UsageError("class_names without labels: leave class_names out, or give label_mode='int'")
     if color_mode not in COLOR_MODES:
-        raise UsageError(f"color_mode={color_mode!r}: use {' or '.join(map(repr, COLOR_MODES))}")
-    if (subset is None) != (validation_split is None) or subset not in {None, "training", "validation", "both"}:
+        raise UsageError(
+            f"color_mode={color_mode!r}: use {' or '.join(_quoted(COLOR_MODES))}; for an alpha channel decode the files in "
+            "your own pipeline and give it to kresume.resumable"
+        )
+    if isinstance(batch_size, bool) or not (batch_size is None or (isinstance(batch_size, int) and batch_size > 0)):
+        raise UsageError(f"batch_size={batch_size!r}: give a number of at least 1, or None for images one by one")
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(size) != 2 or not all(isinstance(side, (int, np.integer)) and side > 0 for side in size):
+        raise UsageError(f"image_size={image_size!r}: give (height, width) in pixels")
+    if validation_split and not 0 < validation_split < 1:
+        raise UsageError(f"validation_split={validation_split}: give a share between 0 and 1")
+    if bool(subset) != bool(validation_split) or subset not in {None, "training", "validation", "both"}:
         raise UsageError("validation_split and subset ('training', 'validation' or 'both') go together")
+    if interpolation.lower() not in INTERPOLATIONS:
+        raise UsageError(f"interpolation={interpolation!r}: use {', '.join(_quoted(INTERPOLATIONS))}")
     if crop_to_aspect_ratio and pad_to_aspect_ratio:
         raise UsageError("crop_to_aspect_ratio and pad_to_aspect_ratio contradict each other: give one of them")
+    channels_first = _channels_first(data_format)
+    if format != "tf":
+        raise UsageError(
+            f"format={format!r}: image_dataset gives a tf.data.Dataset ('tf'), under JAX too. For grain use "
+            "keras.utils.image_dataset_from_directory(format='grain'), which is not continued in the middle of an epoch"
+        )
     _keep_off_the_accelerator()
     reporter = Reporter(quiet=not verbose)
-    resize = "crop" if crop_to_aspect_ratio else "pad" if pad_to_aspect_ratio else "stretch"
-    spec = DecodeSpec(*image_size, resize, interpolation)
+    spec = DecodeSpec(
+        int(size[0]), int(size[1]), *_decoding(interpolation.lower(), crop_to_aspect_ratio, pad_to_aspect_ratio)
+    )
     store = None if cache is None else Cache.open(spec, None if cache == "auto" else Path(cache))
-    manifest = _manifest(directory, add, class_names, validation_split, spec, store, reporter)
+    labelled = label_mode is not None
+    manifest = _manifest(
+        directory, add, class_names, validation_split or None, spec, store, reporter, follow_links, labelled
+    )
     if label_mode == "binary" and len(manifest.classes) != 2:
         raise UsageError(f"label_mode='binary' needs two classes, there are {len(manifest.classes)}")
+    finish = _finisher(label_mode, color_mode, channels_first, batch_size is None, len(manifest.classes))
     datasets = []
     if subset != "validation":
-        stream = ImageStream(manifest, spec, store, batch_size, seed or 0, shuffle)
-        datasets.append(_training(stream, label_mode, color_mode))
-        datasets[-1].file_paths = manifest.paths(manifest.train_rows())
+        stream = ImageStream(manifest, spec, store, batch_size or 1, seed or 0, shuffle)
+        datasets.append(_training(stream, finish, map))
+        datasets[-1].file_paths = manifest.paths(_in_order(manifest, manifest.train_rows(), shuffle))
     if subset in {"validation", "both"}:
-        datasets.append(_validation(manifest, spec, store, batch_size, label_mode, color_mode))
-        datasets[-1].file_paths = manifest.paths(manifest.val_rows())
+        rows = _in_order(manifest, manifest.val_rows(), shuffle)
+        datasets.append(_validation(manifest, rows, spec, store, batch_size or 1, finish, map, seed or 0))
+        datasets[-1].file_paths = manifest.paths(rows)
     for dataset in datasets:
-        dataset.class_names = list(manifest.classes)
+        dataset.class_names = list(manifest.classes) if labelled else None
     return tuple(datasets) if subset == "both" else datasets[0]
+
+
+def _quoted(names: Sequence[str]) -> list[str]:
+    """The names in quotes."""
+    return [repr(name) for name in names]
+
+
+def _channels_first(data_format: str | None) -> bool:
+    import keras
+
+    known = ("channels_last", "channels_first")
+    name = keras.config.image_data_format() if data_format is None else str(data_format).lower()
+    if name not in known:
+        raise UsageError(f"data_format={data_format!r}: use {' or '.join(_quoted(known))}")
+    return bool(name == "channels_first")
+
+
+def _decoding(interpolation: str, crop: bool, pad: bool) -> tuple[str, str]:
+    """How `DecodeSpec` names what Keras does."""
+    resize = "crop" if crop else "keraspad" if pad else "stretch"
+    return resize, "kerasarea" if interpolation == "area" else interpolation
+
+
+def _in_order(manifest: Manifest, rows: np.ndarray, shuffle: bool) -> np.ndarray:
+    return rows if shuffle else in_order_of_paths(manifest, rows)
 
 
 def _keep_off_the_accelerator() -> None:
@@ -249,6 +226,8 @@ def _manifest(
     spec: DecodeSpec,
     cache: Cache | None,
     reporter: Reporter,
+    follow_links: bool,
+    labelled: bool,
 ) -> Manifest:
     def listed(value: Any) -> Sequence[str]:
         return [str(path) for path in ([value] if isinstance(value, (str, Path)) else value or ())]
@@ -258,9 +237,24 @@ def _manifest(
             return None
         return prepare(merging.name_numbers(listing, classes), spec, cache, reporter, known=listing.known)
 
-    old = list_images(listed(directory), reporter)
-    new = list_images(listed(add), reporter) if add else None
+    def listing(value: Any) -> Listing:
+        found = list_images(listed(value), reporter, follow_links=follow_links, with_classes=labelled)
+        if not class_names or found.numbered:
+            return found
+        others = sorted({*found.classes} - {*class_names})
+        if others:
+            reporter.say(f"note: class folders that are not in class_names were left out: {', '.join(others)}")
+        files = tuple(each for each in found.files if each.label in class_names)
+        return replace(found, files=files, classes=tuple(name for name in found.classes if name in class_names))
+
+    old, new = listing(directory), listing(add) if add else None
     classes = tuple(class_names) if class_names else old.classes
+    missing = sorted({*classes} - {*old.classes, *(new.classes if new is not None else ())})
+    if missing and not old.numbered:
+        raise ImagesError(
+            f"class_names has {', '.join(missing)}, but {', '.join(listed(directory))} has no such class folder: leave them "
+            "out, or correct the names"
+        )
     data, more = prepared(old), prepared(new)
     merge = merging.merge(
         None, data, more, None, classes=classes, val_split=validation_split, generation=1 if add else 0
@@ -285,53 +279,72 @@ def _manifest(
     return merge.manifest
 
 
-def _finish(images: Any, labels: Any, label_mode: str | None, color_mode: str, classes: int) -> Any:
+def _finisher(
+    label_mode: str | None, color_mode: str, channels_first: bool, one_by_one: bool, classes: int
+) -> Callable[[Any, Any], Any]:
+    """From pictures and labels of a batch to what Keras's function would give."""
     import tensorflow as tf
 
-    images = tf.cast(images, tf.float32)
-    if color_mode == "grayscale":
-        images = tf.image.rgb_to_grayscale(images)
-    if label_mode is None:
-        return images
-    if label_mode == "categorical":
-        return images, tf.one_hot(labels, classes, dtype=tf.float32)
-    if label_mode == "binary":
-        return images, tf.cast(labels, tf.float32)[:, tf.newaxis]
-    return images, labels
+    def finish(images: Any, labels: Any) -> Any:
+        images = tf.cast(images, tf.float32)
+        if color_mode == "grayscale":
+            images = tf.image.rgb_to_grayscale(images)
+        if channels_first:
+            images = tf.transpose(images, (0, 3, 1, 2))
+        if label_mode == "categorical":
+            labels = tf.one_hot(labels, classes, dtype=tf.float32)
+        elif label_mode == "binary":
+            labels = tf.cast(labels, tf.float32)[:, tf.newaxis]
+        if one_by_one:
+            images, labels = images[0], labels[0]
+        return images if label_mode is None else (images, labels)
+
+    return finish
 
 
-def _training(stream: ImageStream, label_mode: str | None, color_mode: str) -> Any:
+def _training(stream: ImageStream, finish: Callable[[Any, Any], Any], function: Callable[..., Any] | None) -> Any:
     import tensorflow as tf
 
-    shape = (stream.batch_size, stream.spec.height, stream.spec.width, 3)
+    batch = stream.batch_size if stream.shuffle or stream.batch_size == 1 else None
+    shape = (batch, stream.spec.height, stream.spec.width, 3)
 
     def load(mark: Any, place: Any) -> Any:
         images, labels = tf.numpy_function(
             lambda pair: stream.load(int(pair[0]), int(pair[1])), [place], [tf.uint8, tf.int32], stateful=False
         )
-        images, labels = tf.ensure_shape(images, shape), tf.ensure_shape(labels, shape[:1])
-        return mark, _finish(images, labels, label_mode, color_mode, len(stream.manifest.classes))
+        return mark, finish(tf.ensure_shape(images, shape), tf.ensure_shape(labels, shape[:1]))
 
-    return dataset_of(
-        stream,
-        stream.places,
-        tf.TensorSpec([2], tf.int64),
-        lambda places: places.map(load, num_parallel_calls=READERS, deterministic=True).prefetch(4),
-    )
+    def batches(places: Any) -> Any:
+        data = places.map(load, num_parallel_calls=READERS, deterministic=True)
+        if function is not None:
+            data = user_map.mapped(data, function, stream.seed, training=True, threads=THREADS)
+        return data.prefetch(4)
+
+    return dataset_of(stream, stream.places, tf.TensorSpec([2], tf.int64), batches)
 
 
 def _validation(
-    manifest: Manifest, spec: DecodeSpec, cache: Cache | None, batch_size: int, label_mode: str | None, color_mode: str
+    manifest: Manifest,
+    rows: np.ndarray,
+    spec: DecodeSpec,
+    cache: Cache | None,
+    batch_size: int,
+    finish: Callable[[Any, Any], Any],
+    function: Callable[..., Any] | None,
+    seed: int,
 ) -> Any:
     import tensorflow as tf
 
-    rows, reader = manifest.val_rows(), PictureReader(manifest, spec, cache)
+    reader = PictureReader(manifest, spec, cache)
 
     def load(chosen: Any) -> Any:
         images = tf.numpy_function(reader, [chosen], tf.uint8, stateful=False)
-        images = tf.ensure_shape(images, (None, spec.height, spec.width, 3))
+        images = tf.ensure_shape(images, (chosen.shape[0], spec.height, spec.width, 3))
         labels = tf.gather(tf.constant(manifest.labels, tf.int32), chosen)
-        return _finish(images, labels, label_mode, color_mode, len(manifest.classes))
+        return tf.stack([tf.constant(0, tf.int64), chosen[0]]), finish(images, labels)
 
-    batches = tf.data.Dataset.from_tensor_slices(rows).batch(batch_size)
-    return without_autotuner(batches.map(load, num_parallel_calls=READERS).prefetch(4))
+    batches = tf.data.Dataset.from_tensor_slices(rows).batch(batch_size, drop_remainder=batch_size == 1)
+    data = batches.map(load, num_parallel_calls=READERS)
+    if function is not None:
+        data = user_map.mapped(data, function, seed, training=False, threads=THREADS)
+    return without_autotuner(data.map(lambda mark, element: element).prefetch(4))

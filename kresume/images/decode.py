@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kresume.errors import ImagesError, UsageError
+from kresume.spelling import option
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -37,7 +38,20 @@ VERSION = 1
 MAX_PIXELS = 100_000_000
 LARGE_PIXELS = 16_000_000
 RESIZES = ("stretch", "crop", "pad")
-INTERPOLATIONS = ("area", "bilinear", "antialias", "nearest")
+INTERPOLATIONS = (
+    "area",
+    "bilinear",
+    "antialias",
+    "nearest",
+    "bicubic",
+    "lanczos3",
+    "lanczos5",
+    "gaussian",
+    "mitchellcubic",
+)
+KERAS_RESIZES = ("keraspad",)
+KERAS_INTERPOLATIONS = ("kerasarea",)
+"""What `keras.utils.image_dataset_from_directory` does where `pad` and `area` of ours differ: for `image_dataset` alone."""
 ORIENTATION_TAG = 0x0112
 
 _one_large_at_a_time = threading.Lock()
@@ -50,9 +64,10 @@ class DecodeSpec:
     Attributes:
         height: in pixels.
         width: in pixels.
-        resize: `"stretch"` to the size, `"crop"` the centre to its aspect ratio first, or `"pad"` with black.
-        interpolation: `"area"` (bilinear where a picture is enlarged), `"bilinear"` (what
-            `keras.utils.image_dataset_from_directory` does), `"antialias"` or `"nearest"`.
+        resize: `"stretch"` to the size, `"crop"` the centre to its aspect ratio first, or `"pad"` with black (`"keraspad"`:
+            with Keras's rounding).
+        interpolation: `"area"` (bilinear where a picture is enlarged; `"kerasarea"`: nothing but areas), `"antialias"`
+            (bilinear with antialiasing), or another method of `tf.image.resize`; `"bilinear"` is Keras's default.
 
     Raises:
         UsageError: a value is none of these.
@@ -66,10 +81,10 @@ class DecodeSpec:
     def __post_init__(self) -> None:
         if self.height < 1 or self.width < 1:
             raise UsageError(f"an image size is at least 1x1, got {self.height}x{self.width}")
-        if self.resize not in RESIZES:
-            raise UsageError(f"--resize {self.resize}: use {', '.join(RESIZES)}")
-        if self.interpolation not in INTERPOLATIONS:
-            raise UsageError(f"--interpolation {self.interpolation}: use {', '.join(INTERPOLATIONS)}")
+        if self.resize not in {*RESIZES, *KERAS_RESIZES}:
+            raise UsageError(f"{option('resize', self.resize)}: use {', '.join(RESIZES)}")
+        if self.interpolation not in {*INTERPOLATIONS, *KERAS_INTERPOLATIONS}:
+            raise UsageError(f"{option('interpolation', self.interpolation)}: use {', '.join(INTERPOLATIONS)}")
 
     @property
     def key(self) -> str:
@@ -79,8 +94,10 @@ class DecodeSpec:
 
 def spec_of_key(key: str) -> DecodeSpec | None:
     """The way of decoding that a key names, whatever its version; None for another word."""
-    found = re.fullmatch(r"v\d+-(\d+)x(\d+)-([a-z]+)-([a-z]+)", key)
-    if found is None or found[3] not in RESIZES or found[4] not in INTERPOLATIONS:
+    found = re.fullmatch(r"v\d+-(\d+)x(\d+)-([a-z]+)-([a-z0-9]+)", key)
+    if found is None:
+        return None
+    if found[3] not in {*RESIZES, *KERAS_RESIZES} or found[4] not in {*INTERPOLATIONS, *KERAS_INTERPOLATIONS}:
         return None
     return DecodeSpec(int(found[1]), int(found[2]), found[3], found[4])
 
@@ -421,8 +438,16 @@ def resize(image: Any, spec: DecodeSpec, *, shrinks: bool = False) -> Any:
         )
     else:
         fitted = target
-    result = _interpolate(image, fitted, spec.interpolation, shrinks)
-    result = tf.cast(tf.round(result), tf.uint8)  # every method gives means of grey levels: none leaves 0 to 255
+    if spec.resize == "keraspad":
+        smooth = spec.interpolation == "antialias"
+        method = "bilinear" if smooth else spec.interpolation.removeprefix("keras")
+        # Sizes that the graph's optimizer does not know: a division by a constant becomes a product, which rounds otherwise.
+        sides = tf.unstack(tf.raw_ops.PlaceholderWithDefault(input=tf.constant(target), shape=[2]))
+        result = tf.cast(tf.image.resize_with_pad(image, *sides, method=method, antialias=smooth), tf.float32)
+    else:
+        result = _interpolate(image, fitted, spec.interpolation, shrinks)
+    # Means of grey levels stay within 0 to 255; cubic and Lanczos kernels go beyond both ends.
+    result = tf.cast(tf.clip_by_value(tf.round(result), 0, 255), tf.uint8)
     if spec.resize == "pad":
         result = tf.image.pad_to_bounding_box(
             result, (spec.height - fitted[0]) // 2, (spec.width - fitted[1]) // 2, spec.height, spec.width
@@ -434,10 +459,8 @@ def _interpolate(image: Any, size: Any, interpolation: str, shrinks: bool) -> An
     import tensorflow as tf
 
     size = tf.stack(size)
-    if interpolation == "nearest":
-        return tf.cast(tf.image.resize(image, size, method="nearest"), tf.float32)
-    if interpolation == "bilinear":
-        return tf.image.resize(image, size, method="bilinear")
+    if interpolation not in {"area", "antialias"}:
+        return tf.cast(tf.image.resize(image, size, method=interpolation.removeprefix("keras")), tf.float32)
     if interpolation == "antialias":
         return tf.image.resize(image, size, method="bilinear", antialias=True)
     if shrinks:

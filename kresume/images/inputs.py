@@ -15,6 +15,7 @@ from typing import Any
 from kresume.errors import UsageError
 from kresume.images import conventions
 from kresume.input_layout import RGB, InputLayout
+from kresume.spelling import option
 
 RED, GREEN, BLUE = 299.0, 587.0, 114.0
 """Thousandths of brightness (ITU-R BT.601), as libjpeg and libpng weigh them where a file is decoded as grey."""
@@ -65,7 +66,7 @@ def check_convention(pixels: str, layout: InputLayout) -> None:
     convention = conventions.find_affine(pixels)
     if layout.channels == 1 and convention is not None and convention.needs_colours:
         raise UsageError(
-            f"--pixels {pixels} is for RGB pictures, and the model takes grey ones: use "
+            f"{option('pixels', pixels)} is for RGB pictures, and the model takes grey ones: use "
             f"{', '.join(conventions.names_for(1))} or mean=M,std=S"
         )
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from kresume.errors import ImagesError, UsageError
 from kresume.images import places
+from kresume.spelling import option
 
 
 def held_out(value: str, data: Sequence[str] | None) -> frozenset[str]:
@@ -30,11 +31,13 @@ def held_out(value: str, data: Sequence[str] | None) -> frozenset[str]:
     try:
         name, share, seed = parts[0], float(parts[1]), int(parts[2])
     except (IndexError, ValueError) as error:
-        raise UsageError(f"--val-like {value}: give keras:F:SEED, keras:0.2:123 for example") from error
+        raise UsageError(f"{option('val-like', value)}: give keras:F:SEED, keras:0.2:123 for example") from error
     if name != "keras" or len(parts) != 3 or not 0 < share < 1:
-        raise UsageError(f"--val-like {value}: give keras:F:SEED with F between 0 and 1, keras:0.2:123 for example")
+        raise UsageError(
+            f"{option('val-like', value)}: give keras:F:SEED with F between 0 and 1, keras:0.2:123 for example"
+        )
     if data is None or len(data) != 1 or not places.is_folder(places.absolute(data[0])):
-        raise UsageError(f"--val-like {value}: give the one folder that was split as --data")
+        raise UsageError(f"{option('val-like', value)}: give the one folder that was split as {option('data')}")
     import keras
 
     try:
@@ -43,5 +46,5 @@ def held_out(value: str, data: Sequence[str] | None) -> frozenset[str]:
                 places.absolute(data[0]), validation_split=share, subset="validation", seed=seed, image_size=(1, 1)
             )
     except ValueError as error:
-        raise ImagesError(f"--val-like {value}: Keras cannot split {data[0]} ({error})") from error
+        raise ImagesError(f"{option('val-like', value)}: Keras cannot split {data[0]} ({error})") from error
     return frozenset(places.absolute(path) for path in dataset.file_paths)

@@ -24,6 +24,7 @@ from kresume.images.manifest import PLACE, TRAIN, VAL, Manifest, ordered, schema
 from kresume.images.prepare import Image, Prepared
 from kresume.images.sides import Leak, decide_sides
 from kresume.images.sources.found import Found, Listing, canonical, key_of
+from kresume.spelling import option
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -412,7 +413,9 @@ def _describe(
     notes = []
     if conflicts and left_out:
         path, label, other = conflicts[0]
-        within = "" if on_conflict == "quarantine" else f" (--on-conflict {on_conflict} cannot tell which is which)"
+        within = (
+            "" if on_conflict == "quarantine" else f" ({option('on-conflict', on_conflict)} cannot tell which is which)"
+        )
         notes.append(
             f"{left_out:,} images stand under two labels and are left out{within}, the first is {path} ({label} and {other})"
         )

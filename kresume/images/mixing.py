@@ -22,6 +22,7 @@ import numpy as np
 from kresume.errors import UsageError
 from kresume.images.manifest import Manifest
 from kresume.images.order import Order, permutation
+from kresume.spelling import option
 
 SHUFFLE_STREAM = 2**32
 """The row of permutations that mixes the streams of an epoch; apart from every stream's own."""
@@ -152,9 +153,11 @@ def make_order(
     is_new = manifest.origins[rows] >= generation
     ratio = parse_mix(mix)
     if ratio is not None and replay is not None:
-        raise UsageError(f"--mix {mix} and --replay {replay:g} both say how many old images an epoch takes: give one")
+        raise UsageError(
+            f"{option('mix', mix)} and {option('replay', replay)} both say how many old images an epoch takes: give one"
+        )
     if (ratio is not None or replay is not None) and (is_new.all() or not is_new.any()):
-        asked = f"--mix {mix}" if ratio is not None else f"--replay {replay:g}"
+        asked = option("mix", mix) if ratio is not None else option("replay", replay)
         raise UsageError(
             f"{asked}: all {len(rows):,} training images are {'new' if is_new.all() else 'old'}: leave it out"
         )
@@ -184,9 +187,11 @@ def parse_mix(mix: str | None) -> tuple[float, float] | None:
     try:
         parts = float(old), float(new)
     except ValueError as error:
-        raise UsageError(f"--mix {mix}: give concat or OLD:NEW, 1:1 for example") from error
+        raise UsageError(f"{option('mix', mix)}: give concat or OLD:NEW, 1:1 for example") from error
     if not (parts[0] > 0 and parts[1] > 0 and sum(parts) < float("inf")):
-        raise UsageError(f"--mix {mix}: both shares must be above 0; training on new images alone is another decision")
+        raise UsageError(
+            f"{option('mix', mix)}: both shares must be above 0; training on new images alone is another decision"
+        )
     return parts[0] / sum(parts), parts[1] / sum(parts)
 
 

@@ -35,6 +35,7 @@ from kresume.images.likeness import likeness
 from kresume.images.places import MAX_FILE_BYTES, read_range, read_stream
 from kresume.images.sources.found import STREAMS, Facts, Found, Known, Quarantined
 from kresume.progress import Reporter
+from kresume.spelling import option
 
 INDEX_NAME = "pictures.sqlite"
 GROUP, GROUP_BYTES = 32, 16 * 2**20
@@ -161,11 +162,12 @@ def _size(count: int) -> str:
 def _too_little_room(cache: Cache, more: int, everything: int) -> str | None:
     """Why so many more pictures are not cached; None where they are."""
     if not cache.room_for(more):
-        return f"the disk of the cache {cache.folder} has no room for {more:,} more pictures (--cache DIR puts it elsewhere)"
+        elsewhere = option("cache", "DIR")
+        return f"the disk of the cache {cache.folder} has no room for {more:,} more pictures ({elsewhere} puts it elsewhere)"
     if not cache.holds(everything):
         return (
             f"{everything:,} pictures of {cache.row_bytes:,} bytes are more than the cache may take, "
-            f"{_size(cache.limit_bytes)} (--cache-limit SIZE raises it)"
+            f"{_size(cache.limit_bytes)} ({option('cache-limit', 'SIZE')} raises it)"
         )
     return None
 
@@ -328,7 +330,7 @@ class _FileIndex:
         except sqlite3.Error as error:
             raise ImagesError(
                 f"{self._path}, what is known of pictures, cannot be used ({error}): remove it, it is made again; or give "
-                "--cache DIR"
+                f"{option('cache', 'DIR')}"
             ) from error
 
     def read(self, paths: Sequence[str]) -> dict[str, tuple[int, int, Facts]]:

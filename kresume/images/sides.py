@@ -18,6 +18,7 @@ import numpy as np
 
 from kresume.images.manifest import TRAIN, VAL
 from kresume.images.near import near_pairs, thumb_array
+from kresume.spelling import option
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -228,7 +229,7 @@ def _fill_classes(newcomers: list[Row], unit_of: dict[int, int], units: list[lis
                 if len(group) == 1
                 else "new images that are nearly the same: they train"
             )
-            notes.append(f"{label} has {images}, so {label} has no new validation image (--val PATH)")
+            notes.append(f"{label} has {images}, so {label} has no new validation image ({option('val', 'PATH')})")
         elif share and share < 1 and sides == {VAL}:
             fewest = min(len(units[unit]) for unit in small)
             _turn(newcomers, units[max((u for u in small if len(units[u]) == fewest), key=hashes.__getitem__)], TRAIN)

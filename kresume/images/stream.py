@@ -123,18 +123,62 @@ class Stream:
 
 
 def stream_of(data: Any) -> Stream:
-    """The stream behind a dataset.
+    """The stream behind a dataset, or behind what `map` and `prefetch` made of one.
 
     Raises:
         UsageError: it has none.
     """
-    stream = getattr(data, STREAM, None)
+    stream = getattr(_source(data), STREAM, None)
     if not isinstance(stream, Stream):
         raise UsageError(
             f"data= is a {type(data).__name__} that does not know its place: give what kresume.image_dataset or "
             "kresume.resumable returned, and put further steps into the function that resumable is given"
         )
     return stream
+
+
+def reason_not_followed(data: Any, stream: Stream) -> str:
+    """Names what keeps `data` from giving the batches of a stream one by one and in their order; empty if nothing does."""
+    source = _source(data)
+    if getattr(source, STREAM, None) is stream:
+        mixed = _steps(data) and data.options().deterministic is False
+        return "a dataset that may change the order (deterministic=False)" if mixed else ""
+    if hasattr(source, STREAM):
+        return "another dataset than data="
+    if _inputs(source) and any(_contains(part, stream) for part in _inputs(source)):
+        return f"data= behind a step that changes its batches or their order ({_kind(source)})"
+    return f"a {type(data).__name__} that does not come from data="
+
+
+ONE_TO_ONE = frozenset({"Map", "ParallelMap", "Prefetch", "Options", "AssertCardinality"})
+"""Steps of tf.data that give one batch for each batch, in the same order."""
+
+
+def _kind(data: Any) -> str:
+    return type(data).__name__.strip("_").removesuffix("Dataset")
+
+
+def _inputs(data: Any) -> list[Any]:
+    inputs = getattr(data, "_inputs", None)
+    return list(inputs()) if callable(inputs) else []
+
+
+def _steps(data: Any) -> list[Any]:
+    """The datasets that were made of a stream's dataset by one-to-one steps, the last first."""
+    steps = []
+    while not hasattr(data, STREAM) and _kind(data) in ONE_TO_ONE and getattr(data, "_deterministic", "") != "false":
+        steps.append(data)
+        data = _inputs(data)[0]
+    return steps
+
+
+def _source(data: Any) -> Any:
+    steps = _steps(data)
+    return _inputs(steps[-1])[0] if steps else data
+
+
+def _contains(data: Any, stream: Stream) -> bool:
+    return getattr(data, STREAM, None) is stream or any(_contains(part, stream) for part in _inputs(data))
 
 
 def dataset_of(stream: Stream, batches: Callable[[], Iterator[Any]], spec: Any, finish: Callable[..., Any]) -> Any:

@@ -10,13 +10,9 @@ Built-in models contain their Rescaling: they eat `0-255`. Weights are as initia
 from __future__ import annotations
 
 import difflib
-import importlib
-import importlib.util
-import inspect
 import json
-import sys
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +21,9 @@ import keras
 from kresume.checkpoints import keras_2, keras_file, legacy_h5, saved_model
 from kresume.checkpoints.state import TrainState
 from kresume.errors import ModelError
+from kresume.models.own_code import call_function, innermost, is_function, last_line, run_files
 from kresume.models.precision import with_precision
+from kresume.models.shapes import build_once
 
 DEFAULT_SIZE = (64, 64)
 
@@ -34,7 +32,7 @@ def build_model(
     spec: str | None,
     *,
     state: TrainState | None,
-    num_classes: int,
+    num_classes: int | None,
     image_size: tuple[int, int] | None,
     imports: Sequence[str] = (),
     precision: str | None = None,
@@ -46,7 +44,7 @@ def build_model(
         spec: `convnet`, `applications:NAME`, `file.py:function`, `package.module:function`, or a file that holds an
             architecture (`.json`, `.keras`, a full `.h5`); None means the checkpoint's own, else `convnet`.
         state: the checkpoint, None for a new model.
-        num_classes: how many outputs a new head has.
+        num_classes: how many outputs a new head has; None leaves it to the default of the user's function.
         image_size: `(height, width)` in pixels, None for the model's own.
         imports: Python files to run first: they register custom objects with Keras.
         precision: the policy that its layers get instead of their own; a user's function makes its layers under the global one.
@@ -58,10 +56,12 @@ def build_model(
     Raises:
         ModelError: it cannot be built; the message says what to give.
     """
-    own = _objects_in(imports)
+    own = run_files(imports)
     if spec is None:
         if state is not None and state.architecture is not None:
-            return _from_config(state.architecture, own, precision, trust, state.writer)
+            model = _from_config(state.architecture, own, precision, trust, state.writer)
+            build_once(model, image_size or DEFAULT_SIZE, state.source)
+            return model
         if state is not None:
             skeleton = (
                 f", or begin with a skeleton of its layers: kresume inspect {state.source} --write-model model.py"
@@ -75,14 +75,14 @@ def build_model(
         spec = "convnet"
     size = image_size or DEFAULT_SIZE
     if spec == "convnet":
-        return convnet(num_classes, size)
+        return convnet(_said(num_classes, spec), size)
     if spec.startswith("applications:"):
-        return _application(spec.partition(":")[2], num_classes, size)
+        return _application(spec.partition(":")[2], _said(num_classes, spec), size)
     if spec.endswith((".json", ".keras", ".h5", ".hdf5")):
         return _from_config(_architecture_of(Path(spec)), own, precision, trust, holder=spec)
     if saved_model.accepts(spec):
         return _from_config(_architecture_of(Path(spec)), own, precision, trust, holder=spec)
-    if ":" in spec:
+    if is_function(spec):
         return _from_function(spec, num_classes, image_size)
     if near := difflib.get_close_matches(spec.lower(), names := {name.lower(): name for name in _applications()}, 1):
         raise ModelError(f"--model {spec}: did you mean applications:{names[near[0]]}?")
@@ -112,7 +112,7 @@ def from_architecture(
     Raises:
         ModelError: a class in it is not known to Keras, or it holds a Lambda.
     """
-    return _from_config(config, _objects_in(imports), precision, trust, writer)
+    return _from_config(config, run_files(imports), precision, trust, writer)
 
 
 def _from_config(
@@ -126,21 +126,28 @@ def _from_config(
     if precision is not None:
         config = with_precision(config, precision)
     try:
-        with keras.saving.custom_object_scope(own):
+        with keras.saving.custom_object_scope(own), warnings.catch_warnings():
+            # `build_once` says the reason, this warning does not.
+            warnings.filterwarnings("ignore", message="Model .* had a build config")
             model = keras.saving.deserialize_keras_object({**config, "compile_config": None}, safe_mode=not trust)
-    except (TypeError, ValueError, KeyError, IndexError, ImportError, AttributeError, RecursionError) as error:
-        # Keras wraps the error of a layer in one for each model around it; the innermost says what is wrong.
-        said = str(error).rpartition("Exception encountered: ")[2].strip()
-        reason = said.splitlines()[0] if said else type(error).__name__
+    except Exception as error:  # classes of the user's own may raise anything
         later = f", which {writer} wrote, and this is keras {keras.__version__}" if _is_later(writer) else ""
         raise ModelError(
-            f"the architecture in {holder}{later} cannot be built ({reason[:300]}): custom classes are registered with "
-            "--import FILE.py; a Lambda layer's code is never run unless --trust says that the file is yours; --model "
+            f"the architecture in {holder}{later} cannot be built ({last_line(error)}): {_way_on(error)}--model "
             "FILE.py:FUNCTION builds it from your code"
         ) from error
     if not isinstance(model, keras.Model):
         raise ModelError(f"the architecture in {holder} is a {type(model).__name__}, expected a keras.Model")
     return model
+
+
+def _way_on(error: Exception) -> str:
+    """What helps with Keras's commonest reasons."""
+    reason = innermost(error).lower()
+    if "lambda" in reason:
+        return "a Lambda layer's code is never run unless --trust says that the file is yours; "
+    unknown = ("could not locate", "unknown layer", "unknown object", "custom", "get_config", "from_config")
+    return "custom classes are registered with --import FILE.py; " if any(part in reason for part in unknown) else ""
 
 
 def _is_later(writer: str) -> bool:
@@ -225,65 +232,15 @@ def _architecture_of(path: Path) -> Mapping[str, Any]:
     return keras_2.architecture(config) if old else config
 
 
-def _load_file(file: str, option: str) -> Any:
-    path = Path(file)
-    if not path.is_file():
-        raise ModelError(f"{option} {file}: there is no such file (looked from {Path.cwd()})")
-    name = f"kresume_user_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ModelError(f"{option} {file}: it is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # so that Keras and pickle find classes that it defines
-    folder = str(path.resolve().parent)
-    sys.path.insert(0, folder)  # its neighbours are found as by `python FILE.py`
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # it is the user's code: whatever it raises is said in a line, the rest is in the cause
-        frames = traceback.extract_tb(error.__traceback__)
-        line = next((frame.lineno for frame in reversed(frames) if frame.filename == str(path)), None)
-        where = f", line {line}" if line else ""
-        raise ModelError(f"{option} {file}{where}: it cannot be run ({type(error).__name__}: {error})") from error
-    finally:
-        sys.path.remove(folder)
-        if folder not in sys.path:
-            sys.path.append(folder)  # for what its functions import when they are called
-    return module
+def _said(num_classes: int | None, spec: str) -> int:
+    if num_classes is None:
+        raise ModelError(f"--model {spec}: nobody says how many classes it has: give --classes a,b,c")
+    return num_classes
 
 
-def _objects_in(imports: Sequence[str]) -> dict[str, Any]:
-    """Runs Python files; the classes and functions that they define, by name, whether they register them or not."""
-    modules = [_load_file(file, "--import") for file in imports]
-    return {
-        name: value
-        for module in modules
-        for name, value in vars(module).items()
-        if callable(value) and getattr(value, "__module__", None) == module.__name__
-    }
-
-
-def _from_function(spec: str, num_classes: int, image_size: tuple[int, int] | None) -> keras.Model:
-    place, _, name = spec.rpartition(":")
-    if place.endswith(".py"):
-        module = _load_file(place, "--model")
-    else:
-        try:
-            module = importlib.import_module(place)
-        except ModuleNotFoundError as error:
-            raise ModelError(f"--model {spec}: there is no module {place} ({error})") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise ModelError(f"--model {spec}: {place} has no function {name}")
-    model = function(**_accepted(function, {"num_classes": num_classes, "image_size": image_size}))
+def _from_function(spec: str, num_classes: int | None, image_size: tuple[int, int] | None) -> keras.Model:
+    model = call_function(spec, {"num_classes": num_classes, "image_size": image_size})
     if not isinstance(model, keras.Model):
         raise ModelError(f"--model {spec} gave a {type(model).__name__}, expected a keras.Model")
-    if not model.built:
-        size = image_size or DEFAULT_SIZE
-        model(keras.KerasTensor((1, *size, 3), "float32"))
+    build_once(model, image_size or DEFAULT_SIZE, f"--model {spec}")
     return model
-
-
-def _accepted(function: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str, Any]:
-    parameters = inspect.signature(function).parameters
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    return {name: value for name, value in offered.items() if (takes_any or name in parameters) and value is not None}

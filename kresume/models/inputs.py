@@ -9,6 +9,7 @@ from typing import Any
 
 from kresume.errors import UsageError
 from kresume.input_layout import InputLayout, read_layout
+from kresume.models.shapes import input_shape_of
 
 
 def layout_of(
@@ -28,11 +29,10 @@ def layout_of(
     Raises:
         UsageError: the model takes several inputs, or none that is a picture.
     """
-    if isinstance(model.input_shape, (list, dict)):
-        raise UsageError(
-            f"the model takes {len(model.input_shape)} inputs of the shapes {model.input_shape}; kresume feeds it one picture"
-        )
-    shape = tuple(model.input_shape)[1:]
+    given = input_shape_of(model)
+    if isinstance(given, (list, dict)):
+        raise UsageError(f"the model takes {len(given)} inputs of the shapes {given}; kresume feeds it one picture")
+    shape = tuple(given)[1:]
     if axes is None and known is not None and (fixed := known.sizes(shape, size)):
         return known, fixed[0]
     return read_layout(shape, size, axes)

@@ -1,54 +1,100 @@
-"""Which loss judges a model, and what labels it wants.
+"""Chooses the loss that trains a model, and says which labels it wants.
 
-choice = choose_loss(model, saved=state.compiled, requested=None)
-model.compile(loss=choice.keras_loss(), metrics=choice.keras_metrics())
+    choice = choose_loss(model, saved=state.compiled, code=code)
+    model.compile(loss=choice.keras_loss(), loss_weights=choice.weight, metrics=choice.keras_metrics())
+
+The checkpoint's own loss trains on, whatever it is: one of Keras's with its settings, or a user's. What its outputs are is read
+from the model (`outputs.py`), not from the loss: `from_logits=True` behind a softmax is a slip that only TensorFlow's graphs
+correct. A loss that nobody can make is named, with the way on.
 """
 
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import keras
 
 from kresume.errors import ModelError, UsageError
+from kresume.models.outputs import Outputs, output_count, read_outputs
+from kresume.models.own_code import OwnCode
+from kresume.models.saved_loss import Labels, find_loss, labels_of, live_entry, make_loss, name_of, of_keras, snake
+from kresume.models.shapes import input_shape_of
 
 Kind = Literal["sparse_categorical_crossentropy", "categorical_crossentropy", "binary_crossentropy"]
 KINDS: tuple[Kind, ...] = ("sparse_categorical_crossentropy", "categorical_crossentropy", "binary_crossentropy")
+LABELS: Mapping[str, Labels] = {
+    "sparse_categorical_crossentropy": "indices",
+    "categorical_crossentropy": "rows",
+    "binary_crossentropy": "binary",
+}
+SHOWN = {"label_smoothing": 0.0, "ignore_class": None, "reduction": "sum_over_batch_size"}
+"""Settings that a plan shows where they are not these."""
+YES_OR_NO = frozenset({"binary_crossentropy", "binary_focal_crossentropy"})
+ALWAYS = frozenset(
+    {"accuracy", "acc", "sparse_categorical_accuracy", "categorical_accuracy", "binary_accuracy", "crossentropy", "ce"}
+    | {"sparsecategoricalaccuracy", "categoricalaccuracy", "binaryaccuracy"}
+)
+"""Names, in small letters, of metrics that are always computed."""
 
 
 @dataclass(frozen=True)
 class LossChoice:
-    """A cross-entropy.
+    """A loss, and what the model's outputs are.
 
     Attributes:
-        kind: Keras's name of it.
+        kind: Keras's name of it, or the user's.
         from_logits: whether the model's outputs are logits.
         label_smoothing: as Keras defines it; always 0 for the sparse kind.
         reason: why this one, for the plan.
+        settings: as Keras serializes it, for a loss that is more than kind, logits and smoothing; None otherwise.
+        labels: what labels it takes; empty in the records of older runs, where the kind says it.
+        weight: what the checkpoint multiplied it by; None for 1.
+        note: what of the checkpoint's compile call is not used, or corrected; empty where nothing is.
+        lost: why the checkpoint's loss cannot be made, where another stands in for it; empty otherwise.
+        live: the loss object, where it was made of the user's code. Not recorded.
     """
 
-    kind: Kind
+    kind: str
     from_logits: bool
     label_smoothing: float
     reason: str
+    settings: Mapping[str, Any] | None = None
+    labels: Labels | Literal[""] = ""
+    weight: float | None = None
+    note: str = ""
+    lost: str = ""
+    live: Any = field(default=None, compare=False, repr=False)
+
+    @property
+    def _labels(self) -> Labels:
+        return self.labels or LABELS[self.kind]
 
     @property
     def one_hot(self) -> bool:
         """Whether labels are rows of probabilities rather than indices."""
-        return self.kind == "categorical_crossentropy"
+        return self._labels == "rows"
 
     @property
     def outputs(self) -> Literal["probabilities", "logits", "binary", "binary-logits"]:
         """What the model's outputs are, for scoring."""
-        if self.kind == "binary_crossentropy":
+        if self._labels == "binary":
             return "binary-logits" if self.from_logits else "binary"
         return "logits" if self.from_logits else "probabilities"
 
     def keras_loss(self) -> Any:
-        """The Keras loss object."""
+        """Makes the Keras loss object.
+
+        Raises:
+            UsageError: it is the user's own, and its code was not given.
+        """
+        if self.live is not None:
+            return self.live
+        if self.settings is not None:
+            return make_loss(self.settings, OwnCode())
         if self.kind == "sparse_categorical_crossentropy":
             return keras.losses.SparseCategoricalCrossentropy(from_logits=self.from_logits)
         if self.kind == "categorical_crossentropy":
@@ -57,17 +103,39 @@ class LossChoice:
             )
         return keras.losses.BinaryCrossentropy(from_logits=self.from_logits, label_smoothing=self.label_smoothing)
 
+    def portable(self) -> LossChoice:
+        """The loss where plain Keras can find it by name; else the cross-entropy of the same labels."""
+        if self.settings is None or "compiled_by" not in self.settings:
+            return self
+        kind = next(kind for kind, labels in LABELS.items() if labels == self._labels)
+        lost = f"the loss {self.kind} has no name by which plain Keras could find it"
+        return replace(self, kind=kind, settings=None, live=None, lost=lost)
+
     def keras_metrics(self) -> list[Any]:
         """The training accuracy in the form that these labels need."""
-        if self.kind == "sparse_categorical_crossentropy":
+        if self._labels == "indices":
             return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
-        if self.kind == "categorical_crossentropy":
+        if self._labels == "rows":
             return [keras.metrics.CategoricalAccuracy(name="accuracy")]
         return [keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0 if self.from_logits else 0.5)]
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form, as `run.json` pins it."""
-        return dict(vars(self))
+        return {name: value for name, value in vars(self).items() if name != "live"}
+
+
+def from_record(record: Mapping[str, Any], code: OwnCode) -> LossChoice:
+    """Makes the loss of a run again.
+
+    Args:
+        record: what `as_dict` gave, perhaps of an older version.
+        code: the user's code that the run names.
+
+    Raises:
+        UsageError: the user's own loss is not in that code any more.
+    """
+    choice = LossChoice(**record)
+    return choice if choice.settings is None else replace(choice, live=make_loss(choice.settings, code))
 
 
 def check_metrics(names: Sequence[str]) -> None:
@@ -85,30 +153,34 @@ def check_metrics(names: Sequence[str]) -> None:
             raise UsageError(f"--metric {name}: Keras has no such metric: {hint}") from error
 
 
-def last_activation(model: keras.Model) -> str | None:
-    """The name of the activation that gives the model's outputs, through nested models; None if none can be read."""
-    layer: Any = model
-    while isinstance(layer, keras.Model) and layer.layers:
-        layer = layer.layers[-1]
-    if isinstance(layer, keras.layers.Softmax):
-        return "softmax"
-    activation = getattr(layer, "activation", None)
-    return getattr(activation, "__name__", None)
+def unused_metrics(saved: Mapping[str, Any] | None, asked: Sequence[str]) -> tuple[str, ...]:
+    """Names the checkpoint's metrics that are not computed.
 
-
-def output_count(model: keras.Model) -> int:
-    """How many numbers the model gives per image.
-
-    Raises:
-        ModelError: it has several outputs, or one that is no vector.
+    Args:
+        saved: Keras's compile config from the checkpoint.
+        asked: `--metric`.
     """
-    shape = model.output_shape
-    if not isinstance(shape, tuple) or len(shape) != 2 or shape[1] is None:
-        raise ModelError(
-            f"the model's output has the shape {shape}; kresume trains one image to one label, so it must be "
-            "(batch, classes). Models with several outputs: use kresume.BackupAndRestore in your own fit"
-        )
-    return int(shape[1])
+    found = [*_metrics((saved or {}).get("metrics")), *_metrics((saved or {}).get("weighted_metrics"))]
+    known = {*ALWAYS, *(name.lower() for name in asked)}
+    left = [name for name, what in found if not {name.lower(), what.lower()} & known]
+    return tuple(dict.fromkeys(left))
+
+
+def _metrics(saved: Any) -> list[tuple[str, str]]:
+    """(name, class or function) of each metric in a compile config."""
+    if isinstance(saved, str):
+        return [(saved, saved)]
+    if isinstance(saved, (list, tuple)):
+        return [found for item in saved for found in _metrics(item)]
+    if not isinstance(saved, Mapping):
+        return []
+    if "class_name" not in saved:  # by the name of the output
+        return [found for item in saved.values() for found in _metrics(item)]
+    config = saved.get("config")
+    if not isinstance(config, Mapping):
+        return [(str(config), str(config))]
+    what = config["fn"] if isinstance(config.get("fn"), str) else saved["class_name"]
+    return [(str(config.get("name") or what), str(what))]
 
 
 def compiled_by_function(model: keras.Model) -> Mapping[str, Any] | None:
@@ -117,68 +189,169 @@ def compiled_by_function(model: keras.Model) -> Mapping[str, Any] | None:
     return config
 
 
-def _saved_choice(saved: Mapping[str, Any] | None) -> tuple[Kind, bool, float] | None:
-    loss: Any = (saved or {}).get("loss")
-    if isinstance(loss, (list, tuple)) and len(loss) == 1:
-        loss = loss[0]
-    if isinstance(loss, str):
-        names: dict[str, Kind] = {kind: kind for kind in KINDS}
-        return (names[loss], False, 0.0) if loss in names else None
-    if isinstance(loss, Mapping):
-        classes: dict[str, Kind] = {
-            "SparseCategoricalCrossentropy": "sparse_categorical_crossentropy",
-            "CategoricalCrossentropy": "categorical_crossentropy",
-            "BinaryCrossentropy": "binary_crossentropy",
-        }
-        config = loss.get("config") or {}
-        if isinstance(config, str):  # a function such as keras.losses.categorical_crossentropy
-            return _saved_choice({"loss": config})
-        kind = classes.get(str(loss.get("class_name")))
-        if kind is not None:
-            return kind, bool(config.get("from_logits", False)), float(config.get("label_smoothing", 0.0))
-    return None
-
-
 def choose_loss(
     model: keras.Model,
     *,
     saved: Mapping[str, Any] | None = None,
     requested: str | None = None,
     soft_labels: bool = False,
+    code: OwnCode | None = None,
+    trains: bool = True,
 ) -> LossChoice:
-    """Decides the loss: the one asked for, else the checkpoint's if it is a known cross-entropy, else by the outputs.
+    """Decides the loss: the one asked for, else the checkpoint's, else that of the user's function, else by the outputs.
 
     Args:
-        model: a built classifier.
+        model: a built classifier; compiled if the user's function compiles it.
         saved: Keras's compile config from the checkpoint.
         requested: `--loss`, one of `KINDS`.
-        soft_labels: labels are rows of probabilities (MixUp), which the sparse kind cannot judge.
+        soft_labels: labels are rows of probabilities (MixUp), which a loss of indices cannot judge.
+        code: the user's code, for a loss of their own.
+        trains: False where nothing is trained: a loss that nobody can make is named in `lost`, and another stands in.
 
     Raises:
-        UsageError: `requested` is none of `KINDS`, or does not fit the model's outputs.
+        UsageError: `requested` is none of `KINDS`, the loss does not fit the model's outputs, or nobody can make it.
         ModelError: the outputs are no row of classes.
     """
-    count = output_count(model)
-    activation = last_activation(model)
+    count, outputs, code = output_count(model), read_outputs(model), code or OwnCode()
+    entry, reason = find_loss(saved), "the checkpoint's"
+    if entry is None and model.compiled:
+        entry, reason = live_entry(model.loss), "as --model compiles it"
     if requested is not None:
         if requested not in KINDS:
             raise UsageError(f"--loss {requested}: kresume trains classifiers with one of {', '.join(KINDS)}")
-        kind: Kind = next(kind for kind in KINDS if kind == requested)
-        from_logits, smoothing, reason = activation not in {"softmax", "sigmoid"}, 0.0, "--loss"
-    elif (found := _saved_choice(saved)) is not None:
-        kind, from_logits, smoothing = found
-        reason = "the checkpoint's"
-    else:
+        _check_count(requested, count, "--loss")
+        choice = _by_kind(requested, outputs, "--loss")
+        choice = replace(choice, note=_replaced(entry, requested, code))
+    elif entry is None:
         kind = "binary_crossentropy" if count == 1 else "sparse_categorical_crossentropy"
-        from_logits, smoothing = activation not in {"softmax", "sigmoid"}, 0.0
-        reason = f"from the last activation, {activation or 'unknown'}"
-    if (kind == "binary_crossentropy") != (count == 1):
-        raise UsageError(
-            f"the loss {kind} does not fit a model with {count} output{'s' if count > 1 else ''} "
-            f"({reason}): give --loss {'binary_crossentropy' if count == 1 else 'sparse_categorical_crossentropy'}"
-        )
-    if soft_labels and kind == "binary_crossentropy":
+        words = f"from the last activation, {outputs.activation}" if outputs.activation else outputs.because
+        choice = _by_kind(kind, outputs, words or "from the last activation, unknown")
+    else:
+        try:
+            choice = _as_saved(entry, reason, model, count, outputs, code)
+        except (UsageError, ModelError) as error:
+            if trains:
+                raise
+            kind = "binary_crossentropy" if count == 1 else "sparse_categorical_crossentropy"
+            choice = replace(_by_kind(kind, outputs, "in place of the checkpoint's"), lost=str(error))
+        choice = _weighed(choice, (saved or {}).get("loss_weights"))
+    if not soft_labels or choice.one_hot:
+        return choice
+    if count == 1:
         raise UsageError("--mixup and --cutmix need a model with one output per class; this one has a single output")
-    if soft_labels and kind == "sparse_categorical_crossentropy":
-        kind, reason = "categorical_crossentropy", f"{reason}; for mixed labels"
-    return LossChoice(kind, from_logits, smoothing, reason)
+    if choice.settings is not None:
+        raise UsageError(
+            f"--mixup and --cutmix mix labels, and the loss {choice.kind} ({choice.reason}) takes one class per image: leave "
+            "them out, or give --loss categorical_crossentropy"
+        )
+    return replace(choice, kind="categorical_crossentropy", labels="rows", reason=f"{choice.reason}; for mixed labels")
+
+
+def _by_kind(kind: str, outputs: Outputs, reason: str) -> LossChoice:
+    return LossChoice(kind, outputs.are != "probabilities", 0.0, reason, labels=LABELS[kind])
+
+
+def _check_count(kind: str, count: int, reason: str) -> None:
+    """Raises UsageError where a cross-entropy does not fit the number of outputs."""
+    if kind not in LABELS and kind not in YES_OR_NO:
+        return
+    if kind in YES_OR_NO and count > 1:
+        raise UsageError(
+            f"the loss {kind} ({reason}) over {count} outputs asks {count} independent yes-or-no questions of an image; "
+            f"kresume trains one image to one of {count} classes: --loss sparse_categorical_crossentropy does that, whatever "
+            "the last activation is. For several labels per image use kresume.BackupAndRestore in your own fit; "
+            f"{kind} is for two classes and one output"
+        )
+    if kind not in YES_OR_NO and count == 1:
+        raise UsageError(
+            f"the loss {kind} ({reason}) does not fit a model with 1 output, which tells two classes apart: give --loss "
+            "binary_crossentropy"
+        )
+
+
+def _as_saved(entry: Any, reason: str, model: keras.Model, count: int, outputs: Outputs, code: OwnCode) -> LossChoice:
+    """The loss of a compile config, as it is; `from_logits` alone follows the outputs."""
+    found = of_keras(entry, code)
+    if found is None:
+        return _own(entry, reason, model, count, outputs, code)
+    cls, settings = found
+    kind, note = snake(cls), ""
+    _check_count(kind, count, reason)
+    from_logits = outputs.are == "logits"
+    if "from_logits" in inspect.signature(cls.__init__).parameters:
+        said = bool(settings.get("from_logits", False))
+        from_logits = said if outputs.are is None else from_logits
+        if said != from_logits:
+            note = (
+                f"the loss is compiled with from_logits={said}, but the model gives {outputs.are}: {outputs.because}; the "
+                "outputs decide"
+            )
+        settings = {**settings, "from_logits": from_logits}
+    words = [f"{name}={settings[name]}" for name, default in SHOWN.items() if settings.get(name, default) != default]
+    reason = "; ".join([reason, *words])
+    default = cls()  # every loss of Keras has defaults
+    plain = {name: value for name, value in settings.items() if value != default.get_config().get(name)}
+    if kind in LABELS and not plain.keys() - {"from_logits", "label_smoothing"}:
+        smoothing = float(settings.get("label_smoothing") or 0.0)
+        return LossChoice(kind, from_logits, smoothing, reason, labels=LABELS[kind], note=note)
+    full = {"module": "keras.losses", "class_name": cls.__name__, "config": settings, "registered_name": None}
+    labels = LABELS.get(kind) or labels_of(cls(**settings), kind, count, "logits" if from_logits else "probabilities")
+    smoothing = float(settings.get("label_smoothing") or 0.0)
+    return LossChoice(kind, from_logits, smoothing, reason, settings=full, labels=labels, note=note)
+
+
+def _own(entry: Any, reason: str, model: keras.Model, count: int, outputs: Outputs, code: OwnCode) -> LossChoice:
+    """A loss of the user's own: from the file that defines it, else as the function of `--model` compiles it."""
+    name = name_of(entry)
+    compiled = model.loss if model.compiled and code.function is not None else None
+    live, settings = None, dict(entry) if isinstance(entry, Mapping) else {"class_name": "function", "config": entry}
+    try:
+        live = make_loss(entry, code)
+    except UsageError:
+        if compiled is None or name_of(live_entry(compiled)) != name:
+            raise
+        # A closure or a lambda cannot be found by its name: the user's function is called again.
+        live, reason = compiled, f"{reason}, as --model compiles it" if reason == "the checkpoint's" else reason
+        size = input_shape_of(model)[1:3]
+        settings = {
+            "compiled_by": code.function,
+            "name": name,
+            "num_classes": max(count, 2),
+            "image_size": list(size) if all(size) else None,
+        }
+    labels = labels_of(live, name, count, "probabilities" if outputs.are == "probabilities" else "logits")
+    from_logits = outputs.are != "probabilities"
+    return LossChoice(name, from_logits, 0.0, reason, settings=settings, labels=labels, live=live)
+
+
+def _weighed(choice: LossChoice, weights: Any) -> LossChoice:
+    """The choice with the weight that the checkpoint multiplied its loss by."""
+    found = list(weights.values()) if isinstance(weights, Mapping) else weights
+    found = list(found) if isinstance(found, (list, tuple)) else [found]
+    if not found or not isinstance(found[0], (int, float)) or isinstance(found[0], bool):
+        return choice
+    weight = float(found[0])
+    note = ""
+    if len(found) > 1:
+        note = (
+            f"loss_weights={found} weigh outputs, not classes: Keras used the first, {weight:g}, and so does this run"
+        )
+    return replace(choice, weight=weight if weight != 1.0 else None, note="; ".join(filter(None, [choice.note, note])))
+
+
+def _replaced(entry: Any, kind: str, code: OwnCode) -> str:
+    """What `--loss` takes the place of, in words; empty where nothing is lost."""
+    if entry is None:
+        return ""
+    found = of_keras(entry, code)
+    if found is None:
+        return f"--loss takes the place of the checkpoint's own loss, {name_of(entry)}"
+    cls, settings = found
+    default = cls().get_config()
+    changed = [
+        f"{name}={value}" for name, value in settings.items() if name != "from_logits" and value != default.get(name)
+    ]
+    if snake(cls) == kind and not changed:
+        return ""
+    inside = f" ({', '.join(changed)})" if changed else ""
+    return f"--loss takes the place of the checkpoint's {snake(cls)}{inside}"

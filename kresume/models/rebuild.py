@@ -46,6 +46,7 @@ def save_model(model: keras.Model, path: Path, card: Card, learning_rate: float,
     model.compile(
         optimizer=new,
         loss=model.loss,
+        loss_weights=compiled.get("loss_weights"),
         metrics=keras.saving.deserialize_keras_object(compiled.get("metrics")),
         auto_scale_loss=False,  # it is wrapped already where the layers need it
     )

@@ -24,13 +24,14 @@ from kresume.checkpoints import snapshot
 from kresume.checkpoints.state import TrainState
 from kresume.errors import CheckpointError, UsageError
 from kresume.images.stream import Stream, stream_of
+from kresume.lock import NAME as LOCK
 from kresume.lock import Lock
 from kresume.models import own_counts, structure
 from kresume.progress import Reporter
-from kresume.training import callback_state, other_optimizers
+from kresume.training import callback_state, fit_call, other_optimizers
 from kresume.training.callback_logs import CallbackLogs, this_process
 from kresume.training.fit import assign_state, build_from_spec, groups_of
-from kresume.training.snapshots import RunWriter
+from kresume.training.snapshots import RunWriter, wait_for_writers
 
 METADATA = "training_metadata.json"
 FIT = "fit.json"
@@ -43,6 +44,10 @@ class _Cut:
     """What stands in `model.stop_training` while we end an epoch early: true, and told apart from another's True."""
 
 
+class _NotFinite(Exception):
+    """Raised instead of a backup that nobody could train on from."""
+
+
 class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untyped
     """Backs up a training and restores it when the same script is run again, exactly.
 
@@ -53,8 +58,9 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         delete_checkpoint: remove the backups when `fit` ends; only what was written by this class is removed.
         data: what `kresume.image_dataset` or `kresume.resumable` returned, the same that `fit` is given: then training
             continues in the middle of an epoch with the batches that were not drawn yet.
-        strict: False allows a number of batches as `save_freq` without `data`: the rest of an interrupted epoch then
-            draws whatever the caller's data gives, so the count of steps is right and their order is the caller's.
+        strict: True refuses a number of batches as `save_freq` without `data`, where the order of the data is the caller's:
+            an interrupted epoch draws as many batches as it still has behind those that it drew. False is the same, also
+            for a callback that is given to `fit` again after `fit` raised: None then begins the epoch again, as Keras does.
         on_new_data: what to do when the images of `image_dataset` changed since: `"next-epoch"` ends the interrupted epoch
             on its old list and begins the next with the new one; `"error"` raises.
 
@@ -73,18 +79,21 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         delete_checkpoint: bool = True,
         *,
         data: Any = None,
-        strict: bool = True,
+        strict: bool | None = None,
         on_new_data: Literal["next-epoch", "error"] = "next-epoch",
     ) -> None:
         super().__init__()
-        if not str(backup_dir):
-            raise UsageError("backup_dir is empty: give the folder of the backups")
+        if not backup_dir:
+            raise UsageError("Empty `backup_dir` argument passed (it is empty or None): give the folder of the backups")
         if save_freq != "epoch" and (isinstance(save_freq, bool) or not isinstance(save_freq, int) or save_freq < 1):
-            raise UsageError(f"save_freq={save_freq!r}: give 'epoch' or a number of batches of at least 1")
+            raise UsageError(
+                f"Invalid value for argument `save_freq`. Received: save_freq={save_freq!r}: give 'epoch' or a number of "
+                "batches of at least 1"
+            )
         if save_freq != "epoch" and data is None and strict:
             raise UsageError(
                 f"save_freq={save_freq} needs data=: without it nobody knows which batches an interrupted epoch has drawn. "
-                "Give data=kresume.resumable(...) or kresume.image_dataset(...), save_freq='epoch', or strict=False"
+                "Give data=kresume.resumable(...) or kresume.image_dataset(...), save_freq='epoch', or leave strict out"
             )
         if on_new_data not in {"next-epoch", "error"}:
             raise UsageError(f"on_new_data={on_new_data!r}: give 'next-epoch' or 'error'")
@@ -93,6 +102,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         self.double_checkpoint = double_checkpoint
         self.delete_checkpoint = delete_checkpoint
         self.on_new_data = on_new_data
+        self.strict = strict
         self._stream: Stream | None = stream_of(data) if data is not None else None
         self._folder = Path(backup_dir)
         self._reporter = Reporter()
@@ -105,39 +115,72 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         self._compiled_rate: float | None = None
         self._optimizer: dict[str, Any] = {}
         self._cut: _Cut | None = None
+        self._drawn = 0
+        self._begun = False
+        self._not_finite = ""
+        self._call: fit_call.FitCall | None = None
         self._list: Any = None
         self._lock: Lock | None = None
         self._trace = crash.Trace(self._folder)
         self._writer: RunWriter | None = None
         self._logs: CallbackLogs | None = None
         self._forgetful: set[str] = set()
+        wait_for_writers(self._folder)
         self._find_place()
+
+    # What scripts read of Keras's callback.
+
+    def _file_of(self, which: int, name: str, theirs: str) -> str:
+        """The file of our newest backup (-1) or of the one before (-2); Keras's own where there is none of ours."""
+        wait_for_writers(self._folder)
+        ours = snapshot.list_snapshots(self._folder)
+        return str(ours[which][1] / name if len(ours) >= -which else self._folder / theirs)
+
+    @property
+    def _weights_path(self) -> str:
+        return self._file_of(-1, snapshot.ARRAYS, KERAS_WEIGHTS)
+
+    @property
+    def _training_metadata_path(self) -> str:
+        return str(self._folder / METADATA)
+
+    @property
+    def _prev_weights_path(self) -> str:
+        return self._file_of(-2, snapshot.ARRAYS, f"{KERAS_WEIGHTS}{KERAS_PREVIOUS}")
+
+    @property
+    def _prev_training_metadata_path(self) -> str:
+        return self._file_of(-2, snapshot.META, f"{METADATA}{KERAS_PREVIOUS}")
 
     # What `fit` calls, in its order.
 
     def set_model(self, model: Any) -> None:
         """Takes the last place in the list: what the others will have done by then is in the backup."""
         super().set_model(model)
-        if self._stream is not None and callback_state.argument_of_fit("steps_per_epoch") is not None:
-            # Keras then keeps one iterator over all epochs, and the place in the data would be another than we count.
-            raise UsageError(
-                "fit(steps_per_epoch=...) with data=: leave steps_per_epoch out, the data knows its epochs"
-            )
+        self._call = None
+        self._look_at_fit()
         self._list = callback_state.list_that_calls(self)
         if self._list is not None:
             self._list.callbacks = [*self._others(), self]
+            callback_state.let_all_hear(self._list)
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Restores the newest backup that verifies."""
         model = self._model
+        self._look_at_fit()
+        if self._call is not None and self._stream is None:
+            fit_call.check_repeatable(self._call, self._epochs() or 1)
         per_call = int(model.steps_per_execution)
         if self._stream is not None and self._stream.longest() % per_call:
             raise UsageError(
                 f"an epoch has {self._stream.longest()} steps, and Keras runs {per_call} per call (steps_per_execution): give "
                 "a number that divides it"
             )
+        wait_for_writers(self._folder)
+        again, self._begun = self._begun, True
+        self._begin_batch, self._resumed, self._cut, self._not_finite = 0, None, None, ""
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._lock = Lock(self._folder, say=self._reporter.say)
+        self._lock = Lock(self._folder, way_on=f"removing {self._folder / LOCK}", say=self._reporter.say)
         self._lock.acquire(again=True)
         files.remove_leftovers(self._folder)
         if (died := crash.found(self._folder)) is not None:
@@ -155,7 +198,8 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
             raise UsageError(
                 "BackupAndRestore restores into a built model: call it on a batch, or give it an Input, before fit"
             )
-        build_from_spec(model, self._stream.element_spec if self._stream is not None else None)
+        spec = self._stream.element_spec if self._stream is not None else None
+        build_from_spec(model, self._call.spec() if self._call is not None and spec is not None else spec)
         self._compiled_rate = self._rate()
         # Now, while the rate can be read: under JAX the variables are empty between two steps.
         self._optimizer = keras.saving.serialize_keras_object(model.optimizer)
@@ -166,7 +210,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
             for path, reason in skipped:
                 self._reporter.warn(f"{path} is damaged ({reason}): going on from the one before")
                 snapshot.set_aside(path)
-            self._restore(state, fit_returned=left.get("returned") == state.step)
+            self._restore(state, again=again, fit_returned=left.get("returned") == state.step)
             logs = state.records.get("logs")
         elif (self._folder / KERAS_WEIGHTS).is_file():
             self._restore_keras()
@@ -183,7 +227,8 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Makes the data begin where training stands, and gives the interrupted epoch its averages back."""
         self._current_epoch = epoch
-        self._last_batch_seen = self._begin_batch
+        self._drawn = self._begin_batch
+        self._last_batch_seen = max(0, self._drawn - 1)
         if self._stream is not None:
             self._stream.seek(epoch, self._begin_batch)
         if self._resumed is not None:
@@ -195,17 +240,19 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         """Counts, ends an interrupted epoch where it ends, and backs up where that is due."""
         count = int(self._model.steps_per_execution)
         self._total += count
-        self._last_batch_seen = self._begin_batch + batch + 1
+        self._last_batch_seen = self._begin_batch + batch  # an index, as Keras's
+        self._drawn = self._last_batch_seen + 1
         self._batches_seen_since_last_saving += count
         steps = self._steps_of_epoch()
-        at_end = steps is not None and self._last_batch_seen >= steps
+        at_end = steps is not None and self._drawn >= steps
         if self._model.stop_training:
             pass  # another callback has asked for the end: that stands, and what leads to it comes again after a kill
         elif at_end:
-            if self._begin_batch or (self._stream is not None and steps != self._stream.longest()):
+            counted = self._call.steps if self._call is not None else steps
+            if self._begin_batch or steps != counted:
                 self._cut = self._model.stop_training = _Cut()
         elif self.save_freq != "epoch" and self._batches_seen_since_last_saving >= int(self.save_freq):
-            self._back_up(self._current_epoch, self._last_batch_seen, must=True)
+            self._back_up(self._current_epoch, self._drawn, logs)
         if self._writer is not None:
             self._writer.tell_of_stall()
 
@@ -213,14 +260,18 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         """Backs up the finished epoch. A backup due on its last step was put off to here: validation is done by now."""
         if self._cut is not None and self._model.stop_training is self._cut:
             self._model.stop_training = False  # ours; where another callback has asked for the end meanwhile it stands
+        if self._call is not None and self._cut is not None:
+            self._call.end_cut_epoch()
+        elif self._call is not None and self._begin_batch:
+            self._call.forget_length()
         self._cut = None
         self._begin_batch = 0
         self._current_epoch, self._last_batch_seen = epoch + 1, 0
         if self.save_freq == "epoch" or self._batches_seen_since_last_saving >= int(self.save_freq):
-            self._back_up(epoch + 1, 0, must=True)
+            self._back_up(epoch + 1, 0, logs)
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Waits for the disk; removes our backups if asked to."""
+        """Waits for the disk; removes our backups if asked to, unless training broke down."""
         self._model._initial_epoch = None  # it would shift every later fit of this model
         if own_counts.counts_of(self._model.optimizer):
             own_counts.mature(self._model.optimizer)
@@ -229,14 +280,16 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
             self._stream.release(self._current_epoch)
         if self._writer is not None:
             self._writer.join()
-        if self.delete_checkpoint:
+        self._begun, self._call = False, None
+        removes = self.delete_checkpoint and self._ended_well(logs)
+        if removes:
             self._remove()
         else:
             files.write_json(self._folder / FIT, {**self._left_by_fit(), "returned": self._total})
         self._trace.end()
         if self._lock is not None:
             self._lock.release()
-        if self.delete_checkpoint and self._folder.is_dir() and not any(self._folder.iterdir()):
+        if removes and self._folder.is_dir() and not any(self._folder.iterdir()):
             self._folder.rmdir()
 
     # How.
@@ -284,9 +337,22 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
     def _others(self) -> list[Any]:
         return [callback for callback in self._list.callbacks if callback is not self] if self._list is not None else []
 
+    def _look_at_fit(self) -> None:
+        """Finds what `fit` was given, and refuses what the backups could not follow."""
+        if self._call is None:
+            self._call = fit_call.find()
+            if self._call is not None and self._stream is not None:
+                fit_call.check_followed(self._call, self._stream)
+
+    def _epochs(self) -> int | None:
+        epochs = (self.params or {}).get("epochs")
+        return int(epochs) if epochs is not None else None
+
     def _steps_of_epoch(self) -> int | None:
         if self._stream is not None:
             return self._stream.steps(self._current_epoch)
+        if self._call is not None:
+            return self._call.steps
         steps = (self.params or {}).get("steps")
         return int(steps) if steps else None
 
@@ -298,8 +364,49 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         rate = getattr(self._inner_optimizer(), "_learning_rate", None)
         return float(np.asarray(rate.value)) if isinstance(rate, keras.Variable) else None
 
-    def _back_up(self, epoch: int, batch: int, *, must: bool) -> None:
+    def _read_finite(self, buffers: Any) -> Any:
+        """Reads the live state, unless nobody could train on from it."""
+        groups = devices.read_state(self._model, buffers)
+        if not all(map(snapshot.is_finite, groups["trainable"])):
+            raise _NotFinite
+        return groups
+
+    def _broken(self, logs: Mapping[str, Any] | None) -> str:
+        """Says what is not finite, from the loss that Keras reports; empty if it is."""
+        loss = (logs or {}).get("loss")
+        return "" if loss is None or math.isfinite(loss) else f"the loss is {float(loss)}"
+
+    def _tell_broken(self, what: str) -> None:
+        if not self._not_finite:
+            self._reporter.warn(f"{self.backup_dir}: {what} at step {self._total:,}: no backup of it is kept")
+        self._not_finite = what
+
+    def _ended_well(self, logs: Mapping[str, Any] | None) -> bool:
+        """Whether training is done, so that its backups have served; says why they stay if it is not."""
+        epochs = self._epochs()
+        what = self._broken(logs)
+        if not what:
+            state = devices.read_state(self._model)
+            finite = all(map(snapshot.is_finite, state["trainable"])) and not any(
+                array.dtype.kind == "f" and np.isnan(array).any() for array in state["non_trainable"]
+            )
+            what = "" if finite else "the weights are not finite"
+        if not what and epochs is not None and self._current_epoch < epochs and not self._model.stop_training:
+            what = f"fit ended after {self._current_epoch} of {epochs} epochs"
+        kept = snapshot.list_snapshots(self._folder)
+        if what and kept:
+            self._reporter.warn(
+                f"{self.backup_dir}: {what}, so the backups stay. The newest is of step {kept[-1][0]:,}: run again to go on "
+                "from it (a rate given to compile takes effect), or remove the folder to begin anew"
+            )
+        return not (what and kept)
+
+    def _back_up(self, epoch: int, batch: int, logs: Mapping[str, Any] | None) -> None:
         if self._writer is None:
+            return
+        what = self._broken(logs)
+        if what:
+            self._tell_broken(what)
             return
         self._name_forgetful()  # an attribute may be as young as this step
         facts, arrays = callback_state.capture(self._others())
@@ -318,18 +425,24 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
             "compiled_rate": self._compiled_rate,
             "optimizer": self._optimizer,
             "data": self._stream.identity() if self._stream is not None else None,
+            "steps": self._call.steps if self._call is not None else None,
+            "drawn": self._call.drawn() if self._call is not None else None,
             "fingerprint": devices.fingerprint(),
             structure.RECORD: structure.describe(model),
         }
-        taken = self._writer.submit(
-            self._total,
-            lambda buffers: devices.read_state(model, buffers),
-            records,
-            extra={name: given for name, given in (("callbacks", arrays), ("other_optimizers", slots)) if given},
-            must=must,
-        )
-        if taken:
-            self._batches_seen_since_last_saving = 0
+        try:
+            self._writer.submit(
+                self._total,
+                self._read_finite,
+                records,
+                extra={name: given for name, given in (("callbacks", arrays), ("other_optimizers", slots)) if given},
+                must=True,
+            )
+        except _NotFinite:
+            self._tell_broken("the weights are not finite")
+            return
+        self._not_finite = ""
+        self._batches_seen_since_last_saving = 0
 
     def _committed(self, records: Mapping[str, Any]) -> None:
         """A backup is on the disk: only now may the file that scripts look at say so."""
@@ -342,20 +455,22 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
                         path.rename(path.with_name(f"{name}{ASIDE}"))
         files.write_json(self._folder / METADATA, {"epoch": records["epoch"], "batch": records["batch"]})
 
-    def _epochs(self) -> int | None:
-        epochs = (self.params or {}).get("epochs")
-        return int(epochs) if epochs is not None else None
-
-    def _restore(self, state: TrainState, *, fit_returned: bool) -> None:
+    def _restore(self, state: TrainState, *, again: bool, fit_returned: bool) -> None:
         records, groups, model = state.records, groups_of(state), self._model
         self._total, epoch, batch = int(state.step or 0), int(records["epoch"]), int(records["batch"])
+        from_its_beginning = bool(batch and again and self._stream is None and self.strict is None)
+        if from_its_beginning:
+            batch = 0  # as Keras's callback, which a `fit` that raised in this process is given again
+        told = self._find_batch(records, batch)
+        if told:
+            epoch, batch = epoch + 1, 0
         # Without the data's structure the metrics cannot be built before the first step: their averages begin fresh.
         averages = batch > 0 and self._stream is not None
         moved = assign_state(
             model, state, metrics=averages, same_weights=False, way_on="give another folder to begin again"
         )
         callback_state.apply(self._others(), records["callbacks"], groups.get("callbacks", []))
-        told = [*moved, *self._keep_asked_rate(records.get("compiled_rate"))]
+        told += [*moved, *self._keep_asked_rate(records.get("compiled_rate"))]
         told += other_optimizers.restore(model, records.get("other_optimizers"), groups.get("other_optimizers", []))
         if batch:
             rate = self._rate()
@@ -384,7 +499,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         self._current_epoch = epoch
         ended = self._why_ended(records, bool(new_images), fit_returned, told)
         model._initial_epoch = self._epochs() if ended else epoch
-        where = f"epoch {epoch + 1}" + (f", batch {batch:,}" if batch else "")
+        where = f"epoch {epoch + 1}" + (f", batch {batch:,}" if batch else ", again" if from_its_beginning else "")
         doing = f"nothing is trained: {ended}" if ended else f"continuing at step {self._total:,} ({where})"
         self._reporter.say("; ".join([f"{self.backup_dir}: {doing}", *told]))
 
@@ -418,6 +533,27 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
             told.append("a callback had ended it, and may end it again")
             return ""
         return f"a callback ended it {end}, and it died before fit returned, as it does now; run it again to train on"
+
+    def _find_batch(self, records: Mapping[str, Any], batch: int) -> list[str]:
+        """Moves data that are not ours behind the batches that the interrupted epoch drew.
+
+        Returns:
+            What a person should know where no batch of the epoch is left; empty where training goes on within it.
+
+        Raises:
+            UsageError: an epoch has another length now.
+        """
+        if self._call is None or self._stream is not None:
+            return []
+        before, now = records.get("steps"), self._call.steps
+        if batch and before != now and "steps" in records:
+            raise UsageError(
+                f"{self.backup_dir}: the interrupted epoch had {before or 'an unknown number of'} batches, and fit counts "
+                f"{now or 'an unknown number'} now: give the same data and batch size, or another folder to begin again"
+            )
+        if self._call.begin_behind(batch, records.get("drawn") if batch or not records["batch"] else None):
+            return []
+        return ["the interrupted epoch has no batch left: its validation and its line in the history are left out"]
 
     def _keep_asked_rate(self, before: float | None) -> list[str]:
         """A rate that the script changed since the backup is a wish: it wins over the one in the backup."""

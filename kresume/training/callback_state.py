@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -135,16 +135,38 @@ def list_that_calls(callback: Any) -> Any:
     return None
 
 
-def argument_of_fit(name: str) -> Any:
-    """What the user's call of `fit` gave for an argument, seen from a callback's `set_model`; None where it was not given."""
-    frame = sys._getframe(1)
-    for _ in range(8):
-        if frame.f_back is None:
-            return None
-        frame = frame.f_back
-        if frame.f_code.co_name == "fit" and name in frame.f_locals:
-            return frame.f_locals[name]
-    return None
+def let_all_hear(callbacks: Any) -> None:
+    """Lets every callback of a list hear that a batch or an epoch ended, also where one of them raises.
+
+    A step that was made counts, whatever another callback makes of it: the last in the list backs it up before the error
+    leaves `fit`. Only an `Exception` waits for that; what stops the process (KeyboardInterrupt, SystemExit) does not.
+    """
+    from keras.src.utils.python_utils import pythonify_logs
+
+    def batch_ended(batch: int, logs: Any = None) -> None:
+        logs = pythonify_logs(logs)
+        _each(lambda callback: callback.on_train_batch_end(batch, logs=logs))
+
+    def epoch_ended(epoch: int, logs: Any = None) -> None:
+        logs = pythonify_logs(logs)
+        _each(lambda callback: callback.on_epoch_end(epoch, logs))
+
+    def _each(tell: Callable[[Any], None]) -> None:
+        failed: Exception | None = None
+        for callback in callbacks.callbacks:
+            try:
+                tell(callback)
+            except Exception as error:
+                failed = failed or error
+        try:
+            if failed is not None:
+                raise failed
+        finally:
+            failed = None  # its traceback holds this frame: no circle, which would keep `fit` and its iterators alive
+
+    callbacks.on_train_batch_end, callbacks.on_epoch_end = batch_ended, epoch_ended
+    # `fit(callbacks=one)` instead of a list: Keras would call it from another thread while the next step runs.
+    callbacks._async_train = False
 
 
 def capture(callbacks: Sequence[Any]) -> tuple[dict[str, Any], list[np.ndarray]]:

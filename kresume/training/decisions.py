@@ -18,6 +18,7 @@ from kresume.checkpoints.state import Card
 from kresume.errors import UsageError
 from kresume.images.mixing import Shares
 from kresume.images.order import Order
+from kresume.spelling import option
 from kresume.training.rates import RatePlan
 
 NEW_EPOCHS = 20
@@ -38,7 +39,7 @@ def check_monitor(name: str | None, classes: Sequence[str]) -> None:
     if name is not None and name not in known:
         near = difflib.get_close_matches(name, sorted(known), 1)
         hint = f"did you mean {near[0]}?" if near else "val_loss, old.accuracy or classes.min.recall, for example"
-        raise UsageError(f"--monitor {name}: no metric of a run: {hint}")
+        raise UsageError(f"{option('monitor', name)}: no metric of a run: {hint}")
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ def decide_amount(
     """
     if steps is not None and steps % steps_per_execution:
         raise UsageError(
-            f"--steps {steps}: Keras runs {steps_per_execution} steps per call (--steps-per-execution), so give a multiple "
+            f"{option('steps', steps)}: Keras runs {steps_per_execution} steps per call "
+            f"({option('steps-per-execution')}), so give a multiple "
             f"of it, {steps // steps_per_execution * steps_per_execution or steps_per_execution} for example"
         )
     dealt = epoch_images or images
@@ -138,7 +140,8 @@ def decide_amount(
     order = Order(0, dealt, batch_size)
     if steps_per_execution > 1 and steps_per_execution > dealt // batch_size:
         raise UsageError(
-            f"--steps-per-execution {steps_per_execution}: an epoch has only {dealt / batch_size:.1f} steps; give at most "
+            f"{option('steps-per-execution', steps_per_execution)}: an epoch has only "
+            f"{dealt / batch_size:.1f} steps; give at most "
             f"{max(1, dealt // batch_size)}"
         )
     boundaries: list[int] = []
@@ -170,7 +173,7 @@ def describe_batch_change(before: int, now: int, images: int, peak: float, optim
     rule = "in proportion, as SGD likes it" if optimizer == "SGD" else f"with the square root, as {optimizer} likes it"
     return (
         f"{now} images per step, the parent had {before}: {images / before:.1f} -> {images / now:.1f} steps an epoch; a rate "
-        f"that goes with it ({rule}) would be --lr {peak * factor:.3g} in place of {peak:g}"
+        f"that goes with it ({rule}) would be {option('lr', float(f'{peak * factor:.3g}'))} in place of {peak:g}"
     )
 
 
@@ -278,7 +281,9 @@ def describe_scores(scores: Mapping[str, Any]) -> str:
     """`"84.0 % of 300 validation images (old 91.2 % of 67, new 81.0 % of 233)"`."""
     everything = scores["all"]
     if not everything["images"]:
-        return "no validation images: nothing can be measured; give --val PATH or --val-split 0.1"
+        return (
+            f"no validation images: nothing can be measured; give {option('val', 'PATH')} or {option('val-split', 0.1)}"
+        )
     parts = [
         f"{name} {100 * scores[name]['accuracy']:.1f} % of {scores[name]['images']:,}"
         for name in ("old", "new")

@@ -13,6 +13,7 @@ import numpy as np
 
 from kresume import config as options
 from kresume.config import TrainConfig
+from kresume.spelling import option
 from kresume.training.decisions import HUGE_ADDITION, Amount, describe_batch_change
 from kresume.training.gather import Gathered
 from kresume.training.parent import Parent
@@ -68,7 +69,7 @@ def _seen(config: TrainConfig, parent: Parent, gathered: Gathered) -> Iterator[s
     elif seen:
         yield (
             f"{config.from_} does not say which images it was trained on: {seen:,} of the {len(val):,} validation images were "
-            "probably seen in training (for a fair score give --val, or --val-like keras:F:SEED)"
+            f"probably seen in training (for a fair score give {option('val')}, or {option('val-like', 'keras:F:SEED')})"
         )
 
 
@@ -79,8 +80,9 @@ def _replaced(config: TrainConfig, parent: Parent, gathered: Gathered) -> Iterat
     left = int((~np.isin(parent.manifest.sha256s, gathered.manifest.sha256s)).sum())
     if left:
         yield (
-            f"--data replaces what {config.from_} remembers: {left:,} of its {len(parent.manifest):,} images are not in it and "
-            "are not trained on (leave --data out to keep them, --add gives more)"
+            f"{option('data')} replaces what {config.from_} remembers: {left:,} of its "
+            f"{len(parent.manifest):,} images are not in it and "
+            f"are not trained on (leave {option('data')} out to keep them, {option('add')} gives more)"
         )
 
 

@@ -16,6 +16,7 @@ from kresume import runs
 from kresume.checkpoints.run import find_run
 from kresume.config import TrainConfig
 from kresume.errors import ConfigMismatch, RunError, UsageError
+from kresume.spelling import option
 
 RUNS = "runs"
 GENERIC_NAMES = frozenset({"old", "new", "data", "images", "train", "training", "dataset", "inbox", "pictures", "."})
@@ -57,7 +58,11 @@ def open_out(config: TrainConfig) -> Opening:
     opening = _open(config)
     held = opening.config
     if config.watch and not (held.data or held.add or held.val):
-        raise UsageError("--watch looks for new images in the folders of --data, --add and --val: give one of them")
+        raise UsageError(
+            f"{option('watch', True)} looks for new images in the folders of {option('data')}, "
+            f"{option('add')} and {option('val')}: give "
+            "one of them"
+        )
     return opening
 
 
@@ -76,12 +81,16 @@ def _open(config: TrainConfig) -> Opening:
 def _open_given(config: TrainConfig, path: Path) -> Opening:
     if config.from_ is not None and path.resolve() == Path(config.from_).resolve():
         raise UsageError(
-            f"--from {config.from_} --out {config.out}: a run is never written over by its child. An interrupted run "
-            f"continues with `kresume train --out {quote(str(path))}`; to extend it leave --out away or give another folder"
+            f"{option('from', config.from_)} and {option('out', config.out)}: a run is never written over by its "
+            "child. An interrupted run "
+            f"continues with `kresume train --out {quote(str(path))}`; to extend it leave {option('out')} "
+            "away or give another folder"
         )
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         if _only_out(config):
-            raise UsageError(f"--out {config.out}: there is no run to continue, and no --data to begin one with")
+            raise UsageError(
+                f"{option('out', config.out)}: there is no run to continue, and no {option('data')} to begin one with"
+            )
         return Opening(path, None, _inherited(config), config)
     if config.overwrite and not _begun_by(path, config):
         return Opening(path, None, _inherited(config), config, aside=True)
@@ -90,7 +99,8 @@ def _open_given(config: TrainConfig, path: Path) -> Opening:
             "is a file" if path.is_file() else f"holds {', '.join(sorted(child.name for child in path.iterdir())[:3])}"
         )
         raise RunError(
-            f"--out {config.out} {what}, which is no run: give a folder that is empty or not there yet, or --overwrite "
+            f"{option('out', config.out)} {what}, which is no run: give a folder that is empty or not there yet, or "
+            f"{option('overwrite', True)} "
             "to move it aside"
         )
     run = runs.open_run(path)

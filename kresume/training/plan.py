@@ -28,6 +28,7 @@ from kresume.images.reader import PictureReader
 from kresume.input_layout import InputLayout
 from kresume.models.inputs import layout_of
 from kresume.progress import Reporter
+from kresume.spelling import as_argument, spelled
 from kresume.training import rates
 from kresume.training.decisions import (
     Amount,
@@ -93,6 +94,7 @@ class Draft:
     generation: int
 
 
+@spelled(as_argument)
 def plan(checkpoint: str | os.PathLike[str] | None = None, /, **arguments: Any) -> Plan:
     """What `kresume.resume` with the same arguments would do; writes nothing.
 
@@ -165,18 +167,23 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
     live = restore_parent(
         config, parent, num_classes=len(classes), image_size=asked_size or (card.image_size if card else None)
     )
-    from kresume.models.losses import check_metrics, choose_loss, compiled_by_function, output_count
+    from kresume.models.losses import check_metrics, choose_loss, unused_metrics
+    from kresume.models.outputs import output_count
+    from kresume.models.own_code import own_code
 
     check_metrics(config.metric or ())
 
     source_name = config.from_ if parent is not None and parent.state.architecture else f"--model {config.model}"
     check_outputs(classes, classes_reason, output_count(live.model), str(source_name))
+    saved = parent.state.compiled if parent is not None else None
     loss = choose_loss(
         live.model,
-        saved=(parent.state.compiled if parent else None) or compiled_by_function(live.model),
+        saved=saved,
         requested=config.loss,
         soft_labels=bool(config.mixup or config.cutmix),
+        code=own_code(config.model, config.imports or ()),
     )
+    metrics = unused_metrics(saved, config.metric or ())
 
     old = sources.data if parent is not None else None
     spec, layout = decode_spec(config, card, live.model, asked_size)
@@ -223,7 +230,9 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
     plan = _write_up(
         opening, parent, live, wanted, gathered, card, feeding, classes_reason, rate, amount, loss, before, generation
     )
-    plan = replace(plan, shares=order.shares(), notes=[*([ahead] if ahead else []), *plan.notes])
+    left_out = f"the checkpoint's metrics are not computed: {', '.join(metrics)}; --metric NAME adds one of Keras's"
+    said = [note for note in (loss.note, left_out if metrics else "", ahead) if note]
+    plan = replace(plan, shares=order.shares(), notes=[*said, *plan.notes])
     return Draft(plan, parent, live, gathered, sources, loss, generation)
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from kresume.checkpoints.state import SavedRate
 from kresume.errors import UsageError
+from kresume.spelling import option
 
 Schedule = Literal["keep", "constant", "cosine", "rewarm-cosine", "plateau"]
 SCHEDULES: tuple[Schedule, ...] = ("keep", "constant", "cosine", "rewarm-cosine", "plateau")
@@ -70,7 +71,7 @@ class RatePlan:
             span = f", {self.now:.3g} now and {self.end:.3g} at the last step" if self.now is not None else ""
             return f"{before}goes on with the checkpoint's {self.saved['class_name']}{span} (keep; {self.reason})"
         if self.schedule in {"cosine", "rewarm-cosine"}:
-            hold = "--lr-schedule constant holds it"
+            hold = f"{option('lr-schedule', 'constant')} holds it"
             return f"{before}{self.peak:g}{by}, to 0 at step {self.steps:,} ({self.schedule}; {self.reason}; {hold})"
         if self.schedule == "plateau":
             return f"{before}{self.peak:g}, lowered when val_loss stops falling (plateau; {self.reason})"
@@ -91,8 +92,9 @@ class RatePlan:
             schedule = keras.optimizers.schedules.deserialize(dict(self.saved))
             if float(schedule(origin)) <= 0.0:
                 raise UsageError(
-                    f"--lr-schedule keep: the checkpoint's {self.saved['class_name']} has ended at 0 after {origin:,} "
-                    "steps, nothing would be learned: give --lr F, or another --lr-schedule"
+                    f"{option('lr-schedule', 'keep')}: the checkpoint's {self.saved['class_name']} has ended "
+                    f"at 0 after {origin:,} "
+                    f"steps, nothing would be learned: give {option('lr', 'F')}, or another {option('lr-schedule')}"
                 )
             return schedule
         from kresume.training.schedules import Cosine, Warmup
@@ -127,7 +129,8 @@ def look_ahead(plan: RatePlan, origin: int) -> tuple[RatePlan, str]:
         return plan, ""  # it ends with the run, as it should
     return plan, (
         f"the checkpoint's {saved['class_name']} reaches 0 after {dead:,} of {plan.steps:,} steps: nothing is learned in "
-        "those after it (--lr F or --lr-schedule rewarm-cosine goes on, --steps N ends with it)"
+        f"those after it ({option('lr', 'F')} or {option('lr-schedule', 'rewarm-cosine')} goes on, "
+        f"{option('steps', 'N')} ends with it)"
     )
 
 
@@ -162,22 +165,26 @@ def decide_rate(
         UsageError: options that contradict each other, or a rate that nobody can have meant.
     """
     if lr is not None and lr_scale is not None:
-        raise UsageError("--lr and --lr-scale both say the rate: give one of them")
+        raise UsageError(f"{option('lr')} and {option('lr-scale')} both say the rate: give one of them")
     if lr is not None and not lr > 0:
-        raise UsageError(f"--lr {lr:g}: a learning rate is above 0")
+        raise UsageError(f"{option('lr', lr)}: a learning rate is above 0")
     if lr_scale is not None and not lr_scale > 0:
-        raise UsageError(f"--lr-scale {lr_scale:g}: a factor is above 0")
+        raise UsageError(f"{option('lr-scale', lr_scale)}: a factor is above 0")
     if schedule is not None and schedule not in SCHEDULES:
-        raise UsageError(f"--lr-schedule {schedule}: use one of {', '.join(SCHEDULES)}")
+        raise UsageError(f"{option('lr-schedule', schedule)}: use one of {', '.join(SCHEDULES)}")
     if lr_scale is not None and saved is None:
-        raise UsageError("--lr-scale is a factor on the checkpoint's rate, and there is none: give --lr")
+        raise UsageError(
+            f"{option('lr-scale')} is a factor on the checkpoint's rate, and there is none: give {option('lr')}"
+        )
     if schedule == "keep" and saved is None:
-        raise UsageError("--lr-schedule keep needs a checkpoint whose rate is known: give --lr and another schedule")
+        raise UsageError(
+            f"{option('lr-schedule', 'keep')} needs a checkpoint whose rate is known: give {option('lr')} and another schedule"
+        )
     asked = lr is not None or lr_scale is not None
     if schedule == "keep" and asked and saved is not None and saved.schedule is not None:
         raise UsageError(
-            "--lr-schedule keep goes on with the checkpoint's schedule, which sets the rate: drop it or "
-            f"{'--lr' if lr is not None else '--lr-scale'}"
+            f"{option('lr-schedule', 'keep')} goes on with the checkpoint's schedule, which sets the rate: drop it or "
+            f"{option('lr' if lr is not None else 'lr-scale')}"
         )
     chosen: Schedule = next(
         (name for name in SCHEDULES if name == schedule),
@@ -185,12 +192,14 @@ def decide_rate(
     )
     peak, reason = _peak(saved, optimizer, lr, lr_scale, chosen, adds_images, shift)
     if chosen == "plateau" and warmup_steps:
-        raise UsageError("--lr-schedule plateau changes the rate itself: --warmup-steps does not go with it")
+        raise UsageError(
+            f"{option('lr-schedule', 'plateau')} changes the rate itself: {option('warmup-steps')} does not go with it"
+        )
     if warmup_steps is None:
         warms = chosen in {"cosine", "rewarm-cosine"}
         warmup_steps = min(LONGEST_WARMUP, max(1, round(WARMUP_SHARE * steps))) if warms and steps > 1 else 0
     elif not 0 <= warmup_steps < steps:
-        raise UsageError(f"--warmup-steps {warmup_steps}: the run has {steps} steps; give fewer, 0 for none")
+        raise UsageError(f"{option('warmup-steps', warmup_steps)}: the run has {steps} steps; give fewer, 0 for none")
     return RatePlan(
         checkpoint=saved.value if saved else None,
         peak=peak,
@@ -222,7 +231,7 @@ def _peak(
     if saved.origin == "float" and saved.value < SUSPICIOUS_SHARE * default:
         raise UsageError(
             f"the checkpoint's rate is {saved.value:g}, under 1 % of {optimizer}'s default: it has probably decayed to "
-            f"there, and nothing would be learned. Give --lr (for example --lr {EXTEND_FACTOR * default:g})"
+            f"there, and nothing would be learned. Give {option('lr')} (for example {option('lr', EXTEND_FACTOR * default)})"
         )
     if schedule == "keep" or not adds_images:
         return saved.value, "the checkpoint's"

@@ -28,6 +28,7 @@ from kresume.images.prepare import write_quarantine
 from kresume.images.scans import remembered
 from kresume.lock import Lock
 from kresume.progress import Reporter
+from kresume.spelling import as_argument, spelled
 from kresume.training.decisions import Amount, describe_scores
 from kresume.training.gather import came_since, not_used
 from kresume.training.opening import Opening, open_out
@@ -85,6 +86,7 @@ class TrainResult:
         return "\n".join(lines)
 
 
+@spelled(as_argument)
 def resume(checkpoint: str | os.PathLike[str] | None = None, /, **arguments: Any) -> runs.Run:
     """Extends a checkpoint (or trains a new model without one) and returns the finished run.
 
@@ -152,6 +154,7 @@ def _compile(model: Any, optimizer: Any, loss: Any, card: Card, amount: Amount, 
     model.compile(
         optimizer=optimizer,  # wrapped for loss scaling where the layers need it, whatever the global policy says
         loss=loss.keras_loss(),
+        loss_weights=loss.weight,
         metrics=[*loss.keras_metrics(), *(config.metric or ())],
         auto_scale_loss=False,
         steps_per_execution=amount.steps_per_execution,
@@ -288,20 +291,23 @@ def _continue(run: runs.Run, opening: Opening, reporter: Reporter) -> TrainResul
 def rebuild_model(run: runs.Run, config: TrainConfig) -> Any:
     """The compiled and built model of a run, with initial weights: its snapshots fit it."""
     from kresume.models import build, optimizers
-    from kresume.models.losses import LossChoice
+    from kresume.models.losses import from_record
+    from kresume.models.own_code import own_code
     from kresume.training import schedules
 
     record = run.record
+    imports = options.code_of(options.given(config))
     model = build.from_architecture(
         files.read_json(run.path / ARCHITECTURE),
-        imports=options.code_of(options.given(config)),
+        imports=imports,
         trust=bool(config.trust),
     )
     saved = record["optimizer"]
     rate = RatePlan.from_dict(record["rate"]).keras_rate(int(record["iterations"]))
     optimizer = optimizers.make_optimizer(SavedOptimizer(**saved, variables=0), rate)
     card = Card.from_dict(record["card"])
-    _compile(model, optimizer, LossChoice(**record["loss"]), card, Amount.from_dict(record["amount"]), config)
+    loss = from_record(record["loss"], own_code(None, imports))
+    _compile(model, optimizer, loss, card, Amount.from_dict(record["amount"]), config)
     schedules.wind(model.optimizer)
     return model
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,15 @@ DEFAULT_MINUTES = 1.0
 STALLED_SECONDS = 60.0
 
 Groups = dict[str, list[np.ndarray]]
+
+_WRITERS: weakref.WeakSet[RunWriter] = weakref.WeakSet()
+
+
+def wait_for_writers(directory: Path) -> None:
+    """Waits until no writer of this process is at work on a folder: one whose training raised may still be."""
+    for writer in list(_WRITERS):
+        if writer.directory == directory:
+            writer.wait()
 
 
 @dataclass(frozen=True)
@@ -118,6 +128,7 @@ class RunWriter:
         self._thread: threading.Thread | None = None
         self._job = ""
         self._asked_at = 0.0
+        _WRITERS.add(self)
 
     @property
     def busy(self) -> bool:
@@ -160,11 +171,17 @@ class RunWriter:
             self.tell_of_stall()
             if not must:
                 return False
-            self._wait()
+            self.wait()
         self._buffers = read(self._buffers)
         groups = {**self._buffers, **extra}
         self._start(f"snapshot of step {step:,}", lambda: self._write(step, groups, dict(records)))
         return True
+
+    def wait(self) -> None:
+        """Waits until the disk has everything; what could not be written is not raised."""
+        while self._thread is not None and self._thread.is_alive():
+            self._thread.join(min(1.0, self.stalled_seconds))
+            self.tell_of_stall()
 
     def join(self) -> None:
         """Waits until the disk has everything, and raises what the thread could not.
@@ -172,7 +189,7 @@ class RunWriter:
         Raises:
             RunError, CheckpointError: as `submit`.
         """
-        self._wait()
+        self.wait()
         self._raise_fatal()
 
     def finish(self) -> None:
@@ -205,11 +222,6 @@ class RunWriter:
         self._job, self._asked_at = job, time.monotonic()
         self._thread = threading.Thread(target=self._run, args=(job, work), name="kresume-writer")
         self._thread.start()
-
-    def _wait(self) -> None:
-        while self._thread is not None and self._thread.is_alive():
-            self._thread.join(min(1.0, self.stalled_seconds))
-            self.tell_of_stall()
 
     def _raise_fatal(self) -> None:
         if self._fatal is not None:

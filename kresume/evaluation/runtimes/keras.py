@@ -24,8 +24,14 @@ def main(place: str) -> None:
     """Answers one request."""
     with open(place, encoding="utf-8") as file:
         request = json.load(file)
+    own: dict[str, Any] = {}
     for code in request["code"]:
-        _run(code, f"kresume_user_{Path(code).stem}")
+        own |= _run(code, f"kresume_user_{Path(code).stem}")
+    with keras.saving.custom_object_scope(own):
+        _answer(request)
+
+
+def _answer(request: dict[str, Any]) -> None:
     folder, name = Path(request["path"]), request["file"]
     model = keras.saving.load_model(folder / name) if name.endswith(".keras") else _rebuilt(folder, request["compiled"])
     if name.endswith(".weights.h5"):
@@ -45,13 +51,15 @@ def main(place: str) -> None:
     np.savez(request["output"], **answer)
 
 
-def _run(code: str, name: str) -> None:
+def _run(code: str, name: str) -> dict[str, Any]:
+    """Runs a file; the classes and functions that it defines, by name."""
     spec = importlib.util.spec_from_file_location(name, code)
     if spec is None or spec.loader is None:
         raise ImportError(code)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
+    return {key: value for key, value in vars(module).items() if getattr(value, "__module__", None) == name}
 
 
 def _rebuilt(folder: Path, compiled: bool) -> Any:

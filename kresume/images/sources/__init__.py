@@ -42,6 +42,8 @@ def list_images(
     memory: Path | None = None,
     *,
     keeps: bool = True,
+    follow_links: bool = True,
+    with_classes: bool = True,
 ) -> Listing:
     """Lists sources of images.
 
@@ -51,6 +53,8 @@ def list_images(
         features: names of TFRecord features by role, where they are not the usual ones.
         memory: a folder that keeps listings of files which have to be read whole for one.
         keeps: False looks into it and puts nothing there.
+        follow_links: False does not enter folders behind symbolic links inside a class folder.
+        with_classes: False lists every picture of a folder, with or without class folders, under one label.
 
     Raises:
         ImagesError: a path is missing, empty, or not laid out as expected.
@@ -63,8 +67,11 @@ def list_images(
     numbered = True
     with reporter.progress("listing", None, "files") as advance:
         for given in paths:
-            source = Source(places.absolute(str(given)), str(given), features or {}, memory, keeps)
-            listing = _kind_of(source)(source, advance)
+            source = Source(places.absolute(str(given)), str(given), features or {}, memory, keeps, follow_links)
+            function = _kind_of(source)
+            if function is folders.list_source and not with_classes:
+                function = folders.list_without_classes
+            listing = function(source, advance)
             listing = _composed(listing)
             named = [found for found in listing.files if _is_text(found.name) and _is_text(found.label)]
             if len(named) < len(listing.files):

@@ -14,6 +14,7 @@ from kresume.errors import ImagesError
 from kresume.images import places
 from kresume.images.places import Entry
 from kresume.images.sources.found import Advance, Found, Listing, Source
+from kresume.spelling import option
 
 LITTER = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r", "__macosx"})
 NOT_PICTURES = frozenset(
@@ -34,6 +35,8 @@ NOT_PICTURES = frozenset(
         ".cls",
     }
 )
+NO_CLASS = "image"
+"""The label of pictures that are listed without classes."""
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
@@ -54,10 +57,15 @@ def ending(name: str) -> str:
 
 def describe_left_out(left_out: Counter[str], given: str) -> list[str]:
     """The note about files that are no pictures; none where there were none."""
-    if not left_out:
-        return []
-    kinds = ", ".join(f"{count:,} {kind or 'without ending'}" for kind, count in sorted(left_out.items()))
-    return [f"{given}: left out as no pictures: {kinds}"]
+    files = sorted((kind, count) for kind, count in left_out.items() if kind != LINKS)
+    notes = []
+    if files:
+        kinds = ", ".join(f"{count:,} {kind or 'without ending'}" for kind, count in files)
+        notes.append(f"{given}: left out as no pictures: {kinds}")
+    if left_out[LINKS]:
+        way_on = option("follow-links", True)
+        notes.append(f"{given}: {left_out[LINKS]:,} folders behind links were not entered; {way_on} enters them")
+    return notes
 
 
 def _entries(path: str) -> tuple[list[Entry], list[Entry]]:
@@ -70,7 +78,13 @@ def _is_picture(entry: Entry) -> bool:
     return ending(entry.name) not in NOT_PICTURES
 
 
-def _walk(path: str, left_out: Counter[str], above: frozenset[str] = frozenset()) -> Iterator[Entry]:
+LINKS = "/"
+"""Counts folders behind links that were not entered, among the endings of files that were left out."""
+
+
+def _walk(
+    path: str, left_out: Counter[str], follow_links: bool, above: frozenset[str] = frozenset()
+) -> Iterator[Entry]:
     folders, files = _entries(path)
     for entry in files:
         if _is_picture(entry):
@@ -83,7 +97,10 @@ def _walk(path: str, left_out: Counter[str], above: frozenset[str] = frozenset()
     if here in above:
         return  # a link to a folder above: all of it was listed there
     for folder in folders:
-        yield from _walk(folder.path, left_out, above | {here})
+        if not follow_links and os.path.islink(folder.path):
+            left_out[LINKS] += 1
+        else:
+            yield from _walk(folder.path, left_out, follow_links, above | {here})
 
 
 def list_source(source: Source, advance: Advance) -> Listing:
@@ -116,7 +133,7 @@ def list_source(source: Source, advance: Advance) -> Listing:
     classes: list[str] = []
     for folder, label, split in _class_folders(folders, notes, given):
         classes.append(label)
-        for entry in _walk(folder, left_out):
+        for entry in _walk(folder, left_out, source.follow_links):
             facts = entry.stat()
             found.append(Found(entry.path, label, given, facts.st_size, facts.st_mtime_ns, split))
             advance(1)
@@ -125,6 +142,23 @@ def list_source(source: Source, advance: Advance) -> Listing:
     if not found:
         raise ImagesError(f"{given} holds the class folders {', '.join(sorted(set(classes)))} but no picture in them")
     return Listing(tuple(found), tuple(notes), tuple(sorted(set(classes))))
+
+
+def list_without_classes(source: Source, advance: Advance) -> Listing:
+    """Lists every picture in a folder, at any depth, under one label.
+
+    Raises:
+        ImagesError: there is none.
+    """
+    left_out: Counter[str] = Counter()
+    found: list[Found] = []
+    for entry in _walk(source.path, left_out, source.follow_links):
+        facts = entry.stat()
+        found.append(Found(entry.path, NO_CLASS, source.given, facts.st_size, facts.st_mtime_ns))
+        advance(1)
+    if not found:
+        raise ImagesError(f"{source.given} holds no picture")
+    return Listing(tuple(found), tuple(describe_left_out(left_out, source.given)), (NO_CLASS,))
 
 
 def _class_folders(folders: Sequence[Entry], notes: list[str], given: str) -> Iterator[tuple[str, str, str | None]]:

@@ -142,6 +142,7 @@ class Source:
         features: names of TFRecord features that differ from the usual, by role (`encoded`, `label`, `text`).
         memory: a folder for listings that take reading a whole file; None remembers nothing.
         keeps: False looks into the memory and puts nothing there.
+        follow_links: False does not enter folders behind symbolic links inside a class folder.
     """
 
     path: str
@@ -149,3 +150,4 @@ class Source:
     features: Mapping[str, str] = field(default_factory=dict)
     memory: Path | None = None
     keeps: bool = True
+    follow_links: bool = True

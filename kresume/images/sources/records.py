@@ -20,6 +20,7 @@ from kresume import files
 from kresume.errors import ImagesError, UsageError
 from kresume.images import places
 from kresume.images.sources.found import Advance, Found, Listing, Quarantined, Source
+from kresume.spelling import option
 
 USUAL = {"encoded": "image/encoded", "label": "image/class/label", "text": "image/class/text"}
 FRAME = struct.Struct("<QI")
@@ -116,7 +117,7 @@ def _read_examples(
             if names["encoded"] not in feature or not feature[names["encoded"]].bytes_list.value:
                 raise ImagesError(
                     f"{source.given}: record {number:,} has no picture in {names['encoded']}; it has "
-                    f"{', '.join(sorted(feature))}: say which with --feature encoded=NAME"
+                    f"{', '.join(sorted(feature))}: say which with {option('feature', 'encoded=NAME')}"
                 )
             encoded = feature[names["encoded"]].bytes_list.value[0]
             label, is_number = _label(feature, names, f"{source.given}: record {number:,}")
@@ -158,7 +159,7 @@ def _label(feature: Any, names: dict[str, str], where: str) -> tuple[str, bool]:
             return feature[names["label"]].bytes_list.value[0].decode("utf-8", "replace"), False
     raise ImagesError(
         f"{where} has neither {names['text']} nor {names['label']}; it has {', '.join(sorted(feature))}: say which with "
-        "--feature label=NAME or --feature text=NAME"
+        f"{option('feature', 'label=NAME')} or {option('feature', 'text=NAME')}"
     )
 
 
@@ -172,6 +173,6 @@ def parse_features(values: tuple[str, ...] | None) -> dict[str, str]:
     for value in values or ():
         role, equals, name = value.partition("=")
         if not equals or role not in USUAL or not name:
-            raise UsageError(f"--feature {value}: give encoded=NAME, label=NAME or text=NAME")
+            raise UsageError(f"{option('feature', value)}: give encoded=NAME, label=NAME or text=NAME")
         result[role] = name
     return result

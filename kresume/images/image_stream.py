@@ -1,0 +1,168 @@
+"""Deals a folder's images to a user's own `fit`: which images each batch has, and the pictures in it.
+
+One list of images, or several where images came in while training was interrupted. An interrupted epoch ends on the list that
+it began with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kresume.errors import UsageError
+from kresume.images.cache import Cache
+from kresume.images.decode import DecodeSpec
+from kresume.images.manifest import Manifest
+from kresume.images.order import Order
+from kresume.images.reader import PictureReader
+from kresume.images.stream import Stream
+
+
+class ImageStream(Stream):
+    """A stream over lists of images: one, or several where images came in while training was interrupted.
+
+    Args:
+        manifest: the images as they are now; its training side is dealt.
+        spec: how they are decoded.
+        cache: decoded pictures, None to decode each time.
+        batch_size: images per batch.
+        seed: of the order.
+        shuffle: False deals the images class by class in the order of their paths, each epoch from the first; its last batch
+            may be smaller.
+    """
+
+    def __init__(
+        self, manifest: Manifest, spec: DecodeSpec, cache: Cache | None, batch_size: int, seed: int, shuffle: bool
+    ) -> None:
+        super().__init__(-(-len(manifest.train_rows()) // batch_size))
+        self.manifest = manifest
+        self.spec = spec
+        self.cache = cache
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self._lists: list[tuple[int, Manifest]] = [(0, manifest)]
+        self._readers: dict[str, PictureReader] = {}
+        self._rows: dict[str, np.ndarray] = {}
+
+    def _list_of(self, epoch: int) -> int:
+        return max(place for place, (first, _) in enumerate(self._lists) if first <= epoch)
+
+    def _length(self, place: int) -> int:
+        return -(-len(self._lists[place][1].train_rows()) // self.batch_size)
+
+    def steps(self, epoch: int) -> int:
+        """How many batches an epoch has: the list that it deals decides."""
+        return self._length(self._list_of(epoch))
+
+    def longest(self) -> int:
+        """The most batches of any epoch from here on."""
+        return max(self._length(place) for place in range(self._list_of(self.epoch), len(self._lists)))
+
+    def step(self, epoch: int, batch: int) -> int:
+        """How many batches of this epoch's list come before this one."""
+        return (epoch - self._lists[self._list_of(epoch)][0]) * self.steps(epoch) + batch
+
+    def places(self) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+        """One epoch's batches as (mark, (which list, which step of it))."""
+
+        def places_from(epoch: int, batch: int) -> Iterator[np.ndarray]:
+            place, step = self._list_of(epoch), self.step(epoch, batch)
+            while True:
+                yield np.array([place, step], np.int64)
+                step += 1
+
+        return self.read(places_from)
+
+    def load(self, place: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """The pictures `(batch, height, width, 3) uint8` and labels `(batch,) int32` of a batch."""
+        manifest = self._lists[place][1]
+        digest = manifest.digest()
+        if digest not in self._readers:
+            self._rows[digest] = (
+                manifest.train_rows() if self.shuffle else in_order_of_paths(manifest, manifest.train_rows())
+            )
+            self._readers[digest] = PictureReader(manifest, self.spec, self.cache)
+        rows = self._rows[digest]
+        if self.shuffle:
+            indices = Order(self.seed, len(rows), self.batch_size).batch(step)
+        else:
+            start = step % self._length(place) * self.batch_size
+            indices = np.arange(start, min(start + self.batch_size, len(rows)))
+        return self._readers[digest](rows[indices]), manifest.labels[rows[indices]].astype(np.int32)
+
+    def identity(self) -> dict[str, Any]:
+        """The lists by digest and everything that orders them."""
+        return {
+            "lists": [[first, manifest.digest()] for first, manifest in self._lists],
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "shuffle": self.shuffle,
+            "spec": self.spec.key,
+        } | ({} if self.shuffle else {"order": self._order_of_paths()})
+
+    def _order_of_paths(self) -> str:
+        rows = in_order_of_paths(self.manifest, self.manifest.train_rows())
+        return hashlib.sha256(self.manifest.sha256s[rows].tobytes()).hexdigest()[:16]
+
+    def save(self, folder: Path) -> None:
+        """Writes each list once, so that an interrupted epoch can end on the list that it began with."""
+        for _, manifest in self._lists:
+            path = _list_path(folder, manifest.digest())
+            if not path.exists():
+                manifest.write(path)
+
+    def adopt(self, folder: Path, identity: Mapping[str, Any], epoch: int, batch: int, on_new_data: str) -> str:
+        """Takes up the lists of an interrupted training; what came in since joins at the next epoch."""
+        now = self.identity()
+        for name in ("batch_size", "seed", "shuffle", "spec"):
+            if identity.get(name) != now[name]:
+                raise UsageError(
+                    f"the interrupted training had {name}={identity.get(name)}, this one has {now[name]}: give the same, or "
+                    "another backup folder to begin again"
+                )
+        saved = [(int(first), str(digest)) for first, digest in identity["lists"]]
+        current = max(place for place, (first, _) in enumerate(saved) if first <= epoch)
+        lists = [
+            (first, self.manifest if digest == self.manifest.digest() else Manifest.read(_list_path(folder, digest)))
+            for first, digest in saved[current:]
+        ]
+        if lists[-1][1].digest() == self.manifest.digest():
+            if identity.get("order") != now.get("order"):
+                raise UsageError(
+                    "the files were renamed since the training was interrupted, and shuffle=False deals them in the order of "
+                    "their paths: give them their names again, or another backup folder to begin again"
+                )
+            self._lists = lists
+            return ""
+        before, after = len(lists[-1][1]), len(self.manifest)
+        if on_new_data == "error":
+            raise UsageError(
+                f"the images changed since the training was interrupted ({before:,} then, {after:,} now): restore them, or "
+                "give on_new_data='next-epoch' to end the epoch on the old ones and begin the next with the new ones"
+            )
+        begins = epoch if batch == 0 else epoch + 1
+        self._lists = [*(item for item in lists if item[0] < begins), (begins, self.manifest)]
+        if self._lists[0][0] > epoch:  # nothing of the old list is left to deal
+            self._lists[0] = (epoch, self._lists[0][1])
+        return f"{before:,} images then, {after:,} now: the new list begins with epoch {begins + 1}"
+
+
+def _list_path(folder: Path, digest: str) -> Path:
+    return folder / f"images-{digest[:16]}.parquet"
+
+
+def in_order_of_paths(manifest: Manifest, rows: np.ndarray) -> np.ndarray:
+    """Sorts rows as `image_dataset_from_directory(shuffle=False)` does: class by class, by folder, then by file name."""
+    paths = manifest.paths(rows)
+    members = manifest.table.column("member").take(rows).to_pylist()
+    keys = [
+        (int(manifest.labels[row]), *os.path.split(path), member)
+        for row, path, member in zip(rows, paths, members, strict=True)
+    ]
+    return rows[np.array(sorted(range(len(rows)), key=keys.__getitem__), np.int64)]

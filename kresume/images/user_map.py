@@ -1,0 +1,264 @@
+"""Applies a user's own function to the batches of a dataset, as a pure function of (seed, epoch, batch).
+
+    data = kresume.image_dataset("old/", map=lambda images, labels: (augment(images, training=True), labels))
+
+A generator of random numbers counts its calls, so that a parallel map gives other numbers each time and a continued training
+starts the count again. Keras's layers and `keras.random` draw from the position of the batch instead; a function that has a
+parameter `seed` is given that position's seed. Whatever else depends on how often it was called is refused.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from kresume.errors import UsageError
+
+STREAM = 0x75736572
+"""Keeps the seeds of user functions apart from any other use of the seed."""
+COUNTING = (
+    "Random", "TruncatedNormal", "Parameterized", "Multinomial", "Rng", "SampleDistorted", "Assign",
+    "StatefulRandom", "StatefulStandard", "StatefulTruncated", "StatefulUniform",
+)  # fmt: skip
+"""How the names of TensorFlow's operations begin whose result, or whose effect, depends on how often they ran."""
+PYTHON = ("PyFunc", "EagerPyFunc")
+
+
+def mapped(data: Any, function: Callable[..., Any], seed: int, *, training: bool, threads: int) -> Any:
+    """Applies a user's function to each element of a dataset.
+
+    Args:
+        data: a `tf.data.Dataset` of `(mark, element)`, the mark being two numbers that no other element has.
+        function: called as `function(images, labels)`, or `function(images)` where there are no labels; also with `seed=`
+            and `training=` where it has parameters of these names. A Keras layer is called on the images alone.
+        seed: of the dataset.
+        training: whether these images train.
+        threads: how many elements are worked on at a time.
+
+    Returns:
+        A `tf.data.Dataset` of `(mark, what the function returned)`.
+
+    Raises:
+        UsageError: the function raised, or what it gives depends on how often it was called.
+    """
+    mark_spec, element_spec = data.element_spec
+    function = _of_layer(function)
+    names = _parameters(function)
+
+    def call(base: Any, element: Any) -> tuple[Any, int]:
+        """Returns what the function gives for one element, and how many seeds it drew."""
+        extra = {name: value for name, value in (("seed", base), ("training", training)) if name in names}
+        with _drawing_from(base) as drawn:
+            result = function(*(element if isinstance(element, tuple) else (element,)), **extra)
+        return result, len(drawn)
+
+    before = str(np.random.get_state())
+    try:
+        apply, drawn, reason = _in_graph(call, mark_spec, element_spec, seed, "seed" in names)
+    except Exception as error:  # whatever a user's function raises
+        if not _is_jax():
+            raise UsageError(f"map={_name(function)} failed on {_shapes(element_spec)}: {_reason(error)}") from error
+        # Functions of Keras that are no layers compute with JAX, and cannot be part of a TensorFlow graph.
+        apply, drawn, reason = _as_python(call, function, element_spec, seed)
+    if not reason and before != str(np.random.get_state()):
+        reason = "draws random numbers of numpy"
+    if reason:
+        raise UsageError(
+            f"map={_name(function)} {reason}: a continued training would see other pictures. Give it a parameter seed and draw "
+            "with tf.random.stateless_* or tf.image.stateless_random_* from it, or use Keras's layers"
+        )
+    if not training and (drawn or "seed" in names) and "training" not in names:
+        raise UsageError(
+            f"map={_name(function)} draws random numbers, and the validation images would be changed by them too: give it a "
+            "parameter training, which is False for them"
+        )
+    return data.map(lambda mark, element: (mark, apply(mark, element)), num_parallel_calls=threads, deterministic=True)
+
+
+Call = Callable[[Any, Any], tuple[Any, int]]
+
+
+def _base(seed: int, mark: Any) -> Any:
+    """The seed of a position."""
+    import tensorflow as tf
+
+    base = tf.constant([seed % 2**31, STREAM], tf.int32)
+    for index in range(2):
+        base = tf.random.experimental.stateless_fold_in(base, mark[index])
+    return base
+
+
+def _in_graph(
+    call: Call, mark_spec: Any, element_spec: Any, seed: int, takes_seed: bool
+) -> tuple[Callable[[Any, Any], Any], int, str]:
+    """Traces the function once; returns it, how many seeds it draws, and why it is not exact."""
+    import tensorflow as tf
+
+    drawn: list[int] = []
+
+    def apply(mark: Any, element: Any) -> Any:
+        def inner(*parts: Any) -> Any:
+            result, count = call(base, parts if isinstance(element, tuple) else parts[0])
+            drawn.append(count)
+            return result
+
+        base = _base(seed, mark)
+        return tf.function(inner)(*(element if isinstance(element, tuple) else (element,)))
+
+    traced = tf.function(apply, input_signature=[mark_spec, element_spec], autograph=False)
+    graph = traced.get_concrete_function().graph
+    return traced, max(drawn), _not_exact(graph, takes_seed)
+
+
+def _as_python(
+    call: Call, function: Callable[..., Any], element_spec: Any, seed: int
+) -> tuple[Callable[[Any, Any], Any], int, str]:
+    """Calls the function on arrays; returns as `_in_graph`."""
+    import keras
+    import tensorflow as tf
+
+    def run(base: Any, *parts: Any) -> tuple[list[np.ndarray], Any, int]:
+        with keras.device("cpu"):
+            copies = [np.array(part) for part in parts]
+            result, count = call(base, tf.nest.pack_sequence_as(element_spec, copies))
+            flat = [np.asarray(keras.ops.convert_to_numpy(part)) for part in tf.nest.flatten(result)]
+        return flat, result, count
+
+    generator = np.random.default_rng(0)
+    parts = [
+        generator.integers(0, 2, [side or 2 for side in spec.shape]).astype(spec.dtype.as_numpy_dtype)
+        for spec in tf.nest.flatten(element_spec)
+    ]
+    base = np.array([1, 2], np.int32)
+    try:
+        first, structure, count = run(base, *parts)
+        again, _, _ = run(base, *parts)
+    except Exception as error:
+        raise UsageError(f"map={_name(function)} failed on {_shapes(element_spec)}: {_reason(error)}") from error
+    same = all(one.tobytes() == other.tobytes() for one, other in zip(first, again, strict=True))
+    grows = any(spec.shape.rank and spec.shape[0] is None for spec in tf.nest.flatten(element_spec))
+
+    def apply(mark: Any, element: Any) -> Any:
+        flat = tf.numpy_function(
+            lambda base, *given: run(base, *given)[0],
+            [_base(seed, mark), *tf.nest.flatten(element)],
+            [tf.as_dtype(array.dtype) for array in first],
+            stateful=False,
+        )
+        for part, array in zip(flat, first, strict=True):
+            part.set_shape([None, *array.shape[1:]] if grows and array.ndim else array.shape)
+        return tf.nest.pack_sequence_as(structure, flat)
+
+    return apply, count, "" if same else "gives other values for the same batch"
+
+
+def _is_jax() -> bool:
+    import keras
+
+    return bool(keras.config.backend() != "tensorflow")
+
+
+def _of_layer(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes a Keras layer, or a row of them, a function of images and labels."""
+    import keras
+
+    if not isinstance(function, keras.layers.Layer):
+        return function
+    # One by one: under JAX a Sequential is no layer that runs inside tf.data.
+    layers = function.layers if isinstance(function, (keras.Sequential, keras.layers.Pipeline)) else [function]
+
+    def apply(images: Any, labels: Any = None, *, training: bool) -> Any:
+        for layer in layers:
+            takes_training = "training" in _parameters(layer.call)
+            images = layer(images, training=training) if takes_training else layer(images)
+        return images if labels is None else (images, labels)
+
+    apply.__name__ = type(function).__name__
+    return apply
+
+
+def _parameters(function: Callable[..., Any]) -> set[str]:
+    try:
+        return set(inspect.signature(function).parameters)
+    except (TypeError, ValueError):  # some built-in functions have none to look at
+        return set()
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def _shapes(spec: Any) -> str:
+    parts = spec if isinstance(spec, tuple) else (spec,)
+    return " and ".join(f"{part.dtype.name} {tuple(part.shape)}" for part in parts)
+
+
+def _reason(error: Exception) -> str:
+    """What a user's function failed at, in one line, without what Keras and TensorFlow write around it."""
+    text = re.sub(r"\x1b\[\d*m", "", str(error))  # Keras writes in bold
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    wrapped = next((index for index, line in enumerate(lines) if line.startswith("Exception encountered")), None)
+    line = lines[-1] if wrapped is None else lines[min(wrapped + 1, len(lines) - 1)]
+    name = type(error).__name__
+    return line if line.startswith(name) else f"{name}: {line}"
+
+
+def _not_exact(graph: Any, takes_seed: bool) -> str:
+    """Says what in a traced function depends on how often it was called; empty if nothing does."""
+    definition = graph.as_graph_def()
+    nodes = [*definition.node, *(node for part in definition.library.function for node in part.node_def)]
+    for node in nodes:
+        if node.op.startswith(COUNTING):
+            what = "changes a variable" if node.op.startswith("Assign") else f"draws random numbers by {node.op}"
+            return f"{what}, which depends on how often it was called"
+        if node.op in PYTHON and not takes_seed:
+            return "calls Python code (tf.py_function or tf.numpy_function), which may draw random numbers"
+    return ""
+
+
+_place = threading.local()
+"""Holds the seed of the position that is being traced in this thread, and how many seeds were drawn from it."""
+
+
+@contextmanager
+def _drawing_from(base: Any) -> Iterator[list[int]]:
+    """Makes Keras's seed generators give the seeds of a position, one after another, in this thread.
+
+    `SeedGenerator.next` is what every layer and every function of `keras.random` draws from. It is replaced here alone, and
+    a test fails when Keras draws in another way.
+    """
+    _replace_next()
+    count: list[int] = []
+    _place.base, _place.count = base, count
+    try:
+        yield count
+    finally:
+        del _place.base, _place.count
+
+
+def _replace_next() -> None:
+    import keras
+    import tensorflow as tf
+
+    kind = keras.random.SeedGenerator
+    if hasattr(kind.next, "kresume_original"):
+        return
+    original = kind.next
+
+    def following(self: Any, ordered: bool = True) -> Any:
+        if not hasattr(_place, "base"):
+            return original(self, ordered)
+        _place.count.append(1)
+        drawn = tf.random.experimental.stateless_fold_in(_place.base, len(_place.count))
+        if isinstance(_place.base, np.ndarray):
+            return keras.ops.convert_to_tensor(drawn.numpy().view(np.uint32), self.state.dtype)
+        return drawn
+
+    following.kresume_original = original  # type: ignore[attr-defined]  # a mark on a function
+    kind.next = following

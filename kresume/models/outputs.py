@@ -1,0 +1,148 @@
+"""Reads what a model's outputs are: how many, and probabilities or logits.
+
+    output_count(model)                 # 10
+    read_outputs(model)                 # Outputs("probabilities", "its last activation is softmax")
+
+The last activation decides. Layers behind it that change no value in prediction (Dropout, Reshape, a cast) are looked
+through, nested models too. Where it has no known name the outputs of a few generated pictures are measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import keras
+import numpy as np
+
+from kresume.errors import ModelError
+from kresume.models.shapes import input_shape_of, output_shape_of
+
+PROBABILITIES = frozenset({"softmax", "sigmoid", "hard_sigmoid", "sparsemax"})
+LOGITS = frozenset({"linear", "log_softmax", "log_sigmoid"})
+NAMED = ("softmax", "sigmoid", "hard_sigmoid", "sparsemax", "linear", "log_softmax", "log_sigmoid")
+OPERATIONS = {"Softmax": "softmax", "Sigmoid": "sigmoid", "LogSoftmax": "log_softmax", "HardSigmoid": "hard_sigmoid"}
+"""Layers and operations of Keras that are an activation, by the name of their class."""
+THROUGH = frozenset(
+    {"Dropout", "SpatialDropout1D", "SpatialDropout2D", "AlphaDropout", "GaussianDropout", "GaussianNoise", "Identity",
+     "ActivityRegularization", "Reshape", "Flatten", "Squeeze", "Cast", "Permute"}
+)  # fmt: skip
+"""Layers and operations that change no value in prediction."""
+SAMPLES = 8
+SCALES = (1.0, 4.0, 16.0, 64.0, 255.0, 1000.0, -255.0, 0.0)
+"""What generated pictures are multiplied by: one per picture, so that outputs differ much."""
+EXACT = 1e-3
+"""How far from 1 the outputs of one picture may add up: half precision is rougher than that nowhere."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model's outputs are.
+
+    Attributes:
+        are: `"probabilities"` or `"logits"`; None where nothing tells.
+        because: the evidence, in words; empty where nothing tells.
+        activation: the name of the last activation, None where it has no known one.
+    """
+
+    are: Literal["probabilities", "logits"] | None
+    because: str
+    activation: str | None
+
+
+def output_count(model: keras.Model) -> int:
+    """How many numbers the model gives per image.
+
+    Raises:
+        ModelError: it has several outputs, or one that is no vector.
+    """
+    shape = output_shape_of(model)
+    if not isinstance(shape, tuple) or len(shape) != 2 or shape[1] is None:
+        raise ModelError(
+            f"the model's output has the shape {shape}; kresume trains one image to one label, so it must be "
+            "(batch, classes). Models with several outputs: use kresume.BackupAndRestore in your own fit"
+        )
+    return int(shape[1])
+
+
+def read_outputs(model: keras.Model) -> Outputs:
+    """Says whether the outputs are probabilities or logits: by the last activation, else by measuring.
+
+    Args:
+        model: built, with one output.
+    """
+    name = last_activation(model)
+    if name in PROBABILITIES:
+        return Outputs("probabilities", f"its last activation is {name}", name)
+    if name in LOGITS:
+        return Outputs("logits", f"its last activation is {name}", name)
+    values = _answers(model)
+    if values is None or not np.isfinite(values).all():
+        return Outputs(None, "", None)
+    lowest, highest = float(values.min()), float(values.max())
+    if lowest >= 0 and values.shape[1] > 1 and np.abs(values.sum(axis=1) - 1).max() < EXACT:
+        return Outputs("probabilities", "its outputs add up to 1", None)
+    if lowest >= 0 and highest <= 1:
+        return Outputs("probabilities", "its outputs lie between 0 and 1", None)
+    if lowest < 0:
+        return Outputs("logits", f"its outputs reach from {lowest:.3g} to {highest:.3g}", None)
+    return Outputs(None, "", None)
+
+
+def last_activation(model: keras.Model) -> str | None:
+    """Names the activation that gives the model's outputs, through nested models; None if it has no known name."""
+    for operation in _backwards(model):
+        kind = type(operation).__name__
+        if kind in OPERATIONS:
+            return OPERATIONS[kind]
+        if kind in THROUGH:
+            continue
+        name = _name_of(getattr(operation, "activation", None))
+        if kind == "Activation" and name == "linear":
+            continue  # a cast to another type
+        return name
+    return None
+
+
+def _name_of(activation: Any) -> str | None:
+    """The name of one of Keras's activations; None for a function of the user's own, whatever it is called."""
+    if isinstance(activation, (keras.layers.Softmax,)):
+        return "softmax"
+    return next((name for name in NAMED if activation is getattr(keras.activations, name, None)), None)
+
+
+def _backwards(model: Any) -> Iterator[Any]:
+    """The operations from a model's output back, as long as each takes one tensor; nested models are entered."""
+    if not isinstance(model, (keras.Sequential, keras.src.models.Functional)):
+        return
+    if not getattr(model, "outputs", None) or len(model.outputs) != 1:
+        return
+    tensor = model.outputs[0]
+    while True:
+        operation, node, _ = tensor._keras_history
+        if isinstance(operation, keras.layers.InputLayer):
+            return
+        if isinstance(operation, keras.Model):
+            if not isinstance(operation, (keras.Sequential, keras.src.models.Functional)):
+                yield operation
+                return
+            yield from _backwards(operation)
+        else:
+            yield operation
+        inputs = operation._inbound_nodes[node].input_tensors
+        if len(inputs) != 1:
+            return
+        tensor = inputs[0]
+
+
+def _answers(model: Any) -> np.ndarray | None:
+    """What the model says of a few generated pictures, `(8, outputs)`; None where it cannot be asked."""
+    given = input_shape_of(model)
+    if not isinstance(given, tuple):
+        return None
+    shape = [size or 64 for size in given[1:]]
+    random = np.random.default_rng(0)
+    pictures = random.random((SAMPLES, *shape)) * np.reshape(SCALES, (SAMPLES, *[1] * len(shape)))
+    values = model(keras.ops.convert_to_tensor(pictures.astype("float32")), training=False)
+    return np.asarray(keras.ops.convert_to_numpy(values), np.float64)

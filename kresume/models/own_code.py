@@ -1,0 +1,193 @@
+"""Runs the user's own Python: files of `--import`, and the function that `--model` names.
+
+    code = own_code("mymodel.py:build", imports=["layers.py"])
+    code.objects["focal_loss"]
+
+An exception in it is one line: what it says, the file and the line. The rest is in the cause.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kresume.errors import KresumeError, ModelError
+
+OURS = str(Path(__file__).resolve().parents[1])
+LIBRARIES = ("site-packages", "dist-packages", "importlib", "<frozen")
+
+
+@dataclass(frozen=True)
+class OwnCode:
+    """The user's code that a command names.
+
+    Attributes:
+        objects: classes and functions that its files define, by name.
+        function: `FILE.py:FUNCTION` or `package.module:FUNCTION`, where `--model` names one.
+    """
+
+    objects: Mapping[str, Any] = field(default_factory=dict)
+    function: str | None = None
+
+
+def own_code(spec: str | None, imports: Sequence[str] = ()) -> OwnCode:
+    """Gathers what the user's files define. Files that were run in this process already are not run again.
+
+    Args:
+        spec: `--model`.
+        imports: `--import`.
+
+    Raises:
+        ModelError: a file is not there, or cannot be run.
+    """
+    modules = [_module(file, "--import") for file in imports]
+    place, _, function = (spec or "").rpartition(":")
+    named = bool(place) and is_function(spec or "")
+    if named:
+        modules.append(_module(place, "--model") if place.endswith(".py") else _package(place, spec or ""))
+    return OwnCode(_defined(modules), spec if named and function else None)
+
+
+def is_function(spec: str) -> bool:
+    """Whether `--model` names a function: `FILE.py:FUNCTION` or `package.module:FUNCTION`."""
+    return ":" in spec and not spec.startswith("applications:")
+
+
+def run_files(files: Sequence[str]) -> dict[str, Any]:
+    """Runs Python files; the classes and functions that they define, by name, whether they register them or not.
+
+    Raises:
+        ModelError: one is not there, or cannot be run.
+    """
+    return _defined([_load_file(file, "--import") for file in files])
+
+
+def call_function(spec: str, offered: Mapping[str, Any]) -> Any:
+    """Calls the function that a spec names with those of the offered arguments that it takes and that are not None.
+
+    Raises:
+        ModelError: there is no such function, or it raises; the message gives its last line, file and line.
+    """
+    place, _, name = spec.rpartition(":")
+    module = _load_file(place, "--model") if place.endswith(".py") else _package(place, spec)
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ModelError(f"--model {spec}: {place} has no function {name}")
+    with said_in_a_line(f"--model {spec}"):
+        return function(**_accepted(function, offered))
+
+
+@contextmanager
+def said_in_a_line(what: str) -> Iterator[None]:
+    """Turns any exception of the user's code into one line that says where it was raised.
+
+    Args:
+        what: what was run, for the message.
+
+    Raises:
+        ModelError: the block raised.
+    """
+    try:
+        yield
+    except KresumeError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{what}: it cannot be run ({last_line(error)})") from error
+
+
+def last_line(error: BaseException) -> str:
+    """`"ValueError: no such size, mymodel.py, line 12"`: what an exception says, and where the user's code raised it."""
+    said = innermost(error)
+    where = _where(error)
+    return f"{type(error).__name__}: {said[:300]}{f', {where}' if where else ''}"
+
+
+def innermost(error: BaseException) -> str:
+    """The reason that Keras wraps in one message for each model around a layer: the innermost one, in one line."""
+    text = str(error).rpartition("Exception encountered: ")[2].rpartition("Error encountered:")[2]
+    text = text.partition(" Full object config: ")[0]
+    if "Exception encountered when calling" in text:
+        # Once per layer: "Exception encountered when calling NAME.call().\n\n\x1b[1mREASON\x1b[0m\n\nArguments received ..."
+        inside = text.rpartition("Exception encountered when calling")[2].partition("\n")[2]
+        text = inside.partition("Arguments received by")[0]
+    lines = [line.replace("\x1b[1m", "").replace("\x1b[0m", "").strip() for line in text.splitlines()]
+    return next((line for line in lines if line), type(error).__name__)
+
+
+def _where(error: BaseException) -> str:
+    """File and line of the last frame of the user's code; empty where there is none."""
+    seen: BaseException | None = error
+    while seen is not None:
+        for frame in reversed(traceback.extract_tb(seen.__traceback__)):
+            file = frame.filename
+            theirs = not any(mark in file for mark in LIBRARIES) and not str(Path(file).resolve()).startswith(OURS)
+            if theirs and not file.startswith("<") and Path(file).is_file():
+                return f"{Path(file).name}, line {frame.lineno}"
+        seen = seen.__cause__ or seen.__context__
+    return ""
+
+
+def _load_file(file: str, option: str) -> Any:
+    path = Path(file)
+    if not path.is_file():
+        raise ModelError(f"{option} {file}: there is no such file (looked from {Path.cwd()})")
+    name = _name_of(path)
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ModelError(f"{option} {file}: it is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # so that Keras and pickle find classes that it defines
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)  # its neighbours are found as by `python FILE.py`
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # it is the user's code: whatever it raises is said in a line, the rest is in the cause
+        frames = traceback.extract_tb(error.__traceback__)
+        line = next((frame.lineno for frame in reversed(frames) if frame.filename == str(path)), None)
+        where = f", line {line}" if line else ""
+        raise ModelError(f"{option} {file}{where}: it cannot be run ({type(error).__name__}: {error})") from error
+    finally:
+        sys.path.remove(folder)
+        if folder not in sys.path:
+            sys.path.append(folder)  # for what its functions import when they are called
+    return module
+
+
+def _module(file: str, option: str) -> Any:
+    loaded = sys.modules.get(_name_of(Path(file)))
+    path = getattr(loaded, "__file__", None)
+    return loaded if path and Path(path).resolve() == Path(file).resolve() else _load_file(file, option)
+
+
+def _name_of(path: Path) -> str:
+    return f"kresume_user_{path.stem}"
+
+
+def _package(place: str, spec: str) -> Any:
+    try:
+        return importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        raise ModelError(f"--model {spec}: there is no module {place} ({error})") from error
+
+
+def _defined(modules: Sequence[Any]) -> dict[str, Any]:
+    return {
+        name: value
+        for module in modules
+        for name, value in vars(module).items()
+        if callable(value) and getattr(value, "__module__", None) == module.__name__
+    }
+
+
+def _accepted(function: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return {name: value for name, value in offered.items() if (takes_any or name in parameters) and value is not None}

@@ -1,0 +1,233 @@
+"""Reads the loss of a compile config, and makes it again: one of Keras's with its settings, or a user's own.
+
+    entry = find_loss(state.compiled)                       # as Keras or tf_keras serialized it
+    of_keras(entry, code)                                   # (keras.losses.CategoricalFocalCrossentropy, {"alpha": ...})
+    make_loss(entry, code)                                  # the loss object, or the user's function
+
+Which labels a loss wants is not written anywhere: it is tried, on answers that are right and answers that are wrong.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import keras
+import numpy as np
+
+from kresume.errors import UsageError
+from kresume.models.own_code import OwnCode, call_function, last_line
+
+Labels = Literal["indices", "rows", "binary"]
+TRIED = 6
+"""On how many classes a loss is tried at most."""
+SURE = {"probabilities": (0.8, 0.2), "logits": (3.0, 0.0)}
+"""What the answer that is given and all others together get, by what the outputs are."""
+
+
+def find_loss(saved: Mapping[str, Any] | None) -> Any:
+    """The one loss of a compile config; None where there is none, or where Keras chooses it by the labels."""
+    loss: Any = (saved or {}).get("loss")
+    if isinstance(loss, (list, tuple)) and len(loss) == 1:
+        loss = loss[0]
+    elif isinstance(loss, Mapping) and "class_name" not in loss and "compiled_by" not in loss and len(loss) == 1:
+        loss = next(iter(loss.values()))
+    if isinstance(loss, str) and loss.lower() in {"crossentropy", "ce"}:
+        return None
+    return loss
+
+
+def live_entry(loss: Any) -> Any:
+    """A loss that a function of the user's compiled a model with, as a compile config would hold it."""
+    if isinstance(loss, (list, tuple, Mapping)):
+        loss = find_loss({"loss": loss})
+    if loss is None or isinstance(loss, (str, Mapping)):
+        return find_loss({"loss": loss})
+    if getattr(loss, "__name__", "") == "<lambda>":
+        return {"class_name": "__lambda__"}  # Keras would serialize its code
+    return keras.saving.serialize_keras_object(loss)
+
+
+def name_of(entry: Any) -> str:
+    """What a loss is called, for a plan."""
+    if isinstance(entry, str):
+        return entry
+    if "compiled_by" in entry:
+        return str(entry["name"])
+    if entry.get("class_name") == "function":
+        return str(entry["config"])
+    if entry.get("class_name") == "__lambda__":
+        return "lambda"
+    return str(entry.get("class_name")).rpartition(">")[2]
+
+
+def of_keras(entry: Any, code: OwnCode) -> tuple[type[keras.losses.Loss], dict[str, Any]] | None:
+    """Class and settings of a loss that is one of Keras's; None for a user's own.
+
+    Args:
+        entry: as `find_loss` gave it.
+        code: the user's code: a function of theirs goes before Keras's of the same name.
+    """
+    if isinstance(entry, Mapping) and "compiled_by" in entry:
+        return None
+    name = name_of(entry)
+    registered = str(entry.get("registered_name") or "") if isinstance(entry, Mapping) else ""
+    if name in code.objects or ">" in registered or (isinstance(entry, Mapping) and ">" in str(entry["class_name"])):
+        return None
+    cls = _class_of(name)
+    if cls is None:
+        return None
+    config = entry.get("config") if isinstance(entry, Mapping) else None
+    settings = dict(config) if isinstance(config, Mapping) else {}
+    if settings.get("reduction") == "auto":  # tf_keras's word for the default
+        settings.pop("reduction")
+    known = inspect.signature(cls.__init__).parameters
+    return cls, {key: value for key, value in settings.items() if key in known and key not in {"name", "dtype", "self"}}
+
+
+def _class_of(name: str) -> type[keras.losses.Loss] | None:
+    """Keras's class of a loss by the name of the class, of the function, or a short one (`mse`)."""
+    found: Any = getattr(keras.losses, name, None)
+    if found is None:
+        try:
+            found = keras.losses.get(name)
+        except ValueError:
+            return None
+    if inspect.isclass(found):
+        return found if issubclass(found, keras.losses.Loss) else None
+    wanted = str(getattr(found, "__name__", name)).replace("_", "").lower()
+    classes = (each for each in vars(keras.losses).values() if inspect.isclass(each))
+    return next((each for each in classes if each.__name__.lower() == wanted), None)
+
+
+def snake(cls: type) -> str:
+    """`CategoricalCrossentropy` -> `categorical_crossentropy`."""
+    return str(keras.src.utils.naming.to_snake_case(cls.__name__))
+
+
+def make_loss(entry: Any, code: OwnCode) -> Any:
+    """Makes the loss of a compile config or of a run's record.
+
+    Args:
+        entry: as `find_loss` gave it, or `{"compiled_by": FILE.py:FUNCTION, "name", "num_classes", "image_size"}`.
+        code: the user's code.
+
+    Raises:
+        UsageError: nobody knows it; the message says what to give.
+    """
+    if isinstance(entry, Mapping) and "compiled_by" in entry:
+        size = entry["image_size"]
+        offered = {"num_classes": entry["num_classes"], "image_size": tuple(size) if size else None}
+        return call_function(str(entry["compiled_by"]), offered).loss
+    if (found := of_keras(entry, code)) is not None:
+        return found[0](**found[1])
+    made = _made(entry, code)
+    if not callable(made):
+        raise UsageError(unknown(name_of(entry)))
+    return made
+
+
+def _made(entry: Any, code: OwnCode) -> Any:
+    """A user's own loss by its name, in their files first, then among what is registered; None where it is nowhere."""
+    name = name_of(entry)
+    config = entry.get("config") if isinstance(entry, Mapping) else None
+    registered = str(entry.get("registered_name") or entry["class_name"]) if isinstance(entry, Mapping) else name
+    found: Any = code.objects.get(name)
+    if found is None:
+        found = keras.saving.get_registered_object(name if registered == "function" else registered)
+    if not inspect.isclass(found):
+        return found
+    cls: Any = found
+    try:
+        with keras.saving.custom_object_scope(dict(code.objects)):
+            return cls.from_config(dict(config)) if isinstance(config, Mapping) else cls()
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise UsageError(f"the checkpoint's loss {name} cannot be made of {config}: {last_line(error)}") from error
+
+
+def unknown(name: str) -> str:
+    """What to do about a loss that nobody can make."""
+    return (
+        f"the checkpoint was trained with a loss of its own, {name}: give the file that defines it with --import FILE.py (or "
+        "--model FILE.py:FUNCTION that compiles the model with it), or replace it with --loss NAME"
+    )
+
+
+def labels_of(loss: Any, name: str, count: int, outputs: Literal["probabilities", "logits"]) -> Labels:
+    """Finds which labels a loss wants: those with which it tells right answers from wrong ones.
+
+    Args:
+        loss: the loss object, or a function of labels and predictions.
+        name: what it is called.
+        count: how many outputs the model has.
+        outputs: what they are.
+
+    Raises:
+        UsageError: it cannot be computed, or tells right from wrong with neither.
+    """
+    wrapped = loss if isinstance(loss, keras.losses.Loss) else keras.src.losses.losses.LossFunctionWrapper(loss)
+    forms: Mapping[str, Callable[[int, int], np.ndarray]]
+    if count == 1:
+        forms = {"binary": lambda label, batch: np.full((batch,), label, "int32")}
+    else:
+        forms = {
+            "indices": lambda label, batch: np.full((batch,), label, "int32"),
+            "rows": lambda label, batch: np.tile(np.eye(count, dtype="float32")[label], (batch, 1)),
+        }
+    told, reasons = {}, []
+    for form, labels in forms.items():
+        try:
+            told[form] = _tells(wrapped, labels, count, outputs)
+        except Exception as error:  # the user's code may raise anything for labels that it does not want
+            reasons.append(f"with {form} {last_line(error)}")
+    right = {form: values for form, values in told.items() if values is not None}
+    if len(right) == 2 and np.allclose(right["indices"], right["rows"], rtol=1e-4):
+        return "indices"
+    if len(right) == 1:
+        chosen: Labels = "binary" if count == 1 else "indices" if "indices" in right else "rows"
+        return chosen
+    why = (
+        "tells right answers from wrong ones both with indices of classes and with rows of probabilities, and not alike"
+        if right
+        else "is no lower for right answers than for wrong ones, neither with indices of classes nor with rows"
+    )
+    raise UsageError(
+        f"the checkpoint's loss {name} {why}{f' ({reasons[-1]})' if reasons else ''}, so nobody can tell which labels it "
+        "wants: replace it with --loss NAME, or use kresume.BackupAndRestore in your own fit"
+    )
+
+
+def _tells(loss: Any, labels: Callable[[int, int], np.ndarray], count: int, outputs: str) -> np.ndarray | None:
+    """The losses of right answers, where they are lower than those of wrong ones; else None."""
+    classes = 2 if count == 1 else count
+    batch = 7 if classes != 7 else 5
+    chosen = range(classes) if classes <= TRIED else [*range(TRIED - 1), classes - 1]
+    values = []
+    for label in chosen:
+        target = labels(label, batch)
+        pair = [
+            _mean(loss(target, _answer(answer, batch, count, outputs))) for answer in (label, (label + 1) % classes)
+        ]
+        values.append(pair)
+    right, wrong = np.array(values).T
+    if not np.isfinite(values).all():
+        return None
+    margin = 1e-5 * np.maximum(np.abs(wrong), 1e-3)
+    lower = right < wrong - margin
+    # A class that is ignored, or has the weight 0, costs the same either way.
+    return right if not (right > wrong + margin).any() and 2 * lower.sum() > len(chosen) - 1 else None
+
+
+def _answer(label: int, batch: int, count: int, outputs: str) -> np.ndarray:
+    high, rest = SURE[outputs]
+    if count == 1:
+        low = rest if outputs == "probabilities" else -high
+        return np.full((batch, 1), high if label else low, "float32")
+    row = np.full(count, rest / (count - 1) if outputs == "probabilities" else rest, "float32")
+    row[label] = high
+    return np.tile(row, (batch, 1))
+
+
+def _mean(value: Any) -> float:
+    return float(np.mean(np.asarray(keras.ops.convert_to_numpy(value), np.float64)))

@@ -1,0 +1,79 @@
+"""Says the shapes of what a model takes and gives, for models that are no graph of layers too.
+
+build_once(model, (64, 64))         # a subclassed model has no variables before its first batch
+input_shape_of(model)               # (None, 64, 64, 3)
+output_shape_of(model)              # (None, 10)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from kresume.errors import ModelError
+from kresume.models.own_code import said_in_a_line
+
+
+def build_once(model: keras.Model, size: tuple[int, int], what: str) -> None:
+    """Builds a model on one batch of pictures, without computing anything.
+
+    A graph of layers is built already. A subclassed model counts as built even where Keras gave up on its `call` in silence.
+
+    Args:
+        model: as its constructor left it.
+        size: `(height, width)` of the pictures.
+        what: where it comes from, for messages.
+
+    Raises:
+        ModelError: its own code fails; the message gives the last line, file and line.
+    """
+    if isinstance(model, (keras.Sequential, keras.src.models.Functional)) and model.built:
+        return
+    if model.built:
+        output_shape_of(model)
+    else:
+        with said_in_a_line(f"{what}: the model is built on a batch of pictures of {size[0]}x{size[1]}"):
+            model(keras.KerasTensor((1, *size, 3), "float32"))
+
+
+def input_shape_of(model: keras.Model) -> Any:
+    """The shape of a batch that the model takes; a list or mapping of shapes where it takes several.
+
+    A subclassed model does not say it: there the shape that it was built on counts.
+
+    Raises:
+        ModelError: it was never built.
+    """
+    if hasattr(model, "input_shape"):
+        return model.input_shape
+    config: Mapping[str, Any] = model.get_build_config() or {}
+    shape = config.get("input_shape", config.get("shapes_dict"))
+    if shape is None:
+        raise ModelError(
+            f"the model {model.name} was never built, so nobody can tell what it takes: call it on one batch"
+        )
+    if isinstance(shape, Mapping):
+        return dict(shape)
+    if any(isinstance(part, (list, tuple, Mapping)) for part in shape):
+        return list(shape)
+    return (None, *shape[1:])
+
+
+def output_shape_of(model: keras.Model) -> Any:
+    """The shape of a batch that the model gives; a list or mapping of shapes where it gives several.
+
+    Raises:
+        ModelError: its own code fails.
+    """
+    if hasattr(model, "output_shape"):
+        return model.output_shape
+    shape = input_shape_of(model)
+    if not isinstance(shape, tuple):
+        raise ModelError(
+            f"the model {model.name} takes several inputs, of the shapes {shape}; kresume feeds it one picture"
+        )
+    with said_in_a_line(f"the model {model.name} fails on a batch of the shape {shape}"):
+        given = model(keras.KerasTensor((2, *shape[1:]), "float32"))
+    return keras.tree.map_structure(lambda tensor: (None, *tensor.shape[1:]), given)

@@ -1,0 +1,231 @@
+"""What Keras's own callback promises, and what becomes of the backups when a training does not end well."""
+
+import importlib
+import importlib.util
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import kresume
+from kresume.checkpoints import snapshot
+from kresume.errors import UsageError
+from tests.support import assert_same_bytes
+
+BATCH, STEPS = 4, 3
+
+
+class Interrupted(RuntimeError):
+    """What another callback raises."""
+
+
+class Raise(keras.callbacks.Callback):
+    """Raises after so many batches or epochs."""
+
+    def __init__(self, batches=None, epochs=None):
+        super().__init__()
+        self.left = {"batches": batches, "epochs": epochs}
+
+    def _one(self, kind):
+        if self.left[kind] is not None:
+            self.left[kind] -= 1
+            if self.left[kind] == 0:
+                raise Interrupted
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._one("batches")
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._one("epochs")
+
+
+def build(**options):
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, "tanh"), keras.layers.Dense(1)])
+    model.compile(**{"optimizer": "sgd", "loss": "mse", **options})
+    return model
+
+
+def data():
+    x = np.random.default_rng(0).normal(size=(BATCH * STEPS, 3)).astype("float32")
+    return x, x.sum(axis=1, keepdims=True)
+
+
+def fit(model, callbacks, epochs=3, x=None):
+    return model.fit(data()[0] if x is None else x, data()[1], BATCH, epochs, 0, callbacks=callbacks, shuffle=False)
+
+
+def arrays_of(model):
+    variables = [*model.variables, *model.optimizer.variables]
+    return {str(index): np.array(keras.ops.convert_to_numpy(variable)) for index, variable in enumerate(variables)}
+
+
+# Keras's promises.
+
+THEIRS = "keras.src.callbacks.backup_and_restore_test"
+
+
+@pytest.mark.skipif(importlib.util.find_spec(THEIRS) is None, reason="this Keras was installed without its tests")
+@pytest.mark.filterwarnings("ignore")
+def test_kerass_own_tests_pass(monkeypatch, request):
+    """Each test of Keras's callback, with ours in its place."""
+    import unittest
+
+    from keras.src import callbacks
+
+    request.config.addinivalue_line("markers", "requires_trainable_backend: a mark of Keras's tests")
+    monkeypatch.setattr(callbacks, "BackupAndRestore", kresume.BackupAndRestore)
+    suite = unittest.defaultTestLoader.loadTestsFromModule(importlib.import_module(THEIRS))
+    result = unittest.TextTestRunner(stream=sys.stderr, verbosity=2).run(suite)
+    assert result.testsRun >= 7
+    assert result.wasSuccessful(), result.failures + result.errors
+
+
+def test_an_epoch_that_ended_counts_although_another_callback_raised(tmp_path):
+    """Wherever it is in the list; what the callbacks behind it did in that epoch is backed up too."""
+    whole = build()
+    history = fit(whole, []).history
+    backup = kresume.BackupAndRestore(tmp_path, delete_checkpoint=False)
+    with pytest.raises(Interrupted):
+        fit(build(), [backup, Raise(epochs=2)])
+    assert (backup._current_epoch, backup._last_batch_seen) == (2, 0)
+    model = build()
+    counter = Raise()
+    epochs = []
+    counter.on_epoch_end = lambda epoch, logs=None: epochs.append(epoch)
+    again = fit(model, [kresume.BackupAndRestore(tmp_path), counter])
+    assert epochs == [2]
+    assert_same_bytes(arrays_of(whole), arrays_of(model))
+    assert again.history == history
+
+
+def test_a_batch_that_was_trained_counts_although_another_callback_raised(tmp_path):
+    """With a number as save_freq the backup holds the step that the other callback raised after, by Keras's index of it."""
+    backup = kresume.BackupAndRestore(tmp_path, save_freq=1)
+    with pytest.raises(Interrupted):
+        fit(build(), [Raise(batches=2), backup])
+    assert (backup._current_epoch, backup._last_batch_seen) == (0, 1)
+    assert backup._weights_path == str(tmp_path / "step-00000002" / "state.safetensors")
+
+
+@pytest.mark.parametrize(("strict", "updates"), [(None, 2 + 3 * STEPS), (False, 3 * STEPS)])
+def test_a_callback_that_is_used_again_begins_the_epoch_again(tmp_path, strict, updates):
+    """As Keras's does, and its tests ask for; with strict=False, and in a new process, the epoch goes on."""
+    model = build()
+    backup = kresume.BackupAndRestore(tmp_path, save_freq=1, strict=strict)
+    with pytest.raises(Interrupted):
+        fit(model, [backup, Raise(batches=2)])
+    fit(model, [backup])
+    assert int(model.optimizer.iterations) == updates
+    assert not tmp_path.exists()
+
+
+def test_one_callback_instead_of_a_list(tmp_path):
+    """Keras would call it from another thread then, while the next step changes what it reads."""
+    whole, model = build(), build()
+    fit(whole, [])
+    fit(model, kresume.BackupAndRestore(tmp_path, save_freq=1))
+    assert_same_bytes(arrays_of(whole), arrays_of(model))
+
+
+# The end of a training.
+
+
+def broken(batch):
+    x = data()[0].copy()
+    x[batch * BATCH] = np.nan
+    return x
+
+
+def scaled():
+    """As mixed_float16 trains: steps whose gradients are not finite are left out, so the weights stay finite."""
+    return keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.01))
+
+
+@pytest.mark.parametrize("made", [lambda: "sgd", scaled], ids=["the weights break too", "the weights stay finite"])
+@pytest.mark.parametrize("freq", [1, "epoch"])
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
+def test_a_loss_that_is_no_number_keeps_the_backups(tmp_path, capfd, made, freq):
+    """TerminateOnNaN ends fit without an error: what was good stays, is no stop that counts, and is trained on from."""
+    fit(build(optimizer=made()), [kresume.BackupAndRestore(tmp_path, freq, delete_checkpoint=False), Raise()], epochs=1)
+    end = [keras.callbacks.TerminateOnNaN()]
+    fit(build(optimizer=made()), [*end, kresume.BackupAndRestore(tmp_path, freq)], x=broken(1))
+    told = capfd.readouterr().err
+    assert "the loss is nan" in told
+    assert "the backups stay" in told
+    good = STEPS + 1 if freq == 1 else STEPS
+    assert [step for step, _ in snapshot.list_snapshots(tmp_path)] == [good]
+    model = build(optimizer=made())
+    fit(model, [*end, kresume.BackupAndRestore(tmp_path, freq)])
+    assert int(model.optimizer.iterations) == 3 * STEPS
+    assert not tmp_path.exists()
+
+
+def test_weights_that_break_in_the_last_step_keep_the_backups(tmp_path, capfd):
+    """The loss of an update is computed before it: the weights are looked at too."""
+
+    class Break(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 2:
+                self.model.layers[0].kernel.assign(np.full((3, 4), np.inf, "float32"))
+
+    fit(build(), [Break(), kresume.BackupAndRestore(tmp_path)])
+    assert "the weights are not finite, so the backups stay. The newest is of step 6" in capfd.readouterr().err
+
+
+def test_early_stopping_is_an_end(tmp_path):
+    """Backups have served when training stopped early, as Keras's have."""
+    stop = keras.callbacks.EarlyStopping(monitor="loss", patience=0, min_delta=1e9)
+    fit(build(), [stop, kresume.BackupAndRestore(tmp_path)], epochs=9)
+    assert not tmp_path.exists()
+
+
+# What fit was given, and what data= is.
+
+
+def numbers(position=0):
+    import tensorflow as tf
+
+    return tf.data.Dataset.range(position, 10**6).map(lambda index: tf.fill((2, 3), tf.cast(index, tf.float32)))
+
+
+@pytest.mark.filterwarnings("ignore:.shuffle=True. was passed:UserWarning")
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        pytest.param(lambda ours: data()[0], "does not come from data=", id="arrays"),
+        pytest.param(lambda ours: numbers().take(4), "does not come from data=", id="another dataset"),
+        pytest.param(lambda ours: kresume.resumable(numbers, 4), "another dataset than data=", id="another of ours"),
+        pytest.param(lambda ours: ours.shuffle(4), r"changes its batches or their order \(Shuffle\)", id="shuffle"),
+        pytest.param(lambda ours: ours.map(abs).cache(), r"\(Cache\)", id="cache"),
+        pytest.param(lambda ours: ours.take(2), r"\(Take\)", id="take"),
+        pytest.param(lambda ours: ours.repeat(), r"\(Repeat\)", id="repeat"),
+        pytest.param(lambda ours: ours.unbatch().batch(4), r"\(Batch\)", id="batch"),
+        pytest.param(
+            lambda ours: ours.map(abs, num_parallel_calls=2, deterministic=False), r"\(ParallelMap\)", id="any order"
+        ),
+        pytest.param(lambda ours: (batch for batch in ours), "generator", id="a generator over it"),
+    ],
+)
+def test_what_cannot_be_followed_is_refused_before_the_first_step(tmp_path, given, words):
+    """fit draws the batches of data= one by one, or it is not said to be exact."""
+    from kresume.images.stream import reason_not_followed, stream_of
+
+    ours = kresume.resumable(numbers, 4)
+    import re
+
+    assert re.search(words, reason_not_followed(given(ours), stream_of(ours)))
+    for followed in (ours, ours.map(abs), ours.map(abs, num_parallel_calls=2).prefetch(2)):
+        assert reason_not_followed(followed, stream_of(ours)) == ""
+        assert stream_of(followed) is stream_of(ours)
+
+
+def test_fit_on_other_data_than_data_is_refused(tmp_path):
+    """The check stands before the first step, and the model trains afterwards as if nothing had been."""
+    model = build()
+    backup = kresume.BackupAndRestore(tmp_path, data=kresume.resumable(numbers, 4))
+    with pytest.raises(UsageError, match="a ndarray that does not come from data=: give fit the same"):
+        fit(model, [backup])
+    fit(model, [])
+    assert int(model.optimizer.iterations) == 3 * STEPS

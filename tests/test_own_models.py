@@ -1,0 +1,248 @@
+"""Models and code of a user's own: subclassed models, functions that raise, optimizers by name, what `inspect` tells."""
+
+import json
+import zipfile
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from kresume.checkpoints import keras_arrays
+from kresume.checkpoints.inspect import describe
+from kresume.checkpoints.read import read_checkpoint
+from kresume.config import from_arguments
+from kresume.errors import ModelError
+from kresume.evaluation.evaluate import evaluate
+from kresume.models.own_code import innermost
+from kresume.models.shapes import input_shape_of, output_shape_of
+from kresume.training.plan import make_plan
+from tests.conftest import CLASSES
+from tests.support import run_training
+
+SUBCLASSED = """
+import keras
+from keras import layers
+
+class Net(keras.Model):
+    def __init__(self, count=3, **options):
+        super().__init__(**options)
+        self.count = count
+        self.conv = layers.Conv2D(4, 3, activation="relu")
+        self.norm = layers.BatchNormalization()
+        self.flatten = layers.Flatten()
+        self.head = layers.Dense(count, activation="softmax")
+
+    def call(self, images, training=None):
+        features = self.norm(self.conv(images / 255), training=training)
+        return self.head(self.flatten(features))
+
+    def get_config(self):
+        return {**super().get_config(), "count": self.count}
+
+def build(num_classes=3, image_size=None):
+    return Net(num_classes)
+"""
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory):
+    """A folder with a subclassed model: net.py, m.keras and m.weights.h5 after a step; and the model."""
+    folder = tmp_path_factory.mktemp("net")
+    (folder / "net.py").write_text(SUBCLASSED)
+    space: dict = {"__name__": "net"}
+    exec(SUBCLASSED, space)
+    model = space["build"](3)
+    model.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy")
+    model.train_on_batch(np.random.default_rng(0).random((6, 12, 12, 3)).astype("float32"), np.arange(6) % 3)
+    model.save(folder / "m.keras")
+    model.save_weights(folder / "m.weights.h5")
+    return folder, model
+
+
+@pytest.mark.parametrize("way", ["--import", "--model"])
+def test_a_subclassed_model_is_scored_and_planned_for(net, pictures, quiet, way):
+    """`eval` gives the accuracy that plain Keras computes; `plan` restores every variable."""
+    folder, model = net
+    code = str(folder / "net.py")
+    path = str(folder / ("m.keras" if way == "--import" else "m.weights.h5"))
+    given = {"imports": (code,)} if way == "--import" else {"model": f"{code}:build", "image_size": (12, 12)}
+    data = keras.utils.image_dataset_from_directory(
+        pictures / "old", image_size=(12, 12), interpolation="area", shuffle=False, verbose=False, batch_size=24
+    )
+    values, labels = next(iter(data))
+    expected = (np.asarray(model.predict_on_batch(np.asarray(values))).argmax(axis=1) == np.asarray(labels)).mean()
+    found = evaluate(path, pictures / "old", pixels="0-255", classes=CLASSES, **given)
+    assert found.scores["all"]["accuracy"] == pytest.approx(float(expected), abs=0.05)
+    options = (
+        {"imports": [code]}
+        if way == "--import"
+        else {"model": f"{code}:build", "image_size": "12", "optimizer": "adam"}
+    )
+    asked = {"data": [str(pictures / "old")], "lr": 1e-3, "classes": ",".join(CLASSES), "pixels": "0-255", **options}
+    plan = make_plan(from_arguments(path, asked), quiet)
+    count = len(model.variables) + len(model.optimizer.variables)
+    assert plan.restored.startswith(f"{count} of {count} variables")
+    assert plan.loss.startswith("sparse_categorical_crossentropy")
+
+
+def test_a_subclassed_model_trains_and_is_extended(net, pictures, tmp_path):
+    """A run of it is continued from its own record by the next generation."""
+    folder, _ = net
+    given = {"epochs": 1, "batch_size": 8, "lr": 1e-3}
+    first = run_training(
+        str(folder / "m.keras"),
+        data=[str(pictures / "old")],
+        out=str(tmp_path / "a"),
+        imports=[str(folder / "net.py")],
+        classes=",".join(CLASSES),
+        pixels="0-255",
+        **given,
+    )
+    second = run_training(first.run, add=[str(pictures / "new")], out=str(tmp_path / "b"), **given)
+    assert second.step > first.step
+
+
+def test_shapes_of_a_model_that_is_no_graph(net):
+    """The input is what it was built on, the output what its code gives; several of them are named."""
+    _, model = net
+    assert input_shape_of(model) == (None, 12, 12, 3)
+    assert output_shape_of(model) == (None, 3)
+
+    class Two(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.flatten, self.one, self.two = layers.Flatten(), layers.Dense(2), layers.Dense(3)
+
+        def call(self, images):
+            values = self.flatten(images)
+            return {"one": self.one(values), "two": self.two(values)}
+
+    two = Two()
+    two(np.zeros((1, 4, 4, 3), "float32"))
+    assert output_shape_of(two) == {"one": (None, 2), "two": (None, 3)}
+
+
+@pytest.mark.parametrize("way", ["in call", "in build", "in call of a file", "in the constructor of a file"])
+def test_an_exception_in_the_users_code_is_a_line(net, pictures, quiet, tmp_path, way):
+    """Its own words, file and line; never a traceback of ours, never advice on something else."""
+    folder, _ = net
+    where = {
+        "in call": ("features = ", "1 // 0; features = "),
+        "in build": ("return Net", "raise KeyError('no such size'); return Net"),
+        "in call of a file": ("features = ", "1 // 0; features = "),
+        "in the constructor of a file": (
+            "self.count = count",
+            "self.count = count; raise OSError('weights.bin is gone')",
+        ),
+    }
+    before, after = where[way]
+    source = SUBCLASSED.replace(before, after, 1)
+    line = source[: source.index(after)].count("\n") + 1
+    (tmp_path / "bad.py").write_text(source)
+    says = {"in build": "no such size", "in the constructor of a file": "weights.bin is gone"}
+    asked = {"data": [str(pictures / "old")], "lr": 1e-3, "pixels": "0-255", "classes": ",".join(CLASSES)}
+    path = None
+    if "file" in way:
+        path, asked["imports"] = str(folder / "m.keras"), [str(tmp_path / "bad.py")]
+    else:
+        asked["model"] = f"{tmp_path / 'bad.py'}:build"
+    with pytest.raises(ModelError) as caught:
+        make_plan(from_arguments(path, asked), quiet)
+    text = str(caught.value)
+    assert f"bad.py, line {line}" in text
+    assert says.get(way, "division") in text
+    assert "\n" not in text
+    assert "Lambda" not in text
+    assert "Exception encountered" not in text
+
+
+def test_the_innermost_reason_of_nested_errors():
+    """Keras wraps a reason once for each model around the layer."""
+    inner = keras.Sequential([layers.Dense(2), layers.Reshape((7,))])
+    outer = keras.Sequential([layers.Flatten(), inner])
+    with pytest.raises(ValueError, match="Exception encountered when calling") as caught:
+        outer(np.zeros((2, 4), "float32"))
+    said = innermost(caught.value)
+    assert said.startswith("The total size of the tensor must be unchanged")
+    assert "\x1b" not in said
+
+
+# --- optimizers by name -----------------------------------------------------------------------------------------------
+
+
+def test_the_rate_of_an_optimizer_by_name_is_its_own():
+    """The table of default rates is Keras's."""
+    for name in keras_arrays.OPTIMIZERS:
+        found = keras_arrays.by_name(name.lower())
+        rate = float(np.asarray(getattr(keras.optimizers, name)().learning_rate))
+        assert found == {"class_name": name, "config": {"learning_rate": pytest.approx(rate)}}
+    assert keras_arrays.by_name("special") is None
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd", "nadam"])
+@pytest.mark.parametrize("writer", ["Keras 3.1", "tf_keras"])
+def test_an_optimizer_compiled_by_name_is_that_optimizer(writer, name, pictures, quiet, tmp_path):
+    """As Keras 3.1 and tf_keras write `compile("adam")`: the name is read, the rate is the saved variable's or its own."""
+    model = keras.Sequential([keras.Input((6, 6, 3)), layers.Flatten(), layers.Dense(3, activation="softmax")])
+    model.compile(name, "sparse_categorical_crossentropy")
+    model.train_on_batch(np.zeros((3, 6, 6, 3), "float32"), np.arange(3))
+    rate = float(np.asarray(model.optimizer.learning_rate))
+    path = tmp_path / "m.keras"
+    model.optimizer.learning_rate = rate / 2
+    model.save(path)
+    with zipfile.ZipFile(path) as archive:
+        members = {member: archive.read(member) for member in archive.namelist()}
+    config = json.loads(members["config.json"])
+    config["compile_config"]["optimizer"] = name
+    members["config.json"] = json.dumps(config).encode()
+    if writer == "tf_keras":  # it keeps no variable of the rate
+        (tmp_path / "w.h5").write_bytes(members["model.weights.h5"])
+        with h5py.File(tmp_path / "w.h5", "r+") as file:
+            group = file["optimizer/vars"]
+            kept = [group[str(index)][()] for index in range(len(group)) if index != 1]
+            for index in range(len(group)):
+                del group[str(index)]
+            for index, array in enumerate(kept):
+                group[str(index)] = array
+        members["model.weights.h5"] = (tmp_path / "w.h5").read_bytes()
+    with zipfile.ZipFile(path, "w") as archive:
+        for member, data in members.items():
+            archive.writestr(member, data)
+    state = read_checkpoint(path)
+    assert state.optimizer.class_name == {"adam": "Adam", "sgd": "SGD", "nadam": "Nadam"}[name]
+    assert state.rate.value == pytest.approx(rate / 2 if writer == "Keras 3.1" else rate)
+    if writer == "Keras 3.1":
+        asked = {"data": [str(pictures / "old")], "pixels": "0-1", "classes": ",".join(CLASSES)}
+        plan = make_plan(from_arguments(str(path), asked), quiet)
+        assert plan.optimizer == state.optimizer.class_name
+        assert "2 of 2" not in plan.restored
+
+
+# --- what inspect tells -----------------------------------------------------------------------------------------------
+
+
+def test_inspect_tells_several_outputs_and_unknown_classes(net, tmp_path):
+    """Names of outputs, and classes, functions and losses that no Keras has; nothing where there is nothing."""
+    folder, _ = net
+    assert any(
+        "the code of Net: --import FILE.py" in text for text in describe(read_checkpoint(folder / "m.keras")).missing
+    )
+    inputs = keras.Input((6, 6, 3))
+    values = layers.Flatten()(inputs)
+    two = keras.Model(inputs, [layers.Dense(2, name="left")(values), layers.Dense(3, name="right")(values)])
+    two.save(tmp_path / "two.keras")
+    notes = describe(read_checkpoint(tmp_path / "two.keras")).notes
+    assert any("it has 2 outputs (left, right): kresume trains one image to one label" in text for text in notes)
+
+    def mine(labels, scores):
+        return keras.ops.mean(scores)
+
+    plain = keras.Sequential([inputs, layers.Flatten(), layers.Dense(2, activation="softmax")])
+    plain.compile("sgd", mine)
+    plain.save(tmp_path / "plain.keras")
+    found = describe(read_checkpoint(tmp_path / "plain.keras"))
+    assert not any("outputs" in text for text in found.notes)
+    assert not any("the code of" in text for text in found.missing)
+    assert any("the loss mine: --import FILE.py" in text for text in found.missing)

@@ -1,0 +1,74 @@
+"""Messages spell an option as the user gives it: flags on the command line, arguments in Python."""
+
+import pytest
+
+import kresume
+from kresume import cli
+from kresume.errors import UsageError
+from kresume.spelling import as_argument, as_flag, option, spelled
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "flag", "argument"),
+    [
+        ("on-missing", "drop", "--on-missing drop", "on_missing='drop'"),
+        ("lr", 0.001, "--lr 0.001", "lr=0.001"),
+        ("lr", 0.12345678, "--lr 0.12345678", "lr=0.12345678"),
+        ("steps", 12345678, "--steps 12345678", "steps=12345678"),
+        ("watch", True, "--watch", "watch=True"),
+        ("data", None, "--data", "data="),
+        ("import", "layers.py", "--import layers.py", "imports=['layers.py']"),
+        ("from", "ckpt/", "--from ckpt/", "'ckpt/' as the first argument"),
+    ],
+)
+def test_an_option_in_both_spellings(name, value, flag, argument):
+    """The outermost entry point decides; flags are the default."""
+    assert option(name, value) == as_flag(name, value) == flag
+    assert as_argument(name, value) == argument
+    with spelled(as_argument):
+        assert option(name, value) == argument
+        with spelled(as_flag):
+            assert option(name, value) == argument
+    assert option(name, value) == flag
+
+
+WRONG = [
+    {"lr": 0.1, "lr_scale": 0.5},
+    {"seed": -1},
+    {"image_size": "4x"},
+    {"image_size": 0},
+    {"epochs": 0},
+    {"replay": 2.0},
+    {"val_split": 1.0},
+    {"cache_limit": "much"},
+    {"out": "gs://bucket/run"},
+    {"watch": True},
+    {"interpolation": "cubic"},
+    {"resize": "squeeze"},
+    {"lr_schedule": "wavy"},
+    {"mix": "1:"},
+    {"augment": "wild"},
+]
+
+
+@pytest.mark.parametrize("arguments", WRONG, ids=" ".join)
+def test_python_is_told_of_arguments_and_the_command_line_of_flags(workplace, capsys, arguments):
+    """The same mistake by `kresume.plan` and by `kresume plan`: the same message, spelled for each."""
+    data = {} if "watch" in arguments else {"data": "old"}
+    with pytest.raises(UsageError) as refused:
+        kresume.plan(
+            None, image_size=12, quiet=True, **data, **arguments
+        ) if "image_size" not in arguments else kresume.plan(None, quiet=True, **data, **arguments)
+    name = next(iter(arguments))
+    assert f"{name}=" in str(refused.value)
+    assert "--" not in str(refused.value)
+    flags = [
+        word
+        for key, value in {**data, "image_size": 12, **arguments}.items()
+        for word in (f"--{key.replace('_', '-')}", *([] if value is True else [str(value)]))
+    ]
+    with pytest.raises(SystemExit) as left:
+        cli.main(["plan", *flags])
+    told = capsys.readouterr().err
+    assert left.value.code == 2
+    assert f"--{name.replace('_', '-')}" in told
