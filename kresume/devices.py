@@ -387,6 +387,16 @@ def assign(variables: Sequence[Any], arrays: Sequence[np.ndarray]) -> None:
         variable.assign(np.array(array, copy=True))
 
 
+def renew_constants(model: Any) -> None:
+    """Makes the constants anew that layers compute from their variables; call after assigning a model's variables.
+
+    An adapted Normalization keeps its mean and variance once more, as constants in which the graph of the model is traced.
+    """
+    for layer in model._flatten_layers():
+        if type(layer).__name__ == "Normalization" and hasattr(layer, "finalize_state"):
+            layer.finalize_state()
+
+
 def set_precision(precision: str | None) -> None:
     """Sets the policy for the layers of a new model: `"float32"`, `"mixed_bfloat16"` or `"mixed_float16"`."""
     import keras

@@ -155,6 +155,8 @@ def write_tf_keras(out: Path) -> None:
             Golden("h5-cnn-adam-cosine", "cnn", lambda _: optimizers.Adam(cosine(0.01, 50)), to_file("model.h5")),
             Golden("h5-vit-sgd", "vit", lambda _: optimizers.SGD(0.01, momentum=0.9), to_file("model.h5")),
             Golden("keras-sequential-adam", "sequential", lambda _: optimizers.Adam(0.01), to_file("model.keras")),
+            Golden("keras-transfer-adam", "transfer", lambda _: optimizers.Adam(0.01), to_file("model.keras")),
+            Golden("h5-transfer-sgd", "transfer", lambda _: optimizers.SGD(0.01, momentum=0.9), to_file("model.h5")),
             Golden(
                 "weights-h5-sequential-adam",
                 "sequential",

@@ -98,6 +98,12 @@ def nested():
     return keras.Model(inputs, layers.Dense(3, activation="softmax")(layers.GlobalAveragePooling2D()(x)))
 
 
+def transfer():
+    inner, outer = keras.Input((12, 12, 3)), keras.Input((12, 12, 3))
+    base = keras.Model(inner, layers.Conv2D(4, 3, use_bias=False)(inner))
+    return keras.Sequential([keras.Model(outer, base(outer)), layers.GlobalAveragePooling2D(), layers.Dense(3)])
+
+
 def attention():
     inputs = keras.Input((12, 12, 3))
     x = layers.Reshape((9, 8))(layers.Conv2D(8, 4, 4)(inputs))
@@ -133,4 +139,11 @@ def subclassed():
     return model
 
 
-MODELS |= {"sequential": sequential, "small": small, "nested": nested, "attention": attention, "subclassed": subclassed}
+MODELS |= {
+    "sequential": sequential,
+    "small": small,
+    "nested": nested,
+    "transfer": transfer,
+    "attention": attention,
+    "subclassed": subclassed,
+}

@@ -62,6 +62,25 @@ def test_every_format_gives_the_picture(kind, mode, options):
     assert near(data, image.convert(mode).convert("RGB"), 6.0)
 
 
+@pytest.mark.parametrize(
+    ("kind", "mode", "as_it_is"),
+    [("JPEG", "RGB", True), ("PNG", "RGBA", True), ("WEBP", "RGBA", True), ("TIFF", "RGB", False),
+     ("TIFF", "I;16", False), ("AVIF", "RGB", False), ("BMP", "1", False)],
+)  # fmt: skip
+def test_a_served_model_gets_the_pixels_that_training_saw(kind, mode, as_it_is):
+    """What TensorFlow cannot decode is encoded anew; inside a graph it gives the bytes of the original's decoding."""
+    import tensorflow as tf
+
+    image = Image.fromarray(photo(4))
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    data = as_file(image if mode == "I;16" else image.convert(mode), kind)
+    served = decode.as_served(data, SPEC)
+    assert (served is data) == as_it_is
+    graph = tf.function(lambda encoded: decode.pixels(encoded, SPEC), autograph=False)
+    assert graph(tf.constant(served)).numpy().tobytes() == decode.decode(data, SPEC).tobytes()
+
+
 @pytest.mark.parametrize("mode", ["L", "1", "I;16"])
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_grey_of_any_depth_is_grey(mode, kind):

@@ -404,6 +404,26 @@ def test_pixels_for_the_other_are_not_for_the_run(taught, pictures, tmp_path):
         evaluate(taught / "1-shapes", data=pictures / "val", pixels="0-1")
 
 
+def test_pictures_that_tensorflow_cannot_decode_verify_and_warm_up(taught, tmp_path, capsys):
+    """Trained on as TIFF and animated WebP: each is compared on, and the warm-up requests hold what a server can decode."""
+    from PIL import Image
+
+    from kresume.progress import Reporter
+
+    for label in CLASSES:
+        (tmp_path / "data" / label).mkdir(parents=True)
+        frames = [Image.fromarray(draw(label, 700 + seed, 30)) for seed in range(3)]
+        frames[0].save(tmp_path / "data" / label / "a.tiff")
+        frames[1].save(tmp_path / "data" / label / "b.webp", save_all=True, append_images=frames[2:])
+    result = export(taught / "1-shapes", tmp_path / "shapes", data=tmp_path / "data", reporter=Reporter())
+    assert (result.parity.images, result.parity.failed, result.parity.agreement) == (6, 0, 1.0)
+    assert "6 of 6 pictures to compare on are sent as PNG" in capsys.readouterr().err
+    requests = list(warmup.read_warmup(Path(result.path) / warmup.PLACE))
+    sent = [content for each in requests for name, value in each.inputs.items() for content in value.string_val]
+    assert sent
+    assert all(content.startswith(b"\x89PNG") for content in sent)
+
+
 def test_alpha_is_cut_off_a_webp_picture_too(taught, tmp_path):
     """Trained on, served, and asked alone or among others: the same pixels as without alpha."""
     from PIL import Image

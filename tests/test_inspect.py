@@ -104,6 +104,78 @@ def test_a_name_in_a_state_dict_never_becomes_a_line_of_code(tmp_path):
     assert space["build"]().count_params() > 0
 
 
+def dense(inputs, outputs):
+    """The arrays of a PyTorch layer."""
+    return {"weight": np.zeros((outputs, inputs), "float32"), "bias": np.zeros(outputs, "float32")}
+
+
+@pytest.mark.parametrize(
+    ("layers", "shape", "words"),
+    [
+        ({"conv": {"weight": np.zeros((4, 1, 3, 3), "float32")}}, (64, 64, 1), "grey: its first convolution takes 1"),
+        ({"conv": {"weight": np.zeros((4, 3, 3, 3), "float32")}}, (64, 64, 3), "RGB: its first convolution takes 3"),
+        ({"fc": dense(784, 8), "out": dense(8, 3)}, (784,), None),
+        ({"fc": dense(3072, 8), "out": dense(8, 3)}, (3072,), None),
+    ],
+)
+def test_a_skeleton_takes_pictures_that_a_plan_feeds(layers, shape, words):
+    """Grey, or one row of numbers: what is written is a model that `plan` takes, and `inspect` says what it eats."""
+    from kresume.models.inputs import layout_of
+
+    arrays = {f"{name}.{role}": array for name, roles in layers.items() for role, array in roles.items()}
+    state = TrainState("net.pth", "torch", "torch", arrays)
+    assert words is None or describe(state).input.startswith(words)
+    space: dict = {}
+    exec(compile(skeleton(state, "model.py"), "model.py", "exec"), space)
+    model = space["build"]()
+    assert model.input_shape[1:] == shape
+    assert layout_of(model, None, None, None)[0].channels == (1 if 1 in shape or shape == (784,) else 3)
+
+
+def test_a_skeleton_that_no_picture_fits_is_not_written():
+    """Four channels are neither RGB nor grey: the error comes before the work of filling it in."""
+    arrays = {"conv.weight": np.zeros((4, 4, 3, 3), "float32")}
+    with pytest.raises(UsageError, match="takes 4 channels; kresume trains on RGB and grey"):
+        skeleton(TrainState("net.pth", "torch", "torch", arrays), "model.py")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ((28, 28, 1), "grey (height, width, 1), 28x28"),
+        ((28, 28), "grey (height, width), 28x28"),
+        ((3, 32, 48), "RGB (3, height, width), 32x48"),
+        ((None, None, 3), "RGB (height, width, 3), any size"),
+        ((784,), "grey, 784 numbers in a row, 28x28; their order is found on old images, or --axes says it"),
+        ((1000,), "(1000): give --image-size HEIGHTxWIDTH"),
+        ((32, 32, 4), "(32, 32, 4): no RGB or grey picture"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["functional", "sequential", "nested"])
+def test_inspect_says_how_a_model_takes_pictures(tmp_path, inputs, words, kind):
+    """From the architecture, of a graph, a row of layers, and a row whose first layer is a model."""
+    import keras
+
+    given = keras.Input(inputs)
+    functional = keras.Model(given, keras.layers.Dense(3)(given))
+    model = functional if kind == "functional" else keras.Sequential([keras.Input(inputs), keras.layers.Dense(3)])
+    model = model if kind != "nested" else keras.Sequential([functional, keras.layers.Dense(2)])
+    model.save(tmp_path / "model.keras")
+    found = describe(read_checkpoint(tmp_path / "model.keras"))
+    assert found.input == words
+    assert f"input       {words}" in str(found)
+
+
+def test_inspect_counts_several_inputs(tmp_path):
+    """No picture alone feeds such a model."""
+    import keras
+
+    one, other = keras.Input((8, 8, 1)), keras.Input((4,))
+    outputs = keras.layers.Concatenate()([keras.layers.Flatten()(one), other])
+    keras.Model([one, other], outputs).save(tmp_path / "model.keras")
+    assert describe(read_checkpoint(tmp_path / "model.keras")).input.startswith("2 inputs, (8, 8, 1), (4): ")
+
+
 def test_the_command_writes_the_skeleton_once(tmp_path, monkeypatch):
     """`--write-model` tells the next command; it overwrites nothing, and other formats are refused."""
     from kresume.cli import cli

@@ -4,18 +4,21 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 import zipfile
 
 import keras
 import numpy as np
 import pytest
 
+from kresume import devices
 from kresume.checkpoints.inspect import describe
 from kresume.checkpoints.read import read_checkpoint
-from kresume.checkpoints.state import Card, SavedOptimizer
+from kresume.checkpoints.state import Card, SavedOptimizer, TrainState
 from kresume.errors import CheckpointError, RestoreError
 from kresume.models import build, optimizers, rebuild, restore
 from kresume.models.match_weights import keras_names
+from kresume.training.fit import assign_state
 from tests.support import assert_same_bytes
 
 WRITER = """
@@ -342,3 +345,51 @@ def test_a_path_with_a_typo_is_guessed(tmp_path, pictures):
         read_checkpoint(str(tmp_path / "1-sings"))
     with pytest.raises(CheckpointError, match=r"nothing is there$"):
         read_checkpoint(str(tmp_path / "unlike"))
+
+
+@pytest.mark.parametrize("ending", ["keras", "h5"])
+def test_an_adapted_normalization_normalises_by_what_was_saved(tmp_path, ending):
+    """Its constants are made of its variables: they are the saved ones' in the restored model, and after a continuation."""
+    pictures = np.random.default_rng(3).normal(5.0, 3.0, (8, 6, 6, 3)).astype("float32")
+    adapted = keras.layers.Normalization()
+    adapted.adapt(pictures)
+    model = keras.Sequential([keras.Input((6, 6, 3)), adapted, keras.layers.Flatten(), keras.layers.Dense(2)])
+    path = tmp_path / f"model.{ending}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Keras does not recommend .h5
+        model.save(path)
+    expected = keras.ops.convert_to_numpy(model(pictures))
+    state = read_checkpoint(path)
+    restored = build.from_architecture(state.architecture)
+    restore.restore(restored, state, optimizer=None)
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(restored(pictures)), expected)
+    other = build.from_architecture(state.architecture)
+    model.compile("sgd", "mse")
+    other.compile("sgd", "mse")
+    for one in (model, other):
+        one.optimizer.build(one.trainable_variables)
+    arrays = {
+        f"{group}/{index}": np.asarray(array)
+        for group, listed in devices.read_state(model).items()
+        for index, array in enumerate(listed)
+    }
+    assign_state(other, TrainState("run", "snapshot", "groups", arrays), metrics=False)
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(other(pictures)), expected)
+
+
+def test_a_legacy_file_of_keras_3_is_not_translated(tmp_path):
+    """Its calls are counted and its activations named as Keras 3 does: a stack called twice, a hard_sigmoid."""
+    layers = keras.layers
+    stack = keras.Sequential([keras.Input((6, 6, 3)), layers.Conv2D(3, 1, activation="hard_sigmoid")])
+    inputs = keras.Input((6, 6, 3))
+    outputs = layers.Flatten()(layers.Subtract()([stack(inputs), stack(layers.Rescaling(0.1)(inputs))]))
+    model = keras.Model(inputs, layers.Dense(2)(outputs))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Keras does not recommend .h5
+        model.save(tmp_path / "model.h5")
+    pictures = np.random.default_rng(3).normal(0.0, 3.0, (2, 6, 6, 3)).astype("float32")
+    state = read_checkpoint(tmp_path / "model.h5")
+    restored = build.from_architecture(state.architecture)
+    restore.restore(restored, state, optimizer=None)
+    expected = keras.ops.convert_to_numpy(model(pictures))
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(restored(pictures)), expected)

@@ -3,7 +3,7 @@
     state = with_files_beside(state)      # the same arrays; architecture, optimizer, classes and step where files say them
 
 A `tf.train.Checkpoint` and a `.weights.h5` hold arrays alone. `model.json` is the model as
-`keras.saving.serialize_keras_object` gives it, `optimizer.json` the optimizer, `kresume.json` the card.
+`keras.saving.serialize_keras_object` or `to_json` gives it, `optimizer.json` the optimizer, `kresume.json` the card.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kresume import files
+from kresume.checkpoints import keras_2
 from kresume.checkpoints.keras_arrays import class_of, rate_of_schedule
 from kresume.checkpoints.keras_file import CARD
 from kresume.checkpoints.state import Card, SavedRate, TrainState
@@ -35,7 +36,7 @@ def with_files_beside(state: TrainState) -> TrainState:
     model, optimizer, card = (_read(folder / name) for name in (ARCHITECTURE, OPTIMIZER, CARD))
     if model is None:
         return state
-    state = replace(state, architecture=model)
+    state = replace(state, architecture=keras_2.from_json(model, str(folder / ARCHITECTURE)))
     if optimizer is not None and state.optimizer is not None and state.optimizer.class_name is None:
         config = dict(optimizer["config"])
         state = replace(state, optimizer=replace(state.optimizer, class_name=class_of(optimizer), config=config))

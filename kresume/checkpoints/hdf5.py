@@ -20,7 +20,6 @@ import numpy as np
 
 from kresume.errors import CheckpointError
 
-SIGNATURE = b"\x89HDF\r\n\x1a\n"
 DEEPEST = 100
 LARGEST_EXPANSION = 1000
 """How many times its stored size a compressed dataset may claim; deflate's own limit is about that."""

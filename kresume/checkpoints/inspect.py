@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kresume.checkpoints.input_shape import describe_input
 from kresume.checkpoints.layers import LayerRow, layer_table, natural, weights
 from kresume.checkpoints.state import TrainState
 
@@ -35,6 +36,7 @@ class Inspection:
         variables: (name, type, shape) of every array.
         classes: names of the outputs, None if unknown.
         pixels: what the model eats, None if unknown.
+        input: how it takes a picture: colours, order of axes, size; None if unknown.
         architecture: whether it holds one.
         notes: what else a person should know.
         missing: what a resume will have to be told, and how.
@@ -53,6 +55,7 @@ class Inspection:
     variables: tuple[tuple[str, str, tuple[int, ...]], ...]
     classes: tuple[str, ...] | None
     pixels: str | None
+    input: str | None
     architecture: bool
     notes: tuple[str, ...]
     missing: tuple[str, ...]
@@ -91,6 +94,7 @@ class Inspection:
             f"rate        {rate}",
             f"model       {self.parameters:,} parameters, architecture {'included' if self.architecture else 'not included'}",
             f"classes     {', '.join(self.classes) if self.classes else 'unknown'}",
+            f"input       {self.input or 'unknown'}",
             f"pixels      {self.pixels or 'unknown: found by scoring it on old images, or --pixels NAME'}",
         ]
         lines += self._table()
@@ -136,6 +140,7 @@ def describe(state: TrainState) -> Inspection:
         ),
         classes=state.card.classes if state.card else state.records.get("classes"),
         pixels=state.card.pixels if state.card else None,
+        input=describe_input(state),
         architecture=state.architecture is not None,
         notes=(*state.records.get("notes", ()), *_outputs(state)),
         missing=tuple(_missing(state)),

@@ -1,34 +1,29 @@
 """Keras 2's words in Keras 3's: architectures, optimizers' configs and slots. Dictionaries only; nothing is built or run here.
 
-    architecture(json.loads(file.attrs["model_config"]))
+    architecture(json.loads(file.attrs["model_config"]), path)
     optimizer(training_config["optimizer_config"])        # ("Adam", {"learning_rate": 0.01, ...})
     slot("Adam/m/dense/kernel:0")                         # ("m", "dense/kernel")
 
-What is mechanical is translated: where a class lives, what an argument is called, what is gone without a trace. Anything
-else stays as it is, and Keras says what it does not know.
+What is mechanical is translated: where a class lives, what an argument is called, what is gone without a trace
+(`keras_2_layers.py`), operations between layers (`keras_2_ops.py`). Anything else stays as it is, and Keras says what it does
+not know.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from kresume.checkpoints import keras_arrays
+from kresume.checkpoints import keras_2_layers, keras_2_ops, keras_arrays
+from kresume.errors import CheckpointError
 
 FUNCTIONAL = {"Functional", "Model"}
-GONE: Mapping[str, tuple[str, ...]] = {
-    "InputLayer": ("ragged",),
-    "DepthwiseConv2D": ("groups",),
-    "SeparableConv2D": ("groups", "kernel_initializer", "kernel_regularizer", "kernel_constraint"),
-    "MultiHeadAttention": ("query_shape", "key_shape", "value_shape", "softmax_robust_masking"),
-    "Conv2DTranspose": ("groups",),
-}
-"""Arguments that Keras 2 wrote at their only possible value, and Keras 3 does not take."""
-RENAMED = {"BatchNormalizationV1": "BatchNormalization", "LayerNormalizationV1": "LayerNormalization"}
-
-OPTIMIZER_GONE = ("decay", "jit_compile", "is_legacy_optimizer", "name")
+HOLDERS = frozenset({"layers", "layer", "forward_layer", "backward_layer", "cell", "cells", "activation"})
+"""Arguments of models and layers that hold layers."""
+OPTIMIZER_GONE = ("decay", "jit_compile", "is_legacy_optimizer", "name", "schedule_decay")
 SLOTS: Mapping[str, Mapping[str, str]] = {
     "Adam": {"m": "_momentums", "v": "_velocities", "vhat": "_velocity_hats"},
     "AdamW": {"m": "_momentums", "v": "_velocities", "vhat": "_velocity_hats"},
@@ -53,17 +48,39 @@ SLOTS: Mapping[str, Mapping[str, str]] = {
     "Lion": {"m": "_momentums"},
 }
 """Keras 2's names of slots, of its new-style and its legacy optimizers, and the attribute that holds them in Keras 3."""
+NUMBERED = re.compile(r"_\d+$")
+"""What TensorFlow appends to a name that was taken."""
 AVERAGES = {"average": "_model_variables_moving_average"}
 
 
-def architecture(config: Mapping[str, Any]) -> dict[str, Any]:
+def architecture(config: Mapping[str, Any], path: str) -> dict[str, Any]:
     """A serialized model of Keras 2 as Keras 3 serializes it.
 
     Args:
         config: `{"class_name", "config"}`, from an HDF5 file's `model_config`, `to_json` or a `.keras` archive of Keras 2.
+        path: the file that holds it, for messages.
+
+    Raises:
+        CheckpointError: it has not the form of a model.
     """
-    translated: dict[str, Any] = _translated(dict(config), layer=True)
+    try:
+        translated: dict[str, Any] = _translated(dict(config), layer=True)
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: its architecture has not the form of a model of Keras 2 ({type(error).__name__}: {error}): the file is "
+            "damaged"
+        ) from error
     return translated
+
+
+def from_json(config: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+    """A model of `to_json` as Keras 3 serializes it, whichever Keras wrote it.
+
+    Raises:
+        CheckpointError: it has not the form of a model.
+    """
+    old = "module" not in config or is_keras_2(config.get("keras_version", "3"))
+    return architecture(config, path) if old else config
 
 
 def nadam_product(beta_1: float, updates: int) -> np.ndarray:
@@ -78,6 +95,27 @@ def nadam_product(beta_1: float, updates: int) -> np.ndarray:
     return np.asarray(product)
 
 
+def has_idle_momentum(name: str | None, config: Mapping[str, Any] | None) -> bool:
+    """Whether an optimizer is an SGD without momentum: Keras 2.11 and later keep one that nothing is done with."""
+    return name == "SGD" and not (config or {}).get("momentum")
+
+
+def ordered(name: str | None, config: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The variables of a new-style optimizer as Keras 3 would have stored them: no idle momentum, Nadam's product last.
+
+    Args:
+        name: its class.
+        config: its settings.
+        arrays: the count of updates, then averages and slots in the order in which Keras 2 made them.
+    """
+    if has_idle_momentum(name, config):
+        kinds = 2 if config.get("use_ema") else 1
+        return list(arrays[: len(arrays) - (len(arrays) - 1) // kinds])
+    if name == "Nadam" and len(arrays) > 1:
+        return [*arrays, nadam_product(float(config.get("beta_1", 0.9)), int(arrays[0]))]
+    return list(arrays)
+
+
 def without_slashes(name: str) -> str:
     """A layer's name as Keras 3 allows it; some of Keras 2's applications are called `conv1/bn`."""
     return name.replace("/", "_")
@@ -88,25 +126,37 @@ def is_keras_2(version: Any) -> bool:
     return str(version).split(".")[0] in {"1", "2"}
 
 
+def plain(value: dict[str, Any]) -> Any:
+    """The list that Keras 2's JSON writes as an object: a tuple, a shape, a list that TensorFlow had wrapped."""
+    if value.get("class_name") in {"__tuple__", "TensorShape", "ListWrapper"} and isinstance(value.get("items"), list):
+        return value["items"]
+    return value
+
+
 def _translated(value: Any, *, layer: bool) -> Any:
     if isinstance(value, (list, tuple)):
         return [_translated(item, layer=layer) for item in value]
     if not isinstance(value, Mapping):
         return value
+    value = plain(dict(value))
+    if isinstance(value, list):
+        return _translated(value, layer=layer)
+    if _is_bare_stack(value):
+        value["config"] = {"name": value.get("name", "sequential"), "layers": value["config"]}
     if not (isinstance(value.get("class_name"), str) and isinstance(value.get("config"), Mapping)):
         return {key: _translated(item, layer=layer) for key, item in value.items()}
-    name = str(RENAMED.get(value["class_name"], value["class_name"]))
-    if name in {"Policy", "PolicyV1"}:
+    if value["class_name"] in {"Policy", "PolicyV1"}:
         return value["config"].get("name")
-    inside = {key: item for key, item in value["config"].items() if key not in GONE.get(name, ())}
+    inside = {key: plain(item) if isinstance(item, dict) else item for key, item in value["config"].items()}
+    if isinstance(inside.get("layers"), list):
+        inside["layers"] = _named(inside["layers"])
+    name, inside = keras_2_layers.layer(value["class_name"], inside)
+    inside = keras_2_layers.initializer(name, inside)
     if isinstance(inside.get("name"), str):
         inside["name"] = without_slashes(inside["name"])
     shape = inside.pop("batch_input_shape", None)
     if shape is not None and name == "InputLayer":
         inside["batch_shape"] = shape
-    axis = inside.get("axis")
-    if isinstance(axis, (list, tuple)) and len(axis) == 1:
-        inside["axis"] = axis[0]
     module = str(value.get("module") or "")
     is_layer = layer and (not module or module.startswith(("keras.layers", "keras.src.engine", "tf_keras")))
     result = {**value, "class_name": name, "config": {key: _child(key, item) for key, item in inside.items()}}
@@ -119,26 +169,60 @@ def _translated(value: Any, *, layer: bool) -> Any:
         result["config"] = _without_own_calls(result["config"])
     elif name == "Sequential":
         result |= {"module": "keras", "registered_name": None}
-        first = next((item for item in value["config"].get("layers", ()) if isinstance(item, Mapping)), {})
-        shape = shape or first.get("config", {}).get("batch_input_shape")
-        layers = result["config"].get("layers", [])
-        if shape is not None and not any(_is_input(item) for item in layers):
-            result["config"]["layers"] = [_input(shape), *layers]
+        result["config"]["layers"] = _stack(result["config"].get("layers", []), shape or _shape_of_first(value))
     elif is_layer:
         result["module"] = None if ">" in name else "keras.layers"
     return result
 
 
+def _shape_of_first(value: Any) -> Any:
+    """The shape of the input that the first layer of a Sequential keeps."""
+    layers = value["config"].get("layers") if isinstance(value["config"], Mapping) else None
+    first = layers[0] if isinstance(layers, list) and layers else None
+    config = first.get("config") if isinstance(first, Mapping) else None
+    return config.get("batch_input_shape") if isinstance(config, Mapping) else None
+
+
+def _stack(layers: Any, shape: Any) -> Any:
+    """The layers of a Sequential, its input first where a shape says it."""
+    if not isinstance(layers, list):
+        return layers
+    if shape is not None and not any(_is_input(item) for item in layers):
+        layers = [_input(plain(shape) if isinstance(shape, dict) else shape), *layers]
+    return layers
+
+
+def _is_bare_stack(value: Any) -> bool:
+    """Whether it is a Sequential of Keras before 2.2.3, whose config is the list of its layers and says no name."""
+    return (
+        isinstance(value, Mapping) and value.get("class_name") == "Sequential" and isinstance(value.get("config"), list)
+    )
+
+
+def _named(layers: Sequence[Any]) -> list[Any]:
+    """The layers of a model; a Sequential without a name gets one that none of the others has."""
+    taken = {item["config"].get("name") for item in layers if _has_config(item)}
+    free = (name for name in map("sequential_{}".format, range(1, len(layers) + len(taken) + 1)) if name not in taken)
+    return [{"name": next(free), **item} if _is_bare_stack(item) else item for item in layers]
+
+
+def _has_config(item: Any) -> bool:
+    return isinstance(item, Mapping) and isinstance(item.get("config"), Mapping)
+
+
 def _without_own_calls(config: dict[str, Any]) -> dict[str, Any]:
     """A graph of layers that counts the calls of a model inside it from 0.
 
-    Keras 2 counts the call by which a model with an input was made as its first; Keras 3 does so only for functional models
-    at the ends of the graph.
+    Keras 2 counts the call by which a model with an input was made as its first, so that no call of this graph has the index 0;
+    Keras 3 does so only for functional models at the ends of the graph.
     """
+    first: dict[str, int] = {}
+    for name, call in _origins([*(layer.get("inbound_nodes") for layer in config.get("layers", ())), *_ends(config)]):
+        first[name] = min(call, first.get(name, call))
     counted = {
         layer["config"].get("name"): layer["class_name"]
         for layer in config.get("layers", ())
-        if any(_is_input(item) for item in layer.get("config", {}).get("layers", ()))
+        if _has_config(layer) and first.get(layer["config"].get("name"), 0) > 0
     }
 
     def shifted(value: Any, kinds: Collection[str]) -> Any:
@@ -151,18 +235,39 @@ def _without_own_calls(config: dict[str, Any]) -> dict[str, Any]:
         return {key: shifted(item, kinds) for key, item in value.items()} if isinstance(value, Mapping) else value
 
     ends: dict[str, Any] = {
-        key: shifted(config[key], {"Sequential"}) for key in ("input_layers", "output_layers") if key in config
+        key: _single(shifted(config[key], {"Sequential"})) for key in ("input_layers", "output_layers") if key in config
     }
     layers = [
-        {
-            **layer,
-            "inbound_nodes": [_node(node) for node in shifted(layer["inbound_nodes"], {"Sequential", "Functional"})],
-        }
+        _entry({**layer, "inbound_nodes": shifted(layer["inbound_nodes"], {"Sequential", "Functional"})})
         if "inbound_nodes" in layer
         else layer
         for layer in config.get("layers", ())
     ]
     return {**config, **ends, "layers": layers}
+
+
+def _entry(layer: dict[str, Any]) -> dict[str, Any]:
+    """A layer of a graph with its calls."""
+    if layer["class_name"] in keras_2_ops.CLASSES:
+        return keras_2_ops.translated(layer) or keras_2_ops.untranslated(layer)
+    return {**layer, "inbound_nodes": [_node(node) for node in layer["inbound_nodes"]]}
+
+
+def _ends(config: Mapping[str, Any]) -> list[Any]:
+    return [config[key] for key in ("input_layers", "output_layers") if key in config]
+
+
+def _origins(value: Any) -> Iterator[tuple[str, int]]:
+    """The layer and call of every tensor that a graph names."""
+    if _is_tensor(value):
+        yield without_slashes(value[0]), value[1]
+    for item in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+        yield from _origins(item)
+
+
+def _single(ends: Any) -> Any:
+    """Unwraps the one input or output of a model: Keras 2's list of one is a list inside a list to Keras 3."""
+    return ends[0] if isinstance(ends, list) and len(ends) == 1 and _is_tensor(ends[0]) else ends
 
 
 def _node(node: Any) -> Any:
@@ -195,8 +300,8 @@ def _tensor(value: Sequence[Any]) -> dict[str, Any]:
 
 
 def _child(key: str, value: Any) -> Any:
-    """Inside a layer's config, a class is a layer only where layers stand (`layers`, and `layer` of a wrapper)."""
-    return _translated(value, layer=key in {"layers", "layer", "forward_layer", "backward_layer"})
+    """Translates an argument of a layer; a class in it is a layer only under the keys at which layers are kept."""
+    return _translated(value, layer=key in HOLDERS)
 
 
 def _is_input(layer: Any) -> bool:
@@ -229,7 +334,12 @@ def optimizer(config: Any) -> tuple[str, dict[str, Any]] | None:
     decay = 0.0 if name == "Nadam" else inside.get("decay") or 0.0
     for key in OPTIMIZER_GONE:
         inside.pop(key, None)
-    rate = inside.get("learning_rate", inside.pop("lr", None))
+    first = inside.pop("lr", None)  # of Keras before 2.3
+    rate = inside.get("learning_rate", first)
+    if isinstance(rate, (int, float)):
+        inside["learning_rate"] = rate
+    if inside.get("epsilon", 0) is None:
+        inside.pop("epsilon")  # Keras's own
     if decay and isinstance(rate, (int, float)):
         inside["learning_rate"] = {
             "module": "keras.optimizers.schedules",
@@ -254,11 +364,12 @@ def slot(name: str) -> tuple[str, str]:
 
     New-style optimizers write `Adam/m/dense/kernel:0`, inside loss scaling `m/dense/kernel:0`, legacy ones
     `Adam/dense/kernel/m:0` or `training/Adam/dense/kernel/m:0`. Counts of iterations have no variable: `("iteration", "")`.
+    Names that say nothing (`training/Adam/Variable_3:0`) come back as they are: `keras_2_slots.py` knows those by their order.
     """
     parts = name.partition(":")[0].split("/")
-    if parts[0] == "training":
+    if NUMBERED.sub("", parts[0]) == "training":
         parts = parts[1:]
-    if parts[-1] in {"iteration", "iter", "iterations"}:
+    if NUMBERED.sub("", parts[-1]) in {"iteration", "iter", "iterations"}:
         return "iteration", ""
     known = {kind for kinds in SLOTS.values() for kind in kinds} | AVERAGES.keys()
     if len(parts) > 2 and parts[1] in known and parts[-1] not in known:

@@ -12,6 +12,7 @@ Source: `keras/src/saving/saving_lib.py` and `optimizers/loss_scale_optimizer.py
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,7 @@ OPTIMIZER = "optimizer/vars/"
 INNER = "optimizer/inner_optimizer/vars/"
 LOSS_SCALE = "LossScaleOptimizer"
 KERAS_2_LAYERS = "_layer_checkpoint_dependencies/"
+KERAS_2_ATTENTION = re.compile(r"/_(query|key|value|output)_dense/")
 OPTIMIZERS = (
     "SGD", "RMSprop", "Adam", "AdamW", "Nadam", "Adamax", "Adagrad", "Adadelta", "Adafactor", "Ftrl", "Lion", "Lamb", "Muon",
 )  # fmt: skip
@@ -34,8 +36,10 @@ INITIAL_RATES = ("initial_learning_rate", "peak", "warmup_target", "max_lr")
 
 
 def tidy(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays by the names that Keras 3 gives them; Keras 2.13 wrote the same tree with another word for layers."""
-    return {name.replace(KERAS_2_LAYERS, "layers/"): array for name, array in arrays.items()}
+    """The arrays by the names that Keras 3 gives them; Keras 2 wrote the same tree with other words for some of its parts."""
+    names = (name.replace(KERAS_2_LAYERS, "layers/") for name in arrays)
+    names = (KERAS_2_ATTENTION.sub(r"/\1_dense/", name) for name in names)
+    return dict(zip(names, arrays.values(), strict=True))
 
 
 def optimizer_arrays(arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:

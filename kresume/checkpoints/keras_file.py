@@ -13,17 +13,20 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kresume.checkpoints import keras_2
+import numpy as np
+
+from kresume.checkpoints import content, keras_2
 from kresume.checkpoints.hdf5 import read_arrays
 from kresume.checkpoints.json_text import LARGEST, read_object
-from kresume.checkpoints.keras_arrays import optimizer_of, rate_of, step_of, tidy
+from kresume.checkpoints.keras_arrays import OPTIMIZER, optimizer_arrays, optimizer_of, rate_of, step_of, tidy
 from kresume.checkpoints.state import Card, TrainState
 from kresume.errors import CheckpointError
 
+ENDINGS = (".keras",)
 CARD = "kresume.json"
 CONFIG = "config.json"
 METADATA = "metadata.json"
@@ -35,21 +38,11 @@ that."""
 
 
 def accepts(path: str) -> bool:
-    """Whether `path` is or calls itself a Keras archive, or is one that was never zipped."""
+    """Whether `path` is a Keras archive, whatever it is called, or one that was never zipped."""
     file = Path(path)
     if file.is_dir():
         return (file / WEIGHTS).is_file() and (file / CONFIG).is_file()
-    return file.is_file() and (file.suffix == ".keras" or _has_member(file, WEIGHTS))
-
-
-def _has_member(file: Path, name: str) -> bool:
-    if not zipfile.is_zipfile(file):
-        return False
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return name in archive.namelist()
-    except zipfile.BadZipFile:
-        return False
+    return content.kind_of(file) == "keras-archive"
 
 
 def read(path: str) -> TrainState:
@@ -116,7 +109,8 @@ def _read_members(path: str, member: Callable[[str], bytes | None]) -> TrainStat
     arrays = tidy(read_arrays(weights, path))
     compiled = config.get("compile_config")
     if keras_2.is_keras_2(metadata.get("keras_version", "3")):
-        config, compiled = _in_keras_3(config, compiled)
+        config, compiled = _in_keras_3(config, compiled, path)
+        arrays = _with_slots_of_keras_3(compiled, arrays)
     return TrainState(
         source=path,
         format="keras",
@@ -134,13 +128,22 @@ def _read_members(path: str, member: Callable[[str], bytes | None]) -> TrainStat
 
 
 def _in_keras_3(
-    config: dict[str, Any], compiled: dict[str, Any] | None
+    config: dict[str, Any], compiled: dict[str, Any] | None, path: str
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Architecture and compile config of an archive of Keras 2 in Keras 3's words."""
     found = keras_2.optimizer((compiled or {}).get("optimizer"))
     if compiled is not None and found is not None:
         compiled = {**compiled, "optimizer": {"class_name": found[0], "config": found[1]}}
-    return {**keras_2.architecture(config), "compile_config": compiled}, compiled
+    return {**keras_2.architecture(config, path), "compile_config": compiled}, compiled
+
+
+def _with_slots_of_keras_3(compiled: Mapping[str, Any] | None, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    saved = optimizer_of(compiled, arrays)
+    if saved is None or saved.loss_scale:
+        return arrays
+    wanted = keras_2.ordered(saved.class_name, saved.config or {}, optimizer_arrays(arrays))
+    rest = {name: array for name, array in arrays.items() if not name.startswith(OPTIMIZER)}
+    return rest | {f"{OPTIMIZER}{index}": array for index, array in enumerate(wanted)}
 
 
 def _card(value: dict[str, Any], path: str) -> Card:

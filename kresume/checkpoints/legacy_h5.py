@@ -12,31 +12,34 @@ Source: `keras/src/legacy/saving/legacy_h5_format.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kresume import files
-from kresume.checkpoints import keras_2
+from kresume.checkpoints import content, keras_2, keras_2_slots
 from kresume.checkpoints.hdf5 import opened, read_arrays
 from kresume.checkpoints.json_text import read_object
 from kresume.checkpoints.keras_arrays import class_of, rate_of_schedule, unwrapped
 from kresume.checkpoints.state import SavedOptimizer, SavedRate, TrainState
-from kresume.checkpoints.weights_file import begins_as_hdf5
+from kresume.checkpoints.weights_file import has_layers
 from kresume.errors import CheckpointError
 
 ENDINGS = (".h5", ".hdf5")
 WEIGHTS, OPTIMIZER = "model_weights", "optimizer_weights"
+OWN_OF_OLD = frozenset({"momentum_cache", "dynamic_scale", "current_loss_scale", "loss_scale", "good_steps"})
+"""Numbers of a whole optimizer that Keras 2 names, and of its loss scaling."""
+KERNELS = frozenset({"kernel", "recurrent_kernel"})
 OWN = 4
 """How many variables of its own Keras 3's loss scaling has in front of the optimizer's."""
 
 
 def accepts(path: str) -> bool:
-    """Whether `path` is an HDF5 file, or calls itself one; `.weights.h5` is looked at before."""
+    """Whether `path` is an HDF5 file of layers by name, whatever it is called."""
     file = Path(path)
-    return file.is_file() and (file.name.endswith(ENDINGS) or begins_as_hdf5(file))
+    return content.kind_of(file) == "hdf5" and has_layers(file)
 
 
 def read(path: str) -> TrainState:
@@ -60,21 +63,27 @@ def read(path: str) -> TrainState:
             layers.append(["", [f"{prefix}top_level_model_weights/{name}" for name in top]])
         slots = _names(file[OPTIMIZER], "weight_names") if OPTIMIZER in file else []
         version = _text(root.attrs.get("keras_version", file.attrs.get("keras_version", ""))) or "1"
+        backend = _text(root.attrs.get("backend", file.attrs.get("backend", "")))
         model, training = (_object(file.attrs.get(name), name, path) for name in ("model_config", "training_config"))
     if not any(names for _, names in layers):
         raise CheckpointError(
             f"{path} is an HDF5 file, but none that Keras wrote: expected layers named in the attribute layer_names"
         )
-    for name in (*(name for _, names in layers for name in names), *(f"{OPTIMIZER}/{name}" for name in slots)):
+    for name in (*(name for _, names in layers for name in names), *(_at(name) for name in slots)):
         if name not in arrays:
             raise CheckpointError(f"{path}: {name} is listed and not there: the file is damaged; use an earlier copy")
     old = keras_2.is_keras_2(version)
+    if backend == "theano":
+        _turn_kernels(arrays, [name for _, names in layers for name in names], [_at(name) for name in slots])
     compiled = _compiled(training, old)
     saved = _optimizer(compiled, old, slots)
     inside = slots[OWN:] if saved is not None and saved.loss_scale and not old else slots
     records: dict[str, Any] = {"layers": [[layer, names] for layer, names in layers if names]}
-    records |= _slots(saved, slots) if old else {"optimizer_order": [f"{OPTIMIZER}/{name}" for name in slots]}
     step, rate = _step(arrays, inside), _rate(compiled, arrays, inside)
+    if old:
+        records |= _slots(saved, slots, arrays)
+    else:
+        records["optimizer_order"] = [_at(name) for name in slots]
     if old and saved is not None and saved.class_name == "Nadam":
         _with_product(saved, arrays, records["slots"])
     return TrainState(
@@ -82,7 +91,7 @@ def read(path: str) -> TrainState:
         format="legacy-h5",
         layout="layers",
         arrays=arrays,
-        architecture=keras_2.architecture(model) if model is not None else None,
+        architecture=_architecture(model, old, path) if model is not None else None,
         compiled=compiled,
         optimizer=saved,
         step=step,
@@ -97,6 +106,20 @@ def _text(value: Any) -> str:
     return value.decode("utf-8") if isinstance(value, bytes) else str(value)
 
 
+def _turn_kernels(arrays: dict[str, np.ndarray], weights: Sequence[str], slots: Sequence[str]) -> None:
+    """Turns kernels of convolutions, and what follows them, to what every other backend calls so: Theano's run backwards.
+
+    Source: `preprocess_weights_for_loading` in `keras/engine/saving.py` of Keras 2.2, which does so for the same names.
+    """
+    kernels = [
+        name for name in weights if name.rpartition("/")[2].partition(":")[0] in KERNELS and arrays[name].ndim > 2
+    ]
+    shapes = {arrays[name].shape for name in kernels}
+    for name in [*kernels, *(name for name in slots if arrays[name].shape in shapes)]:
+        array = arrays[name]
+        arrays[name] = np.flip(array, axis=tuple(range(array.ndim - 2)))
+
+
 def _names(group: Any, name: str) -> list[str]:
     """An attribute that is a list of names; long ones are cut into `name0`, `name1`, ..."""
     if name in group.attrs:
@@ -107,8 +130,22 @@ def _names(group: Any, name: str) -> list[str]:
     return [_text(item) for part in found for item in group.attrs[part]]
 
 
+def _at(name: str) -> str:
+    """Where an array of the optimizer is in the file; some backends gave it a name that begins at the file's root."""
+    return name.lstrip("/") if name.startswith("/") else f"{OPTIMIZER}/{name}"
+
+
 def _object(value: Any, name: str, path: str) -> dict[str, Any] | None:
     return None if value is None else read_object(_text(value), f"{path}: its {name}")
+
+
+def _architecture(model: Mapping[str, Any], old: bool, path: str) -> dict[str, Any]:
+    """The model as Keras 3 serializes it; of its own files only the outermost object says too little."""
+    if old:
+        return keras_2.architecture(model, path)
+    name = str(model.get("class_name"))
+    module = {"Sequential": "keras", "Functional": "keras.src.models.functional"}.get(name)
+    return {"module": module, "registered_name": None if module == "keras" else name, **model}
 
 
 def _compiled(training: Mapping[str, Any] | None, old: bool) -> dict[str, Any] | None:
@@ -133,15 +170,44 @@ def _optimizer(compiled: Mapping[str, Any] | None, old: bool, slots: list[str]) 
     return SavedOptimizer(class_of(saved), dict(saved["config"]), count, scaled)
 
 
-def _slots(saved: SavedOptimizer | None, slots: list[str]) -> dict[str, Any]:
-    """`slots` in Keras 3's words: the attribute of the optimizer, the variable's name, the array."""
+def _slots(saved: SavedOptimizer | None, slots: list[str], arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """`slots` in Keras 3's words: the attribute of the optimizer, the variable's name, the array.
+
+    Where names say nothing and the arrays are not those of the optimizer that the file names, `cannot_keep` says so.
+    """
     kinds = {**keras_2.SLOTS.get((saved and saved.class_name) or "", {}), **keras_2.AVERAGES}
-    found = []
-    for name in slots:
-        kind, variable = keras_2.slot(name)
-        attribute = "_iterations" if kind == "iteration" else kinds.get(kind, kind)
-        found.append([attribute, variable, f"{OPTIMIZER}/{name}"])
-    return {"slots": found}
+    said = [keras_2.slot(name) for name in slots]
+    if saved is None or not slots or any((kind in kinds and variable) or kind in OWN_OF_OLD for kind, variable in said):
+        found = [
+            ["_iterations" if kind == "iteration" else kinds.get(kind, kind), variable, _at(name)]
+            for name, (kind, variable) in zip(slots, said, strict=True)
+        ]
+        if saved is not None and keras_2.has_idle_momentum(saved.class_name, saved.config):
+            idle = [array for attribute, _, array in found if attribute == "momentums"]
+            found = [slot for slot in found if slot[2] not in idle]
+            for array in idle:
+                del arrays[array]
+        return {"slots": found}
+    counts = [kind == "iteration" for kind, _ in said]
+    shapes = [tuple(arrays[_at(name)].shape) for name in slots]
+    attributes = keras_2_slots.kinds(counts, shapes, saved.class_name or "", saved.config or {})
+    if attributes is None:
+        why = (
+            f"its {len(slots):,} arrays have no names that tell them apart ({slots[-1]}), and are not those of "
+            f"{saved.class_name} in their order"
+        )
+        return {"slots": [["", "", _at(name)] for name in slots], "cannot_keep": why}
+    found, notes = [], []
+    for name, attribute in zip(slots, attributes, strict=True):
+        if attribute == keras_2_slots.NOTHING:
+            del arrays[_at(name)]
+        else:
+            found.append([attribute, "", _at(name)])
+    if not any(counts):  # RMSprop, Adagrad and Adadelta before Keras 2.3
+        arrays[f"{OPTIMIZER}/iterations"] = np.asarray(0)
+        found.append(["_iterations", "", f"{OPTIMIZER}/iterations"])
+        notes.append(f"{saved.class_name} of Keras before 2.3 kept no count of updates: it begins at 0")
+    return {"slots": found, "notes": tuple(notes)}
 
 
 def _with_product(saved: SavedOptimizer, arrays: dict[str, np.ndarray], slots: list[list[str]]) -> None:
@@ -157,7 +223,7 @@ def _with_product(saved: SavedOptimizer, arrays: dict[str, np.ndarray], slots: l
 
 def _step(arrays: Mapping[str, np.ndarray], slots: list[str]) -> int | None:
     for name in slots:
-        array = arrays[f"{OPTIMIZER}/{name}"]
+        array = arrays[_at(name)]
         if keras_2.slot(name)[0] == "iteration" and array.shape == ():
             return int(array)
     return None
@@ -169,7 +235,7 @@ def _rate(compiled: Mapping[str, Any] | None, arrays: Mapping[str, np.ndarray], 
     if isinstance(rate, Mapping):
         return rate_of_schedule(rate)
     for name in slots:  # Keras 3 keeps the rate among the variables
-        array = arrays[f"{OPTIMIZER}/{name}"]
+        array = arrays[_at(name)]
         if name.rpartition("/")[2] == "learning_rate" and array.shape == ():
             return SavedRate(float(array), "float")
     return SavedRate(float(rate), "float") if isinstance(rate, (int, float)) else None

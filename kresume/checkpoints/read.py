@@ -17,6 +17,7 @@ from pathlib import Path
 
 from kresume.checkpoints import (
     backup_folder,
+    content,
     keras_file,
     legacy_h5,
     orbax_folder,
@@ -34,11 +35,19 @@ from kresume.errors import CheckpointError, UsageError
 
 @dataclass(frozen=True)
 class Reader:
-    """A format: how it is recognised, how it is read, and what it is called in messages."""
+    """A format.
+
+    Attributes:
+        accepts: whether it is what a path holds, by content.
+        read: reads it.
+        called: its name in messages.
+        endings: of files that are meant to be it; where no format knows the content, its reader says what is wrong with it.
+    """
 
     accepts: Callable[[str], bool]
     read: Callable[[str], TrainState]
     called: str
+    endings: tuple[str, ...] = ()
 
 
 FEW = 12
@@ -46,14 +55,18 @@ FEW = 12
 
 READERS: dict[str, Reader] = {
     "run": Reader(run.accepts, run.read, "a run of kresume"),
-    "keras": Reader(keras_file.accepts, keras_file.read, "a .keras file"),
+    "keras": Reader(keras_file.accepts, keras_file.read, "a .keras file", keras_file.ENDINGS),
     "backup": Reader(backup_folder.accepts, backup_folder.read, "a folder of Keras's BackupAndRestore"),
     "kresume-backup": Reader(
         own_backup.accepts, own_backup.read, "a folder of kresume's BackupAndRestore or a snapshot"
     ),
-    "weights-h5": Reader(weights_file.accepts, weights_file.read, "a .weights.h5 or sharded .weights.json"),
-    "legacy-h5": Reader(legacy_h5.accepts, legacy_h5.read, "an .h5 of Keras 2 or its legacy form"),
-    "torch": Reader(torch_file.accepts, torch_file.read, "a PyTorch state dict (.pth, .pt, .safetensors)"),
+    "weights-h5": Reader(
+        weights_file.accepts, weights_file.read, "a .weights.h5 or sharded .weights.json", weights_file.ENDINGS
+    ),
+    "legacy-h5": Reader(legacy_h5.accepts, legacy_h5.read, "an .h5 of Keras 2 or its legacy form", legacy_h5.ENDINGS),
+    "torch": Reader(
+        torch_file.accepts, torch_file.read, "a PyTorch state dict (.pth, .pt, .safetensors)", torch_file.ENDINGS
+    ),
     "orbax": Reader(orbax_folder.accepts, orbax_folder.read, "a folder of Orbax"),
     "saved-model": Reader(saved_model.accepts, saved_model.read, "a SavedModel"),
     "tf-checkpoint": Reader(tf_checkpoint.accepts, tf_checkpoint.read, "a tf.train.Checkpoint (folder or prefix)"),
@@ -62,8 +75,10 @@ READERS: dict[str, Reader] = {
 
 
 def recognise(path: str) -> str | None:
-    """The name of the format at `path`, None if it is none of ours."""
-    return next((name for name, reader in READERS.items() if reader.accepts(path)), None)
+    """The name of the format at `path`: by content, else by its ending; None if it is none of ours."""
+    by_content = (name for name, reader in READERS.items() if reader.accepts(path))
+    by_ending = (name for name, reader in READERS.items() if reader.endings and path.endswith(reader.endings))
+    return next(by_content, None) or (next(by_ending, None) if Path(path).is_file() else None)
 
 
 def read_checkpoint(path: str | os.PathLike[str], optimizer_from: str | os.PathLike[str] | None = None) -> TrainState:
@@ -97,7 +112,7 @@ def read_checkpoint(path: str | os.PathLike[str], optimizer_from: str | os.PathL
     if which:
         raise CheckpointError(f"{plain} is no run, so {path} names nothing: @ chooses a snapshot of a run")
     if plain.is_dir() and len(inside := _files_in(plain)) == 1:
-        return read_checkpoint(str(inside[0]).removesuffix(PREFIX), optimizer_from)
+        return read_checkpoint(_as_given(inside[0]), optimizer_from)
     if plain.is_dir():
         _explain_folder(plain)
     known = ", ".join(reader.called for reader in READERS.values())
@@ -106,7 +121,12 @@ def read_checkpoint(path: str | os.PathLike[str], optimizer_from: str | os.PathL
 
 PREFIX = ".index"
 """What ends the file that stands for a prefix of TensorFlow's."""
-ENDINGS = (".keras", ".weights.h5", ".weights.json", ".h5", ".hdf5", ".pth", ".pt", ".safetensors", PREFIX)
+ENDINGS = (*(ending for reader in READERS.values() for ending in reader.endings), PREFIX)
+
+
+def _as_given(path: Path) -> str:
+    """What a user would give for a file: of TensorFlow's index the prefix."""
+    return str(path) if content.kind_of(path) is not None else str(path).removesuffix(PREFIX)
 
 
 def _date(path: Path) -> str:
@@ -116,7 +136,7 @@ def _date(path: Path) -> str:
 
 def _files_in(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first; of an index and its shards the index alone."""
-    files = [path for path in folder.iterdir() if path.name.endswith(ENDINGS)]
+    files = [path for path in folder.iterdir() if path.name.endswith(ENDINGS) or content.kind_of(path) is not None]
     indexed = {path.name.removesuffix("json") for path in files if path.name.endswith(".weights.json")}
     if indexed:
         stems = tuple(name.removesuffix(".weights.") for name in indexed)
@@ -129,10 +149,10 @@ def _explain_folder(folder: Path) -> None:
     if not inside:
         raise CheckpointError(f"{folder} is empty: expected a checkpoint in it")
     if files:
-        dates = ", ".join(f"{path.name.removesuffix(PREFIX)} ({_date(path)})" for path in reversed(files[-FEW:]))
+        dates = ", ".join(f"{Path(_as_given(path)).name} ({_date(path)})" for path in reversed(files[-FEW:]))
         more = f", and {len(files) - FEW:,} older" if len(files) > FEW else ""
         count = f"{len(files):,} checkpoints and no index"
         raise CheckpointError(
             f"{folder} holds {count}, newest first: {dates}{more}; name the one to start from, for example "
-            f"--from {shlex.quote(str(files[-1]).removesuffix(PREFIX))}"
+            f"--from {shlex.quote(_as_given(files[-1]))}"
         )

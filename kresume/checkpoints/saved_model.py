@@ -56,7 +56,7 @@ def read(path: str) -> TrainState:
     return replace(
         state,
         writer=writer,
-        architecture=_architecture(metadata),
+        architecture=_architecture(metadata, path),
         compiled=compiled,
         optimizer=SavedOptimizer(found[0], found[1], state.optimizer.variables)
         if found is not None and state.optimizer is not None
@@ -73,14 +73,14 @@ def read_architecture(path: str) -> dict[str, Any] | None:
     """
     _, inside = _meta(Path(path), path)
     metadata = _root_metadata(Path(path), path) or inside
-    return _architecture(metadata) if metadata is not None else None
+    return _architecture(metadata, path) if metadata is not None else None
 
 
-def _architecture(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
+def _architecture(metadata: Mapping[str, Any], path: str) -> dict[str, Any] | None:
     """The model as Keras 3 serializes it; None for a subclassed one, whose code is elsewhere."""
     if metadata.get("class_name") not in MODELS or not isinstance(metadata.get("config"), Mapping):
         return None
-    return keras_2.architecture({"class_name": metadata["class_name"], "config": metadata["config"]})
+    return keras_2.architecture({"class_name": metadata["class_name"], "config": metadata["config"]}, path)
 
 
 def _rate(found: tuple[str, dict[str, Any]] | None) -> SavedRate | None:
@@ -149,10 +149,4 @@ def _metadata_type() -> Any:
 
 def _object(text: str, path: str) -> dict[str, Any]:
     """Keras 2's JSON, in which tuples and shapes are objects."""
-    return read_object(text, f"{path}: its Keras metadata", _plain)
-
-
-def _plain(value: dict[str, Any]) -> Any:
-    if value.get("class_name") in {"__tuple__", "TensorShape"} and isinstance(value.get("items"), list):
-        return value["items"]
-    return value
+    return read_object(text, f"{path}: its Keras metadata", keras_2.plain)

@@ -74,14 +74,15 @@ class _Script:
 
 
 def skeleton(state: TrainState, file: str) -> str:
-    """Python source of a module with a function `build(image_size)`.
+    """Python source of a module with a function `build(image_size)`, or `build()` for one that takes a row of numbers.
 
     Args:
         state: of a PyTorch state dict.
         file: what the module will be called, for its header.
 
     Raises:
-        UsageError: the checkpoint is none of PyTorch's: its architecture is known, or its layers' kinds are not.
+        UsageError: the checkpoint is none of PyTorch's: its architecture is known, or its layers' kinds are not; or it takes
+            pictures that are neither RGB nor grey.
     """
     if state.layout != "torch":
         known = "holds its architecture" if state.architecture is not None else "says too little of its layers"
@@ -90,11 +91,14 @@ def skeleton(state: TrainState, file: str) -> str:
         )
     modules = _modules({name: tuple(array.shape) for name, array in state.arrays.items()})
     script = _Script()
-    first = next((roles["weight"][1] for _, roles in modules if len(roles.get("weight", ())) == 4), 3)
-    script.channels = first
-    script.picture = ("inputs", first)
-    script.by_channels[first] = ("inputs", True)
     ordered = bool(state.records.get("ordered", True))
+    numbers = _row_of_numbers(modules) if ordered else 0
+    first = numbers or _colours(modules, state.source, ordered=ordered)
+    script.channels = first
+    script.spatial = not numbers
+    if not numbers:
+        script.picture = ("inputs", first)
+    script.by_channels[first] = ("inputs", script.spatial)
     if not ordered:  # what needs a picture comes first, so that the file runs
         modules.sort(key=lambda module: len(module[1].get("weight", ())) != 4 and "running_mean" not in module[1])
     for name, roles in modules:
@@ -116,11 +120,38 @@ import keras
 from keras import layers
 
 
-def build(image_size=(64, 64)):
-    inputs = keras.Input((*image_size, {first}))
+def build({"" if numbers else "image_size=(64, 64)"}):
+    inputs = keras.Input(({f"{first}," if numbers else f"*image_size, {first}"}))
     {body}
     return keras.Model(inputs, {script.current})
 '''
+
+
+def _row_of_numbers(modules: Sequence[tuple[str, dict[str, Shape]]]) -> int:
+    """How many numbers a network of dense layers alone takes in a row; 0 for one that takes pictures."""
+    roles = [each for _, each in modules]
+    if any("value" in each or "in_proj_weight" in each or len(each.get("weight", ())) > 2 for each in roles):
+        return 0
+    return next((each["weight"][1] for each in roles if len(each.get("weight", ())) == 2), 0)
+
+
+def _colours(modules: Sequence[tuple[str, dict[str, Shape]]], source: str, *, ordered: bool) -> int:
+    """How many channels the network's pictures have, 3 or 1.
+
+    Raises:
+        UsageError: its first convolution takes another number, and nothing could feed the model.
+    """
+    taken = [roles["weight"][1] for _, roles in modules if len(roles.get("weight", ())) == 4]
+    if not taken:
+        return 3
+    # Depthwise convolutions of PyTorch say 1 too: without an order RGB is the likelier.
+    first = taken[0] if ordered else next((count for count in (3, 1) if count in taken), taken[0])
+    if first not in {1, 3}:
+        raise UsageError(
+            f"--write-model: the first convolution of {source} takes {first} channels; kresume trains on RGB and grey "
+            "pictures, so no model with these layers could be trained here"
+        )
+    return first
 
 
 def _one_line(text: str) -> str:

@@ -12,19 +12,22 @@ from __future__ import annotations
 
 import glob
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kresume import files
-from kresume.checkpoints import graph_optimizer
+from kresume.checkpoints import content, graph_optimizer
 from kresume.checkpoints.state import GraphNode, TrainState
 from kresume.devices import import_tensorflow
 from kresume.errors import CheckpointError
 
 GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 VALUE = "VARIABLE_VALUE"
+FILES = re.compile(r"\.(index|data-\d+-of-\d+)$")
+"""The endings of a checkpoint's files behind their common prefix."""
 
 
 def accepts(path: str) -> bool:
@@ -36,13 +39,13 @@ def _prefix(path: str) -> str | None:
     file = Path(path)
     if file.with_name(f"{file.name}.index").is_file():
         return path
-    if file.suffix == ".index" and file.is_file():
-        return path.removesuffix(".index")
+    if file.is_file() and (prefix := FILES.sub("", path)) != path and Path(f"{prefix}.index").is_file():
+        return prefix
     if not file.is_dir():
         return None
     if (file / "checkpoint").is_file():
         return _latest(file)
-    found = sorted(file.glob("*.index"), key=lambda index: index.stat().st_mtime)
+    found = [index for index in file.glob("*.index") if content.kind_of(index) is None]
     return str(found[0]).removesuffix(".index") if len(found) == 1 else None
 
 

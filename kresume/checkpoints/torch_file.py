@@ -25,13 +25,11 @@ from typing import Any
 import numpy as np
 
 from kresume import files
-from kresume.checkpoints import torch_optimizer
+from kresume.checkpoints import content, torch_optimizer
 from kresume.checkpoints.state import TrainState
 from kresume.errors import CheckpointError, MissingPackage
 
-SUFFIXES = (".pth", ".pt", ".safetensors")
-LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-"""How every file of `torch.save` before the zip format (PyTorch 1.6) begins: a pickled number of its own."""
+ENDINGS = (".pth", ".pt", ".safetensors")
 WEIGHTS_KEYS = ("model_state_dict", "state_dict", "model", "model_state", "net", "network", "module", "weights")
 OPTIMIZER_KEYS = ("optimizer_state_dict", "optimizer", "optimizer_state", "optim", "optimizer_states")
 STEP_KEYS = ("global_step", "step", "iteration", "iterations", "num_updates")
@@ -42,26 +40,8 @@ BARE = "torch.save({'model_state_dict': model.state_dict(), 'optimizer_state_dic
 
 
 def accepts(path: str) -> bool:
-    """Whether `path` is a file that is, or calls itself, one of PyTorch's."""
-    file = Path(path)
-    if not file.is_file():
-        return False
-    return file.suffix in SUFFIXES or _begins_as_legacy(file) or _is_torch_zip(file)
-
-
-def _begins_as_legacy(file: Path) -> bool:
-    with file.open("rb") as stream:
-        return stream.read(len(LEGACY_MAGIC)) == LEGACY_MAGIC
-
-
-def _is_torch_zip(file: Path) -> bool:
-    if not zipfile.is_zipfile(file):
-        return False
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return any(name.endswith("/data.pkl") for name in archive.namelist())
-    except zipfile.BadZipFile:
-        return False
+    """Whether `path` is a file of PyTorch's or of safetensors, whatever it is called."""
+    return content.kind_of(Path(path)) in {"torch-archive", "torch-pickle", "safetensors"}
 
 
 def read(path: str, optimizer_path: str | None = None) -> TrainState:
@@ -76,14 +56,16 @@ def read(path: str, optimizer_path: str | None = None) -> TrainState:
         MissingPackage: a `.pth` or `.pt` file, and PyTorch is not installed.
     """
     file = Path(path)
-    whole = _read_safetensors(file, path) if file.suffix == ".safetensors" else _read_pickle(file, path)
+    kind = content.kind_of(file)
+    safe = kind == "safetensors" or (kind is None and file.suffix == ".safetensors")
+    whole = _read_safetensors(file, path) if safe else _read_pickle(file, path)
     weights, optimizer, facts = _parts(whole, path)
     if optimizer_path is not None:
         optimizer = read_optimizer(optimizer_path)
     stripped = _without_prefixes(weights)
     arrays = {name: _array(name, value, file, path) for name, value in stripped.items()}
     names = _parameter_names(arrays)
-    ordered = file.suffix != ".safetensors"
+    ordered = not safe
     shapes = {name: arrays[name].shape for name in names}
     source = optimizer_path or path
     found = torch_optimizer.read(optimizer, names, shapes, source, ordered=ordered)
@@ -192,8 +174,9 @@ def _read_pickle(file: Path, path: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the storages of old files
-            with torch.serialization.safe_globals(_harmless()):
-                return torch.load(file, map_location="cpu", weights_only=True)
+            # Opened here: of a path PyTorch believes the ending.
+            with torch.serialization.safe_globals(_harmless()), file.open("rb") as stream:
+                return torch.load(stream, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         text = str(error)
         if "Unsupported" not in text and "GLOBAL" not in text:

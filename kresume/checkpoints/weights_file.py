@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from kresume import files
-from kresume.checkpoints.hdf5 import SIGNATURE, read_arrays
+from kresume.checkpoints import content
+from kresume.checkpoints.hdf5 import opened, read_arrays
 from kresume.checkpoints.keras_arrays import KERAS_2_LAYERS, optimizer_of, rate_of, step_of, tidy
 from kresume.checkpoints.state import TrainState
 from kresume.errors import CheckpointError
@@ -26,27 +27,15 @@ LARGEST_JSON = 64 * 2**20
 
 
 def accepts(path: str) -> bool:
-    """Whether `path` is such a file: by its name, or an HDF5 file with groups of variables as Keras 3 lays them out."""
-    file = Path(path)
-    if not file.is_file():
-        return False
-    if file.name.endswith(ENDINGS):
-        return not _is_keras_2(file)
-    return begins_as_hdf5(file) and not _is_keras_2(file)
+    """Whether `path` is an index of shards, or an HDF5 file without layers by name; whatever it is called."""
+    kind = content.kind_of(Path(path))
+    return kind == "shards" or (kind == "hdf5" and not has_layers(Path(path)))
 
 
-def begins_as_hdf5(file: Path) -> bool:
-    """Whether a file's first bytes are those of HDF5."""
-    with file.open("rb") as stream:
-        return stream.read(len(SIGNATURE)) == SIGNATURE
-
-
-def _is_keras_2(file: Path) -> bool:
-    """Whether it is a file of layers by name: `legacy_h5.py` reads those, whatever they are called."""
+def has_layers(file: Path) -> bool:
+    """Whether an HDF5 file holds layers by name: `legacy_h5.py` reads those."""
     import h5py
 
-    if not begins_as_hdf5(file):
-        return False
     try:
         with h5py.File(file, "r") as opened_file:
             return "layer_names" in opened_file.attrs or "model_weights" in opened_file
@@ -61,13 +50,34 @@ def read(path: str) -> TrainState:
         CheckpointError: it is truncated or damaged, a shard is missing, or it was not written by `save_weights`.
     """
     file = Path(path)
-    arrays = _read_shards(file) if file.name.endswith(".json") else read_arrays(file.read_bytes(), path)
+    kind = content.kind_of(file)
+    sharded = kind == "shards" or (kind is None and file.name.endswith(".json"))
+    data = b"" if sharded else file.read_bytes()
+    arrays = _read_shards(file) if sharded else read_arrays(data, path)
     if not any("/vars/" in f"/{name}" for name in arrays):
+        _refuse_the_oldest(data, path)
         raise CheckpointError(
             f"{path} is an HDF5 file, but none that Keras wrote: expected groups called `vars`; it holds "
             f"{', '.join(list(arrays)[:3]) or 'no array'}"
         )
     return state_of(path, arrays, files.modified(file))
+
+
+def _refuse_the_oldest(data: bytes, path: str) -> None:
+    """Says what weights of Keras before 1.0 are: layers by number, in an order of axes that the file does not say.
+
+    Raises:
+        CheckpointError: it is such a file.
+    """
+    with opened(data, path) as file:
+        oldest = "nb_layers" in file.attrs
+    if oldest:
+        raise CheckpointError(
+            f"{path} holds weights of Keras 0 or early Keras 1: layers by number (layer_0/param_0), without names, and kernels "
+            "as (outputs, inputs, height, width), which Theano also wrote backwards: the file does not say whether. Fill the "
+            "model with them by h5py: numpy.transpose(kernel, (2, 3, 1, 0)), of Theano also [::-1, ::-1]; dense kernels and "
+            "biases as they are; then model.save('model.keras') and --from that"
+        )
 
 
 def state_of(path: str, arrays: dict[str, np.ndarray], written: str) -> TrainState:

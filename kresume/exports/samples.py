@@ -21,7 +21,7 @@ from kresume.evaluation.loaded import Loaded
 from kresume.evaluation.score import predict_all, to_probabilities
 from kresume.evaluation.signatures import Input
 from kresume.images import pipeline
-from kresume.images.decode import DecodeSpec, decode
+from kresume.images.decode import DecodeSpec, as_served, decode
 from kresume.images.inputs import to_input
 from kresume.images.manifest import Manifest
 from kresume.images.merging import name_numbers
@@ -110,18 +110,31 @@ def gather_samples(
     """
     with tempfile.TemporaryDirectory(prefix="kresume-") as name:
         folder = Path(name)
-        files, labels, origin = _choose(loaded, data, features, reporter, folder)
+        chosen, labels, origin = _choose(loaded, data, features, reporter, folder)
+        files = list(chosen)
         spread = np.unique(np.linspace(0, len(files) - 1, min(limit, len(files))).astype(int))
         kept: list[int] = []
         pictures: list[np.ndarray] = []
         reasons: dict[str, str] = {}
+        anew: list[str] = []
         for place in spread:
             outcome = _read(files[place], loaded.spec)
             if isinstance(outcome, str):
                 reasons[files[place].name] = outcome
-            else:
-                kept.append(int(place))
-                pictures.append(outcome)
+                continue
+            picture, encoded = outcome
+            kept.append(int(place))
+            pictures.append(picture)
+            if encoded is not None:
+                anew.append(files[place].name)
+                copy = folder / f"encoded-{place:06d}.png"
+                copy.write_bytes(encoded)
+                files[place] = Found(str(copy), files[place].label, str(copy), len(encoded), 0)
+        if anew:
+            reporter.say(
+                f"{len(anew):,} of {len(spread):,} pictures to compare on are sent as PNG, because TensorFlow cannot decode "
+                f"their format ({anew[0]}): clients of a served model have to do the same"
+            )
         if reasons:
             path, reason = next(iter(reasons.items()))
             reporter.say(f"left out: {len(reasons):,} of {len(spread):,} pictures to compare on; {path}: {reason}")
@@ -154,7 +167,7 @@ def gather_samples(
 
 def _choose(
     loaded: Loaded, data: Sequence[str], features: Mapping[str, str] | None, reporter: Reporter, folder: Path
-) -> tuple[list[Found], np.ndarray, str]:
+) -> tuple[Sequence[Found], np.ndarray, str]:
     if data:
         listing = list_images(list(data), reporter, features)
         places: Mapping[str, int] = {name: index for index, name in enumerate(loaded.card.classes)}
@@ -172,10 +185,8 @@ def _choose(
     return made, np.full(GENERATED, -1), "generated pictures (--data PATH gives real ones)"
 
 
-def _read(found: Found, spec: DecodeSpec) -> np.ndarray | str:
-    """The decoded picture, or why it cannot be compared on."""
-    import tensorflow as tf
-
+def _read(found: Found, spec: DecodeSpec) -> tuple[np.ndarray, bytes | None] | str:
+    """The decoded picture and, where a served model could not decode its file, another file of it; or why neither can be."""
     try:
         content = read_range(found.path, found.offset, found.length, found.coding)
     except (OSError, EOFError) as error:
@@ -183,12 +194,8 @@ def _read(found: Found, spec: DecodeSpec) -> np.ndarray | str:
     except ImagesError as error:
         return str(error)
     try:
-        tf.io.decode_image(content, channels=3, expand_animations=False)
-    except tf.errors.InvalidArgumentError:
-        # Training reads more formats, through Pillow; no served model can.
-        return "TensorFlow alone cannot decode it, so a model server cannot either"
-    try:
-        return decode(content, spec)
+        encoded = as_served(content, spec)
+        return decode(content, spec), None if encoded is content else encoded
     except ImagesError as error:
         return str(error)
 

@@ -275,8 +275,7 @@ def _decode(data: bytes, spec: DecodeSpec, header: Header) -> np.ndarray:
     import tensorflow as tf
 
     try:
-        result: np.ndarray = _many_function(spec, *_way(data, spec, header))(tf.constant([data])).numpy()[0]
-        return result
+        return _tensorflow_pixels(data, spec, header)
     except tf.errors.InvalidArgumentError as tensorflow_error:
         try:
             array = _pillow_pixels(data)
@@ -284,6 +283,39 @@ def _decode(data: bytes, spec: DecodeSpec, header: Header) -> np.ndarray:
             raise pillow_error from tensorflow_error
         resized: np.ndarray = _array_function(spec)(tf.constant(array)).numpy()
         return resized
+
+
+def _tensorflow_pixels(data: bytes, spec: DecodeSpec, header: Header) -> np.ndarray:
+    import tensorflow as tf
+
+    result: np.ndarray = _many_function(spec, *_way(data, spec, header))(tf.constant([data])).numpy()[0]
+    return result
+
+
+def as_served(data: bytes, spec: DecodeSpec) -> bytes:
+    """Returns a picture as a file that a served model can decode, with the pixels that training saw.
+
+    Args:
+        data: the file's bytes, of any format that training reads.
+        spec: the size that it will be brought to.
+
+    Returns:
+        The same bytes where TensorFlow decodes them, else a PNG file of the whole picture.
+
+    Raises:
+        ImagesError: it cannot be decoded.
+    """
+    import PIL.Image
+    import tensorflow as tf
+
+    header = read_header(data)
+    try:
+        _tensorflow_pixels(data, spec, header)
+    except tf.errors.InvalidArgumentError:
+        file = io.BytesIO()
+        PIL.Image.fromarray(_pillow_pixels(data)).save(file, "PNG")
+        return file.getvalue()
+    return data
 
 
 def _pillow_pixels(data: bytes) -> np.ndarray:

@@ -18,7 +18,7 @@ from typing import Any
 
 import keras
 
-from kresume.checkpoints import keras_2, keras_file, legacy_h5, saved_model
+from kresume.checkpoints import content, keras_2, keras_file, legacy_h5, saved_model
 from kresume.checkpoints.state import TrainState
 from kresume.errors import ModelError
 from kresume.models.own_code import call_function, innermost, is_function, last_line, run_files
@@ -78,9 +78,7 @@ def build_model(
         return convnet(_said(num_classes, spec), size)
     if spec.startswith("applications:"):
         return _application(spec.partition(":")[2], _said(num_classes, spec), size)
-    if spec.endswith((".json", ".keras", ".h5", ".hdf5")):
-        return _from_config(_architecture_of(Path(spec)), own, precision, trust, holder=spec)
-    if saved_model.accepts(spec):
+    if spec.endswith((".json", ".keras", ".h5", ".hdf5")) or saved_model.accepts(spec) or _is_file(spec):
         return _from_config(_architecture_of(Path(spec)), own, precision, trust, holder=spec)
     if is_function(spec):
         return _from_function(spec, num_classes, image_size)
@@ -217,19 +215,25 @@ def _architecture_of(path: Path) -> Mapping[str, Any]:
         return inside
     if not path.is_file():
         raise ModelError(f"--model {path}: there is no such file")
-    if path.suffix == ".keras":
+    kind = content.kind_of(path)
+    if kind == "keras-archive" or (kind is None and path.suffix == ".keras"):
         return keras_file.read_architecture(str(path))
-    if path.suffix in {".h5", ".hdf5"}:
-        found = legacy_h5.read(str(path)).architecture
+    if kind == "hdf5" or (kind is None and path.suffix in {".h5", ".hdf5"}):
+        found = legacy_h5.read(str(path)).architecture if legacy_h5.accepts(str(path)) or kind is None else None
         if found is None:
             raise ModelError(f"--model {path} holds weights and no architecture")
         return found
+    if kind is not None:
+        raise ModelError(f"--model {path} holds variables and no architecture ({kind}): it is a checkpoint for --from")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        old = "module" not in config or keras_2.is_keras_2(config.get("keras_version", "3"))
+        return keras_2.from_json(json.loads(path.read_text(encoding="utf-8")), str(path))
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"--model {path} holds no architecture that can be read ({error})") from error
-    return keras_2.architecture(config) if old else config
+
+
+def _is_file(spec: str) -> bool:
+    """Whether it names a file that is no Python code, whatever its ending."""
+    return Path(spec).is_file() and not spec.endswith(".py")
 
 
 def _said(num_classes: int | None, spec: str) -> int:

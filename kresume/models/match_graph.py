@@ -210,9 +210,19 @@ def unused(state: TrainState, left: Sequence[str], optimizer: Any | None) -> lis
     passed |= {index for index, entry in enumerate(state.graph) if SEED in entry.full_name}
     if node is not None:
         owned = graph_optimizer.owned(state.graph, node)
+        passed |= _idle_momentum(state, node, optimizer)
         passed |= owned if optimizer is None else {child for child in owned if _is_number(state, child)}
     names = {state.graph[child].array for child in passed}
     return [name for name in left if name not in names and not set(name.split("/")) & APART]
+
+
+def _idle_momentum(state: TrainState, node: int, optimizer: Any | None) -> set[int]:
+    """The momentum of an SGD without one: Keras 2 keeps it and does nothing with it."""
+    inside = devices.inner(optimizer) if optimizer is not None else None
+    if not isinstance(inside, keras.optimizers.SGD) or inside.momentum:
+        return set()
+    edges = (state.graph[node].children.get(name) for name in ("momentums", "_momentums"))
+    return {child for edge in edges if edge is not None for child in state.graph[edge].children.values()}
 
 
 def _is_number(state: TrainState, node: int) -> bool:

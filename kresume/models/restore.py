@@ -124,6 +124,7 @@ def restore(
         raise RestoreError(_message(model, optimizer, state, wrong, unused, matched), [*rows, *unused])
     for variable, array in ready:
         variable.assign(_unshared(array))
+    devices.renew_constants(model)
     if optimizer is not None:
         late = set(state.records.get("unstarted", ()))
         begun = {id(variable) for variable, _ in ready if names[id(variable)] not in late}

@@ -121,6 +121,7 @@ def assign_state(
         for group in ("trainable", "non_trainable", "optimizer"):
             _check(model, group, variables[group], arrays[group], way_on)
             devices.assign(variables[group], arrays[group])
+        devices.renew_constants(model)
         devices.assign_random(arrays.get(devices.RANDOM, ()))
         return []
     names, _ = match_weights.match(model, state)
@@ -146,6 +147,7 @@ def assign_state(
     for variable, array in pairs:
         _check_shape(variable, array)
     devices.assign(*zip(*pairs, strict=True)) if pairs else None
+    devices.renew_constants(model)
     devices.assign_random(arrays.get(devices.RANDOM, ()))
     if found is not None:
         restored = {id(variable) for variable, _ in pairs}

@@ -29,6 +29,13 @@ def nested():
     return keras.Model(inputs, layers.Dense(3, activation="softmax")(layers.GlobalAveragePooling2D()(x)))
 
 
+def transfer():
+    """A stack on a model in a model, as transfer learning and Teachable Machine leave it."""
+    inner, outer = keras.Input((12, 12, 3)), keras.Input((12, 12, 3))
+    base = keras.Model(inner, layers.Conv2D(4, 3, use_bias=False)(inner))
+    return keras.Sequential([keras.Model(outer, base(outer)), layers.GlobalAveragePooling2D(), layers.Dense(3)])
+
+
 def attention():
     """Attention, LayerNormalization and an Embedding of positions."""
     inputs = keras.Input((12, 12, 3))
@@ -63,4 +70,11 @@ class Subclassed(keras.Model):
         return self.head(keras.backend.mean(x, axis=(1, 2)))
 
 
-MODELS = {"sequential": sequential, "small": small, "nested": nested, "attention": attention, "subclassed": Subclassed}
+MODELS = {
+    "sequential": sequential,
+    "small": small,
+    "nested": nested,
+    "transfer": transfer,
+    "attention": attention,
+    "subclassed": Subclassed,
+}

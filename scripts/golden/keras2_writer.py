@@ -57,6 +57,8 @@ CASES = {
     "attention-legacy-adam": ("attention", "legacy-adam", _roots),
     "subclassed-adam": ("subclassed", "adam", _roots),
     "subclassed-rmsprop": ("subclassed", "rmsprop", _checkpoint),
+    "transfer-adam": ("transfer", "adam", _checkpoint),
+    "saved-transfer-adam": ("transfer", "adam", _saved_model),
     "saved-small-adam": ("small", "adam", _saved_model),
     "saved-small-legacy-sgd": ("small", "legacy-sgd", _saved_model),
 }

@@ -69,6 +69,15 @@ def nested(keras):
     return _model(keras, outer, shared(x))
 
 
+def transfer(keras):
+    """A stack on a model in a model, as transfer learning and Teachable Machine leave it."""
+    layers = keras.layers
+    inner, outer = keras.Input((SIZE, SIZE, 3)), keras.Input((SIZE, SIZE, 3))
+    base = keras.Model(inner, layers.BatchNormalization(momentum=0.8)(layers.Conv2D(4, 3, use_bias=False)(inner)))
+    stack = [keras.Model(outer, base(outer)), layers.GlobalAveragePooling2D()]
+    return keras.Sequential([*stack, layers.Dense(CLASSES, activation="softmax")])
+
+
 def sequential(keras):
     """A plain stack."""
     layers = keras.layers
@@ -103,4 +112,6 @@ def subclassed(keras):
     return model
 
 
-BUILDERS = {function.__name__: function for function in (cnn, resnet, mobilenet, vit, nested, sequential, subclassed)}
+BUILDERS = {
+    function.__name__: function for function in (cnn, resnet, mobilenet, vit, nested, transfer, sequential, subclassed)
+}

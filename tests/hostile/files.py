@@ -186,6 +186,14 @@ def nested_too_deep(folder: Path) -> Path:
     return weights(folder / "m.weights.h5", write)
 
 
+def weights_of_the_oldest_keras(folder: Path) -> Path:
+    with h5py.File(folder / "m.h5", "w") as file:
+        file.attrs["nb_layers"] = 1
+        file.create_group("layer_0").attrs["nb_params"] = 1
+        file["layer_0/param_0"] = np.ones((4, 3, 3, 3), "float32")
+    return folder / "m.h5"
+
+
 def no_file_of_keras(folder: Path) -> Path:
     with h5py.File(folder / "m.weights.h5", "w") as file:
         file["rows"] = np.ones(3)
@@ -231,6 +239,15 @@ def listed_outside(folder: Path) -> Path:
 
 def legacy_config_is_no_json(folder: Path) -> Path:
     return _legacy(folder, ["dense/kernel:0"], "{")
+
+
+def legacy_config_of_numbers(folder: Path) -> Path:
+    return _legacy(folder, ["dense/kernel:0"], json.dumps({"class_name": "Model", "config": {"layers": [1, 2]}}))
+
+
+def legacy_config_that_is_deep(folder: Path) -> Path:
+    deep = '{"class_name":"Sequential","config":[' * 400 + "]}" * 400
+    return _legacy(folder, ["dense/kernel:0"], deep)
 
 
 def legacy_link(folder: Path) -> Path:
@@ -296,12 +313,15 @@ EXPECTED = {
     compressed_bomb: "claims the shape .* are stored: refused",
     words_for_numbers: "expected numbers",
     nested_too_deep: "nested more than",
+    weights_of_the_oldest_keras: "weights of Keras 0 or early Keras 1.*transpose",
     no_file_of_keras: "none that Keras wrote",
     empty_weights: "no complete HDF5 file",
     empty_h5: "no complete HDF5 file",
     listed_and_not_there: "is listed and not there",
     listed_outside: "is listed and not there",
     legacy_config_is_no_json: "model_config is no JSON",
+    legacy_config_of_numbers: "has not the form of a model",
+    legacy_config_that_is_deep: "has not the form of a model",
     legacy_link: "link out of its place",
     shard_elsewhere: "not a file beside it",
     shard_missing: "is missing",

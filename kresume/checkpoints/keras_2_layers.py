@@ -1,0 +1,138 @@
+"""What became of Keras 2's layers, activations and initializers: their classes and arguments in Keras 3.
+
+    layer("LeakyReLU", {"alpha": 0.2})        # ("LeakyReLU", {"negative_slope": 0.2})
+
+Dictionaries only; nothing is built or run here. What has no counterpart stays as it is, and Keras refuses it by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+RENAMED = {
+    "BatchNormalizationV1": "BatchNormalization",
+    "BatchNormalizationV2": "BatchNormalization",
+    "LayerNormalizationV1": "LayerNormalization",
+    "SyncBatchNormalization": "BatchNormalization",
+    "ThresholdedReLU": "ReLU",
+}
+"""Classes that Keras 3 calls otherwise, or has as a case of another."""
+KERNEL = ("kernel_initializer", "kernel_regularizer", "kernel_constraint")
+GONE: Mapping[str, tuple[str, ...]] = {
+    "InputLayer": ("ragged",),
+    "BatchNormalization": ("fused", "synchronized"),
+    "DepthwiseConv1D": ("groups", *KERNEL),
+    "DepthwiseConv2D": ("groups", *KERNEL),
+    "SeparableConv1D": ("groups", *KERNEL),
+    "SeparableConv2D": ("groups", *KERNEL),
+    "Conv1DTranspose": ("groups",),
+    "Conv2DTranspose": ("groups",),
+    "Conv3DTranspose": ("groups",),
+    "MultiHeadAttention": ("query_shape", "key_shape", "value_shape", "softmax_robust_masking"),
+    "Softmax": ("robust_masking",),
+    "Discretization": ("trainable",),
+    "SpatialDropout1D": ("trainable", "noise_shape"),
+    "SpatialDropout2D": ("trainable", "noise_shape"),
+    "SpatialDropout3D": ("trainable", "noise_shape"),
+    "Embedding": ("input_length",),
+    "Lambda": ("function_type", "module", "output_shape_type", "output_shape_module"),
+}
+"""Arguments that change nothing of what a layer computes from its weights, and that Keras 3 does not take."""
+OFF: Mapping[str, tuple[Any, ...]] = {
+    "time_major": (False,),
+    "rng_type": (None, "stateful", "legacy_stateful", "stateless"),
+    "dynamic": (False,),
+    "sparse": (False,),
+    "causal": (False,),
+    "virtual_batch_size": (None,),
+    "adjustment": (None,),
+}
+"""Arguments of any layer that Keras 3 does not take, with the values at which they change nothing."""
+KEPT: Mapping[str, tuple[str, ...]] = {
+    "sparse": ("InputLayer", "CategoryEncoding", "HashedCrossing", "IntegerLookup", "StringLookup", "TextVectorization")
+}
+"""Classes that take such an argument in Keras 3 as well."""
+HARD_SIGMOID: Mapping[str, Any] = {
+    "module": "keras",
+    "class_name": "Sequential",
+    "registered_name": None,
+    "config": {
+        "name": "hard_sigmoid_of_keras_2",
+        "layers": [
+            {
+                "module": "keras.layers",
+                "class_name": "Rescaling",
+                "registered_name": None,
+                "config": {"scale": 0.2, "offset": 0.5},
+            },
+            {"module": "keras.layers", "class_name": "ReLU", "registered_name": None, "config": {"max_value": 1.0}},
+        ],
+    },
+}
+"""Keras 2's `hard_sigmoid`, 0.2 x + 0.5 between 0 and 1; Keras 3 gave the name to another function, x / 6 + 0.5."""
+INITIALIZERS = frozenset(
+    {"Zeros", "Ones", "Constant", "Identity", "Orthogonal", "RandomNormal", "RandomUniform", "TruncatedNormal"}
+    | {"VarianceScaling", "GlorotNormal", "GlorotUniform", "HeNormal", "HeUniform", "LecunNormal", "LecunUniform"}
+)
+
+
+def layer(name: str, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Class and arguments of a layer in Keras 3.
+
+    Args:
+        name: the class in Keras 2.
+        config: its arguments; what is nested in them is translated elsewhere.
+    """
+    new = RENAMED.get(name, name)
+    inside = {key: value for key, value in config.items() if not _is_gone(new, key, value)}
+    if name == "ThresholdedReLU":
+        inside["threshold"] = _number(inside.pop("theta", 1.0))
+    if name == "LeakyReLU" and "alpha" in inside:
+        inside["negative_slope"] = _number(inside.pop("alpha"))
+    if new in {"ReLU", "ELU"}:
+        inside = {key: _number(value) for key, value in inside.items()}
+    if new in {"BatchNormalization", "LayerNormalization"}:
+        axis = inside.get("axis")
+        if isinstance(axis, list) and len(axis) == 1:
+            inside["axis"] = axis[0]
+    if new == "GRU":
+        inside.setdefault("reset_after", False)  # before there was a choice
+    if name == "Lambda":
+        inside |= {key: _code(inside[key]) for key in ("function", "output_shape") if _is_code(inside.get(key))}
+    for key in ("activation", "recurrent_activation"):
+        if _is_hard_sigmoid(inside.get(key)):
+            inside[key] = HARD_SIGMOID
+    return new, inside
+
+
+def initializer(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of an initializer: the type of its numbers is the layer's own in Keras 3."""
+    return {key: value for key, value in config.items() if key != "dtype" or name not in INITIALIZERS}
+
+
+def _is_gone(name: str, key: str, value: Any) -> bool:
+    if key in GONE.get(name, ()):
+        return True
+    return key in OFF and name not in KEPT.get(key, ()) and any(value is off or value == off for off in OFF[key])
+
+
+def _is_hard_sigmoid(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        value = value.get("config") if value.get("class_name") == "function" else value.get("class_name")
+    return bool(value == "hard_sigmoid")
+
+
+def _is_code(value: Any) -> bool:
+    """Whether it is a function's bytecode, its defaults and what it closes over."""
+    return isinstance(value, list) and len(value) == 3 and isinstance(value[0], str)
+
+
+def _code(value: Sequence[Any]) -> dict[str, Any]:
+    """The same as Keras 3 writes it, which refuses it unless the file is trusted."""
+    return {"class_name": "__lambda__", "config": dict(zip(("code", "defaults", "closure"), value, strict=True))}
+
+
+def _number(value: Any) -> Any:
+    """A number that Keras 2 left as an array of numpy's: `{"type": "ndarray", "value": 0.3}`."""
+    return value["value"] if isinstance(value, Mapping) and value.keys() == {"type", "value"} else value

@@ -1,0 +1,145 @@
+"""Content decides, not the name: every format under every ending, alone, in a folder, and as `--model`."""
+
+import json
+import shutil
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+import pytest
+
+from kresume.checkpoints import content
+from kresume.checkpoints.read import read_checkpoint
+from kresume.errors import CheckpointError, ModelError
+from kresume.models import build
+
+GOLDEN = Path(__file__).parent / "golden"
+KERAS_3, KERAS_2, TORCH = GOLDEN / "keras-3.15.1", GOLDEN / "tf_keras-2.21.0", GOLDEN / "torch-2.13.0"
+FILES = {
+    "keras": KERAS_3 / "keras-cnn-adam" / "model.keras",
+    "keras of Keras 2": KERAS_2 / "keras-sequential-adam" / "model.keras",
+    "legacy-h5": KERAS_3 / "legacy-h5-sequential-adam" / "model.h5",
+    "legacy-h5 of Keras 2": KERAS_2 / "h5-cnn-adam" / "model.h5",
+    "weights-h5": KERAS_3 / "weights-h5-sequential-ema" / "model.weights.h5",
+    "torch": TORCH / "plain-adam.pth",
+    "torch as safetensors": TORCH / "plain.safetensors",
+    "torch of before 1.6": None,
+}
+"""By the name of the format, a file of it."""
+ENDINGS = ["", ".keras", ".h5", ".hdf5", ".weights.h5", ".weights.json", ".json", ".pth", ".pt", ".safetensors"]
+ENDINGS += [".bin", ".ckpt", ".index", ".zip", ".bak", ".data-00000-of-00001"]
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    """Each file under its own ending, and what is read of it."""
+    found = {}
+    for kind, path in FILES.items():
+        if kind.startswith("torch"):
+            torch = pytest.importorskip("torch")
+            if path is None:
+                old = tmp_path_factory.mktemp("torch") / "old.pth"
+                whole = torch.load(FILES["torch"], weights_only=True)
+                torch.save(whole, old, _use_new_zipfile_serialization=False)
+                found[kind] = (old, read_checkpoint(old))
+                continue
+        found[kind] = (path, read_checkpoint(path))
+    return found
+
+
+def same(one, other):
+    """Whether two checkpoints mean the same, whatever they are called."""
+    assert (one.format, one.layout, one.step, one.rate) == (other.format, other.layout, other.step, other.rate)
+    assert (one.optimizer, one.architecture, one.compiled) == (other.optimizer, other.architecture, other.compiled)
+    assert one.arrays.keys() == other.arrays.keys()
+    assert one.records == other.records
+    assert all(
+        np.asarray(one.arrays[name]).tobytes() == np.asarray(other.arrays[name]).tobytes() for name in one.arrays
+    )
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("kind", FILES)
+def test_a_file_is_what_is_in_it(tmp_path, originals, kind, ending):
+    """Read by its path, and found where it is the only checkpoint of a folder."""
+    path, expected = originals[kind]
+    assert expected.format == kind.partition(" ")[0]
+    renamed = tmp_path / f"best{ending}"
+    shutil.copy(path, renamed)
+    (tmp_path / "notes.txt").write_text("not this one")
+    same(read_checkpoint(renamed), expected)
+    same(read_checkpoint(tmp_path), expected)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_an_index_of_shards_is_known_by_its_map(tmp_path, ending):
+    """Beside its shards, whatever it is called."""
+    for file in (KERAS_3 / "weights-json-cnn-adam").glob("*.weights.*"):
+        shutil.copy(file, tmp_path / file.name)
+    expected = read_checkpoint(tmp_path / "model.weights.json")
+    (tmp_path / "model.weights.json").rename(tmp_path / f"best{ending}")
+    same(read_checkpoint(tmp_path / f"best{ending}"), expected)
+
+
+@pytest.mark.parametrize("name", ["ckpt", "ckpt.index", "ckpt.data-00000-of-00001"])
+def test_any_file_of_a_tensorflow_checkpoint_stands_for_it(name):
+    """Its prefix, its index, its data."""
+    assert read_checkpoint(KERAS_2 / "sequential-adam" / name).step == 3
+
+
+@pytest.mark.parametrize("name", ["saved.keras", "saved.h5", "saved.pth"])
+def test_a_folder_may_be_called_like_a_file(tmp_path, name):
+    """A SavedModel that was saved under a name for a file."""
+    shutil.copytree(KERAS_2 / "saved-small-adam", tmp_path / name)
+    assert read_checkpoint(tmp_path / name).format == "saved-model"
+
+
+@pytest.mark.parametrize("ending", [".keras", ".h5", ".pth", ""])
+@pytest.mark.parametrize("kind", ["keras", "legacy-h5", "weights-h5", "torch", "torch as safetensors"])
+def test_a_file_that_was_cut_short_says_so(tmp_path, originals, kind, ending):
+    """By the reader of what it was, not of what it is called: use an earlier copy."""
+    path, _ = originals[kind]
+    data = path.read_bytes()
+    short = tmp_path / f"best{ending}"
+    short.write_bytes(data[: len(data) * 2 // 3])
+    with pytest.raises(CheckpointError, match=r"truncated|damaged") as caught:
+        read_checkpoint(short)
+    words = {"keras": ".keras archive", "legacy-h5": "HDF5", "weights-h5": "HDF5"}
+    assert words.get(kind, "") in str(caught.value)
+
+
+@pytest.mark.parametrize("ending", [".keras", ".h5", ".json", ".pth", ""])
+def test_an_architecture_is_found_by_content_too(tmp_path, ending):
+    """`--model FILE` of any name; a file without an architecture is an error that says what it holds."""
+    for number, kind in enumerate(["keras", "legacy-h5 of Keras 2"]):
+        shutil.copy(FILES[kind], tmp_path / f"model{number}{ending}")
+        model = build.build_model(str(tmp_path / f"model{number}{ending}"), state=None, num_classes=3, image_size=None)
+        assert isinstance(model, keras.Model)
+    shutil.copy(FILES["weights-h5"], tmp_path / f"weights{ending}")
+    with pytest.raises(ModelError, match="no architecture"):
+        build.build_model(str(tmp_path / f"weights{ending}"), state=None, num_classes=3, image_size=None)
+
+
+def test_the_json_of_keras_2_beside_weights_is_its_architecture(tmp_path):
+    """`model.json` of `to_json` and weights alone in one folder: as most of 2017 was left."""
+    with h5py.File(KERAS_2 / "h5-cnn-adam" / "model.h5") as file, h5py.File(tmp_path / "model.h5", "w") as weights:
+        root = file["model_weights"]
+        for name in root:
+            root.copy(name, weights)
+        for name in root.attrs:
+            weights.attrs[name] = root.attrs[name]
+        (tmp_path / "model.json").write_text(
+            json.dumps({**json.loads(file.attrs["model_config"]), "keras_version": "2.1.6"})
+        )
+    state = read_checkpoint(tmp_path)
+    model = build.build_model(None, state=state, num_classes=3, image_size=None)
+    assert [layer.name for layer in model.layers if layer.weights] == [name for name, _ in state.records["layers"]]
+
+
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04", b"\x08" + bytes(7) + b"{", b"{}", b"\x89HDF\r\n", bytes(64)])
+def test_what_is_none_of_these_is_none(tmp_path, data):
+    """Beginnings that look like one and are not."""
+    (tmp_path / "file").write_bytes(data)
+    assert content.kind_of(tmp_path / "file") is None
+    assert content.kind_of(tmp_path) is None
