@@ -1,7 +1,8 @@
 """The command line: parse, one library call, print.
 
-Results go to stdout, everything else to stderr. A `KresumeError` becomes one line and its exit code; anything else is a bug
-and keeps its traceback. Nothing ever asks a question, and nothing heavy is imported before a command runs.
+Results go to stdout, everything else to stderr. A `KresumeError` becomes one line and its exit code, an exception of the user's
+own code a line and 1; anything else is a bug and keeps its traceback. Nothing ever asks a question, and nothing heavy is
+imported before a command runs.
 """
 
 from __future__ import annotations
@@ -577,6 +578,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = 130
     except BrokenPipeError:
         sys.stderr.close()
+        code = 1
+    except Exception as error:
+        from kresume.models.own_code import raised_in_own_code
+
+        said = raised_in_own_code(error)
+        if said is None:
+            raise  # a bug in kresume
+        click.echo(f"kresume: {said}", err=True)
         code = 1
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -1,6 +1,7 @@
 """The checkpoint's loss trains on, its outputs are read from the model, and what is not used is said."""
 
 import json
+import shutil
 import zipfile
 
 import h5py
@@ -12,7 +13,7 @@ from PIL import Image
 
 from kresume import runs
 from kresume.config import TrainConfig, from_arguments
-from kresume.errors import UsageError
+from kresume.errors import ImagesError, UsageError
 from kresume.evaluation.evaluate import evaluate
 from kresume.evaluation.loaded import Subject, load
 from kresume.evaluation.served import Prediction
@@ -481,6 +482,35 @@ def test_what_no_loss_can_do_is_refused_truthfully():
             soft_labels=True,
         )
     assert "smoothing=0.1" in choose_loss(many, saved={"loss": TF_KERAS}, requested="categorical_crossentropy").note
+
+
+@pytest.mark.parametrize("how", ["a list with lists", "the same files in two folders"])
+def test_several_labels_per_image_are_said_to_be_another_task(how, pictures, quiet, tmp_path):
+    """A list of labels is no class of that name; files under two labels are named with what is supported."""
+    given = {"image_size": "12", "epochs": 1}
+    if how == "a list with lists":
+        files = sorted((pictures / "old").glob("*/*.png"))
+        rows = [
+            {"path": str(file), "label": [file.parent.name, "dark"][: 1 + index % 2]}
+            for index, file in enumerate(files)
+        ]
+        (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        words = (
+            r"list.jsonl, row 2: 2 labels \(circle, dark\): kresume trains one image to one label; .*BackupAndRestore"
+        )
+        with pytest.raises(ImagesError, match=words):
+            make_plan(from_arguments(None, {"data": [str(tmp_path / "list.jsonl")], **given}), quiet)
+        single = [{**row, "label": row["label"][:1]} for row in rows]
+        (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in single))
+        assert (
+            make_plan(from_arguments(None, {"data": [str(tmp_path / "list.jsonl")], **given}), quiet).card.classes
+            == CLASSES
+        )
+        return
+    for name in CLASSES:
+        shutil.copytree(pictures / "old" / "circle", tmp_path / "all" / name)
+    with pytest.raises(ImagesError, match=r"stand under two labels, and kresume trains one image to one label"):
+        make_plan(from_arguments(None, {"data": [str(tmp_path / "all")], **given}), quiet)
 
 
 # --- how many outputs -------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+from kresume import cli
 from kresume.checkpoints import keras_arrays
 from kresume.checkpoints.inspect import describe
 from kresume.checkpoints.read import read_checkpoint
@@ -156,6 +157,48 @@ def test_an_exception_in_the_users_code_is_a_line(net, pictures, quiet, tmp_path
     assert "\n" not in text
     assert "Lambda" not in text
     assert "Exception encountered" not in text
+
+
+RAISES = """
+import keras
+
+class Raising(keras.layers.Layer):
+    def call(self, values, training=None):
+        if training:
+            raise RuntimeError("no training here")
+        return values
+
+def build(num_classes=3):
+    return keras.Sequential([keras.Input((12, 12, 3)), Raising(), keras.layers.Flatten(),
+                             keras.layers.Dense(num_classes, activation="softmax")])
+"""
+
+
+def test_an_exception_while_training_is_a_line_too(pictures, tmp_path, monkeypatch, capsys):
+    """The command line says file, line and words; an exception of our own keeps its traceback."""
+    (tmp_path / "raises.py").write_text(RAISES)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli.crash, "show_traces", lambda: None)
+    arguments = [
+        "train",
+        "--data",
+        str(pictures / "old"),
+        "--model",
+        "raises.py:build",
+        "--pixels",
+        "0-255",
+        "--epochs",
+        "1",
+    ]
+    with pytest.raises(SystemExit) as left:
+        cli.main(arguments)
+    assert left.value.code == 1
+    assert (
+        capsys.readouterr().err.splitlines()[-1] == "kresume: raises.py, line 7 raised RuntimeError: no training here"
+    )
+    monkeypatch.setattr("kresume.training.resume.train", lambda *_: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(arguments)
 
 
 def test_the_innermost_reason_of_nested_errors():

@@ -23,7 +23,7 @@ from kresume.images import places
 from kresume.images.manifest import PLACE, TRAIN, VAL, Manifest, ordered, schema
 from kresume.images.prepare import Image, Prepared
 from kresume.images.sides import Leak, decide_sides
-from kresume.images.sources.found import Found, Listing, canonical, key_of
+from kresume.images.sources.found import ONE_LABEL, Found, Listing, canonical, key_of
 from kresume.spelling import option
 
 if TYPE_CHECKING:
@@ -417,7 +417,8 @@ def _describe(
             "" if on_conflict == "quarantine" else f" ({option('on-conflict', on_conflict)} cannot tell which is which)"
         )
         notes.append(
-            f"{left_out:,} images stand under two labels and are left out{within}, the first is {path} ({label} and {other})"
+            f"{left_out:,} images stand under two labels and are left out{within}, the first is {path} ({label} and {other}): "
+            f"{ONE_LABEL}"
         )
     elif conflicts:
         path, label, other = conflicts[0]

@@ -260,7 +260,7 @@ def _check_count(kind: str, count: int, reason: str) -> None:
             f"the loss {kind} ({reason}) over {count} outputs asks {count} independent yes-or-no questions of an image; "
             f"kresume trains one image to one of {count} classes: --loss sparse_categorical_crossentropy does that, whatever "
             "the last activation is. For several labels per image use kresume.BackupAndRestore in your own fit; "
-            f"{kind} is for two classes and one output"
+            f"{kind} is for two classes and a model with one sigmoid output"
         )
     if kind not in YES_OR_NO and count == 1:
         raise UsageError(

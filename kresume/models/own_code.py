@@ -13,7 +13,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,8 @@ from typing import Any
 from kresume.errors import KresumeError, ModelError
 
 OURS = str(Path(__file__).resolve().parents[1])
+PREFIX = "kresume_user_"
+"""The names of modules that hold the user's code begin with it."""
 LIBRARIES = ("site-packages", "dist-packages", "importlib", "<frozen")
 
 
@@ -110,6 +112,21 @@ def last_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {said[:300]}{f', {where}' if where else ''}"
 
 
+def raised_in_own_code(error: BaseException) -> str | None:
+    """The line for an exception that the user's code raised while it ran, in training for example; None for any other.
+
+    Args:
+        error: whatever reached the command line.
+    """
+    folders = {
+        Path(str(module.__file__)).resolve().parent
+        for name, module in list(sys.modules.items())
+        if name.startswith(PREFIX) and getattr(module, "__file__", None)
+    }
+    where = _where(error, folders)
+    return f"{where} raised {type(error).__name__}: {innermost(error)[:300]}" if where else None
+
+
 def innermost(error: BaseException) -> str:
     """The reason that Keras wraps in one message for each model around a layer: the innermost one, in one line."""
     text = str(error).rpartition("Exception encountered: ")[2].rpartition("Error encountered:")[2]
@@ -122,12 +139,14 @@ def innermost(error: BaseException) -> str:
     return next((line for line in lines if line), type(error).__name__)
 
 
-def _where(error: BaseException) -> str:
-    """File and line of the last frame of the user's code; empty where there is none."""
+def _where(error: BaseException, folders: Collection[Path] | None = None) -> str:
+    """File and line of the last frame of the user's code, or of code in these folders; empty where there is none."""
     seen: BaseException | None = error
     while seen is not None:
         for frame in reversed(traceback.extract_tb(seen.__traceback__)):
             file = frame.filename
+            if folders is not None and Path(file).resolve().parent not in folders:
+                continue
             theirs = not any(mark in file for mark in LIBRARIES) and not str(Path(file).resolve()).startswith(OURS)
             if theirs and not file.startswith("<") and Path(file).is_file():
                 return f"{Path(file).name}, line {frame.lineno}"
@@ -168,7 +187,7 @@ def _module(file: str, option: str) -> Any:
 
 
 def _name_of(path: Path) -> str:
-    return f"kresume_user_{path.stem}"
+    return f"{PREFIX}{path.stem}"
 
 
 def _package(place: str, spec: str) -> Any:

@@ -24,7 +24,7 @@ from kresume.images.merging import Merge
 from kresume.images.prepare import Prepared, prepare
 from kresume.images.sources import Listing, Quarantined, list_images
 from kresume.images.sources.folders import hidden
-from kresume.images.sources.found import STREAMS
+from kresume.images.sources.found import ONE_LABEL, STREAMS
 from kresume.images.sources.records import parse_features
 from kresume.progress import Reporter
 from kresume.training.parent import Parent
@@ -161,14 +161,15 @@ def check_outputs(classes: Sequence[str], reason: str, outputs: int, source: str
         UsageError: it has not; the message says how to name them.
     """
     wanted = 2 if outputs == 1 else outputs
+    has = "1 output, which tells two classes apart" if outputs == 1 else f"{outputs} outputs"
     if len(classes) > wanted and NEW_CLASSES in reason:
         raise UsageError(
-            f"{source} has {wanted} outputs, and --classes names {len(classes)}: give --model with a function or an "
+            f"{source} has {has}, and --classes names {len(classes)}: give --model with a function or an "
             f"architecture that makes {len(classes)}; the head then begins fresh, the other layers keep their weights"
         )
     if len(classes) != wanted:
         raise UsageError(
-            f"{source} has {wanted} outputs; its classes would be {len(classes)}, {reason} ({', '.join(classes[:12])}"
+            f"{source} has {has}; its classes would be {len(classes)}, {reason} ({', '.join(classes[:12])}"
             f"{', …' if len(classes) > 12 else ''}): give the names of the outputs in their order with --classes a,b,c"
         )
 
@@ -349,8 +350,9 @@ def _check_merge(
             )
         raise NothingNew(f"nothing new: all {facts.known:,} images in {inside} are in {config.from_}")
     if len(merge.manifest.train_rows()) == 0:
+        doubled = f"{len(facts.conflicts):,} files stand under two labels, and {ONE_LABEL}; " if facts.conflicts else ""
         raise ImagesError(
-            "no image is left to train on: see quarantine and --val-split; give more with --data or --add"
+            f"no image is left to train on: {doubled}see quarantine and --val-split; give more with --data or --add"
         )
 
 

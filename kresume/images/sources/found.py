@@ -11,6 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+ONE_LABEL = (
+    "kresume trains one image to one label; for several labels per image use kresume.BackupAndRestore in your own fit"
+)
+"""What is said wherever an image has several labels."""
+
 Advance = Callable[[int], None]
 """Told how many more files were listed."""
 

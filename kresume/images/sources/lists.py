@@ -14,7 +14,7 @@ from typing import Any
 from kresume.errors import ImagesError
 from kresume.images import places
 from kresume.images.sources.folders import SPLITS
-from kresume.images.sources.found import Advance, Found, Listing, Quarantined, Source, canonical
+from kresume.images.sources.found import ONE_LABEL, Advance, Found, Listing, Quarantined, Source, canonical
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
@@ -35,7 +35,7 @@ def list_source(source: Source, advance: Advance) -> Listing:
     gone: list[Quarantined] = []
     tests = 0
     for number, row in enumerate(_rows(source), 1):
-        path, label = row.get("path"), _label(row.get("label"))
+        path, label = row.get("path"), _label(row.get("label"), f"{source.given}, row {number:,}")
         if path in {None, ""} or label == "":
             raise ImagesError(
                 f"{source.given}, row {number:,}: expected the columns `path` and `label`, found "
@@ -71,7 +71,16 @@ def list_source(source: Source, advance: Advance) -> Listing:
     return Listing(tuple(found), tuple(notes), tuple(sorted({each.label for each in found})), tuple(gone))
 
 
-def _label(value: Any) -> str:
+def _label(value: Any, where: str) -> str:
+    """The one label of a row, which may be alone in a list.
+
+    Raises:
+        ImagesError: there are several.
+    """
+    if isinstance(value, (list, tuple)):
+        if len(value) > 1:
+            raise ImagesError(f"{where}: {len(value)} labels ({', '.join(map(str, value))}): {ONE_LABEL}")
+        value = value[0] if len(value) else None
     return "" if value is None else canonical(str(value))
 
 
