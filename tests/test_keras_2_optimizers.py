@@ -12,7 +12,7 @@ import pytest
 
 from kresume.checkpoints.inspect import describe
 from kresume.checkpoints.read import read_checkpoint
-from kresume.errors import RestoreError
+from kresume.errors import ModelError, RestoreError
 from kresume.models import build, optimizers, restore, slots
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts" / "golden"))
@@ -300,3 +300,22 @@ def test_nadam_has_the_product_that_keras_2_does_not_store(tmp_path, ending):
     expected = np.prod([0.9 * (1 - 0.5 * 0.96**update) for update in range(1, 8)])
     assert float(optimizer._u_product) == pytest.approx(expected, rel=1e-5)
     assert {len(listed) for listed in slots.slot_lists(optimizer).values()} == {4}
+
+
+def test_the_architecture_of_keras_1_is_asked_for(tmp_path):
+    """Its layers take other arguments: the error asks for the model, and its weights are met by their order."""
+    old = {"nb_filter": 4, "nb_row": 3, "nb_col": 3, "border_mode": "valid", "dim_ordering": "tf", "name": "conv2d_1"}
+    config = [{"class_name": "Convolution2D", "config": {**old, "batch_input_shape": [None, 6, 6, 3]}}, *LAYERS[1:]]
+    old_file(tmp_path / "m.h5", "SGD plain", config=config)
+    state = read_checkpoint(tmp_path / "m.h5")
+    with pytest.raises(ModelError, match="no architecture: give the model"):
+        build.build_model(None, state=state, num_classes=2, image_size=None)
+    assert any("Keras 1" in note for note in describe(state).notes)
+    layers = keras.layers
+    model = keras.Sequential(
+        [keras.Input((6, 6, 3)), layers.Conv2D(4, 3), layers.GlobalMaxPooling2D(), layers.Dense(2)]
+    )
+    restore.restore(model, state, optimizer=None)
+    np.testing.assert_array_equal(
+        keras.ops.convert_to_numpy(model.layers[0].kernel), numbers("conv2d_1/kernel:0", SHAPES[0])
+    )

@@ -71,6 +71,8 @@ HARD_SIGMOID: Mapping[str, Any] = {
     },
 }
 """Keras 2's `hard_sigmoid`, 0.2 x + 0.5 between 0 and 1; Keras 3 gave the name to another function, x / 6 + 0.5."""
+OF_KERAS_1 = frozenset({"border_mode", "dim_ordering", "input_dtype", "nb_filter", "nb_row", "W_regularizer"})
+"""Arguments that only layers of Keras 1 have."""
 INITIALIZERS = frozenset(
     {"Zeros", "Ones", "Constant", "Identity", "Orthogonal", "RandomNormal", "RandomUniform", "TruncatedNormal"}
     | {"VarianceScaling", "GlorotNormal", "GlorotUniform", "HeNormal", "HeUniform", "LecunNormal", "LecunUniform"}
@@ -104,6 +106,20 @@ def layer(name: str, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         if _is_hard_sigmoid(inside.get(key)):
             inside[key] = HARD_SIGMOID
     return new, inside
+
+
+def is_of_keras_1(config: Any) -> bool:
+    """Whether a model's config is of Keras 1, whose layers have other arguments than Keras 2's."""
+    waiting = [config]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, list):
+            waiting += value
+        elif isinstance(value, Mapping):
+            if OF_KERAS_1 & value.keys():
+                return True
+            waiting += [value[key] for key in ("config", "layers") if key in value]
+    return False
 
 
 def initializer(name: str, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from kresume import files
-from kresume.checkpoints import content, keras_2, keras_2_slots
+from kresume.checkpoints import content, keras_2, keras_2_layers, keras_2_slots
 from kresume.checkpoints.hdf5 import opened, read_arrays
 from kresume.checkpoints.json_text import read_object
 from kresume.checkpoints.keras_arrays import class_of, rate_of_schedule, unwrapped
@@ -73,6 +73,12 @@ def read(path: str) -> TrainState:
         if name not in arrays:
             raise CheckpointError(f"{path}: {name} is listed and not there: the file is damaged; use an earlier copy")
     old = keras_2.is_keras_2(version)
+    notes = []
+    if old and model is not None and keras_2_layers.is_of_keras_1(model):
+        model = None
+        notes.append(
+            "its architecture is of Keras 1, whose layers take other arguments: its weights are met by their order"
+        )
     if backend == "theano":
         _turn_kernels(arrays, [name for _, names in layers for name in names], [_at(name) for name in slots])
     compiled = _compiled(training, old)
@@ -82,8 +88,10 @@ def read(path: str) -> TrainState:
     step, rate = _step(arrays, inside), _rate(compiled, arrays, inside)
     if old:
         records |= _slots(saved, slots, arrays)
+        notes += records.get("notes", ())
     else:
         records["optimizer_order"] = [_at(name) for name in slots]
+    records["notes"] = tuple(notes)
     if old and saved is not None and saved.class_name == "Nadam":
         _with_product(saved, arrays, records["slots"])
     return TrainState(
