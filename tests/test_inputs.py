@@ -6,11 +6,15 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from kresume.checkpoints.state import Card
 from kresume.config import from_arguments
+from kresume.errors import UsageError
 from kresume.evaluation.evaluate import evaluate
 from kresume.evaluation.loaded import Subject, load
-from kresume.input_layout import InputLayout
+from kresume.images import inputs
+from kresume.input_layout import RGB, InputLayout, read_layout
 from kresume.training.plan import make_plan
+from tests.support import kill_at_every_snapshot
 
 SIDE = 8
 CLASSES = ("seven", "six", "three", "zero")
@@ -144,3 +148,143 @@ def test_every_layout_is_found_and_scored_as_keras_scores_it(digits, trained, qu
         graph = tf.function(served.from_bytes, input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
         answers = graph(tf.constant([path.read_bytes() for path in paths]))["scores"]
         np.testing.assert_allclose(np.asarray(answers), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "axes", "expected", "found"),
+    [
+        ((224, 224, 3), None, None, RGB, (224, 224)),
+        ((3, 224, 224), None, None, InputLayout(3, "chw"), (224, 224)),
+        ((96, 96, 1), None, None, InputLayout(1, "hwc"), (96, 96)),
+        ((1, 20, 30), None, None, InputLayout(1, "chw"), (20, 30)),
+        ((28, 28), None, None, InputLayout(1, "hw"), (28, 28)),
+        ((20, 30), None, "wh", InputLayout(1, "wh"), (30, 20)),
+        ((784,), None, None, InputLayout(1, "hw", True), (28, 28)),
+        ((784,), None, "whc", InputLayout(1, "wh", True), (28, 28)),
+        ((3072,), None, None, InputLayout(3, "hwc", True), (32, 32)),
+        ((3072,), None, "chw", InputLayout(3, "chw", True), (32, 32)),
+        ((600,), (20, 30), None, InputLayout(1, "hw", True), (20, 30)),
+        ((1800,), (20, 30), None, InputLayout(3, "hwc", True), (20, 30)),
+        ((None, None, 3), None, None, RGB, None),
+        ((None, None, 1), (8, 8), None, InputLayout(1, "hwc"), None),
+        ((3, 32, 3), None, None, RGB, (3, 32)),  # either end may be the colours: the last, unless the size is known
+        ((3, 32, 3), (32, 3), None, InputLayout(3, "chw"), (32, 3)),
+    ],
+)
+def test_a_shape_says_its_layout(shape, size, axes, expected, found):
+    """The likeliest reading of a shape; a known size or --axes decides between several."""
+    assert read_layout(shape, size, axes) == (expected, found)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "axes", "words"),
+    [
+        ((600,), None, None, "no square picture has so many, grey or RGB; give --image-size HEIGHTxWIDTH"),
+        ((600,), (10, 10), None, "--image-size 10x10 has not so many pixels"),
+        ((28, 28, 4), None, None, "RGB or grey"),
+        ((28, 28, 3), None, "hw", "none of a picture with --axes hw"),
+        ((28, 28), None, "xy", "--axes xy: give the order"),
+        ((8, 28, 28, 3), None, None, "RGB or grey"),
+    ],
+)
+def test_a_shape_of_no_picture_says_what_to_give(shape, size, axes, words):
+    """Each refusal names its way on."""
+    with pytest.raises(UsageError, match=words):
+        read_layout(shape, size, axes)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_way_back_undoes_the_way_there(name):
+    """Pictures of another height than width come back as they were; a grey model's come back grey."""
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 4, 6, 3)).astype(np.uint8)
+    layout = LAYOUTS[name]
+    expected = np.asarray(inputs.grey(pictures)) * np.ones(3) if layout.channels == 1 else pictures
+    for pixels in PIXELS:
+        values = inputs.to_input(pixels, layout)(pictures)
+        assert tuple(values.shape) == (3, *layout.shape((4, 6)))
+        plain = expected[..., 0] if layout.channels == 1 else expected
+        np.testing.assert_allclose(np.asarray(values), fed(plain, layout, pixels), atol=1e-6)
+        np.testing.assert_allclose(np.asarray(inputs.to_pictures(pixels, layout, (4, 6))(values)), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_grey_is_what_keras_reads_as_grayscale(tmp_path, kind):
+    """A grey file gives the bytes of `color_mode="grayscale"`, a coloured one the same but for rounding.
+
+    Of a coloured JPEG libjpeg gives the brightness as it is stored, before colours outside 0..255 are cut off.
+    """
+    from kresume.images.decode import DecodeSpec, decode
+
+    rng = np.random.default_rng(0)
+    levels = np.kron(rng.integers(0, 256, (8, 8, 3)), np.ones((4, 4, 1))).astype(np.uint8)
+    for mode, most, mean in (("L", 0, 0.0), ("RGB", 1 if kind == "PNG" else 10, 0.6)):
+        folder = tmp_path / mode / "a"
+        folder.mkdir(parents=True)
+        Image.fromarray(levels).convert(mode).save(folder / f"picture.{kind.lower()}", kind)
+        read = keras.utils.image_dataset_from_directory(
+            tmp_path / mode, labels=None, color_mode="grayscale", image_size=(32, 32), verbose=False
+        )
+        expected = next(iter(read)).numpy()[0]
+        data = next(folder.iterdir()).read_bytes()
+        ours = np.asarray(inputs.grey(decode(data, DecodeSpec(32, 32, "stretch", "bilinear"))[None]))[0]
+        assert np.abs(ours - expected).max() <= most
+        assert np.abs(ours - expected).mean() <= mean
+
+
+def test_a_convention_of_colours_is_refused_for_grey(digits, trained, quiet):
+    """`caffe` subtracts another number from each colour: a model of one channel cannot have been trained with it."""
+    path = trained(LAYOUTS["grey"], "0-1")
+    with pytest.raises(UsageError, match="--pixels caffe is for RGB pictures, and the model takes grey ones"):
+        make_plan(from_arguments(str(path), {"data": [str(digits[0][1])], "lr": 1e-3, "pixels": "caffe"}), quiet)
+
+
+def test_a_card_of_before_means_rgb():
+    """`kresume.json` and `run.json` without `input` are of models that take (height, width, 3); the rest comes back."""
+    card = Card(("a", "b"), (4, 6), "0-1", "stretch", "area", input=LAYOUTS["grey-flat-columns"])
+    assert Card.from_dict(card.as_dict()) == card
+    assert card.input_shape == (24,)
+    old = {name: value for name, value in card.as_dict().items() if name != "input"}
+    assert Card.from_dict(old).input == RGB
+
+
+def test_a_grey_run_is_exact_and_replaces_a_model_of_another_layout(digits, trained, tmp_path, monkeypatch):
+    """Killed and continued to the same bytes, with augmentation; plain Keras scores its result alike; clients of an old model
+    that took (8, 8) in 0-1 are served by one that takes 64 numbers in -1-1."""
+    import tensorflow as tf
+
+    from kresume import runs
+    from kresume.exports.export import export
+
+    layout, folder = LAYOUTS["grey-flat-columns"], digits[0][1]
+    parent = trained(layout, "-1-1")
+    options = {"data": [str(folder)], "epochs": 1, "batch_size": 16, "lr": 1e-3, "pixels": "-1-1", "val_split": 0.3}
+    options |= {"axes": "wh", "augment": "light", "mixup": 0.2, "loss": "categorical_crossentropy"}
+    kill_at_every_snapshot(monkeypatch, tmp_path, [1], checkpoint=str(parent), **options)
+    run = runs.open_run(tmp_path / "whole")
+    assert run.record["card"]["input"] == {"channels": 1, "axes": "wh", "flat": True}
+    _, pictures, labels = files_of(folder)
+    model = keras.saving.load_model(run.path / "model.keras")
+    expected = model.predict(fed(pictures, layout, "-1-1"), verbose=0)
+    accuracy = float((expected.argmax(axis=1) == labels).mean())
+    assert evaluate(run, folder, cache="off").scores["all"]["accuracy"] == accuracy > 0.8
+
+    weights = [tf.Variable(np.asarray(variable.value)) for variable in model.trainable_variables]
+    moving = [tf.Variable(np.asarray(variable.value)) for variable in model.non_trainable_variables[:2]]
+    module = tf.Module()
+    module.held = [*weights, *moving]
+
+    def old(images):
+        row = tf.reshape(tf.transpose(images, (0, 2, 1)) * 2.0 - 1.0, (-1, SIDE * SIDE))
+        scaled = (row - moving[0]) / tf.sqrt(moving[1] + 1e-3) * weights[0] + weights[1]
+        return {"scores": tf.nn.softmax(tf.tanh(scaled @ weights[2] + weights[3]) @ weights[4] + weights[5])}
+
+    spec = tf.TensorSpec((None, SIDE, SIDE), tf.float32, name="digits")
+    tf.saved_model.save(
+        module, str(tmp_path / "old"), signatures=tf.function(old, input_signature=[spec], autograph=False)
+    )
+    (tmp_path / "old" / "assets" / "labels.txt").write_text("".join(f"{name}\n" for name in CLASSES))
+    result = export(run, tmp_path / "serving" / "digits", like=tmp_path / "old", data=folder)
+    assert result.parity.agreement == 1.0
+    served = tf.saved_model.load(result.path)
+    answers = served.signatures["serving_default"](digits=tf.constant(pictures / 255.0, tf.float32))["scores"]
+    np.testing.assert_allclose(np.asarray(answers), expected, atol=1e-5)
