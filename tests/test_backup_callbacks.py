@@ -20,8 +20,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.shuffle=True. was passed:UserWa
 STEPS, EPOCHS, BATCH = 3, 3, 4
 
 
-class Killed(Exception):
-    """Stands for SIGKILL: nothing of the process is used again."""
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of the process is used again, and no other callback hears of it, as with an exception."""
 
 
 class Kill(keras.callbacks.Callback):
@@ -74,6 +74,8 @@ def die(folder, callbacks):
     for callback in callbacks:
         if isinstance(callback, keras.callbacks.CSVLogger):
             callback.csv_file.close()
+        if isinstance(callback, keras.callbacks.OrbaxCheckpoint):
+            callback.checkpointer.close()
         if isinstance(callback, keras.callbacks.TensorBoard):
             callback._pop_writer()  # the process's default writer; what is buffered is still buffered
 
@@ -410,6 +412,27 @@ def test_tensorboard_steps_are_those_of_a_training_that_nobody_disturbed(
     assert update_freq != "batch" or expected["train", "batch_loss"] == list(range(1, STEPS * EPOCHS + 1))
     assert found == expected
     assert foreign.exists()
+
+
+@pytest.mark.parametrize(
+    ("save_freq", "kill", "steps"), [("epoch", Kill(epoch=1), [0, 1, 2]), (2, Kill(5), [2, 4, 6, 8])]
+)
+def test_checkpoints_of_orbax_are_saved_again(model, tmp_path, capfd, save_freq, kill, steps):
+    """Orbax refuses a step that is there: those of the killed process move aside, and every step is there in the end."""
+    pytest.importorskip("orbax.checkpoint")
+
+    def saver():
+        options = {"save_freq": save_freq, "save_on_background": False, "max_to_keep": None}
+        return keras.callbacks.OrbaxCheckpoint(str(tmp_path / "orbax"), **options)
+
+    model.optimizer.iterations.assign(0)
+    drive(model, tmp_path / "b", [saver(), Kill(kill.batches, kill.epoch)], save_freq="epoch")
+    model.optimizer.iterations.assign(0)
+    drive(model, tmp_path / "b", [saver()], save_freq="epoch")
+    assert sorted(int(path.name) for path in (tmp_path / "orbax").iterdir()) == steps
+    aside = [int(path.name) for path in (tmp_path / "orbax.interrupted").iterdir()]
+    assert aside == ([1] if save_freq == "epoch" else [4])
+    assert "checkpoints of steps that are trained again were moved" in capfd.readouterr().err
 
 
 def test_logs_and_weights_together(tmp_path):

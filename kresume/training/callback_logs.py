@@ -3,6 +3,7 @@
 `CSVLogger` and `TensorBoard` write while training goes on. A killed process has written lines of steps that no backup holds;
 they are trained again and would be written twice. So each backup records how far every file was, and a continued training
 removes what was written after that. `CSVLogger(append=False)` empties its file when `fit` begins: its lines are in the backup.
+`OrbaxCheckpoint` refuses a step that its folder holds already: those that are trained again are moved aside.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import keras
+from etils import epath
 
 from kresume.images.places import is_remote
 from kresume.training import callback_state
 
 CHUNK_BYTES = 1 << 24
+ASIDE = "interrupted"
+"""Ends the name of the folder beside an OrbaxCheckpoint's that takes what is saved again."""
 
 
 class CallbackLogs:
@@ -36,6 +40,7 @@ class CallbackLogs:
         named = list(callback_state.named(callbacks))
         self._tables = {name: each for name, each in named if isinstance(each, keras.callbacks.CSVLogger)}
         self._boards = {name: each for name, each in named if isinstance(each, keras.callbacks.TensorBoard)}
+        self._checkpoints = [each for _, each in named if isinstance(each, keras.callbacks.OrbaxCheckpoint)]
         self._say = say
         self._starts: dict[str, dict[str, Any]] = {}
 
@@ -47,6 +52,8 @@ class CallbackLogs:
             processes: names of the processes that wrote for this training.
             epoch: the epoch that begins now, counted from 0.
         """
+        for callback in self._checkpoints if saved is not None else ():
+            self._continue_checkpoints(callback, epoch)
         saved = saved or {}
         for name, callback in self._tables.items():
             self._starts[name] = {
@@ -118,6 +125,20 @@ class CallbackLogs:
         callback._push_writer(callback._train_writer, callback._global_train_batch)
         if removed:
             self._say(f"{callback.log_dir}: events of steps that are trained again were removed from {removed} files")
+
+    def _continue_checkpoints(self, callback: Any, epoch: int) -> None:
+        first = epoch if callback.save_freq == "epoch" else callback._total_batches_seen + 1
+        folder = epath.Path(callback.directory)
+        again = [each for each in folder.iterdir() if each.name.isdecimal() and int(each.name) >= first]
+        aside = folder.parent / f"{folder.name}.{ASIDE}"
+        for each in again:
+            aside.mkdir(parents=True, exist_ok=True)
+            if (aside / each.name).exists():
+                (aside / each.name).rmtree()
+            each.rename(aside / each.name)
+        if again:
+            callback.checkpointer.reload()
+            self._say(f"{folder}: checkpoints of steps that are trained again were moved to {aside}")
 
 
 def this_process() -> str:
