@@ -1,7 +1,9 @@
 """What is frozen may change between writing and reading: every weight in its layer, every slot at its weight, or refused."""
 
 import itertools
+import warnings
 from dataclasses import replace
+from functools import partial
 
 import keras
 import numpy as np
@@ -123,6 +125,39 @@ def write_snapshot(model, path, **records):
     return path
 
 
+def write_tf_keras(model, path, *, kind):
+    """The same marks in a model of Keras 2, with its Adam on the layers that train here."""
+    import tensorflow as tf
+    import tf_keras
+
+    layers = [tf_keras.layers.Dense(3) for _ in range(LAYERS)]
+    inside = tf_keras.Sequential([tf_keras.Input((3,)), *layers[2:]])
+    other = tf_keras.Sequential([tf_keras.Input((3,)), *layers[:2], tf_keras.layers.Dropout(0.5), inside])
+    for layer, mine in zip(layers, in_layers(model), strict=True):
+        layer.set_weights([value(mine.kernel), value(mine.bias)])
+        layer.trainable = mine.trainable
+    other.compile(tf_keras.optimizers.Adam(1e-2), "mse")
+    other.optimizer.build(other.trainable_variables)
+    other.optimizer.iterations.assign(7)
+    moments = slots_of(model, model.optimizer)
+    keys = [(index, role) for index, role, number in moments if number == 0]
+    for place, (index, role) in enumerate(keys):
+        for number, listed in enumerate((other.optimizer._momentums, other.optimizer._velocities)):
+            listed[place].assign(value(moments[index, role, number]))
+    if kind == "checkpoint":
+        tf.train.Checkpoint(model=other, optimizer=other.optimizer).save(str(path / "ckpt"))
+        return path
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that .h5 is legacy
+        other.save(path / f"model.{kind}")
+    return path / f"model.{kind}"
+
+
+def write_export(model, path):
+    model.export(path / "export", verbose=False)
+    return path / "export"
+
+
 def write_legacy(model, path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("absl.logging.warning", lambda *_, **__: None)
@@ -207,6 +242,10 @@ WRITERS = {
     "legacy-h5": write_legacy,
     "tf-checkpoint": write_tensorflow,
     "orbax": write_orbax,
+    "tf_keras-h5": partial(write_tf_keras, kind="h5"),
+    "tf_keras-keras": partial(write_tf_keras, kind="keras"),
+    "tf_keras-checkpoint": partial(write_tf_keras, kind="checkpoint"),
+    "saved-model": write_export,
     "torch": write_torch,
     "torch-nameless": write_torch_without_names,
 }
@@ -219,10 +258,12 @@ def test_every_weight_in_its_layer_and_every_slot_at_its_weight(zoo, tmp_path, k
     """For each choice of trained layers then and now: all weights are right; slots are right, or the reader refuses."""
     if kind == "tf-checkpoint" and keras.config.backend() != "tensorflow":
         pytest.skip("tf.train.Checkpoint holds models of the TensorFlow backend only")
-    for prefix, package in (("orbax", "orbax.checkpoint"), ("torch", "torch")):
+    if kind == "saved-model" and keras.config.backend() != "tensorflow":
+        pytest.skip("under JAX an export is another program's")
+    for prefix, package in (("orbax", "orbax.checkpoint"), ("torch", "torch"), ("tf_keras", "tf_keras")):
         if kind.startswith(prefix):
             pytest.importorskip(package)
-    for then in SUBSETS[::3] if kind in {"shards", "backup"} else SUBSETS:  # two that are read as weights-h5 is
+    for then in SUBSETS if kind == "snapshot" else SUBSETS[::3]:
         writer, _ = zoo.writers[then]
         folder = tmp_path / "".join(map(str, then or "-"))
         folder.mkdir()
@@ -232,14 +273,24 @@ def test_every_weight_in_its_layer_and_every_slot_at_its_weight(zoo, tmp_path, k
             wipe(model)
             restore.restore(model, state, optimizer=None)
             assert_marked(model)
-            if not then or not now:
+            if not then or not now or kind == "saved-model":  # which holds no optimizer
                 continue
             refused = accepts(model, optimizer, state)
             known = kind not in NAMELESS or len(then) == LAYERS
             assert not refused if set(now) <= set(then) and known else refused, (then, now, refused)
+            if refused and known:  # the way on that it names
+                assert "--partial" in refused
+                wipe_slots(optimizer)
+                restore.restore(model, state, optimizer=optimizer, partial=True)
+                assert_marked(model, optimizer, fresh=set(now) - set(then))
             if now == then and kind != "torch-nameless":
                 restore.restore(model, state, optimizer=optimizer, same_weights=True)
                 assert_marked(model, optimizer)
+
+
+def wipe_slots(optimizer):
+    for slot in (*optimizer._momentums, *optimizer._velocities):
+        slot.assign(np.zeros(slot.shape, "float32"))
 
 
 def accepts(model, optimizer, state):
@@ -408,3 +459,70 @@ def test_a_head_that_trained_alone_keeps_its_moments(tmp_path):
     restored = restore.restore(model, state, optimizer=adam, partial=True)
     assert "the slots of 2 weights" in restored.summary
     assert own_counts.counts_of(adam) == {0: 7, 1: 7}
+
+
+# --- Keras's own backups, averages, and what a plan says --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("then", "now"), [((0,), (1,)), ((0, 1, 2, 3), (1,)), ((0,), (0, 1, 2, 3))])
+def test_a_backup_of_kerass_callback_never_gives_a_slot_to_another_weight(zoo, tmp_path, capfd, then, now):
+    """Keras takes slots by their order alone. Here they are right, or fresh, and a line says so; weights are always right."""
+    writer, _ = zoo.writers[then]
+    write_backup_folder(writer, tmp_path)
+    model, look = build(now), {}
+    model.compile(keras.optimizers.Adam(1e-2), "mse")
+
+    class Look(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            look.update(slots_as_arrays(self.model, "adam"))
+            assert_marked(self.model)
+
+    backup = kresume.BackupAndRestore(tmp_path, delete_checkpoint=False)
+    model.fit(np.zeros((2, 3)), np.zeros((2, 3)), batch_size=2, epochs=2, verbose=0, callbacks=[Look(), backup])
+    certain = len(then) == LAYERS
+    for (index, role, kind), slot in look.items():
+        assert (slot == (100 * (10 * index + role + 1) + kind if certain else 0)).all()
+    assert ("start fresh" in capfd.readouterr().err) != certain
+    assert int(model.optimizer.iterations) == 8
+
+
+def test_averages_that_predict_do_not_depend_on_what_is_frozen_now(tmp_path):
+    """eval and export take the averages of the weights that trained, also where the model that they build is frozen."""
+    from kresume.evaluation.loaded import _restore
+
+    model = build((0, 1))
+    model.compile(keras.optimizers.Adam(1e-2, use_ema=True), "mse")
+    model.optimizer.build(model.trainable_variables)
+    mark(model)
+    for average in model.optimizer._model_variables_moving_average:
+        average.assign(np.full(average.shape, 7.0, "float32"))
+    state = read_checkpoint(write_keras(model, tmp_path))
+    for now in ((0, 1), (), (2, 3), (0, 1, 2, 3)):
+        reader = build(now)
+        assert _restore(reader, state, None, restore.restore)
+        values = [value(layer.bias)[0] for layer in in_layers(reader)]
+        assert values == [7.0, 7.0, 22.0, 32.0], now
+
+
+def test_a_plan_says_what_trains():
+    """How many layers are frozen and which ones train; nothing where all do; an error where none does."""
+    from kresume.training.notes import frozen_layers
+
+    assert frozen_layers(build((0, 1, 2, 3))) == []
+    assert frozen_layers(build((1,), named=True)) == [
+        "3 of 4 layers with weights are frozen: only b trains (12 of 48 parameters); to train more, set `trainable` in the "
+        "function that --model names"
+    ]
+    with pytest.raises(UsageError, match="every layer of the model is frozen"):
+        frozen_layers(build(()))
+
+
+def test_an_optimizer_without_slots_is_named_as_the_reason(zoo, tmp_path):
+    """Loaded, compiled anew and saved before a step: the model is right, and the way on is a fresh optimizer."""
+    writer = build((0, 1, 2, 3))
+    writer.compile(keras.optimizers.Adam(1e-2), "mse")
+    state = read_checkpoint(write_keras(writer, tmp_path))
+    model, optimizer = zoo.readers[0, 1, 2, 3]
+    with pytest.raises(RestoreError, match=r"it holds no slots.*--optimizer adam:reset") as caught:
+        restore.restore(model, state, optimizer=optimizer)
+    assert "--model" not in str(caught.value)

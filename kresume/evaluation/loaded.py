@@ -226,15 +226,19 @@ def _restore(model: Any, state: TrainState, own: Any, restore: Any) -> bool:
     Returns:
         Whether the weights are averages.
     """
+    from kresume.models import structure
     from kresume.models.averages import use_averages
+    from kresume.models.restore import restore_averages
 
     model.optimizer = None
     saved = named_optimizer(state, own)
     if saved is None or not (saved.config or {}).get("use_ema"):
         restore(model, state, optimizer=None)
         return False
-    optimizer = build_optimizer(model, state, saved)
-    restore(model, state, optimizer=optimizer)
+    # Built on whatever can train: what is frozen now may have trained then, and its average is what predicts.
+    optimizer = build_optimizer(model, state, saved, structure.can_train(model))
+    restore(model, state, optimizer=None)
+    restore_averages(model, state, optimizer)
     use_averages(optimizer)
     return True
 
@@ -269,8 +273,14 @@ def named_optimizer(state: TrainState, own: Any = None, asked: str | None = None
     return stored
 
 
-def build_optimizer(model: Any, state: TrainState, saved: SavedOptimizer) -> Any:
+def build_optimizer(model: Any, state: TrainState, saved: SavedOptimizer, weights: Sequence[Any] | None = None) -> Any:
     """The checkpoint's optimizer, built on a model, with as many variables as the file has for it.
+
+    Args:
+        model: built.
+        state: what was read.
+        saved: the optimizer's class and settings.
+        weights: what it trains; None for the model's trainable variables.
 
     Raises:
         CheckpointError: Keras does not know its class or the class of its schedule.
@@ -286,5 +296,5 @@ def build_optimizer(model: Any, state: TrainState, saved: SavedOptimizer) -> Any
     else:
         rate = rate_as_saved(state, saved)
     optimizer = make_optimizer(saved, rate)
-    optimizer.build(model.trainable_variables)
+    optimizer.build(list(weights) if weights is not None else model.trainable_variables)
     return optimizer

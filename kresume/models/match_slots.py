@@ -11,7 +11,7 @@ trains now is what trained then.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -74,13 +74,13 @@ def match(
     if structure.RECORD in state.records:
         return join(optimizer, _recorded(state), weights)
     if "slots" in state.records:
-        saved = _named(model, optimizer, state, weights)
+        saved, unsure = _named(model, optimizer, state, weights)
     else:
         trained = None
         if state.layout == "groups":
             trained = _in_order(name for name in state.arrays if name.startswith("trainable/"))
-        saved = by_order(model, optimizer, state, _ordered(state), weights, trained, same_weights=same_weights)
-    return Matched({}, unsure=True) if saved is None else join(optimizer, saved, weights)
+        saved, unsure = by_order(model, optimizer, state, ordered(state), weights, trained, same_weights=same_weights)
+    return replace(join(optimizer, saved, weights), unsure=unsure)
 
 
 def join(optimizer: Any, saved: Sequence[Saved], weights: Mapping[int, str]) -> Matched:
@@ -125,7 +125,7 @@ def superfluous(optimizer: Any | None, state: TrainState) -> set[str]:
     The second copy of a loss-scaled optimizer's variables, its scale where the precision needs none, a rate where a schedule
     took its place, and everything where no optimizer is restored.
     """
-    scale, names = _split(state, _ordered(state))
+    scale, names = _split(state, ordered(state))
     if optimizer is None:
         listed = [array for _, _, array in state.records.get("slots", ())]
         return {*scale, *names, *listed, *(name for name in state.arrays if name.startswith("optimizer/"))}
@@ -141,7 +141,7 @@ def _in_order(names: Any) -> list[str]:
     return sorted(names, key=lambda name: int(name.rpartition("/")[2]))
 
 
-def _ordered(state: TrainState) -> list[str]:
+def ordered(state: TrainState) -> list[str]:
     """The optimizer's arrays in their order, those of loss scaling first."""
     if "optimizer_order" in state.records:
         return list(state.records["optimizer_order"])
@@ -166,7 +166,7 @@ def _recorded(state: TrainState) -> list[Saved]:
     ]
 
 
-def _named(model: Any, optimizer: Any, state: TrainState, weights: Mapping[int, str]) -> list[Saved] | None:
+def _named(model: Any, optimizer: Any, state: TrainState, weights: Mapping[int, str]) -> tuple[list[Saved], bool]:
     """Keras 2's: each slot with its kind and the name of its weight, which stands in the name of that weight's array.
 
     Where the names do not say it (they count the models of a process), slots of a kind are in the order of the weights that
@@ -174,23 +174,23 @@ def _named(model: Any, optimizer: Any, state: TrainState, weights: Mapping[int, 
     """
     numbers = {name for name, value in vars(inner(optimizer)).items() if isinstance(value, keras.Variable)}
     by_kind: dict[str, list[tuple[str, str]]] = {}
-    saved = []
+    saved, unsure = [], False
     for kind, weight, name in state.records["slots"]:
         if kind in numbers:
             saved.append(Saved(name, kind))
         else:
             by_kind.setdefault(kind, []).append((weight, name))
-    can = [weights.get(id(variable)) for variable in structure.can_train(model)]
     for kind, listed in by_kind.items():
         owners = [_ending(weight, weights.values()) for weight, _ in listed]
         if None in owners or len(set(owners)) != len(owners):
             shapes = [tuple(state.arrays[name].shape) for _, name in listed]
             chosen = trained_by_shape(model, state, shapes, weights)
             if chosen is None:
-                return None
+                unsure = True
+                continue
             owners = list(chosen)
         saved += [Saved(name, kind, owner) for owner, (_, name) in zip(owners, listed, strict=True)]
-    return saved if can else None
+    return saved, unsure
 
 
 def _ending(weight: str, names: Any) -> str | None:
@@ -207,7 +207,7 @@ def by_order(
     trained: Sequence[str] | None = None,
     *,
     same_weights: bool = False,
-) -> list[Saved] | None:
+) -> tuple[list[Saved], bool]:
     """What the arrays of a list are: numbers first, then slots in the order in which the class makes them.
 
     Args:
@@ -220,7 +220,7 @@ def by_order(
         same_weights: those that train now trained then.
 
     Returns:
-        None where which weights trained cannot be told.
+        The arrays that are known, and whether others are not, since it cannot be told which weights trained.
     """
     scale, names = _split(state, names)
     saved = [Saved(name, f"scale_{index}") for index, name in enumerate(scale)]
@@ -230,6 +230,8 @@ def by_order(
     if has_rate and (rated or len(names) == len(live) + 1):
         saved.append(Saved(names[1], RATE))
         names = [*names[:1], *names[2:]]
+    if len(names) == 1:  # an optimizer that was never built
+        return [*saved, Saved(names[0], COUNT)], False
     live = [slot for slot in live if slot.kind != RATE]
     order = [(slot.kind, slot.weight) for slot in live]
     own = inner(optimizer)._trainable_variables
@@ -242,11 +244,11 @@ def by_order(
     else:
         count, pattern = _pattern(inner(optimizer), len(names))
     if pattern is None:
-        return None
+        return saved + [Saved(name, COUNT) for name in names[:1]], True
     listed = list(zip(names, pattern, strict=False))
     kind = next((kind for kind, weight in pattern if weight is not None), None)
     if kind is None:
-        return saved + [Saved(name, kind) for name, (kind, _) in listed]
+        return saved + [Saved(name, kind) for name, (kind, _) in listed], False
     if trained is None:
         shapes = [tuple(state.arrays[name].shape) for name, (other, _) in listed if other == kind]
         now = [weights.get(id(variable)) for variable in own]
@@ -254,9 +256,11 @@ def by_order(
             trained = [name for name in now if name is not None]
         else:
             trained = _of_architecture(model, state, count) or trained_by_shape(model, state, shapes, weights)
+    numbers = [Saved(name, kind) for name, (kind, weight) in listed if weight is None]
     if trained is None or len(trained) != count:
-        return None
-    return saved + [Saved(name, kind, None if weight is None else trained[weight]) for name, (kind, weight) in listed]
+        return saved + numbers, True
+    owned = [Saved(name, kind, trained[weight]) for name, (kind, weight) in listed if weight is not None]
+    return saved + numbers + owned, False
 
 
 def _pattern(optimizer: Any, count: int) -> tuple[int, Sequence[tuple[str, int | None]] | None]:

@@ -11,6 +11,7 @@ the same order.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from kresume import devices
@@ -165,8 +166,8 @@ def _match_optimizer(
     numbered = _list([tuple(name.split("/")) for names in by_last.values() for name in names])
     if numbered is not None:
         names = ["/".join(path) for path in numbered]
-        saved = match_slots.by_order(model, optimizer, state, names, weights, same_weights=same_weights)
-        return Matched({}, unsure=True) if saved is None else match_slots.join(optimizer, saved, weights)
+        saved, unsure = match_slots.by_order(model, optimizer, state, names, weights, same_weights=same_weights)
+        return replace(match_slots.join(optimizer, saved, weights), unsure=unsure)
     kinds: set[str] = set()
     found: dict[int, str] = {}
     for listed in slots.slot_lists(optimizer).values():

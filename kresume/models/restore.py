@@ -132,6 +132,58 @@ def restore(
     return Restoration((*rows, *unused), "; ".join([_summary(state, targets, rows, unused, scale), *notes]))
 
 
+def restore_averages(model: keras.Model, state: TrainState, optimizer: Any) -> None:
+    """Assigns the averages of weights (EMA) alone. The average of a weight that did not train is the weight.
+
+    Args:
+        model: built; its weights are restored.
+        state: what was read.
+        optimizer: built on every weight that can train.
+
+    Raises:
+        RestoreError: the file's averages are not found, or it cannot be told whose they are.
+    """
+    matched = _match(model, optimizer, state, _targets(model, optimizer), [], False)
+    averages = {
+        id(slot.variable): (slot.variable, slot.weight)
+        for slot in slots.describe(optimizer)
+        if slot.kind == slots.AVERAGES and slot.weight is not None
+    }
+    found = {key: state.arrays[name] for key, name in matched.names.items() if key in averages}
+    if matched.unsure or not found:
+        raise RestoreError(
+            f"{state.source} keeps averages of its weights, and "
+            + ("does not say whose each is: layers were frozen" if matched.unsure else "none of them fits the model")
+            + ": give the --model that the checkpoint was made with"
+        )
+    for key, (average, weight) in averages.items():
+        array = found.get(key, np.array(keras.ops.convert_to_numpy(weight.value)))
+        if tuple(average.shape) != array.shape:
+            raise RestoreError(f"{state.source}: the average of {weight.path} has the shape {_shape(array.shape)}")
+        average.assign(_unshared(_converted(array, average, str(weight.path))))
+
+
+def restore_optimizer(model: keras.Model, state: TrainState) -> str:
+    """Assigns what fits a compiled model's optimizer, and begins the rest fresh with counts of their own.
+
+    Args:
+        model: compiled, its optimizer built and as it was made, its weights restored.
+        state: what was read.
+
+    Returns:
+        What was not restored, in words; empty where all was.
+    """
+    optimizer = model.optimizer
+    matched = _match(model, optimizer, state, _targets(model, optimizer), [], False)
+    own = [(variable, matched.names[id(variable)]) for variable in optimizer.variables if id(variable) in matched.names]
+    for variable, name in own:
+        variable.assign(_unshared(_converted(state.arrays[name], variable, str(variable.path))))
+    said = _begin_fresh(optimizer, state, {id(variable) for variable, _ in own}, matched)
+    if matched.unsure:
+        said.insert(0, "layers are frozen, and Keras's file does not say whose its slots are")
+    return "; ".join(said)
+
+
 def _begin_fresh(optimizer: Any, state: TrainState, restored: set[int], matched: Matched) -> list[str]:
     """Gives slots that were not restored a count of their own; says whose they are, and whose were left out."""
     said = []
@@ -326,7 +378,8 @@ def _message_of_optimizer(
     lists = slots.slot_lists(optimizer)
     have = {str(slot.path) for listed in lists.values() for slot in listed if slot is not None}
     lost = [row for row in wrong if row[0] in have]
-    if lost and len(lost) == len(have) == len(wrong):
+    others = bool(matched.left_out) or bool(state.records.get("left_out"))
+    if lost and len(lost) == len(have) == len(wrong) and not others:
         return (
             f"{begin}: it holds no slots. A model that was loaded, compiled anew and saved before a step has an optimizer "
             f"without them; nothing was restored: start it fresh with {reset}, or use the checkpoint before that"

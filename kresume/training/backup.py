@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -20,13 +21,15 @@ import keras
 import numpy as np
 
 from kresume import crash, devices, files
-from kresume.checkpoints import snapshot
+from kresume.checkpoints import snapshot, weights_file
+from kresume.checkpoints.hdf5 import read_arrays
 from kresume.checkpoints.state import TrainState
 from kresume.errors import CheckpointError, UsageError
 from kresume.images.stream import Stream, stream_of
 from kresume.lock import NAME as LOCK
 from kresume.lock import Lock
-from kresume.models import own_counts, structure
+from kresume.models import match_slots, own_counts, structure
+from kresume.models.restore import restore_optimizer
 from kresume.progress import Reporter
 from kresume.training import callback_state, fit_call, other_optimizers
 from kresume.training.callback_logs import CallbackLogs, this_process
@@ -572,7 +575,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
                 continue
             try:
                 epoch = int(json.loads(metadata.read_text(encoding="utf-8"))["epoch"]) if metadata.is_file() else 0
-                self._load_keras_weights(weights)
+                told = self._load_keras_weights(weights)
             except (OSError, ValueError, KeyError, TypeError) as error:
                 reasons.append(f"{weights.name}: {' '.join(str(error).split())[:200]}")
                 continue
@@ -586,7 +589,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
             )
             self._reporter.say(
                 f"{self.backup_dir}: {doing} ({weights.name}) at epoch {epoch + 1}; seed states, "
-                f"metrics and the callbacks' memory are not in it and begin fresh; its files are kept as *{ASIDE}"
+                f"metrics and the callbacks' memory are not in it and begin fresh{told}; its files are kept as *{ASIDE}"
             )
             return
         raise CheckpointError(
@@ -594,7 +597,26 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
             "folder to begin again"
         )
 
-    def _load_keras_weights(self, weights: Path) -> None:
+    def _load_keras_weights(self, weights: Path) -> str:
+        """Loads the file as Keras does, then gives the optimizer what is its own: Keras takes slots by their order alone.
+
+        Returns:
+            What a user should know, as a part of a line.
+        """
+        optimizer = self._model.optimizer
+        fresh = [np.array(variable.value, copy=True) for variable in optimizer.variables]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Skipping variable loading for optimizer")
+            self._load_as_keras(weights)
+        state = weights_file.state_of(str(weights), read_arrays(weights.read_bytes(), str(weights)), "")
+        everything = len(structure.can_train(self._model)) == len(devices.inner(optimizer)._trainable_variables)
+        if everything and len(match_slots.ordered(state)) == len(fresh):
+            return ""
+        devices.assign(optimizer.variables, fresh)
+        told = restore_optimizer(self._model, state)
+        return f"; {told}" if told else ""
+
+    def _load_as_keras(self, weights: Path) -> None:
         if weights.name.endswith(KERAS_PREVIOUS):  # Keras looks at the ending
             with files.temporary_copy(weights, ".weights.h5") as copy:
                 self._model.load_weights(copy)

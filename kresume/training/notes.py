@@ -8,11 +8,13 @@ Each is one sentence with what it is about, how much of it there is and what to 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from kresume import config as options
 from kresume.config import TrainConfig
+from kresume.errors import UsageError
 from kresume.spelling import option
 from kresume.training.decisions import HUGE_ADDITION, Amount, describe_batch_change
 from kresume.training.gather import Gathered
@@ -50,6 +52,35 @@ def notes_of(
     notes += parent.state.records.get("notes", ())
     notes += _huge(config, gathered, generation)
     return notes
+
+
+def frozen_layers(model: Any) -> list[str]:
+    """Says which layers train, where not all do.
+
+    Args:
+        model: restored.
+
+    Raises:
+        UsageError: none does.
+    """
+    from kresume.models import structure
+
+    now = {id(variable) for variable in model.trainable_variables}
+    layers = structure.layers_that_train(model)
+    training = [layer for layer in layers if id(layer[0]) in now]
+    if len(training) == len(layers):
+        return []
+    way = "set `trainable` in the function that --model names"
+    if not training:
+        raise UsageError(f"every layer of the model is frozen, so no weight would train: {way}")
+    addresses = structure.address_of(model)
+    names = [addresses[id(layer[0])].name.rpartition("/")[0] for layer in training]
+    some, every = (sum(int(np.prod(v.shape)) for layer in part for v in layer) for part in (training, layers))
+    shown = f"{', '.join(names[:3])}{f' and {len(names) - 3:,} more' if len(names) > 3 else ''}"
+    return [
+        f"{len(layers) - len(training):,} of {len(layers):,} layers with weights are frozen: only {shown} "
+        f"{'trains' if len(names) == 1 else 'train'} ({some:,} of {every:,} parameters); to train more, {way}"
+    ]
 
 
 def _batch_size(parent: Parent, gathered: Gathered, amount: Amount, rate: RatePlan, optimizer: str) -> Iterator[str]:

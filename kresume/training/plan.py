@@ -47,7 +47,7 @@ from kresume.training.gather import (
     gather,
     list_sources,
 )
-from kresume.training.notes import notes_of
+from kresume.training.notes import frozen_layers, notes_of
 from kresume.training.opening import Opening, open_out
 from kresume.training.parent import (
     Live,
@@ -342,6 +342,7 @@ def _write_up(
     old_count, new_count = int((~new).sum()), int(new.sum())
     notes = [*(parent.notes if parent is not None else ()), *feeding.notes]
     notes += notes_of(opening.config, parent, gathered, amount, rate, wanted.class_name or "", generation=generation)
+    notes += frozen_layers(live.model)
     if change := describe_change(live, wanted):
         notes.append(change)
     described = ""
