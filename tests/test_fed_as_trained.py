@@ -9,6 +9,7 @@ from PIL import Image
 
 from kresume.config import from_arguments
 from kresume.errors import CheckpointError, UsageError
+from kresume.evaluation.evaluate import evaluate
 from kresume.images import conventions
 from kresume.models.pixels import read_convention
 from kresume.training.plan import make_plan
@@ -223,6 +224,22 @@ def test_two_exchanged_outputs_are_named(trained, painted, quiet):
             plan_of(path, painted, quiet)
         assert plan_of(path, painted, quiet, classes=",".join(order)).before["all"]["accuracy"] > 0.9
         assert plan_of(path, painted, quiet, classes=",".join(CLASSES)).before["all"]["accuracy"] < 0.9
+
+
+def test_eval_and_a_given_order_say_which_one_fits(trained, painted, quiet):
+    """`eval` of a checkpoint without names says where the sorted order is wrong; `--classes` is kept, and doubted."""
+    order = ("coal", "rust", "ink", "fire", "sky")
+    path = trained("0-255", order, front=_rescaling())
+    found = evaluate(path, painted, cache="off", reporter=quiet)
+    assert re.search(
+        r"reading output 1 as 'rust', 3 as 'fire' is right on .* --classes coal,rust,ink,fire,sky$", found.note
+    )
+    assert found.as_dict()["note"] == found.note
+    assert evaluate(path, painted, cache="off", reporter=quiet, classes=order).note == ""
+    assert evaluate(path, painted, cache="off", reporter=quiet, classes={n: i for i, n in enumerate(order)}).note == ""
+    plan = plan_of(path, painted, quiet, classes=",".join(CLASSES))
+    assert any(note.endswith("--classes coal,rust,ink,fire,sky would be that order") for note in plan.notes)
+    assert not any("would be that order" in note for note in plan_of(path, painted, quiet, classes=order).notes)
 
 
 def test_a_model_that_fits_no_images_at_all_is_refused(painted, quiet, tmp_path):

@@ -53,6 +53,8 @@ KNOWS_MOST = {2: 0.75}
 KNOWS = 0.7
 RANDOM_MEANINGS = 0.05
 MANY_CLASSES = 5
+MOST_MOVED = 4
+"""So many moved outputs are shown."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,28 @@ class OrderFound:
     explained: float
     assumed: float
     doubtful: bool
+
+
+def describe_order(
+    found: OrderFound, classes: Sequence[str], images: str, *, assumed: str = "the sorted order", fed: str = ""
+) -> str:
+    """Writes what another order changes, and what it gains; an empty text where none is named.
+
+    Args:
+        found: what the answers say.
+        classes: the assumed order.
+        images: which ones, `"256 old images"` for example.
+        assumed: what the assumed order is called.
+        fed: the way of feeding, `" with pixels torch"` for example.
+    """
+    if found.order is None:
+        return ""
+    moved = [f"{index} as {name!r}" for index, name in enumerate(found.order) if classes[index] != name]
+    more = f" and {len(moved) - MOST_MOVED} more" if len(moved) > MOST_MOVED else ""
+    return (
+        f"reading output {', '.join(moved[:MOST_MOVED])}{more}{fed} is right on {100 * found.explained:.0f} % of {images}, "
+        f"{assumed} on {100 * found.assumed:.0f} %"
+    )
 
 
 @dataclass(frozen=True)

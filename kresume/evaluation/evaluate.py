@@ -16,9 +16,10 @@ import numpy as np
 from kresume import runs
 from kresume.checkpoints.read import read_checkpoint
 from kresume.checkpoints.run import find_run
-from kresume.class_names import names_of
+from kresume.class_names import join_classes, names_of
 from kresume.errors import ImagesError
 from kresume.evaluation.against import answers_of, open_cache, served_folder
+from kresume.evaluation.class_order import describe_order, judge_order
 from kresume.evaluation.loaded import Subject, load, select_backend
 from kresume.evaluation.score import score
 from kresume.evaluation.signatures import labels_of
@@ -211,8 +212,29 @@ def evaluate(
 
     source = PictureReader(manifest, spec, store)
     scorer = LiveScorer(loaded.model, source, manifest, loaded.card, loaded.loss, batch_size, generation)
-    scores = scorer.score(reporter, "scoring", rows=np.arange(len(manifest)))
-    return Evaluation(path, shown, scores, set_aside, "; ".join(loaded.notes), against=compared)
+    with reporter.progress("scoring", len(manifest), "images") as advance:
+        probabilities = scorer.probabilities(np.arange(len(manifest)), advance)
+    scores = score(
+        probabilities, manifest.labels, origins=manifest.origins, generation=generation, classes=loaded.card.classes
+    )
+    notes = [*loaded.notes]
+    if names_given is None and loaded.state.card is None:
+        notes.append(_doubt(probabilities.argmax(axis=-1), manifest.labels, names))
+    return Evaluation(path, shown, scores, set_aside, "; ".join(note for note in notes if note), against=compared)
+
+
+def _doubt(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> str:
+    """Says where the sorted class folders are not the order of a checkpoint's outputs, or may not be."""
+    found = judge_order({"": predicted}, labels, classes)
+    if found.order is not None:
+        better = describe_order(found, classes, f"{len(labels)} images")
+        return f"its outputs are not in the order of the sorted class folders: {better}: --classes {join_classes(found.order)}"
+    if found.doubtful:
+        return (
+            "it does not name its outputs, and these images cannot tell whether the sorted class folders are their order: "
+            "--classes a,b,c says it"
+        )
+    return ""
 
 
 UNDECODED = DecodeSpec(64, 64)

@@ -12,10 +12,7 @@ from collections.abc import Sequence
 
 from kresume.class_names import join_classes
 from kresume.errors import UsageError
-from kresume.evaluation.class_order import OrderFound
-
-MOST_MOVED = 4
-"""So many moved outputs are shown."""
+from kresume.evaluation.class_order import OrderFound, describe_order
 
 
 def check_order(
@@ -39,12 +36,12 @@ def check_order(
         UsageError: another order fits; the message is the option that says it.
     """
     if found.order is not None:
-        moved = [f"{index} as {name!r}" for index, name in enumerate(found.order) if classes[index] != name]
-        more = f" and {len(moved) - MOST_MOVED} more" if len(moved) > MOST_MOVED else ""
-        fed = f" with pixels {pixels}" if pixels else ""
-        better = (
-            f"reading output {', '.join(moved[:MOST_MOVED])}{more}{fed} is right on {100 * found.explained:.0f} % of {images} "
-            f"old images, {'--classes' if asked else 'the sorted order'} on {100 * found.assumed:.0f} %"
+        better = describe_order(
+            found,
+            classes,
+            f"{images} old images",
+            assumed="--classes" if asked else "the sorted order",
+            fed=f" with pixels {pixels}" if pixels else "",
         )
         if asked:
             return f"{better}: --classes {join_classes(found.order)} would be that order"
