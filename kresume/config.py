@@ -133,6 +133,11 @@ class TrainConfig(BaseModel):
     augment: Literal["none", "light", "strong"] | None = _option(
         "light shifts; strong also mirrors, turns, zooms and erases. Default light.", group=IMAGES
     )
+    vary_interpolation: bool | None = _option(
+        "Draw for each image anew whether it is sampled by --interpolation or as Keras's own loader does (bilinear), for a "
+        "model that unknown loaders will feed. Decodes each image a second time. Default off.",
+        group=IMAGES,
+    )
     mixup: float | None = _option("MixUp's alpha, 0.2 for example. Default off.", group=IMAGES, metavar="F")
     cutmix: float | None = _option(
         "The largest share of a picture that CutMix puts into another, up to 1. Default off.", group=IMAGES, metavar="F"

@@ -19,6 +19,7 @@ from kresume.errors import ImagesError
 from kresume.images.augment import Augment
 from kresume.images.order import Order
 from kresume.images.tf_data import READERS, THREADS, without_autotuner
+from kresume.images.variation import Varied
 
 Reader = Callable[[np.ndarray], np.ndarray]
 Broken = Callable[[int, str], None]
@@ -39,6 +40,7 @@ def training_dataset(
     one_hot: int | None,
     input_shape: tuple[int, ...] | None = None,
     on_broken: Broken | None = None,
+    varied: Varied | None = None,
 ) -> Any:
     """The endless row of training batches from a step on.
 
@@ -55,6 +57,7 @@ def training_dataset(
         input_shape: of one picture as the model eats it; None for `(height, width, 3)`.
         on_broken: where given, a file that broke since it was recorded keeps its place: the next image of the order stands
             in, and this is called. Otherwise it is an error.
+        varied: where given, replaces half of the pictures by the same ones sampled in another way.
 
     Returns:
         A `tf.data.Dataset` of `(images (batch, *input_shape) float32, labels)`.
@@ -66,10 +69,13 @@ def training_dataset(
     stand_in = None if on_broken is None else StandIn(reader, rows, order, on_broken)
 
     def read(step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        indices = order.batch(int(step))
+        position, indices = int(step) * batch, order.batch(int(step))
         if stand_in is None:
-            return reader(rows[indices]), labels[indices].astype(np.int32)
-        pictures, indices = stand_in(int(step) * batch, indices)
+            pictures = reader(rows[indices])
+        else:
+            pictures, indices = stand_in(position, indices)
+        if varied is not None:
+            pictures = varied(rows[indices], position, pictures)
         return pictures, labels[indices].astype(np.int32)
 
     finish = _finisher(batch, image_size, pixels, input_shape or (*image_size, 3), augment, one_hot)

@@ -32,6 +32,7 @@ from kresume.images.manifest import Manifest
 from kresume.images.mixing import Mixed, make_order
 from kresume.images.reader import PictureReader
 from kresume.images.scans import FOLDER, epochs_begun, manifest_of
+from kresume.images.variation import Varied, other_spec
 from kresume.lock import NAME as LOCK
 from kresume.lock import Lock
 from kresume.models import rebuild, structure
@@ -196,6 +197,10 @@ class Course:
         cache = open_cache(config, self.spec)
         if cache is not None:
             gather.decode_remembered(self.passes.manifest, self.spec, cache, self.reporter, needs_all=False)
+        other = other_spec(self.spec) if config.vary_interpolation else None
+        second = open_cache(config, other) if other is not None else None
+        if other is not None and second is not None:
+            gather.decode_remembered(self.passes.manifest, other, second, self.reporter, needs_all=False)
         self.changes.open(cache)
         if self.progress.phase == "epoch" and self.progress.epoch:
             self._before_epoch(self.progress.epoch)
@@ -217,6 +222,10 @@ class Course:
             # The datasets that were there before hold on to what they read with, TensorFlow keeps them: it may go all the same.
             self._reader = PictureReader(manifest, self.spec, cache)
             reader = weakref.proxy(self._reader)
+            varied = None
+            if other is not None:
+                self._other_reader = PictureReader(manifest, other, second)
+                varied = Varied(weakref.proxy(self._other_reader), int(record["seed"]))
             return pipeline.training_dataset(
                 reader,
                 rows,
@@ -231,6 +240,7 @@ class Course:
                 on_broken=lambda row, reason: self.changes.broke(
                     reader.manifest, row, reason, "the next image of the order stands in for it"
                 ),
+                varied=varied,
             )
 
         keeper = Keeper(
