@@ -357,9 +357,15 @@ def read_state(model: Any, buffers: dict[str, list[np.ndarray]] | None = None) -
     if buffers is not None and _fits(buffers, arrays):
         for group, values in arrays.items():
             for buffer, value in zip(buffers[group], values, strict=True):
-                np.copyto(buffer, np.asarray(value))
+                np.copyto(buffer, host_array(value))
         return buffers
-    return {group: [np.asarray(value).copy() for value in values] for group, values in arrays.items()}
+    return {group: [host_array(value).copy() for value in values] for group, values in arrays.items()}
+
+
+def host_array(value: Any) -> np.ndarray:
+    """The numbers of a backend's array, or of a variable of `tf.distribute`: what its replicas hold together."""
+    replicated = hasattr(value, "values") and hasattr(value, "read_value")
+    return np.asarray(value.read_value() if replicated else value)
 
 
 def _fits(buffers: Mapping[str, Sequence[np.ndarray]], arrays: Mapping[str, Sequence[Any]]) -> bool:

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import subprocess
 import sys
 
 import keras
@@ -229,3 +230,61 @@ def test_fit_on_other_data_than_data_is_refused(tmp_path):
         fit(model, [backup])
     fit(model, [])
     assert int(model.optimizer.iterations) == 3 * STEPS
+
+
+# Several replicas.
+
+MIRRORED = """
+import sys, threading
+import keras, numpy as np, tensorflow as tf
+import kresume
+devices = [tf.config.LogicalDeviceConfiguration()] * 2
+tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], devices)
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+class Killed(BaseException):
+    pass
+
+class Kill(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        if int(self.model.optimizer.iterations.numpy()) == 7:
+            raise Killed
+
+def numbers(position=0):
+    def batch(index):
+        x = tf.random.stateless_normal((8, 4), tf.stack([index, tf.constant(7, tf.int64)]))
+        return x, tf.cast(tf.reduce_sum(x, axis=1) > 0, tf.int32)
+    return tf.data.Dataset.range(position, 10**6).map(batch)
+
+def run(folder=None, kill=False):
+    keras.utils.set_random_seed(3)
+    with strategy.scope():
+        layers = keras.layers
+        model = keras.Sequential([keras.Input((4,)), layers.Dense(4), layers.BatchNormalization(), layers.Dropout(0.3),
+                                  layers.Dense(2, "softmax")])
+        model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    data = numbers().take(12) if folder is None else kresume.resumable(numbers, 4)
+    options = {"steps_per_epoch": 4} if folder is None else {}
+    callbacks = [] if folder is None else [kresume.BackupAndRestore(folder, save_freq=1, data=data, delete_checkpoint=False)]
+    try:
+        model.fit(data, epochs=3, callbacks=[*callbacks, *([Kill()] if kill else [])], verbose=0, **options)
+    except Killed:
+        for thread in threading.enumerate():
+            if thread.name == "kresume-writer":
+                thread.join()
+    return [np.array(keras.ops.convert_to_numpy(v)) for v in [*model.variables, *model.optimizer.variables]]
+
+expected = run()
+run(sys.argv[1], kill=True)
+found = run(sys.argv[1])
+print(all(one.tobytes() == other.tobytes() for one, other in zip(expected, found, strict=True)))
+"""
+
+
+@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="tf.distribute is TensorFlow's")
+def test_mirrored_variables_are_read_and_restored(tmp_path):
+    """Killed in an epoch under MirroredStrategy and run again: the bits of plain Keras under it."""
+    arguments = [sys.executable, "-W", "ignore", "-c", MIRRORED, str(tmp_path / "backup")]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.stdout.strip().splitlines()[-1:] == ["True"], done.stderr[-3000:]
+    assert "continuing at step 6 (epoch 2, batch 2)" in done.stderr

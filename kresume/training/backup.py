@@ -365,7 +365,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
 
     def _rate(self) -> float | None:
         rate = getattr(self._inner_optimizer(), "_learning_rate", None)
-        return float(np.asarray(rate.value)) if isinstance(rate, keras.Variable) else None
+        return float(devices.host_array(rate.value)) if isinstance(rate, keras.Variable) else None
 
     def _read_finite(self, buffers: Any) -> Any:
         """Reads the live state, unless nobody could train on from it."""
@@ -580,7 +580,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
                 reasons.append(f"{weights.name}: {' '.join(str(error).split())[:200]}")
                 continue
             self._model._initial_epoch = self._current_epoch = epoch
-            self._total = int(np.asarray(self._model.optimizer.iterations.value))
+            self._total = int(devices.host_array(self._model.optimizer.iterations.value))
             ended = self._why_ended({"epoch": epoch, "stopped": False}, False, False, [])
             doing = (
                 f"nothing is trained after Keras's own backup: {ended}"

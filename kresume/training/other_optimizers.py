@@ -34,7 +34,7 @@ def capture(model: keras.Model) -> tuple[list[Any], list[np.ndarray]]:
             facts.append(None)
             continue
         trained = devices.inner(optimizer)._trainable_variables
-        mine = [np.array(variable.value, copy=True) for variable in optimizer.variables]
+        mine = [devices.host_array(variable.value).copy() for variable in optimizer.variables]
         facts.append({"trained": [places.get(id(variable)) for variable in trained], "arrays": len(mine)})
         arrays += mine
     return facts, arrays
