@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
@@ -67,6 +68,15 @@ def test_extending_a_run_remembers_its_images(parent, tmp_path, pictures):
     assert result.before["new"]["images"] > 0
     iterations = int(result_arrays(out)["optimizer/0"])
     assert iterations == int(result_arrays(parent)["optimizer/0"]) + run.result_step()
+
+
+def test_scoring_is_traced_once(parent, tmp_path, pictures, monkeypatch):
+    """The parent before the first step and each epoch are scored by one function: tracing a large model again takes seconds."""
+    traced, step = [], keras.Model.predict_step
+    monkeypatch.setattr(keras.Model, "predict_step", lambda model, *data: traced.append(1) or step(model, *data))
+    out = str(tmp_path / "2")
+    run_training(str(parent), add=[str(pictures / "new")], lr=1e-4, epochs=2, out=out)
+    assert len(traced) == 1
 
 
 def test_every_option_not_given_is_the_parents(parent, tmp_path, pictures):

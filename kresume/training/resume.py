@@ -151,6 +151,7 @@ def _adjust(draft: Draft, config: TrainConfig) -> Any:
 def _compile(model: Any, optimizer: Any, loss: Any, card: Card, amount: Amount, config: TrainConfig) -> None:
     from kresume.training import fit
 
+    predict, made = getattr(model, "predict_function", None), _how_it_runs(model)
     model.compile(
         optimizer=optimizer,  # wrapped for loss scaling where the layers need it, whatever the global policy says
         loss=loss.keras_loss(),
@@ -159,9 +160,18 @@ def _compile(model: Any, optimizer: Any, loss: Any, card: Card, amount: Amount, 
         auto_scale_loss=False,
         steps_per_execution=amount.steps_per_execution,
     )
+    if made == _how_it_runs(model):
+        model.predict_function = (
+            predict  # traced when the parent was scored: again takes seconds
+        )
     classes, batch_size = len(card.classes), amount.batch_size
     labels, dtype = ((batch_size, classes), "float32") if loss.one_hot else ((batch_size,), "int32")
     fit.build(model, (batch_size, *card.input_shape), labels, dtype)
+
+
+def _how_it_runs(model: Any) -> tuple[Any, ...]:
+    """What Keras makes a model's functions by."""
+    return model.jit_compile, model.run_eagerly, model.steps_per_execution
 
 
 def _create(opening: Opening, draft: Draft, model: Any) -> runs.Run:
