@@ -2,30 +2,40 @@
 
     python scripts/bench/export.py ../shared/data/signdigits/eval
 
+Takes about 4 minutes on 2 cores; --quick about 2.
+
 Both answer the same JPEG files held in memory: the export through `serving_default` on their bytes, the Keras model through
 the pipeline that training and `kresume eval` use (decoding in threads, then `predict_on_batch`). One process, both warm, in
-turns that change their order. The times are medians; the ratio is the median of export / Keras over the turns (below 1 the
-export is faster), its quartiles beside it: on a machine with other work two medians drift apart, a pair does not. The size
-is that of the version's folder over the bytes of the weights. Weights are as initialised: speed and size do not depend on them.
+turns; a pair is one request to each (--pairs does not count here). Below 1 the export is faster. The size is that of the
+version's folder over the bytes of the weights. Weights are as initialised: speed and size do not depend on them.
 """
 
+import argparse
+import itertools
 import os
-import statistics
-import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+
+import pairs
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-ROUNDS = {1: 300, 32: 20}
+REQUESTS = {1: 300, 32: 20}
+"""Pairs of requests by the pictures in one."""
 MODELS = {"convnet": 64, "applications:MobileNetV2": 96, "applications:MobileNetV2 224": 224}
 
 
-def main(data: str) -> None:
+def main() -> None:
     """Prints the table."""
+    made = pairs.parser(__doc__, "a tenth of the requests")
+    made.add_argument("data", help="a folder with one folder of pictures per class")
+    asked = pairs.parse(made)
+    data = asked.data
     import numpy as np
     import tensorflow as tf
 
@@ -39,8 +49,7 @@ def main(data: str) -> None:
         path.read_bytes() for path in sorted(Path(data).glob("*/*"))[:: max(1, len(list(Path(data).glob("*/*"))) // 64)]
     ]
     pool = ThreadPoolExecutor(os.cpu_count())
-    print("| model | batch | Keras and pipeline, ms | exported signature, ms | ratio (quartiles) | size / weights |")
-    print("|---|---|---|---|---|---|")
+    busy, rows = pairs.Busy(), []
     with tempfile.TemporaryDirectory() as name:
         for spec, size in MODELS.items():
             model = build_model(spec.partition(" ")[0], state=None, num_classes=len(classes), image_size=(size, size))
@@ -59,25 +68,32 @@ def main(data: str) -> None:
             def by_export(batch: list[bytes], signature=signature) -> object:
                 return signature(image_bytes=tf.constant(batch))["scores"].numpy()
 
-            for count, rounds in ROUNDS.items():
-                times: dict[str, list[float]] = {"keras": [], "export": []}
-                for turn in range(rounds + 3):
-                    batch = [files[(turn + place) % len(files)] for place in range(count)]
-                    sides = (("keras", by_keras), ("export", by_export))
-                    for side, call in sides if turn % 2 else sides[::-1]:
-                        start = time.perf_counter()
-                        call(batch)
-                        times[side].append(1000 * (time.perf_counter() - start))
-                keras_ms, export_ms = (statistics.median(times[side][3:]) for side in ("keras", "export"))
-                pairs = [export / keras for export, keras in zip(times["export"][3:], times["keras"][3:], strict=True)]
-                low, ratio, high = statistics.quantiles(pairs, n=4)
-                line = f"| {spec.removeprefix('applications:')} {size if ' ' not in spec else ''}".rstrip()
-                print(
-                    f"{line} | {count} | {keras_ms:,.1f} | {export_ms:,.1f} | {ratio:.2f} ({low:.2f}-{high:.2f}) | "
-                    f"{result.bytes / weights:.2f} |",
-                    flush=True,
-                )
+            for count, rounds in REQUESTS.items():
+                turns = itertools.count()
+
+                def answered(call: Callable[[list[bytes]], object], count=count, turns=turns) -> float:
+                    turn = next(turns) // 2  # both sides of a pair answer the same files
+                    batch = [files[(turn + index) % len(files)] for index in range(count)]
+                    start = time.perf_counter()
+                    call(batch)
+                    return 1000 * (time.perf_counter() - start)
+
+                busy.wait(asked.wait)  # for a block of requests: one takes milliseconds
+                block = argparse.Namespace(pairs=3 + (rounds // 10 if asked.quick else rounds), wait=None)
+                measured = pairs.measure(block, partial(answered, by_export), partial(answered, by_keras))[3:]
+                own, plain = pairs.medians(measured)
+                cells = [f"{plain:,.1f}", f"{own:,.1f}", pairs.ratio(measured), f"{result.bytes / weights:.2f}"]
+                rows.append([f"{spec.removeprefix('applications:').partition(' ')[0]} {size}", str(count), *cells])
+    columns = [
+        "model",
+        "batch",
+        "Keras and pipeline, ms",
+        "exported signature, ms",
+        "ratio (quartiles)",
+        "size / weights",
+    ]
+    pairs.table(columns, rows, busy)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

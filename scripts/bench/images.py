@@ -1,26 +1,27 @@
 """Images per second from JPEGs of about 450x330 to 160x160, against Keras, PyTorch and Grain; seeking; a million rows.
 
-    python scripts/bench/images.py [--images 1600] [--rounds 3] [--skip-million]
+    python scripts/bench/images.py [--images 1600] [--skip-million]
 
-Every contender runs in a process of its own, one after another, rounds interleaved; the best round of each is
-printed, which other work on the machine disturbs least. `first` is a
+Takes about 12 minutes on 2 cores; --quick about 2.
+
+Every contender runs in a process of its own, one after another; a round is one process of each, and the ratio is that to
+Keras in the same round, whose turn comes first and last in turns. `first` is a
 pass over files that the system does not hold in memory (dropped by posix_fadvise), `later` the three passes after it, each with
 an iterator of its own where the contender's dataset is finite, as in `fit`. The JPEGs
 are made in a temporary folder: smooth shapes with texture, quality 85, sizes from 440x322 to 460x338. Graphs are traced
 before the clock starts, ours on one picture as Keras's when its dataset is made.
-Needs `pip install grain torch` for the peers; what is missing is left out by name.
+Needs `pip install grain torch` for the peers; what is missing is left out by name. To reach: 1.0 and 10.
 """
 
-import argparse
 import importlib.util
 import json
-import os
-import subprocess
+import statistics
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
+import pairs
 
 SIZE, BATCH = 160, 32
 
@@ -196,59 +197,65 @@ def make_pictures(folder: Path, count: int) -> None:
 
 def run(script: str, *arguments: object) -> dict[str, float]:
     """Runs a script in a process of its own and reads its last line."""
-    environment = {**os.environ, "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    words = [sys.executable, "-c", script, *map(str, arguments)]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(done.stderr)
-    return json.loads(done.stdout.strip().splitlines()[-1]) if done.stdout.strip() else {}
+    environment = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    _, printed = pairs.run([sys.executable, "-c", script, *arguments], environment)
+    return json.loads(printed.strip().splitlines()[-1]) if printed.strip() else {}
+
+
+KERAS_NAME = "Keras image_dataset_from_directory"
+
+
+def rounds_of(asked, contenders: dict[str, str], folder: Path, busy: pairs.Busy) -> dict[str, list[dict[str, float]]]:
+    """What each contender measured, round by round."""
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
+    for number in range(asked.pairs):
+        busy.wait(asked.wait)
+        for contender in list(contenders)[:: -1 if number % 2 else 1]:
+            script, work = contenders[contender], folder / f"cache-{number}"
+            results[contender].append(run(script, folder / "pictures", SIZE, BATCH, work))
+            pairs.note(f"round {number + 1}: {contender}: {results[contender][-1]}")
+    return results
 
 
 def main() -> None:
     """Prints the tables."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--images", type=int, default=1600)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--skip-million", action="store_true")
-    asked = parser.parse_args()
+    made = pairs.parser(__doc__, "one round on a tenth of the images, no million rows")
+    made.add_argument("--images", type=int, default=1600)
+    made.add_argument("--skip-million", action="store_true")
+    asked = pairs.parse(made)
+    images = asked.images // 10 if asked.quick else asked.images
     contenders = {
-        "Keras image_dataset_from_directory": COMMON + KERAS.replace("CACHE", ""),
+        KERAS_NAME: COMMON + KERAS.replace("CACHE", ""),
         "the same, .cache()": COMMON + KERAS.replace("CACHE", "data = data.cache()"),
     }
     for package, script in (("torch", TORCH), ("grain", GRAIN)):
         if importlib.util.find_spec(package) is None:
-            print(f"{package} is not installed and left out")
+            pairs.note(f"{package} is not installed and left out")
         else:
             contenders[f"{package} with Pillow"] = COMMON + script
     contenders["kresume"] = COMMON + OURS
-    results: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
+    busy = pairs.Busy()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_pictures(folder / "pictures", asked.images)
-        for number in range(asked.rounds):
-            for contender, script in contenders.items():
-                work = folder / f"cache-{number}"
-                results[contender].append(run(script, folder / "pictures", SIZE, BATCH, work))
-        best = {
-            contender: {
-                key: min(each[key] for each in rounds) if key.startswith("seek") else max(each[key] for each in rounds)
-                for key in rounds[0]
-            }
-            for contender, rounds in results.items()
-        }
-        base = best["Keras image_dataset_from_directory"]
-        print(f"{asked.images} JPEGs of about 450x330 to {SIZE}x{SIZE}, batches of {BATCH}, {os.cpu_count()} cores\n")
-        print("| | first pass, images/s | later pass, images/s | first, ratio to Keras | later, ratio to Keras |")
-        print("|---|---|---|---|---|")
-        for contender, values in best.items():
-            ratios = f"{values['first'] / base['first']:.2f} | {values['later'] / base['later']:.2f}"
-            print(f"| {contender} | {values['first']:,.0f} | {values['later']:,.0f} | {ratios} |")
-        ours = best["kresume"]
-        print(f"\nrescan of the unchanged folder: {ours['rescan']:,.0f} files/s, no file read")
-        print(
-            f"first batch at step 10^6 over step 0: {ours['seek 10^6'] / ours['seek 0']:.2f} ({ours['seek 0'] * 1e3:.0f} ms)"
-        )
-        if not asked.skip_million:
+        make_pictures(folder / "pictures", images)
+        results = rounds_of(asked, contenders, folder, busy)
+        rows = []
+        for contender, rounds in results.items():
+            speeds, ratios = [], []
+            for key in ("first", "later"):
+                both = [(each[key], base[key]) for each, base in zip(rounds, results[KERAS_NAME], strict=True)]
+                speeds.append(f"{pairs.medians(both)[0]:,.0f}")
+                ratios.append(pairs.ratio(both) if contender != KERAS_NAME else "1")
+            rows.append([contender, *speeds, *ratios])
+        print(f"{images} JPEGs of about 450x330 to {SIZE}x{SIZE}, batches of {BATCH}, {asked.pairs} rounds\n")
+        columns = ["", "first pass, images/s", "later pass, images/s", "first, ratio to Keras", "later, ratio to Keras"]
+        pairs.table(columns, rows, busy)
+        ours = results["kresume"]
+        seeks = [(each["seek 10^6"], each["seek 0"]) for each in ours]
+        rescan = statistics.median(each["rescan"] for each in ours)
+        print(f"\nrescan of the unchanged folder: {rescan:,.0f} files/s, no file read")
+        print(f"first batch at step 10^6 over step 0: {pairs.ratio(seeks)} ({pairs.medians(seeks)[1] * 1e3:.0f} ms)")
+        if not asked.skip_million and not asked.quick:
             run(MILLION, folder / "million.parquet", "make")
             for key, value in run(MILLION, folder / "million.parquet", "use").items():
                 print(f"1,000,000 rows, {key}: {value:,.2f}")

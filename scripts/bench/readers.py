@@ -1,15 +1,15 @@
 """Reading a ResNet-50 with its Adam state from a `.keras` file and restoring it, against `keras.models.load_model`.
 
-    python scripts/bench/readers.py --rounds 5
+    KERAS_BACKEND=tensorflow python scripts/bench/readers.py
 
-Both end with the same model in memory: architecture built, weights and optimizer slots assigned. Rounds alternate, so that
-the machine's noise falls on both; seconds of the processor stand beside those of the clock, for a machine that others use
-too. Reach: at most 1.0x. `reading` is our reader alone: the archive's checksum verified and every array in numpy.
+Takes about 1 minute on 2 cores; --quick about as long.
+
+Both end with the same model in memory: architecture built, weights and optimizer slots assigned. `reading` is our reader
+alone: the archive's checksum verified and every array in numpy. To reach: 1.0.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
 import os
 import statistics
@@ -23,6 +23,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
+import pairs
 
 from kresume.checkpoints.read import read_checkpoint
 from kresume.config import TrainConfig
@@ -44,20 +45,19 @@ def ours(path: Path) -> Live:
     return restore_parent(config, parent, num_classes=10, image_size=None)
 
 
-def timed(function: Callable[[Path], object], path: Path) -> tuple[float, float]:
-    """Seconds of one call by the clock and of the processor, after the garbage of the one before is gone."""
+def timed(function: Callable[[Path], object], path: Path) -> float:
+    """Seconds of one call by the clock, after the garbage of the one before is gone."""
     keras.utils.clear_session()
     gc.collect()
-    start, busy = time.perf_counter(), time.process_time()
+    start = time.perf_counter()
     function(path)
-    return time.perf_counter() - start, time.process_time() - busy
+    return time.perf_counter() - start
 
 
 def main() -> None:
-    """Prints one table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    arguments = parser.parse_args()
+    """Prints one row of the table."""
+    asked = pairs.parse(pairs.parser(__doc__))
+    busy, reading = pairs.Busy(), []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "resnet50.keras"
         write(path)
@@ -66,27 +66,18 @@ def main() -> None:
             same = np.asarray(keras.ops.convert_to_numpy(one)).tobytes()
             if same != np.asarray(keras.ops.convert_to_numpy(other)).tobytes():
                 raise SystemExit(f"{one.path} differs from Keras's own loading: the comparison means nothing")
-        rows = {
-            "reading": read_checkpoint,
-            "reading and restoring": ours,
-            "keras.models.load_model": keras.models.load_model,
-        }
-        times: dict[str, list[tuple[float, float]]] = {name: [] for name in rows}
         del live, peer
-        for _ in range(arguments.rounds):
-            for name, function in rows.items():
-                times[name].append(timed(function, path))
+
+        def restoring() -> float:
+            reading.append(timed(read_checkpoint, path))
+            return timed(ours, path)
+
+        measured = pairs.measure(asked, restoring, lambda: timed(keras.models.load_model, path), busy)
         size = path.stat().st_size / 1e6
-    medians = {
-        name: [statistics.median(column) for column in zip(*values, strict=True)] for name, values in times.items()
-    }
-    print(f"{keras.config.backend()}, {size:.0f} MB, {arguments.rounds} rounds, medians (least and most by the clock)")
-    print(f"{'':<25}{'clock':>9}{'processor':>11}")
-    for name, (clock, processor) in medians.items():
-        clocks = [seconds for seconds, _ in times[name]]
-        print(f"{name:<25}{clock:>7.2f} s{processor:>9.2f} s   ({min(clocks):.2f}-{max(clocks):.2f})")
-    ratios = [a / b for a, b in zip(medians["reading and restoring"], medians["keras.models.load_model"], strict=True)]
-    print(f"{'ratio':<25}{ratios[0]:>7.2f} x{ratios[1]:>9.2f} x   (reach: at most 1.0)")
+    own, plain = pairs.medians(measured)
+    columns = ["backend", "file, MB", "`load_model`, s", "kresume, s", "of that reading, s", "ratio (quartiles)"]
+    cells = [f"{size:.0f}", f"{plain:.2f}", f"{own:.2f}", f"{statistics.median(reading):.2f}", pairs.ratio(measured)]
+    pairs.table(columns, [[keras.config.backend(), *cells]], busy)
 
 
 if __name__ == "__main__":

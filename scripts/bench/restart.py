@@ -1,16 +1,21 @@
-"""From the start of a process to its first new step: a continued run against a plain script that loads the `.keras` and fits.
+"""The two ends of a process: from its start to its first new step, and from its last line to its end.
 
     python scripts/bench/restart.py --backend tensorflow
 
-The model is MobileNetV2 at 96 pixels on generated JPEGs, cached in both cases. A run is stopped after some steps; continuing
-it is timed from the start of the process to the end of its first new step. The plain script imports Keras, loads `model.keras`
-of the same state, makes its dataset and fits one step. Then the position is moved: the first batch of the data at step 0, 100
-and 1,000,000. Each figure is the median over processes, the two kinds in turns.
+Takes about 9 minutes on 2 cores under TensorFlow, 15 under JAX; --quick about 3.
+
+Start: the model is MobileNetV2 at 96 pixels on generated JPEGs, cached in both cases. A run is stopped after some steps;
+continuing it is timed from the start of the process to the end of its first new step. The plain script imports Keras, loads
+`model.keras` of the same state, makes its dataset and fits one step. Then the position is moved: the first batch of the data
+at step 0, 100 and 1,000,000. To reach: 1.1.
+
+End: a convnet trains for about half a minute, and the time from the last line that the process prints to its end is taken
+where it ends by itself, and where SIGTERM or Ctrl-C reaches it after two thirds, three times each. To reach: 1 s.
 """
 
-import argparse
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -19,15 +24,20 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pairs
 from PIL import Image
 
+EPOCHS, ROUNDS = 24, 3
+ENDS = {"its own end": None, "SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}
 PLAIN = """
 import json, sys, time
 import keras
 model = keras.models.load_model(sys.argv[1])
 data = keras.utils.image_dataset_from_directory(sys.argv[2], image_size=(96, 96), batch_size=32, seed=0, verbose=False)
 model.fit(data, steps_per_epoch=1, epochs=1, verbose=0)
-print(time.time())
+print(time.time(), flush=True)
+import os
+os._exit(0)
 """
 CONTINUED = """
 import sys, time
@@ -56,26 +66,21 @@ def write_pictures(folder: Path) -> None:
             Image.fromarray(picture).save(folder / str(label) / f"{index}.jpg")
 
 
-def timed(command: list[str], environment: dict[str, str]) -> float:
+def timed(command: list[object], environment: dict[str, str]) -> float:
     """Seconds from the start of a process to the moment that it prints."""
     start = time.time()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    try:
-        return float(done.stdout.split()[-1]) - start
-    except (IndexError, ValueError):
-        sys.exit(done.stderr)
+    return float(pairs.run(command, environment)[1].split()[-1]) - start
 
 
-def first_batches(folder: Path) -> list[float]:
-    """Seconds until the first batch at step 0, 100 and 1,000,000, the median of five."""
+def first_batches(rounds: int) -> list[float]:
+    """Seconds until the first batch at step 0, 100 and 1,000,000, the medians."""
     from kresume.images import conventions, pipeline
     from kresume.images.order import Order
 
     pictures = np.zeros((640, 96, 96, 3), np.uint8)
-    result = []
-    for step in (0, 100, 10**6):
-        times = []
-        for _ in range(5):
+    times: dict[int, list[float]] = {0: [], 100: [], 10**6: []}
+    for _ in range(rounds):
+        for step, measured in times.items():
             start = time.perf_counter()
             data = pipeline.training_dataset(
                 lambda rows: pictures[rows],
@@ -89,63 +94,107 @@ def first_batches(folder: Path) -> list[float]:
                 one_hot=None,
             )
             next(iter(data))
-            times.append(time.perf_counter() - start)
-        result.append(statistics.median(times))
-    return result
+            measured.append(time.perf_counter() - start)
+    return [statistics.median(measured) for measured in times.values()]
+
+
+def leaving(
+    command: list[object], environment: dict[str, str], how: signal.Signals | None, epoch: int
+) -> tuple[float, float]:
+    """Trains, perhaps interrupted; seconds from the last line to the end of the process, and seconds before that line."""
+    process = subprocess.Popen(
+        [str(word) for word in command],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    start = last = time.monotonic()
+    for line in process.stdout or ():
+        last = time.monotonic()
+        if how is not None and line.startswith(f"epoch {epoch}/"):
+            process.send_signal(how)
+    code = process.wait()
+    end = time.monotonic()
+    if code != {None: 0, signal.SIGTERM: 75, signal.SIGINT: 130}[how]:
+        sys.exit(f"the training ended with exit code {code}")
+    return end - last, last - start
+
+
+def starts(asked, base: list[object], folder: Path, environment: dict[str, str], busy: pairs.Busy) -> list[str]:
+    """Measures the starts: one row of the first table."""
+    for file, text in (("plain.py", PLAIN), ("continued.py", CONTINUED)):
+        (folder / file).write_text(text)
+    base = [*base, "--model", "applications:MobileNetV2", "--image-size", 96, "--snapshot-every", 1]
+    pairs.run([*base, "--steps", 2, "--out", folder / "finished"], environment)
+    words = [str(word) for word in [*base, "--steps", 400, "--out", folder / "run"]]
+    process = subprocess.Popen(words, env={**os.environ, **environment}, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list((folder / "run" / "snapshots").glob("step-0000000[2-9]")):
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+
+    def ours() -> float:
+        copy = folder / "copy"
+        shutil.copytree(folder / "run", copy)
+        seconds = timed([sys.executable, folder / "continued.py", copy], environment)
+        shutil.rmtree(copy)
+        return seconds
+
+    def theirs() -> float:
+        model = folder / "finished" / "model.keras"
+        return timed([sys.executable, folder / "plain.py", model, folder / "data"], environment)
+
+    measured = pairs.measure(asked, ours, theirs, busy)
+    own, plain = pairs.medians(measured)
+    return [f"{plain:.1f}", f"{own:.1f}", pairs.ratio(measured)]
 
 
 def main() -> None:
-    """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backend", default="tensorflow")
-    parser.add_argument("--rounds", type=int, default=3)
-    arguments = parser.parse_args()
+    """Prints the tables."""
+    made = pairs.parser(__doc__)
+    made.add_argument("--backend", default="tensorflow", choices=["tensorflow", "jax"])
+    asked = pairs.parse(made)
+    busy, ends = pairs.Busy(), []
+    os.environ["KERAS_BACKEND"] = asked.backend
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_pictures(folder / "data")
-        for file, text in (("plain.py", PLAIN), ("continued.py", CONTINUED)):
-            (folder / file).write_text(text)
-        environment = {**os.environ, "KERAS_BACKEND": arguments.backend, "KRESUME_CACHE": str(folder / "cache")}
-        base = [
-            sys.executable,
-            "-m",
-            "kresume",
-            "train",
-            "--data",
-            str(folder / "data"),
-            "--model",
-            "applications:MobileNetV2",
-        ]
-        base += ["--image-size", "96", "--val-split", "0", "--snapshot-every", "1"]
-        finished = [*base, "--steps", "2", "--out", str(folder / "finished")]
-        subprocess.run(finished, env=environment, check=True, capture_output=True)
-        interrupted = [*base, "--steps", "400", "--out", str(folder / "run")]
-        process = subprocess.Popen(interrupted, env=environment, stderr=subprocess.DEVNULL)
-        while process.poll() is None and not list((folder / "run" / "snapshots").glob("step-0000000[2-9]")):
-            time.sleep(0.05)
-        process.kill()
-        process.wait()
-        ours, theirs = [], []
-        for number in range(arguments.rounds):
-            copy = folder / f"run-{number}"
-            shutil.copytree(folder / "run", copy)
-            ours.append(timed([sys.executable, str(folder / "continued.py"), str(copy)], environment))
-            plain = [
-                sys.executable,
-                str(folder / "plain.py"),
-                str(folder / "finished" / "model.keras"),
-                str(folder / "data"),
-            ]
-            theirs.append(timed(plain, environment))
-        mine, plain_time = statistics.median(ours), statistics.median(theirs)
-        os.environ["KERAS_BACKEND"] = arguments.backend
-        early, later, far = first_batches(folder)
-        print("| backend | plain script, s | continued run, s | ratio | first batch at step 0 / 100 / 1,000,000, ms |")
-        print("|---|---|---|---|---|")
-        print(
-            f"| {arguments.backend} | {plain_time:.1f} | {mine:.1f} | {mine / plain_time:.2f} | "
-            f"{1e3 * early:.0f} / {1e3 * later:.0f} / {1e3 * far:.0f} |"
-        )
+        environment = {"KERAS_BACKEND": asked.backend, "KRESUME_CACHE": str(folder / "cache")}
+        base = [sys.executable, "-m", "kresume", "train", "--data", folder / "data", "--val-split", 0]
+        row = starts(asked, base, folder, environment, busy)
+        early, later, far = first_batches(asked.pairs)
+        epochs, rounds = (3, 1) if asked.quick else (EPOCHS, ROUNDS)
+        train = [*base, "--model", "convnet", "--image-size", 64, "--epochs", epochs]
+        for number, (words, how) in enumerate(ENDS.items()):
+            times = []
+            for turn in range(rounds):
+                busy.wait(asked.wait)
+                times.append(
+                    leaving([*train, "--out", folder / f"end-{number}-{turn}"], environment, how, epochs * 2 // 3)
+                )
+            seconds, trained = zip(*times, strict=True)
+            low, middle, high = pairs.quartiles(seconds)
+            cells = [f"{statistics.median(trained):.0f}", f"{middle:.2f} ({low:.2f}-{high:.2f})", f"{max(seconds):.2f}"]
+            ends.append([asked.backend, words, *cells])
+    columns = [
+        "backend",
+        "plain script, s",
+        "continued run, s",
+        "ratio (quartiles)",
+        "first batch at step 0 / 100 / 10^6, ms",
+    ]
+    firsts = " / ".join(f"{1e3 * seconds:.0f}" for seconds in (early, later, far))
+    pairs.table(columns, [[asked.backend, *row, firsts]])
+    print()
+    columns = [
+        "backend",
+        "ended by",
+        "seconds before the last line",
+        "from the last line to the end, s (quartiles)",
+        "most",
+    ]
+    pairs.table(columns, ends, busy)
 
 
 if __name__ == "__main__":
