@@ -1,5 +1,6 @@
 """The house: layers hold, docs are true, the package is typed and light to import."""
 
+import argparse
 import importlib.util
 import re
 import subprocess
@@ -50,3 +51,46 @@ def test_the_reading_order_names_files_that_are_there(request):
     named = re.findall(r"`(kresume/[a-z_0-9/]+\.py)`", (root / "CONTRIBUTING.md").read_text())
     assert len(named) > 3
     assert [path for path in named if not (root / path).is_file()] == []
+
+
+BENCHES = ("export", "images", "job", "near", "overhead", "readers", "restart", "snapshot")
+
+
+@pytest.fixture
+def pairs(request):
+    """The module that the benches share."""
+    spec = importlib.util.spec_from_file_location("pairs", request.config.rootpath / "scripts" / "bench" / "pairs.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["pairs"] = module  # a dataclass looks itself up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["pairs"]
+
+
+def test_figures_of_the_readme_come_from_pairs_in_turns(pairs, monkeypatch, capsys):
+    """Ours first, then theirs first; the ratio inside each pair; what began on a busy machine is said below the table."""
+    cores = iter([2.0, 0.0, 0.0, 1.5, 0.0, 0.0, 0.0])
+    monkeypatch.setattr(pairs, "cores_in_use", lambda: next(cores))
+    monkeypatch.setattr(pairs.time, "sleep", lambda seconds: None)
+    order, busy = [], pairs.Busy()
+    asked = argparse.Namespace(pairs=5, wait=60.0)
+
+    def figure(name, value):
+        return lambda: order.append(name) or value * len(order)
+
+    measured = pairs.measure(asked, figure("ours", 1.0), figure("theirs", 2.0), busy)
+    assert order == ["ours", "theirs", "theirs", "ours", "ours", "theirs", "theirs", "ours", "ours", "theirs"]
+    assert [ours / theirs for ours, theirs in measured] == pytest.approx([1 / 4, 4 / 6, 5 / 12, 8 / 14, 9 / 20])
+    assert pairs.ratio(measured) == "0.45 (0.42-0.57)"
+    assert (busy.pairs, busy.noted) == (5, [])  # it waited until nobody else was at work
+    monkeypatch.setattr(pairs, "cores_in_use", lambda: 1.2)
+    busy.wait(0.0)
+    pairs.table(["a", "b"], [["1", "2"]], busy)
+    assert "| 1 | 2 |\n\nNot quiet (1 of 6 pairs): 1.2 cores in use at pair 6" in capsys.readouterr().out
+
+
+def test_benches_measure_in_one_way(request):
+    """Each script that gives a figure of the README uses the shared module and says how long it takes."""
+    texts = {name: (request.config.rootpath / f"scripts/bench/{name}.py").read_text() for name in BENCHES}
+    assert [name for name, text in texts.items() if "pairs.parser(__doc__" not in text] == []
+    assert [name for name, text in texts.items() if not re.search(r"^Takes about .*--quick", text, re.MULTILINE)] == []
