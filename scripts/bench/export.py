@@ -13,6 +13,7 @@ version's folder over the bytes of the weights. Weights are as initialised: spee
 import argparse
 import itertools
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -53,7 +54,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         for spec, size in MODELS.items():
             model = build_model(spec.partition(" ")[0], state=None, num_classes=len(classes), image_size=(size, size))
-            path = Path(name) / f"{spec.replace(':', '-')}.keras"
+            path = Path(name) / f"{re.sub('[: ]', '-', spec)}.keras"
             model.save(path)
             result = export(path, Path(name) / path.stem, classes=classes, data=data)
             weights = sum(int(np.prod(w.shape)) * 4 for w in model.weights)
