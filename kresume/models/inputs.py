@@ -9,7 +9,6 @@ from typing import Any
 
 from kresume.errors import UsageError
 from kresume.input_layout import InputLayout, read_layout
-from kresume.models.shapes import input_shape_of
 
 
 def layout_of(
@@ -29,6 +28,9 @@ def layout_of(
     Raises:
         UsageError: the model takes several inputs, or none that is a picture.
     """
+    # `plan` imports this module, and a usage error must not wait for Keras.
+    from kresume.models.shapes import input_shape_of
+
     given = input_shape_of(model)
     if isinstance(given, (list, dict)):
         raise UsageError(f"the model takes {len(given)} inputs of the shapes {given}; kresume feeds it one picture")
