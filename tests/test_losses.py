@@ -356,6 +356,10 @@ def test_a_run_with_a_closure_as_its_loss_continues_bit_for_bit(script, pictures
     record = runs.open_run(tmp_path / "whole").record["loss"]
     assert record["settings"]["compiled_by"] == f"{script[0]}:compiled"
     assert record["labels"] == "rows"
+    # Nobody could load a file that is compiled with it.
+    assert "files for it are compiled with categorical_crossentropy" in record["note"]
+    plain = keras.saving.load_model(tmp_path / "whole" / "model.keras")
+    assert plain.loss.get_config()["name"] == "categorical_crossentropy"
 
 
 def test_an_older_run_goes_on_as_it_began():

@@ -321,7 +321,11 @@ def _own(entry: Any, reason: str, model: keras.Model, count: int, outputs: Outpu
         }
     labels = labels_of(live, name, count, "probabilities" if outputs.are == "probabilities" else "logits")
     from_logits = outputs.are != "probabilities"
-    return LossChoice(name, from_logits, 0.0, reason, settings=settings, labels=labels, live=live)
+    choice = LossChoice(name, from_logits, 0.0, reason, settings=settings, labels=labels, live=live)
+    stand_in = choice.portable()
+    return replace(
+        choice, note=f"{stand_in.lost}: files for it are compiled with {stand_in.kind}" if stand_in.lost else ""
+    )
 
 
 def _weighed(choice: LossChoice, weights: Any) -> LossChoice:

@@ -29,7 +29,6 @@ THROUGH = frozenset(
      "ActivityRegularization", "Reshape", "Flatten", "Squeeze", "Cast", "Permute"}
 )  # fmt: skip
 """Layers and operations that change no value in prediction."""
-SAMPLES = 8
 SCALES = (1.0, 4.0, 16.0, 64.0, 255.0, 1000.0, -255.0, 0.0)
 """What generated pictures are multiplied by: one per picture, so that outputs differ much."""
 EXACT = 1e-3
@@ -137,12 +136,18 @@ def _backwards(model: Any) -> Iterator[Any]:
 
 
 def _answers(model: Any) -> np.ndarray | None:
-    """What the model says of a few generated pictures, `(8, outputs)`; None where it cannot be asked."""
+    """What the model says of a few generated pictures, `(pictures, outputs)`; None where it cannot be asked."""
     given = input_shape_of(model)
     if not isinstance(given, tuple):
         return None
     shape = [size or 64 for size in given[1:]]
-    random = np.random.default_rng(0)
-    pictures = random.random((SAMPLES, *shape)) * np.reshape(SCALES, (SAMPLES, *[1] * len(shape)))
-    values = model(keras.ops.convert_to_tensor(pictures.astype("float32")), training=False)
+    count = given[0] or len(SCALES)  # a model may take batches of one size alone
+    scales = np.resize(SCALES, (count, *[1] * len(shape)))
+    pictures = np.random.default_rng(0).random((count, *shape)) * scales
+    try:
+        values = model(keras.ops.convert_to_tensor(pictures.astype("float32")), training=False)
+    except (
+        Exception
+    ):  # layers of the user's own may raise anything; what fails here fails on real pictures too, with its reason
+        return None
     return np.asarray(keras.ops.convert_to_numpy(values), np.float64)

@@ -19,11 +19,19 @@ from kresume import files
 from kresume.checkpoints.keras_file import CARD
 from kresume.checkpoints.state import Card
 from kresume.models import own_counts, slots
+from kresume.models.losses import LossChoice
 from kresume.models.optimizers import describe, make_optimizer
 from kresume.models.plain_keras import feeding_line, takes_rows
 
 
-def save_model(model: keras.Model, path: Path, card: Card, learning_rate: float, facts: Mapping[str, Any]) -> None:
+def save_model(
+    model: keras.Model,
+    path: Path,
+    card: Card,
+    learning_rate: float,
+    facts: Mapping[str, Any],
+    loss: LossChoice | None = None,
+) -> None:
     """Writes a model as a `.keras` file that plain Keras loads and trains on.
 
     The file holds built-in classes and a plain float rate: a schedule of ours would not load where kresume is not
@@ -36,6 +44,7 @@ def save_model(model: keras.Model, path: Path, card: Card, learning_rate: float,
         card: the member's content.
         learning_rate: the plain rate.
         facts: further fields of the member.
+        loss: what trained it; one without a name that plain Keras could find is replaced in the file.
     """
     old = model.optimizer
     new = make_optimizer(describe(old), learning_rate)
@@ -45,7 +54,7 @@ def save_model(model: keras.Model, path: Path, card: Card, learning_rate: float,
     compiled = model.get_compile_config() or {}
     model.compile(
         optimizer=new,
-        loss=model.loss,
+        loss=model.loss if loss is None or not loss.portable().lost else loss.portable().keras_loss(),
         loss_weights=compiled.get("loss_weights"),
         metrics=keras.saving.deserialize_keras_object(compiled.get("metrics")),
         auto_scale_loss=False,  # it is wrapped already where the layers need it

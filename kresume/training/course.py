@@ -380,6 +380,7 @@ class Course:
                 card,
                 rate.peak,
                 {"step": record["base_step"] + step, "peak": rate.peak},
+                self.loss,
             )
         self.lock.check()
         files.write_json(
