@@ -171,7 +171,7 @@ def _translated(value: Any, *, layer: bool) -> Any:
         result |= {"module": "keras", "registered_name": None}
         result["config"]["layers"] = _stack(result["config"].get("layers", []), shape or _shape_of_first(value))
     elif is_layer:
-        result["module"] = None if ">" in name else "keras.layers"
+        result["module"] = None if ">" in name else keras_2_layers.MODULES.get(name, "keras.layers")
     return result
 
 

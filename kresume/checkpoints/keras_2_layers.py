@@ -18,6 +18,8 @@ RENAMED = {
     "ThresholdedReLU": "ReLU",
 }
 """Classes that Keras 3 calls otherwise, or has as a case of another."""
+MODULES = {"LayerScale": "keras.src.applications.convnext", "StochasticDepth": "keras.src.applications.convnext"}
+"""Where Keras 3 has layers of its applications, as its own files say."""
 KERNEL = ("kernel_initializer", "kernel_regularizer", "kernel_constraint")
 GONE: Mapping[str, tuple[str, ...]] = {
     "InputLayer": ("ragged",),

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import tensorflow as tf
 import tf_keras as keras
 from inputs import numbers
+from tf_keras.src.applications.convnext import LayerScale
 
 K, L = keras, keras.layers
 KEPT = 12
@@ -191,6 +192,7 @@ LAYERS = {
     "EinsumDense": lambda: _one(L.EinsumDense("abcd,de->abce", (None, None, 5), bias_axes="e")),
     "GRU of before": lambda: _one(L.GRU(3, reset_after=False), TOKENS),
     "GroupNormalization": lambda: _one(L.GroupNormalization(2), (4, 4, 4)),
+    "LayerScale": lambda: _one(LayerScale(0.5, 3)),
     "LayerNormalization": lambda: _one(L.LayerNormalization(axis=[1, 2, 3])),
     "Normalization": lambda: _one(L.Normalization()),
     "Normalization given": lambda: _one(L.Normalization(mean=[0.1, 0.2, 0.3], variance=[1.0, 2.0, 3.0])),
