@@ -41,6 +41,29 @@ def test_two_ways_that_fit_alike_have_no_winner():
     assert probe.above_chance
 
 
+def test_larger_values_that_only_make_a_model_surer_do_not_win():
+    """Always right on values that are 255 times larger, too: the loss is lower there, whatever it was trained on."""
+    ways = {"0-1": sure_of(0.97), "0-255": sure_of(1.0)}
+    args = (lambda images: images, ways, LABELS, "probabilities")
+    assert probe_feedings(*args).winner == "0-255"
+    told = probe_feedings(*args, louder=[("0-255", "0-1")])
+    assert (told.winner, told.fitting) == (None, ("0-255", "0-1"))
+    # Unsure, or wrong, on the smaller values: those are not what it was trained on.
+    for quiet in (sure_of(0.4), sure_of(0.97, 30)):
+        found = probe_feedings(args[0], {**ways, "0-1": quiet}, LABELS, "probabilities", louder=[("0-255", "0-1")])
+        assert found.winner == "0-255"
+
+
+def test_louder_conventions_are_those_of_one_direction():
+    """0-255 gives the values of 0-1 larger; inverted or BGR values are others, and twice as large is not much."""
+    from kresume.images.conventions import is_louder
+
+    pairs = [("0-255", "0-1"), ("0-255", "-1-1"), ("0-255-inverted", "0-1-inverted"), ("caffe", "bgr-0-1")]
+    assert all(is_louder(*pair) for pair in pairs)
+    others = [("0-1", "0-255"), ("-1-1", "0-1"), ("0-255", "0-1-inverted"), ("caffe", "0-1"), ("torch", "0-1")]
+    assert not any(is_louder(*pair) for pair in others)
+
+
 def test_losses_are_compared_image_by_image():
     """A small difference that every image shows is clear; a large one that two images make is not."""
     rng = np.random.default_rng(1)

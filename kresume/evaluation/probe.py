@@ -25,6 +25,8 @@ CLEAR_POINTS = 0.05
 SMALL_LOSS, SMALL_SHARE = 0.05, 0.1
 """How much worse a convention may be, at most, to be taken because it is the usual one: in nats, or as a share of its loss."""
 ROUNDING = 1e-5
+SURE_SHARE = 0.2
+"""Of the loss of a guess: a model below it is sure of its answers."""
 KNOWS_THEM = 0.8
 """Right so often on a first look, a model is read in the right order."""
 MOST_SHOWN = 3
@@ -77,6 +79,7 @@ def probe_feedings(
     kind: OutputKind,
     usual: Collection[str] | None = None,
     twins: Iterable[tuple[str, str]] = (),
+    louder: Iterable[tuple[str, str]] = (),
 ) -> Probe:
     """Scores a model on the same labelled images, fed in several ways.
 
@@ -87,6 +90,8 @@ def probe_feedings(
         kind: what the outputs are.
         usual: the ways that are taken before others; default all.
         twins: a usual way and another that are nearly the same: the better of them stands for both.
+        louder: ways with the one whose values they give much larger. A network that is always right grows surer with larger
+            values, so the loss does not show which of the two it was trained on.
 
     Returns:
         Ways that are right clearly less often than the best one are out. The winner beats chance, and its loss is below that
@@ -113,6 +118,9 @@ def probe_feedings(
             rivals.remove(other)
             known.add(better)
     fitting = _fitting(rivals, losses, known)
+    guess = SURE_SHARE * float(np.log(max(len(np.unique(labels)), 2)))
+    quieter = [quiet for loud, quiet in louder if loud == fitting[0] and quiet in rivals and quiet not in fitting]
+    fitting = (*fitting, *(way for way in quieter if losses[way].mean() < guess))
     above_chance = accuracies[fitting[0]] > _chance(accuracies[fitting[0]], labels)
     return Probe(
         accuracies={name: accuracies[name] for name in ranked},

@@ -188,11 +188,11 @@ def _probe(
     source, count, labels = str(config.from_), len(sample.labels), sample.labels
     feedings = _feedings(told, layout, config.axes, grey=conventions.are_grey(sample.pictures))
     usual = [way for way, (name, _) in feedings.items() if told or name in conventions.USUAL]
-    twins = _twins(feedings)
+    twins, louder = _twins(feedings), _louder(feedings)
 
     def score(ways: Sequence[str], pictures: np.ndarray, first: int = count) -> Probe:
         fed = {way: partial(inputs.to_input(*feedings[way]), pictures[:first]) for way in ways}
-        return probe_feedings(model.predict_on_batch, fed, labels[:first], loss.outputs, usual, twins)
+        return probe_feedings(model.predict_on_batch, fed, labels[:first], loss.outputs, usual, twins, louder)
 
     ways: Sequence[str] = tuple(feedings)
     if len(ways) > 1 and count >= 2 * FIRST_LOOK:
@@ -268,6 +268,16 @@ def _twins(feedings: Mapping[str, tuple[str, InputLayout]]) -> list[tuple[str, s
         for way, (name, layout) in feedings.items()
         for one, other in conventions.TWINS
         if name == one and (other, layout) in ways
+    ]
+
+
+def _louder(feedings: Mapping[str, tuple[str, InputLayout]]) -> list[tuple[str, str]]:
+    """Returns the ways with those, in the same layout, whose values they give much larger."""
+    return [
+        (way, other)
+        for way, (name, layout) in feedings.items()
+        for other, (quiet, same) in feedings.items()
+        if layout == same and conventions.is_louder(name, quiet)
     ]
 
 
