@@ -14,6 +14,8 @@ from kresume.checkpoints import snapshot
 from kresume.checkpoints.read import read_checkpoint
 from kresume.errors import CheckpointError, RestoreError, UsageError
 from kresume.models import own_counts, restore, structure
+from kresume.models.unnamed_optimizer import settle
+from tests.support import TINY, kill_at_every_snapshot, run_training
 
 LAYERS = 4
 NOW = [(0, 1, 2, 3), (0,), (1, 3), (2, 3), ()]
@@ -526,3 +528,57 @@ def test_an_optimizer_without_slots_is_named_as_the_reason(zoo, tmp_path):
     with pytest.raises(RestoreError, match=r"it holds no slots.*--optimizer adam:reset") as caught:
         restore.restore(model, state, optimizer=optimizer)
     assert "--model" not in str(caught.value)
+
+
+def test_an_unnamed_optimizer_is_found_whatever_is_frozen_now(zoo, tmp_path):
+    """Its slots are those of every weight, or the error says what to do where other layers were frozen."""
+    model, optimizer = zoo.readers[0,]
+    state = read_checkpoint(write_weights(zoo.writers[0, 1, 2, 3][0], tmp_path))
+    assert settle(state, model, "Adam", None)[0].class_name == "Adam"
+    wipe(model)
+    restore.restore(model, state, optimizer=optimizer)
+    assert_marked(model, optimizer)
+    state = read_checkpoint(write_weights(zoo.writers[0, 1, 2][0], tmp_path))
+    with pytest.raises(CheckpointError, match=r"If other layers were frozen .* --optimizer adam:reset"):
+        settle(state, model, "Adam", None)
+
+
+FREEZING = """
+import keras
+
+def build(num_classes=3, trained=("conv", "head")):
+    model = keras.Sequential([
+        keras.Input((12, 12, 3)), keras.layers.Rescaling(1 / 255), keras.layers.Conv2D(4, 3, strides=2, name="conv"),
+        keras.layers.Flatten(), keras.layers.Dense(num_classes, activation="softmax", name="head"),
+    ])
+    for layer in model.layers:
+        layer.trainable = layer.name in trained
+    return model
+"""
+
+
+def test_a_run_with_slots_that_began_late_continues_exactly(monkeypatch, tmp_path, pictures):
+    """Head first, then everything by `--partial`: killed and continued, the counts of the fresh moments go on."""
+    (tmp_path / "model.py").write_text(FREEZING)
+    namespace = {}
+    exec(FREEZING, namespace)
+    model = namespace["build"](trained=("head",))
+    model.compile(keras.optimizers.Adam(1e-2), "sparse_categorical_crossentropy")
+    images = np.random.default_rng(0).uniform(0, 255, (6, 12, 12, 3)).astype("float32")
+    for _ in range(5):
+        model.train_on_batch(images, np.arange(6) % 3)
+    model.save(tmp_path / "head.keras")
+    arguments = {"model": f"{tmp_path / 'model.py'}:build", "data": [str(pictures / "old")], "pixels": "0-255"}
+    options = {**arguments, "lr": 1e-3, "lr_schedule": "constant", "warmup_steps": 0, **TINY, "epochs": 1}
+    with pytest.raises(RestoreError, match=r"no slots for 4 of 8, the first is .*conv.*--partial"):
+        run_training(str(tmp_path / "head.keras"), out=str(tmp_path / "refused"), **options)
+    done = kill_at_every_snapshot(
+        monkeypatch, tmp_path, [1], checkpoint=str(tmp_path / "head.keras"), partial=True, **options
+    )
+    assert done == ["step-00000001"]
+    first, second = (
+        snapshot.read_snapshot(snapshot.snapshot_path(tmp_path / "whole" / "snapshots", step)) for step in (0, 1)
+    )
+    assert first.records[structure.RECORD][structure.COUNTS] == [[0, 5], [1, 5]]
+    moved = np.abs(second.arrays["trainable/0"] - first.arrays["trainable/0"])
+    assert 0.9e-3 < moved.max() < 1.1e-3  # Adam's first step is the rate

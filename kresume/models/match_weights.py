@@ -122,12 +122,12 @@ def split_by_shape(
     }
 
 
-def saved_weights(model: keras.Model, state: TrainState) -> list[np.ndarray]:
-    """The trainable weights that a file of the layout `"keras"` holds, in the model's order; zeros where it has none."""
+def saved_weights(model: keras.Model, state: TrainState, variables: Sequence[Any]) -> list[np.ndarray]:
+    """What a file of the layout `"keras"` holds for some variables of a model; zeros where it has none."""
     names = {id(variable): name for variable, name in keras_names(model)}
     return [
         state.arrays.get(names.get(id(variable), ""), np.zeros(tuple(variable.shape), "float32"))
-        for variable in model.trainable_variables
+        for variable in variables
     ]
 
 

@@ -21,12 +21,9 @@ import numpy as np
 from kresume import devices
 from kresume.checkpoints.state import TrainState
 from kresume.errors import RestoreError, UsageError
-from kresume.models import match_graph, match_slots, match_tree, match_weights, own_counts, slots, torch_map
+from kresume.models import match_graph, match_slots, match_tree, match_weights, misfit, own_counts, slots, torch_map
 from kresume.models.match_slots import Matched
-
-RESTORED, NOT_IN_FORMAT, MISSING, SHAPE, UNUSED = (
-    "restored", "not in this format", "missing", "another shape", "not in the model",
-)  # fmt: skip
+from kresume.models.misfit import MISSING, NOT_IN_FORMAT, RESTORED, SHAPE, UNUSED
 
 METRICS = ("metrics/", "compile_metrics/")
 """Where files of Keras 2 keep the state of metrics, which start fresh."""
@@ -121,7 +118,7 @@ def restore(
     over = [name for name in _unused(state, names, optimizer) if name not in matched.left_out]
     unused = [(f"({name})", "-", _shape(state.arrays[name].shape), UNUSED) for name in over]
     if (wrong or unused) and not partial:
-        raise RestoreError(_message(model, optimizer, state, wrong, unused, matched), [*rows, *unused])
+        raise RestoreError(misfit.describe(optimizer, state, wrong, unused, matched), [*rows, *unused])
     for variable, array in ready:
         variable.assign(_unshared(array))
     devices.renew_constants(model)
@@ -318,84 +315,6 @@ def _unused(state: TrainState, names: Mapping[int, str], optimizer: Any | None) 
     if state.layout == "keras":
         return [name for name in left if name not in extra and "/vars/" in f"/{name}" and not name.startswith(METRICS)]
     return [name for name in left if name not in extra]
-
-
-def _message(
-    model: Any,
-    optimizer: Any,
-    state: TrainState,
-    wrong: list[tuple[str, str, str, str]],
-    unused: list[tuple[str, str, str, str]],
-    matched: Matched,
-) -> str:
-    reset = f"--optimizer {type(devices.inner(optimizer)).__name__.lower()}:reset" if optimizer is not None else ""
-    own = {str(variable.path) for variable in optimizer.variables} if optimizer is not None else set()
-    if (
-        optimizer is not None
-        and all(row[0] in own for row in wrong)
-        and not any(_is_weight(row, state) for row in unused)
-    ):
-        return _message_of_optimizer(optimizer, state, wrong, unused, matched, reset)
-    ways = "give the --model that the checkpoint was made with, or go on with what fits by --partial"
-    if wrong:
-        label, wanted, found, outcome = wrong[0]
-        what = (
-            f"{label} has the shape {wanted} in the model and {found} in the checkpoint"
-            if outcome == SHAPE
-            else f"{label} {wanted} is not in the checkpoint"
-        )
-        more = f" (and {len(wrong) + len(unused) - 1:,} more)" if len(wrong) + len(unused) > 1 else ""
-        return f"{state.source} does not fit the model: {what}{more}; nothing was restored: {ways}"
-    return (
-        f"{state.source} holds {len(unused):,} arrays that the model has no variable for, the first is "
-        f"{unused[0][0].strip('()')} {unused[0][2]}; nothing was restored: {ways}"
-    )
-
-
-def _is_weight(row: tuple[str, str, str, str], state: TrainState) -> bool:
-    name = row[0][1:-1]
-    owned = set(match_graph.optimizer_arrays(state)) if state.layout == "graph" else set()
-    return name not in owned and not name.startswith(("optimizer", "optimizer_variables/"))
-
-
-def _message_of_optimizer(
-    optimizer: Any,
-    state: TrainState,
-    wrong: list[tuple[str, str, str, str]],
-    unused: list[tuple[str, str, str, str]],
-    matched: Matched,
-    reset: str,
-) -> str:
-    """Every weight was matched, and the optimizer's state was not."""
-    name = type(devices.inner(optimizer)).__name__
-    begin = f"{state.source}: every weight fits the model, and the state of {name} does not"
-    if matched.unsure:
-        return (
-            f"{begin}: some layers are frozen, and the file does not say which weights its slots belong to (several choices "
-            "fit); nothing was restored: if the same layers were frozen when the checkpoint was written, say so with "
-            f"--optimizer {name.lower()}:keep; else start it fresh with {reset}"
-        )
-    lists = slots.slot_lists(optimizer)
-    have = {str(slot.path) for listed in lists.values() for slot in listed if slot is not None}
-    lost = [row for row in wrong if row[0] in have]
-    others = bool(matched.left_out) or bool(state.records.get("left_out"))
-    if lost and len(lost) == len(have) == len(wrong) and not others:
-        return (
-            f"{begin}: it holds no slots. A model that was loaded, compiled anew and saved before a step has an optimizer "
-            f"without them; nothing was restored: start it fresh with {reset}, or use the checkpoint before that"
-        )
-    if lost and len(lost) == len(wrong) and not unused:
-        return (
-            f"{begin}: it holds no slots for {len(lost):,} of {len(have):,}, the first is {lost[0][0]} (its weight was frozen "
-            "when the checkpoint was written, or is new); nothing was restored: --partial starts those fresh, with a count of "
-            f"their own, and keeps the others; {reset} starts all fresh"
-        )
-    first = (wrong or unused)[0]
-    return (
-        f"{begin}: {len(wrong):,} of its variables are not in the file and {len(unused):,} of the file's are not in it, the "
-        f"first is {first[0].strip('()')}; nothing was restored: name the class and settings that the checkpoint had (by a "
-        f"--model that compiles them), or start it fresh with {reset}"
-    )
 
 
 def _summary(

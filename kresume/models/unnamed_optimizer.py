@@ -10,11 +10,12 @@ from dataclasses import replace
 from typing import Any
 
 import keras
+import numpy as np
 
 from kresume.checkpoints.keras_arrays import optimizer_arrays
 from kresume.checkpoints.state import SavedOptimizer, TrainState
 from kresume.errors import CheckpointError, UsageError
-from kresume.models import match_weights, optimizers
+from kresume.models import match_weights, optimizers, structure
 
 
 def settle(
@@ -46,7 +47,7 @@ def settle(
     stored = state.optimizer
     if stored is None:
         raise CheckpointError(f"{state.source} holds no optimizer state")
-    weights = match_weights.saved_weights(model, state) if state.layout == "keras" else []
+    weights = _trained_weights(model, state) if state.layout == "keras" else []
     fitting = ", ".join(name.lower() for name in optimizers.fitting(state, weights)) or "none that kresume knows"
     name = asked or (own.class_name if own is not None else None)
     if name is None:
@@ -69,7 +70,8 @@ def settle(
         compiled = " as the model's function compiles it" if settings is not None else ""
         raise CheckpointError(
             f"{state.source} holds {stored.variables:,} optimizer variables, which are not those of {name}{compiled} for "
-            f"{len(weights):,} trainable weights; its state would fit: {fitting}"
+            f"{len(weights):,} trainable weights; its state would fit: {fitting}. If other layers were frozen when it was "
+            f"written, give the --model that freezes those, or start it fresh with --optimizer {name.lower()}:reset"
         )
     if settings is not None:
         return replace(stored, class_name=name, config=settings), ""
@@ -89,6 +91,15 @@ def settle(
             )
         form = {**form, "gradient_accumulation_steps": accumulate}
     return replace(stored, class_name=name, config=form or None), _assumed(name, form, given or {})
+
+
+def _trained_weights(model: keras.Model, state: TrainState) -> list[np.ndarray]:
+    """The weights whose slots the file holds: those that train now, or every one, where layers were frozen since."""
+    now, every = (
+        match_weights.saved_weights(model, state, variables)
+        for variables in (model.trainable_variables, structure.can_train(model))
+    )
+    return every if optimizers.fitting(state, every) and not optimizers.fitting(state, now) else now
 
 
 def _assumed(name: str, form: Mapping[str, Any], given: Mapping[str, Any]) -> str:

@@ -1,0 +1,100 @@
+"""Why a checkpoint does not fit a model, and what to do: the words of the error, and the outcomes in its table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kresume import devices
+from kresume.checkpoints.state import TrainState
+from kresume.models import match_graph, slots
+from kresume.models.match_slots import Matched
+
+RESTORED, NOT_IN_FORMAT, MISSING, SHAPE, UNUSED = (
+    "restored", "not in this format", "missing", "another shape", "not in the model",
+)  # fmt: skip
+
+
+def describe(
+    optimizer: Any,
+    state: TrainState,
+    wrong: list[tuple[str, str, str, str]],
+    unused: list[tuple[str, str, str, str]],
+    matched: Matched,
+) -> str:
+    """The message of the error.
+
+    Args:
+        optimizer: built; None where the weights alone were to be restored.
+        state: what was read.
+        wrong: rows of variables that are missing or have another shape.
+        unused: rows of arrays that found no variable.
+        matched: what was.
+    """
+    reset = f"--optimizer {type(devices.inner(optimizer)).__name__.lower()}:reset" if optimizer is not None else ""
+    own = {str(variable.path) for variable in optimizer.variables} if optimizer is not None else set()
+    if (
+        optimizer is not None
+        and all(row[0] in own for row in wrong)
+        and not any(_is_weight(row, state) for row in unused)
+    ):
+        return _of_optimizer(optimizer, state, wrong, unused, matched, reset)
+    ways = "give the --model that the checkpoint was made with, or go on with what fits by --partial"
+    if wrong:
+        label, wanted, found, outcome = wrong[0]
+        what = (
+            f"{label} has the shape {wanted} in the model and {found} in the checkpoint"
+            if outcome == SHAPE
+            else f"{label} {wanted} is not in the checkpoint"
+        )
+        more = f" (and {len(wrong) + len(unused) - 1:,} more)" if len(wrong) + len(unused) > 1 else ""
+        return f"{state.source} does not fit the model: {what}{more}; nothing was restored: {ways}"
+    return (
+        f"{state.source} holds {len(unused):,} arrays that the model has no variable for, the first is "
+        f"{unused[0][0].strip('()')} {unused[0][2]}; nothing was restored: {ways}"
+    )
+
+
+def _is_weight(row: tuple[str, str, str, str], state: TrainState) -> bool:
+    name = row[0][1:-1]
+    owned = set(match_graph.optimizer_arrays(state)) if state.layout == "graph" else set()
+    return name not in owned and not name.startswith(("optimizer", "optimizer_variables/"))
+
+
+def _of_optimizer(
+    optimizer: Any,
+    state: TrainState,
+    wrong: list[tuple[str, str, str, str]],
+    unused: list[tuple[str, str, str, str]],
+    matched: Matched,
+    reset: str,
+) -> str:
+    """Every weight was matched, and the optimizer's state was not."""
+    name = type(devices.inner(optimizer)).__name__
+    begin = f"{state.source}: every weight fits the model, and the state of {name} does not"
+    if matched.unsure:
+        return (
+            f"{begin}: some layers are frozen, and the file does not say which weights its slots belong to (several choices "
+            "fit); nothing was restored: if the same layers were frozen when the checkpoint was written, say so with "
+            f"--optimizer {name.lower()}:keep; else start it fresh with {reset}"
+        )
+    lists = slots.slot_lists(optimizer)
+    have = {str(slot.path) for listed in lists.values() for slot in listed if slot is not None}
+    lost = [row for row in wrong if row[0] in have]
+    others = bool(matched.left_out) or bool(state.records.get("left_out"))
+    if lost and len(lost) == len(have) == len(wrong) and not others:
+        return (
+            f"{begin}: it holds no slots. A model that was loaded, compiled anew and saved before a step has an optimizer "
+            f"without them; nothing was restored: start it fresh with {reset}, or use the checkpoint before that"
+        )
+    if lost and len(lost) == len(wrong) and not unused:
+        return (
+            f"{begin}: it holds no slots for {len(lost):,} of {len(have):,}, the first is {lost[0][0]} (its weight was frozen "
+            "when the checkpoint was written, or is new); nothing was restored: --partial starts those fresh, with a count of "
+            f"their own, and keeps the others; {reset} starts all fresh"
+        )
+    first = (wrong or unused)[0]
+    return (
+        f"{begin}: {len(wrong):,} of its variables are not in the file and {len(unused):,} of the file's are not in it, the "
+        f"first is {first[0].strip('()')}; nothing was restored: name the class and settings that the checkpoint had (by a "
+        f"--model that compiles them), or start it fresh with {reset}"
+    )
