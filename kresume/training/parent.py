@@ -177,9 +177,10 @@ def saved_optimizer(config: TrainConfig, parent: Parent | None, model: Any) -> t
             "run), or --weight-decay 0"
         )
     if stored is None:
+        beside = ", or name the file that it is in with --optimizer-from FILE" if parent.state.layout == "torch" else ""
         raise CheckpointError(
             f"{parent.state.source} holds no optimizer state: training can only start its optimizer fresh; "
-            f"say so with --optimizer {(asked or (own and own.class_name) or NEW_OPTIMIZER).lower()}:reset"
+            f"say so with --optimizer {(asked or (own and own.class_name) or NEW_OPTIMIZER).lower()}:reset{beside}"
         )
     if stored.class_name is not None:
         return stored, True, ""
