@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+import kresume
 from kresume.checkpoints.state import Card
 from kresume.config import from_arguments
 from kresume.errors import UsageError
@@ -229,6 +230,10 @@ def test_grey_is_what_keras_reads_as_grayscale(tmp_path, kind):
         ours = np.asarray(inputs.grey(decode(data, DecodeSpec(32, 32, "stretch", "bilinear"))[None]))[0]
         assert np.abs(ours - expected).max() <= most
         assert np.abs(ours - expected).mean() <= mean
+        data_set = kresume.image_dataset(
+            tmp_path / mode, color_mode="grayscale", image_size=(32, 32), batch_size=1, label_mode=None, cache=None
+        )
+        assert np.abs(next(iter(data_set)).numpy()[0] - ours).max() <= (0 if mode == "L" else 0.51)
 
 
 def test_a_convention_of_colours_is_refused_for_grey(digits, trained, quiet):

@@ -23,6 +23,7 @@ from kresume.images import merging, user_map
 from kresume.images.cache import Cache
 from kresume.images.decode import DecodeSpec
 from kresume.images.image_stream import ImageStream, in_order_of_paths
+from kresume.images.inputs import brightness
 from kresume.images.manifest import Manifest
 from kresume.images.prepare import Prepared, prepare
 from kresume.images.reader import PictureReader
@@ -288,7 +289,7 @@ def _finisher(
     def finish(images: Any, labels: Any) -> Any:
         images = tf.cast(images, tf.float32)
         if color_mode == "grayscale":
-            images = tf.image.rgb_to_grayscale(images)
+            images = brightness(images)
         if channels_first:
             images = tf.transpose(images, (0, 3, 1, 2))
         if label_mode == "categorical":

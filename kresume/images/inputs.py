@@ -78,8 +78,19 @@ def grey(pictures: Any) -> Any:
     """
     import tensorflow as tf
 
+    return tf.floor((_thousandths(pictures) + 500.5) / 1000.0)
+
+
+def brightness(pictures: Any) -> Any:
+    """Returns what `grey` rounds, for a user's own pipeline; a pixel of equal colours keeps its value here, too."""
+    return _thousandths(pictures) / 1000.0
+
+
+def _thousandths(pictures: Any) -> Any:
+    import tensorflow as tf
+
     red, green, blue = (tf.cast(pictures[..., index : index + 1], tf.float32) for index in range(3))
-    return tf.floor((red * RED + green * GREEN + blue * BLUE + 500.5) / 1000.0)
+    return red * RED + green * GREEN + blue * BLUE
 
 
 def as_rgb(pictures: Any) -> Any:
