@@ -70,6 +70,15 @@ def forgetful(callbacks: Sequence[Any]) -> list[str]:
     return told
 
 
+def how_to_remember(names: Sequence[str]) -> str:
+    """Returns a message for the user about the callbacks that `forgetful` named."""
+    return (
+        f"{'; '.join(names)}: no get_state and set_state, so what it remembers begins anew when training is "
+        "continued. If that matters, add the methods get_state(self), which returns a dictionary of numbers, strings, "
+        "lists and numpy arrays, and set_state(self, state); a LambdaCallback takes both as arguments"
+    )
+
+
 def _is_kerass(kind: type) -> bool:
     return kind.__module__.startswith("keras.")
 

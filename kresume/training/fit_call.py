@@ -161,6 +161,23 @@ def check_followed(call: FitCall, stream: Stream) -> None:
         )
 
 
+def check_steps_per_call(stream: Stream, per_call: int) -> None:
+    """Makes sure that every epoch of the stream is a whole number of Keras's calls.
+
+    Args:
+        stream: the data of `data=`.
+        per_call: how many steps Keras runs per call, `steps_per_execution`.
+
+    Raises:
+        UsageError: it is not, so that an epoch would end within a call.
+    """
+    if stream.longest() % per_call:
+        raise UsageError(
+            f"an epoch has {stream.longest()} steps, and Keras runs {per_call} per call (steps_per_execution): give "
+            "a number that divides it"
+        )
+
+
 def check_repeatable(call: FitCall, epochs: int) -> None:
     """Makes sure that a training without `data=` has epochs at all.
 

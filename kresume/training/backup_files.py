@@ -1,0 +1,96 @@
+"""Reads, writes and removes the files beside the snapshots in a folder of backups.
+
+    path = newest(folder, snapshot.ARRAYS, otherwise=WEIGHTS)    # a file of the newest snapshot
+    left = read_fit(folder)                                      # fit.json: the last `fit` with this folder
+    logs = open_logs(folder, left, ...)                          # this process writes fit.json and the log files now
+    end_fit(folder, step)                                        # `fit` returned at this step
+    write_metadata(folder, records)                              # training_metadata.json, as Keras's callback writes it
+    remove(folder)                                               # everything that BackupAndRestore wrote
+
+`fit.json` holds `processes` (all that wrote for this training), `logs` (how far the callbacks' log files were when it
+began) and `returned` (the step at which `fit` returned, None while it runs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kresume import files
+from kresume.checkpoints import snapshot
+from kresume.checkpoints.backup_folder import METADATA
+from kresume.training.callback_logs import CallbackLogs, this_process
+from kresume.training.snapshots import wait_for_writers
+
+FIT = "fit.json"
+
+
+def newest(folder: Path, name: str, *, otherwise: str, before: int = 0) -> str:
+    """Returns the path of a file in one of the newest snapshots.
+
+    Args:
+        folder: the folder of the backups.
+        name: the file in the snapshot.
+        otherwise: the file of Keras's own backup, returned if there is no such snapshot.
+        before: how many snapshots are newer than the one meant.
+    """
+    wait_for_writers(folder)
+    snapshots = snapshot.list_snapshots(folder)
+    return str(snapshots[-1 - before][1] / name if len(snapshots) > before else folder / otherwise)
+
+
+def read_fit(folder: Path) -> dict[str, Any]:
+    """Reads what the last `fit` with this folder left; empty if there was none."""
+    path = folder / FIT
+    left: dict[str, Any] = files.read_json(path) if path.is_file() else {}
+    return left
+
+
+def open_logs(
+    folder: Path,
+    left: Mapping[str, Any],
+    saved: Mapping[str, Any] | None,
+    callbacks: Sequence[Any],
+    epoch: int,
+    say: Callable[[str], None],
+) -> CallbackLogs:
+    """Brings the callbacks' log files to where training begins, and records that this process writes them now.
+
+    Args:
+        folder: the folder of the backups.
+        left: the result of `read_fit` when this `fit` began.
+        saved: how far each log file was at the position where training begins; None if nobody recorded it.
+        callbacks: all other callbacks of `fit`.
+        epoch: the epoch that begins now, counted from 0.
+        say: prints one line for the user.
+    """
+    processes = left.get("processes", [])
+    logs = CallbackLogs(callbacks, say)
+    logs.begin(saved, processes, epoch)
+    begun = {
+        "processes": sorted({*processes, this_process()}),
+        "logs": left.get("logs") or logs.positions(),
+        "returned": None,
+    }
+    files.write_json(folder / FIT, begun)
+    return logs
+
+
+def end_fit(folder: Path, step: int) -> None:
+    """Records that `fit` returned, and at which step."""
+    files.write_json(folder / FIT, {**read_fit(folder), "returned": step})
+
+
+def write_metadata(folder: Path, records: Mapping[str, Any]) -> None:
+    """Writes the epoch and the batch of a backup where scripts look for them."""
+    files.write_json(folder / METADATA, {"epoch": records["epoch"], "batch": records["batch"]})
+
+
+def remove(folder: Path) -> None:
+    """Removes every file that `BackupAndRestore` wrote, and no other."""
+    snapshot.prune_snapshots(folder, 0, set())
+    for name in (snapshot.LATEST, METADATA, FIT):
+        (folder / name).unlink(missing_ok=True)
+    for path in folder.glob("images-*.parquet"):
+        path.unlink(missing_ok=True)

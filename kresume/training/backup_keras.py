@@ -1,0 +1,115 @@
+"""Restores a backup that Keras's own `BackupAndRestore` wrote, for scripts that change over to ours.
+
+    if exists(folder):
+        restored = restore("backup/", model, epochs)
+    set_aside(folder)          # once a backup of ours is on the disk
+
+Keras's backup holds the weights, the optimizer and the epoch. It holds no seed states, metrics or memory of callbacks, and no
+position in the data. Keras overwrites it in place, so the newest pair of files may be damaged; the pair before it then serves,
+if there is one. `kresume.checkpoints.backup_folder` reads the same folder as a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kresume import devices, files
+from kresume.checkpoints import weights_file
+from kresume.checkpoints.backup_folder import BEFORE, METADATA, WEIGHTS
+from kresume.checkpoints.hdf5 import read_arrays
+from kresume.errors import CheckpointError
+from kresume.models import match_slots, structure
+from kresume.models.restore import restore_optimizer
+from kresume.training.backup_restore import Restored, all_epochs_done
+
+ASIDE = ".taken-over"
+"""Ends the names of Keras's files once a backup of ours has replaced them."""
+
+
+def exists(folder: Path) -> bool:
+    """Returns whether the folder holds a backup of Keras's."""
+    return (folder / WEIGHTS).is_file()
+
+
+def restore(backup_dir: str, model: Any, epochs: int | None) -> Restored:
+    """Restores weights, optimizer and epoch from the newest pair of files that can be read.
+
+    Args:
+        backup_dir: the folder of the backups, as the user named it.
+        model: built and compiled.
+        epochs: how many `fit` was asked for, None if nobody knows.
+
+    Raises:
+        CheckpointError: no pair can be read.
+    """
+    folder, reasons = Path(backup_dir), []
+    for ending in ("", BEFORE):
+        weights, metadata = folder / f"{WEIGHTS}{ending}", folder / f"{METADATA}{ending}"
+        if not weights.is_file():
+            continue
+        try:
+            epoch = int(json.loads(metadata.read_text(encoding="utf-8"))["epoch"]) if metadata.is_file() else 0
+            told = _load(model, weights)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reasons.append(f"{weights.name}: {' '.join(str(error).split())[:200]}")
+            continue
+        step = int(devices.host_array(model.optimizer.iterations.value))
+        ended = all_epochs_done(epoch, epochs, step)
+        doing = (
+            f"nothing is trained after Keras's own backup: {ended}" if ended else "continuing from Keras's own backup"
+        )
+        line = (
+            f"{backup_dir}: {doing} ({weights.name}) at epoch {epoch + 1}; seed states, "
+            f"metrics and the callbacks' memory are not in it and begin fresh{told}; its files are kept as *{ASIDE}"
+        )
+        return Restored(step, epoch, 0, epoch, line)
+    raise CheckpointError(
+        f"Keras's backup in {backup_dir} cannot be read ({'; '.join(reasons)}): restore it from a copy, or remove the "
+        "folder to begin again"
+    )
+
+
+def set_aside(folder: Path) -> None:
+    """Renames Keras's files, if there are any: beside a backup of ours they would be mistaken for a newer one."""
+    if not exists(folder):
+        return
+    for ending in ("", BEFORE):
+        for name in (f"{WEIGHTS}{ending}", f"{METADATA}{ending}"):
+            path = folder / name
+            if path.is_file():
+                path.rename(path.with_name(f"{name}{ASIDE}"))
+
+
+def _load(model: Any, weights: Path) -> str:
+    """Loads the file as Keras does, then matches the optimizer's slots by their variables.
+
+    Keras assigns slots by their order alone, which is wrong where a model trains other variables than before.
+
+    Returns:
+        A message for the user, as a part of a line; empty if there is nothing to say.
+    """
+    optimizer = model.optimizer
+    fresh = [np.array(variable.value, copy=True) for variable in optimizer.variables]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Skipping variable loading for optimizer")
+        _load_weights(model, weights)
+    state = weights_file.state_of(str(weights), read_arrays(weights.read_bytes(), str(weights)), "")
+    everything = len(structure.can_train(model)) == len(devices.inner(optimizer)._trainable_variables)
+    if everything and len(match_slots.ordered(state)) == len(fresh):
+        return ""
+    devices.assign(optimizer.variables, fresh)
+    told = restore_optimizer(model, state)
+    return f"; {told}" if told else ""
+
+
+def _load_weights(model: Any, weights: Path) -> None:
+    if weights.name.endswith(BEFORE):  # Keras looks at the ending
+        with files.temporary_copy(weights, ".weights.h5") as copy:
+            model.load_weights(copy)
+    else:
+        model.load_weights(weights)

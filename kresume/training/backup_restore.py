@@ -1,0 +1,275 @@
+"""Restores a backup of ours into the `fit` that begins, and says where training continues.
+
+    move_data(folder, stream, on_new_data)         # before fit: the data must be at the backup's epoch when fit counts it
+    state = newest(folder, reporter.warn)          # damaged ones are set aside
+    restored = restore(state, target, ...)         # weights, optimizer, other callbacks, rate, data
+    restored.line                                  # "backup/: continuing at step 1,200 (epoch 3, batch 40)"
+
+The script is the user's, and it may have changed since the backup. A model that does not match is refused. A new learning rate
+in `compile` wins over the rate of the backup. A training that a callback ended stays ended, until something that the callback
+judged by has changed: more epochs, new images, more patience.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+
+from kresume import devices
+from kresume.checkpoints import snapshot
+from kresume.checkpoints.state import TrainState
+from kresume.errors import UsageError
+from kresume.images.stream import Stream
+from kresume.training import callback_state, other_optimizers
+from kresume.training.fit import assign_state, groups_of
+from kresume.training.fit_call import FitCall
+
+
+@dataclass(frozen=True)
+class Target:
+    """The `fit` that a backup is restored into.
+
+    Attributes:
+        backup_dir: the folder of the backups, as the user named it.
+        model: built and compiled.
+        callbacks: all other callbacks of `fit`.
+        epochs: how many `fit` was asked for, None if nobody knows.
+        compiled_rate: the learning rate that `compile` set, None if it is not a variable.
+        call: the running `fit`, None if it was not found.
+        stream: the data of `data=`, None if the data are the user's own.
+        on_new_data: the argument of `BackupAndRestore`.
+    """
+
+    backup_dir: str
+    model: Any
+    callbacks: Sequence[Any]
+    epochs: int | None
+    compiled_rate: float | None
+    call: FitCall | None
+    stream: Stream | None
+    on_new_data: Literal["next-epoch", "error"]
+
+
+@dataclass(frozen=True)
+class Restored:
+    """The position at which training continues.
+
+    Attributes:
+        step: how many steps were trained.
+        epoch: the epoch that is trained next, counted from 0.
+        batch: how many batches of it were trained.
+        initial_epoch: the epoch at which Keras must begin; the last one if nothing is left to train.
+        line: what is printed.
+        as_before: gives the interrupted epoch its state back once it has begun; takes the other callbacks. None between epochs.
+    """
+
+    step: int
+    epoch: int
+    batch: int
+    initial_epoch: int | None
+    line: str
+    as_before: Callable[[Sequence[Any]], None] | None = None
+
+
+def move_data(folder: Path, stream: Stream, on_new_data: Literal["next-epoch", "error"]) -> None:
+    """Moves the data to the position of the newest backup, before `fit` asks how long an epoch is."""
+    if not snapshot.list_snapshots(folder):
+        return
+    state, _ = snapshot.newest_snapshot(folder)
+    records = state.records
+    if records["data"] is not None:
+        epoch, batch = int(records["epoch"]), int(records["batch"])
+        stream.adopt(folder, records["data"], epoch, batch, on_new_data)
+        stream.seek(epoch, batch)
+        stream.recount()
+
+
+def newest(folder: Path, warn: Callable[[str], None]) -> TrainState:
+    """Reads the newest backup that verifies; sets damaged ones aside and warns of them.
+
+    Raises:
+        CheckpointError: all are damaged.
+    """
+    state, skipped = snapshot.newest_snapshot(folder)
+    for path, reason in skipped:
+        warn(f"{path} is damaged ({reason}): going on from the one before")
+        snapshot.set_aside(path)
+    return state
+
+
+def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returned: bool) -> Restored:
+    """Restores the model, its optimizers, the other callbacks and the data.
+
+    Args:
+        state: the backup.
+        target: what it is restored into.
+        epoch_again: begin an interrupted epoch again instead of continuing in its middle.
+        fit_returned: whether the `fit` that wrote the backup returned afterwards.
+
+    Raises:
+        CheckpointError: the model or an optimizer is another one.
+        UsageError: the data are others.
+    """
+    records, groups, model = state.records, groups_of(state), target.model
+    step, epoch, batch = int(state.step or 0), int(records["epoch"]), int(records["batch"])
+    from_its_beginning = bool(batch and epoch_again)
+    if from_its_beginning:
+        batch = 0
+    told = _skip_batches(records, target, batch)
+    if told:
+        epoch, batch = epoch + 1, 0
+    # Without the data's structure the metrics cannot be built before the first step: their averages begin fresh.
+    averages = batch > 0 and target.stream is not None
+    moved = assign_state(
+        model, state, metrics=averages, same_weights=False, way_on="give another folder to begin again"
+    )
+    callback_state.apply(target.callbacks, records["callbacks"], groups.get("callbacks", []))
+    told += [*moved, *_keep_compiled_rate(model, target.compiled_rate, records.get("compiled_rate"))]
+    told += other_optimizers.restore(model, records.get("other_optimizers"), groups.get("other_optimizers", []))
+    rate = rate_of(model) if batch else None
+
+    def as_before(callbacks: Sequence[Any]) -> None:
+        callback_state.apply(callbacks, records["callbacks"], groups.get("callbacks", []))
+        if rate is not None:
+            devices.inner(model.optimizer).learning_rate = rate
+        if averages:
+            devices.assign(model.metrics_variables, groups["metrics"])
+
+    changed = devices.differences(records["fingerprint"], devices.fingerprint())
+    if changed:
+        told.append(f"another machine or version ({'; '.join(changed)}): last digits may differ")
+    new_images = _adopt_data(records, target, epoch, batch)
+    told += [new_images] if new_images else []
+    ended = _why_ended(records, target, step, bool(new_images), fit_returned, told)
+    where = f"epoch {epoch + 1}" + (f", batch {batch:,}" if batch else ", again" if from_its_beginning else "")
+    doing = f"nothing is trained: {ended}" if ended else f"continuing at step {step:,} ({where})"
+    return Restored(
+        step,
+        epoch,
+        batch,
+        target.epochs if ended else epoch,
+        "; ".join([f"{target.backup_dir}: {doing}", *told]),
+        as_before if batch else None,
+    )
+
+
+def rate_of(model: Any) -> float | None:
+    """Returns the learning rate; None if a schedule gives it.
+
+    Under mixed_float16 a second optimizer wraps the one that trains; its own rate means nothing.
+    """
+    rate = getattr(devices.inner(model.optimizer), "_learning_rate", None)
+    return float(devices.host_array(rate.value)) if isinstance(rate, keras.Variable) else None
+
+
+def all_epochs_done(done: int, epochs: int | None, step: int) -> str:
+    """Returns a message if `fit` asks for no further epoch; empty if it does."""
+    if epochs is None or done < epochs:
+        return ""
+    return f"all {epochs} epochs are done (step {step:,}); give fit(epochs=...) more than {done} to train on"
+
+
+def _skip_batches(records: Mapping[str, Any], target: Target, batch: int) -> list[str]:
+    """Moves the user's own data behind the batches that the interrupted epoch drew.
+
+    Returns:
+        A message for the user if no batch of the epoch is left; empty if training continues within it.
+
+    Raises:
+        UsageError: an epoch has another length now.
+    """
+    call = target.call
+    if call is None or target.stream is not None:
+        return []
+    before, now = records.get("steps"), call.steps
+    if batch and before != now and "steps" in records:
+        raise UsageError(
+            f"{target.backup_dir}: the interrupted epoch had {before or 'an unknown number of'} batches, and fit counts "
+            f"{now or 'an unknown number'} now: give the same data and batch size, or another folder to begin again"
+        )
+    if call.begin_behind(batch, records.get("drawn") if batch or not records["batch"] else None):
+        return []
+    return ["the interrupted epoch has no batch left: its validation and its line in the history are left out"]
+
+
+def _adopt_data(records: Mapping[str, Any], target: Target, epoch: int, batch: int) -> str:
+    """Gives the data their state back.
+
+    Returns:
+        A message about new images; empty if there are none.
+
+    Raises:
+        UsageError: the interrupted epoch was trained with `data=` and now is not, or the other way round.
+    """
+    stream = target.stream
+    if stream is not None and records["data"] is not None:
+        return stream.adopt(Path(target.backup_dir), records["data"], epoch, batch, target.on_new_data)
+    if (stream is None) != (records["data"] is None) and batch:
+        raise UsageError(
+            f"{target.backup_dir} was interrupted in the middle of an epoch {'without' if stream else 'with'} data=: "
+            "give it as it was, or another folder to begin again"
+        )
+    return ""
+
+
+def _keep_compiled_rate(model: Any, compiled: float | None, before: float | None) -> list[str]:
+    """Sets the rate of `compile` again if the script changed it since the backup: then the user wants it.
+
+    Args:
+        model: restored.
+        compiled: the rate that `compile` set now.
+        before: the rate that it had set when the backup was written.
+
+    Returns:
+        A message for the user if the rate was changed.
+    """
+    restored = rate_of(model)
+    if compiled is None or before is None or restored is None or math.isclose(compiled, before, rel_tol=1e-6):
+        return []
+    devices.inner(model.optimizer).learning_rate = compiled
+    return [f"rate: {restored:g} (backup) -> {compiled:g} (compile)"]
+
+
+def _why_ended(
+    records: Mapping[str, Any], target: Target, step: int, new_images: bool, fit_returned: bool, told: list[str]
+) -> str:
+    """Says why no epoch is left and how to train on; empty if one is left.
+
+    A callback may have ended the training. That stays so until something that it judged by has changed.
+
+    Args:
+        records: of the backup.
+        target: what it is restored into.
+        step: how many steps were trained.
+        new_images: whether images came since.
+        fit_returned: whether the `fit` that wrote the backup returned afterwards.
+        told: takes a message for the user where training continues after a callback had ended it.
+    """
+    done, epochs, before = int(records["epoch"]), target.epochs, records.get("epochs")
+    if all_done := all_epochs_done(done, epochs, step):
+        return all_done
+    if not records["stopped"]:
+        return ""
+    end = f"after epoch {done} of {epochs} (step {step:,})"
+    if new_images or (before is not None and epochs is not None and epochs > before):
+        callback_state.take_back_stop(target.callbacks, renew=True)
+        changed = "new images came" if new_images else f"{epochs} epochs are asked for, {before} were"
+        told.append(
+            f"a callback had ended it, but {changed}: the patience of EarlyStopping begins anew, its best stays"
+        )
+        return ""
+    if callback_state.stopped_by_patience(records["callbacks"]):
+        if callback_state.out_of_patience(target.callbacks):
+            return f"EarlyStopping ended it {end}; give it more patience, fit more epochs, or new images, to train on"
+        callback_state.take_back_stop(target.callbacks, renew=False)
+        told.append("EarlyStopping had ended it, but has more patience now")
+        return ""
+    if fit_returned:
+        told.append("a callback had ended it, and may end it again")
+        return ""
+    return f"a callback ended it {end}, and it died before fit returned, as it does now; run it again to train on"

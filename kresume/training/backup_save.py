@@ -1,0 +1,101 @@
+"""Collects the contents of a backup, and decides whether the training is worth one.
+
+    records, extra = capture(model, callbacks)            # other callbacks, other optimizers, this machine
+    writer.submit(step, partial(read_finite, model), ...) # the arrays; raises NotFinite instead
+    broken(logs)                                          # "the loss is nan"
+    why_kept("backup/", model, logs, 3, 5)                # "backup/: fit ended after 3 of 5 epochs, so the backups stay ..."
+
+Nobody can train on from weights that are not finite. So no backup of them replaces a good one, and the good one is kept when
+`fit` ends in that way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kresume import devices
+from kresume.checkpoints import snapshot
+from kresume.models import structure
+from kresume.training import callback_state, other_optimizers
+
+
+class NotFinite(Exception):
+    """Raised instead of a backup whose weights are not finite."""
+
+
+def capture(model: Any, callbacks: Sequence[Any]) -> tuple[dict[str, Any], dict[str, list[np.ndarray]]]:
+    """Reads the state that is not among the arrays of the compiled model.
+
+    Args:
+        model: the model in training.
+        callbacks: all other callbacks of `fit`.
+
+    Returns:
+        `(records, extra)`: JSON values for `meta.json`, and groups of arrays by name.
+    """
+    facts, arrays = callback_state.capture(callbacks)
+    others, slots = other_optimizers.capture(model)
+    records = {
+        "callbacks": facts,
+        "other_optimizers": others,
+        "fingerprint": devices.fingerprint(),
+        structure.RECORD: structure.describe(model),
+    }
+    return records, {name: given for name, given in (("callbacks", arrays), ("other_optimizers", slots)) if given}
+
+
+def read_finite(model: Any, buffers: Any) -> Any:
+    """Copies the live state into the buffers.
+
+    Raises:
+        NotFinite: a trainable weight is not finite.
+    """
+    groups = devices.read_state(model, buffers)
+    if not all(map(snapshot.is_finite, groups["trainable"])):
+        raise NotFinite
+    return groups
+
+
+def broken(logs: Mapping[str, Any] | None) -> str:
+    """Returns a message if the loss that Keras reports is not finite; empty if it is finite or unknown."""
+    loss = (logs or {}).get("loss")
+    return "" if loss is None or math.isfinite(loss) else f"the loss is {float(loss)}"
+
+
+def why_kept(backup_dir: str, model: Any, logs: Mapping[str, Any] | None, epoch: int, epochs: int | None) -> str:
+    """Returns why the backups are still needed when `fit` ends, and the way on; empty if they have served.
+
+    Args:
+        backup_dir: the folder of the backups, as the user named it.
+        model: the trained model.
+        logs: the logs of Keras's `on_train_end`.
+        epoch: how many epochs were trained.
+        epochs: how many were asked for, None if nobody knows.
+    """
+    reason = _why_unfinished(model, logs, epoch, epochs)
+    kept = snapshot.list_snapshots(Path(backup_dir))
+    if not (reason and kept):
+        return ""
+    return (
+        f"{backup_dir}: {reason}, so the backups stay. The newest is of step {kept[-1][0]:,}: run again to go on "
+        "from it (a rate given to compile takes effect), or remove the folder to begin anew"
+    )
+
+
+def _why_unfinished(model: Any, logs: Mapping[str, Any] | None, epoch: int, epochs: int | None) -> str:
+    if reason := broken(logs):
+        return reason
+    state = devices.read_state(model)
+    finite = all(map(snapshot.is_finite, state["trainable"])) and not any(
+        array.dtype.kind == "f" and np.isnan(array).any() for array in state["non_trainable"]
+    )
+    if not finite:
+        return "the weights are not finite"
+    if epochs is not None and epoch < epochs and not model.stop_training:
+        return f"fit ended after {epoch} of {epochs} epochs"
+    return ""
