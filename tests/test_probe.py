@@ -25,6 +25,31 @@ def test_equally_right_ways_are_told_apart_by_the_loss():
     assert probe.table.startswith("b gives 100.0 % (loss 0.09)")
 
 
+def test_a_way_that_is_only_surer_does_not_win():
+    """A model that stopped early is right on all and unsure; larger numbers make it surer, and wrong on two."""
+    shy = noisy(0.7, 0.02, 1)()
+    sure = noisy(0.95, 0.02, 1)()
+    sure[:2] = [[0.3, 0.4, 0.3], [0.4, 0.3, 0.3]]
+    probe = probe_feedings(lambda images: images, {"shy": lambda: shy, "sure": lambda: sure}, LABELS, "probabilities")
+    assert probe.losses["sure"] < probe.losses["shy"]
+    assert (probe.winner, set(probe.fitting)) == (None, {"shy", "sure"})
+
+
+def test_a_way_that_is_too_sure_is_not_excused():
+    """The right way is worth more than a surer one of the same answers: numbers that are too large make a model so."""
+    rng = np.random.default_rng(3)
+    right = rng.dirichlet((1, 1, 1), len(LABELS))
+    right[np.arange(len(LABELS)), LABELS] += 1.0
+    right /= right.sum(axis=1, keepdims=True)
+    flipped = rng.random(len(LABELS)) < 0.2
+    right[flipped] = right[flipped][:, [1, 2, 0]]
+    sure = right**20 / (right**20).sum(axis=1, keepdims=True)
+    probe = probe_feedings(
+        lambda images: images, {"right": lambda: right, "sure": lambda: sure}, LABELS, "probabilities"
+    )
+    assert (probe.winner, probe.accuracies["sure"]) == ("right", probe.accuracies["right"])
+
+
 def test_no_way_wins_that_is_no_better_than_chance():
     """A model that always answers the same class has no winner, whatever its losses."""
     always = np.tile([[0.8, 0.1, 0.1]], (len(LABELS), 1))

@@ -5,7 +5,9 @@
 
 A model restored bit for bit and fed the wrong values is worthless, so nothing is guessed: without a clear winner the caller
 raises. Two conventions can be right equally often and still be told apart, because the loss falls with every image that
-the model is surer of: ways of feeding are compared image by image. The order of the classes is `class_order`'s.
+the model is surer of: ways of feeding are compared image by image. Sureness alone is no evidence, though: larger numbers make
+most models surer, and one that stopped early or had its labels smoothed is less sure than it is right. So the winner must
+also answer best when each way is as sure as it is right. The order of the classes is `class_order`'s.
 """
 
 from __future__ import annotations
@@ -16,12 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from kresume.evaluation.score import OutputKind, image_losses, predict_all
+from kresume.evaluation.score import SMALLEST_PROBABILITY, OutputKind, image_losses, predict_all
 
 PROBE_BATCH = 32
 CLEAR_ERRORS = 2.0
 """How many standard errors of the mean difference in loss make a winner: once in 40 probes chance does as much."""
 CLEAR_POINTS = 0.05
+TEMPERATURES = np.geomspace(1 / 16, 1.0, 24)
+"""What the logits of a way that is not sure enough may be divided by. `0-255` differs from the others by more than that."""
 SMALL_LOSS, SMALL_SHARE = 0.05, 0.1
 """How much worse a convention may be, at most, to be taken because it is the usual one: in nats, or as a share of its loss."""
 ROUNDING = 1e-5
@@ -98,14 +102,17 @@ def probe_feedings(
         of every other by more than chance explains. Of the usual ways one wins so against the usual ways alone. Another way
         needs more, because there are many: its loss is below every usual one's at a level shared among them (Bonferroni), and
         clearly below the others'. Where it is a little better than the best usual one, but not so clearly, the usual one wins
-        if it costs little at most (`SMALL_LOSS`); else nobody does.
+        if it costs little at most (`SMALL_LOSS`); else nobody does. Where another way has lower `fair_losses`, these decide:
+        the one with the lower loss may only be surer.
     """
     predictions: dict[str, np.ndarray] = {}
     losses: dict[str, np.ndarray] = {}
+    fair: dict[str, np.ndarray] = {}
     for name, feeding in feedings.items():
         probabilities = predict_all(predict, _batches(np.asarray(feeding())), kind)
         predictions[name] = probabilities.argmax(axis=-1)
         losses[name] = image_losses(probabilities, labels)
+        fair[name] = fair_losses(probabilities, labels)
     accuracies = {name: float((predicted == labels).mean()) for name, predicted in predictions.items()}
     ranked = sorted(feedings, key=lambda name: float(losses[name].mean()))
     right = _most_right(ranked, {name: (predicted != labels).astype(float) for name, predicted in predictions.items()})
@@ -118,6 +125,7 @@ def probe_feedings(
             rivals.remove(other)
             known.add(better)
     fitting = _fitting(rivals, losses, known)
+    fitting = _not_only_surer(fitting, [way for way in rivals if way in known or fitting[0] not in known], fair)
     guess = SURE_SHARE * float(np.log(max(len(np.unique(labels)), 2)))
     quieter = [quiet for loud, quiet in louder if loud == fitting[0] and quiet in rivals and quiet not in fitting]
     fitting = (*fitting, *(way for way in quieter if losses[way].mean() < guess))
@@ -143,6 +151,25 @@ def promising(probe: Probe) -> tuple[str, ...]:
         return tuple(probe.tried)
     kept = {*list(probe.accuracies)[: MOST_SHOWN + 1], *probe.fitting}
     return tuple(name for name in probe.tried if name in kept)
+
+
+def fair_losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The cross-entropy of each image, `(images,)`, had the model been as sure of its answers as they are right.
+
+    A model that is too sure gains nothing: that is what wrong numbers do to it.
+
+    Args:
+        probabilities: `(images, classes)`.
+        labels: `(images,)` indices of classes.
+    """
+    logits = np.log(np.clip(probabilities, SMALLEST_PROBABILITY, 1.0))
+    logits -= logits.max(axis=-1, keepdims=True)
+
+    def at(temperature: float) -> np.ndarray:
+        scaled = logits / temperature
+        return np.asarray(np.log(np.exp(scaled).sum(axis=-1)) - scaled[np.arange(len(labels)), labels])
+
+    return min((at(temperature) for temperature in TEMPERATURES), key=lambda losses: float(losses.mean()))
 
 
 def _most_right(ways: list[str], errors: Mapping[str, np.ndarray]) -> list[str]:
@@ -174,6 +201,16 @@ def _fitting(ranked: list[str], losses: Mapping[str, np.ndarray], usual: Collect
         if at_most <= max(SMALL_LOSS, SMALL_SHARE * losses[known[0]].mean()):
             return (known[0], *alike(known[0], known, CLEAR_ERRORS))
     return (best, *sorted(rivals, key=ranked.index))
+
+
+def _not_only_surer(fitting: tuple[str, ...], rivals: Iterable[str], fair: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+    """The ways that fit, or, where another one answers better than the best of them, those that answer best."""
+    ways = list(dict.fromkeys([*fitting, *rivals]))
+    best = min(ways, key=lambda way: float(fair[way].mean()))
+    if best in fitting or fair[best].mean() > fair[fitting[0]].mean() - ROUNDING:
+        return fitting
+    known = sorted({*fitting, best}, key=lambda way: float(fair[way].mean()))
+    return tuple(way for way in known if way == best or not is_clearly_lower(fair[best], fair[way]))
 
 
 def _batches(images: np.ndarray) -> Iterable[tuple[np.ndarray, int]]:
