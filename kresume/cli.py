@@ -44,9 +44,11 @@ class Command(click.Command):
 
 
 def _explain(option: str, command: click.Command, ctx: click.Context) -> str:
-    from kresume.config import nearest
+    from kresume.config import TrainConfig, flag_of, nearest
 
     known = [flag for parameter in command.get_params(ctx) for flag in parameter.opts if flag.startswith("--")]
+    if option in {flag_of(name) for name in TrainConfig.model_fields} - set(known):
+        return f"{ctx.command_path} has no option {option}: it is one of `kresume train` and `kresume plan`"
     return f"no option {option}: {nearest(option.partition('=')[0], known) or f'see {ctx.command_path} --help'}"
 
 

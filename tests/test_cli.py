@@ -166,3 +166,11 @@ def test_every_story_in_configs_is_valid(request):
         assert config.given(config.resolve({}, str(story)))
         assert f"kresume train --config configs/{story.name}" in story.read_text()
     json.dumps([config.given(config.resolve({}, str(story))) for story in stories])
+
+
+@pytest.mark.parametrize("command", ["eval", "inspect"])
+def test_an_option_of_another_command_is_called_that(capsys, command):
+    """`eval` needs no optimizer; the nearest name would be a riddle."""
+    error = refused(capsys, 2, command, "somewhere", "--optimizer", "adam")
+    assert "no option --optimizer" in error
+    assert "kresume train" in error

@@ -244,7 +244,15 @@ def test_kernels_of_theano_are_turned(tmp_path):
 
 
 def new_style(path, name, config, kinds):
-    """A `.h5` or `.keras` of Keras 2.11 to 2.15; `kinds` are slots, which the `.keras` keeps alternating by weight."""
+    """A `.h5` or `.keras` of Keras 2.11 to 2.15; `kinds` are slots, which the `.keras` keeps alternating by weight.
+
+    A dictionary of kinds gives the shape of each from that of its weight, None where that weight has none.
+    """
+    shape_of = kinds if isinstance(kinds, dict) else dict.fromkeys(kinds, lambda shape: shape)
+
+    def slots_of(shape):
+        return [(kind, of(shape)) for kind, of in shape_of.items() if of(shape) is not None]
+
     layers = [{**layer, "config": {**layer["config"]}} for layer in LAYERS]
     model = {"class_name": "Sequential", "config": {"name": "sequential", "layers": layers}}
     optimizer = {"class_name": name, "config": {"learning_rate": 0.003, **config}}
@@ -263,17 +271,17 @@ def new_style(path, name, config, kinds):
                     group[each] = numbers(each, shape)
             group = file.create_group("optimizer_weights")
             group["iteration:0"] = np.asarray(7)
-            slots_ = [f"{name}/{kind}/{each}" for each, _ in names for kind in kinds]
+            slots_ = [f"{name}/{kind}/{each}" for each, shape in names for kind, _ in slots_of(shape)]
             group.attrs["weight_names"] = ["iteration:0", *slots_]
             for each, shape in names:
-                for kind in kinds:
-                    group[f"{name}/{kind}/{each}"] = numbers(kind, shape)
+                for kind, own in slots_of(shape):
+                    group[f"{name}/{kind}/{each}"] = numbers(kind, own)
         return
     with h5py.File(path.with_suffix(".tmp"), "w") as file:
         for layer, listed in zip(("conv2d", "dense"), WEIGHTS.values(), strict=True):
             for index, (each, shape) in enumerate(listed):
                 file[f"_layer_checkpoint_dependencies/{layer}/vars/{index}"] = numbers(each, shape)
-        arrays = [np.asarray(7), *(numbers(kind, shape) for _, shape in names for kind in kinds)]
+        arrays = [np.asarray(7), *(numbers(kind, own) for _, shape in names for kind, own in slots_of(shape))]
         for index, array in enumerate(arrays):
             file[f"optimizer/vars/{index}"] = array
     with zipfile.ZipFile(path, "w") as archive:
@@ -290,6 +298,25 @@ def test_the_idle_momentum_of_a_plain_sgd_is_left_out(tmp_path, ending):
     new_style(tmp_path / f"m.{ending}", "SGD", {"momentum": 0.0, "nesterov": False}, ["m"])
     state, _, optimizer = restored(tmp_path / f"m.{ending}")
     assert (state.step, int(optimizer.iterations), slots.slot_lists(optimizer)) == (7, 7, {})
+
+
+@pytest.mark.parametrize("ending", ["h5", "keras"])
+def test_adafactor_keeps_its_rows_and_columns(tmp_path, ending):
+    """Keras 2 stores no rows and columns of a bias; Keras 3 has an idle number for each."""
+    kinds = {
+        "r": lambda shape: shape[:-1] if len(shape) > 1 else None,
+        "c": lambda shape: (*shape[:-2], shape[-1]) if len(shape) > 1 else None,
+        "v": lambda shape: shape,
+    }
+    new_style(tmp_path / f"m.{ending}", "Adafactor", {"relative_step": True}, kinds)
+    _, model, optimizer = restored(tmp_path / f"m.{ending}")
+    assert int(optimizer.iterations) == 7
+    listed = slots.slot_lists(optimizer)
+    for kind, of in kinds.items():
+        for slot, weight in zip(listed[f"_{kind}"], model.trainable_variables, strict=True):
+            shape = of(tuple(weight.shape))
+            expected = np.zeros(()) if shape is None else numbers(kind, shape)
+            np.testing.assert_array_equal(keras.ops.convert_to_numpy(slot), expected)
 
 
 @pytest.mark.parametrize("ending", ["h5", "keras"])

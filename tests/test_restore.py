@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 import zipfile
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -33,6 +34,7 @@ OPTIMIZERS = {
     "sgd": lambda: keras.optimizers.SGD(rate, momentum=0.9),
     "schedule": lambda: keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(rate, 100)),
     "ema": lambda: keras.optimizers.AdamW(rate, use_ema=True),
+    "adafactor": lambda: keras.optimizers.Adafactor(rate),
     "accumulate": lambda: keras.optimizers.AdamW(rate, gradient_accumulation_steps=2),
 }
 for name, make in OPTIMIZERS.items():
@@ -112,7 +114,7 @@ def assert_equal_to_the_writers(model, optimizer, expected):
 
 
 @pytest.mark.parametrize("backend", ["tensorflow", "jax"])
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "schedule", "ema", "accumulate"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "schedule", "ema", "accumulate", "adafactor"])
 def test_a_keras_file_restores_to_the_last_bit(written, backend, optimizer):
     """Weights and optimizer state of a `.keras` file of either backend are equal right after restoring."""
     path, expected = written(backend, "keras", optimizer)
@@ -126,7 +128,7 @@ def test_a_keras_file_restores_to_the_last_bit(written, backend, optimizer):
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", "manager"])
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "ema"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "ema", "adafactor"])
 def test_a_tensorflow_checkpoint_restores_to_the_last_bit(written, kind, optimizer):
     """Under either backend, whatever roots it was saved with; the model comes from elsewhere."""
     path, expected = written("tensorflow", kind, optimizer)
@@ -137,7 +139,8 @@ def test_a_tensorflow_checkpoint_restores_to_the_last_bit(written, kind, optimiz
     restore.restore(model, state, optimizer=restored)
     assert_equal_to_the_writers(model, restored, expected)
     assert (state.step, round(state.rate.value, 6)) == (6, 0.01)
-    assert optimizers.fitting(state) == (["SGD"] if optimizer == "sgd" else ["Adam", "AdamW", "Lamb"])
+    fitting = {"sgd": ["SGD"], "adafactor": []}.get(optimizer, ["Adam", "AdamW", "Lamb"])
+    assert optimizers.fitting(state) == fitting
 
 
 @pytest.mark.parametrize("place", [0, 4, 16, 32])
@@ -292,6 +295,46 @@ def test_keras_still_saves_by_the_names_we_read(tmp_path):
     arrays = read_checkpoint(tmp_path / "model.keras").arrays
     names = {path: np.asarray(keras.ops.convert_to_numpy(variable)) for variable, path in keras_names(model)}
     assert_same_bytes({name: array for name, array in arrays.items() if "/vars/" in name}, names)
+
+
+def test_a_variable_that_two_layers_have_is_stored_twice(tmp_path):
+    """Keras writes the kernel below `SpectralNormalization` and below the layer inside; both names are accounted for."""
+    layers = keras.layers
+    model = keras.Sequential(
+        [keras.Input((6, 6, 3)), layers.SpectralNormalization(layers.Conv2D(2, 3)), layers.Flatten()]
+    )
+    model.save(tmp_path / "model.keras")
+    state = read_checkpoint(tmp_path / "model.keras")
+    live = model_of(state)
+    restore.restore(live, state, optimizer=None)
+    assert_same_bytes(
+        {str(index): array for index, array in enumerate(model.get_weights())},
+        {str(index): array for index, array in enumerate(live.get_weights())},
+    )
+    twice = next(name for name in state.arrays if name.endswith("spectral_normalization/vars/0"))
+    changed = replace(state, arrays={**state.arrays, twice: state.arrays[twice] + 1})
+    with pytest.raises(RestoreError, match=f"holds 1 arrays.* {twice}"):
+        restore.restore(live, changed, optimizer=None)
+
+
+def test_bfloat16_of_keras_2_is_read(tmp_path):
+    """tf_keras keeps some variables in the type in which they compute, and stores them without naming it."""
+    import h5py
+    import ml_dtypes
+
+    from kresume.checkpoints.hdf5 import read_arrays
+
+    values = np.asarray([0.5, -3.0, 1.0078125], ml_dtypes.bfloat16)
+    with h5py.File(tmp_path / "m.h5", "w") as file:
+        file["mean"] = values.view("V2")
+        file["other"] = np.zeros(3, "V3")
+    with pytest.raises(CheckpointError, match=r"other is of the type .V3"):
+        read_arrays((tmp_path / "m.h5").read_bytes(), "m.h5")
+    with h5py.File(tmp_path / "m.h5", "r+") as file:
+        del file["other"]
+    found = read_arrays((tmp_path / "m.h5").read_bytes(), "m.h5")["mean"]
+    assert found.dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(found.astype("float32"), [0.5, -3.0, 1.0078125])
 
 
 def test_what_we_save_loads_in_plain_keras_and_trains_on(tmp_path):

@@ -457,6 +457,32 @@ def test_rarer_layers_turn_rightly(tmp_path):
     assert ours.get_weights()[0].tobytes() == np.ascontiguousarray(weight).tobytes()
 
 
+def test_averages_slopes_and_transposed_kernels_are_found(tmp_path):
+    """What `swa_utils.AveragedModel` saves; PReLU, per channel and one for all; transposed kernels."""
+    torch = pytest.importorskip("torch")
+    from torch import nn
+    from torch.optim.swa_utils import AveragedModel
+
+    layers = keras.layers
+    torch.manual_seed(0)
+    theirs = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.PReLU(4), nn.ConvTranspose2d(4, 6, 3, stride=2), nn.PReLU(), nn.Flatten(), nn.Linear(2646, 3)
+    )  # fmt: skip
+    with torch.no_grad():
+        theirs[1].weight.copy_(torch.linspace(-0.5, 0.5, 4))
+    ours = keras.Sequential(
+        [
+            keras.Input((12, 12, 3)), layers.Conv2D(4, 3), layers.PReLU(shared_axes=[1, 2]),
+            layers.Conv2DTranspose(6, 3, strides=2), layers.PReLU(shared_axes=[1, 2, 3]), layers.Flatten(), layers.Dense(3),
+        ]
+    )  # fmt: skip
+    torch.save(AveragedModel(theirs).state_dict(), tmp_path / "ema.pth")
+    mapped, _ = torch_map.to_model(ours, None, read_checkpoint(tmp_path / "ema.pth"))
+    restore.restore(ours, mapped, optimizer=None)
+    expected = theirs(torch.from_numpy(np.ascontiguousarray(IMAGES.transpose(0, 3, 1, 2)))).detach().numpy()
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(ours(IMAGES, training=False)), expected, atol=1e-5)
+
+
 def test_another_epsilon_is_told():
     """No array shows it."""
     inputs = keras.Input((12, 12, 3))

@@ -95,7 +95,8 @@ def _walk(
 def _array(item: Any, name: str, data: bytes, path: str) -> np.ndarray:
     if item.external or item.is_virtual:
         raise CheckpointError(f"{path}: {name} keeps its data in another file: refused")
-    bfloat16 = item.attrs.get("dtype") == "bfloat16"
+    # HDF5 has no bfloat16: Keras 3 stores its bytes and names the type beside them, Keras 2 stores them as they are.
+    bfloat16 = item.attrs.get("dtype", "bfloat16" if item.dtype == np.dtype("V2") else "") == "bfloat16"
     if item.shape is None or item.dtype.kind not in ("biufcV" if bfloat16 else "biufc"):
         raise CheckpointError(f"{path}: {name} is of the type {item.dtype}, expected numbers: refused")
     claimed, stored = math.prod(item.shape) * item.dtype.itemsize, int(item.id.get_storage_size())
@@ -113,7 +114,6 @@ def _array(item: Any, name: str, data: bytes, path: str) -> np.ndarray:
             )
         array = np.frombuffer(data, item.dtype, math.prod(item.shape), offset).reshape(item.shape)
     if bfloat16 and array.dtype.kind in "Vu":
-        # HDF5 has no bfloat16: Keras stores its bytes and names the type beside them.
         import ml_dtypes
 
         array = array.view(ml_dtypes.bfloat16)

@@ -46,6 +46,7 @@ SLOTS: Mapping[str, Mapping[str, str]] = {
     },
     "Ftrl": {"accumulator": "_accumulators", "linear": "_linears"},
     "Lion": {"m": "_momentums"},
+    "Adafactor": {"r": "_r", "c": "_c", "v": "_v"},
 }
 """Keras 2's names of slots, of its new-style and its legacy optimizers, and the attribute that holds them in Keras 3."""
 NUMBERED = re.compile(r"_\d+$")
@@ -113,7 +114,21 @@ def ordered(name: str | None, config: Mapping[str, Any], arrays: Sequence[np.nda
         return list(arrays[: len(arrays) - (len(arrays) - 1) // kinds])
     if name == "Nadam" and len(arrays) > 1:
         return [*arrays, nadam_product(float(config.get("beta_1", 0.9)), int(arrays[0]))]
-    return list(arrays)
+    return _with_placeholders(arrays) if name == "Adafactor" else list(arrays)
+
+
+def _with_placeholders(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Adafactor's variables with the two idle numbers that Keras 3 has in front of what follows a weight of one axis."""
+    found = list(arrays[:1])
+    rest = list(arrays[1:])
+    while rest:
+        row, column, whole = (tuple(array.shape) for array in (rest + rest[-1:] * 2)[:3])
+        if len(rest) > 2 and len(whole) > 1 and (row, column) == (whole[:-1], (*whole[:-2], whole[-1])):
+            found, rest = found + rest[:3], rest[3:]
+        else:
+            zero = np.zeros((), rest[0].dtype)
+            found, rest = [*found, zero, zero.copy(), rest[0]], rest[1:]
+    return found
 
 
 def without_slashes(name: str) -> str:
@@ -172,6 +187,8 @@ def _translated(value: Any, *, layer: bool) -> Any:
         result["config"]["layers"] = _stack(result["config"].get("layers", []), shape or _shape_of_first(value))
     elif is_layer:
         result["module"] = None if ">" in name else keras_2_layers.MODULES.get(name, "keras.layers")
+    elif not module and not layer and result["registered_name"] is None:
+        result["module"] = keras_2_layers.module_of(name)
     return result
 
 

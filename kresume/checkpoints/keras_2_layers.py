@@ -20,6 +20,15 @@ RENAMED = {
 """Classes that Keras 3 calls otherwise, or has as a case of another."""
 MODULES = {"LayerScale": "keras.src.applications.convnext", "StochasticDepth": "keras.src.applications.convnext"}
 """Where Keras 3 has layers of its applications, as its own files say."""
+PARTS = {
+    "keras.initializers": {
+        "Constant", "GlorotNormal", "GlorotUniform", "HeNormal", "HeUniform", "Identity", "LecunNormal", "LecunUniform", "Ones",
+        "Orthogonal", "RandomNormal", "RandomUniform", "TruncatedNormal", "VarianceScaling", "Zeros",
+    },
+    "keras.regularizers": {"L1", "L1L2", "L2", "OrthogonalRegularizer"},
+    "keras.constraints": {"MaxNorm", "MinMaxNorm", "NonNeg", "UnitNorm"},
+}  # fmt: skip
+"""Where Keras has the parts of its layers; Keras 2 did not write it down."""
 KERNEL = ("kernel_initializer", "kernel_regularizer", "kernel_constraint")
 GONE: Mapping[str, tuple[str, ...]] = {
     "InputLayer": ("ragged",),
@@ -108,6 +117,11 @@ def layer(name: str, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         if _is_hard_sigmoid(inside.get(key)):
             inside[key] = HARD_SIGMOID
     return new, inside
+
+
+def module_of(name: str) -> str | None:
+    """The module of a part of a layer that Keras has itself."""
+    return next((module for module, names in PARTS.items() if name in names), None)
 
 
 def is_of_keras_1(config: Any) -> bool:

@@ -34,6 +34,7 @@ WEIGHTS_KEYS = ("model_state_dict", "state_dict", "model", "model_state", "net",
 OPTIMIZER_KEYS = ("optimizer_state_dict", "optimizer", "optimizer_state", "optim", "optimizer_states")
 STEP_KEYS = ("global_step", "step", "iteration", "iterations", "num_updates")
 CLASSES_KEYS = ("classes", "class_names", "class_to_idx")
+AVERAGED = "n_averaged"
 PREFIXES = ("module.", "_orig_mod.", "model.")
 AVERAGES_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 BARE = "torch.save({'model_state_dict': model.state_dict(), 'optimizer_state_dict': optimizer.state_dict()}, PATH)"
@@ -306,8 +307,13 @@ def _tensors(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_prefixes(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """`module.` (DataParallel), `_orig_mod.` (compile) and `model.` (Lightning), where every name has it."""
-    stripped = dict(weights)
+    """`module.` (DataParallel), `_orig_mod.` (compile) and `model.` (Lightning), where every name has it.
+
+    `AveragedModel` of `swa_utils` counts its updates beside a model under `module.`; nothing reads that number here.
+    """
+    stripped = {name: value for name, value in weights.items() if name != AVERAGED}
+    if len(stripped) < len(weights) and not all(name.startswith(PREFIXES[0]) for name in stripped):
+        stripped = dict(weights)  # a model of the user's own that calls something so
     while prefix := next((start for start in PREFIXES if all(name.startswith(start) for name in stripped)), None):
         stripped = {name.removeprefix(prefix): value for name, value in stripped.items()}
     return {name.replace("_orig_mod.", ""): value for name, value in stripped.items()}

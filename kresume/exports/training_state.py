@@ -57,6 +57,7 @@ def revive(loaded: Loaded, job: Job) -> Training:
     asked, reset = optimizers.parse_choice(job.optimizer)
     if reset and asked is not None:
         return _begun_anew(loaded, asked)
+    optimizers.check_can_keep(state, asked or "adamw")
     saved: SavedOptimizer | None
     if state.optimizer is not None and state.optimizer.class_name is None:
         own = optimizers.describe(loaded.own_optimizer) if loaded.own_optimizer is not None else None

@@ -10,6 +10,7 @@ place of a layer among those with weights (`layer_with_weights-3`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -64,7 +65,8 @@ def match(
             node, optimizer = graph_optimizer.inside(state.graph, node), devices.inner(optimizer)
         numbers = {id(slot.variable) for slot in slots.describe(optimizer) if slot.weight is None}
         walked = {key: name for key, name in _walk(state, node, optimizer).items() if key in numbers}
-        saved = _keras_3_slots(state, graph_optimizer.inside(state.graph, node), optimizer)
+        inside = graph_optimizer.inside(state.graph, node)
+        saved = _keras_3_slots(state, inside, optimizer) or _keras_3_list(model, optimizer, state, inside, best)
     else:
         optimizer = devices.inner(optimizer)
         walked, saved = _keras_2_numbers(state, node, optimizer), _keras_2_slots(state, node, optimizer, best)
@@ -134,6 +136,20 @@ def _keras_3_slots(state: TrainState, node: int, optimizer: Any) -> list[Saved]:
         for index, name in _arrays(state, children.get(kind)).items():
             saved.append(Saved(name, kind, trained.get(index)))
     return saved
+
+
+def _keras_3_list(model: Any, optimizer: Any, state: TrainState, node: int, weights: Mapping[int, str]) -> list[Saved]:
+    """The list of all variables, by their order: TensorFlow does not see into lists to which a class appends (Adafactor)."""
+    children = state.graph[node].children
+    names = list(_arrays(state, children.get("_variables")).values())
+    trained = list(_arrays(state, children.get("_trainable_variables")).values())
+    if len(names) < 2 or not slots.slot_lists(optimizer):
+        return []
+    if state.optimizer is not None:  # loss scaling keeps its own elsewhere
+        state = replace(state, optimizer=replace(state.optimizer, loss_scale=False))
+    saved, _ = match_slots.by_order(model, optimizer, state, names, weights, trained)
+    numbers = {name for name, value in vars(devices.inner(optimizer)).items() if isinstance(value, keras.Variable)}
+    return [entry for entry in saved if entry.kind not in numbers]
 
 
 def _arrays(state: TrainState, node: int | None) -> dict[int, str]:

@@ -246,11 +246,15 @@ def by_order(
     if pattern is None:
         return saved + [Saved(name, COUNT) for name in names[:1]], True
     listed = list(zip(names, pattern, strict=False))
-    kind = next((kind for kind, weight in pattern if weight is not None), None)
-    if kind is None:
+    reduced = _reduced(live)
+    kinds = [kind for kind, weight in pattern if weight is not None]
+    kind = next((kind for kind in kinds if kind not in reduced), None)
+    if not kinds:
         return saved + [Saved(name, kind) for name, (kind, _) in listed], False
     if trained is None:
-        shapes = [tuple(state.arrays[name].shape) for name, (other, _) in listed if other == kind]
+        shapes = [
+            tuple(state.arrays[name].shape) for name, (other, _) in listed if other == kind
+        ]  # whose weights' they are
         now = [weights.get(id(variable)) for variable in own]
         if same_weights and len(now) == count and None not in now:
             trained = [name for name in now if name is not None]
@@ -261,6 +265,13 @@ def by_order(
         return saved + numbers, True
     owned = [Saved(name, kind, trained[weight]) for name, (kind, weight) in listed if weight is not None]
     return saved + numbers + owned, False
+
+
+def _reduced(live: Sequence[slots.Slot]) -> set[str]:
+    """The kinds of slots that do not have the shapes of their weights: Adafactor keeps sums over rows and columns."""
+    return {
+        slot.kind for slot in live if slot.weight is not None and tuple(slot.variable.shape) != tuple(slot.weight.shape)
+    }
 
 
 def _pattern(optimizer: Any, count: int) -> tuple[int, Sequence[tuple[str, int | None]] | None]:

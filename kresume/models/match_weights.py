@@ -131,6 +131,22 @@ def saved_weights(model: keras.Model, state: TrainState, variables: Sequence[Any
     ]
 
 
+def second_names(model: keras.Model, state: TrainState, names: Mapping[int, str]) -> set[str]:
+    """Arrays that hold what another one does, for one variable that two layers have: `SpectralNormalization` and its layer.
+
+    Args:
+        model: built.
+        state: of the layout `"keras"`.
+        names: `id(variable)` -> name of the array that it is restored from.
+    """
+    pairs = [(names.get(id(variable)), name) for variable, name in keras_names(model) if name in state.arrays]
+    return {
+        name
+        for first, name in pairs
+        if first is not None and first != name and np.array_equal(state.arrays[first], state.arrays[name])
+    }
+
+
 def keras_names(model: keras.Model) -> list[tuple[Any, str]]:
     """Each variable of a model with the HDF5 path at which Keras's saving library keeps it.
 

@@ -86,6 +86,23 @@ def says_same_weights(text: str | None) -> bool:
     return text == "keep" or str(text).endswith(":keep")
 
 
+def check_can_keep(state: TrainState, name: str) -> None:
+    """Raises if the state of a checkpoint's optimizer has no meaning in Keras.
+
+    Args:
+        state: what was read.
+        name: the class to start fresh with, for the message.
+
+    Raises:
+        CheckpointError: why not, and the way on.
+    """
+    if why := state.records.get("cannot_keep"):
+        raise CheckpointError(
+            f"{state.source}: its optimizer's state cannot be kept: {why}; start one fresh with --optimizer "
+            f"{name.lower()}:reset"
+        )
+
+
 def make_optimizer(saved: SavedOptimizer, learning_rate: Any) -> Any:
     """An optimizer of the saved class and config, at another rate.
 

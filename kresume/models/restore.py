@@ -89,6 +89,7 @@ def restore(
     """
     targets = _targets(model, optimizer)
     notes: list[str] = []
+    idle = slots.placeholders(optimizer) if optimizer is not None else set()
     if state.layout == "torch":
         state, how = torch_map.to_model(model, optimizer, state, map_file=map_file, map_out=map_out)
         notes.append(how)
@@ -97,6 +98,7 @@ def restore(
     matched = _match(model, optimizer, state, targets, notes, same_weights)
     names = matched.names
     scale = {id(variable) for variable in slots.scale_variables(optimizer)} if optimizer is not None else set()
+    targets = [target for target in targets if id(target.variable) in names or id(target.variable) not in idle]
     rows: list[tuple[str, str, str, str]] = []
     ready: list[tuple[Any, np.ndarray]] = []
     wrong: list[tuple[str, str, str, str]] = []
@@ -115,7 +117,7 @@ def restore(
         rows.append(row)
         if row[3] in {MISSING, SHAPE}:
             wrong.append(row)
-    over = [name for name in _unused(state, names, optimizer) if name not in matched.left_out]
+    over = [name for name in _unused(model, state, names, optimizer) if name not in matched.left_out]
     unused = [(f"({name})", "-", _shape(state.arrays[name].shape), UNUSED) for name in over]
     if (wrong or unused) and not partial:
         raise RestoreError(misfit.describe(optimizer, state, wrong, unused, matched), [*rows, *unused])
@@ -283,7 +285,7 @@ def _by_shape(
         for target in targets
         if target.group != "optimizer" and id(target.variable) not in names and not target.is_seed
     ]
-    unused = _unused(state, names, optimizer)
+    unused = _unused(model, state, names, optimizer)
     over = {tuple(state.arrays[name].shape): name for name in unused}
     wanted = {tuple(target.variable.shape): target for target in left}
     if not left or len(over) != len(unused) or len(wanted) != len(left) or over.keys() != wanted.keys():
@@ -296,7 +298,7 @@ def _by_shape(
     return pairs
 
 
-def _unused(state: TrainState, names: Mapping[int, str], optimizer: Any | None) -> list[str]:
+def _unused(model: Any, state: TrainState, names: Mapping[int, str], optimizer: Any | None) -> list[str]:
     """Arrays of the file that found no variable, apart from those that rightly have none."""
     taken = set(names.values())
     left = [name for name in state.arrays if name not in taken]
@@ -313,6 +315,7 @@ def _unused(state: TrainState, names: Mapping[int, str], optimizer: Any | None) 
         return match_tree.unused(state, left, optimizer)
     extra = match_slots.superfluous(optimizer, state)
     if state.layout == "keras":
+        extra |= match_weights.second_names(model, state, names)
         return [name for name in left if name not in extra and "/vars/" in f"/{name}" and not name.startswith(METRICS)]
     return [name for name in left if name not in extra]
 

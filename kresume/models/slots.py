@@ -87,6 +87,17 @@ class Slot:
     weight: Any | None
 
 
+def placeholders(optimizer: Any) -> set[int]:
+    """`id` of the variables that Adafactor makes for weights of one axis, and neither reads nor writes."""
+    listed = slot_lists(optimizer)
+    return {
+        id(slot)
+        for slots in listed.values()
+        for slot, weight in zip(slots, inner(optimizer)._trainable_variables, strict=True)
+        if slot is not None and tuple(slot.shape) == () and len(weight.shape) == 1
+    }
+
+
 def describe(optimizer: Any) -> list[Slot]:
     """Every variable of an optimizer in the order of `devices.optimizer_variables`, with what it is."""
     inside = inner(optimizer)

@@ -38,6 +38,7 @@ _NORM: Wants = {"gamma": ("weight", "vector", None), "beta": ("bias", "vector", 
 _BATCH_NORM: Wants = {
     **_NORM, "moving_mean": ("running_mean", "vector", None), "moving_variance": ("running_var", "vector", None),
 }  # fmt: skip
+_SLOPES: Wants = {"alpha": ("weight", "same", None)}
 _TABLE: Wants = {"embeddings": ("weight", "same", None)}
 _VALUE: Wants = {"value": ("value", "same", None)}
 _STACKED: Wants = {
@@ -184,7 +185,7 @@ def _split(layer: Any, stacked: bool) -> Iterator[tuple[str, dict[Role, Any], Wa
         yield "/pointwise", _present(kernel=layer.pointwise_kernel, bias=layer.bias), _CONV
     elif isinstance(layer, layers.DepthwiseConv2D):
         yield "", _present(kernel=layer.kernel, bias=layer.bias), _DEPTHWISE
-    elif isinstance(layer, (layers.Conv1D, layers.Conv2D, layers.Conv3D)):
+    elif isinstance(layer, _convolutions()):
         yield "", _present(kernel=layer.kernel, bias=layer.bias), _CONV
     elif isinstance(layer, (layers.Dense, layers.EinsumDense)):
         yield "", _dense_variables(layer), _DENSE
@@ -198,11 +199,20 @@ def _split(layer: Any, stacked: bool) -> Iterator[tuple[str, dict[Role, Any], Wa
         )
     elif isinstance(layer, (layers.LayerNormalization, layers.GroupNormalization)):
         yield "", _present(gamma=layer.gamma, beta=layer.beta), _NORM
+    elif isinstance(layer, layers.PReLU):
+        yield "", {"alpha": layer.alpha}, _SLOPES
     elif isinstance(layer, layers.Embedding):
         yield "", {"embeddings": layer.embeddings}, _TABLE
     else:
         for variable in _own_variables(layer):
             yield f"/{variable.name}", {"value": variable}, _VALUE
+
+
+def _convolutions() -> Any:
+    """Convolutions, transposed ones too: both libraries swap inputs and outputs of their kernels, so they turn alike."""
+    layers = keras.layers
+    plain = layers.Conv1D, layers.Conv2D, layers.Conv3D
+    return (*plain, layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 
 
 def _dense_variables(layer: Any) -> dict[Role, Any]:

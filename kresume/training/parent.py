@@ -164,11 +164,7 @@ def saved_optimizer(config: TrainConfig, parent: Parent | None, model: Any) -> t
     stored = parent.state.optimizer
     if reset:
         return SavedOptimizer(asked, None, 0), False, ""
-    if why := parent.state.records.get("cannot_keep"):
-        raise CheckpointError(
-            f"{parent.state.source}: its optimizer's state cannot be kept: {why}; start one fresh with --optimizer "
-            f"{(asked or (own and own.class_name) or NEW_OPTIMIZER).lower()}:reset"
-        )
+    optimizers.check_can_keep(parent.state, asked or (own and own.class_name) or NEW_OPTIMIZER)
     decay = parent.state.records.get("coupled_decay")
     if decay and config.weight_decay is None:
         raise UsageError(
