@@ -235,7 +235,7 @@ def test_what_keras_has_no_equal_for_is_said(tmp_path):
     from kresume.training.parent import Parent, saved_optimizer
 
     def asked(make, **arguments):
-        layers = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 3))
+        layers = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
         optimizer = make(layers)
         layers(torch.ones(1, 2)).sum().backward()
         optimizer.step()
