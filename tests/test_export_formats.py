@@ -140,7 +140,10 @@ def test_a_fresh_optimizer_needs_no_name_of_the_old_one(tmp_path, images):
     (folder / "optimizer.json").unlink()
     back = writable("keras", folder, tmp_path / "back", optimizer="adamw:reset")
     assert type(keras.saving.load_model(back / "model.keras").optimizer) is keras.optimizers.AdamW
-    for wrong, words in (("keep:reset", "contradicts itself"), ("adam:fresh", "give keep, NAME or NAME:reset")):
+    for wrong, words in (
+        ("keep:reset", "contradicts itself"),
+        ("adam:fresh", "give keep, NAME, NAME:keep or NAME:reset"),
+    ):
         with pytest.raises(UsageError, match=words):
             writable("weights-h5", folder, tmp_path / wrong, optimizer=wrong)
 

@@ -329,7 +329,8 @@ def test_an_old_order_that_nobody_names_is_found_out(tmp_path, quiet, monkeypatc
     answer = tf.function(lambda image: {"scores": tf.zeros((tf.size(image), 3)) + 1 / 3}, input_signature=[spec])
     tf.saved_model.save(module, str(tmp_path / "old"), signatures=answer)
     labels = np.arange(30) % 3
-    samples = Samples((), labels, CLASSES, np.zeros((30, 1)), np.eye(3)[labels], tmp_path, "validation images")
+    outputs = np.eye(3)[labels]
+    samples = Samples((), labels, CLASSES, np.zeros((30, 1)), outputs, outputs, tmp_path, "validation images")
 
     def looked(answers):
         monkeypatch.setattr(like, "predict_saved_model", lambda *arguments, **options: Prediction(None, answers))

@@ -1,6 +1,7 @@
 """Models and code of a user's own: subclassed models, functions that raise, optimizers by name, what `inspect` tells."""
 
 import json
+import sys
 import zipfile
 
 import h5py
@@ -16,6 +17,7 @@ from kresume.checkpoints.read import read_checkpoint
 from kresume.config import from_arguments
 from kresume.errors import ModelError
 from kresume.evaluation.evaluate import evaluate
+from kresume.models import own_code
 from kresume.models.own_code import innermost
 from kresume.models.shapes import input_shape_of, output_shape_of
 from kresume.training.plan import make_plan
@@ -196,6 +198,8 @@ def test_an_exception_while_training_is_a_line_too(pictures, tmp_path, monkeypat
     assert (
         capsys.readouterr().err.splitlines()[-1] == "kresume: raises.py, line 7 raised RuntimeError: no training here"
     )
+    for name in [name for name in sys.modules if name.startswith(own_code.PREFIX)]:
+        monkeypatch.delitem(sys.modules, name)  # other tests name files of this folder as the user's code
     monkeypatch.setattr("kresume.training.resume.train", lambda *_: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         cli.main(arguments)

@@ -4,7 +4,7 @@
 
 Two pictures are near when their 8x8 thumbnails, each less its own mean and brought to one contrast, differ by at most
 `MAX_GREY` grey levels on average. Of a drawing on an empty ground most areas are equal in all pictures, and the average would
-hide the difference between two digits of white on black: there it counts by the contrast, at most `MAX_SHARE` of it.
+hide the difference between two digits of white on black: if either is one it counts by the contrast, at most `MAX_SHARE` of it.
 
 The search compares 64 bits: signs of fixed random sums of the differences between neighbouring areas (Charikar 2002,
 "Similarity estimation techniques from rounding algorithms"). Copies differ in at most `MAX_BITS` of them, whatever the contrast
@@ -121,7 +121,9 @@ def are_near(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     difference = np.abs(a - gain[:, None] * b)
     limit = MAX_SHARE**2 * np.square(a).mean(axis=1) + ROUNDING**2
     near: np.ndarray = np.where(
-        _partly_empty(one), np.square(difference).mean(axis=1) <= limit, difference.mean(axis=1) <= MAX_GREY
+        _partly_empty(one) | _partly_empty(other),
+        np.square(difference).mean(axis=1) <= limit,
+        difference.mean(axis=1) <= MAX_GREY,
     )
     return near
 
