@@ -3,6 +3,7 @@
 import numpy as np
 
 from kresume.evaluation.probe import is_clearly_lower, probe_feedings, promising
+from kresume.evaluation.score import image_losses
 
 LABELS = np.arange(120) % 3
 
@@ -80,13 +81,37 @@ def test_larger_values_that_only_make_a_model_surer_do_not_win():
 
 
 def test_louder_conventions_are_those_of_one_direction():
-    """0-255 gives the values of 0-1 larger; inverted or BGR values are others, and twice as large is not much."""
+    """Larger values of pictures that are not inverted against them, whatever the order of the colours."""
     from kresume.images.conventions import is_louder
 
     pairs = [("0-255", "0-1"), ("0-255", "-1-1"), ("0-255-inverted", "0-1-inverted"), ("caffe", "bgr-0-1")]
+    pairs += [("-1-1", "0-1"), ("cifar10", "-1-1"), ("caffe", "torch"), ("caffe", "0-1"), ("torch", "0-1")]
     assert all(is_louder(*pair) for pair in pairs)
-    others = [("0-1", "0-255"), ("-1-1", "0-1"), ("0-255", "0-1-inverted"), ("caffe", "0-1"), ("torch", "0-1")]
+    others = [("0-1", "0-255"), ("0-1", "-1-1"), ("0-255", "0-1-inverted"), ("0-1", "bgr-0-1"), ("bgr-0-1", "0-1")]
     assert not any(is_louder(*pair) for pair in others)
+
+
+def test_larger_values_win_where_the_answers_are_better_than_sureness():
+    """Right on two images more than on the smaller values: sureness explains none of them."""
+    ways = {"quiet": sure_of(0.97, 2), "loud": sure_of(1.0)}
+    probe = probe_feedings(lambda images: images, ways, LABELS, "probabilities", louder=[("loud", "quiet")])
+    assert probe.winner == "loud"
+
+
+def test_fair_losses_decide_between_ways_whose_losses_do_not():
+    """One is unsure and always right, the other as low in its loss, and wrong on some."""
+    rng = np.random.default_rng(4)
+    right = noisy(0.67, 0.04, 1)()
+    worse = noisy(0.7, 0.02, 2)()
+    missed = rng.permutation(len(LABELS))[:3]
+    worse[missed] = worse[missed][:, [1, 2, 0]]
+    probe = probe_feedings(
+        lambda images: images, {"right": lambda: right, "worse": lambda: worse}, LABELS, "probabilities"
+    )
+    losses = [image_losses(outputs, LABELS) for outputs in (right, worse)]
+    assert not is_clearly_lower(*losses)
+    assert not is_clearly_lower(*losses[::-1])
+    assert probe.winner == "right"
 
 
 def test_losses_are_compared_image_by_image():

@@ -5,14 +5,14 @@
 
 A model restored bit for bit and fed the wrong values is worthless, so nothing is guessed: without a clear winner the caller
 raises. Two conventions can be right equally often and still be told apart, because the loss falls with every image that
-the model is surer of: ways of feeding are compared image by image. Sureness alone is no evidence, though: larger numbers make
-most models surer, and one that stopped early or had its labels smoothed is less sure than it is right. So the winner must
-also answer best when each way is as sure as it is right. The order of the classes is `class_order`'s.
+the model is surer of: ways of feeding are compared image by image. Sureness alone is no evidence, though (`_not_only_surer`):
+larger values make most models surer, and one that stopped early or had its labels smoothed is less sure than it is right. The
+order of the classes is `class_order`'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,8 @@ SMALL_LOSS, SMALL_SHARE = 0.05, 0.1
 ROUNDING = 1e-5
 SURE_SHARE = 0.2
 """Of the loss of a guess: a model below it is sure of its answers."""
+ONE_IMAGE = 1
+"""So many images may chance to be right or wrong under values of another size."""
 KNOWS_THEM = 0.8
 """Right so often on a first look, a model is read in the right order."""
 MOST_SHOWN = 3
@@ -94,16 +96,14 @@ def probe_feedings(
         kind: what the outputs are.
         usual: the ways that are taken before others; default all.
         twins: a usual way and another that are nearly the same: the better of them stands for both.
-        louder: ways with the one whose values they give much larger. A network that is always right grows surer with larger
-            values, so the loss does not show which of the two it was trained on.
+        louder: ways with one whose values they give larger.
 
     Returns:
         Ways that are right clearly less often than the best one are out. The winner beats chance, and its loss is below that
         of every other by more than chance explains. Of the usual ways one wins so against the usual ways alone. Another way
         needs more, because there are many: its loss is below every usual one's at a level shared among them (Bonferroni), and
         clearly below the others'. Where it is a little better than the best usual one, but not so clearly, the usual one wins
-        if it costs little at most (`SMALL_LOSS`); else nobody does. Where another way has lower `fair_losses`, these decide:
-        the one with the lower loss may only be surer.
+        if it costs little at most (`SMALL_LOSS`); else nobody does. Who may only be surer does not win: `_not_only_surer`.
     """
     predictions: dict[str, np.ndarray] = {}
     losses: dict[str, np.ndarray] = {}
@@ -125,10 +125,11 @@ def probe_feedings(
             rivals.remove(other)
             known.add(better)
     fitting = _fitting(rivals, losses, known)
-    fitting = _not_only_surer(fitting, [way for way in rivals if way in known or fitting[0] not in known], fair)
     guess = SURE_SHARE * float(np.log(max(len(np.unique(labels)), 2)))
-    quieter = [quiet for loud, quiet in louder if loud == fitting[0] and quiet in rivals and quiet not in fitting]
-    fitting = (*fitting, *(way for way in quieter if losses[way].mean() < guess))
+    counts = {way: int((predicted == labels).sum()) for way, predicted in predictions.items()}
+    sure = {way for way in rivals if losses[way].mean() < guess}
+    compared = [way for way in rivals if way in known or fitting[0] not in known]
+    fitting = _not_only_surer(fitting, compared, fair, counts, sure, louder)
     above_chance = accuracies[fitting[0]] > _chance(accuracies[fitting[0]], labels)
     return Probe(
         accuracies={name: accuracies[name] for name in ranked},
@@ -203,14 +204,43 @@ def _fitting(ranked: list[str], losses: Mapping[str, np.ndarray], usual: Collect
     return (best, *sorted(rivals, key=ranked.index))
 
 
-def _not_only_surer(fitting: tuple[str, ...], rivals: Iterable[str], fair: Mapping[str, np.ndarray]) -> tuple[str, ...]:
-    """The ways that fit, or, where another one answers better than the best of them, those that answer best."""
-    ways = list(dict.fromkeys([*fitting, *rivals]))
-    best = min(ways, key=lambda way: float(fair[way].mean()))
-    if best in fitting or fair[best].mean() > fair[fitting[0]].mean() - ROUNDING:
-        return fitting
-    known = sorted({*fitting, best}, key=lambda way: float(fair[way].mean()))
-    return tuple(way for way in known if way == best or not is_clearly_lower(fair[best], fair[way]))
+def _not_only_surer(
+    fitting: tuple[str, ...],
+    rivals: Sequence[str],
+    fair: Mapping[str, np.ndarray],
+    right: Mapping[str, int],
+    sure: Collection[str],
+    louder: Iterable[tuple[str, str]],
+) -> tuple[str, ...]:
+    """Takes sureness out of the comparison: who has the lower loss may only be surer than the others.
+
+    Each way is first given the sureness that its answers deserve (`fair_losses`). Ways that then answer clearly worse than
+    the best one are out, and the best one is in. A model that is always right leaves nothing to compare by then. There a way
+    does not win against one of smaller values on which the model is right and sure, too: larger values alone would do that.
+
+    Args:
+        fitting: the ways between which the losses do not decide, best first.
+        rivals: the ways with which they are compared.
+        fair: `fair_losses` of each.
+        right: how many images are right, by way.
+        sure: the ways under which the model is sure of its answers.
+        louder: ways with one whose values they give larger.
+    """
+    best = min([*fitting, *rivals], key=lambda way: float(fair[way].mean()))
+    if fair[best].mean() > fair[fitting[0]].mean() - ROUNDING:
+        best = fitting[0]
+    ways = fitting if best in fitting else sorted((best, *fitting), key=lambda way: float(fair[way].mean()))
+    left = tuple(way for way in ways if way == best or not is_clearly_lower(fair[best], fair[way]))
+    first = left[0]
+    quieter = (quiet for loud, quiet in louder if loud == first and quiet in sure and quiet not in left)
+    return (
+        *left,
+        *(
+            quiet
+            for quiet in quieter
+            if right[quiet] >= right[first] - ONE_IMAGE and not is_clearly_lower(fair[first], fair[quiet])
+        ),
+    )
 
 
 def _batches(images: np.ndarray) -> Iterable[tuple[np.ndarray, int]]:

@@ -107,8 +107,8 @@ USUAL = NAMES[:5]
 """Keras's own conventions; another one is taken only where it fits clearly better."""
 TWINS = (("torch", "cifar10"),)
 """Pairs that differ so little that a model hardly tells them apart: the better one is taken, and never both are named."""
-LOUDER = 16.0
-"""A convention is louder than another if its values are so many times larger: 0-255 than 0-1, for example."""
+LOUDER = 1.5
+"""A convention is louder than another if its values are so many times larger: 0-255 than 0-1, or -1-1 than 0-1, for example."""
 FOR_GREY = frozenset({"mnist", "0-255-inverted", "0-1-inverted", "-1-1-inverted"})
 """Tried only where the pictures are grey."""
 GREY_LEVELS, GREY_SHARE = 2.0, 0.95
@@ -119,9 +119,12 @@ SAID = "0-1, -1-1, 0-255, caffe, torch or another of `kresume train --help`"
 
 
 def is_louder(one: str, other: str) -> bool:
-    """Tells whether a convention gives the values of another one, much larger, so that any network is surer of its answers."""
+    """Tells whether a convention gives larger values than another one, so that most networks are surer of their answers.
+
+    The order of the colours does not matter: a network that looks at shapes answers alike.
+    """
     loud, quiet = find_affine(one), find_affine(other)
-    if loud is None or quiet is None or (loud.bgr, loud.unit > 0) != (quiet.bgr, quiet.unit > 0):
+    if loud is None or quiet is None or (loud.unit > 0) != (quiet.unit > 0):
         return False
     sizes = [1.0 / (abs(each.unit) * max(each.std)) for each in (loud, quiet)]
     return sizes[0] >= LOUDER * sizes[1]
