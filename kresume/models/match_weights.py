@@ -18,6 +18,7 @@ import numpy as np
 from kresume.checkpoints.choices import Item, choose
 from kresume.checkpoints.state import TrainState
 from kresume.models import match_layers, structure
+from kresume.models.keras_2_names import keras_2_names
 from kresume.models.made_up_names import by_new_number
 
 
@@ -32,7 +33,7 @@ def match(model: Any, state: TrainState) -> tuple[dict[int, str], list[str]]:
         RestoreError: layers cannot be told apart.
     """
     if state.layout == "keras":
-        return {id(variable): name for variable, name in keras_names(model) if name in state.arrays}, []
+        return _by_keras(model, state), []
     if state.layout == "layers":
         return match_layers.match(model, state)
     if state.layout == "mapped":
@@ -43,6 +44,16 @@ def match(model: Any, state: TrainState) -> tuple[dict[int, str], list[str]]:
         arrays = {name: entry for name, entry in arrays.items() if name in state.arrays}
         return structure.pair(structure.address_of(model), arrays), []
     return _without_record(model, state), []
+
+
+def _by_keras(model: Any, state: TrainState) -> dict[int, str]:
+    """By the names of Keras 3; where these lack a weight, by those of Keras 2 if every weight has one there."""
+    names = {id(variable): name for variable, name in keras_names(model) if name in state.arrays}
+    weights = [variable for variable in model.variables if structure.SEED not in variable.path]
+    if all(id(variable) in names for variable in weights):
+        return names
+    older = {id(variable): name for variable, name in keras_2_names(model) if name in state.arrays}
+    return older if all(id(variable) in older for variable in weights) else names
 
 
 def by_index(model: Any, state: TrainState) -> dict[int, str]:
@@ -124,7 +135,7 @@ def split_by_shape(
 
 def saved_weights(model: keras.Model, state: TrainState, variables: Sequence[Any]) -> list[np.ndarray]:
     """What a file of the layout `"keras"` holds for some variables of a model; zeros where it has none."""
-    names = {id(variable): name for variable, name in keras_names(model)}
+    names = _by_keras(model, state)
     return [
         state.arrays.get(names.get(id(variable), ""), np.zeros(tuple(variable.shape), "float32"))
         for variable in variables
