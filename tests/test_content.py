@@ -1,7 +1,12 @@
 """Content decides, not the name: every format under every ending, alone, in a folder, and as `--model`."""
 
 import json
+import shlex
 import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -107,6 +112,55 @@ def test_a_file_that_was_cut_short_says_so(tmp_path, originals, kind, ending):
         read_checkpoint(short)
     words = {"keras": ".keras archive", "legacy-h5": "HDF5", "weights-h5": "HDF5"}
     assert words.get(kind, "") in str(caught.value)
+
+
+PACKED = {
+    "a .keras file": ("runs/my model.keras", "runs/my model.keras"),
+    "a SavedModel": ("sm/saved_model.pb", "sm"),
+    "a SavedModel at the top": ("saved_model.pb", ""),
+    "a .weights.h5": ("m.weights.h5", "m.weights.h5"),
+    "a tf.train.Checkpoint": ("tr/ckpt-3.index", "tr/ckpt-3"),
+    "a PyTorch state dict": ("best.pth", "best.pth"),
+}
+
+
+@pytest.mark.parametrize("what", PACKED)
+def test_a_packed_checkpoint_says_what_is_in_it_and_how_to_unpack_it(tmp_path, what):
+    """The command that it names works, and then there is what it says."""
+    member, given = PACKED[what]
+    with zipfile.ZipFile(tmp_path / "packed.zip", "w") as archive:
+        archive.writestr(member, b"here")
+        archive.writestr("__MACOSX/._other.keras", b"")
+    with pytest.raises(CheckpointError, match=f"zip archive that holds {what.removesuffix(' at the top')}: ") as caught:
+        read_checkpoint(tmp_path / "packed.zip")
+    command, _, inner = str(caught.value).partition("unpack it with ")[2].partition(", then give ")
+    python, *arguments = shlex.split(command)
+    assert python == "python"
+    subprocess.run([sys.executable, *arguments], check=True)
+    assert Path(shlex.split(inner)[0]) == tmp_path / "packed-unpacked" / given
+    assert (tmp_path / "packed-unpacked" / member).read_bytes() == b"here"
+
+
+def test_an_archive_that_is_no_checkpoint_says_so(tmp_path):
+    """Nothing known in it, a member that leads out of it, another kind of archive: nothing is unpacked."""
+    for members, words in (
+        (["notes.txt"], "without a checkpoint .* 'notes.txt'"),
+        (["m.keras", "../../m.h5"], "'../../m.h5', which leads out of its folder: refused"),
+        (["C:/m.keras"], "leads out"),
+        (["m\x1b[2J.keras"], r"without a checkpoint .*'m\\x1b\[2J.keras'"),
+    ):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+            for member in members:
+                archive.writestr(member, b"")
+        with pytest.raises(CheckpointError, match=words):
+            read_checkpoint(tmp_path / "a.zip")
+    (tmp_path / "b.zip").write_bytes((tmp_path / "a.zip").read_bytes()[:-20])
+    with pytest.raises(CheckpointError, match="zip archive that is truncated or damaged"):
+        read_checkpoint(tmp_path / "b.zip")
+    with tarfile.open(tmp_path / "c.tar.gz", "w:gz") as packed:
+        packed.add(tmp_path / "a.zip", "a.zip")
+    with pytest.raises(CheckpointError, match="tar -xf"):
+        read_checkpoint(tmp_path / "c.tar.gz")
 
 
 @pytest.mark.parametrize("ending", [".keras", ".h5", ".json", ".pth", ""])

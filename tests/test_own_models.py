@@ -15,9 +15,9 @@ from kresume.checkpoints import keras_arrays
 from kresume.checkpoints.inspect import describe
 from kresume.checkpoints.read import read_checkpoint
 from kresume.config import from_arguments
-from kresume.errors import ModelError
+from kresume.errors import ModelError, RestoreError
 from kresume.evaluation.evaluate import evaluate
-from kresume.models import own_code
+from kresume.models import build, own_code, restore
 from kresume.models.own_code import innermost
 from kresume.models.shapes import input_shape_of, output_shape_of
 from kresume.training.plan import make_plan
@@ -88,6 +88,31 @@ def test_a_subclassed_model_is_scored_and_planned_for(net, pictures, quiet, way)
     count = len(model.variables) + len(model.optimizer.variables)
     assert plan.restored.startswith(f"{count} of {count} variables")
     assert plan.loss.startswith("sparse_categorical_crossentropy")
+
+
+@pytest.mark.parametrize("file", ["m.keras", "m.weights.h5"])
+def test_a_model_that_was_built_for_another_size_names_the_option(net, pictures, quiet, file):
+    """What a Dense behind a Flatten takes depends on the size: the way on is `--image-size`, and it works."""
+    folder, _ = net
+    state = read_checkpoint(folder / file)
+    made = {"state": state, "num_classes": 3}
+    spec = f"{folder / 'net.py'}:build"
+    model = build.build_model(spec, image_size=None, **made)
+    with pytest.raises(
+        RestoreError, match=r"built for pictures of the shape \(64, 64, 3\): .* give --image-size N; else"
+    ):
+        restore.restore(model, state, optimizer=None)
+    restore.restore(build.build_model(spec, image_size=(12, 12), **made), state, optimizer=None)
+
+
+def test_a_model_of_another_width_names_no_size(net):
+    """Where the last axis differs, too, the pictures are not the reason."""
+    folder, _ = net
+    state = read_checkpoint(folder / "m.weights.h5")
+    model = build.build_model(f"{folder / 'net.py'}:build", state=state, num_classes=4, image_size=(12, 12))
+    with pytest.raises(RestoreError, match="--model that the checkpoint") as caught:
+        restore.restore(model, state, optimizer=None)
+    assert "--image-size" not in str(caught.value)
 
 
 def test_a_subclassed_model_trains_and_is_extended(net, pictures, tmp_path):

@@ -1,6 +1,7 @@
 """PyTorch's state dicts: read without running code, turned, matched, verified, continued."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from kresume.checkpoints.read import read_checkpoint
 from kresume.checkpoints.skeleton import skeleton
 from kresume.checkpoints.state import TrainState
 from kresume.errors import CheckpointError, ModelError, RestoreError, UsageError
-from kresume.models import optimizers, restore, torch_map
+from kresume.models import optimizers, restore, torch_map, torch_rewritten
 from kresume.models.torch_layout import Turn, turned
 from tests.golden_models import MODELS
 from tests.support import assert_same_bytes, run_training
@@ -598,3 +599,36 @@ def test_a_mapping_that_is_hardly_right_is_called_weak(right, words):
     assert words in verify_mapping("a.pth", predicted, labels)
     with pytest.raises(CheckpointError, match="the mapping is not verified"):
         verify_mapping("a.pth", np.zeros(256, int), labels)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (("7.bias", "7.weight_g", "7.weight_v"), r'of its module 7 .* weight_norm, .*remove_weight_norm\(module, "weight"\)'),
+        (("3.weight_orig", "3.weight_u", "3.weight_v"), r'module 3 .* spectral_norm.*remove_spectral_norm\(module, "weight"\)'),
+        (("a.fc.weight_orig", "a.fc.weight_mask"), r'module a.fc .* pruning.*prune.remove\(module, "weight"\)'),
+        (
+            ("7.parametrizations.weight.original0", "7.parametrizations.weight.original1"),
+            r'module 7 .*weight_norm.*parametrize.remove_parametrizations\(module, "weight"\)',
+        ),
+        (
+            ("parametrizations.weight.original", "parametrizations.weight.0._u", "parametrizations.weight.0._v"),
+            r"module at the top .*spectral_norm.*remove_parametrizations",
+        ),
+        (("g.weight_ih_l0", "g.weight_hh_l0", "g.bias_hh_l0"), "module g is recurrent .* are not mapped"),
+        (("cell.weight_ih", "cell.weight_hh"), "module cell is recurrent"),
+        (("0.weight", "0.bias", "bn.weight_v"), "^$"),
+    ],
+)  # fmt: skip
+def test_weights_that_another_module_computes_are_told(names, words):
+    """What is computed from other tensors has to be put back before saving, with the call; recurrent layers are not mapped."""
+    assert re.search(words, torch_rewritten.explain(names))
+
+
+def test_a_state_dict_under_weight_norm_names_the_call():
+    """The error of restoring says it, not that a layer is missing alone."""
+    arrays = {"0.weight_g": np.ones((3, 1), "f"), "0.weight_v": np.ones((3, 5), "f"), "0.bias": np.ones(3, "f")}
+    state = TrainState(source="m.pth", format="torch", layout="torch", arrays=arrays)
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(3)])
+    with pytest.raises(RestoreError, match=r"nothing was restored: .*remove_weight_norm\(module"):
+        restore.restore(model, state, optimizer=None)

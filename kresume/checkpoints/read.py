@@ -22,6 +22,7 @@ from kresume.checkpoints import (
     legacy_h5,
     orbax_folder,
     own_backup,
+    packed,
     run,
     saved_model,
     tf_checkpoint,
@@ -115,6 +116,9 @@ def read_checkpoint(path: str | os.PathLike[str], optimizer_from: str | os.PathL
         return read_checkpoint(_as_given(inside[0]), optimizer_from)
     if plain.is_dir():
         _explain_folder(plain)
+    archive = packed.explain(plain)
+    if archive is not None:
+        raise CheckpointError(archive)
     known = ", ".join(reader.called for reader in READERS.values())
     raise CheckpointError(f"{path} is no checkpoint that can be read; known are {known}")
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from ast import literal_eval
 from typing import Any
 
 from kresume import devices
 from kresume.checkpoints.state import TrainState
-from kresume.models import match_graph, slots
+from kresume.models import match_graph, slots, torch_rewritten
 from kresume.models.match_slots import Matched
+from kresume.models.shapes import input_shape_of
 
 RESTORED, NOT_IN_FORMAT, MISSING, SHAPE, UNUSED = (
     "restored", "not in this format", "missing", "another shape", "not in the model",
@@ -15,6 +17,7 @@ RESTORED, NOT_IN_FORMAT, MISSING, SHAPE, UNUSED = (
 
 
 def describe(
+    model: Any,
     optimizer: Any,
     state: TrainState,
     wrong: list[tuple[str, str, str, str]],
@@ -24,6 +27,7 @@ def describe(
     """The message of the error.
 
     Args:
+        model: built.
         optimizer: built; None where the weights alone were to be restored.
         state: what was read.
         wrong: rows of variables that are missing or have another shape.
@@ -39,6 +43,10 @@ def describe(
     ):
         return _of_optimizer(optimizer, state, wrong, unused, matched, reset)
     ways = "give the --model that the checkpoint was made with, or go on with what fits by --partial"
+    if state.format == "torch" and (reason := torch_rewritten.explain(row[0].strip("()") for row in unused)):
+        ways = reason
+    elif _depend_on_size([row for row in wrong if row[0] not in own]):
+        ways = f"{_on_pictures(model)}: if the checkpoint's have another size, give --image-size N; else {ways}"
     if wrong:
         label, wanted, found, outcome = wrong[0]
         what = (
@@ -51,6 +59,28 @@ def describe(
     return (
         f"{state.source} holds {len(unused):,} arrays that the model has no variable for, the first is "
         f"{unused[0][0].strip('()')} {unused[0][2]}; nothing was restored: {ways}"
+    )
+
+
+def _depend_on_size(wrong: list[tuple[str, str, str, str]]) -> bool:
+    """Whether weights differ as they do where the pictures have another size: behind a Flatten, or one entry for each patch.
+
+    Args:
+        wrong: rows of weights.
+    """
+    shapes = [(literal_eval(wanted), literal_eval(found)) for _, wanted, found, outcome in wrong if outcome == SHAPE]
+    return len(shapes) == len(wrong) > 0 and all(
+        len(one) == len(other) > 1 and one[-1] == other[-1] for one, other in shapes
+    )
+
+
+def _on_pictures(model: Any) -> str:
+    """Says the shape that a model was built on."""
+    shape = input_shape_of(model)
+    return (
+        f"the model was built for pictures of the shape {shape[1:]}"
+        if isinstance(shape, tuple)
+        else "the model was built"
     )
 
 

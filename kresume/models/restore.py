@@ -120,7 +120,7 @@ def restore(
     over = [name for name in _unused(model, state, names, optimizer) if name not in matched.left_out]
     unused = [(f"({name})", "-", _shape(state.arrays[name].shape), UNUSED) for name in over]
     if (wrong or unused) and not partial:
-        raise RestoreError(misfit.describe(optimizer, state, wrong, unused, matched), [*rows, *unused])
+        raise RestoreError(misfit.describe(model, optimizer, state, wrong, unused, matched), [*rows, *unused])
     for variable, array in ready:
         variable.assign(_unshared(array))
     devices.renew_constants(model)

@@ -24,6 +24,7 @@ import numpy as np
 from kresume import devices, files
 from kresume.checkpoints.state import TrainState
 from kresume.errors import RestoreError, UsageError
+from kresume.models import torch_rewritten
 from kresume.models.torch_layout import Turn, turned
 from kresume.models.torch_order import in_order
 from kresume.models.torch_units import COUNTER, Module, Unit, keras_units, pair, torch_modules
@@ -85,7 +86,9 @@ def to_model(
     if map_out is not None:
         _write_map(Path(map_out), proposal, state.source)
     if proposal.unsure:
-        raise RestoreError(*_uncertain(proposal, state.source))
+        message, rows = _uncertain(proposal, state.source)
+        reason = torch_rewritten.explain(weights)
+        raise RestoreError(f"{message}; {reason}" if reason else message, rows)
     variables = {f"{unit.label}/{role}": variable for unit in units for role, variable in unit.variables.items()}
     sources = {id(variables[label]): turn for label, turn in proposal.turns.items()}
     arrays, records = _arrays(model, optimizer, state, sources)

@@ -1,0 +1,92 @@
+"""Says what an archive around a checkpoint holds, and how to unpack it. Nothing is unpacked here: only names are read.
+
+explain(Path("model.zip"))       # "model.zip is a zip archive that holds a .keras file: unpack it: ...", or None
+"""
+
+from __future__ import annotations
+
+import shlex
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from kresume.checkpoints.content import ZIP
+
+HELD = (
+    ("saved_model.pb", "a SavedModel", True),
+    (".keras", "a .keras file", False),
+    (".weights.json", "a sharded .weights.json", False),
+    (".weights.h5", "a .weights.h5", False),
+    (".h5", "an .h5 of Keras", False),
+    (".hdf5", "an .h5 of Keras", False),
+    (".index", "a tf.train.Checkpoint", False),
+    ("_CHECKPOINT_METADATA", "a folder of Orbax", True),
+    ("_METADATA", "a folder of Orbax", True),
+    (".safetensors", "a PyTorch state dict", False),
+    (".pth", "a PyTorch state dict", False),
+    (".pth.tar", "a PyTorch state dict", False),
+    (".pt", "a PyTorch state dict", False),
+    (".ckpt", "a PyTorch state dict", False),
+)
+"""How the name of a member ends, what it is, and whether its folder is what `--from` takes. The first that is found counts."""
+GZIP, TAR, TAR_AT = b"\x1f\x8b", b"ustar", 257
+LONGEST = 80
+"""So many characters of a member's name are shown."""
+
+
+def explain(path: Path) -> str | None:
+    """Returns what an archive holds and how to unpack it; None if the file is no archive.
+
+    Args:
+        path: a file that no reader knows.
+    """
+    if not path.is_file():
+        return None
+    with path.open("rb") as stream:
+        beginning = stream.read(TAR_AT + len(TAR))
+    if beginning.startswith(GZIP) or beginning[TAR_AT:] == TAR:
+        return (
+            f"{path} is a packed archive (tar or gzip), which is not read: unpack it, for example mkdir unpacked && "
+            f"tar -xf {shlex.quote(str(path))} -C unpacked, and give the checkpoint in it"
+        )
+    if not beginning.startswith(ZIP):
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        return f"{path} is a zip archive that is truncated or damaged ({error}): use another copy"
+    outside = next((name for name in names if _leads_out(name)), None)
+    if outside is not None:
+        return f"{path} is a zip archive with the member {_shown(outside)}, which leads out of its folder: refused"
+    found = _checkpoint(names)
+    if found is None:
+        inside = ", ".join(_shown(name) for name in names[:3]) or "nothing"
+        return f"{path} is a zip archive without a checkpoint that kresume knows by its name: it holds {inside}"
+    what, member = found
+    folder = path.with_name(f"{path.name.removesuffix('.zip')}-unpacked")
+    inner = folder / member
+    return (
+        f"{path} is a zip archive that holds {what}: unpack it with python -m zipfile -e {shlex.quote(str(path))} "
+        f"{shlex.quote(str(folder))}, then give {shlex.quote(str(inner))}"
+    )
+
+
+def _checkpoint(names: Sequence[str]) -> tuple[str, str] | None:
+    """Returns what the archive holds and the path in it that `--from` takes; of several the one in the fewest folders."""
+    for ending, what, is_folder in HELD:
+        inside = [name for name in names if name.endswith(ending) and "__MACOSX" not in name and name.isprintable()]
+        if inside:
+            member = min(inside, key=lambda name: (name.count("/"), name))
+            chosen = str(PurePosixPath(member).parent) if is_folder else member.removesuffix(".index")
+            return what, chosen
+    return None
+
+
+def _leads_out(name: str) -> bool:
+    parts = name.replace("\\", "/").split("/")
+    return name.startswith(("/", "\\")) or ".." in parts or parts[0].endswith(":")
+
+
+def _shown(name: str) -> str:
+    return ascii(name[:LONGEST])

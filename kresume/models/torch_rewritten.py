@@ -1,0 +1,65 @@
+"""Says why a PyTorch state dict has no weight of a layer: another module computes it, or the layer is a recurrent one.
+
+explain(state.arrays)       # "its module 7 is under weight_norm, ...: remove it before saving: ...", or ""
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+PARAMETRIZED = re.compile(r"(?:(.*)\.)?parametrizations\.([^.]+)\.(original\d*|\d+\..*)")
+"""What `torch.nn.utils.parametrize` calls the tensors from which it computes another one: module, name of that one."""
+RECURRENT = re.compile(r"(?:(.*)\.)?weight_hh(_l\d+(_reverse)?)?")
+OLD = (
+    ("_mask", "_orig", "pruning", "torch.nn.utils.prune.remove(module, {name!r})"),
+    ("_u", "_orig", "spectral_norm", "torch.nn.utils.remove_spectral_norm(module, {name!r})"),
+    ("_g", "_v", "weight_norm", "torch.nn.utils.remove_weight_norm(module, {name!r})"),
+)
+"""Endings of the two tensors that stand for one, who computes it, and the call that puts it back."""
+
+
+def explain(arrays: Iterable[str]) -> str:
+    """Returns what a user has to do before saving; empty where every array is a weight of its own.
+
+    Args:
+        arrays: names in the state dict.
+    """
+    names = [name for name in arrays if not name.startswith("optimizer")]
+    for name in names:
+        if found := PARAMETRIZED.fullmatch(name):
+            module, tensor = found.group(1) or "", found.group(2)
+            return _to_remove(
+                module, tensor, f"a parametrization ({_kind(names, module, tensor)})",
+                f'torch.nn.utils.parametrize.remove_parametrizations(module, "{tensor}")',
+            )  # fmt: skip
+    for one, other, kind, call in OLD:
+        for name in names:
+            stem = name.removesuffix(one)
+            if stem != name and f"{stem}{other}" in names and stem not in names:
+                module, _, tensor = stem.rpartition(".")
+                return _to_remove(module, tensor, kind, call.format(name=tensor).replace("'", '"'))
+    recurrent = [found.group(1) or "" for name in names if (found := RECURRENT.fullmatch(name))]
+    if recurrent:
+        return (
+            f"its module {recurrent[0] or 'at the top'} is recurrent (RNN, LSTM or GRU), and recurrent layers are not mapped "
+            "from PyTorch: their gates have another order in Keras. Fill the Keras model yourself (layer.set_weights) and "
+            "save it by model.save, then give that file"
+        )
+    return ""
+
+
+def _kind(names: Iterable[str], module: str, tensor: str) -> str:
+    prefix = f"{module}.parametrizations.{tensor}.".lstrip(".")
+    ends = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+    if "original0" in ends:
+        return "such as weight_norm"
+    return "spectral_norm" if "0._u" in ends else "of torch.nn.utils.parametrize"
+
+
+def _to_remove(module: str, tensor: str, kind: str, call: str) -> str:
+    return (
+        f"{tensor} of its module {module or 'at the top'} is computed by {kind}, and the file holds what it is computed from. "
+        f"Load it in PyTorch and remove that before saving, for each such module: {call}; then torch.save(model.state_dict(), "
+        "...). An optimizer's state does not fit any more then: start it fresh with --optimizer NAME:reset"
+    )
