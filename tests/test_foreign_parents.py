@@ -88,6 +88,18 @@ def parent_of(path, script=None, **options):
         (lambda: keras.optimizers.SGD(1e-2), "sgd"),
         (lambda: keras.optimizers.RMSprop(1e-2), "rmsprop"),
         (lambda: keras.optimizers.Lion(1e-2), "lion"),
+        (lambda: keras.optimizers.Nadam(1e-2), "nadam"),
+        (lambda: keras.optimizers.Adamax(1e-2), "adamax"),
+        (lambda: keras.optimizers.Adagrad(1e-2), "adagrad"),
+        (lambda: keras.optimizers.Adadelta(1e-2), "adadelta"),
+        (lambda: keras.optimizers.Adafactor(1e-2), "adafactor"),
+        (
+            lambda: keras.optimizers.Adafactor(keras.optimizers.schedules.CosineDecay(1e-2, 50), use_ema=True),
+            "adafactor",
+        ),
+        (lambda: keras.optimizers.Ftrl(1e-2), "ftrl"),
+        (lambda: keras.optimizers.Lamb(1e-2), "lamb"),
+        (lambda: keras.optimizers.Muon(1e-2), "muon"),
         (lambda: keras.optimizers.Adam(1e-2, amsgrad=True), "adam"),
         (lambda: keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-2, 50)), "adam"),
     ],
@@ -103,6 +115,35 @@ def test_weights_alone_restore_with_the_name_of_their_optimizer(script, tmp_path
     for attribute in one:
         assert_same_bytes(numpy(one[attribute]), numpy(other[attribute]))
     assert (parent.state.step, live.iterations) == (3, 3)
+
+
+def test_a_class_that_no_name_begins_is_taken_as_the_users_function_compiles_it(script, tmp_path):
+    """ScheduleFreeAdamW, whose momentum begins as the weights: restored where the function compiles it."""
+    model = trained(script, keras.optimizers.ScheduleFreeAdamW(1e-2))
+    model.save_weights(tmp_path / "m.weights.h5")
+    with pytest.raises(UsageError, match="any other class is taken as the function that --model names compiles it"):
+        parent_of(tmp_path / "m.weights.h5", script, optimizer="schedulefreeadamw")
+    code = tmp_path / "free.py"
+    code.write_text(
+        MODEL + "\ndef free():\n    model = build()\n    model.compile(keras.optimizers.ScheduleFreeAdamW(1e-2))\n"
+        "    return model\n"
+    )
+    _, live = parent_of(tmp_path / "m.weights.h5", model=f"{code}:free")
+    assert_same_bytes(numpy(model.optimizer._momentums), numpy(live.optimizer._momentums))
+    assert_same_bytes(numpy(model.optimizer._velocities), numpy(live.optimizer._velocities))
+
+
+def test_several_optimizers_in_one_are_refused_with_a_way_on(script, tmp_path):
+    """MultiOptimizer's arrays are none of a single class; the fresh start that the message names works."""
+    made = trained(script, "sgd", steps=0)
+    kinds = keras.optimizers.OptimizerMap(default_optimizer=keras.optimizers.Adam(1e-2))
+    model = trained(script, keras.optimizers.MultiOptimizer(kinds))
+    model.save_weights(tmp_path / "m.weights.h5")
+    with pytest.raises(CheckpointError, match="reset"):
+        parent_of(tmp_path / "m.weights.h5", script)
+    _, live = parent_of(tmp_path / "m.weights.h5", script, optimizer="adamw:reset")
+    assert_same_bytes(numpy(model.variables), numpy(live.model.variables))
+    assert made.count_params() == live.model.count_params()
 
 
 def test_an_unnamed_optimizer_is_an_error_that_names_those_that_fit(script, tmp_path):
@@ -237,13 +278,16 @@ def test_the_table_of_slots_is_kerass(script):
     model = trained(script, "sgd", steps=0)
     weights = list(numpy(model.trainable_variables).values())
     known = 0
-    for name in OPTIMIZERS:
+    for name in (*OPTIMIZERS, "ScheduleFreeAdamW"):
+        assert optimizers.variants(name), name
         for changes, rounds in optimizers.variants(name):
             optimizer = getattr(keras.optimizers, name)(**changes)
             optimizer.build(model.trainable_variables)
-            expected = [weight.shape for kinds in rounds for weight in weights for _ in kinds]
-            expected += [()] * optimizers.SCALARS.get(name, 0)
-            assert [tuple(v.shape) for v in optimizer.variables[2:]] == expected, (name, changes)
+            expected = optimizers.slot_shapes(name, rounds, [weight.shape for weight in weights])
+            assert [tuple(v.shape) for v in optimizer.variables[2:]] == [shape for _, shape in expected], (
+                name,
+                changes,
+            )
             assert set(slots.slot_lists(optimizer)) == {kind for kinds in rounds for kind in kinds}, (name, changes)
             known += 1
     assert known > 40

@@ -1,7 +1,9 @@
 """tf.train.Checkpoints and SavedModels of Keras 2 (tf_keras), and exports of Keras 3: under either backend."""
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -75,6 +77,60 @@ def test_every_slot_arrives_to_the_last_bit(name):
     ours = [np.ravel(keras.ops.convert_to_numpy(variable)) for variable in optimizer.variables if tuple(variable.shape)]
     assert sum(map(np.size, theirs)) > 100
     assert_same_bytes({"slots": np.sort(np.concatenate(theirs))}, {"slots": np.sort(np.concatenate(ours))})
+
+
+NADAM = """
+import sys
+import numpy as np, tensorflow as tf, tf_keras
+layers = tf_keras.layers
+for kind, cls in (("new", tf_keras.optimizers.Nadam), ("legacy", tf_keras.optimizers.legacy.Nadam)):
+    model = tf_keras.Sequential([layers.Input((6, 6, 3)), layers.GlobalMaxPooling2D(), layers.Dense(3, name="head")])
+    model.compile(cls(1e-2, beta_1=0.8), tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    for seed in range(4):
+        images = np.random.default_rng(seed).random((6, 6, 6, 3)).astype("float32")
+        model.train_on_batch(images, np.arange(6) % 3)
+    model.save(f"{sys.argv[1]}/{kind}-model", save_format="tf")
+    tf.train.Checkpoint(model=model, optimizer=model.optimizer).save(f"{sys.argv[1]}/{kind}-checkpoint/ckpt")
+    slots = model.optimizer.variables() if kind == "legacy" else model.optimizer.variables
+    np.savez(f"{sys.argv[1]}/{kind}.npz", *[slot.numpy() for slot in slots])
+"""
+
+
+@pytest.fixture(scope="module")
+def nadams(tmp_path_factory):
+    """A model of Keras 2 after four steps of Nadam, in graphs of either kind of optimizer."""
+    pytest.importorskip("tf_keras")
+    folder = tmp_path_factory.mktemp("nadam")
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", NADAM, str(folder)], check=True, capture_output=True, env=environment
+    )
+    return folder
+
+
+@pytest.mark.parametrize("form", ["model", "checkpoint"])
+@pytest.mark.parametrize("kind", ["new", "legacy"])
+def test_nadam_has_the_product_that_keras_3_would_have(nadams, kind, form):
+    """Keras 2 multiplies once per weight, or at another pace: slots are the file's, the product is of its four updates."""
+    state = read_checkpoint(nadams / f"{kind}-{form}")
+    saved = state.optimizer
+    if saved.class_name is None:  # a new-style optimizer in a tf.train.Checkpoint has no name
+        saved = SavedOptimizer("Nadam", {"beta_1": 0.8}, 0)
+    assert (saved.class_name, state.step, state.rate.schedule) == ("Nadam", 4, None)
+    assert state.rate.value == pytest.approx(1e-2)
+    head = keras.layers.Dense(3, name="head")
+    model = keras.Sequential([keras.Input((6, 6, 3)), keras.layers.GlobalMaxPooling2D(), head])
+    optimizer = optimizers.make_optimizer(saved, state.rate.value)
+    optimizer.build(model.trainable_variables)
+    restoration = restore.restore(model, state, optimizer=optimizer)
+    assert "product of momentums is computed from its 4 updates" in restoration.summary
+    expected = np.prod([0.8 * (1 - 0.5 * 0.96**update) for update in range(1, 5)])
+    assert float(keras.ops.convert_to_numpy(optimizer._u_product)) == pytest.approx(expected, rel=1e-5)
+    with np.load(nadams / f"{kind}.npz") as written:
+        theirs = [written[name] for name in written.files if written[name].shape]
+    ours = [keras.ops.convert_to_numpy(slot) for slot in (*optimizer._momentums, *optimizer._velocities)]
+    together = [np.sort(np.concatenate([np.ravel(array) for array in each])) for each in (theirs, ours)]
+    assert_same_bytes({"slots": together[0]}, {"slots": together[1]})
 
 
 def test_what_the_file_says_of_its_optimizer_is_taken():

@@ -77,11 +77,15 @@ def describe(
 
 
 def _legacy(nodes: Sequence[GraphNode], index: int, arrays: Mapping[str, np.ndarray]) -> SavedOptimizer:
-    """Legacy optimizers write their name before each slot's, and Adam's settings as variables."""
+    """Legacy optimizers write their name before each slot's, and the settings of Adam and Nadam as variables."""
     node = nodes[index]
     kinds = {kind for _, kind in node.slots}
     names = {nodes[slot].full_name.partition("/")[0] for slot in node.slots.values()}
     settings = {name: _scalar(nodes, index, name, arrays) for name in ADAM_SETTINGS}
+    if names == {"Nadam"} and kinds == {"m", "v"}:
+        return SavedOptimizer(
+            "Nadam", {name: float(value) for name, value in settings.items() if value is not None}, len(node.slots) + 1
+        )
     if names == {"Adam"} and {"m", "v"} <= kinds <= {"m", "v", "vhat"}:
         config = {name: float(value) for name, value in settings.items() if value is not None}
         return SavedOptimizer("Adam", {**config, "amsgrad": "vhat" in kinds}, len(node.slots) + 1)
@@ -92,7 +96,8 @@ def _legacy_rate(nodes: Sequence[GraphNode], index: int, arrays: Mapping[str, np
     rate, decay = (_scalar(nodes, index, edge, arrays) for edge in ("learning_rate", "decay"))
     if rate is None:
         return None
-    if decay is None or not float(decay):
+    nadam = {nodes[slot].full_name.partition("/")[0] for slot in nodes[index].slots.values()} == {"Nadam"}
+    if decay is None or not float(decay) or nadam:  # Nadam's decay is the pace of its momentum, which Keras 3 has fixed
         return SavedRate(float(rate), "float")
     # Keras 2's decay divides the rate by 1 + decay x iterations: a schedule that Keras 3 has by name.
     config = {"initial_learning_rate": float(rate), "decay_steps": 1, "decay_rate": float(decay), "staircase": False}

@@ -29,7 +29,7 @@ KERAS_2_ATTENTION = re.compile(r"/_(query|key|value|output)_dense/")
 OPTIMIZERS = (
     "SGD", "RMSprop", "Adam", "AdamW", "Nadam", "Adamax", "Adagrad", "Adadelta", "Adafactor", "Ftrl", "Lion", "Lamb", "Muon",
 )  # fmt: skip
-"""The classes that Keras 3 has."""
+"""The classes of Keras 3 that a name alone can begin: ScheduleFreeAdamW begins as the weights, MultiOptimizer is a map."""
 DEFAULT_RATES = {"SGD": 0.01}
 """The rate of each class that is given none; 0.001 where it is not here (pinned by a test)."""
 INITIAL_RATES = ("initial_learning_rate", "peak", "warmup_target", "max_lr")

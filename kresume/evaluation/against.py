@@ -19,7 +19,9 @@ import numpy as np
 
 from kresume.checkpoints.read import recognise
 from kresume.errors import UsageError
+from kresume.evaluation import behind
 from kresume.evaluation.loaded import Subject, load
+from kresume.evaluation.score import OutputKind
 from kresume.evaluation.served import Prediction, predict_saved_model
 from kresume.evaluation.signatures import Signature, find_saved_model, labels_of, read_signatures
 from kresume.images import conventions, inputs
@@ -137,12 +139,21 @@ def _served(folder: Path, subject: Subject, manifest: Manifest, reporter: Report
     signature = next(iter(read_signatures(folder, len(labels) if labels else len(manifest.classes)).values()))
     reporter.say(f"running {folder} by TensorFlow alone, through its signature {signature.name}")
     rows = np.arange(len(manifest))
+    if not signature.answers_classes:
+        raise UsageError(
+            f"the signature {signature.name} of {folder} gives neither scores nor labels of {len(labels or manifest.classes)} "
+            "classes, so there is nothing to score: its outputs are "
+            + ", ".join(output.name for output in signature.outputs)
+        )
+    single = behind.ask(folder, subject, signature).outputs if signature.may_be_single else None
     if signature.input.kind == "bytes":
         with tempfile.TemporaryDirectory(prefix="kresume-") as name:
             files = as_files(manifest.found(rows), Path(name))
-            prediction = predict_saved_model(folder, signature, labels, manifest.classes, {"files": files})
+            prediction = predict_saved_model(
+                folder, signature, labels, manifest.classes, {"files": files}, single=single
+            )
     else:
-        prediction = _by_numbers(folder, signature, labels, subject, manifest, rows)
+        prediction = _by_numbers(folder, signature, labels, subject, manifest, rows, single)
     notes = []
     if labels is None:
         notes.append(f"it does not say the order of its classes: taken as {', '.join(manifest.classes)}")
@@ -170,6 +181,7 @@ def _by_numbers(
     subject: Subject,
     manifest: Manifest,
     rows: np.ndarray,
+    single: OutputKind | None,
 ) -> Prediction:
     """Feeds a SavedModel that takes pictures or values as arrays."""
     if subject.image_size is not None:
@@ -180,6 +192,8 @@ def _by_numbers(
     if subject.axes is not None:
         layout = read_layout(layout.shape((spec.height, spec.width)), (spec.height, spec.width), subject.axes)[0]
     pixels = subject.pixels or pixels
+    if signature.input.kind == "values" and not pixels:
+        pixels = behind.ask(folder, subject, signature).pixels or ""
     if signature.input.kind == "values" and not pixels:
         raise UsageError(f"{folder} takes numbers and does not say which: give --pixels {conventions.SAID}")
     reader = PictureReader(manifest, spec, open_cache(spec, None))
@@ -192,4 +206,4 @@ def _by_numbers(
         for start in range(0, len(rows), PART):
             array[start : start + PART] = np.asarray(convert(reader(rows[start : start + PART])))
         array.flush()
-        return predict_saved_model(folder, signature, labels, manifest.classes, {"array": str(place)})
+        return predict_saved_model(folder, signature, labels, manifest.classes, {"array": str(place)}, single=single)

@@ -19,6 +19,7 @@ from kresume.checkpoints.run import find_run
 from kresume.class_names import join_classes, names_of
 from kresume.errors import ImagesError
 from kresume.evaluation.against import answers_of, open_cache, served_folder
+from kresume.evaluation.behind import can_say
 from kresume.evaluation.class_order import describe_order, judge_order
 from kresume.evaluation.loaded import Subject, load, select_backend
 from kresume.evaluation.score import score
@@ -163,8 +164,7 @@ def evaluate(
     sources = [data] if isinstance(data, (str, Path)) else list(data)
     listing = list_images([str(source) for source in sources], reporter, parse_features(tuple(feature)))
     folder = served_folder(path)
-    live = path if folder is None else other if other is not None and served_folder(other) is None else None
-    if live is not None:
+    if (live := _with_keras(path, other, model)) is not None:
         select_backend(live, backend, device)
     names_given = names_of(classes)
     given = Subject(path, model, names_given, pixels, image_size, tuple(imports), map_file, trust, axes)
@@ -248,6 +248,14 @@ UNDECODED = DecodeSpec(64, 64)
 
 def _path_of(checkpoint: str | Path | runs.Run) -> str:
     return str(checkpoint.path if isinstance(checkpoint, runs.Run) else checkpoint)
+
+
+def _with_keras(path: str, other: str | None, model: str | None) -> str | None:
+    """The first of the two models that Keras answers, else the first SavedModel whose Keras model may be asked."""
+    both = {path: model, **({other: None} if other is not None and other != path else {})}
+    folders = {each: served_folder(each) for each in both}
+    asked = (each for each, folder in folders.items() if folder is not None and can_say(folder, both[each]))
+    return next((each for each, folder in folders.items() if folder is None), None) or next(asked, None)
 
 
 def _says(path: str) -> bool:

@@ -7,14 +7,15 @@ prediction.indices           # (n,) which of `classes` it chose, -1 where it cho
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from kresume.errors import CheckpointError
 from kresume.evaluation.apart import Answer, run_apart
-from kresume.evaluation.score import to_probabilities
+from kresume.evaluation.score import OutputKind, to_probabilities
 from kresume.evaluation.signatures import Signature
 
 BATCH = 32
@@ -56,6 +57,7 @@ def predict_saved_model(
     extra: Mapping[str, Any] | None = None,
     *,
     shares: bool = True,
+    single: OutputKind | None = None,
 ) -> Prediction:
     """Runs images through a signature.
 
@@ -67,9 +69,10 @@ def predict_saved_model(
         inputs: `{"files": [...]}` or `{"array": "x.npy"}`, as the signature's input wants it.
         extra: further fields of the request.
         shares: give scores as shares that add up to 1 where the model gives logits.
+        single: what one number for two classes is, `"binary"` or `"binary-logits"`; None where nothing says it.
 
     Raises:
-        CheckpointError: it does not load or run by TensorFlow alone.
+        CheckpointError: it does not load or run by TensorFlow alone, or nothing says what its single number is.
     """
     request = {
         "path": str(folder),
@@ -81,7 +84,42 @@ def predict_saved_model(
     }
     answer = run_apart("saved_model", request)
     count = len(inputs["files"]) if "files" in inputs else len(np.load(inputs["array"], mmap_mode="r"))
-    return interpret(answer, signature, tuple(labels or classes), tuple(classes), count, shares=shares)
+    names = tuple(labels or classes)
+    row = signature.output("scores")
+    if row is not None and len(names) == 2 and len(answer.places) and answer.outputs[row.name].shape[1:] in {(), (1,)}:
+        try:
+            pairs = to_pairs(np.asarray(answer.outputs[row.name], np.float64), single, shares=shares)
+        except ValueError as error:
+            raise CheckpointError(f"{folder}: its output {row.name} {error}") from error
+        answer = replace(answer, outputs={**answer.outputs, row.name: pairs})
+    return interpret(answer, signature, names, tuple(classes), count, shares=shares)
+
+
+def to_pairs(given: np.ndarray, kind: OutputKind | None, *, shares: bool = True) -> np.ndarray:
+    """Reads one number per image as the scores of two classes; the number speaks for the second.
+
+    Args:
+        given: `(n,)` or `(n, 1)`.
+        kind: `"binary"` or `"binary-logits"`; None takes numbers between 0 and 1 as probabilities.
+        shares: give logits as shares too; else as two logits.
+
+    Returns:
+        `(n, 2)`.
+
+    Raises:
+        ValueError: nothing says what the numbers are; the message is the rest of a sentence.
+    """
+    values = given.reshape(len(given), 1)
+    if kind not in {"binary", "binary-logits"}:
+        if not (values.min() >= 0 and values.max() <= 1):
+            raise ValueError(
+                f"is one number per image, from {values.min():.3g} to {values.max():.3g}, and nothing says that it is a "
+                "logit: give `kresume eval` the --model that builds it, or save it with a sigmoid behind that number"
+            )
+        kind = "binary"
+    if kind == "binary-logits" and not shares:
+        return np.concatenate([-values / 2, values / 2], axis=1)
+    return to_probabilities(values, kind)
 
 
 def interpret(

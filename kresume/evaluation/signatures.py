@@ -5,7 +5,8 @@
     signatures["serving_default"].outputs           # scores, labels, class_index ... under the model's own names
 
 A signature is understood by dtypes and shapes: strings in are encoded files, `uint8` pictures, `float32` what the model eats;
-of the outputs a float row as long as the classes is the scores, strings are labels, whole numbers class indices.
+of the outputs a float row as long as the classes is the scores, strings are labels, whole numbers class indices. One float
+alone, where there are two classes, is the score of the second.
 """
 
 from __future__ import annotations
@@ -82,6 +83,17 @@ class Signature:
     def output(self, *kinds: OutputKind) -> Output | None:
         """The first output of one of these kinds, in the order in which they are asked for."""
         return next((output for kind in kinds for output in self.outputs if output.kind == kind), None)
+
+    @property
+    def answers_classes(self) -> bool:
+        """Whether it says of an image which class it is."""
+        return self.output("scores", "labels", "class_index", "class_indices") is not None
+
+    @property
+    def may_be_single(self) -> bool:
+        """Whether its scores may be one number per image, which speaks for the second of two classes."""
+        scores = self.output("scores")
+        return scores is not None and scores.shape[1:] in {(), (1,), (None,)}
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form."""
@@ -233,6 +245,8 @@ def _output(name: str, outputs: Mapping[str, tuple[str, Shape | None]], classes:
         return Output(name, "error" if name == "error" and rank == 1 else "labels", dtype, shape)
     if shape is not None and dtype in {"int32", "int64"} and rank in {1, 2}:
         return Output(name, "class_index" if rank == 1 else "class_indices", dtype, shape)
+    if shape is not None and shape[1:] in {(), (1,)} and classes == 2 and _is_alone(name, outputs):
+        return Output(name, "scores", dtype, shape)
     if shape is not None and dtype.startswith(("float", "bfloat")) and rank == 1:
         return Output(name, "top_scores", dtype, shape)
     if shape is not None and dtype.startswith(("float", "bfloat")) and rank == 2:
@@ -251,6 +265,12 @@ def _output(name: str, outputs: Mapping[str, tuple[str, Shape | None]], classes:
             return Output(name, "top_scores", dtype, shape)
         raise ValueError(f"its output {name} has {shape[1]} numbers per image, the model has {classes} classes")
     raise ValueError(f"its output {name} is {dtype} {_words(shape)}, which is neither scores nor labels")
+
+
+def _is_alone(name: str, outputs: Mapping[str, tuple[str, Shape | None]]) -> bool:
+    """Whether an output is a float, and the only one that says anything of the classes."""
+    others = [key for key in outputs if key not in {name, "embedding", "error"}]
+    return name != "embedding" and not others and outputs[name][0].startswith(("float", "bfloat"))
 
 
 def _words(shape: Shape | None) -> str:

@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from kresume.errors import CheckpointError, ExportError
+from kresume.evaluation import behind
 from kresume.evaluation.class_order import judge_order
+from kresume.evaluation.loaded import Subject
 from kresume.evaluation.probe import Probe, probe_feedings
 from kresume.evaluation.served import predict_saved_model, score_kind
 from kresume.evaluation.signatures import LABELS, Signature, find_saved_model, labels_of, read_raw, read_signatures
@@ -92,7 +94,7 @@ def examine(path: Path, samples: Samples, pixels: str | None = None) -> Old:
     truth = np.where(samples.labels >= 0, samples.labels, samples.reference.argmax(axis=-1))
     found = read_signatures(folder, len(samples.classes))
     first = next(iter(found.values()))
-    numbers = next((each for each in found.values() if each.input.kind == "values" and _answers_classes(each)), None)
+    numbers = next((each for each in found.values() if each.input.kind == "values" and each.answers_classes), None)
     unsaid = any(each.input.kind == "values" for each in found.values()) and numbers is None
     if unsaid and pixels is None:
         raise ExportError(
@@ -155,10 +157,6 @@ def examine(path: Path, samples: Samples, pixels: str | None = None) -> Old:
     return Old("; ".join(said), best if numbers is not None else pixels if unsaid else None, logits)
 
 
-def _answers_classes(signature: Signature) -> bool:
-    return signature.output("scores", "labels", "class_index", "class_indices") is not None
-
-
 def _ways(signature: Signature, pixels: str | None, channels: int, samples: Samples) -> tuple[str, ...]:
     if signature.input.kind != "values":
         return (signature.input.kind,)
@@ -180,7 +178,8 @@ def _answers(
         `(scores by way, which samples it could read)`: the rows are of those alone.
     """
     inputs = samples.sent(signature.input, *ways)
-    prediction = predict_saved_model(folder, signature, order, samples.classes, inputs, shares=False)
+    single = behind.ask(folder, Subject(str(folder)), signature).outputs if signature.may_be_single else None
+    prediction = predict_saved_model(folder, signature, order, samples.classes, inputs, shares=False, single=single)
     scores = prediction.scores
     if scores is None:
         chosen = np.where(prediction.indices < 0, 0, prediction.indices)  # none of ours: as wrong as another

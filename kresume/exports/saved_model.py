@@ -111,16 +111,19 @@ def _function(served: Served, signature: Signature) -> Any:
         parts = (
             served.embed_bytes(given) if signature.output("embedding") else served.answers[signature.input.kind](given)
         )
-        return {output.name: _shaped(output, parts) for output in signature.outputs}
+        return {output.name: _shaped(output, parts, logits=served.logits) for output in signature.outputs}
 
     return tf.function(answer, input_signature=[spec], autograph=False).get_concrete_function()
 
 
-def _shaped(output: Output, parts: dict[str, Any]) -> Any:
+def _shaped(output: Output, parts: dict[str, Any], *, logits: bool) -> Any:
     """One output as the signature wants it: of the best ones all, or the first alone where it is one per image."""
     import tensorflow as tf
 
     value = parts[output.kind]
+    if output.kind == "scores" and output.shape[1:] in {(), (1,)}:
+        # One number speaks for the second of two classes. Of two logits that is their difference.
+        value = value[:, 1:] - value[:, :1] if logits else value[:, 1:]
     if len(output.shape) == 1 and len(value.shape) == 2:
         value = value[:, 0]
     elif len(output.shape) == 2 and output.shape[1] is not None and output.kind != "embedding":
@@ -168,8 +171,9 @@ def predict(directory: Path, facts: dict[str, Any], samples: Samples) -> Predict
         raise ExportError(f"{folder} has no signature {DEFAULT}")
     request = {"warmup": {"module": str(Path(warmup.__file__)), "records": str(folder / warmup.PLACE)}}
     prediction = predict_saved_model(
-        folder, signature, facts["labels"], samples.classes, samples.sent(signature.input, facts["sent"]), request
-    )
+        folder, signature, facts["labels"], samples.classes, samples.sent(signature.input, facts["sent"]), request,
+        single="binary-logits" if facts["logits"] else "binary",
+    )  # fmt: skip
     if prediction.facts["warmed"] != facts["warmup"]:
         raise ExportError(f"{folder}: {prediction.facts['warmed']} of {facts['warmup']} warm-up records were read back")
     return prediction

@@ -29,9 +29,34 @@ EXPORTED = {"trainable": ("trainable_variables",), "non_trainable": ("non_traina
 VIEWS = frozenset({"variables", "trainable_variables", "non_trainable_variables", "weights"})
 """Lists that a layer makes of its variables: their order is another in each version of Keras."""
 RATES = ("_learning_rate", "learning_rate")
+PRODUCT = "optimizer/product_of_momentums"
+"""The name of the array that `completed` adds."""
 APART = frozenset({"save_counter", "keras_api", "_learning_rate", "_all_variables"})
 """Parts of names of arrays that are no state of the training: the manager's count, metrics, a rate that is a schedule now, an
 export's second copy."""
+
+
+def completed(state: TrainState, optimizer: Any | None) -> tuple[TrainState, str]:
+    """Adds what Keras 3's Nadam has multiplied up by now to a graph of Keras 2.
+
+    Its own product is another number: the new Nadam of Keras 2 multiplies once per weight, the legacy one at another pace.
+
+    Args:
+        state: what was read.
+        optimizer: what is to be restored, or None.
+
+    Returns:
+        The state, and what was done in words; an empty text where there was nothing to do.
+    """
+    node = graph_optimizer.find_optimizer(state.graph) if state.layout == "graph" else None
+    inside = devices.inner(optimizer) if optimizer is not None else None
+    if node is None or not isinstance(inside, keras.optimizers.Nadam):
+        return state, ""
+    if graph_optimizer.style(state.graph[graph_optimizer.inside(state.graph, node)]) == "keras-3":
+        return state, ""
+    product = keras_2.nadam_product(float(inside.beta_1), int(state.step or 0))
+    said = f"Nadam's product of momentums is computed from its {state.step or 0:,} updates: that of Keras 2 is another"
+    return replace(state, arrays={**state.arrays, PRODUCT: product}), said
 
 
 def match(
@@ -160,13 +185,15 @@ def _arrays(state: TrainState, node: int | None) -> dict[int, str]:
 
 
 def _keras_2_numbers(state: TrainState, node: int, optimizer: Any) -> dict[int, str]:
-    """Its count of iterations and its rate, which is not among its variables."""
+    """Its count of iterations, its rate, which is not among its variables, and what `completed` added."""
     children = state.graph[node].children
     found: dict[int, str] = {}
     for live, edges in ((optimizer._iterations, ("_iterations", "iter")), (slots.rate_variable(optimizer), RATES)):
         child = next((children[edge] for edge in edges if edge in children), None)
         if live is not None and child is not None and (array := state.graph[child].array):
             found[id(live)] = array
+    if PRODUCT in state.arrays:
+        found[id(optimizer._u_product)] = PRODUCT
     return found
 
 

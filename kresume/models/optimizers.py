@@ -29,6 +29,9 @@ SLOTS = {
     "Adagrad": ("_accumulators",),
     "Lion": ("_momentums",),
     "Lamb": ("_momentums", "_velocities"),
+    "Adadelta": ("_accumulated_grads", "_accumulated_delta_vars"),
+    "Ftrl": ("_accumulators", "_linears"),
+    "Muon": ("momentums", "adam_velocities"),
 }
 ROUNDS = {
     "Adam": ("_momentums", "_velocities"),
@@ -40,11 +43,16 @@ ROUNDS = {
     "Ftrl": ("_accumulators", "_linears"),
     "Lion": ("_momentums",),
     "Lamb": ("_momentums", "_velocities"),
+    "ScheduleFreeAdamW": ("_momentums", "_velocities"),
+    "Adafactor": ("_r", "_c", "_v"),
+    "Muon": ("momentums", "adam_velocities"),
 }
 """Slots in the order in which Keras creates them (pinned by a test)."""
 SCALARS = {"Nadam": 1}
 """How many numbers a class keeps behind its slots."""
-NEVER_NEGATIVE = frozenset({"_velocities", "_velocity_hats", "_u", "_accumulators", "_accumulated_grads"})
+NEVER_NEGATIVE = frozenset(
+    {"_velocities", "_velocity_hats", "_u", "_accumulators", "_accumulated_grads", "_r", "_c", "_v", "adam_velocities"}
+)
 ALIKE = 0.7
 """The cosine between weights and what may be their averages. Another optimizer's slots come nowhere near it."""
 ADAMS = frozenset({"Adam", "AdamW", "Nadam", "Adamax", "Lamb"})
@@ -63,7 +71,10 @@ def class_name(name: str) -> str:
     """
     found = {known.lower(): known for known in OPTIMIZERS}.get(name.lower())
     if found is None:
-        raise UsageError(f"--optimizer {name}: use keep, or one of {', '.join(known.lower() for known in OPTIMIZERS)}")
+        raise UsageError(
+            f"--optimizer {name}: use keep, or one of {', '.join(known.lower() for known in OPTIMIZERS)}; any other class is "
+            "taken as the function that --model names compiles it"
+        )
     return found
 
 
@@ -250,21 +261,56 @@ def fitting_variants(name: str, arrays: Sequence[np.ndarray], weights: Sequence[
         Changes to Keras's defaults, one mapping per form that fits: shapes in order, no negative square, and averages of
         weights that are like the weights.
     """
-    scalars = 2 if len(arrays) > 1 and arrays[1].shape == () and arrays[1].dtype.kind == "f" else 1
-    rest = arrays[scalars:]
-    averaged = _alike(rest[: len(weights)], weights) if rest and weights else None
     found = []
     for changes, rounds in variants(name):
-        expected = [(kind, weight.shape) for kinds in rounds for weight in weights for kind in kinds]
-        expected += [("", ())] * SCALARS.get(name, 0)
-        if [shape for _, shape in expected] != [tuple(array.shape) for array in rest]:
-            continue
-        if averaged is not None and ("use_ema" in changes) != averaged:
-            continue
-        squares = (array for (kind, _), array in zip(expected, rest, strict=True) if kind in NEVER_NEGATIVE)
-        if all(float(array.min(initial=0)) >= 0 for array in squares):
-            found.append(changes)
+        expected = slot_shapes(name, rounds, [tuple(weight.shape) for weight in weights])
+        for scalars in (2, 1) if len(arrays) > 1 and arrays[1].shape == () and arrays[1].dtype.kind == "f" else (1,):
+            rest = arrays[scalars:]
+            if [shape for _, shape in expected] == [tuple(array.shape) for array in rest]:
+                kinds = [kind for kind, _ in expected]
+                if _may_hold(changes, list(zip(kinds, rest, strict=True)), weights):
+                    found.append(changes)
+                break
     return found
+
+
+def slot_shapes(
+    name: str, rounds: Sequence[Sequence[str]], weights: Sequence[tuple[int, ...]]
+) -> list[tuple[str, tuple[int, ...]]]:
+    """Kind and shape of each variable that a class keeps behind its count and its rate, in the order in which Keras makes them.
+
+    Args:
+        name: the class.
+        rounds: of `variants`.
+        weights: the shapes of the trainable weights.
+    """
+    listed = [
+        (kind, shape)
+        for kinds in rounds
+        for weight in weights
+        for kind in kinds
+        if (shape := _slot_shape(kind, weight)) is not None
+    ]
+    return listed + [("", ())] * SCALARS.get(name, 0)
+
+
+def _slot_shape(kind: str, weight: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Adafactor keeps sums over rows and columns, and an idle number for a vector; Muon no squares for a matrix."""
+    if kind in {"_r", "_c"}:
+        return () if len(weight) < 2 else weight[:-1] if kind == "_r" else (*weight[:-2], weight[-1])
+    return None if kind == "adam_velocities" and len(weight) == 2 else weight
+
+
+def _may_hold(
+    changes: Mapping[str, Any], listed: Sequence[tuple[str, np.ndarray]], weights: Sequence[np.ndarray]
+) -> bool:
+    """Whether arrays of the right shapes can be the slots of a form: no negative square, and averages like the weights."""
+    if any(kind in NEVER_NEGATIVE and float(array.min(initial=0)) < 0 for kind, array in listed):
+        return False
+    if not listed or not weights:
+        return True
+    first = [array for _, array in listed[: len(weights)]]
+    return _alike(first, weights) == ("use_ema" in changes)
 
 
 def _alike(arrays: Sequence[np.ndarray], weights: Sequence[np.ndarray]) -> bool:

@@ -95,6 +95,8 @@ def restore(
         notes.append(how)
     elif map_file is not None or map_out is not None:
         raise UsageError(f"--map and --map-out are for PyTorch's state dicts; {state.source} is {state.format}")
+    state, added = match_graph.completed(state, optimizer)
+    notes += [added] * bool(added)
     matched = _match(model, optimizer, state, targets, notes, same_weights)
     names = matched.names
     scale = {id(variable) for variable in slots.scale_variables(optimizer)} if optimizer is not None else set()
@@ -173,6 +175,7 @@ def restore_optimizer(model: keras.Model, state: TrainState) -> str:
         What was not restored, in words; empty where all was.
     """
     optimizer = model.optimizer
+    state, _ = match_graph.completed(state, optimizer)
     matched = _match(model, optimizer, state, _targets(model, optimizer), [], False)
     own = [(variable, matched.names[id(variable)]) for variable in optimizer.variables if id(variable) in matched.names]
     for variable, name in own:

@@ -52,8 +52,8 @@ def settle(
     name = asked or (own.class_name if own is not None else None)
     if name is None:
         raise CheckpointError(
-            f"{state.source} does not name its optimizer: give --optimizer NAME (its state would fit: {fitting}), or "
-            "compile the model in the function that --model names"
+            f"{state.source} does not name its optimizer: give --optimizer NAME (its state would fit: {fitting}), "
+            "compile the model in the function that --model names, or start it fresh with --optimizer adamw:reset"
         )
     settings = dict(own.config or {}) if own is not None and own.class_name == name else None
     if state.layout == "graph" and settings is None and (form := optimizers.graph_form(name, state)) is not None:

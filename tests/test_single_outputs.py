@@ -1,0 +1,197 @@
+"""Models with one number for two classes, served as a SavedModel: read by what says it, scored, and replaced."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from kresume.errors import CheckpointError, UsageError
+from kresume.evaluation.evaluate import evaluate
+from kresume.evaluation.served import to_pairs
+from kresume.evaluation.signatures import Output, understand
+from kresume.exports import saved_model
+from kresume.exports.export import export
+
+LEVELS = {"dark": (20, 60, 100, 120), "light": (140, 170, 200, 240)}
+WRITER = """
+import sys
+import numpy as np, tensorflow as tf, tf_keras
+layers = tf_keras.layers
+for kind in ("sigmoid", "linear"):
+    model = tf_keras.Sequential([
+        layers.Rescaling(1 / 255, input_shape=(12, 12, 3)), layers.GlobalAveragePooling2D(), layers.Dense(1, kind),
+    ])
+    model.set_weights([np.full((3, 1), 4.0), np.array([-6.0])])
+    model.save(f"{sys.argv[1]}/{kind}", save_format="tf")
+    if kind == "linear":
+        spec = tf.TensorSpec((None, 12, 12, 3), name="sent")
+        own = tf.function(lambda sent: {"light": tf.sigmoid(model(sent * 255.0))}, input_signature=[spec])
+        model.save(f"{sys.argv[1]}/own", save_format="tf", signatures=own)
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Grey pictures, SavedModels of Keras 2 that tell dark from light, and the same network in Keras 3."""
+    pytest.importorskip("tf_keras")
+    folder = tmp_path_factory.mktemp("single")
+    for label, levels in LEVELS.items():
+        (folder / "data" / label).mkdir(parents=True)
+        for level in levels:
+            Image.new("RGB", (12, 12), (level,) * 3).save(folder / "data" / label / f"{level}.png")
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", WRITER, str(folder)], check=True, capture_output=True, env=environment
+    )
+    twin = keras.Sequential(
+        [
+            keras.Input((12, 12, 3)),
+            keras.layers.Rescaling(1 / 255),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(1),
+        ]
+    )
+    twin.set_weights([np.full((3, 1), 4.0), np.array([-6.0])])
+    twin.save(folder / "twin.keras")
+    return folder
+
+
+def expected_loss():
+    """The mean cross-entropy, by numpy."""
+    logits = {label: 12 * np.array(levels) / 255 - 6 for label, levels in LEVELS.items()}
+    return float(np.mean([np.log1p(np.exp(logits["dark"])), np.log1p(np.exp(-logits["light"]))]))
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "linear"])
+def test_eval_reads_one_number_and_the_pixels_as_the_first_and_last_layers_say(place, kind):
+    """Neither `--pixels` nor anything else has to be said of a SavedModel that holds its Keras architecture."""
+    found = evaluate(place / kind, data=place / "data")
+    assert found.scores["all"]["accuracy"] == 1.0
+    assert found.scores["all"]["loss"] == pytest.approx(expected_loss(), rel=1e-4)
+
+
+def test_a_signature_of_the_users_own_is_not_read_as_the_model_behind_it(place):
+    """It takes 0-1 and gives a probability, where the model takes 0-255 and gives a logit: what it takes is asked for."""
+    with pytest.raises(UsageError, match="takes numbers and does not say which: give --pixels"):
+        evaluate(place / "own", data=place / "data")
+    found = evaluate(place / "own", data=place / "data", pixels="0-1")
+    assert found.scores["all"]["loss"] == pytest.approx(expected_loss(), rel=1e-4)
+
+
+def test_like_gives_one_number_of_the_same_meaning(place, tmp_path):
+    """The clients of a model that gives one logit get one logit from the next, and so does `eval`."""
+    import tensorflow as tf
+
+    result = export(
+        place / "twin.keras",
+        tmp_path / "serving" / "light",
+        like=place / "linear",
+        like_pixels="0-255",
+        data=place / "data",
+        classes=("dark", "light"),
+    )
+    levels = np.array([level for levels in LEVELS.values() for level in levels], np.float32)
+    values = np.tile(levels[:, None, None, None], (1, 12, 12, 3))
+    answers = []
+    for folder in (place / "linear", result.path):
+        model = tf.saved_model.load(str(folder))
+        signature = model.signatures["serving_default"]
+        (name,) = signature.structured_input_signature[1]
+        answers.append({key: np.asarray(value) for key, value in signature(**{name: values}).items()})
+    assert answers[0].keys() == answers[1].keys()
+    for name, numbers in answers[0].items():
+        assert numbers.shape == (8, 1)
+        np.testing.assert_allclose(answers[1][name], numbers, atol=1e-4)
+    found = evaluate(result.path, data=place / "data")
+    assert found.scores["all"]["loss"] == pytest.approx(expected_loss(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "numbers", "expected"),
+    [
+        ("binary", [[0.25], [1.0]], [[0.75, 0.25], [0.0, 1.0]]),
+        (None, [0.25, 1.0], [[0.75, 0.25], [0.0, 1.0]]),
+        ("binary-logits", [[0.0], [np.log(3)]], [[0.5, 0.5], [0.25, 0.75]]),
+    ],
+)
+def test_one_number_is_the_score_of_the_second_class(kind, numbers, expected):
+    """A probability or a logit, in a column or a row; between 0 and 1 it is a probability where nothing says more."""
+    np.testing.assert_allclose(to_pairs(np.array(numbers), kind), expected, atol=1e-12)
+
+
+def test_a_number_that_may_be_a_logit_is_refused():
+    """Nothing says what numbers beyond 0 to 1 are; two logits of one keep its difference."""
+    with pytest.raises(
+        ValueError, match=r"from -2 to 3, and nothing says that it is a logit: give `kresume eval` the --model"
+    ):
+        to_pairs(np.array([-2.0, 0.5, 3.0]), None)
+    pairs = to_pairs(np.array([-2.0, 3.0]), "binary-logits", shares=False)
+    np.testing.assert_allclose(pairs[:, 1] - pairs[:, 0], [-2.0, 3.0])
+
+
+@pytest.mark.parametrize(
+    ("outputs", "kinds"),
+    [
+        ({"a": ("float32", (None, 1))}, {"a": "scores"}),
+        ({"a": ("float32", (None,))}, {"a": "scores"}),
+        ({"a": ("float32", (None, 1)), "embedding": ("float32", (None, 8))}, {"a": "scores", "embedding": "embedding"}),
+        ({"a": ("float32", (None,)), "b": ("string", (None,))}, {"a": "top_scores", "b": "labels"}),
+        ({"a": ("float32", (None, 1)), "b": ("string", (None, 1))}, {"a": "top_scores", "b": "labels"}),
+    ],
+)
+def test_a_lone_float_is_a_score_and_one_beside_labels_is_theirs(outputs, kinds):
+    """Of two classes; a model of three has no single number."""
+    inputs = {"x": ("float32", (None, 12, 12, 3))}
+    found = understand("serving_default", inputs, outputs, 2)
+    assert {output.name: output.kind for output in found.outputs} == kinds
+    if "b" not in outputs and outputs["a"][1] == (None, 1):
+        with pytest.raises(ValueError, match="has 1 numbers per image, the model has 3 classes"):
+            understand("serving_default", inputs, outputs, 3)
+
+
+def test_a_signature_without_classes_is_refused(tmp_path):
+    """A float per image of three classes says nothing of them: 0 % would be a wrong result."""
+    import tensorflow as tf
+
+    module = tf.Module()
+    spec = tf.TensorSpec((None,), tf.string, name="image")
+    answer = tf.function(lambda image: {"quality": tf.zeros(tf.shape(image))}, input_signature=[spec])
+    tf.saved_model.save(module, str(tmp_path / "old"), signatures=answer)
+    for label in ("a", "b", "c"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "data" / label / "1.png")
+    with pytest.raises(UsageError, match=r"gives neither scores nor labels of 3 classes, .*its outputs are quality"):
+        evaluate(Path(tmp_path / "old"), data=tmp_path / "data")
+
+
+@pytest.mark.parametrize(("logits", "expected"), [(False, [[0.25]]), (True, [[np.log(0.25 / 0.75)]])])
+def test_two_scores_become_one(logits, expected):
+    """What a signature of one number gets: the share of the second class, or the difference of the logits."""
+    import tensorflow as tf
+
+    scores = tf.constant([[0.75, 0.25]])
+    parts = {"scores": tf.math.log(scores) if logits else scores}
+    given = saved_model._shaped(Output("a", "scores", "float32", (None, 1)), parts, logits=logits)
+    np.testing.assert_allclose(given, expected, rtol=1e-6)
+
+
+def test_the_error_names_the_file(place):
+    """A logit that nothing says, by TensorFlow alone."""
+    import tensorflow as tf
+
+    model = tf.saved_model.load(str(place / "linear"))
+    module = tf.Module()
+    module.inner = model
+    spec = tf.TensorSpec((None, 12, 12, 3), name="sent")
+    (key,) = model.signatures["serving_default"].structured_input_signature[1]
+    answer = tf.function(
+        lambda sent: model.signatures["serving_default"](**{key: sent * 255.0}), input_signature=[spec]
+    )
+    tf.saved_model.save(module, str(place / "unsaid"), signatures=answer)
+    with pytest.raises(CheckpointError, match=r"unsaid: its output \w+ is one number per image, from -5.* to 5"):
+        evaluate(place / "unsaid", data=place / "data", pixels="0-1")
