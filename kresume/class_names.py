@@ -179,7 +179,7 @@ def _name_column(header: Sequence[str], numbers: int, width: int) -> int:
 
 
 def _counts(numbers: Sequence[int]) -> bool:
-    """Whether these are 0, 1, 2 and so on, or 1, 2, 3, in any order."""
+    """Tells whether these are 0, 1, 2 and so on, or 1, 2, 3, in any order."""
     return bool(numbers) and sorted(numbers) in (list(range(len(numbers))), list(range(1, len(numbers) + 1)))
 
 

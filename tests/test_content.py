@@ -54,7 +54,7 @@ def originals(tmp_path_factory):
 
 
 def same(one, other):
-    """Whether two checkpoints mean the same, whatever they are called."""
+    """Tells whether two checkpoints mean the same, whatever they are called."""
     assert (one.format, one.layout, one.step, one.rate) == (other.format, other.layout, other.step, other.rate)
     assert (one.optimizer, one.architecture, one.compiled) == (other.optimizer, other.architecture, other.compiled)
     assert one.arrays.keys() == other.arrays.keys()

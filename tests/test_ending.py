@@ -25,7 +25,7 @@ from tests.support import TINY, run_training
 
 @pytest.fixture
 def autotuned(monkeypatch):
-    """Whether the autotuner was on, for each dataset that was iterated in this process."""
+    """Tells whether the autotuner was on, for each dataset that was iterated in this process."""
     seen = []
     iterate = tf.data.Dataset.__iter__
 

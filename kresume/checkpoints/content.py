@@ -65,7 +65,7 @@ def _of_members(names: list[str]) -> Kind | None:
 
 
 def _is_safetensors(beginning: bytes, size: int) -> bool:
-    """Whether a length comes first, and so many bytes of JSON that describe tensors."""
+    """Tells whether a length comes first, and so many bytes of JSON that describe tensors."""
     length = int.from_bytes(beginning[:8], "little")
     if not 2 <= length <= size - 8 or beginning[8:9] != b"{":
         return False

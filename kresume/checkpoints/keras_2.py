@@ -97,7 +97,7 @@ def nadam_product(beta_1: float, updates: int) -> np.ndarray:
 
 
 def has_idle_momentum(name: str | None, config: Mapping[str, Any] | None) -> bool:
-    """Whether an optimizer is an SGD without momentum: Keras 2.11 and later keep one that nothing is done with."""
+    """Tells whether an optimizer is an SGD without momentum: Keras 2.11 and later keep one that nothing is done with."""
     return name == "SGD" and not (config or {}).get("momentum")
 
 
@@ -210,7 +210,7 @@ def _stack(layers: Any, shape: Any) -> Any:
 
 
 def _is_bare_stack(value: Any) -> bool:
-    """Whether it is a Sequential of Keras before 2.2.3, whose config is the list of its layers and says no name."""
+    """Tells whether it is a Sequential of Keras before 2.2.3, whose config is the list of its layers and says no name."""
     return (
         isinstance(value, Mapping) and value.get("class_name") == "Sequential" and isinstance(value.get("config"), list)
     )

@@ -125,7 +125,7 @@ def module_of(name: str) -> str | None:
 
 
 def is_of_keras_1(config: Any) -> bool:
-    """Whether a model's config is of Keras 1, whose layers have other arguments than Keras 2's."""
+    """Tells whether a model's config is of Keras 1, whose layers have other arguments than Keras 2's."""
     waiting = [config]
     while waiting:
         value = waiting.pop()
@@ -156,7 +156,7 @@ def _is_hard_sigmoid(value: Any) -> bool:
 
 
 def _is_code(value: Any) -> bool:
-    """Whether it is a function's bytecode, its defaults and what it closes over."""
+    """Tells whether it is a function's bytecode, its defaults and what it closes over."""
     return isinstance(value, list) and len(value) == 3 and isinstance(value[0], str)
 
 

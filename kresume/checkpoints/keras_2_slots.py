@@ -73,6 +73,6 @@ def _rounds(name: str, config: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 
 def _has_placeholders(shapes: Shapes) -> bool:
-    """Whether a last third of single numbers follows two equal thirds: Adam's without `amsgrad`, since Keras 2.1."""
+    """Tells whether a last third of single numbers follows two equal thirds: Adam's without `amsgrad`, since Keras 2.1."""
     third, left = divmod(len(shapes), 3)
     return not left and third > 0 and shapes[:third] == shapes[third:-third] and set(shapes[-third:]) == {(1,)}

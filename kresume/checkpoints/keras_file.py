@@ -38,7 +38,7 @@ that."""
 
 
 def accepts(path: str) -> bool:
-    """Whether `path` is a Keras archive, whatever it is called, or one that was never zipped."""
+    """Tells whether `path` is a Keras archive, whatever it is called, or one that was never zipped."""
     file = Path(path)
     if file.is_dir():
         return (file / WEIGHTS).is_file() and (file / CONFIG).is_file()

@@ -37,7 +37,7 @@ OWN = 4
 
 
 def accepts(path: str) -> bool:
-    """Whether `path` is an HDF5 file of layers by name, whatever it is called."""
+    """Tells whether `path` is an HDF5 file of layers by name, whatever it is called."""
     file = Path(path)
     return content.kind_of(file) == "hdf5" and has_layers(file)
 

@@ -114,7 +114,7 @@ def _name_newest(directory: Path) -> None:
 
 
 def is_finite(array: np.ndarray) -> bool:
-    """Whether no element is infinite or not a number."""
+    """Tells whether no element is infinite or not a number."""
     if array.dtype.kind in "iub":
         return True
     # Sums propagate what is not finite, and cost a fraction of isfinite's temporary array.

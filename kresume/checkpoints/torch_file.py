@@ -41,7 +41,7 @@ BARE = "torch.save({'model_state_dict': model.state_dict(), 'optimizer_state_dic
 
 
 def accepts(path: str) -> bool:
-    """Whether `path` is a file of PyTorch's or of safetensors, whatever it is called."""
+    """Tells whether `path` is a file of PyTorch's or of safetensors, whatever it is called."""
     return content.kind_of(Path(path)) in {"torch-archive", "torch-pickle", "safetensors"}
 
 

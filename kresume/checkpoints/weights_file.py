@@ -27,13 +27,13 @@ LARGEST_JSON = 64 * 2**20
 
 
 def accepts(path: str) -> bool:
-    """Whether `path` is an index of shards, or an HDF5 file without layers by name; whatever it is called."""
+    """Tells whether `path` is an index of shards, or an HDF5 file without layers by name; whatever it is called."""
     kind = content.kind_of(Path(path))
     return kind == "shards" or (kind == "hdf5" and not has_layers(Path(path)))
 
 
 def has_layers(file: Path) -> bool:
-    """Whether an HDF5 file holds layers by name: `legacy_h5.py` reads those."""
+    """Tells whether an HDF5 file holds layers by name: `legacy_h5.py` reads those."""
     import h5py
 
     try:

@@ -40,7 +40,7 @@ class Said:
 
 
 def can_say(folder: Path, model: str | None) -> bool:
-    """Whether there is a Keras model to ask.
+    """Tells whether there is a Keras model to ask.
 
     Args:
         folder: the SavedModel.
@@ -83,7 +83,7 @@ def ask(folder: Path, subject: Subject, signature: Signature) -> Said:
 
 
 def _is_kerass(signature: Signature, model: Any) -> bool:
-    """Whether a signature has the names that Keras gives to the model's own input and output."""
+    """Tells whether a signature has the names that Keras gives to the model's own input and output."""
     layers = {_plain(str(layer.name)) for layer in model.layers}
     inputs = layers | {_plain(str(tensor.name)) for tensor in getattr(model, "inputs", None) or ()}
     taken, given = signature.input.name, [output.name for output in signature.outputs]
@@ -97,7 +97,7 @@ def _plain(name: str) -> str:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether kresume exported it: then `export.json` says everything."""
+    """Tells whether kresume exported it: then `export.json` says everything."""
     try:
         return "export_format" in files.read_json(folder / "export.json")
     except (OSError, ValueError, TypeError, KresumeError):  # none, or another program's file of that name

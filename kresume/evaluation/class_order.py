@@ -160,7 +160,7 @@ def _is_beyond_chance(
     shuffles: int,
     level: float,
 ) -> bool:
-    """Whether at most a share `level` of label shuffles (among the images `shuffled`) give as much evidence."""
+    """Tells whether at most a share `level` of label shuffles (among the images `shuffled`) give as much evidence."""
     exceeded = 0
     places = np.nonzero(shuffled)[0]
     for done in range(1, shuffles + 1):
@@ -241,7 +241,7 @@ def _cycles(meanings: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _knows_the_classes(predicted: np.ndarray, labels: np.ndarray, meanings: np.ndarray, count: int) -> bool:
-    """Whether a model that is read in this order has learned the classes; an untrained one answers by them, too."""
+    """Tells whether a model that is read in this order has learned the classes; an untrained one answers by them, too."""
     n, seen = len(labels), len(np.unique(labels))
     if (meanings[predicted] == labels).mean() >= KNOWS_MOST.get(seen, KNOWS):
         return True
@@ -259,7 +259,7 @@ def _knows_the_classes(predicted: np.ndarray, labels: np.ndarray, meanings: np.n
 
 
 def _knows_the_moved(predicted: np.ndarray, labels: np.ndarray, meanings: np.ndarray) -> bool:
-    """Whether a model that is read in this order is right on most images of every class that the order moves."""
+    """Tells whether a model that is read in this order is right on most images of every class that the order moves."""
     moved = np.nonzero(meanings != np.arange(len(meanings)))[0]
     right = meanings[predicted] == labels
     shares = [right[labels == label].mean() for label in moved if (labels == label).any()]

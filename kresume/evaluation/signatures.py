@@ -86,12 +86,12 @@ class Signature:
 
     @property
     def answers_classes(self) -> bool:
-        """Whether it says of an image which class it is."""
+        """Tells whether it says of an image which class it is."""
         return self.output("scores", "labels", "class_index", "class_indices") is not None
 
     @property
     def may_be_single(self) -> bool:
-        """Whether its scores may be one number per image, which speaks for the second of two classes."""
+        """Tells whether its scores may be one number per image, which speaks for the second of two classes."""
         scores = self.output("scores")
         return scores is not None and scores.shape[1:] in {(), (1,), (None,)}
 
@@ -268,7 +268,7 @@ def _output(name: str, outputs: Mapping[str, tuple[str, Shape | None]], classes:
 
 
 def _is_alone(name: str, outputs: Mapping[str, tuple[str, Shape | None]]) -> bool:
-    """Whether an output is a float, and the only one that says anything of the classes."""
+    """Tells whether an output is a float, and the only one that says anything of the classes."""
     others = [key for key in outputs if key not in {name, "embedding", "error"}]
     return name != "embedding" and not others and outputs[name][0].startswith(("float", "bfloat"))
 

@@ -41,7 +41,7 @@ class Affine:
 
     @property
     def needs_colours(self) -> bool:
-        """Whether the channels are treated differently, so that one channel is not enough."""
+        """Tells whether the channels are treated differently, so that one channel is not enough."""
         return self.bgr or len(self.mean) > 1 or len(self.std) > 1
 
     def forward(self, images: Any) -> Any:

@@ -232,7 +232,7 @@ def _architecture_of(path: Path) -> Mapping[str, Any]:
 
 
 def _is_file(spec: str) -> bool:
-    """Whether it names a file that is no Python code, whatever its ending."""
+    """Tells whether it names a file that is no Python code, whatever its ending."""
     return Path(spec).is_file() and not spec.endswith(".py")
 
 

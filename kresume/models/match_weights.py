@@ -191,7 +191,7 @@ def keras_names(model: keras.Model) -> list[tuple[Any, str]]:
 
 
 def same_roles(model: Any, pairs: Sequence[tuple[Any, str]], state: TrainState) -> bool:
-    """Whether each of some variables is in its layer what its array is: a kernel a kernel, a statistic a statistic.
+    """Tells whether each of some variables is in its layer what its array is: a kernel a kernel, a statistic a statistic.
 
     Args:
         model: built.

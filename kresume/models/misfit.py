@@ -63,7 +63,7 @@ def describe(
 
 
 def _depend_on_size(wrong: list[tuple[str, str, str, str]]) -> bool:
-    """Whether weights differ as they do where the pictures have another size: behind a Flatten, or one entry for each patch.
+    """Says if weights differ as they do where the pictures have another size: behind a Flatten, or one entry for each patch.
 
     Args:
         wrong: rows of weights.

@@ -93,7 +93,7 @@ def parse_choice(text: str | None) -> tuple[str | None, bool]:
 
 
 def says_same_weights(text: str | None) -> bool:
-    """Whether `--optimizer` says that the weights which train now are those whose slots the checkpoint holds."""
+    """Tells whether `--optimizer` says that the weights which train now are those whose slots the checkpoint holds."""
     return text == "keep" or str(text).endswith(":keep")
 
 
@@ -304,7 +304,7 @@ def _slot_shape(kind: str, weight: tuple[int, ...]) -> tuple[int, ...] | None:
 def _may_hold(
     changes: Mapping[str, Any], listed: Sequence[tuple[str, np.ndarray]], weights: Sequence[np.ndarray]
 ) -> bool:
-    """Whether arrays of the right shapes can be the slots of a form: no negative square, and averages like the weights."""
+    """Says if arrays of the right shapes can be the slots of a form: no negative square, and averages like the weights."""
     if any(kind in NEVER_NEGATIVE and float(array.min(initial=0)) < 0 for kind, array in listed):
         return False
     if not listed or not weights:

@@ -59,7 +59,7 @@ def own_code(spec: str | None, imports: Sequence[str] = ()) -> OwnCode:
 
 
 def is_function(spec: str) -> bool:
-    """Whether `--model` names a function: `FILE.py:FUNCTION` or `package.module:FUNCTION`."""
+    """Tells whether `--model` names a function: `FILE.py:FUNCTION` or `package.module:FUNCTION`."""
     return ":" in spec and not spec.startswith("applications:")
 
 

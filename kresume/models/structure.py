@@ -41,7 +41,7 @@ class Target(Protocol):
 
     @property
     def is_seed(self) -> bool:
-        """Whether it is the state of a seed generator."""
+        """Tells whether it is the state of a seed generator."""
 
 
 @dataclass(frozen=True)

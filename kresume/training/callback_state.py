@@ -96,12 +96,12 @@ def _own_attributes(callback: Any) -> list[str]:
 
 
 def stopped_by_patience(facts: Mapping[str, Any]) -> bool:
-    """Whether an EarlyStopping had ended the training whose callbacks' memory this is."""
+    """Tells whether an EarlyStopping had ended the training whose callbacks' memory this is."""
     return any(packed.get("map", {}).get("stopped_epoch") for packed in facts.values())
 
 
 def out_of_patience(callbacks: Sequence[Any]) -> bool:
-    """Whether an EarlyStopping would still end training."""
+    """Tells whether an EarlyStopping would still end training."""
     return any(callback.wait >= callback.patience for callback in _stopped(callbacks))
 
 

@@ -51,7 +51,7 @@ class FitCall:
 
     @property
     def one_pass(self) -> bool:
-        """Whether Keras keeps one iterator over all epochs, because it was given `steps_per_epoch`."""
+        """Tells whether Keras keeps one iterator over all epochs, because it was given `steps_per_epoch`."""
         return self.iterator.steps_per_epoch is not None
 
     def spec(self) -> Any:
