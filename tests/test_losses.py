@@ -188,12 +188,9 @@ def test_a_slip_in_from_logits_changes_no_score(slip, images, pictures, quiet, n
     assert plan.loss == "sparse_categorical_crossentropy (the checkpoint's)"
 
 
-def test_a_slip_in_from_logits_trains_and_extends_alike(slip, images, pictures, tmp_path):
-    """The loss that training reports is numpy's, under either backend; its child has nothing left to correct."""
-    folder, model = slip
-    values, labels = images
-    expected = plain_loss(np.asarray(model.predict_on_batch(values), np.float64), labels, "sparse")
-    given = {
+def one_epoch_that_changes_nothing(pictures):
+    """The options of a run at a rate near 0, so that the loss which it reports is the checkpoint's own."""
+    return {
         "val": [str(pictures / "val")],
         "data": [str(pictures / "old")],
         "lr": 1e-9,
@@ -201,6 +198,14 @@ def test_a_slip_in_from_logits_trains_and_extends_alike(slip, images, pictures, 
         "batch_size": 24,
         **PLAIN,
     }
+
+
+def test_a_slip_in_from_logits_trains_and_extends_alike(slip, images, pictures, tmp_path):
+    """The loss that training reports is numpy's, under either backend; its child has nothing left to correct."""
+    folder, model = slip
+    values, labels = images
+    expected = plain_loss(np.asarray(model.predict_on_batch(values), np.float64), labels, "sparse")
+    given = one_epoch_that_changes_nothing(pictures)
     result = run_training(str(folder / "m.keras"), out=str(tmp_path / "run"), **given)
     line = runs.read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
     assert line["loss"] == pytest.approx(expected, rel=1e-3)
@@ -312,14 +317,7 @@ def test_the_checkpoints_own_loss_trains_on(name, script, images, pictures, tmp_
     model.save(tmp_path / "m.keras")
     wanted = labels if name in INDICES else np.eye(3, dtype="float32")[labels]
     expected = float(model.evaluate(values, wanted, batch_size=24, verbose=0))
-    given = {
-        "val": [str(pictures / "val")],
-        "data": [str(pictures / "old")],
-        "lr": 1e-9,
-        "epochs": 1,
-        "batch_size": 24,
-        **PLAIN,
-    }
+    given = one_epoch_that_changes_nothing(pictures)
     if name == "closure":
         given["model"] = f"{path}:compiled"
     elif name.startswith("own"):

@@ -26,7 +26,7 @@ SIGNATURE, BEGINNING = 64, 2**16
 
 
 def kind_of(file: Path) -> Kind | None:
-    """What a file is, None if it is none of these, or no file."""
+    """Names the kind of a file by its content; None for any other kind, or where no file exists."""
     if not file.is_file():
         return None
     with file.open("rb") as stream:

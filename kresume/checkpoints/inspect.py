@@ -148,7 +148,7 @@ def describe(state: TrainState) -> Inspection:
 
 
 def _outputs(state: TrainState) -> Iterator[str]:
-    """What stands against training a model of several outputs."""
+    """Says why a model of several outputs cannot be trained."""
     ends = ((state.architecture or {}).get("config") or {}).get("output_layers")
     if isinstance(ends, Mapping):
         names = [str(name) for name in ends]

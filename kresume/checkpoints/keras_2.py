@@ -50,7 +50,7 @@ SLOTS: Mapping[str, Mapping[str, str]] = {
 }
 """Keras 2's names of slots, of its new-style and its legacy optimizers, and the attribute that holds them in Keras 3."""
 NUMBERED = re.compile(r"_\d+$")
-"""What TensorFlow appends to a name that was taken."""
+"""Matches the ending that TensorFlow gives a name which was taken."""
 AVERAGES = {"average": "_model_variables_moving_average"}
 
 

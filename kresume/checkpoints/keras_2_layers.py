@@ -1,4 +1,4 @@
-"""What became of Keras 2's layers, activations and initializers: their classes and arguments in Keras 3.
+"""Translates Keras 2's layers, activations and initializers: their classes and arguments in Keras 3.
 
     layer("LeakyReLU", {"alpha": 0.2})        # ("LeakyReLU", {"negative_slope": 0.2})
 

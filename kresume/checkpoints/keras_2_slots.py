@@ -38,7 +38,7 @@ def kinds(counts: Sequence[bool], shapes: Shapes, name: str, config: Mapping[str
         config: its settings, in Keras 3's words.
 
     Returns:
-        One attribute per array, `"unused"` for what holds nothing; None if the arrays are not those of the class.
+        One attribute per array, `"unused"` for an array without content; None if the arrays are not those of the class.
     """
     rounds = _rounds(name, config)
     if rounds is None:

@@ -129,7 +129,7 @@ ENDINGS = (*(ending for reader in READERS.values() for ending in reader.endings)
 
 
 def _as_given(path: Path) -> str:
-    """What a user would give for a file: of TensorFlow's index the prefix."""
+    """Returns the path that a user would give for a file: for TensorFlow's index its prefix."""
     return str(path) if content.kind_of(path) is not None else str(path).removesuffix(PREFIX)
 
 

@@ -21,14 +21,14 @@ from kresume.evaluation.score import OutputKind
 from kresume.evaluation.signatures import Signature
 
 COUNTED = re.compile(r"(_\d+)?(_input)?(_\d+)?$")
-"""What Keras adds to a layer's name: a count of the layers of a process, and what tells an input from its layer."""
+"""Matches the endings that Keras adds to a layer's name: a count, and the mark of an input."""
 INPUTS, OUTPUTS = re.compile(r"input_\d+|keras_tensor(_\d+)?"), re.compile(r"output_\d+")
 """Names that Keras makes up for the inputs and outputs of a model without named ones."""
 
 
 @dataclass(frozen=True)
 class Said:
-    """What the Keras model says.
+    """Holds the answers of the Keras model behind a SavedModel.
 
     Attributes:
         pixels: the convention that its first layers show.

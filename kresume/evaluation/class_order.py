@@ -59,7 +59,7 @@ MOST_MOVED = 4
 
 @dataclass(frozen=True)
 class OrderFound:
-    """What the answers say about the order of the classes.
+    """Holds the evidence of the answers on the order of the classes.
 
     Attributes:
         order: the names of the outputs that fit, where another order than the assumed one fits beyond chance; else None.

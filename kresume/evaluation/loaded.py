@@ -96,7 +96,7 @@ class Loaded:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What to say of the weights and of how the outputs are read."""
+        """Lists the remarks on the weights and on how the outputs are read."""
         return tuple(note for note in (self.standing, self.loss.note) if note)
 
     @property

@@ -25,7 +25,7 @@ CLEAR_ERRORS = 2.0
 """How many standard errors of the mean difference in loss make a winner: once in 40 probes chance does as much."""
 CLEAR_POINTS = 0.05
 TEMPERATURES = np.geomspace(1 / 16, 1.0, 24)
-"""What the logits of a way that is not sure enough may be divided by. `0-255` differs from the others by more than that."""
+"""Temperatures tried on the logits of a way that is not sure enough; `0-255` differs from the others by a larger factor."""
 SMALL_LOSS, SMALL_SHARE = 0.05, 0.1
 """How much worse a convention may be, at most, to be taken because it is the usual one: in nats, or as a share of its loss."""
 ROUNDING = 1e-5

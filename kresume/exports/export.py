@@ -323,7 +323,7 @@ def _difference(parity: Parity, destination: Path) -> str:
 
 
 def _left_out(loaded: Loaded) -> Iterator[str]:
-    """What of the checkpoint's compile call a training format does not carry on."""
+    """Names the parts of the checkpoint's compile call that a training format loses."""
     from kresume.models.losses import unused_metrics
 
     loss = loaded.loss.portable()
