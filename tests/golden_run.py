@@ -1,0 +1,63 @@
+"""Continues and extends a golden run; shared by `scripts/make_golden_run.py` and `test_golden_run.py`."""
+
+import json
+from pathlib import Path
+
+import keras
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from safetensors.numpy import save_file
+
+from kresume import devices
+from tests.support import lines_without_time, result_arrays, run_training
+
+ROOT = "/golden"
+EXTENSION = {"lr": 5e-4, "epochs": 2, "replay": 0.5, "balance": "class"}
+FREE = {"created", "finished", "command", "fingerprint", "kresume"}
+"""Fields of `run.json` that tell when, where and by which version."""
+
+
+def move(run: Path, before: str, after: str) -> None:
+    """Replaces the folder in which every path of a run begins."""
+    for name in ("run.json", "events.jsonl"):
+        (run / name).write_text((run / name).read_text().replace(before, after))
+    table = pq.read_table(run / "images.parquet")
+    paths = pc.replace_substring(table["path"], before, after)
+    table = table.set_column(table.column_names.index("path"), table.schema.field("path"), paths.cast(pa.string()))
+    pq.write_table(table, run / "images.parquet")
+
+
+def facts(run: Path, folder: Path) -> dict:
+    """Everything that a run wrote down as JSON, apart from times, versions and folders."""
+    record = json.loads((run / "run.json").read_text().replace(str(folder), ROOT))
+    rows = (
+        pq.read_table(run / "images.parquet").select(["sha256", "path", "label", "origin", "side", "seen"]).to_pylist()
+    )
+    images = [{**row, "path": row["path"].replace(str(folder), ROOT)} for row in rows]
+    return {
+        "record": {name: value for name, value in record.items() if name not in FREE},
+        "metrics": lines_without_time(run),
+        "images": images,
+    }
+
+
+def continue_and_extend(folder: Path, arrays: Path) -> dict:
+    """Continues `folder/first` to its end, extends it with `folder/new`, and writes the arrays of both results.
+
+    Args:
+        folder: the current directory, with `first`, `old` and `new`.
+        arrays: where `continued.safetensors` and `extended.safetensors` go.
+
+    Returns:
+        The facts of both runs and the fingerprint of this process.
+    """
+    keras.utils.clear_session()  # automatic names count from one again: `adam_w`, `seed_generator`
+    run_training(out="first")
+    keras.utils.clear_session()
+    run_training("first", out="second", add=["new"], **EXTENSION)
+    expected = {"fingerprint": devices.fingerprint()}
+    for name, run in (("continued", "first"), ("extended", "second")):
+        save_file(result_arrays(folder / run), arrays / f"{name}.safetensors")
+        expected[name] = facts(folder / run, folder)
+    return expected

@@ -1,0 +1,64 @@
+"""A run directory that version 0.1.0 wrote and left interrupted: it continues and extends as it did then."""
+
+import json
+import shutil
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from kresume import devices
+from tests.golden_run import ROOT, continue_and_extend, move
+from tests.support import assert_same_bytes
+
+GOLDEN = Path(__file__).parent / "golden" / "run-0.1.0"
+MACHINE = ("cpu", "threads", "backend", "device", "devices")
+LIBRARIES = ("keras", "tensorflow", "jax", "jaxlib", "numpy")
+
+
+def same_arithmetic(one, other):
+    """Whether two fingerprints promise equal bytes: the same processor, threads and libraries."""
+    packages = all(one["packages"].get(name) == other["packages"].get(name) for name in LIBRARIES)
+    return packages and all(one[name] == other[name] for name in MACHINE)
+
+
+def assert_alike(found, expected, where, exact):
+    """Equal JSON; numbers that training computed may differ in their last digits where the arithmetic does."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys(), where
+        for name in expected:
+            assert_alike(found[name], expected[name], f"{where}.{name}", exact)
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), where
+        for index, pair in enumerate(zip(found, expected, strict=True)):
+            assert_alike(*pair, f"{where}[{index}]", exact)
+    elif isinstance(expected, float) and not exact:
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-6), where
+    else:
+        assert found == expected, where
+
+
+def test_a_run_of_the_first_version_continues_and_extends_to_equal_bytes(tmp_path, monkeypatch):
+    """Every array, `run.json`, `metrics.jsonl` and manifest are what 0.1.0 made of it, byte by byte on the same machine."""
+    golden = GOLDEN / keras.backend.backend()
+    expected = json.loads((golden / "expected.json").read_text())
+    for name in ("old", "new"):
+        shutil.copytree(GOLDEN / name, tmp_path / name)
+    shutil.copy(GOLDEN / "model.py", tmp_path)
+    shutil.copytree(golden / "interrupted", tmp_path / "first")
+    move(tmp_path / "first", ROOT, str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    found = json.loads(json.dumps(continue_and_extend(tmp_path, tmp_path)))
+    exact = same_arithmetic(devices.fingerprint(), expected.pop("fingerprint"))
+    del found["fingerprint"]
+    for run in ("continued", "extended"):
+        assert_alike(found[run], expected[run], run, exact)
+        arrays, then = load_file(tmp_path / f"{run}.safetensors"), load_file(golden / f"{run}.safetensors")
+        if exact:
+            assert_same_bytes(arrays, then)
+        else:
+            assert arrays.keys() == then.keys()
+            for name, array in then.items():
+                np.testing.assert_allclose(arrays[name], array, rtol=1e-4, atol=1e-5, err_msg=f"{run}: {name}")
