@@ -1,4 +1,4 @@
-"""Writes a golden run directory under `tests/golden/run-<version>/<backend>/`, and how this version goes on from it.
+"""Writes a golden run directory under `tests/golden/runs/<version>/<backend>/`, and how this version goes on from it.
 
     KERAS_BACKEND=tensorflow python scripts/make_golden_run.py
     KERAS_BACKEND=jax python scripts/make_golden_run.py
@@ -68,7 +68,7 @@ def main() -> None:
     """Writes the golden run of the backend that KERAS_BACKEND names."""
     import keras
 
-    golden = Path(__file__).parents[1] / "tests" / "golden" / f"run-{__version__}"
+    golden = Path(__file__).parents[1] / "tests" / "golden" / "runs" / __version__
     write_inputs(golden)
     out = golden / keras.backend.backend()
     shutil.rmtree(out, ignore_errors=True)

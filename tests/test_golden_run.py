@@ -13,7 +13,7 @@ from kresume import devices
 from tests.golden_run import ROOT, continue_and_extend, move
 from tests.support import assert_same_bytes
 
-GOLDEN = Path(__file__).parent / "golden" / "run-0.1.0"
+GOLDEN = Path(__file__).parent / "golden" / "runs" / "0.1.0"
 MACHINE = ("cpu", "threads", "backend", "device", "devices")
 LIBRARIES = ("keras", "tensorflow", "jax", "jaxlib", "numpy")
 
