@@ -1,6 +1,6 @@
-"""Writes docs/cli.md from the commands' own help, and the table of tested formats from the goldens.
+"""Writes docs/cli.md from the commands' help, and the table of tested formats from the goldens.
 
-Run it after an option or a golden changes; a test fails when it was forgotten.
+Run it after an option or a golden changes; a test fails if the docs are out of date.
 
     python scripts/make_docs.py
 """
@@ -18,7 +18,7 @@ PATH = Path(__file__).parents[1] / "docs" / "cli.md"
 
 
 def render() -> str:
-    """The page: each command's help, `train` with every option."""
+    """Returns the page: the help of each command, for `train` with every option."""
     parts = ["# The command line\n\nWritten by `scripts/make_docs.py` from the commands' own help.\n"]
     for name, command in sorted(cli.cli.commands.items()):
         group = click.Context(cli.cli, info_name="kresume", **cli.cli.context_settings)
@@ -38,7 +38,7 @@ TABLE = re.compile(r"(<!-- table: golden -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def golden_cases() -> list[tuple[Path, str, str]]:
-    """Every golden: (path as a user would give it, network, optimizer); what the tests are parametrised with."""
+    """Lists the goldens that the tests use: (path as a user would give it, network, optimizer)."""
     cases = []
     for file in sorted(GOLDEN.glob("*/expected.json")):
         for name, case in json.loads(file.read_text()).items():
@@ -51,7 +51,7 @@ def golden_cases() -> list[tuple[Path, str, str]]:
 
 
 def render_formats(text: str) -> str:
-    """The page with its table written anew: a row for each format and writer."""
+    """Returns the page with its table replaced: one row for each format and writer."""
     from kresume.checkpoints.read import READERS, recognise
 
     rows: dict[tuple[str, str], tuple[set[str], set[str]]] = {}

@@ -1,12 +1,12 @@
-"""Writes the golden checkpoints under `tests/golden/<writer>-<version>/`, by the real libraries, and what they expect next.
+"""Writes golden checkpoints under `tests/golden/<writer>-<version>/` with the real libraries.
 
     python scripts/make_golden_checkpoints.py                       every writer whose library is installed
     python scripts/make_golden_checkpoints.py keras                 one
     python scripts/make_golden_checkpoints.py --out /tmp/golden
 
-Each writer runs in a process of its own: it trains a model of `tests/golden/models.py` for a few steps, saves it in one
-format, and goes on for three steps whose losses it notes in `expected.json`: loss by loss, a reader that restored weights and
-optimizer state ends up on the same ones. `slots` holds digests of the optimizer's memory by Keras 3's names for it.
+Each writer runs in its own process. It trains a model of `tests/golden/models.py` for a few steps and saves it in one
+format. Then it trains three more steps and records their losses in `expected.json`. A reader that restores weights and
+optimizer state reproduces these losses one by one. `slots` holds digests of the optimizer slots by their Keras 3 names.
 
 `pip install tf_keras` for the files of Keras 2.
 """
@@ -35,7 +35,12 @@ LARGEST = 50 * 1024
 
 @dataclass(frozen=True)
 class Golden:
-    """One checkpoint: `name` is its folder; `save(model, folder)` writes it and returns the path that a user would give."""
+    """Describes one checkpoint.
+
+    Attributes:
+        name: its folder.
+        save: `save(model, folder)` writes it and returns the path that a user would give.
+    """
 
     name: str
     model: str
@@ -46,13 +51,13 @@ class Golden:
 
 
 def digest(array: Any) -> str:
-    """Type, shape and bytes of an array as 16 hexadecimal digits."""
+    """Returns a digest of an array's type, shape and bytes: 16 hexadecimal digits."""
     array = np.ascontiguousarray(array)
     return hashlib.sha256(f"{array.dtype} {array.shape}".encode() + array.tobytes()).hexdigest()[:16]
 
 
 def batches(step: int) -> tuple[np.ndarray, np.ndarray]:
-    """The images and labels of a step."""
+    """Returns the images and labels of a step."""
     from models import images_and_labels
 
     images, labels = images_and_labels()
@@ -61,7 +66,7 @@ def batches(step: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def to_file(name: str, method: str = "save", **options: Any) -> Callable[[Any, Path], Path]:
-    """Saves by `model.save(name)`, or another method of the model."""
+    """Returns a function that saves by `model.save(name)`, or by another method of the model."""
 
     def save(model: Any, folder: Path) -> Path:
         getattr(model, method)(folder / name, **options)
@@ -71,14 +76,14 @@ def to_file(name: str, method: str = "save", **options: Any) -> Callable[[Any, P
 
 
 def write_keras(out: Path) -> None:
-    """Keras 3: `.keras`, `.weights.h5`, shards, the backup folder, legacy HDF5, mixed precision."""
+    """Writes Keras 3 files: `.keras`, `.weights.h5`, shards, backup, legacy HDF5, mixed precision."""
     import keras
 
     optimizers = keras.optimizers
     cosine = optimizers.schedules.CosineDecay
 
     def backup(model: Any, folder: Path) -> Path:
-        # What the callback writes at the end of an epoch, by its own code, with the pair before kept.
+        # The files that the callback's own code writes at the end of an epoch; it keeps the previous pair.
         callback = keras.callbacks.BackupAndRestore(folder / "backup", double_checkpoint=True)
         callback.set_model(model)
         callback.on_epoch_end(0)
@@ -133,7 +138,10 @@ def write_keras(out: Path) -> None:
 
 
 def write_tf_keras(out: Path) -> None:
-    """Keras 2 as tf_keras: full `.h5` with new-style and legacy optimizers, weights alone, and its own `.keras`."""
+    """Writes Keras 2 files with tf_keras: `.h5` with both kinds of optimizer, weights alone, and `.keras`.
+
+    The kinds of optimizer are the new-style and the legacy ones.
+    """
     import tf_keras
 
     optimizers = tf_keras.optimizers
@@ -171,16 +179,16 @@ WRITERS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "keras": ("keras", write_keras),
     "tf_keras": ("tf_keras", write_tf_keras),
 }
-"""By name: the distribution whose version names the folder, and what writes into it."""
+"""By name: the distribution whose version names the folder, and the function that writes into it."""
 
 
 def write_all(keras: Any, out: Path, goldens: list[Golden]) -> None:
-    """Trains, saves and notes each of these with one Keras."""
+    """Trains and saves each golden with one Keras, and records the expected values."""
     from models import BUILDERS
 
     for golden in goldens:
         folder = out / golden.name
-        shutil.rmtree(folder, ignore_errors=True)  # its own alone: others keep files of the same library beside it
+        shutil.rmtree(folder, ignore_errors=True)  # other writers keep files of the same library beside it
         folder.mkdir(parents=True)
         keras.utils.set_random_seed(3)
         if hasattr(keras, "config") and hasattr(keras.config, "set_dtype_policy"):
@@ -213,7 +221,7 @@ ATTRIBUTES = ("_momentums", "_velocities", "momentums", "_model_variables_moving
 
 
 def slots_of(optimizer: Any) -> dict[str, list[str]]:
-    """Digests of the slots by Keras 3's attribute, in the order of the trainable variables."""
+    """Returns digests of the slots by Keras 3's attribute, in the order of the trainable variables."""
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     found = {}
     for name in ATTRIBUTES:
@@ -227,7 +235,7 @@ def slots_of(optimizer: Any) -> dict[str, list[str]]:
 
 
 def main() -> None:
-    """Writes every golden checkpoint, or those of the writers that are named."""
+    """Writes every golden checkpoint, or those of the named writers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("writers", nargs="*", choices=[*WRITERS, []], help="default: every one that is installed")
     parser.add_argument("--out", type=Path, default=ROOT / "tests" / "golden")

@@ -1,12 +1,12 @@
-"""Writes a golden run directory under `tests/golden/runs/<version>/<backend>/`, and how this version goes on from it.
+"""Writes a golden run under `tests/golden/runs/<version>/<backend>/` and its continuation.
 
     KERAS_BACKEND=tensorflow python scripts/make_golden_run.py
     KERAS_BACKEND=jax python scripts/make_golden_run.py
 
-`interrupted/` is a run that was killed in its second epoch. `expected.json` holds what this version writes into `run.json`
-and `metrics.jsonl` when it continues that run to its end and then extends it with more images; the two `.safetensors` hold
-every array of both results. `tests/test_golden_run.py` does the same with the code of today. The pictures and the model lie
-beside the backends. Paths begin with ROOT, which the test replaces by its own folder.
+`interrupted/` is a run that was killed in its second epoch. `expected.json` holds what this version writes into
+`run.json` and `metrics.jsonl` when it continues that run to its end and then extends it with more images. The two
+`.safetensors` hold every array of both results. `tests/test_golden_run.py` does the same with the current code. The
+pictures and the model are stored beside the backends. Paths begin with ROOT, which the test replaces by its own folder.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def build():
 
 
 def write_inputs(folder: Path) -> None:
-    """Writes the pictures and the model, unless they are there."""
+    """Writes the pictures and the model if they are missing."""
     from PIL import Image
 
     for name, count, first in (("old", 8, 0), ("new", 6, 100)):
@@ -65,7 +65,7 @@ def write_inputs(folder: Path) -> None:
 
 
 def main() -> None:
-    """Writes the golden run of the backend that KERAS_BACKEND names."""
+    """Writes the golden run for the backend that KERAS_BACKEND names."""
     import keras
 
     golden = Path(__file__).parents[1] / "tests" / "golden" / "runs" / __version__
@@ -81,7 +81,7 @@ def main() -> None:
         os.chdir(folder)
         run_training(out="first", data=["old"], model="model.py:build", snapshot_every="1", **FIRST)
         make_interrupted(Path("first"), KILLED_AFTER)
-        for number in range(4):  # an epoch ends at step 4; the older ones are of no use to anybody
+        for number in range(4):  # an epoch ends at step 4; no test uses the older snapshots
             shutil.rmtree(snapshot.snapshot_path(Path("first/snapshots"), number))
         shutil.copytree("first", out / "interrupted")
         move(out / "interrupted", str(folder), ROOT)

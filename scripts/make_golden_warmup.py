@@ -1,7 +1,9 @@
-"""Writes tests/golden/warmup/prediction_log.bin with TensorFlow Serving's own API package. Run it when the package changes.
+"""Writes tests/golden/warmup/prediction_log.bin with TensorFlow Serving's own API package.
 
-pip install --no-deps tensorflow-serving-api grpcio
-python scripts/make_golden_warmup.py
+Run it when the package changes:
+
+    pip install --no-deps tensorflow-serving-api grpcio
+    python scripts/make_golden_warmup.py
 """
 
 import sys
@@ -12,7 +14,7 @@ CONTENTS = [b"abc", b"de\0f"]
 
 
 def render() -> bytes:
-    """A `PredictionLog` of one request, as the API package serializes it."""
+    """Returns a `PredictionLog` of one request, serialized by the API package."""
     import tensorflow as tf
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 

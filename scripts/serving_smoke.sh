@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Runs TensorFlow Serving's own container on an export and compares its answers with `kresume eval`: REST and gRPC, one image.
+# Runs TensorFlow Serving's container on an export and compares its answers for one image (REST, gRPC) with `kresume eval`.
 #
 #   scripts/serving_smoke.sh runs/2-signs serving/signs picture.jpg
 #
-# The run, the folder that it was exported to, and a picture. Needs Docker; says that it was skipped where there is none. gRPC
-# needs `pip install 'kresume[serving]'`, and is named as skipped without it. SERVER=host (with REST on 8501 and gRPC on 8500) asks
-# a server that runs already instead of starting one.
+# Arguments: the run, the folder that it was exported to, and a picture. Needs Docker; prints that it was skipped without it.
+# gRPC needs `pip install 'kresume[serving]'`; without it, prints that gRPC was skipped. SERVER=host (with REST on 8501 and
+# gRPC on 8500) uses a running server instead of starting one.
 set -euo pipefail
 
 if [ $# -ne 3 ]; then
@@ -87,7 +87,8 @@ else:
     if grpc_label != label or abs(grpc_score - score) > 1e-4:
         sys.exit("serving smoke test: FAILED, REST and gRPC differ")
 
-# The picture alone, filed under the class that the server chose: kresume agrees if it is right, and its loss is -log(score).
+# The picture alone is stored under the class that the server chose: kresume agrees if its accuracy is 1, and its loss is
+# -log(score).
 with tempfile.TemporaryDirectory() as folder:
     place = Path(folder) / label
     place.mkdir()

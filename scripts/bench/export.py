@@ -1,13 +1,14 @@
-"""Speed and size of an exported SavedModel against the Keras model that it was made of.
+"""Measures speed and size of an exported SavedModel against its Keras model.
 
     python scripts/bench/export.py ../shared/data/signdigits/eval
 
 Takes about 4 minutes on 2 cores; --quick about 2.
 
-Both answer the same JPEG files held in memory: the export through `serving_default` on their bytes, the Keras model through
-the pipeline that training and `kresume eval` use (decoding in threads, then `predict_on_batch`). One process, both warm, in
-turns; a pair is one request to each (--pairs does not count here). Below 1 the export is faster. The size is that of the
-version's folder over the bytes of the weights. Weights are as initialised: speed and size do not depend on them.
+Both predict on the same JPEG files, held in memory. The export gets their bytes through `serving_default`. The Keras
+model gets them through the pipeline that training and `kresume eval` use (decoding in threads, then
+`predict_on_batch`). Both run in one process, are warm and take turns. A pair is one request to each; --pairs has no
+effect here. A ratio below 1 means that the export is faster. The size is that of the version's folder over the bytes of
+the weights. The weights are as initialised: speed and size do not depend on them.
 """
 
 import argparse
@@ -27,7 +28,7 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 REQUESTS = {1: 300, 32: 20}
-"""Pairs of requests by the pictures in one."""
+"""Number of pairs of requests, by the number of images in a request."""
 MODELS = {"convnet": 64, "applications:MobileNetV2": 96, "applications:MobileNetV2 224": 224}
 
 
@@ -73,13 +74,13 @@ def main() -> None:
                 turns = itertools.count()
 
                 def answered(call: Callable[[list[bytes]], object], count=count, turns=turns) -> float:
-                    turn = next(turns) // 2  # both sides of a pair answer the same files
+                    turn = next(turns) // 2  # both members of a pair get the same files
                     batch = [files[(turn + index) % len(files)] for index in range(count)]
                     start = time.perf_counter()
                     call(batch)
                     return 1000 * (time.perf_counter() - start)
 
-                busy.wait(asked.wait)  # for a block of requests: one takes milliseconds
+                busy.wait(asked.wait)  # once per block: a single request takes milliseconds
                 block = argparse.Namespace(pairs=3 + (rounds // 10 if asked.quick else rounds), wait=None)
                 measured = pairs.measure(block, partial(answered, by_export), partial(answered, by_keras))[3:]
                 own, plain = pairs.medians(measured)

@@ -1,16 +1,16 @@
-"""Images per second from JPEGs of about 450x330 to 160x160, against Keras, PyTorch and Grain; seeking; a million rows.
+"""Measures input images per second against Keras, PyTorch and Grain; seeking; a million rows.
 
     python scripts/bench/images.py [--images 1600] [--skip-million]
 
 Takes about 12 minutes on 2 cores; --quick about 2.
 
-Every contender runs in a process of its own, one after another; a round is one process of each, and the ratio is that to
-Keras in the same round, whose turn comes first and last in turns. `first` is a
-pass over files that the system does not hold in memory (dropped by posix_fadvise), `later` the three passes after it, each with
-an iterator of its own where the contender's dataset is finite, as in `fit`. The JPEGs
-are made in a temporary folder: smooth shapes with texture, quality 85, sizes from 440x322 to 460x338. Graphs are traced
-before the clock starts, ours on one picture as Keras's when its dataset is made.
-Needs `pip install grain torch` for the peers; what is missing is left out by name. To reach: 1.0 and 10.
+The JPEGs are about 450x330 and are resized to 160x160. Each contender runs in its own process, one after another. A
+round is one process of each contender. The ratio compares with Keras in the same round; the order of the contenders is
+reversed in every second round. `first` is a pass over files that the page cache does not hold (dropped by
+posix_fadvise). `later` is the three passes after it, each with a new iterator where the contender's dataset is finite,
+as in `fit`. The JPEGs are written to a temporary folder: smooth shapes with texture, quality 85, sizes from 440x322 to
+460x338. Graphs are traced before the clock starts: ours on one image, Keras's when its dataset is made. Needs `pip
+install grain torch` for the peers; the output names those that are not installed. To reach: 1.0 and 10.
 """
 
 import importlib.util
@@ -196,7 +196,7 @@ def make_pictures(folder: Path, count: int) -> None:
 
 
 def run(script: str, *arguments: object) -> dict[str, float]:
-    """Runs a script in a process of its own and reads its last line."""
+    """Runs a script in its own process and parses its last line."""
     environment = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
     _, printed = pairs.run([sys.executable, "-c", script, *arguments], environment)
     return json.loads(printed.strip().splitlines()[-1]) if printed.strip() else {}
@@ -206,7 +206,7 @@ KERAS_NAME = "Keras image_dataset_from_directory"
 
 
 def rounds_of(asked, contenders: dict[str, str], folder: Path, busy: pairs.Busy) -> dict[str, list[dict[str, float]]]:
-    """What each contender measured, round by round."""
+    """Returns the measurements of each contender, round by round."""
     results: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
     for number in range(asked.pairs):
         busy.wait(asked.wait)

@@ -1,15 +1,15 @@
-"""The whole job by the clock: `kresume train` against a plain Keras script, from process start to process end.
+"""Measures the whole job: `kresume train` against a plain Keras script, from process start to end.
 
     python scripts/bench/job.py [--cells small-cold phone-decoded ...] [--backend jax]
 
 Takes about 40 minutes on 2 cores (8 more on the first run for the pictures, kept in --work); --quick about 5.
 
-Both load the same `.keras` file (MobileNetV2 at 96 pixels, compiled with Adam), read twice as many old as new JPEGs, train 3
-epochs in batches of 32 with a tenth held out, and save. The plain script is what a competent user writes: `load_model`,
-`image_dataset_from_directory` for both folders, `concatenate`, `cache`, `shuffle`, `prefetch`, `fit` with validation, `save`.
-Small pictures are 320x240, those of a phone 4000x3000, smooth and without noise. `cold`: nothing was decoded before;
-`decoded`: a training before this one has decoded the old pictures into the cache of kresume. The plain script has no such
-thing and does the same in both. The files are dropped from the system's memory before each process.
+Both load the same `.keras` file (MobileNetV2 at 96 pixels, compiled with Adam), read twice as many old as new JPEGs,
+train 3 epochs in batches of 32 with a tenth held out, and save. The plain script is what a competent user writes:
+`load_model`, `image_dataset_from_directory` for both folders, `concatenate`, `cache`, `shuffle`, `prefetch`, `fit` with
+validation, `save`. Small pictures are 320x240, those of a phone 4000x3000, smooth and without noise. `cold`: nothing
+was decoded before. `decoded`: an earlier training has decoded the old pictures into kresume's cache. The plain script
+has no such cache and does the same work in both cases. The files are dropped from the page cache before each process.
 To reach: 0.9 on new small pictures, 0.5 where most pictures of a phone were decoded before.
 """
 
@@ -59,7 +59,7 @@ model.save(sys.argv[1])
 
 
 def write_pictures(folder: Path, count: int, size: tuple[int, int], first: int) -> None:
-    """Writes JPEGs of smooth colours, the same for the same numbers; what is there already stays."""
+    """Writes JPEGs of smooth colours, the same for the same numbers; keeps existing files."""
     from PIL import Image
 
     for index in range(first, first + count):

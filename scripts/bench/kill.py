@@ -1,14 +1,15 @@
-"""The reliability table: real processes, really killed at random instants, continued, compared by bytes.
+"""Makes the reliability table: processes are killed at random instants, continued, compared by bytes.
 
     python scripts/bench/kill.py --kills 100 --backend tensorflow
 
-One run is trained without interruption. Others, with the same options, are killed by SIGKILL at random instants (while
-they start, decide, train, score, write a snapshot or the result) and started again by the same command until they end.
-Counted: kills, runs that ended with the same bytes and the same metrics, steps replayed after the snapshot that was
-restored, snapshots that were found torn.
+One run is trained without interruption. Other runs with the same options are killed by SIGKILL at random instants
+(while they start, plan, train, evaluate, or write a snapshot or the result) and restarted by the same command until
+they finish. The table counts kills, finished runs with the same bytes and the same metrics, steps replayed after the
+restored snapshot, and snapshots found torn.
 
-With `--watch` pictures arrive while the first run trains. The others begin as that one stood after its first snapshot, with the
-scans that it wrote later: a run's scans are never made again, so they have to see the same pictures in the same order.
+With `--watch`, pictures arrive while the first run trains. The other runs start from a copy of the first run as it was
+after its first snapshot, with the scans that it wrote later. A run never repeats a scan, so all runs see the same
+pictures in the same order.
 """
 
 import argparse
@@ -33,7 +34,7 @@ OPTIONS = "--image-size 12 --batch-size 8 --epochs 150 --snapshot-every 7 --ema 
 
 
 def write_pictures(folder: Path, seed: int = 0, count: int = 16) -> None:
-    """Three classes of noise with a bright corner each."""
+    """Writes three classes of noise, each with a bright corner."""
     rng = np.random.default_rng(seed)
     for label in range(3):
         (folder / str(label)).mkdir(parents=True, exist_ok=True)
@@ -44,7 +45,7 @@ def write_pictures(folder: Path, seed: int = 0, count: int = 16) -> None:
 
 
 def let_arrive(whole: subprocess.Popen, data: Path, out: Path, begun: Path) -> None:
-    """Copies the run as it begins, then lets pictures arrive until it ends."""
+    """Copies the run after its first snapshot, then adds pictures until the run ends."""
     while whole.poll() is None and not (out / "snapshots" / "LATEST").exists():
         time.sleep(0.05)
     shutil.copytree(out, begun, ignore=shutil.ignore_patterns("lock.json", ".tmp-*", "images"))
@@ -56,7 +57,7 @@ def let_arrive(whole: subprocess.Popen, data: Path, out: Path, begun: Path) -> N
 
 
 def result(path: Path) -> tuple[str, list[dict]]:
-    """The digest of every array of the result, and the lines without their wall-clock fields."""
+    """Returns the digest of all arrays of the result, and the metrics lines without wall-clock fields."""
     step = runs.open_run(path).result_step()
     arrays = snapshot.read_snapshot(snapshot.snapshot_path(path / "snapshots", step)).arrays
     lines = runs.read_metrics(path / "metrics.jsonl")
@@ -66,7 +67,7 @@ def result(path: Path) -> tuple[str, list[dict]]:
 
 
 def updates_beyond_plan(path: Path) -> int:
-    """How many more updates the optimizer counted than the result's step: what a replay adds."""
+    """Returns the updates that the optimizer counted beyond the result's step: those of replayed steps."""
     step = runs.open_run(path).result_step()
     arrays = snapshot.read_snapshot(snapshot.snapshot_path(path / "snapshots", step)).arrays
     return int(arrays["optimizer/0"]) - step
@@ -116,7 +117,7 @@ def main() -> None:
                     process.communicate()
                     kills += 1
                     continue
-                # Killed between its last write and its end, the run is finished, and says so to the same command.
+                # A run killed between its last write and its exit is finished: the same command then fails.
                 if process.returncode and not (runs.is_run(out) and runs.open_run(out).finished):
                     sys.exit(f"{out} ended with {process.returncode}: {told}")
                 break

@@ -1,11 +1,12 @@
-"""How well near-duplicates are told from similar pictures: misses among copies, false pairs among real photographs.
+"""Counts errors of near-duplicate detection: missed copies, and false pairs among real photographs.
 
     python scripts/bench/near.py ../shared/data/signdigits ../shared/data/clothing digits
 
-Every picture of a folder is compared with every other: none of them are copies, so each pair found is wrong. Then copies are
-made (saved again, smaller, brighter, cut) and compared with their originals: each copy not found is missed. Beside our rule
-is the difference hash alone, as it is commonly used. `digits` are scikit-learn's handwritten ones, drawn as MNIST has them:
-28x28, white on black, centred. Counts, no times: a busy machine changes nothing.
+Compares every picture of a folder with every other. None of them are copies, so each pair found is a false pair. Then
+makes copies (saved again, smaller, brighter, cut) and compares them with their originals: each copy not found is a
+miss. The table shows our rule beside the difference hash alone, as it is commonly used. `digits` are scikit-learn's
+handwritten digits, drawn as in MNIST: 28x28, white on black, centred. The results are counts, not times, so a busy
+machine does not change them.
 
 Takes about 3 minutes on 2 cores; --quick (10 copies of each kind) about 1.
 """
@@ -30,14 +31,14 @@ HASH_BITS = 4
 
 
 def saved(image: Image.Image, quality: int) -> bytes:
-    """The picture as a JPEG."""
+    """Returns the picture encoded as a JPEG."""
     file = io.BytesIO()
     image.save(file, "JPEG", quality=quality)
     return file.getvalue()
 
 
 def cut(image: Image.Image, share: float) -> Image.Image:
-    """The picture without a border of that share of its sides."""
+    """Crops the picture by that share of its width and height on each edge."""
     x, y = int(image.width * share), int(image.height * share)
     return image.crop((x, y, image.width - x, image.height - y))
 
@@ -57,14 +58,14 @@ COPIES: dict[str, Callable[[Image.Image], bytes]] = {
 
 
 def pictures(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """(class, bytes) of every picture below a folder."""
+    """Yields (class, bytes) for every picture below a folder."""
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in {".jpg", ".jpeg", ".png"}:
             yield path.parent.name, path.read_bytes()
 
 
 def digits() -> Iterator[tuple[str, bytes]]:
-    """(class, bytes of a PNG file) of 1,797 handwritten digits, as MNIST has them."""
+    """Yields (class, bytes of a PNG file) for 1,797 handwritten digits, drawn as in MNIST."""
     from sklearn.datasets import load_digits
 
     found = load_digits()

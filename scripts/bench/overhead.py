@@ -1,13 +1,13 @@
-"""Training speed of `kresume train` in steady state against a plain Keras script on the same folder.
+"""Measures steady-state training speed of `kresume train` against a plain Keras script.
 
     python scripts/bench/overhead.py ../shared/data/signdigits/old [--backends tensorflow] [--models convnet]
 
 Takes about 40 minutes on 2 cores, 25 of them MobileNetV2 under JAX; --quick about 7.
 
-Both train the same architecture on the same JPEGs with the same augmentation and batch size; the plain script is
-`image_dataset_from_directory` (cached in memory after its first pass, prefetched) and `fit`. Each runs in a process of its
-own; images per second are those of the epochs after the first (tracing and decoding are in that one), the median.
-Snapshots are on, each minute. To reach: 0.98.
+Both train the same architecture on the same folder of JPEGs with the same augmentation and batch size. The plain script
+is `image_dataset_from_directory` (cached in memory after its first pass, prefetched) and `fit`. Each runs in its own
+process. Images per second are the median over the epochs after the first, because the first includes tracing and
+decoding. Snapshots are on, one per minute. To reach: 0.98.
 """
 
 import json

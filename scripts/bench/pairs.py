@@ -1,12 +1,13 @@
-"""Measures two ways of doing one thing against each other: quiet machine, pairs in turns, median and quartiles of the ratio.
+"""Measures two implementations in alternating pairs; reports the median and quartiles of the ratio.
 
     asked = pairs.parse(pairs.parser(__doc__))
     measured = pairs.measure(asked, ours, theirs, busy)     # each a function that returns its figure
     pairs.table(COLUMNS, rows, busy)
 
-A ratio is taken inside each pair, because two medians drift apart on a machine whose speed changes and a pair does not.
-Before each pair the processors are watched for a moment; while others use them the bench waits, up to a limit, and then
-says below its table which pairs began on a busy machine. Every script that gives a figure of the README uses this module.
+A ratio is computed within each pair, because two medians drift apart on a machine whose speed changes; a pair does not.
+Before each pair, CPU use is sampled. While other processes use the CPU, the bench waits, up to a limit. The note below
+the table names the pairs that began on a busy machine. Every script that produces a figure of the README uses this
+module.
 """
 
 from __future__ import annotations
@@ -24,22 +25,22 @@ from pathlib import Path
 from typing import Any
 
 PAIRS = 5
-"""Fewer give no quartiles worth the name."""
+"""Number of pairs; fewer give no meaningful quartiles."""
 QUIET = 0.15
-"""The most cores that others may use, of one."""
+"""Number of cores that other processes may use before the machine counts as busy."""
 WATCHED_SECONDS = 2.0
 WAIT_SECONDS = 300.0
 
 
 @dataclass
 class Busy:
-    """How many pairs were measured, and which of them began on a busy machine."""
+    """Counts the measured pairs and notes those that began on a busy machine."""
 
     pairs: int = 0
     noted: list[str] = field(default_factory=list)
 
     def wait(self, limit: float) -> None:
-        """Waits until others leave the processors alone, up to a limit; notes where they do not."""
+        """Waits for an idle CPU, up to a limit; notes a pair that starts busy."""
         self.pairs += 1
         end = time.monotonic() + limit
         while (cores := cores_in_use()) > QUIET and time.monotonic() < end:
@@ -49,7 +50,10 @@ class Busy:
 
 
 def cores_in_use(seconds: float = WATCHED_SECONDS) -> float:
-    """How many cores others use while this process sleeps. Without `/proc/stat` the load of the last minute."""
+    """Returns how many cores other processes use, sampled while this process sleeps.
+
+    Without `/proc/stat`: the load average of the last minute.
+    """
     if not Path("/proc/stat").exists():
         return os.getloadavg()[0]
     before = _ticks()
@@ -64,7 +68,7 @@ def _ticks() -> tuple[int, int]:
 
 
 def parser(doc: str, quick: str = "one pair of each") -> argparse.ArgumentParser:
-    """The options that every bench has; its first line and its line "Takes about ..." are the help."""
+    """Makes the argument parser that every bench shares; `doc` is the help text."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument(
         "--pairs", type=int, default=PAIRS, help=f"pairs of each cell; default and least that counts: {PAIRS}"
@@ -77,7 +81,7 @@ def parser(doc: str, quick: str = "one pair of each") -> argparse.ArgumentParser
 
 
 def parse(made: argparse.ArgumentParser) -> argparse.Namespace:
-    """Reads the command line; `--quick` is one pair and no waiting."""
+    """Parses the command line; `--quick` means one pair and no waiting."""
     asked = made.parse_args()
     if asked.quick:
         asked.pairs, asked.wait = 1, 0.0
@@ -87,16 +91,16 @@ def parse(made: argparse.ArgumentParser) -> argparse.Namespace:
 def measure(
     asked: argparse.Namespace, ours: Callable[[], float], theirs: Callable[[], float], busy: Busy | None = None
 ) -> list[tuple[float, float]]:
-    """Measures pairs in turns: ours first, then theirs first.
+    """Measures pairs, alternating which of the two runs first.
 
     Args:
-        asked: from `parse`.
-        ours: measures once and returns the figure, seconds or a speed.
-        theirs: the same of the peer.
-        busy: waits before each pair; None where pairs take milliseconds and the caller has waited for their block.
+        asked: the options, from `parse`.
+        ours: measures once and returns the figure: seconds or a speed.
+        theirs: the same for the peer.
+        busy: waits before each pair; None if pairs take milliseconds and the caller has waited for the whole block.
 
     Returns:
-        `(ours, theirs)` for each pair.
+        A list of `(ours, theirs)`, one for each pair.
     """
     measured = []
     for number in range(asked.pairs):
@@ -112,13 +116,13 @@ def measure(
 
 
 def ratio(measured: Sequence[tuple[float, float]], digits: int = 2) -> str:
-    """`"0.98 (0.96-1.01)"`: the median of ours over theirs within each pair, and its quartiles."""
+    """Formats the median and quartiles of the ratio within each pair, as `"0.98 (0.96-1.01)"`."""
     low, middle, high = quartiles([ours / theirs for ours, theirs in measured])
     return f"{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """The lower quartile, the median and the upper quartile."""
+    """Returns the lower quartile, the median and the upper quartile."""
     if len(values) < 2:
         return values[0], values[0], values[0]
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -126,13 +130,13 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def medians(measured: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """The medians of ours and of theirs."""
+    """Returns the medians of ours and of theirs."""
     ours, theirs = zip(*measured, strict=True)
     return statistics.median(ours), statistics.median(theirs)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], busy: Busy | None = None) -> None:
-    """Prints a markdown table below the command that makes it, and what disturbed it."""
+    """Prints a Markdown table below the command that makes it, and a note on busy pairs."""
     print(f"`python {shlex.join([os.path.relpath(sys.argv[0]), *sys.argv[1:]])}`, {os.cpu_count()} cores\n")
     for cells in (columns, ["---"] * len(columns), *rows):
         print(f"| {' | '.join(cells)} |")
@@ -142,12 +146,15 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], busy: Busy | No
 
 
 def note(text: str) -> None:
-    """Says on stderr what is being measured: a table comes at the end."""
+    """Prints a progress line on stderr, because the table appears only at the end."""
     print(text, file=sys.stderr, flush=True)
 
 
 def run(command: Sequence[Any], environment: Mapping[str, str] | None = None) -> tuple[float, str]:
-    """Runs a process to its end: seconds from its start to its end by the clock, and its output. A failure ends the bench."""
+    """Runs a process; returns its wall-clock seconds and its output.
+
+    A failure ends the bench.
+    """
     start = time.monotonic()
     done = subprocess.run(
         [str(word) for word in command],
@@ -163,7 +170,7 @@ def run(command: Sequence[Any], environment: Mapping[str, str] | None = None) ->
 
 
 def forget(folder: Path) -> None:
-    """Drops the files below a folder from the system's memory, so that the next process reads the disk."""
+    """Drops a folder's files from the page cache, so that the next process reads the disk."""
     os.sync()
     for path in folder.rglob("*"):
         if path.is_file():

@@ -1,11 +1,12 @@
-"""Reading a ResNet-50 with its Adam state from a `.keras` file and restoring it, against `keras.models.load_model`.
+"""Measures reading and restoring a `.keras` file against `keras.models.load_model`.
 
     KERAS_BACKEND=tensorflow python scripts/bench/readers.py
 
 Takes about 1 minute on 2 cores; --quick about as long.
 
-Both end with the same model in memory: architecture built, weights and optimizer slots assigned. `reading` is our reader
-alone: the archive's checksum verified and every array in numpy. To reach: 1.0.
+The file holds a ResNet-50 with its Adam state. Both end with the same model in memory: architecture built, weights and
+optimizer slots assigned. `reading` is our reader alone: it verifies the archive's checksum and reads every array into
+numpy. To reach: 1.0.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from kresume.training.parent import Live, Parent, restore_parent
 
 
 def write(path: Path) -> None:
-    """ResNet-50 for 10 classes, one step of Adam into its training."""
+    """Saves a ResNet-50 for 10 classes after one training step with Adam."""
     model = keras.applications.ResNet50(weights=None, input_shape=(64, 64, 3), classes=10)
     model.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy")
     model.train_on_batch(np.zeros((2, 64, 64, 3), "float32"), np.array([0, 1]))
@@ -39,14 +40,14 @@ def write(path: Path) -> None:
 
 
 def ours(path: Path) -> Live:
-    """The way that `kresume train` takes."""
+    """Restores the file as `kresume train` does."""
     config = TrainConfig(from_=str(path))
     parent = Parent(read_checkpoint(path), None, None)
     return restore_parent(config, parent, num_classes=10, image_size=None)
 
 
 def timed(function: Callable[[Path], object], path: Path) -> float:
-    """Seconds of one call by the clock, after the garbage of the one before is gone."""
+    """Returns the wall-clock seconds of one call, after collecting the garbage of the call before."""
     keras.utils.clear_session()
     gc.collect()
     start = time.perf_counter()

@@ -1,16 +1,16 @@
-"""The two ends of a process: from its start to its first new step, and from its last line to its end.
+"""Measures process start to first new step, and last printed line to process end.
 
     python scripts/bench/restart.py --backend tensorflow
 
 Takes about 9 minutes on 2 cores under TensorFlow, 15 under JAX; --quick about 3.
 
-Start: the model is MobileNetV2 at 96 pixels on generated JPEGs, cached in both cases. A run is stopped after some steps;
-continuing it is timed from the start of the process to the end of its first new step. The plain script imports Keras, loads
-`model.keras` of the same state, makes its dataset and fits one step. Then the position is moved: the first batch of the data
-at step 0, 100 and 1,000,000. To reach: 1.1.
+Start: the model is MobileNetV2 at 96 pixels on generated JPEGs, cached in both cases. A run is stopped after some
+steps. Its continuation is timed from the start of the process to the end of its first new step. The plain script
+imports Keras, loads `model.keras` of the same state, makes its dataset and fits one step. Then the position is moved:
+the first batch of the data is timed at step 0, 100 and 1,000,000. To reach: 1.1.
 
-End: a convnet trains for about half a minute, and the time from the last line that the process prints to its end is taken
-where it ends by itself, and where SIGTERM or Ctrl-C reaches it after two thirds, three times each. To reach: 1 s.
+End: a convnet trains for about half a minute. The time from the last printed line to the end of the process is measured
+three times each: where the process ends by itself, and where SIGTERM or Ctrl-C arrives after two thirds. To reach: 1 s.
 """
 
 import os
@@ -57,7 +57,7 @@ main(["train", "--out", sys.argv[1]])
 
 
 def write_pictures(folder: Path) -> None:
-    """Ten classes of 64 JPEGs."""
+    """Writes ten classes of 64 JPEGs."""
     rng = np.random.default_rng(0)
     for label in range(10):
         (folder / str(label)).mkdir(parents=True)
@@ -67,19 +67,19 @@ def write_pictures(folder: Path) -> None:
 
 
 def timed(command: list[object], environment: dict[str, str]) -> float:
-    """Seconds from the start of a process to the moment that it prints."""
+    """Returns the seconds from the start of a process to the time that it prints."""
     start = time.time()
     return float(pairs.run(command, environment)[1].split()[-1]) - start
 
 
 def first_batches(rounds: int) -> list[float]:
-    """Seconds until the first batch at step 0, 100 and 1,000,000, the medians."""
+    """Returns the median seconds until the first batch at step 0, 100 and 1,000,000."""
     from kresume.images import conventions, pipeline
     from kresume.images.order import Order
 
     pictures = np.zeros((640, 96, 96, 3), np.uint8)
     times: dict[int, list[float]] = {0: [], 100: [], 10**6: []}
-    for _ in range(rounds + 1):  # the first imports TensorFlow
+    for _ in range(rounds + 1):  # the first round imports TensorFlow
         for step, measured in times.items():
             start = time.perf_counter()
             data = pipeline.training_dataset(
@@ -101,7 +101,11 @@ def first_batches(rounds: int) -> list[float]:
 def leaving(
     command: list[object], environment: dict[str, str], how: signal.Signals | None, epoch: int
 ) -> tuple[float, float]:
-    """Trains, perhaps interrupted; seconds from the last line to the end of the process, and seconds before that line."""
+    """Trains, optionally interrupted by a signal; times the last line and the exit.
+
+    Returns:
+        Seconds from the last line to the end of the process, and seconds before that line.
+    """
     process = subprocess.Popen(
         [str(word) for word in command],
         env={**os.environ, **environment},
@@ -122,7 +126,7 @@ def leaving(
 
 
 def starts(asked, base: list[object], folder: Path, environment: dict[str, str], busy: pairs.Busy) -> list[str]:
-    """Measures the starts: one row of the first table."""
+    """Measures the starts; returns one row of the first table."""
     for file, text in (("plain.py", PLAIN), ("continued.py", CONTINUED)):
         (folder / file).write_text(text)
     base = [*base, "--model", "applications:MobileNetV2", "--image-size", 96, "--snapshot-every", 1]

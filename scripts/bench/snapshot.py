@@ -1,13 +1,13 @@
-"""The cost of snapshots: stall of training per snapshot against `model.save_weights`, and the overhead of one a minute.
+"""Measures the stall per snapshot against `model.save_weights`, and the overhead at one per minute.
 
     KERAS_BACKEND=tensorflow python scripts/bench/snapshot.py
 
 Takes about 1 minute on 2 cores; --quick about as long.
 
-The model is ResNet-50 with Adam (about 280 MB of weights and slots). Both ways save the same live state to the same disk, in
-turns, in one process; the first of each (which makes its buffers or opens its library) is left out.
-The stall is what the training thread waits for: the copy out of the device for us, the whole of it for `save_weights`.
-To reach: 0.2.
+The model is ResNet-50 with Adam (about 280 MB of weights and slots). Both save the same live state to the same disk, in
+turns, in one process. The first save of each is not counted, because it allocates buffers or opens its library. The
+stall is the time that the training thread waits: for us the copy from the device, for `save_weights` the whole call. To
+reach: 0.2.
 """
 
 import statistics

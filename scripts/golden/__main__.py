@@ -1,10 +1,10 @@
-"""Writes goldens of foreign writers below tests/golden: small checkpoints, each with what its writer does next.
+"""Writes goldens of foreign writers below tests/golden: small checkpoints and their next steps.
 
-Run it when a writer's new version should be covered, one writer at a time, in an environment that has that writer:
+Run it to cover a new version of a writer, one writer at a time, in an environment that has that writer:
 
     python scripts/golden torch
 
-A folder is named by writer and version and never overwritten: goldens are what was written once. Each writer is a module
+A folder is named by writer and version and is never overwritten: a golden is written once. Each writer is a module
 `NAME_writer.py` beside this file with `write(root) -> folder`.
 """
 
@@ -19,7 +19,7 @@ LARGEST_FILE_BYTES = 50_000
 
 
 def main(names: list[str]) -> None:
-    """Runs the writers named."""
+    """Runs the writers named on the command line."""
     if not names or set(names) - set(WRITERS):
         sys.exit(f"usage: {sys.argv[0]} WRITER…; writers are {', '.join(WRITERS)}")
     for name in names:

@@ -1,4 +1,7 @@
-"""The pictures and labels on which every writer predicts and trains: formulas, so that no generator has to stay as it is."""
+"""Defines the images and labels on which every writer predicts and trains.
+
+They are formulas, so that no random generator has to stay the same across versions.
+"""
 
 import numpy as np
 
@@ -7,7 +10,10 @@ LABELS = (np.arange(16) ** 2 // 3 % 3).astype(np.int64)
 
 
 def numbers(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Numbers between 0.1 and 0.9 that follow from a name and a shape; counts (of adapted layers) are whole."""
+    """Returns numbers between 0.1 and 0.9 that depend only on name and shape.
+
+    The counts of adapted layers are whole: 7.
+    """
     if not shape:
         return np.asarray(7 if "count" in name else 0.7)
     index = np.arange(int(np.prod(shape)), dtype=np.float64).reshape(shape)

@@ -1,7 +1,7 @@
-"""Writes what Keras 2 says of its layers: architectures of tf_keras and what they give for one picture.
+"""Writes the Keras 2 layer goldens: tf_keras architectures and their outputs for two inputs.
 
-Run as `python scripts/golden keras2_layers`; needs tf_keras. Each model is kept as its `model_config`, the names and shapes of
-its weights, and outputs; the weights themselves are a formula (`inputs.numbers`).
+Run as `python scripts/golden keras2_layers`; needs tf_keras. Each model is stored as its `model_config`, the names and
+shapes of its weights, and outputs. The values of the weights are a formula (`inputs.numbers`).
 """
 
 import gzip
@@ -19,7 +19,7 @@ from tf_keras.src.applications.convnext import LayerScale
 
 K, L = keras, keras.layers
 KEPT = 12
-"""How many numbers of an output are kept."""
+"""Number of output values that are stored."""
 PICTURE = (6, 6, 3)
 TOKENS = (5, 3)
 
@@ -225,7 +225,7 @@ OPERATIONS = {
 
 
 def described(model):
-    """A model as the files keep it, its weights set to the formula."""
+    """Describes a model as the files store it, after setting its weights by the formula."""
     layers = []
     for layer in model.layers:
         if layer.weights:
@@ -247,7 +247,10 @@ def described(model):
 
 
 def write(root: Path) -> Path:
-    """Writes `transfer`, `layers` and `operations`, each a `.json.gz`, below `root/tf_keras-VERSION-layers` and returns it."""
+    """Writes `transfer`, `layers` and `operations`, each a `.json.gz`, and returns their folder.
+
+    The folder is `root/tf_keras-VERSION-layers`.
+    """
     folder = root / f"tf_keras-{keras.__version__}-layers"
     folder.mkdir(parents=True)
     for file, models in {"transfer": TRANSFER, "operations": OPERATIONS, "layers": LAYERS}.items():

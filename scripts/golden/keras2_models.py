@@ -1,11 +1,14 @@
-"""The networks of the Keras 2 goldens, as tf_keras code writes them; tests/golden_models.py has their Keras 3 twins."""
+"""Builds the networks of the Keras 2 goldens in tf_keras.
+
+tests/golden_models.py has their Keras 3 twins.
+"""
 
 import tf_keras as keras
 from tf_keras import layers
 
 
 def sequential():
-    """Sequential, with its input's shape on the first layer, and a Flatten."""
+    """Builds a Sequential with the input shape on its first layer, and a Flatten."""
     return keras.Sequential(
         [
             layers.Rescaling(0.5, input_shape=(12, 12, 3)),
@@ -18,7 +21,7 @@ def sequential():
 
 
 def nested():
-    """Functional, with a Sequential inside, a shared layer, depthwise and separable convolutions."""
+    """Builds a functional model: nested Sequential, shared layer, depthwise and separable convolutions."""
     inputs = keras.Input((12, 12, 3))
     shared = layers.Conv2D(4, 3, padding="same", activation="relu")
     stem = keras.Sequential([layers.Conv2D(4, 1), layers.BatchNormalization()], name="stem")
@@ -30,14 +33,14 @@ def nested():
 
 
 def transfer():
-    """A stack on a model in a model, as transfer learning and Teachable Machine leave it."""
+    """Builds a head on a nested model, as transfer learning and Teachable Machine do."""
     inner, outer = keras.Input((12, 12, 3)), keras.Input((12, 12, 3))
     base = keras.Model(inner, layers.Conv2D(4, 3, use_bias=False)(inner))
     return keras.Sequential([keras.Model(outer, base(outer)), layers.GlobalAveragePooling2D(), layers.Dense(3)])
 
 
 def attention():
-    """Attention, LayerNormalization and an Embedding of positions."""
+    """Builds a model with attention, LayerNormalization and an Embedding of positions."""
     inputs = keras.Input((12, 12, 3))
     x = layers.Reshape((9, 8))(layers.Conv2D(8, 4, 4)(inputs))
     x = layers.Add()([x, layers.MultiHeadAttention(2, 4)(layers.LayerNormalization()(x), x)])
@@ -46,7 +49,7 @@ def attention():
 
 
 def small():
-    """Functional, two ways and their sum: small enough to be kept with its operations."""
+    """Builds the sum of two branches, small enough to store with its operations."""
     inputs = keras.Input((12, 12, 3))
     one, other = layers.Conv2D(4, 3)(inputs), layers.Conv2D(4, 3, use_bias=False)(inputs)
     x = layers.GlobalAveragePooling2D()(layers.Add()([one, other]))
@@ -54,7 +57,7 @@ def small():
 
 
 class Subclassed(keras.Model):
-    """Layers as attributes and in a list."""
+    """A subclassed model with layers as attributes and in a list."""
 
     def __init__(self):
         super().__init__()
@@ -63,7 +66,7 @@ class Subclassed(keras.Model):
         self.head = layers.Dense(3)
 
     def call(self, x):
-        """The forward pass."""
+        """Runs the forward pass."""
         x = self.stem(x)
         for block in self.blocks:
             x = block(x)

@@ -1,6 +1,6 @@
-"""Writes the Keras 2 goldens: tf.train.Checkpoints and SavedModels by tf_keras, and what it does next.
+"""Writes the Keras 2 goldens: checkpoints and SavedModels by tf_keras, and its next training steps.
 
-Run as `python scripts/golden keras2`; needs tf_keras.
+The checkpoints are `tf.train.Checkpoint`s. Run as `python scripts/golden keras2`; needs tf_keras.
 """
 
 import json
@@ -33,7 +33,7 @@ def _checkpoint(model: Any, folder: Path) -> None:
     tf.train.Checkpoint(model=model).write(str(folder / "ckpt"))
 
 
-def _roots(model: Any, folder: Path) -> None:  # as TensorFlow's own guide does it
+def _roots(model: Any, folder: Path) -> None:  # as in TensorFlow's guide
     roots = tf.train.Checkpoint(step=tf.Variable(7), opt=model.optimizer, net=model)
     tf.train.CheckpointManager(roots, str(folder), max_to_keep=1).save()
 
@@ -43,7 +43,7 @@ def _weights(model: Any, folder: Path) -> None:  # ModelCheckpoint(save_weights_
 
 
 def _saved_model(model: Any, folder: Path) -> None:
-    # The graph of operations of a training step is large, and nothing of it is read.
+    # The graph of a training step's operations is large, and no reader uses it.
     keras.models.save_model(model, str(folder), save_format="tf", save_traces=False)
 
 

@@ -1,4 +1,4 @@
-"""Writes the Orbax goldens: keras.callbacks.OrbaxCheckpoint and plain pytrees, and what Keras does next.
+"""Writes the Orbax goldens: OrbaxCheckpoint folders, plain pytrees, and Keras's next training steps.
 
 Run as `KERAS_BACKEND=jax python scripts/golden orbax`, and again with `tensorflow`; needs orbax-checkpoint.
 """
@@ -51,11 +51,11 @@ def write(root: Path) -> Path:
     expected = {}
     for name, (architecture, optimizer, form) in CASES.items():
         keras.utils.set_random_seed(1)
-        model = MODELS[architecture]()  # the names that Keras makes up count on from case to case
+        model = MODELS[architecture]()  # Keras's automatic names continue counting from case to case
         model.compile(OPTIMIZERS[optimizer](), keras.losses.SparseCategoricalCrossentropy(architecture != "nested"))
         model.train_on_batch(IMAGES, LABELS)
         model.train_on_batch(IMAGES, LABELS)
-        # fit ends by putting EMA's averages in the weights' place: what is saved is what was before.
+        # fit ends by replacing the weights by their averages (EMA); the golden holds the weights before that.
         model.optimizer.finalize_variable_values = lambda variables: None
         _write(form, model, folder.absolute() / name)
         expected[name] = {
@@ -64,7 +64,7 @@ def write(root: Path) -> Path:
             "predictions": model.predict(IMAGES, verbose=0).tolist(),
             "next_losses": [float(model.train_on_batch(IMAGES, LABELS)) for _ in range(3)],
         }
-    for note in folder.rglob("commit_success.txt"):  # of the machine that wrote it; no reader needs it
+    for note in folder.rglob("commit_success.txt"):  # written for the machine that saved it; no reader needs it
         note.unlink()
     (folder / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
     return folder

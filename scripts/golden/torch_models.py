@@ -1,11 +1,14 @@
-"""The four networks of the PyTorch goldens, as PyTorch code writes them: small, and of every kind of layer that is mapped."""
+"""Builds the four small networks of the PyTorch goldens.
+
+Together they have every kind of mapped layer.
+"""
 
 import torch
 from torch import nn
 
 
 class Plain(nn.Module):
-    """Convolutions, Flatten, two linear layers: the columns of the first one come in CHW order."""
+    """Convolutions, Flatten and two linear layers; the first one's columns are in CHW order."""
 
     def __init__(self):
         super().__init__()
@@ -24,7 +27,7 @@ class Plain(nn.Module):
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions and a way around them."""
+    """Two 3x3 convolutions with a residual connection."""
 
     def __init__(self, before, after, stride):
         super().__init__()
@@ -83,7 +86,7 @@ class Mobile(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Attention and a small network, each behind a normalization and around a sum."""
+    """Attention and a small MLP, each behind a normalization and with a residual connection."""
 
     def __init__(self, width, heads):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Writes the PyTorch goldens: state dicts in the forms that people keep, and what PyTorch itself does next.
+"""Writes the PyTorch goldens: state dicts in common forms, and PyTorch's next training steps.
 
 Run as `python scripts/golden torch`; needs torch and safetensors.
 """
