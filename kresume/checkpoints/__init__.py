@@ -1,1 +1,4 @@
-"""Where training stopped: one reader per format, each giving a `TrainState`. Start at `read.py`."""
+"""Reads checkpoints: one reader per format, each of which returns a `TrainState`.
+
+Start at `read.py`.
+"""

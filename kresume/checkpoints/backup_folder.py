@@ -1,11 +1,11 @@
-"""Reads the folder of `keras.callbacks.BackupAndRestore`: a training that was interrupted, in Keras's own words.
+"""Reads the folder of `keras.callbacks.BackupAndRestore`: an interrupted training.
 
     state = read("backup/")          # latest.weights.h5 and training_metadata.json, or the pair before it (.bkp)
 
-Keras overwrites both files in place, the weights first, so a kill can leave a torn pair: weights cut short, or an empty
-JSON beside whole ones. With `double_checkpoint` the pair before is kept; a newest pair that does not read falls back to it,
-and `records["passed_over"]` says so by name. The epoch is where Keras would go on; how many were planned stands nowhere,
-the order of the data neither.
+Keras overwrites both files in place, the weights first. A kill can therefore leave truncated weights, or complete
+weights with an empty JSON file. `double_checkpoint` keeps the previous pair; the reader falls back to it if the newest
+pair cannot be read, and `records["passed_over"]` gives the reason. The metadata holds the epoch at which Keras would
+continue. It holds neither the planned number of epochs nor the order of the data.
 
 Source: `keras/src/callbacks/backup_and_restore.py` of Keras 3.15.
 """
@@ -28,7 +28,7 @@ LARGEST_JSON = 2**20
 
 
 def accepts(path: str) -> bool:
-    """Whether `path` is a folder with Keras's two files, or with the pair before them."""
+    """Returns True if the folder has Keras's two files or the previous pair."""
     folder = Path(path)
     if not folder.is_dir():
         return False
@@ -46,12 +46,13 @@ def _metadata(folder: Path, ending: str) -> Path:
 
 
 def read(path: str) -> TrainState:
-    """Reads the newest pair that is whole.
+    """Reads the newest complete pair of weights and metadata.
 
-    `records` says `interrupted`, the `epoch` and `batch` that Keras noted, and `passed_over`: why the newest pair was not used.
+    `records` holds `interrupted`, the `epoch` and `batch` that Keras wrote, and `passed_over`: why the newest pair was
+    skipped.
 
     Raises:
-        CheckpointError: neither pair can be read.
+        CheckpointError: if neither pair can be read.
     """
     folder = Path(path)
     try:
@@ -85,7 +86,7 @@ def _noted(metadata: Path) -> dict[str, int]:
         if metadata.stat().st_size > LARGEST_JSON:
             raise ValueError(f"{metadata.stat().st_size:,} bytes")
         value: Any = json.loads(metadata.read_text(encoding="utf-8"))
-        batch = int(value.get("batch") or 0)  # the index of the last one, counted from 0; 0 after an epoch
+        batch = int(value.get("batch") or 0)  # index of the last batch, from 0; 0 after an epoch
         return {"epoch": int(value["epoch"]), "batch": batch + 1 if batch else 0}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(

@@ -1,9 +1,10 @@
-"""What lies beside a file of weights: `model.json`, `optimizer.json` and `kresume.json`, as our own exports write them.
+"""Reads the JSON files beside a weights file: `model.json`, `optimizer.json`, `kresume.json`.
 
-    state = with_files_beside(state)      # the same arrays; architecture, optimizer, classes and step where files say them
+    state = with_files_beside(state)      # the same arrays; architecture, optimizer, classes and step from the files
 
-A `tf.train.Checkpoint` and a `.weights.h5` hold arrays alone. `model.json` is the model as
-`keras.saving.serialize_keras_object` or `to_json` gives it, `optimizer.json` the optimizer, `kresume.json` the card.
+A `tf.train.Checkpoint` and a `.weights.h5` hold arrays only; kresume's exports write these files beside them.
+`model.json` is the model as `keras.saving.serialize_keras_object` or `to_json` writes it, `optimizer.json` the
+optimizer, `kresume.json` the model card.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ ARCHITECTURE, OPTIMIZER = "model.json", "optimizer.json"
 
 
 def with_files_beside(state: TrainState) -> TrainState:
-    """Completes what was read of a checkpoint that holds no architecture.
+    """Adds architecture, optimizer and model card from the files beside a checkpoint.
+
+    A checkpoint that holds its architecture is returned unchanged.
 
     Raises:
-        CheckpointError: a file beside it is damaged.
+        CheckpointError: if one of the files is damaged.
     """
     if state.architecture is not None:
         return state

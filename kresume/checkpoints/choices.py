@@ -1,4 +1,4 @@
-"""Which layers were trained, told from shapes alone: an answer only where there is exactly one.
+"""Infers from shapes alone which layers were trained; answers only if one choice fits.
 
 chosen = choose([Item(((4, 4), (4,)), True), ...], shapes)       # [True, False, ...], or None
 """
@@ -17,8 +17,8 @@ class Item:
     """Variables that are trained together or not at all.
 
     Attributes:
-        shapes: of each.
-        can_train: False for statistics and states of seed generators.
+        shapes: shape of each variable.
+        can_train: False for statistics and seed generator states.
     """
 
     shapes: tuple[Shape, ...]
@@ -29,12 +29,12 @@ def choose(items: Sequence[Item], trained: Sequence[Shape], others: Sequence[Sha
     """Finds the items that were trained.
 
     Args:
-        items: of a model, in its order.
-        trained: shapes of what was trained, in that order.
-        others: shapes of all the rest, in that order; None where they are not known.
+        items: items of the model, in its order.
+        trained: shapes of the trained variables, in that order.
+        others: shapes of all other variables, in that order; None if unknown.
 
     Returns:
-        For each item whether it was trained; None if no choice fits, or more than one.
+        For each item True if it was trained; None if no choice fits, or more than one.
     """
     wanted, rest = list(trained), None if others is None else list(others)
     before = [0]
@@ -46,7 +46,10 @@ def choose(items: Sequence[Item], trained: Sequence[Shape], others: Sequence[Sha
 
     @cache
     def ways(index: int, begin: int) -> int:
-        """How many choices among the items from `index` on fit when `begin` shapes were used; 2 stands for more."""
+        """Counts the fitting choices for items from `index` on with `begin` shapes used.
+
+        Returns at most 2, which means "more than one".
+        """
         if index == len(items):
             return int(begin == len(wanted) and (rest is None or before[-1] - begin == len(rest)))
         item, count = items[index], 0
@@ -56,7 +59,7 @@ def choose(items: Sequence[Item], trained: Sequence[Shape], others: Sequence[Sha
             count += ways(index + 1, begin)
         return min(2, count)
 
-    for index in reversed(range(len(items))):  # from the end: the recursion stays shallow
+    for index in reversed(range(len(items))):  # from the end, so that the recursion stays shallow
         for begin in range(min(before[index], len(wanted)) + 1):
             ways(index, begin)
     if ways(0, 0) != 1:

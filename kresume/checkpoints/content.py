@@ -1,8 +1,8 @@
-"""Tells what a file is by what is in it: users rename files, and many tools write any ending.
+"""Detects a file's format from its content, because file endings are unreliable.
 
-    kind_of(Path("model.keras"))      # "hdf5": somebody called an HDF5 file so
+    kind_of(Path("model.keras"))      # "hdf5": an HDF5 file under a wrong ending
 
-Only the first bytes are read, and the list of members of a zip archive. A file that was cut short is known by its beginning.
+Only the first bytes and the member list of a zip archive are read. A truncated file is recognised by its first bytes.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ Kind = Literal["hdf5", "keras-archive", "torch-archive", "torch-pickle", "safete
 HDF5 = b"\x89HDF\r\n\x1a\n"
 ZIP = b"PK\x03\x04"
 TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-"""How every file of `torch.save` before the zip format (PyTorch 1.6) begins: a pickled number of its own."""
+"""First bytes of every file of `torch.save` before the zip format (PyTorch 1.6): a pickled magic number."""
 KERAS_MEMBERS = frozenset({"config.json", "metadata.json", "model.weights.h5"})
 TORCH_MEMBER = "data.pkl"
 SHARDS = '"weight_map"'
 SIGNATURE, BEGINNING = 64, 2**16
-"""How many bytes of a file are looked at: of each, and of those that may be described in JSON."""
+"""Bytes read from every file, and additional bytes read if the file may hold JSON or is a zip archive."""
 
 
 def kind_of(file: Path) -> Kind | None:
-    """Names the kind of a file by its content; None for any other kind, or where no file exists."""
+    """Detects a file's kind by its content; None if unknown or missing."""
     if not file.is_file():
         return None
     with file.open("rb") as stream:
@@ -47,7 +47,10 @@ def kind_of(file: Path) -> Kind | None:
 
 
 def _members(file: Path, beginning: bytes) -> list[str]:
-    """The names in a zip archive; of one without its end the first alone, which stands at its beginning."""
+    """Returns the member names of a zip archive.
+
+    For a truncated archive without its central directory, returns the name of the first member only.
+    """
     try:
         with zipfile.ZipFile(file) as archive:
             return archive.namelist()
@@ -65,7 +68,7 @@ def _of_members(names: list[str]) -> Kind | None:
 
 
 def _is_safetensors(beginning: bytes, size: int) -> bool:
-    """Tells whether a length comes first, and so many bytes of JSON that describe tensors."""
+    """Returns True for a length followed by a JSON header of tensors."""
     length = int.from_bytes(beginning[:8], "little")
     if not 2 <= length <= size - 8 or beginning[8:9] != b"{":
         return False

@@ -1,11 +1,12 @@
-"""The optimizer in a TensorFlow object graph: Keras 3's, Keras 2's, and Keras 2's legacy ones, which keep slots.
+"""Finds and describes the optimizer in a TensorFlow object graph.
 
     found = find_optimizer(nodes)           # the node, by its edges
     describe(nodes, found, arrays)          # (SavedOptimizer, step, rate)
-    owned(nodes, found)                     # every node that is the optimizer's alone
+    owned(nodes, found)                     # every node that belongs to the optimizer alone
 
-They differ in where they keep what: Keras 3 and Keras 2 have lists (`_momentums`), Keras 2 no rate among its variables; legacy
-optimizers have slots, tied to their variable by the graph itself.
+Supports optimizers of Keras 3, of Keras 2, and the legacy ones of Keras 2. Keras 3 and Keras 2 store slots in lists
+(`_momentums`); Keras 2 does not store the rate as a variable. Legacy optimizers have slot variables, which the graph
+itself links to their variables.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ EDGES: Mapping[Style, tuple[tuple[str, ...], ...]] = {
     "keras-2": (("_iterations", "_variables"), ("_iterations", "_index_dict")),
     "legacy": (("iter", "learning_rate"), ("iter", "decay")),
 }
-"""Edges by which each style is known."""
+"""Edges that identify each style."""
 LISTS_APART = frozenset({"_variables", "_trainable_variables", "_index_dict"})
 ADAM_SETTINGS = ("beta_1", "beta_2")
 ROOT_STEPS = ("step", "global_step", "iterations")
 
 
 def style(node: GraphNode) -> Style | None:
-    """Which kind of optimizer a node is, None if it is none."""
+    """Returns the kind of optimizer that a node is, or None."""
     for name, alternatives in EDGES.items():
         if any(set(edges) <= set(node.children) for edges in alternatives):
             return name
@@ -38,7 +39,7 @@ def style(node: GraphNode) -> Style | None:
 
 
 def find_optimizer(nodes: Sequence[GraphNode]) -> int | None:
-    """The node that is an optimizer, by its edges; None if the graph holds none."""
+    """Returns the index of the optimizer's node; None if the graph has no optimizer."""
     for index, node in enumerate(nodes):
         if style(node) is not None:
             return index
@@ -46,7 +47,7 @@ def find_optimizer(nodes: Sequence[GraphNode]) -> int | None:
 
 
 def inside(nodes: Sequence[GraphNode], index: int) -> int:
-    """The optimizer that trains: inside the wrapper for loss scaling (mixed_float16), where there is one."""
+    """Returns the inner optimizer if loss scaling (mixed_float16) wraps it, else `index`."""
     child = nodes[index].children.get("inner_optimizer")
     return child if child is not None and style(nodes[child]) is not None else index
 
@@ -54,7 +55,7 @@ def inside(nodes: Sequence[GraphNode], index: int) -> int:
 def describe(
     nodes: Sequence[GraphNode], index: int | None, arrays: Mapping[str, np.ndarray]
 ) -> tuple[SavedOptimizer | None, int | None, SavedRate | None]:
-    """What a graph says of its optimizer: class and settings where it does, step, and rate."""
+    """Returns the optimizer, step and rate that a graph stores, each None if unknown."""
     if index is None:
         counts = (_scalar(nodes, 0, edge, arrays) for edge in ROOT_STEPS)
         return (
@@ -77,7 +78,10 @@ def describe(
 
 
 def _legacy(nodes: Sequence[GraphNode], index: int, arrays: Mapping[str, np.ndarray]) -> SavedOptimizer:
-    """Legacy optimizers write their name before each slot's, and the settings of Adam and Nadam as variables."""
+    """Describes a legacy optimizer from its slot names.
+
+    Each slot's name starts with the optimizer's name. Adam and Nadam also store their settings as variables.
+    """
     node = nodes[index]
     kinds = {kind for _, kind in node.slots}
     names = {nodes[slot].full_name.partition("/")[0] for slot in node.slots.values()}
@@ -97,9 +101,9 @@ def _legacy_rate(nodes: Sequence[GraphNode], index: int, arrays: Mapping[str, np
     if rate is None:
         return None
     nadam = {nodes[slot].full_name.partition("/")[0] for slot in nodes[index].slots.values()} == {"Nadam"}
-    if decay is None or not float(decay) or nadam:  # Nadam's decay is the pace of its momentum, which Keras 3 has fixed
+    if decay is None or not float(decay) or nadam:  # Nadam's decay changes its momentum, not its rate; Keras 3 fixes it
         return SavedRate(float(rate), "float")
-    # Keras 2's decay divides the rate by 1 + decay x iterations: a schedule that Keras 3 has by name.
+    # Keras 2's decay divides the rate by 1 + decay x iterations: Keras 3's schedule InverseTimeDecay.
     config = {"initial_learning_rate": float(rate), "decay_steps": 1, "decay_rate": float(decay), "staircase": False}
     schedule = {
         "module": "keras.optimizers.schedules",
@@ -117,7 +121,7 @@ def _scalar(nodes: Sequence[GraphNode], index: int, edge: str, arrays: Mapping[s
 
 
 def slot_names(nodes: Sequence[GraphNode], index: int) -> set[str]:
-    """The attributes that hold an optimizer's slots, or a legacy one's names of them."""
+    """Returns the attributes that hold an optimizer's slots, or a legacy optimizer's slot names."""
     node = nodes[index]
     if style(node) == "legacy":
         return {kind for _, kind in node.slots}
@@ -126,7 +130,7 @@ def slot_names(nodes: Sequence[GraphNode], index: int) -> set[str]:
 
 
 def owned(nodes: Sequence[GraphNode], index: int) -> set[int]:
-    """The nodes that are the optimizer's alone: slots, counters and settings, not the weights that it trains."""
+    """Returns nodes that belong to the optimizer alone: slots, counters, settings, no weights."""
     found: set[int] = set()
     waiting = [index]
     while waiting:

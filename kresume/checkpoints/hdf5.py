@@ -1,11 +1,11 @@
-"""Reads the arrays of an HDF5 file, and nothing else: no link is followed out of it, no claim is believed.
+"""Reads the arrays of an untrusted HDF5 file, checking every link and size.
 
     arrays = read_arrays(Path("model.weights.h5").read_bytes(), "model.weights.h5")
 
-HDF5 (https://support.hdfgroup.org/documentation/hdf5/latest/_s_p_e_c.html) can name other files, name one object many times and
-claim any shape. What Keras writes is plain: groups, and contiguous numeric datasets, each once. Anything beyond that is
-refused, so memory is bounded by the size of the file. HDF5 keeps no checksum of such data: a bit that flipped inside a
-weight cannot be seen here (the `.keras` archive has one).
+HDF5 (https://support.hdfgroup.org/documentation/hdf5/latest/_s_p_e_c.html) can refer to other files, give one object
+several names and claim any shape. Keras writes only groups and contiguous numeric datasets, each under one name.
+Anything else is refused, so the size of the file bounds the memory. HDF5 stores no checksum of such data: a flipped bit
+in a weight cannot be detected here (the `.keras` archive has a checksum).
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from kresume.errors import CheckpointError
 
 DEEPEST = 100
 LARGEST_EXPANSION = 1000
-"""How many times its stored size a compressed dataset may claim; deflate's own limit is about that."""
+"""Largest ratio of claimed to stored size of a compressed dataset; deflate itself reaches about that."""
 SMALL = 2**20
-"""Claims below this many bytes are not compared with what is stored."""
+"""Claims below this number of bytes are not compared with the stored size."""
 
 
 @contextmanager
 def opened(data: bytes, path: str) -> Iterator[Any]:
-    """An `h5py.File` on bytes in memory, read-only; whatever h5py cannot make of them is one error.
+    """Opens an `h5py.File` on bytes in memory, read-only, with h5py's errors unified.
 
     Args:
         data: the file's content.
-        path: its name, for messages.
+        path: the file's name, for messages.
 
     Raises:
-        CheckpointError: it is no HDF5 file, or is truncated or damaged.
+        CheckpointError: if the data is no HDF5 file, or is truncated or damaged.
     """
     import h5py
 
     try:
         with h5py.File(io.BytesIO(data), "r") as file:
             yield file
-    # What h5py raises on damaged bytes depends on the structure that is damaged.
+    # The exception that h5py raises depends on which structure is damaged.
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, UnicodeDecodeError, OverflowError) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise CheckpointError(
@@ -52,15 +52,15 @@ def opened(data: bytes, path: str) -> Iterator[Any]:
 
 
 def read_arrays(data: bytes, path: str) -> dict[str, np.ndarray]:
-    """Every dataset of an HDF5 file by its path.
+    """Returns every dataset of an HDF5 file by its path.
 
     Args:
-        data: the file's content; the arrays are views of it where it stores them plainly.
-        path: its name, for messages.
+        data: the file's content; arrays are views of it where the file stores them uncompressed.
+        path: the file's name, for messages.
 
     Raises:
-        CheckpointError: it is damaged, or holds what Keras does not write: links, data in other files, an object under two
-            names, claims beyond its size, something that is no number.
+        CheckpointError: if the file is damaged, or holds anything that Keras does not write: links, data in other
+            files, an object under two names, claims beyond its size, non-numeric data.
     """
     arrays: dict[str, np.ndarray] = {}
     with opened(data, path) as file:
@@ -95,7 +95,7 @@ def _walk(
 def _array(item: Any, name: str, data: bytes, path: str) -> np.ndarray:
     if item.external or item.is_virtual:
         raise CheckpointError(f"{path}: {name} keeps its data in another file: refused")
-    # HDF5 has no bfloat16: Keras 3 stores its bytes and names the type beside them, Keras 2 stores them as they are.
+    # HDF5 has no bfloat16: Keras 3 stores the raw bytes and an attribute `dtype`, Keras 2 only the raw bytes.
     bfloat16 = item.attrs.get("dtype", "bfloat16" if item.dtype == np.dtype("V2") else "") == "bfloat16"
     if item.shape is None or item.dtype.kind not in ("biufcV" if bfloat16 else "biufc"):
         raise CheckpointError(f"{path}: {name} is of the type {item.dtype}, expected numbers: refused")
@@ -104,7 +104,7 @@ def _array(item: Any, name: str, data: bytes, path: str) -> np.ndarray:
         raise CheckpointError(
             f"{path}: {name} claims the shape {tuple(item.shape)}, {claimed:,} bytes, and {stored:,} are stored: refused"
         )
-    offset = item.id.get_offset()  # None unless the bytes lie in one piece, as they are
+    offset = item.id.get_offset()  # None unless the data is contiguous and uncompressed
     if offset is None or item.chunks or not claimed or not stored:
         array = np.asarray(item)
     else:

@@ -1,7 +1,7 @@
-"""Reads from a serialized model how it takes its pictures, without building it.
+"""Reads the input shape of a serialized model without building it.
 
 input_shapes(state.architecture)       # [(28, 28, 1)], without the batch
-describe_input(state)                  # "grey (height, width, 1), 28x28", or None where nothing says it
+describe_input(state)                  # "grey (height, width, 1), 28x28", or None if unknown
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Shape = tuple[int | None, ...]
 
 
 def input_shapes(architecture: Mapping[str, Any]) -> list[Shape]:
-    """Returns the shape of each input, without the batch; nothing where the config does not say it."""
+    """Returns each input's shape, without the batch; empty if the config has none."""
     config = architecture.get("config")
     layers = config if isinstance(config, list) else config.get("layers") if isinstance(config, Mapping) else None
     layers = [layer for layer in layers or () if isinstance(layer, Mapping)]
@@ -50,7 +50,10 @@ def _without_batch(shape: Any) -> Shape | None:
 
 
 def describe_input(state: TrainState) -> str | None:
-    """Says how the model takes its pictures: what its card or its architecture says, else its first convolution."""
+    """Describes the input from the model card, the architecture or the first convolution.
+
+    Returns None if none of them says it.
+    """
     if state.card is not None:
         height, width = state.card.image_size
         return f"{state.card.input}, {height}x{width}"
@@ -83,7 +86,7 @@ def _shown(shape: Shape) -> str:
 
 
 def _first_convolution(state: TrainState) -> int:
-    """How many channels the first convolution in the file's order takes; 0 where there is none."""
+    """Returns the first convolution's number of input channels, 0 if there is none."""
     for row in layer_table(state):
         for _, shape in row.arrays:
             if len(shape) == 4:

@@ -1,8 +1,8 @@
-"""`kresume inspect`: what a checkpoint holds, and what a resume will have to be told; without building a model.
+"""Implements `kresume inspect`: lists a checkpoint's content and what a resume still needs.
 
     print(describe(read_checkpoint("model.keras")))
 
-The JSON form is described field by field in docs/checkpoint-formats.md.
+No model is built. docs/checkpoint-formats.md describes the JSON form field by field.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ FEW = 40
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a checkpoint says of itself.
+    """The description of a checkpoint.
 
     Attributes:
-        path: as given.
+        path: the path as given.
         format: the reader's name.
-        writer: who wrote it.
-        written: when, ISO 8601.
-        step: optimizer updates done, None if unknown.
-        optimizer: its class, None if unnamed or absent.
-        optimizer_variables: how many arrays of it are stored.
-        rate: the learning rate: value, where it comes from, the schedule's class.
-        parameters: numbers in the arrays that are weights.
-        layers: (name, ((role, shape), ...), parameters) in the file's order; empty where names say no layer.
-        variables: (name, type, shape) of every array.
+        writer: program that wrote the checkpoint.
+        written: time of writing, ISO 8601.
+        step: number of optimizer updates, None if unknown.
+        optimizer: the optimizer's class, None if unnamed or absent.
+        optimizer_variables: number of stored optimizer arrays.
+        rate: the learning rate: value, origin, the schedule's class.
+        parameters: number of elements in all weights.
+        layers: (name, ((role, shape), ...), parameters) in file order; empty if the names identify no layers.
+        variables: (name, dtype, shape) of every array.
         classes: names of the outputs, None if unknown.
-        pixels: what the model eats, None if unknown.
-        input: how it takes a picture: colours, order of axes, size; None if unknown.
-        architecture: whether it holds one.
-        notes: what else a person should know.
-        missing: what a resume will have to be told, and how.
+        pixels: pixel convention that the model expects, None if unknown.
+        input: layout of the input image: colours, order of axes, size; None if unknown.
+        architecture: True if the checkpoint holds the architecture.
+        notes: other facts for the user.
+        missing: information that a resume needs from the user, each with its option.
     """
 
     path: str
@@ -61,7 +61,7 @@ class Inspection:
     missing: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON form."""
+        """Returns the JSON form."""
         return {
             **vars(self),
             "layers": [
@@ -103,7 +103,7 @@ class Inspection:
         return "\n".join(lines)
 
     def _table(self) -> list[str]:
-        """By layer where names say layers, else by array."""
+        """Formats one line per layer, or per array if the names identify no layers."""
         if self.layers:
             shown = [(row.name, f"{row.parameters:,}", _shapes(row)) for row in self.layers]
         else:
@@ -148,7 +148,7 @@ def describe(state: TrainState) -> Inspection:
 
 
 def _outputs(state: TrainState) -> Iterator[str]:
-    """Says why a model of several outputs cannot be trained."""
+    """Explains why a model with several outputs cannot be trained."""
     ends = ((state.architecture or {}).get("config") or {}).get("output_layers")
     if isinstance(ends, Mapping):
         names = [str(name) for name in ends]
@@ -164,7 +164,7 @@ def _outputs(state: TrainState) -> Iterator[str]:
 
 
 def own_names(config: Any) -> set[str]:
-    """The classes and functions in a serialized model or loss that Keras does not have: they are a user's own."""
+    """Returns the user's own classes and functions in a serialized model or loss."""
     if isinstance(config, (list, tuple)):
         return {name for item in config for name in own_names(item)}
     if not isinstance(config, Mapping):
@@ -181,7 +181,7 @@ def own_names(config: Any) -> set[str]:
 
 
 def _missing(state: TrainState) -> Iterator[str]:
-    """What a resume will have to be told, each with its option."""
+    """Yields each piece of information that a resume needs, with its option."""
     torch = state.layout == "torch"
     if state.architecture is None:
         skeleton = f" (a skeleton: kresume inspect {state.source} --write-model model.py)" if torch else ""

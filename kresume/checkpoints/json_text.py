@@ -1,4 +1,4 @@
-"""JSON from files that nobody vouches for: bounded, and one clear error for whatever is wrong with it.
+"""Parses JSON from untrusted files: bounded in size, with one clear error.
 
 config = read_object(archive.read("config.json"), f"{path}: its member config.json")
 """
@@ -12,7 +12,7 @@ from typing import Any
 from kresume.errors import CheckpointError
 
 LARGEST = 256 * 2**20
-"""Bytes. The architecture of the largest published image models takes a few megabytes."""
+"""Limit in bytes. The architectures of the largest published image models need a few megabytes."""
 
 
 def read_object(
@@ -21,12 +21,12 @@ def read_object(
     """Reads one JSON object.
 
     Args:
-        text: of a file.
+        text: the JSON text.
         what: the file and the part of it, for messages.
-        object_hook: as `json.loads` takes it.
+        object_hook: passed to `json.loads`.
 
     Raises:
-        CheckpointError: it is larger than any, no JSON, or no object.
+        CheckpointError: if the text is too large, is no JSON, or is no JSON object.
     """
     if len(text) > LARGEST:
         raise CheckpointError(f"{what} has {len(text):,} bytes: refused")

@@ -1,11 +1,11 @@
-"""Reads the folder of `kresume.BackupAndRestore`, and one snapshot by itself.
+"""Reads the folder of `kresume.BackupAndRestore`, or a single snapshot.
 
     state = read("backup/")                                  # the newest that verifies
     state = read("runs/2-signs/snapshots/step-00001200")     # as RUN@1200
     state = read("backup/step-00001200")
 
-A backup holds every array with where it is in the model, and the optimizer's class and settings; the architecture is the
-script's.
+A backup holds every array with its location in the model, and the optimizer's class and settings. It holds no
+architecture: the user's script builds the model.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from kresume.checkpoints.keras_arrays import class_of, rate_of_schedule
 from kresume.checkpoints.state import SavedOptimizer, SavedRate, TrainState
 
 RATE = "optimizer/1"
-"""Keras keeps a float rate behind the count of iterations."""
+"""Name of a float rate: Keras stores it after the iteration count."""
 
 
 def accepts(path: str) -> bool:
-    """Whether `path` is a snapshot, or a folder of them that is no run."""
+    """Returns True if `path` is a snapshot, or a backup folder of snapshots."""
     folder = Path(path)
     return (folder / snapshot.META).is_file() or (folder.is_dir() and bool(snapshot.list_snapshots(folder)))
 
 
 def read(path: str) -> TrainState:
-    """Reads a snapshot, or the newest one of a folder that verifies.
+    """Reads a snapshot, or the newest snapshot of a folder that verifies.
 
-    `records` says `interrupted`, and the `epoch` and `batch` at which the backup was taken.
+    `records` holds `interrupted`, and the `epoch` and `batch` of the backup.
 
     Raises:
-        CheckpointError: it is damaged, or every one is.
+        CheckpointError: if the snapshot is damaged, or all snapshots of the folder are.
     """
     folder = Path(path)
     if (folder / snapshot.META).is_file():
@@ -79,7 +79,7 @@ def _rate(state: TrainState, optimizer: SavedOptimizer | None) -> SavedRate | No
     rate = (optimizer.config or {}).get("learning_rate") if optimizer is not None else None
     if isinstance(rate, Mapping):
         return rate_of_schedule(rate)
-    # The variable is what the training stood at; the config is what it was compiled with.
+    # The variable is the rate at the time of the backup; the config is the rate passed to `compile`.
     stored = state.arrays.get(RATE)
     scaled = optimizer is not None and optimizer.loss_scale
     if stored is not None and not scaled and stored.shape == () and stored.dtype.kind == "f":

@@ -1,6 +1,8 @@
-"""Says what an archive around a checkpoint holds, and how to unpack it. Nothing is unpacked here: only names are read.
+"""Explains how to unpack an archive that contains a checkpoint.
 
-explain(Path("model.zip"))       # "model.zip is a zip archive that holds a .keras file: unpack it: ...", or None
+    explain(Path("model.zip"))       # "model.zip is a zip archive that holds a .keras file: unpack it: ...", or None
+
+Only member names are read; nothing is unpacked.
 """
 
 from __future__ import annotations
@@ -28,17 +30,17 @@ HELD = (
     (".pt", "a PyTorch state dict", False),
     (".ckpt", "a PyTorch state dict", False),
 )
-"""How the name of a member ends, what it is, and whether its folder is what `--from` takes. The first that is found counts."""
+"""Member name ending, format name, and True if `--from` expects the member's folder. The first match is used."""
 GZIP, TAR, TAR_AT = b"\x1f\x8b", b"ustar", 257
 LONGEST = 80
-"""So many characters of a member's name are shown."""
+"""Number of characters of a member's name that a message shows."""
 
 
 def explain(path: Path) -> str | None:
-    """Returns what an archive holds and how to unpack it; None if the file is no archive.
+    """Returns what an archive holds and how to unpack it; None for other files.
 
     Args:
-        path: a file that no reader knows.
+        path: a file that no reader recognises.
     """
     if not path.is_file():
         return None
@@ -73,7 +75,10 @@ def explain(path: Path) -> str | None:
 
 
 def _checkpoint(names: Sequence[str]) -> tuple[str, str] | None:
-    """Returns what the archive holds and the path in it that `--from` takes; of several the one in the fewest folders."""
+    """Returns the format of the archived checkpoint and its path for `--from`.
+
+    Of several members, returns the one in the fewest folders.
+    """
     for ending, what, is_folder in HELD:
         inside = [name for name in names if name.endswith(ending) and "__MACOSX" not in name and name.isprintable()]
         if inside:

@@ -1,4 +1,4 @@
-"""Reads any checkpoint.
+"""Reads checkpoints of any supported format.
 
     state = read_checkpoint("ckpt/")
 
@@ -36,13 +36,14 @@ from kresume.errors import CheckpointError, UsageError
 
 @dataclass(frozen=True)
 class Reader:
-    """A format.
+    """The reader of one format.
 
     Attributes:
-        accepts: whether it is what a path holds, by content.
-        read: reads it.
-        called: its name in messages.
-        endings: of files that are meant to be it; where no format knows the content, its reader says what is wrong with it.
+        accepts: returns True if the content at a path has this format.
+        read: reads the checkpoint.
+        called: the format's name in messages.
+        endings: usual file endings of the format. If no reader recognises the content of a file, the reader of its
+            ending reports the damage.
     """
 
     accepts: Callable[[str], bool]
@@ -52,7 +53,7 @@ class Reader:
 
 
 FEW = 12
-"""How many checkpoints of a folder an error lists."""
+"""Largest number of checkpoints that an error message lists."""
 
 READERS: dict[str, Reader] = {
     "run": Reader(run.accepts, run.read, "a run of kresume"),
@@ -72,11 +73,14 @@ READERS: dict[str, Reader] = {
     "saved-model": Reader(saved_model.accepts, saved_model.read, "a SavedModel"),
     "tf-checkpoint": Reader(tf_checkpoint.accepts, tf_checkpoint.read, "a tf.train.Checkpoint (folder or prefix)"),
 }
-"""Tried in this order; the first that recognises the path reads it."""
+"""Readers in the order in which they are tried; the first that accepts the path reads it."""
 
 
 def recognise(path: str) -> str | None:
-    """The name of the format at `path`: by content, else by its ending; None if it is none of ours."""
+    """Returns the format's name at `path`, by content or else by file ending.
+
+    Returns None if no reader knows the path.
+    """
     by_content = (name for name, reader in READERS.items() if reader.accepts(path))
     by_ending = (name for name, reader in READERS.items() if reader.endings and path.endswith(reader.endings))
     return next(by_content, None) or (next(by_ending, None) if Path(path).is_file() else None)
@@ -87,11 +91,11 @@ def read_checkpoint(path: str | os.PathLike[str], optimizer_from: str | os.PathL
 
     Args:
         path: the checkpoint.
-        optimizer_from: for PyTorch's weights, a file that holds the optimizer's state dict by itself.
+        optimizer_from: a separate file with the optimizer's state dict, for PyTorch weights.
 
     Raises:
-        UsageError: `optimizer_from` beside another format.
-        CheckpointError: nothing is there, it is no checkpoint, or it is broken.
+        UsageError: if `optimizer_from` is given with another format than PyTorch's.
+        CheckpointError: if nothing exists at `path`, or it is no checkpoint, or it is damaged.
     """
     path = os.fspath(path)
     name = recognise(path)
@@ -124,22 +128,25 @@ def read_checkpoint(path: str | os.PathLike[str], optimizer_from: str | os.PathL
 
 
 PREFIX = ".index"
-"""What ends the file that stands for a prefix of TensorFlow's."""
+"""Ending of TensorFlow's index file; the path without it is the checkpoint's prefix."""
 ENDINGS = (*(ending for reader in READERS.values() for ending in reader.endings), PREFIX)
 
 
 def _as_given(path: Path) -> str:
-    """Returns the path that a user would give for a file: for TensorFlow's index its prefix."""
+    """Returns the path that a user types; for TensorFlow's index the prefix."""
     return str(path) if content.kind_of(path) is not None else str(path).removesuffix(PREFIX)
 
 
 def _date(path: Path) -> str:
-    """As `ls -l` shows it."""
+    """Returns the modification time of a file as `ls -l` shows it."""
     return datetime.datetime.fromtimestamp(path.stat().st_mtime).isoformat(" ", "minutes")
 
 
 def _files_in(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first; of an index and its shards the index alone."""
+    """Returns the checkpoints in a folder, oldest first.
+
+    For sharded weights, the list has only the index, not the shards.
+    """
     files = [path for path in folder.iterdir() if path.name.endswith(ENDINGS) or content.kind_of(path) is not None]
     indexed = {path.name.removesuffix("json") for path in files if path.name.endswith(".weights.json")}
     if indexed:

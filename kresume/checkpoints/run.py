@@ -1,4 +1,7 @@
-"""Reads a run: its result, or `RUN@last`, `RUN@best`, `RUN@1200`; a folder of runs means its newest accepted one."""
+"""Reads a run: its result, or the snapshot that `RUN@last`, `RUN@best` or `RUN@1200` names.
+
+A folder of runs stands for its newest accepted run.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,10 @@ from kresume.errors import CheckpointError
 
 
 def split(path: str) -> tuple[Path, str]:
-    """`"runs/2-signs@best"` -> (`runs/2-signs`, `"best"`); without `@`, or where such a file stands, the whole and ""."""
+    """Splits `"runs/2-signs@best"` into the run's path and `"best"`.
+
+    Without `@`, or if a file of that whole name exists, returns the whole path and an empty string.
+    """
     whole = Path(path)
     if whole.exists() or "@" not in whole.name:
         return whole, ""
@@ -22,16 +28,18 @@ def split(path: str) -> tuple[Path, str]:
 
 
 def accepts(path: str) -> bool:
-    """Whether `path` names a run, one of its snapshots, or a folder of runs."""
+    """Returns True if `path` names a run, a snapshot or a folder of runs."""
     plain, _ = split(path)
     return runs.is_run(plain) or bool(runs.list_runs(plain))
 
 
 def find_run(path: str) -> runs.Run | None:
-    """The run that a path names (`RUN`, `RUN@best`); of a folder of runs the newest accepted one; None where it names none.
+    """Returns the run that `RUN`, `RUN@best` or a folder of runs names.
+
+    For a folder of runs, returns the newest accepted one. Returns None if `path` names no run.
 
     Raises:
-        CheckpointError: the folder holds runs, none of which was accepted.
+        CheckpointError: if the folder holds runs and none of them was accepted.
     """
     plain, _ = split(path)
     if runs.is_run(plain):
@@ -45,10 +53,10 @@ def find_run(path: str) -> runs.Run | None:
 
 
 def read(path: str) -> TrainState:
-    """Reads the state that a run stands for.
+    """Reads the result of a run, or the snapshot that the path names.
 
     Raises:
-        CheckpointError: there is no such snapshot, or it is damaged.
+        CheckpointError: if there is no such run or snapshot, or the snapshot is damaged.
     """
     run = find_run(path)
     if run is None:
@@ -80,7 +88,7 @@ def read(path: str) -> TrainState:
 
 
 def _compiled(loss: dict[str, Any]) -> dict[str, Any]:
-    """The compile config that a run's record stands for."""
+    """Returns the compile config that corresponds to the loss in a run's record."""
     if loss.get("settings") is not None:
         return {"loss": loss["settings"], "loss_weights": loss.get("weight")}
     name = "".join(word.capitalize() for word in loss["kind"].split("_"))
@@ -89,7 +97,10 @@ def _compiled(loss: dict[str, Any]) -> dict[str, Any]:
 
 
 def _schedule(config: dict[str, Any], clock: list[float] | None) -> dict[str, Any] | None:
-    """The run's schedule; of one whose images changed while it trained, with the time that it had reached."""
+    """Returns the run's schedule as a Keras config; None for a float rate.
+
+    If images were added while the run trained, the config contains the schedule time reached so far (`base`).
+    """
     rate = config.get("learning_rate")
     if not isinstance(rate, dict):
         return None
@@ -97,7 +108,10 @@ def _schedule(config: dict[str, Any], clock: list[float] | None) -> dict[str, An
 
 
 def _snapshot(run: runs.Run, which: str) -> TrainState:
-    """The snapshot that a run or `RUN@which` means: its result, or the newest of an unfinished run."""
+    """Returns the snapshot that a run or `RUN@which` names.
+
+    Without `which`: the run's result, or the newest snapshot of an unfinished run.
+    """
     steps = snapshot.list_snapshots(run.snapshots)
     result = run.result_step()
     if which == "" and result is not None:
@@ -128,6 +142,6 @@ def _snapshot(run: runs.Run, which: str) -> TrainState:
 
 
 def _best_so_far(run: runs.Run) -> int | None:
-    """The step of the best epoch of an unfinished run: its newest snapshot knows it."""
+    """Returns the step of an unfinished run's best epoch, recorded in its newest snapshot."""
     pins = snapshot.pins(run.snapshots)
     return pins[max(pins)] if pins else None

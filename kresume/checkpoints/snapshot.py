@@ -1,13 +1,13 @@
-"""Our own checkpoint: `step-00001200/{state.safetensors, meta.json}`, complete or not there at all.
+"""Reads and writes snapshots: `step-00001200/{state.safetensors, meta.json}`, always complete.
 
     write_snapshot(run / "snapshots", 1200, groups, records)
     state, skipped = newest_snapshot(run / "snapshots")
 
-`state.safetensors` holds every array under `<group>/<index>`; `meta.json`, written last, holds the records, a digest of the
-arrays' file and one of itself. The folder is written under another name, flushed to the disk and renamed; then `LATEST`
-is replaced. A reader trusts only what verifies, and falls back to the snapshot before.
+`state.safetensors` holds every array as `<group>/<index>`. `meta.json` is written last and holds the records, a digest
+of the array file and a digest of itself. The folder is written under a temporary name, flushed to disk and renamed;
+then `LATEST` is replaced. A reader verifies the digests and falls back to the previous snapshot if they do not match.
 
-The arrays' format is safetensors (https://github.com/huggingface/safetensors): no pickle, nothing is executed on reading.
+Arrays are stored as safetensors (https://github.com/huggingface/safetensors): no pickle, reading executes no code.
 """
 
 from __future__ import annotations
@@ -31,19 +31,22 @@ ARRAYS = "state.safetensors"
 META = "meta.json"
 LATEST = "LATEST"
 REPLACED = "replaced-"
-"""Begins the name of a snapshot of the same step for the instant in which the new one takes its place."""
+"""Prefix of an old snapshot's name while a new snapshot of the same step replaces it."""
 PENDING = "-unscored"
-"""Ends the name of a snapshot that was taken after an epoch's last step with its scoring still to do: the one taken after
-the scoring has the same step."""
+"""Suffix of a snapshot taken after an epoch's last step and before its scoring. The snapshot taken after the scoring
+has the same step."""
 
 
 def snapshot_path(directory: Path, step: int, *, pending: bool = False) -> Path:
-    """The folder of a step's snapshot."""
+    """Returns the folder of a step's snapshot."""
     return directory / f"step-{step:08d}{PENDING if pending else ''}"
 
 
 def list_snapshots(directory: Path) -> list[tuple[int, Path]]:
-    """Finished snapshots, oldest first: (step, folder). Whether they verify is found out when they are read."""
+    """Returns finished snapshots as (step, folder), oldest first.
+
+    The list does not verify them; `read_snapshot` does.
+    """
     found = []
     for path in (*directory.glob("step-*"), *directory.glob(f"{REPLACED}step-*")):
         name = path.name.removeprefix(REPLACED)
@@ -56,20 +59,21 @@ def list_snapshots(directory: Path) -> list[tuple[int, Path]]:
 def write_snapshot(
     directory: Path, step: int, groups: Mapping[str, Sequence[np.ndarray]], records: Mapping[str, Any]
 ) -> Path:
-    """Writes a snapshot, whole or not at all.
+    """Writes a snapshot atomically.
 
     Args:
         directory: the run's `snapshots` folder.
-        step: optimizer updates done.
+        step: number of optimizer updates.
         groups: arrays by group, in order.
-        records: JSON values that `TrainState.records` gives back. `records["phase"] == "scoring"` marks it as pending.
+        records: JSON values that `TrainState.records` returns. `records["phase"] == "scoring"` marks the snapshot as
+            pending.
 
     Returns:
-        Its folder.
+        The snapshot's folder.
 
     Raises:
-        CheckpointError: a weight is not finite: a snapshot that nobody can train on from is worth less than none.
-        OSError: the disk refused; what stood before stands.
+        CheckpointError: if a weight is not finite, because training cannot continue from such a snapshot.
+        OSError: if the disk refuses the write; the snapshots written before still exist.
     """
     for index, array in enumerate(groups.get("trainable", ())):
         if not is_finite(array):
@@ -80,8 +84,8 @@ def write_snapshot(
         for index, array in enumerate(values)
     }
     path = snapshot_path(directory, step, pending=records.get("phase") == "scoring")
-    # One may stand there: of an earlier process that went back to an older one and came here again, by the same steps, or of
-    # this very state. It stays until the new one is complete, and counts until that has its name.
+    # A snapshot of this step may exist: a process that restarted from an older snapshot reaches the same step again, or
+    # the same state is saved twice. The old one stays valid until the new one is complete and has the name.
     replaced = path.with_name(f"{REPLACED}{path.name}")
     if path.exists():
         shutil.rmtree(replaced, ignore_errors=True)
@@ -106,7 +110,7 @@ def write_snapshot(
 
 
 def _name_newest(directory: Path) -> None:
-    """Makes `LATEST` name the newest snapshot that is there."""
+    """Makes `LATEST` name the newest existing snapshot."""
     pointer, finished = directory / LATEST, list_snapshots(directory)
     text = f"{finished[-1][1].name}\n" if finished else ""
     if text and (not pointer.is_file() or pointer.read_text(encoding="utf-8") != text):
@@ -114,18 +118,18 @@ def _name_newest(directory: Path) -> None:
 
 
 def is_finite(array: np.ndarray) -> bool:
-    """Tells whether no element is infinite or not a number."""
+    """Returns True if no element is infinite or NaN."""
     if array.dtype.kind in "iub":
         return True
-    # Sums propagate what is not finite, and cost a fraction of isfinite's temporary array.
+    # A sum propagates inf and NaN and costs a fraction of isfinite's temporary array.
     with np.errstate(all="ignore"):
         return bool(np.isfinite(np.sum(array, dtype=np.float64)) or np.isfinite(array.astype(np.float64)).all())
 
 
 def _save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> list[str]:
-    """Writes the arrays and returns the names of those of bfloat16, which stand as the same bits of uint16.
+    """Writes the arrays, bfloat16 as the bits of uint16; returns the bfloat16 names.
 
-    numpy has no bfloat16 of its own (it comes with ml_dtypes), and safetensors' numpy side does not know it.
+    numpy has no bfloat16 of its own (ml_dtypes provides it), and safetensors' numpy interface does not support it.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
@@ -133,7 +137,7 @@ def _save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> list[str]:
     brief = sorted(name for name, array in arrays.items() if array.dtype.name == "bfloat16")
     try:
         save_file({name: array.view(np.uint16) if name in brief else array for name, array in arrays.items()}, path)
-    except SafetensorError as error:  # what it makes of a full or absent disk
+    except SafetensorError as error:  # raised for a full or missing disk
         raise OSError(str(error)) from error
     return brief
 
@@ -146,7 +150,7 @@ def read_snapshot(path: Path) -> TrainState:
     """Reads and verifies a snapshot.
 
     Raises:
-        CheckpointError: it is incomplete or damaged; the message says what differs.
+        CheckpointError: if the snapshot is incomplete or damaged; the message says what differs.
     """
     meta_path, arrays_path = path / META, path / ARRAYS
     try:
@@ -184,10 +188,10 @@ def read_snapshot(path: Path) -> TrainState:
 
 
 def newest_snapshot(directory: Path) -> tuple[TrainState, list[tuple[Path, str]]]:
-    """The newest snapshot that verifies, and those that do not with the reason of each.
+    """Returns the newest snapshot that verifies, and the skipped ones with reasons.
 
     Raises:
-        CheckpointError: none verifies.
+        CheckpointError: if no snapshot verifies.
     """
     skipped: list[tuple[Path, str]] = []
     for _, path in reversed(list_snapshots(directory)):
@@ -200,14 +204,20 @@ def newest_snapshot(directory: Path) -> tuple[TrainState, list[tuple[Path, str]]
 
 
 def put_back(directory: Path) -> None:
-    """Gives a snapshot its name back whose successor of the same step did not get it. Holder of the lock only."""
+    """Undoes an interrupted replacement: renames `replaced-step-N` to `step-N`.
+
+    Call only with the run's lock held.
+    """
     for _, path in list_snapshots(directory):
         if path.name.startswith(REPLACED):
             path.rename(path.with_name(path.name.removeprefix(REPLACED)))
 
 
 def set_aside(path: Path) -> None:
-    """Renames a snapshot so that nothing reads it any more; an earlier one under that name is removed."""
+    """Renames a snapshot so that no reader finds it.
+
+    An earlier folder of the new name is removed.
+    """
     aside = path.with_name(f"aside-{path.name}")
     shutil.rmtree(aside, ignore_errors=True)
     path.rename(aside)
@@ -215,7 +225,10 @@ def set_aside(path: Path) -> None:
 
 
 def prune_snapshots(directory: Path, keep: int, pinned: set[int]) -> None:
-    """Removes all but the newest `keep` snapshots and those of the pinned steps, and what was set aside."""
+    """Removes all snapshots except the newest `keep` and those of pinned steps.
+
+    Also removes snapshots that were set aside or replaced.
+    """
     finished = list_snapshots(directory)
     kept = {path for _, path in finished[len(finished) - keep :]} if keep else set()
     kept |= {path for step, path in finished if step in pinned and not path.name.endswith(PENDING)}
@@ -225,7 +238,7 @@ def prune_snapshots(directory: Path, keep: int, pinned: set[int]) -> None:
             shutil.rmtree(path, ignore_errors=True)
     for _, path in finished:
         if path not in kept:
-            # Renamed first: a removal that is killed half way must not leave a snapshot that looks complete.
+            # Rename first: a removal that is killed halfway must not leave a snapshot that looks complete.
             gone = files.temporary_beside(path)
             path.rename(gone)
             shutil.rmtree(gone, ignore_errors=True)
@@ -233,19 +246,25 @@ def prune_snapshots(directory: Path, keep: int, pinned: set[int]) -> None:
 
 
 def pins(directory: Path) -> dict[int, int | None]:
-    """For each snapshot the step of the best one that it relies on, or None."""
+    """Returns the step of the best snapshot that each snapshot depends on.
+
+    The value is None for a snapshot without a best epoch. Damaged snapshots are left out.
+    """
     result: dict[int, int | None] = {}
     for step, path in list_snapshots(directory):
         try:
             best = files.read_json(path / META)["records"].get("best")
         except (OSError, ValueError, KeyError):
-            continue  # damaged: whoever reads it is told
+            continue  # damaged: `read_snapshot` reports it
         result[step] = int(best["step"]) if best else None
     return result
 
 
 def digest_of(arrays: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 over names, types, shapes and bytes: two checkpoints with the same digest hold the same state."""
+    """Computes a SHA-256 over names, dtypes, shapes and bytes.
+
+    Two checkpoints with the same digest hold the same state.
+    """
     hasher = hashlib.sha256()
     for name in sorted(arrays):
         array = arrays[name]

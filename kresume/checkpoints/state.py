@@ -1,22 +1,22 @@
-"""`TrainState`: what a checkpoint means, free of backend and format.
+"""Defines `TrainState`: the content of a checkpoint, independent of backend and file format.
 
-A reader turns a file into one of these; `kresume.models.restore` turns one of these into the state of a live model.
-Between the two there are only numpy arrays and names, so a checkpoint written under TensorFlow and one written under
-JAX are the same thing here.
+A reader turns a file into a `TrainState`. `kresume.models.restore` loads a `TrainState` into a live model. A
+`TrainState` holds only numpy arrays and names, so a checkpoint written under TensorFlow and one written under JAX look
+the same.
 
-The names of the arrays are the format's own. How they map onto a live model is said by `layout`:
+Array names are those of the format. `layout` says how they map onto a live model:
 
-- `"groups"`: `trainable/0`, `non_trainable/3`, `optimizer/7`, `metrics/1`: by group and index (our snapshots);
-  `records["structure"]` says where in the model each is. Seed generator states and BatchNorm statistics are in `non_trainable`;
-  averages of EMA, slots, `iterations` and a float rate in `optimizer`.
+- `"groups"`: `trainable/0`, `non_trainable/3`, `optimizer/7`, `metrics/1`: by group and index (snapshots of kresume).
+  `records["structure"]` gives the location of each variable in the model. `non_trainable` includes seed generator
+  states and BatchNorm statistics; `optimizer` includes EMA averages, slots, `iterations` and a float rate.
 - `"keras"`: the HDF5 paths of Keras's saving library: `layers/conv2d/vars/0`, `optimizer/vars/2`.
-- `"layers"`: layers by name, in the order of `records["layers"]` (`[layer, [array, ...]]`); the optimizer's arrays by
-  `records["slots"]` (`[attribute, variable, array]`) or `records["optimizer_order"]` (legacy HDF5).
-- `"graph"`: TensorFlow's object graph, carried in `graph`.
-- `"torch"`: names and layouts of a PyTorch state dict; `kresume.models.torch_map` turns them.
+- `"layers"`: layers by name, in the order of `records["layers"]` (`[layer, [array, ...]]`). The optimizer's arrays are
+  listed in `records["slots"]` (`[attribute, variable, array]`) or `records["optimizer_order"]` (legacy HDF5).
+- `"graph"`: TensorFlow's object graph, stored in `graph`.
+- `"torch"`: names and axis order of a PyTorch state dict; `kresume.models.torch_map` converts them.
 - `"tree"`: paths of a pytree (Orbax); `kresume.models.match_tree` finds their variables.
-- `"mapped"`: the names of `"groups"`, from a foreign file whose arrays were matched and turned already; arrays that found no
-  variable keep the file's names.
+- `"mapped"`: the names of `"groups"`, for a foreign file whose arrays are already matched and transposed. Arrays that
+  match no variable keep the file's names.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ class GraphNode:
     """One object of a TensorFlow object graph.
 
     Attributes:
-        children: edge name -> index of the node it leads to.
-        array: name of the array that this node is, or None for a plain container.
-        full_name: the variable's own name as its writer knew it, or an empty string.
-        slots: legacy optimizers' slot variables: (index of the variable's node, slot name) -> index of the slot's node.
+        children: edge name -> index of the child node.
+        array: name of the array that this node stores, or None for a plain container.
+        full_name: the variable's own name in the program that wrote it, or an empty string.
+        slots: slot variables of legacy optimizers: (index of the variable's node, slot name) -> index of the slot's
+            node.
     """
 
     children: Mapping[str, int]
@@ -51,13 +52,14 @@ class GraphNode:
 
 @dataclass(frozen=True)
 class SavedOptimizer:
-    """What a checkpoint says of its optimizer.
+    """The optimizer as a checkpoint describes it.
 
     Attributes:
-        class_name: `"AdamW"`, or None where the format holds the variables but not the name.
-        config: Keras's `optimizer.get_config()`, or None where the format does not hold it.
-        variables: how many arrays it stored, without those of loss scaling.
-        loss_scale: whether it was wrapped for loss scaling (mixed_float16); class and config are those of what is inside.
+        class_name: class name such as `"AdamW"`; None if the format stores the variables without the name.
+        config: Keras's `optimizer.get_config()`; None if the format does not store it.
+        variables: number of stored arrays, without those of loss scaling.
+        loss_scale: True if the optimizer was wrapped for loss scaling (mixed_float16). `class_name` and `config`
+            describe the inner optimizer.
     """
 
     class_name: str | None
@@ -68,13 +70,13 @@ class SavedOptimizer:
 
 @dataclass(frozen=True)
 class SavedRate:
-    """The learning rate that a checkpoint was written with.
+    """The learning rate stored in a checkpoint.
 
     Attributes:
-        value: the rate that "the checkpoint's rate" means: our recorded peak, a schedule's initial or peak rate, or
-            the float that was found.
-        origin: `"run"` (our recorded peak), `"schedule"` or `"float"`.
-        schedule: the schedule's Keras config (`{"class_name", "config"}`), if it was one.
+        value: the rate that "the checkpoint's rate" refers to: the peak that kresume recorded, a schedule's initial or
+            peak rate, or the float in the file.
+        origin: `"run"` (peak recorded by kresume), `"schedule"` or `"float"`.
+        schedule: the schedule's Keras config (`{"class_name", "config"}`); None if the rate is no schedule.
     """
 
     value: float
@@ -84,16 +86,16 @@ class SavedRate:
 
 @dataclass(frozen=True)
 class Card:
-    """What a model eats and what its outputs mean: the content of the archive member `kresume.json`.
+    """The model card: expected input and meaning of the outputs, stored as `kresume.json`.
 
     Attributes:
-        classes: names of the outputs, in their order.
+        classes: names of the outputs, in output order.
         image_size: `(height, width)` in pixels.
-        pixels: the convention of the values that the model takes, a name of `kresume.images.conventions`.
+        pixels: pixel convention that the model expects, a name of `kresume.images.conventions`.
         resize: `"stretch"`, `"crop"` or `"pad"`.
         interpolation: `"area"`, `"bilinear"`, `"antialias"` or `"nearest"`.
-        lineage: where it came from: run, parent, generation, digests.
-        input: how the model takes a picture: colours, order of axes.
+        lineage: history of the model: run, parent, generation, digests.
+        input: layout of the input image: colours and order of axes.
     """
 
     classes: tuple[str, ...]
@@ -106,11 +108,11 @@ class Card:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """The shape of one picture as the model takes it."""
+        """Returns the shape of one input image, without the batch axis."""
         return self.input.shape(self.image_size)
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON form."""
+        """Returns the JSON form."""
         return {
             "classes": list(self.classes),
             "image_size": list(self.image_size),
@@ -123,10 +125,12 @@ class Card:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Card:
-        """Reads the JSON form; one without `input`, as earlier versions wrote it, means RGB pictures `(height, width, 3)`.
+        """Reads the JSON form.
+
+        Earlier versions wrote no `input`; a missing `input` means RGB images `(height, width, 3)`.
 
         Raises:
-            KeyError, TypeError, ValueError: it is not one.
+            KeyError, TypeError, ValueError: if `value` is not the JSON form of a card.
         """
         height, width = value["image_size"]
         return cls(
@@ -150,15 +154,15 @@ class TrainState:
         layout: how `arrays` map onto a live model, see the module's docstring.
         arrays: every array of the file, under the format's own name; treat as read-only.
         graph: the object graph, for the layout `"graph"`; node 0 is the root.
-        architecture: the model as `keras.saving.serialize_keras_object` writes it, where the file holds it.
-        compiled: Keras's compile config (optimizer, loss, metrics), where the file holds it.
-        optimizer: what is known of the optimizer, None if the file holds no optimizer state at all.
-        step: optimizer updates done, None if unknown.
+        architecture: the model as `keras.saving.serialize_keras_object` writes it; None if the file does not store it.
+        compiled: Keras's compile config (optimizer, loss, metrics); None if the file does not store it.
+        optimizer: the optimizer as far as it is known; None if the file stores no optimizer state.
+        step: number of optimizer updates, None if unknown.
         rate: the learning rate, None if unknown.
-        card: classes, image size and pixels, where the file says them (files of ours do).
-        writer: who wrote it: `"keras 3.15.1"`, `"kresume 0.1.0"`, or an empty string.
-        written: when, as ISO 8601, or an empty string.
-        records: anything else that the format keeps (a snapshot's position, callbacks' state and phase).
+        card: the model card; None if the file has none (files written by kresume have one).
+        writer: program that wrote the file: `"keras 3.15.1"`, `"kresume 0.1.0"`, or an empty string.
+        written: time of writing as ISO 8601, or an empty string.
+        records: everything else that the format stores (a snapshot's position, phase and callback states).
     """
 
     source: str
