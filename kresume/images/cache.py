@@ -1,16 +1,16 @@
-"""Decoded pictures on the disk: each file is decoded once in its life, whoever trains on it.
+"""Stores decoded images on disk, so that each file is decoded only once for all runs.
 
     cache = Cache.open(DecodeSpec(64, 64))
     with cache.writer() as writer:
-        writer.add(sha256, pixels)
-    rows = cache.find(manifest.sha256s)         # -1 where a picture is not there
+        writer.add(sha256, pixels, checksum(pixels))
+    rows = cache.find(manifest.sha256s)         # -1 where an image is not cached
     cache.read(rows)                            # (n, height, width, 3) uint8, from mapped files
 
-One folder per `DecodeSpec.key`. A shard is a file of raw rows and an index beside it; the index is written last, so a shard
-without one does not count. Each process writes shards of its own and never changes another's: any number may share a
-cache. The checksum of a row is verified the first time a process reads it.
+There is one folder per `DecodeSpec.key`. A shard is a file of raw rows with an index beside it. The index is written
+last, so a shard without one is ignored. Each process writes its own shards and never changes another's, so any number of
+processes may share a cache. The checksum of a row is verified the first time a process reads it.
 
-The default place is `$KRESUME_CACHE`, else `~/.cache/kresume`.
+The default location is `$KRESUME_CACHE`, else `~/.cache/kresume`.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ SHARD_BYTES = 64 * 2**20
 SPARE_BYTES = 2**30
 DEFAULT_LIMIT_BYTES = 50 * 10**9
 LIMIT = "limit"
-"""The file in a cache's root that keeps a limit which was asked for, in bytes."""
+"""Name of the file in a cache's root that stores a requested limit in bytes."""
 
 
 def default_root() -> Path:
-    """`$KRESUME_CACHE`, else `~/.cache/kresume`."""
+    """Returns `$KRESUME_CACHE`, or `~/.cache/kresume` if it is not set."""
     given = os.environ.get("KRESUME_CACHE")
     return Path(given) if given else Path.home() / ".cache" / "kresume"
 
@@ -55,7 +55,10 @@ def _limit_of(root: Path) -> int:
 
 
 def aligned(shape: tuple[int, ...]) -> np.ndarray:
-    """An array of bytes that TensorFlow takes as it is; one that does not begin at a multiple of 64 it would copy."""
+    """Allocates an array of bytes that TensorFlow uses without a copy.
+
+    TensorFlow copies arrays that do not begin at a multiple of 64 bytes.
+    """
     size = int(np.prod(shape))
     memory = np.empty(size + 64, np.uint8)
     start = -memory.ctypes.data % 64
@@ -64,19 +67,19 @@ def aligned(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def listings_of(cache: str | None) -> Path | None:
-    """Where listings are kept for a value of `--cache`; None where it is off."""
+    """Returns the folder of kept listings for a value of `--cache`; None if it is off."""
     if cache == "off":
         return None
     return (default_root() if cache in {None, "auto"} else Path(str(cache))) / "listings"
 
 
 class Cache:
-    """The decoded pictures of one `DecodeSpec`.
+    """Reads the decoded images of one `DecodeSpec`.
 
     Args:
-        folder: where its shards are.
-        spec: how they were decoded.
-        limit_bytes: what all specs of this root may take together; the shards unused for longest go first.
+        folder: the folder of its shards.
+        spec: how the images were decoded.
+        limit_bytes: total size that all specs of this root may use. The least recently used shards are removed first.
     """
 
     def __init__(self, folder: Path, spec: DecodeSpec, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
@@ -100,16 +103,19 @@ class Cache:
     def open(
         cls, spec: DecodeSpec, root: Path | None = None, limit_bytes: int | None = None, *, writes: bool = True
     ) -> Cache:
-        """Opens the cache of a spec, making its folder if need be.
+        """Opens the cache of a spec and creates its folder if needed.
 
         Args:
-            spec: how its pictures are decoded.
-            root: the folder of all specs; None for `default_root()`.
-            limit_bytes: see the class; None for what it was set to when it was given last, 50 GB if it never was.
-            writes: False makes no folder, for a command that only looks.
+            spec: how its images are decoded.
+            root: the folder that holds the folders of all specs; None for `default_root()`.
+            limit_bytes: see the class. None uses the limit that was given last, or 50 GB if none was given.
+            writes: False creates no folder, for commands that only inspect.
+
+        Returns:
+            The cache with all finished shards.
 
         Raises:
-            ImagesError: the folder cannot be made.
+            ImagesError: if the folder cannot be created.
         """
         root = root or default_root()
         cache = cls(root / spec.key, spec, _limit_of(root) if limit_bytes is None else limit_bytes)
@@ -120,7 +126,7 @@ class Cache:
             cache.folder.mkdir(parents=True, exist_ok=True)
             files.remove_abandoned(cache.folder)
             if limit_bytes is not None and limit_bytes != _limit_of(root):
-                # `kresume eval` on the same cache must not trim it to another size than the training that fills it.
+                # `kresume eval` must not trim the cache to another size than the training run that fills it.
                 files.write_text(root / LIMIT, f"{limit_bytes}\n")
         except OSError as error:
             raise ImagesError(
@@ -134,7 +140,7 @@ class Cache:
         return len(self._sha256s)
 
     def refresh(self) -> None:
-        """Takes in shards that were finished since."""
+        """Adds the shards that were finished since the last call."""
         for index_path in sorted(self.folder.glob("shard-*.npy")):
             if index_path.name in self._names:
                 continue
@@ -144,12 +150,12 @@ class Cache:
                 index = np.load(index_path, allow_pickle=False)
                 complete = index.dtype == INDEX_TYPE and data_path.stat().st_size == len(index) * self.row_bytes
                 if not complete or not len(index):
-                    continue  # torn by a crash of the machine: its pictures are decoded again
+                    continue  # incomplete after a machine crash: its images are decoded again
                 mapped = np.memmap(data_path, np.uint8, "r", shape=(len(index), *self.row_shape))
             except (OSError, ValueError, EOFError):
-                continue  # torn likewise, or removed by another process since it was listed
+                continue  # incomplete too, or removed by another process after listing
             self._paths.append(data_path)
-            self._maps.append(mapped.view(np.ndarray))  # the subclass costs microseconds at each row
+            self._maps.append(mapped.view(np.ndarray))  # the memmap subclass costs microseconds per row
             self._sha256s = np.concatenate([self._sha256s, index["sha256"]])
             self._crcs = np.concatenate([self._crcs, index["crc"]])
             shard = np.full(len(index), len(self._maps) - 1, np.int32)
@@ -159,7 +165,7 @@ class Cache:
         self._order = np.argsort(self._sha256s, kind="stable")
 
     def find(self, sha256s: Sequence[str] | np.ndarray) -> np.ndarray:
-        """Where pictures are, `(n,) int64`, -1 for those that are not there."""
+        """Returns the row of each image, `(n,) int64`; -1 if it is not cached."""
         wanted = np.asarray(sha256s).astype("S64")
         if not len(self):
             return np.full(len(wanted), -1, np.int64)
@@ -170,20 +176,20 @@ class Cache:
         return found
 
     def _mark_used(self, paths: set[Path]) -> None:
-        """Notes the time, by which the limit finds what was unused for longest."""
+        """Updates the times of shards, by which `trim` finds the least recently used."""
         for path in paths - self._used:
-            with contextlib.suppress(OSError):  # removed by another process (we keep its pages), or not ours to touch
+            with contextlib.suppress(OSError):  # removed by another process (mapped pages stay), or not writable
                 os.utime(path)
         self._used |= paths
 
     def read(self, found: np.ndarray) -> np.ndarray:
-        """Reads pictures by what `find` gave.
+        """Reads images by the rows that `find` returned.
 
         Returns:
             `(n, height, width, 3) uint8`.
 
         Raises:
-            ImagesError: a row does not have its checksum.
+            ImagesError: if a row does not match its checksum.
         """
         pictures, damaged = self.attempt(found)
         if len(damaged):
@@ -193,16 +199,17 @@ class Cache:
         return pictures
 
     def attempt(self, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Reads pictures by what `find` gave, and says which rows do not have their checksum.
+        """Reads images by the rows that `find` returned, and reports damaged rows.
 
         Returns:
-            `((n, height, width, 3) uint8, places in found of damaged rows)`; what is read of those is of no use.
+            `(images (n, height, width, 3) uint8, indices into found of rows that do not match their checksum)`. The pixels of
+            damaged rows are invalid.
         """
         result = aligned((len(found), *self.row_shape))
         for place, (shard, row) in enumerate(
             zip(self._shards[found].tolist(), self._rows[found].tolist(), strict=True)
         ):
-            result[place] = self._maps[shard][row]  # one copy; a fancy index would make two
+            result[place] = self._maps[shard][row]  # one copy; fancy indexing would make two
         unverified = np.nonzero(~self._verified[found])[0]
         damaged = np.array(
             [place for place in unverified if checksum(result[place]) != self._crcs[found[place]]], np.int64
@@ -211,41 +218,47 @@ class Cache:
         return result, damaged
 
     def writer(self) -> Writer:
-        """A writer of new shards, for one thread at a time."""
+        """Returns a writer of new shards, for one thread at a time."""
         return Writer(self)
 
     def room_for(self, count: int) -> bool:
-        """Whether the disk has room for so many more pictures, with a gigabyte to spare."""
+        """Returns True if the disk can hold `count` more images and 1 GiB stays free."""
         return shutil.disk_usage(self.folder).free > count * self.row_bytes + SPARE_BYTES
 
     def holds(self, count: int) -> bool:
-        """Whether so many pictures are within the limit at once."""
+        """Returns True if `count` images fit within the limit at once."""
         return count * self.row_bytes <= self.limit_bytes
 
     def trim(self) -> None:
-        """Removes the shards unused for longest until the root is within its limit; never one that was used here."""
+        """Removes the least recently used shards until the root is within its limit.
+
+        Shards that this object used are kept.
+        """
         shards = []
         for path in self.folder.parent.glob("*/shard-*.bin"):
-            with contextlib.suppress(FileNotFoundError):  # another process trims, too
+            with contextlib.suppress(FileNotFoundError):  # another process may trim at the same time
                 shards.append((path.stat(), path))
         total = sum(facts.st_size for facts, _ in shards)
         for facts, path in sorted(shards, key=lambda shard: shard[0].st_mtime):
             index = path.with_suffix(".npy")
             if total <= self.limit_bytes or path in self._used:
                 continue
-            index.unlink(missing_ok=True)  # first, so that no reader meets an index without its rows
-            path.unlink(missing_ok=True)  # a process that has it mapped keeps its pages
+            index.unlink(missing_ok=True)  # first, so that no reader finds an index without its rows
+            path.unlink(missing_ok=True)  # processes that have mapped it keep its pages
             total -= facts.st_size
 
     def forget(self, sha256s: Collection[str]) -> set[str]:
-        """Removes pictures for good. Shards that hold one are written again without it.
+        """Removes images permanently and rewrites the shards that hold them.
+
+        Args:
+            sha256s: SHA-256s of the encoded images.
 
         Returns:
-            Those that were here.
+            The hashes that were in this cache.
         """
         if not sha256s:
             return set()
-        # Two processes may have decoded the same picture at once: every row of it goes.
+        # Two processes may have decoded the same image at once: remove every row of it.
         gone = np.nonzero(np.isin(self._sha256s, np.array(sorted(sha256s), "S64")))[0]
         for shard in np.unique(self._shards[gone]):
             rows = np.nonzero(self._shards == shard)[0]
@@ -254,7 +267,7 @@ class Cache:
                     pixels = self._maps[shard][self._rows[row]]
                     writer.add(self._sha256s[row].decode(), pixels, checksum(pixels))
             path = self._paths[shard]
-            path.with_suffix(".npy").unlink(missing_ok=True)  # first, so that no reader meets an index without its rows
+            path.with_suffix(".npy").unlink(missing_ok=True)  # first, so that no reader finds an index without its rows
             path.unlink(missing_ok=True)
         forgotten = {sha256.decode() for sha256 in self._sha256s[gone].tolist()}
         fresh = Cache(self.folder, self.spec, self.limit_bytes)
@@ -264,9 +277,10 @@ class Cache:
 
 
 class Writer:
-    """Adds pictures to a cache, a shard at a time. A context manager: leaving it finishes the last shard.
+    """Adds images to a cache, one shard at a time, as a context manager.
 
-    A shard goes to the disk in a thread, while the pictures of the next one are decoded; there are never more than two.
+    Leaving the context finishes the last shard. A thread writes a shard to the disk while the images of the next one are
+    decoded, so at most two shards are in memory.
     """
 
     def __init__(self, cache: Cache) -> None:
@@ -277,15 +291,15 @@ class Writer:
         self._under_way: Future[None] | None = None
 
     def add(self, sha256: str, pixels: np.ndarray, crc: int) -> None:
-        """Adds one picture.
+        """Adds one image.
 
         Args:
-            sha256: of its encoded bytes.
+            sha256: SHA-256 of its encoded bytes.
             pixels: `(height, width, 3) uint8`, contiguous.
             crc: `checksum(pixels)`.
 
         Raises:
-            OSError: a shard could not be written.
+            OSError: if a shard could not be written.
         """
         self._pixels.append(pixels)
         self._index.append((sha256.encode(), crc))
@@ -293,10 +307,10 @@ class Writer:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what was added as one shard, which counts once its index is there.
+        """Writes the added images as one shard, in a thread.
 
         Raises:
-            OSError: the shard before could not be written.
+            OSError: if the previous shard could not be written.
         """
         self._wait()
         if self._pixels:
@@ -324,12 +338,12 @@ class Writer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with self._disk:
-            self.flush()  # after an error too: what was decoded need not be decoded again
+            self.flush()  # after an error too, so that decoded images are not decoded again
             self._wait()
         self._cache.refresh()
         self._cache.trim()
 
 
 def checksum(pixels: np.ndarray) -> int:
-    """What a row of a shard is verified by when it is read first."""
+    """Returns the CRC-32 by which the first read of a row verifies it."""
     return zlib.crc32(pixels.data)

@@ -1,15 +1,15 @@
-"""One decode function for training, evaluation and the exported model: encoded bytes in, `(height, width, 3) uint8` out.
+"""Decodes image files to `(height, width, 3) uint8` for training, evaluation and export.
 
     spec = DecodeSpec(64, 64, "stretch", "area")
-    picture = decode(data, spec)                      # checked, by TensorFlow, by Pillow where TensorFlow cannot
+    picture = decode(data, spec)                      # checks limits; uses Pillow where TensorFlow cannot decode
     pixels(encoded, spec)                             # the same inside a TensorFlow graph
 
-`pixels` is made of TensorFlow operations only, EXIF orientation included, so that what a served model sees is what it was
-trained on. The default shrinks a JPEG by 2, 4 or 8 while it is decoded and averages areas for the rest: as good as
-antialiasing at the speed of plain bilinear sampling (docs/benchmarks.md).
+`pixels` consists of TensorFlow operations only, EXIF orientation included, so a served model sees the pixels that it was
+trained on. The default interpolation, `"area"`, lets the JPEG decoder shrink by 2, 4 or 8 and averages areas for the
+rest. It is as good as antialiasing at the speed of plain bilinear sampling (docs/benchmarks.md).
 
-Sources: EXIF 2.3 (JEITA CP-3451C) for the orientation tag; ISO/IEC 10918-1 (JPEG), the PNG 3 and WebP container
-specifications for where it stands.
+Sources: EXIF 2.3 (JEITA CP-3451C) defines the orientation tag. ISO/IEC 10918-1 (JPEG), the PNG 3 specification and the
+WebP container specification define where it is stored.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 VERSION = 1
-"""Raised whenever the same bytes would give other pixels: it is part of the cache's key."""
+"""Version of the decoded pixels, part of the cache key. Increase it if the same bytes decode to other pixels."""
 
 MAX_PIXELS = 100_000_000
 LARGE_PIXELS = 16_000_000
@@ -51,7 +51,7 @@ INTERPOLATIONS = (
 )
 KERAS_RESIZES = ("keraspad",)
 KERAS_INTERPOLATIONS = ("kerasarea",)
-"""What `keras.utils.image_dataset_from_directory` does where `pad` and `area` of ours differ: for `image_dataset` alone."""
+"""Variants of `pad` and `area` that match `keras.utils.image_dataset_from_directory`, for `image_dataset` only."""
 ORIENTATION_TAG = 0x0112
 
 _one_large_at_a_time = threading.Lock()
@@ -59,18 +59,19 @@ _one_large_at_a_time = threading.Lock()
 
 @dataclass(frozen=True)
 class DecodeSpec:
-    """How pictures are brought to the model's size.
+    """Specifies the size, resize mode and interpolation of decoded images.
 
     Attributes:
-        height: in pixels.
-        width: in pixels.
-        resize: `"stretch"` to the size, `"crop"` the centre to its aspect ratio first, or `"pad"` with black (`"keraspad"`:
-            with Keras's rounding).
-        interpolation: `"area"` (bilinear where a picture is enlarged; `"kerasarea"`: nothing but areas), `"antialias"`
-            (bilinear with antialiasing), or another method of `tf.image.resize`; `"bilinear"` is Keras's default.
+        height: target height in pixels.
+        width: target width in pixels.
+        resize: `"stretch"` ignores the aspect ratio, `"crop"` first crops the centre to the target's aspect ratio, `"pad"`
+            adds black borders, and `"keraspad"` pads with Keras's rounding.
+        interpolation: `"area"` averages areas, and is bilinear where an image is enlarged; `"kerasarea"` always averages
+            areas; `"antialias"` is bilinear with antialiasing. Other values are methods of `tf.image.resize`. Keras's
+            default is `"bilinear"`.
 
     Raises:
-        UsageError: a value is none of these.
+        UsageError: if a value is not supported.
     """
 
     height: int
@@ -88,12 +89,12 @@ class DecodeSpec:
 
     @property
     def key(self) -> str:
-        """Names this way of decoding, for the cache."""
+        """Returns the name of this spec in the cache."""
         return f"v{VERSION}-{self.height}x{self.width}-{self.resize}-{self.interpolation}"
 
 
 def spec_of_key(key: str) -> DecodeSpec | None:
-    """The way of decoding that a key names, whatever its version; None for another word."""
+    """Parses a cache key of any version; returns None if it is not a key."""
     found = re.fullmatch(r"v\d+-(\d+)x(\d+)-([a-z]+)-([a-z0-9]+)", key)
     if found is None:
         return None
@@ -104,13 +105,13 @@ def spec_of_key(key: str) -> DecodeSpec | None:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself before it is decoded.
+    """Holds what a file states about its image before decoding.
 
     Attributes:
-        width: in pixels, as they are stored.
-        height: likewise.
-        format: as Pillow names it.
-        exif: False where it surely says no orientation.
+        width: stored width in pixels, before EXIF orientation.
+        height: stored height in pixels, before EXIF orientation.
+        format: Pillow's name of the format.
+        exif: False if the file certainly states no orientation.
     """
 
     width: int
@@ -120,10 +121,10 @@ class Header:
 
 
 def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
-    """Reads a picture's size and format without decoding it.
+    """Reads an image's size and format without decoding it.
 
     Raises:
-        ImagesError: it is no picture that we know, or has more pixels than `max_pixels`.
+        ImagesError: if the format is unknown, the size is not positive, or there are more than `max_pixels` pixels.
     """
     with _open(data) as image:
         width, height = image.size
@@ -131,7 +132,7 @@ def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
             raise ImagesError(f"{width:,} x {height:,} pixels are more than the limit of {max_pixels:,}")
         if width < 1 or height < 1:
             raise ImagesError(f"its header says {width} x {height} pixels")
-        # Of a JPEG everything before the pixels was read; in other formats it may stand behind them.
+        # Pillow has read everything before the pixels of a JPEG. Other formats may store EXIF data after the pixels.
         exif = "exif" in image.info if data.startswith(b"\xff\xd8\xff") else b"eXIf" in data or b"EXIF" in data
         return Header(width, height, image.format or "", exif)
 
@@ -144,11 +145,11 @@ def _open(data: bytes) -> Image:
     _register_heif()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # its own bomb warning: the limit is ours, and it is an error
+            warnings.simplefilter("ignore")  # Pillow's bomb warning: `max_pixels` is checked instead, and raises
             return PIL.Image.open(io.BytesIO(data))
     except PIL.Image.DecompressionBombError as error:
         raise ImagesError(f"more pixels than any limit: {error}") from error
-    except Exception as error:  # its readers raise whatever a broken header makes them trip over
+    except Exception as error:  # Pillow's readers raise arbitrary exceptions on broken headers
         raise ImagesError(_no_picture(data, error)) from error
 
 
@@ -167,12 +168,12 @@ def _no_picture(data: bytes, error: Exception) -> str:
 
 
 HEIF_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis"})
-"""What the first box of a HEIC or AVIF file names itself (ISO/IEC 23008-12, annex B; AV1 Image File Format, section 6)."""
+"""Major brands of HEIC and AVIF files (ISO/IEC 23008-12, annex B; AV1 Image File Format, section 6)."""
 
 
 @cache
 def _register_heif() -> bool:
-    """Teaches Pillow HEIC and AVIF, where the extra `heif` is installed."""
+    """Registers HEIC and AVIF with Pillow; returns False if the extra `heif` is missing."""
     if importlib.util.find_spec("pillow_heif") is None:
         return False
     import pillow_heif
@@ -182,7 +183,10 @@ def _register_heif() -> bool:
 
 
 def _jpeg_bits(data: bytes) -> int | None:
-    """Bits of a sample, from the frame header of a JPEG (ISO/IEC 10918-1, B.2.2); None where there is none."""
+    """Reads the bits per sample from a JPEG's frame header; returns None if there is none.
+
+    Source: ISO/IEC 10918-1, B.2.2.
+    """
     position = 2
     while position + 5 <= len(data) and data[position] == 0xFF:
         marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4], "big")
@@ -193,22 +197,23 @@ def _jpeg_bits(data: bytes) -> int | None:
 
 
 def decode(data: bytes, spec: DecodeSpec, header: Header | None = None) -> np.ndarray:
-    """Decodes one file, within the pixel limit.
+    """Decodes one image file and brings it to the spec's size.
 
     Args:
         data: the file's bytes.
-        spec: the size to bring it to.
-        header: from `read_header`, if that was called already.
+        spec: the target size and how to reach it.
+        header: the result of `read_header`, if it was called already.
 
     Returns:
         `(height, width, 3) uint8`.
 
     Raises:
-        ImagesError: it cannot be decoded; the message is the reason alone, the caller knows the file.
+        ImagesError: if the file cannot be decoded or exceeds the pixel limit. The message is the reason alone; the caller
+            adds the path.
     """
     header = header or read_header(data)
     if header.width * header.height > LARGE_PIXELS:
-        with _one_large_at_a_time:  # several threads with a 300 MB picture each would exceed any memory
+        with _one_large_at_a_time:  # a 300 MB image in each of several threads would exhaust memory
             return _decode(data, spec, header)
     return _decode(data, spec, header)
 
@@ -216,15 +221,18 @@ def decode(data: bytes, spec: DecodeSpec, header: Header | None = None) -> np.nd
 def decode_many(
     contents: Sequence[bytes], spec: DecodeSpec, headers: Sequence[Header]
 ) -> list[np.ndarray | ImagesError]:
-    """Decodes several files, those alike in one call: a call costs as much as a third of a small picture.
+    """Decodes several image files, and those of the same kind in one call.
+
+    A TensorFlow call costs as much as a third of a small image.
 
     Args:
         contents: the files' bytes.
-        spec: the size to bring them to.
-        headers: from `read_header`.
+        spec: the target size and how to reach it.
+        headers: the result of `read_header` for each file.
 
     Returns:
-        For each its `(height, width, 3) uint8`, or why it cannot be decoded. The pixels are those of `decode`.
+        For each file its `(height, width, 3) uint8`, or the error that says why it cannot be decoded. The pixels are equal
+        to those of `decode`.
     """
     import tensorflow as tf
 
@@ -235,12 +243,12 @@ def decode_many(
             alike.setdefault(_way(data, spec, header), []).append(place)
     for way, places in alike.items():
         try:
-            # `stack` takes the bytes as they are and the view copies nothing; `constant` and `numpy()` together would cost a
-            # tenth of the decoding.
+            # `stack` accepts the bytes directly and the memoryview copies nothing. `constant` and `numpy()` together
+            # would cost a tenth of the decoding time.
             decoded = _many_function(spec, *way)(tf.stack([contents[place] for place in places]))
             pictures = np.asarray(memoryview(decoded))
         except tf.errors.InvalidArgumentError:
-            continue  # one of them is broken: each is looked at alone
+            continue  # at least one file is broken: decode each of them alone
         for place, picture in zip(places, pictures, strict=True):
             results[place] = picture
     return [
@@ -257,9 +265,9 @@ def _alone(data: bytes, spec: DecodeSpec, header: Header) -> np.ndarray | Images
 
 
 def _way(data: bytes, spec: DecodeSpec, header: Header) -> tuple[bool, int, bool]:
-    """How `pixels` will go about a file: (looks for an orientation, the JPEG's ratio or 0, shrinks on both sides for sure).
+    """Returns which graph decodes a file: `(reads EXIF, JPEG ratio or 0, surely shrinks both axes)`.
 
-    Known beforehand, the same operations are a third cheaper than chosen inside the graph.
+    Decided before the call, the same operations are a third cheaper than if the graph decides.
     """
     if not data.startswith(b"\xff\xd8\xff"):
         return header.exif, 0, False
@@ -293,17 +301,17 @@ def _tensorflow_pixels(data: bytes, spec: DecodeSpec, header: Header) -> np.ndar
 
 
 def as_served(data: bytes, spec: DecodeSpec) -> bytes:
-    """Returns a picture as a file that a served model can decode, with the pixels that training saw.
+    """Converts an image file so that a served model decodes it to the pixels of training.
 
     Args:
-        data: the file's bytes, of any format that training reads.
-        spec: the size that it will be brought to.
+        data: the file's bytes, in any format that training reads.
+        spec: the size to which the model will bring it.
 
     Returns:
-        The same bytes where TensorFlow decodes them, else a PNG file of the whole picture.
+        The same bytes if TensorFlow decodes them, else a PNG file of the full-size image.
 
     Raises:
-        ImagesError: it cannot be decoded.
+        ImagesError: if the file cannot be decoded.
     """
     import PIL.Image
     import tensorflow as tf
@@ -319,7 +327,7 @@ def as_served(data: bytes, spec: DecodeSpec) -> bytes:
 
 
 def _pillow_pixels(data: bytes) -> np.ndarray:
-    """Pillow's decoding, for the formats that TensorFlow does not read: TIFF, 1-bit BMP, animated WebP and others."""
+    """Decodes with Pillow what TensorFlow cannot: TIFF, 1-bit BMP, animated WebP and others."""
     from PIL import ImageOps
 
     image = _open(data)
@@ -333,7 +341,7 @@ def _pillow_pixels(data: bytes) -> np.ndarray:
                 )
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I"):
-                # 16 bits: the upper eight, as TensorFlow takes them of a PNG.
+                # 16 bits: keep the upper eight, as TensorFlow does for PNG.
                 grey = np.clip(np.asarray(upright).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
                 return np.repeat(grey[..., None], 3, axis=-1)
             return np.asarray(upright.convert("RGB"))
@@ -355,7 +363,7 @@ def _many_function(spec: DecodeSpec, exif: bool, ratio: int, shrinks: bool) -> C
 
     def function(encoded: Any) -> Any:
         out = tf.TensorSpec([spec.height, spec.width, 3], tf.uint8)
-        return tf.map_fn(one, encoded, fn_output_signature=out, parallel_iterations=1)  # one whole picture at a time
+        return tf.map_fn(one, encoded, fn_output_signature=out, parallel_iterations=1)  # one full-size image at a time
 
     return _concrete(function, tf.TensorSpec([None], tf.string))
 
@@ -368,7 +376,10 @@ def _array_function(spec: DecodeSpec) -> Callable[[Any], Any]:
 
 
 def _concrete(function: Callable[[Any], Any], spec: Any) -> Callable[[Any], Any]:
-    """The function traced once. TensorFlow would warn of tracing too often: it takes ours for other sizes for the same one."""
+    """Traces a function once.
+
+    TensorFlow counts the functions of all specs as one function, and would warn about too many retraces.
+    """
     import tensorflow as tf
 
     traced: Callable[[Any], Any] = tf.function(
@@ -378,10 +389,10 @@ def _concrete(function: Callable[[Any], Any], spec: Any) -> Callable[[Any], Any]
 
 
 def webp_with_alpha(encoded: Any) -> Any:
-    """Which files are WebP pictures with an alpha channel and without animation, `(n,) tf.string` -> `(n,) bool`.
+    """Finds WebP files with alpha and without animation, `(n,) tf.string` -> `(n,) bool`.
 
-    TensorFlow gives such a file four channels or none; of an animated one it must never be asked for more than three: what its
-    decoder does then ends the process. Source: the container's flags and the lossless header of RFC 9649, sections 2.7 and 3.4.
+    TensorFlow decodes such a file to four channels only. Never request four channels of an animated file: TensorFlow's
+    decoder crashes the process. Source: the container's flags and the lossless header, RFC 9649, sections 2.7 and 3.4.
     """
     import tensorflow as tf
 
@@ -394,7 +405,7 @@ def webp_with_alpha(encoded: Any) -> Any:
     def bits(place: int, mask: int) -> Any:
         return tf.bitwise.bitwise_and(head[:, place], tf.constant(mask, tf.uint8))
 
-    extended = says(12, b"VP8X") & tf.equal(bits(20, 0x12), 0x10)  # the flag of alpha, and not that of animation
+    extended = says(12, b"VP8X") & tf.equal(bits(20, 0x12), 0x10)  # the alpha flag is set, the animation flag is not
     lossless = says(12, b"VP8L") & tf.equal(bits(24, 0x10), 0x10)
     return says(0, b"RIFF") & says(8, b"WEBP") & (extended | lossless)
 
@@ -412,12 +423,12 @@ def _other(encoded: Any) -> Any:
 
 
 def pixels(encoded: Any, spec: DecodeSpec, *, exif: bool = True) -> Any:
-    """Decodes and resizes one picture inside a TensorFlow graph.
+    """Decodes and resizes one image inside a TensorFlow graph.
 
     Args:
-        encoded: scalar `tf.string`: JPEG, PNG, GIF (first frame), BMP or WebP.
-        spec: the size to bring it to.
-        exif: False leaves the search for an orientation out, for bytes that are known to hold none.
+        encoded: scalar `tf.string` with a JPEG, PNG, GIF (first frame), BMP or WebP file.
+        spec: the target size and how to reach it.
+        exif: False skips the search for an orientation, for bytes that are known to have none.
 
     Returns:
         `(height, width, 3) uint8`.
@@ -427,11 +438,12 @@ def pixels(encoded: Any, spec: DecodeSpec, *, exif: bool = True) -> Any:
     is_jpeg = tf.equal(tf.strings.substr(encoded, 0, 3), b"\xff\xd8\xff")
 
     def jpeg() -> Any:
-        # Only averaging leaves room for the decoder's own, cheaper averaging by 2, 4 or 8.
+        # Only averaging allows the decoder's own, cheaper averaging by 2, 4 or 8.
         if spec.interpolation != "area":
             return tf.io.decode_jpeg(encoded, channels=3)
         shape = tf.io.extract_jpeg_shape(encoded)
-        # Either orientation must leave at least the target's size, so the smaller side is held against the larger.
+        # Either orientation must leave at least the target size, so compare the image's shorter axis with the target's
+        # longer one.
         room = tf.minimum(shape[0], shape[1]) // max(spec.height, spec.width)
         branch = tf.cast(room >= 2, tf.int32) + tf.cast(room >= 4, tf.int32) + tf.cast(room >= 8, tf.int32)
         ratios = [lambda ratio=ratio: tf.io.decode_jpeg(encoded, channels=3, ratio=ratio) for ratio in (1, 2, 4, 8)]
@@ -444,7 +456,12 @@ def pixels(encoded: Any, spec: DecodeSpec, *, exif: bool = True) -> Any:
 
 
 def resize(image: Any, spec: DecodeSpec, *, shrinks: bool = False) -> Any:
-    """Brings `(height, width, 3) uint8` to the spec's size, as TensorFlow operations.
+    """Brings an image `(height, width, 3) uint8` to the spec's size, with TensorFlow operations.
+
+    Args:
+        image: the decoded image.
+        spec: the target size and how to reach it.
+        shrinks: True if both axes are known to be at least as long as the target; omits that check from the graph.
 
     Returns:
         `(spec.height, spec.width, 3) uint8`.
@@ -455,7 +472,7 @@ def resize(image: Any, spec: DecodeSpec, *, shrinks: bool = False) -> Any:
     shape = tf.shape(image)
     height, width = shape[0], shape[1]
     if spec.resize == "crop":
-        # The largest centred part with the target's aspect ratio.
+        # The largest centred region with the target's aspect ratio.
         crop_height = tf.maximum(tf.minimum(height, width * spec.height // spec.width), 1)
         crop_width = tf.maximum(tf.minimum(width, height * spec.width // spec.height), 1)
         image = tf.image.crop_to_bounding_box(
@@ -473,12 +490,13 @@ def resize(image: Any, spec: DecodeSpec, *, shrinks: bool = False) -> Any:
     if spec.resize == "keraspad":
         smooth = spec.interpolation == "antialias"
         method = "bilinear" if smooth else spec.interpolation.removeprefix("keras")
-        # Sizes that the graph's optimizer does not know: a division by a constant becomes a product, which rounds otherwise.
+        # Hides the sizes from the graph optimizer: it would turn a division by a constant into a product, which rounds
+        # differently.
         sides = tf.unstack(tf.raw_ops.PlaceholderWithDefault(input=tf.constant(target), shape=[2]))
         result = tf.cast(tf.image.resize_with_pad(image, *sides, method=method, antialias=smooth), tf.float32)
     else:
         result = _interpolate(image, fitted, spec.interpolation, shrinks)
-    # Means of grey levels stay within 0 to 255; cubic and Lanczos kernels go beyond both ends.
+    # Means stay within 0 to 255, but cubic and Lanczos kernels exceed both ends.
     result = tf.cast(tf.clip_by_value(tf.round(result), 0, 255), tf.uint8)
     if spec.resize == "pad":
         result = tf.image.pad_to_bounding_box(
@@ -501,17 +519,21 @@ def _interpolate(image: Any, size: Any, interpolation: str, shrinks: bool) -> An
     return tf.cond(
         tf.reduce_all(shape >= size),
         lambda: tf.image.resize(image, size, method="area"),
-        # Areas of an enlarged picture are squares of one pixel; sideways shrinking keeps its averaging.
+        # Area resizing would enlarge pixels to squares. Antialiasing still averages along an axis that shrinks.
         lambda: tf.image.resize(image, size, method="bilinear", antialias=True),
     )
 
 
 def orientation(encoded: Any) -> Any:
-    """The EXIF orientation of a JPEG, PNG or WebP file, scalar `int32` from 1 to 8; 1 where none is said."""
+    """Reads the EXIF orientation of a JPEG, PNG or WebP file inside a TensorFlow graph.
+
+    Returns:
+        Scalar `int32` from 1 to 8; 1 if the file states no valid orientation.
+    """
     import tensorflow as tf
 
     size = tf.strings.length(encoded)
-    # Reads a little past the end give zeros, so that no read needs a guard of its own.
+    # The padding makes reads slightly past the end return zeros, so they need no bounds checks.
     data = tf.pad(tf.io.decode_raw(encoded, tf.uint8), [[0, 16]])
 
     def text(index: Any, length: int) -> Any:
@@ -526,11 +548,11 @@ def orientation(encoded: Any) -> Any:
     def little(index: Any, count: int) -> Any:
         return tf.reduce_sum(part(index, count) * [256**place for place in range(count)])
 
-    # Each container is a row of parts; `found` is where the TIFF header begins, 0 while it was not met.
+    # Walks the parts of a container. `found` is the offset of the TIFF header, 0 until it is found.
     def walk(start: int, step: Callable[[Any], tuple[Any, Any]]) -> Any:
         def body(position: Any, found: Any) -> tuple[Any, Any]:
             following, here = step(position)
-            # A part of no or negative length would never end the walk.
+            # A part of zero or negative length would make the walk endless.
             return tf.where(following > position, following, size), here
 
         _, found = tf.while_loop(
@@ -588,7 +610,7 @@ def orientation(encoded: Any) -> Any:
 
 
 def _oriented(image: Any, value: Any) -> Any:
-    """Turns and mirrors a picture so that it stands as its EXIF orientation says."""
+    """Rotates and mirrors an image as its EXIF orientation requires."""
     import tensorflow as tf
 
     def turned(transpose: bool, flip_rows: bool, flip_columns: bool) -> Any:
@@ -597,7 +619,7 @@ def _oriented(image: Any, value: Any) -> Any:
             result = tf.reverse(result, [0])
         return tf.reverse(result, [1]) if flip_columns else result
 
-    # (transpose, flip rows, flip columns) for the values 1 to 8.
+    # (transpose, flip rows, flip columns) for the orientations 1 to 8.
     turns = [
         (False, False, False),
         (False, False, True),

@@ -1,11 +1,11 @@
-"""The manifest: the table of a run's images, one row each, with label, origin, side and content hash.
+"""Reads and writes the manifest: a run's table of images with label, origin, split and hash.
 
     manifest = Manifest.read(run / "images.parquet")
     manifest.train_rows(), manifest.labels, manifest.digest()
 
-What is recorded once holds for good: an image's origin is the generation in which it came in, and its side (`train` or
-`val`) is decided when it comes in, by its content, so that it never changes when images are added or folders are moved.
-The rows are ordered by (origin, hash): the same images give the same order of training wherever they lie.
+Recorded values are permanent: an image's origin is the generation in which it was added, and its split (`train` or
+`val`) is decided from its content when it is added. Adding images or moving folders changes neither. Rows are ordered by
+(origin, hash), so the same images are trained in the same order wherever they are stored.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
 FORMAT = 1
 TRAIN, VAL = "train", "val"
 PLACE = ("path", "bytes", "mtime_ns", "offset", "length", "coding", "member")
-"""The columns that say where a picture is; they follow a folder that moved."""
+"""The columns of an image's location. They are updated when its folder moves."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Columns of equal length, and the names that the label indices stand for.
+    """Holds one row per image, as columns of equal length, and the class names.
 
     Attributes:
-        classes: names of the classes, in the order of the model's outputs.
-        table: the other columns as they stand in the file.
-        sha256s: `(n,) S64`, the content's SHA-256 in hexadecimal.
+        classes: class names in the order of the model's outputs.
+        table: all columns as they are stored in the file.
+        sha256s: `(n,) S64`, SHA-256 of the content in hexadecimal.
         labels: `(n,) int32`, indices into `classes`.
-        origins: `(n,) int32`, the generation in which each image came in.
-        is_val: `(n,) bool`, True on the validation side.
-        seen: `(n,) bool`, True for images that the first checkpoint was probably trained on, whichever side they have now.
+        origins: `(n,) int32`, the generation in which each image was added.
+        is_val: `(n,) bool`, True for validation images.
+        seen: `(n,) bool`, True if the first checkpoint was probably trained on the image, whatever its split is now.
     """
 
     classes: tuple[str, ...]
@@ -58,27 +58,30 @@ class Manifest:
         return len(self.labels)
 
     def train_rows(self) -> np.ndarray:
-        """Rows of the training side, ascending."""
+        """Returns the indices of the training rows, ascending."""
         return np.nonzero(~self.is_val)[0]
 
     def val_rows(self) -> np.ndarray:
-        """Rows of the validation side, ascending."""
+        """Returns the indices of the validation rows, ascending."""
         return np.nonzero(self.is_val)[0]
 
     def digest(self) -> str:
-        """SHA-256 of what determines training: hashes, labels, origins, sides and classes, in order; no paths."""
+        """Returns the SHA-256 of everything that determines training.
+
+        It covers hashes, labels, origins, splits and classes, in order, but no paths.
+        """
         hasher = hashlib.sha256(json.dumps([FORMAT, *self.classes]).encode())
         for column in (self.sha256s, self.labels, self.origins.astype("<i4"), self.is_val):
             hasher.update(np.ascontiguousarray(column).view(np.uint8).data)
         return hasher.hexdigest()
 
     def paths(self, rows: np.ndarray) -> list[str]:
-        """The files that hold these images."""
+        """Returns the paths of the files that hold these images."""
         paths: list[str] = self.table.column("path").take(rows).to_pylist()
         return paths
 
     def found(self, rows: np.ndarray) -> list[Found]:
-        """These rows as listed pictures."""
+        """Returns these rows as listed images."""
         names = [
             "path",
             "label",
@@ -96,7 +99,7 @@ class Manifest:
         return [Found(*row) for row in zip(*columns.values(), strict=True)]
 
     def known_files(self, listed: Sequence[Found]) -> Known:
-        """Facts of those listed pictures that stand in the table: spares reading unchanged files."""
+        """Returns recorded facts of listed images, so that unchanged files are not read again."""
         import pyarrow as pa
         import pyarrow.compute as compute
 
@@ -121,7 +124,7 @@ class Manifest:
         }
 
     def with_origins(self, origins: np.ndarray) -> Manifest:
-        """The same rows with other origins."""
+        """Returns the same rows with other origins."""
         import pyarrow as pa
 
         index = self.table.column_names.index("origin")
@@ -131,7 +134,7 @@ class Manifest:
         )
 
     def changed(self, added: pa.Table, removed: Collection[str]) -> Manifest:
-        """The table with rows added and the rows of these SHA-256s removed."""
+        """Returns a manifest with rows added and the rows of these SHA-256s removed."""
         import pyarrow as pa
         import pyarrow.compute as compute
 
@@ -143,22 +146,22 @@ class Manifest:
         return Manifest.from_table(ordered(table), self.classes)
 
     def write(self, path: Path) -> None:
-        """Writes the table as Parquet, whole or not at all."""
+        """Writes the manifest as Parquet, atomically."""
         write_table(path, self.table, "kresume_manifest", {"format": FORMAT, "classes": list(self.classes)})
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
-        """Reads a table that `write` wrote.
+        """Reads a manifest that `write` wrote.
 
         Raises:
-            ImagesError: it is missing, or no manifest.
+            ImagesError: if the file is missing, damaged or not a manifest.
         """
         table, described = read_table(path, "kresume_manifest", FORMAT)
         return cls.from_table(table, tuple(described["classes"]))
 
     @classmethod
     def from_table(cls, table: pa.Table, classes: tuple[str, ...]) -> Manifest:
-        """Makes the numpy columns of a table, and adds the columns that an earlier version did not write."""
+        """Builds a manifest from a table; adds columns that earlier versions did not write."""
         import pyarrow as pa
         import pyarrow.compute as compute
 
@@ -178,7 +181,7 @@ class Manifest:
 
 
 def ordered(table: pa.Table) -> pa.Table:
-    """The rows by (origin, sha256)."""
+    """Sorts rows by (origin, sha256)."""
     import pyarrow as pa
 
     origins, shas = table.column("origin").to_numpy(), hashes(table)
@@ -187,7 +190,7 @@ def ordered(table: pa.Table) -> pa.Table:
 
 
 def write_table(path: Path, table: pa.Table, mark: str, facts: Mapping[str, Any]) -> None:
-    """Writes rows and the facts that go with them as Parquet, whole or not at all."""
+    """Writes rows and facts about them as Parquet, atomically."""
     import pyarrow.parquet as parquet
 
     with files.new_file(path) as temporary:
@@ -196,21 +199,24 @@ def write_table(path: Path, table: pa.Table, mark: str, facts: Mapping[str, Any]
 
 
 def read_table(path: Path, mark: str, newest: int) -> tuple[pa.Table, dict[str, Any]]:
-    """Reads what `write_table` wrote.
+    """Reads rows and facts that `write_table` wrote.
 
     Args:
-        path: of the file.
-        mark: what the facts stand under.
-        newest: the latest `facts["format"]` that is understood.
+        path: path of the file.
+        mark: metadata key of the facts.
+        newest: the latest supported value of `facts["format"]`.
+
+    Returns:
+        `(rows, facts)`.
 
     Raises:
-        ImagesError: it is missing, damaged, another file, or of a later version.
+        ImagesError: if the file is missing, damaged, of another kind, or written by a later version.
     """
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
     try:
-        # One column after another: all at once would need their packed pages in memory beside the table.
+        # One column at a time: all at once would hold their compressed pages in memory beside the table.
         table = parquet.read_table(path, use_threads=False, pre_buffer=False, memory_map=True)
     except (OSError, pa.ArrowException) as error:
         raise ImagesError(f"the manifest {path} cannot be read ({error}): restore it from a copy of the run") from error
@@ -224,15 +230,17 @@ def read_table(path: Path, mark: str, newest: int) -> tuple[pa.Table, dict[str, 
 
 
 def hashes(table: pa.Table) -> np.ndarray:
-    """The column `sha256`, `(n,) S64`, without a Python object for each row."""
+    """Returns the column `sha256` as `(n,) S64`, without a Python object per row."""
     return fixed_bytes(table.column("sha256"), 64).view("S64").reshape(-1)
 
 
 def fixed_bytes(column: pa.ChunkedArray, width: int) -> np.ndarray:
-    """A column of strings or bytes of one length as `(n, width) uint8`: a view where it lies in one piece.
+    """Returns a column of strings or bytes of one length as `(n, width) uint8`.
+
+    The result is a view if the column has a single chunk.
 
     Raises:
-        ImagesError: a value has another length.
+        ImagesError: if a value has another length.
     """
     parts = []
     for chunk in column.chunks:
@@ -259,11 +267,11 @@ DEFAULTS: dict[str, Any] = {
     "thumb": b"",
     "seen": False,
 }
-"""What stands in columns that an earlier version did not write."""
+"""Values of columns that an earlier version did not write."""
 
 
 def schema() -> pa.Schema:
-    """The columns of the file."""
+    """Returns the schema of the file."""
     import pyarrow as pa
 
     return pa.schema(

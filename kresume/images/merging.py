@@ -1,13 +1,14 @@
-"""Old and new become one table: duplicates counted once, conflicts and leaks named, sides decided once.
+"""Merges old and new images into one manifest.
 
     merged = merge(parent.manifest, data=None, add=prepared, val=None, classes=classes, val_split=0.1, generation=2)
     merged.manifest, merged.facts.conflicts, merged.facts.leaks
 
-What is recorded once holds for good: an image's origin is the generation in which it came in, and its side (`train` or
-`val`) is decided when it comes in, by its content (`sides.py`), so that it never changes when images are added or folders
-are moved. The rows are ordered by (origin, hash): the same images give the same order of training wherever they lie.
+Duplicates count once; conflicts and leaks are reported. Recorded values are permanent: an image's origin is the
+generation in which it was added, and its split (`train` or `val`) is decided from its content when it is added
+(`sides.py`). Adding images or moving folders changes neither. Rows are ordered by (origin, hash), so the same images are
+trained in the same order wherever they are stored.
 
-A parent of a million rows stays columns throughout; only what this run lists becomes values of Python.
+The rows of a parent, perhaps a million, stay in columns; only the images that this run lists become Python objects.
 """
 
 from __future__ import annotations
@@ -34,19 +35,20 @@ OnConflict = Literal["quarantine", "old", "new"]
 
 @dataclass(frozen=True)
 class MergeFacts:
-    """What happened when old and new became one table.
+    """Holds counts and lists of what a merge found.
 
     Attributes:
-        added: images that came in with this generation.
-        known: given images that the parent knew already.
-        duplicates: files whose content stands under another path that was given, too.
-        conflicts: files whose content stands under two labels, by (path, label, other label).
-        unknown: images per label that is none of the classes.
-        notes: what a person should know, in words.
-        relabels: images that stand at another label now and no longer at the old one, by (path, old label, label).
-        leaks: near-duplicates across the border of training and validation, and what became of each.
-        dropped: images that `--drop` removed or kept out, by content.
-        both: images given to validate and to train, or that were trained on before: (path, the other path, what became).
+        added: number of images that this generation adds.
+        known: number of given images that the parent knows already.
+        duplicates: number of files whose content was given under another path, too.
+        conflicts: files whose content has two labels, as (path, label, other label).
+        unknown: number of images for each label that is not a class.
+        notes: messages for the user.
+        relabels: images that now have another label and no longer the old one, as (path, old label, label).
+        leaks: near-duplicates across the training / validation split, each with its outcome.
+        dropped: number of distinct images that `--drop` removed or kept out.
+        both: images given for validation that were also given for training or were trained on, as (path, other path,
+            outcome).
     """
 
     added: int
@@ -63,7 +65,7 @@ class MergeFacts:
 
 @dataclass(frozen=True)
 class Merge:
-    """The merged table and what happened."""
+    """Holds the merged manifest and the facts of the merge."""
 
     manifest: Manifest
     facts: MergeFacts
@@ -71,7 +73,10 @@ class Merge:
 
 @dataclass(frozen=True)
 class _Given:
-    """Every given image in order: `val` first, so that an image given as both validates; then `data`, then `add`."""
+    """Holds every given image and its role, in the order val, data, add.
+
+    `val` comes first, so that an image given for both validates.
+    """
 
     images: list[Image]
     roles: np.ndarray
@@ -81,11 +86,11 @@ class _Given:
 
 @dataclass(frozen=True)
 class _Group:
-    """Files with one content that stand under more than one label.
+    """Holds the files of one content that has more than one label.
 
     Attributes:
-        members: indices of the given images, in order.
-        row: the parent's row, -1 for none.
+        members: indices of the given images, ascending.
+        row: index of the parent's row, -1 for none.
     """
 
     members: np.ndarray
@@ -107,29 +112,33 @@ def merge(
     seen: bool = False,
     fills: bool = True,
 ) -> Merge:
-    """Makes one table of remembered, old, new and validation images.
+    """Merges remembered, old, new and validation images into one manifest.
 
-    - The parent's images are remembered as they are; with `data` only those that `data` holds.
-    - An image that the parent knows keeps its row, origin and side, whatever folder it comes from.
-    - Others: `data` counts as old (`generation - 1`, 0 in a first training), `add` and `val` as new.
-    - Sides of newcomers: `val` validates, `train/` and `val/` folders say it, else the content's hash decides;
-      near-duplicates share one side (`sides.py`).
-    - The same bytes count once. At another label than the recorded one, and no longer at the old path, they are a relabel.
-      At both, or twice under two labels, they are a conflict: left out and named, unless `on_conflict` says which holds.
+    - Without `data` the parent keeps all its images; with `data` only those that were given again.
+    - An image that the parent knows keeps its row, origin and split, whatever folder it comes from.
+    - Of the others, `data` counts as old (`generation - 1`, 0 in a first training), `add` and `val` count as new.
+    - Split of newcomers: `val` is validation, then `train/` and `val/` folders decide, then the content's hash.
+      Near-duplicates share one split (`sides.py`).
+    - Equal bytes count once. Under another label than the recorded one, and no longer at the old path, they are a relabel.
+      Under both labels, or given with two labels, they are a conflict: they are left out and reported, unless
+      `on_conflict` chooses a label.
 
     Args:
-        parent: the parent's table, None for a bare checkpoint or a new model.
-        data: the old images, where they were given.
+        parent: the parent's manifest; None for a bare checkpoint or a new model.
+        data: the old images, if they were given.
         add: the new images.
-        val: images to validate on.
-        classes: names of the outputs in their order.
-        val_split: the share of newcomers that validates, None for none.
-        generation: of the run to be.
-        on_conflict: `"quarantine"` uses neither, `"old"` keeps the label that came in first, `"new"` the other.
+        val: images for validation.
+        classes: class names in the order of the outputs.
+        val_split: the fraction of newcomers to validate on; None for none.
+        generation: generation of the new run.
+        on_conflict: `"quarantine"` uses neither label, `"old"` keeps the older label, `"new"` uses the newer one.
         drop: SHA-256s of images to forget.
-        held_out: keys of the images of `data` that validate, when `--val-like` says so; the others of `data` train.
-        seen: whether the checkpoint was probably trained on `data`.
+        held_out: keys of the images of `data` that validate, from `--val-like`; the other images of `data` train.
+        seen: True if the checkpoint was probably trained on `data`.
         fills: see `decide_sides`.
+
+    Returns:
+        The merged manifest and the facts of the merge.
     """
     given = _flatten(val, data, add)
     given, dropped = _without(given, drop)
@@ -208,7 +217,7 @@ def _without(given: _Given, drop: Collection[str]) -> tuple[_Given, set[str]]:
 
 
 def _rows_of(parent: Manifest | None, unique: np.ndarray) -> np.ndarray:
-    """The parent's row of each content, -1 for none."""
+    """Returns the index of the parent's row of each content, -1 for none."""
     if parent is None or not len(parent) or not len(unique):
         return np.full(len(unique), -1, np.int64)
     order = np.argsort(parent.sha256s, kind="stable")
@@ -220,7 +229,13 @@ def _rows_of(parent: Manifest | None, unique: np.ndarray) -> np.ndarray:
 def _given_for_both(
     given: _Given, inverse: np.ndarray, rows: np.ndarray, parent: Manifest | None
 ) -> tuple[tuple[str, str, str], ...]:
-    """The exact leaks: the same bytes to validate and to train. Recorded sides hold; otherwise they validate."""
+    """Finds exact leaks: the same bytes given for validation and for training.
+
+    A recorded split holds; otherwise the image validates.
+
+    Returns:
+        (path, other path, outcome) of each.
+    """
     validating = np.full(len(rows), -1)
     to_validate = np.nonzero(given.roles == _Given.VAL)[0]
     validating[inverse[to_validate]] = to_validate
@@ -238,7 +253,11 @@ def _given_for_both(
 
 
 def _label_codes(parent: Manifest | None, given: _Given, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers for the labels of the given images, and of the parent's row for each content (-1 for none)."""
+    """Maps labels to integers.
+
+    Returns:
+        `(codes of the given images, codes of the parent's row for each content)`, -1 if the parent has no row.
+    """
     codes: dict[str, int] = {}
     labels = np.array([codes.setdefault(image.found.label, len(codes)) for image in given.images], np.int64)
     recorded = np.full(len(rows), -1, np.int64)
@@ -252,7 +271,11 @@ def _label_codes(parent: Manifest | None, given: _Given, rows: np.ndarray) -> tu
 def _contradictions(
     labels: np.ndarray, recorded: np.ndarray, inverse: np.ndarray, rows: np.ndarray, count: int
 ) -> dict[int, np.ndarray]:
-    """Contents that stand under more than one label, with the given images that hold them."""
+    """Finds contents with more than one label.
+
+    Returns:
+        Indices of the given images that hold each such content, by the index of the content.
+    """
     lowest, highest = np.full(count, np.iinfo(np.int64).max), np.full(count, -1)
     np.minimum.at(lowest, inverse, labels)
     np.maximum.at(highest, inverse, labels)
@@ -276,7 +299,10 @@ def _judge(
     conflicts: list[tuple[str, str, str]],
     relabels: list[tuple[str, str, str]],
 ) -> str | None:
-    """The label that holds, None where neither does."""
+    """Chooses the label of a content that has several; returns None to leave it out.
+
+    Appends to `conflicts` or `relabels`.
+    """
     images = [given.images[place] for place in group.members]
     named = list(dict.fromkeys(image.found.label for image in images))
     standing = named[0]
@@ -294,7 +320,7 @@ def _judge(
     if group.row >= 0:
         others = [label for label in named if label != standing]
         return standing if on_conflict == "old" else others[0] if len(others) == 1 else None
-    # Newcomers alone: old is what came by --data, new what came by --add; within one of them neither is older.
+    # Only newcomers: `--data` is old and `--add` is new. Two labels within one of them have no order.
     by_role = {
         role: {given.images[place].found.label for place in group.members if given.roles[place] == role}
         for role in (_Given.DATA, _Given.ADD)
@@ -345,7 +371,10 @@ def _remembered(
     verdicts: Mapping[int, str | None],
     drop: Collection[str],
 ) -> tuple[pa.Table | None, set[str]]:
-    """The parent's rows that stay, at today's paths and labels; and the contents that `drop` removed."""
+    """Returns the parent's rows to keep, and the hashes that `drop` removed.
+
+    Rows of images that were given again get the current path and label.
+    """
     if parent is None:
         return None, set()
     import pyarrow as pa
@@ -359,7 +388,7 @@ def _remembered(
     if forgotten:
         keep &= ~np.isin(parent.sha256s, np.array(sorted(forgotten), "S64"))
     if len(known):
-        # The folder may have moved: the record holds, the path is today's.
+        # The folder may have moved: keep the record and use the current path.
         place = np.full(len(parent), -1, np.int64)
         place[rows[known]] = np.arange(len(known))
         todays = pa.array(place, mask=place < 0)
@@ -374,7 +403,7 @@ def _remembered(
 
 
 def _replaced(table: pa.Table, name: str, values: Any) -> pa.Table:
-    """The table with a column's values where `values` has any."""
+    """Returns the table with a column overwritten where `values` is not null."""
     import pyarrow.compute as compute
 
     index = table.column_names.index(name)
@@ -382,7 +411,7 @@ def _replaced(table: pa.Table, name: str, values: Any) -> pa.Table:
 
 
 def _of_classes(table: pa.Table, classes: Sequence[str]) -> tuple[pa.Table, Counter[str]]:
-    """The rows whose label is a class, and the other labels with their counts."""
+    """Returns the rows whose label is a class, and the counts of other labels."""
     import pyarrow as pa
     import pyarrow.compute as compute
 
@@ -394,7 +423,7 @@ def _of_classes(table: pa.Table, classes: Sequence[str]) -> tuple[pa.Table, Coun
 
 
 def _joined(remembered: pa.Table | None, newcomers: Iterable[Mapping[str, Any]]) -> pa.Table:
-    """One table, ordered by (origin, sha256)."""
+    """Concatenates remembered rows and newcomers, ordered by (origin, sha256)."""
     import pyarrow as pa
 
     rows = sorted(newcomers, key=lambda row: (row["origin"], row["sha256"]))
@@ -433,11 +462,14 @@ def _describe(
 
 
 def name_numbers(listing: Listing, classes: Sequence[str]) -> tuple[Found, ...]:
-    """The listed pictures; labels that are numbers of outputs, or that look like a class's name, get the classes' names.
+    """Replaces labels that are output numbers or other spellings by class names.
 
     Args:
-        listing: of one role; `numbered` where its labels are numbers (TFRecord, WebDataset).
-        classes: names of the outputs in their order.
+        listing: images of one role; `numbered` if its labels are numbers of outputs (TFRecord, WebDataset).
+        classes: class names in the order of the outputs.
+
+    Returns:
+        The listed images. Labels that match no class are unchanged.
     """
     unknown = set(listing.classes) - set(classes)
     if not unknown:
@@ -445,7 +477,7 @@ def name_numbers(listing: Listing, classes: Sequence[str]) -> tuple[Found, ...]:
     names = {str(index): name for index, name in enumerate(classes)} if listing.numbered else {}
     names |= {
         canonical(name): name for name in classes if canonical(name) not in classes
-    }  # a model's own spelling holds
+    }  # the model's own spelling is kept
     labels = {label: names.get(label, names.get(canonical(label), label)) for label in unknown}
     return tuple(
         replace(found, label=labels[found.label]) if labels.get(found.label, found.label) != found.label else found

@@ -1,12 +1,12 @@
-"""The prepare pass: every new file is read once, before the first step.
+"""Reads every new image file once, before the first step.
 
     prepared = prepare(listing.files, spec, cache, reporter)
     prepared.images, prepared.quarantine, prepared.decoded
 
-Reads, hashes, checks the header, decodes and fills the cache, in threads. The order of the images exists only afterwards,
-because what cannot be read has no place in it. A file that has not changed since (path, size, time) is not read again: its
-facts are in an index beside the cache. Without a cache (`kresume plan`, `--cache off`) files are looked at in the same way, so
-that the manifest does not depend on it; only the pixels are not kept.
+Threads read and hash each file, check its header, decode it and fill the cache. The order of the images is computed
+afterwards, because files that cannot be read have no index in it. A file with unchanged path, size and time is not read
+again: its facts are in an index beside the cache. Without a cache (`kresume plan`, `--cache off`) files are examined in
+the same way, so that the manifest does not depend on the cache; only the pixels are not kept.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from kresume.spelling import option
 INDEX_NAME = "pictures.sqlite"
 GROUP, GROUP_BYTES = 32, 16 * 2**20
 WAITING = 3
-"""Threads beside one per core: some of them wait for the disk."""
+"""Threads in addition to one per core, because some of them wait for the disk."""
 AHEAD = 2
-"""Groups that are done or wait beside those under way."""
+"""Groups that may be finished or queued in addition to those in progress."""
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A usable picture: where it is and what it holds."""
+    """Holds the location and the facts of a usable image."""
 
     found: Found
     facts: Facts
@@ -55,13 +55,13 @@ class Image:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the prepare pass came to.
+    """Holds the result of the prepare pass.
 
     Attributes:
-        images: in the order of the listing.
-        quarantine: likewise.
-        decoded: how many pictures were decoded into the cache in this pass.
-        read: how many files were read in this pass.
+        images: usable images in the order of the listing.
+        quarantine: files that cannot be used, in the order of the listing.
+        decoded: number of images that this pass decoded into the cache.
+        read: number of files that this pass read.
     """
 
     images: tuple[Image, ...]
@@ -72,7 +72,10 @@ class Prepared:
 
 @contextmanager
 def _standing_objects_at_rest() -> Iterator[None]:
-    """What stands is not looked through by the garbage collector again and again while many rows come to be."""
+    """Freezes existing objects so that the garbage collector does not rescan them.
+
+    Creating many rows triggers many collections.
+    """
     gc.freeze()
     try:
         yield
@@ -98,16 +101,19 @@ def prepare(
     Args:
         listed: the files.
         spec: how to decode them.
-        cache: filled with what it does not hold; None decodes nothing.
-        reporter: shows a bar with rate and time left.
-        known: facts by `Found.key` with the size and time they hold for, from a manifest.
-        label: the bar's words.
-        keeps: False writes nothing, neither pixels nor facts, for a command that only looks.
-        pixels: False keeps facts beside the cache but no pixels in it.
-        others: how many pictures the cache has to hold beside these.
+        cache: filled with the images that it does not hold yet. None keeps no pixels and no facts.
+        reporter: shows a progress bar with rate and remaining time.
+        known: facts by `Found.key` from a manifest, each with the file's size and time for which they hold.
+        label: the text of the progress bar.
+        keeps: False writes neither pixels nor facts, for commands that only inspect.
+        pixels: False writes facts beside the cache but no pixels into it.
+        others: number of images that the cache must hold in addition to these.
+
+    Returns:
+        The usable images and the quarantined files.
 
     Raises:
-        ImagesError: pictures of a file that is packed as a whole have no room in the cache, or its index is damaged.
+        ImagesError: if images of a compressed archive do not fit into the cache, or if its index is damaged.
     """
     index = _open_index(cache, keeps)
     cache = cache if keeps and pixels else None
@@ -149,7 +155,7 @@ def prepare(
 
 
 def _size(count: int) -> str:
-    """`"100 kB"`, `"50.0 GB"`."""
+    """Formats a number of bytes as `"100 kB"` or `"50.0 GB"`."""
     return (
         f"{count / 1e3:,.0f} kB"
         if count < 1e6
@@ -160,7 +166,7 @@ def _size(count: int) -> str:
 
 
 def _too_little_room(cache: Cache, more: int, everything: int) -> str | None:
-    """Why so many more pictures are not cached; None where they are."""
+    """Returns the reason why more images cannot be cached; None if they can."""
     if not cache.room_for(more):
         elsewhere = option("cache", "DIR")
         return f"the disk of the cache {cache.folder} has no room for {more:,} more pictures ({elsewhere} puts it elsewhere)"
@@ -188,11 +194,11 @@ def _to_read(facts: Sequence[Facts | None], cache: Cache | None) -> list[int]:
 
 
 Item = tuple[int, Found, bytes | str | None]
-"""A picture on its way: its position, where it is, and its bytes where they were read already, or why they could not be."""
+"""Position of an image, its location, and its bytes or the reason why they cannot be read; None before reading."""
 Row = tuple[np.ndarray, int]
-"""A picture's pixels and their checksum, for the cache."""
+"""Pixels of an image and their checksum, for the cache."""
 Outcome = tuple[int, tuple[Facts, Row | None] | str]
-"""The position, and what is known of it with its row, or the reason why it cannot be used."""
+"""Position of an image, and its facts and row, or the reason why it cannot be used."""
 
 
 def _read_all(
@@ -202,7 +208,10 @@ def _read_all(
     cache: Cache | None,
     advance: Callable[[int], None],
 ) -> Iterator[tuple[int, str | tuple[Facts, bool]]]:
-    """Yields (position, facts or the reason why not) as pictures are done; never holds more than `AHEAD` groups of them."""
+    """Yields the position and the facts of each image, or why it cannot be used.
+
+    Images are yielded as they are finished. At most `AHEAD` groups are held in addition to one per thread.
+    """
     if not listed:
         return
     in_cache = set()
@@ -236,7 +245,7 @@ def _read_all(
 
 
 def _grouped(items: Iterator[Item]) -> Iterator[list[Item]]:
-    """Groups of up to `GROUP` pictures or `GROUP_BYTES` bytes, which are decoded together."""
+    """Groups images to be decoded together: up to `GROUP` images or `GROUP_BYTES` bytes."""
     group: list[Item] = []
     size = 0
     for item in items:
@@ -251,7 +260,10 @@ def _grouped(items: Iterator[Item]) -> Iterator[list[Item]]:
 
 
 def _with_streams(listed: Sequence[Found], positions: Sequence[int]) -> Iterator[Item]:
-    """The pictures in order; those in files that are packed as a whole come last, with their bytes, in one pass."""
+    """Yields images in order; those in compressed files come last, with their bytes.
+
+    A file that is compressed as a whole is read in one pass.
+    """
     streams: dict[str, list[tuple[int, Found]]] = {}
     for position, found in zip(positions, listed, strict=True):
         if found.coding in STREAMS:
@@ -274,7 +286,7 @@ def _with_streams(listed: Sequence[Found], positions: Sequence[int]) -> Iterator
 
 
 def _examine(group: Sequence[Item], spec: DecodeSpec, keeps: bool) -> list[Outcome]:
-    """Everything about a few pictures: read, header, hash, pixels, likeness."""
+    """Reads, hashes and decodes a group of images and computes their likeness."""
     outcomes: list[Outcome] = []
     readable: list[tuple[int, bytes, Header]] = []
     for position, found, content in group:
@@ -312,7 +324,7 @@ def _content(found: Found, content: bytes | str | None) -> bytes:
 
 
 class _FileIndex:
-    """Facts of files by path, size and time, shared by processes."""
+    """Stores facts by path, size and time in SQLite, shared by processes."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -350,7 +362,7 @@ class _FileIndex:
             connection.execute("BEGIN IMMEDIATE")
             connection.executemany("DELETE FROM files WHERE sha256 = ?", ((sha256,) for sha256 in sha256s))
             connection.execute("COMMIT")
-            connection.execute("VACUUM")  # what was deleted stays in the file's free pages otherwise
+            connection.execute("VACUUM")  # otherwise deleted data stay in the file's free pages
 
     def write(self, rows: Iterable[tuple[Found, Facts]]) -> None:
         with self._connect() as connection:
@@ -376,13 +388,13 @@ class _FileIndex:
 
 
 def forget_facts(root: Path, sha256s: Collection[str]) -> None:
-    """Removes what is known of pictures, their thumbnails among it, from the index of a cache's root."""
+    """Removes the facts of images, thumbnails included, from the index of a cache's root."""
     if (root / INDEX_NAME).is_file():
         _FileIndex(root / INDEX_NAME).remove(sha256s)
 
 
 def write_quarantine(path: Path, rows: Sequence[Quarantined]) -> None:
-    """Writes `quarantine.csv`: path, label, reason. The file stands even when it has no rows."""
+    """Writes `quarantine.csv` with path, label and reason, even if it has no rows."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["path", "label", "reason"])

@@ -1,11 +1,11 @@
-"""The side of each newcomer, decided once: training or validation, and near-duplicates never on both.
+"""Assigns newcomers to training or validation and never separates near-duplicates.
 
-    decided = decide_sides(newcomers, remembered, val_split=0.1)      # sets row["side"], None for those left out
+    decided = decide_sides(newcomers, remembered, val_split=0.1)      # sets row["side"]; None if left out
     decided.leaks, decided.notes
 
-- A side that is recorded holds. A newcomer near a recorded image takes its side; near images of both sides it is left out.
-- Newcomers that are near each other take one side; it is validation if one of them was given to validate.
-- For the others the content's hash decides, so that the same images fall to the same sides everywhere.
+- A recorded split is permanent. A newcomer near a recorded image gets its split; near images of both, it is left out.
+- Newcomers near each other share one split: validation if one of them was given for validation.
+- For the others the content's hash decides, so the same images get the same split everywhere.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Leak:
-    """A newcomer that would have stood on the other side of a picture that is nearly the same.
+    """Describes a newcomer that would be split from a near-duplicate.
 
     Attributes:
-        path: of the newcomer.
-        near: the path of the picture that it is near to.
+        path: path of the newcomer.
+        near: path of the near-duplicate.
         outcome: `"validates"`, `"trains"` or `"left out"`.
     """
 
@@ -43,11 +43,11 @@ class Leak:
 
 @dataclass(frozen=True)
 class Sides:
-    """What was decided.
+    """Holds the leaks and notes of `decide_sides`.
 
     Attributes:
-        leaks: near-duplicates that crossed the border, and what became of each.
-        notes: what a person should know, in words.
+        leaks: near-duplicates across the training / validation split, each with its outcome.
+        notes: messages for the user.
     """
 
     leaks: tuple[Leak, ...]
@@ -57,14 +57,17 @@ class Sides:
 def decide_sides(
     newcomers: list[Row], remembered: pa.Table | None, val_split: float | None, *, fills: bool = True
 ) -> Sides:
-    """Gives every newcomer its side, for good.
+    """Sets the split of every newcomer, permanently.
 
     Args:
-        newcomers: rows of the manifest to be; `side` is set where the source says it, and by this function.
+        newcomers: rows of the new manifest. `side` is preset where the source defines it; this function sets the final one.
         remembered: the recorded rows.
-        val_split: the share of newcomers that validates, None for none.
-        fills: whether a class without a validation image among the newcomers gets one. False where few come at a time, and
-            one of each few would be far more than the share.
+        val_split: the fraction of newcomers to validate on; None for none.
+        fills: True gives every class a validation image if its newcomers have none. Use False if few images arrive at a
+            time: one of each few would be far more than `val_split`.
+
+    Returns:
+        The leaks and the notes.
     """
     near = _look_near(newcomers, remembered)
     notes = _split(newcomers, near, val_split, fills)
@@ -73,12 +76,12 @@ def decide_sides(
 
 @dataclass(frozen=True)
 class _Near:
-    """What nearness says of the newcomers, by their places in the list.
+    """Holds which newcomers are near-duplicates, by their indices in the list.
 
     Attributes:
-        groups: those near each other whose side no recorded image decides, each of two or more.
-        left_out: those near recorded images of both sides.
-        leaks: filled as sides are decided.
+        groups: groups of two or more near newcomers whose split no recorded image decides.
+        left_out: newcomers near recorded images of both splits.
+        leaks: appended to while splits are decided.
     """
 
     groups: list[list[int]]
@@ -95,7 +98,7 @@ def _outcome(side: str | None) -> str:
 
 
 def _look_near(newcomers: list[Row], remembered: pa.Table | None) -> _Near:
-    """Finds near pictures, and gives newcomers the sides that recorded ones have."""
+    """Finds near-duplicates and gives newcomers the split of recorded ones."""
     near = _Near([], set(), [])
     pairs, old_is_val, old_names = _pairs(newcomers, remembered)
     if not len(pairs):
@@ -127,7 +130,11 @@ def _look_near(newcomers: list[Row], remembered: pa.Table | None) -> _Near:
 
 
 def _pairs(newcomers: list[Row], remembered: pa.Table | None) -> tuple[np.ndarray, np.ndarray, Any]:
-    """Near pairs, newcomers numbered first; whether each recorded image validates; and their paths."""
+    """Finds near pairs among newcomers and recorded images.
+
+    Returns:
+        `(pairs, is_val of the recorded images, their paths)`. In the pairs newcomers are numbered first.
+    """
     import pyarrow as pa
 
     fresh = pa.chunked_array([pa.array([row["thumb"] for row in newcomers], pa.binary())])
@@ -153,7 +160,10 @@ def _inherit(
     old_names: Any,
     near: _Near,
 ) -> None:
-    """Sides of a group that recorded images decide: a side spreads from neighbour to neighbour; near both is left out."""
+    """Sets the splits of a group that contains near-duplicates of recorded images.
+
+    A split spreads from neighbour to neighbour. A newcomer near both splits is left out.
+    """
 
     def in_order(places: Sequence[int]) -> list[int]:
         return sorted(places, key=lambda place: str(newcomers[place]["sha256"]))
@@ -181,7 +191,7 @@ def _inherit(
 
 
 def _split(newcomers: list[Row], near: _Near, val_split: float | None, fills: bool) -> list[str]:
-    """Sides by content for those that have none yet. Returns what a person should know."""
+    """Sets the splits that are still open, by content; returns notes for the user."""
     share = val_split or 0.0
     unit_of: dict[int, int] = {}
     units: list[list[int]] = []
@@ -191,7 +201,7 @@ def _split(newcomers: list[Row], near: _Near, val_split: float | None, fills: bo
             unit_of |= dict.fromkeys(group, len(units))
             units.append(group)
             continue
-        # One side for all: validation if any was given to validate, so that it cannot be learnt by heart.
+        # One split for the group: validation if any member was given for it, so that training cannot memorise it.
         validates = [place for place in given if newcomers[place]["side"] == VAL]
         for place in group:
             if validates and newcomers[place]["side"] != VAL:
@@ -203,7 +213,7 @@ def _split(newcomers: list[Row], near: _Near, val_split: float | None, fills: bo
             units.append([place])
     for unit in units:
         first = min(newcomers[place]["sha256"] for place in unit)
-        # The smallest of several hashes is small: for a group other digits of it decide.
+        # The minimum of several hashes is biased to small values, so other digits of it decide for a group.
         digits = first[:8] if len(unit) == 1 else first[8:16]
         for place in unit:
             newcomers[place]["side"] = VAL if int(digits, 16) < share * 2**32 else TRAIN
@@ -211,7 +221,11 @@ def _split(newcomers: list[Row], near: _Near, val_split: float | None, fills: bo
 
 
 def _fill_classes(newcomers: list[Row], unit_of: dict[int, int], units: list[list[int]], share: float) -> list[str]:
-    """A class that the hash left without a validation image gets one: its score would read 0 of 0."""
+    """Moves an image where the hash put all newcomers of a class into one split.
+
+    A class without validation images would score 0 of 0. If a class has only one image, or one group of near-duplicates, it
+    trains. Returns notes for the user.
+    """
     notes = []
     by_class: dict[tuple[int, str], list[int]] = {}
     for place in unit_of:
