@@ -1,10 +1,10 @@
-"""The averaged weights (EMA) of a model in training.
+"""Swaps a model's weights for their moving averages (EMA), for a block or for good.
 
     with averaged(model):
-        model.predict(...)        # by the averages; the raw weights are back afterwards, bit for bit
+        model.predict(...)        # uses the averages; the raw weights are back afterwards, bit for bit
 
-Keras keeps the averages among the optimizer's variables. Scores, the choice of the best and `model.keras` use them;
-training goes on from the raw weights, and a snapshot holds both.
+Keras keeps the averages among the optimizer's variables. Scores, the choice of the best snapshot and `model.keras` use
+them. Training continues from the raw weights. A snapshot holds both.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kresume.devices import inner
 
 
 def uses_averages(model: keras.Model) -> bool:
-    """Whether the model's optimizer keeps averages."""
+    """Returns True if the model's optimizer keeps averages."""
     optimizer = getattr(model, "optimizer", None)  # a model that was never compiled has no such attribute
     return optimizer is not None and bool(inner(optimizer).use_ema)
 
@@ -34,21 +34,21 @@ def _pairs(optimizer: Any) -> list[tuple[Any, Any]]:
 def start_from_weights(model: keras.Model) -> None:
     """Sets every average to its weight.
 
-    Keras does so at iteration 0 only; switched on later they would begin at 0 and pull the model towards it.
+    Keras does so at iteration 0 only. Averages that are switched on later would start at 0 and pull the model towards 0.
     """
     for weight, average in _pairs(model.optimizer):
         average.assign(np.asarray(weight.value).copy())
 
 
 def use_averages(optimizer: Any) -> None:
-    """Puts the averages in the place of the weights for good: for a model that only predicts from now on."""
+    """Assigns the averages to the weights for good, for a model that only predicts."""
     for weight, average in _pairs(optimizer):
         weight.assign(np.asarray(average.value).copy())
 
 
 @contextmanager
 def averaged(model: keras.Model) -> Iterator[None]:
-    """Puts the averages in the place of the weights for the length of a block; nothing happens without EMA."""
+    """Replaces the weights with the averages during a block; does nothing without EMA."""
     if not uses_averages(model):
         yield
         return

@@ -1,10 +1,10 @@
-"""Builds a model: a new one by name or by a user's function, or the one that a checkpoint describes.
+"""Builds a model by name, with a user's function, or from a checkpoint's architecture.
 
     model = build_model("convnet", state=None, num_classes=10, image_size=(64, 64))
     model = build_model(None, state=read_checkpoint("model.keras"), num_classes=10, image_size=None)
     model = build_model("mymodel.py:build", state=state, num_classes=10, image_size=None)
 
-Built-in models contain their Rescaling: they eat `0-255`. Weights are as initialised; `restore.py` fills them.
+Built-in models contain their Rescaling and expect `0-255`. Weights are freshly initialised; `restore.py` fills them.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ def build_model(
 
     Args:
         spec: `convnet`, `applications:NAME`, `file.py:function`, `package.module:function`, or a file that holds an
-            architecture (`.json`, `.keras`, a full `.h5`); None means the checkpoint's own, else `convnet`.
-        state: the checkpoint, None for a new model.
-        num_classes: how many outputs a new head has; None leaves it to the default of the user's function.
-        image_size: `(height, width)` in pixels, None for the model's own.
-        imports: Python files to run first: they register custom objects with Keras.
-        precision: the policy that its layers get instead of their own; a user's function makes its layers under the global one.
+            architecture (`.json`, `.keras`, a full `.h5`); None means the checkpoint's architecture, else `convnet`.
+        state: the checkpoint; None for a new model.
+        num_classes: number of outputs of a new head; None uses the default of the user's function.
+        image_size: `(height, width)` in pixels; None uses the model's own.
+        imports: Python files to run first; they register custom objects with Keras.
+        precision: dtype policy that replaces the layers' own. A user's function creates its layers under the global one.
         trust: run code that an architecture holds (Lambda layers).
 
     Returns:
         A built model, compiled if the user's function compiles it.
 
     Raises:
-        ModelError: it cannot be built; the message says what to give.
+        ModelError: the model cannot be built; the message says what to give.
     """
     own = run_files(imports)
     if spec is None:
@@ -98,17 +98,17 @@ def from_architecture(
     trust: bool = False,
     writer: str = "",
 ) -> keras.Model:
-    """Builds a model from what `keras.saving.serialize_keras_object(model)` gave, uncompiled.
+    """Builds an uncompiled model from the result of `keras.saving.serialize_keras_object(model)`.
 
     Args:
         config: the serialized model. Code in it is not run without `trust`.
-        imports: Python files to run first: they register custom objects with Keras.
-        precision: the policy that its layers get instead of their own.
+        imports: Python files to run first; they register custom objects with Keras.
+        precision: dtype policy that replaces the layers' own.
         trust: run code that the architecture holds (Lambda layers).
-        writer: who wrote the file, for messages.
+        writer: library and version that wrote the file (`"keras 3.9.0"`), for messages.
 
     Raises:
-        ModelError: a class in it is not known to Keras, or it holds a Lambda.
+        ModelError: Keras does not know one of its classes, or the architecture holds a Lambda layer.
     """
     return _from_config(config, run_files(imports), precision, trust, writer)
 
@@ -125,10 +125,10 @@ def _from_config(
         config = with_precision(config, precision)
     try:
         with keras.saving.custom_object_scope(own), warnings.catch_warnings():
-            # `build_once` says the reason, this warning does not.
+            # `build_once` reports the reason; this warning does not.
             warnings.filterwarnings("ignore", message="Model .* had a build config")
             model = keras.saving.deserialize_keras_object({**config, "compile_config": None}, safe_mode=not trust)
-    except Exception as error:  # classes of the user's own may raise anything
+    except Exception as error:  # custom classes may raise anything
         later = f", which {writer} wrote, and this is keras {keras.__version__}" if _is_later(writer) else ""
         raise ModelError(
             f"the architecture in {holder}{later} cannot be built ({last_line(error)}): {_way_on(error)}--model "
@@ -140,7 +140,7 @@ def _from_config(
 
 
 def _way_on(error: Exception) -> str:
-    """What helps with Keras's commonest reasons."""
+    """Returns a hint for the most common reasons why Keras cannot build a model."""
     reason = innermost(error).lower()
     if "lambda" in reason:
         return "a Lambda layer's code is never run unless --trust says that the file is yours; "
@@ -155,14 +155,17 @@ def _is_later(writer: str) -> bool:
 
 
 def convnet(num_classes: int, image_size: tuple[int, int]) -> keras.Model:
-    """A small convolutional network for a few hundred to a few thousand pictures on a CPU.
+    """Builds a small convolutional network that expects `0-255`.
 
-    Blocks of convolution, batch normalization and pooling until the picture is about 6 pixels wide, then averages and one
-    layer of outputs. Eats `0-255`.
+    It suits a few hundred to a few thousand pictures on a CPU. Blocks of convolution, batch normalization and pooling
+    follow each other until the feature map is about 6 pixels wide; then come global average pooling and one output layer.
 
     Args:
-        num_classes: how many outputs, at least 2.
+        num_classes: number of outputs, at least 2.
         image_size: `(height, width)` in pixels, at least 8.
+
+    Raises:
+        ModelError: the image size is too small.
     """
     if min(image_size) < 8:
         raise ModelError(f"--image-size {image_size[0]}x{image_size[1]}: convnet needs at least 8x8 pixels")
@@ -196,7 +199,7 @@ def _application(name: str, num_classes: int, image_size: tuple[int, int]) -> ke
         base = function(weights=None, include_top=False, input_shape=(*image_size, 3), pooling="avg")
     except ValueError as error:
         raise ModelError(f"--model applications:{name}: {str(error).splitlines()[0]}") from error
-    # Those of Keras's families that hold their preprocessing eat 0-255 already; the others get a Rescaling in front.
+    # Some families contain their preprocessing and expect 0-255 already; the others get a Rescaling in front.
     inputs = keras.Input((*image_size, 3), name="images")
     from kresume.models.pixels import read_convention
 
@@ -232,7 +235,7 @@ def _architecture_of(path: Path) -> Mapping[str, Any]:
 
 
 def _is_file(spec: str) -> bool:
-    """Tells whether it names a file that is no Python code, whatever its ending."""
+    """Returns True if the spec names an existing file other than Python code."""
     return Path(spec).is_file() and not spec.endswith(".py")
 
 

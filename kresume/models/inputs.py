@@ -1,4 +1,4 @@
-"""How a model in memory takes a picture, read from the shape of its input.
+"""Reads a live model's input layout from the shape of its input.
 
 layout, size = layout_of(model, size=None, axes=None, known=card.input)
 """
@@ -14,21 +14,21 @@ from kresume.input_layout import InputLayout, read_layout
 def layout_of(
     model: Any, size: tuple[int, int] | None, axes: str | None, known: InputLayout | None
 ) -> tuple[InputLayout, tuple[int, int] | None]:
-    """Finds a model's layout.
+    """Returns a model's input layout and the image size that it fixes.
 
     Args:
         model: built.
-        size: `(height, width)` that was asked for or is recorded.
-        axes: order of the axes that the user says (`--axes`), or None.
-        known: layout in the checkpoint's card, or None.
+        size: requested or recorded `(height, width)`, or None.
+        axes: axis order that the user gives (`--axes`), or None.
+        known: layout in the checkpoint's model card, or None.
 
     Returns:
-        The layout, and the `(height, width)` that the input fixes, or None where it takes any.
+        The layout, and the `(height, width)` that the input fixes; None if it accepts any size.
 
     Raises:
-        UsageError: the model takes several inputs, or none that is a picture.
+        UsageError: the model has several inputs, or its input is not a picture.
     """
-    # `plan` imports this module, and a usage error must not wait for Keras.
+    # Imported late: `plan` imports this module, and a usage error must not wait for Keras.
     from kresume.models.shapes import input_shape_of
 
     given = input_shape_of(model)

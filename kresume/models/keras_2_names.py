@@ -1,10 +1,10 @@
-"""Names each weight of a model as the saving library of Keras 2 (tf_keras) names it in a `.weights.h5` of a subclassed model.
+"""Computes the `.weights.h5` names that Keras 2 (tf_keras) gives a subclassed model's weights.
 
-    keras_2_names(model)        # [(variable, "layers/conv2d_1/vars/0"), ...], empty where the order is not certain
+    keras_2_names(model)        # [(variable, "layers/conv2d_1/vars/0"), ...], empty if the order is uncertain
 
-Keras 3 names the layers of a subclassed model by its attributes. Keras 2 goes through the attributes backwards, and `layers` is
-one of them: all layers in the order of their attributes, those in lists and dictionaries too (dictionaries by key), called by
-their class. What it met before keeps the name that it had there.
+Keras 3 names the layers of a subclassed model by attribute. Keras 2 walks the attributes in reverse alphabetical order. One of
+them is `layers`: it holds all layers in the order in which the attributes were set, including those in lists and dictionaries
+(sorted by key), and names each by its class. A layer that was visited before keeps its first name.
 
 Source: `_walk_trackable` in `tf_keras/src/saving/saving_lib.py`, `_flatten_modules` in `engine/base_layer.py`.
 """
@@ -19,7 +19,7 @@ import keras
 
 Named = list[tuple[Any, str]]
 TENSORFLOWS = "_self_"
-"""How the attributes begin in which TensorFlow keeps what it tracks, in an order of its own."""
+"""Prefix of the attributes in which TensorFlow tracks objects, in an order of its own."""
 
 
 def keras_2_names(model: keras.Model) -> Named:
@@ -29,18 +29,19 @@ def keras_2_names(model: keras.Model) -> Named:
         model: built.
 
     Returns:
-        Nothing where a layer lists its layers in another order than Keras 2 would: names and slots are counted in that order.
+        Pairs of variable and path. Empty if a layer lists its sublayers in another order than Keras 2 would, because names
+        and slots are numbered in that order.
     """
     found: Named = []
     return found if _walk(model, "", found, set()) else []
 
 
 class _Entry(dict[str, Any]):
-    """Takes the variables that a layer writes."""
+    """Collects the variables that a layer saves."""
 
 
 def _walk(layer: Any, path: str, found: Named, seen: set[int]) -> bool:
-    """Adds the variables of a layer and of those in it; False where their order is not certain."""
+    """Appends a layer's variables recursively; returns False if their order is uncertain."""
     if id(layer) in seen:
         return True
     seen.add(id(layer))
@@ -68,7 +69,7 @@ def _walk(layer: Any, path: str, found: Named, seen: set[int]) -> bool:
 def _attribute(layer: Any, name: str) -> Any:
     try:
         return getattr(layer, name)
-    except Exception:  # a property of the user's own; Keras ignores it, too
+    except Exception:  # a user's property may raise anything; Keras ignores that too
         return None
 
 
@@ -85,12 +86,12 @@ def _walk_container(layers: Iterable[Any], path: str, found: Named, seen: set[in
 
 
 def _live(layer: Any) -> list[Any]:
-    """Returns the layers directly in a layer, as Keras 3 orders them, and its variables with them."""
+    """Returns a layer's direct sublayers in Keras 3's order, which the variables follow."""
     return list(layer._flatten_layers(include_self=False, recursive=False))
 
 
 def _in_order(layer: Any) -> Iterator[Any]:
-    """Lists the layers directly in a layer as Keras 2 orders them: by attribute, in the order in which they were set."""
+    """Yields a layer's direct sublayers in Keras 2's order: as the attributes were set."""
     if isinstance(layer, (keras.Sequential, keras.src.models.Functional)):
         yield from layer.layers
         return
@@ -118,5 +119,5 @@ def _flattened(value: Any) -> Iterator[Any]:
 
 @cache
 def _skipped() -> frozenset[str]:
-    """Returns the attributes that every layer has."""
+    """Returns the names of attributes that every layer has."""
     return frozenset({*dir(keras.Layer()), *dir(keras.Model()), "_functional", "_operations", "operations"})

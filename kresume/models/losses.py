@@ -1,11 +1,11 @@
-"""Chooses the loss that trains a model, and says which labels it wants.
+"""Chooses the loss that trains a model, and the form of labels it expects.
 
     choice = choose_loss(model, saved=state.compiled, code=code)
     model.compile(loss=choice.keras_loss(), loss_weights=choice.weight, metrics=choice.keras_metrics())
 
-The checkpoint's own loss trains on, whatever it is: one of Keras's with its settings, or a user's. What its outputs are is read
-from the model (`outputs.py`), not from the loss: `from_logits=True` behind a softmax is a slip that only TensorFlow's graphs
-correct. A loss that nobody can make is named, with the way on.
+The checkpoint's loss is kept, whether it is one of Keras's with its settings or a user's own. `from_logits` is read from the
+model's outputs (`outputs.py`), not from the loss: `from_logits=True` behind a softmax is a mistake that only TensorFlow's
+graphs correct. If a loss cannot be rebuilt, the error names it and says what to give.
 """
 
 from __future__ import annotations
@@ -32,30 +32,30 @@ LABELS: Mapping[str, Labels] = {
     "binary_crossentropy": "binary",
 }
 SHOWN = {"label_smoothing": 0.0, "ignore_class": None, "reduction": "sum_over_batch_size"}
-"""Settings that a plan shows where they are not these."""
+"""Settings that the plan shows if they differ from these values."""
 YES_OR_NO = frozenset({"binary_crossentropy", "binary_focal_crossentropy"})
 ALWAYS = frozenset(
     {"accuracy", "acc", "sparse_categorical_accuracy", "categorical_accuracy", "binary_accuracy", "crossentropy", "ce"}
     | {"sparsecategoricalaccuracy", "categoricalaccuracy", "binaryaccuracy"}
 )
-"""Names, in small letters, of metrics that are always computed."""
+"""Names, in lower case, of metrics that are always computed."""
 
 
 @dataclass(frozen=True)
 class LossChoice:
-    """A loss, and what the model's outputs are.
+    """A loss, its label form and the kind of outputs that it reads.
 
     Attributes:
-        kind: Keras's name of it, or the user's.
-        from_logits: whether the model's outputs are logits.
+        kind: name of the loss in Keras, or in the user's code.
+        from_logits: True if the model's outputs are logits.
         label_smoothing: as Keras defines it; always 0 for the sparse kind.
-        reason: why this one, for the plan.
-        settings: as Keras serializes it, for a loss that is more than kind, logits and smoothing; None otherwise.
-        labels: what labels it takes; empty in the records of older runs, where the kind says it.
-        weight: what the checkpoint multiplied it by; None for 1.
-        note: what of the checkpoint's compile call is not used, or corrected; empty where nothing is.
-        lost: why the checkpoint's loss cannot be made, where another stands in for it; empty otherwise.
-        live: the loss object, where it was made of the user's code. Not recorded.
+        reason: why this loss was chosen, for the plan.
+        settings: serialized form of a loss that kind, logits and smoothing do not fully describe; None otherwise.
+        labels: form of labels that it expects; empty in the records of older runs, where `kind` determines it.
+        weight: factor by which the checkpoint multiplied the loss; None for 1.
+        note: which parts of the checkpoint's compile call are unused or corrected; empty if none are.
+        lost: why the checkpoint's loss cannot be built, if another one replaces it; empty otherwise.
+        live: loss object created by the user's code. Not recorded.
     """
 
     kind: str
@@ -75,21 +75,21 @@ class LossChoice:
 
     @property
     def one_hot(self) -> bool:
-        """Whether labels are rows of probabilities rather than indices."""
+        """Returns True if labels are rows of probabilities instead of class indices."""
         return self._labels == "rows"
 
     @property
     def outputs(self) -> Literal["probabilities", "logits", "binary", "binary-logits"]:
-        """What the model's outputs are, for scoring."""
+        """Returns the kind of the model's outputs, for scoring."""
         if self._labels == "binary":
             return "binary-logits" if self.from_logits else "binary"
         return "logits" if self.from_logits else "probabilities"
 
     def keras_loss(self) -> Any:
-        """Makes the Keras loss object.
+        """Creates the Keras loss object.
 
         Raises:
-            UsageError: it is the user's own, and its code was not given.
+            UsageError: the loss is the user's own and its code was not given.
         """
         if self.live is not None:
             return self.live
@@ -104,7 +104,7 @@ class LossChoice:
         return keras.losses.BinaryCrossentropy(from_logits=self.from_logits, label_smoothing=self.label_smoothing)
 
     def portable(self) -> LossChoice:
-        """The loss where plain Keras can find it by name; else the cross-entropy of the same labels."""
+        """Returns this loss if plain Keras finds it by name, else the matching cross-entropy."""
         if self.settings is None or "compiled_by" not in self.settings:
             return self
         kind = next(kind for kind, labels in LABELS.items() if labels == self._labels)
@@ -112,7 +112,7 @@ class LossChoice:
         return replace(self, kind=kind, settings=None, live=None, lost=lost)
 
     def keras_metrics(self) -> list[Any]:
-        """The training accuracy in the form that these labels need."""
+        """Returns the training accuracy metric for this form of labels."""
         if self._labels == "indices":
             return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
         if self._labels == "rows":
@@ -120,29 +120,29 @@ class LossChoice:
         return [keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0 if self.from_logits else 0.5)]
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON form, as `run.json` pins it."""
+        """Returns the JSON form that `run.json` stores."""
         return {name: value for name, value in vars(self).items() if name != "live"}
 
 
 def from_record(record: Mapping[str, Any], code: OwnCode) -> LossChoice:
-    """Makes the loss of a run again.
+    """Rebuilds the loss of a run from its record.
 
     Args:
-        record: what `as_dict` gave, perhaps of an older version.
+        record: result of `as_dict`, possibly of an older version.
         code: the user's code that the run names.
 
     Raises:
-        UsageError: the user's own loss is not in that code any more.
+        UsageError: the user's own loss is no longer in that code.
     """
     choice = LossChoice(**record)
     return choice if choice.settings is None else replace(choice, live=make_loss(choice.settings, code))
 
 
 def check_metrics(names: Sequence[str]) -> None:
-    """Refuses a metric that Keras does not have.
+    """Checks that Keras has every metric.
 
     Raises:
-        UsageError: the message gives the nearest name.
+        UsageError: a metric is unknown; the message gives the nearest name.
     """
     for name in names:
         try:
@@ -154,11 +154,11 @@ def check_metrics(names: Sequence[str]) -> None:
 
 
 def unused_metrics(saved: Mapping[str, Any] | None, asked: Sequence[str]) -> tuple[str, ...]:
-    """Names the checkpoint's metrics that are not computed.
+    """Returns the names of the checkpoint's metrics that are not computed.
 
     Args:
         saved: Keras's compile config from the checkpoint.
-        asked: `--metric`.
+        asked: metrics requested by `--metric`.
     """
     found = [*_metrics((saved or {}).get("metrics")), *_metrics((saved or {}).get("weighted_metrics"))]
     known = {*ALWAYS, *(name.lower() for name in asked)}
@@ -167,14 +167,14 @@ def unused_metrics(saved: Mapping[str, Any] | None, asked: Sequence[str]) -> tup
 
 
 def _metrics(saved: Any) -> list[tuple[str, str]]:
-    """(name, class or function) of each metric in a compile config."""
+    """Returns (name, class or function) of each metric in a compile config."""
     if isinstance(saved, str):
         return [(saved, saved)]
     if isinstance(saved, (list, tuple)):
         return [found for item in saved for found in _metrics(item)]
     if not isinstance(saved, Mapping):
         return []
-    if "class_name" not in saved:  # by the name of the output
+    if "class_name" not in saved:  # a mapping by output name
         return [found for item in saved.values() for found in _metrics(item)]
     config = saved.get("config")
     if not isinstance(config, Mapping):
@@ -184,7 +184,7 @@ def _metrics(saved: Any) -> list[tuple[str, str]]:
 
 
 def compiled_by_function(model: keras.Model) -> Mapping[str, Any] | None:
-    """Keras's compile config of a model that the user's own function compiled; None for one that nobody did."""
+    """Returns the compile config of a model from a user's function; None if uncompiled."""
     config: Mapping[str, Any] | None = model.get_compile_config() if model.compiled else None
     return config
 
@@ -198,19 +198,21 @@ def choose_loss(
     code: OwnCode | None = None,
     trains: bool = True,
 ) -> LossChoice:
-    """Decides the loss: the one asked for, else the checkpoint's, else that of the user's function, else by the outputs.
+    """Chooses the loss to train with.
+
+    The requested loss comes first, then the checkpoint's, then that of the user's function, then a default for the outputs.
 
     Args:
         model: a built classifier; compiled if the user's function compiles it.
         saved: Keras's compile config from the checkpoint.
         requested: `--loss`, one of `KINDS`.
-        soft_labels: labels are rows of probabilities (MixUp), which a loss of indices cannot judge.
-        code: the user's code, for a loss of their own.
-        trains: False where nothing is trained: a loss that nobody can make is named in `lost`, and another stands in.
+        soft_labels: True if labels are rows of probabilities (MixUp), which a loss on class indices cannot use.
+        code: the user's code, which may define a loss.
+        trains: False if nothing is trained; a loss that cannot be built is then named in `lost` and replaced.
 
     Raises:
-        UsageError: `requested` is none of `KINDS`, the loss does not fit the model's outputs, or nobody can make it.
-        ModelError: the outputs are no row of classes.
+        UsageError: `requested` is not in `KINDS`, or the loss does not fit the model's outputs or cannot be built.
+        ModelError: the output does not have the shape `(batch, classes)`.
     """
     count, outputs, code = output_count(model), read_outputs(model), code or OwnCode()
     entry, reason = find_loss(saved), "the checkpoint's"
@@ -252,7 +254,7 @@ def _by_kind(kind: str, outputs: Outputs, reason: str) -> LossChoice:
 
 
 def _check_count(kind: str, count: int, reason: str) -> None:
-    """Raises UsageError where a cross-entropy does not fit the number of outputs."""
+    """Raises UsageError if a cross-entropy does not fit the number of outputs."""
     if kind not in LABELS and kind not in YES_OR_NO:
         return
     if kind in YES_OR_NO and count > 1:
@@ -270,7 +272,7 @@ def _check_count(kind: str, count: int, reason: str) -> None:
 
 
 def _as_saved(entry: Any, reason: str, model: keras.Model, count: int, outputs: Outputs, code: OwnCode) -> LossChoice:
-    """The loss of a compile config, as it is; `from_logits` alone follows the outputs."""
+    """Returns the loss of a compile config; only `from_logits` follows the outputs."""
     found = of_keras(entry, code)
     if found is None:
         return _own(entry, reason, model, count, outputs, code)
@@ -289,7 +291,7 @@ def _as_saved(entry: Any, reason: str, model: keras.Model, count: int, outputs: 
         settings = {**settings, "from_logits": from_logits}
     words = [f"{name}={settings[name]}" for name, default in SHOWN.items() if settings.get(name, default) != default]
     reason = "; ".join([reason, *words])
-    default = cls()  # every loss of Keras has defaults
+    default = cls()  # every Keras loss can be created without arguments
     plain = {name: value for name, value in settings.items() if value != default.get_config().get(name)}
     if kind in LABELS and not plain.keys() - {"from_logits", "label_smoothing"}:
         smoothing = float(settings.get("label_smoothing") or 0.0)
@@ -301,7 +303,7 @@ def _as_saved(entry: Any, reason: str, model: keras.Model, count: int, outputs: 
 
 
 def _own(entry: Any, reason: str, model: keras.Model, count: int, outputs: Outputs, code: OwnCode) -> LossChoice:
-    """A loss of the user's own: from the file that defines it, else as the function of `--model` compiles it."""
+    """Returns a user's own loss, from the file that defines it or as `--model` compiles it."""
     name = name_of(entry)
     compiled = model.loss if model.compiled and code.function is not None else None
     live, settings = None, dict(entry) if isinstance(entry, Mapping) else {"class_name": "function", "config": entry}
@@ -310,7 +312,7 @@ def _own(entry: Any, reason: str, model: keras.Model, count: int, outputs: Outpu
     except UsageError:
         if compiled is None or name_of(live_entry(compiled)) != name:
             raise
-        # A closure or a lambda cannot be found by its name: the user's function is called again.
+        # A closure or lambda cannot be found by name: the record names the user's function, which is then called again.
         live, reason = compiled, f"{reason}, as --model compiles it" if reason == "the checkpoint's" else reason
         size = input_shape_of(model)[1:3]
         settings = {
@@ -329,7 +331,7 @@ def _own(entry: Any, reason: str, model: keras.Model, count: int, outputs: Outpu
 
 
 def _weighed(choice: LossChoice, weights: Any) -> LossChoice:
-    """The choice with the weight that the checkpoint multiplied its loss by."""
+    """Returns the choice with the weight from the checkpoint's `loss_weights`."""
     found = list(weights.values()) if isinstance(weights, Mapping) else weights
     found = list(found) if isinstance(found, (list, tuple)) else [found]
     if not found or not isinstance(found[0], (int, float)) or isinstance(found[0], bool):
@@ -344,7 +346,7 @@ def _weighed(choice: LossChoice, weights: Any) -> LossChoice:
 
 
 def _replaced(entry: Any, kind: str, code: OwnCode) -> str:
-    """What `--loss` takes the place of, in words; empty where nothing is lost."""
+    """Describes the loss that `--loss` replaces; empty if nothing is lost."""
     if entry is None:
         return ""
     found = of_keras(entry, code)

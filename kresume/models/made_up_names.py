@@ -1,4 +1,6 @@
-"""Names that Keras makes up (`dense_4`): their numbers count what a process built before, so they are counted anew.
+"""Renumbers the names that Keras generates (`dense_4`), to compare them between processes.
+
+Their numbers count the layers that a process created before, so only their order carries information.
 
 by_new_number([(variable, ("dense_4", "kernel")), ...])        # {("dense#0", "kernel"): variable}
 """
@@ -13,10 +15,14 @@ Path = tuple[str, ...]
 
 
 def by_new_number(entries: Sequence[tuple[Any, Path]]) -> dict[Path, Any]:
-    """Entries by their path with each made-up name (`dense_4`) counted anew; what is there twice is left out.
+    """Indexes entries by their path with generated names (`dense_4`) renumbered.
 
     Args:
-        entries: (anything, path) of each.
+        entries: pairs of any object and its path.
+
+    Returns:
+        `{path: object}`, where `dense_4` is `dense#0` if it is the lowest among its siblings. Paths that occur twice are
+        left out.
     """
     siblings: dict[tuple[Path, str], set[tuple[int, str]]] = {}
     for _, path in entries:
@@ -39,6 +45,6 @@ def by_new_number(entries: Sequence[tuple[Any, Path]]) -> dict[Path, Any]:
 
 
 def split_number(name: str) -> tuple[str, int]:
-    """`"dense_4"` -> `("dense", 4)`; a name without a number counts as 0."""
+    """Splits `"dense_4"` into `("dense", 4)`; a name without a number gets 0."""
     found = re.fullmatch(r"(.*?)_(\d+)", name)
     return (found.group(1), int(found.group(2))) if found else (name, 0)

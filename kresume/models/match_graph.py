@@ -1,10 +1,10 @@
-"""Matches TensorFlow's object graph with a live model: which array of the file belongs to which variable.
+"""Matches the arrays of a TensorFlow object graph with the variables of a live model.
 
     found = match(model, optimizer, state, targets)      # found.names: id(variable) -> name of the array
 
-The keys of a checkpoint of TensorFlow depend on which objects were saved together; the edges between the objects do not. So the
-graph and the live model are walked together: an edge is an attribute, a place in a list, a key, or, in what Keras 2 wrote, the
-place of a layer among those with weights (`layer_with_weights-3`).
+The keys of a TensorFlow checkpoint depend on which objects were saved together; the edges between the objects do not. So the
+graph and the live model are walked together. An edge is an attribute, a list index, a dictionary key or, in files that Keras 2
+wrote, the index of a layer among the layers with weights (`layer_with_weights-3`).
 """
 
 from __future__ import annotations
@@ -27,26 +27,29 @@ from kresume.models.structure import SEED, Target
 WITH_WEIGHTS = "layer_with_weights-"
 EXPORTED = {"trainable": ("trainable_variables",), "non_trainable": ("non_trainable_variables",)}
 VIEWS = frozenset({"variables", "trainable_variables", "non_trainable_variables", "weights"})
-"""Lists that a layer makes of its variables: their order is another in each version of Keras."""
+"""Lists that a layer derives from its variables; their order differs between versions of Keras."""
 RATES = ("_learning_rate", "learning_rate")
 PRODUCT = "optimizer/product_of_momentums"
-"""The name of the array that `completed` adds."""
+"""Name of the array that `completed` adds."""
 APART = frozenset({"save_counter", "keras_api", "_learning_rate", "_all_variables"})
-"""Parts of names of arrays that are no state of the training: the manager's count, metrics, a rate that is a schedule now, an
-export's second copy."""
+"""Parts of the names of arrays that are not training state.
+
+They mark the checkpoint manager's count, metrics, a rate that is a schedule now, and the second copy in an export.
+"""
 
 
 def completed(state: TrainState, optimizer: Any | None) -> tuple[TrainState, str]:
-    """Adds what Keras 3's Nadam has multiplied up by now to a graph of Keras 2.
+    """Adds the product of momentums that Keras 3's Nadam needs to a Keras 2 graph.
 
-    Its own product is another number: the new Nadam of Keras 2 multiplies once per weight, the legacy one at another pace.
+    The product in the file is another number: Keras 2's new Nadam multiplies once per weight, its legacy Nadam at another
+    pace.
 
     Args:
-        state: what was read.
-        optimizer: what is to be restored, or None.
+        state: the checkpoint.
+        optimizer: the live optimizer to restore, or None.
 
     Returns:
-        The state, and what was done in words; an empty text where there was nothing to do.
+        The state, and a note that says what was computed; the note is empty if nothing was.
     """
     node = graph_optimizer.find_optimizer(state.graph) if state.layout == "graph" else None
     inside = devices.inner(optimizer) if optimizer is not None else None
@@ -62,14 +65,14 @@ def completed(state: TrainState, optimizer: Any | None) -> tuple[TrainState, str
 def match(
     model: Any, optimizer: Any, state: TrainState, targets: Sequence[Target], *, same_weights: bool = False
 ) -> Matched:
-    """The array of each variable that the graph leads to.
+    """Finds the array of each variable by walking the graph.
 
     Args:
         model: built.
         optimizer: built, or None to match the weights alone.
         state: of the layout `"graph"`.
-        targets: every variable that wants a value.
-        same_weights: the user says that the weights which train now trained then.
+        targets: every variable to restore.
+        same_weights: the user states that the weights trainable now were trainable then.
     """
     node = graph_optimizer.find_optimizer(state.graph)
     wanted = {id(target.variable) for target in targets if target.group != "optimizer"}
@@ -86,7 +89,7 @@ def match(
         return Matched(best)
     if graph_optimizer.style(state.graph[node]) == "keras-3":
         if not slots.scale_variables(optimizer) or graph_optimizer.inside(state.graph, node) == node:
-            # One of the two has no wrapper for loss scaling: what trains is matched with what trains.
+            # At least one of the two has no loss-scaling wrapper: match the inner optimizers.
             node, optimizer = graph_optimizer.inside(state.graph, node), devices.inner(optimizer)
         numbers = {id(slot.variable) for slot in slots.describe(optimizer) if slot.weight is None}
         walked = {key: name for key, name in _walk(state, node, optimizer).items() if key in numbers}
@@ -110,20 +113,23 @@ def match(
 
 
 def _without_weight(saved: Sequence[Saved]) -> dict[str, list[str]]:
-    """The arrays of each kind of which the weight of some is not known, in their order."""
+    """Returns each kind that has slots of unknown weight, with its arrays in order."""
     kinds = {entry.kind for entry in saved if entry.weight is None}
     return {kind: [entry.name for entry in saved if entry.kind == kind] for kind in sorted(kinds)}
 
 
 def _starts(state: TrainState, optimizer: int | None) -> list[int]:
-    """Where the model may begin: the root, and what it was saved with or inside of."""
+    """Lists nodes that may be the model: the root, its children and its grandchildren."""
     first = list(state.graph[0].children.values())
     second = [child for node in first for child in state.graph[node].children.values()]
     return [node for node in dict.fromkeys((0, *first, *second)) if node != optimizer]
 
 
 def _exported(state: TrainState, model: Any) -> dict[int, str]:
-    """By the lists of an exported model, which has no layers: by names counted anew, else by shapes where one choice fits."""
+    """Matches the variable lists of an exported model, which has no layers.
+
+    Renumbered names decide, else shapes if only one choice of layers fits.
+    """
     root = state.graph[0].children
     full_names = _full_names(state)
     lists: dict[str, list[str]] = {}
@@ -153,7 +159,7 @@ def _full_names(state: TrainState) -> dict[str, str]:
 
 
 def _keras_3_slots(state: TrainState, node: int, optimizer: Any) -> list[Saved]:
-    """Lists of slots, and beside them the list of the weights that they follow."""
+    """Reads the lists of slots, and the list of the weights that they belong to."""
     children = state.graph[node].children
     trained = _arrays(state, children.get("_trainable_variables"))
     saved = []
@@ -164,13 +170,16 @@ def _keras_3_slots(state: TrainState, node: int, optimizer: Any) -> list[Saved]:
 
 
 def _keras_3_list(model: Any, optimizer: Any, state: TrainState, node: int, weights: Mapping[int, str]) -> list[Saved]:
-    """The list of all variables, by their order: TensorFlow does not see into lists to which a class appends (Adafactor)."""
+    """Identifies slots by their order in the list of all variables.
+
+    Needed for classes that append to their lists of slots (Adafactor): TensorFlow does not track those.
+    """
     children = state.graph[node].children
     names = list(_arrays(state, children.get("_variables")).values())
     trained = list(_arrays(state, children.get("_trainable_variables")).values())
     if len(names) < 2 or not slots.slot_lists(optimizer):
         return []
-    if state.optimizer is not None:  # loss scaling keeps its own elsewhere
+    if state.optimizer is not None:  # loss scaling keeps its variables elsewhere
         state = replace(state, optimizer=replace(state.optimizer, loss_scale=False))
     saved, _ = match_slots.by_order(model, optimizer, state, names, weights, trained)
     numbers = {name for name, value in vars(devices.inner(optimizer)).items() if isinstance(value, keras.Variable)}
@@ -178,14 +187,17 @@ def _keras_3_list(model: Any, optimizer: Any, state: TrainState, node: int, weig
 
 
 def _arrays(state: TrainState, node: int | None) -> dict[int, str]:
-    """The arrays of a list by their index."""
+    """Returns the arrays of a list by index."""
     children = state.graph[node].children if node is not None else {}
     found = {int(edge): state.graph[child].array for edge, child in children.items() if edge.isdigit()}
     return {index: name for index, name in sorted(found.items()) if name is not None}
 
 
 def _keras_2_numbers(state: TrainState, node: int, optimizer: Any) -> dict[int, str]:
-    """Its count of iterations, its rate, which is not among its variables, and what `completed` added."""
+    """Finds the iteration count, the rate and the product that `completed` added.
+
+    Keras 2 does not list the rate among the optimizer's variables.
+    """
     children = state.graph[node].children
     found: dict[int, str] = {}
     for live, edges in ((optimizer._iterations, ("_iterations", "iter")), (slots.rate_variable(optimizer), RATES)):
@@ -198,13 +210,15 @@ def _keras_2_numbers(state: TrainState, node: int, optimizer: Any) -> dict[int, 
 
 
 def _keras_2_slots(state: TrainState, node: int, optimizer: Any, weights: Mapping[int, str]) -> list[Saved]:
-    """Keras 2's: new optimizers have lists whose names end in the weight's, legacy ones slots tied to their variable.
+    """Reads the slots of a Keras 2 optimizer.
+
+    New optimizers have lists of slots whose names end in the weight's name; legacy ones tie each slot to its variable.
 
     Args:
-        state: the graph.
-        node: the optimizer's.
+        state: of the layout `"graph"`.
+        node: index of the optimizer's node.
         optimizer: live, without loss scaling.
-        weights: `id(variable)` -> array, as matched.
+        weights: `id(variable)` -> name of its array, as matched.
     """
     saved, found = state.graph[node], []
     kinds = keras_2.SLOTS.get(type(optimizer).__name__, {})
@@ -227,26 +241,26 @@ def _keras_2_slots(state: TrainState, node: int, optimizer: Any, weights: Mappin
 
 
 def _edge(saved: GraphNode, attribute: str) -> int | None:
-    """Keras 2 calls some lists without the underscore that Keras 3 gives them."""
+    """Finds a list that Keras 2 may name without the underscore of Keras 3."""
     return saved.children.get(attribute, saved.children.get(attribute.lstrip("_")))
 
 
 def optimizer_arrays(state: TrainState) -> set[str]:
-    """The names of the arrays that are the optimizer's alone."""
+    """Returns the names of arrays that belong to the optimizer alone."""
     node = graph_optimizer.find_optimizer(state.graph)
     owned = graph_optimizer.owned(state.graph, node) if node is not None else set()
     return {name for index in owned if (name := state.graph[index].array) is not None}
 
 
 def unused(state: TrainState, left: Sequence[str], optimizer: Any | None) -> list[str]:
-    """Of the arrays that found no variable, those that should have found one.
+    """Returns the unmatched arrays that should have a variable.
 
-    A script's own counters beside the model, metrics, and an optimizer's settings have no variable, and miss none.
+    A script's own counters beside the model, metrics and an optimizer's settings need no variable.
 
     Args:
-        state: what was read.
-        left: names of arrays that found no variable.
-        optimizer: None if only the weights were wanted.
+        state: the checkpoint.
+        left: names of unmatched arrays.
+        optimizer: None if only the weights are restored.
     """
     node = graph_optimizer.find_optimizer(state.graph)
     passed = {child for child in state.graph[0].children.values() if _is_number(state, child)}
@@ -260,7 +274,7 @@ def unused(state: TrainState, left: Sequence[str], optimizer: Any | None) -> lis
 
 
 def _idle_momentum(state: TrainState, node: int, optimizer: Any | None) -> set[int]:
-    """The momentum of an SGD without one: Keras 2 keeps it and does nothing with it."""
+    """Returns the momentum nodes of an SGD without momentum, which Keras 2 keeps unused."""
     inside = devices.inner(optimizer) if optimizer is not None else None
     if not isinstance(inside, keras.optimizers.SGD) or inside.momentum:
         return set()
@@ -282,7 +296,7 @@ def _unique_full_names(state: TrainState) -> dict[str, str]:
 
 
 def _walk(state: TrainState, node: int, live: Any) -> dict[int, str]:
-    """Follows the graph and the live object together: an edge is an attribute, a place in a list, or a key."""
+    """Follows the graph and the live object together, from edge to edge."""
     names: dict[int, str] = {}
     seen: set[tuple[int, int]] = set()
     waiting = [(node, live)]
@@ -298,7 +312,7 @@ def _walk(state: TrainState, node: int, live: Any) -> dict[int, str]:
         by_weights = any(edge.startswith(WITH_WEIGHTS) for edge in saved.children)
         for edge, child in saved.children.items():
             if (by_weights and edge.startswith("layer-")) or edge in VIEWS:
-                continue  # the same layers, counted with an input layer that another form of the model may not have
+                continue  # the same layers, numbered with an input layer that the live model may lack
             following = _follow(thing, edge)
             if following is not None:
                 waiting.append((child, following))
@@ -317,5 +331,5 @@ def _follow(thing: Any, edge: str) -> Any:
     try:
         found = getattr(thing, edge, None)
         return getattr(thing, RENAMED[edge], None) if found is None and edge in RENAMED else found
-    except (AttributeError, ValueError, RuntimeError):  # properties of Keras layers that raise before a first call
+    except (AttributeError, ValueError, RuntimeError):  # some properties of Keras layers raise before the first call
         return None

@@ -1,10 +1,10 @@
-"""Matches an HDF5 file of layers by name (Keras 2's) with a live model.
+"""Matches an HDF5 file that lists layers by name (Keras 2) with a live model.
 
     names, notes = match(model, state)
 
-The file lists its layers in the model's order, and each layer's weights, trainable ones first. Layers with weights meet by
-name where all names agree, else by order; within a layer weights meet by name where those agree (a frozen layer lists them
-in another order), else by order. Every pair is checked for its shape by `restore`.
+The file lists its layers in the model's order, and each layer's weights with trainable ones first. Layers with weights are
+matched by name if all names agree, else by order. Within a layer, weights are matched by name if those agree (a frozen layer
+lists them in another order), else by order. `restore` checks the shape of every pair.
 """
 
 from __future__ import annotations
@@ -19,9 +19,12 @@ from kresume.errors import RestoreError
 from kresume.models.made_up_names import by_new_number
 
 DEPTHS = (5, 4, 3, 2, 1)
-"""How many parts of a name are compared: the layers around a weight stand in front of it, or not, by how a model was built."""
+"""Numbers of trailing name parts to compare.
+
+How a model was built decides whether the names of the enclosing layers precede a weight's name.
+"""
 RENAMED = {"depthwise_kernel": "kernel"}
-"""Weights of Keras 2's layers that Keras 3 calls otherwise."""
+"""Keras 2's names of weights that have another name in Keras 3."""
 ROLES = frozenset(
     {"kernel", "bias", "gamma", "beta", "moving_mean", "moving_variance", "embeddings", "recurrent_kernel"}
     | {"pointwise_kernel", "mean", "variance", "count"}
@@ -29,14 +32,17 @@ ROLES = frozenset(
 
 
 def match(model: Any, state: TrainState) -> tuple[dict[int, str], list[str]]:
-    """The array of each weight, and what a person should know about how they met.
+    """Finds the array of each weight.
 
     Args:
         model: built.
         state: of the layout `"layers"`.
 
+    Returns:
+        `id(variable)` -> name of its array, and notes for the user on how layers were matched.
+
     Raises:
-        RestoreError: layers cannot be told apart: their counts differ and their names do not decide.
+        RestoreError: layers cannot be matched: their counts differ and their names do not decide.
     """
     live = [(layer.name, _weights(layer)) for layer in model.layers]
     live = [(name, weights) for name, weights in live if weights]
@@ -51,7 +57,7 @@ def match(model: Any, state: TrainState) -> tuple[dict[int, str], list[str]]:
 
 
 def _weights(layer: Any) -> list[Any]:
-    """As the file orders them: trainable ones first. Seed generators' states are not in it."""
+    """Returns a layer's weights in the file's order: trainable first, without seed states."""
     return [*layer.trainable_weights, *layer.non_trainable_weights]
 
 
@@ -65,7 +71,7 @@ def _pair_layers(
     if len(one) == len(other):
         by_order = [(weights, arrays) for (_, weights), (_, arrays) in zip(live, saved, strict=True)]
         if [_without_number(name) for name in one] == [_without_number(name) for name in other]:
-            return by_order, []  # the numbers count the models that a process had built before
+            return by_order, []  # the numbers only count what each process built before
         return by_order, [f"layers matched by their order, their names differ ({other[0]} is {one[0]}, ...)"]
     shared = set(one) & set(other)
     if shared and len(set(one)) == len(one) and len(set(other)) == len(other):
@@ -82,9 +88,10 @@ def _without_number(name: str) -> str:
 
 
 def _pair_weights(weights: Sequence[Any], arrays: Sequence[str]) -> dict[int, str]:
-    """By name, with made-up numbers counted anew: the order of the weights depends on what was frozen. Else by order.
+    """Pairs weights with arrays by their renumbered names, else by order.
 
-    By order a weight never gets an array whose name says that it is something else.
+    Names come first because the order of the weights depends on what was frozen. By order, a weight never gets an array
+    whose name states another role.
     """
     paths = [_parts(str(variable.path)) for variable in weights]
     names = [_parts(name.partition(":")[0]) for name in arrays]

@@ -1,11 +1,11 @@
-"""Matches a file's optimizer arrays with a live optimizer: slots follow their weight, whatever is frozen now or was then.
+"""Matches a file's optimizer arrays with a live optimizer, whatever was or is frozen.
 
     found = match(model, optimizer, state, weights)      # found.names: id(variable) -> name of the array
 
-An optimizer has slots for the weights that were trainable when it was built. Formats that name the weight of each slot are
-believed. Others list slots by order alone: the weights that were trainable then are found from the file's own architecture, or
-from the shapes where only one choice of layers fits. Where several fit, nothing is matched, unless the user says that what
-trains now is what trained then.
+An optimizer has slots for the weights that were trainable when it was built. Some formats name the weight of each slot. Others
+list slots by order alone; then the weights that were trainable are found from the file's own architecture, or from the shapes
+if only one choice of layers fits. If several fit, nothing is matched, unless the user states that the weights trainable now
+were trainable then.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from kresume.devices import inner
 from kresume.models import slots, structure
 
 OWN = 4
-"""How many variables of its own loss scaling has in front of the optimizer's."""
+"""Number of loss-scaling variables in front of the optimizer's."""
 COUNT, RATE = "_iterations", "_learning_rate"
 
 
@@ -35,8 +35,8 @@ class Saved:
 
     Attributes:
         name: of the array.
-        kind: as `slots.Slot` has it.
-        weight: name of the array of the weight that it follows; None for a number of the whole optimizer.
+        kind: as in `slots.Slot`.
+        weight: name of the array of the weight that it belongs to; None for a variable of the whole optimizer.
     """
 
     name: str
@@ -46,12 +46,12 @@ class Saved:
 
 @dataclass(frozen=True)
 class Matched:
-    """What became of a file's optimizer arrays.
+    """The result of matching a file's arrays with live variables.
 
     Attributes:
         names: `id(variable)` -> name of its array.
-        left_out: slots of weights that are frozen now.
-        unsure: whether slots were not matched because several choices of weights fit.
+        left_out: names of slots whose weights are frozen now.
+        unsure: True if slots were not matched because several choices of weights fit.
     """
 
     names: Mapping[int, str]
@@ -62,14 +62,14 @@ class Matched:
 def match(
     model: Any, optimizer: Any, state: TrainState, weights: Mapping[int, str], *, same_weights: bool = False
 ) -> Matched:
-    """Which array of a file belongs to which variable of an optimizer of the class and config that wrote it.
+    """Finds the array of each variable of an optimizer.
 
     Args:
         model: built.
-        optimizer: built on the model's trainable variables.
-        state: of the layouts `"groups"`, `"keras"` or `"layers"`.
+        optimizer: built on the model's trainable variables, of the class and config that wrote the file.
+        state: of the layout `"groups"`, `"keras"` or `"layers"`.
         weights: `id(variable)` -> name of its array, as the model's weights were matched.
-        same_weights: the user says that the weights which train now are those which trained then.
+        same_weights: the user states that the weights trainable now were trainable then.
     """
     if structure.RECORD in state.records:
         return join(optimizer, _recorded(state), weights)
@@ -106,12 +106,15 @@ def join(optimizer: Any, saved: Sequence[Saved], weights: Mapping[int, str]) -> 
 
 
 def counts(optimizer: Any, state: TrainState, names: Mapping[int, str]) -> dict[int, int]:
-    """Index of a weight of the optimizer -> the count at which its slots began, as a snapshot of ours says it.
+    """Returns the iterations at which the slots of single weights began, from a snapshot.
 
     Args:
         optimizer: built.
-        state: what was read.
+        state: the checkpoint.
         names: `id(variable)` -> name of its array.
+
+    Returns:
+        Index of a weight in the optimizer -> iteration count; only weights whose slots began later than the optimizer.
     """
     entries = state.records.get(structure.RECORD, {}).get(structure.COUNTS, ())
     since = {f"trainable/{index}": int(count) for index, count in entries}
@@ -120,10 +123,10 @@ def counts(optimizer: Any, state: TrainState, names: Mapping[int, str]) -> dict[
 
 
 def superfluous(optimizer: Any | None, state: TrainState) -> set[str]:
-    """Arrays of the optimizer that rightly find no variable.
+    """Returns the optimizer arrays that need no variable.
 
-    The second copy of a loss-scaled optimizer's variables, its scale where the precision needs none, a rate where a schedule
-    took its place, and everything where no optimizer is restored.
+    These are the second copy of a loss-scaled optimizer's variables, a loss scale that the precision does not need, a rate
+    that a schedule replaced, and all of them if no optimizer is restored.
     """
     scale, names = _split(state, ordered(state))
     if optimizer is None:
@@ -142,7 +145,7 @@ def _in_order(names: Any) -> list[str]:
 
 
 def ordered(state: TrainState) -> list[str]:
-    """The optimizer's arrays in their order, those of loss scaling first."""
+    """Returns the optimizer's arrays in order, those of loss scaling first."""
     if "optimizer_order" in state.records:
         return list(state.records["optimizer_order"])
     prefix = "optimizer/" if state.layout != "keras" else OPTIMIZER
@@ -159,7 +162,7 @@ def _is_rate(array: np.ndarray) -> bool:
 
 
 def _recorded(state: TrainState) -> list[Saved]:
-    """As a snapshot of ours says it."""
+    """Returns the optimizer's arrays as a kresume snapshot records them."""
     return [
         Saved(f"optimizer/{index}", str(kind), None if weight is None else f"trainable/{weight}")
         for index, (kind, weight) in enumerate(state.records[structure.RECORD].get("optimizer", ()))
@@ -167,10 +170,13 @@ def _recorded(state: TrainState) -> list[Saved]:
 
 
 def _named(model: Any, optimizer: Any, state: TrainState, weights: Mapping[int, str]) -> tuple[list[Saved], bool]:
-    """Keras 2's: each slot with its kind and the name of its weight, which stands in the name of that weight's array.
+    """Identifies Keras 2's slots, which are stored with their kind and their weight's name.
 
-    Where the names do not say it (they count the models of a process), slots of a kind are in the order of the weights that
-    trained; which is known if every weight did.
+    The weight's name is part of the name of that weight's array. If names do not decide (their numbers count what a process
+    built), the slots of a kind are in the order of the weights that were trainable, which `trained_by_shape` finds.
+
+    Returns:
+        The identified arrays, and True if others could not be identified.
     """
     numbers = {name for name, value in vars(inner(optimizer)).items() if isinstance(value, keras.Variable)}
     by_kind: dict[str, list[tuple[str, str]]] = {}
@@ -208,19 +214,19 @@ def by_order(
     *,
     same_weights: bool = False,
 ) -> tuple[list[Saved], bool]:
-    """What the arrays of a list are: numbers first, then slots in the order in which the class makes them.
+    """Identifies the arrays of a list: numbers first, then slots in creation order.
 
     Args:
         model: built.
         optimizer: built, of the class and config that wrote the list.
-        state: what was read.
+        state: the checkpoint.
         names: the list, arrays of loss scaling first.
         weights: `id(variable)` -> name of its array.
-        trained: names of the weights that trained then, in their order; None where the file does not say.
-        same_weights: those that train now trained then.
+        trained: names of the arrays of the weights that were trainable, in order; None if the file does not say.
+        same_weights: the user states that the weights trainable now were trainable then.
 
     Returns:
-        The arrays that are known, and whether others are not, since it cannot be told which weights trained.
+        The identified arrays, and True if others are unknown because it is not certain which weights were trainable.
     """
     scale, names = _split(state, names)
     saved = [Saved(name, f"scale_{index}") for index, name in enumerate(scale)]
@@ -252,9 +258,7 @@ def by_order(
     if not kinds:
         return saved + [Saved(name, kind) for name, (kind, _) in listed], False
     if trained is None:
-        shapes = [
-            tuple(state.arrays[name].shape) for name, (other, _) in listed if other == kind
-        ]  # whose weights' they are
+        shapes = [tuple(state.arrays[name].shape) for name, (other, _) in listed if other == kind]
         now = [weights.get(id(variable)) for variable in own]
         if same_weights and len(now) == count and None not in now:
             trained = [name for name in now if name is not None]
@@ -268,14 +272,25 @@ def by_order(
 
 
 def _reduced(live: Sequence[slots.Slot]) -> set[str]:
-    """The kinds of slots that do not have the shapes of their weights: Adafactor keeps sums over rows and columns."""
+    """Returns the kinds of slots that do not have the shapes of their weights.
+
+    Adafactor, for example, keeps sums over rows and columns.
+    """
     return {
         slot.kind for slot in live if slot.weight is not None and tuple(slot.variable.shape) != tuple(slot.weight.shape)
     }
 
 
 def _pattern(optimizer: Any, count: int) -> tuple[int, Sequence[tuple[str, int | None]] | None]:
-    """How many weights an optimizer has that keeps `count` variables beside its rate, and what each variable is."""
+    """Finds the number of weights for which an optimizer keeps `count` variables.
+
+    Args:
+        optimizer: gives the class and config.
+        count: number of variables, without the rate.
+
+    Returns:
+        The number of weights, and the kind and weight index of each variable; `(0, None)` if no number fits.
+    """
 
     @cache
     def kinds(weights: int) -> tuple[tuple[str, int | None], ...]:
@@ -295,12 +310,15 @@ def _pattern(optimizer: Any, count: int) -> tuple[int, Sequence[tuple[str, int |
         one, two = len(kinds(1)), len(kinds(2))
         weights, rest = divmod(count - 2 * one + two, two - one) if two > one else (0, 1)
         return (weights, kinds(weights)) if not rest and weights > 0 and len(kinds(weights)) == count else (0, None)
-    except (TypeError, ValueError, AttributeError):  # a class of the user's own that does not build on such weights
+    except (TypeError, ValueError, AttributeError):  # a user's class that cannot be built on such weights
         return 0, None
 
 
 def _of_architecture(model: Any, state: TrainState, count: int) -> list[str] | None:
-    """The weights that trained as the file's own architecture says it; None where it does not, or says another count."""
+    """Returns the weights that were trainable according to the file's architecture.
+
+    None if all weights were trainable, or the file has no usable architecture, or it has another count of them.
+    """
     from kresume.errors import KresumeError
     from kresume.models import build, match_weights
 
@@ -309,7 +327,7 @@ def _of_architecture(model: Any, state: TrainState, count: int) -> list[str] | N
     try:
         described = build.from_architecture(dict(state.architecture))
     except KresumeError:
-        return None  # of classes that are not known here
+        return None  # its classes are not known here
     names, _ = match_weights.match(described, state)
     found = [names.get(id(variable)) for variable in described.trainable_variables]
     trained = [name for name in found if name is not None]
@@ -319,13 +337,16 @@ def _of_architecture(model: Any, state: TrainState, count: int) -> list[str] | N
 def trained_by_shape(
     model: Any, state: TrainState, shapes: Sequence[tuple[int, ...]], weights: Mapping[int, str]
 ) -> list[str] | None:
-    """The weights that slots of these shapes follow, if only one choice of layers has them in this order.
+    """Finds the weights that slots belong to by shape, if one choice of layers fits.
 
     Args:
         model: built.
-        state: what was read.
-        shapes: of the slots of one kind.
+        state: the checkpoint.
+        shapes: of the slots of one kind, in order.
         weights: `id(variable)` -> name of its array.
+
+    Returns:
+        The names of the weights' arrays in order; None if no choice of layers fits, or several do.
     """
     groups = []
     for layer in structure.layers_that_train(model):

@@ -1,10 +1,10 @@
-"""Matches a pytree of arrays (Orbax) with a live model: which array belongs to which variable.
+"""Matches a pytree of arrays (Orbax) with the variables of a live model.
 
     found = match(model, optimizer, state, targets)      # found.names: id(variable) -> name of the array
 
-A tree holds paths and no order, and paths shift: names that Keras makes up count a process's layers, and a nested model's own
-name is in front of a variable or not, by how it was built. So a group is matched whole, one to one, or not at all: by the
-layers' names; by the names counted anew; else through the model that the checkpoint itself describes, whose variables stand in
+A tree holds paths and no order, and paths are not stable: generated names count a process's layers, and how a nested model was
+built decides whether its own name precedes a variable's. So a group is matched whole, one to one, or not at all. Three ways
+are tried: the layers' names, the renumbered names, and the model that the checkpoint itself describes, whose variables are in
 the same order.
 """
 
@@ -26,7 +26,7 @@ from kresume.models.structure import SEED, Target
 GROUPS = {"trainable": "trainable_variables", "non_trainable": "non_trainable_variables"}
 METRICS = "metrics_variables"
 OTHERS = frozenset({"opt_state", "optimizer", "optimizer_state", "metrics"})
-"""What trees of other programs call what is no weight."""
+"""Names under which other programs store arrays that are not weights."""
 
 Path = tuple[str, ...]
 
@@ -34,14 +34,14 @@ Path = tuple[str, ...]
 def match(
     model: Any, optimizer: Any | None, state: TrainState, targets: Sequence[Target], *, same_weights: bool = False
 ) -> Matched:
-    """The array of each variable.
+    """Finds the array of each variable.
 
     Args:
         model: built.
         optimizer: built, or None to match the weights alone.
         state: of the layout `"tree"`.
-        targets: every variable that wants a value.
-        same_weights: the user says that the weights which train now trained then.
+        targets: every variable to restore.
+        same_weights: the user states that the weights trainable now were trainable then.
     """
     names = _weights(model, state)
     if not names and state.architecture is not None:
@@ -78,13 +78,16 @@ def _weights(model: Any, state: TrainState) -> dict[int, str]:
             roots.setdefault(path, []).append(root)
     if any(len(found) > 1 for found in roots.values()):
         return {}
-    # Both groups together: what is frozen now is in the other one, and made-up names are counted among all.
+    # Both groups together: a weight that was frozen since is in the other group, and generated names are numbered across both.
     found = _match_group(wanted, list(roots), live)
     return {key: "/".join((roots[path][0], *path)) for key, path in found.items()}
 
 
 def _structure(layer: Any, path: Path) -> Iterator[tuple[Path, Any]]:
-    """Every variable with the names of the layers that lead to it: a longer path than its own, and always the same."""
+    """Yields each variable with the names of the layers that lead to it.
+
+    That path is longer than the variable's own, and always the same.
+    """
     for variable in (*layer._trainable_variables, *layer._non_trainable_variables):
         yield (*path, str(variable.name)), variable
     for child in layer._flatten_layers(include_self=False, recursive=False):
@@ -92,7 +95,7 @@ def _structure(layer: Any, path: Path) -> Iterator[tuple[Path, Any]]:
 
 
 def _match_group(variables: Sequence[Any], paths: Sequence[Path], live: Mapping[int, Path]) -> dict[int, Path]:
-    """Every variable with its path, one to one; nothing if that cannot be."""
+    """Maps each variable to its path, one to one; empty if that is impossible."""
     if len(variables) != len(paths):
         return {}
     numbered = _list(paths)
@@ -105,7 +108,7 @@ def _match_group(variables: Sequence[Any], paths: Sequence[Path], live: Mapping[
             found[id(variable)] = ends[0]
     if len(found) == len(variables) == len(set(found.values())):
         return found
-    for cut in (0, 1):  # a model's own name may stand in front
+    for cut in (0, 1):  # the model's own name may come first
         theirs = by_new_number([(path, path[cut:]) for path in paths])
         for ours in ({key: live[key] for key in map(id, variables)}, _own_paths(variables)):
             mine = by_new_number(list(ours.items()))
@@ -123,13 +126,16 @@ def _is_end(short: Path, whole: Path) -> bool:
 
 
 def _through_description(model: Any, state: TrainState) -> dict[int, str]:
-    """By place, through a model built as the checkpoint says: its layers bear the names that the tree has."""
+    """Matches by position, through a model that is built from the checkpoint's architecture.
+
+    The layers of that model have the names in the tree.
+    """
     from kresume.models.build import from_architecture
 
     try:
         described = from_architecture(state.architecture or {})
     except ModelError:
-        return {}  # of classes that are not known here: restore lists what is missing
+        return {}  # its classes are not known here; `restore` lists what is missing
     names = _weights(described, state)
     theirs = structure.address_of(described)
     saved = {names[id(variable)]: theirs[id(variable)] for variable in described.variables if id(variable) in names}
@@ -138,7 +144,7 @@ def _through_description(model: Any, state: TrainState) -> dict[int, str]:
 
 
 def _seeds(targets: Sequence[Target], state: TrainState) -> dict[int, str]:
-    """States of seed generators by their number, if there are as many."""
+    """Matches the states of seed generators by number, if there are equally many."""
     names = sorted(
         (name for name in state.arrays if SEED in name), key=lambda name: split_number(name.split("/")[-2])[1]
     )
@@ -148,7 +154,7 @@ def _seeds(targets: Sequence[Target], state: TrainState) -> dict[int, str]:
 
 
 def _list(paths: Sequence[Path]) -> list[Path] | None:
-    """The paths in their order, if they are the places of one list."""
+    """Returns the paths in order if they are the indices of one list, else None."""
     if not paths or len({path[:-1] for path in paths}) != 1 or not all(path[-1].isdigit() for path in paths):
         return None
     return sorted(paths, key=lambda path: int(path[-1]))
@@ -157,7 +163,7 @@ def _list(paths: Sequence[Path]) -> list[Path] | None:
 def _match_optimizer(
     model: Any, optimizer: Any, state: TrainState, weights: Mapping[int, str], same_weights: bool
 ) -> Matched:
-    """Slots are called after their variable's whole path, in the process that wrote them."""
+    """Matches slots, which are named by their variable's path in the writing process."""
     inner = devices.inner(optimizer)
     by_last: dict[str, list[str]] = {}
     for name in state.arrays:
@@ -192,12 +198,12 @@ def _match_optimizer(
 
 
 def unused(state: TrainState, left: Sequence[str], optimizer: Any | None) -> list[str]:
-    """Of the arrays that found no variable, those that should have found one.
+    """Returns the unmatched arrays that should have a variable.
 
     Args:
-        state: what was read.
-        left: names of arrays that found no variable.
-        optimizer: None if only the weights were wanted.
+        state: the checkpoint.
+        left: names of unmatched arrays.
+        optimizer: None if only the weights are restored.
     """
     passed = {METRICS, *(() if optimizer is not None else (OPTIMIZER,))}
     own = _is_keras(state)

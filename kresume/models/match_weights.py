@@ -1,9 +1,9 @@
-"""Matches a model's weights and seed states with a file's arrays: snapshots of ours, and files that Keras wrote.
+"""Matches weights and seed states with the arrays of snapshots and Keras files.
 
     names, notes = match(model, state)        # id(variable) -> name of the array
 
-Snapshots say where each variable is in its model (`kresume.models.structure`). Those of earlier versions do not: a run's names
-of variables decide, and where there are none, shapes, if only one choice of frozen layers fits them.
+Snapshots record where each variable is in its model (`kresume.models.structure`). Snapshots of earlier versions do not: there
+the recorded names of variables decide or, if there are none, the shapes, if only one choice of frozen layers fits.
 """
 
 from __future__ import annotations
@@ -23,14 +23,17 @@ from kresume.models.made_up_names import by_new_number
 
 
 def match(model: Any, state: TrainState) -> tuple[dict[int, str], list[str]]:
-    """The array of each weight, and what a user should know about how they were matched.
+    """Finds the array of each weight.
 
     Args:
         model: built.
-        state: of the layouts `"groups"`, `"mapped"`, `"keras"` or `"layers"`.
+        state: of the layout `"groups"`, `"mapped"`, `"keras"` or `"layers"`.
+
+    Returns:
+        `id(variable)` -> name of its array, and notes for the user on how they were matched.
 
     Raises:
-        RestoreError: layers cannot be told apart.
+        RestoreError: layers cannot be matched.
     """
     if state.layout == "keras":
         return _by_keras(model, state), []
@@ -47,7 +50,7 @@ def match(model: Any, state: TrainState) -> tuple[dict[int, str], list[str]]:
 
 
 def _by_keras(model: Any, state: TrainState) -> dict[int, str]:
-    """By the names of Keras 3; where these lack a weight, by those of Keras 2 if every weight has one there."""
+    """Matches by Keras 3's names, or by Keras 2's if only those cover every weight."""
     names = {id(variable): name for variable, name in keras_names(model) if name in state.arrays}
     weights = [variable for variable in model.variables if structure.SEED not in variable.path]
     if all(id(variable) in names for variable in weights):
@@ -57,7 +60,7 @@ def _by_keras(model: Any, state: TrainState) -> dict[int, str]:
 
 
 def by_index(model: Any, state: TrainState) -> dict[int, str]:
-    """By group and index: for arrays of this very model as it is now."""
+    """Matches by group and index, for arrays of exactly this model as it is now."""
     names = {
         id(variable): f"{group}/{index}"
         for group in structure.GROUPS
@@ -67,13 +70,13 @@ def by_index(model: Any, state: TrainState) -> dict[int, str]:
 
 
 def arrays_of(state: TrainState, group: str) -> list[str]:
-    """The names of a group's arrays in their order."""
+    """Returns the names of a group's arrays in order."""
     names = (name for name in state.arrays if name.startswith(f"{group}/"))
     return sorted(names, key=lambda name: int(name.rpartition("/")[2]))
 
 
 def _without_record(model: Any, state: TrainState) -> dict[int, str]:
-    """A snapshot of an earlier version."""
+    """Matches a snapshot of an earlier version, which does not record the structure."""
     listed = {
         group: sorted(
             (name for name in state.arrays if name.startswith(f"{group}/")),
@@ -98,17 +101,17 @@ def _without_record(model: Any, state: TrainState) -> dict[int, str]:
 def split_by_shape(
     variables: Sequence[Any], model: Any, state: TrainState, trained: Sequence[str], others: Sequence[str]
 ) -> dict[int, str]:
-    """Pairs variables with two lists of arrays, those that trained and the rest, if only one choice of layers fits them.
+    """Pairs variables with two lists of arrays, if only one choice of layers fits.
 
     Args:
         variables: in the model's order.
         model: built.
-        state: what was read.
-        trained: names of the arrays that trained, in their order.
-        others: names of the rest, in their order.
+        state: the checkpoint.
+        trained: names of the arrays that were trainable, in order.
+        others: names of the other arrays, in order.
 
     Returns:
-        `id(variable)` -> name of its array; empty where none fits, or several do.
+        `id(variable)` -> name of its array; empty if no choice of layers fits, or several do.
     """
     groups = structure.layers_that_train(model)
     first = {id(group[0]): group for group in groups}
@@ -134,7 +137,7 @@ def split_by_shape(
 
 
 def saved_weights(model: keras.Model, state: TrainState, variables: Sequence[Any]) -> list[np.ndarray]:
-    """What a file of the layout `"keras"` holds for some variables of a model; zeros where it has none."""
+    """Returns the arrays of variables in a file of the layout `"keras"`; zeros if missing."""
     names = _by_keras(model, state)
     return [
         state.arrays.get(names.get(id(variable), ""), np.zeros(tuple(variable.shape), "float32"))
@@ -143,7 +146,9 @@ def saved_weights(model: keras.Model, state: TrainState, variables: Sequence[Any
 
 
 def second_names(model: keras.Model, state: TrainState, names: Mapping[int, str]) -> set[str]:
-    """Arrays that hold what another one does, for one variable that two layers have: `SpectralNormalization` and its layer.
+    """Returns arrays that repeat another one, for a variable that two layers share.
+
+    `SpectralNormalization`, for example, shares a variable with the layer inside it.
 
     Args:
         model: built.
@@ -159,10 +164,10 @@ def second_names(model: keras.Model, state: TrainState, names: Mapping[int, str]
 
 
 def keras_names(model: keras.Model) -> list[tuple[Any, str]]:
-    """Each variable of a model with the HDF5 path at which Keras's saving library keeps it.
+    """Returns each variable of a model with its HDF5 path in Keras's saving library.
 
-    Keras's own walk is run with a store that records instead of writing, so that its rules (class names in order, containers,
-    shared layers once) need not be repeated here. A private function: used here alone, pinned by a test.
+    Runs Keras's own walk with a store that records instead of writing, so that its rules (class names in order, containers,
+    shared layers once) are not repeated here. The walk is a private function of Keras, used only here and pinned by a test.
     """
     from keras.src.saving import saving_lib
 
@@ -191,12 +196,14 @@ def keras_names(model: keras.Model) -> list[tuple[Any, str]]:
 
 
 def same_roles(model: Any, pairs: Sequence[tuple[Any, str]], state: TrainState) -> bool:
-    """Tells whether each of some variables is in its layer what its array is: a kernel a kernel, a statistic a statistic.
+    """Returns True if each variable has the same role in its layer as its array.
+
+    A kernel goes with a kernel, and a statistic with a statistic.
 
     Args:
         model: built.
         pairs: (variable, name of its array).
-        state: of the layouts `"keras"` or `"layers"`.
+        state: of the layout `"keras"` or `"layers"`.
     """
     if state.layout == "layers":
         return all(str(variable.name) == name.partition(":")[0].rpartition("/")[2] for variable, name in pairs)
@@ -205,6 +212,6 @@ def same_roles(model: Any, pairs: Sequence[tuple[Any, str]], state: TrainState) 
 
 
 def _role(name: str) -> tuple[str, str]:
-    """The class of the layer and the variable's index in it: `layers/dense_3/vars/0` is `("dense", "0")`."""
+    """Splits `layers/dense_3/vars/0` into layer class and index: `("dense", "0")`."""
     layer, _, index = name.rpartition("/vars/")
     return re.sub(r"_\d+$", "", layer.rpartition("/")[2]), index

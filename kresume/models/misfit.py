@@ -1,4 +1,4 @@
-"""Why a checkpoint does not fit a model, and what to do: the words of the error, and the outcomes in its table."""
+"""Explains why a checkpoint does not fit a model, and names the outcomes of a restore."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def describe(
     unused: list[tuple[str, str, str, str]],
     matched: Matched,
 ) -> str:
-    """The message of the error.
+    """Returns the message of the error: what does not fit, and what to do.
 
     Args:
         model: built.
-        optimizer: built; None where the weights alone were to be restored.
-        state: what was read.
+        optimizer: built; None if only the weights were to be restored.
+        state: the checkpoint.
         wrong: rows of variables that are missing or have another shape.
-        unused: rows of arrays that found no variable.
-        matched: what was.
+        unused: rows of arrays that have no variable.
+        matched: the result of the matching.
     """
     reset = f"--optimizer {type(devices.inner(optimizer)).__name__.lower()}:reset" if optimizer is not None else ""
     own = {str(variable.path) for variable in optimizer.variables} if optimizer is not None else set()
@@ -63,7 +63,9 @@ def describe(
 
 
 def _depend_on_size(wrong: list[tuple[str, str, str, str]]) -> bool:
-    """Says if weights differ as they do where the pictures have another size: behind a Flatten, or one entry for each patch.
+    """Returns True if weights differ the way they do for another image size.
+
+    Such weights follow a Flatten, or have one entry per patch.
 
     Args:
         wrong: rows of weights.
@@ -75,7 +77,7 @@ def _depend_on_size(wrong: list[tuple[str, str, str, str]]) -> bool:
 
 
 def _on_pictures(model: Any) -> str:
-    """Says the shape that a model was built on."""
+    """Describes the input shape that a model was built on."""
     shape = input_shape_of(model)
     return (
         f"the model was built for pictures of the shape {shape[1:]}"
@@ -98,7 +100,7 @@ def _of_optimizer(
     matched: Matched,
     reset: str,
 ) -> str:
-    """Every weight was matched, and the optimizer's state was not."""
+    """Returns the message if every weight was matched, and the optimizer's state was not."""
     name = type(devices.inner(optimizer)).__name__
     begin = f"{state.source}: every weight fits the model, and the state of {name} does not"
     if matched.unsure:
