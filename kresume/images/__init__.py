@@ -1,1 +1,4 @@
-"""What to learn from: sources -> prepare (hash, decode, cache) -> manifest -> order -> pipeline."""
+"""Turns sources of images into batches.
+
+Steps: sources -> prepare (hash, decode, cache) -> manifest -> order -> pipeline.
+"""

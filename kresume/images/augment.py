@@ -1,10 +1,11 @@
-"""Augmentation by Keras's own layers, as a pure function of (seed, position).
+"""Augments images with Keras's layers, as a pure function of (seed, position).
 
     augment = augmenter("light", seed=0, mixup=0.0)
     images, labels = augment(images, labels, position)     # inside tf.data, in parallel, in any order
 
-Keras's layers count their calls, so that a parallel map gives other pictures each time and a continued run starts the count
-again. Here every batch draws from its own position instead, on either backend the same bits.
+Keras's random layers count their calls: a parallel map then gives different pictures each time, and a resumed run
+restarts the count. Here every batch draws its random numbers from its own position instead, with the same bits under
+either backend.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from kresume.spelling import option
 
 PRESETS = ("none", "light", "strong")
 STREAM = 0x6B726573
-"""Keeps the seeds of augmentation apart from any other use of the run's seed."""
+"""Separates the seeds of augmentation from other uses of the run's seed."""
 
 Augment = Callable[[Any, Any, Any], tuple[Any, Any]]
 
@@ -25,25 +26,28 @@ Augment = Callable[[Any, Any, Any], tuple[Any, Any]]
 def augmenter(
     preset: str, seed: int, mixup: float = 0.0, cutmix: float = 0.0, rand_augment: float = 0.0, erase: float = 0.0
 ) -> Augment | None:
-    """The augmentation of a run.
+    """Creates the augmentation function of a run.
 
-    `light` shifts by up to a tenth of the side: it suits photographs and signs alike. `strong` also mirrors, turns, zooms
-    and erases rectangles. No mirror is in `light`, because mirrored digits, letters and signs mean something else.
+    `light` shifts by up to a tenth of the width and height: it suits photographs as well as signs. `strong` also flips,
+    rotates, zooms and erases rectangles. `light` does not flip, because mirrored digits, letters and signs have another
+    meaning.
 
     Args:
         preset: `"none"`, `"light"` or `"strong"`.
-        seed: of the run.
+        seed: the run's seed.
         mixup: MixUp's alpha (Zhang et al. 2018, arXiv:1710.09412), 0 for none; labels must be rows of probabilities.
-        cutmix: the largest share of a picture that CutMix puts into another (Yun et al. 2019, arXiv:1905.04899), likewise.
-        rand_augment: strength of RandAugment (Cubuk et al. 2019, arXiv:1909.13719) from 0 for none to 1, two operations.
-        erase: share of the images of which a random rectangle is erased (Zhong et al. 2017, arXiv:1708.04896).
+        cutmix: the largest share of a picture that CutMix replaces by another picture (Yun et al. 2019,
+            arXiv:1905.04899), 0 for none; labels must be rows of probabilities.
+        rand_augment: strength of RandAugment (Cubuk et al. 2019, arXiv:1909.13719) from 0 for none to 1, two
+            operations.
+        erase: share of the images in which a random rectangle is erased (Zhong et al. 2017, arXiv:1708.04896).
 
     Returns:
         `f(images, labels, position) -> (images, labels)` with images `(batch, height, width, 3) float32` in 0..255 and
-        `position` the scalar `int64` count of examples drawn before this batch; None if nothing is to be done.
+        `position` the scalar `int64` count of examples drawn before this batch; None if there is no augmentation.
 
     Raises:
-        UsageError: there is no such preset, or a number is out of its range.
+        UsageError: the preset does not exist, or a number is out of its range.
     """
     if preset not in PRESETS:
         raise UsageError(f"{option('augment', preset)}: use {', '.join(PRESETS)}")
@@ -63,7 +67,7 @@ def augmenter(
         base = tf.random.experimental.stateless_fold_in(tf.constant([seed % 2**31, STREAM], tf.int32), position)
         for place, layer in enumerate(everything):
             _hand_seeds(layer, base, place)
-            if place >= len(layers):  # a mixer, which takes labels too
+            if place >= len(layers):  # MixUp or CutMix, which change labels too
                 mixed = layer({"images": images, "labels": labels}, training=True)
                 images, labels = mixed["images"], mixed["labels"]
             else:
@@ -117,8 +121,8 @@ def _mixers(mixup: float, cutmix: float) -> list[Any]:
 def _hand_seeds(layer: Any, base: Any, index: int) -> None:
     """Makes a layer and its sub-layers draw from `base` instead of counting their calls.
 
-    `_get_seed_generator` is where Keras's image layers fetch their generator, a private hook: it is used here alone, and a
-    test fails when Keras no longer calls it.
+    Overrides `_get_seed_generator`, a private hook by which Keras's image layers get their generator. It is used only
+    here, and a test fails if Keras stops calling it.
     """
     for place, inner in enumerate(layer._flatten_layers()):
         if hasattr(inner, "_get_seed_generator"):
@@ -131,10 +135,10 @@ def _seeds_at(base: Any, stream: int) -> Any:
     import tensorflow as tf
 
     class PositionSeeds(keras.random.SeedGenerator):  # type: ignore[misc]  # keras is untyped
-        """Gives the seeds of one position, one after another."""
+        """Generates the seeds of one position in sequence."""
 
         def __init__(self) -> None:
-            # No super().__init__: it would make a variable of the backend inside a TensorFlow graph.
+            # No super().__init__: it would create a backend variable inside a TensorFlow graph.
             self._drawn = 0
 
         def next(self, ordered: bool = True) -> Any:

@@ -1,12 +1,15 @@
-"""`kresume.image_dataset`: folders of images for a user's own `fit`, old and new in one, exactly resumable.
+"""Loads image folders for a user's own `fit`, exactly resumable: `kresume.image_dataset`.
 
     data = kresume.image_dataset("old/", add="new/", image_size=(96, 96), batch_size=32)
     model.fit(data, epochs=20, callbacks=[kresume.BackupAndRestore("backup/", data=data)])
 
-The arguments are those of `keras.utils.image_dataset_from_directory`. Beyond it: every file is read once, what cannot be read
-is set aside by name, the same bytes count once, an image's side (training or validation) follows from its content, and the
-order is a pure function of (seed, epoch). Shuffled batches are all full: an epoch is `ceil(images / batch_size)` batches of the
-endless row of permutations, so its last batch may begin the next permutation.
+The arguments are those of `keras.utils.image_dataset_from_directory`. In addition:
+
+- Every file is read once. Unreadable files are quarantined and listed.
+- Files with the same bytes count as one image.
+- An image's split (training or validation) follows from its content.
+- The order is a pure function of (seed, epoch). Shuffled batches are all full: an epoch is `ceil(images / batch_size)`
+  batches of the endless sequence of permutations, so its last batch may begin the next permutation.
 """
 
 from __future__ import annotations
@@ -46,11 +49,11 @@ INTERPOLATIONS = (
     "mitchellcubic",
     "antialias",
 )
-"""Keras's, and our antialiasing."""
+"""Keras's names, and our `antialias`."""
 
 
 def _argument(name: str, value: Value) -> str:
-    """Spells an option of `kresume train` as the argument of `image_dataset` that means the same."""
+    """Spells an option of `kresume train` as the equivalent argument of `image_dataset`."""
     if name == "data":
         return as_argument("directory", value)
     if name == "cache" and value == "off":
@@ -85,43 +88,44 @@ def image_dataset(
     cache: str | Path | None = "auto",
     map: Callable[..., Any] | None = None,
 ) -> Any:
-    """Folders of images as a dataset for `model.fit` that `kresume.BackupAndRestore` continues exactly.
+    """Creates a dataset of image folders that `kresume.BackupAndRestore` resumes exactly.
 
     Args:
-        directory: one or several folders with one folder per class.
-        labels: `"inferred"`: from the folders' names; None: images alone, from a folder with or without class folders.
+        directory: one or several folders, each with one folder per class.
+        labels: `"inferred"`: from the folders' names; None: images without labels, with or without class folders.
         label_mode: `"int"`, `"categorical"`, `"binary"`, or None, which is the same as `labels=None`.
-        class_names: the class folders to take, in the order of the labels; default all, sorted.
+        class_names: the class folders to use, in the order of the labels; default all, sorted.
         color_mode: `"rgb"` or `"grayscale"`.
-        batch_size: images per batch; every shuffled batch is full. None gives images one by one, without a batch axis.
+        batch_size: images per batch; every shuffled batch is full. None gives single images, without a batch axis.
         image_size: `(height, width)` in pixels, or one number for both.
-        shuffle: False deals the images class by class in the order of their paths, each epoch from the first; the last
-            batch may be smaller.
-        seed: of the order; default 0, so that a restarted process deals the same order.
-        validation_split: the share that validates, chosen by content: adding images changes nobody's side.
-        subset: `"training"`, `"validation"` or `"both"`, with `validation_split`.
+        shuffle: False reads the images class by class, sorted by path, each epoch from the first; the last batch may be
+            smaller.
+        seed: seed of the order; default 0, so that a restarted process uses the same order.
+        validation_split: the share of validation images, chosen by content: adding images never moves another image to
+            the other split.
+        subset: `"training"`, `"validation"` or `"both"`; requires `validation_split`.
         interpolation: `"bilinear"`, `"nearest"`, `"bicubic"`, `"area"`, `"lanczos3"`, `"lanczos5"`, `"gaussian"`,
-            `"mitchellcubic"`, or `"antialias"`, which Keras does not have. Values are rounded to whole grey levels.
-        follow_links: enter folders behind symbolic links inside the class folders.
-        crop_to_aspect_ratio: cut the longer sides off rather than stretch.
-        pad_to_aspect_ratio: put black bars beside rather than stretch.
-        data_format: `"channels_last"` or `"channels_first"`; default that of `keras.config.image_data_format()`.
+            `"mitchellcubic"`, or `"antialias"`, which Keras does not have. Values are rounded to integers.
+        follow_links: follow symbolic links to folders inside the class folders.
+        crop_to_aspect_ratio: crop the longer side instead of distorting the image.
+        pad_to_aspect_ratio: pad with black instead of distorting the image.
+        data_format: `"channels_last"` or `"channels_first"`; default `keras.config.image_data_format()`.
         format: `"tf"`.
-        verbose: say what was found.
+        verbose: print what was found.
         add: further folders, with the same classes.
-        cache: where decoded pictures are kept: `"auto"`, a folder, or None to decode each time.
-        map: your own function, called on each batch as `map(images, labels)`, or `map(images)` without labels, inside
-            tf.data; a Keras layer is called on the images. It is part of what is continued exactly: Keras's random layers
-            and `keras.random` draw from the position of the batch, and so does a function with a parameter `seed` (for
+        cache: where decoded pictures are cached: `"auto"`, a folder, or None to decode each time.
+        map: your own function, called on each batch inside tf.data as `map(images, labels)`, or `map(images)` without
+            labels. A Keras layer is called on the images. Training resumes exactly with it: Keras's random layers and
+            `keras.random` draw from the position of the batch, and so does a function with a parameter `seed` (for
             `tf.image.stateless_random_*`). It is applied to both subsets; a parameter `training` tells them apart.
 
     Returns:
-        A `tf.data.Dataset` of `(images (batch, height, width, channels) float32 in 0..255, labels)` with `class_names` and
-        `file_paths`; for `subset="both"` two of them, the second finite.
+        A `tf.data.Dataset` of `(images (batch, height, width, channels) float32 in 0..255, labels)` with `class_names`
+        and `file_paths`; for `subset="both"` two of them, the second finite.
 
     Raises:
-        UsageError: an argument is none that is known here, or contradicts another.
-        ImagesError: a folder is missing, empty or holds other classes.
+        UsageError: an argument has an unsupported value, or contradicts another.
+        ImagesError: a folder is missing, empty or contains other classes.
     """
     if labels is None:
         label_mode = None
@@ -186,7 +190,7 @@ def image_dataset(
 
 
 def _quoted(names: Sequence[str]) -> list[str]:
-    """The names in quotes."""
+    """Returns the names in quotes."""
     return [repr(name) for name in names]
 
 
@@ -201,7 +205,7 @@ def _channels_first(data_format: str | None) -> bool:
 
 
 def _decoding(interpolation: str, crop: bool, pad: bool) -> tuple[str, str]:
-    """How `DecodeSpec` names what Keras does."""
+    """Returns `DecodeSpec`'s names for a way of resizing and an interpolation of Keras."""
     resize = "crop" if crop else "keraspad" if pad else "stretch"
     return resize, "kerasarea" if interpolation == "area" else interpolation
 
@@ -283,7 +287,7 @@ def _manifest(
 def _finisher(
     label_mode: str | None, color_mode: str, channels_first: bool, one_by_one: bool, classes: int
 ) -> Callable[[Any, Any], Any]:
-    """From pictures and labels of a batch to what Keras's function would give."""
+    """Returns the function that converts a batch to the format of Keras's loader."""
     import tensorflow as tf
 
     def finish(images: Any, labels: Any) -> Any:

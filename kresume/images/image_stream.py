@@ -1,7 +1,7 @@
-"""Deals a folder's images to a user's own `fit`: which images each batch has, and the pictures in it.
+"""Selects and reads the images of each batch of `kresume.image_dataset`.
 
-One list of images, or several where images came in while training was interrupted. An interrupted epoch ends on the list that
-it began with.
+A stream has one list of images, or several if images were added while training was interrupted. An interrupted epoch
+ends with the list that it began with; the next epoch uses the new list.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from kresume.images.stream import Stream
 
 
 class ImageStream(Stream):
-    """A stream over lists of images: one, or several where images came in while training was interrupted.
+    """A stream over lists of images; each applies from an epoch on.
 
     Args:
-        manifest: the images as they are now; its training side is dealt.
+        manifest: the current images; the stream reads its training split.
         spec: how they are decoded.
         cache: decoded pictures, None to decode each time.
         batch_size: images per batch.
-        seed: of the order.
-        shuffle: False deals the images class by class in the order of their paths, each epoch from the first; its last batch
-            may be smaller.
+        seed: seed of the order.
+        shuffle: False reads the images class by class, sorted by path, each epoch from the first; its last batch may be
+            smaller.
     """
 
     def __init__(
@@ -57,19 +57,19 @@ class ImageStream(Stream):
         return -(-len(self._lists[place][1].train_rows()) // self.batch_size)
 
     def steps(self, epoch: int) -> int:
-        """How many batches an epoch has: the list that it deals decides."""
+        """Returns the number of batches of an epoch; it depends on the epoch's list."""
         return self._length(self._list_of(epoch))
 
     def longest(self) -> int:
-        """The most batches of any epoch from here on."""
+        """Returns the most batches of any epoch from now on."""
         return max(self._length(place) for place in range(self._list_of(self.epoch), len(self._lists)))
 
     def step(self, epoch: int, batch: int) -> int:
-        """How many batches of this epoch's list come before this one."""
+        """Returns the number of batches of this epoch's list before this one."""
         return (epoch - self._lists[self._list_of(epoch)][0]) * self.steps(epoch) + batch
 
     def places(self) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
-        """One epoch's batches as (mark, (which list, which step of it))."""
+        """Yields one epoch's batches as (mark, (list index, step in the list))."""
 
         def places_from(epoch: int, batch: int) -> Iterator[np.ndarray]:
             place, step = self._list_of(epoch), self.step(epoch, batch)
@@ -80,7 +80,11 @@ class ImageStream(Stream):
         return self.read(places_from)
 
     def load(self, place: int, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """The pictures `(batch, height, width, 3) uint8` and labels `(batch,) int32` of a batch."""
+        """Reads a batch.
+
+        Returns:
+            The pictures `(batch, height, width, 3) uint8` and labels `(batch,) int32`.
+        """
         manifest = self._lists[place][1]
         digest = manifest.digest()
         if digest not in self._readers:
@@ -97,7 +101,7 @@ class ImageStream(Stream):
         return self._readers[digest](rows[indices]), manifest.labels[rows[indices]].astype(np.int32)
 
     def identity(self) -> dict[str, Any]:
-        """The lists by digest and everything that orders them."""
+        """Returns the digests of the lists and everything that determines their order."""
         return {
             "lists": [[first, manifest.digest()] for first, manifest in self._lists],
             "batch_size": self.batch_size,
@@ -111,14 +115,17 @@ class ImageStream(Stream):
         return hashlib.sha256(self.manifest.sha256s[rows].tobytes()).hexdigest()[:16]
 
     def save(self, folder: Path) -> None:
-        """Writes each list once, so that an interrupted epoch can end on the list that it began with."""
+        """Writes each list once, to finish an interrupted epoch with its own list."""
         for _, manifest in self._lists:
             path = _list_path(folder, manifest.digest())
             if not path.exists():
                 manifest.write(path)
 
     def adopt(self, folder: Path, identity: Mapping[str, Any], epoch: int, batch: int, on_new_data: str) -> str:
-        """Takes up the lists of an interrupted training; what came in since joins at the next epoch."""
+        """Restores the lists of an interrupted training.
+
+        An interrupted epoch ends with its own list; changed images are used from the next epoch on.
+        """
         now = self.identity()
         for name in ("batch_size", "seed", "shuffle", "spec"):
             if identity.get(name) != now[name]:
@@ -148,7 +155,7 @@ class ImageStream(Stream):
             )
         begins = epoch if batch == 0 else epoch + 1
         self._lists = [*(item for item in lists if item[0] < begins), (begins, self.manifest)]
-        if self._lists[0][0] > epoch:  # nothing of the old list is left to deal
+        if self._lists[0][0] > epoch:  # no batch of the old list is left
             self._lists[0] = (epoch, self._lists[0][1])
         return f"{before:,} images then, {after:,} now: the new list begins with epoch {begins + 1}"
 
@@ -158,7 +165,7 @@ def _list_path(folder: Path, digest: str) -> Path:
 
 
 def in_order_of_paths(manifest: Manifest, rows: np.ndarray) -> np.ndarray:
-    """Sorts rows as `image_dataset_from_directory(shuffle=False)` does: class by class, by folder, then by file name."""
+    """Sorts rows as `image_dataset_from_directory(shuffle=False)`: by class, folder, then file name."""
     paths = manifest.paths(rows)
     members = manifest.table.column("member").take(rows).to_pylist()
     keys = [

@@ -1,8 +1,8 @@
-"""The images that `keras.utils.image_dataset_from_directory` had held out: `--val-like keras:F:SEED`.
+"""Finds the images that Keras held out for validation: `--val-like keras:F:SEED`.
 
     held_out("keras:0.2:123", ["old/"])     # paths of its validation subset
 
-Keras itself is asked, so the answer is right for the very version that runs.
+Calls `keras.utils.image_dataset_from_directory` itself, so the result is right for the installed version of Keras.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from kresume.spelling import option
 
 
 def held_out(value: str, data: Sequence[str] | None) -> frozenset[str]:
-    """Paths of the validation subset.
+    """Returns the paths of Keras's validation subset.
 
     Args:
         value: `keras:F:SEED`, the arguments `validation_split` and `seed` of the call that trained.
-        data: the folder that it was called on.
+        data: the folder passed to that call.
 
     Raises:
-        UsageError: the value cannot be read, or `data` is not one folder.
+        UsageError: the value cannot be parsed, or `data` is not one folder.
         ImagesError: Keras cannot read the folder.
     """
     parts = value.split(":")
@@ -41,7 +41,7 @@ def held_out(value: str, data: Sequence[str] | None) -> frozenset[str]:
     import keras
 
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it counts aloud
+        with contextlib.redirect_stdout(io.StringIO()):  # Keras prints how many files it found
             dataset = keras.utils.image_dataset_from_directory(
                 places.absolute(data[0]), validation_split=share, subset="validation", seed=seed, image_size=(1, 1)
             )

@@ -1,9 +1,9 @@
-"""What near-duplicates share: a difference hash and a thumbnail.
+"""Computes a difference hash and a thumbnail of each picture, to find near-duplicates.
 
     hashes, thumbs = likeness(pictures)         # (n,) uint64, (n, 64) uint8
 
-The hash is 64 bits: whether each of 8x8 areas is brighter than its right neighbour (Krawetz 2013, "Kind of Like That"). The
-thumbnail is 8x8 grey levels. Both are means over areas, made by two small matrix products.
+The hash has 64 bits: each tells if one of 8x8 areas is brighter than its right neighbour (Krawetz 2013, "Kind of Like
+That"). The thumbnail has 8x8 grey levels. Both are means over areas, computed by two small matrix products.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ import numpy as np
 
 @cache
 def _areas(parts: int, length: int) -> np.ndarray:
-    """Weights that take the means of equal areas of a line, `(parts, length) float32`; pixels on a border count in part."""
+    """Returns `(parts, length) float32` weights that average a line over equal areas.
+
+    A pixel on a border counts in proportion to its overlap.
+    """
     edges = np.arange(parts + 1) * (length / parts)
     pixel = np.arange(length)
     overlap = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
@@ -25,15 +28,17 @@ def _areas(parts: int, length: int) -> np.ndarray:
 
 
 def likeness(pictures: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes and thumbnails of decoded pictures.
+    """Computes hashes and thumbnails of decoded pictures.
 
-    Of large pictures every second, third ... line and column is looked at, at least 64 of them: the means hardly differ.
+    Large pictures are subsampled: every second, third, ... row and column, at least 64 of each; the means hardly
+    differ.
 
     Args:
-        pictures: each `(height, width, 3) uint8`, of one size.
+        pictures: each `(height, width, 3) uint8`, all of one size.
 
     Returns:
-        `(hashes (n,) uint64, thumbnails (n, 64) uint8)`, the first bit and level those of the upper left.
+        `(hashes (n,) uint64, thumbnails (n, 64) uint8)`; the first bit and the first grey level are those of the upper
+        left.
     """
     if not len(pictures):
         return np.zeros(0, np.uint64), np.zeros((0, 64), np.uint8)
@@ -50,9 +55,9 @@ def likeness(pictures: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def _grey_areas(width: int, step: int) -> np.ndarray:
-    """Weights that take the means of nine, and of eight, areas of a line of pixels in three colours, `(width * 3, 17)`.
+    """Returns weights that average a line of RGB pixels over equal areas.
 
-    Of the pixels every `step`-th counts.
+    The shape is `(width * 3, 17)`: nine areas, then eight. Only every `step`-th pixel counts.
     """
     looked_at = np.arange(0, width, step)
     weights = np.zeros((width, 3, 17), np.float32)

@@ -1,14 +1,14 @@
-"""How old and new meet in an epoch: `--mix`, `--replay`, `--balance`, as pure functions of (seed, epoch, manifest).
+"""Mixes old and new images in each epoch: `--mix`, `--replay` and `--balance`.
 
     order = make_order(manifest, seed=0, batch_size=32, mix="1:1", replay=None, balance="none", generation=2)
     order.batch(16431)              # indices into the manifest's training rows
-    order.n                         # images of one epoch
+    order.n                         # images per epoch
     str(order.shares())             # "392 images an epoch: old 196 (50.0 %), new 196 (50.0 %); ..."
 
-Training images are dealt from streams, one for each (origin, class). A stream deals its own permutation without replacement
-and goes on over the epochs: with a quarter of the old images in each epoch, all of them have come once after four, unless
-images came or went in between. An epoch takes the same number from each stream, so any epoch can be made without those
-before it.
+The order is a pure function of (seed, epoch, manifest). Training images are divided into streams, one per (origin,
+class). A stream draws from its own permutations without replacement and continues across epochs: with a quarter of the
+old images in each epoch, all of them are drawn once in four epochs, unless images are added or removed in between.
+Every epoch draws the same number from each stream, so any epoch can be computed without those before it.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from kresume.images.order import Order, permutation
 from kresume.spelling import option
 
 SHUFFLE_STREAM = 2**32
-"""The row of permutations that mixes the streams of an epoch; apart from every stream's own."""
+"""Number of the permutation stream that shuffles an epoch; no (origin, class) stream has it."""
 
 
 @dataclass(frozen=True)
 class Shares:
-    """What one epoch takes.
+    """The composition of one epoch.
 
     Attributes:
-        images: of the epoch.
+        images: images in the epoch.
         origins: how many of them are old and new.
-        classes: how many are of each class.
+        classes: how many belong to each class.
     """
 
     images: int
@@ -43,7 +43,7 @@ class Shares:
     classes: Mapping[str, int]
 
     def as_dict(self) -> dict[str, dict[str, float]]:
-        """Exact shares by origin and class, from 0 to 1."""
+        """Returns the exact shares by origin and class, from 0 to 1."""
         return {
             "origins": {name: count / self.images for name, count in self.origins.items()},
             "classes": {name: count / self.images for name, count in self.classes.items()},
@@ -64,9 +64,9 @@ class _Stream:
     """The training images of one (origin, class).
 
     Attributes:
-        number: names its row of permutations.
+        number: identifies its sequence of permutations.
         members: indices into the training rows, ascending.
-        quota: how many an epoch takes.
+        quota: how many an epoch draws.
     """
 
     number: int
@@ -75,13 +75,15 @@ class _Stream:
 
 
 class Mixed(Order):
-    """An order that says what its epochs are made of; by itself every training image once an epoch.
+    """An order that knows the composition of its epochs.
+
+    By itself it draws every training image once per epoch.
 
     Args:
-        seed: of the run.
+        seed: the run's seed.
         n: how many images.
         batch_size: images per step.
-        made_of: what an epoch takes.
+        made_of: the composition of an epoch.
     """
 
     def __init__(self, seed: int, n: int, batch_size: int, made_of: Shares) -> None:
@@ -89,18 +91,18 @@ class Mixed(Order):
         self._shares = made_of
 
     def shares(self) -> Shares:
-        """What an epoch is made of."""
+        """Returns the composition of an epoch."""
         return self._shares
 
 
 class Mixture(Mixed):
-    """An endless row of epochs, each a shuffled hand from every stream.
+    """Endless epochs; each draws a fixed number of images per stream and shuffles them.
 
     Args:
-        seed: of the run.
+        seed: the run's seed.
         batch_size: images per step.
-        streams: what is dealt; their quotas make an epoch.
-        made_of: what an epoch takes.
+        streams: the images; the sum of their quotas is the length of an epoch.
+        made_of: the composition of an epoch.
     """
 
     def __init__(self, seed: int, batch_size: int, streams: Sequence[_Stream], made_of: Shares) -> None:
@@ -110,7 +112,7 @@ class Mixture(Mixed):
         self._dealt: Callable[[int], np.ndarray] = lru_cache(maxsize=4)(self._deal)
 
     def deal(self, epoch: int) -> np.ndarray:
-        """The indices of one epoch, `(n,) int64`."""
+        """Returns the indices of one epoch, `(n,) int64`."""
         return self._dealt(epoch)
 
     def _deal(self, epoch: int) -> np.ndarray:
@@ -131,19 +133,20 @@ def make_order(
     balance: str | None,
     generation: int,
 ) -> Mixed:
-    """The order of a run's training images.
+    """Returns the order of a run's training images.
 
     Args:
-        manifest: the images; only rows of its training side are ever dealt.
-        seed: of the run.
+        manifest: the images; only rows of its training split are drawn.
+        seed: the run's seed.
         batch_size: images per step.
         mix: `"concat"` (or None), or `"OLD:NEW"`, the shares of old and new images in an epoch of the usual length.
-        replay: the share of the old images that an epoch takes, None for all.
-        balance: `"class"` gives each class the same share; within an origin where `mix` sets the shares of these.
-        generation: of the run: images that came in with it are new, all others old.
+        replay: the share of the old images that an epoch draws, None for all.
+        balance: `"class"` gives each class the same share of an epoch, or of each origin if `mix` sets the origins'
+            shares.
+        generation: the run's generation: images added by it are new, all others are old.
 
     Returns:
-        Indices into `manifest.train_rows()`.
+        An order of indices into `manifest.train_rows()`.
 
     Raises:
         UsageError: the options contradict each other, or there are no old or no new images to mix.
@@ -176,10 +179,10 @@ def make_order(
 
 
 def parse_mix(mix: str | None) -> tuple[float, float] | None:
-    """`"1:3"` -> the shares 0.25 and 0.75; None for `concat`.
+    """Parses `"1:3"` into the shares 0.25 and 0.75; returns None for `concat`.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: the value has neither form, or a share is not above 0.
     """
     if mix is None or mix == "concat":
         return None
@@ -203,14 +206,14 @@ def _weights(
     replay: float | None,
     balance: str | None,
 ) -> tuple[np.ndarray, int]:
-    """What each stream weighs in an epoch, and how many images an epoch has."""
+    """Returns each stream's share of an epoch, and the images per epoch."""
     weights = sizes.astype(np.float64)
     total = int(sizes.sum())
     if replay is not None:
         weights[~of_new] *= replay
         total = round(replay * int(sizes[~of_new].sum())) + int(sizes[of_new].sum())
     if balance == "class":
-        # With a ratio each origin is balanced in itself; otherwise the epoch is.
+        # With a ratio, classes are balanced within each origin; otherwise over the whole epoch.
         groups = of_new.astype(np.int64) if ratio is not None else np.zeros(len(sizes), np.int64)
         for group in np.unique(groups):
             inside = groups == group
@@ -226,7 +229,7 @@ def _weights(
 
 
 def _quotas(weights: np.ndarray, total: int) -> np.ndarray:
-    """Whole numbers with the given sum, each within one of its share (largest remainders)."""
+    """Rounds shares of `total` to integers by largest remainders, each by less than one."""
     exact = weights * total
     quotas = np.floor(exact + 1e-9).astype(np.int64)
     short = total - int(quotas.sum())

@@ -1,11 +1,12 @@
-"""The order of the images: an endless row of permutations, one per epoch.
+"""Computes the order of the training images: one permutation per epoch, without end.
 
     order = Order(seed=0, n=873, batch_size=32)
-    order.batch(16431)          # the indices of that step, without having dealt the 16,431 before it
-    order.epoch_end(0)          # 28: the step at which every image has come once
+    order.batch(16431)          # the indices of that step, computed without the 16,431 steps before it
+    order.epoch_end(0)          # 28: the step count at which every image was drawn once
 
-Every permutation is a pure function of (seed, stream, epoch, n), so all the state of the data is one integer, the position:
-how many examples were drawn. The row is cut into full batches: a batch may straddle two epochs, none is padded or cut.
+Every permutation is a pure function of (seed, stream, epoch, n). The whole state of the data is therefore one integer,
+the position: how many examples were drawn. The sequence of permutations is cut into full batches: a batch may span two
+epochs; no batch is padded or truncated.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ import numpy as np
 
 @lru_cache(maxsize=4)
 def permutation(seed: int, epoch: int, n: int, stream: int = 0) -> np.ndarray:
-    """A permutation of `range(n)`.
+    """Returns a permutation of `range(n)`.
 
-    Philox's raw output is argsorted: numpy guarantees the raw stream of a bit generator for good, while
-    `Generator.permutation` may change from release to release.
+    Sorts the raw output of Philox: numpy guarantees the raw stream of a bit generator across releases, but not the
+    result of `Generator.permutation`.
 
     Args:
-        seed: of the run.
+        seed: the run's seed.
         epoch: 0-based; each has its own permutation.
-        n: how many.
-        stream: an independent row of permutations for the same seed, for mixing by origin or class.
+        n: how many elements.
+        stream: number of an independent sequence of permutations with the same seed, to mix by origin or class.
 
     Returns:
         `(n,) int64`, read-only.
@@ -38,12 +39,12 @@ def permutation(seed: int, epoch: int, n: int, stream: int = 0) -> np.ndarray:
 
 
 class Order:
-    """An endless row of permutations of `range(n)`, cut into full batches.
+    """An endless sequence of permutations of `range(n)`, cut into full batches.
 
     Args:
-        seed: of the run.
+        seed: the run's seed.
         n: how many images.
-        batch_size: images per step; may be larger than `n`, a batch then spans several permutations.
+        batch_size: images per step; may exceed `n`, a batch then spans several permutations.
         stream: see `permutation`.
 
     Raises:
@@ -59,11 +60,11 @@ class Order:
         self.stream = stream
 
     def deal(self, epoch: int) -> np.ndarray:
-        """The indices of one epoch, `(n,) int64`."""
+        """Returns the indices of one epoch, `(n,) int64`."""
         return permutation(self.seed, epoch, self.n, self.stream)
 
     def take(self, position: int, count: int) -> np.ndarray:
-        """The `count` indices from `position` on, `(count,) int64`. Costs the same at any position."""
+        """Returns the `count` indices from `position` on, `(count,) int64`, equally fast at any position."""
         parts = []
         while count > 0:
             epoch, offset = self._place(position)
@@ -74,33 +75,38 @@ class Order:
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
     def _place(self, position: int) -> tuple[int, int]:
-        """The epoch that deals a position, and how many of its images come before."""
+        """Returns the epoch that contains a position, and the position's offset in it."""
         return divmod(position, self.n)
 
     def batch(self, step: int) -> np.ndarray:
-        """The indices of a step, `(batch_size,) int64`."""
+        """Returns the indices of a step, `(batch_size,) int64`."""
         return self.take(step * self.batch_size, self.batch_size)
 
     def dealt_by(self, epoch: int) -> int:
-        """The position at which epoch `epoch` (0-based) has been dealt whole."""
+        """Returns the position at which epoch `epoch` (0-based) is complete."""
         return (epoch + 1) * self.n
 
     def epoch_end(self, epoch: int) -> int:
-        """The step count at which epoch `epoch` (0-based) has been dealt whole: ceil((epoch + 1) * n / batch_size)."""
+        """Returns the step count at which epoch `epoch` (0-based) is complete.
+
+        That is ceil((epoch + 1) * n / batch_size).
+        """
         return -(-self.dealt_by(epoch) // self.batch_size)
 
 
 class LaterOrder(Order):
-    """The order from an epoch on, where the images changed before it.
+    """Continues an order from an epoch on, after the set of images changed.
 
-    The last batch before it may have begun this epoch already. What it took does not come again: each epoch deals every
-    image once, whatever came or went in between. Positions and steps are counted from the beginning of training, as before.
+    A batch may span two epochs, so the last batch before the change may already have drawn images of this epoch. These
+    are not drawn again: each epoch contains every image once, even if images were added or removed. Positions and steps
+    are still counted from the beginning of training.
 
     Args:
-        order: of the images as they are from here on.
-        epoch: the first that deals them.
-        step: where it begins.
-        taken: indices that the batch before it took of this epoch already; one that `order` does not deal is passed over.
+        order: the order of the new set of images.
+        epoch: the first epoch that uses `order`.
+        step: the step at which it begins.
+        taken: indices of this epoch that the batch before it already drew; an index that `order` does not contain is
+            ignored.
     """
 
     def __init__(self, order: Order, epoch: int, step: int, taken: np.ndarray) -> None:
@@ -117,11 +123,11 @@ class LaterOrder(Order):
         self._first = np.delete(first, np.array(gone, np.int64))
 
     def deal(self, epoch: int) -> np.ndarray:
-        """The indices of one epoch; the first lacks those that were taken before it."""
+        """Returns the indices of one epoch; the first lacks those drawn before it."""
         return self._first if epoch == self.epoch else self.order.deal(epoch)
 
     def dealt_by(self, epoch: int) -> int:
-        """The position at which an epoch has been dealt whole."""
+        """Returns the position at which an epoch is complete."""
         return self.start + len(self._first) + (epoch - self.epoch) * self.n
 
     def _place(self, position: int) -> tuple[int, int]:

@@ -1,9 +1,10 @@
-"""From rows of the manifest to batches for the model, through tf.data.
+"""Turns rows of the manifest into batches for the model, through tf.data.
 
     data = training_dataset(reader, rows, labels, order, start_step=16431, pixels=to_model, augment=augment)
     for images, count in scoring_batches(reader, rows, batch_size=32, pixels=to_model): ...
 
-A training dataset is endless and begins at any step in the same time. TensorFlow runs it on the CPU under either backend.
+A training dataset is endless and starts at any step in the same time. TensorFlow runs it on the CPU under either
+backend.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from kresume.images.variation import Varied
 
 Reader = Callable[[np.ndarray], np.ndarray]
 Broken = Callable[[int, str], None]
-"""Told the row of the manifest whose file could not be read, and why; once for each row."""
+"""Called once per manifest row whose file cannot be read, with the row and the reason."""
 NONE_LEFT = "no training image can be read any more: is the drive still there? Restore it and run again"
 
 
@@ -42,22 +43,22 @@ def training_dataset(
     on_broken: Broken | None = None,
     varied: Varied | None = None,
 ) -> Any:
-    """The endless row of training batches from a step on.
+    """Creates the endless dataset of training batches from a step on.
 
     Args:
         reader: rows of the manifest -> `(n, height, width, 3) uint8`.
-        rows: the manifest's training rows; `order` deals indices into them.
+        rows: the manifest's training rows; `order` gives indices into them.
         labels: `(len(rows),) int32`.
-        order: the row of permutations.
+        order: the order of the images.
         start_step: the first batch.
         image_size: `(height, width)`.
-        pixels: from `inputs.to_input`: brings pictures to what the model eats.
+        pixels: from `inputs.to_input`: converts pictures to the model's input values.
         augment: from `augmenter`, or None.
-        one_hot: how many classes rows of labels have, None for indices.
-        input_shape: of one picture as the model eats it; None for `(height, width, 3)`.
-        on_broken: where given, a file that broke since it was recorded keeps its place: the next image of the order stands
-            in, and this is called. Otherwise it is an error.
-        varied: where given, replaces half of the pictures by the same ones sampled in another way.
+        one_hot: the number of classes of one-hot labels, None for integer labels.
+        input_shape: the shape of one picture as the model expects it; None for `(height, width, 3)`.
+        on_broken: if given, the next image of the order replaces an unreadable one, and this is called. If None, an
+            unreadable file raises an error.
+        varied: if given, replaces half of the pictures by the same pictures resized with another interpolation.
 
     Returns:
         A `tf.data.Dataset` of `(images (batch, *input_shape) float32, labels)`.
@@ -99,9 +100,10 @@ def _finisher(
     augment: Augment | None,
     one_hot: int | None,
 ) -> Any:
-    """From (step, pictures, labels) to what the model eats: one traced function for every dataset that is built on it.
+    """Returns the traced function that converts (step, pictures, labels) to the model's inputs.
 
-    Tracing augmentation layers takes seconds, and images that arrive while a run trains make a dataset each time.
+    Cached: tracing augmentation layers takes seconds, and images that arrive during a run cause a new dataset each
+    time.
     """
     import tensorflow as tf
 
@@ -122,13 +124,13 @@ def _finisher(
 
 
 class StandIn:
-    """Reads batches whose broken files are replaced by the next readable image of the order.
+    """Reads batches and replaces unreadable images by the next readable ones of the order.
 
     Args:
         reader: a `PictureReader`.
         rows: the manifest's training rows.
-        order: deals indices into them.
-        on_broken: told each broken row once.
+        order: gives indices into them.
+        on_broken: called once per unreadable row.
     """
 
     def __init__(self, reader: Any, rows: np.ndarray, order: Order, on_broken: Broken) -> None:
@@ -140,10 +142,10 @@ class StandIn:
         self._lock = threading.Lock()
 
     def __call__(self, position: int, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The pictures of a batch, and the indices that they are of.
+        """Returns the pictures of a batch and the indices of the images they show.
 
         Raises:
-            ImagesError: nothing in a whole epoch can be read.
+            ImagesError: no image of a whole epoch can be read.
         """
         pictures, wrong = self._reader.attempt(self._rows[indices])
         if not wrong:
@@ -177,10 +179,10 @@ class StandIn:
 def scoring_batches(
     reader: Reader, rows: np.ndarray, batch_size: int, pixels: Callable[[Any], Any]
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Batches of one static shape, each row once.
+    """Yields batches of one static shape that contain each row once.
 
     Yields:
-        `(what the model eats (batch, ...) float32, count)`; rows from `count` on repeat the last image and are dropped.
+        `(model input (batch, ...) float32, count)`; entries from `count` on repeat the last image and must be ignored.
     """
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]

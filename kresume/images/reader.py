@@ -1,8 +1,10 @@
-"""Pictures by row of the manifest: from the cache where it holds them, from their files where not.
+"""Reads decoded pictures by manifest row, from the cache or their files.
 
-reader = PictureReader(manifest, spec, cache)
-reader(rows)                      # (n, height, width, 3) uint8
-pictures, broken = reader.attempt(rows)
+    reader = PictureReader(manifest, spec, cache)
+    reader(rows)                      # (n, height, width, 3) uint8
+    pictures, broken = reader.attempt(rows)
+
+Cache and files give the same bytes.
 """
 
 from __future__ import annotations
@@ -26,17 +28,17 @@ from kresume.images.sources.found import STREAMS, Found
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    """The threads that read and decode, one pool for every reader of a process."""
+    """Returns the process's one thread pool for reading and decoding."""
     return ThreadPoolExecutor(max_workers=(os.cpu_count() or 1) + 1, thread_name_prefix="kresume-read")
 
 
 class PictureReader:
-    """Reads decoded pictures of a manifest; the same bytes whether they come from the cache or from the files.
+    """Reads decoded pictures of a manifest; cache and files give the same bytes.
 
     Args:
         manifest: the images.
         spec: how they are decoded.
-        cache: None decodes each picture each time it is drawn.
+        cache: None decodes a picture each time it is read.
     """
 
     def __init__(self, manifest: Manifest, spec: DecodeSpec, cache: Cache | None) -> None:
@@ -49,7 +51,7 @@ class PictureReader:
         """Reads these rows, `(n, height, width, 3) uint8`.
 
         Raises:
-            ImagesError: a file is gone, has changed since it was recorded, or the cache is damaged.
+            ImagesError: a file is missing or was changed since it was recorded, or the cache is damaged.
         """
         pictures, broken = self.attempt(rows)
         if broken:
@@ -57,16 +59,17 @@ class PictureReader:
         return pictures
 
     def attempt(self, rows: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
-        """Reads these rows, and says which could not be read.
+        """Reads these rows and reports unreadable ones instead of raising.
 
         Returns:
-            `(pictures (n, height, width, 3) uint8, what is wrong by place in rows)`; a broken place is black.
+            `(pictures (n, height, width, 3) uint8, errors)`; `errors` maps an index into `rows` to a message, and the
+            picture at that index is black.
         """
         present = np.nonzero(self._cached[rows] >= 0)[0]
         cached, damaged = None, np.zeros(0, np.int64)
         if self.cache is not None and len(present):
             cached, damaged = self.cache.attempt(self._cached[rows[present]])
-            self._cached[rows[present[damaged]]] = -1  # their files give the same bytes
+            self._cached[rows[present[damaged]]] = -1  # read from their files, which give the same bytes
             if len(present) == len(rows) and not len(damaged):
                 return cached, {}
         result = np.zeros((len(rows), self.spec.height, self.spec.width, 3), np.uint8)
@@ -88,7 +91,7 @@ class PictureReader:
         return result, broken
 
     def _stream_contents(self, items: Sequence[tuple[int, Found]]) -> Iterator[tuple[int, bytes | str]]:
-        """Bytes of pictures in files that are packed as a whole: one pass over each file, and dear."""
+        """Reads pictures in archives compressed as a whole, in one costly pass each."""
         files: dict[str, list[tuple[int, Found]]] = {}
         for place, found in items:
             files.setdefault(found.path, []).append((place, found))
@@ -102,7 +105,7 @@ class PictureReader:
                 yield from ((place, f"{path} cannot be unpacked any more ({error})") for place in places)
 
     def _decode(self, found: Found, sha256: bytes, content: bytes | str | None) -> np.ndarray | str:
-        """The picture, or what is wrong with it."""
+        """Returns the picture, or an error message."""
         if isinstance(content, str):
             return content
         try:
@@ -120,14 +123,14 @@ class PictureReader:
 
 
 def as_files(found: Sequence[Found], folder: Path) -> list[str]:
-    """Paths of files that hold one picture each, for readers that know no archives and no remote places.
+    """Returns plain local files with one picture each, copied if necessary.
 
     Args:
         found: the pictures.
-        folder: members of archives and remote files are copied into it.
+        folder: archive members and remote files are copied here.
 
     Raises:
-        ImagesError, OSError: one cannot be read.
+        ImagesError, OSError: a picture cannot be read.
     """
     paths = []
     for index, picture in enumerate(found):

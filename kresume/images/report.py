@@ -1,9 +1,11 @@
-"""What images there are, and what is wrong with them: `kresume data scan`, `check` and `show`.
+"""Lists images and finds problems in them: `kresume data scan`, `check` and `show`.
 
-scanned = scan(["old/", "new.tar"], reporter)
-write(scanned, Path("m.parquet"))
-print(describe(scanned))
-print(check(scan(["new/"], reporter, against=remembered(run.path))))
+    scanned = scan(["old/", "new.tar"], reporter)
+    write(scanned, Path("m.parquet"))
+    print(describe(scanned))
+    print(check(scan(["new/"], reporter, against=remembered(run.path))))
+
+Unchanged files are not read again.
 """
 
 from __future__ import annotations
@@ -29,24 +31,24 @@ from kresume.images.sources import Quarantined, list_images
 from kresume.progress import Reporter
 
 SIDE = 64
-"""Likeness is judged on pictures of this size; nothing of them is kept."""
+"""Height and width in pixels at which near-duplicates are compared; the decoded pictures are not kept."""
 FIRST = 10
-"""How many of a kind are printed; `--json` has all."""
+"""How many items of a list are printed; `--json` has all."""
 
 
 @dataclass(frozen=True)
 class Scan:
-    """Images that were looked at.
+    """Scanned images.
 
     Attributes:
-        sources: as they were given.
-        manifest: one row each; sides only where the sources say them, unless it is a run's.
-        merge: what happened when they became one table; None for a run's.
+        sources: as the user gave them.
+        manifest: one row per image; has splits only where the sources define them, or if it is a run's manifest.
+        merge: the result of merging the images into one table; None for a run.
         quarantine: files that cannot be used.
-        generation: images of this origin are new; -1 where nothing is old.
-        notes: what the listing wants to say.
-        given: how many images the sources hold, each once; None for a run's.
-        unknown: images per class that the run which they are compared with does not have.
+        generation: images of this origin are new; -1 if no images are old.
+        notes: notes from listing the sources.
+        given: number of distinct images in the sources; None for a run.
+        unknown: images per class that the run given as `against` does not have.
     """
 
     sources: tuple[str, ...]
@@ -68,15 +70,17 @@ def scan(
     features: Mapping[str, str] | None = None,
     cache: str | None = None,
 ) -> Scan:
-    """Looks at sources of images; an unchanged file that was looked at before is not read again.
+    """Scans sources of images.
+
+    A file that was scanned before and has not changed is not read again.
 
     Args:
-        paths: what the user gave.
-        reporter: shown progress.
-        val: further sources, to validate on.
-        against: a manifest that the images are merged with.
+        paths: the sources.
+        reporter: shows progress.
+        val: further sources, for validation.
+        against: a manifest to merge the images with.
         features: names of TFRecord features by role.
-        cache: `"off"` remembers nothing; a folder, or None for the usual one, keeps what is known of files.
+        cache: where facts about files are remembered: a folder, `"off"` for nowhere, or None for the default folder.
 
     Raises:
         ImagesError: a source is missing, or none of its files can be used.
@@ -126,10 +130,10 @@ def scan(
 
 
 def write(scanned: Scan, path: Path) -> None:
-    """Writes what was looked at as a manifest, which is a source itself.
+    """Writes scanned images as a manifest, which can be used as a source.
 
     Raises:
-        ImagesError: it cannot be written there.
+        ImagesError: the file cannot be written.
     """
     try:
         scanned.manifest.write(path)
@@ -138,7 +142,10 @@ def write(scanned: Scan, path: Path) -> None:
 
 
 def _undecided(manifest: Manifest, said: set[str], generation: int) -> Manifest:
-    """The same rows; newcomers whose source says no side have none: a run decides it, once."""
+    """Clears the split of new images whose source does not define one.
+
+    A run decides it, once.
+    """
     import pyarrow as pa
 
     shas = manifest.sha256s.tolist()
@@ -154,7 +161,7 @@ def _undecided(manifest: Manifest, said: set[str], generation: int) -> Manifest:
 
 
 def open_run(path: str) -> Scan | None:
-    """The images of a run, None if `path` is none."""
+    """Returns the images of a run, None if `path` is not a run."""
     if not runs.is_run(path):
         return None
     run = runs.open_run(path)
@@ -163,19 +170,19 @@ def open_run(path: str) -> Scan | None:
 
 @dataclass(frozen=True)
 class Summary:
-    """What images there are.
+    """Counts of scanned images.
 
     Attributes:
-        sources: as they were given.
-        images: how many, by content.
-        counts: class -> origin (`old`, `new`) -> side (`train`, `val`, `undecided`) -> images.
-        imbalance: the largest class over the smallest that has any.
-        sizes: pixels of the smaller and the larger side: smallest, median, largest.
+        sources: as the user gave them.
+        images: number of distinct images, by content.
+        counts: class -> origin (`old`, `new`) -> split (`train`, `val`, `undecided`) -> images.
+        imbalance: the largest class over the smallest that has any images.
+        sizes: pixels of the shorter and the longer side: smallest, median, largest.
         formats: images by format.
-        bytes: of the encoded pictures' files.
-        duplicates: files whose content stands under another path, too.
+        bytes: total size of the encoded pictures.
+        duplicates: files whose content also exists under another path.
         quarantine: files that cannot be used: path and reason.
-        notes: what else a person should know.
+        notes: further notes for the user.
     """
 
     sources: tuple[str, ...]
@@ -190,7 +197,7 @@ class Summary:
     notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON form."""
+        """Returns the JSON form."""
         return {
             **vars(self),
             "sources": list(self.sources),
@@ -231,7 +238,7 @@ def _first(what: str, lines: Sequence[str]) -> list[str]:
 
 
 def describe(scanned: Scan) -> Summary:
-    """Counts what was looked at."""
+    """Counts scanned images by class, origin, split, size and format."""
     manifest = scanned.manifest
     table = manifest.table
     side = np.array([name or "undecided" for name in table.column("side").to_pylist()])
@@ -270,17 +277,17 @@ def describe(scanned: Scan) -> Summary:
 
 @dataclass(frozen=True)
 class Check:
-    """What is wrong, or will be.
+    """Problems of scanned images.
 
     Attributes:
-        sources: as they were given.
-        images: how many, by content.
-        known: given images that the run knows already.
-        duplicates: files whose content stands under another path, too.
-        conflicts: one content under two labels: path, label, other label.
-        relabels: at another label than the run has, and no longer where it was: path, old label, label.
-        leaks: near-duplicates across the border of training and validation: path, the other, what a run would do.
-        near: pairs of other pictures that are nearly the same: path, path, and whether their labels differ.
+        sources: as the user gave them.
+        images: number of distinct images, by content.
+        known: given images that the run already has.
+        duplicates: files whose content also exists under another path.
+        conflicts: same content under two labels: path, label, other label.
+        relabels: images whose label differs from the run's and that left their recorded path: path, old label, label.
+        leaks: near-duplicates in both the training and the validation split: path, the other path, what a run would do.
+        near: other near-duplicate pairs: path, path, True if their labels differ.
         quarantine: files that cannot be used: path and reason.
         unknown: images per class that the run does not have: `train` would refuse them.
     """
@@ -298,12 +305,12 @@ class Check:
 
     @property
     def problems(self) -> int:
-        """Conflicts, leaks, near pairs under two labels, unknown classes and files that cannot be used."""
+        """Counts conflicts, leaks, near-duplicates under two labels, unknown classes and unusable files."""
         differing = sum(differs for _, _, differs in self.near)
         return len(self.conflicts) + len(self.leaks) + differing + len(self.quarantine) + len(self.unknown)
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON form."""
+        """Returns the JSON form."""
         return {
             "sources": list(self.sources),
             "images": self.images,
@@ -344,7 +351,7 @@ class Check:
 
 
 def check(scanned: Scan) -> Check:
-    """Names duplicates, conflicts, leaks and what cannot be used."""
+    """Finds duplicates, label conflicts, near-duplicates across splits and unusable files."""
     manifest = scanned.manifest
     thumbs, usable = thumb_array(manifest.table.column("thumb"))
     is_new = (

@@ -1,6 +1,8 @@
-"""A contact sheet: what a model will be shown. One row for each image, as it is and then augmented.
+"""Draws a contact sheet: training images and their augmented versions.
 
-draw_sheet(manifest, spec, augmenter("strong", seed=0), Path("out.png"))
+    draw_sheet(manifest, spec, augmenter("strong", seed=0), Path("out.png"))
+
+Each row shows one image: first as it is, then augmented.
 """
 
 from __future__ import annotations
@@ -25,24 +27,24 @@ from kresume.images.tf_data import without_autotuner
 DEFAULT_SIDE = 96
 ROWS, MOST_ROWS, VERSIONS = 8, 20, 7
 GAP, TEXT = 4, 14
-"""Pixels between pictures, and of a line of text."""
+"""Pixels between pictures, and height of a line of text in pixels."""
 
 
 def draw_sheet(
     manifest: Manifest, spec: DecodeSpec, augment: Augment | None, path: Path, *, rows: int | None = None, seed: int = 0
 ) -> int:
-    """Draws training images and augmented versions of them, as training would see them.
+    """Draws training images and their augmented versions as training would use them.
 
     Args:
-        manifest: the images; as many classes as there is room for are shown.
-        spec: the size that the model sees.
-        augment: from `augmenter`; None shows the images alone.
+        manifest: the images; shows as many classes as there are rows for.
+        spec: the model's image size.
+        augment: from `augmenter`; None draws only the original images.
         path: a `.png` file.
-        rows: how many images; by default one of each class, within reason.
-        seed: which images.
+        rows: number of images; by default one per class, at least `ROWS` and at most `MOST_ROWS`.
+        seed: selects the images.
 
     Returns:
-        How many images were drawn.
+        The number of images drawn.
     """
     chosen = _choose(manifest, rows or min(max(ROWS, len(manifest.classes)), MOST_ROWS), seed)
     pictures = PictureReader(manifest, spec, None)(chosen)
@@ -61,11 +63,11 @@ def draw_sheet(
 
 
 def _choose(manifest: Manifest, count: int, seed: int) -> np.ndarray:
-    """Training rows, of every class in turn."""
+    """Selects training rows, one of every class in turn."""
     rows = manifest.train_rows()
     rows = rows[permutation(seed, 0, len(rows))]
     labels = manifest.labels[rows]
-    # How many of its own class stand before each: sorting by it takes the first of every class, then the second, ...
+    # Number of earlier rows of the same class: sorting by it takes the first row of every class, then the second, ...
     turn = np.array(
         [np.count_nonzero(labels[:place] == label) for place, label in enumerate(labels[: 64 * count])], int
     )
@@ -81,7 +83,7 @@ def _augmented(pictures: np.ndarray, labels: np.ndarray, classes: int, augment: 
 
     images = tf.constant(pictures.astype(np.float32))
     targets = tf.one_hot(labels, max(classes, 2), dtype=tf.float32)
-    # Inside tf.data, as in training: there Keras's layers are made of TensorFlow operations under either backend.
+    # Inside tf.data, as in training: there Keras's layers use TensorFlow operations under either backend.
     positions = tf.data.Dataset.range(0, VERSIONS * len(pictures), len(pictures))
     signature = [tf.TensorSpec([], tf.int64)]
     once = tf.function(
@@ -105,15 +107,16 @@ def _write(sheet: np.ndarray, names: list[str], step: int, augmented_from: int |
 
 
 def sheet_of(scanned: Scan, options: Mapping[str, Any], path: str) -> int:
-    """Draws the sheet of a run with its own options, or of other images, where `options` does not say otherwise.
+    """Draws the contact sheet of a run (with its options) or of images.
 
     Args:
         scanned: the images.
-        options: `image_size`, `augment`, `mixup`, `cutmix`, `rand_augment`, `erase`; None where not given.
+        options: `image_size`, `augment`, `mixup`, `cutmix`, `rand_augment`, `erase`; override the run's; None if not
+            given.
         path: a `.png` file.
 
     Raises:
-        UsageError: an option cannot be meant, or the file is no `.png`.
+        UsageError: an option is invalid, or the file is not a `.png`.
     """
     if not path.lower().endswith(".png"):
         raise UsageError(f"--sheet {path}: give a file that ends in .png")

@@ -1,11 +1,11 @@
-"""Datasets for a user's own `fit`, whose epochs begin where they are told to: the data side of exact continuation.
+"""Makes datasets that resume at any batch in a user's own `fit`.
 
     data = kresume.resumable(lambda position: my_dataset_from(position), steps_per_epoch=500)
     model.fit(data, epochs=20, callbacks=[kresume.BackupAndRestore("backup/", data=data)])
 
-A `tf.data.Dataset` begins at its beginning each time it is iterated, and `fit` iterates it once per epoch. The ones made
-here ask a `Stream` where to begin instead. Left alone a stream moves on by one epoch each time an epoch was read to its end;
-`BackupAndRestore` moves it to where training stands.
+A `tf.data.Dataset` starts from its beginning each time it is iterated, and `fit` iterates it once per epoch. The
+datasets made here start where their `Stream` points. By default a stream advances by one epoch each time an epoch was
+read to its end. `BackupAndRestore` moves it to the current epoch and batch of the training.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ STREAM = "kresume_stream"
 
 
 class Stream:
-    """Where a dataset begins when it is iterated next.
+    """The epoch and batch at which a dataset starts when it is next iterated.
 
     Args:
-        steps_per_epoch: batches of an epoch.
+        steps_per_epoch: batches per epoch.
 
     Attributes:
-        epoch: the epoch that begins next, counted from 0.
-        batch: the batch of it that comes first.
+        epoch: the epoch that starts next, counted from 0.
+        batch: the first batch to read of that epoch.
         element_spec: the structure of a batch, as tf.data describes it.
-        recount: gives the dataset the cardinality `longest()` again; called after the length of an epoch changed.
+        recount: resets the dataset's cardinality to `longest()`; called after the length of an epoch changed.
     """
 
     def __init__(self, steps_per_epoch: int) -> None:
@@ -44,35 +44,41 @@ class Stream:
         self._followed = False
 
     def steps(self, epoch: int) -> int:
-        """How many batches an epoch has."""
+        """Returns the number of batches of an epoch."""
         return self._steps_per_epoch
 
     def longest(self) -> int:
-        """The most batches that `fit` may have to ask for in one epoch from here on."""
+        """Returns the most batches that `fit` may request in one epoch from now on."""
         return self._steps_per_epoch
 
     def step(self, epoch: int, batch: int) -> int:
-        """How many batches come before this one, over all epochs."""
+        """Returns the number of batches before this one, over all epochs."""
         return epoch * self._steps_per_epoch + batch
 
     def seek(self, epoch: int, batch: int) -> None:
-        """Makes the next iteration begin at a batch; from now on the caller says where each epoch begins."""
+        """Starts the next iteration at a batch.
+
+        From now on the caller sets the start of each epoch.
+        """
         self.epoch, self.batch = epoch, batch
         self._followed = True
 
     def release(self, epoch: int) -> None:
-        """Leaves the stream to itself again, at the beginning of an epoch."""
+        """Returns to advancing by itself, from the start of an epoch."""
         self.epoch, self.batch, self._followed = epoch, 0, False
         self.recount()
 
     def read(self, batches_from: Callable[[int, int], Iterator[Any]]) -> Iterator[tuple[tuple[int, int], Any]]:
-        """One epoch's batches, from where the stream stands to the epoch's end.
+        """Yields the batches from the current position to the end of the epoch.
 
         Args:
-            batches_from: gives the batches from (epoch, batch) on.
+            batches_from: returns the batches from (epoch, batch) on.
 
         Yields:
-            `((epoch, how many batches are left behind this one), batch)`.
+            `((epoch, number of batches left after this one), batch)`.
+
+        Raises:
+            UsageError: the data ended before the epoch did.
         """
         epoch, batch = self.epoch, self.batch
         count = self.steps(epoch) - batch
@@ -87,29 +93,38 @@ class Stream:
             yield (epoch, count - number - 1), item
 
     def drawn(self, epoch: int, left: int) -> None:
-        """Told of each batch when it is drawn: an epoch that was drawn to its end is followed by the next one."""
+        """Advances to the next epoch after the last batch of one.
+
+        Called for each batch that is drawn; does nothing while a caller sets the start of each epoch.
+        """
         if left == 0 and not self._followed:
             self.epoch, self.batch = epoch + 1, 0
 
     def identity(self) -> dict[str, Any]:
-        """What determines the batches, as JSON: equal identities give equal batches at equal places."""
+        """Returns everything that determines the batches, as JSON.
+
+        Streams of equal identity give equal batches at equal positions.
+        """
         return {"steps_per_epoch": self._steps_per_epoch}
 
     def save(self, folder: Path) -> None:
-        """Writes what `adopt` will need beside the snapshots; nothing for a stream that is its code."""
+        """Writes the files that `adopt` needs; this class needs none.
+
+        The user's code defines its batches.
+        """
 
     def adopt(self, folder: Path, identity: Mapping[str, Any], epoch: int, batch: int, on_new_data: str) -> str:
-        """Takes up the stream of an interrupted training.
+        """Restores the stream of an interrupted training.
 
         Args:
-            folder: where `save` wrote.
-            identity: the identity that was saved.
-            epoch: where training stands.
-            batch: likewise.
+            folder: the folder that `save` wrote to.
+            identity: the saved identity.
+            epoch: the current epoch of the training.
+            batch: the next batch of it.
             on_new_data: `"next-epoch"` or `"error"`.
 
         Returns:
-            What a person should know, or an empty string.
+            A note for the user, or an empty string.
 
         Raises:
             UsageError: the data changed in a way that cannot be continued.
@@ -123,10 +138,10 @@ class Stream:
 
 
 def stream_of(data: Any) -> Stream:
-    """The stream behind a dataset, or behind what `map` and `prefetch` made of one.
+    """Returns the stream of a dataset, also through `map` and `prefetch`.
 
     Raises:
-        UsageError: it has none.
+        UsageError: the dataset has no stream.
     """
     stream = getattr(_source(data), STREAM, None)
     if not isinstance(stream, Stream):
@@ -138,7 +153,10 @@ def stream_of(data: Any) -> Stream:
 
 
 def reason_not_followed(data: Any, stream: Stream) -> str:
-    """Names what keeps `data` from giving the batches of a stream one by one and in their order; empty if nothing does."""
+    """Returns why `data` does not give a stream's batches in order.
+
+    Empty if it gives them one by one and in order.
+    """
     source = _source(data)
     if getattr(source, STREAM, None) is stream:
         mixed = _steps(data) and data.options().deterministic is False
@@ -151,7 +169,7 @@ def reason_not_followed(data: Any, stream: Stream) -> str:
 
 
 ONE_TO_ONE = frozenset({"Map", "ParallelMap", "Prefetch", "Options", "AssertCardinality"})
-"""Steps of tf.data that give one batch for each batch, in the same order."""
+"""Steps of tf.data that return one batch for each batch, in the same order."""
 
 
 def _kind(data: Any) -> str:
@@ -164,7 +182,7 @@ def _inputs(data: Any) -> list[Any]:
 
 
 def _steps(data: Any) -> list[Any]:
-    """The datasets that were made of a stream's dataset by one-to-one steps, the last first."""
+    """Returns the one-to-one steps between `data` and its source, the last step first."""
     steps = []
     while not hasattr(data, STREAM) and _kind(data) in ONE_TO_ONE and getattr(data, "_deterministic", "") != "false":
         steps.append(data)
@@ -182,13 +200,13 @@ def _contains(data: Any, stream: Stream) -> bool:
 
 
 def dataset_of(stream: Stream, batches: Callable[[], Iterator[Any]], spec: Any, finish: Callable[..., Any]) -> Any:
-    """A dataset that begins where its stream stands each time it is iterated.
+    """Creates a dataset that starts at its stream's position each time it is iterated.
 
     Args:
-        stream: where it begins.
-        batches: one epoch as `Stream.read` gives it.
-        spec: the structure of what `batches` gives beside the mark.
-        finish: `(dataset of (mark, item)) -> dataset of (mark, element)`: the pipeline, read ahead at will.
+        stream: sets where the dataset starts.
+        batches: returns one epoch, as `Stream.read` does.
+        spec: the structure of the items of `batches`, without the mark.
+        finish: `(dataset of (mark, item)) -> dataset of (mark, element)`: the rest of the pipeline; it may read ahead.
 
     Returns:
         A `tf.data.Dataset` of the elements, which tells `fit` the number of batches of an epoch.
@@ -200,7 +218,8 @@ def dataset_of(stream: Stream, batches: Callable[[], Iterator[Any]], spec: Any, 
             yield tf.constant(mark, tf.int64), item
 
     def unmark(mark: Any, element: Any) -> Any:
-        # Where the consumer draws, not where the pipeline reads ahead: a look at the first batches must move nothing.
+        # Runs when the consumer draws a batch, not when the pipeline reads ahead: a look at the first batches must not
+        # advance the stream.
         def tell(value: Any) -> Any:
             stream.drawn(int(value[0]), int(value[1]))
             return value[1]
@@ -212,16 +231,16 @@ def dataset_of(stream: Stream, batches: Callable[[], Iterator[Any]], spec: Any, 
     signature = (tf.TensorSpec([2], tf.int64), spec)
     batches_left = finish(tf.data.Dataset.from_generator(marked, output_signature=signature)).map(unmark)
     stream.element_spec = batches_left.element_spec
-    # `map` and `prefetch` keep a cardinality only if tf.data knows it, and Keras under TensorFlow counts one iteration too
-    # many per epoch without it. `assert_cardinality` fails where an interrupted epoch is shorter. `take` of an infinite
-    # dataset is as long as it says: repeating nothing is infinite by its cardinality and ends at once when it is read.
+    # Without a cardinality, which a generator's dataset lacks, Keras under TensorFlow counts one iteration too many per
+    # epoch. `assert_cardinality` fails if an interrupted epoch is shorter. `take(n)` of a dataset of infinite
+    # cardinality has cardinality n: `nothing.repeat()` counts as infinite, but adds no element when it is read.
     nothing = tf.data.Dataset.from_generator(lambda: iter(()), output_signature=stream.element_spec)
     endless = without_autotuner(batches_left.concatenate(nothing.repeat()))
     data = endless.take(stream.longest())
 
     def recount() -> None:
         if int(data.cardinality()) != stream.longest():
-            # In place: the user holds this dataset already. A private attribute, used here alone and pinned by a test.
+            # In place: the user already holds this dataset. Private attribute, used only here, pinned by a test.
             data._variant_tensor_attr = endless.take(stream.longest())._variant_tensor
 
     setattr(data, STREAM, stream)
@@ -230,20 +249,20 @@ def dataset_of(stream: Stream, batches: Callable[[], Iterator[Any]], spec: Any, 
 
 
 def resumable(dataset_from: Callable[[int], Any], steps_per_epoch: int) -> Any:
-    """Makes any pipeline continue where training stands.
+    """Makes any tf.data pipeline resume exactly at any batch.
 
     Args:
-        dataset_from: called with a position, the number of batches that were drawn before; returns a `tf.data.Dataset` that
-            gives the batches from there on, for at least the rest of the epoch. Equal positions must give equal batches:
-            shuffle with a seed that depends on the epoch (`position // steps_per_epoch`), not with a generator that counts.
-            tf.data's autotuner is turned off for it: it would hold each epoch's end for up to a minute.
-        steps_per_epoch: batches of an epoch.
+        dataset_from: called with a position, the number of batches drawn before; returns a `tf.data.Dataset` of the
+            batches from there on, for at least the rest of the epoch. Equal positions must give equal batches: shuffle
+            with a seed that depends on the epoch (`position // steps_per_epoch`), not with a stateful generator.
+            tf.data's autotuner is turned off for it, because it would delay each epoch's end by up to a minute.
+        steps_per_epoch: batches per epoch.
 
     Returns:
         A `tf.data.Dataset` for `model.fit` and for `kresume.BackupAndRestore(data=...)`.
 
     Raises:
-        UsageError: `steps_per_epoch` is below 1, or `dataset_from` returns no dataset.
+        UsageError: `steps_per_epoch` is below 1, or `dataset_from` does not return a dataset.
     """
     stream = Stream(steps_per_epoch)
     spec = getattr(dataset_from(0), "element_spec", None)

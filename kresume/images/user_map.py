@@ -1,10 +1,13 @@
-"""Applies a user's own function to the batches of a dataset, as a pure function of (seed, epoch, batch).
+"""Applies a user's function to batches, reproducibly.
+
+The result is a pure function of (seed, epoch, batch).
 
     data = kresume.image_dataset("old/", map=lambda images, labels: (augment(images, training=True), labels))
 
-A generator of random numbers counts its calls, so that a parallel map gives other numbers each time and a continued training
-starts the count again. Keras's layers and `keras.random` draw from the position of the batch instead; a function that has a
-parameter `seed` is given that position's seed. Whatever else depends on how often it was called is refused.
+A stateful random generator counts its calls: a parallel map then gives different numbers each time, and a resumed
+training restarts the count. Here Keras's layers and `keras.random` draw from the position of the batch instead, and a
+function with a parameter `seed` gets a seed that depends on that position. Functions that depend on how often they were
+called in any other way are refused.
 """
 
 from __future__ import annotations
@@ -21,12 +24,12 @@ import numpy as np
 from kresume.errors import UsageError
 
 STREAM = 0x75736572
-"""Keeps the seeds of user functions apart from any other use of the seed."""
+"""Separates the seeds of user functions from other uses of the seed."""
 COUNTING = (
     "Random", "TruncatedNormal", "Parameterized", "Multinomial", "Rng", "SampleDistorted", "Assign",
     "StatefulRandom", "StatefulStandard", "StatefulTruncated", "StatefulUniform",
 )  # fmt: skip
-"""How the names of TensorFlow's operations begin whose result, or whose effect, depends on how often they ran."""
+"""Prefixes of TensorFlow operations whose result or effect depends on how often they ran."""
 PYTHON = ("PyFunc", "EagerPyFunc")
 
 
@@ -34,25 +37,25 @@ def mapped(data: Any, function: Callable[..., Any], seed: int, *, training: bool
     """Applies a user's function to each element of a dataset.
 
     Args:
-        data: a `tf.data.Dataset` of `(mark, element)`, the mark being two numbers that no other element has.
-        function: called as `function(images, labels)`, or `function(images)` where there are no labels; also with `seed=`
-            and `training=` where it has parameters of these names. A Keras layer is called on the images alone.
-        seed: of the dataset.
-        training: whether these images train.
-        threads: how many elements are worked on at a time.
+        data: a `tf.data.Dataset` of `(mark, element)`; the mark is two numbers that are unique to the element.
+        function: called as `function(images, labels)`, or `function(images)` without labels; also with `seed=` and
+            `training=` if it has parameters of these names. A Keras layer is called on the images only.
+        seed: the dataset's seed.
+        training: True for training images, False for validation images.
+        threads: number of elements processed in parallel.
 
     Returns:
-        A `tf.data.Dataset` of `(mark, what the function returned)`.
+        A `tf.data.Dataset` of `(mark, result of the function)`.
 
     Raises:
-        UsageError: the function raised, or what it gives depends on how often it was called.
+        UsageError: the function raised, or its result depends on how often it was called.
     """
     mark_spec, element_spec = data.element_spec
     function = _of_layer(function)
     names = _parameters(function)
 
     def call(base: Any, element: Any) -> tuple[Any, int]:
-        """Returns what the function gives for one element, and how many seeds it drew."""
+        """Returns the function's result for one element, and how many seeds it drew."""
         extra = {name: value for name, value in (("seed", base), ("training", training)) if name in names}
         with _drawing_from(base) as drawn:
             result = function(*(element if isinstance(element, tuple) else (element,)), **extra)
@@ -61,10 +64,10 @@ def mapped(data: Any, function: Callable[..., Any], seed: int, *, training: bool
     before = str(np.random.get_state())
     try:
         apply, drawn, reason = _in_graph(call, mark_spec, element_spec, seed, "seed" in names)
-    except Exception as error:  # whatever a user's function raises
+    except Exception as error:  # a user's function may raise anything
         if not _is_jax():
             raise UsageError(f"map={_name(function)} failed on {_shapes(element_spec)}: {_reason(error)}") from error
-        # Functions of Keras that are no layers compute with JAX, and cannot be part of a TensorFlow graph.
+        # Keras functions other than layers compute with JAX here, and cannot be part of a TensorFlow graph.
         apply, drawn, reason = _as_python(call, function, element_spec, seed)
     if not reason and before != str(np.random.get_state()):
         reason = "draws random numbers of numpy"
@@ -85,7 +88,7 @@ Call = Callable[[Any, Any], tuple[Any, int]]
 
 
 def _base(seed: int, mark: Any) -> Any:
-    """The seed of a position."""
+    """Returns the seed of a position."""
     import tensorflow as tf
 
     base = tf.constant([seed % 2**31, STREAM], tf.int32)
@@ -97,7 +100,7 @@ def _base(seed: int, mark: Any) -> Any:
 def _in_graph(
     call: Call, mark_spec: Any, element_spec: Any, seed: int, takes_seed: bool
 ) -> tuple[Callable[[Any, Any], Any], int, str]:
-    """Traces the function once; returns it, how many seeds it draws, and why it is not exact."""
+    """Traces the function; returns it, its number of seeds, and why it is inexact."""
     import tensorflow as tf
 
     drawn: list[int] = []
@@ -119,7 +122,7 @@ def _in_graph(
 def _as_python(
     call: Call, function: Callable[..., Any], element_spec: Any, seed: int
 ) -> tuple[Callable[[Any, Any], Any], int, str]:
-    """Calls the function on arrays; returns as `_in_graph`."""
+    """Wraps the function in `tf.numpy_function`; returns the same as `_in_graph`."""
     import keras
     import tensorflow as tf
 
@@ -165,12 +168,12 @@ def _is_jax() -> bool:
 
 
 def _of_layer(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes a Keras layer, or a row of them, a function of images and labels."""
+    """Converts a Keras layer or Sequential to a function of images and labels."""
     import keras
 
     if not isinstance(function, keras.layers.Layer):
         return function
-    # One by one: under JAX a Sequential is no layer that runs inside tf.data.
+    # Layer by layer, because a Sequential does not run inside tf.data under JAX.
     layers = function.layers if isinstance(function, (keras.Sequential, keras.layers.Pipeline)) else [function]
 
     def apply(images: Any, labels: Any = None, *, training: bool) -> Any:
@@ -186,7 +189,7 @@ def _of_layer(function: Callable[..., Any]) -> Callable[..., Any]:
 def _parameters(function: Callable[..., Any]) -> set[str]:
     try:
         return set(inspect.signature(function).parameters)
-    except (TypeError, ValueError):  # some built-in functions have none to look at
+    except (TypeError, ValueError):  # some built-in functions have no signature
         return set()
 
 
@@ -200,8 +203,8 @@ def _shapes(spec: Any) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """What a user's function failed at, in one line, without what Keras and TensorFlow write around it."""
-    text = re.sub(r"\x1b\[\d*m", "", str(error))  # Keras writes in bold
+    """Returns a user function's error in one line, without what frameworks add."""
+    text = re.sub(r"\x1b\[\d*m", "", str(error))  # Keras prints in bold
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     wrapped = next((index for index, line in enumerate(lines) if line.startswith("Exception encountered")), None)
     line = lines[-1] if wrapped is None else lines[min(wrapped + 1, len(lines) - 1)]
@@ -210,7 +213,10 @@ def _reason(error: Exception) -> str:
 
 
 def _not_exact(graph: Any, takes_seed: bool) -> str:
-    """Says what in a traced function depends on how often it was called; empty if nothing does."""
+    """Returns why a traced function is not exact; empty if it is.
+
+    Not exact: the result depends on how often the function was called.
+    """
     definition = graph.as_graph_def()
     nodes = [*definition.node, *(node for part in definition.library.function for node in part.node_def)]
     for node in nodes:
@@ -223,15 +229,15 @@ def _not_exact(graph: Any, takes_seed: bool) -> str:
 
 
 _place = threading.local()
-"""Holds the seed of the position that is being traced in this thread, and how many seeds were drawn from it."""
+"""Holds the seed of the position that this thread traces, and how many seeds were drawn from it."""
 
 
 @contextmanager
 def _drawing_from(base: Any) -> Iterator[list[int]]:
-    """Makes Keras's seed generators give the seeds of a position, one after another, in this thread.
+    """Makes Keras's seed generators draw from a position's seed in this thread.
 
-    `SeedGenerator.next` is what every layer and every function of `keras.random` draws from. It is replaced here alone, and
-    a test fails when Keras draws in another way.
+    Every layer and every function of `keras.random` draws from `SeedGenerator.next`. It is replaced only here, and a
+    test fails if Keras draws in another way.
     """
     _replace_next()
     count: list[int] = []
@@ -260,5 +266,5 @@ def _replace_next() -> None:
             return keras.ops.convert_to_tensor(drawn.numpy().view(np.uint32), self.state.dtype)
         return drawn
 
-    following.kresume_original = original  # type: ignore[attr-defined]  # a mark on a function
+    following.kresume_original = original  # type: ignore[attr-defined]  # an attribute of a function
     kind.next = following
