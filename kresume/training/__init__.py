@@ -1,1 +1,1 @@
-"""How a run is trained. `resume.py` is the story, top to bottom; start reading there."""
+"""Trains runs. Start reading at `resume.py`: it calls everything else, in order."""

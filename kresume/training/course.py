@@ -1,11 +1,12 @@
-"""A run under way: from its newest snapshot, through `fit`, to its result.
+"""Trains one run in one process: from its newest snapshot, through `fit`, to its result.
 
     course = Course(run, model, config, reporter, lock, stop)
-    course.take_up()         # a run that was interrupted: its newest good snapshot
+    course.take_up()         # an interrupted run: restores its newest good snapshot
     course.train()
     course.finish()
 
-`finish` can be repeated: killed in the middle of writing the result, the next process writes it again from the snapshot.
+`finish` can be repeated: if a process is killed while writing the result, the next one writes it again from the
+snapshot.
 """
 
 from __future__ import annotations
@@ -57,18 +58,18 @@ MONITOR = "val_loss"
 
 
 class Course:
-    """The lifetime of one process on one run.
+    """The training of a run in one process.
 
     Args:
-        run: as it stands on the disk; this process holds its lock.
-        model: compiled and built; holds the state of step 0, or anything if `take_up` follows.
-        config: the options that hold.
+        run: the run on disk; this process holds its lock.
+        model: compiled and built, with the state of step 0; any state if `take_up` follows.
+        config: the options that apply.
         reporter: shown the epochs.
         lock: checked before each commit.
         stop: set by signals.
 
     Attributes:
-        progress: where the run is.
+        progress: how far the run is.
     """
 
     def __init__(
@@ -116,28 +117,28 @@ class Course:
         except UsageError as error:
             if manifest is self.manifest:
                 raise
-            # The old or the new images can all no longer be read: no reason to end the night.
+            # All old or all new images became unreadable during training: not a reason to abort an unattended run.
             self.reporter.warn(f"{error}; from here on an epoch deals every image once")
             return make_order(manifest, seed, batch_size, None, None, config.balance, generation)
 
     def _not_written(self, text: str) -> None:
         self.reporter.warn(f"{text}: not written; training goes on, and what was written before stands")
-        with contextlib.suppress(OSError):  # the same disk; the warning above and exit code 5 tell it all the same
+        with contextlib.suppress(OSError):  # same disk; the warning above and exit code 5 still report it
             self.run.event("not written", reason=text)
 
     @property
     def failures(self) -> list[str]:
-        """What could not be written, in words."""
+        """Returns descriptions of what could not be written."""
         return self.writer.failures
 
     def take_up(self) -> None:
-        """Restores the newest snapshot that verifies, and says which one and why not a newer one.
+        """Restores the newest intact snapshot, and reports which one and why no newer one.
 
         Raises:
-            CheckpointError: none verifies, or it is of another manifest.
+            CheckpointError: no snapshot is intact, or it belongs to another manifest.
         """
         for folder in (self.run.path, self.run.snapshots, self.run.path / FOLDER):
-            files.remove_leftovers(folder, but=LOCK)  # its heartbeat writes while we look
+            files.remove_leftovers(folder, but=LOCK)  # the heartbeat writes it during this cleanup
         snapshot.put_back(self.run.snapshots)
         state, skipped = snapshot.newest_snapshot(self.run.snapshots)
         for path, reason in skipped:
@@ -158,7 +159,7 @@ class Course:
             callback_arrays=groups.get("callbacks", ()),
             metrics=groups["metrics"] if self.progress.phase in {"training", "scoring"} else None,
         )
-        # Of an epoch whose scoring alone is done again its line is no loss.
+        # If an epoch only repeats its scoring, its line is not lost.
         lost = len(runs.read_metrics(self.run.metrics)) - self.progress.lines - (self.progress.phase == "scoring")
         runs.keep_lines(self.run.metrics, self.progress.lines)
         for step, best in snapshot.pins(self.run.snapshots).items():
@@ -188,7 +189,7 @@ class Course:
         """Trains to the last boundary, or until patience runs out.
 
         Raises:
-            Stopped: a signal asked for it.
+            Stopped: a signal requested it.
             TrainingError: the loss is no longer a number.
         """
         config, record = self.config, self.run.record
@@ -204,7 +205,7 @@ class Course:
         self.changes.open(cache)
         if self.progress.phase == "epoch" and self.progress.epoch:
             self._before_epoch(self.progress.epoch)
-        self._set_clock()  # an epoch that is still to be scored is told its rate, too
+        self._set_clock()  # an epoch that still needs scoring reports its rate, too
         augmenter = augment.augmenter(
             config.augment or DEFAULT_AUGMENT,
             int(record["seed"]),
@@ -219,7 +220,7 @@ class Course:
             self._set_clock()
             manifest = self.passes.manifest
             rows = manifest.train_rows()
-            # The datasets that were there before hold on to what they read with, TensorFlow keeps them: it may go all the same.
+            # TensorFlow keeps earlier datasets and what they read with; the weak reference lets the reader be freed.
             self._reader = PictureReader(manifest, self.spec, cache)
             reader = weakref.proxy(self._reader)
             varied = None
@@ -287,20 +288,20 @@ class Course:
         set_clock(self.model.optimizer, self.passes.clock, int(self.run.record["iterations"]))
 
     def _before_epoch(self, done: int, keeper: Keeper | None = None) -> bool:
-        """Takes up what came and went before the next epoch; True where anything did."""
+        """Applies images that came or went before the next epoch; returns True if any did."""
         scan = self.changes.before_epoch(done, self.passes.manifest, lambda: self._poll("looking for images", keeper))
         if scan is None or not scan.changes:
             return False
         self.passes.change(done, scan.applied_to(self.passes.manifest))
-        with contextlib.suppress(OSError):  # it is written again at the end
+        with contextlib.suppress(OSError):  # written again at the end
             self.run = self.run.update(images={**self.run.record["images"], **self._counts()})
         return True
 
     def _poll(self, doing: str, keeper: Keeper | None) -> None:
-        """Leaves where a signal asked for it, between two steps.
+        """Stops between two steps if a signal requested it.
 
-        What is done there may outlast the grace period of a machine that is being taken away: the state of the last step is
-        what counts, the rest is done again from it.
+        Scoring or looking for images may outlast the grace period of a preempted machine. Only the state of the last
+        step matters: the rest is repeated from it.
         """
         if self.stop.signal is None:
             return
@@ -323,7 +324,7 @@ class Course:
         return scores, flatten(scores)
 
     def _line(self, epoch: int, logs: Mapping[str, Any], steps_per_second: float | None) -> dict[str, Any]:
-        """One line of `metrics.jsonl`. Only the last two fields may differ where a run was interrupted."""
+        """Returns one line of `metrics.jsonl`; only its last two fields may differ after an interruption."""
         scores = self._scoring.scores
         trained = {name: value for name, value in logs.items() if "." not in name and not name.startswith("val_")}
         rate = float(np.asarray(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)))
@@ -399,13 +400,13 @@ class Course:
         return self.run
 
     def _digest_of(self, best: Mapping[str, Any] | None) -> str:
-        """The digest of the images that the result was trained on."""
+        """Returns the digest of the images that the result was trained on."""
         if best is None or self.passes.manifest is self.manifest:
             return self.passes.digest
         return manifest_of(self.run.path, int(best["epoch"]) + 1).digest()
 
     def _counts(self) -> dict[str, int]:
-        """How many images there are at the end of training: more or fewer than at its start where they came and went."""
+        """Counts the images at the end of training, after arrivals and departures."""
         manifest = self.passes.manifest
         new = int((manifest.origins == self.run.generation).sum())
         return {
@@ -418,14 +419,18 @@ class Course:
         }
 
     def _take_best(self) -> dict[str, Any] | None:
-        """Puts the best epoch's state into the model; None where the last step is the result."""
+        """Loads the best epoch's state into the model, if the result is not the last step.
+
+        Returns:
+            The best epoch's record, or None if the last step is the result.
+        """
         best = self.progress.best
         if best is None or int(best["step"]) == self.progress.step:
             return best
         try:
             state = snapshot.read_snapshot(snapshot.snapshot_path(self.run.snapshots, int(best["step"])))
         except CheckpointError as error:
-            # The disk refused it while it was the live state, or damaged it since: the run says which result it has instead.
+            # The disk refused the snapshot or damaged it later: the run records which result it has instead.
             self.writer.record_failure(
                 f"the best epoch (step {int(best['step']):,})", f"{error}: the result is the last step"
             )
@@ -435,7 +440,7 @@ class Course:
 
 
 def monitor_of(config: TrainConfig) -> tuple[str, Literal["max", "min"]] | None:
-    """What chooses the best epoch: `--monitor`, or the validation loss where patience watches it; None keeps the last."""
+    """Returns `(metric, mode)` that chooses the best epoch; None if the last epoch is the result."""
     if config.monitor is None and config.patience is None:
         return None
     name = config.monitor or MONITOR
@@ -443,7 +448,7 @@ def monitor_of(config: TrainConfig) -> tuple[str, Literal["max", "min"]] | None:
 
 
 def _watchers(config: TrainConfig, rate: RatePlan) -> list[Any]:
-    """Keras's own callbacks behind `--patience` and `--lr-schedule plateau`."""
+    """Returns Keras's callbacks for `--patience` and `--lr-schedule plateau`."""
     watchers: list[Any] = []
     if rate.schedule == "plateau":
         watchers.append(keras.callbacks.ReduceLROnPlateau(monitor=MONITOR, factor=0.5, patience=3))
@@ -466,4 +471,4 @@ def _narrate(reporter: Reporter, bars: contextlib.ExitStack, boundaries: Sequenc
         if progress.step > first:
             advance[0](progress.step - first)
 
-    return Narrator(begin, lambda count: advance[0](count), bars.close)  # noqa: PLW0108  # it changes from epoch to epoch
+    return Narrator(begin, lambda count: advance[0](count), bars.close)  # noqa: PLW0108  # its target changes

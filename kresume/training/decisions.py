@@ -1,10 +1,10 @@
-"""What was decided about a run, as values: how much to train, and the whole plan as a person reads it.
+"""Decides how much a run trains, and holds the plan as values that print as text.
 
     amount = decide_amount(images=873, new_images=501, batch_size=32, epochs=None, steps=None, new_model=False)
     print(plan)
 
-A decision is made once, printed with its reason and pinned in `run.json`; each has an option that overrides it. Pure
-numbers and words: nothing here reads a file or imports Keras.
+A decision is made once, printed with its reason and pinned in `run.json`; each has an option that overrides it. This
+module only computes numbers and words: it reads no file and does not import Keras.
 """
 
 from __future__ import annotations
@@ -28,10 +28,14 @@ HUGE_ADDITION = 10
 
 
 def check_monitor(name: str | None, classes: Sequence[str]) -> None:
-    """Refuses a monitor that no epoch will ever have.
+    """Checks that a run has the metric that `--monitor` names.
+
+    Args:
+        name: `--monitor`, or None.
+        classes: the class names.
 
     Raises:
-        UsageError: the name is none of a run's metrics.
+        UsageError: no run has such a metric.
     """
     known = {"loss", "accuracy", "val_loss", "val_accuracy"}
     known |= {f"{subset}.{metric}" for subset in ("old", "new", "all") for metric in ("loss", "accuracy", "f1")}
@@ -47,11 +51,11 @@ class Amount:
     """How much a run trains.
 
     Attributes:
-        epochs: passes over the training images that begin.
+        epochs: passes over the training images, the last one perhaps unfinished.
         steps: optimizer updates in all.
         batch_size: images per update.
         boundaries: the step at which each epoch ends.
-        reason: why so many.
+        reason: why this amount was chosen.
         steps_per_execution: steps that Keras runs per call; every boundary is a multiple of it.
     """
 
@@ -63,7 +67,7 @@ class Amount:
     steps_per_execution: int = 1
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON form."""
+        """Returns the JSON form."""
         return {**vars(self), "boundaries": list(self.boundaries)}
 
     @classmethod
@@ -73,12 +77,12 @@ class Amount:
 
 
 def epoch_boundary(order: Order, epoch: int, before: int, steps_per_execution: int) -> int:
-    """The step at which an epoch ends: with the call in which its last image comes.
+    """Returns the step at which an epoch ends: after the call that holds its last image.
 
     Args:
-        order: deals the images.
-        epoch: counted from 0.
-        before: the step at which it begins. Fewer images than a batch holds: it has a call all the same.
+        order: the order of the images.
+        epoch: index of the epoch, from 0.
+        before: the step at which the epoch begins. An epoch with fewer images than a batch still has one call.
         steps_per_execution: steps that Keras runs per call.
     """
     end = -(-order.epoch_end(epoch) // steps_per_execution) * steps_per_execution
@@ -101,17 +105,17 @@ def decide_amount(
 
     Args:
         images: training images in all.
-        new_images: those that this run adds.
+        new_images: training images that this run adds.
         batch_size: images per step.
         epochs: `--epochs`, how much *more* to train.
         steps: `--steps`, likewise.
-        new_model: whether training starts from initial weights.
+        new_model: True if training starts from initial weights.
         epochs_left: epochs that an interrupted parent had left.
-        epoch_images: how many images an epoch deals, where `--mix` or `--replay` makes it another number than `images`.
-        steps_per_execution: steps that Keras runs per call: an epoch ends with the call in which its last image comes.
+        epoch_images: images per epoch, if `--mix` or `--replay` makes it differ from `images`.
+        steps_per_execution: steps that Keras runs per call; an epoch ends with the call that holds its last image.
 
     Raises:
-        UsageError: `steps_per_execution` does not divide `steps`, or is longer than an epoch.
+        UsageError: `steps_per_execution` does not divide `steps`, or exceeds the steps of an epoch.
     """
     if steps is not None and steps % steps_per_execution:
         raise UsageError(
@@ -155,16 +159,16 @@ def decide_amount(
 
 
 def describe_batch_change(before: int, now: int, images: int, peak: float, optimizer: str) -> str:
-    """What another batch size than the parent's does to the steps, and the rate that would go with it; empty for the same.
+    """Describes the effect of a new batch size: steps, and the fitting rate; empty if unchanged.
 
-    SGD's rate grows in proportion (Goyal et al. 2017, arXiv:1706.02677), that of Adam and its like with the square root
-    (Malladi et al. 2022, arXiv:2205.10287).
+    SGD's rate scales in proportion (Goyal et al. 2017, arXiv:1706.02677), the rate of Adam and similar optimizers with
+    the square root (Malladi et al. 2022, arXiv:2205.10287).
 
     Args:
         before: the parent's images per step.
-        now: this run's.
-        images: drawn in an epoch.
-        peak: the rate of the plan.
+        now: this run's images per step.
+        images: images per epoch.
+        peak: the planned rate.
         optimizer: its class.
     """
     if before == now:
@@ -179,27 +183,27 @@ def describe_batch_change(before: int, now: int, images: int, peak: float, optim
 
 @dataclass(frozen=True)
 class Plan:
-    """What `train` with the same options would do.
+    """Everything that `train` with the same options would do.
 
     Attributes:
         action: `"start"` a new model, `"extend"` a checkpoint, or `"continue"` an interrupted run.
         out: the run directory.
-        parent: where the checkpoint is, and what it is; empty for a new model.
+        parent: the checkpoint's path, format and step; empty for a new model.
         restored: how many variables were restored; empty for a new model.
-        images: counts: total, old, new, train, validation, duplicates, quarantined.
-        sides: validation images by origin, in words.
-        card: classes, size, pixels.
-        pixels_reason: how the pixels were found.
-        interpolation_reason: how the interpolation was found; empty where nothing was compared.
-        classes_reason: where the order of the classes comes from.
+        images: counts: total, old, new, train, validation, seen, duplicates, quarantined.
+        sides: the number of validation images by origin, in words.
+        card: the model card: classes, size, pixels.
+        pixels_reason: how the pixel convention was found.
+        interpolation_reason: how the interpolation was found; empty if nothing was compared.
+        classes_reason: the source of the class order.
         rate: the learning rate.
         amount: epochs and steps.
-        loss: its name and why.
+        loss: its name and why it was chosen.
         optimizer: its class.
         before: the parent's scores on the validation images, None for a new model.
-        options: options that differ from the parent's, or that were given.
-        notes: what else a person should know.
-        shares: what an epoch is made of.
+        options: the given options.
+        notes: further notes for the user.
+        shares: the composition of an epoch.
     """
 
     action: str
@@ -222,7 +226,7 @@ class Plan:
     shares: Shares | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON form that `--json` prints."""
+        """Returns the JSON form that `--json` prints."""
         return {
             **vars(self),
             "images": dict(self.images),
@@ -278,7 +282,7 @@ def _shown(flag: str, value: Any) -> str:
 
 
 def describe_scores(scores: Mapping[str, Any]) -> str:
-    """`"84.0 % of 300 validation images (old 91.2 % of 67, new 81.0 % of 233)"`."""
+    """Formats scores: `"84.0 % of 300 validation images (old 91.2 % of 67, new 81.0 % of 233)"`."""
     everything = scores["all"]
     if not everything["images"]:
         return (
@@ -294,7 +298,7 @@ def describe_scores(scores: Mapping[str, Any]) -> str:
 
 
 def describe_epoch(scores: Mapping[str, Any]) -> str:
-    """`"all 84.0 % (loss 0.412), old 91.2 % (0.291), new 81.0 % (0.463)"`, for the line of an epoch."""
+    """Formats an epoch's scores: `"all 84.0 % (loss 0.412), old 91.2 % (0.291), new 81.0 % (0.463)"`."""
     if not scores["all"]["images"]:
         return "no validation images"
     both = scores["old"]["images"] and scores["new"]["images"]

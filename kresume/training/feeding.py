@@ -1,10 +1,10 @@
-"""What the model is fed: which pixel values, sampled how. Decided before the prepare pass, because the cache depends on it.
+"""Decides which pixel values the model is fed and how images are interpolated.
 
     feeding = decide_feeding(config, card, model, loss, listing, classes, spec, reporter)
     feeding.pixels, feeding.spec.interpolation
 
-A run and a `model.keras` of kresume say it themselves. A foreign checkpoint is scored on up to 256 of its old images; the
-same look checks the order of the labels.
+This comes before the prepare pass, because the cache depends on it. A run or a `model.keras` of kresume records its
+convention. A foreign checkpoint is scored on up to 256 of its old images; the same scores check the class order.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ if TYPE_CHECKING:
 
 PROBE_IMAGES = 256
 FIRST_LOOK = 64
-"""So many of them show which conventions are hopeless."""
+"""The number of images that suffices to exclude hopeless conventions."""
 SHRINKS_MUCH = 2.0
-"""Above this factor bilinear sampling skips pixels, and looks other than averaging."""
+"""Above this factor bilinear sampling skips pixels, and its result differs from averaging."""
 
 
 @dataclass(frozen=True)
 class Feeding:
-    """What a model is fed.
+    """How a model is fed.
 
     Attributes:
-        pixels: the convention.
-        layout: how it takes a picture.
+        pixels: the pixel convention.
+        layout: how the model takes an image.
         spec: size, resizing and interpolation.
-        reason: how the pixels were found.
-        interpolation_reason: how the interpolation was found; empty where it is the default, the parent's or asked for.
-        notes: what else a person should know.
+        reason: how the convention was found.
+        interpolation_reason: how the interpolation was found; empty if it is the default, the parent's or requested.
+        notes: further notes for the user.
     """
 
     pixels: str
@@ -77,29 +77,31 @@ def decide_feeding(
     *,
     mapped: bool = False,
 ) -> Feeding:
-    """Decides the pixel convention and, for a foreign checkpoint whose pictures shrink much, the interpolation.
+    """Decides the pixel convention, and the interpolation for a foreign checkpoint with large images.
 
     Args:
-        config: `pixels` and `interpolation` win where they are given.
-        card: what the checkpoint says of itself.
+        config: `pixels` and `interpolation` win if given.
+        card: the checkpoint's model card, None if it has none.
         model: holds the checkpoint's weights.
-        loss: what its outputs are.
+        loss: says what the model's outputs are.
         old: the images that the checkpoint was trained on; None for a new model.
-        classes: names of the outputs in their order.
-        spec: size and resizing, with the interpolation to begin from.
-        layout: how the model takes a picture; of a row of numbers the order of its axes is found like the convention.
-        reporter: told of the probe.
-        mapped: the weights came from another framework, by a mapping that counts once the model has been right.
+        classes: the class names in the order of the outputs.
+        spec: size and resizing, with the interpolation to start from.
+        layout: how the model takes an image; for a flat input the axis order is probed like the convention.
+        reporter: announces the probe.
+        mapped: True if the weights come from another framework; the mapping is accepted only if the model predicts
+            correctly.
 
     Raises:
-        UsageError: a new model that does not say what it eats, or a convention that is none.
-        CheckpointError: no way of feeding makes the checkpoint right on its old images, or two do.
+        UsageError: a new model does not say which pixels it expects, or the convention is unknown.
+        CheckpointError: with no convention the checkpoint is right on its old images, or several fit equally well.
+        ImagesError: no old image can be read, and nothing else says the convention.
     """
     from kresume.models.pixels import read_convention
 
     asked = None if config.pixels in {None, "auto"} else str(config.pixels)
     if asked is not None:
-        inputs.to_input(asked, layout)  # a typo is refused now, not after the images were read
+        inputs.to_input(asked, layout)  # raises on a typo now, not after the images were read
     if card is not None:
         return Feeding(asked or card.pixels, layout, spec, "--pixels" if asked else "the parent's")
     told = asked or read_convention(model)
@@ -127,8 +129,8 @@ class _Sample:
     Attributes:
         files: their bytes.
         pictures: `(n, height, width, 3) uint8`, decoded as the spec says.
-        labels: `(n,)` indices of classes.
-        shrinks_by: how much larger they are than the model's input, as a median.
+        labels: `(n,)` class indices.
+        shrinks_by: the median factor by which they are larger than the model's input.
     """
 
     files: list[bytes]
@@ -137,13 +139,13 @@ class _Sample:
     shrinks_by: float
 
     def sampled(self, spec: DecodeSpec) -> np.ndarray:
-        """The same pictures decoded in another way."""
+        """Decodes the same images with another spec."""
         with ThreadPoolExecutor(max_workers=(os.cpu_count() or 1) + 1) as pool:
             return np.stack(list(pool.map(lambda data: decode(data, spec), self.files)))
 
 
 def _sample(old: Listing, classes: Sequence[str], spec: DecodeSpec) -> _Sample:
-    """Takes up to 256 old images that can be decoded, the same ones each time."""
+    """Decodes up to 256 readable old images, the same ones each time."""
     places = {name: place for place, name in enumerate(classes)}
     known = [found for found in merging.name_numbers(old, classes) if found.label in places]
     files: list[bytes] = []
@@ -170,7 +172,7 @@ def _readable(found: Found, spec: DecodeSpec) -> tuple[bytes, np.ndarray, Header
         header = read_header(data)
         return data, decode(data, spec, header), header
     except (ImagesError, OSError, EOFError):
-        return None  # the prepare pass sets it aside, by name
+        return None  # the prepare pass quarantines and names it
 
 
 def _probe(
@@ -198,7 +200,7 @@ def _probe(
     if len(ways) > 1 and count >= 2 * FIRST_LOOK:
         ways = promising(score(ways, sample.pictures, FIRST_LOOK))
     probe = score(ways, sample.pictures)
-    # Of ways that explain as much, the first: the usual ones.
+    # On equal evidence the first one wins: the usual conventions come first.
     found = judge_order({way: probe.predictions[way] for way in ways}, labels, classes)
     fed, asked = "" if len(feedings) == 1 else found.way, config.classes is not None
     notes = [check_order(source, found, classes, count, pixels=fed, asked=asked)]
@@ -219,7 +221,7 @@ def _probe(
     way = str(best.winner) if len(feedings) > 1 else next(iter(feedings))
     pixels, layout = feedings[way]
     if len(feedings) > 1:
-        # The losers of the first look are told, too, where the second one had the winner alone.
+        # If the second look had only the winner, show the losers of the first look too.
         reason = f"on {count} old images {(best if len(best.losses) > 1 else probe).table}"
     if mapped:
         reason += f"; {verify_mapping(source, best.predictions[way], labels)}"
@@ -250,7 +252,7 @@ def _no_winner(source: str, probe: Probe, count: int, and_axes: str) -> str:
 def _feedings(
     told: str | None, layout: InputLayout, axes: str | None, *, grey: bool
 ) -> dict[str, tuple[str, InputLayout]]:
-    """Returns the ways of feeding a model that are tried: (convention, layout) by what a user would have to say."""
+    """Returns the (convention, layout) pairs to try, by the option that selects each."""
     layouts = (layout,) if axes is not None else alternatives(layout)
     names = (told,) if told else conventions.names_for(layout.channels, grey=grey)
     return {
@@ -261,7 +263,7 @@ def _feedings(
 
 
 def _twins(feedings: Mapping[str, tuple[str, InputLayout]]) -> list[tuple[str, str]]:
-    """Returns the ways whose conventions are twins, in the same layout."""
+    """Returns the pairs of candidates whose conventions are twins, in the same layout."""
     ways = {fed: way for way, fed in feedings.items()}
     return [
         (way, ways[other, layout])
@@ -272,7 +274,7 @@ def _twins(feedings: Mapping[str, tuple[str, InputLayout]]) -> list[tuple[str, s
 
 
 def _louder(feedings: Mapping[str, tuple[str, InputLayout]]) -> list[tuple[str, str]]:
-    """Returns the ways with those, in the same layout, whose values they give much larger."""
+    """Returns the pairs in the same layout of which the first gives much larger values."""
     return [
         (way, other)
         for way, (name, layout) in feedings.items()
@@ -282,5 +284,5 @@ def _louder(feedings: Mapping[str, tuple[str, InputLayout]]) -> list[tuple[str, 
 
 
 def _and_axes(feedings: Mapping[str, tuple[str, InputLayout]]) -> str:
-    """Returns the option beside `--pixels` where the order of the axes was in question."""
+    """Returns the option to name beside `--pixels` if the axis order was in question."""
     return " and --axes" if len({layout for _, layout in feedings.values()}) > 1 else ""

@@ -1,11 +1,11 @@
-"""Keras's own `fit`, from any position, with nothing lost and nothing done twice.
+"""Runs Keras's own `fit` from any step; loses no step and repeats none.
 
     fit(model, dataset_from, boundaries=(21, 42, 63), callbacks=[scorer, early_stopping], keeper=keeper)
 
-The structure changes nothing about the result: a run trained in one piece through here has the bits of a plain
-`model.fit` on the same data, and a run that was killed and continued has the bits of one that was not. Keras's private
-training loops are not rebuilt; the first epoch of a process is cut short by a callback instead. `fit` runs once per process,
-and again where images came or went between two epochs: what it read ahead of the old ones goes with it.
+The result does not depend on this structure: a run trained here without interruption equals a plain `model.fit` on the
+same data bit for bit, and so does a run that was killed and continued. Keras's private training loops are not
+re-implemented; a callback shortens the first epoch of a process instead. `fit` runs once per process, and again after
+images changed between two epochs, because the dataset has already prefetched old images.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from kresume.training.callbacks import Cutter, Keeper
 
 
 class BegunOnce(keras.callbacks.CallbackList):  # type: ignore[misc]  # keras is untyped
-    """A callback list for which training begins and ends once, although both we and each `fit` say so."""
+    """A callback list that begins and ends training once, although this module and each `fit` announce it."""
 
     keeper: Keeper
     _begun = False
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Passes on the first call only."""
+        """Calls the callbacks, the first time only."""
         if not self._begun:
             self._begun = True
             super().on_train_begin(logs)
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Passes on unless `fit` ends for other images only."""
+        """Calls the callbacks, unless `fit` ends only because the images changed."""
         if not self.keeper.images_changed:
             super().on_train_end(logs)
 
@@ -45,8 +45,8 @@ def build(model: keras.Model, images: tuple[int, ...], labels: tuple[int, ...], 
     """Creates every variable of a compiled model: weights, metrics, optimizer slots.
 
     Args:
-        model: compiled.
-        images: the shape of a batch as the model takes it, `(batch, height, width, 3)` for example.
+        model: the compiled model.
+        images: the shape of a batch as the model expects it, `(batch, height, width, 3)` for example.
         labels: the shape of its labels.
         label_dtype: `"int32"` for indices, `"float32"` for rows of probabilities.
     """
@@ -54,7 +54,7 @@ def build(model: keras.Model, images: tuple[int, ...], labels: tuple[int, ...], 
     if isinstance(model, keras.Sequential) or not isinstance(model, keras.src.models.Functional):
         model._symbolic_build(data_batch=(x, y))
         return
-    # What `_symbolic_build` does, without its pass through the layers: they are built, and a large model takes seconds.
+    # As `_symbolic_build`, but without its pass through the built layers, which takes seconds for a large model.
     predicted = keras.KerasTensor((images[0], *model.output_shape[1:]), model.outputs[0].dtype)
     symbolic = keras.src.backend.compute_output_spec
     symbolic(model.compute_metrics, x, y, predicted, sample_weight=None)
@@ -64,7 +64,7 @@ def build(model: keras.Model, images: tuple[int, ...], labels: tuple[int, ...], 
 
 
 def groups_of(state: TrainState) -> dict[str, list[np.ndarray]]:
-    """A snapshot's arrays by group, in their order."""
+    """Groups a snapshot's arrays by name prefix, in index order."""
     groups: dict[str, list[np.ndarray]] = {"trainable": [], "non_trainable": [], "optimizer": [], "metrics": []}
     for name in sorted(state.arrays, key=lambda name: (name.rpartition("/")[0], int(name.rpartition("/")[2]))):
         groups.setdefault(name.rpartition("/")[0], []).append(state.arrays[name])
@@ -76,7 +76,7 @@ def build_from_spec(model: keras.Model, spec: Any | None) -> None:
 
     Args:
         model: compiled, its layers built.
-        spec: the `element_spec` of the dataset; None where it is not known, and metrics cannot be created.
+        spec: the `element_spec` of the dataset; None if unknown, then metrics cannot be created.
     """
     if spec is not None:
         batch = keras.tree.map_structure(lambda leaf: keras.KerasTensor(leaf.shape, leaf.dtype.name), spec)
@@ -93,31 +93,33 @@ def assign_state(
     same_weights: bool = True,
     way_on: str = "extend the run with `--from RUN --model ...`",
 ) -> list[str]:
-    """Assigns a snapshot to a compiled and built model: weights by where they are in it, slots by the weight they follow.
+    """Assigns a snapshot to a compiled and built model.
 
-    Never by a variable's own path: auto-generated names shift from process to process, and the paths of slots depend on the way
-    in which an optimizer was built. Not by index either: what is frozen changes it.
+    Weights are matched by their position in the model, slots by the weight that they belong to. A variable's path is
+    unstable: auto-generated names differ between processes, and slot paths depend on how the optimizer was built. An
+    index is unstable too: freezing layers changes it.
 
     Args:
         model: compiled and built.
         state: the snapshot.
-        metrics: False where an epoch begins, and the metrics of the model need not be built yet. They are checked only: `fit`
-            resets them when an epoch begins, so the keeper assigns them.
-        same_weights: the weights that train now must be those that trained then. False leaves out slots of weights that are
-            frozen now, and starts those of weights that were frozen then fresh.
-        way_on: what to do if the model is another one.
+        metrics: True checks the model's metrics against the snapshot. They are not assigned here, because `fit` resets
+            them when an epoch begins; the keeper assigns them. False if the position is between epochs, when the
+            metrics need not be built yet.
+        same_weights: True requires that the same weights train as in the snapshot. False ignores slots of weights that
+            are frozen now, and starts slots of weights that were frozen then fresh.
+        way_on: the advice in an error if the model differs.
 
     Returns:
-        What a user should know: slots that were left out, and that start fresh.
+        Notes for the user: slots that were ignored, and slots that start fresh.
 
     Raises:
-        CheckpointError: a variable has no array, an array no variable, or one has another shape.
+        CheckpointError: a variable has no array, an array has no variable, or a shape differs.
     """
     variables, arrays = devices.variables_of(model), groups_of(state)
     if metrics:
         _check(model, "metrics", variables["metrics"], arrays["metrics"], way_on)
     recorded = structure.RECORD in state.records
-    if not recorded and same_weights:  # of an earlier version; the model is built from the run's own record
+    if not recorded and same_weights:  # written by an earlier version; the model is built from the run's own record
         for group in ("trainable", "non_trainable", "optimizer"):
             _check(model, group, variables[group], arrays[group], way_on)
             devices.assign(variables[group], arrays[group])
@@ -211,7 +213,10 @@ def _check_slots(
     weights: Mapping[int, str],
     way_on: str,
 ) -> Mapping[int, str]:
-    """The optimizer's variables that are restored; a slot may be missing whose weight did not train then."""
+    """Checks the matched optimizer variables and returns their array names.
+
+    A slot may be missing only if its weight did not train in the snapshot.
+    """
     taken = {*found.names.values(), *found.left_out}
     over = [name for name in state.arrays if name.startswith("optimizer/") and name not in taken]
     lost = [
@@ -233,10 +238,11 @@ def _check_slots(
 
 
 def _rate_once_per_step(optimizer: Any) -> None:
-    """Computes a scheduled rate once in each update.
+    """Makes the optimizer compute a scheduled rate once per update.
 
-    AdamW asks for it again for every variable that it decays, and each time a schedule's operations are traced and run anew:
-    a fifth of the time to the first step of MobileNetV2. The value is the same, the count of iterations moves at the end.
+    AdamW reads the rate again for every variable that it decays. Each read traces and runs the schedule's operations: a
+    fifth of the time to the first step of MobileNetV2. The value is the same, because `iterations` increases at the end
+    of an update.
     """
     inner = devices.inner(optimizer)
     apply, current = inner.apply, inner._get_current_learning_rate
@@ -260,17 +266,17 @@ def fit(
     callbacks: Sequence[Any],
     keeper: Keeper,
 ) -> None:
-    """Trains from where `keeper.progress` stands to the last boundary, or until a callback stops it.
+    """Trains from `keeper.progress` to the last boundary, or until a callback stops training.
 
     Args:
-        model: compiled, built and holding the state of that position.
-        dataset_from: gives the endless dataset that begins at a step; asked again where the images change.
-        boundaries: the step at which each epoch ends; may change behind the current epoch.
-        callbacks: the scorer, the narrator and whatever watches; their memory is in every snapshot.
-        keeper: last in the list.
+        model: compiled and built, with the state of that position.
+        dataset_from: returns the endless dataset that begins at a step; called again after the images changed.
+        boundaries: the step at which each epoch ends; entries after the current epoch may change.
+        callbacks: narrator, scorer and Keras's callbacks; their state is in every snapshot.
+        keeper: runs last in the list.
 
     Raises:
-        Stopped: a signal asked for it; the snapshot is on the disk.
+        Stopped: a signal requested it; the snapshot is on disk.
         TrainingError: the loss is no longer a number.
     """
     progress = keeper.progress
@@ -286,8 +292,8 @@ def fit(
     )
     everything.keeper = keeper
     _rate_once_per_step(model.optimizer)
-    # `fit` ends in this call, which would overwrite the weights with their averages; the averages are taken where the
-    # result is written, and snapshots hold both.
+    # Keras calls this when `fit` ends, and it would overwrite the weights with their averages. Snapshots hold both; the
+    # averages are applied when the result is written.
     model.optimizer.finalize_variable_values = lambda variables: None
     model.stop_training = False
     everything.on_train_begin()

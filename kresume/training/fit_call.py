@@ -1,12 +1,12 @@
-"""What the user's call of `fit` was given, and the Keras iterator that feeds it.
+"""Finds the user's running call of `fit`, and controls the Keras iterator that feeds it.
 
     call = find()                       # from a callback, inside fit
     check_followed(call, stream)        # fit must draw from the data of the backup
-    call.begin_behind(7)                # the next epoch begins behind its first 7 batches
-    call.end_cut_epoch()                # what Keras leaves out where an epoch is cut
+    call.begin_behind(7)                # the next epoch starts after its first 7 batches
+    call.end_cut_epoch()                # the cleanup that Keras omits if an epoch is cut short
 
-Keras tells a callback nothing of the data. So the frame of the running `fit` is read, here alone; tests fail when Keras renames
-what is used.
+Keras tells a callback nothing about the data. So this module, and no other, reads the frame of the running `fit`; tests
+fail if Keras renames what it uses.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class FitCall:
     """A running call of `fit`.
 
     Attributes:
-        x: the data that it was given.
-        class_weight: the weights of classes that it was given, or None.
-        keras_iterator: gives Keras's `EpochIterator`. A weak reference: an iterator of tf.data that outlives its `fit` and is
-            removed by the garbage collector later can block the process.
-        steps: how many batches an epoch has, None if nobody knows.
+        x: the data argument of `fit`.
+        class_weight: the `class_weight` argument of `fit`, or None.
+        keras_iterator: returns Keras's `EpochIterator`. A weak reference: if an iterator of tf.data outlives its `fit`
+            and the garbage collector removes it later, the process can hang.
+        steps: batches per epoch, None if unknown.
     """
 
     x: Any
@@ -46,16 +46,16 @@ class FitCall:
 
     @property
     def iterator(self) -> Any:
-        """Keras's iterator; None once `fit` is gone."""
+        """Returns Keras's iterator; None after `fit` has returned."""
         return self.keras_iterator()
 
     @property
     def one_pass(self) -> bool:
-        """Tells whether Keras keeps one iterator over all epochs, because it was given `steps_per_epoch`."""
+        """Returns True if Keras keeps one iterator over all epochs, because `steps_per_epoch` was given."""
         return self.iterator.steps_per_epoch is not None
 
     def spec(self) -> Any:
-        """The structure of a batch as the model gets it; None where only drawing one would tell it."""
+        """Returns the `element_spec` that the model receives; None if the data has none."""
         spec = getattr(self.x, "element_spec", None)
         if spec is None or self.class_weight is None:
             return spec
@@ -64,16 +64,16 @@ class FitCall:
         return (*spec, tf.TensorSpec(spec[1].shape[:1], tf.float32))
 
     def drawn(self) -> int | None:
-        """How many batches of data of known length were drawn, where one iterator is kept over all epochs."""
+        """Counts drawn batches, if one iterator of known length serves all epochs; else None."""
         known = self.one_pass and self.iterator.data_adapter.num_batches is not None
         return int(self.iterator._steps_seen) if known else None
 
     def begin_behind(self, count: int, drawn: int | None = None) -> bool:
-        """Draws and drops the batches that an interrupted training drew.
+        """Skips the batches that an interrupted training has drawn.
 
         Args:
-            count: of the interrupted epoch, for data that begin anew in each epoch.
-            drawn: what `drawn` gave, for data of known length with one iterator over all epochs.
+            count: batches of the interrupted epoch, for data that restarts in each epoch.
+            drawn: the value of `drawn`, for data of known length with one iterator over all epochs.
 
         Returns:
             False if the epoch is known to have no batch left.
@@ -87,7 +87,7 @@ class FitCall:
             return batches
 
         def once() -> Any:
-            del iterator._get_iterator  # the method of the class again
+            del iterator._get_iterator  # restores the method of the class
             return batches_left if batches_left is not None else behind(count)
 
         batches_left = None
@@ -95,7 +95,7 @@ class FitCall:
             if drawn:
                 iterator._current_iterator, iterator._steps_seen = behind(drawn), drawn
         elif count:
-            if self.steps is None and keras.config.backend() == "jax":  # where Keras fails in an epoch without a step
+            if self.steps is None and keras.config.backend() == "jax":  # Keras fails here on an epoch without a step
                 batches = behind(count)
                 first = list(itertools.islice(batches, 1))
                 if not first:
@@ -105,22 +105,22 @@ class FitCall:
         return True
 
     def end_cut_epoch(self) -> None:
-        """Does what Keras's iterator does behind the last step of an epoch, which a cut epoch does not reach."""
+        """Does the cleanup of Keras's iterator at an epoch's end, which a cut epoch misses."""
         iterator = self.iterator
         iterator._epoch_iterator = (
-            None  # half drawn, it holds itself and tf.data's iterator until the garbage collector comes
+            None  # a half-drawn iterator references itself and keeps tf.data's iterator alive until garbage collection
         )
         iterator.data_adapter.on_epoch_end()
         if iterator._num_batches and iterator._steps_seen >= iterator._num_batches:
             iterator._current_iterator, iterator._steps_seen = None, 0
 
     def forget_length(self) -> None:
-        """Lets the next epoch find its length: Keras would take that of an epoch which began in its middle."""
+        """Makes Keras count the next epoch's length again, instead of reusing a shortened epoch's."""
         self.iterator._num_batches = self.iterator.data_adapter.num_batches
 
 
 def find() -> FitCall | None:
-    """Finds the `fit` that calls this callback; None where somebody else does."""
+    """Finds the `fit` that calls this callback; returns None if there is none."""
     frame = sys._getframe(1)
     for _ in range(FRAMES):
         if frame.f_back is None:
@@ -137,13 +137,13 @@ def find() -> FitCall | None:
 
 
 def check_followed(call: FitCall, stream: Stream) -> None:
-    """Makes sure that `fit` draws the batches of the stream, one by one and in their order.
+    """Checks that `fit` draws the batches of the stream one by one, in order.
 
     Raises:
-        UsageError: it draws others, or counts other epochs.
+        UsageError: it draws other batches, or counts epochs differently.
     """
     if call.one_pass:
-        # Keras then keeps one iterator over all epochs, and the data would be at another position than we count.
+        # Keras then keeps one iterator over all epochs, and its position in the data differs from our count.
         raise UsageError(
             "fit(steps_per_epoch=...) with data=: leave steps_per_epoch out, the data knows its epochs "
             "(keras.config.set_max_steps_per_epoch does the same)"
@@ -162,14 +162,14 @@ def check_followed(call: FitCall, stream: Stream) -> None:
 
 
 def check_steps_per_call(stream: Stream, per_call: int) -> None:
-    """Makes sure that every epoch of the stream is a whole number of Keras's calls.
+    """Checks that every epoch of the stream is a whole number of Keras's calls.
 
     Args:
         stream: the data of `data=`.
-        per_call: how many steps Keras runs per call, `steps_per_execution`.
+        per_call: steps that Keras runs per call, `steps_per_execution`.
 
     Raises:
-        UsageError: it is not, so that an epoch would end within a call.
+        UsageError: an epoch would end within a call.
     """
     if stream.longest() % per_call:
         raise UsageError(
@@ -179,10 +179,11 @@ def check_steps_per_call(stream: Stream, per_call: int) -> None:
 
 
 def check_repeatable(call: FitCall, epochs: int) -> None:
-    """Makes sure that a training without `data=` has epochs at all.
+    """Checks that a training without `data=` can draw more than one epoch.
 
     Raises:
-        UsageError: a generator for several epochs. Keras draws it in the first one, and its first two batches in the others.
+        UsageError: a generator is given for several epochs. Keras draws all of it in the first epoch, and only its
+            first two batches in later ones.
     """
     if isinstance(call.x, GeneratorType) and not call.one_pass and epochs > 1:
         raise UsageError(

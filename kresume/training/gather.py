@@ -1,4 +1,4 @@
-"""The images of a run: old ones remembered or given, new ones added, each read once.
+"""Collects the images of a run, remembered, given or added; reads each once.
 
 sources = list_sources(config, reporter)               # names and sizes only
 classes, reason = decide_classes(config, parent, sources)
@@ -36,28 +36,28 @@ NO_IMAGES = "no images to train on: give --data FOLDER (one folder per class in 
 
 @dataclass(frozen=True)
 class Sources:
-    """What the folders list, by role; None where the option was not given."""
+    """Listed files by role; None for an option that was not given."""
 
     data: Listing | None
     add: Listing | None
     val: Listing | None
 
     def labels(self) -> tuple[str, ...]:
-        """Every class folder's name, sorted."""
+        """Returns the sorted names of all class folders."""
         names = {name for listing in (self.data, self.add, self.val) if listing for name in listing.classes}
         return tuple(sorted(names))
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """The images of a run.
+    """Images of a run.
 
     Attributes:
-        manifest: one row per image.
-        merge: what happened on the way.
-        quarantine: files that could not be used, with the reason of each.
-        notes: what the listing wants to say.
-        dropped: SHA-256s of what this run and those before it were told to forget: none of it comes back.
+        manifest: the table of images, one row each.
+        merge: the facts of the merge: duplicates, conflicts, added images.
+        quarantine: files that could not be used, each with its reason.
+        notes: notes for the user from listing and corrections.
+        dropped: SHA-256s of images that this run or an earlier one dropped; they never join again.
     """
 
     manifest: Manifest
@@ -68,16 +68,16 @@ class Gathered:
 
 
 def list_sources(config: TrainConfig, reporter: Reporter, *, keeps: bool = True) -> Sources:
-    """Lists the sources of images by role. Reads names and sizes, no contents.
+    """Lists the image sources by role; reads names and sizes, no contents.
 
     Args:
-        config: the options that hold.
+        config: the options of the run.
         reporter: shown progress.
-        keeps: False writes nothing into the cache, not even the listing of a file that had to be read whole for one.
+        keeps: False writes nothing to the cache, not even the listing of a file that had to be read whole to list it.
 
     Raises:
-        ImagesError: a path is missing, empty, or holds no class folders.
-        UsageError: no images at all for a new model.
+        ImagesError: a path does not exist, is empty, or holds no class folders.
+        UsageError: there are no images for a new model.
     """
     if config.from_ is None and not config.data:
         raise UsageError(NO_IMAGES)
@@ -96,7 +96,7 @@ def _list(config: TrainConfig, reporter: Reporter, *, keeps: bool = True) -> Sou
 
 
 def without_empty(paths: Sequence[str] | None) -> list[str]:
-    """The sources without folders that hold nothing yet."""
+    """Returns the sources without the folders that are still empty."""
     full = [places.absolute(path) for path in paths or ()]
     return [
         path
@@ -106,11 +106,11 @@ def without_empty(paths: Sequence[str] | None) -> list[str]:
 
 
 def check_sources(config: TrainConfig, parent: Parent | None, sources: Sources) -> None:
-    """Refuses what cannot be meant.
+    """Raises if images are missing: all of them, or the old ones.
 
     Raises:
-        UsageError: no images at all.
-        ImagesError: only new images for a checkpoint that remembers none.
+        UsageError: there are no images at all.
+        ImagesError: there are only new images, for a checkpoint that remembers none.
     """
     if parent is None and sources.data is None:
         raise UsageError(NO_IMAGES)
@@ -127,7 +127,10 @@ def check_sources(config: TrainConfig, parent: Parent | None, sources: Sources) 
 
 
 def decide_classes(config: TrainConfig, parent: Parent | None, sources: Sources) -> tuple[tuple[str, ...], str]:
-    """The names of the outputs in their order, and where they come from.
+    """Decides the class names in the order of the outputs.
+
+    Returns:
+        `(classes, reason)`; the reason says where the order comes from.
 
     Raises:
         UsageError: `--classes` contradicts the order that the checkpoint has pinned.
@@ -155,10 +158,16 @@ def decide_classes(config: TrainConfig, parent: Parent | None, sources: Sources)
 
 
 def check_outputs(classes: Sequence[str], reason: str, outputs: int, source: str) -> None:
-    """Makes sure that the model has one output per class.
+    """Checks that the model has one output per class; one output serves two classes.
+
+    Args:
+        classes: the class names in the order of the outputs.
+        reason: the origin of that order, for the message.
+        outputs: the number of the model's outputs.
+        source: the checkpoint or model, for the message.
 
     Raises:
-        UsageError: it has not; the message says how to name them.
+        UsageError: the counts differ; the message says how to name the outputs.
     """
     wanted = 2 if outputs == 1 else outputs
     has = "1 output, which tells two classes apart" if outputs == 1 else f"{outputs} outputs"
@@ -186,24 +195,24 @@ def gather(
     *,
     keeps: bool = True,
 ) -> Gathered:
-    """Reads every new file once, and makes one table of old and new.
+    """Reads every new file once, and merges old and new images into one manifest.
 
     Args:
-        config: the options that hold.
-        parent: what is started from.
-        sources: what the folders list.
-        classes: names of the outputs in their order.
-        spec: how pictures are decoded.
-        cache: where they are kept, None with `--cache off`.
-        generation: of the run to be.
+        config: the options of the run.
+        parent: the checkpoint to start from, None for a new model.
+        sources: the listed files.
+        classes: the class names in the order of the outputs.
+        spec: how images are decoded.
+        cache: the cache of decoded images, None with `--cache off`.
+        generation: the generation of the new run.
         reporter: shown progress.
-        keeps: False writes nothing into the cache.
+        keeps: False writes nothing to the cache.
 
     Raises:
-        ImagesError: class folders that the model does not know, no usable image, remembered images that are gone, or, with
-            `--strict-images`, a file that cannot be used.
+        ImagesError: the model does not know some class folders, no image is usable, remembered images are gone, or,
+            with `--strict-images`, a file cannot be used.
         NothingNew: `--add` holds nothing that the parent does not know already.
-        UsageError: an option cannot be meant.
+        UsageError: an option is invalid.
     """
     remembered = parent.manifest if parent is not None else None
     quarantine: list[Quarantined] = []
@@ -273,14 +282,20 @@ def gather(
 
 
 def val_split_of(config: TrainConfig) -> float | None:
-    """The share of newcomers that validates: `--val` turns the default off, given both apply."""
+    """Returns the share of new images for validation.
+
+    `--val` turns the default share off. If `--val` and `--val-split` are both given, both apply.
+    """
     if config.val_split is not None:
         return config.val_split
     return None if config.val else DEFAULT_VAL_SPLIT
 
 
 def _check_streams(sources: Sources, cache: Cache | None, keeps: bool) -> None:
-    """Refuses to train from files that are packed as a whole without a cache: each picture would unpack all before it."""
+    """Raises if a file compressed as a whole would be read without a cache.
+
+    Each read would unpack all images before it.
+    """
     if cache is not None or not keeps:
         return
     listings = [listing for listing in (sources.data, sources.add, sources.val) if listing]
@@ -293,7 +308,7 @@ def _check_streams(sources: Sources, cache: Cache | None, keeps: bool) -> None:
 
 
 def _with_more_classes(config: TrainConfig, parent: Parent | None, classes: Sequence[str]) -> str:
-    """Says how to train on more classes until the head can grow; empty for a new model, whose folders decide."""
+    """Explains how to train on more classes without growing the head; empty for a new model."""
     if parent is None:
         return ""
     model = config.model or _model_of(parent) or "FILE.py:FUNCTION"
@@ -304,14 +319,14 @@ def _with_more_classes(config: TrainConfig, parent: Parent | None, classes: Sequ
 
 
 def _model_of(parent: Parent) -> str | None:
-    """What `--model` was for a run that has no parent itself; None where nobody says it."""
+    """Returns the `--model` of a run that has no parent; None if unknown."""
     if parent.run is None or parent.run.record["parent"] is not None:
         return None
     return str(parent.run.record["options"].get("model") or "convnet")
 
 
 def corrects(config: TrainConfig, merge: Merge) -> bool:
-    """Whether old images have other labels than before."""
+    """Returns True if the labels of old images changed."""
     return bool(merge.facts.relabels) or (config.on_conflict == "new" and bool(merge.facts.conflicts))
 
 
@@ -330,7 +345,7 @@ def _check_merge(
         )
     facts = merge.facts
     changed = facts.added or corrects(config, merge)
-    empty = config.watch and not without_empty(config.add)  # what is watched may begin empty
+    empty = config.watch and not without_empty(config.add)  # a watched folder may start empty
     if config.add and parent is not None and parent.manifest is not None and not changed and not empty:
         problems = []
         if quarantine:
@@ -357,7 +372,7 @@ def _check_merge(
 
 
 def not_used(sources: Sources, manifest: Manifest) -> int:
-    """How many pictures the sources list that are none of the manifest's: copies, and those that were set aside."""
+    """Counts the listed images that are not in the manifest: copies, and quarantined ones."""
     import pyarrow as pa
     import pyarrow.compute as compute
 
@@ -368,36 +383,36 @@ def not_used(sources: Sources, manifest: Manifest) -> int:
 
 
 def came_since(config: TrainConfig, manifest: Manifest, before: int, reporter: Reporter) -> int:
-    """How many pictures came into the sources of a run since it began; 0 where they cannot be listed now.
+    """Counts the images that entered a run's sources since it began; 0 if unlistable.
 
     Args:
-        config: the options that hold.
+        config: the options of the run.
         manifest: the images of the run.
-        before: how many of the listed ones it did not use then.
+        before: how many listed images the run did not use at its start.
         reporter: shown progress.
     """
     if not (config.data or config.add or config.val):
         return 0
     try:
         return max(0, not_used(_list(config, reporter), manifest) - before)
-    except (ImagesError, OSError):  # the run goes on from its cache; a file that it needs is named when it is read
+    except (ImagesError, OSError):  # the run trains from its cache; reading a missing file names it
         return 0
 
 
 def decode_remembered(
     remembered: Manifest, spec: DecodeSpec, cache: Cache, reporter: Reporter, *, needs_all: bool = True
 ) -> None:
-    """Fills the cache with remembered images that it does not hold (another machine, another size).
+    """Decodes remembered images that the cache does not hold (another machine, another size).
 
     Args:
         remembered: the images.
         spec: how they are decoded.
-        cache: where they are kept.
+        cache: the cache to fill.
         reporter: shown progress.
-        needs_all: False leaves those that cannot be read to whoever reads them: a run that is under way goes on without.
+        needs_all: False ignores unreadable images: a run that has begun continues without them, and readers name them.
 
     Raises:
-        ImagesError: one cannot be read, unless it need not.
+        ImagesError: an image cannot be read, and `needs_all` is True.
     """
     missing = remembered.found(np.nonzero(cache.find(remembered.sha256s) < 0)[0])
     gone = {path for path in dict.fromkeys(file.path for file in missing) if not places.exists(path)}

@@ -1,9 +1,9 @@
-"""Refuses an assumed order of classes where another one fits the checkpoint's answers, and says where it cannot be told.
+"""Checks the assumed class order against the checkpoint's predictions on old images.
 
-    note = check_order("model.keras", found, classes, images=256)      # raises where another order fits beyond chance
+    note = check_order("model.keras", found, classes, images=256)      # raises if another order fits beyond chance
 
-Class folders are sorted by name; a model trained with another order restores to the last bit and is wrong, wholly or for a few
-classes. `kresume.evaluation.class_order` tests it on old images.
+Class folders are sorted by name. A model trained with another order restores bit for bit and still predicts wrongly,
+for all classes or for a few. `kresume.evaluation.class_order` finds the order on old images.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from kresume.evaluation.class_order import OrderFound, describe_order
 def check_order(
     source: str, found: OrderFound, classes: Sequence[str], images: int, *, pixels: str = "", asked: bool = False
 ) -> str:
-    """Refuses the sorted class folders where the model's answers fit another order beyond chance.
+    """Raises if the predictions fit another order than the sorted class folders beyond chance.
 
     Args:
         source: the checkpoint, for the message.
-        found: what its answers on old images say.
-        classes: the order that was assumed, or asked for.
-        images: how many they were.
-        pixels: the convention under which that order was found, if it says something.
-        asked: `classes` is what `--classes` said: then nothing is refused.
+        found: the order that the predictions on old images fit.
+        classes: the assumed or requested order.
+        images: the number of old images.
+        pixels: the pixel convention under which the order was found; empty if there was no choice.
+        asked: True if `--classes` gave `classes`; then nothing is raised.
 
     Returns:
-        A line for the plan where another order than the one asked for fits, or where the order cannot be told; else an
-        empty text.
+        A note for the plan if another order than the requested one fits, or if the order cannot be told; else an empty
+        string.
 
     Raises:
-        UsageError: another order fits; the message is the option that says it.
+        UsageError: another order fits; the message names the option that sets it.
     """
     if found.order is not None:
         better = describe_order(

@@ -1,8 +1,10 @@
-"""Where a command begins: a new run, or the continuation of an interrupted one. Run the same command again: that is all.
+"""Decides how a command starts: a new run, or the continuation of an interrupted one.
+
+Running the same command again is all that a user does to continue.
 
 opening = open_out(config)
 opening.run          # the interrupted run to continue, or None
-opening.path         # where the run is or will be
+opening.path         # the path of the run, existing or new
 """
 
 from __future__ import annotations
@@ -24,14 +26,15 @@ GENERIC_NAMES = frozenset({"old", "new", "data", "images", "train", "training", 
 
 @dataclass(frozen=True)
 class Opening:
-    """Where a command begins.
+    """How a command starts.
 
     Attributes:
         path: the run directory.
         run: the interrupted run to continue, None for a new one.
-        config: the options that hold: the run's own for a continuation, with what may differ taken from the command.
-        given: the options of the command as they were given, for the next comparison.
-        aside: what stands at `path` and is to be moved out of the way (`--overwrite`).
+        config: the options that apply. For a continuation: the run's own, with the options that may differ taken from
+            the command.
+        given: the options as the command gave them, recorded for later comparisons.
+        aside: True if `path` exists and is to be moved aside (`--overwrite`).
     """
 
     path: Path
@@ -42,18 +45,19 @@ class Opening:
 
 
 def open_out(config: TrainConfig) -> Opening:
-    """Finds out where this command begins, in this order.
+    """Finds the run to continue or the path of a new one, in this order.
 
-    1. `--overwrite`: what is at `--out` is moved aside, a new run begins; unless this very command began it, then 2.
-    2. `--out` holds an interrupted run of the same options (or nothing but `--out` was given): it is continued.
-    3. `--out` holds nothing: a new run begins there.
-    4. No `--out`: the newest interrupted run of the same options under `runs/` is continued.
-    5. Otherwise a new run begins at `runs/<n>-<name>`.
+    1. `--overwrite`: the content of `--out` is moved aside and a new run starts there, unless this same command started
+       the run in `--out`; then rule 2 applies.
+    2. `--out` holds an interrupted run of the same options, or no option but `--out` was given: that run continues.
+    3. `--out` holds nothing: a new run starts there.
+    4. No `--out`: the newest interrupted run of the same options under `runs/` continues.
+    5. Otherwise a new run starts at `runs/<n>-<name>`.
 
     Raises:
         UsageError: `--from X --out X`, or nothing to `--watch`.
         ConfigMismatch: `--out` holds a run of other options.
-        RunError: `--out` holds a finished run, or something that is no run.
+        RunError: `--out` holds a finished run, or something that is not a run.
     """
     opening = _open(config)
     held = opening.config
@@ -72,7 +76,7 @@ def _open(config: TrainConfig) -> Opening:
     for run in runs.unfinished(runs.list_runs(RUNS)):
         before = TrainConfig(**run.record["given"])
         if config.overwrite and not before.overwrite:
-            continue  # it asks for a new run, once
+            continue  # the command requests a new run, once
         if not options.same_config(before.model_copy(update={"out": None}), config):
             return _continue(run, config)
     return Opening(runs.next_path(RUNS, _name(config)), None, _inherited(config), config)
@@ -118,7 +122,7 @@ def _open_given(config: TrainConfig, path: Path) -> Opening:
 
 
 def _begun_by(path: Path, config: TrainConfig) -> bool:
-    """Whether an interrupted run is one that this very `--overwrite` began: the same command again continues it."""
+    """Returns True if the same `--overwrite` command started this interrupted run, so it continues."""
     if not runs.is_run(path) or (run := runs.open_run(path)).finished:
         return False
     given = run.record["given"]
@@ -133,7 +137,7 @@ def _only_out(config: TrainConfig) -> bool:
 
 def _continue(run: runs.Run, config: TrainConfig) -> Opening:
     free = {name: value for name, value in options.given(config).items() if name in options.FREE_TO_DIFFER}
-    # A run may come from anywhere: that its code is trusted is said by this command or not at all.
+    # A run may come from anywhere: only this command can say that its code is trusted.
     held = TrainConfig(**{**run.record["options"], "trust": None})
     return Opening(run.path, run, held.model_copy(update={**free, "out": str(run.path)}), config)
 
@@ -162,7 +166,7 @@ def _extend_command(run: runs.Run, config: TrainConfig | None = None) -> str:
 
 
 def _name(config: TrainConfig) -> str:
-    """The part of the run's name behind its number: the parent's, else that of the first folder that says something."""
+    """Returns the folder name without number: the parent run's, else from the first specific source."""
     if config.from_ is not None:
         path = Path(config.from_)
         own = runs.list_runs(path)[-1:] if path.is_dir() and not runs.is_run(path) else []
@@ -177,7 +181,7 @@ def _name(config: TrainConfig) -> str:
 
 
 def _inherited(config: TrainConfig) -> TrainConfig:
-    """The options that hold for a new run: those given, and the parent run's where nothing was given."""
+    """Returns the options of a new run: the given ones, else the parent run's."""
     if config.from_ is None:
         return config
     run = find_run(config.from_)
@@ -188,5 +192,7 @@ def _inherited(config: TrainConfig) -> TrainConfig:
         name: value for name, value in run.record["options"].items() if name in options.INHERITED and name not in own
     }
     if "imports" not in own:
-        before["imports"] = options.code_of(run.record["options"]) or None  # its layers are the user's own code
+        before["imports"] = (
+            options.code_of(run.record["options"]) or None
+        )  # the parent's layers need the user's own code
     return config.model_copy(update=before)

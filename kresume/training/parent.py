@@ -1,9 +1,9 @@
-"""What a run starts from: the checkpoint read, its model built, every variable restored.
+"""Reads the parent of a run: its checkpoint, its model, and every variable restored.
 
     parent = read_parent(config)                   # None for a new model
     live = restore_parent(config, parent, num_classes=10, image_size=None)
 
-Restoring is exact and comes first; what changes afterwards (another rate, averages) is a step of its own in `resume.py`.
+Restoring is exact and comes first. Later changes (another rate, averages) are steps of their own in `resume.py`.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Parent:
     """A checkpoint to start from.
 
     Attributes:
-        state: what was read.
-        run: the run it is, None for a bare checkpoint.
-        manifest: the images that the run remembers, None for a bare checkpoint.
+        state: the content of the checkpoint.
+        run: the run that the checkpoint belongs to, None for a bare checkpoint.
+        manifest: the images of that run, None for a bare checkpoint.
     """
 
     state: TrainState
@@ -45,19 +45,19 @@ class Parent:
 
     @property
     def generation(self) -> int:
-        """The parent's generation; a bare checkpoint counts as 0."""
+        """Returns the parent's generation; a bare checkpoint counts as 0."""
         return self.run.generation if self.run else 0
 
     @property
     def interrupted(self) -> bool:
-        """Whether the parent is a training that did not reach its end: a run of ours, or a backup folder of Keras."""
+        """Returns True if the parent is an unfinished run, or Keras's backup of an interrupted training."""
         if self.run is not None:
             return not self.run.finished
         return bool(self.state.records.get("interrupted"))
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a person should know about how it was read."""
+        """Returns notes for the user on how the checkpoint was read."""
         records, source, said = self.state.records, self.state.source, []
         if records.get("passed_over"):
             said.append(
@@ -73,7 +73,7 @@ class Parent:
 
     @property
     def card(self) -> Card | None:
-        """What the checkpoint says of its own classes, pixels and size."""
+        """Returns the checkpoint's own model card: classes, pixels, size."""
         return self.state.card
 
 
@@ -82,11 +82,11 @@ class Live:
     """A model in memory, with the optimizer as the checkpoint had it.
 
     Attributes:
-        model: built; holds the restored weights.
-        optimizer: built; holds the restored slots and count of iterations; its rate is the checkpoint's.
+        model: the built model with the restored weights.
+        optimizer: the built optimizer with the restored slots and `iterations`; its rate is the checkpoint's.
         saved: the optimizer's class and config.
-        summary: what was restored, in one line; empty for a new model.
-        kept: whether the optimizer's state was restored; False for a new model and for `NAME:reset`.
+        summary: one line on what was restored; empty for a new model.
+        kept: True if the optimizer's state was restored; False for a new model and for `NAME:reset`.
     """
 
     model: Any
@@ -97,7 +97,7 @@ class Live:
 
     @property
     def iterations(self) -> int:
-        """The optimizer's own count of batches, which schedules are functions of."""
+        """Returns the optimizer's own count of batches, which is the argument of its schedule."""
         return int(np.asarray(devices.inner(self.optimizer)._iterations.value))
 
 
@@ -105,11 +105,11 @@ def read_parent(config: TrainConfig) -> Parent | None:
     """Reads the checkpoint that `--from` names.
 
     Returns:
-        None without `--from`, and with `--or-new` where nothing is there.
+        The parent; None without `--from`, and with `--or-new` if the path does not exist.
 
     Raises:
-        CheckpointError: nothing is there, or what is there cannot be read.
-        UsageError: `--or-new` where even the parent folder is missing: a drive that is not mounted looks like that.
+        CheckpointError: the path does not exist, or cannot be read.
+        UsageError: `--or-new`, and even the parent folder does not exist, as on an unmounted drive.
     """
     if config.from_ is None:
         return None
@@ -138,19 +138,19 @@ def _has_prefix(path: Path) -> bool:
 
 
 def saved_optimizer(config: TrainConfig, parent: Parent | None, model: Any) -> tuple[SavedOptimizer, bool, str]:
-    """Which optimizer to build so that the file's state fits, and whether its state is restored.
+    """Decides which optimizer to build for the saved state, and whether that state is restored.
 
     Args:
         config: `optimizer` is `keep`, `NAME` or `NAME:reset`.
-        parent: what is started from.
-        model: built; compiled if the user's model function compiles it.
+        parent: the checkpoint to start from, None for a new model.
+        model: the built model; compiled if the user's model function compiles it.
 
     Returns:
-        `(optimizer, keep, note)`; the note says what was assumed where the file does not say it.
+        `(optimizer, keep, note)`. The note says what was assumed if the file does not name its optimizer.
 
     Raises:
-        CheckpointError: the file does not name its optimizer, or holds no state of one; the message says what to give.
-        UsageError: `--optimizer` cannot be meant.
+        CheckpointError: the file does not name its optimizer, or holds no state; the message says which option to give.
+        UsageError: `--optimizer` is invalid, or `--weight-decay` is needed.
     """
     from kresume.models import optimizers
 
@@ -189,7 +189,7 @@ def saved_optimizer(config: TrainConfig, parent: Parent | None, model: Any) -> t
 
 
 def asked_optimizer(config: TrainConfig) -> tuple[str | None, bool]:
-    """`--optimizer` as (class, whether its state is to start fresh); the class is None for `keep`.
+    """Parses `--optimizer` into its class (None for `keep`) and whether its state starts fresh.
 
     Raises:
         UsageError: it is neither keep, NAME nor NAME:reset.
@@ -200,16 +200,16 @@ def asked_optimizer(config: TrainConfig) -> tuple[str | None, bool]:
 
 
 def _equal_decay(stored: SavedOptimizer | None, decay: float) -> float:
-    """SGD's momentum adds up what is in the gradient; beside it, it acts once."""
+    """Converts a decay inside the gradient, which SGD's momentum accumulates, to an equal decoupled decay."""
     momentum = float((stored.config or {}).get("momentum", 0.0)) if stored else 0.0
     return decay / (1.0 - momentum)
 
 
 def wanted_optimizer(saved: SavedOptimizer, config: TrainConfig) -> SavedOptimizer:
-    """The optimizer that trains: the checkpoint's with what the options change about it, or another class.
+    """Returns the optimizer to train with: the checkpoint's, changed as the options say, or another class.
 
     Args:
-        saved: as `restore_parent` built it.
+        saved: the optimizer that `restore_parent` built.
         config: the options.
     """
     from kresume.models import optimizers
@@ -228,11 +228,11 @@ def wanted_optimizer(saved: SavedOptimizer, config: TrainConfig) -> SavedOptimiz
 
 
 def describe_change(live: Live, wanted: SavedOptimizer) -> str:
-    """What of the checkpoint's optimizer another class takes over, in words; empty where the class stays.
+    """Describes which state a new optimizer class keeps; empty if the class is unchanged.
 
     Args:
         live: the restored parent.
-        wanted: the optimizer that will train.
+        wanted: the optimizer to train with.
     """
     from kresume.models import optimizers, slots
 
@@ -254,17 +254,20 @@ def restore_parent(
     num_classes: int,
     image_size: tuple[int, int] | None,
 ) -> Live:
-    """Builds the model and restores every variable, weights and optimizer.
+    """Builds the model and restores every variable of model and optimizer.
 
     Args:
         config: the options.
-        parent: what is started from; None gives a new model with the seed's initial weights.
-        num_classes: how many classes the images have; a checkpoint with its own architecture keeps its own count.
-        image_size: `(height, width)` asked for, or None for the model's own.
+        parent: the checkpoint to start from; None builds a new model with initial weights from the seed.
+        num_classes: the number of classes of the images; ignored if the checkpoint has its own architecture.
+        image_size: the requested `(height, width)`, or None for the model's own.
+
+    Returns:
+        The model and its optimizer in memory.
 
     Raises:
-        RestoreError: a variable could not be restored; carries the table.
-        ModelError, CheckpointError, UsageError: as their messages say.
+        RestoreError: a variable could not be restored; the error holds the table.
+        ModelError, CheckpointError, UsageError: the model or its optimizer cannot be built; the message says why.
     """
     from kresume.models import build, optimizers, precision, restore
 
@@ -298,17 +301,17 @@ def restore_parent(
 
 
 def _rate_as_saved(parent: Parent | None, saved: SavedOptimizer) -> Any:
-    """The rate in the form in which the optimizer had it, so that its variables line up one to one."""
+    """Returns the rate in its saved form, so that the optimizer's variables match."""
     if parent is None:
         return 1e-3
     from kresume.models import optimizers
-    from kresume.training import schedules  # noqa: F401  # registers ours with Keras
+    from kresume.training import schedules  # noqa: F401  # registers the schedules of kresume with Keras
 
     return optimizers.rate_as_saved(parent.state, saved)
 
 
 def _compiled_rate(live: Live) -> SavedRate | None:
-    """The rate that the user's function compiled the model with, for a file that does not say it: its schedule goes on."""
+    """Returns the rate from the user's compiled model, for a file that records none."""
     found = (live.saved.config or {}).get("learning_rate") if live.kept else None
     if isinstance(found, Mapping):
         return rate_of_schedule(found)
@@ -316,16 +319,16 @@ def _compiled_rate(live: Live) -> SavedRate | None:
 
 
 def saved_rate(config: TrainConfig, parent: Parent | None, live: Live, wanted: SavedOptimizer) -> SavedRate | None:
-    """The checkpoint's rate, where it means something to the optimizer that will train.
+    """Returns the checkpoint's rate, if the optimizer that will train can use it.
 
     Args:
         config: the options.
-        parent: what is started from, None for a new model.
+        parent: the checkpoint to start from, None for a new model.
         live: its model and optimizer.
-        wanted: the optimizer that will train.
+        wanted: the optimizer to train with.
 
     Raises:
-        UsageError: it does not, or the file does not say it, and no option does.
+        UsageError: the rate is unknown or belongs to an incomparable optimizer, and `--lr` is not given.
     """
     if parent is None:
         return None

@@ -1,11 +1,11 @@
-"""The passes over the images that a run trains: what each deals, where it ends, and how far the plan is by then.
+"""Computes each epoch's order, last step and schedule time while images may change.
 
     passes = Passes(manifest, amount, order_of, steps=None)
     passes.order.batch(412), passes.boundaries         # the images of a step; the step at which each epoch ends
-    passes.change(3, manifest)                         # three epochs are done: the others deal these images
+    passes.change(3, manifest)                         # three epochs are done: later epochs use these images
 
-N epochs stay N passes: images that arrive make the epochs from there on longer, images that leave make them shorter. Where
-`--steps` says how much to train, the steps stay and the epochs change.
+N epochs stay N passes over the images: images that arrive make later epochs longer, images that leave make them
+shorter. With `--steps`, the number of steps stays and the number of epochs changes.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from kresume.training.schedules import Clock
 
 
 class Passes:
-    """How training runs over images that may change between two epochs.
+    """The epochs of a run whose images may change between two epochs.
 
     Args:
-        manifest: the images that the run began with.
-        amount: what was planned for them.
+        manifest: the images at the start of the run.
+        amount: the amount of training planned for them.
         order_of: makes the order of a manifest's training rows.
-        steps: `--steps`, None where epochs say how much to train.
-        epochs: `--epochs`, the most that `steps` may become where images leave; None for no bound.
+        steps: `--steps`, None if epochs set the amount of training.
+        epochs: `--epochs`, the upper bound of epochs for `steps` if images leave; None for no bound.
 
     Attributes:
-        manifest: the images of the current pass and those behind it.
-        digest: the manifest's.
-        order: deals their training rows.
-        boundaries: the step at which each epoch ends; changed in place, so that whoever holds it sees the change.
-        clock: the plan's time.
+        manifest: the images of the current epoch and of later ones.
+        digest: the manifest's digest.
+        order: the order of the manifest's training rows.
+        boundaries: the step at which each epoch ends; changed in place, so every holder of the list sees the change.
+        clock: maps steps of the run to steps of the plan.
     """
 
     def __init__(
@@ -58,15 +58,15 @@ class Passes:
         self.order: Order = self._dealt
 
     def shares(self) -> Shares:
-        """What an epoch is made of."""
+        """Returns the composition of an epoch."""
         return self._dealt.shares()
 
     def change(self, epoch: int, manifest: Manifest) -> None:
-        """Other images from an epoch on.
+        """Replaces the images after a number of completed epochs.
 
         Args:
-            epoch: how many are done.
-            manifest: the images of those that follow.
+            epoch: the number of completed epochs.
+            manifest: the images of the epochs that follow.
         """
         step = self.boundaries[epoch - 1]
         taken = self._taken(epoch, step, manifest)
@@ -80,7 +80,7 @@ class Passes:
             self.clock = Clock(step, planned, pace)
 
     def _taken(self, epoch: int, step: int, manifest: Manifest) -> np.ndarray:
-        """What the batch before took beyond its own pass, as indices into the training rows to be."""
+        """Returns rows of the new manifest that the last batch already used beyond its own epoch."""
         position = self.order.dealt_by(epoch - 1)
         indices = self.order.take(position, step * self.order.batch_size - position)
         shas = self.manifest.sha256s[self.manifest.train_rows()[indices]]

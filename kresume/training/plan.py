@@ -1,4 +1,4 @@
-"""Everything that is decided before the first step: `kresume plan` prints it, `kresume train` carries it out.
+"""Decides everything before the first step: `kresume plan` prints it, `kresume train` carries it out.
 
 plan = make_plan(config, reporter)          # reads and scores; writes nothing
 draft = make_draft(opening, reporter, writes=True)      # the same, with the model in memory and the images in the cache
@@ -73,16 +73,16 @@ SHIFT_POINTS = 0.05
 
 @dataclass(frozen=True)
 class Draft:
-    """A plan, and everything in memory that carries it out.
+    """A plan, and the objects in memory that carry it out.
 
     Attributes:
-        plan: what is printed and pinned.
-        parent: what is started from, None for a new model.
+        plan: the decisions that are printed and pinned in `run.json`.
+        parent: the checkpoint to start from, None for a new model.
         live: the model with every variable restored.
         gathered: the images.
-        sources: what was listed for them.
-        loss: how the model is judged.
-        generation: of the run to be.
+        sources: the listed files that the images come from.
+        loss: the loss and the metrics that go with it.
+        generation: the generation of the new run.
     """
 
     plan: Plan
@@ -96,20 +96,24 @@ class Draft:
 
 @spelled(as_argument)
 def plan(checkpoint: str | os.PathLike[str] | None = None, /, **arguments: Any) -> Plan:
-    """What `kresume.resume` with the same arguments would do; writes nothing.
+    """Returns the plan of `kresume.resume` with the same arguments; writes nothing.
+
+    Args:
+        checkpoint: same as in `kresume.resume`.
+        **arguments: same as in `kresume.resume`.
 
     Raises:
-        KresumeError: whatever `resume` would refuse.
+        KresumeError: `resume` would raise the same error.
     """
     quiet = bool(arguments.pop("quiet", False))
     return make_plan(options.from_arguments(checkpoint, arguments), Reporter(quiet=quiet))
 
 
 def make_plan(config: TrainConfig, reporter: Reporter) -> Plan:
-    """Decides everything that `train` would with the same options, and writes nothing.
+    """Decides everything that `train` would decide with the same options; writes nothing.
 
     Raises:
-        KresumeError: whatever `train` would refuse.
+        KresumeError: `train` would raise the same error.
     """
     opening = open_out(config)
     if opening.run is not None:
@@ -121,7 +125,7 @@ def make_plan(config: TrainConfig, reporter: Reporter) -> Plan:
 
 
 def open_cache(config: TrainConfig, spec: DecodeSpec, *, writes: bool = True) -> Cache | None:
-    """The cache of decoded images, None with `--cache off`."""
+    """Opens the cache of decoded images; returns None with `--cache off`."""
     if config.cache == "off":
         return None
     root = None if config.cache in {None, "auto"} else Path(str(config.cache))
@@ -129,23 +133,23 @@ def open_cache(config: TrainConfig, spec: DecodeSpec, *, writes: bool = True) ->
 
 
 def batch_size_of(config: TrainConfig) -> int:
-    """`--batch-size`, or its default."""
+    """Returns `--batch-size`, or its default."""
     return config.batch_size or DEFAULT_BATCH_SIZE
 
 
 def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
-    """Loads the checkpoint, gathers the images and decides the rate and the amount.
+    """Loads the checkpoint, gathers the images, and decides the rate and the amount of training.
 
     Args:
-        opening: where the run will be, and the options that hold.
-        reporter: told what takes long.
-        writes: False for `plan`: nothing is put into the cache.
+        opening: the path of the run, and its options.
+        reporter: shown progress.
+        writes: False for `plan`: nothing is written to the cache.
 
     Raises:
-        KresumeError: as its message says; nothing was written but decoded images in the cache.
+        KresumeError: the run cannot be started. Nothing was written except decoded images in the cache.
     """
     config = opening.config
-    # What a typo can break is looked at first: before a framework is loaded, and long before a run is made.
+    # Check first what a typo can break: before a framework is loaded, and long before a run is created.
     Cadence.parse(config.snapshot_every)
     asked_size = options.image_size(config)
     sources = list_sources(config, reporter, keeps=writes)
@@ -239,12 +243,18 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
 def decode_spec(
     config: TrainConfig, card: Card | None, model: Any, asked: tuple[int, int] | None
 ) -> tuple[DecodeSpec, InputLayout]:
-    """Decides size and resizing, and how the model takes a picture.
+    """Decides size and resizing, and how the model takes an image.
 
-    What is asked for wins, then the checkpoint's card, then the model's own input.
+    An option wins over the checkpoint's model card, which wins over the model's own input.
+
+    Args:
+        config: the options.
+        card: the checkpoint's model card, None if it has none.
+        model: the built model.
+        asked: `--image-size` as `(height, width)`, or None.
 
     Raises:
-        UsageError: an option contradicts the model's fixed input, or the model takes no pictures.
+        UsageError: an option contradicts the model's fixed input, or the model takes no images.
     """
     layout, fixed = layout_of(
         model, asked or (card.image_size if card else None), config.axes, card.input if card else None
@@ -266,7 +276,7 @@ def decode_spec(
 
 
 def _sample(rows: np.ndarray) -> np.ndarray:
-    """Up to 256 of these rows, the same ones each time."""
+    """Selects up to 256 of these rows, the same ones each time."""
     return np.sort(rows[permutation(0, 0, len(rows))[:PROBE_IMAGES]])
 
 
@@ -298,12 +308,12 @@ def _amount(
 
 
 def _per_execution(compiled: Mapping[str, Any] | None) -> int:
-    """What the model was compiled with by the user's own function."""
+    """Returns the `steps_per_execution` with which the user's function compiled the model."""
     return int((compiled or {}).get("steps_per_execution") or 1)
 
 
 def _find_shift(scorer: Any, gathered: Gathered, generation: int) -> str | None:
-    """The words for the plan if the parent is worse on new training images than on old ones by more than chance."""
+    """Describes a shift if the parent is worse on new images than chance explains; else None."""
     manifest = gathered.manifest
     rows = manifest.train_rows()
     old, new = rows[manifest.origins[rows] < generation], rows[manifest.origins[rows] == generation]
@@ -381,9 +391,9 @@ def _write_up(
 
 
 def _plan_of_continuation(opening: Opening) -> Plan:
-    """The plan that a run has pinned."""
+    """Returns the plan that is pinned in the interrupted run."""
     run = opening.run
-    if run is None:  # the caller has one
+    if run is None:  # never: the caller checks it
         raise ValueError("no run to continue")
     from kresume.checkpoints import snapshot
 

@@ -1,4 +1,4 @@
-"""How far a run is: what a snapshot's `meta.json` says beside the arrays."""
+"""Defines the progress of a run, as a snapshot's `meta.json` records it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Phase = Literal["training", "scoring", "epoch", "done"]
-"""Where in an epoch a snapshot was taken: between two steps, after the last step with the scoring still to do, after
-everything of an epoch, after everything."""
+"""The point of an epoch at which a snapshot was taken.
+
+`"training"`: between two steps. `"scoring"`: after the last step, before scoring. `"epoch"`: after a whole epoch.
+`"done"`: after the whole training.
+"""
 
 
 @dataclass
@@ -17,9 +20,9 @@ class Progress:
 
     Attributes:
         step: optimizer updates done in this run, by our own count.
-        epoch: epochs completed.
-        phase: where in the epoch.
-        lines: lines of `metrics.jsonl` that belong to it.
+        epoch: completed epochs.
+        phase: the point within the epoch.
+        lines: the number of lines of `metrics.jsonl` that belong to it.
         best: `{"step", "epoch", "value"}` of the best epoch by the monitor, or None.
         stopped_early: True once a callback has ended training.
     """
@@ -33,14 +36,14 @@ class Progress:
 
     @property
     def done(self) -> bool:
-        """Whether nothing is left to train."""
+        """Returns True if nothing is left to train."""
         return self.phase == "done"
 
     @classmethod
     def from_records(cls, records: Mapping[str, Any]) -> Progress:
-        """Reads it back from a snapshot."""
+        """Reads the progress from a snapshot's records."""
         return cls(**{name: records[name] for name in ("step", "epoch", "phase", "lines", "best", "stopped_early")})
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON form."""
+        """Returns the JSON form."""
         return dict(vars(self))

@@ -1,9 +1,10 @@
-"""The learning rate: what the checkpoint trained at, what is used from here, and why.
+"""Decides the learning rate: the checkpoint's rate, the rate to use, and the reason.
 
     plan = decide_rate(saved=state.rate, lr=1e-4, lr_scale=None, schedule=None, ...)
     str(plan)      # "0.01 (checkpoint) -> 0.0001 by step 40, to 0 at step 790 (rewarm-cosine; ...)"
 
-Pure numbers: nothing here imports Keras until `RatePlan.keras_rate` builds the object for the optimizer.
+This module only computes numbers: Keras is imported only when `RatePlan.keras_rate` builds the object for the
+optimizer.
 """
 
 from __future__ import annotations
@@ -29,19 +30,19 @@ SUSPICIOUS_SHARE = 0.01
 
 @dataclass(frozen=True)
 class RatePlan:
-    """The rate of a run.
+    """The learning rate of a run.
 
     Attributes:
-        checkpoint: the checkpoint's rate, or None for a new model.
-        peak: the rate that was asked for or decided: the peak of the schedule, or the rate that is held.
+        checkpoint: the checkpoint's rate, None for a new model.
+        peak: the requested or decided rate: the peak of the schedule, or the constant rate.
         schedule: its name.
         warmup_steps: steps of linear warm-up from `start` to `peak`.
         steps: steps of the whole run.
-        start: the rate from which the warm-up rises.
-        reason: where the peak comes from.
+        start: the rate at which the warm-up starts.
+        reason: the source of the peak.
         saved: the checkpoint's own schedule, for `keep`.
-        now: what that schedule gives for the first step.
-        end: what it gives for the last one.
+        now: the rate of that schedule at the first step.
+        end: the rate of that schedule at the last step.
     """
 
     checkpoint: float | None
@@ -56,7 +57,7 @@ class RatePlan:
     end: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON form, pinned in `run.json`."""
+        """Returns the JSON form, pinned in `run.json`."""
         return {**vars(self), "saved": dict(self.saved) if self.saved else None}
 
     @classmethod
@@ -78,13 +79,13 @@ class RatePlan:
         return f"{before}{self.peak:g}{by}, held ({self.schedule}; {self.reason})"
 
     def keras_rate(self, origin: int) -> Any:
-        """The float or Keras schedule that makes this plan take effect.
+        """Returns the float or Keras schedule that applies this plan.
 
         Args:
-            origin: the optimizer's count of iterations when the run begins.
+            origin: the optimizer's `iterations` at the start of the run.
 
         Raises:
-            UsageError: `keep`, and the checkpoint's schedule has ended at 0.
+            UsageError: `keep`, and the checkpoint's schedule has already decayed to 0.
         """
         if self.schedule == "keep" and self.saved:
             import keras
@@ -105,14 +106,17 @@ class RatePlan:
 
 
 def look_ahead(plan: RatePlan, origin: int) -> tuple[RatePlan, str]:
-    """What a kept schedule gives at both ends of the run, and a note where it ends before the run does.
+    """Evaluates a kept schedule at both ends of the run.
 
     Args:
-        plan: of a run that keeps the checkpoint's schedule, or any other.
-        origin: the optimizer's count of iterations when the run begins.
+        plan: the rate of any run; one that does not keep the checkpoint's schedule is returned unchanged.
+        origin: the optimizer's `iterations` at the start of the run.
+
+    Returns:
+        `(plan, note)`: the plan with `now` and `end`, and a note if the schedule reaches 0 well before the run ends.
 
     Raises:
-        UsageError: as `keras_rate`: it has ended at 0 already.
+        UsageError: as `keras_rate`: the schedule has already decayed to 0.
     """
     saved = plan.saved
     if plan.schedule != "keep" or not saved:
@@ -152,17 +156,17 @@ def decide_rate(
     Args:
         saved: the checkpoint's rate, None for a new model.
         optimizer: the optimizer's class, for its default rate.
-        steps: how many steps the run has.
+        steps: steps of the run.
         lr: `--lr`, the rate or peak to use; always wins.
         lr_scale: `--lr-scale`, a factor on the checkpoint's rate.
         schedule: `--lr-schedule`.
         warmup_steps: `--warmup-steps`; default a twentieth of the run, at most 200.
-        adds_images: whether images are added to what the checkpoint was trained on, or corrected in it.
-        shift: why the new images call for the full rate (a probe's words), or None.
-        interrupted: the parent was interrupted: it goes on at its current rate.
+        adds_images: True if images are added to, or corrected in, those that the checkpoint was trained on.
+        shift: the probe's words if new images call for the full rate, or None.
+        interrupted: True if the parent was interrupted: it continues at its current rate.
 
     Raises:
-        UsageError: options that contradict each other, or a rate that nobody can have meant.
+        UsageError: options contradict each other, or a rate is implausible.
     """
     if lr is not None and lr_scale is not None:
         raise UsageError(f"{option('lr')} and {option('lr-scale')} both say the rate: give one of them")

@@ -1,10 +1,10 @@
-"""The story: load the checkpoint, update the data, adjust the parameters, resume, monitor.
+"""Trains a run: load the checkpoint, update the data, adjust the parameters, resume, monitor.
 
     result = train(config, reporter)        # the command line
     run = resume("ckpt/", data=["old/"], add=["new/"], lr=1e-4, epochs=5)      # Python
 
-Read `train` from top to bottom; each line is a room of its own. A run begins as one directory that holds everything that
-was decided and a snapshot of step 0; from there on a run that was just made and one that was interrupted go the same way.
+Read `train` from top to bottom; each call leads to a module of its own. A run starts as one directory that holds every
+decision and a snapshot of step 0. From there on, new runs and interrupted runs follow the same path.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ ARCHITECTURE = "architecture.json"
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a finished run came to: what `kresume train` prints last.
+    """Result of a finished run, which `kresume train` prints last.
 
     Attributes:
         run: the run directory.
         status: `"accepted"` or `"rejected"`.
         step: the step of the result.
-        epochs: epochs trained.
+        epochs: the number of epochs trained.
         before: the parent's scores, None for a new model.
         after: the result's scores.
-        failures: snapshots or records that could not be written.
-        feed: the line of plain Keras that feeds the result as it was trained.
+        failures: descriptions of snapshots and records that could not be written.
+        feed: the line of plain Keras code that feeds the result as it was trained.
     """
 
     run: str
@@ -66,11 +66,11 @@ class TrainResult:
 
     @property
     def exit_code(self) -> int:
-        """0, or 5 if something could not be written."""
+        """Returns 0, or 5 if something could not be written."""
         return 5 if self.failures else 0
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON form."""
+        """Returns the JSON form."""
         return {**vars(self), "failures": list(self.failures), "exit_code": self.exit_code}
 
     def __str__(self) -> str:
@@ -88,15 +88,18 @@ class TrainResult:
 
 @spelled(as_argument)
 def resume(checkpoint: str | os.PathLike[str] | None = None, /, **arguments: Any) -> runs.Run:
-    """Extends a checkpoint (or trains a new model without one) and returns the finished run.
+    """Extends a checkpoint, or trains a new model without one, and returns the finished run.
 
     Args:
-        checkpoint: as `--from`: a run, a `.keras` file, a checkpoint directory or prefix; None for a new model.
+        checkpoint: same as `--from`: a run, a `.keras` file, a checkpoint directory or prefix; None for a new model.
         **arguments: the options of `kresume train` with underscores, for example `data=["old/"]`, `add=["new/"]`,
             `lr=1e-4`, `epochs=5`; `quiet=True` prints nothing.
 
+    Returns:
+        The finished run.
+
     Raises:
-        KresumeError: as its message says.
+        KresumeError: the run cannot be started or finished; the message says why and what to do.
     """
     quiet = bool(arguments.pop("quiet", False))
     result = train(options.from_arguments(checkpoint, arguments), Reporter(quiet=quiet))
@@ -104,11 +107,18 @@ def resume(checkpoint: str | os.PathLike[str] | None = None, /, **arguments: Any
 
 
 def train(config: TrainConfig, reporter: Reporter) -> TrainResult:
-    """Trains: a new run, or an interrupted one to its end.
+    """Trains a new run, or continues an interrupted one to its end.
+
+    Args:
+        config: the options of this command.
+        reporter: prints what was decided, and progress.
+
+    Returns:
+        The scores of the result and what could not be written.
 
     Raises:
-        Stopped: a signal asked for it; a snapshot was written, the same command continues.
-        KresumeError: as its message says.
+        Stopped: a signal requested it; a snapshot was written, and the same command continues.
+        KresumeError: the run cannot be started or finished; the message says why and what to do.
     """
     opening = open_out(config)
     reporter.say(f"run:      {opening.path}{_where_it_dies(opening.path)}")
@@ -124,7 +134,7 @@ def train(config: TrainConfig, reporter: Reporter) -> TrainResult:
 
 
 def _where_it_dies(path: Path) -> str:
-    """On Colab the machine's own disk dies with the session; a mounted drive does not."""
+    """Returns a warning if the run is on Colab's own disk, which dies with the session."""
     colab = "COLAB_RELEASE_TAG" in os.environ
     mounted = str(path.resolve()).startswith("/content/drive/")
     if not colab or mounted:
@@ -133,7 +143,7 @@ def _where_it_dies(path: Path) -> str:
 
 
 def _adjust(draft: Draft, config: TrainConfig) -> Any:
-    """Gives the restored model its new rate: another optimizer object, every slot and the iterations carried over."""
+    """Gives the restored model a new optimizer with the planned rate; copies every slot and `iterations`."""
     from kresume.models import averages, optimizers, slots
     from kresume.training import schedules
 
@@ -153,7 +163,7 @@ def _compile(model: Any, optimizer: Any, loss: Any, card: Card, amount: Amount, 
 
     predict, made = getattr(model, "predict_function", None), _how_it_runs(model)
     model.compile(
-        optimizer=optimizer,  # wrapped for loss scaling where the layers need it, whatever the global policy says
+        optimizer=optimizer,  # wrapped for loss scaling if the layers need it, whatever the global policy says
         loss=loss.keras_loss(),
         loss_weights=loss.weight,
         metrics=[*loss.keras_metrics(), *(config.metric or ())],
@@ -161,19 +171,21 @@ def _compile(model: Any, optimizer: Any, loss: Any, card: Card, amount: Amount, 
         steps_per_execution=amount.steps_per_execution,
     )
     if made == _how_it_runs(model):
-        model.predict_function = predict  # traced when the parent was scored: again takes seconds
+        model.predict_function = (
+            predict  # keep the function that scoring the parent traced: tracing again takes seconds
+        )
     classes, batch_size = len(card.classes), amount.batch_size
     labels, dtype = ((batch_size, classes), "float32") if loss.one_hot else ((batch_size,), "int32")
     fit.build(model, (batch_size, *card.input_shape), labels, dtype)
 
 
 def _how_it_runs(model: Any) -> tuple[Any, ...]:
-    """What Keras makes a model's functions by."""
+    """Returns the settings on which Keras's compiled functions depend."""
     return model.jit_compile, model.run_eagerly, model.steps_per_execution
 
 
 def _create(opening: Opening, draft: Draft, model: Any) -> runs.Run:
-    """Makes the run directory, whole or not at all: what was decided, the images, and a snapshot of step 0."""
+    """Creates the run directory atomically: decisions, images and a snapshot of step 0."""
     import keras
 
     from kresume.models import structure
@@ -231,7 +243,7 @@ def _create(opening: Opening, draft: Draft, model: Any) -> runs.Run:
         if opening.aside:
             runs.move_aside(opening.path)
         elif opening.path.exists():
-            opening.path.rmdir()  # it is empty, or opening would have refused it
+            opening.path.rmdir()  # it is empty; `open_out` refuses any other folder
         files.remove_abandoned(opening.path.parent, opening.path.name)
         with files.new_directory(opening.path) as temporary:
             files.write_json(temporary / runs.RECORD, record)
@@ -264,7 +276,7 @@ def _create(opening: Opening, draft: Draft, model: Any) -> runs.Run:
 
 
 def _rooted(config: TrainConfig) -> TrainConfig:
-    """The options with sources of images from the root: a run may be continued from another folder."""
+    """Makes source paths absolute, so that a run can continue from another folder."""
 
     def rooted(paths: Sequence[str] | None) -> tuple[str, ...] | None:
         return tuple(places.absolute(path) for path in paths) if paths else None
@@ -277,13 +289,13 @@ def _fixed_records(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _continue(run: runs.Run, opening: Opening, reporter: Reporter) -> TrainResult:
-    """Builds the model of an interrupted run as it was, and goes on."""
+    """Rebuilds the model of an interrupted run and continues its training."""
     config, batch_size = opening.config, int(run.record["amount"]["batch_size"])
     backend = config.backend or run.record["backend"]
     devices.select(backend, config.device, config.devices, batch_size, exact=config.exact == "on")
     devices.set_precision(config.precision)
     devices.seed_everything(int(run.record["seed"]))
-    before = run.record.get("not_used")  # not noted by the first versions
+    before = run.record.get("not_used")  # absent in records of the first versions
     came = 0
     if before is not None and not config.watch:
         came = came_since(config, remembered(run.path), int(before), reporter)
@@ -297,7 +309,7 @@ def _continue(run: runs.Run, opening: Opening, reporter: Reporter) -> TrainResul
 
 
 def rebuild_model(run: runs.Run, config: TrainConfig) -> Any:
-    """The compiled and built model of a run, with initial weights: its snapshots fit it."""
+    """Builds and compiles the model of a run with initial weights; its snapshots fit this model."""
     from kresume.models import build, optimizers
     from kresume.models.losses import from_record
     from kresume.models.own_code import own_code
@@ -321,13 +333,13 @@ def rebuild_model(run: runs.Run, config: TrainConfig) -> Any:
 
 
 def _carry_on(run: runs.Run, model: Any, opening: Opening, reporter: Reporter, *, continued: bool) -> TrainResult:
-    """Trains from the newest snapshot to the end, under the run's lock, and leaves the result."""
+    """Trains from the newest snapshot to the end under the run's lock, and writes the result."""
     from kresume.training.callbacks import StopRequest
     from kresume.training.course import Course
 
     config = opening.config
     with _locked(run, config, reporter) as lock, StopRequest() as stop, contextlib.ExitStack() as tracing:
-        run = runs.open_run(run.path)  # whoever held the lock before has gone on with it, perhaps to its end
+        run = runs.open_run(run.path)  # a process that held the lock before may have trained further or finished
         if run.finished:
             raise RunError(
                 f"{run.path} was finished by another process meanwhile ({run.status}, step {run.result_step():,}): to go on "
@@ -373,7 +385,7 @@ def _carry_on(run: runs.Run, model: Any, opening: Opening, reporter: Reporter, *
 
 
 def _locked(run: runs.Run, config: TrainConfig, reporter: Reporter) -> Lock:
-    """The run's lock, held from here on."""
+    """Acquires and returns the run's lock."""
     lock = Lock(run.path, take_over=bool(config.take_over), say=reporter.say)
     try:
         lock.acquire()
@@ -386,9 +398,12 @@ def _locked(run: runs.Run, config: TrainConfig, reporter: Reporter) -> Lock:
 
 
 def _leave(run: runs.Run, lock: Lock, event: str, step: int, reason: str) -> None:
-    """Notes why this process leaves, if the run is still its own. A disk that is gone must not hide the reason itself."""
+    """Records why this process ends, if it still holds the lock.
+
+    Ignores a disk that is gone, because its error would hide the reason.
+    """
     with contextlib.suppress(OSError, RunError):
-        lock.check()  # what another process has made of the run since is not overwritten
+        lock.check()  # do not overwrite what another process has written since
         run.update(status="interrupted")
         run.event(event, step=step, reason=reason)
 

@@ -1,15 +1,15 @@
-"""The learning rate as a function of the step.
+"""Defines learning-rate schedules as functions of the step.
 
     schedule = Cosine(start=0.0, peak=1e-4, warmup_steps=40, steps=790, origin=16431)
     optimizer.learning_rate = schedule
 
-A restored optimizer keeps its count of `iterations` (Adam's bias correction needs it), so a schedule carries the count at
-which it begins, `origin`. Rates are computed in float32 by Keras operations inside the training step: what is printed and
-logged is read back from the same function.
+A restored optimizer keeps its `iterations`, because Adam's bias correction needs them. So a schedule holds `origin`,
+the count at which it begins. Keras operations compute the rate in float32 inside the training step; printed and logged
+rates come from the same function.
 
-Epochs grow when images arrive while a run trains, and N epochs stay N passes: a decay runs over the share of the planned
-epochs that is done. So it reads a clock, which `wind` puts beside the optimizer's variables and `set_clock` sets between two
-epochs; a compiled step sees the new time without being compiled again.
+Epochs become longer when images arrive during a run, and N epochs stay N passes over the images. So a decay runs over
+the share of the planned epochs that is done. It reads a clock: `wind` stores the clock in a variable of the optimizer,
+and `set_clock` sets it between two epochs. A compiled step reads the new value without being compiled again.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from kresume import devices
 
 @dataclass(frozen=True)
 class Clock:
-    """How steps of the run become steps of the plan.
+    """A linear map from steps of the run to steps of the plan.
 
     Attributes:
-        step: of the run, where the images changed last.
-        planned: the step at which the plan had those epochs done.
-        pace: planned steps for each step from there on; below 1 where images arrived.
+        step: the step of the run at which the images last changed.
+        planned: the step at which the plan completes the same epochs.
+        pace: planned steps per step of the run from there on; below 1 if images arrived.
     """
 
     step: float = 0.0
@@ -42,7 +42,10 @@ class Clock:
 
 
 def wind(optimizer: Any) -> None:
-    """Gives the optimizer's schedule a clock that shows the plan's own time; nothing where the rate needs none."""
+    """Adds a clock variable to the optimizer if its schedule reads one.
+
+    The clock starts at the plan's own time.
+    """
     schedule = _schedule_of(optimizer)
     if schedule is not None:
         inner = devices.inner(optimizer)
@@ -51,12 +54,14 @@ def wind(optimizer: Any) -> None:
 
 
 def set_clock(optimizer: Any, clock: Clock, iterations: int = 0) -> None:
-    """Sets the clock of a schedule that has one; between two calls of `fit`, never within.
+    """Sets the clock of the optimizer's schedule, if it has one.
+
+    Call it only between two calls of `fit`.
 
     Args:
-        optimizer: wound.
-        clock: in steps of the run.
-        iterations: the optimizer's count when the run began. A schedule that is a parent's counts from an earlier one.
+        optimizer: an optimizer that `wind` has prepared.
+        clock: the clock, in steps of the run.
+        iterations: the optimizer's `iterations` at the start of the run; a parent's schedule has an earlier origin.
     """
     schedule = _schedule_of(optimizer)
     if schedule is not None:
@@ -66,7 +71,7 @@ def set_clock(optimizer: Any, clock: Clock, iterations: int = 0) -> None:
 
 
 def time_of(optimizer: Any) -> list[float] | None:
-    """What a schedule's `base` has to be for whoever goes on with it; None where its time is that of the steps."""
+    """Returns the clock to pass as a child run's `base`; None if the images never changed."""
     schedule = _schedule_of(optimizer)
     if schedule is None or (
         schedule.base is None and schedule.now.pace == 1.0 and schedule.now.step == schedule.now.planned
@@ -83,16 +88,19 @@ def _schedule_of(optimizer: Any) -> Cosine | None:
 
 @keras.saving.register_keras_serializable(package="kresume")
 class Cosine(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]  # keras is untyped
-    """A linear warm-up to a peak, then half a cosine down to `end` (Loshchilov & Hutter 2017, arXiv:1608.03983).
+    """A linear warm-up to a peak, then half a cosine down to `end`.
+
+    Source of the cosine: Loshchilov & Hutter 2017, arXiv:1608.03983.
 
     Args:
         peak: the highest rate.
-        steps: batches from the beginning to the end of the decay; afterwards the rate stays at `end`.
+        steps: batches from the start of the schedule to the end of the decay; later the rate stays at `end`.
         warmup_steps: batches of linear warm-up, fewer than `steps`. Step 0 trains at `start + (peak - start) / warmup`.
-        start: the rate that the warm-up rises from.
-        end: the rate at the end.
-        origin: the optimizer's count of iterations at which the schedule begins.
-        base: `(step, planned, pace)` of the clock of a run whose images changed, for one that goes on with its schedule.
+        start: the rate at which the warm-up starts.
+        end: the final rate.
+        origin: the optimizer's `iterations` at the start of the schedule.
+        base: `(step, planned, pace)` of the parent run's clock, if a child run continues the schedule of a run whose
+            images changed.
     """
 
     def __init__(
@@ -119,7 +127,7 @@ class Cosine(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[m
         self.now = Clock()
 
     def __call__(self, step: Any) -> Any:
-        done = ops.cast(step - self.origin, "float32")  # whole numbers first: float32 counts to 2^24 only
+        done = ops.cast(step - self.origin, "float32")  # subtract as integers: float32 is exact only up to 2^24
         if self.clock is not None:
             clock = ops.convert_to_tensor(self.clock)
             done = clock[1] + (done - clock[0]) * clock[2]
@@ -131,7 +139,7 @@ class Cosine(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[m
         return ops.where(done < self.warmup_steps, warm, decayed)
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments, for Keras's serialization."""
+        """Returns the arguments, for Keras's serialization."""
         names = ("peak", "steps", "warmup_steps", "start", "end", "origin")
         return {**{name: getattr(self, name) for name in names}, "base": self.base and list(astuple(self.base))}
 
@@ -150,10 +158,10 @@ class Warmup(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[m
         self.origin = origin
 
     def __call__(self, step: Any) -> Any:
-        done = ops.cast(step - self.origin, "float32")  # whole numbers first: float32 counts to 2^24 only
+        done = ops.cast(step - self.origin, "float32")  # subtract as integers: float32 is exact only up to 2^24
         warm = self.start + (self.peak - self.start) * (done + 1.0) / self.warmup_steps
         return ops.minimum(warm, self.peak) if self.peak >= self.start else ops.maximum(warm, self.peak)
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments, for Keras's serialization."""
+        """Returns the arguments, for Keras's serialization."""
         return {name: getattr(self, name) for name in ("peak", "warmup_steps", "start", "origin")}

@@ -1,15 +1,14 @@
-"""When snapshots are due, and the thread that writes to the run: snapshots, and the lines of `metrics.jsonl` before them.
+"""Decides when snapshots are due, and writes snapshots and lines of `metrics.jsonl` on a thread.
 
     cadence = Cadence.parse("10min")
     writer = RunWriter(run.snapshots, run.metrics, keep=3, guard=lock.check)
     writer.put_line('{"epoch": 1, ...}')
-    writer.submit(step, read_state, records)       # copies out of the device, returns; the disk is the thread's business
+    writer.submit(step, read_state, records)       # copies the state out of the device; the thread writes it
     writer.join()
 
-Training waits for the copy out of the device only. One set of host buffers is reused for every snapshot; while the disk
-is still busy with the last one, the next due snapshot is put off by a step (or waited for, where a number of steps was
-asked for), never torn. A disk that does not answer is told of once a minute. The format itself is in
-`kresume.checkpoints.snapshot`.
+Training waits only for the copy out of the device. One set of host buffers serves all snapshots. While the disk is busy
+with a snapshot, the next one is delayed by a step, or waited for if the cadence is a number of steps; it is never torn.
+A disk that does not respond is reported once a minute. `kresume.checkpoints.snapshot` defines the format.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _WRITERS: weakref.WeakSet[RunWriter] = weakref.WeakSet()
 
 
 def wait_for_writers(directory: Path) -> None:
-    """Waits until no writer of this process is at work on a folder: one whose training raised may still be."""
+    """Waits for this process's writers on a folder; they outlive a training that raised."""
     for writer in list(_WRITERS):
         if writer.directory == directory:
             writer.wait()
@@ -53,10 +52,10 @@ class Cadence:
 
     @classmethod
     def parse(cls, text: str | None) -> Cadence:
-        """Reads `200` (steps), `2epochs` or `10min`; None means each minute.
+        """Parses `200` (steps), `2epochs` or `10min`; None means every minute.
 
         Raises:
-            UsageError: it is none of these, or not above zero.
+            UsageError: the text is none of these, or not above zero.
         """
         if text is None:
             return cls(DEFAULT_MINUTES, "minutes")
@@ -74,7 +73,7 @@ class Cadence:
         return cls(count, unit)
 
     def due(self, *, steps: int, epochs: int, seconds: float, at_epoch_end: bool) -> bool:
-        """Whether a snapshot is due, from what was done since the last one."""
+        """Returns True if a snapshot is due, from the work since the last one."""
         if self.unit == "steps":
             return steps >= self.count
         if self.unit == "epochs":
@@ -83,20 +82,21 @@ class Cadence:
 
 
 class RunWriter:
-    """Writes snapshots and metric lines off the training thread, in the order in which they were given.
+    """Writes snapshots and metric lines on a thread, in the order in which they were submitted.
 
     Args:
         directory: the folder of the snapshots.
-        metrics: the JSON-lines file; None where no lines are written.
-        keep: how many of the newest snapshots stay.
-        guard: called before each commit; raises if the run is no longer ours.
-        on_failure: told what could not be written, in words.
-        on_commit: called with a snapshot's records once it is safely on the disk, on the writer's thread.
-        on_stall: told when the disk has not answered for `STALLED_SECONDS`, and each such time again.
+        metrics: the JSON-lines file; None if no lines are written.
+        keep: how many of the newest snapshots to keep.
+        guard: called before each commit; raises if this process no longer owns the run.
+        on_failure: called with a description of what could not be written.
+        on_stall: called when the disk has not responded for `STALLED_SECONDS`, and again after each such time.
+        on_commit: called on the writer's thread with a snapshot's records once it is on disk.
+        stalled_seconds: replaces `STALLED_SECONDS`.
 
     Attributes:
-        failures: what could not be written and why, in words. The run ends with exit code 5 if there is any.
-        committed: the last step that is safely on the disk, or None.
+        failures: what could not be written and why. If there are any, the run ends with exit code 5.
+        committed: the last step that is safely on disk, or None.
     """
 
     def __init__(
@@ -132,11 +132,11 @@ class RunWriter:
 
     @property
     def busy(self) -> bool:
-        """True while the disk is at work on the last job."""
+        """Returns True while the disk is busy with the last job."""
         return self._thread is not None and self._thread.is_alive()
 
     def put_line(self, line: str) -> None:
-        """Gives a line of the metrics. It is on the disk before any later snapshot, which counts it."""
+        """Queues a metric line; it is on disk before any later snapshot, which counts it."""
         self._lines.append(line)
         if not self.busy:
             self._start("a line of the metrics", lambda: None)
@@ -153,17 +153,17 @@ class RunWriter:
         """Takes a snapshot of the live state.
 
         Args:
-            step: its number.
-            read: copies the live arrays into the buffers it is given and returns them.
-            records: what `meta.json` keeps beside the arrays; `records["best"]` pins that step.
-            extra: further groups of arrays that are the caller's own copies.
-            must: wait for the disk to finish the job before, rather than put this one off.
+            step: the step of the snapshot.
+            read: copies the live arrays into the given buffers and returns them.
+            records: further content of `meta.json`; `records["best"]` pins that step.
+            extra: further groups of arrays that the caller has copied.
+            must: True waits for the disk to finish the previous job; False skips this snapshot instead.
 
         Returns:
-            False if the disk was still busy and `must` is False: nothing was taken, ask again at the next step.
+            False if the disk was busy and `must` is False: nothing was taken; try again at the next step.
 
         Raises:
-            RunError: the run was taken over by another process.
+            RunError: another process has taken over the run.
             CheckpointError: the state holds a NaN; nothing was committed.
         """
         self._raise_fatal()
@@ -178,13 +178,13 @@ class RunWriter:
         return True
 
     def wait(self) -> None:
-        """Waits until the disk has everything; what could not be written is not raised."""
+        """Waits until everything is on disk; does not raise what could not be written."""
         while self._thread is not None and self._thread.is_alive():
             self._thread.join(min(1.0, self.stalled_seconds))
             self.tell_of_stall()
 
     def join(self) -> None:
-        """Waits until the disk has everything, and raises what the thread could not.
+        """Waits until everything is on disk, and raises the thread's error if there was one.
 
         Raises:
             RunError, CheckpointError: as `submit`.
@@ -193,28 +193,28 @@ class RunWriter:
         self._raise_fatal()
 
     def finish(self) -> None:
-        """Waits for the disk and writes the lines that it refused before.
+        """Waits until everything is on disk, and writes the lines that the disk refused before.
 
         Raises:
             RunError, CheckpointError: as `submit`.
-            OSError: it refuses still.
+            OSError: the disk still refuses them.
         """
         self.join()
         self._flush_lines()
 
     def tell_of_stall(self) -> None:
-        """Says so when the disk has not answered for long. Cheap: called a few times a second."""
+        """Reports a disk that has not responded for long. Cheap: called a few times a second."""
         now = time.monotonic()
         if self.busy and now - self._asked_at >= self.stalled_seconds:
             self._asked_at = now
             self.on_stall(f"{self.directory}: the disk has not answered for {self.stalled_seconds:.0f} s ({self._job})")
 
     def remember(self, step: int, best: int | None) -> None:
-        """Tells the writer of a snapshot that stood before it began, and which best step that one relies on."""
+        """Registers an existing snapshot and the best step that it refers to."""
         self._pinned_by[step] = best
 
     def record_failure(self, what: str, reason: str) -> None:
-        """Notes and tells what could not be written."""
+        """Records and reports what could not be written."""
         self.failures.append(f"{what}: {reason}")
         self.on_failure(self.failures[-1])
 
@@ -235,16 +235,16 @@ class RunWriter:
     def _run(self, job: str, work: Callable[[], None]) -> None:
         try:
             self.guard()
-            self._flush_lines()  # a snapshot that counts lines which are not on the disk could not be continued from
+            self._flush_lines()  # a snapshot that counts lines missing on disk could not be continued from
             work()
-            self._flush_lines()  # those that came while the disk was at work
+            self._flush_lines()  # lines that came while the disk was busy
         except (RunError, CheckpointError) as error:
             self._fatal = error
         except OSError as error:
-            # The disk is full, read-only or gone: training goes on, the last good snapshot stands, the user is told. Lines
-            # are kept, and tried again with the next job.
+            # The disk is full, read-only or gone: training continues, the last good snapshot remains, the user is told.
+            # Lines are kept and written with the next job.
             self.record_failure(job, str(error))
-        except Exception as error:  # a thread must not die in silence: whoever waits for it gets the error
+        except Exception as error:  # a thread must not die silently: the waiting thread raises the error
             self._fatal = error
 
     def _write(self, step: int, groups: Groups, records: dict[str, Any]) -> None:
@@ -257,7 +257,7 @@ class RunWriter:
 
     def _prune(self) -> None:
         newest = sorted(self._pinned_by)[-self.keep :]
-        # Every snapshot that stays must find the best one that it speaks of, or falling back to it would lose the best.
+        # Keep the best step of every kept snapshot: after falling back to that snapshot it is still needed.
         pinned = {best for step in newest if (best := self._pinned_by[step]) is not None}
         snapshot.prune_snapshots(self.directory, self.keep, pinned)
         self._pinned_by = {step: best for step, best in self._pinned_by.items() if step in {*newest, *pinned}}

@@ -1,4 +1,4 @@
-"""A mapping between frameworks counts once the model has been right: shapes alone prove nothing.
+"""Verifies a mapping between frameworks by the model's predictions, because shapes prove nothing.
 
 verify_mapping("resnet18.pth", predicted, labels)     # "mapping verified: 94.1 % of 256 old images"
 """
@@ -13,13 +13,15 @@ from kresume.checkpoints.skeleton import FILL_IN
 from kresume.errors import CheckpointError, UsageError
 
 WEAK_SHARE = 0.25
-"""Of the way from guessing to always right: a model that is on images it was trained on below that is hardly the model."""
+"""A share of the way from guessing to perfect: below it on its own training images, a model is probably wrong."""
 CONVINCING = 1e-3
-"""The probability of doing so well by guessing, below which it was no guessing."""
+"""The significance level: a result less probable than this by guessing is no guess."""
 
 
 def check_filled_in(spec: str | None) -> None:
-    """Refuses a skeleton in which something is still to be filled in: every shape of it fits, and it is another network.
+    """Raises if a skeleton still has parts to fill in.
+
+    Its shapes fit the checkpoint, but it is another network.
 
     Args:
         spec: `--model`.
@@ -41,18 +43,18 @@ def check_filled_in(spec: str | None) -> None:
 
 
 def verify_mapping(source: str, predicted: np.ndarray, labels: np.ndarray) -> str:
-    """Judges a model that was filled from another framework's arrays by its answers on labelled old images.
+    """Judges a model filled from another framework's arrays by its predictions on labelled old images.
 
     Args:
         source: the checkpoint, for messages.
-        predicted: `(n,)` the outputs that were highest.
-        labels: `(n,)` indices of classes.
+        predicted: `(n,)` the predicted class indices.
+        labels: `(n,)` the true class indices.
 
     Returns:
-        What was found, for the plan.
+        The finding, for the plan.
 
     Raises:
-        CheckpointError: it is not better than guessing.
+        CheckpointError: the model is not better than guessing.
     """
     from scipy.stats import binom
 

@@ -1,12 +1,12 @@
-"""`--watch`: a look at the sources before each epoch, for images that came since the one before.
+"""Looks for new images in the sources before each epoch (`--watch`).
 
     watch = Watch(config, classes, spec, cache, generation, reporter)
-    rows = watch.look(manifest, everything, poll)       # rows of the manifest to be, prepared and in the cache
+    rows = watch.look(manifest, everything, poll)       # rows for the next manifest, prepared and in the cache
 
-Nothing that goes wrong here ends training: what cannot be used now is named and looked at again before the next epoch. What
-joins is decided as when a run begins (`images/merging.py`): the same bytes count once, sides follow from content, and an
-image near a recorded one takes its side. What would need a decision by a person (an unknown class, an image of the run under
-another label) waits for the next generation.
+An error here never ends training: an unusable file is reported and tried again before the next epoch. New images join
+by the rules of a new run (`images/merging.py`): the same bytes count once, the split follows from the content, and an
+image near a recorded one takes its split. Images that need a decision by the user (an unknown class, an image of the
+run under another label) wait for the next generation.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SETTLED_SECONDS = 2.0
-"""A file that was changed later than so long ago may still be on its way: it must look the same twice."""
+"""A file modified within this time may still be incomplete: it must look the same twice."""
 PART = 128
-"""Arrivals that are prepared between two looks at whether somebody asked to stop."""
+"""The number of new images prepared between two checks for a stop signal."""
 
 Version = tuple[int, int]
-"""A file's size and time."""
+"""A file's size and modification time."""
 
 
 class _Known:
-    """What the run knows of a picture's content.
+    """The run's recorded images by content.
 
     Args:
         everything: every recorded image.
         row_of: its row by SHA-256.
-        present: which rows are in the run now.
+        present: whether each row is in the run now.
     """
 
     def __init__(self, everything: Manifest, row_of: dict[bytes, int], present: np.ndarray) -> None:
@@ -60,7 +60,7 @@ class _Known:
 
     @classmethod
     def of(cls, manifest: Manifest, everything: Manifest) -> _Known:
-        """Looks up what is where."""
+        """Builds the index of all recorded images."""
         rows = {sha: row for row, sha in enumerate(everything.sha256s.tolist())}
         return cls(everything, rows, np.isin(everything.sha256s, manifest.sha256s))
 
@@ -68,17 +68,17 @@ class _Known:
         return self._row_of.get(image.facts.sha256.encode())
 
     def label(self, image: Image) -> str | None:
-        """The recorded label, None for a newcomer."""
+        """Returns the recorded label, None for a new image."""
         row = self._row(image)
         return None if row is None else self._everything.classes[self._everything.labels[row]]
 
     def left(self, image: Image) -> bool:
-        """Whether it was in the run and left."""
+        """Returns True if the image was in the run and left."""
         row = self._row(image)
         return row is not None and not self._present[row]
 
     def path(self, image: Image) -> str:
-        """The recorded place; empty for a newcomer."""
+        """Returns the recorded path; empty for a new image."""
         row = self._row(image)
         return "" if row is None else self._everything.paths(np.array([row]))[0]
 
@@ -87,14 +87,14 @@ class Watch:
     """Looks for new images in the sources of a run.
 
     Args:
-        config: the options that hold.
-        classes: names of the outputs in their order.
-        spec: how pictures are decoded.
-        cache: where they are kept, None with `--cache off`.
-        generation: of the run; what arrives is of it.
-        reporter: told what was found.
-        set_aside: names of files that the run began without: they are not told of again.
-        dropped: SHA-256s of images that do not join.
+        config: the options of the run.
+        classes: the class names in the order of the outputs.
+        spec: how images are decoded.
+        cache: the cache of decoded images, None with `--cache off`.
+        generation: the generation of the run, which is the origin of arriving images.
+        reporter: prints what was found.
+        set_aside: names of files that the run quarantined at its start; they are not reported again.
+        dropped: SHA-256s of images that never join.
     """
 
     def __init__(
@@ -114,7 +114,8 @@ class Watch:
         self._cache = cache
         self._generation = generation
         self._reporter = reporter
-        # What it named when the run began is in `dropped`; a continuation may be started where the file is not.
+        # `dropped` holds what the file named when the run began; a continuation may start where the file does not
+        # exist.
         self._drop = corrections.read_drop(config.drop if config.drop and Path(config.drop).is_file() else None)
         self._dropped = set(dropped)
         self._seen: dict[str, Version] = {}
@@ -124,18 +125,18 @@ class Watch:
         self._recorded: tuple[Manifest | None, set[str]] = (None, set())
 
     def look(self, manifest: Manifest, everything: Manifest, poll: Callable[[], None]) -> pa.Table:
-        """Finds, reads and decodes what came.
+        """Finds, reads and decodes new images.
 
         Args:
-            manifest: the images of the run so far.
-            everything: those and the ones that left: what comes back keeps its side and origin.
-            poll: called now and then; may raise to give up, nothing is lost.
+            manifest: the current images of the run.
+            everything: these and the images that left; an image that comes back keeps its split and origin.
+            poll: called now and then; may raise to abort, nothing is lost.
 
         Returns:
-            Rows of the manifest, with the side of each; none where nothing came.
+            Manifest rows of the new images, each with its split; empty if there are none.
 
         Raises:
-            ImagesError, OSError: nothing can be looked at now.
+            ImagesError, OSError: the sources cannot be read now.
         """
         import pyarrow as pa
 
@@ -171,7 +172,7 @@ class Watch:
         return pa.concat_tables([merge.manifest.table.take(np.nonzero(came)[0]), _where_they_are_now(everything, back)])
 
     def _list(self, *given: Sequence[str] | None) -> list[Found]:
-        """What these sources hold; one that cannot be listed now is named and left for the next epoch."""
+        """Lists the files of these sources; reports a source that cannot be listed now."""
         listed: list[Found] = []
         for path in gather.without_empty([path for paths in given for path in paths or ()]):
             try:
@@ -193,7 +194,7 @@ class Watch:
         return [found for found in listed if found.label in self._classes]
 
     def _ready(self, listed: Sequence[Found], recorded: set[str]) -> list[Found]:
-        """What is not recorded yet and has come whole, as far as its size and time tell."""
+        """Returns the files that are not recorded yet and look complete by size and time."""
         now = time.time_ns()
         ready = []
         for found in listed:
@@ -207,7 +208,10 @@ class Watch:
         return ready
 
     def _prepare(self, ready: Sequence[Found], known: _Known, others: int, poll: Callable[[], None]) -> list[Image]:
-        """What is usable and not in the run. `others`: how many pictures the cache has to hold beside them."""
+        """Returns the usable images that are not in the run.
+
+        `others` is the number of images that the cache must hold besides them.
+        """
         images: list[Image] = []
         for start in range(0, len(ready), PART):
             poll()
@@ -224,7 +228,7 @@ class Watch:
         return images
 
     def _joins(self, image: Image, known: _Known) -> bool:
-        """Whether a picture is not in the run, and was read as it was listed."""
+        """Returns True if the image is not in the run and its file is unchanged since listing."""
         found = image.found
         try:
             now = places.stat(found.path)
@@ -245,12 +249,14 @@ class Watch:
         if known.left(image):
             return True
         if places.exists(known.path(image)):
-            self._judged[found.key] = _version(found)  # a copy; the place of one that was renamed is asked for again
+            self._judged[found.key] = _version(
+                found
+            )  # a copy; a missing recorded path means a renamed file, which is checked again
         return False
 
     def _name_vanished(self, manifest: Manifest, recorded: set[str], listed: set[str]) -> None:
-        """Names recorded files of the sources that are gone. Their pictures go on as long as they can be read."""
-        # A continuation has them from the root, the process before may have noted them as they were given.
+        """Warns of recorded source files that are gone; their images stay while readable."""
+        # A continuation has absolute paths; the process before may have recorded them as they were given.
         asked = {*(self._config.data or ()), *(self._config.add or ()), *(self._config.val or ())} - self._unlisted
         given = {places.absolute(path) for path in asked}
         missing = recorded - listed
@@ -278,7 +284,7 @@ class Watch:
 
 
 def _where_they_are_now(everything: Manifest, back: Mapping[str, Found]) -> pa.Table:
-    """The recorded rows of images that left and came back, at the places where they were found."""
+    """Returns the recorded rows of images that came back, with their current paths."""
     import pyarrow as pa
 
     rows = np.nonzero(np.isin(everything.sha256s, np.array(sorted(back), "S64")))[0]
