@@ -1,12 +1,12 @@
-"""Keras 2's words in Keras 3's: architectures, optimizers' configs and slots. Dictionaries only; nothing is built or run here.
+"""Translates Keras 2's architectures, optimizer configs and slot names into Keras 3's.
 
     architecture(json.loads(file.attrs["model_config"]), path)
     optimizer(training_config["optimizer_config"])        # ("Adam", {"learning_rate": 0.01, ...})
     slot("Adam/m/dense/kernel:0")                         # ("m", "dense/kernel")
 
-What is mechanical is translated: where a class lives, what an argument is called, what is gone without a trace
-(`keras_2_layers.py`), operations between layers (`keras_2_ops.py`). Anything else stays as it is, and Keras says what it does
-not know.
+Only dictionaries are translated; nothing is built or run. The translation covers module names, renamed arguments,
+removed arguments without effect (`keras_2_layers.py`) and operations between layers (`keras_2_ops.py`). Anything else
+is unchanged, and Keras reports what it does not know.
 """
 
 from __future__ import annotations
@@ -48,21 +48,22 @@ SLOTS: Mapping[str, Mapping[str, str]] = {
     "Lion": {"m": "_momentums"},
     "Adafactor": {"r": "_r", "c": "_c", "v": "_v"},
 }
-"""Keras 2's names of slots, of its new-style and its legacy optimizers, and the attribute that holds them in Keras 3."""
+"""Slot names of Keras 2's new-style and legacy optimizers, and the attribute that holds each slot in Keras 3."""
 NUMBERED = re.compile(r"_\d+$")
-"""Matches the ending that TensorFlow gives a name which was taken."""
+"""Matches the numeric suffix that TensorFlow appends to a name that is already used."""
 AVERAGES = {"average": "_model_variables_moving_average"}
 
 
 def architecture(config: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """A serialized model of Keras 2 as Keras 3 serializes it.
+    """Translates a serialized Keras 2 model into Keras 3's serialized form.
 
     Args:
-        config: `{"class_name", "config"}`, from an HDF5 file's `model_config`, `to_json` or a `.keras` archive of Keras 2.
+        config: `{"class_name", "config"}`, from an HDF5 file's `model_config`, `to_json` or a `.keras` archive of Keras
+            2.
         path: the file that holds it, for messages.
 
     Raises:
-        CheckpointError: it has not the form of a model.
+        CheckpointError: if `config` does not have the form of a model.
     """
     try:
         translated: dict[str, Any] = _translated(dict(config), layer=True)
@@ -75,20 +76,21 @@ def architecture(config: Mapping[str, Any], path: str) -> dict[str, Any]:
 
 
 def from_json(config: Mapping[str, Any], path: str) -> Mapping[str, Any]:
-    """A model of `to_json` as Keras 3 serializes it, whichever Keras wrote it.
+    """Translates the output of any Keras version's `to_json` into Keras 3's form.
 
     Raises:
-        CheckpointError: it has not the form of a model.
+        CheckpointError: if `config` does not have the form of a model.
     """
     old = "module" not in config or is_keras_2(config.get("keras_version", "3"))
     return architecture(config, path) if old else config
 
 
 def nadam_product(beta_1: float, updates: int) -> np.ndarray:
-    """Keras 3's `_u_product` after so many updates.
+    """Computes Keras 3's `_u_product` after a number of updates.
 
-    Keras 2's new-style Nadam does not store its own, the legacy one's follows another pace of the momentum. Both are soon 0.
-    Source: `keras/src/optimizers/nadam.py`, after Dozat 2016, "Incorporating Nesterov Momentum into Adam".
+    Keras 2's new-style Nadam does not store the product. The legacy Nadam stores a product of another momentum
+    schedule. Both products are close to 0 after a few updates. Source: `keras/src/optimizers/nadam.py`, after Dozat
+    2016, "Incorporating Nesterov Momentum into Adam".
     """
     product = np.float32(1.0)
     for update in range(1, min(updates, 2000) + 1):
@@ -97,17 +99,22 @@ def nadam_product(beta_1: float, updates: int) -> np.ndarray:
 
 
 def has_idle_momentum(name: str | None, config: Mapping[str, Any] | None) -> bool:
-    """Tells whether an optimizer is an SGD without momentum: Keras 2.11 and later keep one that nothing is done with."""
+    """Returns True for SGD without momentum.
+
+    Keras 2.11 and later store momentum slots for it, which nothing uses.
+    """
     return name == "SGD" and not (config or {}).get("momentum")
 
 
 def ordered(name: str | None, config: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The variables of a new-style optimizer as Keras 3 would have stored them: no idle momentum, Nadam's product last.
+    """Returns a new-style optimizer's variables in the order in which Keras 3 stores them.
+
+    Removes SGD's unused momentum, appends Nadam's product and adds Adafactor's placeholders.
 
     Args:
-        name: its class.
+        name: the optimizer's class.
         config: its settings.
-        arrays: the count of updates, then averages and slots in the order in which Keras 2 made them.
+        arrays: the update count, then averages and slots in the order in which Keras 2 created them.
     """
     if has_idle_momentum(name, config):
         kinds = 2 if config.get("use_ema") else 1
@@ -118,7 +125,10 @@ def ordered(name: str | None, config: Mapping[str, Any], arrays: Sequence[np.nda
 
 
 def _with_placeholders(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Adafactor's variables with the two idle numbers that Keras 3 has in front of what follows a weight of one axis."""
+    """Adds the two unused scalars that Keras 3's Adafactor keeps for one-dimensional weights.
+
+    They come before the slot of each such weight.
+    """
     found = list(arrays[:1])
     rest = list(arrays[1:])
     while rest:
@@ -132,17 +142,23 @@ def _with_placeholders(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def without_slashes(name: str) -> str:
-    """A layer's name as Keras 3 allows it; some of Keras 2's applications are called `conv1/bn`."""
+    """Replaces the slashes in a layer's name, which Keras 3 does not allow.
+
+    Some of Keras 2's applications have names such as `conv1/bn`.
+    """
     return name.replace("/", "_")
 
 
 def is_keras_2(version: Any) -> bool:
-    """Whether a version that a file names is one of Keras 2 (or 1)."""
+    """Returns True for a version string of Keras 2 or 1."""
     return str(version).split(".")[0] in {"1", "2"}
 
 
 def plain(value: dict[str, Any]) -> Any:
-    """The list that Keras 2's JSON writes as an object: a tuple, a shape, a list that TensorFlow had wrapped."""
+    """Unwraps the list that Keras 2's JSON stores as an object.
+
+    Such objects are tuples, shapes, and lists that TensorFlow wrapped.
+    """
     if value.get("class_name") in {"__tuple__", "TensorShape", "ListWrapper"} and isinstance(value.get("items"), list):
         return value["items"]
     return value
@@ -177,7 +193,7 @@ def _translated(value: Any, *, layer: bool) -> Any:
     result = {**value, "class_name": name, "config": {key: _child(key, item) for key, item in inside.items()}}
     if isinstance(result.get("name"), str):
         result["name"] = without_slashes(result["name"])
-    result.pop("build_config", None)  # of shapes as Keras 2 writes them; Keras 3 builds by calling
+    result.pop("build_config", None)  # holds shapes in Keras 2's form; Keras 3 then builds by calling
     result.setdefault("registered_name", name if ">" in name else None)
     if name in FUNCTIONAL:
         result |= {"module": "keras.src.models.functional", "class_name": "Functional", "registered_name": "Functional"}
@@ -193,7 +209,7 @@ def _translated(value: Any, *, layer: bool) -> Any:
 
 
 def _shape_of_first(value: Any) -> Any:
-    """The shape of the input that the first layer of a Sequential keeps."""
+    """Returns the input shape that the first layer of a Sequential stores."""
     layers = value["config"].get("layers") if isinstance(value["config"], Mapping) else None
     first = layers[0] if isinstance(layers, list) and layers else None
     config = first.get("config") if isinstance(first, Mapping) else None
@@ -201,7 +217,7 @@ def _shape_of_first(value: Any) -> Any:
 
 
 def _stack(layers: Any, shape: Any) -> Any:
-    """The layers of a Sequential, its input first where a shape says it."""
+    """Returns a Sequential's layers, with an input layer first if the shape is known."""
     if not isinstance(layers, list):
         return layers
     if shape is not None and not any(_is_input(item) for item in layers):
@@ -210,14 +226,17 @@ def _stack(layers: Any, shape: Any) -> Any:
 
 
 def _is_bare_stack(value: Any) -> bool:
-    """Tells whether it is a Sequential of Keras before 2.2.3, whose config is the list of its layers and says no name."""
+    """Returns True for a Sequential of Keras before 2.2.3.
+
+    Its config is the list of its layers, without a name.
+    """
     return (
         isinstance(value, Mapping) and value.get("class_name") == "Sequential" and isinstance(value.get("config"), list)
     )
 
 
 def _named(layers: Sequence[Any]) -> list[Any]:
-    """The layers of a model; a Sequential without a name gets one that none of the others has."""
+    """Gives each Sequential without a name a name that no other layer has."""
     taken = {item["config"].get("name") for item in layers if _has_config(item)}
     free = (name for name in map("sequential_{}".format, range(1, len(layers) + len(taken) + 1)) if name not in taken)
     return [{"name": next(free), **item} if _is_bare_stack(item) else item for item in layers]
@@ -228,10 +247,10 @@ def _has_config(item: Any) -> bool:
 
 
 def _without_own_calls(config: dict[str, Any]) -> dict[str, Any]:
-    """A graph of layers that counts the calls of a model inside it from 0.
+    """Renumbers the calls of nested models from 0.
 
-    Keras 2 counts the call by which a model with an input was made as its first, so that no call of this graph has the index 0;
-    Keras 3 does so only for functional models at the ends of the graph.
+    Keras 2 counts the construction of a model with an input as its first call, so no call in this graph has the index
+    0. Keras 3 does so only for functional models that are inputs or outputs of the graph.
     """
     first: dict[str, int] = {}
     for name, call in _origins([*(layer.get("inbound_nodes") for layer in config.get("layers", ())), *_ends(config)]):
@@ -264,7 +283,7 @@ def _without_own_calls(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _entry(layer: dict[str, Any]) -> dict[str, Any]:
-    """A layer of a graph with its calls."""
+    """Translates one layer of a graph with its calls."""
     if layer["class_name"] in keras_2_ops.CLASSES:
         return keras_2_ops.translated(layer) or keras_2_ops.untranslated(layer)
     return {**layer, "inbound_nodes": [_node(node) for node in layer["inbound_nodes"]]}
@@ -275,7 +294,7 @@ def _ends(config: Mapping[str, Any]) -> list[Any]:
 
 
 def _origins(value: Any) -> Iterator[tuple[str, int]]:
-    """The layer and call of every tensor that a graph names."""
+    """Yields the layer and the call of every tensor that a graph refers to."""
     if _is_tensor(value):
         yield without_slashes(value[0]), value[1]
     for item in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
@@ -283,12 +302,18 @@ def _origins(value: Any) -> Iterator[tuple[str, int]]:
 
 
 def _single(ends: Any) -> Any:
-    """Unwraps the one input or output of a model: Keras 2's list of one is a list inside a list to Keras 3."""
+    """Unwraps a model's only input or output.
+
+    Keras 3 would read Keras 2's list of one as a nested list.
+    """
     return ends[0] if isinstance(ends, list) and len(ends) == 1 and _is_tensor(ends[0]) else ends
 
 
 def _node(node: Any) -> Any:
-    """A call of a layer. Keras 3 reads Keras 2's form of it unless an argument by name is a tensor (attention's `value`)."""
+    """Translates one call of a layer.
+
+    Keras 3 reads Keras 2's form, except if a keyword argument is a tensor (attention's `value`).
+    """
     if not isinstance(node, list) or not node or not all(isinstance(item, list) and len(item) == 4 for item in node):
         return node
     arguments: Mapping[str, Any] = node[0][3]
@@ -309,7 +334,7 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _tensor(value: Sequence[Any]) -> dict[str, Any]:
-    """A tensor by its origin; its shape comes from there."""
+    """Returns a Keras tensor that refers to its origin, which determines the real shape."""
     return {
         "class_name": "__keras_tensor__",
         "config": {"shape": [None], "dtype": "float32", "keras_history": value[:3]},
@@ -317,7 +342,10 @@ def _tensor(value: Sequence[Any]) -> dict[str, Any]:
 
 
 def _child(key: str, value: Any) -> Any:
-    """Translates an argument of a layer; a class in it is a layer only under the keys at which layers are kept."""
+    """Translates an argument of a layer.
+
+    A class in it is a layer only under the keys in `HOLDERS`.
+    """
     return _translated(value, layer=key in HOLDERS)
 
 
@@ -335,9 +363,9 @@ def _input(shape: Any) -> dict[str, Any]:
 
 
 def optimizer(config: Any) -> tuple[str, dict[str, Any]] | None:
-    """Class and config of an optimizer in Keras 3's words, without a loss scaling around it; None if there is none.
+    """Returns an optimizer's class and config in Keras 3's form; None without an optimizer.
 
-    Keras 2's `decay` (the rate over 1 + decay x iterations) becomes the schedule that it is.
+    Loss scaling is unwrapped. Keras 2's `decay` (rate / (1 + decay x iterations)) becomes the equivalent schedule.
     """
     if isinstance(config, str):  # compile("adam")
         config = keras_arrays.by_name(config)
@@ -347,16 +375,16 @@ def optimizer(config: Any) -> tuple[str, dict[str, Any]] | None:
     inside = dict(config["config"])
     if name in {"LossScaleOptimizer", "LossScaleOptimizerV3"}:
         return optimizer(inside.get("inner_optimizer"))
-    # Nadam's is the pace of its momentum, which Keras 3 has fixed; of the others it is the rate's.
+    # Nadam's decay changes its momentum, which Keras 3 fixes; the decay of other optimizers changes the rate.
     decay = 0.0 if name == "Nadam" else inside.get("decay") or 0.0
     for key in OPTIMIZER_GONE:
         inside.pop(key, None)
-    first = inside.pop("lr", None)  # of Keras before 2.3
+    first = inside.pop("lr", None)  # name of the rate before Keras 2.3
     rate = inside.get("learning_rate", first)
     if isinstance(rate, (int, float)):
         inside["learning_rate"] = rate
     if inside.get("epsilon", 0) is None:
-        inside.pop("epsilon")  # Keras's own
+        inside.pop("epsilon")  # None means Keras's default
     if decay and isinstance(rate, (int, float)):
         inside["learning_rate"] = {
             "module": "keras.optimizers.schedules",
@@ -377,11 +405,12 @@ def optimizer(config: Any) -> tuple[str, dict[str, Any]] | None:
 
 
 def slot(name: str) -> tuple[str, str]:
-    """The kind of a slot and the variable it belongs to, from Keras 2's name of it.
+    """Splits Keras 2's name of a slot into its kind and its variable.
 
-    New-style optimizers write `Adam/m/dense/kernel:0`, inside loss scaling `m/dense/kernel:0`, legacy ones
-    `Adam/dense/kernel/m:0` or `training/Adam/dense/kernel/m:0`. Counts of iterations have no variable: `("iteration", "")`.
-    Names that say nothing (`training/Adam/Variable_3:0`) come back as they are: `keras_2_slots.py` knows those by their order.
+    New-style optimizers write `Adam/m/dense/kernel:0`, or `m/dense/kernel:0` inside loss scaling. Legacy ones write
+    `Adam/dense/kernel/m:0` or `training/Adam/dense/kernel/m:0`. Iteration counts have no variable: `("iteration", "")`.
+    Names without information (`training/Adam/Variable_3:0`) are only split; `keras_2_slots.py` identifies those slots
+    by their order.
     """
     parts = name.partition(":")[0].split("/")
     if NUMBERED.sub("", parts[0]) == "training":
@@ -391,7 +420,7 @@ def slot(name: str) -> tuple[str, str]:
     known = {kind for kinds in SLOTS.values() for kind in kinds} | AVERAGES.keys()
     if len(parts) > 2 and parts[1] in known and parts[-1] not in known:
         return parts[1], "/".join(parts[2:])
-    if len(parts) > 1 and parts[0] in known and parts[-1] not in known:  # inside loss scaling the class is left out
+    if len(parts) > 1 and parts[0] in known and parts[-1] not in known:  # inside loss scaling, without the class
         return parts[0], "/".join(parts[1:])
     if parts[-1] in known:
         return parts[-1], "/".join(parts[1:-1])

@@ -1,8 +1,9 @@
-"""Translates Keras 2's layers, activations and initializers: their classes and arguments in Keras 3.
+"""Translates classes and arguments of Keras 2's layers, activations and initializers.
 
     layer("LeakyReLU", {"alpha": 0.2})        # ("LeakyReLU", {"negative_slope": 0.2})
 
-Dictionaries only; nothing is built or run here. What has no counterpart stays as it is, and Keras refuses it by name.
+Only dictionaries are translated; nothing is built or run. Names without a counterpart are unchanged, and Keras 3
+refuses them by name.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ RENAMED = {
     "SyncBatchNormalization": "BatchNormalization",
     "ThresholdedReLU": "ReLU",
 }
-"""Classes that Keras 3 calls otherwise, or has as a case of another."""
+"""Classes that Keras 3 renamed or merged into another class."""
 MODULES = {"LayerScale": "keras.src.applications.convnext", "StochasticDepth": "keras.src.applications.convnext"}
-"""Where Keras 3 has layers of its applications, as its own files say."""
+"""Modules of layers that Keras 3 defines in its applications, as Keras 3 serializes them."""
 PARTS = {
     "keras.initializers": {
         "Constant", "GlorotNormal", "GlorotUniform", "HeNormal", "HeUniform", "Identity", "LecunNormal", "LecunUniform", "Ones",
@@ -28,7 +29,7 @@ PARTS = {
     "keras.regularizers": {"L1", "L1L2", "L2", "OrthogonalRegularizer"},
     "keras.constraints": {"MaxNorm", "MinMaxNorm", "NonNeg", "UnitNorm"},
 }  # fmt: skip
-"""Where Keras has the parts of its layers; Keras 2 did not write it down."""
+"""Modules of initializers, regularizers and constraints, which Keras 2 did not store."""
 KERNEL = ("kernel_initializer", "kernel_regularizer", "kernel_constraint")
 GONE: Mapping[str, tuple[str, ...]] = {
     "InputLayer": ("ragged",),
@@ -49,7 +50,7 @@ GONE: Mapping[str, tuple[str, ...]] = {
     "Embedding": ("input_length",),
     "Lambda": ("function_type", "module", "output_shape_type", "output_shape_module"),
 }
-"""Arguments that change nothing of what a layer computes from its weights, and that Keras 3 does not take."""
+"""Arguments that Keras 3 does not accept and that do not change what a layer computes from its weights."""
 OFF: Mapping[str, tuple[Any, ...]] = {
     "time_major": (False,),
     "rng_type": (None, "stateful", "legacy_stateful", "stateless"),
@@ -59,11 +60,11 @@ OFF: Mapping[str, tuple[Any, ...]] = {
     "virtual_batch_size": (None,),
     "adjustment": (None,),
 }
-"""Arguments of any layer that Keras 3 does not take, with the values at which they change nothing."""
+"""Arguments of any layer that Keras 3 does not accept, with the values at which they have no effect."""
 KEPT: Mapping[str, tuple[str, ...]] = {
     "sparse": ("InputLayer", "CategoryEncoding", "HashedCrossing", "IntegerLookup", "StringLookup", "TextVectorization")
 }
-"""Classes that take such an argument in Keras 3 as well."""
+"""Classes for which Keras 3 still accepts such an argument."""
 HARD_SIGMOID: Mapping[str, Any] = {
     "module": "keras",
     "class_name": "Sequential",
@@ -81,7 +82,8 @@ HARD_SIGMOID: Mapping[str, Any] = {
         ],
     },
 }
-"""Keras 2's `hard_sigmoid`, 0.2 x + 0.5 between 0 and 1; Keras 3 gave the name to another function, x / 6 + 0.5."""
+"""Keras 2's `hard_sigmoid`, 0.2 x + 0.5 clipped to 0..1. In Keras 3 the name means another function, x / 6 + 0.5
+clipped."""
 OF_KERAS_1 = frozenset({"border_mode", "dim_ordering", "input_dtype", "nb_filter", "nb_row", "W_regularizer"})
 """Arguments that only layers of Keras 1 have."""
 INITIALIZERS = frozenset(
@@ -91,11 +93,11 @@ INITIALIZERS = frozenset(
 
 
 def layer(name: str, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Class and arguments of a layer in Keras 3.
+    """Translates the class and arguments of a layer into Keras 3's.
 
     Args:
         name: the class in Keras 2.
-        config: its arguments; what is nested in them is translated elsewhere.
+        config: its arguments; nested objects are translated elsewhere.
     """
     new = RENAMED.get(name, name)
     inside = {key: value for key, value in config.items() if not _is_gone(new, key, value)}
@@ -110,7 +112,7 @@ def layer(name: str, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         if isinstance(axis, list) and len(axis) == 1:
             inside["axis"] = axis[0]
     if new == "GRU":
-        inside.setdefault("reset_after", False)  # before there was a choice
+        inside.setdefault("reset_after", False)  # the fixed behaviour before `reset_after` was added
     if name == "Lambda":
         inside |= {key: _code(inside[key]) for key in ("function", "output_shape") if _is_code(inside.get(key))}
     for key in ("activation", "recurrent_activation"):
@@ -120,12 +122,12 @@ def layer(name: str, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def module_of(name: str) -> str | None:
-    """The module of a part of a layer that Keras has itself."""
+    """Returns the module of a built-in initializer, regularizer or constraint, else None."""
     return next((module for module, names in PARTS.items() if name in names), None)
 
 
 def is_of_keras_1(config: Any) -> bool:
-    """Tells whether a model's config is of Keras 1, whose layers have other arguments than Keras 2's."""
+    """Returns True if a model's config has arguments that only Keras 1 uses."""
     waiting = [config]
     while waiting:
         value = waiting.pop()
@@ -139,7 +141,7 @@ def is_of_keras_1(config: Any) -> bool:
 
 
 def initializer(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of an initializer: the type of its numbers is the layer's own in Keras 3."""
+    """Removes an initializer's dtype: Keras 3 uses the layer's dtype."""
     return {key: value for key, value in config.items() if key != "dtype" or name not in INITIALIZERS}
 
 
@@ -156,15 +158,18 @@ def _is_hard_sigmoid(value: Any) -> bool:
 
 
 def _is_code(value: Any) -> bool:
-    """Tells whether it is a function's bytecode, its defaults and what it closes over."""
+    """Returns True for a serialized function: bytecode, defaults and closure."""
     return isinstance(value, list) and len(value) == 3 and isinstance(value[0], str)
 
 
 def _code(value: Sequence[Any]) -> dict[str, Any]:
-    """The same as Keras 3 writes it, which refuses it unless the file is trusted."""
+    """Converts a serialized function to Keras 3's form.
+
+    Keras 3 refuses such code unless the user trusts the file.
+    """
     return {"class_name": "__lambda__", "config": dict(zip(("code", "defaults", "closure"), value, strict=True))}
 
 
 def _number(value: Any) -> Any:
-    """A number that Keras 2 left as an array of numpy's: `{"type": "ndarray", "value": 0.3}`."""
+    """Unwraps a number that Keras 2 stored as an array: `{"type": "ndarray", "value": 0.3}`."""
     return value["value"] if isinstance(value, Mapping) and value.keys() == {"type", "value"} else value

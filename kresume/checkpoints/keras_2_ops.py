@@ -1,10 +1,10 @@
-"""Operations of TensorFlow between the layers of a Keras 2 graph, as layers of Keras 3.
+"""Translates TensorFlow operations in a Keras 2 graph into Keras 3 layers.
 
     model(inputs / 127.5 - 1)     # Keras 2 wrote TFOpLambda "math.truediv" and "math.subtract": two Rescalings here
 
-`tf.keras` put every operation on a layer's output into the graph by its name: `TFOpLambda` and `SlicingOpLambda` since
-TensorFlow 2.4, `TensorFlowOpLayer` with the operation's definition before. No name is looked up in TensorFlow, and nothing is
-run: a name outside the tables below stays as it is, and Keras refuses it by that name.
+`tf.keras` stores every operation on a layer's output by its name: as `TFOpLambda` and `SlicingOpLambda` since
+TensorFlow 2.4, before that as `TensorFlowOpLayer` with the operation's definition. No name is looked up in TensorFlow,
+and nothing is run. A name outside the tables below stays as it is, and Keras refuses it by that name.
 
 Source: `tf_keras/src/layers/core/tf_op_layer.py` and `engine/base_layer.py` (`TensorFlowOpLayer`).
 """
@@ -58,21 +58,21 @@ SAME: Mapping[str, str] = {
     "cast": "cast",
     "__operators__.getitem": "getitem",
 }
-"""Names of TensorFlow (of functions, and of operations in a graph) for what is translated here."""
+"""TensorFlow's names of functions and graph operations, and the name of the operation used here."""
 ARITHMETIC = {"divide": "TrueDivide", "multiply": "Multiply", "add": "Add", "subtract": "Subtract"}
 ACTIVATIONS = frozenset({"relu", "relu6", "softmax", "sigmoid", "tanh", "silu", "elu", "selu", "gelu", "softplus"})
 OPERANDS = ("x", "y", "bias", "features", "logits", "values", "tensor", "input_tensor", "images", "input", "value")
-"""Arguments by which Keras 2 passes a tensor, or the number that it is combined with."""
+"""Arguments by which Keras 2 passes a tensor or the number combined with it."""
 
 
 def translated(entry: Mapping[str, Any]) -> dict[str, Any] | None:
-    """One operation of a graph as Keras 3's entry for a layer or an operation.
+    """Translates one operation into Keras 3's entry for a layer or an operation.
 
     Args:
-        entry: of the list `layers` of a functional model of Keras 2, with its `inbound_nodes`.
+        entry: an item of the list `layers` of a functional model of Keras 2, with its `inbound_nodes`.
 
     Returns:
-        The entry; None if it is none of the operations known here, or is used in a way that is not.
+        The entry; None if the operation, or the way in which it is used, is not supported.
     """
     config, nodes = entry["config"], entry.get("inbound_nodes")
     if entry["class_name"] not in CLASSES or not isinstance(nodes, list) or len(nodes) != 1:
@@ -104,7 +104,7 @@ def translated(entry: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def untranslated(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """An operation that has no counterpart here, by a name that says in Keras's error what it is."""
+    """Renames an unsupported operation so that Keras's error names the TensorFlow operation."""
     config = entry["config"]
     name = config.get("function") or _definition(config).get("op") or "an unknown name"
     return {**entry, "module": None, "class_name": f"TensorFlow's operation {name}", "registered_name": None}
@@ -115,13 +115,13 @@ Made = tuple[str, str, dict[str, Any], Sequence[Any]]
 
 
 class _Tensor(tuple[str, int, int]):
-    """Where a tensor comes from: layer, call, output."""
+    """The origin of a tensor: layer, call, output."""
 
     __slots__ = ()
 
 
 def _of_function(config: Mapping[str, Any], node: Any) -> tuple[str, list[Any], dict[str, Any]]:
-    """Name, operands in their order, and options of a TFOpLambda."""
+    """Returns name, operands in order, and options of a TFOpLambda."""
     if _is_origin(node):
         node = [node]
     operands = [_origin(item) for item in node]
@@ -142,7 +142,7 @@ def _definition(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _of_definition(config: Mapping[str, Any], node: Any) -> tuple[str, list[Any], dict[str, Any]]:
-    """Name and operands of a TensorFlowOpLayer, its constants in their places."""
+    """Returns name and operands of a TensorFlowOpLayer, with its constants inserted."""
     operands: list[Any] = [_origin(item) for item in ([node] if _is_origin(node) else node)]
     for index, value in sorted((int(index), value) for index, value in (config.get("constants") or {}).items()):
         operands.insert(index, value)
@@ -169,7 +169,7 @@ def _argument(value: Any) -> Any:
 
 
 def _made(name: str, operands: list[Any], options: dict[str, Any]) -> Made | None:
-    """Module, class, arguments and inputs of what does the same in Keras 3."""
+    """Returns module, class, arguments and inputs of the equivalent in Keras 3."""
     first = operands[0]
     if name in ARITHMETIC and len(operands) == 2 and set(options) <= {"data_format"}:
         if options.get("data_format") not in {None, "NHWC"}:
@@ -189,7 +189,7 @@ def _made(name: str, operands: list[Any], options: dict[str, Any]) -> Made | Non
 
 
 def _rescaled(name: str, operands: list[Any]) -> Made | None:
-    """A tensor and a number, or one number per channel."""
+    """Builds a Rescaling from a tensor and a number, or one number per channel."""
     one, other = operands
     if isinstance(one, _Tensor):
         scales = {"divide": (_each(lambda x: 1 / x, other), 0.0), "multiply": (other, 0.0), "add": (1.0, other)}

@@ -1,9 +1,10 @@
-"""Slots of optimizers whose names say nothing: Keras 2.0 to 2.3, and `tf.keras` of TensorFlow 1.12 and before.
+"""Identifies the slots of old optimizers by their order, because their names say nothing.
 
-    kinds(names, shapes, "Adam", config)      # ["_iterations", "_momentums", "_momentums", "_velocities", ...]
+    kinds(counts, shapes, "Adam", config)      # ["_iterations", "_momentums", "_momentums", "_velocities", ...]
 
-They are called `training/Adam/Variable_3:0`, `training/Adam/m_3:0` or `param_3`, and are known by their order alone: the count
-of updates, then all of one kind in the order of the trainable weights, then all of the next.
+Affects Keras 2.0 to 2.3, and `tf.keras` of TensorFlow 1.12 and earlier. Such slots are called
+`training/Adam/Variable_3:0`, `training/Adam/m_3:0` or `param_3`. Their order is known: the update count, then all slots
+of one kind in the order of the trainable weights, then all of the next kind.
 
 Source: `keras/optimizers.py` of Keras 2.0.8, 2.1.6, 2.2.4 and 2.3.1.
 """
@@ -25,20 +26,20 @@ ROUNDS: Mapping[str, tuple[str, ...]] = {
     "Nadam": ("_momentums", "_velocities"),
     "SGD": ("momentums",),
 }
-"""The slots of each class in their order, those that a setting adds last."""
+"""The slot kinds of each class in order; kinds that depend on a setting come last."""
 
 
 def kinds(counts: Sequence[bool], shapes: Shapes, name: str, config: Mapping[str, Any]) -> list[str] | None:
-    """The attribute of Keras 3's optimizer that each array belongs to.
+    """Returns the attribute of Keras 3's optimizer for each array.
 
     Args:
-        counts: whether an array's name says that it counts updates.
-        shapes: of the arrays, in the file's order.
+        counts: for each array True if its name says that it counts updates.
+        shapes: shapes of the arrays, in the file's order.
         name: the optimizer's class.
-        config: its settings, in Keras 3's words.
+        config: its settings, with Keras 3's names.
 
     Returns:
-        One attribute per array, `"unused"` for an array without content; None if the arrays are not those of the class.
+        One attribute per array, `"unused"` for a placeholder. None if the arrays do not fit the class.
     """
     rounds = _rounds(name, config)
     if rounds is None:
@@ -73,6 +74,9 @@ def _rounds(name: str, config: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 
 def _has_placeholders(shapes: Shapes) -> bool:
-    """Tells whether a last third of single numbers follows two equal thirds: Adam's without `amsgrad`, since Keras 2.1."""
+    """Returns True for two equal thirds of shapes followed by a third of scalars.
+
+    Adam without `amsgrad` writes such placeholders, of shape `(1,)`, since Keras 2.1.
+    """
     third, left = divmod(len(shapes), 3)
     return not left and third > 0 and shapes[:third] == shapes[third:-third] and set(shapes[-third:]) == {(1,)}

@@ -1,11 +1,11 @@
-"""What the arrays say that Keras's saving library wrote: which are the optimizer's, the step, the rate.
+"""Finds the optimizer, step and rate in arrays written by Keras's saving library.
 
     arrays = tidy(read_arrays(data, path))
     step_of(arrays), rate_of(compiled, arrays), optimizer_of(compiled, arrays)
 
-The optimizer's variables stand at `optimizer/vars/0..n`: its count of iterations first, then the rate unless it was a
-schedule, then averages, accumulators and slots in the order in which its class makes them. A loss-scaled optimizer
-(mixed_float16) stands there twice: whole, four variables of the scaling first, and once more under `optimizer/inner_optimizer`.
+The optimizer's variables are `optimizer/vars/0..n`: the iteration count, the rate unless it is a schedule, then
+averages, accumulators and slots in the order in which the class creates them. A loss-scaled optimizer (mixed_float16)
+is stored twice: completely, with four variables of the scaling first, and again under `optimizer/inner_optimizer`.
 
 Source: `keras/src/saving/saving_lib.py` and `optimizers/loss_scale_optimizer.py` of Keras 3.15.
 """
@@ -29,30 +29,35 @@ KERAS_2_ATTENTION = re.compile(r"/_(query|key|value|output)_dense/")
 OPTIMIZERS = (
     "SGD", "RMSprop", "Adam", "AdamW", "Nadam", "Adamax", "Adagrad", "Adadelta", "Adafactor", "Ftrl", "Lion", "Lamb", "Muon",
 )  # fmt: skip
-"""The classes of Keras 3 that a name alone can begin: ScheduleFreeAdamW begins as the weights, MultiOptimizer is a map."""
+"""Keras 3's optimizers that a name alone can start. ScheduleFreeAdamW is left out because its slots start as copies of
+the weights, MultiOptimizer because it is a map of optimizers."""
 DEFAULT_RATES = {"SGD": 0.01}
-"""The rate of each class that is given none; 0.001 where it is not here (pinned by a test)."""
+"""The default rate of each class; 0.001 for classes not listed (a test checks this)."""
 INITIAL_RATES = ("initial_learning_rate", "peak", "warmup_target", "max_lr")
 
 
 def tidy(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays by the names that Keras 3 gives them; Keras 2 wrote the same tree with other words for some of its parts."""
+    """Renames arrays of Keras 2 to Keras 3's names; the trees are equal."""
     names = (name.replace(KERAS_2_LAYERS, "layers/") for name in arrays)
     names = (KERAS_2_ATTENTION.sub(r"/\1_dense/", name) for name in names)
     return dict(zip(names, arrays.values(), strict=True))
 
 
 def optimizer_arrays(arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """The optimizer's variables in order, without those of loss scaling around it; empty if the file has none."""
+    """Returns the optimizer's variables in order; empty if the file has none.
+
+    Variables of loss scaling around the optimizer are left out.
+    """
     prefix = INNER if any(name.startswith(INNER) for name in arrays) else OPTIMIZER
     found = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
     return [found[key] for key in sorted(found, key=lambda key: (len(key), key))]
 
 
 def optimizer_of(compiled: Mapping[str, Any] | None, arrays: Mapping[str, np.ndarray]) -> SavedOptimizer | None:
-    """Class and config from the compile config, where there is one; None if the file holds no optimizer state.
+    """Returns the optimizer from the compile config and the arrays; None without state.
 
-    Under `mixed_float16` Keras wraps the optimizer by itself and its compile config says nothing of it: the arrays do.
+    Under `mixed_float16` Keras wraps the optimizer automatically and omits this from the compile config; only the
+    arrays show it.
     """
     count = len(optimizer_arrays(arrays))
     if not count:
@@ -65,23 +70,29 @@ def optimizer_of(compiled: Mapping[str, Any] | None, arrays: Mapping[str, np.nda
 
 
 def class_of(saved: Mapping[str, Any]) -> str:
-    """The name by which Keras finds a serialized optimizer's class: a user's own is registered as `package>name`."""
+    """Returns the name by which Keras finds the class of a serialized optimizer.
+
+    A user's own class is registered as `package>name`.
+    """
     registered, name = str(saved.get("registered_name") or ""), str(saved["class_name"])
     package, mark, tail = (registered if ">" in registered else name).rpartition(">")
-    # Keras 2 and its add-ons registered what Keras 3 knows by its plain name.
+    # Keras 2 and its add-ons registered classes that Keras 3 knows by their plain name.
     return (
         tail if not mark or (tail in OPTIMIZERS and package in {"Custom", "Keras", "Addons"}) else f"{package}>{tail}"
     )
 
 
 def by_name(name: str) -> dict[str, Any] | None:
-    """The optimizer that `compile("adam")` means, with the rate that it then has; None if Keras has none of that name."""
+    """Returns the optimizer that `compile("adam")` creates, with its default rate.
+
+    Returns None if Keras has no optimizer of that name.
+    """
     found = {known.lower(): known for known in OPTIMIZERS}.get(name.lower())
     return {"class_name": found, "config": {"learning_rate": DEFAULT_RATES.get(found, 1e-3)}} if found else None
 
 
 def unwrapped(saved: Any) -> Mapping[str, Any] | None:
-    """A serialized optimizer without the loss scaling around it; None if it is none."""
+    """Returns a serialized optimizer without loss scaling; None if `saved` is no optimizer."""
     if isinstance(saved, str):
         return by_name(saved)
     if not isinstance(saved, Mapping):
@@ -94,7 +105,7 @@ def unwrapped(saved: Any) -> Mapping[str, Any] | None:
 
 
 def step_of(arrays: Mapping[str, np.ndarray]) -> int | None:
-    """The optimizer's count of iterations."""
+    """Returns the optimizer's iteration count, None if unknown."""
     found = optimizer_arrays(arrays)
     return int(found[0]) if found and found[0].shape == () and found[0].dtype.kind in "iu" else None
 
@@ -102,12 +113,14 @@ def step_of(arrays: Mapping[str, np.ndarray]) -> int | None:
 def rate_of(
     compiled: Mapping[str, Any] | None, arrays: Mapping[str, np.ndarray], peak: float | None = None
 ) -> SavedRate | None:
-    """The rate: our recorded peak, else the compile config's schedule, else the float that training ended with.
+    """Returns the compile config's schedule, the recorded peak or the final rate.
+
+    The first that exists is returned.
 
     Args:
         compiled: Keras's compile config.
-        arrays: of the file.
-        peak: what a file of ours recorded.
+        arrays: the arrays of the file.
+        peak: the peak rate that a file written by kresume records.
     """
     config: Mapping[str, Any] = (unwrapped((compiled or {}).get("optimizer")) or {}).get("config", {})
     rate = config.get("learning_rate")
@@ -115,7 +128,7 @@ def rate_of(
         return rate_of_schedule(rate)
     if peak is not None:
         return SavedRate(float(peak), "run")
-    # The variable is what the training really ended with; the config is what it was compiled with.
+    # The variable is the rate at the end of training; the config is the rate passed to `compile`.
     found = optimizer_arrays(arrays)
     if len(found) > 1 and found[1].shape == () and found[1].dtype.kind == "f":
         return SavedRate(float(found[1]), "float")
@@ -123,10 +136,12 @@ def rate_of(
 
 
 def rate_of_schedule(schedule: Mapping[str, Any]) -> SavedRate:
-    """The rate that a serialized Keras schedule stands for: its initial or peak rate, the largest value of a piecewise one.
+    """Returns the rate that a serialized Keras schedule stands for.
+
+    This is its initial or peak rate, or the largest value of a piecewise schedule.
 
     Raises:
-        CheckpointError: it is of a class of the user's own, whose peak cannot be read.
+        CheckpointError: if the schedule is of the user's own class, so that its peak cannot be read.
     """
     config: Mapping[str, Any] = schedule.get("config", {})
     if isinstance(config.get("values"), (list, tuple)):

@@ -3,9 +3,9 @@
     state = read("model.keras")
 
 The archive (https://keras.io/guides/serialization_and_saving) holds `config.json` (architecture and compile config),
-`metadata.json` (writer and date), `model.weights.h5`, and, in files of ours, `kresume.json` (the card). Keras itself reads
-the weights by class name and order and loads flipped bits in the HDF5 data in silence; the archive's checksums are verified
-here before anything is believed. Nothing is extracted: members are read into memory, by name, up to their checked size. The
+`metadata.json` (writer and date), `model.weights.h5`, and, if kresume wrote it, `kresume.json` (the model card). Keras
+reads the weights by class name and order, and silently loads flipped bits in the HDF5 data. This reader verifies the
+archive's checksums first. Nothing is extracted: members are read into memory, by name, up to their checked size. The
 same content as a plain folder (`model.save(path, zipped=False)`) has no checksums.
 """
 
@@ -33,12 +33,15 @@ METADATA = "metadata.json"
 WEIGHTS = "model.weights.h5"
 SMALL = 64 * 2**20
 LARGEST_EXPANSION = 1000
-"""A member beyond `SMALL` bytes that claims more times its stored size than this is a bomb: deflate's own limit is about
-that."""
+"""Largest compression ratio of a member above `SMALL` bytes; deflate's own limit is about that. A higher ratio marks a
+zip bomb."""
 
 
 def accepts(path: str) -> bool:
-    """Tells whether `path` is a Keras archive, whatever it is called, or one that was never zipped."""
+    """Returns True for a Keras archive, or its content as a folder.
+
+    The file ending does not matter.
+    """
     file = Path(path)
     if file.is_dir():
         return (file / WEIGHTS).is_file() and (file / CONFIG).is_file()
@@ -49,7 +52,7 @@ def read(path: str) -> TrainState:
     """Reads weights, optimizer state, architecture, compile config and card.
 
     Raises:
-        CheckpointError: it is truncated, damaged, hostile, or no Keras archive.
+        CheckpointError: if the file is truncated, damaged, hostile, or no Keras archive.
     """
     if Path(path).is_dir():
         return _read_members(path, lambda name: _file(Path(path) / name))
@@ -64,7 +67,7 @@ def read(path: str) -> TrainState:
 
 
 def read_architecture(path: str) -> dict[str, Any]:
-    """The `config.json` of a Keras archive alone.
+    """Reads only the `config.json` of a Keras archive.
 
     Raises:
         CheckpointError: as `read` does.
@@ -130,7 +133,7 @@ def _read_members(path: str, member: Callable[[str], bytes | None]) -> TrainStat
 def _in_keras_3(
     config: dict[str, Any], compiled: dict[str, Any] | None, path: str
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Architecture and compile config of an archive of Keras 2 in Keras 3's words."""
+    """Translates architecture and compile config of a Keras 2 archive into Keras 3's form."""
     found = keras_2.optimizer((compiled or {}).get("optimizer"))
     if compiled is not None and found is not None:
         compiled = {**compiled, "optimizer": {"class_name": found[0], "config": found[1]}}

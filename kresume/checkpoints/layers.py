@@ -1,9 +1,10 @@
-"""A checkpoint's arrays by layer, from their names alone: nothing is built, no framework is imported.
+"""Groups a checkpoint's arrays by layer, using only their names.
 
     for row in layer_table(state):
         row.name, row.arrays, row.parameters         # "layer1.0.conv1", (("weight", (64, 64, 3, 3)),), 36864
 
-A run's record has the paths of its variables. Where names say no layer (a bare snapshot, lists of arrays) there are no rows.
+Nothing is built and no framework is imported. A run's record holds the paths of its variables. If the names identify no
+layers (a bare snapshot, lists of arrays), there are no rows.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from kresume.checkpoints.state import TrainState
 
 APART = frozenset({"optimizer", "optimizer_variables", "optimizer_weights", "metrics", "metrics_variables", "callbacks",
                    "compile_metrics", "save_counter", "keras_api", "_all_variables", "seed_generator"})  # fmt: skip
-"""Parts of names of arrays that are no weights."""
+"""Parts of array names that mark arrays other than weights."""
 GROUPS = ("trainable", "non_trainable")
 """The groups of a snapshot that are weights."""
 COUNTERS = frozenset({"num_batches_tracked", "seed_generator_state"})
@@ -30,9 +31,9 @@ class LayerRow:
     """One layer.
 
     Attributes:
-        name: as the file has it.
+        name: the layer's name in the file.
         arrays: (role, shape) of each of its arrays.
-        parameters: how many numbers they hold.
+        parameters: number of elements in all its arrays.
     """
 
     name: str
@@ -40,12 +41,12 @@ class LayerRow:
 
     @property
     def parameters(self) -> int:
-        """Numbers in all its arrays."""
+        """Returns the number of elements in all arrays of the layer."""
         return sum(int(np.prod(shape)) for _, shape in self.arrays)
 
 
 def weights(state: TrainState) -> list[str]:
-    """The names of the arrays that are weights: no optimizer, metrics, seeds or counters."""
+    """Returns the names of the weights: no optimizer, metrics, seeds or counters."""
     if state.layout == "groups":
         chosen = [name for name in state.arrays if name.partition("/")[0] in GROUPS]
         chosen.sort(key=lambda name: (GROUPS.index(name.partition("/")[0]), int(name.rpartition("/")[2])))
@@ -53,10 +54,10 @@ def weights(state: TrainState) -> list[str]:
     apart = APART
     names = list(state.arrays)
     if state.layout == "graph":
-        # By its edges, not by its keys: TensorFlow may file a weight under the optimizer that trains it.
+        # Use edges, not keys: TensorFlow may store a weight under a key of the optimizer that trains it.
         node = find_optimizer(state.graph)
         others = {state.graph[index].array for index in owned(state.graph, node)} if node is not None else set()
-        counters = (state.graph[child].array for child in state.graph[0].children.values())  # a script's own
+        counters = (state.graph[child].array for child in state.graph[0].children.values())  # the script's own
         others |= {name for name in counters if name is not None and state.arrays[name].shape == ()}
         names, apart = [name for name in names if name not in others], APART - {"optimizer"}
     return [
@@ -67,21 +68,24 @@ def weights(state: TrainState) -> list[str]:
 
 
 def natural(name: str) -> list[tuple[bool, int, str]]:
-    """Sorts `optimizer/10` behind `optimizer/2`."""
+    """Returns a sort key that orders `optimizer/10` after `optimizer/2`."""
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)]
 
 
 def path_of(state: TrainState, name: str) -> str:
-    """The path of a snapshot's variable, as Keras had it when the run began; empty where it is not recorded."""
+    """Returns the path that Keras gave a snapshot's variable when the run began.
+
+    Returns an empty string if the path is not recorded.
+    """
     group, _, index = name.rpartition("/")
     paths = state.records.get("paths", {}).get(group)
-    if paths is None:  # a backup has no names of variables, and where each is in the model
+    if paths is None:  # a backup has no variable paths, only each variable's location in the model
         paths = [entry[-1] for entry in state.records.get("structure", {}).get(group, ())]
     return str(paths[int(index)]) if int(index) < len(paths) else ""
 
 
 def layer_table(state: TrainState) -> tuple[LayerRow, ...]:
-    """The layers in the file's order; empty where names say none."""
+    """Returns the layers in file order; empty if the names identify none."""
     rows: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
     for name, layer, role in _named(state):
         rows.setdefault(layer, []).append((role, tuple(state.arrays[name].shape)))
@@ -89,9 +93,9 @@ def layer_table(state: TrainState) -> tuple[LayerRow, ...]:
 
 
 def output_width(state: TrainState) -> int | None:
-    """The number of outputs of the last layer that the arrays tell of; None where they do not.
+    """Returns the number of outputs of the last layer, None if unknown.
 
-    Keras's saving library sorts layers by their class: there the last Dense outside nested models counts.
+    Keras's saving library sorts layers by class; for its files, the last Dense outside nested models is used.
     """
     rows = [row for row in layer_table(state) if any(len(shape) > 1 for _, shape in row.arrays)]
     if state.layout == "keras":
@@ -105,7 +109,7 @@ def output_width(state: TrainState) -> int | None:
 
 
 def _named(state: TrainState) -> Iterator[tuple[str, str, str]]:
-    """(array, layer, role) of every weight."""
+    """Yields (array, layer, role) of every weight."""
     full_names = {node.array: node.full_name for node in state.graph if node.array is not None}
     names = weights(state)
     if state.layout == "graph":  # TensorFlow sorts its keys as text: 10 before 2

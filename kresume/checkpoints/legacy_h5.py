@@ -1,11 +1,13 @@
-"""Reads HDF5 files of layers by name: Keras 2's and tf_keras's `model.save("model.h5")`, and Keras 3's legacy form of it.
+"""Reads HDF5 files of Keras 2 and tf_keras that store layers by name.
 
     state = read("model.h5")
 
-A full model holds `model_config`, `training_config`, `model_weights/<layer>/...` and `optimizer_weights`; a file of weights
-alone (`save_weights("w.h5")`) holds the layers at its root. The order of layers and of their weights stands in attributes.
-Here arrays keep the file's own names, and `records` keeps the order: `layers` as `[layer, [array, ...]]`, `optimizer_order`
-for a file of Keras 3, and `slots` as `[attribute, variable, array]` for one of Keras 2.
+The format is that of `model.save("model.h5")` in Keras 2 and tf_keras, and of Keras 3's legacy form. A full model holds
+`model_config`, `training_config`, `model_weights/<layer>/...` and `optimizer_weights`. A file with weights only
+(`save_weights("w.h5")`) holds the layers at its root. Attributes store the order of layers and of their weights.
+
+Arrays keep the file's own names, and `records` stores the order: `layers` as `[layer, [array, ...]]`, `optimizer_order`
+for a file of Keras 3, and `slots` as `[attribute, variable, array]` for a file of Keras 2.
 
 Source: `keras/src/legacy/saving/legacy_h5_format.py`.
 """
@@ -30,23 +32,23 @@ from kresume.errors import CheckpointError
 ENDINGS = (".h5", ".hdf5")
 WEIGHTS, OPTIMIZER = "model_weights", "optimizer_weights"
 OWN_OF_OLD = frozenset({"momentum_cache", "dynamic_scale", "current_loss_scale", "loss_scale", "good_steps"})
-"""Numbers of a whole optimizer that Keras 2 names, and of its loss scaling."""
+"""Names of Keras 2's scalars that belong to the whole optimizer or to its loss scaling."""
 KERNELS = frozenset({"kernel", "recurrent_kernel"})
 OWN = 4
-"""How many variables of its own Keras 3's loss scaling has in front of the optimizer's."""
+"""Number of variables of Keras 3's loss scaling that precede the optimizer's variables."""
 
 
 def accepts(path: str) -> bool:
-    """Tells whether `path` is an HDF5 file of layers by name, whatever it is called."""
+    """Returns True for an HDF5 file that stores layers by name, whatever its ending."""
     file = Path(path)
     return content.kind_of(file) == "hdf5" and has_layers(file)
 
 
 def read(path: str) -> TrainState:
-    """Reads weights, optimizer state, and where the file holds them, architecture and compile config.
+    """Reads weights, optimizer state, and if present, architecture and compile config.
 
     Raises:
-        CheckpointError: it is truncated or damaged, or no file of Keras.
+        CheckpointError: if the file is truncated, damaged, or not written by Keras.
     """
     data = Path(path).read_bytes()
     arrays = read_arrays(data, path)
@@ -115,9 +117,10 @@ def _text(value: Any) -> str:
 
 
 def _turn_kernels(arrays: dict[str, np.ndarray], weights: Sequence[str], slots: Sequence[str]) -> None:
-    """Turns kernels of convolutions, and what follows them, to what every other backend calls so: Theano's run backwards.
+    """Flips Theano's convolution kernels and their slots to the other backends' orientation.
 
-    Source: `preprocess_weights_for_loading` in `keras/engine/saving.py` of Keras 2.2, which does so for the same names.
+    Theano stores kernels reversed in space. Source: `preprocess_weights_for_loading` in `keras/engine/saving.py` of
+    Keras 2.2, which flips kernels of the same names.
     """
     kernels = [
         name for name in weights if name.rpartition("/")[2].partition(":")[0] in KERNELS and arrays[name].ndim > 2
@@ -129,7 +132,10 @@ def _turn_kernels(arrays: dict[str, np.ndarray], weights: Sequence[str], slots: 
 
 
 def _names(group: Any, name: str) -> list[str]:
-    """An attribute that is a list of names; long ones are cut into `name0`, `name1`, ..."""
+    """Reads an attribute that is a list of names.
+
+    Keras splits long lists into `name0`, `name1`, ...
+    """
     if name in group.attrs:
         return [_text(item) for item in group.attrs[name]]
     found: list[str] = []
@@ -139,7 +145,10 @@ def _names(group: Any, name: str) -> list[str]:
 
 
 def _at(name: str) -> str:
-    """Where an array of the optimizer is in the file; some backends gave it a name that begins at the file's root."""
+    """Returns the path in the file of one of the optimizer's arrays.
+
+    Some backends wrote names that start at the file's root.
+    """
     return name.lstrip("/") if name.startswith("/") else f"{OPTIMIZER}/{name}"
 
 
@@ -148,7 +157,10 @@ def _object(value: Any, name: str, path: str) -> dict[str, Any] | None:
 
 
 def _architecture(model: Mapping[str, Any], old: bool, path: str) -> dict[str, Any]:
-    """The model as Keras 3 serializes it; of its own files only the outermost object says too little."""
+    """Returns the model in Keras 3's serialized form.
+
+    In Keras 3's legacy files, only the outermost object lacks `module` and `registered_name`.
+    """
     if old:
         return keras_2.architecture(model, path)
     name = str(model.get("class_name"))
@@ -157,7 +169,7 @@ def _architecture(model: Mapping[str, Any], old: bool, path: str) -> dict[str, A
 
 
 def _compiled(training: Mapping[str, Any] | None, old: bool) -> dict[str, Any] | None:
-    """The compile config as a `.keras` file would hold it."""
+    """Returns the compile config in the form of a `.keras` file."""
     if training is None:
         return None
     saved = training.get("optimizer_config")
@@ -179,9 +191,10 @@ def _optimizer(compiled: Mapping[str, Any] | None, old: bool, slots: list[str]) 
 
 
 def _slots(saved: SavedOptimizer | None, slots: list[str], arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    """`slots` in Keras 3's words: the attribute of the optimizer, the variable's name, the array.
+    """Returns `slots` with Keras 3's names: the optimizer's attribute, the variable, the array.
 
-    Where names say nothing and the arrays are not those of the optimizer that the file names, `cannot_keep` says so.
+    If the names say nothing and the arrays do not fit the optimizer that the file names, `cannot_keep` gives the
+    reason.
     """
     kinds = {**keras_2.SLOTS.get((saved and saved.class_name) or "", {}), **keras_2.AVERAGES}
     said = [keras_2.slot(name) for name in slots]
@@ -219,7 +232,7 @@ def _slots(saved: SavedOptimizer | None, slots: list[str], arrays: dict[str, np.
 
 
 def _with_product(saved: SavedOptimizer, arrays: dict[str, np.ndarray], slots: list[list[str]]) -> None:
-    """Gives Nadam its product of momentums, as Keras 3 would have it by now."""
+    """Adds Nadam's product of momentums, as Keras 3 would have computed it."""
     for slot in [slot for slot in slots if slot[0] == "momentum_cache"]:
         slots.remove(slot)
         del arrays[slot[2]]
@@ -242,7 +255,7 @@ def _rate(compiled: Mapping[str, Any] | None, arrays: Mapping[str, np.ndarray], 
     rate = saved["config"].get("learning_rate") if saved is not None else None
     if isinstance(rate, Mapping):
         return rate_of_schedule(rate)
-    for name in slots:  # Keras 3 keeps the rate among the variables
+    for name in slots:  # Keras 3 stores the rate as a variable
         array = arrays[_at(name)]
         if name.rpartition("/")[2] == "learning_rate" and array.shape == ():
             return SavedRate(float(array), "float")

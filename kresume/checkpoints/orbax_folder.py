@@ -1,11 +1,11 @@
-"""Reads Orbax checkpoints: those of `keras.callbacks.OrbaxCheckpoint`, and plain pytrees of arrays.
+"""Reads Orbax checkpoints: of `keras.callbacks.OrbaxCheckpoint`, and plain pytrees of arrays.
 
     state = read("orbax/")          # the highest step; "orbax/12" that one
 
-Keras's own way back from these folders is not taken: it matches exact paths, passes over what it does not find, and gives wrong
-weights without a word (https://github.com/keras-team/keras/issues/23251). The arrays on disk are right; orbax-checkpoint reads
-them as a tree, and `kresume.models.match_tree` finds their variables. What Keras writes beside them (`model_config`) holds the
-architecture and the compile config.
+Keras's own restore is not used: it matches exact paths, ignores paths that it does not find, and silently returns wrong
+weights (https://github.com/keras-team/keras/issues/23251). The arrays on disk are correct. orbax-checkpoint reads them
+as a tree, and `kresume.models.match_tree` finds their variables. Keras writes architecture and compile config beside
+them (`model_config`).
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ ITEMS = ("pytree", "default", "state", "params", "items")
 CONFIG = Path("model_config") / "_strings.json"
 OPTIMIZER = "optimizer_variables"
 LARGEST_SHARE = 10_000
-"""How many times the bytes on disk the arrays may claim: momentum that is all zeros compresses well, a forged shape better."""
+"""Largest ratio of claimed bytes to bytes on disk. Momentum that is all zeros compresses well; a forged shape exceeds
+this."""
 SMALLEST_LIMIT = 2**30
 
 
 def accepts(path: str) -> bool:
-    """Whether `path` is a pytree of Orbax, a step's folder, or a folder of steps."""
+    """Returns True for a pytree of Orbax, a step folder or a folder of steps."""
     folder = Path(path)
     return folder.is_dir() and (_is_tree(folder) or _is_step(folder) or bool(_steps(folder)))
 
@@ -54,7 +55,10 @@ def _is_step(folder: Path) -> bool:
 
 
 def _steps(folder: Path) -> list[Path]:
-    """The folders of finished steps, lowest first; one that was being written has a longer name."""
+    """Returns the folders of finished steps, lowest first.
+
+    The folder of an unfinished step has a longer name and does not match.
+    """
     found = []
     for child in folder.iterdir():
         number = re.fullmatch(r"(?:\w+_)?(\d+)", child.name)
@@ -64,11 +68,11 @@ def _steps(folder: Path) -> list[Path]:
 
 
 def read(path: str) -> TrainState:
-    """Reads every array of the tree, and what Keras wrote beside it.
+    """Reads every array of the tree, and the files that Keras wrote beside it.
 
     Raises:
-        CheckpointError: it is truncated or damaged, or holds several trees.
-        MissingPackage: orbax-checkpoint is not installed.
+        CheckpointError: if the checkpoint is truncated or damaged, or holds several trees.
+        MissingPackage: if orbax-checkpoint is not installed.
     """
     if importlib.util.find_spec("orbax") is None:
         raise MissingPackage(f"reading {path} needs orbax-checkpoint: pip install 'kresume[orbax]'")
@@ -100,7 +104,7 @@ def read(path: str) -> TrainState:
 
 
 def _item(folder: Path, path: str) -> Path:
-    """The one tree in a step's folder."""
+    """Returns the only tree in a step's folder."""
     named = [folder / name for name in ITEMS if _is_tree(folder / name)]
     others = [child for child in sorted(folder.iterdir()) if child.is_dir() and _is_tree(child)]
     others = [child for child in others if child.name != CONFIG.parent.name]
@@ -138,7 +142,10 @@ def _tree(item: Path, path: str) -> Any:
 
 
 def _in_own_thread(function: Callable[[], Any]) -> Any:
-    """Calls the function where no event loop runs: in a notebook one runs in the main thread."""
+    """Calls the function in a thread without an event loop.
+
+    In a notebook an event loop already runs in the main thread.
+    """
     result: Future[Any] = Future()
 
     def run() -> None:
@@ -163,7 +170,7 @@ def _finishing(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
             loop.run_until_complete(asyncio.wait(tasks))
         close()
 
-    loop.set_exception_handler(lambda loop, context: None)  # the first failure is raised, others are not told again
+    loop.set_exception_handler(lambda loop, context: None)  # the first failure is raised; ignore the others
     loop.close = finish_and_close  # type: ignore[method-assign]
     return loop
 
@@ -172,8 +179,8 @@ def _finishing(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
 def _loops_that_finish() -> Iterator[None]:
     """Makes the event loops of this thread finish their tasks before they close.
 
-    Orbax closes its loop when one array cannot be read, while others are still being read. Each of those ends in
-    "RuntimeError: Event loop is closed" later, on another thread, in the middle of whatever runs then.
+    Orbax closes its loop when one array cannot be read, while others are still being read. Each of those later raises
+    "RuntimeError: Event loop is closed" on another thread, during unrelated work.
     """
     with _ONE_READER:
         reader, make = threading.get_ident(), asyncio.new_event_loop
@@ -190,7 +197,7 @@ def _loops_that_finish() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps orbax's notes (a tree alone has no step's metadata) off the terminal."""
+    """Suppresses orbax's log messages, for example that a bare tree has no step metadata."""
     logger = logging.getLogger("absl")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -236,14 +243,14 @@ def _leaves(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...],
 
 
 def _flat(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[str, np.ndarray]]:
-    """Arrays and numbers by their path; texts and empty places are no state."""
+    """Yields arrays and numbers by path, without texts and empty nodes."""
     for place, leaf in _leaves(tree, path):
         if isinstance(leaf, (np.ndarray, np.generic, int, float)) and not isinstance(leaf, bool):
             yield "/".join(place), np.asarray(leaf)
 
 
 def _config(folder: Path, path: str) -> dict[str, Any] | None:
-    """Architecture and compile config, as Keras's callback writes them beside the tree."""
+    """Reads architecture and compile config, which Keras's callback writes beside the tree."""
     file = next((place / CONFIG for place in (folder, folder.parent) if (place / CONFIG).is_file()), None)
     if file is None:
         return None

@@ -1,10 +1,10 @@
-"""Reads the variables of a SavedModel, and its architecture where Keras 2 left it.
+"""Reads the variables of a SavedModel, and the architecture if Keras 2 stored it.
 
     state = read("serving/1")       # a folder with saved_model.pb
 
-Its `variables` folder is a checkpoint with an object graph, and is read as one. Keras 2's `model.save(FOLDER)` writes the
-architecture and the compile config as JSON beside it (`keras_metadata.pb`); Keras 3's `model.export` leaves both out, and the
-optimizer too. The graph of operations is never loaded: nothing of it is run.
+Its `variables` folder is a checkpoint with an object graph and is read as such. Keras 2's `model.save(FOLDER)` stores
+the architecture and the compile config as JSON beside it (`keras_metadata.pb`). Keras 3's `model.export` stores
+neither, and no optimizer. The graph of operations is never loaded or run.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ MODELS = frozenset({"Sequential", "Functional", "Model"})
 
 
 def accepts(path: str) -> bool:
-    """Whether `path` is a folder that holds a SavedModel."""
+    """Returns True if `path` is a folder that holds a SavedModel."""
     return (Path(path) / GRAPH).is_file() or (Path(path) / TEXT_GRAPH).is_file()
 
 
 def read(path: str) -> TrainState:
-    """Reads variables, optimizer state, and what Keras's metadata say.
+    """Reads variables, optimizer state and Keras's metadata.
 
     Raises:
-        CheckpointError: it is truncated or damaged, or has no variables.
+        CheckpointError: if the SavedModel is truncated or damaged, or has no variables.
     """
     folder = Path(path)
     prefix = folder / "variables" / "variables"
@@ -66,10 +66,10 @@ def read(path: str) -> TrainState:
 
 
 def read_architecture(path: str) -> dict[str, Any] | None:
-    """The architecture alone, without reading the variables; None where the SavedModel has none.
+    """Reads only the architecture; None if the SavedModel has none.
 
     Raises:
-        CheckpointError: it is truncated or damaged.
+        CheckpointError: if the SavedModel is truncated or damaged.
     """
     _, inside = _meta(Path(path), path)
     metadata = _root_metadata(Path(path), path) or inside
@@ -77,20 +77,29 @@ def read_architecture(path: str) -> dict[str, Any] | None:
 
 
 def _architecture(metadata: Mapping[str, Any], path: str) -> dict[str, Any] | None:
-    """The model as Keras 3 serializes it; None for a subclassed one, whose code is elsewhere."""
+    """Returns the model in Keras 3's serialized form.
+
+    Returns None for a subclassed model, whose code is not in the file.
+    """
     if metadata.get("class_name") not in MODELS or not isinstance(metadata.get("config"), Mapping):
         return None
     return keras_2.architecture({"class_name": metadata["class_name"], "config": metadata["config"]}, path)
 
 
 def _rate(found: tuple[str, dict[str, Any]] | None) -> SavedRate | None:
-    """A schedule of the compile config; a plain rate is better taken from its variable."""
+    """Returns the compile config's schedule as a rate, else None.
+
+    A plain rate is read from its variable, which is more accurate.
+    """
     rate = found[1].get("learning_rate") if found is not None else None
     return rate_of_schedule(rate) if isinstance(rate, Mapping) else None
 
 
 def _meta(folder: Path, path: str) -> tuple[str, dict[str, Any] | None]:
-    """TensorFlow's version, and the metadata that Keras 2 before 2.5 kept inside the graph's file."""
+    """Returns TensorFlow's version and any Keras metadata in the graph file.
+
+    Keras 2 before 2.5 stored its metadata there.
+    """
     import_tensorflow()
     from google.protobuf import text_format
     from google.protobuf.message import DecodeError
@@ -130,7 +139,10 @@ def _root_metadata(folder: Path, path: str) -> dict[str, Any] | None:
 
 
 def _metadata_type() -> Any:
-    """The message type `SavedMetadata` of Keras 2's saved_metadata.proto, as far as it is read here."""
+    """Builds the protobuf message `SavedMetadata` with the fields that are read here.
+
+    Source: Keras 2's saved_metadata.proto.
+    """
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
     field = descriptor_pb2.FieldDescriptorProto
@@ -148,5 +160,5 @@ def _metadata_type() -> Any:
 
 
 def _object(text: str, path: str) -> dict[str, Any]:
-    """Keras 2's JSON, in which tuples and shapes are objects."""
+    """Parses Keras 2's JSON, which stores tuples and shapes as objects."""
     return read_object(text, f"{path}: its Keras metadata", keras_2.plain)

@@ -1,10 +1,11 @@
-"""Writes a Keras skeleton of the network whose PyTorch state dict was read: layers in order, sizes filled in.
+"""Writes a Keras skeleton of a PyTorch network: ordered layers with their sizes.
 
     Path("model.py").write_text(skeleton(state, "model.py"))
 
-A state dict says which layers there are and how large; not what happens between them. What it leaves open stands in the file as
-a comment that says `fill in`: strides, padding, pooling, activations, sums. The file runs as it is, its layers bear their
-modules' names, so the mapping is found by name; the function is right once the comments are gone.
+A state dict holds the layers and their sizes, but not the operations between them. Comments in the file mark each
+unknown with `fill in`: strides, padding, pooling, activations, sums. The file runs as written. Its layers have the
+names of PyTorch's modules, so the weights are mapped by name. The function computes the right result once all marks are
+resolved.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from kresume.checkpoints.state import TrainState
 from kresume.errors import UsageError
 
 FILL_IN = "fill in"
-"""Marks what a file does not say; `train` refuses a model in which a line still does."""
+"""Marks what a file does not say; `train` refuses a model file that still contains a mark."""
 ROLES = ("weight", "bias", "running_mean", "running_var", "in_proj_weight", "in_proj_bias")
 Shape = tuple[int, ...]
 
 
 @dataclass
 class _Script:
-    """The function's lines, and what each tensor so far holds."""
+    """The lines of the function, and the tensors defined so far."""
 
     lines: list[str] = field(default_factory=list)
     current: str = "inputs"
@@ -46,7 +47,10 @@ class _Script:
             self.picture = (self.current, channels)
 
     def join(self) -> None:
-        """Adds the way that was left for a shortcut to the shortcut, once both have as many channels."""
+        """Adds the saved branch to the current one if both have the same shape.
+
+        `take` saves the current branch when it returns to an earlier tensor for a shortcut.
+        """
         if self.left is None or self.left[1:] != (self.channels, self.spatial):
             return
         self.count += 1
@@ -62,7 +66,10 @@ class _Script:
         self.lines.append(f"# {text}")
 
     def take(self, channels: int) -> str:
-        """Goes on from the last tensor of so many channels; returns a note if that was not the last one of all."""
+        """Continues from the last tensor with this number of channels.
+
+        Returns a note for the user if that is not the current tensor, or no tensor has this number of channels.
+        """
         if channels == self.channels:
             return ""
         if channels in self.by_channels:
@@ -74,15 +81,17 @@ class _Script:
 
 
 def skeleton(state: TrainState, file: str) -> str:
-    """Python source of a module with a function `build(image_size)`, or `build()` for one that takes a row of numbers.
+    """Returns the Python source of a module with a function `build(image_size)`.
+
+    The function is `build()` if the network expects a row of numbers.
 
     Args:
-        state: of a PyTorch state dict.
-        file: what the module will be called, for its header.
+        state: a PyTorch state dict.
+        file: the name of the module's file, for its header.
 
     Raises:
-        UsageError: the checkpoint is none of PyTorch's: its architecture is known, or its layers' kinds are not; or it takes
-            pictures that are neither RGB nor grey.
+        UsageError: if the checkpoint is not from PyTorch (its architecture is known, or its layers' kinds are unknown),
+            or if the network expects images that are neither RGB nor grey.
     """
     if state.layout != "torch":
         known = "holds its architecture" if state.architecture is not None else "says too little of its layers"
@@ -99,7 +108,7 @@ def skeleton(state: TrainState, file: str) -> str:
     if not numbers:
         script.picture = ("inputs", first)
     script.by_channels[first] = ("inputs", script.spatial)
-    if not ordered:  # what needs a picture comes first, so that the file runs
+    if not ordered:  # layers that need an image come first, so that the file runs
         modules.sort(key=lambda module: len(module[1].get("weight", ())) != 4 and "running_mean" not in module[1])
     for name, roles in modules:
         _emit(script, name, roles)
@@ -128,7 +137,7 @@ def build({"" if numbers else "image_size=(64, 64)"}):
 
 
 def _row_of_numbers(modules: Sequence[tuple[str, dict[str, Shape]]]) -> int:
-    """How many numbers a network of dense layers alone takes in a row; 0 for one that takes pictures."""
+    """Returns the input length of a network of dense layers, 0 for image inputs."""
     roles = [each for _, each in modules]
     if any("value" in each or "in_proj_weight" in each or len(each.get("weight", ())) > 2 for each in roles):
         return 0
@@ -136,15 +145,15 @@ def _row_of_numbers(modules: Sequence[tuple[str, dict[str, Shape]]]) -> int:
 
 
 def _colours(modules: Sequence[tuple[str, dict[str, Shape]]], source: str, *, ordered: bool) -> int:
-    """How many channels the network's pictures have, 3 or 1.
+    """Returns the number of image channels that the network expects, 3 or 1.
 
     Raises:
-        UsageError: its first convolution takes another number, and nothing could feed the model.
+        UsageError: if the first convolution expects another number, so that no image fits the model.
     """
     taken = [roles["weight"][1] for _, roles in modules if len(roles.get("weight", ())) == 4]
     if not taken:
         return 3
-    # Depthwise convolutions of PyTorch say 1 too: without an order RGB is the likelier.
+    # PyTorch's depthwise convolutions have 1 input channel too: if the order is unknown, RGB is more likely.
     first = taken[0] if ordered else next((count for count in (3, 1) if count in taken), taken[0])
     if first not in {1, 3}:
         raise UsageError(
@@ -155,7 +164,10 @@ def _colours(modules: Sequence[tuple[str, dict[str, Shape]]], source: str, *, or
 
 
 def _one_line(text: str) -> str:
-    """The text as it may stand in a comment or a docstring: a name from a file must not become a line of code."""
+    """Makes a name from a file safe for a comment or docstring.
+
+    A name from a file must not become a line of code.
+    """
     return re.sub(r"[^\w .:/()+=,@-]", "?", " ".join(text.split()))
 
 
@@ -260,10 +272,10 @@ def _attention(script: _Script, name: str, width: int, bias: str) -> None:
 
 
 def check_free(path: str) -> Path:
-    """The file to write.
+    """Returns the path to write.
 
     Raises:
-        UsageError: something is there, or its folder is not.
+        UsageError: if the file exists, or its folder does not.
     """
     file = Path(path)
     if file.exists():
@@ -274,7 +286,7 @@ def check_free(path: str) -> Path:
 
 
 def describe_next(state: TrainState, file: Path) -> Sequence[str]:
-    """What to do with the file, for a person."""
+    """Returns the next steps for the user, after the file is written."""
     return (
         f"wrote {file}: fill in what is marked (and remove the marks), then",
         f"kresume train --from {state.source} --model {file}:build --data OLD --add NEW",

@@ -1,9 +1,9 @@
-"""Reads `tf.train.Checkpoint`s (a prefix, or a folder with its `checkpoint` index), under either backend.
+"""Reads `tf.train.Checkpoint`s: a prefix, or a folder with its `checkpoint` index.
 
-A checkpoint of TensorFlow is a graph of objects: nodes, named edges between them, and a tensor at each variable. The names of
-the tensors depend on which roots were saved together, so they mean nothing by themselves; the graph is read here, and
-walked together with the live model in `kresume.models.match_graph`. Keras 3, Keras 2 (tf_keras) and a SavedModel's `variables`
-folder all write it.
+A checkpoint of TensorFlow is a graph of objects: nodes, named edges between them, and a tensor at each variable. The
+names of the tensors depend on which roots were saved together, so they identify nothing by themselves. This module
+reads the graph; `kresume.models.match_graph` walks it together with the live model. Keras 3, Keras 2 (tf_keras) and a
+SavedModel's `variables` folder use this format. Works under either backend.
 
 Sources: the protocol buffer `TrackableObjectGraph` in TensorFlow's `trackable_object_graph.proto`.
 """
@@ -27,11 +27,11 @@ from kresume.errors import CheckpointError
 GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 VALUE = "VARIABLE_VALUE"
 FILES = re.compile(r"\.(index|data-\d+-of-\d+)$")
-"""The endings of a checkpoint's files behind their common prefix."""
+"""The endings of a checkpoint's files after their common prefix."""
 
 
 def accepts(path: str) -> bool:
-    """Whether `path` is a prefix, one of a checkpoint's files, or a folder with an index of checkpoints."""
+    """Returns True for a checkpoint's prefix, one of its files, or a checkpoint folder."""
     return _prefix(path) is not None
 
 
@@ -50,7 +50,10 @@ def _prefix(path: str) -> str | None:
 
 
 def _latest(folder: Path) -> str | None:
-    """The newest checkpoint by the folder's own index: a text-format `CheckpointState`; moved folders included."""
+    """Returns the newest checkpoint that the folder's index names.
+
+    The index is a text-format `CheckpointState`. Only the file name in it is used, so the folder may have been moved.
+    """
     for line in (folder / "checkpoint").read_text(encoding="utf-8", errors="replace").splitlines():
         key, _, value = line.partition(":")
         if key.strip() == "model_checkpoint_path":
@@ -63,7 +66,7 @@ def read(path: str) -> TrainState:
     """Reads every tensor and the object graph.
 
     Raises:
-        CheckpointError: it is truncated or damaged, or was not written by `tf.train.Checkpoint`.
+        CheckpointError: if the checkpoint is truncated or damaged, or was not written by `tf.train.Checkpoint`.
     """
     prefix = _prefix(path)
     if prefix is None:
@@ -74,14 +77,14 @@ def read(path: str) -> TrainState:
 
 
 def read_graph(prefix: str, path: str) -> TrainState:
-    """Reads the object graph and its arrays behind a prefix.
+    """Reads the object graph and the arrays of a prefix.
 
     Args:
-        prefix: what comes before `.index`.
-        path: as the user gave it.
+        prefix: the path without `.index`.
+        path: the path as the user gave it.
 
     Raises:
-        CheckpointError: it is truncated or damaged, or has no object graph.
+        CheckpointError: if the checkpoint is truncated or damaged, or has no object graph.
     """
     tf = import_tensorflow()
     from google.protobuf.message import DecodeError
@@ -123,7 +126,10 @@ def read_graph(prefix: str, path: str) -> TrainState:
 
 
 def _check_size(reader: Any, prefix: str, path: str) -> None:
-    """The index must not claim more than the data files hold: they are not compressed, and memory is asked for by the index."""
+    """Raises if the index claims more bytes than the data files hold.
+
+    The data files are not compressed, and TensorFlow allocates memory according to the index.
+    """
     place = Path(prefix)
     on_disk = sum(file.stat().st_size for file in place.parent.glob(f"{glob.escape(place.name)}.data-*"))
     types = reader.get_variable_to_dtype_map()
@@ -140,7 +146,7 @@ def _check_size(reader: Any, prefix: str, path: str) -> None:
 
 
 def _writer(nodes: tuple[GraphNode, ...]) -> str:
-    """Which Keras it was, by the edges that only it writes."""
+    """Identifies the Keras version by edges that only this version writes."""
     edges = {edge for node in nodes for edge in node.children}
     if any(edge.startswith("layer_with_weights-") for edge in edges):
         return "tf.train.Checkpoint, Keras 2"

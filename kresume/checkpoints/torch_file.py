@@ -1,13 +1,13 @@
-"""Reads PyTorch state dicts: `.pth`, `.pt` (zip or the older pickle) and `.safetensors`, without running code from them.
+"""Reads PyTorch state dicts (`.pth`, `.pt`, `.safetensors`) without running their code.
 
     state = read("resnet18.pth")
     state.arrays["layer1.0.conv1.weight"]               # weights under the module's own names, in PyTorch's layout
-    state.arrays["optimizer/fc.weight/exp_avg"]         # moments beside the parameter that they follow
+    state.arrays["optimizer/fc.weight/exp_avg"]         # moments beside their parameter
 
-A `.pth` file is a pickle: whatever is in it would be executed on loading. `torch.load(weights_only=True)` knows tensors,
-containers and numbers alone and refuses the rest; numpy's numbers and `argparse.Namespace`, which training scripts leave beside
-the weights and which execute nothing, are let through as well. The archive's checksums, which PyTorch does not look at, are
-verified first. Sources: https://docs.pytorch.org/docs/stable/notes/serialization.html and
+A `.pth` or `.pt` file (zip or the older format) is a pickle, and unpickling would execute any code in it.
+`torch.load(weights_only=True)` accepts only tensors, containers and numbers. This reader also allows numpy scalars and
+`argparse.Namespace`, which training scripts store beside the weights and which execute nothing. It first verifies the
+archive's checksums, which PyTorch ignores. Sources: https://docs.pytorch.org/docs/stable/notes/serialization.html and
 https://github.com/huggingface/safetensors.
 """
 
@@ -41,7 +41,7 @@ BARE = "torch.save({'model_state_dict': model.state_dict(), 'optimizer_state_dic
 
 
 def accepts(path: str) -> bool:
-    """Tells whether `path` is a file of PyTorch's or of safetensors, whatever it is called."""
+    """Returns True for a file of PyTorch or safetensors, whatever its ending."""
     return content.kind_of(Path(path)) in {"torch-archive", "torch-pickle", "safetensors"}
 
 
@@ -49,12 +49,12 @@ def read(path: str, optimizer_path: str | None = None) -> TrainState:
     """Reads weights, optimizer state, rate and step.
 
     Args:
-        path: the weights, with the optimizer's state or without.
-        optimizer_path: a file that holds the optimizer's state dict by itself; it is used instead of what `path` holds.
+        path: the weights, with or without the optimizer's state.
+        optimizer_path: a separate file with the optimizer's state dict; it replaces the optimizer state in `path`.
 
     Raises:
-        CheckpointError: it is truncated, damaged, holds code, or holds no state dict.
-        MissingPackage: a `.pth` or `.pt` file, and PyTorch is not installed.
+        CheckpointError: if the file is truncated, damaged, holds code, or holds no state dict.
+        MissingPackage: if a `.pth` or `.pt` file is given and PyTorch is not installed.
     """
     file = Path(path)
     kind = content.kind_of(file)
@@ -95,10 +95,10 @@ def read(path: str, optimizer_path: str | None = None) -> TrainState:
 
 
 def read_optimizer(path: str) -> Any:
-    """The optimizer's state dict in a file of its own.
+    """Reads an optimizer's state dict from a separate file.
 
     Raises:
-        CheckpointError: it is truncated, damaged, holds code, or no optimizer's state dict.
+        CheckpointError: if the file is missing, truncated, damaged, holds code, or holds no optimizer's state dict.
     """
     file = Path(path)
     if not file.is_file():
@@ -119,7 +119,10 @@ def read_optimizer(path: str) -> Any:
 
 
 def _classes(whole: Any) -> tuple[str, ...] | None:
-    """The names of the outputs, where a script keeps torchvision's `classes` or `class_to_idx` beside the weights."""
+    """Returns the class names that a script stored beside the weights, else None.
+
+    Reads torchvision's `classes` or `class_to_idx`.
+    """
     for key in CLASSES_KEYS:
         found = whole.get(key) if isinstance(whole, Mapping) else None
         if isinstance(found, Mapping) and sorted(map(str, found.values())) == sorted(map(str, range(len(found)))):
@@ -144,7 +147,7 @@ def _read_safetensors(file: Path, path: str) -> dict[str, Any]:
         )
     try:
         with safe_open(path, framework="numpy") as opened:
-            return {name: _safetensor(opened, name, file) for name in opened.keys()}  # noqa: SIM118  # it is no mapping
+            return {name: _safetensor(opened, name, file) for name in opened.keys()}  # noqa: SIM118  # not a mapping
     except (SafetensorError, ValueError, TypeError, OSError) as error:
         raise CheckpointError(f"{path} is truncated or damaged ({error}): use an earlier copy") from error
 
@@ -152,7 +155,7 @@ def _read_safetensors(file: Path, path: str) -> dict[str, Any]:
 def _safetensor(opened: Any, name: str, file: Path) -> np.ndarray:
     if opened.get_slice(name).get_dtype() != "BF16":
         return np.asarray(opened.get_tensor(name))
-    # Its numpy side may not know bfloat16: the bytes are taken from where the header says they are.
+    # safetensors' numpy interface may not support bfloat16: read the bytes at the offsets in the header.
     import json
 
     import ml_dtypes
@@ -174,8 +177,8 @@ def _read_pickle(file: Path, path: str) -> Any:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the storages of old files
-            # Opened here: of a path PyTorch believes the ending.
+            warnings.simplefilter("ignore")  # old files warn about their storages
+            # Pass an open file: given a path, PyTorch relies on the file ending.
             with torch.serialization.safe_globals(_harmless()), file.open("rb") as stream:
                 return torch.load(stream, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -197,7 +200,7 @@ def _read_pickle(file: Path, path: str) -> Any:
 
 
 def _harmless() -> list[Any]:
-    """Classes that scripts leave beside the weights: building one executes nothing of the file's."""
+    """Returns classes that scripts store beside the weights and that execute no code."""
     kinds = (
         "bool",
         "int8",
@@ -212,7 +215,7 @@ def _harmless() -> list[Any]:
         "float32",
         "float64",
     )
-    multiarray: Any = np._core.multiarray  # type: ignore[attr-defined]  # where numpy's own pickles point
+    multiarray: Any = np._core.multiarray  # type: ignore[attr-defined]  # the module that numpy's pickles name
     return [
         (multiarray.scalar, "numpy.core.multiarray.scalar"),
         multiarray.scalar,
@@ -226,7 +229,10 @@ def _harmless() -> list[Any]:
 
 
 def _verify(file: Path, path: str) -> None:
-    """Checksums of every member; and no member that claims more than the file holds, which compression could."""
+    """Verifies the checksum of every member and the total claimed size.
+
+    A compressed member could claim more bytes than the file holds.
+    """
     size = file.stat().st_size
     try:
         with zipfile.ZipFile(file) as archive:
@@ -246,10 +252,10 @@ def _verify(file: Path, path: str) -> None:
 
 
 def _parts(whole: Any, path: str) -> tuple[Mapping[str, Any], Any, dict[str, Any]]:
-    """The weights, the optimizer's state dict (or None) and what else is known.
+    """Splits a file into weights, optimizer state dict (or None) and other facts.
 
     Raises:
-        CheckpointError: no state dict is in it, or several.
+        CheckpointError: if the file holds no state dict, or several.
     """
     if not isinstance(whole, Mapping) or not whole:
         raise CheckpointError(
@@ -307,23 +313,24 @@ def _tensors(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_prefixes(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """`module.` (DataParallel), `_orig_mod.` (compile) and `model.` (Lightning), where every name has it.
+    """Removes prefixes that every name has, and `_orig_mod.` inside names.
 
-    `AveragedModel` of `swa_utils` counts its updates beside a model under `module.`; nothing reads that number here.
+    The prefixes are `module.` (DataParallel), `_orig_mod.` (compile) and `model.` (Lightning). `AveragedModel` of
+    `swa_utils` stores an update count beside a model under `module.`; the count is dropped.
     """
     stripped = {name: value for name, value in weights.items() if name != AVERAGED}
     if len(stripped) < len(weights) and not all(name.startswith(PREFIXES[0]) for name in stripped):
-        stripped = dict(weights)  # a model of the user's own that calls something so
+        stripped = dict(weights)  # the user's own model uses this name
     while prefix := next((start for start in PREFIXES if all(name.startswith(start) for name in stripped)), None):
         stripped = {name.removeprefix(prefix): value for name, value in stripped.items()}
     return {name.replace("_orig_mod.", ""): value for name, value in stripped.items()}
 
 
 def _array(name: str, value: Any, file: Path, path: str) -> np.ndarray:
-    """A tensor as numpy, in its own type.
+    """Converts a tensor to numpy, keeping its dtype.
 
     Raises:
-        CheckpointError: it claims more numbers than the file holds, or a type that numpy has not.
+        CheckpointError: if the tensor claims more numbers than the file holds, or numpy lacks its dtype.
     """
     if isinstance(value, np.ndarray):
         return value
@@ -343,7 +350,7 @@ def _array(name: str, value: Any, file: Path, path: str) -> np.ndarray:
 
 
 def _parameter_names(arrays: Mapping[str, np.ndarray]) -> tuple[str, ...]:
-    """What `model.parameters()` gives, in its order: everything but the buffers of batch normalization."""
+    """Returns the names of `model.parameters()` in order: all arrays except buffers."""
     buffers = ("running_mean", "running_var", "num_batches_tracked")
     return tuple(
         name

@@ -1,12 +1,12 @@
-"""What a PyTorch optimizer's state dict means in Keras's terms: class, settings, rate, and a slot beside each parameter.
+"""Translates a PyTorch optimizer's state dict: class, settings, rate and slots.
 
     found = read(checkpoint["optimizer_state_dict"], names, shapes, path)
     found.optimizer                       # SavedOptimizer("AdamW", {"beta_1": 0.9, ...}, 124)
     found.slots["optimizer/fc.weight/exp_avg"]
 
-The state dict names neither the optimizer's class nor its parameters: the class is told by the settings it has, the parameters
-by their order (https://docs.pytorch.org/docs/stable/generated/torch.optim.Optimizer.state_dict.html). Whatever Keras has no
-equal for is said and refused, not approximated.
+The state dict names neither the optimizer's class nor its parameters. The settings identify the class, the order
+identifies the parameters (https://docs.pytorch.org/docs/stable/generated/torch.optim.Optimizer.state_dict.html). State
+that has no equivalent in Keras is reported and refused, not approximated.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ SLOTS = {"SGD": ("momentum_buffer",), "Adam": ("exp_avg", "exp_avg_sq", "max_exp
 
 @dataclass(frozen=True)
 class TorchOptimizer:
-    """An optimizer's state dict, read.
+    """The content of an optimizer's state dict, in Keras's terms.
 
     Attributes:
-        optimizer: class and settings as Keras has them; None if the file holds no optimizer.
+        optimizer: class and settings with Keras's names; None if the file holds no optimizer.
         slots: `optimizer/PARAMETER/SLOT` -> tensor.
-        rate: of the first group; with a scheduler, the rate that it started from.
-        step: updates done, None if the optimizer does not count them (SGD).
-        scale: factor that turns the slots into Keras's: its SGD keeps `-rate * momentum_buffer`.
+        rate: rate of the first group; with a scheduler, the scheduler's initial rate.
+        step: number of updates, None if the optimizer does not count them (SGD).
+        scale: factor that converts the slots to Keras's: its SGD stores `-rate * momentum_buffer`.
         coupled_decay: weight decay that PyTorch adds to the gradient, which Keras cannot; 0 if none.
         trained: names of the parameters that the optimizer trains.
-        cannot_keep: why the state cannot be carried to Keras, in words; empty if it can.
-        notes: what a person should know.
+        cannot_keep: reason why Keras cannot use the state; empty if it can.
+        notes: facts for the user.
     """
 
     optimizer: SavedOptimizer | None = None
@@ -55,10 +55,10 @@ def read(
 
     Args:
         saved: `optimizer.state_dict()`, or None.
-        names: the model's parameters in their order.
-        shapes: of each.
-        path: for messages.
-        ordered: whether `names` are in the order of the model's parameters.
+        names: the model's parameters in order.
+        shapes: the shape of each parameter.
+        path: the file, for messages.
+        ordered: True if `names` have the order of the model's parameters.
     """
     if not isinstance(saved, Mapping) or not isinstance(saved.get("param_groups"), (list, tuple)):
         return TorchOptimizer()
@@ -100,7 +100,7 @@ def read(
 
 
 def _number(value: Any) -> float | None:
-    """A setting as a float: numbers, or tensors of one number."""
+    """Returns a setting as a float; settings are numbers or one-element tensors."""
     try:
         return float(value)
     except (TypeError, ValueError):
@@ -116,7 +116,11 @@ def _saved_rate(rate: float | None, initial: float | None) -> SavedRate | None:
 
 
 def _kind(groups: Sequence[Mapping[str, Any]]) -> tuple[str, dict[str, Any], float, str]:
-    """Class by the settings that it has: `(class, Keras's config, factor on the slots, why it cannot be kept)`."""
+    """Identifies the class by its settings.
+
+    Returns:
+        `(class, Keras's config, factor on the slots, reason why the state cannot be kept)`.
+    """
     first = groups[0]
     if first.get("maximize"):
         return "", {}, 1.0, "it maximises (maximize=True)"
@@ -160,7 +164,11 @@ def _owners(
     shapes: Mapping[str, tuple[int, ...]],
     ordered: bool,
 ) -> tuple[dict[Any, str], str]:
-    """Index of a parameter in the optimizer -> its name: as recorded, or by the order; and why that is not sure."""
+    """Maps the optimizer's parameter indices to names, as recorded or by order.
+
+    Returns:
+        The mapping, and the reason why it is uncertain (empty if it is certain).
+    """
     indices = [index for group in groups for index in group.get("params", ())]
     recorded = [name for group in groups for name in group.get("param_names", ())]
     if len(recorded) == len(indices) and set(recorded) <= set(names):
@@ -187,7 +195,10 @@ def _owners(
 def _some(
     indices: Sequence[Any], state: Mapping[Any, Any], names: Sequence[str], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[Any, str]:
-    """The parameters of an optimizer that trains some layers, if only one choice of layers has the shapes of its slots."""
+    """Finds the parameters of an optimizer that trains only some layers.
+
+    Returns an empty mapping unless exactly one choice of layers has the shapes of the slots.
+    """
     slots = [[value for name, value in state.get(index, {}).items() if name != "step"] for index in indices]
     found = [next((tuple(value.shape) for value in values if hasattr(value, "shape")), None) for values in slots]
     modules: dict[str, list[str]] = {}

@@ -1,9 +1,10 @@
-"""Reads `.weights.h5` and its sharded form `.weights.json`: what `model.save_weights` of Keras 3 wrote.
+"""Reads `.weights.h5` and sharded `.weights.json`, written by Keras 3's `model.save_weights`.
 
     state = read("model.weights.h5")
 
-Weights and optimizer variables, no architecture, and no name of the optimizer: `--model` and `--optimizer` say them. The file
-holds no checksum: truncation and structure are checked, a bit that flipped inside a weight is not seen by anybody.
+The file holds weights and optimizer variables, but neither the architecture nor the optimizer's name; `--model` and
+`--optimizer` give them. It holds no checksum: truncation and structure are checked, but a flipped bit in a weight
+cannot be detected.
 
 The index of the sharded form maps each group of variables to the file, or files, beside it that hold them.
 """
@@ -27,13 +28,16 @@ LARGEST_JSON = 64 * 2**20
 
 
 def accepts(path: str) -> bool:
-    """Tells whether `path` is an index of shards, or an HDF5 file without layers by name; whatever it is called."""
+    """Returns True for a shard index, or an HDF5 file without layers by name.
+
+    The file ending does not matter.
+    """
     kind = content.kind_of(Path(path))
     return kind == "shards" or (kind == "hdf5" and not has_layers(Path(path)))
 
 
 def has_layers(file: Path) -> bool:
-    """Tells whether an HDF5 file holds layers by name: `legacy_h5.py` reads those."""
+    """Returns True if an HDF5 file stores layers by name (read by `legacy_h5.py`)."""
     import h5py
 
     try:
@@ -47,7 +51,7 @@ def read(path: str) -> TrainState:
     """Reads every array.
 
     Raises:
-        CheckpointError: it is truncated or damaged, a shard is missing, or it was not written by `save_weights`.
+        CheckpointError: if the file is truncated or damaged, a shard is missing, or `save_weights` did not write it.
     """
     file = Path(path)
     kind = content.kind_of(file)
@@ -64,10 +68,12 @@ def read(path: str) -> TrainState:
 
 
 def _refuse_the_oldest(data: bytes, path: str) -> None:
-    """Says what weights of Keras before 1.0 are: layers by number, in an order of axes that the file does not say.
+    """Raises for weights of Keras before 1.0, which are stored by layer number.
+
+    The file does not say the order of the kernels' axes.
 
     Raises:
-        CheckpointError: it is such a file.
+        CheckpointError: if the file has that format.
     """
     with opened(data, path) as file:
         oldest = "nb_layers" in file.attrs
@@ -81,12 +87,12 @@ def _refuse_the_oldest(data: bytes, path: str) -> None:
 
 
 def state_of(path: str, arrays: dict[str, np.ndarray], written: str) -> TrainState:
-    """What a bag of such arrays means.
+    """Returns the checkpoint that the arrays of a `.weights.h5` file represent.
 
     Args:
-        path: as the user gave it.
-        arrays: by their HDF5 path.
-        written: when, as ISO 8601.
+        path: the path as the user gave it.
+        arrays: the arrays by HDF5 path.
+        written: time of writing, ISO 8601.
     """
     keras_2 = any(name.startswith(KERAS_2_LAYERS) for name in arrays)
     arrays = tidy(arrays)
