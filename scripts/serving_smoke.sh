@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Runs TensorFlow Serving's container on an export and compares its answers for one image (REST, gRPC) with `kresume eval`.
+# Runs TensorFlow Serving's container on an export and compares its answers (REST, gRPC) with `kresume eval`.
 #
 #   scripts/serving_smoke.sh runs/2-signs serving/signs picture.jpg
 #
-# Arguments: the run, the folder that it was exported to, and a picture. Needs Docker; prints that it was skipped without it.
-# gRPC needs `pip install 'kresume[serving]'`; without it, prints that gRPC was skipped. SERVER=host (with REST on 8501 and
-# gRPC on 8500) uses a running server instead of starting one.
+# Arguments: the run, the folder that it was exported to, and a picture. Needs Docker; without it the test is skipped
+# and says so. gRPC needs `pip install 'kresume[serving]'`; without it gRPC is skipped, and a line says so.
+# SERVER=host uses a running server instead of starting one; it must serve REST on port 8501 and gRPC on port 8500.
 set -euo pipefail
 
 if [ $# -ne 3 ]; then
