@@ -87,8 +87,8 @@ else:
     if grpc_label != label or abs(grpc_score - score) > 1e-4:
         sys.exit("serving smoke test: FAILED, REST and gRPC differ")
 
-# The picture alone is stored under the class that the server chose: kresume agrees if its accuracy is 1, and its loss is
-# -log(score).
+# The picture alone is stored under the class that the server chose: kresume agrees if its accuracy is 1, and its loss
+# is -log(score).
 with tempfile.TemporaryDirectory() as folder:
     place = Path(folder) / label
     place.mkdir()

@@ -1,4 +1,4 @@
-"""Small real folders of pictures, a cache of the session's own, and the backend that KERAS_BACKEND names."""
+"""Provides folders of pictures, a cache for the session, and the backend that KERAS_BACKEND names."""
 
 import os
 import random
@@ -18,7 +18,7 @@ CLASSES = ("circle", "square", "stripes")
 
 
 def draw(label: str, seed: int, size: int = 20) -> np.ndarray:
-    """A noisy picture of a shape, `(size, size, 3) uint8`; every seed gives other bytes."""
+    """Draws a noisy picture of a shape, `(size, size, 3) uint8`; each seed gives other bytes."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[:size, :size]
     centre = size / 2 + rng.uniform(-2, 2, 2)
@@ -45,28 +45,29 @@ def write_pictures(folder: Path, count: int, first_seed: int, classes: tuple[str
 
 
 def _seed(name: str) -> None:
-    """Layers that are given no seed draw theirs from Python's `random`; KRESUME_TEST_SEED asks for other draws.
+    """Seeds Python's `random`, from which layers without a seed draw theirs.
 
-    pytest-randomly shuffles the tests and is told to leave the seed to us: it would take another in every session.
+    KRESUME_TEST_SEED changes the draws. pytest-randomly shuffles the tests, but its seeding is off: it would use
+    another seed in every session.
     """
     random.seed(f"{os.environ.get('KRESUME_TEST_SEED', '')} {name}")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_fixture_setup(fixturedef):
-    """What a fixture builds has the same initial weights whichever test asks for it first."""
+    """Seeds each fixture, so that its initial weights do not depend on the test that requests it first."""
     _seed(fixturedef.argname)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_call(item):
-    """What a test builds has the same initial weights wherever and after whatever it runs."""
+    """Seeds each test, so that its initial weights do not depend on the tests before it."""
     _seed(item.nodeid)
 
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory):
-    """`old/` with 8 and `new/` with 6 pictures of each of three classes; read-only by convention."""
+    """Writes `old/` with 8 and `new/` with 6 pictures of each of three classes; do not modify them."""
     folder = tmp_path_factory.mktemp("pictures")
     write_pictures(folder / "old", 8, 0)
     write_pictures(folder / "new", 6, 100)
@@ -76,13 +77,13 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
-    """Decoded pictures go to a cache of this session."""
+    """Sends decoded pictures to a cache of this session."""
     os.environ["KRESUME_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(autouse=True)
 def own_precision():
-    """A test that trained at another precision leaves none behind."""
+    """Resets the precision policy after each test."""
     yield
     if "keras" in sys.modules:
         sys.modules["keras"].config.set_dtype_policy("float32")
@@ -90,13 +91,13 @@ def own_precision():
 
 @pytest.fixture
 def quiet():
-    """A reporter that says nothing."""
+    """Returns a reporter without output."""
     return Reporter(quiet=True)
 
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch, pictures):
-    """An empty current directory with `old`, `new` and `val` in it."""
+    """Changes to an empty directory that contains `old`, `new` and `val`."""
     for name in ("old", "new", "val"):
         shutil.copytree(pictures / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
@@ -105,7 +106,7 @@ def workplace(tmp_path, monkeypatch, pictures):
 
 @pytest.fixture(scope="session")
 def real_data():
-    """The folder with real pictures: `KRESUME_TEST_DATA`, else `../shared/data` beside the repository."""
+    """Returns the real pictures: `KRESUME_TEST_DATA`, else `../shared/data` beside the repository."""
     default = Path(__file__).parents[2] / "shared" / "data"
     path = Path(os.environ.get("KRESUME_TEST_DATA", default))
     if not (path / "signdigits").is_dir():

@@ -1,4 +1,4 @@
-"""The goldens' networks as Keras code writes them, with Keras's own names and order: what `--model` would be given."""
+"""Builds the goldens' networks in Keras code, with Keras's names and order, for use with `--model`."""
 
 import keras
 from keras import layers
@@ -16,14 +16,14 @@ def plain():
 
 
 def _conv(x, filters, kernel, stride):
-    # PyTorch pads both sides by the same; "same" with a stride would pad one side more.
+    # PyTorch pads both edges equally; "same" with a stride would pad one edge more.
     x = layers.ZeroPadding2D(kernel // 2)(x)
     x = layers.Conv2D(filters, kernel, stride, use_bias=False)(x)
     return layers.BatchNormalization(epsilon=1e-5, momentum=0.9)(x)
 
 
 def _block(x, filters, stride):
-    # The way around is made first, as many people write it; PyTorch's order has it last.
+    # The shortcut is created first, as many users write it; in PyTorch's order it is last.
     around = x if stride == 1 and x.shape[-1] == filters else _conv(x, filters, 1, stride)
     y = layers.ReLU()(_conv(x, filters, 3, stride))
     return layers.ReLU()(layers.Add()([around, _conv(y, filters, 3, 1)]))

@@ -15,11 +15,11 @@ from tests.support import lines_without_time, result_arrays, run_training
 ROOT = "/golden"
 EXTENSION = {"lr": 5e-4, "epochs": 2, "replay": 0.5, "balance": "class"}
 FREE = {"created", "finished", "command", "fingerprint", "kresume"}
-"""Fields of `run.json` that tell when, where and by which version."""
+"""Fields of `run.json` that hold the time, the machine and the version."""
 
 
 def move(run: Path, before: str, after: str) -> None:
-    """Replaces the folder in which every path of a run begins."""
+    """Replaces the root folder in every path of a run."""
     for name in ("run.json", "events.jsonl"):
         (run / name).write_text((run / name).read_text().replace(before, after))
     table = pq.read_table(run / "images.parquet")
@@ -29,7 +29,7 @@ def move(run: Path, before: str, after: str) -> None:
 
 
 def facts(run: Path, folder: Path) -> dict:
-    """Everything that a run wrote down as JSON, apart from times, versions and folders."""
+    """Returns all that a run recorded as JSON, apart from times, versions and folders."""
     record = json.loads((run / "run.json").read_text().replace(str(folder), ROOT))
     rows = (
         pq.read_table(run / "images.parquet").select(["sha256", "path", "label", "origin", "side", "seen"]).to_pylist()
@@ -43,16 +43,16 @@ def facts(run: Path, folder: Path) -> dict:
 
 
 def continue_and_extend(folder: Path, arrays: Path) -> dict:
-    """Continues `folder/first` to its end, extends it with `folder/new`, and writes the arrays of both results.
+    """Continues `folder/first`, extends it with `folder/new`, and writes the arrays of both results.
 
     Args:
         folder: the current directory, with `first`, `old` and `new`.
-        arrays: where `continued.safetensors` and `extended.safetensors` go.
+        arrays: the folder for `continued.safetensors` and `extended.safetensors`.
 
     Returns:
         The facts of both runs and the fingerprint of this process.
     """
-    keras.utils.clear_session()  # automatic names count from one again: `adam_w`, `seed_generator`
+    keras.utils.clear_session()  # automatic names restart from one: `adam_w`, `seed_generator`
     run_training(out="first")
     keras.utils.clear_session()
     run_training("first", out="second", add=["new"], **EXTENSION)

@@ -1,4 +1,4 @@
-"""Kill a run anywhere, continue it, compare bytes."""
+"""Kills runs at every snapshot, continues them and compares bytes."""
 
 import json
 import shutil
@@ -17,25 +17,25 @@ TINY = {"image_size": "12", "batch_size": 5, "epochs": 2, "val_split": 0.25}
 
 
 def run_training(checkpoint=None, **arguments):
-    """Trains in this process, silently, and returns the result."""
+    """Trains in this process, without output, and returns the result."""
     return train(from_arguments(checkpoint, arguments), Reporter(quiet=True))
 
 
 def lines_without_time(path: Path) -> list[dict]:
-    """`metrics.jsonl` without its wall-clock fields."""
+    """Returns the lines of `metrics.jsonl` without their wall-clock fields."""
     wall_clock = {"time", "images_per_second"}
     lines = runs.read_metrics(path / "metrics.jsonl")
     return [{name: value for name, value in line.items() if name not in wall_clock} for line in lines]
 
 
 def result_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Every array of the result's snapshot."""
+    """Returns every array of the result's snapshot."""
     step = runs.open_run(path).result_step()
     return dict(snapshot.read_snapshot(snapshot.snapshot_path(path / "snapshots", step)).arrays)
 
 
 def assert_same_bytes(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
-    """Both hold the same names, types, shapes and bytes."""
+    """Asserts that both hold the same names, types, shapes and bytes."""
     assert sorted(one) == sorted(other)
     for name, array in one.items():
         assert array.dtype == other[name].dtype, name
@@ -44,10 +44,10 @@ def assert_same_bytes(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) 
 
 
 def kill_at_every_snapshot(monkeypatch, tmp_path, places=None, **arguments):
-    """Trains once to the end, keeping every snapshot; then, for each, a run that was killed right after it.
+    """Trains once to the end, keeping all snapshots; then continues a copy killed after each of them.
 
     Args:
-        places: which snapshots to go back to, as indices into their list; None for all.
+        places: indices of the snapshots to continue from; None for all.
 
     Returns:
         The names of the snapshots from which continuations were compared.
@@ -71,7 +71,7 @@ def kill_at_every_snapshot(monkeypatch, tmp_path, places=None, **arguments):
 
 
 def make_interrupted(path: Path, last: str) -> None:
-    """Makes a finished run what it was at the instant after it had written the snapshot `last`."""
+    """Reverts a finished run to its state just after it had written the snapshot `last`."""
     later = False
     for _, folder in snapshot.list_snapshots(path / "snapshots"):
         if later:
@@ -87,7 +87,7 @@ def make_interrupted(path: Path, last: str) -> None:
 
 
 def assert_same_model(one: Path, other: Path) -> None:
-    """The weights in two results' `model.keras` have equal bytes."""
+    """Asserts that the weights in two results' `model.keras` have equal bytes."""
     from kresume.checkpoints.read import read_checkpoint
 
     assert_same_bytes(
@@ -96,7 +96,7 @@ def assert_same_model(one: Path, other: Path) -> None:
 
 
 def photo(seed):
-    """A smooth picture that is unlike that of any other seed, `(64, 64, 3) uint8`."""
+    """Draws a smooth picture, unlike that of any other seed, `(64, 64, 3) uint8`."""
     coarse = np.random.default_rng(seed).integers(0, 256, (8, 8, 3)).astype(np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((64, 64), Image.Resampling.BICUBIC))
 

@@ -1,4 +1,4 @@
-"""The main job: train, then resume from a checkpoint with more images."""
+"""Tests the main job: train, then resume from a checkpoint with more images."""
 
 import json
 import os
@@ -30,14 +30,14 @@ OTHER = {"tensorflow": "jax", "jax": "tensorflow"}
 
 @pytest.fixture(scope="module")
 def parent(tmp_path_factory, pictures):
-    """A finished first training."""
+    """Trains a first run and returns its folder."""
     folder = tmp_path_factory.mktemp("parent")
     run_training(out=str(folder / "1-shapes"), data=[str(pictures / "old")], **TINY)
     return folder / "1-shapes"
 
 
 def test_a_first_training_leaves_a_complete_run(parent):
-    """Every file of the run directory is there, and the record says what was done."""
+    """A first training writes every file of the run directory, and the record describes the training."""
     run = runs.open_run(parent)
     assert (run.status, run.generation, run.record["parent"]) == ("accepted", 0, None)
     names = {path.name for path in parent.iterdir()}
@@ -50,7 +50,7 @@ def test_a_first_training_leaves_a_complete_run(parent):
 
 
 def test_extending_a_run_remembers_its_images(parent, tmp_path, pictures):
-    """Old images need not be given; new ones get their origin; the rate asked for is the rate that trains."""
+    """An extension remembers the old images, marks the new ones as new, and trains at the requested rate."""
     out = tmp_path / "2-shapes"
     result = run_training(
         str(parent), add=[str(pictures / "new")], lr=1e-4, lr_schedule="constant", epochs=1, out=str(out)
@@ -71,7 +71,7 @@ def test_extending_a_run_remembers_its_images(parent, tmp_path, pictures):
 
 
 def test_scoring_is_traced_once(parent, tmp_path, pictures, monkeypatch):
-    """The parent before the first step and each epoch are scored by one function: tracing a large model again takes seconds."""
+    """A single function scores the parent and every epoch: tracing a large model again takes seconds."""
     traced, step = [], keras.Model.predict_step
     monkeypatch.setattr(keras.Model, "predict_step", lambda model, *data: traced.append(1) or step(model, *data))
     out = str(tmp_path / "2")
@@ -91,7 +91,7 @@ def test_every_option_not_given_is_the_parents(parent, tmp_path, pictures):
 
 
 def test_slots_and_iterations_survive_a_change_of_the_rate(parent, tmp_path, pictures):
-    """The first snapshot of an extension holds the parent's optimizer to the last bit, whatever the new schedule."""
+    """The first snapshot of an extension holds the parent's optimizer bit for bit, for any schedule."""
     from kresume.checkpoints import snapshot
 
     for schedule in ("constant", "cosine"):
@@ -113,7 +113,7 @@ def test_slots_and_iterations_survive_a_change_of_the_rate(parent, tmp_path, pic
 
 
 def test_a_bare_file_of_ours_explains_itself(parent, tmp_path, pictures):
-    """`model.keras` knows its classes and pixels; its images must be given."""
+    """A run's `model.keras` knows its classes and pixels; its images must be given."""
     bare = parent / "model.keras"
     with pytest.raises(UsageError, match="remembers no images"):
         run_training(str(bare), out=str(tmp_path / "a"))
@@ -145,7 +145,7 @@ def test_a_bare_file_of_ours_explains_itself(parent, tmp_path, pictures):
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_anything_is_written(workplace, parent, arguments, error, words):
-    """No run is made by a command that was refused."""
+    """A refused command makes no run."""
     write_pictures(workplace / "zebras", 2, 900, ("zebra",))
     with pytest.raises(error, match=words):
         run_training(str(parent), **arguments)
@@ -153,7 +153,10 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_written(workplace, p
 
 
 def test_the_way_on_with_new_classes_works(workplace, parent):
-    """The error on a new class names a command that trains today: old layers restored, a fresh head, old classes first."""
+    """The error on a new class names a command that trains with it.
+
+    The command restores the old layers, makes a fresh head, and keeps the old classes first.
+    """
     write_pictures(workplace / "zebras", 2, 900, ("zebra",))
     with pytest.raises(ImagesError, match="growing the head is not in this version") as caught:
         run_training(str(parent), add=["zebras"])
@@ -169,7 +172,10 @@ def test_the_way_on_with_new_classes_works(workplace, parent):
 
 
 def test_the_same_growing_folder_can_be_added_every_week(workplace):
-    """Origin goes by content: what is known stays old; the folder of runs means the newest accepted one."""
+    """A growing folder can be added every week: origin is decided by content.
+
+    Known images stay old, and a folder of runs means its newest accepted run.
+    """
     run_training(data=["old"], **TINY, out="runs/1-shapes")
     write_pictures(workplace / "inbox", 3, 400)
     run_training("runs", add=["inbox"], epochs=1)
@@ -184,7 +190,7 @@ def test_the_same_growing_folder_can_be_added_every_week(workplace):
 
 
 def test_out_that_holds_something_else(workplace, parent):
-    """Other options for a run that stands: an error that lists them and gives the command that extends it."""
+    """Other options for an existing run are an error that lists them and gives the command to extend it."""
     import shutil
 
     shutil.copytree(parent, workplace / "run")
@@ -196,7 +202,7 @@ def test_out_that_holds_something_else(workplace, parent):
 
 
 def test_what_a_parent_had_on_can_be_turned_off(workplace):
-    """An option that is not given is the parent's; one that is given as off is off."""
+    """An option that is not given is the parent's; an option given as off is off."""
     run_training(data=["old"], strict_images=True, **TINY, out="runs/1-shapes")
     (workplace / "new" / "circle" / "page.png").write_bytes(b"<!DOCTYPE html>")
     with pytest.raises(ImagesError, match="--strict-images"):
@@ -207,7 +213,10 @@ def test_what_a_parent_had_on_can_be_turned_off(workplace):
 
 
 def test_overwrite_begins_once(workplace):
-    """Interrupted, the run is continued by the same command and without `--overwrite`; finished, it is moved aside again."""
+    """`--overwrite` moves a finished run aside, but continues an interrupted one.
+
+    The command without `--overwrite` continues it, too.
+    """
     run_training(data=["old"], out="run", **TINY)
     for again in ({"overwrite": True}, {}):
         path = Path(run_training(data=["old"], out="run", overwrite=True, **TINY).run)
@@ -218,7 +227,10 @@ def test_overwrite_begins_once(workplace):
 
 
 def test_a_damaged_line_of_the_metrics_is_named(workplace):
-    """They are in no snapshot: a run is not trained to its end only to fail there."""
+    """A damaged metrics line fails at the start of a continuation, not at its end.
+
+    Snapshots do not hold the metrics.
+    """
     path = Path(run_training(data=["old"], out="run", **TINY).run)
     (last,) = (path / "snapshots").glob("step-*")
     make_interrupted(path, last.name)
@@ -231,7 +243,10 @@ def test_a_damaged_line_of_the_metrics_is_named(workplace):
 
 
 def test_a_run_goes_on_from_another_folder(workplace, monkeypatch, capfd):
-    """Its sources were given relative to the folder of the first command; what comes there is still seen."""
+    """A run continues from another working directory, and still watches its sources.
+
+    The sources were given relative to the first command's directory.
+    """
     path = Path(run_training(data=["old"], add=None, watch=True, out="run", **TINY).run)
     make_interrupted(path, "none")
     (workplace / "elsewhere").mkdir()
@@ -241,7 +256,7 @@ def test_a_run_goes_on_from_another_folder(workplace, monkeypatch, capfd):
 
 
 def test_what_lies_beside_a_run_is_nobodys_but_the_users(workplace):
-    """A killed process's half-made run goes after a day; whatever else begins with a dot and `tmp` stays."""
+    """Only a killed process's half-made run is removed, after a day; other hidden `.tmp` folders stay."""
     day = time.time() - 3 * 24 * 3600
     for name in (".tmp-mine", ".tmp-run-of-mine", ".tmp-run-0123abcd", ".tmp-running-0123abcd"):
         (workplace / name).mkdir()
@@ -253,7 +268,7 @@ def test_what_lies_beside_a_run_is_nobodys_but_the_users(workplace):
 
 
 def test_off_is_what_holds_where_nothing_is_given(workplace):
-    """A run begun before `False` was noted is continued by the command that says it, and the reverse."""
+    """Off equals not given: a run continues whether the command names the options that are off or not."""
     first = Path(run_training(data=["old"], out="run", strict_images=False, **TINY).run)
     make_interrupted(first, "none")
     assert run_training(data=["old"], out="run", **TINY).status == "accepted"
@@ -262,7 +277,7 @@ def test_off_is_what_holds_where_nothing_is_given(workplace):
 
 
 def test_a_torn_line_hides_no_event(parent, tmp_path):
-    """A crash while one was appended, and a name with what Python takes for the end of a line."""
+    """A torn line hides no event, nor does U+2028 in a name, which Python counts as the end of a line."""
     path = tmp_path / "run"
     shutil.copytree(parent, path)
     with (path / "events.jsonl").open("a", encoding="utf-8") as file:
@@ -278,7 +293,10 @@ def test_a_torn_line_hides_no_event(parent, tmp_path):
 
 
 def test_nothing_new_says_what_could_not_be_used(workplace):
-    """Exit 4 every week must not hide a broken camera, or a picture under two labels."""
+    """The "nothing new" error names unreadable files and label conflicts.
+
+    Exit 4 every week must not hide a broken camera.
+    """
     run_training(data=["old"], **TINY, out="runs/1-shapes")
     inbox = workplace / "inbox"
     write_pictures(inbox, 2, 0)  # known
@@ -297,7 +315,7 @@ def test_nothing_new_says_what_could_not_be_used(workplace):
 
 
 def test_what_was_dropped_does_not_come_back(workplace):
-    """It still lies in the folder that is added every week: it is left out, and said so."""
+    """A dropped image stays dropped although its folder is added again, and a note counts it."""
     run_training(data=["old"], **TINY, out="runs/1-shapes")
     write_pictures(workplace / "inbox", 3, 400)
     (workplace / "drop.txt").write_text("inbox/circle/400.png\nold/circle/0.png\ninbox/circle/typo.png\n")
@@ -316,7 +334,7 @@ def test_what_was_dropped_does_not_come_back(workplace):
 
 
 def test_or_new_starts_where_nothing_is_there(workplace, capfd):
-    """The words of many scripts, in the first line."""
+    """`--or-new` starts a new training without a checkpoint, and says so."""
     from kresume.config import from_arguments
     from kresume.progress import Reporter
     from kresume.training.resume import train
@@ -327,7 +345,7 @@ def test_or_new_starts_where_nothing_is_there(workplace, capfd):
 
 
 def test_the_same_command_without_out_continues_the_newest_interrupted_run(workplace):
-    """No --out: a run of the same options is continued, a finished one gets a successor."""
+    """Without --out, the same command continues an interrupted run; a finished run gets a successor."""
     from tests.support import make_interrupted
 
     first = Path(run_training(data=["old"], **TINY).run)
@@ -339,7 +357,7 @@ def test_the_same_command_without_out_continues_the_newest_interrupted_run(workp
 
 
 def test_a_missing_backend_package_is_named(monkeypatch):
-    """The pip command that brings it."""
+    """A missing backend package is an error with the pip command that installs it."""
     import importlib.util
 
     from kresume import devices
@@ -351,7 +369,7 @@ def test_a_missing_backend_package_is_named(monkeypatch):
 
 
 def test_a_plan_writes_nothing_and_says_what_train_does(workplace, parent):
-    """Rate, images, amount and the parent's score, before anything happens."""
+    """A plan writes nothing and equals what train does: rate, images, amount and the parent's score."""
     before = sorted(workplace.rglob("*"))
     plan = kresume.plan(str(parent), add=["new"], lr=1e-4, quiet=True)
     assert sorted(workplace.rglob("*")) == before
@@ -390,7 +408,10 @@ model.save(sys.argv[2])
 
 
 def test_a_foreign_model_is_fed_what_it_was_trained_on(tmp_path, pictures):
-    """Pixels are found by scoring the parent on its images, printed with the losers, and pinned; the loss is its own."""
+    """A foreign model's pixels are found by scoring it on its images, then printed and pinned.
+
+    The table shows the other conventions, too. The loss is the model's own.
+    """
     (tmp_path / "foreign.py").write_text(FOREIGN)
     path = tmp_path / "foreign.keras"
     subprocess.run([sys.executable, tmp_path / "foreign.py", pictures / "old", path], check=True, env=os.environ)
@@ -418,7 +439,7 @@ def command(folder, *arguments, backend=None):
 
 
 def test_trained_under_one_backend_extended_under_the_other(parent, tmp_path, pictures):
-    """The parent's state is the same to the last bit under the other backend, and training goes on from it."""
+    """A parent's state is bit for bit the same under the other backend, and training continues from it."""
     other = OTHER[os.environ["KERAS_BACKEND"]]
     arguments, options = command(
         tmp_path,
@@ -449,7 +470,7 @@ def test_trained_under_one_backend_extended_under_the_other(parent, tmp_path, pi
 
 
 def test_sigkill_in_the_middle_and_the_same_command_again(tmp_path, pictures):
-    """A real process, really killed: run again, it ends with the bytes of one that was not."""
+    """A process killed by SIGKILL continues by the same command to the bytes of an undisturbed one."""
     arguments = [
         "train",
         "--data",
@@ -480,7 +501,7 @@ def test_sigkill_in_the_middle_and_the_same_command_again(tmp_path, pictures):
 
 
 def test_sigterm_writes_a_snapshot_and_says_how_to_go_on(tmp_path, pictures):
-    """Exit 75, the command that continues, and no step lost."""
+    """SIGTERM writes a snapshot, prints the command to continue and exits with 75; no step is lost."""
     arguments = [
         "train",
         "--data",
@@ -508,7 +529,7 @@ def test_sigterm_writes_a_snapshot_and_says_how_to_go_on(tmp_path, pictures):
 
 
 def test_two_processes_on_one_run(tmp_path, pictures, parent):
-    """The second is refused with the holder's pid, and disturbs nothing."""
+    """A second process on a run is refused with the holder's pid, and disturbs nothing."""
     import shutil
 
     from kresume.lock import Lock
@@ -521,7 +542,7 @@ def test_two_processes_on_one_run(tmp_path, pictures, parent):
 
 
 def test_old_images_that_are_gone(tmp_path, pictures, monkeypatch):
-    """--on-missing through a whole run: an error that names them by default, trained on from the cache, or dropped."""
+    """Missing old images are an error by default; --on-missing reads them from the cache or drops them."""
     shutil.copytree(pictures / "old", tmp_path / "old")
     parent = run_training(out=str(tmp_path / "parent"), data=[str(tmp_path / "old")], **TINY).run
     (tmp_path / "old" / "circle" / "0.png").unlink()
@@ -533,14 +554,14 @@ def test_old_images_that_are_gone(tmp_path, pictures, monkeypatch):
     assert len(Manifest.read(Path(cached) / "images.parquet")) == 24 + 18
     dropped = run_training(parent, out=str(tmp_path / "dropped"), on_missing="drop", **arguments).run
     assert len(Manifest.read(Path(dropped) / "images.parquet")) == 22 + 18
-    # What the cache holds is enough; on a machine without it they are named.
+    # The cache is enough; without it the missing images are named.
     monkeypatch.setenv("KRESUME_CACHE", str(tmp_path / "another-cache"))
     with pytest.raises(ImagesError, match=r"gone|cannot be"):
         run_training(parent, out=str(tmp_path / "elsewhere"), on_missing="cache", **arguments)
 
 
 def test_data_beside_a_run_says_what_it_replaces(parent, pictures, tmp_path):
-    """--data replaces the remembered images; those that it does not hold are counted in the plan."""
+    """--data replaces the remembered images; the plan counts those that it does not hold."""
     plan = kresume.plan(str(parent), data=[str(pictures / "new")], lr=1e-3, quiet=True)
     assert any("24 of its 24 images are not in it and are not trained on" in note for note in plan.notes)
     same = kresume.plan(str(parent), data=[str(pictures / "old")], lr=1e-3, quiet=True)
@@ -548,7 +569,10 @@ def test_data_beside_a_run_says_what_it_replaces(parent, pictures, tmp_path):
 
 
 def test_the_same_images_to_train_and_to_validate_are_named(parent, pictures):
-    """Given for both they validate; trained on by the parent they go on training, and validate nothing."""
+    """Images given to both splits go to validation; images that the parent trained on stay in training.
+
+    Notes name both.
+    """
     both = kresume.plan(str(parent), add=[str(pictures / "new")], val=[str(pictures / "new")], lr=1e-3, quiet=True)
     assert any("18 images are given to validate and to train, too: they validate" in note for note in both.notes)
     old = kresume.plan(str(parent), add=[str(pictures / "new")], val=[str(pictures / "old")], lr=1e-3, quiet=True)
@@ -556,7 +580,7 @@ def test_the_same_images_to_train_and_to_validate_are_named(parent, pictures):
 
 
 def test_a_picture_that_moved_to_another_class_is_a_relabel_not_a_loss(tmp_path, pictures):
-    """It is in the folder that is given: nothing is missing, its label is the new one, and that alone is worth a run."""
+    """An image that moved to another class is relabelled, not missing, and this alone justifies a run."""
     shutil.copytree(pictures / "old", tmp_path / "old")
     first = run_training(out=str(tmp_path / "first"), data=[str(tmp_path / "old")], **TINY).run
     (tmp_path / "old" / "circle" / "0.png").rename(tmp_path / "old" / "square" / "was-a-circle.png")
@@ -567,7 +591,7 @@ def test_a_picture_that_moved_to_another_class_is_a_relabel_not_a_loss(tmp_path,
 
 
 def test_scores_of_a_run_that_is_not_finished_say_so(tmp_path, pictures):
-    """What is scored is its newest snapshot; before the first one that is its parent."""
+    """Evaluating an unfinished run scores its newest snapshot, or its parent, and says so."""
     path = run_training(out=str(tmp_path / "run"), data=[str(pictures / "old")], **TINY).run
     assert "not finished" not in str(evaluate(path, data=str(pictures / "new")))
     make_interrupted(Path(path), "none")

@@ -1,4 +1,4 @@
-"""`kresume.BackupAndRestore`: a user's own script, killed anywhere, run again, ends with the bits of one that was not."""
+"""Tests `kresume.BackupAndRestore`: a killed script, run again, ends with equal bytes."""
 
 import json
 import os
@@ -19,18 +19,18 @@ from kresume.images.stream import stream_of
 from tests.conftest import write_pictures
 from tests.support import assert_same_bytes
 
-# Keras says so to everyone who gives fit a tf.data.Dataset and not shuffle=False.
+# Keras warns every user who passes fit a tf.data.Dataset without shuffle=False.
 pytestmark = pytest.mark.filterwarnings("ignore:.shuffle=True. was passed:UserWarning")
 
 STEPS, EPOCHS, BATCH = 6, 3, 4
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing of the process is used again."""
+    """Represents SIGKILL: no state of the process is used afterwards."""
 
 
 class Kill(keras.callbacks.Callback):
-    """Dies after so many batches, counted over epochs; at an epoch's end if `in_validation`."""
+    """Dies after a number of batches, counted over epochs; at the end of an epoch if `in_validation`."""
 
     def __init__(self, after, in_validation=False):
         super().__init__()
@@ -47,7 +47,7 @@ class Kill(keras.callbacks.Callback):
 
 
 def numbers(position):
-    """Endless batches of noise from a position on; labels are learnable."""
+    """Returns endless batches of noise from a position on; the labels are learnable."""
     import tensorflow as tf
 
     def batch(index):
@@ -91,7 +91,7 @@ def watchers():
 
 
 def train(folder, *, kill=None, data=None, epochs=EPOCHS, model=None, extra=(), first=False, **options):
-    """Fits, perhaps killed; returns the model and the history."""
+    """Fits, perhaps killed; returns the model and the history, None if killed."""
     data = kresume.resumable(numbers, STEPS) if data is None else data
     model = model or build()
     callback = kresume.BackupAndRestore(folder, data=data, **{"save_freq": 1, "delete_checkpoint": False, **options})
@@ -106,7 +106,10 @@ def train(folder, *, kill=None, data=None, epochs=EPOCHS, model=None, extra=(), 
 
 
 def release(folder):
-    """What the death of the process does to its lock; its writer is let finish, so that tests know what is on the disk."""
+    """Releases the lock, as the death of the process would.
+
+    The writer finishes first, so that tests know the state of the disk.
+    """
     for thread in threading.enumerate():
         if thread.name == "kresume-writer":
             thread.join()
@@ -121,7 +124,7 @@ def arrays_of(model):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A training that nobody disturbed, by plain `fit` on plain tf.data: what every other must equal."""
+    """Trains without interruption, by plain `fit` on plain tf.data: every other training must equal it."""
     model = build()
     data = numbers(0)
     history = model.fit(
@@ -131,7 +134,7 @@ def whole(tmp_path_factory):
 
 
 def test_the_callback_changes_nothing_about_the_training(tmp_path, whole):
-    """With it and without it, on resumable data and on plain tf.data: the same bits and the same history."""
+    """Training with the callback, on resumable data, equals plain training: the same bits and history."""
     model, history = train(tmp_path)
     assert_same_bytes(whole[0], arrays_of(model))
     assert history == whole[1]
@@ -139,7 +142,7 @@ def test_the_callback_changes_nothing_about_the_training(tmp_path, whole):
 
 @pytest.mark.parametrize("after", [1, 5, 6, 7, 11, 12, 17])
 def test_killed_after_any_batch_it_ends_with_the_same_bits(tmp_path, whole, after):
-    """Weights, slots, seeds, the rate that a plateau lowered, and the whole history, wherever it was killed."""
+    """Killed after any batch, a training continues to equal weights, slots, seeds, rates and history."""
     train(tmp_path, kill=Kill(after))
     model, history = train(tmp_path)
     assert_same_bytes(whole[0], arrays_of(model))
@@ -147,7 +150,7 @@ def test_killed_after_any_batch_it_ends_with_the_same_bits(tmp_path, whole, afte
 
 
 def test_killed_again_and_again_wherever_it_stands_in_the_list(tmp_path, whole):
-    """First in the user's list it still backs up what the others did; three kills, one in validation, change nothing."""
+    """Killed repeatedly, once in validation, with the callback first in the list, it ends with equal bits."""
     train(tmp_path, kill=Kill(4), first=True)
     train(tmp_path, kill=Kill(2, in_validation=True), first=True)
     train(tmp_path, kill=Kill(3), first=True)
@@ -157,7 +160,7 @@ def test_killed_again_and_again_wherever_it_stands_in_the_list(tmp_path, whole):
 
 
 def test_a_coarse_save_freq_goes_back_and_comes_again_to_the_same_bits(tmp_path, whole):
-    """Backups every 4 batches: what was done since is done again, from the backup's own state."""
+    """With a backup every 4 batches, the steps since the backup are repeated to the same bits."""
     train(tmp_path, kill=Kill(11), save_freq=4)
     assert [step for step, _ in snapshot.list_snapshots(tmp_path)] == [8]
     model, _ = train(tmp_path, save_freq=4)
@@ -165,7 +168,7 @@ def test_a_coarse_save_freq_goes_back_and_comes_again_to_the_same_bits(tmp_path,
 
 
 def test_without_data_it_is_exact_at_epoch_ends(tmp_path):
-    """save_freq="epoch" on numpy arrays: killed in the third epoch, dropout and patience go on as if nothing had happened."""
+    """With save_freq="epoch" on numpy arrays, dropout and patience continue exactly."""
     x = np.random.default_rng(1).normal(size=(24, 8)).astype("float32")
     y = (x.sum(axis=1) > 0).astype("int32")
 
@@ -186,7 +189,7 @@ def test_without_data_it_is_exact_at_epoch_ends(tmp_path):
 
 @pytest.mark.parametrize("kind", ["ema", "accumulate", "per-call"])
 def test_averages_accumulation_and_several_steps_per_call(tmp_path, kind):
-    """use_ema, gradient accumulation and steps_per_execution continue exactly in a user's own fit too."""
+    """use_ema, gradient accumulation and steps_per_execution continue exactly in a user's fit."""
     options = {
         "ema": {"optimizer": keras.optimizers.AdamW(1e-2, use_ema=True, ema_momentum=0.8)},
         "accumulate": {"optimizer": keras.optimizers.Adam(1e-2, gradient_accumulation_steps=4)},
@@ -205,7 +208,7 @@ def test_averages_accumulation_and_several_steps_per_call(tmp_path, kind):
 
 
 def test_a_training_that_was_stopped_early_is_not_trained_again(tmp_path):
-    """Killed between the stop and the end of fit: the next process ends at once with the same result."""
+    """A training stopped early and killed before the end of fit ends at once, with the same result."""
 
     class Stop(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
@@ -221,7 +224,7 @@ def test_a_training_that_was_stopped_early_is_not_trained_again(tmp_path):
 
 
 def test_a_stop_that_falls_on_a_cut_epoch_is_honoured(tmp_path):
-    """Another callback's wish to stop is not taken back with our own cut of an interrupted epoch."""
+    """A stop by another callback holds although the callback itself cuts the interrupted epoch."""
 
     class Stop(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
@@ -233,14 +236,17 @@ def test_a_stop_that_falls_on_a_cut_epoch_is_honoured(tmp_path):
 
 
 def test_a_backup_of_an_earlier_version_says_what_begins_fresh():
-    """It holds no optimizers beside the compiled one: nothing is refused, and that is said."""
+    """A backup of an earlier version restores, and a line names the optimizers that start fresh.
+
+    It holds no optimizers besides the compiled one.
+    """
     from kresume.training import other_optimizers
 
     model = build()
     assert other_optimizers.restore(model, None, []) == []
     model.another = keras.optimizers.SGD(0.1, momentum=0.9)
     assert "begin fresh" in other_optimizers.restore(model, None, [])[0]
-    model.layers[0].trainable = False  # as a GAN's discriminator is, while the other half trains
+    model.layers[0].trainable = False  # frozen as a GAN's discriminator is while the generator trains
     frozen = model.layers[0].variables
     model.another.build(frozen)
     model.another.momentums[0].assign(np.full(frozen[0].shape, 7.0, "float32"))
@@ -253,7 +259,7 @@ def test_a_backup_of_an_earlier_version_says_what_begins_fresh():
 
 
 class StopAt(keras.callbacks.Callback):
-    """Asks for the end once the optimizer has made so many steps."""
+    """Stops training once the optimizer has made a number of steps."""
 
     def __init__(self, step):
         super().__init__()
@@ -274,7 +280,7 @@ class StopAt(keras.callbacks.Callback):
     ],
 )
 def test_a_stop_that_a_step_asks_for_comes_again(tmp_path, step, kill):
-    """Whatever the kill fell on, training ends where it would have ended: no step more, no epoch more."""
+    """A stop at a given step comes at the same step after a kill: no extra step, no extra epoch."""
     expected, _ = train(tmp_path / "whole", extra=[StopAt(step)])
     _, killed = train(tmp_path / "killed", extra=[StopAt(step)], kill=kill)
     assert killed is None
@@ -284,7 +290,7 @@ def test_a_stop_that_a_step_asks_for_comes_again(tmp_path, step, kill):
 
 
 def decay(epoch, lr):
-    """Keras's documented form: from the rate of the epoch before."""
+    """Multiplies the previous epoch's rate, as in Keras's documentation."""
     return lr * 0.8
 
 
@@ -301,7 +307,7 @@ def decay(epoch, lr):
 )
 @pytest.mark.parametrize("after", [STEPS, STEPS + 2])
 def test_callbacks_that_begin_an_epoch_do_so_once(tmp_path, extra, options, after):
-    """An interrupted epoch begins in two processes; what a callback does at its beginning counts once."""
+    """A callback's on_epoch_begin counts once, although two processes begin the interrupted epoch."""
 
     def made():
         return build(**{name: make() for name, make in options.items()})
@@ -314,7 +320,7 @@ def test_callbacks_that_begin_an_epoch_do_so_once(tmp_path, extra, options, afte
 
 
 class Scale(keras.layers.Layer):
-    """One number, and noise that draws from Keras's own generator where the backend allows it."""
+    """Holds a single scalar weight; adds noise from Keras's own generator where the backend allows it."""
 
     def __init__(self, noise):
         super().__init__()
@@ -327,7 +333,10 @@ class Scale(keras.layers.Layer):
 
 
 def test_a_weight_without_dimensions_and_noise_without_a_seed(tmp_path):
-    """EarlyStopping's best weights may hold a single number; what draws from Keras's own generator goes on where it stood."""
+    """A scalar weight, and noise from Keras's own generator, continue exactly with EarlyStopping.
+
+    EarlyStopping's best weights may hold a single number.
+    """
 
     def made():
         keras.utils.set_random_seed(11)
@@ -346,7 +355,7 @@ def test_a_weight_without_dimensions_and_noise_without_a_seed(tmp_path):
     keras.config.backend() != "tensorflow", reason="a train_step with two optimizers is TensorFlow's form"
 )
 def test_optimizers_beside_the_compiled_one_are_restored(tmp_path):
-    """As a GAN's: each trains its own part of the model, and keeps its slots and its count."""
+    """Optimizers besides the compiled one are restored with their slots and counts, as in a GAN."""
     import tensorflow as tf
 
     class Two(keras.Model):
@@ -385,7 +394,7 @@ def test_optimizers_beside_the_compiled_one_are_restored(tmp_path):
 
 
 def test_a_rate_that_the_script_changed_takes_effect(tmp_path, capfd):
-    """Recompiled with another rate between two starts: it trains at that rate, says so, and keeps slots and iterations."""
+    """A model recompiled with another rate trains at that rate, says so, and keeps slots and iterations."""
     train(tmp_path, kill=Kill(8))
     model = build(optimizer=keras.optimizers.AdamW(5e-5))
     model, _ = train(tmp_path, model=model)
@@ -395,7 +404,7 @@ def test_a_rate_that_the_script_changed_takes_effect(tmp_path, capfd):
 
 
 def test_a_changed_rate_takes_effect_under_loss_scaling_too(tmp_path):
-    """mixed_float16 wraps the optimizer, and the wrapper has a rate that means nothing."""
+    """A changed rate takes effect under mixed_float16, whose wrapper has a rate without meaning."""
 
     def scaled(rate):
         return build(optimizer=keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(rate)))
@@ -406,14 +415,17 @@ def test_a_changed_rate_takes_effect_under_loss_scaling_too(tmp_path):
 
 
 def test_steps_per_epoch_and_data_contradict_each_other(tmp_path):
-    """Keras keeps its iterator over epochs then; what follows a continued epoch would be lost in silence."""
+    """steps_per_epoch with `data` is refused.
+
+    Keras keeps its iterator over epochs then, and would silently lose the data after a continued epoch.
+    """
     data = kresume.resumable(numbers, STEPS)
     with pytest.raises(UsageError, match="leave steps_per_epoch out"):
         build().fit(data, steps_per_epoch=3, callbacks=[kresume.BackupAndRestore(tmp_path, data=data)], verbose=0)
 
 
 def test_a_later_fit_goes_on_with_the_data(tmp_path, whole):
-    """After a fit with the callback the data is left to itself again: a further fit draws the epochs that follow."""
+    """After a fit with the callback, the data continue with the following epochs."""
     data = kresume.resumable(numbers, STEPS)
     train(tmp_path, data=data)
     after = np.concatenate([labels.numpy() for _, labels in data])
@@ -422,7 +434,10 @@ def test_a_later_fit_goes_on_with_the_data(tmp_path, whole):
 
 
 def test_what_scripts_read_of_kerass_callback(tmp_path):
-    """The folder's existence, the metadata file, `_current_epoch` and `_last_batch_seen`."""
+    """Attributes and files that scripts read of Keras's callback exist.
+
+    These are the folder, the metadata file, `_current_epoch` and `_last_batch_seen`.
+    """
     folder = tmp_path / "backup"
     train(folder, kill=Kill(8))
     assert json.loads((folder / "training_metadata.json").read_text()) == {"epoch": 1, "batch": 1}
@@ -439,7 +454,7 @@ def test_what_scripts_read_of_kerass_callback(tmp_path):
 
 
 def test_kerass_own_backup_is_read_and_its_torn_pair_passed_over(tmp_path, capfd):
-    """An interrupted training of Keras's callback goes on: weights, optimizer, epoch; of a damaged pair the one before."""
+    """A backup of Keras's own callback is continued: weights, optimizer, epoch; a torn pair is skipped."""
     x, y = validation()
 
     class Die(keras.callbacks.Callback):
@@ -458,7 +473,7 @@ def test_kerass_own_backup_is_read_and_its_torn_pair_passed_over(tmp_path, capfd
     told = capfd.readouterr().err
     assert "continuing from Keras's own backup (latest.weights.h5.bkp) at epoch 3" in told
     assert int(model.optimizer.iterations) == 10
-    # Taken over and finished: nothing is left that a fresh start would take for a training to continue.
+    # After a finished training nothing is left that a new start would continue.
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "latest.weights.h5.bkp.taken-over",
         "latest.weights.h5.taken-over",
@@ -472,7 +487,10 @@ def test_kerass_own_backup_is_read_and_its_torn_pair_passed_over(tmp_path, capfd
 
 
 def test_a_backup_is_a_checkpoint_like_any_other(tmp_path):
-    """`--from backup/`: optimizer, step, rate and every array; the architecture is the script's. A flipped byte is named."""
+    """`--from backup/` reads optimizer, step, rate and every array; a flipped byte is an error.
+
+    The architecture is the script's.
+    """
     from kresume.checkpoints.read import read_checkpoint
     from kresume.models import optimizers, restore
 
@@ -514,20 +532,20 @@ def test_a_backup_is_a_checkpoint_like_any_other(tmp_path):
     ],
 )
 def test_what_cannot_be_meant_is_refused(tmp_path, arguments, words):
-    """Each mistake names the argument and the way on."""
+    """Each mistake is an error that names the argument and the remedy."""
     with pytest.raises(UsageError, match=words):
         kresume.BackupAndRestore(**{"backup_dir": tmp_path, **arguments})
 
 
 def test_another_length_of_the_epoch_is_refused(tmp_path):
-    """steps_per_epoch is part of where training stands."""
+    """Another steps_per_epoch is refused, because the position depends on it."""
     train(tmp_path, kill=Kill(8))
     with pytest.raises(UsageError, match="had 6 steps per epoch, this one has 5"):
         train(tmp_path, data=kresume.resumable(numbers, 5))
 
 
 def test_data_that_ends_too_early_says_so(tmp_path):
-    """A pipeline that gives fewer batches than steps_per_epoch is named, not warned about."""
+    """A pipeline with fewer batches than steps_per_epoch is an error, not a warning."""
     data = kresume.resumable(lambda position: numbers(position).take(4), STEPS)
     with pytest.raises(Exception, match="the data ended after 4 of the 6 batches"):
         list(data)
@@ -536,7 +554,7 @@ def test_data_that_ends_too_early_says_so(tmp_path):
 @pytest.mark.parametrize("after", [None, 8])
 @pytest.mark.parametrize("fed", ["class weights", "a map"])
 def test_what_fit_makes_of_the_data_has_its_length(tmp_path, fed, after):
-    """Class weights and a further map keep the number of batches, so that no epoch counts an update too many."""
+    """Class weights and a further map keep the number of batches, so that no epoch adds an update."""
 
     def run(data, callbacks, **options):
         model = build()
@@ -590,7 +608,7 @@ print(int(model.optimizer.iterations))
 
 
 def test_a_real_script_really_killed_on_images(tmp_path, pictures):
-    """SIGKILL in the middle of the first epoch; the same script again; byte-equal to one that was not killed."""
+    """A script killed by SIGKILL in its first epoch of images ends, run again, with equal bytes."""
     (tmp_path / "script.py").write_text(SCRIPT)
 
     def script(name, die_at=-1):
@@ -621,7 +639,10 @@ def make(folder, **options):
 
 
 def test_image_dataset_deals_permutations_in_full_batches(growing):
-    """Each image once per permutation; 12 images in batches of 5 are 3 batches, and the next epoch goes on from there."""
+    """Each permutation holds every image once; batches are full and run over epoch ends.
+
+    12 images in batches of 5 are 3 batches, and the next epoch continues from there.
+    """
     data = make(growing)
     assert len(data) == 3
     row = np.concatenate([labels_of(data) for _ in range(4)])
@@ -632,7 +653,7 @@ def test_image_dataset_deals_permutations_in_full_batches(growing):
 
 
 def test_a_look_at_the_data_does_not_move_it(growing):
-    """`take` for a picture of the samples, or Keras's own look at the first batch, changes nothing that follows."""
+    """Looking at the data does not move its position: neither `take` nor Keras's look at a first batch."""
     one, other = make(growing), make(growing)
     for _ in one.take(1):
         pass
@@ -640,7 +661,10 @@ def test_a_look_at_the_data_does_not_move_it(growing):
 
 
 def test_images_that_came_meanwhile_join_at_the_next_epoch(growing, tmp_path, capfd):
-    """The interrupted epoch ends on its old list; the next one deals the new list; it is said; "error" refuses."""
+    """Added images join at the next epoch, and a line says so; "error" refuses them.
+
+    The interrupted epoch ends on its old list.
+    """
     before = make(growing)
     first = stream_of(before)
     first.save(tmp_path)
@@ -667,7 +691,10 @@ def test_images_that_came_meanwhile_join_at_the_next_epoch(growing, tmp_path, ca
 
 
 def test_images_that_went_meanwhile_leave_at_the_next_epoch(growing, tmp_path):
-    """The interrupted epoch is longer than any that follows: the dataset that the user holds already is as long as it."""
+    """Removed images leave at the next epoch.
+
+    The interrupted epoch is longer than later ones: the dataset that the user already holds has its length.
+    """
     before = make(growing)
     first = stream_of(before)
     first.save(tmp_path)
@@ -685,7 +712,7 @@ def test_images_that_went_meanwhile_leave_at_the_next_epoch(growing, tmp_path):
 
 
 def test_sides_follow_from_content(growing):
-    """Adding images moves nobody from training to validation; both subsets together are everything."""
+    """Adding images moves none from training to validation; both subsets together hold every image."""
     train_before, val_before = make(growing, validation_split=0.3, subset="both")
     names = set(train_before.file_paths)
     assert names.isdisjoint(val_before.file_paths)
@@ -707,14 +734,14 @@ def test_sides_follow_from_content(growing):
     ],
 )
 def test_image_dataset_refuses_what_it_does_not_do(growing, arguments, words):
-    """Nothing is read otherwise than asked for."""
+    """`image_dataset` refuses arguments that it does not support."""
     with pytest.raises(UsageError, match=words):
         make(growing, **arguments)
 
 
 @pytest.mark.parametrize(("mode", "shape"), [("int", (5,)), ("categorical", (5, 3)), (None, None)])
 def test_label_modes_and_grey(growing, mode, shape):
-    """The shapes are those of image_dataset_from_directory."""
+    """Label modes and grey images have the shapes of image_dataset_from_directory."""
     batch = next(iter(make(growing, label_mode=mode, color_mode="grayscale")))
     images = batch if mode is None else batch[0]
     assert images.shape == (5, 12, 12, 1)

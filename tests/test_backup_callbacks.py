@@ -1,4 +1,4 @@
-"""`kresume.BackupAndRestore` beside other callbacks: what they remember, what they write, and the end that they ask for."""
+"""Tests `kresume.BackupAndRestore` beside other callbacks: their state, their files and their stops."""
 
 import gc
 import inspect
@@ -21,11 +21,14 @@ STEPS, EPOCHS, BATCH = 3, 3, 4
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing of the process is used again, and no other callback hears of it, as with an exception."""
+    """Represents SIGKILL: no state of the process is used afterwards.
+
+    Other callbacks are not notified, as with an exception.
+    """
 
 
 class Kill(keras.callbacks.Callback):
-    """Dies after so many batches of this process, or behind the other callbacks at the end of an epoch."""
+    """Dies after a number of batches of this process, or after the other callbacks at the end of an epoch."""
 
     def __init__(self, batches=None, epoch=None):
         super().__init__()
@@ -42,7 +45,7 @@ class Kill(keras.callbacks.Callback):
 
 
 def numbers(position):
-    """Endless batches of noise from a position on."""
+    """Returns endless batches of noise from a position on."""
     import tensorflow as tf
 
     def batch(index):
@@ -61,12 +64,12 @@ def build():
 
 @pytest.fixture(scope="module")
 def model():
-    """One model for all trainings that are only driven."""
+    """Provides one model for all tests that only drive the callbacks."""
     return build()
 
 
 def die(folder, callbacks):
-    """What the death of a process does to its lock and its open files; its writer is let finish."""
+    """Releases the lock and closes the files, as the death of a process would; its writer finishes first."""
     for thread in threading.enumerate():
         if thread.name == "kresume-writer":
             thread.join()
@@ -77,7 +80,7 @@ def die(folder, callbacks):
         if isinstance(callback, keras.callbacks.OrbaxCheckpoint):
             callback.checkpointer.close()
         if isinstance(callback, keras.callbacks.TensorBoard):
-            callback._pop_writer()  # the process's default writer; what is buffered is still buffered
+            callback._pop_writer()  # the process's default writer; buffered events remain buffered
 
 
 def losses(epoch, batch):
@@ -85,7 +88,7 @@ def losses(epoch, batch):
 
 
 def drive(model, folder, callbacks=(), *, data=None, epochs=EPOCHS, **options):
-    """Calls the callbacks as `fit` does, without training anything; returns how many steps of each epoch there were."""
+    """Calls the callbacks as `fit` does, without training; returns the number of steps of each epoch."""
     data = kresume.resumable(numbers, STEPS) if data is None else data
     stream = stream_of(data)
     backup = kresume.BackupAndRestore(folder, data=data, **{"save_freq": 1, "delete_checkpoint": False, **options})
@@ -112,11 +115,11 @@ def drive(model, folder, callbacks=(), *, data=None, epochs=EPOCHS, **options):
     return done
 
 
-# An end that a callback asked for
+# Stops requested by a callback
 
 
 def stopping(patience=1, **options):
-    """An EarlyStopping whose loss never improves enough: it ends training as soon as its patience allows it."""
+    """Returns an EarlyStopping whose loss never improves enough: it stops once its patience ends."""
     return keras.callbacks.EarlyStopping(monitor="loss", patience=patience, min_delta=100, **options)
 
 
@@ -125,7 +128,10 @@ def images(folder):
 
 
 def test_new_images_after_an_early_stop_are_trained(model, tmp_path, capfd):
-    """The stop was judged by the old images: patience begins anew, the new list is dealt, and a line says both."""
+    """Images added after an early stop are trained: patience restarts, and a line says so.
+
+    The old images caused the stop.
+    """
     write_pictures(tmp_path / "old", 4, 0)
     assert drive(model, tmp_path / "b", [stopping()], data=images(tmp_path / "old"), epochs=6) == {0: 2, 1: 2}
     write_pictures(tmp_path / "old", 2, 500)
@@ -138,7 +144,7 @@ def test_new_images_after_an_early_stop_are_trained(model, tmp_path, capfd):
 
 
 def test_new_images_when_all_epochs_are_done_say_what_to_change(model, tmp_path, capfd):
-    """No epoch is left: the line says so, and its advice works."""
+    """If all epochs are done, a line says so and its advice works."""
     write_pictures(tmp_path / "old", 4, 0)
     drive(model, tmp_path / "b", data=images(tmp_path / "old"), epochs=2)
     write_pictures(tmp_path / "old", 2, 500)
@@ -150,7 +156,7 @@ def test_new_images_when_all_epochs_are_done_say_what_to_change(model, tmp_path,
 
 
 class StopAfter(keras.callbacks.Callback):
-    """A user's own end of training, as a limit of time is: it ends each process after so many batches."""
+    """Stops after a number of batches of each process, as a user's time limit does."""
 
     def __init__(self, batches):
         super().__init__()
@@ -182,7 +188,7 @@ class StopAfter(keras.callbacks.Callback):
     ],
 )
 def test_a_finished_training_goes_on_or_says_why_not(model, tmp_path, capfd, first, then, options, steps, words):
-    """Whatever ended it, the next start trains the epochs that are left, or names what has to be changed."""
+    """A restart after a finished training trains the remaining epochs, or names what has to change."""
     before = drive(model, tmp_path, [make() for make in first], epochs=6)
     capfd.readouterr()
     after = drive(model, tmp_path, [make() for make in then], **{"epochs": 6, **options})
@@ -192,7 +198,7 @@ def test_a_finished_training_goes_on_or_says_why_not(model, tmp_path, capfd, fir
 
 
 def test_a_stop_before_a_kill_holds_once(model, tmp_path, capfd):
-    """Killed between a callback's stop and the end of fit: it ends, as it would have; one more start goes on."""
+    """A stop before a kill ends the next start at once; one more start trains on."""
 
     class Die(keras.callbacks.Callback):
         def on_train_end(self, logs=None):
@@ -204,11 +210,11 @@ def test_a_stop_before_a_kill_holds_once(model, tmp_path, capfd):
     assert drive(model, tmp_path, [StopAfter(3)]) == {1: 3}
 
 
-# What they remember
+# State of the callbacks
 
 
 class OwnRate(keras.callbacks.Callback):
-    """Lowers the rate by what it remembers."""
+    """Lowers the rate by its own state."""
 
     def __init__(self):
         super().__init__()
@@ -233,7 +239,7 @@ class Stateless(keras.callbacks.Callback):
 
 
 class Counting(keras.callbacks.ReduceLROnPlateau):
-    """A subclass that remembers more than Keras's class does."""
+    """Counts in an attribute that Keras's class does not have."""
 
     def __init__(self):
         super().__init__(monitor="loss")
@@ -259,7 +265,10 @@ class LateCounting(keras.callbacks.Callback):
     ],
 )
 def test_a_callback_that_nobody_can_restore_is_named_once(model, tmp_path, capfd, make, named):
-    """Its class, its attributes and the two methods to add, once; a callback that is kept or remembers nothing is not named."""
+    """A callback that cannot be restored is named once, with its attributes and the two methods to add.
+
+    A callback that is kept or has no state is not named.
+    """
     drive(model, tmp_path, [make()], epochs=2)
     told = capfd.readouterr().err
     assert told.count("get_state") == (2 if named else 0)
@@ -267,7 +276,7 @@ def test_a_callback_that_nobody_can_restore_is_named_once(model, tmp_path, capfd
 
 
 def test_the_two_methods_make_it_exact(model, tmp_path):
-    """The advice works: a user's own rate ends where it ends undisturbed, and without the methods it does not."""
+    """With the two methods a user's own rate continues exactly, and without them it does not."""
 
     def rate(kind, folder, *kill):
         model.optimizer.learning_rate = 1e-2
@@ -281,7 +290,7 @@ def test_the_two_methods_make_it_exact(model, tmp_path):
 
 
 def test_every_callback_class_of_keras_has_an_entry():
-    """A new class of Keras, or a new attribute of an old one, has to be looked at."""
+    """Every callback class of Keras, and every attribute of one, has an entry."""
     kinds = {
         name: kind
         for name, kind in vars(keras.callbacks).items()
@@ -297,11 +306,11 @@ def test_every_callback_class_of_keras_has_an_entry():
         assert set(callback_state.KERAS_ATTRIBUTES[name]) <= {*stored, "best"}, name
 
 
-# What they write
+# Files of the callbacks
 
 
 def undisturbed(folder, keys=("loss", "val_loss")):
-    """The lines of a training that nobody disturbed, by Keras's callback alone."""
+    """Returns the lines of an undisturbed training, by Keras's callback alone."""
     logger = keras.callbacks.CSVLogger(folder / "expected.csv")
     logger.on_train_begin()
     for epoch in range(EPOCHS):
@@ -326,7 +335,7 @@ BEFORE = b"epoch,loss,val_loss\r\n0,0.5,NA\r\n1,0.4,NA\r\n"
 )
 @pytest.mark.parametrize("save_freq", [1, "epoch"])
 def test_csv_lines_are_those_of_a_training_that_nobody_disturbed(model, tmp_path, append, there, kills, save_freq):
-    """No line is lost, none is doubled, and what an earlier training wrote stays."""
+    """CSV lines equal those of an undisturbed training, and lines of an earlier training stay."""
     log = tmp_path / "log.csv"
     log.write_bytes(there)
 
@@ -340,12 +349,12 @@ def test_csv_lines_are_those_of_a_training_that_nobody_disturbed(model, tmp_path
     if kept:
         expected = expected.split(b"\r\n", 1)[1]
     assert log.read_bytes() == kept + expected
-    drive(model, tmp_path / "b", [logger()], save_freq=save_freq)  # nothing is left to train, and nothing is lost
+    drive(model, tmp_path / "b", [logger()], save_freq=save_freq)  # no epoch is left to train, and no line is lost
     assert log.read_bytes() == kept + expected
 
 
 def test_csv_lines_survive_the_file_and_others_lines_stay(model, tmp_path, capfd):
-    """A log that is gone comes back from the backup; one that somebody else wrote to is left as it is, and that is said."""
+    """A deleted log is restored from the backup; a log that another writer changed stays, with a note."""
     log = tmp_path / "log.csv"
 
     def logger():
@@ -364,7 +373,7 @@ def test_csv_lines_survive_the_file_and_others_lines_stay(model, tmp_path, capfd
 
 
 def scalars(folder):
-    """Every scalar in the event files below a folder: `{(folder, tag): [step, ...]}`, sorted."""
+    """Returns every scalar in the event files below a folder: `{(folder, tag): [step, ...]}`, sorted."""
     import tensorflow as tf
     from tensorflow.core.util import event_pb2
 
@@ -390,7 +399,7 @@ def scalars(folder):
 def test_tensorboard_steps_are_those_of_a_training_that_nobody_disturbed(
     model, tmp_path, update_freq, kills, save_freq
 ):
-    """Every step of every tag is there once, of batches and of epochs; another training's events stay."""
+    """Every TensorBoard step of every tag exists once; events of another training stay."""
     pytest.importorskip("tensorboard")
 
     def board(name):
@@ -400,7 +409,7 @@ def test_tensorboard_steps_are_those_of_a_training_that_nobody_disturbed(
     foreign.parent.mkdir(parents=True)
     foreign.write_bytes(b"")
     drive(model, tmp_path / "b", [board("whole")])
-    held = []  # in a notebook the interrupted callback lives on, and may write what it still has at any time
+    held = []  # in a notebook the interrupted callback lives on, and may write its buffer at any time
     for kill in kills:
         held.append([board("killed"), Kill(kill.batches, kill.epoch)])
         drive(model, tmp_path / "c", held[-1], save_freq=save_freq)
@@ -418,7 +427,10 @@ def test_tensorboard_steps_are_those_of_a_training_that_nobody_disturbed(
     ("save_freq", "kill", "steps"), [("epoch", Kill(epoch=1), [0, 1, 2]), (2, Kill(5), [2, 4, 6, 8])]
 )
 def test_checkpoints_of_orbax_are_saved_again(model, tmp_path, capfd, save_freq, kill, steps):
-    """Orbax refuses a step that is there: those of the killed process move aside, and every step is there in the end."""
+    """Orbax checkpoints of the killed process are moved aside, and every step exists at the end.
+
+    Orbax refuses to overwrite a step.
+    """
     pytest.importorskip("orbax.checkpoint")
 
     def saver():
@@ -436,7 +448,7 @@ def test_checkpoints_of_orbax_are_saved_again(model, tmp_path, capfd, save_freq,
 
 
 def test_logs_and_weights_together(tmp_path):
-    """A real `fit`, killed between their lines and our backup: the logs are whole, and training is exact beside them."""
+    """In a real `fit`, killed between log lines and backup, the logs are whole and training is exact."""
     pytest.importorskip("tensorboard")
 
     def fit(name, *kill):

@@ -1,4 +1,4 @@
-"""Every way in which people feed `fit`: never another count of updates, and the table that says what is exact.
+"""Tests every way to feed `fit`: the number of updates never changes; a table says which ways are exact.
 
 python -m tests.test_backup_feeding      # writes the table in docs/backup-and-restore.md
 """
@@ -27,18 +27,21 @@ pytestmark = pytest.mark.filterwarnings(
 
 BATCH, STEPS, EPOCHS = 4, 4, 3
 KILLS = (3, 7)
-"""In the first epoch and in the second, one batch behind a backup of every 2 batches."""
+"""Updates after which training is killed: in the first and second epoch, one batch after a backup.
+
+A backup is made every 2 batches.
+"""
 CLASSES = {0: 0.5, 1: 2.0}
 
 EXACT, COUNTS, REFUSED = "exact", "counts", "refused"
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing of the process is used again."""
+    """Represents SIGKILL: no state of the process is used afterwards."""
 
 
 class Counter(keras.callbacks.Callback):
-    """Counts updates and epochs, and dies after so many updates."""
+    """Counts updates and epochs, and dies after a number of updates."""
 
     def __init__(self, kill=None):
         super().__init__()
@@ -53,7 +56,7 @@ class Counter(keras.callbacks.Callback):
         self.epochs.append(epoch)
 
 
-# The data: the same pictures in each epoch where the data end, others at each position where they do not.
+# The data. Finite data repeat the same pictures in each epoch; endless data differ at each position.
 
 
 def arrays(index=slice(2)):
@@ -72,7 +75,7 @@ def endless():
 
 
 class ByIndex(keras.utils.PyDataset):
-    """The batches by index."""
+    """Returns batches by index."""
 
     def __init__(self, parts=slice(2), **options):
         super().__init__(**options)
@@ -92,7 +95,7 @@ def tensors(parts=slice(2)):
 
 
 def numbers(position=0):
-    """Endless batches from a position on."""
+    """Returns endless batches from a position on."""
     import tensorflow as tf
 
     def batch(index):
@@ -122,17 +125,17 @@ def loader(parts=slice(2)):
 
 @dataclass(frozen=True)
 class Feed:
-    """A way to feed `fit`.
+    """Describes a way to feed `fit`.
 
     Attributes:
         called: its name in the table.
-        data: makes what fit's `x` is given, of what `data=` is given where that is a dataset of ours.
-        outcomes: what comes of it with `data=`; without and with a number as `save_freq`; without and with "epoch".
+        data: makes fit's `x`, from the value of `data=` if that is one of our datasets.
+        outcomes: the expected outcomes with `data=`; without it and a number as `save_freq`; without it and "epoch".
         options: further arguments of `fit`.
-        plain: makes what Keras alone is given instead, with the further arguments for it.
-        epochs: how many.
-        steps: batches of an epoch.
-        source: makes what `data=` is given, where that is a dataset of ours.
+        plain: makes the data for Keras alone, with its further arguments, if it differs.
+        epochs: the number of epochs.
+        steps: the number of batches of an epoch.
+        source: makes the value of `data=`, if that is one of our datasets.
     """
 
     called: str
@@ -202,7 +205,7 @@ FEEDS = [
 
 @pytest.fixture(scope="module")
 def model():
-    """One model for all: what is traced once serves every run. `start` gives it its first weights back."""
+    """Provides one model for all tests, so that it is traced once; `start` resets its weights."""
     keras.utils.set_random_seed(3)
     layers = keras.layers
     model = keras.Sequential([keras.Input((4,)), layers.Dense(3), layers.Dropout(0.3), layers.Dense(2, "softmax")])
@@ -220,7 +223,7 @@ def fit(model, data, callbacks, feed, options=None):
     """Fits from the first weights.
 
     Returns:
-        What the counter counted, and the arrays; None if it was killed.
+        The counts of the counter, and the arrays; None if it was killed.
     """
     net, first = model
     keras.utils.set_random_seed(5)
@@ -236,26 +239,29 @@ def fit(model, data, callbacks, feed, options=None):
         for thread in threading.enumerate():
             if thread.name == "kresume-writer":
                 thread.join()
-        # The death of a process takes its iterators along. Here they must not go in the middle of a step of the next.
+        # The death of a process ends its iterators. Here they must not be collected during a later step.
         gc.collect()
         return None
     return counter, arrays_of(net)
 
 
 def iterations(found):
-    """The optimizer's own count."""
+    """Returns the optimizer's own count."""
     return next(int(array) for array in found.values() if array.dtype.kind == "i" and not array.shape)
 
 
 @pytest.mark.parametrize("feed", FEEDS, ids=lambda feed: feed.called.replace("`", ""))
 def test_no_way_of_feeding_counts_otherwise(model, tmp_path, feed):
-    """Killed and not, by number and by epoch: the updates and epochs of plain Keras, and its bits where the table says so."""
+    """Killed or not, a way of feeding has plain Keras's updates and epochs, and its bits where promised.
+
+    This holds for `save_freq` as a number and as "epoch"; the table in the docs says which ways promise equal bits.
+    """
     make, options = feed.plain or (feed.data, feed.options)
-    if feed.called != "generator, several epochs":  # whose later epochs are of two batches, whatever the first had
+    if feed.called != "generator, several epochs":  # its later epochs have two batches, whatever the first had
         plain, expected = fit(model, make(), [Counter()], feed, options)
 
     def run(folder, *, with_data, freq, kill=None, strict=None):
-        """A new process: new data, a new callback."""
+        """Starts a new process: new data, a new callback."""
         source = feed.source() if feed.source is not None else None
         data = feed.data() if source is None else feed.data(source)
         given = {"data": data if source is None else source} if with_data else {"strict": strict}
@@ -285,13 +291,13 @@ def test_no_way_of_feeding_counts_otherwise(model, tmp_path, feed):
             assert counted.updates + kept == plain.updates, (mode, kill)
             assert counted.epochs == plain.epochs[kept // feed.steps :], (mode, kill)
             assert iterations(found) == iterations(expected), (mode, kill)
-            # Not killed: the callback changes nothing, whoever orders the data.
+            # Not killed: the callback changes nothing, whether it orders the data or not.
             if outcome == EXACT or (kill is None and feed.called != "`resumable`, `shuffle`"):
                 assert_same_bytes(expected, found)
 
 
 class KilledAtTheEnd(Counter):
-    """Dies when the first epoch has made its last update and nobody has backed up its end."""
+    """Dies after the last update of the first epoch, before its end is backed up."""
 
     def on_epoch_end(self, epoch, logs=None):
         super().on_epoch_end(epoch)
@@ -299,7 +305,10 @@ class KilledAtTheEnd(Counter):
 
 
 def test_data_of_unknown_length_killed_behind_the_last_batch(model, tmp_path):
-    """Nothing is left of the epoch, and only drawing tells it: no update more, none less, no crash."""
+    """Killed after the last batch of data of unknown length, an epoch ends with the same updates.
+
+    Only drawing reveals that no batch is left.
+    """
     feed = next(feed for feed in FEEDS if feed.called == "tf.data of unknown length")
     plain, expected = fit(model, feed.data(), [Counter()], feed)
     backup = kresume.BackupAndRestore(tmp_path, save_freq=1)
@@ -316,7 +325,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "backup-and-restore.md"
 
 
 def render(page: str) -> str:
-    """The page with the table of what is tested here."""
+    """Returns the page with the table of the tested ways."""
     rows = [
         '| `fit` is fed by | with `data=` | without, a number as `save_freq` | without, `"epoch"` |',
         "|---|---|---|---|",
@@ -326,7 +335,7 @@ def render(page: str) -> str:
 
 
 def test_the_table_in_the_docs_is_what_is_tested():
-    """A way that came or went, and another outcome, fail here until the page says so."""
+    """The docs' table lists the tested ways of feeding and their outcomes."""
     page = PAGE.read_text(encoding="utf-8")
     assert page == render(page), "run python -m tests.test_backup_feeding"
     assert page.count("refused") > 10

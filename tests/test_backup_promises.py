@@ -1,4 +1,4 @@
-"""What Keras's own callback promises, and what becomes of the backups when a training does not end well."""
+"""Tests the promises of Keras's own callback, and the backups when a training ends badly."""
 
 import importlib
 import importlib.util
@@ -18,11 +18,11 @@ BATCH, STEPS = 4, 3
 
 
 class Interrupted(RuntimeError):
-    """What another callback raises."""
+    """Represents an exception of another callback."""
 
 
 class Raise(keras.callbacks.Callback):
-    """Raises after so many batches or epochs."""
+    """Raises after a number of batches or epochs."""
 
     def __init__(self, batches=None, epochs=None):
         super().__init__()
@@ -62,7 +62,7 @@ def arrays_of(model):
     return {str(index): np.array(keras.ops.convert_to_numpy(variable)) for index, variable in enumerate(variables)}
 
 
-# Keras's promises.
+# Keras's promises
 
 THEIRS = "keras.src.callbacks.backup_and_restore_test"
 
@@ -70,7 +70,7 @@ THEIRS = "keras.src.callbacks.backup_and_restore_test"
 @pytest.mark.skipif(importlib.util.find_spec(THEIRS) is None, reason="this Keras was installed without its tests")
 @pytest.mark.filterwarnings("ignore")
 def test_kerass_own_tests_pass(monkeypatch, request):
-    """Each test of Keras's callback, with ours in its place."""
+    """Keras's own tests of its callback pass with ours in its place."""
     import unittest
 
     from keras.src import callbacks
@@ -84,7 +84,10 @@ def test_kerass_own_tests_pass(monkeypatch, request):
 
 
 def test_an_epoch_that_ended_counts_although_another_callback_raised(tmp_path):
-    """Wherever it is in the list; what the callbacks behind it did in that epoch is backed up too."""
+    """An epoch that ended counts although another callback raised, wherever it is in the list.
+
+    The state of the callbacks after it is backed up, too.
+    """
     whole = build()
     history = fit(whole, []).history
     backup = kresume.BackupAndRestore(tmp_path, delete_checkpoint=False)
@@ -102,7 +105,10 @@ def test_an_epoch_that_ended_counts_although_another_callback_raised(tmp_path):
 
 
 def test_a_batch_that_was_trained_counts_although_another_callback_raised(tmp_path):
-    """With a number as save_freq the backup holds the step that the other callback raised after, by Keras's index of it."""
+    """With a number as save_freq, the backup holds the step after which another callback raised.
+
+    Its index is Keras's.
+    """
     backup = kresume.BackupAndRestore(tmp_path, save_freq=1)
     with pytest.raises(Interrupted):
         fit(build(), [Raise(batches=2), backup])
@@ -112,7 +118,10 @@ def test_a_batch_that_was_trained_counts_although_another_callback_raised(tmp_pa
 
 @pytest.mark.parametrize(("strict", "updates"), [(None, 2 + 3 * STEPS), (False, 3 * STEPS)])
 def test_a_callback_that_is_used_again_begins_the_epoch_again(tmp_path, strict, updates):
-    """As Keras's does, and its tests ask for; with strict=False, and in a new process, the epoch goes on."""
+    """A callback that is used again begins the epoch again, as Keras's tests require.
+
+    With strict=False, and in a new process, the epoch continues.
+    """
     model = build()
     backup = kresume.BackupAndRestore(tmp_path, save_freq=1, strict=strict)
     with pytest.raises(Interrupted):
@@ -123,14 +132,17 @@ def test_a_callback_that_is_used_again_begins_the_epoch_again(tmp_path, strict, 
 
 
 def test_one_callback_instead_of_a_list(tmp_path):
-    """Keras would call it from another thread then, while the next step changes what it reads."""
+    """A single callback instead of a list trains to the same bits.
+
+    Keras would call it from another thread, while the next step changes the variables that it reads.
+    """
     whole, model = build(), build()
     fit(whole, [])
     fit(model, kresume.BackupAndRestore(tmp_path, save_freq=1))
     assert_same_bytes(arrays_of(whole), arrays_of(model))
 
 
-# The end of a training.
+# The end of a training
 
 
 def broken(batch):
@@ -140,7 +152,7 @@ def broken(batch):
 
 
 def scaled():
-    """As mixed_float16 trains: steps whose gradients are not finite are left out, so the weights stay finite."""
+    """Trains as mixed_float16 does: skips steps whose gradients are not finite, so the weights stay finite."""
     return keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.01))
 
 
@@ -148,7 +160,10 @@ def scaled():
 @pytest.mark.parametrize("freq", [1, "epoch"])
 @pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
 def test_a_loss_that_is_no_number_keeps_the_backups(tmp_path, capfd, made, freq):
-    """TerminateOnNaN ends fit without an error: what was good stays, is no stop that counts, and is trained on from."""
+    """TerminateOnNaN keeps the backups; the next start trains from them.
+
+    It ends fit without an error. It does not count as a stop.
+    """
     fit(build(optimizer=made()), [kresume.BackupAndRestore(tmp_path, freq, delete_checkpoint=False), Raise()], epochs=1)
     end = [keras.callbacks.TerminateOnNaN()]
     fit(build(optimizer=made()), [*end, kresume.BackupAndRestore(tmp_path, freq)], x=broken(1))
@@ -164,7 +179,10 @@ def test_a_loss_that_is_no_number_keeps_the_backups(tmp_path, capfd, made, freq)
 
 
 def test_weights_that_break_in_the_last_step_keep_the_backups(tmp_path, capfd):
-    """The loss of an update is computed before it: the weights are looked at too."""
+    """Weights that are not finite after the last step keep the backups.
+
+    The loss of an update is computed before it, so the weights are checked, too.
+    """
 
     class Break(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
@@ -176,13 +194,13 @@ def test_weights_that_break_in_the_last_step_keep_the_backups(tmp_path, capfd):
 
 
 def test_early_stopping_is_an_end(tmp_path):
-    """Backups have served when training stopped early, as Keras's have."""
+    """Early stopping is a regular end: the backups are deleted, as Keras does."""
     stop = keras.callbacks.EarlyStopping(monitor="loss", patience=0, min_delta=1e9)
     fit(build(), [stop, kresume.BackupAndRestore(tmp_path)], epochs=9)
     assert not tmp_path.exists()
 
 
-# What fit was given, and what data= is.
+# The data of fit and the value of data=
 
 
 def numbers(position=0):
@@ -210,7 +228,7 @@ def numbers(position=0):
     ],
 )
 def test_what_cannot_be_followed_is_refused_before_the_first_step(tmp_path, given, words):
-    """fit draws the batches of data= one by one, or it is not said to be exact."""
+    """`data=` is refused before the first step unless fit draws its batches one by one."""
     from kresume.images.stream import reason_not_followed, stream_of
 
     ours = kresume.resumable(numbers, 4)
@@ -223,7 +241,7 @@ def test_what_cannot_be_followed_is_refused_before_the_first_step(tmp_path, give
 
 
 def test_fit_on_other_data_than_data_is_refused(tmp_path):
-    """The check stands before the first step, and the model trains afterwards as if nothing had been."""
+    """fit on other data than `data=` is refused before the first step, and leaves the model usable."""
     model = build()
     backup = kresume.BackupAndRestore(tmp_path, data=kresume.resumable(numbers, 4))
     with pytest.raises(UsageError, match="a ndarray that does not come from data=: give fit the same"):
@@ -232,7 +250,7 @@ def test_fit_on_other_data_than_data_is_refused(tmp_path):
     assert int(model.optimizer.iterations) == 3 * STEPS
 
 
-# Several replicas.
+# Several replicas
 
 MIRRORED = """
 import sys, threading
@@ -283,7 +301,7 @@ print(all(one.tobytes() == other.tobytes() for one, other in zip(expected, found
 
 @pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="tf.distribute is TensorFlow's")
 def test_mirrored_variables_are_read_and_restored(tmp_path):
-    """Killed in an epoch under MirroredStrategy and run again: the bits of plain Keras under it."""
+    """Killed under MirroredStrategy, a training continues to the bits of plain Keras under it."""
     arguments = [sys.executable, "-W", "ignore", "-c", MIRRORED, str(tmp_path / "backup")]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert done.stdout.strip().splitlines()[-1:] == ["True"], done.stderr[-3000:]

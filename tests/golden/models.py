@@ -1,6 +1,6 @@
-"""The models of the golden checkpoints: tiny, of the kinds that people train. `keras` is Keras 3 or tf_keras.
+"""Builds the models of the golden checkpoints: tiny, of commonly trained kinds.
 
-They eat `0-1`, 12 by 12 pixels, and tell three classes apart.
+`keras` is Keras 3 or tf_keras. The models expect `0-1`, 12 by 12 pixels, and have three classes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ SIZE, CLASSES = 12, 3
 
 
 def images_and_labels() -> tuple[np.ndarray, np.ndarray]:
-    """Twelve images `(12, 12, 12, 3) float32` and their classes."""
+    """Returns twelve images `(12, 12, 12, 3) float32` and their classes."""
     images = np.random.default_rng(7).uniform(0, 1, (12, SIZE, SIZE, 3)).astype("float32")
     return images, (np.arange(12) % CLASSES).astype("int32")
 
@@ -21,7 +21,7 @@ def _model(keras, inputs, x):
 
 
 def cnn(keras):
-    """Convolution, pooling, dense."""
+    """Builds a model of convolution, pooling and dense layers."""
     layers = keras.layers
     inputs = keras.Input((SIZE, SIZE, 3))
     x = layers.Conv2D(4, 3, activation="relu")(inputs)
@@ -30,7 +30,7 @@ def cnn(keras):
 
 
 def resnet(keras):
-    """A residual block with batch normalization."""
+    """Builds a residual block with batch normalization."""
     layers = keras.layers
     inputs = keras.Input((SIZE, SIZE, 3))
     x = layers.BatchNormalization(momentum=0.8)(layers.Conv2D(4, 3, strides=2, use_bias=False)(inputs))
@@ -39,7 +39,7 @@ def resnet(keras):
 
 
 def mobilenet(keras):
-    """Depthwise and pointwise convolutions."""
+    """Builds a model of depthwise and pointwise convolutions."""
     layers = keras.layers
     inputs = keras.Input((SIZE, SIZE, 3))
     x = layers.DepthwiseConv2D(3, strides=2, use_bias=False)(inputs)
@@ -49,7 +49,7 @@ def mobilenet(keras):
 
 
 def vit(keras):
-    """Patches, attention and layer normalization."""
+    """Builds a model of patches, attention and layer normalization."""
     layers = keras.layers
     inputs = keras.Input((SIZE, SIZE, 3))
     x = layers.Reshape((9, 6))(layers.Conv2D(6, 4, strides=4)(inputs))
@@ -59,7 +59,7 @@ def vit(keras):
 
 
 def nested(keras):
-    """A model in a model, and a layer used twice."""
+    """Builds a model with a nested model and a layer used twice."""
     layers = keras.layers
     outer, inner = keras.Input((SIZE, SIZE, 3)), keras.Input((SIZE, SIZE, 3))
     block = keras.Model(inner, layers.Conv2D(4, 3, strides=3)(inner))
@@ -70,7 +70,7 @@ def nested(keras):
 
 
 def transfer(keras):
-    """A stack on a model in a model, as transfer learning and Teachable Machine leave it."""
+    """Builds a head on a nested model, as transfer learning and Teachable Machine do."""
     layers = keras.layers
     inner, outer = keras.Input((SIZE, SIZE, 3)), keras.Input((SIZE, SIZE, 3))
     base = keras.Model(inner, layers.BatchNormalization(momentum=0.8)(layers.Conv2D(4, 3, use_bias=False)(inner)))
@@ -79,7 +79,7 @@ def transfer(keras):
 
 
 def sequential(keras):
-    """A plain stack."""
+    """Builds a plain Sequential."""
     layers = keras.layers
     return keras.Sequential(
         [
@@ -92,7 +92,7 @@ def sequential(keras):
 
 
 def subclassed(keras):
-    """A class with layers as attributes and in a list."""
+    """Builds a subclassed model with layers as attributes and in a list."""
 
     class Net(keras.Model):
         def __init__(self):

@@ -1,4 +1,4 @@
-"""The models of the golden checkpoints in Keras 3, as `--model tests.golden.specs:cnn` names them."""
+"""Provides the models of the golden checkpoints in Keras 3, for `--model tests.golden.specs:cnn`."""
 
 from functools import partial
 

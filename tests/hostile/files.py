@@ -1,4 +1,4 @@
-"""Files made to harm or to mislead, by name: each writes itself into a folder and gives the path that a user would name."""
+"""Writes harmful or misleading files; each function returns the path that a user would name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ METADATA = json.dumps({"keras_version": "3.15.1", "date_saved": "2026-01-01@00:0
 
 
 def weights(path: Path, write=lambda file: None) -> Path:
-    """An HDF5 file as Keras lays it out, and whatever `write` adds."""
+    """Writes an HDF5 file in Keras's layout, with additions by `write`."""
     with h5py.File(path, "w") as file:
         file["layers/dense/vars/0"] = np.ones((4, 3), "float32")
         write(file)
@@ -23,7 +23,7 @@ def weights(path: Path, write=lambda file: None) -> Path:
 
 
 def archive(path: Path, members: dict[str, bytes | str] | None = None, *, without: tuple[str, ...] = ()) -> Path:
-    """A `.keras` file with these members beside or in place of good ones."""
+    """Writes a `.keras` file, adding or replacing these members."""
     inside = weights(path.with_name("inside.h5"))
     good: dict[str, bytes | str] = {
         "config.json": CONFIG,
@@ -330,4 +330,4 @@ EXPECTED = {
     index_of_numbers: "no index of sharded weights",
     backup_of_nonsense: "does not say where the training stood",
 }
-"""Each file with the words of its error."""
+"""By file: a pattern of its error message."""
