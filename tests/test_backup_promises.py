@@ -152,7 +152,10 @@ def broken(batch):
 
 
 def scaled():
-    """Trains as mixed_float16 does: skips steps whose gradients are not finite, so the weights stay finite."""
+    """Returns an optimizer like mixed_float16's: it skips steps with gradients that are not finite.
+
+    So the weights stay finite.
+    """
     return keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.01))
 
 
