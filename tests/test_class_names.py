@@ -1,4 +1,4 @@
-"""`--classes` reads what people type and what tools write; nothing is put into another order in silence."""
+"""Tests that `--classes` reads typed names and common files of tools, and never reorders silently."""
 
 import json
 
@@ -67,7 +67,10 @@ def test_names_on_the_command_line(text, names):
     "names", [("a", "b"), ("a, b", "c"), ('"', "'a'"), (" a", "b "), ("it's", "x"), ("ä ß", "中文")]
 )
 def test_names_are_written_so_that_they_are_read_back(names):
-    """A proposed order is given back as it was printed, whatever the names; Python's lists and mappings go the same way."""
+    """A proposed order is read back as it was printed, for any names.
+
+    Python lists and mappings are read in the same way.
+    """
     assert read_classes(join_classes(names)) == names
     assert names_of(names) == names
     assert names_of({name: index for index, name in reversed(list(enumerate(names)))}) == names

@@ -1,4 +1,4 @@
-"""The order of the classes is tested against chance: found where it is another one, never invented for a poor model."""
+"""Tests that another class order is found by a test against chance, never invented for a poor model."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,10 @@ EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 
 
 def answers(rng, count, classes, accuracy, evenness=20.0, imbalance=0.0):
-    """Labels, and what a model says that knows a share of them and guesses the others, some outputs more often."""
+    """Returns labels, and predictions that are right for a share of them and guess the others.
+
+    Some outputs are guessed more often.
+    """
     shares = rng.dirichlet(np.full(classes, imbalance)) if imbalance else np.full(classes, 1 / classes)
     labels = rng.choice(classes, count, p=shares)
     guesses = rng.choice(classes, count, p=rng.dirichlet(np.full(classes, evenness)))
@@ -34,7 +37,10 @@ def judge(predicted, labels, count, **others):
 
 
 def test_emotions_whose_last_three_are_sorted_are_found():
-    """Half right on 280 images, a third in sorted order, a quarter in the best order of shuffled labels: the order is named."""
+    """The order is found although the model is right for half of 280 images.
+
+    In sorted order a third is right; in the best order of shuffled labels a quarter.
+    """
     folders = tuple(sorted(EMOTIONS))
     found = []
     for seed in range(20):
@@ -49,8 +55,11 @@ def test_emotions_whose_last_three_are_sorted_are_found():
 
 @pytest.mark.parametrize("accuracy", [0.0, 0.1, 0.3, 0.7])
 def test_no_order_is_invented_for_a_model_that_is_merely_poor(accuracy):
-    """Right about nothing or little, even or biased to some outputs, balanced and very imbalanced samples, 2 to 20 classes,
-    one way of feeding and several: a false alarm at most once in a hundred."""
+    """A poor model gives a false alarm at most once in a hundred.
+
+    Tried: accuracy 0 to 0.7, even and biased outputs, balanced and very imbalanced samples, 2 to 20 classes, one pixel
+    convention and several.
+    """
     rng = np.random.default_rng(int(100 * accuracy))
     alarms, count = 0, 0
     for classes in (2, 3, 7, 20):
@@ -70,7 +79,7 @@ def test_no_order_is_invented_for_a_model_that_is_merely_poor(accuracy):
 
 @pytest.mark.parametrize("answer", [0, 1])
 def test_a_model_that_always_answers_alike_says_nothing(answer):
-    """However common its answer or another class is: no order, and no doubt of its own."""
+    """A model that always predicts the same class gives no order and no doubt, however common the class."""
     labels = np.array([0] * 90 + [1] * 10)
     found = judge(np.full(100, answer), labels, 2)
     assert (found.order, found.doubtful) == (None, False)
@@ -88,7 +97,10 @@ def test_a_model_that_always_answers_alike_says_nothing(answer):
     ],
 )
 def test_exchanged_outputs_are_found(classes, images, accuracy, pairs):
-    """Two of two, two of twenty, all of a hundred; outputs that the images say nothing about keep their meaning."""
+    """Exchanged outputs are found: two of two, two of twenty, all of a hundred.
+
+    Outputs about which the images say nothing keep their meaning.
+    """
     for seed in range(3):
         labels, meant = answers(np.random.default_rng(seed), images, classes, accuracy)
         labels[:classes], meant[:classes] = np.arange(classes)[:images], np.arange(classes)[:images]
@@ -101,7 +113,7 @@ def test_exchanged_outputs_are_found(classes, images, accuracy, pairs):
 
 
 def test_few_images_leave_a_doubt():
-    """The same emotions on 56 images: no order is named by force, and it is said where it cannot be told."""
+    """On 56 images no order is forced; a doubt is reported where the order cannot be told."""
     doubts = named = 0
     for seed in range(20):
         labels, meant = answers(np.random.default_rng(seed), 56, 7, 0.42)
@@ -113,7 +125,10 @@ def test_few_images_leave_a_doubt():
 
 
 def test_a_thousand_classes_and_256_images():
-    """Nearly every class has one image or none: a good model raises neither an alarm nor a doubt."""
+    """With a thousand classes and 256 images a good model gives neither an alarm nor a doubt.
+
+    Nearly every class has one image or none.
+    """
     labels, predicted = answers(np.random.default_rng(3), 256, 1000, 0.85)
     found = judge(predicted, labels, 1000)
     assert (found.order, found.doubtful) == (None, False)
@@ -121,7 +136,10 @@ def test_a_thousand_classes_and_256_images():
 
 
 def test_classes_without_images_and_outputs_without_answers_keep_their_meaning():
-    """The images are of four of eight classes; two outputs of them are exchanged."""
+    """Classes without images and outputs without predictions keep their meaning.
+
+    The images are of four of eight classes, and two of their outputs are exchanged.
+    """
     rng = np.random.default_rng(0)
     labels = rng.choice([1, 2, 5, 6], 120)
     predicted = moved(np.where(rng.random(120) < 0.9, labels, rng.choice([1, 2, 5, 6], 120)), (2, 5))
@@ -130,7 +148,7 @@ def test_classes_without_images_and_outputs_without_answers_keep_their_meaning()
 
 
 def test_ties_keep_the_assumed_order():
-    """Two orders explain as much: what was assumed is kept."""
+    """If two orders explain equally much, the assumed order is kept."""
     labels = np.array([0, 1] * 20 + [2] * 20)
     predicted = np.array([0, 0] * 20 + [2] * 20)
     assert judge(predicted, labels, 3).order is None
@@ -138,11 +156,15 @@ def test_ties_keep_the_assumed_order():
 
 
 def test_an_order_under_another_way_must_beat_the_assumed_one_under_its_best_way():
-    """Inverted pictures may turn the answers of two classes round: the way that is right as it is wins."""
+    """An order under another pixel convention must beat the assumed order under its best convention.
+
+    Inverted pictures may exchange the predictions of two classes; the convention that is right in the assumed order
+    wins.
+    """
     labels, right = answers(np.random.default_rng(2), 256, 2, 0.9)
     turned = 1 - np.where(np.random.default_rng(3).random(256) < 0.95, right, 1 - right)
     assert judge(right, labels, 2, inverted=turned).order is None
-    # Alone, the turned one is another order.
+    # The inverted one alone has another order.
     assert judge(turned, labels, 2).order == ("class 0001", "class 0000")
 
 
@@ -156,7 +178,10 @@ def test_the_way_with_the_order_is_named():
 
 
 def test_an_untrained_network_has_no_order():
-    """It answers alike on alike pictures, which no shuffle of the labels does: that is no knowledge of the classes."""
+    """An untrained network has no order.
+
+    It predicts alike for similar pictures, unlike any shuffle of the labels: this is no knowledge of the classes.
+    """
     named = 0
     for seed in range(20):
         rng = np.random.default_rng(seed)

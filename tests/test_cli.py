@@ -1,4 +1,4 @@
-"""The command line: help that teaches, one-line errors with the way on, exit codes, nothing half written."""
+"""Tests the command line: help, one-line errors with a remedy, exit codes, nothing half written."""
 
 import json
 import subprocess
@@ -11,14 +11,14 @@ from kresume.errors import UsageError
 
 
 def run(*arguments):
-    """Runs a command line in this process and gives its exit code."""
+    """Runs a command line in this process and returns its exit code."""
     with pytest.raises(SystemExit) as left:
         cli.main([str(argument) for argument in arguments])
     return left.value.code
 
 
 def refused(capsys, code, *arguments):
-    """The one line of an error; checks the exit code."""
+    """Returns the one line of an error after checking the exit code."""
     assert run(*arguments) == code
     lines = capsys.readouterr().err.strip().splitlines()
     error = [line for line in lines if line.startswith("kresume: ")]
@@ -28,7 +28,7 @@ def refused(capsys, code, *arguments):
 
 @pytest.mark.parametrize("command", sorted(cli.cli.commands))
 def test_every_command_teaches(capsys, command):
-    """Each has help with an example."""
+    """Every command has help with an example."""
     assert run(command, "--help") == 0
     out = capsys.readouterr().out
     assert f"kresume {command}" in out
@@ -36,7 +36,7 @@ def test_every_command_teaches(capsys, command):
 
 
 def test_help_shows_the_daily_options_and_help_all_every_one(capsys):
-    """A dozen for the daily work; the rest grouped behind --help-all."""
+    """--help shows a dozen common options; --help-all shows every option, grouped."""
     run("train", "--help")
     short = capsys.readouterr().out
     run("train", "--help-all")
@@ -49,7 +49,7 @@ def test_help_shows_the_daily_options_and_help_all_every_one(capsys):
 
 
 def test_help_and_usage_errors_import_nothing_heavy():
-    """`kresume --help` must answer at once; a usage error too."""
+    """Help and usage errors import no framework, so that they appear at once."""
     script = (
         "import sys\n"
         "from kresume import cli\n"
@@ -115,7 +115,7 @@ def test_help_and_usage_errors_import_nothing_heavy():
     ],
 )
 def test_a_mistake_is_one_line_with_the_way_on(workplace, capsys, arguments, code, words):
-    """What is wrong, where, what was expected; the exit code of its kind; and nothing is left behind."""
+    """A mistake is one line with location, expectation and remedy; its exit code fits; no file is left."""
     (workplace / "empty").mkdir()
     (workplace / "notes.txt").write_text("hello")
     (workplace / "cut.keras").write_bytes(b"PK\x03\x04 and no more")
@@ -126,7 +126,7 @@ def test_a_mistake_is_one_line_with_the_way_on(workplace, capsys, arguments, cod
 
 
 def test_ctrl_c_before_training_is_exit_130(capsys, monkeypatch):
-    """No traceback for a person who changes their mind."""
+    """Ctrl-C before training exits with 130 and prints no traceback."""
     from kresume import runs
 
     def interrupt(path):
@@ -137,20 +137,20 @@ def test_ctrl_c_before_training_is_exit_130(capsys, monkeypatch):
 
 
 def test_flags_win_over_set_which_wins_over_the_file(tmp_path):
-    """Three places, one order."""
+    """Flags win over --set, which wins over the file."""
     (tmp_path / "story.yaml").write_text("lr: 1e-4\nepochs: 3\nadd: inbox/\nbatch-size: 8\n")
     made = config.resolve({"epochs": 5, "data": ()}, str(tmp_path / "story.yaml"), ["batch_size=16", "epochs=4"])
     assert config.given(made) == {"lr": 1e-4, "epochs": 5, "add": ["inbox/"], "batch_size": 16}
 
 
 def test_a_command_can_be_written_down():
-    """`to_command` gives what a shell would have to be told."""
+    """`to_command` returns the command line that a shell needs."""
     made = config.from_arguments("runs/1 a", {"add": ["x", "y"], "lr": 1e-4, "or_new": True})
     assert config.to_command(made) == "kresume train --from 'runs/1 a' --or-new --add x --add y --lr 0.0001"
 
 
 def test_pythons_keywords_are_checked_like_flags():
-    """A typo in a keyword is named with the nearest option."""
+    """A typo in a keyword argument is an error that names the nearest option."""
     with pytest.raises(UsageError, match="did you mean epochs"):
         config.from_arguments(None, {"epoch": 3})
     with pytest.raises(UsageError, match="--lr slow"):
@@ -159,7 +159,7 @@ def test_pythons_keywords_are_checked_like_flags():
 
 
 def test_every_story_in_configs_is_valid(request):
-    """The YAML files that we ship parse, and their header gives the command."""
+    """The YAML files in configs/ parse, and their headers give the command."""
     stories = sorted((request.config.rootpath / "configs").glob("*.yaml"))
     assert len(stories) == 3
     for story in stories:
@@ -170,7 +170,10 @@ def test_every_story_in_configs_is_valid(request):
 
 @pytest.mark.parametrize("command", ["eval", "inspect"])
 def test_an_option_of_another_command_is_called_that(capsys, command):
-    """`eval` needs no optimizer; the nearest name would be a riddle."""
+    """An option of another command is named as such.
+
+    `eval` needs no optimizer; suggesting the nearest name would mislead.
+    """
     error = refused(capsys, 2, command, "somewhere", "--optimizer", "adam")
     assert "no option --optimizer" in error
     assert "kresume train" in error

@@ -1,4 +1,4 @@
-"""Content decides, not the name: every format under every ending, alone, in a folder, and as `--model`."""
+"""Tests that content decides the format, not the name: any ending, alone, in a folder, as `--model`."""
 
 import json
 import shlex
@@ -31,14 +31,14 @@ FILES = {
     "torch as safetensors": TORCH / "plain.safetensors",
     "torch of before 1.6": None,
 }
-"""By the name of the format, a file of it."""
+"""Files by the name of their format."""
 ENDINGS = ["", ".keras", ".h5", ".hdf5", ".weights.h5", ".weights.json", ".json", ".pth", ".pt", ".safetensors"]
 ENDINGS += [".bin", ".ckpt", ".index", ".zip", ".bak", ".data-00000-of-00001"]
 
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory):
-    """Each file under its own ending, and what is read of it."""
+    """Returns each file under its own ending, and its checkpoint."""
     found = {}
     for kind, path in FILES.items():
         if kind.startswith("torch"):
@@ -54,7 +54,7 @@ def originals(tmp_path_factory):
 
 
 def same(one, other):
-    """Tells whether two checkpoints mean the same, whatever they are called."""
+    """Asserts that two checkpoints are equal apart from their names."""
     assert (one.format, one.layout, one.step, one.rate) == (other.format, other.layout, other.step, other.rate)
     assert (one.optimizer, one.architecture, one.compiled) == (other.optimizer, other.architecture, other.compiled)
     assert one.arrays.keys() == other.arrays.keys()
@@ -67,7 +67,7 @@ def same(one, other):
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("kind", FILES)
 def test_a_file_is_what_is_in_it(tmp_path, originals, kind, ending):
-    """Read by its path, and found where it is the only checkpoint of a folder."""
+    """A file is read by its content: by its path, and as the only checkpoint of a folder."""
     path, expected = originals[kind]
     assert expected.format == kind.partition(" ")[0]
     renamed = tmp_path / f"best{ending}"
@@ -79,7 +79,7 @@ def test_a_file_is_what_is_in_it(tmp_path, originals, kind, ending):
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_an_index_of_shards_is_known_by_its_map(tmp_path, ending):
-    """Beside its shards, whatever it is called."""
+    """An index of shards is recognised by its map, under any name beside its shards."""
     for file in (KERAS_3 / "weights-json-cnn-adam").glob("*.weights.*"):
         shutil.copy(file, tmp_path / file.name)
     expected = read_checkpoint(tmp_path / "model.weights.json")
@@ -89,13 +89,13 @@ def test_an_index_of_shards_is_known_by_its_map(tmp_path, ending):
 
 @pytest.mark.parametrize("name", ["ckpt", "ckpt.index", "ckpt.data-00000-of-00001"])
 def test_any_file_of_a_tensorflow_checkpoint_stands_for_it(name):
-    """Its prefix, its index, its data."""
+    """The prefix, the index and the data of a TensorFlow checkpoint all name it."""
     assert read_checkpoint(KERAS_2 / "sequential-adam" / name).step == 3
 
 
 @pytest.mark.parametrize("name", ["saved.keras", "saved.h5", "saved.pth"])
 def test_a_folder_may_be_called_like_a_file(tmp_path, name):
-    """A SavedModel that was saved under a name for a file."""
+    """A SavedModel folder whose name looks like that of a file is read."""
     shutil.copytree(KERAS_2 / "saved-small-adam", tmp_path / name)
     assert read_checkpoint(tmp_path / name).format == "saved-model"
 
@@ -103,7 +103,7 @@ def test_a_folder_may_be_called_like_a_file(tmp_path, name):
 @pytest.mark.parametrize("ending", [".keras", ".h5", ".pth", ""])
 @pytest.mark.parametrize("kind", ["keras", "legacy-h5", "weights-h5", "torch", "torch as safetensors"])
 def test_a_file_that_was_cut_short_says_so(tmp_path, originals, kind, ending):
-    """By the reader of what it was, not of what it is called: use an earlier copy."""
+    """A truncated file is an error of its real format's reader, whatever its ending."""
     path, _ = originals[kind]
     data = path.read_bytes()
     short = tmp_path / f"best{ending}"
@@ -126,7 +126,7 @@ PACKED = {
 
 @pytest.mark.parametrize("what", PACKED)
 def test_a_packed_checkpoint_says_what_is_in_it_and_how_to_unpack_it(tmp_path, what):
-    """The command that it names works, and then there is what it says."""
+    """A packed checkpoint is an error that names the content and a command that unpacks it."""
     member, given = PACKED[what]
     with zipfile.ZipFile(tmp_path / "packed.zip", "w") as archive:
         archive.writestr(member, b"here")
@@ -142,7 +142,10 @@ def test_a_packed_checkpoint_says_what_is_in_it_and_how_to_unpack_it(tmp_path, w
 
 
 def test_an_archive_that_is_no_checkpoint_says_so(tmp_path):
-    """Nothing known in it, a member that leads out of it, another kind of archive: nothing is unpacked."""
+    """An archive without a checkpoint is refused, and nothing is unpacked.
+
+    Tried: nothing known in it, a member outside its folder, another kind of archive.
+    """
     for members, words in (
         (["notes.txt"], "without a checkpoint .* 'notes.txt'"),
         (["m.keras", "../../m.h5"], "'../../m.h5', which leads out of its folder: refused"),
@@ -165,7 +168,7 @@ def test_an_archive_that_is_no_checkpoint_says_so(tmp_path):
 
 @pytest.mark.parametrize("ending", [".keras", ".h5", ".json", ".pth", ""])
 def test_an_architecture_is_found_by_content_too(tmp_path, ending):
-    """`--model FILE` of any name; a file without an architecture is an error that says what it holds."""
+    """`--model FILE` finds an architecture under any name; without one, the error names the content."""
     for number, kind in enumerate(["keras", "legacy-h5 of Keras 2"]):
         shutil.copy(FILES[kind], tmp_path / f"model{number}{ending}")
         model = build.build_model(str(tmp_path / f"model{number}{ending}"), state=None, num_classes=3, image_size=None)
@@ -176,7 +179,10 @@ def test_an_architecture_is_found_by_content_too(tmp_path, ending):
 
 
 def test_the_json_of_keras_2_beside_weights_is_its_architecture(tmp_path):
-    """`model.json` of `to_json` and weights alone in one folder: as most of 2017 was left."""
+    """`model.json` of `to_json` is the architecture of weights in the same folder.
+
+    This was the usual form in 2017.
+    """
     with h5py.File(KERAS_2 / "h5-cnn-adam" / "model.h5") as file, h5py.File(tmp_path / "model.h5", "w") as weights:
         root = file["model_weights"]
         for name in root:
@@ -193,7 +199,7 @@ def test_the_json_of_keras_2_beside_weights_is_its_architecture(tmp_path):
 
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04", b"\x08" + bytes(7) + b"{", b"{}", b"\x89HDF\r\n", bytes(64)])
 def test_what_is_none_of_these_is_none(tmp_path, data):
-    """Beginnings that look like one and are not."""
+    """Files that only begin like a checkpoint are of no kind."""
     (tmp_path / "file").write_bytes(data)
     assert content.kind_of(tmp_path / "file") is None
     assert content.kind_of(tmp_path) is None

@@ -1,4 +1,4 @@
-"""Pixel conventions: the numbers that a model takes, the same everywhere, and the way back to pictures."""
+"""Tests pixel conventions: the same input values everywhere, and conversion back to pictures."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,10 @@ def test_every_name_is_looked_at():
 
 @pytest.mark.parametrize("name", BY_HAND)
 def test_the_numbers_are_those_of_the_formula_and_lead_back(name):
-    """The same in a graph, where models are served, and for floats; the expression for plain Keras gives them, too."""
+    """A convention's values equal its formula and convert back to the picture.
+
+    They are the same in a graph, where models are served, for floats, and by the expression for plain Keras.
+    """
     to_model = to_model_function(name)
     values = np.asarray(to_model(PICTURES))
     assert values.dtype == np.float32
@@ -53,7 +56,7 @@ def test_the_numbers_are_those_of_the_formula_and_lead_back(name):
 
 
 def test_keras_does_the_same():
-    """`preprocess_input` of Keras, where it has the mode."""
+    """The values equal those of Keras's `preprocess_input` where it has the mode."""
     from keras.applications import imagenet_utils
 
     for convention, mode in (("-1-1", "tf"), ("caffe", "caffe"), ("torch", "torch")):
@@ -62,7 +65,7 @@ def test_keras_does_the_same():
 
 
 def test_the_numbers_count_in_one_unit():
-    """Up to 1 as torchvision writes them, else in grey levels; in the order of the model's channels."""
+    """Statistics up to 1 are in torchvision's unit, others in grey levels, in the model's channel order."""
     assert parse_statistics("mean=0.5,std=0.5") == Affine(255.0, (0.5,), (0.5,))
     assert parse_statistics("mean=127.5,std=127.5") == Affine(1.0, (127.5,), (127.5,))
     assert parse_statistics("mean=1,2,3,std=4,5,6,bgr") == Affine(1.0, (1, 2, 3), (4, 5, 6), bgr=True)
@@ -88,7 +91,10 @@ def test_an_unknown_name_lists_the_known_ones():
 
 
 def test_one_channel_has_its_own_conventions():
-    """Numbers for three channels would make three of one; they are neither tried nor taken."""
+    """A model with one channel has its own conventions; those for three channels are refused.
+
+    Numbers for three channels would make three channels of one.
+    """
     grey = PICTURES[..., :1]
     assert names_for(1) == ("0-255", "0-1", "-1-1", "mnist", "0-255-inverted", "0-1-inverted", "-1-1-inverted")
     for name in conventions.NAMES:
@@ -100,7 +106,7 @@ def test_one_channel_has_its_own_conventions():
 
 
 def test_which_are_tried_depends_on_the_pictures():
-    """Colours tell BGR; grey pictures tell inversion."""
+    """The conventions tried depend on the pictures: BGR needs colours, inversion needs grey pictures."""
     assert "bgr-0-255" in names_for(3)
     assert "0-1-inverted" not in names_for(3)
     assert "bgr-0-255" not in names_for(3, grey=True)

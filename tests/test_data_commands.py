@@ -1,4 +1,4 @@
-"""`kresume data scan | check | show`: what images there are, and what is wrong with them."""
+"""Tests `kresume data scan | check | show`: which images exist, and their problems."""
 
 import json
 import shutil
@@ -18,14 +18,17 @@ from tests.support import TINY, run_training, save_photo
 
 
 def run(capsys, *arguments):
-    """(exit code, stdout) of a command in this process."""
+    """Returns (exit code, stdout) of a command in this process."""
     with pytest.raises(SystemExit) as stop:
         cli.main([str(argument) for argument in arguments])
     return stop.value.code, capsys.readouterr().out
 
 
 def test_a_scan_writes_a_manifest_and_reads_each_file_once(pictures, tmp_path, capsys, monkeypatch):
-    """Scanned again, an unchanged folder is not read; the manifest is the source that it was made from."""
+    """A scan writes a manifest that equals its source, and reads each file once.
+
+    A second scan of an unchanged folder reads nothing.
+    """
     reads = []
     real = preparing.read_range
     monkeypatch.setattr(preparing, "read_range", lambda *arguments: reads.append(arguments) or real(*arguments))
@@ -47,7 +50,10 @@ def test_a_scan_writes_a_manifest_and_reads_each_file_once(pictures, tmp_path, c
 
 
 def test_show_counts_a_run_and_draws_its_sheet(pictures, tmp_path, capsys):
-    """Per class, origin and side, as the run recorded them; the sheet is a picture with a row for each image."""
+    """`show` counts images per class, origin and split as the run recorded them, and draws a sheet.
+
+    The sheet has a row for each image.
+    """
     run_training(out=str(tmp_path / "1"), data=[str(pictures / "old")], **TINY)
     run_training(str(tmp_path / "1"), add=[str(pictures / "new")], out=str(tmp_path / "2"), epochs=1)
     code, out = run(capsys, "data", "show", tmp_path / "2", "--json", "--sheet", tmp_path / "s.png", "--erase", "1")
@@ -67,7 +73,10 @@ def test_show_counts_a_run_and_draws_its_sheet(pictures, tmp_path, capsys):
 
 
 def test_check_names_every_problem_and_fails(tmp_path, capsys):
-    """A conflict, a leak to --val, a near pair under two labels and a broken file: each named, exit code 1."""
+    """`check` names every problem and exits with 1.
+
+    Tried: a conflict, a leak to --val, a near-duplicate pair under two labels and a broken file.
+    """
     for seed in range(4):
         save_photo(tmp_path / "old" / "ab"[seed % 2] / f"{seed}.jpg", seed)
     save_photo(tmp_path / "val" / "a" / "v.jpg", 0, quality=70)
@@ -89,7 +98,7 @@ def test_check_names_every_problem_and_fails(tmp_path, capsys):
 
 
 def test_check_of_clean_images_against_a_run_passes(pictures, tmp_path, capsys):
-    """What the run knows is counted as known, and nothing is wrong."""
+    """`check` of clean images against a run passes, and counts the known images."""
     run_training(out=str(tmp_path / "1"), data=[str(pictures / "old")], **TINY)
     shutil.copytree(pictures / "old", tmp_path / "more")
     write_pictures(tmp_path / "more", 2, 500)
@@ -99,7 +108,10 @@ def test_check_of_clean_images_against_a_run_passes(pictures, tmp_path, capsys):
 
 
 def test_check_names_a_class_that_the_run_does_not_have(pictures, tmp_path, capsys):
-    """Before the night, not at its beginning. Labels that are numbers of outputs are the run's classes."""
+    """`check` names a class that the run does not have, before training.
+
+    Labels that are output indices are the run's classes.
+    """
     run_training(out=str(tmp_path / "1"), data=[str(pictures / "old")], **TINY)
     write_pictures(tmp_path / "inbox", 2, 700, ("circle", "triangle"))
     code, out = run(capsys, "data", "check", tmp_path / "inbox", "--from", tmp_path / "1", "--json")
@@ -116,7 +128,7 @@ def test_check_names_a_class_that_the_run_does_not_have(pictures, tmp_path, caps
 
 
 def test_nothing_usable_is_an_error(tmp_path, quiet):
-    """A folder of which no file is a picture says so, with the first reason."""
+    """A folder without a usable image is an error with the first reason."""
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.jpg").write_bytes(b"nothing")
     with pytest.raises(ImagesError, match="no image can be used"):

@@ -1,4 +1,4 @@
-"""Decoding: every format to the same pixels everywhere, every other file to a reason, memory bounded."""
+"""Tests decoding: equal pixels from every format, a reason for every other file, bounded memory."""
 
 import csv
 import io
@@ -31,7 +31,7 @@ def as_file(image, kind, **options):
 
 
 def near(data, expected, most=3.0):
-    """The decoded picture differs by less than `most` grey levels from a picture shrunk by Pillow."""
+    """Returns True if the decoded picture differs by less than `most` grey levels from Pillow's reduction."""
     small = np.asarray(expected.resize((16, 16), Image.Resampling.BOX)).astype(int)
     return abs(decode.decode(data, SPEC).astype(int) - small).mean() < most
 
@@ -56,7 +56,7 @@ def near(data, expected, most=3.0):
     ],
 )
 def test_every_format_gives_the_picture(kind, mode, options):
-    """Whatever it is saved as, the pixels are those of the picture."""
+    """Every format decodes to the pixels of the picture."""
     image = Image.fromarray(photo(3))
     data = as_file(image.convert(mode), kind, **options)
     assert near(data, image.convert(mode).convert("RGB"), 6.0)
@@ -68,7 +68,10 @@ def test_every_format_gives_the_picture(kind, mode, options):
      ("TIFF", "I;16", False), ("AVIF", "RGB", False), ("BMP", "1", False)],
 )  # fmt: skip
 def test_a_served_model_gets_the_pixels_that_training_saw(kind, mode, as_it_is):
-    """What TensorFlow cannot decode is encoded anew; inside a graph it gives the bytes of the original's decoding."""
+    """Bytes that are encoded again for serving decode, in a graph, to the original's pixels.
+
+    Files that TensorFlow cannot decode are encoded again; others are served as they are.
+    """
     import tensorflow as tf
 
     image = Image.fromarray(photo(4))
@@ -84,7 +87,10 @@ def test_a_served_model_gets_the_pixels_that_training_saw(kind, mode, as_it_is):
 @pytest.mark.parametrize("mode", ["L", "1", "I;16"])
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_grey_of_any_depth_is_grey(mode, kind):
-    """1, 8 and 16 bits: three equal channels of the right brightness, by TensorFlow and by Pillow alike."""
+    """Grey pictures of 1, 8 and 16 bits decode to three equal channels of the right brightness.
+
+    This holds for TensorFlow and for Pillow.
+    """
     grey = Image.fromarray(photo(4)).convert("L")
     image = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257) if mode == "I;16" else grey.convert(mode)
     pixels = decode.decode(as_file(image, kind), SPEC)
@@ -95,7 +101,7 @@ def test_grey_of_any_depth_is_grey(mode, kind):
 
 
 def test_the_first_frame_of_an_animation_is_the_picture():
-    """GIF, WebP and PNG animations are what they begin with."""
+    """The first frame of a GIF, WebP or PNG animation is the picture."""
     first, second = Image.fromarray(photo(5)), Image.fromarray(photo(6))
     for kind, options in (("GIF", {}), ("WEBP", {"lossless": True}), ("PNG", {})):
         data = as_file(first, kind, save_all=True, append_images=[second], **options)
@@ -103,7 +109,10 @@ def test_the_first_frame_of_an_animation_is_the_picture():
 
 
 def test_what_a_webp_file_says_of_itself_ends_no_process():
-    """Alpha, animation, both, and flags that are not true: a picture or a reason, where TensorFlow asked wrongly aborts."""
+    """No header flag of a WebP file ends the process: the file decodes or gives a reason.
+
+    Tried: alpha, animation, both, and wrong flags, for which TensorFlow's decoder can abort the process.
+    """
     frames = [Image.fromarray(np.dstack([photo(seed), photo(seed + 1)[..., :1]]), "RGBA") for seed in (5, 7)]
     pictures = 0
     for options in ({}, {"lossless": True}):
@@ -123,7 +132,7 @@ def test_what_a_webp_file_says_of_itself_ends_no_process():
 
 
 def test_heic_is_read_with_the_extra_and_named_without(monkeypatch, real_data):
-    """pillow-heif decodes a phone's picture; where it is missing the reason is the command that installs it."""
+    """HEIC decodes with pillow-heif; without it the reason is the command that installs it."""
     data = (real_data / "nasty" / "pillow__hopper.heif").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(decode, "_register_heif", lambda: False)
@@ -135,7 +144,7 @@ def test_heic_is_read_with_the_extra_and_named_without(monkeypatch, real_data):
 
 
 def test_reasons_are_reasons(real_data):
-    """Twelve bits, floats, films: each is refused in words that help."""
+    """Twelve bits, floats and films are refused with a helpful reason."""
     with pytest.raises(ImagesError, match="JPEG of 12 bits"):
         decode.read_header((real_data / "nasty" / "libjpeg-turbo__monkey12.jpg").read_bytes())
     with pytest.raises(ImagesError, match="floating-point"):
@@ -145,7 +154,7 @@ def test_reasons_are_reasons(real_data):
 
 
 def test_what_is_served_is_what_was_trained_on(real_data, tmp_path, quiet):
-    """No skew: `pixels` in a batched graph, as an exported model runs it, gives the very bytes that the cache holds."""
+    """`pixels` in a batched graph, as an exported model runs it, equals the cached bytes: no skew."""
     import tensorflow as tf
 
     paths = sorted((real_data / "clothing" / "old").rglob("*.jpg"))[::8]
@@ -190,8 +199,11 @@ print(len(done.images), len(done.quarantine))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts private mappings on Linux only")
 def test_every_nasty_file_ends_as_its_note_says_within_a_gigabyte(real_data, tmp_path, request):
-    """77 files, decoded or quarantined as noted, with 1 GB for all that is allocated after the imports; and a picture of
-    98 million pixels beside them, just within the limit."""
+    """All 77 nasty files are decoded or quarantined as noted, with 1 GB of memory.
+
+    The limit applies to all memory allocated after the imports. A picture of 98 million pixels, just within the limit,
+    decodes beside them.
+    """
     large = tmp_path / "large"
     large.mkdir()
     Image.new("1", (9900, 9900)).save(large / "98-megapixels.png")
@@ -206,7 +218,7 @@ def test_every_nasty_file_ends_as_its_note_says_within_a_gigabyte(real_data, tmp
     assert done.returncode == 0, done.stderr[-2000:]
     with (real_data / "nasty" / "manifest.csv").open() as file:
         notes = {row["file"]: row["pillow_result"].startswith("ok") for row in csv.DictReader(file)}
-    notes["pillow__hopper.heif"] = decode._register_heif()  # its note is of Pillow alone
+    notes["pillow__hopper.heif"] = decode._register_heif()  # its note holds for Pillow alone
     with (large / "quarantine.csv").open() as file:
         reasons = {row["path"].rpartition("/")[2]: row["reason"] for row in csv.DictReader(file)}
     assert len(notes) == 77

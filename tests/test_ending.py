@@ -1,4 +1,4 @@
-"""A process that is done leaves at once; one that dies in native code says so at the next start."""
+"""Tests that a finished process exits at once, and that a native crash is reported at the next start."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ from tests.support import TINY, run_training
 
 @pytest.fixture
 def autotuned(monkeypatch):
-    """Tells whether the autotuner was on, for each dataset that was iterated in this process."""
+    """Records, for each dataset iterated in this process, if its autotuner was on."""
     seen = []
     iterate = tf.data.Dataset.__iter__
 
@@ -45,14 +45,17 @@ def small_model(classes=3):
 
 
 def test_training_and_scoring_tune_nothing(autotuned, pictures, tmp_path):
-    """tf.data's autotuner holds the end of an iterator for up to a minute; `kresume train` iterates none that has it."""
+    """Training and scoring iterate no dataset with tf.data's autotuner.
+
+    The autotuner delays the end of an iterator by up to a minute.
+    """
     run_training(data=[str(pictures / "old")], model="convnet", out=str(tmp_path / "run"), **TINY)
     assert autotuned
     assert not any(autotuned)
 
 
 def test_datasets_for_a_users_own_fit_tune_nothing(autotuned, tmp_path):
-    """Training and validation side of `image_dataset`, also mapped; `resumable` and what it wraps."""
+    """Datasets for a user's fit have no autotuner: both splits of `image_dataset`, maps, `resumable`."""
     folder = write_pictures(tmp_path / "old", 6, 0)
     options = {"validation_split": 0.3, "subset": "both", "image_size": (12, 12), "batch_size": 4}
     training, validation = kresume.image_dataset(folder, cache=None, verbose=False, **options)
@@ -70,14 +73,14 @@ def test_datasets_for_a_users_own_fit_tune_nothing(autotuned, tmp_path):
 
 
 def test_a_contact_sheet_tunes_nothing(autotuned, pictures, tmp_path, quiet):
-    """Its augmentation runs in tf.data as that of training does."""
+    """A contact sheet, whose augmentation runs in tf.data, has no autotuner either."""
     manifest = scan([str(pictures / "old")], quiet).manifest
     draw_sheet(manifest, DecodeSpec(12, 12), augmenter("light", 0), tmp_path / "sheet.png")
     assert autotuned == [False]
 
 
 def test_every_file_that_makes_a_dataset_turns_the_autotuner_off(request):
-    """A new dataset of ours that forgets it fails here, whoever iterates it."""
+    """Every module that makes a dataset turns the autotuner off."""
     sources = Path(request.config.rootpath, "kresume").rglob("*.py")
     texts = {path.name: path.read_text(encoding="utf-8") for path in sources}
     makers = {name for name, text in texts.items() if "tf.data.Dataset." in text or "tf.data.TFRecordDataset(" in text}
@@ -87,7 +90,10 @@ def test_every_file_that_makes_a_dataset_turns_the_autotuner_off(request):
 
 
 def test_the_last_collection_has_nothing_to_walk():
-    """Python's collection at its end took a second after TensorFlow; the objects are frozen after all other hooks ran."""
+    """The final garbage collection is empty, because the objects are frozen after all other exit hooks.
+
+    After TensorFlow it took a second.
+    """
     script = (
         "import atexit, gc; atexit.register(lambda: print('frozen', gc.get_freeze_count() > 0))\n"
         "from kresume.cli import main; main(['--version'])"
@@ -115,7 +121,7 @@ def build(num_classes, image_size):
 
 
 def command(*arguments, **environment):
-    """Runs the command line in a process of its own, whose fault handler nobody else has."""
+    """Runs the command line in its own process, with no other fault handler."""
     variables = {**os.environ, "KERAS_BACKEND": keras.config.backend(), **environment}
     variables.pop("PYTHONFAULTHANDLER", None)
     words = [sys.executable, "-m", "kresume", *map(str, arguments)]
@@ -123,7 +129,7 @@ def command(*arguments, **environment):
 
 
 def test_the_next_start_says_that_the_process_died_in_native_code(pictures, tmp_path, capsys):
-    """A segmentation fault inside `fit`: the trace is in the run, the next start names it and what to try, and goes on."""
+    """After a segmentation fault inside `fit`, the next start names the trace and a remedy, and continues."""
     (tmp_path / "dying.py").write_text(DYING)
     run, model = tmp_path / "run", f"{tmp_path / 'dying.py'}:build"
     options = {"data": pictures / "old", "model": model, "out": run, **TINY}
@@ -164,7 +170,7 @@ assert faulthandler.is_enabled() == (way == "theirs")
 
 @pytest.mark.parametrize(("way", "code"), [("abort", -6), ("error", 3), ("end", 0), ("theirs", 0)])
 def test_only_a_death_in_native_code_leaves_a_trace(tmp_path, way, code):
-    """An abort leaves one, an error and a normal end none; a fault handler that somebody else turned on stays theirs."""
+    """An abort leaves a trace; an error and a normal end do not; a foreign fault handler is kept."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONFAULTHANDLER"}
     done = subprocess.run(
         [sys.executable, "-c", TRACED, tmp_path, way], env=environment, capture_output=True, check=False
@@ -177,7 +183,7 @@ def test_only_a_death_in_native_code_leaves_a_trace(tmp_path, way, code):
 
 
 def test_a_backup_folder_tells_the_death_of_its_process(tmp_path, capsys):
-    """The user's own `fit`: the trace lies beside the backups, and a script is told how it chooses another backend."""
+    """A backup folder keeps the trace of a death, and the next start says how to choose another backend."""
     (tmp_path / crash.TRACE).write_text("Fatal Python error: Bus error\n\nThread 0x1 (most recent call first):\n")
     images = np.zeros((4, 12, 12, 3), np.float32)
     callback = kresume.BackupAndRestore(tmp_path, delete_checkpoint=False)
@@ -189,14 +195,20 @@ def test_a_backup_folder_tells_the_death_of_its_process(tmp_path, capsys):
 
 
 def test_a_child_process_that_died_in_native_code_is_named_so():
-    """An export or a runtime that dies prints nothing: its signal is the reason. Other exits keep their last words."""
+    """A child process killed by a signal of native code is reported with that signal.
+
+    It prints nothing itself. Other exit codes keep the child's last words.
+    """
     assert "SIGSEGV" in crash.death(-11)
     assert "SIGABRT" in crash.death(134)
     assert [crash.death(code) for code in (0, 1, 3, -9, -15)] == [None] * 5
 
 
 def test_other_kernels_are_another_machine(monkeypatch):
-    """What is tried after a death in native code changes last digits: the fingerprint has it, under TensorFlow."""
+    """Other kernels are a difference of the fingerprint under TensorFlow.
+
+    The remedy after a death in native code changes last digits.
+    """
     monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
     before = devices.fingerprint()
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")

@@ -1,4 +1,4 @@
-"""Promise 3: a run that was killed and continued has the bits of one that was not."""
+"""Tests promise 3: a killed and continued run has the bits of an undisturbed one."""
 
 import contextlib
 import json
@@ -33,12 +33,12 @@ from tests.support import (
     run_training,
 )
 
-# After one step, with an epoch's scoring pending, between epochs, in the middle of the second, and at the very end.
+# After one step, with an epoch's scoring pending, between epochs, in the middle of the second, and at the end.
 TELLING = (1, 4, 5, -3, -1)
 
 
 def test_a_run_killed_after_any_step_ends_with_the_same_bits(monkeypatch, tmp_path, pictures):
-    """Every snapshot of a run leads to the same weights, optimizer, seeds, metrics and lines: none is a special case."""
+    """A run killed after any step continues to equal weights, optimizer, seeds, metrics and lines."""
     names = kill_at_every_snapshot(monkeypatch, tmp_path, data=[str(pictures / "old")], **TINY)
     assert len(names) >= 8
 
@@ -60,28 +60,34 @@ def test_a_run_killed_after_any_step_ends_with_the_same_bits(monkeypatch, tmp_pa
     ],
 )
 def test_every_feature_continues_exactly(monkeypatch, tmp_path, pictures, options):
-    """Averages, accumulation, mixing, mixed precision, plateau and patience all survive a kill bit for bit."""
+    """Averages, accumulation, mixing, mixed precision, plateau and patience continue bit for bit."""
     options = {**TINY, **options}
     names = kill_at_every_snapshot(monkeypatch, tmp_path, TELLING, data=[str(pictures / "old")], **options)
-    assert len(set(names)) >= len(TELLING) - 1  # with two steps per call there are fewer snapshots
+    assert len(set(names)) >= len(TELLING) - 1  # two steps per call make fewer snapshots
     assert sum(name.endswith(snapshot.PENDING) for name in names) >= 1
 
 
 def test_strong_augmentation_continues_exactly(monkeypatch, tmp_path, pictures):
-    """Mirrors, turns, zooms and erasures draw from the position too. Two places: tracing these layers takes seconds each."""
+    """Strong augmentation continues exactly: flips, rotations, zooms and erasing depend on the position.
+
+    Only two snapshots, because tracing these layers takes seconds each.
+    """
     options = {**TINY, "augment": "strong"}
     kill_at_every_snapshot(monkeypatch, tmp_path, (1, -3), data=[str(pictures / "old")], **options)
 
 
 def test_an_extension_continues_exactly(monkeypatch, tmp_path, pictures):
-    """A run that added images to another continues like any other."""
+    """A run that extends another continues exactly."""
     run_training(out=str(tmp_path / "parent"), data=[str(pictures / "old")], **TINY)
     arguments = {"from_": str(tmp_path / "parent"), "add": [str(pictures / "new")], "lr": 1e-3, "epochs": 2}
     kill_at_every_snapshot(monkeypatch, tmp_path, TELLING, **arguments)
 
 
 def test_a_damaged_snapshot_is_named_and_the_one_before_is_used(monkeypatch, tmp_path, pictures, capfd):
-    """A byte flipped in the newest snapshot costs the steps since the one before, and no bit of the result."""
+    """A damaged newest snapshot is named and costs only steps: the result has equal bytes.
+
+    The run continues from the snapshot before it.
+    """
     arguments = {"data": [str(pictures / "old")], **TINY}
     with monkeypatch.context() as patch:
         patch.setattr(snapshot, "prune_snapshots", lambda *_: None)
@@ -112,7 +118,7 @@ def test_the_same_command_after_the_end_points_to_the_next_one(tmp_path, picture
 
 
 def test_the_result_is_the_best_epoch_whole(tmp_path, pictures):
-    """With a monitor the result is one snapshot: weights, optimizer and step of the same moment."""
+    """With a monitor, the result is one snapshot: weights, optimizer and step of the same moment."""
     arguments = {"data": [str(pictures / "old")], **TINY, "epochs": 4, "monitor": "val_loss"}
     path = Path(run_training(out=str(tmp_path / "run"), **arguments).run)
     lines = runs.read_metrics(path / "metrics.jsonl")
@@ -127,7 +133,10 @@ def test_the_result_is_the_best_epoch_whole(tmp_path, pictures):
 
 
 def test_best_and_last_are_what_they_say(tmp_path, pictures, monkeypatch):
-    """A finished run keeps its result alone, and `LATEST` names it; an unfinished one knows the best epoch so far."""
+    """A finished run keeps only its result, and `LATEST` names it.
+
+    An unfinished run knows its best epoch so far.
+    """
     arguments = {"data": [str(pictures / "old")], **TINY, "epochs": 3, "monitor": "val_loss"}
     worse = iter((2.0, 1.0, 3.0))
     with monkeypatch.context() as patch:
@@ -149,7 +158,10 @@ def test_best_and_last_are_what_they_say(tmp_path, pictures, monkeypatch):
 
 
 def test_a_run_that_another_process_has_finished_is_not_trained_again(monkeypatch, tmp_path, pictures):
-    """It was read before the frameworks were loaded and the lock was waited for; what counts is how it stands now."""
+    """A run that another process has just finished is not trained again.
+
+    The run was read before the frameworks loaded and the lock was taken, so its state is read again.
+    """
     arguments = {"data": [str(pictures / "old")], "out": str(tmp_path / "run"), **TINY}
     path = Path(run_training(**arguments).run)
     done = {file: file.read_bytes() for file in (path / "run.json", path / "model.keras", path / "metrics.jsonl")}
@@ -169,7 +181,7 @@ def test_a_run_that_another_process_has_finished_is_not_trained_again(monkeypatc
 
 
 def test_one_bar_at_a_time(tmp_path, pictures):
-    """A terminal draws one: that of an epoch is closed before its scoring opens another."""
+    """Progress bars do not overlap: an epoch's bar is closed before its scoring opens one."""
     open_bars, most = [], []
 
     class Watched(Reporter):
@@ -190,7 +202,10 @@ def test_one_bar_at_a_time(tmp_path, pictures):
 
 
 def test_what_a_callback_remembers_keeps_its_type_and_every_digit():
-    """Whole numbers beyond a float's, truth values and infinities of numpy, a weight that is a single number."""
+    """A callback's state keeps its types and every digit.
+
+    Tried: integers beyond a float's precision, NumPy's booleans and infinities, a scalar weight.
+    """
     arrays: list = []
     numbers = {
         "count": np.int64(2**53 + 1),
@@ -203,7 +218,7 @@ def test_what_a_callback_remembers_keeps_its_type_and_every_digit():
     back = callback_state._unpack(packed, arrays)
     weights, expected = back.pop("weights"), state.pop("weights")
     assert back == state
-    # numpy's float64 is a float of Python's, and comes back as one: histories hold thousands of them.
+    # numpy.float64 is a subclass of float and returns as a float: histories hold thousands of them.
     assert [type(value) for value in back.values()] == [
         float if isinstance(value, float) else type(value) for value in state.values()
     ]
@@ -212,7 +227,7 @@ def test_what_a_callback_remembers_keeps_its_type_and_every_digit():
 
 
 def stopped_by(monkeypatch, when, number=signal.SIGTERM, **arguments):
-    """Trains until `when(keeper)` holds as a step ends, then as if that signal had come; returns what was raised."""
+    """Trains until `when(keeper)` holds after a step, then simulates the signal; returns the exception."""
     step_done = callbacks.Keeper.on_train_batch_end
 
     def with_signal(keeper, batch, logs=None):
@@ -230,7 +245,10 @@ def stopped_by(monkeypatch, when, number=signal.SIGTERM, **arguments):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("place", ["last-step", "in-the-middle"])
 def test_stopped_by_a_signal_it_continues_exactly(monkeypatch, tmp_path, pictures, place, number, code):
-    """SIGTERM or Ctrl-C, on an epoch's last step (its scoring pending) or before: a snapshot, the exit code, the same bits."""
+    """A run stopped by SIGTERM or Ctrl-C writes a snapshot, exits with its code and continues exactly.
+
+    The signal comes on an epoch's last step, with its scoring pending, or before.
+    """
     arguments = {"data": [str(pictures / "old")], **TINY, "monitor": "val_loss"}
     whole = Path(run_training(out=str(tmp_path / "whole"), **arguments).run)
     out = tmp_path / "stopped"
@@ -251,7 +269,10 @@ def test_stopped_by_a_signal_it_continues_exactly(monkeypatch, tmp_path, picture
 
 
 def test_stopped_while_scoring_it_scores_again(monkeypatch, tmp_path, pictures):
-    """A grace period may end before a scoring pass does: the state of the last step is kept, the scores are made again."""
+    """A run stopped while scoring keeps its last step and scores again.
+
+    A grace period may be shorter than a scoring pass.
+    """
     arguments = {"data": [str(pictures / "old")], **TINY}
     whole = Path(run_training(out=str(tmp_path / "whole"), **arguments).run)
     score = LiveScorer.score
@@ -279,7 +300,7 @@ def test_stopped_while_scoring_it_scores_again(monkeypatch, tmp_path, pictures):
 
 
 def test_a_second_ctrl_c_leaves_at_once():
-    """The first asks for a snapshot at the next step; who asks twice does not want to wait for it."""
+    """A second Ctrl-C exits at once; the first waits for a snapshot at the next step."""
     request = callbacks.StopRequest()
     request._handle(signal.SIGINT, None)
     assert request.exit_code == 130
@@ -289,7 +310,7 @@ def test_a_second_ctrl_c_leaves_at_once():
 
 
 def test_averages_switched_on_while_extending_start_from_the_weights(tmp_path, pictures):
-    """`--ema` on a parent without averages: after the first steps they are near the weights, not near zero."""
+    """`--ema` on a parent without averages starts the averages from the weights, not from zero."""
     parent = run_training(out=str(tmp_path / "parent"), data=[str(pictures / "old")], **TINY).run
     run_training(parent, add=[str(pictures / "new")], lr=1e-5, ema=0.99, epochs=1, out=str(tmp_path / "run"))
     arrays, before = result_arrays(tmp_path / "run"), result_arrays(Path(parent))
@@ -312,7 +333,7 @@ def build(num_classes):
 
 
 def interrupted_after(tmp_path, pictures, monkeypatch, **arguments):
-    """A run killed after its second step, and the same one undisturbed."""
+    """Returns an undisturbed run and a copy killed after its second step."""
     arguments = {"data": [str(pictures / "old")], **TINY, "batch_size": 4, **arguments}
     with monkeypatch.context() as patch:
         patch.setattr(snapshot, "prune_snapshots", lambda *_: None)
@@ -345,7 +366,7 @@ def continue_in_a_process(path, *options, **environment):
 
 
 def test_a_run_continues_under_the_other_backend(monkeypatch, tmp_path, pictures):
-    """`--backend` may differ on continuing: the same images in the same order, weights within float tolerance, recorded.
+    """A run continues under the other backend, within float tolerance, and records the change.
 
     The model has no dropout: the two backends draw other random numbers from the same seeds.
     """
@@ -359,7 +380,10 @@ def test_a_run_continues_under_the_other_backend(monkeypatch, tmp_path, pictures
 
 @pytest.mark.skipif(os.environ.get("KERAS_BACKEND") != "jax", reason="several devices share a batch through JAX alone")
 def test_a_run_continues_on_another_count_of_devices(monkeypatch, tmp_path, pictures):
-    """Begun on one device, continued on four (virtual ones): within float tolerance, recorded; what does not divide is said."""
+    """A run begun on one device continues on four virtual ones within float tolerance, and records it.
+
+    A device count that does not divide the batch is an error.
+    """
     whole, killed = interrupted_after(tmp_path, pictures, monkeypatch)
     four = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     told = continue_in_a_process(killed, "--devices", "4", **four)
@@ -373,7 +397,7 @@ def test_a_run_continues_on_another_count_of_devices(monkeypatch, tmp_path, pict
 
 
 def test_what_came_since_is_counted_and_waits(monkeypatch, tmp_path, pictures, capfd):
-    """A continued run goes on with the images that it recorded, says how many came, and how they join."""
+    """A continued run keeps its recorded images, and prints how many came since and how they join."""
     old = tmp_path / "old"
     shutil.copytree(pictures / "old", old)
     shutil.copy(old / "circle" / "0.png", old / "circle" / "copy.png")
@@ -407,7 +431,10 @@ def build(num_classes):
 
 
 def test_a_users_own_layers_come_from_the_code_that_a_run_names(monkeypatch, tmp_path, pictures):
-    """Registered or not: continued, extended and extended again without saying where the code is; gone, it is an error."""
+    """A user's layers are loaded from the code that the run names, through continuing and extending.
+
+    They need not be registered, and no option has to name the code again. Deleted code is an error.
+    """
     monkeypatch.chdir(tmp_path)
     Path("mymodel.py").write_text(OWN_LAYERS)
     whole, killed = interrupted_after(tmp_path, pictures, monkeypatch, model="mymodel.py:build")

@@ -1,4 +1,4 @@
-"""The command line of the exports: one library call, its options, what it prints."""
+"""Tests the command line of the exports: the library call, its options and its output."""
 
 import json
 import os
@@ -22,7 +22,7 @@ def test_the_command_knows_every_format():
 
 
 def test_a_run_becomes_a_keras_file(workplace, capsys):
-    """`kresume export RUN DIR --format keras --json` prints the record; --overwrite moves what stood aside."""
+    """`kresume export --format keras --json` prints the record; --overwrite moves the old export aside."""
     run_training(data=["old"], val=["val"], out="runs/1-shapes", **{**TINY, "epochs": 1})
     code = _run(["export", "runs/1-shapes", "out", "--format", "keras", "--json"])
     printed = json.loads(capsys.readouterr().out)
@@ -42,7 +42,7 @@ def test_a_run_becomes_a_keras_file(workplace, capsys):
 
 
 def test_what_stood_comes_back_when_an_export_fails(workplace, capsys, monkeypatch):
-    """--overwrite moves aside only what a good export replaces."""
+    """If an export with --overwrite fails, the old one is restored."""
     run_training(data=["old"], val=["val"], out="runs/1-shapes", **{**TINY, "epochs": 1})
     (workplace / "out").mkdir()
     (workplace / "out" / "precious").touch()
@@ -54,7 +54,7 @@ def test_what_stood_comes_back_when_an_export_fails(workplace, capsys, monkeypat
 
 
 def test_eval_of_a_run_with_averages_uses_them(workplace):
-    """What eval scores is what model.keras holds and what is served: the averages."""
+    """`eval` of a run with averages scores the averages, which model.keras and the server use, too."""
     import numpy as np
 
     run_training(data=["old"], val=["val"], out="runs/1-shapes", ema=0.9, **{**TINY, "lr": 0.05})
@@ -74,7 +74,7 @@ def _run(arguments):
 
 
 def test_what_a_killed_export_left_is_removed_after_a_day(workplace):
-    """A younger folder may be another export at work; an older one is nobody's."""
+    """An unfinished export is removed after a day; a younger one may still be written."""
     run_training(data=["old"], val=["val"], out="runs/1-shapes", **{**TINY, "epochs": 1})
     for name, age in ((".tmp-1-aaaa", 2 * 24 * 3600), (".tmp-2-bbbb", 60)):
         (workplace / name).mkdir()

@@ -1,4 +1,4 @@
-"""Every other format: converters carry the training on bit for bit, runtimes elsewhere answer as the model does."""
+"""Tests the other formats: conversion keeps training state bit for bit, and other runtimes agree."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,10 @@ SIZE = 12
 
 
 def trained(path: Path, pictures: np.ndarray, *, ema: bool = False, policy: str = "float32") -> Path:
-    """A foreign `.keras` file: a few steps of Keras's own fit, with a schedule, dropout and batch statistics."""
+    """Writes a foreign `.keras` file after a few steps of Keras's fit.
+
+    It has a schedule, dropout and batch statistics.
+    """
     keras.utils.set_random_seed(3)
     layers = keras.layers
     inputs = keras.Input((SIZE, SIZE, 3))
@@ -38,7 +41,7 @@ def trained(path: Path, pictures: np.ndarray, *, ema: bool = False, policy: str 
     rate = 0.02 if ema else keras.optimizers.schedules.CosineDecay(0.02, 50)
     model.compile(keras.optimizers.Adam(rate, use_ema=ema, ema_momentum=0.8), "sparse_categorical_crossentropy")
     if ema:
-        model.optimizer.finalize_variable_values = lambda variables: None  # fit would end in the averages
+        model.optimizer.finalize_variable_values = lambda variables: None  # else fit ends with the averages as weights
     labels = np.arange(len(pictures)) % 3
     model.fit(pictures.astype(np.float32), labels, batch_size=8, epochs=2, verbose=0)
     if ema:
@@ -49,14 +52,14 @@ def trained(path: Path, pictures: np.ndarray, *, ema: bool = False, policy: str 
 
 @pytest.fixture(scope="module")
 def images():
-    """24 pictures, `(24, 12, 12, 3) uint8`, three classes in turns."""
+    """Returns 24 pictures, `(24, 12, 12, 3) uint8`, of three classes in turn."""
     from tests.conftest import draw
 
     return np.stack([draw(CLASSES[index % 3], index, SIZE) for index in range(24)])
 
 
 def writable(name: str, checkpoint: Path, folder: Path, **options) -> Path:
-    """Writes a format as the exporter does, without asking its runtime: for the links of a chain."""
+    """Writes a format as the exporter does, without running its runtime; used to chain conversions."""
     folder.mkdir()
     job = Job(format=name, **options)
     if formats.EXPORTERS[name].needs_tensorflow and keras.config.backend() != "tensorflow":
@@ -67,7 +70,10 @@ def writable(name: str, checkpoint: Path, folder: Path, **options) -> Path:
 
 
 def test_a_training_goes_through_the_formats_bit_for_bit(tmp_path, images):
-    """.keras -> tf.train.Checkpoint -> .keras: weights, slots, iterations and step keep their bytes; so does .weights.h5."""
+    """.keras -> tf.train.Checkpoint -> .keras keeps the bytes of weights, slots, iterations and step.
+
+    So does .weights.h5.
+    """
     first = trained(tmp_path / "first.keras", images)
     result = export(first, tmp_path / "tf", format="tf-checkpoint")  # loaded by plain Keras, every variable compared
     assert result.parity.max_difference < 1e-5
@@ -77,7 +83,7 @@ def test_a_training_goes_through_the_formats_bit_for_bit(tmp_path, images):
     drop = "seed_generator"
     arrays = {name: array for name, array in before.arrays.items() if drop not in name}
     found = {name: array for name, array in after.arrays.items() if drop not in name}
-    # The count of iterations is int64 under TensorFlow and int32 under JAX; its value is what must not change.
+    # The count of iterations is int64 under TensorFlow and int32 under JAX; only its value must stay the same.
     assert int(arrays.pop("optimizer/vars/0")) == int(found.pop("optimizer/vars/0")) == 6
     assert_same_bytes(arrays, found)
     assert after.step == before.step == 6
@@ -92,7 +98,7 @@ def test_a_training_goes_through_the_formats_bit_for_bit(tmp_path, images):
 
 
 def test_averages_stay_where_training_left_them(tmp_path, images):
-    """A bare checkpoint with EMA is converted raw, its averages among the optimizer's variables; scores are the averages'."""
+    """A checkpoint with EMA is converted raw, with its averages as optimizer variables; scores use them."""
     first = trained(tmp_path / "first.keras", images, ema=True)
     back = writable("keras", first, tmp_path / "back")
     assert_same_bytes(dict(read_checkpoint(first).arrays), dict(read_checkpoint(back / "model.keras").arrays))
@@ -108,7 +114,7 @@ def test_averages_stay_where_training_left_them(tmp_path, images):
 
 
 def test_an_unnamed_optimizer_is_asked_for(tmp_path, images):
-    """A checkpoint whose optimizer nobody names is no guess: the error says which would fit."""
+    """A checkpoint that does not name its optimizer is an error that names those that fit."""
     first = trained(tmp_path / "first.keras", images)
     folder = writable("tf-checkpoint", first, tmp_path / "tf")
     (folder / "optimizer.json").unlink()
@@ -121,7 +127,10 @@ def test_an_unnamed_optimizer_is_asked_for(tmp_path, images):
 
 @pytest.mark.parametrize(("asked", "rate"), [("adamw:reset", 0.02), ("sgd:reset", 0.01)])
 def test_an_optimizer_may_begin_fresh(tmp_path, images, asked, rate):
-    """`NAME:reset` as `train` takes it: the bytes of the weights, no step, no slot, a rate that means the same."""
+    """`NAME:reset` keeps the bytes of the weights and drops step and slots, as in `train`.
+
+    The rate keeps its meaning.
+    """
     first = trained(tmp_path / "first.keras", images)
     export(first, tmp_path / "out", format="keras", optimizer=asked)
     model, before = keras.saving.load_model(tmp_path / "out" / "model.keras"), keras.saving.load_model(first)
@@ -135,7 +144,10 @@ def test_an_optimizer_may_begin_fresh(tmp_path, images, asked, rate):
 
 
 def test_a_fresh_optimizer_needs_no_name_of_the_old_one(tmp_path, images):
-    """The way on that the error names; what cannot be meant is refused as `train` refuses it."""
+    """A fresh optimizer needs no name of the old one, as the error says.
+
+    Options without meaning are refused as in `train`.
+    """
     folder = writable("tf-checkpoint", trained(tmp_path / "first.keras", images), tmp_path / "tf")
     (folder / "optimizer.json").unlink()
     back = writable("keras", folder, tmp_path / "back", optimizer="adamw:reset")
@@ -150,7 +162,7 @@ def test_a_fresh_optimizer_needs_no_name_of_the_old_one(tmp_path, images):
 
 @pytest.mark.parametrize(("name", "options", "limit"), [("onnx", {}, 1e-5), ("litert", {"quantize": "float16"}, 1e-2)])
 def test_other_runtimes_answer_as_the_model(tmp_path, images, pictures, name, options, limit):
-    """onnxruntime and LiteRT's interpreter give the model's scores on pictures; the accuracy that it cost is stated."""
+    """onnxruntime and LiteRT give the model's scores on pictures; the loss of accuracy is stated."""
     first = trained(tmp_path / "first.keras", images)
     result = export(first, tmp_path / "out", format=name, classes=CLASSES, data=pictures / "val", **options)
     assert result.parity.max_difference < limit
@@ -164,7 +176,7 @@ def test_other_runtimes_answer_as_the_model(tmp_path, images, pictures, name, op
 
 
 def test_mixed_precision_is_served_in_its_own_numbers(tmp_path, images):
-    """A mixed_bfloat16 model's SavedModel gives float32 scores within bfloat16's own steps."""
+    """A mixed_bfloat16 model's SavedModel gives float32 scores within bfloat16's precision."""
     import tensorflow as tf
 
     first = trained(tmp_path / "first.keras", images, policy="mixed_bfloat16")
@@ -182,7 +194,7 @@ def test_mixed_precision_is_served_in_its_own_numbers(tmp_path, images):
 
 
 def test_parity_counts_what_tolerance_does_not_explain(tmp_path, images, quiet):
-    """Two nearly equal classes may change places; a clear answer may not, and an unread picture never passes."""
+    """Two nearly equal classes may be exchanged; a clear prediction may not; an unread picture fails."""
     loaded = load(Subject(str(trained(tmp_path / "first.keras", images)), classes=CLASSES))
     with gather_samples(loaded, [], quiet, limit=8) as samples:
         scores = samples.reference
@@ -201,7 +213,7 @@ def test_parity_counts_what_tolerance_does_not_explain(tmp_path, images, quiet):
 
 
 def test_a_damaged_export_is_noticed(tmp_path, images, quiet):
-    """Plain Keras reads every variable back; one changed weight is an error that says so."""
+    """A changed weight in an export is an error: plain Keras reads every variable back."""
     loaded = load(Subject(str(trained(tmp_path / "first.keras", images)), classes=CLASSES))
     (tmp_path / "out").mkdir()
     facts = formats.EXPORTERS["weights-h5"].write(loaded, tmp_path / "out", Job(format="weights-h5"))
@@ -215,7 +227,7 @@ def test_a_damaged_export_is_noticed(tmp_path, images, quiet):
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    """The error has the pip command of the extra."""
+    """A missing package is an error with the pip command of the extra."""
     monkeypatch.setattr(formats.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingPackage, match=r"pip install 'kresume\[onnx\]'"):
         formats.find_exporter("onnx")
@@ -224,7 +236,7 @@ def test_a_missing_package_is_named(monkeypatch):
 
 
 def test_the_digest_ignores_the_width_of_counters():
-    """int32 and int64 of the same value count as equal; another value or float does not."""
+    """int32 and int64 counters of the same value have the same digest; other values or floats do not."""
 
     class Variable:
         def __init__(self, value, path="x/iterations"):

@@ -1,4 +1,4 @@
-"""A SavedModel takes image bytes, needs TensorFlow alone, and is the model: averages, decoding, label order, warm-up."""
+"""Tests SavedModels: image bytes in, TensorFlow alone, averages, decoding, labels, warm-up."""
 
 import io
 import json
@@ -48,7 +48,7 @@ def build(num_classes, image_size):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, pictures):
-    """A run with a custom layer, augmentation in the model and EMA, exported as version 1 with everything on."""
+    """Exports a run with a custom layer, augmentation in the model and EMA as version 1, every option on."""
     folder = tmp_path_factory.mktemp("exports")
     code = folder / "mymodel.py"
     code.write_text(MODEL)
@@ -66,7 +66,7 @@ def place(tmp_path_factory, pictures):
 
 
 def load(path):
-    """The signatures of a SavedModel."""
+    """Loads the signatures of a SavedModel."""
     import tensorflow as tf
 
     model = tf.saved_model.load(str(path))
@@ -79,14 +79,14 @@ def load(path):
 
 @pytest.fixture(scope="module")
 def served(place):
-    """Version 1's signatures, and the loaded object that keeps them alive."""
+    """Returns version 1's signatures, and the loaded object that keeps them alive."""
     signatures, model = load(place[2].path)
     assert model is not None
     return signatures, model
 
 
 def encoded(seed=500, label="circle", kind="PNG", size=31, **options):
-    """A picture as a file's bytes."""
+    """Encodes a picture as a file's bytes."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -95,14 +95,17 @@ def encoded(seed=500, label="circle", kind="PNG", size=31, **options):
 
 
 def batch(*contents):
-    """Bytes as the signature takes them."""
+    """Converts bytes to the input of the signature."""
     import tensorflow as tf
 
     return tf.constant(list(contents))
 
 
 def test_the_export_is_the_model_with_its_averages(place, served):
-    """Scores are those of plain Keras on the run's model.keras (which holds the averages), not of the raw weights."""
+    """The export's scores are those of plain Keras on model.keras, which holds the averages.
+
+    They are not those of the raw weights.
+    """
     import keras
 
     _, run, result = place
@@ -124,7 +127,7 @@ def test_the_export_is_the_model_with_its_averages(place, served):
 
 
 def test_augmentation_is_off(served):
-    """Two calls on one picture give equal bits, though the model flips and shifts by chance."""
+    """Two calls on one picture give equal bits, though the model has random flips and shifts."""
     one = served[0]["serving_default"](image_bytes=batch(encoded()))["scores"]
     two = served[0]["serving_default"](image_bytes=batch(encoded()))["scores"]
     assert one.tobytes() == two.tobytes()
@@ -132,7 +135,7 @@ def test_augmentation_is_off(served):
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "GIF", "WEBP", "turned"])
 def test_bytes_are_decoded_as_in_training(served, kind):
-    """Every format gives the scores of the very pixels that training decodes, EXIF orientation included."""
+    """Every format gives the scores of the pixels that training decodes, EXIF orientation included."""
     options = {}
     if kind == "turned":
         from PIL import Image
@@ -148,7 +151,10 @@ def test_bytes_are_decoded_as_in_training(served, kind):
 
 
 def test_labels_and_index_follow_the_scores(served):
-    """Labels are the best classes, best first; the batch is of any size; features stand before the head."""
+    """Labels are the best classes in descending order of score; any batch size works.
+
+    Features are those before the head.
+    """
     contents = [encoded(seed, label) for seed, label in enumerate(("circle", "square", "stripes", "circle", "square"))]
     answer = served[0]["serving_default"](image_bytes=batch(*contents))
     assert answer["scores"].shape == (5, 3)
@@ -174,7 +180,7 @@ def test_labels_and_index_follow_the_scores(served):
     ],
 )
 def test_a_bad_image_is_named(served, bad, problem):
-    """The request's error says which image and what is wrong with it; the next request is answered."""
+    """A bad image is an error with its index and reason, and the next request is answered."""
     import tensorflow as tf
 
     with pytest.raises(tf.errors.InvalidArgumentError, match=rf"image_bytes\[1\]: .*{problem}"):
@@ -185,14 +191,14 @@ def test_a_bad_image_is_named(served, bad, problem):
 
 
 def test_trailing_bytes_do_not_make_a_picture_bad(served):
-    """Cameras append to JPEG files: such a file is examined, and answered."""
+    """Bytes after the end of a JPEG, as cameras append them, do not make it a bad image."""
     clean, trailing = encoded(kind="JPEG"), encoded(kind="JPEG") + b"\0" * 20
     answer = served[0]["serving_default"](image_bytes=batch(clean, trailing))["scores"]
     assert answer[0].tobytes() == answer[1].tobytes()
 
 
 def test_the_warm_up_records_are_requests(place, served):
-    """The shipped TFRecord file holds a request for every signature, which it answers."""
+    """The shipped warm-up file holds a request for every signature, and the signature answers it."""
     result = place[2]
     requests = list(warmup.read_warmup(Path(result.path) / warmup.PLACE))
     assert {request.model_spec.signature_name for request in requests} == {"serving_default", "predict_images", "embed"}
@@ -204,7 +210,7 @@ def test_the_warm_up_records_are_requests(place, served):
 
 
 def test_the_warm_up_bytes_are_those_of_the_api_package(request, tmp_path):
-    """Our four declared messages write what tensorflow-serving-api writes, byte for byte."""
+    """Our four declared messages write the same bytes as tensorflow-serving-api."""
     import tensorflow as tf
 
     golden = (request.config.rootpath / "tests/golden/warmup/prediction_log.bin").read_bytes()
@@ -214,7 +220,10 @@ def test_the_warm_up_bytes_are_those_of_the_api_package(request, tmp_path):
 
 
 def test_the_record_and_the_notes_are_true(place):
-    """export.json holds the digests of every file; SERVING.md and the configs stand beside; the run's log shows it."""
+    """export.json holds the digests of every file; notes, configs and the run's log name the export.
+
+    The notes are SERVING.md.
+    """
     folder, run, result = place
     version = Path(result.path)
     assert version == folder / "serving" / "shapes" / "1"
@@ -235,7 +244,7 @@ def test_the_record_and_the_notes_are_true(place):
 
 
 def test_saved_model_cli_runs_it(place, tmp_path):
-    """TensorFlow's own tool shows the signature and runs it on a file's bytes."""
+    """TensorFlow's saved_model_cli runs the signature on a file's bytes."""
     picture = encoded(kind="JPEG")
     np.save(tmp_path / "bytes.npy", np.array([picture]))
     tool = [sys.executable, "-m", "tensorflow.python.tools.saved_model_cli", "run", "--dir", place[2].path]
@@ -247,7 +256,10 @@ def test_saved_model_cli_runs_it(place, tmp_path):
 
 
 def test_two_versions_stand_side_by_side(place, pictures):
-    """Another model under other labels becomes version 2; each keeps its own order; a bad image can be flagged."""
+    """Another model under other labels becomes version 2; each version keeps its label order.
+
+    A bad image can be flagged instead of refused.
+    """
     folder, run, _ = place
     reversed_classes = CLASSES[::-1]
     second = export(
@@ -271,7 +283,7 @@ def test_two_versions_stand_side_by_side(place, pictures):
     assert answer["error"][0].decode() == graph.UNKNOWN
     assert answer["error"][1] == b""
     assert answer["error"][2].decode() == graph.BROKEN
-    # The newest version is what the folder means; both answer for the same images.
+    # The folder means its newest version; both versions predict the same images.
     evaluation = evaluate(run, data=pictures / "val", against=folder / "serving" / "shapes" / "1")
     assert evaluation.against is not None
     assert evaluation.scores["all"]["accuracy"] == evaluation.against.scores["all"]["accuracy"]
@@ -280,7 +292,10 @@ def test_two_versions_stand_side_by_side(place, pictures):
 
 
 def old_model(folder, labels, outputs=3):
-    """A SavedModel of another program: floats in under Keras's own name, one row of scores out."""
+    """Writes a SavedModel of another program.
+
+    Its input is floats under Keras's own name, its output one row of scores.
+    """
     import tensorflow as tf
 
     weights = tf.Variable(tf.random.stateless_normal((432, outputs), (1, 2)))
@@ -298,7 +313,7 @@ def old_model(folder, labels, outputs=3):
 
 
 def test_like_keeps_what_clients_know(place, pictures, tmp_path):
-    """The same input and output names and dtypes, and the old label order, whatever the new model's own is."""
+    """`like` keeps the old model's input and output names, dtypes and label order."""
     folder, run, _ = place
     old = old_model(tmp_path / "old", ("stripes", "circle", "square"))
     with pytest.raises(ExportError, match=r"no better than guessing .*--like-pixels|do not tell which .*--like-pixels"):
@@ -321,7 +336,10 @@ def test_like_keeps_what_clients_know(place, pictures, tmp_path):
 
 
 def test_an_old_order_that_nobody_names_is_found_out(tmp_path, quiet, monkeypatch):
-    """A model without labels is run: answers that another order explains are refused, with that order; noise is, too."""
+    """The label order of a model without labels is tested by running it.
+
+    Predictions that another order explains are refused with that order; noise is refused, too.
+    """
     import tensorflow as tf
 
     module = tf.Module()
@@ -345,7 +363,7 @@ def test_an_old_order_that_nobody_names_is_found_out(tmp_path, quiet, monkeypatc
 
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory, pictures):
-    """A run that has learnt its pictures, and its network as plain TensorFlow would serve it."""
+    """Trains a run until it has learned its pictures; the old models of the tests wrap it."""
     folder = tmp_path_factory.mktemp("taught")
     options = {**TINY, "epochs": 12, "lr": 0.02, "augment": "none"}
     run_training(data=[str(pictures / "old")], val=[str(pictures / "val")], out=str(folder / "1-shapes"), **options)
@@ -355,7 +373,10 @@ def taught(tmp_path_factory, pictures):
 @pytest.mark.parametrize("logits", [True, False])
 @pytest.mark.parametrize("named", [True, False])
 def test_clients_that_send_numbers_get_the_old_answers(taught, pictures, tmp_path, logits, named):
-    """The old model took 0-1 and another order of classes, perhaps gave logits: so does the new one, which eats 0-255."""
+    """Clients that send numbers get the old predictions from a new model with another convention.
+
+    The old model expected 0-1, had another class order and perhaps returned logits; the new one expects 0-255.
+    """
     import tensorflow as tf
 
     order = [2, 0, 1] if named else [0, 1, 2]
@@ -365,7 +386,7 @@ def test_clients_that_send_numbers_get_the_old_answers(taught, pictures, tmp_pat
     def function(values):
         images = tf.cast(tf.round(tf.clip_by_value(values, 0.0, 1.0) * 255.0), tf.uint8)
         shares = tf.gather(module.inner.signatures["predict_images"](images=images)["scores"], order, axis=1)
-        # On numbers that it never saw it is lost, as a network would be that does not happen to saturate as this one does.
+        # On values outside 0-1 it returns chance, as a network would that does not saturate as this one does.
         known = tf.reduce_all((values >= 0.0) & (values <= 1.0), axis=(1, 2, 3))
         shares = tf.where(known[:, None], shares, 1 / 3)
         return {"answer": tf.math.log(shares) + 3.0 if logits else shares}
@@ -385,7 +406,7 @@ def test_clients_that_send_numbers_get_the_old_answers(taught, pictures, tmp_pat
     shares = [np.exp(rows) / np.exp(rows).sum(axis=1, keepdims=True) if logits else rows for rows in answers]
     np.testing.assert_allclose(shares[0], shares[1], atol=2e-5)
     assert set(shares[0].argmax(axis=1)) == {0, 1, 2}
-    # Scored as a client, and as the model that the next one is like: the order that is served is the one that counts.
+    # Scored as a client, and as the model of `against`: the order that is served counts.
     scored = evaluate(result.path, data=pictures / "val")
     own = evaluate(taught / "1-shapes", data=pictures / "val", against=result.path)
     assert scored.scores["all"]["accuracy"] == own.scores["all"]["accuracy"] > 0.8
@@ -396,7 +417,10 @@ def test_clients_that_send_numbers_get_the_old_answers(taught, pictures, tmp_pat
 
 
 def test_pixels_for_the_other_are_not_for_the_run(taught, pictures, tmp_path):
-    """`--pixels` answers for the model that does not say it; for one that does, another value is an error."""
+    """With two models, `--pixels` applies to the one that does not record its convention.
+
+    For a model that records it, another value is an error.
+    """
     old = old_model(tmp_path / "old", CLASSES)
     alone = evaluate(taught / "1-shapes", data=pictures / "val")
     compared = evaluate(taught / "1-shapes", data=pictures / "val", against=old, pixels="0-1")
@@ -406,7 +430,10 @@ def test_pixels_for_the_other_are_not_for_the_run(taught, pictures, tmp_path):
 
 
 def test_pictures_that_tensorflow_cannot_decode_verify_and_warm_up(taught, tmp_path, capsys):
-    """Trained on as TIFF and animated WebP: each is compared on, and the warm-up requests hold what a server can decode."""
+    """Images that TensorFlow cannot decode verify an export, and warm-up requests hold decodable bytes.
+
+    The images are TIFF and animated WebP.
+    """
     from PIL import Image
 
     from kresume.progress import Reporter
@@ -426,7 +453,7 @@ def test_pictures_that_tensorflow_cannot_decode_verify_and_warm_up(taught, tmp_p
 
 
 def test_alpha_is_cut_off_a_webp_picture_too(taught, tmp_path):
-    """Trained on, served, and asked alone or among others: the same pixels as without alpha."""
+    """Alpha is dropped from a WebP picture when trained on and when served, alone or in a batch."""
     from PIL import Image
 
     picture = draw("circle", 77, 30)
@@ -457,13 +484,13 @@ def test_alpha_is_cut_off_a_webp_picture_too(taught, tmp_path):
     ],
 )
 def test_a_signature_that_is_no_classifiers_is_refused(inputs, outputs, reason):
-    """What cannot be kept is said with its names and shapes."""
+    """A signature that is not a classifier's is refused with its names and shapes."""
     with pytest.raises(ValueError, match=reason):
         understand("serving_default", inputs, outputs, 3)
 
 
 def test_what_differs_does_not_appear(place, tmp_path, monkeypatch):
-    """An export whose runtime answers otherwise is exit 1, and the folder has no version and no remains."""
+    """An export whose runtime differs exits with 1 and leaves no version and no other files."""
     _, run, _ = place
 
     def wrong(folder, facts, samples):
@@ -479,7 +506,7 @@ def test_what_differs_does_not_appear(place, tmp_path, monkeypatch):
 
 
 def test_destinations(place, tmp_path):
-    """A taken version, a run, and options of another format are usage errors before anything is loaded."""
+    """An existing version, a run as target, and options of another format are usage errors before loading."""
     folder, run, _ = place
     with pytest.raises(UsageError, match="has a version 1 already"):
         export(run, folder / "serving" / "shapes", version=1)
@@ -496,7 +523,7 @@ def test_destinations(place, tmp_path):
 
 
 def test_pruning_keeps_the_newest(tmp_path):
-    """Older versions go by number, not by name; the one just made and other folders stay."""
+    """Pruning orders versions by number, and keeps the new version and other folders."""
     for name in ("9", "10", "11", "notes"):
         (tmp_path / name).mkdir()
     assert prune(tmp_path, 2, tmp_path / "11") == [9]
@@ -505,7 +532,7 @@ def test_pruning_keeps_the_newest(tmp_path):
 
 
 def test_a_model_that_needs_keras_does_not_pass(tmp_path):
-    """In the process that checks an export neither Keras nor JAX nor kresume can be imported."""
+    """The process that checks an export cannot import Keras, JAX or kresume."""
     from kresume.evaluation import apart
 
     script = (apart.SCRIPTS / "saved_model.py").read_text()
@@ -522,7 +549,10 @@ def test_a_model_that_needs_keras_does_not_pass(tmp_path):
 
 
 def test_nothing_heavy_is_imported_before_the_backend_is_chosen():
-    """The story of an export imports no framework: a run that trained on JAX is exported from JAX, usage errors are quick."""
+    """The export module imports no framework before the backend is chosen.
+
+    A run trained on JAX is exported from JAX, and usage errors are quick.
+    """
     script = "import sys, kresume.exports.export; print(sorted({'keras', 'tensorflow', 'jax'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -530,7 +560,10 @@ def test_nothing_heavy_is_imported_before_the_backend_is_chosen():
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
 def test_a_grown_head_is_exported_with_its_new_class(tmp_path, pictures, policy):
-    """A head that was given a row for a fourth class: the old rows answer as before, the labels are four, also in float16."""
+    """A head grown to a fourth class exports four labels, and the old rows predict as before.
+
+    This holds in float16, too.
+    """
     import keras
 
     from kresume.checkpoints.state import Card

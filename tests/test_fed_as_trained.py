@@ -1,4 +1,7 @@
-"""A foreign model is fed what it was trained on: pixels, order of labels, loss; or the command is refused with the way on."""
+"""Tests that a foreign model gets the pixels, class order and loss that it was trained with.
+
+Otherwise the command is refused with a remedy.
+"""
 
 import re
 
@@ -34,7 +37,7 @@ def paint(name, seed):
 
 @pytest.fixture(scope="module")
 def painted(tmp_path_factory):
-    """Ten noisy pictures of each of five colours."""
+    """Writes ten noisy pictures of each of five colours."""
     folder = tmp_path_factory.mktemp("painted")
     for place, name in enumerate(CLASSES):
         (folder / name).mkdir()
@@ -45,7 +48,7 @@ def painted(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Writes a `.keras` file that was trained on the colours under a convention, with another order of outputs, or a loss."""
+    """Writes a `.keras` file trained on the colours under a convention, with an output order or a loss."""
     folder = tmp_path_factory.mktemp("trained")
     pictures = np.stack(
         [paint(name, 1000 + 100 * place + index) for place, name in enumerate(CLASSES) for index in range(20)]
@@ -82,7 +85,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained_on_grey(tmp_path_factory):
-    """Writes a model that was trained on grey levels under a convention, and ten pictures of each of three levels."""
+    """Writes a model trained on grey levels under a convention, and ten pictures of each of three levels."""
     folder = tmp_path_factory.mktemp("grey")
     rng = np.random.default_rng(0)
     levels = np.array([20, 60, 150])
@@ -115,7 +118,10 @@ def plan_of(path, painted, quiet, **options):
 
 @pytest.mark.parametrize("convention", conventions.names_for(3))
 def test_each_convention_outside_the_model_is_found(trained, painted, quiet, convention):
-    """Keras's five, OpenCV's and CIFAR-10's, found by scoring on old images; the table shows accuracy and loss of three."""
+    """Each convention outside the model is found by scoring old images.
+
+    These are Keras's five, OpenCV's and CIFAR-10's. The table shows accuracy and loss of three.
+    """
     plan = plan_of(trained(convention), painted, quiet)
     pair = next((pair for pair in conventions.TWINS if convention in pair), (convention,))
     assert plan.card.pixels in pair  # twins differ by less than a model of 50 pictures shows
@@ -128,7 +134,10 @@ def test_each_convention_outside_the_model_is_found(trained, painted, quiet, con
 
 @pytest.mark.parametrize("convention", conventions.names_for(3, grey=True))
 def test_each_convention_of_grey_pictures_is_found(trained_on_grey, convention, quiet):
-    """White on black or black on white, MNIST's statistics: tried where no picture has a colour."""
+    """Each convention of grey pictures is found: both polarities and MNIST's statistics.
+
+    They are tried only if no picture has a colour.
+    """
     path, folder = trained_on_grey(convention)
     plan = plan_of(path, folder, quiet)
     assert plan.card.pixels == convention
@@ -136,7 +145,7 @@ def test_each_convention_of_grey_pictures_is_found(trained_on_grey, convention, 
 
 
 def test_any_other_statistics_are_said(trained, painted, quiet):
-    """`mean=…,std=…[,bgr]` is taken as it is, in training as in the plan."""
+    """`mean=…,std=…[,bgr]` is used as given, in training as in the plan."""
     said = "mean=0.2,0.5,0.4,std=0.3,bgr"
     path = trained(said)
     plan = plan_of(path, painted, quiet, pixels=said)
@@ -147,7 +156,10 @@ def test_any_other_statistics_are_said(trained, painted, quiet):
 
 
 def test_two_that_fit_alike_are_named_and_no_third(painted, quiet, tmp_path):
-    """A model that brings each picture to one length takes values and their multiples alike: the two are named."""
+    """Two conventions that fit equally well are named, and no third.
+
+    A model that normalizes each picture to one length treats values and their multiples alike.
+    """
     keras.utils.set_random_seed(3)
     layers = keras.layers
     inputs = keras.Input((SIDE, SIDE, 3))
@@ -185,24 +197,30 @@ def _augmented():
 
 @pytest.mark.parametrize("front", [_rescaling, _normalization, _hub_style, _augmented])
 def test_a_model_that_rescales_by_itself_eats_0_255(trained, painted, quiet, front):
-    """A leading Rescaling or Normalization, also in a preprocessor of its own or behind augmentation, says it all."""
+    """A model that begins with Rescaling or Normalization expects 0-255.
+
+    The layer may be in a preprocessor of its own or behind augmentation.
+    """
     plan = plan_of(trained("0-255", front=front(), loss="sparse_categorical_crossentropy"), painted, quiet)
     assert plan.card.pixels == "0-255"
     assert plan.before["all"]["accuracy"] > 0.9
 
 
 def test_what_the_first_layers_say_is_read_without_images():
-    """By their classes alone."""
+    """The first layers' classes are read without images."""
     for front in (_rescaling, _normalization, _hub_style, _augmented):
         assert read_convention(keras.Sequential([keras.Input((SIDE, SIDE, 3)), *front()])) == "0-255"
     assert read_convention(keras.Sequential([keras.Input((SIDE, SIDE, 3)), keras.layers.Rescaling(2.0)])) is None
 
 
 def test_a_shuffled_order_of_classes_is_refused_with_the_order_that_explains_it(trained, painted, quiet):
-    """All outputs moved, pixels unknown: the error proposes the permutation, which then is right."""
+    """A shuffled class order is refused, and the order that the error proposes is right.
+
+    All outputs are moved and the pixels are unknown.
+    """
     order = ("sky", "coal", "fire", "ink", "rust")
     path = trained("0-1", order)
-    # A wrong convention may seem to win while every output is moved; the order that explains the right one is found either way.
+    # A wrong convention may win while every output is moved; the order that fits the right one is found either way.
     with pytest.raises((CheckpointError, UsageError), match=rf"--classes {','.join(order)} "):
         plan_of(path, painted, quiet)
     plan = plan_of(path, painted, quiet, classes=",".join(order))
@@ -211,8 +229,10 @@ def test_a_shuffled_order_of_classes_is_refused_with_the_order_that_explains_it(
 
 
 def test_two_exchanged_outputs_are_named(trained, painted, quiet):
-    """Three of five classes right is a plausible model, and a wrong order: found where pixels are known and where they are
-    not."""
+    """Two exchanged outputs of five are named, with the pixels known and unknown.
+
+    Three of five classes right is a plausible model, yet a wrong order.
+    """
     order = ("coal", "rust", "ink", "fire", "sky")
     words = (
         r"reading output 1 as 'rust', 3 as 'fire'( with pixels torch)?"
@@ -227,7 +247,10 @@ def test_two_exchanged_outputs_are_named(trained, painted, quiet):
 
 
 def test_eval_and_a_given_order_say_which_one_fits(trained, painted, quiet):
-    """`eval` of a checkpoint without names says where the sorted order is wrong; `--classes` is kept, and doubted."""
+    """`eval` of a checkpoint without names reports that the sorted order is wrong.
+
+    `--classes` is kept, with a doubt.
+    """
     order = ("coal", "rust", "ink", "fire", "sky")
     path = trained("0-255", order, front=_rescaling())
     found = evaluate(path, painted, cache="off", reporter=quiet)
@@ -243,7 +266,10 @@ def test_eval_and_a_given_order_say_which_one_fits(trained, painted, quiet):
 
 
 def test_a_model_that_fits_no_images_at_all_is_refused(painted, quiet, tmp_path):
-    """Untrained weights under every convention: exit 1, never a guess."""
+    """A model that fits no images under any convention is refused with exit code 1, never guessed.
+
+    Its weights are untrained.
+    """
     keras.utils.set_random_seed(5)
     model = keras.Sequential(
         [keras.Input((SIDE, SIDE, 3)), keras.layers.Flatten(), keras.layers.Dense(5, activation="softmax")]
@@ -257,7 +283,10 @@ def test_a_model_that_fits_no_images_at_all_is_refused(painted, quiet, tmp_path)
 
 @pytest.mark.parametrize("outputs", [4, 7])
 def test_another_count_of_folders_than_outputs_is_a_usage_error(trained, painted, quiet, outputs):
-    """Seven outputs and five folders, four outputs and five folders: said with the option that names them."""
+    """A number of folders that differs from the outputs is a usage error with the option that names them.
+
+    Tried: seven outputs and five folders, four outputs and five folders.
+    """
     order = (*CLASSES, "snow", "tar")[:outputs] if outputs > 5 else CLASSES[:4]
     if outputs > 5:
         path = trained("0-255", order, front=_rescaling())
@@ -280,7 +309,11 @@ def test_another_count_of_folders_than_outputs_is_a_usage_error(trained, painted
 
 
 def test_soft_labels_come_when_the_loss_or_mixup_wants_them(trained, painted, quiet, tmp_path):
-    """A checkpoint of categorical cross-entropy gets rows, logits stay logits, MixUp turns a sparse loss into its soft form."""
+    """Labels are one-hot if the loss or MixUp needs it.
+
+    A checkpoint of categorical cross-entropy gets rows, logits stay logits, and MixUp turns a sparse loss into its soft
+    form.
+    """
     soft = trained("0-255", loss="categorical_crossentropy", front=_rescaling())
     assert plan_of(soft, painted, quiet).loss == "categorical_crossentropy (the checkpoint's)"
     smoothed = keras.losses.CategoricalCrossentropy(label_smoothing=0.1, name="smoothed")

@@ -1,4 +1,4 @@
-"""Trainings that began elsewhere: weights alone, Keras's backup folder, another precision, another optimizer."""
+"""Tests foreign parents: weights alone, Keras's backup folder, another precision, another optimizer."""
 
 import json
 import runpy
@@ -47,7 +47,7 @@ def script(tmp_path):
 
 
 def trained(script, optimizer, steps=3, policy="float32"):
-    """The model of the script after a few steps of plain Keras."""
+    """Returns the script's model after a few steps of plain Keras."""
     namespace = {}
     exec(script.read_text(), namespace)
     keras.config.set_dtype_policy(policy)
@@ -67,7 +67,7 @@ def numpy(variables):
 
 
 def parent_of(path, script=None, **options):
-    """The parent restored as `train` does it."""
+    """Restores the parent as `train` does."""
     if script is not None:
         options.setdefault("model", f"{script}:build")
     parent = Parent(read_checkpoint(path), None, None)
@@ -105,7 +105,7 @@ def parent_of(path, script=None, **options):
     ],
 )
 def test_weights_alone_restore_with_the_name_of_their_optimizer(script, tmp_path, make, name):
-    """`--optimizer NAME` finds the form that fits: every weight and slot is equal to the last bit."""
+    """`--optimizer NAME` finds the form that fits: every weight and slot is restored bit for bit."""
     model = trained(script, make())
     model.save_weights(tmp_path / "m.weights.h5")
     parent, live = parent_of(tmp_path / "m.weights.h5", script, optimizer=name)
@@ -118,7 +118,10 @@ def test_weights_alone_restore_with_the_name_of_their_optimizer(script, tmp_path
 
 
 def test_a_class_that_no_name_begins_is_taken_as_the_users_function_compiles_it(script, tmp_path):
-    """ScheduleFreeAdamW, whose momentum begins as the weights: restored where the function compiles it."""
+    """An optimizer whose class no option names is restored if the user's function compiles it.
+
+    It is ScheduleFreeAdamW, whose momentum begins as the weights.
+    """
     model = trained(script, keras.optimizers.ScheduleFreeAdamW(1e-2))
     model.save_weights(tmp_path / "m.weights.h5")
     with pytest.raises(UsageError, match="any other class is taken as the function that --model names compiles it"):
@@ -134,7 +137,7 @@ def test_a_class_that_no_name_begins_is_taken_as_the_users_function_compiles_it(
 
 
 def test_several_optimizers_in_one_are_refused_with_a_way_on(script, tmp_path):
-    """MultiOptimizer's arrays are none of a single class; the fresh start that the message names works."""
+    """A MultiOptimizer is refused, because no single class has its arrays; the named fresh start works."""
     made = trained(script, "sgd", steps=0)
     kinds = keras.optimizers.OptimizerMap(default_optimizer=keras.optimizers.Adam(1e-2))
     model = trained(script, keras.optimizers.MultiOptimizer(kinds))
@@ -147,7 +150,7 @@ def test_several_optimizers_in_one_are_refused_with_a_way_on(script, tmp_path):
 
 
 def test_an_unnamed_optimizer_is_an_error_that_names_those_that_fit(script, tmp_path):
-    """Without `--optimizer`, and with one whose slots these cannot be."""
+    """An unnamed optimizer, or one whose slots do not fit, is an error that names those that fit."""
     trained(script, keras.optimizers.Adam(1e-2)).save_weights(tmp_path / "m.weights.h5")
     with pytest.raises(CheckpointError, match=r"--optimizer NAME \(its state would fit: adam, adamw, adamax, lamb\)"):
         parent_of(tmp_path / "m.weights.h5", script)
@@ -160,7 +163,10 @@ def test_an_unnamed_optimizer_is_an_error_that_names_those_that_fit(script, tmp_
 
 
 def test_a_compiled_model_names_the_optimizer_and_its_settings(script, tmp_path):
-    """RMSprop with momentum has the slots of a centered one: the function that compiles it says which."""
+    """The function that compiles the model names the optimizer and its settings.
+
+    RMSprop with momentum has the same slots as a centered one.
+    """
     model = trained(script, keras.optimizers.RMSprop(1e-2, momentum=0.9))
     model.save_weights(tmp_path / "m.weights.h5")
     _, live = parent_of(tmp_path / "m.weights.h5", script, model=f"{script}:compiled")
@@ -173,11 +179,14 @@ def test_a_compiled_model_names_the_optimizer_and_its_settings(script, tmp_path)
 
 
 def test_a_users_own_optimizer_is_found_by_its_registered_name(script, tmp_path):
-    """`package>name` is how Keras knows it; without the code the error says which file to give."""
+    """A user's optimizer is found by its registered name `package>name`.
+
+    Without the code, the error says which file to give.
+    """
 
     @keras.saving.register_keras_serializable("mine")
     class MyAdam(keras.optimizers.Adam):
-        """Adam by another name."""
+        """An Adam under another name."""
 
     try:
         model = trained(script, MyAdam(1e-2))
@@ -194,7 +203,10 @@ def test_a_users_own_optimizer_is_found_by_its_registered_name(script, tmp_path)
 
 
 def test_what_leaves_no_trace_in_a_file_is_said(script, tmp_path):
-    """Nesterov, the decay of AdamW and that of averages: assumed to be Keras's defaults, unless an option says them."""
+    """Settings that leave no trace in a file are assumed to be Keras's defaults, and a line says so.
+
+    These are Nesterov, AdamW's decay and that of averages. An option overrides them.
+    """
     for optimizer, name, words in (
         (keras.optimizers.SGD(1e-2, momentum=0.9), "sgd", "SGD: momentum=0.9, nesterov=False assumed"),
         (keras.optimizers.AdamW(1e-2), "adamw", "AdamW: weight_decay=0.004 assumed"),
@@ -221,7 +233,10 @@ def scheduled():
 
 @pytest.mark.parametrize("kind", ["tf-checkpoint", "weights"])
 def test_the_schedule_of_the_users_function_is_restored_into_and_exported(script, tmp_path, kind):
-    """Neither file holds it: the function that compiled the model does, and its variables line up with the file's."""
+    """A schedule of the user's function is restored and exported although the file does not hold it.
+
+    Its variables match those of the file.
+    """
     code = tmp_path / "scheduled.py"
     code.write_text(script.read_text() + SCHEDULED)
     model = runpy.run_path(str(code))["scheduled"]()
@@ -247,7 +262,10 @@ def test_the_schedule_of_the_users_function_is_restored_into_and_exported(script
 
 
 def test_an_export_finds_the_form_of_an_unnamed_optimizer_as_training_does(script, tmp_path):
-    """SGD with momentum, the commonest of all: its slots say so."""
+    """An export finds the form of an unnamed optimizer, as training does.
+
+    It is SGD with momentum, the most common; its slots tell.
+    """
     model = trained(script, keras.optimizers.SGD(1e-2, momentum=0.9))
     model.save_weights(tmp_path / "m.weights.h5")
     options = {"format": "keras", "model": f"{script}:build", "classes": CLASSES, "pixels": "0-255"}
@@ -262,7 +280,7 @@ def test_an_export_finds_the_form_of_an_unnamed_optimizer_as_training_does(scrip
 
 
 def test_a_model_file_finds_its_neighbours_and_says_what_fails(script, tmp_path, monkeypatch):
-    """As `python FILE.py` does; a mistake in it is one line that names it, not fifty of frames."""
+    """A model file imports its neighbours as `python FILE.py` does; a mistake in it is one line."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "neighbour_of_mine.py").write_text(script.read_text())
     (tmp_path / "mine.py").write_text("from neighbour_of_mine import build\n")
@@ -274,7 +292,7 @@ def test_a_model_file_finds_its_neighbours_and_says_what_fails(script, tmp_path,
 
 
 def test_the_table_of_slots_is_kerass(script):
-    """The order in which we expect an optimizer's arrays is that in which Keras makes them, for every class and setting."""
+    """Our table of slots has Keras's order of arrays for every optimizer class and setting."""
     model = trained(script, "sgd", steps=0)
     weights = list(numpy(model.trainable_variables).values())
     known = 0
@@ -294,7 +312,7 @@ def test_the_table_of_slots_is_kerass(script):
 
 
 def test_shards_are_read_like_one_file(script, tmp_path):
-    """The index and its shards give the arrays of the single file; a missing or foreign shard is named."""
+    """Shards equal the single file; a missing or foreign shard is named."""
     model = trained(script, keras.optimizers.Adam(1e-2))
     model.save_weights(tmp_path / "one.weights.h5")
     (tmp_path / "many").mkdir()
@@ -303,7 +321,7 @@ def test_shards_are_read_like_one_file(script, tmp_path):
     assert_same_bytes(one, many)
     shards = sorted((tmp_path / "many").glob("*.h5"))
     assert len(shards) > 1
-    assert_same_bytes(one, dict(read_checkpoint(tmp_path / "many").arrays))  # one checkpoint in a folder is meant
+    assert_same_bytes(one, dict(read_checkpoint(tmp_path / "many").arrays))  # the only checkpoint of the folder
     shards[-1].unlink()
     with pytest.raises(CheckpointError, match=rf"its shard {shards[-1].name} is missing"):
         read_checkpoint(tmp_path / "many" / "m.weights.json")
@@ -317,7 +335,7 @@ def test_shards_are_read_like_one_file(script, tmp_path):
 
 @pytest.fixture
 def backup(script, tmp_path):
-    """What `BackupAndRestore(double_checkpoint=True)` leaves behind after two epochs."""
+    """Writes the files of `BackupAndRestore(double_checkpoint=True)` after two epochs."""
     model = trained(script, keras.optimizers.Adam(3e-3))
     callback = keras.callbacks.BackupAndRestore(tmp_path / "backup", double_checkpoint=True)
     callback.set_model(model)
@@ -328,7 +346,10 @@ def backup(script, tmp_path):
 
 
 def test_a_backup_folder_is_an_interrupted_training_extended_at_its_rate(backup, script, tmp_path, pictures, quiet):
-    """Recognised by content; `keep` at its rate although images are added; what it does not say is said."""
+    """A backup folder is recognised by content and extended at its rate, and a line names what it lacks.
+
+    `keep` holds although images are added.
+    """
     arguments = {"data": [str(pictures / "old")], "add": [str(pictures / "new")], "model": f"{script}:build"}
     config = from_arguments(str(backup), {**arguments, "optimizer": "adam", "out": str(tmp_path / "run")})
     plan = make_plan(config, quiet)
@@ -343,7 +364,10 @@ def test_a_backup_folder_is_an_interrupted_training_extended_at_its_rate(backup,
 
 @pytest.mark.parametrize("damage", ["weights", "metadata", "no metadata"])
 def test_a_torn_newest_pair_falls_back_to_the_one_before_by_name(backup, script, damage):
-    """Cut weights or an empty JSON, as a kill leaves them: the pair before is used, and named."""
+    """A torn newest pair falls back to the pair before it, and a line names it.
+
+    Tried: truncated weights and an empty JSON, as a kill leaves them.
+    """
     if damage == "weights":
         file = backup / "latest.weights.h5"
         file.write_bytes(file.read_bytes()[:5000])
@@ -366,7 +390,10 @@ def test_a_torn_newest_pair_falls_back_to_the_one_before_by_name(backup, script,
 
 
 def test_another_class_takes_over_what_means_the_same(tmp_path, pictures, quiet):
-    """Adam to AdamW carries both moments; to RMSprop the squares; SGD's momentum means another thing to Adam."""
+    """Another optimizer class takes over the slots that mean the same.
+
+    Adam to AdamW keeps both moments, to RMSprop the squares; SGD's momentum has another meaning than Adam's.
+    """
     run_training(out=str(tmp_path / "adam"), data=[str(pictures / "old")], optimizer="adam", **TINY)
     before = result_arrays(tmp_path / "adam")
     config = {"add": [str(pictures / "new")], "epochs": 1, "out": str(tmp_path / "other")}
@@ -394,7 +421,7 @@ def test_another_class_takes_over_what_means_the_same(tmp_path, pictures, quiet)
     ],
 )
 def test_slots_are_carried_by_their_meaning(script, old, new, kept, fresh):
-    """By meaning, to the last bit; the rest is named as fresh; iterations stay."""
+    """Slots are carried over by meaning, bit for bit; others are named as fresh; iterations stay."""
     settings = {"SGD": {"momentum": 0.9}}
     model = trained(script, getattr(keras.optimizers, old)(1e-2, **settings.get(old, {})))
     other = getattr(keras.optimizers, new)(1e-3, **settings.get(new, {}))
@@ -414,7 +441,10 @@ def test_slots_are_carried_by_their_meaning(script, old, new, kept, fresh):
 @pytest.mark.parametrize("layout", ["keras", "weights.h5", "h5"])
 @pytest.mark.parametrize(("before", "after"), [("float32", "mixed_float16"), ("mixed_float16", "float32")])
 def test_a_checkpoint_restores_into_another_precision_and_back(script, tmp_path, layout, before, after):
-    """The float32 variables under the layers are the same; the loss scale starts fresh or is not needed."""
+    """A checkpoint restores into another precision and back.
+
+    The float32 variables of the layers are the same. The loss scale starts fresh or is not needed.
+    """
     model = trained(script, keras.optimizers.Adam(1e-2), policy=before)
     path = tmp_path / f"m.{layout}"
     with pytest.MonkeyPatch.context() as patch:
@@ -439,7 +469,10 @@ def test_a_checkpoint_restores_into_another_precision_and_back(script, tmp_path,
 
 
 def test_mixed_float16_restores_with_its_loss_scale(script, tmp_path):
-    """A plain Keras file says Adam, its arrays say loss scaling: both are restored, the scale to the last bit."""
+    """A mixed_float16 checkpoint restores with its loss scale bit for bit.
+
+    A plain Keras file names Adam; its arrays show loss scaling.
+    """
     model = trained(script, keras.optimizers.Adam(1e-2), policy="mixed_float16")
     model.optimizer.dynamic_scale.assign(4096.0)
     model.save(tmp_path / "m.keras")
@@ -450,7 +483,7 @@ def test_mixed_float16_restores_with_its_loss_scale(script, tmp_path):
 
 
 def test_a_run_in_mixed_float16_is_a_parent_like_any_other(tmp_path, pictures):
-    """Trained, extended, and its `model.keras` loads in plain Keras with its optimizer."""
+    """A mixed_float16 run is extended, and its `model.keras` loads in plain Keras with its optimizer."""
     run_training(out=str(tmp_path / "a"), data=[str(pictures / "old")], precision="mixed_float16", **TINY)
     keras.config.set_dtype_policy("float32")
     record = runs.open_run(tmp_path / "a").record
@@ -473,7 +506,7 @@ def test_a_run_in_mixed_float16_is_a_parent_like_any_other(tmp_path, pictures):
 
 
 def test_names_that_shifted_still_match(script, tmp_path):
-    """A model that was the fifth of its process restores into the first of another."""
+    """Names with a shifted number match: the fifth model of a process restores into the first of another."""
     for _ in range(4):
         trained(script, "sgd", steps=0)
     model = trained(script, keras.optimizers.Adam(1e-2))
@@ -490,7 +523,10 @@ def test_names_that_shifted_still_match(script, tmp_path):
 
 
 def test_what_the_structure_leaves_over_meets_by_shape_with_a_message(tmp_path):
-    """Another nesting of the same layers: pairs that no other pairing could be are made, and said; two of a shape are not."""
+    """Variables that the structure does not match are paired by shape if only one pairing is possible.
+
+    A line says so. Two of the same shape are not paired.
+    """
 
     def flat(units):
         return keras.Sequential([keras.Input((4,)), *(keras.layers.Dense(n) for n in units)])
@@ -526,7 +562,7 @@ def test_partial_names_what_starts_fresh(script, tmp_path):
 
 
 def test_a_lambda_runs_only_with_trust(tmp_path, pictures):
-    """Without `--trust` no code of the file runs; with it the run trains, and continuing it needs the word again."""
+    """Without `--trust` no code of the file runs; continuing a run with a Lambda needs `--trust` again."""
     ran = tmp_path / "ran"
     source = f"lambda x: (__import__('pathlib').Path({str(ran)!r}).touch(), x * 2.0)[1]"
     layers = keras.layers
@@ -545,9 +581,7 @@ def test_a_lambda_runs_only_with_trust(tmp_path, pictures):
     model.save(tmp_path / "m.keras")
     ran.unlink()
     arguments = {"data": [str(pictures / "old")], "epochs": 1, "batch_size": 5, "out": str(tmp_path / "run")}
-    arguments["classes"] = ",".join(
-        CLASSES
-    )  # one step on nothing: by chance it may look as if it knew them in another order
+    arguments["classes"] = ",".join(CLASSES)  # after one step, another order may fit by chance
     with pytest.raises(ModelError, match=r"never run unless --trust"):
         run_training(str(tmp_path / "m.keras"), **arguments)
     assert not ran.exists()
