@@ -1,9 +1,11 @@
-"""Reads the names of a model's outputs, in their order, from the text and the files that people and tools write.
+"""Reads the names of a model's outputs, in order, from text or a file.
 
-read_classes("cat,dog")                    # ("cat", "dog")
-read_classes("labels.txt")                 # one name per line, or `0 ROCK` as Teachable Machine writes them
-read_classes("class_indices.json")         # {"cat": 0, "dog": 1} of Keras's generators, {"0": "cat"}, or a list
-join_classes(("a, b", "c"))                # '"a, b",c', which `read_classes` reads back
+    read_classes("cat,dog")                    # ("cat", "dog")
+    read_classes("labels.txt")                 # one name per line, or `0 ROCK` as Teachable Machine writes them
+    read_classes("class_indices.json")         # {"cat": 0, "dog": 1} of Keras's generators, {"0": "cat"}, or a list
+    join_classes(("a, b", "c"))                # '"a, b",c', which `read_classes` reads back
+
+Files may be in the formats that users and common tools write.
 """
 
 from __future__ import annotations
@@ -28,10 +30,12 @@ QUOTED = re.compile(r"\"(?:[^\"]|\"\")*\"|'[^']*'")
 
 
 def read_classes(value: str) -> tuple[str, ...]:
-    """Reads names in their order: `a,b,c` with quotes around names that hold commas, or a file.
+    """Reads class names in order from a file or from text such as `a,b,c`.
+
+    Names that hold commas are quoted.
 
     Raises:
-        UsageError: a name occurs twice, there is none, or numbers leave a gap.
+        UsageError: if a name occurs twice, there are no names, or the numbers have a gap.
     """
     path = Path(value)
     is_file = _is_file(path)
@@ -50,7 +54,7 @@ def read_classes(value: str) -> tuple[str, ...]:
 
 
 def join_classes(names: Iterable[str]) -> str:
-    """Writes names as `--classes` reads them, with quotes where a name holds a comma or a quote."""
+    """Formats names for `--classes`, quoting names that hold commas or quotes."""
     return ",".join(
         '"' + name.replace('"', '""') + '"' if re.search(r"[,\"']", name) or name != name.strip() else name
         for name in names
@@ -58,7 +62,9 @@ def join_classes(names: Iterable[str]) -> str:
 
 
 def names_of(classes: str | Sequence[str] | Mapping[Any, Any] | None) -> tuple[str, ...] | None:
-    """Reads what a Python caller gives: a text as `--classes`, names in their order, or a mapping of names and numbers.
+    """Reads class names given in Python: text, a sequence, or a mapping with numbers.
+
+    Text has the format of `--classes`. A mapping maps names to numbers or numbers to names.
 
     Raises:
         UsageError: as `read_classes` does.
@@ -76,13 +82,13 @@ def names_of(classes: str | Sequence[str] | Mapping[Any, Any] | None) -> tuple[s
 
 
 class _NoNamesError(Exception):
-    """Why a text gives no names in an order."""
+    """Raised if a text gives no ordered names; the message is the reason."""
 
 
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # names by the hundred are too long for a path
+    except OSError:  # a long list of names exceeds the length limit of a path
         return False
 
 
@@ -172,19 +178,22 @@ def _from_table(text: str, delimiter: str) -> tuple[str, ...]:
 
 
 def _name_column(header: Sequence[str], numbers: int, width: int) -> int:
-    """The column of names: the one whose header says so, else the first that is not the numbers."""
+    """Returns the column of names.
+
+    This is the column whose header says so, else the first that does not hold the numbers.
+    """
     others = [column for column in range(width) if column != numbers]
     named = [column for column in others if column < len(header) and header[column].lower() in HEADERS]
     return (named or others)[0]
 
 
 def _counts(numbers: Sequence[int]) -> bool:
-    """Tells whether these are 0, 1, 2 and so on, or 1, 2, 3, in any order."""
+    """Returns True if the sorted numbers count from 0 or from 1 without gaps."""
     return bool(numbers) and sorted(numbers) in (list(range(len(numbers))), list(range(1, len(numbers) + 1)))
 
 
 def _row(text: str) -> list[str]:
-    """Names between commas; quotes, double or single, hold a name with commas together."""
+    """Splits names at commas outside single or double quotes."""
     parts = re.findall(r"\s*(\"(?:[^\"]|\"\")*\"|'[^']*'|[^,]*?)\s*(?:,|$)", text)
     return [_unquoted(part) for part in parts if part]
 

@@ -1,10 +1,11 @@
-"""Keeps the trace of a process that dies in native code, where no `except` and no `finally` runs.
+"""Keeps the traceback of a process that crashes in native code.
 
-    crash.show_traces()                        # a command begins: the trace goes to stderr
+    crash.show_traces()                        # at the start of a command: the trace goes to stderr
     with crash.traced(run.path): ...           # while a run trains: into the run
-    crash.found(run.path)                      # at the next start: what killed the process before, or None
+    crash.found(run.path)                      # at the next start: the previous process's crash, or None
 
-Python's own `faulthandler` writes the trace, for SIGSEGV, SIGABRT, SIGBUS, SIGFPE and SIGILL.
+After such a crash neither `except` nor `finally` runs. Python's `faulthandler` writes the trace, for SIGSEGV, SIGABRT,
+SIGBUS, SIGFPE and SIGILL.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ _ours = False
 
 @dataclass(frozen=True)
 class Crash:
-    """A process that died in native code.
+    """A process that crashed in native code.
 
     Attributes:
-        reason: what the system calls it, for example "Segmentation fault".
+        reason: the system's name of the signal, for example "Segmentation fault".
         trace: the file that holds the trace.
     """
 
@@ -38,7 +39,7 @@ class Crash:
     trace: Path
 
     def tell(self, choice: str = "--backend ") -> str:
-        """Says that it died so, and what to try; `choice` is how a backend is chosen here."""
+        """Describes the crash and what to try; `choice` is how a backend is selected."""
         return (
             f"the process before this one died in native code ({self.reason}), not in Python: its trace is {self.trace}. "
             f"If it dies again: {way_on(choice)}"
@@ -46,7 +47,7 @@ class Crash:
 
 
 def way_on(choice: str = "--backend ") -> str:
-    """Says what to try after a death in native code, under the backend of this process."""
+    """Suggests what to try after a crash in native code, for the current backend."""
     backend = sys.modules["keras"].config.backend() if "keras" in sys.modules else "tensorflow"
     if backend == "jax":
         return f"try {choice}tensorflow"
@@ -54,29 +55,30 @@ def way_on(choice: str = "--backend ") -> str:
 
 
 def death(returncode: int) -> str | None:
-    """Says which signal of native code killed a child process, and what to try; None where it ended in another way."""
+    """Describes a child process's crash in native code; None for any other exit."""
     deadly = {signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, getattr(signal, "SIGBUS", signal.SIGSEGV)}
     name = next((number.name for number in deadly if returncode in {-number, 128 + number}), None)
     return f"died in native code ({name}): {way_on()}" if name else None
 
 
 def show_traces() -> None:
-    """Turns traces on stderr on for this process, unless somebody else has turned them on."""
+    """Enables traces on stderr for this process, unless they are already enabled."""
     global _ours  # noqa: PLW0603  # one fault handler per process
     if not faulthandler.is_enabled():
-        with contextlib.suppress(OSError, ValueError, RuntimeError, AttributeError):  # stderr may be no file
+        with contextlib.suppress(OSError, ValueError, RuntimeError, AttributeError):  # stderr may not be a file
             faulthandler.enable()
             _ours = True
 
 
 class Trace:
-    """The fault handler of this process, writing into a folder from `begin` to `end`.
+    """Writes this process's fault trace into a folder, from `begin` to `end`.
 
-    Where somebody else turned the fault handler on (PYTHONFAULTHANDLER, pytest) it stays theirs, because Python cannot say
-    where it writes. A notebook's kernel writes to its log, where no user looks: there it is taken, and given back.
+    A fault handler that other code enabled (PYTHONFAULTHANDLER, pytest) is kept, because Python cannot say where it
+    writes. A notebook's kernel is the exception: its handler writes to a log that no user reads. It is replaced, and
+    restored in `end`.
 
     Args:
-        folder: of a run or of backups.
+        folder: the folder of a run or of backups.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -84,7 +86,10 @@ class Trace:
         self._file: IO[bytes] | None = None
 
     def begin(self) -> None:
-        """Takes the fault handler; a folder that cannot be written is no reason not to train."""
+        """Starts writing traces into the folder.
+
+        A folder that cannot be written is ignored: training continues without traces.
+        """
         if self._file is not None or (faulthandler.is_enabled() and not _ours and NOTEBOOK not in sys.modules):
             return
         with contextlib.suppress(OSError):
@@ -94,7 +99,7 @@ class Trace:
             faulthandler.enable(self._file)
 
     def end(self) -> None:
-        """Gives the fault handler back and removes the file: nobody died."""
+        """Restores the previous fault handler and removes the file, as nothing crashed."""
         if self._file is None:
             return
         faulthandler.disable()
@@ -102,14 +107,17 @@ class Trace:
             with contextlib.suppress(OSError, ValueError, RuntimeError, AttributeError):
                 faulthandler.enable(sys.__stderr__ or sys.stderr)
         with self._file as file, contextlib.suppress(OSError):
-            if os.path.samestat(os.fstat(file.fileno()), self._path.stat()):  # another process may have the run by now
+            if os.path.samestat(os.fstat(file.fileno()), self._path.stat()):  # the file of another process is kept
                 self._path.unlink()
         self._file = None
 
 
 @contextlib.contextmanager
 def traced(folder: Path) -> Iterator[None]:
-    """Writes the trace of a death in native code into the folder; however the block ends otherwise, no file is left."""
+    """Writes the trace of a native crash in the block into the folder.
+
+    If the block ends in any other way, no file is left.
+    """
     trace = Trace(folder)
     trace.begin()
     try:
@@ -119,9 +127,10 @@ def traced(folder: Path) -> Iterator[None]:
 
 
 def found(folder: Path) -> Crash | None:
-    """Looks for the trace of a process that died in native code, and keeps it under another name; None where none did.
+    """Returns the previous process's crash, and keeps its trace; None without a crash.
 
-    Call with the folder's lock held, before `traced`.
+    The trace is renamed so that the next crash does not overwrite it. Call with the folder's lock held, before
+    `traced`.
     """
     path = folder / TRACE
     with contextlib.suppress(OSError):

@@ -1,8 +1,8 @@
-"""`kresume demo`: the whole story on real digits, in about a minute.
+"""Implements `kresume demo`: trains, kills, continues and extends a run on real digits.
 
-The pictures are the 1,797 handwritten digits that come packaged with scikit-learn (UCI ML hand-written digits, 43 people).
-They are stored in the order in which they were collected, so "old" and "new" are different hands. The commands that are run
-are printed as a user would type them.
+It lasts about a minute. The images are the 1,797 handwritten digits of scikit-learn (UCI ML hand-written digits, 43
+people). They are stored in the order of collection, so "old" and "new" come from different people. The demo prints its
+commands as a user would type them.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from kresume.checkpoints import snapshot
 from kresume.errors import KresumeError
 from kresume.progress import Reporter
 
-OLD, NEW = 500, 800  # of 1,797; the rest, other hands again, is the test
+OLD, NEW = 500, 800  # of 1,797; the rest, from other people again, is the validation split
 SIDE = 32
 KILL_AFTER_STEPS = 20
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo showed."""
+    """The metrics before and after the new images were added."""
 
     folder: str
     before: dict[str, Any]
     after: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON form."""
+        """Returns the JSON form."""
         return dict(vars(self))
 
     def __str__(self) -> str:
@@ -56,7 +56,10 @@ class DemoResult:
 
 
 def write_digits(folder: Path) -> None:
-    """Writes scikit-learn's digits as PNG files into `old/`, `new/` and `test/`, one folder per class."""
+    """Writes scikit-learn's digits as PNG files into `old/`, `new/` and `test/`.
+
+    Each class has its own folder.
+    """
     from PIL import Image
     from sklearn.datasets import load_digits
 
@@ -70,14 +73,14 @@ def write_digits(folder: Path) -> None:
 
 
 def run(directory: str | Path, reporter: Reporter) -> DemoResult:
-    """Trains on the old digits, kills a training in the middle, continues it, adds the new digits.
+    """Trains on old digits, kills and continues that training, then adds new digits.
 
     Args:
-        directory: where pictures and runs are written; must be empty or not there yet.
-        reporter: told what happens.
+        directory: folder for images and runs; must be empty or not exist.
+        reporter: prints each step.
 
     Raises:
-        KresumeError: the folder is not empty, or a command failed.
+        KresumeError: if the folder is not empty, or a command fails.
     """
     folder = Path(directory)
     if folder.exists() and any(folder.iterdir()):

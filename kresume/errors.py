@@ -1,8 +1,7 @@
-"""What can go wrong, one class per kind of mistake.
+"""Defines the errors that a user can correct, one class per kind of mistake.
 
 Every message is one line that says what is wrong, where, what was expected and what to do. The command line prints it
-and leaves with `exit_code`; no traceback is shown for these classes, so anything that is a bug in kresume must not be
-one of them.
+and exits with `exit_code`. It shows no traceback for these classes, so a bug in kresume must never raise one of them.
 """
 
 from __future__ import annotations
@@ -11,27 +10,36 @@ from collections.abc import Sequence
 
 
 class KresumeError(Exception):
-    """The base of every error that a user can mend. Exit code 1."""
+    """Base class of all errors that a user can correct.
+
+    Exit code 1.
+    """
 
     exit_code = 1
 
 
 class UsageError(KresumeError, ValueError):
-    """The call itself is wrong: an option, a combination of options, a key of a YAML file. Exit code 2."""
+    """Raised for a wrong option, combination of options, or key of a YAML file.
+
+    Exit code 2.
+    """
 
     exit_code = 2
 
 
 class ConfigMismatch(UsageError):
-    """The same run was asked for with other options. Exit code 2."""
+    """Raised if an existing run is requested with other options.
+
+    Exit code 2.
+    """
 
 
 class CheckpointError(KresumeError):
-    """A checkpoint is missing, broken, of no known kind, or of another model."""
+    """Raised if a checkpoint is missing, damaged, of unknown format, or of another model."""
 
 
 class RestoreError(CheckpointError):
-    """Some variables could not be restored.
+    """Raised if some variables could not be restored.
 
     Attributes:
         rows: the table that the command line prints above the message: (variable, expected, found, what happened).
@@ -45,39 +53,54 @@ class RestoreError(CheckpointError):
 
 
 class ModelError(KresumeError):
-    """A model could not be built from what `--model` or the checkpoint gives."""
+    """Raised if no model can be built from `--model` or the checkpoint."""
 
 
 class ImagesError(KresumeError):
-    """A source of images is missing, empty, or not what it was taken for."""
+    """Raised if a source of images is missing, empty, or of an unexpected kind."""
 
 
 class RunError(KresumeError):
-    """A run directory is not one, is held by another process, or cannot do what was asked of it."""
+    """Raised if a directory is no run, or the run does not allow the request.
+
+    For example, another process may hold the run's lock.
+    """
 
 
 class TrainingError(KresumeError):
-    """Training itself failed, a NaN loss for instance."""
+    """Raised if training itself fails, for example with a NaN loss."""
 
 
 class GateFailed(KresumeError):
-    """A finished run did not meet its `--require` or `--max-*` gates. Exit code 3."""
+    """Raised if a finished run fails its `--require` or `--max-*` gates.
+
+    Exit code 3.
+    """
 
     exit_code = 3
 
 
 class NothingNew(KresumeError):
-    """The sources hold no image that the parent has not seen. Exit code 4."""
+    """Raised if the sources hold no image that is new to the parent.
+
+    Exit code 4.
+    """
 
     exit_code = 4
 
 
 class MissingPackage(KresumeError, ImportError):
-    """A package that this feature needs is not installed; the message gives the pip command."""
+    """Raised if a feature needs a package that is not installed.
+
+    The message gives the pip command.
+    """
 
 
 class Stopped(KresumeError):
-    """Training was stopped from outside after a snapshot was written. Exit code 75 (SIGTERM) or 130 (Ctrl-C)."""
+    """Raised after training was stopped from outside and a snapshot was written.
+
+    Exit code 75 (SIGTERM) or 130 (Ctrl-C).
+    """
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -85,4 +108,7 @@ class Stopped(KresumeError):
 
 
 class ExportError(KresumeError):
-    """An export differs from the model, or a format cannot hold it. Nothing was left at the destination."""
+    """Raised if an export differs from the model, or the format cannot hold it.
+
+    Nothing is left at the destination.
+    """

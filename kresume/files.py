@@ -1,11 +1,11 @@
-"""Writes that happen whole or not at all.
+"""Writes files and directories atomically.
 
     write_json(run / "run.json", facts)                     # temporary file, flushed, renamed over
     with new_directory(snapshots / "step-00001200") as tmp:  # the name appears when all of it is on disk
         (tmp / "state.safetensors").write_bytes(...)
 
-A crash at any instant leaves the old file or the new one, never half of either: POSIX `rename` is atomic, and each file
-is flushed to the disk before the rename and its directory after it, so the order also holds through a power cut.
+A crash at any time leaves either the old file or the new one, never a partial file. POSIX `rename` is atomic. Each file
+is flushed to disk before the rename and its directory after it, so the order also survives a power failure.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ABANDONED_SECONDS = 24 * 3600.0
 
 
 def flush_file(path: Path) -> None:
-    """Asks the disk to hold `path`'s bytes before we go on."""
+    """Flushes a file's bytes to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -39,14 +39,17 @@ def flush_file(path: Path) -> None:
 
 
 def flush_directory(path: Path) -> None:
-    """Asks the disk to hold the names in `path`. A no-op where directories cannot be opened (Windows)."""
+    """Flushes the names in a directory to disk.
+
+    Does nothing where directories cannot be opened (Windows).
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except (PermissionError, IsADirectoryError):
         return
     try:
         os.fsync(descriptor)
-    except OSError as error:  # some network file systems refuse fsync on a directory, after the rename has been done
+    except OSError as error:  # some network file systems refuse fsync on a directory; the rename is done
         import errno
 
         if error.errno not in {errno.EINVAL, errno.ENOTSUP, errno.EBADF}:
@@ -56,15 +59,18 @@ def flush_directory(path: Path) -> None:
 
 
 def temporary_beside(path: Path) -> Path:
-    """A name in the same directory (so that a rename stays on one file system) that no reader looks at."""
+    """Returns an unused temporary name in the directory of `path`.
+
+    The same directory keeps the rename on one file system. Readers ignore such names.
+    """
     return path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{uuid.uuid4().hex[:8]}")
 
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary path; when the block ends without an exception it becomes `path`, flushed.
+    """Yields a temporary path that becomes `path`, flushed, if the block succeeds.
 
-    Replaces `path` if it stands. On an exception the temporary file is removed and `path` is as it was.
+    Replaces an existing `path`. On an exception the temporary file is removed and `path` is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
@@ -80,7 +86,10 @@ def new_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def temporary_copy(path: Path, ending: str) -> Iterator[Path]:
-    """Yields a copy of a file under another ending, for readers that look at names; removed afterwards."""
+    """Yields a temporary copy of a file under another ending.
+
+    For readers that depend on the ending.
+    """
     with tempfile.TemporaryDirectory(prefix="kresume-") as folder:
         copy = Path(folder) / f"{path.name}{ending}"
         shutil.copyfile(path, copy)
@@ -89,15 +98,17 @@ def temporary_copy(path: Path, ending: str) -> Iterator[Path]:
 
 @contextmanager
 def new_directory(path: Path, replaced: Path | None = None) -> Iterator[Path]:
-    """Yields a temporary directory; when the block ends without an exception it becomes `path`, every file flushed.
+    """Yields a temporary directory that becomes `path` if the block succeeds.
+
+    Every file in it is flushed first.
 
     Args:
-        path: its name in the end.
-        replaced: where to move what stands at `path` by then; directories cannot be renamed over each other, so a crash may
-            find the old one under this name and no `path`. None refuses what stands.
+        path: the directory's final name.
+        replaced: new name for an existing `path`. A directory cannot be renamed over another, so after a crash the old
+            one may have this name while `path` is missing. None refuses an existing `path`.
 
     Raises:
-        FileExistsError: `path` stands already, and `replaced` is None; what is in it is left alone.
+        FileExistsError: if `path` exists and `replaced` is None; its content is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and replaced is None:
@@ -123,18 +134,21 @@ def new_directory(path: Path, replaced: Path | None = None) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Writes `data` to `path`, whole or not at all."""
+    """Writes `data` to `path` atomically."""
     with new_file(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes `text` to `path` as UTF-8, whole or not at all."""
+    """Writes `text` to `path` as UTF-8, atomically."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON, whole or not at all. NaN is refused: no JSON reader agrees on it."""
+    """Writes `value` as indented JSON, atomically.
+
+    NaN is refused, because JSON readers disagree on it.
+    """
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -142,7 +156,7 @@ def read_json(path: Path) -> Any:
     """Reads a JSON file.
 
     Raises:
-        ValueError: it holds no JSON; the message names the file and the line.
+        ValueError: if the file holds no valid JSON; the message names the file and the line.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -151,40 +165,45 @@ def read_json(path: Path) -> Any:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Appends one line in a single write and flushes it. A reader must still expect a torn line where a crash was."""
+    """Appends one line in a single write and flushes it.
+
+    A crash can leave a partial line, so readers must expect one.
+    """
     before = path.stat().st_size if path.exists() else 0
     try:
         with path.open("ab+") as file:
             if before:
                 file.seek(-1, os.SEEK_END)
-            torn = before > 0 and file.read(1) != b"\n"  # or this line would be lost with the torn one
+            torn = before > 0 and file.read(1) != b"\n"  # without a newline, this line would be lost with the torn one
             file.write(b"\n" * torn + line.encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
     except OSError:
-        # Whole or not at all: whoever tries again must not find half of it, or all of it, in the file.
+        # Restore the old length: a retry must not find the line, or a part of it, in the file.
         with contextlib.suppress(OSError):
             os.truncate(path, before)
         raise
 
 
 def modified(path: Path) -> str:
-    """When a file was last written, in UTC, as ISO 8601 to the second."""
+    """Returns a file's modification time in UTC, as ISO 8601 to the second."""
     return datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC).isoformat(timespec="seconds")
 
 
 def sha256_of_file(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
+    """Returns the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remove_leftovers(directory: Path, but: str = "") -> None:
-    """Removes the temporary files and directories that a killed process left in `directory`. Holder of the lock only.
+    """Removes temporary files and directories that a killed process left behind.
+
+    Call only with the run's lock held.
 
     Args:
-        directory: where they are.
-        but: the name of a file whose temporary ones stay: somebody may be writing it.
+        directory: the directory to clean.
+        but: a file name whose temporary files are kept, because another process may be writing that file.
     """
     for leftover in directory.glob(f"{TEMPORARY_PREFIX}*"):
         if not but or not leftover.name.startswith(f"{TEMPORARY_PREFIX}{but}"):
@@ -192,11 +211,14 @@ def remove_leftovers(directory: Path, but: str = "") -> None:
 
 
 def remove_abandoned(directory: Path, name: str | None = None) -> None:
-    """Removes those that are older than a day: where nobody holds a lock, a process may be at work on a younger one.
+    """Removes temporary files and directories older than a day.
+
+    For directories without a lock: another process may still use a younger one.
 
     Args:
-        directory: where they are.
-        name: of what they were to become, in a folder that holds other people's files; None in a folder of ours.
+        directory: the directory to clean.
+        name: final name of the temporary files, for a folder that holds other files; None for a folder that kresume
+            owns.
     """
     pattern = re.compile(
         f"{re.escape(TEMPORARY_PREFIX + name)}-[0-9a-f]{{8}}" if name else f"{re.escape(TEMPORARY_PREFIX)}.*"
@@ -204,7 +226,7 @@ def remove_abandoned(directory: Path, name: str | None = None) -> None:
     for leftover in directory.iterdir() if directory.is_dir() else ():
         if not pattern.fullmatch(leftover.name):
             continue
-        with contextlib.suppress(OSError):  # another process was faster, or it is not ours to touch
+        with contextlib.suppress(OSError):  # removed by another process, or not permitted
             if time.time() - leftover.stat().st_mtime > ABANDONED_SECONDS:
                 _remove(leftover)
 

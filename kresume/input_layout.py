@@ -1,10 +1,10 @@
-"""How a model takes a picture: its colours, the order of its axes, and whether it is one row of numbers.
+"""Describes the image layout that a model expects: colours, axis order, flat or not.
 
     layout, size = read_layout((28, 28, 1))               # grey (height, width, 1), (28, 28)
     layout, size = read_layout((784,), axes="wh")         # grey, 784 numbers, column by column
-    layout.shape((28, 28))                                # the shape of one picture, as the model takes it
+    layout.shape((28, 28))                                # the shape of one input image
 
-A shape is that of the model's input without the batch. `kresume.images.inputs` does what a layout says.
+Shapes are those of the model's input without the batch. `kresume.images.inputs` applies a layout to images.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from kresume.errors import UsageError
 
 AXES = tuple("".join(axes) for letters in ("hwc", "hw") for axes in permutations(letters))
-"""Every order of height, width and channels; grey pictures may have no axis of channels."""
+"""All orders of height, width and channels; grey images may have no channel axis."""
 
 Shape = Sequence[int | None]
 Size = tuple[int, int]
@@ -26,15 +26,15 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class InputLayout:
-    """How a model takes a picture.
+    """The layout of a model's input image.
 
     Attributes:
         channels: 3 for red, green and blue, 1 for grey.
-        axes: order of height, width and channels, `"hwc"` or `"chw"` for example; `"hw"` has no axis of channels.
-        flat: the numbers are one row in that order.
+        axes: order of height, width and channels, for example `"hwc"` or `"chw"`; `"hw"` has no channel axis.
+        flat: True if the numbers form a single axis in that order.
 
     Raises:
-        ValueError: it is no layout.
+        ValueError: if the arguments form no layout.
     """
 
     channels: int = 3
@@ -46,7 +46,7 @@ class InputLayout:
             raise ValueError(f"no input layout: {self.channels} channels, axes {self.axes}")
 
     def shape(self, size: Size) -> tuple[int, ...]:
-        """Returns the shape of one picture of `(height, width)`."""
+        """Returns the shape of one image of `(height, width)`."""
         sides = self.sides(size)
         return (math.prod(sides),) if self.flat else sides
 
@@ -56,14 +56,14 @@ class InputLayout:
         return tuple(lengths[axis] for axis in self.axes)
 
     def sizes(self, shape: Shape, size: Size | None = None) -> list[Size | None]:
-        """Returns the `(height, width)` with which pictures of this layout have a shape.
+        """Returns the `(height, width)` at which images of this layout have a given shape.
 
         Args:
-            shape: of the input, without the batch.
-            size: what pictures are known to have: a row of numbers need not be a square.
+            shape: shape of the input, without the batch.
+            size: known image size; an image stored as one axis need not be square.
 
         Returns:
-            Nothing where none has it; None stands for any size.
+            A list of sizes, empty if no size has the shape; None in it means any size.
         """
         if self.flat:
             return self._sizes_of_row(shape[0] if len(shape) == 1 else None, size)
@@ -97,7 +97,7 @@ class InputLayout:
         """Reads the JSON form.
 
         Raises:
-            KeyError, TypeError, ValueError: it is not one.
+            KeyError, TypeError, ValueError: if `value` is not the JSON form of a layout.
         """
         return cls(int(value["channels"]), str(value["axes"]), bool(value["flat"]))
 
@@ -113,36 +113,36 @@ PREFERRED = (
     InputLayout(1, "hw", flat=True),
     InputLayout(3, "hwc", flat=True),
 )
-"""The layouts that a shape alone can mean, the likeliest first."""
+"""The layouts that a shape alone can mean, most likely first."""
 
 
 def read_layout(shape: Shape, size: Size | None = None, axes: str | None = None) -> tuple[InputLayout, Size | None]:
-    """Finds how a model takes a picture by the shape of its input.
+    """Finds the image layout from the shape of a model's input.
 
     Args:
-        shape: of the input, without the batch; None for an axis of any length.
-        size: `(height, width)` that pictures are known to have; decides where a shape can mean several.
-        axes: order of the axes that the user says (`--axes`); None for what the shape tells.
+        shape: shape of the input, without the batch; None for an axis of any length.
+        size: known `(height, width)` of the images; decides if a shape can have several meanings.
+        axes: axis order given by the user (`--axes`); None to infer it from the shape.
 
     Returns:
-        The layout, and the `(height, width)` that the shape fixes, or None where it takes any.
+        The layout, and the `(height, width)` that the shape fixes, or None if any size fits.
 
     Raises:
-        UsageError: no layout has that shape; the message says what to give.
+        UsageError: if no layout has that shape; the message says what to give.
     """
     if axes is not None and axes not in AXES:
         raise UsageError(f"--axes {axes}: give the order of height, width and channels: {', '.join(AXES)}")
     fitting = [(layout, found) for layout in _candidates(axes) for found in layout.sizes(shape, size)]
     if not fitting:
         raise UsageError(_refusal(tuple(shape), size, axes))
-    # A size that is known chooses among several; one that none has is the caller's to name.
+    # A known size chooses among several layouts; the caller reports a size that no layout has.
     return next(((layout, found) for layout, found in fitting if found == size), fitting[0])
 
 
 def alternatives(layout: InputLayout) -> tuple[InputLayout, ...]:
-    """Returns the layouts of the same shape that nothing but the model's answers tells apart, the likeliest first.
+    """Returns layouts of the same shape that only the model's predictions can distinguish.
 
-    Only a row of numbers hides its order.
+    The most likely comes first. Only a flat layout has alternatives, because its shape does not show the axis order.
     """
     if not layout.flat:
         return (layout,)

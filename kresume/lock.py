@@ -1,12 +1,12 @@
-"""One process at a time on a run.
+"""Locks a run, so that only one process at a time trains it.
 
     with Lock(run_path) as lock:
         ...
-        lock.check()            # before each commit: is it still ours?
+        lock.check()            # before each commit: is the lock still held?
 
-The lock is a file that names host, pid and the process's start time, with a heartbeat. On the same host a holder is alive
-if that pid still runs and started at that time; on another host (a machine that may be gone) if its heartbeat is younger
-than `STALE_SECONDS`.
+The lock is a file that names host, pid and the process's start time, with a heartbeat. A holder on the same host is
+alive if its pid is running with that start time. A holder on another host (whose machine may be gone) is alive if its
+heartbeat is younger than `STALE_SECONDS`.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ STALE_SECONDS = 180.0
 
 
 def process_start(pid: int) -> str | None:
-    """When `pid` started, in the kernel's clock ticks, or None if there is no such process.
+    """Returns a process's start time in kernel clock ticks; None without such a process.
 
-    Where `/proc` is missing (macOS, Windows) a living process gives an empty string: then only the pid is compared.
+    Without `/proc` (macOS, Windows) a living process returns an empty string; then only the pid is compared.
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
@@ -50,12 +50,15 @@ def process_start(pid: int) -> str | None:
         return ""
     except OSError:
         return None
-    fields = stat.rpartition(")")[2].split()  # the command's name may hold spaces and parentheses
+    fields = stat.rpartition(")")[2].split()  # the command's name may contain spaces and parentheses
     return None if fields[0] in "ZX" else fields[19]
 
 
 def read_holder(run: Path) -> dict[str, Any] | None:
-    """The content of the lock file, None if nobody holds the run. An unreadable file counts as no holder: it was torn."""
+    """Returns the content of the lock file, None if the run is not locked.
+
+    An unreadable file counts as not locked, because its write was interrupted.
+    """
     try:
         holder = json.loads((run / NAME).read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
@@ -66,7 +69,7 @@ def read_holder(run: Path) -> dict[str, Any] | None:
 
 
 def is_alive(holder: Mapping[str, Any], *, host: str, clock: Callable[[], float] = time.time) -> bool:
-    """Whether the process that a lock file names may still be at work."""
+    """Returns True if the process that a lock file names may still be running."""
     if holder["host"] == host:
         start = process_start(int(holder["pid"]))
         return start is not None and (not start or start == holder["start"])
@@ -74,13 +77,13 @@ def is_alive(holder: Mapping[str, Any], *, host: str, clock: Callable[[], float]
 
 
 class Lock:
-    """Holds a run for this process, with a heartbeat from a daemon thread.
+    """Locks a run for this process, with a heartbeat from a daemon thread.
 
     Args:
         run: the run's directory.
-        take_over: take the lock from a holder on another host without waiting for its heartbeat to grow old.
-        way_on: how the user takes the lock over, for the messages.
-        say: told each time we wait: a text with a countdown.
+        take_over: take the lock from a holder on another host without waiting for its heartbeat to expire.
+        way_on: the option that takes the lock over, for messages.
+        say: called with a text and a countdown before each wait.
     """
 
     def __init__(
@@ -106,13 +109,13 @@ class Lock:
         self._thread: threading.Thread | None = None
 
     def acquire(self, *, again: bool = False) -> None:
-        """Takes the lock.
+        """Acquires the lock.
 
         Args:
-            again: a lock that this very process holds is no obstacle (a notebook cell that is run once more).
+            again: accept a lock that this process already holds (a notebook cell that is run again).
 
         Raises:
-            RunError: a living process holds it; the message names its host and pid.
+            RunError: if a living process holds the lock; the message names its host and pid.
         """
         while (holder := read_holder(self.run)) is not None and is_alive(holder, host=self.host, clock=self.clock):
             who = f"pid {holder['pid']} on {holder['host']}"
@@ -148,14 +151,14 @@ class Lock:
 
     @property
     def held(self) -> bool:
-        """Whether `acquire` has taken it."""
+        """Returns True from `acquire` until `release`."""
         return self._thread is not None
 
     def check(self) -> None:
-        """Makes sure that the lock is still ours.
+        """Checks that this process still holds the lock.
 
         Raises:
-            RunError: another process has taken the run over; nothing more may be written to it.
+            RunError: if another process has taken the run over; nothing more may be written to it.
         """
         holder = read_holder(self.run)
         if holder is None or holder.get("token") != self.token:
@@ -163,14 +166,12 @@ class Lock:
             raise RunError(f"{self.run} was taken over (it is held by {who}): this process writes nothing more to it")
 
     def release(self) -> None:
-        """Gives the lock back; if it was taken over, leaves it to its new holder."""
+        """Releases the lock, unless another process has taken it over."""
         self._stop.set()
         if self._thread is not None:
-            self._thread.join(HEARTBEAT_SECONDS)  # it may be waiting for a disk that is gone
+            self._thread.join(HEARTBEAT_SECONDS)  # bounded, as it may wait for a disk that is gone
             self._thread = None
-        with contextlib.suppress(
-            OSError
-        ):  # then too: on this host the lock ends with its process, elsewhere with its heartbeat
+        with contextlib.suppress(OSError):  # if the disk is gone, the lock expires with this process or its heartbeat
             holder = read_holder(self.run)
             if holder is not None and holder.get("token") == self.token:
                 (self.run / NAME).unlink(missing_ok=True)
@@ -193,9 +194,9 @@ class Lock:
                 self.check()
                 self._write()
             except RunError:
-                return  # taken over: the training thread finds out at its next commit
+                return  # taken over: the training thread raises at its next commit
             except OSError:
-                continue  # the disk is away for a moment: the next beat tries again
+                continue  # the disk may be gone only briefly: retry at the next beat
 
     def __enter__(self) -> Lock:
         if not self.held:

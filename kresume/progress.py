@@ -1,13 +1,13 @@
-"""What a person sees while we work: facts, tables and progress, on stderr through rich.
+"""Prints facts, tables and progress to stderr, using rich.
 
     report = Reporter()
     report.say("rate: 0.01 (checkpoint) -> 0.0001 by step 40")
     with report.progress("prepare", total=2000, unit="images") as advance:
         advance(1)
 
-On a terminal a bar with rate and time left is drawn; elsewhere a plain line every few seconds, so that a log file reads
-well. Nothing here ever asks a question. Library code takes a `Reporter` and never prints by itself; results go to stdout
-from `cli.py` alone.
+A terminal shows a bar with rate and time left. Other outputs get a plain line every few seconds, so that log files stay
+readable. Nothing here asks a question. Library code uses a `Reporter` and never prints; only `cli.py` prints results to
+stdout.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PLAIN_EVERY_SECONDS = 15.0
 
 
 class Reporter:
-    """Prints facts and progress. `quiet=True` drops everything but warnings."""
+    """Prints facts and progress; `quiet=True` suppresses everything but warnings."""
 
     def __init__(self, stream: TextIO | None = None, *, quiet: bool = False) -> None:
         from rich.console import Console
@@ -31,12 +31,12 @@ class Reporter:
         self.quiet = quiet
 
     def say(self, text: str) -> None:
-        """Prints one fact, as it is (no markup is read in it: file names hold brackets)."""
+        """Prints one fact without interpreting markup, because file names may hold brackets."""
         if not self.quiet:
             self.console.print(text, markup=False)
 
     def warn(self, text: str) -> None:
-        """Prints something that a person should act on, quiet or not."""
+        """Prints a warning that the user should act on, even if `quiet`."""
         self.console.print(f"warning: {text}", markup=False, style="yellow")
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -57,7 +57,10 @@ class Reporter:
 
     @contextmanager
     def progress(self, label: str, total: int | None, unit: str = "") -> Iterator[Callable[[int], None]]:
-        """Yields `advance(count)`, safe to call from several threads. One at a time: a bar is drawn while the block lasts."""
+        """Yields a thread-safe `advance(count)` and shows the progress of the block.
+
+        Only one progress may be active at a time.
+        """
         if self.quiet:
             yield lambda count: None
         elif self.console.is_terminal:

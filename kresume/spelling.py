@@ -1,13 +1,13 @@
-"""Spells options in messages as the user gives them: as flags, or as arguments in Python.
+"""Formats options in messages as the user writes them: flags or Python arguments.
 
     raise UsageError(f"{option('mix', mix)}: give concat or OLD:NEW")   # --mix 1:1, or mix='1:1'
 
-An entry point says once how its user writes them; where one calls another the outermost decides:
+An entry point declares its user's notation once. If one entry point calls another, the outermost decides:
 
     @spelled(as_argument)
     def resume(...): ...
 
-Flags are the default. A message never spells an option itself where a function of Python may raise it.
+The default is flags. A message that a Python function may raise must use `option` for every option it names.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from contextvars import ContextVar
 
 Value = str | bool | float | None
 Speller = Callable[[str, Value], str]
-"""Takes an option's name as a flag has it (`on-missing`) and perhaps its value; returns both as the user would write them."""
+"""Formats an option: expects its flag name (`on-missing`) and optionally its value."""
 
 
 def as_flag(name: str, value: Value) -> str:
@@ -43,20 +43,20 @@ _speller: ContextVar[Speller | None] = ContextVar("speller", default=None)
 
 
 def option(name: str, value: Value = None) -> str:
-    """Spells an option for whoever is there.
+    """Formats an option in the current user's notation.
 
     Args:
-        name: as a flag has it, without the dashes.
-        value: what to give; True for a switch, None where the option alone is meant.
+        name: the flag's name without dashes.
+        value: the value to give; True for a switch, None for the option alone.
     """
     return (_speller.get() or as_flag)(name, value)
 
 
 @contextmanager
 def spelled(speller: Speller) -> Iterator[None]:
-    """Spells options in this way while the block, or the function that is decorated with it, runs.
+    """Sets the notation of options for a block or a decorated function.
 
-    Inside another one it changes nothing: the user is there where the outermost was called.
+    Has no effect inside another `spelled`: the user called the outermost entry point.
     """
     before = _speller.set(_speller.get() or speller)
     try:
