@@ -61,7 +61,7 @@ class ImagesError(KresumeError):
 
 
 class RunError(KresumeError):
-    """Raised if a directory is no run, or the run does not allow the request.
+    """Raised if a directory is no run, or the run refuses the request.
 
     For example, another process may hold the run's lock.
     """

@@ -99,7 +99,7 @@ def _compiled(loss: dict[str, Any]) -> dict[str, Any]:
 def _schedule(config: dict[str, Any], clock: list[float] | None) -> dict[str, Any] | None:
     """Returns the run's schedule as a Keras config; None for a float rate.
 
-    If images were added while the run trained, the config contains the schedule time reached so far (`base`).
+    If the images changed while the run trained, the config contains the schedule time reached so far (`base`).
     """
     rate = config.get("learning_rate")
     if not isinstance(rate, dict):
