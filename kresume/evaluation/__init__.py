@@ -1,1 +1,1 @@
-"""How good a model is, on old and new images, before and after."""
+"""Evaluates models on old and new images, before and after training."""

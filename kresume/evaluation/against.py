@@ -1,10 +1,11 @@
-"""Another model's answers to the same images, in the classes of the one that is scored.
+"""Gets another model's predictions for the same images, in the scored model's classes.
 
     answers = answers_of(Subject("serving/flowers"), manifest, reporter, batch_size=32, cache=None)
     score(answers.probabilities, manifest.labels, ..., classes=answers.classes)
 
-The other may be a run, a checkpoint, or a SavedModel (which runs in a process of TensorFlow alone, through its own signature).
-It may know other classes: an image that it gives to a class that is not ours, or whose class it does not know, is not right.
+The other model may be a run, a checkpoint, or a SavedModel (which runs in a process with only TensorFlow, through its
+own signature). It may have other classes. An image counts as wrong if it is assigned to a class that the scored model
+does not have, or if the other model does not have its class.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ PART = 64
 
 @dataclass(frozen=True)
 class Answers:
-    """Probabilities of images.
+    """Predicted probabilities of images.
 
     Attributes:
-        probabilities: `(n, len(classes) + 1)`: the last column is for any class that is not among them.
+        probabilities: `(n, len(classes) + 1)`; the last column is for any class that is not in the scored model.
         classes: the names of the columns, `ELSEWHERE` the last.
-        labels_alone: it gives labels without scores, so there is no loss.
-        note: what a person should know, or an empty text.
+        labels_alone: True if the model gives labels without scores, so there is no loss.
+        note: a note for the user, or an empty string.
     """
 
     probabilities: np.ndarray
@@ -53,7 +54,11 @@ class Answers:
     note: str = ""
 
     def completed(self, scores: Mapping[str, Any]) -> dict[str, Any]:
-        """`score`'s result without the column of other classes, and without a loss where there is none."""
+        """Removes other classes from scores, and the loss if there are only labels.
+
+        Args:
+            scores: the result of `score`.
+        """
         result = {**scores, "classes": {name: facts for name, facts in scores["classes"].items() if name != ELSEWHERE}}
         if self.labels_alone:
             result |= {name: {**scores[name], "loss": None} for name in ("all", "old", "new")}
@@ -61,7 +66,10 @@ class Answers:
 
 
 def served_folder(path: str) -> Path | None:
-    """The SavedModel at `path`, None if there is none or it is a checkpoint that is read as such."""
+    """Returns the SavedModel to run at `path`, or None.
+
+    None if there is no SavedModel, or it is read as a checkpoint.
+    """
     folder = find_saved_model(path)
     return folder if folder is not None and recognise(path) in {None, "saved-model"} else None
 
@@ -69,17 +77,17 @@ def served_folder(path: str) -> Path | None:
 def answers_of(
     subject: Subject, manifest: Manifest, reporter: Reporter, *, batch_size: int, cache: str | None
 ) -> Answers:
-    """Asks a model for every image of a manifest.
+    """Predicts every image of a manifest with another model.
 
     Args:
-        subject: the model. The backend was selected before.
-        manifest: the images, in our classes.
-        reporter: told what is going on.
+        subject: the model. The backend must already be selected.
+        manifest: the images, in the scored model's classes.
+        reporter: shows progress.
         batch_size: images per prediction.
-        cache: `"off"`, or where decoded images are kept.
+        cache: `"off"`, or the folder of the cache of decoded images.
 
     Raises:
-        KresumeError: it cannot be read or run, or its classes are not known.
+        KresumeError: the model cannot be read or run, or its classes are unknown.
     """
     folder = served_folder(subject.checkpoint)
     if folder is not None:
@@ -96,7 +104,7 @@ def answers_of(
 
 
 def open_cache(spec: DecodeSpec, cache: str | None) -> Cache | None:
-    """The cache that `--cache` names."""
+    """Opens the cache that `--cache` names; None if it is off."""
     return None if cache == "off" else Cache.open(spec, Path(cache) if cache and cache != "auto" else None)
 
 
@@ -104,17 +112,17 @@ def _in_our_classes(probabilities: np.ndarray, theirs: Sequence[str], ours: Sequ
     place = {name: index for index, name in enumerate(ours)}
     result = np.zeros((len(probabilities), len(ours) + 1))
     for column, name in enumerate(theirs):
-        # The largest of the classes that are not ours decides, as it would in the model itself.
+        # The largest probability of the other classes, not their sum: argmax then decides as in the model itself.
         target = place.get(name, len(ours))
         result[:, target] = np.maximum(result[:, target], probabilities[:, column])
     return result
 
 
 def served_size(folder: Path, signature: Signature) -> tuple[DecodeSpec, str, InputLayout]:
-    """How pictures are decoded for a SavedModel that takes numbers, and the convention and layout of its values.
+    """Returns decoding, pixel convention and input layout of a SavedModel with array input.
 
     Raises:
-        UsageError: neither its signature nor its `export.json` says the size.
+        UsageError: neither its signature nor its `export.json` records the size.
     """
     from kresume import files
     from kresume.checkpoints.state import Card
@@ -170,7 +178,7 @@ def _served(folder: Path, subject: Subject, manifest: Manifest, reporter: Report
     else:
         known = prediction.indices >= 0
         probabilities[rows[known], prediction.indices[known]] = 1.0
-    probabilities[prediction.indices < 0, count] = 2.0  # above any score: the choice was none of ours
+    probabilities[prediction.indices < 0, count] = 2.0  # above every probability: argmax picks "another class"
     return Answers(probabilities, (*manifest.classes, ELSEWHERE), alone, "; ".join(notes))
 
 
@@ -183,7 +191,7 @@ def _by_numbers(
     rows: np.ndarray,
     single: OutputKind | None,
 ) -> Prediction:
-    """Feeds a SavedModel that takes pictures or values as arrays."""
+    """Runs a SavedModel that expects pictures or values as arrays."""
     if subject.image_size is not None:
         spec, pixels = DecodeSpec(*subject.image_size), ""
         layout = signature.input.layout(subject.image_size)

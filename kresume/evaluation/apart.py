@@ -1,9 +1,9 @@
-"""Runs a model in a fresh process by its own runtime alone, and gives back its outputs.
+"""Runs a model in a fresh process with only its own runtime.
 
     answer = run_apart("saved_model", {"path": "serving/flowers/3", "signature": "serving_default", ...})
     answer.outputs["scores"], answer.places, answer.failed
 
-The scripts are in `runtimes/`, one for each runtime; each is run by its path and imports nothing of kresume.
+`runtimes/` has one script per runtime; each is run by its path and does not import kresume.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ SCRIPTS = Path(__file__).parent / "runtimes"
 
 @dataclass(frozen=True)
 class Answer:
-    """What a runtime gave.
+    """The outputs of a runtime.
 
     Attributes:
-        outputs: by output name; rows as in `places`.
-        places: which of the images the rows are.
-        failed: image -> why the model could not read it.
-        facts: anything else that the script reports.
+        outputs: arrays by output name; their rows are in the order of `places`.
+        places: the index of the image of each row.
+        failed: index of an image -> why the model could not read it.
+        facts: other values that the script reports.
     """
 
     outputs: Mapping[str, np.ndarray]
@@ -48,11 +48,11 @@ def run_apart(script: str, request: Mapping[str, Any], *, environment: Mapping[s
 
     Args:
         script: its name without `.py`.
-        request: what it is asked, as JSON values.
-        environment: further variables of the process.
+        request: the request, as JSON values.
+        environment: further environment variables of the process.
 
     Raises:
-        CheckpointError: the model does not load or does not run there; the message is the last line that it printed.
+        CheckpointError: the model does not load or run there; the message has the last line that the script printed.
     """
     with tempfile.TemporaryDirectory(prefix="kresume-") as name:
         place, output = Path(name) / "request.json", Path(name) / "answer.npz"
@@ -77,7 +77,7 @@ def run_apart(script: str, request: Mapping[str, Any], *, environment: Mapping[s
 
 
 def last_words(stderr: str) -> str:
-    """The last line that says something: what a traceback ends in."""
+    """Returns the last meaningful line of stderr: the error of a traceback."""
     lines = [
         line.strip() for line in stderr.splitlines() if line.strip() and not line.startswith((" ", "I0000", "W0000"))
     ]

@@ -1,9 +1,10 @@
-"""Asks the Keras model behind a SavedModel for what its signature does not say: which numbers it takes, what its outputs are.
+"""Reads facts that a SavedModel's signature lacks from its Keras model.
 
     if can_say(folder, model): select_backend(...)
-    said = ask(folder, subject, signature)       # Said("0-255", "binary"); Said(None, None) where nothing says it
+    said = ask(folder, subject, signature)       # Said("0-255", "binary"); Said(None, None) if unknown
 
-Keras 2 leaves the architecture in the SavedModel; for another one the user may name the function that builds it.
+The facts are the pixel convention and the kind of outputs. Keras 2 stores the architecture in the SavedModel; for other
+SavedModels the user may name the function that builds the model.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from kresume.evaluation.score import OutputKind
 from kresume.evaluation.signatures import Signature
 
 COUNTED = re.compile(r"(_\d+)?(_input)?(_\d+)?$")
-"""Matches the endings that Keras adds to a layer's name: a count, and the mark of an input."""
+"""Matches the suffixes that Keras adds to a layer's name: a counter, and `_input`."""
 INPUTS, OUTPUTS = re.compile(r"input_\d+|keras_tensor(_\d+)?"), re.compile(r"output_\d+")
-"""Names that Keras makes up for the inputs and outputs of a model without named ones."""
+"""Names that Keras generates for the inputs and outputs of a model without named ones."""
 
 
 @dataclass(frozen=True)
 class Said:
-    """Holds the answers of the Keras model behind a SavedModel.
+    """Facts from the Keras model behind a SavedModel; None if unknown.
 
     Attributes:
-        pixels: the convention that its first layers show.
-        outputs: what its outputs are.
+        pixels: the pixel convention, from the first layers.
+        outputs: the kind of outputs.
     """
 
     pixels: str | None = None
@@ -40,7 +41,7 @@ class Said:
 
 
 def can_say(folder: Path, model: str | None) -> bool:
-    """Tells whether there is a Keras model to ask.
+    """Returns True if a Keras model can be built for a SavedModel.
 
     Args:
         folder: the SavedModel.
@@ -50,17 +51,19 @@ def can_say(folder: Path, model: str | None) -> bool:
 
 
 def ask(folder: Path, subject: Subject, signature: Signature) -> Said:
-    """Builds the Keras model with its weights and reads its first and its last layers. The backend was selected before.
+    """Builds the Keras model with its weights and reads its first and last layers.
+
+    The backend must already be selected.
 
     Args:
         folder: the SavedModel.
-        subject: what the user said of it.
-        signature: what is asked for. Where its names are not those that Keras gives, it is a function of the user's own, which
-            may take other numbers than the model and give other ones: then nothing is said.
+        subject: the facts given by the user.
+        signature: the signature in use. If its names are not those that Keras generates, it is a function of the user's
+            own, whose inputs and outputs may differ from the model's: the result is then unknown.
 
     Raises:
-        KresumeError: the `--model` that the user gave does not build it. One of the SavedModel's own that cannot be built
-            here (layers of the user's own, a Lambda) says nothing.
+        KresumeError: the user's `--model` does not build it. If the SavedModel's own architecture cannot be built here
+            (custom layers, a Lambda), the result is unknown instead.
     """
     if _is_ours(folder):
         logits = files.read_json(folder / "export.json").get("logits")
@@ -83,7 +86,7 @@ def ask(folder: Path, subject: Subject, signature: Signature) -> Said:
 
 
 def _is_kerass(signature: Signature, model: Any) -> bool:
-    """Tells whether a signature has the names that Keras gives to the model's own input and output."""
+    """Returns True if a signature has Keras's names for the model's input and outputs."""
     layers = {_plain(str(layer.name)) for layer in model.layers}
     inputs = layers | {_plain(str(tensor.name)) for tensor in getattr(model, "inputs", None) or ()}
     taken, given = signature.input.name, [output.name for output in signature.outputs]
@@ -97,8 +100,8 @@ def _plain(name: str) -> str:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Tells whether kresume exported it: then `export.json` says everything."""
+    """Returns True if kresume exported the SavedModel; `export.json` then has all facts."""
     try:
         return "export_format" in files.read_json(folder / "export.json")
-    except (OSError, ValueError, TypeError, KresumeError):  # none, or another program's file of that name
+    except (OSError, ValueError, TypeError, KresumeError):  # no such file, or another program's file of that name
         return False

@@ -1,35 +1,37 @@
-"""Finds the order of classes that a model was trained with, by its answers on labelled images.
+"""Tests if a model's outputs are in another class order than assumed.
 
     found = judge_order({"0-1": predicted, "-1-1": ...}, labels, classes)
-    found.order             # the order that fits where the sorted one does not, beyond chance; else None
-    found.doubtful          # whether the assumed order may be wrong and these images cannot tell
+    found.order             # the order that fits beyond chance, if the assumed one does not; else None
+    found.doubtful          # True if the assumed order may be wrong and these images cannot decide
 
-A model restored to the last bit and read in another order is wrong in silence, wholly or for a few classes. A fixed gap in
-accuracy either misses that or invents an order for a model that is merely poor, so the evidence is tested.
+A model restored bit for bit but read in the wrong class order gives wrong answers without an error, for all classes or
+for a few. A fixed gap in accuracy would miss that, or report an order for a model that is merely poor. So the evidence
+is tested statistically. A *way* is one candidate for the model's input (see `probe`).
 
-The statistic. For each way of feeding, the order that explains most is the assignment of outputs to classes with the largest
-excess over chance (counts less the product of their margins; Kuhn, The Hungarian method, 1955). It differs from the assumed
-order in cycles of outputs. A cycle's evidence is how much more often its outputs are right than in the assumed order, less
-what the margins alone explain, in units of its noise: `((b - c) - (eb - ec)) / sqrt(b + c + eb + ec)` with b images right
-only in the new order, c only in the assumed one, and eb, ec what shuffled labels are expected to give (McNemar's test, 1947,
-with the margins taken out, so that imbalanced samples and models that always answer alike show nothing). The statistic is the
-largest evidence of any cycle, of all of them together, and of any way of feeding with an order of its own against the best
-way in the assumed order.
+The statistic. For each way, the best order is the assignment of outputs to classes with the largest excess over chance:
+counts minus the product of their margins (Kuhn, The Hungarian method, 1955). It differs from the assumed order by
+cycles of outputs. The evidence of a cycle is how much more often its outputs are right than in the assumed order, minus
+what the margins alone explain, in units of its noise: `((b - c) - (eb - ec)) / sqrt(b + c + eb + ec)`. Here b counts
+the images that are right only in the new order and c those that are right only in the assumed one; eb and ec are their
+expectations for shuffled labels. This is McNemar's test (1947) without the margins, so that imbalanced samples and
+models that always give the same answer show no evidence. The statistic is the largest evidence of any cycle, of all
+cycles together, and of any way with an order of its own against the best way in the assumed order.
 
-The null. The labels are shuffled, and everything is computed anew: all ways of feeding, all orders, all cycles. So every
-combination that is tried is a comparison, and the largest by chance is what the observed one has to beat (permutation test
-with the maximum statistic; Westfall and Young, Resampling-Based Multiple Testing, 1993). A model that is poor but rightly
-ordered gives less evidence than shuffled labels do. Shuffling ends early where the evidence is clearly ordinary (Besag and
-Clifford, Sequential Monte Carlo p-values, 1991).
+The null hypothesis. The labels are shuffled, and everything is computed again: all ways, all orders, all cycles. So
+every combination that is tried counts as a comparison, and the observed value must exceed the largest value by chance
+(permutation test with the maximum statistic; Westfall and Young, Resampling-Based Multiple Testing, 1993). A poor model
+in the right order gives less evidence than shuffled labels do. Shuffling stops early if the evidence is clearly
+ordinary (Besag and Clifford, Sequential Monte Carlo p-values, 1991).
 
-Few outputs of many: where a good model has two of twenty outputs exchanged, shuffling all labels is too harsh a null. So a
-second test takes what the assumed order gets right as right and shuffles the labels of its errors alone: are they at random? A
-poor model may confuse classes as a rule, too; so this names an order only where the model is right on most images of the moved
-classes in it. Otherwise it is a doubt.
+Few outputs of many. If a good model has two of twenty outputs exchanged, shuffling all labels is too strict. So a
+second test shuffles only the labels of the images that the assumed order gets wrong: are these errors random? A poor
+model may also confuse classes systematically; so this test reports an order only if the model, read in that order, is
+right on most images of the moved classes. Otherwise the result is doubtful.
 
-What chance does not explain need not be an order: an untrained network, too, answers alike on alike pictures. So an order is
-named only where the model is seen to know the classes: it is right on most images; or many outputs are right where they were
-assumed, which random meanings seldom are; or nearly every one of five or more classes is recognised.
+Evidence beyond chance does not have to come from another order: an untrained network also gives the same answer for
+similar pictures. So an order is reported only if the model evidently knows the classes. That is: it is right on most
+images; or many outputs are right with their assumed class, which random meanings rarely are; or nearly all of five or
+more classes are recognised.
 """
 
 from __future__ import annotations
@@ -42,31 +44,31 @@ import numpy as np
 
 SHUFFLES = 499
 LEVEL = 1 / (SHUFFLES + 1)
-"""An order is named where no shuffle shows as much."""
+"""An order is reported if no shuffle gives as much evidence."""
 ORDINARY = 5
-"""So many shuffles that show as much end the test."""
+"""Number of shuffles with as much evidence that end the test."""
 DOUBTS = 99
 DOUBT = 0.05
 KEPT_EVIDENCE = 1.5
-"""The least evidence of a cycle that is part of an order: three images for it and none against it."""
+"""The least evidence of a cycle that becomes part of an order: three images for it and none against it."""
 KNOWS_MOST = {2: 0.75}
 KNOWS = 0.7
 RANDOM_MEANINGS = 0.05
 MANY_CLASSES = 5
 MOST_MOVED = 4
-"""So many moved outputs are shown."""
+"""Number of moved outputs that are shown."""
 
 
 @dataclass(frozen=True)
 class OrderFound:
-    """Holds the evidence of the answers on the order of the classes.
+    """The evidence of a model's predictions on the class order.
 
     Attributes:
-        order: the names of the outputs that fit, where another order than the assumed one fits beyond chance; else None.
-        way: the way of feeding under which the best order was found.
-        explained: how often the model is right in the best order.
-        assumed: how often it is right in the assumed order, under the best way for that.
-        doubtful: whether another order fits better than these images can tell from chance.
+        order: the class names of the outputs, if another order than the assumed one fits beyond chance; else None.
+        way: the way with the best order.
+        explained: accuracy in the best order.
+        assumed: accuracy in the assumed order, under the best way for it.
+        doubtful: True if another order fits better, but these images cannot tell it from chance.
     """
 
     order: tuple[str, ...] | None
@@ -79,14 +81,14 @@ class OrderFound:
 def describe_order(
     found: OrderFound, classes: Sequence[str], images: str, *, assumed: str = "the sorted order", fed: str = ""
 ) -> str:
-    """Writes what another order changes, and what it gains; an empty text where none is named.
+    """Describes what another order changes and gains; empty if none was found.
 
     Args:
-        found: what the answers say.
+        found: the result of `judge_order`.
         classes: the assumed order.
-        images: which ones, `"256 old images"` for example.
-        assumed: what the assumed order is called.
-        fed: the way of feeding, `" with pixels torch"` for example.
+        images: the images, for example `"256 old images"`.
+        assumed: a name of the assumed order.
+        fed: the way, for example `" with pixels torch"`.
     """
     if found.order is None:
         return ""
@@ -100,7 +102,16 @@ def describe_order(
 
 @dataclass(frozen=True)
 class _Reading:
-    """One way of feeding, read in its best order: `meanings[output]` is a class; `right` and `assumed` say on which images."""
+    """The predictions of one way, read in its best order.
+
+    Attributes:
+        meanings: the class of each output.
+        right: the images that are right in the best order.
+        assumed: the images that are right in the assumed order.
+        expected: the number of right images to expect by chance in the best order.
+        expected_assumed: likewise in the assumed order.
+        evidence: the largest evidence for the best order.
+    """
 
     meanings: np.ndarray
     right: np.ndarray
@@ -113,13 +124,13 @@ class _Reading:
 def judge_order(
     predictions: Mapping[str, np.ndarray], labels: np.ndarray, classes: Sequence[str], seed: int = 0
 ) -> OrderFound:
-    """Tests whether another order of classes than the assumed one fits a model's answers.
+    """Tests if another class order than the assumed one fits a model's predictions.
 
     Args:
-        predictions: by way of feeding, `(n,)` the output that was highest.
+        predictions: by way, `(n,)` the index of the highest output.
         labels: `(n,)` indices into `classes`.
         classes: the assumed order.
-        seed: of the shuffles.
+        seed: seed of the shuffles.
     """
     labels = np.asarray(labels)
     rows = {way: np.asarray(predicted) for way, predicted in predictions.items()}
@@ -160,7 +171,10 @@ def _is_beyond_chance(
     shuffles: int,
     level: float,
 ) -> bool:
-    """Tells whether at most a share `level` of label shuffles (among the images `shuffled`) give as much evidence."""
+    """Returns True if few shuffles of the labels give as much evidence.
+
+    At most a share `level` of them may. Only the labels of the images in the mask `shuffled` are shuffled.
+    """
     exceeded = 0
     places = np.nonzero(shuffled)[0]
     for done in range(1, shuffles + 1):
@@ -175,9 +189,9 @@ def _is_beyond_chance(
 def _largest(
     predictions: Mapping[str, np.ndarray], labels: np.ndarray, count: int
 ) -> tuple[float, str, dict[str, _Reading]]:
-    """The largest evidence for another order, the way of feeding under which it is, and all readings."""
+    """Returns the largest evidence for another order, its way, and all readings."""
     readings = {way: _read(predicted, labels, count) for way, predicted in predictions.items()}
-    # The first of equal ways: they come in the order of their losses.
+    # The first of equal ways: they are sorted by loss.
     sorted_way = max(readings, key=lambda way: int(readings[way].assumed.sum()))
     way = max(readings, key=lambda way: int(readings[way].right.sum()))
     best, usual = readings[way], readings[sorted_way]
@@ -190,17 +204,17 @@ def _largest(
 
 
 def _read(predicted: np.ndarray, labels: np.ndarray, count: int) -> _Reading:
-    """Reads the answers of one way of feeding in the order that explains most."""
+    """Reads the predictions of one way in the order that explains most."""
     from scipy.optimize import linear_sum_assignment
 
     n = len(labels)
-    used = np.union1d(predicted, labels)  # an output that never answers keeps the meaning of a class without images
+    used = np.union1d(predicted, labels)  # an output never chosen keeps the meaning of a class without images
     size = len(used)
     place = np.zeros(count, np.int64)
     place[used] = np.arange(size)
     counts = np.bincount(place[predicted] * size + place[labels], minlength=size * size).reshape(size, size)
     expected = np.outer(counts.sum(axis=1), counts.sum(axis=0)) / n
-    # Of equal orders the one that leaves more outputs where they are.
+    # Of equal orders, prefer the one that moves fewer outputs.
     _, meanings = linear_sum_assignment(counts - expected + 1e-6 * np.eye(size), maximize=True)
     evidence, b, c, eb, ec = 0.0, 0, 0, 0.0, 0.0
     kept = np.arange(size)
@@ -223,12 +237,15 @@ def _read(predicted: np.ndarray, labels: np.ndarray, count: int) -> _Reading:
 
 
 def _evidence(b: int, c: int, eb: float, ec: float) -> float:
-    """How far `b` images for an order outweigh `c` against it, beyond what `eb` and `ec` were expected, in its noise."""
+    """Returns how far `b` exceeds `c` beyond expectation, in units of the noise.
+
+    `b` images are right only in the new order, `c` only in the assumed one; `eb` and `ec` are their expectations.
+    """
     return float(((b - c) - (eb - ec)) / np.sqrt(b + c + eb + ec)) if b > c else 0.0
 
 
 def _cycles(meanings: np.ndarray) -> Iterator[np.ndarray]:
-    """The cycles of a permutation that move anything."""
+    """Yields the cycles of a permutation with more than one element."""
     done = meanings == np.arange(len(meanings))
     for start in np.nonzero(~done)[0]:
         if done[start]:
@@ -241,7 +258,10 @@ def _cycles(meanings: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _knows_the_classes(predicted: np.ndarray, labels: np.ndarray, meanings: np.ndarray, count: int) -> bool:
-    """Tells whether a model that is read in this order has learned the classes; an untrained one answers by them, too."""
+    """Returns True if the model, read in this order, has learned the classes.
+
+    The predictions of an untrained model also depend on the classes.
+    """
     n, seen = len(labels), len(np.unique(labels))
     if (meanings[predicted] == labels).mean() >= KNOWS_MOST.get(seen, KNOWS):
         return True
@@ -254,12 +274,12 @@ def _knows_the_classes(predicted: np.ndarray, labels: np.ndarray, meanings: np.n
     if seen >= MANY_CLASSES and len(recognised) >= seen - seen // 7:
         return True
     in_place = sum(int(meanings[output]) == output for output in recognised)
-    # At most this is the probability that so many of the recognised outputs mean their own class by chance.
+    # An upper bound of the probability that so many of the recognised outputs mean their own class by chance.
     return bool(in_place and comb(len(recognised), in_place) / perm(count, in_place) <= RANDOM_MEANINGS)
 
 
 def _knows_the_moved(predicted: np.ndarray, labels: np.ndarray, meanings: np.ndarray) -> bool:
-    """Tells whether a model that is read in this order is right on most images of every class that the order moves."""
+    """Returns True if the model is right on most images of every moved class."""
     moved = np.nonzero(meanings != np.arange(len(meanings)))[0]
     right = meanings[predicted] == labels
     shares = [right[labels == label].mean() for label in moved if (labels == label).any()]

@@ -1,7 +1,9 @@
-"""`kresume eval`: how good a run or a checkpoint is on a folder of images.
+"""Scores a run or a checkpoint on folders of images: `kresume eval`.
 
-evaluation = evaluate("runs/2-signs", data=["signdigits/eval"])
-evaluation.as_dict()["all"]["accuracy"]
+    evaluation = evaluate("runs/2-signs", data=["signdigits/eval"])
+    evaluation.as_dict()["all"]["accuracy"]
+
+Every image is predicted once.
 """
 
 from __future__ import annotations
@@ -42,12 +44,12 @@ class Evaluation:
     """Scores of one model on one set of images.
 
     Attributes:
-        model: what was scored.
-        data: the images.
+        model: the path of the scored model.
+        data: the sources of the images.
         scores: `{"all": {...}, "old": {...}, "new": {...}, "classes": {NAME: {...}}}`.
-        quarantined: how many files could not be read.
-        note: what a person should know of how it was scored, or an empty text.
-        against: another model on the same images, if one was asked for.
+        quarantined: number of files that could not be read.
+        note: a note for the user on how the model was scored, or an empty string.
+        against: the scores of another model on the same images, if requested.
     """
 
     model: str
@@ -58,7 +60,7 @@ class Evaluation:
     against: Evaluation | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON form that `eval --json` prints."""
+        """Returns the JSON form that `eval --json` prints."""
         facts = {
             **self.scores,
             "model": self.model,
@@ -97,7 +99,7 @@ class Evaluation:
 
 
 def _differences(before: Evaluation, after: Evaluation) -> list[str]:
-    """What changed from the model that is compared with to the one that is scored, in points."""
+    """Lists the changes from one evaluation to another, in percentage points."""
 
     def line(name: str, metric: str, old: float, new: float) -> str:
         return f"  {name}  {metric} {100 * old:5.1f} % -> {100 * new:5.1f} %  ({100 * (new - old):+.1f} points)"
@@ -133,30 +135,31 @@ def evaluate(
     feature: Sequence[str] = (),
     reporter: Reporter | None = None,
 ) -> Evaluation:
-    """Scores a run's result, a checkpoint or a SavedModel on images, one prediction each.
+    """Scores a run's result, a checkpoint or a SavedModel on images.
 
     Args:
         checkpoint: `RUN`, `RUN@last`, `RUN@best`, `RUN@STEP`, a checkpoint of any known format, or a SavedModel (or the
-            folder of its versions), which runs by TensorFlow alone through its own signature.
+            folder of its versions), which runs with only TensorFlow through its own signature.
         data: folders with one folder per class.
         model: the architecture, for a checkpoint without one.
-        classes: the names of the outputs in their order, for a checkpoint that does not say them.
-        pixels: what the model eats, for a checkpoint that does not say it.
-        image_size: `(height, width)` in pixels, for a model that takes any.
-        axes: order of the axes of the model's input, where its shape does not say it, `"chw"` for example.
+        classes: names of the outputs in order, for a checkpoint that does not record them.
+        pixels: the pixel convention, for a checkpoint that does not record it.
+        image_size: `(height, width)` in pixels, for a model that accepts any.
+        axes: order of the axes of the model's input, if its shape does not determine it, for example `"chw"`.
         batch_size: images per prediction.
         backend: `"tensorflow"` or `"jax"`.
         device: `"auto"`, `"cpu"`, `"gpu"` or `"tpu"`.
-        cache: `"off"`, or where decoded images are kept.
+        cache: `"off"`, or the folder of the cache of decoded images.
         imports: Python files that register custom objects.
-        map_file: YAML that says which array of a PyTorch state dict fills which variable, as `--map` of `train`.
+        map_file: YAML that maps the arrays of a PyTorch state dict to variables, as `--map` of `train`.
         trust: run the code of the checkpoint's Lambda layers.
         feature: names of TFRecord features, as `--feature` of `train`: `encoded=NAME`, `label=NAME`, `text=NAME`.
-        against: another model, compared on the same images; images of classes that it does not know count as wrong.
-        reporter: shown progress.
+        against: another model to compare with on the same images; images of classes that it does not have count as
+            wrong.
+        reporter: shows progress.
 
     Raises:
-        KresumeError: as its message says.
+        KresumeError: the model or the images cannot be read, or an option is missing or wrong.
     """
     reporter = reporter or Reporter(quiet=True)
     path = _path_of(checkpoint)
@@ -171,7 +174,7 @@ def evaluate(
     shown = tuple(str(source) for source in sources)
     loaded = None
     if folder is None:
-        # What was said for one of two that does not say it itself is not meant for the other, which does.
+        # With two models, `--pixels` and `--axes` apply only to the one that does not record them.
         if other is not None and (pixels is not None or axes is not None) and _says(path):
             loaded = load(replace(given, pixels=None, axes=None), fallback_classes=listing.classes)
         else:
@@ -209,7 +212,7 @@ def evaluate(
     compared = asked(replace(given, checkpoint=other, **_own(other))) if other is not None else None
     if loaded is None:
         return replace(asked(given), against=compared)
-    from kresume.evaluation.live import LiveScorer  # imports Keras, which fixes the backend
+    from kresume.evaluation.live import LiveScorer  # imports Keras, which selects the backend
 
     source = PictureReader(manifest, spec, store)
     scorer = LiveScorer(loaded.model, source, manifest, loaded.card, loaded.loss, batch_size, generation)
@@ -225,7 +228,7 @@ def evaluate(
 
 
 def _doubt(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> str:
-    """Says where the sorted class folders are not the order of a checkpoint's outputs, or may not be."""
+    """Returns a note if the sorted class folders may not be the outputs' order."""
     sample = permutation(0, 0, len(labels))[:DOUBTED]
     predicted, labels = predicted[sample], labels[sample]
     found = judge_order({"": predicted}, labels, classes)
@@ -241,9 +244,9 @@ def _doubt(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[str]) ->
 
 
 DOUBTED = 512
-"""So many images show the order of the classes; a thousand classes on all of them would take minutes."""
+"""Number of images on which the class order is tested; with a thousand classes, all images would take minutes."""
 UNDECODED = DecodeSpec(64, 64)
-"""Stands for the size of a SavedModel, which decodes by itself: files are hashed and their headers read, no more."""
+"""A placeholder for the size of a SavedModel, which decodes by itself: files are only hashed and their headers read."""
 
 
 def _path_of(checkpoint: str | Path | runs.Run) -> str:
@@ -251,7 +254,10 @@ def _path_of(checkpoint: str | Path | runs.Run) -> str:
 
 
 def _with_keras(path: str, other: str | None, model: str | None) -> str | None:
-    """The first of the two models that Keras answers, else the first SavedModel whose Keras model may be asked."""
+    """Returns the path of a model that needs Keras, or None.
+
+    That is the first model that Keras runs, else the first SavedModel with a Keras model to read facts from.
+    """
     both = {path: model, **({other: None} if other is not None and other != path else {})}
     folders = {each: served_folder(each) for each in both}
     asked = (each for each, folder in folders.items() if folder is not None and can_say(folder, both[each]))
@@ -259,12 +265,12 @@ def _with_keras(path: str, other: str | None, model: str | None) -> str | None:
 
 
 def _says(path: str) -> bool:
-    """Whether a checkpoint says itself what it eats."""
+    """Returns True if a checkpoint records its pixel convention."""
     return find_run(path) is not None or read_checkpoint(path).card is not None
 
 
 def _own(other: str) -> dict[str, Any]:
-    """What the other model says by itself is not overridden by what was said of the first."""
+    """Returns the options to clear for the other model: it records these facts itself."""
     folder = served_folder(other)
     if folder is not None:
         return {"model": None, **({"classes": None} if labels_of(folder) else {})}
@@ -276,7 +282,10 @@ def _own(other: str) -> dict[str, Any]:
 
 
 def _with_origins(manifest: Manifest, run: runs.Run | None) -> Manifest:
-    """Origins as the run knows them by content; an image that it never saw counts as new."""
+    """Sets origins by content from the run's manifest.
+
+    Images that the run does not have are new.
+    """
     if run is None:
         return manifest
     known = remembered(run.path)

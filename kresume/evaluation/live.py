@@ -1,7 +1,9 @@
-"""Scores of a model in memory: before the first step, after each epoch, and for `kresume eval`.
+"""Scores a model in memory, during training and for `kresume eval`.
 
-scorer = LiveScorer(model, source, manifest, card, loss, batch_size=32, generation=2)
-scores = scorer.score(reporter, "scoring")
+    scorer = LiveScorer(model, source, manifest, card, loss, batch_size=32, generation=2)
+    scores = scorer.score(reporter, "scoring")
+
+Training scores before the first step and after each epoch.
 """
 
 from __future__ import annotations
@@ -25,16 +27,16 @@ if TYPE_CHECKING:
 
 
 class LiveScorer:
-    """Predicts a manifest's images once each and scores the predictions.
+    """Predicts each image of a manifest once and scores the predictions.
 
     Args:
-        model: a built model, compiled or not. Averaged weights are used where its optimizer keeps them.
+        model: a built model, compiled or not. Averaged weights are used if its optimizer keeps them.
         source: reads the pictures.
         manifest: the images.
-        card: the pixels that the model eats, and its classes.
-        loss: what its outputs are.
-        batch_size: images per prediction; the last batch is padded, the padding dropped.
-        generation: origins below it are old.
+        card: the model card.
+        loss: its `outputs` is the kind of outputs.
+        batch_size: images per prediction; the last batch is padded and its padding ignored.
+        generation: images with a lower origin are old.
     """
 
     def __init__(
@@ -69,7 +71,7 @@ class LiveScorer:
             return predict_all(self.model.predict_on_batch, batches, self.loss.outputs, advance=advance)
 
     def accuracy(self, rows: np.ndarray) -> float:
-        """The share of these rows that is predicted right."""
+        """Returns the accuracy on these rows."""
         return float((self.probabilities(rows).argmax(axis=-1) == self.manifest.labels[rows]).mean())
 
     def score(
@@ -83,15 +85,15 @@ class LiveScorer:
         """Scores the validation images, or these rows.
 
         Args:
-            reporter: shown a bar if it takes long.
-            label: the bar's words.
-            rows: which images; default the validation side.
-            poll: called after each batch; may raise to give up.
-            on_broken: told the row of each file that can no longer be read, and why: the scores are of the others. Without
-                it that is an error.
+            reporter: shows a progress bar if scoring takes long.
+            label: the text of the bar.
+            rows: the images; default the validation split.
+            poll: called after each batch; may raise to stop.
+            on_broken: called with the row of each unreadable file and the reason; the scores are then those of the
+                other images. If None, an unreadable file raises an error.
 
         Raises:
-            ImagesError: a file can no longer be read, or none can.
+            ImagesError: a file cannot be read, or none can.
         """
         rows = self.manifest.val_rows() if rows is None else rows
         broken: dict[int, str] = {}

@@ -1,11 +1,11 @@
-"""A run or a checkpoint as a live model that knows what it eats and what its outputs mean.
+"""Loads a run or checkpoint as a live model with its model card.
 
-    subject = Subject("runs/2-signs")                  # what a user names, as plain values
+    subject = Subject("runs/2-signs")                  # what the user named, as plain values
     loaded = load(subject)
     loaded.model, loaded.card.classes, loaded.loss.outputs
 
-`eval` and `export` begin here. The model's weights are those that predictions are made with: the averages, where the training
-kept any. Everything in a `Subject` can be written as JSON, so that another process can load the very same thing.
+`eval` and `export` start here. The model has the weights for prediction: the averages, if the training kept any. All
+fields of a `Subject` can be written as JSON, so another process can load the same model.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Subject:
-    """What a user names, with what the file does not say by itself.
+    """A checkpoint that the user named, with facts that it does not record itself.
 
     Attributes:
         checkpoint: `RUN`, `RUN@last`, `RUN@best`, `RUN@STEP`, a folder of runs, or a checkpoint of any known format.
         model: the architecture, for a checkpoint without one.
-        classes: names of the outputs in their order, for a checkpoint that does not say them.
-        pixels: what the model eats, for a checkpoint that does not say it.
-        image_size: `(height, width)` in pixels, for a model that takes any.
-        axes: order of the axes of the model's input, where its shape does not say it.
+        classes: names of the outputs in order, for a checkpoint that does not record them.
+        pixels: the pixel convention, for a checkpoint that does not record it.
+        image_size: `(height, width)` in pixels, for a model that accepts any.
+        axes: order of the axes of the model's input, if its shape does not determine it.
         imports: Python files that register custom objects.
-        map_file: YAML that says which array of a PyTorch state dict fills which variable.
+        map_file: YAML that maps the arrays of a PyTorch state dict to variables.
         trust: run the code of the checkpoint's Lambda layers.
     """
 
@@ -59,18 +59,18 @@ class Subject:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A live model.
+    """A live model with its weights and model card.
 
     Attributes:
-        subject: what was asked for.
-        run: the run it is, None for a bare checkpoint.
-        state: what was read.
-        model: built, with the weights that predictions are made with.
-        card: what it eats and what its outputs mean, complete.
-        loss: what its outputs are (probabilities or logits).
-        averages: whether the weights are averages (EMA).
-        own_optimizer: the one that the user's model function compiled, unrestored; None if it compiled none.
-        named: whether the card is known; else classes are numbered and pixels taken as they are.
+        subject: the subject that was loaded.
+        run: the run that the checkpoint belongs to, None for a bare checkpoint.
+        state: the checkpoint's contents.
+        model: built, with the weights for prediction.
+        card: the model card, complete: the expected input and the meaning of the outputs.
+        loss: its `outputs` tells if the model gives probabilities or logits.
+        averages: True if the weights are averages (EMA).
+        own_optimizer: the optimizer that the user's model function compiled, not restored; None if it compiled none.
+        named: True if class names and pixel convention are known; else classes are numbered and pixels used unchanged.
     """
 
     subject: Subject
@@ -85,23 +85,23 @@ class Loaded:
 
     @property
     def spec(self) -> DecodeSpec:
-        """How pictures are decoded for it."""
+        """Returns how pictures are decoded for the model."""
         height, width = self.card.image_size
         return DecodeSpec(height, width, self.card.resize, self.card.interpolation)
 
     @property
     def generation(self) -> int:
-        """The run's generation, 0 for a bare checkpoint."""
+        """Returns the run's generation, 0 for a bare checkpoint."""
         return self.run.generation if self.run else 0
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Lists the remarks on the weights and on how the outputs are read."""
+        """Returns notes on the weights and on how the outputs are interpreted."""
         return tuple(note for note in (self.standing, self.loss.note) if note)
 
     @property
     def standing(self) -> str:
-        """What to say where a run is not finished: whose weights these are. Empty otherwise."""
+        """Returns which weights an unfinished run gives; empty if it is finished."""
         if self.run is None or self.run.finished:
             return ""
         step = int(self.state.step or 0) - int(self.run.record["base_step"])
@@ -110,21 +110,22 @@ class Loaded:
 
 
 def select_backend(path: str, backend: str | None, device: str | None) -> str:
-    """Fixes the backend: the one asked for, else the one that the run trained on, else the usual default."""
+    """Selects the backend: the requested one, else the run's, else the default."""
     run = find_run(path)
     return devices.select(backend or (run.record["backend"] if run else None), device)
 
 
 def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, anonymous: bool = False) -> Loaded:
-    """Reads a checkpoint and builds its model. The backend was selected before.
+    """Reads a checkpoint and builds its model. The backend must already be selected.
 
     Args:
-        subject: what to load.
-        fallback_classes: names to use where neither the checkpoint nor the subject has any.
-        anonymous: go on where nobody says classes or pixels: enough to convert a checkpoint, not to predict.
+        subject: the checkpoint.
+        fallback_classes: class names to use if neither the checkpoint nor the subject has any.
+        anonymous: continue if class names or pixels are unknown: enough to convert a checkpoint, not to predict.
 
     Raises:
-        KresumeError: it cannot be read or built, or something is not said; the message says what to give.
+        KresumeError: the checkpoint cannot be read or built, or a fact is missing; the message names the option to
+            give.
     """
     from kresume.models import build
     from kresume.models import pixels as conventions
@@ -182,18 +183,18 @@ def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, ano
 def _filled(subject: Subject, state: TrainState, card: Card | None, given: int, listed: int) -> tuple[Any, Any, bool]:
     """Builds the model and restores its weights.
 
-    Nobody may have said how many classes there are: then the checkpoint's arrays tell it, else the folders, else the default
-    of the user's function. The first count that the weights fit is right.
+    The number of classes may be unknown. Then it is taken from the checkpoint's arrays, else from the class folders,
+    else from the default of the user's function. The first count that the weights fit is used.
 
     Args:
-        subject: what to load.
-        state: what was read.
-        card: what it says of itself.
-        given: how many names of classes are certain, 0 for none.
-        listed: how many class folders there are, 0 for none.
+        subject: the checkpoint.
+        state: its contents.
+        card: the model card that it records.
+        given: number of certain class names, 0 for none.
+        listed: number of class folders, 0 for none.
 
     Returns:
-        `(model, the optimizer that the user's function compiled, whether the weights are averages)`.
+        `(model, optimizer compiled by the user's function, True if the weights are averages)`.
     """
     from kresume.models import build, restore
 
@@ -209,7 +210,7 @@ def _filled(subject: Subject, state: TrainState, card: Card | None, given: int, 
                 imports=subject.imports,
                 trust=subject.trust,
             )
-            own_optimizer = getattr(model, "optimizer", None)  # a function of the user's may have compiled the model
+            own_optimizer = getattr(model, "optimizer", None)  # the user's function may have compiled the model
             averages = _restore(model, state, own_optimizer, partial(restore.restore, map_file=subject.map_file))
         except (RestoreError, ModelError) as error:
             failed = failed or error
@@ -221,10 +222,10 @@ def _filled(subject: Subject, state: TrainState, card: Card | None, given: int, 
 
 
 def _restore(model: Any, state: TrainState, own: Any, restore: Any) -> bool:
-    """Gives the model its weights, or the averages where the training kept them; its optimizer is dropped.
+    """Restores the model's weights, or their averages, and drops its optimizer.
 
     Returns:
-        Whether the weights are averages.
+        True if the weights are averages.
     """
     from kresume.models import structure
     from kresume.models.averages import use_averages
@@ -235,7 +236,8 @@ def _restore(model: Any, state: TrainState, own: Any, restore: Any) -> bool:
     if saved is None or not (saved.config or {}).get("use_ema"):
         restore(model, state, optimizer=None)
         return False
-    # Built on whatever can train: what is frozen now may have trained then, and its average is what predicts.
+    # Built on all weights that can train: a weight that is frozen now may have been trained before, and prediction
+    # uses its average.
     optimizer = build_optimizer(model, state, saved, structure.can_train(model))
     restore(model, state, optimizer=None)
     restore_averages(model, state, optimizer)
@@ -244,18 +246,20 @@ def _restore(model: Any, state: TrainState, own: Any, restore: Any) -> bool:
 
 
 def named_optimizer(state: TrainState, own: Any = None, asked: str | None = None) -> SavedOptimizer | None:
-    """The checkpoint's optimizer with its class: as the file says it, as asked for, or as the user's function compiled it.
+    """Returns the checkpoint's optimizer with its class.
+
+    The class is the one that the file records, else the one that the user's function compiled.
 
     Args:
-        state: what was read.
+        state: the checkpoint's contents.
         own: the optimizer that the model's function compiled, or None.
-        asked: the class that the user named.
+        asked: the class that the user gave.
 
     Returns:
-        None where the file holds no optimizer state, or nobody knows its class.
+        None if the file has no optimizer state, or its class is unknown.
 
     Raises:
-        UsageError: `asked` is another class than the file's.
+        UsageError: `asked` is not the file's class.
     """
     from kresume.models.optimizers import describe
 
@@ -274,16 +278,18 @@ def named_optimizer(state: TrainState, own: Any = None, asked: str | None = None
 
 
 def build_optimizer(model: Any, state: TrainState, saved: SavedOptimizer, weights: Sequence[Any] | None = None) -> Any:
-    """The checkpoint's optimizer, built on a model, with as many variables as the file has for it.
+    """Builds the checkpoint's optimizer on a model.
+
+    It has as many variables as the file stores for it.
 
     Args:
         model: built.
-        state: what was read.
+        state: the checkpoint's contents.
         saved: the optimizer's class and settings.
-        weights: what it trains; None for the model's trainable variables.
+        weights: the weights that it trains; None for the model's trainable variables.
 
     Raises:
-        CheckpointError: Keras does not know its class or the class of its schedule.
+        CheckpointError: Keras does not know the optimizer's class or the class of its schedule.
     """
     import keras
 
@@ -291,7 +297,8 @@ def build_optimizer(model: Any, state: TrainState, saved: SavedOptimizer, weight
 
     schedule = state.rate.schedule if state.rate is not None else None
     if state.rate is not None and schedule and str(schedule.get("registered_name")).startswith("kresume>"):
-        # A schedule has no variable, a float rate has one. Ours are known to training alone, and only the place counts.
+        # A schedule has no variable, a float rate has one. Only training knows kresume's own schedules; any schedule
+        # works here, because only the number of variables matters.
         rate: Any = keras.optimizers.schedules.ExponentialDecay(state.rate.value, 1, 1.0)
     else:
         rate = rate_as_saved(state, saved)

@@ -1,13 +1,15 @@
-"""Finds the values that a foreign model was trained on by scoring it on images that it knows.
+"""Finds a foreign model's pixel convention by scoring it on its training images.
 
     probe = probe_feedings(model.predict_on_batch, {"0-1": pictures_0_1, "-1-1": ...}, labels, "probabilities")
     probe.winner                                  # "0-1", or None
 
-A model restored bit for bit and fed the wrong values is worthless, so nothing is guessed: without a clear winner the caller
-raises. Two conventions can be right equally often and still be told apart, because the loss falls with every image that
-the model is surer of: ways of feeding are compared image by image. Sureness alone is no evidence, though (`_not_only_surer`):
-larger values make most models surer, and one that stopped early or had its labels smoothed is less sure than it is right. The
-order of the classes is `class_order`'s.
+A *way* is one candidate for the model's input: a pixel convention, with an input layout if that is unknown too. A
+restored model with wrong input values is useless, so nothing is guessed: without a clear winner the caller raises.
+
+Two conventions can have the same accuracy and still be told apart, because the loss decreases with the confidence on
+each image: ways are compared image by image. Confidence alone is no evidence, though (`_not_only_surer`): larger input
+values make most models more confident, and a model trained with early stopping or label smoothing is less confident
+than it is accurate. `class_order` finds the order of the classes.
 """
 
 from __future__ import annotations
@@ -22,34 +24,34 @@ from kresume.evaluation.score import SMALLEST_PROBABILITY, OutputKind, image_los
 
 PROBE_BATCH = 32
 CLEAR_ERRORS = 2.0
-"""How many standard errors of the mean difference in loss make a winner: once in 40 probes chance does as much."""
+"""A winner's mean difference in loss, in standard errors; chance reaches this in one of 40 probes."""
 CLEAR_POINTS = 0.05
 TEMPERATURES = np.geomspace(1 / 16, 1.0, 24)
-"""Temperatures tried on the logits of a way that is not sure enough; `0-255` differs from the others by a larger factor."""
+"""Temperatures tried on the logits of an underconfident way; `0-255` differs from the others by a larger factor."""
 SMALL_LOSS, SMALL_SHARE = 0.05, 0.1
-"""How much worse a convention may be, at most, to be taken because it is the usual one: in nats, or as a share of its loss."""
+"""How much worse the usual convention may be, at most, to be preferred: in nats, or as a share of its loss."""
 ROUNDING = 1e-5
 SURE_SHARE = 0.2
-"""Of the loss of a guess: a model below it is sure of its answers."""
+"""Share of the loss of a guess; a model with a smaller loss counts as confident."""
 ONE_IMAGE = 1
-"""So many images may chance to be right or wrong under values of another size."""
+"""How many images may be right or wrong by chance under values of another scale."""
 KNOWS_THEM = 0.8
-"""Right so often on a first look, a model is read in the right order."""
+"""Accuracy on a first sample from which on the class order counts as right."""
 MOST_SHOWN = 3
 
 
 @dataclass(frozen=True)
 class Probe:
-    """How a model did under each way of feeding it, best first.
+    """The scores of a model for each way, best first.
 
     Attributes:
-        accuracies: share of right answers, by way.
+        accuracies: accuracy, by way.
         losses: mean cross-entropy in nats, by way.
         winner: the way that is clearly right, or None.
-        above_chance: whether the best one is right more often than chance explains.
-        predictions: `(n,)` the classes predicted, by way.
-        fitting: the winner, or the ways between which the answers do not decide.
-        tried: the ways in the order in which they were given.
+        above_chance: True if the best way is more accurate than chance explains.
+        predictions: `(n,)` predicted classes, by way.
+        fitting: the winner alone, or the ways that the predictions cannot tell apart.
+        tried: the ways in the order given.
     """
 
     accuracies: Mapping[str, float]
@@ -62,17 +64,20 @@ class Probe:
 
     @property
     def best(self) -> str:
-        """The way with the lowest loss, among those that are right about as often as any."""
+        """Returns the way with the lowest loss among those of about the highest accuracy."""
         return next(iter(self.losses))
 
     @property
     def table(self) -> str:
-        """The best three: `"0-1 gives 80.9 % (loss 0.61); torch gives 80.5 % (loss 0.74)"`; the winner first."""
+        """Lists the best three ways, the winner first.
+
+        For example `"0-1 gives 80.9 % (loss 0.61); torch gives 80.5 % (loss 0.74)"`.
+        """
         first = [self.winner] if self.winner is not None else []
         return self.show([*first, *(name for name in self.accuracies if name not in first)][:MOST_SHOWN])
 
     def show(self, names: Iterable[str]) -> str:
-        """Writes accuracy and loss of these ways."""
+        """Lists accuracy and loss of these ways."""
         return "; ".join(
             f"{name} gives {100 * self.accuracies[name]:.1f} % (loss {self.losses[name]:.2f})" for name in names
         )
@@ -87,23 +92,29 @@ def probe_feedings(
     twins: Iterable[tuple[str, str]] = (),
     louder: Iterable[tuple[str, str]] = (),
 ) -> Probe:
-    """Scores a model on the same labelled images, fed in several ways.
+    """Scores a model on the same labelled images under several input conventions.
 
     Args:
         predict: `(batch, height, width, channels) float32` -> outputs.
-        feedings: by name, what gives the images as the model would take them, `(n, height, width, channels) float32`.
+        feedings: by way, a function that returns the model input `(n, height, width, channels) float32`.
         labels: `(n,)` indices of classes.
-        kind: what the outputs are.
-        usual: the ways that are taken before others; default all.
-        twins: a usual way and another that are nearly the same: the better of them stands for both.
-        louder: ways with one whose values they give larger.
+        kind: the kind of outputs.
+        usual: the ways that are preferred; default all.
+        twins: pairs of a usual way and another that are nearly the same; the better of a pair represents both.
+        louder: pairs of ways; the first gives larger values than the second.
 
     Returns:
-        Ways that are right clearly less often than the best one are out. The winner beats chance, and its loss is below that
-        of every other by more than chance explains. Of the usual ways one wins so against the usual ways alone. Another way
-        needs more, because there are many: its loss is below every usual one's at a level shared among them (Bonferroni), and
-        clearly below the others'. Where it is a little better than the best usual one, but not so clearly, the usual one wins
-        if it costs little at most (`SMALL_LOSS`); else nobody does. Who may only be surer does not win: `_not_only_surer`.
+        The scores and the winner, by these rules:
+
+        - A way that is clearly less accurate than the most accurate one is excluded.
+        - The winner is more accurate than chance, and its loss is below that of every other way by more than chance
+          explains.
+        - A usual way needs to win only against the other usual ways.
+        - Another way needs more evidence, because there are many. Its loss must be below that of every usual way at a
+          level shared among the other ways (Bonferroni), and clearly below that of the other ways. If it is better than
+          the best usual way, but not so clearly, the usual way wins if it costs little at most (`SMALL_LOSS`); else no
+          way wins.
+        - A way that may only be more confident does not win: see `_not_only_surer`.
     """
     predictions: dict[str, np.ndarray] = {}
     losses: dict[str, np.ndarray] = {}
@@ -143,10 +154,10 @@ def probe_feedings(
 
 
 def promising(probe: Probe) -> tuple[str, ...]:
-    """The ways that are worth more images after a first look at a few, in the order in which they were tried.
+    """Returns the ways to score on more images after a first probe.
 
-    All of them, unless the model is right on most images under one: else the order of the classes may be another, and the
-    right way be the one that seems to be the worst.
+    They are in the order tried. These are all ways, unless the model is right on most images under one. Without such a
+    way the class order may differ from the assumed one, and then the right way may seem the worst.
     """
     if not probe.above_chance or probe.accuracies[probe.best] < KNOWS_THEM:
         return tuple(probe.tried)
@@ -155,13 +166,17 @@ def promising(probe: Probe) -> tuple[str, ...]:
 
 
 def fair_losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The cross-entropy of each image, `(images,)`, had the model been as sure of its answers as they are right.
+    """Returns the cross-entropy of each image with confidence raised to match accuracy.
 
-    A model that is too sure gains nothing: that is what wrong numbers do to it.
+    Scales the logits by the temperature of the lowest mean loss (temperature scaling). Temperatures are at most 1, so
+    an overconfident model gains nothing: overconfidence is an effect of wrong input values.
 
     Args:
         probabilities: `(images, classes)`.
         labels: `(images,)` indices of classes.
+
+    Returns:
+        `(images,)` losses in nats.
     """
     logits = np.log(np.clip(probabilities, SMALLEST_PROBABILITY, 1.0))
     logits -= logits.max(axis=-1, keepdims=True)
@@ -174,7 +189,10 @@ def fair_losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _most_right(ways: list[str], errors: Mapping[str, np.ndarray]) -> list[str]:
-    """The ways that are not clearly less right than the most right one: a loss says nothing for a way that is wrong."""
+    """Returns the ways whose accuracy is not clearly below the highest.
+
+    The loss of a clearly less accurate way is no evidence.
+    """
     from scipy.stats import norm
 
     best = min(ways, key=lambda way: float(errors[way].mean()))
@@ -183,7 +201,10 @@ def _most_right(ways: list[str], errors: Mapping[str, np.ndarray]) -> list[str]:
 
 
 def _fitting(ranked: list[str], losses: Mapping[str, np.ndarray], usual: Collection[str]) -> tuple[str, ...]:
-    """The ways between which the losses do not decide, best first; one alone is the winner."""
+    """Returns the ways that the losses cannot tell apart, best first.
+
+    A single one is the winner.
+    """
     known, others = [way for way in ranked if way in usual], [way for way in ranked if way not in usual]
 
     def alike(way: str, rivals: Iterable[str], errors: float) -> list[str]:
@@ -212,19 +233,20 @@ def _not_only_surer(
     sure: Collection[str],
     louder: Iterable[tuple[str, str]],
 ) -> tuple[str, ...]:
-    """Takes sureness out of the comparison: who has the lower loss may only be surer than the others.
+    """Corrects for confidence: a lower loss may come from higher confidence alone.
 
-    Each way is first given the sureness that its answers deserve (`fair_losses`). Ways that then answer clearly worse than
-    the best one are out, and the best one is in. A model that is always right leaves nothing to compare by then. There a way
-    does not win against one of smaller values on which the model is right and sure, too: larger values alone would do that.
+    First, each way gets the confidence that matches its accuracy (`fair_losses`). Ways that are then clearly worse than
+    the best one are excluded, and the best one is included. If the model is always right, this leaves nothing to
+    compare. In that case a way does not win against a way of smaller values under which the model is also right and
+    confident, because larger values alone would raise the confidence.
 
     Args:
-        fitting: the ways between which the losses do not decide, best first.
-        rivals: the ways with which they are compared.
-        fair: `fair_losses` of each.
-        right: how many images are right, by way.
-        sure: the ways under which the model is sure of its answers.
-        louder: ways with one whose values they give larger.
+        fitting: the ways that the losses cannot tell apart, best first.
+        rivals: the ways to compare them with.
+        fair: `fair_losses`, by way.
+        right: number of correct images, by way.
+        sure: the ways under which the model is confident.
+        louder: pairs of ways; the first gives larger values than the second.
     """
     best = min([*fitting, *rivals], key=lambda way: float(fair[way].mean()))
     if fair[best].mean() > fair[fitting[0]].mean() - ROUNDING:
@@ -250,13 +272,16 @@ def _batches(images: np.ndarray) -> Iterable[tuple[np.ndarray, int]]:
 
 
 def _chance(accuracy: float, labels: np.ndarray) -> float:
-    """What always answering the commonest class reaches, and what luck adds to it."""
+    """Returns the accuracy of always predicting the commonest class, plus a margin for luck."""
     commonest = max(np.bincount(labels).max() / len(labels), 1 / max(len(np.unique(labels)), 2))
     return float(commonest + max(CLEAR_POINTS, 2 * np.sqrt(accuracy * (1 - accuracy) / len(labels))))
 
 
 def is_clearly_lower(one: np.ndarray, other: np.ndarray, errors: float = CLEAR_ERRORS) -> bool:
-    """Whether the mean of `one` is below that of `other` by more than chance explains, compared pair by pair."""
+    """Returns True if `one` is lower than `other` on average, beyond chance.
+
+    Compares the values pair by pair.
+    """
     difference = other - one
     error = float(difference.std(ddof=1)) / np.sqrt(len(difference)) if len(difference) > 1 else np.inf
     return bool(difference.mean() > max(errors * error, ROUNDING))

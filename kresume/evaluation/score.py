@@ -1,10 +1,10 @@
-"""Scores from predictions: one prediction per image, no padding in any average.
+"""Computes scores from predictions: one prediction per image, no padding in any average.
 
     scores = score(probabilities, labels, origins=manifest.origins, generation=2, classes=("cat", "dog"))
     scores["old"]["accuracy"], scores["classes"]["cat"]["recall"]
 
-`old` are the images that came in with an earlier generation, `new` those that this one added, `all` both. A subset
-without images has `"images": 0` and null for every metric: "nothing to measure" is not 0 %.
+`old` images were added by an earlier generation, `new` images by this one, `all` is both. A subset without images has
+`"images": 0` and null for every metric, because "nothing to measure" is not 0 %.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import numpy as np
 
 OutputKind = Literal["probabilities", "logits", "binary", "binary-logits"]
 SUBSETS = ("old", "new", "all")
-SMALLEST_PROBABILITY = 1e-7  # Keras's epsilon: the loss of a wrong but certain prediction stays finite, and comparable
+SMALLEST_PROBABILITY = 1e-7  # Keras's epsilon: keeps the loss of a certain but wrong prediction finite and comparable
 
 
 def to_probabilities(outputs: np.ndarray, kind: OutputKind) -> np.ndarray:
-    """Turns a model's outputs into probabilities.
+    """Converts a model's outputs to probabilities.
 
     Args:
         outputs: `(images, classes)`, or `(images, 1)` for a binary kind.
-        kind: what the outputs are.
+        kind: the kind of outputs.
 
     Returns:
-        `(images, classes) float64` whose rows add up to 1.
+        `(images, classes) float64`, each row with sum 1.
     """
     values = np.asarray(outputs, dtype=np.float64)
     if kind == "logits":
@@ -41,7 +41,7 @@ def to_probabilities(outputs: np.ndarray, kind: OutputKind) -> np.ndarray:
 
 
 def image_losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The cross-entropy of each image in nats, `(images,) float64`."""
+    """Returns the cross-entropy of each image in nats, `(images,) float64`."""
     chosen = probabilities[np.arange(len(labels)), labels]
     return np.asarray(-np.log(np.clip(chosen, SMALLEST_PROBABILITY, 1.0)))
 
@@ -57,9 +57,9 @@ def predict_all(
 
     Args:
         predict: `(batch, height, width, 3) float32` in the model's convention -> outputs.
-        batches: padded batches and how many of their rows are images.
-        kind: what the outputs are.
-        advance: told how many images were done.
+        batches: padded batches, each with the number of its rows that are images.
+        kind: the kind of outputs.
+        advance: called with the number of images predicted.
 
     Returns:
         Probabilities `(images, classes) float64`, in the order of the batches.
@@ -79,18 +79,19 @@ def score(
     generation: int,
     classes: Sequence[str],
 ) -> dict[str, Any]:
-    """Loss, accuracy and F1 on old, new and all images, and recall, precision and F1 of each class.
+    """Computes metrics on old, new and all images, and for each class.
 
     Args:
         probabilities: `(images, classes)`.
         labels: `(images,)` indices into `classes`.
-        origins: `(images,)` the generation in which each image came in.
-        generation: the current one: origins below it are old.
+        origins: `(images,)` the generation that added each image.
+        generation: the current one: images with a lower origin are old.
         classes: the names of the outputs.
 
     Returns:
-        The `eval --json` shape: `{"all": {...}, "old": {...}, "new": {...}, "classes": {NAME: {...}}}`. F1 is the mean
-        over the classes that occur.
+        The shape of `eval --json`: `{"all": {...}, "old": {...}, "new": {...}, "classes": {NAME: {...}}}`. Subsets have
+        loss, accuracy and F1; classes have recall, precision and F1. A subset's F1 is the mean over the classes that
+        occur in it.
     """
     old = origins < generation
     result: dict[str, Any] = {}
@@ -135,9 +136,10 @@ def _classes(probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[st
 
 
 def flatten(scores: Mapping[str, Any]) -> dict[str, float]:
-    """`{"old.accuracy": 0.93, "classes.rose.recall": 0.8, "classes.min.recall": ...}`: the names of gates and monitors.
+    """Flattens scores to the metric names of gates and monitors.
 
-    `val_accuracy` and `val_loss` are added for `all.accuracy` and `all.loss`. What has no value is left out.
+    For example `{"old.accuracy": 0.93, "classes.rose.recall": 0.8, "classes.min.recall": ...}`. `val_accuracy` and
+    `val_loss` are added for `all.accuracy` and `all.loss`. Metrics without a value are omitted.
     """
     flat = {
         f"{subset}.{metric}": value

@@ -1,7 +1,9 @@
-"""A SavedModel as its clients see it: run in a process of TensorFlow alone, through its own signature.
+"""Runs a SavedModel as its clients do: with only TensorFlow, through its own signature.
 
-prediction = predict_saved_model(folder, signature, labels, classes, {"files": [...]})
-prediction.indices           # (n,) which of `classes` it chose, -1 where it chose none of them
+    prediction = predict_saved_model(folder, signature, labels, classes, {"files": [...]})
+    prediction.indices           # (n,) indices into `classes`, -1 if another class was chosen
+
+Each model runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -23,13 +25,13 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Prediction:
-    """What another runtime says of images.
+    """The predictions of another runtime.
 
     Attributes:
-        scores: `(n, classes) float64`, zeros for an image that it could not read; None where it gives labels alone.
-        indices: `(n,)` the classes chosen, -1 where it chose none of them.
-        failed: image -> why it could not be read.
-        facts: anything else that the runtime reports.
+        scores: `(n, classes) float64`, zeros for an image that the model could not read; None if it gives only labels.
+        indices: `(n,)` the chosen classes, -1 if none of them was chosen.
+        failed: index of an image -> why it could not be read.
+        facts: other values that the runtime reports.
     """
 
     scores: np.ndarray | None
@@ -42,7 +44,10 @@ ScoreKind = Literal["probabilities", "logits", "independent"]
 
 
 def score_kind(scores: np.ndarray) -> ScoreKind:
-    """What rows of scores are: they add up to 1, go beyond what shares can be, or judge each class for itself."""
+    """Determines the kind of scores from their values.
+
+    Probabilities have sum 1 per row, logits exceed the range 0 to 1, independent scores rate each class by itself.
+    """
     if not len(scores) or (scores.min() >= -1e-3 and np.abs(scores.sum(axis=-1) - 1).max() < 1e-2):
         return "probabilities"
     return "logits" if scores.min() < -1e-3 or scores.max() > 1 + 1e-3 else "independent"
@@ -59,20 +64,21 @@ def predict_saved_model(
     shares: bool = True,
     single: OutputKind | None = None,
 ) -> Prediction:
-    """Runs images through a signature.
+    """Runs images through a signature of a SavedModel.
 
     Args:
-        folder: it has `saved_model.pb`.
-        signature: which one, understood.
-        labels: the names of its outputs in their order; None takes `classes`.
-        classes: the classes to answer in.
-        inputs: `{"files": [...]}` or `{"array": "x.npy"}`, as the signature's input wants it.
+        folder: contains `saved_model.pb`.
+        signature: the signature, from `read_signatures`.
+        labels: the names of its outputs in order; None for `classes`.
+        classes: the classes of the result.
+        inputs: `{"files": [...]}` or `{"array": "x.npy"}`, as the signature's input requires.
         extra: further fields of the request.
-        shares: give scores as shares that add up to 1 where the model gives logits.
-        single: what one number for two classes is, `"binary"` or `"binary-logits"`; None where nothing says it.
+        shares: convert logits to probabilities.
+        single: the kind of a single number for two classes, `"binary"` or `"binary-logits"`; None if unknown.
 
     Raises:
-        CheckpointError: it does not load or run by TensorFlow alone, or nothing says what its single number is.
+        CheckpointError: the model does not load or run with only TensorFlow, or the kind of its single number is
+            unknown.
     """
     request = {
         "path": str(folder),
@@ -96,18 +102,20 @@ def predict_saved_model(
 
 
 def to_pairs(given: np.ndarray, kind: OutputKind | None, *, shares: bool = True) -> np.ndarray:
-    """Reads one number per image as the scores of two classes; the number speaks for the second.
+    """Converts one number per image to scores of two classes.
+
+    The number is the score of the second class.
 
     Args:
         given: `(n,)` or `(n, 1)`.
-        kind: `"binary"` or `"binary-logits"`; None takes numbers between 0 and 1 as probabilities.
-        shares: give logits as shares too; else as two logits.
+        kind: `"binary"` or `"binary-logits"`; None treats numbers between 0 and 1 as probabilities.
+        shares: convert logits to probabilities; else to two logits.
 
     Returns:
         `(n, 2)`.
 
     Raises:
-        ValueError: nothing says what the numbers are; the message is the rest of a sentence.
+        ValueError: the kind of numbers is unknown; the message is the rest of a sentence.
     """
     values = given.reshape(len(given), 1)
     if kind not in {"binary", "binary-logits"}:
@@ -131,7 +139,10 @@ def interpret(
     *,
     shares: bool = True,
 ) -> Prediction:
-    """Reads scores, labels or indices, whichever a signature gives, in the order of `classes`; logits as shares if asked to."""
+    """Converts the scores, labels or indices of a signature to the order of `classes`.
+
+    With `shares`, logits become probabilities.
+    """
     place = {name: index for index, name in enumerate(classes)}
     to_ours = np.array([place.get(name, -1) for name in labels])
     indices = np.full(count, -1)
@@ -144,7 +155,7 @@ def interpret(
         given = np.asarray(answer.outputs[row_of.name], np.float64)
         if shares and score_kind(given) == "logits":
             given = to_probabilities(given, "logits")
-        # Classes that only it knows keep a column of their own: an image given to one of them is not right.
+        # The argmax includes classes that only this model has: an image assigned to one of them gets -1.
         known = to_ours >= 0
         scores = np.zeros((count, len(classes)))
         scores[np.ix_(rows, to_ours[known])] = given[:, known]

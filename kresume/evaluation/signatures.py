@@ -1,12 +1,12 @@
-"""What a SavedModel takes and gives: its signatures, read without running it.
+"""Reads the signatures of a SavedModel without running it.
 
     signatures = read_signatures(find_saved_model("serving/flowers"))
     signatures["serving_default"].input.kind        # "bytes", "pictures" or "values"
     signatures["serving_default"].outputs           # scores, labels, class_index ... under the model's own names
 
-A signature is understood by dtypes and shapes: strings in are encoded files, `uint8` pictures, `float32` what the model eats;
-of the outputs a float row as long as the classes is the scores, strings are labels, whole numbers class indices. One float
-alone, where there are two classes, is the score of the second.
+Dtypes and shapes determine the meaning of a tensor. Inputs: strings are encoded files, `uint8` are pictures, `float32`
+are the model's input values. Outputs: a row of floats as long as the classes is the scores, strings are labels,
+integers are class indices. A single float for two classes is the score of the second.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ INTERNAL = "__saved_model"
 
 @dataclass(frozen=True)
 class Input:
-    """The one input of a signature."""
+    """The only input of a signature."""
 
     name: str
     kind: InputKind
@@ -40,31 +40,31 @@ class Input:
     shape: Shape
 
     def layout(self, size: tuple[int, int] | None = None, likely: InputLayout | None = None) -> InputLayout:
-        """Finds how a signature that takes numbers takes a picture.
+        """Determines the input layout of a signature with array input.
 
         Args:
-            size: `(height, width)` that its pictures have, if that is known.
-            likely: the layout to take where it has this shape.
+            size: `(height, width)` of its pictures, if known.
+            likely: the layout to use if the shape fits it.
 
         Raises:
-            UsageError: its shape is none of a picture.
+            UsageError: the shape is not that of a picture.
         """
         shape = _picture_shape(self.shape)
         return likely if likely is not None and likely.sizes(shape, size) else read_layout(shape, size)[0]
 
     def size(self, layout: InputLayout) -> tuple[int, int] | None:
-        """Returns the `(height, width)` that its shape fixes, None where it takes any."""
+        """Returns the `(height, width)` that the shape fixes, None if it accepts any."""
         return next(iter(layout.sizes(_picture_shape(self.shape))), None)
 
 
 def _picture_shape(shape: Shape) -> Shape:
-    """The shape without the batch; an unnamed axis of channels is that of RGB pictures."""
+    """Returns the shape without the batch axis; an unknown number of channels becomes 3."""
     return (*shape[1:3], 3) if len(shape) == 4 and shape[3] is None else shape[1:]
 
 
 @dataclass(frozen=True)
 class Output:
-    """One output of a signature."""
+    """An output of a signature."""
 
     name: str
     kind: OutputKind
@@ -74,29 +74,32 @@ class Output:
 
 @dataclass(frozen=True)
 class Signature:
-    """What a client sends and gets."""
+    """The input and outputs of a signature."""
 
     name: str
     input: Input
     outputs: tuple[Output, ...]
 
     def output(self, *kinds: OutputKind) -> Output | None:
-        """The first output of one of these kinds, in the order in which they are asked for."""
+        """Returns the first output of the given kinds, in their order of preference."""
         return next((output for kind in kinds for output in self.outputs if output.kind == kind), None)
 
     @property
     def answers_classes(self) -> bool:
-        """Tells whether it says of an image which class it is."""
+        """Returns True if an output tells the class of an image."""
         return self.output("scores", "labels", "class_index", "class_indices") is not None
 
     @property
     def may_be_single(self) -> bool:
-        """Tells whether its scores may be one number per image, which speaks for the second of two classes."""
+        """Returns True if the scores may be one number per image.
+
+        It is the score of the second of two classes.
+        """
         scores = self.output("scores")
         return scores is not None and scores.shape[1:] in {(), (1,), (None,)}
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON form."""
+        """Returns the JSON form."""
         return {
             "input": {"name": self.input.name, "dtype": self.input.dtype, "shape": list(self.input.shape)},
             "outputs": {output.name: {"dtype": output.dtype, "shape": list(output.shape)} for output in self.outputs},
@@ -104,7 +107,10 @@ class Signature:
 
 
 def find_saved_model(path: str | Path) -> Path | None:
-    """The SavedModel at `path`: that folder, or its highest version where it is a model server's folder; else None."""
+    """Returns the SavedModel at `path`, or None.
+
+    `path` may also be a model server's folder; then it is the highest version in it.
+    """
     folder = Path(path)
     if (folder / "saved_model.pb").is_file():
         return folder
@@ -113,7 +119,7 @@ def find_saved_model(path: str | Path) -> Path | None:
 
 
 def versions_in(folder: Path) -> dict[int, Path]:
-    """The version folders of a model server's folder, ascending."""
+    """Returns the version folders of a model server's folder, ascending."""
     if not folder.is_dir():
         return {}
     found = {int(child.name): child for child in folder.iterdir() if child.name.isdecimal() and child.is_dir()}
@@ -121,12 +127,15 @@ def versions_in(folder: Path) -> dict[int, Path]:
 
 
 def labels_of(folder: Path) -> tuple[str, ...] | None:
-    """The names of a SavedModel's outputs in their order, where it says them in `assets/labels.txt` or `export.json`."""
+    """Returns the recorded names of a SavedModel's outputs in order, or None.
+
+    They are read from `export.json` or `assets/labels.txt`.
+    """
     record = folder / "export.json"
     if record.is_file():
         try:
             told = json.loads(record.read_text(encoding="utf-8"))
-            # `labels` is the order that is served, which `--like` may have made another than the model's own.
+            # `labels` is the order of the served outputs; with `--like` it may differ from the model's own.
             return tuple(told.get("labels") or told["card"]["classes"])
         except (ValueError, KeyError, TypeError, AttributeError):
             pass  # another program's file of that name
@@ -137,10 +146,13 @@ def labels_of(folder: Path) -> tuple[str, ...] | None:
 
 
 def read_raw(folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    """Names, dtypes and shapes of every signature: `{signature: ({input: (dtype, shape)}, {output: ...})}`.
+    """Reads names, dtypes and shapes of every signature.
+
+    Returns:
+        `{signature: ({input: (dtype, shape)}, {output: (dtype, shape)})}`.
 
     Raises:
-        CheckpointError: it is no SavedModel, or is damaged.
+        CheckpointError: the folder has no readable SavedModel, or none for serving.
     """
     tf = import_tensorflow()
     from google.protobuf.message import DecodeError
@@ -172,14 +184,14 @@ def read_raw(folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
 
 
 def read_signatures(folder: Path, classes: int | None = None) -> dict[str, Signature]:
-    """The signatures of a SavedModel that can be understood as a classifier's.
+    """Reads the signatures of a SavedModel that fit a classifier.
 
     Args:
-        folder: it has `saved_model.pb`.
-        classes: how many classes it has; None takes its labels, or the width of its only row of floats.
+        folder: contains `saved_model.pb`.
+        classes: number of classes; None uses the number of its labels, or the width of its only row of floats.
 
     Raises:
-        CheckpointError: `serving_default` (or its only signature) cannot be understood; the message says why.
+        CheckpointError: `serving_default` (or the first signature) does not fit a classifier; the message says why.
     """
     raw = read_raw(folder)
     named = labels_of(folder)
@@ -202,10 +214,10 @@ def read_signatures(folder: Path, classes: int | None = None) -> dict[str, Signa
 def understand(
     name: str, inputs: Mapping[str, tuple[str, Shape | None]], outputs: Mapping[str, Any], classes: int | None
 ) -> Signature:
-    """Says what each tensor of a signature means.
+    """Determines the meaning of each tensor of a signature.
 
     Raises:
-        ValueError: it has several inputs, or a tensor that means nothing that we know; the message says which.
+        ValueError: the signature has several inputs, or a tensor of unknown meaning; the message names it.
     """
     if len(inputs) != 1:
         raise ValueError(f"it takes {len(inputs)} inputs ({', '.join(sorted(inputs))}), expected one: images")
@@ -268,7 +280,7 @@ def _output(name: str, outputs: Mapping[str, tuple[str, Shape | None]], classes:
 
 
 def _is_alone(name: str, outputs: Mapping[str, tuple[str, Shape | None]]) -> bool:
-    """Tells whether an output is a float, and the only one that says anything of the classes."""
+    """Returns True if a float output is the only one that tells the class."""
     others = [key for key in outputs if key not in {name, "embedding", "error"}]
     return name != "embedding" and not others and outputs[name][0].startswith(("float", "bfloat"))
 

@@ -1,1 +1,4 @@
-"""Scripts that load an export by its own runtime alone: none imports kresume, each runs in a fresh process (`apart.py`)."""
+"""Scripts that run an exported model with only its own runtime.
+
+None imports kresume; each runs in a fresh process (`apart.py`).
+"""

@@ -1,11 +1,13 @@
-"""Loads a `.keras` file, a `.weights.h5` file or a `tf.train.Checkpoint` by plain Keras: `python -P keras.py request.json`.
+"""Loads a `.keras` file, a `.weights.h5` file or a `tf.train.Checkpoint` with plain Keras.
 
-Classes of the user's own are registered by their files, as everyone who loads such a file has to.
+    python -P keras.py request.json
+
+Custom classes are registered by running the user's files, as every user of such a file has to do.
 """
 
 import sys
 
-sys.modules["kresume"] = None  # type: ignore[assignment]  # what makes an import of it fail
+sys.modules["kresume"] = None  # type: ignore[assignment]  # makes an import of it fail
 
 import gc
 import hashlib
@@ -21,7 +23,7 @@ BATCH = 32
 
 
 def main(place: str) -> None:
-    """Answers one request."""
+    """Answers one request file."""
     with open(place, encoding="utf-8") as file:
         request = json.load(file)
     own: dict[str, Any] = {}
@@ -40,7 +42,7 @@ def _answer(request: dict[str, Any]) -> None:
         _restore(model, str(folder / name))
     optimizer = getattr(model, "optimizer", None)
     values = np.load(request["array"])
-    # Not `predict`, whose tf.data autotuner would hold the end of this process for as long again.
+    # Not `predict`: its tf.data autotuner would delay the end of this process by about its run time.
     parts = [model.predict_on_batch(values[start : start + BATCH]) for start in range(0, len(values), BATCH)]
     outputs = np.concatenate([np.asarray(part, np.float32) for part in parts])
     facts = {
@@ -52,7 +54,7 @@ def _answer(request: dict[str, Any]) -> None:
 
 
 def _run(code: str, name: str) -> dict[str, Any]:
-    """Runs a file; the classes and functions that it defines, by name."""
+    """Runs a file and returns the classes and functions that it defines, by name."""
     spec = importlib.util.spec_from_file_location(name, code)
     if spec is None or spec.loader is None:
         raise ImportError(code)
@@ -81,7 +83,7 @@ def _restore(model: Any, prefix: str) -> None:
 
 
 def _digest(variables: Any) -> str:
-    """The digest of `kresume/exports/training_state.py`, without it."""
+    """Computes the same digest as `kresume/exports/training_state.py`, without importing it."""
     hasher = hashlib.sha256()
     for variable in variables:
         if "seed_generator_state" in str(variable.path):
@@ -94,4 +96,4 @@ def _digest(variables: Any) -> str:
 
 if __name__ == "__main__":
     main(sys.argv[1])
-    gc.freeze()  # the last collection would walk all that the frameworks made
+    gc.freeze()  # the last garbage collection would visit every object of the frameworks

@@ -11,7 +11,7 @@ BATCH = 32
 
 
 def main(place: str) -> None:
-    """Answers one request."""
+    """Answers one request file."""
     with open(place, encoding="utf-8") as file:
         request = json.load(file)
     session = onnxruntime.InferenceSession(request["path"], providers=["CPUExecutionProvider"])

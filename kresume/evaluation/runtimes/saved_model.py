@@ -1,7 +1,9 @@
-"""Runs a SavedModel by TensorFlow alone, as a model server does: `python -P saved_model.py request.json`.
+"""Runs a SavedModel with only TensorFlow, as a model server does.
 
-The request names the model, a signature and its input, the images (files, or an array), and where the outputs go. Keras, JAX
-and kresume cannot be imported in this process: a model that needed them would not load.
+    python -P saved_model.py request.json
+
+The request names the model, a signature and its input, the images (files or an array), and the output file. Keras, JAX
+and kresume cannot be imported in this process: a model that needs them fails to load.
 """
 
 import gc
@@ -12,7 +14,7 @@ import sys
 from typing import Any
 
 for _name in ("keras", "jax", "jaxlib", "kresume"):
-    sys.modules[_name] = None  # type: ignore[assignment]  # what makes an import of it fail
+    sys.modules[_name] = None  # type: ignore[assignment]  # makes an import of it fail
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
@@ -20,7 +22,7 @@ import tensorflow as tf
 
 
 def main(place: str) -> None:
-    """Answers one request."""
+    """Answers one request file."""
     with open(place, encoding="utf-8") as file:
         request = json.load(file)
     model = tf.saved_model.load(request["path"])
@@ -45,7 +47,7 @@ def main(place: str) -> None:
             parts.append(_call(function, request["input"], batch_of(rows.start, rows.stop)))
             places += rows
         except tf.errors.OpError:
-            # One picture that this model cannot read must not hide what it says of the others.
+            # Retry one by one, so that an unreadable picture does not discard the predictions of the others.
             for row in rows:
                 try:
                     parts.append(_call(function, request["input"], batch_of(row, row + 1)))
@@ -74,7 +76,7 @@ def _call(function: Any, name: str, batch: Any) -> dict[str, np.ndarray]:
 
 
 def _warm(model: Any, warmup: Any) -> int:
-    """Feeds the warm-up records that were shipped, and says how many there were."""
+    """Runs the warm-up requests that were exported with the model, and returns their number."""
     if warmup is None:
         return 0
     spec = importlib.util.spec_from_file_location("warmup", warmup["module"])
@@ -92,4 +94,4 @@ def _warm(model: Any, warmup: Any) -> int:
 
 if __name__ == "__main__":
     main(sys.argv[1])
-    gc.freeze()  # the last collection would walk all that the framework made
+    gc.freeze()  # the last garbage collection would visit every object of the framework
