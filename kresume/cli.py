@@ -8,83 +8,28 @@ imported before a command runs.
 from __future__ import annotations
 
 import atexit
-import difflib
 import gc
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from kresume import crash
-from kresume.errors import KresumeError, RestoreError, UsageError
+from kresume.cli_options import (
+    FEATURE,
+    ConfigCommand,
+    Group,
+    config_options,
+    help_all,
+    model_options,
+    read_model_options,
+    source_options,
+)
+from kresume.errors import KresumeError, RestoreError
+from kresume.options.settings import DEFAULTS, EXPORT_FORMAT, ON_BAD_IMAGE, SHEET_SIZE, TOP_K
 from kresume.spelling import as_flag, spelled
-
-FEATURE = "Name of a TFRecord feature: encoded, label or text. Repeatable."
-COMMANDS = {
-    "resume": "train", "continue": "train", "fit": "train", "extend": "train", "evaluate": "eval", "val": "eval",
-    "test": "eval", "info": "inspect", "convert": "export", "history": "log", "scan": "data scan", "check": "data check",
-    "show": "data show", "env": "doctor",
-}  # fmt: skip
-"""What people call a command elsewhere, and what it is here."""
-
-
-class Command(click.Command):
-    """A command that explains what it cannot parse: unknown options get a translation or the nearest name."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parses, and says the way on where that fails."""
-        try:
-            return super().parse_args(ctx, args)
-        except click.NoSuchOption as error:
-            raise UsageError(_explain(error.option_name, self, ctx)) from error
-        except click.UsageError as error:
-            raise UsageError(_complete(error, ctx)) from error
-
-
-def _explain(option: str, command: click.Command, ctx: click.Context) -> str:
-    from kresume.config import TrainConfig, flag_of, nearest
-
-    known = [flag for parameter in command.get_params(ctx) for flag in parameter.opts if flag.startswith("--")]
-    if option in {flag_of(name) for name in TrainConfig.model_fields} - set(known):
-        return f"{ctx.command_path} has no option {option}: it is one of `kresume train` and `kresume plan`"
-    return f"no option {option}: {nearest(option.partition('=')[0], known) or f'see {ctx.command_path} --help'}"
-
-
-def _complete(error: click.UsageError, ctx: click.Context) -> str:
-    """Click's message, which says what is wrong, with the way on."""
-    said = " ".join(error.format_message().split()).rstrip(".")
-    if isinstance(ctx.command, ConfigCommand) and said.startswith("Got unexpected extra argument"):
-        path = said.partition("(")[2].rstrip(")").split()[0]
-        return (
-            f"{path} stands alone: --from {path} extends that checkpoint or run, --out {path} continues that run, "
-            f"--data {path} trains on those images"
-        )
-    help_text = getattr(error.param, "help", None) if isinstance(error, click.MissingParameter) else None
-    if help_text:
-        said += f" ({help_text.rstrip('.')})"
-    if isinstance(error, click.MissingParameter) or "unexpected extra argument" in said:
-        form = " ".join([ctx.command_path, *ctx.command.collect_usage_pieces(ctx)]).replace("[OPTIONS]", "[options]")
-        said += f": the form is `{form}`"
-    return f"{said}; see {ctx.command_path} --help"
-
-
-class Group(click.Group):
-    """A group whose unknown commands get the nearest name."""
-
-    command_class = Command
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """Finds the command."""
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            near = difflib.get_close_matches(args[0], self.commands, 1)
-            elsewhere = COMMANDS.get(args[0]) if ctx.parent is None else None
-            hint = f"did you mean {near[0]}?" if near else f"commands are {', '.join(self.commands)}"
-            hint = f"that is kresume {elsewhere}" if elsewhere else hint
-            raise UsageError(f"no command {args[0]}: {hint}") from error
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -101,114 +46,9 @@ def cli() -> None:
     """
 
 
-def _config_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds every option of `TrainConfig`. Reads the table only when the command is built."""
-    function = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(function)
-    function = click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="An option by its name.")(
-        function
-    )
-    return click.option("--config", "file", metavar="FILE", help="Options in YAML; flags and --set win.")(function)
-
-
-class ConfigCommand(Command):
-    """A command with the options of `TrainConfig`: `--help` shows those of the daily work, `--help-all` every one."""
-
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """The command's own options and the table's."""
-        if not hasattr(self, "_all_params"):
-            self._all_params = [*_table_options(), *super().get_params(ctx)]
-        return self._all_params
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes the options by group."""
-        everything = bool(ctx.meta.get("kresume.help_all"))
-        groups: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
-            if record is None or (isinstance(parameter, TableOption) and not everything and not parameter.daily):
-                continue
-            group = parameter.group if isinstance(parameter, TableOption) else "Other"
-            groups.setdefault(group, []).append(record)
-        for group, records in groups.items():
-            with formatter.section(group):
-                formatter.write_dl(records)
-        if not everything:
-            formatter.write_paragraph()
-            formatter.write_text(
-                f"{len(self.get_params(ctx)) - sum(map(len, groups.values()))} more options: --help-all"
-            )
-
-
-class TableOption(click.Option):
-    """An option from the table of `TrainConfig`."""
-
-    def __init__(self, *names: str, group: str, daily: bool, **attributes: Any) -> None:
-        super().__init__(list(names), **attributes)
-        self.group = group
-        self.daily = daily
-
-
-def _show_all(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
-    if value:
-        ctx.meta["kresume.help_all"] = True
-        click.echo(ctx.get_help())
-        ctx.exit()
-
-
-def _table_options() -> list[TableOption]:
-    from kresume import config
-
-    options = []
-    for name, field in config.TrainConfig.model_fields.items():
-        extra: Any = field.json_schema_extra
-        kind, choices, repeats, is_flag = _kind(field.annotation)
-        attributes: dict[str, Any] = (
-            {"is_flag": True, "default": None} if is_flag else {"type": choices or kind, "multiple": repeats}
-        )
-        if extra["metavar"] and not choices:
-            attributes["metavar"] = extra["metavar"]
-        flag = config.flag_of(name)
-        off = (
-            f"/--no-{flag[2:]}" if is_flag and name in config.INHERITED else ""
-        )  # what a parent had on can be turned off
-        options.append(
-            TableOption(
-                f"{flag}{off}",
-                name,
-                group=extra["group"],
-                daily=extra["daily"],
-                help=field.description,
-                **attributes,
-            )
-        )
-    return options
-
-
-def _kind(annotation: Any) -> tuple[type, click.Choice[str] | None, bool, bool]:
-    """Click's view of a field's type: (type, choices, repeatable, flag)."""
-    import typing
-
-    inner = next(part for part in typing.get_args(annotation) if part is not type(None))
-    if typing.get_origin(inner) is typing.Literal:
-        return str, click.Choice(typing.get_args(inner)), False, False
-    if typing.get_origin(inner) is tuple:
-        return str, None, True, False
-    return inner, None, False, inner is bool
-
-
-_help_all = click.option(
-    "--help-all",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_show_all,
-    help="Show every option, grouped.",
-)
-
-
 @cli.command(cls=ConfigCommand)
-@_help_all
-@_config_options
+@help_all
+@config_options
 def train(file: str | None, sets: Sequence[str], as_json: bool, **flags: Any) -> int:
     """First training, extending a checkpoint with more images, continuing an interrupted run.
 
@@ -217,7 +57,7 @@ def train(file: str | None, sets: Sequence[str], as_json: bool, **flags: Any) ->
     kresume train --from runs/1-signs --add new/ --lr 1e-4
     kresume train --out runs/2-signs            (continues it; so does the same command again)
     """
-    from kresume.config import resolve
+    from kresume.options.resolve import resolve
     from kresume.progress import Reporter
     from kresume.training.resume import train as run
 
@@ -227,15 +67,15 @@ def train(file: str | None, sets: Sequence[str], as_json: bool, **flags: Any) ->
 
 
 @cli.command(cls=ConfigCommand)
-@_help_all
-@_config_options
+@help_all
+@config_options
 def plan(file: str | None, sets: Sequence[str], as_json: bool, **flags: Any) -> None:
     """What `train` with the same options would do. Reads and scores; writes nothing.
 
     \b
     kresume plan --from runs/1-signs --add new/ --lr 1e-4
     """
-    from kresume.config import resolve
+    from kresume.options.resolve import resolve
     from kresume.progress import Reporter
     from kresume.training.plan import make_plan
 
@@ -273,54 +113,15 @@ def inspect(checkpoint: str, write_model: str | None, as_json: bool) -> None:
     _print(describe(state), as_json)
 
 
-def _model_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What a checkpoint may not say by itself, and where its model runs."""
-    options = [
-        click.option("--model", metavar="SPEC", help="The architecture, for a checkpoint without one."),
-        click.option("--import", "imports", multiple=True, metavar="FILE", help="File that registers custom layers."),
-        click.option(
-            "--map",
-            "map_file",
-            metavar="FILE",
-            help="Which array of a PyTorch state dict fills which variable, as YAML.",
-        ),
-        click.option("--trust", is_flag=True, help="The checkpoint is mine: run the code of its Lambda layers."),
-        click.option(
-            "--classes",
-            metavar="FILE|a,b,c",
-            help="Names of the outputs in their order, where the checkpoint has none.",
-        ),
-        click.option("--pixels", metavar="NAME", help="What the model eats, where the checkpoint does not say it."),
-        click.option("--image-size", metavar="N|HxW", help="Size of the pictures, for a model that takes any."),
-        click.option("--axes", metavar="ORDER", help="Order of the axes of its input (hwc, chw, hw, wh ...)."),
-        click.option(
-            "--backend", type=click.Choice(["tensorflow", "jax"]), help="Default: the run's, else as for train."
-        ),
-        click.option("--device", type=click.Choice(["auto", "cpu", "gpu", "tpu"]), help="Default auto."),
-    ]
-    for option in reversed(options):
-        function = option(function)
-    return function
-
-
-def _read_model_options(image_size: str | None, classes: str | None) -> dict[str, Any]:
-    """`--image-size` and `--classes` as the library takes them."""
-    from kresume import config
-    from kresume.class_names import read_classes
-
-    return {
-        "image_size": config.image_size(config.TrainConfig(image_size=image_size)),
-        "classes": read_classes(classes) if classes else None,
-    }
-
-
 @cli.command(name="eval")
 @click.argument("checkpoint", metavar="RUN|CKPT|SAVEDMODEL")
 @click.option("--data", multiple=True, required=True, metavar="PATH", help="Images, one folder per class. Repeatable.")
-@_model_options
+@model_options
 @click.option("--against", metavar="RUN|CKPT|SAVEDMODEL", help="Another model to compare with on the same images.")
 @click.option("--feature", multiple=True, metavar="ROLE=NAME", help=FEATURE)
-@click.option("--batch-size", type=int, default=32, show_default=True, metavar="N", help="Images per prediction.")
+@click.option(
+    "--batch-size", type=int, default=DEFAULTS.batch_size, show_default=True, metavar="N", help="Images per prediction."
+)
 @click.option("--cache", metavar="DIR", help="Where decoded pictures are kept: auto, off or a folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def evaluate(
@@ -337,7 +138,7 @@ def evaluate(
     from kresume.evaluation.evaluate import evaluate as run
     from kresume.progress import Reporter
 
-    options |= _read_model_options(image_size, classes)
+    options |= read_model_options(image_size, classes)
     _print(run(checkpoint, list(data), reporter=Reporter(), **options), as_json)
 
 
@@ -347,18 +148,18 @@ def evaluate(
 @click.option(
     "--format",
     type=click.Choice(["saved-model", "onnx", "litert", "keras", "tf-checkpoint", "weights-h5"]),
-    default="saved-model",
+    default=EXPORT_FORMAT,
     show_default=True,
     help="The last three carry the optimizer: they convert a checkpoint.",
 )
 @click.option("--version", type=int, metavar="N", help="saved-model: the version's number. Default: the next free one.")
 @click.option("--prune-keep", type=int, metavar="N", help="saved-model: remove all versions but the newest N.")
-@click.option("--top-k", type=int, default=5, show_default=True, metavar="K", help="saved-model: labels per image.")
+@click.option("--top-k", type=int, default=TOP_K, show_default=True, metavar="K", help="saved-model: labels per image.")
 @click.option("--embeddings", is_flag=True, help="saved-model: add `embed`, the features before the head.")
 @click.option(
     "--on-bad-image",
     type=click.Choice(["error", "flag"]),
-    default="error",
+    default=ON_BAD_IMAGE,
     show_default=True,
     help="saved-model: refuse a request with an unreadable image, or flag that image and answer the others.",
 )
@@ -381,7 +182,7 @@ def evaluate(
 @click.option("--feature", multiple=True, metavar="ROLE=NAME", help=FEATURE)
 @click.option("--tolerance", type=float, metavar="F", help="Accept scores that differ by up to F (0 to 1).")
 @click.option("--overwrite", is_flag=True, help="Formats without versions: move what is at DIR aside.")
-@_model_options
+@model_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def export(
     checkpoint: str, directory: str, image_size: str | None, classes: str | None, as_json: bool, **options: Any
@@ -397,7 +198,7 @@ def export(
     from kresume.exports.export import export as run
     from kresume.progress import Reporter
 
-    options |= _read_model_options(image_size, classes)
+    options |= read_model_options(image_size, classes)
     result = run(checkpoint, directory, reporter=Reporter(), **options)
     _print(result, as_json)
     return result.exit_code
@@ -414,18 +215,10 @@ def data() -> None:
     """
 
 
-def _source_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    function = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(function)
-    function = click.option(
-        "--cache", metavar="DIR", help="Where facts about files are kept: auto, off or a folder; spares reading again."
-    )(function)
-    return click.option("--feature", multiple=True, metavar="ROLE=NAME", help=FEATURE)(function)
-
-
 @data.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH…")
 @click.option("-o", "--out", required=True, metavar="FILE", help="The manifest to write, a Parquet table.")
-@_source_options
+@source_options
 def scan(paths: Sequence[str], out: str, feature: Sequence[str], cache: str | None, as_json: bool) -> None:
     """Looks at every image once and writes a manifest, which is a source itself (--data m.parquet).
 
@@ -449,7 +242,7 @@ def scan(paths: Sequence[str], out: str, feature: Sequence[str], cache: str | No
     "--val", multiple=True, metavar="PATH", help="Images to validate on: leaks to them are named. Repeatable."
 )
 @click.option("--from", "run", metavar="RUN", help="A run, or a folder of runs, whose images these would join.")
-@_source_options
+@source_options
 def check(
     paths: Sequence[str], val: Sequence[str], run: str | None, feature: Sequence[str], cache: str | None, as_json: bool
 ) -> int:
@@ -478,14 +271,16 @@ def check(
 @click.argument("paths", nargs=-1, required=True, metavar="PATH…|RUN")
 @click.option("--sheet", metavar="FILE.png", help="Draw a sheet of augmented samples.")
 @click.option(
-    "--augment", type=click.Choice(["none", "light", "strong"]), help="Of the sheet. Default: the run's, light."
+    "--augment",
+    type=click.Choice(["none", "light", "strong"]),
+    help=f"Default: the run's, else {DEFAULTS.augment}.",
 )
-@click.option("--image-size", metavar="N|HxW", help="Of the sheet. Default: the run's, 96.")
+@click.option("--image-size", metavar="N|HxW", help=f"Of the sheet. Default: the run's, else {SHEET_SIZE}.")
 @click.option("--mixup", type=float, metavar="F", help="Of the sheet.")
 @click.option("--cutmix", type=float, metavar="F", help="Of the sheet.")
 @click.option("--rand-augment", type=float, metavar="F", help="Of the sheet.")
 @click.option("--erase", type=float, metavar="F", help="Of the sheet.")
-@_source_options
+@source_options
 def show(
     paths: Sequence[str], sheet: str | None, feature: Sequence[str], cache: str | None, as_json: bool, **options: Any
 ) -> None:

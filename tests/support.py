@@ -9,7 +9,7 @@ from PIL import Image
 
 from kresume import runs
 from kresume.checkpoints import snapshot
-from kresume.config import from_arguments
+from kresume.options.resolve import from_arguments
 from kresume.progress import Reporter
 from kresume.training.resume import train
 

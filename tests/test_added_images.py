@@ -335,7 +335,7 @@ def test_what_was_dropped_does_not_come_back(workplace):
 
 def test_or_new_starts_where_nothing_is_there(workplace, capfd):
     """`--or-new` starts a new training without a checkpoint, and says so."""
-    from kresume.config import from_arguments
+    from kresume.options.resolve import from_arguments
     from kresume.progress import Reporter
     from kresume.training.resume import train
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from kresume.class_names import join_classes, names_of, read_classes
-from kresume.config import from_arguments
 from kresume.errors import UsageError
+from kresume.options.resolve import from_arguments
 
 WRITTEN = {
     "teachable machine": ("labels.txt", "0 ROCK\n1 PAPER\n2 SCISSORS and more\n", ("ROCK", "PAPER", "SCISSORS and more")),

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from kresume import cli, config
+from kresume import cli
 from kresume.errors import UsageError
+from kresume.options import given, lookup, resolve, settings, table
 
 
 def run(*arguments):
@@ -41,7 +42,7 @@ def test_help_shows_the_daily_options_and_help_all_every_one(capsys):
     short = capsys.readouterr().out
     run("train", "--help-all")
     full = capsys.readouterr().out
-    flags = {config.flag_of(name) for name in config.TrainConfig.model_fields}
+    flags = {lookup.flag_of(name) for name in table.TrainConfig.model_fields}
     assert {flag for flag in flags if f"\n  {flag} " in full} == flags
     daily = {flag for flag in flags if f"\n  {flag} " in short}
     assert {"--from", "--data", "--add", "--lr", "--out", "--epochs", "--model"} <= daily
@@ -139,23 +140,23 @@ def test_ctrl_c_before_training_is_exit_130(capsys, monkeypatch):
 def test_flags_win_over_set_which_wins_over_the_file(tmp_path):
     """Flags win over --set, which wins over the file."""
     (tmp_path / "story.yaml").write_text("lr: 1e-4\nepochs: 3\nadd: inbox/\nbatch-size: 8\n")
-    made = config.resolve({"epochs": 5, "data": ()}, str(tmp_path / "story.yaml"), ["batch_size=16", "epochs=4"])
-    assert config.given(made) == {"lr": 1e-4, "epochs": 5, "add": ["inbox/"], "batch_size": 16}
+    made = resolve.resolve({"epochs": 5, "data": ()}, str(tmp_path / "story.yaml"), ["batch_size=16", "epochs=4"])
+    assert given.given(made) == {"lr": 1e-4, "epochs": 5, "add": ["inbox/"], "batch_size": 16}
 
 
 def test_a_command_can_be_written_down():
     """`to_command` returns the command line that a shell needs."""
-    made = config.from_arguments("runs/1 a", {"add": ["x", "y"], "lr": 1e-4, "or_new": True})
-    assert config.to_command(made) == "kresume train --from 'runs/1 a' --or-new --add x --add y --lr 0.0001"
+    made = resolve.from_arguments("runs/1 a", {"add": ["x", "y"], "lr": 1e-4, "or_new": True})
+    assert given.to_command(made) == "kresume train --from 'runs/1 a' --or-new --add x --add y --lr 0.0001"
 
 
 def test_pythons_keywords_are_checked_like_flags():
     """A typo in a keyword argument is an error that names the nearest option."""
     with pytest.raises(UsageError, match="did you mean epochs"):
-        config.from_arguments(None, {"epoch": 3})
+        resolve.from_arguments(None, {"epoch": 3})
     with pytest.raises(UsageError, match="--lr slow"):
-        config.from_arguments(None, {"lr": "slow"})
-    assert config.from_arguments(None, {"classes": ["a", "b"], "image_size": (3, 4)}).classes == "a,b"
+        resolve.from_arguments(None, {"lr": "slow"})
+    assert resolve.from_arguments(None, {"classes": ["a", "b"], "image_size": (3, 4)}).classes == "a,b"
 
 
 def test_every_story_in_configs_is_valid(request):
@@ -163,9 +164,9 @@ def test_every_story_in_configs_is_valid(request):
     stories = sorted((request.config.rootpath / "configs").glob("*.yaml"))
     assert len(stories) == 3
     for story in stories:
-        assert config.given(config.resolve({}, str(story)))
+        assert given.given(resolve.resolve({}, str(story)))
         assert f"kresume train --config configs/{story.name}" in story.read_text()
-    json.dumps([config.given(config.resolve({}, str(story))) for story in stories])
+    json.dumps([given.given(resolve.resolve({}, str(story))) for story in stories])
 
 
 @pytest.mark.parametrize("command", ["eval", "inspect"])
@@ -177,3 +178,26 @@ def test_an_option_of_another_command_is_called_that(capsys, command):
     error = refused(capsys, 2, command, "somewhere", "--optimizer", "adam")
     assert "no option --optimizer" in error
     assert "kresume train" in error
+
+
+def test_defaults_are_written_down_once():
+    """Each option with a default of one value says so in its help, which is filled in from `settings`; no other does."""
+    from dataclasses import fields
+
+    names = {field.name for field in fields(settings.Settings)}
+    assert names <= set(table.TrainConfig.model_fields)
+    said = {name for name, field in table.TrainConfig.model_fields.items() if "{default}" in field.description}
+    assert said == names
+    helps = {name: lookup.help_of(name) for name in table.TrainConfig.model_fields}
+    assert not [name for name, text in helps.items() if "{" in text or "None" in text]
+    assert helps["batch_size"].endswith("Default 32.")
+    assert helps["mixup"].endswith("Default off.")
+    assert settings.settings_of(resolve.resolve({"batch_size": 8})).batch_size == 8
+
+
+def test_every_default_is_a_value_that_its_option_takes():
+    """A default passes the checks of the command line: type, range and form."""
+    from dataclasses import asdict
+
+    made = resolve.resolve(asdict(settings.DEFAULTS))
+    assert settings.settings_of(made) == settings.DEFAULTS

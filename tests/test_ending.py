@@ -12,11 +12,11 @@ import tensorflow as tf
 
 import kresume
 from kresume import crash, devices, runs
-from kresume.config import from_arguments
 from kresume.images.augment import augmenter
 from kresume.images.decode import DecodeSpec
 from kresume.images.report import scan
 from kresume.images.sheet import draw_sheet
+from kresume.options.resolve import from_arguments
 from kresume.progress import Reporter
 from kresume.training.resume import train
 from tests.conftest import write_pictures

@@ -15,10 +15,10 @@ import pytest
 from kresume import runs
 from kresume.checkpoints import snapshot
 from kresume.checkpoints.read import read_checkpoint
-from kresume.config import from_arguments
 from kresume.errors import CheckpointError, ModelError, RunError, Stopped
 from kresume.evaluation.live import LiveScorer
 from kresume.evaluation.score import flatten
+from kresume.options.resolve import from_arguments
 from kresume.progress import Reporter
 from kresume.training import callback_state, callbacks, course, resume
 from kresume.training.resume import train

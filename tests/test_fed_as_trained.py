@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kresume.config import from_arguments
 from kresume.errors import CheckpointError, UsageError
 from kresume.evaluation.evaluate import evaluate
 from kresume.images import conventions
 from kresume.models.pixels import read_convention
+from kresume.options.resolve import from_arguments
 from kresume.training.plan import make_plan
 from tests.support import run_training
 

@@ -13,10 +13,11 @@ import pytest
 from kresume import runs
 from kresume.checkpoints.keras_arrays import OPTIMIZERS, class_of
 from kresume.checkpoints.read import read_checkpoint
-from kresume.config import TrainConfig, from_arguments
 from kresume.errors import CheckpointError, ModelError, RestoreError, UsageError
 from kresume.exports.export import export
 from kresume.models import build, optimizers, precision, restore, slots
+from kresume.options.resolve import from_arguments
+from kresume.options.table import TrainConfig
 from kresume.training.parent import Parent, restore_parent
 from kresume.training.plan import make_plan
 from tests.conftest import CLASSES

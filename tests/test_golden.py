@@ -12,8 +12,8 @@ import pytest
 from kresume import devices
 from kresume.checkpoints.inspect import describe
 from kresume.checkpoints.read import read_checkpoint
-from kresume.config import TrainConfig
 from kresume.models import slots
+from kresume.options.table import TrainConfig
 from kresume.training.parent import Parent, restore_parent
 from tests.golden.models import images_and_labels
 

@@ -8,12 +8,12 @@ from sklearn.datasets import load_digits
 
 import kresume
 from kresume.checkpoints.state import Card
-from kresume.config import from_arguments
 from kresume.errors import UsageError
 from kresume.evaluation.evaluate import evaluate
 from kresume.evaluation.loaded import Subject, load
 from kresume.images import inputs
 from kresume.input_layout import RGB, InputLayout, read_layout
+from kresume.options.resolve import from_arguments
 from kresume.training.plan import make_plan
 from tests.support import kill_at_every_snapshot
 

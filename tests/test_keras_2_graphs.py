@@ -231,7 +231,7 @@ def test_training_goes_on_from_it(tmp_path, pictures, monkeypatch, name, argumen
     monkeypatch.chdir(Path(__file__).parents[1])
     options = {"pixels": "0-1", "classes": "circle,square,stripes", "data": [str(pictures / "old")], "batch_size": 8}
     options |= {"add": [str(pictures / "new")], "lr": 1e-3, "epochs": 1, "out": str(tmp_path / "run"), **arguments}
-    from kresume.config import from_arguments
+    from kresume.options.resolve import from_arguments
     from kresume.progress import Reporter
     from kresume.training.plan import make_plan
 

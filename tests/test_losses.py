@@ -12,7 +12,6 @@ from keras import layers, losses, ops
 from PIL import Image
 
 from kresume import runs
-from kresume.config import TrainConfig, from_arguments
 from kresume.errors import ImagesError, UsageError
 from kresume.evaluation.evaluate import evaluate
 from kresume.evaluation.loaded import Subject, load
@@ -23,6 +22,8 @@ from kresume.exports.samples import gather_samples
 from kresume.models.losses import choose_loss, from_record, unused_metrics
 from kresume.models.outputs import read_outputs
 from kresume.models.own_code import OwnCode
+from kresume.options.resolve import from_arguments
+from kresume.options.table import TrainConfig
 from kresume.progress import Reporter
 from kresume.training.plan import make_plan
 from kresume.training.resume import rebuild_model

@@ -14,12 +14,12 @@ from kresume import cli
 from kresume.checkpoints import keras_arrays
 from kresume.checkpoints.inspect import describe
 from kresume.checkpoints.read import read_checkpoint
-from kresume.config import from_arguments
 from kresume.errors import ModelError, RestoreError
 from kresume.evaluation.evaluate import evaluate
 from kresume.models import build, own_code, restore
 from kresume.models.own_code import innermost
 from kresume.models.shapes import input_shape_of, output_shape_of
+from kresume.options.resolve import from_arguments
 from kresume.training.plan import make_plan
 from tests.conftest import CLASSES
 from tests.support import run_training

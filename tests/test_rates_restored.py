@@ -9,9 +9,9 @@ import pytest
 
 from kresume.checkpoints.read import read_checkpoint
 from kresume.checkpoints.state import Card
-from kresume.config import TrainConfig
 from kresume.errors import UsageError
 from kresume.models.losses import choose_loss
+from kresume.options.table import TrainConfig
 from kresume.training.decisions import Amount
 from kresume.training.parent import Parent, restore_parent, wanted_optimizer
 from kresume.training.rates import decide_rate
@@ -141,7 +141,7 @@ def test_weights_alone_keep_their_float_and_have_lost_their_schedule(written):
 
 def test_a_schedule_that_the_file_does_not_hold_asks_for_a_rate(written, pictures, quiet):
     """Nothing is guessed: the command is refused until `--lr` says the rate."""
-    from kresume.config import from_arguments
+    from kresume.options.resolve import from_arguments
     from kresume.training.plan import make_plan
 
     arguments = {
@@ -159,7 +159,7 @@ def test_a_schedule_that_the_file_does_not_hold_asks_for_a_rate(written, picture
 
 def test_the_schedule_of_a_compiled_model_goes_on(written, pictures, quiet, tmp_path):
     """A file without its schedule, and a function that compiles the model with it: `keep` goes on where it stood."""
-    from kresume.config import from_arguments
+    from kresume.options.resolve import from_arguments
     from kresume.training.plan import make_plan
 
     (tmp_path / "mymodel.py").write_text(

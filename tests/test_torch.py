@@ -232,7 +232,7 @@ def test_a_file_that_claims_more_than_it_holds_is_refused(tmp_path):
 def test_what_keras_has_no_equal_for_is_said(tmp_path):
     """Groups at different rates, dampening, another class; decay inside the gradient asks for a choice."""
     torch = pytest.importorskip("torch")
-    from kresume.config import from_arguments
+    from kresume.options.resolve import from_arguments
     from kresume.training.parent import Parent, saved_optimizer
 
     def asked(make, **arguments):
@@ -559,7 +559,7 @@ def test_classes_that_a_script_kept_are_the_order_of_the_outputs(tmp_path, pictu
     state = read_checkpoint(tmp_path / "a.pth")
     assert describe(state).classes == ("stripes", "square", "circle")
     assert "--classes" not in " ".join(describe(state).missing)
-    from kresume.config import from_arguments
+    from kresume.options.resolve import from_arguments
     from kresume.progress import Reporter
     from kresume.training.gather import decide_classes, list_sources
     from kresume.training.parent import Parent

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from kresume import runs
 from kresume.checkpoints import snapshot
-from kresume.config import from_arguments
 from kresume.errors import CheckpointError, ImagesError, NothingNew, Stopped, UsageError
 from kresume.images import merging, scans
 from kresume.images.decode import DecodeSpec
@@ -22,6 +21,7 @@ from kresume.images.mixing import make_order
 from kresume.images.order import LaterOrder, Order
 from kresume.images.prepare import prepare
 from kresume.images.sources import list_images
+from kresume.options.resolve import from_arguments
 from kresume.progress import Reporter
 from kresume.training import callbacks, changes, watch
 from kresume.training.decisions import Amount, decide_amount

@@ -35,6 +35,7 @@ from kresume.images.reader import PictureReader
 from kresume.images.scans import remembered
 from kresume.images.sources import list_images
 from kresume.images.sources.records import parse_features
+from kresume.options.settings import DEFAULTS
 from kresume.progress import Reporter
 from kresume.spelling import as_argument, spelled
 
@@ -124,7 +125,7 @@ def evaluate(
     pixels: str | None = None,
     image_size: tuple[int, int] | None = None,
     axes: str | None = None,
-    batch_size: int = 32,
+    batch_size: int = DEFAULTS.batch_size,
     backend: str | None = None,
     device: str | None = None,
     cache: str | None = None,

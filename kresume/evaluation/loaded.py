@@ -20,11 +20,12 @@ from kresume.checkpoints.layers import output_width
 from kresume.checkpoints.read import read_checkpoint
 from kresume.checkpoints.run import find_run
 from kresume.checkpoints.state import Card, SavedOptimizer, TrainState
-from kresume.config import code_of
 from kresume.errors import CheckpointError, KresumeError, ModelError, RestoreError, UsageError
 from kresume.images.conventions import SAID
 from kresume.images.decode import DecodeSpec
 from kresume.models.inputs import layout_of
+from kresume.options.given import code_of
+from kresume.options.resolve import default_image_size
 
 if TYPE_CHECKING:
     from kresume.models.losses import LossChoice
@@ -127,7 +128,6 @@ def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, ano
         KresumeError: the checkpoint cannot be read or built, or a fact is missing; the message names the option to
             give.
     """
-    from kresume.models import build
     from kresume.models import pixels as conventions
     from kresume.models.losses import choose_loss
     from kresume.models.outputs import output_count
@@ -164,7 +164,7 @@ def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, ano
     if eats is None:
         raise UsageError(f"{path} does not say what values it eats: give --pixels {SAID}")
     size = fixed or known
-    size = size or (build.DEFAULT_SIZE if anonymous else None)
+    size = size or (default_image_size() if anonymous else None)
     if size is None:
         raise UsageError(f"{path} takes images of any size: give --image-size N or HxW")
     complete = Card(

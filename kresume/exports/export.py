@@ -36,6 +36,7 @@ from kresume.exports.parity import Parity, compare
 from kresume.exports.samples import Samples, gather_samples
 from kresume.images import conventions
 from kresume.images.sources.records import parse_features
+from kresume.options.settings import EXPORT_FORMAT, ON_BAD_IMAGE, TOP_K
 from kresume.progress import Reporter
 from kresume.spelling import as_argument, spelled
 
@@ -99,12 +100,12 @@ def export(
     checkpoint: str | Path | runs.Run,
     directory: str | Path,
     *,
-    format: str = "saved-model",
+    format: str = EXPORT_FORMAT,
     version: int | None = None,
     prune_keep: int | None = None,
-    top_k: int = 5,
+    top_k: int = TOP_K,
     embeddings: bool = False,
-    on_bad_image: OnBadImage = "error",
+    on_bad_image: OnBadImage = ON_BAD_IMAGE,
     like: str | Path | None = None,
     like_pixels: str | None = None,
     name: str | None = None,

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from kresume import config, devices, files, runs
+from kresume import devices, files, runs
 from kresume.errors import UsageError
 from kresume.images.augment import Augment, augmenter
 from kresume.images.decode import DecodeSpec
@@ -23,8 +23,11 @@ from kresume.images.order import permutation
 from kresume.images.reader import PictureReader
 from kresume.images.report import Scan
 from kresume.images.tf_data import without_autotuner
+from kresume.options.resolve import parse_image_size
+from kresume.options.settings import SHEET_SIZE, settings_of
+from kresume.options.table import TrainConfig
 
-DEFAULT_SIDE = 96
+MIXES = ("mixup", "cutmix", "rand_augment", "erase")
 ROWS, MOST_ROWS, VERSIONS = 8, 20, 7
 GAP, TEXT = 4, 14
 """Pixels between pictures, and height of a line of text in pixels."""
@@ -123,7 +126,7 @@ def sheet_of(scanned: Scan, options: Mapping[str, Any], path: str) -> int:
     if "keras" not in sys.modules:
         devices.select(None)
     known: dict[str, Any] = {}
-    spec = DecodeSpec(DEFAULT_SIDE, DEFAULT_SIDE)
+    spec = DecodeSpec(SHEET_SIZE, SHEET_SIZE)
     if len(scanned.sources) == 1 and runs.is_run(scanned.sources[0]):
         record = runs.open_run(scanned.sources[0]).record
         known, card = record["options"], record["card"]
@@ -131,11 +134,8 @@ def sheet_of(scanned: Scan, options: Mapping[str, Any], path: str) -> int:
         spec = DecodeSpec(height, width, card["resize"], card["interpolation"])
     asked = {**known, **{name: value for name, value in options.items() if value is not None}}
     if options.get("image_size"):
-        height, width = config.image_size(config.TrainConfig(image_size=options["image_size"])) or (
-            spec.height,
-            spec.width,
-        )
+        height, width = parse_image_size(options["image_size"])
         spec = DecodeSpec(height, width, spec.resize, spec.interpolation)
-    numbers = [float(asked.get(name) or 0.0) for name in ("mixup", "cutmix", "rand_augment", "erase")]
-    augment = augmenter(asked.get("augment") or "light", int(asked.get("seed") or 0), *numbers)
+    held = settings_of(TrainConfig(**{name: asked.get(name) for name in (*MIXES, "augment", "seed")}))
+    augment = augmenter(held.augment, held.seed, *(getattr(held, name) for name in MIXES))
     return draw_sheet(scanned.manifest, spec, augment, Path(path))

@@ -24,8 +24,8 @@ from kresume.errors import ModelError
 from kresume.models.own_code import call_function, innermost, is_function, last_line, run_files
 from kresume.models.precision import with_precision
 from kresume.models.shapes import build_once
-
-DEFAULT_SIZE = (64, 64)
+from kresume.options.resolve import default_image_size
+from kresume.options.settings import DEFAULTS
 
 
 def build_model(
@@ -60,7 +60,7 @@ def build_model(
     if spec is None:
         if state is not None and state.architecture is not None:
             model = _from_config(state.architecture, own, precision, trust, state.writer)
-            build_once(model, image_size or DEFAULT_SIZE, state.source)
+            build_once(model, image_size or default_image_size(), state.source)
             return model
         if state is not None:
             skeleton = (
@@ -72,8 +72,8 @@ def build_model(
                 f"{state.source} holds variables but no architecture: give the model it was made with, for example "
                 f"--model mymodel.py:build{skeleton}"
             )
-        spec = "convnet"
-    size = image_size or DEFAULT_SIZE
+        spec = DEFAULTS.model
+    size = image_size or default_image_size()
     if spec == "convnet":
         return convnet(_said(num_classes, spec), size)
     if spec.startswith("applications:"):
@@ -249,5 +249,5 @@ def _from_function(spec: str, num_classes: int | None, image_size: tuple[int, in
     model = call_function(spec, {"num_classes": num_classes, "image_size": image_size})
     if not isinstance(model, keras.Model):
         raise ModelError(f"--model {spec} gave a {type(model).__name__}, expected a keras.Model")
-    build_once(model, image_size or DEFAULT_SIZE, f"--model {spec}")
+    build_once(model, image_size or default_image_size(), f"--model {spec}")
     return model

@@ -20,7 +20,6 @@ import numpy as np
 
 from kresume import runs
 from kresume.checkpoints.state import Card
-from kresume.config import TrainConfig
 from kresume.errors import ImagesError
 from kresume.images import scans
 from kresume.images.cache import Cache
@@ -29,6 +28,7 @@ from kresume.images.manifest import Manifest
 from kresume.images.pipeline import NONE_LEFT
 from kresume.images.reader import PictureReader
 from kresume.images.scans import Scan
+from kresume.options.table import TrainConfig
 from kresume.progress import Reporter
 from kresume.training.watch import Watch
 

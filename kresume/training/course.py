@@ -23,7 +23,6 @@ import numpy as np
 from kresume import devices, files, runs
 from kresume.checkpoints import snapshot
 from kresume.checkpoints.state import Card, TrainState
-from kresume.config import TrainConfig
 from kresume.errors import CheckpointError, Stopped, UsageError
 from kresume.evaluation.live import LiveScorer
 from kresume.evaluation.score import flatten
@@ -39,6 +38,8 @@ from kresume.lock import Lock
 from kresume.models import rebuild, structure
 from kresume.models.averages import averaged
 from kresume.models.losses import LossChoice
+from kresume.options.settings import DEFAULTS, settings_of
+from kresume.options.table import TrainConfig
 from kresume.progress import Reporter
 from kresume.training import gather
 from kresume.training.callbacks import Keeper, Narrator, Resumption, Scorer, StopRequest
@@ -51,10 +52,6 @@ from kresume.training.position import Progress
 from kresume.training.rates import RatePlan
 from kresume.training.schedules import set_clock, time_of
 from kresume.training.snapshots import Cadence, RunWriter
-
-DEFAULT_KEEP = 3
-DEFAULT_AUGMENT = "light"
-MONITOR = "val_loss"
 
 
 class Course:
@@ -78,6 +75,7 @@ class Course:
         self.run = run
         self.model = model
         self.config = config
+        self.settings = settings_of(config)
         self.reporter = reporter
         self.lock = lock
         self.stop = stop
@@ -92,7 +90,7 @@ class Course:
         self.writer = RunWriter(
             run.snapshots,
             run.metrics,
-            keep=config.keep or DEFAULT_KEEP,
+            keep=self.settings.keep,
             guard=lock.check,
             on_failure=self._not_written,
             on_stall=lambda text: reporter.warn(f"{text}; training goes on where it can"),
@@ -110,16 +108,16 @@ class Course:
         )
 
     def _order_of(self, manifest: Manifest) -> Mixed:
-        config, generation = self.config, self.run.generation
+        config, held, generation = self.config, self.settings, self.run.generation
         seed, batch_size = int(self.run.record["seed"]), self.amount.batch_size
         try:
-            return make_order(manifest, seed, batch_size, config.mix, config.replay, config.balance, generation)
+            return make_order(manifest, seed, batch_size, held.mix, config.replay, held.balance, generation)
         except UsageError as error:
             if manifest is self.manifest:
                 raise
             # All old or all new images became unreadable during training: not a reason to abort an unattended run.
             self.reporter.warn(f"{error}; from here on an epoch deals every image once")
-            return make_order(manifest, seed, batch_size, None, None, config.balance, generation)
+            return make_order(manifest, seed, batch_size, None, None, held.balance, generation)
 
     def _not_written(self, text: str) -> None:
         self.reporter.warn(f"{text}: not written; training goes on, and what was written before stands")
@@ -192,13 +190,13 @@ class Course:
             Stopped: a signal requested it.
             TrainingError: the loss is no longer a number.
         """
-        config, record = self.config, self.run.record
+        config, held, record = self.config, self.settings, self.run.record
         if self.progress.done:
             return
         cache = open_cache(config, self.spec)
         if cache is not None:
             gather.decode_remembered(self.passes.manifest, self.spec, cache, self.reporter, needs_all=False)
-        other = other_spec(self.spec) if config.vary_interpolation else None
+        other = other_spec(self.spec) if held.vary_interpolation else None
         second = open_cache(config, other) if other is not None else None
         if other is not None and second is not None:
             gather.decode_remembered(self.passes.manifest, other, second, self.reporter, needs_all=False)
@@ -207,12 +205,7 @@ class Course:
             self._before_epoch(self.progress.epoch)
         self._set_clock()  # an epoch that still needs scoring reports its rate, too
         augmenter = augment.augmenter(
-            config.augment or DEFAULT_AUGMENT,
-            int(record["seed"]),
-            config.mixup or 0.0,
-            config.cutmix or 0.0,
-            config.rand_augment or 0.0,
-            config.erase or 0.0,
+            held.augment, int(record["seed"]), held.mixup, held.cutmix, held.rand_augment, held.erase
         )
         to_model = inputs.to_input(self.card.pixels, self.card.input)
 
@@ -249,7 +242,7 @@ class Course:
             boundaries=self.passes.boundaries,
             steps_per_execution=self.amount.steps_per_execution,
             writer=self.writer,
-            cadence=Cadence.parse(config.snapshot_every),
+            cadence=Cadence.parse(held.snapshot_every),
             stop=self.stop,
             line=lambda epoch, logs: self._line(epoch, logs, keeper.steps_per_second),
             monitor=monitor_of(config),
@@ -443,7 +436,7 @@ def monitor_of(config: TrainConfig) -> tuple[str, Literal["max", "min"]] | None:
     """Returns `(metric, mode)` that chooses the best epoch; None if the last epoch is the result."""
     if config.monitor is None and config.patience is None:
         return None
-    name = config.monitor or MONITOR
+    name = config.monitor or DEFAULTS.monitor
     return name, "min" if name.endswith("loss") else "max"
 
 
@@ -451,10 +444,10 @@ def _watchers(config: TrainConfig, rate: RatePlan) -> list[Any]:
     """Returns Keras's callbacks for `--patience` and `--lr-schedule plateau`."""
     watchers: list[Any] = []
     if rate.schedule == "plateau":
-        watchers.append(keras.callbacks.ReduceLROnPlateau(monitor=MONITOR, factor=0.5, patience=3))
+        watchers.append(keras.callbacks.ReduceLROnPlateau(monitor=DEFAULTS.monitor, factor=0.5, patience=3))
     if config.patience is not None:
         monitor = monitor_of(config)
-        name, mode = monitor if monitor is not None else (MONITOR, "min")
+        name, mode = monitor if monitor is not None else (DEFAULTS.monitor, "min")
         watchers.append(keras.callbacks.EarlyStopping(monitor=name, mode=mode, patience=config.patience))
     return watchers
 

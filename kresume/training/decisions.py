@@ -18,12 +18,10 @@ from kresume.checkpoints.state import Card
 from kresume.errors import UsageError
 from kresume.images.mixing import Shares
 from kresume.images.order import Order
+from kresume.options.settings import DEFAULTS, FEWEST_EPOCHS, MORE_EPOCHS, NEW_SHARE_FACTOR
 from kresume.spelling import option
 from kresume.training.rates import RatePlan
 
-NEW_EPOCHS = 20
-FEWEST_EPOCHS = 3
-MORE_EPOCHS = 5
 HUGE_ADDITION = 10
 
 
@@ -127,9 +125,9 @@ def decide_amount(
     if epochs is None and steps is None:
         share = new_images / images
         if new_model:
-            epochs, reason = NEW_EPOCHS, "a new model"
+            epochs, reason = DEFAULTS.epochs, "a new model"
         elif new_images:
-            epochs = max(FEWEST_EPOCHS, round(NEW_EPOCHS * min(1.0, 1.5 * share)))
+            epochs = max(FEWEST_EPOCHS, round(DEFAULTS.epochs * min(1.0, NEW_SHARE_FACTOR * share)))
             reason = f"{100 * share:.0f} % of the training images are new"
         else:
             epochs, reason = (0, "") if epochs_left else (MORE_EPOCHS, "no image is new")

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kresume.checkpoints.state import Card
-from kresume.config import TrainConfig
 from kresume.errors import CheckpointError, ImagesError, UsageError
 from kresume.evaluation.class_order import judge_order
 from kresume.evaluation.probe import MOST_SHOWN, Probe, probe_feedings, promising
@@ -29,6 +28,7 @@ from kresume.images.order import permutation
 from kresume.images.places import read_range
 from kresume.images.sources import Found, Listing
 from kresume.input_layout import InputLayout, alternatives
+from kresume.options.table import TrainConfig
 from kresume.progress import Reporter
 from kresume.training.label_order import check_order
 from kresume.training.verify import verify_mapping

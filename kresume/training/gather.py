@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from kresume.class_names import join_classes, read_classes
-from kresume.config import TrainConfig
 from kresume.errors import ImagesError, NothingNew, UsageError
 from kresume.images import corrections, keras_split, merging, places
 from kresume.images.cache import Cache, listings_of
@@ -26,10 +25,11 @@ from kresume.images.sources import Listing, Quarantined, list_images
 from kresume.images.sources.folders import hidden
 from kresume.images.sources.found import ONE_LABEL, STREAMS
 from kresume.images.sources.records import parse_features
+from kresume.options.settings import DEFAULTS, settings_of
+from kresume.options.table import TrainConfig
 from kresume.progress import Reporter
 from kresume.training.parent import Parent
 
-DEFAULT_VAL_SPLIT = 0.1
 NEW_CLASSES = "of them new"
 NO_IMAGES = "no images to train on: give --data FOLDER (one folder per class in it)"
 
@@ -237,7 +237,7 @@ def gather(
     )
     if remembered is not None and sources.data is None:
         given = {image.facts.sha256 for part in (add, val) if part is not None for image in part.images}
-        policy = config.on_missing or "error"
+        policy = settings_of(config).on_missing
         remembered, said = corrections.without_missing(remembered, cache, policy, str(config.from_), drop, given)
         notes += said
     if config.strict_images and quarantine:
@@ -257,7 +257,7 @@ def gather(
         classes=classes,
         val_split=val_split_of(config),
         generation=generation,
-        on_conflict=config.on_conflict or "quarantine",
+        on_conflict=settings_of(config).on_conflict,
         drop=hashes | before,
         held_out=keras_split.held_out(config.val_like, config.data) if config.val_like else None,
         seen=parent is not None and parent.manifest is None,
@@ -272,7 +272,7 @@ def gather(
             )
     elif merge.facts.dropped:
         notes.append(f"{merge.facts.dropped:,} images that an earlier run dropped are still there, and left out")
-    if not config.on_conflict or config.on_conflict == "quarantine":
+    if settings_of(config).on_conflict == "quarantine":
         quarantine += [
             Quarantined(path, label, f"the same image stands under {other}")
             for path, label, other in merge.facts.conflicts
@@ -288,7 +288,7 @@ def val_split_of(config: TrainConfig) -> float | None:
     """
     if config.val_split is not None:
         return config.val_split
-    return None if config.val else DEFAULT_VAL_SPLIT
+    return None if config.val else DEFAULTS.val_split
 
 
 def _check_streams(sources: Sources, cache: Cache | None, keeps: bool) -> None:

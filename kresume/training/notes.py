@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from kresume import config as options
-from kresume.config import TrainConfig
 from kresume.errors import UsageError
+from kresume.options.given import to_command
+from kresume.options.table import TrainConfig
 from kresume.spelling import option
 from kresume.training.decisions import HUGE_ADDITION, Amount, describe_batch_change
 from kresume.training.gather import Gathered
@@ -125,5 +125,5 @@ def _huge(config: TrainConfig, gathered: Gathered, generation: int) -> Iterator[
         fresh = config.model_copy(update={"from_": None, "lr": None, "lr_scale": None, "lr_schedule": None})
         yield (
             f"{new:,} new images are more than {HUGE_ADDITION} times the {old:,} old ones: a fresh model is probably better: "
-            f"{options.to_command(fresh)}"
+            f"{to_command(fresh)}"
         )

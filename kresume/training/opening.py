@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
-from kresume import config as options
 from kresume import runs
 from kresume.checkpoints.run import find_run
-from kresume.config import TrainConfig
 from kresume.errors import ConfigMismatch, RunError, UsageError
+from kresume.given import code_of, given, same_config, to_command
+from kresume.options.lookup import INHERITED, MAY_DIFFER, flag_of
+from kresume.options.table import TrainConfig
 from kresume.spelling import option
 
 RUNS = "runs"
@@ -77,7 +78,7 @@ def _open(config: TrainConfig) -> Opening:
         before = TrainConfig(**run.record["given"])
         if config.overwrite and not before.overwrite:
             continue  # the command requests a new run, once
-        if not options.same_config(before.model_copy(update={"out": None}), config):
+        if not same_config(before.model_copy(update={"out": None}), config):
             return _continue(run, config)
     return Opening(runs.next_path(RUNS, _name(config)), None, _inherited(config), config)
 
@@ -110,7 +111,7 @@ def _open_given(config: TrainConfig, path: Path) -> Opening:
     run = runs.open_run(path)
     if not _only_out(config):
         before = TrainConfig(**run.record["given"])
-        differing = options.same_config(before.model_copy(update={"out": config.out}), config)
+        differing = same_config(before.model_copy(update={"out": config.out}), config)
         if differing:
             raise ConfigMismatch(_mismatch(run, config, differing))
     if run.finished:
@@ -125,25 +126,25 @@ def _begun_by(path: Path, config: TrainConfig) -> bool:
     """Returns True if the same `--overwrite` command started this interrupted run, so it continues."""
     if not runs.is_run(path) or (run := runs.open_run(path)).finished:
         return False
-    given = run.record["given"]
-    before = TrainConfig(**given).model_copy(update={"out": config.out})
-    return bool(given.get("overwrite")) and not options.same_config(before, config)
+    asked = run.record["given"]
+    before = TrainConfig(**asked).model_copy(update={"out": config.out})
+    return bool(asked.get("overwrite")) and not same_config(before, config)
 
 
 def _only_out(config: TrainConfig) -> bool:
-    asked = {name for name, value in options.given(config).items() if value is not False}
-    return not (asked - {"out"} - options.FREE_TO_DIFFER)
+    asked = {name for name, value in given(config).items() if value is not False}
+    return not (asked - {"out"} - MAY_DIFFER)
 
 
 def _continue(run: runs.Run, config: TrainConfig) -> Opening:
-    free = {name: value for name, value in options.given(config).items() if name in options.FREE_TO_DIFFER}
+    free = {name: value for name, value in given(config).items() if name in MAY_DIFFER}
     # A run may come from anywhere: only this command can say that its code is trusted.
     held = TrainConfig(**{**run.record["options"], "trust": None})
     return Opening(run.path, run, held.model_copy(update={**free, "out": str(run.path)}), config)
 
 
 def _mismatch(run: runs.Run, config: TrainConfig, differing: list[tuple[str, object, object]]) -> str:
-    rows = "; ".join(f"{options.flag_of(name)}: {_shown(before)} -> {_shown(now)}" for name, before, now in differing)
+    rows = "; ".join(f"{flag_of(name)}: {_shown(before)} -> {_shown(now)}" for name, before, now in differing)
     state = "a finished" if run.finished else "an interrupted"
     go_on = "" if run.finished else f"continue it unchanged with `kresume train --out {quote(str(run.path))}`, or "
     return (
@@ -161,7 +162,7 @@ def _shown(value: object) -> str:
 def _extend_command(run: runs.Run, config: TrainConfig | None = None) -> str:
     changes = {"from_": str(run.path), "out": None, "overwrite": None}
     if config is not None:
-        return options.to_command(config.model_copy(update=changes))
+        return to_command(config.model_copy(update=changes))
     return f"kresume train --from {quote(str(run.path))} --add MORE_IMAGES"
 
 
@@ -187,12 +188,9 @@ def _inherited(config: TrainConfig) -> TrainConfig:
     run = find_run(config.from_)
     if run is None:
         return config
-    own = options.given(config)
-    before = {
-        name: value for name, value in run.record["options"].items() if name in options.INHERITED and name not in own
-    }
+    own = given(config)
+    before = {name: value for name, value in run.record["options"].items() if name in INHERITED and name not in own}
     if "imports" not in own:
-        before["imports"] = (
-            options.code_of(run.record["options"]) or None
-        )  # the parent's layers need the user's own code
+        # The parent's layers need the user's own code.
+        before["imports"] = code_of(run.record["options"]) or None
     return config.model_copy(update=before)

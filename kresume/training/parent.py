@@ -20,13 +20,11 @@ from kresume.checkpoints.keras_arrays import rate_of_schedule
 from kresume.checkpoints.read import read_checkpoint
 from kresume.checkpoints.run import find_run
 from kresume.checkpoints.state import Card, SavedOptimizer, SavedRate, TrainState
-from kresume.config import TrainConfig
 from kresume.errors import CheckpointError, UsageError
 from kresume.images.manifest import Manifest
 from kresume.images.scans import remembered
-from kresume.training import rates
-
-NEW_OPTIMIZER = "adamw"
+from kresume.options.settings import DEFAULTS, default_rate
+from kresume.options.table import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -160,11 +158,11 @@ def saved_optimizer(config: TrainConfig, parent: Parent | None, model: Any) -> t
     if parent is None:
         if asked is None and own is not None:
             return own, False, ""
-        return SavedOptimizer(asked or optimizers.class_name(NEW_OPTIMIZER), None, 0), False, ""
+        return SavedOptimizer(asked or optimizers.class_name(DEFAULTS.optimizer), None, 0), False, ""
     stored = parent.state.optimizer
     if reset:
         return SavedOptimizer(asked, None, 0), False, ""
-    optimizers.check_can_keep(parent.state, asked or (own and own.class_name) or NEW_OPTIMIZER)
+    optimizers.check_can_keep(parent.state, asked or (own and own.class_name) or DEFAULTS.optimizer)
     decay = parent.state.records.get("coupled_decay")
     if decay and config.weight_decay is None:
         raise UsageError(
@@ -176,7 +174,7 @@ def saved_optimizer(config: TrainConfig, parent: Parent | None, model: Any) -> t
         beside = ", or name the file that it is in with --optimizer-from FILE" if parent.state.layout == "torch" else ""
         raise CheckpointError(
             f"{parent.state.source} holds no optimizer state: training can only start its optimizer fresh; "
-            f"say so with --optimizer {(asked or (own and own.class_name) or NEW_OPTIMIZER).lower()}:reset{beside}"
+            f"say so with --optimizer {(asked or (own and own.class_name) or DEFAULTS.optimizer).lower()}:reset{beside}"
         )
     if stored.class_name is not None:
         return stored, True, ""
@@ -344,7 +342,7 @@ def saved_rate(config: TrainConfig, parent: Parent | None, live: Live, wanted: S
     if rate is None or saved is None or optimizers.comparable_rates(saved, wanted.class_name):
         return rate
     if config.lr is None:
-        default = rates.DEFAULT_RATES.get(str(wanted.class_name).lower(), rates.NEW_MODEL_RATE)
+        default = default_rate(str(wanted.class_name))
         raise UsageError(
             f"--optimizer {config.optimizer}: the checkpoint's rate, {rate.value:g}, is {saved}'s and means another thing to "
             f"{wanted.class_name}: give --lr (its default is {default:g})"

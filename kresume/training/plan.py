@@ -14,10 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kresume import config as options
 from kresume import devices
 from kresume.checkpoints.state import Card, SavedOptimizer
-from kresume.config import TrainConfig
 from kresume.errors import UsageError
 from kresume.evaluation.probe import CLEAR_ERRORS
 from kresume.images.cache import Cache
@@ -27,6 +25,11 @@ from kresume.images.order import permutation
 from kresume.images.reader import PictureReader
 from kresume.input_layout import InputLayout
 from kresume.models.inputs import layout_of
+from kresume.options.given import given
+from kresume.options.lookup import flag_of
+from kresume.options.resolve import cache_limit, from_arguments, image_size
+from kresume.options.settings import DEFAULTS, settings_of
+from kresume.options.table import TrainConfig
 from kresume.progress import Reporter
 from kresume.spelling import as_argument, spelled
 from kresume.training import rates
@@ -65,9 +68,6 @@ from kresume.training.verify import check_filled_in
 if TYPE_CHECKING:
     from kresume.models.losses import LossChoice
 
-DEFAULT_BATCH_SIZE = 32
-DEFAULT_RESIZE = "stretch"
-DEFAULT_INTERPOLATION = "area"
 SHIFT_POINTS = 0.05
 
 
@@ -106,7 +106,7 @@ def plan(checkpoint: str | os.PathLike[str] | None = None, /, **arguments: Any) 
         KresumeError: `resume` would raise the same error.
     """
     quiet = bool(arguments.pop("quiet", False))
-    return make_plan(options.from_arguments(checkpoint, arguments), Reporter(quiet=quiet))
+    return make_plan(from_arguments(checkpoint, arguments), Reporter(quiet=quiet))
 
 
 def make_plan(config: TrainConfig, reporter: Reporter) -> Plan:
@@ -126,15 +126,11 @@ def make_plan(config: TrainConfig, reporter: Reporter) -> Plan:
 
 def open_cache(config: TrainConfig, spec: DecodeSpec, *, writes: bool = True) -> Cache | None:
     """Opens the cache of decoded images; returns None with `--cache off`."""
-    if config.cache == "off":
+    where = settings_of(config).cache
+    if where == "off":
         return None
-    root = None if config.cache in {None, "auto"} else Path(str(config.cache))
-    return Cache.open(spec, root, options.cache_limit(config), writes=writes)
-
-
-def batch_size_of(config: TrainConfig) -> int:
-    """Returns `--batch-size`, or its default."""
-    return config.batch_size or DEFAULT_BATCH_SIZE
+    root = None if where == "auto" else Path(where)
+    return Cache.open(spec, root, cache_limit(config), writes=writes)
 
 
 def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
@@ -148,12 +144,12 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
     Raises:
         KresumeError: the run cannot be started. Nothing was written except decoded images in the cache.
     """
-    config = opening.config
+    config, held = opening.config, settings_of(opening.config)
     # Check first what a typo can break: before a framework is loaded, and long before a run is created.
-    Cadence.parse(config.snapshot_every)
-    asked_size = options.image_size(config)
+    Cadence.parse(held.snapshot_every)
+    asked_size = image_size(config)
     sources = list_sources(config, reporter, keeps=writes)
-    devices.select(config.backend, config.device, config.devices, batch_size_of(config), exact=config.exact == "on")
+    devices.select(config.backend, held.device, config.devices, held.batch_size, exact=held.exact == "on")
     parent = read_parent(config)
     if config.from_ is not None and parent is None:
         reporter.say(f"no checkpoint at {config.from_}: starting with initial weights (--or-new)")
@@ -163,7 +159,7 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
     generation = parent.generation + 1 if parent is not None else 0
 
     devices.set_precision(config.precision)
-    devices.seed_everything(config.seed or 0)
+    devices.seed_everything(held.seed)
     card = parent.card if parent is not None else None
     mapped = parent is not None and parent.state.layout == "torch"
     if mapped:
@@ -204,16 +200,16 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
     if parent is not None:
         from kresume.evaluation.live import LiveScorer
 
-        scorer = LiveScorer(live.model, reader, gathered.manifest, card, loss, batch_size_of(config), generation)
+        scorer = LiveScorer(live.model, reader, gathered.manifest, card, loss, held.batch_size, generation)
         before = scorer.score(reporter, "scoring the parent")
         shift = _find_shift(scorer, gathered, generation)
     order = make_order(
         gathered.manifest,
-        config.seed or 0,
-        batch_size_of(config),
-        config.mix,
+        held.seed,
+        held.batch_size,
+        held.mix,
         config.replay,
-        config.balance,
+        held.balance,
         generation,
     )
     amount = _amount(config, parent, live, gathered, generation, order.n)
@@ -269,8 +265,8 @@ def decode_spec(
     spec = DecodeSpec(
         size[0],
         size[1],
-        config.resize or (card.resize if card else DEFAULT_RESIZE),
-        config.interpolation or (card.interpolation if card else DEFAULT_INTERPOLATION),
+        config.resize or (card.resize if card else DEFAULTS.resize),
+        config.interpolation or (card.interpolation if card else DEFAULTS.interpolation),
     )
     return spec, layout
 
@@ -297,7 +293,7 @@ def _amount(
     return decide_amount(
         images=len(gathered.manifest.train_rows()),
         new_images=_count_new(gathered, generation),
-        batch_size=batch_size_of(config),
+        batch_size=settings_of(config).batch_size,
         epochs=config.epochs,
         steps=config.steps,
         new_model=parent is None,
@@ -309,7 +305,7 @@ def _amount(
 
 def _per_execution(compiled: Mapping[str, Any] | None) -> int:
     """Returns the `steps_per_execution` with which the user's function compiled the model."""
-    return int((compiled or {}).get("steps_per_execution") or 1)
+    return int((compiled or {}).get("steps_per_execution") or DEFAULTS.steps_per_execution)
 
 
 def _find_shift(scorer: Any, gathered: Gathered, generation: int) -> str | None:
@@ -385,7 +381,7 @@ def _write_up(
         loss=f"{loss.kind} ({loss.reason})",
         optimizer=wanted.class_name or "",
         before=before,
-        options={options.flag_of(name): value for name, value in options.given(opening.given).items()},
+        options={flag_of(name): value for name, value in given(opening.given).items()},
         notes=notes,
     )
 

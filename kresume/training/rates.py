@@ -15,16 +15,12 @@ from typing import Any, Literal
 
 from kresume.checkpoints.state import SavedRate
 from kresume.errors import UsageError
+from kresume.options.settings import EXTEND_FACTOR, LONGEST_WARMUP, WARMUP_SHARE, default_rate
 from kresume.spelling import option
 
 Schedule = Literal["keep", "constant", "cosine", "rewarm-cosine", "plateau"]
 SCHEDULES: tuple[Schedule, ...] = ("keep", "constant", "cosine", "rewarm-cosine", "plateau")
 
-NEW_MODEL_RATE = 1e-3
-DEFAULT_RATES = {"adam": 1e-3, "adamw": 1e-3, "sgd": 1e-2, "rmsprop": 1e-3, "lion": 1e-3, "muon": 1e-3, "nadam": 1e-3}
-EXTEND_FACTOR = 0.3
-WARMUP_SHARE = 0.05
-LONGEST_WARMUP = 200
 SUSPICIOUS_SHARE = 0.01
 
 
@@ -227,7 +223,7 @@ def _peak(
 ) -> tuple[float, str]:
     if lr is not None:
         return lr, "--lr"
-    default = DEFAULT_RATES.get(optimizer.lower(), NEW_MODEL_RATE)
+    default = default_rate(optimizer)
     if saved is None:
         return default, f"the default of {optimizer}"
     if lr_scale is not None:

@@ -18,15 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from kresume import __version__, crash, devices, files, runs
-from kresume import config as options
 from kresume.checkpoints import snapshot
 from kresume.checkpoints.state import Card, SavedOptimizer
-from kresume.config import TrainConfig
 from kresume.errors import KresumeError, RunError, Stopped
 from kresume.images import places
 from kresume.images.prepare import write_quarantine
 from kresume.images.scans import remembered
 from kresume.lock import Lock
+from kresume.options.given import code_of, given, to_command
+from kresume.options.resolve import from_arguments
+from kresume.options.settings import settings_of
+from kresume.options.table import TrainConfig
 from kresume.progress import Reporter
 from kresume.spelling import as_argument, spelled
 from kresume.training.decisions import Amount, describe_scores
@@ -102,7 +104,7 @@ def resume(checkpoint: str | os.PathLike[str] | None = None, /, **arguments: Any
         KresumeError: the run cannot be started or finished; the message says why and what to do.
     """
     quiet = bool(arguments.pop("quiet", False))
-    result = train(options.from_arguments(checkpoint, arguments), Reporter(quiet=quiet))
+    result = train(from_arguments(checkpoint, arguments), Reporter(quiet=quiet))
     return runs.open_run(result.run)
 
 
@@ -197,7 +199,7 @@ def _create(opening: Opening, draft: Draft, model: Any) -> runs.Run:
         "kresume": __version__,
         "status": "running",
         "created": runs.now(),
-        "command": options.to_command(opening.given),
+        "command": to_command(opening.given),
         "generation": draft.generation,
         "parent": None
         if parent is None
@@ -207,9 +209,9 @@ def _create(opening: Opening, draft: Draft, model: Any) -> runs.Run:
             "step": parent.state.step,
             "digest": snapshot.digest_of(parent.state.arrays),
         },
-        "given": options.given(opening.given),
-        "options": options.given(_rooted(config)),
-        "seed": config.seed or 0,
+        "given": given(opening.given),
+        "options": given(_rooted(config)),
+        "seed": settings_of(config).seed,
         "backend": keras.config.backend(),
         "fingerprint": devices.fingerprint(),
         "card": {**plan.card.as_dict(), "lineage": {}},
@@ -292,7 +294,7 @@ def _continue(run: runs.Run, opening: Opening, reporter: Reporter) -> TrainResul
     """Rebuilds the model of an interrupted run and continues its training."""
     config, batch_size = opening.config, int(run.record["amount"]["batch_size"])
     backend = config.backend or run.record["backend"]
-    devices.select(backend, config.device, config.devices, batch_size, exact=config.exact == "on")
+    devices.select(backend, config.device, config.devices, batch_size, exact=settings_of(config).exact == "on")
     devices.set_precision(config.precision)
     devices.seed_everything(int(run.record["seed"]))
     before = run.record.get("not_used")  # absent in records of the first versions
@@ -316,7 +318,7 @@ def rebuild_model(run: runs.Run, config: TrainConfig) -> Any:
     from kresume.training import schedules
 
     record = run.record
-    imports = options.code_of(options.given(config))
+    imports = code_of(given(config))
     model = build.from_architecture(
         files.read_json(run.path / ARCHITECTURE),
         imports=imports,

@@ -28,7 +28,6 @@ from kresume import files
 from kresume.checkpoints import snapshot
 from kresume.errors import CheckpointError, RunError, UsageError
 
-DEFAULT_MINUTES = 1.0
 STALLED_SECONDS = 60.0
 
 Groups = dict[str, list[np.ndarray]]
@@ -51,14 +50,12 @@ class Cadence:
     unit: Literal["steps", "epochs", "minutes"]
 
     @classmethod
-    def parse(cls, text: str | None) -> Cadence:
-        """Parses `200` (steps), `2epochs` or `10min`; None means every minute.
+    def parse(cls, text: str) -> Cadence:
+        """Parses `200` (steps), `2epochs` or `10min`.
 
         Raises:
             UsageError: the text is none of these, or not above zero.
         """
-        if text is None:
-            return cls(DEFAULT_MINUTES, "minutes")
         match = re.fullmatch(r"\s*([0-9.]+)\s*(steps?|epochs?|min|minutes?)?\s*", text)
         units: dict[str, Literal["steps", "epochs", "minutes"]] = {"s": "steps", "e": "epochs", "m": "minutes"}
         try:

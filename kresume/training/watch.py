@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kresume.config import TrainConfig
 from kresume.errors import ImagesError
 from kresume.images import corrections, merging, places
 from kresume.images.cache import Cache, listings_of
@@ -29,6 +28,7 @@ from kresume.images.prepare import Image, Prepared, prepare
 from kresume.images.sources import Found, list_images
 from kresume.images.sources.found import key_of
 from kresume.images.sources.records import parse_features
+from kresume.options.table import TrainConfig
 from kresume.progress import Reporter
 from kresume.training import gather
 

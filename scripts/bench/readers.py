@@ -27,7 +27,7 @@ import numpy as np
 import pairs
 
 from kresume.checkpoints.read import read_checkpoint
-from kresume.config import TrainConfig
+from kresume.options.table import TrainConfig
 from kresume.training.parent import Live, Parent, restore_parent
 
 

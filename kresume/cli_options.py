@@ -1,0 +1,236 @@
+"""Builds the command line's options: those of the table, those that commands share, and the help for what cannot be parsed."""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from kresume.errors import UsageError
+from kresume.options.settings import DEFAULTS
+
+FEATURE = "Name of a TFRecord feature: encoded, label or text. Repeatable."
+COMMANDS = {
+    "resume": "train", "continue": "train", "fit": "train", "extend": "train", "evaluate": "eval", "val": "eval",
+    "test": "eval", "info": "inspect", "convert": "export", "history": "log", "scan": "data scan", "check": "data check",
+    "show": "data show", "env": "doctor",
+}  # fmt: skip
+"""What people call a command elsewhere, and what it is here."""
+
+
+class Command(click.Command):
+    """A command that explains what it cannot parse: unknown options get a translation or the nearest name."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parses, and says the way on where that fails."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            raise UsageError(_explain(error.option_name, self, ctx)) from error
+        except click.UsageError as error:
+            raise UsageError(_complete(error, ctx)) from error
+
+
+def _explain(option: str, command: click.Command, ctx: click.Context) -> str:
+    from kresume.options.lookup import flag_of
+    from kresume.options.neighbours import nearest
+    from kresume.options.table import TrainConfig
+
+    known = [flag for parameter in command.get_params(ctx) for flag in parameter.opts if flag.startswith("--")]
+    if option in {flag_of(name) for name in TrainConfig.model_fields} - set(known):
+        return f"{ctx.command_path} has no option {option}: it is one of `kresume train` and `kresume plan`"
+    return f"no option {option}: {nearest(option.partition('=')[0], known) or f'see {ctx.command_path} --help'}"
+
+
+def _complete(error: click.UsageError, ctx: click.Context) -> str:
+    """Click's message, which says what is wrong, with the way on."""
+    said = " ".join(error.format_message().split()).rstrip(".")
+    if isinstance(ctx.command, ConfigCommand) and said.startswith("Got unexpected extra argument"):
+        path = said.partition("(")[2].rstrip(")").split()[0]
+        return (
+            f"{path} stands alone: --from {path} extends that checkpoint or run, --out {path} continues that run, "
+            f"--data {path} trains on those images"
+        )
+    help_text = getattr(error.param, "help", None) if isinstance(error, click.MissingParameter) else None
+    if help_text:
+        said += f" ({help_text.rstrip('.')})"
+    if isinstance(error, click.MissingParameter) or "unexpected extra argument" in said:
+        form = " ".join([ctx.command_path, *ctx.command.collect_usage_pieces(ctx)]).replace("[OPTIONS]", "[options]")
+        said += f": the form is `{form}`"
+    return f"{said}; see {ctx.command_path} --help"
+
+
+class Group(click.Group):
+    """A group whose unknown commands get the nearest name."""
+
+    command_class = Command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Finds the command."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = difflib.get_close_matches(args[0], self.commands, 1)
+            elsewhere = COMMANDS.get(args[0]) if ctx.parent is None else None
+            hint = f"did you mean {near[0]}?" if near else f"commands are {', '.join(self.commands)}"
+            hint = f"that is kresume {elsewhere}" if elsewhere else hint
+            raise UsageError(f"no command {args[0]}: {hint}") from error
+
+
+def config_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds every option of `TrainConfig`. Reads the table only when the command is built."""
+    function = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(function)
+    function = click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="An option by its name.")(
+        function
+    )
+    return click.option("--config", "file", metavar="FILE", help="Options in YAML; flags and --set win.")(function)
+
+
+class ConfigCommand(Command):
+    """A command with the options of `TrainConfig`: `--help` shows those of the daily work, `--help-all` every one."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The command's own options and the table's."""
+        if not hasattr(self, "_all_params"):
+            self._all_params = [*_table_options(), *super().get_params(ctx)]
+        return self._all_params
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the options by group."""
+        everything = bool(ctx.meta.get("kresume.help_all"))
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is None or (isinstance(parameter, TableOption) and not everything and not parameter.daily):
+                continue
+            group = parameter.group if isinstance(parameter, TableOption) else "Other"
+            groups.setdefault(group, []).append(record)
+        for group, records in groups.items():
+            with formatter.section(group):
+                formatter.write_dl(records)
+        if not everything:
+            formatter.write_paragraph()
+            formatter.write_text(
+                f"{len(self.get_params(ctx)) - sum(map(len, groups.values()))} more options: --help-all"
+            )
+
+
+class TableOption(click.Option):
+    """An option from the table of `TrainConfig`."""
+
+    def __init__(self, *names: str, group: str, daily: bool, **attributes: Any) -> None:
+        super().__init__(list(names), **attributes)
+        self.group = group
+        self.daily = daily
+
+
+def _show_all(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.meta["kresume.help_all"] = True
+        click.echo(ctx.get_help())
+        ctx.exit()
+
+
+def _table_options() -> list[TableOption]:
+    from kresume.options.lookup import about, flag_of, help_of
+    from kresume.options.table import TrainConfig
+
+    options = []
+    for name, field in TrainConfig.model_fields.items():
+        said = about(name)
+        kind, choices, repeats, is_flag = _kind(field.annotation)
+        attributes: dict[str, Any] = (
+            {"is_flag": True, "default": None} if is_flag else {"type": choices or kind, "multiple": repeats}
+        )
+        if said.metavar and not choices:
+            attributes["metavar"] = said.metavar
+        flag = flag_of(name)
+        off = f"/--no-{flag[2:]}" if is_flag and said.inherited else ""  # turns off what a parent had on
+        options.append(
+            TableOption(
+                f"{flag}{off}",
+                name,
+                group=said.group,
+                daily=said.daily,
+                help=help_of(name),
+                **attributes,
+            )
+        )
+    return options
+
+
+def _kind(annotation: Any) -> tuple[type, click.Choice[str] | None, bool, bool]:
+    """Click's view of a field's type: (type, choices, repeatable, flag)."""
+    inner = next(part for part in typing.get_args(annotation) if part is not type(None))
+    if typing.get_origin(inner) is typing.Literal:
+        return str, click.Choice(typing.get_args(inner)), False, False
+    if typing.get_origin(inner) is tuple:
+        return str, None, True, False
+    return inner, None, False, inner is bool
+
+
+help_all = click.option(
+    "--help-all",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_all,
+    help="Show every option, grouped.",
+)
+
+
+def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What a checkpoint may not say by itself, and where its model runs."""
+    options = [
+        click.option("--model", metavar="SPEC", help="The architecture, for a checkpoint without one."),
+        click.option("--import", "imports", multiple=True, metavar="FILE", help="File that registers custom layers."),
+        click.option(
+            "--map",
+            "map_file",
+            metavar="FILE",
+            help="Which array of a PyTorch state dict fills which variable, as YAML.",
+        ),
+        click.option("--trust", is_flag=True, help="The checkpoint is mine: run the code of its Lambda layers."),
+        click.option(
+            "--classes",
+            metavar="FILE|a,b,c",
+            help="Names of the outputs in their order, where the checkpoint has none.",
+        ),
+        click.option(
+            "--pixels",
+            metavar="NAME",
+            help="Pixel values that the model expects, where the checkpoint does not say it.",
+        ),
+        click.option("--image-size", metavar="N|HxW", help="Size of the pictures, for a model that takes any."),
+        click.option("--axes", metavar="ORDER", help="Order of the axes of its input (hwc, chw, hw, wh ...)."),
+        click.option(
+            "--backend", type=click.Choice(["tensorflow", "jax"]), help="Default: the run's, else as for train."
+        ),
+        click.option("--device", type=click.Choice(["auto", "cpu", "gpu", "tpu"]), help=f"Default {DEFAULTS.device}."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def read_model_options(image_size: str | None, classes: str | None) -> dict[str, Any]:
+    """`--image-size` and `--classes` as the library takes them."""
+    from kresume.class_names import read_classes
+    from kresume.options.resolve import parse_image_size
+
+    return {
+        "image_size": parse_image_size(image_size) if image_size else None,
+        "classes": read_classes(classes) if classes else None,
+    }
+
+
+def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options of commands that list images."""
+    function = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(function)
+    function = click.option(
+        "--cache", metavar="DIR", help="Where facts about files are kept: auto, off or a folder; spares reading again."
+    )(function)
+    return click.option("--feature", multiple=True, metavar="ROLE=NAME", help=FEATURE)(function)

@@ -1,0 +1,55 @@
+"""Defines what the table says of an option beside its type: group, help column, range, and how runs share it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values that an option may have.
+
+    Attributes:
+        holds: True for a value that is allowed.
+        expected: the rest of the message for one that is not.
+    """
+
+    holds: Callable[[Any], bool]
+    expected: str
+
+
+AT_LEAST_1 = Range(lambda value: value >= 1, "give a whole number of at least 1")
+AT_LEAST_0 = Range(lambda value: 0 <= value < float("inf"), "give a number of at least 0")
+SHARE = Range(lambda value: 0 <= value <= 1, "give a number from 0 to 1")
+BELOW_1 = Range(lambda value: 0 <= value < 1, "give a number from 0 to below 1")
+SEED = Range(lambda value: 0 <= value < 2**32, f"give a whole number from 0 to {2**32 - 1:,}")
+LOCAL = Range(
+    lambda value: "://" not in value,
+    "runs, checkpoints and the cache must be on this machine or on a mounted drive; only images may be elsewhere. Copy it "
+    "here first, or mount it",
+)
+
+
+@dataclass(frozen=True)
+class About:
+    """What the table says of an option beside its name, type and help.
+
+    Attributes:
+        group: the heading of `--help-all` under which it is listed.
+        daily: True if `--help` lists it, too.
+        metavar: the word for its value in the help.
+        flag: its flag, where that is not the field's name with dashes.
+        range: the values that it may have; None for any of its type.
+        inherited: True if a child run uses the parent's value where the command gives none.
+        may_differ: True if the command that continues an interrupted run may give another value.
+    """
+
+    group: str
+    daily: bool = False
+    metavar: str | None = None
+    flag: str | None = None
+    range: Range | None = None
+    inherited: bool = False
+    may_differ: bool = False

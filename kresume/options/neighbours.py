@@ -1,0 +1,65 @@
+"""Translates options of timm, Hugging Face, YOLO and Keras scripts into those of kresume."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+
+NEIGHBOURS: Mapping[str, str] = {
+    "--resume": "an interrupted run continues by the same command; a checkpoint with more images is --from PATH",
+    "--resume-from-checkpoint": "that is --from PATH; an interrupted run continues by the same command",
+    "--initial-checkpoint": "that is --from PATH",
+    "--pretrained": "that is --from PATH",
+    "--weights": "that is --from PATH",
+    "--ckpt": "that is --from PATH",
+    "--checkpoint": "that is --from PATH",
+    "--lr0": "that is --lr F",
+    "--learning-rate": "that is --lr F",
+    "--imgsz": "that is --image-size N",
+    "--img-size": "that is --image-size N",
+    "--input-size": "that is --image-size N",
+    "--batch": "that is --batch-size N",
+    "--output-dir": "that is --out DIR",
+    "--output": "that is --out DIR",
+    "--project": "that is --out DIR",
+    "--model-ema": "that is --ema 0.999",
+    "--warmup-epochs": "that is --warmup-steps N",
+    "--sched": "that is --lr-schedule NAME",
+    "--opt": "that is --optimizer NAME",
+    "--data-dir": "that is --data PATH",
+    "--checkpoint-hist": "that is --keep N",
+    "--save-total-limit": "that is --keep N",
+    "--recovery-interval": "that is --snapshot-every N",
+    "--save-steps": "that is --snapshot-every N",
+    "--num-epochs": "that is --epochs N",
+    "--num-train-epochs": "that is --epochs N",
+    "--workers": "reading is as parallel as the machine allows, without an option",
+    "--amp": "that is --precision mixed_bfloat16",
+    "--grow": "growing the head by new classes is not in this version; a fresh head is: --partial --classes a,b,NEW --model M",
+    "--new-only": "training without the old images is not in this version",
+    "--distill": "distillation is not in this version",
+    "--freeze": "freezing is not in this version; set `trainable` in the function that --model names",
+    "--unfreeze-at": "freezing is not in this version; set `trainable` in the function that --model names",
+    "--average": "averaging with the parent is not in this version; --ema F averages along the way",
+    "--until": "stopping at a score is not in this version; --patience N stops when nothing gets better",
+    "--require": "a gate is not in this version; kresume eval RUN --against OTHER compares two models",
+    "--max-forgetting": "a gate is not in this version; kresume eval RUN --against OTHER compares two models",
+    "--max-class-drop": "a gate is not in this version; kresume eval RUN --against OTHER compares two models",
+}
+"""Options elsewhere, and what to use here."""
+
+
+def nearest(option: str, known: Sequence[str]) -> str | None:
+    """Suggests an option for an unknown one; None if nothing is similar.
+
+    Args:
+        option: the unknown option, with its two dashes.
+        known: the options that exist, with their dashes.
+    """
+    name = option.replace("_", "-")
+    if name in NEIGHBOURS:
+        return NEIGHBOURS[name]
+    near = difflib.get_close_matches(name, [*known, *NEIGHBOURS], 1)
+    if not near:
+        return None
+    return NEIGHBOURS.get(near[0]) or f"did you mean {near[0]}?"

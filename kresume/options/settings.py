@@ -1,0 +1,102 @@
+"""Holds every default: the only place where one is written down.
+
+    held = settings_of(config)         # the option where it was given, else its default
+    held.batch_size, held.augment
+
+`Settings` has the options of a training whose default is one value. The constants below it are the rules for those that depend
+on the checkpoint and the images: how long to train, at which rate; and the defaults of the other commands. This module imports
+nothing, so that the command line can print defaults at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from kresume.options.table import TrainConfig
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options with their values. A value here is used where neither the command nor the checkpoint says another."""
+
+    val_split: float = 0.1
+    on_missing: Literal["error", "drop", "cache"] = "error"
+    on_conflict: Literal["quarantine", "old", "new"] = "quarantine"
+    mix: str = "concat"
+    balance: Literal["none", "class"] = "none"
+    augment: Literal["none", "light", "strong"] = "light"
+    vary_interpolation: bool = False
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    rand_augment: float = 0.0
+    erase: float = 0.0
+    model: str = "convnet"
+    image_size: str = "64"
+    resize: Literal["stretch", "crop", "pad"] = "stretch"
+    interpolation: Literal["area", "bilinear", "antialias", "nearest"] = "area"
+    epochs: int = 20
+    batch_size: int = 32
+    steps_per_execution: int = 1
+    seed: int = 0
+    monitor: str = "val_loss"
+    optimizer: str = "adamw"
+    snapshot_every: str = "1min"
+    keep: int = 3
+    device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
+    cache: str = "auto"
+    cache_limit: str = "50GB"
+    exact: Literal["on", "off"] = "off"
+
+
+DEFAULTS = Settings()
+
+FEWEST_EPOCHS = 3
+"""Epochs of an extension, however few images are new."""
+MORE_EPOCHS = 5
+"""Epochs of an extension without new images."""
+NEW_SHARE_FACTOR = 1.5
+"""An extension has this times the share of new images times the epochs of a new model."""
+WARMUP_SHARE = 0.05
+"""Share of a run that warms up."""
+LONGEST_WARMUP = 200
+"""Steps of the longest warm-up."""
+EXTEND_FACTOR = 0.3
+"""Factor on the checkpoint's rate where images were added or corrected."""
+RATES: Mapping[str, float] = {
+    "adam": 1e-3, "adamw": 1e-3, "sgd": 1e-2, "rmsprop": 1e-3, "lion": 1e-3, "muon": 1e-3, "nadam": 1e-3,
+}  # fmt: skip
+"""Learning rate of a new model, by the optimizer's class in small letters."""
+OTHER_RATE = 1e-3
+"""Learning rate of a new model with any other optimizer."""
+
+EXPORT_FORMAT = "saved-model"
+TOP_K = 5
+"""Labels per image that a SavedModel answers."""
+ON_BAD_IMAGE: Literal["error", "flag"] = "error"
+SHEET_SIZE = 96
+"""Side in pixels of the pictures on a contact sheet, where no run says another."""
+
+
+def settings_of(config: TrainConfig) -> Settings:
+    """Fills in defaults.
+
+    Args:
+        config: options as they were given.
+
+    Returns:
+        The given value of each option, else its default.
+    """
+    given = {each.name: getattr(config, each.name) for each in fields(Settings)}
+    return Settings(**{name: value for name, value in given.items() if value is not None})
+
+
+def default_rate(optimizer: str) -> float:
+    """Returns the learning rate of a new model.
+
+    Args:
+        optimizer: its optimizer's class, in any case.
+    """
+    return RATES.get(optimizer.lower(), OTHER_RATE)
