@@ -16,7 +16,7 @@ from shlex import quote
 from kresume import runs
 from kresume.checkpoints.run import find_run
 from kresume.errors import ConfigMismatch, RunError, UsageError
-from kresume.given import code_of, given, same_config, to_command
+from kresume.options.given import code_of, given, same_config, to_command
 from kresume.options.lookup import INHERITED, MAY_DIFFER, flag_of
 from kresume.options.table import TrainConfig
 from kresume.spelling import option
