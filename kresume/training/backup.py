@@ -1,20 +1,20 @@
-"""`kresume.BackupAndRestore`: exact continuation for a user's own `fit` call.
+"""Defines `kresume.BackupAndRestore`: exact continuation for a user's own `fit` call.
 
     data = kresume.resumable(lambda position: my_dataset_from(position), steps_per_epoch=500)
     model.fit(data, epochs=20, callbacks=[kresume.BackupAndRestore("backup/", data=data)])
 
-The arguments and the behaviour are those of `keras.callbacks.BackupAndRestore`. Three things differ. A backup is complete: it
-holds seed states, metrics, the other callbacks' memory and the position in the data. It is verified by digest, written off the
-training thread, and counts only once it is on the disk. No step runs twice.
+Arguments and behaviour are those of `keras.callbacks.BackupAndRestore`, with three differences. A backup is complete:
+it holds seed states, metrics, the other callbacks' state and the position in the data. It is verified by digest,
+written on a thread, and becomes valid only when it is on disk. No step runs twice.
 
-The class below tells what happens in the order of `fit`. The rest of the story:
+The class below handles events in the order of `fit`. Other modules do the work:
 
-- `backup_restore`: restores a backup, and says why a training had ended.
+- `backup_restore`: restores a backup, and finds out why a training had ended.
 - `backup_keras`: restores a backup of Keras's own callback.
 - `backup_save`: collects the contents of a backup, and refuses weights that are not finite.
-- `backup_files`: the files beside the snapshots, and their removal.
-- `callback_state`, `callback_logs`: the other callbacks and their log files.
-- `fit_call`: the running `fit` and its data.
+- `backup_files`: handles the files beside the snapshots, and their removal.
+- `callback_state`, `callback_logs`: handle the other callbacks and their log files.
+- `fit_call`: finds the running `fit` and its data.
 """
 
 from __future__ import annotations
@@ -42,30 +42,31 @@ from kresume.training.snapshots import RunWriter, wait_for_writers
 
 
 class _Cut:
-    """Marks our own early end of an epoch in `model.stop_training`; another callback's is True."""
+    """Marks our own early end of an epoch in `model.stop_training`; other callbacks set True."""
 
 
 class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untyped
-    """Backs up a training and restores it when the same script is run again, exactly.
+    """Backs up a training, and restores it exactly when the same script runs again.
 
     Args:
-        backup_dir: the folder of the backups. Keras's own backups in it are read if there is none of ours.
+        backup_dir: the folder of the backups. Keras's own backups in it are read if it has none of kresume.
         save_freq: `"epoch"`, or a number of batches.
-        double_checkpoint: keep the backup before the newest too.
-        delete_checkpoint: remove the backups when `fit` ends; only what was written by this class is removed.
-        data: what `kresume.image_dataset` or `kresume.resumable` returned, the same that `fit` is given: then training
-            continues in the middle of an epoch with the batches that were not drawn yet.
-        strict: True refuses a number of batches as `save_freq` without `data`, where the order of the data is the caller's:
-            an interrupted epoch draws as many batches as it still has behind those that it drew. False is the same, also
-            for a callback that is given to `fit` again after `fit` raised: None then begins the epoch again, as Keras does.
-        on_new_data: what to do when the images of `image_dataset` changed since: `"next-epoch"` ends the interrupted epoch
-            on its old list and begins the next with the new one; `"error"` raises.
+        double_checkpoint: True also keeps the backup before the newest.
+        delete_checkpoint: True removes the backups when `fit` ends; files that this class did not write are kept.
+        data: the return value of `kresume.image_dataset` or `kresume.resumable` that `fit` is given too. With it,
+            training continues in the middle of an epoch with the batches that were not drawn yet.
+        strict: True refuses a number of batches as `save_freq` without `data`. Without `data` the order of the data is
+            up to the caller: an interrupted epoch skips the batches that it has drawn and draws the rest. False accepts
+            that, also for a callback that is given to `fit` again after `fit` raised. None accepts it too, but then
+            repeats the epoch from its beginning after `fit` raised, as Keras does.
+        on_new_data: what to do if the images of `image_dataset` changed since: `"next-epoch"` ends the interrupted
+            epoch on the old list and begins the next one with the new list; `"error"` raises.
 
     Raises:
-        UsageError: an argument has no meaning.
+        UsageError: an argument is invalid.
 
     Scripts may read `backup_dir`, `_current_epoch`, `_last_batch_seen` and the file `training_metadata.json`
-    (`{"epoch", "batch"}`), as of Keras's callback.
+    (`{"epoch", "batch"}`), as with Keras's callback.
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         if self._stream is not None:
             backup_restore.move_data(self._folder, self._stream, on_new_data)
 
-    # Scripts read these, as of Keras's callback: paths of our own backup, or of Keras's if there is none of ours.
+    # Scripts read these, as with Keras's callback: paths of kresume's backup, or of Keras's if there is no other.
 
     @property
     def _weights_path(self) -> str:
@@ -134,7 +135,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
     # `fit` calls these, in this order.
 
     def set_model(self, model: Any) -> None:
-        """Moves to the end of the list of callbacks, so that a backup holds what the others did by then."""
+        """Moves this callback to the end of the list: a backup must hold the others' latest state."""
         super().set_model(model)
         self._call = None
         self._look_at_fit()
@@ -144,7 +145,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
             callback_state.let_all_hear(self._list)
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Restores the newest backup that verifies."""
+        """Restores the newest backup that is intact."""
         self._look_at_fit()
         if self._stream is not None:
             fit_call.check_steps_per_call(self._stream, int(self._model.steps_per_execution))
@@ -156,7 +157,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         self._open_folder()
         self._build_model()
         self._compiled_rate = backup_restore.rate_of(self._model)
-        # Now, while the rate can be read: under JAX the variables are empty between two steps.
+        # Read it here: under JAX the variables are empty between two steps.
         self._optimizer = keras.saving.serialize_keras_object(self._model.optimizer)
         left = backup_files.read_fit(self._folder)
         saved_logs = left.get("logs")
@@ -177,28 +178,29 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         self._name_forgetful()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Moves the data to where training continues, and gives the interrupted epoch its averages back."""
+        """Moves the data to the position of the backup, and restores the interrupted epoch's averages."""
         self._current_epoch = epoch
         self._drawn = self._begin_batch
         self._last_batch_seen = max(0, self._drawn - 1)
         if self._stream is not None:
             self._stream.seek(epoch, self._begin_batch)
         if self._resumed is not None:
-            # The other callbacks began this epoch before the backup and now again: the backup holds the first time.
+            # The other callbacks have begun this epoch twice, before the backup and now: the backup holds their first
+            # state.
             self._resumed(self._others())
             self._resumed = None
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Counts the steps, ends an interrupted epoch after its last one, and backs up when a backup is due."""
+        """Counts steps, ends an interrupted epoch after its last step, and backs up when due."""
         count = int(self._model.steps_per_execution)
         self._total += count
-        self._last_batch_seen = self._begin_batch + batch  # an index, as Keras's
+        self._last_batch_seen = self._begin_batch + batch  # an index, as in Keras's callback
         self._drawn = self._last_batch_seen + 1
         self._batches_seen_since_last_saving += count
         steps = self._steps_of_epoch()
         at_end = steps is not None and self._drawn >= steps
         if self._model.stop_training:
-            pass  # another callback has asked for the end: after a kill it asks again, from the backup before
+            pass  # another callback requested the end; after a kill it does so again, from the previous backup
         elif at_end:
             counted = self._call.steps if self._call is not None else steps
             if self._begin_batch or steps != counted:
@@ -209,9 +211,12 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
             self._writer.tell_of_stall()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Backs up the finished epoch, after its validation; a backup due on its last step was put off to here."""
+        """Backs up the finished epoch after its validation.
+
+        A backup that was due on the epoch's last step was postponed to this call.
+        """
         if self._cut is not None and self._model.stop_training is self._cut:
-            self._model.stop_training = False  # ours; the True of another callback stays
+            self._model.stop_training = False  # ours; another callback's True stays
         if self._call is not None and self._cut is not None:
             self._call.end_cut_epoch()
         elif self._call is not None and self._begin_batch:
@@ -223,7 +228,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
             self._back_up(epoch + 1, 0, logs)
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Waits for the disk; removes our backups if the user asked for it, unless training broke down."""
+        """Waits for the disk, and removes the backups if requested, unless training broke down."""
         self._model._initial_epoch = None  # it would shift every later fit of this model
         if own_counts.counts_of(self._model.optimizer):
             own_counts.mature(self._model.optimizer)
@@ -249,17 +254,17 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         if removes and self._folder.is_dir() and not any(self._folder.iterdir()):
             self._folder.rmdir()
 
-    # How, in the same order.
+    # Helpers, in the same order.
 
     def _look_at_fit(self) -> None:
-        """Finds what `fit` was given, and refuses what the backups could not follow."""
+        """Finds the call of `fit`, and raises if the backups cannot follow its data."""
         if self._call is None:
             self._call = fit_call.find()
             if self._call is not None and self._stream is not None:
                 fit_call.check_followed(self._call, self._stream)
 
     def _open_folder(self) -> None:
-        """Locks the folder, says how the last process died, and starts the writer of backups."""
+        """Locks the folder, reports how the last process died, and starts the writer of backups."""
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = Lock(self._folder, way_on=f"removing {self._folder / LOCK}", say=self._reporter.say)
         self._lock.acquire(again=True)
@@ -277,7 +282,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         )
 
     def _build_model(self) -> None:
-        """Builds the optimizer and the metrics; a backup is restored into existing variables."""
+        """Builds the optimizer and the metrics, because a backup is restored into existing variables."""
         if not all(layer.built for layer in self._model._flatten_layers()):
             raise UsageError(
                 "BackupAndRestore restores into a built model: call it on a batch, or give it an Input, before fit"
@@ -286,10 +291,10 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         build_from_spec(self._model, self._call.spec() if self._call is not None and spec is not None else spec)
 
     def _restore(self, *, again: bool, returned: int | None) -> Any:
-        """Restores our newest backup that verifies; returns how far the log files were at it.
+        """Restores the newest intact backup; returns the recorded positions of the log files.
 
         Args:
-            again: this callback is given to `fit` again after `fit` raised.
+            again: True if this callback is given to `fit` again after `fit` raised.
             returned: the step at which the last `fit` returned; None if it was killed.
         """
         state = backup_restore.newest(self._folder, self._reporter.warn)
@@ -303,7 +308,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
             self._stream,
             self.on_new_data,
         )
-        # Keras's callback begins the epoch again in which `fit` raised; so does ours, unless `strict` is given.
+        # Keras's callback repeats the epoch in which `fit` raised; so does this one, unless `strict` is given.
         epoch_again = again and self._stream is None and self.strict is None
         restored = backup_restore.restore(state, target, epoch_again=epoch_again, fit_returned=returned == state.step)
         self._continue_at(restored)
@@ -316,20 +321,20 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         self._reporter.say(restored.line)
 
     def _name_forgetful(self) -> None:
-        """Warns once of callbacks whose memory is in no backup."""
+        """Warns once of callbacks whose state is in no backup."""
         found = [name for name in callback_state.forgetful(self._others()) if name not in self._forgetful]
         if found:
             self._forgetful.update(found)
             self._reporter.warn(callback_state.how_to_remember(found))
 
     def _back_up(self, epoch: int, batch: int, logs: Mapping[str, Any] | None) -> None:
-        """Copies the state out of the device and hands it to the writer."""
+        """Copies the state out of the device and submits it to the writer."""
         if self._writer is None:
             return
         if reason := backup_save.broken(logs):
             self._tell_broken(reason)
             return
-        self._name_forgetful()  # an attribute may be as young as this step
+        self._name_forgetful()  # attributes may have been added in this step
         captured, extra = backup_save.capture(self._model, self._others())
         records = {
             "phase": "training" if batch else "epoch",
@@ -362,7 +367,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         self._not_finite = reason
 
     def _committed(self, records: Mapping[str, Any]) -> None:
-        """Tells scripts of a backup, now that it is on the disk."""
+        """Writes the files that scripts read, now that the backup is on disk."""
         backup_keras.set_aside(self._folder)
         backup_files.write_metadata(self._folder, records)
 

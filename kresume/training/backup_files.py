@@ -7,8 +7,8 @@
     write_metadata(folder, records)                              # training_metadata.json, as Keras's callback writes it
     remove(folder)                                               # everything that BackupAndRestore wrote
 
-`fit.json` holds `processes` (all that wrote for this training), `logs` (how far the callbacks' log files were when it
-began) and `returned` (the step at which `fit` returned, None while it runs).
+`fit.json` holds `processes` (all that wrote for this training), `logs` (the positions of the callbacks' log files when
+it began) and `returned` (the step at which `fit` returned, None while it runs).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def newest(folder: Path, name: str, *, otherwise: str, before: int = 0) -> str:
         folder: the folder of the backups.
         name: the file in the snapshot.
         otherwise: the file of Keras's own backup, returned if there is no such snapshot.
-        before: how many snapshots are newer than the one meant.
+        before: how many snapshots are newer than the requested one.
     """
     wait_for_writers(folder)
     snapshots = snapshot.list_snapshots(folder)
@@ -41,7 +41,7 @@ def newest(folder: Path, name: str, *, otherwise: str, before: int = 0) -> str:
 
 
 def read_fit(folder: Path) -> dict[str, Any]:
-    """Reads what the last `fit` with this folder left; empty if there was none."""
+    """Reads `fit.json` of the last `fit` with this folder; empty if there was none."""
     path = folder / FIT
     left: dict[str, Any] = files.read_json(path) if path.is_file() else {}
     return left
@@ -55,14 +55,16 @@ def open_logs(
     epoch: int,
     say: Callable[[str], None],
 ) -> CallbackLogs:
-    """Brings the callbacks' log files to where training begins, and records that this process writes them now.
+    """Resets the callbacks' log files to the position where this training starts.
+
+    Also records this process in `fit.json` as their writer.
 
     Args:
         folder: the folder of the backups.
         left: the result of `read_fit` when this `fit` began.
-        saved: how far each log file was at the position where training begins; None if nobody recorded it.
+        saved: the position of each log file at the start of this training; None if not recorded.
         callbacks: all other callbacks of `fit`.
-        epoch: the epoch that begins now, counted from 0.
+        epoch: the index of the epoch that begins now.
         say: prints one line for the user.
     """
     processes = left.get("processes", [])
@@ -83,7 +85,7 @@ def end_fit(folder: Path, step: int) -> None:
 
 
 def write_metadata(folder: Path, records: Mapping[str, Any]) -> None:
-    """Writes the epoch and the batch of a backup where scripts look for them."""
+    """Writes the epoch and the batch of a backup to the file that scripts read."""
     files.write_json(folder / METADATA, {"epoch": records["epoch"], "batch": records["batch"]})
 
 

@@ -1,12 +1,12 @@
-"""Restores a backup that Keras's own `BackupAndRestore` wrote, for scripts that change over to ours.
+"""Restores a backup of Keras's own `BackupAndRestore`, for scripts that switch to kresume's.
 
     if exists(folder):
         restored = restore("backup/", model, epochs)
-    set_aside(folder)          # once a backup of ours is on the disk
+    set_aside(folder)          # once a backup of ours is on disk
 
-Keras's backup holds the weights, the optimizer and the epoch. It holds no seed states, metrics or memory of callbacks, and no
-position in the data. Keras overwrites it in place, so the newest pair of files may be damaged; the pair before it then serves,
-if there is one. `kresume.checkpoints.backup_folder` reads the same folder as a checkpoint.
+Keras's backup holds the weights, the optimizer and the epoch. It holds no seed states, metrics or callback state, and
+no position in the data. Keras overwrites it in place, so the newest pair of files may be damaged; the pair before it
+then serves, if there is one. `kresume.checkpoints.backup_folder` reads the same folder as a checkpoint.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from kresume.models.restore import restore_optimizer
 from kresume.training.backup_restore import Restored, all_epochs_done
 
 ASIDE = ".taken-over"
-"""Ends the names of Keras's files once a backup of ours has replaced them."""
+"""Suffix of Keras's files once a backup of kresume has replaced them."""
 
 
 def exists(folder: Path) -> bool:
-    """Returns whether the folder holds a backup of Keras's."""
+    """Returns True if the folder holds a backup of Keras's own callback."""
     return (folder / WEIGHTS).is_file()
 
 
@@ -42,7 +42,7 @@ def restore(backup_dir: str, model: Any, epochs: int | None) -> Restored:
     Args:
         backup_dir: the folder of the backups, as the user named it.
         model: built and compiled.
-        epochs: how many `fit` was asked for, None if nobody knows.
+        epochs: the requested number of epochs, None if unknown.
 
     Raises:
         CheckpointError: no pair can be read.
@@ -75,7 +75,7 @@ def restore(backup_dir: str, model: Any, epochs: int | None) -> Restored:
 
 
 def set_aside(folder: Path) -> None:
-    """Renames Keras's files, if there are any: beside a backup of ours they would be mistaken for a newer one."""
+    """Renames Keras's files, if any; else they would be mistaken for a newer backup."""
     if not exists(folder):
         return
     for ending in ("", BEFORE):
@@ -88,7 +88,7 @@ def set_aside(folder: Path) -> None:
 def _load(model: Any, weights: Path) -> str:
     """Loads the file as Keras does, then matches the optimizer's slots by their variables.
 
-    Keras assigns slots by their order alone, which is wrong where a model trains other variables than before.
+    Keras assigns slots by order alone, which is wrong if a model trains other variables than before.
 
     Returns:
         A message for the user, as a part of a line; empty if there is nothing to say.
@@ -108,7 +108,7 @@ def _load(model: Any, weights: Path) -> str:
 
 
 def _load_weights(model: Any, weights: Path) -> None:
-    if weights.name.endswith(BEFORE):  # Keras looks at the ending
+    if weights.name.endswith(BEFORE):  # Keras reads the ending
         with files.temporary_copy(weights, ".weights.h5") as copy:
             model.load_weights(copy)
     else:

@@ -1,13 +1,13 @@
-"""Restores a backup of ours into the `fit` that begins, and says where training continues.
+"""Restores a backup into the `fit` that begins, and decides where training continues.
 
-    move_data(folder, stream, on_new_data)         # before fit: the data must be at the backup's epoch when fit counts it
+    move_data(folder, stream, on_new_data)         # before fit, which reads the length of the backup's epoch
     state = newest(folder, reporter.warn)          # damaged ones are set aside
     restored = restore(state, target, ...)         # weights, optimizer, other callbacks, rate, data
     restored.line                                  # "backup/: continuing at step 1,200 (epoch 3, batch 40)"
 
-The script is the user's, and it may have changed since the backup. A model that does not match is refused. A new learning rate
-in `compile` wins over the rate of the backup. A training that a callback ended stays ended, until something that the callback
-judged by has changed: more epochs, new images, more patience.
+The script is the user's, and it may have changed since the backup. A model that does not match is refused. A new
+learning rate in `compile` wins over the rate of the backup. A training that a callback ended stays ended, until
+something that the callback judged by has changed: more epochs, new images, more patience.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Target:
         backup_dir: the folder of the backups, as the user named it.
         model: built and compiled.
         callbacks: all other callbacks of `fit`.
-        epochs: how many `fit` was asked for, None if nobody knows.
+        epochs: the requested number of epochs, None if unknown.
         compiled_rate: the learning rate that `compile` set, None if it is not a variable.
         call: the running `fit`, None if it was not found.
         stream: the data of `data=`, None if the data are the user's own.
@@ -60,12 +60,13 @@ class Restored:
     """The position at which training continues.
 
     Attributes:
-        step: how many steps were trained.
-        epoch: the epoch that is trained next, counted from 0.
-        batch: how many batches of it were trained.
+        step: the number of steps trained.
+        epoch: the index of the epoch that is trained next.
+        batch: the number of its batches that were trained.
         initial_epoch: the epoch at which Keras must begin; the last one if nothing is left to train.
-        line: what is printed.
-        as_before: gives the interrupted epoch its state back once it has begun; takes the other callbacks. None between epochs.
+        line: the line that is printed.
+        as_before: called with the other callbacks once the interrupted epoch has begun; restores that epoch's state.
+            None between epochs.
     """
 
     step: int
@@ -77,7 +78,7 @@ class Restored:
 
 
 def move_data(folder: Path, stream: Stream, on_new_data: Literal["next-epoch", "error"]) -> None:
-    """Moves the data to the position of the newest backup, before `fit` asks how long an epoch is."""
+    """Moves the data to the newest backup's position, before `fit` reads the epoch's length."""
     if not snapshot.list_snapshots(folder):
         return
     state, _ = snapshot.newest_snapshot(folder)
@@ -90,7 +91,7 @@ def move_data(folder: Path, stream: Stream, on_new_data: Literal["next-epoch", "
 
 
 def newest(folder: Path, warn: Callable[[str], None]) -> TrainState:
-    """Reads the newest backup that verifies; sets damaged ones aside and warns of them.
+    """Reads the newest intact backup; sets damaged ones aside and warns of them.
 
     Raises:
         CheckpointError: all are damaged.
@@ -107,13 +108,13 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
 
     Args:
         state: the backup.
-        target: what it is restored into.
-        epoch_again: begin an interrupted epoch again instead of continuing in its middle.
-        fit_returned: whether the `fit` that wrote the backup returned afterwards.
+        target: the `fit` to restore into.
+        epoch_again: True repeats an interrupted epoch from its beginning instead of continuing in its middle.
+        fit_returned: True if the `fit` that wrote the backup returned afterwards.
 
     Raises:
-        CheckpointError: the model or an optimizer is another one.
-        UsageError: the data are others.
+        CheckpointError: the model or an optimizer does not match.
+        UsageError: the data do not match.
     """
     records, groups, model = state.records, groups_of(state), target.model
     step, epoch, batch = int(state.step or 0), int(records["epoch"]), int(records["batch"])
@@ -123,7 +124,7 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
     told = _skip_batches(records, target, batch)
     if told:
         epoch, batch = epoch + 1, 0
-    # Without the data's structure the metrics cannot be built before the first step: their averages begin fresh.
+    # Without the data's structure the metrics cannot be built before the first step: their averages start fresh.
     averages = batch > 0 and target.stream is not None
     moved = assign_state(
         model, state, metrics=averages, same_weights=False, way_on="give another folder to begin again"
@@ -168,20 +169,20 @@ def rate_of(model: Any) -> float | None:
 
 
 def all_epochs_done(done: int, epochs: int | None, step: int) -> str:
-    """Returns a message if `fit` asks for no further epoch; empty if it does."""
+    """Returns a message if no requested epoch is left to train; else an empty string."""
     if epochs is None or done < epochs:
         return ""
     return f"all {epochs} epochs are done (step {step:,}); give fit(epochs=...) more than {done} to train on"
 
 
 def _skip_batches(records: Mapping[str, Any], target: Target, batch: int) -> list[str]:
-    """Moves the user's own data behind the batches that the interrupted epoch drew.
+    """Skips the batches of the user's own data that the interrupted epoch has drawn.
 
     Returns:
         A message for the user if no batch of the epoch is left; empty if training continues within it.
 
     Raises:
-        UsageError: an epoch has another length now.
+        UsageError: the length of an epoch has changed.
     """
     call = target.call
     if call is None or target.stream is not None:
@@ -198,7 +199,7 @@ def _skip_batches(records: Mapping[str, Any], target: Target, batch: int) -> lis
 
 
 def _adopt_data(records: Mapping[str, Any], target: Target, epoch: int, batch: int) -> str:
-    """Gives the data their state back.
+    """Restores the state of the data.
 
     Returns:
         A message about new images; empty if there are none.
@@ -218,10 +219,12 @@ def _adopt_data(records: Mapping[str, Any], target: Target, epoch: int, batch: i
 
 
 def _keep_compiled_rate(model: Any, compiled: float | None, before: float | None) -> list[str]:
-    """Sets the rate of `compile` again if the script changed it since the backup: then the user wants it.
+    """Sets the rate of `compile` again if the script changed it since the backup.
+
+    A changed rate is taken as the user's intent.
 
     Args:
-        model: restored.
+        model: the restored model.
         compiled: the rate that `compile` set now.
         before: the rate that it had set when the backup was written.
 
@@ -238,17 +241,17 @@ def _keep_compiled_rate(model: Any, compiled: float | None, before: float | None
 def _why_ended(
     records: Mapping[str, Any], target: Target, step: int, new_images: bool, fit_returned: bool, told: list[str]
 ) -> str:
-    """Says why no epoch is left and how to train on; empty if one is left.
+    """Explains why no epoch is left and how to train further; empty if one is left.
 
-    A callback may have ended the training. That stays so until something that it judged by has changed.
+    A callback may have ended the training. It stays ended until something that the callback judged by has changed.
 
     Args:
-        records: of the backup.
-        target: what it is restored into.
-        step: how many steps were trained.
-        new_images: whether images came since.
-        fit_returned: whether the `fit` that wrote the backup returned afterwards.
-        told: takes a message for the user where training continues after a callback had ended it.
+        records: the records of the backup.
+        target: the `fit` to restore into.
+        step: the number of steps trained.
+        new_images: True if images arrived since.
+        fit_returned: True if the `fit` that wrote the backup returned afterwards.
+        told: extended by a message for the user if training continues although a callback had ended it.
     """
     done, epochs, before = int(records["epoch"]), target.epochs, records.get("epochs")
     if all_done := all_epochs_done(done, epochs, step):

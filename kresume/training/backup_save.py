@@ -3,10 +3,11 @@
     records, extra = capture(model, callbacks)            # other callbacks, other optimizers, this machine
     writer.submit(step, partial(read_finite, model), ...) # the arrays; raises NotFinite instead
     broken(logs)                                          # "the loss is nan"
-    why_kept("backup/", model, logs, 3, 5)                # "backup/: fit ended after 3 of 5 epochs, so the backups stay ..."
+    why_kept("backup/", model, logs, 3, 5)                # "backup/: fit ended after 3 of 5 epochs, so the backups stay
+    ..."
 
-Nobody can train on from weights that are not finite. So no backup of them replaces a good one, and the good one is kept when
-`fit` ends in that way.
+Weights that are not finite cannot be trained further. So no backup of them replaces a good one, and the good one is
+kept if `fit` ends with such weights.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from kresume.training import callback_state, other_optimizers
 
 
 class NotFinite(Exception):
-    """Raised instead of a backup whose weights are not finite."""
+    """Raised instead of taking a backup whose weights are not finite."""
 
 
 def capture(model: Any, callbacks: Sequence[Any]) -> tuple[dict[str, Any], dict[str, list[np.ndarray]]]:
@@ -62,20 +63,20 @@ def read_finite(model: Any, buffers: Any) -> Any:
 
 
 def broken(logs: Mapping[str, Any] | None) -> str:
-    """Returns a message if the loss that Keras reports is not finite; empty if it is finite or unknown."""
+    """Returns a message if the logged loss is not finite; empty if finite or unknown."""
     loss = (logs or {}).get("loss")
     return "" if loss is None or math.isfinite(loss) else f"the loss is {float(loss)}"
 
 
 def why_kept(backup_dir: str, model: Any, logs: Mapping[str, Any] | None, epoch: int, epochs: int | None) -> str:
-    """Returns why the backups are still needed when `fit` ends, and the way on; empty if they have served.
+    """Returns why the backups are still needed when `fit` ends; empty if they are not.
 
     Args:
         backup_dir: the folder of the backups, as the user named it.
         model: the trained model.
         logs: the logs of Keras's `on_train_end`.
-        epoch: how many epochs were trained.
-        epochs: how many were asked for, None if nobody knows.
+        epoch: the number of epochs trained.
+        epochs: the requested number of epochs, None if unknown.
     """
     reason = _why_unfinished(model, logs, epoch, epochs)
     kept = snapshot.list_snapshots(Path(backup_dir))

@@ -1,9 +1,10 @@
-"""Keeps the files that Keras's callbacks append to in step with the backups.
+"""Keeps the log files of Keras's callbacks consistent with the backups.
 
-`CSVLogger` and `TensorBoard` write while training goes on. A killed process has written lines of steps that no backup holds;
-they are trained again and would be written twice. So each backup records how far every file was, and a continued training
-removes what was written after that. `CSVLogger(append=False)` empties its file when `fit` begins: its lines are in the backup.
-`OrbaxCheckpoint` refuses a step that its folder holds already: those that are trained again are moved aside.
+`CSVLogger` and `TensorBoard` append to their files during training. A killed process may have logged steps that no
+backup holds; these steps are trained again and would be logged twice. So each backup records the size of every file,
+and a continued training removes what was written later. `CSVLogger(append=False)` empties its file when `fit` begins,
+so its lines are in the backup. `OrbaxCheckpoint` refuses to save an existing step again, so repeated steps are moved
+aside.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from kresume.training import callback_state
 
 CHUNK_BYTES = 1 << 24
 ASIDE = "interrupted"
-"""Ends the name of the folder beside an OrbaxCheckpoint's that takes what is saved again."""
+"""Suffix of the folder beside an OrbaxCheckpoint's folder, for checkpoints of steps that are trained again."""
 
 
 class CallbackLogs:
     """The log files of one `fit`'s callbacks.
 
     Args:
-        callbacks: all callbacks of `fit`; those that write no log are ignored.
+        callbacks: all callbacks of `fit`; callbacks without log files are ignored.
         say: prints one line for the user.
     """
 
@@ -45,12 +46,12 @@ class CallbackLogs:
         self._starts: dict[str, dict[str, Any]] = {}
 
     def begin(self, saved: Mapping[str, Any] | None, processes: Sequence[str], epoch: int) -> None:
-        """Brings every log to where training begins. Call after the callbacks' own `on_train_begin`.
+        """Resets every log to the start of this training. Call after the callbacks' own `on_train_begin`.
 
         Args:
-            saved: what `positions` gave then; None for a training that begins.
-            processes: names of the processes that wrote for this training.
-            epoch: the epoch that begins now, counted from 0.
+            saved: the result of `positions` in the backup; None for a new training.
+            processes: names of the processes that wrote logs for this training.
+            epoch: the index of the epoch that begins now.
         """
         for callback in self._checkpoints if saved is not None else ():
             self._continue_checkpoints(callback, epoch)
@@ -68,7 +69,7 @@ class CallbackLogs:
                 self._continue_board(callback, saved[name]["files"], {*processes, this_process()})
 
     def positions(self) -> dict[str, Any]:
-        """Returns how far each log is, as JSON; what is buffered is written first."""
+        """Returns the position of each log as JSON values; flushes buffered output first."""
         found: dict[str, Any] = {}
         for name, callback in self._tables.items():
             start = self._starts[name]
@@ -106,7 +107,7 @@ class CallbackLogs:
     def _continue_board(self, callback: Any, saved: Mapping[str, int], processes: set[str]) -> None:
         import tensorflow as tf
 
-        # Closed first, so that every file in the folders is complete and none of them is written any more.
+        # Close first: then every file is complete and no longer written.
         callback._pop_writer()
         callback._close_writers()
         callback._writers = {}
@@ -142,12 +143,12 @@ class CallbackLogs:
 
 
 def this_process() -> str:
-    """Returns how TensorFlow names this process in the names of event files."""
+    """Returns the name of this process in TensorFlow's event files."""
     return f"{socket.gethostname()}.{os.getpid()}"
 
 
 def _lines_from(data: bytes, separator: str, epoch: int) -> int:
-    """Counts the lines if they are those of the epochs from `epoch` on, and perhaps a header; 0 if they are not."""
+    """Counts the lines, a header included, if they log the epochs from `epoch` on; else 0."""
     lines = data.decode("latin-1").splitlines()
     numbers = [next(iter(row), "") for row in csv.reader(lines, delimiter=separator)]
     if numbers and numbers[0] == "epoch":
@@ -159,7 +160,7 @@ def _lines_from(data: bytes, separator: str, epoch: int) -> int:
 
 
 def _event_files(callback: Any) -> dict[str, int]:
-    """Sizes of the event files in the two folders that a TensorBoard callback writes to, by name below `log_dir`."""
+    """Returns the sizes of a TensorBoard callback's event files, by name relative to `log_dir`."""
     import tensorflow as tf
 
     found = {}
@@ -172,7 +173,7 @@ def _event_files(callback: Any) -> dict[str, int]:
 
 
 def _shorten(path: str, size: int) -> None:
-    """Replaces a file by its first `size` bytes, so that a writer which still holds it open cannot add to it."""
+    """Replaces a file by a copy of its first `size` bytes; an open writer cannot extend it."""
     import tensorflow as tf
 
     temporary = posixpath.join(posixpath.dirname(path), f".tmp-{uuid.uuid4().hex}")
@@ -184,7 +185,7 @@ def _shorten(path: str, size: int) -> None:
 
 
 def _open(path: str, mode: str) -> Any:
-    """Opens a file as `CSVLogger` does, local or remote."""
+    """Opens a local or remote file as `CSVLogger` does."""
     if is_remote(path):
         import tensorflow as tf
 
@@ -193,7 +194,7 @@ def _open(path: str, mode: str) -> Any:
 
 
 def _read(path: str) -> bytes:
-    """Returns what a file holds; nothing for a file that does not exist."""
+    """Returns a file's content; empty if it does not exist."""
     if is_remote(path):
         import tensorflow as tf
 

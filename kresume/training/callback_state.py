@@ -1,8 +1,8 @@
-"""What callbacks remember, as JSON and arrays, so that it survives a kill.
+"""Captures the state of callbacks as JSON and arrays, so that it survives a kill.
 
-A callback takes part in exact continuation if it has `get_state() -> dict` and `set_state(dict)`. Keras's own callbacks have
-neither and keep their memory in attributes, which are listed here, class by class. Values may be numbers, strings, None,
-lists and dictionaries of those, and lists of numpy arrays.
+A callback takes part in exact continuation if it has `get_state() -> dict` and `set_state(dict)`. Keras's own callbacks
+have neither and keep their state in attributes, which are listed here by class. Values may be numbers, strings, None,
+lists and dictionaries of these, and numpy arrays.
 """
 
 from __future__ import annotations
@@ -15,39 +15,39 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-# `monitor_op` is not among them: Keras sets it in its first on_epoch_end and flips the sign of `min_delta` in doing so,
-# which must happen exactly once in each process.
+# `monitor_op` is not listed: Keras sets it in its first on_epoch_end and flips the sign of `min_delta` there, which
+# must happen exactly once in each process.
 KERAS_ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
     "EarlyStopping": ("best", "wait", "stopped_epoch", "best_epoch", "best_weights"),
     "ReduceLROnPlateau": ("best", "wait", "cooldown_counter"),
     "ModelCheckpoint": ("best", "_batches_seen_since_last_saving", "_last_batch_seen"),
     "History": ("epoch", "history"),
     "SwapEMAWeights": ("_ema_weights_in_model",),
-    "TensorBoard": ("_global_train_batch", "_global_test_batch"),  # its files: callback_logs
+    "TensorBoard": ("_global_train_batch", "_global_test_batch"),  # for its files see callback_logs
     "OrbaxCheckpoint": ("best", "_batches_seen_since_last_saving", "_last_batch_seen", "_total_batches_seen"),
     "BackupAndRestore": ("_batches_seen_since_last_saving", "_last_batch_seen", "_current_epoch"),
-    "CSVLogger": (),  # its file: callback_logs
+    "CSVLogger": (),  # for its file see callback_logs
     "LearningRateScheduler": (),
     "ProgbarLogger": (),
     "RemoteMonitor": (),
     "TerminateOnNaN": (),
 }
-"""The memory of every callback class of Keras. A LambdaCallback is missing: nobody knows what its functions remember."""
+"""State attributes of every Keras callback class. LambdaCallback is missing: the state of its functions is unknown."""
 
 
 @runtime_checkable
 class Stateful(Protocol):
-    """A callback whose memory is part of a snapshot."""
+    """A callback whose state is part of a snapshot."""
 
     def get_state(self) -> Mapping[str, Any]:
-        """Everything it will need to go on as if nothing had happened."""
+        """Returns everything that the callback needs to continue as if nothing had happened."""
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Takes up the memory that `get_state` gave; called after `on_train_begin`."""
+        """Restores the state that `get_state` returned; called after `on_train_begin`."""
 
 
 def keras_attributes(callback: Any) -> tuple[str, ...]:
-    """The attributes that are a Keras callback's memory; empty for a callback that has none or is unknown."""
+    """Returns a Keras callback's state attributes; empty if it has none or is unknown."""
     for base in type(callback).__mro__:
         if _is_kerass(base) and base.__name__ in KERAS_ATTRIBUTES:
             return KERAS_ATTRIBUTES[base.__name__]
@@ -55,7 +55,7 @@ def keras_attributes(callback: Any) -> tuple[str, ...]:
 
 
 def forgetful(callbacks: Sequence[Any]) -> list[str]:
-    """Names the callbacks that may remember something which no backup can hold, with their own attributes."""
+    """Names the callbacks that may have state which no backup can hold, with their own attributes."""
     told = []
     for callback in callbacks:
         kind, names = type(callback), _own_attributes(callback)
@@ -84,7 +84,7 @@ def _is_kerass(kind: type) -> bool:
 
 
 def _own_attributes(callback: Any) -> list[str]:
-    """The attributes that a callback has beside those that the code of its Keras classes speaks of."""
+    """Returns the attributes of a callback that the code of its Keras classes does not use."""
     theirs: set[str] = set()
     for base in filter(_is_kerass, type(callback).__mro__):
         for member in vars(base).values():
@@ -96,21 +96,21 @@ def _own_attributes(callback: Any) -> list[str]:
 
 
 def stopped_by_patience(facts: Mapping[str, Any]) -> bool:
-    """Tells whether an EarlyStopping had ended the training whose callbacks' memory this is."""
+    """Returns True if an EarlyStopping had ended the training, by its saved callback state."""
     return any(packed.get("map", {}).get("stopped_epoch") for packed in facts.values())
 
 
 def out_of_patience(callbacks: Sequence[Any]) -> bool:
-    """Tells whether an EarlyStopping would still end training."""
+    """Returns True if an EarlyStopping would still end training."""
     return any(callback.wait >= callback.patience for callback in _stopped(callbacks))
 
 
 def take_back_stop(callbacks: Sequence[Any], *, renew: bool) -> None:
-    """Makes each EarlyStopping go on as if it had not ended training; its best value stays.
+    """Makes each EarlyStopping continue as if it had not ended training; keeps its best value.
 
     Args:
-        callbacks: all of them.
-        renew: its patience begins anew.
+        callbacks: all callbacks of `fit`.
+        renew: True restarts its patience.
     """
     for callback in _stopped(callbacks):
         callback.stopped_epoch = 0
@@ -127,10 +127,10 @@ def _stopped(callbacks: Sequence[Any]) -> list[Any]:
 
 
 def list_that_calls(callback: Any) -> Any:
-    """The `CallbackList` whose `set_model` is calling this callback's; None where somebody else calls it.
+    """Returns the `CallbackList` whose `set_model` calls this callback's; None if there is none.
 
-    A callback is told of its model and not of its neighbours, whose memory belongs into a backup: so the caller's frame is
-    looked at, here alone, and a test fails when Keras calls in another way.
+    Keras tells a callback about its model but not about the other callbacks, whose state belongs in a backup. So this
+    function, and no other, reads the caller's frame; a test fails if Keras calls in another way.
     """
     frame = sys._getframe(1)
     for _ in range(4):
@@ -145,10 +145,10 @@ def list_that_calls(callback: Any) -> Any:
 
 
 def let_all_hear(callbacks: Any) -> None:
-    """Lets every callback of a list hear that a batch or an epoch ended, also where one of them raises.
+    """Makes a list call all callbacks after each batch and epoch, even if one raises.
 
-    A step that was made counts, whatever another callback makes of it: the last in the list backs it up before the error
-    leaves `fit`. Only an `Exception` waits for that; what stops the process (KeyboardInterrupt, SystemExit) does not.
+    A completed step counts, whatever other callbacks do: the last callback backs it up before the error leaves `fit`.
+    Only an `Exception` is delayed like this; KeyboardInterrupt and SystemExit are not.
     """
     from keras.src.utils.python_utils import pythonify_logs
 
@@ -171,19 +171,19 @@ def let_all_hear(callbacks: Any) -> None:
             if failed is not None:
                 raise failed
         finally:
-            failed = None  # its traceback holds this frame: no circle, which would keep `fit` and its iterators alive
+            failed = None  # its traceback references this frame: a cycle would keep `fit` and its iterators alive
 
     callbacks.on_train_batch_end, callbacks.on_epoch_end = batch_ended, epoch_ended
-    # `fit(callbacks=one)` instead of a list: Keras would call it from another thread while the next step runs.
+    # With `fit(callbacks=one)` instead of a list, Keras would call it from another thread during the next step.
     callbacks._async_train = False
 
 
 def capture(callbacks: Sequence[Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Reads the memory of every callback that has one.
+    """Reads the state of every callback that has one.
 
     Returns:
-        `(facts, arrays)`: a JSON value by `"<class>.<which of that class>"`, in which an
-        array is `{"array": index into arrays}`.
+        `(facts, arrays)`: facts maps `"<class>.<index within that class>"` to a JSON value, in which
+        `{"array": index into arrays}` represents an array.
     """
     facts: dict[str, Any] = {}
     arrays: list[np.ndarray] = []
@@ -199,7 +199,10 @@ def capture(callbacks: Sequence[Any]) -> tuple[dict[str, Any], list[np.ndarray]]
 
 
 def named(callbacks: Sequence[Any]) -> Iterator[tuple[str, Any]]:
-    """Each callback by its class and how many of that class came before: others may come and go between two processes."""
+    """Yields each callback with a name: its class and its index among that class.
+
+    Callbacks of other classes may come and go between two processes.
+    """
     counts: Counter[str] = Counter()
     for callback in callbacks:
         name = type(callback).__name__
@@ -208,7 +211,7 @@ def named(callbacks: Sequence[Any]) -> Iterator[tuple[str, Any]]:
 
 
 def apply(callbacks: Sequence[Any], facts: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> None:
-    """Gives each callback its memory back. Callbacks that the snapshot does not know start fresh."""
+    """Restores the state of each callback; callbacks that the snapshot does not know start fresh."""
     for key, callback in named(callbacks):
         packed = facts.get(key)
         if packed is None:
@@ -232,7 +235,7 @@ def _pack(value: Any, arrays: list[np.ndarray]) -> Any:
         # JSON has no infinities, and EarlyStopping's first best may be one; repr of a float is exact.
         return value if math.isfinite(value) else {"number": repr(float(value))}
     arrays.append(np.array(value, copy=True))
-    # A number of numpy's or of a backend's comes back as numpy's: of its type, and with a shape, as weights need it.
+    # A scalar of numpy or of a backend is restored as a numpy scalar: same type, and with a shape, which weights need.
     return {"array" if isinstance(value, np.ndarray) or arrays[-1].shape else "scalar": len(arrays) - 1}
 
 

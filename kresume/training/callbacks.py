@@ -1,10 +1,10 @@
-"""The callbacks of a run, in the order in which they stand in the list: cutter, narrator, scorer, Keras's own watchers, keeper.
+"""Defines the callbacks of a run: cutter, narrator, scorer, Keras's own, keeper, in list order.
 
-Keras's own `fit` trains. The cutter ends each epoch where the row of permutations ends it, the scorer
-adds the scores of old, new and all images to the epoch's logs (so that Keras's EarlyStopping or ReduceLROnPlateau behind it
-can watch them), the keeper writes down what was done and takes the snapshots.
+Keras's own `fit` trains. The cutter ends each epoch at its boundary. The scorer adds the scores of old, new and all
+images to the epoch's logs, so that EarlyStopping or ReduceLROnPlateau after it can monitor them. The keeper records
+progress and takes the snapshots.
 
-None of them touches `self.model` or a value of `logs` in each step: under JAX either one costs a synchronisation.
+No callback reads `self.model` or a value of `logs` in each step: under JAX either one costs a synchronisation.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ LOSS_READ_SECONDS = 0.5
 
 
 class Cutter(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untyped
-    """Ends each epoch at its boundary, which differs by a step from epoch to epoch. First in the list.
+    """Ends each epoch at its boundary. First in the list; epoch lengths differ by a step.
 
-    Keras looks at `stop_training` after each batch, then runs `on_epoch_end`, then looks at it again: set in the one and
-    reset in the other it ends the epoch and not the training.
+    Keras reads `stop_training` after each batch, calls `on_epoch_end`, and reads it again. Set before and reset in
+    `on_epoch_end`, it ends the epoch but not the training.
 
     Args:
         boundaries: the step at which each epoch ends.
-        step: the step at which this process begins.
+        step: the step at which this process starts.
     """
 
     def __init__(self, boundaries: Sequence[int], step: int) -> None:
@@ -49,22 +49,22 @@ class Cutter(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
         self._remaining = 0
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Counts the steps that this epoch still has."""
+        """Counts the remaining steps of this epoch."""
         self._remaining = self.boundaries[epoch] - max(self.step, self.boundaries[epoch - 1] if epoch else 0)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Asks for the end of the epoch at its last step."""
+        """Requests the end of the epoch at its last step."""
         if batch + 1 >= self._remaining:
             self._model.stop_training = self._cut = True
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Takes the request back, so that the next epoch begins."""
+        """Withdraws the request, so that the next epoch begins."""
         if self._cut:
             self._model.stop_training = self._cut = False
 
 
 class Scorer(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untyped
-    """Scores the validation images after each epoch and adds the results to the logs by their flat names.
+    """Scores the validation images after each epoch, and logs the scores by flat names.
 
     Args:
         score: scores the live model; returns the nested scores and their flat form.
@@ -76,19 +76,19 @@ class Scorer(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
         self.scores: dict[str, Any] = {}
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Scores and adds to `logs`, which Keras hands to the callbacks behind this one."""
+        """Scores and updates `logs`, which Keras passes to the callbacks after this one."""
         self.scores, flat = self.score()
         if logs is not None:
             logs.update(flat)
 
 
 class Narrator(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untyped
-    """Tells a person how far an epoch is.
+    """Shows the progress of an epoch.
 
     Args:
-        begin: called with the epoch when one begins.
-        advance: called with the number of steps done since the last call, a few times a second.
-        end: called when the last step of an epoch was done, before it is scored.
+        begin: called with the epoch's index when it begins.
+        advance: called with the number of steps since the last call, a few times a second.
+        end: called after the last step of an epoch, before scoring.
     """
 
     EVERY_SECONDS = 0.25
@@ -100,12 +100,12 @@ class Narrator(keras.callbacks.Callback):  # type: ignore[misc]  # keras is unty
         self._last = 0.0
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Opens the epoch's bar."""
+        """Opens the epoch's progress bar."""
         self._told = 0
         self._begin(epoch)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Moves the bar, seldom enough to cost nothing."""
+        """Advances the bar, rarely enough to cost nothing."""
         now = time.monotonic()
         if now - self._last >= self.EVERY_SECONDS:
             self._last = now
@@ -113,18 +113,18 @@ class Narrator(keras.callbacks.Callback):  # type: ignore[misc]  # keras is unty
             self._told = batch + 1
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Closes the bar; stands in front of the scorer, which draws one of its own."""
+        """Closes the bar; runs before the scorer, which draws its own bar."""
         self._end()
 
 
 class StopRequest:
-    """Turns SIGTERM and Ctrl-C into a request that training honours at the next step boundary.
+    """Turns SIGTERM and Ctrl-C into a request that training obeys at the next step boundary.
 
         with StopRequest() as stop:
             ...
             if stop.signal: ...
 
-    A second Ctrl-C leaves at once. Outside the main thread (notebooks' workers) signals are not ours to handle.
+    A second Ctrl-C ends the process at once. Outside the main thread (notebook workers) signals are not handled.
     """
 
     def __init__(self) -> None:
@@ -149,13 +149,13 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
-        """75 (EX_TEMPFAIL: run again) for SIGTERM, 130 for Ctrl-C."""
+        """Returns 75 (EX_TEMPFAIL: run again) for SIGTERM, 130 for Ctrl-C."""
         return 130 if self.signal == signal.SIGINT else 75
 
 
 @dataclass
 class Resumption:
-    """What the keeper gives back to the callbacks and metrics of a process that continues."""
+    """State that the keeper restores to callbacks and metrics in a process that continues."""
 
     callbacks: Mapping[str, Any] = field(default_factory=dict)
     callback_arrays: Sequence[Any] = ()
@@ -163,24 +163,24 @@ class Resumption:
 
 
 class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untyped
-    """Counts steps, writes the epoch's line, takes snapshots, stops when asked. Last in the list.
+    """Counts steps, writes the epoch's line, takes snapshots, stops on a signal. Last in the list.
 
     Args:
-        progress: where this process begins; kept up to date.
+        progress: the progress at the start of this process; updated in place.
         boundaries: the step at which each epoch ends.
         steps_per_execution: steps that Keras runs between two calls of a batch callback.
-        writer: the thread that writes.
-        cadence: when a snapshot is due.
+        writer: writes snapshots and lines on its thread.
+        cadence: how often a snapshot is due.
         stop: set by signals.
         line: builds the epoch's line from (epoch, logs).
         monitor: `(name, "max" | "min")`, or None if the last snapshot is the result.
-        resumption: memory to give back when training begins.
-        records: gives further facts for a snapshot.
-        before_epoch: called between two epochs with the number of those done; True where the images changed, and the dataset
-            must be made anew.
+        resumption: state to restore when training begins.
+        records: returns further records for a snapshot.
+        before_epoch: called between two epochs with the number of completed epochs; returns True if the images changed
+            and the dataset must be rebuilt.
 
     Attributes:
-        images_changed: ends the current `fit`, not training.
+        images_changed: True ends the current `fit`, but not the training.
     """
 
     def __init__(
@@ -222,22 +222,22 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
         self.steps_per_second: float | None = None
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Gives the other callbacks their memory back, after their own resets."""
+        """Restores the state of the other callbacks, after their own resets."""
         callback_state.apply(self.others, self.resumption.callbacks, list(self.resumption.callback_arrays))
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Gives the epoch's averages back, once, after Keras has reset them."""
+        """Restores the epoch's averages once, after Keras has reset them."""
         self.give_metrics_back()
         self._epoch_began = (time.monotonic(), self.progress.step)
 
     def give_metrics_back(self) -> None:
-        """Assigns the metric variables of the snapshot that is continued from."""
+        """Assigns the metric variables of the restored snapshot, once."""
         if self._assign_metrics:
             self._assign_metrics = False
             devices.assign(self._model.metrics_variables, list(self.resumption.metrics or ()))
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Counts, and takes a snapshot where one is due."""
+        """Counts steps, and takes a snapshot if one is due."""
         progress = self.progress
         progress.step += self.steps_per_execution
         at_end = progress.step == self.boundaries[progress.epoch]
@@ -278,7 +278,7 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
             self._model.stop_training = self.images_changed = True
 
     def snapshot(self, logs: Any, *, must: bool) -> None:
-        """Takes one now. Without `must` it is put off to the next step while the disk is busy."""
+        """Takes a snapshot; while the disk is busy, waits if `must`, else does nothing."""
         self._check_loss(logs)
         facts, arrays = callback_state.capture(self.others)
         records = {**self.records(), **self.progress.as_dict(), "callbacks": facts}
@@ -311,7 +311,7 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
             raise TrainingError(f"--monitor {name}: no such metric in this run; known are {known}")
         value, best = float(logs[name]), self.progress.best
         if not math.isfinite(value):
-            return False  # nothing could ever be better than it
+            return False  # no later value could be better
         if best is not None and not (value > best["value"] if mode == "max" else value < best["value"]):
             return False
         self.progress.best = {"step": self.progress.step, "epoch": epoch, "value": value}
@@ -334,7 +334,7 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
         return Stopped(f"stopped by {what} at step {self.progress.step:,}, {self.what_is_safe()}", self.stop.exit_code)
 
     def what_is_safe(self) -> str:
-        """Whether the snapshot of this very step is on the disk, in words; the writer was waited for."""
+        """Describes whether the snapshot of this step is on disk; call after waiting for the writer."""
         if self.writer.committed == self.progress.step:
             return "snapshot written"
         last = "the one it began with" if self.writer.committed is None else f"step {self.writer.committed:,}"

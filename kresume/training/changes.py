@@ -1,11 +1,11 @@
-"""What comes and goes while a run trains: images that arrive (`--watch`), and files that broke.
+"""Applies changes of the images during a run: arriving images (`--watch`) and unreadable files.
 
     changes = Changes(run, manifest, config, card, spec, reporter, guard=lock.check, on_failure=writer.record_failure)
-    changes.recorded(epochs_begun)                      # what a process that continues has to take up
+    changes.recorded(epochs_begun)                      # the scans that a continued process must apply
     changes.open(cache)
-    changes.before_epoch(3, manifest, poll)             # the scan before the fourth epoch, None where nothing is to be noted
+    changes.before_epoch(3, manifest, poll)             # the scan before the fourth epoch, None if nothing changed
 
-A scan that is on the disk is never made again: see `images/scans.py`.
+A scan on disk is never made again: see `images/scans.py`.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from kresume.training.watch import Watch
 
 BROKE = "file broke"
 PART = 256
-"""Pictures that are tried at once: they are held in memory."""
+"""The number of images decoded at once: they are held in memory."""
 
 
 class Changes:
-    """The scans of a run: those on the disk, and those to come.
+    """The scans of a run: recorded ones and future ones.
 
     Args:
-        run: as it stands on the disk.
-        manifest: the images that it began with.
-        config: the options that hold.
-        card: the classes.
-        spec: how pictures are decoded.
-        reporter: told what came and went.
-        guard: called before a scan is written; raises if the run is no longer ours.
-        on_failure: told what could not be written and why.
+        run: the run on disk.
+        manifest: the images at the start of the run.
+        config: the options of the run.
+        card: the model card, for the classes.
+        spec: how images are decoded.
+        reporter: prints which images came and went.
+        guard: called before a scan is written; raises if this process no longer owns the run.
+        on_failure: called with what could not be written and why.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Changes:
         self._watch: Watch | None = None
 
     def recorded(self, begun: int) -> list[Scan]:
-        """The scans on the disk that changed something before one of the first epochs.
+        """Returns the recorded scans that changed images before one of the epochs begun.
 
         Args:
             begun: how many epochs had begun.
@@ -88,7 +88,7 @@ class Changes:
         return [scan for number, scan in self._scans.items() if number <= begun and scan.changes]
 
     def open(self, cache: Cache | None) -> None:
-        """Gets ready to look."""
+        """Prepares the first scan: opens the watch, if there is one."""
         self._cache = cache
         if self._config.watch:
             self._watch = Watch(
@@ -103,13 +103,13 @@ class Changes:
             )
 
     def broke(self, manifest: Manifest, row: int, reason: str, then: str) -> None:
-        """Notes a file that can no longer be read. Called from the threads that read.
+        """Records a file that can no longer be read. Called from reader threads.
 
         Args:
             manifest: the images.
-            row: of the file.
+            row: the file's row in the manifest.
             reason: why it cannot be read.
-            then: what is done about it, in words.
+            then: the consequence, in words.
         """
         sha256 = manifest.sha256s[row].decode()
         with self._lock:
@@ -117,19 +117,19 @@ class Changes:
             self._broken.add(sha256)
         if fresh:
             self._reporter.warn(f"{reason}: {then}")
-            with contextlib.suppress(OSError):  # perhaps the very disk that is gone; the warning tells it all the same
+            with contextlib.suppress(OSError):  # perhaps the same lost disk; the warning was printed anyway
                 self._run.event(BROKE, sha256=sha256, reason=reason)
 
     def before_epoch(self, done: int, manifest: Manifest, poll: Callable[[], None]) -> Scan | None:
-        """The scan before the next epoch, on the disk.
+        """Returns the scan before the next epoch, written to disk.
 
         Args:
-            done: how many epochs are done.
-            manifest: the images so far.
-            poll: called now and then; may raise to give up, and the scan is made by the next process.
+            done: the number of completed epochs.
+            manifest: the current images.
+            poll: called now and then; may raise to abort, then the next process makes the scan.
 
         Returns:
-            None where nothing is to be noted, or it could not be.
+            The scan; None if nothing changed or it could not be written.
 
         Raises:
             ImagesError: no training image is left.
@@ -138,7 +138,7 @@ class Changes:
         if number in self._scans:
             return self._scans[number]
         if number < max(self._scans, default=0):
-            return None  # later scans were made without one before this epoch: they hold
+            return None  # later scans exist, made without one here: they stay valid
         removed = self._unreadable(manifest)
         if self._watch is None and not removed:
             return None
@@ -163,7 +163,7 @@ class Changes:
         return manifest.table.slice(0, 0)
 
     def _unreadable(self, manifest: Manifest) -> tuple[str, ...]:
-        """The training images among the broken ones that cannot be read now either."""
+        """Returns the SHA-256s of broken training images that still cannot be read."""
         with self._lock:
             broken = np.array(sorted(self._broken), "S64")
         rows = np.nonzero(np.isin(manifest.sha256s, broken) & ~manifest.is_val)[0]
@@ -201,7 +201,7 @@ class Changes:
 
 
 def _set_aside(run: runs.Run) -> list[str]:
-    """Names of the files that the run began without."""
+    """Returns the names of the files that the run quarantined at its start."""
     path = run.path / "quarantine.csv"
     if not path.is_file():
         return []

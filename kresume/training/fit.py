@@ -24,7 +24,7 @@ from kresume.training.callbacks import Cutter, Keeper
 
 
 class BegunOnce(keras.callbacks.CallbackList):  # type: ignore[misc]  # keras is untyped
-    """A callback list that begins and ends training once, although this module and each `fit` announce it."""
+    """A callback list that begins and ends training once, over several calls of `fit`."""
 
     keeper: Keeper
     _begun = False

@@ -1,8 +1,8 @@
-"""What a person should know about a plan beside its decisions: the lines that begin with `note:`.
+"""Collects the notes of a plan: the lines that begin with `note:`.
 
     notes_of(config, parent, gathered, amount, rate, "AdamW", generation=2)
 
-Each is one sentence with what it is about, how much of it there is and what to do; none is said where there is nothing to say.
+Each note is one sentence: its subject, a count, and what the user can do. Without a reason there is no note.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ def notes_of(
     *,
     generation: int,
 ) -> list[str]:
-    """The notes about a run's images and what it starts from, in the order in which they are read.
+    """Returns the notes about a run's images and its parent, in reading order.
 
     Args:
-        config: the options that hold.
-        parent: what is started from, None for a new model.
+        config: the options of the run.
+        parent: the checkpoint to start from, None for a new model.
         gathered: the images.
         amount: how much is trained.
         rate: the learning rate.
         optimizer: the class of the optimizer that trains.
-        generation: of the run to be.
+        generation: the generation of the new run.
     """
     notes = [*gathered.notes, *gathered.merge.facts.notes]
     if parent is None:
@@ -55,13 +55,13 @@ def notes_of(
 
 
 def frozen_layers(model: Any) -> list[str]:
-    """Says which layers train, where not all do.
+    """Describes which layers train; empty if all do.
 
     Args:
-        model: restored.
+        model: the restored model.
 
     Raises:
-        UsageError: none does.
+        UsageError: no layer trains.
     """
     from kresume.models import structure
 
@@ -92,7 +92,7 @@ def _batch_size(parent: Parent, gathered: Gathered, amount: Amount, rate: RatePl
 
 
 def _seen(config: TrainConfig, parent: Parent, gathered: Gathered) -> Iterator[str]:
-    """Validation images that a bare checkpoint was probably trained on."""
+    """Notes validation images that a bare checkpoint was probably trained on."""
     val = gathered.manifest.val_rows()
     seen = int(gathered.manifest.seen[val].sum())
     if seen and parent.run is not None:
@@ -105,7 +105,7 @@ def _seen(config: TrainConfig, parent: Parent, gathered: Gathered) -> Iterator[s
 
 
 def _replaced(config: TrainConfig, parent: Parent, gathered: Gathered) -> Iterator[str]:
-    """Images that the parent remembers and `--data` does not hold."""
+    """Notes images that the parent remembers and `--data` does not hold."""
     if parent.manifest is None or not config.data:
         return
     left = int((~np.isin(parent.manifest.sha256s, gathered.manifest.sha256s)).sum())
@@ -118,7 +118,7 @@ def _replaced(config: TrainConfig, parent: Parent, gathered: Gathered) -> Iterat
 
 
 def _huge(config: TrainConfig, gathered: Gathered, generation: int) -> Iterator[str]:
-    """So many new images that the old model is hardly worth starting from."""
+    """Notes so many new images that a fresh model is probably better."""
     new = int((gathered.manifest.origins == generation).sum())
     old = len(gathered.manifest) - new
     if new > HUGE_ADDITION * max(old, 1):

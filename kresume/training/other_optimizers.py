@@ -1,10 +1,10 @@
-"""Optimizers that a model holds beside the one it was compiled with, as a GAN's two: their state belongs into a backup.
+"""Saves and restores a model's optimizers besides the compiled one, such as a GAN's two.
 
     facts, arrays = capture(model)
     restore(model, facts, arrays)
 
-Keras's own files hold them as well. They are made by the user's code and built at their first step, on variables of their
-choice: which ones is kept, so that a new process can build them before it restores them.
+Keras's own files hold them as well. The user's code creates them, and their first step builds them on variables of its
+choice. The indices of these variables are saved, so that a new process can build the optimizers before restoring them.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from kresume.errors import CheckpointError
 
 
 def capture(model: keras.Model) -> tuple[list[Any], list[np.ndarray]]:
-    """Reads every optimizer but the compiled one.
+    """Reads every optimizer except the compiled one.
 
     Returns:
-        `(facts, arrays)`: for each optimizer in its order the numbers of its variables among the model's, None for one that is
-        not the model's, and how many arrays it has; None where it has made no step. And the arrays of all of them.
+        `(facts, arrays)`: facts has an entry per optimizer: the indices of its variables among the model's (None for a
+        variable that is not the model's) and the number of its arrays; the entry is None if the optimizer has made no
+        step. arrays holds the arrays of all of them.
     """
     places = {id(variable): place for place, variable in enumerate(model.variables)}
     facts: list[Any] = []
@@ -41,15 +42,15 @@ def capture(model: keras.Model) -> tuple[list[Any], list[np.ndarray]]:
 
 
 def restore(model: keras.Model, facts: Sequence[Any] | None, arrays: Sequence[np.ndarray]) -> list[str]:
-    """Assigns what `capture` read, building each optimizer on the variables that it trained.
+    """Assigns the arrays that `capture` read; builds each optimizer on the variables that it trained.
 
     Args:
-        model: built.
-        facts: as `capture` gave them; None for a backup of an earlier version, which holds none.
-        arrays: likewise.
+        model: the built model.
+        facts: the facts of `capture`; None for a backup of an earlier version, which has none.
+        arrays: the arrays of `capture`.
 
     Returns:
-        What a person should know.
+        Notes for the user.
 
     Raises:
         CheckpointError: the model holds other optimizers now, or one that cannot be built before its first step.

@@ -228,7 +228,7 @@ class Watch:
         return images
 
     def _joins(self, image: Image, known: _Known) -> bool:
-        """Returns True if the image is not in the run and its file is unchanged since listing."""
+        """Returns True if the image is new to the run and its file unchanged since listing."""
         found = image.found
         try:
             now = places.stat(found.path)
