@@ -1,4 +1,4 @@
-"""Stores decoded images on disk, so that each file is decoded only once for all runs.
+"""Stores decoded images on disk, so that each file is decoded only once.
 
     cache = Cache.open(DecodeSpec(64, 64))
     with cache.writer() as writer:
@@ -6,9 +6,10 @@
     rows = cache.find(manifest.sha256s)         # -1 where an image is not cached
     cache.read(rows)                            # (n, height, width, 3) uint8, from mapped files
 
-There is one folder per `DecodeSpec.key`. A shard is a file of raw rows with an index beside it. The index is written
-last, so a shard without one is ignored. Each process writes its own shards and never changes another's, so any number of
-processes may share a cache. The checksum of a row is verified the first time a process reads it.
+All runs share it. There is one folder per `DecodeSpec.key`. A shard is a file of raw rows with an index beside it. The
+index is written last, so a shard without one is ignored. Each process writes its own shards and never changes
+another's, so any number of processes may share a cache. The checksum of a row is verified the first time a process
+reads it.
 
 The default location is `$KRESUME_CACHE`, else `~/.cache/kresume`.
 """
@@ -67,7 +68,7 @@ def aligned(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def listings_of(cache: str | None) -> Path | None:
-    """Returns the folder of kept listings for a value of `--cache`; None if it is off."""
+    """Returns the folder of kept listings for `--cache`; None if it is off."""
     if cache == "off":
         return None
     return (default_root() if cache in {None, "auto"} else Path(str(cache))) / "listings"
@@ -202,8 +203,8 @@ class Cache:
         """Reads images by the rows that `find` returned, and reports damaged rows.
 
         Returns:
-            `(images (n, height, width, 3) uint8, indices into found of rows that do not match their checksum)`. The pixels of
-            damaged rows are invalid.
+            `(images (n, height, width, 3) uint8, indices into found of rows that do not match their checksum)`. The
+            pixels of damaged rows are invalid.
         """
         result = aligned((len(found), *self.row_shape))
         for place, (shard, row) in enumerate(
@@ -222,7 +223,7 @@ class Cache:
         return Writer(self)
 
     def room_for(self, count: int) -> bool:
-        """Returns True if the disk can hold `count` more images and 1 GiB stays free."""
+        """Returns True if the disk can hold `count` more images with 1 GiB spare."""
         return shutil.disk_usage(self.folder).free > count * self.row_bytes + SPARE_BYTES
 
     def holds(self, count: int) -> bool:
@@ -279,8 +280,8 @@ class Cache:
 class Writer:
     """Adds images to a cache, one shard at a time, as a context manager.
 
-    Leaving the context finishes the last shard. A thread writes a shard to the disk while the images of the next one are
-    decoded, so at most two shards are in memory.
+    Leaving the context finishes the last shard. A thread writes a shard to the disk while the images of the next one
+    are decoded, so at most two shards are in memory.
     """
 
     def __init__(self, cache: Cache) -> None:

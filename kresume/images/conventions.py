@@ -1,10 +1,11 @@
-"""Turns pictures into the values that a model takes, and back: the pixel conventions, as TensorFlow operations.
+"""Converts images to the values that a model expects, and back: the pixel conventions.
 
     to_model = to_model_function("-1-1")
     to_model(images)             # (batch, height, width, 3) 0..255 -> float32 in -1..1
 
-The first five names are the modes of `keras.applications.imagenet_utils.preprocess_input`; `-1-1` is its mode `tf`. Every
-convention but a user's own function is one line of arithmetic, `(picture / unit - mean) / std`.
+The conversions are TensorFlow operations. `caffe`, `torch` and `-1-1` (there `tf`) are the modes of
+`keras.applications.imagenet_utils.preprocess_input`. Every convention except a user's own function is one line of
+arithmetic, `(image / unit - mean) / std`.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from kresume.spelling import option
 
 @dataclass(frozen=True)
 class Affine:
-    """One convention: `(picture / unit - mean) / std`, with the channels reversed first where `bgr` is set.
+    """Defines one convention as `(image / unit - mean) / std`.
 
     Attributes:
-        unit: what 0..255 is divided by; negative for inverted pictures.
-        mean: one number, or one for each channel in the model's order.
-        std: likewise.
-        bgr: the model takes blue, green, red, as OpenCV reads pictures.
+        unit: the divisor of 0..255; negative for inverted images.
+        mean: one number, or one per channel in the model's order.
+        std: one number, or one per channel in the model's order.
+        bgr: True if the model expects blue, green, red, as OpenCV reads images: the channels are reversed first.
     """
 
     unit: float = 1.0
@@ -41,11 +42,11 @@ class Affine:
 
     @property
     def needs_colours(self) -> bool:
-        """Tells whether the channels are treated differently, so that one channel is not enough."""
+        """Returns True if channels are treated differently, so that one channel is not enough."""
         return self.bgr or len(self.mean) > 1 or len(self.std) > 1
 
     def forward(self, images: Any) -> Any:
-        """Turns pictures into the model's values."""
+        """Converts images to the model's values."""
         values = _float(images)
         if self.bgr:
             values = values[..., ::-1]
@@ -58,7 +59,7 @@ class Affine:
         return values
 
     def back(self, values: Any) -> Any:
-        """Turns the model's values into pictures."""
+        """Converts the model's values to images."""
         pictures = _float(values)
         if self.std != (1.0,):
             pictures = pictures * _constant(self.std)
@@ -69,7 +70,7 @@ class Affine:
         return pictures[..., ::-1] if self.bgr else pictures
 
     def python(self, name: str = "images") -> str:
-        """Writes the arithmetic as a Python expression on an array or tensor of this name."""
+        """Writes the arithmetic as a Python expression on an array or tensor called `name`."""
         text = f"{name}[..., ::-1]" if self.bgr else name
         if self.unit != 1.0:
             text += f" / {self.unit}"
@@ -104,24 +105,25 @@ TABLE: Mapping[str, Affine] = {
 }
 NAMES = tuple(TABLE)
 USUAL = NAMES[:5]
-"""Keras's own conventions; another one is taken only where it fits clearly better."""
+"""Keras's own conventions; another one is chosen only if it fits clearly better."""
 TWINS = (("torch", "cifar10"),)
-"""Pairs that differ so little that a model hardly tells them apart: the better one is taken, and never both are named."""
+"""Pairs that a model can hardly distinguish: the better one is chosen, and they are never reported as ambiguous."""
 LOUDER = 1.5
-"""A convention is louder than another if its values are so many times larger: 0-255 than 0-1, or -1-1 than 0-1, for example."""
+"""A convention is louder than another if its values are this many times larger, as 0-255 than 0-1, or -1-1 than 0-1."""
 FOR_GREY = frozenset({"mnist", "0-255-inverted", "0-1-inverted", "-1-1-inverted"})
-"""Tried only where the pictures are grey."""
+"""Conventions that are tried only on grey images."""
 GREY_LEVELS, GREY_SHARE = 2.0, 0.95
-"""A picture is grey whose channels differ by less, on average; so many make a grey sample."""
+"""Largest mean difference between the channels of a grey image, and the share of such images in a grey sample."""
 HOW_ELSE = "mean=M,std=S[,bgr] or FILE.py:FUNCTION"
 SAID = "0-1, -1-1, 0-255, caffe, torch or another of `kresume train --help`"
-"""What an error names of all this."""
+"""The conventions that an error message lists."""
 
 
 def is_louder(one: str, other: str) -> bool:
-    """Tells whether a convention gives larger values than another one, so that most networks are surer of their answers.
+    """Returns True if convention `one` gives clearly larger values than `other`.
 
-    The order of the colours does not matter: a network that looks at shapes answers alike.
+    Most networks give more confident answers on larger values. The order of the channels is ignored, because a network
+    that looks at shapes answers alike.
     """
     loud, quiet = find_affine(one), find_affine(other)
     if loud is None or quiet is None or (loud.unit > 0) != (quiet.unit > 0):
@@ -131,11 +133,11 @@ def is_louder(one: str, other: str) -> bool:
 
 
 def names_for(channels: int = 3, *, grey: bool = False) -> tuple[str, ...]:
-    """Lists the conventions that a model can have been trained with, the usual ones first.
+    """Lists the conventions that a model may have been trained with, usual ones first.
 
     Args:
-        channels: of the model's input.
-        grey: whether the pictures have no colours, whatever the channels.
+        channels: number of channels of the model's input.
+        grey: True if the images have no colours, whatever the number of channels.
     """
     if channels == 1:
         return tuple(name for name, convention in TABLE.items() if not convention.needs_colours)
@@ -145,7 +147,7 @@ def names_for(channels: int = 3, *, grey: bool = False) -> tuple[str, ...]:
 
 
 def are_grey(pictures: np.ndarray) -> bool:
-    """Tells whether nearly all of these pictures, `(n, height, width, 3) uint8`, have no colours."""
+    """Returns True if nearly all images, `(n, height, width, 3) uint8`, have no colours."""
     if pictures.shape[-1] == 1:
         return True
     levels = pictures.astype(np.int16)
@@ -154,19 +156,20 @@ def are_grey(pictures: np.ndarray) -> bool:
 
 
 def to_model_function(name: str) -> Callable[[Any], Any]:
-    """Returns the function that turns pictures into what a model takes.
+    """Returns the function that converts images to the values that a model expects.
 
     Args:
-        name: one of `NAMES`; `mean=M,std=S[,bgr]` (see `parse_statistics`); or `FILE.py:FUNCTION` for a user's own function
-            that takes and gives `(batch, height, width, channels) float32` and is made of TensorFlow operations.
+        name: one of `NAMES`; `mean=M,std=S[,bgr]` (see `parse_statistics`); or `FILE.py:FUNCTION` for a user's own
+            function that maps `(batch, height, width, channels) float32` to the same shape and type with TensorFlow
+            operations.
 
     Returns:
-        `(batch, height, width, channels)` uint8 or float32 in 0..255 -> float32 of the same shape; 1 channel for a model of
-        grey pictures.
+        `(batch, height, width, channels)` uint8 or float32 in 0..255 -> float32 of the same shape; 1 channel for a
+        model of grey images.
 
     Raises:
-        UsageError: there is no such convention, file or function; or, when called, the pictures have one channel and the
-            convention needs three.
+        UsageError: if the convention, file or function does not exist. The returned function raises it if the images
+            have one channel and the convention needs three.
     """
     convention = find_affine(name)
     if convention is not None:
@@ -177,10 +180,10 @@ def to_model_function(name: str) -> Callable[[Any], Any]:
 
 
 def to_picture_function(name: str) -> Callable[[Any], Any]:
-    """Returns the way back: what a model of this convention takes -> values in 0..255.
+    """Returns the inverse function: values of this convention -> values in 0..255.
 
     Raises:
-        UsageError: there is no such convention, or it is a user's own function.
+        UsageError: if the convention does not exist, or is a user's own function.
     """
     convention = find_affine(name)
     if convention is None:
@@ -189,25 +192,25 @@ def to_picture_function(name: str) -> Callable[[Any], Any]:
 
 
 def find_affine(name: str) -> Affine | None:
-    """Returns the arithmetic of a named convention or of `mean=M,std=S`; None for any other text.
+    """Returns the arithmetic of a named convention or of `mean=M,std=S`; None for other text.
 
     Raises:
-        UsageError: it begins as `mean=` or `std=` and cannot be read.
+        UsageError: if the text begins with `mean=` or `std=` and cannot be parsed.
     """
     return TABLE.get(name) or (parse_statistics(name) if re.match(r"\s*(mean|std)\s*=", name) else None)
 
 
 def parse_statistics(text: str) -> Affine:
-    """Reads `mean=M,std=S[,bgr]`, one number each or three in the order of the model's channels.
+    """Parses `mean=M,std=S[,bgr]`: one number each, or three in the model's channel order.
 
-    The numbers count in 0..1, as torchvision writes them, unless one of them is above 1: then they count in 0..255.
+    The numbers refer to values in 0..1, as torchvision writes them. If one of them exceeds 1, they refer to 0..255.
 
         mean=0.4914,0.4822,0.4465,std=0.247,0.2435,0.2616
         mean=120.7,std=64.15
         mean=103.939,116.779,123.68,std=1,bgr             # the convention `caffe`
 
     Raises:
-        UsageError: it has another form, or a std is 0.
+        UsageError: if the text has another form, or a std is 0.
     """
     parts = [part for part in re.split(r"[\s,;\[\]()]+", text.replace("=", "= ")) if part]
     numbers: dict[str, list[float]] = {}
@@ -244,7 +247,10 @@ def _no_statistics(text: str) -> UsageError:
 
 
 def _with_colours(convention: Affine, function: Callable[[Any], Any], name: str) -> Callable[[Any], Any]:
-    """Refuses pictures of one channel: numbers for three would make three of it without a word."""
+    """Wraps a convention of three channels so that it rejects images of one channel.
+
+    Broadcasting would silently turn one channel into three.
+    """
 
     def checked(images: Any) -> Any:
         if images.shape[-1] == 1:

@@ -1,4 +1,4 @@
-"""What a person puts right: images that moved, that are gone, that shall be forgotten.
+"""Applies the user's corrections: images that moved, are missing or are to be forgotten.
 
 remembered = remap(remembered, ["/mnt/old=/data/old"])
 remembered, notes = without_missing(remembered, cache, "drop", "runs/1-signs", drop)
@@ -21,14 +21,17 @@ from kresume.spelling import option
 
 
 def remap(manifest: Manifest, pairs: Sequence[str] | None) -> Manifest:
-    """The same images where they are now.
+    """Returns the manifest with the prefixes of paths replaced.
 
     Args:
-        manifest: as it was recorded.
-        pairs: `OLD=NEW` each: the beginning of paths before and now.
+        manifest: the recorded manifest.
+        pairs: `OLD=NEW` each: the prefix of paths before and now.
+
+    Returns:
+        The same images at their current paths.
 
     Raises:
-        UsageError: a pair is none, or no recorded path begins with it.
+        UsageError: if a pair is malformed, or no recorded path begins with its old prefix.
     """
     for pair in pairs or ():
         import pyarrow as pa
@@ -41,7 +44,7 @@ def remap(manifest: Manifest, pairs: Sequence[str] | None) -> Manifest:
             )
         old, new = places.absolute(old), places.absolute(new)
         table, count = manifest.table, 0
-        # A prefix ends where a folder's name ends: /data/old is no part of /data/older/cat.jpg.
+        # A prefix ends where a folder's name ends: /data/old does not match /data/older/cat.jpg.
         column = table.column("path")
         inside = compute.or_(compute.starts_with(column, pattern=f"{old}/"), compute.equal(column, old))
         count = compute.sum(inside).as_py() or 0
@@ -56,7 +59,10 @@ def remap(manifest: Manifest, pairs: Sequence[str] | None) -> Manifest:
 
 
 def missing_rows(manifest: Manifest) -> np.ndarray:
-    """Rows whose file is not there any more. Each folder is listed once, no file is touched."""
+    """Returns the indices of rows whose file no longer exists.
+
+    Each folder is listed once; no file is opened.
+    """
     paths = manifest.table.column("path").to_pylist()
     listed: dict[str, set[str]] = {}
     gone = []
@@ -80,21 +86,21 @@ def without_missing(
     drop: Collection[str],
     given: Collection[str] = (),
 ) -> tuple[Manifest, list[str]]:
-    """The images that can be trained on, by `--on-missing`.
+    """Applies `--on-missing`: returns the images that can be trained on.
 
     Args:
-        manifest: of the parent, after `remap`.
-        cache: where their pixels may still be.
+        manifest: manifest of the parent, after `remap`.
+        cache: the cache that may still hold their pixels.
         policy: `"error"`, `"drop"` or `"cache"`.
-        parent: for messages.
-        drop: what is forgotten anyhow, and need not be there.
-        given: SHA-256s of what was given now: a picture among it has only moved.
+        parent: name of the parent, for messages.
+        drop: paths and SHA-256s to forget; they may be missing.
+        given: SHA-256s of images that are given now; a missing image among them has only moved.
 
     Returns:
-        `(the manifest, what a person should know)`.
+        `(the manifest, notes for the user)`.
 
     Raises:
-        ImagesError: images are gone and the policy does not cover them.
+        ImagesError: if images are missing and the policy does not allow it.
     """
     gone = missing_rows(manifest)
     if len(given) and len(gone):
@@ -128,10 +134,12 @@ def without_missing(
 
 
 def read_drop(file: str | None) -> frozenset[str]:
-    """The lines of `--drop`: SHA-256s as they are, paths from the root. Those that begin with # are comments.
+    """Reads the lines of `--drop`: paths, made absolute, and SHA-256s.
+
+    Lines that begin with # are comments.
 
     Raises:
-        UsageError: there is no such file, or nothing in it.
+        UsageError: if the file does not exist or has no lines.
     """
     if file is None:
         return frozenset()
@@ -146,10 +154,10 @@ def read_drop(file: str | None) -> frozenset[str]:
 
 
 def forget(cache: Cache, sha256s: Collection[str]) -> int:
-    """Removes pictures from a cache: their pixels of every size, and their thumbnails.
+    """Removes images from a cache: their pixels of every size, and their thumbnails.
 
     Returns:
-        How many pictures were there.
+        The number of images that the cache held.
     """
     root = cache.folder.parent
     forgotten = cache.forget(sha256s)
@@ -170,15 +178,15 @@ def _is_hash(text: str) -> bool:
 def hashes_in(
     drop: Collection[str], remembered: Manifest | None, *prepared: Prepared | None
 ) -> tuple[set[str], list[str]]:
-    """The SHA-256s that `drop` names, by themselves or by a path.
+    """Finds the SHA-256s that the lines of `--drop` name, directly or by path.
 
     Args:
-        drop: as `read_drop` gave it. A path may be that of a picture, of an archive, or of a member in it.
+        drop: the result of `read_drop`. A path may be that of an image, an archive, or a member of an archive.
         remembered: the parent's images.
         *prepared: images that were given.
 
     Returns:
-        `(hashes, the lines that name no image here)`.
+        `(hashes, the lines that match no image)`.
     """
     asked = frozenset(drop)
     hashes = {line for line in asked if _is_hash(line)}

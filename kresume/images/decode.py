@@ -4,9 +4,9 @@
     picture = decode(data, spec)                      # checks limits; uses Pillow where TensorFlow cannot decode
     pixels(encoded, spec)                             # the same inside a TensorFlow graph
 
-`pixels` consists of TensorFlow operations only, EXIF orientation included, so a served model sees the pixels that it was
-trained on. The default interpolation, `"area"`, lets the JPEG decoder shrink by 2, 4 or 8 and averages areas for the
-rest. It is as good as antialiasing at the speed of plain bilinear sampling (docs/benchmarks.md).
+`pixels` consists of TensorFlow operations only, EXIF orientation included, so a served model sees the pixels that it
+was trained on. The default interpolation, `"area"`, lets the JPEG decoder shrink by 2, 4 or 8 and averages areas for
+the rest. It is as good as antialiasing at the speed of plain bilinear sampling (docs/benchmarks.md).
 
 Sources: EXIF 2.3 (JEITA CP-3451C) defines the orientation tag. ISO/IEC 10918-1 (JPEG), the PNG 3 specification and the
 WebP container specification define where it is stored.
@@ -64,11 +64,11 @@ class DecodeSpec:
     Attributes:
         height: target height in pixels.
         width: target width in pixels.
-        resize: `"stretch"` ignores the aspect ratio, `"crop"` first crops the centre to the target's aspect ratio, `"pad"`
-            adds black borders, and `"keraspad"` pads with Keras's rounding.
-        interpolation: `"area"` averages areas, and is bilinear where an image is enlarged; `"kerasarea"` always averages
-            areas; `"antialias"` is bilinear with antialiasing. Other values are methods of `tf.image.resize`. Keras's
-            default is `"bilinear"`.
+        resize: `"stretch"` ignores the aspect ratio, `"crop"` first crops the centre to the target's aspect ratio,
+            `"pad"` adds black borders, and `"keraspad"` pads with Keras's rounding.
+        interpolation: `"area"` averages areas, and is bilinear where an image is enlarged; `"kerasarea"` always
+            averages areas; `"antialias"` is bilinear with antialiasing. Other values are methods of `tf.image.resize`.
+            Keras's default is `"bilinear"`.
 
     Raises:
         UsageError: if a value is not supported.
@@ -94,7 +94,7 @@ class DecodeSpec:
 
 
 def spec_of_key(key: str) -> DecodeSpec | None:
-    """Parses a cache key of any version; returns None if it is not a key."""
+    """Parses a cache key of any version; returns None for other text."""
     found = re.fullmatch(r"v\d+-(\d+)x(\d+)-([a-z]+)-([a-z0-9]+)", key)
     if found is None:
         return None
@@ -183,7 +183,7 @@ def _register_heif() -> bool:
 
 
 def _jpeg_bits(data: bytes) -> int | None:
-    """Reads the bits per sample from a JPEG's frame header; returns None if there is none.
+    """Reads the bits per sample from a JPEG's frame header; None if missing.
 
     Source: ISO/IEC 10918-1, B.2.2.
     """
@@ -208,8 +208,8 @@ def decode(data: bytes, spec: DecodeSpec, header: Header | None = None) -> np.nd
         `(height, width, 3) uint8`.
 
     Raises:
-        ImagesError: if the file cannot be decoded or exceeds the pixel limit. The message is the reason alone; the caller
-            adds the path.
+        ImagesError: if the file cannot be decoded or exceeds the pixel limit. The message is the reason alone; the
+            caller adds the path.
     """
     header = header or read_header(data)
     if header.width * header.height > LARGE_PIXELS:
@@ -231,8 +231,8 @@ def decode_many(
         headers: the result of `read_header` for each file.
 
     Returns:
-        For each file its `(height, width, 3) uint8`, or the error that says why it cannot be decoded. The pixels are equal
-        to those of `decode`.
+        For each file its `(height, width, 3) uint8`, or the error that says why it cannot be decoded. The pixels are
+        equal to those of `decode`.
     """
     import tensorflow as tf
 
@@ -265,7 +265,9 @@ def _alone(data: bytes, spec: DecodeSpec, header: Header) -> np.ndarray | Images
 
 
 def _way(data: bytes, spec: DecodeSpec, header: Header) -> tuple[bool, int, bool]:
-    """Returns which graph decodes a file: `(reads EXIF, JPEG ratio or 0, surely shrinks both axes)`.
+    """Returns which graph decodes a file: `(exif, ratio, shrinks)`.
+
+    The graph reads the EXIF orientation, shrinks a JPEG by `ratio` (0: not a JPEG), and surely shrinks both axes.
 
     Decided before the call, the same operations are a third cheaper than if the graph decides.
     """
@@ -301,7 +303,7 @@ def _tensorflow_pixels(data: bytes, spec: DecodeSpec, header: Header) -> np.ndar
 
 
 def as_served(data: bytes, spec: DecodeSpec) -> bytes:
-    """Converts an image file so that a served model decodes it to the pixels of training.
+    """Converts an image file so that a served model decodes it as in training.
 
     Args:
         data: the file's bytes, in any format that training reads.
@@ -525,7 +527,7 @@ def _interpolate(image: Any, size: Any, interpolation: str, shrinks: bool) -> An
 
 
 def orientation(encoded: Any) -> Any:
-    """Reads the EXIF orientation of a JPEG, PNG or WebP file inside a TensorFlow graph.
+    """Reads the EXIF orientation of a JPEG, PNG or WebP file with TensorFlow operations.
 
     Returns:
         Scalar `int32` from 1 to 8; 1 if the file states no valid orientation.

@@ -1,10 +1,10 @@
-"""From pictures to what a model eats: colours, pixel convention and order of axes, as TensorFlow operations; and back.
+"""Converts images to a model's input and back: colours, pixel convention, axis order.
 
     to_model = to_input("0-1", InputLayout(channels=1, axes="hw", flat=True))
     to_model(pictures)            # (batch, height, width, 3) in 0..255 -> (batch, height * width) float32
     to_pictures("0-1", layout, (28, 28))(values)
 
-Training, probing, evaluation and the exported graph all use `to_input`.
+The conversions are TensorFlow operations. Training, probing, evaluation and the exported graph all use `to_input`.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from kresume.input_layout import RGB, InputLayout
 from kresume.spelling import option
 
 RED, GREEN, BLUE = 299.0, 587.0, 114.0
-"""Thousandths of brightness (ITU-R BT.601), as libjpeg and libpng weigh them where a file is decoded as grey."""
+"""Thousandths of brightness (ITU-R BT.601), with which libjpeg and libpng decode a file as grey."""
 
 
 def to_input(pixels: str, layout: InputLayout) -> Callable[[Any], Any]:
-    """Returns the function that turns pictures into what a model eats.
+    """Returns the function that converts images to a model's input.
 
     Args:
         pixels: the convention, see `conventions.to_model_function`.
-        layout: how the model takes a picture.
+        layout: the layout of the model's input.
 
     Returns:
         `(batch, height, width, 3)` uint8 or float32 in 0..255 -> `(batch, *layout.shape((height, width))) float32`.
 
     Raises:
-        UsageError: there is no such convention, or it is one of RGB pictures and the model takes grey ones.
+        UsageError: if the convention does not exist, or needs RGB images and the model expects grey ones.
     """
     check_convention(pixels, layout)
     convert = conventions.to_model_function(pixels)
@@ -42,15 +42,18 @@ def to_input(pixels: str, layout: InputLayout) -> Callable[[Any], Any]:
 
 
 def to_pictures(pixels: str, layout: InputLayout, size: tuple[int, int]) -> Callable[[Any], Any]:
-    """Returns the way back: from what a model eats to pictures `(batch, height, width, 3) float32` in 0..255.
+    """Returns the function that converts a model's input back to images.
 
     Args:
         pixels: the convention.
-        layout: how the model takes a picture.
-        size: `(height, width)`, for a row of numbers.
+        layout: the layout of the model's input.
+        size: `(height, width)`, needed if the layout is flat.
+
+    Returns:
+        The model's input -> `(batch, height, width, 3) float32` in 0..255.
 
     Raises:
-        UsageError: the convention cannot be turned back.
+        UsageError: if the convention cannot be inverted.
     """
     check_convention(pixels, layout)
     convert = conventions.to_picture_function(pixels)
@@ -58,10 +61,10 @@ def to_pictures(pixels: str, layout: InputLayout, size: tuple[int, int]) -> Call
 
 
 def check_convention(pixels: str, layout: InputLayout) -> None:
-    """Refuses a convention of coloured pictures for a model that takes grey ones.
+    """Raises if a convention needs colours and the model expects grey images.
 
     Raises:
-        UsageError: it is one.
+        UsageError: if it does.
     """
     convention = conventions.find_affine(pixels)
     if layout.channels == 1 and convention is not None and convention.needs_colours:
@@ -72,9 +75,12 @@ def check_convention(pixels: str, layout: InputLayout) -> None:
 
 
 def grey(pictures: Any) -> Any:
-    """Returns grey pictures, `(..., height, width, 3)` in 0..255 -> `(..., height, width, 1) float32` of whole numbers.
+    """Converts `(..., height, width, 3)` in 0..255 to grey images of whole numbers.
 
-    A pixel of equal colours keeps its value. The sums are exact in float32, so that every runtime rounds alike.
+    A pixel with equal channels keeps its value. The sums are exact in float32, so every runtime rounds alike.
+
+    Returns:
+        `(..., height, width, 1) float32`.
     """
     import tensorflow as tf
 
@@ -82,7 +88,10 @@ def grey(pictures: Any) -> Any:
 
 
 def brightness(pictures: Any) -> Any:
-    """Returns what `grey` rounds, for a user's own pipeline; a pixel of equal colours keeps its value here, too."""
+    """Returns the values that `grey` rounds, for a user's own pipeline.
+
+    A pixel with equal channels keeps its value.
+    """
     return _thousandths(pictures) / 1000.0
 
 
@@ -94,14 +103,14 @@ def _thousandths(pictures: Any) -> Any:
 
 
 def as_rgb(pictures: Any) -> Any:
-    """Returns pictures with three channels, those of grey ones all equal."""
+    """Returns images with three channels; those of grey images are equal."""
     import tensorflow as tf
 
     return tf.concat([pictures] * 3, axis=-1) if pictures.shape[-1] == 1 else pictures
 
 
 def _arranged(values: Any, layout: InputLayout) -> Any:
-    """Brings `(batch, height, width, channels)` into the layout's order and shape."""
+    """Brings `(batch, height, width, channels)` into the layout's axis order and shape."""
     import tensorflow as tf
 
     values = tf.convert_to_tensor(values)
@@ -114,7 +123,7 @@ def _arranged(values: Any, layout: InputLayout) -> Any:
 
 
 def _channels_last(values: Any, layout: InputLayout, size: tuple[int, int]) -> Any:
-    """Undoes `_arranged`."""
+    """Reverses `_arranged`."""
     import tensorflow as tf
 
     values = tf.reshape(values, (-1, *layout.sides(size))) if layout.flat else tf.convert_to_tensor(values)

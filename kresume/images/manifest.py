@@ -1,11 +1,12 @@
-"""Reads and writes the manifest: a run's table of images with label, origin, split and hash.
+"""Reads and writes the manifest: a run's table of images.
 
     manifest = Manifest.read(run / "images.parquet")
     manifest.train_rows(), manifest.labels, manifest.digest()
 
-Recorded values are permanent: an image's origin is the generation in which it was added, and its split (`train` or
-`val`) is decided from its content when it is added. Adding images or moving folders changes neither. Rows are ordered by
-(origin, hash), so the same images are trained in the same order wherever they are stored.
+There is one row per image, with label, origin, split and content hash. Origins and splits are permanent: an image's
+origin is the generation in which it was added, and its split (`train` or `val`) is decided from its content when it is
+added. Adding images or moving folders changes neither. Rows are ordered by (origin, hash), so the same images are
+trained in the same order wherever they are stored.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
     merged = merge(parent.manifest, data=None, add=prepared, val=None, classes=classes, val_split=0.1, generation=2)
     merged.manifest, merged.facts.conflicts, merged.facts.leaks
 
-Duplicates count once; conflicts and leaks are reported. Recorded values are permanent: an image's origin is the
+Duplicates count once; conflicts and leaks are reported. Origins and splits are permanent: an image's origin is the
 generation in which it was added, and its split (`train` or `val`) is decided from its content when it is added
-(`sides.py`). Adding images or moving folders changes neither. Rows are ordered by (origin, hash), so the same images are
-trained in the same order wherever they are stored.
+(`sides.py`). Adding images or moving folders changes neither. Rows are ordered by (origin, hash), so the same images
+are trained in the same order wherever they are stored.
 
 The rows of a parent, perhaps a million, stay in columns; only the images that this run lists become Python objects.
 """
@@ -119,9 +119,9 @@ def merge(
     - Of the others, `data` counts as old (`generation - 1`, 0 in a first training), `add` and `val` count as new.
     - Split of newcomers: `val` is validation, then `train/` and `val/` folders decide, then the content's hash.
       Near-duplicates share one split (`sides.py`).
-    - Equal bytes count once. Under another label than the recorded one, and no longer at the old path, they are a relabel.
-      Under both labels, or given with two labels, they are a conflict: they are left out and reported, unless
-      `on_conflict` chooses a label.
+    - Equal bytes count once. If an image has another label than recorded, and is no longer at the old path, the new
+      label replaces the old one. If it has both labels, or is given with two, that is a conflict: it is left out and
+      reported, unless `on_conflict` chooses a label.
 
     Args:
         parent: the parent's manifest; None for a bare checkpoint or a new model.
@@ -299,7 +299,7 @@ def _judge(
     conflicts: list[tuple[str, str, str]],
     relabels: list[tuple[str, str, str]],
 ) -> str | None:
-    """Chooses the label of a content that has several; returns None to leave it out.
+    """Chooses the label of a content with several; None leaves it out.
 
     Appends to `conflicts` or `relabels`.
     """

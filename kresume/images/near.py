@@ -1,16 +1,18 @@
-"""Finds near-duplicates: pictures that are one picture saved twice, among a million without comparing each with each.
+"""Finds near-duplicates: images of the same picture saved twice, without comparing all pairs.
 
     pairs = near_pairs(thumbs, usable, is_new)       # (k, 2) rows, at least one of each pair new
 
-Two pictures are near when their 8x8 thumbnails, each less its own mean and brought to one contrast, differ by at most
-`MAX_GREY` grey levels on average. Of a drawing on an empty ground most areas are equal in all pictures, and the average would
-hide the difference between two digits of white on black: if either is one it counts by the contrast, at most `MAX_SHARE` of it.
+Two images are near if their 8x8 thumbnails differ by at most `MAX_GREY` grey levels on average, after the mean of each
+is subtracted and their contrasts are matched. In a drawing on an empty background most areas are equal in all images,
+so this average would hide the difference between two white digits on black. If either image is such a drawing, the
+difference may be at most `MAX_SHARE` of the contrast.
 
-The search compares 64 bits: signs of fixed random sums of the differences between neighbouring areas (Charikar 2002,
-"Similarity estimation techniques from rounding algorithms"). Copies differ in at most `MAX_BITS` of them, whatever the contrast
-and however much is empty. Pairs are found by multi-index hashing (Norouzi, Punjani, Fleet 2012, "Fast search in Hamming space
-with multi-index hashing"): 64 bits cut into six blocks, of which two pictures within four bits share at least two whole ones.
-What is found and missed on real pictures: scripts/bench/near.py, docs/benchmarks.md.
+The search compares 64 bits: the signs of fixed random sums of the differences between neighbouring areas (Charikar
+2002, "Similarity estimation techniques from rounding algorithms"). Copies differ in at most `MAX_BITS` of them,
+whatever the contrast and however much is empty. Multi-index hashing finds the pairs among a million images (Norouzi,
+Punjani, Fleet 2012, "Fast search in Hamming space with multi-index hashing"): the 64 bits are cut into six blocks, and
+two images within four bits share at least two whole blocks. scripts/bench/near.py measures what is found and missed on
+real images; the results are in docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -30,27 +32,27 @@ if TYPE_CHECKING:
 MAX_BITS = 4
 MAX_GREY = 3.0
 MAX_SHARE = 0.05
-"""Of the contrast, how much a copy of a drawing may differ (root mean square); a JPEG of quality 50 stays below 0.045."""
+"""Largest difference of a drawing's copy, as a share of the contrast (RMS); a JPEG of quality 50 stays below 0.045."""
 ROUNDING = 0.8
-"""Grey levels that JPEG and whole numbers add to that difference, whatever the contrast."""
+"""Grey levels that JPEG and rounding add to that difference, whatever the contrast."""
 EMPTY_GREY, EMPTY_AREAS = 6, 8
-"""An area is empty if all its neighbours are within so many levels; a drawing has more than so many of them."""
+"""An area is empty if all its neighbours are within `EMPTY_GREY` levels; a drawing has more than `EMPTY_AREAS`."""
 MAX_GAIN = 1.25
 FLAT_GREY = 2.0
-"""A picture whose areas vary less is flat: it has no likeness that would mean anything."""
+"""An image is flat if its areas have a smaller standard deviation; its likeness means nothing."""
 
 BLOCKS = ((0, 11), (11, 11), (22, 11), (33, 11), (44, 10), (54, 10))
-"""(first bit, bits): one more than two blocks stay whole when four bits differ."""
+"""(first bit, number of bits) of each block; four differing bits leave at least two of the six equal."""
 
 
 def thumb_array(thumbs: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """The thumbnails of a table's column as numbers.
+    """Converts a column of thumbnails to numpy arrays.
 
     Args:
         thumbs: a pyarrow column of 64 bytes each, some empty.
 
     Returns:
-        `(grey levels (n, 64) uint8, whether there is one (n,) bool)`.
+        `(grey levels (n, 64) uint8, (n,) bool)`; the second is False where a thumbnail is missing.
     """
     import pyarrow as pa
     import pyarrow.compute as compute
@@ -64,15 +66,15 @@ def thumb_array(thumbs: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def near_pairs(thumbs: np.ndarray, usable: np.ndarray, is_new: np.ndarray) -> np.ndarray:
-    """Finds every pair of near pictures of which at least one is new.
+    """Finds every pair of near images of which at least one is new.
 
     Args:
         thumbs: `(n, 64) uint8`.
-        usable: `(n,) bool`, False where there is no thumbnail.
-        is_new: `(n,) bool`.
+        usable: `(n,) bool`, False where a thumbnail is missing.
+        is_new: `(n,) bool`, True for new images.
 
     Returns:
-        `(pairs, 2) int64`, each pair once, ascending.
+        `(pairs, 2) int64`, indices of the two images; each pair once, ascending.
     """
     likely = np.nonzero(usable & ~_flat(thumbs))[0]
     if not is_new[likely].any():
@@ -89,9 +91,9 @@ def near_pairs(thumbs: np.ndarray, usable: np.ndarray, is_new: np.ndarray) -> np
 
 
 def search_bits(thumbs: np.ndarray) -> np.ndarray:
-    """Returns the 64 bits by which near pictures are searched, `(n,) uint64`.
+    """Returns the 64 bits by which near images are searched, `(n,) uint64`.
 
-    The sums are whole numbers below 2**24, so float32 gives the same bits on every machine.
+    The sums are integers below 2**24, so float32 gives the same bits on every machine.
     """
     sums = [thumbs[start : start + 2**16].astype(np.float32) @ _projections() for start in range(0, len(thumbs), 2**16)]
     packed = [np.packbits(part > 0, axis=1).view(">u8").ravel() for part in sums]
@@ -100,7 +102,7 @@ def search_bits(thumbs: np.ndarray) -> np.ndarray:
 
 @cache
 def _projections() -> np.ndarray:
-    """Weights of the 64 areas in 64 sums of differences between neighbours, `(64, 64) float32`."""
+    """Returns weights of the areas in 64 sums of neighbour differences, `(64, 64) float32`."""
     areas = np.arange(64).reshape(8, 8)
     beside = np.stack([areas[:, :-1].ravel(), areas[:, 1:].ravel()])
     below = np.stack([areas[:-1].ravel(), areas[1:].ravel()])
@@ -114,7 +116,10 @@ def _projections() -> np.ndarray:
 
 
 def are_near(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Compares thumbnails row by row, each less its mean and the other brought to the same contrast, `(n,) bool`."""
+    """Compares thumbnails row by row, `(n,) bool`.
+
+    The mean of each is subtracted, and the second is scaled to the contrast of the first.
+    """
     a, b = (thumbs.astype(np.float32) for thumbs in (one, other))
     a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
     gain = np.clip((a * b).sum(axis=1) / np.maximum((b * b).sum(axis=1), 1e-6), 1 / MAX_GAIN, MAX_GAIN)
@@ -129,7 +134,7 @@ def are_near(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _partly_empty(thumbs: np.ndarray) -> np.ndarray:
-    """Which thumbnails are those of drawings on an empty ground, `(n,) bool`."""
+    """Tests which thumbnails show drawings on an empty background, `(n,) bool`."""
     areas = np.pad(thumbs.reshape(-1, 8, 8).astype(np.int16), ((0, 0), (1, 1), (1, 1)), mode="edge")
     middle = areas[:, 1:-1, 1:-1]
     empty = np.ones(middle.shape, bool)
@@ -141,15 +146,18 @@ def _partly_empty(thumbs: np.ndarray) -> np.ndarray:
 
 
 def _flat(thumbs: np.ndarray) -> np.ndarray:
-    """Which pictures are flat, `(n,) bool`; in parts, since the sums are wider than the grey levels."""
+    """Tests which images are flat, `(n,) bool`.
+
+    Works in parts, because the sums need more memory than the grey levels.
+    """
     parts = [thumbs[start : start + 2**16].std(axis=1) < FLAT_GREY for start in range(0, len(thumbs), 2**16)]
     return np.concatenate(parts) if parts else np.zeros(0, bool)
 
 
 def _in_table(hashes: np.ndarray, new: np.ndarray, one: tuple[int, int], other: tuple[int, int]) -> np.ndarray:
-    """Pairs within `MAX_BITS` whose two blocks are equal."""
+    """Finds pairs within `MAX_BITS` whose two blocks are equal."""
     key = (_block(hashes, one) << np.uint64(other[1])) | _block(hashes, other)
-    # Only keys that a new picture has can give a pair: most recorded pictures leave here.
+    # Every pair includes a new image, so rows whose key no new image has are dropped: most recorded images.
     has_new = np.zeros(1 << (one[1] + other[1]), bool)
     has_new[key[new]] = True
     rows = np.nonzero(has_new[key])[0]

@@ -1,9 +1,9 @@
-"""Files wherever they are: on a disk, or behind a scheme such as `gs://`, through `etils.epath`.
+"""Accesses files on a disk, or behind a scheme such as `gs://` through `etils.epath`.
 
     head = read_range("gs://bucket/shard.tar", 512, 6412)
     for entry in entries("/data/old"): ...
 
-A local path takes the operating system's fast calls; only a path with a scheme goes through epath.
+Local paths use the operating system's fast calls; only paths with a scheme use epath.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ from typing import IO, Any, Protocol, cast
 from kresume.errors import ImagesError
 
 MAX_FILE_BYTES = 256 * 2**20
-"""No picture is larger: a film in a class folder must not fill the memory before its first bytes are looked at."""
+"""Limit for one image file: a video in a class folder must not fill the memory before its first bytes are checked."""
 
 
 class Stat(Protocol):
-    """Size and time of a file."""
+    """Declares size and modification time of a file."""
 
     st_size: int
     st_mtime_ns: int
 
 
 class Entry(Protocol):
-    """What `os.DirEntry` and remote entries have in common."""
+    """Declares what `os.DirEntry` and remote entries have in common."""
 
     @property
     def name(self) -> str:
-        """The last part of its path."""
+        """Returns the last part of the path."""
 
     @property
     def path(self) -> str:
-        """The folder's path and its name."""
+        """Returns the folder's path and the name."""
 
     def is_dir(self) -> bool:
-        """Whether it is a folder."""
+        """Returns True if it is a folder."""
 
     def is_file(self) -> bool:
-        """Whether it is a file."""
+        """Returns True if it is a file."""
 
     def stat(self) -> Any:
-        """Size and time."""
+        """Returns size and modification time."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class _RemoteEntry:
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path has a scheme in front."""
+    """Returns True if a path has a scheme."""
     return "://" in path
 
 
@@ -86,37 +86,37 @@ def _epath(path: str) -> Any:
 
 
 def absolute(path: str) -> str:
-    """The same path from the root; one with a scheme is left as it is."""
+    """Returns the absolute path; keeps a path with a scheme."""
     return path.rstrip("/") if is_remote(path) else os.path.abspath(os.path.expanduser(path))
 
 
 def join(folder: str, name: str) -> str:
-    """`name` in `folder`, unless it is absolute itself."""
+    """Joins `folder` and `name`, unless `name` is absolute."""
     if is_remote(name) or os.path.isabs(name):
         return name
     return f"{folder}/{name}" if is_remote(folder) else os.path.normpath(os.path.join(folder, name))
 
 
 def parent(path: str) -> str:
-    """The folder that holds a path."""
+    """Returns the folder that holds a path."""
     return path.rpartition("/")[0] if is_remote(path) else os.path.dirname(path)
 
 
 def exists(path: str) -> bool:
-    """Whether there is anything."""
+    """Returns True if the path exists."""
     return bool(_epath(path).exists()) if is_remote(path) else os.path.exists(path)
 
 
 def is_folder(path: str) -> bool:
-    """Whether it is a folder."""
+    """Returns True if the path is a folder."""
     return bool(_epath(path).is_dir()) if is_remote(path) else os.path.isdir(path)
 
 
 def stat(path: str) -> Any:
-    """Size in bytes and time of the last change in nanoseconds.
+    """Returns size in bytes and modification time in nanoseconds.
 
     Raises:
-        OSError: it is not there.
+        OSError: if the path does not exist.
     """
     if not is_remote(path):
         return os.stat(path)
@@ -125,7 +125,7 @@ def stat(path: str) -> Any:
 
 
 def entries(path: str) -> list[Entry]:
-    """What a folder holds, sorted by name."""
+    """Lists the entries of a folder, sorted by name."""
     if is_remote(path):
         inner = (_RemoteEntry(place.name, f"{path}/{place.name}", place) for place in _epath(path).iterdir())
         return sorted(inner, key=lambda entry: entry.name)
@@ -135,7 +135,7 @@ def entries(path: str) -> list[Entry]:
 
 @contextmanager
 def opened(path: str) -> Iterator[IO[bytes]]:
-    """The file, open for reading, with `seek`."""
+    """Opens a file for reading bytes, with `seek`."""
     file: Any = _epath(path).open("rb") if is_remote(path) else open(path, "rb")  # noqa: SIM115  # closed below
     try:
         yield file
@@ -145,10 +145,12 @@ def opened(path: str) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def unpacked(path: str, coding: str) -> Iterator[IO[bytes]]:
-    """What a file unpacks to, as a stream that is cheap to seek forwards and dear to seek backwards.
+    """Opens a file as a decompressed stream.
+
+    Seeking forwards is cheap, seeking backwards is expensive.
 
     Args:
-        path: of the file.
+        path: path of the file.
         coding: `""`, `"gzip"`, `"bz2"` or `"xz"`.
     """
     with opened(path) as file:
@@ -164,30 +166,33 @@ def unpacked(path: str, coding: str) -> Iterator[IO[bytes]]:
 
 
 def stream_coding(head: bytes) -> str:
-    """How a whole file is packed, by its first bytes; empty where it is not."""
+    """Detects the compression of a whole file from its first bytes; `""` for none."""
     marks = ((b"\x1f\x8b", "gzip"), (b"BZh", "bz2"), (b"\xfd7zXZ\0", "xz"))
     return next((coding for mark, coding in marks if head.startswith(mark)), "")
 
 
 def read_range(path: str, offset: int = 0, length: int = -1, coding: str = "") -> bytes:
-    """Reads one picture's bytes.
+    """Reads the bytes of one image.
 
     Args:
-        path: of the file that holds it.
-        offset: where it begins.
-        length: how many bytes, -1 for the whole file.
-        coding: `""`, `"deflate"`, or that of a file that is packed as a whole: dear, all before the range is unpacked, so
-            that several are better read by `read_stream`.
+        path: path of the file that holds it.
+        offset: where the image begins.
+        length: number of bytes, -1 for the whole file.
+        coding: `""`, `"deflate"`, or the compression of a whole file. The last is expensive, because everything before
+            the range is decompressed; read several ranges with `read_stream`.
+
+    Returns:
+        The bytes of the image, decompressed.
 
     Raises:
-        OSError, EOFError: the file cannot be read.
-        ImagesError: it is larger than any picture, ends too early, or cannot be unpacked.
+        OSError, EOFError: if the file cannot be read.
+        ImagesError: if the image exceeds the size limit, ends too early, or cannot be decompressed.
     """
     if coding not in {"", "deflate"}:
         return next(read_stream(path, coding, [(offset, length)]))
     with opened(path) as file:
         if length < 0:
-            # Its size first: a read of up to the limit would take the limit's memory for every small file.
+            # Check the size first: reading up to the limit would allocate the limit for every small file.
             size = stat(path).st_size if is_remote(path) else os.fstat(file.fileno()).st_size
             if size > MAX_FILE_BYTES:
                 raise ImagesError(f"larger than {MAX_FILE_BYTES // 2**20} MB, the limit for one picture")
@@ -202,10 +207,10 @@ def read_range(path: str, offset: int = 0, length: int = -1, coding: str = "") -
 
 
 def inflate(data: bytes) -> bytes:
-    """Unpacks a member of a zip, up to the limit for one picture.
+    """Decompresses a member of a zip, up to the size limit of one image.
 
     Raises:
-        ImagesError: the data are damaged, or unpack to more than the limit.
+        ImagesError: if the data are damaged, or exceed the limit when decompressed.
     """
     unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
@@ -220,15 +225,18 @@ def inflate(data: bytes) -> bytes:
 
 
 def read_stream(path: str, coding: str, ranges: list[tuple[int, int]]) -> Iterator[bytes]:
-    """Reads ranges of a file that is packed as a whole, in one pass.
+    """Reads ranges of a file that is compressed as a whole, in one pass.
 
     Args:
-        path: of the file.
+        path: path of the file.
         coding: one of `STREAMS`.
-        ranges: (offset, length) in what it unpacks to, ascending.
+        ranges: (offset, length) in the decompressed data, ascending.
+
+    Yields:
+        The bytes of each range.
 
     Raises:
-        OSError, EOFError: it cannot be read or unpacked.
+        OSError, EOFError: if the file cannot be read or decompressed.
     """
     with unpacked(path, coding) as stream:
         for offset, length in ranges:

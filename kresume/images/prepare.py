@@ -208,7 +208,7 @@ def _read_all(
     cache: Cache | None,
     advance: Callable[[int], None],
 ) -> Iterator[tuple[int, str | tuple[Facts, bool]]]:
-    """Yields the position and the facts of each image, or why it cannot be used.
+    """Yields each image's position and its facts, or why it is unusable.
 
     Images are yielded as they are finished. At most `AHEAD` groups are held in addition to one per thread.
     """

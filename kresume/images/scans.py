@@ -1,12 +1,13 @@
-"""What came and went while a run trained: one small file per scan, applied to the run's manifest in their order.
+"""Records the images added and removed while a run trained, one file per scan.
 
-    scans = read_scans(run / "images")      # by the number of the epoch that they came before
+    scans = read_scans(run / "images")      # by the number of the epoch that follows
     manifest = manifest_of(run, 3)          # the images of the third epoch
     manifest = remembered(run)              # every image that the run ever recorded
 
-A scan is a look at the sources before an epoch (`--watch`), or the note that files which broke leave. It is written before the
-first image of that epoch is drawn and never made again: whoever continues the run, or extends it, sees what it saw. The file
-holds the rows that came, its Parquet metadata the hashes that left and the digest of the manifest that follows.
+A scan reads the sources before an epoch (`--watch`), or records that broken files are removed. It is written before the
+first image of that epoch is drawn and never repeated, so a process that continues or extends the run sees the same
+images. Scans are applied to the run's manifest in order. The file holds the added rows; its Parquet metadata hold the
+hashes of removed images and the digest of the resulting manifest.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ MARK = "kresume_scan"
 
 @dataclass(frozen=True)
 class Scan:
-    """What changed before an epoch.
+    """Holds the changes before an epoch.
 
     Attributes:
-        epoch: its number, counted from 1 as people are shown it.
-        added: rows of the manifest that came.
-        removed: SHA-256s of images that left.
-        digest: of the manifest that follows.
+        epoch: number of the epoch, counted from 1 as it is shown to users.
+        added: added rows of the manifest.
+        removed: SHA-256s of removed images.
+        digest: digest of the resulting manifest.
     """
 
     epoch: int
@@ -46,14 +47,14 @@ class Scan:
 
     @property
     def changes(self) -> bool:
-        """Whether anything came or went."""
+        """Returns True if any image was added or removed."""
         return bool(len(self.added) or self.removed)
 
     def applied_to(self, manifest: Manifest) -> Manifest:
-        """The manifest that follows.
+        """Returns the manifest after this scan.
 
         Raises:
-            ImagesError: it is not the one that was recorded: a file was changed, or one before it is missing.
+            ImagesError: if it is not the recorded one: a file was changed, or an earlier one is missing.
         """
         result = manifest.changed(self.added, self.removed) if self.changes else manifest
         if result.digest() != self.digest:
@@ -65,16 +66,16 @@ class Scan:
 
 
 def make_scan(epoch: int, manifest: Manifest, added: pa.Table, removed: tuple[str, ...]) -> Scan:
-    """A scan of what changes `manifest` before an epoch."""
+    """Creates the scan that changes `manifest` before an epoch."""
     changed = manifest.changed(added, removed) if len(added) or removed else manifest
     return Scan(epoch, added, removed, changed.digest())
 
 
 def write_scan(folder: Path, scan: Scan) -> None:
-    """Writes `epoch-0003.parquet` for the scan before epoch 3, whole or not at all.
+    """Writes `epoch-0003.parquet` for the scan before epoch 3, atomically.
 
     Raises:
-        OSError: the disk refuses; nothing is there.
+        OSError: if writing fails; then the file does not exist.
     """
     path = folder / f"epoch-{scan.epoch:04d}.parquet"
     facts = {"format": FORMAT, "epoch": scan.epoch, "removed": list(scan.removed), "digest": scan.digest}
@@ -82,16 +83,16 @@ def write_scan(folder: Path, scan: Scan) -> None:
         folder.mkdir(exist_ok=True)
         write_table(path, scan.added, MARK, facts)
     except OSError:
-        # It may be refused after the file has its name. A scan that nobody trained on must not be found by the next process.
+        # Writing may fail after the file has its name. The next process must not find a scan that was not trained on.
         path.unlink(missing_ok=True)
         raise
 
 
 def read_scans(folder: Path) -> dict[int, Scan]:
-    """Every scan of a run by its epoch, ascending; empty where there is none.
+    """Reads every scan of a run, by epoch, ascending; empty if there are none.
 
     Raises:
-        ImagesError: one cannot be read.
+        ImagesError: if a scan cannot be read.
     """
     if not folder.is_dir():
         return {}
@@ -104,19 +105,22 @@ def read_scans(folder: Path) -> dict[int, Scan]:
 
 
 def epochs_begun(records: Mapping[str, Any]) -> int:
-    """How many epochs had begun when a snapshot was taken, from what it recorded."""
+    """Returns how many epochs had begun when a snapshot was taken, from its records."""
     return int(records["epoch"]) + (records["phase"] in {"training", "scoring"})
 
 
 def manifest_of(run: Path, begun: int | None = None) -> Manifest:
-    """The images that a run trains on, or scores later, in an epoch.
+    """Reads the images that a run trains on, or scores, in an epoch.
 
     Args:
         run: the run's directory.
-        begun: how many epochs had begun: scans before later ones do not count. None for the last one that was begun.
+        begun: number of epochs that have begun; scans before later epochs are ignored. None applies all scans.
+
+    Returns:
+        The manifest of that epoch.
 
     Raises:
-        ImagesError: a file of it is missing, damaged, or not the one that was recorded.
+        ImagesError: if a file is missing, damaged, or not the recorded one.
     """
     manifest = Manifest.read(run / "images.parquet")
     for number, scan in read_scans(run / FOLDER).items():
@@ -126,10 +130,12 @@ def manifest_of(run: Path, begun: int | None = None) -> Manifest:
 
 
 def remembered(run: Path) -> Manifest:
-    """Every image that a run ever recorded, those among them that left: sides and origins hold for good.
+    """Reads every image that a run ever recorded, including removed ones.
+
+    They are needed because splits and origins are permanent.
 
     Raises:
-        ImagesError: a file of it is missing or damaged.
+        ImagesError: if a file is missing or damaged.
     """
     manifest = Manifest.read(run / "images.parquet")
     for scan in read_scans(run / FOLDER).values():
@@ -138,7 +144,10 @@ def remembered(run: Path) -> Manifest:
 
 
 def with_added(everything: Manifest, scan: Scan) -> Manifest:
-    """Everything that was ever recorded, after a scan. What left and came back has one row, with the place where it is now."""
+    """Adds the rows of a scan to all images that were ever recorded.
+
+    An image that was removed and added again has one row, with its current location.
+    """
     if not len(scan.added):
         return everything
     return everything.changed(scan.added, scan.added.column("sha256").to_pylist())

@@ -60,7 +60,8 @@ def decide_sides(
     """Sets the split of every newcomer, permanently.
 
     Args:
-        newcomers: rows of the new manifest. `side` is preset where the source defines it; this function sets the final one.
+        newcomers: rows of the new manifest. `side` is preset where the source defines it; this function sets the final
+            one.
         remembered: the recorded rows.
         val_split: the fraction of newcomers to validate on; None for none.
         fills: True gives every class a validation image if its newcomers have none. Use False if few images arrive at a
@@ -221,10 +222,10 @@ def _split(newcomers: list[Row], near: _Near, val_split: float | None, fills: bo
 
 
 def _fill_classes(newcomers: list[Row], unit_of: dict[int, int], units: list[list[int]], share: float) -> list[str]:
-    """Moves an image where the hash put all newcomers of a class into one split.
+    """Moves an image if the hash put a whole class into one split.
 
-    A class without validation images would score 0 of 0. If a class has only one image, or one group of near-duplicates, it
-    trains. Returns notes for the user.
+    A class without validation images would score 0 of 0. If a class has only one image, or one group of
+    near-duplicates, it trains. Returns notes for the user.
     """
     notes = []
     by_class: dict[tuple[int, str], list[int]] = {}

@@ -1,10 +1,11 @@
-"""Draws for each image of a batch whether it is sampled in another way: for models that other loaders will feed.
+"""Decodes half of the images with another interpolation, chosen by seed and position.
 
     varied = Varied(PictureReader(manifest, replace(spec, interpolation="bilinear"), cache), seed=0)
     pictures = varied(rows, position, pictures)
 
-What skips pixels looks other than what averages them, and a model that saw only one of them is worse on the other. Which
-image is drawn depends on (seed, position) alone, so a run that was interrupted draws as one that was not.
+It is for models that other loaders will feed. Interpolations that skip pixels give other images than those that
+average, and a model trained on only one of them is worse on the other. Which images are drawn depends on (seed,
+position) alone, so an interrupted run draws the same ones as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -20,14 +21,18 @@ GOLDEN, FIRST, SECOND = (np.uint64(number) for number in (0x9E3779B97F4A7C15, 0x
 
 
 def other_spec(spec: DecodeSpec) -> DecodeSpec:
-    """Returns the second way of decoding: as Keras's loader does by default, or by averages where that is the first."""
+    """Returns the spec of the second decoding.
+
+    It is Keras's default interpolation, or area averages if that is the first.
+    """
     return replace(spec, interpolation="area" if spec.interpolation == "bilinear" else "bilinear")
 
 
 def draw_half(seed: int, position: int, count: int) -> np.ndarray:
-    """Draws half of the positions from `position` on, `(count,) bool`; each is a pure function of (seed, position).
+    """Draws half of the positions from `position` on, `(count,) bool`.
 
-    The top bit of SplitMix64 (Steele, Lea and Flood, Fast Splittable Pseudorandom Number Generators, 2014).
+    Each draw is a pure function of (seed, position): the top bit of SplitMix64 (Steele, Lea and Flood, Fast Splittable
+    Pseudorandom Number Generators, 2014).
     """
     with np.errstate(over="ignore"):
         state = _mixed(np.array([seed], np.uint64)) + GOLDEN * np.arange(
@@ -43,11 +48,11 @@ def _mixed(state: np.ndarray) -> np.ndarray:
 
 
 class Varied:
-    """Replaces half of the pictures by the same ones in a second way of decoding.
+    """Replaces half of the images by the same ones in a second decoding.
 
     Args:
-        reader: a `PictureReader` of the second way.
-        seed: of the run.
+        reader: a `PictureReader` of the second decoding.
+        seed: seed of the run.
     """
 
     def __init__(self, reader: Any, seed: int) -> None:
@@ -55,7 +60,10 @@ class Varied:
         self._seed = seed
 
     def __call__(self, rows: np.ndarray, position: int, pictures: np.ndarray) -> np.ndarray:
-        """Returns the batch that begins at `position`; a file that can no longer be read keeps its first picture."""
+        """Returns the batch that begins at `position`, with the drawn images replaced.
+
+        An image whose file can no longer be read keeps its first decoding.
+        """
         drawn = np.nonzero(draw_half(self._seed, position, len(rows)))[0]
         others, broken = self._reader.attempt(rows[drawn])
         kept = [index for index in range(len(drawn)) if index not in broken]

@@ -1,9 +1,9 @@
-"""Lists what a source holds: names, sizes and times; of pictures no contents.
+"""Lists the images of sources: names, sizes and times, without reading image contents.
 
     listing = list_images(["old/", "more.csv", "shard-0001.tar"], reporter)
     listing.classes, len(listing.files), listing.notes
 
-One room per kind of source, and one entry in `KINDS`.
+Each kind of source has one module and one entry in `KINDS`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ KINDS: dict[str, tuple[Callable[[str], bool], Callable[[Source, Advance], Listin
     "folder of shards": (shards.accepts, shards.list_source),
     "class folders": (folders.accepts, folders.list_source),
 }
-"""How each kind of source is recognised and listed, asked in this order. A new kind is one function and one entry."""
+"""How each kind of source is recognised and listed, tested in this order. A new kind is one function and one entry."""
 
 shards.FILES.update({name: KINDS[name] for name in ("tar", "zip", "TFRecord")})
 
@@ -45,19 +45,22 @@ def list_images(
     follow_links: bool = True,
     with_classes: bool = True,
 ) -> Listing:
-    """Lists sources of images.
+    """Lists the images of one or more sources.
 
     Args:
-        paths: what the user gave; kinds may mix.
+        paths: paths that the user gave, of any kinds.
         reporter: shows progress.
-        features: names of TFRecord features by role, where they are not the usual ones.
-        memory: a folder that keeps listings of files which have to be read whole for one.
-        keeps: False looks into it and puts nothing there.
+        features: names of TFRecord features by role, where they differ from the usual ones.
+        memory: a folder that keeps listings of files which can only be listed by reading all of them.
+        keeps: False reads `memory` but writes nothing to it.
         follow_links: False does not enter folders behind symbolic links inside a class folder.
-        with_classes: False lists every picture of a folder, with or without class folders, under one label.
+        with_classes: False lists every image of a folder, with or without class folders, under one label.
+
+    Returns:
+        One listing of all sources. Images whose names are not valid text are quarantined.
 
     Raises:
-        ImagesError: a path is missing, empty, or not laid out as expected.
+        ImagesError: if a path is missing, empty, or not laid out as expected.
     """
     files: dict[tuple[str, str], Found] = {}
     notes: list[str] = []
@@ -77,7 +80,7 @@ def list_images(
             if len(named) < len(listing.files):
                 held = set(named)
                 quarantine += [_nameless(found) for found in listing.files if found not in held]
-            # One picture listed twice under one label counts once; under two labels both are kept: a conflict to name.
+            # An image listed twice under one label counts once. Under two labels both are kept: a conflict to report.
             files |= {pair: found for found in named if (pair := (found.key, found.label)) not in files}
             notes += listing.notes
             classes |= set(filter(_is_text, listing.classes))
@@ -90,7 +93,7 @@ def list_images(
 
 
 def _composed(listing: Listing) -> Listing:
-    """The same with labels in their canonical form."""
+    """Returns the listing with labels in canonical form."""
     labels = {label: canonical(label) for label in {*listing.classes, *(found.label for found in listing.files)}}
     if all(label == name for label, name in labels.items()):
         return listing
@@ -102,7 +105,10 @@ def _composed(listing: Listing) -> Listing:
 
 
 def _is_text(name: str) -> bool:
-    """Whether a name is text. Linux's file names are bytes; those that are no UTF-8 fit into no table, list or message."""
+    """Returns True if a name is valid text.
+
+    File names on Linux are bytes; those that are not UTF-8 cannot be written to a table, a list or a message.
+    """
     return name.isascii() or not any("\udc80" <= letter <= "\udcff" for letter in name)
 
 

@@ -1,10 +1,10 @@
-"""Tar and zip archives, read where they lie: class folders inside, or WebDataset shards.
+"""Lists tar and zip archives without unpacking them: class folders inside, or WebDataset shards.
 
-A member of a plain tar or of a zip is a range of bytes. A tar that is packed as a whole (`.tar.gz`) has none that can be
-reached alone: the prepare pass reads it once, in order, into the cache.
+A member of an uncompressed tar or of a zip is a range of bytes. In a tar that is compressed as a whole (`.tar.gz`) no
+member can be read alone, so the prepare pass reads it once, in order, into the cache.
 
-Sources: POSIX.1-2001 (pax) through Python's tarfile; PKWARE APPNOTE 6.3.10 section 4.3.7 for where a member's bytes begin;
-the WebDataset format (github.com/webdataset/webdataset): files with one stem are one example.
+Sources: POSIX.1-2001 (pax) through Python's tarfile; PKWARE APPNOTE 6.3.10 section 4.3.7 for where a member's bytes
+begin; the WebDataset format (github.com/webdataset/webdataset): files with the same stem are one example.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LABEL_ENDINGS = (".cls", ".json")
 LABEL_BYTES = 2**20
 LABEL_KEYS = ("label", "cls", "class", "class_name", "category", "text")
 LOCAL_HEADER = struct.Struct("<4s22xHH")
-"""Of a zip's member: the mark, then the lengths of its name and of its extra field."""
+"""Local header of a zip's member: its signature, then the lengths of the name and of the extra field."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class _Member:
 
 
 def is_tar(path: str) -> bool:
-    """Whether a file is a tar archive, packed or not, by its first bytes."""
+    """Tests by its first bytes whether a file is a tar archive, compressed or not."""
     if places.is_folder(path):
         return False
     try:
@@ -54,7 +54,7 @@ def is_tar(path: str) -> bool:
 
 
 def is_zip(path: str) -> bool:
-    """Whether a file is a zip archive, by its first bytes."""
+    """Tests by its first bytes whether a file is a zip archive."""
     if places.is_folder(path):
         return False
     with places.opened(path) as file:
@@ -65,7 +65,7 @@ def list_tar(source: Source, advance: Advance) -> Listing:
     """Lists a tar archive by its headers.
 
     Raises:
-        ImagesError: it is damaged, or holds no labelled picture.
+        ImagesError: if the archive is damaged, or holds no labelled image.
     """
     with places.opened(source.path) as file:
         coding = places.stream_coding(file.read(6))
@@ -90,7 +90,7 @@ def list_zip(source: Source, advance: Advance) -> Listing:
     """Lists a zip archive by its directory.
 
     Raises:
-        ImagesError: it is damaged, or holds no labelled picture.
+        ImagesError: if the archive is damaged, or holds no labelled image.
     """
     members: list[_Member] = []
     labels: dict[str, bytes] = {}
@@ -169,7 +169,10 @@ def _listing(source: Source, members: list[_Member], read: Callable[[str], bytes
 
 
 def _stem(name: str) -> tuple[str, str]:
-    """WebDataset's key: the path up to the first dot of the last part; and the last ending."""
+    """Returns a member's WebDataset key and its last ending.
+
+    The key is the path up to the first dot of the file's name.
+    """
     folder, slash, last = name.rpartition("/")
     key, _, _ = last.partition(".")
     return folder + slash + key, folders.ending(last)

@@ -1,7 +1,7 @@
-"""Class folders: one folder of pictures per class, perhaps under `train/` and `val/`, perhaps under a single top folder.
+"""Lists class folders: one folder of images per class.
 
-Whether a file is a picture is decided by its content, in the prepare pass; only litter that every folder collects, and files
-that are plainly something else, are left out here.
+They may be inside `train/` and `val/`, or inside a single top folder. The prepare pass decides by content whether a
+file is an image. Only system files and endings of other kinds of files are skipped here.
 """
 
 from __future__ import annotations
@@ -36,27 +36,27 @@ NOT_PICTURES = frozenset(
     }
 )
 NO_CLASS = "image"
-"""The label of pictures that are listed without classes."""
+"""The label of images that are listed without classes."""
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 def accepts(path: str) -> bool:
-    """Whether this may be a folder of class folders."""
+    """Returns True if the path is a folder, which may hold class folders."""
     return places.is_folder(path)
 
 
 def hidden(name: str) -> bool:
-    """Whether a name is one that nobody put there on purpose."""
+    """Returns True for names that begin with a dot and for system files."""
     return name.startswith(".") or name.lower() in LITTER
 
 
 def ending(name: str) -> str:
-    """`"A.JPG"` -> `".jpg"`."""
+    """Returns the ending of a name in lower case: `"A.JPG"` -> `".jpg"`."""
     return os.path.splitext(name)[1].lower()
 
 
 def describe_left_out(left_out: Counter[str], given: str) -> list[str]:
-    """The note about files that are no pictures; none where there were none."""
+    """Returns notes about skipped files and links; an empty list if there are none."""
     files = sorted((kind, count) for kind, count in left_out.items() if kind != LINKS)
     notes = []
     if files:
@@ -69,7 +69,7 @@ def describe_left_out(left_out: Counter[str], given: str) -> list[str]:
 
 
 def _entries(path: str) -> tuple[list[Entry], list[Entry]]:
-    """Visible folders and files of a folder, each sorted by name."""
+    """Lists the visible folders and files of a folder, each sorted by name."""
     visible = [entry for entry in places.entries(path) if not hidden(entry.name)]
     return [entry for entry in visible if entry.is_dir()], [entry for entry in visible if entry.is_file()]
 
@@ -79,7 +79,7 @@ def _is_picture(entry: Entry) -> bool:
 
 
 LINKS = "/"
-"""Counts folders behind links that were not entered, among the endings of files that were left out."""
+"""The key that counts folders behind links that were not entered; other keys are endings of skipped files."""
 
 
 def _walk(
@@ -95,7 +95,7 @@ def _walk(
         return
     here = path if places.is_remote(path) else os.path.realpath(path)
     if here in above:
-        return  # a link to a folder above: all of it was listed there
+        return  # a link to a folder above, which is listed already
     for folder in folders:
         if not follow_links and os.path.islink(folder.path):
             left_out[LINKS] += 1
@@ -104,17 +104,17 @@ def _walk(
 
 
 def list_source(source: Source, advance: Advance) -> Listing:
-    """Lists class folders.
+    """Lists the images of class folders.
 
     Raises:
-        ImagesError: it is empty, or holds pictures without class folders.
+        ImagesError: if the folder is empty, or holds images without class folders.
     """
     given = source.given
     notes: list[str] = []
     folders, files = _entries(source.path)
     pictures = [entry for entry in files if _is_picture(entry)]
     while len(folders) == 1 and not pictures and (inner := _entries(folders[0].path))[0]:
-        # The one folder of an unpacked archive, unless it holds pictures itself: then it is a class.
+        # Enter the single folder of an unpacked archive. If that folder holds images itself, it is a class.
         if any(_is_picture(entry) for entry in inner[1]):
             break
         folders, files = inner
@@ -145,10 +145,10 @@ def list_source(source: Source, advance: Advance) -> Listing:
 
 
 def list_without_classes(source: Source, advance: Advance) -> Listing:
-    """Lists every picture in a folder, at any depth, under one label.
+    """Lists every image in a folder, at any depth, under one label.
 
     Raises:
-        ImagesError: there is none.
+        ImagesError: if there is none.
     """
     left_out: Counter[str] = Counter()
     found: list[Found] = []
@@ -182,10 +182,10 @@ def _class_folders(folders: Sequence[Entry], notes: list[str], given: str) -> It
 
 
 def _are_splits(folders: Sequence[Entry]) -> bool:
-    """Whether these are `train/`, `val/` and the like rather than classes, one of which may well be called train.
+    """Returns True if these folders are splits (`train/`, `val/` and so on), not classes.
 
-    What lies beside a `train/` of class folders and one of the other names is no class, whatever it holds: a `test/` of
-    pictures without labels, annotations.
+    A class may be called train. If `train/` holds class folders and another split exists, the remaining folders are no
+    classes, whatever they hold: a `test/` of images without labels, or annotations.
     """
     known = [folder for folder in folders if folder.name.lower() in SPLITS]
     if len(known) == len(folders) and all(_entries(folder.path)[0] for folder in folders):
@@ -200,7 +200,7 @@ def _are_splits(folders: Sequence[Entry]) -> bool:
 
 
 def _one_level_too_high(folders: Sequence[Entry], given: str) -> list[str]:
-    """A doubt worth saying: the class folders hold no pictures, and all of them the same folders."""
+    """Returns a note if all class folders hold the same folders and no images."""
     if len(folders) < 2 or _are_splits(folders):
         return []
     inside = [_entries(folder.path) for folder in folders]
@@ -217,17 +217,19 @@ def _one_level_too_high(folders: Sequence[Entry], given: str) -> list[str]:
 def label_members(
     names: Iterable[str], given: str
 ) -> tuple[dict[str, tuple[str, str | None]], tuple[str, ...], Counter[str]]:
-    """Reads the same layout from the names of an archive's members.
+    """Derives labels and splits from the names of an archive's members.
+
+    The layout is the same as that of class folders.
 
     Args:
-        names: with slashes between folders; hidden ones, litter and other files may be among them.
-        given: the archive, for messages.
+        names: names with slashes between folders; hidden names, system files and other files are skipped.
+        given: the archive's path, for messages.
 
     Returns:
-        `(label and split by name, notes, what was left out by ending)`.
+        `(label and split by name, notes, counts of skipped files by ending)`.
 
     Raises:
-        ImagesError: no picture of it stands in a folder.
+        ImagesError: if no image is in a folder.
     """
     left_out: Counter[str] = Counter()
     parts: dict[str, tuple[str, ...]] = {}
@@ -250,7 +252,7 @@ def label_members(
         )
     if len(inside) < len(parts):
         notes.append(f"{given}: {len(parts) - len(inside):,} files beside the class folders were left out (no class)")
-    # As `_are_splits` tells it of folders.
+    # The same rule as in `_are_splits`.
     depths: dict[str, int] = {}
     for pieces in inside.values():
         depths[pieces[0]] = min(len(pieces), depths.get(pieces[0], len(pieces)))

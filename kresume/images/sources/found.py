@@ -1,7 +1,7 @@
-"""What listing a source gives: where each picture is, as values.
+"""Defines the values that listing a source returns.
 
-A picture is a range of bytes in a file: a whole file, a member of an archive, a feature of a record. So every kind of source
-has random access through one reader.
+An image is a range of bytes in a file: a whole file, a member of an archive, or a feature of a record. So one reader
+gives random access to every kind of source.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from pathlib import Path
 ONE_LABEL = (
     "kresume trains one image to one label; for several labels per image use kresume.BackupAndRestore in your own fit"
 )
-"""What is said wherever an image has several labels."""
+"""The message wherever an image has several labels."""
 
 Advance = Callable[[int], None]
-"""Told how many more files were listed."""
+"""Called with the number of newly listed files."""
 
 STREAMS = ("gzip", "bz2", "xz")
-"""Codings of a whole file: nothing in it can be reached without reading what stands before it."""
+"""Compressions of a whole file: reading any part requires decompressing everything before it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A listed picture.
+    """Holds the location and the label of a listed image.
 
     Attributes:
-        path: of the file that holds it, absolute.
-        label: the name of its class.
+        path: absolute path of the file that holds it.
+        label: name of its class.
         source: the path that the user gave.
-        bytes: the file's size.
-        mtime_ns: when the file was last changed, in nanoseconds.
-        split: `"train"` or `"val"` where the source says it, else None.
-        offset: where the picture begins in the file, or in what the file unpacks to where `coding` is one of `STREAMS`.
-        length: of its bytes there, -1 for all that follow.
-        coding: `""` for bytes as they are, `"deflate"` for a packed member of a zip, or one of `STREAMS`.
-        member: its name inside an archive, empty for a file of its own.
+        bytes: size of the file.
+        mtime_ns: modification time of the file in nanoseconds.
+        split: `"train"` or `"val"` if the source defines it, else None.
+        offset: where the image begins in the file, or in the decompressed file if `coding` is one of `STREAMS`.
+        length: number of its bytes there, -1 for all that follow.
+        coding: `""` for uncompressed bytes, `"deflate"` for a compressed member of a zip, or one of `STREAMS`.
+        member: its name inside an archive; empty for a file of its own.
         extra: further columns of a list, as a JSON object; empty for none.
     """
 
@@ -55,20 +55,20 @@ class Found:
 
     @property
     def key(self) -> str:
-        """Names the range of bytes, whatever its label."""
+        """Returns a key of the range of bytes, whatever its label."""
         return key_of(self.path, self.offset, self.length)
 
     @property
     def name(self) -> str:
-        """What a person calls it."""
+        """Returns the path, with the member if any, for messages."""
         return f"{self.path}/{self.member}" if self.member else self.path
 
 
 def canonical(label: str) -> str:
-    """A label as it is listed: what looks alike is alike.
+    """Returns a label in canonical form, so that labels that look alike are equal.
 
-    In Unicode's composed form (a Mac's archive decomposes it), without blanks around it, and without the fraction that a gap in
-    its column gives a whole number.
+    Unicode is composed, because archives made on a Mac decompose it. Blanks around the label are removed. So is a final
+    `.0`, which a column of whole numbers gets where a value is missing.
     """
     composed = label if label.isascii() else unicodedata.normalize("NFC", label)
     composed = composed.strip()
@@ -78,21 +78,21 @@ def canonical(label: str) -> str:
 
 
 def key_of(path: str, offset: int, length: int) -> str:
-    """The key of a range of bytes; a whole file's is its path."""
+    """Returns the key of a byte range; a whole file's key is its path."""
     return path if length < 0 else f"{path}\0{offset}"
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is known of a picture's content.
+    """Holds what is known about an image's content.
 
     Attributes:
-        sha256: of its encoded bytes, in hexadecimal.
-        width: in pixels, as the header says.
-        height: likewise.
-        format: as Pillow names it.
-        phash: 64 bits that similar pictures share.
-        thumb: 64 grey levels, as `likeness` makes them; empty where an earlier version recorded none.
+        sha256: SHA-256 of its encoded bytes, in hexadecimal.
+        width: width in pixels, from the header.
+        height: height in pixels, from the header.
+        format: Pillow's name of the format.
+        phash: 64 bits that similar images share.
+        thumb: 64 grey levels, from `likeness`; empty if an earlier version recorded none.
     """
 
     sha256: str
@@ -104,12 +104,12 @@ class Facts:
 
 
 Known = Mapping[str, tuple[int, int, Facts]]
-"""Facts by `Found.key`, with the file's size and time for which they hold."""
+"""Facts by `Found.key`, each with the file's size and time for which they hold."""
 
 
 @dataclass(frozen=True)
 class Quarantined:
-    """A picture that could not be used, and why."""
+    """Names an image that cannot be used, and the reason."""
 
     path: str
     label: str
@@ -118,15 +118,15 @@ class Quarantined:
 
 @dataclass(frozen=True)
 class Listing:
-    """What sources hold.
+    """Holds the images of sources.
 
     Attributes:
-        files: sorted by source, then by path.
-        notes: what was left out, in words.
-        classes: the names of the classes, sorted.
-        quarantine: what a list names but is not there.
+        files: images, sorted by source, then by path.
+        notes: messages about what was skipped.
+        classes: names of the classes, sorted.
+        quarantine: images that a source names but that are missing or damaged.
         known: facts that the source itself has recorded.
-        numbered: whether the labels are numbers of outputs rather than names.
+        numbered: True if the labels are numbers of outputs, not names.
     """
 
     files: tuple[Found, ...]
@@ -139,14 +139,14 @@ class Listing:
 
 @dataclass(frozen=True)
 class Source:
-    """One path that the user gave.
+    """Describes one path that the user gave.
 
     Attributes:
-        path: absolute, or with a scheme in front (`gs://bucket/folder`).
-        given: as it was typed.
+        path: absolute path, or one with a scheme (`gs://bucket/folder`).
+        given: the path as it was typed.
         features: names of TFRecord features that differ from the usual, by role (`encoded`, `label`, `text`).
-        memory: a folder for listings that take reading a whole file; None remembers nothing.
-        keeps: False looks into the memory and puts nothing there.
+        memory: a folder for listings that require reading a whole file; None keeps none.
+        keeps: False reads `memory` but writes nothing to it.
         follow_links: False does not enter folders behind symbolic links inside a class folder.
     """
 

@@ -1,6 +1,7 @@
-"""Lists: CSV, JSON lines or Parquet with the columns `path` and `label`, paths relative to the list's folder.
+"""Lists images from CSV, JSON lines or Parquet with the columns `path` and `label`.
 
-A column `split` (train, val, test) says an image's side; every other column is kept in the manifest.
+Paths are relative to the list's folder. A column `split` (train, val, test) sets an image's split; every other column
+is kept in the manifest.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
 
 def accepts(path: str) -> bool:
-    """Whether a file is a list, by its name: text has no mark of its own."""
+    """Tests by its ending whether a file is a list; text has no signature."""
     return path.lower().endswith(ENDINGS) and not places.is_folder(path)
 
 
 def list_source(source: Source, advance: Advance) -> Listing:
-    """Lists what a list names. Files that are not there are set aside by name.
+    """Lists the images that a list names; missing files are quarantined.
 
     Raises:
-        ImagesError: it cannot be read, has no `path` or `label`, or names no file that is there.
+        ImagesError: if the list cannot be read, has no `path` or `label`, or names no existing file.
     """
     folder = places.parent(source.path)
     found: list[Found] = []
@@ -72,10 +73,10 @@ def list_source(source: Source, advance: Advance) -> Listing:
 
 
 def _label(value: Any, where: str) -> str:
-    """The one label of a row, which may be alone in a list.
+    """Returns the label of a row; a list of one label counts as that label.
 
     Raises:
-        ImagesError: there are several.
+        ImagesError: if there are several labels.
     """
     if isinstance(value, (list, tuple)):
         if len(value) > 1:
@@ -85,7 +86,7 @@ def _label(value: Any, where: str) -> str:
 
 
 def _likely(row: Mapping[Any, Any]) -> str:
-    """What is probably wrong with a list's columns, in words."""
+    """Suggests how to correct a list's columns; `""` if nothing is recognised."""
     names = [str(name) for name in row if name is not None]
     if any(";" in name or "\t" in name for name in names):
         return ": separate the columns by commas (a .tsv file: by tabs)"
@@ -108,7 +109,7 @@ def _rows(source: Source) -> Iterator[Mapping[str, Any]]:
         return
     with places.opened(source.path) as file:
         try:
-            text = file.read().decode("utf-8-sig")  # a spreadsheet's mark in front is no part of the first name
+            text = file.read().decode("utf-8-sig")  # removes a spreadsheet's byte order mark
         except UnicodeDecodeError as error:
             raise ImagesError(f"{source.given} is no UTF-8 text ({error.reason}): save it as UTF-8") from error
     if source.path.lower().endswith((".csv", ".tsv")):

@@ -1,7 +1,7 @@
-"""TFRecord files of `tf.train.Example`, with the names that TensorFlow's own converters write.
+"""Lists TFRecord files of `tf.train.Example`, with the feature names of TensorFlow's own converters.
 
-Sources: the TFRecord framing (tensorflow.org/tutorials/load_data/tfrecord, "TFRecords format details"): length, masked CRC-32C
-of the length, bytes, masked CRC-32C of the bytes; CRC-32C as in RFC 3720, appendix B.4.
+Sources: the TFRecord framing (tensorflow.org/tutorials/load_data/tfrecord, "TFRecords format details"): length, masked
+CRC-32C of the length, bytes, masked CRC-32C of the bytes; CRC-32C as in RFC 3720, appendix B.4.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FRAME = struct.Struct("<QI")
 
 
 def masked_crc(data: bytes) -> int:
-    """The CRC-32C of some bytes, masked as TFRecord does."""
+    """Returns the CRC-32C of some bytes, masked as TFRecord requires."""
     import google_crc32c
 
     value = int(google_crc32c.value(data))
@@ -35,7 +35,7 @@ def masked_crc(data: bytes) -> int:
 
 
 def accepts(path: str) -> bool:
-    """Whether a file begins with the length of a record and the checksum of that."""
+    """Returns True if a file begins with a record's length and its checksum."""
     if places.is_folder(path):
         return False
     try:
@@ -49,10 +49,12 @@ def accepts(path: str) -> bool:
 
 
 def list_source(source: Source, advance: Advance) -> Listing:
-    """Lists the examples of a TFRecord file. All of it is read, once where there is a memory.
+    """Lists the examples of a TFRecord file; records with a wrong checksum are quarantined.
+
+    The whole file is read, and only once if `source.memory` is set.
 
     Raises:
-        ImagesError: it is damaged, or an example lacks a picture or a label.
+        ImagesError: if the file is damaged, or an example lacks an image or a label.
     """
     facts = places.stat(source.path)
     names = USUAL | dict(source.features)
@@ -67,7 +69,7 @@ def list_source(source: Source, advance: Advance) -> Listing:
     if recalled is not None:
         advance(len(examples))
     elif kept is not None and source.keeps:
-        with contextlib.suppress(OSError):  # it spares the next reading, no more
+        with contextlib.suppress(OSError):  # the kept listing only saves the next reading
             files.write_text(kept, json.dumps([examples, damaged]))
     if not examples:
         raise ImagesError(f"{source.given} holds no record{' that is whole' if damaged else ''}")
@@ -85,11 +87,11 @@ def list_source(source: Source, advance: Advance) -> Listing:
 
 
 Example = tuple[int, int, int, str, bool]
-"""The number of a record, where its picture begins, that one's length, its label, and whether that is a number."""
+"""Number of a record, offset and length of its image, its label, and True if the label is a number."""
 
 
 def _recalled(kept: Path | None) -> tuple[list[Example], list[int]] | None:
-    """What an earlier listing of the unchanged file found; None where there is none that can be read."""
+    """Reads the kept listing of the unchanged file; returns None if there is none."""
     try:
         examples, damaged = json.loads(kept.read_text()) if kept is not None else (None, None)
         return None if examples is None else ([tuple(example) for example in examples], list(damaged or ()))
@@ -100,7 +102,11 @@ def _recalled(kept: Path | None) -> tuple[list[Example], list[int]] | None:
 def _read_examples(
     source: Source, names: dict[str, str], coding: str, advance: Advance
 ) -> tuple[list[Example], list[int]]:
-    """The examples of a file, and the numbers of the records whose bytes were changed since they were written."""
+    """Reads the examples of a file.
+
+    Returns:
+        `(examples, numbers of records with a wrong checksum)`.
+    """
     from tensorflow.core.example.example_pb2 import Example as Message
 
     found: list[Example] = []
@@ -112,7 +118,7 @@ def _read_examples(
                 continue
             try:
                 feature = Message.FromString(record).features.feature
-            except Exception as error:  # protobuf's own DecodeError has moved between its releases
+            except Exception as error:  # protobuf's DecodeError has moved between its releases
                 raise ImagesError(f"{source.given}: record {number:,} is no tf.train.Example ({error})") from error
             if names["encoded"] not in feature or not feature[names["encoded"]].bytes_list.value:
                 raise ImagesError(
@@ -121,14 +127,14 @@ def _read_examples(
                 )
             encoded = feature[names["encoded"]].bytes_list.value[0]
             label, is_number = _label(feature, names, f"{source.given}: record {number:,}")
-            # Wherever these very bytes stand in the record, they are the picture.
+            # Equal bytes are the image, wherever they are in the record.
             found.append((number, start + record.index(encoded), len(encoded), label, is_number))
             advance(1)
     return found, damaged
 
 
 def _records(stream: IO[bytes], given: str) -> Iterator[tuple[int, bytes | None]]:
-    """Yields where a record's bytes begin, and its bytes; None for them where they do not have their checksum."""
+    """Yields each record's offset and bytes; None if their checksum is wrong."""
     position = 0
     while True:
         try:
@@ -164,10 +170,10 @@ def _label(feature: Any, names: dict[str, str], where: str) -> tuple[str, bool]:
 
 
 def parse_features(values: tuple[str, ...] | None) -> dict[str, str]:
-    """`("encoded=picture", "label=class")` -> the names by role.
+    """Parses `("encoded=picture", "label=class")` to the names by role.
 
     Raises:
-        UsageError: a role is none of `encoded`, `label`, `text`.
+        UsageError: if a role is not `encoded`, `label` or `text`.
     """
     result = {}
     for value in values or ():

@@ -1,4 +1,4 @@
-"""A folder of shards: tar or zip archives or TFRecord files side by side, listed in the order of their names."""
+"""Lists a folder of tar, zip or TFRecord files, in the order of names."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from kresume.images.sources import folders
 from kresume.images.sources.found import Advance, Found, Listing, Source
 
 FILES: dict[str, tuple[Callable[[str], bool], Callable[[Source, Advance], Listing]]] = {}
-"""The kinds of files that may be shards; filled where all kinds are named."""
+"""The kinds of files that may be shards; `sources/__init__.py` fills it."""
 
 
 def _files(path: str) -> list[str] | None:
-    """The paths of the visible files of a folder without folders; None for another."""
+    """Returns the paths of visible files of a folder without folders; otherwise None."""
     visible = [entry for entry in places.entries(path) if not folders.hidden(entry.name)]
     if not visible or any(entry.is_dir() for entry in visible):
         return None
@@ -26,7 +26,7 @@ def _kind(path: str) -> Callable[[Source, Advance], Listing] | None:
 
 
 def accepts(path: str) -> bool:
-    """Whether this is a folder whose first file is an archive or a TFRecord."""
+    """Returns True if the path is a folder whose first file is a shard."""
     if not places.is_folder(path):
         return False
     files = _files(path)
@@ -34,10 +34,10 @@ def accepts(path: str) -> bool:
 
 
 def list_source(source: Source, advance: Advance) -> Listing:
-    """Lists every shard.
+    """Lists every shard of a folder.
 
     Raises:
-        ImagesError: a shard is damaged or holds no labelled picture.
+        ImagesError: if a shard is damaged or holds no labelled image.
     """
     found: list[Found] = []
     notes: list[str] = []

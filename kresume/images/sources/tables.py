@@ -1,4 +1,4 @@
-"""A manifest of ours as a source: what `kresume data scan` wrote, or the images of another run."""
+"""Lists the images of a manifest from `kresume data scan` or from another run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MARK = b"kresume_manifest"
 
 
 def accepts(path: str) -> bool:
-    """Whether a file is a manifest: a Parquet table with our mark."""
+    """Returns True if a file is a Parquet table with kresume's mark."""
     if places.is_folder(path):
         return False
     with places.opened(path) as file:
@@ -27,10 +27,12 @@ def accepts(path: str) -> bool:
 
 
 def list_source(source: Source, advance: Advance) -> Listing:
-    """Lists the images of a manifest, with their sides and with what it knows of them.
+    """Lists the images of a manifest, with their splits and recorded facts.
+
+    Missing files are quarantined.
 
     Raises:
-        ImagesError: it is empty or damaged.
+        ImagesError: if the manifest is damaged, or none of its images exists.
     """
     import pyarrow as pa
     import pyarrow.parquet as parquet
