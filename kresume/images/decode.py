@@ -267,7 +267,8 @@ def _alone(data: bytes, spec: DecodeSpec, header: Header) -> np.ndarray | Images
 def _way(data: bytes, spec: DecodeSpec, header: Header) -> tuple[bool, int, bool]:
     """Returns which graph decodes a file: `(exif, ratio, shrinks)`.
 
-    The graph reads the EXIF orientation, shrinks a JPEG by `ratio` (0: not a JPEG), and surely shrinks both axes.
+    `exif` tells it to read the orientation, `ratio` is the JPEG decoder's shrinking (0: not a JPEG), and `shrinks` is
+    True if both axes certainly shrink.
 
     Decided before the call, the same operations are a third cheaper than if the graph decides.
     """
