@@ -1,1 +1,1 @@
-"""A trained model in the form in which it is used elsewhere: a file per format, each export verified. Start at `export.py`."""
+"""Exports trained models, with one file per format. Start reading at `export.py`."""

@@ -1,8 +1,8 @@
-"""Writes an export in a process of its own under the TensorFlow backend, for a process in which Keras runs on JAX.
+"""Writes an export in a separate TensorFlow process, if Keras runs on JAX in this one.
 
     write_elsewhere(subject, directory, job)      # the same call, the same facts, another process
 
-The other process loads the checkpoint by itself: what it writes does not pass through a file that another backend made.
+The other process loads the checkpoint itself, so no file written under another backend lies in between.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ REFUSED = 3
 
 
 def write_elsewhere(subject: Subject, directory: Path, job: Job, *, anonymous: bool) -> dict[str, Any]:
-    """Runs the exporter in a TensorFlow process and gives back its facts.
+    """Runs the exporter in a TensorFlow process and returns its facts.
 
     Raises:
-        KresumeError: what the exporter raised there.
-        ExportError: that process ended in another way.
+        KresumeError: the error that the exporter raised there.
+        ExportError: that process failed in another way.
     """
     with tempfile.TemporaryDirectory(prefix="kresume-") as name:
         request, answer = Path(name) / "request.json", Path(name) / "answer.json"
@@ -43,7 +43,7 @@ def write_elsewhere(subject: Subject, directory: Path, job: Job, *, anonymous: b
             env={
                 **os.environ,
                 "KERAS_BACKEND": "tensorflow",
-                # The graph is the same whatever it is written on, and the accelerator is in use here.
+                # The graph does not depend on the device that writes it, and this process uses the accelerator.
                 "CUDA_VISIBLE_DEVICES": "-1",
                 "TF_CPP_MIN_LOG_LEVEL": "3",
             },
@@ -62,7 +62,7 @@ def write_elsewhere(subject: Subject, directory: Path, job: Job, *, anonymous: b
 
 
 def main(place: str) -> int:
-    """Answers one request; the exit code says whether the answer is facts or an error of ours."""
+    """Handles one request; returns 0 if the answer holds facts, `REFUSED` if an error."""
     from kresume.exports.formats import EXPORTERS
 
     request = json.loads(Path(place).read_text(encoding="utf-8"))
@@ -85,5 +85,5 @@ def main(place: str) -> int:
 
 if __name__ == "__main__":
     code = main(sys.argv[1])
-    gc.freeze()  # the last collection would walk all that the frameworks made
+    gc.freeze()  # skip the final collection, which would traverse all objects of the frameworks
     sys.exit(code)

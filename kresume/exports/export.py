@@ -1,10 +1,12 @@
-"""The story of an export: load, ask the model, write, let the format's own runtime answer, compare, put into place, record.
+"""Exports a model, and compares its predictions with those of the format's own runtime.
+
+The steps are: load, predict, write, predict in that runtime, compare, publish, record.
 
     result = export("runs/2-flowers", "serving/flowers")
-    print(result)                                  # where it is, how it compares, how to serve it
+    print(result)                                  # the path, the comparison, how to serve it
 
-What differs from the model beyond the tolerance is an error, and nothing appears at the destination: everything is written
-beside it and renamed last. A model server that watches the folder never sees half of a version.
+If the export differs from the model beyond the tolerance, that is an error and nothing appears at the destination:
+everything is written beside it and renamed last. A model server that watches the folder never sees half of a version.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ from kresume.spelling import as_argument, spelled
 RECORD = "export.json"
 FORMAT = 1
 TOLERANCES = {"float32": 1e-4, "mixed": 3e-2, "float16": 1e-2, "int8": 0.25}
-"""Largest accepted difference of a score, by the numbers that the export or the model computes in."""
+"""Largest accepted difference of a score, by the number type of the export or the model."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,8 @@ class ExportResult:
     Attributes:
         path: the file or folder that was made.
         format: its format.
-        source: the run or checkpoint it was made of.
-        parity: how it compares with the model.
+        source: the run or checkpoint that was exported.
+        parity: the comparison with the model.
         record: the content of `export.json`.
         bytes: its size on disk.
         notes: how to use it.
@@ -72,11 +74,11 @@ class ExportResult:
 
     @property
     def exit_code(self) -> int:
-        """0, or 5 if the run could not be told of it."""
+        """Returns 0, or 5 if the export could not be recorded in the run."""
         return 5 if self.failures else 0
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON form."""
+        """Returns the JSON form."""
         return {
             "path": self.path,
             "bytes": self.bytes,
@@ -127,44 +129,46 @@ def export(
     overwrite: bool = False,
     reporter: Reporter | None = None,
 ) -> ExportResult:
-    """Writes a run's result or a checkpoint in another form, and verifies it.
+    """Writes a run's result or a checkpoint in another format, and verifies it.
 
     Args:
         checkpoint: `RUN`, `RUN@last`, `RUN@best`, `RUN@STEP`, a folder of runs, or a checkpoint of any known format.
-        directory: for `saved-model` the model's folder, in which the next free version is made; else the folder to make.
+        directory: for `saved-model` the model's folder, in which the next free version is made; else the folder to
+            make.
         format: `saved-model`, `onnx`, `litert`, `keras`, `tf-checkpoint` or `weights-h5`.
         version: the version's number, for `saved-model`.
-        prune_keep: afterwards remove all versions but the newest so many.
-        top_k: how many labels a served model gives, best first.
+        prune_keep: afterwards keep only this many of the newest versions.
+        top_k: the number of labels that a served model returns, best first.
         embeddings: add the signature `embed`: the features before the head.
-        on_bad_image: `"error"`, or `"flag"` to answer the other images of a request all the same.
+        on_bad_image: `"error"` fails the request; `"flag"` still answers the other images of the request.
         like: a SavedModel whose signatures, names, dtypes and label order are kept.
-        like_pixels: the convention of the numbers that its clients send, where its own answers do not tell.
+        like_pixels: the pixel convention of the numbers that its clients send, if its own answers do not show it.
         name: the model's name for the server; default the folder's.
         quantize: `"float16"` or `"int8"`, for `litert`.
-        optimizer: its name, for a training format and a checkpoint that does not say it; `NAME:reset` writes a fresh one.
-        tolerance: the largest difference of a score (0 to 1) that is accepted; default by the numbers in use.
-        data: pictures to compare on, one folder per class; default the run's validation images.
-        feature: names of TFRecord features in them, as `--feature` of `train`.
+        optimizer: its name, for a training format and a checkpoint that does not record it; `NAME:reset` writes a fresh
+            one.
+        tolerance: the largest accepted difference of a score (0 to 1); default by the number type.
+        data: images to compare on, one folder per class; default the run's validation images.
+        feature: names of TFRecord features in them, same as `--feature` of `train`.
         model: the architecture, for a checkpoint without one.
-        classes: the names of the outputs in their order, for a checkpoint that does not say them.
-        pixels: what the model eats, for a checkpoint that does not say it.
-        image_size: `(height, width)` in pixels, for a model that takes any.
-        axes: order of the axes of the model's input, where its shape does not say it, `"chw"` for example.
+        classes: the class names in the order of the outputs, for a checkpoint that does not record them.
+        pixels: the pixel convention that the model expects, for a checkpoint that does not record it.
+        image_size: `(height, width)` in pixels, for a model that accepts any.
+        axes: the order of the axes of the model's input, if its shape does not show it, `"chw"` for example.
         imports: Python files that register custom objects.
-        map_file: YAML that says which array of a PyTorch state dict fills which variable, as `--map` of `train`.
+        map_file: a YAML file that maps arrays of a PyTorch state dict to variables, same as `--map` of `train`.
         trust: run the code of the checkpoint's Lambda layers.
-        backend: `"tensorflow"` or `"jax"`: where the model is run to be compared with; default the run's.
+        backend: `"tensorflow"` or `"jax"`, which runs the model for the comparison; default the run's.
         device: `"auto"`, `"cpu"`, `"gpu"` or `"tpu"`.
-        overwrite: move what is at `directory` aside, for the formats without versions.
-        reporter: told what happens.
+        overwrite: move the content of `directory` aside, for the formats without versions.
+        reporter: shown progress.
 
     Returns:
-        What was made, and how it compares.
+        The finished export and its comparison with the model.
 
     Raises:
-        ExportError: it differs from the model, or the format cannot hold the model.
-        KresumeError: as its message says.
+        ExportError: the export differs from the model, or the format cannot hold the model.
+        KresumeError: the checkpoint cannot be loaded, or an option is invalid; the message says why.
     """
     reporter = reporter or Reporter(quiet=True)
     path = str(checkpoint.path if isinstance(checkpoint, runs.Run) else checkpoint)
@@ -223,7 +227,11 @@ def export(
 
 @contextlib.contextmanager
 def _placed(destination: Path) -> Iterator[Path]:
-    """A folder that becomes the destination when the block ends well; a disk that refuses is an error of ours."""
+    """Yields a folder that becomes the destination if the block succeeds.
+
+    Raises:
+        ExportError: the disk refuses, or another export made the destination meanwhile.
+    """
     try:
         files.remove_abandoned(destination.parent)
         with files.new_directory(destination) as temporary:
@@ -239,7 +247,7 @@ def _placed(destination: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _replacing(destination: Path) -> Iterator[None]:
-    """Moves what stands at the destination aside, and back again if nothing comes in its place."""
+    """Moves the content of the destination aside, and back again if nothing replaces it."""
     aside = runs.move_aside(destination) if destination.exists() else None
     try:
         yield
@@ -268,10 +276,10 @@ def _check_options(exporter: Exporter, job: Job, version: int | None, keep: int 
 
 
 def _destination(exporter: Exporter, directory: Path, version: int | None, overwrite: bool) -> Path:
-    """The folder that will be made.
+    """Returns the folder to create.
 
     Raises:
-        UsageError: it stands already, or lies inside something that is no place for exports.
+        UsageError: it exists already, or lies inside a run or a SavedModel.
     """
     inside = next((folder for folder in directory.absolute().parents if runs.is_run(folder)), None)
     if inside is not None or runs.is_run(directory) or (directory / "saved_model.pb").is_file():
@@ -324,7 +332,7 @@ def _difference(parity: Parity, destination: Path) -> str:
 
 
 def _left_out(loaded: Loaded) -> Iterator[str]:
-    """Names the parts of the checkpoint's compile call that a training format loses."""
+    """Yields descriptions of the compile arguments that a training format loses."""
     from kresume.models.losses import unused_metrics
 
     loss = loaded.loss.portable()
@@ -343,7 +351,7 @@ def _record(
     folder: Path,
     backend: str,
 ) -> dict[str, Any]:
-    """What `export.json` holds: enough to say years later which images and which snapshot a served answer came from."""
+    """Returns the content of `export.json`, which traces a served answer to its images and snapshot."""
     run = loaded.run
     options = {name: value for name, value in job.as_dict().items() if name not in {"files", "pictures"}}
     return {
@@ -376,12 +384,12 @@ def _record(
 
 
 def prune(directory: Path, keep: int, newest: Path) -> list[int]:
-    """Removes all but the `keep` versions with the highest numbers, and never the one just made.
+    """Removes all but the `keep` versions with the highest numbers, and never the newest export.
 
-    A version is renamed to a name that no server looks at before its files go.
+    A version is renamed to a name that no server reads before its files are deleted.
 
     Returns:
-        The numbers that were removed.
+        The numbers of the removed versions.
     """
     removed = []
     for number, folder in list(versions_in(directory).items())[:-keep]:

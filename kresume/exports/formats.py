@@ -1,8 +1,8 @@
-"""The formats. A new one is a file with `write` and `predict`, and an entry here.
+"""Lists the export formats: each is a file with `write` and `predict`, and an entry here.
 
     EXPORTERS["onnx"].write(loaded, directory, job)
 
-A format's file is imported when it is used: some of them import Keras, which fixes the backend.
+A format's file is imported only when it is used, because some of them import Keras, which fixes the backend.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from kresume.exports.samples import Samples
 
 @dataclass(frozen=True)
 class Exporter:
-    """A format.
+    """An export format.
 
     Attributes:
         module: its file in this package.
-        called: what it is, for messages.
-        needs_tensorflow: it can be written under the TensorFlow backend alone.
-        for_training: it carries the optimizer; the others hold what a prediction needs.
-        versioned: the destination is a folder of numbered versions.
-        packages: module -> the extra that brings it.
-        options: the fields of `Job` that it understands.
+        called: its description, for messages.
+        needs_tensorflow: True if it can only be written under the TensorFlow backend.
+        for_training: True if it includes the optimizer; other formats hold what a prediction needs.
+        versioned: True if the destination is a folder of numbered versions.
+        packages: the extra that installs each required module.
+        options: the fields of `Job` that it supports.
     """
 
     module: str
@@ -43,7 +43,7 @@ class Exporter:
     options: tuple[str, ...] = ()
 
     def write(self, loaded: Loaded, directory: Path, job: Job) -> dict[str, Any]:
-        """Writes into an empty folder, and gives facts for `export.json`.
+        """Writes the export into an empty folder, and returns facts for `export.json`.
 
         Raises:
             KresumeError: the format cannot hold this model.
@@ -52,10 +52,10 @@ class Exporter:
         return facts
 
     def predict(self, directory: Path, facts: dict[str, Any], samples: Samples) -> Prediction:
-        """The answers of the format's own runtime, in a fresh process.
+        """Returns the predictions of the format's own runtime, in a fresh process.
 
         Raises:
-            KresumeError: it does not load there.
+            KresumeError: the export does not load there.
         """
         module = importlib.import_module(f"kresume.exports.{self.module}")
         prediction: Prediction = module.predict(directory, facts, samples)
@@ -96,7 +96,7 @@ EXPORTERS: dict[str, Exporter] = {
 
 
 def find_exporter(name: str) -> Exporter:
-    """The exporter of a format, with the packages it needs.
+    """Returns the exporter of a format, after checking that its packages are installed.
 
     Raises:
         UsageError: there is no such format.

@@ -1,10 +1,11 @@
-"""What a served model computes, as TensorFlow operations: encoded bytes or pictures in, scores and labels out.
+"""Builds the TensorFlow graph of a served model: bytes or images in, scores and labels out.
 
     served = Served(loaded.model, loaded.card, "probabilities", top_k=5)
     served.from_bytes(tf.constant([jpeg, png]))       # {"scores": ..., "labels": ..., "class_index": ...}
 
-Decoding is `kresume.images.decode.pixels` and the conventions are `kresume.images.conventions`: the functions that training
-used, in the graph. The model is called with `training=False`: augmentation layers stay on in Keras's own `model.export()`.
+`kresume.images.decode.pixels` decodes and `kresume.images.conventions` converts: the same functions as in training,
+here in the graph. The model is called with `training=False`, because Keras's own `model.export()` leaves augmentation
+layers on.
 """
 
 from __future__ import annotations
@@ -28,26 +29,26 @@ BROKEN = (
 )
 SMALLEST = 1e-30
 DECODERS = 8
-"""Files of one request that are decoded at once."""
+"""Files of one request that are decoded in parallel."""
 
 BLACK = bytes.fromhex(
     "424d3a000000000000003600000028000000010000000100000001001800000000000400000000000000000000000000000000000000"
 ) + bytes(4)
-"""A BMP file of one black pixel: it stands in for a file that cannot be decoded, so that the others can."""
+"""A BMP file of one black pixel. It replaces a file that cannot be decoded, so that the others can be."""
 
 
 class Served:
-    """A model with everything that stands before and behind it when it is served.
+    """A model with the input and output processing that serving adds.
 
     Args:
         model: built, under the TensorFlow backend.
-        card: what it eats and what its outputs mean.
+        card: the model card: the pixels that the model expects, and the meaning of its outputs.
         outputs: `"probabilities"`, `"logits"`, `"binary"` or `"binary-logits"`.
-        top_k: how many labels are given, best first.
-        on_bad_image: `"error"` refuses the request; `"flag"` gives such a row the class -1 and a text in `error`.
-        order: the order in which the classes are given to clients; default the model's own.
-        sent: the convention of the numbers that clients send where they send numbers; default what the model eats.
-        logits: give scores as logits.
+        top_k: the number of labels to return, best first.
+        on_bad_image: `"error"` fails the request; `"flag"` gives such a row the class -1 and a text in `error`.
+        order: the class order of the outputs for clients; default the model's own.
+        sent: the pixel convention of the numbers that clients send, if they send numbers; default the model's.
+        logits: True returns scores as logits.
     """
 
     def __init__(
@@ -79,14 +80,17 @@ class Served:
         }
 
     def from_bytes(self, image_bytes: Any) -> dict[str, Any]:
-        """`(batch,)` encoded files -> what `serving_default` gives."""
+        """Maps `(batch,)` encoded files to the outputs of `serving_default`."""
         images, errors = decode_batch(image_bytes, self.spec, examine=self.on_bad_image == "flag")
         if self.on_bad_image == "error":
             return self.from_pictures(refuse(images, errors))
         return _flagged(self.from_pictures(images), errors)
 
     def embed_bytes(self, image_bytes: Any) -> dict[str, Any]:
-        """`(batch,)` encoded files -> the features before the head; a bad image is an error here, always."""
+        """Maps `(batch,)` encoded files to the features before the head.
+
+        A bad image fails the request here, even if `on_bad_image` is `"flag"`.
+        """
         import keras
         import tensorflow as tf
 
@@ -96,15 +100,19 @@ class Served:
         return {"embedding": tf.cast(features(values, training=False), tf.float32)}
 
     def features(self) -> int:
-        """How many features stand before the head."""
+        """Returns the number of features before the head."""
         return int(head_input(self.model).shape[-1])
 
     def layout_of(self, shape: Sequence[int | None]) -> InputLayout:
-        """How clients send a picture in a tensor of this shape: as the model takes it where that fits."""
+        """Returns the layout of client images of this shape: the model's own if it fits."""
         return Input("", "values", "", tuple(shape)).layout(self.card.image_size, self.card.input)
 
     def from_any_size(self, images: Any) -> dict[str, Any]:
-        """`(batch, height, width, 3) uint8` of any size (or in another layout) -> what `predict_images` gives."""
+        """Maps images of any size to the outputs of `predict_images`.
+
+        Args:
+            images: `(batch, height, width, 3) uint8`, or another layout.
+        """
         import tensorflow as tf
 
         layout = self.layout_of(images.shape)
@@ -116,25 +124,25 @@ class Served:
         )
 
     def from_pictures(self, images: Any) -> dict[str, Any]:
-        """`(batch, height, width, 3)` in 0..255 at the model's size -> scores, labels, class index."""
+        """Maps images `(batch, height, width, 3)` in 0..255, of the model's size, to all outputs."""
         return self.from_values(self.to_model(images))
 
     def from_sent(self, values: Any) -> dict[str, Any]:
-        """The numbers that clients send -> what `from_values` gives."""
+        """Maps the numbers that clients send to the outputs of `from_values`."""
         layout = self.layout_of(values.shape)
         if self.sent == self.card.pixels and layout == self.card.input:
             return self.from_values(values)
         return self.from_pictures(inputs.to_pictures(self.sent, layout, self.card.image_size)(values))
 
     def from_values(self, values: Any) -> dict[str, Any]:
-        """What the model eats -> the scores in the clients' order, with the names and numbers of the best ones."""
+        """Maps model inputs to scores in the clients' order, and names and indices of the best."""
         import tensorflow as tf
 
         scores = self.scores(tf.cast(values, tf.float32))
         if self.order != self.card.classes:
             scores = tf.gather(scores, [self.card.classes.index(name) for name in self.order], axis=1)
         if self.logits:
-            scores = tf.math.log(tf.maximum(scores, SMALLEST))  # up to a number that softmax takes out again
+            scores = tf.math.log(tf.maximum(scores, SMALLEST))  # up to a constant, which softmax removes
         top, best = tf.math.top_k(scores, self.top_k)
         return {
             "scores": scores,
@@ -145,11 +153,11 @@ class Served:
         }
 
     def scores(self, values: Any) -> Any:
-        """What the model eats -> `(batch, classes) float32` that add up to 1, in the model's own order."""
+        """Maps model inputs to `(batch, classes) float32` that sum to 1, in the model's own order."""
         import tensorflow as tf
 
         if self._traced is None:
-            # A function of its own: the network stands in the file once, however many signatures call it.
+            # A separate function: the network is stored once in the file, however many signatures call it.
             spec = tf.TensorSpec((None, *self.card.input_shape), tf.float32)
             self._traced = tf.function(self._compute, input_signature=[spec], autograph=False)
         return self._traced(values)
@@ -182,10 +190,10 @@ def _flagged(result: dict[str, Any], errors: Any) -> dict[str, Any]:
 
 
 def head_input(model: Any) -> Any:
-    """The symbolic tensor that a model's last Dense layer takes: the features before its head.
+    """Returns the symbolic input of a model's last Dense layer: the features before its head.
 
     Raises:
-        ModelError: the model is no row or graph of layers that ends in a Dense layer.
+        ModelError: the model is not a sequence or graph of layers that ends in a Dense layer.
     """
     import keras
 
@@ -202,18 +210,19 @@ def head_input(model: Any) -> Any:
 
 
 def decode_batch(image_bytes: Any, spec: DecodeSpec, *, examine: bool) -> tuple[Any, Any]:
-    """Decodes files; one that cannot be decoded does not stop the others.
+    """Decodes files; a file that cannot be decoded does not stop the others.
 
     Args:
         image_bytes: `(batch,) tf.string`.
-        spec: the size to bring them to.
-        examine: True tries every file beforehand, which decodes each twice. False leaves that out for a single file that
-            begins and ends as a picture does: it takes longer than the decoding. Damage in the middle of that one fails the
-            request with TensorFlow's own message, in which the operation's name says `image_bytes_0_cannot_be_decoded`.
+        spec: the target size and resizing.
+        examine: True tries every file beforehand, which decodes each file twice. False skips this for a single file
+            that begins and ends like an image, because it takes longer than the decoding. If such a file is damaged in
+            the middle, the request fails with TensorFlow's own message; its operation is named
+            `image_bytes_0_cannot_be_decoded`.
 
     Returns:
-        `(images (batch, height, width, 3) uint8, errors (batch,) tf.string)`: black, and what is wrong, where a file is bad;
-        an empty text where it is good.
+        `(images (batch, height, width, 3) uint8, errors (batch,) tf.string)`. For a bad file the image is black and the
+        error says what is wrong; for a good file the error is an empty string.
     """
     import tensorflow as tf
 
@@ -229,8 +238,8 @@ def decode_batch(image_bytes: Any, spec: DecodeSpec, *, examine: bool) -> tuple[
         )
     errors = tf.ensure_shape(errors, (None,))
     readable = tf.where(tf.equal(errors, ""), image_bytes, BLACK)
-    # Without an error to raise, the shapes of an empty request stay known.
-    with tf.name_scope("image_bytes_0_cannot_be_decoded"):  # what fails here was not examined: a single file
+    # `map_fn` without an error to raise keeps the shapes of an empty request known.
+    with tf.name_scope("image_bytes_0_cannot_be_decoded"):  # only an unexamined single file can fail here
         images = tf.map_fn(
             lambda encoded: pixels(encoded, spec),
             readable,
@@ -241,20 +250,23 @@ def decode_batch(image_bytes: Any, spec: DecodeSpec, *, examine: bool) -> tuple[
 
 
 def _begins_as(image_bytes: Any) -> Any:
-    """Which files begin as a JPEG, PNG, GIF, BMP and WebP file do, `(5, batch) bool`."""
+    """Tests which files begin as JPEG, PNG, GIF, BMP and WebP; returns `(5, batch) bool`."""
     import tensorflow as tf
 
     def at(start: int, magic: bytes) -> Any:
         return tf.equal(tf.strings.substr(image_bytes, start, len(magic)), magic)
 
-    whole = tf.strings.length(image_bytes) >= 12  # what is shorter cannot be asked for bytes at 8
+    whole = tf.strings.length(image_bytes) >= 12  # shorter files have no bytes at 8
     safe = tf.where(whole, image_bytes, "            ")
     webp = tf.equal(tf.strings.substr(safe, 8, 4), b"WEBP") & at(0, b"RIFF")
     return tf.stack([at(0, b"\xff\xd8\xff"), at(0, b"\x89PNG\r\n\x1a\n"), at(0, b"GIF8"), at(0, b"BM"), webp])
 
 
 def _looks_whole(image_bytes: Any) -> Any:
-    """Whether each file begins and ends as its format says, `(batch,) bool`. Trailing bytes make a whole one look broken."""
+    """Tests whether each file begins and ends as its format requires; returns `(batch,) bool`.
+
+    A whole file with trailing bytes fails the test.
+    """
     import tensorflow as tf
 
     def ends(magic: bytes) -> Any:
@@ -262,7 +274,7 @@ def _looks_whole(image_bytes: Any) -> Any:
         return tf.equal(tf.strings.substr(image_bytes, -length, length), magic)
 
     jpeg, png, gif, bmp, webp = tf.unstack(_begins_as(image_bytes))
-    # BMP and WebP say their length in their header.
+    # BMP and WebP store their length in the header.
     head = tf.io.decode_raw(tf.strings.substr(tf.strings.join([image_bytes, "            "]), 0, 12), tf.uint8)
     said = tf.cast(tf.reshape(head, (-1, 12)), tf.int32)
 
@@ -280,7 +292,7 @@ def _looks_whole(image_bytes: Any) -> Any:
 
 
 def _examine(image_bytes: Any) -> Any:
-    """Tries to decode each file: `(batch,) tf.string`, what is wrong with it, or an empty text."""
+    """Tries to decode each file; returns `(batch,) tf.string`: the problem, or an empty string."""
     import tensorflow as tf
 
     alpha = webp_with_alpha(image_bytes)
@@ -296,10 +308,10 @@ def _examine(image_bytes: Any) -> Any:
 
 
 def _decodable(image_bytes: Any, channels: int) -> Any:
-    """Which files can be decoded, `(batch,) bool`.
+    """Tests which files can be decoded; returns `(batch,) bool`.
 
-    A dataset is the one place in a graph where the failure of an operation can be caught. The function in it is kept to
-    one operation, because it is prepared anew for each request.
+    Only a dataset can catch the failure of an operation in a graph. Its function has a single operation, because it is
+    instantiated again for each request.
     """
     import tensorflow as tf
 
@@ -309,7 +321,7 @@ def _decodable(image_bytes: Any, channels: int) -> Any:
 
     def attempt(index: Any, encoded: Any) -> Any:
         image = tf.io.decode_image(encoded, channels=channels, expand_animations=False)
-        return index, tf.shape(image)[0]  # an unused picture would not be decoded at all
+        return index, tf.shape(image)[0]  # an unused image would not be decoded at all
 
     data = tf.data.Dataset.from_tensor_slices(image_bytes).enumerate().map(attempt, num_parallel_calls=DECODERS)
     data = data.ignore_errors(log_warning=False).batch(tf.maximum(count, 1))
@@ -319,7 +331,7 @@ def _decodable(image_bytes: Any, channels: int) -> Any:
 
 
 def refuse(images: Any, errors: Any) -> Any:
-    """The images, or an error that names the first bad one by its index in the request."""
+    """Returns the images, or fails and names each bad one by its index in the request."""
     import tensorflow as tf
 
     bad = tf.where(tf.not_equal(errors, ""))[:, 0]

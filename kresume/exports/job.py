@@ -1,4 +1,4 @@
-"""What an exporter is asked for, as plain values: it may be written in another process than the one that was asked.
+"""Holds the options of an export as plain values, because another process may write it.
 
 job = Job(format="saved-model", top_k=5)
 Job.from_dict(job.as_dict()) == job
@@ -23,20 +23,20 @@ class Job:
 
     Attributes:
         format: a key of `EXPORTERS`.
-        name: the model's name, as a server will know it.
-        top_k: how many labels a served model gives, best first.
-        embeddings: add the signature `embed`.
-        on_bad_image: what a served model does with bytes that it cannot decode.
+        name: the model's name for a server.
+        top_k: the number of labels that a served model returns, best first.
+        embeddings: True adds the signature `embed`.
+        on_bad_image: how a served model handles bytes that it cannot decode.
         like: a SavedModel whose signatures are kept.
-        like_pixels: the convention of the numbers that its clients send, where it takes numbers.
-        like_logits: its scores are logits.
-        quantize: `"float16"` or `"int8"`, None for the model's own numbers.
-        optimizer: `keep`, the optimizer's name for a checkpoint that does not say it, or `NAME:reset`.
-        files: pictures for warm-up records.
-        pictures: a `.npy` file with the same ones decoded, `(n, height, width, 3) uint8`.
+        like_pixels: the pixel convention of the numbers that its clients send, if it expects numbers.
+        like_logits: True if its scores are logits.
+        quantize: `"float16"` or `"int8"`, None for the model's own number type.
+        optimizer: `keep`, the optimizer's name for a checkpoint that does not record it, or `NAME:reset`.
+        files: images for warm-up records.
+        pictures: a `.npy` file with the same images decoded, `(n, height, width, 3) uint8`.
 
     Raises:
-        UsageError: a value is out of its range.
+        UsageError: a value is out of range.
     """
 
     format: str = "saved-model"
@@ -57,7 +57,7 @@ class Job:
             raise UsageError(f"--top-k {self.top_k}: give at least 1")
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON form."""
+        """Returns the JSON form."""
         return dataclasses.asdict(self)
 
     @classmethod

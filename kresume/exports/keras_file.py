@@ -1,4 +1,7 @@
-"""A `.keras` file that plain Keras loads and trains on: weights, optimizer, step; classes and pixels in `kresume.json`."""
+"""Writes a `.keras` file that plain Keras can load and train further.
+
+It holds weights, optimizer and step; its `kresume.json` holds classes and pixels.
+"""
 
 from __future__ import annotations
 
@@ -26,5 +29,5 @@ def write(loaded: Loaded, directory: Path, job: Job) -> dict[str, Any]:
 
 
 def predict(directory: Path, facts: dict[str, Any], samples: Samples) -> Prediction:
-    """Answers the samples by plain Keras, under the same backend."""
+    """Runs the samples through plain Keras, under the same backend."""
     return training_state.predict_by_keras(directory, facts, samples, keras.config.backend())

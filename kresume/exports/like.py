@@ -1,4 +1,4 @@
-"""The signatures of a model that is to be replaced, so that its clients notice nothing.
+"""Copies the signatures of a model to be replaced, so that its clients need no change.
 
 signatures(Path("serving/flowers/3"), served)      # the same names, dtypes and shapes, or an error that says why not
 """
@@ -28,7 +28,7 @@ REFUSAL = "the new model cannot take the place of"
 
 
 def folder_of(path: Path) -> Path:
-    """The SavedModel that `--like` names.
+    """Returns the SavedModel folder that `--like` names.
 
     Raises:
         CheckpointError: there is none.
@@ -42,10 +42,10 @@ def folder_of(path: Path) -> Path:
 
 
 def label_order(path: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
-    """The order in which the old model gives the classes; ours where it does not say it.
+    """Returns the old model's class order, or the given one if it records none.
 
     Raises:
-        ExportError: the old model knows other classes.
+        ExportError: the old model has other classes.
     """
     folder = folder_of(path)
     old = labels_of(folder)
@@ -63,12 +63,12 @@ def label_order(path: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Old:
-    """What running the old model showed.
+    """Properties of the old model that running it showed.
 
     Attributes:
-        note: for a person; empty where there is nothing to say.
-        pixels: the convention of the numbers that its clients send, where it takes numbers.
-        logits: its scores are logits rather than shares of 1.
+        note: a note for the user; may be empty.
+        pixels: the pixel convention of the numbers that its clients send, if it expects numbers.
+        logits: True if its scores are logits rather than probabilities.
     """
 
     note: str = ""
@@ -77,15 +77,15 @@ class Old:
 
 
 def examine(path: Path, samples: Samples, pixels: str | None = None) -> Old:
-    """Runs the old model: in which order it gives the classes, what its scores are, and which numbers its clients send.
+    """Runs the old model to find its class order, kind of scores, and clients' pixels.
 
     Args:
-        path: what `--like` names.
-        samples: pictures with their labels, or with the new model's own answers.
-        pixels: `--like-pixels`, which says the last.
+        path: the value of `--like`.
+        samples: images with their labels, or with the new model's predictions.
+        pixels: `--like-pixels`, which sets the convention of the numbers.
 
     Raises:
-        ExportError: another order explains its answers, they say nothing, or its scores are none of one class among others.
+        ExportError: its answers fit another class order, they show nothing, or its scores do not choose one class.
     """
     folder = folder_of(path)
     label_order(path, samples.classes)
@@ -172,17 +172,19 @@ def _as_is(scores: np.ndarray) -> np.ndarray:
 def _answers(
     folder: Path, signature: Signature, order: Sequence[str], samples: Samples, ways: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Rows of scores by way of feeding it, in the order of our classes; where it gives labels alone, 1 for the chosen one.
+    """Returns the old model's scores for each candidate convention, in the given classes' order.
+
+    If it returns only labels, the chosen class has the score 1.
 
     Returns:
-        `(scores by way, which samples it could read)`: the rows are of those alone.
+        `(scores, read)`: scores by candidate, only for the readable samples, and the indices of these samples.
     """
     inputs = samples.sent(signature.input, *ways)
     single = behind.ask(folder, Subject(str(folder)), signature).outputs if signature.may_be_single else None
     prediction = predict_saved_model(folder, signature, order, samples.classes, inputs, shares=False, single=single)
     scores = prediction.scores
     if scores is None:
-        chosen = np.where(prediction.indices < 0, 0, prediction.indices)  # none of ours: as wrong as another
+        chosen = np.where(prediction.indices < 0, 0, prediction.indices)  # an unknown class is wrong anyway
         scores = np.eye(len(samples.classes))[chosen]
     count = len(scores) // len(ways)
     read = np.array(sorted(set(range(count)) - {row % count for row in prediction.failed}), np.int64)
@@ -208,10 +210,10 @@ def _shown(probe: Probe, ways: bool) -> str:
 
 
 def signatures(path: Path, served: Served) -> dict[str, Signature]:
-    """Every signature of the old model, to be served by the new one.
+    """Returns every signature of the old model, for the new model to serve.
 
     Raises:
-        ExportError: one of them cannot be kept; the message says which and why.
+        ExportError: a signature cannot be kept; the message says which and why.
     """
     folder = folder_of(path)
     found = read_signatures(folder, len(served.order))

@@ -1,7 +1,8 @@
-"""LiteRT (once TFLite), for phones and small boards: `model.tflite`, its numbers `float32`, `float16` or `int8`.
+"""Writes LiteRT (formerly TFLite) files for phones and small boards: `model.tflite`.
 
-The input `images` is `(batch, height, width, 3) float32` in 0..255 (resize the input tensor for batches), the output `scores`
-adds up to 1. With `int8` the weights are stored as whole numbers and the arithmetic stays in floats (dynamic range).
+The numbers are `float32`, `float16` or `int8`. The input `images` is `(batch, height, width, 3) float32` in 0..255
+(resize the input tensor for batches); the output `scores` sums to 1. With `int8` the weights are stored as integers and
+the arithmetic stays in floats (dynamic range).
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def write(loaded: Loaded, directory: Path, job: Job) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="kresume-") as folder, without_native_notes():
         tf.saved_model.save(module, folder, signatures=concrete)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-        # No Flex operations: a runtime without TensorFlow, as on a phone, could not load them.
+        # No Flex operations: a runtime without TensorFlow, as on a phone, cannot load them.
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
         converter.experimental_enable_resource_variables = True
         if job.quantize is not None:
@@ -47,7 +48,7 @@ def write(loaded: Loaded, directory: Path, job: Job) -> dict[str, Any]:
             converter.target_spec.supported_types = [tf.float16]
         try:
             content = converter.convert()
-        except Exception as error:  # the converter raises classes of its own for each of its stages
+        except Exception as error:  # each stage of the converter raises its own classes
             text = str(error).strip()
             reason = text.splitlines()[0][:300] if text else type(error).__name__
             raise ExportError(
@@ -60,7 +61,7 @@ def write(loaded: Loaded, directory: Path, job: Job) -> dict[str, Any]:
 
 
 def predict(directory: Path, facts: dict[str, Any], samples: Samples) -> Prediction:
-    """Answers the samples in LiteRT's interpreter."""
+    """Runs the samples through LiteRT's interpreter."""
     answer = run_apart("litert", {"path": str(directory / facts["file"]), **samples.inputs("pictures")})
     scores = np.asarray(answer.outputs[plain_graph.OUTPUT], np.float64)
     return Prediction(scores, scores.argmax(axis=-1), answer.failed, answer.facts)

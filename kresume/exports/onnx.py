@@ -1,6 +1,6 @@
-"""ONNX, for onnxruntime: through TensorFlow's graph and tf2onnx, whatever the model was trained with.
+"""Writes ONNX files for onnxruntime, through TensorFlow's graph and tf2onnx, under any backend.
 
-The input `images` is `(batch, height, width, 3) float32` in 0..255, the output `scores` adds up to 1.
+The input `images` is `(batch, height, width, 3) float32` in 0..255; the output `scores` sums to 1.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def write(loaded: Loaded, directory: Path, job: Job) -> dict[str, Any]:
     function = plain_graph.picture_function(loaded)
     try:
         model = _convert(function)
-    except Exception as error:  # whatever tf2onnx trips over: it names no class of its own
+    except Exception as error:  # tf2onnx defines no error class of its own
         raise ExportError(
             f"--format onnx: tf2onnx cannot convert {loaded.model.name} ({_first_line(error)}); "
             "--format saved-model and --format litert hold it"
@@ -49,13 +49,13 @@ def write(loaded: Loaded, directory: Path, job: Job) -> dict[str, Any]:
 
 
 def _convert(function: Any) -> Any:
-    """The `ModelProto` of a traced function."""
+    """Converts a traced function to a `ModelProto`."""
     import logging
 
     from keras.src.export.tf2onnx_lib import patch_tf2onnx
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tf2onnx's own use of old numpy and protobuf names
+        warnings.simplefilter("ignore")  # tf2onnx uses old numpy and protobuf names
         import tf2onnx
 
         logging.getLogger("tf2onnx").setLevel(logging.ERROR)
@@ -67,7 +67,10 @@ def _convert(function: Any) -> Any:
 
 
 def _with_constants(model: Any, concrete: Any) -> Any:
-    """Fills in the tensors that layers hold outside of any variable (Normalization's mean): tf2onnx takes them for inputs."""
+    """Adds the tensors that layers hold outside of variables, such as Normalization's mean.
+
+    tf2onnx treats them as inputs.
+    """
     import onnx
     import tensorflow as tf
 
@@ -83,7 +86,7 @@ def _with_constants(model: Any, concrete: Any) -> Any:
 
 
 def _erfc(context: Any, node: Any, name: str, arguments: Any) -> Any:
-    """Erfc(x) = 1 - Erf(x): ONNX has no Erfc, which the exact gelu uses."""
+    """Converts Erfc(x) to 1 - Erf(x): ONNX has no Erfc, which the exact gelu uses."""
     del name, arguments
     one = context.make_const(f"{node.name}_one", np.array(1.0, np.float32)).output[0]
     erf = context.make_node("Erf", [node.input[0]], name=f"{node.name}_erf").output[0]
@@ -98,7 +101,7 @@ def _first_line(error: Exception) -> str:
 
 
 def predict(directory: Path, facts: dict[str, Any], samples: Samples) -> Prediction:
-    """Answers the samples in onnxruntime."""
+    """Runs the samples through onnxruntime."""
     answer = run_apart("onnx", {"path": str(directory / facts["file"]), **samples.inputs("pictures")})
     scores = np.asarray(answer.outputs[plain_graph.OUTPUT], np.float64)
     return Prediction(scores, scores.argmax(axis=-1), answer.failed, answer.facts)

@@ -1,4 +1,4 @@
-"""Is an export the model? The largest difference of a score and the agreement of the best class, on real pictures.
+"""Compares an export with its model on real images: largest score difference, top-1 agreement.
 
 parity = compare(prediction, samples, tolerance=1e-4)
 parity.holds
@@ -17,19 +17,19 @@ from kresume.exports.samples import Samples
 
 @dataclass(frozen=True)
 class Parity:
-    """How an export compares with the model that it was made of.
+    """The comparison of an export with its model.
 
     Attributes:
-        images: how many pictures.
-        of: what they are.
-        max_difference: the largest difference of a score (0 to 1); None where the export gives labels alone.
-        agreement: the share of pictures with the same best class.
-        tolerance: the largest difference that is accepted.
-        clear_disagreements: pictures with another best class that the tolerance does not explain.
-        accuracy: the model's and the export's share of right answers; None without labels.
-        failed: pictures that the export could not read.
-        own_difference: the largest difference from the model's own outputs, where these are probabilities as they are; None
-            where they are not, or the export gives labels alone.
+        images: the number of images.
+        of: what the images are, in words.
+        max_difference: the largest difference of a score (0 to 1); None if the export returns only labels.
+        agreement: the share of images with the same best class.
+        tolerance: the largest accepted difference.
+        clear_disagreements: images whose different best class the tolerance does not explain.
+        accuracy: the accuracy of the model and of the export; None without labels.
+        failed: images that the export could not read.
+        own_difference: the largest difference from the model's raw outputs, if these are probabilities; else None, and
+            None if the export returns only labels.
     """
 
     images: int
@@ -44,7 +44,7 @@ class Parity:
 
     @property
     def holds(self) -> bool:
-        """Whether the export may be used in the model's place."""
+        """Returns True if the export may replace the model."""
         near = all(
             difference is None or difference <= self.tolerance
             for difference in (self.max_difference, self.own_difference)
@@ -52,7 +52,7 @@ class Parity:
         return near and not self.clear_disagreements and not self.failed
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON form."""
+        """Returns the JSON form."""
         return {**vars(self), "accuracy": list(self.accuracy) if self.accuracy else None}
 
     def __str__(self) -> str:
@@ -67,10 +67,10 @@ class Parity:
 
 
 def compare(prediction: Prediction, samples: Samples, tolerance: float) -> Parity:
-    """Compares another runtime's answers with the model's own.
+    """Compares another runtime's predictions with the model's own.
 
-    Twice: with the outputs as kresume reads them, and with the outputs as they are where they can be nothing but
-    probabilities. A wrong reading would be in the export and in the first comparison alike.
+    Compares with the outputs as kresume interprets them, and with the raw outputs if these can only be probabilities. A
+    wrong interpretation would affect the export and the first comparison alike.
     """
     reference, own = samples.reference, samples.outputs
     ours = reference.argmax(axis=-1)
@@ -82,7 +82,7 @@ def compare(prediction: Prediction, samples: Samples, tolerance: float) -> Parit
     if prediction.scores is not None and own.shape[1] > 1 and score_kind(own) == "probabilities":
         apart = float(np.abs(prediction.scores - own).max())
     other = prediction.indices
-    # Two classes that are closer than the tolerance may change places; anything else is another answer.
+    # Two classes closer than the tolerance may swap ranks; any other change is a different answer.
     gap = reference[rows, ours] - reference[rows, np.maximum(other, 0)]
     clear = (other != ours) & ((other < 0) | (gap > 2 * tolerance))
     labelled = samples.labels >= 0

@@ -1,8 +1,9 @@
-"""The graph that phones and other runtimes get: pictures of the model's size in, scores out. No strings, no decoding.
+"""Builds the graph for phones and other runtimes: images of the model's size in, scores out.
 
     function = picture_function(loaded)        # images (batch, height, width, 3) float32 in 0..255 -> scores
 
-Such runtimes decode pictures by themselves; the values that the model eats are made in the graph.
+The graph has no strings and no decoding, because such runtimes decode images themselves. It converts the pixels to the
+values that the model expects.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ LABELS = "labels.txt"
 
 
 def picture_function(loaded: Loaded) -> Any:
-    """A traced function `images (batch, height, width, 3) float32 0..255 -> {"scores": (batch, classes) float32}`."""
+    """Returns a traced function from images to scores.
+
+    Its input is `images (batch, height, width, 3) float32` in 0..255, its output `{"scores": (batch, classes)
+    float32}`.
+    """
     import tensorflow as tf
 
     served = Served(loaded.model, loaded.card, loaded.loss.outputs, top_k=1)
@@ -32,12 +37,12 @@ def picture_function(loaded: Loaded) -> Any:
 
 
 def write_labels(loaded: Loaded, directory: Path) -> None:
-    """Writes the names of the outputs, one a line."""
+    """Writes the class names in the order of the outputs, one per line."""
     (directory / LABELS).write_text("".join(f"{name}\n" for name in loaded.card.classes), encoding="utf-8")
 
 
 def facts(loaded: Loaded, file: str) -> dict[str, Any]:
-    """What a program needs to know to feed such a file."""
+    """Describes the file's input and output, for the program that feeds it."""
     height, width = loaded.card.image_size
     return {
         "file": file,
@@ -47,6 +52,6 @@ def facts(loaded: Loaded, file: str) -> dict[str, Any]:
 
 
 def metadata(loaded: Loaded) -> dict[str, str]:
-    """The same in a file's own metadata."""
+    """Returns classes, image size and resizing for the file's own metadata."""
     card = loaded.card.as_dict()
     return {name: json.dumps(card[name], ensure_ascii=False) for name in ("classes", "image_size", "resize")}

@@ -1,8 +1,8 @@
-"""The pictures that an export is compared on, and what the model says of them.
+"""Selects the images that an export is compared on, with the model's own predictions.
 
 with gather_samples(loaded, data=[], limit=256, reporter=reporter) as samples:
     samples.reference            # (n, classes) by the model in memory, through the pipeline that training used
-    samples.inputs("bytes")      # the same pictures in the form in which a runtime takes them
+    samples.inputs("bytes")      # the same images in the form that a runtime expects
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Samples:
-    """Pictures with the model's own answers.
+    """Images with the model's own predictions.
 
     Attributes:
         files: their paths.
-        labels: `(n,)` indices into the classes, -1 where nobody knows.
-        classes: the names of the classes, in the order of `reference`.
+        labels: `(n,)` class indices, -1 if unknown.
+        classes: the class names, in the order of `reference`.
         pictures: `(n, height, width, 3) uint8`, decoded as for training.
-        reference: `(n, classes) float64`.
-        outputs: `(n, outputs) float64`: what the model's own forward pass gives, as it is.
-        folder: holds `pictures.npy`, and `values.npy`: what the model eats, `float32`.
-        origin: what they are, in words.
-        layout: how the model takes a picture.
+        reference: `(n, classes) float64`: the model's probabilities.
+        outputs: `(n, outputs) float64`: the raw outputs of the model's own forward pass.
+        folder: holds `pictures.npy`, and `values.npy`: the model's inputs, `float32`.
+        origin: what the images are, in words.
+        layout: how the model takes an image.
     """
 
     files: tuple[str, ...]
@@ -64,11 +64,11 @@ class Samples:
     layout: InputLayout = RGB
 
     def sent(self, given: Input, *pixels: str) -> dict[str, Any]:
-        """Returns the request's fields for a signature: files, or arrays of the shape and type that it takes.
+        """Returns the request fields for a signature: files, or arrays of its shape and dtype.
 
         Args:
             given: the signature's input.
-            pixels: convention of the numbers that clients send; of several one after another.
+            pixels: the pixel conventions of the numbers that clients send; the arrays of several are concatenated.
         """
         if given.kind == "bytes":
             return {"files": list(self.files)}
@@ -81,7 +81,7 @@ class Samples:
         return {"array": str(place)}
 
     def inputs(self, kind: str) -> dict[str, Any]:
-        """The request's fields for a runtime that takes `"bytes"`, `"pictures"` or `"values"`."""
+        """Returns the request fields for a runtime that expects `"bytes"`, `"pictures"` or `"values"`."""
         return {"files": list(self.files)} if kind == "bytes" else {"array": str(self.folder / f"{kind}.npy")}
 
 
@@ -93,20 +93,23 @@ def gather_samples(
     features: Mapping[str, str] | None = None,
     limit: int = LIMIT,
 ) -> Iterator[Samples]:
-    """Chooses pictures and asks the model for its scores.
+    """Selects images and runs the model on them.
 
-    Those in `data`; else the run's validation images, else its training images; for a bare checkpoint without `data`
-    generated ones. Evenly spread, at most `limit`. The folder with the arrays is gone afterwards.
+    Uses the images of `data`, else the run's validation images, else its training images; for a bare checkpoint without
+    `data` generated images. They are evenly spread, at most `limit`. The folder with the arrays is deleted afterwards.
 
     Args:
         loaded: the model.
-        data: folders with pictures, one folder per class.
-        reporter: told what was left out.
-        features: names of TFRecord features by role, where they are not the usual ones.
-        limit: how many at most.
+        data: folders with images, one folder per class.
+        reporter: prints which images were left out.
+        features: names of TFRecord features by role, if they are not the usual ones.
+        limit: the largest number of images.
+
+    Yields:
+        The images and the model's predictions.
 
     Raises:
-        ImagesError: there are pictures, but none that can be used; the message says why.
+        ImagesError: there are images, but none is usable; the message says why.
     """
     with tempfile.TemporaryDirectory(prefix="kresume-") as name:
         folder = Path(name)
@@ -147,7 +150,7 @@ def gather_samples(
         stack = np.stack(pictures)
         to_model = to_input(loaded.card.pixels, loaded.card.input)
         batches = pipeline.scoring_batches(lambda rows: stack[rows], np.arange(len(stack)), BATCH, to_model)
-        # Probabilities are what is left as it is: the model's own outputs.
+        # "probabilities" means no conversion: these are the model's raw outputs.
         outputs = predict_all(loaded.model.predict_on_batch, batches, "probabilities")
         reference = to_probabilities(outputs, loaded.loss.outputs)
         np.save(folder / "pictures.npy", stack)
@@ -186,7 +189,12 @@ def _choose(
 
 
 def _read(found: Found, spec: DecodeSpec) -> tuple[np.ndarray, bytes | None] | str:
-    """The decoded picture and, where a served model could not decode its file, another file of it; or why neither can be."""
+    """Reads and decodes an image.
+
+    Returns:
+        `(image, encoded)`, or a text that says why the image is unusable. `encoded` is another file of the image if a
+        served model could not decode its own, else None.
+    """
     try:
         content = read_range(found.path, found.offset, found.length, found.coding)
     except (OSError, EOFError) as error:
@@ -201,7 +209,7 @@ def _read(found: Found, spec: DecodeSpec) -> tuple[np.ndarray, bytes | None] | s
 
 
 def _generate(folder: Path, spec: DecodeSpec) -> list[str]:
-    """Soft coloured noise as PNG files: the same ones each time."""
+    """Writes soft coloured noise as PNG files, the same each time."""
     from PIL import Image
 
     random = np.random.default_rng(0)

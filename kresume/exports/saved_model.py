@@ -1,7 +1,8 @@
-"""SavedModel for TensorFlow Serving: image bytes in, labels out, warmed up, loadable by TensorFlow alone.
+"""Writes a SavedModel for TensorFlow Serving: image bytes in, labels out, with warm-up records.
 
-The graph holds the functions that training decoded and prepared its pictures with (`graph.py`). No layer object, optimizer or
-training function is in the file: a plain `tf.Module` owns the variables that the graph reads, each once.
+TensorFlow alone can load it. The graph holds the functions that decoded and prepared the images in training
+(`graph.py`). The file has no layer object, optimizer or training function: a plain `tf.Module` owns each variable that
+the graph reads, once.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from kresume.images.inputs import to_input
 IMAGES, EMBED = "predict_images", "embed"
 WARM_BATCHES = (1, 4, 8)
 WARM_BYTES = 100_000
-"""Larger files are left out of the records where there are smaller ones: a server reads them all before it serves."""
+"""Warm-up records exclude larger files if there are smaller ones: a server reads all records before it serves."""
 
 
 def write(loaded: Loaded, directory: Path, job: Job) -> dict[str, Any]:
@@ -36,17 +37,17 @@ def write(loaded: Loaded, directory: Path, job: Job) -> dict[str, Any]:
         job: the options.
 
     Returns:
-        `{"signatures": {...}, "labels": [...], "warmup": requests, "sent": convention, "logits": whether}`.
+        `{"signatures": {...}, "labels": [...], "warmup": requests, "sent": convention, "logits": bool}`.
 
     Raises:
-        ExportError: the signatures that came out are not those that were asked for.
-        KresumeError: `--like` or `--embeddings` cannot be done with this model.
+        ExportError: the written signatures differ from the requested ones.
+        KresumeError: `--like` or `--embeddings` is impossible with this model.
     """
     import tensorflow as tf
 
     card = loaded.card
     order = like.label_order(Path(job.like), card.classes) if job.like else card.classes
-    top_k = len(order) if job.like else job.top_k  # the old model's own number is cut from all of them
+    top_k = len(order) if job.like else job.top_k  # the old model's own number is sliced from all of them
     served = Served(
         loaded.model,
         card,
@@ -81,7 +82,7 @@ def write(loaded: Loaded, directory: Path, job: Job) -> dict[str, Any]:
 
 
 def signatures(served: Served, job: Job) -> dict[str, Signature]:
-    """The signatures of our own: `serving_default`, `predict_images`, and `embed` if it was asked for."""
+    """Returns kresume's own signatures: `serving_default`, `predict_images`, and `embed` if requested."""
     classes = len(served.order)
     outputs = (
         Output("class_index", "class_index", "int32", (None,)),
@@ -117,12 +118,12 @@ def _function(served: Served, signature: Signature) -> Any:
 
 
 def _shaped(output: Output, parts: dict[str, Any], *, logits: bool) -> Any:
-    """One output as the signature wants it: of the best ones all, or the first alone where it is one per image."""
+    """Slices and casts an output to the shape and dtype of the signature."""
     import tensorflow as tf
 
     value = parts[output.kind]
     if output.kind == "scores" and output.shape[1:] in {(), (1,)}:
-        # One number speaks for the second of two classes. Of two logits that is their difference.
+        # A single number stands for the second of two classes. With two logits it is their difference.
         value = value[:, 1:] - value[:, :1] if logits else value[:, 1:]
     if len(output.shape) == 1 and len(value.shape) == 2:
         value = value[:, 0]
@@ -133,7 +134,7 @@ def _shaped(output: Output, parts: dict[str, Any], *, logits: bool) -> Any:
 
 
 def _check(directory: Path, wanted: dict[str, Signature], classes: int) -> None:
-    """What was written says the names, dtypes and shapes that were wanted."""
+    """Checks that the written names, dtypes and shapes are the requested ones."""
     raw = read_raw(directory)
     found = read_signatures(directory, classes)
     for name, signature in wanted.items():
@@ -144,7 +145,10 @@ def _check(directory: Path, wanted: dict[str, Signature], classes: int) -> None:
 
 
 def _requests(wanted: dict[str, Signature], served: Served, job: Job) -> list[Any]:
-    """Real requests for every signature: files in several batch sizes, of arrays (which are larger) one picture."""
+    """Builds real requests for every signature.
+
+    Files are sent in several batch sizes; arrays, which are larger, hold one image.
+    """
     import tensorflow as tf
 
     contents = sorted((Path(file).read_bytes() for file in job.files), key=len)
@@ -164,7 +168,7 @@ def _requests(wanted: dict[str, Signature], served: Served, job: Job) -> list[An
 
 
 def predict(directory: Path, facts: dict[str, Any], samples: Samples) -> Prediction:
-    """Answers the samples by TensorFlow alone, and feeds it the warm-up records that it ships."""
+    """Runs the samples through TensorFlow alone, and replays the shipped warm-up records."""
     folder = directory
     signature = read_signatures(folder, len(facts["labels"])).get(DEFAULT)
     if signature is None:

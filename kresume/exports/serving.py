@@ -1,9 +1,9 @@
-"""How to serve an export: the texts and configuration files that stand beside its versions.
+"""Writes serving instructions and configuration files beside the versions of an export.
 
 write_notes(Path("serving/flowers"), Path("serving/flowers/3"), record)
 
-`SERVING.md` says it to people; `models.config` and `batching.config` are what its command gives to the server. They lie in the
-model's folder, where a server looks at numbered folders only.
+`SERVING.md` is for readers. Its command passes `models.config` and `batching.config` to the server. They lie in the
+model's folder, in which a server reads only numbered folders.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DELAY_MICROSECONDS = 2000
 
 
 def model_config(name: str) -> str:
-    """The server's `--model_config_file`: this model, its newest version (two of them while it changes over)."""
+    """Returns the server's `--model_config_file`: this model, newest version (two while switching)."""
     return (
         "model_config_list {\n"
         "  config {\n"
@@ -37,7 +37,7 @@ def model_config(name: str) -> str:
 
 
 def batching_config() -> str:
-    """The server's `--batching_parameters_file`."""
+    """Returns the server's `--batching_parameters_file`."""
     sizes = "\n".join(f"allowed_batch_sizes: {size}" for size in BATCH_SIZES)
     return (
         f"max_batch_size {{ value: {BATCH_SIZES[-1]} }}\n"
@@ -49,7 +49,7 @@ def batching_config() -> str:
 
 
 def command(name: str, directory: Path) -> str:
-    """The command that serves a model's folder, REST on 8501 and gRPC on 8500."""
+    """Returns the command that serves a model's folder, REST on 8501 and gRPC on 8500."""
     return (
         f"docker run --rm -p 8500:8500 -p 8501:8501 \\\n"
         f"  -v {shlex.quote(f'{directory.resolve()}:/models/{name}:ro')} {IMAGE} \\\n"
@@ -59,7 +59,7 @@ def command(name: str, directory: Path) -> str:
 
 
 def write_notes(directory: Path, made: Path, record: Mapping[str, Any]) -> str:
-    """Writes `SERVING.md`, `models.config` and `batching.config`, and gives the lines that are printed.
+    """Writes `SERVING.md`, `models.config` and `batching.config`, and returns the lines to print.
 
     Args:
         directory: the model's folder.
@@ -114,7 +114,7 @@ print(json.load(answer)["predictions"][0])
 
 
 def text(directory: Path, made: Path, record: Mapping[str, Any]) -> str:
-    """`SERVING.md`."""
+    """Returns the content of `SERVING.md`."""
     name, parity, source = record["options"]["name"], record["parity"], record["source"]
     labels = record["labels"]
     shown = ", ".join(labels[:20]) + (", …" if len(labels) > 20 else "")

@@ -1,4 +1,4 @@
-"""A `tf.train.Checkpoint` of model and optimizer, as TensorFlow writes it, with the architecture as JSON beside it."""
+"""Writes a `tf.train.Checkpoint` of model and optimizer, with the architecture as JSON beside it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ NAME = "ckpt"
 
 
 def write(loaded: Loaded, directory: Path, job: Job) -> dict[str, Any]:
-    """Writes `ckpt-STEP.index`, its data and TensorFlow's own `checkpoint` file, and the JSON files beside it.
+    """Writes `ckpt-STEP.index`, its data, TensorFlow's own `checkpoint` file, and the JSON files.
 
     Args:
-        loaded: the model, under the TensorFlow backend: nothing else can be tracked by a checkpoint.
+        loaded: the model, under the TensorFlow backend: a checkpoint can track nothing else.
         directory: an empty folder.
         job: the options.
     """
@@ -38,5 +38,5 @@ def write(loaded: Loaded, directory: Path, job: Job) -> dict[str, Any]:
 
 
 def predict(directory: Path, facts: dict[str, Any], samples: Samples) -> Prediction:
-    """Answers the samples by plain Keras on TensorFlow, after `tf.train.Checkpoint.restore`."""
+    """Runs the samples through plain Keras on TensorFlow, after `tf.train.Checkpoint.restore`."""
     return training_state.predict_by_keras(directory, facts, samples, "tensorflow")

@@ -1,10 +1,10 @@
-"""The whole training of a checkpoint as a compiled Keras model, for the formats that carry it on: weights, optimizer, step.
+"""Restores a checkpoint's whole training as a compiled Keras model, for the training formats.
 
     training = revive(loaded, job)
     training.model.optimizer.iterations
 
-Of a run the weights are the result's (the averages, with EMA), as in its own `model.keras`; a bare checkpoint is converted bit
-for bit, its averages staying among the optimizer's variables.
+The weights of a run are those of its result (the averages, with EMA), as in its own `model.keras`. A bare checkpoint is
+converted bit for bit; its averages stay among the optimizer's variables.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from kresume.models.unnamed_optimizer import settle
 
 @dataclass(frozen=True)
 class Training:
-    """A live training.
+    """A restored training.
 
     Attributes:
-        model: compiled if the checkpoint holds an optimizer's state; built.
-        facts: for `export.json`: what is in it, and the digests that its reader must find.
+        model: built; compiled if the checkpoint holds an optimizer's state.
+        facts: its content for `export.json`, and the digests that a reader must find.
     """
 
     model: Any
@@ -51,7 +51,7 @@ def revive(loaded: Loaded, job: Job) -> Training:
     """Restores weights and optimizer exactly, and compiles the model with them.
 
     Raises:
-        CheckpointError: nobody knows the class of the optimizer whose state the checkpoint holds.
+        CheckpointError: the checkpoint holds the state of an optimizer whose class is unknown.
     """
     state, model = loaded.state, loaded.model
     asked, reset = optimizers.parse_choice(job.optimizer)
@@ -73,12 +73,12 @@ def revive(loaded: Loaded, job: Job) -> Training:
     if averaged:
         use_averages(optimizer)
     if loaded.run is not None and state.rate is not None and state.rate.schedule is not None:
-        # A schedule of ours would not load where kresume is not installed.
+        # A schedule class of kresume would not load where kresume is not installed.
         plain = optimizers.make_optimizer(saved, state.rate.value)
         plain.build(model.trainable_variables)
         slots.carry(optimizer, plain)
         optimizer = plain
-    own_counts.mature(optimizer)  # plain Keras has one count of steps
+    own_counts.mature(optimizer)  # plain Keras has a single step count
     optimizer = _made_at_once(optimizer, model)
     _compile(loaded, optimizer)
     words = (
@@ -88,7 +88,7 @@ def revive(loaded: Loaded, job: Job) -> Training:
 
 
 def _begun_anew(loaded: Loaded, name: str) -> Training:
-    """Compiles the model with an optimizer that has done no step: at the checkpoint's rate where that means the same to it."""
+    """Compiles the model with a fresh optimizer; keeps the checkpoint's rate if it is comparable."""
     state, model = loaded.state, loaded.model
     stored, words = state.optimizer, ""
     if loaded.averages and loaded.run is None:
@@ -110,14 +110,14 @@ def _compile(loaded: Loaded, optimizer: Any) -> None:
         loss=loaded.loss.portable().keras_loss(),
         loss_weights=loaded.loss.weight,
         metrics=loaded.loss.keras_metrics(),
-        auto_scale_loss=False,  # where the checkpoint had a scale, the optimizer is wrapped already
+        auto_scale_loss=False,  # if the checkpoint had a scale, the optimizer is wrapped already
     )
 
 
 def _made_at_once(optimizer: Any, model: Any) -> Any:
-    """The same optimizer with its rate given to its constructor.
+    """Rebuilds the optimizer with its rate passed to the constructor.
 
-    Setting a schedule later takes a variable out of a list, and TensorFlow saves no list that anything was taken out of.
+    Setting a schedule later removes a variable from a list, and TensorFlow cannot save a list after a removal.
     """
     config = optimizer.get_config()
     config.pop("name", None)
@@ -143,9 +143,10 @@ def _facts(loaded: Loaded, model: Any, optimizer: Any, words: str) -> dict[str, 
 
 
 def digest(variables: Iterable[Any]) -> str:
-    """SHA-256 over the values of variables in their order. Whole numbers count as int64: backends differ in their width.
+    """Returns the SHA-256 of variables' values, in order.
 
-    Seed generators are left out: no format but our own holds them.
+    Integers are hashed as int64, because backends differ in their width. Seed generators are skipped: only kresume's
+    own format holds them.
     """
     hasher = hashlib.sha256()
     for variable in variables:
@@ -158,7 +159,7 @@ def digest(variables: Iterable[Any]) -> str:
 
 
 def write_beside(loaded: Loaded, directory: Path, training: Training) -> None:
-    """Writes `model.json`, `optimizer.json` and `kresume.json`: what a file of arrays alone does not say."""
+    """Writes `model.json`, `optimizer.json` and `kresume.json`, which complete a file of arrays."""
     config = {**keras.saving.serialize_keras_object(training.model), "compile_config": None}
     (directory / ARCHITECTURE).write_text(json.dumps(config, indent=1), encoding="utf-8")
     if training.facts["optimizer"] is not None:
@@ -169,17 +170,17 @@ def write_beside(loaded: Loaded, directory: Path, training: Training) -> None:
 
 
 def position(loaded: Loaded) -> dict[str, Any]:
-    """The step, and the rate's peak where the checkpoint is of a run."""
+    """Returns the step, and the rate's peak if the checkpoint belongs to a run."""
     rate = loaded.state.rate
     peak = {"peak": rate.value} if rate is not None and rate.origin == "run" else {}
     return {"step": loaded.state.step, **peak}
 
 
 def predict_by_keras(directory: Path, facts: dict[str, Any], samples: Samples, backend: str) -> Prediction:
-    """Loads an export by plain Keras in a fresh process, compares every variable, and answers the samples.
+    """Loads an export with plain Keras in a fresh process, compares every variable, runs the samples.
 
     Raises:
-        ExportError: a weight or an optimizer variable does not come back with the same bytes.
+        ExportError: a weight or an optimizer variable is not restored byte for byte.
     """
     answer: Answer = run_apart(
         "keras",

@@ -1,10 +1,11 @@
-"""Warm-up records for TensorFlow Serving, without its API package: real requests that a server runs before it says it is ready.
+"""Writes warm-up records for TensorFlow Serving without its API package.
 
     write_warmup(path, [predict_request("flowers", "serving_default", {"image_bytes": tf.constant([jpeg])})])
     for request in read_warmup(path): request.model_spec.signature_name, request.inputs
 
-The four messages are declared here in protobuf's descriptor pool, on TensorFlow's own `tensor.proto`; only the fields that a
-warm-up needs. This module imports nothing of kresume: the check of an export runs it where kresume cannot be imported.
+Warm-up records are real requests that a server runs before it reports that it is ready. This module declares the four
+messages in protobuf's descriptor pool, on TensorFlow's own `tensor.proto`, with only the fields that a warm-up needs.
+It imports nothing of kresume: the check of an export runs it where kresume cannot be imported.
 
 Sources: `tensorflow_serving/apis/{model,predict,prediction_log}.proto`; "SavedModel Warmup"
 (https://www.tensorflow.org/tfx/serving/saved_model_warmup): a TFRecord file of `PredictionLog`s.
@@ -23,9 +24,9 @@ PACKAGE = "tensorflow.serving"
 
 @cache
 def messages() -> dict[str, Any]:
-    """The message classes `ModelSpec`, `PredictRequest`, `PredictLog` and `PredictionLog`.
+    """Returns the message classes `ModelSpec`, `PredictRequest`, `PredictLog` and `PredictionLog`.
 
-    They live in a pool of their own, so that they never meet those of an installed `tensorflow-serving-api`.
+    They live in their own pool, so that they never collide with those of an installed `tensorflow-serving-api`.
     """
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
     from tensorflow.core.framework import (
@@ -78,10 +79,10 @@ def messages() -> dict[str, Any]:
 
 
 def predict_request(model: str, signature: str, inputs: Mapping[str, Any]) -> Any:
-    """A `PredictRequest`.
+    """Builds a `PredictRequest`.
 
     Args:
-        model: the model's name, as the server knows it.
+        model: the model's name for the server.
         signature: the signature's name.
         inputs: tensors or arrays by input name; the first axis is the batch.
     """
@@ -91,13 +92,13 @@ def predict_request(model: str, signature: str, inputs: Mapping[str, Any]) -> An
     request.model_spec.name = model
     request.model_spec.signature_name = signature
     for name in sorted(inputs):
-        # Through bytes: the pool's TensorProto and TensorFlow's own are two classes with one wire format.
+        # Through bytes: the pool's TensorProto and TensorFlow's own are two classes with the same wire format.
         request.inputs[name].ParseFromString(tf.make_tensor_proto(inputs[name]).SerializeToString())
     return request
 
 
 def write_warmup(path: Path, requests: Sequence[Any]) -> None:
-    """Writes the records' file, a TFRecord file of `PredictionLog`s."""
+    """Writes the records as a TFRecord file of `PredictionLog`s."""
     import tensorflow as tf
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +110,7 @@ def write_warmup(path: Path, requests: Sequence[Any]) -> None:
 
 
 def read_warmup(path: Path) -> Iterator[Any]:
-    """The `PredictRequest`s of a records' file."""
+    """Yields the `PredictRequest`s of a records file."""
     import tensorflow as tf
 
     options = tf.data.Options()
@@ -119,7 +120,7 @@ def read_warmup(path: Path) -> Iterator[Any]:
 
 
 def feed(request: Any, signatures: Mapping[str, Any]) -> dict[str, Any]:
-    """Answers a `PredictRequest` as a server does: by the signature and the inputs that it names."""
+    """Answers a `PredictRequest` as a server does: with its signature and its inputs."""
     import tensorflow as tf
 
     inputs = {name: tf.constant(tf.make_ndarray(value)) for name, value in request.inputs.items()}

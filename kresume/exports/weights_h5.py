@@ -1,4 +1,4 @@
-"""A `.weights.h5` file, optimizer included, with the architecture and the optimizer's settings as JSON beside it."""
+"""Writes a `.weights.h5` file with optimizer, and architecture and optimizer settings as JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FILE = "model.weights.h5"
 
 
 def write(loaded: Loaded, directory: Path, job: Job) -> dict[str, Any]:
-    """Writes `model.weights.h5`, and the JSON files beside it."""
+    """Writes `model.weights.h5` and the JSON files beside it."""
     training = training_state.revive(loaded, job)
     training.model.save_weights(str(directory / FILE))
     training_state.write_beside(loaded, directory, training)
@@ -25,5 +25,5 @@ def write(loaded: Loaded, directory: Path, job: Job) -> dict[str, Any]:
 
 
 def predict(directory: Path, facts: dict[str, Any], samples: Samples) -> Prediction:
-    """Answers the samples by plain Keras, under the same backend."""
+    """Runs the samples through plain Keras, under the same backend."""
     return training_state.predict_by_keras(directory, facts, samples, keras.config.backend())
