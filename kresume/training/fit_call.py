@@ -107,9 +107,8 @@ class FitCall:
     def end_cut_epoch(self) -> None:
         """Does the cleanup of Keras's iterator at an epoch's end, which a cut epoch misses."""
         iterator = self.iterator
-        iterator._epoch_iterator = (
-            None  # a half-drawn iterator references itself and keeps tf.data's iterator alive until garbage collection
-        )
+        # A half-drawn iterator references itself and keeps tf.data's iterator alive until garbage collection.
+        iterator._epoch_iterator = None
         iterator.data_adapter.on_epoch_end()
         if iterator._num_batches and iterator._steps_seen >= iterator._num_batches:
             iterator._current_iterator, iterator._steps_seen = None, 0

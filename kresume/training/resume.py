@@ -173,9 +173,8 @@ def _compile(model: Any, optimizer: Any, loss: Any, card: Card, amount: Amount, 
         steps_per_execution=amount.steps_per_execution,
     )
     if made == _how_it_runs(model):
-        model.predict_function = (
-            predict  # keep the function that scoring the parent traced: tracing again takes seconds
-        )
+        # Keep the function that scoring the parent traced: tracing again takes seconds.
+        model.predict_function = predict
     classes, batch_size = len(card.classes), amount.batch_size
     labels, dtype = ((batch_size, classes), "float32") if loss.one_hot else ((batch_size,), "int32")
     fit.build(model, (batch_size, *card.input_shape), labels, dtype)

@@ -249,9 +249,8 @@ class Watch:
         if known.left(image):
             return True
         if places.exists(known.path(image)):
-            self._judged[found.key] = _version(
-                found
-            )  # a copy; a missing recorded path means a renamed file, which is checked again
+            # A copy. If the recorded path is missing, the file was renamed and is checked again.
+            self._judged[found.key] = _version(found)
         return False
 
     def _name_vanished(self, manifest: Manifest, recorded: set[str], listed: set[str]) -> None:
