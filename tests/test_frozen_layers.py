@@ -1,4 +1,7 @@
-"""What is frozen may change between writing and reading: every weight in its layer, every slot at its weight, or refused."""
+"""Tests changed freezing between writing and reading: weights and slots go to their variables.
+
+If a reader cannot tell, it refuses.
+"""
 
 import itertools
 import warnings
@@ -19,12 +22,12 @@ from tests.support import TINY, kill_at_every_snapshot, run_training
 
 LAYERS = 4
 NOW = [(0, 1, 2, 3), (0,), (1, 3), (2, 3), ()]
-"""What is trained when a checkpoint is read, beside what was trained when it was written."""
+"""Indices of the trainable layers when a checkpoint is read; combined with those when it was written."""
 SUBSETS = [subset for size in range(LAYERS + 1) for subset in itertools.combinations(range(LAYERS), size)]
 
 
 def build(trained, *, named=False):
-    """Four layers of one shape in two nested halves; those whose index is not in `trained` are frozen."""
+    """Builds four layers of one shape in two nested halves; freezes those whose index is not in `trained`."""
     names = ("a", "b", "c", "d") if named else (None,) * LAYERS
     layers = [keras.layers.Dense(3, name=name) for name in names]
     model = keras.Sequential(
@@ -39,7 +42,7 @@ def dense_layers(model):
 
 
 def in_layers(model):
-    """The four layers by where they are, for tests that know nothing of kresume's order."""
+    """Lists the four layers by their location, independent of kresume's order."""
     return [model.layers[0], model.layers[1], *model.layers[3].layers]
 
 
@@ -49,7 +52,10 @@ def freeze(model, trained):
 
 
 def mark(model, optimizer=None):
-    """Every weight and slot says whose it is: 10 times the layer's index, kernel or bias, and the slot's kind."""
+    """Fills every weight and slot with a number that identifies it.
+
+    It is 10 times the layer's index, plus kernel or bias, plus the slot's kind.
+    """
     for index, layer in enumerate(in_layers(model)):
         for role, weight in enumerate((layer.kernel, layer.bias)):
             weight.assign(np.full(weight.shape, 10 * index + role + 1, "float32"))
@@ -60,7 +66,7 @@ def mark(model, optimizer=None):
 
 
 def slots_of(model, optimizer):
-    """(layer, role, kind) -> slot, read off Adam's own lists."""
+    """Maps (layer, role, kind) to the slot, read from Adam's own lists."""
     trained = {id(weight): index for index, weight in enumerate(optimizer._trainable_variables)}
     found = {}
     for index, layer in enumerate(in_layers(model)):
@@ -98,7 +104,7 @@ def wipe(model):
 
 
 class Zoo:
-    """One model per subset of trained layers with its optimizer, marked; made once, read and written again and again."""
+    """Keeps one marked model with its optimizer for each subset of trained layers, made once and reused."""
 
     def __init__(self):
         self.writers = {subset: self.make(subset) for subset in SUBSETS}
@@ -128,7 +134,7 @@ def write_snapshot(model, path, **records):
 
 
 def write_tf_keras(model, path, *, kind):
-    """The same marks in a model of Keras 2, with its Adam on the layers that train here."""
+    """Writes the same marks with Keras 2, with its Adam on the layers that train here."""
     import tensorflow as tf
     import tf_keras
 
@@ -150,7 +156,7 @@ def write_tf_keras(model, path, *, kind):
         tf.train.Checkpoint(model=other, optimizer=other.optimizer).save(str(path / "ckpt"))
         return path
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that .h5 is legacy
+        warnings.simplefilter("ignore")  # this .h5 is legacy
         other.save(path / f"model.{kind}")
     return path / f"model.{kind}"
 
@@ -205,7 +211,7 @@ def write_weights(model, path):
 
 
 def torch_parts(model, *, named):
-    """The same marks as a PyTorch network of four Linear layers would have them, and its Adam on those that train."""
+    """Returns the same marks as a PyTorch network of four Linear layers, and its Adam on those that train."""
     import torch
 
     weights, state, params, names = {}, {}, [], []
@@ -252,12 +258,12 @@ WRITERS = {
     "torch-nameless": write_torch_without_names,
 }
 NAMELESS = {"weights-h5", "shards", "backup", "torch-nameless"}
-"""Formats that do not say which weights an optimizer's slots belong to, and hold no architecture that does."""
+"""Formats that name neither the weights of an optimizer's slots nor an architecture that shows them."""
 
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_every_weight_in_its_layer_and_every_slot_at_its_weight(zoo, tmp_path, kind):
-    """For each choice of trained layers then and now: all weights are right; slots are right, or the reader refuses."""
+    """For each choice of trained layers, all weights are right, and slots are right or refused."""
     if kind == "tf-checkpoint" and keras.config.backend() != "tensorflow":
         pytest.skip("tf.train.Checkpoint holds models of the TensorFlow backend only")
     if kind == "saved-model" and keras.config.backend() != "tensorflow":
@@ -280,7 +286,7 @@ def test_every_weight_in_its_layer_and_every_slot_at_its_weight(zoo, tmp_path, k
             refused = accepts(model, optimizer, state)
             known = kind not in NAMELESS or len(then) == LAYERS
             assert not refused if set(now) <= set(then) and known else refused, (then, now, refused)
-            if refused and known:  # the way on that it names
+            if refused and known:  # the remedy that the error names
                 assert "--partial" in refused
                 wipe_slots(optimizer)
                 restore.restore(model, state, optimizer=optimizer, partial=True)
@@ -296,7 +302,7 @@ def wipe_slots(optimizer):
 
 
 def accepts(model, optimizer, state):
-    """Why an optimizer is refused; empty where it is restored, rightly."""
+    """Returns why an optimizer is refused; empty if it is restored correctly."""
     try:
         restore.restore(model, state, optimizer=optimizer)
     except RestoreError as error:
@@ -309,7 +315,10 @@ def accepts(model, optimizer, state):
 
 
 def test_a_snapshot_without_addresses_is_right_or_refused(zoo, tmp_path):
-    """As earlier versions wrote them: by names of variables where a run has them, else by shapes where one choice fits."""
+    """A snapshot of an earlier version, without variable addresses, is restored correctly or refused.
+
+    Variables are matched by names if the run has them, else by shapes if only one choice fits.
+    """
     for then in SUBSETS[::2]:
         writer, _ = zoo.writers[then]
         folder = tmp_path / "".join(map(str, then or "-"))
@@ -360,7 +369,10 @@ STAGES = [
 
 @pytest.mark.parametrize(("kind", "then", "now"), STAGES)
 def test_a_second_stage_with_other_layers_frozen_goes_on_in_the_same_folder(tmp_path, capfd, kind, then, now):
-    """Weights and kept slots are equal by bytes when the second stage begins; what is fresh or left out is said."""
+    """A second stage with other layers frozen starts with the same weights and kept slots, bit for bit.
+
+    A line names the slots that start fresh or are left out.
+    """
     x, y = np.random.default_rng(0).normal(size=(8, 3)).astype("float32"), np.zeros((8, 3), "float32")
     make = {"sgd": lambda: keras.optimizers.SGD(0.1), "adam": lambda: keras.optimizers.Adam(0.1)}[kind]
 
@@ -405,7 +417,7 @@ def slots_as_arrays(model, kind):
 
 @pytest.mark.parametrize("inside", [False, True], ids=["bare", "under a key"])
 def test_an_optimizer_in_its_own_file(zoo, tmp_path, inside):
-    """`--optimizer-from` gives what one file with both gives: every weight, slot, the step and the rate."""
+    """`--optimizer-from` restores what a single file would: every weight, slot, the step and the rate."""
     torch = pytest.importorskip("torch")
     writer, _ = zoo.writers[0, 1, 2, 3]
     model, optimizer = zoo.readers[0, 1, 2, 3]
@@ -421,7 +433,10 @@ def test_an_optimizer_in_its_own_file(zoo, tmp_path, inside):
 
 
 def test_what_is_no_optimizer_is_refused(zoo, tmp_path):
-    """A missing file, a file of weights, and a checkpoint that is not PyTorch's: each with what was expected."""
+    """`--optimizer-from` refuses a missing file, a weights file, and a checkpoint that is not PyTorch's.
+
+    Each error says what was expected.
+    """
     torch = pytest.importorskip("torch")
     writer, _ = zoo.writers[0, 1, 2, 3]
     weights, _ = torch_parts(writer, named=False)
@@ -435,7 +450,10 @@ def test_what_is_no_optimizer_is_refused(zoo, tmp_path):
 
 
 def test_a_head_that_trained_alone_keeps_its_moments(tmp_path):
-    """An optimizer on the head's parameters names none of them: their shapes say which, where only one choice fits."""
+    """A PyTorch optimizer on the head alone keeps its moments if only one choice fits its shapes.
+
+    It names none of its parameters.
+    """
     torch = pytest.importorskip("torch")
     weights = {
         "a.weight": torch.ones(4, 3),
@@ -463,12 +481,15 @@ def test_a_head_that_trained_alone_keeps_its_moments(tmp_path):
     assert own_counts.counts_of(adam) == {0: 7, 1: 7}
 
 
-# --- Keras's own backups, averages, and what a plan says --------------------------------------------------------------------
+# --- Keras's own backups, averages, and the plan --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("then", "now"), [((0,), (1,)), ((0, 1, 2, 3), (1,)), ((0,), (0, 1, 2, 3))])
 def test_a_backup_of_kerass_callback_never_gives_a_slot_to_another_weight(zoo, tmp_path, capfd, then, now):
-    """Keras takes slots by their order alone. Here they are right, or fresh, and a line says so; weights are always right."""
+    """A backup of Keras's callback never restores a slot to another weight.
+
+    Weights are always right; slots are right, or fresh with a line. Keras itself takes slots by their order alone.
+    """
     writer, _ = zoo.writers[then]
     write_backup_folder(writer, tmp_path)
     model, look = build(now), {}
@@ -489,7 +510,7 @@ def test_a_backup_of_kerass_callback_never_gives_a_slot_to_another_weight(zoo, t
 
 
 def test_averages_that_predict_do_not_depend_on_what_is_frozen_now(tmp_path):
-    """eval and export take the averages of the weights that trained, also where the model that they build is frozen."""
+    """`eval` and `export` use the averages of the weights that trained, even if the built model is frozen."""
     from kresume.evaluation.loaded import _restore
 
     model = build((0, 1))
@@ -507,7 +528,10 @@ def test_averages_that_predict_do_not_depend_on_what_is_frozen_now(tmp_path):
 
 
 def test_a_plan_says_what_trains():
-    """How many layers are frozen and which ones train; nothing where all do; an error where none does."""
+    """A plan names the number of frozen layers and those that train.
+
+    It prints nothing if all train. If none trains, it is an error.
+    """
     from kresume.training.notes import frozen_layers
 
     assert frozen_layers(build((0, 1, 2, 3))) == []
@@ -520,7 +544,10 @@ def test_a_plan_says_what_trains():
 
 
 def test_an_optimizer_without_slots_is_named_as_the_reason(zoo, tmp_path):
-    """Loaded, compiled anew and saved before a step: the model is right, and the way on is a fresh optimizer."""
+    """A checkpoint compiled anew and saved before a step is refused for its missing slots.
+
+    The model is right, and the error names a fresh optimizer as remedy.
+    """
     writer = build((0, 1, 2, 3))
     writer.compile(keras.optimizers.Adam(1e-2), "mse")
     state = read_checkpoint(write_keras(writer, tmp_path))
@@ -531,7 +558,10 @@ def test_an_optimizer_without_slots_is_named_as_the_reason(zoo, tmp_path):
 
 
 def test_an_unnamed_optimizer_is_found_whatever_is_frozen_now(zoo, tmp_path):
-    """Its slots are those of every weight, or the error says what to do where other layers were frozen."""
+    """An unnamed optimizer is found for any freezing, if it has slots for every weight.
+
+    If other layers were frozen, the error says what to do.
+    """
     model, optimizer = zoo.readers[0,]
     state = read_checkpoint(write_weights(zoo.writers[0, 1, 2, 3][0], tmp_path))
     assert settle(state, model, "Adam", None)[0].class_name == "Adam"
@@ -558,7 +588,10 @@ def build(num_classes=3, trained=("conv", "head")):
 
 
 def test_a_run_with_slots_that_began_late_continues_exactly(monkeypatch, tmp_path, pictures):
-    """Head first, then everything by `--partial`: killed and continued, the counts of the fresh moments go on."""
+    """A run whose slots began late, with their own counts, continues exactly.
+
+    The head trains first, then every layer by `--partial`.
+    """
     (tmp_path / "model.py").write_text(FREEZING)
     namespace = {}
     exec(FREEZING, namespace)
@@ -581,4 +614,4 @@ def test_a_run_with_slots_that_began_late_continues_exactly(monkeypatch, tmp_pat
     )
     assert first.records[structure.RECORD][structure.COUNTS] == [[0, 5], [1, 5]]
     moved = np.abs(second.arrays["trainable/0"] - first.arrays["trainable/0"])
-    assert 0.9e-3 < moved.max() < 1.1e-3  # Adam's first step is the rate
+    assert 0.9e-3 < moved.max() < 1.1e-3  # Adam's first step equals the rate

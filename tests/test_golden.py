@@ -1,4 +1,7 @@
-"""Checkpoints that the real libraries wrote at pinned versions: the same predictions, memory and next losses here."""
+"""Tests checkpoints written by the real libraries: equal predictions, slots and next losses.
+
+The versions of the libraries are pinned.
+"""
 
 import hashlib
 import json
@@ -36,7 +39,7 @@ def batches(step):
 
 
 def restored(folder, expected):
-    """The golden checkpoint in a live model, by the way that `train` takes."""
+    """Restores the golden checkpoint into a live model, as `train` does."""
     path = str(folder / expected["path"])
     bare = any(folder.name.startswith(kind) for kind in BARE)
     options = {}
@@ -50,7 +53,10 @@ def restored(folder, expected):
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=[f"{path.parent.name}/{path.name}" for path in FOLDERS])
 def test_a_golden_checkpoint_goes_on_as_its_writer_did(folder):
-    """Predictions and the next three losses are the writer's within float tolerance; the optimizer's memory to the last bit."""
+    """A golden checkpoint predicts and trains as its writer did.
+
+    Predictions and the next three losses agree within float tolerance, the optimizer's slots bit for bit.
+    """
     expected = json.loads((folder / "expected.json").read_text())
     parent, live = restored(folder, expected)
     assert parent.state.step == live.iterations == expected["step"]
@@ -75,7 +81,10 @@ def test_a_golden_checkpoint_goes_on_as_its_writer_did(folder):
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=[f"{path.parent.name}/{path.name}" for path in FOLDERS])
 def test_inspect_says_what_a_golden_checkpoint_is(folder):
-    """Format, step, optimizer and what is missing, without a model: weights alone lack their architecture and names."""
+    """`inspect` names a golden's format, step, optimizer and missing parts without building a model.
+
+    Weights alone lack their architecture and names.
+    """
     expected = json.loads((folder / "expected.json").read_text())
     found = describe(read_checkpoint(folder / expected["path"]))
     bare = any(folder.name.startswith(kind) for kind in BARE)
@@ -89,14 +98,14 @@ def test_inspect_says_what_a_golden_checkpoint_is(folder):
 
 
 def test_every_writer_has_left_its_files():
-    """The folders are there: a renamed one would make the test above pass by testing nothing."""
+    """Every writer's folder exists: if it were renamed, the tests above would pass without testing it."""
     assert len(FOLDERS) >= 20
     assert {folder.parent.name.partition("-")[0] for folder in FOLDERS} >= {"keras", "tf_keras"}
     assert all(file.stat().st_size <= 50 * 1024 for file in GOLDEN.rglob("*") if file.is_file())
 
 
 def keras_2_file(tmp_path, name, optimizer, rename, extra=()):
-    """A golden `.h5` of Keras 2's Adam, as another of its optimizers would have written it."""
+    """Writes a golden `.h5` of Keras 2's Adam as another of its optimizers would have written it."""
     import h5py
 
     path = tmp_path / f"{name}.h5"
@@ -116,7 +125,7 @@ def keras_2_file(tmp_path, name, optimizer, rename, extra=()):
 
 
 def test_loss_scaling_of_keras_2_keeps_the_slots(tmp_path):
-    """Inside it the class is left out of the slots' names; they are those of the file that it was made from all the same."""
+    """Keras 2's loss scaling keeps the inner optimizer's slots, although their names lack its class."""
     plain = read_checkpoint(GOLDEN / "tf_keras-2.21.0" / "h5-cnn-adam" / "model.h5")
 
     def scaled(config):
@@ -131,7 +140,10 @@ def test_loss_scaling_of_keras_2_keeps_the_slots(tmp_path):
 
 @pytest.mark.parametrize("legacy", [False, True])
 def test_nadam_of_keras_2_gets_its_product(tmp_path, legacy):
-    """What Keras 3's Nadam has multiplied up after as many updates; the legacy one's pace is not the rate's decay."""
+    """Keras 2's Nadam gets the momentum product that Keras 3's Nadam would have after as many updates.
+
+    The legacy optimizer's schedule decay is not a decay of the rate.
+    """
 
     def nadam(config):
         own = {"decay": 0.004} if legacy else {}

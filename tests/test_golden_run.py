@@ -1,4 +1,4 @@
-"""A run directory that version 0.1.0 wrote and left interrupted: it continues and extends as it did then."""
+"""Tests that an interrupted run of version 0.1.0 continues and extends as it did then."""
 
 import json
 import shutil
@@ -19,13 +19,13 @@ LIBRARIES = ("keras", "tensorflow", "jax", "jaxlib", "numpy")
 
 
 def same_arithmetic(one, other):
-    """Whether two fingerprints promise equal bytes: the same processor, threads and libraries."""
+    """Returns True if two fingerprints promise equal bytes: the same processor, threads and libraries."""
     packages = all(one["packages"].get(name) == other["packages"].get(name) for name in LIBRARIES)
     return packages and all(one[name] == other[name] for name in MACHINE)
 
 
 def assert_alike(found, expected, where, exact):
-    """Equal JSON; numbers that training computed may differ in their last digits where the arithmetic does."""
+    """Asserts equal JSON; computed numbers may differ in the last digits if the arithmetic differs."""
     if isinstance(expected, dict):
         assert found.keys() == expected.keys(), where
         for name in expected:
@@ -41,7 +41,10 @@ def assert_alike(found, expected, where, exact):
 
 
 def test_a_run_of_the_first_version_continues_and_extends_to_equal_bytes(tmp_path, monkeypatch):
-    """Every array, `run.json`, `metrics.jsonl` and manifest are what 0.1.0 made of it, byte by byte on the same machine."""
+    """A run of 0.1.0 continues and extends to the arrays and files that 0.1.0 made.
+
+    The files are `run.json`, `metrics.jsonl` and the manifest. On the same machine they have equal bytes.
+    """
     golden = GOLDEN / keras.backend.backend()
     expected = json.loads((golden / "expected.json").read_text())
     for name in ("old", "new"):

@@ -1,4 +1,4 @@
-"""Bad and hostile input: one clear error, nothing executed, memory bounded, nothing written."""
+"""Tests bad and hostile files: one clear error, nothing executed, bounded memory, nothing written."""
 
 import json
 import random
@@ -25,7 +25,7 @@ def listing(folder):
 
 @pytest.mark.parametrize("make", EXPECTED, ids=[make.__name__ for make in EXPECTED])
 def test_a_hostile_file_is_refused_in_words(make, tmp_path):
-    """A CheckpointError of one line that names the file; no file beside it was written or changed; memory stays small."""
+    """A hostile file is a one-line CheckpointError that names it; no file is written; memory stays small."""
     folder = tmp_path / "inside"
     folder.mkdir()
     path = make(folder)
@@ -45,7 +45,10 @@ def test_a_hostile_file_is_refused_in_words(make, tmp_path):
 
 @pytest.mark.parametrize("name", ["weights-h5-mobilenet-adam/model.weights.h5", "legacy-h5-sequential-adam/model.h5"])
 def test_any_truncation_and_any_flipped_byte_of_structure_is_an_error_or_harmless(name, tmp_path):
-    """HDF5 has no checksum: what is read differs in numbers at most; everything else is a CheckpointError, never a crash."""
+    """A truncated or flipped HDF5 file is a CheckpointError or differs in numbers only; it never crashes.
+
+    HDF5 has no checksum.
+    """
     good = next(GOLDEN.glob(f"keras-*/{name}")).read_bytes()
     path = tmp_path / Path(name).name
     rng = random.Random(5)
@@ -66,7 +69,7 @@ def test_any_truncation_and_any_flipped_byte_of_structure_is_an_error_or_harmles
 
 
 def test_any_flipped_bit_of_an_archive_is_an_error(tmp_path):
-    """The archive's checksums cover every array: a flip inside the weights is never loaded."""
+    """A flipped bit in an archive is an error: the archive's checksums cover every array."""
     good = next(GOLDEN.glob("keras-*/keras-cnn-adam/model.keras")).read_bytes()
     with zipfile.ZipFile(next(GOLDEN.glob("keras-*/keras-cnn-adam/model.keras"))) as file:
         info = file.getinfo("model.weights.h5")
@@ -81,7 +84,7 @@ def test_any_flipped_bit_of_an_archive_is_an_error(tmp_path):
 
 
 def test_an_architecture_of_a_later_keras_says_so(tmp_path):
-    """A class that this Keras does not have, in a file that a later one wrote: the message has both versions."""
+    """A class that only a later Keras has is an error with both versions."""
     config = {"module": "keras.layers", "class_name": "DreamLayer", "config": {}, "registered_name": None}
     outer = {"module": "keras", "class_name": "Sequential", "config": {"layers": [config]}, "registered_name": None}
     path = archive(
@@ -96,7 +99,7 @@ def test_an_architecture_of_a_later_keras_says_so(tmp_path):
 
 
 def test_another_models_weights_change_nothing(tmp_path):
-    """Weights of another architecture: an error with a table, and the model as it was."""
+    """Weights of another architecture are an error with a table, and the model stays unchanged."""
     one = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(2)])
     other = keras.Sequential([keras.Input((4,)), keras.layers.Dense(5), keras.layers.Dense(2)])
     one.save_weights(tmp_path / "m.weights.h5")
@@ -110,7 +113,7 @@ def test_another_models_weights_change_nothing(tmp_path):
 
 
 def test_a_class_that_the_file_names_is_never_imported(tmp_path):
-    """A config that names a module of the machine, as gadgets do, builds nothing from it."""
+    """A config that names a module of the machine, as exploits do, imports and builds nothing."""
     gadget = {"module": "subprocess", "class_name": "Popen", "config": {"args": "touch evil"}, "registered_name": None}
     outer = {"module": "keras", "class_name": "Sequential", "config": {"layers": [gadget]}, "registered_name": None}
     path = archive(tmp_path / "m.keras", {"config.json": json.dumps(outer)})

@@ -1,4 +1,4 @@
-"""The house: layers hold, docs are true, the package is typed and light to import."""
+"""Tests the package: layers hold, docs are true, it is typed and light to import."""
 
 import argparse
 import importlib.util
@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture
 def make_docs(request):
-    """The script that writes the docs."""
+    """Loads the script that writes the docs."""
     spec = importlib.util.spec_from_file_location("make_docs", request.config.rootpath / "scripts" / "make_docs.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -19,26 +19,26 @@ def make_docs(request):
 
 
 def test_docs_are_what_the_commands_say(make_docs):
-    """docs/cli.md is generated; a changed option without it fails here."""
+    """docs/cli.md equals the output of its generator."""
     assert make_docs.PATH.read_text(encoding="utf-8") == make_docs.render(), "run python scripts/make_docs.py"
 
 
 def test_the_table_of_formats_is_what_is_tested(make_docs):
-    """The rows are the goldens; one that came or went without the table fails here."""
+    """The table of formats in the docs lists the goldens."""
     page = make_docs.FORMATS.read_text(encoding="utf-8")
     assert page == make_docs.render_formats(page), "run python scripts/make_docs.py"
     assert page.count("\n| a ") > 7
 
 
 def test_importing_the_package_imports_no_framework():
-    """`import kresume` is free; names arrive when they are used."""
+    """`import kresume` imports no framework; public names are loaded on use."""
     script = "import sys, kresume; kresume.open_run; print(sorted({'keras', 'tensorflow', 'jax'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
 def test_every_public_name_is_there():
-    """The facade's list is true."""
+    """Every name in `kresume.__all__` exists."""
     import kresume
 
     assert all(getattr(kresume, name) is not None for name in kresume.__all__)
@@ -46,7 +46,7 @@ def test_every_public_name_is_there():
 
 
 def test_the_reading_order_names_files_that_are_there(request):
-    """CONTRIBUTING sends a newcomer to them."""
+    """CONTRIBUTING's reading order names existing files."""
     root = request.config.rootpath
     named = re.findall(r"`(kresume/[a-z_0-9/]+\.py)`", (root / "CONTRIBUTING.md").read_text())
     assert len(named) > 3
@@ -58,17 +58,20 @@ BENCHES = ("export", "images", "job", "near", "overhead", "readers", "restart", 
 
 @pytest.fixture
 def pairs(request):
-    """The module that the benches share."""
+    """Loads the module that the benches share."""
     spec = importlib.util.spec_from_file_location("pairs", request.config.rootpath / "scripts" / "bench" / "pairs.py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules["pairs"] = module  # a dataclass looks itself up
+    sys.modules["pairs"] = module  # a dataclass looks up its own module
     spec.loader.exec_module(module)
     yield module
     del sys.modules["pairs"]
 
 
 def test_figures_of_the_readme_come_from_pairs_in_turns(pairs, monkeypatch, capsys):
-    """Ours first, then theirs first; the ratio inside each pair; what began on a busy machine is said below the table."""
+    """Pairs alternate which runs first, and the ratio is taken inside each pair.
+
+    Pairs that began on a busy machine are named below the table.
+    """
     cores = iter([2.0, 0.0, 0.0, 1.5, 0.0, 0.0, 0.0])
     monkeypatch.setattr(pairs, "cores_in_use", lambda: next(cores))
     monkeypatch.setattr(pairs.time, "sleep", lambda seconds: None)
@@ -82,7 +85,7 @@ def test_figures_of_the_readme_come_from_pairs_in_turns(pairs, monkeypatch, caps
     assert order == ["ours", "theirs", "theirs", "ours", "ours", "theirs", "theirs", "ours", "ours", "theirs"]
     assert [ours / theirs for ours, theirs in measured] == pytest.approx([1 / 4, 4 / 6, 5 / 12, 8 / 14, 9 / 20])
     assert pairs.ratio(measured) == "0.45 (0.42-0.57)"
-    assert (busy.pairs, busy.noted) == (5, [])  # it waited until nobody else was at work
+    assert (busy.pairs, busy.noted) == (5, [])  # it waited until the machine was quiet
     monkeypatch.setattr(pairs, "cores_in_use", lambda: 1.2)
     busy.wait(0.0)
     pairs.table(["a", "b"], [["1", "2"]], busy)
@@ -90,7 +93,7 @@ def test_figures_of_the_readme_come_from_pairs_in_turns(pairs, monkeypatch, caps
 
 
 def test_benches_measure_in_one_way(request):
-    """Each script that gives a figure of the README uses the shared module and says how long it takes."""
+    """Each script that produces a figure of the README uses the shared module and states its duration."""
     texts = {name: (request.config.rootpath / f"scripts/bench/{name}.py").read_text() for name in BENCHES}
     assert [name for name, text in texts.items() if "pairs.parser(__doc__" not in text] == []
     assert [name for name, text in texts.items() if not re.search(r"^Takes about .*--quick", text, re.MULTILINE)] == []

@@ -1,4 +1,4 @@
-"""`kresume.image_dataset`: every argument of Keras's `image_dataset_from_directory`, and `map` for the user's own function."""
+"""Tests `kresume.image_dataset`: every argument of `image_dataset_from_directory`, and `map`."""
 
 import inspect
 import shutil
@@ -20,7 +20,7 @@ THEIRS = keras.utils.image_dataset_from_directory
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Three classes of seven pictures each, of other sizes and shapes."""
+    """Writes three classes of seven pictures each, of various sizes and shapes."""
     top = tmp_path_factory.mktemp("dataset")
     for place, label in enumerate(CLASSES):
         for index in range(7):
@@ -41,13 +41,16 @@ def theirs(folder, **options):
 
 
 def arrays(data):
-    """Everything in a finite dataset, batches side by side."""
+    """Concatenates all batches of a finite dataset."""
     items = [item if isinstance(item, tuple) else (item,) for item in data]
     return [[np.asarray(part) for part in item] for item in items]
 
 
 def test_the_arguments_are_those_of_the_installed_keras():
-    """Names, order and defaults; what Keras's next version adds fails here."""
+    """Names, order and defaults of the arguments are those of the installed Keras.
+
+    An argument that Keras's next version adds fails here.
+    """
     mine, keras_own = (inspect.signature(each).parameters for each in (kresume.image_dataset, THEIRS))
     assert [(name, mine[name].default) for name in keras_own] == [
         (name, parameter.default) for name, parameter in keras_own.items()
@@ -93,7 +96,10 @@ RESIZES = [{}, {"crop_to_aspect_ratio": True}, {"pad_to_aspect_ratio": True}]
     ],
 )
 def test_without_shuffling_the_batches_are_kerass(folder, options):
-    """The same images and labels in the same order, of the same shapes and types; pixels to the rounding of grey levels."""
+    """Without shuffling, the batches are Keras's: images and labels in order, shapes and types.
+
+    Pixels agree to the rounding of grey levels.
+    """
     mine, keras_own = (make(folder, shuffle=False, **options) for make in (ours, theirs))
     expected, found = arrays(keras_own), arrays(mine)
     assert mine.class_names == keras_own.class_names
@@ -114,7 +120,10 @@ def test_without_shuffling_the_batches_are_kerass(folder, options):
 
 @pytest.mark.parametrize("follow_links", [False, True])
 def test_links_are_followed_where_keras_follows_them(folder, tmp_path, follow_links, capfd):
-    """A linked class folder always; a linked folder inside one if asked for, and otherwise a line says that it was not."""
+    """A linked class folder is always followed; a linked folder inside one only with follow_links.
+
+    Otherwise a line says that it was skipped.
+    """
     elsewhere = write_pictures(tmp_path / "elsewhere", 2, 900)
     (tmp_path / "top" / "circle").mkdir(parents=True)
     shutil.copy(elsewhere / "circle" / "900.png", tmp_path / "top" / "circle")
@@ -126,7 +135,7 @@ def test_links_are_followed_where_keras_follows_them(folder, tmp_path, follow_li
 
 
 def test_pictures_without_class_folders(tmp_path):
-    """labels=None needs no classes, as Keras's does not; with labels the way on is said."""
+    """labels=None needs no classes, as in Keras; with labels the error names a remedy."""
     write_pictures(tmp_path, 5, 0, ("circle",))
     flat = tmp_path / "circle"
     assert ours(flat, labels=None, shuffle=False).file_paths == theirs(flat, labels=None, shuffle=False).file_paths
@@ -153,14 +162,14 @@ def test_pictures_without_class_folders(tmp_path):
     ],
 )
 def test_what_is_refused_says_a_way_on_in_python(folder, options, words):
-    """Each message names the argument as Python writes it, and no flag."""
+    """Each message names the argument in Python spelling, and no flag."""
     with pytest.raises((UsageError, ImagesError), match=words) as refused:
         ours(folder, **options)
     assert "--" not in str(refused.value)
 
 
 def test_no_message_of_the_images_wing_spells_a_flag():
-    """What `image_dataset` can raise or print names options through `option`, which spells them for whoever is there."""
+    """Errors and lines of `image_dataset` name options through `option`, which spells them for the caller."""
     import ast
     import pathlib
 
@@ -179,7 +188,7 @@ def test_no_message_of_the_images_wing_spells_a_flag():
 
 
 def test_a_csv_list_gives_labels_of_ones_own(folder, tmp_path):
-    """The way on from a list of labels works."""
+    """A CSV list gives the user's own labels, as the error for a list of labels says."""
     rows = [f"{path},{'odd' if index % 2 else 'even'}" for index, path in enumerate(sorted(folder.rglob("*.png")))]
     (tmp_path / "labels.csv").write_text("\n".join(["path,label", *rows]))
     data = ours(tmp_path / "labels.csv", shuffle=False)
@@ -214,7 +223,7 @@ def preprocess(images, labels):
 
 
 def of_functions(images, labels):
-    """What under JAX is no part of a TensorFlow graph."""
+    """Marks functions that under JAX cannot be part of a TensorFlow graph."""
     noise = keras.random.normal(keras.ops.shape(images), stddev=9.0)
     return keras.applications.resnet50.preprocess_input(images + noise), labels
 
@@ -232,7 +241,10 @@ MAPS = {
 @pytest.mark.parametrize("kind", MAPS)
 @pytest.mark.parametrize("batch_size", [4, None])
 def test_a_users_function_is_exact_from_any_batch(folder, kind, batch_size):
-    """Started in the middle of an epoch, by other layers of other seeds: the same bits; other bits in each batch and epoch."""
+    """A mapped function gives the same bits when started in the middle of an epoch.
+
+    The layers are made anew with other seeds. Each batch and epoch gets other bits.
+    """
     options = {"batch_size": batch_size, "image_size": 8}
     whole = ours(folder, map=MAPS[kind](), **options)
     plain = ours(folder, **options)
@@ -248,7 +260,7 @@ def test_a_users_function_is_exact_from_any_batch(folder, kind, batch_size):
 
 
 def test_batches_and_images_draw_their_own_numbers(folder):
-    """No two batches of two epochs are changed by the same number."""
+    """No two batches of two epochs are changed by the same random number."""
     import tensorflow as tf
 
     data = ours(
@@ -297,7 +309,10 @@ def counting():
     ],
 )
 def test_a_function_that_counts_its_calls_is_refused(folder, make, words):
-    """Its pictures would differ after an interruption; the message says what to draw from."""
+    """A function that counts its calls is refused, and the error says where to draw random numbers.
+
+    Its pictures would differ after an interruption.
+    """
     with pytest.raises(UsageError, match=words) as refused:
         ours(folder, map=make())
     assert "parameter seed" in str(refused.value)
@@ -305,7 +320,10 @@ def test_a_function_that_counts_its_calls_is_refused(folder, make, words):
 
 
 def test_validation_images_are_mapped_and_not_augmented(folder):
-    """Both subsets go through the function; one that would augment validation images has to ask which they are."""
+    """Both subsets are mapped; validation images are not augmented.
+
+    A function that would augment them has to ask which subset it gets.
+    """
     options = {"validation_split": 0.3, "subset": "both", "image_size": 8, "batch_size": None}
     _, plain = ours(folder, **options)
     for kind in ("layers", "a function of layers"):
@@ -323,7 +341,7 @@ def test_validation_images_are_mapped_and_not_augmented(folder):
 
 
 def test_keras_draws_every_number_from_a_seed_generator():
-    """The one method that is replaced while a function is traced is the one that layers and `keras.random` call."""
+    """Layers and `keras.random` draw from the one method that is replaced during tracing."""
     from keras.src.random import seed_generator
 
     assert "seed.next()" in inspect.getsource(seed_generator.draw_seed)
@@ -331,4 +349,4 @@ def test_keras_draws_every_number_from_a_seed_generator():
     before = keras.random.SeedGenerator(5)
     first, second = (np.asarray(keras.ops.convert_to_numpy(before.next())).tolist() for _ in range(2))
     assert first == [5, 0]
-    assert second == [5, 1]  # outside a trace it counts as ever
+    assert second == [5, 1]  # outside a trace it counts as usual

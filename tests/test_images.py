@@ -1,4 +1,4 @@
-"""Sources, decoding, cache, manifest, pipeline: what to learn from, read once and merged without surprises."""
+"""Tests the images wing: sources, decoding, cache, manifest and pipeline."""
 
 import hashlib
 import io
@@ -46,7 +46,7 @@ def gradient(height=40, width=60):
 
 
 def test_class_folders_are_listed_in_a_fixed_order(pictures, quiet):
-    """Sorted names are the classes; every file has its label and source."""
+    """Class folders are listed in sorted order; every file has its label and source."""
     listing = list_images([pictures / "old"], quiet)
     assert listing.classes == CLASSES
     assert len(listing.files) == 24
@@ -55,7 +55,7 @@ def test_class_folders_are_listed_in_a_fixed_order(pictures, quiet):
 
 
 def test_litter_is_passed_over_and_other_files_are_counted(tmp_path, quiet):
-    """Hidden files and litter vanish; a text file beside the pictures is left out and said so; no ending is no reason."""
+    """Hidden files and litter are ignored; other files are skipped and counted; an ending is not needed."""
     write_pictures(tmp_path, 2, 0, ("a", "b"))
     for name in (".DS_Store", "Thumbs.db", "notes.txt"):
         (tmp_path / "a" / name).write_bytes(b"x")
@@ -66,7 +66,7 @@ def test_litter_is_passed_over_and_other_files_are_counted(tmp_path, quiet):
 
 
 def test_an_unpacked_archives_top_folder_and_split_folders_are_understood(tmp_path, quiet):
-    """One top folder is skipped; train, val and test are splits, test is left out and named."""
+    """An archive's top folder is skipped; train, val and test are splits; test is left out and named."""
     for split in ("train", "validation", "test"):
         write_pictures(tmp_path / "archive" / split, 2, 0, ("a", "b"))
     listing = list_images([tmp_path], quiet)
@@ -86,7 +86,7 @@ def test_an_unpacked_archives_top_folder_and_split_folders_are_understood(tmp_pa
     ],
 )
 def test_what_is_no_source_says_what_was_expected(tmp_path, quiet, make, words):
-    """Each wrong path is one error that says what to give."""
+    """Each wrong path is an error that says what is expected."""
     make(tmp_path / "source")
     with pytest.raises(ImagesError, match=words):
         list_images([tmp_path / "source"], quiet)
@@ -98,7 +98,7 @@ def test_what_is_no_source_says_what_was_expected(tmp_path, quiet, make, words):
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_exif_orientation_is_applied_inside_the_graph(orientation, kind):
-    """A turned picture is decoded as it was seen, by TensorFlow operations alone."""
+    """EXIF orientation is applied in the graph, by TensorFlow operations alone."""
     import tensorflow as tf
 
     exif = Image.Exif()
@@ -133,14 +133,14 @@ def test_bilinear_is_what_keras_loads(pictures):
 @pytest.mark.parametrize("interpolation", decode.INTERPOLATIONS)
 @pytest.mark.parametrize("size", [(6, 9), (200, 31), (12, 300)])
 def test_every_way_of_resizing_gives_the_size_asked_for(resize, interpolation, size):
-    """Shrinking, enlarging, and both at once."""
+    """Every way of resizing gives the requested size: shrinking, enlarging, and both at once."""
     picture = decode.decode(encoded(gradient(*size)), DecodeSpec(30, 50, resize, interpolation))
     assert picture.shape == (30, 50, 3)
     assert picture.max() > 100
 
 
 def test_padding_is_black_and_cropping_keeps_the_middle():
-    """`pad` keeps the whole picture between black bars, `crop` cuts the longer sides."""
+    """`pad` keeps the whole picture between black bars; `crop` cuts the longer dimension."""
     wide = np.full((20, 40, 3), 200, np.uint8)
     wide[:, :10] = 0
     padded = decode.decode(encoded(wide), DecodeSpec(20, 20, "pad"))
@@ -151,7 +151,7 @@ def test_padding_is_black_and_cropping_keeps_the_middle():
 
 
 def test_a_bomb_is_refused_by_its_header():
-    """More pixels than the limit are never decoded."""
+    """A picture with more pixels than the limit is refused by its header and never decoded."""
     with pytest.raises(ImagesError, match="more than the limit of 100"):
         decode.read_header(encoded(gradient()), max_pixels=100)
 
@@ -165,7 +165,7 @@ def cache(tmp_path):
 
 
 def test_each_picture_is_decoded_once_in_its_life(pictures, cache, quiet):
-    """Adding k pictures to n decodes exactly k; an unchanged folder is not even read."""
+    """Each picture is decoded once: adding k pictures to n decodes k; an unchanged folder is not read."""
     old, new = list_images([pictures / "old"], quiet), list_images([pictures / "new"], quiet)
     first = prepare(old.files, SPEC, cache, quiet)
     assert (first.decoded, first.read) == (24, 24)
@@ -177,7 +177,7 @@ def test_each_picture_is_decoded_once_in_its_life(pictures, cache, quiet):
 
 
 def test_the_cache_holds_exactly_what_decoding_gives(pictures, cache, quiet):
-    """Trained from the cache or from the files: the same bytes."""
+    """Training from the cache and from the files gives the same bytes."""
     files = list_images([pictures / "old"], quiet).files
     prepared = prepare(files, SPEC, cache, quiet)
     table = merging.merge(None, prepared, None, None, classes=CLASSES, val_split=None, generation=0).manifest
@@ -188,7 +188,7 @@ def test_the_cache_holds_exactly_what_decoding_gives(pictures, cache, quiet):
 
 
 def test_a_damaged_cache_is_noticed_before_it_trains(pictures, cache, quiet):
-    """A flipped byte in a shard is an error that says what to do, not a wrong picture."""
+    """A flipped byte in a cache shard is an error with a remedy, not a wrong picture."""
     files = list_images([pictures / "old"], quiet).files
     prepared = prepare(files, SPEC, cache, quiet)
     (shard,) = cache.folder.glob("*.bin")
@@ -201,7 +201,7 @@ def test_a_damaged_cache_is_noticed_before_it_trains(pictures, cache, quiet):
 
 
 def test_a_damaged_row_of_the_cache_is_read_from_its_file(pictures, cache, quiet):
-    """The night goes on with the very bytes: the row's own file is decoded, and only where that is gone it is broken."""
+    """A damaged cache row is decoded again from its file to the same bytes; without the file it is broken."""
     prepared = prepare(list_images([pictures / "old"], quiet).files, SPEC, cache, quiet)
     table = merging.merge(None, prepared, None, None, classes=CLASSES, val_split=None, generation=0).manifest
     rows = np.arange(len(table))
@@ -216,7 +216,7 @@ def test_a_damaged_row_of_the_cache_is_read_from_its_file(pictures, cache, quiet
 
 
 def test_two_processes_may_trim_one_cache(pictures, cache, quiet, monkeypatch):
-    """A shard that another process removes between the listing and the look at it is no error."""
+    """Two processes may trim one cache: a shard that disappears after listing is no error."""
     prepare(list_images([pictures / "old"], quiet).files, SPEC, cache, quiet)
     (index,) = cache.folder.glob("shard-*.npy")
     glob = Path.glob
@@ -230,14 +230,14 @@ def test_two_processes_may_trim_one_cache(pictures, cache, quiet, monkeypatch):
 
 
 def test_a_limit_that_was_asked_for_holds_for_later_commands(tmp_path):
-    """`kresume eval` on the same cache must not trim it to another size than the training that filled it."""
+    """A requested cache limit holds for later commands: `kresume eval` does not trim the cache further."""
     assert Cache.open(SPEC, tmp_path).limit_bytes == 50 * 10**9
     Cache.open(SPEC, tmp_path, limit_bytes=200 * 10**9)
     assert Cache.open(DecodeSpec(16, 16), tmp_path).limit_bytes == 200 * 10**9
 
 
 def test_what_cannot_be_read_is_set_aside_with_its_reason(tmp_path, cache, quiet):
-    """A web page, an empty and a truncated file are quarantined; the others train."""
+    """A web page, an empty and a truncated file are quarantined with a reason; the others train."""
     write_pictures(tmp_path / "source", 2, 0, ("a", "b"))
     (tmp_path / "source/a/page.jpg").write_bytes(b"<!DOCTYPE html><html>404</html>")
     (tmp_path / "source/a/empty.jpg").write_bytes(b"")
@@ -251,7 +251,7 @@ def test_what_cannot_be_read_is_set_aside_with_its_reason(tmp_path, cache, quiet
 
 
 def test_a_changed_file_is_read_again(tmp_path, cache, quiet):
-    """Size and time decide: a file that was replaced gets its new content."""
+    """A replaced file is read again, because its size or time differs."""
     write_pictures(tmp_path / "source", 1, 0, ("a",))
     (path,) = (tmp_path / "source/a").iterdir()
     before = prepare(list_images([tmp_path / "source"], quiet).files, SPEC, cache, quiet)
@@ -263,7 +263,7 @@ def test_a_changed_file_is_read_again(tmp_path, cache, quiet):
 
 
 def test_a_torn_shard_does_not_count(pictures, cache, quiet):
-    """A shard whose bytes are cut, or that has no index, is decoded again."""
+    """A shard with truncated bytes or without an index is decoded again."""
     files = list_images([pictures / "old"], quiet).files
     prepare(files, SPEC, cache, quiet)
     (shard,) = cache.folder.glob("*.bin")
@@ -274,7 +274,10 @@ def test_a_torn_shard_does_not_count(pictures, cache, quiet):
 
 
 def test_the_limit_removes_what_was_unused_for_longest(pictures, tmp_path, quiet):
-    """The cache stays within its limit, whatever size the pictures have; what this process uses stays."""
+    """The cache limit removes what was unused longest; shards that this process uses stay.
+
+    It holds for any size of pictures.
+    """
     old, new = (list_images([pictures / name], quiet).files for name in ("old", "new"))
     other = Cache.open(DecodeSpec(16, 16), tmp_path / "cache")
     prepare(old, other.spec, other, quiet)
@@ -288,7 +291,7 @@ def test_the_limit_removes_what_was_unused_for_longest(pictures, tmp_path, quiet
 
 
 def test_more_pictures_than_the_limit_are_not_cached(pictures, tmp_path, capsys):
-    """Refused with the option that raises it; the pictures are used all the same."""
+    """More pictures than the limit are used without a cache; the message names the option that raises it."""
     cache = Cache.open(SPEC, tmp_path / "cache", limit_bytes=20 * 12 * 12 * 3)
     done = prepare(list_images([pictures / "old"], Reporter(quiet=True)).files, SPEC, cache, Reporter(quiet=True))
     assert (len(done.images), done.decoded, len(Cache.open(SPEC, tmp_path / "cache"))) == (24, 0, 0)
@@ -296,7 +299,7 @@ def test_more_pictures_than_the_limit_are_not_cached(pictures, tmp_path, capsys)
 
 
 def test_a_full_disk_is_refused_politely(pictures, tmp_path, capsys, monkeypatch):
-    """Where the disk is short nothing is written, and the warning says where the cache could be."""
+    """On a short disk nothing is cached, and the warning says where the cache could be."""
     cache = Cache.open(SPEC, tmp_path / "cache")
     monkeypatch.setattr(Cache, "room_for", lambda self, count: False)
     done = prepare(list_images([pictures / "old"], Reporter(quiet=True)).files, SPEC, cache, Reporter(quiet=True))
@@ -315,7 +318,7 @@ def merged(quiet, parent=None, *, data=None, add=None, val=None, generation=0, v
 
 
 def test_an_images_side_is_decided_once(pictures, tmp_path, quiet):
-    """Adding images, moving folders and another split never change the side of what is recorded."""
+    """An image's split is decided once: added images, moved folders and another split never change it."""
     first = merged(quiet, data=pictures / "old").manifest
     moved = tmp_path / "moved"
     shutil.copytree(pictures / "old", moved)
@@ -326,7 +329,7 @@ def test_an_images_side_is_decided_once(pictures, tmp_path, quiet):
 
 
 def test_old_and_new_are_told_apart_by_content(pictures, tmp_path, quiet):
-    """What the parent knows keeps its origin, although it is given again among the new ones."""
+    """Origin is decided by content: images that the parent knows stay old when added again."""
     first = merged(quiet, data=pictures / "old").manifest
     growing = tmp_path / "inbox"
     shutil.copytree(pictures / "old", growing)
@@ -344,7 +347,7 @@ def test_the_same_images_elsewhere_are_the_same_manifest(pictures, tmp_path, qui
 
 
 def test_exact_duplicates_count_once_and_conflicts_are_left_out(tmp_path, quiet):
-    """A copy under the same label is one image; under another label neither is used, and it is named."""
+    """An exact duplicate counts once; under two labels an image is left out and named."""
     write_pictures(tmp_path, 3, 0, ("a", "b"))
     shutil.copy(tmp_path / "a" / "0.png", tmp_path / "a" / "copy.png")
     shutil.copy(tmp_path / "a" / "1.png", tmp_path / "b" / "wrong.png")
@@ -356,13 +359,13 @@ def test_exact_duplicates_count_once_and_conflicts_are_left_out(tmp_path, quiet)
 
 
 def test_every_class_gets_a_validation_image(pictures, quiet):
-    """A split too small to reach a class takes one image of it; nothing is ever scored 0 of 0 by accident."""
+    """Every class has a validation image, even with a tiny split, so that no class is scored 0 of 0."""
     table = merged(quiet, data=pictures / "old", val_split=0.001).manifest
     assert np.bincount(table.labels[table.val_rows()], minlength=3).tolist() == [1, 1, 1]
 
 
 def test_validation_images_given_apart_never_train(pictures, quiet):
-    """`--val` sends newcomers to validation; without a split everything else trains."""
+    """Images of `--val` never train; without a split, all others train."""
     table = merged(quiet, data=pictures / "old", val=pictures / "val", val_split=None).manifest
     assert len(table.val_rows()) == 9
     assert len(table.train_rows()) == 24
@@ -370,7 +373,7 @@ def test_validation_images_given_apart_never_train(pictures, quiet):
 
 
 def test_unknown_class_folders_are_counted_not_trained(tmp_path, quiet):
-    """A label that is no class is reported, and none of its images enters the table."""
+    """Folders of unknown classes are counted and never enter the table."""
     write_pictures(tmp_path, 2, 0, ("circle", "zebra"))
     result = merged(quiet, data=tmp_path)
     assert result.facts.unknown == {"zebra": 2}
@@ -378,7 +381,7 @@ def test_unknown_class_folders_are_counted_not_trained(tmp_path, quiet):
 
 
 def test_a_manifest_survives_its_file(pictures, tmp_path, quiet):
-    """Written and read back it is the same table, classes and order included."""
+    """A manifest is equal after writing and reading, with classes and order."""
     table = merged(quiet, data=pictures / "old").manifest
     table.write(tmp_path / "images.parquet")
     again = manifest.Manifest.read(tmp_path / "images.parquet")
@@ -394,7 +397,7 @@ def test_a_manifest_survives_its_file(pictures, tmp_path, quiet):
 
 @pytest.mark.parametrize(("name", "mode"), [("-1-1", "tf"), ("caffe", "caffe"), ("torch", "torch")])
 def test_conventions_are_those_of_keras(name, mode):
-    """Same arithmetic as keras.applications' preprocess_input, alone and inside tf.data."""
+    """Pixel conventions equal keras.applications' preprocess_input, alone and inside tf.data."""
     import keras
     import tensorflow as tf
 
@@ -407,7 +410,7 @@ def test_conventions_are_those_of_keras(name, mode):
 
 
 def test_a_convention_of_ones_own(tmp_path):
-    """FILE.py:FUNCTION is loaded and given float pictures."""
+    """FILE.py:FUNCTION is loaded as a convention and gets float pictures."""
     (tmp_path / "mine.py").write_text("def halve(images):\n    return images / 2\n")
     to_model = conventions.to_model_function(f"{tmp_path / 'mine.py'}:halve")
     assert float(np.asarray(to_model(np.full((1, 1, 1, 3), 9, np.uint8))).max()) == 4.5
@@ -441,7 +444,7 @@ def digests(table, start, count, preset="light", mixup=0.0, **singles):
 
 @pytest.mark.parametrize(("preset", "mixup"), [("none", 0.0), ("light", 0.0), ("strong", 0.2)])
 def test_the_stream_from_any_step_is_the_rest_of_the_whole(table, preset, mixup):
-    """Started at step 4 it gives the bytes that the whole gives from there: augmentation knows its position."""
+    """A stream started at step 4 has the bytes of the whole stream from there: augmentation too."""
     assert digests(table, 4, 5, preset, mixup) == digests(table, 0, 9, preset, mixup)[4:]
 
 
@@ -459,7 +462,10 @@ def test_single_augmentations_know_their_position_too(table, singles):
 
 
 def test_a_file_that_breaks_keeps_its_place(tmp_path, quiet):
-    """The next image of the order stands in, it is named once, and every other place is as it would have been."""
+    """A file that breaks is replaced by the next image of the order; all other indices stay the same.
+
+    It is named once.
+    """
     write_pictures(tmp_path, 4, 0, ("a", "b", "c"))
     table = merged(quiet, data=tmp_path, classes=("a", "b", "c"), val_split=None).manifest
     rows, order = table.train_rows(), Order(1, 12, 4)
@@ -496,7 +502,7 @@ def test_a_file_that_breaks_keeps_its_place(tmp_path, quiet):
 
 
 def test_a_run_goes_on_without_a_file_that_broke(tmp_path, monkeypatch):
-    """Without a cache a training image vanishes between two processes: the run ends, and its events name the file."""
+    """A run without a cache finishes although a training image vanished; its events name the file."""
     write_pictures(tmp_path / "old", 8, 0)
     arguments = {"data": [str(tmp_path / "old")], "cache": "off", "snapshot_every": "1", **TINY}
     with monkeypatch.context() as patch:
@@ -517,7 +523,10 @@ def test_a_run_goes_on_without_a_file_that_broke(tmp_path, monkeypatch):
 
 
 def test_augmentation_still_takes_our_seeds(table):
-    """Keras calls the hook through which positions become seeds: pictures of two positions differ, of one never."""
+    """Keras's augmentation uses our seeds: pictures differ between positions, never at the same position.
+
+    The hook through which positions become seeds exists.
+    """
     assert len(set(digests(table, 0, 6, "light"))) == 6
     assert digests(table, 0, 1, "light") != digests(table, 0, 1, "none")
     pinned = augment.augmenter("strong", 1, 0.2)
@@ -525,7 +534,7 @@ def test_augmentation_still_takes_our_seeds(table):
 
     images = tf.ones((2, 12, 12, 3)) * tf.reshape(tf.range(12.0), (1, 12, 1, 1)) * 20
     labels = tf.eye(2)
-    # Inside tf.data, as it is used: there Keras's layers are made of TensorFlow operations under either backend.
+    # Inside tf.data, as in use: there Keras's layers consist of TensorFlow operations under either backend.
     positions = tf.data.Dataset.from_tensor_slices(tf.constant([8, 8, 16], tf.int64))
     one, same, other = (mixed.numpy() for mixed, _ in positions.map(lambda position: pinned(images, labels, position)))
     assert one.tobytes() == same.tobytes()
@@ -533,7 +542,7 @@ def test_augmentation_still_takes_our_seeds(table):
 
 
 def test_scoring_sees_each_image_once(table):
-    """Padded batches of one shape; what is padding is not counted."""
+    """Scoring predicts each image once, in padded batches of one shape; padding is not counted."""
     reader, rows = PictureReader(table, SPEC, None), np.arange(13)
     batches = list(pipeline.scoring_batches(reader, rows, 5, conventions.to_model_function("0-255")))
     assert [(images.shape, count) for images, count in batches] == [((5, 12, 12, 3), 5)] * 2 + [((5, 12, 12, 3), 3)]
@@ -542,7 +551,10 @@ def test_scoring_sees_each_image_once(table):
 
 
 def test_a_picture_that_changed_since_is_an_error_not_another_picture(tmp_path, quiet):
-    """Without a cache a file is checked against its recorded hash each time it is drawn."""
+    """A picture that changed since the scan is an error.
+
+    Without a cache, each file is checked against its recorded hash whenever it is drawn.
+    """
     write_pictures(tmp_path, 2, 0, ("a", "b"))
     table = merged(quiet, data=tmp_path, classes=("a", "b"), val_split=None).manifest
     (tmp_path / "a" / "0.png").write_bytes(encoded(gradient()))
@@ -567,7 +579,7 @@ for _ in range(3):
 
 
 def test_processes_share_a_cache(pictures, tmp_path, quiet):
-    """Three processes fill one cache at once; what is in it afterwards verifies, and nothing is decoded again."""
+    """Three processes may fill one cache at once; its contents verify, and nothing is decoded again."""
     words = [sys.executable, "-c", FILLING, str(pictures / "old"), str(tmp_path / "cache")]
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     running = [subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL) for _ in range(3)]

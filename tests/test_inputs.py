@@ -1,4 +1,4 @@
-"""A model may take its pictures grey, as one row of numbers, or with the channels first: it is fed as its input says."""
+"""Tests models that expect grey pictures, rows of numbers, or channels first."""
 
 import keras
 import numpy as np
@@ -35,7 +35,7 @@ PIXELS = {"0-255": lambda x: x, "0-1": lambda x: x / 255.0, "-1-1": lambda x: x 
 
 
 def picture_of(image, place, channels):
-    """A noisy digit, grey or on a background whose colour says nothing about the class."""
+    """Draws a noisy digit, grey or on a background whose colour does not depend on the class."""
     rng = np.random.default_rng(place)
     if channels == 1:
         return np.clip(40 + image * 11 + rng.normal(0, 45, image.shape), 0, 255).astype(np.uint8)
@@ -45,7 +45,10 @@ def picture_of(image, place, channels):
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
-    """Folders of PNG files by channels, and arrays `(n, 8, 8[, 3]) uint8` with labels of other pictures to train on."""
+    """Writes folders of PNG files by channels; returns other pictures and labels for training.
+
+    The arrays are `(n, 8, 8[, 3]) uint8`.
+    """
     found = load_digits()
     folders, arrays = {}, {}
     for channels in (1, 3):
@@ -65,7 +68,7 @@ def digits(tmp_path_factory):
 
 
 def fed(pictures, layout, pixels):
-    """What a model of this layout was trained on, by numpy alone."""
+    """Computes the inputs for a layout, by numpy alone."""
     values = PIXELS[pixels](pictures.astype(np.float32))
     source = "hwc" if values.ndim == 4 else "hw"
     if source == "hw" and "c" in layout.axes:
@@ -100,7 +103,7 @@ def trained(digits, tmp_path_factory):
 
 
 def files_of(folder):
-    """Every picture of a folder with its label, read by Pillow."""
+    """Reads every picture of a folder with its label, by Pillow."""
     paths = sorted(folder.glob("*/*.png"))
     return (
         paths,
@@ -123,7 +126,7 @@ def files_of(folder):
     ],
 )
 def test_every_layout_is_found_and_scored_as_keras_scores_it(digits, trained, quiet, name, pixels):
-    """Planned, evaluated and served from a bare checkpoint: the predictions are those of plain Keras on numpy's reading."""
+    """Every layout is found: plan, eval and serving predict as plain Keras on arrays read by numpy."""
     from kresume.exports.graph import Served
 
     layout, folder = LAYOUTS[name], digits[0][LAYOUTS[name].channels]
@@ -132,7 +135,7 @@ def test_every_layout_is_found_and_scored_as_keras_scores_it(digits, trained, qu
     expected = keras.saving.load_model(path).predict(fed(pictures, layout, pixels), verbose=0)
     accuracy = float((expected.argmax(axis=1) == labels).mean())
     assert accuracy > 0.8
-    told = {"pixels": pixels} if layout.channels == 3 else {}  # digits hardly tell RGB conventions apart
+    told = {"pixels": pixels} if layout.channels == 3 else {}  # digits hardly distinguish RGB conventions
     arguments = {"data": [str(folder)], "lr": 1e-3, "val_split": 0.5, **told}
     plan = make_plan(from_arguments(str(path), arguments), quiet)
     assert (plan.card.input, plan.card.pixels, plan.card.image_size) == (layout, pixels, (SIDE, SIDE))
@@ -168,12 +171,12 @@ def test_every_layout_is_found_and_scored_as_keras_scores_it(digits, trained, qu
         ((1800,), (20, 30), None, InputLayout(3, "hwc", True), (20, 30)),
         ((None, None, 3), None, None, RGB, None),
         ((None, None, 1), (8, 8), None, InputLayout(1, "hwc"), None),
-        ((3, 32, 3), None, None, RGB, (3, 32)),  # either end may be the colours: the last, unless the size is known
+        ((3, 32, 3), None, None, RGB, (3, 32)),  # either axis may be the colours: the last, unless the size is known
         ((3, 32, 3), (32, 3), None, InputLayout(3, "chw"), (32, 3)),
     ],
 )
 def test_a_shape_says_its_layout(shape, size, axes, expected, found):
-    """The likeliest reading of a shape; a known size or --axes decides between several."""
+    """A shape gives the likeliest layout; a known size or --axes decides between several."""
     assert read_layout(shape, size, axes) == (expected, found)
 
 
@@ -189,14 +192,17 @@ def test_a_shape_says_its_layout(shape, size, axes, expected, found):
     ],
 )
 def test_a_shape_of_no_picture_says_what_to_give(shape, size, axes, words):
-    """Each refusal names its way on."""
+    """A shape that fits no picture is refused with a remedy."""
     with pytest.raises(UsageError, match=words):
         read_layout(shape, size, axes)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_the_way_back_undoes_the_way_there(name):
-    """Pictures of another height than width come back as they were; a grey model's come back grey."""
+    """Converting to the model's layout and back returns the picture; a grey model returns it grey.
+
+    The pictures are not square.
+    """
     pictures = np.random.default_rng(0).integers(0, 256, (3, 4, 6, 3)).astype(np.uint8)
     layout = LAYOUTS[name]
     expected = np.asarray(inputs.grey(pictures)) * np.ones(3) if layout.channels == 1 else pictures
@@ -210,9 +216,9 @@ def test_the_way_back_undoes_the_way_there(name):
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_grey_is_what_keras_reads_as_grayscale(tmp_path, kind):
-    """A grey file gives the bytes of `color_mode="grayscale"`, a coloured one the same but for rounding.
+    """A grey file gives the bytes of `color_mode="grayscale"`, a coloured one up to rounding.
 
-    Of a coloured JPEG libjpeg gives the brightness as it is stored, before colours outside 0..255 are cut off.
+    For a coloured JPEG, libjpeg returns the stored brightness, before colours outside 0..255 are clipped.
     """
     from kresume.images.decode import DecodeSpec, decode
 
@@ -237,14 +243,17 @@ def test_grey_is_what_keras_reads_as_grayscale(tmp_path, kind):
 
 
 def test_a_convention_of_colours_is_refused_for_grey(digits, trained, quiet):
-    """`caffe` subtracts another number from each colour: a model of one channel cannot have been trained with it."""
+    """A colour convention is refused for a model of one channel.
+
+    `caffe` subtracts another number from each colour, so a grey model cannot have been trained with it.
+    """
     path = trained(LAYOUTS["grey"], "0-1")
     with pytest.raises(UsageError, match="--pixels caffe is for RGB pictures, and the model takes grey ones"):
         make_plan(from_arguments(str(path), {"data": [str(digits[0][1])], "lr": 1e-3, "pixels": "caffe"}), quiet)
 
 
 def test_a_card_of_before_means_rgb():
-    """`kresume.json` and `run.json` without `input` are of models that take (height, width, 3); the rest comes back."""
+    """A `kresume.json` or `run.json` without `input` means (height, width, 3); other fields round-trip."""
     card = Card(("a", "b"), (4, 6), "0-1", "stretch", "area", input=LAYOUTS["grey-flat-columns"])
     assert Card.from_dict(card.as_dict()) == card
     assert card.input_shape == (24,)
@@ -253,8 +262,10 @@ def test_a_card_of_before_means_rgb():
 
 
 def test_a_grey_run_is_exact_and_replaces_a_model_of_another_layout(digits, trained, tmp_path, monkeypatch):
-    """Killed and continued to the same bytes, with augmentation; plain Keras scores its result alike; clients of an old model
-    that took (8, 8) in 0-1 are served by one that takes 64 numbers in -1-1."""
+    """A grey run continues exactly, plain Keras scores it alike, and it serves clients of another layout.
+
+    It trains with augmentation. The old model expected (8, 8) in 0-1, the new one expects 64 numbers in -1-1.
+    """
     import tensorflow as tf
 
     from kresume import runs

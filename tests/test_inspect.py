@@ -1,4 +1,4 @@
-"""`kresume inspect` on every golden: what it says, its documented JSON, and the skeleton of a PyTorch network."""
+"""Tests `kresume inspect` on every golden: its output, its JSON, and skeletons of PyTorch networks."""
 
 import json
 import re
@@ -30,7 +30,10 @@ EVERY = sorted(
 
 @pytest.mark.parametrize("path", EVERY, ids=[str(path.relative_to(GOLDEN)) for path in EVERY])
 def test_every_format_is_described_by_layer(path):
-    """Layers with their shapes add up to the parameters; nothing of the optimizer is among them; the JSON is as documented."""
+    """The layers with their shapes add up to the parameter count, without the optimizer's variables.
+
+    The JSON has its documented form.
+    """
     writer = path.relative_to(GOLDEN).parts[0].partition("-")[0]
     if writer in NEEDS and path.suffix != ".safetensors":
         pytest.importorskip(NEEDS[writer])
@@ -50,7 +53,7 @@ def test_every_format_is_described_by_layer(path):
 
 
 def test_the_layers_of_a_large_graph_stand_in_their_order(tmp_path):
-    """TensorFlow sorts keys as text; the table counts."""
+    """The layers of a large graph are in the table's order, although TensorFlow sorts keys as text."""
     tf = pytest.importorskip("tensorflow")
     root = tf.Module()
     root.parts = [tf.Variable(np.zeros((1, index + 1)), name=f"part{index}/kernel") for index in range(12)]
@@ -61,7 +64,7 @@ def test_the_layers_of_a_large_graph_stand_in_their_order(tmp_path):
 
 @pytest.mark.parametrize("name", ["plain-adam.pth", "residual.pth", "mobile-adamw.pth", "plain.safetensors"])
 def test_a_skeleton_runs_and_takes_every_array_by_name(tmp_path, name):
-    """Its layers bear their modules' names, so nothing is left to order; each open question is marked."""
+    """A skeleton runs and maps every array by its module's name; each open question is marked."""
     from kresume.models import restore, torch_map
 
     if not name.endswith(".safetensors"):
@@ -76,7 +79,7 @@ def test_a_skeleton_runs_and_takes_every_array_by_name(tmp_path, name):
 
 
 def test_a_skeleton_of_a_transformer_says_what_it_could_not_write(tmp_path):
-    """A loose parameter is named where it belongs; everything else maps."""
+    """A transformer's skeleton names the loose parameter that it cannot write; all others map."""
     pytest.importorskip("torch")
     from kresume.models import restore, torch_map
 
@@ -91,7 +94,10 @@ def test_a_skeleton_of_a_transformer_says_what_it_could_not_write(tmp_path):
 
 
 def test_a_name_in_a_state_dict_never_becomes_a_line_of_code(tmp_path):
-    """The skeleton is run by whoever asked for it: what the file calls its arrays stays in comments and strings."""
+    """Array names in a state dict appear only in comments and strings of the skeleton.
+
+    The user runs the skeleton as code.
+    """
     name = 'x\n    raise SystemExit("planted")\n    #'
     arrays = {f"{name}.weight": np.zeros((4, 3, 3, 3), "float32"), f"{name}.odd": np.zeros((2, 2, 2), "float32")}
     path = tmp_path / 'a"""\nraise SystemExit("planted")\n"""b.pth'
@@ -105,7 +111,7 @@ def test_a_name_in_a_state_dict_never_becomes_a_line_of_code(tmp_path):
 
 
 def dense(inputs, outputs):
-    """The arrays of a PyTorch layer."""
+    """Returns the arrays of a PyTorch layer."""
     return {"weight": np.zeros((outputs, inputs), "float32"), "bias": np.zeros(outputs, "float32")}
 
 
@@ -119,7 +125,7 @@ def dense(inputs, outputs):
     ],
 )
 def test_a_skeleton_takes_pictures_that_a_plan_feeds(layers, shape, words):
-    """Grey, or one row of numbers: what is written is a model that `plan` takes, and `inspect` says what it eats."""
+    """A skeleton for grey pictures or rows of numbers is planned by `plan`, and `inspect` names its input."""
     from kresume.models.inputs import layout_of
 
     arrays = {f"{name}.{role}": array for name, roles in layers.items() for role, array in roles.items()}
@@ -133,7 +139,7 @@ def test_a_skeleton_takes_pictures_that_a_plan_feeds(layers, shape, words):
 
 
 def test_a_skeleton_that_no_picture_fits_is_not_written():
-    """Four channels are neither RGB nor grey: the error comes before the work of filling it in."""
+    """Four channels, neither RGB nor grey, are refused before the user fills in a skeleton."""
     arrays = {"conv.weight": np.zeros((4, 4, 3, 3), "float32")}
     with pytest.raises(UsageError, match="takes 4 channels; kresume trains on RGB and grey"):
         skeleton(TrainState("net.pth", "torch", "torch", arrays), "model.py")
@@ -153,7 +159,7 @@ def test_a_skeleton_that_no_picture_fits_is_not_written():
 )
 @pytest.mark.parametrize("kind", ["functional", "sequential", "nested"])
 def test_inspect_says_how_a_model_takes_pictures(tmp_path, inputs, words, kind):
-    """From the architecture, of a graph, a row of layers, and a row whose first layer is a model."""
+    """`inspect` reads the layout from a graph, a Sequential, or a Sequential that begins with a model."""
     import keras
 
     given = keras.Input(inputs)
@@ -167,7 +173,7 @@ def test_inspect_says_how_a_model_takes_pictures(tmp_path, inputs, words, kind):
 
 
 def test_inspect_counts_several_inputs(tmp_path):
-    """No picture alone feeds such a model."""
+    """`inspect` counts several inputs, which no picture alone can feed."""
     import keras
 
     one, other = keras.Input((8, 8, 1)), keras.Input((4,))
@@ -177,7 +183,7 @@ def test_inspect_counts_several_inputs(tmp_path):
 
 
 def test_the_command_writes_the_skeleton_once(tmp_path, monkeypatch):
-    """`--write-model` tells the next command; it overwrites nothing, and other formats are refused."""
+    """`--write-model` names the next command, overwrites nothing, and refuses other formats."""
     from kresume.cli import cli
 
     monkeypatch.chdir(tmp_path)
@@ -194,7 +200,7 @@ def test_the_command_writes_the_skeleton_once(tmp_path, monkeypatch):
 
 
 def test_a_run_is_shown_by_layer(tmp_path, pictures):
-    """The weights by layer, in the model's order, from the paths in its record; no optimizer or metric among them."""
+    """A run is shown by layer, in the model's order, without optimizer and metrics."""
     path = run_training(out=str(tmp_path / "run"), data=[str(pictures / "old")], **TINY).run
     shown = describe(read_checkpoint(path))
     names = [row.name for row in shown.layers]

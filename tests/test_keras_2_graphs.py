@@ -1,4 +1,4 @@
-"""tf.train.Checkpoints and SavedModels of Keras 2 (tf_keras), and exports of Keras 3: under either backend."""
+"""Tests tf.train.Checkpoints and SavedModels of Keras 2, and Keras 3's exports, under either backend."""
 
 import json
 import os
@@ -31,11 +31,11 @@ COMPILED = {
     "rmsprop": ("RMSprop", {}),
     "decay": ("Adam", {}),
 }
-"""What the function that `--model` names would compile, where the file does not say it."""
+"""Optimizers that the function of `--model` compiles, where the file does not name them."""
 
 
 def restored(name, **options):
-    """The golden in its Keras 3 twin, or as its own metadata describe it: `(model, optimizer, state)`."""
+    """Restores the golden into its Keras 3 twin, or from its metadata: `(model, optimizer, state)`."""
     state = read_checkpoint(GOLDEN / name)
     model = (
         MODELS[EXPECTED[name]["model"]]() if state.architecture is None else build.from_architecture(state.architecture)
@@ -55,7 +55,7 @@ def restored(name, **options):
 
 @pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_it_predicts_and_goes_on_as_keras_2_does(name):
-    """Predictions, step and rate are the writer's, and so are the losses of the next three steps."""
+    """A golden has the predictions, step, rate and next three losses of its writer."""
     model, optimizer, state = restored(name)
     expected = EXPECTED[name]
     np.testing.assert_allclose(model.predict(IMAGES, verbose=0), expected["predictions"], atol=5e-6)
@@ -69,7 +69,7 @@ def test_it_predicts_and_goes_on_as_keras_2_does(name):
 
 @pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_every_slot_arrives_to_the_last_bit(name):
-    """The optimizer holds the file's numbers, each slot beside the variable that it was beside."""
+    """Every slot is restored bit for bit, beside its variable."""
     _, optimizer, state = restored(name)
     owned = graph_optimizer.owned(state.graph, graph_optimizer.find_optimizer(state.graph))
     names = {state.graph[node].array for node in owned} - {None}
@@ -98,7 +98,7 @@ for kind, cls in (("new", tf_keras.optimizers.Nadam), ("legacy", tf_keras.optimi
 
 @pytest.fixture(scope="module")
 def nadams(tmp_path_factory):
-    """A model of Keras 2 after four steps of Nadam, in graphs of either kind of optimizer."""
+    """Trains a Keras 2 model for four steps of Nadam, with the legacy and the new-style optimizer."""
     pytest.importorskip("tf_keras")
     folder = tmp_path_factory.mktemp("nadam")
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
@@ -111,7 +111,10 @@ def nadams(tmp_path_factory):
 @pytest.mark.parametrize("form", ["model", "checkpoint"])
 @pytest.mark.parametrize("kind", ["new", "legacy"])
 def test_nadam_has_the_product_that_keras_3_would_have(nadams, kind, form):
-    """Keras 2 multiplies once per weight, or at another pace: slots are the file's, the product is of its four updates."""
+    """Nadam's slots are the file's; its momentum product is that of its four updates in Keras 3.
+
+    Keras 2 multiplies it once per weight, or at another pace.
+    """
     state = read_checkpoint(nadams / f"{kind}-{form}")
     saved = state.optimizer
     if saved.class_name is None:  # a new-style optimizer in a tf.train.Checkpoint has no name
@@ -134,7 +137,7 @@ def test_nadam_has_the_product_that_keras_3_would_have(nadams, kind, form):
 
 
 def test_what_the_file_says_of_its_optimizer_is_taken():
-    """Legacy Adam names itself, its decay is a schedule; the others say which would fit."""
+    """Legacy Adam is read from the file, its decay as a schedule; for others the error names candidates."""
     decay = read_checkpoint(GOLDEN / "nested-legacy-decay")
     assert decay.rate.schedule["class_name"] == "InverseTimeDecay"
     assert decay.optimizer.class_name == "Adam"
@@ -148,7 +151,7 @@ def test_what_the_file_says_of_its_optimizer_is_taken():
 
 
 def test_another_model_is_an_error_and_nothing_is_assigned():
-    """One layer more, or another width: the table, before anything changed."""
+    """An additional layer or another width is an error with a table, and nothing is assigned."""
     state = read_checkpoint(GOLDEN / "sequential-adam")
     model = MODELS["nested"]()
     before = [array.tobytes() for array in model.get_weights()]
@@ -158,7 +161,7 @@ def test_another_model_is_an_error_and_nothing_is_assigned():
 
 
 def test_a_saved_model_gives_its_architecture_to_another_checkpoint():
-    """`--model SAVED_MODEL` for a checkpoint of variables alone."""
+    """`--model SAVED_MODEL` gives the architecture for a checkpoint of variables alone."""
     spec = str(GOLDEN / "saved-small-adam")
     model = build.build_model(spec, state=None, num_classes=3, image_size=None)
     restore.restore(model, read_checkpoint(GOLDEN / "saved-small-legacy-sgd"), optimizer=None)
@@ -172,7 +175,7 @@ def test_a_saved_model_gives_its_architecture_to_another_checkpoint():
              "saved-small-adam/keras_metadata.pb", "saved-small-adam/variables/variables.data-00000-of-00001"]
 )  # fmt: skip
 def test_a_damaged_file_is_refused(tmp_path, file, damage):
-    """Truncated, flipped where a checksum or a structure is, empty: one clear error."""
+    """A truncated, flipped or empty file is one clear error."""
     name = file.partition("/")[0]
     shutil.copytree(GOLDEN / name, tmp_path / name)
     broken = tmp_path / file
@@ -186,7 +189,7 @@ def test_a_damaged_file_is_refused(tmp_path, file, damage):
 
 
 def test_an_export_of_keras_3_gives_its_weights(tmp_path):
-    """`model.export` of the running backend: matched by order, for it has no layers; no optimizer is in it."""
+    """`model.export` of Keras 3 restores weights by their order; it has no layers and no optimizer."""
     model = MODELS["nested"]()
     model.compile("adam", "sparse_categorical_crossentropy")
     model.train_on_batch(IMAGES, LABELS)
@@ -200,7 +203,7 @@ def test_an_export_of_keras_3_gives_its_weights(tmp_path):
 
 
 def test_a_folder_of_prefixes_without_an_index_is_listed(tmp_path):
-    """Several and none newest by an index: the error names them; a prefix chooses; the index file chooses the newest."""
+    """A folder of prefixes without an index is an error that lists them; a prefix or the index chooses."""
     for name in ("ckpt-1", "ckpt-2"):
         for file in (GOLDEN / "sequential-adam").iterdir():
             shutil.copy(file, tmp_path / file.name.replace("ckpt", name))
@@ -225,7 +228,7 @@ def test_a_folder_of_prefixes_without_an_index_is_listed(tmp_path):
     ],
 )
 def test_training_goes_on_from_it(tmp_path, pictures, monkeypatch, name, arguments, words):
-    """The whole way of `train`: read, restored, the new rate, more images; the run's first snapshot holds the old slots."""
+    """`train` extends the checkpoint at a new rate; the first snapshot holds the old slots."""
     if "orbax" in name:
         pytest.importorskip("orbax.checkpoint")
     monkeypatch.chdir(Path(__file__).parents[1])

@@ -1,4 +1,4 @@
-"""Architectures of Keras 2, as tf_keras wrote them: each layer gives the numbers that it gave there, under either backend."""
+"""Tests that tf_keras architectures compute the same numbers in Keras 3, under either backend."""
 
 import gzip
 import json
@@ -25,7 +25,7 @@ from inputs import numbers  # noqa: E402
 
 
 def written(path, entry, *, version="2.15.0"):
-    """The `.h5` that Keras 2 would have written of a golden's architecture and weights."""
+    """Writes the `.h5` that Keras 2 would have written of a golden's architecture and weights."""
     with h5py.File(path, "w") as file:
         file.attrs["model_config"] = json.dumps(entry["config"])
         root = file.create_group("model_weights")
@@ -40,14 +40,14 @@ def written(path, entry, *, version="2.15.0"):
 
 
 def predicted(model, entry):
-    """The numbers of a model's output that a golden keeps."""
+    """Returns the output values that a golden stores."""
     outputs = np.ravel(keras.ops.convert_to_numpy(model(numbers("inputs", (2, *entry["input_shape"])), training=False)))
     return outputs[:: max(len(outputs) // KEPT, 1)][:KEPT]
 
 
 @pytest.mark.parametrize(("kind", "name"), CASES, ids=[f"{kind}: {name}" for kind, name in CASES])
 def test_a_model_of_keras_2_gives_the_same_numbers(tmp_path, kind, name):
-    """Built from its config, filled by its weights, it answers as it did in Keras 2."""
+    """A model built from its Keras 2 config and weights predicts as in Keras 2."""
     entry = KINDS[kind][name]
     state = read_checkpoint(written(tmp_path / "model.h5", entry))
     model = build.from_architecture(state.architecture)
@@ -57,7 +57,10 @@ def test_a_model_of_keras_2_gives_the_same_numbers(tmp_path, kind, name):
 
 
 def older(value, key=""):
-    """A config as Keras 2.0 or `tf.keras` of TensorFlow 1.13 wrote it: bare stacks, wrapped lists, types everywhere."""
+    """Rewrites a config to the form of Keras 2.0 or TensorFlow 1.13.
+
+    These have bare stacks, wrapped lists and types everywhere.
+    """
     if isinstance(value, list):
         return [older(item) for item in value]
     if not isinstance(value, dict):
@@ -94,20 +97,23 @@ HARD = {"BatchNormalization", "ELU", "GRU of before", "LeakyReLU", "Reshape", "R
 
 @pytest.mark.parametrize("name", OLD_ENOUGH)
 def test_the_oldest_form_of_a_config_is_read_as_the_newest(tmp_path, name):
-    """Sequentials that are lists, types inside initializers, arrays and tuples as objects, no modules: the same numbers."""
+    """The oldest forms of a config are read like the newest, to the same numbers.
+
+    Tried: Sequentials as lists, types inside initializers, arrays and tuples as objects, no modules.
+    """
     entry = {**KINDS["transfer"], **KINDS["layers"]}[name]
     state = read_checkpoint(
         written(tmp_path / "model.h5", {**entry, "config": older(entry["config"])}, version="2.1.6")
     )
     model = build.from_architecture(state.architecture)
     restore.restore(model, state, optimizer=None)
-    if name in KINDS["transfer"] or name in HARD:  # the others are the same layers: they are built and filled
+    if name in KINDS["transfer"] or name in HARD:  # the others have the same layers and are built and filled elsewhere
         np.testing.assert_allclose(predicted(model, entry), entry["outputs"], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("node_def", [dict, json.dumps])
 def test_an_operation_of_tensorflow_2_0_becomes_a_rescaling(tmp_path, node_def):
-    """`TensorFlowOpLayer` holds an operation's definition and its constants by index."""
+    """A `TensorFlowOpLayer` with its constants by index becomes a Rescaling."""
     entry = json.loads(json.dumps(KINDS["operations"]["preprocess_input tf"]))
     operations = {"math.truediv": "RealDiv", "math.subtract": "Sub"}
     for layer in entry["config"]["config"]["layers"]:
@@ -125,7 +131,7 @@ def test_an_operation_of_tensorflow_2_0_becomes_a_rescaling(tmp_path, node_def):
 
 @pytest.mark.parametrize("name", ["hard_sigmoid", "LSTM hard_sigmoid"])
 def test_a_translated_model_is_saved_for_plain_keras(tmp_path, name):
-    """What has no counterpart in Keras 3 is made of its own layers: the file needs nothing of ours."""
+    """A translated model is saved for plain Keras without any class of ours."""
     entry = KINDS["layers"][name]
     state = read_checkpoint(written(tmp_path / "model.h5", entry))
     model = build.from_architecture(state.architecture)
@@ -138,7 +144,7 @@ def test_a_translated_model_is_saved_for_plain_keras(tmp_path, name):
 
 
 def test_an_operation_without_a_counterpart_is_named(tmp_path):
-    """The error says which of TensorFlow's operations it is; nothing of that name is looked up or run."""
+    """An operation without a counterpart is an error with its name; the name is never looked up or run."""
     entry = json.loads(json.dumps(KINDS["operations"]["cast"]))
     layer = next(layer for layer in entry["config"]["config"]["layers"] if layer["class_name"] == "TFOpLambda")
     layer["config"]["function"] = "io.write_file"
@@ -148,7 +154,7 @@ def test_an_operation_without_a_counterpart_is_named(tmp_path):
 
 
 def test_a_lambda_of_keras_2_is_code_that_only_trust_runs(tmp_path):
-    """In Keras 2's form of it, a list of bytecode, defaults and closure."""
+    """A Lambda of Keras 2, bytecode with defaults and closure, runs only with `--trust`."""
     from keras.src.utils import python_utils
 
     code, _, _ = python_utils.func_dump(lambda x: x * 3.0)

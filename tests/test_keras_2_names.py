@@ -1,4 +1,4 @@
-"""The names that Keras 2 gives the weights of a subclassed model in a `.weights.h5`."""
+"""Tests the names that Keras 2 gives the weights of a subclassed model in a `.weights.h5`."""
 
 import h5py
 import keras
@@ -25,7 +25,10 @@ WRITTEN = {
     "stem/conv2d/vars": range(2),
     "tail/layers/conv2d/vars": range(26, 28),
 }
-"""What tf_keras 2.21 wrote for `Net`, each weight filled with its index in `model.weights`: group, values of its arrays."""
+"""Groups and values that tf_keras 2.21 wrote for `Net`.
+
+Each weight is filled with its index in `model.weights`.
+"""
 
 
 class Block(layers.Layer):
@@ -41,7 +44,7 @@ class Block(layers.Layer):
 
 
 class Net(keras.Model):
-    """Layers in lists, in lists of lists, in a dictionary, in a layer and in a model; before and behind `layers`."""
+    """Has layers in lists, nested lists, a dictionary, a layer and a model, before and after `layers`."""
 
     def __init__(self, parts=("a", "b")):
         super().__init__()
@@ -59,7 +62,7 @@ class Net(keras.Model):
 
 
 def ordered(net):
-    """The layers with weights in the order of tf_keras's `model.weights`."""
+    """Returns the layers with weights in the order of tf_keras's `model.weights`."""
     first = [*net.stem, net.blocks[0][0], *net.blocks[1], net.parts["a"], net.parts["b"]]
     return [*first, *net.block.convs, net.block.scale, net.tail.layers[0], net.head]
 
@@ -80,7 +83,7 @@ def file(tmp_path_factory):
 
 
 def test_each_weight_gets_the_array_that_tf_keras_wrote_for_it(file):
-    """The array of every weight holds the index that this weight has in tf_keras's own list."""
+    """Each weight gets the array that tf_keras wrote for it: its index in tf_keras's own list."""
     net = Net()
     net(np.zeros((1, 12, 12, 3), "float32"))
     restore.restore(net, read_checkpoint(file), optimizer=None)
@@ -89,7 +92,10 @@ def test_each_weight_gets_the_array_that_tf_keras_wrote_for_it(file):
 
 
 def test_layers_whose_order_differs_between_the_two_are_not_guessed(file):
-    """Keras 2 sorts a dictionary by its keys and Keras 3 does not: the slots behind it would be exchanged in silence."""
+    """Layers whose order differs between Keras 2 and 3 are refused.
+
+    Keras 2 sorts a dictionary by its keys and Keras 3 does not: slots after it would be exchanged silently.
+    """
     net = Net(parts=("b", "a"))
     net(np.zeros((1, 12, 12, 3), "float32"))
     with pytest.raises(RestoreError, match="nothing was restored"):

@@ -1,4 +1,7 @@
-"""Files of Keras 2.0 to 2.3, written here as those versions did: slots that are known by their order alone."""
+"""Tests optimizers of Keras 2.0 to 2.3, whose slots are known by their order alone.
+
+The tests write the files as those versions did.
+"""
 
 import json
 import sys
@@ -62,7 +65,7 @@ LAYERS = [
 ]
 BETAS = {"beta_1": 0.8, "beta_2": 0.99, "epsilon": 1e-7}
 CASES = {
-    # class: settings, arrays in front, rounds of slots in the file's order, a last round of single numbers
+    # class: settings, leading arrays, rounds of slots in the file's order, a last round of scalars
     "Adam": ({**BETAS, "decay": 0.0}, ["count"], ["_momentums", "_velocities"], False),
     "Adam placeholders": ({**BETAS, "amsgrad": False}, ["count"], ["_momentums", "_velocities"], True),
     "Adam amsgrad": (
@@ -90,7 +93,7 @@ COUNTS = {"2.0": "iterations_1:0", "2.3": "Adam/iterations:0", "theano": "Adam/i
 
 
 def old_file(path, case="Adam", naming="2.0", *, config=LAYERS, backend="tensorflow", rest=None, extra=None):
-    """What `model.save("m.h5")` of Keras 2.0 to 2.2 wrote; returns the slots by attribute."""
+    """Writes what `model.save("m.h5")` of Keras 2.0 to 2.2 wrote; returns the slots by attribute."""
     name, (settings, front, rounds, placeholders) = case.split()[0], CASES[case]
     with h5py.File(path, "w") as file:
         file.attrs["keras_version"] = b"2.2.4"
@@ -131,13 +134,13 @@ def old_file(path, case="Adam", naming="2.0", *, config=LAYERS, backend="tensorf
         for given, array in arrays:
             names.append(given or NAMINGS[naming](name, place))
             place += given is None
-            group[names[-1]] = array  # one that begins with a slash lands at the root of the file
+            group[names[-1]] = array  # a name with a leading slash lands at the root of the file
         group.attrs["weight_names"] = [each.encode() for each in names]
     return kept
 
 
 def restored(path):
-    """The file in a live model, its optimizer beside it."""
+    """Restores the file into a live model and its optimizer."""
     state = read_checkpoint(path)
     model = build.from_architecture(state.architecture)
     optimizer = optimizers.make_optimizer(state.optimizer, state.rate.value)
@@ -150,7 +153,7 @@ def restored(path):
 @pytest.mark.parametrize("naming", NAMINGS)
 @pytest.mark.parametrize("case", CASES)
 def test_slots_are_known_by_their_order(tmp_path, case, naming):
-    """Each arrives beside its weight to the last bit, with the count of updates and the rate that was called `lr`."""
+    """Each slot is restored bit for bit beside its weight, with the update count and the rate `lr`."""
     kept = old_file(tmp_path / "m.h5", case, naming)
     state, model, optimizer = restored(tmp_path / "m.h5")
     found = slots.slot_lists(optimizer)
@@ -171,7 +174,10 @@ def test_slots_are_known_by_their_order(tmp_path, case, naming):
 
 
 def test_the_next_step_is_the_one_that_its_adam_would_have_made(tmp_path):
-    """By the formula of `keras/optimizers.py`: the moments, the count and the rate are all in it."""
+    """The next step is the one of the old Adam's formula in `keras/optimizers.py`.
+
+    It uses the moments, the count and the rate.
+    """
     kept = old_file(tmp_path / "m.h5", "Adam placeholders")
     _, model, optimizer = restored(tmp_path / "m.h5")
     gradients = [numbers(f"gradient {index}", shape) - 0.5 for index, shape in enumerate(SHAPES)]
@@ -186,7 +192,7 @@ def test_the_next_step_is_the_one_that_its_adam_would_have_made(tmp_path):
 
 
 def test_its_decay_is_a_schedule_of_its_rate(tmp_path):
-    """`lr` and `decay` together are what Keras 3 calls InverseTimeDecay."""
+    """`lr` and `decay` become Keras 3's InverseTimeDecay."""
     old_file(tmp_path / "m.h5", extra={"decay": 0.01})
     state = read_checkpoint(tmp_path / "m.h5")
     assert state.rate.schedule["class_name"] == "InverseTimeDecay"
@@ -197,14 +203,17 @@ def test_its_decay_is_a_schedule_of_its_rate(tmp_path):
 
 @pytest.mark.parametrize("rest", [SHAPES[:3], [*SHAPES[:2], SHAPES[0], SHAPES[1]]])
 def test_slots_of_other_weights_are_never_taken(tmp_path, rest):
-    """Fewer, or of other shapes: the weights are read, the state of the optimizer is refused by name."""
+    """Slots fewer than expected, or of other shapes, are refused by name; the weights are read."""
     old_file(tmp_path / "m.h5", rest=rest)
     with pytest.raises(RestoreError, match="nothing was restored"):
         restored(tmp_path / "m.h5")
 
 
 def test_arrays_that_are_in_no_order_name_the_way_on(tmp_path):
-    """Two kinds of different counts: what the file holds cannot be kept, and `--optimizer adam:reset` goes on."""
+    """Slots in no known order are refused; `--optimizer adam:reset` works.
+
+    They are of two kinds with different counts.
+    """
     old_file(tmp_path / "m.h5", "Adamax")
     with h5py.File(tmp_path / "m.h5", "r+") as file:
         names = [str(name) for name in file["optimizer_weights"].attrs["weight_names"].astype(str)]
@@ -218,7 +227,7 @@ def test_arrays_that_are_in_no_order_name_the_way_on(tmp_path):
 
 
 def test_a_stack_that_is_a_list_is_the_stack(tmp_path):
-    """Both forms of a Sequential's config, the older a list: the same layers and numbers."""
+    """Both forms of a Sequential's config give the same layers and numbers; the older is a list."""
     old_file(tmp_path / "list.h5")
     old_file(tmp_path / "dict.h5", config={"name": "sequential_1", "layers": LAYERS})
     pictures = numbers("inputs", (2, 6, 6, 3))
@@ -230,7 +239,10 @@ def test_a_stack_that_is_a_list_is_the_stack(tmp_path):
 
 
 def test_kernels_of_theano_are_turned(tmp_path):
-    """Its convolutions run backwards: kernels and their slots are flipped in space, as Keras 2 did on loading."""
+    """Theano kernels and their slots are flipped in space, as Keras 2 did on loading.
+
+    Theano's convolutions run backwards.
+    """
     kept = old_file(tmp_path / "m.h5", "Adam", "theano", backend="theano")
     _, model, optimizer = restored(tmp_path / "m.h5")
     kernel = keras.ops.convert_to_numpy(model.layers[0].kernel)
@@ -244,9 +256,10 @@ def test_kernels_of_theano_are_turned(tmp_path):
 
 
 def new_style(path, name, config, kinds):
-    """A `.h5` or `.keras` of Keras 2.11 to 2.15; `kinds` are slots, which the `.keras` keeps alternating by weight.
+    """Writes a `.h5` or `.keras` of Keras 2.11 to 2.15.
 
-    A dictionary of kinds gives the shape of each from that of its weight, None where that weight has none.
+    `kinds` are slots; the `.keras` stores them alternating by weight. A dictionary of kinds maps each to a function
+    that returns its shape from that of its weight, or None if the weight has none.
     """
     shape_of = kinds if isinstance(kinds, dict) else dict.fromkeys(kinds, lambda shape: shape)
 
@@ -294,7 +307,7 @@ def new_style(path, name, config, kinds):
 
 @pytest.mark.parametrize("ending", ["h5", "keras"])
 def test_the_idle_momentum_of_a_plain_sgd_is_left_out(tmp_path, ending):
-    """`compile("sgd")` of Keras 2.11 and later keeps a momentum that nothing is done with; Keras 3 keeps none."""
+    """The unused momentum of `compile("sgd")` in Keras 2.11 and later is left out, as Keras 3 has none."""
     new_style(tmp_path / f"m.{ending}", "SGD", {"momentum": 0.0, "nesterov": False}, ["m"])
     state, _, optimizer = restored(tmp_path / f"m.{ending}")
     assert (state.step, int(optimizer.iterations), slots.slot_lists(optimizer)) == (7, 7, {})
@@ -302,7 +315,7 @@ def test_the_idle_momentum_of_a_plain_sgd_is_left_out(tmp_path, ending):
 
 @pytest.mark.parametrize("ending", ["h5", "keras"])
 def test_adafactor_keeps_its_rows_and_columns(tmp_path, ending):
-    """Keras 2 stores no rows and columns of a bias; Keras 3 has an idle number for each."""
+    """Adafactor keeps its rows and columns; for a bias Keras 3 has an unused scalar instead."""
     kinds = {
         "r": lambda shape: shape[:-1] if len(shape) > 1 else None,
         "c": lambda shape: (*shape[:-2], shape[-1]) if len(shape) > 1 else None,
@@ -321,7 +334,7 @@ def test_adafactor_keeps_its_rows_and_columns(tmp_path, ending):
 
 @pytest.mark.parametrize("ending", ["h5", "keras"])
 def test_nadam_has_the_product_that_keras_2_does_not_store(tmp_path, ending):
-    """What Keras 3 has multiplied up after as many updates, in either form of the file."""
+    """Nadam gets the momentum product that Keras 3 would have after as many updates, from either file."""
     new_style(tmp_path / f"m.{ending}", "Nadam", {"beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-7}, ["m", "v"])
     _, _, optimizer = restored(tmp_path / f"m.{ending}")
     expected = np.prod([0.9 * (1 - 0.5 * 0.96**update) for update in range(1, 8)])
@@ -330,7 +343,10 @@ def test_nadam_has_the_product_that_keras_2_does_not_store(tmp_path, ending):
 
 
 def test_the_architecture_of_keras_1_is_asked_for(tmp_path):
-    """Its layers take other arguments: the error asks for the model, and its weights are met by their order."""
+    """The architecture of Keras 1 is refused; the error asks for the model, and weights match by order.
+
+    Its layers have other arguments.
+    """
     old = {"nb_filter": 4, "nb_row": 3, "nb_col": 3, "border_mode": "valid", "dim_ordering": "tf", "name": "conv2d_1"}
     config = [{"class_name": "Convolution2D", "config": {**old, "batch_input_shape": [None, 6, 6, 3]}}, *LAYERS[1:]]
     old_file(tmp_path / "m.h5", "SGD plain", config=config)

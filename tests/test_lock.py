@@ -1,4 +1,4 @@
-"""One process at a time on a run, and a lock left by the dead is no obstacle."""
+"""Tests that only one process works on a run, and that the lock of a dead process is no obstacle."""
 
 import json
 import os
@@ -18,14 +18,14 @@ def leave_lock(run, **changes):
 
 
 def test_a_second_process_is_refused_with_host_and_pid(tmp_path):
-    """While a living process on this host holds the run, another is told who it is."""
+    """A second process on this host is refused with the holder's host and pid."""
     with Lock(tmp_path, host="here"), pytest.raises(RunError, match=f"pid {os.getpid()} on here"):
         Lock(tmp_path, host="here").acquire()
     assert read_holder(tmp_path) is None
 
 
 def test_a_lock_of_a_dead_process_on_this_host_is_taken(tmp_path):
-    """A pid that no longer runs, or that started at another time, holds nothing."""
+    """A lock is taken if its pid no longer runs or started at another time."""
     process = subprocess.Popen([sys.executable, "-c", "pass"])
     process.wait()
     leave_lock(tmp_path, host="here", pid=process.pid)
@@ -37,7 +37,7 @@ def test_a_lock_of_a_dead_process_on_this_host_is_taken(tmp_path):
 
 
 def test_a_silent_lock_of_another_host_is_waited_for_with_a_countdown(tmp_path):
-    """A machine that is gone lets go three minutes after its last heartbeat; the wait is announced."""
+    """A lock of another host expires three minutes after its last heartbeat; the wait is announced."""
     leave_lock(tmp_path, heartbeat=time.time() - 100)
     clock = [time.time()]
     said = []
@@ -51,7 +51,7 @@ def test_a_silent_lock_of_another_host_is_waited_for_with_a_countdown(tmp_path):
 
 
 def test_a_living_lock_of_another_host_is_respected(tmp_path):
-    """A heartbeat that moves during the wait means that the other machine is alive."""
+    """A heartbeat that moves during the wait keeps the lock: the other machine is alive."""
     leave_lock(tmp_path)
 
     def sleep(seconds):
@@ -62,7 +62,7 @@ def test_a_living_lock_of_another_host_is_respected(tmp_path):
 
 
 def test_take_over_goes_on_at_once_and_the_old_holder_notices(tmp_path):
-    """`--take-over` does not wait; the process that lost the run may commit nothing more."""
+    """`--take-over` does not wait; the old holder notices and commits nothing more."""
     new = Lock(tmp_path, host="here", take_over=True, sleep=lambda seconds: pytest.fail("waited"))
     with Lock(tmp_path, host="there") as old, new, pytest.raises(RunError, match="taken over"):
         old.check()
@@ -70,14 +70,14 @@ def test_take_over_goes_on_at_once_and_the_old_holder_notices(tmp_path):
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"host": 1}', b"\xff\xfe"])
 def test_a_torn_lock_file_is_no_obstacle(tmp_path, content):
-    """A lock file that a dying machine left half written holds nothing."""
+    """A torn lock file holds nothing."""
     (tmp_path / NAME).write_bytes(content)
     with Lock(tmp_path):
         assert read_holder(tmp_path)["pid"] == os.getpid()
 
 
 def test_another_hosts_heartbeat_decides(tmp_path):
-    """On another host pid and start time mean nothing; three minutes of silence do."""
+    """A lock of another host is judged by its heartbeat alone, not by pid and start time."""
     holder = {"host": "elsewhere", "pid": os.getpid(), "start": "", "heartbeat": 1000.0}
     assert is_alive(holder, host="here", clock=lambda: 1000.0 + STALE_SECONDS - 1)
     assert not is_alive(holder, host="here", clock=lambda: 1000.0 + STALE_SECONDS + 1)
@@ -85,7 +85,7 @@ def test_another_hosts_heartbeat_decides(tmp_path):
 
 @pytest.mark.parametrize("changes", [{"heartbeat": None}, {"pid": "abc"}, {"pid": None}, {"host": 7}, {"start": 1}])
 def test_a_lock_of_other_kinds_of_values_is_torn_like_any(tmp_path, changes):
-    """Valid JSON, and still nothing that a process of ours wrote."""
+    """A lock file of valid JSON but other types holds nothing."""
     leave_lock(tmp_path, **changes)
     assert read_holder(tmp_path) is None
     with Lock(tmp_path, host="here"):

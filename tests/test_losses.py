@@ -1,4 +1,6 @@
-"""The checkpoint's loss trains on, its outputs are read from the model, and what is not used is said."""
+"""Tests losses: the checkpoint's own continues, and outputs are read from the model.
+
+A line names what is not used."""
 
 import json
 import shutil
@@ -35,7 +37,7 @@ PLAIN = {"interpolation": "area", "augment": "none"}
 
 
 def head(*last, count=3, front=()):
-    """A small model with these layers behind its Dense layer, its weights far from a coin's."""
+    """Builds a small model with these layers after its Dense layer, far from uniform outputs."""
     dense = layers.Dense(count, **(last[0] if last and isinstance(last[0], dict) else {}))
     rest = last[1:] if last and isinstance(last[0], dict) else last
     model = keras.Sequential([keras.Input((SIDE, SIDE, 3)), *front, layers.Flatten(), dense, *rest])
@@ -46,13 +48,13 @@ def head(*last, count=3, front=()):
 
 
 def functional(wrap, count=3):
-    """The same as a functional model, with `wrap` around the outputs of a Dense layer."""
+    """Builds the same as a functional model, with `wrap` around the outputs of a Dense layer."""
     inputs = keras.Input((SIDE, SIDE, 3))
     return keras.Model(inputs, wrap(layers.Dense(count)(layers.Flatten()(inputs))))
 
 
 def mine(values):
-    """An activation of the user's own, with another name."""
+    """An activation of the user's own."""
     return ops.softmax(values)
 
 
@@ -88,13 +90,13 @@ ENDS = {
 
 @pytest.mark.parametrize("end", ENDS)
 def test_outputs_are_read_from_the_model(end):
-    """The last activation decides, whatever stands behind it; one without a name is measured."""
+    """Outputs are read from the last activation, through any wrapper; one without a name is measured."""
     make, expected = ENDS[end]
     assert read_outputs(make()).are == expected
 
 
 def plain_loss(scores, labels, kind):
-    """The cross-entropy of probabilities by numpy."""
+    """Computes the cross-entropy of probabilities by numpy."""
     if kind == "binary":
         right = np.where(labels == 1, scores[:, 0], 1 - scores[:, 0])
         return -np.log(right).mean()
@@ -112,7 +114,7 @@ OBJECTS = {
 @pytest.mark.parametrize("said", [True, False])
 @pytest.mark.parametrize("probabilities", [True, False])
 def test_from_logits_follows_the_last_activation(kind, said, probabilities):
-    """The loss has the value that numpy computes of the model's probabilities, and a slip in the config is said."""
+    """The loss equals numpy's for the model's probabilities, and a wrong `from_logits` is reported."""
     count, activation = (1, "sigmoid") if kind == "binary" else (3, "softmax")
     model = head({"activation": activation if probabilities else None}, count=count)
     model.compile("adam", OBJECTS[kind](from_logits=said))
@@ -136,7 +138,10 @@ def test_from_logits_follows_the_last_activation(kind, said, probabilities):
 
 @pytest.fixture(scope="module")
 def slip(tmp_path_factory):
-    """A folder with a model that ends in a softmax and was compiled with `from_logits=True`: m.keras, m.h5; and the model."""
+    """Writes a model that ends in a softmax but was compiled with `from_logits=True`.
+
+    Returns the folder with m.keras and m.h5, and the model.
+    """
     folder = tmp_path_factory.mktemp("slip")
     model = head({"activation": "softmax"}, front=(layers.Rescaling(1 / 255),))
     model.compile(keras.optimizers.SGD(1e-9), losses.SparseCategoricalCrossentropy(from_logits=True))
@@ -148,7 +153,10 @@ def slip(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """`old/` with 8 and `val/` with 2 pictures of each class, none like another: all are trained on, or all scored."""
+    """Writes `old/` with 8 and `val/` with 2 pictures of each class, no two alike.
+
+    So all of them are trained on, or scored.
+    """
     folder = tmp_path_factory.mktemp("photos")
     for name, count, first in (("old", 8, 0), ("val", 2, 100)):
         for place, label in enumerate(CLASSES):
@@ -161,7 +169,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def images(pictures):
-    """The old pictures as plain Keras reads them, `(24, 6, 6, 3)` and labels."""
+    """Returns the old pictures as plain Keras reads them, `(24, 6, 6, 3)`, and labels."""
     data = keras.utils.image_dataset_from_directory(
         pictures / "old", image_size=(SIDE, SIDE), interpolation="area", batch_size=24, shuffle=False, verbose=False
     )
@@ -174,7 +182,7 @@ SLIP = r"from_logits=True, but the model gives probabilities: its last activatio
 
 @pytest.mark.parametrize("name", ["m.keras", "m.h5"])
 def test_a_slip_in_from_logits_changes_no_score(slip, images, pictures, quiet, name):
-    """`eval` and `plan` give the loss that numpy computes of plain Keras's predictions, and say what was corrected."""
+    """A wrong `from_logits` changes no score: `eval` and `plan` give numpy's loss and name the correction."""
     folder, model = slip
     values, labels = images
     expected = plain_loss(np.asarray(model.predict_on_batch(values), np.float64), labels, "sparse")
@@ -190,7 +198,7 @@ def test_a_slip_in_from_logits_changes_no_score(slip, images, pictures, quiet, n
 
 
 def one_epoch_that_changes_nothing(pictures):
-    """The options of a run at a rate near 0, so that the loss which it reports is the checkpoint's own."""
+    """Returns options of a run at a rate near 0, so that it reports the loss of the checkpoint."""
     return {
         "val": [str(pictures / "val")],
         "data": [str(pictures / "old")],
@@ -202,7 +210,7 @@ def one_epoch_that_changes_nothing(pictures):
 
 
 def test_a_slip_in_from_logits_trains_and_extends_alike(slip, images, pictures, tmp_path):
-    """The loss that training reports is numpy's, under either backend; its child has nothing left to correct."""
+    """Training with a wrong `from_logits` reports numpy's loss; its child has nothing to correct."""
     folder, model = slip
     values, labels = images
     expected = plain_loss(np.asarray(model.predict_on_batch(values), np.float64), labels, "sparse")
@@ -214,7 +222,7 @@ def test_a_slip_in_from_logits_trains_and_extends_alike(slip, images, pictures, 
 
 
 def test_a_served_score_is_the_models_own(slip, images, pictures, tmp_path):
-    """A SavedModel of the slip gives what plain Keras predicts; a second softmax on top would be far off."""
+    """A SavedModel of that model gives plain Keras's predictions, without a second softmax."""
     folder, model = slip
     result = export(folder / "m.keras", tmp_path / "served", classes=CLASSES, data=[str(pictures / "old")])
     assert result.parity.own_difference < 1e-5
@@ -229,12 +237,12 @@ def test_a_served_score_is_the_models_own(slip, images, pictures, tmp_path):
 
 
 def test_a_wrong_reading_of_the_outputs_is_no_verified_export(slip, quiet):
-    """An export that agrees with our own reading and not with the model's outputs does not hold."""
+    """An export that agrees with our reading but not with the model's outputs fails parity."""
     folder, _ = slip
     loaded = load(Subject(str(folder / "m.keras"), classes=CLASSES))
     with gather_samples(loaded, [], quiet, limit=8) as samples:
         again = np.exp(samples.reference) / np.exp(samples.reference).sum(axis=1, keepdims=True)
-        object.__setattr__(samples, "reference", again)  # as a wrong reading would make it
+        object.__setattr__(samples, "reference", again)  # simulates a wrong reading
         parity = compare(Prediction(again, again.argmax(axis=-1)), samples, 1e-4)
     assert parity.max_difference == 0
     assert parity.own_difference > 0.1
@@ -283,7 +291,7 @@ def compiled():
 
 @pytest.fixture(scope="module")
 def script(tmp_path_factory):
-    """The path of a file with losses of a user's own, and what it defines."""
+    """Writes a file with a user's own losses; returns its path and its definitions."""
     path = tmp_path_factory.mktemp("own") / "own.py"
     path.write_text(OWN)
     space: dict = {"__name__": "own"}
@@ -309,7 +317,7 @@ INDICES = {"own function of indices", "ignored class", "sum", "weighted"}
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_checkpoints_own_loss_trains_on(name, script, images, pictures, tmp_path):
-    """The loss that a run reports is what plain Keras reports for the checkpoint's model on the same images."""
+    """A run reports the loss of the checkpoint's model in plain Keras on the same images."""
     path, own = script
     values, labels = images
     model = own["network"]()
@@ -326,7 +334,7 @@ def test_the_checkpoints_own_loss_trains_on(name, script, images, pictures, tmp_
     result = run_training(str(tmp_path / "m.keras"), out=str(tmp_path / "run"), classes=",".join(CLASSES), **given)
     line = runs.read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
     assert line["loss"] == pytest.approx(expected, rel=1e-3)
-    # Another process makes the same loss from the record, and a child of the run goes on with it.
+    # Another process makes the same loss from the record, and a child run continues with it.
     run = runs.open_run(result.run)
     scores = np.asarray(model.predict_on_batch(values))
     again = rebuild_model(run, TrainConfig(**run.record["options"])).loss
@@ -349,20 +357,20 @@ def code_of(script):
 
 
 def test_a_run_with_a_closure_as_its_loss_continues_bit_for_bit(script, pictures, monkeypatch, tmp_path):
-    """A loss that has no name is made by the user's function, in each process again."""
+    """A run whose loss is a closure continues bit for bit: each process calls the user's function."""
     given = {"data": [str(pictures / "old")], "epochs": 1, "batch_size": 8, "val_split": 0.25, "pixels": "0-255"}
     kill_at_every_snapshot(monkeypatch, tmp_path, places=[1], model=f"{script[0]}:compiled", **given)
     record = runs.open_run(tmp_path / "whole").record["loss"]
     assert record["settings"]["compiled_by"] == f"{script[0]}:compiled"
     assert record["labels"] == "rows"
-    # Nobody could load a file that is compiled with it.
+    # A file compiled with it could not be loaded.
     assert "files for it are compiled with categorical_crossentropy" in record["note"]
     plain = keras.saving.load_model(tmp_path / "whole" / "model.keras")
     assert plain.loss.get_config()["name"] == "categorical_crossentropy"
 
 
 def test_an_older_run_goes_on_as_it_began():
-    """A record of four fields gives the loss and the reading that it gave then, a slip in `from_logits` included."""
+    """A record of four fields keeps its loss and its reading of outputs, even with a wrong `from_logits`."""
     record = {"kind": "categorical_crossentropy", "from_logits": True, "label_smoothing": 0.1, "reason": "--loss"}
     choice = from_record(record, OwnCode())
     assert choice.outputs == "logits"
@@ -374,7 +382,10 @@ def test_an_older_run_goes_on_as_it_began():
 
 @pytest.mark.parametrize("form", ["by name", "as tf_keras writes it", "registered"])
 def test_a_loss_that_nobody_can_make_is_named(form, script, pictures, quiet, tmp_path):
-    """Training asks for the file or `--loss`; scoring needs no loss; an export for training says what stands in."""
+    """A loss that cannot be made is named: training asks for the file or `--loss`.
+
+    Scoring needs no loss. An export for training names its substitute.
+    """
     forms = {
         "by name": {"module": "builtins", "class_name": "function", "config": "special", "registered_name": "function"},
         "as tf_keras writes it": "special",
@@ -425,7 +436,7 @@ def _rewrite(path, change):
 
 
 def test_an_own_loss_is_exported_by_its_name(script, tmp_path):
-    """Plain Keras loads the `.keras` export with the user's file, and it is compiled with the user's loss."""
+    """A `.keras` export loads in plain Keras with the user's file, compiled with the user's loss."""
     path, own = script
     model = own["network"]()
     model.compile("sgd", own["focal"])
@@ -444,7 +455,7 @@ TF_KERAS = {
 
 
 def test_a_compile_config_of_tf_keras_is_understood():
-    """As tf_keras 2.21 wrote it, with `loss_weights` of which it used the first, and metrics by function."""
+    """A compile config of tf_keras 2.21 is read: the first of `loss_weights`, metrics by function."""
     model = head({"activation": "softmax"})
     saved = {
         "loss": TF_KERAS,
@@ -466,7 +477,10 @@ def test_a_compile_config_of_tf_keras_is_understood():
 
 
 def test_what_no_loss_can_do_is_refused_truthfully():
-    """Several labels per image, one output for many classes, a loss that cannot tell right from wrong, mixed labels."""
+    """A task that the loss cannot do is refused with the true reason.
+
+    Tried: several labels per image, one output for many classes, a loss without a notion of right, mixed labels.
+    """
     many, one = head({"activation": "sigmoid"}), head({"activation": "sigmoid"}, count=1)
     for saved, requested in (({"loss": "binary_crossentropy"}, None), (None, "binary_crossentropy")):
         with pytest.raises(
@@ -489,7 +503,10 @@ def test_what_no_loss_can_do_is_refused_truthfully():
 
 @pytest.mark.parametrize("how", ["a list with lists", "the same files in two folders"])
 def test_several_labels_per_image_are_said_to_be_another_task(how, pictures, quiet, tmp_path):
-    """A list of labels is no class of that name; files under two labels are named with what is supported."""
+    """A list of labels is refused as multi-label, not taken for a class name.
+
+    Files under two labels are refused with the supported tasks.
+    """
     given = {"image_size": "12", "epochs": 1}
     if how == "a list with lists":
         files = sorted((pictures / "old").glob("*/*.png"))
@@ -530,7 +547,7 @@ def build(num_classes=%s, image_size=None):
 @pytest.mark.parametrize("default", [3, 7])
 @pytest.mark.parametrize("ending", [".weights.h5", "-weights.h5", "tf"])
 def test_a_bare_checkpoint_says_how_many_outputs_it_has(default, ending, pictures, tmp_path):
-    """`export` and `eval` build the model with the checkpoint's own three outputs, whatever the function's default is."""
+    """`export` and `eval` build the model with the checkpoint's three outputs, whatever its default is."""
     (tmp_path / "m.py").write_text(COUNTED % default)
     space: dict = {}
     exec(COUNTED % default, space)
@@ -568,7 +585,10 @@ def _layers_by_name(path, model):
 
 
 def test_the_functions_default_counts_where_the_checkpoint_does_not_tell(tmp_path):
-    """The head is a layer of the user's own: its arrays tell nothing, the function's default fits."""
+    """The function's default output count holds if the checkpoint does not tell it.
+
+    The head is a layer of the user's own, whose arrays show no count.
+    """
     source = """
 import keras
 

@@ -1,4 +1,7 @@
-"""Old and new become one table: conflicts, relabels, near-duplicates and corrections, each named and none by chance."""
+"""Tests merging of old and new: conflicts, relabels, near-duplicates and corrections.
+
+Each case is named, and none depends on chance.
+"""
 
 import os
 import shutil
@@ -33,7 +36,7 @@ def merged(quiet, parent=None, *, data=None, add=None, val=None, generation=0, v
 
 
 def sides(table):
-    """Side by path's last part."""
+    """Maps the last part of each path to its split."""
     names = [os.path.basename(path) for path in table.table.column("path").to_pylist()]
     return dict(zip(names, table.table.column("side").to_pylist(), strict=True))
 
@@ -43,7 +46,7 @@ def sides(table):
 
 @pytest.fixture
 def doubled(tmp_path):
-    """`old/` with b/x.png, which `new/` holds as a/y.png; both have other images."""
+    """Writes `old/` with b/x.png, which `new/` holds as a/y.png; both have other images."""
     write_pictures(tmp_path / "old", 3, 0, AB)
     write_pictures(tmp_path / "new", 3, 50, AB)
     shutil.copy(tmp_path / "old" / "b" / "1000.png", tmp_path / "new" / "a" / "again.png")
@@ -52,7 +55,10 @@ def doubled(tmp_path):
 
 @pytest.mark.parametrize(("policy", "label"), [("quarantine", None), ("old", "b"), ("new", "a")])
 def test_a_conflict_between_old_and_new_ends_as_asked(doubled, quiet, policy, label):
-    """Named in any case; left out, or the old label holds, or the new one."""
+    """A conflict between old and new is named and ends as requested.
+
+    Left out, or with the old or the new label.
+    """
     result = merged(quiet, data=doubled / "old", add=doubled / "new", generation=1, on_conflict=policy)
     assert [pair[1:] for pair in result.facts.conflicts] == [("a", "b")]
     rows = {os.path.basename(row["path"]): row["label"] for row in result.manifest.table.to_pylist()}
@@ -62,7 +68,7 @@ def test_a_conflict_between_old_and_new_ends_as_asked(doubled, quiet, policy, la
 
 @pytest.mark.parametrize(("policy", "label"), [("quarantine", None), ("old", "b"), ("new", "a")])
 def test_a_conflict_with_a_record_ends_as_asked(doubled, quiet, policy, label):
-    """The same against an image that the parent remembers and that is still where it was."""
+    """The same holds for an image that the parent remembers and that still exists."""
     first = merged(quiet, data=doubled / "old").manifest
     result = merged(quiet, first, add=doubled / "new", generation=1, on_conflict=policy)
     assert not result.facts.relabels
@@ -72,7 +78,10 @@ def test_a_conflict_with_a_record_ends_as_asked(doubled, quiet, policy, label):
 
 
 def test_two_labels_within_one_role_cannot_be_decided(tmp_path, quiet):
-    """--on-conflict old says nothing about two labels that came in together: left out, and the note says so."""
+    """--on-conflict old does not decide between two labels that came in together: both are left out.
+
+    A note says so.
+    """
     write_pictures(tmp_path, 3, 0, AB)
     shutil.copy(tmp_path / "a" / "0.png", tmp_path / "b" / "copy.png")
     result = merged(quiet, data=tmp_path, on_conflict="old")
@@ -81,7 +90,10 @@ def test_two_labels_within_one_role_cannot_be_decided(tmp_path, quiet):
 
 
 def test_a_file_that_moved_to_another_class_is_a_relabel(doubled, quiet):
-    """Old path gone, same bytes elsewhere: the new label holds, origin and side stay, and it is listed."""
+    """A file that moved to another class gets its new label and keeps origin and split; it is listed.
+
+    The old path is gone, and the same bytes are elsewhere.
+    """
     first = merged(quiet, data=doubled / "old", val_split=0.5).manifest
     os.remove(doubled / "old" / "b" / "1000.png")
     result = merged(quiet, first, add=doubled / "new", generation=1)
@@ -103,7 +115,7 @@ def test_a_file_that_moved_to_another_class_is_a_relabel(doubled, quiet):
 
 
 def test_a_copy_saved_again_takes_the_side_of_the_recorded_one(tmp_path, quiet):
-    """A newcomer near a validation image validates and is named; near a training image it trains, whatever the split."""
+    """A near-duplicate of a recorded image joins its split, whatever the split rate; a leak is named."""
     for seed in range(6):
         save_photo(tmp_path / "old" / AB[seed % 2] / f"{seed}.jpg", seed)
     first = merged(quiet, data=tmp_path / "old", val_split=0.4).manifest
@@ -122,7 +134,7 @@ def test_a_copy_saved_again_takes_the_side_of_the_recorded_one(tmp_path, quiet):
 
 
 def test_newcomers_near_each_other_take_one_side(tmp_path, quiet):
-    """Whatever the split, no picture of a group stands alone on the other side."""
+    """Near-duplicates that come together share one split, whatever the split rate."""
     for seed in range(8):
         for version, quality in enumerate((92, 80, 65)):
             save_photo(tmp_path / "old" / AB[seed % 2] / f"{seed}-{version}.jpg", seed, quality=quality)
@@ -134,7 +146,7 @@ def test_newcomers_near_each_other_take_one_side(tmp_path, quiet):
 
 
 def test_an_image_near_one_given_to_validate_leaves_training(tmp_path, quiet):
-    """--val and --add hold versions of one picture: both validate, and the leak is named."""
+    """If --val and --add hold versions of one picture, both validate and the leak is named."""
     save_photo(tmp_path / "val" / "a" / "1.jpg", 1)
     save_photo(tmp_path / "add" / "a" / "one.jpg", 1, quality=70)
     save_photo(tmp_path / "add" / "b" / "2.jpg", 2)
@@ -145,12 +157,12 @@ def test_an_image_near_one_given_to_validate_leaves_training(tmp_path, quiet):
 
 
 def test_an_image_near_both_sides_is_left_out(tmp_path, quiet):
-    """Near a recorded training and a recorded validation image: it can be on neither side, so it is left out and named."""
+    """An image near a recorded training and a recorded validation image is left out and named."""
     save_photo(tmp_path / "old" / "a" / "1.jpg", 1)
     save_photo(tmp_path / "val" / "b" / "2.jpg", 2)
     save_photo(tmp_path / "old" / "a" / "3.jpg", 3)
     first = merged(quiet, data=tmp_path / "old", val=tmp_path / "val").manifest
-    # What an earlier kresume may have recorded: two versions of one picture on both sides.
+    # An earlier kresume may have recorded two versions of one picture in both splits.
     thumbs = first.table.column("thumb").to_pylist()
     places = {os.path.basename(path): row for row, path in enumerate(first.table.column("path").to_pylist())}
     import pyarrow as pa
@@ -167,7 +179,7 @@ def test_an_image_near_both_sides_is_left_out(tmp_path, quiet):
 @given(some.integers(0, 2**32), some.integers(2, 40), some.integers(0, 40))
 @settings(max_examples=30, deadline=None)
 def test_the_search_finds_what_comparing_each_with_each_finds(seed, fresh, old):
-    """Multi-index hashing misses no pair and invents none."""
+    """Multi-index hashing finds exactly the pairs of an exhaustive comparison."""
     rng = np.random.default_rng(seed)
     count = fresh + old
     shades = rng.integers(0, 256, (6, 64))
@@ -187,7 +199,7 @@ def test_the_search_finds_what_comparing_each_with_each_finds(seed, fresh, old):
 
 
 def test_similar_photographs_are_not_taken_for_copies(real_data, quiet):
-    """Among 1,473 hands before one background no two different pictures are near."""
+    """Among 1,473 similar photographs of hands, no two different pictures are near."""
     from kresume.images.near import thumb_array
 
     listing = list_images([real_data / "signdigits" / part for part in ("old", "new")], quiet)
@@ -199,7 +211,7 @@ def test_similar_photographs_are_not_taken_for_copies(real_data, quiet):
 
 
 def handwritten(seed, count):
-    """Digits as MNIST has them: 28x28, white on black, the strokes within 20x20, the centre of mass in the middle."""
+    """Draws digits as in MNIST: 28x28, white on black, within 20x20, centred by mass."""
     from sklearn.datasets import load_digits
 
     images = load_digits().images
@@ -230,7 +242,10 @@ COPIES = {
 
 
 def test_small_grey_drawings_are_told_apart_and_their_copies_found():
-    """Most of a digit is background, equal in all and full of noise once it is saved as a JPEG: neither may decide."""
+    """Small grey drawings are told apart, and their copies are found.
+
+    Most of a digit is background, equal in all and noisy in a JPEG; neither may decide.
+    """
     import io
 
     from kresume.images.decode import DecodeSpec, decode
@@ -255,7 +270,7 @@ def test_small_grey_drawings_are_told_apart_and_their_copies_found():
 
 
 def test_flat_pictures_are_not_near_each_other(tmp_path, quiet):
-    """Pictures of nothing have no likeness: each falls to its own side."""
+    """Flat pictures are not near each other: each is assigned to a split on its own."""
     for place in range(4):
         (tmp_path / "a").mkdir(exist_ok=True)
         Image.fromarray(np.full((20, 20, 3), 200 + place, np.uint8)).save(tmp_path / "a" / f"{place}.png")
@@ -266,7 +281,7 @@ def test_flat_pictures_are_not_near_each_other(tmp_path, quiet):
 
 
 def test_moved_images_are_found_again(pictures, tmp_path, quiet):
-    """--remap changes the beginning of paths, whole folder names only; a pair that fits nothing is an error."""
+    """--remap replaces the beginning of paths by whole folder names; a pair that fits nothing is an error."""
     shutil.copytree(pictures / "old", tmp_path / "before")
     table = merged(quiet, data=tmp_path / "before", classes=CLASSES).manifest
     shutil.move(tmp_path / "before", tmp_path / "after")
@@ -279,7 +294,10 @@ def test_moved_images_are_found_again(pictures, tmp_path, quiet):
 
 
 def test_images_that_are_gone_end_as_asked(pictures, tmp_path, quiet):
-    """An error that names them and the ways on; forgotten; or trained on from the cache that holds them all."""
+    """Missing images are an error that names remedies, or are dropped, or train from the cache.
+
+    The cache must hold them all.
+    """
     shutil.copytree(pictures / "old", tmp_path / "old")
     cache = Cache.open(SPEC, tmp_path / "cache")
     prepared = prepare(list_images([tmp_path / "old"], quiet).files, SPEC, cache, quiet)
@@ -298,7 +316,10 @@ def test_images_that_are_gone_end_as_asked(pictures, tmp_path, quiet):
 
 
 def test_dropped_images_leave_the_manifest_and_the_cache(pictures, tmp_path, quiet):
-    """By path and by hash; the other pictures of the shard keep their bytes; an empty file is refused."""
+    """Images dropped by path or hash leave the manifest and the cache; an empty list is refused.
+
+    The other pictures of the shard keep their bytes.
+    """
     cache = Cache.open(SPEC, tmp_path / "cache")
     prepared = prepare(list_images([pictures / "old"], quiet).files, SPEC, cache, quiet)
     table = merging.merge(None, prepared, None, None, classes=CLASSES, val_split=None, generation=0).manifest
@@ -328,7 +349,7 @@ def test_dropped_images_leave_the_manifest_and_the_cache(pictures, tmp_path, qui
 
 
 def test_what_keras_had_held_out_validates(pictures, quiet):
-    """--val-like keras:F:SEED gives the validation subset of Keras's own loader, and nothing else."""
+    """--val-like keras:F:SEED gives exactly the validation subset of Keras's loader."""
     import keras
 
     theirs = keras.utils.image_dataset_from_directory(
@@ -345,7 +366,7 @@ def test_what_keras_had_held_out_validates(pictures, quiet):
 
 
 def test_old_images_of_a_bare_checkpoint_are_marked_as_seen(pictures, quiet):
-    """What trained a checkpoint that remembers nothing is marked; its validation images and the new ones are not."""
+    """Old training images of a bare checkpoint are marked as seen; validation and new images are not."""
     result = merged(
         quiet,
         data=pictures / "old",
@@ -361,7 +382,7 @@ def test_old_images_of_a_bare_checkpoint_are_marked_as_seen(pictures, quiet):
 
 
 def test_exif_bytes_do_not_make_another_picture(tmp_path, quiet):
-    """Other bytes, same pixels: near, so both take one side."""
+    """A copy with other EXIF bytes and the same pixels is a near-duplicate, so both share a split."""
     (tmp_path / "a").mkdir()
     for number in range(6):
         Image.fromarray(photo(1)).save(tmp_path / "a" / f"{number}.jpg", "JPEG", quality=92, comment=b"%d" % number)
@@ -371,7 +392,10 @@ def test_exif_bytes_do_not_make_another_picture(tmp_path, quiet):
 
 
 def test_a_score_on_images_that_were_trained_on_says_so(pictures, tmp_path):
-    """Beside a bare checkpoint old validation images count as seen; with --val-like those that Keras held out do not."""
+    """A score on images that were trained on says so.
+
+    For a bare checkpoint old validation images count as seen; with --val-like those that Keras held out do not.
+    """
     run_training(out=str(tmp_path / "1"), data=[str(pictures / "old")], **TINY)
     bare = {"data": [str(pictures / "old")], "add": [str(pictures / "new")], "epochs": 1, "quiet": True}
     plan = kresume.plan(str(tmp_path / "1" / "model.keras"), val_split=0.4, **bare)
