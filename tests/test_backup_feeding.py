@@ -1,4 +1,4 @@
-"""Tests every way to feed `fit`: the number of updates never changes; a table says which ways are exact.
+"""Tests every way to feed `fit`: update counts never change; a table says which ways are exact.
 
 python -m tests.test_backup_feeding      # writes the table in docs/backup-and-restore.md
 """

@@ -181,7 +181,7 @@ def test_an_option_of_another_command_is_called_that(capsys, command):
 
 
 def test_defaults_are_written_down_once():
-    """Each option with a default of one value says so in its help, which is filled in from `settings`; no other does."""
+    """An option's help states its default if `settings` has a single value for it, else not."""
     from dataclasses import fields
 
     names = {field.name for field in fields(settings.Settings)}

@@ -1,6 +1,7 @@
 """Tests losses: the checkpoint's own continues, and outputs are read from the model.
 
-A line names what is not used."""
+A line names what is not used.
+"""
 
 import json
 import shutil
@@ -54,7 +55,7 @@ def functional(wrap, count=3):
 
 
 def mine(values):
-    """An activation of the user's own."""
+    """Computes an activation of the user's own."""
     return ops.softmax(values)
 
 

@@ -1,4 +1,4 @@
-"""Mixing old and new: exact shares, nothing twice before all have come, never a validation image, seekable anywhere."""
+"""Tests mixing of old and new: exact shares, no early repetition, no validation image, seekable."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from tests.support import TINY, kill_at_every_snapshot, run_training
 
 
 def table(labels, origins, is_val, classes):
-    """A manifest of these rows; all other columns are empty."""
+    """Makes a manifest of these rows; all other columns are empty."""
     import pyarrow as pa
 
     rows = [
@@ -32,7 +32,7 @@ def table(labels, origins, is_val, classes):
 
 @some.composite
 def manifests(draw):
-    """A small manifest with old and new training images and some for validation; generation 1 is new."""
+    """Draws a small manifest of old, new and validation images; generation 1 is new."""
     count = draw(some.integers(4, 60))
     classes = tuple("abcd"[: draw(some.integers(1, 4))])
     labels = draw(some.lists(some.integers(0, len(classes) - 1), min_size=count, max_size=count))
@@ -62,7 +62,7 @@ def order_of(manifest, way, seed=0, batch_size=4):
 @given(manifests(), ways, some.integers(0, 2**31), some.integers(1, 9), some.integers(0, 200))
 @settings(max_examples=80, deadline=None)
 def test_any_step_is_what_the_whole_row_has_there(manifest, way, seed, batch_size, step):
-    """Seeking equals streaming, for two objects that were made apart."""
+    """The batch at any step equals that of the whole stream, for two orders made separately."""
     order, other = order_of(manifest, way, seed, batch_size), order_of(manifest, way, seed, batch_size)
     whole = np.concatenate([order.batch(each) for each in range(step + 1)])
     assert whole[-batch_size:].tolist() == other.batch(step).tolist()
@@ -75,7 +75,7 @@ def test_any_step_is_what_the_whole_row_has_there(manifest, way, seed, batch_siz
 @given(manifests(), ways, some.integers(0, 5))
 @settings(max_examples=80, deadline=None)
 def test_no_validation_image_ever_trains(manifest, way, epoch):
-    """Whatever is mixed, only rows of the training side are dealt, and all indices are rows of it."""
+    """Only training rows are drawn, for any mixture."""
     order = order_of(manifest, way)
     rows = manifest.train_rows()[order.take(epoch * order.n, order.n)]
     assert not manifest.is_val[rows].any()
@@ -84,7 +84,7 @@ def test_no_validation_image_ever_trains(manifest, way, epoch):
 @given(manifests(), ways, some.integers(0, 5))
 @settings(max_examples=80, deadline=None)
 def test_each_stream_comes_whole_before_it_repeats(manifest, way, seed):
-    """Of one origin and class every image is dealt n times before any is dealt n + 1 times, at every instant."""
+    """Within an origin and class, no image is drawn n + 1 times before all are drawn n times."""
     order = order_of(manifest, way, seed)
     rows = manifest.train_rows()
     dealt = rows[order.take(0, 6 * order.n)]
@@ -100,7 +100,10 @@ def test_each_stream_comes_whole_before_it_repeats(manifest, way, seed):
 @given(manifests(), ways, some.integers(0, 4))
 @settings(max_examples=80, deadline=None)
 def test_an_epochs_shares_are_the_ones_announced(manifest, way, epoch):
-    """Counts by origin and class in any epoch are those of `shares`, and within one image a stream of what was asked."""
+    """An epoch's counts by origin and class are those of `shares`, and as requested.
+
+    Each stream may differ from the request by one image.
+    """
     order = order_of(manifest, way)
     rows = manifest.train_rows()
     dealt = rows[order.take(epoch * order.n, order.n)]
@@ -125,7 +128,7 @@ def test_an_epochs_shares_are_the_ones_announced(manifest, way, epoch):
 
 
 def test_a_quarter_of_the_old_images_has_come_whole_after_four_epochs():
-    """--replay 0.25: each epoch another quarter, and every new image in each."""
+    """With --replay 0.25, each epoch has another quarter of the old images and every new image."""
     manifest = table([0] * 120, [0] * 80 + [1] * 40, [False] * 120, ("a",))
     order = order_of(manifest, (None, 0.25, "none"))
     assert order.n == 60
@@ -135,7 +138,7 @@ def test_a_quarter_of_the_old_images_has_come_whole_after_four_epochs():
 
 
 def test_concat_is_the_plain_order():
-    """Without an option the row of images is the one that it always was."""
+    """Without an option the order of the images is the plain one."""
     manifest = table([0, 1] * 10, [0] * 10 + [1] * 10, [False] * 20, ("a", "b"))
     for way in ((None, None, None), ("concat", None, "none")):
         assert order_of(manifest, way).take(7, 50).tolist() == Order(0, 20, 4).take(7, 50).tolist()
@@ -152,13 +155,16 @@ def test_concat_is_the_plain_order():
     ],
 )
 def test_what_cannot_be_mixed_says_so(way, origins, words):
-    """Each contradiction is one error."""
+    """Each contradiction between options is one error."""
     with pytest.raises(UsageError, match=words):
         order_of(table([0, 0], origins, [False, False], ("a",)), way)
 
 
 def test_a_mixed_run_continues_exactly_and_records_its_shares(monkeypatch, tmp_path, pictures):
-    """Killed in the middle of a mixed epoch it ends with the same bytes; every line of metrics.jsonl has the shares."""
+    """A run killed in the middle of a mixed epoch continues exactly and records its shares.
+
+    Every line of metrics.jsonl has them.
+    """
     run_training(out=str(tmp_path / "parent"), data=[str(pictures / "old")], **TINY)
     arguments = {"from_": str(tmp_path / "parent"), "add": [str(pictures / "new")], "epochs": 2, "mix": "1:2"}
     assert len(kill_at_every_snapshot(monkeypatch, tmp_path, [3, -3], **arguments)) == 2

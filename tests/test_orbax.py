@@ -1,4 +1,7 @@
-"""Orbax folders of Keras and plain trees, written under both backends, under the running one: never through Keras's reload."""
+"""Tests Orbax folders and plain trees, written under both backends, read under the running one.
+
+Keras's own reload is never used.
+"""
 
 import asyncio
 import gc
@@ -27,7 +30,11 @@ pytest.importorskip("orbax.checkpoint")
 
 
 def restored(folder, name, model=None):
-    """The golden in a model of its own description, or in the one given: `(model, optimizer or None, state)`."""
+    """Restores the golden into the model that it describes, or the given one.
+
+    Returns:
+        `(model, optimizer or None, state)`.
+    """
     state = read_checkpoint(GOLDEN / folder / name)
     if model is None:
         described = state.architecture is not None
@@ -45,7 +52,7 @@ def restored(folder, name, model=None):
 
 @pytest.mark.parametrize(("folder", "name"), CASES)
 def test_it_predicts_and_goes_on_as_its_writer_does(folder, name):
-    """Predictions and the losses of the next three steps, with EMA and a schedule too."""
+    """A golden has the predictions and the next three losses of its writer, with EMA and a schedule, too."""
     model, optimizer, state = restored(folder, name)
     expected = EXPECTED[folder][name]
     np.testing.assert_allclose(model.predict(IMAGES, verbose=0), expected["predictions"], atol=5e-6)
@@ -58,9 +65,12 @@ def test_it_predicts_and_goes_on_as_its_writer_does(folder, name):
 
 @pytest.mark.parametrize(("folder", "name"), [case for case in CASES if EXPECTED[case[0]][case[1]]["optimizer"]])
 def test_every_array_arrives_to_the_last_bit_whatever_the_names(folder, name):
-    """In a model of a user's own function, whose made-up names count from elsewhere: the same bytes as in the described one."""
+    """Every array is restored bit for bit, also into a model of a user's function.
+
+    Its automatic names count from another number.
+    """
     model, optimizer, state = restored(folder, name)
-    keras.layers.Conv2D(1, 1), keras.layers.Dense(1)  # two names are gone
+    keras.layers.Conv2D(1, 1), keras.layers.Dense(1)  # uses up two automatic names
     other, second, _ = restored(folder, name, MODELS[EXPECTED[folder][name]["model"]]())
     for ours, theirs in zip(
         [*model.weights, *optimizer.variables], [*other.weights, *second.variables], strict=True
@@ -73,7 +83,7 @@ def test_every_array_arrives_to_the_last_bit_whatever_the_names(folder, name):
 
 
 def test_steps_and_their_folders_are_found(tmp_path):
-    """The highest finished step; a step by its number; one that was being written does not count."""
+    """The highest finished step is read; a step can be chosen by its number; an unfinished one is ignored."""
     source = GOLDEN / FOLDERS[0] / "sequential-sgd"
     steps = [child for child in source.iterdir() if child.name.isdigit()]
     assert len(steps) == 1
@@ -87,7 +97,7 @@ def test_steps_and_their_folders_are_found(tmp_path):
 
 
 def test_two_layers_that_a_name_cannot_tell_apart_are_never_guessed():
-    """Without its description, a tree whose names fit in part restores nothing: no weights by half."""
+    """A tree without a description, whose names fit only in part, restores nothing."""
     state = read_checkpoint(GOLDEN / FOLDERS[0] / "nested-state")
     model = MODELS["sequential"]()
     before = [array.tobytes() for array in model.get_weights()]
@@ -101,7 +111,7 @@ def test_two_layers_that_a_name_cannot_tell_apart_are_never_guessed():
     "file", ["pytree/manifest.ocdbt", "pytree/_METADATA", "pytree/d/*", "model_config/_strings.json"]
 )
 def test_a_damaged_folder_is_refused(tmp_path, file, damage):
-    """Truncated, flipped in its structure, empty: one clear error."""
+    """A truncated, flipped or empty folder is one clear error."""
     shutil.copytree(GOLDEN / FOLDERS[0] / "nested-adam", tmp_path / "o")
     broken = max((tmp_path / "o").glob(f"*/{file}"), key=lambda path: path.stat().st_size)
     data = bytearray(broken.read_bytes())
@@ -114,7 +124,7 @@ def test_a_damaged_folder_is_refused(tmp_path, file, damage):
 
 @pytest.mark.parametrize("name", ["nested-adam", "nested-state", "sequential-sgd"])
 def test_a_damaged_folder_leaves_nothing_behind(tmp_path, monkeypatch, name):
-    """Every array that was still being read is done before the reader's loop closes; nothing speaks up later, in other code."""
+    """A failed read finishes every pending array before its loop closes, so no error appears later."""
     source = GOLDEN / FOLDERS[0] / name
     largest = max(source.glob("**/d/*"), key=lambda path: path.stat().st_size)
     loops, make, late = [], asyncio.new_event_loop, []
@@ -132,7 +142,7 @@ def test_a_damaged_folder_leaves_nothing_behind(tmp_path, monkeypatch, name):
 
 
 def test_a_shape_that_claims_more_than_the_disk_holds_is_refused(tmp_path, monkeypatch):
-    """The size is looked at before memory is asked for."""
+    """An array that claims more than the disk holds is refused before memory is allocated."""
     import orbax.checkpoint as orbax
 
     from kresume.checkpoints import orbax_folder

@@ -1,4 +1,4 @@
-"""Moments that start fresh at a high count of iterations step as those of a fresh optimizer do; the others go on."""
+"""Tests that slots started fresh at a high count of iterations update as in a fresh optimizer."""
 
 import keras
 import numpy as np
@@ -30,7 +30,7 @@ def steps(optimizer, variables, rows):
 
 @pytest.mark.parametrize(("name", "accumulate"), [*((name, None) for name in CLASSES), ("Adam", 2)])
 def test_fresh_slots_step_as_a_fresh_optimizers_do(name, accumulate):
-    """The weight whose slots began late moves as under an optimizer of its own; the other as if nothing had happened."""
+    """A weight with fresh slots moves as under its own optimizer; the other weight continues unchanged."""
 
     def make(weights, begun):
         optimizer = getattr(keras.optimizers, name)(1e-2, gradient_accumulation_steps=accumulate)
@@ -57,7 +57,10 @@ def test_fresh_slots_step_as_a_fresh_optimizers_do(name, accumulate):
 
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "Adamax", "Lamb"])
 def test_matured_moments_step_the_same_under_plain_keras(name):
-    """What leaves for plain Keras, which has one count, has moments that mean the same there: under one gradient, one step."""
+    """Matured moments step the same under plain Keras, which has a single count.
+
+    This holds under a constant gradient, for one step.
+    """
     grown = [variable(1.0), variable(2.0)]
     optimizer = getattr(keras.optimizers, name)(1e-2)
     optimizer.build(grown)
@@ -80,7 +83,7 @@ def test_matured_moments_step_the_same_under_plain_keras(name):
 
 
 def test_another_class_begins_its_moments_with_a_count_of_their_own():
-    """SGD's momentum means nothing to Adam: its first step is the rate, at whatever count of iterations."""
+    """SGD's momentum is not carried to Adam, whose first step equals the rate at any iteration count."""
     weights = [variable(1.0)]
     old = keras.optimizers.SGD(1e-2, momentum=0.9)
     old.build(weights)

@@ -1,4 +1,4 @@
-"""Models and code of a user's own: subclassed models, functions that raise, optimizers by name, what `inspect` tells."""
+"""Tests a user's own models and code: subclassed models, exceptions, optimizers by name, `inspect`."""
 
 import json
 import sys
@@ -51,7 +51,10 @@ def build(num_classes=3, image_size=None):
 
 @pytest.fixture(scope="module")
 def net(tmp_path_factory):
-    """A folder with a subclassed model: net.py, m.keras and m.weights.h5 after a step; and the model."""
+    """Writes a subclassed model after a step; returns the folder and the model.
+
+    The files are net.py, m.keras and m.weights.h5.
+    """
     folder = tmp_path_factory.mktemp("net")
     (folder / "net.py").write_text(SUBCLASSED)
     space: dict = {"__name__": "net"}
@@ -66,7 +69,7 @@ def net(tmp_path_factory):
 
 @pytest.mark.parametrize("way", ["--import", "--model"])
 def test_a_subclassed_model_is_scored_and_planned_for(net, pictures, quiet, way):
-    """`eval` gives the accuracy that plain Keras computes; `plan` restores every variable."""
+    """`eval` gives a subclassed model the accuracy of plain Keras; `plan` restores every variable."""
     folder, model = net
     code = str(folder / "net.py")
     path = str(folder / ("m.keras" if way == "--import" else "m.weights.h5"))
@@ -92,7 +95,10 @@ def test_a_subclassed_model_is_scored_and_planned_for(net, pictures, quiet, way)
 
 @pytest.mark.parametrize("file", ["m.keras", "m.weights.h5"])
 def test_a_model_that_was_built_for_another_size_names_the_option(net, pictures, quiet, file):
-    """What a Dense behind a Flatten takes depends on the size: the way on is `--image-size`, and it works."""
+    """A model built for another image size is an error that names `--image-size`, which works.
+
+    A Dense after a Flatten has a shape that depends on the size.
+    """
     folder, _ = net
     state = read_checkpoint(folder / file)
     made = {"state": state, "num_classes": 3}
@@ -106,7 +112,7 @@ def test_a_model_that_was_built_for_another_size_names_the_option(net, pictures,
 
 
 def test_a_model_of_another_width_names_no_size(net):
-    """Where the last axis differs, too, the pictures are not the reason."""
+    """If the last axis differs, too, the error does not blame the image size."""
     folder, _ = net
     state = read_checkpoint(folder / "m.weights.h5")
     model = build.build_model(f"{folder / 'net.py'}:build", state=state, num_classes=4, image_size=(12, 12))
@@ -116,7 +122,7 @@ def test_a_model_of_another_width_names_no_size(net):
 
 
 def test_a_subclassed_model_trains_and_is_extended(net, pictures, tmp_path):
-    """A run of it is continued from its own record by the next generation."""
+    """A run of a subclassed model is extended from its own record."""
     folder, _ = net
     given = {"epochs": 1, "batch_size": 8, "lr": 1e-3}
     first = run_training(
@@ -133,7 +139,7 @@ def test_a_subclassed_model_trains_and_is_extended(net, pictures, tmp_path):
 
 
 def test_shapes_of_a_model_that_is_no_graph(net):
-    """The input is what it was built on, the output what its code gives; several of them are named."""
+    """A subclassed model's input is that of its build, its output that of its code; several are named."""
     _, model = net
     assert input_shape_of(model) == (None, 12, 12, 3)
     assert output_shape_of(model) == (None, 3)
@@ -154,7 +160,10 @@ def test_shapes_of_a_model_that_is_no_graph(net):
 
 @pytest.mark.parametrize("way", ["in call", "in build", "in call of a file", "in the constructor of a file"])
 def test_an_exception_in_the_users_code_is_a_line(net, pictures, quiet, tmp_path, way):
-    """Its own words, file and line; never a traceback of ours, never advice on something else."""
+    """An exception in a user's code is one line with its words, file and line, without a traceback.
+
+    The line gives no advice on other matters.
+    """
     folder, _ = net
     where = {
         "in call": ("features = ", "1 // 0; features = "),
@@ -202,7 +211,7 @@ def build(num_classes=3):
 
 
 def test_an_exception_while_training_is_a_line_too(pictures, tmp_path, monkeypatch, capsys):
-    """The command line says file, line and words; an exception of our own keeps its traceback."""
+    """An exception in a user's code during training is one line; our own exceptions keep their traceback."""
     (tmp_path / "raises.py").write_text(RAISES)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli.crash, "show_traces", lambda: None)
@@ -224,14 +233,14 @@ def test_an_exception_while_training_is_a_line_too(pictures, tmp_path, monkeypat
         capsys.readouterr().err.splitlines()[-1] == "kresume: raises.py, line 7 raised RuntimeError: no training here"
     )
     for name in [name for name in sys.modules if name.startswith(own_code.PREFIX)]:
-        monkeypatch.delitem(sys.modules, name)  # other tests name files of this folder as the user's code
+        monkeypatch.delitem(sys.modules, name)  # other tests use files of this folder's names as the user's code
     monkeypatch.setattr("kresume.training.resume.train", lambda *_: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         cli.main(arguments)
 
 
 def test_the_innermost_reason_of_nested_errors():
-    """Keras wraps a reason once for each model around the layer."""
+    """The innermost of nested errors is reported: Keras wraps it once for each model around the layer."""
     inner = keras.Sequential([layers.Dense(2), layers.Reshape((7,))])
     outer = keras.Sequential([layers.Flatten(), inner])
     with pytest.raises(ValueError, match="Exception encountered when calling") as caught:
@@ -256,7 +265,10 @@ def test_the_rate_of_an_optimizer_by_name_is_its_own():
 @pytest.mark.parametrize("name", ["adam", "sgd", "nadam"])
 @pytest.mark.parametrize("writer", ["Keras 3.1", "tf_keras"])
 def test_an_optimizer_compiled_by_name_is_that_optimizer(writer, name, pictures, quiet, tmp_path):
-    """As Keras 3.1 and tf_keras write `compile("adam")`: the name is read, the rate is the saved variable's or its own."""
+    """An optimizer compiled by name is read, with the saved rate or its default.
+
+    Keras 3.1 and tf_keras write `compile("adam")` so.
+    """
     model = keras.Sequential([keras.Input((6, 6, 3)), layers.Flatten(), layers.Dense(3, activation="softmax")])
     model.compile(name, "sparse_categorical_crossentropy")
     model.train_on_batch(np.zeros((3, 6, 6, 3), "float32"), np.arange(3))
@@ -292,11 +304,11 @@ def test_an_optimizer_compiled_by_name_is_that_optimizer(writer, name, pictures,
         assert "2 of 2" not in plan.restored
 
 
-# --- what inspect tells -----------------------------------------------------------------------------------------------
+# --- inspect ----------------------------------------------------------------------------------------------------------
 
 
 def test_inspect_tells_several_outputs_and_unknown_classes(net, tmp_path):
-    """Names of outputs, and classes, functions and losses that no Keras has; nothing where there is nothing."""
+    """`inspect` names outputs, and classes, functions and losses unknown to Keras; else it prints nothing."""
     folder, _ = net
     assert any(
         "the code of Net: --import FILE.py" in text for text in describe(read_checkpoint(folder / "m.keras")).missing

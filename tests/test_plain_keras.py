@@ -1,4 +1,4 @@
-"""Who leaves for plain Keras is told the line that feeds the model as it was trained, and the line does that."""
+"""Tests the printed line of code that feeds the model in plain Keras as it was trained."""
 
 import json
 import zipfile
@@ -21,7 +21,7 @@ CLASSES = ("ash", "elm", "yew")
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Two noisy pictures of each class, larger than any model here takes them, and higher than wide."""
+    """Writes two noisy pictures of each class, larger than any model input here and not square."""
     folder = tmp_path_factory.mktemp("trees")
     rng = np.random.default_rng(0)
     for name in CLASSES:
@@ -37,7 +37,7 @@ def card(pixels="0-255", resize="stretch", interpolation="area", layout=RGB, cla
 
 
 def loaded(line, folder):
-    """What the line gives, in the order of the folders."""
+    """Runs the line; returns its arrays in the order of the folders."""
     code = line.replace('"IMAGES"', f'"{folder}", shuffle=False, verbose=False')
     values, labels = zip(*list(eval(code, {"keras": keras, "tf": tf})), strict=True)
     return np.concatenate([np.asarray(each) for each in values]), np.concatenate([np.asarray(each) for each in labels])
@@ -68,7 +68,10 @@ def loaded(line, folder):
     ids=str,
 )
 def test_the_line_gives_the_numbers_that_training_had(pictures, case):
-    """Pixels, sampling, colours, axes and the order of the classes, by Keras's own loader; within a grey level or two."""
+    """The line gives the inputs of training by Keras's own loader, within two grey levels.
+
+    Pixels, sampling, colours, axes and class order agree.
+    """
     values, labels = loaded(feeding_line(case), pictures)
     files = [path for name in case.classes for path in sorted((pictures / name).iterdir())]
     spec = DecodeSpec(*case.image_size, case.resize, case.interpolation)
@@ -83,7 +86,7 @@ def test_the_line_gives_the_numbers_that_training_had(pictures, case):
 
 
 def test_rows_of_labels_and_many_classes(pictures):
-    """The loss decides the form of the labels; the last block of a training is no wall of names."""
+    """The loss decides the form of the labels; many class names are abbreviated in the last block."""
     _, labels = loaded(feeding_line(card(), rows=True), pictures)
     np.testing.assert_array_equal(labels, np.repeat(np.eye(3), 2, axis=0))
     many = card(classes=tuple(f"class {index}" for index in reversed(range(40))))
@@ -103,7 +106,7 @@ def test_rows_of_labels_and_many_classes(pictures):
     ],
 )
 def test_the_file_says_the_line(tmp_path, loss, rows):
-    """`kresume.json` in the archive carries it, and its name is in the documents."""
+    """`kresume.json` in the archive holds the line, and the docs name the file."""
     model = keras.Sequential([keras.Input((12, 10, 3)), keras.layers.Flatten(), keras.layers.Dense(3)])
     model.compile("sgd", loss)
     assert takes_rows(model) is rows

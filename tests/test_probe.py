@@ -1,4 +1,4 @@
-"""A foreign model is fed what it was trained on, or nothing is trained."""
+"""Tests that a foreign model gets the pixels that it was trained on, or is not trained."""
 
 import numpy as np
 
@@ -9,14 +9,14 @@ LABELS = np.arange(120) % 3
 
 
 def sure_of(certainty, wrong=0):
-    """What gives outputs that are right with this certainty, but for the first `wrong` images."""
+    """Returns a function whose outputs are right with this certainty, except for the first `wrong` images."""
     outputs = np.full((len(LABELS), 3), (1 - certainty) / 2)
     outputs[np.arange(len(LABELS)), (LABELS + (np.arange(len(LABELS)) < wrong)) % 3] = certainty
     return lambda: outputs
 
 
 def test_equally_right_ways_are_told_apart_by_the_loss():
-    """Both answer alike; the way under which the model is surer is the one that it was trained with."""
+    """Between conventions with equal predictions, the one with the lower loss wins."""
     noise = np.random.default_rng(0).normal(0, 0.02, (len(LABELS), 3))
     probe = probe_feedings(
         lambda images: images, {"a": sure_of(0.7), "b": lambda: sure_of(0.9)() + abs(noise)}, LABELS, "probabilities"
@@ -27,7 +27,11 @@ def test_equally_right_ways_are_told_apart_by_the_loss():
 
 
 def test_a_way_that_is_only_surer_does_not_win():
-    """A model that stopped early is right on all and unsure; larger numbers make it surer, and wrong on two."""
+    """A convention that only makes the model more certain does not win.
+
+    A model that stopped early is right on all images and uncertain. Larger inputs make it more certain, and wrong on
+    two.
+    """
     shy = noisy(0.7, 0.02, 1)()
     sure = noisy(0.95, 0.02, 1)()
     sure[:2] = [[0.3, 0.4, 0.3], [0.4, 0.3, 0.3]]
@@ -37,7 +41,10 @@ def test_a_way_that_is_only_surer_does_not_win():
 
 
 def test_a_way_that_is_too_sure_is_not_excused():
-    """The right way is worth more than a surer one of the same answers: numbers that are too large make a model so."""
+    """Overconfidence is not excused: the right convention wins over a more certain one.
+
+    Both predict the same classes; inputs that are too large make a model too certain.
+    """
     rng = np.random.default_rng(3)
     right = rng.dirichlet((1, 1, 1), len(LABELS))
     right[np.arange(len(LABELS)), LABELS] += 1.0
@@ -52,7 +59,10 @@ def test_a_way_that_is_too_sure_is_not_excused():
 
 
 def test_no_way_wins_that_is_no_better_than_chance():
-    """A model that always answers the same class has no winner, whatever its losses."""
+    """No convention wins that is no better than chance, whatever its loss.
+
+    The model always predicts the same class.
+    """
     always = np.tile([[0.8, 0.1, 0.1]], (len(LABELS), 1))
     other = np.tile([[0.5, 0.25, 0.25]], (len(LABELS), 1))
     probe = probe_feedings(lambda images: images, {"a": lambda: always, "b": lambda: other}, LABELS, "probabilities")
@@ -61,27 +71,30 @@ def test_no_way_wins_that_is_no_better_than_chance():
 
 
 def test_two_ways_that_fit_alike_have_no_winner():
-    """The same outputs either way: nothing is guessed."""
+    """Two conventions with the same outputs have no winner."""
     probe = probe_feedings(lambda images: images, {"a": sure_of(0.8, 5), "b": sure_of(0.8, 5)}, LABELS, "probabilities")
     assert probe.winner is None
     assert probe.above_chance
 
 
 def test_larger_values_that_only_make_a_model_surer_do_not_win():
-    """Always right on values that are 255 times larger, too: the loss is lower there, whatever it was trained on."""
+    """Larger inputs that only lower the loss do not win.
+
+    A model that is always right is still right on inputs that are 255 times larger, and more certain.
+    """
     ways = {"0-1": sure_of(0.97), "0-255": sure_of(1.0)}
     args = (lambda images: images, ways, LABELS, "probabilities")
     assert probe_feedings(*args).winner == "0-255"
     told = probe_feedings(*args, louder=[("0-255", "0-1")])
     assert (told.winner, told.fitting) == (None, ("0-255", "0-1"))
-    # Unsure, or wrong, on the smaller values: those are not what it was trained on.
+    # If the model is uncertain or wrong on the smaller inputs, it was not trained on them.
     for quiet in (sure_of(0.4), sure_of(0.97, 30)):
         found = probe_feedings(args[0], {**ways, "0-1": quiet}, LABELS, "probabilities", louder=[("0-255", "0-1")])
         assert found.winner == "0-255"
 
 
 def test_louder_conventions_are_those_of_one_direction():
-    """Larger values of pictures that are not inverted against them, whatever the order of the colours."""
+    """A convention is louder if its values are larger and its polarity is the same, for any colour order."""
     from kresume.images.conventions import is_louder
 
     pairs = [("0-255", "0-1"), ("0-255", "-1-1"), ("0-255-inverted", "0-1-inverted"), ("caffe", "bgr-0-1")]
@@ -92,14 +105,17 @@ def test_louder_conventions_are_those_of_one_direction():
 
 
 def test_larger_values_win_where_the_answers_are_better_than_sureness():
-    """Right on two images more than on the smaller values: sureness explains none of them."""
+    """Larger inputs win if their predictions are better than certainty explains: by two images here."""
     ways = {"quiet": sure_of(0.97, 2), "loud": sure_of(1.0)}
     probe = probe_feedings(lambda images: images, ways, LABELS, "probabilities", louder=[("loud", "quiet")])
     assert probe.winner == "loud"
 
 
 def test_fair_losses_decide_between_ways_whose_losses_do_not():
-    """One is unsure and always right, the other as low in its loss, and wrong on some."""
+    """Calibrated losses decide between conventions whose raw losses do not.
+
+    One is uncertain and always right. The other has as low a loss and is wrong on some.
+    """
     rng = np.random.default_rng(4)
     right = noisy(0.67, 0.04, 1)()
     worse = noisy(0.7, 0.02, 2)()
@@ -115,7 +131,7 @@ def test_fair_losses_decide_between_ways_whose_losses_do_not():
 
 
 def test_losses_are_compared_image_by_image():
-    """A small difference that every image shows is clear; a large one that two images make is not."""
+    """Losses are compared image by image: a small consistent difference counts, two images do not."""
     rng = np.random.default_rng(1)
     losses = rng.exponential(1.0, 200)
     assert is_clearly_lower(losses, losses + 0.05 + rng.normal(0, 0.01, 200))
@@ -125,7 +141,7 @@ def test_losses_are_compared_image_by_image():
 
 
 def test_the_table_lists_three_and_names_all_that_fit():
-    """However many ways were tried; those between which nothing decides are told apart from the rest."""
+    """The table lists three conventions and marks all between which nothing decides."""
     ways = {"a": sure_of(0.9), "b": sure_of(0.9), **{f"bad {index}": sure_of(0.6, 60) for index in range(6)}}
     probe = probe_feedings(lambda images: images, ways, LABELS, "probabilities")
     assert probe.table.count("gives") == 3
@@ -134,7 +150,10 @@ def test_the_table_lists_three_and_names_all_that_fit():
 
 
 def test_a_way_that_is_right_less_often_never_wins_by_its_loss():
-    """A model that is sure of itself has a high loss where it is wrong, and is still right twice as often."""
+    """A convention with lower accuracy never wins by its loss.
+
+    A certain model has a high loss where it is wrong, and is still right twice as often.
+    """
     rng = np.random.default_rng(0)
     sure = np.full((len(LABELS), 3), 1e-6)
     answers = np.where(rng.random(len(LABELS)) < 0.8, LABELS, (LABELS + 1) % 3)
@@ -147,7 +166,7 @@ def test_a_way_that_is_right_less_often_never_wins_by_its_loss():
 
 
 def noisy(certainty, scale, seed):
-    """What is right with about this certainty, image by image."""
+    """Returns a function whose outputs are right with about this certainty, varying by image."""
     noise = np.random.default_rng(seed).normal(0, scale, len(LABELS))
     chosen = np.clip(certainty + noise, 0.35, 0.999)
     outputs = np.repeat(((1 - chosen) / 2)[:, None], 3, axis=1)
@@ -156,7 +175,10 @@ def noisy(certainty, scale, seed):
 
 
 def test_another_way_than_the_usual_ones_must_be_clearly_better():
-    """As good as the usual one, the usual one is taken; clearly better, it wins; better by much and unclear, nobody does."""
+    """An unusual convention wins only if it is clearly better than the usual ones.
+
+    If it is as good, the usual one wins. If it is much better but not clearly, neither wins.
+    """
 
     def winner(**ways):
         return probe_feedings(lambda images: images, ways, LABELS, "probabilities", usual=("usual", "other"))
@@ -174,7 +196,7 @@ def test_another_way_than_the_usual_ones_must_be_clearly_better():
 
 
 def test_many_strange_ways_do_not_win_by_luck():
-    """Eight that are as good as the usual one, drawn anew 50 times: hardly ever is one of them taken."""
+    """Eight unusual conventions as good as the usual one hardly ever win by chance, in 50 draws."""
     rng = np.random.default_rng(5)
     taken = 0
     for _ in range(50):
@@ -186,7 +208,10 @@ def test_many_strange_ways_do_not_win_by_luck():
 
 
 def test_a_first_look_keeps_what_may_win_and_everything_where_nothing_is_right():
-    """The right way may seem the worst where the order of the classes is another."""
+    """A first look keeps the candidates that may win, and all if none is right.
+
+    With another class order the right convention may seem the worst.
+    """
     ways = {"good": sure_of(0.9), **{f"bad {index}": sure_of(0.5, 70 + index) for index in range(8)}}
     first = probe_feedings(lambda images: images, ways, LABELS, "probabilities")
     assert "good" in promising(first)

@@ -1,4 +1,4 @@
-"""The rate that is asked for is the rate that trains."""
+"""Tests that the requested rate is the rate that trains."""
 
 import pytest
 
@@ -21,7 +21,7 @@ def decide(saved=FLOAT, **changes):
 @pytest.mark.parametrize("saved", [FLOAT, SCHEDULE, SavedRate(3e-3, "run")])
 @pytest.mark.parametrize("schedule", [None, "constant", "cosine", "rewarm-cosine", "plateau"])
 def test_lr_always_wins(saved, schedule):
-    """With `--lr` the peak is that number, whatever the checkpoint had and whatever the schedule."""
+    """With `--lr` the peak is that number, for any checkpoint and schedule."""
     plan = decide(saved, lr=1e-4, schedule=schedule)
     assert plan.peak == 1e-4
     assert plan.checkpoint == saved.value
@@ -35,26 +35,26 @@ def test_lr_scale_is_a_factor_on_the_checkpoints_rate(saved):
 
 
 def test_added_images_rewarm_to_a_third_of_the_checkpoints_rate():
-    """Without `--lr`, images added: rewarm-cosine to 0.3x."""
+    """Without `--lr`, added images rewarm to 0.3 times the checkpoint's rate: rewarm-cosine."""
     plan = decide()
     assert (plan.schedule, plan.peak, plan.warmup_steps) == ("rewarm-cosine", pytest.approx(3e-3), 40)
 
 
 def test_a_shift_calls_for_the_full_rate():
-    """A probe that finds the parent worse on new images raises the peak to the checkpoint's rate, and says so."""
+    """A parent that is worse on new images raises the peak to the checkpoint's rate, and a line says so."""
     plan = decide(shift="a probe finds it at 50 % on new images")
     assert plan.peak == 1e-2
     assert "a probe finds" in str(plan)
 
 
 def test_an_interrupted_parent_keeps_its_rate():
-    """An interrupted training goes on at its current rate."""
+    """An interrupted training continues at its current rate."""
     plan = decide(interrupted=True)
     assert (plan.schedule, plan.peak) == ("keep", 1e-2)
 
 
 def test_keep_carries_the_checkpoints_schedule():
-    """`keep` on a schedule uses that schedule, as the file had it."""
+    """`keep` uses the checkpoint's schedule as the file has it."""
     plan = decide(SCHEDULE, schedule="keep")
     assert plan.saved == DECAY
     assert "ExponentialDecay" in str(plan)
@@ -77,19 +77,22 @@ def test_keep_carries_the_checkpoints_schedule():
     ],
 )
 def test_what_contradicts_itself_is_a_usage_error(changes, words):
-    """Options that cannot all take effect are refused with the way on."""
+    """Options that cannot all take effect are refused with a remedy."""
     with pytest.raises(UsageError, match=words):
         decide(**changes)
 
 
 def test_a_plan_survives_json():
-    """`run.json` pins the plan: reading it back gives the same plan."""
+    """`run.json` pins the plan: reading it gives an equal plan."""
     plan = decide(SCHEDULE, schedule="keep")
     assert RatePlan.from_dict(plan.as_dict()) == plan
 
 
 def test_the_optimizer_trains_at_the_rate_of_the_plan():
-    """First step, peak and end, read from a Keras optimizer whose iterations were carried over."""
+    """The optimizer trains at the plan's rate at the first step, peak and end.
+
+    The rates are read from a Keras optimizer whose iterations were carried over.
+    """
     import keras
     import numpy as np
 
@@ -110,7 +113,10 @@ def test_the_optimizer_trains_at_the_rate_of_the_plan():
 
 
 def test_keep_says_what_its_schedule_gives_and_when_it_ends():
-    """At both ends of the run; a note where most of it would learn nothing, none where it ends with the run."""
+    """`keep` prints the rate at both ends of the run, and a note if most of the run would learn nothing.
+
+    There is no note if the schedule ends with the run.
+    """
     import keras
 
     cosine = keras.optimizers.schedules.serialize(keras.optimizers.schedules.CosineDecay(0.02, 72))
@@ -127,7 +133,7 @@ def test_keep_says_what_its_schedule_gives_and_when_it_ends():
 
 
 def test_keep_on_a_schedule_that_has_ended_is_refused():
-    """A schedule that ended at 0 would train nothing: an error, not a silent night."""
+    """`keep` on a schedule that has ended at 0 is an error, because it would train nothing."""
     ended = {"class_name": "CosineDecay", "config": {"initial_learning_rate": 1e-2, "decay_steps": 100, "alpha": 0.0}}
     plan = decide(SavedRate(1e-2, "schedule", ended), schedule="keep")
     with pytest.raises(UsageError, match="has ended at 0 after 100"):
@@ -135,7 +141,7 @@ def test_keep_on_a_schedule_that_has_ended_is_refused():
 
 
 def test_a_held_rate_warms_up_and_stays():
-    """`constant` with a warm-up rises to the rate and holds it; without one it is the plain float."""
+    """`constant` with a warm-up rises to the rate and holds it; without one it is a float."""
     assert decide(lr=1e-4, schedule="constant").keras_rate(origin=5) == 1e-4
     schedule = decide(lr=1e-4, schedule="constant", warmup_steps=10).keras_rate(origin=5)
     assert float(schedule(5)) == pytest.approx(1e-5)
@@ -144,7 +150,10 @@ def test_a_held_rate_warms_up_and_stays():
 
 @pytest.mark.parametrize(("optimizer", "rate"), [("SGD", "0.02"), ("AdamW", "0.0141")])
 def test_another_batch_size_says_what_it_does_and_the_rate_that_goes_with_it(optimizer, rate):
-    """Twice the batch: half the steps, twice SGD's rate, Adam's by the square root; the same size says nothing."""
+    """Another batch size prints its effect and the matching rate.
+
+    Twice the batch means half the steps, twice SGD's rate, and Adam's by the square root. The same size prints nothing.
+    """
     from kresume.training.decisions import describe_batch_change
 
     text = describe_batch_change(32, 64, 640, 1e-2, optimizer)

@@ -1,4 +1,7 @@
-"""What trains is what was asked for: the rate read from the optimizer, and the update that it makes, on this backend."""
+"""Tests that the requested rate trains: read from the optimizer, and from its update.
+
+Runs under this backend.
+"""
 
 import math
 from types import SimpleNamespace
@@ -30,7 +33,10 @@ def batch(step):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """One checkpoint at a float rate, one at a schedule, five steps into each; as `.keras` and as `.weights.h5`."""
+    """Writes a checkpoint at a float rate and one at a schedule, after five steps.
+
+    Each is written as `.keras` and as `.weights.h5`.
+    """
     folder = tmp_path_factory.mktemp("rates")
     rates = {"float": FLOAT, "schedule": keras.optimizers.schedules.ExponentialDecay(PEAK, 10, 0.5)}
     for name, rate in rates.items():
@@ -45,7 +51,7 @@ def written(tmp_path_factory):
 
 
 def adjusted(path, **options):
-    """The model as `train` begins with it, and its plan."""
+    """Returns the model as `train` begins with it, and its plan."""
     config = TrainConfig(from_=str(path), **options)
     parent = Parent(read_checkpoint(path), None, None)
     live = restore_parent(config, parent, num_classes=3, image_size=None)
@@ -65,7 +71,7 @@ def adjusted(path, **options):
 
 
 def cosine(peak, step, warmup=1):
-    """Half a cosine after one step of warm-up, as documented."""
+    """Computes half a cosine after one warm-up step, as documented."""
     return (
         peak * (step + 1) / warmup
         if step < warmup
@@ -82,7 +88,7 @@ def decayed(_, step):
 
 
 def reference(weights, rate, step):
-    """The weights after one step of plain SGD at this rate."""
+    """Returns the weights after one step of plain SGD at this rate."""
     layers = [keras.Input((SIDE, SIDE, 3)), keras.layers.Flatten(), keras.layers.Dense(3, activation="softmax")]
     model = keras.Sequential(layers)
     model.compile(keras.optimizers.SGD(rate), "sparse_categorical_crossentropy")
@@ -108,7 +114,7 @@ CASES = {
 @pytest.mark.parametrize("saved", ["float", "schedule"])
 @pytest.mark.parametrize("case", CASES)
 def test_the_rate_that_was_asked_for_trains(written, saved, case):
-    """At the first step and at the last: read from the optimizer, and seen in the update that plain SGD makes at that rate."""
+    """The requested rate trains at the first and last step, in the optimizer and in plain SGD's update."""
     options, of_float, of_schedule, shape = CASES[case]
     if case == "keep" and saved == "schedule":
         shape = decayed
@@ -127,7 +133,7 @@ def test_the_rate_that_was_asked_for_trains(written, saved, case):
 
 
 def test_weights_alone_keep_their_float_and_have_lost_their_schedule(written):
-    """A `.weights.h5` holds the float; of a schedule it holds nothing, so `keep` cannot be meant."""
+    """A `.weights.h5` keeps a float rate but no schedule, so `keep` is refused there."""
     model, plan = adjusted(
         written / "float.weights.h5", model=str(written / "float.keras"), optimizer="sgd", lr_schedule="keep"
     )
@@ -140,7 +146,7 @@ def test_weights_alone_keep_their_float_and_have_lost_their_schedule(written):
 
 
 def test_a_schedule_that_the_file_does_not_hold_asks_for_a_rate(written, pictures, quiet):
-    """Nothing is guessed: the command is refused until `--lr` says the rate."""
+    """If the file does not hold its schedule, the command is refused until `--lr` gives the rate."""
     from kresume.options.resolve import from_arguments
     from kresume.training.plan import make_plan
 
@@ -149,7 +155,7 @@ def test_a_schedule_that_the_file_does_not_hold_asks_for_a_rate(written, picture
         "model": str(written / "float.keras"),
         "optimizer": "sgd",
         "pixels": "0-1",
-        "classes": ",".join(CLASSES),  # five steps on noise: by chance it may look as if it knew them in another order
+        "classes": ",".join(CLASSES),  # after five steps on noise, another order may fit by chance
     }
     path = str(written / "schedule.weights.h5")
     with pytest.raises(UsageError, match=r"does not say its learning rate .*give --lr F"):
@@ -158,7 +164,7 @@ def test_a_schedule_that_the_file_does_not_hold_asks_for_a_rate(written, picture
 
 
 def test_the_schedule_of_a_compiled_model_goes_on(written, pictures, quiet, tmp_path):
-    """A file without its schedule, and a function that compiles the model with it: `keep` goes on where it stood."""
+    """A schedule that the function compiles continues at its step with `keep`, though the file lacks it."""
     from kresume.options.resolve import from_arguments
     from kresume.training.plan import make_plan
 

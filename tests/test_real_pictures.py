@@ -1,4 +1,4 @@
-"""The story on real pictures: signed digits where they are, scikit-learn's written digits elsewhere."""
+"""Tests the whole job on real pictures: signed digits if present, else scikit-learn's digits."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,10 @@ from tests.support import run_training
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory):
-    """A folder with `old`, `new` and `test`: the real day-by-day story, or the packaged digits in their order."""
+    """Returns a folder with `old`, `new` and `test`.
+
+    It holds the real day-by-day pictures, or the packaged digits in their order.
+    """
     default = Path(__file__).parents[2] / "shared" / "data"
     real = Path(os.environ.get("KRESUME_TEST_DATA", default)) / "signdigits"
     if real.is_dir():
@@ -22,7 +25,7 @@ def story(tmp_path_factory):
 
 
 def test_resuming_with_more_images_gives_a_better_model(story, tmp_path):
-    """The parent on the test pictures, and the run that was given the new ones: better on all, nothing lost on the old."""
+    """Resuming with more images gives a better model on all test images and loses nothing on the old."""
     parent = run_training(
         data=[str(story["old"])],
         image_size="24",

@@ -1,4 +1,4 @@
-"""Promise 1: every variable is accounted for, in either backend, across them."""
+"""Tests promise 1: every variable is accounted for, in either backend and across backends."""
 
 import json
 import os
@@ -65,7 +65,10 @@ for name, make in OPTIMIZERS.items():
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """Checkpoints written by a plain Keras script, by (writer's backend, kind, optimizer); one process per backend."""
+    """Writes checkpoints with a plain Keras script, by (writer's backend, kind, optimizer).
+
+    Each backend runs in one process.
+    """
     folder = tmp_path_factory.mktemp("written")
     (folder / "writer.py").write_text(WRITER)
 
@@ -98,7 +101,10 @@ def optimizer_of(state, model, name=None):
 
 
 def assert_equal_to_the_writers(model, optimizer, expected):
-    """Weights and optimizer by bytes (counters by value: their types differ between backends), and predictions."""
+    """Asserts equal weights, optimizer and predictions.
+
+    Bytes are compared, for counters values, because their types differ between backends.
+    """
     groups = {"weights": model.variables, "optimizer": optimizer.variables}
     for group, variables in groups.items():
         for index, variable in enumerate(variables):
@@ -116,7 +122,7 @@ def assert_equal_to_the_writers(model, optimizer, expected):
 @pytest.mark.parametrize("backend", ["tensorflow", "jax"])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "schedule", "ema", "accumulate", "adafactor"])
 def test_a_keras_file_restores_to_the_last_bit(written, backend, optimizer):
-    """Weights and optimizer state of a `.keras` file of either backend are equal right after restoring."""
+    """A `.keras` file of either backend restores weights and optimizer state bit for bit."""
     path, expected = written(backend, "keras", optimizer)
     state = read_checkpoint(path)
     model = model_of(state)
@@ -130,7 +136,10 @@ def test_a_keras_file_restores_to_the_last_bit(written, backend, optimizer):
 @pytest.mark.parametrize("kind", ["checkpoint", "manager"])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "ema", "adafactor"])
 def test_a_tensorflow_checkpoint_restores_to_the_last_bit(written, kind, optimizer):
-    """Under either backend, whatever roots it was saved with; the model comes from elsewhere."""
+    """A TensorFlow checkpoint restores bit for bit under either backend, for any roots.
+
+    The model comes from another source.
+    """
     path, expected = written("tensorflow", kind, optimizer)
     state = read_checkpoint(path)
     architecture = read_checkpoint(written("tensorflow", "keras", optimizer)[0])
@@ -145,7 +154,10 @@ def test_a_tensorflow_checkpoint_restores_to_the_last_bit(written, kind, optimiz
 
 @pytest.mark.parametrize("place", [0, 4, 16, 32])
 def test_a_restored_variable_shares_no_memory_with_its_source(place):
-    """Whatever the alignment of a host buffer: overwriting it changes no variable, and training leaves it as it is."""
+    """A restored variable shares no memory with its source, for any alignment of the host buffer.
+
+    Overwriting the source changes no variable, and training does not change the source.
+    """
     from kresume.checkpoints.state import TrainState
 
     model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(64, use_bias=False)])
@@ -175,7 +187,10 @@ np.savez(sys.argv[1] + "/arrays.npz", **{f"{n}/{i}": v.numpy() for n, l in lists
 @pytest.mark.parametrize("read_in", ["float32", "mixed_float16"])
 @pytest.mark.parametrize("written_in", ["float32", "mixed_float16"])
 def test_a_tensorflow_checkpoint_goes_from_any_precision_to_any(tmp_path, written_in, read_in):
-    """The optimizer of mixed_float16 is wrapped for loss scaling: what trains is matched with what trains, step included."""
+    """A TensorFlow checkpoint restores across precisions: training weights match, with the step.
+
+    The optimizer of mixed_float16 is wrapped for loss scaling.
+    """
     command = [sys.executable, "-c", SCALED_WRITER, str(tmp_path), written_in]
     subprocess.run(command, env={**os.environ, "KERAS_BACKEND": "tensorflow"}, check=True)
     state = read_checkpoint(tmp_path)
@@ -202,7 +217,7 @@ def test_a_tensorflow_checkpoint_goes_from_any_precision_to_any(tmp_path, writte
 
 
 def test_a_prefix_and_a_moved_folder_are_found(written, tmp_path):
-    """The folder, the prefix and the index file name the same checkpoint, also after the folder was moved."""
+    """The folder, the prefix and the index file name the same checkpoint, also after a move."""
     import shutil
 
     path, _ = written("tensorflow", "manager")
@@ -214,7 +229,10 @@ def test_a_prefix_and_a_moved_folder_are_found(written, tmp_path):
 
 
 def test_another_architecture_is_an_error_that_names_the_first_difference(written):
-    """Nothing is assigned; the message holds the variable and both shapes, the table every one."""
+    """Another architecture is an error with the first variable and both shapes; nothing is assigned.
+
+    The table lists every difference.
+    """
     path, _ = written("tensorflow", "keras")
     state = read_checkpoint(path)
     model = build.convnet(3, (12, 12))
@@ -226,7 +244,7 @@ def test_another_architecture_is_an_error_that_names_the_first_difference(writte
 
 
 def test_another_count_of_classes_names_both_shapes(written):
-    """A head of another size: its shape in the model and in the checkpoint."""
+    """Another number of classes is an error with the head's shape in the model and in the checkpoint."""
     path, _ = written("tensorflow", "keras")
     state = read_checkpoint(path)
     config = json.loads(json.dumps(dict(state.architecture)))
@@ -242,7 +260,10 @@ def test_another_count_of_classes_names_both_shapes(written):
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "text", "empty"])
 def test_a_damaged_keras_file_is_refused(written, tmp_path, damage):
-    """Truncated, one flipped bit (which Keras loads in silence inside HDF5), no archive at all: one clear error."""
+    """A truncated or flipped file, or one that is no archive, is one clear error.
+
+    Keras silently loads a flipped bit inside HDF5.
+    """
     path, _ = written("tensorflow", "keras")
     data = bytearray(path.read_bytes())
     if damage == "cut":
@@ -260,7 +281,10 @@ def test_a_damaged_keras_file_is_refused(written, tmp_path, damage):
 
 
 def test_what_is_no_checkpoint_says_so(tmp_path, written):
-    """Nothing there, an empty folder, another file, several files without an index: each with the way on."""
+    """A path without a checkpoint is an error with a remedy.
+
+    Tried: no file, an empty folder, another file, several files without an index.
+    """
     with pytest.raises(CheckpointError, match=r"nothing is there"):
         read_checkpoint(tmp_path / "missing")
     (tmp_path / "empty").mkdir()
@@ -278,7 +302,7 @@ def test_what_is_no_checkpoint_says_so(tmp_path, written):
 
 
 def test_a_lambda_is_never_run(tmp_path):
-    """Code inside an architecture is refused."""
+    """A Lambda in an architecture is refused and never run."""
     model = keras.Sequential([keras.Input((4,)), keras.layers.Lambda(lambda x: x * 2)])
     model.save(tmp_path / "lambda.keras")
     state = read_checkpoint(tmp_path / "lambda.keras")
@@ -289,7 +313,7 @@ def test_a_lambda_is_never_run(tmp_path):
 
 
 def test_keras_still_saves_by_the_names_we_read(tmp_path):
-    """The walk that gives each variable its HDF5 path is Keras's own: every weight in the file is found by it."""
+    """Our walk gives every variable Keras's own HDF5 path, so every weight in the file is found."""
     model = build.convnet(3, (12, 12))
     model.save(tmp_path / "model.keras")
     arrays = read_checkpoint(tmp_path / "model.keras").arrays
@@ -298,7 +322,10 @@ def test_keras_still_saves_by_the_names_we_read(tmp_path):
 
 
 def test_a_variable_that_two_layers_have_is_stored_twice(tmp_path):
-    """Keras writes the kernel below `SpectralNormalization` and below the layer inside; both names are accounted for."""
+    """A variable that two layers share is stored twice, and both names are accounted for.
+
+    Keras writes the kernel below `SpectralNormalization` and below the layer inside.
+    """
     layers = keras.layers
     model = keras.Sequential(
         [keras.Input((6, 6, 3)), layers.SpectralNormalization(layers.Conv2D(2, 3)), layers.Flatten()]
@@ -318,7 +345,10 @@ def test_a_variable_that_two_layers_have_is_stored_twice(tmp_path):
 
 
 def test_bfloat16_of_keras_2_is_read(tmp_path):
-    """tf_keras keeps some variables in the type in which they compute, and stores them without naming it."""
+    """A bfloat16 variable of tf_keras is read, although its file does not name the type.
+
+    tf_keras stores some variables in the type in which they compute.
+    """
     import h5py
     import ml_dtypes
 
@@ -338,7 +368,7 @@ def test_bfloat16_of_keras_2_is_read(tmp_path):
 
 
 def test_what_we_save_loads_in_plain_keras_and_trains_on(tmp_path):
-    """`model.keras` needs no kresume: classes of Keras only, a plain float rate, the optimizer's state inside."""
+    """`model.keras` loads in plain Keras and trains on: Keras's classes, a float rate, optimizer state."""
     from kresume.training.schedules import Cosine
 
     model = build.convnet(3, (12, 12))
@@ -370,7 +400,10 @@ def test_what_we_save_loads_in_plain_keras_and_trains_on(tmp_path):
 
 
 def test_inspect_says_what_a_resume_must_be_told(written):
-    """A bare TensorFlow checkpoint lacks architecture, optimizer's name, classes and images; a .keras file less."""
+    """`inspect` lists what a resume must be told.
+
+    A bare TensorFlow checkpoint lacks architecture, optimizer name, classes and images; a .keras file lacks less.
+    """
     bare = describe(read_checkpoint(written("tensorflow", "checkpoint")[0]))
     assert len(bare.missing) == 4
     assert (bare.step, bare.optimizer_variables) == (6, 14)
@@ -382,7 +415,7 @@ def test_inspect_says_what_a_resume_must_be_told(written):
 
 
 def test_a_path_with_a_typo_is_guessed(tmp_path, pictures):
-    """Nothing is there, but something called nearly the same is."""
+    """A missing path with a near neighbour is an error that names the neighbour."""
     (tmp_path / "1-signs").mkdir()
     with pytest.raises(CheckpointError, match=r"nothing is there, did you mean .*1-signs\?"):
         read_checkpoint(str(tmp_path / "1-sings"))
@@ -392,7 +425,10 @@ def test_a_path_with_a_typo_is_guessed(tmp_path, pictures):
 
 @pytest.mark.parametrize("ending", ["keras", "h5"])
 def test_an_adapted_normalization_normalises_by_what_was_saved(tmp_path, ending):
-    """Its constants are made of its variables: they are the saved ones' in the restored model, and after a continuation."""
+    """An adapted Normalization uses the saved statistics after restoring and after continuing.
+
+    Its constants are computed from its variables.
+    """
     pictures = np.random.default_rng(3).normal(5.0, 3.0, (8, 6, 6, 3)).astype("float32")
     adapted = keras.layers.Normalization()
     adapted.adapt(pictures)
@@ -421,7 +457,7 @@ def test_an_adapted_normalization_normalises_by_what_was_saved(tmp_path, ending)
 
 
 def test_a_legacy_file_of_keras_3_is_not_translated(tmp_path):
-    """Its calls are counted and its activations named as Keras 3 does: a stack called twice, a hard_sigmoid."""
+    """A legacy file of Keras 3 is not translated from Keras 2: shared calls and hard_sigmoid stay."""
     layers = keras.layers
     stack = keras.Sequential([keras.Input((6, 6, 3)), layers.Conv2D(3, 1, activation="hard_sigmoid")])
     inputs = keras.Input((6, 6, 3))

@@ -1,4 +1,4 @@
-"""Scores come from one prediction per image."""
+"""Tests that all scores come from one prediction per image."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def test_old_and_new_are_split_by_origin():
 
 
 def test_a_subset_without_images_has_no_score():
-    """Nothing to measure is null, never 0 %."""
+    """A subset without images is scored null, never 0 %."""
     scores = score(PROBABILITIES, LABELS, origins=np.zeros(4), generation=0, classes=CLASSES)
     assert scores["old"] == {"images": 0, "loss": None, "accuracy": None, "f1": None}
     empty = score(np.zeros((0, 0)), LABELS[:0], origins=LABELS[:0], generation=0, classes=CLASSES)
@@ -30,13 +30,13 @@ def test_a_subset_without_images_has_no_score():
 
 
 def test_a_class_without_images_has_no_recall():
-    """A class that does not occur is not counted as missed."""
+    """A class without images has no recall and does not count as missed."""
     scores = score(PROBABILITIES[:1], LABELS[:1], origins=np.zeros(1), generation=0, classes=CLASSES)
     assert scores["classes"]["c"] == {"images": 0, "recall": None, "precision": None, "f1": None}
 
 
 def test_names_of_gates_and_monitors():
-    """The flat names are DESIGN's, with Keras's val_ names beside them."""
+    """Flat names of gates and monitors are DESIGN's, with Keras's val_ names beside them."""
     flat = flatten(score(PROBABILITIES, LABELS, origins=np.array([0, 0, 1, 1]), generation=1, classes=CLASSES))
     assert flat["old.accuracy"] == 1.0
     assert flat["new.loss"] > 0
@@ -46,7 +46,7 @@ def test_names_of_gates_and_monitors():
 
 
 def test_padding_never_counts():
-    """Only the rows that are images are predicted; the rest of a padded batch is dropped."""
+    """Only rows that are images are scored; the padding of a batch is dropped."""
     batches = [(PROBABILITIES[:3], 3), (np.concatenate([PROBABILITIES[3:], PROBABILITIES[:2]]), 1)]
     seen = []
     result = predict_all(lambda images: images, batches, "probabilities", advance=seen.append)
@@ -65,10 +65,10 @@ def test_padding_never_counts():
     ],
 )
 def test_every_kind_of_output_becomes_probabilities(outputs, kind, expected):
-    """Logits, sigmoids and softmaxes mean the same thing afterwards."""
+    """Logits, sigmoids and softmaxes become the same probabilities."""
     np.testing.assert_allclose(to_probabilities(np.array(outputs), kind), expected)
 
 
 def test_a_certain_mistake_has_a_finite_loss():
-    """A probability of 0 for the truth costs what Keras charges for it."""
+    """A probability of 0 for the true class costs the finite loss that Keras computes."""
     assert image_losses(np.array([[1.0, 0.0]]), np.array([1]))[0] == pytest.approx(-np.log(1e-7))

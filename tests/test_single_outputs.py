@@ -1,4 +1,4 @@
-"""Models with one number for two classes, served as a SavedModel: read by what says it, scored, and replaced."""
+"""Tests models with one output for two classes, served as SavedModels: read, scored and replaced."""
 
 import os
 import subprocess
@@ -37,7 +37,7 @@ for kind in ("sigmoid", "linear"):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Grey pictures, SavedModels of Keras 2 that tell dark from light, and the same network in Keras 3."""
+    """Writes grey pictures, SavedModels of Keras 2 that tell dark from light, and their Keras 3 twin."""
     pytest.importorskip("tf_keras")
     folder = tmp_path_factory.mktemp("single")
     for label, levels in LEVELS.items():
@@ -62,21 +62,24 @@ def place(tmp_path_factory):
 
 
 def expected_loss():
-    """The mean cross-entropy, by numpy."""
+    """Computes the mean cross-entropy by numpy."""
     logits = {label: 12 * np.array(levels) / 255 - 6 for label, levels in LEVELS.items()}
     return float(np.mean([np.log1p(np.exp(logits["dark"])), np.log1p(np.exp(-logits["light"]))]))
 
 
 @pytest.mark.parametrize("kind", ["sigmoid", "linear"])
 def test_eval_reads_one_number_and_the_pixels_as_the_first_and_last_layers_say(place, kind):
-    """Neither `--pixels` nor anything else has to be said of a SavedModel that holds its Keras architecture."""
+    """`eval` of a SavedModel with its Keras architecture needs neither `--pixels` nor other options."""
     found = evaluate(place / kind, data=place / "data")
     assert found.scores["all"]["accuracy"] == 1.0
     assert found.scores["all"]["loss"] == pytest.approx(expected_loss(), rel=1e-4)
 
 
 def test_a_signature_of_the_users_own_is_not_read_as_the_model_behind_it(place):
-    """It takes 0-1 and gives a probability, where the model takes 0-255 and gives a logit: what it takes is asked for."""
+    """A user's own signature is not read as the model behind it: its pixels must be given.
+
+    It expects 0-1 and returns a probability; the model expects 0-255 and returns a logit.
+    """
     with pytest.raises(UsageError, match="takes numbers and does not say which: give --pixels"):
         evaluate(place / "own", data=place / "data")
     found = evaluate(place / "own", data=place / "data", pixels="0-1")
@@ -84,7 +87,7 @@ def test_a_signature_of_the_users_own_is_not_read_as_the_model_behind_it(place):
 
 
 def test_like_gives_one_number_of_the_same_meaning(place, tmp_path):
-    """The clients of a model that gives one logit get one logit from the next, and so does `eval`."""
+    """`like` a model that returns one logit exports one logit, which `eval` reads alike."""
     import tensorflow as tf
 
     result = export(
@@ -120,12 +123,15 @@ def test_like_gives_one_number_of_the_same_meaning(place, tmp_path):
     ],
 )
 def test_one_number_is_the_score_of_the_second_class(kind, numbers, expected):
-    """A probability or a logit, in a column or a row; between 0 and 1 it is a probability where nothing says more."""
+    """One output is the score of the second class: a probability or a logit, in a column or a row.
+
+    Between 0 and 1 it is a probability unless the model says otherwise.
+    """
     np.testing.assert_allclose(to_pairs(np.array(numbers), kind), expected, atol=1e-12)
 
 
 def test_a_number_that_may_be_a_logit_is_refused():
-    """Nothing says what numbers beyond 0 to 1 are; two logits of one keep its difference."""
+    """Outputs beyond 0 to 1 of unknown meaning are refused; two logits from one keep its difference."""
     with pytest.raises(
         ValueError, match=r"from -2 to 3, and nothing says that it is a logit: give `kresume eval` the --model"
     ):
@@ -145,7 +151,10 @@ def test_a_number_that_may_be_a_logit_is_refused():
     ],
 )
 def test_a_lone_float_is_a_score_and_one_beside_labels_is_theirs(outputs, kinds):
-    """Of two classes; a model of three has no single number."""
+    """A lone float of two classes is a score; a float beside labels belongs to them.
+
+    A model of three classes has no single output.
+    """
     inputs = {"x": ("float32", (None, 12, 12, 3))}
     found = understand("serving_default", inputs, outputs, 2)
     assert {output.name: output.kind for output in found.outputs} == kinds
@@ -155,7 +164,7 @@ def test_a_lone_float_is_a_score_and_one_beside_labels_is_theirs(outputs, kinds)
 
 
 def test_a_signature_without_classes_is_refused(tmp_path):
-    """A float per image of three classes says nothing of them: 0 % would be a wrong result."""
+    """A signature with one float for three classes is refused, because 0 % would be a wrong result."""
     import tensorflow as tf
 
     module = tf.Module()
@@ -171,7 +180,10 @@ def test_a_signature_without_classes_is_refused(tmp_path):
 
 @pytest.mark.parametrize(("logits", "expected"), [(False, [[0.25]]), (True, [[np.log(0.25 / 0.75)]])])
 def test_two_scores_become_one(logits, expected):
-    """What a signature of one number gets: the share of the second class, or the difference of the logits."""
+    """Two scores become one for a signature of one output.
+
+    It is the share of the second class, or the difference of the logits.
+    """
     import tensorflow as tf
 
     scores = tf.constant([[0.75, 0.25]])
@@ -181,7 +193,7 @@ def test_two_scores_become_one(logits, expected):
 
 
 def test_the_error_names_the_file(place):
-    """A logit that nothing says, by TensorFlow alone."""
+    """An unlabelled logit, read by TensorFlow alone, is an error that names the file."""
     import tensorflow as tf
 
     model = tf.saved_model.load(str(place / "linear"))

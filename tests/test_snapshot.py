@@ -1,4 +1,4 @@
-"""A snapshot is complete or not there, and what was damaged is noticed."""
+"""Tests that a snapshot is complete or absent, and that damage is noticed."""
 
 import json
 import random
@@ -24,7 +24,7 @@ def write(directory, step, **records):
 
 
 def test_what_is_read_is_what_was_written(tmp_path):
-    """Every type and shape comes back byte for byte: scalars, bfloat16, unsigned seeds, empty arrays."""
+    """Every type and shape round-trips byte for byte: scalars, bfloat16, unsigned seeds, empty arrays."""
     state = snapshot.read_snapshot(write(tmp_path, 7))
     assert state.step == 7
     assert state.records == RECORDS
@@ -38,7 +38,10 @@ def test_what_is_read_is_what_was_written(tmp_path):
 @pytest.mark.parametrize("kind", ["flip", "cut", "extend", "zero"])
 @pytest.mark.parametrize("name", [snapshot.ARRAYS, snapshot.META])
 def test_damage_anywhere_is_noticed_and_the_one_before_is_used(tmp_path, name, kind):
-    """A bit flipped, bytes cut, added or zeroed at random places of either file: always found, always survived."""
+    """Damage at any place of a snapshot is noticed, and the snapshot before it is used.
+
+    Tried: bits flipped, bytes cut, added or zeroed in either file.
+    """
     write(tmp_path, 1)
     file = write(tmp_path, 2) / name
     whole = file.read_bytes()
@@ -65,7 +68,7 @@ def test_damage_anywhere_is_noticed_and_the_one_before_is_used(tmp_path, name, k
 
 
 def _same_json(data, whole):
-    """White space at the end of meta.json means nothing."""
+    """Returns True if both parse to equal JSON: white space at the end of meta.json has no meaning."""
     try:
         return json.loads(data) == json.loads(whole)
     except ValueError:
@@ -73,7 +76,7 @@ def _same_json(data, whole):
 
 
 def test_no_snapshot_left_is_an_error_that_names_each(tmp_path):
-    """With every snapshot damaged there is nothing to trust: an error, never a fresh start."""
+    """If every snapshot is damaged, the error names each; training never starts fresh."""
     (write(tmp_path, 1) / snapshot.ARRAYS).unlink()
     with pytest.raises(CheckpointError, match=r"step-00000001: .*cannot be read"):
         snapshot.newest_snapshot(tmp_path)
@@ -83,7 +86,7 @@ def test_no_snapshot_left_is_an_error_that_names_each(tmp_path):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_no_snapshot_of_a_broken_model_is_kept(tmp_path, value):
-    """A weight that is no number is refused before anything is written."""
+    """A weight that is not finite is refused before anything is written."""
     with pytest.raises(CheckpointError, match="weight 0 is not finite at step 3"):
         snapshot.write_snapshot(tmp_path, 3, {"trainable": [np.array([1, value], np.float32)]}, RECORDS)
     assert snapshot.list_snapshots(tmp_path) == []
@@ -93,7 +96,10 @@ def test_no_snapshot_of_a_broken_model_is_kept(tmp_path, value):
 @pytest.mark.parametrize("after", range(0, 12, 2))
 @pytest.mark.parametrize("before", [1, 2])
 def test_a_disk_that_fails_at_any_moment_leaves_the_one_before(tmp_path, monkeypatch, place, after, before):
-    """OSError at each write, flush or rename: what was there stands, of that very step too; nothing is half written."""
+    """OSError at any write, flush or rename leaves the previous snapshot intact and no partial file.
+
+    This holds for a previous snapshot of the same step, too.
+    """
     import os
     from pathlib import Path
 
@@ -129,14 +135,17 @@ def test_a_disk_that_fails_at_any_moment_leaves_the_one_before(tmp_path, monkeyp
 
 
 def test_a_kill_while_a_snapshot_takes_the_place_of_its_like_loses_neither(tmp_path, monkeypatch):
-    """Directories cannot be renamed over each other: between the two renames the old one counts under another name."""
+    """A kill between the two renames of a replacement loses neither snapshot.
+
+    Directories cannot be renamed over each other, so the old one has another name in between.
+    """
     import os
 
     write(tmp_path, 5, phase="training")
     renames, real = [], os.rename
 
     class Killed(BaseException):
-        """What no handler of ours catches: the process is gone."""
+        """Represents a kill: no handler of ours catches it."""
 
     def dies_before_the_second(source, target):
         renames.append(target)
@@ -146,7 +155,7 @@ def test_a_kill_while_a_snapshot_takes_the_place_of_its_like_loses_neither(tmp_p
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "rename", dies_before_the_second)
-        patch.setattr(snapshot.shutil, "rmtree", lambda *_, **__: None)  # the dead clean nothing up
+        patch.setattr(snapshot.shutil, "rmtree", lambda *_, **__: None)  # a dead process cleans up nothing
         with pytest.raises(Killed):
             write(tmp_path, 5, phase="epoch")
     assert [path.name for _, path in snapshot.list_snapshots(tmp_path)] == ["replaced-step-00000005"]
@@ -159,7 +168,7 @@ def test_a_kill_while_a_snapshot_takes_the_place_of_its_like_loses_neither(tmp_p
 
 
 def test_pruning_keeps_the_newest_and_the_pinned(tmp_path):
-    """The last N stay, and the best one however old it is."""
+    """Pruning keeps the last N snapshots and the best one, however old it is."""
     for step in (1, 2, 3, 4, 5):
         write(tmp_path, step, best={"step": 2})
     snapshot.prune_snapshots(tmp_path, 2, {2})
@@ -170,7 +179,7 @@ def test_pruning_keeps_the_newest_and_the_pinned(tmp_path):
 
 
 def test_a_pending_snapshot_comes_before_the_scored_one_of_its_step(tmp_path):
-    """The snapshot before an epoch's scoring and the one after it have one step; the later one is the newer."""
+    """The snapshot before an epoch's scoring is older than the one after it, at the same step."""
     write(tmp_path, 5, phase="scoring")
     assert snapshot.newest_snapshot(tmp_path)[0].records["phase"] == "scoring"
     write(tmp_path, 5, phase="epoch")

@@ -1,4 +1,4 @@
-"""Every kind of source: the same pictures by another road, read where they lie, with random access."""
+"""Tests every kind of source: the same pictures, read in place, with random access."""
 
 import csv
 import io
@@ -30,7 +30,7 @@ SPEC = DecodeSpec(12, 12)
 
 
 def files_of(folder):
-    """(name inside the folder, label, bytes) of every picture."""
+    """Yields (name inside the folder, label, bytes) for every picture."""
     paths = sorted(path for path in folder.rglob("*.png"))
     return [(path.relative_to(folder).as_posix(), path.parent.name, path.read_bytes()) for path in paths]
 
@@ -44,7 +44,7 @@ def write_tar(path, items, mode="w"):
 
 
 def write_records(path, items, compression="", **names):
-    """A TFRecord file by TensorFlow's own writer."""
+    """Writes a TFRecord file with TensorFlow's own writer."""
     import tensorflow as tf
 
     def feature(value):
@@ -148,7 +148,10 @@ def merged(prepared, **options):
 
 @pytest.mark.parametrize(("make", "path"), MAKERS, ids=[path for _, path in MAKERS])
 def test_every_kind_gives_the_same_manifest_and_the_same_pixels(pictures, tmp_path, quiet, make, path):
-    """Folder, list, archive, shard or record: equal digests, and any row in any order without the cache."""
+    """Every kind of source has equal digests and gives any row in any order without the cache.
+
+    Tried: folder, list, archive, shard and record.
+    """
     folder = tmp_path / "old"
     write_pictures(folder, 8, 0)
     plain = merged(prepare(list_images([pictures / "old"], quiet).files, SPEC, None, quiet)).manifest
@@ -177,7 +180,7 @@ def test_kinds_mix_and_one_picture_counts_once(pictures, tmp_path, quiet):
 
 
 def test_a_manifest_is_a_source_that_spares_reading(pictures, tmp_path, quiet, monkeypatch):
-    """Its sides hold, and an unchanged file is known without a look into it."""
+    """A manifest is a source whose splits hold; an unchanged file is known without reading it."""
     first = merged(prepare(list_images([pictures / "old"], quiet).files, SPEC, None, quiet), val_split=0.3).manifest
     first.write(tmp_path / "m.parquet")
     listing = list_images([tmp_path / "m.parquet"], quiet)
@@ -187,7 +190,7 @@ def test_a_manifest_is_a_source_that_spares_reading(pictures, tmp_path, quiet, m
 
 
 def test_a_manifest_of_an_earlier_version_is_read(pictures, tmp_path, quiet):
-    """Columns that were not written then have their defaults; digest and pixels are the same."""
+    """A manifest of an earlier version gets defaults for missing columns, with equal digest and pixels."""
     import pyarrow.parquet as parquet
 
     table = merged(prepare(list_images([pictures / "old"], quiet).files, SPEC, None, quiet)).manifest
@@ -203,14 +206,14 @@ def test_a_manifest_of_an_earlier_version_is_read(pictures, tmp_path, quiet):
 
 
 def test_further_columns_of_a_list_are_kept(tmp_path, quiet):
-    """They stand in the manifest as JSON."""
+    """Further columns of a list are kept in the manifest as JSON."""
     write_pictures(tmp_path, 2, 0)
     table = merged(prepare(list_images([make_csv(tmp_path, "list.csv")], quiet).files, SPEC, None, quiet)).manifest
     assert json.loads(table.table.column("extra")[0].as_py()) == {"camera": "x"}
 
 
 def test_a_list_names_what_is_gone_and_says_sides(tmp_path, quiet):
-    """A missing file is set aside by name; `split` decides; test images are left out."""
+    """A list's missing file is quarantined by name; `split` decides the split; test images are left out."""
     write_pictures(tmp_path, 3, 0, ("circle",))
     (tmp_path / "list.csv").write_text(
         "path,label,split\ncircle/0.png,circle,train\ncircle/1.png,circle,val\ncircle/2.png,circle,test\ngone.png,circle,\n"
@@ -238,7 +241,7 @@ def test_a_list_names_what_is_gone_and_says_sides(tmp_path, quiet):
     ],
 )
 def test_a_list_that_is_none_says_why(tmp_path, quiet, name, content, words):
-    """One line: the list, the row, what was expected."""
+    """A list that cannot be read is one line: the list, the row, what was expected."""
     (tmp_path / name).write_text(content)
     with pytest.raises(ImagesError, match=words):
         list_images([tmp_path / name], quiet)
@@ -255,7 +258,7 @@ def test_numbers_of_outputs_become_names(tmp_path, quiet):
 
 
 def test_features_of_another_name_can_be_named(tmp_path, quiet):
-    """--feature encoded=NAME; without it the error lists what is there."""
+    """--feature encoded=NAME names another feature; without it the error lists the features."""
     write_pictures(tmp_path, 1, 0)
     write_records(tmp_path / "r.tfrecord", files_of(tmp_path), encoded="picture")
     with pytest.raises(ImagesError, match="it has image/class/label, image/class/text, image/height, picture"):
@@ -266,7 +269,7 @@ def test_features_of_another_name_can_be_named(tmp_path, quiet):
 
 
 def test_features_of_another_name_are_scored_and_compared_on(tmp_path):
-    """What trained with `--feature` is evaluated and exported with it."""
+    """A run trained with `--feature` is evaluated and exported with it."""
     write_pictures(tmp_path / "pictures", 4, 0)
     write_records(tmp_path / "r.tfrecord", files_of(tmp_path / "pictures"), encoded="picture")
     given = {"data": [str(tmp_path / "r.tfrecord")], "feature": ("encoded=picture",)}
@@ -278,7 +281,10 @@ def test_features_of_another_name_are_scored_and_compared_on(tmp_path):
 
 
 def test_an_unchanged_record_file_is_read_once(tmp_path, quiet, monkeypatch):
-    """Its listing is remembered by size and time; changed, or with a damaged memory, it is read again."""
+    """An unchanged record file is listed once, by size and time.
+
+    If it changed, or if the stored listing is damaged, it is read again.
+    """
     write_pictures(tmp_path, 2, 0)
     path = make_records(tmp_path, "r.tfrecord")
     reads = []
@@ -296,7 +302,7 @@ def test_an_unchanged_record_file_is_read_once(tmp_path, quiet, monkeypatch):
 
 
 def test_the_masked_checksum_is_that_of_tensorflow(tmp_path):
-    """The first frame of a file by TensorFlow's writer has our checksum."""
+    """Our masked checksum equals that of the first frame of a file by TensorFlow's writer."""
     import tensorflow as tf
 
     with tf.io.TFRecordWriter(str(tmp_path / "r")) as writer:
@@ -307,7 +313,7 @@ def test_the_masked_checksum_is_that_of_tensorflow(tmp_path):
 
 @pytest.mark.parametrize("path", ["all.tar", "all.zip", "all.tfrecord", "all.tar.gz", "all.tar.xz", "all.tfrecord.gz"])
 def test_a_cut_archive_is_named(tmp_path, quiet, path):
-    """A truncated archive is one error with its name; what is left of it is never taken for all of it."""
+    """A truncated archive is one error with its name; its remaining members are not used."""
     write_pictures(tmp_path, 6, 0)
     make = make_records if "record" in path else make_archive
     whole = make(tmp_path, path).read_bytes()
@@ -317,7 +323,7 @@ def test_a_cut_archive_is_named(tmp_path, quiet, path):
 
 
 def test_a_zip_bomb_stops_at_the_limit(tmp_path, quiet, monkeypatch):
-    """A member that unpacks to more than a picture may be is set aside, and never unpacked whole."""
+    """A zip member that unpacks to more than the limit of a picture is quarantined without unpacking it."""
     monkeypatch.setattr(places, "MAX_FILE_BYTES", 10_000)
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a/bomb.png", b"\0" * 10_000_000)
@@ -326,7 +332,7 @@ def test_a_zip_bomb_stops_at_the_limit(tmp_path, quiet, monkeypatch):
 
 
 def test_a_film_in_a_class_folder_is_not_read(tmp_path, quiet, monkeypatch):
-    """A file larger than any picture is set aside by its size alone."""
+    """A film in a class folder is quarantined by its size, without reading it."""
     monkeypatch.setattr("kresume.images.prepare.MAX_FILE_BYTES", 1000)
     write_pictures(tmp_path, 1, 0, ("a",))
     (tmp_path / "a" / "film.mp4").write_bytes(b"\0" * 2000)
@@ -336,7 +342,7 @@ def test_a_film_in_a_class_folder_is_not_read(tmp_path, quiet, monkeypatch):
 
 
 def test_names_in_any_script_and_folders_in_folders(tmp_path, quiet):
-    """Class names of any script, spaces, upper-case endings, a second level, a link back to a folder above."""
+    """Class names of any script, spaces, upper-case endings, nested folders and link loops are listed."""
     write_pictures(tmp_path / "x", 2, 0, ("猫", "Große Äpfel"))
     inner = tmp_path / "x" / "猫" / "2024" / "März"
     inner.mkdir(parents=True)
@@ -350,7 +356,7 @@ def test_names_in_any_script_and_folders_in_folders(tmp_path, quiet):
 
 
 def test_a_bucket_is_listed_and_read_like_a_folder(pictures, tmp_path, quiet, monkeypatch):
-    """A path with a scheme goes through etils.epath: the same images, pixels and digest."""
+    """A path with a scheme is read through etils.epath with the same images, pixels and digest."""
     from etils import epath
 
     real = epath.Path
@@ -365,7 +371,10 @@ def test_a_bucket_is_listed_and_read_like_a_folder(pictures, tmp_path, quiet, mo
 
 
 def test_a_run_trains_on_any_kind_and_remembers_it(tmp_path, quiet):
-    """Archive as --data, list as --add, records as --val: origins and sides hold, and the archive may move."""
+    """A run trains on any kind of source, keeps origins and splits, and finds a moved archive.
+
+    It has an archive as --data, a list as --add and records as --val.
+    """
     for name, first in (("old", 0), ("new", 100), ("val", 200)):
         write_pictures(tmp_path / name, 4, first)
     archive = make_archive(tmp_path / "old", "old.tar")
@@ -388,7 +397,7 @@ def test_a_run_trains_on_any_kind_and_remembers_it(tmp_path, quiet):
 
 
 def test_a_record_whose_bytes_were_changed_is_set_aside(tmp_path, quiet):
-    """Each record has a checksum of its bytes: one that does not hold is named, the others are used, also when listed again."""
+    """A record whose checksum fails is named and quarantined, also when listed again; others are used."""
     write_pictures(tmp_path, 2, 0)
     path = tmp_path / "r.tfrecord"
     write_records(path, files_of(tmp_path))
@@ -406,7 +415,10 @@ def test_a_record_whose_bytes_were_changed_is_set_aside(tmp_path, quiet):
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_what_lies_beside_train_and_val_is_no_class(tmp_path, quiet, packed):
-    """As many archives come: a `test` of pictures without labels, annotations. A class may still be called train."""
+    """Folders beside train and val, such as an unlabelled `test` or annotations, are not classes.
+
+    Many archives have this form. A class may still be named train.
+    """
     for side, count in (("train", 3), ("val", 2)):
         write_pictures(tmp_path / "data" / side, count, 100 * count, ("a", "b"))
     write_pictures(tmp_path / "data", 2, 900, ("test",))
@@ -429,7 +441,7 @@ def test_what_lies_beside_train_and_val_is_no_class(tmp_path, quiet, packed):
 
 
 def test_a_stray_picture_in_train_makes_no_classes_of_the_splits(tmp_path, quiet):
-    """Where everything is train, val or test with folders inside, those are the sides, whatever else lies in them."""
+    """Folders train, val and test with class folders inside are splits, whatever stray files they hold."""
     for side in ("train", "val"):
         write_pictures(tmp_path / "data" / side, 2, 5, ("a", "b"))
     shutil.copy(next((tmp_path / "data" / "val" / "a").iterdir()), tmp_path / "data" / "train" / "preview.png")
@@ -439,7 +451,7 @@ def test_a_stray_picture_in_train_makes_no_classes_of_the_splits(tmp_path, quiet
 
 
 def test_the_spelling_of_the_model_holds(tmp_path, quiet):
-    """A run made before labels were composed, stripped and rounded knows its classes as they were written."""
+    """A run's class names stay as written, although labels are now composed, stripped and rounded."""
     import unicodedata
 
     composed = "z\u00e8"
@@ -451,7 +463,10 @@ def test_the_spelling_of_the_model_holds(tmp_path, quiet):
 
 
 def test_labels_that_look_alike_are_one(tmp_path, quiet):
-    """Decomposed by a Mac, with blanks from a spreadsheet, as fractions from a table with gaps."""
+    """Labels that look alike are one class.
+
+    Tried: decomposed names of macOS, blanks of a spreadsheet, fractions of a table with gaps.
+    """
     import unicodedata
 
     names = [unicodedata.normalize(form, "z\u00e8") for form in ("NFC", "NFD")]
@@ -466,7 +481,7 @@ def test_labels_that_look_alike_are_one(tmp_path, quiet):
 
 
 def test_a_name_that_is_no_text_is_set_aside(tmp_path, quiet):
-    """Linux's names are bytes. What is no UTF-8 fits into no table: the picture is named, as far as it can be, and left out."""
+    """A file name that is not UTF-8 is quarantined by name: Linux's names are bytes, a table's are text."""
     write_pictures(tmp_path / "data", 2, 0, ("a", "b"))
     picture = next((tmp_path / "data" / "a").iterdir()).read_bytes()
     try:
@@ -485,7 +500,7 @@ def test_a_name_that_is_no_text_is_set_aside(tmp_path, quiet):
 
 @pytest.mark.parametrize("kind", ["xz", "gz", "bz2"])
 def test_a_packed_archive_that_is_damaged_later_is_a_broken_picture_not_a_crash(tmp_path, quiet, kind):
-    """Whatever the packer's own error is called."""
+    """A packed archive that is damaged later gives a broken picture, not a crash, for any packer's error."""
     write_pictures(tmp_path / "data", 4, 0, ("a", "b"))
     path = tmp_path / f"data.tar.{kind}"
     with tarfile.open(path, f"w:{kind}") as archive:
@@ -511,7 +526,10 @@ def test_a_packed_archive_needs_the_cache_and_strict_needs_every_file(tmp_path, 
 
 
 def test_one_level_too_high_is_doubted(tmp_path, quiet):
-    """Class folders that hold no pictures but the same folders are probably no classes; years under two of them are."""
+    """A folder one level too high is doubted: its class folders hold only the same subfolders.
+
+    Years under two class folders are such a case.
+    """
     for part in ("first", "second"):
         write_pictures(tmp_path / "set" / part, 1, 0)
     (note,) = list_images([str(tmp_path / "set")], quiet).notes

@@ -1,4 +1,4 @@
-"""Messages spell an option as the user gives it: flags on the command line, arguments in Python."""
+"""Tests that messages spell an option as the user gave it: a flag or a Python argument."""
 
 import pytest
 
@@ -22,7 +22,7 @@ from kresume.spelling import as_argument, as_flag, option, spelled
     ],
 )
 def test_an_option_in_both_spellings(name, value, flag, argument):
-    """The outermost entry point decides; flags are the default."""
+    """The outermost entry point decides the spelling; flags are the default."""
     assert option(name, value) == as_flag(name, value) == flag
     assert as_argument(name, value) == argument
     with spelled(as_argument):
@@ -53,7 +53,7 @@ WRONG = [
 
 @pytest.mark.parametrize("arguments", WRONG, ids=" ".join)
 def test_python_is_told_of_arguments_and_the_command_line_of_flags(workplace, capsys, arguments):
-    """The same mistake by `kresume.plan` and by `kresume plan`: the same message, spelled for each."""
+    """`kresume.plan` and `kresume plan` give the same message, each in its own spelling."""
     data = {} if "watch" in arguments else {"data": "old"}
     with pytest.raises(UsageError) as refused:
         kresume.plan(

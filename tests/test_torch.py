@@ -1,4 +1,4 @@
-"""PyTorch's state dicts: read without running code, turned, matched, verified, continued."""
+"""Tests PyTorch state dicts: read without running code, transposed, matched, verified, continued."""
 
 import json
 import re
@@ -31,7 +31,11 @@ def needs_torch(name):
 
 
 def restored(name, **options):
-    """The golden in its Keras twin: `(model, optimizer or None, state)`."""
+    """Restores the golden into its Keras twin.
+
+    Returns:
+        `(model, optimizer or None, state)`.
+    """
     state = read_checkpoint(GOLDEN / name)
     model = MODELS[EXPECTED[name]["model"]]()
     optimizer = None
@@ -45,7 +49,10 @@ def restored(name, **options):
 
 @pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_a_state_dict_predicts_as_pytorch_does(name):
-    """Under the running backend, in a model with other names and another order of its shortcuts; any form of the file."""
+    """A state dict predicts as in PyTorch, in a model with other names and another order of shortcuts.
+
+    This holds for any form of the file, under the running backend.
+    """
     needs_torch(name)
     model, _, _ = restored(name)
     np.testing.assert_allclose(model.predict(IMAGES, verbose=0), EXPECTED[name]["predictions"], atol=2e-6)
@@ -53,7 +60,7 @@ def test_a_state_dict_predicts_as_pytorch_does(name):
 
 @pytest.mark.parametrize("name", sorted(name for name, case in EXPECTED.items() if case["optimizer"]))
 def test_the_next_steps_are_pytorchs(name):
-    """Rate, moments and count go on where they were: the next losses are those that PyTorch recorded."""
+    """Rate, moments and count continue: the next losses are those that PyTorch recorded."""
     needs_torch(name)
     model, optimizer, state = restored(name)
     model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
@@ -65,7 +72,10 @@ def test_the_next_steps_are_pytorchs(name):
 
 @pytest.mark.parametrize("name", sorted(name for name, case in EXPECTED.items() if case["optimizer"]))
 def test_every_moment_arrives_to_the_last_bit(name):
-    """The optimizer's slots hold PyTorch's numbers, turned but equal; SGD's times minus the rate, as Keras keeps them."""
+    """The optimizer's slots hold PyTorch's numbers bit for bit, transposed.
+
+    SGD's are multiplied by the negative rate, as Keras keeps them.
+    """
     needs_torch(name)
     _, optimizer, state = restored(name)
     scale = np.float32(-state.rate.value) if state.optimizer.class_name == "SGD" else np.float32(1)
@@ -83,7 +93,7 @@ def test_every_moment_arrives_to_the_last_bit(name):
 
 
 def test_layouts_turn_as_the_formats_define():
-    """Each kind on numbers whose place can be told."""
+    """Each layout is transposed as the formats define, shown on numbers that identify their index."""
     weight = np.arange(2 * 3 * 5 * 7).reshape(2, 3, 5, 7)
     assert turned(weight, Turn("w", "conv"), (5, 7, 3, 2))[4, 6, 1, 0] == weight[0, 1, 4, 6]
     deep = np.arange(6 * 5 * 7).reshape(6, 1, 5, 7)
@@ -102,7 +112,7 @@ def state_of(arrays):
 
 
 def two_alike(names=("left", "right")):
-    """Two ways of equal shapes, as an Inception block has them: neither order nor shape decides."""
+    """Builds two branches of equal shapes, as in an Inception block: neither order nor shape decides."""
     inputs = keras.Input((4, 4, 3))
     one, other = (keras.layers.Conv2D(3, 3, padding="same", use_bias=False, name=name)(inputs) for name in names)
     last = keras.layers.Conv2D(2, 1, use_bias=False)(keras.layers.Add()([one, other]))
@@ -110,7 +120,7 @@ def two_alike(names=("left", "right")):
 
 
 def test_what_neither_name_nor_order_decides_is_an_error_with_the_way_on(tmp_path):
-    """The proposed map is written, names the doubt, and given back corrected it decides."""
+    """If neither name nor order decides, the error writes a proposed map, whose correction decides."""
     rng = np.random.default_rng(0)
     kernels = {name: rng.normal(size=(3, 3, 3, 3)).astype("float32") for name in ("b", "a")}
     arrays = {
@@ -149,7 +159,7 @@ def test_what_neither_name_nor_order_decides_is_an_error_with_the_way_on(tmp_pat
     ],
 )
 def test_a_map_that_cannot_be_meant_is_refused(tmp_path, text, words):
-    """The message names the nearest, or both shapes."""
+    """A map that cannot be used is refused with the nearest name, or with both shapes."""
     (tmp_path / "map.yaml").write_text(text)
     with pytest.raises(UsageError, match=words):
         torch_map.to_model(
@@ -158,7 +168,7 @@ def test_a_map_that_cannot_be_meant_is_refused(tmp_path, text, words):
 
 
 def test_another_model_is_an_error_that_lists_what_is_missing_and_what_is_left():
-    """Nothing is assigned."""
+    """Another model is an error that lists missing and remaining arrays; nothing is assigned."""
     state = read_checkpoint(GOLDEN / "mobile.safetensors")
     model = MODELS["plain"]()
     mapped, _ = torch_map.to_model(model, None, state)
@@ -179,7 +189,7 @@ class Planted:
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_code_in_a_pickle_is_never_run(tmp_path, zipped):
-    """A planted call and a whole pickled model: one error with the way on, nothing executed."""
+    """A planted call or a pickled model is one error with a remedy, and no code runs."""
     torch = pytest.importorskip("torch")
     trace = tmp_path / "trace"
     options = {"_use_new_zipfile_serialization": zipped}
@@ -194,13 +204,16 @@ def test_code_in_a_pickle_is_never_run(tmp_path, zipped):
 @pytest.mark.parametrize("damage", ["cut", "flip", "text", "empty"])
 @pytest.mark.parametrize("name", ["plain-adam.pth", "plain-nesterov.pth", "plain.safetensors"])
 def test_a_damaged_file_is_refused(tmp_path, name, damage):
-    """Truncated, a flipped bit where the format has a checksum, another file: one clear error."""
+    """A damaged file is one clear error.
+
+    Tried: truncated, a flipped bit where the format has a checksum, another file.
+    """
     needs_torch(name)
     data = bytearray((GOLDEN / name).read_bytes())
     if damage == "cut":
         data = data[: len(data) // 2]
     elif damage == "flip":
-        # The formats without checksums (the older pickle, safetensors) are flipped where their structure is.
+        # Formats without checksums (the older pickle, safetensors) are flipped in their structure.
         data[len(data) // 2 if name == "plain-adam.pth" else 3] ^= 4
     else:
         data = bytearray(b"hello" if damage == "text" else b"")
@@ -211,7 +224,10 @@ def test_a_damaged_file_is_refused(tmp_path, name, damage):
 
 
 def test_a_file_that_claims_more_than_it_holds_is_refused(tmp_path):
-    """A tensor of a billion numbers over one stored number, and a member that inflates: refused before memory is asked for."""
+    """A file that claims more than it holds is refused before memory is allocated.
+
+    Tried: a tensor of a billion numbers over one stored number, and a member that inflates.
+    """
     torch = pytest.importorskip("torch")
     torch.save({"model_state_dict": {"a": torch.ones(1).expand(10**9)}}, tmp_path / "wide.pth")
     with pytest.raises(CheckpointError, match=r"a claims 1,000,000,000 numbers"):
@@ -230,7 +246,10 @@ def test_a_file_that_claims_more_than_it_holds_is_refused(tmp_path):
 
 
 def test_what_keras_has_no_equal_for_is_said(tmp_path):
-    """Groups at different rates, dampening, another class; decay inside the gradient asks for a choice."""
+    """PyTorch settings without a Keras equal are named; weight decay in the gradient needs a choice.
+
+    Tried: groups at different rates, dampening, another class.
+    """
     torch = pytest.importorskip("torch")
     from kresume.options.resolve import from_arguments
     from kresume.training.parent import Parent, saved_optimizer
@@ -284,7 +303,7 @@ def {name}(num_classes):
 
 @pytest.fixture(scope="module")
 def seed_checkpoint(tmp_path_factory, pictures):
-    """A PyTorch training of the plain network on the old pictures, saved as the seed does."""
+    """Trains the plain network in PyTorch on the old pictures and saves it as the seed project does."""
     torch = pytest.importorskip("torch")
     from torch_models import MODELS as NETWORKS
 
@@ -316,7 +335,10 @@ def seed_checkpoint(tmp_path_factory, pictures):
 
 
 def test_a_pytorch_training_is_extended_with_more_images(seed_checkpoint, tmp_path, pictures):
-    """The seed story: load the `.pth`, add images, fine-adjust the rate, go on; verified on the old images."""
+    """A PyTorch training is extended: load the `.pth`, add images, adjust the rate, train.
+
+    It is verified on the old images.
+    """
     result = run_training(
         str(seed_checkpoint / "model.pth"),
         model=f"{seed_checkpoint / 'twin.py'}:build",
@@ -346,7 +368,10 @@ def test_a_pytorch_training_is_extended_with_more_images(seed_checkpoint, tmp_pa
 
 
 def test_shapes_that_fit_another_function_are_refused(seed_checkpoint, tmp_path, pictures):
-    """A sign elsewhere: every variable restores, and the model is not believed."""
+    """A network with the same shapes but another function is refused.
+
+    A sign differs: every variable restores, but the accuracy shows it.
+    """
     with pytest.raises(CheckpointError, match=r"guessing reaches 3\d\.\d %: the mapping is not verified"):
         run_training(
             str(seed_checkpoint / "model.pth"),
@@ -359,7 +384,10 @@ def test_shapes_that_fit_another_function_are_refused(seed_checkpoint, tmp_path,
 
 
 def test_a_skeleton_that_nobody_filled_in_is_refused(seed_checkpoint, tmp_path, pictures):
-    """Every shape of it fits, and it is another network: what is still marked is named by its lines."""
+    """A skeleton that was not filled in is refused, and its marked lines are named.
+
+    All its shapes fit, but it is another network.
+    """
     checkpoint = seed_checkpoint / "model.pth"
     source = skeleton(read_checkpoint(checkpoint), str(tmp_path / "model.py"))
     (tmp_path / "model.py").write_text(source)
@@ -369,13 +397,16 @@ def test_a_skeleton_that_nobody_filled_in_is_refused(seed_checkpoint, tmp_path, 
 
 
 def test_without_a_model_the_error_names_the_skeleton(seed_checkpoint, tmp_path, pictures):
-    """A state dict holds no architecture."""
+    """Without a model, the error names the command that writes a skeleton.
+
+    A state dict holds no architecture.
+    """
     with pytest.raises(ModelError, match=r"--model mymodel.py:build.*kresume inspect .*--write-model model\.py"):
         run_training(str(seed_checkpoint / "model.pth"), data=[str(pictures / "old")], out=str(tmp_path / "run"))
 
 
 class Subclassed(keras.Model):
-    """The plain network without a graph."""
+    """The plain network as a subclassed model, without a graph."""
 
     def __init__(self):
         super().__init__()
@@ -410,7 +441,10 @@ def nested_with_a_sequential_head():
 
 @pytest.mark.parametrize("make", [Subclassed, sequential, nested_with_a_sequential_head])
 def test_what_flatten_reordered_is_found_however_the_model_is_made(make):
-    """Without a graph, and through the borders of nested models: no shape would show that the columns are in another order."""
+    """The columns after Flatten are reordered in any kind of model.
+
+    Tried: without a graph, and across nested models. No shape shows the other order.
+    """
     model = make()
     model(keras.KerasTensor((1, 12, 12, 3)))
     mapped, _ = torch_map.to_model(model, None, read_checkpoint(GOLDEN / "plain.safetensors"))
@@ -421,7 +455,10 @@ def test_what_flatten_reordered_is_found_however_the_model_is_made(make):
 
 
 def test_rarer_layers_turn_rightly(tmp_path):
-    """Groups, depth multipliers, a separable layer, batch normalization of what was flattened, bfloat16 arrays."""
+    """Less common layers are transposed correctly.
+
+    Tried: groups, depth multipliers, a separable layer, batch normalization after Flatten, bfloat16 arrays.
+    """
     torch = pytest.importorskip("torch")
     from torch import nn
 
@@ -459,7 +496,10 @@ def test_rarer_layers_turn_rightly(tmp_path):
 
 
 def test_averages_slopes_and_transposed_kernels_are_found(tmp_path):
-    """What `swa_utils.AveragedModel` saves; PReLU, per channel and one for all; transposed kernels."""
+    """Averages, PReLU slopes and transposed kernels are found.
+
+    The averages are those of `swa_utils.AveragedModel`; PReLU is per channel or shared.
+    """
     torch = pytest.importorskip("torch")
     from torch import nn
     from torch.optim.swa_utils import AveragedModel
@@ -485,7 +525,7 @@ def test_averages_slopes_and_transposed_kernels_are_found(tmp_path):
 
 
 def test_another_epsilon_is_told():
-    """No array shows it."""
+    """A different epsilon is reported, because no array shows it."""
     inputs = keras.Input((12, 12, 3))
     model = keras.Model(inputs, keras.layers.BatchNormalization()(inputs))
     arrays = {f"bn.{role}": np.ones(3, np.float32) for role in ("weight", "bias", "running_mean", "running_var")}
@@ -494,7 +534,10 @@ def test_another_epsilon_is_told():
 
 
 def test_groups_of_parameters_are_told_apart_where_shapes_allow(tmp_path):
-    """The usual split into matrices with and vectors without weight decay names no parameter: it is found, or refused."""
+    """Parameter groups are told apart by shapes if possible, else refused.
+
+    The usual split, matrices with weight decay and vectors without, names no parameter.
+    """
     torch = pytest.importorskip("torch")
     model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Linear(5, 3))
     groups = [
@@ -516,7 +559,7 @@ def test_groups_of_parameters_are_told_apart_where_shapes_allow(tmp_path):
 
 @pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"])
 def test_a_pytorch_training_goes_on_in_another_precision(seed_checkpoint, tmp_path, pictures, precision):
-    """Moments arrive whatever wraps the optimizer."""
+    """Moments are restored under another precision, whatever wraps the optimizer."""
     run_training(
         str(seed_checkpoint / "model.pth"),
         model=f"{seed_checkpoint / 'twin.py'}:build",
@@ -532,14 +575,14 @@ def test_a_pytorch_training_goes_on_in_another_precision(seed_checkpoint, tmp_pa
 
 
 def test_a_map_is_for_pytorchs_files_only():
-    """Elsewhere it is said, not passed over."""
+    """`--map` with a file that is not PyTorch's is an error, not ignored."""
     golden = Path(__file__).parent / "golden" / "tf_keras-2.21.0" / "sequential-adam"
     with pytest.raises(UsageError, match=r"--map and --map-out are for PyTorch's state dicts"):
         restore.restore(MODELS["sequential"](), read_checkpoint(golden), optimizer=None, map_file="map.yaml")
 
 
 def test_eval_scores_a_state_dict(seed_checkpoint, pictures):
-    """`kresume eval model.pth --model ... --map ...`."""
+    """`kresume eval model.pth --model ... --map ...` scores a state dict."""
     from kresume.evaluation.evaluate import evaluate
 
     found = evaluate(
@@ -549,7 +592,7 @@ def test_eval_scores_a_state_dict(seed_checkpoint, pictures):
 
 
 def test_classes_that_a_script_kept_are_the_order_of_the_outputs(tmp_path, pictures):
-    """torchvision's class_to_idx, in its order and not the folders'."""
+    """A stored class_to_idx, as torchvision's, gives the class order, not the folders."""
     torch = pytest.importorskip("torch")
     from kresume.checkpoints.inspect import describe
 
@@ -574,7 +617,7 @@ def test_classes_that_a_script_kept_are_the_order_of_the_outputs(tmp_path, pictu
     ("name", "extra"), [("torch-2.13.0/plain-adam.pth", "torch"), ("orbax-0.12.8-jax/nested-adam", "orbax")]
 )
 def test_a_missing_extra_is_named_with_its_command(monkeypatch, name, extra):
-    """Where it is needed, and not before."""
+    """A missing extra is an error with its pip command, only where it is needed."""
     import importlib.util
 
     from kresume.errors import MissingPackage
@@ -591,7 +634,10 @@ def test_a_missing_extra_is_named_with_its_command(monkeypatch, name, extra):
     ("right", "words"), [(200, "mapping verified: 78.1 %"), (60, "WEAK mapping: better than guessing")]
 )
 def test_a_mapping_that_is_hardly_right_is_called_weak(right, words):
-    """Of 256 images in ten classes: 78 % is a model, 23 % is no guessing and no model."""
+    """A mapping with low accuracy is called weak.
+
+    Of 256 images in ten classes, 78 % shows a working model; 23 % is better than chance, but no working model.
+    """
     from kresume.training.verify import verify_mapping
 
     labels = np.arange(256) % 10
@@ -621,12 +667,15 @@ def test_a_mapping_that_is_hardly_right_is_called_weak(right, words):
     ],
 )  # fmt: skip
 def test_weights_that_another_module_computes_are_told(names, words):
-    """What is computed from other tensors has to be put back before saving, with the call; recurrent layers are not mapped."""
+    """Weights that another module computes are reported with the call that restores them before saving.
+
+    Recurrent layers are not mapped.
+    """
     assert re.search(words, torch_rewritten.explain(names))
 
 
 def test_a_state_dict_under_weight_norm_names_the_call():
-    """The error of restoring says it, not that a layer is missing alone."""
+    """A state dict under weight norm is an error that names the call, not only a missing layer."""
     arrays = {"0.weight_g": np.ones((3, 1), "f"), "0.weight_v": np.ones((3, 5), "f"), "0.bias": np.ones(3, "f")}
     state = TrainState(source="m.pth", format="torch", layout="torch", arrays=arrays)
     model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(3)])

@@ -1,4 +1,4 @@
-"""A disk that fails while training: training goes on, the last good snapshot stands, the run says so and ends with 5."""
+"""Tests a disk that fails during training: training continues, the last snapshot stays, exit code 5."""
 
 from pathlib import Path
 
@@ -12,7 +12,10 @@ from tests.support import TINY, assert_same_bytes, lines_without_time, result_ar
 
 
 def test_snapshots_that_cannot_be_written_do_not_end_the_training(monkeypatch, tmp_path, pictures):
-    """Every snapshot but the first and last fails: the result is the same, the failures are named, exit code 5."""
+    """Failed snapshots do not end training: the result is the same, each is named, the exit code is 5.
+
+    Every snapshot but the first and last fails.
+    """
     arguments = {"data": [str(pictures / "old")], **TINY, "snapshot_every": "2"}
     whole = Path(run_training(out=str(tmp_path / "whole"), **arguments).run)
     write = snapshot.write_snapshot
@@ -31,7 +34,7 @@ def test_snapshots_that_cannot_be_written_do_not_end_the_training(monkeypatch, t
 
 
 def test_lines_that_could_not_be_written_are_written_later(monkeypatch, tmp_path, pictures):
-    """A drive that is away while an epoch ends: its line comes with the next, each once."""
+    """Metrics lines that could not be written are written with the next ones, each once."""
     arguments = {"data": [str(pictures / "old")], **TINY, "epochs": 4}
     whole = Path(run_training(out=str(tmp_path / "whole"), **arguments).run)
     append, calls = files.append_line, [0]
@@ -50,7 +53,10 @@ def test_lines_that_could_not_be_written_are_written_later(monkeypatch, tmp_path
 
 
 def test_a_run_that_was_taken_over_writes_nothing_more(monkeypatch, tmp_path, pictures):
-    """Each commit checks the lock: the process that lost the run stops, the other's snapshots stay."""
+    """A run that was taken over stops and writes nothing more: each commit checks the lock.
+
+    The snapshots of the other process stay.
+    """
     from kresume.errors import RunError
     from kresume.lock import Lock
 
@@ -62,7 +68,10 @@ def test_a_run_that_was_taken_over_writes_nothing_more(monkeypatch, tmp_path, pi
 
 
 def test_a_best_epoch_that_could_not_be_written_is_said(monkeypatch, tmp_path, pictures):
-    """The disk refused the best epoch's snapshot: the last step is the result, the run says so and ends with 5."""
+    """If the best epoch's snapshot was not written, the last step is the result; the exit code is 5.
+
+    The run says so.
+    """
     write = snapshot.write_snapshot
     losses = iter((2.0, 1.0, 3.0))
 
@@ -81,7 +90,7 @@ def test_a_best_epoch_that_could_not_be_written_is_said(monkeypatch, tmp_path, p
 
 
 def test_a_disk_that_does_not_answer_is_told_of_and_not_waited_for(tmp_path):
-    """While the disk stalls training goes on; it is said again each time the patience of the writer has passed."""
+    """A stalled disk does not stop training; a warning repeats whenever the writer's patience ends."""
     import threading
 
     import numpy as np
@@ -103,7 +112,10 @@ def test_a_disk_that_does_not_answer_is_told_of_and_not_waited_for(tmp_path):
 
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path, pictures):
-    """A run below a file, or on a read-only disk: what, where, and another place; no half of a run."""
+    """A run path that cannot be written is one line with another suggestion, and leaves nothing.
+
+    Tried: a run below a file, and a read-only disk.
+    """
     from kresume.errors import RunError
 
     (tmp_path / "file").write_text("no folder")
@@ -113,7 +125,10 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path, pictures):
 
 
 def test_a_disk_that_is_full_for_the_arrays_is_a_disk_that_refuses(monkeypatch, tmp_path, pictures):
-    """The library that writes the arrays has an error of its own for it: recorded and told like any other, exit code 5."""
+    """A full disk while arrays are written is recorded like any other disk error, with exit code 5.
+
+    The library that writes the arrays has its own error class.
+    """
     import safetensors.numpy
     from safetensors import SafetensorError
 
@@ -133,7 +148,7 @@ def test_a_disk_that_is_full_for_the_arrays_is_a_disk_that_refuses(monkeypatch, 
 
 
 def test_a_line_that_was_half_written_leaves_nothing(monkeypatch, tmp_path):
-    """A line is in the file or not: tried again after a failed flush it stands there once."""
+    """A half-written line leaves nothing: after a failed flush and a retry it exists once."""
     import os
 
     path, fsync = tmp_path / "metrics.jsonl", os.fsync
@@ -153,7 +168,10 @@ def test_a_line_that_was_half_written_leaves_nothing(monkeypatch, tmp_path):
 
 
 def test_a_best_snapshot_that_was_damaged_since_does_not_hold_the_run_up(monkeypatch, tmp_path, pictures):
-    """The last step is the result then, the run says why and ends with 5; it does not fail at every start."""
+    """If the best snapshot is damaged later, the last step is the result, and the exit code is 5.
+
+    The run says why and does not fail at every start.
+    """
     from kresume.training.course import Course
 
     take = Course._take_best
@@ -175,7 +193,7 @@ def test_a_best_snapshot_that_was_damaged_since_does_not_hold_the_run_up(monkeyp
 
 
 def test_a_stop_whose_snapshot_failed_does_not_say_that_it_was_written(monkeypatch, tmp_path, pictures):
-    """SIGTERM on a full disk: exit 75 and the truth."""
+    """SIGTERM on a full disk exits with 75 and does not claim that a snapshot was written."""
     import signal
 
     from tests.test_exact_continuation import stopped_by

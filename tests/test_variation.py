@@ -1,4 +1,4 @@
-"""For models that unknown loaders will feed: each image is sampled in one of two ways, drawn by (seed, position)."""
+"""Tests models for unknown loaders: each image is resampled in one of two ways, by (seed, position)."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,10 @@ TINY = {"model": "convnet", "image_size": 8, "batch_size": 6, "epochs": 2, "lr":
 
 
 def test_the_draw_is_pinned_fair_and_depends_on_the_position_alone():
-    """A literal, for continuations by later versions; batches of any size draw alike."""
+    """The draw equals a literal, is fair, and depends on seed and position alone.
+
+    Later versions must continue older runs. Batches of any size draw alike.
+    """
     assert draw_half(0, 0, 16).astype(int).tolist() == PINNED
     assert draw_half(7, 100, 50).tolist() == draw_half(7, 0, 150)[100:].tolist()
     for seed in (0, 1, 2**32 - 1):
@@ -40,7 +43,7 @@ def varied_run(tmp_path_factory, pictures):
 
 
 def test_every_batch_holds_both_and_starts_anywhere(varied_run):
-    """Each picture is one of the two, as the draw says; a dataset from the third step on gives what the first one gave."""
+    """Every batch holds both ways as drawn; a dataset from the third step equals the rest of the first."""
     manifest = Manifest.read(runs.open_run(varied_run.run).manifest)
     rows, spec = manifest.train_rows(), DecodeSpec(8, 8)
     one, other = (PictureReader(manifest, each, None) for each in (spec, other_spec(spec)))
@@ -67,7 +70,7 @@ def _as_they_are(images):
 
 
 def test_a_run_draws_and_says_so(varied_run, pictures, tmp_path):
-    """Other weights than without, the same scores' pictures; the option is recorded and inherited."""
+    """A run with the option trains other weights, scores the same pictures, and records the option."""
     plain = run_training(data=[str(pictures / "old")], out=str(tmp_path / "plain"), **TINY)
     one, other = (result_arrays(runs.open_run(each.run).path) for each in (plain, varied_run))
     assert any(one[name].tobytes() != other[name].tobytes() for name in one)
@@ -77,6 +80,6 @@ def test_a_run_draws_and_says_so(varied_run, pictures, tmp_path):
 
 
 def test_it_continues_exactly(monkeypatch, tmp_path, pictures):
-    """Killed in the middle of an epoch: the same bits."""
+    """A run killed in the middle of an epoch continues to equal bytes."""
     arguments = {"data": [str(pictures / "old")], "vary_interpolation": True, **TINY}
     kill_at_every_snapshot(monkeypatch, tmp_path, (2,), **arguments)

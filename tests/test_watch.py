@@ -1,4 +1,4 @@
-"""`--watch`: images that arrive while a run trains, and files that leave it."""
+"""Tests `--watch`: images that arrive while a run trains, and files that leave it."""
 
 import json
 import os
@@ -43,7 +43,7 @@ SPEC = DecodeSpec(12, 12, "stretch", "area")
 
 
 class Telling(Reporter):
-    """Keeps what it was told."""
+    """A reporter that keeps its messages."""
 
     def __init__(self):
         super().__init__(quiet=True)
@@ -57,14 +57,14 @@ class Telling(Reporter):
 
 
 def settled(*paths):
-    """Makes files look as if they had been there for a while."""
+    """Sets file times back, as if the files had existed for a while."""
     for path in paths:
         for file in [path, *path.rglob("*")] if path.is_dir() else [path]:
             os.utime(file, (time.time() - 60, time.time() - 60))
 
 
 def arrive(folder, count, seed):
-    """More pictures of the known classes, whole and settled."""
+    """Adds pictures of the known classes, complete and settled."""
     settled(write_pictures(folder, count, seed))
 
 
@@ -80,7 +80,10 @@ def arrive(folder, count, seed):
     data=st.data(),
 )
 def test_each_pass_deals_every_image_once(before, after, batch, epoch, data):
-    """What the last batch before a change took of the next pass does not come again in it, and nothing else is missing."""
+    """After a change every pass still holds each image once.
+
+    Images of the next pass that the last batch before the change already drew are not drawn again in it.
+    """
     old = Order(3, before, batch)
     step = old.epoch_end(epoch - 1)
     taken = old.take(old.dealt_by(epoch - 1), step * batch - old.dealt_by(epoch - 1))
@@ -120,7 +123,10 @@ def passes_of(manifest, epochs=4, steps=None, batch_size=5, per_call=1):
 
 
 def test_epochs_stay_passes_and_the_plan_ends_where_it_should(tmp_path, quiet):
-    """24 images, 12 more after the first epoch, 36 fewer steps of the plan per step: the clock ends at the plan's end."""
+    """Epochs stay whole passes after a change, and the schedule's clock ends at the plan's end.
+
+    24 images, 12 more after the first epoch.
+    """
     few, many = (table_of(write_pictures(tmp_path / name, count, 0), quiet) for name, count in (("a", 8), ("b", 12)))
     passes = passes_of(few)
     assert passes.boundaries == [5, 10, 15, 20]
@@ -136,7 +142,7 @@ def test_epochs_stay_passes_and_the_plan_ends_where_it_should(tmp_path, quiet):
 
 
 def test_steps_stay_steps(tmp_path, quiet):
-    """`--steps` says how much to train: more images make fewer epochs of it, and the schedule keeps the plan's time."""
+    """`--steps` fixes the amount: more images make fewer epochs, and the schedule keeps its time."""
     few, many = (table_of(write_pictures(tmp_path / name, count, 0), quiet) for name, count in (("a", 8), ("b", 16)))
     passes = passes_of(few, steps=20)
     passes.change(1, many)
@@ -149,7 +155,7 @@ def test_steps_stay_steps(tmp_path, quiet):
 
 
 def test_a_schedule_reads_its_clock():
-    """Wound and not yet set it gives the very bits of a schedule without a clock; set, the plan's rate at the plan's time."""
+    """A schedule with an unset clock gives the bits of one without; a set clock shifts its time."""
     import keras
 
     from kresume import devices
@@ -175,12 +181,12 @@ def test_a_schedule_reads_its_clock():
     assert not any(variable.name == devices.CLOCK for variable in constant.variables)
 
 
-# --- the look ------------------------------------------------------------------------------------------------------------
+# --- the scan --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def watched(tmp_path, quiet):
-    """A folder of 24 settled pictures, its manifest, and a watch over it."""
+    """Writes a folder of 24 settled pictures; returns it with its manifest and a watch over it."""
     write_pictures(tmp_path / "old", 8, 0)
     settled(tmp_path / "old")
     reporter = Telling()
@@ -202,7 +208,7 @@ def looked(watch, manifest, everything=None):
 
 
 def test_what_came_joins_once_with_its_side(watched):
-    """Arrivals are rows of this generation; the next look finds nothing; sides follow from content."""
+    """Arrivals join once, as rows of this generation, with splits by content."""
     folder, manifest, watching, _ = watched
     assert len(looked(watching, manifest)) == 0
     arrive(folder, 4, 500)
@@ -215,7 +221,7 @@ def test_what_came_joins_once_with_its_side(watched):
 
 
 def test_a_half_copied_file_is_left_for_the_next_epoch(watched):
-    """Cut, it cannot be decoded; still young, it must look the same twice; whole and settled, it joins."""
+    """A half-copied file waits: it must decode, and be old or unchanged between two scans."""
     folder, manifest, watching, reporter = watched
     save_photo(folder / "whole.tmp", 1)
     data = (folder / "whole.tmp").read_bytes()
@@ -233,7 +239,7 @@ def test_a_half_copied_file_is_left_for_the_next_epoch(watched):
 
 
 def test_a_file_that_grows_while_it_is_read_waits(watched, monkeypatch):
-    """Its size after the read is not the listed one: what was read is not what will lie there."""
+    """A file that grows while it is read waits: its size after reading differs from the listed one."""
     folder, manifest, watching, _ = watched
     arrive(folder, 1, 700)
     real = watch.prepare
@@ -252,7 +258,10 @@ def test_a_file_that_grows_while_it_is_read_waits(watched, monkeypatch):
 
 
 def test_what_needs_a_decision_waits_for_the_next_generation(watched):
-    """An unknown class, an image of the run under another label, a copy: none joins, the first two are said once."""
+    """An unknown class or a changed label waits for the next generation and is named once.
+
+    A copy does not join either.
+    """
     folder, manifest, watching, reporter = watched
     write_pictures(folder, 2, 900, ("triangle",))
     shutil.copy(folder / "circle" / "0.png", folder / "square" / "moved.png")
@@ -267,7 +276,10 @@ def test_what_needs_a_decision_waits_for_the_next_generation(watched):
 
 
 def test_what_vanished_is_named_once(watched):
-    """A file that is gone is named; a source that cannot be listed is looked at again later; nothing ends training."""
+    """A vanished file is named once; a source that cannot be listed is tried again later.
+
+    Training never ends because of them.
+    """
     folder, manifest, watching, reporter = watched
     (folder / "square" / "1000.png").unlink()
     for _ in range(2):
@@ -285,7 +297,7 @@ def test_what_vanished_is_named_once(watched):
 
 
 def arriving_before(monkeypatch, epochs):
-    """Makes `epochs[k]()` happen just before the look at the sources before epoch k (counted from 1)."""
+    """Calls `epochs[k]()` just before the sources are scanned before epoch k (counted from 1)."""
     real = changes.Changes.before_epoch
 
     def before_epoch(self, done, manifest, poll):
@@ -305,7 +317,7 @@ def arriving_before(monkeypatch, epochs):
     ],
 )
 def test_a_run_that_grew_continues_exactly(monkeypatch, tmp_path, options):
-    """Killed at any snapshot, it sees the same images in the same order, and its schedule ends at zero all the same."""
+    """A grown run killed at any snapshot sees the same images in order, and its schedule ends at zero."""
     write_pictures(tmp_path / "old", 8, 0)
     settled(tmp_path / "old")
     arguments = {"data": [str(tmp_path / "old")], "watch": True, **TINY, "epochs": 4, **options}
@@ -323,7 +335,7 @@ def test_a_run_that_grew_continues_exactly(monkeypatch, tmp_path, options):
     assert per_epoch[3] > per_epoch[2]
     assert lines[-1]["lr"] == pytest.approx(0.0, abs=1e-9)
     assert {line["all"]["images"] for line in lines} == {lines[0]["all"]["images"]}
-    # In the first epoch, inside grown ones, where one is still to be scored, and at the very end.
+    # In the first epoch, inside grown ones, with a scoring pending, and at the very end.
     taken = snapshot.list_snapshots(whole / "snapshots")
     unscored = [place for place, (_, folder) in enumerate(taken) if folder.name.endswith("-unscored")]
     for number, place in enumerate((1, unscored[1], len(taken) // 2, unscored[2], -3, -1)):
@@ -336,7 +348,7 @@ def test_a_run_that_grew_continues_exactly(monkeypatch, tmp_path, options):
 
 
 def test_each_image_is_drawn_as_often_as_its_epochs(monkeypatch, tmp_path):
-    """Counted where they are drawn: the first 24 once per epoch, those that came before the second once fewer."""
+    """Each image is drawn once per epoch since it joined: the first 24 in all, arrivals in one fewer."""
     write_pictures(tmp_path / "old", 8, 0)
     settled(tmp_path / "old")
     with monkeypatch.context() as patch:
@@ -372,7 +384,7 @@ def test_each_image_is_drawn_as_often_as_its_epochs(monkeypatch, tmp_path):
 
 
 def test_the_next_generation_remembers_what_came(monkeypatch, tmp_path, pictures):
-    """Arrivals are old images of the child, scored there where they validate, and given again they are nothing new."""
+    """Arrivals are old images of a child run: scored there in their split, and not new when given again."""
     shutil.copytree(pictures / "old", tmp_path / "old")
     write_pictures(tmp_path / "inbox", 4, 100)
     parent = run_training(out=str(tmp_path / "1-parent"), data=[str(tmp_path / "old")], **TINY).run
@@ -398,7 +410,10 @@ def test_the_next_generation_remembers_what_came(monkeypatch, tmp_path, pictures
 
 
 def test_a_signal_during_the_look_loses_nothing(monkeypatch, tmp_path):
-    """Preparing arrivals may take longer than the grace period: the state is kept, the look is made again."""
+    """A signal during the scan loses nothing: the state is kept, and the scan is repeated.
+
+    Preparing arrivals may take longer than the grace period.
+    """
     write_pictures(tmp_path / "old", 8, 0)
     settled(tmp_path / "old")
     arguments = {"data": [str(tmp_path / "old")], "watch": True, **TINY, "epochs": 3}
@@ -421,7 +436,7 @@ def test_a_signal_during_the_look_loses_nothing(monkeypatch, tmp_path):
 
 
 def test_scans_that_were_tampered_with_are_refused(monkeypatch, tmp_path):
-    """A scan that is missing or changed does not lead to the images that the snapshots were trained on."""
+    """A missing or changed scan is refused, because it does not give the images of the snapshots."""
     write_pictures(tmp_path / "old", 8, 0)
     settled(tmp_path / "old")
     arguments = {"data": [str(tmp_path / "old")], "watch": True, **TINY, "epochs": 3}
@@ -444,7 +459,7 @@ def test_scans_that_were_tampered_with_are_refused(monkeypatch, tmp_path):
 
 
 def test_a_disk_that_refuses_a_scan_leaves_the_arrivals_for_later(monkeypatch, tmp_path):
-    """Training goes on with the images that it has, and the run ends with 5."""
+    """If a scan cannot be written, arrivals wait, training continues, and the exit code is 5."""
     write_pictures(tmp_path / "old", 8, 0)
     settled(tmp_path / "old")
 
@@ -461,7 +476,10 @@ def test_a_disk_that_refuses_a_scan_leaves_the_arrivals_for_later(monkeypatch, t
 
 
 def test_a_file_that_broke_leaves_at_the_next_epoch(monkeypatch, tmp_path):
-    """Without --watch too: a stand-in in the epoch in which it broke, one image fewer in those behind it, exactly again."""
+    """A file that breaks is replaced during its epoch and dropped from later ones, exactly again.
+
+    This holds without --watch, too.
+    """
     write_pictures(tmp_path / "old", 8, 0)
     arguments = {"data": [str(tmp_path / "old")], "cache": "off", **TINY, "epochs": 3}
     reporter = Telling()
@@ -496,7 +514,7 @@ def test_a_file_that_broke_leaves_at_the_next_epoch(monkeypatch, tmp_path):
 
 
 def test_what_later_scans_noted_is_not_noted_earlier(monkeypatch, tmp_path):
-    """Two files broke in two epochs; killed before both, the run knows of both, and its scans still lead where they led."""
+    """A run killed before two files broke keeps both scans, and they give the same images."""
     write_pictures(tmp_path / "old", 8, 0)
     arguments = {"data": [str(tmp_path / "old")], "cache": "off", **TINY, "epochs": 4}
 
@@ -518,7 +536,7 @@ def test_what_later_scans_noted_is_not_noted_earlier(monkeypatch, tmp_path):
 
 
 def test_what_comes_back_keeps_its_side_and_origin(watched):
-    """A folder was away for some epochs: its images were trained on, and no way back leads into validation."""
+    """Images that return after some epochs keep their split and origin: none moves to validation."""
     folder, manifest, watching, _ = watched
     rows = manifest.train_rows()[:6]
     gone = [sha.decode() for sha in manifest.sha256s[rows]]
@@ -541,18 +559,21 @@ def test_what_comes_back_keeps_its_side_and_origin(watched):
 
 
 def test_few_at_a_time_fall_to_validation_as_often_as_many(watched):
-    """Sides of arrivals follow from content alone: a class is not given a validation image at every look."""
+    """Arrivals in small groups go to validation as often as in one: splits depend on content alone.
+
+    No scan adds a validation image to each class.
+    """
     folder, manifest, watching, _ = watched
     before = len(manifest)
     for number in range(8):
         arrive(folder, 2, 2000 + 10 * number)
         manifest = manifest.changed(looked(watching, manifest), ())
-    assert len(manifest) > before + 40  # one may be near to images of both sides
+    assert len(manifest) > before + 40  # a picture may be near images of both splits
     assert manifest.is_val.sum() < 0.35 * (len(manifest) - before)
 
 
 def test_a_scan_that_failed_late_is_not_found_later(monkeypatch, tmp_path):
-    """The disk refuses after the file has its name: nobody trained on it, so the next process must not see it."""
+    """A scan whose write failed after its rename is not found later, because no step trained on it."""
     from kresume import files
 
     manifest = table_of(write_pictures(tmp_path / "a", 4, 0), Reporter(quiet=True))
@@ -569,7 +590,7 @@ def test_a_scan_that_failed_late_is_not_found_later(monkeypatch, tmp_path):
 
 
 def test_a_child_goes_on_in_its_parents_time(monkeypatch, tmp_path):
-    """The parent grew and was interrupted: extended with `keep`, the rate goes on where it stood, and grows on in its pace."""
+    """A child of an interrupted, grown parent with `keep` continues its rate and its pace."""
     write_pictures(tmp_path / "old", 8, 0)
     settled(tmp_path / "old")
     arguments = {"data": [str(tmp_path / "old")], "watch": True, **TINY, "epochs": 6}
@@ -595,7 +616,7 @@ def test_a_child_goes_on_in_its_parents_time(monkeypatch, tmp_path):
 
 
 def test_a_run_continues_without_a_file_that_the_cache_never_held(monkeypatch, tmp_path):
-    """What an uninterrupted run goes on without does not stop one that is continued either."""
+    """A continued run survives a missing file that the cache never held, as an uninterrupted one does."""
     write_pictures(tmp_path / "old", 8, 0)
     monkeypatch.setenv("KRESUME_CACHE", str(tmp_path / "cache"))
     arguments = {"data": [str(tmp_path / "old")], "cache_limit": "1KB", **TINY, "epochs": 3}
@@ -611,7 +632,7 @@ def test_a_run_continues_without_a_file_that_the_cache_never_held(monkeypatch, t
 
 
 def test_a_mixture_whose_new_images_all_broke_goes_on(monkeypatch, tmp_path, pictures):
-    """--mix needs both; where the new folder is gone for good the old images are trained on, and that is said."""
+    """A run with --mix whose new images are all gone trains on the old ones, and a line says so."""
     shutil.copytree(pictures / "new", tmp_path / "new")
     parent = run_training(out=str(tmp_path / "parent"), data=[str(pictures / "old")], **TINY).run
     reporter = Telling()
@@ -634,7 +655,7 @@ def test_a_mixture_whose_new_images_all_broke_goes_on(monkeypatch, tmp_path, pic
 
 
 def test_a_validation_file_that_broke_ends_no_night(monkeypatch, tmp_path):
-    """It is named once, and the scores are of the others; with none left it is an error."""
+    """A broken validation file is named once, and the others are scored; with none left it is an error."""
     write_pictures(tmp_path / "old", 8, 0)
     arguments = {"data": [str(tmp_path / "old")], "cache": "off", **TINY, "epochs": 3}
 
@@ -661,14 +682,14 @@ def test_a_validation_file_that_broke_ends_no_night(monkeypatch, tmp_path):
 
 
 def test_nothing_to_watch_is_said(tmp_path, pictures):
-    """Without a source there is nothing to look at; on continuing the option may be given or left out."""
+    """`--watch` without a source is an error."""
     parent = run_training(out=str(tmp_path / "run"), data=[str(pictures / "old")], **TINY).run
     with pytest.raises(UsageError, match="--watch looks for new images in the folders"):
         run_training(parent, watch=True, out=str(tmp_path / "child"))
 
 
 def test_an_inbox_may_begin_empty(monkeypatch, tmp_path, pictures):
-    """What is watched need not hold anything yet; without --watch it is an error as ever."""
+    """A watched inbox may start empty; without --watch an empty one is an error."""
     parent = run_training(out=str(tmp_path / "parent"), data=[str(pictures / "old")], **TINY).run
     (tmp_path / "inbox").mkdir()
     arguments = {"add": [str(tmp_path / "inbox")], "epochs": 2, "lr": 1e-3, "out": str(tmp_path / "run")}
