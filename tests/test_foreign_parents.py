@@ -77,7 +77,7 @@ def parent_of(path, script=None, **options):
     )
 
 
-# --- weights without names ---------------------------------------------------------------------------------------------
+# --- weights without names --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_shards_are_read_like_one_file(script, tmp_path):
         read_checkpoint(tmp_path / "many" / "m.weights.json")
 
 
-# --- Keras's backup folder ---------------------------------------------------------------------------------------------
+# --- Keras's backup folder --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -387,7 +387,7 @@ def test_a_torn_newest_pair_falls_back_to_the_one_before_by_name(backup, script,
         read_checkpoint(backup)
 
 
-# --- another optimizer -------------------------------------------------------------------------------------------------
+# --- another optimizer ------------------------------------------------------------------------------------------------
 
 
 def test_another_class_takes_over_what_means_the_same(tmp_path, pictures, quiet):
@@ -436,7 +436,7 @@ def test_slots_are_carried_by_their_meaning(script, old, new, kept, fresh):
         assert not any(array.any() for array in numpy(after[attribute]).values())
 
 
-# --- another precision -------------------------------------------------------------------------------------------------
+# --- another precision ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", ["keras", "weights.h5", "h5"])
@@ -503,7 +503,7 @@ def test_a_run_in_mixed_float16_is_a_parent_like_any_other(tmp_path, pictures):
     assert not runs.open_run(tmp_path / "c").record["optimizer"]["loss_scale"]
 
 
-# --- matching ----------------------------------------------------------------------------------------------------------
+# --- matching ---------------------------------------------------------------------------------------------------------
 
 
 def test_names_that_shifted_still_match(script, tmp_path):
@@ -559,7 +559,7 @@ def test_partial_names_what_starts_fresh(script, tmp_path):
     assert "kernel" in live.summary
 
 
-# --- code in a checkpoint ----------------------------------------------------------------------------------------------
+# --- code in a checkpoint ---------------------------------------------------------------------------------------------
 
 
 def test_a_lambda_runs_only_with_trust(tmp_path, pictures):

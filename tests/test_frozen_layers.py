@@ -311,7 +311,7 @@ def accepts(model, optimizer, state):
     return ""
 
 
-# --- snapshots and backups ----------------------------------------------------------------------------------------------
+# --- snapshots and backups --------------------------------------------------------------------------------------------
 
 
 def test_a_snapshot_without_addresses_is_right_or_refused(zoo, tmp_path):
@@ -412,7 +412,7 @@ def slots_as_arrays(model, kind):
     return {} if kind == "sgd" else {key: value(slot).copy() for key, slot in slots_of(model, model.optimizer).items()}
 
 
-# --- an optimizer in its own file ---------------------------------------------------------------------------------------
+# --- an optimizer in its own file -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["bare", "under a key"])

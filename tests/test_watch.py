@@ -293,7 +293,7 @@ def test_what_vanished_is_named_once(watched):
     assert len(looked(watching, manifest)) == 3
 
 
-# --- whole runs ---------------------------------------------------------------------------------------------------------
+# --- whole runs -------------------------------------------------------------------------------------------------------
 
 
 def arriving_before(monkeypatch, epochs):

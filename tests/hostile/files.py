@@ -38,7 +38,7 @@ def archive(path: Path, members: dict[str, bytes | str] | None = None, *, withou
     return path
 
 
-# --- archives ----------------------------------------------------------------------------------------------------------
+# --- archives ---------------------------------------------------------------------------------------------------------
 
 
 def zip_bomb_of_json(folder: Path) -> Path:
@@ -91,7 +91,7 @@ def card_of_a_later_version(folder: Path) -> Path:
     return archive(folder / "m.keras", {"kresume.json": json.dumps({"format": 9, "labels": ["a", "b"]})})
 
 
-# --- HDF5 --------------------------------------------------------------------------------------------------------------
+# --- HDF5 -------------------------------------------------------------------------------------------------------------
 
 
 def external_link(folder: Path) -> Path:
@@ -210,7 +210,7 @@ def empty_h5(folder: Path) -> Path:
     return folder / "m.h5"
 
 
-# --- layers by name ----------------------------------------------------------------------------------------------------
+# --- layers by name ---------------------------------------------------------------------------------------------------
 
 
 def _legacy(folder: Path, names: list[str], config: str | None = None, link: bool = False) -> Path:
@@ -254,7 +254,7 @@ def legacy_link(folder: Path) -> Path:
     return _legacy(folder, ["dense/kernel:0"], link=True)
 
 
-# --- shards and folders ------------------------------------------------------------------------------------------------
+# --- shards and folders -----------------------------------------------------------------------------------------------
 
 
 def _index(folder: Path, value: object) -> Path:
