@@ -1,1 +1,1 @@
-"""The network: built, restored, judged, saved."""
+"""Builds, restores and saves models, and reads their losses and outputs."""

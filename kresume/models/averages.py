@@ -1,4 +1,4 @@
-"""Swaps a model's weights for their moving averages (EMA), for a block or for good.
+"""Swaps a model's weights for their moving averages (EMA).
 
     with averaged(model):
         model.predict(...)        # uses the averages; the raw weights are back afterwards, bit for bit
@@ -34,7 +34,7 @@ def _pairs(optimizer: Any) -> list[tuple[Any, Any]]:
 def start_from_weights(model: keras.Model) -> None:
     """Sets every average to its weight.
 
-    Keras does so at iteration 0 only. Averages that are switched on later would start at 0 and pull the model towards 0.
+    Keras does so at iteration 0 only. Averages switched on later would start at 0 and pull the model towards 0.
     """
     for weight, average in _pairs(model.optimizer):
         average.assign(np.asarray(weight.value).copy())

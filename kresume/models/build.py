@@ -47,7 +47,7 @@ def build_model(
         num_classes: number of outputs of a new head; None uses the default of the user's function.
         image_size: `(height, width)` in pixels; None uses the model's own.
         imports: Python files to run first; they register custom objects with Keras.
-        precision: dtype policy that replaces the layers' own. A user's function creates its layers under the global one.
+        precision: dtype policy that replaces the layers' own. A user's function uses the global policy.
         trust: run code that an architecture holds (Lambda layers).
 
     Returns:
@@ -158,7 +158,7 @@ def convnet(num_classes: int, image_size: tuple[int, int]) -> keras.Model:
     """Builds a small convolutional network that expects `0-255`.
 
     It suits a few hundred to a few thousand pictures on a CPU. Blocks of convolution, batch normalization and pooling
-    follow each other until the feature map is about 6 pixels wide; then come global average pooling and one output layer.
+    repeat until the feature map is about 6 pixels wide. Global average pooling and one output layer follow.
 
     Args:
         num_classes: number of outputs, at least 2.

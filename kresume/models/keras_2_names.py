@@ -2,9 +2,9 @@
 
     keras_2_names(model)        # [(variable, "layers/conv2d_1/vars/0"), ...], empty if the order is uncertain
 
-Keras 3 names the layers of a subclassed model by attribute. Keras 2 walks the attributes in reverse alphabetical order. One of
-them is `layers`: it holds all layers in the order in which the attributes were set, including those in lists and dictionaries
-(sorted by key), and names each by its class. A layer that was visited before keeps its first name.
+Keras 3 names the layers of a subclassed model by attribute. Keras 2 walks the attributes in reverse alphabetical order.
+One of them is `layers`: it holds all layers in the order in which the attributes were set, including those in lists and
+dictionaries (sorted by key), and names each by its class. A layer that was visited before keeps its first name.
 
 Source: `_walk_trackable` in `tf_keras/src/saving/saving_lib.py`, `_flatten_modules` in `engine/base_layer.py`.
 """
@@ -29,8 +29,8 @@ def keras_2_names(model: keras.Model) -> Named:
         model: built.
 
     Returns:
-        Pairs of variable and path. Empty if a layer lists its sublayers in another order than Keras 2 would, because names
-        and slots are numbered in that order.
+        Pairs of variable and path. Empty if a layer lists its sublayers in another order than Keras 2 would, because
+        names and slots are numbered in that order.
     """
     found: Named = []
     return found if _walk(model, "", found, set()) else []

@@ -3,9 +3,9 @@
     choice = choose_loss(model, saved=state.compiled, code=code)
     model.compile(loss=choice.keras_loss(), loss_weights=choice.weight, metrics=choice.keras_metrics())
 
-The checkpoint's loss is kept, whether it is one of Keras's with its settings or a user's own. `from_logits` is read from the
-model's outputs (`outputs.py`), not from the loss: `from_logits=True` behind a softmax is a mistake that only TensorFlow's
-graphs correct. If a loss cannot be rebuilt, the error names it and says what to give.
+The checkpoint's loss is kept, whether it is one of Keras's with its settings or a user's own. `from_logits` is read
+from the model's outputs (`outputs.py`), not from the loss: `from_logits=True` behind a softmax is a mistake that only
+TensorFlow's graphs correct. If a loss cannot be rebuilt, the error names it and says what to give.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ def choose_loss(
 ) -> LossChoice:
     """Chooses the loss to train with.
 
-    The requested loss comes first, then the checkpoint's, then that of the user's function, then a default for the outputs.
+    The order is: the requested loss, the checkpoint's, that of the user's function, a default for the outputs.
 
     Args:
         model: a built classifier; compiled if the user's function compiles it.
@@ -303,7 +303,7 @@ def _as_saved(entry: Any, reason: str, model: keras.Model, count: int, outputs: 
 
 
 def _own(entry: Any, reason: str, model: keras.Model, count: int, outputs: Outputs, code: OwnCode) -> LossChoice:
-    """Returns a user's own loss, from the file that defines it or as `--model` compiles it."""
+    """Returns a user's own loss, from its file or as `--model` compiles it."""
     name = name_of(entry)
     compiled = model.loss if model.compiled and code.function is not None else None
     live, settings = None, dict(entry) if isinstance(entry, Mapping) else {"class_name": "function", "config": entry}

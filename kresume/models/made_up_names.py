@@ -21,8 +21,8 @@ def by_new_number(entries: Sequence[tuple[Any, Path]]) -> dict[Path, Any]:
         entries: pairs of any object and its path.
 
     Returns:
-        `{path: object}`, where `dense_4` is `dense#0` if it is the lowest among its siblings. Paths that occur twice are
-        left out.
+        `{path: object}`, where `dense_4` is `dense#0` if it is the lowest among its siblings. Paths that occur twice
+        are left out.
     """
     siblings: dict[tuple[Path, str], set[tuple[int, str]]] = {}
     for _, path in entries:

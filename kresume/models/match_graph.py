@@ -1,10 +1,10 @@
-"""Matches the arrays of a TensorFlow object graph with the variables of a live model.
+"""Matches the arrays of a TensorFlow object graph with a live model's variables.
 
     found = match(model, optimizer, state, targets)      # found.names: id(variable) -> name of the array
 
-The keys of a TensorFlow checkpoint depend on which objects were saved together; the edges between the objects do not. So the
-graph and the live model are walked together. An edge is an attribute, a list index, a dictionary key or, in files that Keras 2
-wrote, the index of a layer among the layers with weights (`layer_with_weights-3`).
+The keys of a TensorFlow checkpoint depend on which objects were saved together; the edges between the objects do not.
+So the graph and the live model are walked together. An edge is an attribute, a list index, a dictionary key or, in
+files that Keras 2 wrote, the index of a layer among the layers with weights (`layer_with_weights-3`).
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ They mark the checkpoint manager's count, metrics, a rate that is a schedule now
 
 
 def completed(state: TrainState, optimizer: Any | None) -> tuple[TrainState, str]:
-    """Adds the product of momentums that Keras 3's Nadam needs to a Keras 2 graph.
+    """Adds the momentum product of Keras 3's Nadam to a Keras 2 graph.
 
-    The product in the file is another number: Keras 2's new Nadam multiplies once per weight, its legacy Nadam at another
-    pace.
+    The product in the file is another number: Keras 2's new Nadam multiplies once per weight, and its legacy Nadam
+    follows another schedule of the momentum.
 
     Args:
         state: the checkpoint.
@@ -159,7 +159,7 @@ def _full_names(state: TrainState) -> dict[str, str]:
 
 
 def _keras_3_slots(state: TrainState, node: int, optimizer: Any) -> list[Saved]:
-    """Reads the lists of slots, and the list of the weights that they belong to."""
+    """Reads the lists of slots, and the list of their weights."""
     children = state.graph[node].children
     trained = _arrays(state, children.get("_trainable_variables"))
     saved = []

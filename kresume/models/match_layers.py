@@ -1,10 +1,10 @@
-"""Matches an HDF5 file that lists layers by name (Keras 2) with a live model.
+"""Matches an HDF5 file of named layers (Keras 2) with a live model.
 
     names, notes = match(model, state)
 
-The file lists its layers in the model's order, and each layer's weights with trainable ones first. Layers with weights are
-matched by name if all names agree, else by order. Within a layer, weights are matched by name if those agree (a frozen layer
-lists them in another order), else by order. `restore` checks the shape of every pair.
+The file lists its layers in the model's order, and each layer's weights with trainable ones first. Layers with weights
+are matched by name if all names agree, else by order. Within a layer, weights are matched by name if those agree (a
+frozen layer lists them in another order), else by order. `restore` checks the shape of every pair.
 """
 
 from __future__ import annotations

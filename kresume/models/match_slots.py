@@ -2,10 +2,10 @@
 
     found = match(model, optimizer, state, weights)      # found.names: id(variable) -> name of the array
 
-An optimizer has slots for the weights that were trainable when it was built. Some formats name the weight of each slot. Others
-list slots by order alone; then the weights that were trainable are found from the file's own architecture, or from the shapes
-if only one choice of layers fits. If several fit, nothing is matched, unless the user states that the weights trainable now
-were trainable then.
+An optimizer has slots for the weights that were trainable when it was built. Some formats name the weight of each slot.
+Others list slots by order alone; then the weights that were trainable are found from the file's own architecture, or
+from the shapes if only one choice of layers fits. If several fit, nothing is matched, unless the user states that the
+weights trainable now were trainable then.
 """
 
 from __future__ import annotations
@@ -125,8 +125,8 @@ def counts(optimizer: Any, state: TrainState, names: Mapping[int, str]) -> dict[
 def superfluous(optimizer: Any | None, state: TrainState) -> set[str]:
     """Returns the optimizer arrays that need no variable.
 
-    These are the second copy of a loss-scaled optimizer's variables, a loss scale that the precision does not need, a rate
-    that a schedule replaced, and all of them if no optimizer is restored.
+    These are the second copy of a loss-scaled optimizer's variables, a loss scale that the precision does not need, a
+    rate that a schedule replaced, and all of them if no optimizer is restored.
     """
     scale, names = _split(state, ordered(state))
     if optimizer is None:
@@ -172,8 +172,9 @@ def _recorded(state: TrainState) -> list[Saved]:
 def _named(model: Any, optimizer: Any, state: TrainState, weights: Mapping[int, str]) -> tuple[list[Saved], bool]:
     """Identifies Keras 2's slots, which are stored with their kind and their weight's name.
 
-    The weight's name is part of the name of that weight's array. If names do not decide (their numbers count what a process
-    built), the slots of a kind are in the order of the weights that were trainable, which `trained_by_shape` finds.
+    The weight's name is part of the name of that weight's array. If names do not decide (their numbers count what a
+    process built), the slots of a kind are in the order of the weights that were trainable, which `trained_by_shape`
+    finds.
 
     Returns:
         The identified arrays, and True if others could not be identified.
@@ -337,7 +338,7 @@ def _of_architecture(model: Any, state: TrainState, count: int) -> list[str] | N
 def trained_by_shape(
     model: Any, state: TrainState, shapes: Sequence[tuple[int, ...]], weights: Mapping[int, str]
 ) -> list[str] | None:
-    """Finds the weights that slots belong to by shape, if one choice of layers fits.
+    """Finds the weights of slots by shape, if only one choice of layers fits.
 
     Args:
         model: built.

@@ -2,10 +2,10 @@
 
     found = match(model, optimizer, state, targets)      # found.names: id(variable) -> name of the array
 
-A tree holds paths and no order, and paths are not stable: generated names count a process's layers, and how a nested model was
-built decides whether its own name precedes a variable's. So a group is matched whole, one to one, or not at all. Three ways
-are tried: the layers' names, the renumbered names, and the model that the checkpoint itself describes, whose variables are in
-the same order.
+A tree holds paths and no order, and paths are not stable: generated names count a process's layers, and how a nested
+model was built decides whether its own name precedes a variable's. So a group is matched whole, one to one, or not at
+all. Three ways are tried: the layers' names, the renumbered names, and the model that the checkpoint itself describes,
+whose variables are in the same order.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _weights(model: Any, state: TrainState) -> dict[int, str]:
             roots.setdefault(path, []).append(root)
     if any(len(found) > 1 for found in roots.values()):
         return {}
-    # Both groups together: a weight that was frozen since is in the other group, and generated names are numbered across both.
+    # Both groups together: a weight frozen since is in the other group, and generated names are numbered across both.
     found = _match_group(wanted, list(roots), live)
     return {key: "/".join((roots[path][0], *path)) for key, path in found.items()}
 
@@ -154,7 +154,7 @@ def _seeds(targets: Sequence[Target], state: TrainState) -> dict[int, str]:
 
 
 def _list(paths: Sequence[Path]) -> list[Path] | None:
-    """Returns the paths in order if they are the indices of one list, else None."""
+    """Returns the paths in order if they index one list, else None."""
     if not paths or len({path[:-1] for path in paths}) != 1 or not all(path[-1].isdigit() for path in paths):
         return None
     return sorted(paths, key=lambda path: int(path[-1]))

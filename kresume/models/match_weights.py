@@ -2,8 +2,8 @@
 
     names, notes = match(model, state)        # id(variable) -> name of the array
 
-Snapshots record where each variable is in its model (`kresume.models.structure`). Snapshots of earlier versions do not: there
-the recorded names of variables decide or, if there are none, the shapes, if only one choice of frozen layers fits.
+Snapshots record where each variable is in its model (`kresume.models.structure`). Snapshots of earlier versions do not:
+there the recorded names of variables decide. Without names, the shapes decide if only one choice of frozen layers fits.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def match(model: Any, state: TrainState) -> tuple[dict[int, str], list[str]]:
 
 
 def _by_keras(model: Any, state: TrainState) -> dict[int, str]:
-    """Matches by Keras 3's names, or by Keras 2's if only those cover every weight."""
+    """Matches by Keras 3's names, or Keras 2's if only those cover every weight."""
     names = {id(variable): name for variable, name in keras_names(model) if name in state.arrays}
     weights = [variable for variable in model.variables if structure.SEED not in variable.path]
     if all(id(variable) in names for variable in weights):
@@ -60,7 +60,7 @@ def _by_keras(model: Any, state: TrainState) -> dict[int, str]:
 
 
 def by_index(model: Any, state: TrainState) -> dict[int, str]:
-    """Matches by group and index, for arrays of exactly this model as it is now."""
+    """Matches by group and index, for arrays of exactly this model."""
     names = {
         id(variable): f"{group}/{index}"
         for group in structure.GROUPS
@@ -137,7 +137,7 @@ def split_by_shape(
 
 
 def saved_weights(model: keras.Model, state: TrainState, variables: Sequence[Any]) -> list[np.ndarray]:
-    """Returns the arrays of variables in a file of the layout `"keras"`; zeros if missing."""
+    """Returns the arrays of variables in a `"keras"` layout file; zeros if missing."""
     names = _by_keras(model, state)
     return [
         state.arrays.get(names.get(id(variable), ""), np.zeros(tuple(variable.shape), "float32"))
@@ -166,8 +166,9 @@ def second_names(model: keras.Model, state: TrainState, names: Mapping[int, str]
 def keras_names(model: keras.Model) -> list[tuple[Any, str]]:
     """Returns each variable of a model with its HDF5 path in Keras's saving library.
 
-    Runs Keras's own walk with a store that records instead of writing, so that its rules (class names in order, containers,
-    shared layers once) are not repeated here. The walk is a private function of Keras, used only here and pinned by a test.
+    Runs Keras's own walk with a store that records instead of writing, so that its rules (class names in order,
+    containers, shared layers once) are not repeated here. The walk is a private function of Keras, used only here and
+    pinned by a test.
     """
     from keras.src.saving import saving_lib
 
@@ -196,7 +197,7 @@ def keras_names(model: keras.Model) -> list[tuple[Any, str]]:
 
 
 def same_roles(model: Any, pairs: Sequence[tuple[Any, str]], state: TrainState) -> bool:
-    """Returns True if each variable has the same role in its layer as its array.
+    """Returns True if each variable has the role of its array.
 
     A kernel goes with a kernel, and a statistic with a statistic.
 

@@ -1,4 +1,7 @@
-"""Explains why a checkpoint does not fit a model, and names the outcomes of a restore."""
+"""Explains why a checkpoint does not fit a model, and what to do.
+
+Also names the outcomes in the table of a restore.
+"""
 
 from __future__ import annotations
 

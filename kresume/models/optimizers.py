@@ -1,4 +1,4 @@
-"""Optimizers by name or as a checkpoint had them, at a rate that is ours to set.
+"""Creates optimizers by name or as a checkpoint had them, at a given rate.
 
 optimizer = make_optimizer(state.optimizer, 1e-4)
 """
@@ -49,12 +49,12 @@ ROUNDS = {
 }
 """Slots in the order in which Keras creates them (pinned by a test)."""
 SCALARS = {"Nadam": 1}
-"""How many numbers a class keeps behind its slots."""
+"""Number of scalars that a class keeps behind its slots."""
 NEVER_NEGATIVE = frozenset(
     {"_velocities", "_velocity_hats", "_u", "_accumulators", "_accumulated_grads", "_r", "_c", "_v", "adam_velocities"}
 )
 ALIKE = 0.7
-"""The cosine between weights and what may be their averages. Another optimizer's slots come nowhere near it."""
+"""Least cosine between weights and their averages. Slots of other optimizers come nowhere near it."""
 ADAMS = frozenset({"Adam", "AdamW", "Nadam", "Adamax", "Lamb"})
 BETAS = frozenset({"beta_1", "beta_2", "epsilon", "amsgrad"})
 SHARED = frozenset(
@@ -64,7 +64,7 @@ SHARED = frozenset(
 
 
 def class_name(name: str) -> str:
-    """`"adamw"` -> `"AdamW"`.
+    """Converts `"adamw"` to `"AdamW"`.
 
     Raises:
         UsageError: Keras has no such optimizer.
@@ -79,10 +79,13 @@ def class_name(name: str) -> str:
 
 
 def parse_choice(text: str | None) -> tuple[str | None, bool]:
-    """Reads `--optimizer` as (class, whether its state starts fresh); the class is None for `keep` and where nothing is given.
+    """Parses the value of `--optimizer`.
+
+    Returns:
+        The class, which is None for `keep` and if nothing is given, and True if its state starts fresh.
 
     Raises:
-        UsageError: it is neither keep, NAME, NAME:keep nor NAME:reset.
+        UsageError: the text is not keep, NAME, NAME:keep or NAME:reset.
     """
     name, _, way = (text or "keep").partition(":")
     if way not in {"", "keep", "reset"}:
@@ -93,7 +96,7 @@ def parse_choice(text: str | None) -> tuple[str | None, bool]:
 
 
 def says_same_weights(text: str | None) -> bool:
-    """Tells whether `--optimizer` says that the weights which train now are those whose slots the checkpoint holds."""
+    """Returns True if `--optimizer` states that the slots belong to the weights trainable now."""
     return text == "keep" or str(text).endswith(":keep")
 
 
@@ -101,11 +104,11 @@ def check_can_keep(state: TrainState, name: str) -> None:
     """Raises if the state of a checkpoint's optimizer has no meaning in Keras.
 
     Args:
-        state: what was read.
+        state: the checkpoint.
         name: the class to start fresh with, for the message.
 
     Raises:
-        CheckpointError: why not, and the way on.
+        CheckpointError: the state cannot be kept; the message says why and what to give.
     """
     if why := state.records.get("cannot_keep"):
         raise CheckpointError(
@@ -115,10 +118,11 @@ def check_can_keep(state: TrainState, name: str) -> None:
 
 
 def make_optimizer(saved: SavedOptimizer, learning_rate: Any) -> Any:
-    """An optimizer of the saved class and config, at another rate.
+    """Creates an optimizer of the saved class and config, at another rate.
 
     Args:
-        saved: class and config; a config of None means Keras's defaults. With `loss_scale` it comes wrapped for mixed_float16.
+        saved: class and config; a config of None means Keras's defaults. With `loss_scale`, the optimizer is wrapped
+            for mixed_float16.
         learning_rate: a float or a Keras schedule.
 
     Raises:
@@ -128,7 +132,7 @@ def make_optimizer(saved: SavedOptimizer, learning_rate: Any) -> Any:
         raise CheckpointError("the checkpoint does not name its optimizer: give --optimizer NAME")
     config = dict(saved.config or {})
     config.pop("name", None)  # an auto-generated name of another process would shift the paths of the slots
-    config["learning_rate"] = 1e-3  # a schedule's own config may be of a class that is not needed any more
+    config["learning_rate"] = 1e-3  # the saved schedule may be of a class that is no longer needed
     try:
         cls = keras.saving.get_registered_object(saved.class_name) or getattr(keras.optimizers, saved.class_name)
         optimizer = cls.from_config(config)
@@ -142,11 +146,13 @@ def make_optimizer(saved: SavedOptimizer, learning_rate: Any) -> Any:
 
 
 def rate_as_saved(state: TrainState, saved: SavedOptimizer) -> Any:
-    """The rate as the optimizer had it, a float or a schedule: the file's, else that of the user's own compile call.
+    """Returns the optimizer's rate, a float or a schedule.
+
+    The file's rate comes first, then that of the user's own compile call, then 1e-3.
 
     Args:
-        state: what was read.
-        saved: its optimizer, with the settings of the function that compiled it where the file holds none.
+        state: the checkpoint.
+        saved: its optimizer; if the file holds no settings, with those of the function that compiled it.
 
     Raises:
         CheckpointError: Keras does not know the class of the schedule.
@@ -165,7 +171,7 @@ def rate_as_saved(state: TrainState, saved: SavedOptimizer) -> Any:
 
 
 def describe(optimizer: Any) -> SavedOptimizer:
-    """Class and config of a live optimizer: `make_optimizer` makes its like from them."""
+    """Returns the class and config of a live optimizer, as `make_optimizer` expects them."""
     wrapped, optimizer = optimizer, devices.inner(optimizer)
     name = str(keras.saving.get_registered_name(type(optimizer)))
     config = dict(keras.saving.serialize_keras_object(optimizer)["config"])
@@ -173,7 +179,7 @@ def describe(optimizer: Any) -> SavedOptimizer:
 
 
 def with_config(saved: SavedOptimizer, changes: Mapping[str, Any]) -> SavedOptimizer:
-    """The same optimizer with other settings.
+    """Returns the optimizer with some settings changed.
 
     Raises:
         UsageError: its class has no such setting.
@@ -188,10 +194,13 @@ def with_config(saved: SavedOptimizer, changes: Mapping[str, Any]) -> SavedOptim
 
 
 def into(saved: SavedOptimizer, name: str) -> SavedOptimizer:
-    """Another class with the settings that both have: clipping, averages, accumulation, and the decay of shared averages.
+    """Changes an optimizer's class and keeps the settings that both classes have.
+
+    These are clipping, averages (EMA) and accumulation; between classes of the Adam family also the betas, epsilon and
+    amsgrad.
 
     Args:
-        saved: what the checkpoint had.
+        saved: the checkpoint's optimizer.
         name: the other class.
     """
     default = make_optimizer(SavedOptimizer(name, None, 0), 1e-3).get_config()
@@ -201,14 +210,16 @@ def into(saved: SavedOptimizer, name: str) -> SavedOptimizer:
 
 
 def comparable_rates(one: str | None, other: str | None) -> bool:
-    """Whether a rate of one class means about the same to the other."""
+    """Returns True if a rate means about the same to both classes."""
     return one == other or {one, other} <= ADAMS
 
 
 def variants(name: str) -> list[tuple[dict[str, Any], tuple[tuple[str, ...], ...]]]:
-    """The forms in which a class keeps slots: the settings that differ from Keras's defaults, and its slots in rounds.
+    """Lists the forms in which a class keeps slots.
 
-    A round of two slots alternates between them from variable to variable, as Keras creates them.
+    Returns:
+        Per form, the settings that differ from Keras's defaults, and the slots in rounds. A round of two slots
+        alternates between them from variable to variable, as Keras creates them. Empty for an unknown class.
     """
     own: list[tuple[dict[str, Any], tuple[tuple[str, ...], ...]]]
     if name == "SGD":
@@ -238,11 +249,11 @@ def variants(name: str) -> list[tuple[dict[str, Any], tuple[tuple[str, ...], ...
 
 
 def is_form(name: str, form: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
-    """Whether an optimizer with these settings keeps the slots of a form (one of `variants`).
+    """Returns True if an optimizer with these settings keeps the slots of a form.
 
     Args:
         name: the class.
-        form: the settings that differ from Keras's defaults.
+        form: the settings of one of `variants`.
         settings: a full config.
     """
     keys = {key for changes, _ in variants(name) for key in changes}
@@ -250,7 +261,7 @@ def is_form(name: str, form: Mapping[str, Any], settings: Mapping[str, Any]) -> 
 
 
 def fitting_variants(name: str, arrays: Sequence[np.ndarray], weights: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-    """The settings of a class under which it would have stored exactly these arrays.
+    """Returns the settings under which a class would have stored exactly these arrays.
 
     Args:
         name: the class.
@@ -258,8 +269,8 @@ def fitting_variants(name: str, arrays: Sequence[np.ndarray], weights: Sequence[
         weights: the trainable weights that were stored with them.
 
     Returns:
-        Changes to Keras's defaults, one mapping per form that fits: shapes in order, no negative square, and averages of
-        weights that are like the weights.
+        Changes to Keras's defaults, one mapping per form that fits. In such a form the shapes agree in order, no square
+        is negative, and only averages of weights resemble the weights.
     """
     found = []
     for changes, rounds in variants(name):
@@ -277,11 +288,11 @@ def fitting_variants(name: str, arrays: Sequence[np.ndarray], weights: Sequence[
 def slot_shapes(
     name: str, rounds: Sequence[Sequence[str]], weights: Sequence[tuple[int, ...]]
 ) -> list[tuple[str, tuple[int, ...]]]:
-    """Kind and shape of each variable that a class keeps behind its count and its rate, in the order in which Keras makes them.
+    """Returns kind and shape of each variable behind count and rate, in creation order.
 
     Args:
         name: the class.
-        rounds: of `variants`.
+        rounds: slots in rounds, from `variants`.
         weights: the shapes of the trainable weights.
     """
     listed = [
@@ -295,7 +306,10 @@ def slot_shapes(
 
 
 def _slot_shape(kind: str, weight: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Adafactor keeps sums over rows and columns, and an idle number for a vector; Muon no squares for a matrix."""
+    """Returns the shape of a weight's slot; None if there is no such slot.
+
+    Adafactor keeps sums over rows and columns, and an unused scalar for a vector. Muon keeps no squares for a matrix.
+    """
     if kind in {"_r", "_c"}:
         return () if len(weight) < 2 else weight[:-1] if kind == "_r" else (*weight[:-2], weight[-1])
     return None if kind == "adam_velocities" and len(weight) == 2 else weight
@@ -304,7 +318,10 @@ def _slot_shape(kind: str, weight: tuple[int, ...]) -> tuple[int, ...] | None:
 def _may_hold(
     changes: Mapping[str, Any], listed: Sequence[tuple[str, np.ndarray]], weights: Sequence[np.ndarray]
 ) -> bool:
-    """Says if arrays of the right shapes can be the slots of a form: no negative square, and averages like the weights."""
+    """Returns True if arrays of the right shapes can be a form's slots.
+
+    No square may be negative, and averages of weights must resemble the weights.
+    """
     if any(kind in NEVER_NEGATIVE and float(array.min(initial=0)) < 0 for kind, array in listed):
         return False
     if not listed or not weights:
@@ -314,7 +331,10 @@ def _may_hold(
 
 
 def _alike(arrays: Sequence[np.ndarray], weights: Sequence[np.ndarray]) -> bool:
-    """Whether these are averages of the weights: they point the same way, which slots and gradients do not."""
+    """Returns True if the arrays can be averages of the weights.
+
+    Averages point in the same direction as the weights; slots and gradients do not.
+    """
     if [array.shape for array in arrays] != [weight.shape for weight in weights]:
         return False
     one, other = (np.concatenate([np.ravel(array).astype("float64") for array in group]) for group in (arrays, weights))
@@ -322,11 +342,14 @@ def _alike(arrays: Sequence[np.ndarray], weights: Sequence[np.ndarray]) -> bool:
 
 
 def graph_form(name: str, state: TrainState) -> dict[str, Any] | None:
-    """The settings of a class under which it keeps the slots that an object graph names; None if there are none.
+    """Returns the settings under which a class keeps an object graph's slots.
 
     Args:
         name: the class.
         state: of the layout `"graph"`.
+
+    Returns:
+        Changes to Keras's defaults; None if no settings fit.
     """
     index = graph_optimizer.find_optimizer(state.graph)
     if index is None:
@@ -344,11 +367,11 @@ def graph_form(name: str, state: TrainState) -> dict[str, Any] | None:
 
 
 def fitting(state: TrainState, weights: Sequence[np.ndarray] = ()) -> list[str]:
-    """The optimizers whose slots are those that a checkpoint without a name holds.
+    """Returns the optimizers whose slots a checkpoint without an optimizer name could hold.
 
     Args:
-        state: what was read.
-        weights: the trainable weights that it holds, for formats whose optimizer is a bare list of arrays.
+        state: the checkpoint.
+        weights: its trainable weights, for formats that store the optimizer as a plain list of arrays.
     """
     if state.layout == "keras":
         arrays = optimizer_arrays(state.arrays)

@@ -1,10 +1,10 @@
-"""Reads what a model's outputs are: how many, and probabilities or logits.
+"""Reads the number of a model's outputs, and whether they are probabilities or logits.
 
     output_count(model)                 # 10
     read_outputs(model)                 # Outputs("probabilities", "its last activation is softmax")
 
-The last activation decides. Layers behind it that change no value in prediction (Dropout, Reshape, a cast) are looked
-through, nested models too. Where it has no known name the outputs of a few generated pictures are measured.
+The last activation decides. Layers behind it that change no value in prediction (Dropout, Reshape, a cast) are skipped,
+and nested models are entered. If it has no known name, the outputs of a few generated pictures are measured.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ PROBABILITIES = frozenset({"softmax", "sigmoid", "hard_sigmoid", "sparsemax"})
 LOGITS = frozenset({"linear", "log_softmax", "log_sigmoid"})
 NAMED = ("softmax", "sigmoid", "hard_sigmoid", "sparsemax", "linear", "log_softmax", "log_sigmoid")
 OPERATIONS = {"Softmax": "softmax", "Sigmoid": "sigmoid", "LogSoftmax": "log_softmax", "HardSigmoid": "hard_sigmoid"}
-"""Layers and operations of Keras that are an activation, by the name of their class."""
+"""Keras's activation layers and operations, by class name."""
 THROUGH = frozenset(
     {"Dropout", "SpatialDropout1D", "SpatialDropout2D", "AlphaDropout", "GaussianDropout", "GaussianNoise", "Identity",
      "ActivityRegularization", "Reshape", "Flatten", "Squeeze", "Cast", "Permute"}
 )  # fmt: skip
 """Layers and operations that change no value in prediction."""
 SCALES = (1.0, 4.0, 16.0, 64.0, 255.0, 1000.0, -255.0, 0.0)
-"""What generated pictures are multiplied by: one per picture, so that outputs differ much."""
+"""Factors of the generated pictures, one per picture, so that the outputs differ widely."""
 EXACT = 1e-3
-"""How far from 1 the outputs of one picture may add up: half precision is rougher than that nowhere."""
+"""Tolerance for the outputs of a picture to add up to 1; errors of half precision never exceed it."""
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model's outputs are.
+    """The kind of a model's outputs, and the evidence for it.
 
     Attributes:
-        are: `"probabilities"` or `"logits"`; None where nothing tells.
-        because: the evidence, in words; empty where nothing tells.
-        activation: the name of the last activation, None where it has no known one.
+        are: `"probabilities"` or `"logits"`; None if unknown.
+        because: the evidence, in words; empty if unknown.
+        activation: name of the last activation; None if it has no known name.
     """
 
     are: Literal["probabilities", "logits"] | None
@@ -51,10 +51,10 @@ class Outputs:
 
 
 def output_count(model: keras.Model) -> int:
-    """How many numbers the model gives per image.
+    """Returns the number of outputs per image.
 
     Raises:
-        ModelError: it has several outputs, or one that is no vector.
+        ModelError: the model has several output tensors, or its output is not a vector per image.
     """
     shape = output_shape_of(model)
     if not isinstance(shape, tuple) or len(shape) != 2 or shape[1] is None:
@@ -66,7 +66,9 @@ def output_count(model: keras.Model) -> int:
 
 
 def read_outputs(model: keras.Model) -> Outputs:
-    """Says whether the outputs are probabilities or logits: by the last activation, else by measuring.
+    """Finds out whether the outputs are probabilities or logits.
+
+    The last activation decides; if it has no known name, the outputs of generated pictures are measured.
 
     Args:
         model: built, with one output.
@@ -90,7 +92,7 @@ def read_outputs(model: keras.Model) -> Outputs:
 
 
 def last_activation(model: keras.Model) -> str | None:
-    """Names the activation that gives the model's outputs, through nested models; None if it has no known name."""
+    """Returns the name of the last activation, through nested models; None if unknown."""
     for operation in _backwards(model):
         kind = type(operation).__name__
         if kind in OPERATIONS:
@@ -105,14 +107,17 @@ def last_activation(model: keras.Model) -> str | None:
 
 
 def _name_of(activation: Any) -> str | None:
-    """The name of one of Keras's activations; None for a function of the user's own, whatever it is called."""
+    """Returns the name of a Keras activation; None for any user's function."""
     if isinstance(activation, (keras.layers.Softmax,)):
         return "softmax"
     return next((name for name in NAMED if activation is getattr(keras.activations, name, None)), None)
 
 
 def _backwards(model: Any) -> Iterator[Any]:
-    """The operations from a model's output back, as long as each takes one tensor; nested models are entered."""
+    """Yields the operations from a model's output backwards, entering nested models.
+
+    Stops at an operation that has several inputs.
+    """
     if not isinstance(model, (keras.Sequential, keras.src.models.Functional)):
         return
     if not getattr(model, "outputs", None) or len(model.outputs) != 1:
@@ -136,18 +141,16 @@ def _backwards(model: Any) -> Iterator[Any]:
 
 
 def _answers(model: Any) -> np.ndarray | None:
-    """What the model says of a few generated pictures, `(pictures, outputs)`; None where it cannot be asked."""
+    """Predicts a few generated pictures: `(pictures, outputs)`; None if that is impossible."""
     given = input_shape_of(model)
     if not isinstance(given, tuple):
         return None
     shape = [size or 64 for size in given[1:]]
-    count = given[0] or len(SCALES)  # a model may take batches of one size alone
+    count = given[0] or len(SCALES)  # a model may have a fixed batch size
     scales = np.resize(SCALES, (count, *[1] * len(shape)))
     pictures = np.random.default_rng(0).random((count, *shape)) * scales
     try:
         values = model(keras.ops.convert_to_tensor(pictures.astype("float32")), training=False)
-    except (
-        Exception
-    ):  # layers of the user's own may raise anything; what fails here fails on real pictures too, with its reason
+    except Exception:  # custom layers may raise anything; on real pictures they fail too, and the reason is shown there
         return None
     return np.asarray(keras.ops.convert_to_numpy(values), np.float64)

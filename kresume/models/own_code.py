@@ -1,9 +1,9 @@
-"""Runs the user's own Python: files of `--import`, and the function that `--model` names.
+"""Runs the user's own Python: files of `--import` and the function of `--model`.
 
     code = own_code("mymodel.py:build", imports=["layers.py"])
     code.objects["focal_loss"]
 
-An exception in it is one line: what it says, the file and the line. The rest is in the cause.
+An exception in that code becomes one line: its message, file and line. The rest is in the cause.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from kresume.errors import KresumeError, ModelError
 
 OURS = str(Path(__file__).resolve().parents[1])
 PREFIX = "kresume_user_"
-"""The names of modules that hold the user's code begin with it."""
+"""Prefix of the names of modules that hold the user's code."""
 LIBRARIES = ("site-packages", "dist-packages", "importlib", "<frozen")
 
 
@@ -41,14 +41,16 @@ class OwnCode:
 
 
 def own_code(spec: str | None, imports: Sequence[str] = ()) -> OwnCode:
-    """Gathers what the user's files define. Files that were run in this process already are not run again.
+    """Gathers the classes and functions that the user's files define.
+
+    Files that this process has already run are not run again.
 
     Args:
-        spec: `--model`.
-        imports: `--import`.
+        spec: value of `--model`.
+        imports: values of `--import`.
 
     Raises:
-        ModelError: a file is not there, or cannot be run.
+        ModelError: a file does not exist or cannot be run.
     """
     modules = [_module(file, "--import") for file in imports]
     place, _, function = (spec or "").rpartition(":")
@@ -59,24 +61,30 @@ def own_code(spec: str | None, imports: Sequence[str] = ()) -> OwnCode:
 
 
 def is_function(spec: str) -> bool:
-    """Tells whether `--model` names a function: `FILE.py:FUNCTION` or `package.module:FUNCTION`."""
+    """Returns True for a function: `FILE.py:FUNCTION` or `package.module:FUNCTION`."""
     return ":" in spec and not spec.startswith("applications:")
 
 
 def run_files(files: Sequence[str]) -> dict[str, Any]:
-    """Runs Python files; the classes and functions that they define, by name, whether they register them or not.
+    """Runs Python files and returns their classes and functions by name.
+
+    Classes and functions that are not registered with Keras are included.
 
     Raises:
-        ModelError: one is not there, or cannot be run.
+        ModelError: a file does not exist or cannot be run.
     """
     return _defined([_load_file(file, "--import") for file in files])
 
 
 def call_function(spec: str, offered: Mapping[str, Any]) -> Any:
-    """Calls the function that a spec names with those of the offered arguments that it takes and that are not None.
+    """Calls the function that a spec names.
+
+    Args:
+        spec: `FILE.py:FUNCTION` or `package.module:FUNCTION`.
+        offered: arguments by name. Those that are None or that the function does not accept are left out.
 
     Raises:
-        ModelError: there is no such function, or it raises; the message gives its last line, file and line.
+        ModelError: the function does not exist, or raises; the message gives the reason, file and line.
     """
     place, _, name = spec.rpartition(":")
     module = _load_file(place, "--model") if place.endswith(".py") else _package(place, spec)
@@ -89,10 +97,10 @@ def call_function(spec: str, offered: Mapping[str, Any]) -> Any:
 
 @contextmanager
 def said_in_a_line(what: str) -> Iterator[None]:
-    """Turns any exception of the user's code into one line that says where it was raised.
+    """Turns any exception of the user's code into a one-line error with its location.
 
     Args:
-        what: what was run, for the message.
+        what: names the code that runs, for the message.
 
     Raises:
         ModelError: the block raised.
@@ -106,17 +114,22 @@ def said_in_a_line(what: str) -> Iterator[None]:
 
 
 def last_line(error: BaseException) -> str:
-    """`"ValueError: no such size, mymodel.py, line 12"`: what an exception says, and where the user's code raised it."""
+    """Formats an exception and its location in the user's code as one line.
+
+    For example, `"ValueError: no such size, mymodel.py, line 12"`.
+    """
     said = innermost(error)
     where = _where(error)
     return f"{type(error).__name__}: {said[:300]}{f', {where}' if where else ''}"
 
 
 def raised_in_own_code(error: BaseException) -> str | None:
-    """The line for an exception that the user's code raised while it ran, in training for example; None for any other.
+    """Describes an exception that the user's code raised; None for any other exception.
+
+    For code that raises later than it is loaded, for example in training.
 
     Args:
-        error: whatever reached the command line.
+        error: the exception that reached the command line.
     """
     folders = {
         Path(str(module.__file__)).resolve().parent
@@ -128,7 +141,10 @@ def raised_in_own_code(error: BaseException) -> str | None:
 
 
 def innermost(error: BaseException) -> str:
-    """The reason that Keras wraps in one message for each model around a layer: the innermost one, in one line."""
+    """Returns the innermost reason of a Keras error, in one line.
+
+    Keras wraps the reason in one message for each model around a layer.
+    """
     text = str(error).rpartition("Exception encountered: ")[2].rpartition("Error encountered:")[2]
     text = text.partition(" Full object config: ")[0]
     if "Exception encountered when calling" in text:
@@ -140,7 +156,10 @@ def innermost(error: BaseException) -> str:
 
 
 def _where(error: BaseException, folders: Collection[Path] | None = None) -> str:
-    """File and line of the last frame of the user's code, or of code in these folders; empty where there is none."""
+    """Returns file and line of the last frame in the user's code, if any.
+
+    With `folders`, only files directly in these folders count.
+    """
     seen: BaseException | None = error
     while seen is not None:
         for frame in reversed(traceback.extract_tb(seen.__traceback__)):
@@ -165,10 +184,10 @@ def _load_file(file: str, option: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # so that Keras and pickle find classes that it defines
     folder = str(path.resolve().parent)
-    sys.path.insert(0, folder)  # its neighbours are found as by `python FILE.py`
+    sys.path.insert(0, folder)  # the file can import its neighbours, as with `python FILE.py`
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # it is the user's code: whatever it raises is said in a line, the rest is in the cause
+    except Exception as error:  # user code may raise anything; the message is one line, the rest is in the cause
         frames = traceback.extract_tb(error.__traceback__)
         line = next((frame.lineno for frame in reversed(frames) if frame.filename == str(path)), None)
         where = f", line {line}" if line else ""
@@ -176,7 +195,7 @@ def _load_file(file: str, option: str) -> Any:
     finally:
         sys.path.remove(folder)
         if folder not in sys.path:
-            sys.path.append(folder)  # for what its functions import when they are called
+            sys.path.append(folder)  # its functions may import more when they are called
     return module
 
 

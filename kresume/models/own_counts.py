@@ -1,11 +1,11 @@
-"""Counts of steps for slots that began later than their optimizer: Adam's zero moments need a bias correction of their own.
+"""Keeps own step counts for slots that began later than their optimizer.
 
     begin(optimizer, {2: 4_000})       # the slots of the third weight began at iteration 4,000
     mature(optimizer)                  # at the end: plain Keras has one count, so the moments are scaled to fit it
 
-Keras corrects the bias of zero moments by the optimizer's one count of iterations. Moments that start fresh at a high count are
-hardly corrected, and their first steps are three to six times the rate. So the update of such a weight sees the count since its
-slots began. The schedule, clipping and decay see the optimizer's count as before.
+Keras corrects the bias of Adam's zero moments by the optimizer's one count of iterations. Moments that start fresh at a
+high count are hardly corrected, and their first steps are three to six times the rate. So the update of such a weight
+sees the count since its slots began. The schedule, clipping and decay still see the optimizer's count.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from kresume.devices import inner
 
 UNCOUNTED = frozenset({"SGD", "RMSprop", "Adagrad", "Adadelta", "Ftrl", "Lion"})
-"""Classes whose slots are used without a count of steps."""
+"""Classes that use their slots without a step count."""
 CORRECTED: Mapping[str, Mapping[str, str]] = {
     "Adam": {"_momentums": "beta_1", "_velocities": "beta_2", "_velocity_hats": "beta_2"},
     "AdamW": {"_momentums": "beta_1", "_velocities": "beta_2", "_velocity_hats": "beta_2"},
@@ -28,32 +28,36 @@ CORRECTED: Mapping[str, Mapping[str, str]] = {
     "Nadam": {"_velocities": "beta_2"},
     "Adamax": {"_m": "beta_1"},
 }
-"""Slots that are divided by one minus a power of a setting."""
+"""Slots that are divided by `1 - setting ** steps`, with the name of that setting."""
 ENOUGH = 4096
-"""After so many steps a product of Nadam's momentums is zero."""
+"""Number of steps after which a product of Nadam's momentums is zero."""
 
 
 def counts_of(optimizer: Any) -> dict[int, int]:
-    """Index of a weight -> the count of iterations at which its slots began; empty where all began with the optimizer."""
+    """Returns the iterations at which the slots of single weights began.
+
+    Returns:
+        Index of a weight -> iteration count; empty if all slots began with the optimizer.
+    """
     return dict(vars(inner(optimizer)).get("_own_counts", {}))
 
 
 def count_of(optimizer: Any) -> int:
-    """The optimizer's own count of batches, back at the last whole update where gradients accumulate."""
+    """Returns the optimizer's count of batches, rounded down to the last whole update."""
     inside = inner(optimizer)
     count = int(np.asarray(keras.ops.convert_to_numpy(inside._iterations.value)))
     return count - count % (inside.gradient_accumulation_steps or 1)
 
 
 def begin(optimizer: Any, counts: Mapping[int, int]) -> None:
-    """Lets the slots of some weights count from later iterations. Replaces what was set before.
+    """Lets the slots of some weights count from later iterations; replaces earlier counts.
 
     Args:
         optimizer: built.
-        counts: index of a weight -> the count of iterations at which its slots began.
+        counts: index of a weight -> iteration count at which its slots began.
     """
     inside = inner(optimizer)
-    attributes = vars(inside)  # past Keras's and TensorFlow's tracking of attributes: this is no state to save
+    attributes = vars(inside)  # bypasses Keras's and TensorFlow's attribute tracking: this is not state to save
     attributes.pop("update_step", None)
     attributes.pop("_own_counts", None)
     counts = {index: since for index, since in counts.items() if since > 0}
@@ -74,7 +78,7 @@ def begin(optimizer: Any, counts: Mapping[int, int]) -> None:
 
 @contextmanager
 def _counting_from(optimizer: Any, since: int) -> Iterator[None]:
-    """Shows the optimizer a smaller count, for the length of one weight's update."""
+    """Shows the optimizer a smaller count during one weight's update."""
     attributes = vars(optimizer)
     before = {name: attributes[name] for name in ("_iterations", "_u_product") if name in attributes}
     attributes["_iterations"] = before["_iterations"] - since
@@ -87,7 +91,7 @@ def _counting_from(optimizer: Any, since: int) -> Iterator[None]:
 
 
 def _product(optimizer: Any, done: Any) -> Any:
-    """Nadam's product of momentums after one step more than were done."""
+    """Returns Nadam's product of momentums after `done + 1` steps."""
     steps = np.arange(1, ENOUGH + 1)
     momentums = (optimizer.beta_1 * (1.0 - 0.5 * np.power(0.96, steps))).astype("float32")
     products = keras.ops.convert_to_tensor(np.cumprod(momentums, dtype="float32"))
@@ -95,7 +99,7 @@ def _product(optimizer: Any, done: Any) -> Any:
 
 
 def mature(optimizer: Any) -> None:
-    """Scales moments to what they mean at the optimizer's one count, and ends the counts of their own."""
+    """Scales late moments to fit the optimizer's one count, and removes their own counts."""
     inside, counts = inner(optimizer), counts_of(optimizer)
     now, steps = count_of(optimizer), inside.gradient_accumulation_steps or 1
     for attribute, setting in CORRECTED.get(type(inside).__name__, {}).items():

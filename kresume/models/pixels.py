@@ -1,8 +1,8 @@
-"""What values a model eats, read from its first layers.
+"""Reads a model's pixel convention from its first layers.
 
-    read_convention(model)               # "0-255" if it rescales or normalises by itself, else None
+    read_convention(model)               # "0-255" if the model rescales or normalises by itself, else None
 
-Where the layers do not say, `kresume.evaluation.probe` finds out by letting the model show.
+If the layers do not show it, `kresume.evaluation.probe` finds it by scoring the model on images.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 LARGEST_SCALE = 0.1
-"""A Rescaling by more than this was made for values around 1, not for bytes."""
+"""Largest scale of a Rescaling meant for bytes; a larger one is meant for values around 1."""
 
 
 def _layers(model: Any) -> Iterator[Any]:
@@ -26,10 +26,10 @@ def _layers(model: Any) -> Iterator[Any]:
 
 
 def read_convention(model: keras.Model) -> str | None:
-    """`"0-255"` if the model's first layers rescale or normalise by themselves; None if they do not say.
+    """Returns `"0-255"` if the model's first layers rescale or normalise, else None.
 
     Args:
-        model: built; layers that keep the values at prediction (inputs, augmentation, other orders of axes) are ignored.
+        model: built. Layers that keep the values in prediction (inputs, augmentation, axis permutations) are skipped.
     """
     layers = keras.layers
     passed = (
@@ -40,7 +40,7 @@ def read_convention(model: keras.Model) -> str | None:
         layers.Permute,
         layers.Reshape,
         layers.Flatten,
-        layers.Concatenate,  # grey three times, for a network that takes colours
+        layers.Concatenate,  # repeats grey three times, for a network that expects colours
     )
     for layer in _layers(model):
         if isinstance(layer, layers.Normalization):

@@ -1,9 +1,10 @@
-"""Writes the line of plain Keras that feeds a model as it was trained, for a user who leaves with `model.keras`.
+"""Writes the plain Keras expression that feeds a model as it was trained.
 
-    feeding_line(card)       # 'keras.utils.image_dataset_from_directory("IMAGES", image_size=(48, 48), interpolation="area")'
+    feeding_line(card)    # 'keras.utils.image_dataset_from_directory("IMAGES", image_size=(48, 48), interpolation=...)'
 
-Keras's loader samples by `bilinear` where nothing is said, which skips pixels of larger pictures: a model that was trained on
-averages loses up to ten points of accuracy (docs/run-directory.md).
+For users who continue from `model.keras` without kresume. Keras's loader resizes by `bilinear` by default, which skips
+pixels of larger pictures: a model trained on averages of areas then loses up to ten points of accuracy
+(docs/run-directory.md).
 """
 
 from __future__ import annotations
@@ -15,18 +16,20 @@ from kresume.images.conventions import find_affine
 from kresume.input_layout import InputLayout
 
 INTERPOLATIONS = {"area": "area", "bilinear": "bilinear", "antialias": "area", "nearest": "nearest"}
-"""Keras's loader has no antialiasing; averages of areas come nearest."""
+"""Keras's names of the interpolations. Its loader has no antialiasing; `area` comes closest."""
 RESIZES = {"stretch": (), "crop": ("crop_to_aspect_ratio=True",), "pad": ("pad_to_aspect_ratio=True",)}
 MOST_CLASSES = 12
 
 
 def feeding_line(card: Card, *, rows: bool = False, short: bool = False) -> str:
-    """Writes the expression that reads a folder of pictures as the model takes them; needs `keras`, and `tf` for axes.
+    """Writes the expression that reads a folder of pictures as the model expects them.
+
+    The expression needs `keras`, and `tf` if it changes the axes.
 
     Args:
-        card: what the model takes and gives.
-        rows: the model's loss takes rows of labels.
-        short: of more than twelve classes only the first are written.
+        card: the model card.
+        rows: True if the model's loss expects labels as rows.
+        short: True to write at most the first twelve class names.
     """
     height, width = card.image_size
     words = ['"IMAGES"', f"image_size=({height}, {width})", f'interpolation="{INTERPOLATIONS[card.interpolation]}"']
@@ -43,7 +46,7 @@ def feeding_line(card: Card, *, rows: bool = False, short: bool = False) -> str:
 
 
 def takes_rows(model: Any) -> bool:
-    """Tells whether a compiled model's loss takes rows of labels instead of their numbers."""
+    """Returns True if a compiled model's loss expects labels as rows, not as indices."""
     loss = getattr(model, "loss", None)
     name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
     plain = name.lower().replace("_", "")
@@ -54,11 +57,11 @@ def _converted(pixels: str) -> str:
     convention = find_affine(pixels)
     if convention is not None:
         return convention.python("images")
-    return f"{pixels.rpartition(':')[2]}(images)"  # a user's own function, by its name
+    return f"{pixels.rpartition(':')[2]}(images)"  # a user's own function, by name
 
 
 def _arranged(values: str, layout: InputLayout, size: tuple[int, int]) -> str:
-    """Wraps an expression on `(batch, height, width, channels)` in what brings it into a layout."""
+    """Extends an expression on `(batch, height, width, channels)` to give another layout."""
     if layout.axes in {"hwc", "hw"}:
         ordered = values
     else:

@@ -1,9 +1,9 @@
-"""The arithmetic of a model's layers: another one than a checkpoint's, over the same float32 variables.
+"""Changes the precision in which a model's layers compute.
 
     config = with_precision(config, "mixed_float16")      # a serialized architecture
     needs_loss_scale(model)
 
-Under a mixed policy layers compute in 16 bits and keep their variables in float32, so a checkpoint restores into either.
+Under a mixed policy, layers compute in 16 bits and keep float32 variables, so a checkpoint restores under any policy.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import keras
 
 
 def needs_loss_scale(model: keras.Model) -> bool:
-    """Whether a layer computes in float16, whose gradients vanish unless the loss is scaled up."""
+    """Returns True if a layer computes in float16, whose gradients vanish without loss scaling."""
     return any(layer.compute_dtype == "float16" for layer in model._flatten_layers())
 
 
 def with_precision(config: Mapping[str, Any], precision: str) -> dict[str, Any]:
-    """The same architecture with its layers' dtype policies replaced.
+    """Returns an architecture with its layers' dtype policies replaced.
 
-    A layer that was kept in float32 among mixed ones keeps it; where all were float32, the last layer does: its outputs are
-    what the loss is computed from.
+    A float32 layer among mixed ones stays float32. If all were float32, the last layer stays float32, because the loss
+    is computed from its outputs.
 
     Args:
-        config: as `keras.saving.serialize_keras_object(model)` gave it.
+        config: result of `keras.saving.serialize_keras_object(model)`.
         precision: `"float32"`, `"mixed_bfloat16"` or `"mixed_float16"`.
     """
     policies = set(_policies(config))
@@ -59,7 +59,10 @@ def _policies(value: Any) -> list[str]:
 
 
 def _replaced(value: Any, before: set[str], after: str) -> Any:
-    """A copy in which the layers of these policies have another. Tensors' types (`__keras_tensor__`) are no policies."""
+    """Returns a copy with some dtype policies replaced.
+
+    The dtypes of tensors (`__keras_tensor__`) and input layers are no policies.
+    """
     if isinstance(value, (list, tuple)):
         return [_replaced(item, before, after) for item in value]
     if not isinstance(value, Mapping):

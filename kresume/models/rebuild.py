@@ -1,4 +1,4 @@
-"""The result as a plain Keras file.
+"""Saves the result of a run as a plain Keras file.
 
 save_model(model, run / "model.keras", card, learning_rate=1e-4, facts={"step": 1200})
 """
@@ -34,17 +34,17 @@ def save_model(
 ) -> None:
     """Writes a model as a `.keras` file that plain Keras loads and trains on.
 
-    The file holds built-in classes and a plain float rate: a schedule of ours would not load where kresume is not
-    installed. One more member, `kresume.json`, says what the model takes, what its outputs mean, and how plain
-    Keras feeds it; Keras ignores it.
+    The file holds built-in classes and a plain float rate, because a kresume schedule would not load where kresume is
+    not installed. An extra member, `kresume.json`, records what the model expects, what its outputs mean, and how plain
+    Keras feeds it. Keras ignores that member.
 
     Args:
-        model: compiled; afterwards its optimizer is the one with the plain rate.
-        path: where to write; replaced whole.
-        card: the member's content.
+        model: compiled; its optimizer is replaced by one with the plain rate.
+        path: file to write; replaced atomically.
+        card: content of `kresume.json`.
         learning_rate: the plain rate.
-        facts: further fields of the member.
-        loss: what trained it; one without a name that plain Keras could find is replaced in the file.
+        facts: further fields of `kresume.json`.
+        loss: the loss that trained the model; if plain Keras cannot find it by name, the file gets a replacement.
     """
     old = model.optimizer
     new = make_optimizer(describe(old), learning_rate)
@@ -57,15 +57,15 @@ def save_model(
         loss=model.loss if loss is None or not loss.portable().lost else loss.portable().keras_loss(),
         loss_weights=compiled.get("loss_weights"),
         metrics=keras.saving.deserialize_keras_object(compiled.get("metrics")),
-        auto_scale_loss=False,  # it is wrapped already where the layers need it
+        auto_scale_loss=False,  # the optimizer is already wrapped if the layers need it
     )
     write_archive(model, path, card, facts)
 
 
 def write_archive(model: keras.Model, path: Path, card: Card | None, facts: Mapping[str, Any]) -> None:
-    """Writes a model as it is to a `.keras` file, whole or not at all, with a card where one is known."""
+    """Writes a model to a `.keras` file, atomically and with its card, if any."""
     with files.new_file(path) as temporary:
-        written = temporary.with_name(f"{temporary.name}.keras")  # Keras insists on the ending
+        written = temporary.with_name(f"{temporary.name}.keras")  # Keras requires this extension
         try:
             model.save(written)
             if card is not None:

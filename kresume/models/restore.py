@@ -1,12 +1,13 @@
-"""Restores a checkpoint into a live model: every variable is accounted for, or nothing is assigned.
+"""Restores a checkpoint into a live model, completely or not at all.
 
     restoration = restore(model, state, optimizer=optimizer)
     print(restoration.summary)       # 28 of 28 variables (14 weights, 14 optimizer), step 16,431; ...
 
-Each variable has one of three outcomes: *restored*; *not in this format* (seed states and metrics in foreign formats, a
-loss scale that the writer's precision did not need: they start fresh); *missing*, which is an error with a table. Variables
-are matched by the format's own structure, never by the auto-generated paths alone: those shift from process to process.
-What the structure leaves over on both sides meets by shape, with a message, where only one pairing is possible.
+Each variable has one of three outcomes: *restored*; *not in this format*, which starts fresh (seed states and metrics
+in foreign formats, a loss scale that the writer's precision did not need); *missing*, which is an error with a table.
+Variables are matched by the format's own structure, never by auto-generated paths alone: those differ from process to
+process. Arrays and variables that the structure leaves over are paired by shape, with a message, if only one pairing is
+possible.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ from kresume.models.match_slots import Matched
 from kresume.models.misfit import MISSING, NOT_IN_FORMAT, RESTORED, SHAPE, UNUSED
 
 METRICS = ("metrics/", "compile_metrics/")
-"""Where files of Keras 2 keep the state of metrics, which start fresh."""
+"""Prefixes of the state of metrics in files of Keras 2; metrics start fresh."""
 
 
 @dataclass(frozen=True)
 class Restoration:
-    """What became of every variable.
+    """The outcome of a restore for every variable.
 
     Attributes:
         rows: (variable, shape in the model, shape in the checkpoint, outcome), in the model's order.
-        summary: one line for a person.
+        summary: one line for the user.
     """
 
     rows: tuple[tuple[str, str, str, str], ...]
@@ -44,7 +45,7 @@ class Restoration:
 
 @dataclass(frozen=True)
 class _Target:
-    """A live variable that wants a value."""
+    """A live variable to restore."""
 
     variable: Any
     group: str
@@ -73,18 +74,18 @@ def restore(
 
     Args:
         model: built.
-        state: what was read.
-        optimizer: built on the model's trainable variables, its rate in the form in which it was saved; None restores
-            the weights alone.
-        partial: assign what matches although something is missing.
-        map_file: for a PyTorch state dict, a YAML file that says what fills what; its entries win over what is found.
-        map_out: for a PyTorch state dict, where to write the whole mapping.
-        same_weights: the user says that the weights which train now are those which trained when the file was written, for
-            formats that list an optimizer's slots without saying whose they are.
+        state: the checkpoint.
+        optimizer: built on the model's trainable variables, with its rate in the saved form (a float or a schedule);
+            None restores the weights alone.
+        partial: True to assign the variables that match even if others are missing.
+        map_file: for a PyTorch state dict, a YAML file of the mapping; its entries take precedence over what is found.
+        map_out: for a PyTorch state dict, the file to write the whole mapping to.
+        same_weights: the user states that the weights trainable now were trainable when the file was written; for
+            formats that list an optimizer's slots without their weights.
 
     Raises:
-        UsageError: a map for another format, or one that cannot be meant.
-        RestoreError: a variable is missing, has another shape, or an array of the file found no variable. Nothing was
+        UsageError: a map was given for another format, or is invalid.
+        RestoreError: a variable is missing or has another shape, or an array of the file has no variable. Nothing was
             assigned. The error carries the table.
     """
     targets = _targets(model, optimizer)
@@ -134,15 +135,17 @@ def restore(
 
 
 def restore_averages(model: keras.Model, state: TrainState, optimizer: Any) -> None:
-    """Assigns the averages of weights (EMA) alone. The average of a weight that did not train is the weight.
+    """Assigns only the averages of weights (EMA).
+
+    The average of a weight that did not train is the weight.
 
     Args:
-        model: built; its weights are restored.
-        state: what was read.
+        model: built, with its weights restored.
+        state: the checkpoint.
         optimizer: built on every weight that can train.
 
     Raises:
-        RestoreError: the file's averages are not found, or it cannot be told whose they are.
+        RestoreError: the file's averages are not found, or their weights are not certain.
     """
     matched = _match(model, optimizer, state, _targets(model, optimizer), [], False)
     averages = {
@@ -165,14 +168,16 @@ def restore_averages(model: keras.Model, state: TrainState, optimizer: Any) -> N
 
 
 def restore_optimizer(model: keras.Model, state: TrainState) -> str:
-    """Assigns what fits a compiled model's optimizer, and begins the rest fresh with counts of their own.
+    """Restores a compiled model's optimizer as far as possible.
+
+    Slots that are not restored start fresh and count their own steps.
 
     Args:
-        model: compiled, its optimizer built and as it was made, its weights restored.
-        state: what was read.
+        model: compiled, with its weights restored and its optimizer built but unused.
+        state: the checkpoint.
 
     Returns:
-        What was not restored, in words; empty where all was.
+        A note on what was not restored; empty if everything was.
     """
     optimizer = model.optimizer
     state, _ = match_graph.completed(state, optimizer)
@@ -187,7 +192,7 @@ def restore_optimizer(model: keras.Model, state: TrainState) -> str:
 
 
 def _begin_fresh(optimizer: Any, state: TrainState, restored: set[int], matched: Matched) -> list[str]:
-    """Gives slots that were not restored a count of their own; says whose they are, and whose were left out."""
+    """Starts unrestored slots with own step counts; returns notes on them for the user."""
     said = []
     fresh = slots.begin_fresh(optimizer, restored, match_slots.counts(optimizer, state, matched.names))
     counted = type(devices.inner(optimizer)).__name__ not in own_counts.UNCOUNTED
@@ -203,11 +208,14 @@ def _begin_fresh(optimizer: Any, state: TrainState, restored: set[int], matched:
 
 
 ALIGNED = 64
-"""A host buffer that begins at a multiple of so many bytes may become a variable itself, on a CPU; another one is copied."""
+"""Alignment in bytes from which JAX on a CPU may use a host buffer as the variable itself; it copies any other buffer."""
 
 
 def _unshared(array: np.ndarray) -> np.ndarray:
-    """The array in a buffer that no variable will share with it: JAX would give it away with the variable later."""
+    """Copies the array if JAX could alias its buffer.
+
+    Training donates the buffers of variables and would overwrite it.
+    """
     return np.array(array, copy=True) if array.ctypes.data % ALIGNED == 0 else array
 
 
@@ -229,10 +237,12 @@ def _shape(shape: Any) -> str:
 
 
 def _converted(array: np.ndarray, variable: Any, label: str) -> np.ndarray:
-    """The array in the variable's type: counters and seeds differ between backends (int64, int32, uint32).
+    """Converts the array to the variable's dtype.
+
+    Counters and seeds differ between backends (int64, int32, uint32).
 
     Raises:
-        RestoreError: a whole number does not fit.
+        RestoreError: an integer does not fit into the dtype.
     """
     dtype = keras.backend.standardize_dtype(variable.dtype)
     if str(array.dtype) == dtype:
@@ -251,7 +261,7 @@ def _converted(array: np.ndarray, variable: Any, label: str) -> np.ndarray:
 def _match(
     model: Any, optimizer: Any, state: TrainState, targets: list[_Target], notes: list[str], same_weights: bool
 ) -> Matched:
-    """`id(variable)` -> name of its array, for every variable that has one; what a user should know goes to `notes`."""
+    """Finds the array of each variable; appends notes for the user to `notes`."""
     if state.layout == "graph":
         return match_graph.match(model, optimizer, state, targets, same_weights=same_weights)
     if state.layout == "tree":
@@ -279,9 +289,9 @@ def _by_shape(
     optimizer: Any,
     notes: list[str],
 ) -> dict[int, str]:
-    """Pairs the weights that the structure left over, if every one of them has a shape of its own, in file and model alike.
+    """Pairs weights that the structure left over by shape, if every shape is unique.
 
-    A bias is never paired with a statistic of the same shape: both sides must have the same kind of layer and index in it.
+    A bias is never paired with a statistic of the same shape: the kind of layer and the index in it must agree.
     """
     left = [
         target
@@ -302,7 +312,7 @@ def _by_shape(
 
 
 def _unused(model: Any, state: TrainState, names: Mapping[int, str], optimizer: Any | None) -> list[str]:
-    """Arrays of the file that found no variable, apart from those that rightly have none."""
+    """Returns the unmatched arrays that should have a variable."""
     taken = set(names.values())
     left = [name for name in state.arrays if name not in taken]
     if state.layout == "groups":

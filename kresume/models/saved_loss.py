@@ -1,10 +1,10 @@
-"""Reads the loss of a compile config, and makes it again: one of Keras's with its settings, or a user's own.
+"""Reads and rebuilds the loss of a compile config: Keras's or a user's own.
 
-    entry = find_loss(state.compiled)                       # as Keras or tf_keras serialized it
-    of_keras(entry, code)                                   # (keras.losses.CategoricalFocalCrossentropy, {"alpha": ...})
-    make_loss(entry, code)                                  # the loss object, or the user's function
+    entry = find_loss(state.compiled)       # as Keras or tf_keras serialized it
+    of_keras(entry, code)                   # (keras.losses.CategoricalFocalCrossentropy, {"alpha": ...})
+    make_loss(entry, code)                  # the loss object, or the user's function
 
-Which labels a loss wants is not written anywhere: it is tried, on answers that are right and answers that are wrong.
+No file records which form of labels a loss expects. It is found by trying the loss on right and wrong answers.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from kresume.models.own_code import OwnCode, call_function, last_line
 
 Labels = Literal["indices", "rows", "binary"]
 TRIED = 6
-"""On how many classes a loss is tried at most."""
+"""Largest number of classes on which a loss is tried."""
 SURE = {"probabilities": (0.8, 0.2), "logits": (3.0, 0.0)}
-"""What the answer that is given and all others together get, by what the outputs are."""
+"""Outputs of a trial answer by kind: the value of its class, and of the others (probabilities: their sum)."""
 
 
 def find_loss(saved: Mapping[str, Any] | None) -> Any:
-    """The one loss of a compile config; None where there is none, or where Keras chooses it by the labels."""
+    """Returns a compile config's single loss; None if absent or chosen by the labels."""
     loss: Any = (saved or {}).get("loss")
     if isinstance(loss, (list, tuple)) and len(loss) == 1:
         loss = loss[0]
@@ -39,7 +39,7 @@ def find_loss(saved: Mapping[str, Any] | None) -> Any:
 
 
 def live_entry(loss: Any) -> Any:
-    """A loss that a function of the user's compiled a model with, as a compile config would hold it."""
+    """Serializes a compiled model's loss the way a compile config holds it."""
     if isinstance(loss, (list, tuple, Mapping)):
         loss = find_loss({"loss": loss})
     if loss is None or isinstance(loss, (str, Mapping)):
@@ -50,7 +50,7 @@ def live_entry(loss: Any) -> Any:
 
 
 def name_of(entry: Any) -> str:
-    """What a loss is called, for a plan."""
+    """Returns the name of a loss, for the plan."""
     if isinstance(entry, str):
         return entry
     if "compiled_by" in entry:
@@ -63,11 +63,11 @@ def name_of(entry: Any) -> str:
 
 
 def of_keras(entry: Any, code: OwnCode) -> tuple[type[keras.losses.Loss], dict[str, Any]] | None:
-    """Class and settings of a loss that is one of Keras's; None for a user's own.
+    """Returns class and settings of a Keras loss; None for a user's own.
 
     Args:
-        entry: as `find_loss` gave it.
-        code: the user's code: a function of theirs goes before Keras's of the same name.
+        entry: result of `find_loss`.
+        code: the user's code; its functions take precedence over Keras's of the same name.
     """
     if isinstance(entry, Mapping) and "compiled_by" in entry:
         return None
@@ -80,14 +80,14 @@ def of_keras(entry: Any, code: OwnCode) -> tuple[type[keras.losses.Loss], dict[s
         return None
     config = entry.get("config") if isinstance(entry, Mapping) else None
     settings = dict(config) if isinstance(config, Mapping) else {}
-    if settings.get("reduction") == "auto":  # tf_keras's word for the default
+    if settings.get("reduction") == "auto":  # tf_keras's name for the default
         settings.pop("reduction")
     known = inspect.signature(cls.__init__).parameters
     return cls, {key: value for key, value in settings.items() if key in known and key not in {"name", "dtype", "self"}}
 
 
 def _class_of(name: str) -> type[keras.losses.Loss] | None:
-    """Keras's class of a loss by the name of the class, of the function, or a short one (`mse`)."""
+    """Finds a Keras loss class by class name, function name or alias (`mse`)."""
     found: Any = getattr(keras.losses, name, None)
     if found is None:
         try:
@@ -102,19 +102,19 @@ def _class_of(name: str) -> type[keras.losses.Loss] | None:
 
 
 def snake(cls: type) -> str:
-    """`CategoricalCrossentropy` -> `categorical_crossentropy`."""
+    """Converts `CategoricalCrossentropy` to `categorical_crossentropy`."""
     return str(keras.src.utils.naming.to_snake_case(cls.__name__))
 
 
 def make_loss(entry: Any, code: OwnCode) -> Any:
-    """Makes the loss of a compile config or of a run's record.
+    """Creates the loss of a compile config or of a run's record.
 
     Args:
-        entry: as `find_loss` gave it, or `{"compiled_by": FILE.py:FUNCTION, "name", "num_classes", "image_size"}`.
+        entry: result of `find_loss`, or `{"compiled_by": FILE.py:FUNCTION, "name", "num_classes", "image_size"}`.
         code: the user's code.
 
     Raises:
-        UsageError: nobody knows it; the message says what to give.
+        UsageError: the loss is unknown; the message says what to give.
     """
     if isinstance(entry, Mapping) and "compiled_by" in entry:
         size = entry["image_size"]
@@ -129,7 +129,7 @@ def make_loss(entry: Any, code: OwnCode) -> Any:
 
 
 def _made(entry: Any, code: OwnCode) -> Any:
-    """A user's own loss by its name, in their files first, then among what is registered; None where it is nowhere."""
+    """Finds a user's own loss in their files, else in Keras's registry, else None."""
     name = name_of(entry)
     config = entry.get("config") if isinstance(entry, Mapping) else None
     registered = str(entry.get("registered_name") or entry["class_name"]) if isinstance(entry, Mapping) else name
@@ -147,7 +147,7 @@ def _made(entry: Any, code: OwnCode) -> Any:
 
 
 def unknown(name: str) -> str:
-    """What to do about a loss that nobody can make."""
+    """Returns the error message for a loss that cannot be built."""
     return (
         f"the checkpoint was trained with a loss of its own, {name}: give the file that defines it with --import FILE.py (or "
         "--model FILE.py:FUNCTION that compiles the model with it), or replace it with --loss NAME"
@@ -155,16 +155,16 @@ def unknown(name: str) -> str:
 
 
 def labels_of(loss: Any, name: str, count: int, outputs: Literal["probabilities", "logits"]) -> Labels:
-    """Finds which labels a loss wants: those with which it tells right answers from wrong ones.
+    """Finds the form of labels with which a loss tells right from wrong.
 
     Args:
         loss: the loss object, or a function of labels and predictions.
-        name: what it is called.
-        count: how many outputs the model has.
-        outputs: what they are.
+        name: its name, for messages.
+        count: number of the model's outputs.
+        outputs: kind of the model's outputs.
 
     Raises:
-        UsageError: it cannot be computed, or tells right from wrong with neither.
+        UsageError: the loss cannot be computed, no form tells right from wrong, or two do and differ.
     """
     wrapped = loss if isinstance(loss, keras.losses.Loss) else keras.src.losses.losses.LossFunctionWrapper(loss)
     forms: Mapping[str, Callable[[int, int], np.ndarray]]
@@ -179,7 +179,7 @@ def labels_of(loss: Any, name: str, count: int, outputs: Literal["probabilities"
     for form, labels in forms.items():
         try:
             told[form] = _tells(wrapped, labels, count, outputs)
-        except Exception as error:  # the user's code may raise anything for labels that it does not want
+        except Exception as error:  # the user's code may raise anything for labels that it does not expect
             reasons.append(f"with {form} {last_line(error)}")
     right = {form: values for form, values in told.items() if values is not None}
     if len(right) == 2 and np.allclose(right["indices"], right["rows"], rtol=1e-4):
@@ -199,7 +199,7 @@ def labels_of(loss: Any, name: str, count: int, outputs: Literal["probabilities"
 
 
 def _tells(loss: Any, labels: Callable[[int, int], np.ndarray], count: int, outputs: str) -> np.ndarray | None:
-    """The losses of right answers, where they are lower than those of wrong ones; else None."""
+    """Returns the losses of right answers if wrong ones cost more, else None."""
     classes = 2 if count == 1 else count
     batch = 7 if classes != 7 else 5
     chosen = range(classes) if classes <= TRIED else [*range(TRIED - 1), classes - 1]

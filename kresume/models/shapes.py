@@ -1,4 +1,4 @@
-"""Says the shapes of what a model takes and gives, for models that are no graph of layers too.
+"""Returns the input and output shapes of models, subclassed ones included.
 
 build_once(model, (64, 64))         # a subclassed model has no variables before its first batch
 input_shape_of(model)               # (None, 64, 64, 3)
@@ -19,15 +19,16 @@ from kresume.models.own_code import said_in_a_line
 def build_once(model: keras.Model, size: tuple[int, int], what: str) -> None:
     """Builds a model on one batch of pictures, without computing anything.
 
-    A graph of layers is built already. A subclassed model counts as built even where Keras gave up on its `call` in silence.
+    A graph of layers is already built. A subclassed model that counts as built is called as well, because Keras may
+    have silently given up on its `call`.
 
     Args:
-        model: as its constructor left it.
+        model: as its constructor returned it.
         size: `(height, width)` of the pictures.
-        what: where it comes from, for messages.
+        what: origin of the model, for messages.
 
     Raises:
-        ModelError: its own code fails; the message gives the last line, file and line.
+        ModelError: the model's own code fails; the message gives the reason, file and line.
     """
     if isinstance(model, (keras.Sequential, keras.src.models.Functional)) and model.built:
         return
@@ -39,12 +40,12 @@ def build_once(model: keras.Model, size: tuple[int, int], what: str) -> None:
 
 
 def input_shape_of(model: keras.Model) -> Any:
-    """The shape of a batch that the model takes; a list or mapping of shapes where it takes several.
+    """Returns the shape of an input batch; a list or mapping for several inputs.
 
-    A subclassed model does not say it: there the shape that it was built on counts.
+    A subclassed model does not define its input shape; the shape on which it was built is returned.
 
     Raises:
-        ModelError: it was never built.
+        ModelError: the model was never built.
     """
     if hasattr(model, "input_shape"):
         return model.input_shape
@@ -62,10 +63,10 @@ def input_shape_of(model: keras.Model) -> Any:
 
 
 def output_shape_of(model: keras.Model) -> Any:
-    """The shape of a batch that the model gives; a list or mapping of shapes where it gives several.
+    """Returns the shape of an output batch; a list or mapping for several outputs.
 
     Raises:
-        ModelError: its own code fails.
+        ModelError: the model's own code fails, or it has several inputs and no known output shape.
     """
     if hasattr(model, "output_shape"):
         return model.output_shape

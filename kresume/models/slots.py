@@ -1,11 +1,11 @@
-"""What an optimizer remembers, variable by variable: its slots by the attribute that holds them, and what they mean.
+"""Describes an optimizer's variables, and copies slots between optimizers by their meaning.
 
-    describe(optimizer)                # every variable: its kind, and the weight that it follows
-    carry(old, new)                    # what means the same, from one optimizer to another
+    describe(optimizer)                # every variable, with its kind and its weight
+    carry(old, new)                    # copies the slots that mean the same in both
 
-Keras gives an optimizer's variables as a list whose order follows from its class and config, with loss scaling
-(mixed_float16) wrapped around it. Paths are of no use: they hold auto-generated names. So a slot is named here by its attribute
-and its weight: the `_velocities` of the third trainable variable.
+Keras gives an optimizer's variables as a list. Its order follows from the class and config, and loss scaling
+(mixed_float16) adds a wrapper. Paths hold auto-generated names and cannot identify a slot. So a slot is identified by
+its attribute and its weight: the `_velocities` of the third trainable variable.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from kresume.models import own_counts
 GRADIENT, SQUARE, STEP = "averages of gradients", "averages of squared gradients", "steps"
 AVERAGES, ACCUMULATED = "_model_variables_moving_average", "_accumulated_gradients"
 KEPT_APART = frozenset({AVERAGES, ACCUMULATED, "_velocity_hats"})
-"""Slots that need no count of steps: weights, gradients, and largest values of moments that have one."""
+"""Slots that need no step count: weights, gradients, and maxima of moments that have one."""
 MEANINGS: Mapping[str, Mapping[str, str]] = {
     "Adam": {"_momentums": GRADIENT, "_velocities": SQUARE, "_velocity_hats": "largest averages of squared gradients"},
     "AdamW": {"_momentums": GRADIENT, "_velocities": SQUARE, "_velocity_hats": "largest averages of squared gradients"},
@@ -37,23 +37,31 @@ MEANINGS: Mapping[str, Mapping[str, str]] = {
     "SGD": {"momentums": STEP},
     "Adagrad": {"_accumulators": "sums of squared gradients"},
 }
-"""What a slot of a class is. SGD's momentum holds steps, the rate already in them; Adam's holds gradients: they are not
-each other."""
+"""Meaning of each slot, by class.
+
+SGD's momentum holds steps that already contain the rate; Adam's holds gradients. One cannot replace the other.
+"""
 
 
 def scale_variables(optimizer: Any) -> list[Any]:
-    """Loss scaling's own: an unused count and rate, the steps since the scale last changed, and the scale. Empty without it."""
+    """Returns the variables of loss scaling; empty without it.
+
+    They are an unused count, an unused rate, the steps since the scale last changed, and the scale.
+    """
     return list(optimizer._variables) if inner(optimizer) is not optimizer else []
 
 
 def rate_variable(optimizer: Any) -> Any | None:
-    """The variable of the rate; None where it is a schedule."""
+    """Returns the variable of the rate; None if the rate is a schedule."""
     rate = inner(optimizer)._learning_rate
     return rate if isinstance(rate, keras.Variable) else None
 
 
 def slot_lists(optimizer: Any) -> dict[str, list[Any]]:
-    """The slots by attribute, one per trainable variable in their order; None where a class leaves one out."""
+    """Returns the slots by attribute, one per trainable variable in order.
+
+    An entry is None if the class keeps no slot for that variable.
+    """
     optimizer = inner(optimizer)
     count = len(optimizer._trainable_variables)
     lists = {}
@@ -77,9 +85,9 @@ class Slot:
 
     Attributes:
         variable: the Keras variable.
-        kind: the attribute that holds it (`"_momentums"`, `"_iterations"`); `"scale_2"` for loss scaling's own, `"other_0"` for
-            what no attribute holds.
-        weight: the weight that it follows, None for a number of the whole optimizer.
+        kind: the attribute that holds it (`"_momentums"`, `"_iterations"`); `"scale_2"` for one of loss scaling,
+            `"other_0"` for one that no attribute holds.
+        weight: the weight that it belongs to; None for a variable of the whole optimizer.
     """
 
     variable: Any
@@ -88,7 +96,10 @@ class Slot:
 
 
 def placeholders(optimizer: Any) -> set[int]:
-    """`id` of the variables that Adafactor makes for weights of one axis, and neither reads nor writes."""
+    """Returns the `id` of each variable that Adafactor creates and never uses.
+
+    It creates them for weights with one axis.
+    """
     listed = slot_lists(optimizer)
     return {
         id(slot)
@@ -99,7 +110,7 @@ def placeholders(optimizer: Any) -> set[int]:
 
 
 def describe(optimizer: Any) -> list[Slot]:
-    """Every variable of an optimizer in the order of `devices.optimizer_variables`, with what it is."""
+    """Describes every variable of an optimizer, in the order of `devices.optimizer_variables`."""
     inside = inner(optimizer)
     held = {id(value): name for name, value in vars(inside).items() if isinstance(value, keras.Variable)}
     held |= {id(variable): f"scale_{index}" for index, variable in enumerate(scale_variables(optimizer))}
@@ -119,17 +130,19 @@ def describe(optimizer: Any) -> list[Slot]:
 
 
 def carry(old: Any, new: Any) -> tuple[list[str], list[str]]:
-    """Copies what means the same from one optimizer to another; the rate is the new one's own.
+    """Copies the slots that mean the same from one optimizer to another.
+
+    The iteration count and loss scaling are copied too; the new optimizer keeps its own rate.
 
     Args:
         old: built on the model's trainable variables.
         new: built on the same variables, of any class.
 
     Returns:
-        What was carried and what starts fresh, by attribute; empty lists where there is nothing to say.
+        The attributes that were copied and those that start fresh.
 
     Raises:
-        RestoreError: a slot has another shape: the two were not built on the same variables.
+        RestoreError: a slot has another shape, so the two were not built on the same variables.
     """
     kept, fresh = compare(old, new)
     before, after = slot_lists(old), slot_lists(new)
@@ -149,22 +162,24 @@ def carry(old: Any, new: Any) -> tuple[list[str], list[str]]:
     if type(inner(old)) is type(inner(new)):
         _carry_rest(inner(old), inner(new))
     counts = own_counts.counts_of(old)
-    if not set(kept) - KEPT_APART:  # every moment starts fresh: it counts from here, the schedule goes on
+    if not set(kept) - KEPT_APART:  # every moment starts fresh and counts from here; the schedule continues
         counts = dict.fromkeys(range(len(inner(new)._trainable_variables)), own_counts.count_of(new))
     own_counts.begin(new, counts)
     return kept, fresh
 
 
 def begin_fresh(optimizer: Any, restored: Set[int], counts: Mapping[int, int]) -> list[str]:
-    """Lets slots that were not restored begin here: with a count of their own, averages at their weight.
+    """Starts the slots that were not restored, with own step counts.
+
+    Averages that were not restored start at their weight.
 
     Args:
-        optimizer: built, its count of iterations restored.
-        restored: `id` of every variable that was restored.
-        counts: index of a weight -> the count at which its slots began, where the checkpoint says one.
+        optimizer: built, with its iteration count restored.
+        restored: `id` of every restored variable.
+        counts: index of a weight -> iteration count at which its slots began, if the checkpoint records it.
 
     Returns:
-        The paths of the weights whose slots begin here.
+        The paths of the weights whose slots start here.
     """
     weights, counts, paths = inner(optimizer)._trainable_variables, dict(counts), []
     now = own_counts.count_of(optimizer)
@@ -182,7 +197,7 @@ def begin_fresh(optimizer: Any, restored: Set[int], counts: Mapping[int, int]) -
 
 
 def _carry_rest(old: Any, new: Any) -> None:
-    """Variables of a class that are in no list of slots (a counter, a scalar), by their order among themselves."""
+    """Copies variables outside the lists of slots (a counter, a scalar), by their order."""
 
     def rest(optimizer: Any) -> list[Any]:
         known = {id(slot) for slots in slot_lists(optimizer).values() for slot in slots}
@@ -196,14 +211,14 @@ def _carry_rest(old: Any, new: Any) -> None:
 
 
 def compare(old: Any, new: Any) -> tuple[list[str], list[str]]:
-    """The new optimizer's slots that the old one's can fill, and those that start fresh; by attribute."""
+    """Returns the new optimizer's slots that can be copied, and those that start fresh."""
     sources = _sources(old, new)
     after = slot_lists(new)
     return [name for name in after if name in sources], [name for name in after if name not in sources]
 
 
 def _sources(old: Any, new: Any) -> dict[str, str]:
-    """Attribute of the new optimizer -> attribute of the old one that means the same."""
+    """Maps the new optimizer's attributes to the old one's of the same meaning."""
     before = slot_lists(old)
     one, other = type(inner(old)), type(inner(new))
     if one is other:
@@ -212,10 +227,10 @@ def _sources(old: Any, new: Any) -> dict[str, str]:
     wanted = MEANINGS.get(other.__name__, {})
     found = {name: by_meaning[meaning] for name, meaning in wanted.items() if meaning in by_meaning}
     if SQUARE in wanted.values() and SQUARE not in by_meaning:
-        found = {}  # a full momentum over squares that begin at zero makes steps of many times the rate
+        found = {}  # a full momentum divided by squares that start at zero makes steps of many times the rate
     return found | {name: name for name in (AVERAGES, ACCUMULATED) if name in before}
 
 
 def _copy(source: Any, target: Any) -> None:
-    # Through the host and a copy of its own: on a CPU JAX may keep a buffer as the variable itself, and give it away later.
+    # Through a copy on the host: on a CPU, JAX may alias a buffer as the variable itself and donate it later.
     target.assign(np.asarray(source.value).copy())

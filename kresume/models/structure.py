@@ -1,12 +1,12 @@
-"""Addresses of a model's variables: where each is in the object graph, whatever is frozen and whatever names were made up.
+"""Computes addresses of a model's variables, independent of freezing and generated names.
 
     address_of(model)                 # id(variable) -> Address("dense/kernel", "head/kernel")
     describe(model)                   # the same by group, as a snapshot records it
 
-`model.trainable_variables` and `model.non_trainable_variables` change with `layer.trainable`, and an auto-generated name
-changes with what a process built before. The tree of layers changes with neither. An address is the way through that tree and
-the role of the variable in its layer. A layer is called by its position among its siblings of the same class (`dense_1`), or by
-its own name where the user gave it one.
+`model.trainable_variables` and `model.non_trainable_variables` change with `layer.trainable`, and an auto-generated
+name changes with what a process built before. The tree of layers changes with neither. An address is the path through
+that tree and the role of the variable in its layer. A layer is identified by its index among its siblings of the same
+class (`dense_1`), or by its own name if the user gave it one.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ from kresume.models import own_counts, slots
 
 GROUPS = ("trainable", "non_trainable")
 RECORD = "structure"
-"""The record of a snapshot that holds the addresses."""
+"""Key of the snapshot record that holds the addresses."""
 COUNTS = "own_counts"
 SEED = "seed_generator_state"
 
 
 class Target(Protocol):
-    """A live variable that wants a value, as `restore` lists them."""
+    """A live variable to restore, as `restore` lists them."""
 
     @property
     def variable(self) -> Any:
-        """The Keras variable."""
+        """Returns the Keras variable."""
 
     @property
     def group(self) -> str:
-        """`"trainable"`, `"non_trainable"` or `"optimizer"`."""
+        """Returns `"trainable"`, `"non_trainable"` or `"optimizer"`."""
 
     @property
     def is_seed(self) -> bool:
-        """Tells whether it is the state of a seed generator."""
+        """Returns True if the variable is the state of a seed generator."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a variable is in its model.
+    """The location of a variable in its model.
 
     Attributes:
-        position: every layer by its class and its position among siblings of that class: `functional/dense_1/kernel`.
-        name: the same, with the user's own names of layers where they were given: `backbone/head/kernel`.
+        position: every layer by its class and its index among siblings of that class: `functional/dense_1/kernel`.
+        name: the same, with the user's own names of layers if given: `backbone/head/kernel`.
     """
 
     position: str
@@ -58,12 +58,15 @@ class Address:
 
 
 def can_train(model: Any) -> list[Any]:
-    """The weights that training changes when nothing is frozen, in their order."""
+    """Returns the weights that training changes if nothing is frozen, in order."""
     return [variable for layer in layers_that_train(model) for variable in layer]
 
 
 def layers_that_train(model: Any) -> list[list[Any]]:
-    """The same, layer by layer; a layer that the user froze in part counts variable by variable."""
+    """Groups the weights that training changes if nothing is frozen by layer.
+
+    A layer that the user froze in part is split into single variables.
+    """
     owner: dict[int, int] = {}
     for index, layer in enumerate(_tree(model)):
         for variable in layer._trainable_variables:
@@ -81,7 +84,10 @@ def layers_that_train(model: Any) -> list[list[Any]]:
 
 
 def address_of(model: Any) -> dict[int, Address]:
-    """The address of every variable, by `id(variable)`; a variable that several layers share has its first one."""
+    """Returns the address of every variable, by `id(variable)`.
+
+    A variable that several layers share has the address in the first of them.
+    """
     found: dict[int, Address] = {}
     seen: set[int] = set()
 
@@ -97,7 +103,7 @@ def address_of(model: Any) -> dict[int, Address]:
             visit(child, f"{position}{at}/", f"{name}{called}/")
 
     visit(model, "", "")
-    for index, variable in enumerate(model.variables):  # of a layer that lists variables which it does not hold
+    for index, variable in enumerate(model.variables):  # of layers that list variables they do not hold
         found.setdefault(id(variable), Address(f"#{index}", f"#{index}"))
     return found
 
@@ -108,7 +114,7 @@ def _tree(layer: Any) -> Iterator[Any]:
 
 
 def _roles(variables: Sequence[Any]) -> list[str]:
-    """The name of each variable in its layer; a number that Keras made up is counted anew."""
+    """Returns the name of each variable in its layer, with generated numbers recounted."""
     counts: dict[str, int] = {}
     roles = []
     for variable in variables:
@@ -119,7 +125,7 @@ def _roles(variables: Sequence[Any]) -> list[str]:
 
 
 def _keys(layers: Sequence[Any]) -> list[tuple[str, str]]:
-    """How each of some siblings is called: by position, and by the user's name where there is one."""
+    """Returns two keys per sibling: by index, and by the user's name if given."""
     every: dict[str, int] = {}
     unnamed: dict[str, int] = {}
     keys = []
@@ -137,12 +143,13 @@ def _keys(layers: Sequence[Any]) -> list[tuple[str, str]]:
 
 
 def describe(model: Any) -> dict[str, Any]:
-    """The addresses of a compiled model's variables in the order of a snapshot's arrays.
+    """Returns the addresses of a compiled model's variables, as a snapshot records them.
 
     Returns:
-        JSON values: `trainable` and `non_trainable` as lists of `[position, name]` (`[position]` where both are equal),
-        `optimizer` as a list of `[slot, index of its weight among the trainable ones, or None]`, and `own_counts` where
-        slots of some weights began later than the optimizer.
+        JSON values in the order of a snapshot's arrays: `trainable` and `non_trainable` as lists of `[position, name]`
+        (`[position]` if both are equal), `optimizer` as a list of `[slot, index of its weight among the trainable ones,
+        or None]`, and `own_counts` as a list of `[index of a weight, iteration count]` for weights whose slots began
+        later than the optimizer.
     """
     addresses = address_of(model)
     groups = {group: getattr(model, f"{group}_variables") for group in GROUPS}
@@ -169,22 +176,22 @@ def _as_list(address: Address) -> list[str]:
 
 
 def recorded(record: Mapping[str, Any]) -> dict[str, list[Address]]:
-    """The addresses that `describe` wrote, by group."""
+    """Reads the addresses that `describe` wrote, by group."""
     return {group: [Address(entry[0], entry[-1]) for entry in record[group]] for group in GROUPS}
 
 
 def pair(live: Mapping[int, Address], saved: Mapping[str, Address]) -> dict[int, str]:
     """Pairs live variables with arrays by their addresses.
 
-    The user's names decide where both sides have the same ones, positions where they do not (a layer was renamed). Where
-    some names are on both sides and positions pair them otherwise, positions are not believed: layers were moved.
+    The user's names decide if both have the same ones, else positions (a layer was renamed). If some names exist in
+    both and positions would pair them differently, layers were moved, and positions are not used.
 
     Args:
         live: `id(variable)` -> address.
         saved: name of an array -> address.
 
     Returns:
-        `id(variable)` -> name of its array, for all that have one.
+        `id(variable)` -> name of its array, for all variables that have one.
     """
     by_name = _joined(live, saved, lambda address: address.name)
     if len(by_name) == len(live) == len(saved):
@@ -201,7 +208,7 @@ def _is_named(address: Address) -> bool:
 
 
 def _joined(live: Mapping[int, Address], saved: Mapping[str, Address], key: Any) -> dict[int, str]:
-    """What has the same key on both sides, once on each."""
+    """Pairs variables and arrays whose key occurs exactly once among each."""
     theirs: dict[str, list[str]] = {}
     for name, address in saved.items():
         theirs.setdefault(key(address), []).append(name)

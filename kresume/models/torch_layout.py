@@ -1,10 +1,11 @@
-"""How an array of PyTorch becomes one of Keras: what lies where in memory, layer kind by layer kind.
+"""Converts PyTorch arrays into Keras's memory layout, by kind of layer.
 
     turned(weight, Turn("conv1.weight", "conv"), (3, 3, 3, 64))         # OIHW -> HWIO
     turned(weight, Turn("fc.weight", "dense", flatten=(7, 7, 64)), ...) # and columns from CHW to HWC order
 
-PyTorch keeps channels in front of rows and columns, Keras behind; so the first dense layer behind a Flatten sees the same
-numbers in another order, which no shape shows. The same turns hold for whatever has a parameter's shape: gradients, moments.
+PyTorch puts channels before rows and columns, Keras behind them. So the first dense layer after a Flatten sees the same
+values in another order, which no shape shows. The same conversions apply to all arrays of a parameter's shape:
+gradients, moments.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ KINDS: tuple[Kind, ...] = ("same", "vector", "dense", "conv", "depthwise")
 
 @dataclass(frozen=True)
 class Turn:
-    """Where a Keras variable's numbers come from.
+    """The source of a Keras variable's values, and their conversion.
 
     Attributes:
-        source: the name in the state dict.
-        kind: `"conv"` OIHW to HWIO; `"depthwise"` (C·M)1HW to HWCM; `"dense"` (out, in) to (in, out), heads of attention split
-            off; `"vector"` one axis; `"same"` as it is, axes of length 1 apart.
-        part: 0, 1 or 2 where query, key and value are stacked along the first axis; None otherwise.
-        flatten: `(height, width, channels)` of what Flatten made the inputs of; None where nothing was flattened.
+        source: name in the state dict.
+        kind: `"conv"` OIHW to HWIO; `"depthwise"` (C·M)1HW to HWCM; `"dense"` (out, in) to (in, out), with attention's
+            heads split off; `"vector"` one axis; `"same"` unchanged except for axes of length 1.
+        part: 0, 1 or 2 if query, key and value are stacked along the first axis; None otherwise.
+        flatten: `(height, width, channels)` before the Flatten that made the inputs; None if nothing was flattened.
     """
 
     source: str
@@ -38,7 +39,7 @@ class Turn:
     flatten: tuple[int, int, int] | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The form in which a map file has it."""
+        """Returns the form used in a map file."""
         entry: dict[str, Any] = {"from": self.source, "as": self.kind}
         if self.part is not None:
             entry["part"] = self.part
@@ -48,10 +49,10 @@ class Turn:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any], default: Turn | None) -> Turn:
-        """Reads an entry of a map file; what it leaves out is the default's.
+        """Reads an entry of a map file; missing fields come from the default.
 
         Raises:
-            KeyError, TypeError, ValueError: it is none.
+            KeyError, TypeError, ValueError: the entry is invalid.
         """
         kind = value.get("as", default.kind if default else "same")
         if kind not in KINDS:
@@ -65,12 +66,14 @@ class Turn:
 
 
 def turned(array: np.ndarray, turn: Turn, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The array as the Keras variable wants it, contiguous; None if it does not fit.
+    """Converts an array to a Keras variable's layout; None if it does not fit.
+
+    The result is contiguous.
 
     Args:
         array: in PyTorch's layout.
-        turn: what to do.
-        shape: the variable's.
+        turn: the conversion.
+        shape: the variable's shape.
     """
     if turn.part is not None:
         if array.shape[0] % 3:
@@ -102,7 +105,7 @@ def _dense(array: np.ndarray, turn: Turn, shape: tuple[int, ...]) -> np.ndarray 
     if array.ndim != 2:
         return None
     outputs, inputs = array.shape
-    # An EinsumDense of attention splits its outputs, or its inputs, into heads: the order in memory is the same.
+    # Attention's EinsumDense splits its outputs or its inputs into heads; the order in memory is the same.
     if not any(
         (math.prod(shape[:cut]), math.prod(shape[cut:])) == (inputs, outputs) for cut in range(1, max(len(shape), 2))
     ):

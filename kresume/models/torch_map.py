@@ -1,12 +1,12 @@
-"""Maps a PyTorch state dict onto a Keras model: which array fills which variable, and its optimizer's moments after it.
+"""Maps a PyTorch state dict and its optimizer's moments onto a Keras model.
 
     state, how = to_model(model, optimizer, read_checkpoint("resnet18.pth"))     # a TrainState of the layout "mapped"
 
-`restore` does this by itself.
+`restore` calls it for state dicts.
 
-By name where a layer is called as its module (`layer1.0.conv1` is `layer1_0_conv1`), then by order and shape; what stays
-uncertain is an error. That shapes fit proves little: a stride elsewhere gives another function of the same variables. So the
-story believes a mapping only after the model was right on labelled old images.
+A layer with its module's name is matched by name (`layer1.0.conv1` is `layer1_0_conv1`), others by order and shape. An
+uncertain match is an error. Fitting shapes prove little: another stride gives another function of the same variables.
+So training accepts a mapping only after the model was right on labelled old images.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ SLOTS["AdamW"] = SLOTS["Adam"]
 
 @dataclass(frozen=True)
 class Proposal:
-    """A mapping, as far as it is certain.
+    """A mapping, and the layers for which it is uncertain.
 
     Attributes:
-        turns: `LABEL/ROLE` -> where it comes from.
-        ways: how many layers were matched, by way: `"map"`, `"name"`, `"order"`, `"shape"`.
-        unsure: (label, shape, the modules that would fit) of layers for which several modules fit.
+        turns: `LABEL/ROLE` -> source and conversion.
+        ways: number of layers matched by `"map"`, `"name"`, `"order"` and `"shape"`.
+        unsure: (label, shape, names of the modules that fit) of each layer for which several modules fit.
     """
 
     turns: Mapping[str, Turn]
@@ -61,21 +61,21 @@ def to_model(
     map_file: str | None = None,
     map_out: str | None = None,
 ) -> tuple[TrainState, str]:
-    """Turns a state dict into the model's own layout.
+    """Converts a state dict into the model's own layout.
 
     Args:
         model: built.
-        optimizer: built on the model, of the class that the file's optimizer has; None for the weights alone.
+        optimizer: built on the model, of the class of the file's optimizer; None for the weights alone.
         state: of the layout `"torch"`.
-        map_file: a YAML file whose entries win over what is found.
-        map_out: where to write the whole mapping, also one that is not certain.
+        map_file: a YAML file whose entries take precedence over what is found.
+        map_out: file to write the whole mapping to, even if it is uncertain.
 
     Returns:
-        The state in the layout `"mapped"` (arrays that found no variable keep their names), and one line for a person.
+        The state in the layout `"mapped"` (arrays without a variable keep their names), and one line for the user.
 
     Raises:
         RestoreError: several arrays fit a layer, and neither name nor order decides.
-        UsageError: the map file names what is not there, or its entry does not fit.
+        UsageError: the map file names something that does not exist, or an entry does not fit.
     """
     weights = {name: array for name, array in state.arrays.items() if not name.startswith("optimizer/")}
     modules = torch_modules(weights)
@@ -99,7 +99,10 @@ def to_model(
 
 
 def _epsilons(units: Sequence[Unit]) -> str:
-    """A word about batch normalization that divides by another number than PyTorch's does: no array shows it."""
+    """Returns a note if batch normalization has another epsilon than PyTorch's default.
+
+    No array shows the difference.
+    """
     others = {unit.epsilon for unit in units if "moving_mean" in unit.variables} - {TORCH_EPSILON}
     if not others:
         return ""
@@ -126,7 +129,7 @@ def _propose(
         nonlocal left_units, left_modules
         for module, unit in pairs:
             found = pair(module, unit, arrays)
-            if found is None:  # every caller has looked
+            if found is None:  # cannot happen: every caller has checked
                 raise ValueError(f"{module.name} does not fit {unit.label}")
             turns.update({f"{unit.label}/{role}": turn for role, turn in found.items()})
         ways[way] += len(pairs)
@@ -135,7 +138,7 @@ def _propose(
         left_modules = [module for module in left_modules if id(module) not in done]
 
     settle("name", _by_name(left_modules, left_units, arrays))
-    # What nothing on the other side fits stays over: restore lists it as missing or unused.
+    # Units and modules that fit nothing are left over; `restore` lists them as missing or unused.
     fits = {
         (id(module), id(unit))
         for module in left_modules
@@ -179,9 +182,9 @@ def _by_name(
 def _by_order(
     modules: Sequence[Module], units: Sequence[Unit], fits: set[tuple[int, int]], ordered: bool
 ) -> list[tuple[Module, Unit]]:
-    """All of them one by one, if each fits its neighbour.
+    """Pairs all modules and units one by one, if every pair fits.
 
-    Shortcuts and loose parameters are rows of their own: a state dict has them in other places than a model's graph.
+    Shortcuts and loose parameters are paired separately: a state dict lists them elsewhere than the model's graph.
     """
     apart = any(unit.shortcut for unit in units) and any(SHORTCUT.search(module.name) for module in modules)
     rows: dict[tuple[bool, bool], tuple[list[Module], list[Unit]]] = {}
@@ -203,7 +206,7 @@ def _by_order(
 def _by_shape(
     modules: Sequence[Module], units: Sequence[Unit], fits: set[tuple[int, int]]
 ) -> list[tuple[Module, Unit]]:
-    """Those of which each fits nothing but the other."""
+    """Pairs modules and units that fit nothing but each other."""
     pairs = []
     for unit in units:
         candidates = [module for module in modules if (id(module), id(unit)) in fits]
@@ -228,10 +231,11 @@ def _uncertain(proposal: Proposal, source: str) -> tuple[str, list[tuple[str, ..
 def _arrays(
     model: keras.Model, optimizer: Any | None, state: TrainState, sources: Mapping[int, Turn]
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The model's arrays by group and index; behind them, under their own names, what found no variable.
+    """Returns the arrays by the model's group and index, and records about the moments.
 
-    The records say how many moments were `left_out`, since their weights are frozen here, and which are `unstarted`: their
-    parameters have made no step yet.
+    Arrays without a variable follow under their own names. The records hold the number of moments that were `left_out`
+    because their weights are frozen here, and the names of those that are `unstarted` because their parameters have
+    made no step yet.
     """
     arrays: dict[str, np.ndarray] = {}
     used: set[str] = set()
@@ -271,7 +275,7 @@ def _moments(
     inner = devices.inner(optimizer)
     index_of = {id(variable): index for index, variable in enumerate(optimizer.variables)}
     arrays = {
-        # SGD does not count its updates; Keras's momentum does not depend on them either.
+        # PyTorch's SGD does not count its updates; Keras's momentum does not depend on the count.
         f"optimizer/{index_of[id(inner._iterations)]}": np.asarray(state.step or 0, np.int64)
     }
     scale = np.float32(state.records["scale"])
@@ -283,10 +287,10 @@ def _moments(
             name = f"optimizer/{turn.source}/{slot}"
             stored = state.arrays.get(name)
             if stored is None and turn.source not in state.records["trained"]:
-                continue  # it was frozen, and is not now: restore says so
+                continue  # it was frozen and is trainable now: `restore` reports it
             if stored is None:
                 unstarted.append(f"optimizer/{index_of[id(moment)]}")
-                # PyTorch makes moments at a parameter's first gradient: until then they are zero.
+                # PyTorch creates moments at a parameter's first gradient; until then they count as zero.
                 array: np.ndarray | None = np.zeros(tuple(moment.shape), np.float32)
             else:
                 array = turned(stored, turn, tuple(moment.shape))
@@ -299,10 +303,10 @@ def _moments(
 
 
 def _read_map(file: str, units: Sequence[Unit], arrays: Mapping[str, np.ndarray]) -> dict[str, Turn]:
-    """The entries of a map file, each checked against the model and the state dict.
+    """Reads a map file and checks its entries against model and state dict.
 
     Raises:
-        UsageError: it is no map, or an entry does not fit; the message names the nearest.
+        UsageError: the file is no map, or an entry does not fit; the message suggests the nearest name.
     """
     import yaml
 

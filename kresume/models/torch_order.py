@@ -1,9 +1,10 @@
-"""The order of a state dict whose file has none: safetensors sorts its names, and `head` comes before `stem`.
+"""Recovers the order of a state dict whose file stores none.
 
     in_order(modules, units, fits)       # the one order in which every module fits its unit, or None
 
-Modules that stand together under one name stay together, and numbered ones (`blocks.0`, `conv1`, `ln_2`) keep their numbers'
-order; what is left is tried until each module fits its neighbour. Several ways are no way.
+safetensors, for example, sorts its names, so `head` comes before `stem`. Modules under one name stay together, and
+numbered ones (`blocks.0`, `conv1`, `ln_2`) keep the order of their numbers. The remaining orders are tried until every
+module fits its unit. If several orders fit, none is used.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ MOST_TRIES = 100_000
 
 
 def in_order(modules: Sequence[Module], units: Sequence[Unit], fits: set[tuple[int, int]]) -> list[Module] | None:
-    """The one order in which the modules fit the units one by one.
+    """Returns the only order in which the modules fit the units one by one.
 
     Args:
         modules: as the file sorts them.
-        units: in the model's order, as many.
-        fits: `(id(module), id(unit))` of those that go together.
+        units: in the model's order, equally many.
+        fits: `(id(module), id(unit))` of every pair that fits.
 
     Returns:
         None if there is no such order, or several.
@@ -32,7 +33,7 @@ def in_order(modules: Sequence[Module], units: Sequence[Unit], fits: set[tuple[i
     tries = 0
 
     def place(group: list[tuple[list[str], Module]], start: int) -> Iterator[list[Module]]:
-        """The orders of a group of modules, named from here on, that fit the units from `start`."""
+        """Yields the orders of modules, given as remaining names, that fit from `start`."""
         nonlocal tries
         tries += 1
         if tries > MOST_TRIES:
@@ -65,7 +66,7 @@ def in_order(modules: Sequence[Module], units: Sequence[Unit], fits: set[tuple[i
 
 
 def _may_come_first(names: Sequence[str]) -> list[str]:
-    """Of siblings: those without a number, and of each numbered series the lowest."""
+    """Returns siblings without a number, and the lowest of each numbered series."""
     lowest: dict[str, tuple[int, str]] = {}
     for name in names:
         stem, number = re.fullmatch(r"(.*?)(\d*)", name).groups()  # type: ignore[union-attr]  # it always matches

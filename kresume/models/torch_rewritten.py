@@ -1,4 +1,6 @@
-"""Says why a PyTorch state dict has no weight of a layer: another module computes it, or the layer is a recurrent one.
+"""Explains why a PyTorch state dict lacks the weight of a layer.
+
+Either the weight is computed from other tensors, or the layer is recurrent.
 
 explain(state.arrays)       # "its module 7 is under weight_norm, ...: remove it before saving: ...", or ""
 """
@@ -9,18 +11,18 @@ import re
 from collections.abc import Iterable
 
 PARAMETRIZED = re.compile(r"(?:(.*)\.)?parametrizations\.([^.]+)\.(original\d*|\d+\..*)")
-"""What `torch.nn.utils.parametrize` calls the tensors from which it computes another one: module, name of that one."""
+"""Names of the tensors from which `torch.nn.utils.parametrize` computes another; groups: module, name of that tensor."""
 RECURRENT = re.compile(r"(?:(.*)\.)?weight_hh(_l\d+(_reverse)?)?")
 OLD = (
     ("_mask", "_orig", "pruning", "torch.nn.utils.prune.remove(module, {name!r})"),
     ("_u", "_orig", "spectral_norm", "torch.nn.utils.remove_spectral_norm(module, {name!r})"),
     ("_g", "_v", "weight_norm", "torch.nn.utils.remove_weight_norm(module, {name!r})"),
 )
-"""Endings of the two tensors that stand for one, who computes it, and the call that puts it back."""
+"""Suffixes of the two tensors that replace one, the function that computes it, and the call that restores it."""
 
 
 def explain(arrays: Iterable[str]) -> str:
-    """Returns what a user has to do before saving; empty where every array is a weight of its own.
+    """Returns what a user must do before saving; empty if no weight is computed.
 
     Args:
         arrays: names in the state dict.

@@ -1,10 +1,10 @@
-"""A Keras model and a state dict as two rows of units that can be laid side by side.
+"""Splits a Keras model and a PyTorch state dict into units to pair.
 
     units = keras_units(model)              # Unit("conv2d_1", {"kernel": ..., "bias": ...}, ...), in the model's order
     modules = torch_modules(state.arrays)   # Module("layer1.0.conv1", {"weight": ...}), in the file's order
     pair(modules[0], units[0], arrays)      # {"kernel": Turn("layer1.0.conv1.weight", "conv")}, or None
 
-A unit is what one module of PyTorch keeps together. Attention's query, key and value are one unit where the file stacks them.
+A unit holds the arrays of one PyTorch module. Attention's query, key and value are one unit if the file stacks them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MERGES = ("Add", "Average")
 
 Role = str
 Wants = Mapping[Role, tuple[str, Kind, int | None]]
-"""Role of a Keras variable -> (role in PyTorch, how it turns, part)."""
+"""Role of a Keras variable -> (role in PyTorch, kind of conversion, part)."""
 
 _DENSE: Wants = {"kernel": ("weight", "dense", None), "bias": ("bias", "vector", None)}
 _CONV: Wants = {"kernel": ("weight", "conv", None), "bias": ("bias", "vector", None)}
@@ -50,7 +50,7 @@ _STACKED: Wants = {
 
 @dataclass(frozen=True)
 class Module:
-    """What one module of PyTorch keeps: its name, and the name of each array by its role."""
+    """A PyTorch module: its name, and the names of its arrays by role."""
 
     name: str
     arrays: Mapping[Role, str]
@@ -58,15 +58,15 @@ class Module:
 
 @dataclass(frozen=True)
 class Unit:
-    """What one layer of Keras keeps that a module of PyTorch could fill.
+    """The variables of a Keras layer that one PyTorch module could fill.
 
     Attributes:
-        label: the layer's name, numbered as in a fresh process, nested ones behind a slash.
-        variables: by role.
-        wants: where each role comes from.
-        flatten: `(height, width, channels)` that Flatten made its inputs of, if so.
-        shortcut: whether it stands on the shorter way into an Add.
-        epsilon: of a normalization.
+        label: the layer's name, numbered within its model; nested layers follow a slash.
+        variables: the variables by role.
+        wants: the source of each role in PyTorch.
+        flatten: `(height, width, channels)` before the Flatten that made its inputs; None if there is none.
+        shortcut: True if it is on the shorter path into an Add.
+        epsilon: epsilon of a normalization.
     """
 
     label: str
@@ -78,7 +78,7 @@ class Unit:
 
 
 def torch_modules(arrays: Mapping[str, np.ndarray]) -> list[Module]:
-    """The modules of a state dict in its order; a parameter of no usual name stands alone."""
+    """Groups a state dict by module, in order; parameters of unusual names stay single."""
     grouped: dict[str, dict[str, str]] = {}
     for name in arrays:
         if name.startswith("optimizer/"):
@@ -94,9 +94,12 @@ def torch_modules(arrays: Mapping[str, np.ndarray]) -> list[Module]:
 
 
 def pair(module: Module, unit: Unit, arrays: Mapping[str, np.ndarray]) -> dict[Role, Turn] | None:
-    """How the module fills the unit: every variable from an array, every array used; None if it does not fit."""
+    """Returns how a module fills a unit; None if it does not fit.
+
+    It fits if every variable gets an array and every array is used.
+    """
     wants = unit.wants
-    if "query/kernel" in wants and "in_proj_weight" not in module.arrays:  # timm's one Linear for all three
+    if "query/kernel" in wants and "in_proj_weight" not in module.arrays:  # timm has one Linear for all three
         wants = {role: (source.removeprefix("in_proj_"), kind, part) for role, (source, kind, part) in wants.items()}
     turns: dict[Role, Turn] = {}
     for role, variable in unit.variables.items():
@@ -112,11 +115,11 @@ def pair(module: Module, unit: Unit, arrays: Mapping[str, np.ndarray]) -> dict[R
 
 
 def keras_units(model: keras.Model, *, stacked: bool) -> list[Unit]:
-    """The units of a model, in its order; each layer once.
+    """Returns the units of a model in its order, each layer once.
 
     Args:
         model: built.
-        stacked: whether attention's query, key and value are one unit.
+        stacked: True if attention's query, key and value are one unit.
     """
     shortcuts = {id(layer) for graph in _graphs(model) for layer in _shortcuts(graph)}
     loose, entrances = _loose_flatten(model), _entrances(model)
@@ -132,7 +135,7 @@ def keras_units(model: keras.Model, *, stacked: bool) -> list[Unit]:
 
 
 def _leaves(parent: Any, path: tuple[Any, ...], seen: set[int]) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """The layers that keep variables themselves, with the layers around them."""
+    """Yields each layer that holds variables itself, after the path of layers to it."""
     for layer in parent.layers if isinstance(parent, keras.Model) else parent._layers:
         if id(layer) in seen or not layer.variables:
             continue
@@ -151,7 +154,10 @@ def _own_variables(layer: Any) -> list[Any]:
 
 
 def _label(layers: tuple[Any, ...], numbers: dict[tuple[str, ...], dict[int, int]]) -> str:
-    """`conv2d_7` counts the process's layers; here each auto-named layer is numbered within its model."""
+    """Returns a layer's label, with auto-named layers numbered within their model.
+
+    The number in `conv2d_7` counts the layers of the process.
+    """
     parts: list[str] = []
     for layer in layers:
         base = re.sub(r"_\d+$", "", layer.name)
@@ -165,7 +171,7 @@ def _label(layers: tuple[Any, ...], numbers: dict[tuple[str, ...], dict[int, int
 
 
 def _split(layer: Any, stacked: bool) -> Iterator[tuple[str, dict[Role, Any], Wants]]:
-    """The units of one layer: `(suffix of the label, variables, wants)`."""
+    """Yields the units of one layer: `(suffix of the label, variables, wants)`."""
     layers = keras.layers
     if isinstance(layer, layers.MultiHeadAttention):
         sides = {"query": layer._query_dense, "key": layer._key_dense, "value": layer._value_dense}
@@ -209,7 +215,10 @@ def _split(layer: Any, stacked: bool) -> Iterator[tuple[str, dict[Role, Any], Wa
 
 
 def _convolutions() -> Any:
-    """Convolutions, transposed ones too: both libraries swap inputs and outputs of their kernels, so they turn alike."""
+    """Returns Keras's convolution classes, transposed ones included.
+
+    Both libraries swap inputs and outputs in the kernels of transposed convolutions, so one conversion serves both.
+    """
     layers = keras.layers
     plain = layers.Conv1D, layers.Conv2D, layers.Conv3D
     return (*plain, layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
@@ -224,7 +233,7 @@ def _present(**variables: Any) -> dict[Role, Any]:
 
 
 def _graphs(model: Any) -> Iterator[Any]:
-    """Every functional graph in a model, nested ones and Sequential's included."""
+    """Yields every functional graph in a model, nested ones and Sequential's included."""
     graph = getattr(model, "_functional", None) or model
     if hasattr(graph, "_operations") and hasattr(graph, "_nodes"):
         yield graph
@@ -242,7 +251,7 @@ def _inputs(operation: Any) -> Sequence[Any]:
 
 
 def _shortcuts(graph: Any) -> list[Any]:
-    """Layers on the shorter way into an Add: what PyTorch's modules call downsample or shortcut."""
+    """Returns layers on the shorter path into an Add: PyTorch's downsample or shortcut."""
     uses: dict[int, int] = {}
     for operation in graph._operations:
         for tensor in _inputs(operation):
@@ -266,7 +275,7 @@ def _shortcuts(graph: Any) -> list[Any]:
 
 
 def _entrances(model: Any) -> dict[int, Any]:
-    """A nested model's input tensor, by identity -> the tensor outside that it is called on."""
+    """Maps each nested model's input (by `id`) to the outer tensor passed to it."""
     found: dict[int, Any] = {}
     for graph in _graphs(model):
         for operation in graph._operations:
@@ -277,7 +286,10 @@ def _entrances(model: Any) -> dict[int, Any]:
 
 
 def _flattened(layer: Any, entrances: Mapping[int, Any]) -> tuple[int, int, int] | None:
-    """What Flatten made of a layer's inputs, through layers that keep each number in its place, and into nested models."""
+    """Returns `(height, width, channels)` before the Flatten that made a layer's inputs.
+
+    Passes through layers that keep every value at its index, and enters nested models. None if there is no Flatten.
+    """
     inputs = _inputs(layer)
     while len(inputs) == 1:
         tensor = inputs[0]
@@ -306,7 +318,10 @@ def _spatial(shape: tuple[int | None, ...]) -> tuple[int, int, int] | None:
 
 
 def _loose_flatten(model: Any) -> dict[int, tuple[int, int, int]]:
-    """In a subclassed model there is no graph: the first layer behind each Flatten, by the order of the layers."""
+    """Finds the first layer after each Flatten of a subclassed model.
+
+    Such a model has no graph, so the order of its layers decides.
+    """
     found: dict[int, tuple[int, int, int]] = {}
     if any(True for _ in _graphs(model)):
         return found

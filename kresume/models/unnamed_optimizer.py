@@ -1,4 +1,4 @@
-"""The optimizer of a file that holds its variables and not its name: found by what was asked for, compiled, or fits.
+"""Finds class and settings of an optimizer whose file holds only its variables.
 
 saved, note = settle(state, model, "Adam", own=None)      # SavedOptimizer, "Adam: amsgrad=True assumed"
 """
@@ -27,22 +27,25 @@ def settle(
     accumulate: int | None = None,
     given: Mapping[str, Any] | None = None,
 ) -> tuple[SavedOptimizer, str]:
-    """Gives the optimizer of a file its class and settings.
+    """Returns a file's optimizer with its class and settings.
+
+    The class is the user's, else that of the user's model function. The settings are those of that function, else those
+    under which the stored variables fit.
 
     Args:
-        state: what was read; its optimizer has no class.
+        state: the checkpoint; its optimizer has no class.
         model: built.
-        asked: the class from the user, None for whatever was compiled.
-        own: the optimizer that the user's model function compiles, if it compiles one.
-        accumulate: how many batches make an update, where the user says it.
-        given: settings that the user gives anew, which nothing is assumed of.
+        asked: class requested by the user; None for the compiled one.
+        own: the optimizer that the user's model function compiles, if any.
+        accumulate: number of batches per update, if the user gives it.
+        given: settings that the user gives anew; nothing is assumed about them.
 
     Returns:
-        `(optimizer, what was assumed of it, in words)`.
+        The optimizer, and a note on the settings that were assumed.
 
     Raises:
-        CheckpointError: nobody names it, or what the file holds is of another one; the message says what would fit.
-        UsageError: accumulated gradients, and nobody says how many batches make an update.
+        CheckpointError: no class is named, or the variables are not of that class; the message says which would fit.
+        UsageError: the file holds accumulated gradients, and the number of batches per update is not given.
     """
     stored = state.optimizer
     if stored is None:
@@ -64,7 +67,7 @@ def settle(
     if settings is not None:
         forms = [form for form in forms if optimizers.is_form(name, form, settings)]
     elif accumulate is None:
-        # Accumulated gradients have the shapes of a momentum; they are rare, and named by the option that made them.
+        # Accumulated gradients have the shapes of a momentum. They are rare, and the user would name the option.
         forms = [form for form in forms if "gradient_accumulation_steps" not in form] or forms
     if not forms:
         compiled = " as the model's function compiles it" if settings is not None else ""
@@ -94,7 +97,10 @@ def settle(
 
 
 def _trained_weights(model: keras.Model, state: TrainState) -> list[np.ndarray]:
-    """The weights whose slots the file holds: those that train now, or every one, where layers were frozen since."""
+    """Returns the weights whose slots the file holds.
+
+    They are the weights trainable now, or all of them if layers were frozen since.
+    """
     now, every = (
         match_weights.saved_weights(model, state, variables)
         for variables in (model.trainable_variables, structure.can_train(model))
@@ -103,7 +109,7 @@ def _trained_weights(model: keras.Model, state: TrainState) -> list[np.ndarray]:
 
 
 def _assumed(name: str, form: Mapping[str, Any], given: Mapping[str, Any]) -> str:
-    """What is taken for granted: the settings that the slots decided, and those that leave no trace in any slot."""
+    """Describes the assumed settings: those found from slots, and those that leave no trace."""
     config = optimizers.make_optimizer(SavedOptimizer(name, dict(form), 0), 1e-3).get_config()
     silent = {
         "nesterov": "momentum" in form,
