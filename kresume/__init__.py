@@ -22,17 +22,28 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from kresume.checkpoints.read import read_checkpoint
-    from kresume.evaluation.evaluate import evaluate
-    from kresume.exports.export import export
+    from kresume.checkpoints.state import TrainState
+    from kresume.errors import KresumeError
+    from kresume.evaluation.evaluate import Evaluation, evaluate
+    from kresume.exports.export import ExportResult, export
     from kresume.images.dataset import image_dataset
     from kresume.images.stream import resumable
-    from kresume.runs import lineage, open_run
+    from kresume.runs import Lineage, Run, lineage, open_run
     from kresume.training.backup import BackupAndRestore
+    from kresume.training.decisions import Plan
     from kresume.training.plan import plan
-    from kresume.training.resume import resume
+    from kresume.training.resume import TrainResult, resume
 
-_PLACES = {
+_MODULES = {
     "BackupAndRestore": "kresume.training.backup",
+    "Evaluation": "kresume.evaluation.evaluate",
+    "ExportResult": "kresume.exports.export",
+    "KresumeError": "kresume.errors",
+    "Lineage": "kresume.runs",
+    "Plan": "kresume.training.decisions",
+    "Run": "kresume.runs",
+    "TrainResult": "kresume.training.resume",
+    "TrainState": "kresume.checkpoints.state",
     "evaluate": "kresume.evaluation.evaluate",
     "export": "kresume.exports.export",
     "image_dataset": "kresume.images.dataset",
@@ -45,14 +56,15 @@ _PLACES = {
 }
 
 __all__ = [
-    "BackupAndRestore", "__version__", "evaluate", "export", "image_dataset", "lineage", "open_run", "plan",
-    "read_checkpoint", "resumable", "resume",
+    "BackupAndRestore", "Evaluation", "ExportResult", "KresumeError", "Lineage", "Plan", "Run", "TrainResult", "TrainState",
+    "__version__", "evaluate", "export", "image_dataset", "lineage", "open_run", "plan", "read_checkpoint", "resumable",
+    "resume",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name in _PLACES:
-        return getattr(importlib.import_module(_PLACES[name]), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'kresume' has no attribute {name!r}")
 
 
