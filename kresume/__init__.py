@@ -18,53 +18,42 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from kresume.version import __version__
 
 if TYPE_CHECKING:
     from kresume.checkpoints.read import read_checkpoint
-    from kresume.checkpoints.state import TrainState
-    from kresume.errors import KresumeError
-    from kresume.evaluation.evaluate import Evaluation, evaluate
-    from kresume.exports.export import ExportResult, export
-    from kresume.images.dataset import image_dataset
-    from kresume.images.stream import resumable
-    from kresume.runs import Lineage, Run, lineage, open_run
-    from kresume.training.backup import BackupAndRestore
-    from kresume.training.decisions import Plan
+    from kresume.drop_in.backup import BackupAndRestore
+    from kresume.drop_in.image_dataset import image_dataset
+    from kresume.drop_in.stream import resumable
+    from kresume.evaluation.evaluate import evaluate
+    from kresume.exports.export import export
+    from kresume.reports.lineage import lineage
+    from kresume.runs import open_run
     from kresume.training.plan import plan
-    from kresume.training.resume import TrainResult, resume
+    from kresume.training.resume import resume
 
-_MODULES = {
-    "BackupAndRestore": "kresume.training.backup",
-    "Evaluation": "kresume.evaluation.evaluate",
-    "ExportResult": "kresume.exports.export",
-    "KresumeError": "kresume.errors",
-    "Lineage": "kresume.runs",
-    "Plan": "kresume.training.decisions",
-    "Run": "kresume.runs",
-    "TrainResult": "kresume.training.resume",
-    "TrainState": "kresume.checkpoints.state",
+_PLACES = {
+    "BackupAndRestore": "kresume.drop_in.backup",
     "evaluate": "kresume.evaluation.evaluate",
     "export": "kresume.exports.export",
-    "image_dataset": "kresume.images.dataset",
-    "lineage": "kresume.runs",
+    "image_dataset": "kresume.drop_in.image_dataset",
+    "lineage": "kresume.reports.lineage",
     "open_run": "kresume.runs",
     "plan": "kresume.training.plan",
     "read_checkpoint": "kresume.checkpoints.read",
-    "resumable": "kresume.images.stream",
+    "resumable": "kresume.drop_in.stream",
     "resume": "kresume.training.resume",
 }
 
 __all__ = [
-    "BackupAndRestore", "Evaluation", "ExportResult", "KresumeError", "Lineage", "Plan", "Run", "TrainResult", "TrainState",
-    "__version__", "evaluate", "export", "image_dataset", "lineage", "open_run", "plan", "read_checkpoint", "resumable",
-    "resume",
+    "BackupAndRestore", "__version__", "evaluate", "export", "image_dataset", "lineage", "open_run", "plan",
+    "read_checkpoint", "resumable", "resume",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return getattr(importlib.import_module(_MODULES[name]), name)
+    if name in _PLACES:
+        return getattr(importlib.import_module(_PLACES[name]), name)
     raise AttributeError(f"module 'kresume' has no attribute {name!r}")
 
 

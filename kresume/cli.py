@@ -227,9 +227,9 @@ def scan(paths: Sequence[str], out: str, feature: Sequence[str], cache: str | No
     """
     from pathlib import Path
 
-    from kresume.images import report
     from kresume.images.sources.records import parse_features
     from kresume.progress import Reporter
+    from kresume.reports import data as report
 
     scanned = report.scan(paths, Reporter(), features=parse_features(tuple(feature)), cache=cache)
     report.write(scanned, Path(out))
@@ -253,10 +253,10 @@ def check(
     kresume data check old/ --val holdout/ --json
     """
     from kresume.checkpoints.run import find_run
-    from kresume.images import report
     from kresume.images.scans import remembered
     from kresume.images.sources.records import parse_features
     from kresume.progress import Reporter
+    from kresume.reports import data as report
     from kresume.runs import open_run
 
     against = remembered((find_run(run) or open_run(run)).path) if run else None
@@ -290,10 +290,10 @@ def show(
     kresume data show runs/2-signs
     kresume data show old/ --sheet sheet.png --augment strong
     """
-    from kresume.images import report
-    from kresume.images import sheet as sheets
     from kresume.images.sources.records import parse_features
     from kresume.progress import Reporter
+    from kresume.reports import contact_sheet as sheets
+    from kresume.reports import data as report
 
     reporter = Reporter()
     scanned = report.open_run(paths[0]) if len(paths) == 1 else None
@@ -313,7 +313,7 @@ def log(path: str, as_json: bool) -> None:
     \b
     kresume log runs/
     """
-    from kresume.runs import lineage
+    from kresume.reports.lineage import lineage
 
     _print(lineage(path), as_json)
 
@@ -326,7 +326,7 @@ def doctor(as_json: bool) -> None:
     \b
     kresume doctor
     """
-    from kresume.devices import diagnose
+    from kresume.reports.doctor import diagnose
 
     _print(diagnose(), as_json)
 

@@ -17,7 +17,6 @@ import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,8 @@ def accelerator_visible() -> str | None:
     return "gpu" if Path("/dev/nvidiactl").exists() else None
 
 
-def _jax_drives(accelerator: str | None) -> bool:
+def jax_drives(accelerator: str | None) -> bool:
+    """Returns True if JAX has what it needs to use a `"gpu"` or `"tpu"`."""
     if accelerator == "tpu":
         return importlib.util.find_spec("libtpu") is not None
     if accelerator == "gpu":
@@ -57,7 +57,7 @@ def default_backend() -> str:
 
     On a CPU TensorFlow trains convolutional networks several times faster than JAX (docs/benchmarks.md).
     """
-    return os.environ.get("KERAS_BACKEND") or ("jax" if _jax_drives(accelerator_visible()) else "tensorflow")
+    return os.environ.get("KERAS_BACKEND") or ("jax" if jax_drives(accelerator_visible()) else "tensorflow")
 
 
 def select(
@@ -206,7 +206,8 @@ def _select_tensorflow(device: str | None, count: int | None) -> None:
         raise UsageError(f"--device {device}: TensorFlow finds no such device here; `kresume doctor` lists them")
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """Returns the name of this machine's processor."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -216,7 +217,7 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def _thread_count() -> int:
+def thread_count() -> int:
     """How many CPUs this process may use: the frameworks size their thread pools by it."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -256,7 +257,7 @@ def backend_devices() -> tuple[str, int]:
 
 @cache
 def _fixed_fingerprint() -> dict[str, Any]:
-    return {"python": platform.python_version(), "packages": package_versions(), "cpu": _cpu_model()}
+    return {"python": platform.python_version(), "packages": package_versions(), "cpu": cpu_model()}
 
 
 def fingerprint() -> dict[str, Any]:
@@ -273,7 +274,7 @@ def fingerprint() -> dict[str, Any]:
         "backend": backend,
         "device": kind,
         "devices": count,
-        "threads": _thread_count(),
+        "threads": thread_count(),
     }
 
 
@@ -428,74 +429,3 @@ def assign_random(arrays: Sequence[np.ndarray]) -> None:
     if not _outside():
         _global_state().set_global_attribute(GLOBAL_SEED, keras.random.SeedGenerator(0))
     assign(_outside()[RANDOM], arrays)
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """What `kresume doctor` found."""
-
-    python: str
-    packages: Mapping[str, str]
-    missing: tuple[str, ...]
-    backend: str
-    devices: Mapping[str, tuple[str, ...]]
-    threads: int
-    cpu: str
-    accelerator: str | None
-    advice: tuple[str, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """The JSON form."""
-        return {
-            **vars(self),
-            "packages": dict(self.packages),
-            "missing": list(self.missing),
-            "devices": {name: list(found) for name, found in self.devices.items()},
-            "advice": list(self.advice),
-        }
-
-    def __str__(self) -> str:
-        lines = [
-            f"python      {self.python}",
-            f"cpu         {self.cpu}, {self.threads} threads",
-            *(f"{name:<12}{version}" for name, version in self.packages.items()),
-            *(f"{name:<12}devices: {', '.join(found) or 'none'}" for name, found in self.devices.items()),
-            f"backend     {self.backend} (what --backend defaults to here)",
-        ]
-        lines += [f"missing     {name}: pip install {name}" for name in self.missing]
-        lines += [f"advice      {text}" for text in self.advice]
-        return "\n".join(lines)
-
-
-def diagnose() -> Diagnosis:
-    """Backends, devices, versions, and what is missing."""
-    versions = package_versions()
-    accelerator = accelerator_visible()
-    advice = []
-    if accelerator == "gpu" and not _jax_drives("gpu"):
-        advice.append("a GPU is visible but JAX has no CUDA plugin: pip install 'jax[cuda12]'")
-    if accelerator == "tpu" and not _jax_drives("tpu"):
-        advice.append("a TPU is visible but libtpu is missing: pip install 'jax[tpu]'")
-    found: dict[str, tuple[str, ...]] = {}
-    if "tensorflow" in versions:
-        tf = import_tensorflow()
-        found["tensorflow"] = tuple(
-            device.name.removeprefix("/physical_device:") for device in tf.config.list_physical_devices()
-        )
-        if accelerator and "jax" in versions:
-            tf.config.set_visible_devices([], "GPU")
-    if "jax" in versions:
-        import jax
-
-        found["jax"] = tuple(f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices())
-    return Diagnosis(
-        python=platform.python_version(),
-        packages=versions,
-        missing=tuple(name for name in PACKAGES if name not in versions),
-        backend=default_backend(),
-        devices=found,
-        threads=_thread_count(),
-        cpu=_cpu_model(),
-        accelerator=accelerator,
-        advice=tuple(advice),
-    )

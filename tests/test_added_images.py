@@ -39,14 +39,14 @@ def parent(tmp_path_factory, pictures):
 def test_a_first_training_leaves_a_complete_run(parent):
     """A first training writes every file of the run directory, and the record describes the training."""
     run = runs.open_run(parent)
-    assert (run.status, run.generation, run.record["parent"]) == ("accepted", 0, None)
+    assert (run.status, run.generation, run.record.parent) == ("accepted", 0, None)
     names = {path.name for path in parent.iterdir()}
     assert {"run.json", "images.parquet", "metrics.jsonl", "events.jsonl", "model.keras", "evaluation.json"} <= names
     assert "lock.json" not in names
     lines = runs.read_metrics(run.metrics)
     assert [line["epoch"] for line in lines] == [1, 2]
     assert lines[-1]["lr"] == 0.0
-    assert lines[-1]["all"] == run.record["result"]["scores"]["all"]
+    assert lines[-1]["all"] == run.record.as_dict()["result"]["scores"]["all"]
 
 
 def test_extending_a_run_remembers_its_images(parent, tmp_path, pictures):
@@ -62,7 +62,8 @@ def test_extending_a_run_remembers_its_images(parent, tmp_path, pictures):
     run = runs.open_run(out)
     assert run.generation == 1
     assert run.parent_path() == parent
-    assert run.record["rate"] | {"reason": ""} == run.record["rate"] | {"reason": "", "peak": 1e-4, "checkpoint": 1e-3}
+    rate = run.record.as_dict()["rate"]
+    assert rate == rate | {"peak": 1e-4, "checkpoint": 1e-3}
     assert runs.read_metrics(run.metrics)[-1]["lr"] == pytest.approx(1e-4)
     assert result.before["old"]["images"] > 0
     assert result.before["new"]["images"] > 0
@@ -83,7 +84,7 @@ def test_every_option_not_given_is_the_parents(parent, tmp_path, pictures):
     """Batch size and image size come from the parent; epochs and rate do not."""
     out = tmp_path / "2-shapes"
     run_training(str(parent), add=[str(pictures / "new")], out=str(out), epochs=1)
-    record = runs.open_run(out).record
+    record = runs.open_run(out).record.as_dict()
     assert record["options"]["batch_size"] == 5
     assert record["card"]["image_size"] == [12, 12]
     assert record["amount"]["epochs"] == 1
@@ -128,7 +129,7 @@ def test_a_bare_file_of_ours_explains_itself(parent, tmp_path, pictures):
         out=str(tmp_path / "b"),
         batch_size=5,
     )
-    record = runs.open_run(result.run).record
+    record = runs.open_run(result.run).record.as_dict()
     assert record["rate"]["peak"] == pytest.approx(1e-4)
     assert record["card"]["classes"] == ["circle", "square", "stripes"]
 
@@ -168,7 +169,7 @@ def test_the_way_on_with_new_classes_works(workplace, parent):
     with pytest.raises(UsageError, match="relabelling"):
         run_training(str(parent), add=["zebras"], partial=True, classes="circle,square,zebra,stripes", model="convnet")
     result = run_training(str(parent), add=["zebras"], partial=True, epochs=1, batch_size=5, **asked)
-    assert runs.open_run(result.run).record["card"]["classes"] == ["circle", "square", "stripes", "zebra"]
+    assert runs.open_run(result.run).record.as_dict()["card"]["classes"] == ["circle", "square", "stripes", "zebra"]
 
 
 def test_the_same_growing_folder_can_be_added_every_week(workplace):
@@ -208,8 +209,8 @@ def test_what_a_parent_had_on_can_be_turned_off(workplace):
     with pytest.raises(ImagesError, match="--strict-images"):
         run_training("runs", add=["new"], epochs=1)
     result = run_training("runs", add=["new"], epochs=1, strict_images=False)
-    assert runs.open_run(result.run).record["options"]["strict_images"] is False
-    assert "--no-strict-images" in runs.open_run(result.run).record["command"]
+    assert runs.open_run(result.run).record.as_dict()["options"]["strict_images"] is False
+    assert "--no-strict-images" in runs.open_run(result.run).record.as_dict()["command"]
 
 
 def test_overwrite_begins_once(workplace):
@@ -330,7 +331,7 @@ def test_what_was_dropped_does_not_come_back(workplace):
     assert any("2 images that an earlier run dropped are still there, and left out" in note for note in plan.notes)
     result = run_training("runs", add=["inbox", "old"], epochs=1)
     assert len(Manifest.read(Path(result.run) / "images.parquet")) == 24 + 9 + 3 - 2
-    assert len(runs.open_run(result.run).record["dropped"]) == 2
+    assert len(runs.open_run(result.run).record.as_dict()["dropped"]) == 2
 
 
 def test_or_new_starts_where_nothing_is_there(workplace, capfd):
@@ -378,7 +379,7 @@ def test_a_plan_writes_nothing_and_says_what_train_does(workplace, parent):
     assert plan.before["all"]["accuracy"] is not None
     json.dumps(plan.as_dict())
     result = run_training(str(parent), add=["new"], lr=1e-4)
-    record = runs.open_run(result.run).record
+    record = runs.open_run(result.run).record.as_dict()
     assert record["rate"] == plan.rate.as_dict()
     assert record["amount"] == plan.amount.as_dict()
     assert record["before"] == plan.before
@@ -424,7 +425,7 @@ def test_a_foreign_model_is_fed_what_it_was_trained_on(tmp_path, pictures):
         out=str(tmp_path / "run"),
         batch_size=6,
     )
-    record = runs.open_run(result.run).record
+    record = runs.open_run(result.run).record.as_dict()
     assert record["card"]["pixels"] == "0-255"
     assert re.match(
         r"on 24 old images 0-255 gives 100.0 % \(loss .*\); \S+ gives .*; \S+ gives", record["plan"]["pixels_reason"]
@@ -459,7 +460,7 @@ def test_trained_under_one_backend_extended_under_the_other(parent, tmp_path, pi
         backend=other,
     )
     subprocess.run(arguments, check=True, capture_output=True, **options)
-    record = runs.open_run(tmp_path / "run").record
+    record = runs.open_run(tmp_path / "run").record.as_dict()
     assert record["backend"] == other
     assert record["parent"]["step"] == runs.open_run(parent).result_step()
     ours = evaluate(parent, pictures / "val").scores["all"]

@@ -14,8 +14,8 @@ import pytest
 
 import kresume
 from kresume.checkpoints import snapshot
+from kresume.drop_in.stream import stream_of
 from kresume.errors import CheckpointError, UsageError
-from kresume.images.stream import stream_of
 from tests.conftest import write_pictures
 from tests.support import assert_same_bytes
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import kresume
-from kresume.images.stream import stream_of
+from kresume.drop_in.stream import stream_of
 from kresume.training import callback_state
 from tests.conftest import write_pictures
 from tests.support import assert_same_bytes

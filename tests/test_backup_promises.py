@@ -232,7 +232,7 @@ def numbers(position=0):
 )
 def test_what_cannot_be_followed_is_refused_before_the_first_step(tmp_path, given, words):
     """`data=` is refused before the first step unless fit draws its batches one by one."""
-    from kresume.images.stream import reason_not_followed, stream_of
+    from kresume.drop_in.stream import reason_not_followed, stream_of
 
     ours = kresume.resumable(numbers, 4)
     import re

@@ -128,12 +128,12 @@ def test_a_mistake_is_one_line_with_the_way_on(workplace, capsys, arguments, cod
 
 def test_ctrl_c_before_training_is_exit_130(capsys, monkeypatch):
     """Ctrl-C before training exits with 130 and prints no traceback."""
-    from kresume import runs
+    from kresume.reports import lineage
 
     def interrupt(path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, "lineage", interrupt)
+    monkeypatch.setattr(lineage, "lineage", interrupt)
     assert "Ctrl-C" in refused(capsys, 130, "log")
 
 

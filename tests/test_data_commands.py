@@ -11,8 +11,8 @@ from PIL import Image
 from kresume import cli
 from kresume.errors import ImagesError
 from kresume.images import prepare as preparing
-from kresume.images import report
 from kresume.images.manifest import Manifest
+from kresume.reports import data as report
 from tests.conftest import write_pictures
 from tests.support import TINY, run_training, save_photo
 

@@ -12,9 +12,9 @@ from PIL import Image
 from kresume.errors import ImagesError
 from kresume.images import decode
 from kresume.images.cache import Cache
-from kresume.images.decode import DecodeSpec
 from kresume.images.prepare import prepare
 from kresume.images.sources import Found
+from kresume.values.decode_spec import DecodeSpec
 from tests.support import photo
 
 SPEC = DecodeSpec(16, 16)
@@ -178,7 +178,7 @@ CAPPED = """
 import os, resource, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
-from kresume.images.decode import DecodeSpec
+from kresume.values.decode_spec import DecodeSpec
 from kresume.images.cache import Cache
 from kresume.images.prepare import prepare, write_quarantine
 from kresume.progress import Reporter

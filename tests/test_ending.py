@@ -13,12 +13,12 @@ import tensorflow as tf
 import kresume
 from kresume import crash, devices, runs
 from kresume.images.augment import augmenter
-from kresume.images.decode import DecodeSpec
-from kresume.images.report import scan
-from kresume.images.sheet import draw_sheet
 from kresume.options.resolve import from_arguments
 from kresume.progress import Reporter
+from kresume.reports.contact_sheet import draw_sheet
+from kresume.reports.data import scan
 from kresume.training.resume import train
+from kresume.values.decode_spec import DecodeSpec
 from tests.conftest import write_pictures
 from tests.support import TINY, run_training
 

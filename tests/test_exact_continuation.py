@@ -442,7 +442,7 @@ def test_a_users_own_layers_come_from_the_code_that_a_run_names(monkeypatch, tmp
     assert_same_bytes(result_arrays(whole), result_arrays(killed))
     child = run_training(str(killed), add=[str(pictures / "new")], epochs=1, out="child").run
     grandchild = run_training(child, epochs=1, lr=1e-3, lr_schedule="constant", out="grandchild").run
-    assert runs.open_run(grandchild).record["options"]["imports"] == ["mymodel.py"]
+    assert runs.open_run(grandchild).record.as_dict()["options"]["imports"] == ["mymodel.py"]
     Path("mymodel.py").unlink()
     with pytest.raises(ModelError, match=r"cannot be built .*Doubled.*--import FILE.py"):
         run_training(grandchild, epochs=1, lr=1e-3, out="orphan")

@@ -19,7 +19,9 @@ from kresume.exports import graph, like, saved_model, warmup
 from kresume.exports.export import export, prune
 from kresume.exports.samples import Samples
 from kresume.files import sha256_of_file
-from kresume.images.decode import DecodeSpec, decode
+from kresume.images.decode import decode
+from kresume.reports.lineage import lineage
+from kresume.values.decode_spec import DecodeSpec
 from tests.conftest import CLASSES, draw
 from tests.support import TINY, run_training
 
@@ -231,15 +233,15 @@ def test_the_record_and_the_notes_are_true(place):
     for name, facts in record["files"].items():
         assert sha256_of_file(version / name) == facts["sha256"], name
     assert (version / "assets" / "labels.txt").read_text().splitlines() == list(CLASSES)
-    assert record["source"]["manifest"] == run.record["manifest"]
+    assert record["source"]["manifest"] == run.record.as_dict()["manifest"]
     notes = (version.parent / "SERVING.md").read_text()
     for config in ("models.config", "batching.config"):
         assert (version.parent / config).read_text() in notes
         assert config in str(result)
     assert 'base_path: "/models/shapes"' in str(result)
-    exported = runs.lineage(run.path).generations[0].exports
+    exported = lineage(run.path).generations[0].exports
     assert f"saved-model {version}" in exported
-    assert "saved-model" in str(runs.lineage(folder))
+    assert "saved-model" in str(lineage(folder))
     assert not [path for path in version.parent.iterdir() if path.name.startswith(".tmp")]
 
 
@@ -566,9 +568,9 @@ def test_a_grown_head_is_exported_with_its_new_class(tmp_path, pictures, policy)
     """
     import keras
 
-    from kresume.checkpoints.state import Card
     from kresume.models import build as models
     from kresume.models import rebuild
+    from kresume.values.card import Card
 
     before_policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)

@@ -358,7 +358,7 @@ def test_a_backup_folder_is_an_interrupted_training_extended_at_its_rate(backup,
     assert "interrupted after 2 epochs; how many it had left is not recorded there" in str(plan)
     assert "backup, step 4" in plan.parent
     result = run_training(str(backup), **arguments, optimizer="adam", epochs=1, batch_size=5, out=str(tmp_path / "run"))
-    record = runs.open_run(result.run).record
+    record = runs.open_run(result.run).record.as_dict()
     assert record["parent"]["format"] == "backup"
     assert int(result_arrays(Path(result.run))["optimizer/0"]) == 4 + record["amount"]["steps"]
 
@@ -401,7 +401,7 @@ def test_another_class_takes_over_what_means_the_same(tmp_path, pictures, quiet)
     plan = make_plan(from_arguments(str(tmp_path / "adam"), {**config, "optimizer": "adamw"}), quiet)
     assert "optimizer Adam -> AdamW: momentums, velocities carried over; iterations kept" in plan.notes
     run = run_training(str(tmp_path / "adam"), **{**config, "optimizer": "adamw", "out": str(tmp_path / "adamw")}).run
-    record = runs.open_run(run).record
+    record = runs.open_run(run).record.as_dict()
     assert record["optimizer"]["class_name"] == "AdamW"
     assert int(result_arrays(Path(run))["optimizer/0"]) == int(before["optimizer/0"]) + record["amount"]["steps"]
     with pytest.raises(UsageError, match=r"0.001, is Adam's and means another thing to SGD: give --lr"):
@@ -487,7 +487,7 @@ def test_a_run_in_mixed_float16_is_a_parent_like_any_other(tmp_path, pictures):
     """A mixed_float16 run is extended, and its `model.keras` loads in plain Keras with its optimizer."""
     run_training(out=str(tmp_path / "a"), data=[str(pictures / "old")], precision="mixed_float16", **TINY)
     keras.config.set_dtype_policy("float32")
-    record = runs.open_run(tmp_path / "a").record
+    record = runs.open_run(tmp_path / "a").record.as_dict()
     assert record["optimizer"]["class_name"] == "AdamW"
     assert record["optimizer"]["loss_scale"]
     plain = keras.models.load_model(tmp_path / "a" / "model.keras")
@@ -499,8 +499,8 @@ def test_a_run_in_mixed_float16_is_a_parent_like_any_other(tmp_path, pictures):
         )
     finally:
         keras.config.set_dtype_policy("float32")
-    assert runs.open_run(tmp_path / "b").record["optimizer"]["loss_scale"]
-    assert not runs.open_run(tmp_path / "c").record["optimizer"]["loss_scale"]
+    assert runs.open_run(tmp_path / "b").record.as_dict()["optimizer"]["loss_scale"]
+    assert not runs.open_run(tmp_path / "c").record.as_dict()["optimizer"]["loss_scale"]
 
 
 # --- matching ---------------------------------------------------------------------------------------------------------

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 import kresume
+from kresume.drop_in import image_dataset as room
+from kresume.drop_in import user_map
+from kresume.drop_in.stream import stream_of
 from kresume.errors import ImagesError, UsageError
-from kresume.images import dataset as room
-from kresume.images import user_map
-from kresume.images.stream import stream_of
 from tests.conftest import CLASSES, draw, write_pictures
 
 THEIRS = keras.utils.image_dataset_from_directory

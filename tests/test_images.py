@@ -17,14 +17,15 @@ from PIL import Image
 from kresume import runs
 from kresume.checkpoints import snapshot
 from kresume.errors import ImagesError, UsageError
+from kresume.evaluation.caches import open_cache
 from kresume.images import augment, conventions, decode, manifest, merging, pipeline
 from kresume.images.cache import Cache
-from kresume.images.decode import DecodeSpec
 from kresume.images.order import Order
 from kresume.images.prepare import prepare
 from kresume.images.reader import PictureReader
 from kresume.images.sources import list_images
 from kresume.progress import Reporter
+from kresume.values.decode_spec import DecodeSpec
 from tests.conftest import CLASSES, write_pictures
 from tests.support import TINY, make_interrupted, run_training
 
@@ -231,7 +232,8 @@ def test_two_processes_may_trim_one_cache(pictures, cache, quiet, monkeypatch):
 
 def test_a_limit_that_was_asked_for_holds_for_later_commands(tmp_path):
     """A requested cache limit holds for later commands: `kresume eval` does not trim the cache further."""
-    assert Cache.open(SPEC, tmp_path).limit_bytes == 50 * 10**9
+    assert Cache.open(SPEC, tmp_path).limit_bytes is None
+    assert open_cache(SPEC, str(tmp_path)).limit_bytes == 50 * 10**9
     Cache.open(SPEC, tmp_path, limit_bytes=200 * 10**9)
     assert Cache.open(DecodeSpec(16, 16), tmp_path).limit_bytes == 200 * 10**9
 
@@ -566,7 +568,7 @@ FILLING = """
 import sys
 from pathlib import Path
 from kresume.images.cache import Cache
-from kresume.images.decode import DecodeSpec
+from kresume.values.decode_spec import DecodeSpec
 from kresume.images.prepare import prepare
 from kresume.images.sources import list_images
 from kresume.progress import Reporter

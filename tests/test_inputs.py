@@ -7,14 +7,14 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import kresume
-from kresume.checkpoints.state import Card
 from kresume.errors import UsageError
 from kresume.evaluation.evaluate import evaluate
 from kresume.evaluation.loaded import Subject, load
 from kresume.images import inputs
-from kresume.input_layout import RGB, InputLayout, read_layout
 from kresume.options.resolve import from_arguments
 from kresume.training.plan import make_plan
+from kresume.values.card import Card
+from kresume.values.input_layout import RGB, InputLayout, read_layout
 from tests.support import kill_at_every_snapshot
 
 SIDE = 8
@@ -220,7 +220,8 @@ def test_grey_is_what_keras_reads_as_grayscale(tmp_path, kind):
 
     For a coloured JPEG, libjpeg returns the stored brightness, before colours outside 0..255 are clipped.
     """
-    from kresume.images.decode import DecodeSpec, decode
+    from kresume.images.decode import decode
+    from kresume.values.decode_spec import DecodeSpec
 
     rng = np.random.default_rng(0)
     levels = np.kron(rng.integers(0, 256, (8, 8, 3)), np.ones((4, 4, 1))).astype(np.uint8)
@@ -277,7 +278,7 @@ def test_a_grey_run_is_exact_and_replaces_a_model_of_another_layout(digits, trai
     options |= {"axes": "wh", "augment": "light", "mixup": 0.2, "loss": "categorical_crossentropy"}
     kill_at_every_snapshot(monkeypatch, tmp_path, [1], checkpoint=str(parent), **options)
     run = runs.open_run(tmp_path / "whole")
-    assert run.record["card"]["input"] == {"channels": 1, "axes": "wh", "flat": True}
+    assert run.record.as_dict()["card"]["input"] == {"channels": 1, "axes": "wh", "flat": True}
     _, pictures, labels = files_of(folder)
     model = keras.saving.load_model(run.path / "model.keras")
     expected = model.predict(fed(pictures, layout, "-1-1"), verbose=0)

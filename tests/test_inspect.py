@@ -14,8 +14,8 @@ from kresume.checkpoints.inspect import describe
 from kresume.checkpoints.layers import layer_table
 from kresume.checkpoints.read import read_checkpoint
 from kresume.checkpoints.skeleton import skeleton
-from kresume.checkpoints.state import TrainState
 from kresume.errors import UsageError
+from kresume.values.state import TrainState
 from tests.support import TINY, run_training
 
 ROOT = Path(__file__).parents[1]

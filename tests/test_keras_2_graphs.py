@@ -13,9 +13,9 @@ import pytest
 
 from kresume.checkpoints import graph_optimizer
 from kresume.checkpoints.read import read_checkpoint
-from kresume.checkpoints.state import SavedOptimizer
 from kresume.errors import CheckpointError, RestoreError
 from kresume.models import build, optimizers, restore
+from kresume.values.state import SavedOptimizer
 from tests.golden_models import MODELS
 from tests.support import assert_same_bytes, run_training
 

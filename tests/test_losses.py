@@ -30,6 +30,7 @@ from kresume.options.table import TrainConfig
 from kresume.progress import Reporter
 from kresume.training.plan import make_plan
 from kresume.training.resume import rebuild_model
+from kresume.values.loss import Loss
 from tests.conftest import CLASSES
 from tests.support import kill_at_every_snapshot, photo, run_training
 
@@ -338,16 +339,16 @@ def test_the_checkpoints_own_loss_trains_on(name, script, images, pictures, tmp_
     # Another process makes the same loss from the record, and a child run continues with it.
     run = runs.open_run(result.run)
     scores = np.asarray(model.predict_on_batch(values))
-    again = rebuild_model(run, TrainConfig(**run.record["options"])).loss
+    again = rebuild_model(run, TrainConfig(**run.record.as_dict()["options"])).loss
     one, other = (
         ops.mean(each(wanted, scores)) for each in (again, choose_loss(model, code=code_of(script)).keras_loss())
     )
     assert float(one) == float(other)
     child = load(Subject(result.run)).loss
     assert (child.kind, child.labels, child.weight, child.lost) == (
-        run.record["loss"]["kind"],
-        run.record["loss"]["labels"],
-        run.record["loss"]["weight"],
+        run.record.as_dict()["loss"]["kind"],
+        run.record.as_dict()["loss"]["labels"],
+        run.record.as_dict()["loss"]["weight"],
         "",
     )
 
@@ -361,7 +362,7 @@ def test_a_run_with_a_closure_as_its_loss_continues_bit_for_bit(script, pictures
     """A run whose loss is a closure continues bit for bit: each process calls the user's function."""
     given = {"data": [str(pictures / "old")], "epochs": 1, "batch_size": 8, "val_split": 0.25, "pixels": "0-255"}
     kill_at_every_snapshot(monkeypatch, tmp_path, places=[1], model=f"{script[0]}:compiled", **given)
-    record = runs.open_run(tmp_path / "whole").record["loss"]
+    record = runs.open_run(tmp_path / "whole").record.as_dict()["loss"]
     assert record["settings"]["compiled_by"] == f"{script[0]}:compiled"
     assert record["labels"] == "rows"
     # A file compiled with it could not be loaded.
@@ -373,7 +374,7 @@ def test_a_run_with_a_closure_as_its_loss_continues_bit_for_bit(script, pictures
 def test_an_older_run_goes_on_as_it_began():
     """A record of four fields keeps its loss and its reading of outputs, even with a wrong `from_logits`."""
     record = {"kind": "categorical_crossentropy", "from_logits": True, "label_smoothing": 0.1, "reason": "--loss"}
-    choice = from_record(record, OwnCode())
+    choice = from_record(Loss.from_dict(record), OwnCode())
     assert choice.outputs == "logits"
     assert choice.one_hot
     config = choice.keras_loss().get_config()

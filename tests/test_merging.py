@@ -16,11 +16,11 @@ import kresume
 from kresume.errors import ImagesError, UsageError
 from kresume.images import corrections, keras_split, merging, near
 from kresume.images.cache import Cache
-from kresume.images.decode import DecodeSpec
 from kresume.images.manifest import TRAIN, VAL
 from kresume.images.near import near_pairs
 from kresume.images.prepare import prepare
 from kresume.images.sources import list_images
+from kresume.values.decode_spec import DecodeSpec
 from tests.conftest import CLASSES, write_pictures
 from tests.support import TINY, photo, run_training, save_photo
 
@@ -248,8 +248,9 @@ def test_small_grey_drawings_are_told_apart_and_their_copies_found():
     """
     import io
 
-    from kresume.images.decode import DecodeSpec, decode
+    from kresume.images.decode import decode
     from kresume.images.likeness import likeness
+    from kresume.values.decode_spec import DecodeSpec
 
     def thumbs_of(images):
         contents = []

@@ -9,12 +9,13 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from kresume.checkpoints.state import Card
-from kresume.images.decode import DecodeSpec, decode
+from kresume.images.decode import decode
 from kresume.images.inputs import to_input
-from kresume.input_layout import RGB, InputLayout
 from kresume.models.plain_keras import feeding_line, takes_rows
 from kresume.models.rebuild import write_archive
+from kresume.values.card import Card
+from kresume.values.decode_spec import DecodeSpec
+from kresume.values.input_layout import RGB, InputLayout
 
 CLASSES = ("ash", "elm", "yew")
 

@@ -2,9 +2,10 @@
 
 import pytest
 
-from kresume.checkpoints.state import SavedRate
 from kresume.errors import UsageError
-from kresume.training.rates import RatePlan, decide_rate, look_ahead
+from kresume.training.rates import decide_rate, keras_rate, look_ahead
+from kresume.values.rate import RatePlan
+from kresume.values.state import SavedRate
 
 FLOAT = SavedRate(1e-2, "float")
 DECAY = {
@@ -97,7 +98,7 @@ def test_the_optimizer_trains_at_the_rate_of_the_plan():
     import numpy as np
 
     plan = decide(lr=1e-4)
-    optimizer = keras.optimizers.Adam(plan.keras_rate(origin=16431))
+    optimizer = keras.optimizers.Adam(keras_rate(plan, origin=16431))
     weight = keras.Variable(np.zeros(1, "float32"))
     optimizer.build([weight])
 
@@ -137,13 +138,13 @@ def test_keep_on_a_schedule_that_has_ended_is_refused():
     ended = {"class_name": "CosineDecay", "config": {"initial_learning_rate": 1e-2, "decay_steps": 100, "alpha": 0.0}}
     plan = decide(SavedRate(1e-2, "schedule", ended), schedule="keep")
     with pytest.raises(UsageError, match="has ended at 0 after 100"):
-        plan.keras_rate(origin=100)
+        keras_rate(plan, origin=100)
 
 
 def test_a_held_rate_warms_up_and_stays():
     """`constant` with a warm-up rises to the rate and holds it; without one it is a float."""
-    assert decide(lr=1e-4, schedule="constant").keras_rate(origin=5) == 1e-4
-    schedule = decide(lr=1e-4, schedule="constant", warmup_steps=10).keras_rate(origin=5)
+    assert keras_rate(decide(lr=1e-4, schedule="constant"), origin=5) == 1e-4
+    schedule = keras_rate(decide(lr=1e-4, schedule="constant", warmup_steps=10), origin=5)
     assert float(schedule(5)) == pytest.approx(1e-5)
     assert float(schedule(1000)) == pytest.approx(1e-4)
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from kresume.checkpoints.read import read_checkpoint
-from kresume.checkpoints.state import Card
 from kresume.errors import UsageError
 from kresume.models.losses import choose_loss
 from kresume.options.table import TrainConfig
-from kresume.training.decisions import Amount
 from kresume.training.parent import Parent, restore_parent, wanted_optimizer
-from kresume.training.rates import decide_rate
+from kresume.training.rates import decide_rate, keras_rate
 from kresume.training.resume import _adjust
+from kresume.values.amount import Amount
+from kresume.values.card import Card
 from tests.conftest import CLASSES
 
 STEPS, DONE, SIDE, BATCH = 8, 5, 4, 3
@@ -183,4 +183,4 @@ def test_the_schedule_of_a_compiled_model_goes_on(written, pictures, quiet, tmp_
     }
     plan = make_plan(from_arguments(str(written / "schedule.weights.h5"), arguments), quiet)
     assert (plan.rate.schedule, plan.rate.saved["class_name"]) == ("keep", "ExponentialDecay")
-    assert float(plan.rate.keras_rate(DONE)(DONE)) == pytest.approx(decayed(None, 0))
+    assert float(keras_rate(plan.rate, DONE)(DONE)) == pytest.approx(decayed(None, 0))

@@ -15,11 +15,12 @@ import pytest
 from kresume import devices
 from kresume.checkpoints.inspect import describe
 from kresume.checkpoints.read import read_checkpoint
-from kresume.checkpoints.state import Card, SavedOptimizer, TrainState
 from kresume.errors import CheckpointError, RestoreError
 from kresume.models import build, optimizers, rebuild, restore
 from kresume.models.match_weights import keras_names
 from kresume.training.fit import assign_state
+from kresume.values.card import Card
+from kresume.values.state import SavedOptimizer, TrainState
 from tests.support import assert_same_bytes
 
 WRITER = """
@@ -158,7 +159,7 @@ def test_a_restored_variable_shares_no_memory_with_its_source(place):
 
     Overwriting the source changes no variable, and training does not change the source.
     """
-    from kresume.checkpoints.state import TrainState
+    from kresume.values.state import TrainState
 
     model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(64, use_bias=False)])
     whole = np.zeros(64 * 64 * 4 + 128, np.uint8)

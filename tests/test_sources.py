@@ -17,12 +17,12 @@ from kresume.evaluation.evaluate import evaluate
 from kresume.exports.export import export
 from kresume.images import merging, places
 from kresume.images.cache import Cache
-from kresume.images.decode import DecodeSpec
 from kresume.images.manifest import Manifest
 from kresume.images.prepare import prepare
 from kresume.images.reader import PictureReader
 from kresume.images.sources import list_images, records
 from kresume.images.sources.records import FRAME, masked_crc, parse_features
+from kresume.values.decode_spec import DecodeSpec
 from tests.conftest import CLASSES, write_pictures
 from tests.support import TINY, run_training
 

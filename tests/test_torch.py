@@ -12,10 +12,10 @@ import pytest
 import kresume
 from kresume.checkpoints.read import read_checkpoint
 from kresume.checkpoints.skeleton import skeleton
-from kresume.checkpoints.state import TrainState
 from kresume.errors import CheckpointError, ModelError, RestoreError, UsageError
 from kresume.models import optimizers, restore, torch_map, torch_rewritten
 from kresume.models.torch_layout import Turn, turned
+from kresume.values.state import TrainState
 from tests.golden_models import MODELS
 from tests.support import assert_same_bytes, run_training
 

@@ -5,11 +5,11 @@ import pytest
 
 from kresume import runs
 from kresume.images import pipeline
-from kresume.images.decode import DecodeSpec
 from kresume.images.manifest import Manifest
 from kresume.images.order import Order
 from kresume.images.reader import PictureReader
 from kresume.images.variation import Varied, draw_half, other_spec
+from kresume.values.decode_spec import DecodeSpec
 from tests.support import kill_at_every_snapshot, result_arrays, run_training
 
 TINY = {"model": "convnet", "image_size": 8, "batch_size": 6, "epochs": 2, "lr": 1e-3}
@@ -74,7 +74,7 @@ def test_a_run_draws_and_says_so(varied_run, pictures, tmp_path):
     plain = run_training(data=[str(pictures / "old")], out=str(tmp_path / "plain"), **TINY)
     one, other = (result_arrays(runs.open_run(each.run).path) for each in (plain, varied_run))
     assert any(one[name].tobytes() != other[name].tobytes() for name in one)
-    record = runs.open_run(varied_run.run).record
+    record = runs.open_run(varied_run.run).record.as_dict()
     assert record["given"]["vary_interpolation"] is True
     assert record["card"]["interpolation"] == "area"
 

@@ -15,7 +15,6 @@ from kresume import runs
 from kresume.checkpoints import snapshot
 from kresume.errors import CheckpointError, ImagesError, NothingNew, Stopped, UsageError
 from kresume.images import merging, scans
-from kresume.images.decode import DecodeSpec
 from kresume.images.manifest import Manifest
 from kresume.images.mixing import make_order
 from kresume.images.order import LaterOrder, Order
@@ -24,10 +23,12 @@ from kresume.images.sources import list_images
 from kresume.options.resolve import from_arguments
 from kresume.progress import Reporter
 from kresume.training import callbacks, changes, watch
-from kresume.training.decisions import Amount, decide_amount
+from kresume.training.decisions import decide_amount
 from kresume.training.passes import Passes
 from kresume.training.resume import train
 from kresume.training.watch import Watch
+from kresume.values.amount import Amount
+from kresume.values.decode_spec import DecodeSpec
 from tests.conftest import CLASSES, write_pictures
 from tests.support import (
     TINY,
@@ -393,7 +394,7 @@ def test_the_next_generation_remembers_what_came(monkeypatch, tmp_path, pictures
         grown = run_training(
             parent, add=[str(tmp_path / "inbox")], watch=True, lr=1e-3, epochs=2, out=str(tmp_path / "2-grown")
         ).run
-    record = runs.open_run(grown).record
+    record = runs.open_run(grown).record.as_dict()
     table = scans.manifest_of(Path(grown))
     assert record["images"]["total"] == len(table) == 24 + 12 + 15
     assert record["images"]["added"] == 27

@@ -20,8 +20,8 @@ from typing import Any
 from kresume import files
 from kresume.checkpoints import weights_file
 from kresume.checkpoints.hdf5 import read_arrays
-from kresume.checkpoints.state import TrainState
 from kresume.errors import CheckpointError
+from kresume.values.state import TrainState
 
 WEIGHTS, METADATA, BEFORE = "latest.weights.h5", "training_metadata.json", ".bkp"
 LARGEST_JSON = 2**20

@@ -18,8 +18,9 @@ from kresume import files
 from kresume.checkpoints import keras_2
 from kresume.checkpoints.keras_arrays import class_of, rate_of_schedule
 from kresume.checkpoints.keras_file import CARD
-from kresume.checkpoints.state import Card, SavedRate, TrainState
 from kresume.errors import CheckpointError
+from kresume.values.card import Card
+from kresume.values.state import SavedRate, TrainState
 
 ARCHITECTURE, OPTIMIZER = "model.json", "optimizer.json"
 

@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from kresume.checkpoints.state import GraphNode, SavedOptimizer, SavedRate
+from kresume.values.state import GraphNode, SavedOptimizer, SavedRate
 
 Style = Literal["keras-3", "keras-2", "legacy"]
 EDGES: Mapping[Style, tuple[tuple[str, ...], ...]] = {

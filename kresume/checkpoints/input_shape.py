@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kresume.checkpoints.layers import layer_table
-from kresume.checkpoints.state import TrainState
 from kresume.errors import UsageError
-from kresume.input_layout import read_layout
+from kresume.values.input_layout import read_layout
+from kresume.values.state import TrainState
 
 Shape = tuple[int | None, ...]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from kresume.checkpoints.input_shape import describe_input
 from kresume.checkpoints.layers import LayerRow, layer_table, natural, weights
-from kresume.checkpoints.state import TrainState
+from kresume.values.state import TrainState
 
 FEW = 40
 

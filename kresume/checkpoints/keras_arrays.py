@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from kresume.checkpoints.state import SavedOptimizer, SavedRate
 from kresume.errors import CheckpointError
+from kresume.values.state import SavedOptimizer, SavedRate
 
 OPTIMIZER = "optimizer/vars/"
 INNER = "optimizer/inner_optimizer/vars/"

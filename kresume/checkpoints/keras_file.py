@@ -23,8 +23,9 @@ from kresume.checkpoints import content, keras_2
 from kresume.checkpoints.hdf5 import read_arrays
 from kresume.checkpoints.json_text import LARGEST, read_object
 from kresume.checkpoints.keras_arrays import OPTIMIZER, optimizer_arrays, optimizer_of, rate_of, step_of, tidy
-from kresume.checkpoints.state import Card, TrainState
 from kresume.errors import CheckpointError
+from kresume.values.card import Card
+from kresume.values.state import TrainState
 
 ENDINGS = (".keras",)
 CARD = "kresume.json"

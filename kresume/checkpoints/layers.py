@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kresume.checkpoints.graph_optimizer import find_optimizer, owned
-from kresume.checkpoints.state import TrainState
+from kresume.values.state import TrainState
 
 APART = frozenset({"optimizer", "optimizer_variables", "optimizer_weights", "metrics", "metrics_variables", "callbacks",
                    "compile_metrics", "save_counter", "keras_api", "_all_variables", "seed_generator"})  # fmt: skip

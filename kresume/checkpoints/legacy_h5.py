@@ -25,9 +25,9 @@ from kresume.checkpoints import content, keras_2, keras_2_layers, keras_2_slots
 from kresume.checkpoints.hdf5 import opened, read_arrays
 from kresume.checkpoints.json_text import read_object
 from kresume.checkpoints.keras_arrays import class_of, rate_of_schedule, unwrapped
-from kresume.checkpoints.state import SavedOptimizer, SavedRate, TrainState
 from kresume.checkpoints.weights_file import has_layers
 from kresume.errors import CheckpointError
+from kresume.values.state import SavedOptimizer, SavedRate, TrainState
 
 ENDINGS = (".h5", ".hdf5")
 WEIGHTS, OPTIMIZER = "model_weights", "optimizer_weights"

@@ -27,8 +27,8 @@ import numpy as np
 from kresume import files
 from kresume.checkpoints.json_text import LARGEST
 from kresume.checkpoints.keras_arrays import class_of, rate_of_schedule, unwrapped
-from kresume.checkpoints.state import SavedOptimizer, SavedRate, TrainState
 from kresume.errors import CheckpointError, MissingPackage
+from kresume.values.state import SavedOptimizer, SavedRate, TrainState
 
 TREE, STEP = ("_METADATA", "manifest.ocdbt"), "_CHECKPOINT_METADATA"
 ITEMS = ("pytree", "default", "state", "params", "items")

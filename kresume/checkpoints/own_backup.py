@@ -19,7 +19,7 @@ from kresume import runs
 from kresume.checkpoints import run as run_reader
 from kresume.checkpoints import snapshot
 from kresume.checkpoints.keras_arrays import class_of, rate_of_schedule
-from kresume.checkpoints.state import SavedOptimizer, SavedRate, TrainState
+from kresume.values.state import SavedOptimizer, SavedRate, TrainState
 
 RATE = "optimizer/1"
 """Name of a float rate: Keras stores it after the iteration count."""

@@ -30,8 +30,8 @@ from kresume.checkpoints import (
     weights_file,
 )
 from kresume.checkpoints.beside import with_files_beside
-from kresume.checkpoints.state import TrainState
 from kresume.errors import CheckpointError, UsageError
+from kresume.values.state import TrainState
 
 
 @dataclass(frozen=True)

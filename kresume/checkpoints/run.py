@@ -5,14 +5,16 @@ A folder of runs stands for its newest accepted run.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kresume import files, runs
 from kresume.checkpoints import snapshot
-from kresume.checkpoints.state import Card, SavedOptimizer, SavedRate, TrainState
 from kresume.errors import CheckpointError
+from kresume.values.loss import Loss
+from kresume.values.state import SavedRate, TrainState
 
 
 def split(path: str) -> tuple[Path, str]:
@@ -64,39 +66,32 @@ def read(path: str) -> TrainState:
     _, which = split(path)
     state = _snapshot(run, which)
     record = run.record
-    optimizer = record["optimizer"]
-    rate = record["rate"]
     return replace(
         state,
         source=path,
         format="run",
         architecture=files.read_json(run.path / "architecture.json"),
-        compiled=_compiled(record["loss"]),
-        optimizer=SavedOptimizer(
-            optimizer["class_name"],
-            optimizer["config"],
-            sum(name.startswith("optimizer/") for name in state.arrays),
-            bool(optimizer.get("loss_scale")),
-        ),
-        step=int(record["base_step"]) + int(state.step or 0),
-        rate=SavedRate(float(rate["peak"]), "run", _schedule(optimizer["config"], state.records.get("clock"))),
-        card=Card.from_dict(record["card"]),
-        writer=f"kresume {record['kresume']}",
-        written=str(record.get("finished") or record["created"]),
-        records={**state.records, "paths": record.get("variables", {})},
+        compiled=_compiled(record.loss),
+        optimizer=replace(record.optimizer, variables=sum(name.startswith("optimizer/") for name in state.arrays)),
+        step=record.base_step + int(state.step or 0),
+        rate=SavedRate(record.rate.peak, "run", _schedule(record.optimizer.config or {}, state.records.get("clock"))),
+        card=record.card,
+        writer=f"kresume {record.kresume}",
+        written=record.finished or record.created,
+        records={**state.records, "paths": record.variables},
     )
 
 
-def _compiled(loss: dict[str, Any]) -> dict[str, Any]:
+def _compiled(loss: Loss) -> dict[str, Any]:
     """Returns the compile config that corresponds to the loss in a run's record."""
-    if loss.get("settings") is not None:
-        return {"loss": loss["settings"], "loss_weights": loss.get("weight")}
-    name = "".join(word.capitalize() for word in loss["kind"].split("_"))
-    config = {key: loss[key] for key in ("from_logits", "label_smoothing")}
-    return {"loss": {"class_name": name, "config": config}, "loss_weights": loss.get("weight")}
+    if loss.settings is not None:
+        return {"loss": loss.settings, "loss_weights": loss.weight}
+    name = "".join(word.capitalize() for word in loss.kind.split("_"))
+    config = {"from_logits": loss.from_logits, "label_smoothing": loss.label_smoothing}
+    return {"loss": {"class_name": name, "config": config}, "loss_weights": loss.weight}
 
 
-def _schedule(config: dict[str, Any], clock: list[float] | None) -> dict[str, Any] | None:
+def _schedule(config: Mapping[str, Any], clock: list[float] | None) -> dict[str, Any] | None:
     """Returns the run's schedule as a Keras config; None for a float rate.
 
     If the images changed while the run trained, the config contains the schedule time reached so far (`base`).

@@ -17,9 +17,9 @@ from typing import Any
 from kresume.checkpoints import keras_2, tf_checkpoint
 from kresume.checkpoints.json_text import read_object
 from kresume.checkpoints.keras_arrays import rate_of_schedule
-from kresume.checkpoints.state import SavedOptimizer, SavedRate, TrainState
 from kresume.devices import import_tensorflow
 from kresume.errors import CheckpointError
+from kresume.values.state import SavedOptimizer, SavedRate, TrainState
 
 GRAPH, TEXT_GRAPH, METADATA = "saved_model.pb", "saved_model.pbtxt", "keras_metadata.pb"
 MODELS = frozenset({"Sequential", "Functional", "Model"})

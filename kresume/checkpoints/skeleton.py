@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kresume.checkpoints.state import TrainState
 from kresume.errors import UsageError
+from kresume.values.state import TrainState
 
 FILL_IN = "fill in"
 """Marks what a file does not say; `train` refuses a model file that still contains a mark."""

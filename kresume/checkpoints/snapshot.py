@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from kresume import files
-from kresume.checkpoints.state import TrainState
 from kresume.errors import CheckpointError
+from kresume.values.state import TrainState
 
 FORMAT = 1
 ARRAYS = "state.safetensors"

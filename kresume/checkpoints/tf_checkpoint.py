@@ -20,9 +20,9 @@ import numpy as np
 
 from kresume import files
 from kresume.checkpoints import content, graph_optimizer
-from kresume.checkpoints.state import GraphNode, TrainState
 from kresume.devices import import_tensorflow
 from kresume.errors import CheckpointError
+from kresume.values.state import GraphNode, TrainState
 
 GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 VALUE = "VARIABLE_VALUE"

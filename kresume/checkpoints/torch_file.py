@@ -26,8 +26,8 @@ import numpy as np
 
 from kresume import files
 from kresume.checkpoints import content, torch_optimizer
-from kresume.checkpoints.state import TrainState
 from kresume.errors import CheckpointError, MissingPackage
+from kresume.values.state import TrainState
 
 ENDINGS = (".pth", ".pt", ".safetensors")
 WEIGHTS_KEYS = ("model_state_dict", "state_dict", "model", "model_state", "net", "network", "module", "weights")

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kresume.checkpoints.choices import Item, choose
-from kresume.checkpoints.state import SavedOptimizer, SavedRate
+from kresume.values.state import SavedOptimizer, SavedRate
 
 SLOTS = {"SGD": ("momentum_buffer",), "Adam": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")}
 

@@ -20,8 +20,8 @@ from kresume import files
 from kresume.checkpoints import content
 from kresume.checkpoints.hdf5 import opened, read_arrays
 from kresume.checkpoints.keras_arrays import KERAS_2_LAYERS, optimizer_of, rate_of, step_of, tidy
-from kresume.checkpoints.state import TrainState
 from kresume.errors import CheckpointError
+from kresume.values.state import TrainState
 
 ENDINGS = (".weights.h5", ".weights.json")
 LARGEST_JSON = 64 * 2**20

@@ -21,17 +21,17 @@ import numpy as np
 from kresume.checkpoints.read import recognise
 from kresume.errors import UsageError
 from kresume.evaluation import behind
+from kresume.evaluation.caches import open_cache
 from kresume.evaluation.loaded import Subject, load
 from kresume.evaluation.score import OutputKind
 from kresume.evaluation.served import Prediction, predict_saved_model
 from kresume.evaluation.signatures import Signature, find_saved_model, labels_of, read_signatures
 from kresume.images import conventions, inputs
-from kresume.images.cache import Cache
-from kresume.images.decode import DecodeSpec
 from kresume.images.manifest import Manifest
 from kresume.images.reader import PictureReader, as_files
-from kresume.input_layout import InputLayout, read_layout
 from kresume.progress import Reporter
+from kresume.values.decode_spec import DecodeSpec
+from kresume.values.input_layout import InputLayout, read_layout
 
 ELSEWHERE = "(another class)"
 PART = 64
@@ -103,11 +103,6 @@ def answers_of(
     )
 
 
-def open_cache(spec: DecodeSpec, cache: str | None) -> Cache | None:
-    """Opens the cache that `--cache` names; None if it is off."""
-    return None if cache == "off" else Cache.open(spec, Path(cache) if cache and cache != "auto" else None)
-
-
 def _in_our_classes(probabilities: np.ndarray, theirs: Sequence[str], ours: Sequence[str]) -> np.ndarray:
     place = {name: index for index, name in enumerate(ours)}
     result = np.zeros((len(probabilities), len(ours) + 1))
@@ -125,13 +120,13 @@ def served_size(folder: Path, signature: Signature) -> tuple[DecodeSpec, str, In
         UsageError: neither its signature nor its `export.json` records the size.
     """
     from kresume import files
-    from kresume.checkpoints.state import Card
+    from kresume.values.card import Card
 
     record = folder / "export.json"
     if record.is_file():
         told = files.read_json(record)
         card = Card.from_dict(told["card"])
-        spec = DecodeSpec(*card.image_size, card.resize, card.interpolation)
+        spec = card.spec
         return spec, str(told.get("sent") or card.pixels), signature.input.layout(card.image_size, card.input)
     layout = signature.input.layout()
     size = signature.input.size(layout)

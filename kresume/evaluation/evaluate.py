@@ -20,14 +20,14 @@ from kresume.checkpoints.read import read_checkpoint
 from kresume.checkpoints.run import find_run
 from kresume.class_names import join_classes, names_of
 from kresume.errors import ImagesError
-from kresume.evaluation.against import answers_of, open_cache, served_folder
+from kresume.evaluation.against import answers_of, served_folder
 from kresume.evaluation.behind import can_say
+from kresume.evaluation.caches import open_cache
 from kresume.evaluation.class_order import describe_order, judge_order
 from kresume.evaluation.loaded import Subject, load, select_backend
 from kresume.evaluation.score import score
 from kresume.evaluation.signatures import labels_of
 from kresume.images import merging
-from kresume.images.decode import DecodeSpec
 from kresume.images.manifest import Manifest
 from kresume.images.order import permutation
 from kresume.images.prepare import prepare
@@ -38,6 +38,7 @@ from kresume.images.sources.records import parse_features
 from kresume.options.settings import DEFAULTS
 from kresume.progress import Reporter
 from kresume.spelling import as_argument, spelled
+from kresume.values.decode_spec import DecodeSpec
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kresume.checkpoints.state import Card
 from kresume.errors import ImagesError
 from kresume.evaluation.score import predict_all, score
 from kresume.images import inputs, pipeline
@@ -21,6 +20,7 @@ from kresume.images.manifest import Manifest
 from kresume.images.reader import PictureReader
 from kresume.models.averages import averaged
 from kresume.progress import Reporter
+from kresume.values.card import Card
 
 if TYPE_CHECKING:
     from kresume.models.losses import LossChoice

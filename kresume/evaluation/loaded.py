@@ -19,13 +19,14 @@ from kresume import devices, runs
 from kresume.checkpoints.layers import output_width
 from kresume.checkpoints.read import read_checkpoint
 from kresume.checkpoints.run import find_run
-from kresume.checkpoints.state import Card, SavedOptimizer, TrainState
 from kresume.errors import CheckpointError, KresumeError, ModelError, RestoreError, UsageError
 from kresume.images.conventions import SAID
-from kresume.images.decode import DecodeSpec
 from kresume.models.inputs import layout_of
 from kresume.options.given import code_of
 from kresume.options.resolve import default_image_size
+from kresume.values.card import Card
+from kresume.values.decode_spec import DecodeSpec
+from kresume.values.state import SavedOptimizer, TrainState
 
 if TYPE_CHECKING:
     from kresume.models.losses import LossChoice
@@ -87,8 +88,7 @@ class Loaded:
     @property
     def spec(self) -> DecodeSpec:
         """Returns how pictures are decoded for the model."""
-        height, width = self.card.image_size
-        return DecodeSpec(height, width, self.card.resize, self.card.interpolation)
+        return self.card.spec
 
     @property
     def generation(self) -> int:
@@ -105,7 +105,7 @@ class Loaded:
         """Returns which weights an unfinished run gives; empty if it is finished."""
         if self.run is None or self.run.finished:
             return ""
-        step = int(self.state.step or 0) - int(self.run.record["base_step"])
+        step = int(self.state.step or 0) - self.run.record.base_step
         whose = "its parent's weights, or the initial ones" if step == 0 else f"the weights of its step {step:,}"
         return f"{self.run.path} is not finished ({self.run.status}): its newest snapshot is used, {whose}"
 
@@ -113,7 +113,7 @@ class Loaded:
 def select_backend(path: str, backend: str | None, device: str | None) -> str:
     """Selects the backend: the requested one, else the run's, else the default."""
     run = find_run(path)
-    return devices.select(backend or (run.record["backend"] if run else None), device)
+    return devices.select(backend or (run.record.backend if run else None), device)
 
 
 def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, anonymous: bool = False) -> Loaded:
@@ -137,7 +137,7 @@ def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, ano
     run = find_run(path)
     state = read_checkpoint(path)
     ours = (*subject.imports, *code_of({"model": subject.model}))
-    runs_own = code_of(run.record["options"]) if run is not None else ()
+    runs_own = code_of(run.record.options) if run is not None else ()
     subject = replace(subject, imports=tuple(dict.fromkeys([*ours, *runs_own])))
     card = state.card
     given = subject.classes or (card.classes if card else None) or ()

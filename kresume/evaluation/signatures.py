@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from kresume.devices import import_tensorflow
 from kresume.errors import CheckpointError, UsageError
-from kresume.input_layout import InputLayout, read_layout
+from kresume.values.input_layout import InputLayout, read_layout
 
 InputKind = Literal["bytes", "pictures", "values"]
 OutputKind = Literal["scores", "top_scores", "labels", "class_index", "class_indices", "error", "embedding"]

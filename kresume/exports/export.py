@@ -367,7 +367,7 @@ def _record(
             "digest": snapshot.digest_of(loaded.state.arrays),
             "run": run.path.name if run else None,
             "generation": run.generation if run else None,
-            "manifest": run.record["manifest"] if run else None,
+            "manifest": run.record.manifest if run else None,
             "averages": loaded.averages,
             "backend": backend,
         },

@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from kresume.checkpoints.state import Card
 from kresume.errors import ModelError
 from kresume.evaluation.signatures import Input
 from kresume.images import inputs
-from kresume.images.decode import DecodeSpec, pixels, resize, webp_with_alpha
+from kresume.images.decode import pixels, resize, webp_with_alpha
 from kresume.images.tf_data import without_autotuner
-from kresume.input_layout import RGB, InputLayout
+from kresume.values.card import Card
+from kresume.values.decode_spec import DecodeSpec
+from kresume.values.input_layout import RGB, InputLayout
 
 OnBadImage = Literal["error", "flag"]
 
@@ -68,7 +69,7 @@ class Served:
         self.order = tuple(order or card.classes)
         self.top_k = min(top_k, len(self.order))
         self.on_bad_image = on_bad_image
-        self.spec = DecodeSpec(*card.image_size, card.resize, card.interpolation)
+        self.spec = card.spec
         self.to_model = inputs.to_input(card.pixels, card.input)
         self.sent = sent or card.pixels
         self.logits = logits

@@ -22,7 +22,7 @@ from kresume.evaluation.signatures import LABELS, Signature, find_saved_model, l
 from kresume.exports.graph import Served, head_input
 from kresume.exports.samples import Samples
 from kresume.images import conventions
-from kresume.input_layout import InputLayout
+from kresume.values.input_layout import InputLayout
 
 REFUSAL = "the new model cannot take the place of"
 

@@ -21,7 +21,7 @@ from kresume.evaluation.loaded import Loaded
 from kresume.evaluation.score import predict_all, to_probabilities
 from kresume.evaluation.signatures import Input
 from kresume.images import pipeline
-from kresume.images.decode import DecodeSpec, as_served, decode
+from kresume.images.decode import as_served, decode
 from kresume.images.inputs import to_input
 from kresume.images.manifest import Manifest
 from kresume.images.merging import name_numbers
@@ -29,8 +29,9 @@ from kresume.images.places import read_range
 from kresume.images.reader import as_files
 from kresume.images.sources import list_images
 from kresume.images.sources.found import Found
-from kresume.input_layout import RGB, InputLayout
 from kresume.progress import Reporter
+from kresume.values.decode_spec import DecodeSpec
+from kresume.values.input_layout import RGB, InputLayout
 
 LIMIT = 256
 GENERATED = 32

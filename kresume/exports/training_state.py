@@ -21,7 +21,6 @@ import numpy as np
 
 from kresume.checkpoints.beside import ARCHITECTURE, OPTIMIZER
 from kresume.checkpoints.keras_file import CARD
-from kresume.checkpoints.state import SavedOptimizer
 from kresume.errors import ExportError
 from kresume.evaluation.apart import Answer, run_apart
 from kresume.evaluation.loaded import Loaded, build_optimizer, named_optimizer
@@ -32,6 +31,7 @@ from kresume.exports.samples import Samples
 from kresume.models import optimizers, own_counts, restore, slots
 from kresume.models.averages import use_averages
 from kresume.models.unnamed_optimizer import settle
+from kresume.values.state import SavedOptimizer
 
 
 @dataclass(frozen=True)

@@ -31,13 +31,12 @@ import numpy as np
 
 from kresume import files
 from kresume.errors import ImagesError
-from kresume.images.decode import DecodeSpec
 from kresume.spelling import option
+from kresume.values.decode_spec import DecodeSpec
 
 INDEX_TYPE = np.dtype([("sha256", "S64"), ("crc", "<u4")])
 SHARD_BYTES = 64 * 2**20
 SPARE_BYTES = 2**30
-DEFAULT_LIMIT_BYTES = 50 * 10**9
 LIMIT = "limit"
 """Name of the file in a cache's root that stores a requested limit in bytes."""
 
@@ -48,11 +47,11 @@ def default_root() -> Path:
     return Path(given) if given else Path.home() / ".cache" / "kresume"
 
 
-def _limit_of(root: Path) -> int:
+def _limit_of(root: Path) -> int | None:
     try:
         return int((root / LIMIT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return DEFAULT_LIMIT_BYTES
+        return None
 
 
 def aligned(shape: tuple[int, ...]) -> np.ndarray:
@@ -80,10 +79,11 @@ class Cache:
     Args:
         folder: the folder of its shards.
         spec: how the images were decoded.
-        limit_bytes: total size that all specs of this root may use. The least recently used shards are removed first.
+        limit_bytes: total size that all specs of this root may use, None for any. The least recently used shards are
+            removed first.
     """
 
-    def __init__(self, folder: Path, spec: DecodeSpec, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
+    def __init__(self, folder: Path, spec: DecodeSpec, limit_bytes: int | None = None) -> None:
         self.folder = folder
         self.spec = spec
         self.limit_bytes = limit_bytes
@@ -102,14 +102,21 @@ class Cache:
 
     @classmethod
     def open(
-        cls, spec: DecodeSpec, root: Path | None = None, limit_bytes: int | None = None, *, writes: bool = True
+        cls,
+        spec: DecodeSpec,
+        root: Path | None = None,
+        limit_bytes: int | None = None,
+        *,
+        otherwise: int | None = None,
+        writes: bool = True,
     ) -> Cache:
         """Opens the cache of a spec and creates its folder if needed.
 
         Args:
             spec: how its images are decoded.
             root: the folder that holds the folders of all specs; None for `default_root()`.
-            limit_bytes: see the class. None uses the limit that was given last, or 50 GB if none was given.
+            limit_bytes: see the class. None uses the limit that was given last.
+            otherwise: the limit if none was ever given.
             writes: False creates no folder, for commands that only inspect.
 
         Returns:
@@ -119,14 +126,16 @@ class Cache:
             ImagesError: if the folder cannot be created.
         """
         root = root or default_root()
-        cache = cls(root / spec.key, spec, _limit_of(root) if limit_bytes is None else limit_bytes)
+        kept = _limit_of(root)
+        known = otherwise if kept is None else kept
+        cache = cls(root / spec.key, spec, known if limit_bytes is None else limit_bytes)
         if not writes:
             cache.refresh()
             return cache
         try:
             cache.folder.mkdir(parents=True, exist_ok=True)
             files.remove_abandoned(cache.folder)
-            if limit_bytes is not None and limit_bytes != _limit_of(root):
+            if limit_bytes is not None and limit_bytes != kept:
                 # `kresume eval` must not trim the cache to another size than the training run that fills it.
                 files.write_text(root / LIMIT, f"{limit_bytes}\n")
         except OSError as error:
@@ -228,13 +237,16 @@ class Cache:
 
     def holds(self, count: int) -> bool:
         """Returns True if `count` images fit within the limit at once."""
-        return count * self.row_bytes <= self.limit_bytes
+        return self.limit_bytes is None or count * self.row_bytes <= self.limit_bytes
 
     def trim(self) -> None:
         """Removes the least recently used shards until the root is within its limit.
 
         Shards that this object used are kept.
         """
+        limit = self.limit_bytes
+        if limit is None:
+            return
         shards = []
         for path in self.folder.parent.glob("*/shard-*.bin"):
             with contextlib.suppress(FileNotFoundError):  # another process may trim at the same time
@@ -242,7 +254,7 @@ class Cache:
         total = sum(facts.st_size for facts, _ in shards)
         for facts, path in sorted(shards, key=lambda shard: shard[0].st_mtime):
             index = path.with_suffix(".npy")
-            if total <= self.limit_bytes or path in self._used:
+            if total <= limit or path in self._used:
                 continue
             index.unlink(missing_ok=True)  # first, so that no reader finds an index without its rows
             path.unlink(missing_ok=True)  # processes that have mapped it keep its pages

@@ -14,10 +14,10 @@ import numpy as np
 from kresume.errors import ImagesError, UsageError
 from kresume.images import places
 from kresume.images.cache import Cache
-from kresume.images.decode import spec_of_key
 from kresume.images.manifest import Manifest
 from kresume.images.prepare import Prepared, forget_facts
 from kresume.spelling import option
+from kresume.values.decode_spec import spec_of_key
 
 
 def remap(manifest: Manifest, pairs: Sequence[str] | None) -> Manifest:

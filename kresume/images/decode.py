@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import re
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -26,81 +25,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kresume.errors import ImagesError, UsageError
-from kresume.spelling import option
+from kresume.errors import ImagesError
+from kresume.values.decode_spec import DecodeSpec
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-VERSION = 1
-"""Version of the decoded pixels, part of the cache key. Increase it if the same bytes decode to other pixels."""
-
 MAX_PIXELS = 100_000_000
 LARGE_PIXELS = 16_000_000
-RESIZES = ("stretch", "crop", "pad")
-INTERPOLATIONS = (
-    "area",
-    "bilinear",
-    "antialias",
-    "nearest",
-    "bicubic",
-    "lanczos3",
-    "lanczos5",
-    "gaussian",
-    "mitchellcubic",
-)
-KERAS_RESIZES = ("keraspad",)
-KERAS_INTERPOLATIONS = ("kerasarea",)
-"""Variants of `pad` and `area` that match `keras.utils.image_dataset_from_directory`, for `image_dataset` only."""
 ORIENTATION_TAG = 0x0112
 
 _one_large_at_a_time = threading.Lock()
-
-
-@dataclass(frozen=True)
-class DecodeSpec:
-    """Specifies the size, resize mode and interpolation of decoded images.
-
-    Attributes:
-        height: target height in pixels.
-        width: target width in pixels.
-        resize: `"stretch"` ignores the aspect ratio, `"crop"` first crops the centre to the target's aspect ratio,
-            `"pad"` adds black borders, and `"keraspad"` pads with Keras's rounding.
-        interpolation: `"area"` averages areas, and is bilinear where an image is enlarged; `"kerasarea"` always
-            averages areas; `"antialias"` is bilinear with antialiasing. Other values are methods of `tf.image.resize`.
-            Keras's default is `"bilinear"`.
-
-    Raises:
-        UsageError: if a value is not supported.
-    """
-
-    height: int
-    width: int
-    resize: str = "stretch"
-    interpolation: str = "area"
-
-    def __post_init__(self) -> None:
-        if self.height < 1 or self.width < 1:
-            raise UsageError(f"an image size is at least 1x1, got {self.height}x{self.width}")
-        if self.resize not in {*RESIZES, *KERAS_RESIZES}:
-            raise UsageError(f"{option('resize', self.resize)}: use {', '.join(RESIZES)}")
-        if self.interpolation not in {*INTERPOLATIONS, *KERAS_INTERPOLATIONS}:
-            raise UsageError(f"{option('interpolation', self.interpolation)}: use {', '.join(INTERPOLATIONS)}")
-
-    @property
-    def key(self) -> str:
-        """Returns the name of this spec in the cache."""
-        return f"v{VERSION}-{self.height}x{self.width}-{self.resize}-{self.interpolation}"
-
-
-def spec_of_key(key: str) -> DecodeSpec | None:
-    """Parses a cache key of any version; returns None for other text."""
-    found = re.fullmatch(r"v\d+-(\d+)x(\d+)-([a-z]+)-([a-z0-9]+)", key)
-    if found is None:
-        return None
-    if found[3] not in {*RESIZES, *KERAS_RESIZES} or found[4] not in {*INTERPOLATIONS, *KERAS_INTERPOLATIONS}:
-        return None
-    return DecodeSpec(int(found[1]), int(found[2]), found[3], found[4])
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import Any
 
 from kresume.errors import UsageError
 from kresume.images import conventions
-from kresume.input_layout import RGB, InputLayout
 from kresume.spelling import option
+from kresume.values.input_layout import RGB, InputLayout
 
 RED, GREEN, BLUE = 299.0, 587.0, 114.0
 """Thousandths of brightness (ITU-R BT.601), with which libjpeg and libpng decode a file as grey."""

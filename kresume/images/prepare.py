@@ -30,12 +30,13 @@ import numpy as np
 from kresume import files
 from kresume.errors import ImagesError
 from kresume.images.cache import Cache, checksum
-from kresume.images.decode import DecodeSpec, Header, decode_many, read_header
+from kresume.images.decode import Header, decode_many, read_header
 from kresume.images.likeness import likeness
 from kresume.images.places import MAX_FILE_BYTES, read_range, read_stream
 from kresume.images.sources.found import STREAMS, Facts, Found, Known, Quarantined
 from kresume.progress import Reporter
 from kresume.spelling import option
+from kresume.values.decode_spec import DecodeSpec
 
 INDEX_NAME = "pictures.sqlite"
 GROUP, GROUP_BYTES = 32, 16 * 2**20
@@ -170,7 +171,7 @@ def _too_little_room(cache: Cache, more: int, everything: int) -> str | None:
     if not cache.room_for(more):
         elsewhere = option("cache", "DIR")
         return f"the disk of the cache {cache.folder} has no room for {more:,} more pictures ({elsewhere} puts it elsewhere)"
-    if not cache.holds(everything):
+    if cache.limit_bytes is not None and not cache.holds(everything):
         return (
             f"{everything:,} pictures of {cache.row_bytes:,} bytes are more than the cache may take, "
             f"{_size(cache.limit_bytes)} ({option('cache-limit', 'SIZE')} raises it)"

@@ -20,10 +20,11 @@ import numpy as np
 
 from kresume.errors import ImagesError
 from kresume.images.cache import Cache
-from kresume.images.decode import DecodeSpec, decode
+from kresume.images.decode import decode
 from kresume.images.manifest import Manifest
 from kresume.images.places import is_remote, read_range, read_stream
 from kresume.images.sources.found import STREAMS, Found
+from kresume.values.decode_spec import DecodeSpec
 
 
 @cache

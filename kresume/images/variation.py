@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from kresume.images.decode import DecodeSpec
+from kresume.values.decode_spec import DecodeSpec
 
 GOLDEN, FIRST, SECOND = (np.uint64(number) for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 

@@ -19,13 +19,13 @@ from typing import Any
 import keras
 
 from kresume.checkpoints import content, keras_2, keras_file, legacy_h5, saved_model
-from kresume.checkpoints.state import TrainState
 from kresume.errors import ModelError
 from kresume.models.own_code import call_function, innermost, is_function, last_line, run_files
 from kresume.models.precision import with_precision
 from kresume.models.shapes import build_once
 from kresume.options.resolve import default_image_size
 from kresume.options.settings import DEFAULTS
+from kresume.values.state import TrainState
 
 
 def build_model(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from kresume.errors import UsageError
-from kresume.input_layout import InputLayout, read_layout
+from kresume.values.input_layout import InputLayout, read_layout
 
 
 def layout_of(

@@ -14,23 +14,17 @@ import difflib
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import keras
 
 from kresume.errors import ModelError, UsageError
 from kresume.models.outputs import Outputs, output_count, read_outputs
 from kresume.models.own_code import OwnCode
-from kresume.models.saved_loss import Labels, find_loss, labels_of, live_entry, make_loss, name_of, of_keras, snake
+from kresume.models.saved_loss import find_loss, labels_of, live_entry, make_loss, name_of, of_keras, snake
 from kresume.models.shapes import input_shape_of
+from kresume.values.loss import KINDS, LABELS, Loss
 
-Kind = Literal["sparse_categorical_crossentropy", "categorical_crossentropy", "binary_crossentropy"]
-KINDS: tuple[Kind, ...] = ("sparse_categorical_crossentropy", "categorical_crossentropy", "binary_crossentropy")
-LABELS: Mapping[str, Labels] = {
-    "sparse_categorical_crossentropy": "indices",
-    "categorical_crossentropy": "rows",
-    "binary_crossentropy": "binary",
-}
 SHOWN = {"label_smoothing": 0.0, "ignore_class": None, "reduction": "sum_over_batch_size"}
 """Settings that the plan shows if they differ from these values."""
 YES_OR_NO = frozenset({"binary_crossentropy", "binary_focal_crossentropy"})
@@ -42,48 +36,14 @@ ALWAYS = frozenset(
 
 
 @dataclass(frozen=True)
-class LossChoice:
-    """A loss, its label form and the kind of outputs that it reads.
+class LossChoice(Loss):
+    """A loss that trains.
 
     Attributes:
-        kind: name of the loss in Keras, or in the user's code.
-        from_logits: True if the model's outputs are logits.
-        label_smoothing: as Keras defines it; always 0 for the sparse kind.
-        reason: why this loss was chosen, for the plan.
-        settings: serialized form of a loss that kind, logits and smoothing do not fully describe; None otherwise.
-        labels: form of labels that it expects; empty in the records of older runs, where `kind` determines it.
-        weight: factor by which the checkpoint multiplied the loss; None for 1.
-        note: which parts of the checkpoint's compile call are unused or corrected; empty if none are.
-        lost: why the checkpoint's loss cannot be built, if another one replaces it; empty otherwise.
-        live: loss object created by the user's code. Not recorded.
+        live: loss object created by the user's code; None if the record describes it. Not recorded.
     """
 
-    kind: str
-    from_logits: bool
-    label_smoothing: float
-    reason: str
-    settings: Mapping[str, Any] | None = None
-    labels: Labels | Literal[""] = ""
-    weight: float | None = None
-    note: str = ""
-    lost: str = ""
     live: Any = field(default=None, compare=False, repr=False)
-
-    @property
-    def _labels(self) -> Labels:
-        return self.labels or LABELS[self.kind]
-
-    @property
-    def one_hot(self) -> bool:
-        """Returns True if labels are rows of probabilities instead of class indices."""
-        return self._labels == "rows"
-
-    @property
-    def outputs(self) -> Literal["probabilities", "logits", "binary", "binary-logits"]:
-        """Returns the kind of the model's outputs, for scoring."""
-        if self._labels == "binary":
-            return "binary-logits" if self.from_logits else "binary"
-        return "logits" if self.from_logits else "probabilities"
 
     def keras_loss(self) -> Any:
         """Creates the Keras loss object.
@@ -107,34 +67,30 @@ class LossChoice:
         """Returns this loss if plain Keras finds it by name, else the matching cross-entropy."""
         if self.settings is None or "compiled_by" not in self.settings:
             return self
-        kind = next(kind for kind, labels in LABELS.items() if labels == self._labels)
+        kind = next(kind for kind, labels in LABELS.items() if labels == self.form)
         lost = f"the loss {self.kind} has no name by which plain Keras could find it"
         return replace(self, kind=kind, settings=None, live=None, lost=lost)
 
     def keras_metrics(self) -> list[Any]:
         """Returns the training accuracy metric for this form of labels."""
-        if self._labels == "indices":
+        if self.form == "indices":
             return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
-        if self._labels == "rows":
+        if self.form == "rows":
             return [keras.metrics.CategoricalAccuracy(name="accuracy")]
         return [keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0 if self.from_logits else 0.5)]
 
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the JSON form that `run.json` stores."""
-        return {name: value for name, value in vars(self).items() if name != "live"}
 
-
-def from_record(record: Mapping[str, Any], code: OwnCode) -> LossChoice:
+def from_record(record: Loss, code: OwnCode) -> LossChoice:
     """Rebuilds the loss of a run from its record.
 
     Args:
-        record: result of `as_dict`, possibly of an older version.
+        record: the loss that `run.json` stores.
         code: the user's code that the run names.
 
     Raises:
         UsageError: the user's own loss is no longer in that code.
     """
-    choice = LossChoice(**record)
+    choice = LossChoice(**record.as_dict())
     return choice if choice.settings is None else replace(choice, live=make_loss(choice.settings, code))
 
 

@@ -17,12 +17,12 @@ import keras
 
 from kresume import devices
 from kresume.checkpoints import graph_optimizer, keras_2
-from kresume.checkpoints.state import GraphNode, TrainState
 from kresume.models import match_slots, match_weights, slots
 from kresume.models.made_up_names import by_new_number
 from kresume.models.match_layers import RENAMED
 from kresume.models.match_slots import Matched, Saved
 from kresume.models.structure import SEED, Target
+from kresume.values.state import GraphNode, TrainState
 
 WITH_WEIGHTS = "layer_with_weights-"
 EXPORTED = {"trainable": ("trainable_variables",), "non_trainable": ("non_trainable_variables",)}

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from kresume.checkpoints.keras_2 import without_slashes
-from kresume.checkpoints.state import TrainState
 from kresume.errors import RestoreError
 from kresume.models.made_up_names import by_new_number
+from kresume.values.state import TrainState
 
 DEPTHS = (5, 4, 3, 2, 1)
 """Numbers of trailing name parts to compare.

@@ -20,9 +20,9 @@ import numpy as np
 
 from kresume.checkpoints.choices import Item, choose
 from kresume.checkpoints.keras_arrays import INNER, OPTIMIZER
-from kresume.checkpoints.state import TrainState
 from kresume.devices import inner
 from kresume.models import slots, structure
+from kresume.values.state import TrainState
 
 OWN = 4
 """Number of loss-scaling variables in front of the optimizer's."""

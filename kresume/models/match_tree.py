@@ -16,12 +16,12 @@ from typing import Any
 
 from kresume import devices
 from kresume.checkpoints.orbax_folder import OPTIMIZER
-from kresume.checkpoints.state import TrainState
 from kresume.errors import ModelError
 from kresume.models import match_slots, match_weights, slots, structure
 from kresume.models.made_up_names import by_new_number, split_number
 from kresume.models.match_slots import Matched
 from kresume.models.structure import SEED, Target
+from kresume.values.state import TrainState
 
 GROUPS = {"trainable": "trainable_variables", "non_trainable": "non_trainable_variables"}
 METRICS = "metrics_variables"

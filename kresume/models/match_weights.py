@@ -16,10 +16,10 @@ import keras
 import numpy as np
 
 from kresume.checkpoints.choices import Item, choose
-from kresume.checkpoints.state import TrainState
 from kresume.models import match_layers, structure
 from kresume.models.keras_2_names import keras_2_names
 from kresume.models.made_up_names import by_new_number
+from kresume.values.state import TrainState
 
 
 def match(model: Any, state: TrainState) -> tuple[dict[int, str], list[str]]:

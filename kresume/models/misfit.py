@@ -9,10 +9,10 @@ from ast import literal_eval
 from typing import Any
 
 from kresume import devices
-from kresume.checkpoints.state import TrainState
 from kresume.models import match_graph, slots, torch_rewritten
 from kresume.models.match_slots import Matched
 from kresume.models.shapes import input_shape_of
+from kresume.values.state import TrainState
 
 RESTORED, NOT_IN_FORMAT, MISSING, SHAPE, UNUSED = (
     "restored", "not in this format", "missing", "another shape", "not in the model",

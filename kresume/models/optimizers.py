@@ -15,9 +15,9 @@ import numpy as np
 from kresume import devices
 from kresume.checkpoints import graph_optimizer, keras_2
 from kresume.checkpoints.keras_arrays import OPTIMIZERS, optimizer_arrays
-from kresume.checkpoints.state import SavedOptimizer, TrainState
 from kresume.errors import CheckpointError, UsageError
 from kresume.models import slots
+from kresume.values.state import SavedOptimizer, TrainState
 
 SLOTS = {
     "SGD": ("momentums",),

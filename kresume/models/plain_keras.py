@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from kresume.checkpoints.state import Card
 from kresume.images.conventions import find_affine
-from kresume.input_layout import InputLayout
+from kresume.values.card import Card
+from kresume.values.input_layout import InputLayout
 
 INTERPOLATIONS = {"area": "area", "bilinear": "bilinear", "antialias": "area", "nearest": "nearest"}
 """Keras's names of the interpolations. Its loader has no antialiasing; `area` comes closest."""

@@ -17,11 +17,11 @@ import keras
 
 from kresume import files
 from kresume.checkpoints.keras_file import CARD
-from kresume.checkpoints.state import Card
 from kresume.models import own_counts, slots
 from kresume.models.losses import LossChoice
 from kresume.models.optimizers import describe, make_optimizer
 from kresume.models.plain_keras import feeding_line, takes_rows
+from kresume.values.card import Card
 
 
 def save_model(

@@ -20,11 +20,11 @@ import keras
 import numpy as np
 
 from kresume import devices
-from kresume.checkpoints.state import TrainState
 from kresume.errors import RestoreError, UsageError
 from kresume.models import match_graph, match_slots, match_tree, match_weights, misfit, own_counts, slots, torch_map
 from kresume.models.match_slots import Matched
 from kresume.models.misfit import MISSING, NOT_IN_FORMAT, RESTORED, SHAPE, UNUSED
+from kresume.values.state import TrainState
 
 METRICS = ("metrics/", "compile_metrics/")
 """Prefixes of the state of metrics in files of Keras 2; metrics start fresh."""

@@ -18,8 +18,8 @@ import numpy as np
 
 from kresume.errors import UsageError
 from kresume.models.own_code import OwnCode, call_function, last_line
+from kresume.values.loss import Labels
 
-Labels = Literal["indices", "rows", "binary"]
 TRIED = 6
 """Largest number of classes on which a loss is tried."""
 SURE = {"probabilities": (0.8, 0.2), "logits": (3.0, 0.0)}

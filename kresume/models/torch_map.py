@@ -22,12 +22,12 @@ import keras
 import numpy as np
 
 from kresume import devices, files
-from kresume.checkpoints.state import TrainState
 from kresume.errors import RestoreError, UsageError
 from kresume.models import torch_rewritten
 from kresume.models.torch_layout import Turn, turned
 from kresume.models.torch_order import in_order
 from kresume.models.torch_units import COUNTER, Module, Unit, keras_units, pair, torch_modules
+from kresume.values.state import TrainState
 
 SHORTCUT = re.compile(r"(^|[._])(downsample|shortcut|skip|identity|residual)([._\d]|$)", re.IGNORECASE)
 TORCH_EPSILON = 1e-5

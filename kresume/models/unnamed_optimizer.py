@@ -13,9 +13,9 @@ import keras
 import numpy as np
 
 from kresume.checkpoints.keras_arrays import optimizer_arrays
-from kresume.checkpoints.state import SavedOptimizer, TrainState
 from kresume.errors import CheckpointError, UsageError
 from kresume.models import match_weights, optimizers, structure
+from kresume.values.state import SavedOptimizer, TrainState
 
 
 def settle(

@@ -19,11 +19,9 @@ from typing import Any
 import numpy as np
 
 from kresume import runs
-from kresume.checkpoints.state import Card
 from kresume.errors import ImagesError
 from kresume.images import scans
 from kresume.images.cache import Cache
-from kresume.images.decode import DecodeSpec
 from kresume.images.manifest import Manifest
 from kresume.images.pipeline import NONE_LEFT
 from kresume.images.reader import PictureReader
@@ -31,6 +29,8 @@ from kresume.images.scans import Scan
 from kresume.options.table import TrainConfig
 from kresume.progress import Reporter
 from kresume.training.watch import Watch
+from kresume.values.card import Card
+from kresume.values.decode_spec import DecodeSpec
 
 BROKE = "file broke"
 PART = 256
@@ -99,7 +99,7 @@ class Changes:
                 self._run.generation,
                 self._reporter,
                 _set_aside(self._run),
-                self._run.record.get("dropped", ()),
+                self._run.record.dropped,
             )
 
     def broke(self, manifest: Manifest, row: int, reason: str, then: str) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,12 +23,11 @@ import numpy as np
 
 from kresume import devices, files, runs
 from kresume.checkpoints import snapshot
-from kresume.checkpoints.state import Card, TrainState
 from kresume.errors import CheckpointError, Stopped, UsageError
+from kresume.evaluation.caches import open_cache
 from kresume.evaluation.live import LiveScorer
 from kresume.evaluation.score import flatten
 from kresume.images import augment, inputs, pipeline
-from kresume.images.decode import DecodeSpec
 from kresume.images.manifest import Manifest
 from kresume.images.mixing import Mixed, make_order
 from kresume.images.reader import PictureReader
@@ -38,20 +38,22 @@ from kresume.lock import Lock
 from kresume.models import rebuild, structure
 from kresume.models.averages import averaged
 from kresume.models.losses import LossChoice
+from kresume.options.resolve import cache_limit
 from kresume.options.settings import DEFAULTS, settings_of
 from kresume.options.table import TrainConfig
 from kresume.progress import Reporter
 from kresume.training import gather
 from kresume.training.callbacks import Keeper, Narrator, Resumption, Scorer, StopRequest
 from kresume.training.changes import Changes
-from kresume.training.decisions import Amount, describe_epoch
+from kresume.training.decisions import describe_epoch
 from kresume.training.fit import assign_state, fit, groups_of
 from kresume.training.passes import Passes
-from kresume.training.plan import open_cache
 from kresume.training.position import Progress
-from kresume.training.rates import RatePlan
 from kresume.training.schedules import set_clock, time_of
 from kresume.training.snapshots import Cadence, RunWriter
+from kresume.values.rate import RatePlan
+from kresume.values.record import Best, Result
+from kresume.values.state import TrainState
 
 
 class Course:
@@ -82,10 +84,10 @@ class Course:
         self.progress = Progress()
         self.resumption = Resumption()
         self.manifest = Manifest.read(run.manifest)
-        self.card = Card.from_dict(run.record["card"])
-        self.amount = Amount.from_dict(run.record["amount"])
-        self.loss = LossChoice(**run.record["loss"])
-        self.spec = DecodeSpec(*self.card.image_size, self.card.resize, self.card.interpolation)
+        self.card = run.record.card
+        self.amount = run.record.amount
+        self.loss = LossChoice(**run.record.loss.as_dict())
+        self.spec = self.card.spec
         self.passes = Passes(self.manifest, self.amount, self._order_of, config.steps, config.epochs)
         self.writer = RunWriter(
             run.snapshots,
@@ -109,7 +111,7 @@ class Course:
 
     def _order_of(self, manifest: Manifest) -> Mixed:
         config, held, generation = self.config, self.settings, self.run.generation
-        seed, batch_size = int(self.run.record["seed"]), self.amount.batch_size
+        seed, batch_size = self.run.record.seed, self.amount.batch_size
         try:
             return make_order(manifest, seed, batch_size, held.mix, config.replay, held.balance, generation)
         except UsageError as error:
@@ -193,20 +195,19 @@ class Course:
         config, held, record = self.config, self.settings, self.run.record
         if self.progress.done:
             return
-        cache = open_cache(config, self.spec)
+        limit = cache_limit(config)
+        cache = open_cache(self.spec, held.cache, limit)
         if cache is not None:
             gather.decode_remembered(self.passes.manifest, self.spec, cache, self.reporter, needs_all=False)
         other = other_spec(self.spec) if held.vary_interpolation else None
-        second = open_cache(config, other) if other is not None else None
+        second = open_cache(other, held.cache, limit) if other is not None else None
         if other is not None and second is not None:
             gather.decode_remembered(self.passes.manifest, other, second, self.reporter, needs_all=False)
         self.changes.open(cache)
         if self.progress.phase == "epoch" and self.progress.epoch:
             self._before_epoch(self.progress.epoch)
         self._set_clock()  # an epoch that still needs scoring reports its rate, too
-        augmenter = augment.augmenter(
-            held.augment, int(record["seed"]), held.mixup, held.cutmix, held.rand_augment, held.erase
-        )
+        augmenter = augment.augmenter(held.augment, record.seed, held.mixup, held.cutmix, held.rand_augment, held.erase)
         to_model = inputs.to_input(self.card.pixels, self.card.input)
 
         def dataset_from(step: int) -> Any:
@@ -219,7 +220,7 @@ class Course:
             varied = None
             if other is not None:
                 self._other_reader = PictureReader(manifest, other, second)
-                varied = Varied(weakref.proxy(self._other_reader), int(record["seed"]))
+                varied = Varied(weakref.proxy(self._other_reader), record.seed)
             return pipeline.training_dataset(
                 reader,
                 rows,
@@ -250,7 +251,7 @@ class Course:
             records=lambda: {
                 "manifest": self.passes.digest,
                 "fingerprint": devices.fingerprint(),
-                "seed": record["seed"],
+                "seed": record.seed,
                 "clock": time_of(self.model.optimizer),
                 structure.RECORD: structure.describe(self.model),
             },
@@ -272,13 +273,13 @@ class Course:
                 self.model,
                 dataset_from,
                 boundaries=self.passes.boundaries,
-                callbacks=[narrator, self._scoring, *_watchers(config, RatePlan.from_dict(record["rate"]))],
+                callbacks=[narrator, self._scoring, *_watchers(config, record.rate)],
                 keeper=keeper,
             )
         self.writer.join()
 
     def _set_clock(self) -> None:
-        set_clock(self.model.optimizer, self.passes.clock, int(self.run.record["iterations"]))
+        set_clock(self.model.optimizer, self.passes.clock, self.run.record.iterations)
 
     def _before_epoch(self, done: int, keeper: Keeper | None = None) -> bool:
         """Applies images that came or went before the next epoch; returns True if any did."""
@@ -287,7 +288,7 @@ class Course:
             return False
         self.passes.change(done, scan.applied_to(self.passes.manifest))
         with contextlib.suppress(OSError):  # written again at the end
-            self.run = self.run.update(images={**self.run.record["images"], **self._counts()})
+            self.run = self.run.update(images={**self.run.record.images, **self._counts()})
         return True
 
     def _poll(self, doing: str, keeper: Keeper | None) -> None:
@@ -353,39 +354,33 @@ class Course:
         scores = next(line for line in reversed(lines) if line["step"] == step)
         scores = {name: scores[name] for name in ("all", "old", "new", "classes")}
         record = self.run.record
-        card = Card.from_dict(
-            {
-                **record["card"],
-                "lineage": {
-                    "run": self.run.path.name,
-                    "generation": self.run.generation,
-                    "step": step,
-                    "total_step": record["base_step"] + step,
-                    "parent": record["parent"],
-                    "manifest": self._digest_of(best),
-                },
-            }
-        )
-        rate = RatePlan.from_dict(record["rate"])
+        lineage = {
+            "run": self.run.path.name,
+            "generation": self.run.generation,
+            "step": step,
+            "total_step": record.base_step + step,
+            "parent": asdict(record.parent) if record.parent else None,
+            "manifest": self._digest_of(best),
+        }
+        card = replace(record.card, lineage=lineage)
+        rate = record.rate
         with averaged(self.model):
             rebuild.save_model(
                 self.model,
                 self.run.model,
                 card,
                 rate.peak,
-                {"step": record["base_step"] + step, "peak": rate.peak},
+                {"step": record.base_step + step, "peak": rate.peak},
                 self.loss,
             )
         self.lock.check()
-        files.write_json(
-            self.run.path / "evaluation.json", {"before": record.get("before"), "after": scores, "step": step}
-        )
+        files.write_json(self.run.path / "evaluation.json", {"before": record.before, "after": scores, "step": step})
         which: Literal["best", "last"] = "best" if best is not None else "last"
         self.run = self.run.update(
             status="accepted",
-            result={"step": step, "which": which, "scores": scores},
-            best=best,
-            images={**record["images"], **self._counts()},
+            result=Result(step, which, scores),
+            best=None if best is None else Best(**best),
+            images={**record.images, **self._counts()},
             finished=runs.now(),
         )
         self.run.event("finished", step=step, which=which)

@@ -14,13 +14,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kresume.checkpoints.state import Card
 from kresume.errors import UsageError
 from kresume.images.mixing import Shares
 from kresume.images.order import Order
 from kresume.options.settings import DEFAULTS, FEWEST_EPOCHS, MORE_EPOCHS, NEW_SHARE_FACTOR
 from kresume.spelling import option
-from kresume.training.rates import RatePlan
+from kresume.values.amount import Amount
+from kresume.values.card import Card
+from kresume.values.rate import RatePlan
 
 HUGE_ADDITION = 10
 
@@ -42,36 +43,6 @@ def check_monitor(name: str | None, classes: Sequence[str]) -> None:
         near = difflib.get_close_matches(name, sorted(known), 1)
         hint = f"did you mean {near[0]}?" if near else "val_loss, old.accuracy or classes.min.recall, for example"
         raise UsageError(f"{option('monitor', name)}: no metric of a run: {hint}")
-
-
-@dataclass(frozen=True)
-class Amount:
-    """How much a run trains.
-
-    Attributes:
-        epochs: passes over the training images, the last one perhaps unfinished.
-        steps: optimizer updates in all.
-        batch_size: images per update.
-        boundaries: the step at which each epoch ends.
-        reason: why this amount was chosen.
-        steps_per_execution: steps that Keras runs per call; every boundary is a multiple of it.
-    """
-
-    epochs: int
-    steps: int
-    batch_size: int
-    boundaries: tuple[int, ...]
-    reason: str
-    steps_per_execution: int = 1
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the JSON form."""
-        return {**vars(self), "boundaries": list(self.boundaries)}
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> Amount:
-        """Reads the JSON form."""
-        return cls(**{**value, "boundaries": tuple(value["boundaries"])})
 
 
 def epoch_boundary(order: Order, epoch: int, before: int, steps_per_execution: int) -> int:

@@ -18,20 +18,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kresume.checkpoints.state import Card
 from kresume.errors import CheckpointError, ImagesError, UsageError
 from kresume.evaluation.class_order import judge_order
 from kresume.evaluation.probe import MOST_SHOWN, Probe, probe_feedings, promising
 from kresume.images import conventions, inputs, merging
-from kresume.images.decode import DecodeSpec, Header, decode, read_header
+from kresume.images.decode import Header, decode, read_header
 from kresume.images.order import permutation
 from kresume.images.places import read_range
 from kresume.images.sources import Found, Listing
-from kresume.input_layout import InputLayout, alternatives
 from kresume.options.table import TrainConfig
 from kresume.progress import Reporter
 from kresume.training.label_order import check_order
 from kresume.training.verify import verify_mapping
+from kresume.values.card import Card
+from kresume.values.decode_spec import DecodeSpec
+from kresume.values.input_layout import InputLayout, alternatives
 
 if TYPE_CHECKING:
     from kresume.models.losses import LossChoice

@@ -17,10 +17,10 @@ import keras
 import numpy as np
 
 from kresume import devices
-from kresume.checkpoints.state import TrainState
 from kresume.errors import CheckpointError
 from kresume.models import match_slots, match_weights, slots, structure
 from kresume.training.callbacks import Cutter, Keeper
+from kresume.values.state import TrainState
 
 
 class BegunOnce(keras.callbacks.CallbackList):  # type: ignore[misc]  # keras is untyped

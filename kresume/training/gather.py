@@ -17,7 +17,6 @@ from kresume.class_names import join_classes, read_classes
 from kresume.errors import ImagesError, NothingNew, UsageError
 from kresume.images import corrections, keras_split, merging, places
 from kresume.images.cache import Cache, listings_of
-from kresume.images.decode import DecodeSpec
 from kresume.images.manifest import Manifest
 from kresume.images.merging import Merge
 from kresume.images.prepare import Prepared, prepare
@@ -29,6 +28,7 @@ from kresume.options.settings import DEFAULTS, settings_of
 from kresume.options.table import TrainConfig
 from kresume.progress import Reporter
 from kresume.training.parent import Parent
+from kresume.values.decode_spec import DecodeSpec
 
 NEW_CLASSES = "of them new"
 NO_IMAGES = "no images to train on: give --data FOLDER (one folder per class in it)"
@@ -248,7 +248,7 @@ def gather(
     if data is None and remembered is not None and cache is not None and keeps:
         decode_remembered(remembered, spec, cache, reporter)
     hashes, nowhere = corrections.hashes_in(drop, remembered, data, add, val)
-    before = set(parent.run.record.get("dropped", ())) if parent is not None and parent.run is not None else set()
+    before = set(parent.run.record.dropped) if parent is not None and parent.run is not None else set()
     merge = merging.merge(
         remembered,
         data,
@@ -320,9 +320,9 @@ def _with_more_classes(config: TrainConfig, parent: Parent | None, classes: Sequ
 
 def _model_of(parent: Parent) -> str | None:
     """Returns the `--model` of a run that has no parent; None if unknown."""
-    if parent.run is None or parent.run.record["parent"] is not None:
+    if parent.run is None or parent.run.record.parent is not None:
         return None
-    return str(parent.run.record["options"].get("model") or "convnet")
+    return str(parent.run.record.options.get("model") or DEFAULTS.model)
 
 
 def corrects(config: TrainConfig, merge: Merge) -> bool:

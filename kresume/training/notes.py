@@ -16,10 +16,11 @@ from kresume.errors import UsageError
 from kresume.options.given import to_command
 from kresume.options.table import TrainConfig
 from kresume.spelling import option
-from kresume.training.decisions import HUGE_ADDITION, Amount, describe_batch_change
+from kresume.training.decisions import HUGE_ADDITION, describe_batch_change
 from kresume.training.gather import Gathered
 from kresume.training.parent import Parent
-from kresume.training.rates import RatePlan
+from kresume.values.amount import Amount
+from kresume.values.rate import RatePlan
 
 
 def notes_of(
@@ -86,7 +87,7 @@ def frozen_layers(model: Any) -> list[str]:
 def _batch_size(parent: Parent, gathered: Gathered, amount: Amount, rate: RatePlan, optimizer: str) -> Iterator[str]:
     if parent.run is None:
         return
-    before, images = int(parent.run.record["amount"]["batch_size"]), len(gathered.manifest.train_rows())
+    before, images = parent.run.record.amount.batch_size, len(gathered.manifest.train_rows())
     if change := describe_batch_change(before, amount.batch_size, images, rate.peak, optimizer):
         yield change
 

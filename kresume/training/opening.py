@@ -75,7 +75,7 @@ def _open(config: TrainConfig) -> Opening:
     if config.out is not None:
         return _open_given(config, Path(config.out))
     for run in runs.unfinished(runs.list_runs(RUNS)):
-        before = TrainConfig(**run.record["given"])
+        before = TrainConfig(**run.record.given)
         if config.overwrite and not before.overwrite:
             continue  # the command requests a new run, once
         if not same_config(before.model_copy(update={"out": None}), config):
@@ -110,7 +110,7 @@ def _open_given(config: TrainConfig, path: Path) -> Opening:
         )
     run = runs.open_run(path)
     if not _only_out(config):
-        before = TrainConfig(**run.record["given"])
+        before = TrainConfig(**run.record.given)
         differing = same_config(before.model_copy(update={"out": config.out}), config)
         if differing:
             raise ConfigMismatch(_mismatch(run, config, differing))
@@ -126,7 +126,7 @@ def _begun_by(path: Path, config: TrainConfig) -> bool:
     """Returns True if the same `--overwrite` command started this interrupted run, so it continues."""
     if not runs.is_run(path) or (run := runs.open_run(path)).finished:
         return False
-    asked = run.record["given"]
+    asked = run.record.given
     before = TrainConfig(**asked).model_copy(update={"out": config.out})
     return bool(asked.get("overwrite")) and not same_config(before, config)
 
@@ -139,7 +139,7 @@ def _only_out(config: TrainConfig) -> bool:
 def _continue(run: runs.Run, config: TrainConfig) -> Opening:
     free = {name: value for name, value in given(config).items() if name in MAY_DIFFER}
     # A run may come from anywhere: only this command can say that its code is trusted.
-    held = TrainConfig(**{**run.record["options"], "trust": None})
+    held = TrainConfig(**{**run.record.options, "trust": None})
     return Opening(run.path, run, held.model_copy(update={**free, "out": str(run.path)}), config)
 
 
@@ -189,8 +189,8 @@ def _inherited(config: TrainConfig) -> TrainConfig:
     if run is None:
         return config
     own = given(config)
-    before = {name: value for name, value in run.record["options"].items() if name in INHERITED and name not in own}
+    before = {name: value for name, value in run.record.options.items() if name in INHERITED and name not in own}
     if "imports" not in own:
         # The parent's layers need the user's own code.
-        before["imports"] = code_of(run.record["options"]) or None
+        before["imports"] = code_of(run.record.options) or None
     return config.model_copy(update=before)

@@ -19,12 +19,13 @@ from kresume import devices, runs
 from kresume.checkpoints.keras_arrays import rate_of_schedule
 from kresume.checkpoints.read import read_checkpoint
 from kresume.checkpoints.run import find_run
-from kresume.checkpoints.state import Card, SavedOptimizer, SavedRate, TrainState
 from kresume.errors import CheckpointError, UsageError
 from kresume.images.manifest import Manifest
 from kresume.images.scans import remembered
 from kresume.options.settings import DEFAULTS, default_rate
 from kresume.options.table import TrainConfig
+from kresume.values.card import Card
+from kresume.values.state import SavedOptimizer, SavedRate, TrainState
 
 
 @dataclass(frozen=True)

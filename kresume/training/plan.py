@@ -9,21 +9,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kresume import devices
-from kresume.checkpoints.state import Card, SavedOptimizer
 from kresume.errors import UsageError
+from kresume.evaluation.caches import open_cache
 from kresume.evaluation.probe import CLEAR_ERRORS
-from kresume.images.cache import Cache
-from kresume.images.decode import DecodeSpec
 from kresume.images.mixing import make_order
 from kresume.images.order import permutation
 from kresume.images.reader import PictureReader
-from kresume.input_layout import InputLayout
 from kresume.models.inputs import layout_of
 from kresume.options.given import given
 from kresume.options.lookup import flag_of
@@ -33,12 +29,7 @@ from kresume.options.table import TrainConfig
 from kresume.progress import Reporter
 from kresume.spelling import as_argument, spelled
 from kresume.training import rates
-from kresume.training.decisions import (
-    Amount,
-    Plan,
-    check_monitor,
-    decide_amount,
-)
+from kresume.training.decisions import Plan, check_monitor, decide_amount
 from kresume.training.feeding import PROBE_IMAGES, Feeding, decide_feeding
 from kresume.training.gather import (
     Gathered,
@@ -61,9 +52,15 @@ from kresume.training.parent import (
     saved_rate,
     wanted_optimizer,
 )
-from kresume.training.rates import RatePlan, decide_rate
+from kresume.training.rates import decide_rate
 from kresume.training.snapshots import Cadence
 from kresume.training.verify import check_filled_in
+from kresume.values.amount import Amount
+from kresume.values.card import Card
+from kresume.values.decode_spec import DecodeSpec
+from kresume.values.input_layout import InputLayout
+from kresume.values.rate import RatePlan
+from kresume.values.state import SavedOptimizer
 
 if TYPE_CHECKING:
     from kresume.models.losses import LossChoice
@@ -124,15 +121,6 @@ def make_plan(config: TrainConfig, reporter: Reporter) -> Plan:
     return draft.plan
 
 
-def open_cache(config: TrainConfig, spec: DecodeSpec, *, writes: bool = True) -> Cache | None:
-    """Opens the cache of decoded images; returns None with `--cache off`."""
-    where = settings_of(config).cache
-    if where == "off":
-        return None
-    root = None if where == "auto" else Path(where)
-    return Cache.open(spec, root, cache_limit(config), writes=writes)
-
-
 def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
     """Loads the checkpoint, gathers the images, and decides the rate and the amount of training.
 
@@ -189,7 +177,7 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
     spec, layout = decode_spec(config, card, live.model, asked_size)
     feeding = decide_feeding(config, card, live.model, loss, old, classes, spec, layout, reporter, mapped=mapped)
     spec = feeding.spec
-    cache = open_cache(config, spec, writes=writes)
+    cache = open_cache(spec, held.cache, cache_limit(config), writes=writes)
     gathered = gather(config, parent, sources, classes, spec, cache, generation, reporter, keeps=writes)
     reader = PictureReader(gathered.manifest, spec, cache)
 
@@ -289,7 +277,7 @@ def _amount(
     left = 0
     if parent is not None and parent.run is not None and parent.interrupted:
         done = parent.state.records.get("epoch", 0)
-        left = max(0, int(parent.run.record["amount"]["epochs"]) - int(done))
+        left = max(0, parent.run.record.amount.epochs - int(done))
     return decide_amount(
         images=len(gathered.manifest.train_rows()),
         new_images=_count_new(gathered, generation),
@@ -395,23 +383,23 @@ def _plan_of_continuation(opening: Opening) -> Plan:
 
     state, _ = snapshot.newest_snapshot(run.snapshots)
     record = run.record
-    pinned = record["plan"]
+    pinned = record.plan
     return Plan(
         action="continue",
         out=str(run.path),
         parent=f"its own snapshot at step {state.step or 0:,}",
         restored="",
-        images=record["images"],
-        sides=pinned["sides"],
-        card=Card.from_dict(record["card"]),
-        pixels_reason=pinned["pixels_reason"],
-        interpolation_reason=pinned["interpolation_reason"],
-        classes_reason=pinned["classes_reason"],
-        rate=rates.RatePlan.from_dict(record["rate"]),
-        amount=Amount.from_dict(record["amount"]),
-        loss=pinned["loss"],
-        optimizer=pinned["optimizer"],
-        before=record.get("before"),
-        options=pinned["options"],
-        notes=(f"{state.step or 0:,} of the {record['amount']['steps']:,} steps are done",),
+        images=record.images,
+        sides=pinned.sides,
+        card=record.card,
+        pixels_reason=pinned.pixels_reason,
+        interpolation_reason=pinned.interpolation_reason,
+        classes_reason=pinned.classes_reason,
+        rate=record.rate,
+        amount=record.amount,
+        loss=pinned.loss,
+        optimizer=pinned.optimizer,
+        before=record.before,
+        options=pinned.options,
+        notes=(f"{state.step or 0:,} of the {record.amount.steps:,} steps are done",),
     )

@@ -3,102 +3,50 @@
     plan = decide_rate(saved=state.rate, lr=1e-4, lr_scale=None, schedule=None, ...)
     str(plan)      # "0.01 (checkpoint) -> 0.0001 by step 40, to 0 at step 790 (rewarm-cosine; ...)"
 
-This module only computes numbers: Keras is imported only when `RatePlan.keras_rate` builds the object for the
+This module only computes numbers: Keras is imported only when `keras_rate` builds the object for the
 optimizer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
-from kresume.checkpoints.state import SavedRate
 from kresume.errors import UsageError
 from kresume.options.settings import EXTEND_FACTOR, LONGEST_WARMUP, WARMUP_SHARE, default_rate
 from kresume.spelling import option
-
-Schedule = Literal["keep", "constant", "cosine", "rewarm-cosine", "plateau"]
-SCHEDULES: tuple[Schedule, ...] = ("keep", "constant", "cosine", "rewarm-cosine", "plateau")
+from kresume.values.rate import SCHEDULES, RatePlan, Schedule
+from kresume.values.state import SavedRate
 
 SUSPICIOUS_SHARE = 0.01
 
 
-@dataclass(frozen=True)
-class RatePlan:
-    """The learning rate of a run.
+def keras_rate(plan: RatePlan, origin: int) -> Any:
+    """Returns the float or Keras schedule that applies this plan.
 
-    Attributes:
-        checkpoint: the checkpoint's rate, None for a new model.
-        peak: the requested or decided rate: the peak of the schedule, or the constant rate.
-        schedule: its name.
-        warmup_steps: steps of linear warm-up from `start` to `peak`.
-        steps: steps of the whole run.
-        start: the rate at which the warm-up starts.
-        reason: the source of the peak.
-        saved: the checkpoint's own schedule, for `keep`.
-        now: the rate of that schedule at the first step.
-        end: the rate of that schedule at the last step.
+    Args:
+        plan: the rate of a run.
+        origin: the optimizer's `iterations` at the start of the run.
+
+    Raises:
+        UsageError: `keep`, and the checkpoint's schedule has already decayed to 0.
     """
+    if plan.schedule == "keep" and plan.saved:
+        import keras
 
-    checkpoint: float | None
-    peak: float
-    schedule: Schedule
-    warmup_steps: int
-    steps: int
-    start: float
-    reason: str
-    saved: Mapping[str, Any] | None = None
-    now: float | None = None
-    end: float | None = None
+        schedule = keras.optimizers.schedules.deserialize(dict(plan.saved))
+        if float(schedule(origin)) <= 0.0:
+            raise UsageError(
+                f"{option('lr-schedule', 'keep')}: the checkpoint's {plan.saved['class_name']} has ended "
+                f"at 0 after {origin:,} "
+                f"steps, nothing would be learned: give {option('lr', 'F')}, or another {option('lr-schedule')}"
+            )
+        return schedule
+    from kresume.training.schedules import Cosine, Warmup
 
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the JSON form, pinned in `run.json`."""
-        return {**vars(self), "saved": dict(self.saved) if self.saved else None}
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> RatePlan:
-        """Reads the JSON form."""
-        return cls(**value)
-
-    def __str__(self) -> str:
-        before = f"{self.checkpoint:g} (checkpoint) -> " if self.checkpoint is not None else ""
-        by = f" by step {self.warmup_steps:,}" if self.warmup_steps else ""
-        if self.schedule == "keep" and self.saved:
-            span = f", {self.now:.3g} now and {self.end:.3g} at the last step" if self.now is not None else ""
-            return f"{before}goes on with the checkpoint's {self.saved['class_name']}{span} (keep; {self.reason})"
-        if self.schedule in {"cosine", "rewarm-cosine"}:
-            hold = f"{option('lr-schedule', 'constant')} holds it"
-            return f"{before}{self.peak:g}{by}, to 0 at step {self.steps:,} ({self.schedule}; {self.reason}; {hold})"
-        if self.schedule == "plateau":
-            return f"{before}{self.peak:g}, lowered when val_loss stops falling (plateau; {self.reason})"
-        return f"{before}{self.peak:g}{by}, held ({self.schedule}; {self.reason})"
-
-    def keras_rate(self, origin: int) -> Any:
-        """Returns the float or Keras schedule that applies this plan.
-
-        Args:
-            origin: the optimizer's `iterations` at the start of the run.
-
-        Raises:
-            UsageError: `keep`, and the checkpoint's schedule has already decayed to 0.
-        """
-        if self.schedule == "keep" and self.saved:
-            import keras
-
-            schedule = keras.optimizers.schedules.deserialize(dict(self.saved))
-            if float(schedule(origin)) <= 0.0:
-                raise UsageError(
-                    f"{option('lr-schedule', 'keep')}: the checkpoint's {self.saved['class_name']} has ended "
-                    f"at 0 after {origin:,} "
-                    f"steps, nothing would be learned: give {option('lr', 'F')}, or another {option('lr-schedule')}"
-                )
-            return schedule
-        from kresume.training.schedules import Cosine, Warmup
-
-        if self.schedule in {"cosine", "rewarm-cosine"}:
-            return Cosine(self.peak, self.steps, self.warmup_steps, self.start, 0.0, origin)
-        return Warmup(self.peak, self.warmup_steps, self.start, origin) if self.warmup_steps else self.peak
+    if plan.schedule in {"cosine", "rewarm-cosine"}:
+        return Cosine(plan.peak, plan.steps, plan.warmup_steps, plan.start, 0.0, origin)
+    return Warmup(plan.peak, plan.warmup_steps, plan.start, origin) if plan.warmup_steps else plan.peak
 
 
 def look_ahead(plan: RatePlan, origin: int) -> tuple[RatePlan, str]:
@@ -117,7 +65,7 @@ def look_ahead(plan: RatePlan, origin: int) -> tuple[RatePlan, str]:
     saved = plan.saved
     if plan.schedule != "keep" or not saved:
         return plan, ""
-    schedule = plan.keras_rate(origin)
+    schedule = keras_rate(plan, origin)
     plan = replace(plan, now=float(schedule(origin)), end=float(schedule(origin + plan.steps - 1)))
     if plan.end or plan.steps == 1:
         return plan, ""

@@ -13,13 +13,12 @@ import contextlib
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kresume import __version__, crash, devices, files, runs
+from kresume import crash, devices, files, runs
 from kresume.checkpoints import snapshot
-from kresume.checkpoints.state import Card, SavedOptimizer
 from kresume.errors import KresumeError, RunError, Stopped
 from kresume.images import places
 from kresume.images.prepare import write_quarantine
@@ -31,13 +30,17 @@ from kresume.options.settings import settings_of
 from kresume.options.table import TrainConfig
 from kresume.progress import Reporter
 from kresume.spelling import as_argument, spelled
-from kresume.training.decisions import Amount, describe_scores
+from kresume.training.decisions import describe_scores
 from kresume.training.gather import came_since, not_used
 from kresume.training.opening import Opening, open_out
 from kresume.training.parent import wanted_optimizer
 from kresume.training.plan import Draft, make_draft
 from kresume.training.position import Progress
-from kresume.training.rates import RatePlan
+from kresume.training.rates import keras_rate
+from kresume.values.amount import Amount
+from kresume.values.card import Card
+from kresume.values.record import ParentRecord, PlanWords, RunRecord
+from kresume.version import __version__
 
 ARCHITECTURE = "architecture.json"
 
@@ -151,7 +154,7 @@ def _adjust(draft: Draft, config: TrainConfig) -> Any:
 
     live = draft.live
     wanted = wanted_optimizer(live.saved, config)
-    optimizer = optimizers.make_optimizer(wanted, draft.plan.rate.keras_rate(live.iterations))
+    optimizer = optimizers.make_optimizer(wanted, keras_rate(draft.plan.rate, live.iterations))
     _compile(live.model, optimizer, draft.loss, draft.plan.card, draft.plan.amount, config)
     slots.carry(live.optimizer, live.model.optimizer)
     if averages.uses_averages(live.model) and not devices.inner(live.optimizer).use_ema:
@@ -193,53 +196,52 @@ def _create(opening: Opening, draft: Draft, model: Any) -> runs.Run:
     from kresume.models.optimizers import describe
 
     plan, config, parent = draft.plan, opening.config, draft.parent
-    record = {
-        "format": runs.FORMAT,
-        "kresume": __version__,
-        "status": "running",
-        "created": runs.now(),
-        "command": to_command(opening.given),
-        "generation": draft.generation,
-        "parent": None
+    record = RunRecord(
+        kresume=__version__,
+        status="running",
+        created=runs.now(),
+        command=to_command(opening.given),
+        generation=draft.generation,
+        parent=None
         if parent is None
-        else {
-            "path": os.path.relpath(parent.run.path if parent.run else str(config.from_), opening.path),
-            "format": parent.state.format,
-            "step": parent.state.step,
-            "digest": snapshot.digest_of(parent.state.arrays),
-        },
-        "given": given(opening.given),
-        "options": given(_rooted(config)),
-        "seed": settings_of(config).seed,
-        "backend": keras.config.backend(),
-        "fingerprint": devices.fingerprint(),
-        "card": {**plan.card.as_dict(), "lineage": {}},
-        "loss": draft.loss.as_dict(),
-        "optimizer": {name: value for name, value in vars(describe(model.optimizer)).items() if name != "variables"},
-        "rate": plan.rate.as_dict(),
-        "amount": plan.amount.as_dict(),
-        "iterations": draft.live.iterations,
-        "variables": {
+        else ParentRecord(
+            path=os.path.relpath(parent.run.path if parent.run else str(config.from_), opening.path),
+            format=parent.state.format,
+            step=parent.state.step,
+            digest=snapshot.digest_of(parent.state.arrays),
+        ),
+        given=given(opening.given),
+        options=given(_rooted(config)),
+        seed=settings_of(config).seed,
+        backend=keras.config.backend(),
+        fingerprint=devices.fingerprint(),
+        card=replace(plan.card, lineage={}),
+        loss=draft.loss,
+        optimizer=describe(model.optimizer),
+        rate=plan.rate,
+        amount=plan.amount,
+        iterations=draft.live.iterations,
+        variables={
             group: [variable.path for variable in variables]
             for group, variables in devices.variables_of(model).items()
             if group in {"trainable", "non_trainable"}
         },
-        "base_step": (parent.state.step or 0) if parent is not None else 0,
-        "images": {**plan.images, "added": plan.images["new"]},
-        "manifest": draft.gathered.manifest.digest(),
-        "dropped": list(draft.gathered.dropped),
-        "not_used": not_used(draft.sources, draft.gathered.manifest),
-        "before": plan.before,
-        "plan": {
-            "sides": plan.sides,
-            "pixels_reason": plan.pixels_reason,
-            "interpolation_reason": plan.interpolation_reason,
-            "classes_reason": plan.classes_reason,
-            "loss": plan.loss,
-            "optimizer": plan.optimizer,
-            "options": dict(plan.options),
-        },
-    }
+        base_step=(parent.state.step or 0) if parent is not None else 0,
+        images={**plan.images, "added": plan.images["new"]},
+        manifest=draft.gathered.manifest.digest(),
+        dropped=draft.gathered.dropped,
+        not_used=not_used(draft.sources, draft.gathered.manifest),
+        before=plan.before,
+        plan=PlanWords(
+            sides=plan.sides,
+            pixels_reason=plan.pixels_reason,
+            interpolation_reason=plan.interpolation_reason,
+            classes_reason=plan.classes_reason,
+            loss=plan.loss,
+            optimizer=plan.optimizer,
+            options=dict(plan.options),
+        ),
+    )
     try:
         if opening.aside:
             runs.move_aside(opening.path)
@@ -247,7 +249,7 @@ def _create(opening: Opening, draft: Draft, model: Any) -> runs.Run:
             opening.path.rmdir()  # it is empty; `open_out` refuses any other folder
         files.remove_abandoned(opening.path.parent, opening.path.name)
         with files.new_directory(opening.path) as temporary:
-            files.write_json(temporary / runs.RECORD, record)
+            files.write_json(temporary / runs.RECORD, record.as_dict())
             draft.gathered.manifest.write(temporary / "images.parquet")
             write_quarantine(temporary / "quarantine.csv", draft.gathered.quarantine)
             files.write_json(
@@ -285,21 +287,21 @@ def _rooted(config: TrainConfig) -> TrainConfig:
     return config.model_copy(update={name: rooted(getattr(config, name)) for name in ("data", "add", "val")})
 
 
-def _fixed_records(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {"manifest": record["manifest"], "fingerprint": record["fingerprint"], "seed": record["seed"]}
+def _fixed_records(record: RunRecord) -> dict[str, Any]:
+    return {"manifest": record.manifest, "fingerprint": record.fingerprint, "seed": record.seed}
 
 
 def _continue(run: runs.Run, opening: Opening, reporter: Reporter) -> TrainResult:
     """Rebuilds the model of an interrupted run and continues its training."""
-    config, batch_size = opening.config, int(run.record["amount"]["batch_size"])
-    backend = config.backend or run.record["backend"]
+    config, batch_size = opening.config, run.record.amount.batch_size
+    backend = config.backend or run.record.backend
     devices.select(backend, config.device, config.devices, batch_size, exact=settings_of(config).exact == "on")
     devices.set_precision(config.precision)
-    devices.seed_everything(int(run.record["seed"]))
-    before = run.record.get("not_used")  # absent in records of the first versions
+    devices.seed_everything(run.record.seed)
+    before = run.record.not_used  # absent in records of the first versions
     came = 0
     if before is not None and not config.watch:
-        came = came_since(config, remembered(run.path), int(before), reporter)
+        came = came_since(config, remembered(run.path), before, reporter)
     if came:
         reporter.say(
             f"{came:,} pictures came since this run began: it goes on with those that it recorded. They join in the next one: "
@@ -323,12 +325,10 @@ def rebuild_model(run: runs.Run, config: TrainConfig) -> Any:
         imports=imports,
         trust=bool(config.trust),
     )
-    saved = record["optimizer"]
-    rate = RatePlan.from_dict(record["rate"]).keras_rate(int(record["iterations"]))
-    optimizer = optimizers.make_optimizer(SavedOptimizer(**saved, variables=0), rate)
-    card = Card.from_dict(record["card"])
-    loss = from_record(record["loss"], own_code(None, imports))
-    _compile(model, optimizer, loss, card, Amount.from_dict(record["amount"]), config)
+    rate = keras_rate(record.rate, record.iterations)
+    optimizer = optimizers.make_optimizer(record.optimizer, rate)
+    loss = from_record(record.loss, own_code(None, imports))
+    _compile(model, optimizer, loss, record.card, record.amount, config)
     schedules.wind(model.optimizer)
     return model
 
@@ -372,16 +372,18 @@ def _carry_on(run: runs.Run, model: Any, opening: Opening, reporter: Reporter, *
             raise
     from kresume.models.plain_keras import feeding_line, takes_rows
 
-    result = finished.record["result"]
+    result = finished.record.result
+    if result is None:  # `finish` has written it
+        raise ValueError(f"{run.path} has no result")
     return TrainResult(
         run=str(run.path),
         status=finished.status,
-        step=int(result["step"]),
+        step=result.step,
         epochs=course.progress.epoch,
-        before=run.record.get("before"),
-        after=result["scores"],
+        before=run.record.before,
+        after=result.scores,
         failures=tuple(course.failures),
-        feed=feeding_line(Card.from_dict(finished.record["card"]), rows=takes_rows(course.model), short=True),
+        feed=feeding_line(finished.record.card, rows=takes_rows(course.model), short=True),
     )
 
 

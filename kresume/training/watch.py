@@ -22,7 +22,6 @@ import numpy as np
 from kresume.errors import ImagesError
 from kresume.images import corrections, merging, places
 from kresume.images.cache import Cache, listings_of
-from kresume.images.decode import DecodeSpec
 from kresume.images.manifest import PLACE, Manifest, schema
 from kresume.images.prepare import Image, Prepared, prepare
 from kresume.images.sources import Found, list_images
@@ -31,6 +30,7 @@ from kresume.images.sources.records import parse_features
 from kresume.options.table import TrainConfig
 from kresume.progress import Reporter
 from kresume.training import gather
+from kresume.values.decode_spec import DecodeSpec
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -43,8 +43,9 @@ def main() -> None:
 
     from kresume.exports.export import export
     from kresume.images import conventions
-    from kresume.images.decode import DecodeSpec, decode
+    from kresume.images.decode import decode
     from kresume.models.build import build_model
+    from kresume.values.decode_spec import DecodeSpec
 
     classes = sorted(folder.name for folder in Path(data).iterdir() if folder.is_dir())
     files = [

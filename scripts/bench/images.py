@@ -94,7 +94,7 @@ OURS = """
 import tensorflow as tf
 from kresume.images import conventions, merging, pipeline
 from kresume.images.cache import Cache
-from kresume.images.decode import DecodeSpec
+from kresume.values.decode_spec import DecodeSpec
 from kresume.images.order import Order
 from kresume.images.prepare import prepare
 from kresume.images.reader import PictureReader

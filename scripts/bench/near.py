@@ -23,9 +23,10 @@ import pairs
 from PIL import Image, ImageEnhance
 
 from kresume.errors import ImagesError
-from kresume.images.decode import DecodeSpec, decode
+from kresume.images.decode import decode
 from kresume.images.likeness import likeness
 from kresume.images.near import near_pairs
+from kresume.values.decode_spec import DecodeSpec
 
 HASH_BITS = 4
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from kresume.drop_in.stream import Stream
 from kresume.errors import UsageError
 from kresume.images.cache import Cache
-from kresume.images.decode import DecodeSpec
 from kresume.images.manifest import Manifest
 from kresume.images.order import Order
 from kresume.images.reader import PictureReader
-from kresume.images.stream import Stream
+from kresume.values.decode_spec import DecodeSpec
 
 
 class ImageStream(Stream):

@@ -17,15 +17,15 @@ import numpy as np
 from kresume import devices, files, runs
 from kresume.errors import UsageError
 from kresume.images.augment import Augment, augmenter
-from kresume.images.decode import DecodeSpec
 from kresume.images.manifest import Manifest
 from kresume.images.order import permutation
 from kresume.images.reader import PictureReader
-from kresume.images.report import Scan
 from kresume.images.tf_data import without_autotuner
 from kresume.options.resolve import parse_image_size
 from kresume.options.settings import SHEET_SIZE, settings_of
 from kresume.options.table import TrainConfig
+from kresume.reports.data import Scan
+from kresume.values.decode_spec import DecodeSpec
 
 MIXES = ("mixup", "cutmix", "rand_augment", "erase")
 ROWS, MOST_ROWS, VERSIONS = 8, 20, 7
@@ -129,9 +129,7 @@ def sheet_of(scanned: Scan, options: Mapping[str, Any], path: str) -> int:
     spec = DecodeSpec(SHEET_SIZE, SHEET_SIZE)
     if len(scanned.sources) == 1 and runs.is_run(scanned.sources[0]):
         record = runs.open_run(scanned.sources[0]).record
-        known, card = record["options"], record["card"]
-        height, width = card["image_size"]
-        spec = DecodeSpec(height, width, card["resize"], card["interpolation"])
+        known, spec = dict(record.options), record.card.spec
     asked = {**known, **{name: value for name, value in options.items() if value is not None}}
     if options.get("image_size"):
         height, width = parse_image_size(options["image_size"])

@@ -22,10 +22,10 @@ from kresume import devices, files
 from kresume.checkpoints import weights_file
 from kresume.checkpoints.backup_folder import BEFORE, METADATA, WEIGHTS
 from kresume.checkpoints.hdf5 import read_arrays
+from kresume.drop_in.backup_restore import Restored, all_epochs_done
 from kresume.errors import CheckpointError
 from kresume.models import match_slots, structure
 from kresume.models.restore import restore_optimizer
-from kresume.training.backup_restore import Restored, all_epochs_done
 
 ASIDE = ".taken-over"
 """Suffix of Keras's files once a backup of kresume has replaced them."""

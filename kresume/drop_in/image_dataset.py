@@ -21,20 +21,22 @@ from typing import Any
 
 import numpy as np
 
+from kresume.drop_in import user_map
+from kresume.drop_in.image_stream import ImageStream, in_order_of_paths
+from kresume.drop_in.stream import dataset_of
 from kresume.errors import ImagesError, UsageError
-from kresume.images import merging, user_map
+from kresume.evaluation.caches import open_cache
+from kresume.images import merging
 from kresume.images.cache import Cache
-from kresume.images.decode import DecodeSpec
-from kresume.images.image_stream import ImageStream, in_order_of_paths
 from kresume.images.inputs import brightness
 from kresume.images.manifest import Manifest
 from kresume.images.prepare import Prepared, prepare
 from kresume.images.reader import PictureReader
 from kresume.images.sources import Listing, list_images
-from kresume.images.stream import dataset_of
 from kresume.images.tf_data import READERS, THREADS, without_autotuner
 from kresume.progress import Reporter
 from kresume.spelling import Value, as_argument, spelled
+from kresume.values.decode_spec import DecodeSpec
 
 LABEL_MODES = ("int", "categorical", "binary", None)
 COLOR_MODES = ("rgb", "grayscale")
@@ -167,7 +169,7 @@ def image_dataset(
     spec = DecodeSpec(
         int(size[0]), int(size[1]), *_decoding(interpolation.lower(), crop_to_aspect_ratio, pad_to_aspect_ratio)
     )
-    store = None if cache is None else Cache.open(spec, None if cache == "auto" else Path(cache))
+    store = None if cache is None else open_cache(spec, str(cache))
     labelled = label_mode is not None
     manifest = _manifest(
         directory, add, class_names, validation_split or None, spec, store, reporter, follow_links, labelled

@@ -20,8 +20,8 @@ import numpy as np
 
 from kresume import devices, runs
 from kresume.errors import ImagesError
-from kresume.images.cache import Cache, listings_of
-from kresume.images.decode import DecodeSpec
+from kresume.evaluation.caches import open_cache
+from kresume.images.cache import listings_of
 from kresume.images.manifest import VAL, Manifest, schema
 from kresume.images.merging import Merge, merge, name_numbers
 from kresume.images.near import near_pairs, thumb_array
@@ -29,6 +29,7 @@ from kresume.images.prepare import Prepared, prepare
 from kresume.images.scans import manifest_of
 from kresume.images.sources import Quarantined, list_images
 from kresume.progress import Reporter
+from kresume.values.decode_spec import DecodeSpec
 
 SIDE = 64
 """Height and width in pixels at which near-duplicates are compared; the decoded pictures are not kept."""
@@ -88,7 +89,7 @@ def scan(
     if "keras" not in sys.modules:
         devices.select(None)
     spec = DecodeSpec(SIDE, SIDE)
-    store = None if cache == "off" else Cache.open(spec, None if cache in {None, "auto"} else Path(str(cache)))
+    store = open_cache(spec, cache)
     quarantine: list[Quarantined] = []
     notes: list[str] = []
     classes: dict[str, None] = dict.fromkeys(against.classes if against is not None else ())

@@ -29,13 +29,14 @@ import keras
 from kresume import crash, files
 from kresume.checkpoints import snapshot
 from kresume.checkpoints.backup_folder import BEFORE, METADATA, WEIGHTS
+from kresume.drop_in import backup_files, backup_keras, backup_restore, backup_save, fit_call
+from kresume.drop_in.stream import Stream, stream_of
 from kresume.errors import UsageError
-from kresume.images.stream import Stream, stream_of
 from kresume.lock import NAME as LOCK
 from kresume.lock import Lock
 from kresume.models import own_counts
 from kresume.progress import Reporter
-from kresume.training import backup_files, backup_keras, backup_restore, backup_save, callback_state, fit_call
+from kresume.training import callback_state
 from kresume.training.callback_logs import CallbackLogs
 from kresume.training.fit import build_from_spec
 from kresume.training.snapshots import RunWriter, wait_for_writers

@@ -22,12 +22,12 @@ import keras
 
 from kresume import devices
 from kresume.checkpoints import snapshot
-from kresume.checkpoints.state import TrainState
+from kresume.drop_in.fit_call import FitCall
+from kresume.drop_in.stream import Stream
 from kresume.errors import UsageError
-from kresume.images.stream import Stream
 from kresume.training import callback_state, other_optimizers
 from kresume.training.fit import assign_state, groups_of
-from kresume.training.fit_call import FitCall
+from kresume.values.state import TrainState
 
 
 @dataclass(frozen=True)

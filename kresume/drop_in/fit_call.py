@@ -21,8 +21,8 @@ from typing import Any
 
 import keras
 
+from kresume.drop_in.stream import Stream, reason_not_followed
 from kresume.errors import UsageError
-from kresume.images.stream import Stream, reason_not_followed
 
 FRAMES = 12
 

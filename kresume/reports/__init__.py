@@ -1,0 +1,1 @@
+"""Shows people finished things: images, lineages, machines."""
