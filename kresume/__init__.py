@@ -25,15 +25,26 @@ if TYPE_CHECKING:
     from kresume.drop_in.backup import BackupAndRestore
     from kresume.drop_in.image_dataset import image_dataset
     from kresume.drop_in.stream import resumable
-    from kresume.evaluation.evaluate import evaluate
-    from kresume.exports.export import export
-    from kresume.reports.lineage import lineage
-    from kresume.runs import open_run
+    from kresume.errors import KresumeError
+    from kresume.evaluation.evaluate import Evaluation, evaluate
+    from kresume.exports.export import ExportResult, export
+    from kresume.reports.lineage import Lineage, lineage
+    from kresume.runs import Run, open_run
+    from kresume.training.decisions import Plan
     from kresume.training.plan import plan
-    from kresume.training.resume import resume
+    from kresume.training.resume import TrainResult, resume
+    from kresume.values.state import TrainState
 
-_PLACES = {
+_MODULES = {
     "BackupAndRestore": "kresume.drop_in.backup",
+    "Evaluation": "kresume.evaluation.evaluate",
+    "ExportResult": "kresume.exports.export",
+    "KresumeError": "kresume.errors",
+    "Lineage": "kresume.reports.lineage",
+    "Plan": "kresume.training.decisions",
+    "Run": "kresume.runs",
+    "TrainResult": "kresume.training.resume",
+    "TrainState": "kresume.values.state",
     "evaluate": "kresume.evaluation.evaluate",
     "export": "kresume.exports.export",
     "image_dataset": "kresume.drop_in.image_dataset",
@@ -46,14 +57,15 @@ _PLACES = {
 }
 
 __all__ = [
-    "BackupAndRestore", "__version__", "evaluate", "export", "image_dataset", "lineage", "open_run", "plan",
-    "read_checkpoint", "resumable", "resume",
+    "BackupAndRestore", "Evaluation", "ExportResult", "KresumeError", "Lineage", "Plan", "Run", "TrainResult", "TrainState",
+    "__version__", "evaluate", "export", "image_dataset", "lineage", "open_run", "plan", "read_checkpoint", "resumable",
+    "resume",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name in _PLACES:
-        return getattr(importlib.import_module(_PLACES[name]), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'kresume' has no attribute {name!r}")
 
 
