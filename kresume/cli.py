@@ -58,7 +58,7 @@ def train(file: str | None, sets: Sequence[str], as_json: bool, **flags: Any) ->
     kresume train --out runs/2-signs            (continues it; so does the same command again)
     """
     from kresume.options.resolve import resolve
-    from kresume.progress import Reporter
+    from kresume.reporter import Reporter
     from kresume.training.resume import train as run
 
     result = run(resolve(flags, file, sets), Reporter())
@@ -76,7 +76,7 @@ def plan(file: str | None, sets: Sequence[str], as_json: bool, **flags: Any) -> 
     kresume plan --from runs/1-signs --add new/ --lr 1e-4
     """
     from kresume.options.resolve import resolve
-    from kresume.progress import Reporter
+    from kresume.reporter import Reporter
     from kresume.training.plan import make_plan
 
     _print(make_plan(resolve(flags, file, sets), Reporter()), as_json)
@@ -103,11 +103,11 @@ def inspect(checkpoint: str, write_model: str | None, as_json: bool) -> None:
 
     state = read_checkpoint(checkpoint)
     if write_model is not None:
-        from kresume import files
         from kresume.checkpoints import skeleton
+        from kresume.storage import atomic
 
         file = skeleton.check_free(write_model)
-        files.write_text(file, skeleton.skeleton(state, write_model))
+        atomic.write_text(file, skeleton.skeleton(state, write_model))
         for line in skeleton.describe_next(state, file):
             click.echo(line, err=True)
     _print(describe(state), as_json)
@@ -136,7 +136,7 @@ def evaluate(
     kresume eval runs/2-signs --data test/ --against serving/signs
     """
     from kresume.evaluation.evaluate import evaluate as run
-    from kresume.progress import Reporter
+    from kresume.reporter import Reporter
 
     options |= read_model_options(image_size, classes)
     _print(run(checkpoint, list(data), reporter=Reporter(), **options), as_json)
@@ -196,7 +196,7 @@ def export(
     kresume export ckpt/ converted/ --format keras --model my.py:build --optimizer adam
     """
     from kresume.exports.export import export as run
-    from kresume.progress import Reporter
+    from kresume.reporter import Reporter
 
     options |= read_model_options(image_size, classes)
     result = run(checkpoint, directory, reporter=Reporter(), **options)
@@ -228,7 +228,7 @@ def scan(paths: Sequence[str], out: str, feature: Sequence[str], cache: str | No
     from pathlib import Path
 
     from kresume.images.sources.records import parse_features
-    from kresume.progress import Reporter
+    from kresume.reporter import Reporter
     from kresume.reports import data as report
 
     scanned = report.scan(paths, Reporter(), features=parse_features(tuple(feature)), cache=cache)
@@ -255,7 +255,7 @@ def check(
     from kresume.checkpoints.run import find_run
     from kresume.images.scans import remembered
     from kresume.images.sources.records import parse_features
-    from kresume.progress import Reporter
+    from kresume.reporter import Reporter
     from kresume.reports import data as report
     from kresume.runs import open_run
 
@@ -291,7 +291,7 @@ def show(
     kresume data show old/ --sheet sheet.png --augment strong
     """
     from kresume.images.sources.records import parse_features
-    from kresume.progress import Reporter
+    from kresume.reporter import Reporter
     from kresume.reports import contact_sheet as sheets
     from kresume.reports import data as report
 
@@ -343,7 +343,7 @@ def demo(directory: str, as_json: bool) -> None:
     kresume demo
     """
     from kresume.demo import run
-    from kresume.progress import Reporter
+    from kresume.reporter import Reporter
 
     _print(run(directory, Reporter()), as_json)
 
@@ -389,7 +389,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _print_error(error: KresumeError) -> None:
     if isinstance(error, RestoreError) and error.rows:
-        from kresume.progress import Reporter
+        from kresume.reporter import Reporter
 
         wrong = [row for row in error.rows if row[-1] not in {"restored", "not in this format"}]
         Reporter().table("", error.columns, wrong[:40])

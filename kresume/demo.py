@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from kresume import files, runs
+from kresume import runs
 from kresume.checkpoints import snapshot
 from kresume.errors import KresumeError
-from kresume.progress import Reporter
+from kresume.reporter import Reporter
+from kresume.storage import atomic
 
 OLD, NEW = 500, 800  # of 1,797; the rest, from other people again, is the validation split
 SIDE = 32
@@ -116,7 +117,7 @@ def run(directory: str | Path, reporter: Reporter) -> DemoResult:
     )
     reporter.say("\n5. Where it came from")
     _command(folder, ["log", "runs/2-digits"], reporter)
-    evaluation = files.read_json(folder / "runs/2-digits/evaluation.json")
+    evaluation = atomic.read_json(folder / "runs/2-digits/evaluation.json")
     reporter.say("\n6. The same validation images, before and after")
     return DemoResult(str(folder), evaluation["before"], evaluation["after"])
 

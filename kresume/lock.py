@@ -23,8 +23,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from kresume import files
 from kresume.errors import RunError
+from kresume.storage import atomic
 
 NAME = "lock.json"
 HEARTBEAT_SECONDS = 20.0
@@ -177,7 +177,7 @@ class Lock:
                 (self.run / NAME).unlink(missing_ok=True)
 
     def _write(self) -> None:
-        files.write_json(
+        atomic.write_json(
             self.run / NAME,
             {
                 "host": self.host,

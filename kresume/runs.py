@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kresume import files
 from kresume.errors import RunError
+from kresume.storage import atomic
 from kresume.values.record import RunRecord, Status
 
 RECORD = "run.json"
@@ -100,13 +100,13 @@ class Run:
             The run with the new record.
         """
         record = replace(self.record, **changes)
-        files.write_json(self.path / RECORD, record.as_dict())
+        atomic.write_json(self.path / RECORD, record.as_dict())
         return Run(self.path, record)
 
     def event(self, kind: str, **facts: Any) -> None:
         """Appends one line to `events.jsonl`."""
         line = {"time": now(), "event": kind, **facts}
-        files.append_line(self.path / "events.jsonl", json.dumps(line, ensure_ascii=False))
+        atomic.append_line(self.path / "events.jsonl", json.dumps(line, ensure_ascii=False))
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         """Reads the events of one kind, oldest first."""
@@ -129,7 +129,7 @@ def open_run(path: str | Path) -> Run:
     if not is_run(path):
         raise RunError(f"no run at {path}: a run is a directory with {RECORD} in it (`kresume log FOLDER` lists runs)")
     try:
-        record = files.read_json(path / RECORD)
+        record = atomic.read_json(path / RECORD)
     except (OSError, ValueError) as error:
         raise RunError(f"cannot read {path / RECORD}: {error}; restore it from a copy of the run") from error
     return Run(path, RunRecord.from_dict(record, str(path / RECORD)))
@@ -218,7 +218,7 @@ def keep_lines(path: Path, count: int) -> None:
                 f"line {number} of {path} is damaged: restore the file from a copy; the snapshots are not touched"
             )
     if len(lines) > count:
-        files.write_bytes(path, b"".join(lines[:count]))
+        atomic.write_bytes(path, b"".join(lines[:count]))
 
 
 def unfinished(runs: Sequence[Run]) -> list[Run]:

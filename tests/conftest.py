@@ -12,7 +12,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 import pytest
 
-from kresume.progress import Reporter
+from kresume.reporter import Reporter
 
 CLASSES = ("circle", "square", "stripes")
 

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from safetensors.numpy import save_file
 
-from kresume import devices
+from kresume.backend import fingerprint
 from tests.support import lines_without_time, result_arrays, run_training
 
 ROOT = "/golden"
@@ -56,7 +56,7 @@ def continue_and_extend(folder: Path, arrays: Path) -> dict:
     run_training(out="first")
     keras.utils.clear_session()
     run_training("first", out="second", add=["new"], **EXTENSION)
-    expected = {"fingerprint": devices.fingerprint()}
+    expected = {"fingerprint": fingerprint.fingerprint()}
     for name, run in (("continued", "first"), ("extended", "second")):
         save_file(result_arrays(folder / run), arrays / f"{name}.safetensors")
         expected[name] = facts(folder / run, folder)

@@ -10,7 +10,7 @@ from PIL import Image
 from kresume import runs
 from kresume.checkpoints import snapshot
 from kresume.options.resolve import from_arguments
-from kresume.progress import Reporter
+from kresume.reporter import Reporter
 from kresume.training.resume import train
 
 TINY = {"image_size": "12", "batch_size": 5, "epochs": 2, "val_split": 0.25}

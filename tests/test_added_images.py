@@ -337,7 +337,7 @@ def test_what_was_dropped_does_not_come_back(workplace):
 def test_or_new_starts_where_nothing_is_there(workplace, capfd):
     """`--or-new` starts a new training without a checkpoint, and says so."""
     from kresume.options.resolve import from_arguments
-    from kresume.progress import Reporter
+    from kresume.reporter import Reporter
     from kresume.training.resume import train
 
     train(from_arguments("checkpoint.keras", {"or_new": True, "data": ["old"], **TINY}), Reporter())
@@ -361,12 +361,12 @@ def test_a_missing_backend_package_is_named(monkeypatch):
     """A missing backend package is an error with the pip command that installs it."""
     import importlib.util
 
-    from kresume import devices
+    from kresume.backend import selection
     from kresume.errors import MissingPackage
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingPackage, match="pip install jax"):
-        devices.select("jax")
+        selection.select("jax")
 
 
 def test_a_plan_writes_nothing_and_says_what_train_does(workplace, parent):

@@ -181,7 +181,7 @@ sys.path.insert(0, sys.argv[3])
 from kresume.values.decode_spec import DecodeSpec
 from kresume.images.cache import Cache
 from kresume.images.prepare import prepare, write_quarantine
-from kresume.progress import Reporter
+from kresume.reporter import Reporter
 from tests.test_decoding import listed
 
 folders = [Path(folder) for folder in sys.argv[1:3]]

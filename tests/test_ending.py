@@ -11,10 +11,11 @@ import pytest
 import tensorflow as tf
 
 import kresume
-from kresume import crash, devices, runs
+from kresume import crash, runs
+from kresume.backend import fingerprint
 from kresume.images.augment import augmenter
 from kresume.options.resolve import from_arguments
-from kresume.progress import Reporter
+from kresume.reporter import Reporter
 from kresume.reports.contact_sheet import draw_sheet
 from kresume.reports.data import scan
 from kresume.training.resume import train
@@ -210,7 +211,7 @@ def test_other_kernels_are_another_machine(monkeypatch):
     The remedy after a death in native code changes last digits.
     """
     monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
-    before = devices.fingerprint()
+    before = fingerprint.fingerprint()
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
     expected = ["onednn None -> off"] if keras.config.backend() == "tensorflow" else []
-    assert devices.differences(before, devices.fingerprint()) == expected
+    assert fingerprint.differences(before, fingerprint.fingerprint()) == expected

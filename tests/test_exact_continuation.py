@@ -19,7 +19,7 @@ from kresume.errors import CheckpointError, ModelError, RunError, Stopped
 from kresume.evaluation.live import LiveScorer
 from kresume.evaluation.score import flatten
 from kresume.options.resolve import from_arguments
-from kresume.progress import Reporter
+from kresume.reporter import Reporter
 from kresume.training import callback_state, callbacks, course, resume
 from kresume.training.resume import train
 from tests.conftest import write_pictures

@@ -7,10 +7,10 @@ import time
 import click
 
 from kresume import cli
-from kresume.evaluation.loaded import Subject, load
 from kresume.exports import export as story
 from kresume.exports.formats import EXPORTERS
 from kresume.models import averages
+from kresume.models.load import Subject, load
 from tests.support import TINY, run_training
 
 

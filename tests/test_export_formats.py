@@ -10,13 +10,13 @@ import pytest
 
 from kresume.checkpoints.read import read_checkpoint
 from kresume.errors import CheckpointError, ExportError, MissingPackage, UsageError
-from kresume.evaluation.loaded import Subject, load
 from kresume.evaluation.served import Prediction
 from kresume.exports import elsewhere, formats, training_state
 from kresume.exports.export import export
 from kresume.exports.job import Job
 from kresume.exports.parity import compare
 from kresume.exports.samples import gather_samples
+from kresume.models.load import Subject, load
 from tests.conftest import CLASSES
 from tests.support import assert_same_bytes
 

@@ -13,14 +13,14 @@ from kresume import runs
 from kresume.errors import CheckpointError, ExportError, UsageError
 from kresume.evaluation.evaluate import evaluate
 from kresume.evaluation.served import Prediction
-from kresume.evaluation.signatures import read_signatures, understand
 from kresume.exports import export as story
 from kresume.exports import graph, like, saved_model, warmup
 from kresume.exports.export import export, prune
 from kresume.exports.samples import Samples
-from kresume.files import sha256_of_file
 from kresume.images.decode import decode
 from kresume.reports.lineage import lineage
+from kresume.runtimes.signatures import read_signatures, understand
+from kresume.storage.atomic import sha256_of_file
 from kresume.values.decode_spec import DecodeSpec
 from tests.conftest import CLASSES, draw
 from tests.support import TINY, run_training
@@ -438,7 +438,7 @@ def test_pictures_that_tensorflow_cannot_decode_verify_and_warm_up(taught, tmp_p
     """
     from PIL import Image
 
-    from kresume.progress import Reporter
+    from kresume.reporter import Reporter
 
     for label in CLASSES:
         (tmp_path / "data" / label).mkdir(parents=True)
@@ -535,9 +535,9 @@ def test_pruning_keeps_the_newest(tmp_path):
 
 def test_a_model_that_needs_keras_does_not_pass(tmp_path):
     """The process that checks an export cannot import Keras, JAX or kresume."""
-    from kresume.evaluation import apart
+    from kresume.runtimes import process
 
-    script = (apart.SCRIPTS / "saved_model.py").read_text()
+    script = (process.SCRIPTS / "saved_model.py").read_text()
     for name in ("keras", "jax", "kresume"):
         done = subprocess.run(
             [sys.executable, "-P", "-c", f"{script.partition('import numpy')[0]}\nimport {name}"],
@@ -547,7 +547,7 @@ def test_a_model_that_needs_keras_does_not_pass(tmp_path):
         )
         assert f"import of {name} halted" in done.stderr
     with pytest.raises(CheckpointError, match="does not run by itself"):
-        apart.run_apart("saved_model", {"path": str(tmp_path), "signature": "x", "input": "y", "files": []})
+        process.run_apart("saved_model", {"path": str(tmp_path), "signature": "x", "input": "y", "files": []})
 
 
 def test_nothing_heavy_is_imported_before_the_backend_is_chosen():
@@ -569,7 +569,7 @@ def test_a_grown_head_is_exported_with_its_new_class(tmp_path, pictures, policy)
     import keras
 
     from kresume.models import build as models
-    from kresume.models import rebuild
+    from kresume.models import save
     from kresume.values.card import Card
 
     before_policy = keras.config.dtype_policy()
@@ -585,7 +585,7 @@ def test_a_grown_head_is_exported_with_its_new_class(tmp_path, pictures, policy)
     grown.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy", metrics=["accuracy"])
     names = (*CLASSES, "triangle")
     path = tmp_path / "grown.keras"
-    rebuild.save_model(grown, path, Card(names, (12, 12), "0-255", "stretch", "area"), 1e-3, {"step": 0, "peak": 1e-3})
+    save.save_model(grown, path, Card(names, (12, 12), "0-255", "stretch", "area"), 1e-3, {"step": 0, "peak": 1e-3})
     result = export(path, tmp_path / "serving", data=pictures / "val")
     signatures, model = load(result.path)
     assert model is not None

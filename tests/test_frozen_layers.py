@@ -125,11 +125,11 @@ def zoo():
 
 
 def write_snapshot(model, path, **records):
-    from kresume import devices
+    from kresume.backend import live_state
 
     records = {"phase": "epoch", "epoch": 1, "batch": 0, structure.RECORD: structure.describe(model), **records}
     records["optimizer"] = keras.saving.serialize_keras_object(model.optimizer)
-    snapshot.write_snapshot(path, 7, devices.read_state(model), records)
+    snapshot.write_snapshot(path, 7, live_state.read_state(model), records)
     return path
 
 
@@ -511,7 +511,7 @@ def test_a_backup_of_kerass_callback_never_gives_a_slot_to_another_weight(zoo, t
 
 def test_averages_that_predict_do_not_depend_on_what_is_frozen_now(tmp_path):
     """`eval` and `export` use the averages of the weights that trained, even if the built model is frozen."""
-    from kresume.evaluation.loaded import _restore
+    from kresume.models.load import _restore
 
     model = build((0, 1))
     model.compile(keras.optimizers.Adam(1e-2, use_ema=True), "mse")

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 
-from kresume import devices
+from kresume.backend import live_state
 from kresume.checkpoints.inspect import describe
 from kresume.checkpoints.read import read_checkpoint
 from kresume.models import slots
@@ -71,7 +71,9 @@ def test_a_golden_checkpoint_goes_on_as_its_writer_did(folder):
     images, _ = batches(0)
     np.testing.assert_allclose(live.model.predict(images, verbose=0), expected["predictions"], atol=loose)
     if parent.state.rate is None and "schedule" not in str(parent.state.compiled):
-        devices.inner(live.optimizer).learning_rate.assign(expected["rate"])  # as --lr would; Keras 2 does not store it
+        live_state.inner(live.optimizer).learning_rate.assign(
+            expected["rate"]
+        )  # as --lr would; Keras 2 does not store it
     live.model.compile(live.optimizer, "sparse_categorical_crossentropy", auto_scale_loss=False)
     losses = [
         float(live.model.train_on_batch(*batches(step))) for step in range(expected["step"], expected["step"] + 3)

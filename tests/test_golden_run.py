@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from kresume import devices
+from kresume.backend import fingerprint
 from tests.golden_run import ROOT, continue_and_extend, move
 from tests.support import assert_same_bytes
 
@@ -54,7 +54,7 @@ def test_a_run_of_the_first_version_continues_and_extends_to_equal_bytes(tmp_pat
     move(tmp_path / "first", ROOT, str(tmp_path))
     monkeypatch.chdir(tmp_path)
     found = json.loads(json.dumps(continue_and_extend(tmp_path, tmp_path)))
-    exact = same_arithmetic(devices.fingerprint(), expected.pop("fingerprint"))
+    exact = same_arithmetic(fingerprint.fingerprint(), expected.pop("fingerprint"))
     del found["fingerprint"]
     for run in ("continued", "extended"):
         assert_alike(found[run], expected[run], run, exact)

@@ -24,7 +24,7 @@ from kresume.images.order import Order
 from kresume.images.prepare import prepare
 from kresume.images.reader import PictureReader
 from kresume.images.sources import list_images
-from kresume.progress import Reporter
+from kresume.reporter import Reporter
 from kresume.values.decode_spec import DecodeSpec
 from tests.conftest import CLASSES, write_pictures
 from tests.support import TINY, make_interrupted, run_training
@@ -571,7 +571,7 @@ from kresume.images.cache import Cache
 from kresume.values.decode_spec import DecodeSpec
 from kresume.images.prepare import prepare
 from kresume.images.sources import list_images
-from kresume.progress import Reporter
+from kresume.reporter import Reporter
 quiet, spec = Reporter(quiet=True), DecodeSpec(12, 12)
 for _ in range(3):
     cache = Cache.open(spec, Path(sys.argv[2]))

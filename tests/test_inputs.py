@@ -9,8 +9,8 @@ from sklearn.datasets import load_digits
 import kresume
 from kresume.errors import UsageError
 from kresume.evaluation.evaluate import evaluate
-from kresume.evaluation.loaded import Subject, load
 from kresume.images import inputs
+from kresume.models.load import Subject, load
 from kresume.options.resolve import from_arguments
 from kresume.training.plan import make_plan
 from kresume.values.card import Card

@@ -17,17 +17,17 @@ from PIL import Image
 from kresume import runs
 from kresume.errors import ImagesError, UsageError
 from kresume.evaluation.evaluate import evaluate
-from kresume.evaluation.loaded import Subject, load
 from kresume.evaluation.served import Prediction
 from kresume.exports.export import export
 from kresume.exports.parity import compare
 from kresume.exports.samples import gather_samples
+from kresume.models.load import Subject, load
 from kresume.models.losses import choose_loss, from_record, unused_metrics
 from kresume.models.outputs import read_outputs
 from kresume.models.own_code import OwnCode
 from kresume.options.resolve import from_arguments
 from kresume.options.table import TrainConfig
-from kresume.progress import Reporter
+from kresume.reporter import Reporter
 from kresume.training.plan import make_plan
 from kresume.training.resume import rebuild_model
 from kresume.values.loss import Loss

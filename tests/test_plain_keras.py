@@ -12,7 +12,7 @@ from PIL import Image
 from kresume.images.decode import decode
 from kresume.images.inputs import to_input
 from kresume.models.plain_keras import feeding_line, takes_rows
-from kresume.models.rebuild import write_archive
+from kresume.models.save import write_archive
 from kresume.values.card import Card
 from kresume.values.decode_spec import DecodeSpec
 from kresume.values.input_layout import RGB, InputLayout

@@ -12,11 +12,11 @@ import keras
 import numpy as np
 import pytest
 
-from kresume import devices
+from kresume.backend import live_state
 from kresume.checkpoints.inspect import describe
 from kresume.checkpoints.read import read_checkpoint
 from kresume.errors import CheckpointError, RestoreError
-from kresume.models import build, optimizers, rebuild, restore
+from kresume.models import build, optimizers, restore, save
 from kresume.models.match_weights import keras_names
 from kresume.training.fit import assign_state
 from kresume.values.card import Card
@@ -378,7 +378,7 @@ def test_what_we_save_loads_in_plain_keras_and_trains_on(tmp_path):
     model.fit(images, np.arange(8) % 3, epochs=2, verbose=0)
     before = np.asarray(keras.ops.convert_to_numpy(model.optimizer.variables[3])).tobytes()
     card = Card(("a", "b", "c"), (12, 12), "0-255", "stretch", "area")
-    rebuild.save_model(model, tmp_path / "model.keras", card, 1e-3, {"step": 2, "peak": 1e-3})
+    save.save_model(model, tmp_path / "model.keras", card, 1e-3, {"step": 2, "peak": 1e-3})
     np.save(tmp_path / "images.npy", images)
     script = (
         "import sys; sys.modules['kresume'] = None\n"
@@ -450,7 +450,7 @@ def test_an_adapted_normalization_normalises_by_what_was_saved(tmp_path, ending)
         one.optimizer.build(one.trainable_variables)
     arrays = {
         f"{group}/{index}": np.asarray(array)
-        for group, listed in devices.read_state(model).items()
+        for group, listed in live_state.read_state(model).items()
         for index, array in enumerate(listed)
     }
     assign_state(other, TrainState("run", "snapshot", "groups", arrays), metrics=False)

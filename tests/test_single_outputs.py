@@ -13,9 +13,9 @@ from PIL import Image
 from kresume.errors import CheckpointError, UsageError
 from kresume.evaluation.evaluate import evaluate
 from kresume.evaluation.served import to_pairs
-from kresume.evaluation.signatures import Output, understand
 from kresume.exports import saved_model
 from kresume.exports.export import export
+from kresume.runtimes.signatures import Output, understand
 
 LEVELS = {"dark": (20, 60, 100, 120), "light": (140, 170, 200, 240)}
 WRITER = """

@@ -15,13 +15,14 @@ import pytest
 from kresume.errors import ImagesError, UsageError
 from kresume.evaluation.evaluate import evaluate
 from kresume.exports.export import export
-from kresume.images import merging, places
+from kresume.images import merging
 from kresume.images.cache import Cache
 from kresume.images.manifest import Manifest
 from kresume.images.prepare import prepare
 from kresume.images.reader import PictureReader
 from kresume.images.sources import list_images, records
 from kresume.images.sources.records import FRAME, masked_crc, parse_features
+from kresume.storage import locations
 from kresume.values.decode_spec import DecodeSpec
 from tests.conftest import CLASSES, write_pictures
 from tests.support import TINY, run_training
@@ -324,7 +325,7 @@ def test_a_cut_archive_is_named(tmp_path, quiet, path):
 
 def test_a_zip_bomb_stops_at_the_limit(tmp_path, quiet, monkeypatch):
     """A zip member that unpacks to more than the limit of a picture is quarantined without unpacking it."""
-    monkeypatch.setattr(places, "MAX_FILE_BYTES", 10_000)
+    monkeypatch.setattr(locations, "MAX_FILE_BYTES", 10_000)
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a/bomb.png", b"\0" * 10_000_000)
     prepared = prepare(list_images([tmp_path / "bomb.zip"], quiet).files, SPEC, None, quiet)
@@ -537,5 +538,5 @@ def test_one_level_too_high_is_doubted(tmp_path, quiet):
     write_pictures(tmp_path / "set" / "first", 1, 9, ("only-here",))
     shutil.copy(next((tmp_path / "set").glob("*/*/*.png")), tmp_path / "set" / "first" / "loose.png")
     assert list_images([str(tmp_path / "set")], quiet).notes == ()
-    with pytest.raises(ImagesError, match=r"where it is a class itself give the folder above it, .*first"):
+    with pytest.raises(ImagesError, match=r"If it is a class itself, give the folder above it, .*first"):
         list_images([str(tmp_path / "set" / "first" / "circle")], quiet)

@@ -309,7 +309,7 @@ def seed_checkpoint(tmp_path_factory, pictures):
 
     from kresume.images.conventions import to_model_function
     from kresume.images.sources import list_images
-    from kresume.progress import Reporter
+    from kresume.reporter import Reporter
 
     folder = tmp_path_factory.mktemp("seed")
     listing = list_images([str(pictures / "old")], Reporter(quiet=True))
@@ -603,7 +603,7 @@ def test_classes_that_a_script_kept_are_the_order_of_the_outputs(tmp_path, pictu
     assert describe(state).classes == ("stripes", "square", "circle")
     assert "--classes" not in " ".join(describe(state).missing)
     from kresume.options.resolve import from_arguments
-    from kresume.progress import Reporter
+    from kresume.reporter import Reporter
     from kresume.training.gather import decide_classes, list_sources
     from kresume.training.parent import Parent
 

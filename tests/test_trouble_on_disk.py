@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from kresume import files, runs
+from kresume import runs
 from kresume.checkpoints import snapshot
 from kresume.evaluation.score import flatten
+from kresume.storage import atomic
 from kresume.training import course
 from tests.support import TINY, assert_same_bytes, lines_without_time, result_arrays, run_training
 
@@ -37,7 +38,7 @@ def test_lines_that_could_not_be_written_are_written_later(monkeypatch, tmp_path
     """Metrics lines that could not be written are written with the next ones, each once."""
     arguments = {"data": [str(pictures / "old")], **TINY, "epochs": 4}
     whole = Path(run_training(out=str(tmp_path / "whole"), **arguments).run)
-    append, calls = files.append_line, [0]
+    append, calls = atomic.append_line, [0]
 
     def failing(path, line):
         if path.name == "metrics.jsonl":
@@ -46,7 +47,7 @@ def test_lines_that_could_not_be_written_are_written_later(monkeypatch, tmp_path
                 raise OSError(5, "Input/output error")
         append(path, line)
 
-    monkeypatch.setattr(files, "append_line", failing)
+    monkeypatch.setattr(atomic, "append_line", failing)
     result = run_training(out=str(tmp_path / "run"), **arguments)
     assert result.exit_code == 5
     assert lines_without_time(whole) == lines_without_time(tmp_path / "run")
@@ -152,7 +153,7 @@ def test_a_line_that_was_half_written_leaves_nothing(monkeypatch, tmp_path):
     import os
 
     path, fsync = tmp_path / "metrics.jsonl", os.fsync
-    files.append_line(path, "one")
+    atomic.append_line(path, "one")
 
     def failing(descriptor):
         raise OSError(5, "Input/output error")
@@ -160,10 +161,10 @@ def test_a_line_that_was_half_written_leaves_nothing(monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", failing)
         with pytest.raises(OSError, match="Input/output"):
-            files.append_line(path, "two")
+            atomic.append_line(path, "two")
     assert os.fsync is fsync
     assert path.read_text() == "one\n"
-    files.append_line(path, "two")
+    atomic.append_line(path, "two")
     assert path.read_text() == "one\ntwo\n"
 
 

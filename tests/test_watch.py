@@ -21,7 +21,8 @@ from kresume.images.order import LaterOrder, Order
 from kresume.images.prepare import prepare
 from kresume.images.sources import list_images
 from kresume.options.resolve import from_arguments
-from kresume.progress import Reporter
+from kresume.reporter import Reporter
+from kresume.storage import atomic
 from kresume.training import callbacks, changes, watch
 from kresume.training.decisions import decide_amount
 from kresume.training.passes import Passes
@@ -159,15 +160,15 @@ def test_a_schedule_reads_its_clock():
     """A schedule with an unset clock gives the bits of one without; a set clock shifts its time."""
     import keras
 
-    from kresume import devices
+    from kresume.backend import live_state
     from kresume.training.schedules import Clock, Cosine, set_clock, wind
 
     plain, timed = (Cosine(1e-3, 40, 4, origin=7) for _ in range(2))
     optimizer = keras.optimizers.AdamW(timed)
     optimizer.build([keras.Variable(np.zeros(3, "float32"))])
-    before = devices.optimizer_variables(optimizer)
+    before = live_state.optimizer_variables(optimizer)
     wind(optimizer)
-    assert [id(variable) for variable in devices.optimizer_variables(optimizer)] == [id(each) for each in before]
+    assert [id(variable) for variable in live_state.optimizer_variables(optimizer)] == [id(each) for each in before]
 
     def rate(schedule, step):
         return np.asarray(keras.ops.convert_to_numpy(schedule(keras.ops.convert_to_tensor(step, "int32")))).tobytes()
@@ -179,7 +180,7 @@ def test_a_schedule_reads_its_clock():
     constant = keras.optimizers.SGD(0.1)
     constant.build([])
     wind(constant)
-    assert not any(variable.name == devices.CLOCK for variable in constant.variables)
+    assert not any(variable.name == live_state.CLOCK for variable in constant.variables)
 
 
 # --- the scan --------------------------------------------------------------------------------------------------
@@ -575,7 +576,6 @@ def test_few_at_a_time_fall_to_validation_as_often_as_many(watched):
 
 def test_a_scan_that_failed_late_is_not_found_later(monkeypatch, tmp_path):
     """A scan whose write failed after its rename is not found later, because no step trained on it."""
-    from kresume import files
 
     manifest = table_of(write_pictures(tmp_path / "a", 4, 0), Reporter(quiet=True))
     scan = scans.make_scan(2, manifest, manifest.table.slice(0, 0), ())
@@ -584,7 +584,7 @@ def test_a_scan_that_failed_late_is_not_found_later(monkeypatch, tmp_path):
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "flush_directory", refused)
+        patch.setattr(atomic, "flush_directory", refused)
         with pytest.raises(OSError, match="Input/output"):
             scans.write_scan(tmp_path / "images", scan)
     assert scans.read_scans(tmp_path / "images") == {}

@@ -17,10 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kresume import files
 from kresume.checkpoints import weights_file
 from kresume.checkpoints.hdf5 import read_arrays
 from kresume.errors import CheckpointError
+from kresume.storage import atomic
 from kresume.values.state import TrainState
 
 WEIGHTS, METADATA, BEFORE = "latest.weights.h5", "training_metadata.json", ".bkp"
@@ -73,7 +73,7 @@ def _read_pair(path: str, folder: Path, ending: str, passed_over: str | None) ->
     if not weights.is_file():
         raise CheckpointError(f"{weights} is not there")
     noted = _noted(metadata)
-    state = weights_file.state_of(path, read_arrays(weights.read_bytes(), str(weights)), files.modified(weights))
+    state = weights_file.state_of(path, read_arrays(weights.read_bytes(), str(weights)), atomic.modified(weights))
     return replace(
         state,
         format="backup",

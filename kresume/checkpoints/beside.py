@@ -14,11 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kresume import files
 from kresume.checkpoints import keras_2
 from kresume.checkpoints.keras_arrays import class_of, rate_of_schedule
 from kresume.checkpoints.keras_file import CARD
 from kresume.errors import CheckpointError
+from kresume.storage import atomic
 from kresume.values.card import Card
 from kresume.values.state import SavedRate, TrainState
 
@@ -61,7 +61,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        value = files.read_json(path)
+        value = atomic.read_json(path)
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({error}): restore it, or move it away and give --model"

@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from kresume import files
 from kresume.checkpoints import content, keras_2, keras_2_layers, keras_2_slots
 from kresume.checkpoints.hdf5 import opened, read_arrays
 from kresume.checkpoints.json_text import read_object
 from kresume.checkpoints.keras_arrays import class_of, rate_of_schedule, unwrapped
 from kresume.checkpoints.weights_file import has_layers
 from kresume.errors import CheckpointError
+from kresume.storage import atomic
 from kresume.values.state import SavedOptimizer, SavedRate, TrainState
 
 ENDINGS = (".h5", ".hdf5")
@@ -107,7 +107,7 @@ def read(path: str) -> TrainState:
         step=step,
         rate=rate,
         writer=f"keras {version}",
-        written=files.modified(Path(path)),
+        written=atomic.modified(Path(path)),
         records=records,
     )
 

@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from kresume import files
 from kresume.checkpoints.json_text import LARGEST
 from kresume.checkpoints.keras_arrays import class_of, rate_of_schedule, unwrapped
 from kresume.errors import CheckpointError, MissingPackage
+from kresume.storage import atomic
 from kresume.values.state import SavedOptimizer, SavedRate, TrainState
 
 TREE, STEP = ("_METADATA", "manifest.ocdbt"), "_CHECKPOINT_METADATA"
@@ -99,7 +99,7 @@ def read(path: str) -> TrainState:
         step=int(iterations) if iterations is not None and is_count else None,
         rate=_rate(saved, _scalar(arrays, "learning_rate")),
         writer="orbax, Keras 3" if config else "orbax",
-        written=files.modified(item),
+        written=atomic.modified(item),
     )
 
 

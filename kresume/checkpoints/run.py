@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kresume import files, runs
+from kresume import runs
 from kresume.checkpoints import snapshot
 from kresume.errors import CheckpointError
+from kresume.storage import atomic
 from kresume.values.loss import Loss
 from kresume.values.state import SavedRate, TrainState
 
@@ -70,7 +71,7 @@ def read(path: str) -> TrainState:
         state,
         source=path,
         format="run",
-        architecture=files.read_json(run.path / "architecture.json"),
+        architecture=atomic.read_json(run.path / "architecture.json"),
         compiled=_compiled(record.loss),
         optimizer=replace(record.optimizer, variables=sum(name.startswith("optimizer/") for name in state.arrays)),
         step=record.base_step + int(state.step or 0),

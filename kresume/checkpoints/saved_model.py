@@ -14,10 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from kresume.backend.selection import import_tensorflow
 from kresume.checkpoints import keras_2, tf_checkpoint
 from kresume.checkpoints.json_text import read_object
 from kresume.checkpoints.keras_arrays import rate_of_schedule
-from kresume.devices import import_tensorflow
 from kresume.errors import CheckpointError
 from kresume.values.state import SavedOptimizer, SavedRate, TrainState
 

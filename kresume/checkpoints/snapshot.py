@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from kresume import files
 from kresume.errors import CheckpointError
+from kresume.storage import atomic
 from kresume.values.state import TrainState
 
 FORMAT = 1
@@ -89,7 +89,7 @@ def write_snapshot(
     replaced = path.with_name(f"{REPLACED}{path.name}")
     if path.exists():
         shutil.rmtree(replaced, ignore_errors=True)
-    with files.new_directory(path, replaced) as temporary:
+    with atomic.new_directory(path, replaced) as temporary:
         brief = _save_arrays(temporary / ARRAYS, arrays)
         facts = {
             "format": FORMAT,
@@ -99,11 +99,11 @@ def write_snapshot(
             "files": {
                 ARRAYS: {
                     "bytes": (temporary / ARRAYS).stat().st_size,
-                    "sha256": files.sha256_of_file(temporary / ARRAYS),
+                    "sha256": atomic.sha256_of_file(temporary / ARRAYS),
                 }
             },
         }
-        files.write_json(temporary / META, {**facts, "sha256": _digest_of_facts(facts)})
+        atomic.write_json(temporary / META, {**facts, "sha256": _digest_of_facts(facts)})
     shutil.rmtree(replaced, ignore_errors=True)
     _name_newest(directory)
     return path
@@ -114,7 +114,7 @@ def _name_newest(directory: Path) -> None:
     pointer, finished = directory / LATEST, list_snapshots(directory)
     text = f"{finished[-1][1].name}\n" if finished else ""
     if text and (not pointer.is_file() or pointer.read_text(encoding="utf-8") != text):
-        files.write_text(pointer, text)
+        atomic.write_text(pointer, text)
 
 
 def is_finite(array: np.ndarray) -> bool:
@@ -154,7 +154,7 @@ def read_snapshot(path: Path) -> TrainState:
     """
     meta_path, arrays_path = path / META, path / ARRAYS
     try:
-        meta = files.read_json(meta_path)
+        meta = atomic.read_json(meta_path)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: {META} cannot be read ({error})") from error
     if not isinstance(meta, dict) or _digest_of_facts({k: v for k, v in meta.items() if k != "sha256"}) != meta.get(
@@ -239,7 +239,7 @@ def prune_snapshots(directory: Path, keep: int, pinned: set[int]) -> None:
     for _, path in finished:
         if path not in kept:
             # Rename first: a removal that is killed halfway must not leave a snapshot that looks complete.
-            gone = files.temporary_beside(path)
+            gone = atomic.temporary_beside(path)
             path.rename(gone)
             shutil.rmtree(gone, ignore_errors=True)
     _name_newest(directory)
@@ -253,7 +253,7 @@ def pins(directory: Path) -> dict[int, int | None]:
     result: dict[int, int | None] = {}
     for step, path in list_snapshots(directory):
         try:
-            best = files.read_json(path / META)["records"].get("best")
+            best = atomic.read_json(path / META)["records"].get("best")
         except (OSError, ValueError, KeyError):
             continue  # damaged: `read_snapshot` reports it
         result[step] = int(best["step"]) if best else None

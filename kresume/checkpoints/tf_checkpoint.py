@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from kresume import files
+from kresume.backend.selection import import_tensorflow
 from kresume.checkpoints import content, graph_optimizer
-from kresume.devices import import_tensorflow
 from kresume.errors import CheckpointError
+from kresume.storage import atomic
 from kresume.values.state import GraphNode, TrainState
 
 GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
@@ -121,7 +121,7 @@ def read_graph(prefix: str, path: str) -> TrainState:
         step=step,
         rate=rate,
         writer=_writer(nodes),
-        written=files.modified(index),
+        written=atomic.modified(index),
     )
 
 

@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from kresume import files
 from kresume.checkpoints import content, torch_optimizer
 from kresume.errors import CheckpointError, MissingPackage
+from kresume.storage import atomic
 from kresume.values.state import TrainState
 
 ENDINGS = (".pth", ".pt", ".safetensors")
@@ -80,7 +80,7 @@ def read(path: str, optimizer_path: str | None = None) -> TrainState:
         step=next((int(facts[key]) for key in STEP_KEYS if _is_count(facts.get(key))), found.step),
         rate=found.rate,
         writer=str(facts.get("writer", "torch")),
-        written=files.modified(file),
+        written=atomic.modified(file),
         records={
             "epoch": int(facts["epoch"]) if _is_count(facts.get("epoch")) else None,
             "ordered": ordered,

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from kresume import files
 from kresume.checkpoints import content
 from kresume.checkpoints.hdf5 import opened, read_arrays
 from kresume.checkpoints.keras_arrays import KERAS_2_LAYERS, optimizer_of, rate_of, step_of, tidy
 from kresume.errors import CheckpointError
+from kresume.storage import atomic
 from kresume.values.state import TrainState
 
 ENDINGS = (".weights.h5", ".weights.json")
@@ -64,7 +64,7 @@ def read(path: str) -> TrainState:
             f"{path} is an HDF5 file, but none that Keras wrote: expected groups called `vars`; it holds "
             f"{', '.join(list(arrays)[:3]) or 'no array'}"
         )
-    return state_of(path, arrays, files.modified(file))
+    return state_of(path, arrays, atomic.modified(file))
 
 
 def _refuse_the_oldest(data: bytes, path: str) -> None:

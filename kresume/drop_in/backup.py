@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 import keras
 
-from kresume import crash, files
+from kresume import crash
 from kresume.checkpoints import snapshot
 from kresume.checkpoints.backup_folder import BEFORE, METADATA, WEIGHTS
 from kresume.drop_in import backup_files, backup_keras, backup_restore, backup_save, fit_call
@@ -35,7 +35,8 @@ from kresume.errors import UsageError
 from kresume.lock import NAME as LOCK
 from kresume.lock import Lock
 from kresume.models import own_counts
-from kresume.progress import Reporter
+from kresume.reporter import Reporter
+from kresume.storage import atomic
 from kresume.training import callback_state
 from kresume.training.callback_logs import CallbackLogs
 from kresume.training.fit import build_from_spec
@@ -269,7 +270,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = Lock(self._folder, way_on=f"removing {self._folder / LOCK}", say=self._reporter.say)
         self._lock.acquire(again=True)
-        files.remove_leftovers(self._folder)
+        atomic.remove_leftovers(self._folder)
         if (died := crash.found(self._folder)) is not None:
             self._reporter.warn(died.tell("KERAS_BACKEND="))
         self._trace.begin()

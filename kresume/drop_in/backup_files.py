@@ -17,9 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kresume import files
 from kresume.checkpoints import snapshot
 from kresume.checkpoints.backup_folder import METADATA
+from kresume.storage import atomic
 from kresume.training.callback_logs import CallbackLogs, this_process
 from kresume.training.snapshots import wait_for_writers
 
@@ -43,7 +43,7 @@ def newest(folder: Path, name: str, *, otherwise: str, before: int = 0) -> str:
 def read_fit(folder: Path) -> dict[str, Any]:
     """Reads `fit.json` of the last `fit` with this folder; empty if there was none."""
     path = folder / FIT
-    left: dict[str, Any] = files.read_json(path) if path.is_file() else {}
+    left: dict[str, Any] = atomic.read_json(path) if path.is_file() else {}
     return left
 
 
@@ -75,18 +75,18 @@ def open_logs(
         "logs": left.get("logs") or logs.positions(),
         "returned": None,
     }
-    files.write_json(folder / FIT, begun)
+    atomic.write_json(folder / FIT, begun)
     return logs
 
 
 def end_fit(folder: Path, step: int) -> None:
     """Records that `fit` returned, and at which step."""
-    files.write_json(folder / FIT, {**read_fit(folder), "returned": step})
+    atomic.write_json(folder / FIT, {**read_fit(folder), "returned": step})
 
 
 def write_metadata(folder: Path, records: Mapping[str, Any]) -> None:
     """Writes the epoch and the batch of a backup to the file that scripts read."""
-    files.write_json(folder / METADATA, {"epoch": records["epoch"], "batch": records["batch"]})
+    atomic.write_json(folder / METADATA, {"epoch": records["epoch"], "batch": records["batch"]})
 
 
 def remove(folder: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from kresume import devices, files
+from kresume.backend import live_state
 from kresume.checkpoints import weights_file
 from kresume.checkpoints.backup_folder import BEFORE, METADATA, WEIGHTS
 from kresume.checkpoints.hdf5 import read_arrays
@@ -26,6 +26,7 @@ from kresume.drop_in.backup_restore import Restored, all_epochs_done
 from kresume.errors import CheckpointError
 from kresume.models import match_slots, structure
 from kresume.models.restore import restore_optimizer
+from kresume.storage import atomic
 
 ASIDE = ".taken-over"
 """Suffix of Keras's files once a backup of kresume has replaced them."""
@@ -58,7 +59,7 @@ def restore(backup_dir: str, model: Any, epochs: int | None) -> Restored:
         except (OSError, ValueError, KeyError, TypeError) as error:
             reasons.append(f"{weights.name}: {' '.join(str(error).split())[:200]}")
             continue
-        step = int(devices.host_array(model.optimizer.iterations.value))
+        step = int(live_state.host_array(model.optimizer.iterations.value))
         ended = all_epochs_done(epoch, epochs, step)
         doing = (
             f"nothing is trained after Keras's own backup: {ended}" if ended else "continuing from Keras's own backup"
@@ -99,17 +100,17 @@ def _load(model: Any, weights: Path) -> str:
         warnings.filterwarnings("ignore", message="Skipping variable loading for optimizer")
         _load_weights(model, weights)
     state = weights_file.state_of(str(weights), read_arrays(weights.read_bytes(), str(weights)), "")
-    everything = len(structure.can_train(model)) == len(devices.inner(optimizer)._trainable_variables)
+    everything = len(structure.can_train(model)) == len(live_state.inner(optimizer)._trainable_variables)
     if everything and len(match_slots.ordered(state)) == len(fresh):
         return ""
-    devices.assign(optimizer.variables, fresh)
+    live_state.assign(optimizer.variables, fresh)
     told = restore_optimizer(model, state)
     return f"; {told}" if told else ""
 
 
 def _load_weights(model: Any, weights: Path) -> None:
     if weights.name.endswith(BEFORE):  # Keras reads the ending
-        with files.temporary_copy(weights, ".weights.h5") as copy:
+        with atomic.temporary_copy(weights, ".weights.h5") as copy:
             model.load_weights(copy)
     else:
         model.load_weights(weights)

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import keras
 
-from kresume import devices
+from kresume.backend import fingerprint, live_state
 from kresume.checkpoints import snapshot
 from kresume.drop_in.fit_call import FitCall
 from kresume.drop_in.stream import Stream
@@ -137,11 +137,11 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
     def as_before(callbacks: Sequence[Any]) -> None:
         callback_state.apply(callbacks, records["callbacks"], groups.get("callbacks", []))
         if rate is not None:
-            devices.inner(model.optimizer).learning_rate = rate
+            live_state.inner(model.optimizer).learning_rate = rate
         if averages:
-            devices.assign(model.metrics_variables, groups["metrics"])
+            live_state.assign(model.metrics_variables, groups["metrics"])
 
-    changed = devices.differences(records["fingerprint"], devices.fingerprint())
+    changed = fingerprint.differences(records["fingerprint"], fingerprint.fingerprint())
     if changed:
         told.append(f"another machine or version ({'; '.join(changed)}): last digits may differ")
     new_images = _adopt_data(records, target, epoch, batch)
@@ -164,8 +164,8 @@ def rate_of(model: Any) -> float | None:
 
     Under mixed_float16 a second optimizer wraps the one that trains; its own rate means nothing.
     """
-    rate = getattr(devices.inner(model.optimizer), "_learning_rate", None)
-    return float(devices.host_array(rate.value)) if isinstance(rate, keras.Variable) else None
+    rate = getattr(live_state.inner(model.optimizer), "_learning_rate", None)
+    return float(live_state.host_array(rate.value)) if isinstance(rate, keras.Variable) else None
 
 
 def all_epochs_done(done: int, epochs: int | None, step: int) -> str:
@@ -234,7 +234,7 @@ def _keep_compiled_rate(model: Any, compiled: float | None, before: float | None
     restored = rate_of(model)
     if compiled is None or before is None or restored is None or math.isclose(compiled, before, rel_tol=1e-6):
         return []
-    devices.inner(model.optimizer).learning_rate = compiled
+    live_state.inner(model.optimizer).learning_rate = compiled
     return [f"rate: {restored:g} (backup) -> {compiled:g} (compile)"]
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from kresume import devices
+from kresume.backend import fingerprint, live_state
 from kresume.checkpoints import snapshot
 from kresume.models import structure
 from kresume.training import callback_state, other_optimizers
@@ -44,7 +44,7 @@ def capture(model: Any, callbacks: Sequence[Any]) -> tuple[dict[str, Any], dict[
     records = {
         "callbacks": facts,
         "other_optimizers": others,
-        "fingerprint": devices.fingerprint(),
+        "fingerprint": fingerprint.fingerprint(),
         structure.RECORD: structure.describe(model),
     }
     return records, {name: given for name, given in (("callbacks", arrays), ("other_optimizers", slots)) if given}
@@ -56,7 +56,7 @@ def read_finite(model: Any, buffers: Any) -> Any:
     Raises:
         NotFinite: a trainable weight is not finite.
     """
-    groups = devices.read_state(model, buffers)
+    groups = live_state.read_state(model, buffers)
     if not all(map(snapshot.is_finite, groups["trainable"])):
         raise NotFinite
     return groups
@@ -91,7 +91,7 @@ def why_kept(backup_dir: str, model: Any, logs: Mapping[str, Any] | None, epoch:
 def _why_unfinished(model: Any, logs: Mapping[str, Any] | None, epoch: int, epochs: int | None) -> str:
     if reason := broken(logs):
         return reason
-    state = devices.read_state(model)
+    state = live_state.read_state(model)
     finite = all(map(snapshot.is_finite, state["trainable"])) and not any(
         array.dtype.kind == "f" and np.isnan(array).any() for array in state["non_trainable"]
     )

@@ -34,7 +34,7 @@ from kresume.images.prepare import Prepared, prepare
 from kresume.images.reader import PictureReader
 from kresume.images.sources import Listing, list_images
 from kresume.images.tf_data import READERS, THREADS, without_autotuner
-from kresume.progress import Reporter
+from kresume.reporter import Reporter
 from kresume.spelling import Value, as_argument, spelled
 from kresume.values.decode_spec import DecodeSpec
 
@@ -219,10 +219,10 @@ def _in_order(manifest: Manifest, rows: np.ndarray, shuffle: bool) -> np.ndarray
 def _keep_off_the_accelerator() -> None:
     import keras
 
-    from kresume import devices
+    from kresume.backend import selection
 
     if keras.config.backend() != "tensorflow":
-        devices.keep_tensorflow_on_cpu()
+        selection.keep_tensorflow_on_cpu()
 
 
 def _manifest(

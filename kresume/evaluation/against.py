@@ -22,14 +22,14 @@ from kresume.checkpoints.read import recognise
 from kresume.errors import UsageError
 from kresume.evaluation import behind
 from kresume.evaluation.caches import open_cache
-from kresume.evaluation.loaded import Subject, load
 from kresume.evaluation.score import OutputKind
 from kresume.evaluation.served import Prediction, predict_saved_model
-from kresume.evaluation.signatures import Signature, find_saved_model, labels_of, read_signatures
 from kresume.images import conventions, inputs
 from kresume.images.manifest import Manifest
 from kresume.images.reader import PictureReader, as_files
-from kresume.progress import Reporter
+from kresume.models.load import Subject, load
+from kresume.reporter import Reporter
+from kresume.runtimes.signatures import Signature, find_saved_model, labels_of, read_signatures
 from kresume.values.decode_spec import DecodeSpec
 from kresume.values.input_layout import InputLayout, read_layout
 
@@ -119,12 +119,12 @@ def served_size(folder: Path, signature: Signature) -> tuple[DecodeSpec, str, In
     Raises:
         UsageError: neither its signature nor its `export.json` records the size.
     """
-    from kresume import files
+    from kresume.storage import atomic
     from kresume.values.card import Card
 
     record = folder / "export.json"
     if record.is_file():
-        told = files.read_json(record)
+        told = atomic.read_json(record)
         card = Card.from_dict(told["card"])
         spec = card.spec
         return spec, str(told.get("sent") or card.pixels), signature.input.layout(card.image_size, card.input)

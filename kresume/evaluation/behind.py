@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kresume import files
 from kresume.checkpoints import saved_model
 from kresume.errors import KresumeError
-from kresume.evaluation.loaded import Subject, load
 from kresume.evaluation.score import OutputKind
-from kresume.evaluation.signatures import Signature
+from kresume.models.load import Subject, load
+from kresume.runtimes.signatures import Signature
+from kresume.storage import atomic
 
 COUNTED = re.compile(r"(_\d+)?(_input)?(_\d+)?$")
 """Matches the suffixes that Keras adds to a layer's name: a counter, and `_input`."""
@@ -66,7 +66,7 @@ def ask(folder: Path, subject: Subject, signature: Signature) -> Said:
             (custom layers, a Lambda), the result is unknown instead.
     """
     if _is_ours(folder):
-        logits = files.read_json(folder / "export.json").get("logits")
+        logits = atomic.read_json(folder / "export.json").get("logits")
         return Said(None, "binary-logits" if logits else "binary")
     if not can_say(folder, subject.model):
         return Said()
@@ -102,6 +102,6 @@ def _plain(name: str) -> str:
 def _is_ours(folder: Path) -> bool:
     """Returns True if kresume exported the SavedModel; `export.json` then has all facts."""
     try:
-        return "export_format" in files.read_json(folder / "export.json")
+        return "export_format" in atomic.read_json(folder / "export.json")
     except (OSError, ValueError, TypeError, KresumeError):  # no such file, or another program's file of that name
         return False

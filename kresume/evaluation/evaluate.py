@@ -24,9 +24,7 @@ from kresume.evaluation.against import answers_of, served_folder
 from kresume.evaluation.behind import can_say
 from kresume.evaluation.caches import open_cache
 from kresume.evaluation.class_order import describe_order, judge_order
-from kresume.evaluation.loaded import Subject, load, select_backend
 from kresume.evaluation.score import score
-from kresume.evaluation.signatures import labels_of
 from kresume.images import merging
 from kresume.images.manifest import Manifest
 from kresume.images.order import permutation
@@ -35,8 +33,10 @@ from kresume.images.reader import PictureReader
 from kresume.images.scans import remembered
 from kresume.images.sources import list_images
 from kresume.images.sources.records import parse_features
+from kresume.models.load import Subject, load, select_backend
 from kresume.options.settings import DEFAULTS
-from kresume.progress import Reporter
+from kresume.reporter import Reporter
+from kresume.runtimes.signatures import labels_of
 from kresume.spelling import as_argument, spelled
 from kresume.values.decode_spec import DecodeSpec
 

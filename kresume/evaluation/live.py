@@ -19,7 +19,7 @@ from kresume.images import inputs, pipeline
 from kresume.images.manifest import Manifest
 from kresume.images.reader import PictureReader
 from kresume.models.averages import averaged
-from kresume.progress import Reporter
+from kresume.reporter import Reporter
 from kresume.values.card import Card
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from typing import Any, Literal
 import numpy as np
 
 from kresume.errors import CheckpointError
-from kresume.evaluation.apart import Answer, run_apart
 from kresume.evaluation.score import OutputKind, to_probabilities
-from kresume.evaluation.signatures import Signature
+from kresume.runtimes.process import Answer, run_apart
+from kresume.runtimes.signatures import Signature
 
 BATCH = 32
 

@@ -17,11 +17,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from kresume import crash, devices
+from kresume import crash
+from kresume.backend import selection
 from kresume.errors import CheckpointError, ExportError, ImagesError, KresumeError, ModelError, UsageError
-from kresume.evaluation.apart import last_words
-from kresume.evaluation.loaded import Subject, load
 from kresume.exports.job import Job
+from kresume.models.load import Subject, load
+from kresume.runtimes.process import last_words
 
 ERRORS = {kind.__name__: kind for kind in (CheckpointError, ExportError, ImagesError, ModelError, UsageError)}
 REFUSED = 3
@@ -72,7 +73,7 @@ def main(place: str) -> int:
         given[name] = tuple(given[name]) if given[name] is not None else None
     subject = Subject(**{**given, "imports": tuple(given["imports"])})
     job = Job.from_dict(request["job"])
-    devices.select("tensorflow", None)
+    selection.select("tensorflow", None)
     try:
         loaded = load(subject, fallback_classes=None, anonymous=request["anonymous"])
         facts = EXPORTERS[job.format].write(loaded, Path(request["directory"]), job)

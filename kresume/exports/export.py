@@ -22,12 +22,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kresume import devices, files, runs
+from kresume import runs
+from kresume.backend import fingerprint, selection
 from kresume.checkpoints import snapshot
 from kresume.class_names import names_of
 from kresume.errors import ExportError, UsageError
-from kresume.evaluation.loaded import Loaded, Subject, load, select_backend
-from kresume.evaluation.signatures import versions_in
 from kresume.exports import like as like_models
 from kresume.exports import serving
 from kresume.exports.elsewhere import write_elsewhere
@@ -38,9 +37,12 @@ from kresume.exports.parity import Parity, compare
 from kresume.exports.samples import Samples, gather_samples
 from kresume.images import conventions
 from kresume.images.sources.records import parse_features
+from kresume.models.load import Loaded, Subject, load, select_backend
 from kresume.options.settings import EXPORT_FORMAT, ON_BAD_IMAGE, TOP_K
-from kresume.progress import Reporter
+from kresume.reporter import Reporter
+from kresume.runtimes.signatures import versions_in
 from kresume.spelling import as_argument, spelled
+from kresume.storage import atomic
 
 RECORD = "export.json"
 FORMAT = 1
@@ -208,13 +210,13 @@ def export(
             if exporter.needs_tensorflow and running != "tensorflow":
                 facts = write_elsewhere(loaded.subject, temporary, job, anonymous=exporter.for_training)
             else:
-                with devices.without_native_notes():
+                with selection.without_native_notes():
                     facts = exporter.write(loaded, temporary, job)
             parity = compare(exporter.predict(temporary, facts, samples), samples, limit)
             if not parity.holds:
                 raise ExportError(_difference(parity, destination))
             record = _record(loaded, job, facts, parity, samples, temporary, running)
-            files.write_json(temporary / RECORD, record)
+            atomic.write_json(temporary / RECORD, record)
     notes = ""
     if exporter.versioned:
         notes = f"like: {old.note}\n" * bool(old.note) + serving.write_notes(Path(directory), destination, record)
@@ -233,8 +235,8 @@ def _placed(destination: Path) -> Iterator[Path]:
         ExportError: the disk refuses, or another export made the destination meanwhile.
     """
     try:
-        files.remove_abandoned(destination.parent)
-        with files.new_directory(destination) as temporary:
+        atomic.remove_abandoned(destination.parent)
+        with atomic.new_directory(destination) as temporary:
             yield temporary
     except OSError as error:
         if error.errno in {errno.EEXIST, errno.ENOTEMPTY}:
@@ -356,7 +358,7 @@ def _record(
     options = {name: value for name, value in job.as_dict().items() if name not in {"files", "pictures"}}
     return {
         "export_format": FORMAT,
-        "kresume": devices.package_versions().get("kresume", ""),
+        "kresume": fingerprint.package_versions().get("kresume", ""),
         "created": runs.now(),
         "format": job.format,
         "options": options,
@@ -376,7 +378,7 @@ def _record(
         "parity": parity.as_dict(),
         "compared_on": hashlib.sha256(samples.pictures.tobytes()).hexdigest(),
         "files": {
-            str(file.relative_to(folder)): {"bytes": file.stat().st_size, "sha256": files.sha256_of_file(file)}
+            str(file.relative_to(folder)): {"bytes": file.stat().st_size, "sha256": atomic.sha256_of_file(file)}
             for file in sorted(folder.rglob("*"))
             if file.is_file()
         },
@@ -394,7 +396,7 @@ def prune(directory: Path, keep: int, newest: Path) -> list[int]:
     removed = []
     for number, folder in list(versions_in(directory).items())[:-keep]:
         if folder != newest:
-            gone = files.temporary_beside(folder)
+            gone = atomic.temporary_beside(folder)
             folder.rename(gone)
             shutil.rmtree(gone, ignore_errors=True)
             removed.append(number)

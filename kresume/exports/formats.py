@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from kresume.errors import MissingPackage, UsageError
-from kresume.evaluation.loaded import Loaded
 from kresume.evaluation.served import Prediction
 from kresume.exports.job import Job
 from kresume.exports.samples import Samples
+from kresume.models.load import Loaded
 
 
 @dataclass(frozen=True)

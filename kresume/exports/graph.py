@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from kresume.errors import ModelError
-from kresume.evaluation.signatures import Input
 from kresume.images import inputs
 from kresume.images.decode import pixels, resize, webp_with_alpha
 from kresume.images.tf_data import without_autotuner
+from kresume.runtimes.signatures import Input
 from kresume.values.card import Card
 from kresume.values.decode_spec import DecodeSpec
 from kresume.values.input_layout import RGB, InputLayout

@@ -10,12 +10,12 @@ from typing import Any
 
 import keras
 
-from kresume.evaluation.loaded import Loaded
 from kresume.evaluation.served import Prediction
 from kresume.exports import training_state
 from kresume.exports.job import Job
 from kresume.exports.samples import Samples
-from kresume.models.rebuild import write_archive
+from kresume.models.load import Loaded
+from kresume.models.save import write_archive
 
 FILE = "model.keras"
 

@@ -15,13 +15,13 @@ import numpy as np
 from kresume.errors import CheckpointError, ExportError
 from kresume.evaluation import behind
 from kresume.evaluation.class_order import judge_order
-from kresume.evaluation.loaded import Subject
 from kresume.evaluation.probe import Probe, probe_feedings
 from kresume.evaluation.served import predict_saved_model, score_kind
-from kresume.evaluation.signatures import LABELS, Signature, find_saved_model, labels_of, read_raw, read_signatures
 from kresume.exports.graph import Served, head_input
 from kresume.exports.samples import Samples
 from kresume.images import conventions
+from kresume.models.load import Subject
+from kresume.runtimes.signatures import LABELS, Signature, find_saved_model, labels_of, read_raw, read_signatures
 from kresume.values.input_layout import InputLayout
 
 REFUSAL = "the new model cannot take the place of"

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from kresume.devices import without_native_notes
+from kresume.backend.selection import without_native_notes
 from kresume.errors import ExportError
-from kresume.evaluation.apart import run_apart
-from kresume.evaluation.loaded import Loaded
 from kresume.evaluation.served import Prediction
 from kresume.exports import plain_graph
 from kresume.exports.job import Job
 from kresume.exports.samples import Samples
+from kresume.models.load import Loaded
+from kresume.runtimes.process import run_apart
 
 FILE = "model.tflite"
 

@@ -12,8 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kresume.evaluation.loaded import Loaded
 from kresume.exports.graph import Served
+from kresume.models.load import Loaded
 
 INPUT, OUTPUT = "images", "scores"
 LABELS = "labels.txt"

@@ -17,19 +17,19 @@ from typing import Any
 import numpy as np
 
 from kresume.errors import ImagesError
-from kresume.evaluation.loaded import Loaded
 from kresume.evaluation.score import predict_all, to_probabilities
-from kresume.evaluation.signatures import Input
 from kresume.images import pipeline
 from kresume.images.decode import as_served, decode
 from kresume.images.inputs import to_input
 from kresume.images.manifest import Manifest
 from kresume.images.merging import name_numbers
-from kresume.images.places import read_range
 from kresume.images.reader import as_files
 from kresume.images.sources import list_images
 from kresume.images.sources.found import Found
-from kresume.progress import Reporter
+from kresume.models.load import Loaded
+from kresume.reporter import Reporter
+from kresume.runtimes.signatures import Input
+from kresume.storage.locations import read_range
 from kresume.values.decode_spec import DecodeSpec
 from kresume.values.input_layout import RGB, InputLayout
 

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from kresume.errors import ExportError
-from kresume.evaluation.loaded import Loaded
 from kresume.evaluation.served import Prediction, predict_saved_model
-from kresume.evaluation.signatures import DEFAULT, LABELS, Input, Output, Signature, read_raw, read_signatures
 from kresume.exports import like, warmup
 from kresume.exports.graph import Served
 from kresume.exports.job import Job
 from kresume.exports.samples import Samples
 from kresume.images.inputs import to_input
+from kresume.models.load import Loaded
+from kresume.runtimes.signatures import DEFAULT, LABELS, Input, Output, Signature, read_raw, read_signatures
 
 IMAGES, EMBED = "predict_images", "embed"
 WARM_BATCHES = (1, 4, 8)

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kresume import files
-from kresume.evaluation.signatures import versions_in
+from kresume.runtimes.signatures import versions_in
+from kresume.storage import atomic
 
 IMAGE = "tensorflow/serving"
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
@@ -67,9 +67,9 @@ def write_notes(directory: Path, made: Path, record: Mapping[str, Any]) -> str:
         record: its `export.json`.
     """
     name = record["options"]["name"]
-    files.write_text(directory / "models.config", model_config(name))
-    files.write_text(directory / "batching.config", batching_config())
-    files.write_text(directory / "SERVING.md", text(directory, made, record))
+    atomic.write_text(directory / "models.config", model_config(name))
+    atomic.write_text(directory / "batching.config", batching_config())
+    atomic.write_text(directory / "SERVING.md", text(directory, made, record))
     lines = [f"signature: {line}" for line in _signatures(record)]
     lines += [
         f"warm-up: {record['warmup']} requests with real images",

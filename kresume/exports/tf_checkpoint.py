@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kresume.evaluation.loaded import Loaded
 from kresume.evaluation.served import Prediction
 from kresume.exports import training_state
 from kresume.exports.job import Job
 from kresume.exports.samples import Samples
+from kresume.models.load import Loaded
 
 NAME = "ckpt"
 

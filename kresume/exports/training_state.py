@@ -22,15 +22,15 @@ import numpy as np
 from kresume.checkpoints.beside import ARCHITECTURE, OPTIMIZER
 from kresume.checkpoints.keras_file import CARD
 from kresume.errors import ExportError
-from kresume.evaluation.apart import Answer, run_apart
-from kresume.evaluation.loaded import Loaded, build_optimizer, named_optimizer
 from kresume.evaluation.score import to_probabilities
 from kresume.evaluation.served import Prediction
 from kresume.exports.job import Job
 from kresume.exports.samples import Samples
 from kresume.models import optimizers, own_counts, restore, slots
 from kresume.models.averages import use_averages
+from kresume.models.load import Loaded, build_optimizer, named_optimizer
 from kresume.models.unnamed_optimizer import settle
+from kresume.runtimes.process import Answer, run_apart
 from kresume.values.state import SavedOptimizer
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import keras
 
-from kresume.evaluation.loaded import Loaded
 from kresume.evaluation.served import Prediction
 from kresume.exports import training_state
 from kresume.exports.job import Job
 from kresume.exports.samples import Samples
+from kresume.models.load import Loaded
 
 FILE = "model.weights.h5"
 

@@ -29,9 +29,9 @@ from types import TracebackType
 
 import numpy as np
 
-from kresume import files
 from kresume.errors import ImagesError
 from kresume.spelling import option
+from kresume.storage import atomic
 from kresume.values.decode_spec import DecodeSpec
 
 INDEX_TYPE = np.dtype([("sha256", "S64"), ("crc", "<u4")])
@@ -134,10 +134,10 @@ class Cache:
             return cache
         try:
             cache.folder.mkdir(parents=True, exist_ok=True)
-            files.remove_abandoned(cache.folder)
+            atomic.remove_abandoned(cache.folder)
             if limit_bytes is not None and limit_bytes != kept:
                 # `kresume eval` must not trim the cache to another size than the training run that fills it.
-                files.write_text(root / LIMIT, f"{limit_bytes}\n")
+                atomic.write_text(root / LIMIT, f"{limit_bytes}\n")
         except OSError as error:
             raise ImagesError(
                 f"the cache {cache.folder} cannot be used ({error.strerror}): give {option('cache', 'DIR')}, or "
@@ -337,11 +337,11 @@ class Writer:
 
     def _write(self, pictures: list[np.ndarray], index: list[tuple[bytes, int]]) -> None:
         name = f"shard-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
-        with files.new_file(self._cache.folder / f"{name}.bin") as temporary, temporary.open("wb") as file:
+        with atomic.new_file(self._cache.folder / f"{name}.bin") as temporary, temporary.open("wb") as file:
             for pixels in pictures:
                 file.write(pixels.data)
         self._cache._used.add(self._cache.folder / f"{name}.bin")
-        with files.new_file(self._cache.folder / f"{name}.npy") as temporary, temporary.open("wb") as file:
+        with atomic.new_file(self._cache.folder / f"{name}.npy") as temporary, temporary.open("wb") as file:
             np.save(file, np.array(index, INDEX_TYPE))
 
     def __enter__(self) -> Writer:

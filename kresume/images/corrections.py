@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from kresume.errors import ImagesError, UsageError
-from kresume.images import places
 from kresume.images.cache import Cache
 from kresume.images.manifest import Manifest
 from kresume.images.prepare import Prepared, forget_facts
 from kresume.spelling import option
+from kresume.storage import locations
 from kresume.values.decode_spec import spec_of_key
 
 
@@ -42,7 +42,7 @@ def remap(manifest: Manifest, pairs: Sequence[str] | None) -> Manifest:
             raise UsageError(
                 f"{option('remap', pair)}: give OLD=NEW, for example {option('remap', '/mnt/old=/data/old')}"
             )
-        old, new = places.absolute(old), places.absolute(new)
+        old, new = locations.absolute(old), locations.absolute(new)
         table, count = manifest.table, 0
         # A prefix ends where a folder's name ends: /data/old does not match /data/older/cat.jpg.
         column = table.column("path")
@@ -70,7 +70,7 @@ def missing_rows(manifest: Manifest) -> np.ndarray:
         folder, _, name = path.rpartition("/")
         if folder not in listed:
             try:
-                listed[folder] = {entry.name for entry in places.entries(folder or "/")}
+                listed[folder] = {entry.name for entry in locations.entries(folder or "/")}
             except OSError:
                 listed[folder] = set()
         if name not in listed[folder]:
@@ -150,7 +150,7 @@ def read_drop(file: str | None) -> frozenset[str]:
     lines = [line for line in lines if line and not line.startswith("#")]
     if not lines:
         raise UsageError(f"{option('drop', file)}: it is empty; expected a path or a SHA-256 per line")
-    return frozenset(line.lower() if _is_hash(line) else places.absolute(line) for line in lines)
+    return frozenset(line.lower() if _is_hash(line) else locations.absolute(line) for line in lines)
 
 
 def forget(cache: Cache, sha256s: Collection[str]) -> int:

@@ -12,8 +12,8 @@ import io
 from collections.abc import Sequence
 
 from kresume.errors import ImagesError, UsageError
-from kresume.images import places
 from kresume.spelling import option
+from kresume.storage import locations
 
 
 def held_out(value: str, data: Sequence[str] | None) -> frozenset[str]:
@@ -36,15 +36,15 @@ def held_out(value: str, data: Sequence[str] | None) -> frozenset[str]:
         raise UsageError(
             f"{option('val-like', value)}: give keras:F:SEED with F between 0 and 1, keras:0.2:123 for example"
         )
-    if data is None or len(data) != 1 or not places.is_folder(places.absolute(data[0])):
+    if data is None or len(data) != 1 or not locations.is_folder(locations.absolute(data[0])):
         raise UsageError(f"{option('val-like', value)}: give the one folder that was split as {option('data')}")
     import keras
 
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # Keras prints how many files it found
             dataset = keras.utils.image_dataset_from_directory(
-                places.absolute(data[0]), validation_split=share, subset="validation", seed=seed, image_size=(1, 1)
+                locations.absolute(data[0]), validation_split=share, subset="validation", seed=seed, image_size=(1, 1)
             )
     except ValueError as error:
         raise ImagesError(f"{option('val-like', value)}: Keras cannot split {data[0]} ({error})") from error
-    return frozenset(places.absolute(path) for path in dataset.file_paths)
+    return frozenset(locations.absolute(path) for path in dataset.file_paths)

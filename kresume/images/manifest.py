@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kresume import files
 from kresume.errors import ImagesError
 from kresume.images.sources.found import Facts, Found, Known, key_of
+from kresume.storage import atomic
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -194,7 +194,7 @@ def write_table(path: Path, table: pa.Table, mark: str, facts: Mapping[str, Any]
     """Writes rows and facts about them as Parquet, atomically."""
     import pyarrow.parquet as parquet
 
-    with files.new_file(path) as temporary:
+    with atomic.new_file(path) as temporary:
         marked = table.replace_schema_metadata({mark.encode(): json.dumps(facts).encode()})
         parquet.write_table(marked, temporary, compression="zstd")
 

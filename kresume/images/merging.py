@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from kresume.images import places
 from kresume.images.manifest import PLACE, TRAIN, VAL, Manifest, ordered, schema
 from kresume.images.prepare import Image, Prepared
 from kresume.images.sides import Leak, decide_sides
 from kresume.images.sources.found import ONE_LABEL, Found, Listing, canonical, key_of
 from kresume.spelling import option
+from kresume.storage import locations
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -310,7 +310,7 @@ def _judge(
         record = {name: parent.table.column(name)[group.row].as_py() for name in ("label", *PLACE)}
         standing = str(record["label"])
         key = key_of(record["path"], record["offset"], record["length"])
-        moved = any(image.found.key == key for image in images) or not places.exists(record["path"])
+        moved = any(image.found.key == key for image in images) or not locations.exists(record["path"])
         if len(named) == 1 and moved:
             relabels.append((images[0].found.name, standing, named[0]))
             return str(named[0])

@@ -27,15 +27,15 @@ from pathlib import Path
 
 import numpy as np
 
-from kresume import files
 from kresume.errors import ImagesError
 from kresume.images.cache import Cache, checksum
 from kresume.images.decode import Header, decode_many, read_header
 from kresume.images.likeness import likeness
-from kresume.images.places import MAX_FILE_BYTES, read_range, read_stream
 from kresume.images.sources.found import STREAMS, Facts, Found, Known, Quarantined
-from kresume.progress import Reporter
+from kresume.reporter import Reporter
 from kresume.spelling import option
+from kresume.storage import atomic
+from kresume.storage.locations import MAX_FILE_BYTES, read_range, read_stream
 from kresume.values.decode_spec import DecodeSpec
 
 INDEX_NAME = "pictures.sqlite"
@@ -400,4 +400,4 @@ def write_quarantine(path: Path, rows: Sequence[Quarantined]) -> None:
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["path", "label", "reason"])
     table.writerows([row.path, row.label, row.reason] for row in rows)
-    files.write_text(path, text.getvalue())
+    atomic.write_text(path, text.getvalue())

@@ -22,8 +22,8 @@ from kresume.errors import ImagesError
 from kresume.images.cache import Cache
 from kresume.images.decode import decode
 from kresume.images.manifest import Manifest
-from kresume.images.places import is_remote, read_range, read_stream
 from kresume.images.sources.found import STREAMS, Found
+from kresume.storage.locations import is_remote, read_range, read_stream
 from kresume.values.decode_spec import DecodeSpec
 
 

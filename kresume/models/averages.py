@@ -16,7 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kresume.devices import inner
+from kresume.backend.live_state import inner
 
 
 def uses_averages(model: keras.Model) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 import keras
 
-from kresume import devices
+from kresume.backend import live_state
 from kresume.checkpoints import graph_optimizer, keras_2
 from kresume.models import match_slots, match_weights, slots
 from kresume.models.made_up_names import by_new_number
@@ -52,7 +52,7 @@ def completed(state: TrainState, optimizer: Any | None) -> tuple[TrainState, str
         The state, and a note that says what was computed; the note is empty if nothing was.
     """
     node = graph_optimizer.find_optimizer(state.graph) if state.layout == "graph" else None
-    inside = devices.inner(optimizer) if optimizer is not None else None
+    inside = live_state.inner(optimizer) if optimizer is not None else None
     if node is None or not isinstance(inside, keras.optimizers.Nadam):
         return state, ""
     if graph_optimizer.style(state.graph[graph_optimizer.inside(state.graph, node)]) == "keras-3":
@@ -90,19 +90,19 @@ def match(
     if graph_optimizer.style(state.graph[node]) == "keras-3":
         if not slots.scale_variables(optimizer) or graph_optimizer.inside(state.graph, node) == node:
             # At least one of the two has no loss-scaling wrapper: match the inner optimizers.
-            node, optimizer = graph_optimizer.inside(state.graph, node), devices.inner(optimizer)
+            node, optimizer = graph_optimizer.inside(state.graph, node), live_state.inner(optimizer)
         numbers = {id(slot.variable) for slot in slots.describe(optimizer) if slot.weight is None}
         walked = {key: name for key, name in _walk(state, node, optimizer).items() if key in numbers}
         inside = graph_optimizer.inside(state.graph, node)
         saved = _keras_3_slots(state, inside, optimizer) or _keras_3_list(model, optimizer, state, inside, best)
     else:
-        optimizer = devices.inner(optimizer)
+        optimizer = live_state.inner(optimizer)
         walked, saved = _keras_2_numbers(state, node, optimizer), _keras_2_slots(state, node, optimizer, best)
     unsure = False
     for kind, listed in _without_weight(saved).items():
         shapes = [tuple(state.arrays[name].shape) for name in listed]
         trained = match_slots.trained_by_shape(model, state, shapes, best)
-        now = [best.get(id(variable)) for variable in devices.inner(optimizer)._trainable_variables]
+        now = [best.get(id(variable)) for variable in live_state.inner(optimizer)._trainable_variables]
         if same_weights and len(now) == len(listed) and None not in now:
             trained = [name for name in now if name is not None]
         unsure = unsure or trained is None
@@ -182,7 +182,7 @@ def _keras_3_list(model: Any, optimizer: Any, state: TrainState, node: int, weig
     if state.optimizer is not None:  # loss scaling keeps its variables elsewhere
         state = replace(state, optimizer=replace(state.optimizer, loss_scale=False))
     saved, _ = match_slots.by_order(model, optimizer, state, names, weights, trained)
-    numbers = {name for name, value in vars(devices.inner(optimizer)).items() if isinstance(value, keras.Variable)}
+    numbers = {name for name, value in vars(live_state.inner(optimizer)).items() if isinstance(value, keras.Variable)}
     return [entry for entry in saved if entry.kind not in numbers]
 
 
@@ -275,7 +275,7 @@ def unused(state: TrainState, left: Sequence[str], optimizer: Any | None) -> lis
 
 def _idle_momentum(state: TrainState, node: int, optimizer: Any | None) -> set[int]:
     """Returns the momentum nodes of an SGD without momentum, which Keras 2 keeps unused."""
-    inside = devices.inner(optimizer) if optimizer is not None else None
+    inside = live_state.inner(optimizer) if optimizer is not None else None
     if not isinstance(inside, keras.optimizers.SGD) or inside.momentum:
         return set()
     edges = (state.graph[node].children.get(name) for name in ("momentums", "_momentums"))

@@ -18,9 +18,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from kresume.backend.live_state import inner
 from kresume.checkpoints.choices import Item, choose
 from kresume.checkpoints.keras_arrays import INNER, OPTIMIZER
-from kresume.devices import inner
 from kresume.models import slots, structure
 from kresume.values.state import TrainState
 

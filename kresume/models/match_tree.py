@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from kresume import devices
+from kresume.backend import live_state
 from kresume.checkpoints.orbax_folder import OPTIMIZER
 from kresume.errors import ModelError
 from kresume.models import match_slots, match_weights, slots, structure
@@ -164,7 +164,7 @@ def _match_optimizer(
     model: Any, optimizer: Any, state: TrainState, weights: Mapping[int, str], same_weights: bool
 ) -> Matched:
     """Matches slots, which are named by their variable's path in the writing process."""
-    inner = devices.inner(optimizer)
+    inner = live_state.inner(optimizer)
     by_last: dict[str, list[str]] = {}
     for name in state.arrays:
         if name.startswith(f"{OPTIMIZER}/"):

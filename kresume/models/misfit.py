@@ -8,7 +8,7 @@ from __future__ import annotations
 from ast import literal_eval
 from typing import Any
 
-from kresume import devices
+from kresume.backend import live_state
 from kresume.models import match_graph, slots, torch_rewritten
 from kresume.models.match_slots import Matched
 from kresume.models.shapes import input_shape_of
@@ -37,7 +37,7 @@ def describe(
         unused: rows of arrays that have no variable.
         matched: the result of the matching.
     """
-    reset = f"--optimizer {type(devices.inner(optimizer)).__name__.lower()}:reset" if optimizer is not None else ""
+    reset = f"--optimizer {type(live_state.inner(optimizer)).__name__.lower()}:reset" if optimizer is not None else ""
     own = {str(variable.path) for variable in optimizer.variables} if optimizer is not None else set()
     if (
         optimizer is not None
@@ -104,7 +104,7 @@ def _of_optimizer(
     reset: str,
 ) -> str:
     """Returns the message if every weight was matched, and the optimizer's state was not."""
-    name = type(devices.inner(optimizer)).__name__
+    name = type(live_state.inner(optimizer)).__name__
     begin = f"{state.source}: every weight fits the model, and the state of {name} does not"
     if matched.unsure:
         return (

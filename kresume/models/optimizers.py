@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kresume import devices
+from kresume.backend import live_state
 from kresume.checkpoints import graph_optimizer, keras_2
 from kresume.checkpoints.keras_arrays import OPTIMIZERS, optimizer_arrays
 from kresume.errors import CheckpointError, UsageError
@@ -172,7 +172,7 @@ def rate_as_saved(state: TrainState, saved: SavedOptimizer) -> Any:
 
 def describe(optimizer: Any) -> SavedOptimizer:
     """Returns the class and config of a live optimizer, as `make_optimizer` expects them."""
-    wrapped, optimizer = optimizer, devices.inner(optimizer)
+    wrapped, optimizer = optimizer, live_state.inner(optimizer)
     name = str(keras.saving.get_registered_name(type(optimizer)))
     config = dict(keras.saving.serialize_keras_object(optimizer)["config"])
     return SavedOptimizer(name, config, len(optimizer.variables), wrapped is not optimizer)

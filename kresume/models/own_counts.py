@@ -17,7 +17,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kresume.devices import inner
+from kresume.backend.live_state import inner
 
 UNCOUNTED = frozenset({"SGD", "RMSprop", "Adagrad", "Adadelta", "Ftrl", "Lion"})
 """Classes that use their slots without a step count."""

@@ -19,7 +19,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kresume import devices
+from kresume.backend import live_state
 from kresume.errors import RestoreError, UsageError
 from kresume.models import match_graph, match_slots, match_tree, match_weights, misfit, own_counts, slots, torch_map
 from kresume.models.match_slots import Matched
@@ -126,7 +126,7 @@ def restore(
         raise RestoreError(misfit.describe(model, optimizer, state, wrong, unused, matched), [*rows, *unused])
     for variable, array in ready:
         variable.assign(_unshared(array))
-    devices.renew_constants(model)
+    live_state.renew_constants(model)
     if optimizer is not None:
         late = set(state.records.get("unstarted", ()))
         begun = {id(variable) for variable, _ in ready if names[id(variable)] not in late}
@@ -195,7 +195,7 @@ def _begin_fresh(optimizer: Any, state: TrainState, restored: set[int], matched:
     """Starts unrestored slots with own step counts; returns notes on them for the user."""
     said = []
     fresh = slots.begin_fresh(optimizer, restored, match_slots.counts(optimizer, state, matched.names))
-    counted = type(devices.inner(optimizer)).__name__ not in own_counts.UNCOUNTED
+    counted = type(live_state.inner(optimizer)).__name__ not in own_counts.UNCOUNTED
     if fresh and own_counts.count_of(optimizer) and counted:
         said.append(
             f"the slots of {len(fresh):,} weight{'s' * (len(fresh) > 1)} ({', '.join(fresh[:3])}{', ...' * (len(fresh) > 3)}) "

@@ -17,8 +17,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from kresume import devices
-from kresume.devices import inner
+from kresume.backend import live_state
+from kresume.backend.live_state import inner
 from kresume.errors import RestoreError
 from kresume.models import own_counts
 
@@ -121,7 +121,7 @@ def describe(optimizer: Any) -> list[Slot]:
                 held[id(slot)], weights[id(slot)] = name, weight
     found = []
     others = 0
-    for variable in devices.optimizer_variables(optimizer):
+    for variable in live_state.optimizer_variables(optimizer):
         kind = held.get(id(variable))
         if kind is None:
             kind, others = f"other_{others}", others + 1
@@ -202,7 +202,7 @@ def _carry_rest(old: Any, new: Any) -> None:
     def rest(optimizer: Any) -> list[Any]:
         known = {id(slot) for slots in slot_lists(optimizer).values() for slot in slots}
         known |= {id(optimizer._iterations), id(rate_variable(optimizer))}
-        return [variable for variable in devices.optimizer_variables(optimizer) if id(variable) not in known]
+        return [variable for variable in live_state.optimizer_variables(optimizer) if id(variable) not in known]
 
     one, other = rest(old), rest(new)
     if [tuple(variable.shape) for variable in one] == [tuple(variable.shape) for variable in other]:

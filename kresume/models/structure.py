@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import keras
 
-from kresume import devices
+from kresume.backend import live_state
 from kresume.models import own_counts, slots
 
 GROUPS = ("trainable", "non_trainable")
@@ -162,7 +162,7 @@ def describe(model: Any) -> dict[str, Any]:
             [slot.kind, index_of.get(id(slot.weight)) if slot.weight is not None else None]
             for slot in slots.describe(model.optimizer)
         ]
-        trained = devices.inner(model.optimizer)._trainable_variables if model.optimizer.built else []
+        trained = live_state.inner(model.optimizer)._trainable_variables if model.optimizer.built else []
         record[COUNTS] = [
             [index_of[id(trained[index])], since]
             for index, since in own_counts.counts_of(model.optimizer).items()

@@ -21,12 +21,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from kresume import devices, files
+from kresume.backend import live_state
 from kresume.errors import RestoreError, UsageError
 from kresume.models import torch_rewritten
 from kresume.models.torch_layout import Turn, turned
 from kresume.models.torch_order import in_order
 from kresume.models.torch_units import COUNTER, Module, Unit, keras_units, pair, torch_modules
+from kresume.storage import atomic
 from kresume.values.state import TrainState
 
 SHORTCUT = re.compile(r"(^|[._])(downsample|shortcut|skip|identity|residual)([._\d]|$)", re.IGNORECASE)
@@ -272,7 +273,7 @@ def _moments(
     used: set[str],
     unstarted: list[str],
 ) -> dict[str, np.ndarray]:
-    inner = devices.inner(optimizer)
+    inner = live_state.inner(optimizer)
     index_of = {id(variable): index for index, variable in enumerate(optimizer.variables)}
     arrays = {
         # PyTorch's SGD does not count its updates; Keras's momentum does not depend on the count.
@@ -359,4 +360,4 @@ def _write_map(path: Path, proposal: Proposal, source: str) -> None:
         unsure = others.get(label.rpartition("/")[0])
         entry = yaml.safe_dump(turn.as_dict(), default_flow_style=True, sort_keys=False, width=1000).strip()
         lines.append(f"{label}: {entry}" + (f"  # not certain: {' or '.join(unsure)}" if unsure else ""))
-    files.write_text(path, "\n".join(lines) + "\n")
+    atomic.write_text(path, "\n".join(lines) + "\n")

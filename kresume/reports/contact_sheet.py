@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from kresume import devices, files, runs
+from kresume import runs
+from kresume.backend import selection
 from kresume.errors import UsageError
 from kresume.images.augment import Augment, augmenter
 from kresume.images.manifest import Manifest
@@ -25,6 +26,7 @@ from kresume.options.resolve import parse_image_size
 from kresume.options.settings import SHEET_SIZE, settings_of
 from kresume.options.table import TrainConfig
 from kresume.reports.data import Scan
+from kresume.storage import atomic
 from kresume.values.decode_spec import DecodeSpec
 
 MIXES = ("mixup", "cutmix", "rand_augment", "erase")
@@ -105,7 +107,7 @@ def _write(sheet: np.ndarray, names: list[str], step: int, augmented_from: int |
         pen.text((GAP, row * step), name, fill=(0, 0, 0))
     if augmented_from is not None:
         pen.text((augmented_from + GAP, 0), "as training may see it: augmented", fill=(0, 0, 0))
-    with files.new_file(path) as temporary:
+    with atomic.new_file(path) as temporary:
         image.save(temporary, "PNG")
 
 
@@ -124,7 +126,7 @@ def sheet_of(scanned: Scan, options: Mapping[str, Any], path: str) -> int:
     if not path.lower().endswith(".png"):
         raise UsageError(f"--sheet {path}: give a file that ends in .png")
     if "keras" not in sys.modules:
-        devices.select(None)
+        selection.select(None)
     known: dict[str, Any] = {}
     spec = DecodeSpec(SHEET_SIZE, SHEET_SIZE)
     if len(scanned.sources) == 1 and runs.is_run(scanned.sources[0]):

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from kresume import devices, runs
+from kresume import runs
+from kresume.backend import selection
 from kresume.errors import ImagesError
 from kresume.evaluation.caches import open_cache
 from kresume.images.cache import listings_of
@@ -28,7 +29,7 @@ from kresume.images.near import near_pairs, thumb_array
 from kresume.images.prepare import Prepared, prepare
 from kresume.images.scans import manifest_of
 from kresume.images.sources import Quarantined, list_images
-from kresume.progress import Reporter
+from kresume.reporter import Reporter
 from kresume.values.decode_spec import DecodeSpec
 
 SIDE = 64
@@ -87,7 +88,7 @@ def scan(
         ImagesError: a source is missing, or none of its files can be used.
     """
     if "keras" not in sys.modules:
-        devices.select(None)
+        selection.select(None)
     spec = DecodeSpec(SIDE, SIDE)
     store = open_cache(spec, cache)
     quarantine: list[Quarantined] = []

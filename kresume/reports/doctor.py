@@ -7,16 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kresume.devices import (
-    PACKAGES,
-    accelerator_visible,
-    cpu_model,
-    default_backend,
-    import_tensorflow,
-    jax_drives,
-    package_versions,
-    thread_count,
-)
+from kresume.backend.fingerprint import PACKAGES, cpu_model, package_versions, thread_count
+from kresume.backend.selection import accelerator_visible, default_backend, import_tensorflow, jax_drives
 
 
 @dataclass(frozen=True)

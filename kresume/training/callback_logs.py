@@ -21,7 +21,7 @@ from typing import Any
 import keras
 from etils import epath
 
-from kresume.images.places import is_remote
+from kresume.storage.locations import is_remote
 from kresume.training import callback_state
 
 CHUNK_BYTES = 1 << 24

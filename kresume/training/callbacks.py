@@ -21,10 +21,10 @@ from typing import Any, Literal
 
 import keras
 
-from kresume import devices
+from kresume.backend import live_state
 from kresume.errors import Stopped, TrainingError
 from kresume.training import callback_state
-from kresume.training.position import Progress
+from kresume.training.progress import Progress
 from kresume.training.snapshots import Cadence, RunWriter
 
 LOSS_READ_SECONDS = 0.5
@@ -234,7 +234,7 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
         """Assigns the metric variables of the restored snapshot, once."""
         if self._assign_metrics:
             self._assign_metrics = False
-            devices.assign(self._model.metrics_variables, list(self.resumption.metrics or ()))
+            live_state.assign(self._model.metrics_variables, list(self.resumption.metrics or ()))
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Counts steps, and takes a snapshot if one is due."""
@@ -285,7 +285,7 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
         model = self._model
         taken = self.writer.submit(
             self.progress.step,
-            lambda buffers: devices.read_state(model, buffers),
+            lambda buffers: live_state.read_state(model, buffers),
             records,
             extra={"callbacks": arrays} if arrays else {},
             must=must,

@@ -21,7 +21,8 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
-from kresume import devices, files, runs
+from kresume import runs
+from kresume.backend import fingerprint
 from kresume.checkpoints import snapshot
 from kresume.errors import CheckpointError, Stopped, UsageError
 from kresume.evaluation.caches import open_cache
@@ -35,20 +36,21 @@ from kresume.images.scans import FOLDER, epochs_begun, manifest_of
 from kresume.images.variation import Varied, other_spec
 from kresume.lock import NAME as LOCK
 from kresume.lock import Lock
-from kresume.models import rebuild, structure
+from kresume.models import save, structure
 from kresume.models.averages import averaged
 from kresume.models.losses import LossChoice
 from kresume.options.resolve import cache_limit
 from kresume.options.settings import DEFAULTS, settings_of
 from kresume.options.table import TrainConfig
-from kresume.progress import Reporter
+from kresume.reporter import Reporter
+from kresume.storage import atomic
 from kresume.training import gather
 from kresume.training.callbacks import Keeper, Narrator, Resumption, Scorer, StopRequest
 from kresume.training.changes import Changes
 from kresume.training.decisions import describe_epoch
 from kresume.training.fit import assign_state, fit, groups_of
 from kresume.training.passes import Passes
-from kresume.training.position import Progress
+from kresume.training.progress import Progress
 from kresume.training.schedules import set_clock, time_of
 from kresume.training.snapshots import Cadence, RunWriter
 from kresume.values.rate import RatePlan
@@ -138,7 +140,7 @@ class Course:
             CheckpointError: no snapshot is intact, or it belongs to another manifest.
         """
         for folder in (self.run.path, self.run.snapshots, self.run.path / FOLDER):
-            files.remove_leftovers(folder, but=LOCK)  # the heartbeat writes it during this cleanup
+            atomic.remove_leftovers(folder, but=LOCK)  # the heartbeat writes it during this cleanup
         snapshot.put_back(self.run.snapshots)
         state, skipped = snapshot.newest_snapshot(self.run.snapshots)
         for path, reason in skipped:
@@ -165,7 +167,7 @@ class Course:
         for step, best in snapshot.pins(self.run.snapshots).items():
             self.writer.remember(step, best)
         self.run = self.run.update(status="running")
-        changed = devices.differences(state.records["fingerprint"], devices.fingerprint())
+        changed = fingerprint.differences(state.records["fingerprint"], fingerprint.fingerprint())
         if changed:
             self.reporter.say(
                 f"this is another machine or version ({'; '.join(changed)}): same data and steps, last digits may differ"
@@ -250,7 +252,7 @@ class Course:
             resumption=self.resumption,
             records=lambda: {
                 "manifest": self.passes.digest,
-                "fingerprint": devices.fingerprint(),
+                "fingerprint": fingerprint.fingerprint(),
                 "seed": record.seed,
                 "clock": time_of(self.model.optimizer),
                 structure.RECORD: structure.describe(self.model),
@@ -365,7 +367,7 @@ class Course:
         card = replace(record.card, lineage=lineage)
         rate = record.rate
         with averaged(self.model):
-            rebuild.save_model(
+            save.save_model(
                 self.model,
                 self.run.model,
                 card,
@@ -374,7 +376,7 @@ class Course:
                 self.loss,
             )
         self.lock.check()
-        files.write_json(self.run.path / "evaluation.json", {"before": record.before, "after": scores, "step": step})
+        atomic.write_json(self.run.path / "evaluation.json", {"before": record.before, "after": scores, "step": step})
         which: Literal["best", "last"] = "best" if best is not None else "last"
         self.run = self.run.update(
             status="accepted",

@@ -24,10 +24,10 @@ from kresume.evaluation.probe import MOST_SHOWN, Probe, probe_feedings, promisin
 from kresume.images import conventions, inputs, merging
 from kresume.images.decode import Header, decode, read_header
 from kresume.images.order import permutation
-from kresume.images.places import read_range
 from kresume.images.sources import Found, Listing
 from kresume.options.table import TrainConfig
-from kresume.progress import Reporter
+from kresume.reporter import Reporter
+from kresume.storage.locations import read_range
 from kresume.training.label_order import check_order
 from kresume.training.verify import verify_mapping
 from kresume.values.card import Card

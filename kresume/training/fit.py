@@ -16,7 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kresume import devices
+from kresume.backend import live_state
 from kresume.errors import CheckpointError
 from kresume.models import match_slots, match_weights, slots, structure
 from kresume.training.callbacks import Cutter, Keeper
@@ -115,16 +115,16 @@ def assign_state(
     Raises:
         CheckpointError: a variable has no array, an array has no variable, or a shape differs.
     """
-    variables, arrays = devices.variables_of(model), groups_of(state)
+    variables, arrays = live_state.variables_of(model), groups_of(state)
     if metrics:
         _check(model, "metrics", variables["metrics"], arrays["metrics"], way_on)
     recorded = structure.RECORD in state.records
     if not recorded and same_weights:  # written by an earlier version; the model is built from the run's own record
         for group in ("trainable", "non_trainable", "optimizer"):
             _check(model, group, variables[group], arrays[group], way_on)
-            devices.assign(variables[group], arrays[group])
-        devices.renew_constants(model)
-        devices.assign_random(arrays.get(devices.RANDOM, ()))
+            live_state.assign(variables[group], arrays[group])
+        live_state.renew_constants(model)
+        live_state.assign_random(arrays.get(live_state.RANDOM, ()))
         return []
     names, _ = match_weights.match(model, state)
     found = match_slots.match(model, model.optimizer, state, names) if model.optimizer is not None else None
@@ -148,9 +148,9 @@ def assign_state(
     ]
     for variable, array in pairs:
         _check_shape(variable, array)
-    devices.assign(*zip(*pairs, strict=True)) if pairs else None
-    devices.renew_constants(model)
-    devices.assign_random(arrays.get(devices.RANDOM, ()))
+    live_state.assign(*zip(*pairs, strict=True)) if pairs else None
+    live_state.renew_constants(model)
+    live_state.assign_random(arrays.get(live_state.RANDOM, ()))
     if found is not None:
         restored = {id(variable) for variable, _ in pairs}
         counts = match_slots.counts(model.optimizer, state, names)
@@ -231,7 +231,7 @@ def _check_slots(
         )
         raise CheckpointError(
             f"the snapshot holds {count} optimizer variables, this model has "
-            f"{len(devices.optimizer_variables(model.optimizer))}, and {first}: the optimizer changed since the run began; "
+            f"{len(live_state.optimizer_variables(model.optimizer))}, and {first}: the optimizer changed since the run began; "
             f"restore that code, or {way_on}"
         )
     return found.names
@@ -244,7 +244,7 @@ def _rate_once_per_step(optimizer: Any) -> None:
     fifth of the time to the first step of MobileNetV2. The value is the same, because `iterations` increases at the end
     of an update.
     """
-    inner = devices.inner(optimizer)
+    inner = live_state.inner(optimizer)
     apply, current = inner.apply, inner._get_current_learning_rate
 
     def apply_once(*arguments: Any, **options: Any) -> Any:

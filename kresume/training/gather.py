@@ -15,7 +15,7 @@ import numpy as np
 
 from kresume.class_names import join_classes, read_classes
 from kresume.errors import ImagesError, NothingNew, UsageError
-from kresume.images import corrections, keras_split, merging, places
+from kresume.images import corrections, keras_split, merging
 from kresume.images.cache import Cache, listings_of
 from kresume.images.manifest import Manifest
 from kresume.images.merging import Merge
@@ -26,7 +26,8 @@ from kresume.images.sources.found import ONE_LABEL, STREAMS
 from kresume.images.sources.records import parse_features
 from kresume.options.settings import DEFAULTS, settings_of
 from kresume.options.table import TrainConfig
-from kresume.progress import Reporter
+from kresume.reporter import Reporter
+from kresume.storage import locations
 from kresume.training.parent import Parent
 from kresume.values.decode_spec import DecodeSpec
 
@@ -97,11 +98,11 @@ def _list(config: TrainConfig, reporter: Reporter, *, keeps: bool = True) -> Sou
 
 def without_empty(paths: Sequence[str] | None) -> list[str]:
     """Returns the sources without the folders that are still empty."""
-    full = [places.absolute(path) for path in paths or ()]
+    full = [locations.absolute(path) for path in paths or ()]
     return [
         path
         for path, place in zip(paths or (), full, strict=True)
-        if not places.is_folder(place) or any(not hidden(entry.name) for entry in places.entries(place))
+        if not locations.is_folder(place) or any(not hidden(entry.name) for entry in locations.entries(place))
     ]
 
 
@@ -415,7 +416,7 @@ def decode_remembered(
         ImagesError: an image cannot be read, and `needs_all` is True.
     """
     missing = remembered.found(np.nonzero(cache.find(remembered.sha256s) < 0)[0])
-    gone = {path for path in dict.fromkeys(file.path for file in missing) if not places.exists(path)}
+    gone = {path for path in dict.fromkeys(file.path for file in missing) if not locations.exists(path)}
     if gone and needs_all:
         first = next(file.path for file in missing if file.path in gone)
         raise ImagesError(

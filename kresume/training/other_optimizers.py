@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kresume import devices
+from kresume.backend import live_state
 from kresume.errors import CheckpointError
 
 
@@ -34,8 +34,8 @@ def capture(model: keras.Model) -> tuple[list[Any], list[np.ndarray]]:
         if not optimizer.built:
             facts.append(None)
             continue
-        trained = devices.inner(optimizer)._trainable_variables
-        mine = [devices.host_array(variable.value).copy() for variable in optimizer.variables]
+        trained = live_state.inner(optimizer)._trainable_variables
+        mine = [live_state.host_array(variable.value).copy() for variable in optimizer.variables]
         facts.append({"trained": [places.get(id(variable)) for variable in trained], "arrays": len(mine)})
         arrays += mine
     return facts, arrays
@@ -80,7 +80,7 @@ def restore(model: keras.Model, facts: Sequence[Any] | None, arrays: Sequence[np
                 f"the variables of {optimizer.name} are not those of the backup: the code of the model changed since; restore "
                 "that code, or give another folder to begin again"
             )
-        devices.assign(optimizer.variables, mine)
+        live_state.assign(optimizer.variables, mine)
     return []
 
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from kresume import devices, runs
+from kresume import runs
+from kresume.backend import live_state
 from kresume.checkpoints.keras_arrays import rate_of_schedule
 from kresume.checkpoints.read import read_checkpoint
 from kresume.checkpoints.run import find_run
@@ -97,7 +98,7 @@ class Live:
     @property
     def iterations(self) -> int:
         """Returns the optimizer's own count of batches, which is the argument of its schedule."""
-        return int(np.asarray(devices.inner(self.optimizer)._iterations.value))
+        return int(np.asarray(live_state.inner(self.optimizer)._iterations.value))
 
 
 def read_parent(config: TrainConfig) -> Parent | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kresume import devices
+from kresume.backend import live_state, selection
 from kresume.errors import UsageError
 from kresume.evaluation.caches import open_cache
 from kresume.evaluation.probe import CLEAR_ERRORS
@@ -26,7 +26,7 @@ from kresume.options.lookup import flag_of
 from kresume.options.resolve import cache_limit, from_arguments, image_size
 from kresume.options.settings import DEFAULTS, settings_of
 from kresume.options.table import TrainConfig
-from kresume.progress import Reporter
+from kresume.reporter import Reporter
 from kresume.spelling import as_argument, spelled
 from kresume.training import rates
 from kresume.training.decisions import Plan, check_monitor, decide_amount
@@ -137,7 +137,7 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
     Cadence.parse(held.snapshot_every)
     asked_size = image_size(config)
     sources = list_sources(config, reporter, keeps=writes)
-    devices.select(config.backend, held.device, config.devices, held.batch_size, exact=held.exact == "on")
+    selection.select(config.backend, held.device, config.devices, held.batch_size, exact=held.exact == "on")
     parent = read_parent(config)
     if config.from_ is not None and parent is None:
         reporter.say(f"no checkpoint at {config.from_}: starting with initial weights (--or-new)")
@@ -146,8 +146,8 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
     check_monitor(config.monitor, classes)
     generation = parent.generation + 1 if parent is not None else 0
 
-    devices.set_precision(config.precision)
-    devices.seed_everything(held.seed)
+    selection.set_precision(config.precision)
+    live_state.seed_everything(held.seed)
     card = parent.card if parent is not None else None
     mapped = parent is not None and parent.state.layout == "torch"
     if mapped:

@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kresume import crash, devices, files, runs
+from kresume import crash, runs
+from kresume.backend import fingerprint, live_state, selection
 from kresume.checkpoints import snapshot
 from kresume.errors import KresumeError, RunError, Stopped
-from kresume.images import places
 from kresume.images.prepare import write_quarantine
 from kresume.images.scans import remembered
 from kresume.lock import Lock
@@ -28,14 +28,15 @@ from kresume.options.given import code_of, given, to_command
 from kresume.options.resolve import from_arguments
 from kresume.options.settings import settings_of
 from kresume.options.table import TrainConfig
-from kresume.progress import Reporter
+from kresume.reporter import Reporter
 from kresume.spelling import as_argument, spelled
+from kresume.storage import atomic, locations
 from kresume.training.decisions import describe_scores
 from kresume.training.gather import came_since, not_used
 from kresume.training.opening import Opening, open_out
 from kresume.training.parent import wanted_optimizer
 from kresume.training.plan import Draft, make_draft
-from kresume.training.position import Progress
+from kresume.training.progress import Progress
 from kresume.training.rates import keras_rate
 from kresume.values.amount import Amount
 from kresume.values.card import Card
@@ -157,7 +158,7 @@ def _adjust(draft: Draft, config: TrainConfig) -> Any:
     optimizer = optimizers.make_optimizer(wanted, keras_rate(draft.plan.rate, live.iterations))
     _compile(live.model, optimizer, draft.loss, draft.plan.card, draft.plan.amount, config)
     slots.carry(live.optimizer, live.model.optimizer)
-    if averages.uses_averages(live.model) and not devices.inner(live.optimizer).use_ema:
+    if averages.uses_averages(live.model) and not live_state.inner(live.optimizer).use_ema:
         averages.start_from_weights(live.model)
     schedules.wind(live.model.optimizer)
     return live.model
@@ -214,7 +215,7 @@ def _create(opening: Opening, draft: Draft, model: Any) -> runs.Run:
         options=given(_rooted(config)),
         seed=settings_of(config).seed,
         backend=keras.config.backend(),
-        fingerprint=devices.fingerprint(),
+        fingerprint=fingerprint.fingerprint(),
         card=replace(plan.card, lineage={}),
         loss=draft.loss,
         optimizer=describe(model.optimizer),
@@ -223,7 +224,7 @@ def _create(opening: Opening, draft: Draft, model: Any) -> runs.Run:
         iterations=draft.live.iterations,
         variables={
             group: [variable.path for variable in variables]
-            for group, variables in devices.variables_of(model).items()
+            for group, variables in live_state.variables_of(model).items()
             if group in {"trainable", "non_trainable"}
         },
         base_step=(parent.state.step or 0) if parent is not None else 0,
@@ -247,18 +248,18 @@ def _create(opening: Opening, draft: Draft, model: Any) -> runs.Run:
             runs.move_aside(opening.path)
         elif opening.path.exists():
             opening.path.rmdir()  # it is empty; `open_out` refuses any other folder
-        files.remove_abandoned(opening.path.parent, opening.path.name)
-        with files.new_directory(opening.path) as temporary:
-            files.write_json(temporary / runs.RECORD, record.as_dict())
+        atomic.remove_abandoned(opening.path.parent, opening.path.name)
+        with atomic.new_directory(opening.path) as temporary:
+            atomic.write_json(temporary / runs.RECORD, record.as_dict())
             draft.gathered.manifest.write(temporary / "images.parquet")
             write_quarantine(temporary / "quarantine.csv", draft.gathered.quarantine)
-            files.write_json(
+            atomic.write_json(
                 temporary / ARCHITECTURE, {**keras.saving.serialize_keras_object(model), "compile_config": None}
             )
             snapshot.write_snapshot(
                 temporary / "snapshots",
                 0,
-                devices.read_state(model),
+                live_state.read_state(model),
                 {
                     **_fixed_records(record),
                     **Progress().as_dict(),
@@ -282,7 +283,7 @@ def _rooted(config: TrainConfig) -> TrainConfig:
     """Makes source paths absolute, so that a run can continue from another folder."""
 
     def rooted(paths: Sequence[str] | None) -> tuple[str, ...] | None:
-        return tuple(places.absolute(path) for path in paths) if paths else None
+        return tuple(locations.absolute(path) for path in paths) if paths else None
 
     return config.model_copy(update={name: rooted(getattr(config, name)) for name in ("data", "add", "val")})
 
@@ -295,9 +296,9 @@ def _continue(run: runs.Run, opening: Opening, reporter: Reporter) -> TrainResul
     """Rebuilds the model of an interrupted run and continues its training."""
     config, batch_size = opening.config, run.record.amount.batch_size
     backend = config.backend or run.record.backend
-    devices.select(backend, config.device, config.devices, batch_size, exact=settings_of(config).exact == "on")
-    devices.set_precision(config.precision)
-    devices.seed_everything(run.record.seed)
+    selection.select(backend, config.device, config.devices, batch_size, exact=settings_of(config).exact == "on")
+    selection.set_precision(config.precision)
+    live_state.seed_everything(run.record.seed)
     before = run.record.not_used  # absent in records of the first versions
     came = 0
     if before is not None and not config.watch:
@@ -321,7 +322,7 @@ def rebuild_model(run: runs.Run, config: TrainConfig) -> Any:
     record = run.record
     imports = code_of(given(config))
     model = build.from_architecture(
-        files.read_json(run.path / ARCHITECTURE),
+        atomic.read_json(run.path / ARCHITECTURE),
         imports=imports,
         trust=bool(config.trust),
     )
@@ -355,7 +356,9 @@ def _carry_on(run: runs.Run, model: Any, opening: Opening, reporter: Reporter, *
             if continued:
                 course.take_up()
             run.event(
-                "continued" if continued else "started", fingerprint=devices.fingerprint(), step=course.progress.step
+                "continued" if continued else "started",
+                fingerprint=fingerprint.fingerprint(),
+                step=course.progress.step,
             )
             course.train()
             finished = course.finish()

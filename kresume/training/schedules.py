@@ -23,7 +23,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kresume import devices
+from kresume.backend import live_state
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ def wind(optimizer: Any) -> None:
     """
     schedule = _schedule_of(optimizer)
     if schedule is not None:
-        inner = devices.inner(optimizer)
-        schedule.clock = inner.add_variable((3,), dtype="float32", name=devices.CLOCK)
+        inner = live_state.inner(optimizer)
+        schedule.clock = inner.add_variable((3,), dtype="float32", name=live_state.CLOCK)
         set_clock(optimizer, Clock(), schedule.origin)
 
 
@@ -82,7 +82,7 @@ def time_of(optimizer: Any) -> list[float] | None:
 
 
 def _schedule_of(optimizer: Any) -> Cosine | None:
-    schedule = devices.inner(optimizer)._learning_rate
+    schedule = live_state.inner(optimizer)._learning_rate
     return schedule if isinstance(schedule, Cosine) else None
 
 

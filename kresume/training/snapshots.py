@@ -24,9 +24,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kresume import files
 from kresume.checkpoints import snapshot
 from kresume.errors import CheckpointError, RunError, UsageError
+from kresume.storage import atomic
 
 STALLED_SECONDS = 60.0
 
@@ -226,7 +226,7 @@ class RunWriter:
 
     def _flush_lines(self) -> None:
         while self._lines and self.metrics is not None:
-            files.append_line(self.metrics, self._lines[0])
+            atomic.append_line(self.metrics, self._lines[0])
             del self._lines[0]
 
     def _run(self, job: str, work: Callable[[], None]) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kresume.errors import ImagesError
-from kresume.images import corrections, merging, places
+from kresume.images import corrections, merging
 from kresume.images.cache import Cache, listings_of
 from kresume.images.manifest import PLACE, Manifest, schema
 from kresume.images.prepare import Image, Prepared, prepare
@@ -28,7 +28,8 @@ from kresume.images.sources import Found, list_images
 from kresume.images.sources.found import key_of
 from kresume.images.sources.records import parse_features
 from kresume.options.table import TrainConfig
-from kresume.progress import Reporter
+from kresume.reporter import Reporter
+from kresume.storage import locations
 from kresume.training import gather
 from kresume.values.decode_spec import DecodeSpec
 
@@ -231,7 +232,7 @@ class Watch:
         """Returns True if the image is new to the run and its file unchanged since listing."""
         found = image.found
         try:
-            now = places.stat(found.path)
+            now = locations.stat(found.path)
         except OSError:
             return False
         if (now.st_size, now.st_mtime_ns) != _version(found):
@@ -248,7 +249,7 @@ class Watch:
             return False
         if known.left(image):
             return True
-        if places.exists(known.path(image)):
+        if locations.exists(known.path(image)):
             # A copy. If the recorded path is missing, the file was renamed and is checked again.
             self._judged[found.key] = _version(found)
         return False
@@ -257,7 +258,7 @@ class Watch:
         """Warns of recorded source files that are gone; their images stay while readable."""
         # A continuation has absolute paths; the process before may have recorded them as they were given.
         asked = {*(self._config.data or ()), *(self._config.add or ()), *(self._config.val or ())} - self._unlisted
-        given = {places.absolute(path) for path in asked}
+        given = {locations.absolute(path) for path in asked}
         missing = recorded - listed
         if not missing:
             return
@@ -265,7 +266,9 @@ class Watch:
         gone = [
             path
             for path, offset, length, source in zip(*columns.values(), strict=True)
-            if places.absolute(source) in given and key_of(path, offset, length) in missing and not places.exists(path)
+            if locations.absolute(source) in given
+            and key_of(path, offset, length) in missing
+            and not locations.exists(path)
         ]
         fresh = [path for path in dict.fromkeys(gone) if f"gone:{path}" not in self._told]
         self._told |= {f"gone:{path}" for path in fresh}

@@ -99,7 +99,7 @@ from kresume.images.order import Order
 from kresume.images.prepare import prepare
 from kresume.images.reader import PictureReader
 from kresume.images.sources import list_images
-from kresume.progress import Reporter
+from kresume.reporter import Reporter
 quiet, spec = Reporter(quiet=True), DecodeSpec(size, size)
 prepare(list_images([folder], quiet).files[:1], spec, None, quiet)
 drop()

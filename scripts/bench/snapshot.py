@@ -20,7 +20,7 @@ import keras
 import numpy as np
 import pairs
 
-from kresume import devices
+from kresume.backend import live_state
 from kresume.training.snapshots import RunWriter
 
 
@@ -32,7 +32,7 @@ def main() -> None:
     model.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy")
     images, labels = np.random.default_rng(0).random((8, 64, 64, 3), "float32"), np.arange(8)
     model.fit(images, labels, batch_size=8, epochs=1, verbose=0)
-    megabytes = sum(array.nbytes for group in devices.read_state(model).values() for array in group) / 2**20
+    megabytes = sum(array.nbytes for group in live_state.read_state(model).values() for array in group) / 2**20
     whole: list[float] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -41,7 +41,9 @@ def main() -> None:
         def stall() -> float:
             start = time.perf_counter()
             records = {"phase": "training", "best": None, "callbacks": {}}
-            writer.submit(len(whole), lambda buffers: devices.read_state(model, buffers), records, extra={}, must=True)
+            writer.submit(
+                len(whole), lambda buffers: live_state.read_state(model, buffers), records, extra={}, must=True
+            )
             seconds = time.perf_counter() - start
             writer.join()
             whole.append(time.perf_counter() - start)

@@ -14,10 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from kresume.errors import ImagesError
-from kresume.images import places
 from kresume.images.sources import archives, folders, lists, records, shards, tables
 from kresume.images.sources.found import Advance, Facts, Found, Known, Listing, Quarantined, Source, canonical
-from kresume.progress import Reporter
+from kresume.reporter import Reporter
+from kresume.storage import locations
 
 __all__ = ["KINDS", "Facts", "Found", "Known", "Listing", "Quarantined", "Source", "list_images"]
 
@@ -70,7 +70,7 @@ def list_images(
     numbered = True
     with reporter.progress("listing", None, "files") as advance:
         for given in paths:
-            source = Source(places.absolute(str(given)), str(given), features or {}, memory, keeps, follow_links)
+            source = Source(locations.absolute(str(given)), str(given), features or {}, memory, keeps, follow_links)
             function = _kind_of(source)
             if function is folders.list_source and not with_classes:
                 function = folders.list_without_classes
@@ -118,14 +118,14 @@ def _nameless(found: Found) -> Quarantined:
 
 
 def _kind_of(source: Source) -> Callable[[Source, Advance], Listing]:
-    if not places.exists(source.path):
+    if not locations.exists(source.path):
         raise ImagesError(
             f"no such path: {source.given} (from {Path.cwd()}); expected a folder with one folder of pictures per class"
         )
     for accepts, function in KINDS.values():
         if accepts(source.path):
             return function
-    with places.opened(source.path) as file:
+    with locations.opened(source.path) as file:
         hint = " (if it is a TFRecord packed by ZLIB: write it with GZIP)" if file.read(1) == b"\x78" else ""
     raise ImagesError(
         f"{source.given} is a file, not a folder, and of no kind that is read{hint}: give a folder with one folder of "

@@ -20,9 +20,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from kresume.errors import ImagesError
-from kresume.images import places
 from kresume.images.sources import folders
 from kresume.images.sources.found import Advance, Found, Listing, Source
+from kresume.storage import locations
 
 TAR_MARK = slice(257, 262)
 LABEL_ENDINGS = (".cls", ".json")
@@ -42,12 +42,12 @@ class _Member:
 
 def is_tar(path: str) -> bool:
     """Tests by its first bytes whether a file is a tar archive, compressed or not."""
-    if places.is_folder(path):
+    if locations.is_folder(path):
         return False
     try:
-        with places.opened(path) as file:
-            coding = places.stream_coding(file.read(6))
-        with places.unpacked(path, coding) as stream:
+        with locations.opened(path) as file:
+            coding = locations.stream_coding(file.read(6))
+        with locations.unpacked(path, coding) as stream:
             return stream.read(512)[TAR_MARK] == b"ustar"
     except (OSError, EOFError, zlib.error, lzma.LZMAError):
         return False
@@ -55,9 +55,9 @@ def is_tar(path: str) -> bool:
 
 def is_zip(path: str) -> bool:
     """Tests by its first bytes whether a file is a zip archive."""
-    if places.is_folder(path):
+    if locations.is_folder(path):
         return False
-    with places.opened(path) as file:
+    with locations.opened(path) as file:
         return file.read(4) in {b"PK\x03\x04", b"PK\x05\x06"}
 
 
@@ -67,12 +67,12 @@ def list_tar(source: Source, advance: Advance) -> Listing:
     Raises:
         ImagesError: if the archive is damaged, or holds no labelled image.
     """
-    with places.opened(source.path) as file:
-        coding = places.stream_coding(file.read(6))
+    with locations.opened(source.path) as file:
+        coding = locations.stream_coding(file.read(6))
     members: list[_Member] = []
     labels: dict[str, bytes] = {}
     try:
-        with places.unpacked(source.path, coding) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+        with locations.unpacked(source.path, coding) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
             for info in archive:
                 if not info.isreg() or info.issparse():
                     continue
@@ -96,7 +96,7 @@ def list_zip(source: Source, advance: Advance) -> Listing:
     labels: dict[str, bytes] = {}
     unread: Counter[str] = Counter()
     try:
-        with places.opened(source.path) as file, zipfile.ZipFile(file) as archive:
+        with locations.opened(source.path) as file, zipfile.ZipFile(file) as archive:
             for info in archive.infolist():
                 if info.is_dir():
                     continue
@@ -122,7 +122,7 @@ def list_zip(source: Source, advance: Advance) -> Listing:
 
 
 def _listing(source: Source, members: list[_Member], read: Callable[[str], bytes], notes: list[str]) -> Listing:
-    facts = places.stat(source.path)
+    facts = locations.stat(source.path)
     by_stem: dict[str, dict[str, str]] = {}
     for member in members:
         stem, kind = _stem(member.name)

@@ -11,10 +11,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from kresume.errors import ImagesError
-from kresume.images import places
-from kresume.images.places import Entry
 from kresume.images.sources.found import Advance, Found, Listing, Source
 from kresume.spelling import option
+from kresume.storage import locations
+from kresume.storage.locations import Entry
 
 LITTER = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r", "__macosx"})
 NOT_PICTURES = frozenset(
@@ -42,7 +42,7 @@ SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "
 
 def accepts(path: str) -> bool:
     """Returns True if the path is a folder, which may hold class folders."""
-    return places.is_folder(path)
+    return locations.is_folder(path)
 
 
 def hidden(name: str) -> bool:
@@ -70,7 +70,7 @@ def describe_left_out(left_out: Counter[str], given: str) -> list[str]:
 
 def _entries(path: str) -> tuple[list[Entry], list[Entry]]:
     """Lists the visible folders and files of a folder, each sorted by name."""
-    visible = [entry for entry in places.entries(path) if not hidden(entry.name)]
+    visible = [entry for entry in locations.entries(path) if not hidden(entry.name)]
     return [entry for entry in visible if entry.is_dir()], [entry for entry in visible if entry.is_file()]
 
 
@@ -93,7 +93,7 @@ def _walk(
             left_out[ending(entry.name)] += 1
     if not folders:
         return
-    here = path if places.is_remote(path) else os.path.realpath(path)
+    here = path if locations.is_remote(path) else os.path.realpath(path)
     if here in above:
         return  # a link to a folder above, which is listed already
     for folder in folders:
@@ -123,8 +123,8 @@ def list_source(source: Source, advance: Advance) -> Listing:
     if not folders:
         raise ImagesError(
             f"{given} holds {len(pictures):,} pictures but no class folders: expected one folder per class, "
-            f"for example {places.join(places.join(source.path, 'cat'), pictures[0].name)}; where it is a class itself give "
-            f"the folder above it, {places.parent(source.path)}"
+            f"for example {locations.join(locations.join(source.path, 'cat'), pictures[0].name)}. If it is a class itself, "
+            f"give the folder above it, {locations.parent(source.path)}"
         )
     if pictures:
         notes.append(f"{given}: {len(pictures):,} files beside the class folders were left out (no class)")
@@ -210,7 +210,7 @@ def _one_level_too_high(folders: Sequence[Entry], given: str) -> list[str]:
     shown, classes = ", ".join(sorted(names)[:3]), ", ".join(folder.name for folder in folders[:3])
     return [
         f"{given}: the classes are {classes}, and each of them holds the folders {shown}; if those are the classes, give "
-        f"{places.join(given, folders[0].name)} and the others one by one"
+        f"{locations.join(given, folders[0].name)} and the others one by one"
     ]
 
 

@@ -13,16 +13,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kresume.errors import ImagesError
-from kresume.images import places
 from kresume.images.sources.folders import SPLITS
 from kresume.images.sources.found import ONE_LABEL, Advance, Found, Listing, Quarantined, Source, canonical
+from kresume.storage import locations
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
 
 def accepts(path: str) -> bool:
     """Tests by its ending whether a file is a list; text has no signature."""
-    return path.lower().endswith(ENDINGS) and not places.is_folder(path)
+    return path.lower().endswith(ENDINGS) and not locations.is_folder(path)
 
 
 def list_source(source: Source, advance: Advance) -> Listing:
@@ -31,7 +31,7 @@ def list_source(source: Source, advance: Advance) -> Listing:
     Raises:
         ImagesError: if the list cannot be read, has no `path` or `label`, or names no existing file.
     """
-    folder = places.parent(source.path)
+    folder = locations.parent(source.path)
     found: list[Found] = []
     gone: list[Quarantined] = []
     tests = 0
@@ -52,9 +52,9 @@ def list_source(source: Source, advance: Advance) -> Listing:
                 continue
         extra = {key: value for key, value in row.items() if key not in {"path", "label", "split"} and key is not None}
         text = json.dumps(extra, ensure_ascii=False, default=str) if extra else ""
-        full = places.join(folder, str(path))
+        full = locations.join(folder, str(path))
         try:
-            facts = places.stat(full)
+            facts = locations.stat(full)
         except OSError as error:
             reason = f"{source.given} names it, but it cannot be read ({error.strerror or type(error).__name__})"
             gone.append(Quarantined(full, label, reason))
@@ -107,7 +107,7 @@ def _rows(source: Source) -> Iterator[Mapping[str, Any]]:
     if source.path.lower().endswith(".parquet"):
         yield from _parquet_rows(source)
         return
-    with places.opened(source.path) as file:
+    with locations.opened(source.path) as file:
         try:
             text = file.read().decode("utf-8-sig")  # removes a spreadsheet's byte order mark
         except UnicodeDecodeError as error:
@@ -133,7 +133,7 @@ def _parquet_rows(source: Source) -> Iterator[Mapping[str, Any]]:
     import pyarrow.parquet as parquet
 
     try:
-        with places.opened(source.path) as file, parquet.ParquetFile(file) as table:
+        with locations.opened(source.path) as file, parquet.ParquetFile(file) as table:
             for batch in table.iter_batches(65536):
                 yield from batch.to_pylist()
     except (OSError, pa.ArrowException) as error:

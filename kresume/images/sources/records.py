@@ -16,11 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from kresume import files
 from kresume.errors import ImagesError, UsageError
-from kresume.images import places
 from kresume.images.sources.found import Advance, Found, Listing, Quarantined, Source
 from kresume.spelling import option
+from kresume.storage import atomic, locations
 
 USUAL = {"encoded": "image/encoded", "label": "image/class/label", "text": "image/class/text"}
 FRAME = struct.Struct("<QI")
@@ -36,12 +35,12 @@ def masked_crc(data: bytes) -> int:
 
 def accepts(path: str) -> bool:
     """Returns True if a file begins with a record's length and its checksum."""
-    if places.is_folder(path):
+    if locations.is_folder(path):
         return False
     try:
-        with places.opened(path) as file:
-            coding = places.stream_coding(file.read(6))
-        with places.unpacked(path, coding) as stream:
+        with locations.opened(path) as file:
+            coding = locations.stream_coding(file.read(6))
+        with locations.unpacked(path, coding) as stream:
             head = stream.read(FRAME.size)
     except (OSError, EOFError, zlib.error, lzma.LZMAError):
         return False
@@ -56,10 +55,10 @@ def list_source(source: Source, advance: Advance) -> Listing:
     Raises:
         ImagesError: if the file is damaged, or an example lacks an image or a label.
     """
-    facts = places.stat(source.path)
+    facts = locations.stat(source.path)
     names = USUAL | dict(source.features)
-    with places.opened(source.path) as file:
-        coding = places.stream_coding(file.read(6))
+    with locations.opened(source.path) as file:
+        coding = locations.stream_coding(file.read(6))
     kept = None
     if source.memory is not None:
         identity = json.dumps([source.path, facts.st_size, facts.st_mtime_ns, names], sort_keys=True)
@@ -70,7 +69,7 @@ def list_source(source: Source, advance: Advance) -> Listing:
         advance(len(examples))
     elif kept is not None and source.keeps:
         with contextlib.suppress(OSError):  # the kept listing only saves the next reading
-            files.write_text(kept, json.dumps([examples, damaged]))
+            atomic.write_text(kept, json.dumps([examples, damaged]))
     if not examples:
         raise ImagesError(f"{source.given} holds no record{' that is whole' if damaged else ''}")
     size, time = facts.st_size, facts.st_mtime_ns
@@ -111,7 +110,7 @@ def _read_examples(
 
     found: list[Example] = []
     damaged: list[int] = []
-    with places.unpacked(source.path, coding) as stream:
+    with locations.unpacked(source.path, coding) as stream:
         for number, (start, record) in enumerate(_records(stream, source.given)):
             if record is None:
                 damaged.append(number)
@@ -142,7 +141,7 @@ def _records(stream: IO[bytes], given: str) -> Iterator[tuple[int, bytes | None]
             if not head:
                 return
             length, checksum = FRAME.unpack(head) if len(head) == FRAME.size else (-1, 0)
-            if checksum != masked_crc(head[:8]) or length > places.MAX_FILE_BYTES:
+            if checksum != masked_crc(head[:8]) or length > locations.MAX_FILE_BYTES:
                 raise ImagesError(f"{given} is damaged at byte {position:,}: make or copy it again")
             record = stream.read(length)
             mark = stream.read(4)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from kresume.images import places
 from kresume.images.sources import folders
 from kresume.images.sources.found import Advance, Found, Listing, Source
+from kresume.storage import locations
 
 FILES: dict[str, tuple[Callable[[str], bool], Callable[[Source, Advance], Listing]]] = {}
 """The kinds of files that may be shards; `sources/__init__.py` fills it."""
@@ -15,7 +15,7 @@ FILES: dict[str, tuple[Callable[[str], bool], Callable[[Source, Advance], Listin
 
 def _files(path: str) -> list[str] | None:
     """Returns the paths of visible files of a folder without folders; otherwise None."""
-    visible = [entry for entry in places.entries(path) if not folders.hidden(entry.name)]
+    visible = [entry for entry in locations.entries(path) if not folders.hidden(entry.name)]
     if not visible or any(entry.is_dir() for entry in visible):
         return None
     return [entry.path for entry in visible if folders.ending(entry.name) not in folders.NOT_PICTURES]
@@ -27,7 +27,7 @@ def _kind(path: str) -> Callable[[Source, Advance], Listing] | None:
 
 def accepts(path: str) -> bool:
     """Returns True if the path is a folder whose first file is a shard."""
-    if not places.is_folder(path):
+    if not locations.is_folder(path):
         return False
     files = _files(path)
     return files is not None and len(files) > 0 and _kind(files[0]) is not None

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from kresume.errors import ImagesError
-from kresume.images import places
 from kresume.images.sources.found import Advance, Facts, Found, Listing, Quarantined, Source
+from kresume.storage import locations
 
 MARK = b"kresume_manifest"
 
 
 def accepts(path: str) -> bool:
     """Returns True if a file is a Parquet table with kresume's mark."""
-    if places.is_folder(path):
+    if locations.is_folder(path):
         return False
-    with places.opened(path) as file:
+    with locations.opened(path) as file:
         if file.read(4) != b"PAR1":
             return False
         import pyarrow as pa
@@ -38,7 +38,7 @@ def list_source(source: Source, advance: Advance) -> Listing:
     import pyarrow.parquet as parquet
 
     try:
-        with places.opened(source.path) as file:
+        with locations.opened(source.path) as file:
             table = parquet.read_table(file)
     except (OSError, pa.ArrowException) as error:
         raise ImagesError(f"{source.given} is a damaged manifest ({error}): scan its images again") from error
@@ -51,7 +51,7 @@ def list_source(source: Source, advance: Advance) -> Listing:
         path = row["path"]
         if path not in sizes:
             try:
-                facts = places.stat(path)
+                facts = locations.stat(path)
                 sizes[path] = (facts.st_size, facts.st_mtime_ns)
             except OSError:
                 sizes[path] = None

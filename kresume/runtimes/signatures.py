@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from kresume.devices import import_tensorflow
+from kresume.backend.selection import import_tensorflow
 from kresume.errors import CheckpointError, UsageError
 from kresume.values.input_layout import InputLayout, read_layout
 

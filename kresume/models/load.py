@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from kresume import devices, runs
+from kresume import runs
+from kresume.backend import selection
 from kresume.checkpoints.layers import output_width
 from kresume.checkpoints.read import read_checkpoint
 from kresume.checkpoints.run import find_run
@@ -113,7 +114,7 @@ class Loaded:
 def select_backend(path: str, backend: str | None, device: str | None) -> str:
     """Selects the backend: the requested one, else the run's, else the default."""
     run = find_run(path)
-    return devices.select(backend or (run.record.backend if run else None), device)
+    return selection.select(backend or (run.record.backend if run else None), device)
 
 
 def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, anonymous: bool = False) -> Loaded:

@@ -15,12 +15,12 @@ from typing import Any
 
 import keras
 
-from kresume import files
 from kresume.checkpoints.keras_file import CARD
 from kresume.models import own_counts, slots
 from kresume.models.losses import LossChoice
 from kresume.models.optimizers import describe, make_optimizer
 from kresume.models.plain_keras import feeding_line, takes_rows
+from kresume.storage import atomic
 from kresume.values.card import Card
 
 
@@ -64,7 +64,7 @@ def save_model(
 
 def write_archive(model: keras.Model, path: Path, card: Card | None, facts: Mapping[str, Any]) -> None:
     """Writes a model to a `.keras` file, atomically and with its card, if any."""
-    with files.new_file(path) as temporary:
+    with atomic.new_file(path) as temporary:
         written = temporary.with_name(f"{temporary.name}.keras")  # Keras requires this extension
         try:
             model.save(written)

@@ -3,7 +3,7 @@
     answer = run_apart("saved_model", {"path": "serving/flowers/3", "signature": "serving_default", ...})
     answer.outputs["scores"], answer.places, answer.failed
 
-`runtimes/` has one script per runtime; each is run by its path and does not import kresume.
+`scripts/` has one script per runtime; each is run by its path and does not import kresume.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from kresume import crash
 from kresume.errors import CheckpointError
 
-SCRIPTS = Path(__file__).parent / "runtimes"
+SCRIPTS = Path(__file__).parent / "scripts"
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Answer:
 
 
 def run_apart(script: str, request: Mapping[str, Any], *, environment: Mapping[str, str] | None = None) -> Answer:
-    """Runs a script of `runtimes/` and reads its answer.
+    """Runs a script of `scripts/` and reads its answer.
 
     Args:
         script: its name without `.py`.

@@ -1,4 +1,4 @@
 """Scripts that run an exported model with only its own runtime.
 
-None imports kresume; each runs in a fresh process (`apart.py`).
+None imports kresume; each runs in a fresh process (`process.py`).
 """

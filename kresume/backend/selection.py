@@ -1,0 +1,201 @@
+"""Selects the backend and the devices of this process.
+
+    select("jax", device="auto")      # before anything imports keras
+
+`select` must run before Keras is imported, because Keras fixes its backend on import. That is why modules import Keras inside
+functions where they may run before it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kresume.errors import MissingPackage, UsageError
+
+BACKENDS = ("tensorflow", "jax")
+
+
+def accelerator_visible() -> str | None:
+    """Returns `"tpu"`, `"gpu"` or None, from device files and the environment: importing a framework takes seconds."""
+    if os.environ.get("TPU_NAME") or os.environ.get("TPU_ACCELERATOR_TYPE") or list(Path("/dev").glob("accel*")):
+        return "tpu"
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return None
+    return "gpu" if Path("/dev/nvidiactl").exists() else None
+
+
+def jax_drives(accelerator: str | None) -> bool:
+    """Returns True if JAX has what it needs to use a `"gpu"` or `"tpu"`."""
+    if accelerator == "tpu":
+        return importlib.util.find_spec("libtpu") is not None
+    if accelerator == "gpu":
+        return any(importlib.util.find_spec(f"jax_cuda{version}_plugin") is not None for version in (12, 13))
+    return False
+
+
+def default_backend() -> str:
+    """Returns `KERAS_BACKEND` if it is set, else `jax` with an accelerator that JAX can use, else `tensorflow`.
+
+    On a CPU TensorFlow trains convolutional networks several times faster than JAX (docs/benchmarks.md).
+    """
+    return os.environ.get("KERAS_BACKEND") or ("jax" if jax_drives(accelerator_visible()) else "tensorflow")
+
+
+def select(
+    backend: str | None,
+    device: str | None = None,
+    count: int | None = None,
+    batch_size: int | None = None,
+    *,
+    exact: bool = False,
+) -> str:
+    """Fixes the backend and the devices for this process, before Keras is imported.
+
+    Under JAX, TensorFlow (which feeds the images) is kept off the accelerator: it would reserve all of its memory.
+
+    Args:
+        backend: `"tensorflow"`, `"jax"` or None for `default_backend()`.
+        device: `"auto"` (or None), `"cpu"`, `"gpu"` or `"tpu"`.
+        count: how many devices share each batch; None for as many as divide it.
+        batch_size: images per batch, which the devices share evenly; None uses one device.
+        exact: ask accelerators for deterministic kernels (`--exact on`); CPUs repeat without it.
+
+    Returns:
+        The backend's name.
+
+    Raises:
+        UsageError: no such backend, Keras runs on another one already, there are no such devices, or they cannot share a
+            batch evenly.
+        MissingPackage: the backend's package is not installed.
+    """
+    name = backend or default_backend()
+    if name not in BACKENDS:
+        raise UsageError(
+            f"unknown backend {name!r} (from {'--backend' if backend else 'KERAS_BACKEND'}): use tensorflow or jax"
+        )
+    if importlib.util.find_spec(name) is None:
+        raise MissingPackage(f"the {name} backend needs the package `{name}`: pip install {name}")
+    running = sys.modules.get("keras")
+    if running is not None and running.config.backend() != name:
+        raise UsageError(
+            f"Keras runs on {running.config.backend()} in this process already and cannot change to {name}: "
+            f"set KERAS_BACKEND={name} before anything imports keras"
+        )
+    os.environ["KERAS_BACKEND"] = name
+    if name == "jax":
+        if exact:  # before JAX looks for its devices, which is when it reads them
+            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
+        _select_jax(device)
+    else:
+        _select_tensorflow(device, count)
+        if exact:
+            import_tensorflow().config.experimental.enable_op_determinism()
+    with without_native_notes():
+        import keras  # noqa: F401  # fixes the backend now, and brings the rest of the notes
+        import tensorflow as tf
+
+        tf.zeros(1)
+    if name == "jax":
+        _share_batches(count, batch_size)
+    return name
+
+
+def _share_batches(count: int | None, batch_size: int | None) -> None:
+    """Shares each batch among several JAX devices; each of them holds all weights."""
+    import jax
+    import keras
+
+    found = [f"{device.platform}:{device.id}" for device in jax.devices()]
+    if count is not None and count > len(found):
+        raise UsageError(f"--devices {count}: JAX finds {len(found)} here ({', '.join(found)})")
+    if batch_size is None:
+        used = 1
+    elif count is None:
+        used = max(number for number in range(1, len(found) + 1) if batch_size % number == 0)
+    elif batch_size % count:
+        raise UsageError(
+            f"--devices {count}: they share each batch evenly, and {batch_size} images do not divide by {count}: "
+            f"give --batch-size {max(1, batch_size // count) * count}"
+        )
+    else:
+        used = count
+    distribution = None
+    if used > 1:
+        distribution = keras.distribution.DataParallel(devices=found[:used], auto_shard_dataset=False)
+    if distribution is not None or keras.distribution.distribution() is not None:
+        keras.distribution.set_distribution(distribution)
+
+
+@contextmanager
+def without_native_notes() -> Iterator[None]:
+    """Hides what TensorFlow's C++ prints on import and when it optimizes a graph: no setting of 2.21 silences it."""
+    sys.stderr.flush()
+    try:
+        before = os.dup(2)
+    except OSError:  # no standard error at all
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nowhere)
+
+
+def import_tensorflow() -> Any:
+    """Imports TensorFlow without its notes about the CPU's instructions."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if "tensorflow" in sys.modules:
+        return sys.modules["tensorflow"]
+    with without_native_notes():
+        import tensorflow as tf
+    return tf
+
+
+def keep_tensorflow_on_cpu() -> None:
+    """Keeps TensorFlow, which feeds the images, off accelerators that JAX trains on: it would reserve their memory."""
+    tf = import_tensorflow()
+    for kind in ("GPU", "TPU"):
+        if tf.config.list_physical_devices(kind):
+            tf.config.set_visible_devices([], kind)
+
+
+def _select_jax(device: str | None) -> None:
+    import jax
+
+    keep_tensorflow_on_cpu()
+    if device not in {None, "auto"}:
+        jax.config.update("jax_platforms", {"gpu": "cuda"}.get(str(device), device))
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        raise UsageError(
+            f"--device {device}: JAX finds no such device here ({error}); `kresume doctor` lists them"
+        ) from error
+
+
+def _select_tensorflow(device: str | None, count: int | None) -> None:
+    if count is not None and count > 1:
+        raise UsageError(f"--devices {count}: several devices share a batch through JAX: give --backend jax too")
+    tf = import_tensorflow()
+    if device == "cpu":
+        tf.config.set_visible_devices([], "GPU")
+    elif device in {"gpu", "tpu"} and not tf.config.list_physical_devices(device.upper()):
+        raise UsageError(f"--device {device}: TensorFlow finds no such device here; `kresume doctor` lists them")
+
+
+def set_precision(precision: str | None) -> None:
+    """Sets the policy for the layers of a new model: `"float32"`, `"mixed_bfloat16"` or `"mixed_float16"`."""
+    import keras
+
+    if precision is not None:
+        keras.config.set_dtype_policy(precision)
