@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from kresume.exports.export import ExportResult, export
     from kresume.reports.lineage import Lineage, lineage
     from kresume.runs import Run, open_run
-    from kresume.training.decisions import Plan
-    from kresume.training.plan import plan
+    from kresume.training.plan.decide import plan
+    from kresume.training.plan.plan import Plan
     from kresume.training.resume import TrainResult, resume
     from kresume.values.state import TrainState
 

@@ -11,7 +11,7 @@ import pytest
 
 import kresume
 from kresume.drop_in.stream import stream_of
-from kresume.training import callback_state
+from kresume.training.loop import callback_state
 from tests.conftest import write_pictures
 from tests.support import assert_same_bytes
 

@@ -20,7 +20,8 @@ from kresume.evaluation.live import LiveScorer
 from kresume.evaluation.score import flatten
 from kresume.options.resolve import from_arguments
 from kresume.reporter import Reporter
-from kresume.training import callback_state, callbacks, course, resume
+from kresume.training import resume
+from kresume.training.loop import callback_state, callbacks, session
 from kresume.training.resume import train
 from tests.conftest import write_pictures
 from tests.support import (
@@ -141,7 +142,7 @@ def test_best_and_last_are_what_they_say(tmp_path, pictures, monkeypatch):
     worse = iter((2.0, 1.0, 3.0))
     with monkeypatch.context() as patch:
         patch.setattr(snapshot, "prune_snapshots", lambda *_: None)
-        patch.setattr(course, "flatten", lambda scores: {**flatten(scores), "val_loss": next(worse)})
+        patch.setattr(session, "flatten", lambda scores: {**flatten(scores), "val_loss": next(worse)})
         path = Path(run_training(out=str(tmp_path / "run"), snapshot_every="1epochs", **arguments).run)
     lines = runs.read_metrics(path / "metrics.jsonl")
     best, last = lines[1]["step"], lines[2]["step"]

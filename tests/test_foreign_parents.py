@@ -18,8 +18,8 @@ from kresume.exports.export import export
 from kresume.models import build, optimizers, precision, restore, slots
 from kresume.options.resolve import from_arguments
 from kresume.options.table import TrainConfig
-from kresume.training.parent import Parent, restore_parent
-from kresume.training.plan import make_plan
+from kresume.training.plan.decide import make_plan
+from kresume.training.plan.parent import Parent, restore_parent
 from tests.conftest import CLASSES
 from tests.support import TINY, assert_same_bytes, result_arrays, run_training
 

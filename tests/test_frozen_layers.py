@@ -532,7 +532,7 @@ def test_a_plan_says_what_trains():
 
     It prints nothing if all train. If none trains, it is an error.
     """
-    from kresume.training.notes import frozen_layers
+    from kresume.training.plan.notes import frozen_layers
 
     assert frozen_layers(build((0, 1, 2, 3))) == []
     assert frozen_layers(build((1,), named=True)) == [

@@ -17,7 +17,7 @@ from kresume.checkpoints.inspect import describe
 from kresume.checkpoints.read import read_checkpoint
 from kresume.models import slots
 from kresume.options.table import TrainConfig
-from kresume.training.parent import Parent, restore_parent
+from kresume.training.plan.parent import Parent, restore_parent
 from tests.golden.models import images_and_labels
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -28,7 +28,7 @@ from kresume.models.own_code import OwnCode
 from kresume.options.resolve import from_arguments
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
-from kresume.training.plan import make_plan
+from kresume.training.plan.decide import make_plan
 from kresume.training.resume import rebuild_model
 from kresume.values.loss import Loss
 from tests.conftest import CLASSES

@@ -20,7 +20,7 @@ from kresume.models import build, own_code, restore
 from kresume.models.own_code import innermost
 from kresume.models.shapes import input_shape_of, output_shape_of
 from kresume.options.resolve import from_arguments
-from kresume.training.plan import make_plan
+from kresume.training.plan.decide import make_plan
 from tests.conftest import CLASSES
 from tests.support import run_training
 

@@ -3,7 +3,7 @@
 import pytest
 
 from kresume.errors import UsageError
-from kresume.training.rates import decide_rate, keras_rate, look_ahead
+from kresume.training.plan.rate import decide_rate, keras_rate, look_ahead
 from kresume.values.rate import RatePlan
 from kresume.values.state import SavedRate
 
@@ -155,7 +155,7 @@ def test_another_batch_size_says_what_it_does_and_the_rate_that_goes_with_it(opt
 
     Twice the batch means half the steps, twice SGD's rate, and Adam's by the square root. The same size prints nothing.
     """
-    from kresume.training.decisions import describe_batch_change
+    from kresume.training.plan.amount import describe_batch_change
 
     text = describe_batch_change(32, 64, 640, 1e-2, optimizer)
     assert "20.0 -> 10.0 steps an epoch" in text

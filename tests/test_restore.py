@@ -18,7 +18,7 @@ from kresume.checkpoints.read import read_checkpoint
 from kresume.errors import CheckpointError, RestoreError
 from kresume.models import build, optimizers, restore, save
 from kresume.models.match_weights import keras_names
-from kresume.training.fit import assign_state
+from kresume.training.loop.fit import assign_state
 from kresume.values.card import Card
 from kresume.values.state import SavedOptimizer, TrainState
 from tests.support import assert_same_bytes

@@ -252,7 +252,7 @@ def test_what_keras_has_no_equal_for_is_said(tmp_path):
     """
     torch = pytest.importorskip("torch")
     from kresume.options.resolve import from_arguments
-    from kresume.training.parent import Parent, saved_optimizer
+    from kresume.training.plan.parent import Parent, saved_optimizer
 
     def asked(make, **arguments):
         layers = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
@@ -605,7 +605,7 @@ def test_classes_that_a_script_kept_are_the_order_of_the_outputs(tmp_path, pictu
     from kresume.options.resolve import from_arguments
     from kresume.reporter import Reporter
     from kresume.training.gather import decide_classes, list_sources
-    from kresume.training.parent import Parent
+    from kresume.training.plan.parent import Parent
 
     config = from_arguments(str(tmp_path / "a.pth"), {"data": [str(pictures / "old")]})
     sources = list_sources(config, Reporter(quiet=True))
@@ -638,7 +638,7 @@ def test_a_mapping_that_is_hardly_right_is_called_weak(right, words):
 
     Of 256 images in ten classes, 78 % shows a working model; 23 % is better than chance, but no working model.
     """
-    from kresume.training.verify import verify_mapping
+    from kresume.training.plan.torch_mapping import verify_mapping
 
     labels = np.arange(256) % 10
     predicted = np.where(np.arange(256) < right, labels, (labels + 1) % 10)

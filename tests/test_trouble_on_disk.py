@@ -8,7 +8,8 @@ from kresume import runs
 from kresume.checkpoints import snapshot
 from kresume.evaluation.score import flatten
 from kresume.storage import atomic
-from kresume.training import course
+from kresume.training.loop import session
+from kresume.training.loop.policy import Retention
 from tests.support import TINY, assert_same_bytes, lines_without_time, result_arrays, run_training
 
 
@@ -82,7 +83,7 @@ def test_a_best_epoch_that_could_not_be_written_is_said(monkeypatch, tmp_path, p
         return write(directory, step, groups, records)
 
     monkeypatch.setattr(snapshot, "write_snapshot", failing)
-    monkeypatch.setattr(course, "flatten", lambda scores: {**flatten(scores), "val_loss": next(losses)})
+    monkeypatch.setattr(session, "flatten", lambda scores: {**flatten(scores), "val_loss": next(losses)})
     arguments = {"data": [str(pictures / "old")], **TINY, "epochs": 3, "monitor": "val_loss"}
     result = run_training(out=str(tmp_path / "run"), **arguments)
     assert result.exit_code == 5
@@ -96,10 +97,12 @@ def test_a_disk_that_does_not_answer_is_told_of_and_not_waited_for(tmp_path):
 
     import numpy as np
 
-    from kresume.training.snapshots import RunWriter
+    from kresume.training.loop.writer import RunWriter
 
     answer, told = threading.Event(), []
-    writer = RunWriter(tmp_path, keep=1, guard=lambda: answer.wait(30), on_stall=told.append, stalled_seconds=0.05)
+    writer = RunWriter(
+        tmp_path, retention=Retention(1), guard=lambda: answer.wait(30), on_stall=told.append, stalled_seconds=0.05
+    )
     groups = {"trainable": [np.ones(3, np.float32)]}
     records = {"phase": "training", "best": None, "callbacks": {}}
     assert writer.submit(1, lambda buffers: groups, records, extra={}, must=True)
@@ -173,7 +176,7 @@ def test_a_best_snapshot_that_was_damaged_since_does_not_hold_the_run_up(monkeyp
 
     The run says why and does not fail at every start.
     """
-    from kresume.training.course import Course
+    from kresume.training.loop.session import Course
 
     take = Course._take_best
 

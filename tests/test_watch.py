@@ -23,9 +23,10 @@ from kresume.images.sources import list_images
 from kresume.options.resolve import from_arguments
 from kresume.reporter import Reporter
 from kresume.storage import atomic
-from kresume.training import callbacks, changes, watch
-from kresume.training.decisions import decide_amount
-from kresume.training.passes import Passes
+from kresume.training import changes, watch
+from kresume.training.loop import callbacks
+from kresume.training.loop.epochs import Passes
+from kresume.training.plan.amount import decide_amount
 from kresume.training.resume import train
 from kresume.training.watch import Watch
 from kresume.values.amount import Amount

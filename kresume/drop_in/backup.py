@@ -37,10 +37,11 @@ from kresume.lock import Lock
 from kresume.models import own_counts
 from kresume.reporter import Reporter
 from kresume.storage import atomic
-from kresume.training import callback_state
-from kresume.training.callback_logs import CallbackLogs
-from kresume.training.fit import build_from_spec
-from kresume.training.snapshots import RunWriter, wait_for_writers
+from kresume.training.loop import callback_state
+from kresume.training.loop.callback_logs import CallbackLogs
+from kresume.training.loop.fit import build_from_spec
+from kresume.training.loop.policy import Retention
+from kresume.training.loop.writer import RunWriter, wait_for_writers
 
 
 class _Cut:
@@ -276,7 +277,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         self._trace.begin()
         self._writer = RunWriter(
             self._folder,
-            keep=2 if self.double_checkpoint else 1,
+            retention=Retention(2 if self.double_checkpoint else 1),
             guard=self._lock.check,
             on_failure=lambda text: self._reporter.warn(f"{text}: not written; training goes on"),
             on_stall=lambda text: self._reporter.warn(f"{text}; training goes on where it can"),

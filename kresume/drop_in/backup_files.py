@@ -20,8 +20,8 @@ from typing import Any
 from kresume.checkpoints import snapshot
 from kresume.checkpoints.backup_folder import METADATA
 from kresume.storage import atomic
-from kresume.training.callback_logs import CallbackLogs, this_process
-from kresume.training.snapshots import wait_for_writers
+from kresume.training.loop.callback_logs import CallbackLogs, this_process
+from kresume.training.loop.writer import wait_for_writers
 
 FIT = "fit.json"
 

@@ -22,7 +22,8 @@ import numpy as np
 from kresume.backend import fingerprint, live_state
 from kresume.checkpoints import snapshot
 from kresume.models import structure
-from kresume.training import callback_state, other_optimizers
+from kresume.training import other_optimizers
+from kresume.training.loop import callback_state
 
 
 class NotFinite(Exception):

@@ -29,7 +29,7 @@ from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
 from kresume.storage.locations import read_range
 from kresume.training.label_order import check_order
-from kresume.training.verify import verify_mapping
+from kresume.training.plan.torch_mapping import verify_mapping
 from kresume.values.card import Card
 from kresume.values.decode_spec import DecodeSpec
 from kresume.values.input_layout import InputLayout, alternatives

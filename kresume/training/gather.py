@@ -28,7 +28,7 @@ from kresume.options.settings import DEFAULTS, settings_of
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
 from kresume.storage import locations
-from kresume.training.parent import Parent
+from kresume.training.plan.parent import Parent
 from kresume.values.decode_spec import DecodeSpec
 
 NEW_CLASSES = "of them new"

@@ -31,13 +31,13 @@ from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
 from kresume.spelling import as_argument, spelled
 from kresume.storage import atomic, locations
-from kresume.training.decisions import describe_scores
 from kresume.training.gather import came_since, not_used
-from kresume.training.opening import Opening, open_out
-from kresume.training.parent import wanted_optimizer
-from kresume.training.plan import Draft, make_draft
-from kresume.training.progress import Progress
-from kresume.training.rates import keras_rate
+from kresume.training.loop.progress import Progress
+from kresume.training.plan.decide import Draft, make_draft
+from kresume.training.plan.parent import wanted_optimizer
+from kresume.training.plan.plan import describe_scores
+from kresume.training.plan.rate import keras_rate
+from kresume.training.start import Opening, open_out
 from kresume.values.amount import Amount
 from kresume.values.card import Card
 from kresume.values.record import ParentRecord, PlanWords, RunRecord
@@ -165,7 +165,7 @@ def _adjust(draft: Draft, config: TrainConfig) -> Any:
 
 
 def _compile(model: Any, optimizer: Any, loss: Any, card: Card, amount: Amount, config: TrainConfig) -> None:
-    from kresume.training import fit
+    from kresume.training.loop import fit
 
     predict, made = getattr(model, "predict_function", None), _how_it_runs(model)
     model.compile(
@@ -336,8 +336,8 @@ def rebuild_model(run: runs.Run, config: TrainConfig) -> Any:
 
 def _carry_on(run: runs.Run, model: Any, opening: Opening, reporter: Reporter, *, continued: bool) -> TrainResult:
     """Trains from the newest snapshot to the end under the run's lock, and writes the result."""
-    from kresume.training.callbacks import StopRequest
-    from kresume.training.course import Course
+    from kresume.training.loop.callbacks import StopRequest
+    from kresume.training.loop.session import Course
 
     config = opening.config
     with _locked(run, config, reporter) as lock, StopRequest() as stop, contextlib.ExitStack() as tracing:

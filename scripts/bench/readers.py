@@ -28,7 +28,7 @@ import pairs
 
 from kresume.checkpoints.read import read_checkpoint
 from kresume.options.table import TrainConfig
-from kresume.training.parent import Live, Parent, restore_parent
+from kresume.training.plan.parent import Live, Parent, restore_parent
 
 
 def write(path: Path) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 import pairs
 
 from kresume.backend import live_state
-from kresume.training.snapshots import RunWriter
+from kresume.training.loop.writer import RunWriter
 
 
 def main() -> None:

@@ -1,7 +1,6 @@
-"""Decides when snapshots are due, and writes snapshots and lines of `metrics.jsonl` on a thread.
+"""Writes snapshots and the lines of epochs on a thread.
 
-    cadence = Cadence.parse("10min")
-    writer = RunWriter(run.snapshots, run.metrics, keep=3, guard=lock.check)
+    writer = RunWriter(run.snapshots, run.metrics, retention=Retention(3), guard=lock.check)
     writer.put_line('{"epoch": 1, ...}')
     writer.submit(step, read_state, records)       # copies the state out of the device; the thread writes it
     writer.join()
@@ -13,20 +12,19 @@ A disk that does not respond is reported once a minute. `kresume.checkpoints.sna
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from kresume.checkpoints import snapshot
-from kresume.errors import CheckpointError, RunError, UsageError
+from kresume.errors import CheckpointError, RunError
 from kresume.storage import atomic
+from kresume.training.loop.policy import Retention
 
 STALLED_SECONDS = 60.0
 
@@ -42,49 +40,13 @@ def wait_for_writers(directory: Path) -> None:
             writer.wait()
 
 
-@dataclass(frozen=True)
-class Cadence:
-    """How often a snapshot is due: every `count` steps, epochs or minutes."""
-
-    count: float
-    unit: Literal["steps", "epochs", "minutes"]
-
-    @classmethod
-    def parse(cls, text: str) -> Cadence:
-        """Parses `200` (steps), `2epochs` or `10min`.
-
-        Raises:
-            UsageError: the text is none of these, or not above zero.
-        """
-        match = re.fullmatch(r"\s*([0-9.]+)\s*(steps?|epochs?|min|minutes?)?\s*", text)
-        units: dict[str, Literal["steps", "epochs", "minutes"]] = {"s": "steps", "e": "epochs", "m": "minutes"}
-        try:
-            count = float(match[1]) if match else 0.0
-        except ValueError:
-            count = 0.0
-        unit = units[(match[2] or "steps")[0]] if match else "steps"
-        if count <= 0 or (unit != "minutes" and count != int(count)):
-            raise UsageError(
-                f"--snapshot-every {text}: give a whole number of steps (200) or epochs (2epochs), or minutes (10min)"
-            )
-        return cls(count, unit)
-
-    def due(self, *, steps: int, epochs: int, seconds: float, at_epoch_end: bool) -> bool:
-        """Returns True if a snapshot is due, from the work since the last one."""
-        if self.unit == "steps":
-            return steps >= self.count
-        if self.unit == "epochs":
-            return at_epoch_end and epochs >= self.count
-        return seconds >= 60 * self.count
-
-
 class RunWriter:
     """Writes snapshots and metric lines on a thread, in the order in which they were submitted.
 
     Args:
         directory: the folder of the snapshots.
         metrics: the JSON-lines file; None if no lines are written.
-        keep: how many of the newest snapshots to keep.
+        retention: which snapshots to keep.
         guard: called before each commit; raises if this process no longer owns the run.
         on_failure: called with a description of what could not be written.
         on_stall: called when the disk has not responded for `STALLED_SECONDS`, and again after each such time.
@@ -101,7 +63,7 @@ class RunWriter:
         directory: Path,
         metrics: Path | None = None,
         *,
-        keep: int,
+        retention: Retention,
         guard: Callable[[], None],
         on_failure: Callable[[str], None] = lambda text: None,
         on_stall: Callable[[str], None] = lambda text: None,
@@ -110,7 +72,7 @@ class RunWriter:
     ) -> None:
         self.directory = directory
         self.metrics = metrics
-        self.keep = keep
+        self.retention = retention
         self.guard = guard
         self.on_failure = on_failure
         self.on_stall = on_stall
@@ -120,7 +82,7 @@ class RunWriter:
         self.committed: int | None = None
         self._buffers: Groups | None = None
         self._lines: list[str] = []
-        self._pinned_by: dict[int, int | None] = {}
+        self._best_of: dict[int, int | None] = {}
         self._fatal: Exception | None = None
         self._thread: threading.Thread | None = None
         self._job = ""
@@ -208,7 +170,7 @@ class RunWriter:
 
     def remember(self, step: int, best: int | None) -> None:
         """Registers an existing snapshot and the best step that it refers to."""
-        self._pinned_by[step] = best
+        self._best_of[step] = best
 
     def record_failure(self, what: str, reason: str) -> None:
         """Records and reports what could not be written."""
@@ -249,12 +211,8 @@ class RunWriter:
         self.committed = step
         self.on_commit(records)
         best = records.get("best")
-        self._pinned_by[step] = int(best["step"]) if best else None
-        self._prune()
-
-    def _prune(self) -> None:
-        newest = sorted(self._pinned_by)[-self.keep :]
-        # Keep the best step of every kept snapshot: after falling back to that snapshot it is still needed.
-        pinned = {best for step in newest if (best := self._pinned_by[step]) is not None}
-        snapshot.prune_snapshots(self.directory, self.keep, pinned)
-        self._pinned_by = {step: best for step, best in self._pinned_by.items() if step in {*newest, *pinned}}
+        self._best_of[step] = int(best["step"]) if best else None
+        needed = self.retention.needed(self._best_of)
+        snapshot.prune_snapshots(self.directory, self.retention.newest, needed)
+        kept = {*self.retention.kept(self._best_of), *needed}
+        self._best_of = {step: best for step, best in self._best_of.items() if step in kept}

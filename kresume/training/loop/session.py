@@ -45,14 +45,15 @@ from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
 from kresume.storage import atomic
 from kresume.training import gather
-from kresume.training.callbacks import Keeper, Narrator, Resumption, Scorer, StopRequest
 from kresume.training.changes import Changes
-from kresume.training.decisions import describe_epoch
-from kresume.training.fit import assign_state, fit, groups_of
-from kresume.training.passes import Passes
-from kresume.training.progress import Progress
+from kresume.training.loop.callbacks import Keeper, Narrator, Resumption, Scorer, StopRequest
+from kresume.training.loop.epochs import Passes
+from kresume.training.loop.fit import assign_state, fit, groups_of
+from kresume.training.loop.policy import Cadence, Retention
+from kresume.training.loop.progress import Progress
+from kresume.training.loop.writer import RunWriter
+from kresume.training.plan.plan import describe_epoch
 from kresume.training.schedules import set_clock, time_of
-from kresume.training.snapshots import Cadence, RunWriter
 from kresume.values.rate import RatePlan
 from kresume.values.record import Best, Result
 from kresume.values.state import TrainState
@@ -94,7 +95,7 @@ class Course:
         self.writer = RunWriter(
             run.snapshots,
             run.metrics,
-            keep=self.settings.keep,
+            retention=Retention(self.settings.keep),
             guard=lock.check,
             on_failure=self._not_written,
             on_stall=lambda text: reporter.warn(f"{text}; training goes on where it can"),

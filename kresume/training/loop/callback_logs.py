@@ -22,7 +22,7 @@ import keras
 from etils import epath
 
 from kresume.storage.locations import is_remote
-from kresume.training import callback_state
+from kresume.training.loop import callback_state
 
 CHUNK_BYTES = 1 << 24
 ASIDE = "interrupted"

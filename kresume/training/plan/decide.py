@@ -28,8 +28,6 @@ from kresume.options.settings import DEFAULTS, settings_of
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
 from kresume.spelling import as_argument, spelled
-from kresume.training import rates
-from kresume.training.decisions import Plan, check_monitor, decide_amount
 from kresume.training.feeding import PROBE_IMAGES, Feeding, decide_feeding
 from kresume.training.gather import (
     Gathered,
@@ -41,9 +39,10 @@ from kresume.training.gather import (
     gather,
     list_sources,
 )
-from kresume.training.notes import frozen_layers, notes_of
-from kresume.training.opening import Opening, open_out
-from kresume.training.parent import (
+from kresume.training.loop.policy import Cadence
+from kresume.training.plan.amount import check_monitor, decide_amount
+from kresume.training.plan.notes import frozen_layers, notes_of
+from kresume.training.plan.parent import (
     Live,
     Parent,
     describe_change,
@@ -52,9 +51,10 @@ from kresume.training.parent import (
     saved_rate,
     wanted_optimizer,
 )
-from kresume.training.rates import decide_rate
-from kresume.training.snapshots import Cadence
-from kresume.training.verify import check_filled_in
+from kresume.training.plan.plan import Plan
+from kresume.training.plan.rate import decide_rate, look_ahead
+from kresume.training.plan.torch_mapping import check_filled_in
+from kresume.training.start import Opening, open_out
 from kresume.values.amount import Amount
 from kresume.values.card import Card
 from kresume.values.decode_spec import DecodeSpec
@@ -214,7 +214,7 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
         shift=shift,
         interrupted=parent is not None and parent.interrupted,
     )
-    rate, ahead = rates.look_ahead(rate, live.iterations)
+    rate, ahead = look_ahead(rate, live.iterations)
     plan = _write_up(
         opening, parent, live, wanted, gathered, card, feeding, classes_reason, rate, amount, loss, before, generation
     )

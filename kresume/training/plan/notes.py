@@ -16,9 +16,9 @@ from kresume.errors import UsageError
 from kresume.options.given import to_command
 from kresume.options.table import TrainConfig
 from kresume.spelling import option
-from kresume.training.decisions import HUGE_ADDITION, describe_batch_change
 from kresume.training.gather import Gathered
-from kresume.training.parent import Parent
+from kresume.training.plan.amount import HUGE_ADDITION, describe_batch_change
+from kresume.training.plan.parent import Parent
 from kresume.values.amount import Amount
 from kresume.values.rate import RatePlan
 

@@ -19,7 +19,7 @@ import numpy as np
 from kresume.backend import live_state
 from kresume.errors import CheckpointError
 from kresume.models import match_slots, match_weights, slots, structure
-from kresume.training.callbacks import Cutter, Keeper
+from kresume.training.loop.callbacks import Cutter, Keeper
 from kresume.values.state import TrainState
 
 

@@ -23,9 +23,10 @@ import keras
 
 from kresume.backend import live_state
 from kresume.errors import Stopped, TrainingError
-from kresume.training import callback_state
-from kresume.training.progress import Progress
-from kresume.training.snapshots import Cadence, RunWriter
+from kresume.training.loop import callback_state
+from kresume.training.loop.policy import Cadence, Due, Since
+from kresume.training.loop.progress import Progress
+from kresume.training.loop.writer import RunWriter
 
 LOSS_READ_SECONDS = 0.5
 
@@ -254,8 +255,7 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
             self.snapshot(logs, must=True)
             self.writer.join()
             raise self._stopped()
-        if self.cadence.unit != "epochs" and self._due(now, at_epoch_end=False):
-            self.snapshot(logs, must=self.cadence.unit == "steps")
+        self._take(self.cadence.after_step(self._since(now)), logs)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes the epoch's line, then its snapshot if one is due."""
@@ -269,8 +269,7 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
         progress.phase = "done" if last else "epoch"
         best = self._is_best(epoch, logs or {})
         stopping = self.stop.signal is not None
-        if best or last or stopping or self._due(time.monotonic(), at_epoch_end=True):
-            self.snapshot(logs, must=best or last or stopping or self.cadence.unit != "minutes")
+        self._take(self.cadence.after_epoch(self._since(time.monotonic()), urgent=best or last or stopping), logs)
         if stopping and not last:
             self.writer.join()
             raise self._stopped()
@@ -294,13 +293,16 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
             self._since_step, self._since_epoch = self.progress.step, self.progress.epoch
             self._since_time = time.monotonic()
 
-    def _due(self, now: float, *, at_epoch_end: bool) -> bool:
-        return self.cadence.due(
+    def _since(self, now: float) -> Since:
+        return Since(
             steps=self.progress.step - self._since_step,
             epochs=self.progress.epoch - self._since_epoch,
             seconds=now - self._since_time,
-            at_epoch_end=at_epoch_end,
         )
+
+    def _take(self, due: Due, logs: Any) -> None:
+        if due != "no":
+            self.snapshot(logs, must=due == "now")
 
     def _is_best(self, epoch: int, logs: Mapping[str, Any]) -> bool:
         if self.monitor is None:

@@ -1,0 +1,1 @@
+"""Runs one process on one run, from its newest snapshot to its end."""

@@ -1,0 +1,1 @@
+"""Decides what a run will do before its first step; writes nothing."""

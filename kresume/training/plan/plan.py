@@ -1,0 +1,146 @@
+"""Defines the plan of a run as a user reads it.
+
+    print(plan)
+
+A decision is made once, printed with its reason and recorded in `run.json`. Each has an option that overrides it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kresume.images.mixing import Shares
+from kresume.spelling import option
+from kresume.values.amount import Amount
+from kresume.values.card import Card
+from kresume.values.rate import RatePlan
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that `train` with the same options would do.
+
+    Attributes:
+        action: `"start"` a new model, `"extend"` a checkpoint, or `"continue"` an interrupted run.
+        out: the run directory.
+        parent: the checkpoint's path, format and step; empty for a new model.
+        restored: how many variables were restored; empty for a new model.
+        images: counts: total, old, new, train, validation, seen, duplicates, quarantined.
+        sides: the number of validation images by origin, in words.
+        card: the model card: classes, size, pixels.
+        pixels_reason: how the pixel convention was found.
+        interpolation_reason: how the interpolation was found; empty if nothing was compared.
+        classes_reason: the source of the class order.
+        rate: the learning rate.
+        amount: epochs and steps.
+        loss: its name and why it was chosen.
+        optimizer: its class.
+        before: the parent's scores on the validation images, None for a new model.
+        options: the given options.
+        notes: further notes for the user.
+        shares: the composition of an epoch.
+    """
+
+    action: str
+    out: str
+    parent: str
+    restored: str
+    images: Mapping[str, int]
+    sides: str
+    card: Card
+    pixels_reason: str
+    interpolation_reason: str
+    classes_reason: str
+    rate: RatePlan
+    amount: Amount
+    loss: str
+    optimizer: str
+    before: Mapping[str, Any] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    shares: Shares | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the JSON form that `--json` prints."""
+        return {
+            **vars(self),
+            "images": dict(self.images),
+            "card": self.card.as_dict(),
+            "rate": self.rate.as_dict(),
+            "amount": self.amount.as_dict(),
+            "options": dict(self.options),
+            "notes": list(self.notes),
+            "shares": self.shares.as_dict() if self.shares else {},
+        }
+
+    def __str__(self) -> str:
+        images, card, amount = self.images, self.card, self.amount
+        set_aside = f", {images['quarantined']:,} set aside (quarantine.csv)" if images["quarantined"] else ""
+        origins = f": {images['old']:,} old, {images['new']:,} new" if self.parent else ""
+        doubles = f", {images['duplicates']:,} duplicates counted once" if images["duplicates"] else ""
+        classes = ", ".join(card.classes[:12]) + (", …" if len(card.classes) > 12 else "")
+        seen = f", {images['seen']:,} of them seen in training" if images.get("seen") else ""
+        per_epoch = (self.shares.images if self.shares else images["train"]) / amount.batch_size
+        sampled = f" ({self.interpolation_reason})" if self.interpolation_reason else ""
+        steps = f"{amount.steps:,} step{'s' if amount.steps > 1 else ''}"
+        epochs = f"{amount.epochs} {'more ' if self.parent else ''}epoch{'s' if amount.epochs > 1 else ''}"
+        lines = [
+            ("run", f"{self.out} ({self.action})"),
+            ("from", self.parent),
+            ("restored", self.restored),
+            ("images", f"{images['total']:,}{origins}{doubles}{set_aside}"),
+            ("sides", f"{images['train']:,} to train, {self.sides}"),
+            ("classes", f"{len(card.classes)} ({self.classes_reason}): {classes}"),
+            (
+                "pixels",
+                f"{card.pixels} ({self.pixels_reason}), {card.image_size[0]}x{card.image_size[1]}, "
+                f"{card.resize}, {card.interpolation}{sampled}",
+            ),
+            ("before", describe_scores(self.before) + seen if self.before else ""),
+            ("rate", str(self.rate)),
+            (
+                "train",
+                f"{epochs} = {steps} of {amount.batch_size} ({per_epoch:.1f} an epoch; {amount.reason}); "
+                f"{self.optimizer}, {self.loss}",
+            ),
+            ("epoch", str(self.shares or "")),
+            ("options", " ".join(_shown(name, value) for name, value in self.options.items())),
+            *(("note", note) for note in self.notes),
+        ]
+        return "\n".join(f"{name + ':':<10}{text}" for name, text in lines if text)
+
+
+def _shown(flag: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return flag if value else f"--no-{flag[2:]}"
+    return " ".join(f"{flag} {item}" for item in (value if isinstance(value, (list, tuple)) else [value]))
+
+
+def describe_scores(scores: Mapping[str, Any]) -> str:
+    """Formats scores: `"84.0 % of 300 validation images (old 91.2 % of 67, new 81.0 % of 233)"`."""
+    everything = scores["all"]
+    if not everything["images"]:
+        return (
+            f"no validation images: nothing can be measured; give {option('val', 'PATH')} or {option('val-split', 0.1)}"
+        )
+    parts = [
+        f"{name} {100 * scores[name]['accuracy']:.1f} % of {scores[name]['images']:,}"
+        for name in ("old", "new")
+        if scores[name]["images"]
+    ]
+    both = f" ({', '.join(parts)})" if len(parts) > 1 else ""
+    return f"{100 * everything['accuracy']:.1f} % of {everything['images']:,} validation images{both}"
+
+
+def describe_epoch(scores: Mapping[str, Any]) -> str:
+    """Formats an epoch's scores: `"all 84.0 % (loss 0.412), old 91.2 % (0.291), new 81.0 % (0.463)"`."""
+    if not scores["all"]["images"]:
+        return "no validation images"
+    both = scores["old"]["images"] and scores["new"]["images"]
+    names = ("all", "old", "new") if both else ("all",)
+    return ", ".join(
+        f"{name} {100 * scores[name]['accuracy']:.1f} % ({'loss ' if name == 'all' else ''}{scores[name]['loss']:.3f})"
+        for name in names
+    )
