@@ -15,7 +15,7 @@ import pytest
 from kresume.errors import ImagesError, UsageError
 from kresume.evaluation.evaluate import evaluate
 from kresume.exports.export import export
-from kresume.images import merging
+from kresume.images import collect, merging
 from kresume.images.cache import Cache
 from kresume.images.manifest import Manifest
 from kresume.images.prepare import prepare
@@ -254,8 +254,8 @@ def test_numbers_of_outputs_become_names(tmp_path, quiet):
     write_records(tmp_path / "r.tfrecord", files_of(tmp_path), text=False)
     listing = list_images([tmp_path / "r.tfrecord"], quiet)
     assert listing.classes == ("0", "1", "2")
-    assert {found.label for found in merging.name_numbers(listing, CLASSES)} == set(CLASSES)
-    assert {found.label for found in merging.name_numbers(listing, ("0", "1", "2"))} == {"0", "1", "2"}
+    assert {found.label for found in collect.name_numbers(listing, CLASSES)} == set(CLASSES)
+    assert {found.label for found in collect.name_numbers(listing, ("0", "1", "2"))} == {"0", "1", "2"}
 
 
 def test_features_of_another_name_can_be_named(tmp_path, quiet):
@@ -459,8 +459,8 @@ def test_the_spelling_of_the_model_holds(tmp_path, quiet):
     write_pictures(tmp_path, 2, 0, (composed, "3", "b"))
     listing = list_images([tmp_path], quiet)
     old = (unicodedata.normalize("NFD", composed), "3.0", " b ")
-    assert {found.label for found in merging.name_numbers(listing, old)} == set(old)
-    assert merging.name_numbers(listing, ("3", "b", composed)) == listing.files
+    assert {found.label for found in collect.name_numbers(listing, old)} == set(old)
+    assert collect.name_numbers(listing, ("3", "b", composed)) == listing.files
 
 
 def test_labels_that_look_alike_are_one(tmp_path, quiet):

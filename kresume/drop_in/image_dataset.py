@@ -28,11 +28,11 @@ from kresume.errors import ImagesError, UsageError
 from kresume.evaluation.caches import open_cache
 from kresume.images import merging
 from kresume.images.cache import Cache
+from kresume.images.collect import collect, list_sources
 from kresume.images.inputs import brightness
 from kresume.images.manifest import Manifest
-from kresume.images.prepare import Prepared, prepare
 from kresume.images.reader import PictureReader
-from kresume.images.sources import Listing, list_images
+from kresume.images.sources import Listing
 from kresume.images.tf_data import READERS, THREADS, without_autotuner
 from kresume.reporter import Reporter
 from kresume.spelling import Value, as_argument, spelled
@@ -236,35 +236,31 @@ def _manifest(
     follow_links: bool,
     labelled: bool,
 ) -> Manifest:
-    def listed(value: Any) -> Sequence[str]:
-        return [str(path) for path in ([value] if isinstance(value, (str, Path)) else value or ())]
-
-    def prepared(listing: Listing | None) -> Prepared | None:
-        if listing is None:
-            return None
-        return prepare(merging.name_numbers(listing, classes), spec, cache, reporter, known=listing.known)
-
-    def listing(value: Any) -> Listing:
-        found = list_images(listed(value), reporter, follow_links=follow_links, with_classes=labelled)
-        if not class_names or found.numbered:
-            return found
-        others = sorted({*found.classes} - {*class_names})
-        if others:
-            reporter.say(f"note: class folders that are not in class_names were left out: {', '.join(others)}")
-        files = tuple(each for each in found.files if each.label in class_names)
-        return replace(found, files=files, classes=tuple(name for name in found.classes if name in class_names))
-
-    old, new = listing(directory), listing(add) if add else None
-    classes = tuple(class_names) if class_names else old.classes
-    missing = sorted({*classes} - {*old.classes, *(new.classes if new is not None else ())})
-    if missing and not old.numbered:
-        raise ImagesError(
-            f"class_names has {', '.join(missing)}, but {', '.join(listed(directory))} has no such class folder: leave them "
-            "out, or correct the names"
+    given = _paths(directory)
+    sources = list_sources(reporter, data=given, add=_paths(add), follow_links=follow_links, with_classes=labelled)
+    if class_names:
+        sources = replace(
+            sources,
+            data=_of_classes(sources.data, class_names, reporter),
+            add=_of_classes(sources.add, class_names, reporter),
         )
-    data, more = prepared(old), prepared(new)
+    numbered = sources.data is not None and sources.data.numbered
+    classes = tuple(class_names or (sources.data.classes if sources.data is not None else ()))
+    missing = sorted({*classes} - {*sources.classes})
+    if missing and not numbered:
+        raise ImagesError(
+            f"class_names has {', '.join(missing)}, but {', '.join(given)} has no such class folder: leave them out, or "
+            "correct the names"
+        )
+    collected = collect(sources.named(classes), spec, cache, reporter)
     merge = merging.merge(
-        None, data, more, None, classes=classes, val_split=validation_split, generation=1 if add else 0
+        None,
+        collected.data,
+        collected.add,
+        None,
+        classes=classes,
+        val_split=validation_split,
+        generation=1 if add else 0,
     )
     if merge.facts.unknown:
         named = ", ".join(sorted(merge.facts.unknown))
@@ -272,18 +268,32 @@ def _manifest(
             f"class folders that are not among {', '.join(classes)}: {named}; give class_names, or move them"
         )
     if not len(merge.manifest.train_rows()):
-        raise ImagesError(f"no image to train on in {', '.join(listed(directory))}")
-    parts = [part for part in (old, new, data, more) if part is not None]
-    set_aside = [row for part in parts for row in part.quarantine]
+        raise ImagesError(f"no image to train on in {', '.join(given)}")
     reporter.say(
         f"{len(merge.manifest):,} images of {len(classes)} classes, {len(merge.manifest.train_rows()):,} to train, "
-        f"{merge.facts.duplicates:,} duplicates counted once, {len(set_aside):,} set aside"
+        f"{merge.facts.duplicates:,} duplicates counted once, {len(collected.quarantine):,} set aside"
     )
-    for row in set_aside:
+    for row in collected.quarantine:
         reporter.say(f"set aside: {row.path}: {row.reason}")
-    for note in (*old.notes, *(new.notes if new is not None else ()), *merge.facts.notes):
+    for note in (*collected.notes, *merge.facts.notes):
         reporter.say(f"note: {note}")
     return merge.manifest
+
+
+def _paths(value: Any) -> list[str]:
+    """Returns one path or several as a list of strings."""
+    return [str(path) for path in ([value] if isinstance(value, (str, Path)) else value or ())]
+
+
+def _of_classes(listing: Listing | None, class_names: Sequence[str], reporter: Reporter) -> Listing | None:
+    """Returns the images of the named classes; prints which class folders are left out."""
+    if listing is None or listing.numbered:
+        return listing
+    others = sorted({*listing.classes} - {*class_names})
+    if others:
+        reporter.say(f"note: class folders that are not in class_names were left out: {', '.join(others)}")
+    files = tuple(each for each in listing.files if each.label in class_names)
+    return replace(listing, files=files, classes=tuple(name for name in listing.classes if name in class_names))
 
 
 def _finisher(

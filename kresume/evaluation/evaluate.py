@@ -26,12 +26,11 @@ from kresume.evaluation.caches import open_cache
 from kresume.evaluation.class_order import describe_order, judge_order
 from kresume.evaluation.score import score
 from kresume.images import merging
+from kresume.images.collect import collect, list_sources
 from kresume.images.manifest import Manifest
 from kresume.images.order import permutation
-from kresume.images.prepare import prepare
 from kresume.images.reader import PictureReader
 from kresume.images.scans import remembered
-from kresume.images.sources import list_images
 from kresume.images.sources.records import parse_features
 from kresume.models.load import Subject, load, select_backend
 from kresume.options.settings import DEFAULTS
@@ -167,38 +166,38 @@ def evaluate(
     path = _path_of(checkpoint)
     other = _path_of(against) if against is not None else None
     sources = [data] if isinstance(data, (str, Path)) else list(data)
-    listing = list_images([str(source) for source in sources], reporter, parse_features(tuple(feature)))
+    shown = tuple(str(source) for source in sources)
+    listed = list_sources(reporter, data=shown, features=parse_features(tuple(feature)))
     folder = served_folder(path)
     if (live := _with_keras(path, other, model)) is not None:
         select_backend(live, backend, device)
     names_given = names_of(classes)
     given = Subject(path, model, names_given, pixels, image_size, tuple(imports), map_file, trust, axes)
-    shown = tuple(str(source) for source in sources)
     loaded = None
     if folder is None:
         # With two models, `--pixels` and `--axes` apply only to the one that does not record them.
         if other is not None and (pixels is not None or axes is not None) and _says(path):
-            loaded = load(replace(given, pixels=None, axes=None), fallback_classes=listing.classes)
+            loaded = load(replace(given, pixels=None, axes=None), fallback_classes=listed.classes)
         else:
-            loaded = load(given, fallback_classes=listing.classes)
+            loaded = load(given, fallback_classes=listed.classes)
     if loaded is not None:
         names, spec = loaded.card.classes, loaded.spec
     else:
         names, spec = (
-            given.classes or (labels_of(folder) if folder else None) or tuple(sorted(listing.classes)),
+            given.classes or (labels_of(folder) if folder else None) or listed.classes,
             UNDECODED,
         )
-    listed = merging.name_numbers(listing, names)
-    unknown = sorted({found.label for found in listed} - set(names))
+    listed = listed.named(names)
+    unknown = sorted({found.label for listing in listed for found in listing.files} - set(names))
     if unknown:
         raise ImagesError(f"class folders that {path} does not know: {', '.join(unknown)}; it knows {', '.join(names)}")
     store = open_cache(spec, cache) if loaded is not None else None
-    prepared = prepare(listed, spec, store, reporter, known=listing.known)
-    merge = merging.merge(None, prepared, None, None, classes=names, val_split=None, generation=0)
+    collected = collect(listed, spec, store, reporter)
+    merge = merging.merge(None, collected.data, None, None, classes=names, val_split=None, generation=0)
     run = loaded.run if loaded is not None else None
     manifest = _with_origins(merge.manifest, run)
     generation = run.generation if run is not None else 0
-    set_aside = len(prepared.quarantine) + len(listing.quarantine)
+    set_aside = len(collected.quarantine)
 
     def asked(subject: Subject) -> Evaluation:
         answers = answers_of(subject, manifest, reporter, batch_size=batch_size, cache=cache)

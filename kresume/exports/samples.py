@@ -19,10 +19,10 @@ import numpy as np
 from kresume.errors import ImagesError
 from kresume.evaluation.score import predict_all, to_probabilities
 from kresume.images import pipeline
+from kresume.images.collect import name_numbers
 from kresume.images.decode import as_served, decode
 from kresume.images.inputs import to_input
 from kresume.images.manifest import Manifest
-from kresume.images.merging import name_numbers
 from kresume.images.reader import as_files
 from kresume.images.sources import list_images
 from kresume.images.sources.found import Found

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -23,7 +23,7 @@ import numpy as np
 from kresume.images.manifest import PLACE, TRAIN, VAL, Manifest, ordered, schema
 from kresume.images.prepare import Image, Prepared
 from kresume.images.sides import Leak, decide_sides
-from kresume.images.sources.found import ONE_LABEL, Found, Listing, canonical, key_of
+from kresume.images.sources.found import ONE_LABEL, key_of
 from kresume.spelling import option
 from kresume.storage import locations
 
@@ -459,27 +459,3 @@ def _describe(
         path, before, now = relabels[0]
         notes.append(f"{len(relabels):,} images have a new label, the first is {path} ({before} -> {now})")
     return notes
-
-
-def name_numbers(listing: Listing, classes: Sequence[str]) -> tuple[Found, ...]:
-    """Replaces labels that are output numbers or other spellings by class names.
-
-    Args:
-        listing: images of one role; `numbered` if its labels are numbers of outputs (TFRecord, WebDataset).
-        classes: class names in the order of the outputs.
-
-    Returns:
-        The listed images. Labels that match no class are unchanged.
-    """
-    unknown = set(listing.classes) - set(classes)
-    if not unknown:
-        return listing.files
-    names = {str(index): name for index, name in enumerate(classes)} if listing.numbered else {}
-    names |= {
-        canonical(name): name for name in classes if canonical(name) not in classes
-    }  # the model's own spelling is kept
-    labels = {label: names.get(label, names.get(canonical(label), label)) for label in unknown}
-    return tuple(
-        replace(found, label=labels[found.label]) if labels.get(found.label, found.label) != found.label else found
-        for found in listing.files
-    )

@@ -23,12 +23,12 @@ from kresume.backend import selection
 from kresume.errors import ImagesError
 from kresume.evaluation.caches import open_cache
 from kresume.images.cache import listings_of
+from kresume.images.collect import collect, list_sources
 from kresume.images.manifest import VAL, Manifest, schema
-from kresume.images.merging import Merge, merge, name_numbers
+from kresume.images.merging import Merge, merge
 from kresume.images.near import near_pairs, thumb_array
-from kresume.images.prepare import Prepared, prepare
 from kresume.images.scans import manifest_of
-from kresume.images.sources import Quarantined, list_images
+from kresume.images.sources import Quarantined
 from kresume.reporter import Reporter
 from kresume.values.decode_spec import DecodeSpec
 
@@ -91,43 +91,32 @@ def scan(
         selection.select(None)
     spec = DecodeSpec(SIDE, SIDE)
     store = open_cache(spec, cache)
-    quarantine: list[Quarantined] = []
-    notes: list[str] = []
-    classes: dict[str, None] = dict.fromkeys(against.classes if against is not None else ())
-
-    def looked_at(given: Sequence[str], label: str) -> Prepared | None:
-        if not given:
-            return None
-        listing = list_images(given, reporter, features, listings_of(cache))
-        files = name_numbers(listing, against.classes) if against is not None else listing.files
-        known = {**(against.known_files(files) if against is not None else {}), **listing.known}
-        done = prepare(files, spec, store, reporter, known=known, label=label, pixels=False)
-        quarantine.extend((*listing.quarantine, *done.quarantine))
-        notes.extend(listing.notes)
-        named = listing.classes if files is listing.files else sorted({found.label for found in files})
-        classes.update(dict.fromkeys(named))
-        return done
-
-    images, validating = looked_at(paths, "looking"), looked_at(val, "looking at --val")
+    sources = list_sources(reporter, data=paths, val=val, features=features, memory=listings_of(cache))
+    if against is not None:
+        sources = sources.named(against.classes)
+    collected = collect(sources, spec, store, reporter, recorded=against, doing="reading", pixels=False)
+    images, validating, quarantine = collected.data, collected.val, collected.quarantine
+    had = against.classes if against is not None else ()
+    classes = tuple(dict.fromkeys((*had, *(name for listing in sources for name in listing.classes))))
     generation = int(against.origins.max(initial=0)) + 1 if against is not None else 0
-    merged = merge(against, None, images, validating, classes=tuple(classes), val_split=None, generation=generation)
+    merged = merge(against, None, images, validating, classes=classes, val_split=None, generation=generation)
     if not len(merged.manifest):
         first = f", the first is {quarantine[0].path}: {quarantine[0].reason}" if quarantine else ""
         raise ImagesError(f"{', '.join(paths)}: no image can be used ({len(quarantine):,} files set aside{first})")
     said = {image.facts.sha256 for each in (images, validating) if each for image in each.images if image.found.split}
     said |= {image.facts.sha256 for image in (validating.images if validating else ())}
     manifest = _undecided(merged.manifest, said, generation)
-    unknown = {name: int((manifest.labels == place).sum()) for place, name in enumerate(manifest.classes)}
-    had = against.classes if against is not None else manifest.classes
+    counts = {name: int((manifest.labels == index).sum()) for index, name in enumerate(manifest.classes)}
+    unknown = {name: count for name, count in counts.items() if count and name not in had}
     return Scan(
         (*paths, *val),
         manifest,
         merged,
-        tuple(quarantine),
+        quarantine,
         generation if against is not None else -1,
-        tuple(dict.fromkeys(notes)),
+        tuple(dict.fromkeys(collected.notes)),
         len({image.facts.sha256 for each in (images, validating) if each for image in each.images}),
-        {name: count for name, count in unknown.items() if count and name not in had},
+        unknown if against is not None else {},
     )
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from kresume.errors import CheckpointError, ImagesError, UsageError
 from kresume.evaluation.class_order import judge_order
 from kresume.evaluation.probe import MOST_SHOWN, Probe, probe_feedings, promising
-from kresume.images import conventions, inputs, merging
+from kresume.images import collect, conventions, inputs
 from kresume.images.decode import Header, decode, read_header
 from kresume.images.order import permutation
 from kresume.images.sources import Found, Listing
@@ -148,7 +148,7 @@ class _Sample:
 def _sample(old: Listing, classes: Sequence[str], spec: DecodeSpec) -> _Sample:
     """Decodes up to 256 readable old images, the same ones each time."""
     places = {name: place for place, name in enumerate(classes)}
-    known = [found for found in merging.name_numbers(old, classes) if found.label in places]
+    known = [found for found in collect.name_numbers(old, classes) if found.label in places]
     files: list[bytes] = []
     pictures: list[np.ndarray] = []
     labels: list[int] = []

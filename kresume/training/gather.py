@@ -11,42 +11,24 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from kresume.class_names import join_classes, read_classes
 from kresume.errors import ImagesError, NothingNew, UsageError
-from kresume.images import corrections, keras_split, merging
+from kresume.images import collect, corrections, keras_split, merging
 from kresume.images.cache import Cache, listings_of
+from kresume.images.collect import Sources
 from kresume.images.manifest import Manifest
 from kresume.images.merging import Merge
-from kresume.images.prepare import Prepared, prepare
-from kresume.images.sources import Listing, Quarantined, list_images
-from kresume.images.sources.folders import hidden
+from kresume.images.sources import Quarantined
 from kresume.images.sources.found import ONE_LABEL, STREAMS
 from kresume.images.sources.records import parse_features
 from kresume.options.settings import DEFAULTS, settings_of
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
-from kresume.storage import locations
 from kresume.training.plan.parent import Parent
 from kresume.values.decode_spec import DecodeSpec
 
 NEW_CLASSES = "of them new"
 NO_IMAGES = "no images to train on: give --data FOLDER (one folder per class in it)"
-
-
-@dataclass(frozen=True)
-class Sources:
-    """Listed files by role; None for an option that was not given."""
-
-    data: Listing | None
-    add: Listing | None
-    val: Listing | None
-
-    def labels(self) -> tuple[str, ...]:
-        """Returns the sorted names of all class folders."""
-        names = {name for listing in (self.data, self.add, self.val) if listing for name in listing.classes}
-        return tuple(sorted(names))
 
 
 @dataclass(frozen=True)
@@ -68,13 +50,13 @@ class Gathered:
     dropped: tuple[str, ...] = ()
 
 
-def list_sources(config: TrainConfig, reporter: Reporter, *, keeps: bool = True) -> Sources:
+def list_sources(config: TrainConfig, reporter: Reporter, *, writes: bool = True) -> Sources:
     """Lists the image sources by role; reads names and sizes, no contents.
 
     Args:
         config: the options of the run.
         reporter: shown progress.
-        keeps: False writes nothing to the cache, not even the listing of a file that had to be read whole to list it.
+        writes: False writes nothing to the cache, not even the listing of a file that had to be read whole to list it.
 
     Raises:
         ImagesError: a path does not exist, is empty, or holds no class folders.
@@ -82,28 +64,22 @@ def list_sources(config: TrainConfig, reporter: Reporter, *, keeps: bool = True)
     """
     if config.from_ is None and not config.data:
         raise UsageError(NO_IMAGES)
-    return _list(config, reporter, keeps=keeps)
+    return _listed(config, reporter, writes=writes)
 
 
-def _list(config: TrainConfig, reporter: Reporter, *, keeps: bool = True) -> Sources:
-    features, memory = parse_features(config.feature), listings_of(config.cache)
+def _listed(config: TrainConfig, reporter: Reporter, *, writes: bool = True) -> Sources:
+    def given(paths: Sequence[str] | None) -> Sequence[str] | None:
+        return collect.without_empty(paths) if config.watch else paths
 
-    def listing(paths: Sequence[str] | None) -> Listing | None:
-        if config.watch:
-            paths = without_empty(paths)
-        return list_images(paths, reporter, features, memory, keeps=keeps) if paths else None
-
-    return Sources(listing(config.data), listing(config.add), listing(config.val))
-
-
-def without_empty(paths: Sequence[str] | None) -> list[str]:
-    """Returns the sources without the folders that are still empty."""
-    full = [locations.absolute(path) for path in paths or ()]
-    return [
-        path
-        for path, place in zip(paths or (), full, strict=True)
-        if not locations.is_folder(place) or any(not hidden(entry.name) for entry in locations.entries(place))
-    ]
+    return collect.list_sources(
+        reporter,
+        data=given(config.data),
+        add=given(config.add),
+        val=given(config.val),
+        features=parse_features(config.feature),
+        memory=listings_of(config.cache),
+        writes=writes,
+    )
 
 
 def check_sources(config: TrainConfig, parent: Parent | None, sources: Sources) -> None:
@@ -194,7 +170,7 @@ def gather(
     generation: int,
     reporter: Reporter,
     *,
-    keeps: bool = True,
+    writes: bool = True,
 ) -> Gathered:
     """Reads every new file once, and merges old and new images into one manifest.
 
@@ -207,7 +183,7 @@ def gather(
         cache: the cache of decoded images, None with `--cache off`.
         generation: the generation of the new run.
         reporter: shown progress.
-        keeps: False writes nothing to the cache.
+        writes: False writes nothing to the cache.
 
     Raises:
         ImagesError: the model does not know some class folders, no image is usable, remembered images are gone, or,
@@ -216,38 +192,21 @@ def gather(
         UsageError: an option is invalid.
     """
     remembered = parent.manifest if parent is not None else None
-    quarantine: list[Quarantined] = []
-    notes: list[str] = []
     drop = corrections.read_drop(config.drop)
     if remembered is not None:
         remembered = corrections.remap(remembered, config.remap)
-    _check_streams(sources, cache, keeps)
-
-    def prepared(role: str, listing: Listing | None) -> Prepared | None:
-        if listing is None:
-            return None
-        listed = merging.name_numbers(listing, classes)
-        known = {**(remembered.known_files(listed) if remembered is not None else {}), **listing.known}
-        done = prepare(listed, spec, cache, reporter, known=known, label=f"preparing {role}", keeps=keeps)
-        quarantine.extend((*listing.quarantine, *done.quarantine))
-        return done
-
-    data, add, val = (
-        prepared(role, listing)
-        for role, listing in (("--data", sources.data), ("--add", sources.add), ("--val", sources.val))
-    )
-    if remembered is not None and sources.data is None:
+    _check_streams(sources, cache, writes)
+    collected = collect.collect(sources.named(classes), spec, cache, reporter, recorded=remembered, writes=writes)
+    data, add, val = collected.data, collected.add, collected.val
+    notes = [*collected.notes]
+    if remembered is not None and data is None:
         given = {image.facts.sha256 for part in (add, val) if part is not None for image in part.images}
         policy = settings_of(config).on_missing
         remembered, said = corrections.without_missing(remembered, cache, policy, str(config.from_), drop, given)
         notes += said
-    if config.strict_images and quarantine:
-        raise ImagesError(
-            f"--strict-images: {len(quarantine):,} files cannot be used, the first is {quarantine[0].path}: "
-            f"{quarantine[0].reason}"
-        )
-    if data is None and remembered is not None and cache is not None and keeps:
-        decode_remembered(remembered, spec, cache, reporter)
+    _check_strict(config, collected.quarantine)
+    if data is None and remembered is not None and cache is not None and writes:
+        collect.decode_recorded(remembered, spec, cache, reporter)
     hashes, nowhere = corrections.hashes_in(drop, remembered, data, add, val)
     before = set(parent.run.record.dropped) if parent is not None and parent.run is not None else set()
     merge = merging.merge(
@@ -263,9 +222,9 @@ def gather(
         held_out=keras_split.held_out(config.val_like, config.data) if config.val_like else None,
         seen=parent is not None and parent.manifest is None,
     )
-    _check_merge(config, parent, merge, classes, quarantine)
+    _check_merge(config, parent, merge, classes, collected.quarantine)
     if drop:
-        forgotten = corrections.forget(cache, hashes) if cache is not None and keeps else 0
+        forgotten = corrections.forget(cache, hashes) if cache is not None and writes else 0
         notes.append(f"{merge.facts.dropped:,} images dropped (--drop), {forgotten:,} of them from the cache")
         if nowhere:
             notes.append(
@@ -273,13 +232,24 @@ def gather(
             )
     elif merge.facts.dropped:
         notes.append(f"{merge.facts.dropped:,} images that an earlier run dropped are still there, and left out")
-    if settings_of(config).on_conflict == "quarantine":
-        quarantine += [
-            Quarantined(path, label, f"the same image stands under {other}")
-            for path, label, other in merge.facts.conflicts
-        ]
-    listed_notes = (note for listing in (sources.data, sources.add, sources.val) if listing for note in listing.notes)
-    return Gathered(merge.manifest, merge, tuple(quarantine), (*listed_notes, *notes), tuple(sorted(hashes | before)))
+    quarantine = (*collected.quarantine, *_quarantined_conflicts(config, merge))
+    return Gathered(merge.manifest, merge, quarantine, tuple(notes), tuple(sorted(hashes | before)))
+
+
+def _check_strict(config: TrainConfig, quarantine: Sequence[Quarantined]) -> None:
+    if config.strict_images and quarantine:
+        raise ImagesError(
+            f"--strict-images: {len(quarantine):,} files cannot be used, the first is {quarantine[0].path}: "
+            f"{quarantine[0].reason}"
+        )
+
+
+def _quarantined_conflicts(config: TrainConfig, merge: Merge) -> list[Quarantined]:
+    if settings_of(config).on_conflict != "quarantine":
+        return []
+    return [
+        Quarantined(path, label, f"the same image stands under {other}") for path, label, other in merge.facts.conflicts
+    ]
 
 
 def val_split_of(config: TrainConfig) -> float | None:
@@ -292,15 +262,14 @@ def val_split_of(config: TrainConfig) -> float | None:
     return None if config.val else DEFAULTS.val_split
 
 
-def _check_streams(sources: Sources, cache: Cache | None, keeps: bool) -> None:
+def _check_streams(sources: Sources, cache: Cache | None, writes: bool) -> None:
     """Raises if a file compressed as a whole would be read without a cache.
 
     Each read would unpack all images before it.
     """
-    if cache is not None or not keeps:
+    if cache is not None or not writes:
         return
-    listings = [listing for listing in (sources.data, sources.add, sources.val) if listing]
-    packed = next((found.path for listing in listings for found in listing.files if found.coding in STREAMS), None)
+    packed = next((found.path for listing in sources for found in listing.files if found.coding in STREAMS), None)
     if packed is not None:
         raise ImagesError(
             f"{packed} is packed as a whole, so its pictures can only be trained on from the cache: leave --cache off out, "
@@ -346,7 +315,7 @@ def _check_merge(
         )
     facts = merge.facts
     changed = facts.added or corrects(config, merge)
-    empty = config.watch and not without_empty(config.add)  # a watched folder may start empty
+    empty = config.watch and not collect.without_empty(config.add)  # a watched folder may start empty
     if config.add and parent is not None and parent.manifest is not None and not changed and not empty:
         problems = []
         if quarantine:
@@ -377,7 +346,7 @@ def not_used(sources: Sources, manifest: Manifest) -> int:
     import pyarrow as pa
     import pyarrow.compute as compute
 
-    listed = [found for listing in (sources.data, sources.add, sources.val) if listing for found in listing.files]
+    listed = [found for listing in sources for found in listing.files]
     paths = pa.array(list({found.path for found in listed}), pa.string())
     used = compute.sum(compute.is_in(manifest.table.column("path"), paths)).as_py() or 0
     return len({found.key for found in listed}) - int(used)
@@ -395,43 +364,6 @@ def came_since(config: TrainConfig, manifest: Manifest, before: int, reporter: R
     if not (config.data or config.add or config.val):
         return 0
     try:
-        return max(0, not_used(_list(config, reporter), manifest) - before)
+        return max(0, not_used(_listed(config, reporter), manifest) - before)
     except (ImagesError, OSError):  # the run trains from its cache; reading a missing file names it
         return 0
-
-
-def decode_remembered(
-    remembered: Manifest, spec: DecodeSpec, cache: Cache, reporter: Reporter, *, needs_all: bool = True
-) -> None:
-    """Decodes remembered images that the cache does not hold (another machine, another size).
-
-    Args:
-        remembered: the images.
-        spec: how they are decoded.
-        cache: the cache to fill.
-        reporter: shown progress.
-        needs_all: False ignores unreadable images: a run that has begun continues without them, and readers name them.
-
-    Raises:
-        ImagesError: an image cannot be read, and `needs_all` is True.
-    """
-    missing = remembered.found(np.nonzero(cache.find(remembered.sha256s) < 0)[0])
-    gone = {path for path in dict.fromkeys(file.path for file in missing) if not locations.exists(path)}
-    if gone and needs_all:
-        first = next(file.path for file in missing if file.path in gone)
-        raise ImagesError(
-            f"{len(gone):,} files that the parent remembers are gone, the first is {first}: restore them, or give "
-            "the old images where they are now with --data"
-        )
-    missing = [file for file in missing if file.path not in gone]
-    if not missing:
-        return
-    done = prepare(
-        missing, spec, cache, reporter, known=remembered.known_files(missing), label="preparing remembered images"
-    )
-    if done.quarantine and needs_all:
-        first = done.quarantine[0].path
-        raise ImagesError(
-            f"{len(done.quarantine):,} remembered images can no longer be read, the first is {first}: "
-            f"{done.quarantine[0].reason}"
-        )

@@ -22,9 +22,10 @@ import numpy as np
 from kresume.errors import ImagesError
 from kresume.images import corrections, merging
 from kresume.images.cache import Cache, listings_of
+from kresume.images.collect import list_sources, without_empty
 from kresume.images.manifest import PLACE, Manifest, schema
 from kresume.images.prepare import Image, Prepared, prepare
-from kresume.images.sources import Found, list_images
+from kresume.images.sources import Found
 from kresume.images.sources.found import key_of
 from kresume.images.sources.records import parse_features
 from kresume.options.table import TrainConfig
@@ -175,17 +176,20 @@ class Watch:
     def _list(self, *given: Sequence[str] | None) -> list[Found]:
         """Lists the files of these sources; reports a source that cannot be listed now."""
         listed: list[Found] = []
-        for path in gather.without_empty([path for paths in given for path in paths or ()]):
+        for path in without_empty([path for paths in given for path in paths or ()]):
             try:
-                listing = list_images(
-                    [path], Reporter(quiet=True), parse_features(self._config.feature), listings_of(self._config.cache)
+                sources = list_sources(
+                    Reporter(quiet=True),
+                    data=[path],
+                    features=parse_features(self._config.feature),
+                    memory=listings_of(self._config.cache),
                 )
             except (ImagesError, OSError) as error:
                 self._say(f"{path} cannot be looked at now ({error}): it is looked at again before the next epoch")
                 self._unlisted.add(path)
                 continue
             self._unlisted.discard(path)
-            listed += merging.name_numbers(listing, self._classes)
+            listed += [found for listing in sources.named(self._classes) for found in listing.files]
         return listed
 
     def _known_classes(self, listed: Sequence[Found]) -> list[Found]:

@@ -28,7 +28,7 @@ from kresume.errors import CheckpointError, Stopped, UsageError
 from kresume.evaluation.caches import open_cache
 from kresume.evaluation.live import LiveScorer
 from kresume.evaluation.score import flatten
-from kresume.images import augment, inputs, pipeline
+from kresume.images import augment, collect, inputs, pipeline
 from kresume.images.manifest import Manifest
 from kresume.images.mixing import Mixed, make_order
 from kresume.images.reader import PictureReader
@@ -44,7 +44,6 @@ from kresume.options.settings import DEFAULTS, settings_of
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
 from kresume.storage import atomic
-from kresume.training import gather
 from kresume.training.changes import Changes
 from kresume.training.loop.callbacks import Keeper, Narrator, Resumption, Scorer, StopRequest
 from kresume.training.loop.epochs import Passes
@@ -201,11 +200,11 @@ class Course:
         limit = cache_limit(config)
         cache = open_cache(self.spec, held.cache, limit)
         if cache is not None:
-            gather.decode_remembered(self.passes.manifest, self.spec, cache, self.reporter, needs_all=False)
+            collect.decode_recorded(self.passes.manifest, self.spec, cache, self.reporter, needs_all=False)
         other = other_spec(self.spec) if held.vary_interpolation else None
         second = open_cache(other, held.cache, limit) if other is not None else None
         if other is not None and second is not None:
-            gather.decode_remembered(self.passes.manifest, other, second, self.reporter, needs_all=False)
+            collect.decode_recorded(self.passes.manifest, other, second, self.reporter, needs_all=False)
         self.changes.open(cache)
         if self.progress.phase == "epoch" and self.progress.epoch:
             self._before_epoch(self.progress.epoch)

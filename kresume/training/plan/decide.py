@@ -17,6 +17,7 @@ from kresume.backend import live_state, selection
 from kresume.errors import UsageError
 from kresume.evaluation.caches import open_cache
 from kresume.evaluation.probe import CLEAR_ERRORS
+from kresume.images.collect import Sources
 from kresume.images.mixing import make_order
 from kresume.images.order import permutation
 from kresume.images.reader import PictureReader
@@ -31,7 +32,6 @@ from kresume.spelling import as_argument, spelled
 from kresume.training.feeding import PROBE_IMAGES, Feeding, decide_feeding
 from kresume.training.gather import (
     Gathered,
-    Sources,
     check_outputs,
     check_sources,
     corrects,
@@ -136,7 +136,7 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
     # Check first what a typo can break: before a framework is loaded, and long before a run is created.
     Cadence.parse(held.snapshot_every)
     asked_size = image_size(config)
-    sources = list_sources(config, reporter, keeps=writes)
+    sources = list_sources(config, reporter, writes=writes)
     selection.select(config.backend, held.device, config.devices, held.batch_size, exact=held.exact == "on")
     parent = read_parent(config)
     if config.from_ is not None and parent is None:
@@ -178,7 +178,7 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
     feeding = decide_feeding(config, card, live.model, loss, old, classes, spec, layout, reporter, mapped=mapped)
     spec = feeding.spec
     cache = open_cache(spec, held.cache, cache_limit(config), writes=writes)
-    gathered = gather(config, parent, sources, classes, spec, cache, generation, reporter, keeps=writes)
+    gathered = gather(config, parent, sources, classes, spec, cache, generation, reporter, writes=writes)
     reader = PictureReader(gathered.manifest, spec, cache)
 
     size = (spec.height, spec.width)

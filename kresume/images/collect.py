@@ -1,0 +1,243 @@
+"""Turns sources of images into prepared images, with their quarantine and notes.
+
+    sources = list_sources(reporter, data=["old/"], add=["new.tar"]).named(classes)    # names and sizes only
+    collected = collect(sources, spec, cache, reporter, recorded=parent.manifest)      # each file is read once
+    collected.add.images, collected.quarantine, collected.notes
+
+Training, evaluation, `image_dataset` and `kresume data` all collect their images here. `merging.merge` then makes one
+manifest of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from kresume.errors import ImagesError
+from kresume.images.cache import Cache
+from kresume.images.manifest import Manifest
+from kresume.images.prepare import Prepared, prepare
+from kresume.images.sources import Found, Listing, Quarantined, list_images
+from kresume.images.sources.folders import hidden
+from kresume.images.sources.found import canonical
+from kresume.reporter import Reporter
+from kresume.storage import locations
+from kresume.values.decode_spec import DecodeSpec
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Listed images by role; None for a role without sources.
+
+    Attributes:
+        data: the images, or the old ones if there are new ones too.
+        add: the new images.
+        val: further images for validation.
+    """
+
+    data: Listing | None = None
+    add: Listing | None = None
+    val: Listing | None = None
+
+    def __iter__(self) -> Iterator[Listing]:
+        return (listing for listing in (self.data, self.add, self.val) if listing is not None)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Returns the sorted names of all class folders."""
+        return tuple(sorted({name for listing in self for name in listing.classes}))
+
+    def named(self, classes: Sequence[str]) -> Sources:
+        """Returns the same images with labels that are output numbers or other spellings replaced by class names."""
+        return Sources(
+            *(None if listing is None else _named(listing, classes) for listing in (self.data, self.add, self.val))
+        )
+
+
+@dataclass(frozen=True)
+class Collected:
+    """Prepared images by role; None for a role without sources.
+
+    Attributes:
+        data: the prepared images of `Sources.data`.
+        add: the prepared images of `Sources.add`.
+        val: the prepared images of `Sources.val`.
+        quarantine: files that cannot be used, each with its reason.
+        notes: messages for the user about what was skipped.
+    """
+
+    data: Prepared | None
+    add: Prepared | None
+    val: Prepared | None
+    quarantine: tuple[Quarantined, ...]
+    notes: tuple[str, ...]
+
+
+def list_sources(
+    reporter: Reporter,
+    *,
+    data: Sequence[str] | None = None,
+    add: Sequence[str] | None = None,
+    val: Sequence[str] | None = None,
+    features: Mapping[str, str] | None = None,
+    memory: Path | None = None,
+    writes: bool = True,
+    follow_links: bool = True,
+    with_classes: bool = True,
+) -> Sources:
+    """Lists the images of each role; reads names and sizes, no contents.
+
+    Args:
+        reporter: shows progress.
+        data: paths that the user gave for this role; a role without paths is not listed.
+        add: the same for the new images.
+        val: the same for the validation images.
+        features: see `list_images`.
+        memory: see `list_images`.
+        writes: False writes nothing to `memory`.
+        follow_links: see `list_images`.
+        with_classes: see `list_images`.
+
+    Raises:
+        ImagesError: a path does not exist, is empty, or holds no class folders.
+    """
+
+    def listed(paths: Sequence[str] | None) -> Listing | None:
+        if not paths:
+            return None
+        return list_images(
+            paths, reporter, features, memory, keeps=writes, follow_links=follow_links, with_classes=with_classes
+        )
+
+    return Sources(listed(data), listed(add), listed(val))
+
+
+def collect(
+    sources: Sources,
+    spec: DecodeSpec,
+    cache: Cache | None,
+    reporter: Reporter,
+    *,
+    recorded: Manifest | None = None,
+    doing: str = "preparing",
+    pixels: bool = True,
+    writes: bool = True,
+) -> Collected:
+    """Reads every listed file once, unless its facts are known.
+
+    Args:
+        sources: the listed images, with the labels that the manifest will have.
+        spec: how to decode them.
+        cache: filled with the images that it does not hold yet; None keeps no pixels and no facts.
+        reporter: shows a progress bar for each role.
+        recorded: a manifest whose images need not be read again if their files are unchanged.
+        doing: what the progress bars say.
+        pixels: False writes facts beside the cache but no pixels into it.
+        writes: False writes nothing at all.
+
+    Raises:
+        ImagesError: images of a compressed archive do not fit into the cache, or its index is damaged.
+    """
+    quarantine: list[Quarantined] = []
+
+    def prepared(role: str, listing: Listing | None) -> Prepared | None:
+        if listing is None:
+            return None
+        facts = recorded.known_files(listing.files) if recorded is not None else {}
+        done = prepare(
+            listing.files,
+            spec,
+            cache,
+            reporter,
+            known={**facts, **listing.known},
+            label=f"{doing} {role}",
+            keeps=writes,
+            pixels=pixels,
+        )
+        quarantine.extend((*listing.quarantine, *done.quarantine))
+        return done
+
+    data = prepared("images", sources.data)
+    add = prepared("new images", sources.add)
+    val = prepared("validation images", sources.val)
+    return Collected(data, add, val, tuple(quarantine), tuple(note for listing in sources for note in listing.notes))
+
+
+def name_numbers(listing: Listing, classes: Sequence[str]) -> tuple[Found, ...]:
+    """Replaces labels that are output numbers or other spellings by class names.
+
+    Args:
+        listing: images of one role; `numbered` if its labels are numbers of outputs (TFRecord, WebDataset).
+        classes: class names in the order of the outputs.
+
+    Returns:
+        The listed images. Labels that match no class are unchanged.
+    """
+    unknown = set(listing.classes) - set(classes)
+    if not unknown:
+        return listing.files
+    names = {str(index): name for index, name in enumerate(classes)} if listing.numbered else {}
+    names |= {
+        canonical(name): name for name in classes if canonical(name) not in classes
+    }  # the model's own spelling is kept
+    labels = {label: names.get(label, names.get(canonical(label), label)) for label in unknown}
+    return tuple(
+        replace(found, label=labels[found.label]) if labels.get(found.label, found.label) != found.label else found
+        for found in listing.files
+    )
+
+
+def _named(listing: Listing, classes: Sequence[str]) -> Listing:
+    files = name_numbers(listing, classes)
+    if files is listing.files:
+        return listing
+    return replace(listing, files=files, classes=tuple(sorted({found.label for found in files})))
+
+
+def without_empty(paths: Sequence[str] | None) -> list[str]:
+    """Returns the sources without the folders that are still empty."""
+    return [path for path in paths or () if not _is_empty_folder(locations.absolute(path))]
+
+
+def _is_empty_folder(path: str) -> bool:
+    return locations.is_folder(path) and all(hidden(entry.name) for entry in locations.entries(path))
+
+
+def decode_recorded(
+    recorded: Manifest, spec: DecodeSpec, cache: Cache, reporter: Reporter, *, needs_all: bool = True
+) -> None:
+    """Decodes recorded images that the cache does not hold (another machine, another size).
+
+    Args:
+        recorded: the images.
+        spec: how they are decoded.
+        cache: the cache to fill.
+        reporter: shows progress.
+        needs_all: False ignores unreadable images: a run that has begun continues without them, and readers name them.
+
+    Raises:
+        ImagesError: an image cannot be read, and `needs_all` is True.
+    """
+    missing = recorded.found(np.nonzero(cache.find(recorded.sha256s) < 0)[0])
+    gone = {path for path in dict.fromkeys(file.path for file in missing) if not locations.exists(path)}
+    if gone and needs_all:
+        first = next(file.path for file in missing if file.path in gone)
+        raise ImagesError(
+            f"{len(gone):,} files that the parent remembers are gone, the first is {first}: restore them, or give "
+            "the old images where they are now with --data"
+        )
+    missing = [file for file in missing if file.path not in gone]
+    if not missing:
+        return
+    done = prepare(
+        missing, spec, cache, reporter, known=recorded.known_files(missing), label="preparing remembered images"
+    )
+    if done.quarantine and needs_all:
+        first = done.quarantine[0].path
+        raise ImagesError(
+            f"{len(done.quarantine):,} remembered images can no longer be read, the first is {first}: "
+            f"{done.quarantine[0].reason}"
+        )
