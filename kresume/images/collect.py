@@ -109,7 +109,7 @@ def list_sources(
         if not paths:
             return None
         return list_images(
-            paths, reporter, features, memory, keeps=writes, follow_links=follow_links, with_classes=with_classes
+            paths, reporter, features, memory, writes=writes, follow_links=follow_links, with_classes=with_classes
         )
 
     return Sources(listed(data), listed(add), listed(val))
@@ -154,7 +154,7 @@ def collect(
             reporter,
             known={**facts, **listing.known},
             label=f"{doing} {role}",
-            keeps=writes,
+            writes=writes,
             pixels=pixels,
         )
         quarantine.extend((*listing.quarantine, *done.quarantine))

@@ -93,7 +93,7 @@ def prepare(
     known: Known | None = None,
     label: str = "preparing",
     *,
-    keeps: bool = True,
+    writes: bool = True,
     pixels: bool = True,
     others: int = 0,
 ) -> Prepared:
@@ -106,7 +106,7 @@ def prepare(
         reporter: shows a progress bar with rate and remaining time.
         known: facts by `Found.key` from a manifest, each with the file's size and time for which they hold.
         label: the text of the progress bar.
-        keeps: False writes neither pixels nor facts, for commands that only inspect.
+        writes: False writes neither pixels nor facts, for commands that only inspect.
         pixels: False writes facts beside the cache but no pixels into it.
         others: number of images that the cache must hold in addition to these.
 
@@ -116,8 +116,8 @@ def prepare(
     Raises:
         ImagesError: if images of a compressed archive do not fit into the cache, or if its index is damaged.
     """
-    index = _open_index(cache, keeps)
-    cache = cache if keeps and pixels else None
+    index = _open_index(cache, writes)
+    cache = cache if writes and pixels else None
     remembered = dict(known or {})
     if index is not None:
         remembered = index.read([found.key for found in listed if found.key not in remembered]) | remembered
@@ -145,7 +145,7 @@ def prepare(
             else:
                 facts[position], was_decoded = outcome
                 decoded += was_decoded
-    if index is not None and keeps:
+    if index is not None and writes:
         index.write((listed[position], fact) for position in wanted if (fact := facts[position]) is not None)
     images = tuple(Image(found, fact) for found, fact in zip(listed, facts, strict=True) if fact is not None)
     quarantine = tuple(
@@ -179,11 +179,11 @@ def _too_little_room(cache: Cache, more: int, everything: int) -> str | None:
     return None
 
 
-def _open_index(cache: Cache | None, keeps: bool) -> _FileIndex | None:
+def _open_index(cache: Cache | None, writes: bool) -> _FileIndex | None:
     if cache is None:
         return None
     path = cache.folder.parent / INDEX_NAME
-    return _FileIndex(path) if keeps or path.is_file() else None
+    return _FileIndex(path) if writes or path.is_file() else None
 
 
 def _to_read(facts: Sequence[Facts | None], cache: Cache | None) -> list[int]:
@@ -286,7 +286,7 @@ def _with_streams(listed: Sequence[Found], positions: Sequence[int]) -> Iterator
                 yield position, found, reason
 
 
-def _examine(group: Sequence[Item], spec: DecodeSpec, keeps: bool) -> list[Outcome]:
+def _examine(group: Sequence[Item], spec: DecodeSpec, with_rows: bool) -> list[Outcome]:
     """Reads, hashes and decodes a group of images and computes their likeness."""
     outcomes: list[Outcome] = []
     readable: list[tuple[int, bytes, Header]] = []
@@ -307,7 +307,7 @@ def _examine(group: Sequence[Item], spec: DecodeSpec, keeps: bool) -> list[Outco
         phash, thumb = next(alike)
         sha256 = hashlib.sha256(data).hexdigest()
         facts = Facts(sha256, header.width, header.height, header.format, phash, thumb.tobytes())
-        outcomes.append((position, (facts, (picture, checksum(picture)) if keeps else None)))
+        outcomes.append((position, (facts, (picture, checksum(picture)) if with_rows else None)))
     return outcomes
 
 

@@ -41,7 +41,7 @@ def list_images(
     features: Mapping[str, str] | None = None,
     memory: Path | None = None,
     *,
-    keeps: bool = True,
+    writes: bool = True,
     follow_links: bool = True,
     with_classes: bool = True,
 ) -> Listing:
@@ -52,7 +52,7 @@ def list_images(
         reporter: shows progress.
         features: names of TFRecord features by role, where they differ from the usual ones.
         memory: a folder that keeps listings of files which can only be listed by reading all of them.
-        keeps: False reads `memory` but writes nothing to it.
+        writes: False reads `memory` but writes nothing to it.
         follow_links: False does not enter folders behind symbolic links inside a class folder.
         with_classes: False lists every image of a folder, with or without class folders, under one label.
 
@@ -70,7 +70,7 @@ def list_images(
     numbered = True
     with reporter.progress("listing", None, "files") as advance:
         for given in paths:
-            source = Source(locations.absolute(str(given)), str(given), features or {}, memory, keeps, follow_links)
+            source = Source(locations.absolute(str(given)), str(given), features or {}, memory, writes, follow_links)
             function = _kind_of(source)
             if function is folders.list_source and not with_classes:
                 function = folders.list_without_classes

@@ -146,7 +146,7 @@ class Source:
         given: the path as it was typed.
         features: names of TFRecord features that differ from the usual, by role (`encoded`, `label`, `text`).
         memory: a folder for listings that require reading a whole file; None keeps none.
-        keeps: False reads `memory` but writes nothing to it.
+        writes: False reads `memory` but writes nothing to it.
         follow_links: False does not enter folders behind symbolic links inside a class folder.
     """
 
@@ -154,5 +154,5 @@ class Source:
     given: str
     features: Mapping[str, str] = field(default_factory=dict)
     memory: Path | None = None
-    keeps: bool = True
+    writes: bool = True
     follow_links: bool = True

@@ -67,7 +67,7 @@ def list_source(source: Source, advance: Advance) -> Listing:
     examples, damaged = recalled or _read_examples(source, names, coding, advance)
     if recalled is not None:
         advance(len(examples))
-    elif kept is not None and source.keeps:
+    elif kept is not None and source.writes:
         with contextlib.suppress(OSError):  # the kept listing only saves the next reading
             atomic.write_text(kept, json.dumps([examples, damaged]))
     if not examples:
