@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -15,6 +16,25 @@ import pytest
 from kresume.reporter import Reporter
 
 CLASSES = ("circle", "square", "stripes")
+
+
+CACHED = {
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
+"""Makes JAX keep every compiled program, also small ones: the tests build the same small models again and again."""
+
+
+def pytest_configure(config):
+    """Shares one JAX compilation cache among the workers and the processes that tests start.
+
+    JAX_COMPILATION_CACHE_DIR, if it is set, names a folder that stays; else the session's folder is removed at its end.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    folder = tempfile.mkdtemp(prefix="kresume-jax-")
+    os.environ.update(CACHED, JAX_COMPILATION_CACHE_DIR=folder)
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 def draw(label: str, seed: int, size: int = 20) -> np.ndarray:
@@ -87,6 +107,18 @@ def own_precision():
     yield
     if "keras" in sys.modules:
         sys.modules["keras"].config.set_dtype_policy("float32")
+
+
+@pytest.fixture(autouse=True)
+def one_backend_makes_no_variables(request, monkeypatch):
+    """Fails a test marked `one_backend` that makes a variable of Keras: its outcome may depend on the backend."""
+    if request.node.get_closest_marker("one_backend") is None or "keras" not in sys.modules:
+        return
+
+    def refused(*arguments, **options):
+        pytest.fail("this test makes a variable of Keras: remove the mark `one_backend`")
+
+    monkeypatch.setattr(sys.modules["keras.src.backend.common.variables"].Variable, "__init__", refused)
 
 
 @pytest.fixture

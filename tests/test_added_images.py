@@ -357,6 +357,7 @@ def test_the_same_command_without_out_continues_the_newest_interrupted_run(workp
     assert third.name.startswith("2-")
 
 
+@pytest.mark.one_backend
 def test_a_missing_backend_package_is_named(monkeypatch):
     """A missing backend package is an error with the pip command that installs it."""
     import importlib.util

@@ -531,6 +531,7 @@ def test_a_backup_is_a_checkpoint_like_any_other(tmp_path):
         ({"data": [1, 2]}, "does not know its place"),
     ],
 )
+@pytest.mark.one_backend
 def test_what_cannot_be_meant_is_refused(tmp_path, arguments, words):
     """Each mistake is an error that names the argument and the remedy."""
     with pytest.raises(UsageError, match=words):
@@ -544,6 +545,7 @@ def test_another_length_of_the_epoch_is_refused(tmp_path):
         train(tmp_path, data=kresume.resumable(numbers, 5))
 
 
+@pytest.mark.one_backend
 def test_data_that_ends_too_early_says_so(tmp_path):
     """A pipeline with fewer batches than steps_per_epoch is an error, not a warning."""
     data = kresume.resumable(lambda position: numbers(position).take(4), STEPS)
@@ -638,6 +640,7 @@ def make(folder, **options):
     return kresume.image_dataset(folder, image_size=(12, 12), batch_size=5, cache=None, verbose=False, **options)
 
 
+@pytest.mark.one_backend
 def test_image_dataset_deals_permutations_in_full_batches(growing):
     """Each permutation holds every image once; batches are full and run over epoch ends.
 
@@ -652,6 +655,7 @@ def test_image_dataset_deals_permutations_in_full_batches(growing):
     assert data.class_names == ["circle", "square", "stripes"]
 
 
+@pytest.mark.one_backend
 def test_a_look_at_the_data_does_not_move_it(growing):
     """Looking at the data does not move its position: neither `take` nor Keras's look at a first batch."""
     one, other = make(growing), make(growing)
@@ -660,6 +664,7 @@ def test_a_look_at_the_data_does_not_move_it(growing):
     np.testing.assert_array_equal(labels_of(one), labels_of(other))
 
 
+@pytest.mark.one_backend
 def test_images_that_came_meanwhile_join_at_the_next_epoch(growing, tmp_path, capfd):
     """Added images join at the next epoch, and a line says so; "error" refuses them.
 
@@ -690,6 +695,7 @@ def test_images_that_came_meanwhile_join_at_the_next_epoch(growing, tmp_path, ca
     assert again.step(1, 3) == stream.step(1, 3) == 3
 
 
+@pytest.mark.one_backend
 def test_images_that_went_meanwhile_leave_at_the_next_epoch(growing, tmp_path):
     """Removed images leave at the next epoch.
 
@@ -711,6 +717,7 @@ def test_images_that_went_meanwhile_leave_at_the_next_epoch(growing, tmp_path):
     assert len(after) == 2
 
 
+@pytest.mark.one_backend
 def test_sides_follow_from_content(growing):
     """Adding images moves none from training to validation; both subsets together hold every image."""
     train_before, val_before = make(growing, validation_split=0.3, subset="both")
@@ -733,6 +740,7 @@ def test_sides_follow_from_content(growing):
         ({"label_mode": "binary"}, "needs two classes"),
     ],
 )
+@pytest.mark.one_backend
 def test_image_dataset_refuses_what_it_does_not_do(growing, arguments, words):
     """`image_dataset` refuses arguments that it does not support."""
     with pytest.raises(UsageError, match=words):
@@ -740,6 +748,7 @@ def test_image_dataset_refuses_what_it_does_not_do(growing, arguments, words):
 
 
 @pytest.mark.parametrize(("mode", "shape"), [("int", (5,)), ("categorical", (5, 3)), (None, None)])
+@pytest.mark.one_backend
 def test_label_modes_and_grey(growing, mode, shape):
     """Label modes and grey images have the shapes of image_dataset_from_directory."""
     batch = next(iter(make(growing, label_mode=mode, color_mode="grayscale")))

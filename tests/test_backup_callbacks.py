@@ -289,6 +289,7 @@ def test_the_two_methods_make_it_exact(model, tmp_path):
     assert rate(OwnRate, tmp_path / "OwnRate") != pytest.approx(rate(OwnRate, tmp_path / "other"))
 
 
+@pytest.mark.one_backend
 def test_every_callback_class_of_keras_has_an_entry():
     """Every callback class of Keras, and every attribute of one, has an entry."""
     kinds = {

@@ -334,6 +334,7 @@ def render(page: str) -> str:
     return TABLE.sub(lambda match: match[1] + "\n".join(rows) + "\n" + match[2], page)
 
 
+@pytest.mark.one_backend
 def test_the_table_in_the_docs_is_what_is_tested():
     """The docs' table lists the tested ways of feeding and their outcomes."""
     page = PAGE.read_text(encoding="utf-8")

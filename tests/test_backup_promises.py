@@ -230,6 +230,7 @@ def numbers(position=0):
         pytest.param(lambda ours: (batch for batch in ours), "generator", id="a generator over it"),
     ],
 )
+@pytest.mark.one_backend
 def test_what_cannot_be_followed_is_refused_before_the_first_step(tmp_path, given, words):
     """`data=` is refused before the first step unless fit draws its batches one by one."""
     from kresume.drop_in.stream import reason_not_followed, stream_of

@@ -8,6 +8,8 @@ from kresume.class_names import join_classes, names_of, read_classes
 from kresume.errors import UsageError
 from kresume.options.resolve import from_arguments
 
+pytestmark = pytest.mark.one_backend
+
 WRITTEN = {
     "teachable machine": ("labels.txt", "0 ROCK\n1 PAPER\n2 SCISSORS and more\n", ("ROCK", "PAPER", "SCISSORS and more")),
     "teachable machine, other order": ("labels.txt", "1 b\n0 a\n", ("a", "b")),

@@ -5,6 +5,8 @@ import pytest
 
 from kresume.evaluation.class_order import judge_order
 
+pytestmark = pytest.mark.one_backend
+
 EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 
 

@@ -10,6 +10,8 @@ from kresume import cli
 from kresume.errors import UsageError
 from kresume.options import given, lookup, resolve, settings, table
 
+pytestmark = pytest.mark.one_backend
+
 
 def run(*arguments):
     """Runs a command line in this process and returns its exit code."""

@@ -66,6 +66,7 @@ def same(one, other):
 
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("kind", FILES)
+@pytest.mark.one_backend
 def test_a_file_is_what_is_in_it(tmp_path, originals, kind, ending):
     """A file is read by its content: by its path, and as the only checkpoint of a folder."""
     path, expected = originals[kind]
@@ -78,6 +79,7 @@ def test_a_file_is_what_is_in_it(tmp_path, originals, kind, ending):
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.one_backend
 def test_an_index_of_shards_is_known_by_its_map(tmp_path, ending):
     """An index of shards is recognised by its map, under any name beside its shards."""
     for file in (KERAS_3 / "weights-json-cnn-adam").glob("*.weights.*"):
@@ -88,12 +90,14 @@ def test_an_index_of_shards_is_known_by_its_map(tmp_path, ending):
 
 
 @pytest.mark.parametrize("name", ["ckpt", "ckpt.index", "ckpt.data-00000-of-00001"])
+@pytest.mark.one_backend
 def test_any_file_of_a_tensorflow_checkpoint_stands_for_it(name):
     """The prefix, the index and the data of a TensorFlow checkpoint all name it."""
     assert read_checkpoint(KERAS_2 / "sequential-adam" / name).step == 3
 
 
 @pytest.mark.parametrize("name", ["saved.keras", "saved.h5", "saved.pth"])
+@pytest.mark.one_backend
 def test_a_folder_may_be_called_like_a_file(tmp_path, name):
     """A SavedModel folder whose name looks like that of a file is read."""
     shutil.copytree(KERAS_2 / "saved-small-adam", tmp_path / name)
@@ -102,6 +106,7 @@ def test_a_folder_may_be_called_like_a_file(tmp_path, name):
 
 @pytest.mark.parametrize("ending", [".keras", ".h5", ".pth", ""])
 @pytest.mark.parametrize("kind", ["keras", "legacy-h5", "weights-h5", "torch", "torch as safetensors"])
+@pytest.mark.one_backend
 def test_a_file_that_was_cut_short_says_so(tmp_path, originals, kind, ending):
     """A truncated file is an error of its real format's reader, whatever its ending."""
     path, _ = originals[kind]
@@ -125,6 +130,7 @@ PACKED = {
 
 
 @pytest.mark.parametrize("what", PACKED)
+@pytest.mark.one_backend
 def test_a_packed_checkpoint_says_what_is_in_it_and_how_to_unpack_it(tmp_path, what):
     """A packed checkpoint is an error that names the content and a command that unpacks it."""
     member, given = PACKED[what]
@@ -141,6 +147,7 @@ def test_a_packed_checkpoint_says_what_is_in_it_and_how_to_unpack_it(tmp_path, w
     assert (tmp_path / "packed-unpacked" / member).read_bytes() == b"here"
 
 
+@pytest.mark.one_backend
 def test_an_archive_that_is_no_checkpoint_says_so(tmp_path):
     """An archive without a checkpoint is refused, and nothing is unpacked.
 
@@ -198,6 +205,7 @@ def test_the_json_of_keras_2_beside_weights_is_its_architecture(tmp_path):
 
 
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04", b"\x08" + bytes(7) + b"{", b"{}", b"\x89HDF\r\n", bytes(64)])
+@pytest.mark.one_backend
 def test_what_is_none_of_these_is_none(tmp_path, data):
     """Files that only begin like a checkpoint are of no kind."""
     (tmp_path / "file").write_bytes(data)

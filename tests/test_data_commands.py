@@ -72,6 +72,7 @@ def test_show_counts_a_run_and_draws_its_sheet(pictures, tmp_path, capsys):
     assert "old val" in table
 
 
+@pytest.mark.one_backend
 def test_check_names_every_problem_and_fails(tmp_path, capsys):
     """`check` names every problem and exits with 1.
 
@@ -127,6 +128,7 @@ def test_check_names_a_class_that_the_run_does_not_have(pictures, tmp_path, caps
     assert (code, json.loads(out)["unknown"]) == (0, {})
 
 
+@pytest.mark.one_backend
 def test_nothing_usable_is_an_error(tmp_path, quiet):
     """A folder without a usable image is an error with the first reason."""
     (tmp_path / "a").mkdir()

@@ -17,6 +17,8 @@ from kresume.images.sources import Found
 from kresume.values.decode_spec import DecodeSpec
 from tests.support import photo
 
+pytestmark = pytest.mark.one_backend
+
 SPEC = DecodeSpec(16, 16)
 
 

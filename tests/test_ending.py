@@ -80,6 +80,7 @@ def test_a_contact_sheet_tunes_nothing(autotuned, pictures, tmp_path, quiet):
     assert autotuned == [False]
 
 
+@pytest.mark.one_backend
 def test_every_file_that_makes_a_dataset_turns_the_autotuner_off(request):
     """Every module that makes a dataset turns the autotuner off."""
     sources = Path(request.config.rootpath, "kresume").rglob("*.py")
@@ -90,6 +91,7 @@ def test_every_file_that_makes_a_dataset_turns_the_autotuner_off(request):
     assert [name for name in makers if not any(word in texts[name] for word in off)] == []
 
 
+@pytest.mark.one_backend
 def test_the_last_collection_has_nothing_to_walk():
     """The final garbage collection is empty, because the objects are frozen after all other exit hooks.
 
@@ -170,6 +172,7 @@ assert faulthandler.is_enabled() == (way == "theirs")
 
 
 @pytest.mark.parametrize(("way", "code"), [("abort", -6), ("error", 3), ("end", 0), ("theirs", 0)])
+@pytest.mark.one_backend
 def test_only_a_death_in_native_code_leaves_a_trace(tmp_path, way, code):
     """An abort leaves a trace; an error and a normal end do not; a foreign fault handler is kept."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONFAULTHANDLER"}
@@ -195,6 +198,7 @@ def test_a_backup_folder_tells_the_death_of_its_process(tmp_path, capsys):
     assert (tmp_path / "native-trace-1.txt").is_file()
 
 
+@pytest.mark.one_backend
 def test_a_child_process_that_died_in_native_code_is_named_so():
     """A child process killed by a signal of native code is reported with that signal.
 

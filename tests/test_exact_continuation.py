@@ -202,6 +202,7 @@ def test_one_bar_at_a_time(tmp_path, pictures):
     assert {"epoch 1/2", "epoch 2/2", "scoring"} <= {label for bars in most for label in bars}
 
 
+@pytest.mark.one_backend
 def test_what_a_callback_remembers_keeps_its_type_and_every_digit():
     """A callback's state keeps its types and every digit.
 
@@ -300,6 +301,7 @@ def test_stopped_while_scoring_it_scores_again(monkeypatch, tmp_path, pictures):
     assert lines_without_time(whole) == lines_without_time(tmp_path / "run")
 
 
+@pytest.mark.one_backend
 def test_a_second_ctrl_c_leaves_at_once():
     """A second Ctrl-C exits at once; the first waits for a snapshot at the next step."""
     request = callbacks.StopRequest()

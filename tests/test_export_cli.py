@@ -5,6 +5,7 @@ import os
 import time
 
 import click
+import pytest
 
 from kresume import cli
 from kresume.exports import export as story
@@ -14,6 +15,7 @@ from kresume.models.load import Subject, load
 from tests.support import TINY, run_training
 
 
+@pytest.mark.one_backend
 def test_the_command_knows_every_format():
     """The choices of --format are the dictionary's keys, in its order."""
     option = next(parameter for parameter in cli.export.params if parameter.name == "format")

@@ -226,6 +226,7 @@ def test_a_damaged_export_is_noticed(tmp_path, images, quiet):
         formats.EXPORTERS["weights-h5"].predict(tmp_path / "out", facts, samples)
 
 
+@pytest.mark.one_backend
 def test_a_missing_package_is_named(monkeypatch):
     """A missing package is an error with the pip command of the extra."""
     monkeypatch.setattr(formats.importlib.util, "find_spec", lambda name: None)
@@ -235,6 +236,7 @@ def test_a_missing_package_is_named(monkeypatch):
         formats.find_exporter("pickle")
 
 
+@pytest.mark.one_backend
 def test_the_digest_ignores_the_width_of_counters():
     """int32 and int64 counters of the same value have the same digest; other values or floats do not."""
 

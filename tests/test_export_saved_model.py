@@ -136,6 +136,7 @@ def test_augmentation_is_off(served):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "GIF", "WEBP", "turned"])
+@pytest.mark.one_backend
 def test_bytes_are_decoded_as_in_training(served, kind):
     """Every format gives the scores of the pixels that training decodes, EXIF orientation included."""
     options = {}
@@ -181,6 +182,7 @@ def test_labels_and_index_follow_the_scores(served):
         (b"", "no bytes"),
     ],
 )
+@pytest.mark.one_backend
 def test_a_bad_image_is_named(served, bad, problem):
     """A bad image is an error with its index and reason, and the next request is answered."""
     import tensorflow as tf
@@ -192,6 +194,7 @@ def test_a_bad_image_is_named(served, bad, problem):
     assert served[0]["serving_default"](image_bytes=batch(encoded()))["class_index"].shape == (1,)
 
 
+@pytest.mark.one_backend
 def test_trailing_bytes_do_not_make_a_picture_bad(served):
     """Bytes after the end of a JPEG, as cameras append them, do not make it a bad image."""
     clean, trailing = encoded(kind="JPEG"), encoded(kind="JPEG") + b"\0" * 20
@@ -211,6 +214,7 @@ def test_the_warm_up_records_are_requests(place, served):
         assert all(len(value) == len(next(iter(answer.values()))) for value in answer.values())
 
 
+@pytest.mark.one_backend
 def test_the_warm_up_bytes_are_those_of_the_api_package(request, tmp_path):
     """Our four declared messages write the same bytes as tensorflow-serving-api."""
     import tensorflow as tf
@@ -337,6 +341,7 @@ def test_like_keeps_what_clients_know(place, pictures, tmp_path):
         like.label_order(old_model(tmp_path / "other", ("disc", "square", "stripes")), CLASSES)
 
 
+@pytest.mark.one_backend
 def test_an_old_order_that_nobody_names_is_found_out(tmp_path, quiet, monkeypatch):
     """The label order of a model without labels is tested by running it.
 
@@ -485,6 +490,7 @@ def test_alpha_is_cut_off_a_webp_picture_too(taught, tmp_path):
         ({"a": ("string", (None,))}, {"y": ("complex64", (None, 3))}, "neither scores nor labels"),
     ],
 )
+@pytest.mark.one_backend
 def test_a_signature_that_is_no_classifiers_is_refused(inputs, outputs, reason):
     """A signature that is not a classifier's is refused with its names and shapes."""
     with pytest.raises(ValueError, match=reason):
@@ -524,6 +530,7 @@ def test_destinations(place, tmp_path):
         export(run, tmp_path / "full", format="keras")
 
 
+@pytest.mark.one_backend
 def test_pruning_keeps_the_newest(tmp_path):
     """Pruning orders versions by number, and keeps the new version and other folders."""
     for name in ("9", "10", "11", "notes"):
@@ -533,6 +540,7 @@ def test_pruning_keeps_the_newest(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["10", "11", "notes"]
 
 
+@pytest.mark.one_backend
 def test_a_model_that_needs_keras_does_not_pass(tmp_path):
     """The process that checks an export cannot import Keras, JAX or kresume."""
     from kresume.runtimes import process
@@ -550,6 +558,7 @@ def test_a_model_that_needs_keras_does_not_pass(tmp_path):
         process.run_apart("saved_model", {"path": str(tmp_path), "signature": "x", "input": "y", "files": []})
 
 
+@pytest.mark.one_backend
 def test_nothing_heavy_is_imported_before_the_backend_is_chosen():
     """The export module imports no framework before the backend is chosen.
 

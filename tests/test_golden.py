@@ -82,6 +82,7 @@ def test_a_golden_checkpoint_goes_on_as_its_writer_did(folder):
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=[f"{path.parent.name}/{path.name}" for path in FOLDERS])
+@pytest.mark.one_backend
 def test_inspect_says_what_a_golden_checkpoint_is(folder):
     """`inspect` names a golden's format, step, optimizer and missing parts without building a model.
 
@@ -99,6 +100,7 @@ def test_inspect_says_what_a_golden_checkpoint_is(folder):
     json.dumps(found.as_dict())
 
 
+@pytest.mark.one_backend
 def test_every_writer_has_left_its_files():
     """Every writer's folder exists: if it were renamed, the tests above would pass without testing it."""
     assert len(FOLDERS) >= 20
@@ -126,6 +128,7 @@ def keras_2_file(tmp_path, name, optimizer, rename, extra=()):
     return path
 
 
+@pytest.mark.one_backend
 def test_loss_scaling_of_keras_2_keeps_the_slots(tmp_path):
     """Keras 2's loss scaling keeps the inner optimizer's slots, although their names lack its class."""
     plain = read_checkpoint(GOLDEN / "tf_keras-2.21.0" / "h5-cnn-adam" / "model.h5")

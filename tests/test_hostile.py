@@ -24,6 +24,7 @@ def listing(folder):
 
 
 @pytest.mark.parametrize("make", EXPECTED, ids=[make.__name__ for make in EXPECTED])
+@pytest.mark.one_backend
 def test_a_hostile_file_is_refused_in_words(make, tmp_path):
     """A hostile file is a one-line CheckpointError that names it; no file is written; memory stays small."""
     folder = tmp_path / "inside"
@@ -44,6 +45,7 @@ def test_a_hostile_file_is_refused_in_words(make, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["weights-h5-mobilenet-adam/model.weights.h5", "legacy-h5-sequential-adam/model.h5"])
+@pytest.mark.one_backend
 def test_any_truncation_and_any_flipped_byte_of_structure_is_an_error_or_harmless(name, tmp_path):
     """A truncated or flipped HDF5 file is a CheckpointError or differs in numbers only; it never crashes.
 
@@ -68,6 +70,7 @@ def test_any_truncation_and_any_flipped_byte_of_structure_is_an_error_or_harmles
     assert refused > 10
 
 
+@pytest.mark.one_backend
 def test_any_flipped_bit_of_an_archive_is_an_error(tmp_path):
     """A flipped bit in an archive is an error: the archive's checksums cover every array."""
     good = next(GOLDEN.glob("keras-*/keras-cnn-adam/model.keras")).read_bytes()

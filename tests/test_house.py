@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.one_backend
+
 
 @pytest.fixture
 def make_docs(request):

@@ -46,6 +46,7 @@ def arrays(data):
     return [[np.asarray(part) for part in item] for item in items]
 
 
+@pytest.mark.one_backend
 def test_the_arguments_are_those_of_the_installed_keras():
     """Names, order and defaults of the arguments are those of the installed Keras.
 
@@ -95,6 +96,7 @@ RESIZES = [{}, {"crop_to_aspect_ratio": True}, {"pad_to_aspect_ratio": True}]
         {"format": "tf"},
     ],
 )
+@pytest.mark.one_backend
 def test_without_shuffling_the_batches_are_kerass(folder, options):
     """Without shuffling, the batches are Keras's: images and labels in order, shapes and types.
 
@@ -119,6 +121,7 @@ def test_without_shuffling_the_batches_are_kerass(folder, options):
 
 
 @pytest.mark.parametrize("follow_links", [False, True])
+@pytest.mark.one_backend
 def test_links_are_followed_where_keras_follows_them(folder, tmp_path, follow_links, capfd):
     """A linked class folder is always followed; a linked folder inside one only with follow_links.
 
@@ -134,6 +137,7 @@ def test_links_are_followed_where_keras_follows_them(folder, tmp_path, follow_li
     assert ("follow_links=True enters them" in capfd.readouterr().err) is not follow_links
 
 
+@pytest.mark.one_backend
 def test_pictures_without_class_folders(tmp_path):
     """labels=None needs no classes, as in Keras; with labels the error names a remedy."""
     write_pictures(tmp_path, 5, 0, ("circle",))
@@ -168,6 +172,7 @@ def test_what_is_refused_says_a_way_on_in_python(folder, options, words):
     assert "--" not in str(refused.value)
 
 
+@pytest.mark.one_backend
 def test_no_message_of_the_images_wing_spells_a_flag():
     """Errors and lines of `image_dataset` name options through `option`, which spells them for the caller."""
     import ast
@@ -187,6 +192,7 @@ def test_no_message_of_the_images_wing_spells_a_flag():
                 assert path.name in own or " --" not in node.value.replace("kresume train --help", ""), node.value
 
 
+@pytest.mark.one_backend
 def test_a_csv_list_gives_labels_of_ones_own(folder, tmp_path):
     """A CSV list gives the user's own labels, as the error for a list of labels says."""
     rows = [f"{path},{'odd' if index % 2 else 'even'}" for index, path in enumerate(sorted(folder.rglob("*.png")))]

@@ -46,6 +46,7 @@ def gradient(height=40, width=60):
 # Sources
 
 
+@pytest.mark.one_backend
 def test_class_folders_are_listed_in_a_fixed_order(pictures, quiet):
     """Class folders are listed in sorted order; every file has its label and source."""
     listing = list_images([pictures / "old"], quiet)
@@ -55,6 +56,7 @@ def test_class_folders_are_listed_in_a_fixed_order(pictures, quiet):
     assert list(listing.files) == list(list_images([pictures / "old"], quiet).files)
 
 
+@pytest.mark.one_backend
 def test_litter_is_passed_over_and_other_files_are_counted(tmp_path, quiet):
     """Hidden files and litter are ignored; other files are skipped and counted; an ending is not needed."""
     write_pictures(tmp_path, 2, 0, ("a", "b"))
@@ -66,6 +68,7 @@ def test_litter_is_passed_over_and_other_files_are_counted(tmp_path, quiet):
     assert any("1 .txt" in note for note in listing.notes)
 
 
+@pytest.mark.one_backend
 def test_an_unpacked_archives_top_folder_and_split_folders_are_understood(tmp_path, quiet):
     """An archive's top folder is skipped; train, val and test are splits; test is left out and named."""
     for split in ("train", "validation", "test"):
@@ -86,6 +89,7 @@ def test_an_unpacked_archives_top_folder_and_split_folders_are_understood(tmp_pa
         (lambda path: (path / "a").mkdir(parents=True), "no picture in them"),
     ],
 )
+@pytest.mark.one_backend
 def test_what_is_no_source_says_what_was_expected(tmp_path, quiet, make, words):
     """Each wrong path is an error that says what is expected."""
     make(tmp_path / "source")
@@ -98,6 +102,7 @@ def test_what_is_no_source_says_what_was_expected(tmp_path, quiet, make, words):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.one_backend
 def test_exif_orientation_is_applied_inside_the_graph(orientation, kind):
     """EXIF orientation is applied in the graph, by TensorFlow operations alone."""
     import tensorflow as tf
@@ -116,6 +121,7 @@ def test_exif_orientation_is_applied_inside_the_graph(orientation, kind):
     assert difference < 3
 
 
+@pytest.mark.one_backend
 def test_bilinear_is_what_keras_loads(pictures):
     """`--interpolation bilinear` gives the pixels of image_dataset_from_directory, rounded."""
     import keras
@@ -133,6 +139,7 @@ def test_bilinear_is_what_keras_loads(pictures):
 @pytest.mark.parametrize("resize", decode.RESIZES)
 @pytest.mark.parametrize("interpolation", decode.INTERPOLATIONS)
 @pytest.mark.parametrize("size", [(6, 9), (200, 31), (12, 300)])
+@pytest.mark.one_backend
 def test_every_way_of_resizing_gives_the_size_asked_for(resize, interpolation, size):
     """Every way of resizing gives the requested size: shrinking, enlarging, and both at once."""
     picture = decode.decode(encoded(gradient(*size)), DecodeSpec(30, 50, resize, interpolation))
@@ -140,6 +147,7 @@ def test_every_way_of_resizing_gives_the_size_asked_for(resize, interpolation, s
     assert picture.max() > 100
 
 
+@pytest.mark.one_backend
 def test_padding_is_black_and_cropping_keeps_the_middle():
     """`pad` keeps the whole picture between black bars; `crop` cuts the longer dimension."""
     wide = np.full((20, 40, 3), 200, np.uint8)
@@ -151,6 +159,7 @@ def test_padding_is_black_and_cropping_keeps_the_middle():
     assert (cropped == 200).all()
 
 
+@pytest.mark.one_backend
 def test_a_bomb_is_refused_by_its_header():
     """A picture with more pixels than the limit is refused by its header and never decoded."""
     with pytest.raises(ImagesError, match="more than the limit of 100"):
@@ -165,6 +174,7 @@ def cache(tmp_path):
     return Cache.open(SPEC, tmp_path / "cache")
 
 
+@pytest.mark.one_backend
 def test_each_picture_is_decoded_once_in_its_life(pictures, cache, quiet):
     """Each picture is decoded once: adding k pictures to n decodes k; an unchanged folder is not read."""
     old, new = list_images([pictures / "old"], quiet), list_images([pictures / "new"], quiet)
@@ -177,6 +187,7 @@ def test_each_picture_is_decoded_once_in_its_life(pictures, cache, quiet):
     assert (both.decoded, both.read) == (18, 18)
 
 
+@pytest.mark.one_backend
 def test_the_cache_holds_exactly_what_decoding_gives(pictures, cache, quiet):
     """Training from the cache and from the files gives the same bytes."""
     files = list_images([pictures / "old"], quiet).files
@@ -188,6 +199,7 @@ def test_the_cache_holds_exactly_what_decoding_gives(pictures, cache, quiet):
     assert cached.tobytes() == streamed.tobytes()
 
 
+@pytest.mark.one_backend
 def test_a_damaged_cache_is_noticed_before_it_trains(pictures, cache, quiet):
     """A flipped byte in a cache shard is an error with a remedy, not a wrong picture."""
     files = list_images([pictures / "old"], quiet).files
@@ -201,6 +213,7 @@ def test_a_damaged_cache_is_noticed_before_it_trains(pictures, cache, quiet):
         again.read(again.find([image.facts.sha256 for image in prepared.images]))
 
 
+@pytest.mark.one_backend
 def test_a_damaged_row_of_the_cache_is_read_from_its_file(pictures, cache, quiet):
     """A damaged cache row is decoded again from its file to the same bytes; without the file it is broken."""
     prepared = prepare(list_images([pictures / "old"], quiet).files, SPEC, cache, quiet)
@@ -216,6 +229,7 @@ def test_a_damaged_row_of_the_cache_is_read_from_its_file(pictures, cache, quiet
         assert reader(rows).tobytes() == expected.tobytes()
 
 
+@pytest.mark.one_backend
 def test_two_processes_may_trim_one_cache(pictures, cache, quiet, monkeypatch):
     """Two processes may trim one cache: a shard that disappears after listing is no error."""
     prepare(list_images([pictures / "old"], quiet).files, SPEC, cache, quiet)
@@ -230,6 +244,7 @@ def test_two_processes_may_trim_one_cache(pictures, cache, quiet, monkeypatch):
     assert len(Cache.open(SPEC, cache.folder.parent)) == 24
 
 
+@pytest.mark.one_backend
 def test_a_limit_that_was_asked_for_holds_for_later_commands(tmp_path):
     """A requested cache limit holds for later commands: `kresume eval` does not trim the cache further."""
     assert Cache.open(SPEC, tmp_path).limit_bytes is None
@@ -238,6 +253,7 @@ def test_a_limit_that_was_asked_for_holds_for_later_commands(tmp_path):
     assert Cache.open(DecodeSpec(16, 16), tmp_path).limit_bytes == 200 * 10**9
 
 
+@pytest.mark.one_backend
 def test_what_cannot_be_read_is_set_aside_with_its_reason(tmp_path, cache, quiet):
     """A web page, an empty and a truncated file are quarantined with a reason; the others train."""
     write_pictures(tmp_path / "source", 2, 0, ("a", "b"))
@@ -252,6 +268,7 @@ def test_what_cannot_be_read_is_set_aside_with_its_reason(tmp_path, cache, quiet
     assert "web page" in reasons["page.jpg"]
 
 
+@pytest.mark.one_backend
 def test_a_changed_file_is_read_again(tmp_path, cache, quiet):
     """A replaced file is read again, because its size or time differs."""
     write_pictures(tmp_path / "source", 1, 0, ("a",))
@@ -264,6 +281,7 @@ def test_a_changed_file_is_read_again(tmp_path, cache, quiet):
     assert before.images[0].facts.sha256 != after.images[0].facts.sha256
 
 
+@pytest.mark.one_backend
 def test_a_torn_shard_does_not_count(pictures, cache, quiet):
     """A shard with truncated bytes or without an index is decoded again."""
     files = list_images([pictures / "old"], quiet).files
@@ -275,6 +293,7 @@ def test_a_torn_shard_does_not_count(pictures, cache, quiet):
     assert prepare(files, SPEC, again, quiet).decoded == 24
 
 
+@pytest.mark.one_backend
 def test_the_limit_removes_what_was_unused_for_longest(pictures, tmp_path, quiet):
     """The cache limit removes what was unused longest; shards that this process uses stay.
 
@@ -292,6 +311,7 @@ def test_the_limit_removes_what_was_unused_for_longest(pictures, tmp_path, quiet
     assert (again.find([image.facts.sha256 for image in done.images]) >= 0).all()
 
 
+@pytest.mark.one_backend
 def test_more_pictures_than_the_limit_are_not_cached(pictures, tmp_path, capsys):
     """More pictures than the limit are used without a cache; the message names the option that raises it."""
     cache = Cache.open(SPEC, tmp_path / "cache", limit_bytes=20 * 12 * 12 * 3)
@@ -300,6 +320,7 @@ def test_more_pictures_than_the_limit_are_not_cached(pictures, tmp_path, capsys)
     assert "--cache-limit SIZE raises it" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.one_backend
 def test_a_full_disk_is_refused_politely(pictures, tmp_path, capsys, monkeypatch):
     """On a short disk nothing is cached, and the warning says where the cache could be."""
     cache = Cache.open(SPEC, tmp_path / "cache")
@@ -319,6 +340,7 @@ def merged(quiet, parent=None, *, data=None, add=None, val=None, generation=0, v
     return merging.merge(parent, *prepared, classes=classes, val_split=val_split, generation=generation)
 
 
+@pytest.mark.one_backend
 def test_an_images_side_is_decided_once(pictures, tmp_path, quiet):
     """An image's split is decided once: added images, moved folders and another split never change it."""
     first = merged(quiet, data=pictures / "old").manifest
@@ -330,6 +352,7 @@ def test_an_images_side_is_decided_once(pictures, tmp_path, quiet):
         assert sides[sha256] == side
 
 
+@pytest.mark.one_backend
 def test_old_and_new_are_told_apart_by_content(pictures, tmp_path, quiet):
     """Origin is decided by content: images that the parent knows stay old when added again."""
     first = merged(quiet, data=pictures / "old").manifest
@@ -341,6 +364,7 @@ def test_old_and_new_are_told_apart_by_content(pictures, tmp_path, quiet):
     assert np.bincount(result.manifest.origins).tolist() == [24, 18]
 
 
+@pytest.mark.one_backend
 def test_the_same_images_elsewhere_are_the_same_manifest(pictures, tmp_path, quiet):
     """The digest, and so the order of training, depends on contents and labels, not on paths."""
     shutil.copytree(pictures / "old", tmp_path / "elsewhere")
@@ -348,6 +372,7 @@ def test_the_same_images_elsewhere_are_the_same_manifest(pictures, tmp_path, qui
     assert here.manifest.digest() == there.manifest.digest()
 
 
+@pytest.mark.one_backend
 def test_exact_duplicates_count_once_and_conflicts_are_left_out(tmp_path, quiet):
     """An exact duplicate counts once; under two labels an image is left out and named."""
     write_pictures(tmp_path, 3, 0, ("a", "b"))
@@ -360,12 +385,14 @@ def test_exact_duplicates_count_once_and_conflicts_are_left_out(tmp_path, quiet)
     assert any("two labels" in note for note in result.facts.notes)
 
 
+@pytest.mark.one_backend
 def test_every_class_gets_a_validation_image(pictures, quiet):
     """Every class has a validation image, even with a tiny split, so that no class is scored 0 of 0."""
     table = merged(quiet, data=pictures / "old", val_split=0.001).manifest
     assert np.bincount(table.labels[table.val_rows()], minlength=3).tolist() == [1, 1, 1]
 
 
+@pytest.mark.one_backend
 def test_validation_images_given_apart_never_train(pictures, quiet):
     """Images of `--val` never train; without a split, all others train."""
     table = merged(quiet, data=pictures / "old", val=pictures / "val", val_split=None).manifest
@@ -374,6 +401,7 @@ def test_validation_images_given_apart_never_train(pictures, quiet):
     assert not set(table.sha256s[table.val_rows()]) & set(table.sha256s[table.train_rows()])
 
 
+@pytest.mark.one_backend
 def test_unknown_class_folders_are_counted_not_trained(tmp_path, quiet):
     """Folders of unknown classes are counted and never enter the table."""
     write_pictures(tmp_path, 2, 0, ("circle", "zebra"))
@@ -382,6 +410,7 @@ def test_unknown_class_folders_are_counted_not_trained(tmp_path, quiet):
     assert len(result.manifest) == 2
 
 
+@pytest.mark.one_backend
 def test_a_manifest_survives_its_file(pictures, tmp_path, quiet):
     """A manifest is equal after writing and reading, with classes and order."""
     table = merged(quiet, data=pictures / "old").manifest
@@ -398,6 +427,7 @@ def test_a_manifest_survives_its_file(pictures, tmp_path, quiet):
 
 
 @pytest.mark.parametrize(("name", "mode"), [("-1-1", "tf"), ("caffe", "caffe"), ("torch", "torch")])
+@pytest.mark.one_backend
 def test_conventions_are_those_of_keras(name, mode):
     """Pixel conventions equal keras.applications' preprocess_input, alone and inside tf.data."""
     import keras
@@ -411,6 +441,7 @@ def test_conventions_are_those_of_keras(name, mode):
     np.testing.assert_allclose(np.asarray(streamed), np.asarray(to_model(images)), atol=1e-6)
 
 
+@pytest.mark.one_backend
 def test_a_convention_of_ones_own(tmp_path):
     """FILE.py:FUNCTION is loaded as a convention and gets float pictures."""
     (tmp_path / "mine.py").write_text("def halve(images):\n    return images / 2\n")
@@ -463,6 +494,7 @@ def test_single_augmentations_know_their_position_too(table, singles):
         augment.augmenter("none", 0, erase=2.0)
 
 
+@pytest.mark.one_backend
 def test_a_file_that_breaks_keeps_its_place(tmp_path, quiet):
     """A file that breaks is replaced by the next image of the order; all other indices stay the same.
 
@@ -543,6 +575,7 @@ def test_augmentation_still_takes_our_seeds(table):
     assert one.tobytes() != other.tobytes()
 
 
+@pytest.mark.one_backend
 def test_scoring_sees_each_image_once(table):
     """Scoring predicts each image once, in padded batches of one shape; padding is not counted."""
     reader, rows = PictureReader(table, SPEC, None), np.arange(13)
@@ -552,6 +585,7 @@ def test_scoring_sees_each_image_once(table):
     np.testing.assert_array_equal(seen, reader(rows).astype("float32"))
 
 
+@pytest.mark.one_backend
 def test_a_picture_that_changed_since_is_an_error_not_another_picture(tmp_path, quiet):
     """A picture that changed since the scan is an error.
 
@@ -580,6 +614,7 @@ for _ in range(3):
 """
 
 
+@pytest.mark.one_backend
 def test_processes_share_a_cache(pictures, tmp_path, quiet):
     """Three processes may fill one cache at once; its contents verify, and nothing is decoded again."""
     words = [sys.executable, "-c", FILLING, str(pictures / "old"), str(tmp_path / "cache")]

@@ -175,6 +175,7 @@ def test_every_layout_is_found_and_scored_as_keras_scores_it(digits, trained, qu
         ((3, 32, 3), (32, 3), None, InputLayout(3, "chw"), (32, 3)),
     ],
 )
+@pytest.mark.one_backend
 def test_a_shape_says_its_layout(shape, size, axes, expected, found):
     """A shape gives the likeliest layout; a known size or --axes decides between several."""
     assert read_layout(shape, size, axes) == (expected, found)
@@ -191,6 +192,7 @@ def test_a_shape_says_its_layout(shape, size, axes, expected, found):
         ((8, 28, 28, 3), None, None, "RGB or grey"),
     ],
 )
+@pytest.mark.one_backend
 def test_a_shape_of_no_picture_says_what_to_give(shape, size, axes, words):
     """A shape that fits no picture is refused with a remedy."""
     with pytest.raises(UsageError, match=words):
@@ -198,6 +200,7 @@ def test_a_shape_of_no_picture_says_what_to_give(shape, size, axes, words):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.one_backend
 def test_the_way_back_undoes_the_way_there(name):
     """Converting to the model's layout and back returns the picture; a grey model returns it grey.
 
@@ -215,6 +218,7 @@ def test_the_way_back_undoes_the_way_there(name):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.one_backend
 def test_grey_is_what_keras_reads_as_grayscale(tmp_path, kind):
     """A grey file gives the bytes of `color_mode="grayscale"`, a coloured one up to rounding.
 
@@ -253,6 +257,7 @@ def test_a_convention_of_colours_is_refused_for_grey(digits, trained, quiet):
         make_plan(from_arguments(str(path), {"data": [str(digits[0][1])], "lr": 1e-3, "pixels": "caffe"}), quiet)
 
 
+@pytest.mark.one_backend
 def test_a_card_of_before_means_rgb():
     """A `kresume.json` or `run.json` without `input` means (height, width, 3); other fields round-trip."""
     card = Card(("a", "b"), (4, 6), "0-1", "stretch", "area", input=LAYOUTS["grey-flat-columns"])

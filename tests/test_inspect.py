@@ -29,6 +29,7 @@ EVERY = sorted(
 
 
 @pytest.mark.parametrize("path", EVERY, ids=[str(path.relative_to(GOLDEN)) for path in EVERY])
+@pytest.mark.one_backend
 def test_every_format_is_described_by_layer(path):
     """The layers with their shapes add up to the parameter count, without the optimizer's variables.
 
@@ -52,6 +53,7 @@ def test_every_format_is_described_by_layer(path):
     assert ("--model" in options) == (not found.architecture)
 
 
+@pytest.mark.one_backend
 def test_the_layers_of_a_large_graph_stand_in_their_order(tmp_path):
     """The layers of a large graph are in the table's order, although TensorFlow sorts keys as text."""
     tf = pytest.importorskip("tensorflow")
@@ -138,6 +140,7 @@ def test_a_skeleton_takes_pictures_that_a_plan_feeds(layers, shape, words):
     assert layout_of(model, None, None, None)[0].channels == (1 if 1 in shape or shape == (784,) else 3)
 
 
+@pytest.mark.one_backend
 def test_a_skeleton_that_no_picture_fits_is_not_written():
     """Four channels, neither RGB nor grey, are refused before the user fills in a skeleton."""
     arrays = {"conv.weight": np.zeros((4, 4, 3, 3), "float32")}
@@ -182,6 +185,7 @@ def test_inspect_counts_several_inputs(tmp_path):
     assert describe(read_checkpoint(tmp_path / "model.keras")).input.startswith("2 inputs, (8, 8, 1), (4): ")
 
 
+@pytest.mark.one_backend
 def test_the_command_writes_the_skeleton_once(tmp_path, monkeypatch):
     """`--write-model` names the next command, overwrites nothing, and refuses other formats."""
     from kresume.cli import cli

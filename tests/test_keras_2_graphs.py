@@ -174,6 +174,7 @@ def test_a_saved_model_gives_its_architecture_to_another_checkpoint():
     "file", ["sequential-adam/ckpt.index", "sequential-adam/ckpt.data-00000-of-00001", "saved-small-adam/saved_model.pb",
              "saved-small-adam/keras_metadata.pb", "saved-small-adam/variables/variables.data-00000-of-00001"]
 )  # fmt: skip
+@pytest.mark.one_backend
 def test_a_damaged_file_is_refused(tmp_path, file, damage):
     """A truncated, flipped or empty file is one clear error."""
     name = file.partition("/")[0]
@@ -202,6 +203,7 @@ def test_an_export_of_keras_3_gives_its_weights(tmp_path):
         assert one.tobytes() == two.tobytes()
 
 
+@pytest.mark.one_backend
 def test_a_folder_of_prefixes_without_an_index_is_listed(tmp_path):
     """A folder of prefixes without an index is an error that lists them; a prefix or the index chooses."""
     for name in ("ckpt-1", "ckpt-2"):

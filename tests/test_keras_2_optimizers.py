@@ -191,6 +191,7 @@ def test_the_next_step_is_the_one_that_its_adam_would_have_made(tmp_path):
         np.testing.assert_allclose(keras.ops.convert_to_numpy(weight), old - rate * step, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.one_backend
 def test_its_decay_is_a_schedule_of_its_rate(tmp_path):
     """`lr` and `decay` become Keras 3's InverseTimeDecay."""
     old_file(tmp_path / "m.h5", extra={"decay": 0.01})

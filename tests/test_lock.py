@@ -11,6 +11,8 @@ import pytest
 from kresume.errors import RunError
 from kresume.lock import NAME, STALE_SECONDS, Lock, is_alive, process_start, read_holder
 
+pytestmark = pytest.mark.one_backend
+
 
 def leave_lock(run, **changes):
     holder = {"host": "elsewhere", "pid": 1, "start": "1", "token": "x", "heartbeat": time.time(), **changes}

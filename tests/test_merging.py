@@ -54,6 +54,7 @@ def doubled(tmp_path):
 
 
 @pytest.mark.parametrize(("policy", "label"), [("quarantine", None), ("old", "b"), ("new", "a")])
+@pytest.mark.one_backend
 def test_a_conflict_between_old_and_new_ends_as_asked(doubled, quiet, policy, label):
     """A conflict between old and new is named and ends as requested.
 
@@ -67,6 +68,7 @@ def test_a_conflict_between_old_and_new_ends_as_asked(doubled, quiet, policy, la
 
 
 @pytest.mark.parametrize(("policy", "label"), [("quarantine", None), ("old", "b"), ("new", "a")])
+@pytest.mark.one_backend
 def test_a_conflict_with_a_record_ends_as_asked(doubled, quiet, policy, label):
     """The same holds for an image that the parent remembers and that still exists."""
     first = merged(quiet, data=doubled / "old").manifest
@@ -77,6 +79,7 @@ def test_a_conflict_with_a_record_ends_as_asked(doubled, quiet, policy, label):
     assert rows.get(sha) == label
 
 
+@pytest.mark.one_backend
 def test_two_labels_within_one_role_cannot_be_decided(tmp_path, quiet):
     """--on-conflict old does not decide between two labels that came in together: both are left out.
 
@@ -89,6 +92,7 @@ def test_two_labels_within_one_role_cannot_be_decided(tmp_path, quiet):
     assert any("cannot tell which" in note for note in result.facts.notes)
 
 
+@pytest.mark.one_backend
 def test_a_file_that_moved_to_another_class_is_a_relabel(doubled, quiet):
     """A file that moved to another class gets its new label and keeps origin and split; it is listed.
 
@@ -114,6 +118,7 @@ def test_a_file_that_moved_to_another_class_is_a_relabel(doubled, quiet):
 # Near-duplicates
 
 
+@pytest.mark.one_backend
 def test_a_copy_saved_again_takes_the_side_of_the_recorded_one(tmp_path, quiet):
     """A near-duplicate of a recorded image joins its split, whatever the split rate; a leak is named."""
     for seed in range(6):
@@ -133,6 +138,7 @@ def test_a_copy_saved_again_takes_the_side_of_the_recorded_one(tmp_path, quiet):
     assert moved == {f"again-{seed}.jpg" for seed in range(6) if recorded[f"{seed}.jpg"] == VAL}
 
 
+@pytest.mark.one_backend
 def test_newcomers_near_each_other_take_one_side(tmp_path, quiet):
     """Near-duplicates that come together share one split, whatever the split rate."""
     for seed in range(8):
@@ -145,6 +151,7 @@ def test_newcomers_near_each_other_take_one_side(tmp_path, quiet):
         assert set(now.values()) == {TRAIN, VAL}
 
 
+@pytest.mark.one_backend
 def test_an_image_near_one_given_to_validate_leaves_training(tmp_path, quiet):
     """If --val and --add hold versions of one picture, both validate and the leak is named."""
     save_photo(tmp_path / "val" / "a" / "1.jpg", 1)
@@ -156,6 +163,7 @@ def test_an_image_near_one_given_to_validate_leaves_training(tmp_path, quiet):
     assert any("moved to validation" in note for note in result.facts.notes)
 
 
+@pytest.mark.one_backend
 def test_an_image_near_both_sides_is_left_out(tmp_path, quiet):
     """An image near a recorded training and a recorded validation image is left out and named."""
     save_photo(tmp_path / "old" / "a" / "1.jpg", 1)
@@ -178,6 +186,7 @@ def test_an_image_near_both_sides_is_left_out(tmp_path, quiet):
 
 @given(some.integers(0, 2**32), some.integers(2, 40), some.integers(0, 40))
 @settings(max_examples=30, deadline=None)
+@pytest.mark.one_backend
 def test_the_search_finds_what_comparing_each_with_each_finds(seed, fresh, old):
     """Multi-index hashing finds exactly the pairs of an exhaustive comparison."""
     rng = np.random.default_rng(seed)
@@ -198,6 +207,7 @@ def test_the_search_finds_what_comparing_each_with_each_finds(seed, fresh, old):
     assert {tuple(pair) for pair in found.tolist()} == expected
 
 
+@pytest.mark.one_backend
 def test_similar_photographs_are_not_taken_for_copies(real_data, quiet):
     """Among 1,473 similar photographs of hands, no two different pictures are near."""
     from kresume.images.near import thumb_array
@@ -241,6 +251,7 @@ COPIES = {
 }
 
 
+@pytest.mark.one_backend
 def test_small_grey_drawings_are_told_apart_and_their_copies_found():
     """Small grey drawings are told apart, and their copies are found.
 
@@ -270,6 +281,7 @@ def test_small_grey_drawings_are_told_apart_and_their_copies_found():
         assert pairs.tolist() == [[place, place + 60] for place in range(60)], name
 
 
+@pytest.mark.one_backend
 def test_flat_pictures_are_not_near_each_other(tmp_path, quiet):
     """Flat pictures are not near each other: each is assigned to a split on its own."""
     for place in range(4):
@@ -281,6 +293,7 @@ def test_flat_pictures_are_not_near_each_other(tmp_path, quiet):
 # Corrections
 
 
+@pytest.mark.one_backend
 def test_moved_images_are_found_again(pictures, tmp_path, quiet):
     """--remap replaces the beginning of paths by whole folder names; a pair that fits nothing is an error."""
     shutil.copytree(pictures / "old", tmp_path / "before")
@@ -294,6 +307,7 @@ def test_moved_images_are_found_again(pictures, tmp_path, quiet):
         corrections.remap(table, [f"{tmp_path / 'bef'}=/x"])
 
 
+@pytest.mark.one_backend
 def test_images_that_are_gone_end_as_asked(pictures, tmp_path, quiet):
     """Missing images are an error that names remedies, or are dropped, or train from the cache.
 
@@ -316,6 +330,7 @@ def test_images_that_are_gone_end_as_asked(pictures, tmp_path, quiet):
         corrections.without_missing(table, None, "cache", "runs/1", ())
 
 
+@pytest.mark.one_backend
 def test_dropped_images_leave_the_manifest_and_the_cache(pictures, tmp_path, quiet):
     """Images dropped by path or hash leave the manifest and the cache; an empty list is refused.
 
@@ -349,6 +364,7 @@ def test_dropped_images_leave_the_manifest_and_the_cache(pictures, tmp_path, qui
         corrections.read_drop(str(tmp_path / "empty"))
 
 
+@pytest.mark.one_backend
 def test_what_keras_had_held_out_validates(pictures, quiet):
     """--val-like keras:F:SEED gives exactly the validation subset of Keras's loader."""
     import keras
@@ -366,6 +382,7 @@ def test_what_keras_had_held_out_validates(pictures, quiet):
             keras_split.held_out(wrong, [str(pictures / "old")])
 
 
+@pytest.mark.one_backend
 def test_old_images_of_a_bare_checkpoint_are_marked_as_seen(pictures, quiet):
     """Old training images of a bare checkpoint are marked as seen; validation and new images are not."""
     result = merged(
@@ -382,6 +399,7 @@ def test_old_images_of_a_bare_checkpoint_are_marked_as_seen(pictures, quiet):
     assert sum(row["seen"] for row in rows) == 24
 
 
+@pytest.mark.one_backend
 def test_exif_bytes_do_not_make_another_picture(tmp_path, quiet):
     """A copy with other EXIF bytes and the same pixels is a near-duplicate, so both share a split."""
     (tmp_path / "a").mkdir()

@@ -61,6 +61,7 @@ def order_of(manifest, way, seed=0, batch_size=4):
 
 @given(manifests(), ways, some.integers(0, 2**31), some.integers(1, 9), some.integers(0, 200))
 @settings(max_examples=80, deadline=None)
+@pytest.mark.one_backend
 def test_any_step_is_what_the_whole_row_has_there(manifest, way, seed, batch_size, step):
     """The batch at any step equals that of the whole stream, for two orders made separately."""
     order, other = order_of(manifest, way, seed, batch_size), order_of(manifest, way, seed, batch_size)
@@ -74,6 +75,7 @@ def test_any_step_is_what_the_whole_row_has_there(manifest, way, seed, batch_siz
 
 @given(manifests(), ways, some.integers(0, 5))
 @settings(max_examples=80, deadline=None)
+@pytest.mark.one_backend
 def test_no_validation_image_ever_trains(manifest, way, epoch):
     """Only training rows are drawn, for any mixture."""
     order = order_of(manifest, way)
@@ -83,6 +85,7 @@ def test_no_validation_image_ever_trains(manifest, way, epoch):
 
 @given(manifests(), ways, some.integers(0, 5))
 @settings(max_examples=80, deadline=None)
+@pytest.mark.one_backend
 def test_each_stream_comes_whole_before_it_repeats(manifest, way, seed):
     """Within an origin and class, no image is drawn n + 1 times before all are drawn n times."""
     order = order_of(manifest, way, seed)
@@ -99,6 +102,7 @@ def test_each_stream_comes_whole_before_it_repeats(manifest, way, seed):
 
 @given(manifests(), ways, some.integers(0, 4))
 @settings(max_examples=80, deadline=None)
+@pytest.mark.one_backend
 def test_an_epochs_shares_are_the_ones_announced(manifest, way, epoch):
     """An epoch's counts by origin and class are those of `shares`, and as requested.
 
@@ -127,6 +131,7 @@ def test_an_epochs_shares_are_the_ones_announced(manifest, way, epoch):
         assert counts.max() - counts.min() <= 2
 
 
+@pytest.mark.one_backend
 def test_a_quarter_of_the_old_images_has_come_whole_after_four_epochs():
     """With --replay 0.25, each epoch has another quarter of the old images and every new image."""
     manifest = table([0] * 120, [0] * 80 + [1] * 40, [False] * 120, ("a",))
@@ -137,6 +142,7 @@ def test_a_quarter_of_the_old_images_has_come_whole_after_four_epochs():
     assert all(len(set(order.take(60 * epoch, 60).tolist()) & set(range(80, 120))) == 40 for epoch in range(4))
 
 
+@pytest.mark.one_backend
 def test_concat_is_the_plain_order():
     """Without an option the order of the images is the plain one."""
     manifest = table([0, 1] * 10, [0] * 10 + [1] * 10, [False] * 20, ("a", "b"))
@@ -154,6 +160,7 @@ def test_concat_is_the_plain_order():
         ((None, 0.5, None), [0, 0], "all 2 training images are old"),
     ],
 )
+@pytest.mark.one_backend
 def test_what_cannot_be_mixed_says_so(way, origins, words):
     """Each contradiction between options is one error."""
     with pytest.raises(UsageError, match=words):

@@ -82,6 +82,7 @@ def test_every_array_arrives_to_the_last_bit_whatever_the_names(folder, name):
     assert np.sort(np.concatenate(stored)).tobytes() == np.sort(np.concatenate(live)).tobytes()
 
 
+@pytest.mark.one_backend
 def test_steps_and_their_folders_are_found(tmp_path):
     """The highest finished step is read; a step can be chosen by its number; an unfinished one is ignored."""
     source = GOLDEN / FOLDERS[0] / "sequential-sgd"
@@ -110,6 +111,7 @@ def test_two_layers_that_a_name_cannot_tell_apart_are_never_guessed():
 @pytest.mark.parametrize(
     "file", ["pytree/manifest.ocdbt", "pytree/_METADATA", "pytree/d/*", "model_config/_strings.json"]
 )
+@pytest.mark.one_backend
 def test_a_damaged_folder_is_refused(tmp_path, file, damage):
     """A truncated, flipped or empty folder is one clear error."""
     shutil.copytree(GOLDEN / FOLDERS[0] / "nested-adam", tmp_path / "o")
@@ -123,6 +125,7 @@ def test_a_damaged_folder_is_refused(tmp_path, file, damage):
 
 
 @pytest.mark.parametrize("name", ["nested-adam", "nested-state", "sequential-sgd"])
+@pytest.mark.one_backend
 def test_a_damaged_folder_leaves_nothing_behind(tmp_path, monkeypatch, name):
     """A failed read finishes every pending array before its loop closes, so no error appears later."""
     source = GOLDEN / FOLDERS[0] / name
@@ -141,6 +144,7 @@ def test_a_damaged_folder_leaves_nothing_behind(tmp_path, monkeypatch, name):
     assert late == []
 
 
+@pytest.mark.one_backend
 def test_a_shape_that_claims_more_than_the_disk_holds_is_refused(tmp_path, monkeypatch):
     """An array that claims more than the disk holds is refused before memory is allocated."""
     import orbax.checkpoint as orbax

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from kresume.images.order import Order, permutation
 
+pytestmark = pytest.mark.one_backend
+
 sizes = st.integers(1, 60)
 
 

@@ -1,9 +1,12 @@
 """Tests that a foreign model gets the pixels that it was trained on, or is not trained."""
 
 import numpy as np
+import pytest
 
 from kresume.evaluation.probe import is_clearly_lower, probe_feedings, promising
 from kresume.evaluation.score import image_losses
+
+pytestmark = pytest.mark.one_backend
 
 LABELS = np.arange(120) % 3
 

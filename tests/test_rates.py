@@ -21,6 +21,7 @@ def decide(saved=FLOAT, **changes):
 
 @pytest.mark.parametrize("saved", [FLOAT, SCHEDULE, SavedRate(3e-3, "run")])
 @pytest.mark.parametrize("schedule", [None, "constant", "cosine", "rewarm-cosine", "plateau"])
+@pytest.mark.one_backend
 def test_lr_always_wins(saved, schedule):
     """With `--lr` the peak is that number, for any checkpoint and schedule."""
     plan = decide(saved, lr=1e-4, schedule=schedule)
@@ -30,17 +31,20 @@ def test_lr_always_wins(saved, schedule):
 
 
 @pytest.mark.parametrize("saved", [FLOAT, SCHEDULE])
+@pytest.mark.one_backend
 def test_lr_scale_is_a_factor_on_the_checkpoints_rate(saved):
     """`--lr-scale 0.1` on 1e-2 gives 1e-3."""
     assert decide(saved, lr_scale=0.1).peak == pytest.approx(1e-3)
 
 
+@pytest.mark.one_backend
 def test_added_images_rewarm_to_a_third_of_the_checkpoints_rate():
     """Without `--lr`, added images rewarm to 0.3 times the checkpoint's rate: rewarm-cosine."""
     plan = decide()
     assert (plan.schedule, plan.peak, plan.warmup_steps) == ("rewarm-cosine", pytest.approx(3e-3), 40)
 
 
+@pytest.mark.one_backend
 def test_a_shift_calls_for_the_full_rate():
     """A parent that is worse on new images raises the peak to the checkpoint's rate, and a line says so."""
     plan = decide(shift="a probe finds it at 50 % on new images")
@@ -48,12 +52,14 @@ def test_a_shift_calls_for_the_full_rate():
     assert "a probe finds" in str(plan)
 
 
+@pytest.mark.one_backend
 def test_an_interrupted_parent_keeps_its_rate():
     """An interrupted training continues at its current rate."""
     plan = decide(interrupted=True)
     assert (plan.schedule, plan.peak) == ("keep", 1e-2)
 
 
+@pytest.mark.one_backend
 def test_keep_carries_the_checkpoints_schedule():
     """`keep` uses the checkpoint's schedule as the file has it."""
     plan = decide(SCHEDULE, schedule="keep")
@@ -77,12 +83,14 @@ def test_keep_carries_the_checkpoints_schedule():
         ({"saved": SavedRate(1e-6, "float")}, "probably decayed"),
     ],
 )
+@pytest.mark.one_backend
 def test_what_contradicts_itself_is_a_usage_error(changes, words):
     """Options that cannot all take effect are refused with a remedy."""
     with pytest.raises(UsageError, match=words):
         decide(**changes)
 
 
+@pytest.mark.one_backend
 def test_a_plan_survives_json():
     """`run.json` pins the plan: reading it gives an equal plan."""
     plan = decide(SCHEDULE, schedule="keep")
@@ -150,6 +158,7 @@ def test_a_held_rate_warms_up_and_stays():
 
 
 @pytest.mark.parametrize(("optimizer", "rate"), [("SGD", "0.02"), ("AdamW", "0.0141")])
+@pytest.mark.one_backend
 def test_another_batch_size_says_what_it_does_and_the_rate_that_goes_with_it(optimizer, rate):
     """Another batch size prints its effect and the matching rate.
 

@@ -217,6 +217,7 @@ def test_a_tensorflow_checkpoint_goes_from_any_precision_to_any(tmp_path, writte
     assert int(inner.iterations) == 6
 
 
+@pytest.mark.one_backend
 def test_a_prefix_and_a_moved_folder_are_found(written, tmp_path):
     """The folder, the prefix and the index file name the same checkpoint, also after a move."""
     import shutil
@@ -260,6 +261,7 @@ def test_another_count_of_classes_names_both_shapes(written):
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "text", "empty"])
+@pytest.mark.one_backend
 def test_a_damaged_keras_file_is_refused(written, tmp_path, damage):
     """A truncated or flipped file, or one that is no archive, is one clear error.
 
@@ -281,6 +283,7 @@ def test_a_damaged_keras_file_is_refused(written, tmp_path, damage):
         read_checkpoint(broken)
 
 
+@pytest.mark.one_backend
 def test_what_is_no_checkpoint_says_so(tmp_path, written):
     """A path without a checkpoint is an error with a remedy.
 
@@ -345,6 +348,7 @@ def test_a_variable_that_two_layers_have_is_stored_twice(tmp_path):
         restore.restore(live, changed, optimizer=None)
 
 
+@pytest.mark.one_backend
 def test_bfloat16_of_keras_2_is_read(tmp_path):
     """A bfloat16 variable of tf_keras is read, although its file does not name the type.
 
@@ -400,6 +404,7 @@ def test_what_we_save_loads_in_plain_keras_and_trains_on(tmp_path):
     assert (state.rate.value, state.rate.origin, state.step) == (1e-3, "run", 2)
 
 
+@pytest.mark.one_backend
 def test_inspect_says_what_a_resume_must_be_told(written):
     """`inspect` lists what a resume must be told.
 
@@ -415,6 +420,7 @@ def test_inspect_says_what_a_resume_must_be_told(written):
     json.dumps(full.as_dict())
 
 
+@pytest.mark.one_backend
 def test_a_path_with_a_typo_is_guessed(tmp_path, pictures):
     """A missing path with a near neighbour is an error that names the neighbour."""
     (tmp_path / "1-signs").mkdir()

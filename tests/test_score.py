@@ -5,6 +5,8 @@ import pytest
 
 from kresume.evaluation.score import flatten, image_losses, predict_all, score, to_probabilities
 
+pytestmark = pytest.mark.one_backend
+
 PROBABILITIES = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.6, 0.3, 0.1], [0.2, 0.2, 0.6]])
 LABELS = np.array([0, 1, 1, 2])
 CLASSES = ("a", "b", "c")

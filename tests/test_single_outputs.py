@@ -122,6 +122,7 @@ def test_like_gives_one_number_of_the_same_meaning(place, tmp_path):
         ("binary-logits", [[0.0], [np.log(3)]], [[0.5, 0.5], [0.25, 0.75]]),
     ],
 )
+@pytest.mark.one_backend
 def test_one_number_is_the_score_of_the_second_class(kind, numbers, expected):
     """One output is the score of the second class: a probability or a logit, in a column or a row.
 
@@ -130,6 +131,7 @@ def test_one_number_is_the_score_of_the_second_class(kind, numbers, expected):
     np.testing.assert_allclose(to_pairs(np.array(numbers), kind), expected, atol=1e-12)
 
 
+@pytest.mark.one_backend
 def test_a_number_that_may_be_a_logit_is_refused():
     """Outputs beyond 0 to 1 of unknown meaning are refused; two logits from one keep its difference."""
     with pytest.raises(
@@ -150,6 +152,7 @@ def test_a_number_that_may_be_a_logit_is_refused():
         ({"a": ("float32", (None, 1)), "b": ("string", (None, 1))}, {"a": "top_scores", "b": "labels"}),
     ],
 )
+@pytest.mark.one_backend
 def test_a_lone_float_is_a_score_and_one_beside_labels_is_theirs(outputs, kinds):
     """A lone float of two classes is a score; a float beside labels belongs to them.
 
@@ -179,6 +182,7 @@ def test_a_signature_without_classes_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("logits", "expected"), [(False, [[0.25]]), (True, [[np.log(0.25 / 0.75)]])])
+@pytest.mark.one_backend
 def test_two_scores_become_one(logits, expected):
     """Two scores become one for a signature of one output.
 

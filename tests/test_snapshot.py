@@ -10,6 +10,8 @@ import pytest
 from kresume.checkpoints import snapshot
 from kresume.errors import CheckpointError
 
+pytestmark = pytest.mark.one_backend
+
 GROUPS = {
     "trainable": [np.arange(12, dtype=np.float32).reshape(3, 4), np.array(1.5, np.float32)],
     "non_trainable": [np.array([3, 2**32 - 1], np.uint32), np.array([1.5, 2], ml_dtypes.bfloat16)],

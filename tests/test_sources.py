@@ -148,6 +148,7 @@ def merged(prepared, **options):
 
 
 @pytest.mark.parametrize(("make", "path"), MAKERS, ids=[path for _, path in MAKERS])
+@pytest.mark.one_backend
 def test_every_kind_gives_the_same_manifest_and_the_same_pixels(pictures, tmp_path, quiet, make, path):
     """Every kind of source has equal digests and gives any row in any order without the cache.
 
@@ -171,6 +172,7 @@ def test_every_kind_gives_the_same_manifest_and_the_same_pixels(pictures, tmp_pa
     assert (again.read, again.decoded) == (0, 0)
 
 
+@pytest.mark.one_backend
 def test_kinds_mix_and_one_picture_counts_once(pictures, tmp_path, quiet):
     """A folder and an archive of the same pictures are one set of images."""
     write_pictures(tmp_path / "old", 8, 0)
@@ -180,6 +182,7 @@ def test_kinds_mix_and_one_picture_counts_once(pictures, tmp_path, quiet):
     assert (len(result.manifest), result.facts.duplicates) == (42, 24)
 
 
+@pytest.mark.one_backend
 def test_a_manifest_is_a_source_that_spares_reading(pictures, tmp_path, quiet, monkeypatch):
     """A manifest is a source whose splits hold; an unchanged file is known without reading it."""
     first = merged(prepare(list_images([pictures / "old"], quiet).files, SPEC, None, quiet), val_split=0.3).manifest
@@ -190,6 +193,7 @@ def test_a_manifest_is_a_source_that_spares_reading(pictures, tmp_path, quiet, m
     assert merged(again, val_split=0.9).manifest.digest() == first.digest()
 
 
+@pytest.mark.one_backend
 def test_a_manifest_of_an_earlier_version_is_read(pictures, tmp_path, quiet):
     """A manifest of an earlier version gets defaults for missing columns, with equal digest and pixels."""
     import pyarrow.parquet as parquet
@@ -206,6 +210,7 @@ def test_a_manifest_of_an_earlier_version_is_read(pictures, tmp_path, quiet):
     assert PictureReader(again, SPEC, None)(rows).tobytes() == PictureReader(table, SPEC, None)(rows).tobytes()
 
 
+@pytest.mark.one_backend
 def test_further_columns_of_a_list_are_kept(tmp_path, quiet):
     """Further columns of a list are kept in the manifest as JSON."""
     write_pictures(tmp_path, 2, 0)
@@ -213,6 +218,7 @@ def test_further_columns_of_a_list_are_kept(tmp_path, quiet):
     assert json.loads(table.table.column("extra")[0].as_py()) == {"camera": "x"}
 
 
+@pytest.mark.one_backend
 def test_a_list_names_what_is_gone_and_says_sides(tmp_path, quiet):
     """A list's missing file is quarantined by name; `split` decides the split; test images are left out."""
     write_pictures(tmp_path, 3, 0, ("circle",))
@@ -241,6 +247,7 @@ def test_a_list_names_what_is_gone_and_says_sides(tmp_path, quiet):
         ("a.parquet", "x", "is no Parquet table"),
     ],
 )
+@pytest.mark.one_backend
 def test_a_list_that_is_none_says_why(tmp_path, quiet, name, content, words):
     """A list that cannot be read is one line: the list, the row, what was expected."""
     (tmp_path / name).write_text(content)
@@ -248,6 +255,7 @@ def test_a_list_that_is_none_says_why(tmp_path, quiet, name, content, words):
         list_images([tmp_path / name], quiet)
 
 
+@pytest.mark.one_backend
 def test_numbers_of_outputs_become_names(tmp_path, quiet):
     """TFRecord labels without a text are indices into the model's classes, sorted as numbers."""
     write_pictures(tmp_path, 2, 0)
@@ -258,6 +266,7 @@ def test_numbers_of_outputs_become_names(tmp_path, quiet):
     assert {found.label for found in collect.name_numbers(listing, ("0", "1", "2"))} == {"0", "1", "2"}
 
 
+@pytest.mark.one_backend
 def test_features_of_another_name_can_be_named(tmp_path, quiet):
     """--feature encoded=NAME names another feature; without it the error lists the features."""
     write_pictures(tmp_path, 1, 0)
@@ -281,6 +290,7 @@ def test_features_of_another_name_are_scored_and_compared_on(tmp_path):
     assert export(path, tmp_path / "out", format="weights-h5", **given).parity.images == 12
 
 
+@pytest.mark.one_backend
 def test_an_unchanged_record_file_is_read_once(tmp_path, quiet, monkeypatch):
     """An unchanged record file is listed once, by size and time.
 
@@ -302,6 +312,7 @@ def test_an_unchanged_record_file_is_read_once(tmp_path, quiet, monkeypatch):
     assert len(reads) == 3
 
 
+@pytest.mark.one_backend
 def test_the_masked_checksum_is_that_of_tensorflow(tmp_path):
     """Our masked checksum equals that of the first frame of a file by TensorFlow's writer."""
     import tensorflow as tf
@@ -313,6 +324,7 @@ def test_the_masked_checksum_is_that_of_tensorflow(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["all.tar", "all.zip", "all.tfrecord", "all.tar.gz", "all.tar.xz", "all.tfrecord.gz"])
+@pytest.mark.one_backend
 def test_a_cut_archive_is_named(tmp_path, quiet, path):
     """A truncated archive is one error with its name; its remaining members are not used."""
     write_pictures(tmp_path, 6, 0)
@@ -323,6 +335,7 @@ def test_a_cut_archive_is_named(tmp_path, quiet, path):
         list_images([tmp_path / f"cut-{path}"], quiet)
 
 
+@pytest.mark.one_backend
 def test_a_zip_bomb_stops_at_the_limit(tmp_path, quiet, monkeypatch):
     """A zip member that unpacks to more than the limit of a picture is quarantined without unpacking it."""
     monkeypatch.setattr(locations, "MAX_FILE_BYTES", 10_000)
@@ -332,6 +345,7 @@ def test_a_zip_bomb_stops_at_the_limit(tmp_path, quiet, monkeypatch):
     assert "more than" in prepared.quarantine[0].reason
 
 
+@pytest.mark.one_backend
 def test_a_film_in_a_class_folder_is_not_read(tmp_path, quiet, monkeypatch):
     """A film in a class folder is quarantined by its size, without reading it."""
     monkeypatch.setattr("kresume.images.prepare.MAX_FILE_BYTES", 1000)
@@ -342,6 +356,7 @@ def test_a_film_in_a_class_folder_is_not_read(tmp_path, quiet, monkeypatch):
     assert any("limit for one picture" in row.reason for row in prepared.quarantine)
 
 
+@pytest.mark.one_backend
 def test_names_in_any_script_and_folders_in_folders(tmp_path, quiet):
     """Class names of any script, spaces, upper-case endings, nested folders and link loops are listed."""
     write_pictures(tmp_path / "x", 2, 0, ("猫", "Große Äpfel"))
@@ -356,6 +371,7 @@ def test_names_in_any_script_and_folders_in_folders(tmp_path, quiet):
     assert len({os.path.realpath(found.path) for found in listing.files}) == 4
 
 
+@pytest.mark.one_backend
 def test_a_bucket_is_listed_and_read_like_a_folder(pictures, tmp_path, quiet, monkeypatch):
     """A path with a scheme is read through etils.epath with the same images, pixels and digest."""
     from etils import epath
@@ -397,6 +413,7 @@ def test_a_run_trains_on_any_kind_and_remembers_it(tmp_path, quiet):
     assert set(table.table.column("member").to_pylist()) != {""}
 
 
+@pytest.mark.one_backend
 def test_a_record_whose_bytes_were_changed_is_set_aside(tmp_path, quiet):
     """A record whose checksum fails is named and quarantined, also when listed again; others are used."""
     write_pictures(tmp_path, 2, 0)
@@ -415,6 +432,7 @@ def test_a_record_whose_bytes_were_changed_is_set_aside(tmp_path, quiet):
 
 
 @pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.one_backend
 def test_what_lies_beside_train_and_val_is_no_class(tmp_path, quiet, packed):
     """Folders beside train and val, such as an unlabelled `test` or annotations, are not classes.
 
@@ -441,6 +459,7 @@ def test_what_lies_beside_train_and_val_is_no_class(tmp_path, quiet, packed):
     assert list_images([tmp_path / "vehicles"], quiet).classes == ("car", "train")
 
 
+@pytest.mark.one_backend
 def test_a_stray_picture_in_train_makes_no_classes_of_the_splits(tmp_path, quiet):
     """Folders train, val and test with class folders inside are splits, whatever stray files they hold."""
     for side in ("train", "val"):
@@ -451,6 +470,7 @@ def test_a_stray_picture_in_train_makes_no_classes_of_the_splits(tmp_path, quiet
     assert any("pictures in train/ itself were left out" in note for note in listing.notes)
 
 
+@pytest.mark.one_backend
 def test_the_spelling_of_the_model_holds(tmp_path, quiet):
     """A run's class names stay as written, although labels are now composed, stripped and rounded."""
     import unicodedata
@@ -463,6 +483,7 @@ def test_the_spelling_of_the_model_holds(tmp_path, quiet):
     assert collect.name_numbers(listing, ("3", "b", composed)) == listing.files
 
 
+@pytest.mark.one_backend
 def test_labels_that_look_alike_are_one(tmp_path, quiet):
     """Labels that look alike are one class.
 
@@ -500,6 +521,7 @@ def test_a_name_that_is_no_text_is_set_aside(tmp_path, quiet):
 
 
 @pytest.mark.parametrize("kind", ["xz", "gz", "bz2"])
+@pytest.mark.one_backend
 def test_a_packed_archive_that_is_damaged_later_is_a_broken_picture_not_a_crash(tmp_path, quiet, kind):
     """A packed archive that is damaged later gives a broken picture, not a crash, for any packer's error."""
     write_pictures(tmp_path / "data", 4, 0, ("a", "b"))
@@ -515,6 +537,7 @@ def test_a_packed_archive_that_is_damaged_later_is_a_broken_picture_not_a_crash(
     assert any("cannot be unpacked any more" in reason for reason in broken.values())
 
 
+@pytest.mark.one_backend
 def test_a_packed_archive_needs_the_cache_and_strict_needs_every_file(tmp_path, quiet):
     """--cache off with .tar.gz is refused before training; --strict-images makes a broken file an error."""
     write_pictures(tmp_path / "old", 4, 0)
@@ -526,6 +549,7 @@ def test_a_packed_archive_needs_the_cache_and_strict_needs_every_file(tmp_path, 
         run_training(out=str(tmp_path / "1"), data=[str(tmp_path / "old")], strict_images=True, **TINY)
 
 
+@pytest.mark.one_backend
 def test_one_level_too_high_is_doubted(tmp_path, quiet):
     """A folder one level too high is doubted: its class folders hold only the same subfolders.
 

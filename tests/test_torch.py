@@ -92,6 +92,7 @@ def test_every_moment_arrives_to_the_last_bit(name):
     )
 
 
+@pytest.mark.one_backend
 def test_layouts_turn_as_the_formats_define():
     """Each layout is transposed as the formats define, shown on numbers that identify their index."""
     weight = np.arange(2 * 3 * 5 * 7).reshape(2, 3, 5, 7)
@@ -188,6 +189,7 @@ class Planted:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.one_backend
 def test_code_in_a_pickle_is_never_run(tmp_path, zipped):
     """A planted call or a pickled model is one error with a remedy, and no code runs."""
     torch = pytest.importorskip("torch")
@@ -203,6 +205,7 @@ def test_code_in_a_pickle_is_never_run(tmp_path, zipped):
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "text", "empty"])
 @pytest.mark.parametrize("name", ["plain-adam.pth", "plain-nesterov.pth", "plain.safetensors"])
+@pytest.mark.one_backend
 def test_a_damaged_file_is_refused(tmp_path, name, damage):
     """A damaged file is one clear error.
 
@@ -223,6 +226,7 @@ def test_a_damaged_file_is_refused(tmp_path, name, damage):
         read_checkpoint(broken)
 
 
+@pytest.mark.one_backend
 def test_a_file_that_claims_more_than_it_holds_is_refused(tmp_path):
     """A file that claims more than it holds is refused before memory is allocated.
 
@@ -245,6 +249,7 @@ def test_a_file_that_claims_more_than_it_holds_is_refused(tmp_path):
         read_checkpoint(tmp_path / "bomb.pth")
 
 
+@pytest.mark.one_backend
 def test_what_keras_has_no_equal_for_is_said(tmp_path):
     """PyTorch settings without a Keras equal are named; weight decay in the gradient needs a choice.
 
@@ -533,6 +538,7 @@ def test_another_epsilon_is_told():
     assert "BatchNormalization has epsilon=0.001 here, PyTorch's default is 1e-05" in how
 
 
+@pytest.mark.one_backend
 def test_groups_of_parameters_are_told_apart_where_shapes_allow(tmp_path):
     """Parameter groups are told apart by shapes if possible, else refused.
 
@@ -591,6 +597,7 @@ def test_eval_scores_a_state_dict(seed_checkpoint, pictures):
     assert found.scores["all"]["accuracy"] > 0.8
 
 
+@pytest.mark.one_backend
 def test_classes_that_a_script_kept_are_the_order_of_the_outputs(tmp_path, pictures):
     """A stored class_to_idx, as torchvision's, gives the class order, not the folders."""
     torch = pytest.importorskip("torch")
@@ -616,6 +623,7 @@ def test_classes_that_a_script_kept_are_the_order_of_the_outputs(tmp_path, pictu
 @pytest.mark.parametrize(
     ("name", "extra"), [("torch-2.13.0/plain-adam.pth", "torch"), ("orbax-0.12.8-jax/nested-adam", "orbax")]
 )
+@pytest.mark.one_backend
 def test_a_missing_extra_is_named_with_its_command(monkeypatch, name, extra):
     """A missing extra is an error with its pip command, only where it is needed."""
     import importlib.util
@@ -633,6 +641,7 @@ def test_a_missing_extra_is_named_with_its_command(monkeypatch, name, extra):
 @pytest.mark.parametrize(
     ("right", "words"), [(200, "mapping verified: 78.1 %"), (60, "WEAK mapping: better than guessing")]
 )
+@pytest.mark.one_backend
 def test_a_mapping_that_is_hardly_right_is_called_weak(right, words):
     """A mapping with low accuracy is called weak.
 
@@ -666,6 +675,7 @@ def test_a_mapping_that_is_hardly_right_is_called_weak(right, words):
         (("0.weight", "0.bias", "bn.weight_v"), "^$"),
     ],
 )  # fmt: skip
+@pytest.mark.one_backend
 def test_weights_that_another_module_computes_are_told(names, words):
     """Weights that another module computes are reported with the call that restores them before saving.
 

@@ -91,6 +91,7 @@ def test_a_best_epoch_that_could_not_be_written_is_said(monkeypatch, tmp_path, p
     assert any("best epoch" in failure for failure in result.failures)
 
 
+@pytest.mark.one_backend
 def test_a_disk_that_does_not_answer_is_told_of_and_not_waited_for(tmp_path):
     """A stalled disk does not stop training; a warning repeats whenever the writer's patience ends."""
     import threading
@@ -151,6 +152,7 @@ def test_a_disk_that_is_full_for_the_arrays_is_a_disk_that_refuses(monkeypatch, 
     assert any("No space left" in failure for failure in result.failures)
 
 
+@pytest.mark.one_backend
 def test_a_line_that_was_half_written_leaves_nothing(monkeypatch, tmp_path):
     """A half-written line leaves nothing: after a failed flush and a retry it exists once."""
     import os

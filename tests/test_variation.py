@@ -15,6 +15,7 @@ from tests.support import kill_at_every_snapshot, result_arrays, run_training
 TINY = {"model": "convnet", "image_size": 8, "batch_size": 6, "epochs": 2, "lr": 1e-3}
 
 
+@pytest.mark.one_backend
 def test_the_draw_is_pinned_fair_and_depends_on_the_position_alone():
     """The draw equals a literal, is fair, and depends on seed and position alone.
 
@@ -30,6 +31,7 @@ def test_the_draw_is_pinned_fair_and_depends_on_the_position_alone():
 PINNED = [1, 0, 0, 1, 0, 0, 0, 1, 0, 1, 0, 1, 1, 1, 1, 1]
 
 
+@pytest.mark.one_backend
 def test_the_second_way_is_that_of_other_loaders():
     assert other_spec(DecodeSpec(8, 8)).interpolation == "bilinear"
     assert other_spec(DecodeSpec(8, 8, "crop", "antialias")) == DecodeSpec(8, 8, "crop", "bilinear")

@@ -82,6 +82,7 @@ def arrive(folder, count, seed):
     epoch=st.integers(1, 4),
     data=st.data(),
 )
+@pytest.mark.one_backend
 def test_each_pass_deals_every_image_once(before, after, batch, epoch, data):
     """After a change every pass still holds each image once.
 
@@ -125,6 +126,7 @@ def passes_of(manifest, epochs=4, steps=None, batch_size=5, per_call=1):
     return Passes(manifest, amount, lambda table: make_order(table, 0, batch_size, None, None, None, 0), steps)
 
 
+@pytest.mark.one_backend
 def test_epochs_stay_passes_and_the_plan_ends_where_it_should(tmp_path, quiet):
     """Epochs stay whole passes after a change, and the schedule's clock ends at the plan's end.
 
@@ -144,6 +146,7 @@ def test_epochs_stay_passes_and_the_plan_ends_where_it_should(tmp_path, quiet):
     assert len(passes.boundaries) == 4
 
 
+@pytest.mark.one_backend
 def test_steps_stay_steps(tmp_path, quiet):
     """`--steps` fixes the amount: more images make fewer epochs, and the schedule keeps its time."""
     few, many = (table_of(write_pictures(tmp_path / name, count, 0), quiet) for name, count in (("a", 8), ("b", 16)))
@@ -210,6 +213,7 @@ def looked(watch, manifest, everything=None):
     return watch.look(manifest, everything or manifest, lambda: None)
 
 
+@pytest.mark.one_backend
 def test_what_came_joins_once_with_its_side(watched):
     """Arrivals join once, as rows of this generation, with splits by content."""
     folder, manifest, watching, _ = watched
@@ -223,6 +227,7 @@ def test_what_came_joins_once_with_its_side(watched):
     assert len(looked(watching, grown)) == 0
 
 
+@pytest.mark.one_backend
 def test_a_half_copied_file_is_left_for_the_next_epoch(watched):
     """A half-copied file waits: it must decode, and be old or unchanged between two scans."""
     folder, manifest, watching, reporter = watched
@@ -241,6 +246,7 @@ def test_a_half_copied_file_is_left_for_the_next_epoch(watched):
     assert sum("cannot be used now" in text for text in reporter.told) == 1
 
 
+@pytest.mark.one_backend
 def test_a_file_that_grows_while_it_is_read_waits(watched, monkeypatch):
     """A file that grows while it is read waits: its size after reading differs from the listed one."""
     folder, manifest, watching, _ = watched
@@ -260,6 +266,7 @@ def test_a_file_that_grows_while_it_is_read_waits(watched, monkeypatch):
     assert len(looked(watching, manifest)) == 3
 
 
+@pytest.mark.one_backend
 def test_what_needs_a_decision_waits_for_the_next_generation(watched):
     """An unknown class or a changed label waits for the next generation and is named once.
 
@@ -278,6 +285,7 @@ def test_what_needs_a_decision_waits_for_the_next_generation(watched):
     assert "copy.png" not in told
 
 
+@pytest.mark.one_backend
 def test_what_vanished_is_named_once(watched):
     """A vanished file is named once; a source that cannot be listed is tried again later.
 
@@ -538,6 +546,7 @@ def test_what_later_scans_noted_is_not_noted_earlier(monkeypatch, tmp_path):
     assert len(scans.remembered(run)) == 24
 
 
+@pytest.mark.one_backend
 def test_what_comes_back_keeps_its_side_and_origin(watched):
     """Images that return after some epochs keep their split and origin: none moves to validation."""
     folder, manifest, watching, _ = watched
@@ -561,6 +570,7 @@ def test_what_comes_back_keeps_its_side_and_origin(watched):
     assert sum("renamed-" in path for path in everything.table.column("path").to_pylist()) == 3
 
 
+@pytest.mark.one_backend
 def test_few_at_a_time_fall_to_validation_as_often_as_many(watched):
     """Arrivals in small groups go to validation as often as in one: splits depend on content alone.
 
@@ -575,6 +585,7 @@ def test_few_at_a_time_fall_to_validation_as_often_as_many(watched):
     assert manifest.is_val.sum() < 0.35 * (len(manifest) - before)
 
 
+@pytest.mark.one_backend
 def test_a_scan_that_failed_late_is_not_found_later(monkeypatch, tmp_path):
     """A scan whose write failed after its rename is not found later, because no step trained on it."""
 
