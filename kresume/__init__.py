@@ -30,9 +30,10 @@ if TYPE_CHECKING:
     from kresume.exports.export import ExportResult, export
     from kresume.reports.lineage import Lineage, lineage
     from kresume.runs import Run, open_run
+    from kresume.training.finish import TrainResult
     from kresume.training.plan.decide import plan
     from kresume.training.plan.plan import Plan
-    from kresume.training.resume import TrainResult, resume
+    from kresume.training.resume import resume
     from kresume.values.state import TrainState
 
 _MODULES = {
@@ -43,7 +44,7 @@ _MODULES = {
     "Lineage": "kresume.reports.lineage",
     "Plan": "kresume.training.decisions",
     "Run": "kresume.runs",
-    "TrainResult": "kresume.training.resume",
+    "TrainResult": "kresume.training.finish",
     "TrainState": "kresume.values.state",
     "evaluate": "kresume.evaluation.evaluate",
     "export": "kresume.exports.export",

@@ -24,6 +24,7 @@ from kresume.storage import atomic
 from kresume.values.record import RunRecord, Status
 
 RECORD = "run.json"
+ARCHITECTURE = "architecture.json"
 FINISHED = ("accepted", "rejected")
 ASIDE = r"\.before-\d+$"
 
@@ -74,6 +75,11 @@ class Run:
     def metrics(self) -> Path:
         """Returns the path of the file with one line per epoch."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def architecture(self) -> Path:
+        """Returns the path of the model's architecture, as Keras serializes it."""
+        return self.path / ARCHITECTURE
 
     @property
     def model(self) -> Path:

@@ -168,14 +168,14 @@ def test_a_run_that_another_process_has_finished_is_not_trained_again(monkeypatc
     done = {file: file.read_bytes() for file in (path / "run.json", path / "model.keras", path / "metrics.jsonl")}
     (last,) = snapshot.list_snapshots(path / "snapshots")
     make_interrupted(path, last[1].name)
-    built = resume.rebuild_model
+    built = resume.rebuild
 
     def finished_meanwhile(*given):
         for file, content in done.items():
             file.write_bytes(content)
         return built(*given)
 
-    monkeypatch.setattr(resume, "rebuild_model", finished_meanwhile)
+    monkeypatch.setattr(resume, "rebuild", finished_meanwhile)
     with pytest.raises(RunError, match=r"was finished by another process meanwhile .*kresume train --from"):
         run_training(**arguments)
     assert {file: file.read_bytes() for file in done} == done

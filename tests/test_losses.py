@@ -28,8 +28,8 @@ from kresume.models.own_code import OwnCode
 from kresume.options.resolve import from_arguments
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
+from kresume.training.adjust import rebuild
 from kresume.training.plan.decide import make_plan
-from kresume.training.resume import rebuild_model
 from kresume.values.loss import Loss
 from tests.conftest import CLASSES
 from tests.support import kill_at_every_snapshot, photo, run_training
@@ -339,7 +339,7 @@ def test_the_checkpoints_own_loss_trains_on(name, script, images, pictures, tmp_
     # Another process makes the same loss from the record, and a child run continues with it.
     run = runs.open_run(result.run)
     scores = np.asarray(model.predict_on_batch(values))
-    again = rebuild_model(run, TrainConfig(**run.record.as_dict()["options"])).loss
+    again = rebuild(run, TrainConfig(**run.record.as_dict()["options"])).loss
     one, other = (
         ops.mean(each(wanted, scores)) for each in (again, choose_loss(model, code=code_of(script)).keras_loss())
     )
@@ -404,7 +404,7 @@ def test_a_loss_that_nobody_can_make_is_named(form, script, pictures, quiet, tmp
         make_plan(from_arguments(str(path), given), quiet)
     plan = make_plan(from_arguments(str(path), {**given, "loss": "categorical_crossentropy", "metric": ["AUC"]}), quiet)
     assert "--loss takes the place of the checkpoint's own loss, special" in plan.notes
-    assert "the checkpoint's metrics are not computed: mse; --metric NAME adds one of Keras's" in plan.notes
+    assert "metrics of the checkpoint are not computed: mse; --metric NAME adds one" in plan.notes
     assert evaluate(path, pictures / "old").note == ""
     if form != "by name":
         return

@@ -4,7 +4,6 @@ Runs under this backend.
 """
 
 import math
-from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -14,9 +13,9 @@ from kresume.checkpoints.read import read_checkpoint
 from kresume.errors import UsageError
 from kresume.models.losses import choose_loss
 from kresume.options.table import TrainConfig
+from kresume.training.adjust import Adjustment, adjust
 from kresume.training.plan.parent import Parent, restore_parent, wanted_optimizer
 from kresume.training.plan.rate import decide_rate, keras_rate
-from kresume.training.resume import _adjust
 from kresume.values.amount import Amount
 from kresume.values.card import Card
 from tests.conftest import CLASSES
@@ -65,9 +64,10 @@ def adjusted(path, **options):
         warmup_steps=config.warmup_steps,
         adds_images=True,
     )
-    plan = SimpleNamespace(rate=rate, card=CARD, amount=Amount(1, STEPS, BATCH, (STEPS,), ""))
-    draft = SimpleNamespace(live=live, plan=plan, loss=choose_loss(live.model, saved=parent.state.compiled))
-    return _adjust(draft, config), rate
+    loss, amount = choose_loss(live.model, saved=parent.state.compiled), Amount(1, STEPS, BATCH, (STEPS,), "")
+    to = Adjustment(wanted_optimizer(live.saved, config), rate, live.iterations, loss, CARD, amount)
+    adjust(live.model, to, restored=live.optimizer)
+    return live.model, rate
 
 
 def cosine(peak, step, warmup=1):

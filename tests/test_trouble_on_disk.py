@@ -178,20 +178,20 @@ def test_a_best_snapshot_that_was_damaged_since_does_not_hold_the_run_up(monkeyp
 
     The run says why and does not fail at every start.
     """
-    from kresume.training.loop.session import Course
+    from kresume.training import finish
 
-    take = Course._take_best
+    take = finish._take_best
 
-    def damaged(course):
-        best = course.progress.best
-        if best["step"] == course.progress.step:  # make another epoch the best one
-            best = course.progress.best = {**best, "step": course.amount.boundaries[0]}
-        path = snapshot.snapshot_path(course.run.snapshots, best["step"]) / snapshot.ARRAYS
+    def damaged(session):
+        best = session.progress.best
+        if best["step"] == session.progress.step:  # make another epoch the best one
+            best = session.progress.best = {**best, "step": session.amount.boundaries[0]}
+        path = snapshot.snapshot_path(session.run.snapshots, best["step"]) / snapshot.ARRAYS
         if path.exists():
             path.write_bytes(b"damaged")
-        return take(course)
+        return take(session)
 
-    monkeypatch.setattr(Course, "_take_best", damaged)
+    monkeypatch.setattr(finish, "_take_best", damaged)
     result = run_training(out=str(tmp_path / "run"), data=[str(pictures / "old")], **TINY, monitor="val_loss")
     assert result.exit_code == 5
     assert any("the result is the last step" in failure for failure in result.failures)

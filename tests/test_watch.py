@@ -462,7 +462,7 @@ def test_scans_that_were_tampered_with_are_refused(monkeypatch, tmp_path):
     with pytest.raises(ImagesError, match="the scan before epoch 3 does not lead to the images that it recorded"):
         run_training(out=str(whole))
     (whole / "images" / "epoch-0003.parquet").unlink()
-    with pytest.raises(CheckpointError, match="is not the manifest that the snapshots were taken on"):
+    with pytest.raises(CheckpointError, match="is not the manifest that the snapshots were taken with"):
         run_training(out=str(whole))
     (whole / "images" / "epoch-0002.parquet").write_bytes(kept[: len(kept) // 2])
     with pytest.raises(ImagesError, match="cannot be read"):
@@ -664,7 +664,7 @@ def test_a_mixture_whose_new_images_all_broke_goes_on(monkeypatch, tmp_path, pic
     lines = runs.read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert lines[1]["shares"]["origins"]["new"] == pytest.approx(0.5, abs=0.02)
     assert lines[-1]["shares"]["origins"] == {"old": 1.0}
-    assert any("from here on an epoch deals every image once" in text for text in reporter.told)
+    assert any("from here on an epoch uses every image once" in text for text in reporter.told)
 
 
 def test_a_validation_file_that_broke_ends_no_night(monkeypatch, tmp_path):

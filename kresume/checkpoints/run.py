@@ -71,7 +71,7 @@ def read(path: str) -> TrainState:
         state,
         source=path,
         format="run",
-        architecture=atomic.read_json(run.path / "architecture.json"),
+        architecture=atomic.read_json(run.architecture),
         compiled=_compiled(record.loss),
         optimizer=replace(record.optimizer, variables=sum(name.startswith("optimizer/") for name in state.arrays)),
         step=record.base_step + int(state.step or 0),

@@ -2,9 +2,9 @@
 
 Running the same command again is all that a user does to continue.
 
-opening = open_out(config)
-opening.run          # the interrupted run to continue, or None
-opening.path         # the path of the run, existing or new
+start = start_or_continue(config)
+start.run          # the interrupted run to continue, or None
+start.path         # the path of the run, existing or new
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ GENERIC_NAMES = frozenset({"old", "new", "data", "images", "train", "training", 
 
 
 @dataclass(frozen=True)
-class Opening:
+class Start:
     """How a command starts.
 
     Attributes:
@@ -45,7 +45,7 @@ class Opening:
     aside: bool = False
 
 
-def open_out(config: TrainConfig) -> Opening:
+def start_or_continue(config: TrainConfig) -> Start:
     """Finds the run to continue or the path of a new one, in this order.
 
     1. `--overwrite`: the content of `--out` is moved aside and a new run starts there, unless this same command started
@@ -60,18 +60,18 @@ def open_out(config: TrainConfig) -> Opening:
         ConfigMismatch: `--out` holds a run of other options.
         RunError: `--out` holds a finished run, or something that is not a run.
     """
-    opening = _open(config)
-    held = opening.config
+    start = _open(config)
+    held = start.config
     if config.watch and not (held.data or held.add or held.val):
         raise UsageError(
             f"{option('watch', True)} looks for new images in the folders of {option('data')}, "
             f"{option('add')} and {option('val')}: give "
             "one of them"
         )
-    return opening
+    return start
 
 
-def _open(config: TrainConfig) -> Opening:
+def _open(config: TrainConfig) -> Start:
     if config.out is not None:
         return _open_given(config, Path(config.out))
     for run in runs.unfinished(runs.list_runs(RUNS)):
@@ -80,10 +80,10 @@ def _open(config: TrainConfig) -> Opening:
             continue  # the command requests a new run, once
         if not same_config(before.model_copy(update={"out": None}), config):
             return _continue(run, config)
-    return Opening(runs.next_path(RUNS, _name(config)), None, _inherited(config), config)
+    return Start(runs.next_path(RUNS, _name(config)), None, _inherited(config), config)
 
 
-def _open_given(config: TrainConfig, path: Path) -> Opening:
+def _open_given(config: TrainConfig, path: Path) -> Start:
     if config.from_ is not None and path.resolve() == Path(config.from_).resolve():
         raise UsageError(
             f"{option('from', config.from_)} and {option('out', config.out)}: a run is never written over by its "
@@ -96,9 +96,9 @@ def _open_given(config: TrainConfig, path: Path) -> Opening:
             raise UsageError(
                 f"{option('out', config.out)}: there is no run to continue, and no {option('data')} to begin one with"
             )
-        return Opening(path, None, _inherited(config), config)
+        return Start(path, None, _inherited(config), config)
     if config.overwrite and not _begun_by(path, config):
-        return Opening(path, None, _inherited(config), config, aside=True)
+        return Start(path, None, _inherited(config), config, aside=True)
     if not runs.is_run(path):
         what = (
             "is a file" if path.is_file() else f"holds {', '.join(sorted(child.name for child in path.iterdir())[:3])}"
@@ -136,11 +136,11 @@ def _only_out(config: TrainConfig) -> bool:
     return not (asked - {"out"} - MAY_DIFFER)
 
 
-def _continue(run: runs.Run, config: TrainConfig) -> Opening:
+def _continue(run: runs.Run, config: TrainConfig) -> Start:
     free = {name: value for name, value in given(config).items() if name in MAY_DIFFER}
     # A run may come from anywhere: only this command can say that its code is trusted.
     held = TrainConfig(**{**run.record.options, "trust": None})
-    return Opening(run.path, run, held.model_copy(update={**free, "out": str(run.path)}), config)
+    return Start(run.path, run, held.model_copy(update={**free, "out": str(run.path)}), config)
 
 
 def _mismatch(run: runs.Run, config: TrainConfig, differing: list[tuple[str, object, object]]) -> str:

@@ -9,14 +9,10 @@ No callback reads `self.model` or a value of `logs` in each step: under JAX eith
 
 from __future__ import annotations
 
-import json
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any, Literal
 
 import keras
@@ -26,6 +22,7 @@ from kresume.errors import Stopped, TrainingError
 from kresume.training.loop import callback_state
 from kresume.training.loop.policy import Cadence, Due, Since
 from kresume.training.loop.progress import Progress
+from kresume.training.loop.stop import StopRequest
 from kresume.training.loop.writer import RunWriter
 
 LOSS_READ_SECONDS = 0.5
@@ -118,42 +115,6 @@ class Narrator(keras.callbacks.Callback):  # type: ignore[misc]  # keras is unty
         self._end()
 
 
-class StopRequest:
-    """Turns SIGTERM and Ctrl-C into a request that training obeys at the next step boundary.
-
-        with StopRequest() as stop:
-            ...
-            if stop.signal: ...
-
-    A second Ctrl-C ends the process at once. Outside the main thread (notebook workers) signals are not handled.
-    """
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None and number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            raise KeyboardInterrupt
-        self.signal = number
-
-    @property
-    def exit_code(self) -> int:
-        """Returns 75 (EX_TEMPFAIL: run again) for SIGTERM, 130 for Ctrl-C."""
-        return 130 if self.signal == signal.SIGINT else 75
-
-
 @dataclass
 class Resumption:
     """State that the keeper restores to callbacks and metrics in a process that continues."""
@@ -173,7 +134,7 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
         writer: writes snapshots and lines on its thread.
         cadence: how often a snapshot is due.
         stop: set by signals.
-        line: builds the epoch's line from (epoch, logs).
+        line: makes the epoch's line from (epoch, logs, steps per second).
         monitor: `(name, "max" | "min")`, or None if the last snapshot is the result.
         resumption: state to restore when training begins.
         records: returns further records for a snapshot.
@@ -193,7 +154,7 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
         writer: RunWriter,
         cadence: Cadence,
         stop: StopRequest,
-        line: Callable[[int, Mapping[str, Any]], dict[str, Any]],
+        line: Callable[[int, Mapping[str, Any], float | None], dict[str, Any]],
         monitor: tuple[str, Literal["max", "min"]] | None,
         resumption: Resumption,
         records: Callable[[], Mapping[str, Any]],
@@ -261,7 +222,7 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
         """Writes the epoch's line, then its snapshot if one is due."""
         progress = self.progress
         self._check_loss(logs)
-        self.writer.put_line(json.dumps(self.line(epoch, logs or {}), ensure_ascii=False))
+        self.writer.put_line(self.line(epoch, logs or {}, self.steps_per_second))
         progress.lines += 1
         progress.epoch = epoch + 1
         progress.stopped_early = bool(self._model.stop_training)

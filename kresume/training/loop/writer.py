@@ -1,7 +1,7 @@
 """Writes snapshots and the lines of epochs on a thread.
 
-    writer = RunWriter(run.snapshots, run.metrics, retention=Retention(3), guard=lock.check)
-    writer.put_line('{"epoch": 1, ...}')
+    writer = RunWriter(run.snapshots, [JsonLines(run.metrics)], retention=Retention(3), guard=lock.check)
+    writer.put_line({"epoch": 1, ...})
     writer.submit(step, read_state, records)       # copies the state out of the device; the thread writes it
     writer.join()
 
@@ -15,7 +15,8 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import numpy as np
 
 from kresume.checkpoints import snapshot
 from kresume.errors import CheckpointError, RunError
-from kresume.storage import atomic
+from kresume.reports.sinks import Sink
 from kresume.training.loop.policy import Retention
 
 STALLED_SECONDS = 60.0
@@ -45,7 +46,7 @@ class RunWriter:
 
     Args:
         directory: the folder of the snapshots.
-        metrics: the JSON-lines file; None if no lines are written.
+        sinks: where the lines of epochs go.
         retention: which snapshots to keep.
         guard: called before each commit; raises if this process no longer owns the run.
         on_failure: called with a description of what could not be written.
@@ -61,7 +62,7 @@ class RunWriter:
     def __init__(
         self,
         directory: Path,
-        metrics: Path | None = None,
+        sinks: Sequence[Sink] = (),
         *,
         retention: Retention,
         guard: Callable[[], None],
@@ -71,7 +72,6 @@ class RunWriter:
         stalled_seconds: float = STALLED_SECONDS,
     ) -> None:
         self.directory = directory
-        self.metrics = metrics
         self.retention = retention
         self.guard = guard
         self.on_failure = on_failure
@@ -81,7 +81,7 @@ class RunWriter:
         self.failures: list[str] = []
         self.committed: int | None = None
         self._buffers: Groups | None = None
-        self._lines: list[str] = []
+        self._lines: list[tuple[Sink, deque[Mapping[str, Any]]]] = [(sink, deque()) for sink in sinks]
         self._best_of: dict[int, int | None] = {}
         self._fatal: Exception | None = None
         self._thread: threading.Thread | None = None
@@ -94,9 +94,10 @@ class RunWriter:
         """Returns True while the disk is busy with the last job."""
         return self._thread is not None and self._thread.is_alive()
 
-    def put_line(self, line: str) -> None:
+    def put_line(self, line: Mapping[str, Any]) -> None:
         """Queues a metric line; it is on disk before any later snapshot, which counts it."""
-        self._lines.append(line)
+        for _, lines in self._lines:
+            lines.append(line)
         if not self.busy:
             self._start("a line of the metrics", lambda: None)
 
@@ -187,9 +188,10 @@ class RunWriter:
             raise self._fatal
 
     def _flush_lines(self) -> None:
-        while self._lines and self.metrics is not None:
-            atomic.append_line(self.metrics, self._lines[0])
-            del self._lines[0]
+        for sink, lines in self._lines:
+            while lines:
+                sink.write(lines[0])
+                lines.popleft()
 
     def _run(self, job: str, work: Callable[[], None]) -> None:
         try:

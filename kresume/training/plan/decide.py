@@ -1,35 +1,35 @@
-"""Decides everything before the first step: `kresume plan` prints it, `kresume train` carries it out.
+"""Decides everything before the first step, in the order of time; `kresume train` and `kresume plan` go the same way.
 
-plan = make_plan(config, reporter)          # reads and scores; writes nothing
-draft = make_draft(opening, reporter, writes=True)      # the same, with the model in memory and the images in the cache
+    sources = list_named(start, reporter, writes=True)
+    loaded = load_checkpoint(start, sources, reporter)
+    data = update_data(start, loaded, sources, reporter, writes=True)
+    draft = decide(start, loaded, data, reporter)
+
+Nothing is written but decoded pictures in the cache, and with `writes=False` not even those.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kresume.backend import live_state, selection
-from kresume.errors import UsageError
 from kresume.evaluation.caches import open_cache
 from kresume.evaluation.probe import CLEAR_ERRORS
 from kresume.images.collect import Sources
 from kresume.images.mixing import make_order
 from kresume.images.order import permutation
 from kresume.images.reader import PictureReader
-from kresume.models.inputs import layout_of
-from kresume.options.given import given
-from kresume.options.lookup import flag_of
 from kresume.options.resolve import cache_limit, from_arguments, image_size
 from kresume.options.settings import DEFAULTS, settings_of
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
+from kresume.runs import Run
 from kresume.spelling import as_argument, spelled
-from kresume.training.feeding import PROBE_IMAGES, Feeding, decide_feeding
+from kresume.training.feeding import PROBE_IMAGES, decide_feeding
 from kresume.training.gather import (
     Gathered,
     check_outputs,
@@ -41,54 +41,28 @@ from kresume.training.gather import (
 )
 from kresume.training.loop.policy import Cadence
 from kresume.training.plan.amount import check_monitor, decide_amount
-from kresume.training.plan.notes import frozen_layers, notes_of
+from kresume.training.plan.describe import describe
+from kresume.training.plan.draft import Data, Draft, Loaded
 from kresume.training.plan.parent import (
     Live,
     Parent,
-    describe_change,
     read_parent,
     restore_parent,
     saved_rate,
     wanted_optimizer,
 )
+from kresume.training.plan.pixels import decode_spec
 from kresume.training.plan.plan import Plan
 from kresume.training.plan.rate import decide_rate, look_ahead
 from kresume.training.plan.torch_mapping import check_filled_in
-from kresume.training.start import Opening, open_out
+from kresume.training.start import Start, start_or_continue
 from kresume.values.amount import Amount
 from kresume.values.card import Card
-from kresume.values.decode_spec import DecodeSpec
-from kresume.values.input_layout import InputLayout
-from kresume.values.rate import RatePlan
-from kresume.values.state import SavedOptimizer
 
 if TYPE_CHECKING:
-    from kresume.models.losses import LossChoice
+    pass
 
 SHIFT_POINTS = 0.05
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A plan, and the objects in memory that carry it out.
-
-    Attributes:
-        plan: the decisions that are printed and pinned in `run.json`.
-        parent: the checkpoint to start from, None for a new model.
-        live: the model with every variable restored.
-        gathered: the images.
-        sources: the listed files that the images come from.
-        loss: the loss and the metrics that go with it.
-        generation: the generation of the new run.
-    """
-
-    plan: Plan
-    parent: Parent | None
-    live: Live
-    gathered: Gathered
-    sources: Sources
-    loss: LossChoice
-    generation: int
 
 
 @spelled(as_argument)
@@ -112,31 +86,45 @@ def make_plan(config: TrainConfig, reporter: Reporter) -> Plan:
     Raises:
         KresumeError: `train` would raise the same error.
     """
-    opening = open_out(config)
-    if opening.run is not None:
-        return _plan_of_continuation(opening)
-    draft = make_draft(opening, reporter, writes=False)
-    for quarantined in draft.gathered.quarantine:
-        reporter.say(f"would be set aside: {quarantined.path}: {quarantined.reason}")
-    return draft.plan
+    start = start_or_continue(config)
+    if start.run is not None:
+        return _plan_of_continuation(start.run)
+    sources = list_named(start, reporter, writes=False)
+    loaded = load_checkpoint(start, sources, reporter)
+    data = update_data(start, loaded, sources, reporter, writes=False)
+    for quarantined in data.gathered.quarantine:
+        reporter.say(f"would be quarantined: {quarantined.path}: {quarantined.reason}")
+    return decide(start, loaded, data, reporter).plan
 
 
-def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
-    """Loads the checkpoint, gathers the images, and decides the rate and the amount of training.
+def list_named(start: Start, reporter: Reporter, *, writes: bool) -> Sources:
+    """Lists the images that the options name; finds typos before a framework is loaded.
 
     Args:
-        opening: the path of the run, and its options.
+        start: where the run will be, and its options.
         reporter: shown progress.
         writes: False for `plan`: nothing is written to the cache.
 
     Raises:
-        KresumeError: the run cannot be started. Nothing was written except decoded images in the cache.
+        KresumeError: an option has no meaning, or a source of images is missing.
     """
-    config, held = opening.config, settings_of(opening.config)
-    # Check first what a typo can break: before a framework is loaded, and long before a run is created.
-    Cadence.parse(held.snapshot_every)
-    asked_size = image_size(config)
-    sources = list_sources(config, reporter, writes=writes)
+    Cadence.parse(settings_of(start.config).snapshot_every)
+    image_size(start.config)
+    return list_sources(start.config, reporter, writes=writes)
+
+
+def load_checkpoint(start: Start, sources: Sources, reporter: Reporter) -> Loaded:
+    """Selects the backend, reads the checkpoint and restores every variable of its model.
+
+    Args:
+        start: where the run will be, and its options.
+        sources: names the classes where the checkpoint does not.
+        reporter: shown progress.
+
+    Raises:
+        KresumeError: the checkpoint cannot be restored exactly; the message says what to give.
+    """
+    config, held = start.config, settings_of(start.config)
     selection.select(config.backend, held.device, config.devices, held.batch_size, exact=held.exact == "on")
     parent = read_parent(config)
     if config.from_ is not None and parent is None:
@@ -144,23 +132,19 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
     check_sources(config, parent, sources)
     classes, classes_reason = decide_classes(config, parent, sources)
     check_monitor(config.monitor, classes)
-    generation = parent.generation + 1 if parent is not None else 0
-
     selection.set_precision(config.precision)
     live_state.seed_everything(held.seed)
     card = parent.card if parent is not None else None
-    mapped = parent is not None and parent.state.layout == "torch"
-    if mapped:
+    if _is_mapped(parent):
         check_filled_in(config.model)
     live = restore_parent(
-        config, parent, num_classes=len(classes), image_size=asked_size or (card.image_size if card else None)
+        config, parent, num_classes=len(classes), image_size=image_size(config) or (card.image_size if card else None)
     )
     from kresume.models.losses import check_metrics, choose_loss, unused_metrics
     from kresume.models.outputs import output_count
     from kresume.models.own_code import own_code
 
     check_metrics(config.metric or ())
-
     source_name = config.from_ if parent is not None and parent.state.architecture else f"--model {config.model}"
     check_outputs(classes, classes_reason, output_count(live.model), str(source_name))
     saved = parent.state.compiled if parent is not None else None
@@ -171,35 +155,72 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
         soft_labels=bool(config.mixup or config.cutmix),
         code=own_code(config.model, config.imports or ()),
     )
-    metrics = unused_metrics(saved, config.metric or ())
-
-    old = sources.data if parent is not None else None
-    spec, layout = decode_spec(config, card, live.model, asked_size)
-    feeding = decide_feeding(config, card, live.model, loss, old, classes, spec, layout, reporter, mapped=mapped)
-    spec = feeding.spec
-    cache = open_cache(spec, held.cache, cache_limit(config), writes=writes)
-    gathered = gather(config, parent, sources, classes, spec, cache, generation, reporter, writes=writes)
-    reader = PictureReader(gathered.manifest, spec, cache)
-
-    size = (spec.height, spec.width)
-    card = Card(classes, size, feeding.pixels, spec.resize, spec.interpolation, input=feeding.layout)
-    before = None
-    shift = None
-    if parent is not None:
-        from kresume.evaluation.live import LiveScorer
-
-        scorer = LiveScorer(live.model, reader, gathered.manifest, card, loss, held.batch_size, generation)
-        before = scorer.score(reporter, "scoring the parent")
-        shift = _find_shift(scorer, gathered, generation)
-    order = make_order(
-        gathered.manifest,
-        held.seed,
-        held.batch_size,
-        held.mix,
-        config.replay,
-        held.balance,
-        generation,
+    return Loaded(
+        parent,
+        live,
+        classes,
+        classes_reason,
+        loss,
+        unused_metrics(saved, config.metric or ()),
+        generation=parent.generation + 1 if parent is not None else 0,
     )
+
+
+def _is_mapped(parent: Parent | None) -> bool:
+    """Returns True for a PyTorch state dict, whose arrays were mapped to the model's variables."""
+    return parent is not None and parent.state.layout == "torch"
+
+
+def update_data(start: Start, loaded: Loaded, sources: Sources, reporter: Reporter, *, writes: bool) -> Data:
+    """Finds how pictures are fed to the model, and merges old and new images into one manifest.
+
+    Args:
+        start: where the run will be, and its options.
+        loaded: the model that training starts from.
+        sources: the listed files.
+        reporter: shown progress.
+        writes: False for `plan`: nothing is written to the cache.
+
+    Raises:
+        KresumeError: the images cannot be used; the message says which and why.
+    """
+    config, parent, model = start.config, loaded.parent, loaded.live.model
+    card = parent.card if parent is not None else None
+    old = sources.data if parent is not None else None
+    spec, layout = decode_spec(config, card, model, image_size(config))
+    feeding = decide_feeding(
+        config, card, model, loaded.loss, old, loaded.classes, spec, layout, reporter, mapped=_is_mapped(parent)
+    )
+    spec = feeding.spec
+    cache = open_cache(spec, settings_of(config).cache, cache_limit(config), writes=writes)
+    gathered = gather(config, parent, sources, loaded.classes, spec, cache, loaded.generation, reporter, writes=writes)
+    card = Card(
+        loaded.classes,
+        (spec.height, spec.width),
+        feeding.pixels,
+        spec.resize,
+        spec.interpolation,
+        input=feeding.layout,
+    )
+    return Data(sources, gathered, feeding, PictureReader(gathered.manifest, spec, cache), card)
+
+
+def decide(start: Start, loaded: Loaded, data: Data, reporter: Reporter) -> Draft:
+    """Decides how much is trained and at which rate.
+
+    Args:
+        start: where the run will be, and its options.
+        loaded: the model that training starts from.
+        data: the images.
+        reporter: shown progress of scoring.
+
+    Raises:
+        KresumeError: options contradict each other, or no rate is known.
+    """
+    config, held = start.config, settings_of(start.config)
+    parent, live, gathered, generation = loaded.parent, loaded.live, data.gathered, loaded.generation
+    before, shift = _score_parent(loaded, data, held.batch_size, reporter)
+    order = make_order(gathered.manifest, held.seed, held.batch_size, held.mix, config.replay, held.balance, generation)
     amount = _amount(config, parent, live, gathered, generation, order.n)
     wanted = wanted_optimizer(live.saved, config)
     rate = decide_rate(
@@ -215,48 +236,29 @@ def make_draft(opening: Opening, reporter: Reporter, *, writes: bool) -> Draft:
         interrupted=parent is not None and parent.interrupted,
     )
     rate, ahead = look_ahead(rate, live.iterations)
-    plan = _write_up(
-        opening, parent, live, wanted, gathered, card, feeding, classes_reason, rate, amount, loss, before, generation
+    return Draft(
+        describe(start, loaded, data, wanted, rate, amount, before, order.shares(), ahead), loaded, data, wanted
     )
-    left_out = f"the checkpoint's metrics are not computed: {', '.join(metrics)}; --metric NAME adds one of Keras's"
-    said = [note for note in (loss.note, left_out if metrics else "", ahead) if note]
-    plan = replace(plan, shares=order.shares(), notes=[*said, *plan.notes])
-    return Draft(plan, parent, live, gathered, sources, loss, generation)
 
 
-def decode_spec(
-    config: TrainConfig, card: Card | None, model: Any, asked: tuple[int, int] | None
-) -> tuple[DecodeSpec, InputLayout]:
-    """Decides size and resizing, and how the model takes an image.
+def _score_parent(
+    loaded: Loaded, data: Data, batch_size: int, reporter: Reporter
+) -> tuple[Mapping[str, Any] | None, str | None]:
+    """Returns the parent's scores, and a description of a shift of the new images; None for a new model."""
+    if loaded.parent is None:
+        return None, None
+    from kresume.evaluation.live import LiveScorer
 
-    An option wins over the checkpoint's model card, which wins over the model's own input.
-
-    Args:
-        config: the options.
-        card: the checkpoint's model card, None if it has none.
-        model: the built model.
-        asked: `--image-size` as `(height, width)`, or None.
-
-    Raises:
-        UsageError: an option contradicts the model's fixed input, or the model takes no images.
-    """
-    layout, fixed = layout_of(
-        model, asked or (card.image_size if card else None), config.axes, card.input if card else None
+    scorer = LiveScorer(
+        loaded.live.model,
+        data.reader,
+        data.gathered.manifest,
+        data.card,
+        loaded.loss,
+        batch_size,
+        loaded.generation,
     )
-    if fixed is not None and asked is not None and asked != fixed:
-        raise UsageError(
-            f"--image-size {asked[0]}x{asked[1]}: the model's input is fixed at {fixed[0]}x{fixed[1]}; leave it out"
-        )
-    size = asked or fixed or (card.image_size if card else None)
-    if size is None:
-        raise UsageError("the model takes images of any size: say which to train on with --image-size N or HxW")
-    spec = DecodeSpec(
-        size[0],
-        size[1],
-        config.resize or (card.resize if card else DEFAULTS.resize),
-        config.interpolation or (card.interpolation if card else DEFAULTS.interpolation),
-    )
-    return spec, layout
+    return scorer.score(reporter, "scoring the parent"), _find_shift(scorer, data.gathered, loaded.generation)
 
 
 def _sample(rows: np.ndarray) -> np.ndarray:
@@ -311,74 +313,8 @@ def _find_shift(scorer: Any, gathered: Gathered, generation: int) -> str | None:
     return f"a probe finds it at {100 * accuracies[1]:.0f} % on new images, {100 * accuracies[0]:.0f} % on old ones"
 
 
-def _write_up(
-    opening: Opening,
-    parent: Parent | None,
-    live: Live,
-    wanted: SavedOptimizer,
-    gathered: Gathered,
-    card: Card,
-    feeding: Feeding,
-    classes_reason: str,
-    rate: RatePlan,
-    amount: Amount,
-    loss: LossChoice,
-    before: Mapping[str, Any] | None,
-    generation: int,
-) -> Plan:
-    manifest = gathered.manifest
-    new = manifest.origins == generation
-    val = manifest.val_rows()
-    facts = gathered.merge.facts
-    sides = f"{len(val):,} to validate"
-    if parent is not None:
-        sides += f" ({int((~new[val]).sum()):,} old, {int(new[val].sum()):,} new)"
-    old_count, new_count = int((~new).sum()), int(new.sum())
-    notes = [*(parent.notes if parent is not None else ()), *feeding.notes]
-    notes += notes_of(opening.config, parent, gathered, amount, rate, wanted.class_name or "", generation=generation)
-    notes += frozen_layers(live.model)
-    if change := describe_change(live, wanted):
-        notes.append(change)
-    described = ""
-    if parent is not None:
-        kind = f"run, {parent.run.status}" if parent.run else parent.state.format
-        step = f", step {parent.state.step:,}" if parent.state.step is not None else ""
-        described = f"{opening.config.from_} ({kind}{step})"
-    return Plan(
-        action="extend" if parent is not None else "start",
-        out=str(opening.path),
-        parent=described,
-        restored=live.summary,
-        images={
-            "total": len(manifest),
-            "old": old_count,
-            "new": new_count,
-            "train": len(manifest.train_rows()),
-            "validation": len(val),
-            "seen": int(manifest.seen[val].sum()),
-            "duplicates": facts.duplicates,
-            "quarantined": len(gathered.quarantine),
-        },
-        sides=sides,
-        card=card,
-        pixels_reason=feeding.reason,
-        interpolation_reason=feeding.interpolation_reason,
-        classes_reason=classes_reason,
-        rate=rate,
-        amount=amount,
-        loss=f"{loss.kind} ({loss.reason})",
-        optimizer=wanted.class_name or "",
-        before=before,
-        options={flag_of(name): value for name, value in given(opening.given).items()},
-        notes=notes,
-    )
-
-
-def _plan_of_continuation(opening: Opening) -> Plan:
-    """Returns the plan that is pinned in the interrupted run."""
-    run = opening.run
-    if run is None:  # never: the caller checks it
-        raise ValueError("no run to continue")
+def _plan_of_continuation(run: Run) -> Plan:
+    """Returns the plan that an interrupted run has recorded."""
     from kresume.checkpoints import snapshot
 
     state, _ = snapshot.newest_snapshot(run.snapshots)

@@ -77,7 +77,7 @@ class Plan:
 
     def __str__(self) -> str:
         images, card, amount = self.images, self.card, self.amount
-        set_aside = f", {images['quarantined']:,} set aside (quarantine.csv)" if images["quarantined"] else ""
+        quarantined = f", {images['quarantined']:,} quarantined (quarantine.csv)" if images["quarantined"] else ""
         origins = f": {images['old']:,} old, {images['new']:,} new" if self.parent else ""
         doubles = f", {images['duplicates']:,} duplicates counted once" if images["duplicates"] else ""
         classes = ", ".join(card.classes[:12]) + (", …" if len(card.classes) > 12 else "")
@@ -90,8 +90,8 @@ class Plan:
             ("run", f"{self.out} ({self.action})"),
             ("from", self.parent),
             ("restored", self.restored),
-            ("images", f"{images['total']:,}{origins}{doubles}{set_aside}"),
-            ("sides", f"{images['train']:,} to train, {self.sides}"),
+            ("images", f"{images['total']:,}{origins}{doubles}{quarantined}"),
+            ("split", f"{images['train']:,} train, {self.sides}"),
             ("classes", f"{len(card.classes)} ({self.classes_reason}): {classes}"),
             (
                 "pixels",

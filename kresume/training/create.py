@@ -1,0 +1,147 @@
+"""Creates the run directory, whole or not at all: what was decided, the images, and a snapshot of step 0."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from kresume import runs
+from kresume.backend import fingerprint, live_state
+from kresume.checkpoints import snapshot
+from kresume.errors import RunError
+from kresume.images.prepare import write_quarantine
+from kresume.options.given import given, to_command
+from kresume.options.settings import settings_of
+from kresume.options.table import TrainConfig
+from kresume.storage import atomic, locations
+from kresume.training.gather import not_used
+from kresume.training.loop.progress import Progress
+from kresume.training.plan.draft import Draft
+from kresume.training.start import Start
+from kresume.values.record import ParentRecord, PlanWords, RunRecord
+from kresume.version import __version__
+
+
+def create_run(start: Start, draft: Draft) -> runs.Run:
+    """Creates the run directory.
+
+    Args:
+        start: where the run will be.
+        draft: what was decided; its model is adjusted.
+
+    Raises:
+        RunError: the directory cannot be written, or another process created a run there at the same moment.
+    """
+    record = _record(start, draft)
+    try:
+        if start.aside:
+            runs.move_aside(start.path)
+        elif start.path.exists():
+            start.path.rmdir()  # it is empty; `start_or_continue` refuses any other folder
+        atomic.remove_abandoned(start.path.parent, start.path.name)
+        with atomic.new_directory(start.path) as temporary:
+            _fill(temporary, record, draft)
+    except OSError as error:
+        if runs.is_run(start.path):
+            raise RunError(
+                f"another process made a run at {start.path} at the same moment: run the command again, it says who trains "
+                "it, or continues it"
+            ) from error
+        raise RunError(
+            f"no run can be made at {start.path} ({error.strerror or error}): make room, or give another place with --out"
+        ) from error
+    return runs.open_run(start.path)
+
+
+def _fill(folder: Path, record: RunRecord, draft: Draft) -> None:
+    """Writes the files of a new run."""
+    import keras
+
+    from kresume.models import structure
+
+    model = draft.loaded.live.model
+    atomic.write_json(folder / runs.RECORD, record.as_dict())
+    draft.data.gathered.manifest.write(folder / "images.parquet")
+    write_quarantine(folder / "quarantine.csv", draft.data.gathered.quarantine)
+    atomic.write_json(
+        folder / runs.ARCHITECTURE, {**keras.saving.serialize_keras_object(model), "compile_config": None}
+    )
+    snapshot.write_snapshot(
+        folder / "snapshots",
+        0,
+        live_state.read_state(model),
+        {
+            "manifest": record.manifest,
+            "fingerprint": record.fingerprint,
+            "seed": record.seed,
+            **Progress().as_dict(),
+            "callbacks": {},
+            structure.RECORD: structure.describe(model),
+        },
+    )
+
+
+def _record(start: Start, draft: Draft) -> RunRecord:
+    """Returns the record of a run that was just decided."""
+    import keras
+
+    from kresume.models.optimizers import describe
+
+    plan, config, parent, model = draft.plan, start.config, draft.loaded.parent, draft.loaded.live.model
+    return RunRecord(
+        kresume=__version__,
+        status="running",
+        created=runs.now(),
+        command=to_command(start.given),
+        generation=draft.loaded.generation,
+        parent=None
+        if parent is None
+        else ParentRecord(
+            path=os.path.relpath(parent.run.path if parent.run else str(config.from_), start.path),
+            format=parent.state.format,
+            step=parent.state.step,
+            digest=snapshot.digest_of(parent.state.arrays),
+        ),
+        given=given(start.given),
+        options=given(_rooted(config)),
+        seed=settings_of(config).seed,
+        backend=keras.config.backend(),
+        fingerprint=fingerprint.fingerprint(),
+        card=replace(plan.card, lineage={}),
+        loss=draft.loaded.loss,
+        optimizer=describe(model.optimizer),
+        rate=plan.rate,
+        amount=plan.amount,
+        iterations=draft.loaded.live.iterations,
+        variables={
+            group: [variable.path for variable in variables]
+            for group, variables in live_state.variables_of(model).items()
+            if group in {"trainable", "non_trainable"}
+        },
+        base_step=(parent.state.step or 0) if parent is not None else 0,
+        images={**plan.images, "added": plan.images["new"]},
+        manifest=draft.data.gathered.manifest.digest(),
+        dropped=draft.data.gathered.dropped,
+        not_used=not_used(draft.data.sources, draft.data.gathered.manifest),
+        before=plan.before,
+        plan=PlanWords(
+            sides=plan.sides,
+            pixels_reason=plan.pixels_reason,
+            interpolation_reason=plan.interpolation_reason,
+            classes_reason=plan.classes_reason,
+            loss=plan.loss,
+            optimizer=plan.optimizer,
+            options=dict(plan.options),
+        ),
+    )
+
+
+def _rooted(config: TrainConfig) -> TrainConfig:
+    """Makes source paths absolute, so that a run can continue from another folder."""
+
+    def rooted(paths: Sequence[str] | None) -> tuple[str, ...] | None:
+        return tuple(locations.absolute(path) for path in paths) if paths else None
+
+    return config.model_copy(update={name: rooted(getattr(config, name)) for name in ("data", "add", "val")})

@@ -1,0 +1,165 @@
+"""Writes the result of a run: `model.keras`, `evaluation.json`, the record; keeps the result's snapshot alone.
+
+All of it can be repeated: if a process is killed while writing the result, the next one writes it again from the snapshot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from kresume import runs
+from kresume.checkpoints import snapshot
+from kresume.errors import CheckpointError
+from kresume.images.scans import manifest_of
+from kresume.storage import atomic
+from kresume.training.plan.plan import describe_scores
+from kresume.values.record import Best, Result
+
+if TYPE_CHECKING:
+    from kresume.training.loop.session import Session
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Result of a finished run, which `kresume train` prints last.
+
+    Attributes:
+        run: the run directory.
+        status: `"accepted"` or `"rejected"`.
+        step: the step of the result.
+        epochs: the number of epochs trained.
+        before: the parent's scores, None for a new model.
+        after: the result's scores.
+        failures: descriptions of snapshots and records that could not be written.
+        feed: the line of plain Keras code that feeds the result as it was trained.
+    """
+
+    run: str
+    status: str
+    step: int
+    epochs: int
+    before: Mapping[str, Any] | None
+    after: Mapping[str, Any]
+    failures: tuple[str, ...] = ()
+    feed: str = ""
+
+    @property
+    def exit_code(self) -> int:
+        """Returns 0, or 5 if something could not be written."""
+        return 5 if self.failures else 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the JSON form."""
+        return {**vars(self), "failures": list(self.failures), "exit_code": self.exit_code}
+
+    def __str__(self) -> str:
+        epochs = f"{self.epochs} epoch{'' if self.epochs == 1 else 's'}"
+        lines = [f"{self.run}: {self.status}, {epochs}, result is step {self.step:,}"]
+        if self.before:
+            lines.append(f"before: {describe_scores(self.before)}")
+        lines.append(f"after:  {describe_scores(self.after)}")
+        lines.append(f"model:  {Path(self.run) / 'model.keras'}")
+        if self.feed:
+            lines.append(f"feed:   {self.feed}")
+        lines += [f"not written: {failure}" for failure in self.failures]
+        return "\n".join(lines)
+
+
+def finish(session: Session) -> TrainResult:
+    """Writes the result of a trained run and returns what `kresume train` prints last.
+
+    Args:
+        session: training is done.
+    """
+    from kresume.models.plain_keras import feeding_line, takes_rows
+
+    run, result = _write_result(session)
+    return TrainResult(
+        run=str(run.path),
+        status=run.status,
+        step=result.step,
+        epochs=session.progress.epoch,
+        before=run.record.before,
+        after=result.scores,
+        failures=tuple(session.failures),
+        feed=feeding_line(run.record.card, rows=takes_rows(session.model), short=True),
+    )
+
+
+def _write_result(session: Session) -> tuple[runs.Run, Result]:
+    """Writes the result: `model.keras`, `evaluation.json`, the status. Keeps only the result's snapshot."""
+    from kresume.models.averages import averaged
+    from kresume.models.save import save_model
+
+    session.writer.finish()
+    session.lock.check()  # a machine that slept may have lost the run to another
+    lines = runs.read_metrics(session.run.metrics)
+    best = _take_best(session)
+    step = int(best["step"]) if best is not None else session.progress.step
+    scores = next(line for line in reversed(lines) if line["step"] == step)
+    scores = {name: scores[name] for name in ("all", "old", "new", "classes")}
+    record = session.run.record
+    lineage = {
+        "run": session.run.path.name,
+        "generation": session.run.generation,
+        "step": step,
+        "total_step": record.base_step + step,
+        "parent": asdict(record.parent) if record.parent else None,
+        "manifest": _digest_of(session, best),
+    }
+    card = replace(record.card, lineage=lineage)
+    rate = record.rate
+    with averaged(session.model):
+        save_model(
+            session.model,
+            session.run.model,
+            card,
+            rate.peak,
+            {"step": record.base_step + step, "peak": rate.peak},
+            session.loss,
+        )
+    session.lock.check()
+    atomic.write_json(session.run.path / "evaluation.json", {"before": record.before, "after": scores, "step": step})
+    which: Literal["best", "last"] = "best" if best is not None else "last"
+    result = Result(step, which, scores)
+    session.run = session.run.update(
+        status="accepted",
+        result=result,
+        best=None if best is None else Best(**best),
+        images={**record.images, **session.counts()},
+        finished=runs.now(),
+    )
+    session.run.event("finished", step=step, which=which)
+    snapshot.prune_snapshots(session.run.snapshots, 0, {step})
+    return session.run, result
+
+
+def _digest_of(session: Session, best: Mapping[str, Any] | None) -> str:
+    """Returns the digest of the images that the result was trained on."""
+    if best is None or session.passes.manifest is session.manifest:
+        return session.passes.digest
+    return manifest_of(session.run.path, int(best["epoch"]) + 1).digest()
+
+
+def _take_best(session: Session) -> dict[str, Any] | None:
+    """Loads the best epoch's state into the model, if the result is not the last step.
+
+    Returns:
+        The best epoch's record, or None if the last step is the result.
+    """
+    best = session.progress.best
+    if best is None or int(best["step"]) == session.progress.step:
+        return best
+    try:
+        state = snapshot.read_snapshot(snapshot.snapshot_path(session.run.snapshots, int(best["step"])))
+    except CheckpointError as error:
+        # The disk refused the snapshot or damaged it later: the run records which result it has instead.
+        session.writer.record_failure(
+            f"the best epoch (step {int(best['step']):,})", f"{error}: the result is the last step"
+        )
+        return None
+    session.assign(state)
+    return best

@@ -1,0 +1,96 @@
+"""Makes the datasets that feed a run: its caches, readers and augmentation.
+
+feed = Feed(run.record, settings, limit_bytes, reporter, on_broken)
+feed.open(manifest)                       # fills the cache with images that another machine has decoded
+dataset = feed.dataset(manifest, order, step=412)
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from kresume.evaluation.caches import open_cache
+from kresume.images import augment, inputs, pipeline
+from kresume.images.cache import Cache
+from kresume.images.collect import decode_recorded
+from kresume.images.manifest import Manifest
+from kresume.images.order import Order
+from kresume.images.reader import PictureReader
+from kresume.images.variation import Varied, other_spec
+from kresume.options.settings import Settings
+from kresume.reporter import Reporter
+from kresume.values.record import RunRecord
+
+
+class Feed:
+    """The pictures of a run while one process trains it.
+
+    Args:
+        record: what was decided: card, loss, seed.
+        settings: augmentation and cache.
+        limit_bytes: `--cache-limit` if it was given.
+        reporter: shown what is decoded.
+        on_broken: called with (manifest, row, reason) from the threads that read, for a file that can no longer be read.
+    """
+
+    def __init__(
+        self,
+        record: RunRecord,
+        settings: Settings,
+        limit_bytes: int | None,
+        reporter: Reporter,
+        on_broken: Callable[[Manifest, int, str], None],
+    ) -> None:
+        self._record = record
+        self._reporter = reporter
+        self._on_broken = on_broken
+        card = record.card
+        self._specs = [card.spec, other_spec(card.spec)] if settings.vary_interpolation else [card.spec]
+        self._caches = [open_cache(spec, settings.cache, limit_bytes) for spec in self._specs]
+        self._readers: list[PictureReader] = []
+        self._augment = augment.augmenter(
+            settings.augment, record.seed, settings.mixup, settings.cutmix, settings.rand_augment, settings.erase
+        )
+        self._to_model = inputs.to_input(card.pixels, card.input)
+
+    @property
+    def cache(self) -> Cache | None:
+        """Returns the cache of decoded pictures, None if it is off."""
+        return self._caches[0]
+
+    def open(self, manifest: Manifest) -> None:
+        """Decodes images that the caches do not hold; those that cannot be read are reported when they are needed."""
+        for spec, cache in zip(self._specs, self._caches, strict=True):
+            if cache is not None:
+                decode_recorded(manifest, spec, cache, self._reporter, needs_all=False)
+
+    def dataset(self, manifest: Manifest, order: Order, step: int) -> Any:
+        """Returns an endless `tf.data.Dataset` of batches.
+
+        Args:
+            manifest: the images.
+            order: deals their training rows.
+            step: the first batch.
+        """
+        record, rows = self._record, manifest.train_rows()
+        # TensorFlow keeps earlier datasets and what they read with; weak references let their readers be freed.
+        self._readers = [
+            PictureReader(manifest, spec, cache) for spec, cache in zip(self._specs, self._caches, strict=True)
+        ]
+        reader, *others = (weakref.proxy(each) for each in self._readers)
+        return pipeline.training_dataset(
+            reader,
+            rows,
+            manifest.labels[rows],
+            order,
+            start_step=step,
+            image_size=record.card.image_size,
+            pixels=self._to_model,
+            input_shape=record.card.input_shape,
+            augment=self._augment,
+            one_hot=len(record.card.classes) if record.loss.one_hot else None,
+            on_broken=lambda row, reason: self._on_broken(reader.manifest, row, reason),
+            varied=Varied(others[0], record.seed) if others else None,
+        )

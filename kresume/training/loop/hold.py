@@ -1,0 +1,103 @@
+"""Holds a run while this process trains it: its lock, signals, crash traces, and what is recorded when the process ends.
+
+with open_session(run, model, config, reporter, continued=True) as session:
+session.train()
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+from kresume import crash, runs
+from kresume.backend import fingerprint
+from kresume.errors import KresumeError, RunError, Stopped
+from kresume.lock import Lock
+from kresume.options.table import TrainConfig
+from kresume.reporter import Reporter
+from kresume.training.loop.session import Session
+from kresume.training.loop.stop import StopRequest
+
+
+@contextlib.contextmanager
+def open_session(
+    run: runs.Run, model: Any, config: TrainConfig, reporter: Reporter, *, continued: bool
+) -> Iterator[Session]:
+    """Opens the session of a run under its lock.
+
+    Args:
+        run: a run that was just created, or an interrupted one.
+        model: adjusted to it.
+        config: the options that apply.
+        reporter: shown the epochs.
+        continued: True restores the newest snapshot first.
+
+    Yields:
+        The session.
+
+    Raises:
+        Stopped: a signal requested it; a snapshot was written, and the same command continues.
+        RunError: another process has the run or has finished it, or its disk cannot be written.
+    """
+    with _locked(run, config, reporter) as lock, StopRequest() as stop, contextlib.ExitStack() as tracing:
+        run = runs.open_run(run.path)  # a process that held the lock before may have trained further or finished
+        if run.finished:
+            raise RunError(
+                f"{run.path} was finished by another process meanwhile ({run.status}, step {run.result_step():,}). To "
+                f"continue from it, extend it: `kresume train --from {shlex.quote(str(run.path))} --add MORE_IMAGES`"
+            )
+        if (died := crash.found(run.path)) is not None:
+            reporter.warn(died.tell())
+            run.event("died in native code", reason=died.reason, trace=died.trace.name)
+        tracing.enter_context(crash.traced(run.path))
+        session = Session(run, model, config, reporter, lock, stop)
+        try:
+            if continued:
+                session.restore_newest()
+            run.event(
+                "continued" if continued else "started",
+                fingerprint=fingerprint.fingerprint(),
+                step=session.progress.step,
+            )
+            yield session
+        except Stopped as stopped:
+            _leave(session, "stopped", str(stopped))
+            raise Stopped(f"{stopped}; continue with: {_continue_command(run)}", stopped.exit_code) from None
+        except OSError as error:
+            raise RunError(
+                f"{run.path} cannot be written ({error}): what its last snapshot holds is safe. Make room or bring the "
+                f"disk back, then continue with: {_continue_command(run)}"
+            ) from error
+        except KresumeError as error:
+            _leave(session, "failed", str(error))
+            raise
+
+
+def _locked(run: runs.Run, config: TrainConfig, reporter: Reporter) -> Lock:
+    """Acquires and returns the run's lock."""
+    lock = Lock(run.path, take_over=bool(config.take_over), say=reporter.say)
+    try:
+        lock.acquire()
+    except OSError as error:
+        raise RunError(
+            f"{run.path} cannot be written ({error.strerror or error}): is it read-only, or its disk full or gone? "
+            f"Then continue with: {_continue_command(run)}"
+        ) from error
+    return lock
+
+
+def _leave(session: Session, event: str, reason: str) -> None:
+    """Records why this process ends, if it still holds the lock.
+
+    Ignores a disk that is gone, because its error would hide the reason.
+    """
+    with contextlib.suppress(OSError, RunError):
+        session.lock.check()  # do not overwrite what another process has written since
+        session.run.update(status="interrupted")
+        session.run.event(event, step=session.progress.step, reason=reason)
+
+
+def _continue_command(run: runs.Run) -> str:
+    return f"kresume train --out {shlex.quote(str(run.path))}"

@@ -1,0 +1,44 @@
+"""Turns SIGTERM and Ctrl-C into a request to stop between two steps."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+
+class StopRequest:
+    """Turns SIGTERM and Ctrl-C into a request that training obeys at the next step boundary.
+
+        with StopRequest() as stop:
+            ...
+            if stop.signal: ...
+
+    A second Ctrl-C ends the process at once. Outside the main thread (notebook workers) signals are not handled.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt
+        self.signal = number
+
+    @property
+    def exit_code(self) -> int:
+        """Returns 75 (EX_TEMPFAIL: run again) for SIGTERM, 130 for Ctrl-C."""
+        return 130 if self.signal == signal.SIGINT else 75

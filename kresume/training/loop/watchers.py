@@ -1,0 +1,59 @@
+"""Makes the callbacks that watch a run: Keras's own for `--patience` and plateaus, and the one that draws the progress bar."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import keras
+
+from kresume.options.settings import DEFAULTS
+from kresume.options.table import TrainConfig
+from kresume.reporter import Reporter
+from kresume.training.loop.callbacks import Narrator
+from kresume.training.loop.progress import Progress
+from kresume.values.rate import RatePlan
+
+
+def monitor_of(config: TrainConfig) -> tuple[str, Literal["max", "min"]] | None:
+    """Returns `(metric, mode)` that chooses the best epoch; None if the last epoch is the result."""
+    if config.monitor is None and config.patience is None:
+        return None
+    name = config.monitor or DEFAULTS.monitor
+    return name, "min" if name.endswith("loss") else "max"
+
+
+def watchers(config: TrainConfig, rate: RatePlan) -> list[Any]:
+    """Returns Keras's callbacks for `--patience` and `--lr-schedule plateau`."""
+    watchers: list[Any] = []
+    if rate.schedule == "plateau":
+        watchers.append(keras.callbacks.ReduceLROnPlateau(monitor=DEFAULTS.monitor, factor=0.5, patience=3))
+    if config.patience is not None:
+        monitor = monitor_of(config)
+        name, mode = monitor if monitor is not None else (DEFAULTS.monitor, "min")
+        watchers.append(keras.callbacks.EarlyStopping(monitor=name, mode=mode, patience=config.patience))
+    return watchers
+
+
+def narrator(reporter: Reporter, bars: contextlib.ExitStack, boundaries: Sequence[int], progress: Progress) -> Narrator:
+    """Returns the callback that draws a bar for each epoch.
+
+    Args:
+        reporter: draws it.
+        bars: holds the bar of the current epoch.
+        boundaries: the step at which each epoch ends.
+        progress: how far the run is.
+    """
+    advance: list[Any] = [lambda count: None]
+
+    def begin(epoch: int) -> None:
+        first = boundaries[epoch - 1] if epoch else 0
+        bars.close()
+        advance[0] = bars.enter_context(
+            reporter.progress(f"epoch {epoch + 1}/{len(boundaries)}", boundaries[epoch] - first, "steps")
+        )
+        if progress.step > first:
+            advance[0](progress.step - first)
+
+    return Narrator(begin, lambda count: advance[0](count), bars.close)  # noqa: PLW0108  # its target changes

@@ -1,0 +1,98 @@
+"""Writes up the plan: the decisions with their reasons, and notes for the user."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kresume.images.mixing import Shares
+from kresume.options.given import given
+from kresume.options.lookup import flag_of
+from kresume.training.plan.draft import Data, Loaded
+from kresume.training.plan.notes import frozen_layers, notes_of
+from kresume.training.plan.parent import describe_change
+from kresume.training.plan.plan import Plan
+from kresume.training.start import Start
+from kresume.values.amount import Amount
+from kresume.values.rate import RatePlan
+from kresume.values.state import SavedOptimizer
+
+
+def describe(
+    start: Start,
+    loaded: Loaded,
+    data: Data,
+    wanted: SavedOptimizer,
+    rate: RatePlan,
+    amount: Amount,
+    before: Mapping[str, Any] | None,
+    shares: Shares,
+    ahead: str,
+) -> Plan:
+    """Returns the plan.
+
+    Args:
+        start: where the run will be, and its options.
+        loaded: the model that training starts from.
+        data: the images.
+        wanted: the optimizer that trains.
+        rate: the learning rate.
+        amount: how much is trained.
+        before: the parent's scores, None for a new model.
+        shares: what an epoch is made of.
+        ahead: a note on a schedule that ends before the run; may be empty.
+    """
+    parent, live, gathered, generation = loaded.parent, loaded.live, data.gathered, loaded.generation
+    manifest = gathered.manifest
+    new = manifest.origins == generation
+    val = manifest.val_rows()
+    facts = gathered.merge.facts
+    sides = f"{len(val):,} validation"
+    if parent is not None:
+        sides += f" ({int((~new[val]).sum()):,} old, {int(new[val].sum()):,} new)"
+    old_count, new_count = int((~new).sum()), int(new.sum())
+    left_out = ""
+    if loaded.unused_metrics:
+        left_out = (
+            f"metrics of the checkpoint are not computed: {', '.join(loaded.unused_metrics)}; --metric NAME adds one"
+        )
+    notes = [note for note in (loaded.loss.note, left_out, ahead) if note]
+    notes += [*(parent.notes if parent is not None else ()), *data.feeding.notes]
+    notes += notes_of(start.config, parent, gathered, amount, rate, wanted.class_name or "", generation=generation)
+    notes += frozen_layers(live.model)
+    if change := describe_change(live, wanted):
+        notes.append(change)
+    described = ""
+    if parent is not None:
+        kind = f"run, {parent.run.status}" if parent.run else parent.state.format
+        step = f", step {parent.state.step:,}" if parent.state.step is not None else ""
+        described = f"{start.config.from_} ({kind}{step})"
+    return Plan(
+        action="extend" if parent is not None else "start",
+        out=str(start.path),
+        parent=described,
+        restored=live.summary,
+        images={
+            "total": len(manifest),
+            "old": old_count,
+            "new": new_count,
+            "train": len(manifest.train_rows()),
+            "validation": len(val),
+            "seen": int(manifest.seen[val].sum()),
+            "duplicates": facts.duplicates,
+            "quarantined": len(gathered.quarantine),
+        },
+        sides=sides,
+        card=data.card,
+        pixels_reason=data.feeding.reason,
+        interpolation_reason=data.feeding.interpolation_reason,
+        classes_reason=loaded.classes_reason,
+        rate=rate,
+        amount=amount,
+        loss=f"{loaded.loss.kind} ({loaded.loss.reason})",
+        optimizer=wanted.class_name or "",
+        before=before,
+        options={flag_of(name): value for name, value in given(start.given).items()},
+        notes=notes,
+        shares=shares,
+    )

@@ -1,0 +1,77 @@
+"""Holds what is decided before the first step, with the objects in memory that carry it out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kresume.images.collect import Sources
+from kresume.images.reader import PictureReader
+from kresume.training.feeding import Feeding
+from kresume.training.gather import Gathered
+from kresume.training.plan.parent import Live, Parent
+from kresume.training.plan.plan import Plan
+from kresume.values.card import Card
+from kresume.values.state import SavedOptimizer
+
+if TYPE_CHECKING:
+    from kresume.models.losses import LossChoice
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The model that training starts from.
+
+    Attributes:
+        parent: the checkpoint, None for a new model.
+        live: the model with every variable restored.
+        classes: names of the outputs, in order.
+        classes_reason: where their order comes from.
+        loss: the loss that trains.
+        unused_metrics: names of the checkpoint's metrics that are not computed.
+        generation: the generation of the new run.
+    """
+
+    parent: Parent | None
+    live: Live
+    classes: tuple[str, ...]
+    classes_reason: str
+    loss: LossChoice
+    unused_metrics: tuple[str, ...]
+    generation: int
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images that the run trains and validates on.
+
+    Attributes:
+        sources: the listed files that the images come from.
+        gathered: the images of old and new sources in one manifest.
+        feeding: how pictures are fed to the model.
+        reader: reads decoded pictures by row of the manifest.
+        card: the model card of the run.
+    """
+
+    sources: Sources
+    gathered: Gathered
+    feeding: Feeding
+    reader: PictureReader
+    card: Card
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A plan, and the objects in memory that carry it out.
+
+    Attributes:
+        plan: the decisions that are printed and recorded in `run.json`.
+        loaded: the model that training starts from.
+        data: the images.
+        optimizer: class and config of the optimizer that trains.
+    """
+
+    plan: Plan
+    loaded: Loaded
+    data: Data
+    optimizer: SavedOptimizer
