@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from kresume.errors import ImagesError
-from kresume.images import decode
+from kresume.images import decode, decode_graph, headers
 from kresume.images.cache import Cache
 from kresume.images.prepare import prepare
 from kresume.images.sources import Found
@@ -82,7 +82,7 @@ def test_a_served_model_gets_the_pixels_that_training_saw(kind, mode, as_it_is):
     data = as_file(image if mode == "I;16" else image.convert(mode), kind)
     served = decode.as_served(data, SPEC)
     assert (served is data) == as_it_is
-    graph = tf.function(lambda encoded: decode.pixels(encoded, SPEC), autograph=False)
+    graph = tf.function(lambda encoded: decode_graph.pixels(encoded, SPEC), autograph=False)
     assert graph(tf.constant(served)).numpy().tobytes() == decode.decode(data, SPEC).tobytes()
 
 
@@ -137,9 +137,9 @@ def test_heic_is_read_with_the_extra_and_named_without(monkeypatch, real_data):
     """HEIC decodes with pillow-heif; without it the reason is the command that installs it."""
     data = (real_data / "nasty" / "pillow__hopper.heif").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(decode, "_register_heif", lambda: False)
+        patch.setattr(headers, "_register_heif", lambda: False)
         with pytest.raises(ImagesError, match=r"pip install 'kresume\[heif\]'"):
-            raise ImagesError(decode._no_picture(data, ValueError()))
+            raise ImagesError(headers._no_picture(data, ValueError()))
     pytest.importorskip("pillow_heif")
     with Image.open(real_data / "nasty" / "pillow__hopper.jpg") as image:
         assert near(data, image.convert("RGB"), 12.0)
@@ -148,11 +148,11 @@ def test_heic_is_read_with_the_extra_and_named_without(monkeypatch, real_data):
 def test_reasons_are_reasons(real_data):
     """Twelve bits, floats and films are refused with a helpful reason."""
     with pytest.raises(ImagesError, match="JPEG of 12 bits"):
-        decode.read_header((real_data / "nasty" / "libjpeg-turbo__monkey12.jpg").read_bytes())
+        headers.read_header((real_data / "nasty" / "libjpeg-turbo__monkey12.jpg").read_bytes())
     with pytest.raises(ImagesError, match="floating-point"):
         decode.decode(as_file(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"), SPEC)
     with pytest.raises(ImagesError, match="a film or sound"):
-        decode.read_header(b"\0\0\0\x20ftypisom" + b"\0" * 100)
+        headers.read_header(b"\0\0\0\x20ftypisom" + b"\0" * 100)
 
 
 def test_what_is_served_is_what_was_trained_on(real_data, tmp_path, quiet):
@@ -170,7 +170,7 @@ def test_what_is_served_is_what_was_trained_on(real_data, tmp_path, quiet):
         @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
         def serve(encoded, spec=spec):
             out = tf.TensorSpec([spec.height, spec.width, 3], tf.uint8)
-            return tf.map_fn(lambda one: decode.pixels(one, spec), encoded, fn_output_signature=out)
+            return tf.map_fn(lambda one: decode_graph.pixels(one, spec), encoded, fn_output_signature=out)
 
         served = serve(tf.constant([path.read_bytes() for path in paths])).numpy()
         assert served.tobytes() == cached.tobytes()
@@ -220,7 +220,7 @@ def test_every_nasty_file_ends_as_its_note_says_within_a_gigabyte(real_data, tmp
     assert done.returncode == 0, done.stderr[-2000:]
     with (real_data / "nasty" / "manifest.csv").open() as file:
         notes = {row["file"]: row["pillow_result"].startswith("ok") for row in csv.DictReader(file)}
-    notes["pillow__hopper.heif"] = decode._register_heif()  # its note holds for Pillow alone
+    notes["pillow__hopper.heif"] = headers._register_heif()  # its note holds for Pillow alone
     with (large / "quarantine.csv").open() as file:
         reasons = {row["path"].rpartition("/")[2]: row["reason"] for row in csv.DictReader(file)}
     assert len(notes) == 77

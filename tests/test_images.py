@@ -18,13 +18,14 @@ from kresume import runs
 from kresume.checkpoints import snapshot
 from kresume.errors import ImagesError, UsageError
 from kresume.evaluation.caches import open_cache
-from kresume.images import augment, conventions, decode, manifest, merging, pipeline
+from kresume.images import augment, containers, conventions, decode, headers, manifest, merging, pipeline
 from kresume.images.cache import Cache
 from kresume.images.order import Order
 from kresume.images.prepare import prepare
 from kresume.images.reader import PictureReader
 from kresume.images.sources import list_images
 from kresume.reporter import Reporter
+from kresume.values import decode_spec
 from kresume.values.decode_spec import DecodeSpec
 from tests.conftest import CLASSES, write_pictures
 from tests.support import TINY, make_interrupted, run_training
@@ -108,10 +109,10 @@ def test_exif_orientation_is_applied_inside_the_graph(orientation, kind):
     import tensorflow as tf
 
     exif = Image.Exif()
-    exif[decode.ORIENTATION_TAG] = orientation
+    exif[containers.ORIENTATION_TAG] = orientation
     options = {"quality": 95} if kind == "JPEG" else {"lossless": True} if kind == "WEBP" else {}
     data = encoded(gradient(), kind, exif=exif, **options)
-    assert int(decode.orientation(tf.constant(data))) == orientation
+    assert int(containers.orientation(tf.constant(data))) == orientation
     from PIL import ImageOps
 
     upright = (
@@ -136,8 +137,8 @@ def test_bilinear_is_what_keras_loads(pictures):
         np.testing.assert_array_equal(ours, np.round(np.asarray(images)[0]).astype(np.uint8))
 
 
-@pytest.mark.parametrize("resize", decode.RESIZES)
-@pytest.mark.parametrize("interpolation", decode.INTERPOLATIONS)
+@pytest.mark.parametrize("resize", decode_spec.RESIZES)
+@pytest.mark.parametrize("interpolation", decode_spec.INTERPOLATIONS)
 @pytest.mark.parametrize("size", [(6, 9), (200, 31), (12, 300)])
 @pytest.mark.one_backend
 def test_every_way_of_resizing_gives_the_size_asked_for(resize, interpolation, size):
@@ -163,7 +164,7 @@ def test_padding_is_black_and_cropping_keeps_the_middle():
 def test_a_bomb_is_refused_by_its_header():
     """A picture with more pixels than the limit is refused by its header and never decoded."""
     with pytest.raises(ImagesError, match="more than the limit of 100"):
-        decode.read_header(encoded(gradient()), max_pixels=100)
+        headers.read_header(encoded(gradient()), max_pixels=100)
 
 
 # Cache and the prepare pass

@@ -3,7 +3,7 @@
     served = Served(loaded.model, loaded.card, "probabilities", top_k=5)
     served.from_bytes(tf.constant([jpeg, png]))       # {"scores": ..., "labels": ..., "class_index": ...}
 
-`kresume.images.decode.pixels` decodes and `kresume.images.conventions` converts: the same functions as in training,
+`kresume.images.decode_graph.pixels` decodes and `kresume.images.conventions` converts: the same functions as in training,
 here in the graph. The model is called with `training=False`, because Keras's own `model.export()` leaves augmentation
 layers on.
 """
@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from kresume.errors import ModelError
 from kresume.images import inputs
-from kresume.images.decode import pixels, resize, webp_with_alpha
+from kresume.images.containers import webp_with_alpha
+from kresume.images.decode_graph import pixels, resize
 from kresume.images.tf_data import without_autotuner
 from kresume.runtimes.signatures import Input
 from kresume.values.card import Card

@@ -29,7 +29,8 @@ import numpy as np
 
 from kresume.errors import ImagesError
 from kresume.images.cache import Cache, checksum
-from kresume.images.decode import Header, decode_many, read_header
+from kresume.images.decode import decode_many
+from kresume.images.headers import Header, read_header
 from kresume.images.likeness import likeness
 from kresume.images.sources.found import STREAMS, Facts, Found, Known, Quarantined
 from kresume.reporter import Reporter

@@ -22,7 +22,8 @@ from kresume.errors import CheckpointError, ImagesError, UsageError
 from kresume.evaluation.class_order import judge_order
 from kresume.evaluation.probe import MOST_SHOWN, Probe, probe_feedings, promising
 from kresume.images import collect, conventions, inputs
-from kresume.images.decode import Header, decode, read_header
+from kresume.images.decode import decode
+from kresume.images.headers import Header, read_header
 from kresume.images.order import permutation
 from kresume.images.sources import Found, Listing
 from kresume.options.table import TrainConfig
