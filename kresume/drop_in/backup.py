@@ -15,6 +15,7 @@ The class below handles events in the order of `fit`. Other modules do the work:
 - `backup_files`: handles the files beside the snapshots, and their removal.
 - `callback_state`, `callback_logs`: handle the other callbacks and their log files.
 - `fit_call`: finds the running `fit` and its data.
+- `backup_arguments`: checks the arguments.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from kresume import crash
 from kresume.checkpoints import snapshot
 from kresume.checkpoints.backup_folder import BEFORE, METADATA, WEIGHTS
 from kresume.drop_in import backup_files, backup_keras, backup_restore, backup_save, fit_call
+from kresume.drop_in.backup_arguments import check_arguments
 from kresume.drop_in.stream import Stream, stream_of
 from kresume.errors import UsageError
 from kresume.lock import NAME as LOCK
@@ -84,7 +86,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         on_new_data: Literal["next-epoch", "error"] = "next-epoch",
     ) -> None:
         super().__init__()
-        _check_arguments(backup_dir, save_freq, data, strict, on_new_data)
+        check_arguments(backup_dir, save_freq, data, strict, on_new_data)
         self.backup_dir = str(backup_dir)
         self.save_freq = save_freq
         self.double_checkpoint = double_checkpoint
@@ -388,20 +390,3 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
             return self._call.steps
         steps = (self.params or {}).get("steps")
         return int(steps) if steps else None
-
-
-def _check_arguments(backup_dir: Any, save_freq: Any, data: Any, strict: bool | None, on_new_data: str) -> None:
-    if not backup_dir:
-        raise UsageError("Empty `backup_dir` argument passed (it is empty or None): give the folder of the backups")
-    if save_freq != "epoch" and (isinstance(save_freq, bool) or not isinstance(save_freq, int) or save_freq < 1):
-        raise UsageError(
-            f"Invalid value for argument `save_freq`. Received: save_freq={save_freq!r}: give 'epoch' or a number of "
-            "batches of at least 1"
-        )
-    if save_freq != "epoch" and data is None and strict:
-        raise UsageError(
-            f"save_freq={save_freq} needs data=: without it nobody knows which batches an interrupted epoch has drawn. "
-            "Give data=kresume.resumable(...) or kresume.image_dataset(...), save_freq='epoch', or leave strict out"
-        )
-    if on_new_data not in {"next-epoch", "error"}:
-        raise UsageError(f"on_new_data={on_new_data!r}: give 'next-epoch' or 'error'")

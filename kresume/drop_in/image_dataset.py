@@ -136,39 +136,14 @@ def image_dataset(
             "labels: image_dataset reads them from the folders ('inferred') or gives none (None). For a list of labels write a "
             "CSV file with the columns path and label, and give that as directory"
         )
-    if label_mode not in LABEL_MODES:
-        raise UsageError(f"label_mode={label_mode!r}: use 'int', 'categorical', 'binary' or None")
-    if label_mode is None and class_names is not None:
-        raise UsageError("class_names without labels: leave class_names out, or give label_mode='int'")
-    if color_mode not in COLOR_MODES:
-        raise UsageError(
-            f"color_mode={color_mode!r}: use {' or '.join(_quoted(COLOR_MODES))}; for an alpha channel decode the files in "
-            "your own pipeline and give it to kresume.resumable"
-        )
-    if isinstance(batch_size, bool) or not (batch_size is None or (isinstance(batch_size, int) and batch_size > 0)):
-        raise UsageError(f"batch_size={batch_size!r}: give a number of at least 1, or None for images one by one")
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if len(size) != 2 or not all(isinstance(side, (int, np.integer)) and side > 0 for side in size):
-        raise UsageError(f"image_size={image_size!r}: give (height, width) in pixels")
-    if validation_split and not 0 < validation_split < 1:
-        raise UsageError(f"validation_split={validation_split}: give a share between 0 and 1")
-    if bool(subset) != bool(validation_split) or subset not in {None, "training", "validation", "both"}:
-        raise UsageError("validation_split and subset ('training', 'validation' or 'both') go together")
-    if interpolation.lower() not in INTERPOLATIONS:
-        raise UsageError(f"interpolation={interpolation!r}: use {', '.join(_quoted(INTERPOLATIONS))}")
-    if crop_to_aspect_ratio and pad_to_aspect_ratio:
-        raise UsageError("crop_to_aspect_ratio and pad_to_aspect_ratio contradict each other: give one of them")
+    _check_labels(label_mode, class_names)
+    _check_batches(batch_size, validation_split, subset, format)
+    _check_pictures(color_mode, interpolation, crop_to_aspect_ratio, pad_to_aspect_ratio)
+    height, width = _size(image_size)
     channels_first = _channels_first(data_format)
-    if format != "tf":
-        raise UsageError(
-            f"format={format!r}: image_dataset gives a tf.data.Dataset ('tf'), under JAX too. For grain use "
-            "keras.utils.image_dataset_from_directory(format='grain'), which is not continued in the middle of an epoch"
-        )
     _keep_off_the_accelerator()
     reporter = Reporter(quiet=not verbose)
-    spec = DecodeSpec(
-        int(size[0]), int(size[1]), *_decoding(interpolation.lower(), crop_to_aspect_ratio, pad_to_aspect_ratio)
-    )
+    spec = DecodeSpec(height, width, *_decoding(interpolation.lower(), crop_to_aspect_ratio, pad_to_aspect_ratio))
     store = None if cache is None else open_cache(spec, str(cache))
     labelled = label_mode is not None
     manifest = _manifest(
@@ -189,6 +164,47 @@ def image_dataset(
     for dataset in datasets:
         dataset.class_names = list(manifest.classes) if labelled else None
     return tuple(datasets) if subset == "both" else datasets[0]
+
+
+def _check_labels(label_mode: str | None, class_names: Sequence[str] | None) -> None:
+    if label_mode not in LABEL_MODES:
+        raise UsageError(f"label_mode={label_mode!r}: use 'int', 'categorical', 'binary' or None")
+    if label_mode is None and class_names is not None:
+        raise UsageError("class_names without labels: leave class_names out, or give label_mode='int'")
+
+
+def _check_batches(batch_size: Any, validation_split: float | None, subset: str | None, format: str) -> None:
+    if isinstance(batch_size, bool) or not (batch_size is None or (isinstance(batch_size, int) and batch_size > 0)):
+        raise UsageError(f"batch_size={batch_size!r}: give a number of at least 1, or None for images one by one")
+    if validation_split and not 0 < validation_split < 1:
+        raise UsageError(f"validation_split={validation_split}: give a share between 0 and 1")
+    if bool(subset) != bool(validation_split) or subset not in {None, "training", "validation", "both"}:
+        raise UsageError("validation_split and subset ('training', 'validation' or 'both') go together")
+    if format != "tf":
+        raise UsageError(
+            f"format={format!r}: image_dataset gives a tf.data.Dataset ('tf'), under JAX too. For grain use "
+            "keras.utils.image_dataset_from_directory(format='grain'), which is not continued in the middle of an epoch"
+        )
+
+
+def _check_pictures(color_mode: str, interpolation: str, crop: bool, pad: bool) -> None:
+    if color_mode not in COLOR_MODES:
+        raise UsageError(
+            f"color_mode={color_mode!r}: use {' or '.join(_quoted(COLOR_MODES))}; for an alpha channel decode the files in "
+            "your own pipeline and give it to kresume.resumable"
+        )
+    if interpolation.lower() not in INTERPOLATIONS:
+        raise UsageError(f"interpolation={interpolation!r}: use {', '.join(_quoted(INTERPOLATIONS))}")
+    if crop and pad:
+        raise UsageError("crop_to_aspect_ratio and pad_to_aspect_ratio contradict each other: give one of them")
+
+
+def _size(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    """Returns `(height, width)`."""
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(size) != 2 or not all(isinstance(length, (int, np.integer)) and length > 0 for length in size):
+        raise UsageError(f"image_size={image_size!r}: give (height, width) in pixels")
+    return int(size[0]), int(size[1])
 
 
 def _quoted(names: Sequence[str]) -> list[str]:

@@ -13,8 +13,9 @@ import numpy as np
 
 from kresume.errors import ImagesError, UsageError
 from kresume.images.cache import Cache
+from kresume.images.file_index import forget_facts
 from kresume.images.manifest import Manifest
-from kresume.images.prepare import Prepared, forget_facts
+from kresume.images.prepare import Prepared
 from kresume.spelling import option
 from kresume.storage import locations
 from kresume.values.decode_spec import spec_of_key

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 TRAIN, VAL = "train", "val"
-PLACE = ("path", "bytes", "mtime_ns", "offset", "length", "coding", "member")
+LOCATION = ("path", "bytes", "mtime_ns", "offset", "length", "coding", "member")
 """The columns of an image's location. They are updated when its folder moves."""
 
 

@@ -16,21 +16,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kresume.images.manifest import PLACE, TRAIN, VAL, Manifest, ordered, schema
+from kresume.images.conflicts import Given, Labels, OnConflict, decide_labels
+from kresume.images.manifest import LOCATION, TRAIN, VAL, Manifest, ordered, schema
 from kresume.images.prepare import Image, Prepared
 from kresume.images.sides import Leak, decide_sides
-from kresume.images.sources.found import ONE_LABEL, key_of
-from kresume.spelling import option
-from kresume.storage import locations
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-OnConflict = Literal["quarantine", "old", "new"]
 
 
 @dataclass(frozen=True)
@@ -69,32 +65,6 @@ class Merge:
 
     manifest: Manifest
     facts: MergeFacts
-
-
-@dataclass(frozen=True)
-class _Given:
-    """Holds every given image and its role, in the order val, data, add.
-
-    `val` comes first, so that an image given for both validates.
-    """
-
-    images: list[Image]
-    roles: np.ndarray
-
-    VAL, DATA, ADD = 0, 1, 2
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Holds the files of one content that has more than one label.
-
-    Attributes:
-        members: indices of the given images, ascending.
-        row: index of the parent's row, -1 for none.
-    """
-
-    members: np.ndarray
-    row: int
 
 
 def merge(
@@ -145,21 +115,14 @@ def merge(
     shas = np.array([image.facts.sha256 for image in given.images], "S64")
     unique, first, inverse, counts = np.unique(shas, return_index=True, return_inverse=True, return_counts=True)
     rows = _rows_of(parent, unique)
-    labels, recorded = _label_codes(parent, given, rows)
-    groups = _contradictions(labels, recorded, inverse, rows, len(unique))
-    conflicts: list[tuple[str, str, str]] = []
-    relabels: list[tuple[str, str, str]] = []
-    verdicts = {
-        group: _judge(_Group(members, int(rows[group])), parent, given, on_conflict, conflicts, relabels)
-        for group, members in groups.items()
-    }
-    left_out = {group for group, label in verdicts.items() if label is None}
+    labels = decide_labels(parent, given, inverse, rows, on_conflict)
+    left_out = labels.left_out
     newcomers = [
-        _row(given, int(place), verdicts.get(group), generation, held_out, seen)
-        for group, place in enumerate(first)
-        if rows[group] < 0 and group not in left_out
+        _row(given, int(index), labels.by_content.get(content), generation, held_out, seen)
+        for content, index in enumerate(first)
+        if rows[content] < 0 and content not in left_out
     ]
-    remembered, forgotten = _remembered(parent, data, given, first, rows, left_out, verdicts, drop)
+    remembered, forgotten = _remembered(parent, data, given, first, rows, labels, drop)
     known_classes = set(classes)
     unknown = Counter(row["label"] for row in newcomers if row["label"] not in known_classes)
     newcomers = [row for row in newcomers if row["label"] in known_classes]
@@ -171,7 +134,7 @@ def merge(
     notes += sides.notes
     table = _joined(remembered, [row for row in newcomers if row["side"] is not None])
     both = _given_for_both(given, inverse, rows, parent)
-    notes += _describe(conflicts, len(left_out), relabels, on_conflict)
+    notes += labels.notes(on_conflict)
     for outcome, words in (
         ("validates", "to train, too: they validate"),
         ("trains", "to validate and were trained on: they go on training, and validate nothing"),
@@ -187,10 +150,10 @@ def merge(
         added=sum(row["origin"] == generation for row in newcomers if row["side"] is not None),
         known=int(counts[rows >= 0].sum()),
         duplicates=int((np.delete(counts, sorted(left_out))[np.delete(rows, sorted(left_out)) < 0] - 1).sum()),
-        conflicts=tuple(conflicts),
+        conflicts=labels.conflicts,
         unknown=dict(unknown),
         notes=tuple(notes),
-        relabels=tuple(relabels),
+        relabels=labels.relabels,
         leaks=sides.leaks,
         dropped=len(dropped | forgotten),
         both=both,
@@ -198,22 +161,22 @@ def merge(
     return Merge(merged, facts)
 
 
-def _flatten(val: Prepared | None, data: Prepared | None, add: Prepared | None) -> _Given:
+def _flatten(val: Prepared | None, data: Prepared | None, add: Prepared | None) -> Given:
     images: list[Image] = []
     roles: list[np.ndarray] = []
     for role, prepared in enumerate((val, data, add)):
         if prepared is not None:
             images += prepared.images
             roles.append(np.full(len(prepared.images), role))
-    return _Given(images, np.concatenate(roles) if roles else np.zeros(0, np.int64))
+    return Given(images, np.concatenate(roles) if roles else np.zeros(0, np.int64))
 
 
-def _without(given: _Given, drop: Collection[str]) -> tuple[_Given, set[str]]:
+def _without(given: Given, drop: Collection[str]) -> tuple[Given, set[str]]:
     if not drop:
         return given, set()
-    kept = [place for place, image in enumerate(given.images) if image.facts.sha256 not in drop]
+    kept = [index for index, image in enumerate(given.images) if image.facts.sha256 not in drop]
     dropped = {image.facts.sha256 for image in given.images} & set(drop)
-    return _Given([given.images[place] for place in kept], given.roles[kept]), dropped
+    return Given([given.images[index] for index in kept], given.roles[kept]), dropped
 
 
 def _rows_of(parent: Manifest | None, unique: np.ndarray) -> np.ndarray:
@@ -221,13 +184,13 @@ def _rows_of(parent: Manifest | None, unique: np.ndarray) -> np.ndarray:
     if parent is None or not len(parent) or not len(unique):
         return np.full(len(unique), -1, np.int64)
     order = np.argsort(parent.sha256s, kind="stable")
-    place = np.searchsorted(parent.sha256s, unique, sorter=order)
-    row = order[np.minimum(place, len(order) - 1)]
+    rank = np.searchsorted(parent.sha256s, unique, sorter=order)
+    row = order[np.minimum(rank, len(order) - 1)]
     return np.where(parent.sha256s[row] == unique, row, -1)
 
 
 def _given_for_both(
-    given: _Given, inverse: np.ndarray, rows: np.ndarray, parent: Manifest | None
+    given: Given, inverse: np.ndarray, rows: np.ndarray, parent: Manifest | None
 ) -> tuple[tuple[str, str, str], ...]:
     """Finds exact leaks: the same bytes given for validation and for training.
 
@@ -237,113 +200,36 @@ def _given_for_both(
         (path, other path, outcome) of each.
     """
     validating = np.full(len(rows), -1)
-    to_validate = np.nonzero(given.roles == _Given.VAL)[0]
+    to_validate = np.nonzero(given.roles == Given.VAL)[0]
     validating[inverse[to_validate]] = to_validate
     found = []
-    for place in np.nonzero((given.roles != _Given.VAL) & (validating[inverse] >= 0))[0]:
-        if rows[inverse[place]] < 0:
-            other = given.images[validating[inverse[place]]].found.name
-            found.append((given.images[place].found.name, other, "validates"))
+    for index in np.nonzero((given.roles != Given.VAL) & (validating[inverse] >= 0))[0]:
+        content = inverse[index]
+        if rows[content] < 0:
+            other = given.images[validating[content]].found.name
+            found.append((given.images[index].found.name, other, "validates"))
     if parent is not None:
-        for group in np.nonzero((validating >= 0) & (rows >= 0))[0]:
-            if not parent.is_val[rows[group]]:
-                path = given.images[validating[group]].found.name
-                found.append((path, parent.paths(rows[group : group + 1])[0], "trains"))
+        for content in np.nonzero((validating >= 0) & (rows >= 0))[0]:
+            if not parent.is_val[rows[content]]:
+                path = given.images[validating[content]].found.name
+                found.append((path, parent.paths(rows[content : content + 1])[0], "trains"))
     return tuple(found)
 
 
-def _label_codes(parent: Manifest | None, given: _Given, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Maps labels to integers.
-
-    Returns:
-        `(codes of the given images, codes of the parent's row for each content)`, -1 if the parent has no row.
-    """
-    codes: dict[str, int] = {}
-    labels = np.array([codes.setdefault(image.found.label, len(codes)) for image in given.images], np.int64)
-    recorded = np.full(len(rows), -1, np.int64)
-    known = np.nonzero(rows >= 0)[0]
-    if parent is not None and len(known):
-        names = parent.table.column("label").take(rows[known]).to_pylist()
-        recorded[known] = [codes.setdefault(name, len(codes)) for name in names]
-    return labels, recorded
-
-
-def _contradictions(
-    labels: np.ndarray, recorded: np.ndarray, inverse: np.ndarray, rows: np.ndarray, count: int
-) -> dict[int, np.ndarray]:
-    """Finds contents with more than one label.
-
-    Returns:
-        Indices of the given images that hold each such content, by the index of the content.
-    """
-    lowest, highest = np.full(count, np.iinfo(np.int64).max), np.full(count, -1)
-    np.minimum.at(lowest, inverse, labels)
-    np.maximum.at(highest, inverse, labels)
-    differs = lowest != highest
-    differs |= (rows >= 0) & (lowest != recorded)
-    chosen = np.nonzero(differs)[0]
-    if not len(chosen):
-        return {}
-    order = np.argsort(inverse, kind="stable")
-    bounds = np.searchsorted(inverse[order], [chosen, chosen + 1])
-    return {
-        int(group): np.sort(order[start:end]) for group, start, end in zip(chosen, bounds[0], bounds[1], strict=True)
-    }
-
-
-def _judge(
-    group: _Group,
-    parent: Manifest | None,
-    given: _Given,
-    on_conflict: OnConflict,
-    conflicts: list[tuple[str, str, str]],
-    relabels: list[tuple[str, str, str]],
-) -> str | None:
-    """Chooses the label of a content with several; None leaves it out.
-
-    Appends to `conflicts` or `relabels`.
-    """
-    images = [given.images[place] for place in group.members]
-    named = list(dict.fromkeys(image.found.label for image in images))
-    standing = named[0]
-    if group.row >= 0 and parent is not None:
-        record = {name: parent.table.column(name)[group.row].as_py() for name in ("label", *PLACE)}
-        standing = str(record["label"])
-        key = key_of(record["path"], record["offset"], record["length"])
-        moved = any(image.found.key == key for image in images) or not locations.exists(record["path"])
-        if len(named) == 1 and moved:
-            relabels.append((images[0].found.name, standing, named[0]))
-            return str(named[0])
-    conflicts += [(image.found.name, image.found.label, standing) for image in images if image.found.label != standing]
-    if on_conflict == "quarantine":
-        return None
-    if group.row >= 0:
-        others = [label for label in named if label != standing]
-        return standing if on_conflict == "old" else others[0] if len(others) == 1 else None
-    # Only newcomers: `--data` is old and `--add` is new. Two labels within one of them have no order.
-    by_role = {
-        role: {given.images[place].found.label for place in group.members if given.roles[place] == role}
-        for role in (_Given.DATA, _Given.ADD)
-    }
-    asked = by_role[_Given.DATA if on_conflict == "old" else _Given.ADD]
-    other = by_role[_Given.ADD if on_conflict == "old" else _Given.DATA]
-    return next(iter(asked)) if len(asked) == 1 and other else None
-
-
 def _row(
-    given: _Given, place: int, label: str | None, generation: int, held_out: Collection[str] | None, seen: bool
+    given: Given, index: int, label: str | None, generation: int, held_out: Collection[str] | None, seen: bool
 ) -> dict[str, Any]:
-    image, role = given.images[place], given.roles[place]
+    image, role = given.images[index], given.roles[index]
     found, facts = image.found, image.facts
-    side = VAL if role == _Given.VAL else found.split
-    if role == _Given.DATA and held_out is not None:
+    side = VAL if role == Given.VAL else found.split
+    if role == Given.DATA and held_out is not None:
         side = VAL if found.key in held_out else TRAIN
     return {
         "sha256": facts.sha256,
         "path": found.path,
         "label": label or found.label,
         "source": found.source,
-        "origin": max(generation - 1, 0) if role == _Given.DATA else generation,
+        "origin": max(generation - 1, 0) if role == Given.DATA else generation,
         "side": side,
         "width": facts.width,
         "height": facts.height,
@@ -357,18 +243,17 @@ def _row(
         "member": found.member,
         "extra": found.extra,
         "thumb": facts.thumb,
-        "seen": bool(seen and role == _Given.DATA and side != VAL),
+        "seen": bool(seen and role == Given.DATA and side != VAL),
     }
 
 
 def _remembered(
     parent: Manifest | None,
     data: Prepared | None,
-    given: _Given,
+    given: Given,
     first: np.ndarray,
     rows: np.ndarray,
-    left_out: set[int],
-    verdicts: Mapping[int, str | None],
+    labels: Labels,
     drop: Collection[str],
 ) -> tuple[pa.Table | None, set[str]]:
     """Returns the parent's rows to keep, and the hashes that `drop` removed.
@@ -383,20 +268,20 @@ def _remembered(
     keep = np.full(len(parent), data is None)
     known = np.nonzero(rows >= 0)[0]
     keep[rows[known]] = True
-    keep[[rows[group] for group in left_out if rows[group] >= 0]] = False
+    keep[[rows[content] for content in labels.left_out if rows[content] >= 0]] = False
     forgotten = {sha.decode() for sha in parent.sha256s[keep].tolist()} & set(drop) if drop else set()
     if forgotten:
         keep &= ~np.isin(parent.sha256s, np.array(sorted(forgotten), "S64"))
     if len(known):
         # The folder may have moved: keep the record and use the current path.
-        place = np.full(len(parent), -1, np.int64)
-        place[rows[known]] = np.arange(len(known))
-        todays = pa.array(place, mask=place < 0)
-        images = [given.images[index].found for index in first[known]]
-        for name in PLACE:
+        index = np.full(len(parent), -1, np.int64)
+        index[rows[known]] = np.arange(len(known))
+        todays = pa.array(index, mask=index < 0)
+        images = [given.images[each].found for each in first[known]]
+        for name in LOCATION:
             column = pa.array([getattr(found, name) for found in images], schema().field(name).type)
             table = _replaced(table, name, column.take(todays))
-        fresh = [verdicts.get(int(group)) for group in known]
+        fresh = [labels.by_content.get(int(content)) for content in known]
         if any(fresh):
             table = _replaced(table, "label", pa.array(fresh, pa.string()).take(todays))
     return (table if keep.all() else table.filter(pa.array(keep))), forgotten
@@ -431,31 +316,3 @@ def _joined(remembered: pa.Table | None, newcomers: Iterable[Mapping[str, Any]])
     if remembered is not None:
         table = pa.concat_tables([remembered.cast(schema()), table])
     return ordered(table)
-
-
-def _describe(
-    conflicts: list[tuple[str, str, str]],
-    left_out: int,
-    relabels: list[tuple[str, str, str]],
-    on_conflict: OnConflict,
-) -> list[str]:
-    notes = []
-    if conflicts and left_out:
-        path, label, other = conflicts[0]
-        within = (
-            "" if on_conflict == "quarantine" else f" ({option('on-conflict', on_conflict)} cannot tell which is which)"
-        )
-        notes.append(
-            f"{left_out:,} images stand under two labels and are left out{within}, the first is {path} ({label} and {other}): "
-            f"{ONE_LABEL}"
-        )
-    elif conflicts:
-        path, label, other = conflicts[0]
-        notes.append(
-            f"{len(conflicts):,} files stand under two labels, the {on_conflict} one holds; the first is {path} ({label} and "
-            f"{other})"
-        )
-    if relabels:
-        path, before, now = relabels[0]
-        notes.append(f"{len(relabels):,} images have a new label, the first is {path} ({before} -> {now})")
-    return notes

@@ -17,11 +17,10 @@ import hashlib
 import io
 import lzma
 import os
-import sqlite3
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +29,7 @@ import numpy as np
 from kresume.errors import ImagesError
 from kresume.images.cache import Cache, checksum
 from kresume.images.decode import decode_many
+from kresume.images.file_index import open_index
 from kresume.images.headers import Header, read_header
 from kresume.images.likeness import likeness
 from kresume.images.sources.found import STREAMS, Facts, Found, Known, Quarantined
@@ -39,7 +39,6 @@ from kresume.storage import atomic
 from kresume.storage.locations import MAX_FILE_BYTES, read_range, read_stream
 from kresume.values.decode_spec import DecodeSpec
 
-INDEX_NAME = "pictures.sqlite"
 GROUP, GROUP_BYTES = 32, 16 * 2**20
 WAITING = 3
 """Threads in addition to one per core, because some of them wait for the disk."""
@@ -117,7 +116,7 @@ def prepare(
     Raises:
         ImagesError: if images of a compressed archive do not fit into the cache, or if its index is damaged.
     """
-    index = _open_index(cache, writes)
+    index = open_index(cache.folder.parent, writes) if cache is not None else None
     cache = cache if writes and pixels else None
     remembered = dict(known or {})
     if index is not None:
@@ -178,13 +177,6 @@ def _too_little_room(cache: Cache, more: int, everything: int) -> str | None:
             f"{_size(cache.limit_bytes)} ({option('cache-limit', 'SIZE')} raises it)"
         )
     return None
-
-
-def _open_index(cache: Cache | None, writes: bool) -> _FileIndex | None:
-    if cache is None:
-        return None
-    path = cache.folder.parent / INDEX_NAME
-    return _FileIndex(path) if writes or path.is_file() else None
 
 
 def _to_read(facts: Sequence[Facts | None], cache: Cache | None) -> list[int]:
@@ -323,76 +315,6 @@ def _content(found: Found, content: bytes | str | None) -> bytes:
         return read_range(found.path, found.offset, found.length, found.coding)
     except OSError as error:
         raise ImagesError(f"it cannot be read ({error.strerror or type(error).__name__})") from error
-
-
-class _FileIndex:
-    """Stores facts by path, size and time in SQLite, shared by processes."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        with self._connect() as connection:
-            connection.execute(
-                "CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, bytes INTEGER, mtime_ns INTEGER, sha256 TEXT, "
-                "width INTEGER, height INTEGER, format TEXT, phash TEXT, thumb BLOB)"
-            )
-
-    @contextmanager
-    def _connect(self) -> Iterator[sqlite3.Connection]:
-        try:
-            with closing(sqlite3.connect(self._path, timeout=60.0, isolation_level=None)) as connection:
-                yield connection
-        except sqlite3.Error as error:
-            raise ImagesError(
-                f"{self._path}, what is known of pictures, cannot be used ({error}): remove it, it is made again; or give "
-                f"{option('cache', 'DIR')}"
-            ) from error
-
-    def read(self, paths: Sequence[str]) -> dict[str, tuple[int, int, Facts]]:
-        found: dict[str, tuple[int, int, Facts]] = {}
-        with self._connect() as connection:
-            for start in range(0, len(paths), 500):
-                part = paths[start : start + 500]
-                marks = ",".join("?" * len(part))
-                for path, size, time, sha256, width, height, kind, phash, thumb in connection.execute(
-                    f"SELECT * FROM files WHERE path IN ({marks})", part
-                ):
-                    found[path] = (size, time, Facts(sha256, width, height, kind, int(phash, 16), thumb))
-        return found
-
-    def remove(self, sha256s: Collection[str]) -> None:
-        with self._connect() as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            connection.executemany("DELETE FROM files WHERE sha256 = ?", ((sha256,) for sha256 in sha256s))
-            connection.execute("COMMIT")
-            connection.execute("VACUUM")  # otherwise deleted data stay in the file's free pages
-
-    def write(self, rows: Iterable[tuple[Found, Facts]]) -> None:
-        with self._connect() as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            connection.executemany(
-                "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    (
-                        found.key,
-                        found.bytes,
-                        found.mtime_ns,
-                        facts.sha256,
-                        facts.width,
-                        facts.height,
-                        facts.format,
-                        f"{facts.phash:016x}",  # SQLite's integers are signed
-                        facts.thumb,
-                    )
-                    for found, facts in rows
-                ),
-            )
-            connection.execute("COMMIT")
-
-
-def forget_facts(root: Path, sha256s: Collection[str]) -> None:
-    """Removes the facts of images, thumbnails included, from the index of a cache's root."""
-    if (root / INDEX_NAME).is_file():
-        _FileIndex(root / INDEX_NAME).remove(sha256s)
 
 
 def write_quarantine(path: Path, rows: Sequence[Quarantined]) -> None:

@@ -23,7 +23,7 @@ from kresume.errors import ImagesError
 from kresume.images import corrections, merging
 from kresume.images.cache import Cache, listings_of
 from kresume.images.collect import list_sources, without_empty
-from kresume.images.manifest import PLACE, Manifest, schema
+from kresume.images.manifest import LOCATION, Manifest, schema
 from kresume.images.prepare import Image, Prepared, prepare
 from kresume.images.sources import Found
 from kresume.images.sources.found import key_of
@@ -295,7 +295,7 @@ def _where_they_are_now(everything: Manifest, back: Mapping[str, Found]) -> pa.T
 
     rows = np.nonzero(np.isin(everything.sha256s, np.array(sorted(back), "S64")))[0]
     table = everything.table.take(rows)
-    for name in PLACE:
+    for name in LOCATION:
         values = [getattr(back[sha.decode()], name) for sha in everything.sha256s[rows].tolist()]
         index = table.column_names.index(name)
         table = table.set_column(index, schema().field(name), pa.array(values, schema().field(name).type))

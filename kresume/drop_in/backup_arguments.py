@@ -1,0 +1,29 @@
+"""Checks the arguments of `kresume.BackupAndRestore`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kresume.errors import UsageError
+
+
+def check_arguments(backup_dir: Any, save_freq: Any, data: Any, strict: bool | None, on_new_data: str) -> None:
+    """Raises if an argument is invalid, or contradicts another.
+
+    Raises:
+        UsageError: the message names the argument and what to give.
+    """
+    if not backup_dir:
+        raise UsageError("Empty `backup_dir` argument passed (it is empty or None): give the folder of the backups")
+    if save_freq != "epoch" and (isinstance(save_freq, bool) or not isinstance(save_freq, int) or save_freq < 1):
+        raise UsageError(
+            f"Invalid value for argument `save_freq`. Received: save_freq={save_freq!r}: give 'epoch' or a number of "
+            "batches of at least 1"
+        )
+    if save_freq != "epoch" and data is None and strict:
+        raise UsageError(
+            f"save_freq={save_freq} needs data=: without it nobody knows which batches an interrupted epoch has drawn. "
+            "Give data=kresume.resumable(...) or kresume.image_dataset(...), save_freq='epoch', or leave strict out"
+        )
+    if on_new_data not in {"next-epoch", "error"}:
+        raise UsageError(f"on_new_data={on_new_data!r}: give 'next-epoch' or 'error'")

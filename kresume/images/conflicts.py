@@ -1,0 +1,196 @@
+"""Decides which label holds if images with the same content have several.
+
+    decided = decide_labels(parent, given, inverse, rows, "quarantine")
+    decided.by_content[3], decided.conflicts, decided.notes("quarantine")
+
+If an image has another label than recorded, and is no longer at the old path, the new label replaces the old one. If it
+has both labels, or is given with two, that is a conflict: it is left out, unless `on_conflict` chooses a label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from kresume.images.manifest import LOCATION, Manifest
+from kresume.images.prepare import Image
+from kresume.images.sources.found import ONE_LABEL, key_of
+from kresume.spelling import option
+from kresume.storage import locations
+
+OnConflict = Literal["quarantine", "old", "new"]
+
+
+@dataclass(frozen=True)
+class Given:
+    """Holds every given image and its role, in the order val, data, add.
+
+    `val` comes first, so that an image given for both validates.
+    """
+
+    images: list[Image]
+    roles: np.ndarray
+
+    VAL, DATA, ADD = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Holds the files of one content that has more than one label.
+
+    Attributes:
+        members: indices of the given images, ascending.
+        row: index of the parent's row, -1 for none.
+    """
+
+    members: np.ndarray
+    row: int
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Holds the labels of contents that have several.
+
+    Attributes:
+        by_content: the label that holds, None to leave the image out, by the index of the content.
+        conflicts: files whose content has two labels, as (path, label, other label).
+        relabels: images that now have another label and no longer the old one, as (path, old label, label).
+    """
+
+    by_content: Mapping[int, str | None]
+    conflicts: tuple[tuple[str, str, str], ...]
+    relabels: tuple[tuple[str, str, str], ...]
+
+    @property
+    def left_out(self) -> set[int]:
+        """Returns the indices of the contents that are left out."""
+        return {content for content, label in self.by_content.items() if label is None}
+
+    def notes(self, on_conflict: OnConflict) -> list[str]:
+        """Returns messages for the user."""
+        notes = []
+        if self.conflicts and self.left_out:
+            path, label, other = self.conflicts[0]
+            within = (
+                ""
+                if on_conflict == "quarantine"
+                else f" ({option('on-conflict', on_conflict)} cannot tell which is which)"
+            )
+            notes.append(
+                f"{len(self.left_out):,} images stand under two labels and are left out{within}, the first is {path} "
+                f"({label} and {other}): {ONE_LABEL}"
+            )
+        elif self.conflicts:
+            path, label, other = self.conflicts[0]
+            notes.append(
+                f"{len(self.conflicts):,} files stand under two labels, the {on_conflict} one holds; the first is {path} "
+                f"({label} and {other})"
+            )
+        if self.relabels:
+            path, before, now = self.relabels[0]
+            notes.append(f"{len(self.relabels):,} images have a new label, the first is {path} ({before} -> {now})")
+        return notes
+
+
+def decide_labels(
+    parent: Manifest | None, given: Given, inverse: np.ndarray, rows: np.ndarray, on_conflict: OnConflict
+) -> Labels:
+    """Decides the label of every content that has several.
+
+    Args:
+        parent: the parent's manifest, None for none.
+        given: the given images.
+        inverse: index of the content of each given image.
+        rows: index of the parent's row of each content, -1 for none.
+        on_conflict: `"quarantine"` uses neither label, `"old"` keeps the older label, `"new"` uses the newer one.
+    """
+    labels, recorded = _label_codes(parent, given, rows)
+    conflicts: list[tuple[str, str, str]] = []
+    relabels: list[tuple[str, str, str]] = []
+    by_content = {
+        content: _judge(_Group(members, int(rows[content])), parent, given, on_conflict, conflicts, relabels)
+        for content, members in _contradictions(labels, recorded, inverse, rows, len(rows)).items()
+    }
+    return Labels(by_content, tuple(conflicts), tuple(relabels))
+
+
+def _label_codes(parent: Manifest | None, given: Given, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Maps labels to integers.
+
+    Returns:
+        `(codes of the given images, codes of the parent's row for each content)`, -1 if the parent has no row.
+    """
+    codes: dict[str, int] = {}
+    labels = np.array([codes.setdefault(image.found.label, len(codes)) for image in given.images], np.int64)
+    recorded = np.full(len(rows), -1, np.int64)
+    known = np.nonzero(rows >= 0)[0]
+    if parent is not None and len(known):
+        names = parent.table.column("label").take(rows[known]).to_pylist()
+        recorded[known] = [codes.setdefault(name, len(codes)) for name in names]
+    return labels, recorded
+
+
+def _contradictions(
+    labels: np.ndarray, recorded: np.ndarray, inverse: np.ndarray, rows: np.ndarray, count: int
+) -> dict[int, np.ndarray]:
+    """Finds contents with more than one label.
+
+    Returns:
+        Indices of the given images that hold each such content, by the index of the content.
+    """
+    lowest, highest = np.full(count, np.iinfo(np.int64).max), np.full(count, -1)
+    np.minimum.at(lowest, inverse, labels)
+    np.maximum.at(highest, inverse, labels)
+    differs = lowest != highest
+    differs |= (rows >= 0) & (lowest != recorded)
+    chosen = np.nonzero(differs)[0]
+    if not len(chosen):
+        return {}
+    order = np.argsort(inverse, kind="stable")
+    bounds = np.searchsorted(inverse[order], [chosen, chosen + 1])
+    return {
+        int(content): np.sort(order[start:end])
+        for content, start, end in zip(chosen, bounds[0], bounds[1], strict=True)
+    }
+
+
+def _judge(
+    group: _Group,
+    parent: Manifest | None,
+    given: Given,
+    on_conflict: OnConflict,
+    conflicts: list[tuple[str, str, str]],
+    relabels: list[tuple[str, str, str]],
+) -> str | None:
+    """Chooses the label of a content with several; None leaves it out.
+
+    Appends to `conflicts` or `relabels`.
+    """
+    images = [given.images[index] for index in group.members]
+    named = list(dict.fromkeys(image.found.label for image in images))
+    before = named[0]
+    if group.row >= 0 and parent is not None:
+        record = {name: parent.table.column(name)[group.row].as_py() for name in ("label", *LOCATION)}
+        before = str(record["label"])
+        key = key_of(record["path"], record["offset"], record["length"])
+        moved = any(image.found.key == key for image in images) or not locations.exists(record["path"])
+        if len(named) == 1 and moved:
+            relabels.append((images[0].found.name, before, named[0]))
+            return str(named[0])
+    conflicts += [(image.found.name, image.found.label, before) for image in images if image.found.label != before]
+    if on_conflict == "quarantine":
+        return None
+    if group.row >= 0:
+        others = [label for label in named if label != before]
+        return before if on_conflict == "old" else others[0] if len(others) == 1 else None
+    # Only newcomers: `--data` is old and `--add` is new. Two labels within one of them have no order.
+    by_role = {
+        role: {given.images[index].found.label for index in group.members if given.roles[index] == role}
+        for role in (Given.DATA, Given.ADD)
+    }
+    asked = by_role[Given.DATA if on_conflict == "old" else Given.ADD]
+    other = by_role[Given.ADD if on_conflict == "old" else Given.DATA]
+    return next(iter(asked)) if len(asked) == 1 and other else None
