@@ -15,7 +15,7 @@ from kresume.checkpoints.keras_arrays import OPTIMIZERS, class_of
 from kresume.checkpoints.read import read_checkpoint
 from kresume.errors import CheckpointError, ModelError, RestoreError, UsageError
 from kresume.exports.export import export
-from kresume.models import build, optimizers, precision, restore, slots
+from kresume.models import build, precision, restore, slot_forms, slots
 from kresume.options.resolve import from_arguments
 from kresume.options.table import TrainConfig
 from kresume.training.plan.decide import make_plan
@@ -298,11 +298,11 @@ def test_the_table_of_slots_is_kerass(script):
     weights = list(numpy(model.trainable_variables).values())
     known = 0
     for name in (*OPTIMIZERS, "ScheduleFreeAdamW"):
-        assert optimizers.variants(name), name
-        for changes, rounds in optimizers.variants(name):
+        assert slot_forms.variants(name), name
+        for changes, rounds in slot_forms.variants(name):
             optimizer = getattr(keras.optimizers, name)(**changes)
             optimizer.build(model.trainable_variables)
-            expected = optimizers.slot_shapes(name, rounds, [weight.shape for weight in weights])
+            expected = slot_forms.slot_shapes(name, rounds, [weight.shape for weight in weights])
             assert [tuple(v.shape) for v in optimizer.variables[2:]] == [shape for _, shape in expected], (
                 name,
                 changes,

@@ -14,7 +14,7 @@ import pytest
 from kresume.checkpoints import graph_optimizer
 from kresume.checkpoints.read import read_checkpoint
 from kresume.errors import CheckpointError, RestoreError
-from kresume.models import build, optimizers, restore
+from kresume.models import build, optimizers, restore, slot_forms
 from kresume.values.state import SavedOptimizer
 from tests.golden_models import MODELS
 from tests.support import assert_same_bytes, run_training
@@ -142,8 +142,8 @@ def test_what_the_file_says_of_its_optimizer_is_taken():
     assert decay.rate.schedule["class_name"] == "InverseTimeDecay"
     assert decay.optimizer.class_name == "Adam"
     assert decay.writer == "tf.train.Checkpoint, Keras 2"
-    assert optimizers.fitting(read_checkpoint(GOLDEN / "sequential-legacy-sgd")) == ["SGD"]
-    assert "Adam" in optimizers.fitting(read_checkpoint(GOLDEN / "subclassed-adam"))
+    assert slot_forms.graph_classes(read_checkpoint(GOLDEN / "sequential-legacy-sgd")) == ["SGD"]
+    assert "Adam" in slot_forms.graph_classes(read_checkpoint(GOLDEN / "subclassed-adam"))
     saved = read_checkpoint(GOLDEN / "saved-small-legacy-sgd")
     assert (saved.format, saved.optimizer.class_name, saved.optimizer.config["momentum"]) == (
         "saved-model", "SGD", pytest.approx(0.9),

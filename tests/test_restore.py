@@ -16,8 +16,8 @@ from kresume.backend import live_state
 from kresume.checkpoints.inspect import describe
 from kresume.checkpoints.read import read_checkpoint
 from kresume.errors import CheckpointError, RestoreError
-from kresume.models import build, optimizers, restore, save
-from kresume.models.match_weights import keras_names
+from kresume.models import build, optimizers, restore, save, slot_forms
+from kresume.models.match_keras import keras_names
 from kresume.training.loop.fit import assign_state
 from kresume.values.card import Card
 from kresume.values.state import SavedOptimizer, TrainState
@@ -150,7 +150,7 @@ def test_a_tensorflow_checkpoint_restores_to_the_last_bit(written, kind, optimiz
     assert_equal_to_the_writers(model, restored, expected)
     assert (state.step, round(state.rate.value, 6)) == (6, 0.01)
     fitting = {"sgd": ["SGD"], "adafactor": []}.get(optimizer, ["Adam", "AdamW", "Lamb"])
-    assert optimizers.fitting(state) == fitting
+    assert slot_forms.graph_classes(state) == fitting
 
 
 @pytest.mark.parametrize("place", [0, 4, 16, 32])

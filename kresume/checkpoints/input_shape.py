@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kresume.checkpoints.layers import layer_table
+from kresume.checkpoints.layouts import names_of
 from kresume.errors import UsageError
 from kresume.values.input_layout import read_layout
 from kresume.values.state import TrainState
@@ -90,5 +91,5 @@ def _first_convolution(state: TrainState) -> int:
     for row in layer_table(state):
         for _, shape in row.arrays:
             if len(shape) == 4:
-                return int(shape[1] if state.layout == "torch" else shape[2])
+                return int(shape[names_of(state).kernel_axes[0]])
     return 0

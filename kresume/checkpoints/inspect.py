@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from kresume.checkpoints.input_shape import describe_input
-from kresume.checkpoints.layers import LayerRow, layer_table, natural, weights
+from kresume.checkpoints.layers import LayerRow, layer_table
+from kresume.checkpoints.layouts import names_of, natural
 from kresume.values.state import TrainState
 
 FEW = 40
@@ -132,7 +133,7 @@ def describe(state: TrainState) -> Inspection:
         optimizer=state.optimizer.class_name if state.optimizer else None,
         optimizer_variables=state.optimizer.variables if state.optimizer else 0,
         rate=_rate(state),
-        parameters=sum(state.arrays[name].size for name in weights(state)),
+        parameters=sum(state.arrays[name].size for name in names_of(state).weights(state)),
         layers=layer_table(state),
         variables=tuple(
             (name, str(array.dtype), tuple(array.shape))
@@ -182,15 +183,15 @@ def own_names(config: Any) -> set[str]:
 
 def _missing(state: TrainState) -> Iterator[str]:
     """Yields each piece of information that a resume needs, with its option."""
-    torch = state.layout == "torch"
+    names = names_of(state)
     if state.architecture is None:
-        skeleton = f" (a skeleton: kresume inspect {state.source} --write-model model.py)" if torch else ""
+        skeleton = f" (a skeleton: kresume inspect {state.source} --write-model model.py)" if names.skeleton else ""
         yield f"the architecture: --model FILE.py:FUNCTION{skeleton}"
     if own := sorted(own_names(state.architecture)):
         yield f"the code of {', '.join(own)}: --import FILE.py"
     if own := sorted(own_names((state.compiled or {}).get("loss")) - own_names(state.architecture)):
         yield f"the loss {', '.join(own)}: --import FILE.py, or another with --loss NAME"
-    if torch:
+    if names.proved_on_images:
         yield "that the layers were matched rightly: labelled old images (--data) on which the model is right; --map-out FILE"
     why = state.records.get("cannot_keep")
     decay = state.records.get("coupled_decay")

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kresume.checkpoints.layouts import names_of
 from kresume.errors import UsageError
 from kresume.values.state import TrainState
 
@@ -93,7 +94,7 @@ def skeleton(state: TrainState, file: str) -> str:
         UsageError: if the checkpoint is not from PyTorch (its architecture is known, or its layers' kinds are unknown),
             or if the network expects images that are neither RGB nor grey.
     """
-    if state.layout != "torch":
+    if not names_of(state).skeleton:
         known = "holds its architecture" if state.architecture is not None else "says too little of its layers"
         raise UsageError(
             f"--write-model writes skeletons of PyTorch's state dicts; {state.source} ({state.format}) {known}"

@@ -24,7 +24,7 @@ from kresume.checkpoints.backup_folder import BEFORE, METADATA, WEIGHTS
 from kresume.checkpoints.hdf5 import read_arrays
 from kresume.drop_in.backup_restore import Restored, all_epochs_done
 from kresume.errors import CheckpointError
-from kresume.models import match_slots, structure
+from kresume.models import match_keras, structure
 from kresume.models.restore import restore_optimizer
 from kresume.storage import atomic
 
@@ -101,7 +101,7 @@ def _load(model: Any, weights: Path) -> str:
         _load_weights(model, weights)
     state = weights_file.state_of(str(weights), read_arrays(weights.read_bytes(), str(weights)), "")
     everything = len(structure.can_train(model)) == len(live_state.inner(optimizer)._trainable_variables)
-    if everything and len(match_slots.ordered(state)) == len(fresh):
+    if everything and len(match_keras.optimizer_list(state)) == len(fresh):
         return ""
     live_state.assign(optimizer.variables, fresh)
     told = restore_optimizer(model, state)

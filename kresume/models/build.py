@@ -19,6 +19,7 @@ from typing import Any
 import keras
 
 from kresume.checkpoints import content, keras_2, keras_file, legacy_h5, saved_model
+from kresume.checkpoints.layouts import names_of
 from kresume.errors import ModelError
 from kresume.models.own_code import call_function, innermost, is_function, last_line, run_files
 from kresume.models.precision import with_precision
@@ -65,7 +66,7 @@ def build_model(
         if state is not None:
             skeleton = (
                 f", or begin with a skeleton of its layers: kresume inspect {state.source} --write-model model.py"
-                if state.layout == "torch"
+                if names_of(state).skeleton
                 else ""
             )
             raise ModelError(

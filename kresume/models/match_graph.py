@@ -17,8 +17,9 @@ import keras
 
 from kresume.backend import live_state
 from kresume.checkpoints import graph_optimizer, keras_2
-from kresume.models import match_slots, match_weights, slots
+from kresume.models import match_slots, slots
 from kresume.models.made_up_names import by_new_number
+from kresume.models.match_by_shape import split_by_shape, trained_by_shape
 from kresume.models.match_layers import RENAMED
 from kresume.models.match_slots import Matched, Saved
 from kresume.models.structure import SEED, Target
@@ -45,13 +46,13 @@ def completed(state: TrainState, optimizer: Any | None) -> tuple[TrainState, str
     follows another schedule of the momentum.
 
     Args:
-        state: the checkpoint.
+        state: of the layout `"graph"`.
         optimizer: the live optimizer to restore, or None.
 
     Returns:
         The state, and a note that says what was computed; the note is empty if nothing was.
     """
-    node = graph_optimizer.find_optimizer(state.graph) if state.layout == "graph" else None
+    node = graph_optimizer.find_optimizer(state.graph)
     inside = live_state.inner(optimizer) if optimizer is not None else None
     if node is None or not isinstance(inside, keras.optimizers.Nadam):
         return state, ""
@@ -101,7 +102,7 @@ def match(
     unsure = False
     for kind, listed in _without_weight(saved).items():
         shapes = [tuple(state.arrays[name].shape) for name in listed]
-        trained = match_slots.trained_by_shape(model, state, shapes, best)
+        trained = trained_by_shape(model, state, shapes, best)
         now = [best.get(id(variable)) for variable in live_state.inner(optimizer)._trainable_variables]
         if same_weights and len(now) == len(listed) and None not in now:
             trained = [name for name in now if name is not None]
@@ -147,7 +148,7 @@ def _exported(state: TrainState, model: Any) -> dict[int, str]:
     mine = by_new_number([(id(variable), tuple(str(variable.path).split("/"))) for variable in variables])
     if theirs.keys() == mine.keys() and len(theirs) == len(names):
         return {key: theirs[path] for path, key in mine.items()}
-    return match_weights.split_by_shape(variables, model, state, lists["trainable"], lists["non_trainable"])
+    return split_by_shape(variables, model, state, lists["trainable"], lists["non_trainable"])
 
 
 def _in_order(children: Mapping[str, int]) -> list[int]:
@@ -245,22 +246,24 @@ def _edge(saved: GraphNode, attribute: str) -> int | None:
     return saved.children.get(attribute, saved.children.get(attribute.lstrip("_")))
 
 
-def optimizer_arrays(state: TrainState) -> set[str]:
-    """Returns the names of arrays that belong to the optimizer alone."""
+def owned_by_optimizer(state: TrainState) -> set[str]:
+    """Returns the names of arrays that belong to the optimizer alone, by their node or their key."""
     node = graph_optimizer.find_optimizer(state.graph)
     owned = graph_optimizer.owned(state.graph, node) if node is not None else set()
-    return {name for index in owned if (name := state.graph[index].array) is not None}
+    by_node = {name for index in owned if (name := state.graph[index].array) is not None}
+    return by_node | match_slots.named_optimizer(state)
 
 
-def unused(state: TrainState, left: Sequence[str], optimizer: Any | None) -> list[str]:
+def unused(model: Any, optimizer: Any | None, state: TrainState, names: Mapping[int, str]) -> list[str]:
     """Returns the unmatched arrays that should have a variable.
 
     A script's own counters beside the model, metrics and an optimizer's settings need no variable.
 
     Args:
-        state: the checkpoint.
-        left: names of unmatched arrays.
+        model: built; not needed here.
         optimizer: None if only the weights are restored.
+        state: the checkpoint.
+        names: `id(variable)` -> name of its array, as matched.
     """
     node = graph_optimizer.find_optimizer(state.graph)
     passed = {child for child in state.graph[0].children.values() if _is_number(state, child)}
@@ -269,8 +272,9 @@ def unused(state: TrainState, left: Sequence[str], optimizer: Any | None) -> lis
         owned = graph_optimizer.owned(state.graph, node)
         passed |= _idle_momentum(state, node, optimizer)
         passed |= owned if optimizer is None else {child for child in owned if _is_number(state, child)}
-    names = {state.graph[child].array for child in passed}
-    return [name for name in left if name not in names and not set(name.split("/")) & APART]
+    ignored = {state.graph[child].array for child in passed}
+    left = match_slots.unmatched(state, names)
+    return [name for name in left if name not in ignored and not set(name.split("/")) & APART]
 
 
 def _idle_momentum(state: TrainState, node: int, optimizer: Any | None) -> set[int]:
@@ -326,8 +330,8 @@ def _follow(thing: Any, edge: str) -> Any:
         return thing.get(edge)
     if edge.startswith(WITH_WEIGHTS) and isinstance(thing, keras.Model):
         layers = [layer for layer in thing.layers if layer.weights]
-        place = int(edge.removeprefix(WITH_WEIGHTS))
-        return layers[place] if place < len(layers) else None
+        index = int(edge.removeprefix(WITH_WEIGHTS))
+        return layers[index] if index < len(layers) else None
     try:
         found = getattr(thing, edge, None)
         return getattr(thing, RENAMED[edge], None) if found is None and edge in RENAMED else found

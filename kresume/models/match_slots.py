@@ -1,17 +1,20 @@
 """Matches a file's optimizer arrays with a live optimizer, whatever was or is frozen.
 
-    found = match(model, optimizer, state, weights)      # found.names: id(variable) -> name of the array
+    saved, unsure = by_order(model, optimizer, state, names, weights)
+    found = join(optimizer, saved, weights)      # found.names: id(variable) -> name of the array
 
 An optimizer has slots for the weights that were trainable when it was built. Some formats name the weight of each slot.
 Others list slots by order alone; then the weights that were trainable are found from the file's own architecture, or
 from the shapes if only one choice of layers fits. If several fit, nothing is matched, unless the user states that the
 weights trainable now were trainable then.
+
+The modules of the layouts (`kresume.models.layouts`) share these functions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -19,14 +22,16 @@ import keras
 import numpy as np
 
 from kresume.backend.live_state import inner
-from kresume.checkpoints.choices import Item, choose
-from kresume.checkpoints.keras_arrays import INNER, OPTIMIZER
 from kresume.models import slots, structure
+from kresume.models.match_by_shape import trained_by_shape
 from kresume.values.state import TrainState
 
 OWN = 4
 """Number of loss-scaling variables in front of the optimizer's."""
 COUNT, RATE = "_iterations", "_learning_rate"
+
+WeightsOf = Callable[[Any, TrainState], Mapping[int, str]]
+"""Returns `id(variable)` -> name of its array, for the weights of a model."""
 
 
 @dataclass(frozen=True)
@@ -52,35 +57,13 @@ class Matched:
         names: `id(variable)` -> name of its array.
         left_out: names of slots whose weights are frozen now.
         unsure: True if slots were not matched because several choices of weights fit.
+        notes: for the user, on how arrays were matched.
     """
 
     names: Mapping[int, str]
     left_out: frozenset[str] = frozenset()
     unsure: bool = False
-
-
-def match(
-    model: Any, optimizer: Any, state: TrainState, weights: Mapping[int, str], *, same_weights: bool = False
-) -> Matched:
-    """Finds the array of each variable of an optimizer.
-
-    Args:
-        model: built.
-        optimizer: built on the model's trainable variables, of the class and config that wrote the file.
-        state: of the layout `"groups"`, `"keras"` or `"layers"`.
-        weights: `id(variable)` -> name of its array, as the model's weights were matched.
-        same_weights: the user states that the weights trainable now were trainable then.
-    """
-    if structure.RECORD in state.records:
-        return join(optimizer, _recorded(state), weights)
-    if "slots" in state.records:
-        saved, unsure = _named(model, optimizer, state, weights)
-    else:
-        trained = None
-        if state.layout == "groups":
-            trained = _in_order(name for name in state.arrays if name.startswith("trainable/"))
-        saved, unsure = by_order(model, optimizer, state, ordered(state), weights, trained, same_weights=same_weights)
-    return replace(join(optimizer, saved, weights), unsure=unsure)
+    notes: tuple[str, ...] = ()
 
 
 def join(optimizer: Any, saved: Sequence[Saved], weights: Mapping[int, str]) -> Matched:
@@ -122,34 +105,40 @@ def counts(optimizer: Any, state: TrainState, names: Mapping[int, str]) -> dict[
     return {index: since[name] for index, name in found.items() if name in since}
 
 
-def superfluous(optimizer: Any | None, state: TrainState) -> set[str]:
-    """Returns the optimizer arrays that need no variable.
+def unmatched(state: TrainState, names: Mapping[int, str]) -> list[str]:
+    """Returns the names of a checkpoint's arrays that no variable is matched with."""
+    taken = set(names.values())
+    return [name for name in state.arrays if name not in taken]
 
-    These are the second copy of a loss-scaled optimizer's variables, a loss scale that the precision does not need, a
-    rate that a schedule replaced, and all of them if no optimizer is restored.
+
+def named_optimizer(state: TrainState) -> set[str]:
+    """Returns the names of arrays that begin with `optimizer`."""
+    return {name for name in state.arrays if name.startswith("optimizer")}
+
+
+def superfluous(optimizer: Any | None, state: TrainState, listed: Sequence[str]) -> set[str]:
+    """Returns the optimizer arrays of a list that need no variable.
+
+    These are a loss scale that the precision does not need, a rate that a schedule replaced, and all of them if no
+    optimizer is restored.
+
+    Args:
+        optimizer: built, or None if only the weights are restored.
+        state: the checkpoint.
+        listed: names of the optimizer's arrays in order, those of loss scaling first.
     """
-    scale, names = _split(state, ordered(state))
+    scale, names = _split(state, listed)
     if optimizer is None:
-        listed = [array for _, _, array in state.records.get("slots", ())]
-        return {*scale, *names, *listed, *(name for name in state.arrays if name.startswith("optimizer/"))}
+        return {*scale, *names}
     extra = set() if slots.scale_variables(optimizer) else set(scale)
-    if any(name.startswith(INNER) for name in state.arrays):
-        extra |= {name for name in state.arrays if name.startswith(INNER)}
     if slots.rate_variable(optimizer) is None and len(names) > 1 and _is_rate(state.arrays[names[1]]):
         extra.add(names[1])
     return extra
 
 
-def _in_order(names: Any) -> list[str]:
+def in_order(names: Iterable[str]) -> list[str]:
+    """Sorts names by the number that they end in: `optimizer/10` after `optimizer/2`."""
     return sorted(names, key=lambda name: int(name.rpartition("/")[2]))
-
-
-def ordered(state: TrainState) -> list[str]:
-    """Returns the optimizer's arrays in order, those of loss scaling first."""
-    if "optimizer_order" in state.records:
-        return list(state.records["optimizer_order"])
-    prefix = "optimizer/" if state.layout != "keras" else OPTIMIZER
-    return _in_order(name for name in state.arrays if name.startswith(prefix) and name.removeprefix(prefix).isdigit())
 
 
 def _split(state: TrainState, names: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
@@ -161,50 +150,6 @@ def _is_rate(array: np.ndarray) -> bool:
     return array.shape == () and array.dtype.kind == "f"
 
 
-def _recorded(state: TrainState) -> list[Saved]:
-    """Returns the optimizer's arrays as a kresume snapshot records them."""
-    return [
-        Saved(f"optimizer/{index}", str(kind), None if weight is None else f"trainable/{weight}")
-        for index, (kind, weight) in enumerate(state.records[structure.RECORD].get("optimizer", ()))
-    ]
-
-
-def _named(model: Any, optimizer: Any, state: TrainState, weights: Mapping[int, str]) -> tuple[list[Saved], bool]:
-    """Identifies Keras 2's slots, which are stored with their kind and their weight's name.
-
-    The weight's name is part of the name of that weight's array. If names do not decide (their numbers count what a
-    process built), the slots of a kind are in the order of the weights that were trainable, which `trained_by_shape`
-    finds.
-
-    Returns:
-        The identified arrays, and True if others could not be identified.
-    """
-    numbers = {name for name, value in vars(inner(optimizer)).items() if isinstance(value, keras.Variable)}
-    by_kind: dict[str, list[tuple[str, str]]] = {}
-    saved, unsure = [], False
-    for kind, weight, name in state.records["slots"]:
-        if kind in numbers:
-            saved.append(Saved(name, kind))
-        else:
-            by_kind.setdefault(kind, []).append((weight, name))
-    for kind, listed in by_kind.items():
-        owners = [_ending(weight, weights.values()) for weight, _ in listed]
-        if None in owners or len(set(owners)) != len(owners):
-            shapes = [tuple(state.arrays[name].shape) for _, name in listed]
-            chosen = trained_by_shape(model, state, shapes, weights)
-            if chosen is None:
-                unsure = True
-                continue
-            owners = list(chosen)
-        saved += [Saved(name, kind, owner) for owner, (_, name) in zip(owners, listed, strict=True)]
-    return saved, unsure
-
-
-def _ending(weight: str, names: Any) -> str | None:
-    found = [name for name in set(names) if weight and name.partition(":")[0].endswith(f"/{weight}")]
-    return found[0] if len(found) == 1 else None
-
-
 def by_order(
     model: Any,
     optimizer: Any,
@@ -213,6 +158,7 @@ def by_order(
     weights: Mapping[int, str],
     trained: Sequence[str] | None = None,
     *,
+    weights_of: WeightsOf | None = None,
     same_weights: bool = False,
 ) -> tuple[list[Saved], bool]:
     """Identifies the arrays of a list: numbers first, then slots in creation order.
@@ -224,6 +170,8 @@ def by_order(
         names: the list, arrays of loss scaling first.
         weights: `id(variable)` -> name of its array.
         trained: names of the arrays of the weights that were trainable, in order; None if the file does not say.
+        weights_of: matches the weights of a model that is built from the file's architecture; None if that is not
+            possible in this layout.
         same_weights: the user states that the weights trainable now were trainable then.
 
     Returns:
@@ -264,7 +212,9 @@ def by_order(
         if same_weights and len(now) == count and None not in now:
             trained = [name for name in now if name is not None]
         else:
-            trained = _of_architecture(model, state, count) or trained_by_shape(model, state, shapes, weights)
+            trained = _of_architecture(model, state, count, weights_of) or trained_by_shape(
+                model, state, shapes, weights
+            )
     numbers = [Saved(name, kind) for name, (kind, weight) in listed if weight is None]
     if trained is None or len(trained) != count:
         return saved + numbers, True
@@ -315,48 +265,21 @@ def _pattern(optimizer: Any, count: int) -> tuple[int, Sequence[tuple[str, int |
         return 0, None
 
 
-def _of_architecture(model: Any, state: TrainState, count: int) -> list[str] | None:
+def _of_architecture(model: Any, state: TrainState, count: int, weights_of: WeightsOf | None) -> list[str] | None:
     """Returns the weights that were trainable according to the file's architecture.
 
     None if all weights were trainable, or the file has no usable architecture, or it has another count of them.
     """
     from kresume.errors import KresumeError
-    from kresume.models import build, match_weights
+    from kresume.models import build
 
-    if len(structure.can_train(model)) == count or state.architecture is None:
+    if weights_of is None or state.architecture is None or len(structure.can_train(model)) == count:
         return None
     try:
         described = build.from_architecture(dict(state.architecture))
     except KresumeError:
         return None  # its classes are not known here
-    names, _ = match_weights.match(described, state)
+    names = weights_of(described, state)
     found = [names.get(id(variable)) for variable in described.trainable_variables]
     trained = [name for name in found if name is not None]
     return trained if len(trained) == len(found) == count else None
-
-
-def trained_by_shape(
-    model: Any, state: TrainState, shapes: Sequence[tuple[int, ...]], weights: Mapping[int, str]
-) -> list[str] | None:
-    """Finds the weights of slots by shape, if only one choice of layers fits.
-
-    Args:
-        model: built.
-        state: the checkpoint.
-        shapes: of the slots of one kind, in order.
-        weights: `id(variable)` -> name of its array.
-
-    Returns:
-        The names of the weights' arrays in order; None if no choice of layers fits, or several do.
-    """
-    groups = []
-    for layer in structure.layers_that_train(model):
-        found = [weights.get(id(variable)) for variable in layer]
-        groups.append([name for name in found if name is not None])
-        if len(groups[-1]) != len(found):
-            return None
-    items = [Item(tuple(tuple(state.arrays[name].shape) for name in group), True) for group in groups]
-    chosen = choose(items, shapes)
-    if chosen is None:
-        return None
-    return [name for group, taken in zip(groups, chosen, strict=True) if taken for name in group]

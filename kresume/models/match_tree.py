@@ -17,8 +17,9 @@ from typing import Any
 from kresume.backend import live_state
 from kresume.checkpoints.orbax_folder import OPTIMIZER
 from kresume.errors import ModelError
-from kresume.models import match_slots, match_weights, slots, structure
+from kresume.models import match_slots, slots, structure
 from kresume.models.made_up_names import by_new_number, split_number
+from kresume.models.match_by_shape import split_by_shape
 from kresume.models.match_slots import Matched
 from kresume.models.structure import SEED, Target
 from kresume.values.state import TrainState
@@ -72,7 +73,7 @@ def _weights(model: Any, state: TrainState) -> dict[int, str]:
     numbered = {root: _list(paths) if paths else [] for root, paths in listed.items()}
     if all(paths is not None for paths in numbered.values()):
         lists = [["/".join((root, *path)) for path in paths or ()] for root, paths in numbered.items()]
-        return match_weights.split_by_shape(wanted, model, state, lists[0], lists[1])
+        return split_by_shape(wanted, model, state, lists[0], lists[1])
     for root, paths in listed.items():
         for path in paths:
             roots.setdefault(path, []).append(root)
@@ -197,19 +198,20 @@ def _match_optimizer(
     return Matched(found, frozenset(left_out))
 
 
-def unused(state: TrainState, left: Sequence[str], optimizer: Any | None) -> list[str]:
+def unused(model: Any, optimizer: Any | None, state: TrainState, names: Mapping[int, str]) -> list[str]:
     """Returns the unmatched arrays that should have a variable.
 
     Args:
-        state: the checkpoint.
-        left: names of unmatched arrays.
+        model: built; not needed here.
         optimizer: None if only the weights are restored.
+        state: the checkpoint.
+        names: `id(variable)` -> name of its array, as matched.
     """
     passed = {METRICS, *(() if optimizer is not None else (OPTIMIZER,))}
     own = _is_keras(state)
     return [
         name
-        for name in left
+        for name in match_slots.unmatched(state, names)
         if name.partition("/")[0] not in passed
         and SEED not in name
         and not (name.startswith(OPTIMIZER) and name.endswith("/learning_rate"))  # a rate that is a schedule now

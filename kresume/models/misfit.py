@@ -9,7 +9,8 @@ from ast import literal_eval
 from typing import Any
 
 from kresume.backend import live_state
-from kresume.models import match_graph, slots, torch_rewritten
+from kresume.models import slots, torch_rewritten
+from kresume.models.layouts import rules_of
 from kresume.models.match_slots import Matched
 from kresume.models.shapes import input_shape_of
 from kresume.values.state import TrainState
@@ -39,11 +40,8 @@ def describe(
     """
     reset = f"--optimizer {type(live_state.inner(optimizer)).__name__.lower()}:reset" if optimizer is not None else ""
     own = {str(variable.path) for variable in optimizer.variables} if optimizer is not None else set()
-    if (
-        optimizer is not None
-        and all(row[0] in own for row in wrong)
-        and not any(_is_weight(row, state) for row in unused)
-    ):
+    owned = rules_of(state).owned_by_optimizer(state)
+    if optimizer is not None and all(row[0] in own for row in wrong) and all(row[0][1:-1] in owned for row in unused):
         return _of_optimizer(optimizer, state, wrong, unused, matched, reset)
     ways = "give the --model that the checkpoint was made with, or go on with what fits by --partial"
     if state.format == "torch" and (reason := torch_rewritten.explain(row[0].strip("()") for row in unused)):
@@ -87,12 +85,6 @@ def _on_pictures(model: Any) -> str:
         if isinstance(shape, tuple)
         else "the model was built"
     )
-
-
-def _is_weight(row: tuple[str, str, str, str], state: TrainState) -> bool:
-    name = row[0][1:-1]
-    owned = set(match_graph.optimizer_arrays(state)) if state.layout == "graph" else set()
-    return name not in owned and not name.startswith(("optimizer", "optimizer_variables/"))
 
 
 def _of_optimizer(

@@ -12,7 +12,6 @@ possible.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,13 +20,11 @@ import numpy as np
 
 from kresume.backend import live_state
 from kresume.errors import RestoreError, UsageError
-from kresume.models import match_graph, match_slots, match_tree, match_weights, misfit, own_counts, slots, torch_map
+from kresume.models import match_slots, misfit, own_counts, slots
+from kresume.models.layouts import rules_of
 from kresume.models.match_slots import Matched
 from kresume.models.misfit import MISSING, NOT_IN_FORMAT, RESTORED, SHAPE, UNUSED
 from kresume.values.state import TrainState
-
-METRICS = ("metrics/", "compile_metrics/")
-"""Prefixes of the state of metrics in files of Keras 2; metrics start fresh."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +88,16 @@ def restore(
     targets = _targets(model, optimizer)
     notes: list[str] = []
     idle = slots.placeholders(optimizer) if optimizer is not None else set()
-    if state.layout == "torch":
-        state, how = torch_map.to_model(model, optimizer, state, map_file=map_file, map_out=map_out)
+    if (convert := rules_of(state).convert) is not None:
+        state, how = convert(model, optimizer, state, map_file=map_file, map_out=map_out)
         notes.append(how)
     elif map_file is not None or map_out is not None:
         raise UsageError(f"--map and --map-out are for PyTorch's state dicts; {state.source} is {state.format}")
-    state, added = match_graph.completed(state, optimizer)
+    rules = rules_of(state)
+    state, added = rules.complete(state, optimizer)
     notes += [added] * bool(added)
-    matched = _match(model, optimizer, state, targets, notes, same_weights)
+    matched = rules.match(model, optimizer, state, targets, same_weights=same_weights)
+    notes += matched.notes
     names = matched.names
     scale = {id(variable) for variable in slots.scale_variables(optimizer)} if optimizer is not None else set()
     targets = [target for target in targets if id(target.variable) in names or id(target.variable) not in idle]
@@ -110,7 +109,7 @@ def restore(
         label = target.variable.path
         wanted = _shape(target.variable.shape)
         if name is None:
-            fresh = (target.is_seed and state.layout != "groups") or target.is_rate or id(target.variable) in scale
+            fresh = (target.is_seed and not rules.keeps_seeds) or target.is_rate or id(target.variable) in scale
             row = (label, wanted, "-", NOT_IN_FORMAT if fresh else MISSING)
         elif tuple(state.arrays[name].shape) != tuple(target.variable.shape):
             row = (label, wanted, _shape(state.arrays[name].shape), SHAPE)
@@ -120,7 +119,7 @@ def restore(
         rows.append(row)
         if row[3] in {MISSING, SHAPE}:
             wrong.append(row)
-    over = [name for name in _unused(model, state, names, optimizer) if name not in matched.left_out]
+    over = [name for name in rules.unused(model, optimizer, state, names) if name not in matched.left_out]
     unused = [(f"({name})", "-", _shape(state.arrays[name].shape), UNUSED) for name in over]
     if (wrong or unused) and not partial:
         raise RestoreError(misfit.describe(model, optimizer, state, wrong, unused, matched), [*rows, *unused])
@@ -147,7 +146,7 @@ def restore_averages(model: keras.Model, state: TrainState, optimizer: Any) -> N
     Raises:
         RestoreError: the file's averages are not found, or their weights are not certain.
     """
-    matched = _match(model, optimizer, state, _targets(model, optimizer), [], False)
+    matched = rules_of(state).match(model, optimizer, state, _targets(model, optimizer))
     averages = {
         id(slot.variable): (slot.variable, slot.weight)
         for slot in slots.describe(optimizer)
@@ -180,8 +179,9 @@ def restore_optimizer(model: keras.Model, state: TrainState) -> str:
         A note on what was not restored; empty if everything was.
     """
     optimizer = model.optimizer
-    state, _ = match_graph.completed(state, optimizer)
-    matched = _match(model, optimizer, state, _targets(model, optimizer), [], False)
+    rules = rules_of(state)
+    state, _ = rules.complete(state, optimizer)
+    matched = rules.match(model, optimizer, state, _targets(model, optimizer))
     own = [(variable, matched.names[id(variable)]) for variable in optimizer.variables if id(variable) in matched.names]
     for variable, name in own:
         variable.assign(_unshared(_converted(state.arrays[name], variable, str(variable.path))))
@@ -256,81 +256,6 @@ def _converted(array: np.ndarray, variable: Any, label: str) -> np.ndarray:
         if limits is not None and (int(array.max()) > limits.max or int(array.min()) < limits.min):
             raise RestoreError(f"{label}: the value {int(array.max())} does not fit into {dtype}")
     return array.astype(dtype)
-
-
-def _match(
-    model: Any, optimizer: Any, state: TrainState, targets: list[_Target], notes: list[str], same_weights: bool
-) -> Matched:
-    """Finds the array of each variable; appends notes for the user to `notes`."""
-    if state.layout == "graph":
-        return match_graph.match(model, optimizer, state, targets, same_weights=same_weights)
-    if state.layout == "tree":
-        return match_tree.match(model, optimizer, state, targets, same_weights=same_weights)
-    names, said = match_weights.match(model, state)
-    notes += said
-    if state.layout == "mapped":
-        if optimizer is not None:
-            own = (f"optimizer/{index}" for index in range(len(optimizer.variables)))
-            names |= {id(v): name for v, name in zip(optimizer.variables, own, strict=True) if name in state.arrays}
-        return Matched(names)
-    if state.layout != "groups":
-        names |= _by_shape(model, state, targets, names, optimizer, notes)
-    if optimizer is None:
-        return Matched(names)
-    found = match_slots.match(model, optimizer, state, names, same_weights=same_weights)
-    return Matched({**names, **found.names}, found.left_out, found.unsure)
-
-
-def _by_shape(
-    model: Any,
-    state: TrainState,
-    targets: list[_Target],
-    names: Mapping[int, str],
-    optimizer: Any,
-    notes: list[str],
-) -> dict[int, str]:
-    """Pairs weights that the structure left over by shape, if every shape is unique.
-
-    A bias is never paired with a statistic of the same shape: the kind of layer and the index in it must agree.
-    """
-    left = [
-        target
-        for target in targets
-        if target.group != "optimizer" and id(target.variable) not in names and not target.is_seed
-    ]
-    unused = _unused(model, state, names, optimizer)
-    over = {tuple(state.arrays[name].shape): name for name in unused}
-    wanted = {tuple(target.variable.shape): target for target in left}
-    if not left or len(over) != len(unused) or len(wanted) != len(left) or over.keys() != wanted.keys():
-        return {}
-    pairs = {id(target.variable): over[shape] for shape, target in wanted.items()}
-    if not match_weights.same_roles(model, [(target.variable, pairs[id(target.variable)]) for target in left], state):
-        return {}
-    shown = ", ".join(f"{pairs[id(target.variable)]} is {target.variable.path}" for target in left[:3])
-    notes.append(f"{len(left)} matched by shape alone ({shown}{', ...' if len(left) > 3 else ''})")
-    return pairs
-
-
-def _unused(model: Any, state: TrainState, names: Mapping[int, str], optimizer: Any | None) -> list[str]:
-    """Returns the unmatched arrays that should have a variable."""
-    taken = set(names.values())
-    left = [name for name in state.arrays if name not in taken]
-    if state.layout == "groups":
-        if optimizer is not None and state.optimizer is not None and state.optimizer.loss_scale:
-            left = [name for name in left if name not in match_slots.superfluous(optimizer, state)]
-        groups = {"trainable", "non_trainable", *(("optimizer",) if optimizer is not None else ())}
-        return [name for name in left if name.partition("/")[0] in groups]
-    if state.layout == "mapped":
-        return left
-    if state.layout == "graph":
-        return match_graph.unused(state, left, optimizer)
-    if state.layout == "tree":
-        return match_tree.unused(state, left, optimizer)
-    extra = match_slots.superfluous(optimizer, state)
-    if state.layout == "keras":
-        extra |= match_weights.second_names(model, state, names)
-        return [name for name in left if name not in extra and "/vars/" in f"/{name}" and not name.startswith(METRICS)]
-    return [name for name in left if name not in extra]
 
 
 def _summary(

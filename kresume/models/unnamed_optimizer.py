@@ -10,11 +10,10 @@ from dataclasses import replace
 from typing import Any
 
 import keras
-import numpy as np
 
-from kresume.checkpoints.keras_arrays import optimizer_arrays
 from kresume.errors import CheckpointError, UsageError
-from kresume.models import match_weights, optimizers, structure
+from kresume.models import optimizers, slot_forms
+from kresume.models.layouts import rules_of
 from kresume.values.state import SavedOptimizer, TrainState
 
 
@@ -50,8 +49,9 @@ def settle(
     stored = state.optimizer
     if stored is None:
         raise CheckpointError(f"{state.source} holds no optimizer state")
-    weights = _trained_weights(model, state) if state.layout == "keras" else []
-    fitting = ", ".join(name.lower() for name in optimizers.fitting(state, weights)) or "none that kresume knows"
+    evidence = rules_of(state).evidence
+    weights = evidence.trained_weights(model, state)
+    fitting = ", ".join(name.lower() for name in evidence.classes(state, weights)) or "none that kresume knows"
     name = asked or (own.class_name if own is not None else None)
     if name is None:
         raise CheckpointError(
@@ -59,13 +59,13 @@ def settle(
             "compile the model in the function that --model names, or start it fresh with --optimizer adamw:reset"
         )
     settings = dict(own.config or {}) if own is not None and own.class_name == name else None
-    if state.layout == "graph" and settings is None and (form := optimizers.graph_form(name, state)) is not None:
-        return replace(stored, class_name=name, config=form or None), _assumed(name, form, given or {})
-    if state.layout != "keras" or (settings is not None and not optimizers.variants(name)):
+    forms = evidence.forms(name, state, weights)
+    if not evidence.decisive and settings is None and forms:
+        return replace(stored, class_name=name, config=forms[0] or None), _assumed(name, forms[0], given or {})
+    if not evidence.decisive or (settings is not None and not slot_forms.variants(name)):
         return replace(stored, class_name=name, config=settings), ""
-    forms = optimizers.fitting_variants(name, optimizer_arrays(state.arrays), weights)
     if settings is not None:
-        forms = [form for form in forms if optimizers.is_form(name, form, settings)]
+        forms = [form for form in forms if slot_forms.is_form(name, form, settings)]
     elif accumulate is None:
         # Accumulated gradients have the shapes of a momentum. They are rare, and the user would name the option.
         forms = [form for form in forms if "gradient_accumulation_steps" not in form] or forms
@@ -94,18 +94,6 @@ def settle(
             )
         form = {**form, "gradient_accumulation_steps": accumulate}
     return replace(stored, class_name=name, config=form or None), _assumed(name, form, given or {})
-
-
-def _trained_weights(model: keras.Model, state: TrainState) -> list[np.ndarray]:
-    """Returns the weights whose slots the file holds.
-
-    They are the weights trainable now, or all of them if layers were frozen since.
-    """
-    now, every = (
-        match_weights.saved_weights(model, state, variables)
-        for variables in (model.trainable_variables, structure.can_train(model))
-    )
-    return every if optimizers.fitting(state, every) and not optimizers.fitting(state, now) else now
 
 
 def _assumed(name: str, form: Mapping[str, Any], given: Mapping[str, Any]) -> str:

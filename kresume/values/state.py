@@ -4,7 +4,8 @@ A reader turns a file into a `TrainState`. `kresume.models.restore` loads a `Tra
 `TrainState` holds only numpy arrays and names, so a checkpoint written under TensorFlow and one written under JAX look
 the same.
 
-Array names are those of the format. `layout` says how they map onto a live model:
+Array names are those of the format. `layout` says how they map onto a live model. What differs between layouts is in
+two tables, `kresume.checkpoints.layouts` and `kresume.models.layouts`:
 
 - `"groups"`: `trainable/0`, `non_trainable/3`, `optimizer/7`, `metrics/1`: by group and index (snapshots of kresume).
   `records["structure"]` gives the location of each variable in the model. `non_trainable` includes seed generator

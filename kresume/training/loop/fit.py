@@ -18,7 +18,7 @@ import numpy as np
 
 from kresume.backend import live_state
 from kresume.errors import CheckpointError
-from kresume.models import match_slots, match_weights, slots, structure
+from kresume.models import match_groups, match_slots, slots, structure
 from kresume.training.loop.callbacks import Cutter, Keeper
 from kresume.values.state import TrainState
 
@@ -126,8 +126,9 @@ def assign_state(
         live_state.renew_constants(model)
         live_state.assign_random(arrays.get(live_state.RANDOM, ()))
         return []
-    names, _ = match_weights.match(model, state)
-    found = match_slots.match(model, model.optimizer, state, names) if model.optimizer is not None else None
+    names = match_groups.match_weights(model, state)
+    optimizer = model.optimizer
+    found = match_groups.match_optimizer(model, optimizer, state, names) if optimizer is not None else None
     trained = {f"trainable/{index}" for index in range(len(arrays["trainable"]))}
     now = {names.get(id(variable)) for variable in model.trainable_variables}
     _check_weights(model, names, state, recorded, way_on)

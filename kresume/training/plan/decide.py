@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kresume.backend import live_state, selection
+from kresume.checkpoints.layouts import names_of
 from kresume.evaluation.caches import open_cache
 from kresume.evaluation.probe import CLEAR_ERRORS
 from kresume.images.collect import Sources
@@ -168,7 +169,7 @@ def load_checkpoint(start: Start, sources: Sources, reporter: Reporter) -> Loade
 
 def _is_mapped(parent: Parent | None) -> bool:
     """Returns True for a PyTorch state dict, whose arrays were mapped to the model's variables."""
-    return parent is not None and parent.state.layout == "torch"
+    return parent is not None and names_of(parent.state).proved_on_images
 
 
 def update_data(start: Start, loaded: Loaded, sources: Sources, reporter: Reporter, *, writes: bool) -> Data:

@@ -18,6 +18,7 @@ import numpy as np
 from kresume import runs
 from kresume.backend import live_state
 from kresume.checkpoints.keras_arrays import rate_of_schedule
+from kresume.checkpoints.layouts import names_of
 from kresume.checkpoints.read import read_checkpoint
 from kresume.checkpoints.run import find_run
 from kresume.errors import CheckpointError, UsageError
@@ -173,7 +174,8 @@ def saved_optimizer(config: TrainConfig, parent: Parent | None, model: Any) -> t
             "run), or --weight-decay 0"
         )
     if stored is None:
-        beside = ", or name the file that it is in with --optimizer-from FILE" if parent.state.layout == "torch" else ""
+        apart = names_of(parent.state).optimizer_apart
+        beside = ", or name the file that it is in with --optimizer-from FILE" if apart else ""
         raise CheckpointError(
             f"{parent.state.source} holds no optimizer state: training can only start its optimizer fresh; "
             f"say so with --optimizer {(asked or (own and own.class_name) or DEFAULTS.optimizer).lower()}:reset{beside}"
