@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from kresume import __version__
 from kresume.checkpoints import snapshot
 from tests.conftest import CLASSES, draw
-from tests.golden_run import ROOT, continue_and_extend, move
-from tests.support import make_interrupted, run_training
+from tests.golden_run import ROOT, continue_and_extend
+from tests.support import make_interrupted, move, run_training
 
 KILLED_AFTER = "step-00000007"
 FIRST = {"batch_size": 4, "epochs": 3, "val_split": 0.25, "monitor": "val_loss", "ema": 0.9, "mixup": 0.2}

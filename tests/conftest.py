@@ -97,8 +97,9 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
-    """Sends decoded pictures to a cache of this session."""
+    """Sends decoded pictures to a cache of this session, and runs that tests share to a folder beside it."""
     os.environ["KRESUME_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["KRESUME_TEST_STORE"] = str(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 
 import keras
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from safetensors.numpy import save_file
 
@@ -16,16 +14,6 @@ ROOT = "/golden"
 EXTENSION = {"lr": 5e-4, "epochs": 2, "replay": 0.5, "balance": "class"}
 FREE = {"created", "finished", "command", "fingerprint", "kresume"}
 """Fields of `run.json` that hold the time, the machine and the version."""
-
-
-def move(run: Path, before: str, after: str) -> None:
-    """Replaces the root folder in every path of a run."""
-    for name in ("run.json", "events.jsonl"):
-        (run / name).write_text((run / name).read_text().replace(before, after))
-    table = pq.read_table(run / "images.parquet")
-    paths = pc.replace_substring(table["path"], before, after)
-    table = table.set_column(table.column_names.index("path"), table.schema.field("path"), paths.cast(pa.string()))
-    pq.write_table(table, run / "images.parquet")
 
 
 def facts(run: Path, folder: Path) -> dict:

@@ -23,7 +23,15 @@ from kresume.errors import CheckpointError, ConfigMismatch, ImagesError, Nothing
 from kresume.evaluation.evaluate import evaluate
 from kresume.images.manifest import Manifest
 from tests.conftest import write_pictures
-from tests.support import TINY, assert_same_bytes, lines_without_time, make_interrupted, result_arrays, run_training
+from tests.support import (
+    TINY,
+    assert_same_bytes,
+    lines_without_time,
+    make_interrupted,
+    result_arrays,
+    run_training,
+    trained,
+)
 
 OTHER = {"tensorflow": "jax", "jax": "tensorflow"}
 
@@ -32,8 +40,7 @@ OTHER = {"tensorflow": "jax", "jax": "tensorflow"}
 def parent(tmp_path_factory, pictures):
     """Trains a first run and returns its folder."""
     folder = tmp_path_factory.mktemp("parent")
-    run_training(out=str(folder / "1-shapes"), data=[str(pictures / "old")], **TINY)
-    return folder / "1-shapes"
+    return trained(folder / "1-shapes", data=[str(pictures / "old")], **TINY)
 
 
 def test_a_first_training_leaves_a_complete_run(parent):
@@ -177,7 +184,7 @@ def test_the_same_growing_folder_can_be_added_every_week(workplace):
 
     Known images stay old, and a folder of runs means its newest accepted run.
     """
-    run_training(data=["old"], **TINY, out="runs/1-shapes")
+    trained("runs/1-shapes", data=["old"], **TINY)
     write_pictures(workplace / "inbox", 3, 400)
     run_training("runs", add=["inbox"], epochs=1)
     write_pictures(workplace / "inbox", 2, 500)
@@ -218,7 +225,7 @@ def test_overwrite_begins_once(workplace):
 
     The command without `--overwrite` continues it, too.
     """
-    run_training(data=["old"], out="run", **TINY)
+    trained("run", data=["old"], **TINY)
     for again in ({"overwrite": True}, {}):
         path = Path(run_training(data=["old"], out="run", overwrite=True, **TINY).run)
         make_interrupted(path, "none")
@@ -232,7 +239,7 @@ def test_a_damaged_line_of_the_metrics_is_named(workplace):
 
     Snapshots do not hold the metrics.
     """
-    path = Path(run_training(data=["old"], out="run", **TINY).run)
+    path = trained("run", data=["old"], **TINY)
     (last,) = (path / "snapshots").glob("step-*")
     make_interrupted(path, last.name)
     lines = (path / "metrics.jsonl").read_bytes()
@@ -298,7 +305,7 @@ def test_nothing_new_says_what_could_not_be_used(workplace):
 
     Exit 4 every week must not hide a broken camera.
     """
-    run_training(data=["old"], **TINY, out="runs/1-shapes")
+    trained("runs/1-shapes", data=["old"], **TINY)
     inbox = workplace / "inbox"
     write_pictures(inbox, 2, 0)  # known
     (inbox / "circle" / "broken.png").write_bytes(b"<!DOCTYPE html>")
@@ -317,7 +324,7 @@ def test_nothing_new_says_what_could_not_be_used(workplace):
 
 def test_what_was_dropped_does_not_come_back(workplace):
     """A dropped image stays dropped although its folder is added again, and a note counts it."""
-    run_training(data=["old"], **TINY, out="runs/1-shapes")
+    trained("runs/1-shapes", data=["old"], **TINY)
     write_pictures(workplace / "inbox", 3, 400)
     (workplace / "drop.txt").write_text("inbox/circle/400.png\nold/circle/0.png\ninbox/circle/typo.png\n")
     plan = kresume.plan("runs", add=["inbox"], drop="drop.txt", quiet=True)
@@ -546,7 +553,7 @@ def test_two_processes_on_one_run(tmp_path, pictures, parent):
 def test_old_images_that_are_gone(tmp_path, pictures, monkeypatch):
     """Missing old images are an error by default; --on-missing reads them from the cache or drops them."""
     shutil.copytree(pictures / "old", tmp_path / "old")
-    parent = run_training(out=str(tmp_path / "parent"), data=[str(tmp_path / "old")], **TINY).run
+    parent = trained(tmp_path / "parent", data=[str(tmp_path / "old")], **TINY)
     (tmp_path / "old" / "circle" / "0.png").unlink()
     (tmp_path / "old" / "square" / "1001.png").unlink()
     arguments = {"add": [str(pictures / "new")], "epochs": 1, "lr": 1e-3}
@@ -584,7 +591,7 @@ def test_the_same_images_to_train_and_to_validate_are_named(parent, pictures):
 def test_a_picture_that_moved_to_another_class_is_a_relabel_not_a_loss(tmp_path, pictures):
     """An image that moved to another class is relabelled, not missing, and this alone justifies a run."""
     shutil.copytree(pictures / "old", tmp_path / "old")
-    first = run_training(out=str(tmp_path / "first"), data=[str(tmp_path / "old")], **TINY).run
+    first = trained(tmp_path / "first", data=[str(tmp_path / "old")], **TINY)
     (tmp_path / "old" / "circle" / "0.png").rename(tmp_path / "old" / "square" / "was-a-circle.png")
     child = run_training(first, add=[str(tmp_path / "old")], epochs=1, lr=1e-3, out=str(tmp_path / "child")).run
     table = Manifest.read(Path(child) / "images.parquet")
@@ -594,8 +601,8 @@ def test_a_picture_that_moved_to_another_class_is_a_relabel_not_a_loss(tmp_path,
 
 def test_scores_of_a_run_that_is_not_finished_say_so(tmp_path, pictures):
     """Evaluating an unfinished run scores its newest snapshot, or its parent, and says so."""
-    path = run_training(out=str(tmp_path / "run"), data=[str(pictures / "old")], **TINY).run
+    path = trained(tmp_path / "run", data=[str(pictures / "old")], **TINY)
     assert "not finished" not in str(evaluate(path, data=str(pictures / "new")))
-    make_interrupted(Path(path), "none")
+    make_interrupted(path, "none")
     scored = str(evaluate(path, data=str(pictures / "new")))
     assert "is not finished (running): its newest snapshot is used" in scored

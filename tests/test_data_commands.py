@@ -14,7 +14,7 @@ from kresume.images import prepare as preparing
 from kresume.images.manifest import Manifest
 from kresume.reports import data as report
 from tests.conftest import write_pictures
-from tests.support import TINY, run_training, save_photo
+from tests.support import TINY, run_training, save_photo, trained
 
 
 def run(capsys, *arguments):
@@ -44,7 +44,7 @@ def test_a_scan_writes_a_manifest_and_reads_each_file_once(pictures, tmp_path, c
     table = Manifest.read(tmp_path / "m.parquet")
     assert len(table) == 24
     run_training(out=str(tmp_path / "1"), data=[str(tmp_path / "m.parquet")], **TINY)
-    run_training(out=str(tmp_path / "2"), data=[str(pictures / "old")], **TINY)
+    trained(tmp_path / "2", data=[str(pictures / "old")], **TINY)
     one, other = (Manifest.read(tmp_path / name / "images.parquet") for name in ("1", "2"))
     assert one.digest() == other.digest()
 
@@ -54,7 +54,7 @@ def test_show_counts_a_run_and_draws_its_sheet(pictures, tmp_path, capsys):
 
     The sheet has a row for each image.
     """
-    run_training(out=str(tmp_path / "1"), data=[str(pictures / "old")], **TINY)
+    trained(tmp_path / "1", data=[str(pictures / "old")], **TINY)
     run_training(str(tmp_path / "1"), add=[str(pictures / "new")], out=str(tmp_path / "2"), epochs=1)
     code, out = run(capsys, "data", "show", tmp_path / "2", "--json", "--sheet", tmp_path / "s.png", "--erase", "1")
     counts = json.loads(out)["counts"]
@@ -100,7 +100,7 @@ def test_check_names_every_problem_and_fails(tmp_path, capsys):
 
 def test_check_of_clean_images_against_a_run_passes(pictures, tmp_path, capsys):
     """`check` of clean images against a run passes, and counts the known images."""
-    run_training(out=str(tmp_path / "1"), data=[str(pictures / "old")], **TINY)
+    trained(tmp_path / "1", data=[str(pictures / "old")], **TINY)
     shutil.copytree(pictures / "old", tmp_path / "more")
     write_pictures(tmp_path / "more", 2, 500)
     code, out = run(capsys, "data", "check", tmp_path / "more", "--from", tmp_path / "1", "--json")
@@ -113,7 +113,7 @@ def test_check_names_a_class_that_the_run_does_not_have(pictures, tmp_path, caps
 
     Labels that are output indices are the run's classes.
     """
-    run_training(out=str(tmp_path / "1"), data=[str(pictures / "old")], **TINY)
+    trained(tmp_path / "1", data=[str(pictures / "old")], **TINY)
     write_pictures(tmp_path / "inbox", 2, 700, ("circle", "triangle"))
     code, out = run(capsys, "data", "check", tmp_path / "inbox", "--from", tmp_path / "1", "--json")
     assert (code, json.loads(out)["unknown"], json.loads(out)["problems"]) == (1, {"triangle": 2}, 1)

@@ -183,8 +183,11 @@ sys.path.insert(0, sys.argv[3])
 from kresume.values.decode_spec import DecodeSpec
 from kresume.images.cache import Cache
 from kresume.images.prepare import prepare, write_quarantine
+from kresume.images.sources import Found
 from kresume.reporter import Reporter
-from tests.test_decoding import listed
+
+def listed(paths):
+    return [Found(str(path), "a", "s", path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
 
 folders = [Path(folder) for folder in sys.argv[1:3]]
 quiet, spec = Reporter(quiet=True), DecodeSpec(16, 16)

@@ -12,7 +12,7 @@ from kresume.exports import export as story
 from kresume.exports.formats import EXPORTERS
 from kresume.models import averages
 from kresume.models.load import Subject, load
-from tests.support import TINY, run_training
+from tests.support import TINY, run_training, trained
 
 
 @pytest.mark.one_backend
@@ -25,7 +25,7 @@ def test_the_command_knows_every_format():
 
 def test_a_run_becomes_a_keras_file(workplace, capsys):
     """`kresume export --format keras --json` prints the record; --overwrite moves the old export aside."""
-    run_training(data=["old"], val=["val"], out="runs/1-shapes", **{**TINY, "epochs": 1})
+    trained("runs/1-shapes", data=["old"], val=["val"], **{**TINY, "epochs": 1})
     code = _run(["export", "runs/1-shapes", "out", "--format", "keras", "--json"])
     printed = json.loads(capsys.readouterr().out)
     assert code == 0
@@ -45,7 +45,7 @@ def test_a_run_becomes_a_keras_file(workplace, capsys):
 
 def test_what_stood_comes_back_when_an_export_fails(workplace, capsys, monkeypatch):
     """If an export with --overwrite fails, the old one is restored."""
-    run_training(data=["old"], val=["val"], out="runs/1-shapes", **{**TINY, "epochs": 1})
+    trained("runs/1-shapes", data=["old"], val=["val"], **{**TINY, "epochs": 1})
     (workplace / "out").mkdir()
     (workplace / "out" / "precious").touch()
     monkeypatch.setattr(story, "_tolerance", lambda loaded, job: -1.0)
@@ -77,7 +77,7 @@ def _run(arguments):
 
 def test_what_a_killed_export_left_is_removed_after_a_day(workplace):
     """An unfinished export is removed after a day; a younger one may still be written."""
-    run_training(data=["old"], val=["val"], out="runs/1-shapes", **{**TINY, "epochs": 1})
+    trained("runs/1-shapes", data=["old"], val=["val"], **{**TINY, "epochs": 1})
     for name, age in ((".tmp-1-aaaa", 2 * 24 * 3600), (".tmp-2-bbbb", 60)):
         (workplace / name).mkdir()
         (workplace / name / "half").touch()

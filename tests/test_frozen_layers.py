@@ -587,7 +587,7 @@ def build(num_classes=3, trained=("conv", "head")):
 """
 
 
-def test_a_run_with_slots_that_began_late_continues_exactly(monkeypatch, tmp_path, pictures):
+def test_a_run_with_slots_that_began_late_continues_exactly(tmp_path, pictures):
     """A run whose slots began late, with their own counts, continues exactly.
 
     The head trains first, then every layer by `--partial`.
@@ -605,9 +605,7 @@ def test_a_run_with_slots_that_began_late_continues_exactly(monkeypatch, tmp_pat
     options = {**arguments, "lr": 1e-3, "lr_schedule": "constant", "warmup_steps": 0, **TINY, "epochs": 1}
     with pytest.raises(RestoreError, match=r"no slots for 4 of 8, the first is .*conv.*--partial"):
         run_training(str(tmp_path / "head.keras"), out=str(tmp_path / "refused"), **options)
-    done = kill_at_every_snapshot(
-        monkeypatch, tmp_path, [1], checkpoint=str(tmp_path / "head.keras"), partial=True, **options
-    )
+    done = kill_at_every_snapshot(tmp_path, [1], checkpoint=str(tmp_path / "head.keras"), partial=True, **options)
     assert done == ["step-00000001"]
     first, second = (
         snapshot.read_snapshot(snapshot.snapshot_path(tmp_path / "whole" / "snapshots", step)) for step in (0, 1)

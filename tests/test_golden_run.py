@@ -10,8 +10,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from kresume.backend import fingerprint
-from tests.golden_run import ROOT, continue_and_extend, move
-from tests.support import assert_same_bytes
+from tests.golden_run import ROOT, continue_and_extend
+from tests.support import assert_same_bytes, move
 
 GOLDEN = Path(__file__).parent / "golden" / "runs" / "0.1.0"
 MACHINE = ("cpu", "threads", "backend", "device", "devices")

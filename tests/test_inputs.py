@@ -267,7 +267,7 @@ def test_a_card_of_before_means_rgb():
     assert Card.from_dict(old).input == RGB
 
 
-def test_a_grey_run_is_exact_and_replaces_a_model_of_another_layout(digits, trained, tmp_path, monkeypatch):
+def test_a_grey_run_is_exact_and_replaces_a_model_of_another_layout(digits, trained, tmp_path):
     """A grey run continues exactly, plain Keras scores it alike, and it serves clients of another layout.
 
     It trains with augmentation. The old model expected (8, 8) in 0-1, the new one expects 64 numbers in -1-1.
@@ -281,7 +281,7 @@ def test_a_grey_run_is_exact_and_replaces_a_model_of_another_layout(digits, trai
     parent = trained(layout, "-1-1")
     options = {"data": [str(folder)], "epochs": 1, "batch_size": 16, "lr": 1e-3, "pixels": "-1-1", "val_split": 0.3}
     options |= {"axes": "wh", "augment": "light", "mixup": 0.2, "loss": "categorical_crossentropy"}
-    kill_at_every_snapshot(monkeypatch, tmp_path, [1], checkpoint=str(parent), **options)
+    kill_at_every_snapshot(tmp_path, [1], checkpoint=str(parent), **options)
     run = runs.open_run(tmp_path / "whole")
     assert run.record.as_dict()["card"]["input"] == {"channels": 1, "axes": "wh", "flat": True}
     _, pictures, labels = files_of(folder)

@@ -16,7 +16,7 @@ from kresume.checkpoints.read import read_checkpoint
 from kresume.checkpoints.skeleton import skeleton
 from kresume.errors import UsageError
 from kresume.values.state import TrainState
-from tests.support import TINY, run_training
+from tests.support import TINY, trained
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -205,7 +205,7 @@ def test_the_command_writes_the_skeleton_once(tmp_path, monkeypatch):
 
 def test_a_run_is_shown_by_layer(tmp_path, pictures):
     """A run is shown by layer, in the model's order, without optimizer and metrics."""
-    path = run_training(out=str(tmp_path / "run"), data=[str(pictures / "old")], **TINY).run
+    path = str(trained(tmp_path / "run", data=[str(pictures / "old")], **TINY))
     shown = describe(read_checkpoint(path))
     names = [row.name for row in shown.layers]
     assert names[0].startswith("conv2d")

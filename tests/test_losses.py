@@ -358,10 +358,10 @@ def code_of(script):
     return OwnCode({name: own[name] for name in ("focal", "sparse_focal", "Focal")}, f"{path}:compiled")
 
 
-def test_a_run_with_a_closure_as_its_loss_continues_bit_for_bit(script, pictures, monkeypatch, tmp_path):
+def test_a_run_with_a_closure_as_its_loss_continues_bit_for_bit(script, pictures, tmp_path):
     """A run whose loss is a closure continues bit for bit: each process calls the user's function."""
     given = {"data": [str(pictures / "old")], "epochs": 1, "batch_size": 8, "val_split": 0.25, "pixels": "0-255"}
-    kill_at_every_snapshot(monkeypatch, tmp_path, places=[1], model=f"{script[0]}:compiled", **given)
+    kill_at_every_snapshot(tmp_path, places=[1], model=f"{script[0]}:compiled", **given)
     record = runs.open_run(tmp_path / "whole").record.as_dict()["loss"]
     assert record["settings"]["compiled_by"] == f"{script[0]}:compiled"
     assert record["labels"] == "rows"

@@ -22,7 +22,7 @@ from kresume.images.prepare import prepare
 from kresume.images.sources import list_images
 from kresume.values.decode_spec import DecodeSpec
 from tests.conftest import CLASSES, write_pictures
-from tests.support import TINY, photo, run_training, save_photo
+from tests.support import TINY, photo, save_photo, trained
 
 SPEC = DecodeSpec(24, 24)
 AB = ("a", "b")
@@ -415,7 +415,7 @@ def test_a_score_on_images_that_were_trained_on_says_so(pictures, tmp_path):
 
     For a bare checkpoint old validation images count as seen; with --val-like those that Keras held out do not.
     """
-    run_training(out=str(tmp_path / "1"), data=[str(pictures / "old")], **TINY)
+    trained(tmp_path / "1", data=[str(pictures / "old")], **TINY)
     bare = {"data": [str(pictures / "old")], "add": [str(pictures / "new")], "epochs": 1, "quiet": True}
     plan = kresume.plan(str(tmp_path / "1" / "model.keras"), val_split=0.4, **bare)
     assert plan.images["seen"] > 0

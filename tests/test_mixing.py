@@ -11,7 +11,7 @@ from kresume.errors import UsageError
 from kresume.images.manifest import Manifest, schema
 from kresume.images.mixing import make_order, parse_mix
 from kresume.images.order import Order
-from tests.support import TINY, kill_at_every_snapshot, run_training
+from tests.support import TINY, kill_at_every_snapshot, trained
 
 
 def table(labels, origins, is_val, classes):
@@ -167,14 +167,14 @@ def test_what_cannot_be_mixed_says_so(way, origins, words):
         order_of(table([0, 0], origins, [False, False], ("a",)), way)
 
 
-def test_a_mixed_run_continues_exactly_and_records_its_shares(monkeypatch, tmp_path, pictures):
+def test_a_mixed_run_continues_exactly_and_records_its_shares(tmp_path, pictures):
     """A run killed in the middle of a mixed epoch continues exactly and records its shares.
 
     Every line of metrics.jsonl has them.
     """
-    run_training(out=str(tmp_path / "parent"), data=[str(pictures / "old")], **TINY)
+    trained(tmp_path / "parent", data=[str(pictures / "old")], **TINY)
     arguments = {"from_": str(tmp_path / "parent"), "add": [str(pictures / "new")], "epochs": 2, "mix": "1:2"}
-    assert len(kill_at_every_snapshot(monkeypatch, tmp_path, [3, -3], **arguments)) == 2
+    assert len(kill_at_every_snapshot(tmp_path, [3, -3], **arguments)) == 2
     lines = runs.read_metrics(tmp_path / "whole" / "metrics.jsonl")
     assert [round(line["shares"]["origins"]["old"], 1) for line in lines] == [0.3, 0.3]
     assert sum(lines[0]["shares"]["classes"].values()) == pytest.approx(1.0)

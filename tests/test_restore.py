@@ -173,28 +173,40 @@ def test_a_restored_variable_shares_no_memory_with_its_source(place):
 
 SCALED_WRITER = """
 import sys, numpy as np, keras, tensorflow as tf
-keras.config.set_dtype_policy(sys.argv[2])
-keras.utils.set_random_seed(1)
-model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(5, "relu"), keras.layers.Dense(3, "softmax", dtype="float32")])
-model.compile(keras.optimizers.Adam(1e-2), "sparse_categorical_crossentropy")
-model.fit(np.ones((12, 4), "float32"), np.arange(12) % 3, batch_size=4, epochs=2, verbose=0)
-tf.train.Checkpoint(model=model, optimizer=model.optimizer).save(sys.argv[1] + "/ckpt")
-inner = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-lists = {"weights": model.variables, "m": inner._momentums, "v": inner._velocities}
-np.savez(sys.argv[1] + "/arrays.npz", **{f"{n}/{i}": v.numpy() for n, l in lists.items() for i, v in enumerate(l)})
+for policy in sys.argv[2:]:
+    folder = f"{sys.argv[1]}/{policy}"
+    keras.config.set_dtype_policy(policy)
+    keras.utils.set_random_seed(1)
+    last = keras.layers.Dense(3, "softmax", dtype="float32")
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(5, "relu"), last])
+    model.compile(keras.optimizers.Adam(1e-2), "sparse_categorical_crossentropy")
+    model.fit(np.ones((12, 4), "float32"), np.arange(12) % 3, batch_size=4, epochs=2, verbose=0)
+    tf.train.Checkpoint(model=model, optimizer=model.optimizer).save(folder + "/ckpt")
+    inner = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    lists = {"weights": model.variables, "m": inner._momentums, "v": inner._velocities}
+    np.savez(folder + "/arrays.npz", **{f"{n}/{i}": v.numpy() for n, l in lists.items() for i, v in enumerate(l)})
 """
+PRECISIONS = ("float32", "mixed_float16")
 
 
-@pytest.mark.parametrize("read_in", ["float32", "mixed_float16"])
-@pytest.mark.parametrize("written_in", ["float32", "mixed_float16"])
-def test_a_tensorflow_checkpoint_goes_from_any_precision_to_any(tmp_path, written_in, read_in):
+@pytest.fixture(scope="module")
+def scaled(tmp_path_factory):
+    """Writes a TensorFlow checkpoint in each precision, all in one process; returns their folder."""
+    folder = tmp_path_factory.mktemp("scaled")
+    command = [sys.executable, "-c", SCALED_WRITER, str(folder), *PRECISIONS]
+    subprocess.run(command, env={**os.environ, "KERAS_BACKEND": "tensorflow"}, check=True)
+    return folder
+
+
+@pytest.mark.parametrize("read_in", PRECISIONS)
+@pytest.mark.parametrize("written_in", PRECISIONS)
+def test_a_tensorflow_checkpoint_goes_from_any_precision_to_any(scaled, written_in, read_in):
     """A TensorFlow checkpoint restores across precisions: training weights match, with the step.
 
     The optimizer of mixed_float16 is wrapped for loss scaling.
     """
-    command = [sys.executable, "-c", SCALED_WRITER, str(tmp_path), written_in]
-    subprocess.run(command, env={**os.environ, "KERAS_BACKEND": "tensorflow"}, check=True)
-    state = read_checkpoint(tmp_path)
+    folder = scaled / written_in
+    state = read_checkpoint(folder)
     assert (state.step, state.optimizer.loss_scale) == (6, written_in == "mixed_float16")
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(read_in)
@@ -209,7 +221,7 @@ def test_a_tensorflow_checkpoint_goes_from_any_precision_to_any(tmp_path, writte
     optimizer = keras.optimizers.LossScaleOptimizer(inner) if read_in == "mixed_float16" else inner
     optimizer.build(model.trainable_variables)
     restore.restore(model, state, optimizer=optimizer)
-    expected = np.load(tmp_path / "arrays.npz")
+    expected = np.load(folder / "arrays.npz")
     for name, variables in {"weights": model.variables, "m": inner._momentums, "v": inner._velocities}.items():
         for index, variable in enumerate(variables):
             array = np.asarray(keras.ops.convert_to_numpy(variable))

@@ -10,7 +10,7 @@ from kresume.evaluation.score import flatten
 from kresume.storage import atomic
 from kresume.training.loop import session
 from kresume.training.loop.policy import Retention
-from tests.support import TINY, assert_same_bytes, lines_without_time, result_arrays, run_training
+from tests.support import TINY, assert_same_bytes, lines_without_time, result_arrays, run_training, stopped_by, trained
 
 
 def test_snapshots_that_cannot_be_written_do_not_end_the_training(monkeypatch, tmp_path, pictures):
@@ -18,8 +18,8 @@ def test_snapshots_that_cannot_be_written_do_not_end_the_training(monkeypatch, t
 
     Every snapshot but the first and last fails.
     """
-    arguments = {"data": [str(pictures / "old")], **TINY, "snapshot_every": "2"}
-    whole = Path(run_training(out=str(tmp_path / "whole"), **arguments).run)
+    arguments = {"data": [str(pictures / "old")], **TINY}
+    whole = trained(tmp_path / "whole", **arguments)
     write = snapshot.write_snapshot
 
     def failing(directory, step, groups, records):
@@ -28,7 +28,7 @@ def test_snapshots_that_cannot_be_written_do_not_end_the_training(monkeypatch, t
         return write(directory, step, groups, records)
 
     monkeypatch.setattr(snapshot, "write_snapshot", failing)
-    result = run_training(out=str(tmp_path / "run"), **arguments)
+    result = run_training(out=str(tmp_path / "run"), snapshot_every="2", **arguments)
     assert result.exit_code == 5
     assert any("No space left" in failure for failure in result.failures)
     assert "not written" in (tmp_path / "run" / "events.jsonl").read_text()
@@ -201,8 +201,6 @@ def test_a_best_snapshot_that_was_damaged_since_does_not_hold_the_run_up(monkeyp
 def test_a_stop_whose_snapshot_failed_does_not_say_that_it_was_written(monkeypatch, tmp_path, pictures):
     """SIGTERM on a full disk exits with 75 and does not claim that a snapshot was written."""
     import signal
-
-    from tests.test_exact_continuation import stopped_by
 
     write = snapshot.write_snapshot
 

@@ -81,7 +81,7 @@ def test_a_run_draws_and_says_so(varied_run, pictures, tmp_path):
     assert record["card"]["interpolation"] == "area"
 
 
-def test_it_continues_exactly(monkeypatch, tmp_path, pictures):
+def test_it_continues_exactly(tmp_path, pictures):
     """A run killed in the middle of an epoch continues to equal bytes."""
     arguments = {"data": [str(pictures / "old")], "vary_interpolation": True, **TINY}
-    kill_at_every_snapshot(monkeypatch, tmp_path, (2,), **arguments)
+    kill_at_every_snapshot(tmp_path, (2,), **arguments)

@@ -40,6 +40,7 @@ from tests.support import (
     result_arrays,
     run_training,
     save_photo,
+    trained,
 )
 
 SPEC = DecodeSpec(12, 12, "stretch", "area")
@@ -398,7 +399,7 @@ def test_the_next_generation_remembers_what_came(monkeypatch, tmp_path, pictures
     """Arrivals are old images of a child run: scored there in their split, and not new when given again."""
     shutil.copytree(pictures / "old", tmp_path / "old")
     write_pictures(tmp_path / "inbox", 4, 100)
-    parent = run_training(out=str(tmp_path / "1-parent"), data=[str(tmp_path / "old")], **TINY).run
+    parent = trained(tmp_path / "1-parent", data=[str(tmp_path / "old")], **TINY)
     with monkeypatch.context() as patch:
         arriving_before(patch, {2: lambda: arrive(tmp_path / "inbox", 5, 600)})
         grown = run_training(
@@ -647,7 +648,7 @@ def test_a_run_continues_without_a_file_that_the_cache_never_held(monkeypatch, t
 def test_a_mixture_whose_new_images_all_broke_goes_on(monkeypatch, tmp_path, pictures):
     """A run with --mix whose new images are all gone trains on the old ones, and a line says so."""
     shutil.copytree(pictures / "new", tmp_path / "new")
-    parent = run_training(out=str(tmp_path / "parent"), data=[str(pictures / "old")], **TINY).run
+    parent = trained(tmp_path / "parent", data=[str(pictures / "old")], **TINY)
     reporter = Telling()
     arguments = {
         "add": [str(tmp_path / "new")],
@@ -696,14 +697,14 @@ def test_a_validation_file_that_broke_ends_no_night(monkeypatch, tmp_path):
 
 def test_nothing_to_watch_is_said(tmp_path, pictures):
     """`--watch` without a source is an error."""
-    parent = run_training(out=str(tmp_path / "run"), data=[str(pictures / "old")], **TINY).run
+    parent = trained(tmp_path / "run", data=[str(pictures / "old")], **TINY)
     with pytest.raises(UsageError, match="--watch looks for new images in the folders"):
         run_training(parent, watch=True, out=str(tmp_path / "child"))
 
 
 def test_an_inbox_may_begin_empty(monkeypatch, tmp_path, pictures):
     """A watched inbox may start empty; without --watch an empty one is an error."""
-    parent = run_training(out=str(tmp_path / "parent"), data=[str(pictures / "old")], **TINY).run
+    parent = trained(tmp_path / "parent", data=[str(pictures / "old")], **TINY)
     (tmp_path / "inbox").mkdir()
     arguments = {"add": [str(tmp_path / "inbox")], "epochs": 2, "lr": 1e-3, "out": str(tmp_path / "run")}
     with pytest.raises(ImagesError, match="inbox is empty"):
