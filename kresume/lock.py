@@ -128,7 +128,7 @@ class Lock:
             left = STALE_SECONDS - (self.clock() - float(holder["heartbeat"]))
             self.say(
                 f"{self.run} is held by {who}, last seen {STALE_SECONDS - left:.0f} s ago: waiting {left:.0f} s for a "
-                f"sign of life ({self.way_on} goes on at once if that machine is gone)"
+                f"sign of life ({self.way_on} continues at once if that machine is gone)"
             )
             seen = holder["heartbeat"]
             while left > 0:

@@ -148,7 +148,7 @@ def test_a_bare_file_of_ours_explains_itself(parent, tmp_path, pictures):
         ({"add": ["zebras"]}, ImagesError, r"does not know: 'zebra' \(2 images\).*growing the head"),
         ({"add": ["new"], "classes": "a,b,c"}, UsageError, "relabelling"),
         ({"add": ["new"], "image_size": "16"}, UsageError, "fixed at 12x12"),
-        ({"add": ["new"], "optimizer": "sgd"}, UsageError, "is AdamW's and means another thing to SGD: give --lr"),
+        ({"add": ["new"], "optimizer": "sgd"}, UsageError, "is AdamW's and does not apply to SGD: give --lr"),
         ({"add": ["new"], "lr": 1e-3, "lr_scale": 0.5}, UsageError, "give one of them"),
     ],
 )

@@ -408,7 +408,7 @@ def test_what_came_since_is_counted_and_waits(tmp_path, pictures, capfd):
     write_pictures(old, 2, 700)
     train(from_arguments(None, {"out": str(tmp_path / "again")}), Reporter())
     told = " ".join(capfd.readouterr().err.split())
-    assert "6 pictures came since this run began: it goes on with those that it recorded" in told
+    assert "6 new pictures were found since this run began: it continues with the images that it recorded" in told
     assert_same_bytes(result_arrays(killed), result_arrays(tmp_path / "again"))
 
 

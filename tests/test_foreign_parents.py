@@ -379,7 +379,9 @@ def test_a_torn_newest_pair_falls_back_to_the_one_before_by_name(backup, script,
     parent, live = parent_of(backup, script, optimizer="adam")
     assert (parent.state.step, live.iterations, parent.state.records["epoch"]) == (3, 3, 1)
     wrong = "latest.weights.h5" if damage == "weights" else "training_metadata.json"
-    assert any("was passed over, the one before it is used" in note and wrong in note for note in parent.notes)
+    assert any(
+        "is damaged or incomplete, the pair before it is used" in note and wrong in note for note in parent.notes
+    )
     (backup / "latest.weights.h5.bkp").unlink()
     if damage == "no metadata":
         (backup / "training_metadata.json").write_text("{}")
@@ -404,7 +406,7 @@ def test_another_class_takes_over_what_means_the_same(tmp_path, pictures, quiet)
     record = runs.open_run(run).record.as_dict()
     assert record["optimizer"]["class_name"] == "AdamW"
     assert int(result_arrays(Path(run))["optimizer/0"]) == int(before["optimizer/0"]) + record["amount"]["steps"]
-    with pytest.raises(UsageError, match=r"0.001, is Adam's and means another thing to SGD: give --lr"):
+    with pytest.raises(UsageError, match=r"0.001, is Adam's and does not apply to SGD: give --lr"):
         make_plan(from_arguments(str(tmp_path / "adam"), {**config, "optimizer": "sgd"}), quiet)
     other = {**config, "optimizer": "sgd", "lr": 0.01, "out": str(tmp_path / "sgd")}
     assert "no slot means the same" in str(make_plan(from_arguments(str(tmp_path / "adam"), other), quiet))

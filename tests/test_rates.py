@@ -79,7 +79,7 @@ def test_keep_carries_the_checkpoints_schedule():
         ({"saved": None, "schedule": "keep"}, "give --lr"),
         ({"saved": SCHEDULE, "schedule": "keep", "lr": 1e-3}, "drop it or --lr"),
         ({"warmup_steps": 800}, "has 800 steps"),
-        ({"schedule": "plateau", "warmup_steps": 10}, "does not go with it"),
+        ({"schedule": "plateau", "warmup_steps": 10}, "cannot be combined with it"),
         ({"saved": SavedRate(1e-6, "float")}, "probably decayed"),
     ],
 )

@@ -64,7 +64,7 @@ WARMUP_SHARE = 0.05
 LONGEST_WARMUP = 200
 """Steps of the longest warm-up."""
 EXTEND_FACTOR = 0.3
-"""Factor on the checkpoint's rate where images were added or corrected."""
+"""Factor on the checkpoint's rate where images were added or relabelled."""
 RATES: Mapping[str, float] = {
     "adam": 1e-3, "adamw": 1e-3, "sgd": 1e-2, "rmsprop": 1e-3, "lion": 1e-3, "muon": 1e-3, "nadam": 1e-3,
 }  # fmt: skip

@@ -112,7 +112,7 @@ def new_directory(path: Path, replaced: Path | None = None) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and replaced is None:
-        raise FileExistsError(f"{path} stands already; a finished directory is never written over")
+        raise FileExistsError(f"{path} exists already; a finished directory is never overwritten")
     temporary = temporary_beside(path)
     temporary.mkdir()
     try:
@@ -161,7 +161,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} holds no valid JSON: {error}") from error
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
 def append_line(path: Path, line: str) -> None:

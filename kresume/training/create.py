@@ -46,11 +46,11 @@ def create_run(start: Start, draft: Draft) -> runs.Run:
     except OSError as error:
         if runs.is_run(start.path):
             raise RunError(
-                f"another process made a run at {start.path} at the same moment: run the command again, it says who trains "
-                "it, or continues it"
+                f"another process created a run at {start.path} at the same moment: run the command again; it says which "
+                "process trains it, or continues it"
             ) from error
         raise RunError(
-            f"no run can be made at {start.path} ({error.strerror or error}): make room, or give another place with --out"
+            f"a run cannot be created at {start.path} ({error.strerror or error}): make room, or give another folder with --out"
         ) from error
     return runs.open_run(start.path)
 

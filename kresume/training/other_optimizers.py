@@ -57,11 +57,11 @@ def restore(model: keras.Model, facts: Sequence[Any] | None, arrays: Sequence[np
     """
     optimizers, left = list(_others(model)), list(arrays)
     if facts is None:
-        return ["optimizers beside the compiled one are not in this backup and begin fresh"] if optimizers else []
+        return ["optimizers beside the compiled one are not in this backup and start fresh"] if optimizers else []
     if len(facts) != len(optimizers):
         raise CheckpointError(
             f"the backup holds {len(facts)} optimizers beside the compiled one, this model has {len(optimizers)}: the code of "
-            "the model changed since; restore that code, or give another folder to begin again"
+            "the model changed since; restore that code, or give another folder to start again"
         )
     variables = model.variables
     for optimizer, fact in zip(optimizers, facts, strict=True):

@@ -109,8 +109,8 @@ def _rebuilt(run: runs.Run, config: TrainConfig, reporter: Reporter) -> Any:
         came = came_since(config, remembered(run.path), before, reporter)
     if came:
         reporter.say(
-            f"{came:,} pictures came since this run began: it goes on with those that it recorded. They join in the next one: "
-            f"kresume train --from {shlex.quote(str(run.path))} --add FOLDER (or now, with --watch)"
+            f"{came:,} new pictures were found since this run began: it continues with the images that it recorded. To train "
+            f"on the new ones, extend it: kresume train --from {shlex.quote(str(run.path))} --add FOLDER (or now, with --watch)"
         )
     return rebuild(run, config)
 

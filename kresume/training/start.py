@@ -86,15 +86,14 @@ def _open(config: TrainConfig) -> Start:
 def _open_given(config: TrainConfig, path: Path) -> Start:
     if config.from_ is not None and path.resolve() == Path(config.from_).resolve():
         raise UsageError(
-            f"{option('from', config.from_)} and {option('out', config.out)}: a run is never written over by its "
-            "child. An interrupted run "
-            f"continues with `kresume train --out {quote(str(path))}`; to extend it leave {option('out')} "
-            "away or give another folder"
+            f"{option('from', config.from_)} and {option('out', config.out)}: a child run cannot replace its "
+            f"parent. Continue an interrupted run with `kresume train --out {quote(str(path))}`; to extend it, leave "
+            f"{option('out')} out or give another folder"
         )
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         if _only_out(config):
             raise UsageError(
-                f"{option('out', config.out)}: there is no run to continue, and no {option('data')} to begin one with"
+                f"{option('out', config.out)}: there is no run to continue, and no {option('data')} to start one"
             )
         return Start(path, None, _inherited(config), config)
     if config.overwrite and not _begun_by(path, config):
@@ -104,7 +103,7 @@ def _open_given(config: TrainConfig, path: Path) -> Start:
             "is a file" if path.is_file() else f"holds {', '.join(sorted(child.name for child in path.iterdir())[:3])}"
         )
         raise RunError(
-            f"{option('out', config.out)} {what}, which is no run: give a folder that is empty or not there yet, or "
+            f"{option('out', config.out)} {what}, which is not a run: give a folder that is empty or not there yet, or "
             f"{option('overwrite', True)} "
             "to move it aside"
         )
@@ -116,7 +115,7 @@ def _open_given(config: TrainConfig, path: Path) -> Start:
             raise ConfigMismatch(_mismatch(run, config, differing))
     if run.finished:
         raise RunError(
-            f"{path} is finished ({run.status}, step {run.result_step():,}): to go on from it, extend it: "
+            f"{path} is finished ({run.status}, step {run.result_step():,}). To continue from it, extend it: "
             f"`{_extend_command(run)}`"
         )
     return _continue(run, config)
@@ -148,7 +147,7 @@ def _mismatch(run: runs.Run, config: TrainConfig, differing: list[tuple[str, obj
     state = "a finished" if run.finished else "an interrupted"
     go_on = "" if run.finished else f"continue it unchanged with `kresume train --out {quote(str(run.path))}`, or "
     return (
-        f"{run.path} is {state} run of other options ({rows}): {go_on}begin a new run from it with "
+        f"{run.path} is {state} run with other options ({rows}): {go_on}start a new run from it with "
         f"`{_extend_command(run, config)}`"
     )
 

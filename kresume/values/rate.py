@@ -54,7 +54,7 @@ class RatePlan:
         by = f" by step {self.warmup_steps:,}" if self.warmup_steps else ""
         if self.schedule == "keep" and self.saved:
             span = f", {self.now:.3g} now and {self.end:.3g} at the last step" if self.now is not None else ""
-            return f"{before}goes on with the checkpoint's {self.saved['class_name']}{span} (keep; {self.reason})"
+            return f"{before}continues the checkpoint's {self.saved['class_name']}{span} (keep; {self.reason})"
         if self.schedule in {"cosine", "rewarm-cosine"}:
             hold = f"{option('lr-schedule', 'constant')} holds it"
             return f"{before}{self.peak:g}{by}, to 0 at step {self.steps:,} ({self.schedule}; {self.reason}; {hold})"

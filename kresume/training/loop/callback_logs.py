@@ -95,7 +95,7 @@ class CallbackLogs:
                 self._say(f"{callback.filename}: lines of epochs that are trained again were removed: {lines}")
             else:
                 self._say(
-                    f"{callback.filename} was changed since the backup by someone else: new lines are appended to it as it is"
+                    f"{callback.filename} was changed by another program since the backup: new lines are appended to it"
                 )
         else:
             _write(callback.filename, ours)

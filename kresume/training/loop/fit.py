@@ -201,7 +201,7 @@ def _check_weights(
         )
     if lost:
         raise CheckpointError(
-            f"the snapshot holds nothing for {lost[0]} ({len(lost)} weights of {len(saved)} are not in it): the code of the "
+            f"the snapshot has no array for {lost[0]} ({len(lost)} weights of {len(saved)} are not in it): the code of the "
             f"model changed since the run began; restore that code, or {way_on}"
         )
 
@@ -228,7 +228,9 @@ def _check_slots(
     if lost or over:
         count = sum(name.startswith("optimizer/") for name in state.arrays)
         first = (
-            f"nothing is there for {lost[0].variable.path}" if lost else f"{len(over)} of the snapshot's are not its"
+            f"it has none for {lost[0].variable.path}"
+            if lost
+            else f"{len(over)} of the snapshot's have no variable in the model"
         )
         raise CheckpointError(
             f"the snapshot holds {count} optimizer variables, this model has "

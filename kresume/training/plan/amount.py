@@ -35,7 +35,7 @@ def check_monitor(name: str | None, classes: Sequence[str]) -> None:
     if name is not None and name not in known:
         near = difflib.get_close_matches(name, sorted(known), 1)
         hint = f"did you mean {near[0]}?" if near else "val_loss, old.accuracy or classes.min.recall, for example"
-        raise UsageError(f"{option('monitor', name)}: no metric of a run: {hint}")
+        raise UsageError(f"{option('monitor', name)}: not a metric of a run: {hint}")
 
 
 def epoch_boundary(order: Order, epoch: int, before: int, steps_per_execution: int) -> int:
@@ -97,7 +97,7 @@ def decide_amount(
             epochs, reason = (0, "") if epochs_left else (MORE_EPOCHS, "no image is new")
         if epochs_left:
             epochs += epochs_left
-            reason = f"{epochs_left} that the interrupted parent had left" + (f", and {reason}" if reason else "")
+            reason = f"{epochs_left} left over from the interrupted parent" + (f", and {reason}" if reason else "")
     else:
         reason = "--epochs" if steps is None else "--steps"
     if steps is not None:
@@ -136,7 +136,7 @@ def describe_batch_change(before: int, now: int, images: int, peak: float, optim
     if before == now:
         return ""
     factor = now / before if optimizer == "SGD" else (now / before) ** 0.5
-    rule = "in proportion, as SGD likes it" if optimizer == "SGD" else f"with the square root, as {optimizer} likes it"
+    rule = "in proportion, for SGD" if optimizer == "SGD" else f"with the square root, for {optimizer}"
     return (
         f"{now} images per step, the parent had {before}: {images / before:.1f} -> {images / now:.1f} steps an epoch; a rate "
         f"that goes with it ({rule}) would be {option('lr', float(f'{peak * factor:.3g}'))} in place of {peak:g}"

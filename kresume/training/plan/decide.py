@@ -311,7 +311,9 @@ def _find_shift(scorer: Any, gathered: Gathered, generation: int) -> str | None:
     error = sum(right * (1 - right) / count for right, count in zip(accuracies, counts, strict=True)) ** 0.5
     if accuracies[0] - accuracies[1] <= max(SHIFT_POINTS, CLEAR_ERRORS * error):
         return None
-    return f"a probe finds it at {100 * accuracies[1]:.0f} % on new images, {100 * accuracies[0]:.0f} % on old ones"
+    return (
+        f"on a sample it is right on {100 * accuracies[1]:.0f} % of new images, {100 * accuracies[0]:.0f} % of old ones"
+    )
 
 
 def _plan_of_continuation(run: Run) -> Plan:

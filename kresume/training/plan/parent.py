@@ -62,7 +62,7 @@ class Parent:
         records, source, said = self.state.records, self.state.source, []
         if records.get("passed_over"):
             said.append(
-                f"the newest pair in {source} was passed over, the one before it is used: {records['passed_over']}"
+                f"the newest pair in {source} is damaged or incomplete, the pair before it is used: {records['passed_over']}"
             )
         if self.run is None and self.interrupted:
             inside = f", {records['batch']:,} batches into the next" if records.get("batch") else ""
@@ -118,7 +118,7 @@ def read_parent(config: TrainConfig) -> Parent | None:
     if config.or_new and not path.exists() and find_run(config.from_) is None and not _has_prefix(path):
         if not path.absolute().parent.is_dir():
             raise UsageError(
-                f"--or-new: {path.absolute().parent} is not there, so nobody can tell whether {path.name} is: is the "
+                f"--or-new: {path.absolute().parent} does not exist, so it is unknown whether {path.name} does: is the "
                 "drive mounted? Create the folder if this is the first run"
             )
         return None
@@ -129,7 +129,7 @@ def read_parent(config: TrainConfig) -> Parent | None:
         if path.exists() or not str(error).startswith("no checkpoint at"):
             raise
         raise CheckpointError(
-            f"{error}; a command that should begin with initial weights where nothing is yet says so with --or-new"
+            f"{error}; to start with initial weights if there is no checkpoint yet, add --or-new"
         ) from None
     return Parent(state, run, remembered(run.path) if run is not None else None)
 
@@ -170,15 +170,15 @@ def saved_optimizer(config: TrainConfig, parent: Parent | None, model: Any) -> t
     if decay and config.weight_decay is None:
         raise UsageError(
             f"{parent.state.source} was trained with a weight decay of {decay:g} inside the gradient, which Keras's optimizers "
-            f"do not do: give --weight-decay {_equal_decay(stored, decay):g} (beside the gradient, about the same in the long "
-            "run), or --weight-decay 0"
+            f"do not offer: give --weight-decay {_equal_decay(stored, decay):g} (beside the gradient, about the same in the "
+            "long run), or --weight-decay 0"
         )
     if stored is None:
         apart = names_of(parent.state).optimizer_apart
         beside = ", or name the file that it is in with --optimizer-from FILE" if apart else ""
         raise CheckpointError(
             f"{parent.state.source} holds no optimizer state: training can only start its optimizer fresh; "
-            f"say so with --optimizer {(asked or (own and own.class_name) or DEFAULTS.optimizer).lower()}:reset{beside}"
+            f"confirm that with --optimizer {(asked or (own and own.class_name) or DEFAULTS.optimizer).lower()}:reset{beside}"
         )
     if stored.class_name is not None:
         return stored, True, ""
@@ -348,7 +348,7 @@ def saved_rate(config: TrainConfig, parent: Parent | None, live: Live, wanted: S
     if config.lr is None:
         default = default_rate(str(wanted.class_name))
         raise UsageError(
-            f"--optimizer {config.optimizer}: the checkpoint's rate, {rate.value:g}, is {saved}'s and means another thing to "
+            f"--optimizer {config.optimizer}: the checkpoint's rate, {rate.value:g}, is {saved}'s and does not apply to "
             f"{wanted.class_name}: give --lr (its default is {default:g})"
         )
     return rate

@@ -77,7 +77,7 @@ def look_ahead(plan: RatePlan, origin: int) -> tuple[RatePlan, str]:
         return plan, ""  # it ends with the run, as it should
     return plan, (
         f"the checkpoint's {saved['class_name']} reaches 0 after {dead:,} of {plan.steps:,} steps: nothing is learned in "
-        f"those after it ({option('lr', 'F')} or {option('lr-schedule', 'rewarm-cosine')} goes on, "
+        f"the steps after that ({option('lr', 'F')} or {option('lr-schedule', 'rewarm-cosine')} continues, "
         f"{option('steps', 'N')} ends with it)"
     )
 
@@ -113,11 +113,11 @@ def decide_rate(
         UsageError: options contradict each other, or a rate is implausible.
     """
     if lr is not None and lr_scale is not None:
-        raise UsageError(f"{option('lr')} and {option('lr-scale')} both say the rate: give one of them")
+        raise UsageError(f"{option('lr')} and {option('lr-scale')} both set the rate: give one of them")
     if lr is not None and not lr > 0:
-        raise UsageError(f"{option('lr', lr)}: a learning rate is above 0")
+        raise UsageError(f"{option('lr', lr)}: a learning rate must be above 0")
     if lr_scale is not None and not lr_scale > 0:
-        raise UsageError(f"{option('lr-scale', lr_scale)}: a factor is above 0")
+        raise UsageError(f"{option('lr-scale', lr_scale)}: a factor must be above 0")
     if schedule is not None and schedule not in SCHEDULES:
         raise UsageError(f"{option('lr-schedule', schedule)}: use one of {', '.join(SCHEDULES)}")
     if lr_scale is not None and saved is None:
@@ -131,7 +131,7 @@ def decide_rate(
     asked = lr is not None or lr_scale is not None
     if schedule == "keep" and asked and saved is not None and saved.schedule is not None:
         raise UsageError(
-            f"{option('lr-schedule', 'keep')} goes on with the checkpoint's schedule, which sets the rate: drop it or "
+            f"{option('lr-schedule', 'keep')} continues the checkpoint's schedule, which sets the rate: leave it out, or "
             f"{option('lr' if lr is not None else 'lr-scale')}"
         )
     chosen: Schedule = next(
@@ -141,7 +141,7 @@ def decide_rate(
     peak, reason = _peak(saved, optimizer, lr, lr_scale, chosen, adds_images, shift)
     if chosen == "plateau" and warmup_steps:
         raise UsageError(
-            f"{option('lr-schedule', 'plateau')} changes the rate itself: {option('warmup-steps')} does not go with it"
+            f"{option('lr-schedule', 'plateau')} changes the rate itself: {option('warmup-steps')} cannot be combined with it"
         )
     if warmup_steps is None:
         warms = chosen in {"cosine", "rewarm-cosine"}
@@ -185,4 +185,4 @@ def _peak(
         return saved.value, "the checkpoint's"
     if shift is not None:
         return saved.value, f"the checkpoint's, in full: {shift}"
-    return EXTEND_FACTOR * saved.value, f"{EXTEND_FACTOR:g}x the checkpoint's: images were added or corrected"
+    return EXTEND_FACTOR * saved.value, f"{EXTEND_FACTOR:g}x the checkpoint's: images were added or relabelled"

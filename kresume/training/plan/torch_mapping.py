@@ -38,7 +38,7 @@ def check_filled_in(spec: str | None) -> None:
         raise UsageError(
             f"{place} still says `{FILL_IN}` in {len(marked)} lines ({', '.join(map(str, marked[:8]))}"
             f"{', ...' if len(marked) > 8 else ''}): strides, padding, activations and sums are not in the checkpoint. Write "
-            "what the network has there, and remove the words where it is right as it stands"
+            "what the network has there, and remove the marks that need no change"
         )
 
 
@@ -65,7 +65,7 @@ def verify_mapping(source: str, predicted: np.ndarray, labels: np.ndarray) -> st
         raise CheckpointError(
             f"{source} fits the model's shapes but is right on {100 * accuracy:.1f} % of {count} old images, and "
             f"guessing reaches {100 * chance:.1f} %: the mapping is not verified. Another function of equal shapes (strides, "
-            "padding, activations, epsilon), another order of layers (--map-out FILE shows what went where), another order of "
+            "padding, activations, epsilon), another order of layers (--map-out FILE shows the mapping), another order of "
             "--classes, other --pixels, or too few old images (--data)?"
         )
     found = f"{100 * accuracy:.1f} % of {count} old images"
