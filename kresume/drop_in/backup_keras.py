@@ -55,7 +55,7 @@ def restore(backup_dir: str, model: Any, epochs: int | None) -> Restored:
             continue
         try:
             epoch = int(json.loads(metadata.read_text(encoding="utf-8"))["epoch"]) if metadata.is_file() else 0
-            told = _load(model, weights)
+            message = _load(model, weights)
         except (OSError, ValueError, KeyError, TypeError) as error:
             reasons.append(f"{weights.name}: {' '.join(str(error).split())[:200]}")
             continue
@@ -66,7 +66,7 @@ def restore(backup_dir: str, model: Any, epochs: int | None) -> Restored:
         )
         line = (
             f"{backup_dir}: {doing} ({weights.name}) at epoch {epoch + 1}; seed states, "
-            f"metrics and the callbacks' memory are not in it and begin fresh{told}; its files are kept as *{ASIDE}"
+            f"metrics and the callbacks' memory are not in it and begin fresh{message}; its files are kept as *{ASIDE}"
         )
         return Restored(step, epoch, 0, epoch, line)
     raise CheckpointError(
@@ -104,8 +104,8 @@ def _load(model: Any, weights: Path) -> str:
     if everything and len(match_keras.optimizer_list(state)) == len(fresh):
         return ""
     live_state.assign(optimizer.variables, fresh)
-    told = restore_optimizer(model, state)
-    return f"; {told}" if told else ""
+    message = restore_optimizer(model, state)
+    return f"; {message}" if message else ""
 
 
 def _load_weights(model: Any, weights: Path) -> None:

@@ -122,8 +122,8 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
     from_its_beginning = bool(batch and epoch_again)
     if from_its_beginning:
         batch = 0
-    told = _skip_batches(records, target, batch)
-    if told:
+    messages = _skip_batches(records, target, batch)
+    if messages:
         epoch, batch = epoch + 1, 0
     # Without the data's structure the metrics cannot be built before the first step: their averages start fresh.
     averages = batch > 0 and target.stream is not None
@@ -131,8 +131,8 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
         model, state, metrics=averages, same_weights=False, way_on="give another folder to begin again"
     )
     callback_state.apply(target.callbacks, records["callbacks"], groups.get("callbacks", []))
-    told += [*moved, *_keep_compiled_rate(model, target.compiled_rate, records.get("compiled_rate"))]
-    told += other_optimizers.restore(model, records.get("other_optimizers"), groups.get("other_optimizers", []))
+    messages += [*moved, *_keep_compiled_rate(model, target.compiled_rate, records.get("compiled_rate"))]
+    messages += other_optimizers.restore(model, records.get("other_optimizers"), groups.get("other_optimizers", []))
     rate = rate_of(model) if batch else None
 
     def as_before(callbacks: Sequence[Any]) -> None:
@@ -144,10 +144,10 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
 
     changed = fingerprint.differences(records["fingerprint"], fingerprint.fingerprint())
     if changed:
-        told.append(f"another machine or version ({'; '.join(changed)}): last digits may differ")
+        messages.append(f"another machine or version ({'; '.join(changed)}): last digits may differ")
     new_images = _adopt_data(records, target, epoch, batch)
-    told += [new_images] if new_images else []
-    ended = _why_ended(records, target, step, bool(new_images), fit_returned, told)
+    messages += [new_images] if new_images else []
+    ended = _why_ended(records, target, step, bool(new_images), fit_returned, messages)
     where = f"epoch {epoch + 1}" + (f", batch {batch:,}" if batch else ", again" if from_its_beginning else "")
     doing = f"nothing is trained: {ended}" if ended else f"continuing at step {step:,} ({where})"
     return Restored(
@@ -155,7 +155,7 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
         epoch,
         batch,
         target.epochs if ended else epoch,
-        "; ".join([f"{target.backup_dir}: {doing}", *told]),
+        "; ".join([f"{target.backup_dir}: {doing}", *messages]),
         as_before if batch else None,
     )
 
@@ -240,7 +240,7 @@ def _keep_compiled_rate(model: Any, compiled: float | None, before: float | None
 
 
 def _why_ended(
-    records: Mapping[str, Any], target: Target, step: int, new_images: bool, fit_returned: bool, told: list[str]
+    records: Mapping[str, Any], target: Target, step: int, new_images: bool, fit_returned: bool, messages: list[str]
 ) -> str:
     """Explains why no epoch is left and how to train further; empty if one is left.
 
@@ -252,7 +252,7 @@ def _why_ended(
         step: the number of steps trained.
         new_images: True if images arrived since.
         fit_returned: True if the `fit` that wrote the backup returned afterwards.
-        told: extended by a message for the user if training continues although a callback had ended it.
+        messages: extended by a message for the user if training continues although a callback had ended it.
     """
     done, epochs, before = int(records["epoch"]), target.epochs, records.get("epochs")
     if all_done := all_epochs_done(done, epochs, step):
@@ -263,7 +263,7 @@ def _why_ended(
     if new_images or (before is not None and epochs is not None and epochs > before):
         callback_state.take_back_stop(target.callbacks, renew=True)
         changed = "new images came" if new_images else f"{epochs} epochs are asked for, {before} were"
-        told.append(
+        messages.append(
             f"a callback had ended it, but {changed}: the patience of EarlyStopping begins anew, its best stays"
         )
         return ""
@@ -271,9 +271,9 @@ def _why_ended(
         if callback_state.out_of_patience(target.callbacks):
             return f"EarlyStopping ended it {end}; give it more patience, fit more epochs, or new images, to train on"
         callback_state.take_back_stop(target.callbacks, renew=False)
-        told.append("EarlyStopping had ended it, but has more patience now")
+        messages.append("EarlyStopping had ended it, but has more patience now")
         return ""
     if fit_returned:
-        told.append("a callback had ended it, and may end it again")
+        messages.append("a callback had ended it, and may end it again")
         return ""
     return f"a callback ended it {end}, and it died before fit returned, as it does now; run it again to train on"

@@ -341,19 +341,19 @@ def _training(stream: ImageStream, finish: Callable[[Any, Any], Any], function: 
     batch = stream.batch_size if stream.shuffle or stream.batch_size == 1 else None
     shape = (batch, stream.spec.height, stream.spec.width, 3)
 
-    def load(mark: Any, place: Any) -> Any:
+    def load(mark: Any, numbers: Any) -> Any:
         images, labels = tf.numpy_function(
-            lambda pair: stream.load(int(pair[0]), int(pair[1])), [place], [tf.uint8, tf.int32], stateful=False
+            lambda pair: stream.load(int(pair[0]), int(pair[1])), [numbers], [tf.uint8, tf.int32], stateful=False
         )
         return mark, finish(tf.ensure_shape(images, shape), tf.ensure_shape(labels, shape[:1]))
 
-    def batches(places: Any) -> Any:
-        data = places.map(load, num_parallel_calls=READERS, deterministic=True)
+    def batches(numbers: Any) -> Any:
+        data = numbers.map(load, num_parallel_calls=READERS, deterministic=True)
         if function is not None:
             data = user_map.mapped(data, function, stream.seed, training=True, threads=THREADS)
         return data.prefetch(4)
 
-    return dataset_of(stream, stream.places, tf.TensorSpec([2], tf.int64), batches)
+    return dataset_of(stream, stream.batches, tf.TensorSpec([2], tf.int64), batches)
 
 
 def _validation(

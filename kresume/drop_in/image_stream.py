@@ -51,10 +51,10 @@ class ImageStream(Stream):
         self._rows: dict[str, np.ndarray] = {}
 
     def _list_of(self, epoch: int) -> int:
-        return max(place for place, (first, _) in enumerate(self._lists) if first <= epoch)
+        return max(index for index, (first, _) in enumerate(self._lists) if first <= epoch)
 
-    def _length(self, place: int) -> int:
-        return -(-len(self._lists[place][1].train_rows()) // self.batch_size)
+    def _length(self, index: int) -> int:
+        return -(-len(self._lists[index][1].train_rows()) // self.batch_size)
 
     def steps(self, epoch: int) -> int:
         """Returns the number of batches of an epoch; it depends on the epoch's list."""
@@ -62,30 +62,30 @@ class ImageStream(Stream):
 
     def longest(self) -> int:
         """Returns the most batches of any epoch from now on."""
-        return max(self._length(place) for place in range(self._list_of(self.epoch), len(self._lists)))
+        return max(self._length(index) for index in range(self._list_of(self.epoch), len(self._lists)))
 
     def step(self, epoch: int, batch: int) -> int:
         """Returns the number of batches of this epoch's list before this one."""
         return (epoch - self._lists[self._list_of(epoch)][0]) * self.steps(epoch) + batch
 
-    def places(self) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+    def batches(self) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
         """Yields one epoch's batches as (mark, (list index, step in the list))."""
 
-        def places_from(epoch: int, batch: int) -> Iterator[np.ndarray]:
-            place, step = self._list_of(epoch), self.step(epoch, batch)
+        def batches_from(epoch: int, batch: int) -> Iterator[np.ndarray]:
+            index, step = self._list_of(epoch), self.step(epoch, batch)
             while True:
-                yield np.array([place, step], np.int64)
+                yield np.array([index, step], np.int64)
                 step += 1
 
-        return self.read(places_from)
+        return self.read(batches_from)
 
-    def load(self, place: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+    def load(self, index: int, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Reads a batch.
 
         Returns:
             The pictures `(batch, height, width, 3) uint8` and labels `(batch,) int32`.
         """
-        manifest = self._lists[place][1]
+        manifest = self._lists[index][1]
         digest = manifest.digest()
         if digest not in self._readers:
             self._rows[digest] = (
@@ -96,7 +96,7 @@ class ImageStream(Stream):
         if self.shuffle:
             indices = Order(self.seed, len(rows), self.batch_size).batch(step)
         else:
-            start = step % self._length(place) * self.batch_size
+            start = step % self._length(index) * self.batch_size
             indices = np.arange(start, min(start + self.batch_size, len(rows)))
         return self._readers[digest](rows[indices]), manifest.labels[rows[indices]].astype(np.int32)
 
@@ -134,7 +134,7 @@ class ImageStream(Stream):
                     "another backup folder to begin again"
                 )
         saved = [(int(first), str(digest)) for first, digest in identity["lists"]]
-        current = max(place for place, (first, _) in enumerate(saved) if first <= epoch)
+        current = max(index for index, (first, _) in enumerate(saved) if first <= epoch)
         lists = [
             (first, self.manifest if digest == self.manifest.digest() else Manifest.read(_list_path(folder, digest)))
             for first, digest in saved[current:]

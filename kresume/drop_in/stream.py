@@ -17,7 +17,8 @@ from typing import Any
 from kresume.errors import UsageError
 from kresume.images.tf_data import without_autotuner
 
-STREAM = "kresume_stream"
+ATTRIBUTE = "kresume_stream"
+"""Attribute of a dataset that holds its stream."""
 
 
 class Stream:
@@ -143,7 +144,7 @@ def stream_of(data: Any) -> Stream:
     Raises:
         UsageError: the dataset has no stream.
     """
-    stream = getattr(_source(data), STREAM, None)
+    stream = getattr(_source(data), ATTRIBUTE, None)
     if not isinstance(stream, Stream):
         raise UsageError(
             f"data= is a {type(data).__name__} that does not know its place: give what kresume.image_dataset or "
@@ -158,10 +159,10 @@ def reason_not_followed(data: Any, stream: Stream) -> str:
     Empty if it gives them one by one and in order.
     """
     source = _source(data)
-    if getattr(source, STREAM, None) is stream:
+    if getattr(source, ATTRIBUTE, None) is stream:
         mixed = _steps(data) and data.options().deterministic is False
         return "a dataset that may change the order (deterministic=False)" if mixed else ""
-    if hasattr(source, STREAM):
+    if hasattr(source, ATTRIBUTE):
         return "another dataset than data="
     if _inputs(source) and any(_contains(part, stream) for part in _inputs(source)):
         return f"data= behind a step that changes its batches or their order ({_kind(source)})"
@@ -184,7 +185,7 @@ def _inputs(data: Any) -> list[Any]:
 def _steps(data: Any) -> list[Any]:
     """Returns the one-to-one steps between `data` and its source, the last step first."""
     steps = []
-    while not hasattr(data, STREAM) and _kind(data) in ONE_TO_ONE and getattr(data, "_deterministic", "") != "false":
+    while not hasattr(data, ATTRIBUTE) and _kind(data) in ONE_TO_ONE and getattr(data, "_deterministic", "") != "false":
         steps.append(data)
         data = _inputs(data)[0]
     return steps
@@ -196,7 +197,7 @@ def _source(data: Any) -> Any:
 
 
 def _contains(data: Any, stream: Stream) -> bool:
-    return getattr(data, STREAM, None) is stream or any(_contains(part, stream) for part in _inputs(data))
+    return getattr(data, ATTRIBUTE, None) is stream or any(_contains(part, stream) for part in _inputs(data))
 
 
 def dataset_of(stream: Stream, batches: Callable[[], Iterator[Any]], spec: Any, finish: Callable[..., Any]) -> Any:
@@ -243,7 +244,7 @@ def dataset_of(stream: Stream, batches: Callable[[], Iterator[Any]], spec: Any, 
             # In place: the user already holds this dataset. Private attribute, used only here, pinned by a test.
             data._variant_tensor_attr = endless.take(stream.longest())._variant_tensor
 
-    setattr(data, STREAM, stream)
+    setattr(data, ATTRIBUTE, stream)
     stream.recount = recount
     return data
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from kresume.errors import UsageError
 
-STREAM = 0x75736572
+MAP_SALT = 0x75736572
 """Separates the seeds of user functions from other uses of the seed."""
 COUNTING = (
     "Random", "TruncatedNormal", "Parameterized", "Multinomial", "Rng", "SampleDistorted", "Assign",
@@ -91,7 +91,7 @@ def _base(seed: int, mark: Any) -> Any:
     """Returns the seed of a position."""
     import tensorflow as tf
 
-    base = tf.constant([seed % 2**31, STREAM], tf.int32)
+    base = tf.constant([seed % 2**31, MAP_SALT], tf.int32)
     for index in range(2):
         base = tf.random.experimental.stateless_fold_in(base, mark[index])
     return base
@@ -135,7 +135,7 @@ def _as_python(
 
     generator = np.random.default_rng(0)
     parts = [
-        generator.integers(0, 2, [side or 2 for side in spec.shape]).astype(spec.dtype.as_numpy_dtype)
+        generator.integers(0, 2, [length or 2 for length in spec.shape]).astype(spec.dtype.as_numpy_dtype)
         for spec in tf.nest.flatten(element_spec)
     ]
     base = np.array([1, 2], np.int32)
@@ -228,7 +228,7 @@ def _not_exact(graph: Any, takes_seed: bool) -> str:
     return ""
 
 
-_place = threading.local()
+_drawing = threading.local()
 """Holds the seed of the position that this thread traces, and how many seeds were drawn from it."""
 
 
@@ -241,11 +241,11 @@ def _drawing_from(base: Any) -> Iterator[list[int]]:
     """
     _replace_next()
     count: list[int] = []
-    _place.base, _place.count = base, count
+    _drawing.base, _drawing.count = base, count
     try:
         yield count
     finally:
-        del _place.base, _place.count
+        del _drawing.base, _drawing.count
 
 
 def _replace_next() -> None:
@@ -258,11 +258,11 @@ def _replace_next() -> None:
     original = kind.next
 
     def following(self: Any, ordered: bool = True) -> Any:
-        if not hasattr(_place, "base"):
+        if not hasattr(_drawing, "base"):
             return original(self, ordered)
-        _place.count.append(1)
-        drawn = tf.random.experimental.stateless_fold_in(_place.base, len(_place.count))
-        if isinstance(_place.base, np.ndarray):
+        _drawing.count.append(1)
+        drawn = tf.random.experimental.stateless_fold_in(_drawing.base, len(_drawing.count))
+        if isinstance(_drawing.base, np.ndarray):
             return keras.ops.convert_to_tensor(drawn.numpy().view(np.uint32), self.state.dtype)
         return drawn
 

@@ -198,7 +198,7 @@ def _by_numbers(
     if signature.input.kind == "values" and not pixels:
         pixels = behind.ask(folder, subject, signature).pixels or ""
     if signature.input.kind == "values" and not pixels:
-        raise UsageError(f"{folder} takes numbers and does not say which: give --pixels {conventions.SAID}")
+        raise UsageError(f"{folder} takes numbers and does not say which: give --pixels {conventions.SHOWN_NAMES}")
     reader = PictureReader(manifest, spec, open_cache(spec, None))
     kind = signature.input.dtype if signature.input.kind == "values" else "uint8"
     convert = inputs.to_input("0-255" if kind == "uint8" else pixels, layout)

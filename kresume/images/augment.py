@@ -17,7 +17,7 @@ from kresume.errors import UsageError
 from kresume.spelling import option
 
 PRESETS = ("none", "light", "strong")
-STREAM = 0x6B726573
+AUGMENT_SALT = 0x6B726573
 """Separates the seeds of augmentation from other uses of the run's seed."""
 
 Augment = Callable[[Any, Any, Any], tuple[Any, Any]]
@@ -64,10 +64,10 @@ def augmenter(
     def augment(images: Any, labels: Any, position: Any) -> tuple[Any, Any]:
         import tensorflow as tf
 
-        base = tf.random.experimental.stateless_fold_in(tf.constant([seed % 2**31, STREAM], tf.int32), position)
-        for place, layer in enumerate(everything):
-            _hand_seeds(layer, base, place)
-            if place >= len(layers):  # MixUp or CutMix, which change labels too
+        base = tf.random.experimental.stateless_fold_in(tf.constant([seed % 2**31, AUGMENT_SALT], tf.int32), position)
+        for index, layer in enumerate(everything):
+            _hand_seeds(layer, base, index)
+            if index >= len(layers):  # MixUp or CutMix, which change labels too
                 mixed = layer({"images": images, "labels": labels}, training=True)
                 images, labels = mixed["images"], mixed["labels"]
             else:
@@ -124,13 +124,13 @@ def _hand_seeds(layer: Any, base: Any, index: int) -> None:
     Overrides `_get_seed_generator`, a private hook by which Keras's image layers get their generator. It is used only
     here, and a test fails if Keras stops calling it.
     """
-    for place, inner in enumerate(layer._flatten_layers()):
+    for inner_index, inner in enumerate(layer._flatten_layers()):
         if hasattr(inner, "_get_seed_generator"):
-            seeds = _seeds_at(base, 1000 * index + place)
+            seeds = _seeds_at(base, 1000 * index + inner_index)
             inner._get_seed_generator = lambda backend=None, seeds=seeds: seeds
 
 
-def _seeds_at(base: Any, stream: int) -> Any:
+def _seeds_at(base: Any, number: int) -> Any:
     import keras
     import tensorflow as tf
 
@@ -143,6 +143,6 @@ def _seeds_at(base: Any, stream: int) -> Any:
 
         def next(self, ordered: bool = True) -> Any:
             self._drawn += 1
-            return tf.random.experimental.stateless_fold_in(base, 2**20 * stream + self._drawn)
+            return tf.random.experimental.stateless_fold_in(base, 2**20 * number + self._drawn)
 
     return PositionSeeds()

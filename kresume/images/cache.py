@@ -179,8 +179,8 @@ class Cache:
         wanted = np.asarray(sha256s).astype("S64")
         if not len(self):
             return np.full(len(wanted), -1, np.int64)
-        place = np.searchsorted(self._sha256s, wanted, sorter=self._order)
-        found = self._order[np.minimum(place, len(self) - 1)]
+        rank = np.searchsorted(self._sha256s, wanted, sorter=self._order)
+        found = self._order[np.minimum(rank, len(self) - 1)]
         found = np.where(self._sha256s[found] == wanted, found, -1)
         self._mark_used({self._paths[shard] for shard in np.unique(self._shards[found[found >= 0]])})
         return found
@@ -216,13 +216,13 @@ class Cache:
             pixels of damaged rows are invalid.
         """
         result = aligned((len(found), *self.row_shape))
-        for place, (shard, row) in enumerate(
+        for index, (shard, row) in enumerate(
             zip(self._shards[found].tolist(), self._rows[found].tolist(), strict=True)
         ):
-            result[place] = self._maps[shard][row]  # one copy; fancy indexing would make two
+            result[index] = self._maps[shard][row]  # one copy; fancy indexing would make two
         unverified = np.nonzero(~self._verified[found])[0]
         damaged = np.array(
-            [place for place in unverified if checksum(result[place]) != self._crcs[found[place]]], np.int64
+            [index for index in unverified if checksum(result[index]) != self._crcs[found[index]]], np.int64
         )
         self._verified[np.delete(found, damaged)] = True
         return result, damaged

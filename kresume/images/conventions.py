@@ -115,7 +115,7 @@ FOR_GREY = frozenset({"mnist", "0-255-inverted", "0-1-inverted", "-1-1-inverted"
 GREY_LEVELS, GREY_SHARE = 2.0, 0.95
 """Largest mean difference between the channels of a grey image, and the share of such images in a grey sample."""
 HOW_ELSE = "mean=M,std=S[,bgr] or FILE.py:FUNCTION"
-SAID = "0-1, -1-1, 0-255, caffe, torch or another of `kresume train --help`"
+SHOWN_NAMES = "0-1, -1-1, 0-255, caffe, torch or another of `kresume train --help`"
 """The conventions that an error message lists."""
 
 

@@ -115,9 +115,9 @@ def _arranged(values: Any, layout: InputLayout) -> Any:
 
     values = tf.convert_to_tensor(values)
     ordered = _transposed(values, "hwc", layout.axes if "c" in layout.axes else f"{layout.axes}c")
-    sides = ordered.shape[1:] if "c" in layout.axes else ordered.shape[1:-1]
+    shape = ordered.shape[1:] if "c" in layout.axes else ordered.shape[1:-1]
     if layout.flat:
-        count = sides.num_elements()
+        count = shape.num_elements()
         return tf.reshape(ordered, (-1, count)) if count else tf.reshape(ordered, (tf.shape(ordered)[0], -1))
     return ordered if "c" in layout.axes else ordered[..., 0]
 

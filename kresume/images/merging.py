@@ -5,7 +5,7 @@
 
 Duplicates count once; conflicts and leaks are reported. Origins and splits are permanent: an image's origin is the
 generation in which it was added, and its split (`train` or `val`) is decided from its content when it is added
-(`sides.py`). Adding images or moving folders changes neither. Rows are ordered by (origin, hash), so the same images
+(`splits.py`). Adding images or moving folders changes neither. Rows are ordered by (origin, hash), so the same images
 are trained in the same order wherever they are stored.
 
 The rows of a parent, perhaps a million, stay in columns; only the images that this run lists become Python objects.
@@ -23,7 +23,7 @@ import numpy as np
 from kresume.images.conflicts import Given, Labels, OnConflict, decide_labels
 from kresume.images.manifest import LOCATION, TRAIN, VAL, Manifest, ordered, schema
 from kresume.images.prepare import Image, Prepared
-from kresume.images.sides import Leak, decide_sides
+from kresume.images.splits import Leak, decide_splits
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -88,7 +88,7 @@ def merge(
     - An image that the parent knows keeps its row, origin and split, whatever folder it comes from.
     - Of the others, `data` counts as old (`generation - 1`, 0 in a first training), `add` and `val` count as new.
     - Split of newcomers: `val` is validation, then `train/` and `val/` folders decide, then the content's hash.
-      Near-duplicates share one split (`sides.py`).
+      Near-duplicates share one split (`splits.py`).
     - Equal bytes count once. If an image has another label than recorded, and is no longer at the old path, the new
       label replaces the old one. If it has both labels, or is given with two, that is a conflict: it is left out and
       reported, unless `on_conflict` chooses a label.
@@ -105,7 +105,7 @@ def merge(
         drop: SHA-256s of images to forget.
         held_out: keys of the images of `data` that validate, from `--val-like`; the other images of `data` train.
         seen: True if the checkpoint was probably trained on `data`.
-        fills: see `decide_sides`.
+        fills: see `decide_splits`.
 
     Returns:
         The merged manifest and the facts of the merge.
@@ -130,8 +130,8 @@ def merge(
     if remembered is not None:
         remembered, lost = _of_classes(remembered, classes)
         unknown.update(lost)
-    sides = decide_sides(newcomers, remembered, val_split, fills=fills)
-    notes += sides.notes
+    splits = decide_splits(newcomers, remembered, val_split, fills=fills)
+    notes += splits.notes
     table = _joined(remembered, [row for row in newcomers if row["side"] is not None])
     both = _given_for_both(given, inverse, rows, parent)
     notes += labels.notes(on_conflict)
@@ -154,7 +154,7 @@ def merge(
         unknown=dict(unknown),
         notes=tuple(notes),
         relabels=labels.relabels,
-        leaks=sides.leaks,
+        leaks=splits.leaks,
         dropped=len(dropped | forgotten),
         both=both,
     )
@@ -221,21 +221,22 @@ def _row(
 ) -> dict[str, Any]:
     image, role = given.images[index], given.roles[index]
     found, facts = image.found, image.facts
-    side = VAL if role == Given.VAL else found.split
+    split = VAL if role == Given.VAL else found.split
     if role == Given.DATA and held_out is not None:
-        side = VAL if found.key in held_out else TRAIN
+        split = VAL if found.key in held_out else TRAIN
     return {
         "sha256": facts.sha256,
         "path": found.path,
         "label": label or found.label,
         "source": found.source,
         "origin": max(generation - 1, 0) if role == Given.DATA else generation,
-        "side": side,
+        "side": split,
         "width": facts.width,
         "height": facts.height,
         "bytes": found.bytes,
         "mtime_ns": found.mtime_ns,
         "format": facts.format,
+        # Unused: near-duplicates are found by `thumb`. The file format keeps the column (docs/run-directory.md).
         "phash": facts.phash,
         "offset": found.offset,
         "length": found.length,
@@ -243,7 +244,7 @@ def _row(
         "member": found.member,
         "extra": found.extra,
         "thumb": facts.thumb,
-        "seen": bool(seen and role == Given.DATA and side != VAL),
+        "seen": bool(seen and role == Given.DATA and split != VAL),
     }
 
 

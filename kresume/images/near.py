@@ -163,14 +163,14 @@ def _in_table(hashes: np.ndarray, new: np.ndarray, one: tuple[int, int], other: 
     rows = np.nonzero(has_new[key])[0]
     rows = rows[np.argsort(key[rows], kind="stable")]
     key, value, fresh = key[rows], hashes[rows], new[rows]
-    place = np.arange(len(rows) - 1)
+    index = np.arange(len(rows) - 1)
     parts = []
     step = 1
-    while len(place):
-        place = place[place + step < len(rows)]
-        place = place[key[place] == key[place + step]]
-        close = np.bitwise_count(value[place] ^ value[place + step]) <= MAX_BITS
-        chosen = place[close & (fresh[place] | fresh[place + step])]
+    while len(index):
+        index = index[index + step < len(rows)]
+        index = index[key[index] == key[index + step]]
+        close = np.bitwise_count(value[index] ^ value[index + step]) <= MAX_BITS
+        chosen = index[close & (fresh[index] | fresh[index + step])]
         if len(chosen):
             parts.append(np.sort(np.stack([rows[chosen], rows[chosen + step]], axis=1), axis=1))
         step += 1

@@ -67,14 +67,14 @@ class Order:
         """Returns the `count` indices from `position` on, `(count,) int64`, equally fast at any position."""
         parts = []
         while count > 0:
-            epoch, offset = self._place(position)
+            epoch, offset = self._locate(position)
             part = self.deal(epoch)[offset : offset + count]
             parts.append(part)
             position += len(part)
             count -= len(part)
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
-    def _place(self, position: int) -> tuple[int, int]:
+    def _locate(self, position: int) -> tuple[int, int]:
         """Returns the epoch that contains a position, and the position's offset in it."""
         return divmod(position, self.n)
 
@@ -116,9 +116,9 @@ class LaterOrder(Order):
         self.start = step * order.batch_size
         first = order.deal(epoch)
         gone = [
-            place
+            rank
             for index, count in zip(*np.unique(taken, return_counts=True), strict=True)
-            for place in np.nonzero(first == index)[0][:count]
+            for rank in np.nonzero(first == index)[0][:count]
         ]
         self._first = np.delete(first, np.array(gone, np.int64))
 
@@ -130,7 +130,7 @@ class LaterOrder(Order):
         """Returns the position at which an epoch is complete."""
         return self.start + len(self._first) + (epoch - self.epoch) * self.n
 
-    def _place(self, position: int) -> tuple[int, int]:
+    def _locate(self, position: int) -> tuple[int, int]:
         behind = position - self.start - len(self._first)
         if behind < 0:
             return self.epoch, position - self.start

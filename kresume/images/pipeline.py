@@ -151,9 +151,9 @@ class StandIn:
         if not wrong:
             return pictures, indices
         indices = indices.copy()
-        for place, reason in sorted(wrong.items()):
-            self._say(int(self._rows[indices[place]]), reason)
-            indices[place], pictures[place] = self._next(position + place + 1)
+        for index, reason in sorted(wrong.items()):
+            self._say(int(self._rows[indices[index]]), reason)
+            indices[index], pictures[index] = self._next(position + index + 1)
         return pictures, indices
 
     def _next(self, position: int) -> tuple[int, np.ndarray]:

@@ -32,7 +32,7 @@ from kresume.images.decode import decode_many
 from kresume.images.file_index import open_index
 from kresume.images.headers import Header, read_header
 from kresume.images.likeness import likeness
-from kresume.images.sources.found import STREAMS, Facts, Found, Known, Quarantined
+from kresume.images.sources.found import STREAM_CODINGS, Facts, Found, Known, Quarantined
 from kresume.reporter import Reporter
 from kresume.spelling import option
 from kresume.storage import atomic
@@ -72,7 +72,7 @@ class Prepared:
 
 
 @contextmanager
-def _standing_objects_at_rest() -> Iterator[None]:
+def _without_gc_rescans() -> Iterator[None]:
     """Freezes existing objects so that the garbage collector does not rescan them.
 
     Creating many rows triggers many collections.
@@ -84,7 +84,7 @@ def _standing_objects_at_rest() -> Iterator[None]:
         gc.unfreeze()
 
 
-@_standing_objects_at_rest()
+@_without_gc_rescans()
 def prepare(
     listed: Sequence[Found],
     spec: DecodeSpec,
@@ -128,7 +128,7 @@ def prepare(
     wanted = _to_read(facts, cache)
     if cache is not None and wanted and (short := _too_little_room(cache, len(wanted), others + len(listed))):
         reporter.warn(f"{short}: they are decoded each time they are drawn, which is slower")
-        packed = next((listed[position].path for position in wanted if listed[position].coding in STREAMS), None)
+        packed = next((listed[position].path for position in wanted if listed[position].coding in STREAM_CODINGS), None)
         if packed is not None:
             raise ImagesError(
                 f"{packed} is packed as a whole, so its pictures can only be used from the cache, and {short}: or unpack it"
@@ -260,7 +260,7 @@ def _with_streams(listed: Sequence[Found], positions: Sequence[int]) -> Iterator
     """
     streams: dict[str, list[tuple[int, Found]]] = {}
     for position, found in zip(positions, listed, strict=True):
-        if found.coding in STREAMS:
+        if found.coding in STREAM_CODINGS:
             streams.setdefault(found.path, []).append((position, found))
         else:
             yield position, found, None

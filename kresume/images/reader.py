@@ -22,7 +22,7 @@ from kresume.errors import ImagesError
 from kresume.images.cache import Cache
 from kresume.images.decode import decode
 from kresume.images.manifest import Manifest
-from kresume.images.sources.found import STREAMS, Found
+from kresume.images.sources.found import STREAM_CODINGS, Found
 from kresume.storage.locations import is_remote, read_range, read_stream
 from kresume.values.decode_spec import DecodeSpec
 
@@ -81,29 +81,29 @@ class PictureReader:
         broken: dict[int, str] = {}
         listed = self.manifest.found(rows[absent])
         hashes = self.manifest.sha256s[rows[absent]].tolist()
-        packed = [place for place, each in enumerate(listed) if each.coding in STREAMS]
-        contents = dict(self._stream_contents([(place, listed[place]) for place in packed]))
-        outcomes = _pool().map(self._decode, listed, hashes, [contents.get(place) for place in range(len(listed))])
-        for place, outcome in zip(absent.tolist(), outcomes, strict=True):
+        packed = [index for index, each in enumerate(listed) if each.coding in STREAM_CODINGS]
+        contents = dict(self._stream_contents([(index, listed[index]) for index in packed]))
+        outcomes = _pool().map(self._decode, listed, hashes, [contents.get(index) for index in range(len(listed))])
+        for index, outcome in zip(absent.tolist(), outcomes, strict=True):
             if isinstance(outcome, str):
-                broken[place] = outcome
+                broken[index] = outcome
             else:
-                result[place] = outcome
+                result[index] = outcome
         return result, broken
 
     def _stream_contents(self, items: Sequence[tuple[int, Found]]) -> Iterator[tuple[int, bytes | str]]:
         """Reads pictures in archives compressed as a whole, in one costly pass each."""
         files: dict[str, list[tuple[int, Found]]] = {}
-        for place, found in items:
-            files.setdefault(found.path, []).append((place, found))
+        for index, found in items:
+            files.setdefault(found.path, []).append((index, found))
         for path, inside in files.items():
             inside.sort(key=lambda item: item[1].offset)
-            places = [place for place, _ in inside]
+            indices = [index for index, _ in inside]
             ranges = [(found.offset, found.length) for _, found in inside]
             try:
-                yield from zip(places, list(read_stream(path, inside[0][1].coding, ranges)), strict=True)
+                yield from zip(indices, list(read_stream(path, inside[0][1].coding, ranges)), strict=True)
             except (OSError, EOFError) as error:
-                yield from ((place, f"{path} cannot be unpacked any more ({error})") for place in places)
+                yield from ((index, f"{path} cannot be unpacked any more ({error})") for index in indices)
 
     def _decode(self, found: Found, sha256: bytes, content: bytes | str | None) -> np.ndarray | str:
         """Returns the picture, or an error message."""

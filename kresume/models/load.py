@@ -21,7 +21,7 @@ from kresume.checkpoints.layers import output_width
 from kresume.checkpoints.read import read_checkpoint
 from kresume.checkpoints.run import find_run
 from kresume.errors import CheckpointError, KresumeError, ModelError, RestoreError, UsageError
-from kresume.images.conventions import SAID
+from kresume.images.conventions import SHOWN_NAMES
 from kresume.models.inputs import layout_of
 from kresume.options.given import code_of
 from kresume.options.resolve import default_image_size
@@ -163,7 +163,7 @@ def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, ano
     known = subject.image_size or (card.image_size if card else None)
     layout, fixed = layout_of(model, known, subject.axes, card.input if card else None)
     if eats is None:
-        raise UsageError(f"{path} does not say what values it eats: give --pixels {SAID}")
+        raise UsageError(f"{path} does not say what values it eats: give --pixels {SHOWN_NAMES}")
     size = fixed or known
     size = size or (default_image_size() if anonymous else None)
     if size is None:

@@ -74,7 +74,7 @@ def _choose(manifest: Manifest, count: int, seed: int) -> np.ndarray:
     labels = manifest.labels[rows]
     # Number of earlier rows of the same class: sorting by it takes the first row of every class, then the second, ...
     turn = np.array(
-        [np.count_nonzero(labels[:place] == label) for place, label in enumerate(labels[: 64 * count])], int
+        [np.count_nonzero(labels[:index] == label) for index, label in enumerate(labels[: 64 * count])], int
     )
     order = np.lexsort((labels[: len(turn)], turn))
     chosen: np.ndarray = rows[order[:count]]

@@ -32,7 +32,7 @@ from kresume.images.sources import Quarantined
 from kresume.reporter import Reporter
 from kresume.values.decode_spec import DecodeSpec
 
-SIDE = 64
+COMPARED_SIZE = 64
 """Height and width in pixels at which near-duplicates are compared; the decoded pictures are not kept."""
 FIRST = 10
 """How many items of a list are printed; `--json` has all."""
@@ -89,7 +89,7 @@ def scan(
     """
     if "keras" not in sys.modules:
         selection.select(None)
-    spec = DecodeSpec(SIDE, SIDE)
+    spec = DecodeSpec(COMPARED_SIZE, COMPARED_SIZE)
     store = open_cache(spec, cache)
     sources = list_sources(reporter, data=paths, val=val, features=features, memory=listings_of(cache))
     if against is not None:
@@ -103,9 +103,11 @@ def scan(
     if not len(merged.manifest):
         first = f", the first is {quarantine[0].path}: {quarantine[0].reason}" if quarantine else ""
         raise ImagesError(f"{', '.join(paths)}: no image can be used ({len(quarantine):,} files set aside{first})")
-    said = {image.facts.sha256 for each in (images, validating) if each for image in each.images if image.found.split}
-    said |= {image.facts.sha256 for image in (validating.images if validating else ())}
-    manifest = _undecided(merged.manifest, said, generation)
+    decided = {
+        image.facts.sha256 for each in (images, validating) if each for image in each.images if image.found.split
+    }
+    decided |= {image.facts.sha256 for image in (validating.images if validating else ())}
+    manifest = _without_undecided_splits(merged.manifest, decided, generation)
     counts = {name: int((manifest.labels == index).sum()) for index, name in enumerate(manifest.classes)}
     unknown = {name: count for name, count in counts.items() if count and name not in had}
     return Scan(
@@ -132,7 +134,7 @@ def write(scanned: Scan, path: Path) -> None:
         raise ImagesError(f"-o {path} cannot be written ({error.strerror or error}): give another place") from error
 
 
-def _undecided(manifest: Manifest, said: set[str], generation: int) -> Manifest:
+def _without_undecided_splits(manifest: Manifest, decided: set[str], generation: int) -> Manifest:
     """Clears the split of new images whose source does not define one.
 
     A run decides it, once.
@@ -140,14 +142,14 @@ def _undecided(manifest: Manifest, said: set[str], generation: int) -> Manifest:
     import pyarrow as pa
 
     shas = manifest.sha256s.tolist()
-    sides = [
-        side if origin < generation or side == VAL or sha.decode() in said else None
-        for side, origin, sha in zip(
+    splits = [
+        split if origin < generation or split == VAL or sha.decode() in decided else None
+        for split, origin, sha in zip(
             manifest.table.column("side").to_pylist(), manifest.origins.tolist(), shas, strict=True
         )
     ]
     index = manifest.table.column_names.index("side")
-    table = manifest.table.set_column(index, schema().field("side"), pa.array(sides, pa.string()))
+    table = manifest.table.set_column(index, schema().field("side"), pa.array(splits, pa.string()))
     return Manifest.from_table(table, manifest.classes)
 
 
@@ -199,14 +201,14 @@ class Summary:
 
     def __str__(self) -> str:
         columns = sorted(
-            {(origin, side) for by in self.counts.values() for origin, sides in by.items() for side in sides}
+            {(origin, split) for by in self.counts.values() for origin, splits in by.items() for split in splits}
         )
-        heads = [side if len({o for o, _ in columns}) == 1 else f"{origin} {side}" for origin, side in columns]
+        heads = [split if len({o for o, _ in columns}) == 1 else f"{origin} {split}" for origin, split in columns]
         width = max(len("class"), *(len(name) for name in self.counts))
         lines = [f"{self.images:,} images of {len(self.counts)} classes in {', '.join(self.sources)}"]
         lines.append("  ".join([f"{'class':<{width}}", f"{'images':>9}", *(f"{head:>13}" for head in heads)]))
         for name, by in self.counts.items():
-            cells = [by.get(origin, {}).get(side, 0) for origin, side in columns]
+            cells = [by.get(origin, {}).get(split, 0) for origin, split in columns]
             lines.append("  ".join([f"{name:<{width}}", f"{sum(cells):>9,}", *(f"{cell:>13,}" for cell in cells)]))
         formats = ", ".join(f"{count:,} {name}" for name, count in self.formats.items())
         lines.append(f"largest class over smallest: {self.imbalance:.1f}")
@@ -232,18 +234,18 @@ def describe(scanned: Scan) -> Summary:
     """Counts scanned images by class, origin, split, size and format."""
     manifest = scanned.manifest
     table = manifest.table
-    side = np.array([name or "undecided" for name in table.column("side").to_pylist()])
+    split = np.array([name or "undecided" for name in table.column("side").to_pylist()])
     is_new = manifest.origins >= scanned.generation if scanned.generation >= 0 else np.ones(len(manifest), bool)
     counts: dict[str, dict[str, dict[str, int]]] = {}
     for index, name in enumerate(manifest.classes):
         of_class = manifest.labels == index
         by: dict[str, dict[str, int]] = {}
         for origin, chosen in (("old", ~is_new), ("new", is_new)):
-            names, numbers = np.unique(side[of_class & chosen], return_counts=True)
+            names, numbers = np.unique(split[of_class & chosen], return_counts=True)
             if len(names):
                 by[origin] = dict(zip(names.tolist(), numbers.tolist(), strict=True))
         counts[name] = by
-    totals = [total for by in counts.values() if (total := sum(sum(sides.values()) for sides in by.values()))]
+    totals = [total for by in counts.values() if (total := sum(sum(splits.values()) for splits in by.values()))]
     extent = np.stack([table.column(name).to_numpy() for name in ("width", "height")])
     sizes = {
         name: (int(values.min()), int(np.median(values)), int(values.max()))
@@ -351,14 +353,14 @@ def check(scanned: Scan) -> Check:
     pairs = near_pairs(thumbs, usable, is_new)
     names = [found.name for found in manifest.found(pairs.reshape(-1))]
     differs = manifest.labels[pairs[:, 0]] != manifest.labels[pairs[:, 1]] if len(pairs) else np.zeros(0, bool)
-    side = manifest.table.column("side").to_pylist()
+    split = manifest.table.column("side").to_pylist()
     facts = scanned.merge.facts if scanned.merge is not None else None
     leaks = [(leak.path, leak.near, leak.outcome) for leak in (facts.leaks if facts else ())]
     leaks += facts.both if facts else ()
     near: list[tuple[str, str, bool]] = []
     for number, (one, other) in enumerate(pairs.tolist()):
         first, second = names[2 * number], names[2 * number + 1]
-        if None not in {side[one], side[other]} and side[one] != side[other]:
+        if None not in {split[one], split[other]} and split[one] != split[other]:
             leaks.append((first, second, "recorded on both sides: the record holds"))
         else:
             near.append((first, second, bool(differs[number])))

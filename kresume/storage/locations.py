@@ -229,7 +229,7 @@ def read_stream(path: str, coding: str, ranges: list[tuple[int, int]]) -> Iterat
 
     Args:
         path: path of the file.
-        coding: one of `STREAMS`.
+        coding: one of `STREAM_CODINGS`.
         ranges: (offset, length) in the decompressed data, ascending.
 
     Yields:

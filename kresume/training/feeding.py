@@ -106,22 +106,22 @@ def decide_feeding(
         inputs.to_input(asked, layout)  # raises on a typo now, not after the images were read
     if card is not None:
         return Feeding(asked or card.pixels, layout, spec, "--pixels" if asked else "the parent's")
-    told = asked or read_convention(model)
+    stated = asked or read_convention(model)
     reason = "--pixels" if asked else "the model's first layers say so"
     if old is None:
-        if told is None:
+        if stated is None:
             raise UsageError(
                 "the model has no Rescaling or Normalization in front, so nobody can tell what it eats: give --pixels "
-                f"{conventions.SAID}"
+                f"{conventions.SHOWN_NAMES}"
             )
-        return Feeding(told, layout, spec, reason)
+        return Feeding(stated, layout, spec, reason)
     sample = _sample(old, classes, spec)
     if len(sample.labels) == 0:
-        if told is None:
+        if stated is None:
             raise ImagesError("no old image can be read, so nothing can show what the model eats: see --data")
-        return Feeding(told, layout, spec, reason)
+        return Feeding(stated, layout, spec, reason)
     reporter.say(f"probing what the model eats on {len(sample.labels)} old images")
-    return _probe(config, model, loss, sample, classes, spec, layout, told, reason, mapped)
+    return _probe(config, model, loss, sample, classes, spec, layout, stated, reason, mapped)
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,8 @@ class _Sample:
 
 def _sample(old: Listing, classes: Sequence[str], spec: DecodeSpec) -> _Sample:
     """Decodes up to 256 readable old images, the same ones each time."""
-    places = {name: place for place, name in enumerate(classes)}
-    known = [found for found in collect.name_numbers(old, classes) if found.label in places]
+    indices = {name: index for index, name in enumerate(classes)}
+    known = [found for found in collect.name_numbers(old, classes) if found.label in indices]
     files: list[bytes] = []
     pictures: list[np.ndarray] = []
     labels: list[int] = []
@@ -162,7 +162,7 @@ def _sample(old: Listing, classes: Sequence[str], spec: DecodeSpec) -> _Sample:
             data, picture, header = read
             files.append(data)
             pictures.append(picture)
-            labels.append(places[known[int(index)].label])
+            labels.append(indices[known[int(index)].label])
             factors.append(min(header.height / spec.height, header.width / spec.width))
     stacked = np.stack(pictures) if pictures else np.zeros((0, spec.height, spec.width, 3), np.uint8)
     return _Sample(files, stacked, np.array(labels, np.int32), float(np.median(factors)) if factors else 1.0)
@@ -185,13 +185,13 @@ def _probe(
     classes: Sequence[str],
     spec: DecodeSpec,
     layout: InputLayout,
-    told: str | None,
+    stated: str | None,
     reason: str,
     mapped: bool,
 ) -> Feeding:
     source, count, labels = str(config.from_), len(sample.labels), sample.labels
-    feedings = _feedings(told, layout, config.axes, grey=conventions.are_grey(sample.pictures))
-    usual = [way for way, (name, _) in feedings.items() if told or name in conventions.USUAL]
+    feedings = _feedings(stated, layout, config.axes, grey=conventions.are_grey(sample.pictures))
+    usual = [way for way, (name, _) in feedings.items() if stated or name in conventions.USUAL]
     twins, louder = _twins(feedings), _louder(feedings)
 
     def score(ways: Sequence[str], pictures: np.ndarray, first: int = count) -> Probe:
@@ -252,11 +252,11 @@ def _no_winner(source: str, probe: Probe, count: int, and_axes: str) -> str:
 
 
 def _feedings(
-    told: str | None, layout: InputLayout, axes: str | None, *, grey: bool
+    stated: str | None, layout: InputLayout, axes: str | None, *, grey: bool
 ) -> dict[str, tuple[str, InputLayout]]:
     """Returns the (convention, layout) pairs to try, by the option that selects each."""
     layouts = (layout,) if axes is not None else alternatives(layout)
-    names = (told,) if told else conventions.names_for(layout.channels, grey=grey)
+    names = (stated,) if stated else conventions.names_for(layout.channels, grey=grey)
     return {
         name if each == layouts[0] else f"{name} with --axes {each.axes}": (name, each)
         for each in layouts

@@ -19,7 +19,7 @@ from kresume.images.collect import Sources
 from kresume.images.manifest import Manifest
 from kresume.images.merging import Merge
 from kresume.images.sources import Quarantined
-from kresume.images.sources.found import ONE_LABEL, STREAMS
+from kresume.images.sources.found import ONE_LABEL, STREAM_CODINGS
 from kresume.images.sources.records import parse_features
 from kresume.options.settings import DEFAULTS, settings_of
 from kresume.options.table import TrainConfig
@@ -269,7 +269,9 @@ def _check_streams(sources: Sources, cache: Cache | None, writes: bool) -> None:
     """
     if cache is not None or not writes:
         return
-    packed = next((found.path for listing in sources for found in listing.files if found.coding in STREAMS), None)
+    packed = next(
+        (found.path for listing in sources for found in listing.files if found.coding in STREAM_CODINGS), None
+    )
     if packed is not None:
         raise ImagesError(
             f"{packed} is packed as a whole, so its pictures can only be trained on from the cache: leave --cache off out, "

@@ -19,7 +19,7 @@ ONE_LABEL = (
 Advance = Callable[[int], None]
 """Called with the number of newly listed files."""
 
-STREAMS = ("gzip", "bz2", "xz")
+STREAM_CODINGS = ("gzip", "bz2", "xz")
 """Compressions of a whole file: reading any part requires decompressing everything before it."""
 
 
@@ -34,9 +34,9 @@ class Found:
         bytes: size of the file.
         mtime_ns: modification time of the file in nanoseconds.
         split: `"train"` or `"val"` if the source defines it, else None.
-        offset: where the image begins in the file, or in the decompressed file if `coding` is one of `STREAMS`.
+        offset: where the image begins in the file, or in the decompressed file if `coding` is one of `STREAM_CODINGS`.
         length: number of its bytes there, -1 for all that follow.
-        coding: `""` for uncompressed bytes, `"deflate"` for a compressed member of a zip, or one of `STREAMS`.
+        coding: `""` for uncompressed bytes, `"deflate"` for a compressed member of a zip, or one of `STREAM_CODINGS`.
         member: its name inside an archive; empty for a file of its own.
         extra: further columns of a list, as a JSON object; empty for none.
     """

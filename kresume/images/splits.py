@@ -1,6 +1,6 @@
 """Assigns newcomers to training or validation and never separates near-duplicates.
 
-    decided = decide_sides(newcomers, remembered, val_split=0.1)      # sets row["side"]; None if left out
+    decided = decide_splits(newcomers, remembered, val_split=0.1)      # sets row["side"]; None if left out
     decided.leaks, decided.notes
 
 - A recorded split is permanent. A newcomer near a recorded image gets its split; near images of both, it is left out.
@@ -42,8 +42,8 @@ class Leak:
 
 
 @dataclass(frozen=True)
-class Sides:
-    """Holds the leaks and notes of `decide_sides`.
+class Splits:
+    """Holds the leaks and notes of `decide_splits`.
 
     Attributes:
         leaks: near-duplicates across the training / validation split, each with its outcome.
@@ -54,9 +54,9 @@ class Sides:
     notes: tuple[str, ...]
 
 
-def decide_sides(
+def decide_splits(
     newcomers: list[Row], remembered: pa.Table | None, val_split: float | None, *, fills: bool = True
-) -> Sides:
+) -> Splits:
     """Sets the split of every newcomer, permanently.
 
     Args:
@@ -71,8 +71,8 @@ def decide_sides(
         The leaks and the notes.
     """
     near = _look_near(newcomers, remembered)
-    notes = _split(newcomers, near, val_split, fills)
-    return Sides(tuple(near.leaks), (*notes, *_describe(near.leaks)))
+    notes = _decide_by_content(newcomers, near, val_split, fills)
+    return Splits(tuple(near.leaks), (*notes, *_describe(near.leaks)))
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ def _name(row: Row) -> str:
     return f"{row['path']}/{row['member']}" if row["member"] else str(row["path"])
 
 
-def _outcome(side: str | None) -> str:
-    return {TRAIN: "trains", VAL: "validates", None: "left out"}[side]
+def _outcome(split: str | None) -> str:
+    return {TRAIN: "trains", VAL: "validates", None: "left out"}[split]
 
 
 def _look_near(newcomers: list[Row], remembered: pa.Table | None) -> _Near:
@@ -120,10 +120,10 @@ def _look_near(newcomers: list[Row], remembered: pa.Table | None) -> _Near:
             neighbours.setdefault(one, []).append(other)
             neighbours.setdefault(other, []).append(one)
     members: dict[int, list[int]] = {}
-    for place in sorted(set(recorded) | set(neighbours)):
-        members.setdefault(int(component[place]), []).append(place)
+    for index in sorted(set(recorded) | set(neighbours)):
+        members.setdefault(int(component[index]), []).append(index)
     for group in members.values():
-        if any(place in recorded for place in group):
+        if any(index in recorded for index in group):
             _inherit(newcomers, group, recorded, neighbours, old_is_val, old_names, near)
         else:
             near.groups.append(group)
@@ -166,58 +166,58 @@ def _inherit(
     A split spreads from neighbour to neighbour. A newcomer near both splits is left out.
     """
 
-    def in_order(places: Sequence[int]) -> list[int]:
-        return sorted(places, key=lambda place: str(newcomers[place]["sha256"]))
+    def in_order(indices: Sequence[int]) -> list[int]:
+        return sorted(indices, key=lambda index: str(newcomers[index]["sha256"]))
 
-    queue = in_order([place for place in group if place in recorded])
+    queue = in_order([index for index in group if index in recorded])
     queued = set(queue)
     decided: dict[int, str | None] = {}
     while queue:
-        place = queue.pop(0)
-        old = recorded.get(place, ())
-        sides = {VAL if old_is_val[row] else TRAIN for row in old}
-        sides |= {side for one in neighbours.get(place, ()) if (side := decided.get(one)) is not None}
-        side = sides.pop() if len(sides) == 1 else None
-        decided[place] = side
-        row = newcomers[place]
-        if side is None:
-            near.left_out.add(place)
-        if side is None or (side == VAL) != (row["side"] == VAL):
-            path = _name(old_names.slice(old[0], 1).to_pylist()[0]) if old else _name(newcomers[neighbours[place][0]])
-            near.leaks.append(Leak(_name(row), path, _outcome(side)))
-        row["side"] = side
-        following = [one for one in neighbours.get(place, ()) if one not in queued]
+        index = queue.pop(0)
+        old = recorded.get(index, ())
+        splits = {VAL if old_is_val[row] else TRAIN for row in old}
+        splits |= {split for one in neighbours.get(index, ()) if (split := decided.get(one)) is not None}
+        split = splits.pop() if len(splits) == 1 else None
+        decided[index] = split
+        row = newcomers[index]
+        if split is None:
+            near.left_out.add(index)
+        if split is None or (split == VAL) != (row["side"] == VAL):
+            path = _name(old_names.slice(old[0], 1).to_pylist()[0]) if old else _name(newcomers[neighbours[index][0]])
+            near.leaks.append(Leak(_name(row), path, _outcome(split)))
+        row["side"] = split
+        following = [one for one in neighbours.get(index, ()) if one not in queued]
         queue += in_order(following)
         queued.update(following)
 
 
-def _split(newcomers: list[Row], near: _Near, val_split: float | None, fills: bool) -> list[str]:
+def _decide_by_content(newcomers: list[Row], near: _Near, val_split: float | None, fills: bool) -> list[str]:
     """Sets the splits that are still open, by content; returns notes for the user."""
     share = val_split or 0.0
     unit_of: dict[int, int] = {}
     units: list[list[int]] = []
     for group in near.groups:
-        given = [place for place in group if newcomers[place]["side"] is not None]
+        given = [index for index in group if newcomers[index]["side"] is not None]
         if not given:
             unit_of |= dict.fromkeys(group, len(units))
             units.append(group)
             continue
         # One split for the group: validation if any member was given for it, so that training cannot memorise it.
-        validates = [place for place in given if newcomers[place]["side"] == VAL]
-        for place in group:
-            if validates and newcomers[place]["side"] != VAL:
-                near.leaks.append(Leak(_name(newcomers[place]), _name(newcomers[validates[0]]), _outcome(VAL)))
-            newcomers[place]["side"] = VAL if validates else TRAIN
-    for place, row in enumerate(newcomers):
-        if row["side"] is None and place not in near.left_out and place not in unit_of:
-            unit_of[place] = len(units)
-            units.append([place])
+        validates = [index for index in given if newcomers[index]["side"] == VAL]
+        for index in group:
+            if validates and newcomers[index]["side"] != VAL:
+                near.leaks.append(Leak(_name(newcomers[index]), _name(newcomers[validates[0]]), _outcome(VAL)))
+            newcomers[index]["side"] = VAL if validates else TRAIN
+    for index, row in enumerate(newcomers):
+        if row["side"] is None and index not in near.left_out and index not in unit_of:
+            unit_of[index] = len(units)
+            units.append([index])
     for unit in units:
-        first = min(newcomers[place]["sha256"] for place in unit)
+        first = min(newcomers[index]["sha256"] for index in unit)
         # The minimum of several hashes is biased to small values, so other digits of it decide for a group.
         digits = first[:8] if len(unit) == 1 else first[8:16]
-        for place in unit:
-            newcomers[place]["side"] = VAL if int(digits, 16) < share * 2**32 else TRAIN
+        for index in unit:
+            newcomers[index]["side"] = VAL if int(digits, 16) < share * 2**32 else TRAIN
     return _fill_classes(newcomers, unit_of, units, share) if fills else []
 
 
@@ -229,13 +229,13 @@ def _fill_classes(newcomers: list[Row], unit_of: dict[int, int], units: list[lis
     """
     notes = []
     by_class: dict[tuple[int, str], list[int]] = {}
-    for place in unit_of:
-        by_class.setdefault((newcomers[place]["origin"], newcomers[place]["label"]), []).append(place)
+    for index in unit_of:
+        by_class.setdefault((newcomers[index]["origin"], newcomers[index]["label"]), []).append(index)
     for (_, label), group in sorted(by_class.items(), key=lambda item: item[0]):
-        sides = {newcomers[place]["side"] for place in group}
-        small = sorted({unit_of[place] for place in group}, key=lambda unit: (len(units[unit]), units[unit]))
-        hashes = {unit: min(newcomers[place]["sha256"] for place in units[unit]) for unit in small}
-        if share and sides == {TRAIN} and len(small) >= 2:
+        splits = {newcomers[index]["side"] for index in group}
+        small = sorted({unit_of[index] for index in group}, key=lambda unit: (len(units[unit]), units[unit]))
+        hashes = {unit: min(newcomers[index]["sha256"] for index in units[unit]) for unit in small}
+        if share and splits == {TRAIN} and len(small) >= 2:
             _turn(newcomers, units[min(small, key=lambda unit: (len(units[unit]), hashes[unit]))], VAL)
         elif share and len(small) == 1:
             _turn(newcomers, units[small[0]], TRAIN)
@@ -245,15 +245,15 @@ def _fill_classes(newcomers: list[Row], unit_of: dict[int, int], units: list[lis
                 else "new images that are nearly the same: they train"
             )
             notes.append(f"{label} has {images}, so {label} has no new validation image ({option('val', 'PATH')})")
-        elif share and share < 1 and sides == {VAL}:
+        elif share and share < 1 and splits == {VAL}:
             fewest = min(len(units[unit]) for unit in small)
             _turn(newcomers, units[max((u for u in small if len(units[u]) == fewest), key=hashes.__getitem__)], TRAIN)
     return notes
 
 
-def _turn(newcomers: list[Row], unit: Sequence[int], side: str) -> None:
-    for place in unit:
-        newcomers[place]["side"] = side
+def _turn(newcomers: list[Row], unit: Sequence[int], split: str) -> None:
+    for index in unit:
+        newcomers[index]["side"] = split
 
 
 def _describe(leaks: Sequence[Leak]) -> list[str]:
