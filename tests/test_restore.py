@@ -386,7 +386,7 @@ def test_bfloat16_of_keras_2_is_read(tmp_path):
 
 def test_what_we_save_loads_in_plain_keras_and_trains_on(tmp_path):
     """`model.keras` loads in plain Keras and trains on: Keras's classes, a float rate, optimizer state."""
-    from kresume.training.schedules import Cosine
+    from kresume.models.schedules import Cosine
 
     model = build.convnet(3, (12, 12))
     model.compile(keras.optimizers.AdamW(Cosine(1e-2, 50, 5)), "sparse_categorical_crossentropy", metrics=["accuracy"])

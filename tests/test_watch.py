@@ -166,7 +166,7 @@ def test_a_schedule_reads_its_clock():
     import keras
 
     from kresume.backend import live_state
-    from kresume.training.schedules import Clock, Cosine, set_clock, wind
+    from kresume.models.schedules import Clock, Cosine, set_clock, wind
 
     plain, timed = (Cosine(1e-3, 40, 4, origin=7) for _ in range(2))
     optimizer = keras.optimizers.AdamW(timed)

@@ -298,8 +298,8 @@ def build_optimizer(model: Any, state: TrainState, saved: SavedOptimizer, weight
 
     schedule = state.rate.schedule if state.rate is not None else None
     if state.rate is not None and schedule and str(schedule.get("registered_name")).startswith("kresume>"):
-        # A schedule has no variable, a float rate has one. Only training knows kresume's own schedules; any schedule
-        # works here, because only the number of variables matters.
+        # A schedule has no variable, a float rate has one; only the number of variables matters. An exported model must
+        # load where kresume is not installed, so it gets a schedule of Keras.
         rate: Any = keras.optimizers.schedules.ExponentialDecay(state.rate.value, 1, 1.0)
     else:
         rate = rate_as_saved(state, saved)

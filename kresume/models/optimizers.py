@@ -14,6 +14,7 @@ import keras
 from kresume.backend import live_state
 from kresume.checkpoints.keras_arrays import OPTIMIZERS
 from kresume.errors import CheckpointError, UsageError
+from kresume.models import schedules  # noqa: F401  # registers the schedules of kresume with Keras
 from kresume.values.state import SavedOptimizer, TrainState
 
 ADAMS = frozenset({"Adam", "AdamW", "Nadam", "Adamax", "Lamb"})

@@ -56,8 +56,7 @@ def adjust(model: Any, to: Adjustment, *, restored: Any = None) -> None:
         restored: the checkpoint's optimizer, whose slots and `iterations` are copied; None for a run whose snapshot will
             be assigned.
     """
-    from kresume.models import averages, optimizers, slots
-    from kresume.training import schedules
+    from kresume.models import averages, optimizers, schedules, slots
 
     optimizer = optimizers.make_optimizer(to.optimizer, keras_rate(to.rate, to.iterations))
     _compile(model, optimizer, to)

@@ -17,8 +17,8 @@ import numpy as np
 from kresume.images.manifest import Manifest
 from kresume.images.mixing import Mixed, Shares
 from kresume.images.order import LaterOrder, Order
+from kresume.models.schedules import Clock
 from kresume.training.plan.amount import epoch_boundary
-from kresume.training.schedules import Clock
 from kresume.values.amount import Amount
 
 

@@ -29,6 +29,7 @@ from kresume.lock import NAME as LOCK
 from kresume.lock import Lock
 from kresume.models import structure
 from kresume.models.losses import LossChoice
+from kresume.models.schedules import set_clock, time_of
 from kresume.options.resolve import cache_limit
 from kresume.options.settings import settings_of
 from kresume.options.table import TrainConfig
@@ -47,7 +48,6 @@ from kresume.training.loop.progress import Progress
 from kresume.training.loop.stop import StopRequest
 from kresume.training.loop.watchers import monitor_of, narrator, watchers
 from kresume.training.loop.writer import RunWriter
-from kresume.training.schedules import set_clock, time_of
 from kresume.values.state import TrainState
 
 

@@ -307,7 +307,6 @@ def _rate_as_saved(parent: Parent | None, saved: SavedOptimizer) -> Any:
     if parent is None:
         return 1e-3
     from kresume.models import optimizers
-    from kresume.training import schedules  # noqa: F401  # registers the schedules of kresume with Keras
 
     return optimizers.rate_as_saved(parent.state, saved)
 

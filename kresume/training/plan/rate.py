@@ -42,7 +42,7 @@ def keras_rate(plan: RatePlan, origin: int) -> Any:
                 f"steps, nothing would be learned: give {option('lr', 'F')}, or another {option('lr-schedule')}"
             )
         return schedule
-    from kresume.training.schedules import Cosine, Warmup
+    from kresume.models.schedules import Cosine, Warmup
 
     if plan.schedule in {"cosine", "rewarm-cosine"}:
         return Cosine(plan.peak, plan.steps, plan.warmup_steps, plan.start, 0.0, origin)

@@ -10,6 +10,9 @@ rates come from the same function.
 Epochs become longer when images arrive during a run, and N epochs stay N passes over the images. So a decay runs over
 the share of the planned epochs that is done. It reads a clock: `wind` stores the clock in a variable of the optimizer,
 and `set_clock` sets it between two epochs. A compiled step reads the new value without being compiled again.
+
+Keras finds the classes by their registered names (`kresume>Cosine`), so this module must be imported before a checkpoint
+with such a schedule is loaded.
 """
 
 from __future__ import annotations
@@ -24,6 +27,10 @@ import numpy as np
 from keras import ops
 
 from kresume.backend import live_state
+
+RECORDED_MODULE = "kresume.training.schedules"
+"""Module name that Keras writes beside the registered names. It stays that of kresume 0.1.0, so that runs and files keep
+their bytes; Keras does not import it."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,8 @@ class Cosine(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[m
             images changed.
     """
 
+    __module__ = RECORDED_MODULE
+
     def __init__(
         self,
         peak: float,
@@ -147,6 +156,8 @@ class Cosine(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[m
 @keras.saving.register_keras_serializable(package="kresume")
 class Warmup(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]  # keras is untyped
     """A linear warm-up to a rate that is then held. Arguments as for `Cosine`."""
+
+    __module__ = RECORDED_MODULE
 
     def __init__(self, peak: float, warmup_steps: int, start: float = 0.0, origin: int = 0) -> None:
         super().__init__()
