@@ -25,6 +25,7 @@ from kresume.images.prepare import prepare
 from kresume.images.reader import PictureReader
 from kresume.images.sources import list_images
 from kresume.reporter import Reporter
+from kresume.tasks.single_label import ROWS, SINGLE_LABEL
 from kresume.values import decode_spec
 from kresume.values.decode_spec import DecodeSpec
 from tests.conftest import CLASSES, write_pictures
@@ -459,6 +460,10 @@ def table(pictures, quiet):
     return merged(quiet, data=pictures / "old", val_split=None).manifest
 
 
+def _in_rows(labels):
+    return SINGLE_LABEL.graph_targets(labels, ROWS, 3)
+
+
 def digests(table, start, count, preset="light", mixup=0.0, **singles):
     rows = table.train_rows()
     data = pipeline.training_dataset(
@@ -470,7 +475,7 @@ def digests(table, start, count, preset="light", mixup=0.0, **singles):
         image_size=(12, 12),
         pixels=conventions.to_model_function("0-1"),
         augment=augment.augmenter(preset, 3, mixup, **singles),
-        one_hot=3 if mixup or singles.get("cutmix") else None,
+        targets=_in_rows if mixup or singles.get("cutmix") else None,
     )
     batches = [(images.numpy(), labels.numpy()) for images, labels in data.take(count)]
     return [hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest() for images, labels in batches]
@@ -515,7 +520,6 @@ def test_a_file_that_breaks_keeps_its_place(tmp_path, quiet):
             image_size=(12, 12),
             pixels=conventions.to_model_function("0-255"),
             augment=None,
-            one_hot=None,
             on_broken=on_broken,
         )
         return [(images.numpy(), labels.numpy()) for images, labels in data.take(6)]

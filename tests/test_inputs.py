@@ -148,7 +148,7 @@ def test_every_layout_is_found_and_scored_as_keras_scores_it(digits, trained, qu
     if keras.config.backend() == "tensorflow":
         import tensorflow as tf
 
-        served = Served(loaded.model, loaded.card, loaded.loss.outputs, 4)
+        served = Served(loaded.model, loaded.card, loaded.loss.head, 4)
         graph = tf.function(served.from_bytes, input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
         answers = graph(tf.constant([path.read_bytes() for path in paths]))["scores"]
         np.testing.assert_allclose(np.asarray(answers), expected, atol=1e-5)

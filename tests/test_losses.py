@@ -127,7 +127,7 @@ def test_from_logits_follows_the_last_activation(kind, said, probabilities):
     if kind != "binary" and not probabilities:
         shares = np.exp(given) / np.exp(given).sum(axis=1, keepdims=True)
     for choice in (choose_loss(model), choose_loss(model, saved=model.get_compile_config())):
-        wanted = np.eye(3, dtype="float32")[labels] if choice.one_hot else labels
+        wanted = np.eye(3, dtype="float32")[labels] if choice.form == "rows" else labels
         value = float(choice.keras_loss()(wanted, given.astype("float32")))
         assert value == pytest.approx(plain_loss(shares, labels, kind), rel=1e-4)
         assert choice.from_logits is not probabilities
@@ -375,8 +375,8 @@ def test_an_older_run_goes_on_as_it_began():
     """A record of four fields keeps its loss and its reading of outputs, even with a wrong `from_logits`."""
     record = {"kind": "categorical_crossentropy", "from_logits": True, "label_smoothing": 0.1, "reason": "--loss"}
     choice = from_record(Loss.from_dict(record), OwnCode())
-    assert choice.outputs == "logits"
-    assert choice.one_hot
+    assert choice.head.kind == "logits"
+    assert choice.form == "rows"
     config = choice.keras_loss().get_config()
     assert (config["from_logits"], config["label_smoothing"]) == (True, 0.1)
     assert choice.weight is None
@@ -614,4 +614,4 @@ def build(num_classes=5):
     space["build"]().save_weights(tmp_path / "m.weights.h5")
     loaded = load(Subject(str(tmp_path / "m.weights.h5"), f"{tmp_path / 'm.py'}:build"), anonymous=True)
     assert loaded.model.output_shape == (None, 5)
-    assert loaded.loss.outputs == "probabilities"
+    assert loaded.loss.head.kind == "probabilities"

@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 
 from kresume.evaluation.probe import is_clearly_lower, probe_feedings, promising
-from kresume.evaluation.score import image_losses
+from kresume.tasks.one_class import image_losses
+from kresume.tasks.single_label import SINGLE_LABEL
+from kresume.tasks.task import Head
 
 pytestmark = pytest.mark.one_backend
 
 LABELS = np.arange(120) % 3
+SHARES = Head(SINGLE_LABEL)
 
 
 def sure_of(certainty, wrong=0):
@@ -22,7 +25,7 @@ def test_equally_right_ways_are_told_apart_by_the_loss():
     """Between conventions with equal predictions, the one with the lower loss wins."""
     noise = np.random.default_rng(0).normal(0, 0.02, (len(LABELS), 3))
     probe = probe_feedings(
-        lambda images: images, {"a": sure_of(0.7), "b": lambda: sure_of(0.9)() + abs(noise)}, LABELS, "probabilities"
+        lambda images: images, {"a": sure_of(0.7), "b": lambda: sure_of(0.9)() + abs(noise)}, LABELS, SHARES
     )
     assert probe.accuracies["a"] == probe.accuracies["b"] == 1.0
     assert (probe.winner, probe.best) == ("b", "b")
@@ -38,7 +41,7 @@ def test_a_way_that_is_only_surer_does_not_win():
     shy = noisy(0.7, 0.02, 1)()
     sure = noisy(0.95, 0.02, 1)()
     sure[:2] = [[0.3, 0.4, 0.3], [0.4, 0.3, 0.3]]
-    probe = probe_feedings(lambda images: images, {"shy": lambda: shy, "sure": lambda: sure}, LABELS, "probabilities")
+    probe = probe_feedings(lambda images: images, {"shy": lambda: shy, "sure": lambda: sure}, LABELS, SHARES)
     assert probe.losses["sure"] < probe.losses["shy"]
     assert (probe.winner, set(probe.fitting)) == (None, {"shy", "sure"})
 
@@ -55,9 +58,7 @@ def test_a_way_that_is_too_sure_is_not_excused():
     flipped = rng.random(len(LABELS)) < 0.2
     right[flipped] = right[flipped][:, [1, 2, 0]]
     sure = right**20 / (right**20).sum(axis=1, keepdims=True)
-    probe = probe_feedings(
-        lambda images: images, {"right": lambda: right, "sure": lambda: sure}, LABELS, "probabilities"
-    )
+    probe = probe_feedings(lambda images: images, {"right": lambda: right, "sure": lambda: sure}, LABELS, SHARES)
     assert (probe.winner, probe.accuracies["sure"]) == ("right", probe.accuracies["right"])
 
 
@@ -68,14 +69,14 @@ def test_no_way_wins_that_is_no_better_than_chance():
     """
     always = np.tile([[0.8, 0.1, 0.1]], (len(LABELS), 1))
     other = np.tile([[0.5, 0.25, 0.25]], (len(LABELS), 1))
-    probe = probe_feedings(lambda images: images, {"a": lambda: always, "b": lambda: other}, LABELS, "probabilities")
+    probe = probe_feedings(lambda images: images, {"a": lambda: always, "b": lambda: other}, LABELS, SHARES)
     assert probe.winner is None
     assert not probe.above_chance
 
 
 def test_two_ways_that_fit_alike_have_no_winner():
     """Two conventions with the same outputs have no winner."""
-    probe = probe_feedings(lambda images: images, {"a": sure_of(0.8, 5), "b": sure_of(0.8, 5)}, LABELS, "probabilities")
+    probe = probe_feedings(lambda images: images, {"a": sure_of(0.8, 5), "b": sure_of(0.8, 5)}, LABELS, SHARES)
     assert probe.winner is None
     assert probe.above_chance
 
@@ -86,13 +87,13 @@ def test_larger_values_that_only_make_a_model_surer_do_not_win():
     A model that is always right is still right on inputs that are 255 times larger, and more certain.
     """
     ways = {"0-1": sure_of(0.97), "0-255": sure_of(1.0)}
-    args = (lambda images: images, ways, LABELS, "probabilities")
+    args = (lambda images: images, ways, LABELS, SHARES)
     assert probe_feedings(*args).winner == "0-255"
     told = probe_feedings(*args, louder=[("0-255", "0-1")])
     assert (told.winner, told.fitting) == (None, ("0-255", "0-1"))
     # If the model is uncertain or wrong on the smaller inputs, it was not trained on them.
     for quiet in (sure_of(0.4), sure_of(0.97, 30)):
-        found = probe_feedings(args[0], {**ways, "0-1": quiet}, LABELS, "probabilities", louder=[("0-255", "0-1")])
+        found = probe_feedings(args[0], {**ways, "0-1": quiet}, LABELS, SHARES, louder=[("0-255", "0-1")])
         assert found.winner == "0-255"
 
 
@@ -110,7 +111,7 @@ def test_louder_conventions_are_those_of_one_direction():
 def test_larger_values_win_where_the_answers_are_better_than_sureness():
     """Larger inputs win if their predictions are better than certainty explains: by two images here."""
     ways = {"quiet": sure_of(0.97, 2), "loud": sure_of(1.0)}
-    probe = probe_feedings(lambda images: images, ways, LABELS, "probabilities", louder=[("loud", "quiet")])
+    probe = probe_feedings(lambda images: images, ways, LABELS, SHARES, louder=[("loud", "quiet")])
     assert probe.winner == "loud"
 
 
@@ -124,9 +125,7 @@ def test_fair_losses_decide_between_ways_whose_losses_do_not():
     worse = noisy(0.7, 0.02, 2)()
     missed = rng.permutation(len(LABELS))[:3]
     worse[missed] = worse[missed][:, [1, 2, 0]]
-    probe = probe_feedings(
-        lambda images: images, {"right": lambda: right, "worse": lambda: worse}, LABELS, "probabilities"
-    )
+    probe = probe_feedings(lambda images: images, {"right": lambda: right, "worse": lambda: worse}, LABELS, SHARES)
     losses = [image_losses(outputs, LABELS) for outputs in (right, worse)]
     assert not is_clearly_lower(*losses)
     assert not is_clearly_lower(*losses[::-1])
@@ -146,7 +145,7 @@ def test_losses_are_compared_image_by_image():
 def test_the_table_lists_three_and_names_all_that_fit():
     """The table lists three conventions and marks all between which nothing decides."""
     ways = {"a": sure_of(0.9), "b": sure_of(0.9), **{f"bad {index}": sure_of(0.6, 60) for index in range(6)}}
-    probe = probe_feedings(lambda images: images, ways, LABELS, "probabilities")
+    probe = probe_feedings(lambda images: images, ways, LABELS, SHARES)
     assert probe.table.count("gives") == 3
     assert set(probe.fitting) == {"a", "b"}
     assert probe.winner is None
@@ -161,9 +160,7 @@ def test_a_way_that_is_right_less_often_never_wins_by_its_loss():
     sure = np.full((len(LABELS), 3), 1e-6)
     answers = np.where(rng.random(len(LABELS)) < 0.8, LABELS, (LABELS + 1) % 3)
     sure[np.arange(len(LABELS)), answers] = 1.0
-    probe = probe_feedings(
-        lambda images: images, {"sure": lambda: sure, "shy": sure_of(0.4, 60)}, LABELS, "probabilities"
-    )
+    probe = probe_feedings(lambda images: images, {"sure": lambda: sure, "shy": sure_of(0.4, 60)}, LABELS, SHARES)
     assert probe.losses["sure"] > probe.losses["shy"]
     assert probe.winner == "sure"
 
@@ -184,7 +181,7 @@ def test_another_way_than_the_usual_ones_must_be_clearly_better():
     """
 
     def winner(**ways):
-        return probe_feedings(lambda images: images, ways, LABELS, "probabilities", usual=("usual", "other"))
+        return probe_feedings(lambda images: images, ways, LABELS, SHARES, usual=("usual", "other"))
 
     other = noisy(0.5, 0.05, 1)
     assert winner(usual=noisy(0.8, 0.05, 2), other=other, strange=noisy(0.802, 0.05, 3)).winner == "usual"
@@ -205,7 +202,7 @@ def test_many_strange_ways_do_not_win_by_luck():
     for _ in range(50):
         ways = {"usual": noisy(0.8, 0.1, rng.integers(1 << 30))}
         ways |= {f"strange {index}": noisy(0.8, 0.1, rng.integers(1 << 30)) for index in range(8)}
-        probe = probe_feedings(lambda images: images, ways, LABELS, "probabilities", usual=("usual",))
+        probe = probe_feedings(lambda images: images, ways, LABELS, SHARES, usual=("usual",))
         taken += probe.winner not in {"usual", None}
     assert taken <= 1
 
@@ -216,8 +213,8 @@ def test_a_first_look_keeps_what_may_win_and_everything_where_nothing_is_right()
     With another class order the right convention may seem the worst.
     """
     ways = {"good": sure_of(0.9), **{f"bad {index}": sure_of(0.5, 70 + index) for index in range(8)}}
-    first = probe_feedings(lambda images: images, ways, LABELS, "probabilities")
+    first = probe_feedings(lambda images: images, ways, LABELS, SHARES)
     assert "good" in promising(first)
     assert len(promising(first)) == 4
     none = {name: way for name, way in ways.items() if name != "good"}
-    assert promising(probe_feedings(lambda images: images, none, LABELS, "probabilities")) == tuple(none)
+    assert promising(probe_feedings(lambda images: images, none, LABELS, SHARES)) == tuple(none)

@@ -16,6 +16,8 @@ from kresume.evaluation.served import to_pairs
 from kresume.exports import saved_model
 from kresume.exports.export import export
 from kresume.runtimes.signatures import Output, understand
+from kresume.tasks.binary import BINARY
+from kresume.tasks.task import Head
 
 LEVELS = {"dark": (20, 60, 100, 120), "light": (140, 170, 200, 240)}
 WRITER = """
@@ -115,20 +117,20 @@ def test_like_gives_one_number_of_the_same_meaning(place, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "numbers", "expected"),
+    ("head", "numbers", "expected"),
     [
-        ("binary", [[0.25], [1.0]], [[0.75, 0.25], [0.0, 1.0]]),
+        (Head(BINARY), [[0.25], [1.0]], [[0.75, 0.25], [0.0, 1.0]]),
         (None, [0.25, 1.0], [[0.75, 0.25], [0.0, 1.0]]),
-        ("binary-logits", [[0.0], [np.log(3)]], [[0.5, 0.5], [0.25, 0.75]]),
+        (Head(BINARY, from_logits=True), [[0.0], [np.log(3)]], [[0.5, 0.5], [0.25, 0.75]]),
     ],
 )
 @pytest.mark.one_backend
-def test_one_number_is_the_score_of_the_second_class(kind, numbers, expected):
+def test_one_number_is_the_score_of_the_second_class(head, numbers, expected):
     """One output is the score of the second class: a probability or a logit, in a column or a row.
 
     Between 0 and 1 it is a probability unless the model says otherwise.
     """
-    np.testing.assert_allclose(to_pairs(np.array(numbers), kind), expected, atol=1e-12)
+    np.testing.assert_allclose(to_pairs(np.array(numbers), head), expected, atol=1e-12)
 
 
 @pytest.mark.one_backend
@@ -138,7 +140,7 @@ def test_a_number_that_may_be_a_logit_is_refused():
         ValueError, match=r"from -2 to 3, and nothing says that it is a logit: give `kresume eval` the --model"
     ):
         to_pairs(np.array([-2.0, 0.5, 3.0]), None)
-    pairs = to_pairs(np.array([-2.0, 3.0]), "binary-logits", shares=False)
+    pairs = to_pairs(np.array([-2.0, 3.0]), Head(BINARY, from_logits=True), shares=False)
     np.testing.assert_allclose(pairs[:, 1] - pairs[:, 0], [-2.0, 3.0])
 
 

@@ -54,7 +54,7 @@ def test_every_batch_holds_both_and_starts_anywhere(varied_run):
     def batches(start, count):
         data = pipeline.training_dataset(
             one, rows, manifest.labels[rows], order, start_step=start, image_size=(8, 8), pixels=_as_they_are, augment=None,
-            one_hot=None, varied=Varied(other, 5),
+            varied=Varied(other, 5),
         )  # fmt: skip
         return [np.asarray(images) for images, _ in data.take(count)]
 

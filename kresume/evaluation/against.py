@@ -1,7 +1,7 @@
 """Gets another model's predictions for the same images, in the scored model's classes.
 
     answers = answers_of(Subject("serving/flowers"), manifest, reporter, batch_size=32, cache=None)
-    score(answers.probabilities, manifest.labels, ..., classes=answers.classes)
+    score(answers.task, answers.probabilities, manifest.labels, ..., answers=answers.indices)
 
 The other model may be a run, a checkpoint, or a SavedModel (which runs in a process with only TensorFlow, through its
 own signature). It may have other classes. An image counts as wrong if it is assigned to a class that the scored model
@@ -22,7 +22,6 @@ from kresume.checkpoints.read import recognise
 from kresume.errors import UsageError
 from kresume.evaluation import behind
 from kresume.evaluation.caches import open_cache
-from kresume.evaluation.score import OutputKind
 from kresume.evaluation.served import Prediction, predict_saved_model
 from kresume.images import conventions, inputs
 from kresume.images.manifest import Manifest
@@ -30,39 +29,37 @@ from kresume.images.reader import PictureReader, as_files
 from kresume.models.load import Subject, load
 from kresume.reporter import Reporter
 from kresume.runtimes.signatures import Signature, find_saved_model, labels_of, read_signatures
+from kresume.tasks.single_label import SINGLE_LABEL
+from kresume.tasks.task import Head, Task
 from kresume.values.decode_spec import DecodeSpec
 from kresume.values.input_layout import InputLayout, read_layout
 
-ELSEWHERE = "(another class)"
 PART = 64
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Predicted probabilities of images.
+    """Predictions of images, in the classes of the scored model.
 
     Attributes:
-        probabilities: `(n, len(classes) + 1)`; the last column is for any class that is not in the scored model.
-        classes: the names of the columns, `ELSEWHERE` the last.
+        task: judges the predictions.
+        probabilities: `(n, classes)`; 0 for a class that the other model does not have.
+        indices: `(n,)` the predicted classes; -1 for one that the scored model does not have.
         labels_alone: True if the model gives labels without scores, so there is no loss.
         note: a note for the user, or an empty string.
     """
 
+    task: Task
     probabilities: np.ndarray
-    classes: tuple[str, ...]
+    indices: np.ndarray
     labels_alone: bool = False
     note: str = ""
 
     def completed(self, scores: Mapping[str, Any]) -> dict[str, Any]:
-        """Removes other classes from scores, and the loss if there are only labels.
-
-        Args:
-            scores: the result of `score`.
-        """
-        result = {**scores, "classes": {name: facts for name, facts in scores["classes"].items() if name != ELSEWHERE}}
-        if self.labels_alone:
-            result |= {name: {**scores[name], "loss": None} for name in ("all", "old", "new")}
-        return result
+        """Removes the loss from the result of `score` if there are only labels."""
+        if not self.labels_alone:
+            return dict(scores)
+        return {**scores, **{name: {**scores[name], "loss": None} for name in ("all", "old", "new")}}
 
 
 def served_folder(path: str) -> Path | None:
@@ -98,19 +95,12 @@ def answers_of(
     reader = PictureReader(manifest, loaded.spec, open_cache(loaded.spec, cache))
     scorer = LiveScorer(loaded.model, reader, manifest, loaded.card, loaded.loss, batch_size, loaded.generation)
     probabilities = scorer.probabilities(np.arange(len(manifest)))
-    return Answers(
-        _in_our_classes(probabilities, loaded.card.classes, manifest.classes), (*manifest.classes, ELSEWHERE)
-    )
-
-
-def _in_our_classes(probabilities: np.ndarray, theirs: Sequence[str], ours: Sequence[str]) -> np.ndarray:
-    place = {name: index for index, name in enumerate(ours)}
-    result = np.zeros((len(probabilities), len(ours) + 1))
-    for column, name in enumerate(theirs):
-        # The largest probability of the other classes, not their sum: argmax then decides as in the model itself.
-        target = place.get(name, len(ours))
-        result[:, target] = np.maximum(result[:, target], probabilities[:, column])
-    return result
+    index_of = {name: index for index, name in enumerate(manifest.classes)}
+    to_ours = np.array([index_of.get(name, -1) for name in loaded.card.classes])
+    known = to_ours >= 0
+    ours = np.zeros((len(manifest), len(manifest.classes)))
+    ours[:, to_ours[known]] = probabilities[:, known]
+    return Answers(scorer.task, ours, to_ours[scorer.task.answers(probabilities)])
 
 
 def served_size(folder: Path, signature: Signature) -> tuple[DecodeSpec, str, InputLayout]:
@@ -148,7 +138,7 @@ def _served(folder: Path, subject: Subject, manifest: Manifest, reporter: Report
             "classes, so there is nothing to score: its outputs are "
             + ", ".join(output.name for output in signature.outputs)
         )
-    single = behind.ask(folder, subject, signature).outputs if signature.may_be_single else None
+    single = behind.ask(folder, subject, signature).head if signature.may_be_single else None
     if signature.input.kind == "bytes":
         with tempfile.TemporaryDirectory(prefix="kresume-") as name:
             files = as_files(manifest.found(rows), Path(name))
@@ -164,17 +154,13 @@ def _served(folder: Path, subject: Subject, manifest: Manifest, reporter: Report
         row, reason = next(iter(prediction.failed.items()))
         path = manifest.found(np.array([row]))[0].name
         notes.append(f"{len(prediction.failed):,} images that it could not read count as wrong ({path}: {reason})")
-    scores = prediction.scores
-    alone = scores is None
-    count = len(manifest.classes)
-    probabilities = np.zeros((len(rows), count + 1))
-    if scores is not None:
-        probabilities[:, :count] = scores
-    else:
+    probabilities = prediction.scores
+    alone = probabilities is None
+    if probabilities is None:
+        probabilities = np.zeros((len(rows), len(manifest.classes)))
         known = prediction.indices >= 0
         probabilities[rows[known], prediction.indices[known]] = 1.0
-    probabilities[prediction.indices < 0, count] = 2.0  # above every probability: argmax picks "another class"
-    return Answers(probabilities, (*manifest.classes, ELSEWHERE), alone, "; ".join(notes))
+    return Answers(SINGLE_LABEL, probabilities, prediction.indices, alone, "; ".join(notes))
 
 
 def _by_numbers(
@@ -184,7 +170,7 @@ def _by_numbers(
     subject: Subject,
     manifest: Manifest,
     rows: np.ndarray,
-    single: OutputKind | None,
+    single: Head | None,
 ) -> Prediction:
     """Runs a SavedModel that expects pictures or values as arrays."""
     if subject.image_size is not None:

@@ -1,9 +1,9 @@
 """Reads facts that a SavedModel's signature lacks from its Keras model.
 
     if can_say(folder, model): select_backend(...)
-    said = ask(folder, subject, signature)       # Said("0-255", "binary"); Said(None, None) if unknown
+    said = ask(folder, subject, signature)       # Said("0-255", Head(BINARY)); Said(None, None) if unknown
 
-The facts are the pixel convention and the kind of outputs. Keras 2 stores the architecture in the SavedModel; for other
+The facts are the pixel convention and how the model answers. Keras 2 stores the architecture in the SavedModel; for other
 SavedModels the user may name the function that builds the model.
 """
 
@@ -16,10 +16,11 @@ from typing import Any
 
 from kresume.checkpoints import saved_model
 from kresume.errors import KresumeError
-from kresume.evaluation.score import OutputKind
 from kresume.models.load import Subject, load
 from kresume.runtimes.signatures import Signature
 from kresume.storage import atomic
+from kresume.tasks.binary import BINARY
+from kresume.tasks.task import Head
 
 COUNTED = re.compile(r"(_\d+)?(_input)?(_\d+)?$")
 """Matches the suffixes that Keras adds to a layer's name: a counter, and `_input`."""
@@ -33,11 +34,11 @@ class Said:
 
     Attributes:
         pixels: the pixel convention, from the first layers.
-        outputs: the kind of outputs.
+        head: how the model answers.
     """
 
     pixels: str | None = None
-    outputs: OutputKind | None = None
+    head: Head | None = None
 
 
 def can_say(folder: Path, model: str | None) -> bool:
@@ -67,7 +68,7 @@ def ask(folder: Path, subject: Subject, signature: Signature) -> Said:
     """
     if _is_ours(folder):
         logits = atomic.read_json(folder / "export.json").get("logits")
-        return Said(None, "binary-logits" if logits else "binary")
+        return Said(None, Head(BINARY, bool(logits)))
     if not can_say(folder, subject.model):
         return Said()
     from kresume.models.outputs import read_outputs
@@ -82,7 +83,7 @@ def ask(folder: Path, subject: Subject, signature: Signature) -> Said:
     model = loaded.model
     if not _is_kerass(signature, model):
         return Said()
-    return Said(read_convention(model), loaded.loss.outputs if read_outputs(model).are is not None else None)
+    return Said(read_convention(model), loaded.loss.head if read_outputs(model).are is not None else None)
 
 
 def _is_kerass(signature: Signature, model: Any) -> bool:

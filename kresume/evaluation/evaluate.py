@@ -202,11 +202,13 @@ def evaluate(
     def asked(subject: Subject) -> Evaluation:
         answers = answers_of(subject, manifest, reporter, batch_size=batch_size, cache=cache)
         scores = score(
+            answers.task,
             answers.probabilities,
             manifest.labels,
             origins=manifest.origins,
             generation=generation,
-            classes=answers.classes,
+            classes=manifest.classes,
+            answers=answers.indices,
         )
         return Evaluation(subject.checkpoint, shown, answers.completed(scores), set_aside, answers.note)
 
@@ -220,11 +222,16 @@ def evaluate(
     with reporter.progress("scoring", len(manifest), "images") as advance:
         probabilities = scorer.probabilities(np.arange(len(manifest)), advance)
     scores = score(
-        probabilities, manifest.labels, origins=manifest.origins, generation=generation, classes=loaded.card.classes
+        scorer.task,
+        probabilities,
+        manifest.labels,
+        origins=manifest.origins,
+        generation=generation,
+        classes=loaded.card.classes,
     )
     notes = [*loaded.notes]
     if names_given is None and loaded.state.card is None:
-        notes.append(_doubt(probabilities.argmax(axis=-1), manifest.labels, names))
+        notes.append(_doubt(scorer.task.answers(probabilities), manifest.labels, names))
     return Evaluation(path, shown, scores, set_aside, "; ".join(note for note in notes if note), against=compared)
 
 

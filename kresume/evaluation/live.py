@@ -20,6 +20,7 @@ from kresume.images.manifest import Manifest
 from kresume.images.reader import PictureReader
 from kresume.models.averages import averaged
 from kresume.reporter import Reporter
+from kresume.tasks.task import Task
 from kresume.values.card import Card
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class LiveScorer:
         source: reads the pictures.
         manifest: the images.
         card: the model card.
-        loss: its `outputs` is the kind of outputs.
+        loss: names the task, and tells if the model gives logits.
         batch_size: images per prediction; the last batch is padded and its padding ignored.
         generation: images with a lower origin are old.
     """
@@ -57,6 +58,11 @@ class LiveScorer:
         self.batch_size = batch_size
         self.generation = generation
 
+    @property
+    def task(self) -> Task:
+        """Returns the task that judges the predictions."""
+        return self.loss.head.task
+
     def probabilities(
         self,
         rows: np.ndarray,
@@ -68,11 +74,12 @@ class LiveScorer:
             reader or self.source, rows, self.batch_size, inputs.to_input(self.card.pixels, self.card.input)
         )
         with averaged(self.model):
-            return predict_all(self.model.predict_on_batch, batches, self.loss.outputs, advance=advance)
+            return predict_all(self.model.predict_on_batch, batches, self.loss.head, advance=advance)
 
     def accuracy(self, rows: np.ndarray) -> float:
         """Returns the accuracy on these rows."""
-        return float((self.probabilities(rows).argmax(axis=-1) == self.manifest.labels[rows]).mean())
+        answers = self.task.answers(self.probabilities(rows))
+        return float(self.task.right(answers, self.manifest.labels[rows]).mean())
 
     def score(
         self,
@@ -120,6 +127,7 @@ class LiveScorer:
                 )
             rows, probabilities = rows[kept], probabilities[kept]
         return score(
+            self.task,
             probabilities,
             self.manifest.labels[rows],
             origins=self.manifest.origins[rows],

@@ -1,6 +1,6 @@
 """Finds a foreign model's pixel convention by scoring it on its training images.
 
-    probe = probe_feedings(model.predict_on_batch, {"0-1": pictures_0_1, "-1-1": ...}, labels, "probabilities")
+    probe = probe_feedings(model.predict_on_batch, {"0-1": pictures_0_1, "-1-1": ...}, labels, head)
     probe.winner                                  # "0-1", or None
 
 A *way* is one candidate for the model's input: a pixel convention, with an input layout if that is unknown too. A
@@ -20,7 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from kresume.evaluation.score import SMALLEST_PROBABILITY, OutputKind, image_losses, predict_all
+from kresume.evaluation.score import predict_all
+from kresume.tasks.one_class import SMALLEST_PROBABILITY
+from kresume.tasks.task import Head
 
 PROBE_BATCH = 32
 CLEAR_ERRORS = 2.0
@@ -87,7 +89,7 @@ def probe_feedings(
     predict: Callable[[Any], Any],
     feedings: Mapping[str, Callable[[], Any]],
     labels: np.ndarray,
-    kind: OutputKind,
+    head: Head,
     usual: Collection[str] | None = None,
     twins: Iterable[tuple[str, str]] = (),
     louder: Iterable[tuple[str, str]] = (),
@@ -98,7 +100,7 @@ def probe_feedings(
         predict: `(batch, height, width, channels) float32` -> outputs.
         feedings: by way, a function that returns the model input `(n, height, width, channels) float32`.
         labels: `(n,)` indices of classes.
-        kind: the kind of outputs.
+        head: how the model answers.
         usual: the ways that are preferred; default all.
         twins: pairs of a usual way and another that are nearly the same; the better of a pair represents both.
         louder: pairs of ways; the first gives larger values than the second.
@@ -120,9 +122,9 @@ def probe_feedings(
     losses: dict[str, np.ndarray] = {}
     fair: dict[str, np.ndarray] = {}
     for name, feeding in feedings.items():
-        probabilities = predict_all(predict, _batches(np.asarray(feeding())), kind)
-        predictions[name] = probabilities.argmax(axis=-1)
-        losses[name] = image_losses(probabilities, labels)
+        probabilities = predict_all(predict, _batches(np.asarray(feeding())), head)
+        predictions[name] = head.task.answers(probabilities)
+        losses[name] = head.task.image_losses(probabilities, labels)
         fair[name] = fair_losses(probabilities, labels)
     accuracies = {name: float((predicted == labels).mean()) for name, predicted in predictions.items()}
     ranked = sorted(feedings, key=lambda name: float(losses[name].mean()))

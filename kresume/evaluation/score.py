@@ -1,55 +1,29 @@
 """Computes scores from predictions: one prediction per image, no padding in any average.
 
-    scores = score(probabilities, labels, origins=manifest.origins, generation=2, classes=("cat", "dog"))
+    probabilities = predict_all(model.predict_on_batch, batches, head)
+    scores = score(head.task, probabilities, labels, origins=manifest.origins, generation=2, classes=("cat", "dog"))
     scores["old"]["accuracy"], scores["classes"]["cat"]["recall"]
 
 `old` images were added by an earlier generation, `new` images by this one, `all` is both. A subset without images has
-`"images": 0` and null for every metric, because "nothing to measure" is not 0 %.
+`"images": 0` and null for every metric, because "nothing to measure" is not 0 %. The task computes the metrics.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-OutputKind = Literal["probabilities", "logits", "binary", "binary-logits"]
+from kresume.tasks.task import Head, Task
+
 SUBSETS = ("old", "new", "all")
-SMALLEST_PROBABILITY = 1e-7  # Keras's epsilon: keeps the loss of a certain but wrong prediction finite and comparable
-
-
-def to_probabilities(outputs: np.ndarray, kind: OutputKind) -> np.ndarray:
-    """Converts a model's outputs to probabilities.
-
-    Args:
-        outputs: `(images, classes)`, or `(images, 1)` for a binary kind.
-        kind: the kind of outputs.
-
-    Returns:
-        `(images, classes) float64`, each row with sum 1.
-    """
-    values = np.asarray(outputs, dtype=np.float64)
-    if kind == "logits":
-        values = np.exp(values - values.max(axis=-1, keepdims=True))
-        return np.asarray(values / values.sum(axis=-1, keepdims=True))
-    if kind == "binary-logits":
-        values = 1.0 / (1.0 + np.exp(-values))
-    if kind in {"binary", "binary-logits"}:
-        return np.concatenate([1.0 - values, values], axis=-1)
-    return values
-
-
-def image_losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Returns the cross-entropy of each image in nats, `(images,) float64`."""
-    chosen = probabilities[np.arange(len(labels)), labels]
-    return np.asarray(-np.log(np.clip(chosen, SMALLEST_PROBABILITY, 1.0)))
 
 
 def predict_all(
     predict: Callable[[Any], np.ndarray],
     batches: Iterable[tuple[Any, int]],
-    kind: OutputKind,
+    head: Head | None,
     *,
     advance: Callable[[int], None] = lambda count: None,
 ) -> np.ndarray:
@@ -58,7 +32,7 @@ def predict_all(
     Args:
         predict: `(batch, height, width, 3) float32` in the model's convention -> outputs.
         batches: padded batches, each with the number of its rows that are images.
-        kind: the kind of outputs.
+        head: how the model answers; None returns its outputs as they are.
         advance: called with the number of images predicted.
 
     Returns:
@@ -66,73 +40,47 @@ def predict_all(
     """
     parts = []
     for images, count in batches:
-        parts.append(to_probabilities(np.asarray(predict(images))[:count], kind))
+        outputs = np.asarray(np.asarray(predict(images))[:count], np.float64)
+        parts.append(head.probabilities(outputs) if head is not None else outputs)
         advance(count)
     return np.concatenate(parts) if parts else np.zeros((0, 0))
 
 
 def score(
+    task: Task,
     probabilities: np.ndarray,
     labels: np.ndarray,
     *,
     origins: np.ndarray,
     generation: int,
     classes: Sequence[str],
+    answers: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Computes metrics on old, new and all images, and for each class.
 
     Args:
+        task: computes the metrics.
         probabilities: `(images, classes)`.
         labels: `(images,)` indices into `classes`.
         origins: `(images,)` the generation that added each image.
         generation: the current one: images with a lower origin are old.
         classes: the names of the outputs.
+        answers: `(images,)` the predicted classes, -1 for a class that is not in `classes`; None for those that the
+            probabilities give.
 
     Returns:
         The shape of `eval --json`: `{"all": {...}, "old": {...}, "new": {...}, "classes": {NAME: {...}}}`. Subsets have
         loss, accuracy and F1; classes have recall, precision and F1. A subset's F1 is the mean over the classes that
         occur in it.
     """
+    if answers is None:
+        answers = task.answers(probabilities) if len(labels) else np.zeros(0, np.int64)
     old = origins < generation
     result: dict[str, Any] = {}
     for name, mask in (("all", np.ones(len(labels), bool)), ("old", old), ("new", ~old)):
-        result[name] = _subset(probabilities[mask], labels[mask])
-    result["classes"] = _classes(probabilities, labels, classes)
+        result[name] = task.scores(probabilities[mask], answers[mask], labels[mask])
+    result["classes"] = task.class_scores(answers, labels, classes)
     return result
-
-
-def _subset(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    if len(labels) == 0:
-        return {"images": 0, "loss": None, "accuracy": None, "f1": None}
-    from sklearn.metrics import f1_score
-
-    guesses = probabilities.argmax(axis=-1)
-    return {
-        "images": len(labels),
-        "loss": float(image_losses(probabilities, labels).mean()),
-        "accuracy": float((guesses == labels).mean()),
-        "f1": float(f1_score(labels, guesses, labels=np.unique(labels), average="macro", zero_division=0.0)),
-    }
-
-
-def _classes(probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
-    if len(labels) == 0:
-        return {name: {"images": 0, "recall": None, "precision": None, "f1": None} for name in classes}
-    from sklearn.metrics import precision_recall_fscore_support
-
-    guesses = probabilities.argmax(axis=-1)
-    precision, recall, f1, support = precision_recall_fscore_support(
-        labels, guesses, labels=np.arange(len(classes)), zero_division=0.0
-    )
-    return {
-        name: {
-            "images": int(support[index]),
-            "recall": float(recall[index]) if support[index] else None,
-            "precision": float(precision[index]) if support[index] else None,
-            "f1": float(f1[index]) if support[index] else None,
-        }
-        for index, name in enumerate(classes)
-    }
 
 
 def flatten(scores: Mapping[str, Any]) -> dict[str, float]:
@@ -148,7 +96,8 @@ def flatten(scores: Mapping[str, Any]) -> dict[str, float]:
         if value is not None and metric != "images"
     }
     classes: Mapping[str, Mapping[str, Any]] = scores.get("classes") or {}
-    for metric in ("recall", "precision", "f1"):
+    metrics = dict.fromkeys(metric for facts in classes.values() for metric in facts if metric != "images")
+    for metric in metrics:
         values = {name: facts[metric] for name, facts in classes.items() if facts.get(metric) is not None}
         flat |= {f"classes.{name}.{metric}": value for name, value in values.items()}
         if values:

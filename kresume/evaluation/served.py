@@ -16,9 +16,11 @@ from typing import Any, Literal
 import numpy as np
 
 from kresume.errors import CheckpointError
-from kresume.evaluation.score import OutputKind, to_probabilities
 from kresume.runtimes.process import Answer, run_apart
 from kresume.runtimes.signatures import Signature
+from kresume.tasks.binary import BINARY, two_logits
+from kresume.tasks.single_label import SINGLE_LABEL
+from kresume.tasks.task import Head
 
 BATCH = 32
 
@@ -62,7 +64,7 @@ def predict_saved_model(
     extra: Mapping[str, Any] | None = None,
     *,
     shares: bool = True,
-    single: OutputKind | None = None,
+    single: Head | None = None,
 ) -> Prediction:
     """Runs images through a signature of a SavedModel.
 
@@ -74,11 +76,11 @@ def predict_saved_model(
         inputs: `{"files": [...]}` or `{"array": "x.npy"}`, as the signature's input requires.
         extra: further fields of the request.
         shares: convert logits to probabilities.
-        single: the kind of a single number for two classes, `"binary"` or `"binary-logits"`; None if unknown.
+        single: how the model answers if it gives a single number for two classes; None if unknown.
 
     Raises:
-        CheckpointError: the model does not load or run with only TensorFlow, or the kind of its single number is
-            unknown.
+        CheckpointError: the model does not load or run with only TensorFlow, or it is unknown if its single number is
+            a logit.
     """
     request = {
         "path": str(folder),
@@ -101,33 +103,31 @@ def predict_saved_model(
     return interpret(answer, signature, names, tuple(classes), count, shares=shares)
 
 
-def to_pairs(given: np.ndarray, kind: OutputKind | None, *, shares: bool = True) -> np.ndarray:
+def to_pairs(given: np.ndarray, head: Head | None, *, shares: bool = True) -> np.ndarray:
     """Converts one number per image to scores of two classes.
 
     The number is the score of the second class.
 
     Args:
         given: `(n,)` or `(n, 1)`.
-        kind: `"binary"` or `"binary-logits"`; None treats numbers between 0 and 1 as probabilities.
+        head: how the model answers; without one for a single number, numbers from 0 to 1 are probabilities.
         shares: convert logits to probabilities; else to two logits.
 
     Returns:
         `(n, 2)`.
 
     Raises:
-        ValueError: the kind of numbers is unknown; the message is the rest of a sentence.
+        ValueError: the numbers may be logits; the message is the rest of a sentence.
     """
     values = given.reshape(len(given), 1)
-    if kind not in {"binary", "binary-logits"}:
+    if head is None or head.task is not BINARY:
         if not (values.min() >= 0 and values.max() <= 1):
             raise ValueError(
                 f"is one number per image, from {values.min():.3g} to {values.max():.3g}, and nothing says that it is a "
                 "logit: give `kresume eval` the --model that builds it, or save it with a sigmoid behind that number"
             )
-        kind = "binary"
-    if kind == "binary-logits" and not shares:
-        return np.concatenate([-values / 2, values / 2], axis=1)
-    return to_probabilities(values, kind)
+        head = Head(BINARY)
+    return two_logits(values) if head.from_logits and not shares else head.probabilities(values)
 
 
 def interpret(
@@ -154,12 +154,12 @@ def interpret(
     if row_of is not None and len(rows):
         given = np.asarray(answer.outputs[row_of.name], np.float64)
         if shares and score_kind(given) == "logits":
-            given = to_probabilities(given, "logits")
-        # The argmax includes classes that only this model has: an image assigned to one of them gets -1.
+            given = Head(SINGLE_LABEL, from_logits=True).probabilities(given)
+        # The answer may be a class that only this model has: such an image gets -1.
         known = to_ours >= 0
         scores = np.zeros((count, len(classes)))
         scores[np.ix_(rows, to_ours[known])] = given[:, known]
-        indices[rows] = to_ours[given.argmax(axis=-1)]
+        indices[rows] = to_ours[SINGLE_LABEL.answers(given)]
     elif chosen is not None and len(rows):
         best = np.asarray(answer.outputs[chosen.name])
         best = best[:, 0] if best.ndim == 2 else best

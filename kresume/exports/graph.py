@@ -1,6 +1,6 @@
 """Builds the TensorFlow graph of a served model: bytes or images in, scores and labels out.
 
-    served = Served(loaded.model, loaded.card, "probabilities", top_k=5)
+    served = Served(loaded.model, loaded.card, loaded.loss.head, top_k=5)
     served.from_bytes(tf.constant([jpeg, png]))       # {"scores": ..., "labels": ..., "class_index": ...}
 
 `kresume.images.decode_graph.pixels` decodes and `kresume.images.conventions` converts: the same functions as in training,
@@ -19,6 +19,7 @@ from kresume.images.containers import webp_with_alpha
 from kresume.images.decode_graph import pixels, resize
 from kresume.images.tf_data import without_autotuner
 from kresume.runtimes.signatures import Input
+from kresume.tasks.task import Head
 from kresume.values.card import Card
 from kresume.values.decode_spec import DecodeSpec
 from kresume.values.input_layout import RGB, InputLayout
@@ -45,7 +46,7 @@ class Served:
     Args:
         model: built, under the TensorFlow backend.
         card: the model card: the pixels that the model expects, and the meaning of its outputs.
-        outputs: `"probabilities"`, `"logits"`, `"binary"` or `"binary-logits"`.
+        head: how the model answers.
         top_k: the number of labels to return, best first.
         on_bad_image: `"error"` fails the request; `"flag"` gives such a row the class -1 and a text in `error`.
         order: the class order of the outputs for clients; default the model's own.
@@ -57,7 +58,7 @@ class Served:
         self,
         model: Any,
         card: Card,
-        outputs: str,
+        head: Head,
         top_k: int,
         on_bad_image: OnBadImage = "error",
         order: Sequence[str] | None = None,
@@ -66,7 +67,7 @@ class Served:
     ) -> None:
         self.model = model
         self.card = card
-        self.outputs = outputs
+        self.head = head
         self.order = tuple(order or card.classes)
         self.top_k = min(top_k, len(self.order))
         self.on_bad_image = on_bad_image
@@ -167,14 +168,7 @@ class Served:
     def _compute(self, values: Any) -> Any:
         import tensorflow as tf
 
-        result = tf.cast(self.model(values, training=False), tf.float32)
-        if self.outputs == "logits":
-            return tf.nn.softmax(result)
-        if self.outputs == "binary-logits":
-            result = tf.sigmoid(result)
-        if self.outputs in {"binary", "binary-logits"}:
-            return tf.concat([1.0 - result, result], axis=-1)
-        return result
+        return self.head.graph_probabilities(tf.cast(self.model(values, training=False), tf.float32))
 
 
 def _flagged(result: dict[str, Any], errors: Any) -> dict[str, Any]:

@@ -22,6 +22,8 @@ from kresume.exports.samples import Samples
 from kresume.images import conventions
 from kresume.models.load import Subject
 from kresume.runtimes.signatures import LABELS, Signature, find_saved_model, labels_of, read_raw, read_signatures
+from kresume.tasks.single_label import ROWS, SINGLE_LABEL
+from kresume.tasks.task import Head
 from kresume.values.input_layout import InputLayout
 
 REFUSAL = "the new model cannot take the place of"
@@ -91,7 +93,7 @@ def examine(path: Path, samples: Samples, pixels: str | None = None) -> Old:
     label_order(path, samples.classes)
     named = labels_of(folder)
     order = named or samples.classes
-    truth = np.where(samples.labels >= 0, samples.labels, samples.reference.argmax(axis=-1))
+    truth = np.where(samples.labels >= 0, samples.labels, samples.answers)
     found = read_signatures(folder, len(samples.classes))
     first = next(iter(found.values()))
     numbers = next((each for each in found.values() if each.input.kind == "values" and each.answers_classes), None)
@@ -111,7 +113,7 @@ def examine(path: Path, samples: Samples, pixels: str | None = None) -> Old:
     logits = _are_logits(answers, folder)
     probe = probe_feedings(
         lambda scores: scores, {way: partial(_as_is, scores) for way, scores in answers.items()}, truth,
-        "logits" if logits else "probabilities", conventions.USUAL if len(ways) > 1 else None,
+        Head(SINGLE_LABEL, logits), conventions.USUAL if len(ways) > 1 else None,
         conventions.TWINS,
     )  # fmt: skip
     if named is None:
@@ -180,12 +182,12 @@ def _answers(
         `(scores, read)`: scores by candidate, only for the readable samples, and the indices of these samples.
     """
     inputs = samples.sent(signature.input, *ways)
-    single = behind.ask(folder, Subject(str(folder)), signature).outputs if signature.may_be_single else None
+    single = behind.ask(folder, Subject(str(folder)), signature).head if signature.may_be_single else None
     prediction = predict_saved_model(folder, signature, order, samples.classes, inputs, shares=False, single=single)
     scores = prediction.scores
     if scores is None:
         chosen = np.where(prediction.indices < 0, 0, prediction.indices)  # an unknown class is wrong anyway
-        scores = np.eye(len(samples.classes))[chosen]
+        scores = SINGLE_LABEL.targets(chosen, ROWS, len(samples.classes))
     count = len(scores) // len(ways)
     read = np.array(sorted(set(range(count)) - {row % count for row in prediction.failed}), np.int64)
     if not len(read):

@@ -104,4 +104,4 @@ def predict(directory: Path, facts: dict[str, Any], samples: Samples) -> Predict
     """Runs the samples through onnxruntime."""
     answer = run_apart("onnx", {"path": str(directory / facts["file"]), **samples.inputs("pictures")})
     scores = np.asarray(answer.outputs[plain_graph.OUTPUT], np.float64)
-    return Prediction(scores, scores.argmax(axis=-1), answer.failed, answer.facts)
+    return Prediction(scores, samples.task.answers(scores), answer.failed, answer.facts)

@@ -73,7 +73,7 @@ def compare(prediction: Prediction, samples: Samples, tolerance: float) -> Parit
     wrong interpretation would affect the export and the first comparison alike.
     """
     reference, own = samples.reference, samples.outputs
-    ours = reference.argmax(axis=-1)
+    ours = samples.answers
     rows = np.arange(len(ours))
     difference = None
     if prediction.scores is not None:

@@ -27,7 +27,7 @@ def picture_function(loaded: Loaded) -> Any:
     """
     import tensorflow as tf
 
-    served = Served(loaded.model, loaded.card, loaded.loss.outputs, top_k=1)
+    served = Served(loaded.model, loaded.card, loaded.loss.head, top_k=1)
     spec = tf.TensorSpec((None, *loaded.card.image_size, 3), tf.float32, name=INPUT)
 
     def scores(images: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from kresume.errors import ImagesError
-from kresume.evaluation.score import predict_all, to_probabilities
+from kresume.evaluation.score import predict_all
 from kresume.images import pipeline
 from kresume.images.collect import name_numbers
 from kresume.images.decode import as_served, decode
@@ -30,6 +30,8 @@ from kresume.models.load import Loaded
 from kresume.reporter import Reporter
 from kresume.runtimes.signatures import Input
 from kresume.storage.locations import read_range
+from kresume.tasks.single_label import SINGLE_LABEL
+from kresume.tasks.task import Task
 from kresume.values.decode_spec import DecodeSpec
 from kresume.values.input_layout import RGB, InputLayout
 
@@ -52,6 +54,7 @@ class Samples:
         folder: holds `pictures.npy`, and `values.npy`: the model's inputs, `float32`.
         origin: what the images are, in words.
         layout: how the model takes an image.
+        task: judges the predictions.
     """
 
     files: tuple[str, ...]
@@ -63,6 +66,12 @@ class Samples:
     folder: Path
     origin: str
     layout: InputLayout = RGB
+    task: Task = SINGLE_LABEL
+
+    @property
+    def answers(self) -> np.ndarray:
+        """Returns the classes that the model predicts, as indices."""
+        return self.task.answers(self.reference)
 
     def sent(self, given: Input, *pixels: str) -> dict[str, Any]:
         """Returns the request fields for a signature: files, or arrays of its shape and dtype.
@@ -151,9 +160,8 @@ def gather_samples(
         stack = np.stack(pictures)
         to_model = to_input(loaded.card.pixels, loaded.card.input)
         batches = pipeline.scoring_batches(lambda rows: stack[rows], np.arange(len(stack)), BATCH, to_model)
-        # "probabilities" means no conversion: these are the model's raw outputs.
-        outputs = predict_all(loaded.model.predict_on_batch, batches, "probabilities")
-        reference = to_probabilities(outputs, loaded.loss.outputs)
+        outputs = predict_all(loaded.model.predict_on_batch, batches, None)
+        reference = loaded.loss.head.probabilities(outputs)
         np.save(folder / "pictures.npy", stack)
         np.save(folder / "values.npy", np.asarray(to_model(stack), np.float32))
         yield Samples(
@@ -166,6 +174,7 @@ def gather_samples(
             folder,
             origin,
             loaded.card.input,
+            loaded.loss.head.task,
         )
 
 

@@ -21,6 +21,8 @@ from kresume.exports.samples import Samples
 from kresume.images.inputs import to_input
 from kresume.models.load import Loaded
 from kresume.runtimes.signatures import DEFAULT, LABELS, Input, Output, Signature, read_raw, read_signatures
+from kresume.tasks.binary import BINARY, graph_single
+from kresume.tasks.task import Head
 
 IMAGES, EMBED = "predict_images", "embed"
 WARM_BATCHES = (1, 4, 8)
@@ -51,7 +53,7 @@ def write(loaded: Loaded, directory: Path, job: Job) -> dict[str, Any]:
     served = Served(
         loaded.model,
         card,
-        loaded.loss.outputs,
+        loaded.loss.head,
         top_k,
         job.on_bad_image,
         order=order,
@@ -123,8 +125,7 @@ def _shaped(output: Output, parts: dict[str, Any], *, logits: bool) -> Any:
 
     value = parts[output.kind]
     if output.kind == "scores" and output.shape[1:] in {(), (1,)}:
-        # A single number stands for the second of two classes. With two logits it is their difference.
-        value = value[:, 1:] - value[:, :1] if logits else value[:, 1:]
+        value = graph_single(value, from_logits=logits)
     if len(output.shape) == 1 and len(value.shape) == 2:
         value = value[:, 0]
     elif len(output.shape) == 2 and output.shape[1] is not None and output.kind != "embedding":
@@ -176,7 +177,7 @@ def predict(directory: Path, facts: dict[str, Any], samples: Samples) -> Predict
     request = {"warmup": {"module": str(Path(warmup.__file__)), "records": str(folder / warmup.PLACE)}}
     prediction = predict_saved_model(
         folder, signature, facts["labels"], samples.classes, samples.sent(signature.input, facts["sent"]), request,
-        single="binary-logits" if facts["logits"] else "binary",
+        single=Head(BINARY, facts["logits"]),
     )  # fmt: skip
     if prediction.facts["warmed"] != facts["warmup"]:
         raise ExportError(f"{folder}: {prediction.facts['warmed']} of {facts['warmup']} warm-up records were read back")

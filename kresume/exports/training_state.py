@@ -22,7 +22,6 @@ import numpy as np
 from kresume.checkpoints.beside import ARCHITECTURE, OPTIMIZER
 from kresume.checkpoints.keras_file import CARD
 from kresume.errors import ExportError
-from kresume.evaluation.score import to_probabilities
 from kresume.evaluation.served import Prediction
 from kresume.exports.job import Job
 from kresume.exports.samples import Samples
@@ -31,6 +30,7 @@ from kresume.models.averages import use_averages
 from kresume.models.load import Loaded, build_optimizer, named_optimizer
 from kresume.models.unnamed_optimizer import settle
 from kresume.runtimes.process import Answer, run_apart
+from kresume.tasks.table import head_named
 from kresume.values.state import SavedOptimizer
 
 
@@ -133,7 +133,7 @@ def _facts(loaded: Loaded, model: Any, optimizer: Any, words: str) -> dict[str, 
         "step": loaded.state.step,
         "optimizer": type(optimizer).__name__ if optimizer is not None else None,
         "weights": words or "as in the checkpoint",
-        "outputs": loaded.loss.outputs,
+        "outputs": loaded.loss.head.kind,
         "code": list(loaded.subject.imports),
         "digests": {
             "weights": digest(model.variables),
@@ -198,5 +198,5 @@ def predict_by_keras(directory: Path, facts: dict[str, Any], samples: Samples, b
             raise ExportError(
                 f"{directory / facts['file']}: the {part} that plain Keras reads back are not those of the checkpoint"
             )
-    scores = to_probabilities(answer.outputs["raw"], facts["outputs"])
-    return Prediction(scores, scores.argmax(axis=-1), answer.failed, answer.facts)
+    scores = head_named(facts["outputs"]).probabilities(answer.outputs["raw"])
+    return Prediction(scores, samples.task.answers(scores), answer.failed, answer.facts)

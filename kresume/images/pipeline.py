@@ -38,7 +38,7 @@ def training_dataset(
     image_size: tuple[int, int],
     pixels: Callable[[Any], Any],
     augment: Augment | None,
-    one_hot: int | None,
+    targets: Callable[[Any], Any] | None = None,
     input_shape: tuple[int, ...] | None = None,
     on_broken: Broken | None = None,
     varied: Varied | None = None,
@@ -54,14 +54,14 @@ def training_dataset(
         image_size: `(height, width)`.
         pixels: from `inputs.to_input`: converts pictures to the model's input values.
         augment: from `augmenter`, or None.
-        one_hot: the number of classes of one-hot labels, None for integer labels.
+        targets: converts the labels of a batch to the targets of the loss; None keeps them.
         input_shape: the shape of one picture as the model expects it; None for `(height, width, 3)`.
         on_broken: if given, the next image of the order replaces an unreadable one, and this is called. If None, an
             unreadable file raises an error.
         varied: if given, replaces half of the pictures by the same pictures resized with another interpolation.
 
     Returns:
-        A `tf.data.Dataset` of `(images (batch, *input_shape) float32, labels)`.
+        A `tf.data.Dataset` of `(images (batch, *input_shape) float32, targets)`.
     """
     import tensorflow as tf
 
@@ -79,7 +79,7 @@ def training_dataset(
             pictures = varied(rows[indices], position, pictures)
         return pictures, labels[indices].astype(np.int32)
 
-    finish = _finisher(batch, image_size, pixels, input_shape or (*image_size, 3), augment, one_hot)
+    finish = _finisher(batch, image_size, pixels, input_shape or (*image_size, 3), augment, targets)
 
     def load(step: Any) -> Any:
         images, targets = tf.numpy_function(read, [step], [tf.uint8, tf.int32], stateful=False)
@@ -98,7 +98,7 @@ def _finisher(
     pixels: Callable[[Any], Any],
     input_shape: tuple[int, ...],
     augment: Augment | None,
-    one_hot: int | None,
+    to_targets: Callable[[Any], Any] | None,
 ) -> Any:
     """Returns the traced function that converts (step, pictures, labels) to the model's inputs.
 
@@ -109,8 +109,8 @@ def _finisher(
 
     def finish(step: Any, images: Any, targets: Any) -> Any:
         images = tf.cast(images, tf.float32)
-        if one_hot is not None:
-            targets = tf.one_hot(targets, one_hot, dtype=tf.float32)
+        if to_targets is not None:
+            targets = to_targets(targets)
         if augment is not None:
             images, targets = augment(images, targets, step * batch)
         return tf.ensure_shape(pixels(images), (batch, *input_shape)), targets

@@ -26,6 +26,7 @@ from kresume.models.precision import with_precision
 from kresume.models.shapes import build_once
 from kresume.options.resolve import default_image_size
 from kresume.options.settings import DEFAULTS
+from kresume.tasks.single_label import SINGLE_LABEL
 from kresume.values.state import TrainState
 
 
@@ -184,8 +185,14 @@ def convnet(num_classes: int, image_size: tuple[int, int]) -> keras.Model:
         size, filters = size // 2, min(2 * filters, 192)
     x = layers.GlobalAveragePooling2D()(x)
     x = layers.Dropout(0.3)(x)
-    outputs = layers.Dense(num_classes, activation="softmax", dtype="float32", name="head")(x)
+    outputs = _head(num_classes)(x)
     return keras.Model(inputs, outputs, name="convnet")
+
+
+def _head(num_classes: int) -> Any:
+    """Creates the last layer of a new model, in float32 under any precision."""
+    units, activation = SINGLE_LABEL.units(num_classes), SINGLE_LABEL.activation
+    return keras.layers.Dense(units, activation=activation, dtype="float32", name="head")
 
 
 def _applications() -> list[str]:
@@ -207,7 +214,7 @@ def _application(name: str, num_classes: int, image_size: tuple[int, int]) -> ke
     x = inputs if read_convention(base) == "0-255" else keras.layers.Rescaling(1 / 127.5, offset=-1.0)(inputs)
     x = base(x)
     x = keras.layers.Dropout(0.2)(x)
-    outputs = keras.layers.Dense(num_classes, activation="softmax", dtype="float32", name="head")(x)
+    outputs = _head(num_classes)(x)
     return keras.Model(inputs, outputs, name=name.lower())
 
 

@@ -2,7 +2,7 @@
 
     subject = Subject("runs/2-signs")                  # what the user named, as plain values
     loaded = load(subject)
-    loaded.model, loaded.card.classes, loaded.loss.outputs
+    loaded.model, loaded.card.classes, loaded.loss.head
 
 `eval` and `export` start here. The model has the weights for prediction: the averages, if the training kept any. All
 fields of a `Subject` can be written as JSON, so another process can load the same model.
@@ -25,6 +25,7 @@ from kresume.images.conventions import SHOWN_NAMES
 from kresume.models.inputs import layout_of
 from kresume.options.given import code_of
 from kresume.options.resolve import default_image_size
+from kresume.tasks.table import class_count
 from kresume.values.card import Card
 from kresume.values.decode_spec import DecodeSpec
 from kresume.values.state import SavedOptimizer, TrainState
@@ -70,7 +71,7 @@ class Loaded:
         state: the checkpoint's contents.
         model: built, with the weights for prediction.
         card: the model card, complete: the expected input and the meaning of the outputs.
-        loss: its `outputs` tells if the model gives probabilities or logits.
+        loss: its `head` tells how the model answers.
         averages: True if the weights are averages (EMA).
         own_optimizer: the optimizer that the user's model function compiled, not restored; None if it compiled none.
         named: True if class names and pixel convention are known; else classes are numbered and pixels used unchanged.
@@ -145,10 +146,11 @@ def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, ano
     names = given or tuple(sorted(fallback_classes or ()))
     model, own_optimizer, averages = _filled(subject, state, card, len(given), len(names))
     count = output_count(model)
+    told_apart = class_count(count)
     named = bool(names) and bool(subject.pixels or card or conventions.read_convention(model))
     if anonymous and not names:
-        names = tuple(str(index) for index in range(max(count, 2)))
-    if len(names) != (2 if count == 1 else count):
+        names = tuple(str(index) for index in range(told_apart))
+    if len(names) != told_apart:
         said = f"{len(names)} class folders were given" if fallback_classes else f"{len(names)} names are known"
         raise UsageError(
             f"{path} has {count} outputs and does not name them ({said}): give the names of the outputs in their order "

@@ -1,7 +1,8 @@
-"""Chooses the loss that trains a model, and the form of labels it expects.
+"""Chooses the loss that trains a model, which names its task and the form of targets.
 
     choice = choose_loss(model, saved=state.compiled, code=code)
     model.compile(loss=choice.keras_loss(), loss_weights=choice.weight, metrics=choice.keras_metrics())
+    choice.head.probabilities(model.predict_on_batch(images))
 
 The checkpoint's loss is kept, whether it is one of Keras's with its settings or a user's own. `from_logits` is read
 from the model's outputs (`outputs.py`), not from the loss: `from_logits=True` behind a softmax is a mistake that only
@@ -21,13 +22,14 @@ import keras
 from kresume.errors import ModelError, UsageError
 from kresume.models.outputs import Outputs, output_count, read_outputs
 from kresume.models.own_code import OwnCode
-from kresume.models.saved_loss import find_loss, labels_of, live_entry, make_loss, name_of, of_keras, snake
+from kresume.models.saved_loss import find_form, find_loss, live_entry, make_loss, name_of, of_keras, snake
 from kresume.models.shapes import input_shape_of
-from kresume.values.loss import KINDS, LABELS, Loss
+from kresume.tasks.table import LOSSES, class_count, form_of, head_of, task_of_loss, task_of_outputs
+from kresume.tasks.task import Head
+from kresume.values.loss import Loss
 
 SHOWN = {"label_smoothing": 0.0, "ignore_class": None, "reduction": "sum_over_batch_size"}
 """Settings that the plan shows if they differ from these values."""
-YES_OR_NO = frozenset({"binary_crossentropy", "binary_focal_crossentropy"})
 ALWAYS = frozenset(
     {"accuracy", "acc", "sparse_categorical_accuracy", "categorical_accuracy", "binary_accuracy", "crossentropy", "ce"}
     | {"sparsecategoricalaccuracy", "categoricalaccuracy", "binaryaccuracy"}
@@ -45,6 +47,20 @@ class LossChoice(Loss):
 
     live: Any = field(default=None, compare=False, repr=False)
 
+    @property
+    def form(self) -> str:
+        """Returns the form of targets that the loss expects."""
+        return form_of(self)
+
+    @property
+    def head(self) -> Head:
+        """Returns how the model answers."""
+        return head_of(self)
+
+    def target_spec(self, batch_size: int, classes: int) -> tuple[tuple[int, ...], str]:
+        """Returns shape and dtype of a batch of targets."""
+        return self.head.task.target_spec(self.form, batch_size, classes)
+
     def keras_loss(self) -> Any:
         """Creates the Keras loss object.
 
@@ -55,29 +71,19 @@ class LossChoice(Loss):
             return self.live
         if self.settings is not None:
             return make_loss(self.settings, OwnCode())
-        if self.kind == "sparse_categorical_crossentropy":
-            return keras.losses.SparseCategoricalCrossentropy(from_logits=self.from_logits)
-        if self.kind == "categorical_crossentropy":
-            return keras.losses.CategoricalCrossentropy(
-                from_logits=self.from_logits, label_smoothing=self.label_smoothing
-            )
-        return keras.losses.BinaryCrossentropy(from_logits=self.from_logits, label_smoothing=self.label_smoothing)
+        return self.head.task.keras_loss(self.kind, self.from_logits, self.label_smoothing)
 
     def portable(self) -> LossChoice:
         """Returns this loss if plain Keras finds it by name, else the matching cross-entropy."""
         if self.settings is None or "compiled_by" not in self.settings:
             return self
-        kind = next(kind for kind, labels in LABELS.items() if labels == self.form)
+        kind = next(kind for kind, form in LOSSES.items() if form == self.form)
         lost = f"the loss {self.kind} has no name by which plain Keras could find it"
         return replace(self, kind=kind, settings=None, live=None, lost=lost)
 
     def keras_metrics(self) -> list[Any]:
-        """Returns the training accuracy metric for this form of labels."""
-        if self.form == "indices":
-            return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
-        if self.form == "rows":
-            return [keras.metrics.CategoricalAccuracy(name="accuracy")]
-        return [keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0 if self.from_logits else 0.5)]
+        """Returns the training metrics of the task."""
+        return self.head.task.keras_metrics(self.form, self.from_logits)
 
 
 def from_record(record: Loss, code: OwnCode) -> LossChoice:
@@ -161,70 +167,68 @@ def choose_loss(
     Args:
         model: a built classifier; compiled if the user's function compiles it.
         saved: Keras's compile config from the checkpoint.
-        requested: `--loss`, one of `KINDS`.
-        soft_labels: True if labels are rows of probabilities (MixUp), which a loss on class indices cannot use.
+        requested: `--loss`, the loss of a task.
+        soft_labels: True if labels are mixed (MixUp), which only some losses accept.
         code: the user's code, which may define a loss.
         trains: False if nothing is trained; a loss that cannot be built is then named in `lost` and replaced.
 
     Raises:
-        UsageError: `requested` is not in `KINDS`, or the loss does not fit the model's outputs or cannot be built.
+        UsageError: `requested` is no task's loss, or the loss does not fit the model's outputs or cannot be built.
         ModelError: the output does not have the shape `(batch, classes)`.
     """
     count, outputs, code = output_count(model), read_outputs(model), code or OwnCode()
+    default = task_of_outputs(count).default_loss
     entry, reason = find_loss(saved), "the checkpoint's"
     if entry is None and model.compiled:
         entry, reason = live_entry(model.loss), "as --model compiles it"
     if requested is not None:
-        if requested not in KINDS:
-            raise UsageError(f"--loss {requested}: kresume trains classifiers with one of {', '.join(KINDS)}")
+        if requested not in LOSSES:
+            raise UsageError(f"--loss {requested}: kresume trains classifiers with one of {', '.join(LOSSES)}")
         _check_count(requested, count, "--loss")
         choice = _by_kind(requested, outputs, "--loss")
         choice = replace(choice, note=_replaced(entry, requested, code))
     elif entry is None:
-        kind = "binary_crossentropy" if count == 1 else "sparse_categorical_crossentropy"
         words = f"from the last activation, {outputs.activation}" if outputs.activation else outputs.because
-        choice = _by_kind(kind, outputs, words or "from the last activation, unknown")
+        choice = _by_kind(default, outputs, words or "from the last activation, unknown")
     else:
         try:
             choice = _as_saved(entry, reason, model, count, outputs, code)
         except (UsageError, ModelError) as error:
             if trains:
                 raise
-            kind = "binary_crossentropy" if count == 1 else "sparse_categorical_crossentropy"
-            choice = replace(_by_kind(kind, outputs, "in place of the checkpoint's"), lost=str(error))
+            choice = replace(_by_kind(default, outputs, "in place of the checkpoint's"), lost=str(error))
         choice = _weighed(choice, (saved or {}).get("loss_weights"))
-    if not soft_labels or choice.one_hot:
-        return choice
-    if count == 1:
+    return _for_mixed_labels(choice) if soft_labels else choice
+
+
+def _for_mixed_labels(choice: LossChoice) -> LossChoice:
+    """Returns the choice, or the same loss for mixed targets.
+
+    Raises:
+        UsageError: the task or the loss has no mixed targets.
+    """
+    mixed = choice.head.task.mixed_loss
+    if mixed is None:
         raise UsageError("--mixup and --cutmix need a model with one output per class; this one has a single output")
+    if choice.form == LOSSES[mixed]:
+        return choice
     if choice.settings is not None:
         raise UsageError(
             f"--mixup and --cutmix mix labels, and the loss {choice.kind} ({choice.reason}) takes one class per image: leave "
-            "them out, or give --loss categorical_crossentropy"
+            f"them out, or give --loss {mixed}"
         )
-    return replace(choice, kind="categorical_crossentropy", labels="rows", reason=f"{choice.reason}; for mixed labels")
+    return replace(choice, kind=mixed, labels=LOSSES[mixed], reason=f"{choice.reason}; for mixed labels")
 
 
 def _by_kind(kind: str, outputs: Outputs, reason: str) -> LossChoice:
-    return LossChoice(kind, outputs.are != "probabilities", 0.0, reason, labels=LABELS[kind])
+    return LossChoice(kind, outputs.are != "probabilities", 0.0, reason, labels=LOSSES[kind])
 
 
 def _check_count(kind: str, count: int, reason: str) -> None:
-    """Raises UsageError if a cross-entropy does not fit the number of outputs."""
-    if kind not in LABELS and kind not in YES_OR_NO:
-        return
-    if kind in YES_OR_NO and count > 1:
-        raise UsageError(
-            f"the loss {kind} ({reason}) over {count} outputs asks {count} independent yes-or-no questions of an image; "
-            f"kresume trains one image to one of {count} classes: --loss sparse_categorical_crossentropy does that, whatever "
-            "the last activation is. For several labels per image use kresume.BackupAndRestore in your own fit; "
-            f"{kind} is for two classes and a model with one sigmoid output"
-        )
-    if kind not in YES_OR_NO and count == 1:
-        raise UsageError(
-            f"the loss {kind} ({reason}) does not fit a model with 1 output, which tells two classes apart: give --loss "
-            "binary_crossentropy"
-        )
+    """Raises UsageError if a loss of a task does not fit the number of outputs."""
+    task = task_of_loss(kind)
+    if task is not None and task.classes_of(count) is None:
+        raise UsageError(f"the loss {kind} ({reason}) {task.misfit(kind, count)}")
 
 
 def _as_saved(entry: Any, reason: str, model: keras.Model, count: int, outputs: Outputs, code: OwnCode) -> LossChoice:
@@ -249,11 +253,11 @@ def _as_saved(entry: Any, reason: str, model: keras.Model, count: int, outputs: 
     reason = "; ".join([reason, *words])
     default = cls()  # every Keras loss can be created without arguments
     plain = {name: value for name, value in settings.items() if value != default.get_config().get(name)}
-    if kind in LABELS and not plain.keys() - {"from_logits", "label_smoothing"}:
+    if kind in LOSSES and not plain.keys() - {"from_logits", "label_smoothing"}:
         smoothing = float(settings.get("label_smoothing") or 0.0)
-        return LossChoice(kind, from_logits, smoothing, reason, labels=LABELS[kind], note=note)
+        return LossChoice(kind, from_logits, smoothing, reason, labels=LOSSES[kind], note=note)
     full = {"module": "keras.losses", "class_name": cls.__name__, "config": settings, "registered_name": None}
-    labels = LABELS.get(kind) or labels_of(cls(**settings), kind, count, "logits" if from_logits else "probabilities")
+    labels = LOSSES.get(kind) or find_form(cls(**settings), kind, Head(task_of_outputs(count), from_logits), count)
     smoothing = float(settings.get("label_smoothing") or 0.0)
     return LossChoice(kind, from_logits, smoothing, reason, settings=full, labels=labels, note=note)
 
@@ -274,11 +278,11 @@ def _own(entry: Any, reason: str, model: keras.Model, count: int, outputs: Outpu
         settings = {
             "compiled_by": code.function,
             "name": name,
-            "num_classes": max(count, 2),
+            "num_classes": class_count(count),
             "image_size": list(size) if all(size) else None,
         }
-    labels = labels_of(live, name, count, "probabilities" if outputs.are == "probabilities" else "logits")
     from_logits = outputs.are != "probabilities"
+    labels = find_form(live, name, Head(task_of_outputs(count), from_logits), count)
     choice = LossChoice(name, from_logits, 0.0, reason, settings=settings, labels=labels, live=live)
     stand_in = choice.portable()
     return replace(

@@ -4,26 +4,24 @@
     of_keras(entry, code)                   # (keras.losses.CategoricalFocalCrossentropy, {"alpha": ...})
     make_loss(entry, code)                  # the loss object, or the user's function
 
-No file records which form of labels a loss expects. It is found by trying the loss on right and wrong answers.
+No file records which form of targets a loss expects. It is found by trying the loss on right and wrong answers.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 import keras
 import numpy as np
 
 from kresume.errors import UsageError
 from kresume.models.own_code import OwnCode, call_function, last_line
-from kresume.values.loss import Labels
+from kresume.tasks.task import Head
 
 TRIED = 6
 """Largest number of classes on which a loss is tried."""
-SURE = {"probabilities": (0.8, 0.2), "logits": (3.0, 0.0)}
-"""Outputs of a trial answer by kind: the value of its class, and of the others (probabilities: their sum)."""
 
 
 def find_loss(saved: Mapping[str, Any] | None) -> Any:
@@ -102,7 +100,7 @@ def _class_of(name: str) -> type[keras.losses.Loss] | None:
 
 
 def snake(cls: type) -> str:
-    """Converts `CategoricalCrossentropy` to `categorical_crossentropy`."""
+    """Converts `MeanSquaredError` to `mean_squared_error`."""
     return str(keras.src.utils.naming.to_snake_case(cls.__name__))
 
 
@@ -154,39 +152,30 @@ def unknown(name: str) -> str:
     )
 
 
-def labels_of(loss: Any, name: str, count: int, outputs: Literal["probabilities", "logits"]) -> Labels:
-    """Finds the form of labels with which a loss tells right from wrong.
+def find_form(loss: Any, name: str, head: Head, count: int) -> str:
+    """Finds the form of targets with which a loss tells right from wrong.
 
     Args:
-        loss: the loss object, or a function of labels and predictions.
+        loss: the loss object, or a function of targets and predictions.
         name: its name, for messages.
+        head: how the model answers.
         count: number of the model's outputs.
-        outputs: kind of the model's outputs.
 
     Raises:
         UsageError: the loss cannot be computed, no form tells right from wrong, or two do and differ.
     """
     wrapped = loss if isinstance(loss, keras.losses.Loss) else keras.src.losses.losses.LossFunctionWrapper(loss)
-    forms: Mapping[str, Callable[[int, int], np.ndarray]]
-    if count == 1:
-        forms = {"binary": lambda label, batch: np.full((batch,), label, "int32")}
-    else:
-        forms = {
-            "indices": lambda label, batch: np.full((batch,), label, "int32"),
-            "rows": lambda label, batch: np.tile(np.eye(count, dtype="float32")[label], (batch, 1)),
-        }
-    told, reasons = {}, []
-    for form, labels in forms.items():
+    told: dict[str, np.ndarray | None] = {}
+    reasons = []
+    for form in head.task.forms:
         try:
-            told[form] = _tells(wrapped, labels, count, outputs)
+            told[form] = _tells(wrapped, form, head, count)
         except Exception as error:  # the user's code may raise anything for labels that it does not expect
             reasons.append(f"with {form} {last_line(error)}")
-    right = {form: values for form, values in told.items() if values is not None}
-    if len(right) == 2 and np.allclose(right["indices"], right["rows"], rtol=1e-4):
-        return "indices"
-    if len(right) == 1:
-        chosen: Labels = "binary" if count == 1 else "indices" if "indices" in right else "rows"
-        return chosen
+    right = {form: losses for form, losses in told.items() if losses is not None}
+    found = list(right.values())
+    if found and all(np.allclose(found[0], losses, rtol=1e-4) for losses in found):
+        return next(iter(right))
     why = (
         "tells right answers from wrong ones both with indices of classes and with rows of probabilities, and not alike"
         if right
@@ -198,35 +187,24 @@ def labels_of(loss: Any, name: str, count: int, outputs: Literal["probabilities"
     )
 
 
-def _tells(loss: Any, labels: Callable[[int, int], np.ndarray], count: int, outputs: str) -> np.ndarray | None:
+def _tells(loss: Any, form: str, head: Head, count: int) -> np.ndarray | None:
     """Returns the losses of right answers if wrong ones cost more, else None."""
-    classes = 2 if count == 1 else count
+    classes = head.task.classes_of(count) or count
     batch = 7 if classes != 7 else 5
     chosen = range(classes) if classes <= TRIED else [*range(TRIED - 1), classes - 1]
-    values = []
-    for label in chosen:
-        target = labels(label, batch)
-        pair = [
-            _mean(loss(target, _answer(answer, batch, count, outputs))) for answer in (label, (label + 1) % classes)
-        ]
-        values.append(pair)
-    right, wrong = np.array(values).T
-    if not np.isfinite(values).all():
+
+    def loss_of(answer: int, label: int) -> float:
+        outputs = np.tile(head.task.confident(answer, count, head.from_logits), (batch, 1))
+        return _mean(loss(head.task.targets(np.full(batch, label, np.int32), form, classes), outputs))
+
+    pairs = [[loss_of(answer, label) for answer in (label, (label + 1) % classes)] for label in chosen]
+    right, wrong = np.array(pairs).T
+    if not np.isfinite(pairs).all():
         return None
     margin = 1e-5 * np.maximum(np.abs(wrong), 1e-3)
     lower = right < wrong - margin
     # A class that is ignored, or has the weight 0, costs the same either way.
     return right if not (right > wrong + margin).any() and 2 * lower.sum() > len(chosen) - 1 else None
-
-
-def _answer(label: int, batch: int, count: int, outputs: str) -> np.ndarray:
-    high, rest = SURE[outputs]
-    if count == 1:
-        low = rest if outputs == "probabilities" else -high
-        return np.full((batch, 1), high if label else low, "float32")
-    row = np.full(count, rest / (count - 1) if outputs == "probabilities" else rest, "float32")
-    row[label] = high
-    return np.tile(row, (batch, 1))
 
 
 def _mean(value: Any) -> float:

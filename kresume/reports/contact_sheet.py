@@ -27,6 +27,8 @@ from kresume.options.settings import SHEET_SIZE, settings_of
 from kresume.options.table import TrainConfig
 from kresume.reports.data import Scan
 from kresume.storage import atomic
+from kresume.tasks import single_label
+from kresume.tasks.single_label import SINGLE_LABEL
 from kresume.values.decode_spec import DecodeSpec
 
 MIXES = ("mixup", "cutmix", "rand_augment", "erase")
@@ -87,7 +89,7 @@ def _augmented(pictures: np.ndarray, labels: np.ndarray, classes: int, augment: 
     import tensorflow as tf
 
     images = tf.constant(pictures.astype(np.float32))
-    targets = tf.one_hot(labels, max(classes, 2), dtype=tf.float32)
+    targets = SINGLE_LABEL.graph_targets(labels, single_label.ROWS, max(classes, 2))
     # Inside tf.data, as in training: there Keras's layers use TensorFlow operations under either backend.
     positions = tf.data.Dataset.range(0, VERSIONS * len(pictures), len(pictures))
     signature = [tf.TensorSpec([], tf.int64)]

@@ -107,8 +107,8 @@ def _compile(model: Any, optimizer: Any, to: Adjustment) -> None:
     if made == _how_it_runs(model):
         # Keep the function that scoring the parent traced: tracing again takes seconds.
         model.predict_function = predict
-    classes, batch_size = len(to.card.classes), to.amount.batch_size
-    labels, dtype = ((batch_size, classes), "float32") if to.loss.one_hot else ((batch_size,), "int32")
+    batch_size = to.amount.batch_size
+    labels, dtype = to.loss.target_spec(batch_size, len(to.card.classes))
     fit.build(model, (batch_size, *to.card.input_shape), labels, dtype)
 
 

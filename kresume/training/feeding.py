@@ -196,7 +196,7 @@ def _probe(
 
     def score(ways: Sequence[str], pictures: np.ndarray, first: int = count) -> Probe:
         fed = {way: partial(inputs.to_input(*feedings[way]), pictures[:first]) for way in ways}
-        return probe_feedings(model.predict_on_batch, fed, labels[:first], loss.outputs, usual, twins, louder)
+        return probe_feedings(model.predict_on_batch, fed, labels[:first], loss.head, usual, twins, louder)
 
     ways: Sequence[str] = tuple(feedings)
     if len(ways) > 1 and count >= 2 * FIRST_LOOK:

@@ -24,6 +24,7 @@ from kresume.images.sources.records import parse_features
 from kresume.options.settings import DEFAULTS, settings_of
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
+from kresume.tasks.table import class_count
 from kresume.training.plan.parent import Parent
 from kresume.values.decode_spec import DecodeSpec
 
@@ -146,7 +147,7 @@ def check_outputs(classes: Sequence[str], reason: str, outputs: int, source: str
     Raises:
         UsageError: the counts differ; the message says how to name the outputs.
     """
-    wanted = 2 if outputs == 1 else outputs
+    wanted = class_count(outputs)
     has = "1 output, which tells two classes apart" if outputs == 1 else f"{outputs} outputs"
     if len(classes) > wanted and NEW_CLASSES in reason:
         raise UsageError(

@@ -115,7 +115,7 @@ order = Order(0, len(rows), batch)
 def dataset(step):
     return pipeline.training_dataset(
         reader, rows, table.labels[rows], order, start_step=step, image_size=(size, size),
-        pixels=conventions.to_model_function("0-255"), augment=None, one_hot=None)
+        pixels=conventions.to_model_function("0-255"), augment=None)
 def epochs(number):
     for images, labels in dataset(0).take(number * count // batch):
         pass

@@ -91,7 +91,6 @@ def first_batches(rounds: int) -> list[float]:
                 image_size=(96, 96),
                 pixels=conventions.to_model_function("0-1"),
                 augment=None,
-                one_hot=None,
             )
             next(iter(data))
             measured.append(time.perf_counter() - start)

@@ -21,6 +21,7 @@ from kresume.images.reader import PictureReader
 from kresume.images.variation import Varied, other_spec
 from kresume.options.settings import Settings
 from kresume.reporter import Reporter
+from kresume.tasks.table import to_targets
 from kresume.values.record import RunRecord
 
 
@@ -54,6 +55,7 @@ class Feed:
             settings.augment, record.seed, settings.mixup, settings.cutmix, settings.rand_augment, settings.erase
         )
         self._to_model = inputs.to_input(card.pixels, card.input)
+        self._to_targets = to_targets(record.loss, len(card.classes))
 
     @property
     def cache(self) -> Cache | None:
@@ -90,7 +92,7 @@ class Feed:
             pixels=self._to_model,
             input_shape=record.card.input_shape,
             augment=self._augment,
-            one_hot=len(record.card.classes) if record.loss.one_hot else None,
+            targets=self._to_targets,
             on_broken=lambda row, reason: self._on_broken(reader.manifest, row, reason),
             varied=Varied(others[0], record.seed) if others else None,
         )
