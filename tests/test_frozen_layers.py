@@ -17,7 +17,7 @@ from kresume.checkpoints import snapshot
 from kresume.checkpoints.read import read_checkpoint
 from kresume.errors import CheckpointError, RestoreError, UsageError
 from kresume.models import own_counts, restore, structure
-from kresume.models.unnamed_optimizer import settle
+from kresume.models.saved_optimizer import name_optimizer
 from tests.support import TINY, kill_at_every_snapshot, run_training
 
 LAYERS = 4
@@ -564,13 +564,13 @@ def test_an_unnamed_optimizer_is_found_whatever_is_frozen_now(zoo, tmp_path):
     """
     model, optimizer = zoo.readers[0,]
     state = read_checkpoint(write_weights(zoo.writers[0, 1, 2, 3][0], tmp_path))
-    assert settle(state, model, "Adam", None)[0].class_name == "Adam"
+    assert name_optimizer(state, model, "Adam", None)[0].class_name == "Adam"
     wipe(model)
     restore.restore(model, state, optimizer=optimizer)
     assert_marked(model, optimizer)
     state = read_checkpoint(write_weights(zoo.writers[0, 1, 2][0], tmp_path))
     with pytest.raises(CheckpointError, match=r"If other layers were frozen .* --optimizer adam:reset"):
-        settle(state, model, "Adam", None)
+        name_optimizer(state, model, "Adam", None)
 
 
 FREEZING = """

@@ -257,7 +257,7 @@ def test_what_keras_has_no_equal_for_is_said(tmp_path):
     """
     torch = pytest.importorskip("torch")
     from kresume.options.resolve import from_arguments
-    from kresume.training.plan.parent import Parent, saved_optimizer
+    from kresume.training.plan.parent import Parent, choose_optimizer
 
     def asked(make, **arguments):
         layers = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
@@ -269,7 +269,7 @@ def test_what_keras_has_no_equal_for_is_said(tmp_path):
             tmp_path / "a.pth",
         )
         parent = Parent(read_checkpoint(tmp_path / "a.pth"), None, None)
-        return saved_optimizer(from_arguments(str(tmp_path / "a.pth"), arguments), parent, None)
+        return choose_optimizer(from_arguments(str(tmp_path / "a.pth"), arguments), parent, None)
 
     sgd, adam = torch.optim.SGD, torch.optim.Adam
     groups = [lambda m: sgd([{"params": m[0].parameters()}, {"params": m[1].parameters(), "lr": 1e-3}], lr=1e-2)]

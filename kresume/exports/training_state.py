@@ -21,14 +21,13 @@ import numpy as np
 
 from kresume.checkpoints.beside import ARCHITECTURE, OPTIMIZER
 from kresume.checkpoints.keras_file import CARD
-from kresume.errors import ExportError
+from kresume.errors import ExportError, UsageError
 from kresume.evaluation.served import Prediction
 from kresume.exports.job import Job
 from kresume.exports.samples import Samples
-from kresume.models import optimizers, own_counts, restore, slots
+from kresume.models import optimizers, own_counts, restore, saved_optimizer, slots
 from kresume.models.averages import use_averages
-from kresume.models.load import Loaded, build_optimizer, named_optimizer
-from kresume.models.unnamed_optimizer import settle
+from kresume.models.load import Loaded
 from kresume.runtimes.process import Answer, run_apart
 from kresume.tasks.table import head_named
 from kresume.values.state import SavedOptimizer
@@ -57,17 +56,18 @@ def revive(loaded: Loaded, job: Job) -> Training:
     asked, reset = optimizers.parse_choice(job.optimizer)
     if reset and asked is not None:
         return _begun_anew(loaded, asked)
-    optimizers.check_can_keep(state, asked or "adamw")
-    saved: SavedOptimizer | None
-    if state.optimizer is not None and state.optimizer.class_name is None:
-        own = optimizers.describe(loaded.own_optimizer) if loaded.own_optimizer is not None else None
-        saved, assumed = settle(state, model, asked, own)
-    else:
-        saved, assumed = named_optimizer(state, asked=asked), ""
-    if saved is None:
+    saved_optimizer.check_can_keep(state, asked or "adamw")
+    if state.optimizer is None:
         restore.restore(model, state, optimizer=None)
         return Training(model, _facts(loaded, model, None, "no optimizer state in the checkpoint"))
-    optimizer = build_optimizer(model, state, saved)
+    own = saved_optimizer.describe_compiled(loaded.own_optimizer if state.optimizer.class_name is None else None)
+    saved, assumed = saved_optimizer.name_optimizer(state, model, asked, own)
+    if asked and asked != saved.class_name:
+        raise UsageError(
+            f"--optimizer {asked}: the optimizer in {state.source} is {saved.class_name}; leave the option out, or give "
+            f"{asked.lower()}:reset to begin with a fresh one"
+        )
+    optimizer = saved_optimizer.build_optimizer(model, state, saved, portable=True)
     restore.restore(model, state, optimizer=optimizer, same_weights=optimizers.says_same_weights(job.optimizer))
     averaged = loaded.averages and loaded.run is not None
     if averaged:

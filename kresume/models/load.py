@@ -28,7 +28,7 @@ from kresume.options.resolve import default_image_size
 from kresume.tasks.table import class_count
 from kresume.values.card import Card
 from kresume.values.decode_spec import DecodeSpec
-from kresume.values.state import SavedOptimizer, TrainState
+from kresume.values.state import TrainState
 
 if TYPE_CHECKING:
     from kresume.models.losses import LossChoice
@@ -230,81 +230,19 @@ def _restore(model: Any, state: TrainState, own: Any, restore: Any) -> bool:
     Returns:
         True if the weights are averages.
     """
-    from kresume.models import structure
+    from kresume.models import saved_optimizer, structure
     from kresume.models.averages import use_averages
     from kresume.models.restore import restore_averages
 
     model.optimizer = None
-    saved = named_optimizer(state, own)
+    saved = saved_optimizer.named_or_compiled(state, own)
     if saved is None or not (saved.config or {}).get("use_ema"):
         restore(model, state, optimizer=None)
         return False
     # Built on all weights that can train: a weight that is frozen now may have been trained before, and prediction
     # uses its average.
-    optimizer = build_optimizer(model, state, saved, structure.can_train(model))
+    optimizer = saved_optimizer.build_optimizer(model, state, saved, weights=structure.can_train(model))
     restore(model, state, optimizer=None)
     restore_averages(model, state, optimizer)
     use_averages(optimizer)
     return True
-
-
-def named_optimizer(state: TrainState, own: Any = None, asked: str | None = None) -> SavedOptimizer | None:
-    """Returns the checkpoint's optimizer with its class.
-
-    The class is the one that the file records, else the one that the user's function compiled.
-
-    Args:
-        state: the checkpoint's contents.
-        own: the optimizer that the model's function compiled, or None.
-        asked: the class that the user gave.
-
-    Returns:
-        None if the file has no optimizer state, or its class is unknown.
-
-    Raises:
-        UsageError: `asked` is not the file's class.
-    """
-    from kresume.models.optimizers import describe
-
-    stored = state.optimizer
-    if stored is None:
-        return None
-    if stored.class_name is None:
-        compiled = describe(own) if own is not None else None
-        return replace(stored, class_name=compiled.class_name, config=compiled.config) if compiled is not None else None
-    if asked and asked != stored.class_name:
-        raise UsageError(
-            f"--optimizer {asked}: the optimizer in {state.source} is {stored.class_name}; leave the option out, or give "
-            f"{asked.lower()}:reset to begin with a fresh one"
-        )
-    return stored
-
-
-def build_optimizer(model: Any, state: TrainState, saved: SavedOptimizer, weights: Sequence[Any] | None = None) -> Any:
-    """Builds the checkpoint's optimizer on a model.
-
-    It has as many variables as the file stores for it.
-
-    Args:
-        model: built.
-        state: the checkpoint's contents.
-        saved: the optimizer's class and settings.
-        weights: the weights that it trains; None for the model's trainable variables.
-
-    Raises:
-        CheckpointError: Keras does not know the optimizer's class or the class of its schedule.
-    """
-    import keras
-
-    from kresume.models.optimizers import make_optimizer, rate_as_saved
-
-    schedule = state.rate.schedule if state.rate is not None else None
-    if state.rate is not None and schedule and str(schedule.get("registered_name")).startswith("kresume>"):
-        # A schedule has no variable, a float rate has one; only the number of variables matters. An exported model must
-        # load where kresume is not installed, so it gets a schedule of Keras.
-        rate: Any = keras.optimizers.schedules.ExponentialDecay(state.rate.value, 1, 1.0)
-    else:
-        rate = rate_as_saved(state, saved)
-    optimizer = make_optimizer(saved, rate)
-    optimizer.build(list(weights) if weights is not None else model.trainable_variables)
-    return optimizer

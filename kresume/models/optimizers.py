@@ -14,8 +14,7 @@ import keras
 from kresume.backend import live_state
 from kresume.checkpoints.keras_arrays import OPTIMIZERS
 from kresume.errors import CheckpointError, UsageError
-from kresume.models import schedules  # noqa: F401  # registers the schedules of kresume with Keras
-from kresume.values.state import SavedOptimizer, TrainState
+from kresume.values.state import SavedOptimizer
 
 ADAMS = frozenset({"Adam", "AdamW", "Nadam", "Adamax", "Lamb"})
 BETAS = frozenset({"beta_1", "beta_2", "epsilon", "amsgrad"})
@@ -62,23 +61,6 @@ def says_same_weights(text: str | None) -> bool:
     return text == "keep" or str(text).endswith(":keep")
 
 
-def check_can_keep(state: TrainState, name: str) -> None:
-    """Raises if the state of a checkpoint's optimizer has no meaning in Keras.
-
-    Args:
-        state: the checkpoint.
-        name: the class to start fresh with, for the message.
-
-    Raises:
-        CheckpointError: the state cannot be kept; the message says why and what to give.
-    """
-    if why := state.records.get("cannot_keep"):
-        raise CheckpointError(
-            f"{state.source}: its optimizer's state cannot be kept: {why}; start one fresh with --optimizer "
-            f"{name.lower()}:reset"
-        )
-
-
 def make_optimizer(saved: SavedOptimizer, learning_rate: Any) -> Any:
     """Creates an optimizer of the saved class and config, at another rate.
 
@@ -105,31 +87,6 @@ def make_optimizer(saved: SavedOptimizer, learning_rate: Any) -> Any:
         ) from error
     optimizer.learning_rate = learning_rate
     return keras.optimizers.LossScaleOptimizer(optimizer) if saved.loss_scale else optimizer
-
-
-def rate_as_saved(state: TrainState, saved: SavedOptimizer) -> Any:
-    """Returns the optimizer's rate, a float or a schedule.
-
-    The file's rate comes first, then that of the user's own compile call, then 1e-3.
-
-    Args:
-        state: the checkpoint.
-        saved: its optimizer; if the file holds no settings, with those of the function that compiled it.
-
-    Raises:
-        CheckpointError: Keras does not know the class of the schedule.
-    """
-    rate = state.rate
-    found: Any = rate.schedule or rate.value if rate is not None else (saved.config or {}).get("learning_rate")
-    if not isinstance(found, Mapping):
-        return float(found) if isinstance(found, (int, float)) else 1e-3
-    try:
-        return keras.optimizers.schedules.deserialize(dict(found))
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"the schedule {found.get('class_name')} in {state.source} is not known to Keras: register it with --import "
-            "FILE.py"
-        ) from error
 
 
 def describe(optimizer: Any) -> SavedOptimizer:

@@ -138,7 +138,7 @@ def _has_prefix(path: Path) -> bool:
     return bool(list(path.parent.glob(f"{path.name}.index"))) if path.parent.is_dir() else False
 
 
-def saved_optimizer(config: TrainConfig, parent: Parent | None, model: Any) -> tuple[SavedOptimizer, bool, str]:
+def choose_optimizer(config: TrainConfig, parent: Parent | None, model: Any) -> tuple[SavedOptimizer, bool, str]:
     """Decides which optimizer to build for the saved state, and whether that state is restored.
 
     Args:
@@ -153,11 +153,10 @@ def saved_optimizer(config: TrainConfig, parent: Parent | None, model: Any) -> t
         CheckpointError: the file does not name its optimizer, or holds no state; the message says which option to give.
         UsageError: `--optimizer` is invalid, or `--weight-decay` is needed.
     """
-    from kresume.models import optimizers
+    from kresume.models import optimizers, saved_optimizer
 
     asked, reset = asked_optimizer(config)
-    compiled = getattr(model, "optimizer", None)
-    own = optimizers.describe(compiled) if compiled is not None else None
+    own = saved_optimizer.describe_compiled(getattr(model, "optimizer", None))
     if parent is None:
         if asked is None and own is not None:
             return own, False, ""
@@ -165,7 +164,7 @@ def saved_optimizer(config: TrainConfig, parent: Parent | None, model: Any) -> t
     stored = parent.state.optimizer
     if reset:
         return SavedOptimizer(asked, None, 0), False, ""
-    optimizers.check_can_keep(parent.state, asked or (own and own.class_name) or DEFAULTS.optimizer)
+    saved_optimizer.check_can_keep(parent.state, asked or (own and own.class_name) or DEFAULTS.optimizer)
     decay = parent.state.records.get("coupled_decay")
     if decay and config.weight_decay is None:
         raise UsageError(
@@ -180,14 +179,12 @@ def saved_optimizer(config: TrainConfig, parent: Parent | None, model: Any) -> t
             f"{parent.state.source} holds no optimizer state: training can only start its optimizer fresh; "
             f"confirm that with --optimizer {(asked or (own and own.class_name) or DEFAULTS.optimizer).lower()}:reset{beside}"
         )
-    if stored.class_name is not None:
-        return stored, True, ""
-    from kresume.models.unnamed_optimizer import settle
-
     changes = {"weight_decay": config.weight_decay, "ema_momentum": config.ema}
     given = {name: value for name, value in changes.items() if value is not None}
-    settled, assumed = settle(parent.state, model, asked, own, accumulate=config.accumulate, given=given)
-    return settled, True, assumed
+    saved, assumed = saved_optimizer.name_optimizer(
+        parent.state, model, asked, own, accumulate=config.accumulate, given=given
+    )
+    return saved, True, assumed
 
 
 def asked_optimizer(config: TrainConfig) -> tuple[str | None, bool]:
@@ -272,6 +269,7 @@ def restore_parent(
         ModelError, CheckpointError, UsageError: the model or its optimizer cannot be built; the message says why.
     """
     from kresume.models import build, optimizers, precision, restore
+    from kresume.models.saved_optimizer import build_optimizer
 
     model = build.build_model(
         config.model,
@@ -282,11 +280,13 @@ def restore_parent(
         precision=config.precision,
         trust=bool(config.trust),
     )
-    saved, keep, assumed = saved_optimizer(config, parent, model)
+    saved, keep, assumed = choose_optimizer(config, parent, model)
     saved = replace(saved, loss_scale=precision.needs_loss_scale(model))
-    rate = _rate_as_saved(parent, saved) if keep else 1e-3
-    optimizer = optimizers.make_optimizer(saved, rate)
-    optimizer.build(model.trainable_variables)
+    if keep and parent is not None:
+        optimizer = build_optimizer(model, parent.state, saved)
+    else:
+        optimizer = optimizers.make_optimizer(saved, 1e-3)
+        optimizer.build(model.trainable_variables)
     if parent is None:
         return Live(model, optimizer, saved, "")
     restoration = restore.restore(
@@ -300,15 +300,6 @@ def restore_parent(
     )
     summary = f"{restoration.summary}; {assumed}" if assumed else restoration.summary
     return Live(model, optimizer, saved, summary, kept=keep)
-
-
-def _rate_as_saved(parent: Parent | None, saved: SavedOptimizer) -> Any:
-    """Returns the rate in its saved form, so that the optimizer's variables match."""
-    if parent is None:
-        return 1e-3
-    from kresume.models import optimizers
-
-    return optimizers.rate_as_saved(parent.state, saved)
 
 
 def _compiled_rate(live: Live) -> SavedRate | None:
