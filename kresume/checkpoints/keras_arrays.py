@@ -24,6 +24,8 @@ from kresume.values.state import SavedOptimizer, SavedRate
 OPTIMIZER = "optimizer/vars/"
 INNER = "optimizer/inner_optimizer/vars/"
 LOSS_SCALE = "LossScaleOptimizer"
+SCALE_VARIABLES = 4
+"""Number of variables of Keras 3's loss scaling that precede the optimizer's variables."""
 KERAS_2_LAYERS = "_layer_checkpoint_dependencies/"
 KERAS_2_ATTENTION = re.compile(r"/_(query|key|value|output)_dense/")
 OPTIMIZERS = (

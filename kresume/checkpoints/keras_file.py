@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from kresume.checkpoints import content, keras_2
+from kresume.checkpoints import content, keras_2, keras_2_optimizers
 from kresume.checkpoints.hdf5 import read_arrays
 from kresume.checkpoints.json_text import LARGEST, read_object
 from kresume.checkpoints.keras_arrays import OPTIMIZER, optimizer_arrays, optimizer_of, rate_of, step_of, tidy
@@ -135,7 +135,7 @@ def _in_keras_3(
     config: dict[str, Any], compiled: dict[str, Any] | None, path: str
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Translates architecture and compile config of a Keras 2 archive into Keras 3's form."""
-    found = keras_2.optimizer((compiled or {}).get("optimizer"))
+    found = keras_2_optimizers.optimizer((compiled or {}).get("optimizer"))
     if compiled is not None and found is not None:
         compiled = {**compiled, "optimizer": {"class_name": found[0], "config": found[1]}}
     return {**keras_2.architecture(config, path), "compile_config": compiled}, compiled
@@ -145,7 +145,7 @@ def _with_slots_of_keras_3(compiled: Mapping[str, Any] | None, arrays: dict[str,
     saved = optimizer_of(compiled, arrays)
     if saved is None or saved.loss_scale:
         return arrays
-    wanted = keras_2.ordered(saved.class_name, saved.config or {}, optimizer_arrays(arrays))
+    wanted = keras_2_optimizers.ordered(saved.class_name, saved.config or {}, optimizer_arrays(arrays))
     rest = {name: array for name, array in arrays.items() if not name.startswith(OPTIMIZER)}
     return rest | {f"{OPTIMIZER}{index}": array for index, array in enumerate(wanted)}
 

@@ -15,15 +15,16 @@ Source: `keras/src/legacy/saving/legacy_h5_format.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kresume.checkpoints import content, keras_2, keras_2_layers, keras_2_slots
+from kresume.checkpoints import content, keras_2, keras_2_layers, keras_2_optimizers, keras_2_slots
 from kresume.checkpoints.hdf5 import opened, read_arrays
 from kresume.checkpoints.json_text import read_object
-from kresume.checkpoints.keras_arrays import class_of, rate_of_schedule, unwrapped
+from kresume.checkpoints.keras_arrays import SCALE_VARIABLES, class_of, rate_of_schedule, unwrapped
 from kresume.checkpoints.weights_file import has_layers
 from kresume.errors import CheckpointError
 from kresume.storage import atomic
@@ -31,11 +32,9 @@ from kresume.values.state import SavedOptimizer, SavedRate, TrainState
 
 ENDINGS = (".h5", ".hdf5")
 WEIGHTS, OPTIMIZER = "model_weights", "optimizer_weights"
-OWN_OF_OLD = frozenset({"momentum_cache", "dynamic_scale", "current_loss_scale", "loss_scale", "good_steps"})
+WITHOUT_WEIGHT = frozenset({"momentum_cache", "dynamic_scale", "current_loss_scale", "loss_scale", "good_steps"})
 """Names of Keras 2's scalars that belong to the whole optimizer or to its loss scaling."""
 KERNELS = frozenset({"kernel", "recurrent_kernel"})
-OWN = 4
-"""Number of variables of Keras 3's loss scaling that precede the optimizer's variables."""
 
 
 def accepts(path: str) -> bool:
@@ -52,41 +51,29 @@ def read(path: str) -> TrainState:
     """
     data = Path(path).read_bytes()
     arrays = read_arrays(data, path)
-    with opened(data, path) as file:
-        root = file.get(WEIGHTS, file)
-        prefix = f"{WEIGHTS}/" if WEIGHTS in file else ""
-        layers = [
-            [layer, [f"{prefix}{layer}/{name}" for name in _names(root[layer], "weight_names")]]
-            for layer in _names(root, "layer_names")
-            if layer in root
-        ]
-        if "top_level_model_weights" in root:
-            top = _names(root["top_level_model_weights"], "weight_names")
-            layers.append(["", [f"{prefix}top_level_model_weights/{name}" for name in top]])
-        slots = _names(file[OPTIMIZER], "weight_names") if OPTIMIZER in file else []
-        version = _text(root.attrs.get("keras_version", file.attrs.get("keras_version", ""))) or "1"
-        backend = _text(root.attrs.get("backend", file.attrs.get("backend", "")))
-        model, training = (_object(file.attrs.get(name), name, path) for name in ("model_config", "training_config"))
-    if not any(names for _, names in layers):
+    file = _listed(data, path)
+    slots, model = file.slots, file.model
+    if not any(names for _, names in file.layers):
         raise CheckpointError(
             f"{path} is an HDF5 file, but none that Keras wrote: expected layers named in the attribute layer_names"
         )
-    for name in (*(name for _, names in layers for name in names), *(_at(name) for name in slots)):
+    weights = [name for _, names in file.layers for name in names]
+    for name in (*weights, *(_at(name) for name in slots)):
         if name not in arrays:
             raise CheckpointError(f"{path}: {name} is listed and not there: the file is damaged; use an earlier copy")
-    old = keras_2.is_keras_2(version)
+    old = keras_2.is_keras_2(file.version)
     notes = []
     if old and model is not None and keras_2_layers.is_of_keras_1(model):
         model = None
         notes.append(
             "its architecture is of Keras 1, whose layers take other arguments: its weights are met by their order"
         )
-    if backend == "theano":
-        _turn_kernels(arrays, [name for _, names in layers for name in names], [_at(name) for name in slots])
-    compiled = _compiled(training, old)
+    if file.backend == "theano":
+        _turn_kernels(arrays, weights, [_at(name) for name in slots])
+    compiled = _compiled(file.training, old)
     saved = _optimizer(compiled, old, slots)
-    inside = slots[OWN:] if saved is not None and saved.loss_scale and not old else slots
-    records: dict[str, Any] = {"layers": [[layer, names] for layer, names in layers if names]}
+    inside = slots[SCALE_VARIABLES:] if saved is not None and saved.loss_scale and not old else slots
+    records: dict[str, Any] = {"layers": [[layer, names] for layer, names in file.layers if names]}
     step, rate = _step(arrays, inside), _rate(compiled, arrays, inside)
     if old:
         records |= _slots(saved, slots, arrays)
@@ -106,10 +93,53 @@ def read(path: str) -> TrainState:
         optimizer=saved,
         step=step,
         rate=rate,
-        writer=f"keras {version}",
+        writer=f"keras {file.version}",
         written=atomic.modified(Path(path)),
         records=records,
     )
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """What the attributes of a file list.
+
+    Attributes:
+        layers: `[layer, [array, ...]]` in the model's order; a layer without a name holds the model's own weights.
+        slots: names of the optimizer's arrays.
+        version: the version of Keras.
+        backend: the backend that wrote the file.
+        model: the serialized model, None if the file has none.
+        training: the serialized compile config, None if the file has none.
+    """
+
+    layers: list[Any]
+    slots: list[str]
+    version: str
+    backend: str
+    model: dict[str, Any] | None
+    training: dict[str, Any] | None
+
+
+def _listed(data: bytes, path: str) -> _Listed:
+    with opened(data, path) as file:
+        root = file.get(WEIGHTS, file)
+        prefix = f"{WEIGHTS}/" if WEIGHTS in file else ""
+        layers = [
+            [layer, [f"{prefix}{layer}/{name}" for name in _names(root[layer], "weight_names")]]
+            for layer in _names(root, "layer_names")
+            if layer in root
+        ]
+        if "top_level_model_weights" in root:
+            top = _names(root["top_level_model_weights"], "weight_names")
+            layers.append(["", [f"{prefix}top_level_model_weights/{name}" for name in top]])
+        return _Listed(
+            layers,
+            slots=_names(file[OPTIMIZER], "weight_names") if OPTIMIZER in file else [],
+            version=_text(root.attrs.get("keras_version", file.attrs.get("keras_version", ""))) or "1",
+            backend=_text(root.attrs.get("backend", file.attrs.get("backend", ""))),
+            model=_object(file.attrs.get("model_config"), "model_config", path),
+            training=_object(file.attrs.get("training_config"), "training_config", path),
+        )
 
 
 def _text(value: Any) -> str:
@@ -173,7 +203,7 @@ def _compiled(training: Mapping[str, Any] | None, old: bool) -> dict[str, Any] |
     if training is None:
         return None
     saved = training.get("optimizer_config")
-    found = keras_2.optimizer(saved) if old else None
+    found = keras_2_optimizers.optimizer(saved) if old else None
     if found is not None:
         saved = {"class_name": found[0], "config": found[1]}
     return {**{key: value for key, value in training.items() if key != "optimizer_config"}, "optimizer": saved}
@@ -184,7 +214,7 @@ def _optimizer(compiled: Mapping[str, Any] | None, old: bool, slots: list[str]) 
         return None
     saved = unwrapped((compiled or {}).get("optimizer"))
     scaled = any(name.rpartition("/")[2].partition(":")[0] in {"dynamic_scale", "current_loss_scale"} for name in slots)
-    count = len(slots) - (0 if not scaled else 2 if old else OWN)
+    count = len(slots) - (0 if not scaled else 2 if old else SCALE_VARIABLES)
     if saved is None:
         return SavedOptimizer(None, None, count, scaled)
     return SavedOptimizer(class_of(saved), dict(saved["config"]), count, scaled)
@@ -196,14 +226,18 @@ def _slots(saved: SavedOptimizer | None, slots: list[str], arrays: dict[str, np.
     If the names say nothing and the arrays do not fit the optimizer that the file names, `cannot_keep` gives the
     reason.
     """
-    kinds = {**keras_2.SLOTS.get((saved and saved.class_name) or "", {}), **keras_2.AVERAGES}
-    said = [keras_2.slot(name) for name in slots]
-    if saved is None or not slots or any((kind in kinds and variable) or kind in OWN_OF_OLD for kind, variable in said):
+    kinds = {**keras_2_optimizers.SLOTS.get((saved and saved.class_name) or "", {}), **keras_2_optimizers.AVERAGES}
+    said = [keras_2_optimizers.slot(name) for name in slots]
+    if (
+        saved is None
+        or not slots
+        or any((kind in kinds and variable) or kind in WITHOUT_WEIGHT for kind, variable in said)
+    ):
         found = [
             ["_iterations" if kind == "iteration" else kinds.get(kind, kind), variable, _at(name)]
             for name, (kind, variable) in zip(slots, said, strict=True)
         ]
-        if saved is not None and keras_2.has_idle_momentum(saved.class_name, saved.config):
+        if saved is not None and keras_2_optimizers.has_idle_momentum(saved.class_name, saved.config):
             idle = [array for attribute, _, array in found if attribute == "momentums"]
             found = [slot for slot in found if slot[2] not in idle]
             for array in idle:
@@ -238,14 +272,14 @@ def _with_product(saved: SavedOptimizer, arrays: dict[str, np.ndarray], slots: l
         del arrays[slot[2]]
     count = next((int(arrays[name]) for attribute, _, name in slots if attribute == "_iterations"), 0)
     product = f"{OPTIMIZER}/u_product"
-    arrays[product] = keras_2.nadam_product(float((saved.config or {}).get("beta_1", 0.9)), count)
+    arrays[product] = keras_2_optimizers.nadam_product(float((saved.config or {}).get("beta_1", 0.9)), count)
     slots.append(["_u_product", "", product])
 
 
 def _step(arrays: Mapping[str, np.ndarray], slots: list[str]) -> int | None:
     for name in slots:
         array = arrays[_at(name)]
-        if keras_2.slot(name)[0] == "iteration" and array.shape == ():
+        if keras_2_optimizers.slot(name)[0] == "iteration" and array.shape == ():
             return int(array)
     return None
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kresume.backend.selection import import_tensorflow
-from kresume.checkpoints import keras_2, tf_checkpoint
+from kresume.checkpoints import keras_2, keras_2_optimizers, tf_checkpoint
 from kresume.checkpoints.json_text import read_object
 from kresume.checkpoints.keras_arrays import rate_of_schedule
 from kresume.errors import CheckpointError
@@ -48,7 +48,7 @@ def read(path: str) -> TrainState:
         return state
     writer = f"{state.writer}, Keras 2"
     training = metadata.get("training_config")
-    found = keras_2.optimizer(training.get("optimizer_config")) if isinstance(training, Mapping) else None
+    found = keras_2_optimizers.optimizer(training.get("optimizer_config")) if isinstance(training, Mapping) else None
     compiled = None
     if isinstance(training, Mapping):
         rest = {key: value for key, value in training.items() if key != "optimizer_config"}

@@ -16,7 +16,7 @@ from typing import Any
 import keras
 
 from kresume.backend import live_state
-from kresume.checkpoints import graph_optimizer, keras_2
+from kresume.checkpoints import graph_optimizer, keras_2_optimizers
 from kresume.models import match_slots, slots
 from kresume.models.made_up_names import by_new_number
 from kresume.models.match_by_shape import split_by_shape, trained_by_shape
@@ -58,7 +58,7 @@ def completed(state: TrainState, optimizer: Any | None) -> tuple[TrainState, str
         return state, ""
     if graph_optimizer.style(state.graph[graph_optimizer.inside(state.graph, node)]) == "keras-3":
         return state, ""
-    product = keras_2.nadam_product(float(inside.beta_1), int(state.step or 0))
+    product = keras_2_optimizers.nadam_product(float(inside.beta_1), int(state.step or 0))
     said = f"Nadam's product of momentums is computed from its {state.step or 0:,} updates: that of Keras 2 is another"
     return replace(state, arrays={**state.arrays, PRODUCT: product}), said
 
@@ -222,7 +222,7 @@ def _keras_2_slots(state: TrainState, node: int, optimizer: Any, weights: Mappin
         weights: `id(variable)` -> name of its array, as matched.
     """
     saved, found = state.graph[node], []
-    kinds = keras_2.SLOTS.get(type(optimizer).__name__, {})
+    kinds = keras_2_optimizers.SLOTS.get(type(optimizer).__name__, {})
     for (weight, kind), child in saved.slots.items():
         array, owner = state.graph[child].array, state.graph[weight].array
         if array is not None and owner is not None and kind in kinds:

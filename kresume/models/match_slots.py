@@ -22,12 +22,11 @@ import keras
 import numpy as np
 
 from kresume.backend.live_state import inner
+from kresume.checkpoints.keras_arrays import SCALE_VARIABLES
 from kresume.models import slots, structure
 from kresume.models.match_by_shape import trained_by_shape
 from kresume.values.state import TrainState
 
-OWN = 4
-"""Number of loss-scaling variables in front of the optimizer's."""
 COUNT, RATE = "_iterations", "_learning_rate"
 
 WeightsOf = Callable[[Any, TrainState], Mapping[int, str]]
@@ -143,7 +142,7 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 def _split(state: TrainState, names: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
     scaled = state.optimizer is not None and state.optimizer.loss_scale
-    return (names[:OWN], names[OWN:]) if scaled else ([], names)
+    return (names[:SCALE_VARIABLES], names[SCALE_VARIABLES:]) if scaled else ([], names)
 
 
 def _is_rate(array: np.ndarray) -> bool:

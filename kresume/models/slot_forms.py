@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from kresume.checkpoints import graph_optimizer, keras_2
+from kresume.checkpoints import graph_optimizer, keras_2_optimizers
 from kresume.checkpoints.keras_arrays import OPTIMIZERS, optimizer_arrays
 from kresume.models import slots
 from kresume.values.state import TrainState
@@ -221,7 +221,7 @@ def graph_classes(state: TrainState, weights: Sequence[np.ndarray] = ()) -> list
         return [
             name
             for name, kinds in SLOTS.items()
-            if {keras_2.SLOTS.get(name, {}).get(kind) for kind in names} == set(kinds)
+            if {keras_2_optimizers.SLOTS.get(name, {}).get(kind) for kind in names} == set(kinds)
         ]
     known = {slot for kinds in SLOTS.values() for slot in kinds}
     return [name for name, kinds in SLOTS.items() if set(kinds) == names & known]
@@ -240,7 +240,7 @@ def graph_forms(name: str, state: TrainState, weights: Sequence[np.ndarray] = ()
         return []
     names = graph_optimizer.slot_names(state.graph, index)
     if graph_optimizer.style(state.graph[index]) == "legacy":
-        names = {keras_2.SLOTS.get(name, {}).get(kind, kind) for kind in names}
+        names = {keras_2_optimizers.SLOTS.get(name, {}).get(kind, kind) for kind in names}
     forms = [
         (changes, {kind for kinds in rounds for kind in kinds})
         for changes, rounds in variants(name)
