@@ -48,7 +48,7 @@ def test_what_stood_comes_back_when_an_export_fails(workplace, capsys, monkeypat
     trained("runs/1-shapes", data=["old"], val=["val"], **{**TINY, "epochs": 1})
     (workplace / "out").mkdir()
     (workplace / "out" / "precious").touch()
-    monkeypatch.setattr(story, "_tolerance", lambda loaded, job: -1.0)
+    monkeypatch.setattr(story, "tolerance_of", lambda loaded, quantize: -1.0)
     assert _run(["export", "runs/1-shapes", "out", "--format", "keras", "--overwrite"]) == 1
     assert "the export differs from the model" in capsys.readouterr().err
     assert [path.name for path in (workplace / "out").iterdir()] == ["precious"]

@@ -15,8 +15,9 @@ from kresume.evaluation.evaluate import evaluate
 from kresume.evaluation.served import Prediction
 from kresume.exports import export as story
 from kresume.exports import graph, like, saved_model, warmup
-from kresume.exports.export import export, prune
+from kresume.exports.export import export
 from kresume.exports.samples import Samples
+from kresume.exports.target import prune
 from kresume.images.decode import decode
 from kresume.reports.lineage import lineage
 from kresume.runtimes.signatures import read_signatures, understand

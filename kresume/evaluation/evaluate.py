@@ -26,17 +26,19 @@ from kresume.evaluation.caches import open_cache
 from kresume.evaluation.class_order import describe_order, judge_order
 from kresume.evaluation.score import score
 from kresume.images import merging
-from kresume.images.collect import collect, list_sources
+from kresume.images.cache import Cache
+from kresume.images.collect import Sources, collect, list_sources
 from kresume.images.manifest import Manifest
 from kresume.images.order import permutation
 from kresume.images.reader import PictureReader
 from kresume.images.scans import remembered
 from kresume.images.sources.records import parse_features
-from kresume.models.load import Subject, load, select_backend
+from kresume.models.load import Loaded, Subject, load, select_backend
 from kresume.options.settings import DEFAULTS
 from kresume.reporter import Reporter
 from kresume.runtimes.signatures import labels_of
 from kresume.spelling import as_argument, spelled
+from kresume.tasks.task import Task
 from kresume.values.decode_spec import DecodeSpec
 
 
@@ -168,71 +170,117 @@ def evaluate(
     sources = [data] if isinstance(data, (str, Path)) else list(data)
     shown = tuple(str(source) for source in sources)
     listed = list_sources(reporter, data=shown, features=parse_features(tuple(feature)))
-    folder = served_folder(path)
     if (live := _with_keras(path, other, model)) is not None:
         select_backend(live, backend, device)
-    names_given = names_of(classes)
-    given = Subject(path, model, names_given, pixels, image_size, tuple(imports), map_file, trust, axes)
-    loaded = None
-    if folder is None:
-        # With two models, `--pixels` and `--axes` apply only to the one that does not record them.
-        if other is not None and (pixels is not None or axes is not None) and _says(path):
-            loaded = load(replace(given, pixels=None, axes=None), fallback_classes=listed.classes)
-        else:
-            loaded = load(given, fallback_classes=listed.classes)
-    if loaded is not None:
-        names, spec = loaded.card.classes, loaded.spec
+    given = Subject(path, model, names_of(classes), pixels, image_size, tuple(imports), map_file, trust, axes)
+    loaded = _load(given, other, listed.classes) if served_folder(path) is None else None
+    images = _collect(given, loaded, listed, cache, reporter)
+    compared = None
+    if other is not None:
+        compared = _score_other(replace(given, checkpoint=other, **_own(other)), images, shown, batch_size, reporter)
+    if loaded is None:
+        own = _score_other(given, images, shown, batch_size, reporter)
     else:
-        names, spec = (
-            given.classes or (labels_of(folder) if folder else None) or listed.classes,
-            UNDECODED,
+        own = _score_loaded(loaded, images, shown, batch_size, reporter)
+    return replace(own, against=compared)
+
+
+@dataclass(frozen=True)
+class _Images:
+    """The images of an evaluation.
+
+    Attributes:
+        manifest: one row each, in the scored model's classes.
+        generation: images with a lower origin are old.
+        spec: how they are decoded for the scored model.
+        cache: the cache of decoded pictures; None if it is off, or for a SavedModel.
+        where: `--cache`, for the other model.
+        quarantined: number of files that could not be read.
+    """
+
+    manifest: Manifest
+    generation: int
+    spec: DecodeSpec
+    cache: Cache | None
+    where: str | None
+    quarantined: int
+
+    def score(self, task: Task, probabilities: np.ndarray, answers: np.ndarray | None = None) -> dict[str, Any]:
+        """Computes the scores of predictions, see `kresume.evaluation.score.score`."""
+        manifest = self.manifest
+        return score(
+            task,
+            probabilities,
+            manifest.labels,
+            origins=manifest.origins,
+            generation=self.generation,
+            classes=manifest.classes,
+            answers=answers,
         )
+
+
+def _load(given: Subject, other: str | None, listed: Sequence[str]) -> Loaded:
+    """Loads the model to score. With two models, `--pixels` and `--axes` apply only to one that does not record them."""
+    if other is not None and (given.pixels is not None or given.axes is not None) and _says(given.checkpoint):
+        given = replace(given, pixels=None, axes=None)
+    return load(given, fallback_classes=listed)
+
+
+def _collect(given: Subject, loaded: Loaded | None, listed: Sources, cache: str | None, reporter: Reporter) -> _Images:
+    """Reads the images, in the scored model's classes.
+
+    Raises:
+        ImagesError: there is a class folder that the model does not know, or an image source cannot be read.
+    """
+    if loaded is not None:
+        names, spec, run = loaded.card.classes, loaded.spec, loaded.run
+    else:
+        folder = served_folder(given.checkpoint)
+        names = given.classes or (labels_of(folder) if folder else None) or listed.classes
+        spec, run = UNDECODED, None
     listed = listed.named(names)
     unknown = sorted({found.label for listing in listed for found in listing.files} - set(names))
     if unknown:
-        raise ImagesError(f"class folders that {path} does not know: {', '.join(unknown)}; it knows {', '.join(names)}")
+        raise ImagesError(
+            f"class folders that {given.checkpoint} does not know: {', '.join(unknown)}; it knows {', '.join(names)}"
+        )
     store = open_cache(spec, cache) if loaded is not None else None
     collected = collect(listed, spec, store, reporter)
     merge = merging.merge(None, collected.data, None, None, classes=names, val_split=None, generation=0)
-    run = loaded.run if loaded is not None else None
     manifest = _with_origins(merge.manifest, run)
-    generation = run.generation if run is not None else 0
-    set_aside = len(collected.quarantine)
+    return _Images(manifest, run.generation if run else 0, spec, store, cache, len(collected.quarantine))
 
-    def asked(subject: Subject) -> Evaluation:
-        answers = answers_of(subject, manifest, reporter, batch_size=batch_size, cache=cache)
-        scores = score(
-            answers.task,
-            answers.probabilities,
-            manifest.labels,
-            origins=manifest.origins,
-            generation=generation,
-            classes=manifest.classes,
-            answers=answers.indices,
-        )
-        return Evaluation(subject.checkpoint, shown, answers.completed(scores), set_aside, answers.note)
 
-    compared = asked(replace(given, checkpoint=other, **_own(other))) if other is not None else None
-    if loaded is None:
-        return replace(asked(given), against=compared)
+def _score_other(
+    subject: Subject, images: _Images, shown: tuple[str, ...], batch_size: int, reporter: Reporter
+) -> Evaluation:
+    """Scores a SavedModel, or the model that is compared with."""
+    answers = answers_of(subject, images.manifest, reporter, batch_size=batch_size, cache=images.where)
+    scores = images.score(answers.task, answers.probabilities, answers.indices)
+    return Evaluation(subject.checkpoint, shown, answers.completed(scores), images.quarantined, answers.note)
+
+
+def _score_loaded(
+    loaded: Loaded, images: _Images, shown: tuple[str, ...], batch_size: int, reporter: Reporter
+) -> Evaluation:
+    """Scores a model that Keras runs."""
     from kresume.evaluation.live import LiveScorer  # imports Keras, which selects the backend
 
-    source = PictureReader(manifest, spec, store)
-    scorer = LiveScorer(loaded.model, source, manifest, loaded.card, loaded.loss, batch_size, generation)
+    manifest = images.manifest
+    source = PictureReader(manifest, images.spec, images.cache)
+    scorer = LiveScorer(loaded.model, source, manifest, loaded.card, loaded.loss, batch_size, images.generation)
     with reporter.progress("scoring", len(manifest), "images") as advance:
         probabilities = scorer.probabilities(np.arange(len(manifest)), advance)
-    scores = score(
-        scorer.task,
-        probabilities,
-        manifest.labels,
-        origins=manifest.origins,
-        generation=generation,
-        classes=loaded.card.classes,
-    )
     notes = [*loaded.notes]
-    if names_given is None and loaded.state.card is None:
-        notes.append(_doubt(scorer.task.answers(probabilities), manifest.labels, names))
-    return Evaluation(path, shown, scores, set_aside, "; ".join(note for note in notes if note), against=compared)
+    if loaded.subject.classes is None and loaded.state.card is None:
+        notes.append(_doubt(scorer.task.answers(probabilities), manifest.labels, loaded.card.classes))
+    return Evaluation(
+        loaded.subject.checkpoint,
+        shown,
+        images.score(scorer.task, probabilities),
+        images.quarantined,
+        "; ".join(note for note in notes if note),
+    )
 
 
 def _doubt(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 from kresume import crash
 from kresume.backend import selection
 from kresume.errors import CheckpointError, ExportError, ImagesError, KresumeError, ModelError, UsageError
-from kresume.exports.job import Job
+from kresume.exports.job import Job, with_tuples
 from kresume.models.load import Subject, load
 from kresume.runtimes.process import last_words
 
@@ -62,16 +62,13 @@ def write_elsewhere(subject: Subject, directory: Path, job: Job, *, anonymous: b
         raise ExportError(f"the process that writes the export under TensorFlow failed: {reason}")
 
 
-def main(place: str) -> int:
+def main(path: str) -> int:
     """Handles one request; returns 0 if the answer holds facts, `REFUSED` if an error."""
     from kresume.exports.formats import EXPORTERS
 
-    request = json.loads(Path(place).read_text(encoding="utf-8"))
+    request = json.loads(Path(path).read_text(encoding="utf-8"))
     answer = Path(request["answer"])
-    given = request["subject"]
-    for name in ("classes", "image_size"):
-        given[name] = tuple(given[name]) if given[name] is not None else None
-    subject = Subject(**{**given, "imports": tuple(given["imports"])})
+    subject = Subject(**with_tuples(request["subject"]))
     job = Job.from_dict(request["job"])
     selection.select("tensorflow", None)
     try:

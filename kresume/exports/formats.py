@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from kresume.errors import MissingPackage, UsageError
 from kresume.evaluation.served import Prediction
 from kresume.exports.job import Job
 from kresume.exports.samples import Samples
+from kresume.images import conventions
 from kresume.models.load import Loaded
 
 
@@ -109,3 +111,25 @@ def find_exporter(name: str) -> Exporter:
         if importlib.util.find_spec(module) is None:
             raise MissingPackage(f"--format {name} needs the package {module}: pip install 'kresume[{extra}]'")
     return exporter
+
+
+def check_options(exporter: Exporter, job: Job) -> None:
+    """Checks that the format supports the given options.
+
+    Raises:
+        UsageError: it does not support one, or a value is invalid.
+    """
+    default = Job()
+    always = {"format", "files", "pictures", "name"}
+    for option, value in job.as_dict().items():
+        if option not in always and option not in exporter.options and value != getattr(default, option):
+            raise UsageError(f"--{option.replace('_', '-')} means nothing to --format {job.format}: leave it out")
+    if job.like_pixels is not None and job.like is None:
+        raise UsageError("--like-pixels says what the clients of --like send: give both")
+    if job.like_pixels is not None:
+        conventions.to_picture_function(job.like_pixels)
+    if exporter.versioned and not re.fullmatch(r"[A-Za-z0-9_.-]+", job.name):
+        raise UsageError(
+            f"{job.name!r} is no name for a served model, which stands in addresses and commands: give --name with letters, "
+            "digits, _, . and -"
+        )

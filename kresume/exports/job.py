@@ -63,4 +63,9 @@ class Job:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Job:
         """Reads the JSON form."""
-        return cls(**{**value, "files": tuple(value["files"])})
+        return cls(**with_tuples(value))
+
+
+def with_tuples(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns fields read from JSON, which has lists where the frozen values have tuples."""
+    return {name: tuple(field) if isinstance(field, list) else field for name, field in value.items()}

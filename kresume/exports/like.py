@@ -89,74 +89,106 @@ def examine(path: Path, samples: Samples, pixels: str | None = None) -> Old:
     Raises:
         ExportError: its answers fit another class order, they show nothing, or its scores do not choose one class.
     """
-    folder = folder_of(path)
     label_order(path, samples.classes)
+    folder = folder_of(path)
+    found = tuple(read_signatures(folder, len(samples.classes)).values())
+    asked = _signature_to_ask(folder, found, samples, pixels)
+    numbers = asked.input.kind == "values" and asked.answers_classes
     named = labels_of(folder)
     order = named or samples.classes
-    truth = np.where(samples.labels >= 0, samples.labels, samples.answers)
-    found = read_signatures(folder, len(samples.classes))
-    first = next(iter(found.values()))
-    numbers = next((each for each in found.values() if each.input.kind == "values" and each.answers_classes), None)
-    unsaid = any(each.input.kind == "values" for each in found.values()) and numbers is None
-    if unsaid and pixels is None:
-        raise ExportError(
-            f"{REFUSAL} {folder}: a signature of it takes numbers and gives no classes, so nothing tells which numbers: say "
-            f"with --like-pixels what its clients send, {', '.join(conventions.NAMES)}"
-        )
-    asked = first if numbers is None else numbers
-    if numbers is not None and (problem := _size_problem(numbers, samples.pictures.shape[1:3], samples.layout)):
-        raise ExportError(f"{REFUSAL} {folder}: its signature {numbers.name} {problem}")
-    channels = asked.input.layout(samples.pictures.shape[1:3], samples.layout).channels if numbers is not None else 3
+    channels = asked.input.layout(samples.pictures.shape[1:3], samples.layout).channels if numbers else 3
     ways = _ways(asked, pixels, channels, samples)
     answers, read = _answers(folder, asked, order, samples, ways)
-    truth = truth[read]
+    truth = np.where(samples.labels >= 0, samples.labels, samples.answers)[read]
     logits = _are_logits(answers, folder)
     probe = probe_feedings(
         lambda scores: scores, {way: partial(_as_is, scores) for way, scores in answers.items()}, truth,
-        Head(SINGLE_LABEL, logits), conventions.USUAL if len(ways) > 1 else None,
-        conventions.TWINS,
+        Head(SINGLE_LABEL, logits), conventions.USUAL if len(ways) > 1 else None, conventions.TWINS,
     )  # fmt: skip
+    images = f"{len(truth):,} {samples.origin}"
     if named is None:
-        better = judge_order({way: probe.predictions[way] for way in answers}, truth, samples.classes)
-        if better.order is not None:
-            raise ExportError(
-                f"{REFUSAL} {folder}: it does not name its classes, and its answers to {len(truth):,} {samples.origin} are "
-                f"right for {100 * better.assumed:.0f} % in the order {', '.join(order)}, better read as "
-                f"{', '.join(better.order)} ({100 * better.explained:.0f} %); if that is its order, write it to "
-                f"{folder / 'assets' / LABELS}, one name a line"
-            )
+        _check_order(folder, {way: probe.predictions[way] for way in answers}, truth, samples.classes, images)
     best = probe.winner or probe.best
-    for other in found.values():
+    for other in found:
         if other is not asked and other.output("scores") is not None:
-            rows, _ = _answers(
-                folder, other, order, samples, (best,) if other.input.kind == "values" else (other.input.kind,)
-            )
-            if _are_logits(rows, folder) != logits:
+            way = best if other.input.kind == "values" else other.input.kind
+            if _are_logits(_answers(folder, other, order, samples, (way,))[0], folder) != logits:
                 raise ExportError(
                     f"{REFUSAL} {folder}: {asked.name} and {other.name} do not give the same kind of scores, logits and shares"
                 )
-    if not probe.above_chance and (named is None or (numbers is not None and pixels is None)):
-        raise ExportError(
-            f"{REFUSAL} {folder}: its answers to {len(truth):,} {samples.origin} are no better than guessing "
-            f"({_shown(probe, len(ways) > 1)}), so nobody can tell its order of classes or the numbers that its clients send: "
-            f"write the order to {folder / 'assets' / LABELS}, one name a line, give --like-pixels, or --data with its images"
-        )
-    if len(ways) > 1 and probe.winner is None:
-        raise ExportError(
-            f"{REFUSAL} {folder}: it takes numbers, and its answers do not tell which ({_shown(probe, True)}): say with "
-            f"--like-pixels what its clients send, {', '.join(conventions.NAMES)}"
-        )
+    _check_answers(folder, probe, images, named=named is not None, wanted=numbers and pixels is None, ways=len(ways))
     said = []
     if named is None:
         said.append(
             f"the old model does not name its classes; read in the order {', '.join(order)} it is right for "
-            f"{100 * probe.accuracies[best]:.0f} % of {len(truth):,} {samples.origin}"
+            f"{100 * probe.accuracies[best]:.0f} % of {images}"
         )
-    if numbers is not None:
+    if numbers:
         said.append(f"its clients send pixels {best} ({'--like-pixels' if pixels else _shown(probe, True)})")
     if logits:
         said.append("its scores are logits, and so are the new ones: softmax makes shares of them")
-    return Old("; ".join(said), best if numbers is not None else pixels if unsaid else None, logits)
+    unasked = pixels if any(each.input.kind == "values" for each in found) else None
+    return Old("; ".join(said), best if numbers else unasked, logits)
+
+
+def _signature_to_ask(folder: Path, found: Sequence[Signature], samples: Samples, pixels: str | None) -> Signature:
+    """Chooses the signature that shows most: one that takes numbers and gives classes, else the first.
+
+    Raises:
+        ExportError: nothing can show which numbers a signature takes, or it takes pictures of another size.
+    """
+    takes_numbers = [each for each in found if each.input.kind == "values"]
+    asked = next((each for each in takes_numbers if each.answers_classes), None)
+    if asked is None:
+        if takes_numbers and pixels is None:
+            raise ExportError(
+                f"{REFUSAL} {folder}: a signature of it takes numbers and gives no classes, so nothing tells which numbers: "
+                f"say with --like-pixels what its clients send, {', '.join(conventions.NAMES)}"
+            )
+        return found[0]
+    if problem := _size_problem(asked, samples.pictures.shape[1:3], samples.layout):
+        raise ExportError(f"{REFUSAL} {folder}: its signature {asked.name} {problem}")
+    return asked
+
+
+def _check_order(
+    folder: Path, predictions: Mapping[str, np.ndarray], truth: np.ndarray, classes: Sequence[str], images: str
+) -> None:
+    """Raises ExportError if another class order fits the old model's answers."""
+    better = judge_order(predictions, truth, classes)
+    if better.order is not None:
+        raise ExportError(
+            f"{REFUSAL} {folder}: it does not name its classes, and its answers to {images} are right for "
+            f"{100 * better.assumed:.0f} % in the order {', '.join(classes)}, better read as {', '.join(better.order)} "
+            f"({100 * better.explained:.0f} %); if that is its order, write it to {folder / 'assets' / LABELS}, one name a line"
+        )
+
+
+def _check_answers(folder: Path, probe: Probe, images: str, *, named: bool, wanted: bool, ways: int) -> None:
+    """Checks that the old model's answers show its class order and the numbers that its clients send.
+
+    Args:
+        folder: the old model.
+        probe: the scores of its answers.
+        images: describes the images.
+        named: True if the model names its classes.
+        wanted: True if the answers have to show the numbers.
+        ways: the number of conventions that were tried.
+
+    Raises:
+        ExportError: they do not.
+    """
+    if not probe.above_chance and (not named or wanted):
+        raise ExportError(
+            f"{REFUSAL} {folder}: its answers to {images} are no better than guessing ({_shown(probe, ways > 1)}), so nobody "
+            "can tell its order of classes or the numbers that its clients send: write the order to "
+            f"{folder / 'assets' / LABELS}, one name a line, give --like-pixels, or --data with its images"
+        )
+    if ways > 1 and probe.winner is None:
+        raise ExportError(
+            f"{REFUSAL} {folder}: it takes numbers, and its answers do not tell which ({_shown(probe, True)}): say with "
+            f"--like-pixels what its clients send, {', '.join(conventions.NAMES)}"
+        )
 
 
 def _ways(signature: Signature, pixels: str | None, channels: int, samples: Samples) -> tuple[str, ...]:

@@ -11,8 +11,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from kresume.backend.selection import without_native_notes
 from kresume.errors import ExportError
 from kresume.evaluation.served import Prediction
@@ -20,7 +18,6 @@ from kresume.exports import plain_graph
 from kresume.exports.job import Job
 from kresume.exports.samples import Samples
 from kresume.models.load import Loaded
-from kresume.runtimes.process import run_apart
 
 FILE = "model.tflite"
 
@@ -49,19 +46,14 @@ def write(loaded: Loaded, directory: Path, job: Job) -> dict[str, Any]:
         try:
             content = converter.convert()
         except Exception as error:  # each stage of the converter raises its own classes
-            text = str(error).strip()
-            reason = text.splitlines()[0][:300] if text else type(error).__name__
             raise ExportError(
-                f"--format litert: the converter cannot express {loaded.model.name} in LiteRT's own operations ({reason}); "
-                "--format saved-model holds it"
+                f"--format litert: the converter cannot express {loaded.model.name} in LiteRT's own operations "
+                f"({plain_graph.first_line(error)}); --format saved-model holds it"
             ) from error
     (directory / FILE).write_bytes(content)
-    plain_graph.write_labels(loaded, directory)
-    return {**plain_graph.facts(loaded, FILE), "numbers": job.quantize or "float32"}
+    return {**plain_graph.describe(loaded, directory, FILE), "numbers": job.quantize or "float32"}
 
 
 def predict(directory: Path, facts: dict[str, Any], samples: Samples) -> Prediction:
     """Runs the samples through LiteRT's interpreter."""
-    answer = run_apart("litert", {"path": str(directory / facts["file"]), **samples.inputs("pictures")})
-    scores = np.asarray(answer.outputs[plain_graph.OUTPUT], np.float64)
-    return Prediction(scores, samples.task.answers(scores), answer.failed, answer.facts)
+    return plain_graph.predict("litert", directory, facts, samples)

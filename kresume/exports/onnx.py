@@ -17,7 +17,6 @@ from kresume.exports import plain_graph
 from kresume.exports.job import Job
 from kresume.exports.samples import Samples
 from kresume.models.load import Loaded
-from kresume.runtimes.process import run_apart
 
 FILE = "model.onnx"
 OPSET = 18
@@ -36,7 +35,7 @@ def write(loaded: Loaded, directory: Path, job: Job) -> dict[str, Any]:
         model = _convert(function)
     except Exception as error:  # tf2onnx defines no error class of its own
         raise ExportError(
-            f"--format onnx: tf2onnx cannot convert {loaded.model.name} ({_first_line(error)}); "
+            f"--format onnx: tf2onnx cannot convert {loaded.model.name} ({plain_graph.first_line(error)}); "
             "--format saved-model and --format litert hold it"
         ) from error
     for key, value in plain_graph.metadata(loaded).items():
@@ -44,8 +43,7 @@ def write(loaded: Loaded, directory: Path, job: Job) -> dict[str, Any]:
         entry.key, entry.value = key, value
     onnx.checker.check_model(model)
     onnx.save(model, str(directory / FILE))
-    plain_graph.write_labels(loaded, directory)
-    return {**plain_graph.facts(loaded, FILE), "opset": OPSET}
+    return {**plain_graph.describe(loaded, directory, FILE), "opset": OPSET}
 
 
 def _convert(function: Any) -> Any:
@@ -95,13 +93,6 @@ def _erfc(context: Any, node: Any, name: str, arguments: Any) -> Any:
     return context.make_node("Sub", [one, erf], outputs=[node.output[0]], name=node.name, shapes=shapes, dtypes=dtypes)
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:300] if text else type(error).__name__
-
-
 def predict(directory: Path, facts: dict[str, Any], samples: Samples) -> Prediction:
     """Runs the samples through onnxruntime."""
-    answer = run_apart("onnx", {"path": str(directory / facts["file"]), **samples.inputs("pictures")})
-    scores = np.asarray(answer.outputs[plain_graph.OUTPUT], np.float64)
-    return Prediction(scores, samples.task.answers(scores), answer.failed, answer.facts)
+    return plain_graph.predict("onnx", directory, facts, samples)

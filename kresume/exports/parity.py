@@ -13,6 +13,10 @@ import numpy as np
 
 from kresume.evaluation.served import Prediction, score_kind
 from kresume.exports.samples import Samples
+from kresume.models.load import Loaded
+
+TOLERANCES = {"float32": 1e-4, "mixed": 3e-2, "float16": 1e-2, "int8": 0.25}
+"""Largest accepted difference of a score, by the number type of the export or the model."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,21 @@ class Parity:
         )
         return near and not self.clear_disagreements and not self.failed
 
+    def problems(self) -> list[str]:
+        """Lists how the export differs from the model beyond the tolerance."""
+        problems = []
+        if self.max_difference is not None and self.max_difference > self.tolerance:
+            problems.append(f"a score differs by {self.max_difference:.2e}, accepted are {self.tolerance:.2e}")
+        if self.own_difference is not None and self.own_difference > max(self.tolerance, self.max_difference or 0.0):
+            problems.append(
+                f"a score differs by {self.own_difference:.2e} from the model's own outputs, which add up to 1"
+            )
+        if self.clear_disagreements:
+            problems.append(f"{self.clear_disagreements:,} of {self.images:,} pictures get another class")
+        if self.failed:
+            problems.append(f"it could not read {self.failed:,} of {self.images:,} pictures")
+        return problems
+
     def as_dict(self) -> dict[str, Any]:
         """Returns the JSON form."""
         return {**vars(self), "accuracy": list(self.accuracy) if self.accuracy else None}
@@ -64,6 +83,16 @@ class Parity:
             change = "the same" if lost == 0 else f"{'costs' if lost > 0 else 'gains'} {abs(lost):.2f} points"
             text += f"; accuracy {100 * model:.2f} % -> {100 * export:.2f} % ({change})"
         return text
+
+
+def tolerance_of(loaded: Loaded, quantize: str | None) -> float:
+    """Returns the largest accepted difference of a score for a model and the number type of its export."""
+    if quantize is not None:
+        return TOLERANCES[quantize]
+    policies = {
+        str(getattr(layer.dtype_policy, "compute_dtype", "float32")) for layer in loaded.model._flatten_layers()
+    }
+    return TOLERANCES["mixed"] if policies & {"float16", "bfloat16"} else TOLERANCES["float32"]
 
 
 def compare(prediction: Prediction, samples: Samples, tolerance: float) -> Parity:

@@ -12,8 +12,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from kresume.evaluation.served import Prediction
 from kresume.exports.graph import Served
+from kresume.exports.samples import Samples
 from kresume.models.load import Loaded
+from kresume.runtimes.process import run_apart
 
 INPUT, OUTPUT = "images", "scores"
 LABELS = "labels.txt"
@@ -36,13 +41,9 @@ def picture_function(loaded: Loaded) -> Any:
     return tf.function(scores, input_signature=[spec], autograph=False)
 
 
-def write_labels(loaded: Loaded, directory: Path) -> None:
-    """Writes the class names in the order of the outputs, one per line."""
+def describe(loaded: Loaded, directory: Path, file: str) -> dict[str, Any]:
+    """Writes the class names beside the file, one per line; returns its input and output for `export.json`."""
     (directory / LABELS).write_text("".join(f"{name}\n" for name in loaded.card.classes), encoding="utf-8")
-
-
-def facts(loaded: Loaded, file: str) -> dict[str, Any]:
-    """Describes the file's input and output, for the program that feeds it."""
     height, width = loaded.card.image_size
     return {
         "file": file,
@@ -55,3 +56,16 @@ def metadata(loaded: Loaded) -> dict[str, str]:
     """Returns classes, image size and resizing for the file's own metadata."""
     card = loaded.card.as_dict()
     return {name: json.dumps(card[name], ensure_ascii=False) for name in ("classes", "image_size", "resize")}
+
+
+def predict(runtime: str, directory: Path, facts: dict[str, Any], samples: Samples) -> Prediction:
+    """Runs the samples through a runtime that expects pictures."""
+    answer = run_apart(runtime, {"path": str(directory / facts["file"]), **samples.inputs("pictures")})
+    scores = np.asarray(answer.outputs[OUTPUT], np.float64)
+    return Prediction(scores, samples.task.answers(scores), answer.failed, answer.facts)
+
+
+def first_line(error: Exception) -> str:
+    """Returns the first line of an error of a converter, which may print its whole graph."""
+    text = str(error).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__

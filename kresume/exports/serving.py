@@ -113,48 +113,73 @@ print(json.load(answer)["predictions"][0])
 ```"""
 
 
-def text(directory: Path, made: Path, record: Mapping[str, Any]) -> str:
-    """Returns the content of `SERVING.md`."""
-    name, parity, source = record["options"]["name"], record["parity"], record["source"]
-    labels = record["labels"]
-    shown = ", ".join(labels[:20]) + (", …" if len(labels) > 20 else "")
+def _source(record: Mapping[str, Any]) -> str:
+    """Describes what was exported."""
+    source = record["source"]
     what = "a bare checkpoint" if source["run"] is None else f"run {source['run']}, generation {source['generation']}"
+    return f"{what}, step {source['step']}"
+
+
+def _verified(record: Mapping[str, Any]) -> str:
+    """Describes the comparison with the model."""
+    parity = record["parity"]
     compared = (
         "labels compared"
         if parity["max_difference"] is None
         else f"largest difference of a score {parity['max_difference']:.1e}"
     )
-    verified = f"{parity['images']} {parity['of']}: {compared}, top-1 agreement {100 * parity['agreement']:.1f} %."
+    text = f"{parity['images']} {parity['of']}: {compared}, top-1 agreement {100 * parity['agreement']:.1f} %."
     if parity["accuracy"] is not None:
         model, export = (100 * share for share in parity["accuracy"])
-        verified += f"\nAccuracy on them: {model:.2f} % the model, {export:.2f} % the export."
-    most, delay, warm = BATCH_SIZES[-1], DELAY_MICROSECONDS / 1000, record["warmup"]
-    bad = (
-        "An image that cannot be decoded gets\n`class_index` -1 and a text in `error`; the others of the request "
-        "are answered."
-        if record["options"]["on_bad_image"] == "flag"
-        else "An image that cannot be decoded is an error for its\nrequest, which names the index and the problem. Where the "
-        "server batches requests of strangers together,\nexport with `--on-bad-image flag` instead."
-    )
+        text += f"\nAccuracy on them: {model:.2f} % the model, {export:.2f} % the export."
+    return text
+
+
+def _behind(directory: Path, made: Path) -> str:
+    """Warns if the folder holds a version with a higher number, which the server answers with."""
     newest = max(versions_in(directory), default=0)
-    behind = (
+    if int(made.name) >= newest:
+        return ""
+    return (
         f"\n**Version {newest} stands in this folder, too: the server goes on with it, the newest by its number.** To go\n"
         "back, export the older run again without `--version`.\n"
-        if int(made.name) < newest
-        else ""
     )
-    own = (
+
+
+def _bad_images(record: Mapping[str, Any]) -> str:
+    """Describes what happens to an image that cannot be decoded."""
+    if record["options"]["on_bad_image"] == "flag":
+        return (
+            "An image that cannot be decoded gets\n`class_index` -1 and a text in `error`; the others of the request "
+            "are answered."
+        )
+    return (
+        "An image that cannot be decoded is an error for its\nrequest, which names the index and the problem. Where the "
+        "server batches requests of strangers together,\nexport with `--on-bad-image flag` instead."
+    )
+
+
+def _sizes(record: Mapping[str, Any]) -> str:
+    """Describes the difference between decoded pictures and bytes, for a signature that takes pictures."""
+    if not any(signature["input"]["dtype"] == "uint8" for signature in record["signatures"].values()):
+        return ""
+    return (
         "A picture that a client decodes itself (uint8) is resized from its full size. A JPEG sent as bytes is read at half,\n"
         "a quarter or an eighth of it where that is enough, as in training: scores of large photos differ between\n"
         "the two, by about 0.01.\n"
-        if any(signature["input"]["dtype"] == "uint8" for signature in record["signatures"].values())
-        else ""
     )
+
+
+def text(directory: Path, made: Path, record: Mapping[str, Any]) -> str:
+    """Returns the content of `SERVING.md`."""
+    name, labels, warm = record["options"]["name"], record["labels"], record["warmup"]
+    shown = ", ".join(labels[:20]) + (", …" if len(labels) > 20 else "")
+    most, delay = BATCH_SIZES[-1], DELAY_MICROSECONDS / 1000
     signatures = "\n".join(f"- `{line}`" for line in _signatures(record))
     return f"""# Serving {name}
 
-Version {made.name}, written {record["created"]} by kresume {record["kresume"]} from {what}, step {source["step"]}.
-{behind}Verified by TensorFlow alone on {verified}
+Version {made.name}, written {record["created"]} by kresume {record["kresume"]} from {_source(record)}.
+{_behind(directory, made)}Verified by TensorFlow alone on {_verified(record)}
 
 ## Start the server
 
@@ -180,9 +205,9 @@ warm-up requests have run, and drops the old one. Nothing is restarted. Rolling 
 
 Labels, in the order of `scores`: {shown} (`{made.name}/assets/labels.txt`). `labels` are the best ones, best first.
 JPEG, PNG, GIF (first frame), BMP and WebP are decoded in the graph, turned as their EXIF orientation says, and prepared by the
-very functions that training used. {bad}
+very functions that training used. {_bad_images(record)}
 A single file that is damaged in its middle fails with TensorFlow's own message.
-{own}
+{_sizes(record)}
 ## Ask it
 
 {_rest(record)}
