@@ -155,8 +155,8 @@ def test_an_archive_that_is_no_checkpoint_says_so(tmp_path):
     """
     for members, words in (
         (["notes.txt"], "without a checkpoint .* 'notes.txt'"),
-        (["m.keras", "../../m.h5"], "'../../m.h5', which leads out of its folder: refused"),
-        (["C:/m.keras"], "leads out"),
+        (["m.keras", "../../m.h5"], "'../../m.h5', which points outside the archive: refused"),
+        (["C:/m.keras"], "points outside"),
         (["m\x1b[2J.keras"], r"without a checkpoint .*'m\\x1b\[2J.keras'"),
     ):
         with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:

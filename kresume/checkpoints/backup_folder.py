@@ -12,13 +12,12 @@ Source: `keras/src/callbacks/backup_and_restore.py` of Keras 3.15.
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from kresume.checkpoints import weights_file
 from kresume.checkpoints.hdf5 import read_arrays
+from kresume.checkpoints.json_text import read_file
 from kresume.errors import CheckpointError
 from kresume.storage import atomic
 from kresume.values.state import TrainState
@@ -82,13 +81,11 @@ def _read_pair(path: str, folder: Path, ending: str, passed_over: str | None) ->
 
 
 def _noted(metadata: Path) -> dict[str, int]:
+    value = read_file(metadata, largest=LARGEST_JSON)
     try:
-        if metadata.stat().st_size > LARGEST_JSON:
-            raise ValueError(f"{metadata.stat().st_size:,} bytes")
-        value: Any = json.loads(metadata.read_text(encoding="utf-8"))
         batch = int(value.get("batch") or 0)  # index of the last batch, from 0; 0 after an epoch
         return {"epoch": int(value["epoch"]), "batch": batch + 1 if batch else 0}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{metadata} does not say where the training stood ({type(error).__name__}: {error}): it is torn or damaged"
+            f"{metadata} does not record the epoch ({type(error).__name__}: {error}): the file is truncated or damaged"
         ) from error

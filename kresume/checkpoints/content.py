@@ -59,6 +59,12 @@ def _members(file: Path, beginning: bytes) -> list[str]:
         return [beginning[30 : 30 + size].decode("utf-8", errors="replace")]
 
 
+def points_outside(member: str) -> bool:
+    """Returns True if a member of an archive would be unpacked outside the folder that is meant."""
+    parts = member.replace("\\", "/").split("/")
+    return not parts[0] or ".." in parts or parts[0].endswith(":")
+
+
 def _of_members(names: list[str]) -> Kind | None:
     if KERAS_MEMBERS & set(names):
         return "keras-archive"

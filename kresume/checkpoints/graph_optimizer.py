@@ -16,6 +16,7 @@ from typing import Literal
 
 import numpy as np
 
+from kresume.checkpoints.keras_2_optimizers import decaying
 from kresume.values.state import GraphNode, SavedOptimizer, SavedRate
 
 Style = Literal["keras-3", "keras-2", "legacy"]
@@ -103,15 +104,7 @@ def _legacy_rate(nodes: Sequence[GraphNode], index: int, arrays: Mapping[str, np
     nadam = {nodes[slot].full_name.partition("/")[0] for slot in nodes[index].slots.values()} == {"Nadam"}
     if decay is None or not float(decay) or nadam:  # Nadam's decay changes its momentum, not its rate; Keras 3 fixes it
         return SavedRate(float(rate), "float")
-    # Keras 2's decay divides the rate by 1 + decay x iterations: Keras 3's schedule InverseTimeDecay.
-    config = {"initial_learning_rate": float(rate), "decay_steps": 1, "decay_rate": float(decay), "staircase": False}
-    schedule = {
-        "module": "keras.optimizers.schedules",
-        "class_name": "InverseTimeDecay",
-        "config": config,
-        "registered_name": None,
-    }
-    return SavedRate(float(rate), "schedule", schedule)
+    return SavedRate(float(rate), "schedule", decaying(float(rate), float(decay)))
 
 
 def _scalar(nodes: Sequence[GraphNode], index: int, edge: str, arrays: Mapping[str, np.ndarray]) -> np.ndarray | None:

@@ -1,18 +1,39 @@
 """Parses JSON from untrusted files: bounded in size, with one clear error.
 
 config = read_object(archive.read("config.json"), f"{path}: its member config.json")
+index = read_file(Path("model.weights.json"), largest=2**20)
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from kresume.errors import CheckpointError
 
 LARGEST = 256 * 2**20
 """Limit in bytes. The architectures of the largest published image models need a few megabytes."""
+
+
+def read_file(path: Path, *, largest: int = LARGEST) -> dict[str, Any]:
+    """Reads a file that holds one JSON object.
+
+    Args:
+        path: the file.
+        largest: limit in bytes; a larger file is not read.
+
+    Raises:
+        CheckpointError: if the file cannot be read, is too large, is no JSON, or is no JSON object.
+    """
+    try:
+        size = path.stat().st_size
+        if size > largest:
+            raise CheckpointError(f"{path} has {size:,} bytes, at most {largest:,} are read: refused")
+        return read_object(path.read_bytes(), str(path))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror})") from error
 
 
 def read_object(

@@ -49,7 +49,7 @@ AVERAGES = {"average": "_model_variables_moving_average"}
 def optimizer(config: Any) -> tuple[str, dict[str, Any]] | None:
     """Returns an optimizer's class and config in Keras 3's form; None without an optimizer.
 
-    Loss scaling is unwrapped. Keras 2's `decay` (rate / (1 + decay x iterations)) becomes the equivalent schedule.
+    Loss scaling is unwrapped. Keras 2's `decay` becomes the equivalent schedule.
     """
     if isinstance(config, str):  # compile("adam")
         config = keras_arrays.by_name(config)
@@ -70,12 +70,7 @@ def optimizer(config: Any) -> tuple[str, dict[str, Any]] | None:
     if inside.get("epsilon", 0) is None:
         inside.pop("epsilon")  # None means Keras's default
     if decay and isinstance(rate, (int, float)):
-        inside["learning_rate"] = {
-            "module": "keras.optimizers.schedules",
-            "class_name": "InverseTimeDecay",
-            "config": {"initial_learning_rate": rate, "decay_steps": 1, "decay_rate": decay, "staircase": False},
-            "registered_name": None,
-        }
+        inside["learning_rate"] = decaying(rate, decay)
     elif isinstance(rate, Mapping):
         inside["learning_rate"] = {
             **rate,
@@ -86,6 +81,23 @@ def optimizer(config: Any) -> tuple[str, dict[str, Any]] | None:
     if name != "RMSprop" or not inside.get("use_ema"):
         inside.pop("ema_overwrite_frequency", None)
     return name, inside
+
+
+def compile_config(training: Mapping[str, Any]) -> dict[str, Any]:
+    """Translates Keras 2's `training_config` into the compile config of a `.keras` file."""
+    found = optimizer(training.get("optimizer_config"))
+    rest = {key: value for key, value in training.items() if key != "optimizer_config"}
+    return {**rest, "optimizer": {"class_name": found[0], "config": found[1]} if found is not None else None}
+
+
+def decaying(rate: float, decay: float) -> dict[str, Any]:
+    """Returns Keras 3's schedule for Keras 2's `decay`, which divides the rate by 1 + decay x iterations."""
+    return {
+        "module": "keras.optimizers.schedules",
+        "class_name": "InverseTimeDecay",
+        "config": {"initial_learning_rate": rate, "decay_steps": 1, "decay_rate": decay, "staircase": False},
+        "registered_name": None,
+    }
 
 
 def slot(name: str) -> tuple[str, str]:

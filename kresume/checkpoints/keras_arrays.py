@@ -65,10 +65,20 @@ def optimizer_of(compiled: Mapping[str, Any] | None, arrays: Mapping[str, np.nda
     if not count:
         return None
     scaled = any(name.startswith(INNER) for name in arrays)
-    saved = unwrapped((compiled or {}).get("optimizer"))
+    return described(unwrapped((compiled or {}).get("optimizer")), count, scaled)
+
+
+def described(saved: Mapping[str, Any] | None, variables: int, loss_scale: bool) -> SavedOptimizer:
+    """Returns the optimizer that a file stores.
+
+    Args:
+        saved: the serialized optimizer without loss scaling; None if the file does not hold it.
+        variables: number of its stored arrays, without those of loss scaling.
+        loss_scale: True if it was wrapped for loss scaling.
+    """
     if saved is None:
-        return SavedOptimizer(None, None, count, scaled)
-    return SavedOptimizer(class_of(saved), dict(saved["config"]), count, scaled)
+        return SavedOptimizer(None, None, variables, loss_scale)
+    return SavedOptimizer(class_of(saved), dict(saved["config"]), variables, loss_scale)
 
 
 def class_of(saved: Mapping[str, Any]) -> str:
@@ -130,11 +140,22 @@ def rate_of(
         return rate_of_schedule(rate)
     if peak is not None:
         return SavedRate(float(peak), "run")
-    # The variable is the rate at the end of training; the config is the rate passed to `compile`.
     found = optimizer_arrays(arrays)
-    if len(found) > 1 and found[1].shape == () and found[1].dtype.kind == "f":
-        return SavedRate(float(found[1]), "float")
-    return SavedRate(float(rate), "float") if isinstance(rate, (int, float)) else None
+    return rate_from(rate, found[1] if len(found) > 1 else None)
+
+
+def rate_from(configured: Any, stored: np.ndarray | None) -> SavedRate | None:
+    """Returns the rate of a config, a schedule or a number, and of the array that may hold it.
+
+    Args:
+        configured: `learning_rate` of the optimizer's config: a serialized schedule, or the rate passed to `compile`.
+        stored: the array that is the rate at the time of writing if it is a single float; None if there is none.
+    """
+    if isinstance(configured, Mapping):
+        return rate_of_schedule(configured)
+    if stored is not None and stored.shape == () and stored.dtype.kind == "f":
+        return SavedRate(float(stored), "float")
+    return SavedRate(float(configured), "float") if isinstance(configured, (int, float)) else None
 
 
 def rate_of_schedule(schedule: Mapping[str, Any]) -> SavedRate:

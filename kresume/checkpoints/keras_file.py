@@ -91,8 +91,8 @@ def _check_members(archive: zipfile.ZipFile, path: str) -> None:
         if info.filename in names:
             raise CheckpointError(f"{path}: two members are called {info.filename}: refused")
         names.add(info.filename)
-        if info.filename.startswith(("/", "\\")) or ".." in info.filename.replace("\\", "/").split("/"):
-            raise CheckpointError(f"{path}: its member {info.filename} points out of the archive: refused")
+        if content.points_outside(info.filename):
+            raise CheckpointError(f"{path}: its member {info.filename} points outside the archive: refused")
         if info.file_size > SMALL and info.file_size > LARGEST_EXPANSION * info.compress_size:
             raise CheckpointError(
                 f"{path}: its member {info.filename} claims {info.file_size:,} bytes, and {info.compress_size:,} are "

@@ -24,7 +24,7 @@ import numpy as np
 from kresume.checkpoints import content, keras_2, keras_2_layers, keras_2_optimizers, keras_2_slots
 from kresume.checkpoints.hdf5 import opened, read_arrays
 from kresume.checkpoints.json_text import read_object
-from kresume.checkpoints.keras_arrays import SCALE_VARIABLES, class_of, rate_of_schedule, unwrapped
+from kresume.checkpoints.keras_arrays import SCALE_VARIABLES, described, rate_from, unwrapped
 from kresume.checkpoints.weights_file import has_layers
 from kresume.errors import CheckpointError
 from kresume.storage import atomic
@@ -202,11 +202,10 @@ def _compiled(training: Mapping[str, Any] | None, old: bool) -> dict[str, Any] |
     """Returns the compile config in the form of a `.keras` file."""
     if training is None:
         return None
-    saved = training.get("optimizer_config")
-    found = keras_2_optimizers.optimizer(saved) if old else None
-    if found is not None:
-        saved = {"class_name": found[0], "config": found[1]}
-    return {**{key: value for key, value in training.items() if key != "optimizer_config"}, "optimizer": saved}
+    if old:
+        return keras_2_optimizers.compile_config(training)
+    rest = {key: value for key, value in training.items() if key != "optimizer_config"}
+    return {**rest, "optimizer": training.get("optimizer_config")}
 
 
 def _optimizer(compiled: Mapping[str, Any] | None, old: bool, slots: list[str]) -> SavedOptimizer | None:
@@ -215,9 +214,7 @@ def _optimizer(compiled: Mapping[str, Any] | None, old: bool, slots: list[str]) 
     saved = unwrapped((compiled or {}).get("optimizer"))
     scaled = any(name.rpartition("/")[2].partition(":")[0] in {"dynamic_scale", "current_loss_scale"} for name in slots)
     count = len(slots) - (0 if not scaled else 2 if old else SCALE_VARIABLES)
-    if saved is None:
-        return SavedOptimizer(None, None, count, scaled)
-    return SavedOptimizer(class_of(saved), dict(saved["config"]), count, scaled)
+    return described(saved, count, scaled)
 
 
 def _slots(saved: SavedOptimizer | None, slots: list[str], arrays: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -287,10 +284,6 @@ def _step(arrays: Mapping[str, np.ndarray], slots: list[str]) -> int | None:
 def _rate(compiled: Mapping[str, Any] | None, arrays: Mapping[str, np.ndarray], slots: list[str]) -> SavedRate | None:
     saved = unwrapped((compiled or {}).get("optimizer"))
     rate = saved["config"].get("learning_rate") if saved is not None else None
-    if isinstance(rate, Mapping):
-        return rate_of_schedule(rate)
-    for name in slots:  # Keras 3 stores the rate as a variable
-        array = arrays[_at(name)]
-        if name.rpartition("/")[2] == "learning_rate" and array.shape == ():
-            return SavedRate(float(array), "float")
-    return SavedRate(float(rate), "float") if isinstance(rate, (int, float)) else None
+    # Keras 3 stores the rate as a variable.
+    stored = (arrays[_at(name)] for name in slots if name.rpartition("/")[2] == "learning_rate")
+    return rate_from(rate, next(stored, None))

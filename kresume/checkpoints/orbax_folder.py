@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import json
 import logging
 import re
 import threading
@@ -24,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from kresume.checkpoints.json_text import LARGEST
-from kresume.checkpoints.keras_arrays import class_of, rate_of_schedule, unwrapped
+from kresume.checkpoints.json_text import read_file, read_object
+from kresume.checkpoints.keras_arrays import described, rate_of_schedule, unwrapped
 from kresume.errors import CheckpointError, MissingPackage
 from kresume.storage import atomic
-from kresume.values.state import SavedOptimizer, SavedRate, TrainState
+from kresume.values.state import SavedRate, TrainState
 
 TREE, STEP = ("_METADATA", "manifest.ocdbt"), "_CHECKPOINT_METADATA"
 ITEMS = ("pytree", "default", "state", "params", "items")
@@ -95,7 +94,7 @@ def read(path: str) -> TrainState:
         arrays=arrays,
         architecture={**config, "compile_config": None} if config else None,
         compiled=compiled,
-        optimizer=_optimizer(saved, len(names), scaled) if names else None,
+        optimizer=described(saved, len(names), scaled) if names else None,
         step=int(iterations) if iterations is not None and is_count else None,
         rate=_rate(saved, _scalar(arrays, "learning_rate")),
         writer="orbax, Keras 3" if config else "orbax",
@@ -244,31 +243,21 @@ def _leaves(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...],
 
 def _flat(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[str, np.ndarray]]:
     """Yields arrays and numbers by path, without texts and empty nodes."""
-    for place, leaf in _leaves(tree, path):
+    for leaf_path, leaf in _leaves(tree, path):
         if isinstance(leaf, (np.ndarray, np.generic, int, float)) and not isinstance(leaf, bool):
-            yield "/".join(place), np.asarray(leaf)
+            yield "/".join(leaf_path), np.asarray(leaf)
 
 
 def _config(folder: Path, path: str) -> dict[str, Any] | None:
     """Reads architecture and compile config, which Keras's callback writes beside the tree."""
-    file = next((place / CONFIG for place in (folder, folder.parent) if (place / CONFIG).is_file()), None)
+    file = next((parent / CONFIG for parent in (folder, folder.parent) if (parent / CONFIG).is_file()), None)
     if file is None:
         return None
-    if file.stat().st_size > LARGEST:
-        raise CheckpointError(f"{path}: its {CONFIG} has {file.stat().st_size:,} bytes: refused")
-    try:
-        value = json.loads(json.loads(file.read_text(encoding="utf-8"))["config"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: its {CONFIG} cannot be read ({error}): the checkpoint is damaged") from error
-    if not isinstance(value, dict) or "class_name" not in value:
+    text = read_file(file).get("config")
+    value = read_object(text, f"{path}: its {CONFIG}") if isinstance(text, str) else {}
+    if "class_name" not in value:
         raise CheckpointError(f"{path}: its {CONFIG} holds no model: the checkpoint is damaged")
     return value
-
-
-def _optimizer(saved: Mapping[str, Any] | None, count: int, scaled: bool) -> SavedOptimizer:
-    if saved is None:
-        return SavedOptimizer(None, None, count, scaled)
-    return SavedOptimizer(class_of(saved), dict(saved["config"]), count, scaled)
 
 
 def _scalar(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray | None:

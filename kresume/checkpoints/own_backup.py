@@ -10,7 +10,6 @@ architecture: the user's script builds the model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 from kresume import runs
 from kresume.checkpoints import run as run_reader
 from kresume.checkpoints import snapshot
-from kresume.checkpoints.keras_arrays import class_of, rate_of_schedule
+from kresume.checkpoints.keras_arrays import described, rate_from, unwrapped
 from kresume.values.state import SavedOptimizer, SavedRate, TrainState
 
 RATE = "optimizer/1"
@@ -67,21 +66,11 @@ def _optimizer(state: TrainState) -> SavedOptimizer | None:
     saved: Any = state.records.get("optimizer")
     if not count:
         return None
-    if not isinstance(saved, Mapping):
-        return SavedOptimizer(None, None, count)
-    inner = saved["config"].get("inner_optimizer")
-    scaled = isinstance(inner, Mapping)
-    named = inner if scaled else saved
-    return SavedOptimizer(class_of(named), dict(named["config"]), count, loss_scale=scaled)
+    inner = unwrapped(saved)
+    return described(inner, count, inner is not None and inner is not saved)
 
 
 def _rate(state: TrainState, optimizer: SavedOptimizer | None) -> SavedRate | None:
     rate = (optimizer.config or {}).get("learning_rate") if optimizer is not None else None
-    if isinstance(rate, Mapping):
-        return rate_of_schedule(rate)
-    # The variable is the rate at the time of the backup; the config is the rate passed to `compile`.
-    stored = state.arrays.get(RATE)
     scaled = optimizer is not None and optimizer.loss_scale
-    if stored is not None and not scaled and stored.shape == () and stored.dtype.kind == "f":
-        return SavedRate(float(stored), "float")
-    return SavedRate(float(rate), "float") if isinstance(rate, (int, float)) else None
+    return rate_from(rate, state.arrays.get(RATE) if not scaled else None)

@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from kresume.checkpoints.content import ZIP
+from kresume.checkpoints import content
 
 HELD = (
     ("saved_model.pb", "a SavedModel", True),
@@ -51,16 +51,16 @@ def explain(path: Path) -> str | None:
             f"{path} is a packed archive (tar or gzip), which is not read: unpack it, for example mkdir unpacked && "
             f"tar -xf {shlex.quote(str(path))} -C unpacked, and give the checkpoint in it"
         )
-    if not beginning.startswith(ZIP):
+    if not beginning.startswith(content.ZIP):
         return None
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         return f"{path} is a zip archive that is truncated or damaged ({error}): use another copy"
-    outside = next((name for name in names if _leads_out(name)), None)
+    outside = next((name for name in names if content.points_outside(name)), None)
     if outside is not None:
-        return f"{path} is a zip archive with the member {_shown(outside)}, which leads out of its folder: refused"
+        return f"{path} is a zip archive with the member {_shown(outside)}, which points outside the archive: refused"
     found = _checkpoint(names)
     if found is None:
         inside = ", ".join(_shown(name) for name in names[:3]) or "nothing"
@@ -86,11 +86,6 @@ def _checkpoint(names: Sequence[str]) -> tuple[str, str] | None:
             chosen = str(PurePosixPath(member).parent) if is_folder else member.removesuffix(".index")
             return what, chosen
     return None
-
-
-def _leads_out(name: str) -> bool:
-    parts = name.replace("\\", "/").split("/")
-    return name.startswith(("/", "\\")) or ".." in parts or parts[0].endswith(":")
 
 
 def _shown(name: str) -> str:

@@ -48,20 +48,18 @@ def read(path: str) -> TrainState:
         return state
     writer = f"{state.writer}, Keras 2"
     training = metadata.get("training_config")
-    found = keras_2_optimizers.optimizer(training.get("optimizer_config")) if isinstance(training, Mapping) else None
-    compiled = None
-    if isinstance(training, Mapping):
-        rest = {key: value for key, value in training.items() if key != "optimizer_config"}
-        compiled = {**rest, "optimizer": {"class_name": found[0], "config": found[1]} if found else None}
+    compiled = keras_2_optimizers.compile_config(training) if isinstance(training, Mapping) else None
+    saved = compiled["optimizer"] if compiled is not None else None
+    optimizer = state.optimizer
+    if saved is not None and optimizer is not None:
+        optimizer = SavedOptimizer(saved["class_name"], saved["config"], optimizer.variables)
     return replace(
         state,
         writer=writer,
         architecture=_architecture(metadata, path),
         compiled=compiled,
-        optimizer=SavedOptimizer(found[0], found[1], state.optimizer.variables)
-        if found is not None and state.optimizer is not None
-        else state.optimizer,
-        rate=_rate(found) or state.rate,
+        optimizer=optimizer,
+        rate=_rate(saved) or state.rate,
     )
 
 
@@ -86,12 +84,12 @@ def _architecture(metadata: Mapping[str, Any], path: str) -> dict[str, Any] | No
     return keras_2.architecture({"class_name": metadata["class_name"], "config": metadata["config"]}, path)
 
 
-def _rate(found: tuple[str, dict[str, Any]] | None) -> SavedRate | None:
-    """Returns the compile config's schedule as a rate, else None.
+def _rate(saved: Mapping[str, Any] | None) -> SavedRate | None:
+    """Returns the schedule of a serialized optimizer as a rate, else None.
 
     A plain rate is read from its variable, which is more accurate.
     """
-    rate = found[1].get("learning_rate") if found is not None else None
+    rate = saved["config"].get("learning_rate") if saved is not None else None
     return rate_of_schedule(rate) if isinstance(rate, Mapping) else None
 
 

@@ -11,13 +11,13 @@ The index of the sharded form maps each group of variables to the file, or files
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 
 from kresume.checkpoints import content
 from kresume.checkpoints.hdf5 import opened, read_arrays
+from kresume.checkpoints.json_text import read_file
 from kresume.checkpoints.keras_arrays import KERAS_2_LAYERS, optimizer_of, rate_of, step_of, tidy
 from kresume.errors import CheckpointError
 from kresume.storage import atomic
@@ -110,13 +110,11 @@ def state_of(path: str, arrays: dict[str, np.ndarray], written: str) -> TrainSta
 
 
 def _read_shards(index: Path) -> dict[str, np.ndarray]:
-    if index.stat().st_size > LARGEST_JSON:
-        raise CheckpointError(f"{index} has {index.stat().st_size:,} bytes, which no index of weights needs: refused")
+    value = read_file(index, largest=LARGEST_JSON)
     try:
-        value = json.loads(index.read_text(encoding="utf-8"))
         listed = value["weight_map"].values()
         names = sorted({name for files in listed for name in ([files] if isinstance(files, str) else files)})
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{index} is no index of sharded weights ({type(error).__name__}: {error}): expected JSON with `weight_map`"
         ) from error

@@ -293,8 +293,8 @@ def backup_of_nonsense(folder: Path) -> Path:
 EXPECTED = {
     zip_bomb_of_json: "config.json claims .* bytes: refused|config.json claims .* are stored: refused",
     zip_bomb_of_weights: "model.weights.h5 claims .* are stored: refused",
-    member_out_of_the_archive: "points out of the archive",
-    absolute_member: "points out of the archive",
+    member_out_of_the_archive: "points outside the archive",
+    absolute_member: "points outside the archive",
     member_twice: "two members are called config.json",
     no_weights: "no member model.weights.h5",
     config_is_no_json: "config.json is no JSON",
@@ -326,8 +326,8 @@ EXPECTED = {
     shard_elsewhere: "not a file beside it",
     shard_missing: "is missing",
     shard_of_another: "is in none of its shards",
-    index_is_no_json: "no index of sharded weights",
+    index_is_no_json: "is no JSON",
     index_of_numbers: "no index of sharded weights",
-    backup_of_nonsense: "does not say where the training stood",
+    backup_of_nonsense: "does not record the epoch",
 }
 """By file: a pattern of its error message."""
