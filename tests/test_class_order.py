@@ -175,7 +175,7 @@ def test_the_way_with_the_order_is_named():
     turned = moved(meant, (0, 1), (1, 2), (2, 3), (3, 4))
     noise = np.random.default_rng(5).integers(0, 5, 200)
     found = judge_order({"0-1": noise, "torch": turned}, labels, names(5))
-    assert found.way == "torch"
+    assert found.candidate == "torch"
     assert found.explained > 0.85
 
 

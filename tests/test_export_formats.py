@@ -11,7 +11,7 @@ import pytest
 from kresume.checkpoints.read import read_checkpoint
 from kresume.errors import CheckpointError, ExportError, MissingPackage, UsageError
 from kresume.evaluation.served import Prediction
-from kresume.exports import elsewhere, formats, training_state
+from kresume.exports import formats, tensorflow_process, training_state
 from kresume.exports.export import export
 from kresume.exports.job import Job
 from kresume.exports.parity import compare
@@ -63,7 +63,7 @@ def writable(name: str, checkpoint: Path, folder: Path, **options) -> Path:
     folder.mkdir()
     job = Job(format=name, **options)
     if formats.EXPORTERS[name].needs_tensorflow and keras.config.backend() != "tensorflow":
-        elsewhere.write_elsewhere(Subject(str(checkpoint)), folder, job, anonymous=True)
+        tensorflow_process.write_by_tensorflow(Subject(str(checkpoint)), folder, job, anonymous=True)
     else:
         formats.EXPORTERS[name].write(load(Subject(str(checkpoint)), anonymous=True), folder, job)
     return folder

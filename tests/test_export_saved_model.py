@@ -206,7 +206,7 @@ def test_trailing_bytes_do_not_make_a_picture_bad(served):
 def test_the_warm_up_records_are_requests(place, served):
     """The shipped warm-up file holds a request for every signature, and the signature answers it."""
     result = place[2]
-    requests = list(warmup.read_warmup(Path(result.path) / warmup.PLACE))
+    requests = list(warmup.read_warmup(Path(result.path) / warmup.PATH))
     assert {request.model_spec.signature_name for request in requests} == {"serving_default", "predict_images", "embed"}
     assert {request.model_spec.name for request in requests} == {"shapes"}
     assert len(requests) == result.record["warmup"]
@@ -454,7 +454,7 @@ def test_pictures_that_tensorflow_cannot_decode_verify_and_warm_up(taught, tmp_p
     result = export(taught / "1-shapes", tmp_path / "shapes", data=tmp_path / "data", reporter=Reporter())
     assert (result.parity.images, result.parity.failed, result.parity.agreement) == (6, 0, 1.0)
     assert "6 of 6 pictures to compare on are sent as PNG" in capsys.readouterr().err
-    requests = list(warmup.read_warmup(Path(result.path) / warmup.PLACE))
+    requests = list(warmup.read_warmup(Path(result.path) / warmup.PATH))
     sent = [content for each in requests for name, value in each.inputs.items() for content in value.string_val]
     assert sent
     assert all(content.startswith(b"\x89PNG") for content in sent)
@@ -508,7 +508,7 @@ def test_what_differs_does_not_appear(place, tmp_path, monkeypatch):
 
     monkeypatch.setattr(saved_model, "predict", wrong)
     monkeypatch.setattr(saved_model, "write", lambda *arguments: {"signatures": {}})
-    monkeypatch.setattr(story, "write_elsewhere", lambda *arguments, **options: {"signatures": {}})
+    monkeypatch.setattr(story, "write_by_tensorflow", lambda *arguments, **options: {"signatures": {}})
     with pytest.raises(ExportError, match=r"a score differs .* pictures get another class; nothing was left"):
         export(run, tmp_path / "serving")
     assert list((tmp_path / "serving").iterdir()) == []

@@ -89,11 +89,11 @@ def test_larger_values_that_only_make_a_model_surer_do_not_win():
     ways = {"0-1": sure_of(0.97), "0-255": sure_of(1.0)}
     args = (lambda images: images, ways, LABELS, SHARES)
     assert probe_feedings(*args).winner == "0-255"
-    told = probe_feedings(*args, louder=[("0-255", "0-1")])
+    told = probe_feedings(*args, larger=[("0-255", "0-1")])
     assert (told.winner, told.fitting) == (None, ("0-255", "0-1"))
     # If the model is uncertain or wrong on the smaller inputs, it was not trained on them.
     for quiet in (sure_of(0.4), sure_of(0.97, 30)):
-        found = probe_feedings(args[0], {**ways, "0-1": quiet}, LABELS, SHARES, louder=[("0-255", "0-1")])
+        found = probe_feedings(args[0], {**ways, "0-1": quiet}, LABELS, SHARES, larger=[("0-255", "0-1")])
         assert found.winner == "0-255"
 
 
@@ -111,7 +111,7 @@ def test_louder_conventions_are_those_of_one_direction():
 def test_larger_values_win_where_the_answers_are_better_than_sureness():
     """Larger inputs win if their predictions are better than certainty explains: by two images here."""
     ways = {"quiet": sure_of(0.97, 2), "loud": sure_of(1.0)}
-    probe = probe_feedings(lambda images: images, ways, LABELS, SHARES, louder=[("loud", "quiet")])
+    probe = probe_feedings(lambda images: images, ways, LABELS, SHARES, larger=[("loud", "quiet")])
     assert probe.winner == "loud"
 
 

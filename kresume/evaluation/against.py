@@ -20,7 +20,7 @@ import numpy as np
 
 from kresume.checkpoints.read import recognise
 from kresume.errors import UsageError
-from kresume.evaluation import behind
+from kresume.evaluation import keras_facts
 from kresume.evaluation.caches import open_cache
 from kresume.evaluation.served import Prediction, predict_saved_model
 from kresume.images import conventions, inputs
@@ -138,7 +138,7 @@ def _served(folder: Path, subject: Subject, manifest: Manifest, reporter: Report
             "classes, so there is nothing to score: its outputs are "
             + ", ".join(output.name for output in signature.outputs)
         )
-    single = behind.ask(folder, subject, signature).head if signature.may_be_single else None
+    single = keras_facts.read_facts(folder, subject, signature).head if signature.may_be_single else None
     if signature.input.kind == "bytes":
         with tempfile.TemporaryDirectory(prefix="kresume-") as name:
             files = as_files(manifest.found(rows), Path(name))
@@ -182,17 +182,17 @@ def _by_numbers(
         layout = read_layout(layout.shape((spec.height, spec.width)), (spec.height, spec.width), subject.axes)[0]
     pixels = subject.pixels or pixels
     if signature.input.kind == "values" and not pixels:
-        pixels = behind.ask(folder, subject, signature).pixels or ""
+        pixels = keras_facts.read_facts(folder, subject, signature).pixels or ""
     if signature.input.kind == "values" and not pixels:
         raise UsageError(f"{folder} takes numbers and does not say which: give --pixels {conventions.SHOWN_NAMES}")
     reader = PictureReader(manifest, spec, open_cache(spec, None))
     kind = signature.input.dtype if signature.input.kind == "values" else "uint8"
     convert = inputs.to_input("0-255" if kind == "uint8" else pixels, layout)
     with tempfile.TemporaryDirectory(prefix="kresume-") as name:
-        place = Path(name) / "images.npy"
+        path = Path(name) / "images.npy"
         dtype = kind if kind in {"uint8", "float16", "float64"} else "float32"
-        array = np.lib.format.open_memmap(place, "w+", dtype, (len(rows), *layout.shape((spec.height, spec.width))))
+        array = np.lib.format.open_memmap(path, "w+", dtype, (len(rows), *layout.shape((spec.height, spec.width))))
         for start in range(0, len(rows), PART):
             array[start : start + PART] = np.asarray(convert(reader(rows[start : start + PART])))
         array.flush()
-        return predict_saved_model(folder, signature, labels, manifest.classes, {"array": str(place)}, single=single)
+        return predict_saved_model(folder, signature, labels, manifest.classes, {"array": str(path)}, single=single)

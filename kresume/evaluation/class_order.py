@@ -6,19 +6,19 @@
 
 A model restored bit for bit but read in the wrong class order gives wrong answers without an error, for all classes or
 for a few. A fixed gap in accuracy would miss that, or report an order for a model that is merely poor. So the evidence
-is tested statistically. A *way* is one candidate for the model's input (see `probe`).
+is tested statistically. A *candidate* is a possible input of the model (see `probe`).
 
-The statistic. For each way, the best order is the assignment of outputs to classes with the largest excess over chance:
-counts minus the product of their margins (Kuhn, The Hungarian method, 1955). It differs from the assumed order by
-cycles of outputs. The evidence of a cycle is how much more often its outputs are right than in the assumed order, minus
+The statistic. For each candidate, the best order is the assignment of outputs to classes with the largest excess over
+chance: counts minus the product of their margins (Kuhn, The Hungarian method, 1955). It differs from the assumed order
+by cycles of outputs. The evidence of a cycle is how much more often its outputs are right than in the assumed order, minus
 what the margins alone explain, in units of its noise: `((b - c) - (eb - ec)) / sqrt(b + c + eb + ec)`. Here b counts
 the images that are right only in the new order and c those that are right only in the assumed one; eb and ec are their
 expectations for shuffled labels. This is McNemar's test (1947) without the margins, so that imbalanced samples and
 models that always give the same answer show no evidence. The statistic is the largest evidence of any cycle, of all
-cycles together, and of any way with an order of its own against the best way in the assumed order.
+cycles together, and of any candidate with an order of its own against the best candidate in the assumed order.
 
-The null hypothesis. The labels are shuffled, and everything is computed again: all ways, all orders, all cycles. So
-every combination that is tried counts as a comparison, and the observed value must exceed the largest value by chance
+The null hypothesis. The labels are shuffled, and everything is computed again: all candidates, all orders, all cycles.
+So every combination that is tried counts as a comparison, and the observed value must exceed the largest value by chance
 (permutation test with the maximum statistic; Westfall and Young, Resampling-Based Multiple Testing, 1993). A poor model
 in the right order gives less evidence than shuffled labels do. Shuffling stops early if the evidence is clearly
 ordinary (Besag and Clifford, Sequential Monte Carlo p-values, 1991).
@@ -65,14 +65,14 @@ class OrderFound:
 
     Attributes:
         order: the class names of the outputs, if another order than the assumed one fits beyond chance; else None.
-        way: the way with the best order.
+        candidate: the candidate with the best order.
         explained: accuracy in the best order.
-        assumed: accuracy in the assumed order, under the best way for it.
+        assumed: accuracy in the assumed order, under the best candidate for it.
         doubtful: True if another order fits better, but these images cannot tell it from chance.
     """
 
     order: tuple[str, ...] | None
-    way: str
+    candidate: str
     explained: float
     assumed: float
     doubtful: bool
@@ -88,7 +88,7 @@ def describe_order(
         classes: the assumed order.
         images: the images, for example `"256 old images"`.
         assumed: a name of the assumed order.
-        fed: the way, for example `" with pixels torch"`.
+        fed: the candidate, for example `" with pixels torch"`.
     """
     if found.order is None:
         return ""
@@ -102,7 +102,7 @@ def describe_order(
 
 @dataclass(frozen=True)
 class _Reading:
-    """The predictions of one way, read in its best order.
+    """The predictions of one candidate, read in its best order.
 
     Attributes:
         meanings: the class of each output.
@@ -127,34 +127,34 @@ def judge_order(
     """Tests if another class order than the assumed one fits a model's predictions.
 
     Args:
-        predictions: by way, `(n,)` the index of the highest output.
+        predictions: by candidate, `(n,)` the index of the highest output.
         labels: `(n,)` indices into `classes`.
         classes: the assumed order.
         seed: seed of the shuffles.
     """
     labels = np.asarray(labels)
-    rows = {way: np.asarray(predicted) for way, predicted in predictions.items()}
-    evidence, way, readings = _largest(rows, labels, len(classes))
-    best = readings[way]
+    rows = {candidate: np.asarray(predicted) for candidate, predicted in predictions.items()}
+    evidence, candidate, readings = _largest(rows, labels, len(classes))
+    best = readings[candidate]
     explained = float(best.right.mean())
     assumed = max(float(reading.assumed.mean()) for reading in readings.values())
-    nothing = OrderFound(None, way, explained, assumed, doubtful=False)
+    nothing = OrderFound(None, candidate, explained, assumed, doubtful=False)
     if evidence <= 0.0 or explained <= assumed:
         return nothing
     random = np.random.default_rng(seed)
     everything = np.ones(len(labels), bool)
     if _is_beyond_chance(evidence, rows, labels, len(classes), everything, random, SHUFFLES, LEVEL):
-        if _knows_the_classes(rows[way], labels, best.meanings, len(classes)):
-            return OrderFound(_named(classes, best.meanings), way, explained, assumed, doubtful=False)
-        return OrderFound(None, way, explained, assumed, doubtful=True)
-    sorted_way = max(readings, key=lambda name: int(readings[name].assumed.sum()))
-    errors = ~readings[sorted_way].assumed
-    if _knows_the_moved(rows[way], labels, best.meanings) and _is_beyond_chance(
+        if _knows_the_classes(rows[candidate], labels, best.meanings, len(classes)):
+            return OrderFound(_named(classes, best.meanings), candidate, explained, assumed, doubtful=False)
+        return OrderFound(None, candidate, explained, assumed, doubtful=True)
+    best_assumed = max(readings, key=lambda name: int(readings[name].assumed.sum()))
+    errors = ~readings[best_assumed].assumed
+    if _knows_the_moved(rows[candidate], labels, best.meanings) and _is_beyond_chance(
         evidence, rows, labels, len(classes), errors, random, SHUFFLES, LEVEL
     ):
-        return OrderFound(_named(classes, best.meanings), way, explained, assumed, doubtful=False)
+        return OrderFound(_named(classes, best.meanings), candidate, explained, assumed, doubtful=False)
     doubtful = _is_beyond_chance(evidence, rows, labels, len(classes), errors, random, DOUBTS, DOUBT)
-    return OrderFound(None, way, explained, assumed, doubtful)
+    return OrderFound(None, candidate, explained, assumed, doubtful)
 
 
 def _named(classes: Sequence[str], meanings: np.ndarray) -> tuple[str, ...]:
@@ -176,10 +176,10 @@ def _is_beyond_chance(
     At most a share `level` of them may. Only the labels of the images in the mask `shuffled` are shuffled.
     """
     exceeded = 0
-    places = np.nonzero(shuffled)[0]
+    rows = np.nonzero(shuffled)[0]
     for done in range(1, shuffles + 1):
         permuted = labels.copy()
-        permuted[places] = labels[random.permutation(places)]
+        permuted[rows] = labels[random.permutation(rows)]
         exceeded += _largest(predictions, permuted, count)[0] >= evidence
         if exceeded >= ORDINARY and exceeded > level * (done + 1):
             return False
@@ -189,30 +189,30 @@ def _is_beyond_chance(
 def _largest(
     predictions: Mapping[str, np.ndarray], labels: np.ndarray, count: int
 ) -> tuple[float, str, dict[str, _Reading]]:
-    """Returns the largest evidence for another order, its way, and all readings."""
-    readings = {way: _read(predicted, labels, count) for way, predicted in predictions.items()}
-    # The first of equal ways: they are sorted by loss.
-    sorted_way = max(readings, key=lambda way: int(readings[way].assumed.sum()))
-    way = max(readings, key=lambda way: int(readings[way].right.sum()))
-    best, usual = readings[way], readings[sorted_way]
-    evidence = best.evidence if way == sorted_way else 0.0
-    if way != sorted_way and (best.meanings != np.arange(count)).any():
+    """Returns the largest evidence for another order, its candidate, and all readings."""
+    readings = {candidate: _read(predicted, labels, count) for candidate, predicted in predictions.items()}
+    # The first of equal candidates: they are sorted by loss.
+    best_assumed = max(readings, key=lambda candidate: int(readings[candidate].assumed.sum()))
+    candidate = max(readings, key=lambda candidate: int(readings[candidate].right.sum()))
+    best, usual = readings[candidate], readings[best_assumed]
+    evidence = best.evidence if candidate == best_assumed else 0.0
+    if candidate != best_assumed and (best.meanings != np.arange(count)).any():
         only_best = int((best.right & ~usual.assumed).sum())
         only_usual = int((usual.assumed & ~best.right).sum())
         evidence = _evidence(only_best, only_usual, best.expected, usual.expected_assumed)
-    return evidence, way, readings
+    return evidence, candidate, readings
 
 
 def _read(predicted: np.ndarray, labels: np.ndarray, count: int) -> _Reading:
-    """Reads the predictions of one way in the order that explains most."""
+    """Reads the predictions of one candidate in the order that explains most."""
     from scipy.optimize import linear_sum_assignment
 
     n = len(labels)
     used = np.union1d(predicted, labels)  # an output never chosen keeps the meaning of a class without images
     size = len(used)
-    place = np.zeros(count, np.int64)
-    place[used] = np.arange(size)
-    counts = np.bincount(place[predicted] * size + place[labels], minlength=size * size).reshape(size, size)
+    index_of = np.zeros(count, np.int64)
+    index_of[used] = np.arange(size)
+    counts = np.bincount(index_of[predicted] * size + index_of[labels], minlength=size * size).reshape(size, size)
     expected = np.outer(counts.sum(axis=1), counts.sum(axis=0)) / n
     # Of equal orders, prefer the one that moves fewer outputs.
     _, meanings = linear_sum_assignment(counts - expected + 1e-6 * np.eye(size), maximize=True)

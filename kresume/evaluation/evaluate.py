@@ -21,9 +21,9 @@ from kresume.checkpoints.run import find_run
 from kresume.class_names import join_classes, names_of
 from kresume.errors import ImagesError
 from kresume.evaluation.against import answers_of, served_folder
-from kresume.evaluation.behind import can_say
 from kresume.evaluation.caches import open_cache
 from kresume.evaluation.class_order import describe_order, judge_order
+from kresume.evaluation.keras_facts import has_keras_model
 from kresume.evaluation.score import score
 from kresume.images import merging
 from kresume.images.cache import Cache
@@ -316,7 +316,7 @@ def _with_keras(path: str, other: str | None, model: str | None) -> str | None:
     """
     both = {path: model, **({other: None} if other is not None and other != path else {})}
     folders = {each: served_folder(each) for each in both}
-    asked = (each for each, folder in folders.items() if folder is not None and can_say(folder, both[each]))
+    asked = (each for each, folder in folders.items() if folder is not None and has_keras_model(folder, both[each]))
     return next((each for each, folder in folders.items() if folder is None), None) or next(asked, None)
 
 

@@ -107,7 +107,7 @@ class LiveScorer:
 
         def readable(wanted: np.ndarray) -> np.ndarray:
             pictures, wrong = self.source.attempt(wanted)
-            broken.update((int(wanted[place]), reason) for place, reason in wrong.items())
+            broken.update((int(wanted[index]), reason) for index, reason in wrong.items())
             return pictures
 
         with reporter.progress(label, len(rows), "images") as advance:

@@ -3,13 +3,13 @@
     probe = probe_feedings(model.predict_on_batch, {"0-1": pictures_0_1, "-1-1": ...}, labels, head)
     probe.winner                                  # "0-1", or None
 
-A *way* is one candidate for the model's input: a pixel convention, with an input layout if that is unknown too. A
+A *candidate* is a possible input of the model: a pixel convention, with an input layout if that is unknown too. A
 restored model with wrong input values is useless, so nothing is guessed: without a clear winner the caller raises.
 
 Two conventions can have the same accuracy and still be told apart, because the loss decreases with the confidence on
-each image: ways are compared image by image. Confidence alone is no evidence, though (`_not_only_surer`): larger input
-values make most models more confident, and a model trained with early stopping or label smoothing is less confident
-than it is accurate. `class_order` finds the order of the classes.
+each image: candidates are compared image by image. Confidence alone is no evidence, though (`_not_only_surer`): larger
+input values make most models more confident, and a model trained with early stopping or label smoothing is less
+confident than it is accurate. `class_order` finds the order of the classes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CLEAR_ERRORS = 2.0
 """A winner's mean difference in loss, in standard errors; chance reaches this in one of 40 probes."""
 CLEAR_POINTS = 0.05
 TEMPERATURES = np.geomspace(1 / 16, 1.0, 24)
-"""Temperatures tried on the logits of an underconfident way; `0-255` differs from the others by a larger factor."""
+"""Temperatures tried on the logits of an underconfident candidate; `0-255` differs from the others by a larger factor."""
 SMALL_LOSS, SMALL_SHARE = 0.05, 0.1
 """How much worse the usual convention may be, at most, to be preferred: in nats, or as a share of its loss."""
 ROUNDING = 1e-5
@@ -44,16 +44,16 @@ MOST_SHOWN = 3
 
 @dataclass(frozen=True)
 class Probe:
-    """The scores of a model for each way, best first.
+    """The scores of a model for each candidate, best first.
 
     Attributes:
-        accuracies: accuracy, by way.
-        losses: mean cross-entropy in nats, by way.
-        winner: the way that is clearly right, or None.
-        above_chance: True if the best way is more accurate than chance explains.
-        predictions: `(n,)` predicted classes, by way.
-        fitting: the winner alone, or the ways that the predictions cannot tell apart.
-        tried: the ways in the order given.
+        accuracies: accuracy, by candidate.
+        losses: mean cross-entropy in nats, by candidate.
+        winner: the candidate that is clearly right, or None.
+        above_chance: True if the best candidate is more accurate than chance explains.
+        predictions: `(n,)` predicted classes, by candidate.
+        fitting: the winner alone, or the candidates that the predictions cannot tell apart.
+        tried: the candidates in the order given.
     """
 
     accuracies: Mapping[str, float]
@@ -66,12 +66,12 @@ class Probe:
 
     @property
     def best(self) -> str:
-        """Returns the way with the lowest loss among those of about the highest accuracy."""
+        """Returns the candidate with the lowest loss among those of about the highest accuracy."""
         return next(iter(self.losses))
 
     @property
     def table(self) -> str:
-        """Lists the best three ways, the winner first.
+        """Lists the best three candidates, the winner first.
 
         For example `"0-1 gives 80.9 % (loss 0.61); torch gives 80.5 % (loss 0.74)"`.
         """
@@ -79,7 +79,7 @@ class Probe:
         return self.show([*first, *(name for name in self.accuracies if name not in first)][:MOST_SHOWN])
 
     def show(self, names: Iterable[str]) -> str:
-        """Lists accuracy and loss of these ways."""
+        """Lists accuracy and loss of these candidates."""
         return "; ".join(
             f"{name} gives {100 * self.accuracies[name]:.1f} % (loss {self.losses[name]:.2f})" for name in names
         )
@@ -91,32 +91,32 @@ def probe_feedings(
     labels: np.ndarray,
     head: Head,
     usual: Collection[str] | None = None,
-    twins: Iterable[tuple[str, str]] = (),
-    louder: Iterable[tuple[str, str]] = (),
+    similar: Iterable[tuple[str, str]] = (),
+    larger: Iterable[tuple[str, str]] = (),
 ) -> Probe:
     """Scores a model on the same labelled images under several input conventions.
 
     Args:
         predict: `(batch, height, width, channels) float32` -> outputs.
-        feedings: by way, a function that returns the model input `(n, height, width, channels) float32`.
+        feedings: by candidate, a function that returns the model input `(n, height, width, channels) float32`.
         labels: `(n,)` indices of classes.
         head: how the model answers.
-        usual: the ways that are preferred; default all.
-        twins: pairs of a usual way and another that are nearly the same; the better of a pair represents both.
-        louder: pairs of ways; the first gives larger values than the second.
+        usual: the candidates that are preferred; default all.
+        similar: pairs of a usual candidate and another that are nearly the same; the better of a pair represents both.
+        larger: pairs of candidates; the first gives larger values than the second.
 
     Returns:
         The scores and the winner, by these rules:
 
-        - A way that is clearly less accurate than the most accurate one is excluded.
-        - The winner is more accurate than chance, and its loss is below that of every other way by more than chance
-          explains.
-        - A usual way needs to win only against the other usual ways.
-        - Another way needs more evidence, because there are many. Its loss must be below that of every usual way at a
-          level shared among the other ways (Bonferroni), and clearly below that of the other ways. If it is better than
-          the best usual way, but not so clearly, the usual way wins if it costs little at most (`SMALL_LOSS`); else no
-          way wins.
-        - A way that may only be more confident does not win: see `_not_only_surer`.
+        - A candidate that is clearly less accurate than the most accurate one is excluded.
+        - The winner is more accurate than chance, and its loss is below that of every other candidate by more than
+          chance explains.
+        - A usual candidate needs to win only against the other usual candidates.
+        - Another candidate needs more evidence, because there are many. Its loss must be below that of every usual one at
+          a level shared among the others (Bonferroni), and clearly below that of the others. If it is better than the
+          best usual one, but not so clearly, the usual one wins if it costs little at most (`SMALL_LOSS`); else none
+          wins.
+        - A candidate that may only be more confident does not win: see `_not_only_surer`.
     """
     predictions: dict[str, np.ndarray] = {}
     losses: dict[str, np.ndarray] = {}
@@ -132,17 +132,17 @@ def probe_feedings(
     ranked = [*right, *(name for name in ranked if name not in right)]
     known = set(feedings if usual is None else usual)
     rivals = list(right)
-    for pair in twins:
+    for pair in similar:
         if set(pair) <= set(rivals):
             better, other = sorted(pair, key=rivals.index)
             rivals.remove(other)
             known.add(better)
     fitting = _fitting(rivals, losses, known)
     guess = SURE_SHARE * float(np.log(max(len(np.unique(labels)), 2)))
-    counts = {way: int((predicted == labels).sum()) for way, predicted in predictions.items()}
-    sure = {way for way in rivals if losses[way].mean() < guess}
-    compared = [way for way in rivals if way in known or fitting[0] not in known]
-    fitting = _not_only_surer(fitting, compared, fair, counts, sure, louder)
+    counts = {candidate: int((predicted == labels).sum()) for candidate, predicted in predictions.items()}
+    sure = {candidate for candidate in rivals if losses[candidate].mean() < guess}
+    compared = [candidate for candidate in rivals if candidate in known or fitting[0] not in known]
+    fitting = _not_only_surer(fitting, compared, fair, counts, sure, larger)
     above_chance = accuracies[fitting[0]] > _chance(accuracies[fitting[0]], labels)
     return Probe(
         accuracies={name: accuracies[name] for name in ranked},
@@ -156,10 +156,10 @@ def probe_feedings(
 
 
 def promising(probe: Probe) -> tuple[str, ...]:
-    """Returns the ways to score on more images after a first probe.
+    """Returns the candidates to score on more images after a first probe.
 
-    They are in the order tried. These are all ways, unless the model is right on most images under one. Without such a
-    way the class order may differ from the assumed one, and then the right way may seem the worst.
+    They are in the order tried. These are all candidates, unless the model is right on most images under one. Without
+    such a candidate the class order may differ from the assumed one, and then the right candidate may seem the worst.
     """
     if not probe.above_chance or probe.accuracies[probe.best] < KNOWS_THEM:
         return tuple(probe.tried)
@@ -190,27 +190,34 @@ def fair_losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return min((at(temperature) for temperature in TEMPERATURES), key=lambda losses: float(losses.mean()))
 
 
-def _most_right(ways: list[str], errors: Mapping[str, np.ndarray]) -> list[str]:
-    """Returns the ways whose accuracy is not clearly below the highest.
+def _most_right(candidates: list[str], errors: Mapping[str, np.ndarray]) -> list[str]:
+    """Returns the candidates whose accuracy is not clearly below the highest.
 
-    The loss of a clearly less accurate way is no evidence.
+    The loss of a clearly less accurate candidate is no evidence.
     """
     from scipy.stats import norm
 
-    best = min(ways, key=lambda way: float(errors[way].mean()))
-    level = float(norm.isf(norm.sf(CLEAR_ERRORS) / max(len(ways) - 1, 1)))
-    return [way for way in ways if not is_clearly_lower(errors[best], errors[way], level)]
+    best = min(candidates, key=lambda candidate: float(errors[candidate].mean()))
+    level = float(norm.isf(norm.sf(CLEAR_ERRORS) / max(len(candidates) - 1, 1)))
+    return [candidate for candidate in candidates if not is_clearly_lower(errors[best], errors[candidate], level)]
 
 
 def _fitting(ranked: list[str], losses: Mapping[str, np.ndarray], usual: Collection[str]) -> tuple[str, ...]:
-    """Returns the ways that the losses cannot tell apart, best first.
+    """Returns the candidates that the losses cannot tell apart, best first.
 
     A single one is the winner.
     """
-    known, others = [way for way in ranked if way in usual], [way for way in ranked if way not in usual]
+    known, others = (
+        [candidate for candidate in ranked if candidate in usual],
+        [candidate for candidate in ranked if candidate not in usual],
+    )
 
-    def alike(way: str, rivals: Iterable[str], errors: float) -> list[str]:
-        return [name for name in rivals if name != way and not is_clearly_lower(losses[way], losses[name], errors)]
+    def alike(candidate: str, rivals: Iterable[str], errors: float) -> list[str]:
+        return [
+            name
+            for name in rivals
+            if name != candidate and not is_clearly_lower(losses[candidate], losses[name], errors)
+        ]
 
     best = ranked[0]
     if best in known:
@@ -233,36 +240,40 @@ def _not_only_surer(
     fair: Mapping[str, np.ndarray],
     right: Mapping[str, int],
     sure: Collection[str],
-    louder: Iterable[tuple[str, str]],
+    larger: Iterable[tuple[str, str]],
 ) -> tuple[str, ...]:
     """Corrects for confidence: a lower loss may come from higher confidence alone.
 
-    First, each way gets the confidence that matches its accuracy (`fair_losses`). Ways that are then clearly worse than
-    the best one are excluded, and the best one is included. If the model is always right, this leaves nothing to
-    compare. In that case a way does not win against a way of smaller values under which the model is also right and
+    First, each candidate gets the confidence that matches its accuracy (`fair_losses`). Those that are then clearly worse
+    than the best one are excluded, and the best one is included. If the model is always right, this leaves nothing to
+    compare. In that case a candidate does not win against one of smaller values under which the model is also right and
     confident, because larger values alone would raise the confidence.
 
     Args:
-        fitting: the ways that the losses cannot tell apart, best first.
-        rivals: the ways to compare them with.
-        fair: `fair_losses`, by way.
-        right: number of correct images, by way.
-        sure: the ways under which the model is confident.
-        louder: pairs of ways; the first gives larger values than the second.
+        fitting: the candidates that the losses cannot tell apart, best first.
+        rivals: the candidates to compare them with.
+        fair: `fair_losses`, by candidate.
+        right: number of correct images, by candidate.
+        sure: the candidates under which the model is confident.
+        larger: pairs of candidates; the first gives larger values than the second.
     """
-    best = min([*fitting, *rivals], key=lambda way: float(fair[way].mean()))
+    best = min([*fitting, *rivals], key=lambda candidate: float(fair[candidate].mean()))
     if fair[best].mean() > fair[fitting[0]].mean() - ROUNDING:
         best = fitting[0]
-    ways = fitting if best in fitting else sorted((best, *fitting), key=lambda way: float(fair[way].mean()))
-    left = tuple(way for way in ways if way == best or not is_clearly_lower(fair[best], fair[way]))
+    candidates = (
+        fitting if best in fitting else sorted((best, *fitting), key=lambda candidate: float(fair[candidate].mean()))
+    )
+    left = tuple(
+        candidate for candidate in candidates if candidate == best or not is_clearly_lower(fair[best], fair[candidate])
+    )
     first = left[0]
-    quieter = (quiet for loud, quiet in louder if loud == first and quiet in sure and quiet not in left)
+    smaller = (small for large, small in larger if large == first and small in sure and small not in left)
     return (
         *left,
         *(
-            quiet
-            for quiet in quieter
-            if right[quiet] >= right[first] - ONE_IMAGE and not is_clearly_lower(fair[first], fair[quiet])
+            small
+            for small in smaller
+            if right[small] >= right[first] - ONE_IMAGE and not is_clearly_lower(fair[first], fair[small])
         ),
     )
 

@@ -94,7 +94,7 @@ def predict_saved_model(
     count = len(inputs["files"]) if "files" in inputs else len(np.load(inputs["array"], mmap_mode="r"))
     names = tuple(labels or classes)
     row = signature.output("scores")
-    if row is not None and len(names) == 2 and len(answer.places) and answer.outputs[row.name].shape[1:] in {(), (1,)}:
+    if row is not None and len(names) == 2 and len(answer.indices) and answer.outputs[row.name].shape[1:] in {(), (1,)}:
         try:
             pairs = to_pairs(np.asarray(answer.outputs[row.name], np.float64), single, shares=shares)
         except ValueError as error:
@@ -143,11 +143,11 @@ def interpret(
 
     With `shares`, logits become probabilities.
     """
-    place = {name: index for index, name in enumerate(classes)}
-    to_ours = np.array([place.get(name, -1) for name in labels])
+    index_of = {name: index for index, name in enumerate(classes)}
+    to_ours = np.array([index_of.get(name, -1) for name in labels])
     indices = np.full(count, -1)
     scores: np.ndarray | None = None
-    rows = answer.places
+    rows = answer.indices
     row_of = signature.output("scores")
     chosen = signature.output("class_index", "class_indices")
     named = signature.output("labels")
@@ -167,5 +167,5 @@ def interpret(
     elif named is not None and len(rows):
         best = np.asarray(answer.outputs[named.name])
         best = best[:, 0] if best.ndim == 2 else best
-        indices[rows] = [place.get(text.decode(), -1) for text in best]
+        indices[rows] = [index_of.get(text.decode(), -1) for text in best]
     return Prediction(scores, indices, answer.failed, answer.facts)

@@ -22,7 +22,6 @@ from kresume.class_names import names_of
 from kresume.errors import ExportError
 from kresume.exports import like as like_models
 from kresume.exports import serving
-from kresume.exports.elsewhere import write_elsewhere
 from kresume.exports.formats import Exporter, check_options, find_exporter
 from kresume.exports.graph import OnBadImage
 from kresume.exports.job import Job, Quantize
@@ -30,6 +29,7 @@ from kresume.exports.parity import Parity, compare, tolerance_of
 from kresume.exports.record import RECORD, make_record, tell_run
 from kresume.exports.samples import Samples, gather_samples
 from kresume.exports.target import Target, placed, prune
+from kresume.exports.tensorflow_process import write_by_tensorflow
 from kresume.images.sources.records import parse_features
 from kresume.models.load import Loaded, Subject, load, select_backend
 from kresume.options.settings import EXPORT_FORMAT, ON_BAD_IMAGE, TOP_K
@@ -217,7 +217,7 @@ def _with_samples(job: Job, samples: Samples) -> tuple[Job, str]:
 def _write(exporter: Exporter, loaded: Loaded, job: Job, directory: Path, running: str) -> dict[str, Any]:
     """Writes the export into an empty folder, if necessary in a TensorFlow process; returns the exporter's facts."""
     if exporter.needs_tensorflow and running != "tensorflow":
-        return write_elsewhere(loaded.subject, directory, job, anonymous=exporter.for_training)
+        return write_by_tensorflow(loaded.subject, directory, job, anonymous=exporter.for_training)
     with selection.without_native_notes():
         return exporter.write(loaded, directory, job)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from kresume.errors import CheckpointError, ExportError
-from kresume.evaluation import behind
+from kresume.evaluation import keras_facts
 from kresume.evaluation.class_order import judge_order
 from kresume.evaluation.probe import Probe, probe_feedings
 from kresume.evaluation.served import predict_saved_model, score_kind
@@ -26,7 +26,7 @@ from kresume.tasks.single_label import ROWS, SINGLE_LABEL
 from kresume.tasks.task import Head
 from kresume.values.input_layout import InputLayout
 
-REFUSAL = "the new model cannot take the place of"
+REFUSAL = "the new model cannot replace"
 
 
 def folder_of(path: Path) -> Path:
@@ -97,26 +97,30 @@ def examine(path: Path, samples: Samples, pixels: str | None = None) -> Old:
     named = labels_of(folder)
     order = named or samples.classes
     channels = asked.input.layout(samples.pictures.shape[1:3], samples.layout).channels if numbers else 3
-    ways = _ways(asked, pixels, channels, samples)
-    answers, read = _answers(folder, asked, order, samples, ways)
+    candidates = _candidates(asked, pixels, channels, samples)
+    answers, read = _answers(folder, asked, order, samples, candidates)
     truth = np.where(samples.labels >= 0, samples.labels, samples.answers)[read]
     logits = _are_logits(answers, folder)
     probe = probe_feedings(
-        lambda scores: scores, {way: partial(_as_is, scores) for way, scores in answers.items()}, truth,
-        Head(SINGLE_LABEL, logits), conventions.USUAL if len(ways) > 1 else None, conventions.TWINS,
+        lambda scores: scores, {candidate: partial(_as_is, scores) for candidate, scores in answers.items()}, truth,
+        Head(SINGLE_LABEL, logits), conventions.USUAL if len(candidates) > 1 else None, conventions.TWINS,
     )  # fmt: skip
     images = f"{len(truth):,} {samples.origin}"
     if named is None:
-        _check_order(folder, {way: probe.predictions[way] for way in answers}, truth, samples.classes, images)
+        _check_order(
+            folder, {candidate: probe.predictions[candidate] for candidate in answers}, truth, samples.classes, images
+        )
     best = probe.winner or probe.best
     for other in found:
         if other is not asked and other.output("scores") is not None:
-            way = best if other.input.kind == "values" else other.input.kind
-            if _are_logits(_answers(folder, other, order, samples, (way,))[0], folder) != logits:
+            candidate = best if other.input.kind == "values" else other.input.kind
+            if _are_logits(_answers(folder, other, order, samples, (candidate,))[0], folder) != logits:
                 raise ExportError(
                     f"{REFUSAL} {folder}: {asked.name} and {other.name} do not give the same kind of scores, logits and shares"
                 )
-    _check_answers(folder, probe, images, named=named is not None, wanted=numbers and pixels is None, ways=len(ways))
+    _check_answers(
+        folder, probe, images, named=named is not None, wanted=numbers and pixels is None, candidates=len(candidates)
+    )
     said = []
     if named is None:
         said.append(
@@ -164,7 +168,7 @@ def _check_order(
         )
 
 
-def _check_answers(folder: Path, probe: Probe, images: str, *, named: bool, wanted: bool, ways: int) -> None:
+def _check_answers(folder: Path, probe: Probe, images: str, *, named: bool, wanted: bool, candidates: int) -> None:
     """Checks that the old model's answers show its class order and the numbers that its clients send.
 
     Args:
@@ -173,25 +177,25 @@ def _check_answers(folder: Path, probe: Probe, images: str, *, named: bool, want
         images: describes the images.
         named: True if the model names its classes.
         wanted: True if the answers have to show the numbers.
-        ways: the number of conventions that were tried.
+        candidates: the number of conventions that were tried.
 
     Raises:
         ExportError: they do not.
     """
     if not probe.above_chance and (not named or wanted):
         raise ExportError(
-            f"{REFUSAL} {folder}: its answers to {images} are no better than guessing ({_shown(probe, ways > 1)}), so nobody "
-            "can tell its order of classes or the numbers that its clients send: write the order to "
+            f"{REFUSAL} {folder}: its answers to {images} are no better than guessing ({_shown(probe, candidates > 1)}), so "
+            "nobody can tell its order of classes or the numbers that its clients send: write the order to "
             f"{folder / 'assets' / LABELS}, one name a line, give --like-pixels, or --data with its images"
         )
-    if ways > 1 and probe.winner is None:
+    if candidates > 1 and probe.winner is None:
         raise ExportError(
             f"{REFUSAL} {folder}: it takes numbers, and its answers do not tell which ({_shown(probe, True)}): say with "
             f"--like-pixels what its clients send, {', '.join(conventions.NAMES)}"
         )
 
 
-def _ways(signature: Signature, pixels: str | None, channels: int, samples: Samples) -> tuple[str, ...]:
+def _candidates(signature: Signature, pixels: str | None, channels: int, samples: Samples) -> tuple[str, ...]:
     if signature.input.kind != "values":
         return (signature.input.kind,)
     if pixels is not None:
@@ -204,7 +208,7 @@ def _as_is(scores: np.ndarray) -> np.ndarray:
 
 
 def _answers(
-    folder: Path, signature: Signature, order: Sequence[str], samples: Samples, ways: Sequence[str]
+    folder: Path, signature: Signature, order: Sequence[str], samples: Samples, candidates: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Returns the old model's scores for each candidate convention, in the given classes' order.
 
@@ -213,18 +217,20 @@ def _answers(
     Returns:
         `(scores, read)`: scores by candidate, only for the readable samples, and the indices of these samples.
     """
-    inputs = samples.sent(signature.input, *ways)
-    single = behind.ask(folder, Subject(str(folder)), signature).head if signature.may_be_single else None
+    inputs = samples.sent(signature.input, *candidates)
+    single = keras_facts.read_facts(folder, Subject(str(folder)), signature).head if signature.may_be_single else None
     prediction = predict_saved_model(folder, signature, order, samples.classes, inputs, shares=False, single=single)
     scores = prediction.scores
     if scores is None:
         chosen = np.where(prediction.indices < 0, 0, prediction.indices)  # an unknown class is wrong anyway
         scores = SINGLE_LABEL.targets(chosen, ROWS, len(samples.classes))
-    count = len(scores) // len(ways)
+    count = len(scores) // len(candidates)
     read = np.array(sorted(set(range(count)) - {row % count for row in prediction.failed}), np.int64)
     if not len(read):
         raise ExportError(f"{REFUSAL} {folder}: it could read none of {count:,} {samples.origin}")
-    return {way: scores[place * count : (place + 1) * count][read] for place, way in enumerate(ways)}, read
+    return {
+        candidate: scores[index * count : (index + 1) * count][read] for index, candidate in enumerate(candidates)
+    }, read
 
 
 def _are_logits(answers: Mapping[str, np.ndarray], folder: Path) -> bool:
@@ -237,8 +243,8 @@ def _are_logits(answers: Mapping[str, np.ndarray], folder: Path) -> bool:
     return "logits" in kinds
 
 
-def _shown(probe: Probe, ways: bool) -> str:
-    if ways:
+def _shown(probe: Probe, candidates: bool) -> str:
+    if candidates:
         return probe.table
     return f"right for {100 * probe.accuracies[probe.best]:.0f} %"
 

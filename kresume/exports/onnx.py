@@ -73,8 +73,8 @@ def _with_constants(model: Any, concrete: Any) -> Any:
     import tensorflow as tf
 
     captured = concrete.captured_inputs
-    places = concrete.inputs[len(concrete.inputs) - len(captured) :]
-    values = {place.name: value for place, value in zip(places, captured, strict=True) if value.dtype != tf.resource}
+    tensors = concrete.inputs[len(concrete.inputs) - len(captured) :]
+    values = {tensor.name: value for tensor, value in zip(tensors, captured, strict=True) if value.dtype != tf.resource}
     kept = [given for given in model.graph.input if given.name not in values]
     missing = {given.name for given in model.graph.input} & set(values)
     del model.graph.input[:]

@@ -86,9 +86,9 @@ class Samples:
         conventions = pixels if given.kind == "values" else ("0-255",)
         parts = [np.asarray(to_input(each, layout)(self.pictures)) for each in conventions]
         dtype = given.dtype if given.dtype in {"uint8", "float16", "float64"} else "float32"
-        place = self.folder / f"sent-{given.name.replace('/', '-')}.npy"
-        np.save(place, np.concatenate(parts).astype(dtype))
-        return {"array": str(place)}
+        path = self.folder / f"sent-{given.name.replace('/', '-')}.npy"
+        np.save(path, np.concatenate(parts).astype(dtype))
+        return {"array": str(path)}
 
     def inputs(self, kind: str) -> dict[str, Any]:
         """Returns the request fields for a runtime that expects `"bytes"`, `"pictures"` or `"values"`."""
@@ -130,19 +130,19 @@ def gather_samples(
         pictures: list[np.ndarray] = []
         reasons: dict[str, str] = {}
         anew: list[str] = []
-        for place in spread:
-            outcome = _read(files[place], loaded.spec)
+        for index in spread:
+            outcome = _read(files[index], loaded.spec)
             if isinstance(outcome, str):
-                reasons[files[place].name] = outcome
+                reasons[files[index].name] = outcome
                 continue
             picture, encoded = outcome
-            kept.append(int(place))
+            kept.append(int(index))
             pictures.append(picture)
             if encoded is not None:
-                anew.append(files[place].name)
-                copy = folder / f"encoded-{place:06d}.png"
+                anew.append(files[index].name)
+                copy = folder / f"encoded-{index:06d}.png"
                 copy.write_bytes(encoded)
-                files[place] = Found(str(copy), files[place].label, str(copy), len(encoded), 0)
+                files[index] = Found(str(copy), files[index].label, str(copy), len(encoded), 0)
         if anew:
             reporter.say(
                 f"{len(anew):,} of {len(spread):,} pictures to compare on are sent as PNG, because TensorFlow cannot decode "
@@ -165,7 +165,7 @@ def gather_samples(
         np.save(folder / "pictures.npy", stack)
         np.save(folder / "values.npy", np.asarray(to_model(stack), np.float32))
         yield Samples(
-            tuple(as_files([files[place] for place in kept], folder)),
+            tuple(as_files([files[index] for index in kept], folder)),
             np.asarray(labels)[kept],
             loaded.card.classes,
             stack,
@@ -183,9 +183,9 @@ def _choose(
 ) -> tuple[Sequence[Found], np.ndarray, str]:
     if data:
         listing = list_images(list(data), reporter, features)
-        places: Mapping[str, int] = {name: index for index, name in enumerate(loaded.card.classes)}
+        index_of = {name: index for index, name in enumerate(loaded.card.classes)}
         listed = name_numbers(listing, loaded.card.classes)
-        labels = np.array([places.get(found.label, -1) for found in listed])
+        labels = np.array([index_of.get(found.label, -1) for found in listed])
         return list(listed), labels, f"images of {', '.join(data)}"
     if loaded.run is not None:
         manifest = Manifest.read(loaded.run.manifest)

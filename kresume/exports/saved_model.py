@@ -73,7 +73,7 @@ def write(loaded: Loaded, directory: Path, job: Job) -> dict[str, Any]:
     labels.rmdir()
     _check(directory, wanted, len(served.order))
     requests = _requests(wanted, served, job)
-    warmup.write_warmup(directory / warmup.PLACE, requests)
+    warmup.write_warmup(directory / warmup.PATH, requests)
     return {
         "signatures": {name: signature.as_dict() for name, signature in wanted.items()},
         "labels": list(served.order),
@@ -174,7 +174,7 @@ def predict(directory: Path, facts: dict[str, Any], samples: Samples) -> Predict
     signature = read_signatures(folder, len(facts["labels"])).get(DEFAULT)
     if signature is None:
         raise ExportError(f"{folder} has no signature {DEFAULT}")
-    request = {"warmup": {"module": str(Path(warmup.__file__)), "records": str(folder / warmup.PLACE)}}
+    request = {"warmup": {"module": str(Path(warmup.__file__)), "records": str(folder / warmup.PATH)}}
     prediction = predict_saved_model(
         folder, signature, facts["labels"], samples.classes, samples.sent(signature.input, facts["sent"]), request,
         single=Head(BINARY, facts["logits"]),

@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-PLACE = "assets.extra/tf_serving_warmup_requests"
+PATH = "assets.extra/tf_serving_warmup_requests"
 PACKAGE = "tensorflow.serving"
 
 

@@ -100,10 +100,10 @@ class Loaded:
     @property
     def notes(self) -> tuple[str, ...]:
         """Returns notes on the weights and on how the outputs are interpreted."""
-        return tuple(note for note in (self.standing, self.loss.note) if note)
+        return tuple(note for note in (self.unfinished, self.loss.note) if note)
 
     @property
-    def standing(self) -> str:
+    def unfinished(self) -> str:
         """Returns which weights an unfinished run gives; empty if it is finished."""
         if self.run is None or self.run.finished:
             return ""

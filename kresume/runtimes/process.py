@@ -1,7 +1,7 @@
 """Runs a model in a fresh process with only its own runtime.
 
     answer = run_apart("saved_model", {"path": "serving/flowers/3", "signature": "serving_default", ...})
-    answer.outputs["scores"], answer.places, answer.failed
+    answer.outputs["scores"], answer.indices, answer.failed
 
 `scripts/` has one script per runtime; each is run by its path and does not import kresume.
 """
@@ -31,14 +31,14 @@ class Answer:
     """The outputs of a runtime.
 
     Attributes:
-        outputs: arrays by output name; their rows are in the order of `places`.
-        places: the index of the image of each row.
+        outputs: arrays by output name; their rows are in the order of `indices`.
+        indices: the index of the image of each row.
         failed: index of an image -> why the model could not read it.
         facts: other values that the script reports.
     """
 
     outputs: Mapping[str, np.ndarray]
-    places: np.ndarray
+    indices: np.ndarray
     failed: Mapping[int, str]
     facts: Mapping[str, Any]
 
@@ -55,10 +55,10 @@ def run_apart(script: str, request: Mapping[str, Any], *, environment: Mapping[s
         CheckpointError: the model does not load or run there; the message has the last line that the script printed.
     """
     with tempfile.TemporaryDirectory(prefix="kresume-") as name:
-        place, output = Path(name) / "request.json", Path(name) / "answer.npz"
-        place.write_text(json.dumps({**request, "output": str(output)}), encoding="utf-8")
+        path, output = Path(name) / "request.json", Path(name) / "answer.npz"
+        path.write_text(json.dumps({**request, "output": str(output)}), encoding="utf-8")
         done = subprocess.run(
-            [sys.executable, "-P", str(SCRIPTS / f"{script}.py"), str(place)],
+            [sys.executable, "-P", str(SCRIPTS / f"{script}.py"), str(path)],
             env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3", **(environment or {})},
             capture_output=True,
             text=True,
@@ -73,7 +73,7 @@ def run_apart(script: str, request: Mapping[str, Any], *, environment: Mapping[s
             facts = json.loads(str(answer["facts"]))
             outputs = {key.removeprefix("output:"): answer[key] for key in answer.files if key.startswith("output:")}
             failed = {int(row): reason for row, reason in facts.pop("failed", {}).items()}
-            return Answer(outputs, answer["places"], failed, facts)
+            return Answer(outputs, answer["indices"], failed, facts)
 
 
 def last_words(stderr: str) -> str:

@@ -204,7 +204,7 @@ def _probe(
     probe = score(ways, sample.pictures)
     # On equal evidence the first one wins: the usual conventions come first.
     found = judge_order({way: probe.predictions[way] for way in ways}, labels, classes)
-    fed, asked = "" if len(feedings) == 1 else found.way, config.classes is not None
+    fed, asked = "" if len(feedings) == 1 else found.candidate, config.classes is not None
     notes = [check_order(source, found, classes, count, pixels=fed, asked=asked)]
     compared = ""
     best = probe

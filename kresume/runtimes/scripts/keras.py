@@ -22,9 +22,9 @@ import numpy as np
 BATCH = 32
 
 
-def main(place: str) -> None:
+def main(path: str) -> None:
     """Answers one request file."""
-    with open(place, encoding="utf-8") as file:
+    with open(path, encoding="utf-8") as file:
         request = json.load(file)
     own: dict[str, Any] = {}
     for code in request["code"]:
@@ -49,7 +49,7 @@ def _answer(request: dict[str, Any]) -> None:
         "weights": _digest(model.variables),
         "optimizer": _digest(optimizer.variables) if optimizer is not None else None,
     }
-    answer: dict[str, Any] = {"places": np.arange(len(values)), "facts": json.dumps(facts), "output:raw": outputs}
+    answer: dict[str, Any] = {"indices": np.arange(len(values)), "facts": json.dumps(facts), "output:raw": outputs}
     np.savez(request["output"], **answer)
 
 

@@ -10,9 +10,9 @@ from ai_edge_litert.interpreter import Interpreter
 BATCH = 32
 
 
-def main(place: str) -> None:
+def main(path: str) -> None:
     """Answers one request file."""
-    with open(place, encoding="utf-8") as file:
+    with open(path, encoding="utf-8") as file:
         request = json.load(file)
     images = np.load(request["array"], mmap_mode="r")
     interpreter = Interpreter(model_path=request["path"])
@@ -25,7 +25,7 @@ def main(place: str) -> None:
         interpreter.set_tensor(given["index"], batch)
         interpreter.invoke()
         parts.append(interpreter.get_tensor(got["index"]))
-    answer: dict[str, Any] = {"places": np.arange(len(images)), "facts": "{}", "output:scores": np.concatenate(parts)}
+    answer: dict[str, Any] = {"indices": np.arange(len(images)), "facts": "{}", "output:scores": np.concatenate(parts)}
     np.savez(request["output"], **answer)
 
 

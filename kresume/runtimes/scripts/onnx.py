@@ -10,9 +10,9 @@ import onnxruntime
 BATCH = 32
 
 
-def main(place: str) -> None:
+def main(path: str) -> None:
     """Answers one request file."""
-    with open(place, encoding="utf-8") as file:
+    with open(path, encoding="utf-8") as file:
         request = json.load(file)
     session = onnxruntime.InferenceSession(request["path"], providers=["CPUExecutionProvider"])
     images = np.load(request["array"], mmap_mode="r")
@@ -22,7 +22,7 @@ def main(place: str) -> None:
         for start in range(0, len(images), BATCH)
     ]
     answer: dict[str, Any] = {
-        "places": np.arange(len(images)),
+        "indices": np.arange(len(images)),
         "facts": "{}",
         f"output:{output}": np.concatenate(parts),
     }

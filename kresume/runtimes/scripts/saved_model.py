@@ -21,9 +21,9 @@ import numpy as np
 import tensorflow as tf
 
 
-def main(place: str) -> None:
+def main(path: str) -> None:
     """Answers one request file."""
-    with open(place, encoding="utf-8") as file:
+    with open(path, encoding="utf-8") as file:
         request = json.load(file)
     model = tf.saved_model.load(request["path"])
     function = model.signatures[request["signature"]]
@@ -38,26 +38,26 @@ def main(place: str) -> None:
         return _read(request["files"][start:stop]) if array is None else array[start:stop]
 
     parts: list[dict[str, np.ndarray]] = []
-    places: list[int] = []
+    indices: list[int] = []
     failed: dict[int, str] = {}
     size = request["batch_size"]
     for start in range(0, count, size):
         rows = range(start, min(start + size, count))
         try:
             parts.append(_call(function, request["input"], batch_of(rows.start, rows.stop)))
-            places += rows
+            indices += rows
         except tf.errors.OpError:
             # Retry one by one, so that an unreadable picture does not discard the predictions of the others.
             for row in rows:
                 try:
                     parts.append(_call(function, request["input"], batch_of(row, row + 1)))
-                    places.append(row)
+                    indices.append(row)
                 except tf.errors.OpError as error:
                     failed[row] = str(error.message)[:300]
     facts = {"failed": failed, "warmed": _warm(model, request.get("warmup"))}
     names = parts[0] if parts else {}
     arrays = {f"output:{name}": np.concatenate([part[name] for part in parts]) for name in names}
-    answer: dict[str, Any] = {"places": np.asarray(places, np.int64), "facts": json.dumps(facts), **arrays}
+    answer: dict[str, Any] = {"indices": np.asarray(indices, np.int64), "facts": json.dumps(facts), **arrays}
     np.savez(request["output"], **answer)
 
 

@@ -1,6 +1,6 @@
 """Writes an export in a separate TensorFlow process, if Keras runs on JAX in this one.
 
-    write_elsewhere(subject, directory, job)      # the same call, the same facts, another process
+    write_by_tensorflow(subject, directory, job)      # the same call, the same facts, another process
 
 The other process loads the checkpoint itself, so no file written under another backend lies in between.
 """
@@ -28,7 +28,7 @@ ERRORS = {kind.__name__: kind for kind in (CheckpointError, ExportError, ImagesE
 REFUSED = 3
 
 
-def write_elsewhere(subject: Subject, directory: Path, job: Job, *, anonymous: bool) -> dict[str, Any]:
+def write_by_tensorflow(subject: Subject, directory: Path, job: Job, *, anonymous: bool) -> dict[str, Any]:
     """Runs the exporter in a TensorFlow process and returns its facts.
 
     Raises:
@@ -40,7 +40,7 @@ def write_elsewhere(subject: Subject, directory: Path, job: Job, *, anonymous: b
         values = {"subject": dataclasses.asdict(subject), "directory": str(directory), "job": job.as_dict()}
         request.write_text(json.dumps({**values, "answer": str(answer), "anonymous": anonymous}), encoding="utf-8")
         done = subprocess.run(
-            [sys.executable, "-m", "kresume.exports.elsewhere", str(request)],
+            [sys.executable, "-m", "kresume.exports.tensorflow_process", str(request)],
             env={
                 **os.environ,
                 "KERAS_BACKEND": "tensorflow",

@@ -1,7 +1,8 @@
 """Reads facts that a SavedModel's signature lacks from its Keras model.
 
-    if can_say(folder, model): select_backend(...)
-    said = ask(folder, subject, signature)       # Said("0-255", Head(BINARY)); Said(None, None) if unknown
+    if has_keras_model(folder, model): select_backend(...)
+    facts = read_facts(folder, subject, signature)
+    facts.pixels, facts.head                             # "0-255", Head(BINARY); None if unknown
 
 The facts are the pixel convention and how the model answers. Keras 2 stores the architecture in the SavedModel; for other
 SavedModels the user may name the function that builds the model.
@@ -29,7 +30,7 @@ INPUTS, OUTPUTS = re.compile(r"input_\d+|keras_tensor(_\d+)?"), re.compile(r"out
 
 
 @dataclass(frozen=True)
-class Said:
+class KerasFacts:
     """Facts from the Keras model behind a SavedModel; None if unknown.
 
     Attributes:
@@ -41,7 +42,7 @@ class Said:
     head: Head | None = None
 
 
-def can_say(folder: Path, model: str | None) -> bool:
+def has_keras_model(folder: Path, model: str | None) -> bool:
     """Returns True if a Keras model can be built for a SavedModel.
 
     Args:
@@ -51,7 +52,7 @@ def can_say(folder: Path, model: str | None) -> bool:
     return not _is_ours(folder) and (model is not None or saved_model.read_architecture(str(folder)) is not None)
 
 
-def ask(folder: Path, subject: Subject, signature: Signature) -> Said:
+def read_facts(folder: Path, subject: Subject, signature: Signature) -> KerasFacts:
     """Builds the Keras model with its weights and reads its first and last layers.
 
     The backend must already be selected.
@@ -68,9 +69,9 @@ def ask(folder: Path, subject: Subject, signature: Signature) -> Said:
     """
     if _is_ours(folder):
         logits = atomic.read_json(folder / "export.json").get("logits")
-        return Said(None, Head(BINARY, bool(logits)))
-    if not can_say(folder, subject.model):
-        return Said()
+        return KerasFacts(None, Head(BINARY, bool(logits)))
+    if not has_keras_model(folder, subject.model):
+        return KerasFacts()
     from kresume.models.outputs import read_outputs
     from kresume.models.pixels import read_convention
 
@@ -79,14 +80,14 @@ def ask(folder: Path, subject: Subject, signature: Signature) -> Said:
     except KresumeError:
         if subject.model is not None:
             raise
-        return Said()
+        return KerasFacts()
     model = loaded.model
-    if not _is_kerass(signature, model):
-        return Said()
-    return Said(read_convention(model), loaded.loss.head if read_outputs(model).are is not None else None)
+    if not _is_keras_signature(signature, model):
+        return KerasFacts()
+    return KerasFacts(read_convention(model), loaded.loss.head if read_outputs(model).are is not None else None)
 
 
-def _is_kerass(signature: Signature, model: Any) -> bool:
+def _is_keras_signature(signature: Signature, model: Any) -> bool:
     """Returns True if a signature has Keras's names for the model's input and outputs."""
     layers = {_plain(str(layer.name)) for layer in model.layers}
     inputs = layers | {_plain(str(tensor.name)) for tensor in getattr(model, "inputs", None) or ()}
