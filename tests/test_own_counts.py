@@ -73,7 +73,7 @@ def test_matured_moments_step_the_same_under_plain_keras(name):
     for theirs, mine in zip([*plain.variables, *other], [*optimizer.variables, *grown], strict=True):
         theirs.assign(value(mine))
     own_counts.begin(plain, own_counts.counts_of(optimizer))
-    own_counts.mature(plain)
+    own_counts.scale_to_one_count(plain)
     assert own_counts.counts_of(plain) == {}
     before = [value(weight) for weight in grown]
     steps(optimizer, grown, [one[:1], two[:1]])

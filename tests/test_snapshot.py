@@ -162,7 +162,7 @@ def test_a_kill_while_a_snapshot_takes_the_place_of_its_like_loses_neither(tmp_p
             write(tmp_path, 5, phase="epoch")
     assert [path.name for _, path in snapshot.list_snapshots(tmp_path)] == ["replaced-step-00000005"]
     assert snapshot.newest_snapshot(tmp_path)[0].records["phase"] == "training"
-    snapshot.put_back(tmp_path)
+    snapshot.undo_replacements(tmp_path)
     assert [path.name for _, path in snapshot.list_snapshots(tmp_path)] == ["step-00000005"]
     write(tmp_path, 5, phase="epoch")
     assert snapshot.newest_snapshot(tmp_path)[0].records["phase"] == "epoch"
@@ -175,7 +175,7 @@ def test_pruning_keeps_the_newest_and_the_pinned(tmp_path):
         write(tmp_path, step, best={"step": 2})
     snapshot.prune_snapshots(tmp_path, 2, {2})
     assert [step for step, _ in snapshot.list_snapshots(tmp_path)] == [2, 4, 5]
-    assert snapshot.pins(tmp_path) == {2: 2, 4: 2, 5: 2}
+    assert snapshot.best_steps(tmp_path) == {2: 2, 4: 2, 5: 2}
     snapshot.prune_snapshots(tmp_path, 0, {4})
     assert [step for step, _ in snapshot.list_snapshots(tmp_path)] == [4]
 

@@ -14,7 +14,7 @@ from kresume.checkpoints.read import read_checkpoint
 from kresume.checkpoints.skeleton import skeleton
 from kresume.errors import CheckpointError, ModelError, RestoreError, UsageError
 from kresume.models import optimizers, restore, torch_map, torch_rewritten
-from kresume.models.torch_layout import Turn, turned
+from kresume.models.torch_layout import Conversion, convert
 from kresume.values.state import TrainState
 from tests.golden_models import MODELS
 from tests.support import assert_same_bytes, run_training
@@ -96,16 +96,16 @@ def test_every_moment_arrives_to_the_last_bit(name):
 def test_layouts_turn_as_the_formats_define():
     """Each layout is transposed as the formats define, shown on numbers that identify their index."""
     weight = np.arange(2 * 3 * 5 * 7).reshape(2, 3, 5, 7)
-    assert turned(weight, Turn("w", "conv"), (5, 7, 3, 2))[4, 6, 1, 0] == weight[0, 1, 4, 6]
+    assert convert(weight, Conversion("w", "conv"), (5, 7, 3, 2))[4, 6, 1, 0] == weight[0, 1, 4, 6]
     deep = np.arange(6 * 5 * 7).reshape(6, 1, 5, 7)
-    assert turned(deep, Turn("w", "depthwise"), (5, 7, 3, 2))[4, 6, 2, 1] == deep[2 * 2 + 1, 0, 4, 6]
+    assert convert(deep, Conversion("w", "depthwise"), (5, 7, 3, 2))[4, 6, 2, 1] == deep[2 * 2 + 1, 0, 4, 6]
     dense = np.arange(4 * 30).reshape(4, 30)  # of 2 rows, 3 columns and 5 channels, channels first
-    flat = turned(dense, Turn("w", "dense", flatten=(2, 3, 5)), (30, 4))
+    flat = convert(dense, Conversion("w", "dense", flatten=(2, 3, 5)), (30, 4))
     assert flat[(1 * 3 + 2) * 5 + 4, 3] == dense[3, (4 * 2 + 1) * 3 + 2]
-    heads = turned(np.arange(3 * 4 * 4).reshape(12, 4), Turn("w", "dense", part=1), (4, 2, 2))
+    heads = convert(np.arange(3 * 4 * 4).reshape(12, 4), Conversion("w", "dense", part=1), (4, 2, 2))
     assert heads[3, 1, 0] == (4 + 2) * 4 + 3
-    assert turned(weight, Turn("w", "conv"), (7, 5, 3, 2)) is None
-    assert turned(dense, Turn("w", "dense", flatten=(2, 3, 4)), (30, 4)) is None
+    assert convert(weight, Conversion("w", "conv"), (7, 5, 3, 2)) is None
+    assert convert(dense, Conversion("w", "dense", flatten=(2, 3, 4)), (30, 4)) is None
 
 
 def state_of(arrays):

@@ -71,7 +71,7 @@ def _read_pair(path: str, folder: Path, ending: str, passed_over: str | None) ->
     weights, metadata = _weights(folder, ending), _metadata(folder, ending)
     if not weights.is_file():
         raise CheckpointError(f"{weights} is not there")
-    noted = _noted(metadata)
+    noted = _read_metadata(metadata)
     state = weights_file.state_of(path, read_arrays(weights.read_bytes(), str(weights)), atomic.modified(weights))
     return replace(
         state,
@@ -80,7 +80,7 @@ def _read_pair(path: str, folder: Path, ending: str, passed_over: str | None) ->
     )
 
 
-def _noted(metadata: Path) -> dict[str, int]:
+def _read_metadata(metadata: Path) -> dict[str, int]:
     value = read_file(metadata, largest=LARGEST_JSON)
     try:
         batch = int(value.get("batch") or 0)  # index of the last batch, from 0; 0 after an epoch

@@ -58,7 +58,7 @@ def read(path: str) -> TrainState:
             f"{path} is an HDF5 file, but none that Keras wrote: expected layers named in the attribute layer_names"
         )
     weights = [name for _, names in file.layers for name in names]
-    for name in (*weights, *(_at(name) for name in slots)):
+    for name in (*weights, *(_path_in_file(name) for name in slots)):
         if name not in arrays:
             raise CheckpointError(f"{path}: {name} is listed and not there: the file is damaged; use an earlier copy")
     old = keras_2.is_keras_2(file.version)
@@ -69,7 +69,7 @@ def read(path: str) -> TrainState:
             "its architecture is of Keras 1, whose layers take other arguments: its weights are met by their order"
         )
     if file.backend == "theano":
-        _turn_kernels(arrays, weights, [_at(name) for name in slots])
+        _flip_kernels(arrays, weights, [_path_in_file(name) for name in slots])
     compiled = _compiled(file.training, old)
     saved = _optimizer(compiled, old, slots)
     inside = slots[SCALE_VARIABLES:] if saved is not None and saved.loss_scale and not old else slots
@@ -79,7 +79,7 @@ def read(path: str) -> TrainState:
         records |= _slots(saved, slots, arrays)
         notes += records.get("notes", ())
     else:
-        records["optimizer_order"] = [_at(name) for name in slots]
+        records["optimizer_order"] = [_path_in_file(name) for name in slots]
     records["notes"] = tuple(notes)
     if old and saved is not None and saved.class_name == "Nadam":
         _with_product(saved, arrays, records["slots"])
@@ -146,7 +146,7 @@ def _text(value: Any) -> str:
     return value.decode("utf-8") if isinstance(value, bytes) else str(value)
 
 
-def _turn_kernels(arrays: dict[str, np.ndarray], weights: Sequence[str], slots: Sequence[str]) -> None:
+def _flip_kernels(arrays: dict[str, np.ndarray], weights: Sequence[str], slots: Sequence[str]) -> None:
     """Flips Theano's convolution kernels and their slots to the other backends' orientation.
 
     Theano stores kernels reversed in space. Source: `preprocess_weights_for_loading` in `keras/engine/saving.py` of
@@ -174,7 +174,7 @@ def _names(group: Any, name: str) -> list[str]:
     return [_text(item) for part in found for item in group.attrs[part]]
 
 
-def _at(name: str) -> str:
+def _path_in_file(name: str) -> str:
     """Returns the path in the file of one of the optimizer's arrays.
 
     Some backends wrote names that start at the file's root.
@@ -231,7 +231,7 @@ def _slots(saved: SavedOptimizer | None, slots: list[str], arrays: dict[str, np.
         or any((kind in kinds and variable) or kind in WITHOUT_WEIGHT for kind, variable in said)
     ):
         found = [
-            ["_iterations" if kind == "iteration" else kinds.get(kind, kind), variable, _at(name)]
+            ["_iterations" if kind == "iteration" else kinds.get(kind, kind), variable, _path_in_file(name)]
             for name, (kind, variable) in zip(slots, said, strict=True)
         ]
         if saved is not None and keras_2_optimizers.has_idle_momentum(saved.class_name, saved.config):
@@ -241,20 +241,20 @@ def _slots(saved: SavedOptimizer | None, slots: list[str], arrays: dict[str, np.
                 del arrays[array]
         return {"slots": found}
     counts = [kind == "iteration" for kind, _ in said]
-    shapes = [tuple(arrays[_at(name)].shape) for name in slots]
+    shapes = [tuple(arrays[_path_in_file(name)].shape) for name in slots]
     attributes = keras_2_slots.kinds(counts, shapes, saved.class_name or "", saved.config or {})
     if attributes is None:
         why = (
             f"its {len(slots):,} arrays have no names that tell them apart ({slots[-1]}), and are not those of "
             f"{saved.class_name} in their order"
         )
-        return {"slots": [["", "", _at(name)] for name in slots], "cannot_keep": why}
+        return {"slots": [["", "", _path_in_file(name)] for name in slots], "cannot_keep": why}
     found, notes = [], []
     for name, attribute in zip(slots, attributes, strict=True):
         if attribute == keras_2_slots.NOTHING:
-            del arrays[_at(name)]
+            del arrays[_path_in_file(name)]
         else:
-            found.append([attribute, "", _at(name)])
+            found.append([attribute, "", _path_in_file(name)])
     if not any(counts):  # RMSprop, Adagrad and Adadelta before Keras 2.3
         arrays[f"{OPTIMIZER}/iterations"] = np.asarray(0)
         found.append(["_iterations", "", f"{OPTIMIZER}/iterations"])
@@ -275,7 +275,7 @@ def _with_product(saved: SavedOptimizer, arrays: dict[str, np.ndarray], slots: l
 
 def _step(arrays: Mapping[str, np.ndarray], slots: list[str]) -> int | None:
     for name in slots:
-        array = arrays[_at(name)]
+        array = arrays[_path_in_file(name)]
         if keras_2_optimizers.slot(name)[0] == "iteration" and array.shape == ():
             return int(array)
     return None
@@ -285,5 +285,5 @@ def _rate(compiled: Mapping[str, Any] | None, arrays: Mapping[str, np.ndarray], 
     saved = unwrapped((compiled or {}).get("optimizer"))
     rate = saved["config"].get("learning_rate") if saved is not None else None
     # Keras 3 stores the rate as a variable.
-    stored = (arrays[_at(name)] for name in slots if name.rpartition("/")[2] == "learning_rate")
+    stored = (arrays[_path_in_file(name)] for name in slots if name.rpartition("/")[2] == "learning_rate")
     return rate_from(rate, next(stored, None))

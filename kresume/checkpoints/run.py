@@ -139,5 +139,5 @@ def _snapshot(run: runs.Run, which: str) -> TrainState:
 
 def _best_so_far(run: runs.Run) -> int | None:
     """Returns the step of an unfinished run's best epoch, recorded in its newest snapshot."""
-    pins = snapshot.pins(run.snapshots)
-    return pins[max(pins)] if pins else None
+    best = snapshot.best_steps(run.snapshots)
+    return best[max(best)] if best else None

@@ -90,12 +90,12 @@ def write_snapshot(
     if path.exists():
         shutil.rmtree(replaced, ignore_errors=True)
     with atomic.new_directory(path, replaced) as temporary:
-        brief = _save_arrays(temporary / ARRAYS, arrays)
+        bfloat16 = _save_arrays(temporary / ARRAYS, arrays)
         facts = {
             "format": FORMAT,
             "step": step,
             "records": dict(records),
-            "bfloat16": brief,
+            "bfloat16": bfloat16,
             "files": {
                 ARRAYS: {
                     "bytes": (temporary / ARRAYS).stat().st_size,
@@ -134,12 +134,12 @@ def _save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> list[str]:
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    brief = sorted(name for name, array in arrays.items() if array.dtype.name == "bfloat16")
+    bfloat16 = sorted(name for name, array in arrays.items() if array.dtype.name == "bfloat16")
     try:
-        save_file({name: array.view(np.uint16) if name in brief else array for name, array in arrays.items()}, path)
+        save_file({name: array.view(np.uint16) if name in bfloat16 else array for name, array in arrays.items()}, path)
     except SafetensorError as error:  # raised for a full or missing disk
         raise OSError(str(error)) from error
-    return brief
+    return bfloat16
 
 
 def _digest_of_facts(facts: Mapping[str, Any]) -> str:
@@ -203,7 +203,7 @@ def newest_snapshot(directory: Path) -> tuple[TrainState, list[tuple[Path, str]]
     raise CheckpointError(f"no snapshot in {directory} can be read ({reasons}): restore one from a copy of the run")
 
 
-def put_back(directory: Path) -> None:
+def undo_replacements(directory: Path) -> None:
     """Undoes an interrupted replacement: renames `replaced-step-N` to `step-N`.
 
     Call only with the run's lock held.
@@ -245,7 +245,7 @@ def prune_snapshots(directory: Path, keep: int, pinned: set[int]) -> None:
     _name_newest(directory)
 
 
-def pins(directory: Path) -> dict[int, int | None]:
+def best_steps(directory: Path) -> dict[int, int | None]:
     """Returns the step of the best snapshot that each snapshot depends on.
 
     The value is None for a snapshot without a best epoch. Damaged snapshots are left out.

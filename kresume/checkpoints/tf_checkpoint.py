@@ -130,8 +130,8 @@ def _check_size(reader: Any, prefix: str, path: str) -> None:
 
     The data files are not compressed, and TensorFlow allocates memory according to the index.
     """
-    place = Path(prefix)
-    on_disk = sum(file.stat().st_size for file in place.parent.glob(f"{glob.escape(place.name)}.data-*"))
+    start = Path(prefix)
+    on_disk = sum(file.stat().st_size for file in start.parent.glob(f"{glob.escape(start.name)}.data-*"))
     types = reader.get_variable_to_dtype_map()
     claimed = sum(
         math.prod(shape) * types[name].size

@@ -236,7 +236,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         """Waits for the disk, and removes the backups if requested, unless training broke down."""
         self._model._initial_epoch = None  # it would shift every later fit of this model
         if own_counts.counts_of(self._model.optimizer):
-            own_counts.mature(self._model.optimizer)
+            own_counts.scale_to_one_count(self._model.optimizer)
             self._model.train_function = None  # it was traced with those counts
         if self._stream is not None:
             self._stream.release(self._current_epoch)

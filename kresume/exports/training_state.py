@@ -78,7 +78,7 @@ def revive(loaded: Loaded, job: Job) -> Training:
         plain.build(model.trainable_variables)
         slots.carry(optimizer, plain)
         optimizer = plain
-    own_counts.mature(optimizer)  # plain Keras has a single step count
+    own_counts.scale_to_one_count(optimizer)  # plain Keras has a single step count
     optimizer = _made_at_once(optimizer, model)
     _compile(loaded, optimizer)
     words = (

@@ -77,9 +77,9 @@ def build_model(
         spec = DEFAULTS.model
     size = image_size or default_image_size()
     if spec == "convnet":
-        return convnet(_said(num_classes, spec), size)
+        return convnet(_required(num_classes, spec), size)
     if spec.startswith("applications:"):
-        return _application(spec.partition(":")[2], _said(num_classes, spec), size)
+        return _application(spec.partition(":")[2], _required(num_classes, spec), size)
     if spec.endswith((".json", ".keras", ".h5", ".hdf5")) or saved_model.accepts(spec) or _is_file(spec):
         return _from_config(_architecture_of(Path(spec)), own, precision, trust, holder=spec)
     if is_function(spec):
@@ -133,7 +133,7 @@ def _from_config(
     except Exception as error:  # custom classes may raise anything
         later = f", which {writer} wrote, and this is keras {keras.__version__}" if _is_later(writer) else ""
         raise ModelError(
-            f"the architecture in {holder}{later} cannot be built ({last_line(error)}): {_way_on(error)}--model "
+            f"the architecture in {holder}{later} cannot be built ({last_line(error)}): {_hint(error)}--model "
             "FILE.py:FUNCTION builds it from your code"
         ) from error
     if not isinstance(model, keras.Model):
@@ -141,7 +141,7 @@ def _from_config(
     return model
 
 
-def _way_on(error: Exception) -> str:
+def _hint(error: Exception) -> str:
     """Returns a hint for the most common reasons why Keras cannot build a model."""
     reason = innermost(error).lower()
     if "lambda" in reason:
@@ -247,7 +247,7 @@ def _is_file(spec: str) -> bool:
     return Path(spec).is_file() and not spec.endswith(".py")
 
 
-def _said(num_classes: int | None, spec: str) -> int:
+def _required(num_classes: int | None, spec: str) -> int:
     if num_classes is None:
         raise ModelError(f"--model {spec}: nobody says how many classes it has: give --classes a,b,c")
     return num_classes

@@ -160,11 +160,11 @@ def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, ano
         raise UsageError(f"{path} says itself in which order its axes are, {card.input.axes}: leave --axes out")
     if card is not None and subject.pixels not in {None, card.pixels}:
         raise UsageError(f"{path} says itself that it eats {card.pixels}: leave --pixels {subject.pixels} out")
-    eats = subject.pixels or (card.pixels if card else conventions.read_convention(model))
-    eats = eats or ("0-255" if anonymous else None)
+    pixels = subject.pixels or (card.pixels if card else conventions.read_convention(model))
+    pixels = pixels or ("0-255" if anonymous else None)
     known = subject.image_size or (card.image_size if card else None)
     layout, fixed = layout_of(model, known, subject.axes, card.input if card else None)
-    if eats is None:
+    if pixels is None:
         raise UsageError(f"{path} does not say what values it eats: give --pixels {SHOWN_NAMES}")
     size = fixed or known
     size = size or (default_image_size() if anonymous else None)
@@ -173,7 +173,7 @@ def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, ano
     complete = Card(
         tuple(names),
         (int(size[0]), int(size[1])),
-        eats,
+        pixels,
         card.resize if card else "stretch",
         card.interpolation if card else "area",
         card.lineage if card else {},

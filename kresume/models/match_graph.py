@@ -18,7 +18,7 @@ import keras
 from kresume.backend import live_state
 from kresume.checkpoints import graph_optimizer, keras_2_optimizers
 from kresume.models import match_slots, slots
-from kresume.models.made_up_names import by_new_number
+from kresume.models.generated_names import by_new_number
 from kresume.models.match_by_shape import split_by_shape, trained_by_shape
 from kresume.models.match_layers import RENAMED
 from kresume.models.match_slots import Matched, Saved

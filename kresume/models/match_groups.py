@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from kresume.models import match_slots, structure
-from kresume.models.made_up_names import by_new_number
+from kresume.models.generated_names import by_new_number
 from kresume.models.match_by_shape import split_by_shape
 from kresume.models.match_slots import Matched, Saved
 from kresume.models.structure import Target

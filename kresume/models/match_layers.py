@@ -20,7 +20,7 @@ from kresume.backend.live_state import inner
 from kresume.checkpoints.keras_2 import without_slashes
 from kresume.errors import RestoreError
 from kresume.models import match_slots
-from kresume.models.made_up_names import by_new_number
+from kresume.models.generated_names import by_new_number
 from kresume.models.match_by_shape import pair_leftovers, trained_by_shape
 from kresume.models.match_slots import Matched, Saved
 from kresume.models.structure import Target

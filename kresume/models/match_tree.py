@@ -18,7 +18,7 @@ from kresume.backend import live_state
 from kresume.checkpoints.orbax_folder import OPTIMIZER
 from kresume.errors import ModelError
 from kresume.models import match_slots, slots, structure
-from kresume.models.made_up_names import by_new_number, split_number
+from kresume.models.generated_names import by_new_number, split_number
 from kresume.models.match_by_shape import split_by_shape
 from kresume.models.match_slots import Matched
 from kresume.models.structure import SEED, Target

@@ -112,7 +112,7 @@ def with_config(saved: SavedOptimizer, changes: Mapping[str, Any]) -> SavedOptim
     return replace(saved, config={**(saved.config or {}), **changes})
 
 
-def into(saved: SavedOptimizer, name: str) -> SavedOptimizer:
+def change_class(saved: SavedOptimizer, name: str) -> SavedOptimizer:
     """Changes an optimizer's class and keeps the settings that both classes have.
 
     These are clipping, averages (EMA) and accumulation; between classes of the Adam family also the betas, epsilon and

@@ -53,10 +53,10 @@ def own_code(spec: str | None, imports: Sequence[str] = ()) -> OwnCode:
         ModelError: a file does not exist or cannot be run.
     """
     modules = [_module(file, "--import") for file in imports]
-    place, _, function = (spec or "").rpartition(":")
-    named = bool(place) and is_function(spec or "")
+    holder, _, function = (spec or "").rpartition(":")
+    named = bool(holder) and is_function(spec or "")
     if named:
-        modules.append(_module(place, "--model") if place.endswith(".py") else _package(place, spec or ""))
+        modules.append(_module(holder, "--model") if holder.endswith(".py") else _package(holder, spec or ""))
     return OwnCode(_defined(modules), spec if named and function else None)
 
 
@@ -86,17 +86,17 @@ def call_function(spec: str, offered: Mapping[str, Any]) -> Any:
     Raises:
         ModelError: the function does not exist, or raises; the message gives the reason, file and line.
     """
-    place, _, name = spec.rpartition(":")
-    module = _load_file(place, "--model") if place.endswith(".py") else _package(place, spec)
+    holder, _, name = spec.rpartition(":")
+    module = _load_file(holder, "--model") if holder.endswith(".py") else _package(holder, spec)
     function = getattr(module, name, None)
     if not callable(function):
-        raise ModelError(f"--model {spec}: {place} has no function {name}")
-    with said_in_a_line(f"--model {spec}"):
+        raise ModelError(f"--model {spec}: {holder} has no function {name}")
+    with as_model_error(f"--model {spec}"):
         return function(**_accepted(function, offered))
 
 
 @contextmanager
-def said_in_a_line(what: str) -> Iterator[None]:
+def as_model_error(what: str) -> Iterator[None]:
     """Turns any exception of the user's code into a one-line error with its location.
 
     Args:
@@ -209,11 +209,11 @@ def _name_of(path: Path) -> str:
     return f"{PREFIX}{path.stem}"
 
 
-def _package(place: str, spec: str) -> Any:
+def _package(name: str, spec: str) -> Any:
     try:
-        return importlib.import_module(place)
+        return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise ModelError(f"--model {spec}: there is no module {place} ({error})") from error
+        raise ModelError(f"--model {spec}: there is no module {name} ({error})") from error
 
 
 def _defined(modules: Sequence[Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Keeps own step counts for slots that began later than their optimizer.
 
     begin(optimizer, {2: 4_000})       # the slots of the third weight began at iteration 4,000
-    mature(optimizer)                  # at the end: plain Keras has one count, so the moments are scaled to fit it
+    scale_to_one_count(optimizer)      # at the end: plain Keras has one count, so the moments are scaled to fit it
 
 Keras corrects the bias of Adam's zero moments by the optimizer's one count of iterations. Moments that start fresh at a
 high count are hardly corrected, and their first steps are three to six times the rate. So the update of such a weight
@@ -98,7 +98,7 @@ def _product(optimizer: Any, done: Any) -> Any:
     return keras.ops.take(products, keras.ops.minimum(keras.ops.cast(done, "int32"), ENOUGH - 1))
 
 
-def mature(optimizer: Any) -> None:
+def scale_to_one_count(optimizer: Any) -> None:
     """Scales late moments to fit the optimizer's one count, and removes their own counts."""
     inside, counts = inner(optimizer), counts_of(optimizer)
     now, steps = count_of(optimizer), inside.gradient_accumulation_steps or 1

@@ -50,7 +50,7 @@ def save_model(
     new = make_optimizer(describe(old), learning_rate)
     new.build(model.trainable_variables)
     slots.carry(old, new)
-    own_counts.mature(new)
+    own_counts.scale_to_one_count(new)
     compiled = model.get_compile_config() or {}
     model.compile(
         optimizer=new,

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 
 from kresume.errors import ModelError
-from kresume.models.own_code import said_in_a_line
+from kresume.models.own_code import as_model_error
 
 
 def build_once(model: keras.Model, size: tuple[int, int], what: str) -> None:
@@ -35,7 +35,7 @@ def build_once(model: keras.Model, size: tuple[int, int], what: str) -> None:
     if model.built:
         output_shape_of(model)
     else:
-        with said_in_a_line(f"{what}: the model is built on a batch of pictures of {size[0]}x{size[1]}"):
+        with as_model_error(f"{what}: the model is built on a batch of pictures of {size[0]}x{size[1]}"):
             model(keras.KerasTensor((1, *size, 3), "float32"))
 
 
@@ -75,6 +75,6 @@ def output_shape_of(model: keras.Model) -> Any:
         raise ModelError(
             f"the model {model.name} takes several inputs, of the shapes {shape}; kresume feeds it one picture"
         )
-    with said_in_a_line(f"the model {model.name} fails on a batch of the shape {shape}"):
+    with as_model_error(f"the model {model.name} fails on a batch of the shape {shape}"):
         given = model(keras.KerasTensor((2, *shape[1:]), "float32"))
     return keras.tree.map_structure(lambda tensor: (None, *tensor.shape[1:]), given)

@@ -1,7 +1,7 @@
 """Converts PyTorch arrays into Keras's memory layout, by kind of layer.
 
-    turned(weight, Turn("conv1.weight", "conv"), (3, 3, 3, 64))         # OIHW -> HWIO
-    turned(weight, Turn("fc.weight", "dense", flatten=(7, 7, 64)), ...) # and columns from CHW to HWC order
+    convert(weight, Conversion("conv1.weight", "conv"), (3, 3, 3, 64))         # OIHW -> HWIO
+    convert(weight, Conversion("fc.weight", "dense", flatten=(7, 7, 64)), ...) # and columns from CHW to HWC order
 
 PyTorch puts channels before rows and columns, Keras behind them. So the first dense layer after a Flatten sees the same
 values in another order, which no shape shows. The same conversions apply to all arrays of a parameter's shape:
@@ -22,7 +22,7 @@ KINDS: tuple[Kind, ...] = ("same", "vector", "dense", "conv", "depthwise")
 
 
 @dataclass(frozen=True)
-class Turn:
+class Conversion:
     """The source of a Keras variable's values, and their conversion.
 
     Attributes:
@@ -48,7 +48,7 @@ class Turn:
         return entry
 
     @classmethod
-    def from_dict(cls, value: Mapping[str, Any], default: Turn | None) -> Turn:
+    def from_dict(cls, value: Mapping[str, Any], default: Conversion | None) -> Conversion:
         """Reads an entry of a map file; missing fields come from the default.
 
         Raises:
@@ -65,43 +65,43 @@ class Turn:
         return cls(str(value["from"]), kind, int(part) if part is not None else None, flatten)
 
 
-def turned(array: np.ndarray, turn: Turn, shape: tuple[int, ...]) -> np.ndarray | None:
+def convert(array: np.ndarray, conversion: Conversion, shape: tuple[int, ...]) -> np.ndarray | None:
     """Converts an array to a Keras variable's layout; None if it does not fit.
 
     The result is contiguous.
 
     Args:
         array: in PyTorch's layout.
-        turn: the conversion.
+        conversion: the conversion.
         shape: the variable's shape.
     """
-    if turn.part is not None:
+    if conversion.part is not None:
         if array.shape[0] % 3:
             return None
-        array = np.split(array, 3, axis=0)[turn.part]
-    result = _TURNS[turn.kind](array, turn, tuple(shape))
+        array = np.split(array, 3, axis=0)[conversion.part]
+    result = _CONVERTERS[conversion.kind](array, conversion, tuple(shape))
     return None if result is None else np.ascontiguousarray(result).reshape(shape)
 
 
-def _same(array: np.ndarray, turn: Turn, shape: tuple[int, ...]) -> np.ndarray | None:
+def _same(array: np.ndarray, conversion: Conversion, shape: tuple[int, ...]) -> np.ndarray | None:
     def without_ones(sizes: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(size for size in sizes if size != 1)
 
     return array if without_ones(array.shape) == without_ones(shape) else None
 
 
-def _vector(array: np.ndarray, turn: Turn, shape: tuple[int, ...]) -> np.ndarray | None:
+def _vector(array: np.ndarray, conversion: Conversion, shape: tuple[int, ...]) -> np.ndarray | None:
     if array.ndim != 1 or array.size != math.prod(shape):
         return None
-    if turn.flatten is None:
+    if conversion.flatten is None:
         return array
-    height, width, channels = turn.flatten
+    height, width, channels = conversion.flatten
     if array.size != height * width * channels:
         return None
     return array.reshape(channels, height, width).transpose(1, 2, 0)
 
 
-def _dense(array: np.ndarray, turn: Turn, shape: tuple[int, ...]) -> np.ndarray | None:
+def _dense(array: np.ndarray, conversion: Conversion, shape: tuple[int, ...]) -> np.ndarray | None:
     if array.ndim != 2:
         return None
     outputs, inputs = array.shape
@@ -110,25 +110,25 @@ def _dense(array: np.ndarray, turn: Turn, shape: tuple[int, ...]) -> np.ndarray 
         (math.prod(shape[:cut]), math.prod(shape[cut:])) == (inputs, outputs) for cut in range(1, max(len(shape), 2))
     ):
         return None
-    if turn.flatten is not None:
-        height, width, channels = turn.flatten
+    if conversion.flatten is not None:
+        height, width, channels = conversion.flatten
         if inputs != height * width * channels:
             return None
         array = array.reshape(outputs, channels, height, width).transpose(0, 2, 3, 1).reshape(outputs, inputs)
     return array.T
 
 
-def _conv(array: np.ndarray, turn: Turn, shape: tuple[int, ...]) -> np.ndarray | None:
+def _conv(array: np.ndarray, conversion: Conversion, shape: tuple[int, ...]) -> np.ndarray | None:
     if array.ndim < 3:
         return None
     moved = np.moveaxis(array, (0, 1), (-1, -2))
     return moved if moved.shape == shape else None
 
 
-def _depthwise(array: np.ndarray, turn: Turn, shape: tuple[int, ...]) -> np.ndarray | None:
+def _depthwise(array: np.ndarray, conversion: Conversion, shape: tuple[int, ...]) -> np.ndarray | None:
     if array.ndim != 4 or len(shape) != 4 or array.shape != (shape[2] * shape[3], 1, *shape[:2]):
         return None
     return array.reshape(shape[2], shape[3], *shape[:2]).transpose(2, 3, 0, 1)
 
 
-_TURNS = {"same": _same, "vector": _vector, "dense": _dense, "conv": _conv, "depthwise": _depthwise}
+_CONVERTERS = {"same": _same, "vector": _vector, "dense": _dense, "conv": _conv, "depthwise": _depthwise}

@@ -24,7 +24,7 @@ import numpy as np
 from kresume.backend import live_state
 from kresume.errors import RestoreError, UsageError
 from kresume.models import torch_rewritten
-from kresume.models.torch_layout import Turn, turned
+from kresume.models.torch_layout import Conversion, convert
 from kresume.models.torch_order import in_order
 from kresume.models.torch_units import COUNTER, Module, Unit, keras_units, pair, torch_modules
 from kresume.storage import atomic
@@ -44,12 +44,12 @@ class Proposal:
     """A mapping, and the layers for which it is uncertain.
 
     Attributes:
-        turns: `LABEL/ROLE` -> source and conversion.
+        conversions: `LABEL/ROLE` -> source and conversion.
         ways: number of layers matched by `"map"`, `"name"`, `"order"` and `"shape"`.
         unsure: (label, shape, names of the modules that fit) of each layer for which several modules fit.
     """
 
-    turns: Mapping[str, Turn]
+    conversions: Mapping[str, Conversion]
     ways: Mapping[str, int]
     unsure: tuple[tuple[str, str, tuple[str, ...]], ...]
 
@@ -91,7 +91,7 @@ def to_model(
         reason = torch_rewritten.explain(weights)
         raise RestoreError(f"{message}; {reason}" if reason else message, rows)
     variables = {f"{unit.label}/{role}": variable for unit in units for role, variable in unit.variables.items()}
-    sources = {id(variables[label]): turn for label, turn in proposal.turns.items()}
+    sources = {id(variables[label]): conversion for label, conversion in proposal.conversions.items()}
     arrays, records = _arrays(model, optimizer, state, sources)
     ways = ", ".join(f"{count} by {way}" for way, count in proposal.ways.items() if count)
     return replace(
@@ -117,12 +117,12 @@ def _propose(
     modules: Sequence[Module],
     units: Sequence[Unit],
     arrays: Mapping[str, np.ndarray],
-    given: Mapping[str, Turn],
+    given: Mapping[str, Conversion],
     ordered: bool,
 ) -> Proposal:
-    turns = dict(given)
+    conversions = dict(given)
     ways = {"map": len({label.rpartition("/")[0] for label in given}), "name": 0, "order": 0, "shape": 0}
-    taken = {turn.source for turn in given.values()}
+    taken = {conversion.source for conversion in given.values()}
     left_units = [unit for unit in units if not any(f"{unit.label}/{role}" in given for role in unit.variables)]
     left_modules = [module for module in modules if not taken & set(module.arrays.values())]
 
@@ -132,7 +132,7 @@ def _propose(
             found = pair(module, unit, arrays)
             if found is None:  # cannot happen: every caller has checked
                 raise ValueError(f"{module.name} does not fit {unit.label}")
-            turns.update({f"{unit.label}/{role}": turn for role, turn in found.items()})
+            conversions.update({f"{unit.label}/{role}": conversion for role, conversion in found.items()})
         ways[way] += len(pairs)
         done = {id(thing) for both in pairs for thing in both}
         left_units = [unit for unit in left_units if id(unit) not in done]
@@ -158,8 +158,10 @@ def _propose(
             shape = str(tuple(next(iter(unit.variables.values())).shape))
             unsure.append((unit.label, shape, others))
             first = next(module for module in left_modules if module.name == others[0])
-            turns.update({f"{unit.label}/{role}": turn for role, turn in (pair(first, unit, arrays) or {}).items()})
-    return Proposal(turns, ways, tuple(unsure))
+            conversions.update(
+                {f"{unit.label}/{role}": conversion for role, conversion in (pair(first, unit, arrays) or {}).items()}
+            )
+    return Proposal(conversions, ways, tuple(unsure))
 
 
 def _by_name(
@@ -230,7 +232,7 @@ def _uncertain(proposal: Proposal, source: str) -> tuple[str, list[tuple[str, ..
 
 
 def _arrays(
-    model: keras.Model, optimizer: Any | None, state: TrainState, sources: Mapping[int, Turn]
+    model: keras.Model, optimizer: Any | None, state: TrainState, sources: Mapping[int, Conversion]
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Returns the arrays by the model's group and index, and records about the moments.
 
@@ -243,15 +245,19 @@ def _arrays(
     groups = {"trainable": model.trainable_variables, "non_trainable": model.non_trainable_variables}
     for group, variables in groups.items():
         for index, variable in enumerate(variables):
-            turn = sources.get(id(variable))
-            array = turned(state.arrays[turn.source], turn, tuple(variable.shape)) if turn is not None else None
-            if turn is not None and array is not None:
+            conversion = sources.get(id(variable))
+            array = (
+                convert(state.arrays[conversion.source], conversion, tuple(variable.shape))
+                if conversion is not None
+                else None
+            )
+            if conversion is not None and array is not None:
                 arrays[f"{group}/{index}"] = array
-                used.add(turn.source)
+                used.add(conversion.source)
     unstarted: list[str] = []
     trained = {id(variable) for variable in model.trainable_variables}
-    frozen = {turn.source for key, turn in sources.items() if key not in trained}
-    frozen -= {turn.source for key, turn in sources.items() if key in trained}
+    frozen = {conversion.source for key, conversion in sources.items() if key not in trained}
+    frozen -= {conversion.source for key, conversion in sources.items() if key in trained}
     left_out = 0
     if optimizer is not None:
         arrays |= _moments(model, optimizer, state, sources, used, unstarted)
@@ -269,7 +275,7 @@ def _moments(
     model: keras.Model,
     optimizer: Any,
     state: TrainState,
-    sources: Mapping[int, Turn],
+    sources: Mapping[int, Conversion],
     used: set[str],
     unstarted: list[str],
 ) -> dict[str, np.ndarray]:
@@ -282,19 +288,19 @@ def _moments(
     scale = np.float32(state.records["scale"])
     for attribute, slot in SLOTS.get(type(inner).__name__, {}).items():
         for variable, moment in zip(model.trainable_variables, getattr(inner, attribute, None) or (), strict=False):
-            turn = sources.get(id(variable))
-            if turn is None or moment is None:
+            conversion = sources.get(id(variable))
+            if conversion is None or moment is None:
                 continue
-            name = f"optimizer/{turn.source}/{slot}"
+            name = f"optimizer/{conversion.source}/{slot}"
             stored = state.arrays.get(name)
-            if stored is None and turn.source not in state.records["trained"]:
+            if stored is None and conversion.source not in state.records["trained"]:
                 continue  # it was frozen and is trainable now: `restore` reports it
             if stored is None:
                 unstarted.append(f"optimizer/{index_of[id(moment)]}")
                 # PyTorch creates moments at a parameter's first gradient; until then they count as zero.
                 array: np.ndarray | None = np.zeros(tuple(moment.shape), np.float32)
             else:
-                array = turned(stored, turn, tuple(moment.shape))
+                array = convert(stored, conversion, tuple(moment.shape))
                 used.add(name)
             if array is not None:
                 arrays[f"optimizer/{index_of[id(moment)]}"] = (
@@ -303,7 +309,7 @@ def _moments(
     return arrays
 
 
-def _read_map(file: str, units: Sequence[Unit], arrays: Mapping[str, np.ndarray]) -> dict[str, Turn]:
+def _read_map(file: str, units: Sequence[Unit], arrays: Mapping[str, np.ndarray]) -> dict[str, Conversion]:
     """Reads a map file and checks its entries against model and state dict.
 
     Raises:
@@ -321,29 +327,31 @@ def _read_map(file: str, units: Sequence[Unit], arrays: Mapping[str, np.ndarray]
     if not isinstance(value, Mapping):
         raise UsageError(f"--map {file}: expected entries such as `conv2d/kernel: {{from: features.0.weight}}`")
     wanted = {f"{unit.label}/{role}": (unit, role) for unit in units for role in unit.variables}
-    turns = {}
+    conversions = {}
     for label, entry in value.items():
         if label not in wanted:
             raise UsageError(f"--map {file}: the model has no {label}{_near(str(label), wanted)}")
         unit, role = wanted[label]
         source, kind, part = unit.wants[role]
-        default = Turn(source, kind, part, None if role == "bias" else unit.flatten)
+        default = Conversion(source, kind, part, None if role == "bias" else unit.flatten)
         try:
-            turn = Turn.from_dict({"from": entry} if isinstance(entry, str) else entry, default)
+            conversion = Conversion.from_dict({"from": entry} if isinstance(entry, str) else entry, default)
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(
                 f"--map {file}: {label}: {error}: give from: NAME, and as:, part:, flatten: where needed"
             ) from error
-        if turn.source not in arrays:
-            raise UsageError(f"--map {file}: {label}: the state dict has no {turn.source}{_near(turn.source, arrays)}")
-        shape = tuple(unit.variables[role].shape)
-        if turned(arrays[turn.source], turn, shape) is None:
+        if conversion.source not in arrays:
             raise UsageError(
-                f"--map {file}: {label} has the shape {shape}, and {turn.source} {tuple(arrays[turn.source].shape)} does not "
-                f"become that as {turn.kind}"
+                f"--map {file}: {label}: the state dict has no {conversion.source}{_near(conversion.source, arrays)}"
             )
-        turns[str(label)] = turn
-    return turns
+        shape, array = tuple(unit.variables[role].shape), arrays[conversion.source]
+        if convert(array, conversion, shape) is None:
+            raise UsageError(
+                f"--map {file}: {label} has the shape {shape}; {conversion.source} with the shape {tuple(array.shape)} does "
+                f"not become that as {conversion.kind}"
+            )
+        conversions[str(label)] = conversion
+    return conversions
 
 
 def _near(name: str, known: Mapping[str, Any]) -> str:
@@ -356,8 +364,8 @@ def _write_map(path: Path, proposal: Proposal, source: str) -> None:
 
     others = {label: names for label, _, names in proposal.unsure}
     lines = [f"# How {Path(source).name} fills the model; give it back with --map. Keys are the model's variables."]
-    for label, turn in proposal.turns.items():
+    for label, conversion in proposal.conversions.items():
         unsure = others.get(label.rpartition("/")[0])
-        entry = yaml.safe_dump(turn.as_dict(), default_flow_style=True, sort_keys=False, width=1000).strip()
+        entry = yaml.safe_dump(conversion.as_dict(), default_flow_style=True, sort_keys=False, width=1000).strip()
         lines.append(f"{label}: {entry}" + (f"  # not certain: {' or '.join(unsure)}" if unsure else ""))
     atomic.write_text(path, "\n".join(lines) + "\n")

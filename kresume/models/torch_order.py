@@ -32,7 +32,7 @@ def in_order(modules: Sequence[Module], units: Sequence[Unit], fits: set[tuple[i
         return None
     tries = 0
 
-    def place(group: list[tuple[list[str], Module]], start: int) -> Iterator[list[Module]]:
+    def orders_of(group: list[tuple[list[str], Module]], start: int) -> Iterator[list[Module]]:
         """Yields the orders of modules, given as remaining names, that fit from `start`."""
         nonlocal tries
         tries += 1
@@ -45,20 +45,20 @@ def in_order(modules: Sequence[Module], units: Sequence[Unit], fits: set[tuple[i
         children: dict[str, list[tuple[list[str], Module]]] = {}
         for parts, module in group:
             children.setdefault(parts[0] if parts else "", []).append((parts[1:], module))
-        yield from arrange(children, start)
+        yield from orders_of_children(children, start)
 
-    def arrange(children: dict[str, list[tuple[list[str], Module]]], start: int) -> Iterator[list[Module]]:
+    def orders_of_children(children: dict[str, list[tuple[list[str], Module]]], start: int) -> Iterator[list[Module]]:
         if not children:
             yield []
             return
         for name in _may_come_first(list(children)):
             others = {other: group for other, group in children.items() if other != name}
-            for first in place(children[name], start):
-                for rest in arrange(others, start + len(first)):
+            for first in orders_of(children[name], start):
+                for rest in orders_of_children(others, start + len(first)):
                     yield [*first, *rest]
 
     found: list[list[Module]] = []
-    for order in place([(module.name.split("."), module) for module in modules], 0):
+    for order in orders_of([(module.name.split("."), module) for module in modules], 0):
         found.append(order)
         if len(found) > 1:
             return None

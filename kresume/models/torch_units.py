@@ -2,7 +2,7 @@
 
     units = keras_units(model)              # Unit("conv2d_1", {"kernel": ..., "bias": ...}, ...), in the model's order
     modules = torch_modules(state.arrays)   # Module("layer1.0.conv1", {"weight": ...}), in the file's order
-    pair(modules[0], units[0], arrays)      # {"kernel": Turn("layer1.0.conv1.weight", "conv")}, or None
+    pair(modules[0], units[0], arrays)      # {"kernel": Conversion("layer1.0.conv1.weight", "conv")}, or None
 
 A unit holds the arrays of one PyTorch module. Attention's query, key and value are one unit if the file stacks them.
 """
@@ -17,7 +17,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kresume.models.torch_layout import Kind, Turn, turned
+from kresume.models.torch_layout import Conversion, Kind, convert
 
 MODULE_ROLES = ("weight", "bias", "running_mean", "running_var", "in_proj_weight", "in_proj_bias")
 COUNTER = "num_batches_tracked"
@@ -93,7 +93,7 @@ def torch_modules(arrays: Mapping[str, np.ndarray]) -> list[Module]:
     return [Module(name, roles) for name, roles in grouped.items()]
 
 
-def pair(module: Module, unit: Unit, arrays: Mapping[str, np.ndarray]) -> dict[Role, Turn] | None:
+def pair(module: Module, unit: Unit, arrays: Mapping[str, np.ndarray]) -> dict[Role, Conversion] | None:
     """Returns how a module fills a unit; None if it does not fit.
 
     It fits if every variable gets an array and every array is used.
@@ -101,17 +101,21 @@ def pair(module: Module, unit: Unit, arrays: Mapping[str, np.ndarray]) -> dict[R
     wants = unit.wants
     if "query/kernel" in wants and "in_proj_weight" not in module.arrays:  # timm has one Linear for all three
         wants = {role: (source.removeprefix("in_proj_"), kind, part) for role, (source, kind, part) in wants.items()}
-    turns: dict[Role, Turn] = {}
+    conversions: dict[Role, Conversion] = {}
     for role, variable in unit.variables.items():
         source, kind, part = wants[role]
         if source not in module.arrays:
             return None
         name = module.arrays[source]
-        turn = Turn(name, kind, part, None if role == "bias" else unit.flatten)
-        if turned(arrays[name], turn, tuple(variable.shape)) is None:
+        conversion = Conversion(name, kind, part, None if role == "bias" else unit.flatten)
+        if convert(arrays[name], conversion, tuple(variable.shape)) is None:
             return None
-        turns[role] = turn
-    return turns if {turn.source for turn in turns.values()} == set(module.arrays.values()) else None
+        conversions[role] = conversion
+    return (
+        conversions
+        if {conversion.source for conversion in conversions.values()} == set(module.arrays.values())
+        else None
+    )
 
 
 def keras_units(model: keras.Model, *, stacked: bool) -> list[Unit]:

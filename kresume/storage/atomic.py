@@ -196,17 +196,17 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def remove_leftovers(directory: Path, but: str = "") -> None:
+def remove_leftovers(directory: Path, keep: str = "") -> None:
     """Removes temporary files and directories that a killed process left behind.
 
     Call only with the run's lock held.
 
     Args:
         directory: the directory to clean.
-        but: a file name whose temporary files are kept, because another process may be writing that file.
+        keep: a file name whose temporary files are kept, because another process may be writing that file.
     """
     for leftover in directory.glob(f"{TEMPORARY_PREFIX}*"):
-        if not but or not leftover.name.startswith(f"{TEMPORARY_PREFIX}{but}"):
+        if not keep or not leftover.name.startswith(f"{TEMPORARY_PREFIX}{keep}"):
             _remove(leftover)
 
 

@@ -27,7 +27,7 @@ def capture(model: keras.Model) -> tuple[list[Any], list[np.ndarray]]:
         variable that is not the model's) and the number of its arrays; the entry is None if the optimizer has made no
         step. arrays holds the arrays of all of them.
     """
-    places = {id(variable): place for place, variable in enumerate(model.variables)}
+    indices = {id(variable): index for index, variable in enumerate(model.variables)}
     facts: list[Any] = []
     arrays: list[np.ndarray] = []
     for optimizer in _others(model):
@@ -36,7 +36,7 @@ def capture(model: keras.Model) -> tuple[list[Any], list[np.ndarray]]:
             continue
         trained = live_state.inner(optimizer)._trainable_variables
         mine = [live_state.host_array(variable.value).copy() for variable in optimizer.variables]
-        facts.append({"trained": [places.get(id(variable)) for variable in trained], "arrays": len(mine)})
+        facts.append({"trained": [indices.get(id(variable)) for variable in trained], "arrays": len(mine)})
         arrays += mine
     return facts, arrays
 
@@ -74,7 +74,7 @@ def restore(model: keras.Model, facts: Sequence[Any] | None, arrays: Sequence[np
                 "that its state can be restored"
             )
         if not optimizer.built:
-            optimizer.build([variables[place] for place in fact["trained"]])
+            optimizer.build([variables[index] for index in fact["trained"]])
         if [tuple(variable.shape) for variable in optimizer.variables] != [array.shape for array in mine]:
             raise CheckpointError(
                 f"the variables of {optimizer.name} are not those of the backup: the code of the model changed since; restore "

@@ -138,8 +138,8 @@ class Session:
             CheckpointError: no snapshot is intact, or it belongs to another manifest.
         """
         for folder in (self.run.path, self.run.snapshots, self.run.path / FOLDER):
-            atomic.remove_leftovers(folder, but=LOCK)  # the heartbeat writes it during this cleanup
-        snapshot.put_back(self.run.snapshots)
+            atomic.remove_leftovers(folder, keep=LOCK)  # the heartbeat writes it during this cleanup
+        snapshot.undo_replacements(self.run.snapshots)
         state, skipped = snapshot.newest_snapshot(self.run.snapshots)
         for path, reason in skipped:
             self.reporter.warn(f"{path} is damaged ({reason}): continuing from the snapshot before it")
@@ -163,7 +163,7 @@ class Session:
         lost = len(runs.read_metrics(self.run.metrics)) - self.progress.lines - (self.progress.phase == "scoring")
         for sink in self.sinks:
             sink.keep(self.progress.lines)
-        for step, best in snapshot.pins(self.run.snapshots).items():
+        for step, best in snapshot.best_steps(self.run.snapshots).items():
             self.writer.remember(step, best)
         self.run = self.run.update(status="running")
         self._say_where(state, lost)

@@ -215,7 +215,7 @@ def wanted_optimizer(saved: SavedOptimizer, config: TrainConfig) -> SavedOptimiz
 
     asked, _ = asked_optimizer(config)
     if asked is not None and asked != saved.class_name:
-        saved = optimizers.into(saved, asked)
+        saved = optimizers.change_class(saved, asked)
     changes: dict[str, Any] = {}
     if config.weight_decay is not None:
         changes["weight_decay"] = config.weight_decay
