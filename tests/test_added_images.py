@@ -123,7 +123,7 @@ def test_slots_and_iterations_survive_a_change_of_the_rate(parent, tmp_path, pic
 def test_a_bare_file_of_ours_explains_itself(parent, tmp_path, pictures):
     """A run's `model.keras` knows its classes and pixels; its images must be given."""
     bare = parent / "model.keras"
-    with pytest.raises(UsageError, match="remembers no images"):
+    with pytest.raises(UsageError, match="has no record of its images"):
         run_training(str(bare), out=str(tmp_path / "a"))
     with pytest.raises(ImagesError, match=r"only new images .*--data OLD.*--from RUN"):
         run_training(str(bare), add=[str(pictures / "new")], out=str(tmp_path / "a"))
@@ -145,8 +145,8 @@ def test_a_bare_file_of_ours_explains_itself(parent, tmp_path, pictures):
     ("arguments", "error", "words"),
     [
         ({"add": ["old"]}, NothingNew, "nothing new: all 24 images"),
-        ({"add": ["zebras"]}, ImagesError, r"does not know: 'zebra' \(2 images\).*growing the head"),
-        ({"add": ["new"], "classes": "a,b,c"}, UsageError, "relabelling"),
+        ({"add": ["zebras"]}, ImagesError, r"does not know: 'zebra' \(2 images\).*cannot add outputs to the head"),
+        ({"add": ["new"], "classes": "a,b,c"}, UsageError, "other names would make right answers wrong"),
         ({"add": ["new"], "image_size": "16"}, UsageError, "fixed at 12x12"),
         ({"add": ["new"], "optimizer": "sgd"}, UsageError, "is AdamW's and does not apply to SGD: give --lr"),
         ({"add": ["new"], "lr": 1e-3, "lr_scale": 0.5}, UsageError, "give one of them"),
@@ -166,14 +166,14 @@ def test_the_way_on_with_new_classes_works(workplace, parent):
     The command restores the old layers, makes a fresh head, and keeps the old classes first.
     """
     write_pictures(workplace / "zebras", 2, 900, ("zebra",))
-    with pytest.raises(ImagesError, match="growing the head is not in this version") as caught:
+    with pytest.raises(ImagesError, match="this version cannot add outputs to the head") as caught:
         run_training(str(parent), add=["zebras"])
     words = shlex.split(str(caught.value).partition("add --partial ")[2])
     asked = {"classes": words[1], "model": words[3]}
     assert words == ["--classes", "circle,square,stripes,zebra", "--model", "convnet"]
-    with pytest.raises(UsageError, match="has 3 outputs, and --classes names 4: give --model"):
+    with pytest.raises(UsageError, match="has 3 outputs, but --classes names 4: give --model"):
         run_training(str(parent), add=["zebras"], partial=True, classes=asked["classes"])
-    with pytest.raises(UsageError, match="relabelling"):
+    with pytest.raises(UsageError, match="other names would make right answers wrong"):
         run_training(str(parent), add=["zebras"], partial=True, classes="circle,square,zebra,stripes", model="convnet")
     result = run_training(str(parent), add=["zebras"], partial=True, epochs=1, batch_size=5, **asked)
     assert runs.open_run(result.run).record.as_dict()["card"]["classes"] == ["circle", "square", "stripes", "zebra"]
@@ -260,7 +260,7 @@ def test_a_run_goes_on_from_another_folder(workplace, monkeypatch, capfd):
     (workplace / "elsewhere").mkdir()
     monkeypatch.chdir(workplace / "elsewhere")
     run_training(out="../run", watch=True)
-    assert "cannot be looked at" not in capfd.readouterr().err
+    assert "cannot be listed now" not in capfd.readouterr().err
 
 
 def test_what_lies_beside_a_run_is_nobodys_but_the_users(workplace):
@@ -329,13 +329,13 @@ def test_what_was_dropped_does_not_come_back(workplace):
     (workplace / "drop.txt").write_text("inbox/circle/400.png\nold/circle/0.png\ninbox/circle/typo.png\n")
     plan = kresume.plan("runs", add=["inbox"], drop="drop.txt", quiet=True)
     assert any("2 images dropped" in note for note in plan.notes)
-    assert any("1 lines of --drop drop.txt name no image here" in note and "typo.png" in note for note in plan.notes)
+    assert any("1 lines of drop='drop.txt' match no image" in note and "typo.png" in note for note in plan.notes)
     run_training("runs", add=["inbox"], drop="drop.txt", epochs=1)
     with pytest.raises(NothingNew):
         run_training("runs", add=["inbox", "old"], epochs=1)
     write_pictures(workplace / "inbox", 1, 500)
     plan = kresume.plan("runs", add=["inbox", "old"], quiet=True)
-    assert any("2 images that an earlier run dropped are still there, and left out" in note for note in plan.notes)
+    assert any("2 images that an earlier run dropped still exist, and are left out" in note for note in plan.notes)
     result = run_training("runs", add=["inbox", "old"], epochs=1)
     assert len(Manifest.read(Path(result.run) / "images.parquet")) == 24 + 9 + 3 - 2
     assert len(runs.open_run(result.run).record.as_dict()["dropped"]) == 2
@@ -583,9 +583,12 @@ def test_the_same_images_to_train_and_to_validate_are_named(parent, pictures):
     Notes name both.
     """
     both = kresume.plan(str(parent), add=[str(pictures / "new")], val=[str(pictures / "new")], lr=1e-3, quiet=True)
-    assert any("18 images are given to validate and to train, too: they validate" in note for note in both.notes)
+    assert any(
+        "18 images were given for training and for validation: they are used for validation" in note
+        for note in both.notes
+    )
     old = kresume.plan(str(parent), add=[str(pictures / "new")], val=[str(pictures / "old")], lr=1e-3, quiet=True)
-    assert any("to validate and were trained on" in note for note in old.notes)
+    assert any("were given for validation, but are recorded as training images" in note for note in old.notes)
 
 
 def test_a_picture_that_moved_to_another_class_is_a_relabel_not_a_loss(tmp_path, pictures):

@@ -528,7 +528,7 @@ def test_a_backup_is_a_checkpoint_like_any_other(tmp_path):
         ({"backup_dir": ""}, "Empty `backup_dir` argument passed"),
         ({"backup_dir": None}, "Empty `backup_dir` argument passed"),
         ({"on_new_data": "now"}, "next-epoch"),
-        ({"data": [1, 2]}, "does not know its place"),
+        ({"data": [1, 2]}, "whose position cannot be set"),
     ],
 )
 @pytest.mark.one_backend
@@ -679,7 +679,7 @@ def test_images_that_came_meanwhile_join_at_the_next_epoch(growing, tmp_path, ca
     stream = stream_of(after)
     with pytest.raises(UsageError, match="12 then, 39 now"):
         stream.adopt(tmp_path, first.identity(), 0, 1, "error")
-    assert "the new list begins with epoch 2" in stream.adopt(tmp_path, first.identity(), 0, 1, "next-epoch")
+    assert "the new list is used from epoch 2 on" in stream.adopt(tmp_path, first.identity(), 0, 1, "next-epoch")
     stream.seek(0, 1)
     assert (stream.steps(0), stream.steps(1), stream.longest()) == (3, 8, 8)
     for path in growing.rglob("*"):
@@ -732,10 +732,10 @@ def test_sides_follow_from_content(growing):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"labels": "none"}, "reads them from the folders"),
+        ({"labels": "none"}, "from the names of the folders"),
         ({"label_mode": "text"}, "label_mode"),
         ({"color_mode": "rgba"}, "color_mode"),
-        ({"subset": "training"}, "go together"),
+        ({"subset": "training"}, "give validation_split and subset"),
         ({"interpolation": "lanczos7"}, "interpolation"),
         ({"label_mode": "binary"}, "needs two classes"),
     ],

@@ -139,8 +139,8 @@ def test_new_images_after_an_early_stop_are_trained(model, tmp_path, capfd):
     assert drive(model, tmp_path / "b", [stopping()], data=images(tmp_path / "old"), epochs=6) == {2: 3}
     told = capfd.readouterr().err
     assert "continuing at step 4 (epoch 3)" in told
-    assert "12 images then, 18 now: the new list begins with epoch 3" in told
-    assert "new images came: the patience of EarlyStopping begins anew" in told
+    assert "12 images before, 18 now: the new list is used from epoch 3 on" in told
+    assert "new images arrived: EarlyStopping's patience starts again" in told
 
 
 def test_new_images_when_all_epochs_are_done_say_what_to_change(model, tmp_path, capfd):
@@ -150,8 +150,11 @@ def test_new_images_when_all_epochs_are_done_say_what_to_change(model, tmp_path,
     write_pictures(tmp_path / "old", 2, 500)
     assert drive(model, tmp_path / "b", data=images(tmp_path / "old"), epochs=2) == {}
     told = capfd.readouterr().err
-    assert "nothing is trained: all 2 epochs are done (step 4); give fit(epochs=...) more than 2 to train on" in told
-    assert "12 images then, 18 now" in told
+    assert (
+        "nothing is left to train: all 2 epochs are done (step 4); give fit(epochs=...) more than 2 to train further"
+        in told
+    )
+    assert "12 images before, 18 now" in told
     assert drive(model, tmp_path / "b", data=images(tmp_path / "old"), epochs=3) == {2: 3}
 
 
@@ -177,10 +180,14 @@ class StopAfter(keras.callbacks.Callback):
 @pytest.mark.parametrize(
     ("first", "then", "options", "steps", "words"),
     [
-        pytest.param([stopping], [stopping], {}, 2, "nothing is trained: EarlyStopping ended it", id="same again"),
-        pytest.param([stopping], [stopping], {"epochs": 9}, 3, "9 epochs are asked for, 6 were", id="more epochs"),
-        pytest.param([stopping], [lambda: stopping(3)], {}, 4, "has more patience now", id="more patience"),
-        pytest.param([stopping], [], {}, 6, "has more patience now", id="no EarlyStopping any more"),
+        pytest.param(
+            [stopping], [stopping], {}, 2, "nothing is left to train: EarlyStopping ended the training", id="same again"
+        ),
+        pytest.param(
+            [stopping], [stopping], {"epochs": 9}, 3, "now 9 epochs are requested instead of 6", id="more epochs"
+        ),
+        pytest.param([stopping], [lambda: stopping(3)], {}, 4, "now it has more patience", id="more patience"),
+        pytest.param([stopping], [], {}, 6, "now it has more patience", id="no EarlyStopping any more"),
         pytest.param([lambda: StopAfter(6)], [lambda: StopAfter(6)], {}, 4, "may end it again", id="a limit of time"),
         pytest.param([], [], {}, 6, "all 6 epochs are done", id="all epochs done"),
         pytest.param([], [], {"epochs": 8}, 8, "continuing at step 18", id="all epochs done, more asked"),
@@ -206,7 +213,7 @@ def test_a_stop_before_a_kill_holds_once(model, tmp_path, capfd):
 
     assert drive(model, tmp_path, [StopAfter(3), Die()]) == {0: 3}
     assert drive(model, tmp_path, [StopAfter(3)]) == {}
-    assert "run it again to train on" in capfd.readouterr().err
+    assert "run the script again to train further" in capfd.readouterr().err
     assert drive(model, tmp_path, [StopAfter(3)]) == {1: 3}
 
 

@@ -172,7 +172,7 @@ def test_a_loss_that_is_no_number_keeps_the_backups(tmp_path, capfd, made, freq)
     fit(build(optimizer=made()), [*end, kresume.BackupAndRestore(tmp_path, freq)], x=broken(1))
     told = capfd.readouterr().err
     assert "the loss is nan" in told
-    assert "the backups stay" in told
+    assert "the backups are kept" in told
     good = STEPS + 1 if freq == 1 else STEPS
     assert [step for step, _ in snapshot.list_snapshots(tmp_path)] == [good]
     model = build(optimizer=made())
@@ -193,7 +193,7 @@ def test_weights_that_break_in_the_last_step_keep_the_backups(tmp_path, capfd):
                 self.model.layers[0].kernel.assign(np.full((3, 4), np.inf, "float32"))
 
     fit(build(), [Break(), kresume.BackupAndRestore(tmp_path)])
-    assert "the weights are not finite, so the backups stay. The newest is of step 6" in capfd.readouterr().err
+    assert "the weights are not finite, so the backups are kept. The newest is of step 6" in capfd.readouterr().err
 
 
 def test_early_stopping_is_an_end(tmp_path):
@@ -248,7 +248,7 @@ def test_fit_on_other_data_than_data_is_refused(tmp_path):
     """fit on other data than `data=` is refused before the first step, and leaves the model usable."""
     model = build()
     backup = kresume.BackupAndRestore(tmp_path, data=kresume.resumable(numbers, 4))
-    with pytest.raises(UsageError, match="a ndarray that does not come from data=: give fit the same"):
+    with pytest.raises(UsageError, match="a ndarray that does not come from data=: give fit the dataset"):
         fit(model, [backup])
     fit(model, [])
     assert int(model.optimizer.iterations) == 3 * STEPS

@@ -88,7 +88,7 @@ def test_what_cannot_be_read_is_refused_with_an_example(text):
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(UsageError, match=r"bgr-0-255.*mean=M,std=S\[,bgr\] or FILE\.py:FUNCTION"):
         to_model_function("rgb")
-    with pytest.raises(UsageError, match=r"turned back"):
+    with pytest.raises(UsageError, match=r"converted back"):
         conventions.to_picture_function("file.py:function")
 
 
@@ -103,7 +103,7 @@ def test_one_channel_has_its_own_conventions():
         if name in names_for(1):
             assert np.asarray(to_model_function(name)(grey)).shape == grey.shape
         else:
-            with pytest.raises(UsageError, match=r"three channels, and the model takes one: use 0-255, 0-1"):
+            with pytest.raises(UsageError, match=r"three channels, but the model expects one channel: use 0-255, 0-1"):
                 to_model_function(name)(grey)
 
 

@@ -94,7 +94,7 @@ def test_check_names_every_problem_and_fails(tmp_path, capsys):
     assert "web page" in facts["quarantine"][0]["reason"]
     assert facts["problems"] == 4
     code, text = run(capsys, *command)
-    assert "stand under two labels" in text
+    assert "files have two labels" in text
     assert "4 problems" in text
 
 
@@ -118,7 +118,7 @@ def test_check_names_a_class_that_the_run_does_not_have(pictures, tmp_path, caps
     code, out = run(capsys, "data", "check", tmp_path / "inbox", "--from", tmp_path / "1", "--json")
     assert (code, json.loads(out)["unknown"], json.loads(out)["problems"]) == (1, {"triangle": 2}, 1)
     _, text = run(capsys, "data", "check", tmp_path / "inbox", "--from", tmp_path / "1")
-    assert "1 class unknown to the run, which `train` would refuse:\n  triangle: 2 images" in text
+    assert "1 class that the run does not have; `train` would refuse them:\n  triangle: 2 images" in text
     with tarfile.open(tmp_path / "shard.tar", "w") as archive:
         for place, path in enumerate(sorted((tmp_path / "inbox" / "circle").iterdir())):
             (tmp_path / f"{place}.cls").write_text("0")
@@ -133,5 +133,5 @@ def test_nothing_usable_is_an_error(tmp_path, quiet):
     """A folder without a usable image is an error with the first reason."""
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.jpg").write_bytes(b"nothing")
-    with pytest.raises(ImagesError, match="no image can be used"):
+    with pytest.raises(ImagesError, match="no usable images"):
         report.scan([str(tmp_path)], quiet, cache="off")

@@ -151,7 +151,7 @@ def test_reasons_are_reasons(real_data):
         headers.read_header((real_data / "nasty" / "libjpeg-turbo__monkey12.jpg").read_bytes())
     with pytest.raises(ImagesError, match="floating-point"):
         decode.decode(as_file(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"), SPEC)
-    with pytest.raises(ImagesError, match="a film or sound"):
+    with pytest.raises(ImagesError, match="a video or audio file"):
         headers.read_header(b"\0\0\0\x20ftypisom" + b"\0" * 100)
 
 

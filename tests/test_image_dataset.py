@@ -134,7 +134,7 @@ def test_links_are_followed_where_keras_follows_them(folder, tmp_path, follow_li
     (tmp_path / "top" / "square").symlink_to(elsewhere / "square")
     options = {"shuffle": False, "follow_links": follow_links, "verbose": True}
     assert ours(tmp_path / "top", **options).file_paths == theirs(tmp_path / "top", **options).file_paths
-    assert ("follow_links=True enters them" in capfd.readouterr().err) is not follow_links
+    assert ("follow_links=True follows them" in capfd.readouterr().err) is not follow_links
 
 
 @pytest.mark.one_backend
@@ -154,7 +154,7 @@ def test_pictures_without_class_folders(tmp_path):
         ({"color_mode": "rgba"}, "kresume.resumable"),
         ({"format": "grain"}, "image_dataset_from_directory"),
         ({"data_format": "channels_middle"}, "'channels_last' or 'channels_first'"),
-        ({"batch_size": 0}, "None for images one by one"),
+        ({"batch_size": 0}, "None for single images"),
         ({"image_size": (3, 4, 5)}, "height, width"),
         ({"validation_split": 2, "subset": "both"}, "between 0 and 1"),
         ({"interpolation": "cubic"}, "'bicubic'"),
@@ -309,7 +309,7 @@ def counting():
     ("make", "words"),
     [
         (lambda: random_flip, "random_flip draws random numbers"),
-        (lambda: numpy_noise, "draws random numbers of numpy"),
+        (lambda: numpy_noise, "draws random numbers with numpy"),
         (lambda: python_call, "calls Python code"),
         (counting, "changes a variable"),
     ],

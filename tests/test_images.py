@@ -86,9 +86,9 @@ def test_an_unpacked_archives_top_folder_and_split_folders_are_understood(tmp_pa
     [
         (lambda path: None, "no such path"),
         (lambda path: path.mkdir(), "is empty"),
-        (lambda path: path.write_bytes(b"x"), "is a file, not a folder"),
+        (lambda path: path.write_bytes(b"x"), "is a file of a kind that kresume does not read"),
         (lambda path: (path.mkdir(), (path / "a.png").write_bytes(b"x")), "no class folders"),
-        (lambda path: (path / "a").mkdir(parents=True), "no picture in them"),
+        (lambda path: (path / "a").mkdir(parents=True), "they contain no images"),
     ],
 )
 @pytest.mark.one_backend
@@ -211,7 +211,7 @@ def test_a_damaged_cache_is_noticed_before_it_trains(pictures, cache, quiet):
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
     again = Cache.open(SPEC, cache.folder.parent)
-    with pytest.raises(ImagesError, match=r"damaged .*remove that folder"):
+    with pytest.raises(ImagesError, match=r"damaged .*remove this folder"):
         again.read(again.find([image.facts.sha256 for image in prepared.images]))
 
 
@@ -531,7 +531,7 @@ def test_a_file_that_breaks_keeps_its_place(tmp_path, quiet):
     named = []
     after = batches(lambda row, reason: named.append((row, reason)))
     assert [row for row, _ in named] == [broken_row]
-    assert "cannot be read any more" in named[0][1]
+    assert "can no longer be read" in named[0][1]
     flat, flat_after = (np.concatenate([images for images, _ in each]) for each in (whole, after))
     labels, labels_after = (np.concatenate([label for _, label in each]) for each in (whole, after))
     for position, index in enumerate(order.take(0, 24)):

@@ -253,7 +253,7 @@ def test_a_convention_of_colours_is_refused_for_grey(digits, trained, quiet):
     `caffe` subtracts another number from each colour, so a grey model cannot have been trained with it.
     """
     path = trained(LAYOUTS["grey"], "0-1")
-    with pytest.raises(UsageError, match="--pixels caffe is for RGB pictures, and the model takes grey ones"):
+    with pytest.raises(UsageError, match="--pixels caffe is for RGB images, but the model expects grey images"):
         make_plan(from_arguments(str(path), {"data": [str(digits[0][1])], "lr": 1e-3, "pixels": "caffe"}), quiet)
 
 

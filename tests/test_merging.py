@@ -303,7 +303,7 @@ def test_moved_images_are_found_again(pictures, tmp_path, quiet):
     again = corrections.remap(table, [f"{tmp_path / 'before'}={tmp_path / 'after'}"])
     assert len(corrections.missing_rows(again)) == 0
     assert again.digest() == table.digest()
-    with pytest.raises(UsageError, match="no remembered image is below"):
+    with pytest.raises(UsageError, match="no recorded image is in"):
         corrections.remap(table, [f"{tmp_path / 'bef'}=/x"])
 
 
@@ -318,7 +318,7 @@ def test_images_that_are_gone_end_as_asked(pictures, tmp_path, quiet):
     prepared = prepare(list_images([tmp_path / "old"], quiet).files, SPEC, cache, quiet)
     table = merging.merge(None, prepared, None, None, classes=CLASSES, val_split=None, generation=0).manifest
     (tmp_path / "old" / "circle" / "3.png").unlink()
-    with pytest.raises(ImagesError, match=r"1 images that runs/1 remembers are gone.*--remap OLD=NEW"):
+    with pytest.raises(ImagesError, match=r"1 images of runs/1 are missing.*--remap OLD=NEW"):
         corrections.without_missing(table, cache, "error", "runs/1", ())
     dropped, notes = corrections.without_missing(table, cache, "drop", "runs/1", ())
     assert len(dropped) == 23

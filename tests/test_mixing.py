@@ -155,7 +155,7 @@ def test_concat_is_the_plain_order():
     [
         (("1", None, None), [0, 1], "give concat or OLD:NEW"),
         (("0:1", None, None), [0, 1], "both shares must be above 0"),
-        (("1:1", 0.5, None), [0, 1], "both say how many"),
+        (("1:1", 0.5, None), [0, 1], "both set the number of old images"),
         (("1:1", None, None), [1, 1], "all 2 training images are new"),
         ((None, 0.5, None), [0, 0], "all 2 training images are old"),
     ],

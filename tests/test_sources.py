@@ -242,9 +242,9 @@ def test_a_list_names_what_is_gone_and_says_sides(tmp_path, quiet):
         ("a.csv", "path;label\nx.png;a\n", "separate the columns by commas"),
         ("a.jsonl", "{\n", "line 1 is no JSON"),
         ("a.jsonl", "[1]\n", "expected an object"),
-        ("a.csv", "path,label\nx.png,a\n", "names no file that is there"),
+        ("a.csv", "path,label\nx.png,a\n", "lists no file that exists"),
         ("a.csv", "path,label,split\nx.png,a,maybe\n", "use train, val or test"),
-        ("a.parquet", "x", "is no Parquet table"),
+        ("a.parquet", "x", "is not a Parquet table"),
     ],
 )
 @pytest.mark.one_backend
@@ -331,7 +331,7 @@ def test_a_cut_archive_is_named(tmp_path, quiet, path):
     make = make_records if "record" in path else make_archive
     whole = make(tmp_path, path).read_bytes()
     (tmp_path / f"cut-{path}").write_bytes(whole[: len(whole) * 2 // 3])
-    with pytest.raises(ImagesError, match=rf"cut-{path} .*(make or copy it again)"):
+    with pytest.raises(ImagesError, match=rf"cut-{path} .*(create or copy it again)"):
         list_images([tmp_path / f"cut-{path}"], quiet)
 
 
@@ -467,7 +467,7 @@ def test_a_stray_picture_in_train_makes_no_classes_of_the_splits(tmp_path, quiet
     shutil.copy(next((tmp_path / "data" / "val" / "a").iterdir()), tmp_path / "data" / "train" / "preview.png")
     listing = list_images([tmp_path / "data"], quiet)
     assert listing.classes == ("a", "b")
-    assert any("pictures in train/ itself were left out" in note for note in listing.notes)
+    assert any("images directly in train/ were left out" in note for note in listing.notes)
 
 
 @pytest.mark.one_backend
@@ -534,7 +534,7 @@ def test_a_packed_archive_that_is_damaged_later_is_a_broken_picture_not_a_crash(
     data[len(data) // 3 :] = bytes(len(data) - len(data) // 3)
     path.write_bytes(data)
     _, broken = PictureReader(table, DecodeSpec(12, 12), None).attempt(np.arange(len(table)))
-    assert any("cannot be unpacked any more" in reason for reason in broken.values())
+    assert any("can no longer be decompressed" in reason for reason in broken.values())
 
 
 @pytest.mark.one_backend
@@ -558,9 +558,9 @@ def test_one_level_too_high_is_doubted(tmp_path, quiet):
     for part in ("first", "second"):
         write_pictures(tmp_path / "set" / part, 1, 0)
     (note,) = list_images([str(tmp_path / "set")], quiet).notes
-    assert "the classes are first, second, and each of them holds the folders circle, square, stripes" in note
+    assert "the classes are first, second, and each of them contains the folders circle, square, stripes" in note
     write_pictures(tmp_path / "set" / "first", 1, 9, ("only-here",))
     shutil.copy(next((tmp_path / "set").glob("*/*/*.png")), tmp_path / "set" / "first" / "loose.png")
     assert list_images([str(tmp_path / "set")], quiet).notes == ()
-    with pytest.raises(ImagesError, match=r"If it is a class itself, give the folder above it, .*first"):
+    with pytest.raises(ImagesError, match=r"is a class itself, give its parent folder, .*first"):
         list_images([str(tmp_path / "set" / "first" / "circle")], quiet)

@@ -281,8 +281,8 @@ def test_what_needs_a_decision_waits_for_the_next_generation(watched):
     for _ in range(3):
         assert len(looked(watching, manifest)) == 0
     told = "\n".join(reporter.told)
-    assert told.count("2 images of triangle, which the model does not know, wait for the next generation") == 1
-    assert told.count("moved.png is known to the run as circle and now stands under square") == 1
+    assert told.count("2 images of triangle, a class that the model does not have, wait for the next generation") == 1
+    assert told.count("moved.png has the label circle in the run and now has square") == 1
     assert "copy.png" not in told
 
 
@@ -296,10 +296,10 @@ def test_what_vanished_is_named_once(watched):
     (folder / "square" / "1000.png").unlink()
     for _ in range(2):
         assert len(looked(watching, manifest)) == 0
-    assert sum("1 files vanished from the sources, the first is" in text for text in reporter.told) == 1
+    assert sum("1 files are no longer in the sources, the first is" in text for text in reporter.told) == 1
     folder.rename(folder.with_name("away"))
     assert len(looked(watching, manifest)) == 0
-    assert any("cannot be looked at now" in text for text in reporter.told)
+    assert any("cannot be listed now" in text for text in reporter.told)
     folder.with_name("away").rename(folder)
     arrive(folder, 1, 950)
     assert len(looked(watching, manifest)) == 3
@@ -460,7 +460,7 @@ def test_scans_that_were_tampered_with_are_refused(monkeypatch, tmp_path):
     make_interrupted(whole, snapshot.list_snapshots(whole / "snapshots")[-2][1].name)
     kept = (whole / "images" / "epoch-0002.parquet").read_bytes()
     (whole / "images" / "epoch-0002.parquet").unlink()
-    with pytest.raises(ImagesError, match="the scan before epoch 3 does not lead to the images that it recorded"):
+    with pytest.raises(ImagesError, match="the scan before epoch 3 does not result in the images that it recorded"):
         run_training(out=str(whole))
     (whole / "images" / "epoch-0003.parquet").unlink()
     with pytest.raises(CheckpointError, match="is not the manifest that the snapshots were taken with"):
@@ -483,7 +483,7 @@ def test_a_disk_that_refuses_a_scan_leaves_the_arrivals_for_later(monkeypatch, t
         patch.setattr(scans, "write_scan", full)
         result = run_training(out=str(tmp_path / "run"), data=[str(tmp_path / "old")], watch=True, **TINY)
     assert result.exit_code == 5
-    assert any("the images that came before epoch 2" in text for text in result.failures)
+    assert any("the images that arrived before epoch 2" in text for text in result.failures)
     assert len(scans.manifest_of(tmp_path / "run")) == 24
 
 
@@ -511,7 +511,8 @@ def test_a_file_that_broke_leaves_at_the_next_epoch(monkeypatch, tmp_path):
     assert [path.name for path in (whole / "images").iterdir()] == ["epoch-0003.parquet"]
     assert any("the next image of the order stands in" in text for text in reporter.told)
     assert any(
-        f"before epoch 3: 1 that can no longer be read leave, the first is {gone[0]}" in text for text in reporter.told
+        f"before epoch 3: 1 that can no longer be read were removed, the first is {gone[0]}" in text
+        for text in reporter.told
     )
     assert len(scans.manifest_of(whole)) == 23
     expected, lines = result_arrays(whole), lines_without_time(whole)

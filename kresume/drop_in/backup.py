@@ -174,9 +174,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
             self._stream.seek(self._current_epoch, self._begin_batch)
             self._stream.save(self._folder)
         elif snapshot.list_snapshots(self._folder) == []:
-            self._reporter.say(
-                f"{self.backup_dir}: the order of the data is the caller's (data= makes it part of the backup)"
-            )
+            self._reporter.say(f"{self.backup_dir}: the backup does not record the order of the data (data= adds it)")
         self._logs = backup_files.open_logs(
             self._folder, left, saved_logs, self._others(), self._current_epoch, self._reporter.say
         )
@@ -281,8 +279,8 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
             self._folder,
             retention=Retention(2 if self.double_checkpoint else 1),
             guard=self._lock.check,
-            on_failure=lambda text: self._reporter.warn(f"{text}: not written; training goes on"),
-            on_stall=lambda text: self._reporter.warn(f"{text}; training goes on where it can"),
+            on_failure=lambda text: self._reporter.warn(f"{text}: not written; training continues"),
+            on_stall=lambda text: self._reporter.warn(f"{text}; training continues where it can"),
             on_commit=self._committed,
         )
 
@@ -290,7 +288,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         """Builds the optimizer and the metrics, because a backup is restored into existing variables."""
         if not all(layer.built for layer in self._model._flatten_layers()):
             raise UsageError(
-                "BackupAndRestore restores into a built model: call it on a batch, or give it an Input, before fit"
+                "BackupAndRestore needs a built model: call the model on a batch, or give it an Input, before fit"
             )
         spec = self._stream.element_spec if self._stream is not None else None
         build_from_spec(self._model, self._call.spec() if self._call is not None and spec is not None else spec)
@@ -368,7 +366,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
 
     def _tell_broken(self, reason: str) -> None:
         if not self._not_finite:
-            self._reporter.warn(f"{self.backup_dir}: {reason} at step {self._total:,}: no backup of it is kept")
+            self._reporter.warn(f"{self.backup_dir}: {reason} at step {self._total:,}: this state is not backed up")
         self._not_finite = reason
 
     def _committed(self, records: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ def check_arguments(backup_dir: Any, save_freq: Any, data: Any, strict: bool | N
         UsageError: the message names the argument and what to give.
     """
     if not backup_dir:
-        raise UsageError("Empty `backup_dir` argument passed (it is empty or None): give the folder of the backups")
+        raise UsageError("Empty `backup_dir` argument passed (it is empty or None): give the folder for the backups")
     if save_freq != "epoch" and (isinstance(save_freq, bool) or not isinstance(save_freq, int) or save_freq < 1):
         raise UsageError(
             f"Invalid value for argument `save_freq`. Received: save_freq={save_freq!r}: give 'epoch' or a number of "
@@ -22,7 +22,7 @@ def check_arguments(backup_dir: Any, save_freq: Any, data: Any, strict: bool | N
         )
     if save_freq != "epoch" and data is None and strict:
         raise UsageError(
-            f"save_freq={save_freq} needs data=: without it nobody knows which batches an interrupted epoch has drawn. "
+            f"save_freq={save_freq} needs data=: without it, the batches that an interrupted epoch has drawn are unknown. "
             "Give data=kresume.resumable(...) or kresume.image_dataset(...), save_freq='epoch', or leave strict out"
         )
     if on_new_data not in {"next-epoch", "error"}:

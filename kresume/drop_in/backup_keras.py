@@ -62,16 +62,18 @@ def restore(backup_dir: str, model: Any, epochs: int | None) -> Restored:
         step = int(live_state.host_array(model.optimizer.iterations.value))
         ended = all_epochs_done(epoch, epochs, step)
         doing = (
-            f"nothing is trained after Keras's own backup: {ended}" if ended else "continuing from Keras's own backup"
+            f"nothing is left to train after Keras's own backup: {ended}"
+            if ended
+            else "continuing from Keras's own backup"
         )
         line = (
-            f"{backup_dir}: {doing} ({weights.name}) at epoch {epoch + 1}; seed states, "
-            f"metrics and the callbacks' memory are not in it and begin fresh{message}; its files are kept as *{ASIDE}"
+            f"{backup_dir}: {doing} ({weights.name}) at epoch {epoch + 1}; it has no "
+            f"seed states, metrics or callback states, which start fresh{message}; its files are kept as *{ASIDE}"
         )
         return Restored(step, epoch, 0, epoch, line)
     raise CheckpointError(
         f"Keras's backup in {backup_dir} cannot be read ({'; '.join(reasons)}): restore it from a copy, or remove the "
-        "folder to begin again"
+        "folder to start again"
     )
 
 

@@ -99,7 +99,7 @@ def newest(folder: Path, warn: Callable[[str], None]) -> TrainState:
     """
     state, skipped = snapshot.newest_snapshot(folder)
     for path, reason in skipped:
-        warn(f"{path} is damaged ({reason}): going on from the one before")
+        warn(f"{path} is damaged ({reason}): continuing from the one before")
         snapshot.set_aside(path)
     return state
 
@@ -128,7 +128,7 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
     # Without the data's structure the metrics cannot be built before the first step: their averages start fresh.
     averages = batch > 0 and target.stream is not None
     moved = assign_state(
-        model, state, metrics=averages, same_weights=False, way_on="give another folder to begin again"
+        model, state, metrics=averages, same_weights=False, way_on="give another folder to start again"
     )
     callback_state.apply(target.callbacks, records["callbacks"], groups.get("callbacks", []))
     messages += [*moved, *_keep_compiled_rate(model, target.compiled_rate, records.get("compiled_rate"))]
@@ -144,12 +144,14 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
 
     changed = fingerprint.differences(records["fingerprint"], fingerprint.fingerprint())
     if changed:
-        messages.append(f"another machine or version ({'; '.join(changed)}): last digits may differ")
+        messages.append(f"another machine or version ({'; '.join(changed)}): the last digits of results may differ")
     new_images = _adopt_data(records, target, epoch, batch)
     messages += [new_images] if new_images else []
     ended = _why_ended(records, target, step, bool(new_images), fit_returned, messages)
-    where = f"epoch {epoch + 1}" + (f", batch {batch:,}" if batch else ", again" if from_its_beginning else "")
-    doing = f"nothing is trained: {ended}" if ended else f"continuing at step {step:,} ({where})"
+    where = f"epoch {epoch + 1}" + (
+        f", batch {batch:,}" if batch else " from its beginning" if from_its_beginning else ""
+    )
+    doing = f"nothing is left to train: {ended}" if ended else f"continuing at step {step:,} ({where})"
     return Restored(
         step,
         epoch,
@@ -173,7 +175,7 @@ def all_epochs_done(done: int, epochs: int | None, step: int) -> str:
     """Returns a message if no requested epoch is left to train; else an empty string."""
     if epochs is None or done < epochs:
         return ""
-    return f"all {epochs} epochs are done (step {step:,}); give fit(epochs=...) more than {done} to train on"
+    return f"all {epochs} epochs are done (step {step:,}); give fit(epochs=...) more than {done} to train further"
 
 
 def _skip_batches(records: Mapping[str, Any], target: Target, batch: int) -> list[str]:
@@ -191,12 +193,12 @@ def _skip_batches(records: Mapping[str, Any], target: Target, batch: int) -> lis
     before, now = records.get("steps"), call.steps
     if batch and before != now and "steps" in records:
         raise UsageError(
-            f"{target.backup_dir}: the interrupted epoch had {before or 'an unknown number of'} batches, and fit counts "
-            f"{now or 'an unknown number'} now: give the same data and batch size, or another folder to begin again"
+            f"{target.backup_dir}: the interrupted epoch had {before or 'an unknown number of'} batches, but now fit counts "
+            f"{now or 'an unknown number'}: give the same data and batch size, or another folder to start again"
         )
     if call.begin_behind(batch, records.get("drawn") if batch or not records["batch"] else None):
         return []
-    return ["the interrupted epoch has no batch left: its validation and its line in the history are left out"]
+    return ["the interrupted epoch has no batches left: its validation and its entry in the history are skipped"]
 
 
 def _adopt_data(records: Mapping[str, Any], target: Target, epoch: int, batch: int) -> str:
@@ -214,7 +216,7 @@ def _adopt_data(records: Mapping[str, Any], target: Target, epoch: int, batch: i
     if (stream is None) != (records["data"] is None) and batch:
         raise UsageError(
             f"{target.backup_dir} was interrupted in the middle of an epoch {'without' if stream else 'with'} data=: "
-            "give it as it was, or another folder to begin again"
+            f"{'leave it out' if stream else 'give it'} again, or give another folder to start again"
         )
     return ""
 
@@ -262,18 +264,24 @@ def _why_ended(
     end = f"after epoch {done} of {epochs} (step {step:,})"
     if new_images or (before is not None and epochs is not None and epochs > before):
         callback_state.take_back_stop(target.callbacks, renew=True)
-        changed = "new images came" if new_images else f"{epochs} epochs are asked for, {before} were"
+        changed = "new images arrived" if new_images else f"now {epochs} epochs are requested instead of {before}"
         messages.append(
-            f"a callback had ended it, but {changed}: the patience of EarlyStopping begins anew, its best stays"
+            f"a callback had ended the training, but {changed}: EarlyStopping's patience starts again, its best value is kept"
         )
         return ""
     if callback_state.stopped_by_patience(records["callbacks"]):
         if callback_state.out_of_patience(target.callbacks):
-            return f"EarlyStopping ended it {end}; give it more patience, fit more epochs, or new images, to train on"
+            return (
+                f"EarlyStopping ended the training {end}; to train further, give it more patience, fit more epochs, or new "
+                "images"
+            )
         callback_state.take_back_stop(target.callbacks, renew=False)
-        messages.append("EarlyStopping had ended it, but has more patience now")
+        messages.append("EarlyStopping had ended the training, but now it has more patience")
         return ""
     if fit_returned:
-        messages.append("a callback had ended it, and may end it again")
+        messages.append("a callback had ended the training, and may end it again")
         return ""
-    return f"a callback ended it {end}, and it died before fit returned, as it does now; run it again to train on"
+    return (
+        f"a callback ended the training {end}, and the process died before fit returned; fit returns now, run the script "
+        "again to train further"
+    )

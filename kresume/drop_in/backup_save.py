@@ -3,8 +3,8 @@
     records, extra = capture(model, callbacks)            # other callbacks, other optimizers, this machine
     writer.submit(step, partial(read_finite, model), ...) # the arrays; raises NotFinite instead
     broken(logs)                                          # "the loss is nan"
-    why_kept("backup/", model, logs, 3, 5)                # "backup/: fit ended after 3 of 5 epochs, so the backups stay
-    ..."
+    why_kept("backup/", model, logs, 3, 5)                # "backup/: fit ended after 3 of 5 epochs, so the backups are
+    kept..."
 
 Weights that are not finite cannot be trained further. So no backup of them replaces a good one, and the good one is
 kept if `fit` ends with such weights.
@@ -84,8 +84,8 @@ def why_kept(backup_dir: str, model: Any, logs: Mapping[str, Any] | None, epoch:
     if not (reason and kept):
         return ""
     return (
-        f"{backup_dir}: {reason}, so the backups stay. The newest is of step {kept[-1][0]:,}: run again to go on "
-        "from it (a rate given to compile takes effect), or remove the folder to begin anew"
+        f"{backup_dir}: {reason}, so the backups are kept. The newest is of step {kept[-1][0]:,}: run again to "
+        "continue from it (a learning rate given to compile takes effect), or remove the folder to start again"
     )
 
 

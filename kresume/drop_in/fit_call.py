@@ -144,19 +144,19 @@ def check_followed(call: FitCall, stream: Stream) -> None:
     if call.one_pass:
         # Keras then keeps one iterator over all epochs, and its position in the data differs from our count.
         raise UsageError(
-            "fit(steps_per_epoch=...) with data=: leave steps_per_epoch out, the data knows its epochs "
-            "(keras.config.set_max_steps_per_epoch does the same)"
+            "fit(steps_per_epoch=...) with data=: leave steps_per_epoch out, because the data defines its epochs "
+            "(keras.config.set_max_steps_per_epoch has the same effect)"
         )
     reason = reason_not_followed(call.x, stream)
     if reason:
         raise UsageError(
-            f"fit was given {reason}: give fit the same as data=, or what map and prefetch make of it. Put any other step "
-            "into the function that resumable is given"
+            f"fit was given {reason}: give fit the dataset of data=, or the result of its map and prefetch. Put any other "
+            "step into the function that is given to resumable"
         )
     if call.steps is None or call.steps < stream.longest():
         raise UsageError(
-            f"fit counts {call.steps} batches per epoch and data= has {stream.longest()}: create the callback before map or "
-            "class_weight change the data, or give another backup folder to begin again"
+            f"fit counts {call.steps} batches per epoch, but data= has {stream.longest()}: create the callback before map or "
+            "class_weight change the data, or give another backup folder to start again"
         )
 
 
@@ -172,8 +172,8 @@ def check_steps_per_call(stream: Stream, per_call: int) -> None:
     """
     if stream.longest() % per_call:
         raise UsageError(
-            f"an epoch has {stream.longest()} steps, and Keras runs {per_call} per call (steps_per_execution): give "
-            "a number that divides it"
+            f"steps_per_execution={per_call}, but an epoch has {stream.longest()} steps: give a number that divides "
+            f"{stream.longest()}"
         )
 
 
@@ -187,5 +187,5 @@ def check_repeatable(call: FitCall, epochs: int) -> None:
     if isinstance(call.x, GeneratorType) and not call.one_pass and epochs > 1:
         raise UsageError(
             f"fit was given a generator for {epochs} epochs without steps_per_epoch: Keras draws all of it in the first "
-            "epoch, and no later epoch can be continued. Give steps_per_epoch, or a keras.utils.PyDataset"
+            "epoch, so no later epoch can be resumed. Give steps_per_epoch, or a keras.utils.PyDataset"
         )

@@ -133,8 +133,8 @@ def image_dataset(
         label_mode = None
     elif labels != "inferred":
         raise UsageError(
-            "labels: image_dataset reads them from the folders ('inferred') or gives none (None). For a list of labels write a "
-            "CSV file with the columns path and label, and give that as directory"
+            "labels: use 'inferred' (from the names of the folders) or None (no labels). For a list of labels, write a CSV "
+            "file with the columns path and label, and give that file as directory"
         )
     _check_labels(label_mode, class_names)
     _check_batches(batch_size, validation_split, subset, format)
@@ -150,7 +150,7 @@ def image_dataset(
         directory, add, class_names, validation_split or None, spec, store, reporter, follow_links, labelled
     )
     if label_mode == "binary" and len(manifest.classes) != 2:
-        raise UsageError(f"label_mode='binary' needs two classes, there are {len(manifest.classes)}")
+        raise UsageError(f"label_mode='binary' needs two classes, found {len(manifest.classes)}")
     finish = _finisher(label_mode, color_mode, channels_first, batch_size is None, len(manifest.classes))
     datasets = []
     if subset != "validation":
@@ -175,22 +175,22 @@ def _check_labels(label_mode: str | None, class_names: Sequence[str] | None) -> 
 
 def _check_batches(batch_size: Any, validation_split: float | None, subset: str | None, format: str) -> None:
     if isinstance(batch_size, bool) or not (batch_size is None or (isinstance(batch_size, int) and batch_size > 0)):
-        raise UsageError(f"batch_size={batch_size!r}: give a number of at least 1, or None for images one by one")
+        raise UsageError(f"batch_size={batch_size!r}: give a number of at least 1, or None for single images")
     if validation_split and not 0 < validation_split < 1:
         raise UsageError(f"validation_split={validation_split}: give a share between 0 and 1")
     if bool(subset) != bool(validation_split) or subset not in {None, "training", "validation", "both"}:
-        raise UsageError("validation_split and subset ('training', 'validation' or 'both') go together")
+        raise UsageError("give validation_split and subset ('training', 'validation' or 'both') together")
     if format != "tf":
         raise UsageError(
-            f"format={format!r}: image_dataset gives a tf.data.Dataset ('tf'), under JAX too. For grain use "
-            "keras.utils.image_dataset_from_directory(format='grain'), which is not continued in the middle of an epoch"
+            f"format={format!r}: image_dataset returns a tf.data.Dataset ('tf'), with JAX too. For grain use "
+            "keras.utils.image_dataset_from_directory(format='grain'), which cannot resume in the middle of an epoch"
         )
 
 
 def _check_pictures(color_mode: str, interpolation: str, crop: bool, pad: bool) -> None:
     if color_mode not in COLOR_MODES:
         raise UsageError(
-            f"color_mode={color_mode!r}: use {' or '.join(_quoted(COLOR_MODES))}; for an alpha channel decode the files in "
+            f"color_mode={color_mode!r}: use {' or '.join(_quoted(COLOR_MODES))}; for an alpha channel, decode the files in "
             "your own pipeline and give it to kresume.resumable"
         )
     if interpolation.lower() not in INTERPOLATIONS:
@@ -265,7 +265,7 @@ def _manifest(
     missing = sorted({*classes} - {*sources.classes})
     if missing and not numbered:
         raise ImagesError(
-            f"class_names has {', '.join(missing)}, but {', '.join(given)} has no such class folder: leave them out, or "
+            f"class_names has {', '.join(missing)}, but {', '.join(given)} has no such class folder: remove them, or "
             "correct the names"
         )
     collected = collect(sources.named(classes), spec, cache, reporter)
@@ -281,16 +281,16 @@ def _manifest(
     if merge.facts.unknown:
         named = ", ".join(sorted(merge.facts.unknown))
         raise ImagesError(
-            f"class folders that are not among {', '.join(classes)}: {named}; give class_names, or move them"
+            f"unexpected class folders: {named}; expected {', '.join(classes)}. Give class_names, or move the folders"
         )
     if not len(merge.manifest.train_rows()):
-        raise ImagesError(f"no image to train on in {', '.join(given)}")
+        raise ImagesError(f"no training images in {', '.join(given)}")
     reporter.say(
-        f"{len(merge.manifest):,} images of {len(classes)} classes, {len(merge.manifest.train_rows()):,} to train, "
-        f"{merge.facts.duplicates:,} duplicates counted once, {len(collected.quarantine):,} set aside"
+        f"{len(merge.manifest):,} images of {len(classes)} classes, {len(merge.manifest.train_rows()):,} for training; "
+        f"{merge.facts.duplicates:,} duplicates counted once, {len(collected.quarantine):,} files cannot be used"
     )
     for row in collected.quarantine:
-        reporter.say(f"set aside: {row.path}: {row.reason}")
+        reporter.say(f"cannot be used: {row.path}: {row.reason}")
     for note in (*collected.notes, *merge.facts.notes):
         reporter.say(f"note: {note}")
     return merge.manifest

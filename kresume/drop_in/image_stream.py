@@ -131,7 +131,7 @@ class ImageStream(Stream):
             if identity.get(name) != now[name]:
                 raise UsageError(
                     f"the interrupted training had {name}={identity.get(name)}, this one has {now[name]}: give the same, or "
-                    "another backup folder to begin again"
+                    "another backup folder to start again"
                 )
         saved = [(int(first), str(digest)) for first, digest in identity["lists"]]
         current = max(index for index, (first, _) in enumerate(saved) if first <= epoch)
@@ -142,8 +142,8 @@ class ImageStream(Stream):
         if lists[-1][1].digest() == self.manifest.digest():
             if identity.get("order") != now.get("order"):
                 raise UsageError(
-                    "the files were renamed since the training was interrupted, and shuffle=False deals them in the order of "
-                    "their paths: give them their names again, or another backup folder to begin again"
+                    "the files were renamed since the training was interrupted, and shuffle=False reads them in the order of "
+                    "their paths: restore the names, or give another backup folder to start again"
                 )
             self._lists = lists
             return ""
@@ -151,13 +151,13 @@ class ImageStream(Stream):
         if on_new_data == "error":
             raise UsageError(
                 f"the images changed since the training was interrupted ({before:,} then, {after:,} now): restore them, or "
-                "give on_new_data='next-epoch' to end the epoch on the old ones and begin the next with the new ones"
+                "give on_new_data='next-epoch' to finish the epoch with the old ones and begin the next one with the new ones"
             )
         begins = epoch if batch == 0 else epoch + 1
         self._lists = [*(item for item in lists if item[0] < begins), (begins, self.manifest)]
         if self._lists[0][0] > epoch:  # no batch of the old list is left
             self._lists[0] = (epoch, self._lists[0][1])
-        return f"{before:,} images then, {after:,} now: the new list begins with epoch {begins + 1}"
+        return f"{before:,} images before, {after:,} now: the new list is used from epoch {begins + 1} on"
 
 
 def _list_path(folder: Path, digest: str) -> Path:

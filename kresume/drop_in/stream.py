@@ -36,7 +36,7 @@ class Stream:
 
     def __init__(self, steps_per_epoch: int) -> None:
         if steps_per_epoch < 1:
-            raise UsageError(f"steps_per_epoch={steps_per_epoch}: an epoch has at least one batch")
+            raise UsageError(f"steps_per_epoch={steps_per_epoch}: give at least 1")
         self._steps_per_epoch = steps_per_epoch
         self.epoch = 0
         self.batch = 0
@@ -88,8 +88,8 @@ class Stream:
             item = next(source, None)
             if item is None:
                 raise UsageError(
-                    f"the data ended after {number} of the {count} batches that epoch {epoch + 1} still has: "
-                    "steps_per_epoch is larger than what the dataset gives, or it does not begin where it is told to"
+                    f"the data ended after {number} of the {count} batches left in epoch {epoch + 1}: steps_per_epoch is "
+                    "too large for the dataset, or the dataset does not start at the requested position"
                 )
             yield (epoch, count - number - 1), item
 
@@ -133,7 +133,7 @@ class Stream:
         if dict(identity) != self.identity():
             raise UsageError(
                 f"the interrupted training had {identity.get('steps_per_epoch')} steps per epoch, this one has "
-                f"{self._steps_per_epoch}: give the same, or another backup folder to begin again"
+                f"{self._steps_per_epoch}: give the same, or another backup folder to start again"
             )
         return ""
 
@@ -147,8 +147,8 @@ def stream_of(data: Any) -> Stream:
     stream = getattr(_source(data), ATTRIBUTE, None)
     if not isinstance(stream, Stream):
         raise UsageError(
-            f"data= is a {type(data).__name__} that does not know its place: give what kresume.image_dataset or "
-            "kresume.resumable returned, and put further steps into the function that resumable is given"
+            f"data= is a {type(data).__name__} whose position cannot be set: give the dataset that kresume.image_dataset or "
+            "kresume.resumable returned, and put further steps into the function that is given to resumable"
         )
     return stream
 
@@ -165,7 +165,7 @@ def reason_not_followed(data: Any, stream: Stream) -> str:
     if hasattr(source, ATTRIBUTE):
         return "another dataset than data="
     if _inputs(source) and any(_contains(part, stream) for part in _inputs(source)):
-        return f"data= behind a step that changes its batches or their order ({_kind(source)})"
+        return f"data= after a step that changes its batches or their order ({_kind(source)})"
     return f"a {type(data).__name__} that does not come from data="
 
 
@@ -269,7 +269,7 @@ def resumable(dataset_from: Callable[[int], Any], steps_per_epoch: int) -> Any:
     spec = getattr(dataset_from(0), "element_spec", None)
     if spec is None:
         raise UsageError(
-            "resumable needs a function that returns a tf.data.Dataset; wrap an iterable with from_generator"
+            "resumable needs a function that returns a tf.data.Dataset; tf.data.Dataset.from_generator wraps an iterable"
         )
 
     def batches() -> Iterator[Any]:

@@ -70,16 +70,16 @@ def mapped(data: Any, function: Callable[..., Any], seed: int, *, training: bool
         # Keras functions other than layers compute with JAX here, and cannot be part of a TensorFlow graph.
         apply, drawn, reason = _as_python(call, function, element_spec, seed)
     if not reason and before != str(np.random.get_state()):
-        reason = "draws random numbers of numpy"
+        reason = "draws random numbers with numpy"
     if reason:
         raise UsageError(
-            f"map={_name(function)} {reason}: a continued training would see other pictures. Give it a parameter seed and draw "
-            "with tf.random.stateless_* or tf.image.stateless_random_* from it, or use Keras's layers"
+            f"map={_name(function)} {reason}: a resumed training would see different images. Give the function a parameter "
+            "seed and use it with tf.random.stateless_* or tf.image.stateless_random_*, or use Keras's layers"
         )
     if not training and (drawn or "seed" in names) and "training" not in names:
         raise UsageError(
-            f"map={_name(function)} draws random numbers, and the validation images would be changed by them too: give it a "
-            "parameter training, which is False for them"
+            f"map={_name(function)} draws random numbers, which would change the validation images too: give the "
+            "function a parameter training, which is False for validation images"
         )
     return data.map(lambda mark, element: (mark, apply(mark, element)), num_parallel_calls=threads, deterministic=True)
 
@@ -158,7 +158,7 @@ def _as_python(
             part.set_shape([None, *array.shape[1:]] if grows and array.ndim else array.shape)
         return tf.nest.pack_sequence_as(structure, flat)
 
-    return apply, count, "" if same else "gives other values for the same batch"
+    return apply, count, "" if same else "returns different values for the same batch"
 
 
 def _is_jax() -> bool:
@@ -221,8 +221,8 @@ def _not_exact(graph: Any, takes_seed: bool) -> str:
     nodes = [*definition.node, *(node for part in definition.library.function for node in part.node_def)]
     for node in nodes:
         if node.op.startswith(COUNTING):
-            what = "changes a variable" if node.op.startswith("Assign") else f"draws random numbers by {node.op}"
-            return f"{what}, which depends on how often it was called"
+            what = "changes a variable" if node.op.startswith("Assign") else f"draws random numbers with {node.op}"
+            return f"{what}, so its result depends on how often it was called"
         if node.op in PYTHON and not takes_seed:
             return "calls Python code (tf.py_function or tf.numpy_function), which may draw random numbers"
     return ""

@@ -52,7 +52,7 @@ def augmenter(
     if preset not in PRESETS:
         raise UsageError(f"{option('augment', preset)}: use {', '.join(PRESETS)}")
     if mixup < 0:
-        raise UsageError(f"{option('mixup', mixup)}: give an alpha above 0, 0.2 for example")
+        raise UsageError(f"{option('mixup', mixup)}: give an alpha above 0, for example 0.2")
     for name, share in (("cutmix", cutmix), ("rand-augment", rand_augment), ("erase", erase)):
         if not 0 <= share <= 1:
             raise UsageError(f"{option(name, share)}: give a number from 0 to 1")

@@ -204,7 +204,8 @@ class Cache:
         pictures, damaged = self.attempt(found)
         if len(damaged):
             raise ImagesError(
-                f"the cache {self.folder} is damaged (row {int(found[damaged[0]])}): remove that folder; it is made again"
+                f"the cache {self.folder} is damaged (row {int(found[damaged[0]])}): remove this folder, "
+                "kresume creates it again"
             )
         return pictures
 

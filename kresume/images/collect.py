@@ -24,6 +24,7 @@ from kresume.images.sources import Found, Listing, Quarantined, list_images
 from kresume.images.sources.folders import hidden
 from kresume.images.sources.found import canonical
 from kresume.reporter import Reporter
+from kresume.spelling import option
 from kresume.storage import locations
 from kresume.values.decode_spec import DecodeSpec
 
@@ -226,18 +227,18 @@ def decode_recorded(
     if gone and needs_all:
         first = next(file.path for file in missing if file.path in gone)
         raise ImagesError(
-            f"{len(gone):,} files that the parent remembers are gone, the first is {first}: restore them, or give "
-            "the old images where they are now with --data"
+            f"{len(gone):,} recorded image files are missing, the first is {first}: restore them, or give the old images "
+            f"at their current location with {option('data')}"
         )
     missing = [file for file in missing if file.path not in gone]
     if not missing:
         return
     done = prepare(
-        missing, spec, cache, reporter, known=recorded.known_files(missing), label="preparing remembered images"
+        missing, spec, cache, reporter, known=recorded.known_files(missing), label="preparing recorded images"
     )
     if done.quarantine and needs_all:
         first = done.quarantine[0].path
         raise ImagesError(
-            f"{len(done.quarantine):,} remembered images can no longer be read, the first is {first}: "
+            f"{len(done.quarantine):,} recorded images can no longer be read, the first is {first}: "
             f"{done.quarantine[0].reason}"
         )

@@ -77,21 +77,21 @@ class Labels:
             within = (
                 ""
                 if on_conflict == "quarantine"
-                else f" ({option('on-conflict', on_conflict)} cannot tell which is which)"
+                else f" ({option('on-conflict', on_conflict)} cannot tell which label is older)"
             )
             notes.append(
-                f"{len(self.left_out):,} images stand under two labels and are left out{within}, the first is {path} "
+                f"{len(self.left_out):,} images have two labels and are left out{within}; the first is {path} "
                 f"({label} and {other}): {ONE_LABEL}"
             )
         elif self.conflicts:
             path, label, other = self.conflicts[0]
             notes.append(
-                f"{len(self.conflicts):,} files stand under two labels, the {on_conflict} one holds; the first is {path} "
+                f"{len(self.conflicts):,} files have two labels, the {on_conflict} one is used; the first is {path} "
                 f"({label} and {other})"
             )
         if self.relabels:
             path, before, now = self.relabels[0]
-            notes.append(f"{len(self.relabels):,} images have a new label, the first is {path} ({before} -> {now})")
+            notes.append(f"{len(self.relabels):,} images have a new label; the first is {path} ({before} -> {now})")
         return notes
 
 

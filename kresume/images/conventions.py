@@ -187,7 +187,7 @@ def to_picture_function(name: str) -> Callable[[Any], Any]:
     """
     convention = find_affine(name)
     if convention is None:
-        raise UsageError(f"{name}: only {', '.join(NAMES)} and mean=M,std=S[,bgr] can be turned back into pictures")
+        raise UsageError(f"{name}: only {', '.join(NAMES)} and mean=M,std=S[,bgr] can be converted back to images")
     return _with_colours(convention, convention.back, name) if convention.needs_colours else convention.back
 
 
@@ -241,8 +241,8 @@ def _number(part: str, text: str) -> float:
 
 def _no_statistics(text: str) -> UsageError:
     return UsageError(
-        f"{option('pixels', text)}: give one number each or one for each channel of the model, and no std of 0, for example "
-        "mean=0.5,std=0.5 or mean=103.9,116.8,123.7,std=1,bgr"
+        f"{option('pixels', text)}: mean and std need one number each or one per channel of the model, and std must not be 0, "
+        "for example mean=0.5,std=0.5 or mean=103.9,116.8,123.7,std=1,bgr"
     )
 
 
@@ -255,7 +255,8 @@ def _with_colours(convention: Affine, function: Callable[[Any], Any], name: str)
     def checked(images: Any) -> Any:
         if images.shape[-1] == 1:
             raise UsageError(
-                f"{option('pixels', name)} is for three channels, and the model takes one: use {_for_one_channel()}"
+                f"{option('pixels', name)} is for images of three channels, but the model expects one channel: use "
+                f"{_for_one_channel()}"
             )
         return function(images)
 
@@ -269,10 +270,10 @@ def _for_one_channel() -> str:
 def _load(name: str) -> Callable[[Any], Any]:
     file, _, function = name.rpartition(":")
     if not Path(file).is_file():
-        raise UsageError(f"{option('pixels', name)}: there is no file {file}")
+        raise UsageError(f"{option('pixels', name)}: the file {file} does not exist")
     spec = importlib.util.spec_from_file_location(f"kresume_pixels_{abs(hash(file))}", file)
     if spec is None or spec.loader is None:
-        raise UsageError(f"{option('pixels', name)}: {file} is no Python file")
+        raise UsageError(f"{option('pixels', name)}: {file} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     found = getattr(module, function, None)

@@ -54,7 +54,9 @@ def remap(manifest: Manifest, pairs: Sequence[str] | None) -> Manifest:
         table = table.set_column(table.column_names.index("path"), pa.field("path", pa.string()), values)
         if not count:
             first = manifest.paths(np.zeros(1, np.int64))[0] if len(manifest) else "none"
-            raise UsageError(f"{option('remap', pair)}: no remembered image is below {old}; the first is {first}")
+            raise UsageError(
+                f"{option('remap', pair)}: no recorded image is in {old}; the first recorded path is {first}"
+            )
         manifest = Manifest.from_table(table, manifest.classes)
     return manifest
 
@@ -120,16 +122,16 @@ def without_missing(
         keep[gone] = False
         kept = Manifest.from_table(manifest.table.filter(pa.array(keep)), manifest.classes)
         return kept, [
-            f"{len(gone):,} remembered images are gone and forgotten ({option('on-missing', 'drop')}), the first is {first}"
+            f"{len(gone):,} recorded images are missing and were dropped ({option('on-missing', 'drop')}); the first is {first}"
         ]
     cached = int((cache.find(manifest.sha256s[gone]) >= 0).sum()) if cache is not None else 0
     if policy == "cache" and cached == len(gone):
         return manifest, [
-            f"{len(gone):,} remembered images are gone and trained on from the cache, the first is {first}"
+            f"{len(gone):,} recorded images are missing and are read from the cache; the first is {first}"
         ]
     raise ImagesError(
-        f"{len(gone):,} images that {parent} remembers are gone, the first is {first} ({cached:,} of them are in the cache): "
-        f"restore them, say where they are now with {option('remap', 'OLD=NEW')} or {option('data')}, or give "
+        f"{len(gone):,} images of {parent} are missing, the first is {first} ({cached:,} of them are in the cache): "
+        f"restore them, give their current location with {option('remap', 'OLD=NEW')} or {option('data')}, or give "
         f"{option('on-missing', 'drop')}{'' if policy == 'cache' else ' or ' + option('on-missing', 'cache')}"
     )
 
@@ -146,11 +148,13 @@ def read_drop(file: str | None) -> frozenset[str]:
         return frozenset()
     path = Path(file)
     if not path.is_file():
-        raise UsageError(f"{option('drop', file)}: there is no such file; give one with a path or a SHA-256 per line")
+        raise UsageError(
+            f"{option('drop', file)}: the file does not exist; give a file with a path or a SHA-256 per line"
+        )
     lines = [line.strip() for line in path.read_text(encoding="utf-8").split("\n")]
     lines = [line for line in lines if line and not line.startswith("#")]
     if not lines:
-        raise UsageError(f"{option('drop', file)}: it is empty; expected a path or a SHA-256 per line")
+        raise UsageError(f"{option('drop', file)}: the file is empty; expected a path or a SHA-256 per line")
     return frozenset(line.lower() if _is_hash(line) else locations.absolute(line) for line in lines)
 
 

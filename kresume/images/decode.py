@@ -172,7 +172,7 @@ def _pillow_pixels(data: bytes) -> np.ndarray:
             image.load()
             if image.mode == "F":
                 raise ImagesError(
-                    "its pixels are floating-point numbers, whose range no one says: save it with 8 or 16 bits"
+                    "its pixels are floating-point numbers, whose range is unknown: save it with 8 or 16 bits per channel"
                 )
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I"):

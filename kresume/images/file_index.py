@@ -56,8 +56,8 @@ class FileIndex:
                 yield connection
         except sqlite3.Error as error:
             raise ImagesError(
-                f"{self._path}, what is known of pictures, cannot be used ({error}): remove it, it is made again; or give "
-                f"{option('cache', 'DIR')}"
+                f"the index of known images {self._path} cannot be used ({error}): remove the file, kresume creates it again; "
+                f"or give {option('cache', 'DIR')}"
             ) from error
 
     def read(self, keys: Sequence[str]) -> dict[str, tuple[int, int, Facts]]:

@@ -52,7 +52,7 @@ def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
         if width * height > max_pixels:
             raise ImagesError(f"{width:,} x {height:,} pixels are more than the limit of {max_pixels:,}")
         if width < 1 or height < 1:
-            raise ImagesError(f"its header says {width} x {height} pixels")
+            raise ImagesError(f"its header states {width} x {height} pixels")
         # Pillow has read everything before the pixels of a JPEG. Other formats may store EXIF data after the pixels.
         exif = "exif" in image.info if data.startswith(JPEG_MARK) else b"eXIf" in data or b"EXIF" in data
         return Header(width, height, image.format or "", exif)
@@ -74,7 +74,7 @@ def open_picture(data: bytes) -> Image:
             warnings.simplefilter("ignore")  # Pillow's bomb warning: `max_pixels` is checked instead, and raises
             return PIL.Image.open(io.BytesIO(data))
     except PIL.Image.DecompressionBombError as error:
-        raise ImagesError(f"more pixels than any limit: {error}") from error
+        raise ImagesError(f"it has too many pixels: {error}") from error
     except Exception as error:  # Pillow's readers raise arbitrary exceptions on broken headers
         raise ImagesError(_no_picture(data, error)) from error
 
@@ -82,15 +82,17 @@ def open_picture(data: bytes) -> Image:
 def _no_picture(data: bytes, error: Exception) -> str:
     head = data[:32].lstrip().lower()
     if head.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "it holds a web page, not a picture"
+        return "it is a web page, not an image"
     if data[4:8] == b"ftyp":
         if data[8:12] not in HEIF_BRANDS:
-            return "it holds a film or sound, not a picture"
+            return "it is a video or audio file, not an image"
         if not _register_heif():
-            return "a HEIC or AVIF picture, which needs the package pillow-heif: pip install 'kresume[heif]'"
+            return "a HEIC or AVIF image, which requires the package pillow-heif: pip install 'kresume[heif]'"
     if data.startswith(b"\xff\xd8") and (bits := jpeg_bits(data)) not in {None, 8}:
-        return f"a JPEG of {bits} bits a channel, which no decoder here reads: save it again with 8"
-    return f"no picture that can be read ({type(error).__name__})"
+        return (
+            f"a JPEG of {bits} bits per channel, which TensorFlow and Pillow cannot decode: save it again with 8 bits"
+        )
+    return f"it is not an image that can be read ({type(error).__name__})"
 
 
 HEIF_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis"})

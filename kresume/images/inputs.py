@@ -69,7 +69,7 @@ def check_convention(pixels: str, layout: InputLayout) -> None:
     convention = conventions.find_affine(pixels)
     if layout.channels == 1 and convention is not None and convention.needs_colours:
         raise UsageError(
-            f"{option('pixels', pixels)} is for RGB pictures, and the model takes grey ones: use "
+            f"{option('pixels', pixels)} is for RGB images, but the model expects grey images: use "
             f"{', '.join(conventions.names_for(1))} or mean=M,std=S"
         )
 

@@ -31,13 +31,15 @@ def held_out(value: str, data: Sequence[str] | None) -> frozenset[str]:
     try:
         name, share, seed = parts[0], float(parts[1]), int(parts[2])
     except (IndexError, ValueError) as error:
-        raise UsageError(f"{option('val-like', value)}: give keras:F:SEED, keras:0.2:123 for example") from error
+        raise UsageError(f"{option('val-like', value)}: give keras:F:SEED, for example keras:0.2:123") from error
     if name != "keras" or len(parts) != 3 or not 0 < share < 1:
         raise UsageError(
-            f"{option('val-like', value)}: give keras:F:SEED with F between 0 and 1, keras:0.2:123 for example"
+            f"{option('val-like', value)}: give keras:F:SEED with F between 0 and 1, for example keras:0.2:123"
         )
     if data is None or len(data) != 1 or not locations.is_folder(locations.absolute(data[0])):
-        raise UsageError(f"{option('val-like', value)}: give the one folder that was split as {option('data')}")
+        raise UsageError(
+            f"{option('val-like', value)}: give exactly one folder as {option('data')}, the one that was split"
+        )
     import keras
 
     try:

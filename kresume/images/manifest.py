@@ -223,10 +223,10 @@ def read_table(path: Path, mark: str, newest: int) -> tuple[pa.Table, dict[str, 
         raise ImagesError(f"the manifest {path} cannot be read ({error}): restore it from a copy of the run") from error
     facts = (table.schema.metadata or {}).get(mark.encode())
     if facts is None:
-        raise ImagesError(f"{path} is no manifest of kresume: expected its mark in the Parquet metadata")
+        raise ImagesError(f"{path} is not a manifest of kresume: expected the key {mark} in its Parquet metadata")
     described: dict[str, Any] = json.loads(facts)
     if described["format"] > newest:
-        raise ImagesError(f"{path} was written by a later kresume: upgrade with `pip install -U kresume`")
+        raise ImagesError(f"{path} was written by a later version of kresume: upgrade with `pip install -U kresume`")
     return table, described
 
 
@@ -250,7 +250,7 @@ def fixed_bytes(column: pa.ChunkedArray, width: int) -> np.ndarray:
         offsets = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
         if chunk.null_count or (np.diff(offsets) != width).any():
             raise ImagesError(
-                f"a manifest holds values that are not of {width} bytes: restore it from a copy of the run"
+                f"a manifest has values that are not {width} bytes long: restore it from a copy of the run"
             )
         data = np.frombuffer(chunk.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]
         parts.append(data.reshape(-1, width))

@@ -135,17 +135,11 @@ def merge(
     table = _joined(remembered, [row for row in newcomers if row["side"] is not None])
     both = _given_for_both(given, inverse, rows, parent)
     notes += labels.notes(on_conflict)
-    for outcome, words in (
-        ("validates", "to train, too: they validate"),
-        ("trains", "to validate and were trained on: they go on training, and validate nothing"),
-    ):
-        if named := [path for path, _, became in both if became == outcome]:
-            begins = "given to validate and" if outcome == "validates" else "given"
-            notes.append(f"{len(named):,} images are {begins} {words}; the first is {named[0]}")
+    notes += _describe_both(both)
     merged = Manifest.from_table(table, tuple(classes))
     absent = np.array(classes)[np.bincount(merged.labels, minlength=len(classes)) == 0]
     if len(absent):
-        notes.append(f"no image of {', '.join(absent)}: what a model gives for it is never right")
+        notes.append(f"no image of {', '.join(absent)}: a prediction of it is never right")
     facts = MergeFacts(
         added=sum(row["origin"] == generation for row in newcomers if row["side"] is not None),
         known=int(counts[rows >= 0].sum()),
@@ -214,6 +208,17 @@ def _given_for_both(
                 path = given.images[validating[content]].found.name
                 found.append((path, parent.paths(rows[content : content + 1])[0], "trains"))
     return tuple(found)
+
+
+def _describe_both(both: Sequence[tuple[str, str, str]]) -> list[str]:
+    notes = []
+    for outcome, text in (
+        ("validates", "were given for training and for validation: they are used for validation"),
+        ("trains", "were given for validation, but are recorded as training images: they are still used for training"),
+    ):
+        if named := [path for path, _, became in both if became == outcome]:
+            notes.append(f"{len(named):,} images {text}; the first is {named[0]}")
+    return notes
 
 
 def _row(

@@ -157,7 +157,7 @@ def make_order(
     ratio = parse_mix(mix)
     if ratio is not None and replay is not None:
         raise UsageError(
-            f"{option('mix', mix)} and {option('replay', replay)} both say how many old images an epoch takes: give one"
+            f"{option('mix', mix)} and {option('replay', replay)} both set the number of old images in an epoch: give one"
         )
     if (ratio is not None or replay is not None) and (is_new.all() or not is_new.any()):
         asked = option("mix", mix) if ratio is not None else option("replay", replay)
@@ -190,10 +190,10 @@ def parse_mix(mix: str | None) -> tuple[float, float] | None:
     try:
         parts = float(old), float(new)
     except ValueError as error:
-        raise UsageError(f"{option('mix', mix)}: give concat or OLD:NEW, 1:1 for example") from error
+        raise UsageError(f"{option('mix', mix)}: give concat or OLD:NEW, for example 1:1") from error
     if not (parts[0] > 0 and parts[1] > 0 and sum(parts) < float("inf")):
         raise UsageError(
-            f"{option('mix', mix)}: both shares must be above 0; training on new images alone is another decision"
+            f"{option('mix', mix)}: both shares must be above 0, because an epoch mixes old and new images"
         )
     return parts[0] / sum(parts), parts[1] / sum(parts)
 

@@ -25,7 +25,7 @@ from kresume.images.variation import Varied
 Reader = Callable[[np.ndarray], np.ndarray]
 Broken = Callable[[int, str], None]
 """Called once per manifest row whose file cannot be read, with the row and the reason."""
-NONE_LEFT = "no training image can be read any more: is the drive still there? Restore it and run again"
+NONE_LEFT = "no training image can be read any more: check that their disk is available, and run again"
 
 
 def training_dataset(

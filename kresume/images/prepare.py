@@ -127,11 +127,11 @@ def prepare(
         facts.append(fact if (size, time) == (found.bytes, found.mtime_ns) else None)
     wanted = _to_read(facts, cache)
     if cache is not None and wanted and (short := _too_little_room(cache, len(wanted), others + len(listed))):
-        reporter.warn(f"{short}: they are decoded each time they are drawn, which is slower")
+        reporter.warn(f"{short}: the images are decoded each time they are used, which is slower")
         packed = next((listed[position].path for position in wanted if listed[position].coding in STREAM_CODINGS), None)
         if packed is not None:
             raise ImagesError(
-                f"{packed} is packed as a whole, so its pictures can only be used from the cache, and {short}: or unpack it"
+                f"{packed} is compressed as a whole, so its images must be cached, but {short}; or decompress the file"
             )
         cache = None
         wanted = [position for position in wanted if facts[position] is None]
@@ -169,11 +169,13 @@ def _size(count: int) -> str:
 def _too_little_room(cache: Cache, more: int, everything: int) -> str | None:
     """Returns the reason why more images cannot be cached; None if they can."""
     if not cache.room_for(more):
-        elsewhere = option("cache", "DIR")
-        return f"the disk of the cache {cache.folder} has no room for {more:,} more pictures ({elsewhere} puts it elsewhere)"
+        return (
+            f"the disk of the cache {cache.folder} has no space for {more:,} more images "
+            f"({option('cache', 'DIR')} selects another folder)"
+        )
     if cache.limit_bytes is not None and not cache.holds(everything):
         return (
-            f"{everything:,} pictures of {cache.row_bytes:,} bytes are more than the cache may take, "
+            f"{everything:,} images of {cache.row_bytes:,} bytes exceed the limit of the cache, "
             f"{_size(cache.limit_bytes)} ({option('cache-limit', 'SIZE')} raises it)"
         )
     return None
@@ -275,7 +277,7 @@ def _with_streams(listed: Sequence[Found], positions: Sequence[int]) -> Iterator
             try:
                 yield position, found, next(contents)
             except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-                reason = f"{path} cannot be unpacked from here on ({error})"
+                reason = f"{path} cannot be decompressed from this image on ({error})"
                 yield position, found, reason
 
 
@@ -310,7 +312,7 @@ def _content(found: Found, content: bytes | str | None) -> bytes:
     if content is not None:
         return content
     if found.length < 0 and found.bytes > MAX_FILE_BYTES:
-        raise ImagesError(f"larger than {MAX_FILE_BYTES // 2**20} MB, the limit for one picture")
+        raise ImagesError(f"larger than {MAX_FILE_BYTES // 2**20} MB, the limit for one image")
     try:
         return read_range(found.path, found.offset, found.length, found.coding)
     except OSError as error:

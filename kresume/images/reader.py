@@ -103,7 +103,7 @@ class PictureReader:
             try:
                 yield from zip(indices, list(read_stream(path, inside[0][1].coding, ranges)), strict=True)
             except (OSError, EOFError) as error:
-                yield from ((index, f"{path} cannot be unpacked any more ({error})") for index in indices)
+                yield from ((index, f"{path} can no longer be decompressed ({error})") for index in indices)
 
     def _decode(self, found: Found, sha256: bytes, content: bytes | str | None) -> np.ndarray | str:
         """Returns the picture, or an error message."""
@@ -112,7 +112,7 @@ class PictureReader:
         try:
             data = content or read_range(found.path, found.offset, found.length, found.coding)
         except OSError as error:
-            return f"{found.name} cannot be read any more ({error.strerror or type(error).__name__})"
+            return f"{found.name} can no longer be read ({error.strerror or type(error).__name__})"
         except ImagesError as error:
             return f"{found.name}: {error}"
         if hashlib.sha256(data).hexdigest().encode() != sha256:

@@ -59,7 +59,7 @@ class Scan:
         result = manifest.changed(self.added, self.removed) if self.changes else manifest
         if result.digest() != self.digest:
             raise ImagesError(
-                f"the scan before epoch {self.epoch} does not lead to the images that it recorded: restore the run's "
+                f"the scan before epoch {self.epoch} does not result in the images that it recorded: restore the run's "
                 f"{FOLDER}/ and images.parquet from a copy"
             )
         return result

@@ -239,12 +239,10 @@ def _fill_classes(newcomers: list[Row], unit_of: dict[int, int], units: list[lis
             _turn(newcomers, units[min(small, key=lambda unit: (len(units[unit]), hashes[unit]))], VAL)
         elif share and len(small) == 1:
             _turn(newcomers, units[small[0]], TRAIN)
-            images = (
-                "a single new image: it trains"
-                if len(group) == 1
-                else "new images that are nearly the same: they train"
+            images = "only one new image" if len(group) == 1 else "only new images that are near-duplicates"
+            notes.append(
+                f"{label} has {images}, used for training: it gets no new validation image ({option('val', 'PATH')} adds one)"
             )
-            notes.append(f"{label} has {images}, so {label} has no new validation image ({option('val', 'PATH')})")
         elif share and share < 1 and splits == {VAL}:
             fewest = min(len(units[unit]) for unit in small)
             _turn(newcomers, units[max((u for u in small if len(units[u]) == fewest), key=hashes.__getitem__)], TRAIN)
@@ -258,9 +256,9 @@ def _turn(newcomers: list[Row], unit: Sequence[int], split: str) -> None:
 
 def _describe(leaks: Sequence[Leak]) -> list[str]:
     words = {
-        "validates": "would have trained beside a validation image that is nearly the same: moved to validation",
-        "trains": "were given to validate and are nearly the same as recorded training images: they train",
-        "left out": "are near a training and a validation image at once: left out",
+        "validates": "would be used for training, but are near-duplicates of validation images: moved to validation",
+        "trains": "were given for validation, but are near-duplicates of recorded training images: used for training",
+        "left out": "are near-duplicates of both a training and a validation image: left out",
     }
     notes = []
     for outcome, text in words.items():

@@ -108,7 +108,7 @@ def _write(sheet: np.ndarray, names: list[str], step: int, augmented_from: int |
     for row, name in enumerate(names):
         pen.text((GAP, row * step), name, fill=(0, 0, 0))
     if augmented_from is not None:
-        pen.text((augmented_from + GAP, 0), "as training may see it: augmented", fill=(0, 0, 0))
+        pen.text((augmented_from + GAP, 0), "augmented, as in training", fill=(0, 0, 0))
     with atomic.new_file(path) as temporary:
         image.save(temporary, "PNG")
 

@@ -102,7 +102,7 @@ def scan(
     merged = merge(against, None, images, validating, classes=classes, val_split=None, generation=generation)
     if not len(merged.manifest):
         first = f", the first is {quarantine[0].path}: {quarantine[0].reason}" if quarantine else ""
-        raise ImagesError(f"{', '.join(paths)}: no image can be used ({len(quarantine):,} files set aside{first})")
+        raise ImagesError(f"{', '.join(paths)}: no usable images ({len(quarantine):,} files cannot be used{first})")
     decided = {
         image.facts.sha256 for each in (images, validating) if each for image in each.images if image.found.split
     }
@@ -131,7 +131,7 @@ def write(scanned: Scan, path: Path) -> None:
     try:
         scanned.manifest.write(path)
     except OSError as error:
-        raise ImagesError(f"-o {path} cannot be written ({error.strerror or error}): give another place") from error
+        raise ImagesError(f"-o {path} cannot be written ({error.strerror or error}): give another path") from error
 
 
 def _without_undecided_splits(manifest: Manifest, decided: set[str], generation: int) -> Manifest:
@@ -211,15 +211,15 @@ class Summary:
             cells = [by.get(origin, {}).get(split, 0) for origin, split in columns]
             lines.append("  ".join([f"{name:<{width}}", f"{sum(cells):>9,}", *(f"{cell:>13,}" for cell in cells)]))
         formats = ", ".join(f"{count:,} {name}" for name, count in self.formats.items())
-        lines.append(f"largest class over smallest: {self.imbalance:.1f}")
+        lines.append(f"largest class: {self.imbalance:.1f} times the smallest")
         short, long = self.sizes["short"], self.sizes["long"]
         lines.append(
-            f"smaller side {short[0]:,} to {short[2]:,} pixels (median {short[1]:,}), larger side {long[0]:,} to {long[2]:,} "
+            f"shorter side {short[0]:,} to {short[2]:,} pixels (median {short[1]:,}), longer side {long[0]:,} to {long[2]:,} "
             f"(median {long[1]:,}); {formats}; {self.bytes / 1e6:,.1f} MB"
         )
         if self.duplicates:
             lines.append(f"{self.duplicates:,} duplicates, counted once")
-        lines += _first("cannot be used", [f"{path}: {reason}" for path, reason in self.quarantine])
+        lines += _first("files cannot be used", [f"{path}: {reason}" for path, reason in self.quarantine])
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
@@ -320,26 +320,28 @@ class Check:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.images:,} images in {', '.join(self.sources)}: {self.duplicates:,} duplicates, {self.known:,} known already"
+            f"{self.images:,} images in {', '.join(self.sources)}: {self.duplicates:,} duplicates, {self.known:,} already known"
         ]
-        lines += _first("cannot be used", [f"{path}: {reason}" for path, reason in self.quarantine])
+        lines += _first("files cannot be used", [f"{path}: {reason}" for path, reason in self.quarantine])
         lines += _first(
-            f"class{'es' if len(self.unknown) > 1 else ''} unknown to the run, which `train` would refuse",
+            f"class{'es' if len(self.unknown) > 1 else ''} that the run does not have; `train` would refuse them",
             [f"{name}: {count:,} image{'s' if count > 1 else ''}" for name, count in self.unknown.items()],
         )
         lines += _first(
-            "stand under two labels",
+            "files have two labels",
             [f"{path}: {label}, and {other} elsewhere" for path, label, other in self.conflicts],
         )
-        lines += _first("have a new label", [f"{path}: {before} -> {now}" for path, before, now in self.relabels])
         lines += _first(
-            "are the same as an image on the other side, or nearly",
+            "images have a new label", [f"{path}: {before} -> {now}" for path, before, now in self.relabels]
+        )
+        lines += _first(
+            "images are duplicates or near-duplicates of an image in the other split",
             [f"{path} (near {other}): {outcome}" for path, other, outcome in self.leaks],
         )
         differing = [f"{one} and {other}" for one, other, differs in self.near if differs]
-        lines += _first("pairs are nearly the same picture under two labels", differing)
+        lines += _first("pairs of near-duplicates have two labels", differing)
         alike = [f"{one} and {other}" for one, other, differs in self.near if not differs]
-        lines += _first("pairs are nearly the same picture", alike)
+        lines += _first("pairs of near-duplicates", alike)
         return "\n".join([*lines, f"{self.problems:,} problems" if self.problems else "no problems"])
 
 
@@ -361,7 +363,7 @@ def check(scanned: Scan) -> Check:
     for number, (one, other) in enumerate(pairs.tolist()):
         first, second = names[2 * number], names[2 * number + 1]
         if None not in {split[one], split[other]} and split[one] != split[other]:
-            leaks.append((first, second, "recorded on both sides: the record holds"))
+            leaks.append((first, second, "recorded in both splits: unchanged"))
         else:
             near.append((first, second, bool(differs[number])))
     return Check(

@@ -147,7 +147,7 @@ class Changes:
             self._guard()
             scans.write_scan(self._run.path / scans.FOLDER, scan)
         except OSError as error:
-            self._on_failure(f"the images that came before epoch {number}", f"{error}: they are left for later")
+            self._on_failure(f"the images that arrived before epoch {number}", f"{error}: they are added later")
             return None
         self._scans[number] = scan
         self._everything = scans.with_added(self._everything, scan)
@@ -159,7 +159,7 @@ class Changes:
             try:
                 return self._watch.look(manifest, self._everything, poll)
             except (ImagesError, OSError) as error:
-                self._reporter.warn(f"new images cannot be looked for now ({error}): again before the next epoch")
+                self._reporter.warn(f"cannot look for new images now ({error}): trying again before the next epoch")
         return manifest.table.slice(0, 0)
 
     def _unreadable(self, manifest: Manifest) -> tuple[str, ...]:
@@ -187,12 +187,12 @@ class Changes:
         parts = []
         if len(scan.added):
             train = len(scan.added) - validate
-            parts.append(f"{len(scan.added):,} images arrived, {train:,} to train on from here")
+            parts.append(f"{len(scan.added):,} images arrived, {train:,} for training from this epoch on")
         if validate:
-            parts.append(f"{validate:,} to validate from the next generation on")
+            parts.append(f"{validate:,} for validation from the next generation on")
         if scan.removed:
             first = manifest.found(np.nonzero(manifest.sha256s == scan.removed[0].encode())[0])[0].name
-            parts.append(f"{len(scan.removed):,} that can no longer be read leave, the first is {first}")
+            parts.append(f"{len(scan.removed):,} that can no longer be read were removed, the first is {first}")
         self._reporter.say(f"before epoch {scan.epoch}: {', '.join(parts)}")
         with contextlib.suppress(OSError):
             self._run.event(

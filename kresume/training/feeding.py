@@ -28,6 +28,7 @@ from kresume.images.order import permutation
 from kresume.images.sources import Found, Listing
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
+from kresume.spelling import option
 from kresume.storage.locations import read_range
 from kresume.training.label_order import check_order
 from kresume.training.plan.torch_mapping import verify_mapping
@@ -107,20 +108,23 @@ def decide_feeding(
     if card is not None:
         return Feeding(asked or card.pixels, layout, spec, "--pixels" if asked else "the parent's")
     stated = asked or read_convention(model)
-    reason = "--pixels" if asked else "the model's first layers say so"
+    reason = "--pixels" if asked else "from the model's first layers"
     if old is None:
         if stated is None:
             raise UsageError(
-                "the model has no Rescaling or Normalization in front, so nobody can tell what it eats: give --pixels "
-                f"{conventions.SHOWN_NAMES}"
+                "the model has no Rescaling or Normalization layer at its start, so the pixel values that it expects are "
+                f"unknown: give {option('pixels')} ({conventions.SHOWN_NAMES})"
             )
         return Feeding(stated, layout, spec, reason)
     sample = _sample(old, classes, spec)
     if len(sample.labels) == 0:
         if stated is None:
-            raise ImagesError("no old image can be read, so nothing can show what the model eats: see --data")
+            raise ImagesError(
+                "no old image can be read, so the pixel values that the model expects cannot be found: check "
+                f"{option('data')}"
+            )
         return Feeding(stated, layout, spec, reason)
-    reporter.say(f"probing what the model eats on {len(sample.labels)} old images")
+    reporter.say(f"finding the pixel values that the model expects on {len(sample.labels)} old images")
     return _probe(config, model, loss, sample, classes, spec, layout, stated, reason, mapped)
 
 
@@ -229,7 +233,7 @@ def _probe(
         reason += f"; {verify_mapping(source, best.predictions[way], labels)}"
     elif not best.above_chance:
         share = 100 * best.accuracies[best.best]
-        unknown = ", which therefore do not show the order of its outputs (--classes a,b,c says it)"
+        unknown = f", which therefore do not show the order of its outputs ({option('classes', 'a,b,c')} sets it)"
         notes = [
             *([notes[0]] if asked else []),
             f"{source} is right on {share:.1f} % of {count} old images, no better than chance"
@@ -241,13 +245,13 @@ def _probe(
 def _no_winner(source: str, probe: Probe, count: int, and_axes: str) -> str:
     if not probe.above_chance:
         return (
-            f"no pixel convention makes {source} right on {count} old images ({probe.table}): wrong images, wrong label "
-            f"order, or another --model? Give --pixels{and_axes} to go on regardless"
+            f"{source} is not right on {count} old images with any pixel convention ({probe.table}): check the images, the "
+            f"order of the labels and {option('model')}, or give {option('pixels')}{and_axes} to continue anyway"
         )
     fit = probe.fitting[:MOST_SHOWN]
     return (
         f"{'two' if len(probe.fitting) == 2 else 'several'} pixel conventions fit {source} about equally on {count} old images "
-        f"({probe.show(fit)}): say which one it was trained with by --pixels{and_axes}"
+        f"({probe.show(fit)}): give the one that it was trained with as {option('pixels')}{and_axes}"
     )
 
 
@@ -287,4 +291,4 @@ def _louder(feedings: Mapping[str, tuple[str, InputLayout]]) -> list[tuple[str, 
 
 def _and_axes(feedings: Mapping[str, tuple[str, InputLayout]]) -> str:
     """Returns the option to name beside `--pixels` if the axis order was in question."""
-    return " and --axes" if len({layout for _, layout in feedings.values()}) > 1 else ""
+    return f" and {option('axes')}" if len({layout for _, layout in feedings.values()}) > 1 else ""

@@ -24,12 +24,12 @@ from kresume.images.sources.records import parse_features
 from kresume.options.settings import DEFAULTS, settings_of
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
+from kresume.spelling import option
 from kresume.tasks.table import class_count
 from kresume.training.plan.parent import Parent
 from kresume.values.decode_spec import DecodeSpec
 
 NEW_CLASSES = "of them new"
-NO_IMAGES = "no images to train on: give --data FOLDER (one folder per class in it)"
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,12 @@ def list_sources(config: TrainConfig, reporter: Reporter, *, writes: bool = True
         UsageError: there are no images for a new model.
     """
     if config.from_ is None and not config.data:
-        raise UsageError(NO_IMAGES)
+        raise _no_images()
     return _listed(config, reporter, writes=writes)
+
+
+def _no_images() -> UsageError:
+    return UsageError(f"no images to train on: give {option('data', 'FOLDER')} (with one folder per class)")
 
 
 def _listed(config: TrainConfig, reporter: Reporter, *, writes: bool = True) -> Sources:
@@ -91,16 +95,18 @@ def check_sources(config: TrainConfig, parent: Parent | None, sources: Sources) 
         ImagesError: there are only new images, for a checkpoint that remembers none.
     """
     if parent is None and sources.data is None:
-        raise UsageError(NO_IMAGES)
+        raise _no_images()
     if parent is not None and parent.manifest is None and sources.data is None:
         if sources.add is None:
             raise UsageError(
-                f"{config.from_} remembers no images: give the ones it was trained on with --data, more with --add"
+                f"{config.from_} has no record of its images: give those that it was trained on with {option('data')}, new "
+                f"ones with {option('add')}"
             )
         raise ImagesError(
-            f"only new images for {config.from_}, which remembers none: the model would forget the old ones. Give them "
-            "with --data OLD, extend a run of kresume (it remembers its images) with --from RUN, or, if the new images "
-            "hold all that the model should know from now on, give them as --data"
+            f"{config.from_} has no record of its images, and only new ones were given: the model would forget the old ones. "
+            f"Give the old ones with {option('data', 'OLD')}, extend a run of kresume (it records its images) with "
+            f"{option('from', 'RUN')}, or, if the new images contain all that the model should know from now on, give them as "
+            f"{option('data')}"
         )
 
 
@@ -120,8 +126,8 @@ def decide_classes(config: TrainConfig, parent: Parent | None, sources: Sources)
             return asked, f"--classes, {len(asked) - len(pinned)} {NEW_CLASSES}"
         if pinned is not None and asked != pinned:
             raise UsageError(
-                f"--classes {join_classes(asked)}: the checkpoint's outputs are {join_classes(pinned)} in this order; "
-                "relabelling would turn right answers into wrong ones. Leave --classes out"
+                f"{option('classes', join_classes(asked))}: the checkpoint's outputs are {join_classes(pinned)} in this order; "
+                f"other names would make right answers wrong. Leave {option('classes')} out"
             )
         return asked, "--classes"
     if pinned is not None:
@@ -132,7 +138,7 @@ def decide_classes(config: TrainConfig, parent: Parent | None, sources: Sources)
     listing = sources.data or sources.add
     names = listing.classes if listing is not None else ()
     reason = "the class folders, sorted"
-    return names, reason if parent is None else f"assumed: {reason}; --classes a,b,c says otherwise"
+    return names, reason if parent is None else f"assumed: {reason}; {option('classes', 'a,b,c')} sets another order"
 
 
 def check_outputs(classes: Sequence[str], reason: str, outputs: int, source: str) -> None:
@@ -148,16 +154,17 @@ def check_outputs(classes: Sequence[str], reason: str, outputs: int, source: str
         UsageError: the counts differ; the message says how to name the outputs.
     """
     wanted = class_count(outputs)
-    has = "1 output, which tells two classes apart" if outputs == 1 else f"{outputs} outputs"
+    has = "1 output, which separates two classes" if outputs == 1 else f"{outputs} outputs"
     if len(classes) > wanted and NEW_CLASSES in reason:
         raise UsageError(
-            f"{source} has {has}, and --classes names {len(classes)}: give --model with a function or an "
-            f"architecture that makes {len(classes)}; the head then begins fresh, the other layers keep their weights"
+            f"{source} has {has}, but {option('classes')} names {len(classes)}: give {option('model')} with a function or an "
+            f"architecture that has {len(classes)} outputs; the head then starts fresh, the other layers keep their weights"
         )
     if len(classes) != wanted:
         raise UsageError(
-            f"{source} has {has}; its classes would be {len(classes)}, {reason} ({', '.join(classes[:12])}"
-            f"{', …' if len(classes) > 12 else ''}): give the names of the outputs in their order with --classes a,b,c"
+            f"{source} has {has}, but there are {len(classes)} classes, {reason} ({', '.join(classes[:12])}"
+            f"{', …' if len(classes) > 12 else ''}): give the names of the outputs in their order with "
+            f"{option('classes', 'a,b,c')}"
         )
 
 
@@ -226,13 +233,13 @@ def gather(
     _check_merge(config, parent, merge, classes, collected.quarantine)
     if drop:
         forgotten = corrections.forget(cache, hashes) if cache is not None and writes else 0
-        notes.append(f"{merge.facts.dropped:,} images dropped (--drop), {forgotten:,} of them from the cache")
+        notes.append(f"{merge.facts.dropped:,} images dropped ({option('drop')}), {forgotten:,} of them from the cache")
         if nowhere:
             notes.append(
-                f"{len(nowhere):,} lines of --drop {config.drop} name no image here; the first is {nowhere[0]}"
+                f"{len(nowhere):,} lines of {option('drop', config.drop)} match no image; the first is {nowhere[0]}"
             )
     elif merge.facts.dropped:
-        notes.append(f"{merge.facts.dropped:,} images that an earlier run dropped are still there, and left out")
+        notes.append(f"{merge.facts.dropped:,} images that an earlier run dropped still exist, and are left out")
     quarantine = (*collected.quarantine, *_quarantined_conflicts(config, merge))
     return Gathered(merge.manifest, merge, quarantine, tuple(notes), tuple(sorted(hashes | before)))
 
@@ -240,7 +247,7 @@ def gather(
 def _check_strict(config: TrainConfig, quarantine: Sequence[Quarantined]) -> None:
     if config.strict_images and quarantine:
         raise ImagesError(
-            f"--strict-images: {len(quarantine):,} files cannot be used, the first is {quarantine[0].path}: "
+            f"{option('strict-images', True)}: {len(quarantine):,} files cannot be used, the first is {quarantine[0].path}: "
             f"{quarantine[0].reason}"
         )
 
@@ -249,7 +256,8 @@ def _quarantined_conflicts(config: TrainConfig, merge: Merge) -> list[Quarantine
     if settings_of(config).on_conflict != "quarantine":
         return []
     return [
-        Quarantined(path, label, f"the same image stands under {other}") for path, label, other in merge.facts.conflicts
+        Quarantined(path, label, f"the same image also has the label {other}")
+        for path, label, other in merge.facts.conflicts
     ]
 
 
@@ -275,8 +283,8 @@ def _check_streams(sources: Sources, cache: Cache | None, writes: bool) -> None:
     )
     if packed is not None:
         raise ImagesError(
-            f"{packed} is packed as a whole, so its pictures can only be trained on from the cache: leave --cache off out, "
-            "or unpack it"
+            f"{packed} is compressed as a whole, so its images must be cached: leave {option('cache', 'off')} out, or "
+            "decompress the file"
         )
 
 
@@ -286,8 +294,8 @@ def _with_more_classes(config: TrainConfig, parent: Parent | None, classes: Sequ
         return ""
     model = config.model or _model_of(parent) or "FILE.py:FUNCTION"
     return (
-        "; growing the head is not in this version, but a fresh head on the other layers' weights is: add --partial "
-        f"--classes {shlex.quote(','.join(classes))} --model {shlex.quote(str(model))}"
+        "; this version cannot add outputs to the head, but it can train a fresh head on the other layers' weights: add "
+        f"--partial --classes {shlex.quote(','.join(classes))} --model {shlex.quote(str(model))}"
     )
 
 
@@ -328,19 +336,21 @@ def _check_merge(
         if facts.conflicts:
             path, label, other = facts.conflicts[0]
             problems.append(
-                f"{len(facts.conflicts):,} stand under another label than before or elsewhere, the first is {path}: {label}, "
-                f"and {other} elsewhere (--on-conflict new takes the new label)"
+                f"{len(facts.conflicts):,} have another label than before or in another source, the first is {path}: {label}, "
+                f"and {other} elsewhere ({option('on-conflict', 'new')} uses the new label)"
             )
         inside = ", ".join(config.add)
         if problems:
             raise NothingNew(
-                f"nothing new that can be used: {facts.known:,} images in {inside} are in {config.from_}; {'; '.join(problems)}"
+                f"nothing new that can be used: {facts.known:,} images in {inside} are already in {config.from_}; "
+                f"{'; '.join(problems)}"
             )
-        raise NothingNew(f"nothing new: all {facts.known:,} images in {inside} are in {config.from_}")
+        raise NothingNew(f"nothing new: all {facts.known:,} images in {inside} are already in {config.from_}")
     if len(merge.manifest.train_rows()) == 0:
-        doubled = f"{len(facts.conflicts):,} files stand under two labels, and {ONE_LABEL}; " if facts.conflicts else ""
+        doubled = f"{len(facts.conflicts):,} files have two labels, and {ONE_LABEL}; " if facts.conflicts else ""
         raise ImagesError(
-            f"no image is left to train on: {doubled}see quarantine and --val-split; give more with --data or --add"
+            f"no image is left to train on: {doubled}check the quarantine and {option('val-split')}, or give more images with "
+            f"{option('data')} or {option('add')}"
         )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from kresume.class_names import join_classes
 from kresume.errors import UsageError
 from kresume.evaluation.class_order import OrderFound, describe_order
+from kresume.spelling import option
 
 
 def check_order(
@@ -44,15 +45,16 @@ def check_order(
             fed=f" with pixels {pixels}" if pixels else "",
         )
         if asked:
-            return f"{better}: --classes {join_classes(found.order)} would be that order"
+            return f"{better}: {option('classes', join_classes(found.order))} would be that order"
         raise UsageError(
-            f"{source} does not name its outputs, and the sorted class folders are not their order: {better}: give --classes "
-            f"{join_classes(found.order)} (or --classes {join_classes(classes)} if that is meant all the same)"
+            f"{source} does not record the names of its outputs, and they are not in the order of the sorted class folders: "
+            f"{better}: give {option('classes', join_classes(found.order))} (or "
+            f"{option('classes', join_classes(classes))} to use the sorted order anyway)"
         )
     if found.doubtful and not asked:
         return (
-            f"whether the sorted class folders are the order of the outputs cannot be told from {images} old images: {source} "
-            f"is right on {100 * found.assumed:.1f} % in that order and on {100 * found.explained:.1f} % in another, and "
-            "chance or an untrained model may do as much; --classes a,b,c says the order"
+            f"{images} old images do not show whether the outputs are in the order of the sorted class folders: {source} is "
+            f"right on {100 * found.assumed:.1f} % in that order and on {100 * found.explained:.1f} % in another, which may "
+            f"be chance or an untrained model; {option('classes', 'a,b,c')} sets the order"
         )
     return ""

@@ -185,7 +185,7 @@ class Watch:
                     memory=listings_of(self._config.cache),
                 )
             except (ImagesError, OSError) as error:
-                self._say(f"{path} cannot be looked at now ({error}): it is looked at again before the next epoch")
+                self._say(f"{path} cannot be listed now ({error}): trying again before the next epoch")
                 self._unlisted.add(path)
                 continue
             self._unlisted.discard(path)
@@ -195,7 +195,9 @@ class Watch:
     def _known_classes(self, listed: Sequence[Found]) -> list[Found]:
         unknown = Counter(found.label for found in listed if found.label not in self._classes)
         for label, count in sorted(unknown.items()):
-            self._say(f"{count:,} images of {label}, which the model does not know, wait for the next generation")
+            self._say(
+                f"{count:,} images of {label}, a class that the model does not have, wait for the next generation"
+            )
         return [found for found in listed if found.label in self._classes]
 
     def _ready(self, listed: Sequence[Found], recorded: set[str]) -> list[Found]:
@@ -227,7 +229,7 @@ class Watch:
             for row in done.quarantine:
                 self._say_once(
                     f"cannot be used:{row.path}",
-                    f"{row.path} cannot be used now ({row.reason}): it is looked at again before the next epoch",
+                    f"{row.path} cannot be used now ({row.reason}): trying again before the next epoch",
                 )
             images += [image for image in done.images if self._joins(image, known)]
         return images
@@ -247,7 +249,7 @@ class Watch:
         if label != found.label:
             self._judged[found.key] = _version(found)
             self._say(
-                f"{found.name} is known to the run as {label} and now stands under {found.label}: it waits for the next "
+                f"{found.name} has the label {label} in the run and now has {found.label}: the new label waits for the next "
                 "generation"
             )
             return False
@@ -277,8 +279,8 @@ class Watch:
         fresh = [path for path in dict.fromkeys(gone) if f"gone:{path}" not in self._told]
         self._told |= {f"gone:{path}" for path in fresh}
         if fresh:
-            go_on = "their pictures are in the cache" if self._cache is not None else "the run goes on without them"
-            self._reporter.warn(f"{len(fresh):,} files vanished from the sources, the first is {fresh[0]}: {go_on}")
+            then = "their images are in the cache" if self._cache is not None else "the run continues without them"
+            self._reporter.warn(f"{len(fresh):,} files are no longer in the sources, the first is {fresh[0]}: {then}")
 
     def _say(self, text: str) -> None:
         self._say_once(text, text)

@@ -114,20 +114,21 @@ def _is_text(name: str) -> bool:
 
 def _nameless(found: Found) -> Quarantined:
     path, label = (os.fsencode(name).decode("utf-8", "backslashreplace") for name in (found.name, found.label))
-    return Quarantined(path, label, "its name is no UTF-8 text: rename it")
+    return Quarantined(path, label, "its name is not valid UTF-8: rename it")
 
 
 def _kind_of(source: Source) -> Callable[[Source, Advance], Listing]:
     if not locations.exists(source.path):
         raise ImagesError(
-            f"no such path: {source.given} (from {Path.cwd()}); expected a folder with one folder of pictures per class"
+            f"no such path: {source.given} (current folder: {Path.cwd()}); expected a folder with one folder of images per "
+            "class"
         )
     for accepts, function in KINDS.values():
         if accepts(source.path):
             return function
     with locations.opened(source.path) as file:
-        hint = " (if it is a TFRecord packed by ZLIB: write it with GZIP)" if file.read(1) == b"\x78" else ""
+        hint = " (if it is a TFRecord compressed with ZLIB: write it with GZIP)" if file.read(1) == b"\x78" else ""
     raise ImagesError(
-        f"{source.given} is a file, not a folder, and of no kind that is read{hint}: give a folder with one folder of "
-        f"pictures per class, or a {', '.join(kind for kind in KINDS if 'folder' not in kind)}"
+        f"{source.given} is a file of a kind that kresume does not read{hint}: give a folder with one folder of images per "
+        f"class, or one of {', '.join(kind for kind in KINDS if 'folder' not in kind)}"
     )

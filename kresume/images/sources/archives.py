@@ -82,7 +82,7 @@ def list_tar(source: Source, advance: Advance) -> Listing:
                     labels[info.name] = content.read(LABEL_BYTES)
                 advance(1)
     except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise ImagesError(f"{source.given} is a damaged tar archive ({error}): make or copy it again") from error
+        raise ImagesError(f"{source.given} is a damaged tar archive ({error}): create or copy it again") from error
     return _listing(source, members, labels.__getitem__, [])
 
 
@@ -101,7 +101,7 @@ def list_zip(source: Source, advance: Advance) -> Listing:
                 if info.is_dir():
                     continue
                 if info.flag_bits & 1 or info.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
-                    unread["encrypted" if info.flag_bits & 1 else f"packed by method {info.compress_type}"] += 1
+                    unread["encrypted" if info.flag_bits & 1 else f"compressed by method {info.compress_type}"] += 1
                     continue
                 file.seek(info.header_offset)
                 mark, name_length, extra_length = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
@@ -116,7 +116,7 @@ def list_zip(source: Source, advance: Advance) -> Listing:
                     with archive.open(member.name) as content:
                         labels[member.name] = content.read(LABEL_BYTES)
     except (zipfile.BadZipFile, struct.error, OSError, EOFError, NotImplementedError, zlib.error) as error:
-        raise ImagesError(f"{source.given} is a damaged zip archive ({error}): make or copy it again") from error
+        raise ImagesError(f"{source.given} is a damaged zip archive ({error}): create or copy it again") from error
     notes = [f"{source.given}: {count:,} members were left out: {reason}" for reason, count in sorted(unread.items())]
     return _listing(source, members, labels.__getitem__, notes)
 
@@ -141,7 +141,7 @@ def _listing(source: Source, members: list[_Member], read: Callable[[str], bytes
             if not folders.hidden(member.name.rpartition("/")[2])
         )
         if unlabelled:
-            notes = [*notes, f"{source.given}: {unlabelled:,} pictures without .cls or .json were left out (no class)"]
+            notes = [*notes, f"{source.given}: {unlabelled:,} images without .cls or .json were left out (no class)"]
     else:
         labels, said, left_out = folders.label_members((member.name for member in members), source.given)
         notes = [*notes, *said, *folders.describe_left_out(left_out, source.given)]
@@ -162,7 +162,9 @@ def _listing(source: Source, members: list[_Member], read: Callable[[str], bytes
         if member.name in labels
     )
     if not found:
-        raise ImagesError(f"{source.given} holds no picture: expected one folder per class in it, or WebDataset pairs")
+        raise ImagesError(
+            f"{source.given} contains no images: expected one folder per class in it, or WebDataset pairs"
+        )
     classes = {each.label for each in found}
     numbered = bool(paired) and all(label.isdecimal() for label in classes)
     return Listing(found, tuple(notes), tuple(sorted(classes)), numbered=numbered)
@@ -188,7 +190,7 @@ def _read_labels(
         else:
             label = _label_of_json(content, f"{given}: {label_name}")
         if not label:
-            raise ImagesError(f"{given}: {label_name} holds no label")
+            raise ImagesError(f"{given}: {label_name} contains no label")
         yield picture, (label, None)
 
 
@@ -196,7 +198,7 @@ def _label_of_json(content: bytes, where: str) -> str:
     try:
         value = json.loads(content)
     except ValueError as error:
-        raise ImagesError(f"{where} holds no JSON ({error})") from error
+        raise ImagesError(f"{where} is not valid JSON ({error})") from error
     if isinstance(value, (str, int)) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, dict):

@@ -60,11 +60,11 @@ def describe_left_out(left_out: Counter[str], given: str) -> list[str]:
     files = sorted((kind, count) for kind, count in left_out.items() if kind != LINKS)
     notes = []
     if files:
-        kinds = ", ".join(f"{count:,} {kind or 'without ending'}" for kind, count in files)
-        notes.append(f"{given}: left out as no pictures: {kinds}")
+        kinds = ", ".join(f"{count:,} {kind or 'without a file ending'}" for kind, count in files)
+        notes.append(f"{given}: files that are not images were left out: {kinds}")
     if left_out[LINKS]:
         way_on = option("follow-links", True)
-        notes.append(f"{given}: {left_out[LINKS]:,} folders behind links were not entered; {way_on} enters them")
+        notes.append(f"{given}: {left_out[LINKS]:,} linked folders were not followed; {way_on} follows them")
     return notes
 
 
@@ -119,12 +119,12 @@ def list_source(source: Source, advance: Advance) -> Listing:
             break
         folders, files = inner
     if not folders and not pictures:
-        raise ImagesError(f"{given} is empty: expected one folder of pictures per class in it")
+        raise ImagesError(f"{given} is empty: expected one folder of images per class in it")
     if not folders:
         raise ImagesError(
-            f"{given} holds {len(pictures):,} pictures but no class folders: expected one folder per class, "
-            f"for example {locations.join(locations.join(source.path, 'cat'), pictures[0].name)}. If it is a class itself, "
-            f"give the folder above it, {locations.parent(source.path)}"
+            f"{given} contains {len(pictures):,} images but no class folders: expected one folder per class, "
+            f"for example {locations.join(locations.join(source.path, 'cat'), pictures[0].name)}. If {given} is a class "
+            f"itself, give its parent folder, {locations.parent(source.path)}"
         )
     if pictures:
         notes.append(f"{given}: {len(pictures):,} files beside the class folders were left out (no class)")
@@ -140,7 +140,9 @@ def list_source(source: Source, advance: Advance) -> Listing:
     notes += describe_left_out(left_out, given)
     notes += _one_level_too_high(folders, given)
     if not found:
-        raise ImagesError(f"{given} holds the class folders {', '.join(sorted(set(classes)))} but no picture in them")
+        raise ImagesError(
+            f"{given} has the class folders {', '.join(sorted(set(classes)))}, but they contain no images"
+        )
     return Listing(tuple(found), tuple(notes), tuple(sorted(set(classes))))
 
 
@@ -157,7 +159,7 @@ def list_without_classes(source: Source, advance: Advance) -> Listing:
         found.append(Found(entry.path, NO_CLASS, source.given, facts.st_size, facts.st_mtime_ns))
         advance(1)
     if not found:
-        raise ImagesError(f"{source.given} holds no picture")
+        raise ImagesError(f"{source.given} contains no images")
     return Listing(tuple(found), tuple(describe_left_out(left_out, source.given)), (NO_CLASS,))
 
 
@@ -169,14 +171,14 @@ def _class_folders(folders: Sequence[Entry], notes: list[str], given: str) -> It
     for folder in folders:
         split = SPLITS.get(folder.name.lower())
         if split is None:
-            notes.append(f"{given}: {folder.name}/ was left out: it lies beside train/ and is no part of it")
+            notes.append(f"{given}: {folder.name}/ was left out: it is not a split like train/ and val/")
             continue
         if split == "test":
             notes.append(f"{given}: {folder.name}/ was left out: test images are for `kresume eval`")
             continue
         classes, files = _entries(folder.path)
         if any(_is_picture(entry) for entry in files):
-            notes.append(f"{given}: the pictures in {folder.name}/ itself were left out (no class)")
+            notes.append(f"{given}: the images directly in {folder.name}/ were left out (no class)")
         for inner in classes:
             yield inner.path, inner.name, split
 
@@ -209,8 +211,8 @@ def _one_level_too_high(folders: Sequence[Entry], given: str) -> list[str]:
         return []
     shown, classes = ", ".join(sorted(names)[:3]), ", ".join(folder.name for folder in folders[:3])
     return [
-        f"{given}: the classes are {classes}, and each of them holds the folders {shown}; if those are the classes, give "
-        f"{locations.join(given, folders[0].name)} and the others one by one"
+        f"{given}: the classes are {classes}, and each of them contains the folders {shown}; if these are the classes, give "
+        f"{locations.join(given, folders[0].name)} and the other folders one by one"
     ]
 
 
@@ -247,8 +249,8 @@ def label_members(
     notes: list[str] = []
     if parts and not inside:
         raise ImagesError(
-            f"{given} holds {len(parts):,} pictures but neither folders nor labels: expected one folder per class in it, "
-            "or a .cls or .json member beside each picture (WebDataset)"
+            f"{given} contains {len(parts):,} images but neither folders nor labels: expected one folder per class in it, "
+            "or a .cls or .json member beside each image (WebDataset)"
         )
     if len(inside) < len(parts):
         notes.append(f"{given}: {len(parts) - len(inside):,} files beside the class folders were left out (no class)")
@@ -264,9 +266,7 @@ def label_members(
     if not splits:
         return {name: (pieces[0], None) for name, pieces in inside.items()}, tuple(notes), left_out
     beside = Counter(pieces[0] for pieces in inside.values() if pieces[0].lower() not in SPLITS)
-    notes += [
-        f"{given}: {folder}/ was left out: it lies beside train/ and is no part of it" for folder in sorted(beside)
-    ]
+    notes += [f"{given}: {folder}/ was left out: it is not a split like train/ and val/" for folder in sorted(beside)]
     labels = {
         name: (pieces[1] if len(pieces) > 2 else "", SPLITS[pieces[0].lower()])
         for name, pieces in inside.items()
@@ -277,5 +277,5 @@ def label_members(
         notes.append(f"{given}: {tests:,} test images were left out: they are for `kresume eval`")
     flat = sum(not label and split != "test" for label, split in labels.values())
     if flat:
-        notes.append(f"{given}: {flat:,} pictures without a class folder were left out")
+        notes.append(f"{given}: {flat:,} images without a class folder were left out")
     return {name: item for name, item in labels.items() if item[0] and item[1] != "test"}, tuple(notes), left_out

@@ -56,7 +56,7 @@ def list_source(source: Source, advance: Advance) -> Listing:
         try:
             facts = locations.stat(full)
         except OSError as error:
-            reason = f"{source.given} names it, but it cannot be read ({error.strerror or type(error).__name__})"
+            reason = f"listed in {source.given}, but it cannot be read ({error.strerror or type(error).__name__})"
             gone.append(Quarantined(full, label, reason))
             continue
         found.append(Found(full, label, source.given, facts.st_size, facts.st_mtime_ns, split, extra=text))
@@ -64,11 +64,11 @@ def list_source(source: Source, advance: Advance) -> Listing:
     if not found:
         first = f", the first is {gone[0].path}" if gone else ""
         raise ImagesError(
-            f"{source.given} names no file that is there ({len(gone):,} are gone{first}): its paths are relative to {folder}"
+            f"{source.given} lists no file that exists ({len(gone):,} are missing{first}): its paths are relative to {folder}"
         )
     notes = [f"{source.given}: {tests:,} test images were left out: they are for `kresume eval`"] if tests else []
     if gone:
-        notes.append(f"{source.given}: {len(gone):,} files that it names are not there, the first is {gone[0].path}")
+        notes.append(f"{source.given}: {len(gone):,} listed files do not exist; the first is {gone[0].path}")
     return Listing(tuple(found), tuple(notes), tuple(sorted({each.label for each in found})), tuple(gone))
 
 
@@ -111,7 +111,7 @@ def _rows(source: Source) -> Iterator[Mapping[str, Any]]:
         try:
             text = file.read().decode("utf-8-sig")  # removes a spreadsheet's byte order mark
         except UnicodeDecodeError as error:
-            raise ImagesError(f"{source.given} is no UTF-8 text ({error.reason}): save it as UTF-8") from error
+            raise ImagesError(f"{source.given} is not UTF-8 text ({error.reason}): save it as UTF-8") from error
     if source.path.lower().endswith((".csv", ".tsv")):
         delimiter = "\t" if source.path.lower().endswith(".tsv") else ","
         yield from csv.DictReader(io.StringIO(text), delimiter=delimiter)
@@ -122,7 +122,7 @@ def _rows(source: Source) -> Iterator[Mapping[str, Any]]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise ImagesError(f"{source.given}, line {number:,} is no JSON ({error})") from error
+            raise ImagesError(f"{source.given}, line {number:,} is not valid JSON ({error})") from error
         if not isinstance(row, dict):
             raise ImagesError(f"{source.given}, line {number:,}: expected an object with `path` and `label`")
         yield row
@@ -137,4 +137,4 @@ def _parquet_rows(source: Source) -> Iterator[Mapping[str, Any]]:
             for batch in table.iter_batches(65536):
                 yield from batch.to_pylist()
     except (OSError, pa.ArrowException) as error:
-        raise ImagesError(f"{source.given} is no Parquet table ({error})") from error
+        raise ImagesError(f"{source.given} is not a Parquet table ({error})") from error

@@ -71,7 +71,7 @@ def list_source(source: Source, advance: Advance) -> Listing:
         with contextlib.suppress(OSError):  # the kept listing only saves the next reading
             atomic.write_text(kept, json.dumps([examples, damaged]))
     if not examples:
-        raise ImagesError(f"{source.given} holds no record{' that is whole' if damaged else ''}")
+        raise ImagesError(f"{source.given} contains no {'undamaged ' if damaged else ''}record")
     size, time = facts.st_size, facts.st_mtime_ns
     found = tuple(
         Found(source.path, label, source.given, size, time, None, offset, length, coding, f"record-{number}")
@@ -79,7 +79,7 @@ def list_source(source: Source, advance: Advance) -> Listing:
     )
     numbered = all(is_number for *_, is_number in examples)
     set_aside = tuple(
-        Quarantined(f"{source.path}/record-{number}", "", "its bytes do not have their checksum: the record is damaged")
+        Quarantined(f"{source.path}/record-{number}", "", "its checksum is wrong: the record is damaged")
         for number in damaged
     )
     return Listing(found, (), tuple(sorted({each.label for each in found})), set_aside, numbered=numbered)
@@ -118,11 +118,11 @@ def _read_examples(
             try:
                 feature = Message.FromString(record).features.feature
             except Exception as error:  # protobuf's DecodeError has moved between its releases
-                raise ImagesError(f"{source.given}: record {number:,} is no tf.train.Example ({error})") from error
+                raise ImagesError(f"{source.given}: record {number:,} is not a tf.train.Example ({error})") from error
             if names["encoded"] not in feature or not feature[names["encoded"]].bytes_list.value:
                 raise ImagesError(
-                    f"{source.given}: record {number:,} has no picture in {names['encoded']}; it has "
-                    f"{', '.join(sorted(feature))}: say which with {option('feature', 'encoded=NAME')}"
+                    f"{source.given}: record {number:,} has no image in the feature {names['encoded']}; its features are "
+                    f"{', '.join(sorted(feature))}: name the right one with {option('feature', 'encoded=NAME')}"
                 )
             encoded = feature[names["encoded"]].bytes_list.value[0]
             label, is_number = _label(feature, names, f"{source.given}: record {number:,}")
@@ -142,14 +142,14 @@ def _records(stream: IO[bytes], given: str) -> Iterator[tuple[int, bytes | None]
                 return
             length, checksum = FRAME.unpack(head) if len(head) == FRAME.size else (-1, 0)
             if checksum != masked_crc(head[:8]) or length > locations.MAX_FILE_BYTES:
-                raise ImagesError(f"{given} is damaged at byte {position:,}: make or copy it again")
+                raise ImagesError(f"{given} is damaged at byte {position:,}: create or copy it again")
             record = stream.read(length)
             mark = stream.read(4)
             whole = len(record) == length and len(mark) == 4
         except (OSError, EOFError, zlib.error, lzma.LZMAError):
             whole = False
         if not whole:
-            raise ImagesError(f"{given} ends inside the record at byte {position:,}: make or copy it again")
+            raise ImagesError(f"{given} ends inside the record at byte {position:,}: create or copy it again")
         yield position + FRAME.size, record if masked_crc(record) == int.from_bytes(mark, "little") else None
         position += FRAME.size + length + 4
 
@@ -163,8 +163,9 @@ def _label(feature: Any, names: dict[str, str], where: str) -> tuple[str, bool]:
         if feature[names["label"]].bytes_list.value:
             return feature[names["label"]].bytes_list.value[0].decode("utf-8", "replace"), False
     raise ImagesError(
-        f"{where} has neither {names['text']} nor {names['label']}; it has {', '.join(sorted(feature))}: say which with "
-        f"{option('feature', 'label=NAME')} or {option('feature', 'text=NAME')}"
+        f"{where} has neither the feature {names['text']} nor {names['label']}; its features are "
+        f"{', '.join(sorted(feature))}: name the right one with {option('feature', 'label=NAME')} or "
+        f"{option('feature', 'text=NAME')}"
     )
 
 

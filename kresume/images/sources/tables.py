@@ -41,7 +41,9 @@ def list_source(source: Source, advance: Advance) -> Listing:
         with locations.opened(source.path) as file:
             table = parquet.read_table(file)
     except (OSError, pa.ArrowException) as error:
-        raise ImagesError(f"{source.given} is a damaged manifest ({error}): scan its images again") from error
+        raise ImagesError(
+            f"{source.given} is a damaged manifest ({error}): scan its images again with `kresume data scan`"
+        ) from error
     names = set(table.column_names)
     found: list[Found] = []
     gone: list[Quarantined] = []
@@ -57,7 +59,7 @@ def list_source(source: Source, advance: Advance) -> Listing:
                 sizes[path] = None
         size = sizes[path]
         if size is None:
-            gone.append(Quarantined(path, row["label"], f"{source.given} names it, but it is not there"))
+            gone.append(Quarantined(path, row["label"], f"listed in {source.given}, but it does not exist"))
             continue
         parts = {name: row[name] for name in ("offset", "length", "coding", "member", "extra") if name in names}
         each = Found(path, row["label"], source.given, *size, split=row["side"], **parts)
@@ -66,6 +68,6 @@ def list_source(source: Source, advance: Advance) -> Listing:
         known[each.key] = (row["bytes"], row["mtime_ns"], facts)
         advance(1)
     if not found:
-        raise ImagesError(f"{source.given} is a manifest of {len(gone):,} images, none of which is there any more")
-    notes = [f"{source.given}: {len(gone):,} of its images are gone, the first is {gone[0].path}"] if gone else []
+        raise ImagesError(f"{source.given} is a manifest of {len(gone):,} images, but all of them are missing")
+    notes = [f"{source.given}: {len(gone):,} of its images are missing; the first is {gone[0].path}"] if gone else []
     return Listing(tuple(found), tuple(notes), tuple(sorted({each.label for each in found})), tuple(gone), known)
