@@ -1,1 +1,1 @@
-"""What a user's own `model.fit` script imports: a dataset of images and a callback that continues it exactly."""
+"""Resumes a user's own `model.fit` exactly: datasets of images and a backup callback."""

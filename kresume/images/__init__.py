@@ -1,4 +1,5 @@
 """Turns sources of images into batches.
 
-Steps: sources -> prepare (hash, decode, cache) -> manifest -> order -> pipeline.
+Steps: sources (names) -> prepare (hash, decode, cache) -> merging (manifest) -> order -> pipeline. `collect` does the
+first two for every caller.
 """

@@ -52,7 +52,7 @@ class Sources:
         return tuple(sorted({name for listing in self for name in listing.classes}))
 
     def named(self, classes: Sequence[str]) -> Sources:
-        """Returns the same images with labels that are output numbers or other spellings replaced by class names."""
+        """Returns the same images with class names as labels; see `name_numbers`."""
         return Sources(
             *(None if listing is None else _named(listing, classes) for listing in (self.data, self.add, self.val))
         )

@@ -1,10 +1,11 @@
-"""Decodes, turns and resizes images inside a TensorFlow graph: the same operations in training and in a served model.
+"""Decodes, turns and resizes images inside a TensorFlow graph.
 
     pixels(encoded, spec)                             # scalar tf.string -> (height, width, 3) uint8
     decoder(spec, True, 2, False)(contents)           # (n,) tf.string -> (n, height, width, 3) uint8
 
-The default interpolation, `"area"`, lets the JPEG decoder shrink by 2, 4 or 8 and averages areas for the rest. It is as
-good as antialiasing at the speed of plain bilinear sampling (docs/benchmarks.md).
+Training and served models run the same operations. The default interpolation, `"area"`, lets the JPEG decoder shrink
+by 2, 4 or 8 and averages areas for the rest. It is as good as antialiasing at the speed of plain bilinear sampling
+(docs/benchmarks.md).
 """
 
 from __future__ import annotations
@@ -157,13 +158,16 @@ def _upright(image: Any, value: Any) -> Any:
 
 @cache
 def decoder(spec: DecodeSpec, exif: bool, ratio: int, shrinks: bool) -> Callable[[Any], Any]:
-    """Returns the traced function that decodes files of the same kind, `(n,) tf.string` -> `(n, height, width, 3) uint8`.
+    """Returns the traced function that decodes a batch of files of the same kind.
 
     Args:
         spec: the target size and how to reach it.
         exif: True reads the files' EXIF orientation.
         ratio: by how much the JPEG decoder shrinks: 1, 2, 4 or 8; 0 for files that are no JPEG.
         shrinks: see `resize`.
+
+    Returns:
+        `(n,) tf.string` -> `(n, height, width, 3) uint8`.
     """
     import tensorflow as tf
 

@@ -1,10 +1,10 @@
-"""Remembers the facts of image files beside the cache, so that an unchanged file is not read again.
+"""Stores the facts of image files, so that unchanged files are not read again.
 
     index = open_index(cache_root, writes=True)
     index.read([found.key])             # {key: (bytes, mtime_ns, facts)}
     index.write([(found, facts)])
 
-It is one SQLite file for all sizes of decoded images, shared by processes.
+It is one SQLite file beside the cache for all sizes of decoded images, shared by processes.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class FileIndex:
             ) from error
 
     def read(self, keys: Sequence[str]) -> dict[str, tuple[int, int, Facts]]:
-        """Returns the known facts of files by `Found.key`, each with the file's size and time for which they hold."""
+        """Returns the known facts by `Found.key`, each with the file's size and time for which they hold."""
         found: dict[str, tuple[int, int, Facts]] = {}
         with self._connect() as connection:
             for start in range(0, len(keys), 500):

@@ -1,4 +1,4 @@
-"""Reads the header of an image file: its size, its format, and why it cannot be read.
+"""Reads the size and format of an image file from its header.
 
     header = read_header(data)          # raises ImagesError with the reason
     header.width, header.format

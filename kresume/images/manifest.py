@@ -186,8 +186,8 @@ def ordered(table: pa.Table) -> pa.Table:
     import pyarrow as pa
 
     origins, shas = table.column("origin").to_numpy(), hashes(table)
-    stands = (origins[1:] > origins[:-1]) | ((origins[1:] == origins[:-1]) & (shas[1:] >= shas[:-1]))
-    return table if stands.all() else table.take(pa.array(np.lexsort((shas, origins))))
+    in_order = (origins[1:] > origins[:-1]) | ((origins[1:] == origins[:-1]) & (shas[1:] >= shas[:-1]))
+    return table if in_order.all() else table.take(pa.array(np.lexsort((shas, origins))))
 
 
 def write_table(path: Path, table: pa.Table, mark: str, facts: Mapping[str, Any]) -> None:

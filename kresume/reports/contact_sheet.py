@@ -25,7 +25,7 @@ from kresume.images.tf_data import without_autotuner
 from kresume.options.resolve import parse_image_size
 from kresume.options.settings import SHEET_SIZE, settings_of
 from kresume.options.table import TrainConfig
-from kresume.reports.data import Scan
+from kresume.reports.data import Scanned
 from kresume.storage import atomic
 from kresume.tasks import single_label
 from kresume.tasks.single_label import SINGLE_LABEL
@@ -113,7 +113,7 @@ def _write(sheet: np.ndarray, names: list[str], step: int, augmented_from: int |
         image.save(temporary, "PNG")
 
 
-def sheet_of(scanned: Scan, options: Mapping[str, Any], path: str) -> int:
+def sheet_of(scanned: Scanned, options: Mapping[str, Any], path: str) -> int:
     """Draws the contact sheet of a run (with its options) or of images.
 
     Args:
@@ -138,6 +138,6 @@ def sheet_of(scanned: Scan, options: Mapping[str, Any], path: str) -> int:
     if options.get("image_size"):
         height, width = parse_image_size(options["image_size"])
         spec = DecodeSpec(height, width, spec.resize, spec.interpolation)
-    held = settings_of(TrainConfig(**{name: asked.get(name) for name in (*MIXES, "augment", "seed")}))
-    augment = augmenter(held.augment, held.seed, *(getattr(held, name) for name in MIXES))
+    settings = settings_of(TrainConfig(**{name: asked.get(name) for name in (*MIXES, "augment", "seed")}))
+    augment = augmenter(settings.augment, settings.seed, *(getattr(settings, name) for name in MIXES))
     return draw_sheet(scanned.manifest, spec, augment, Path(path))

@@ -39,7 +39,7 @@ FIRST = 10
 
 
 @dataclass(frozen=True)
-class Scan:
+class Scanned:
     """Scanned images.
 
     Attributes:
@@ -71,7 +71,7 @@ def scan(
     against: Manifest | None = None,
     features: Mapping[str, str] | None = None,
     cache: str | None = None,
-) -> Scan:
+) -> Scanned:
     """Scans sources of images.
 
     A file that was scanned before and has not changed is not read again.
@@ -110,7 +110,7 @@ def scan(
     manifest = _without_undecided_splits(merged.manifest, decided, generation)
     counts = {name: int((manifest.labels == index).sum()) for index, name in enumerate(manifest.classes)}
     unknown = {name: count for name, count in counts.items() if count and name not in had}
-    return Scan(
+    return Scanned(
         (*paths, *val),
         manifest,
         merged,
@@ -122,7 +122,7 @@ def scan(
     )
 
 
-def write(scanned: Scan, path: Path) -> None:
+def write(scanned: Scanned, path: Path) -> None:
     """Writes scanned images as a manifest, which can be used as a source.
 
     Raises:
@@ -153,12 +153,12 @@ def _without_undecided_splits(manifest: Manifest, decided: set[str], generation:
     return Manifest.from_table(table, manifest.classes)
 
 
-def open_run(path: str) -> Scan | None:
+def open_run(path: str) -> Scanned | None:
     """Returns the images of a run, None if `path` is not a run."""
     if not runs.is_run(path):
         return None
     run = runs.open_run(path)
-    return Scan((path,), manifest_of(run.path), generation=run.generation if run.generation else -1)
+    return Scanned((path,), manifest_of(run.path), generation=run.generation if run.generation else -1)
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ def _first(what: str, lines: Sequence[str]) -> list[str]:
     return [f"{len(lines):,} {what}:", *(f"  {line}" for line in lines[:FIRST]), *more]
 
 
-def describe(scanned: Scan) -> Summary:
+def describe(scanned: Scanned) -> Summary:
     """Counts scanned images by class, origin, split, size and format."""
     manifest = scanned.manifest
     table = manifest.table
@@ -345,7 +345,7 @@ class Check:
         return "\n".join([*lines, f"{self.problems:,} problems" if self.problems else "no problems"])
 
 
-def check(scanned: Scan) -> Check:
+def check(scanned: Scanned) -> Check:
     """Finds duplicates, label conflicts, near-duplicates across splits and unusable files."""
     manifest = scanned.manifest
     thumbs, usable = thumb_array(manifest.table.column("thumb"))

@@ -29,8 +29,6 @@ from kresume.tasks.table import class_count
 from kresume.training.plan.parent import Parent
 from kresume.values.decode_spec import DecodeSpec
 
-NEW_CLASSES = "of them new"
-
 
 @dataclass(frozen=True)
 class Gathered:
@@ -123,7 +121,7 @@ def decide_classes(config: TrainConfig, parent: Parent | None, sources: Sources)
     if config.classes is not None:
         asked = read_classes(config.classes)
         if pinned is not None and config.partial and len(asked) > len(pinned) and asked[: len(pinned)] == pinned:
-            return asked, f"--classes, {len(asked) - len(pinned)} {NEW_CLASSES}"
+            return asked, f"--classes, {len(asked) - len(pinned)} of them new"
         if pinned is not None and asked != pinned:
             raise UsageError(
                 f"{option('classes', join_classes(asked))}: the checkpoint's outputs are {join_classes(pinned)} in this order; "
@@ -141,7 +139,7 @@ def decide_classes(config: TrainConfig, parent: Parent | None, sources: Sources)
     return names, reason if parent is None else f"assumed: {reason}; {option('classes', 'a,b,c')} sets another order"
 
 
-def check_outputs(classes: Sequence[str], reason: str, outputs: int, source: str) -> None:
+def check_outputs(classes: Sequence[str], reason: str, outputs: int, source: str, *, extends: bool) -> None:
     """Checks that the model has one output per class; one output serves two classes.
 
     Args:
@@ -149,13 +147,14 @@ def check_outputs(classes: Sequence[str], reason: str, outputs: int, source: str
         reason: the origin of that order, for the message.
         outputs: the number of the model's outputs.
         source: the checkpoint or model, for the message.
+        extends: True if `--classes` adds classes to those of the checkpoint.
 
     Raises:
         UsageError: the counts differ; the message says how to name the outputs.
     """
     wanted = class_count(outputs)
     has = "1 output, which separates two classes" if outputs == 1 else f"{outputs} outputs"
-    if len(classes) > wanted and NEW_CLASSES in reason:
+    if len(classes) > wanted and extends:
         raise UsageError(
             f"{source} has {has}, but {option('classes')} names {len(classes)}: give {option('model')} with a function or an "
             f"architecture that has {len(classes)} outputs; the head then starts fresh, the other layers keep their weights"
@@ -210,8 +209,8 @@ def gather(
     if remembered is not None and data is None:
         given = {image.facts.sha256 for part in (add, val) if part is not None for image in part.images}
         policy = settings_of(config).on_missing
-        remembered, said = corrections.without_missing(remembered, cache, policy, str(config.from_), drop, given)
-        notes += said
+        remembered, more = corrections.without_missing(remembered, cache, policy, str(config.from_), drop, given)
+        notes += more
     _check_strict(config, collected.quarantine)
     if data is None and remembered is not None and cache is not None and writes:
         collect.decode_recorded(remembered, spec, cache, reporter)

@@ -143,8 +143,8 @@ def _listing(source: Source, members: list[_Member], read: Callable[[str], bytes
         if unlabelled:
             notes = [*notes, f"{source.given}: {unlabelled:,} images without .cls or .json were left out (no class)"]
     else:
-        labels, said, left_out = folders.label_members((member.name for member in members), source.given)
-        notes = [*notes, *said, *folders.describe_left_out(left_out, source.given)]
+        labels, about_folders, left_out = folders.label_members((member.name for member in members), source.given)
+        notes = [*notes, *about_folders, *folders.describe_left_out(left_out, source.given)]
     found = tuple(
         Found(
             source.path,

@@ -63,8 +63,9 @@ def describe_left_out(left_out: Counter[str], given: str) -> list[str]:
         kinds = ", ".join(f"{count:,} {kind or 'without a file ending'}" for kind, count in files)
         notes.append(f"{given}: files that are not images were left out: {kinds}")
     if left_out[LINKS]:
-        way_on = option("follow-links", True)
-        notes.append(f"{given}: {left_out[LINKS]:,} linked folders were not followed; {way_on} follows them")
+        notes.append(
+            f"{given}: {left_out[LINKS]:,} linked folders were not followed; {option('follow-links', True)} follows them"
+        )
     return notes
 
 

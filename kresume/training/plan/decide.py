@@ -147,7 +147,8 @@ def load_checkpoint(start: Start, sources: Sources, reporter: Reporter) -> Loade
 
     check_metrics(config.metric or ())
     source_name = config.from_ if parent is not None and parent.state.architecture else f"--model {config.model}"
-    check_outputs(classes, classes_reason, output_count(live.model), str(source_name))
+    extends = card is not None and len(classes) > len(card.classes)
+    check_outputs(classes, classes_reason, output_count(live.model), str(source_name), extends=extends)
     saved = parent.state.compiled if parent is not None else None
     loss = choose_loss(
         live.model,
