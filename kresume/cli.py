@@ -1,8 +1,8 @@
-"""The command line: parse, one library call, print.
+"""Defines the command line: each command parses, makes one library call and prints.
 
-Results go to stdout, everything else to stderr. A `KresumeError` becomes one line and its exit code, an exception of the user's
-own code a line and 1; anything else is a bug and keeps its traceback. Nothing ever asks a question, and nothing heavy is
-imported before a command runs.
+Results go to stdout, everything else to stderr. A `KresumeError` becomes one line and its exit code; an exception of
+the user's own code becomes a line and exit code 1; anything else is a bug and keeps its traceback. Commands never ask
+questions, and import nothing heavy before they run.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ def cli() -> None:
 @help_all
 @config_options
 def train(file: str | None, sets: Sequence[str], as_json: bool, **flags: Any) -> int:
-    """First training, extending a checkpoint with more images, continuing an interrupted run.
+    """Train a new model, extend a checkpoint with more images, or continue an interrupted run.
 
     \b
     kresume train --data old/ --model convnet --epochs 15 --out runs/1-signs
     kresume train --from runs/1-signs --add new/ --lr 1e-4
-    kresume train --out runs/2-signs            (continues it; so does the same command again)
+    kresume train --out runs/2-signs            (continues it, as the same command does)
     """
     from kresume.options.resolve import resolve
     from kresume.reporter import Reporter
@@ -70,7 +70,7 @@ def train(file: str | None, sets: Sequence[str], as_json: bool, **flags: Any) ->
 @help_all
 @config_options
 def plan(file: str | None, sets: Sequence[str], as_json: bool, **flags: Any) -> None:
-    """What `train` with the same options would do. Reads and scores; writes nothing.
+    """Show what `train` with the same options would do. Reads and scores, writes nothing.
 
     \b
     kresume plan --from runs/1-signs --add new/ --lr 1e-4
@@ -91,7 +91,7 @@ def plan(file: str | None, sets: Sequence[str], as_json: bool, **flags: Any) -> 
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def inspect(checkpoint: str, write_model: str | None, as_json: bool) -> None:
-    """What a checkpoint holds: format, layers, optimizer, step, rate, classes, and what a resume needs to be told.
+    """Show what a checkpoint holds: format, layers, optimizer, step, rate, classes, and which options resuming it needs.
 
     \b
     kresume inspect runs/1-signs
@@ -127,9 +127,9 @@ def inspect(checkpoint: str, write_model: str | None, as_json: bool) -> None:
 def evaluate(
     checkpoint: str, data: Sequence[str], image_size: str | None, classes: str | None, as_json: bool, **options: Any
 ) -> None:
-    """Scores a run, a checkpoint or a SavedModel on images, per origin and class.
+    """Score a run, a checkpoint or a SavedModel on images, per origin and class.
 
-    A SavedModel runs by TensorFlow alone, through its own signature.
+    A SavedModel runs with TensorFlow alone, through its own signature.
 
     \b
     kresume eval runs/2-signs --data test/ --json
@@ -150,7 +150,7 @@ def evaluate(
     type=click.Choice(["saved-model", "onnx", "litert", "keras", "tf-checkpoint", "weights-h5"]),
     default=EXPORT_FORMAT,
     show_default=True,
-    help="The last three carry the optimizer: they convert a checkpoint.",
+    help="The last three include the optimizer: they convert a checkpoint.",
 )
 @click.option("--version", type=int, metavar="N", help="saved-model: the version's number. Default: the next free one.")
 @click.option("--prune-keep", type=int, metavar="N", help="saved-model: remove all versions but the newest N.")
@@ -161,37 +161,37 @@ def evaluate(
     type=click.Choice(["error", "flag"]),
     default=ON_BAD_IMAGE,
     show_default=True,
-    help="saved-model: refuse a request with an unreadable image, or flag that image and answer the others.",
+    help="saved-model: fail a request with an unreadable image, or flag that image and answer the others.",
 )
 @click.option("--like", metavar="SAVEDMODEL", help="saved-model: keep the signatures and label order of this one.")
 @click.option(
     "--like-pixels",
     metavar="NAME",
-    help="saved-model: the numbers that clients of --like send, as --pixels names them, where its answers do not tell.",
+    help="saved-model: the pixel values that clients of --like send, as in --pixels, if its answers do not show them.",
 )
 @click.option("--name", metavar="NAME", help="saved-model: the model's name for the server. Default: DIR's name.")
 @click.option("--quantize", type=click.Choice(["float16", "int8"]), help="litert: smaller numbers.")
 @click.option(
     "--optimizer",
     metavar="keep|NAME|NAME:reset",
-    help="Training formats: its name, where the checkpoint does not say it; NAME:reset writes a fresh one.",
+    help="Training formats: its name, if the checkpoint does not record it; NAME:reset writes a fresh one.",
 )
 @click.option(
     "--data", multiple=True, metavar="PATH", help="Images to verify on. Default: the run's validation images."
 )
 @click.option("--feature", multiple=True, metavar="ROLE=NAME", help=FEATURE)
 @click.option("--tolerance", type=float, metavar="F", help="Accept scores that differ by up to F (0 to 1).")
-@click.option("--overwrite", is_flag=True, help="Formats without versions: move what is at DIR aside.")
+@click.option("--overwrite", is_flag=True, help="Formats without versions: move the content of DIR aside.")
 @model_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def export(
     checkpoint: str, directory: str, image_size: str | None, classes: str | None, as_json: bool, **options: Any
 ) -> int:
-    """Writes a run or a checkpoint in another form, verified: what differs from the model does not appear at DIR.
+    """Export a run or a checkpoint, and verify it: an export that differs from the model does not appear at DIR.
 
     \b
     kresume export runs/2-signs serving/signs                       the next version for TensorFlow Serving
-    kresume export runs/2-signs serving/signs --like serving/old    clients of the old model notice nothing
+    kresume export runs/2-signs serving/signs --like serving/old    clients of the old model need no change
     kresume export runs/2-signs phone/ --format litert --quantize float16
     kresume export ckpt/ converted/ --format keras --model my.py:build --optimizer adam
     """
@@ -206,7 +206,7 @@ def export(
 
 @cli.group(cls=Group)
 def data() -> None:
-    """Manifests, duplicates, leaks, quarantine: what images there are, and what is wrong with them.
+    """Examine images: manifests, duplicates, leaks between training and validation, unusable files.
 
     \b
     kresume data scan old/ new.tar -o m.parquet
@@ -220,7 +220,7 @@ def data() -> None:
 @click.option("-o", "--out", required=True, metavar="FILE", help="The manifest to write, a Parquet table.")
 @source_options
 def scan(paths: Sequence[str], out: str, feature: Sequence[str], cache: str | None, as_json: bool) -> None:
-    """Looks at every image once and writes a manifest, which is a source itself (--data m.parquet).
+    """Read every image once and write a manifest, which is a source itself (--data m.parquet).
 
     \b
     kresume data scan old/ shard-000.tar list.csv -o m.parquet
@@ -238,15 +238,13 @@ def scan(paths: Sequence[str], out: str, feature: Sequence[str], cache: str | No
 
 @data.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH…")
-@click.option(
-    "--val", multiple=True, metavar="PATH", help="Images to validate on: leaks to them are named. Repeatable."
-)
-@click.option("--from", "run", metavar="RUN", help="A run, or a folder of runs, whose images these would join.")
+@click.option("--val", multiple=True, metavar="PATH", help="Validation images: reports leaks to them. Repeatable.")
+@click.option("--from", "run", metavar="RUN", help="A run, or a folder of runs, to which these images would be added.")
 @source_options
 def check(
     paths: Sequence[str], val: Sequence[str], run: str | None, feature: Sequence[str], cache: str | None, as_json: bool
 ) -> int:
-    """Duplicates, conflicts, leaks, near-duplicates and files that cannot be used. Leaves with 1 if there is a problem.
+    """Report duplicates, conflicts, leaks, near-duplicates and unusable files. The exit code is 1 if there is a problem.
 
     \b
     kresume data check new/ --from runs/1-signs
@@ -284,7 +282,7 @@ def check(
 def show(
     paths: Sequence[str], sheet: str | None, feature: Sequence[str], cache: str | None, as_json: bool, **options: Any
 ) -> None:
-    """Counts per class, origin and side; sizes, formats, imbalance. --sheet draws what training may see.
+    """Count images per class, origin and split; show sizes, formats, imbalance. --sheet draws what training may see.
 
     \b
     kresume data show runs/2-signs
@@ -308,7 +306,7 @@ def show(
 @click.argument("path", default="runs", metavar="RUN|FOLDER")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def log(path: str, as_json: bool) -> None:
-    """Lineage, newest first: a run's ancestors, or every run in a folder, with data and results.
+    """List a run and its ancestors, or every run in a folder, newest first, with data and results.
 
     \b
     kresume log runs/
@@ -321,7 +319,7 @@ def log(path: str, as_json: bool) -> None:
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def doctor(as_json: bool) -> None:
-    """Backends, devices, versions, and what is missing.
+    """Show backends, devices, versions, and what is missing.
 
     \b
     kresume doctor
@@ -333,11 +331,11 @@ def doctor(as_json: bool) -> None:
 
 @cli.command()
 @click.option(
-    "--dir", "directory", default="kresume-demo", show_default=True, metavar="DIR", help="Where it is written."
+    "--dir", "directory", default="kresume-demo", show_default=True, metavar="DIR", help="The folder to write."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def demo(directory: str, as_json: bool) -> None:
-    """The whole story on real digits, in about a minute: train, be killed, continue, add images, compare.
+    """Show everything on real digits, in about a minute: train, kill, continue, add images, compare.
 
     \b
     kresume demo
@@ -353,9 +351,9 @@ def _print(result: Any, as_json: bool) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line and leaves with its exit code."""
+    """Runs the command line and exits with its exit code."""
     crash.show_traces()
-    # Python's last collection walks all that the frameworks made, for a second, and frees what the system frees anyway.
+    # Skip the final garbage collection: it would visit every object of the frameworks, for about a second.
     atexit.register(gc.freeze)
     try:
         arguments = list(arguments) if arguments is not None else None

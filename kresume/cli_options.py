@@ -1,4 +1,4 @@
-"""Builds the command line's options: those of the table, those that commands share, and the help for what cannot be parsed."""
+"""Builds the command line's options, and the errors for commands that cannot be parsed."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ COMMANDS = {
     "test": "eval", "info": "inspect", "convert": "export", "history": "log", "scan": "data scan", "check": "data check",
     "show": "data show", "env": "doctor",
 }  # fmt: skip
-"""What people call a command elsewhere, and what it is here."""
+"""Names of commands in other tools, with the command of kresume."""
 
 
 class Command(click.Command):
-    """A command that explains what it cannot parse: unknown options get a translation or the nearest name."""
+    """A command whose errors for unknown options give a translation or the nearest name."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parses, and says the way on where that fails."""
+        """Parses the arguments; errors say what to do."""
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
@@ -46,13 +46,13 @@ def _explain(option: str, command: click.Command, ctx: click.Context) -> str:
 
 
 def _complete(error: click.UsageError, ctx: click.Context) -> str:
-    """Click's message, which says what is wrong, with the way on."""
+    """Returns Click's message with what to do."""
     said = " ".join(error.format_message().split()).rstrip(".")
     if isinstance(ctx.command, ConfigCommand) and said.startswith("Got unexpected extra argument"):
         path = said.partition("(")[2].rstrip(")").split()[0]
         return (
-            f"{path} stands alone: --from {path} extends that checkpoint or run, --out {path} continues that run, "
-            f"--data {path} trains on those images"
+            f"{path} is given without an option: --from {path} extends that checkpoint or run, --out {path} continues that "
+            f"run, --data {path} trains on those images"
         )
     help_text = getattr(error.param, "help", None) if isinstance(error, click.MissingParameter) else None
     if help_text:
@@ -74,26 +74,28 @@ class Group(click.Group):
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
             near = difflib.get_close_matches(args[0], self.commands, 1)
-            elsewhere = COMMANDS.get(args[0]) if ctx.parent is None else None
+            known = COMMANDS.get(args[0]) if ctx.parent is None else None
             hint = f"did you mean {near[0]}?" if near else f"commands are {', '.join(self.commands)}"
-            hint = f"that is kresume {elsewhere}" if elsewhere else hint
+            hint = f"that is kresume {known}" if known else hint
             raise UsageError(f"no command {args[0]}: {hint}") from error
 
 
 def config_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds every option of `TrainConfig`. Reads the table only when the command is built."""
+    """Adds `--config`, `--set` and `--json`; `ConfigCommand` adds the options of the table."""
     function = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(function)
-    function = click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="An option by its name.")(
+    function = click.option(
+        "--set", "sets", multiple=True, metavar="KEY=VALUE", help="An option by its name, as in YAML."
+    )(function)
+    return click.option("--config", "file", metavar="FILE", help="Options in YAML; flags and --set override them.")(
         function
     )
-    return click.option("--config", "file", metavar="FILE", help="Options in YAML; flags and --set win.")(function)
 
 
 class ConfigCommand(Command):
-    """A command with the options of `TrainConfig`: `--help` shows those of the daily work, `--help-all` every one."""
+    """A command with the options of `TrainConfig`: `--help` shows the common ones, `--help-all` every one."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """The command's own options and the table's."""
+        """Returns the options of the table and the command's own."""
         if not hasattr(self, "_all_params"):
             self._all_params = [*_table_options(), *super().get_params(ctx)]
         return self._all_params
@@ -148,7 +150,7 @@ def _table_options() -> list[TableOption]:
         if said.metavar and not choices:
             attributes["metavar"] = said.metavar
         flag = flag_of(name)
-        off = f"/--no-{flag[2:]}" if is_flag and said.inherited else ""  # turns off what a parent had on
+        off = f"/--no-{flag[2:]}" if is_flag and said.inherited else ""  # turns off an option that the parent had on
         options.append(
             TableOption(
                 f"{flag}{off}",
@@ -163,7 +165,7 @@ def _table_options() -> list[TableOption]:
 
 
 def _kind(annotation: Any) -> tuple[type, click.Choice[str] | None, bool, bool]:
-    """Click's view of a field's type: (type, choices, repeatable, flag)."""
+    """Converts a field's type for Click: `(type, choices, True if repeatable, True if a flag)`."""
     inner = next(part for part in typing.get_args(annotation) if part is not type(None))
     if typing.get_origin(inner) is typing.Literal:
         return str, click.Choice(typing.get_args(inner)), False, False
@@ -183,7 +185,7 @@ help_all = click.option(
 
 
 def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What a checkpoint may not say by itself, and where its model runs."""
+    """Adds the options for facts that a checkpoint may not record, and for backend and device."""
     options = [
         click.option("--model", metavar="SPEC", help="The architecture, for a checkpoint without one."),
         click.option("--import", "imports", multiple=True, metavar="FILE", help="File that registers custom layers."),
@@ -191,20 +193,24 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
             "--map",
             "map_file",
             metavar="FILE",
-            help="Which array of a PyTorch state dict fills which variable, as YAML.",
+            help="YAML that maps the arrays of a PyTorch state dict to variables.",
         ),
-        click.option("--trust", is_flag=True, help="The checkpoint is mine: run the code of its Lambda layers."),
+        click.option(
+            "--trust",
+            is_flag=True,
+            help="Run the code of the checkpoint's Lambda layers; only for a checkpoint that you trust.",
+        ),
         click.option(
             "--classes",
             metavar="FILE|a,b,c",
-            help="Names of the outputs in their order, where the checkpoint has none.",
+            help="Names of the outputs in their order, if the checkpoint has none.",
         ),
         click.option(
             "--pixels",
             metavar="NAME",
-            help="Pixel values that the model expects, where the checkpoint does not say it.",
+            help="Pixel values that the model expects, if the checkpoint does not record them.",
         ),
-        click.option("--image-size", metavar="N|HxW", help="Size of the pictures, for a model that takes any."),
+        click.option("--image-size", metavar="N|HxW", help="Size of the pictures, for a model that accepts any."),
         click.option("--axes", metavar="ORDER", help="Order of the axes of its input (hwc, chw, hw, wh ...)."),
         click.option(
             "--backend", type=click.Choice(["tensorflow", "jax"]), help="Default: the run's, else as for train."
@@ -217,7 +223,7 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def read_model_options(image_size: str | None, classes: str | None) -> dict[str, Any]:
-    """`--image-size` and `--classes` as the library takes them."""
+    """Converts `--image-size` and `--classes` to the library's arguments."""
     from kresume.class_names import read_classes
     from kresume.options.resolve import parse_image_size
 
@@ -231,6 +237,8 @@ def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options of commands that list images."""
     function = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(function)
     function = click.option(
-        "--cache", metavar="DIR", help="Where facts about files are kept: auto, off or a folder; spares reading again."
+        "--cache",
+        metavar="DIR",
+        help="Where facts about files are kept, so that they are read once: auto, off or a folder.",
     )(function)
     return click.option("--feature", multiple=True, metavar="ROLE=NAME", help=FEATURE)(function)

@@ -34,7 +34,7 @@ def test_a_run_becomes_a_keras_file(workplace, capsys):
     assert printed["source"]["run"] == "1-shapes"
     assert (workplace / "out" / "model.keras").is_file()
     assert _run(["export", "runs/1-shapes", "out", "--format", "keras"]) == 2
-    assert "stands already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert _run(["export", "runs/1-shapes@last", "out", "--format", "weights-h5", "--overwrite"]) == 0
     assert "verified: max |Δ score|" in capsys.readouterr().out
     assert (workplace / "out" / "model.weights.h5").is_file()

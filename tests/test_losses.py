@@ -366,7 +366,7 @@ def test_a_run_with_a_closure_as_its_loss_continues_bit_for_bit(script, pictures
     assert record["settings"]["compiled_by"] == f"{script[0]}:compiled"
     assert record["labels"] == "rows"
     # A file compiled with it could not be loaded.
-    assert "files for it are compiled with categorical_crossentropy" in record["note"]
+    assert "saved models are compiled with categorical_crossentropy" in record["note"]
     plain = keras.saving.load_model(tmp_path / "whole" / "model.keras")
     assert plain.loss.get_config()["name"] == "categorical_crossentropy"
 
@@ -400,10 +400,10 @@ def test_a_loss_that_nobody_can_make_is_named(form, script, pictures, quiet, tmp
     model.save(path)
     _rewrite(path, lambda config: config["compile_config"].update(loss=forms[form]))
     given = {"data": [str(pictures / "old")], "lr": 1e-3, "classes": ",".join(CLASSES)}
-    with pytest.raises(UsageError, match=r"loss of its own, special: .*--import FILE.py .*--loss NAME"):
+    with pytest.raises(UsageError, match=r"a custom loss, special: .*--import FILE.py .*--loss NAME"):
         make_plan(from_arguments(str(path), given), quiet)
     plan = make_plan(from_arguments(str(path), {**given, "loss": "categorical_crossentropy", "metric": ["AUC"]}), quiet)
-    assert "--loss takes the place of the checkpoint's own loss, special" in plan.notes
+    assert "the checkpoint's own loss, special, is replaced by categorical_crossentropy" in plan.notes
     assert "metrics of the checkpoint are not computed: mse; --metric NAME adds one" in plan.notes
     assert evaluate(path, pictures / "old").note == ""
     if form != "by name":
@@ -494,7 +494,7 @@ def test_what_no_loss_can_do_is_refused_truthfully():
     many.compile("sgd", lambda labels, scores: ops.mean(scores, axis=-1))
     with pytest.raises(UsageError, match=r"no lower for right answers than for wrong ones"):
         choose_loss(many, code=OwnCode({}, "m.py:build"))
-    with pytest.raises(UsageError, match=r"--mixup and --cutmix .* takes one class per image"):
+    with pytest.raises(UsageError, match=r"--mixup and --cutmix .* expects one class per image"):
         choose_loss(
             many,
             saved={"loss": {"class_name": "SparseCategoricalCrossentropy", "config": {"ignore_class": 1}}},

@@ -82,7 +82,7 @@ def test_a_signature_of_the_users_own_is_not_read_as_the_model_behind_it(place):
 
     It expects 0-1 and returns a probability; the model expects 0-255 and returns a logit.
     """
-    with pytest.raises(UsageError, match="takes numbers and does not say which: give --pixels"):
+    with pytest.raises(UsageError, match="expects pixel values as numbers and does not record which: give pixels="):
         evaluate(place / "own", data=place / "data")
     found = evaluate(place / "own", data=place / "data", pixels="0-1")
     assert found.scores["all"]["loss"] == pytest.approx(expected_loss(), rel=1e-4)
@@ -137,7 +137,7 @@ def test_one_number_is_the_score_of_the_second_class(head, numbers, expected):
 def test_a_number_that_may_be_a_logit_is_refused():
     """Outputs beyond 0 to 1 of unknown meaning are refused; two logits from one keep its difference."""
     with pytest.raises(
-        ValueError, match=r"from -2 to 3, and nothing says that it is a logit: give `kresume eval` the --model"
+        ValueError, match=r"from -2 to 3, and it is unknown whether that is a logit: evaluate it with --model"
     ):
         to_pairs(np.array([-2.0, 0.5, 3.0]), None)
     pairs = to_pairs(np.array([-2.0, 3.0]), Head(BINARY, from_logits=True), shares=False)

@@ -29,6 +29,7 @@ from kresume.images.reader import PictureReader, as_files
 from kresume.models.load import Subject, load
 from kresume.reporter import Reporter
 from kresume.runtimes.signatures import Signature, find_saved_model, labels_of, read_signatures
+from kresume.spelling import option
 from kresume.tasks.single_label import SINGLE_LABEL
 from kresume.tasks.task import Head, Task
 from kresume.values.decode_spec import DecodeSpec
@@ -122,7 +123,8 @@ def served_size(folder: Path, signature: Signature) -> tuple[DecodeSpec, str, In
     size = signature.input.size(layout)
     if size is None:
         raise UsageError(
-            f"{folder} takes pictures of any size and does not say which it was trained on: give --image-size"
+            f"{folder} accepts pictures of any size and does not record the size that it was trained on: give "
+            f"{option('image-size')}"
         )
     return DecodeSpec(*size), "", layout
 
@@ -130,7 +132,7 @@ def served_size(folder: Path, signature: Signature) -> tuple[DecodeSpec, str, In
 def _served(folder: Path, subject: Subject, manifest: Manifest, reporter: Reporter) -> Answers:
     labels = subject.classes or labels_of(folder)
     signature = next(iter(read_signatures(folder, len(labels) if labels else len(manifest.classes)).values()))
-    reporter.say(f"running {folder} by TensorFlow alone, through its signature {signature.name}")
+    reporter.say(f"running {folder} with TensorFlow alone, through its signature {signature.name}")
     rows = np.arange(len(manifest))
     if not signature.answers_classes:
         raise UsageError(
@@ -149,7 +151,9 @@ def _served(folder: Path, subject: Subject, manifest: Manifest, reporter: Report
         prediction = _by_numbers(folder, signature, labels, subject, manifest, rows, single)
     notes = []
     if labels is None:
-        notes.append(f"it does not say the order of its classes: taken as {', '.join(manifest.classes)}")
+        notes.append(
+            f"it does not record the order of its classes; this order is assumed: {', '.join(manifest.classes)}"
+        )
     if prediction.failed:
         row, reason = next(iter(prediction.failed.items()))
         path = manifest.found(np.array([row]))[0].name
@@ -184,7 +188,10 @@ def _by_numbers(
     if signature.input.kind == "values" and not pixels:
         pixels = keras_facts.read_facts(folder, subject, signature).pixels or ""
     if signature.input.kind == "values" and not pixels:
-        raise UsageError(f"{folder} takes numbers and does not say which: give --pixels {conventions.SHOWN_NAMES}")
+        raise UsageError(
+            f"{folder} expects pixel values as numbers and does not record which: give {option('pixels')}, one of "
+            f"{conventions.SHOWN_NAMES}"
+        )
     reader = PictureReader(manifest, spec, open_cache(spec, None))
     kind = signature.input.dtype if signature.input.kind == "values" else "uint8"
     convert = inputs.to_input("0-255" if kind == "uint8" else pixels, layout)

@@ -37,7 +37,7 @@ from kresume.models.load import Loaded, Subject, load, select_backend
 from kresume.options.settings import DEFAULTS
 from kresume.reporter import Reporter
 from kresume.runtimes.signatures import labels_of
-from kresume.spelling import as_argument, spelled
+from kresume.spelling import as_argument, option, spelled
 from kresume.tasks.task import Task
 from kresume.values.decode_spec import DecodeSpec
 
@@ -90,7 +90,7 @@ class Evaluation:
         for name in ("all", "old", "new"):
             subset = self.scores[name]
             if subset["images"]:
-                loss = "no loss (labels alone)" if subset["loss"] is None else f"loss {subset['loss']:.4f}"
+                loss = "no loss (labels only)" if subset["loss"] is None else f"loss {subset['loss']:.4f}"
                 lines.append(
                     f"{name:<5}{100 * subset['accuracy']:6.1f} %  of {subset['images']:,} images, {loss}, f1 {subset['f1']:.3f}"
                 )
@@ -242,7 +242,8 @@ def _collect(given: Subject, loaded: Loaded | None, listed: Sources, cache: str 
     unknown = sorted({found.label for listing in listed for found in listing.files} - set(names))
     if unknown:
         raise ImagesError(
-            f"class folders that {given.checkpoint} does not know: {', '.join(unknown)}; it knows {', '.join(names)}"
+            f"class folders that are not classes of {given.checkpoint}: {', '.join(unknown)}; its classes are "
+            f"{', '.join(names)}"
         )
     store = open_cache(spec, cache) if loaded is not None else None
     collected = collect(listed, spec, store, reporter)
@@ -290,11 +291,12 @@ def _doubt(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[str]) ->
     found = judge_order({"": predicted}, labels, classes)
     if found.order is not None:
         better = describe_order(found, classes, f"{len(labels)} images")
-        return f"its outputs are not in the order of the sorted class folders: {better}: --classes {join_classes(found.order)}"
+        given = option("classes", join_classes(found.order))
+        return f"its outputs are not in the order of the sorted class folders: {better}: give {given}"
     if found.doubtful:
         return (
-            "it does not name its outputs, and these images cannot tell whether the sorted class folders are their order: "
-            "--classes a,b,c says it"
+            "it does not name its outputs, and these images do not show whether the sorted class folders are their order: "
+            f"give the order with {option('classes', 'a,b,c')}"
         )
     return ""
 

@@ -18,6 +18,7 @@ import numpy as np
 from kresume.errors import CheckpointError
 from kresume.runtimes.process import Answer, run_apart
 from kresume.runtimes.signatures import Signature
+from kresume.spelling import option
 from kresume.tasks.binary import BINARY, two_logits
 from kresume.tasks.single_label import SINGLE_LABEL
 from kresume.tasks.task import Head
@@ -123,8 +124,9 @@ def to_pairs(given: np.ndarray, head: Head | None, *, shares: bool = True) -> np
     if head is None or head.task is not BINARY:
         if not (values.min() >= 0 and values.max() <= 1):
             raise ValueError(
-                f"is one number per image, from {values.min():.3g} to {values.max():.3g}, and nothing says that it is a "
-                "logit: give `kresume eval` the --model that builds it, or save it with a sigmoid behind that number"
+                f"is one number per image, from {values.min():.3g} to {values.max():.3g}, and it is unknown whether that is a "
+                f"logit: evaluate it with {option('model')} and the function that builds it, or save it with a sigmoid as "
+                "its last layer"
             )
         head = Head(BINARY)
     return two_logits(values) if head.from_logits and not shares else head.probabilities(values)

@@ -34,7 +34,7 @@ from kresume.images.sources.records import parse_features
 from kresume.models.load import Loaded, Subject, load, select_backend
 from kresume.options.settings import EXPORT_FORMAT, ON_BAD_IMAGE, TOP_K
 from kresume.reporter import Reporter
-from kresume.spelling import as_argument, spelled
+from kresume.spelling import as_argument, option, spelled
 from kresume.storage import atomic
 
 WARM_IMAGES = 8
@@ -195,8 +195,8 @@ def export(
             parity = compare(exporter.predict(temporary, facts, samples), samples, limit)
             if not parity.holds:
                 raise ExportError(
-                    f"the export differs from the model: {'; '.join(parity.problems())}; nothing was left at {destination}. "
-                    "--tolerance F accepts more"
+                    f"the export differs from the model: {'; '.join(parity.problems())}; nothing was written to {destination}. "
+                    f"{option('tolerance')} accepts larger differences"
                 )
             record = make_record(loaded, job, facts, parity, samples, temporary, running)
             atomic.write_json(temporary / RECORD, record)

@@ -20,6 +20,7 @@ from kresume.exports.job import Job
 from kresume.exports.samples import Samples
 from kresume.images import conventions
 from kresume.models.load import Loaded
+from kresume.spelling import option
 
 
 @dataclass(frozen=True)
@@ -105,11 +106,11 @@ def find_exporter(name: str) -> Exporter:
         MissingPackage: a package is not installed; the message has the pip command.
     """
     if name not in EXPORTERS:
-        raise UsageError(f"--format {name}: use {', '.join(EXPORTERS)}")
+        raise UsageError(f"{option('format', name)}: use {', '.join(EXPORTERS)}")
     exporter = EXPORTERS[name]
     for module, extra in exporter.packages.items():
         if importlib.util.find_spec(module) is None:
-            raise MissingPackage(f"--format {name} needs the package {module}: pip install 'kresume[{extra}]'")
+            raise MissingPackage(f"{option('format', name)} needs the package {module}: pip install 'kresume[{extra}]'")
     return exporter
 
 
@@ -121,15 +122,16 @@ def check_options(exporter: Exporter, job: Job) -> None:
     """
     default = Job()
     always = {"format", "files", "pictures", "name"}
-    for option, value in job.as_dict().items():
-        if option not in always and option not in exporter.options and value != getattr(default, option):
-            raise UsageError(f"--{option.replace('_', '-')} means nothing to --format {job.format}: leave it out")
+    for field_name, value in job.as_dict().items():
+        if field_name not in always and field_name not in exporter.options and value != getattr(default, field_name):
+            given, format_ = option(field_name.replace("_", "-"), value), option("format", job.format)
+            raise UsageError(f"{given} does not apply to {format_}: leave it out")
     if job.like_pixels is not None and job.like is None:
-        raise UsageError("--like-pixels says what the clients of --like send: give both")
+        raise UsageError(f"{option('like-pixels')} names what the clients of {option('like')} send: give both")
     if job.like_pixels is not None:
         conventions.to_picture_function(job.like_pixels)
     if exporter.versioned and not re.fullmatch(r"[A-Za-z0-9_.-]+", job.name):
         raise UsageError(
-            f"{job.name!r} is no name for a served model, which stands in addresses and commands: give --name with letters, "
-            "digits, _, . and -"
+            f"the name of a served model appears in addresses and commands, and {job.name!r} does not fit there: give "
+            f"{option('name')} with letters, digits, _, . and -"
         )

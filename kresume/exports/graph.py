@@ -19,6 +19,7 @@ from kresume.images.containers import webp_with_alpha
 from kresume.images.decode_graph import pixels, resize
 from kresume.images.tf_data import without_autotuner
 from kresume.runtimes.signatures import Input
+from kresume.spelling import option
 from kresume.tasks.task import Head
 from kresume.values.card import Card
 from kresume.values.decode_spec import DecodeSpec
@@ -199,8 +200,8 @@ def head_input(model: Any) -> Any:
     head = layers[-1] if layers else None
     if not isinstance(head, keras.layers.Dense) or not getattr(model, "inputs", None):
         raise ModelError(
-            f"--embeddings: the features before the head are the input of a last Dense layer; {model.name} ends in "
-            f"{type(head).__name__}: leave --embeddings out"
+            f"{option('embeddings', True)}: the features are the input of the last Dense layer, but {model.name} ends in "
+            f"{type(head).__name__}: leave it out"
         )
     return head.input
 

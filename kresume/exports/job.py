@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from kresume.errors import UsageError
 from kresume.exports.graph import OnBadImage
+from kresume.spelling import option
 
 Quantize = Literal["float16", "int8"]
 
@@ -54,7 +55,7 @@ class Job:
 
     def __post_init__(self) -> None:
         if self.top_k < 1:
-            raise UsageError(f"--top-k {self.top_k}: give at least 1")
+            raise UsageError(f"{option('top-k', self.top_k)}: give at least 1")
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the JSON form."""

@@ -22,6 +22,7 @@ from kresume.exports.samples import Samples
 from kresume.images import conventions
 from kresume.models.load import Subject
 from kresume.runtimes.signatures import LABELS, Signature, find_saved_model, labels_of, read_raw, read_signatures
+from kresume.spelling import option
 from kresume.tasks.single_label import ROWS, SINGLE_LABEL
 from kresume.tasks.task import Head
 from kresume.values.input_layout import InputLayout
@@ -38,7 +39,7 @@ def folder_of(path: Path) -> Path:
     folder = find_saved_model(path)
     if folder is None:
         raise CheckpointError(
-            f"--like {path}: no SavedModel there (no saved_model.pb, and no version folder that has one)"
+            f"{option('like', str(path))}: no SavedModel there (no saved_model.pb, and no version folder that has one)"
         )
     return folder
 
@@ -57,8 +58,8 @@ def label_order(path: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
     if added or gone:
         what = [f"it adds {', '.join(added)}"] * bool(added) + [f"it lacks {', '.join(gone)}"] * bool(gone)
         raise ExportError(
-            f"{REFUSAL} {folder}: {'; '.join(what)}, so its clients would get other scores; export it without --like, as a "
-            "model of its own or as a version that clients are told of"
+            f"{REFUSAL} {folder}: {'; '.join(what)}, so its clients would get other scores; export it without "
+            f"{option('like')}, under another name or as a version that clients know of"
         )
     return old
 
@@ -116,7 +117,7 @@ def examine(path: Path, samples: Samples, pixels: str | None = None) -> Old:
             candidate = best if other.input.kind == "values" else other.input.kind
             if _are_logits(_answers(folder, other, order, samples, (candidate,))[0], folder) != logits:
                 raise ExportError(
-                    f"{REFUSAL} {folder}: {asked.name} and {other.name} do not give the same kind of scores, logits and shares"
+                    f"{REFUSAL} {folder}: {asked.name} and {other.name} give different scores, logits and probabilities"
                 )
     _check_answers(
         folder, probe, images, named=named is not None, wanted=numbers and pixels is None, candidates=len(candidates)
@@ -124,13 +125,15 @@ def examine(path: Path, samples: Samples, pixels: str | None = None) -> Old:
     said = []
     if named is None:
         said.append(
-            f"the old model does not name its classes; read in the order {', '.join(order)} it is right for "
+            f"the old model does not name its classes; in the order {', '.join(order)} it is right on "
             f"{100 * probe.accuracies[best]:.0f} % of {images}"
         )
     if numbers:
-        said.append(f"its clients send pixels {best} ({'--like-pixels' if pixels else _shown(probe, True)})")
+        said.append(
+            f"its clients send pixels {best} ({option('like-pixels', pixels) if pixels else _shown(probe, True)})"
+        )
     if logits:
-        said.append("its scores are logits, and so are the new ones: softmax makes shares of them")
+        said.append("its scores are logits, and so are the new ones: softmax converts them to probabilities")
     unasked = pixels if any(each.input.kind == "values" for each in found) else None
     return Old("; ".join(said), best if numbers else unasked, logits)
 
@@ -146,8 +149,8 @@ def _signature_to_ask(folder: Path, found: Sequence[Signature], samples: Samples
     if asked is None:
         if takes_numbers and pixels is None:
             raise ExportError(
-                f"{REFUSAL} {folder}: a signature of it takes numbers and gives no classes, so nothing tells which numbers: "
-                f"say with --like-pixels what its clients send, {', '.join(conventions.NAMES)}"
+                f"{REFUSAL} {folder}: one of its signatures expects pixel values as numbers and gives no classes, so nothing "
+                f"shows which numbers: give {option('like-pixels')}, one of {', '.join(conventions.NAMES)}"
             )
         return found[0]
     if problem := _size_problem(asked, samples.pictures.shape[1:3], samples.layout):
@@ -162,9 +165,9 @@ def _check_order(
     better = judge_order(predictions, truth, classes)
     if better.order is not None:
         raise ExportError(
-            f"{REFUSAL} {folder}: it does not name its classes, and its answers to {images} are right for "
-            f"{100 * better.assumed:.0f} % in the order {', '.join(classes)}, better read as {', '.join(better.order)} "
-            f"({100 * better.explained:.0f} %); if that is its order, write it to {folder / 'assets' / LABELS}, one name a line"
+            f"{REFUSAL} {folder}: it does not name its classes. On {images} it is right for {100 * better.assumed:.0f} % in "
+            f"the order {', '.join(classes)}, and for {100 * better.explained:.0f} % in the order {', '.join(better.order)}. "
+            f"If that is its order, write it to {folder / 'assets' / LABELS}, one name per line"
         )
 
 
@@ -185,13 +188,14 @@ def _check_answers(folder: Path, probe: Probe, images: str, *, named: bool, want
     if not probe.above_chance and (not named or wanted):
         raise ExportError(
             f"{REFUSAL} {folder}: its answers to {images} are no better than guessing ({_shown(probe, candidates > 1)}), so "
-            "nobody can tell its order of classes or the numbers that its clients send: write the order to "
-            f"{folder / 'assets' / LABELS}, one name a line, give --like-pixels, or --data with its images"
+            "they do not show the order of its classes or the pixel values that its clients send: write the order to "
+            f"{folder / 'assets' / LABELS}, one name per line, give {option('like-pixels')}, or {option('data')} with "
+            "its images"
         )
     if candidates > 1 and probe.winner is None:
         raise ExportError(
-            f"{REFUSAL} {folder}: it takes numbers, and its answers do not tell which ({_shown(probe, True)}): say with "
-            f"--like-pixels what its clients send, {', '.join(conventions.NAMES)}"
+            f"{REFUSAL} {folder}: it expects pixel values as numbers, and its answers do not show which "
+            f"({_shown(probe, True)}): give {option('like-pixels')}, one of {', '.join(conventions.NAMES)}"
         )
 
 
@@ -227,7 +231,7 @@ def _answers(
     count = len(scores) // len(candidates)
     read = np.array(sorted(set(range(count)) - {row % count for row in prediction.failed}), np.int64)
     if not len(read):
-        raise ExportError(f"{REFUSAL} {folder}: it could read none of {count:,} {samples.origin}")
+        raise ExportError(f"{REFUSAL} {folder}: it could not read any of {count:,} {samples.origin}")
     return {
         candidate: scores[index * count : (index + 1) * count][read] for index, candidate in enumerate(candidates)
     }, read
@@ -237,8 +241,8 @@ def _are_logits(answers: Mapping[str, np.ndarray], folder: Path) -> bool:
     kinds = {score_kind(scores) for scores in answers.values()}
     if "independent" in kinds and "logits" not in kinds:
         raise ExportError(
-            f"{REFUSAL} {folder}: its scores do not add up to 1, each class is judged for itself; the new model chooses one "
-            "class among all"
+            f"{REFUSAL} {folder}: its scores do not add up to 1: it judges each class independently, but the new model chooses "
+            "one class"
         )
     return "logits" in kinds
 
@@ -261,7 +265,7 @@ def signatures(path: Path, served: Served) -> dict[str, Signature]:
     lost = sorted(set(raw) - set(found))
     if lost:
         raise ExportError(
-            f"{REFUSAL} {folder}: its signature {lost[0]} {raw[lost[0]]} is none that an image classifier has"
+            f"{REFUSAL} {folder}: its signature {lost[0]} {raw[lost[0]]} is not that of an image classifier"
         )
     for name, signature in found.items():
         if problem := _problem(signature, served):
@@ -276,8 +280,8 @@ def _size_problem(signature: Signature, size: tuple[int, int], likely: InputLayo
         return ""
     given = signature.input.size(layout) or signature.input.shape[1:3]
     return (
-        f"takes pictures of {given[0]}x{given[1]} as numbers, the new model's are {size[0]}x{size[1]}: train it with that "
-        "--image-size"
+        f"expects pictures of {given[0]}x{given[1]}, the new model's are {size[0]}x{size[1]}: train it with that "
+        f"{option('image-size')}"
     )
 
 
@@ -285,7 +289,7 @@ def _problem(signature: Signature, served: Served) -> str:
     kinds = [output.kind for output in signature.outputs]
     twice = sorted({kind for kind in kinds if kinds.count(kind) > 1 and kind in {"scores", "embedding"}})
     if twice:
-        return f"has {twice[0]} twice, and nothing says which is which"
+        return f"has {twice[0]} twice, so their meaning is unknown"
     given = signature.input
     if given.kind == "values" and (problem := _size_problem(signature, served.card.image_size, served.card.input)):
         return problem
@@ -298,5 +302,5 @@ def _problem(signature: Signature, served: Served) -> str:
         if output.kind in {"labels", "class_indices", "top_scores"} and (width or 0) > len(served.order):
             return f"gives {width} {output.name} per image, the new model has {len(served.order)} classes"
         if output.kind == "error" and (given.kind != "bytes" or served.on_bad_image != "flag"):
-            return "has an output `error`: give --on-bad-image flag"
+            return f"has an output `error`: give {option('on-bad-image', 'flag')}"
     return ""

@@ -18,6 +18,7 @@ from kresume.exports import plain_graph
 from kresume.exports.job import Job
 from kresume.exports.samples import Samples
 from kresume.models.load import Loaded
+from kresume.spelling import option
 
 FILE = "model.tflite"
 
@@ -47,8 +48,8 @@ def write(loaded: Loaded, directory: Path, job: Job) -> dict[str, Any]:
             content = converter.convert()
         except Exception as error:  # each stage of the converter raises its own classes
             raise ExportError(
-                f"--format litert: the converter cannot express {loaded.model.name} in LiteRT's own operations "
-                f"({plain_graph.first_line(error)}); --format saved-model holds it"
+                f"{option('format', 'litert')}: the converter cannot express {loaded.model.name} in LiteRT's own operations "
+                f"({plain_graph.first_line(error)}); {option('format', 'saved-model')} can hold it"
             ) from error
     (directory / FILE).write_bytes(content)
     return {**plain_graph.describe(loaded, directory, FILE), "numbers": job.quantize or "float32"}

@@ -17,6 +17,7 @@ from kresume.exports import plain_graph
 from kresume.exports.job import Job
 from kresume.exports.samples import Samples
 from kresume.models.load import Loaded
+from kresume.spelling import option
 
 FILE = "model.onnx"
 OPSET = 18
@@ -35,8 +36,8 @@ def write(loaded: Loaded, directory: Path, job: Job) -> dict[str, Any]:
         model = _convert(function)
     except Exception as error:  # tf2onnx defines no error class of its own
         raise ExportError(
-            f"--format onnx: tf2onnx cannot convert {loaded.model.name} ({plain_graph.first_line(error)}); "
-            "--format saved-model and --format litert hold it"
+            f"{option('format', 'onnx')}: tf2onnx cannot convert {loaded.model.name} ({plain_graph.first_line(error)}); "
+            f"{option('format', 'saved-model')} and {option('format', 'litert')} can hold it"
         ) from error
     for key, value in plain_graph.metadata(loaded).items():
         entry = model.metadata_props.add()

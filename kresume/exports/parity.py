@@ -59,7 +59,7 @@ class Parity:
         """Lists how the export differs from the model beyond the tolerance."""
         problems = []
         if self.max_difference is not None and self.max_difference > self.tolerance:
-            problems.append(f"a score differs by {self.max_difference:.2e}, accepted are {self.tolerance:.2e}")
+            problems.append(f"a score differs by {self.max_difference:.2e} (accepted: {self.tolerance:.2e})")
         if self.own_difference is not None and self.own_difference > max(self.tolerance, self.max_difference or 0.0):
             problems.append(
                 f"a score differs by {self.own_difference:.2e} from the model's own outputs, which add up to 1"
@@ -75,7 +75,7 @@ class Parity:
         return {**vars(self), "accuracy": list(self.accuracy) if self.accuracy else None}
 
     def __str__(self) -> str:
-        difference = "labels alone" if self.max_difference is None else f"max |Δ score| {self.max_difference:.1e}"
+        difference = "labels only" if self.max_difference is None else f"max |Δ score| {self.max_difference:.1e}"
         text = f"{difference}, top-1 agreement {100 * self.agreement:.1f} % on {self.images:,} {self.of}"
         if self.accuracy is not None:
             model, export = self.accuracy

@@ -29,6 +29,7 @@ from kresume.images.sources.found import Found
 from kresume.models.load import Loaded
 from kresume.reporter import Reporter
 from kresume.runtimes.signatures import Input
+from kresume.spelling import option
 from kresume.storage.locations import read_range
 from kresume.tasks.single_label import SINGLE_LABEL
 from kresume.tasks.task import Task
@@ -146,7 +147,7 @@ def gather_samples(
         if anew:
             reporter.say(
                 f"{len(anew):,} of {len(spread):,} pictures to compare on are sent as PNG, because TensorFlow cannot decode "
-                f"their format ({anew[0]}): clients of a served model have to do the same"
+                f"their format ({anew[0]}): clients of a served model must convert such pictures too"
             )
         if reasons:
             path, reason = next(iter(reasons.items()))
@@ -154,8 +155,8 @@ def gather_samples(
         if not kept:
             path, reason = next(iter(reasons.items()))
             raise ImagesError(
-                f"none of the {len(spread):,} pictures ({origin}) can be used to verify the export: {path}: {reason}; "
-                "give others with --data PATH"
+                f"all {len(spread):,} pictures ({origin}) are unusable to verify the export, the first is {path}: {reason}; "
+                f"give others with {option('data', 'PATH')}"
             )
         stack = np.stack(pictures)
         to_model = to_input(loaded.card.pixels, loaded.card.input)

@@ -141,7 +141,7 @@ def _check(directory: Path, wanted: dict[str, Signature], classes: int) -> None:
     for name, signature in wanted.items():
         if name not in found or found[name].as_dict() != signature.as_dict():
             raise ExportError(
-                f"the signature {name} cannot be written as {signature.as_dict()}: TensorFlow made {raw.get(name)} of it"
+                f"the signature {name} cannot be written as {signature.as_dict()}: TensorFlow wrote {raw.get(name)}"
             )
 
 

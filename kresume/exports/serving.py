@@ -77,7 +77,7 @@ def write_notes(directory: Path, made: Path, record: Mapping[str, Any]) -> str:
     ]
     lines += [f"  {line}" for line in model_config(name).splitlines()]
     lines += [
-        f"serve it: ({directory / 'SERVING.md'} says more)",
+        f"to serve it (see {directory / 'SERVING.md'}):",
         *(f"  {line}" for line in command(name, directory).splitlines()),
     ]
     return "\n".join(lines)
@@ -100,7 +100,7 @@ def _rest(record: Mapping[str, Any]) -> str:
     given = next(iter(record["signatures"].values()))["input"]
     if given["dtype"] != "string":
         return (
-            f"The input `{given['name']}` takes numbers; a client of the model before this one knows how to make them. "
+            f"The input `{given['name']}` expects numbers, as clients of the replaced model send them. "
             f'`POST http://localhost:8501/v1/models/{name}:predict` with `{{"instances": [...]}}`.'
         )
     return f"""```python
@@ -116,7 +116,7 @@ print(json.load(answer)["predictions"][0])
 def _source(record: Mapping[str, Any]) -> str:
     """Describes what was exported."""
     source = record["source"]
-    what = "a bare checkpoint" if source["run"] is None else f"run {source['run']}, generation {source['generation']}"
+    what = "a checkpoint" if source["run"] is None else f"run {source['run']}, generation {source['generation']}"
     return f"{what}, step {source['step']}"
 
 
@@ -124,14 +124,14 @@ def _verified(record: Mapping[str, Any]) -> str:
     """Describes the comparison with the model."""
     parity = record["parity"]
     compared = (
-        "labels compared"
+        "only labels were compared"
         if parity["max_difference"] is None
         else f"largest difference of a score {parity['max_difference']:.1e}"
     )
     text = f"{parity['images']} {parity['of']}: {compared}, top-1 agreement {100 * parity['agreement']:.1f} %."
     if parity["accuracy"] is not None:
         model, export = (100 * share for share in parity["accuracy"])
-        text += f"\nAccuracy on them: {model:.2f} % the model, {export:.2f} % the export."
+        text += f"\nAccuracy on them: {model:.2f} % for the model, {export:.2f} % for the export."
     return text
 
 
@@ -141,8 +141,8 @@ def _behind(directory: Path, made: Path) -> str:
     if int(made.name) >= newest:
         return ""
     return (
-        f"\n**Version {newest} stands in this folder, too: the server goes on with it, the newest by its number.** To go\n"
-        "back, export the older run again without `--version`.\n"
+        f"\n**This folder also has version {newest}: the server keeps using it, because it has the highest number.** To\n"
+        "roll back, export the older run again without `--version`.\n"
     )
 
 
@@ -150,12 +150,12 @@ def _bad_images(record: Mapping[str, Any]) -> str:
     """Describes what happens to an image that cannot be decoded."""
     if record["options"]["on_bad_image"] == "flag":
         return (
-            "An image that cannot be decoded gets\n`class_index` -1 and a text in `error`; the others of the request "
+            "An image that cannot be decoded gets\n`class_index` -1 and a text in `error`; the other images of the request "
             "are answered."
         )
     return (
-        "An image that cannot be decoded is an error for its\nrequest, which names the index and the problem. Where the "
-        "server batches requests of strangers together,\nexport with `--on-bad-image flag` instead."
+        "An image that cannot be decoded makes its\nrequest fail with its index and the problem. If the server joins "
+        "requests of different clients into batches,\nexport with `--on-bad-image flag` instead."
     )
 
 
@@ -164,9 +164,9 @@ def _sizes(record: Mapping[str, Any]) -> str:
     if not any(signature["input"]["dtype"] == "uint8" for signature in record["signatures"].values()):
         return ""
     return (
-        "A picture that a client decodes itself (uint8) is resized from its full size. A JPEG sent as bytes is read at half,\n"
-        "a quarter or an eighth of it where that is enough, as in training: scores of large photos differ between\n"
-        "the two, by about 0.01.\n"
+        "A picture that a client decodes (uint8) is resized from its full size. A JPEG sent as bytes is decoded at a half, a\n"
+        "quarter or an eighth of its size if that is enough, as in training. So the scores of large photos differ between\n"
+        "the two by about 0.01.\n"
     )
 
 
@@ -188,7 +188,7 @@ Version {made.name}, written {record["created"]} by kresume {record["kresume"]} 
 ```
 
 `models.config` names the model and `batching.config` lets the server join requests into batches of up to {most},
-waiting at most {delay:g} ms; both lie in this folder:
+waiting at most {delay:g} ms; both files are in this folder:
 
 ```text
 {model_config(name)}```
@@ -196,19 +196,19 @@ waiting at most {delay:g} ms; both lie in this folder:
 ```text
 {batching_config()}```
 
-A new version is a new numbered folder here; the server loads it beside the old one, answers with it once its {warm}
-warm-up requests have run, and drops the old one. Nothing is restarted. Rolling back is exporting the older run again.
+An export into this folder adds a version. The server loads it beside the old one, runs its {warm} warm-up requests, answers
+with it from then on, and unloads the old one, without a restart. To roll back, export the older run again.
 
-## What it takes and gives
+## Inputs and outputs
 
 {signatures}
 
 Labels, in the order of `scores`: {shown} (`{made.name}/assets/labels.txt`). `labels` are the best ones, best first.
-JPEG, PNG, GIF (first frame), BMP and WebP are decoded in the graph, turned as their EXIF orientation says, and prepared by the
-very functions that training used. {_bad_images(record)}
+JPEG, PNG, GIF (first frame), BMP and WebP are decoded in the graph, rotated by their EXIF orientation, and prepared by the
+functions that training used. {_bad_images(record)}
 A single file that is damaged in its middle fails with TensorFlow's own message.
 {_sizes(record)}
-## Ask it
+## Send a request
 
 {_rest(record)}
 

@@ -20,6 +20,7 @@ from kresume import runs
 from kresume.errors import ExportError, UsageError
 from kresume.exports.formats import Exporter
 from kresume.runtimes.signatures import versions_in
+from kresume.spelling import option
 from kresume.storage import atomic
 
 
@@ -54,27 +55,31 @@ class Target:
         directory = self.directory
         inside = next((folder for folder in directory.absolute().parents if runs.is_run(folder)), None)
         if inside is not None or runs.is_run(directory) or (directory / "saved_model.pb").is_file():
-            what = (
-                f"inside the run {inside}" if inside else "a run" if runs.is_run(directory) else "a SavedModel itself"
-            )
-            raise UsageError(
-                f"{directory} is {what}: give a folder of its own for the exports, for example serving/flowers"
-            )
+            what = f"inside the run {inside}" if inside else "a run" if runs.is_run(directory) else "a SavedModel"
+            raise UsageError(f"{directory} is {what}: give a separate folder for exports, for example serving/flowers")
         return self._next_version() if exporter.versioned else self._free_folder()
 
     def _check_options(self, exporter: Exporter, name: str) -> None:
         if not exporter.versioned and (self.version is not None or self.prune_keep is not None):
-            raise UsageError(f"--version and --prune-keep are of saved-model: --format {name} makes one folder")
+            raise UsageError(
+                f"{option('version')} and {option('prune-keep')} apply to saved-model only: {option('format', name)} creates "
+                "one folder"
+            )
         if exporter.versioned and self.overwrite:
-            raise UsageError("--overwrite: a version is never written over; leave it out and the next number is taken")
+            raise UsageError(
+                f"{option('overwrite', True)} does not apply to saved-model: a version is never overwritten; leave it out to "
+                "create the next one"
+            )
         if any(number is not None and number < 1 for number in (self.version, self.prune_keep)):
-            raise UsageError("--version and --prune-keep are numbers from 1")
+            raise UsageError(f"{option('version')} and {option('prune-keep')}: give at least 1")
 
     def _free_folder(self) -> Path:
         directory = self.directory
         empty = directory.is_dir() and not any(directory.iterdir())
         if directory.exists() and not empty and not self.overwrite:
-            raise UsageError(f"{directory} stands already: give another folder, or --overwrite to move it aside")
+            raise UsageError(
+                f"{directory} exists already: give another folder, or {option('overwrite', True)} to move it aside"
+            )
         if empty:
             directory.rmdir()
         return directory
@@ -87,7 +92,7 @@ class Target:
         if version is not None and version in taken:
             raise UsageError(
                 f"{directory} has a version {version} already (versions {', '.join(map(str, taken))}); a server may be "
-                "serving it: leave --version out for the next free one"
+                f"using it: leave {option('version')} out for the next free one"
             )
         return directory / str(version if version is not None else max(taken, default=0) + 1)
 
@@ -112,7 +117,9 @@ def placed(destination: Path, *, overwrite: bool = False) -> Iterator[Path]:
         if not isinstance(error, OSError):
             raise
         if error.errno in {errno.EEXIST, errno.ENOTEMPTY}:
-            raise ExportError(f"another export made {destination} meanwhile: run again for the next version") from error
+            raise ExportError(
+                f"another export created {destination} meanwhile: run again for the next version"
+            ) from error
         raise ExportError(
             f"{destination} cannot be written ({error.strerror or error}); nothing was left there: make room, or give another "
             "folder"

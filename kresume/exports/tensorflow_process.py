@@ -23,6 +23,7 @@ from kresume.errors import CheckpointError, ExportError, ImagesError, KresumeErr
 from kresume.exports.job import Job, with_tuples
 from kresume.models.load import Subject, load
 from kresume.runtimes.process import last_words
+from kresume.spelling import as_argument, as_flag, option, spelled
 
 ERRORS = {kind.__name__: kind for kind in (CheckpointError, ExportError, ImagesError, ModelError, UsageError)}
 REFUSED = 3
@@ -38,7 +39,12 @@ def write_by_tensorflow(subject: Subject, directory: Path, job: Job, *, anonymou
     with tempfile.TemporaryDirectory(prefix="kresume-") as name:
         request, answer = Path(name) / "request.json", Path(name) / "answer.json"
         values = {"subject": dataclasses.asdict(subject), "directory": str(directory), "job": job.as_dict()}
-        request.write_text(json.dumps({**values, "answer": str(answer), "anonymous": anonymous}), encoding="utf-8")
+        values |= {
+            "answer": str(answer),
+            "anonymous": anonymous,
+            "arguments": option("like") == as_argument("like", None),
+        }
+        request.write_text(json.dumps(values), encoding="utf-8")
         done = subprocess.run(
             [sys.executable, "-m", "kresume.exports.tensorflow_process", str(request)],
             env={
@@ -72,8 +78,9 @@ def main(path: str) -> int:
     job = Job.from_dict(request["job"])
     selection.select("tensorflow", None)
     try:
-        loaded = load(subject, fallback_classes=None, anonymous=request["anonymous"])
-        facts = EXPORTERS[job.format].write(loaded, Path(request["directory"]), job)
+        with spelled(as_argument if request["arguments"] else as_flag):  # errors name options as in the first process
+            loaded = load(subject, fallback_classes=None, anonymous=request["anonymous"])
+            facts = EXPORTERS[job.format].write(loaded, Path(request["directory"]), job)
     except KresumeError as error:
         answer.write_text(json.dumps({"error": type(error).__name__, "message": str(error)}), encoding="utf-8")
         return REFUSED

@@ -196,7 +196,7 @@ def predict_by_keras(directory: Path, facts: dict[str, Any], samples: Samples, b
     for part in ("weights", "optimizer"):
         if facts["digests"][part] is not None and answer.facts[part] != facts["digests"][part]:
             raise ExportError(
-                f"{directory / facts['file']}: the {part} that plain Keras reads back are not those of the checkpoint"
+                f"{directory / facts['file']}: the {part} that plain Keras reads back differ from those of the checkpoint"
             )
     scores = head_named(facts["outputs"]).probabilities(answer.outputs["raw"])
     return Prediction(scores, samples.task.answers(scores), answer.failed, answer.facts)

@@ -25,6 +25,7 @@ from kresume.images.conventions import SHOWN_NAMES
 from kresume.models.inputs import layout_of
 from kresume.options.given import code_of
 from kresume.options.resolve import default_image_size
+from kresume.spelling import option
 from kresume.tasks.table import class_count
 from kresume.values.card import Card
 from kresume.values.decode_spec import DecodeSpec
@@ -154,22 +155,24 @@ def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, ano
         said = f"{len(names)} class folders were given" if fallback_classes else f"{len(names)} names are known"
         raise UsageError(
             f"{path} has {count} outputs and does not name them ({said}): give the names of the outputs in their order "
-            "with --classes a,b,c"
+            f"with {option('classes', 'a,b,c')}"
         )
     if card is not None and subject.axes not in {None, card.input.axes}:
-        raise UsageError(f"{path} says itself in which order its axes are, {card.input.axes}: leave --axes out")
+        raise UsageError(f"{path} records the order of its axes, {card.input.axes}: leave {option('axes')} out")
     if card is not None and subject.pixels not in {None, card.pixels}:
-        raise UsageError(f"{path} says itself that it eats {card.pixels}: leave --pixels {subject.pixels} out")
+        raise UsageError(f"{path} records that it expects {card.pixels}: leave {option('pixels', subject.pixels)} out")
     pixels = subject.pixels or (card.pixels if card else conventions.read_convention(model))
     pixels = pixels or ("0-255" if anonymous else None)
     known = subject.image_size or (card.image_size if card else None)
     layout, fixed = layout_of(model, known, subject.axes, card.input if card else None)
     if pixels is None:
-        raise UsageError(f"{path} does not say what values it eats: give --pixels {SHOWN_NAMES}")
+        raise UsageError(
+            f"{path} does not record which pixel values it expects: give {option('pixels')}, one of {SHOWN_NAMES}"
+        )
     size = fixed or known
     size = size or (default_image_size() if anonymous else None)
     if size is None:
-        raise UsageError(f"{path} takes images of any size: give --image-size N or HxW")
+        raise UsageError(f"{path} accepts images of any size: give {option('image-size')}")
     complete = Card(
         tuple(names),
         (int(size[0]), int(size[1])),

@@ -24,6 +24,7 @@ from kresume.models.outputs import Outputs, output_count, read_outputs
 from kresume.models.own_code import OwnCode
 from kresume.models.saved_loss import find_form, find_loss, live_entry, make_loss, name_of, of_keras, snake
 from kresume.models.shapes import input_shape_of
+from kresume.spelling import option
 from kresume.tasks.table import LOSSES, class_count, form_of, head_of, task_of_loss, task_of_outputs
 from kresume.tasks.task import Head
 from kresume.values.loss import Loss
@@ -78,7 +79,7 @@ class LossChoice(Loss):
         if self.settings is None or "compiled_by" not in self.settings:
             return self
         kind = next(kind for kind, form in LOSSES.items() if form == self.form)
-        lost = f"the loss {self.kind} has no name by which plain Keras could find it"
+        lost = f"plain Keras cannot find the loss {self.kind} by its name"
         return replace(self, kind=kind, settings=None, live=None, lost=lost)
 
     def keras_metrics(self) -> list[Any]:
@@ -112,7 +113,7 @@ def check_metrics(names: Sequence[str]) -> None:
         except ValueError as error:
             near = difflib.get_close_matches(name, [each for each in dir(keras.metrics) if each[0].isalpha()], 1)
             hint = f"did you mean {near[0]}?" if near else "AUC or top_k_categorical_accuracy, for example"
-            raise UsageError(f"--metric {name}: Keras has no such metric: {hint}") from error
+            raise UsageError(f"{option('metric', name)}: Keras has no such metric: {hint}") from error
 
 
 def unused_metrics(saved: Mapping[str, Any] | None, asked: Sequence[str]) -> tuple[str, ...]:
@@ -183,7 +184,7 @@ def choose_loss(
         entry, reason = live_entry(model.loss), "as --model compiles it"
     if requested is not None:
         if requested not in LOSSES:
-            raise UsageError(f"--loss {requested}: kresume trains classifiers with one of {', '.join(LOSSES)}")
+            raise UsageError(f"{option('loss', requested)}: kresume trains classifiers with one of {', '.join(LOSSES)}")
         _check_count(requested, count, "--loss")
         choice = _by_kind(requested, outputs, "--loss")
         choice = replace(choice, note=_replaced(entry, requested, code))
@@ -209,13 +210,15 @@ def _for_mixed_labels(choice: LossChoice) -> LossChoice:
     """
     mixed = choice.head.task.mixed_loss
     if mixed is None:
-        raise UsageError("--mixup and --cutmix need a model with one output per class; this one has a single output")
+        raise UsageError(
+            f"{option('mixup')} and {option('cutmix')} need a model with one output per class; this one has a single output"
+        )
     if choice.form == LOSSES[mixed]:
         return choice
     if choice.settings is not None:
         raise UsageError(
-            f"--mixup and --cutmix mix labels, and the loss {choice.kind} ({choice.reason}) takes one class per image: leave "
-            f"them out, or give --loss {mixed}"
+            f"{option('mixup')} and {option('cutmix')} mix labels, but the loss {choice.kind} ({choice.reason}) expects one "
+            f"class per image: leave them out, or give {option('loss', mixed)}"
         )
     return replace(choice, kind=mixed, labels=LOSSES[mixed], reason=f"{choice.reason}; for mixed labels")
 
@@ -245,8 +248,8 @@ def _as_saved(entry: Any, reason: str, model: keras.Model, count: int, outputs: 
         from_logits = said if outputs.are is None else from_logits
         if said != from_logits:
             note = (
-                f"the loss is compiled with from_logits={said}, but the model gives {outputs.are}: {outputs.because}; the "
-                "outputs decide"
+                f"the loss is compiled with from_logits={said}, but the model gives {outputs.are}: {outputs.because}; "
+                f"from_logits={not said} is used"
             )
         settings = {**settings, "from_logits": from_logits}
     words = [f"{name}={settings[name]}" for name, default in SHOWN.items() if settings.get(name, default) != default]
@@ -286,7 +289,7 @@ def _own(entry: Any, reason: str, model: keras.Model, count: int, outputs: Outpu
     choice = LossChoice(name, from_logits, 0.0, reason, settings=settings, labels=labels, live=live)
     stand_in = choice.portable()
     return replace(
-        choice, note=f"{stand_in.lost}: files for it are compiled with {stand_in.kind}" if stand_in.lost else ""
+        choice, note=f"{stand_in.lost}: saved models are compiled with {stand_in.kind}" if stand_in.lost else ""
     )
 
 
@@ -300,7 +303,8 @@ def _weighed(choice: LossChoice, weights: Any) -> LossChoice:
     note = ""
     if len(found) > 1:
         note = (
-            f"loss_weights={found} weigh outputs, not classes: Keras used the first, {weight:g}, and so does this run"
+            f"loss_weights={found} are weights of outputs, not of classes: Keras used the first, {weight:g}, and so does "
+            "this run"
         )
     return replace(choice, weight=weight if weight != 1.0 else None, note="; ".join(filter(None, [choice.note, note])))
 
@@ -311,7 +315,7 @@ def _replaced(entry: Any, kind: str, code: OwnCode) -> str:
         return ""
     found = of_keras(entry, code)
     if found is None:
-        return f"--loss takes the place of the checkpoint's own loss, {name_of(entry)}"
+        return f"the checkpoint's own loss, {name_of(entry)}, is replaced by {kind}"
     cls, settings = found
     default = cls().get_config()
     changed = [
@@ -320,4 +324,4 @@ def _replaced(entry: Any, kind: str, code: OwnCode) -> str:
     if snake(cls) == kind and not changed:
         return ""
     inside = f" ({', '.join(changed)})" if changed else ""
-    return f"--loss takes the place of the checkpoint's {snake(cls)}{inside}"
+    return f"the checkpoint's {snake(cls)}{inside} is replaced by {kind}"

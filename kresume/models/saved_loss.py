@@ -18,6 +18,7 @@ import numpy as np
 
 from kresume.errors import UsageError
 from kresume.models.own_code import OwnCode, call_function, last_line
+from kresume.spelling import option
 from kresume.tasks.task import Head
 
 TRIED = 6
@@ -141,14 +142,15 @@ def _made(entry: Any, code: OwnCode) -> Any:
         with keras.saving.custom_object_scope(dict(code.objects)):
             return cls.from_config(dict(config)) if isinstance(config, Mapping) else cls()
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise UsageError(f"the checkpoint's loss {name} cannot be made of {config}: {last_line(error)}") from error
+        raise UsageError(f"the checkpoint's loss {name} cannot be created from {config}: {last_line(error)}") from error
 
 
 def unknown(name: str) -> str:
     """Returns the error message for a loss that cannot be built."""
     return (
-        f"the checkpoint was trained with a loss of its own, {name}: give the file that defines it with --import FILE.py (or "
-        "--model FILE.py:FUNCTION that compiles the model with it), or replace it with --loss NAME"
+        f"the checkpoint was trained with a custom loss, {name}: give the file that defines it with "
+        f"{option('import', 'FILE.py')} (or {option('model', 'FILE.py:FUNCTION')} that compiles the model with it), or replace "
+        f"it with {option('loss', 'NAME')}"
     )
 
 
@@ -177,13 +179,13 @@ def find_form(loss: Any, name: str, head: Head, count: int) -> str:
     if found and all(np.allclose(found[0], losses, rtol=1e-4) for losses in found):
         return next(iter(right))
     why = (
-        "tells right answers from wrong ones both with indices of classes and with rows of probabilities, and not alike"
+        "is lower for right answers than for wrong ones with class indices and with rows of probabilities, but not alike"
         if right
-        else "is no lower for right answers than for wrong ones, neither with indices of classes nor with rows"
+        else "is no lower for right answers than for wrong ones, with class indices or with rows of probabilities"
     )
     raise UsageError(
-        f"the checkpoint's loss {name} {why}{f' ({reasons[-1]})' if reasons else ''}, so nobody can tell which labels it "
-        "wants: replace it with --loss NAME, or use kresume.BackupAndRestore in your own fit"
+        f"the checkpoint's loss {name} {why}{f' ({reasons[-1]})' if reasons else ''}, so it is unknown which labels it "
+        f"expects: replace it with {option('loss', 'NAME')}, or use kresume.BackupAndRestore in your own fit"
     )
 
 

@@ -41,7 +41,7 @@ class Diagnosis:
             f"cpu         {self.cpu}, {self.threads} threads",
             *(f"{name:<12}{version}" for name, version in self.packages.items()),
             *(f"{name:<12}devices: {', '.join(found) or 'none'}" for name, found in self.devices.items()),
-            f"backend     {self.backend} (what --backend defaults to here)",
+            f"backend     {self.backend} (the default of --backend here)",
         ]
         lines += [f"missing     {name}: pip install {name}" for name in self.missing]
         lines += [f"advice      {text}" for text in self.advice]

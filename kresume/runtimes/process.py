@@ -66,7 +66,7 @@ def run_apart(script: str, request: Mapping[str, Any], *, environment: Mapping[s
         )
         if done.returncode:
             raise CheckpointError(
-                f"{request['path']} does not run by itself in a fresh process ({script.replace('_', ' ')}): "
+                f"{request['path']} cannot be run by its own runtime in a fresh process ({script.replace('_', ' ')}): "
                 f"{crash.death(done.returncode) or last_words(done.stderr)}"
             )
         with np.load(output) as answer:

@@ -161,9 +161,7 @@ def read_raw(folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     try:
         message = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
     except (OSError, DecodeError) as error:
-        raise CheckpointError(
-            f"{folder} holds no SavedModel that can be read ({error}): use an earlier copy"
-        ) from error
+        raise CheckpointError(f"{folder} is not a readable SavedModel ({error}): use an earlier copy") from error
     graphs = [graph for graph in message.meta_graphs if "serve" in graph.meta_info_def.tags]
     if not graphs:
         raise CheckpointError(f"{folder} has no graph with the tag `serve`: it was not written for serving")

@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from kresume.spelling import option
 from kresume.tasks import one_class
 from kresume.tasks.task import Task
 
 CLASSES = 2
+MANY = "sparse_categorical_crossentropy"
+"""The loss for more classes."""
 FORM = "binary"
 """The form of targets: 1 for the second class, 0 for the first."""
 
@@ -72,9 +75,9 @@ def _confident(label: int, units: int, from_logits: bool) -> np.ndarray:
 
 def _misfit(loss: str, units: int) -> str:
     return (
-        f"over {units} outputs asks {units} independent yes-or-no questions of an image; kresume trains one image to one "
-        f"of {units} classes: --loss sparse_categorical_crossentropy does that, whatever the last activation is. For "
-        "several labels per image use kresume.BackupAndRestore in your own fit; "
+        f"over {units} outputs would ask {units} independent yes-or-no questions about an image, but kresume trains one image "
+        f"to one of {units} classes: give {option('loss', MANY)}, whatever the last activation is. "
+        "For several labels per image use kresume.BackupAndRestore in your own fit; "
         f"{loss} is for two classes and a model with one sigmoid output"
     )
 

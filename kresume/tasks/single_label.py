@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from kresume.spelling import option
 from kresume.tasks import one_class
 from kresume.tasks.task import Task
 
@@ -73,7 +74,10 @@ def _confident(label: int, units: int, from_logits: bool) -> np.ndarray:
 
 def _misfit(loss: str, units: int) -> str:
     del loss
-    return f"does not fit a model with {units} output, which tells two classes apart: give --loss binary_crossentropy"
+    return (
+        f"does not fit a model with {units} output, which tells two classes apart: give "
+        f"{option('loss', 'binary_crossentropy')}"
+    )
 
 
 SINGLE_LABEL = Task(
