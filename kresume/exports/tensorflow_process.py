@@ -38,7 +38,11 @@ def write_by_tensorflow(subject: Subject, directory: Path, job: Job, *, anonymou
     """
     with tempfile.TemporaryDirectory(prefix="kresume-") as name:
         request, answer = Path(name) / "request.json", Path(name) / "answer.json"
-        values = {"subject": dataclasses.asdict(subject), "directory": str(directory), "job": job.as_dict()}
+        values: dict[str, Any] = {
+            "subject": dataclasses.asdict(subject),
+            "directory": str(directory),
+            "job": job.as_dict(),
+        }
         values |= {
             "answer": str(answer),
             "anonymous": anonymous,
