@@ -38,6 +38,10 @@ class CheckpointError(KresumeError):
     """Raised if a checkpoint is missing, damaged, of unknown format, or of another model."""
 
 
+class MissingCheckpoint(CheckpointError):
+    """Raised if nothing exists at the path of a checkpoint."""
+
+
 class RestoreError(CheckpointError):
     """Raised if some variables could not be restored.
 

@@ -397,7 +397,7 @@ def test_evaluate_scores_as_the_run_did(parent, pictures):
     """The same images give the scores of the run's last line; RUN@last is its snapshot."""
     evaluation = evaluate(parent, pictures / "old")
     assert evaluation.scores["all"]["images"] == 24
-    with pytest.raises(CheckpointError, match=r"no such snapshot; there are last and the steps 8"):
+    with pytest.raises(CheckpointError, match=r"no such snapshot; the run has last and the steps 8"):
         evaluate(f"{parent}@3", pictures / "old")
     assert set(evaluation.as_dict()) >= {"all", "old", "new", "classes"}
 

@@ -513,7 +513,7 @@ def test_a_backup_is_a_checkpoint_like_any_other(tmp_path):
     older = read_checkpoint(tmp_path)
     assert older.step == 6
     assert newest.name in older.records["passed_over"]
-    with pytest.raises(CheckpointError, match="does not have its digest"):
+    with pytest.raises(CheckpointError, match="does not match its digest"):
         read_checkpoint(newest)
     assert int(trained.optimizer.iterations) == 8
 

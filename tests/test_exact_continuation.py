@@ -117,7 +117,7 @@ def test_a_damaged_snapshot_is_named_and_the_one_before_is_used(tmp_path, pictur
     train(from_arguments(None, {"out": str(killed)}), Reporter())
     told = " ".join(capfd.readouterr().err.split())
     assert f"{newest.name} is damaged" in told
-    assert "does not have its digest" in told
+    assert "does not match its digest" in told
     assert_same_bytes(result_arrays(whole), result_arrays(killed))
     assert lines_without_time(whole) == lines_without_time(killed)
     assert "snapshot damaged" in (killed / "events.jsonl").read_text()
@@ -164,7 +164,7 @@ def test_best_and_last_are_what_they_say(tmp_path, pictures, monkeypatch):
     snapshot.prune_snapshots(finished / "snapshots", 0, {best})
     assert (finished / "snapshots" / "LATEST").read_text() == f"step-{best:08d}\n"
     assert read_checkpoint(f"{finished}@best").step == read_checkpoint(str(finished)).step == best
-    with pytest.raises(CheckpointError, match=rf"@last: the last step was {last}; .*the best epoch \(step {best}\)"):
+    with pytest.raises(CheckpointError, match=rf"@last: the last step, {last}, .*the best epoch \(step {best}\)"):
         read_checkpoint(f"{finished}@last")
     make_interrupted(path, f"step-{last:08d}")
     assert read_checkpoint(f"{path}@best").step == best

@@ -441,11 +441,11 @@ def test_what_is_no_optimizer_is_refused(zoo, tmp_path):
     writer, _ = zoo.writers[0, 1, 2, 3]
     weights, _ = torch_parts(writer, named=False)
     torch.save(weights, tmp_path / "model.pth")
-    with pytest.raises(CheckpointError, match="there is no such file"):
+    with pytest.raises(CheckpointError, match="the file does not exist"):
         read_checkpoint(tmp_path / "model.pth", tmp_path / "optimizer.pth")
     with pytest.raises(CheckpointError, match=r"no optimizer's state dict \(it holds layers.0.bias"):
         read_checkpoint(tmp_path / "model.pth", tmp_path / "model.pth")
-    with pytest.raises(UsageError, match=r"is for PyTorch's weights, and .* is a \.keras file"):
+    with pytest.raises(UsageError, match=r"is only for PyTorch weights, but .* is a \.keras file"):
         read_checkpoint(write_keras(writer, tmp_path), tmp_path / "model.pth")
 
 

@@ -87,7 +87,7 @@ def test_a_skeleton_of_a_transformer_says_what_it_could_not_write(tmp_path):
 
     state = read_checkpoint(TORCH / "transformer-nesterov.pth")
     text = skeleton(state, "model.py")
-    assert "# fill in: position (1, 9, 8), a parameter of its own" in text
+    assert "# fill in: position (1, 9, 8) is a parameter outside of layers" in text
     (tmp_path / "model.py").write_text(text)
     model = runpy.run_path(str(tmp_path / "model.py"))["build"]((12, 12))
     mapped, _ = torch_map.to_model(model, None, state)
@@ -120,8 +120,16 @@ def dense(inputs, outputs):
 @pytest.mark.parametrize(
     ("layers", "shape", "words"),
     [
-        ({"conv": {"weight": np.zeros((4, 1, 3, 3), "float32")}}, (64, 64, 1), "grey: its first convolution takes 1"),
-        ({"conv": {"weight": np.zeros((4, 3, 3, 3), "float32")}}, (64, 64, 3), "RGB: its first convolution takes 3"),
+        (
+            {"conv": {"weight": np.zeros((4, 1, 3, 3), "float32")}},
+            (64, 64, 1),
+            "grey: the first convolution has 1 input channel",
+        ),
+        (
+            {"conv": {"weight": np.zeros((4, 3, 3, 3), "float32")}},
+            (64, 64, 3),
+            "RGB: the first convolution has 3 input channels",
+        ),
         ({"fc": dense(784, 8), "out": dense(8, 3)}, (784,), None),
         ({"fc": dense(3072, 8), "out": dense(8, 3)}, (3072,), None),
     ],
@@ -144,7 +152,7 @@ def test_a_skeleton_takes_pictures_that_a_plan_feeds(layers, shape, words):
 def test_a_skeleton_that_no_picture_fits_is_not_written():
     """Four channels, neither RGB nor grey, are refused before the user fills in a skeleton."""
     arrays = {"conv.weight": np.zeros((4, 4, 3, 3), "float32")}
-    with pytest.raises(UsageError, match="takes 4 channels; kresume trains on RGB and grey"):
+    with pytest.raises(UsageError, match="has 4 input channels; kresume trains on RGB and grey"):
         skeleton(TrainState("net.pth", "torch", "torch", arrays), "model.py")
 
 
@@ -155,9 +163,9 @@ def test_a_skeleton_that_no_picture_fits_is_not_written():
         ((28, 28), "grey (height, width), 28x28"),
         ((3, 32, 48), "RGB (3, height, width), 32x48"),
         ((None, None, 3), "RGB (height, width, 3), any size"),
-        ((784,), "grey, 784 numbers in a row, 28x28; their order is found on old images, or --axes says it"),
+        ((784,), "grey, 784 values in one row, 28x28; kresume finds their order on old images, or give --axes"),
         ((1000,), "(1000): give --image-size HEIGHTxWIDTH"),
-        ((32, 32, 4), "(32, 32, 4): no RGB or grey picture"),
+        ((32, 32, 4), "(32, 32, 4): not an RGB or grey image"),
     ],
 )
 @pytest.mark.parametrize("kind", ["functional", "sequential", "nested"])
@@ -193,12 +201,12 @@ def test_the_command_writes_the_skeleton_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command = ["inspect", str(TORCH / "plain.safetensors"), "--write-model", "model.py"]
     done = CliRunner().invoke(cli, command, catch_exceptions=False)
-    assert (tmp_path / "model.py").read_text().startswith('"""A skeleton of the network of plain.safetensors')
+    assert (tmp_path / "model.py").read_text().startswith('"""A skeleton of the network in plain.safetensors')
     assert "kresume train --from" in done.stderr
     assert "features.0" in done.stdout
     again = CliRunner().invoke(cli, command)
     assert isinstance(again.exception, UsageError)
-    assert "there is such a file already" in str(again.exception)
+    assert "the file already exists" in str(again.exception)
     with pytest.raises(UsageError, match="holds its architecture"):
         skeleton(read_checkpoint(GOLDEN / "keras-3.15.1" / "keras-cnn-adam" / "model.keras"), "model.py")
 

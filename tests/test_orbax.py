@@ -155,5 +155,5 @@ def test_a_shape_that_claims_more_than_the_disk_holds_is_refused(tmp_path, monke
     monkeypatch.setattr(orbax_folder, "LARGEST_SHARE", 10)
     with orbax.PyTreeCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "o", {"a": np.zeros((2000, 1000), np.int8)})
-    with pytest.raises(CheckpointError, match=r"claims 2,000,000 bytes of arrays and has .* refused"):
+    with pytest.raises(CheckpointError, match=r"claims 2,000,000 bytes of arrays, but has .* refused"):
         read_checkpoint(tmp_path / "o")

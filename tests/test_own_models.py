@@ -318,7 +318,10 @@ def test_inspect_tells_several_outputs_and_unknown_classes(net, tmp_path):
     two = keras.Model(inputs, [layers.Dense(2, name="left")(values), layers.Dense(3, name="right")(values)])
     two.save(tmp_path / "two.keras")
     notes = describe(read_checkpoint(tmp_path / "two.keras")).notes
-    assert any("it has 2 outputs (left, right): kresume trains one image to one label" in text for text in notes)
+    assert any(
+        "the model has 2 outputs (left, right), but kresume train supports one label per image" in text
+        for text in notes
+    )
 
     def mine(labels, scores):
         return keras.ops.mean(scores)

@@ -301,13 +301,13 @@ def test_what_is_no_checkpoint_says_so(tmp_path, written):
 
     Tried: no file, an empty folder, another file, several files without an index.
     """
-    with pytest.raises(CheckpointError, match=r"nothing is there"):
+    with pytest.raises(CheckpointError, match=r"the path does not exist"):
         read_checkpoint(tmp_path / "missing")
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="is empty"):
         read_checkpoint(tmp_path / "empty")
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(CheckpointError, match=r"no checkpoint that can be read; known are .*\.keras"):
+    with pytest.raises(CheckpointError, match=r"not a checkpoint that kresume can read; supported are .*\.keras"):
         read_checkpoint(tmp_path / "notes.txt")
     (tmp_path / "several").mkdir()
     for name in ("a.keras", "b.keras"):
@@ -375,7 +375,7 @@ def test_bfloat16_of_keras_2_is_read(tmp_path):
     with h5py.File(tmp_path / "m.h5", "w") as file:
         file["mean"] = values.view("V2")
         file["other"] = np.zeros(3, "V3")
-    with pytest.raises(CheckpointError, match=r"other is of the type .V3"):
+    with pytest.raises(CheckpointError, match=r"other has the type .V3"):
         read_arrays((tmp_path / "m.h5").read_bytes(), "m.h5")
     with h5py.File(tmp_path / "m.h5", "r+") as file:
         del file["other"]
@@ -436,9 +436,9 @@ def test_inspect_says_what_a_resume_must_be_told(written):
 def test_a_path_with_a_typo_is_guessed(tmp_path, pictures):
     """A missing path with a near neighbour is an error that names the neighbour."""
     (tmp_path / "1-signs").mkdir()
-    with pytest.raises(CheckpointError, match=r"nothing is there, did you mean .*1-signs\?"):
+    with pytest.raises(CheckpointError, match=r"the path does not exist, did you mean .*1-signs\?"):
         read_checkpoint(str(tmp_path / "1-sings"))
-    with pytest.raises(CheckpointError, match=r"nothing is there$"):
+    with pytest.raises(CheckpointError, match=r"the path does not exist$"):
         read_checkpoint(str(tmp_path / "unlike"))
 
 

@@ -59,18 +59,20 @@ def read(path: str) -> TrainState:
     except CheckpointError as error:
         if not _weights(folder, BEFORE).is_file():
             raise CheckpointError(
-                f"{error}; BackupAndRestore(double_checkpoint=True) would have kept the pair before"
+                f"{error}; BackupAndRestore(double_checkpoint=True) also keeps the backup before"
             ) from error
         try:
             return _read_pair(path, folder, BEFORE, str(error))
         except CheckpointError as second:
-            raise CheckpointError(f"neither pair in {path} can be read: {error}; {second}") from error
+            raise CheckpointError(
+                f"{path}: neither the newest backup nor the one before is readable: {error}; {second}"
+            ) from error
 
 
 def _read_pair(path: str, folder: Path, ending: str, passed_over: str | None) -> TrainState:
     weights, metadata = _weights(folder, ending), _metadata(folder, ending)
     if not weights.is_file():
-        raise CheckpointError(f"{weights} is not there")
+        raise CheckpointError(f"{weights} does not exist")
     noted = _read_metadata(metadata)
     state = weights_file.state_of(path, read_arrays(weights.read_bytes(), str(weights)), atomic.modified(weights))
     return replace(

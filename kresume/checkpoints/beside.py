@@ -18,6 +18,7 @@ from kresume.checkpoints import keras_2
 from kresume.checkpoints.keras_arrays import class_of, rate_of_schedule
 from kresume.checkpoints.keras_file import CARD
 from kresume.errors import CheckpointError
+from kresume.spelling import option
 from kresume.storage import atomic
 from kresume.values.card import Card
 from kresume.values.state import SavedRate, TrainState
@@ -64,6 +65,6 @@ def _read(path: Path) -> dict[str, Any] | None:
         value = atomic.read_json(path)
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path} cannot be read ({error}): restore it, or move it away and give --model"
+            f"{path} cannot be read ({error}): restore it, or move it away and give {option('model', 'FILE.py:FUNCTION')}"
         ) from error
     return value if isinstance(value, dict) and (path.name == CARD or "class_name" in value) else None

@@ -47,7 +47,7 @@ def opened(data: bytes, path: str) -> Iterator[Any]:
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, UnicodeDecodeError, OverflowError) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"{path}: its weights are no complete HDF5 file ({reason}): it is truncated or damaged; use an earlier copy"
+            f"{path}: the weights are not a complete HDF5 file ({reason}); they are truncated or damaged: use an earlier copy"
         ) from error
 
 
@@ -74,15 +74,17 @@ def _walk(
     import h5py
 
     if depth > DEEPEST:
-        raise CheckpointError(f"{path}: {prefix} is nested more than {DEEPEST} deep: refused")
+        raise CheckpointError(f"{path}: {prefix} is nested more than {DEEPEST} levels deep: refused")
     for name in group:
         link = group.get(name, getlink=True)
         if isinstance(link, (h5py.ExternalLink, h5py.SoftLink)):
-            raise CheckpointError(f"{path}: {prefix}{name} is a link out of its place: refused")
+            raise CheckpointError(f"{path}: {prefix}{name} is a link, which Keras never writes: refused")
         item = group[name]
         address = int(h5py.h5o.get_info(item.id).addr)
         if address in seen:
-            raise CheckpointError(f"{path}: {prefix}{name} is an object that has another name already: refused")
+            raise CheckpointError(
+                f"{path}: {prefix}{name} is a second name of one object, which Keras never writes: refused"
+            )
         seen.add(address)
         if isinstance(item, h5py.Group):
             _walk(item, f"{prefix}{name}/", data, path, arrays, seen, depth + 1)
@@ -94,15 +96,15 @@ def _walk(
 
 def _array(item: Any, name: str, data: bytes, path: str) -> np.ndarray:
     if item.external or item.is_virtual:
-        raise CheckpointError(f"{path}: {name} keeps its data in another file: refused")
+        raise CheckpointError(f"{path}: {name} stores its data in another file: refused")
     # HDF5 has no bfloat16: Keras 3 stores the raw bytes and an attribute `dtype`, Keras 2 only the raw bytes.
     bfloat16 = item.attrs.get("dtype", "bfloat16" if item.dtype == np.dtype("V2") else "") == "bfloat16"
     if item.shape is None or item.dtype.kind not in ("biufcV" if bfloat16 else "biufc"):
-        raise CheckpointError(f"{path}: {name} is of the type {item.dtype}, expected numbers: refused")
+        raise CheckpointError(f"{path}: {name} has the type {item.dtype}, expected numbers: refused")
     claimed, stored = math.prod(item.shape) * item.dtype.itemsize, int(item.id.get_storage_size())
     if claimed > SMALL and claimed > stored * (LARGEST_EXPANSION if item.chunks else 1):
         raise CheckpointError(
-            f"{path}: {name} claims the shape {tuple(item.shape)}, {claimed:,} bytes, and {stored:,} are stored: refused"
+            f"{path}: {name} claims the shape {tuple(item.shape)}, {claimed:,} bytes, but the file stores {stored:,}: refused"
         )
     offset = item.id.get_offset()  # None unless the data is contiguous and uncompressed
     if offset is None or item.chunks or not claimed or not stored:
@@ -110,7 +112,7 @@ def _array(item: Any, name: str, data: bytes, path: str) -> np.ndarray:
     else:
         if offset + claimed > len(data):
             raise CheckpointError(
-                f"{path}: {name} ends beyond the end of the file: it is truncated; use an earlier copy"
+                f"{path}: {name} ends after the end of the file; the file is truncated: use an earlier copy"
             )
         array = np.frombuffer(data, item.dtype, math.prod(item.shape), offset).reshape(item.shape)
     if bfloat16 and array.dtype.kind in "Vu":

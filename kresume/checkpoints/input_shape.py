@@ -60,13 +60,13 @@ def describe_input(state: TrainState) -> str | None:
         return f"{state.card.input}, {height}x{width}"
     shapes = input_shapes(state.architecture) if state.architecture is not None else []
     if len(shapes) > 1:
-        return f"{len(shapes)} inputs, {', '.join(map(_shown, shapes))}: kresume train feeds one picture"
+        return f"{len(shapes)} inputs, {', '.join(map(_shown, shapes))}: kresume train supports one image input"
     if shapes:
         return _describe_shape(shapes[0])
     channels = _first_convolution(state)
     if channels not in {1, 3}:
         return None
-    return f"{'grey' if channels == 1 else 'RGB'}: its first convolution takes {channels} channel{'s' * (channels > 1)}"
+    return f"{'grey' if channels == 1 else 'RGB'}: the first convolution has {channels} input channel{'s' * (channels > 1)}"
 
 
 def _describe_shape(shape: Shape) -> str:
@@ -74,11 +74,13 @@ def _describe_shape(shape: Shape) -> str:
         layout, size = read_layout(shape)
     except UsageError:
         row = len(shape) == 1 and shape[0] is not None
-        return f"{_shown(shape)}: {'give --image-size HEIGHTxWIDTH' if row else 'no RGB or grey picture'}"
+        return f"{_shown(shape)}: {'give --image-size HEIGHTxWIDTH' if row else 'not an RGB or grey image'}"
     found = "any size" if size is None else f"{size[0]}x{size[1]}"
     if layout.flat:
         colours = "RGB" if layout.channels == 3 else "grey"
-        return f"{colours}, {shape[0]} numbers in a row, {found}; their order is found on old images, or --axes says it"
+        return (
+            f"{colours}, {shape[0]} values in one row, {found}; kresume finds their order on old images, or give --axes"
+        )
     return f"{layout}, {found}"
 
 

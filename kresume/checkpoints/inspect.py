@@ -96,7 +96,7 @@ class Inspection:
             f"model       {self.parameters:,} parameters, architecture {'included' if self.architecture else 'not included'}",
             f"classes     {', '.join(self.classes) if self.classes else 'unknown'}",
             f"input       {self.input or 'unknown'}",
-            f"pixels      {self.pixels or 'unknown: found by scoring it on old images, or --pixels NAME'}",
+            f"pixels      {self.pixels or 'unknown: kresume train finds it on old images, or give --pixels NAME'}",
         ]
         lines += self._table()
         lines += [f"note        {text}" for text in self.notes]
@@ -159,7 +159,7 @@ def _outputs(state: TrainState) -> Iterator[str]:
         return
     if len(names) > 1:
         yield (
-            f"it has {len(names)} outputs ({', '.join(names)}): kresume trains one image to one label; use "
+            f"the model has {len(names)} outputs ({', '.join(names)}), but kresume train supports one label per image: use "
             "kresume.BackupAndRestore in your own fit"
         )
 
@@ -192,17 +192,17 @@ def _missing(state: TrainState) -> Iterator[str]:
     if own := sorted(own_names((state.compiled or {}).get("loss")) - own_names(state.architecture)):
         yield f"the loss {', '.join(own)}: --import FILE.py, or another with --loss NAME"
     if names.proved_on_images:
-        yield "that the layers were matched rightly: labelled old images (--data) on which the model is right; --map-out FILE"
+        yield "proof that layers are matched correctly: labelled old images (--data) that the model recognises; --map-out FILE"
     why = state.records.get("cannot_keep")
     decay = state.records.get("coupled_decay")
     if state.optimizer is None:
         yield "the optimizer's state: --optimizer NAME:reset"
     elif why:
-        yield f"an optimizer that Keras has ({why}): --optimizer NAME:reset"
+        yield f"an optimizer state that Keras can use ({why}): --optimizer NAME:reset"
     elif state.optimizer.class_name is None:
         yield "the optimizer's name: --optimizer NAME, unless --model compiles the model"
     if decay and not why:
-        yield f"what becomes of the weight decay of {decay:g} inside the gradient: --weight-decay F (0 for none)"
+        yield f"a replacement for the weight decay of {decay:g} inside the gradient: --weight-decay F (0 for none)"
     if state.rate is None:
         yield "the learning rate: --lr F, or compile the model with its schedule in the function of --model"
     if state.card is None and not state.records.get("classes"):

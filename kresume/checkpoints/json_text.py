@@ -1,6 +1,6 @@
 """Parses JSON from untrusted files: bounded in size, with one clear error.
 
-config = read_object(archive.read("config.json"), f"{path}: its member config.json")
+config = read_object(archive.read("config.json"), f"{path}: the member config.json")
 index = read_file(Path("model.weights.json"), largest=2**20)
 """
 
@@ -25,12 +25,12 @@ def read_file(path: Path, *, largest: int = LARGEST) -> dict[str, Any]:
         largest: limit in bytes; a larger file is not read.
 
     Raises:
-        CheckpointError: if the file cannot be read, is too large, is no JSON, or is no JSON object.
+        CheckpointError: if the file cannot be read, is too large, is not valid JSON, or is not a JSON object.
     """
     try:
         size = path.stat().st_size
         if size > largest:
-            raise CheckpointError(f"{path} has {size:,} bytes, at most {largest:,} are read: refused")
+            raise CheckpointError(f"{path} has {size:,} bytes, more than the limit of {largest:,}: refused")
         return read_object(path.read_bytes(), str(path))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror})") from error
@@ -47,14 +47,14 @@ def read_object(
         object_hook: passed to `json.loads`.
 
     Raises:
-        CheckpointError: if the text is too large, is no JSON, or is no JSON object.
+        CheckpointError: if the text is too large, is not valid JSON, or is not a JSON object.
     """
     if len(text) > LARGEST:
-        raise CheckpointError(f"{what} has {len(text):,} bytes: refused")
+        raise CheckpointError(f"{what} has {len(text):,} bytes, more than the limit of {LARGEST:,}: refused")
     try:
         value = json.loads(text, object_hook=object_hook)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{what} is no JSON ({error}): the file is damaged") from error
+        raise CheckpointError(f"{what} is not valid JSON ({error}): the file is damaged") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{what} is no JSON object: the file is damaged")
+        raise CheckpointError(f"{what} is not a JSON object: the file is damaged")
     return value

@@ -35,8 +35,8 @@ def architecture(config: Mapping[str, Any], path: str) -> dict[str, Any]:
         translated: dict[str, Any] = _translated(dict(config), layer=True)
     except (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError) as error:
         raise CheckpointError(
-            f"{path}: its architecture has not the form of a model of Keras 2 ({type(error).__name__}: {error}): the file is "
-            "damaged"
+            f"{path}: the architecture does not have the form of a Keras 2 model ({type(error).__name__}: {error}): the file "
+            "is damaged"
         ) from error
     return translated
 

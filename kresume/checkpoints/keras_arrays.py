@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from kresume.errors import CheckpointError
+from kresume.spelling import option
 from kresume.values.state import SavedOptimizer, SavedRate
 
 OPTIMIZER = "optimizer/vars/"
@@ -172,7 +173,7 @@ def rate_of_schedule(schedule: Mapping[str, Any]) -> SavedRate:
     rates = [float(config[name]) for name in INITIAL_RATES if isinstance(config.get(name), (int, float))]
     if not rates:
         raise CheckpointError(
-            f"the checkpoint's learning rate is a schedule of its own class ({schedule.get('class_name')}), whose peak "
-            "cannot be read: give --lr"
+            f"the checkpoint's learning rate is a custom schedule ({schedule.get('class_name')}), whose peak cannot be read: "
+            f"give {option('lr')}"
         )
     return SavedRate(max(rates), "schedule", dict(schedule))

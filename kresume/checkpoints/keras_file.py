@@ -63,7 +63,7 @@ def read(path: str) -> TrainState:
             return _read_members(path, lambda name: archive.read(name) if name in archive.namelist() else None)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
         raise CheckpointError(
-            f"{path} is truncated or damaged ({error}): it is no complete .keras archive; use an earlier copy"
+            f"{path} is truncated or damaged ({error}), not a complete .keras archive: use an earlier copy"
         ) from error
 
 
@@ -78,7 +78,7 @@ def read_architecture(path: str) -> dict[str, Any]:
             _check_members(archive, path)
             return _object(archive.read(CONFIG) if CONFIG in archive.namelist() else None, CONFIG, path)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
-        raise CheckpointError(f"{path} is truncated or damaged ({error}): it is no complete .keras archive") from error
+        raise CheckpointError(f"{path} is truncated or damaged ({error}), not a complete .keras archive") from error
 
 
 def _file(file: Path) -> bytes | None:
@@ -89,17 +89,17 @@ def _check_members(archive: zipfile.ZipFile, path: str) -> None:
     names: set[str] = set()
     for info in archive.infolist():
         if info.filename in names:
-            raise CheckpointError(f"{path}: two members are called {info.filename}: refused")
+            raise CheckpointError(f"{path}: two members are named {info.filename}: refused")
         names.add(info.filename)
         if content.points_outside(info.filename):
-            raise CheckpointError(f"{path}: its member {info.filename} points outside the archive: refused")
+            raise CheckpointError(f"{path}: the member {info.filename} points outside the archive: refused")
         if info.file_size > SMALL and info.file_size > LARGEST_EXPANSION * info.compress_size:
             raise CheckpointError(
-                f"{path}: its member {info.filename} claims {info.file_size:,} bytes, and {info.compress_size:,} are "
+                f"{path}: the member {info.filename} claims {info.file_size:,} bytes, but only {info.compress_size:,} are "
                 "stored: refused"
             )
         if info.filename in {CONFIG, METADATA, CARD} and info.file_size > LARGEST:
-            raise CheckpointError(f"{path}: its member {info.filename} claims {info.file_size:,} bytes: refused")
+            raise CheckpointError(f"{path}: the member {info.filename} claims {info.file_size:,} bytes: refused")
 
 
 def _read_members(path: str, member: Callable[[str], bytes | None]) -> TrainState:
@@ -109,7 +109,7 @@ def _read_members(path: str, member: Callable[[str], bytes | None]) -> TrainStat
     extra = _object(kept, CARD, path) if kept is not None else {}
     weights = member(WEIGHTS)
     if weights is None:
-        raise CheckpointError(f"{path} is no .keras archive: it has no member {WEIGHTS}")
+        raise CheckpointError(f"{path} is not a .keras archive: it has no member {WEIGHTS}")
     arrays = tidy(read_arrays(weights, path))
     compiled = config.get("compile_config")
     if keras_2.is_keras_2(metadata.get("keras_version", "3")):
@@ -155,12 +155,12 @@ def _card(value: dict[str, Any], path: str) -> Card:
         return Card.from_dict(value)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: its member {CARD} cannot be read ({type(error).__name__}: {error}): it is damaged, or was written by "
+            f"{path}: the member {CARD} cannot be read ({type(error).__name__}: {error}): it is damaged, or was written by "
             "a later version of kresume"
         ) from error
 
 
 def _object(data: bytes | None, name: str, path: str) -> dict[str, Any]:
     if data is None:
-        raise CheckpointError(f"{path} is no .keras archive: it has no member {name}")
-    return read_object(data, f"{path}: its member {name}")
+        raise CheckpointError(f"{path} is not a .keras archive: it has no member {name}")
+    return read_object(data, f"{path}: the member {name}")

@@ -55,18 +55,18 @@ def read(path: str) -> TrainState:
     slots, model = file.slots, file.model
     if not any(names for _, names in file.layers):
         raise CheckpointError(
-            f"{path} is an HDF5 file, but none that Keras wrote: expected layers named in the attribute layer_names"
+            f"{path} is an HDF5 file, but not one that Keras wrote: expected layers in the attribute layer_names"
         )
     weights = [name for _, names in file.layers for name in names]
     for name in (*weights, *(_path_in_file(name) for name in slots)):
         if name not in arrays:
-            raise CheckpointError(f"{path}: {name} is listed and not there: the file is damaged; use an earlier copy")
+            raise CheckpointError(f"{path}: {name} is listed but missing; the file is damaged: use an earlier copy")
     old = keras_2.is_keras_2(file.version)
     notes = []
     if old and model is not None and keras_2_layers.is_of_keras_1(model):
         model = None
         notes.append(
-            "its architecture is of Keras 1, whose layers take other arguments: its weights are met by their order"
+            "the architecture is of Keras 1, whose layers have other arguments, and is ignored; weights are matched by order"
         )
     if file.backend == "theano":
         _flip_kernels(arrays, weights, [_path_in_file(name) for name in slots])
@@ -183,7 +183,7 @@ def _path_in_file(name: str) -> str:
 
 
 def _object(value: Any, name: str, path: str) -> dict[str, Any] | None:
-    return None if value is None else read_object(_text(value), f"{path}: its {name}")
+    return None if value is None else read_object(_text(value), f"{path}: the attribute {name}")
 
 
 def _architecture(model: Mapping[str, Any], old: bool, path: str) -> dict[str, Any]:
@@ -245,8 +245,8 @@ def _slots(saved: SavedOptimizer | None, slots: list[str], arrays: dict[str, np.
     attributes = keras_2_slots.kinds(counts, shapes, saved.class_name or "", saved.config or {})
     if attributes is None:
         why = (
-            f"its {len(slots):,} arrays have no names that tell them apart ({slots[-1]}), and are not those of "
-            f"{saved.class_name} in their order"
+            f"the names of its {len(slots):,} arrays do not identify them ({slots[-1]}), and their order does not fit "
+            f"{saved.class_name}"
         )
         return {"slots": [["", "", _path_in_file(name)] for name in slots], "cannot_keep": why}
     found, notes = [], []
@@ -258,7 +258,7 @@ def _slots(saved: SavedOptimizer | None, slots: list[str], arrays: dict[str, np.
     if not any(counts):  # RMSprop, Adagrad and Adadelta before Keras 2.3
         arrays[f"{OPTIMIZER}/iterations"] = np.asarray(0)
         found.append(["_iterations", "", f"{OPTIMIZER}/iterations"])
-        notes.append(f"{saved.class_name} of Keras before 2.3 kept no count of updates: it begins at 0")
+        notes.append(f"{saved.class_name} of Keras before 2.3 stores no count of updates: the count starts at 0")
     return {"slots": found, "notes": tuple(notes)}
 
 

@@ -111,7 +111,7 @@ def _item(folder: Path, path: str) -> Path:
     if len(found) != 1:
         what = ", ".join(child.name for child in found) or "none"
         raise CheckpointError(
-            f"{path}: expected one tree of arrays in {folder.name}, found {what}: name it, {path}/NAME"
+            f"{path}: expected one tree of arrays in {folder.name}, found {what}: give the path of one, {path}/NAME"
         )
     return found[0]
 
@@ -213,7 +213,7 @@ def _check_size(tree: Any, item: Path, path: str) -> None:
         if getattr(leaf, "shape", None) is not None and getattr(leaf, "dtype", None) is not None:
             claimed += int(np.prod([float(side) for side in leaf.shape])) * np.dtype(leaf.dtype).itemsize
     if claimed > max(LARGEST_SHARE * on_disk, SMALLEST_LIMIT):
-        raise CheckpointError(f"{path} claims {claimed:,} bytes of arrays and has {on_disk:,} on disk: refused")
+        raise CheckpointError(f"{path} claims {claimed:,} bytes of arrays, but has {on_disk:,} on disk: refused")
 
 
 def _children(tree: Any) -> list[tuple[str, Any]] | None:
@@ -254,9 +254,9 @@ def _config(folder: Path, path: str) -> dict[str, Any] | None:
     if file is None:
         return None
     text = read_file(file).get("config")
-    value = read_object(text, f"{path}: its {CONFIG}") if isinstance(text, str) else {}
+    value = read_object(text, f"{path}: {CONFIG}") if isinstance(text, str) else {}
     if "class_name" not in value:
-        raise CheckpointError(f"{path}: its {CONFIG} holds no model: the checkpoint is damaged")
+        raise CheckpointError(f"{path}: {CONFIG} holds no model: the checkpoint is damaged")
     return value
 
 

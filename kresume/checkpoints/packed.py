@@ -48,7 +48,7 @@ def explain(path: Path) -> str | None:
         beginning = stream.read(TAR_AT + len(TAR))
     if beginning.startswith(GZIP) or beginning[TAR_AT:] == TAR:
         return (
-            f"{path} is a packed archive (tar or gzip), which is not read: unpack it, for example mkdir unpacked && "
+            f"{path} is a tar or gzip archive, which kresume does not read: unpack it, for example with mkdir unpacked && "
             f"tar -xf {shlex.quote(str(path))} -C unpacked, and give the checkpoint in it"
         )
     if not beginning.startswith(content.ZIP):
@@ -64,7 +64,7 @@ def explain(path: Path) -> str | None:
     found = _checkpoint(names)
     if found is None:
         inside = ", ".join(_shown(name) for name in names[:3]) or "nothing"
-        return f"{path} is a zip archive without a checkpoint that kresume knows by its name: it holds {inside}"
+        return f"{path} is a zip archive, and none of its names looks like a checkpoint: it holds {inside}"
     what, member = found
     folder = path.with_name(f"{path.name.removesuffix('.zip')}-unpacked")
     inner = folder / member

@@ -30,7 +30,8 @@ from kresume.checkpoints import (
     weights_file,
 )
 from kresume.checkpoints.beside import with_files_beside
-from kresume.errors import CheckpointError, UsageError
+from kresume.errors import CheckpointError, MissingCheckpoint, UsageError
+from kresume.spelling import option
 from kresume.values.state import TrainState
 
 
@@ -95,15 +96,16 @@ def read_checkpoint(path: str | os.PathLike[str], optimizer_from: str | os.PathL
 
     Raises:
         UsageError: if `optimizer_from` is given with another format than PyTorch's.
-        CheckpointError: if nothing exists at `path`, or it is no checkpoint, or it is damaged.
+        MissingCheckpoint: if nothing exists at `path`.
+        CheckpointError: if it is not a checkpoint, or it is damaged.
     """
     path = os.fspath(path)
     name = recognise(path)
     if optimizer_from is not None and name is not None:
         if name != "torch":
             raise UsageError(
-                f"--optimizer-from {os.fspath(optimizer_from)} is for PyTorch's weights, and {path} is {READERS[name].called}: "
-                "leave the option out"
+                f"{option('optimizer-from', os.fspath(optimizer_from))} is only for PyTorch weights, but {path} is "
+                f"{READERS[name].called}: leave it out"
             )
         return with_files_beside(torch_file.read(path, os.fspath(optimizer_from)))
     if name is not None:
@@ -113,9 +115,9 @@ def read_checkpoint(path: str | os.PathLike[str], optimizer_from: str | os.PathL
         beside = [child.name for child in plain.parent.iterdir()] if plain.parent.is_dir() else []
         near = difflib.get_close_matches(plain.name, beside, 1, 0.7)
         meant = f", did you mean {plain.parent / near[0]}?" if near else ""
-        raise CheckpointError(f"no checkpoint at {path} (looked from {Path.cwd()}): nothing is there{meant}")
+        raise MissingCheckpoint(f"no checkpoint at {path} (looked from {Path.cwd()}): the path does not exist{meant}")
     if which:
-        raise CheckpointError(f"{plain} is no run, so {path} names nothing: @ chooses a snapshot of a run")
+        raise CheckpointError(f"{plain} is not a run, so {path} names no snapshot: @ chooses a snapshot of a run")
     if plain.is_dir() and len(inside := _files_in(plain)) == 1:
         return read_checkpoint(_as_given(inside[0]), optimizer_from)
     if plain.is_dir():
@@ -124,7 +126,7 @@ def read_checkpoint(path: str | os.PathLike[str], optimizer_from: str | os.PathL
     if archive is not None:
         raise CheckpointError(archive)
     known = ", ".join(reader.called for reader in READERS.values())
-    raise CheckpointError(f"{path} is no checkpoint that can be read; known are {known}")
+    raise CheckpointError(f"{path} is not a checkpoint that kresume can read; supported are {known}")
 
 
 PREFIX = ".index"
@@ -164,6 +166,6 @@ def _explain_folder(folder: Path) -> None:
         more = f", and {len(files) - FEW:,} older" if len(files) > FEW else ""
         count = f"{len(files):,} checkpoints and no index"
         raise CheckpointError(
-            f"{folder} holds {count}, newest first: {dates}{more}; name the one to start from, for example "
-            f"--from {shlex.quote(_as_given(files[-1]))}"
+            f"{folder} holds {count}, newest first: {dates}{more}; give the one to start from, for example "
+            f"{option('from', shlex.quote(_as_given(files[-1])))}"
         )

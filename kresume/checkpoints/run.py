@@ -13,6 +13,7 @@ from typing import Any
 from kresume import runs
 from kresume.checkpoints import snapshot
 from kresume.errors import CheckpointError
+from kresume.spelling import option
 from kresume.storage import atomic
 from kresume.values.loss import Loss
 from kresume.values.state import SavedRate, TrainState
@@ -51,7 +52,7 @@ def find_run(path: str) -> runs.Run | None:
     accepted = [run for run in inside if run.status == "accepted"]
     if inside and not accepted:
         names = ", ".join(f"{run.path.name} ({run.status})" for run in inside)
-        raise CheckpointError(f"no run in {plain} was accepted: {names}; name one of them to extend it all the same")
+        raise CheckpointError(f"no run in {plain} was accepted: {names}; give one of them to extend it anyway")
     return accepted[-1] if accepted else None
 
 
@@ -118,15 +119,16 @@ def _snapshot(run: runs.Run, which: str) -> TrainState:
         last = int(lines[-1]["step"]) if result is not None and lines else state.step
         if state.step != last:
             raise CheckpointError(
-                f"{run.path}@last: the last step was {last:,}; a finished run keeps its result alone, the best epoch (step "
-                f"{result:,}): use {run.path}"
+                f"{run.path}@last: the last step, {last:,}, is no longer stored; a finished run keeps only its result, the "
+                f"best epoch (step {result:,}): use {run.path}"
             )
         return state
     if which == "best":
         best = run.best_step() if result is not None else _best_so_far(run)
         if best is None:
             raise CheckpointError(
-                f"{run.path}@best: no monitor chose a best snapshot (--monitor NAME does); use {run.path}@last"
+                f"{run.path}@best: the run has no best snapshot, because it trained without {option('monitor')}: use "
+                f"{run.path}@last"
             )
         return snapshot.read_snapshot(snapshot.snapshot_path(run.snapshots, best))
     for step, path in reversed(steps):
@@ -134,7 +136,7 @@ def _snapshot(run: runs.Run, which: str) -> TrainState:
             return snapshot.read_snapshot(path)
     known = ", ".join(str(step) for step, _ in steps)
     best_too = ", best" if run.best_step() is not None or (result is None and _best_so_far(run) is not None) else ""
-    raise CheckpointError(f"{run.path}@{which}: no such snapshot; there are last{best_too} and the steps {known}")
+    raise CheckpointError(f"{run.path}@{which}: no such snapshot; the run has last{best_too} and the steps {known}")
 
 
 def _best_so_far(run: runs.Run) -> int | None:

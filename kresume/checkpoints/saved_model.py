@@ -131,7 +131,7 @@ def _root_metadata(folder: Path, path: str) -> dict[str, Any] | None:
     root = next((node.metadata for node in nodes if node.node_path == "root"), None)
     if root is None:
         raise CheckpointError(
-            f"{path} is truncated or damaged ({METADATA} says nothing of the model): use an earlier copy"
+            f"{path} is truncated or damaged ({METADATA} does not describe the model): use an earlier copy"
         )
     return _object(root, path)
 
@@ -159,4 +159,4 @@ def _metadata_type() -> Any:
 
 def _object(text: str, path: str) -> dict[str, Any]:
     """Parses Keras 2's JSON, which stores tuples and shapes as objects."""
-    return read_object(text, f"{path}: its Keras metadata", keras_2.plain)
+    return read_object(text, f"{path}: the Keras metadata", keras_2.plain)

@@ -56,7 +56,7 @@ class _Script:
             return
         self.count += 1
         self.lines.append(
-            f"x{self.count} = layers.Add()([{self.left[0]}, {self.current}])  # fill in: is this the sum?"
+            f"x{self.count} = layers.Add()([{self.left[0]}, {self.current}])  # fill in: is this sum right?"
         )
         self.left, self.current = None, f"x{self.count}"
         self.by_channels[self.channels] = (self.current, self.spatial)
@@ -77,8 +77,8 @@ class _Script:
             self.left = self.left or (self.current, self.channels, self.spatial)
             self.current, self.spatial = self.by_channels[channels]
             self.channels = channels
-            return f"fill in: is its input the last tensor of {channels} channels? "
-        return f"fill in: the file's layer takes {channels} channels, this tensor has {self.channels}; "
+            return f"fill in: is the last tensor with {channels} channels its input? "
+        return f"fill in: the layer expects {channels} channels, this tensor has {self.channels}; "
 
 
 def skeleton(state: TrainState, file: str) -> str:
@@ -95,9 +95,9 @@ def skeleton(state: TrainState, file: str) -> str:
             or if the network expects images that are neither RGB nor grey.
     """
     if not names_of(state).skeleton:
-        known = "holds its architecture" if state.architecture is not None else "says too little of its layers"
+        known = "holds its architecture" if state.architecture is not None else "does not identify its layers"
         raise UsageError(
-            f"--write-model writes skeletons of PyTorch's state dicts; {state.source} ({state.format}) {known}"
+            f"--write-model writes skeletons of PyTorch state dicts; {state.source} ({state.format}) {known}"
         )
     modules = _modules({name: tuple(array.shape) for name, array in state.arrays.items()})
     script = _Script()
@@ -116,13 +116,17 @@ def skeleton(state: TrainState, file: str) -> str:
     script.join()
     if script.spatial:
         script.add("layers.GlobalAveragePooling2D()", script.channels, spatial=False, note="fill in: is this the head?")
-    order = "" if ordered else "\nThe file sorts its names: bring the layers into their order first.\n"
+    order = (
+        ""
+        if ordered
+        else "\nThe file stores the layers sorted by name: put them into the order of the network first.\n"
+    )
     body = "\n    ".join(script.lines)
     source, target = _one_line(Path(state.source).name), _one_line(Path(file).name)
-    return f'''"""A skeleton of the network of {source}, by `kresume inspect --write-model`.
+    return f'''"""A skeleton of the network in {source}, written by `kresume inspect --write-model`.
 
-Layers and sizes are the file's. What it does not say is marked `fill in`: strides, padding, pooling, activations, sums.
-Write it, or remove the words where the line is right as it stands.
+The file contains the layers and their sizes. It does not contain strides, padding, pooling, activations and sums: each
+line that needs them is marked `fill in`. Correct these lines and remove the marks.
 Then: kresume train --from {source} --model {target}:build --data OLD --add NEW
 {order}"""
 
@@ -158,8 +162,8 @@ def _colours(modules: Sequence[tuple[str, dict[str, Shape]]], source: str, *, or
     first = taken[0] if ordered else next((count for count in (3, 1) if count in taken), taken[0])
     if first not in {1, 3}:
         raise UsageError(
-            f"--write-model: the first convolution of {source} takes {first} channels; kresume trains on RGB and grey "
-            "pictures, so no model with these layers could be trained here"
+            f"--write-model: the first convolution of {source} has {first} input channels; kresume trains on RGB and grey "
+            "images, so it cannot train this network"
         )
     return first
 
@@ -195,7 +199,9 @@ def _emit(script: _Script, module: str, roles: Mapping[str, Shape]) -> None:
     elif module.endswith(".out_proj") and any("attn" in part or "attention" in part for part in module.split(".")):
         script.comment(f"{module} is the output of the attention above")
     elif "value" in roles:
-        script.comment(f"fill in: {module} {roles['value']}, a parameter of its own: a layer that calls add_weight")
+        script.comment(
+            f"fill in: {module} {roles['value']} is a parameter outside of layers: add a layer with add_weight"
+        )
     elif len(weight) == 4:
         _convolution(script, name, weight, bias)
     elif "running_mean" in roles:
@@ -211,7 +217,7 @@ def _emit(script: _Script, module: str, roles: Mapping[str, Shape]) -> None:
     elif len(weight) == 2:
         _dense(script, name, weight, bias)
     else:
-        script.comment(f"fill in: {module} {dict(roles)}: a layer of a kind that sizes do not tell")
+        script.comment(f"fill in: {module} {dict(roles)}: the sizes do not show what kind of layer this is")
 
 
 def _convolution(script: _Script, name: str, weight: Shape, bias: str) -> None:
@@ -248,11 +254,13 @@ def _dense(script: _Script, name: str, weight: Shape, bias: str) -> None:
                 f"layers.AveragePooling2D(({pool}))",
                 script.channels,
                 spatial=True,
-                note=f"fill in: the strides and pooling after which the picture is {side}x{side}, in place of this",
+                note=f"fill in: replace this by the strides and pooling that reduce the image to {side}x{side}",
             )
             script.add("layers.Flatten()", inputs, spatial=False)
     elif script.spatial and inputs == script.channels:
-        script.add("layers.GlobalAveragePooling2D()", inputs, spatial=False, note="fill in: is this where it averages?")
+        script.add(
+            "layers.GlobalAveragePooling2D()", inputs, spatial=False, note="fill in: does the network average here?"
+        )
     if inputs != script.channels:
         note = script.take(inputs) + note
     script.add(f'layers.Dense({outputs}{bias}, name="{name}")', outputs, spatial=script.spatial, note=note)
@@ -280,15 +288,15 @@ def check_free(path: str) -> Path:
     """
     file = Path(path)
     if file.exists():
-        raise UsageError(f"--write-model {path}: there is such a file already; name another, or remove it")
+        raise UsageError(f"--write-model {path}: the file already exists; give another name, or remove it")
     if not file.absolute().parent.is_dir():
-        raise UsageError(f"--write-model {path}: there is no folder {file.parent}")
+        raise UsageError(f"--write-model {path}: the folder {file.parent} does not exist")
     return file
 
 
 def describe_next(state: TrainState, file: Path) -> Sequence[str]:
     """Returns the next steps for the user, after the file is written."""
     return (
-        f"wrote {file}: fill in what is marked (and remove the marks), then",
+        f"wrote {file}: complete the marked lines and remove the marks, then",
         f"kresume train --from {state.source} --model {file}:build --data OLD --add NEW",
     )

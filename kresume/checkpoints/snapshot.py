@@ -77,7 +77,7 @@ def write_snapshot(
     """
     for index, array in enumerate(groups.get("trainable", ())):
         if not is_finite(array):
-            raise CheckpointError(f"weight {index} is not finite at step {step:,}: no snapshot of it is kept")
+            raise CheckpointError(f"weight {index} is not finite at step {step:,}: no snapshot was written")
     arrays = {
         f"{group}/{index}": np.asarray(array, order="C")
         for group, values in groups.items()
@@ -160,18 +160,20 @@ def read_snapshot(path: Path) -> TrainState:
     if not isinstance(meta, dict) or _digest_of_facts({k: v for k, v in meta.items() if k != "sha256"}) != meta.get(
         "sha256"
     ):
-        raise CheckpointError(f"{path}: {META} does not have its digest: it was damaged")
+        raise CheckpointError(f"{path}: {META} does not match its digest: it is damaged")
     if meta["format"] > FORMAT:
-        raise CheckpointError(f"{path} was written by a later kresume: upgrade with `pip install -U kresume`")
+        raise CheckpointError(
+            f"{path} was written by a later version of kresume: upgrade with `pip install -U kresume`"
+        )
     expected = meta["files"][ARRAYS]
     try:
         data = arrays_path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: {ARRAYS} cannot be read ({error.strerror})") from error
     if len(data) != expected["bytes"]:
-        raise CheckpointError(f"{path}: {ARRAYS} has {len(data):,} bytes, {expected['bytes']:,} were written")
+        raise CheckpointError(f"{path}: {ARRAYS} has {len(data):,} bytes, expected {expected['bytes']:,}")
     if hashlib.sha256(data).hexdigest() != expected["sha256"]:
-        raise CheckpointError(f"{path}: {ARRAYS} does not have its digest: its bytes were changed")
+        raise CheckpointError(f"{path}: {ARRAYS} does not match its digest: its bytes were changed")
     import ml_dtypes
     from safetensors.numpy import load
 

@@ -95,7 +95,7 @@ def read_graph(prefix: str, path: str) -> TrainState:
         if not reader.has_tensor(GRAPH_KEY):
             raise CheckpointError(
                 f"{path} was not written by tf.train.Checkpoint (it has no object graph): checkpoints of TensorFlow 1 "
-                "hold names alone; load it in the program that wrote it and save it with tf.train.Checkpoint(model=...)"
+                "hold only names; load it in the program that wrote it and save it with tf.train.Checkpoint(model=...)"
             )
         _check_size(reader, prefix, path)
         graph = TrackableObjectGraph.FromString(reader.get_tensor(GRAPH_KEY))

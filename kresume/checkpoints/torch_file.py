@@ -26,6 +26,7 @@ import numpy as np
 
 from kresume.checkpoints import content, torch_optimizer
 from kresume.errors import CheckpointError, MissingPackage
+from kresume.spelling import option
 from kresume.storage import atomic
 from kresume.values.state import TrainState
 
@@ -102,7 +103,7 @@ def read_optimizer(path: str) -> Any:
     """
     file = Path(path)
     if not file.is_file():
-        raise CheckpointError(f"--optimizer-from {path}: there is no such file")
+        raise CheckpointError(f"{option('optimizer-from', path)}: the file does not exist")
     whole = _read_pickle(file, path)
     found = whole
     if isinstance(whole, Mapping) and "param_groups" not in whole:
@@ -112,8 +113,8 @@ def read_optimizer(path: str) -> Any:
     if not isinstance(found, Mapping) or not isinstance(found.get("param_groups"), (list, tuple)):
         keys = ", ".join(sorted(map(str, whole))[:8]) if isinstance(whole, Mapping) else type(whole).__name__
         raise CheckpointError(
-            f"--optimizer-from {path} holds no optimizer's state dict (it holds {keys}): expected what "
-            "torch.save(optimizer.state_dict(), PATH) writes"
+            f"{option('optimizer-from', path)}: the file holds no optimizer's state dict (it holds {keys}): expected the "
+            "output of torch.save(optimizer.state_dict(), PATH)"
         )
     return found
 
@@ -185,17 +186,17 @@ def _read_pickle(file: Path, path: str) -> Any:
         text = str(error)
         if "Unsupported" not in text and "GLOBAL" not in text:
             raise CheckpointError(
-                f"{path} is truncated or damaged, or no file of torch.save: use another copy"
+                f"{path} is truncated or damaged, or torch.save did not write it: use another copy"
             ) from error
         what = text.partition("GLOBAL ")[2].split(" ")[0] or "an object of a class"
         raise CheckpointError(
-            f"{path} holds more than tensors and numbers ({what}): a pickled model is code, and code is never run. In the "
-            f"program that wrote it, save the state alone: {BARE}"
+            f"{path} holds more than tensors and numbers ({what}): a pickled model is code, which kresume never runs. In the "
+            f"program that wrote it, save only the state: {BARE}"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, OSError) as error:
         text = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise CheckpointError(
-            f"{path} is no checkpoint of PyTorch's, or truncated or damaged ({text[:160]}): use an earlier copy"
+            f"{path} is not a PyTorch checkpoint, or is truncated or damaged ({text[:160]}): use an earlier copy"
         ) from error
 
 
@@ -238,17 +239,17 @@ def _verify(file: Path, path: str) -> None:
         with zipfile.ZipFile(file) as archive:
             if any("/code/" in name for name in archive.namelist()):
                 raise CheckpointError(
-                    f"{path} is a TorchScript program: code is never run. In the program that wrote it, save the state "
-                    f"alone: {BARE}"
+                    f"{path} is a TorchScript program: kresume never runs code from a file. In the program that wrote it, "
+                    f"save only the state: {BARE}"
                 )
             claimed = sum(info.file_size for info in archive.infolist())
             if claimed > size:
-                raise CheckpointError(f"{path} claims {claimed:,} bytes and has {size:,}: refused")
+                raise CheckpointError(f"{path} claims {claimed:,} bytes, but has {size:,}: refused")
             broken = archive.testzip()
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
         raise CheckpointError(f"{path} is truncated or damaged ({error}): use an earlier copy") from error
     if broken is not None:
-        raise CheckpointError(f"{path} is truncated or damaged (checksum of {broken}): use an earlier copy")
+        raise CheckpointError(f"{path} is truncated or damaged (wrong checksum of {broken}): use an earlier copy")
 
 
 def _parts(whole: Any, path: str) -> tuple[Mapping[str, Any], Any, dict[str, Any]]:
@@ -259,7 +260,7 @@ def _parts(whole: Any, path: str) -> tuple[Mapping[str, Any], Any, dict[str, Any
     """
     if not isinstance(whole, Mapping) or not whole:
         raise CheckpointError(
-            f"{path} holds a {type(whole).__name__}{'' if whole else ' with nothing in it'}, expected a state dict: {BARE}"
+            f"{path} holds {'a' if whole else 'an empty'} {type(whole).__name__}, expected a state dict: {BARE}"
         )
     facts: dict[str, Any] = {"notes": []}
     if _is_state_dict(whole):
@@ -283,16 +284,16 @@ def _parts(whole: Any, path: str) -> tuple[Mapping[str, Any], Any, dict[str, Any
         )
     averages = [key for key in AVERAGES_KEYS if key in whole]
     if averages:
-        facts["notes"].append(f"averaged weights ({averages[0]}) are in the file too and were not taken")
+        facts["notes"].append(f"the file also holds averaged weights ({averages[0]}), which are ignored")
     optimizer = next((whole[key] for key in OPTIMIZER_KEYS if whole.get(key)), None)
     if isinstance(optimizer, (list, tuple)):
         if len(optimizer) != 1:
-            raise CheckpointError(f"{path} holds the state of {len(optimizer)} optimizers; kresume trains with one")
+            raise CheckpointError(f"{path} holds the state of {len(optimizer)} optimizers; kresume supports one")
         optimizer = optimizer[0]
     schedulers = [str(key) for key in whole if "sched" in str(key).lower() and whole[key]]
     if schedulers:
         facts["notes"].append(
-            f"the schedule ({schedulers[0]}) is PyTorch's own and cannot go on: --lr-schedule chooses one"
+            f"the PyTorch schedule ({schedulers[0]}) cannot be continued: choose one with {option('lr-schedule')}"
         )
     return _tensors(whole[candidates[0]]), optimizer, facts
 

@@ -86,7 +86,9 @@ def read(
     if kind == "Adam" and decoupled:
         named, config = "AdamW", {**config, "weight_decay": max(decays)}
     if len(decays) > 1 and not reason:
-        reason = f"its groups have different weight decays ({', '.join(f'{decay:g}' for decay in sorted(decays))})"
+        reason = (
+            f"its parameter groups have different weight decays ({', '.join(f'{decay:g}' for decay in sorted(decays))})"
+        )
     return TorchOptimizer(
         optimizer=SavedOptimizer(named or None, config if named else None, len(slots)),
         slots=slots,
@@ -127,7 +129,7 @@ def _kind(groups: Sequence[Mapping[str, Any]]) -> tuple[str, dict[str, Any], flo
     if {"momentum", "dampening", "nesterov"} <= set(first):
         momentum = float(first["momentum"])
         if momentum and first["dampening"]:
-            return "SGD", {}, 1.0, f"its dampening of {first['dampening']:g} has no equal in Keras"
+            return "SGD", {}, 1.0, f"Keras has no equivalent of its dampening of {first['dampening']:g}"
         config = {"momentum": momentum, "nesterov": bool(first["nesterov"])}
         return "SGD", config, -(_number(first.get("lr")) or 0.0), ""
     if {"betas", "eps", "amsgrad"} <= set(first):
@@ -140,10 +142,10 @@ def _kind(groups: Sequence[Mapping[str, Any]]) -> tuple[str, dict[str, Any], flo
 def _differences(groups: Sequence[Mapping[str, Any]], steps: set[int]) -> str:
     rates = {_number(group.get("lr")) for group in groups}
     if len(rates) > 1:
-        return f"its groups have different rates ({', '.join(f'{rate:g}' for rate in sorted(filter(None, rates)))})"
+        return f"its parameter groups have different rates ({', '.join(f'{rate:g}' for rate in sorted(filter(None, rates)))})"
     for setting in ("momentum", "nesterov", "betas", "eps", "amsgrad"):
         if len({str(group.get(setting)) for group in groups}) > 1:
-            return f"its groups differ in {setting}"
+            return f"its parameter groups differ in {setting}"
     if len(steps) > 1:
         return f"its parameters were updated {min(steps):,} to {max(steps):,} times; Keras has one count"
     return ""
@@ -153,7 +155,7 @@ def _misfit(slots: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> 
     for name, value in slots.items():
         owner = name.removeprefix("optimizer/").rpartition("/")[0]
         if tuple(value.shape) != tuple(shapes.get(owner, ())):
-            return f"its {name} has another shape than the parameter"
+            return f"its {name} has another shape than its parameter"
     return ""
 
 
@@ -174,11 +176,11 @@ def _owners(
     if len(recorded) == len(indices) and set(recorded) <= set(names):
         return dict(zip(indices, recorded, strict=True)), ""
     if not ordered:
-        return {}, "it does not name its parameters, and the order of a .safetensors file is not theirs"
+        return {}, "it does not name its parameters, and a .safetensors file does not keep their order"
     if len(indices) != len(names):
         found = _some(indices, state, names, shapes)
         count = f"{len(indices)} of the model's {len(names)} parameters"
-        return (found, "") if found else ({}, f"it trains {count}, and which ones cannot be told")
+        return (found, "") if found else ({}, f"it trains {count}, and the file does not show which")
     matrices = [name for name in names if len(shapes[name]) > 1]
     vectors = [name for name in names if len(shapes[name]) <= 1]
     orders = [list(names)] if len(groups) == 1 else [list(names), matrices + vectors, vectors + matrices]
@@ -188,7 +190,7 @@ def _owners(
         if owners not in fitting and all(_fits(entry, shapes[owners[index]]) for index, entry in state.items()):
             fitting.append(owners)
     if len(fitting) != 1:
-        return {}, f"it has {len(groups)} groups, and which parameters are in which cannot be told"
+        return {}, f"it has {len(groups)} parameter groups, and the file does not show which parameters are in which"
     return fitting[0], ""
 
 

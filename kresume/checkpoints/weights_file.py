@@ -20,6 +20,7 @@ from kresume.checkpoints.hdf5 import opened, read_arrays
 from kresume.checkpoints.json_text import read_file
 from kresume.checkpoints.keras_arrays import KERAS_2_LAYERS, optimizer_of, rate_of, step_of, tidy
 from kresume.errors import CheckpointError
+from kresume.spelling import option
 from kresume.storage import atomic
 from kresume.values.state import TrainState
 
@@ -61,7 +62,7 @@ def read(path: str) -> TrainState:
     if not any("/vars/" in f"/{name}" for name in arrays):
         _refuse_the_oldest(data, path)
         raise CheckpointError(
-            f"{path} is an HDF5 file, but none that Keras wrote: expected groups called `vars`; it holds "
+            f"{path} is an HDF5 file, but not one that Keras wrote: expected groups named `vars`; it holds "
             f"{', '.join(list(arrays)[:3]) or 'no array'}"
         )
     return state_of(path, arrays, atomic.modified(file))
@@ -79,10 +80,10 @@ def _refuse_the_oldest(data: bytes, path: str) -> None:
         oldest = "nb_layers" in file.attrs
     if oldest:
         raise CheckpointError(
-            f"{path} holds weights of Keras 0 or early Keras 1: layers by number (layer_0/param_0), without names, and kernels "
-            "as (outputs, inputs, height, width), which Theano also wrote backwards: the file does not say whether. Fill the "
-            "model with them by h5py: numpy.transpose(kernel, (2, 3, 1, 0)), of Theano also [::-1, ::-1]; dense kernels and "
-            "biases as they are; then model.save('model.keras') and --from that"
+            f"{path} holds weights of Keras 0 or early Keras 1: numbered layers (layer_0/param_0), and kernels as (outputs, "
+            "inputs, height, width), which Theano also flipped; the file does not record the backend. Read them with h5py and "
+            "assign them to your model: kernels by numpy.transpose(kernel, (2, 3, 1, 0)), of Theano also [::-1, ::-1]; dense "
+            f"kernels and biases unchanged; then model.save('model.keras') and {option('from', 'model.keras')}"
         )
 
 
@@ -116,15 +117,15 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
         names = sorted({name for files in listed for name in ([files] if isinstance(files, str) else files)})
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{index} is no index of sharded weights ({type(error).__name__}: {error}): expected JSON with `weight_map`"
+            f"{index} is not an index of sharded weights ({type(error).__name__}: {error}): expected JSON with `weight_map`"
         ) from error
     arrays: dict[str, np.ndarray] = {}
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
-            raise CheckpointError(f"{index}: its shard {name} is not a file beside it: refused")
+            raise CheckpointError(f"{index}: the shard {name} is not a file in the same folder: refused")
         shard = index.with_name(name)
         if not shard.is_file():
-            raise CheckpointError(f"{index}: its shard {name} is missing: copy it to {index.parent}")
+            raise CheckpointError(f"{index}: the shard {name} is missing: copy it to {index.parent}")
         found = read_arrays(shard.read_bytes(), str(shard))
         twice = found.keys() & arrays.keys()
         if twice:
@@ -134,6 +135,6 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
     lost = sorted(key for key in wanted if not any(name.startswith(f"{key}/") for name in arrays))
     if lost:
         raise CheckpointError(
-            f"{index}: {lost[0]} is in none of its shards {', '.join(names)}: one of them is another's"
+            f"{index}: {lost[0]} is missing from the shards {', '.join(names)}: one of them belongs to another checkpoint"
         )
     return arrays

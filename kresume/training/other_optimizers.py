@@ -70,7 +70,7 @@ def restore(model: keras.Model, facts: Sequence[Any] | None, arrays: Sequence[np
         mine, left = left[: fact["arrays"]], left[fact["arrays"] :]
         if not optimizer.built and None in fact["trained"]:
             raise CheckpointError(
-                f"{optimizer.name} trains variables that are not the model's: call its build(variables) before fit, so "
+                f"{optimizer.name} trains variables that do not belong to the model: call its build(variables) before fit, so "
                 "that its state can be restored"
             )
         if not optimizer.built:

@@ -21,7 +21,7 @@ from kresume.checkpoints.keras_arrays import rate_of_schedule
 from kresume.checkpoints.layouts import names_of
 from kresume.checkpoints.read import read_checkpoint
 from kresume.checkpoints.run import find_run
-from kresume.errors import CheckpointError, UsageError
+from kresume.errors import CheckpointError, MissingCheckpoint, UsageError
 from kresume.images.manifest import Manifest
 from kresume.images.scans import remembered
 from kresume.options.settings import DEFAULTS, default_rate
@@ -125,10 +125,8 @@ def read_parent(config: TrainConfig) -> Parent | None:
     run = find_run(config.from_)
     try:
         state = read_checkpoint(config.from_, config.optimizer_from)
-    except CheckpointError as error:
-        if path.exists() or not str(error).startswith("no checkpoint at"):
-            raise
-        raise CheckpointError(
+    except MissingCheckpoint as error:
+        raise MissingCheckpoint(
             f"{error}; to start with initial weights if there is no checkpoint yet, add --or-new"
         ) from None
     return Parent(state, run, remembered(run.path) if run is not None else None)
