@@ -118,7 +118,7 @@ def test_an_unnamed_optimizer_is_asked_for(tmp_path, images):
     first = trained(tmp_path / "first.keras", images)
     folder = writable("tf-checkpoint", first, tmp_path / "tf")
     (folder / "optimizer.json").unlink()
-    with pytest.raises(CheckpointError, match=r"does not name its optimizer: give --optimizer NAME .*adam"):
+    with pytest.raises(CheckpointError, match=r"does not name its optimizer: give optimizer='NAME' .*adam"):
         export(folder, tmp_path / "out", format="keras")
     assert not (tmp_path / "out").exists()
     with pytest.raises(UsageError, match="is Adam; leave the option out, or give sgd:reset"):

@@ -474,7 +474,7 @@ def test_a_head_that_trained_alone_keeps_its_moments(tmp_path):
     assert [value(slot).flat[0] for slot in (*adam._momentums, *adam._velocities)] == [5, 7, 6, 8]
     layers[0].trainable = True
     adam = adam_on(model)
-    with pytest.raises(RestoreError, match=r"it holds no slots for 4 of 8, .*--partial starts those fresh"):
+    with pytest.raises(RestoreError, match=r"the file holds no slots for 4 of 8, .*--partial starts these fresh"):
         restore.restore(model, state, optimizer=adam)
     restored = restore.restore(model, state, optimizer=adam, partial=True)
     assert "the slots of 2 weights" in restored.summary
@@ -552,7 +552,7 @@ def test_an_optimizer_without_slots_is_named_as_the_reason(zoo, tmp_path):
     writer.compile(keras.optimizers.Adam(1e-2), "mse")
     state = read_checkpoint(write_keras(writer, tmp_path))
     model, optimizer = zoo.readers[0, 1, 2, 3]
-    with pytest.raises(RestoreError, match=r"it holds no slots.*--optimizer adam:reset") as caught:
+    with pytest.raises(RestoreError, match=r"the file holds no slots.*--optimizer adam:reset") as caught:
         restore.restore(model, state, optimizer=optimizer)
     assert "--model" not in str(caught.value)
 

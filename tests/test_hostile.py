@@ -96,7 +96,7 @@ def test_an_architecture_of_a_later_keras_says_so(tmp_path):
     )
     state = read_checkpoint(path)
     with pytest.raises(
-        ModelError, match=rf"which keras 4.2.0 wrote, and this is keras {keras.__version__}.*DreamLayer"
+        ModelError, match=rf"written by keras 4.2.0 \(installed: keras {keras.__version__}\).*DreamLayer"
     ):
         build.build_model(None, state=state, num_classes=3, image_size=None)
 

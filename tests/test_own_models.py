@@ -105,7 +105,7 @@ def test_a_model_that_was_built_for_another_size_names_the_option(net, pictures,
     spec = f"{folder / 'net.py'}:build"
     model = build.build_model(spec, image_size=None, **made)
     with pytest.raises(
-        RestoreError, match=r"built for pictures of the shape \(64, 64, 3\): .* give --image-size N; else"
+        RestoreError, match=r"built for images of the shape \(64, 64, 3\): .* give it with --image-size; otherwise"
     ):
         restore.restore(model, state, optimizer=None)
     restore.restore(build.build_model(spec, image_size=(12, 12), **made), state, optimizer=None)
@@ -116,7 +116,7 @@ def test_a_model_of_another_width_names_no_size(net):
     folder, _ = net
     state = read_checkpoint(folder / "m.weights.h5")
     model = build.build_model(f"{folder / 'net.py'}:build", state=state, num_classes=4, image_size=(12, 12))
-    with pytest.raises(RestoreError, match="--model that the checkpoint") as caught:
+    with pytest.raises(RestoreError, match="the model that wrote the checkpoint with --model") as caught:
         restore.restore(model, state, optimizer=None)
     assert "--image-size" not in str(caught.value)
 

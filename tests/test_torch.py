@@ -130,11 +130,14 @@ def test_what_neither_name_nor_order_decides_is_an_error_with_the_way_on(tmp_pat
     }
     model = two_alike(("conv2d_90", "conv2d_91"))
     before = [np.asarray(v).tobytes() for v in model.get_weights()]
-    with pytest.raises(RestoreError, match=r"not certain for 2 layers.*branch_b and branch_a fit.*--map-out FILE"):
+    with pytest.raises(
+        RestoreError,
+        match=r"uncertain which array belongs to which layer for 2 layers.*branch_b and branch_a fit.*--map-out FILE",
+    ):
         torch_map.to_model(model, None, state_of(arrays), map_out=str(tmp_path / "map.yaml"))
     assert before == [np.asarray(v).tobytes() for v in model.get_weights()]
     text = (tmp_path / "map.yaml").read_text()
-    assert "conv2d_1/kernel: {from: branch_b.weight, as: conv}  # not certain: branch_b or branch_a" in text
+    assert "conv2d_1/kernel: {from: branch_b.weight, as: conv}  # uncertain: branch_b or branch_a" in text
     (tmp_path / "map.yaml").write_text(
         text.replace("conv2d_1/kernel: {from: branch_b.weight", "conv2d_1/kernel: {from: branch_a.weight")
     )
@@ -583,7 +586,7 @@ def test_a_pytorch_training_goes_on_in_another_precision(seed_checkpoint, tmp_pa
 def test_a_map_is_for_pytorchs_files_only():
     """`--map` with a file that is not PyTorch's is an error, not ignored."""
     golden = Path(__file__).parent / "golden" / "tf_keras-2.21.0" / "sequential-adam"
-    with pytest.raises(UsageError, match=r"--map and --map-out are for PyTorch's state dicts"):
+    with pytest.raises(UsageError, match=r"--map and --map-out are only for PyTorch state dicts"):
         restore.restore(MODELS["sequential"](), read_checkpoint(golden), optimizer=None, map_file="map.yaml")
 
 
@@ -670,7 +673,7 @@ def test_a_mapping_that_is_hardly_right_is_called_weak(right, words):
             ("parametrizations.weight.original", "parametrizations.weight.0._u", "parametrizations.weight.0._v"),
             r"module at the top .*spectral_norm.*remove_parametrizations",
         ),
-        (("g.weight_ih_l0", "g.weight_hh_l0", "g.bias_hh_l0"), "module g is recurrent .* are not mapped"),
+        (("g.weight_ih_l0", "g.weight_hh_l0", "g.bias_hh_l0"), "module g is recurrent .* does not map recurrent layers"),
         (("cell.weight_ih", "cell.weight_hh"), "module cell is recurrent"),
         (("0.weight", "0.bias", "bn.weight_v"), "^$"),
     ],

@@ -29,6 +29,7 @@ from kresume.models import optimizers, own_counts, restore, saved_optimizer, slo
 from kresume.models.averages import use_averages
 from kresume.models.load import Loaded
 from kresume.runtimes.process import Answer, run_apart
+from kresume.spelling import option
 from kresume.tasks.table import head_named
 from kresume.values.state import SavedOptimizer
 
@@ -64,8 +65,8 @@ def revive(loaded: Loaded, job: Job) -> Training:
     saved, assumed = saved_optimizer.name_optimizer(state, model, asked, own)
     if asked and asked != saved.class_name:
         raise UsageError(
-            f"--optimizer {asked}: the optimizer in {state.source} is {saved.class_name}; leave the option out, or give "
-            f"{asked.lower()}:reset to begin with a fresh one"
+            f"{option('optimizer', asked)}: the optimizer in {state.source} is {saved.class_name}; leave the option out, or "
+            f"give {asked.lower()}:reset to start a fresh one"
         )
     optimizer = saved_optimizer.build_optimizer(model, state, saved, portable=True)
     restore.restore(model, state, optimizer=optimizer, same_weights=optimizers.says_same_weights(job.optimizer))

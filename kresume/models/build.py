@@ -26,6 +26,7 @@ from kresume.models.precision import with_precision
 from kresume.models.shapes import build_once
 from kresume.options.resolve import default_image_size
 from kresume.options.settings import DEFAULTS
+from kresume.spelling import option
 from kresume.tasks.single_label import SINGLE_LABEL
 from kresume.values.state import TrainState
 
@@ -66,13 +67,13 @@ def build_model(
             return model
         if state is not None:
             skeleton = (
-                f", or begin with a skeleton of its layers: kresume inspect {state.source} --write-model model.py"
+                f", or start from a skeleton of its layers: kresume inspect {state.source} --write-model model.py"
                 if names_of(state).skeleton
                 else ""
             )
             raise ModelError(
-                f"{state.source} holds variables but no architecture: give the model it was made with, for example "
-                f"--model mymodel.py:build{skeleton}"
+                f"{state.source} holds variables but no architecture: give the model that wrote it, for example "
+                f"{option('model', 'mymodel.py:build')}{skeleton}"
             )
         spec = DEFAULTS.model
     size = image_size or default_image_size()
@@ -85,10 +86,10 @@ def build_model(
     if is_function(spec):
         return _from_function(spec, num_classes, image_size)
     if near := difflib.get_close_matches(spec.lower(), names := {name.lower(): name for name in _applications()}, 1):
-        raise ModelError(f"--model {spec}: did you mean applications:{names[near[0]]}?")
+        raise ModelError(f"{option('model', spec)}: did you mean applications:{names[near[0]]}?")
     raise ModelError(
-        f"--model {spec}: use convnet, applications:NAME, file.py:function, package.module:function, or a .json, .keras "
-        "or .h5 file or a SavedModel of Keras 2 with an architecture"
+        f"{option('model', spec)}: use convnet, applications:NAME, file.py:function, package.module:function, or a .json, "
+        ".keras or .h5 file or a SavedModel of Keras 2 with an architecture"
     )
 
 
@@ -131,10 +132,10 @@ def _from_config(
             warnings.filterwarnings("ignore", message="Model .* had a build config")
             model = keras.saving.deserialize_keras_object({**config, "compile_config": None}, safe_mode=not trust)
     except Exception as error:  # custom classes may raise anything
-        later = f", which {writer} wrote, and this is keras {keras.__version__}" if _is_later(writer) else ""
+        later = f", written by {writer} (installed: keras {keras.__version__})," if _is_later(writer) else ""
         raise ModelError(
-            f"the architecture in {holder}{later} cannot be built ({last_line(error)}): {_hint(error)}--model "
-            "FILE.py:FUNCTION builds it from your code"
+            f"the architecture in {holder}{later} cannot be built ({last_line(error)}): {_hint(error)}build it from your code "
+            f"with {option('model', 'FILE.py:FUNCTION')}"
         ) from error
     if not isinstance(model, keras.Model):
         raise ModelError(f"the architecture in {holder} is a {type(model).__name__}, expected a keras.Model")
@@ -145,9 +146,10 @@ def _hint(error: Exception) -> str:
     """Returns a hint for the most common reasons why Keras cannot build a model."""
     reason = innermost(error).lower()
     if "lambda" in reason:
-        return "a Lambda layer's code is never run unless --trust says that the file is yours; "
+        return f"the code of a Lambda layer runs only with {option('trust', True)}, for a file that you trust; or "
     unknown = ("could not locate", "unknown layer", "unknown object", "custom", "get_config", "from_config")
-    return "custom classes are registered with --import FILE.py; " if any(part in reason for part in unknown) else ""
+    custom = any(part in reason for part in unknown)
+    return f"register custom classes with {option('import', 'FILE.py')}, or " if custom else ""
 
 
 def _is_later(writer: str) -> bool:
@@ -170,7 +172,7 @@ def convnet(num_classes: int, image_size: tuple[int, int]) -> keras.Model:
         ModelError: the image size is too small.
     """
     if min(image_size) < 8:
-        raise ModelError(f"--image-size {image_size[0]}x{image_size[1]}: convnet needs at least 8x8 pixels")
+        raise ModelError(f"{option('image-size', '{}x{}'.format(*image_size))}: convnet needs at least 8x8 pixels")
     layers = keras.layers
     inputs = keras.Input((*image_size, 3), name="images")
     x = layers.Rescaling(1 / 127.5, offset=-1.0)(inputs)
@@ -202,11 +204,13 @@ def _applications() -> list[str]:
 def _application(name: str, num_classes: int, image_size: tuple[int, int]) -> keras.Model:
     function = getattr(keras.applications, name, None)
     if not callable(function):
-        raise ModelError(f"--model applications:{name}: Keras has {', '.join(_applications())}")
+        raise ModelError(
+            f"{option('model', f'applications:{name}')}: Keras has no such application; it has {', '.join(_applications())}"
+        )
     try:
         base = function(weights=None, include_top=False, input_shape=(*image_size, 3), pooling="avg")
     except ValueError as error:
-        raise ModelError(f"--model applications:{name}: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"{option('model', f'applications:{name}')}: {str(error).splitlines()[0]}") from error
     # Some families contain their preprocessing and expect 0-255 already; the others get a Rescaling in front.
     inputs = keras.Input((*image_size, 3), name="images")
     from kresume.models.pixels import read_convention
@@ -219,27 +223,28 @@ def _application(name: str, num_classes: int, image_size: tuple[int, int]) -> ke
 
 
 def _architecture_of(path: Path) -> Mapping[str, Any]:
+    given = option("model", str(path))
     if saved_model.accepts(str(path)):
         inside = saved_model.read_architecture(str(path))
         if inside is None:
-            raise ModelError(f"--model {path} is a SavedModel without Keras's metadata: it holds operations, no layers")
+            raise ModelError(f"{given} is a SavedModel without Keras's metadata: it holds operations, not layers")
         return inside
     if not path.is_file():
-        raise ModelError(f"--model {path}: there is no such file")
+        raise ModelError(f"{given}: the file does not exist")
     kind = content.kind_of(path)
     if kind == "keras-archive" or (kind is None and path.suffix == ".keras"):
         return keras_file.read_architecture(str(path))
     if kind == "hdf5" or (kind is None and path.suffix in {".h5", ".hdf5"}):
         found = legacy_h5.read(str(path)).architecture if legacy_h5.accepts(str(path)) or kind is None else None
         if found is None:
-            raise ModelError(f"--model {path} holds weights and no architecture")
+            raise ModelError(f"{given} holds weights, but no architecture")
         return found
     if kind is not None:
-        raise ModelError(f"--model {path} holds variables and no architecture ({kind}): it is a checkpoint for --from")
+        raise ModelError(f"{given} holds variables, but no architecture ({kind}): give it as {option('from')}")
     try:
         return keras_2.from_json(json.loads(path.read_text(encoding="utf-8")), str(path))
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(f"--model {path} holds no architecture that can be read ({error})") from error
+        raise ModelError(f"{given} holds no architecture that can be read ({error})") from error
 
 
 def _is_file(spec: str) -> bool:
@@ -249,13 +254,15 @@ def _is_file(spec: str) -> bool:
 
 def _required(num_classes: int | None, spec: str) -> int:
     if num_classes is None:
-        raise ModelError(f"--model {spec}: nobody says how many classes it has: give --classes a,b,c")
+        raise ModelError(
+            f"{option('model', spec)}: the number of classes is unknown: give {option('classes', 'a,b,c')}"
+        )
     return num_classes
 
 
 def _from_function(spec: str, num_classes: int | None, image_size: tuple[int, int] | None) -> keras.Model:
     model = call_function(spec, {"num_classes": num_classes, "image_size": image_size})
     if not isinstance(model, keras.Model):
-        raise ModelError(f"--model {spec} gave a {type(model).__name__}, expected a keras.Model")
-    build_once(model, image_size or default_image_size(), f"--model {spec}")
+        raise ModelError(f"{option('model', spec)} returned a {type(model).__name__}, expected a keras.Model")
+    build_once(model, image_size or default_image_size(), option("model", spec))
     return model

@@ -33,7 +33,7 @@ def layout_of(
 
     given = input_shape_of(model)
     if isinstance(given, (list, dict)):
-        raise UsageError(f"the model takes {len(given)} inputs of the shapes {given}; kresume feeds it one picture")
+        raise UsageError(f"the model has {len(given)} inputs, of the shapes {given}; kresume supports one image input")
     shape = tuple(given)[1:]
     if axes is None and known is not None and (fixed := known.sizes(shape, size)):
         return known, fixed[0]

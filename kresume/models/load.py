@@ -109,8 +109,8 @@ class Loaded:
         if self.run is None or self.run.finished:
             return ""
         step = int(self.state.step or 0) - self.run.record.base_step
-        whose = "its parent's weights, or the initial ones" if step == 0 else f"the weights of its step {step:,}"
-        return f"{self.run.path} is not finished ({self.run.status}): its newest snapshot is used, {whose}"
+        weights = "the parent's or initial weights" if step == 0 else f"the weights of step {step:,}"
+        return f"{self.run.path} is not finished ({self.run.status}): its newest snapshot is used ({weights})"
 
 
 def select_backend(path: str, backend: str | None, device: str | None) -> str:

@@ -116,4 +116,4 @@ def pair_leftovers(
     if not same_roles([(target.variable, pairs[id(target.variable)]) for target in left]):
         return {}, ()
     shown = ", ".join(f"{pairs[id(target.variable)]} is {target.variable.path}" for target in left[:3])
-    return pairs, (f"{len(left)} matched by shape alone ({shown}{', ...' if len(left) > 3 else ''})",)
+    return pairs, (f"{len(left)} matched only by shape ({shown}{', ...' if len(left) > 3 else ''})",)

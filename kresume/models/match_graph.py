@@ -59,7 +59,7 @@ def completed(state: TrainState, optimizer: Any | None) -> tuple[TrainState, str
     if graph_optimizer.style(state.graph[graph_optimizer.inside(state.graph, node)]) == "keras-3":
         return state, ""
     product = keras_2_optimizers.nadam_product(float(inside.beta_1), int(state.step or 0))
-    said = f"Nadam's product of momentums is computed from its {state.step or 0:,} updates: that of Keras 2 is another"
+    said = f"Nadam's product of momentums is computed from its {state.step or 0:,} updates, because Keras 2 stores another one"
     return replace(state, arrays={**state.arrays, PRODUCT: product}), said
 
 

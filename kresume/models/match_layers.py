@@ -24,6 +24,7 @@ from kresume.models.generated_names import by_new_number
 from kresume.models.match_by_shape import pair_leftovers, trained_by_shape
 from kresume.models.match_slots import Matched, Saved
 from kresume.models.structure import Target
+from kresume.spelling import option
 from kresume.values.state import TrainState
 
 DEPTHS = (5, 4, 3, 2, 1)
@@ -131,14 +132,15 @@ def _pair_layers(
         by_order = [(weights, arrays) for (_, weights), (_, arrays) in zip(live, saved, strict=True)]
         if [_without_number(name) for name in one] == [_without_number(name) for name in other]:
             return by_order, []  # the numbers only count what each process built before
-        return by_order, [f"layers matched by their order, their names differ ({other[0]} is {one[0]}, ...)"]
+        return by_order, [f"layers matched by order, because their names differ ({other[0]} is {one[0]}, ...)"]
     shared = set(one) & set(other)
     if shared and len(set(one)) == len(one) and len(set(other)) == len(other):
         arrays = dict(saved)
         return [(weights, arrays.get(name, [])) for name, weights in live], []
     raise RestoreError(
         f"{source} holds {len(other)} layers with weights ({', '.join(other[:5])}, ...), the model has {len(one)} "
-        f"({', '.join(one[:5])}, ...), and their names do not say which is which: give the --model that it was made with"
+        f"({', '.join(one[:5])}, ...), and their names do not show which correspond: give the model that wrote it "
+        f"with {option('model')}"
     )
 
 

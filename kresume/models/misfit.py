@@ -13,6 +13,7 @@ from kresume.models import slots, torch_rewritten
 from kresume.models.layouts import rules_of
 from kresume.models.match_slots import Matched
 from kresume.models.shapes import input_shape_of
+from kresume.spelling import option
 from kresume.values.state import TrainState
 
 RESTORED, NOT_IN_FORMAT, MISSING, SHAPE, UNUSED = (
@@ -38,16 +39,22 @@ def describe(
         unused: rows of arrays that have no variable.
         matched: the result of the matching.
     """
-    reset = f"--optimizer {type(live_state.inner(optimizer)).__name__.lower()}:reset" if optimizer is not None else ""
+    reset = _optimizer_option(optimizer, "reset") if optimizer is not None else ""
     own = {str(variable.path) for variable in optimizer.variables} if optimizer is not None else set()
     owned = rules_of(state).owned_by_optimizer(state)
     if optimizer is not None and all(row[0] in own for row in wrong) and all(row[0][1:-1] in owned for row in unused):
         return _of_optimizer(optimizer, state, wrong, unused, matched, reset)
-    ways = "give the --model that the checkpoint was made with, or go on with what fits by --partial"
+    ways = (
+        f"give the model that wrote the checkpoint with {option('model')}, or continue with the variables that fit with "
+        f"{option('partial', True)}"
+    )
     if state.format == "torch" and (reason := torch_rewritten.explain(row[0].strip("()") for row in unused)):
         ways = reason
     elif _depend_on_size([row for row in wrong if row[0] not in own]):
-        ways = f"{_on_pictures(model)}: if the checkpoint's have another size, give --image-size N; else {ways}"
+        size = option("image-size")
+        ways = (
+            f"{_on_images(model)}: if the checkpoint was trained on another size, give it with {size}; otherwise {ways}"
+        )
     if wrong:
         label, wanted, found, outcome = wrong[0]
         what = (
@@ -58,9 +65,13 @@ def describe(
         more = f" (and {len(wrong) + len(unused) - 1:,} more)" if len(wrong) + len(unused) > 1 else ""
         return f"{state.source} does not fit the model: {what}{more}; nothing was restored: {ways}"
     return (
-        f"{state.source} holds {len(unused):,} arrays that the model has no variable for, the first is "
+        f"{state.source} holds {len(unused):,} arrays for which the model has no variable, the first is "
         f"{unused[0][0].strip('()')} {unused[0][2]}; nothing was restored: {ways}"
     )
+
+
+def _optimizer_option(optimizer: Any, way: str) -> str:
+    return option("optimizer", f"{type(live_state.inner(optimizer)).__name__.lower()}:{way}")
 
 
 def _depend_on_size(wrong: list[tuple[str, str, str, str]]) -> bool:
@@ -77,11 +88,11 @@ def _depend_on_size(wrong: list[tuple[str, str, str, str]]) -> bool:
     )
 
 
-def _on_pictures(model: Any) -> str:
+def _on_images(model: Any) -> str:
     """Describes the input shape that a model was built on."""
     shape = input_shape_of(model)
     return (
-        f"the model was built for pictures of the shape {shape[1:]}"
+        f"the model was built for images of the shape {shape[1:]}"
         if isinstance(shape, tuple)
         else "the model was built"
     )
@@ -97,12 +108,12 @@ def _of_optimizer(
 ) -> str:
     """Returns the message if every weight was matched, and the optimizer's state was not."""
     name = type(live_state.inner(optimizer)).__name__
-    begin = f"{state.source}: every weight fits the model, and the state of {name} does not"
+    begin = f"{state.source}: every weight fits the model, but the state of {name} does not"
     if matched.unsure:
         return (
-            f"{begin}: some layers are frozen, and the file does not say which weights its slots belong to (several choices "
-            "fit); nothing was restored: if the same layers were frozen when the checkpoint was written, say so with "
-            f"--optimizer {name.lower()}:keep; else start it fresh with {reset}"
+            f"{begin}: some layers are frozen, and the file does not record which weights its slots belong to (several "
+            "choices fit); nothing was restored: if the same layers were frozen when the checkpoint was written, confirm that "
+            f"with {_optimizer_option(optimizer, 'keep')}; otherwise start it fresh with {reset}"
         )
     lists = slots.slot_lists(optimizer)
     have = {str(slot.path) for listed in lists.values() for slot in listed if slot is not None}
@@ -110,18 +121,18 @@ def _of_optimizer(
     others = bool(matched.left_out) or bool(state.records.get("left_out"))
     if lost and len(lost) == len(have) == len(wrong) and not others:
         return (
-            f"{begin}: it holds no slots. A model that was loaded, compiled anew and saved before a step has an optimizer "
-            f"without them; nothing was restored: start it fresh with {reset}, or use the checkpoint before that"
+            f"{begin}: the file holds no slots, as after a model was loaded, compiled and saved before its first step; "
+            f"nothing was restored: start it fresh with {reset}, or use the checkpoint before that"
         )
     if lost and len(lost) == len(wrong) and not unused:
         return (
-            f"{begin}: it holds no slots for {len(lost):,} of {len(have):,}, the first is {lost[0][0]} (its weight was frozen "
-            "when the checkpoint was written, or is new); nothing was restored: --partial starts those fresh, with a count of "
-            f"their own, and keeps the others; {reset} starts all fresh"
+            f"{begin}: the file holds no slots for {len(lost):,} of {len(have):,}, the first is {lost[0][0]} (its weight was "
+            f"frozen when the checkpoint was written, or is new); nothing was restored: {option('partial', True)} starts these "
+            f"fresh, with their own step counts, and keeps the others; {reset} starts all fresh"
         )
     first = (wrong or unused)[0]
     return (
-        f"{begin}: {len(wrong):,} of its variables are not in the file and {len(unused):,} of the file's are not in it, the "
-        f"first is {first[0].strip('()')}; nothing was restored: name the class and settings that the checkpoint had (by a "
-        f"--model that compiles them), or start it fresh with {reset}"
+        f"{begin}: {len(wrong):,} of its variables are not in the file, and {len(unused):,} arrays of the file are not its, "
+        f"the first is {first[0].strip('()')}; nothing was restored: compile the checkpoint's class and settings in the "
+        f"function of {option('model')}, or start it fresh with {reset}"
     )

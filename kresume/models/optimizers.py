@@ -14,6 +14,7 @@ import keras
 from kresume.backend import live_state
 from kresume.checkpoints.keras_arrays import OPTIMIZERS
 from kresume.errors import CheckpointError, UsageError
+from kresume.spelling import option
 from kresume.values.state import SavedOptimizer
 
 ADAMS = frozenset({"Adam", "AdamW", "Nadam", "Adamax", "Lamb"})
@@ -33,8 +34,8 @@ def class_name(name: str) -> str:
     found = {known.lower(): known for known in OPTIMIZERS}.get(name.lower())
     if found is None:
         raise UsageError(
-            f"--optimizer {name}: use keep, or one of {', '.join(known.lower() for known in OPTIMIZERS)}; any other class is "
-            "taken as the function that --model names compiles it"
+            f"{option('optimizer', name)}: use keep, or one of {', '.join(known.lower() for known in OPTIMIZERS)}; to use "
+            f"another class, compile it in the function of {option('model')}"
         )
     return found
 
@@ -50,9 +51,9 @@ def parse_choice(text: str | None) -> tuple[str | None, bool]:
     """
     name, _, way = (text or "keep").partition(":")
     if way not in {"", "keep", "reset"}:
-        raise UsageError(f"--optimizer {text}: give keep, NAME, NAME:keep or NAME:reset")
+        raise UsageError(f"{option('optimizer', text)}: give keep, NAME, NAME:keep or NAME:reset")
     if name == "keep" and way == "reset":
-        raise UsageError("--optimizer keep:reset contradicts itself: give NAME:reset, for example adamw:reset")
+        raise UsageError(f"{option('optimizer', text)} contradicts itself: give NAME:reset, for example adamw:reset")
     return (None if name == "keep" else class_name(name)), way == "reset"
 
 
@@ -73,7 +74,7 @@ def make_optimizer(saved: SavedOptimizer, learning_rate: Any) -> Any:
         CheckpointError: Keras does not know the class.
     """
     if saved.class_name is None:
-        raise CheckpointError("the checkpoint does not name its optimizer: give --optimizer NAME")
+        raise CheckpointError(f"the checkpoint does not name its optimizer: give {option('optimizer', 'NAME')}")
     config = dict(saved.config or {})
     config.pop("name", None)  # an auto-generated name of another process would shift the paths of the slots
     config["learning_rate"] = 1e-3  # the saved schedule may be of a class that is no longer needed
@@ -82,8 +83,8 @@ def make_optimizer(saved: SavedOptimizer, learning_rate: Any) -> Any:
         optimizer = cls.from_config(config)
     except (AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"the checkpoint's optimizer {saved.class_name} cannot be built ({error}): register it with --import FILE.py, "
-            "or start another fresh with --optimizer adamw:reset"
+            f"the checkpoint's optimizer {saved.class_name} cannot be built ({error}): register it with "
+            f"{option('import', 'FILE.py')}, or start another one fresh with {option('optimizer', 'adamw:reset')}"
         ) from error
     optimizer.learning_rate = learning_rate
     return keras.optimizers.LossScaleOptimizer(optimizer) if saved.loss_scale else optimizer

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from kresume.errors import KresumeError, ModelError
+from kresume.spelling import option
 
 OURS = str(Path(__file__).resolve().parents[1])
 PREFIX = "kresume_user_"
@@ -52,11 +53,11 @@ def own_code(spec: str | None, imports: Sequence[str] = ()) -> OwnCode:
     Raises:
         ModelError: a file does not exist or cannot be run.
     """
-    modules = [_module(file, "--import") for file in imports]
+    modules = [_module(file, "import") for file in imports]
     holder, _, function = (spec or "").rpartition(":")
     named = bool(holder) and is_function(spec or "")
     if named:
-        modules.append(_module(holder, "--model") if holder.endswith(".py") else _package(holder, spec or ""))
+        modules.append(_module(holder, "model") if holder.endswith(".py") else _package(holder, spec or ""))
     return OwnCode(_defined(modules), spec if named and function else None)
 
 
@@ -73,7 +74,7 @@ def run_files(files: Sequence[str]) -> dict[str, Any]:
     Raises:
         ModelError: a file does not exist or cannot be run.
     """
-    return _defined([_load_file(file, "--import") for file in files])
+    return _defined([_load_file(file, "import") for file in files])
 
 
 def call_function(spec: str, offered: Mapping[str, Any]) -> Any:
@@ -87,11 +88,11 @@ def call_function(spec: str, offered: Mapping[str, Any]) -> Any:
         ModelError: the function does not exist, or raises; the message gives the reason, file and line.
     """
     holder, _, name = spec.rpartition(":")
-    module = _load_file(holder, "--model") if holder.endswith(".py") else _package(holder, spec)
+    module = _load_file(holder, "model") if holder.endswith(".py") else _package(holder, spec)
     function = getattr(module, name, None)
     if not callable(function):
-        raise ModelError(f"--model {spec}: {holder} has no function {name}")
-    with as_model_error(f"--model {spec}"):
+        raise ModelError(f"{option('model', spec)}: {holder} has no function {name}")
+    with as_model_error(option("model", spec)):
         return function(**_accepted(function, offered))
 
 
@@ -100,7 +101,7 @@ def as_model_error(what: str) -> Iterator[None]:
     """Turns any exception of the user's code into a one-line error with its location.
 
     Args:
-        what: names the code that runs, for the message.
+        what: names what is done with the code, for the message.
 
     Raises:
         ModelError: the block raised.
@@ -110,7 +111,7 @@ def as_model_error(what: str) -> Iterator[None]:
     except KresumeError:
         raise
     except Exception as error:
-        raise ModelError(f"{what}: it cannot be run ({last_line(error)})") from error
+        raise ModelError(f"{what} failed ({last_line(error)})") from error
 
 
 def last_line(error: BaseException) -> str:
@@ -173,14 +174,15 @@ def _where(error: BaseException, folders: Collection[Path] | None = None) -> str
     return ""
 
 
-def _load_file(file: str, option: str) -> Any:
-    path = Path(file)
+def _load_file(file: str, given_as: str) -> Any:
+    """Runs a Python file that the user gave as the option `given_as` (`"model"` or `"import"`)."""
+    path, given = Path(file), option(given_as, file)
     if not path.is_file():
-        raise ModelError(f"{option} {file}: there is no such file (looked from {Path.cwd()})")
+        raise ModelError(f"{given}: the file does not exist (looked from {Path.cwd()})")
     name = _name_of(path)
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise ModelError(f"{option} {file}: it is no Python file")
+        raise ModelError(f"{given}: this is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # so that Keras and pickle find classes that it defines
     folder = str(path.resolve().parent)
@@ -191,7 +193,7 @@ def _load_file(file: str, option: str) -> Any:
         frames = traceback.extract_tb(error.__traceback__)
         line = next((frame.lineno for frame in reversed(frames) if frame.filename == str(path)), None)
         where = f", line {line}" if line else ""
-        raise ModelError(f"{option} {file}{where}: it cannot be run ({type(error).__name__}: {error})") from error
+        raise ModelError(f"{given}{where}: running it failed ({type(error).__name__}: {error})") from error
     finally:
         sys.path.remove(folder)
         if folder not in sys.path:
@@ -199,10 +201,10 @@ def _load_file(file: str, option: str) -> Any:
     return module
 
 
-def _module(file: str, option: str) -> Any:
+def _module(file: str, given_as: str) -> Any:
     loaded = sys.modules.get(_name_of(Path(file)))
     path = getattr(loaded, "__file__", None)
-    return loaded if path and Path(path).resolve() == Path(file).resolve() else _load_file(file, option)
+    return loaded if path and Path(path).resolve() == Path(file).resolve() else _load_file(file, given_as)
 
 
 def _name_of(path: Path) -> str:
@@ -213,7 +215,7 @@ def _package(name: str, spec: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise ModelError(f"--model {spec}: there is no module {name} ({error})") from error
+        raise ModelError(f"{option('model', spec)}: the module {name} does not exist ({error})") from error
 
 
 def _defined(modules: Sequence[Any]) -> dict[str, Any]:

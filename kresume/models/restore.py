@@ -24,6 +24,7 @@ from kresume.models import match_slots, misfit, own_counts, slots
 from kresume.models.layouts import rules_of
 from kresume.models.match_slots import Matched
 from kresume.models.misfit import MISSING, NOT_IN_FORMAT, RESTORED, SHAPE, UNUSED
+from kresume.spelling import option
 from kresume.values.state import TrainState
 
 
@@ -92,7 +93,9 @@ def restore(
         state, how = convert(model, optimizer, state, map_file=map_file, map_out=map_out)
         notes.append(how)
     elif map_file is not None or map_out is not None:
-        raise UsageError(f"--map and --map-out are for PyTorch's state dicts; {state.source} is {state.format}")
+        raise UsageError(
+            f"{option('map')} and {option('map-out')} are only for PyTorch state dicts; {state.source} is {state.format}"
+        )
     rules = rules_of(state)
     state, added = rules.complete(state, optimizer)
     notes += [added] * bool(added)
@@ -155,14 +158,21 @@ def restore_averages(model: keras.Model, state: TrainState, optimizer: Any) -> N
     found = {key: state.arrays[name] for key, name in matched.names.items() if key in averages}
     if matched.unsure or not found:
         raise RestoreError(
-            f"{state.source} keeps averages of its weights, and "
-            + ("does not say whose each is: layers were frozen" if matched.unsure else "none of them fits the model")
-            + ": give the --model that the checkpoint was made with"
+            f"{state.source} holds averages of its weights, but "
+            + (
+                "not which weight each belongs to (layers were frozen)"
+                if matched.unsure
+                else "none of them fits the model"
+            )
+            + f": give the model that wrote the checkpoint with {option('model')}"
         )
     for key, (average, weight) in averages.items():
         array = found.get(key, np.array(keras.ops.convert_to_numpy(weight.value)))
         if tuple(average.shape) != array.shape:
-            raise RestoreError(f"{state.source}: the average of {weight.path} has the shape {_shape(array.shape)}")
+            raise RestoreError(
+                f"{state.source}: the average of {weight.path} has the shape {_shape(array.shape)}, expected "
+                f"{_shape(average.shape)}"
+            )
         average.assign(_unshared(_converted(array, average, str(weight.path))))
 
 
@@ -187,7 +197,7 @@ def restore_optimizer(model: keras.Model, state: TrainState) -> str:
         variable.assign(_unshared(_converted(state.arrays[name], variable, str(variable.path))))
     said = _begin_fresh(optimizer, state, {id(variable) for variable, _ in own}, matched)
     if matched.unsure:
-        said.insert(0, "layers are frozen, and Keras's file does not say whose its slots are")
+        said.insert(0, "layers are frozen, and Keras's file does not record which weights its slots belong to")
     return "; ".join(said)
 
 
@@ -278,5 +288,5 @@ def _summary(
         text += "; the loss scale starts fresh"
     lost = [row[0] for row in rows if row[3] in {MISSING, SHAPE}]
     if lost or unused:
-        text += f"; --partial: fresh {', '.join(lost) or 'nothing'}; unused {len(unused)}"
+        text += f"; {option('partial', True)}: fresh {', '.join(lost) or 'nothing'}; unused arrays {len(unused)}"
     return text

@@ -22,6 +22,7 @@ from kresume.models import (
     slot_forms,
 )
 from kresume.models.layouts import rules_of
+from kresume.spelling import option
 from kresume.values.state import SavedOptimizer, TrainState
 
 
@@ -42,8 +43,8 @@ def check_can_keep(state: TrainState, name: str) -> None:
     """
     if why := state.records.get("cannot_keep"):
         raise CheckpointError(
-            f"{state.source}: its optimizer's state cannot be kept: {why}; start one fresh with --optimizer "
-            f"{name.lower()}:reset"
+            f"{state.source}: its optimizer's state cannot be kept: {why}; start one fresh with "
+            f"{option('optimizer', f'{name.lower()}:reset')}"
         )
 
 
@@ -88,8 +89,9 @@ def name_optimizer(
     name = asked or (own.class_name if own is not None else None)
     if name is None:
         raise CheckpointError(
-            f"{state.source} does not name its optimizer: give --optimizer NAME (its state would fit: {fitting}), "
-            "compile the model in the function that --model names, or start it fresh with --optimizer adamw:reset"
+            f"{state.source} does not name its optimizer: give {option('optimizer', 'NAME')} (its state would fit: {fitting}), "
+            f"compile the model in the function of {option('model')}, or start it fresh with "
+            f"{option('optimizer', 'adamw:reset')}"
         )
     settings = dict(own.config or {}) if own is not None and own.class_name == name else None
     forms = evidence.forms(name, state, weights)
@@ -107,7 +109,8 @@ def name_optimizer(
         raise CheckpointError(
             f"{state.source} holds {stored.variables:,} optimizer variables, which are not those of {name}{compiled} for "
             f"{len(weights):,} trainable weights; its state would fit: {fitting}. If other layers were frozen when it was "
-            f"written, give the --model that freezes those, or start it fresh with --optimizer {name.lower()}:reset"
+            f"written, freeze them in the function of {option('model')}, or start it fresh with "
+            f"{option('optimizer', f'{name.lower()}:reset')}"
         )
     if settings is not None:
         return replace(stored, class_name=name, config=settings), ""
@@ -127,15 +130,15 @@ def _only_form(forms: Sequence[dict[str, Any]], name: str, source: str, accumula
             ", ".join(f"{key}={value}" for key, value in form.items()) or "its defaults" for form in forms
         )
         raise CheckpointError(
-            f"{source} fits {name} with {shown}, and does not say which: compile the model, with its optimizer, in the "
-            "function that --model names"
+            f"{source} fits {name} with {shown}, and does not record which: compile the model, with its optimizer, in the "
+            f"function of {option('model')}"
         )
     form = forms[0]
     if "gradient_accumulation_steps" not in form:
         return form
     if accumulate is None:
         raise UsageError(
-            f"{source} holds accumulated gradients and not how many batches make an update: give --accumulate N"
+            f"{source} holds accumulated gradients, but not the number of batches per update: give {option('accumulate')}"
         )
     return {**form, "gradient_accumulation_steps": accumulate}
 
@@ -192,8 +195,8 @@ def rate_as_saved(state: TrainState, saved: SavedOptimizer) -> Any:
         return keras.optimizers.schedules.deserialize(dict(found))
     except (TypeError, ValueError) as error:
         raise CheckpointError(
-            f"the schedule {found.get('class_name')} in {state.source} is not known to Keras: register it with --import "
-            "FILE.py"
+            f"the schedule {found.get('class_name')} in {state.source} is not known to Keras: register it with "
+            f"{option('import', 'FILE.py')}"
         ) from error
 
 

@@ -35,7 +35,7 @@ def build_once(model: keras.Model, size: tuple[int, int], what: str) -> None:
     if model.built:
         output_shape_of(model)
     else:
-        with as_model_error(f"{what}: the model is built on a batch of pictures of {size[0]}x{size[1]}"):
+        with as_model_error(f"{what}: building the model on a batch of {size[0]}x{size[1]} images"):
             model(keras.KerasTensor((1, *size, 3), "float32"))
 
 
@@ -52,9 +52,7 @@ def input_shape_of(model: keras.Model) -> Any:
     config: Mapping[str, Any] = model.get_build_config() or {}
     shape = config.get("input_shape", config.get("shapes_dict"))
     if shape is None:
-        raise ModelError(
-            f"the model {model.name} was never built, so nobody can tell what it takes: call it on one batch"
-        )
+        raise ModelError(f"the model {model.name} was never built, so its input shape is unknown: call it on one batch")
     if isinstance(shape, Mapping):
         return dict(shape)
     if any(isinstance(part, (list, tuple, Mapping)) for part in shape):
@@ -73,8 +71,8 @@ def output_shape_of(model: keras.Model) -> Any:
     shape = input_shape_of(model)
     if not isinstance(shape, tuple):
         raise ModelError(
-            f"the model {model.name} takes several inputs, of the shapes {shape}; kresume feeds it one picture"
+            f"the model {model.name} has several inputs, of the shapes {shape}; kresume supports one image input"
         )
-    with as_model_error(f"the model {model.name} fails on a batch of the shape {shape}"):
+    with as_model_error(f"calling the model {model.name} on a batch of the shape {shape}"):
         given = model(keras.KerasTensor((2, *shape[1:]), "float32"))
     return keras.tree.map_structure(lambda tensor: (None, *tensor.shape[1:]), given)

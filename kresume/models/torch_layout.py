@@ -56,7 +56,7 @@ class Conversion:
         """
         kind = value.get("as", default.kind if default else "same")
         if kind not in KINDS:
-            raise ValueError(f"as: {kind} is none of {', '.join(KINDS)}")
+            raise ValueError(f"as: {kind} is not one of {', '.join(KINDS)}")
         part = value.get("part", default.part if default else None)
         flatten = value.get("flatten", default.flatten if default else None)
         if flatten is not None:

@@ -27,6 +27,7 @@ from kresume.models import torch_rewritten
 from kresume.models.torch_layout import Conversion, convert
 from kresume.models.torch_order import in_order
 from kresume.models.torch_units import COUNTER, Module, Unit, keras_units, pair, torch_modules
+from kresume.spelling import option
 from kresume.storage import atomic
 from kresume.values.state import TrainState
 
@@ -224,9 +225,10 @@ def _uncertain(proposal: Proposal, source: str) -> tuple[str, list[tuple[str, ..
     ]
     label, _, others = proposal.unsure[0]
     return (
-        f"{source}: which array belongs to which layer is not certain for {len(rows):,} layers, the first is {label}, which "
-        f"{' and '.join(others[:2])} fit; nothing was restored: name the layers of --model as the modules are called "
-        f"({re.sub(r'[.]', '_', others[0])}), or write the mapping with --map-out FILE, correct it and give it with --map FILE",
+        f"{source}: it is uncertain which array belongs to which layer for {len(rows):,} layers, the first is {label}, which "
+        f"{' and '.join(others[:2])} fit; nothing was restored: name the layers in {option('model')} like the modules "
+        f"({re.sub(r'[.]', '_', others[0])}), or write the mapping with {option('map-out', 'FILE')}, correct it and give it "
+        f"with {option('map', 'FILE')}",
         rows,
     )
 
@@ -317,20 +319,20 @@ def _read_map(file: str, units: Sequence[Unit], arrays: Mapping[str, np.ndarray]
     """
     import yaml
 
-    path = Path(file)
+    path, given = Path(file), option("map", file)
     if not path.is_file():
-        raise UsageError(f"--map {file}: there is no such file")
+        raise UsageError(f"{given}: the file does not exist")
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"--map {file}: this is no YAML ({' '.join(str(error).split())})") from error
+        raise UsageError(f"{given}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(value, Mapping):
-        raise UsageError(f"--map {file}: expected entries such as `conv2d/kernel: {{from: features.0.weight}}`")
+        raise UsageError(f"{given}: expected entries such as `conv2d/kernel: {{from: features.0.weight}}`")
     wanted = {f"{unit.label}/{role}": (unit, role) for unit in units for role in unit.variables}
     conversions = {}
     for label, entry in value.items():
         if label not in wanted:
-            raise UsageError(f"--map {file}: the model has no {label}{_near(str(label), wanted)}")
+            raise UsageError(f"{given}: the model has no {label}{_near(str(label), wanted)}")
         unit, role = wanted[label]
         source, kind, part = unit.wants[role]
         default = Conversion(source, kind, part, None if role == "bias" else unit.flatten)
@@ -338,16 +340,16 @@ def _read_map(file: str, units: Sequence[Unit], arrays: Mapping[str, np.ndarray]
             conversion = Conversion.from_dict({"from": entry} if isinstance(entry, str) else entry, default)
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(
-                f"--map {file}: {label}: {error}: give from: NAME, and as:, part:, flatten: where needed"
+                f"{given}: {label}: {error}: give from: NAME, and as:, part:, flatten: where needed"
             ) from error
         if conversion.source not in arrays:
             raise UsageError(
-                f"--map {file}: {label}: the state dict has no {conversion.source}{_near(conversion.source, arrays)}"
+                f"{given}: {label}: the state dict has no {conversion.source}{_near(conversion.source, arrays)}"
             )
         shape, array = tuple(unit.variables[role].shape), arrays[conversion.source]
         if convert(array, conversion, shape) is None:
             raise UsageError(
-                f"--map {file}: {label} has the shape {shape}; {conversion.source} with the shape {tuple(array.shape)} does "
+                f"{given}: {label} has the shape {shape}; {conversion.source} with the shape {tuple(array.shape)} does "
                 f"not become that as {conversion.kind}"
             )
         conversions[str(label)] = conversion
@@ -363,9 +365,9 @@ def _write_map(path: Path, proposal: Proposal, source: str) -> None:
     import yaml
 
     others = {label: names for label, _, names in proposal.unsure}
-    lines = [f"# How {Path(source).name} fills the model; give it back with --map. Keys are the model's variables."]
+    lines = [f"# Where each variable of the model is in {Path(source).name}. Correct it and give it with --map."]
     for label, conversion in proposal.conversions.items():
         unsure = others.get(label.rpartition("/")[0])
         entry = yaml.safe_dump(conversion.as_dict(), default_flow_style=True, sort_keys=False, width=1000).strip()
-        lines.append(f"{label}: {entry}" + (f"  # not certain: {' or '.join(unsure)}" if unsure else ""))
+        lines.append(f"{label}: {entry}" + (f"  # uncertain: {' or '.join(unsure)}" if unsure else ""))
     atomic.write_text(path, "\n".join(lines) + "\n")

@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from kresume.spelling import option
+
 PARAMETRIZED = re.compile(r"(?:(.*)\.)?parametrizations\.([^.]+)\.(original\d*|\d+\..*)")
 """Names of the tensors from which `torch.nn.utils.parametrize` computes another; groups: module, name of that tensor."""
 RECURRENT = re.compile(r"(?:(.*)\.)?weight_hh(_l\d+(_reverse)?)?")
@@ -44,9 +46,9 @@ def explain(arrays: Iterable[str]) -> str:
     recurrent = [found.group(1) or "" for name in names if (found := RECURRENT.fullmatch(name))]
     if recurrent:
         return (
-            f"its module {recurrent[0] or 'at the top'} is recurrent (RNN, LSTM or GRU), and recurrent layers are not mapped "
-            "from PyTorch: their gates have another order in Keras. Fill the Keras model yourself (layer.set_weights) and "
-            "save it by model.save, then give that file"
+            f"its module {recurrent[0] or 'at the top'} is recurrent (RNN, LSTM or GRU); kresume does not map recurrent "
+            "layers from PyTorch, because their gates have another order in Keras. Set the weights of the Keras model yourself "
+            "(layer.set_weights), save it with model.save, and give that file"
         )
     return ""
 
@@ -61,7 +63,8 @@ def _kind(names: Iterable[str], module: str, tensor: str) -> str:
 
 def _to_remove(module: str, tensor: str, kind: str, call: str) -> str:
     return (
-        f"{tensor} of its module {module or 'at the top'} is computed by {kind}, and the file holds what it is computed from. "
-        f"Load it in PyTorch and remove that before saving, for each such module: {call}; then torch.save(model.state_dict(), "
-        "...). An optimizer's state does not fit any more then: start it fresh with --optimizer NAME:reset"
+        f"{tensor} of its module {module or 'at the top'} is computed by {kind}, and the file holds the tensors that it is "
+        f"computed from. Load the model in PyTorch and remove this before saving, for each such module: {call}; then "
+        "torch.save(model.state_dict(), ...). The optimizer's state does not fit after that: start it fresh with "
+        f"{option('optimizer', 'NAME:reset')}"
     )

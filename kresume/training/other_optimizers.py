@@ -78,7 +78,7 @@ def restore(model: keras.Model, facts: Sequence[Any] | None, arrays: Sequence[np
         if [tuple(variable.shape) for variable in optimizer.variables] != [array.shape for array in mine]:
             raise CheckpointError(
                 f"the variables of {optimizer.name} are not those of the backup: the code of the model changed since; restore "
-                "that code, or give another folder to begin again"
+                "that code, or give another folder to start again"
             )
         live_state.assign(optimizer.variables, mine)
     return []
