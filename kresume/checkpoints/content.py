@@ -60,7 +60,7 @@ def _members(file: Path, beginning: bytes) -> list[str]:
 
 
 def points_outside(member: str) -> bool:
-    """Returns True if a member of an archive would be unpacked outside the folder that is meant."""
+    """Returns True if a member of an archive would be unpacked outside the target folder."""
     parts = member.replace("\\", "/").split("/")
     return not parts[0] or ".." in parts or parts[0].endswith(":")
 

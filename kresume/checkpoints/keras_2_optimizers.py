@@ -91,7 +91,10 @@ def compile_config(training: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def decaying(rate: float, decay: float) -> dict[str, Any]:
-    """Returns Keras 3's schedule for Keras 2's `decay`, which divides the rate by 1 + decay x iterations."""
+    """Returns Keras 3's schedule for Keras 2's `decay`.
+
+    The decay divides the rate by 1 + decay x iterations.
+    """
     return {
         "module": "keras.optimizers.schedules",
         "class_name": "InverseTimeDecay",

@@ -146,7 +146,7 @@ def rate_of(
 
 
 def rate_from(configured: Any, stored: np.ndarray | None) -> SavedRate | None:
-    """Returns the rate of a config, a schedule or a number, and of the array that may hold it.
+    """Returns the rate that a config and the stored array give.
 
     Args:
         configured: `learning_rate` of the optimizer's config: a serialized schedule, or the rate passed to `compile`.

@@ -1,4 +1,4 @@
-"""Says, for each layout, what the names of its arrays mean: one entry per layout.
+"""Lists what the array names of each layout mean.
 
     names_of(state).weights(state)         # the names of the weights, without optimizer, metrics and seeds
 

@@ -101,7 +101,7 @@ def read(path: str) -> TrainState:
 
 @dataclass(frozen=True)
 class _Listed:
-    """What the attributes of a file list.
+    """The content of a file's attributes.
 
     Attributes:
         layers: `[layer, [array, ...]]` in the model's order; a layer without a name holds the model's own weights.

@@ -1,4 +1,4 @@
-"""Says, for each layout, how a checkpoint is matched with a live model: one entry per layout.
+"""Lists how checkpoints of each layout are matched with a live model.
 
     rules = rules_of(state)
     found = rules.match(model, optimizer, state, targets)      # found.names: id(variable) -> name of the array
@@ -32,7 +32,7 @@ from kresume.values.state import Layout, TrainState
 
 
 class Match(Protocol):
-    """Finds the array of each variable of a model and of its optimizer, if one is given."""
+    """Finds the array of each variable of a model, and of its optimizer if given."""
 
     def __call__(
         self,
@@ -63,7 +63,7 @@ class Convert(Protocol):
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the arrays of a layout show about an optimizer that the file does not name.
+    """Finds the class and settings of an optimizer that a file does not name, from its arrays.
 
     Attributes:
         trained_weights: returns the weights whose slots the file holds; empty if they are not needed.

@@ -247,7 +247,7 @@ def _edge(saved: GraphNode, attribute: str) -> int | None:
 
 
 def owned_by_optimizer(state: TrainState) -> set[str]:
-    """Returns the names of arrays that belong to the optimizer alone, by their node or their key."""
+    """Returns the names of the optimizer's arrays, found by their node or their key."""
     node = graph_optimizer.find_optimizer(state.graph)
     owned = graph_optimizer.owned(state.graph, node) if node is not None else set()
     by_node = {name for index in owned if (name := state.graph[index].array) is not None}

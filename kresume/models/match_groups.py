@@ -77,7 +77,10 @@ def match_optimizer(
 
 
 def unused(model: Any, optimizer: Any | None, state: TrainState, names: Mapping[int, str]) -> list[str]:
-    """Returns the unmatched arrays that should have a variable; a snapshot also holds metrics and random states."""
+    """Returns the unmatched arrays that should have a variable.
+
+    A snapshot also holds metrics and random states, which need none.
+    """
     left = match_slots.unmatched(state, names)
     if optimizer is not None and state.optimizer is not None and state.optimizer.loss_scale:
         superfluous = match_slots.superfluous(optimizer, state, arrays_of(state, "optimizer"))

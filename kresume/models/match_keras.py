@@ -156,7 +156,7 @@ def keras_names(model: keras.Model) -> list[tuple[Any, str]]:
 
 
 def _same_roles(model: Any, pairs: Sequence[tuple[Any, str]]) -> bool:
-    """Returns True if a kernel goes with a kernel, and a statistic with a statistic, in each pair."""
+    """Returns True if each pair has one role: a kernel and a kernel, a statistic and a statistic."""
     own = {id(variable): name for variable, name in keras_names(model)}
     return all(_role(own.get(id(variable), "")) == _role(name) for variable, name in pairs)
 

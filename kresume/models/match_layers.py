@@ -87,7 +87,10 @@ def unused(model: Any, optimizer: Any | None, state: TrainState, names: Mapping[
 
 
 def _optimizer_list(state: TrainState) -> list[str]:
-    """Returns the optimizer's arrays in order; empty for a file of Keras 2, which lists them by kind and weight."""
+    """Returns the optimizer's arrays in order.
+
+    Empty for a file of Keras 2, which lists them by kind and weight.
+    """
     return list(state.records.get("optimizer_order", ()))
 
 
@@ -210,5 +213,5 @@ def _ending(weight: str, names: Iterable[str]) -> str | None:
 
 
 def _same_roles(pairs: Sequence[tuple[Any, str]]) -> bool:
-    """Returns True if the variable and the array of each pair have the same name in their layers."""
+    """Returns True if variable and array have the same name in their layers, in each pair."""
     return all(str(variable.name) == name.partition(":")[0].rpartition("/")[2] for variable, name in pairs)

@@ -27,7 +27,7 @@ from kresume.values.state import SavedOptimizer, TrainState
 
 
 def describe_compiled(optimizer: Any | None) -> SavedOptimizer | None:
-    """Returns class and config of the optimizer that a user's function compiled; None if it compiled none."""
+    """Returns class and config of the optimizer that a user's function compiled, if any."""
     return optimizers.describe(optimizer) if optimizer is not None else None
 
 
@@ -157,7 +157,7 @@ def _assumed(name: str, form: Mapping[str, Any], given: Mapping[str, Any]) -> st
 
 
 def named_or_compiled(state: TrainState, compiled: Any | None) -> SavedOptimizer | None:
-    """Returns a checkpoint's optimizer if its class is known without asking, for a model that only predicts.
+    """Returns a checkpoint's optimizer if its class is known, for a model that only predicts.
 
     The class is the file's, else the compiled one.
 
@@ -208,7 +208,9 @@ def build_optimizer(
     weights: Sequence[Any] | None = None,
     portable: bool = False,
 ) -> Any:
-    """Builds a checkpoint's optimizer on a model, with as many variables as the file stores for it.
+    """Builds a checkpoint's optimizer on a model.
+
+    It has as many variables as the file stores for it.
 
     Args:
         model: built.

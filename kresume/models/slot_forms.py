@@ -228,7 +228,9 @@ def graph_classes(state: TrainState, weights: Sequence[np.ndarray] = ()) -> list
 
 
 def graph_forms(name: str, state: TrainState, weights: Sequence[np.ndarray] = ()) -> list[dict[str, Any]]:
-    """Returns the settings under which a class would have written an object graph; at most one form.
+    """Returns the settings under which a class would have written an object graph.
+
+    There is at most one form.
 
     Args:
         name: the class.
