@@ -240,7 +240,7 @@ def test_a_backup_of_an_earlier_version_says_what_begins_fresh():
 
     It holds no optimizers besides the compiled one.
     """
-    from kresume.training import other_optimizers
+    from kresume.drop_in import other_optimizers
 
     model = build()
     assert other_optimizers.restore(model, None, []) == []

@@ -3,7 +3,7 @@
 import pytest
 
 from kresume.errors import UsageError
-from kresume.training.loop.policy import Cadence, Retention, Since
+from kresume.training.snapshot_policy import Cadence, Retention, Since
 
 FREE = "when the disk is free"
 

@@ -614,7 +614,7 @@ def test_classes_that_a_script_kept_are_the_order_of_the_outputs(tmp_path, pictu
     assert "--classes" not in " ".join(describe(state).missing)
     from kresume.options.resolve import from_arguments
     from kresume.reporter import Reporter
-    from kresume.training.gather import decide_classes, list_sources
+    from kresume.training.plan.images import decide_classes, list_sources
     from kresume.training.plan.parent import Parent
 
     config = from_arguments(str(tmp_path / "a.pth"), {"data": [str(pictures / "old")]})

@@ -9,7 +9,7 @@ from kresume.checkpoints import snapshot
 from kresume.evaluation.score import flatten
 from kresume.storage import atomic
 from kresume.training.loop import session
-from kresume.training.loop.policy import Retention
+from kresume.training.snapshot_policy import Retention
 from tests.support import TINY, assert_same_bytes, lines_without_time, result_arrays, run_training, stopped_by, trained
 
 

@@ -23,12 +23,11 @@ from kresume.images.sources import list_images
 from kresume.options.resolve import from_arguments
 from kresume.reporter import Reporter
 from kresume.storage import atomic
-from kresume.training import changes, watch
-from kresume.training.loop import callbacks
+from kresume.training.loop import arrivals, callbacks, watch
 from kresume.training.loop.epochs import Passes
+from kresume.training.loop.watch import Watch
 from kresume.training.plan.amount import decide_amount
 from kresume.training.resume import train
-from kresume.training.watch import Watch
 from kresume.values.amount import Amount
 from kresume.values.decode_spec import DecodeSpec
 from tests.conftest import CLASSES, write_pictures
@@ -310,14 +309,14 @@ def test_what_vanished_is_named_once(watched):
 
 def arriving_before(monkeypatch, epochs):
     """Calls `epochs[k]()` just before the sources are scanned before epoch k (counted from 1)."""
-    real = changes.Changes.before_epoch
+    real = arrivals.Changes.before_epoch
 
     def before_epoch(self, done, manifest, poll):
         if done + 1 not in self._scans:
             epochs.get(done + 1, lambda: None)()
         return real(self, done, manifest, poll)
 
-    monkeypatch.setattr(changes.Changes, "before_epoch", before_epoch)
+    monkeypatch.setattr(arrivals.Changes, "before_epoch", before_epoch)
 
 
 @pytest.mark.parametrize(

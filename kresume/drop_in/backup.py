@@ -42,8 +42,8 @@ from kresume.storage import atomic
 from kresume.training.loop import callback_state
 from kresume.training.loop.callback_logs import CallbackLogs
 from kresume.training.loop.fit import build_from_spec
-from kresume.training.loop.policy import Retention
 from kresume.training.loop.writer import RunWriter, wait_for_writers
+from kresume.training.snapshot_policy import Retention
 
 
 class _Cut:

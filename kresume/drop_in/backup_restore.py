@@ -22,10 +22,10 @@ import keras
 
 from kresume.backend import fingerprint, live_state
 from kresume.checkpoints import snapshot
+from kresume.drop_in import other_optimizers
 from kresume.drop_in.fit_call import FitCall
 from kresume.drop_in.stream import Stream
 from kresume.errors import UsageError
-from kresume.training import other_optimizers
 from kresume.training.loop import callback_state
 from kresume.training.loop.fit import assign_state, groups_of
 from kresume.values.state import TrainState

@@ -21,8 +21,8 @@ import numpy as np
 
 from kresume.backend import fingerprint, live_state
 from kresume.checkpoints import snapshot
+from kresume.drop_in import other_optimizers
 from kresume.models import structure
-from kresume.training import other_optimizers
 from kresume.training.loop import callback_state
 
 

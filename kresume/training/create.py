@@ -16,9 +16,9 @@ from kresume.options.given import given, to_command
 from kresume.options.settings import settings_of
 from kresume.options.table import TrainConfig
 from kresume.storage import atomic, locations
-from kresume.training.gather import not_used
 from kresume.training.loop.progress import Progress
 from kresume.training.plan.draft import Draft
+from kresume.training.plan.images import not_used
 from kresume.training.start import Start
 from kresume.values.record import ParentRecord, PlanWords, RunRecord
 from kresume.version import __version__

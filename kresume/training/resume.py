@@ -25,9 +25,9 @@ from kresume.spelling import as_argument, spelled
 from kresume.training.adjust import Adjustment, adjust, rebuild
 from kresume.training.create import create_run
 from kresume.training.finish import TrainResult, finish
-from kresume.training.gather import came_since
 from kresume.training.plan.decide import decide, list_named, load_checkpoint, update_data
 from kresume.training.plan.draft import Draft
+from kresume.training.plan.images import came_since
 from kresume.training.start import start_or_continue
 
 

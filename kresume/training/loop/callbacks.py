@@ -20,10 +20,10 @@ import keras
 from kresume.backend import live_state
 from kresume.errors import Stopped, TrainingError
 from kresume.training.loop import callback_state
-from kresume.training.loop.policy import Cadence, Due, Since
 from kresume.training.loop.progress import Progress
 from kresume.training.loop.stop import StopRequest
 from kresume.training.loop.writer import RunWriter
+from kresume.training.snapshot_policy import Cadence, Due, Since
 
 LOSS_READ_SECONDS = 0.5
 

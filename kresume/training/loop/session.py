@@ -37,17 +37,17 @@ from kresume.reporter import Reporter
 from kresume.reports.sinks import Sink
 from kresume.reports.sinks.jsonl import JsonLines
 from kresume.storage import atomic
-from kresume.training.changes import Changes
+from kresume.training.loop.arrivals import Changes
 from kresume.training.loop.callbacks import Keeper, Resumption, Scorer
 from kresume.training.loop.epochs import Passes
 from kresume.training.loop.feed import Feed
 from kresume.training.loop.fit import assign_state, fit, groups_of
 from kresume.training.loop.lines import describe_line, epoch_line
-from kresume.training.loop.policy import Cadence, Retention
 from kresume.training.loop.progress import Progress
 from kresume.training.loop.stop import StopRequest
 from kresume.training.loop.watchers import monitor_of, narrator, watchers
 from kresume.training.loop.writer import RunWriter
+from kresume.training.snapshot_policy import Cadence, Retention
 from kresume.values.state import TrainState
 
 

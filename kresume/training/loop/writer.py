@@ -25,7 +25,7 @@ import numpy as np
 from kresume.checkpoints import snapshot
 from kresume.errors import CheckpointError, RunError
 from kresume.reports.sinks import Sink
-from kresume.training.loop.policy import Retention
+from kresume.training.snapshot_policy import Retention
 
 STALLED_SECONDS = 60.0
 

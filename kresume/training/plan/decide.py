@@ -30,8 +30,11 @@ from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
 from kresume.runs import Run
 from kresume.spelling import as_argument, spelled
-from kresume.training.feeding import PROBE_IMAGES, decide_feeding
-from kresume.training.gather import (
+from kresume.training.plan.amount import check_monitor, decide_amount
+from kresume.training.plan.describe import describe
+from kresume.training.plan.draft import Data, Draft, Loaded
+from kresume.training.plan.feeding import PROBE_IMAGES, decide_feeding
+from kresume.training.plan.images import (
     Gathered,
     check_outputs,
     check_sources,
@@ -40,10 +43,6 @@ from kresume.training.gather import (
     gather,
     list_sources,
 )
-from kresume.training.loop.policy import Cadence
-from kresume.training.plan.amount import check_monitor, decide_amount
-from kresume.training.plan.describe import describe
-from kresume.training.plan.draft import Data, Draft, Loaded
 from kresume.training.plan.parent import (
     Live,
     Parent,
@@ -56,6 +55,7 @@ from kresume.training.plan.pixels import decode_spec
 from kresume.training.plan.plan import Plan
 from kresume.training.plan.rate import decide_rate, look_ahead
 from kresume.training.plan.torch_mapping import check_filled_in
+from kresume.training.snapshot_policy import Cadence
 from kresume.training.start import Start, start_or_continue
 from kresume.values.amount import Amount
 from kresume.values.card import Card

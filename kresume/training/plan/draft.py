@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from kresume.images.collect import Sources
 from kresume.images.reader import PictureReader
-from kresume.training.feeding import Feeding
-from kresume.training.gather import Gathered
+from kresume.training.plan.feeding import Feeding
+from kresume.training.plan.images import Gathered
 from kresume.training.plan.parent import Live, Parent
 from kresume.training.plan.plan import Plan
 from kresume.values.card import Card

@@ -16,8 +16,8 @@ from kresume.errors import UsageError
 from kresume.options.given import to_command
 from kresume.options.table import TrainConfig
 from kresume.spelling import option
-from kresume.training.gather import Gathered
 from kresume.training.plan.amount import HUGE_ADDITION, describe_batch_change
+from kresume.training.plan.images import Gathered
 from kresume.training.plan.parent import Parent
 from kresume.values.amount import Amount
 from kresume.values.rate import RatePlan

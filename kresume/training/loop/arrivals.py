@@ -28,7 +28,7 @@ from kresume.images.reader import PictureReader
 from kresume.images.scans import Scan
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
-from kresume.training.watch import Watch
+from kresume.training.loop.watch import Watch
 from kresume.values.card import Card
 from kresume.values.decode_spec import DecodeSpec
 

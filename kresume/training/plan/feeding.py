@@ -30,7 +30,7 @@ from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
 from kresume.spelling import option
 from kresume.storage.locations import read_range
-from kresume.training.label_order import check_order
+from kresume.training.plan.label_order import check_order
 from kresume.training.plan.torch_mapping import verify_mapping
 from kresume.values.card import Card
 from kresume.values.decode_spec import DecodeSpec
