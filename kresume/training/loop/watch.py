@@ -31,6 +31,7 @@ from kresume.images.sources.records import parse_features
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
 from kresume.storage import locations
+from kresume.training.plan.images import val_split_of
 from kresume.values.decode_spec import DecodeSpec
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ class Watch:
             fresh[0],
             fresh[1],
             classes=self._classes,
-            val_split=images.val_split_of(self._config),
+            val_split=val_split_of(self._config),
             generation=self._generation,
             drop=self._dropped | corrections.hashes_in(self._drop, None, *fresh)[0],
             fills=False,
