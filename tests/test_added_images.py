@@ -125,7 +125,7 @@ def test_a_bare_file_of_ours_explains_itself(parent, tmp_path, pictures):
     bare = parent / "model.keras"
     with pytest.raises(UsageError, match="has no record of its images"):
         run_training(str(bare), out=str(tmp_path / "a"))
-    with pytest.raises(ImagesError, match=r"only new images .*--data OLD.*--from RUN"):
+    with pytest.raises(ImagesError, match=r"only new ones were given.*--data OLD.*--from RUN"):
         run_training(str(bare), add=[str(pictures / "new")], out=str(tmp_path / "a"))
     result = run_training(
         str(bare),

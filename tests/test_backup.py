@@ -245,7 +245,7 @@ def test_a_backup_of_an_earlier_version_says_what_begins_fresh():
     model = build()
     assert other_optimizers.restore(model, None, []) == []
     model.another = keras.optimizers.SGD(0.1, momentum=0.9)
-    assert "begin fresh" in other_optimizers.restore(model, None, [])[0]
+    assert "start fresh" in other_optimizers.restore(model, None, [])[0]
     model.layers[0].trainable = False  # frozen as a GAN's discriminator is while the generator trains
     frozen = model.layers[0].variables
     model.another.build(frozen)

@@ -377,7 +377,7 @@ def test_csv_lines_survive_the_file_and_others_lines_stay(model, tmp_path, capfd
         file.write(b"7,mine,NA\r\n")
     drive(model, tmp_path / "c", [logger()])
     assert b"7,mine,NA\r\n" in log.read_bytes()
-    assert "was changed since the backup by someone else" in capfd.readouterr().err
+    assert "was changed by another program since the backup" in capfd.readouterr().err
 
 
 def scalars(folder):

@@ -86,7 +86,7 @@ def test_every_file_that_makes_a_dataset_turns_the_autotuner_off(request):
     sources = Path(request.config.rootpath, "kresume").rglob("*.py")
     texts = {path.name: path.read_text(encoding="utf-8") for path in sources}
     makers = {name for name, text in texts.items() if "tf.data.Dataset." in text or "tf.data.TFRecordDataset(" in text}
-    assert {"pipeline.py", "stream.py", "dataset.py", "graph.py"} <= makers
+    assert {"pipeline.py", "stream.py", "image_dataset.py", "graph.py"} <= makers
     off = ("without_autotuner(", "autotune.enabled = False")
     assert [name for name in makers if not any(word in texts[name] for word in off)] == []
 

@@ -172,7 +172,7 @@ def test_two_that_fit_alike_are_named_and_no_third(painted, quiet, tmp_path):
         model.train_on_batch(pictures / np.float32(255), labels)
     model.save(tmp_path / "m.keras")
     with pytest.raises(
-        CheckpointError, match=r"two pixel conventions fit .* \(0-\S+ gives [^;]*; 0-\S+ gives [^;]*\): say"
+        CheckpointError, match=r"two pixel conventions fit .* \(0-\S+ gives [^;]*; 0-\S+ gives [^;]*\): give"
     ):
         plan_of(tmp_path / "m.keras", painted, quiet)
 
@@ -255,7 +255,7 @@ def test_eval_and_a_given_order_say_which_one_fits(trained, painted, quiet):
     path = trained("0-255", order, front=_rescaling())
     found = evaluate(path, painted, cache="off", reporter=quiet)
     assert re.search(
-        r"reading output 1 as 'rust', 3 as 'fire' is right on .* --classes coal,rust,ink,fire,sky$", found.note
+        r"reading output 1 as 'rust', 3 as 'fire' is right on .* classes='coal,rust,ink,fire,sky'$", found.note
     )
     assert found.as_dict()["note"] == found.note
     assert evaluate(path, painted, cache="off", reporter=quiet, classes=order).note == ""

@@ -326,7 +326,7 @@ def test_shards_are_read_like_one_file(script, tmp_path):
     assert len(shards) > 1
     assert_same_bytes(one, dict(read_checkpoint(tmp_path / "many").arrays))  # the only checkpoint of the folder
     shards[-1].unlink()
-    with pytest.raises(CheckpointError, match=rf"its shard {shards[-1].name} is missing"):
+    with pytest.raises(CheckpointError, match=rf"the shard {shards[-1].name} is missing"):
         read_checkpoint(tmp_path / "many" / "m.weights.json")
     shutil.copy(shards[0], shards[-1])
     with pytest.raises(CheckpointError, match="is in two shards"):

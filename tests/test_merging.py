@@ -322,7 +322,7 @@ def test_images_that_are_gone_end_as_asked(pictures, tmp_path, quiet):
         corrections.without_missing(table, cache, "error", "runs/1", ())
     dropped, notes = corrections.without_missing(table, cache, "drop", "runs/1", ())
     assert len(dropped) == 23
-    assert "forgotten" in notes[0]
+    assert "were dropped" in notes[0]
     kept, notes = corrections.without_missing(table, cache, "cache", "runs/1", ())
     assert kept.digest() == table.digest()
     assert "from the cache" in notes[0]
@@ -360,7 +360,7 @@ def test_dropped_images_leave_the_manifest_and_the_cache(pictures, tmp_path, qui
         assert (found < 0).sum() == 2
         assert each.read(found[found >= 0]).tobytes() == before[found >= 0].tobytes()
     (tmp_path / "empty").write_text("")
-    with pytest.raises(UsageError, match="it is empty"):
+    with pytest.raises(UsageError, match="the file is empty"):
         corrections.read_drop(str(tmp_path / "empty"))
 
 

@@ -77,7 +77,7 @@ def test_keep_carries_the_checkpoints_schedule():
         ({"schedule": "kosine"}, "use one of keep"),
         ({"saved": None, "lr_scale": 0.1}, "there is none"),
         ({"saved": None, "schedule": "keep"}, "give --lr"),
-        ({"saved": SCHEDULE, "schedule": "keep", "lr": 1e-3}, "drop it or --lr"),
+        ({"saved": SCHEDULE, "schedule": "keep", "lr": 1e-3}, "leave it out, or --lr"),
         ({"warmup_steps": 800}, "has 800 steps"),
         ({"schedule": "plateau", "warmup_steps": 10}, "cannot be combined with it"),
         ({"saved": SavedRate(1e-6, "float")}, "probably decayed"),

@@ -240,7 +240,7 @@ def test_a_list_names_what_is_gone_and_says_sides(tmp_path, quiet):
             "expected the columns `path` and `label`, found 'file', 'label': rename file to path",
         ),
         ("a.csv", "path;label\nx.png;a\n", "separate the columns by commas"),
-        ("a.jsonl", "{\n", "line 1 is no JSON"),
+        ("a.jsonl", "{\n", "line 1 is not valid JSON"),
         ("a.jsonl", "[1]\n", "expected an object"),
         ("a.csv", "path,label\nx.png,a\n", "lists no file that exists"),
         ("a.csv", "path,label,split\nx.png,a,maybe\n", "use train, val or test"),
@@ -271,7 +271,9 @@ def test_features_of_another_name_can_be_named(tmp_path, quiet):
     """--feature encoded=NAME names another feature; without it the error lists the features."""
     write_pictures(tmp_path, 1, 0)
     write_records(tmp_path / "r.tfrecord", files_of(tmp_path), encoded="picture")
-    with pytest.raises(ImagesError, match="it has image/class/label, image/class/text, image/height, picture"):
+    with pytest.raises(
+        ImagesError, match="its features are image/class/label, image/class/text, image/height, picture"
+    ):
         list_images([tmp_path / "r.tfrecord"], quiet)
     assert len(list_images([tmp_path / "r.tfrecord"], quiet, parse_features(("encoded=picture",))).files) == 3
     with pytest.raises(UsageError, match="encoded=NAME, label=NAME or text=NAME"):
@@ -353,7 +355,7 @@ def test_a_film_in_a_class_folder_is_not_read(tmp_path, quiet, monkeypatch):
     (tmp_path / "a" / "film.mp4").write_bytes(b"\0" * 2000)
     prepared = prepare(list_images([tmp_path], quiet).files, SPEC, None, quiet)
     assert [os.path.basename(row.path) for row in prepared.quarantine] == ["film.mp4"] or len(prepared.quarantine) == 2
-    assert any("limit for one picture" in row.reason for row in prepared.quarantine)
+    assert any("limit for one image" in row.reason for row in prepared.quarantine)
 
 
 @pytest.mark.one_backend
@@ -403,7 +405,7 @@ def test_a_run_trains_on_any_kind_and_remembers_it(tmp_path, quiet):
     (tmp_path / "moved").mkdir()
     os.rename(archive, tmp_path / "moved" / "old.tar")
     arguments = {"add": [str(make_csv(tmp_path / "new", "list.csv"))], "epochs": 1}
-    with pytest.raises(ImagesError, match=r"are gone.*--remap OLD=NEW"):
+    with pytest.raises(ImagesError, match=r"are missing.*--remap OLD=NEW"):
         run_training(str(tmp_path / "1"), out=str(tmp_path / "2"), **arguments)
     run_training(
         str(tmp_path / "1"), out=str(tmp_path / "2"), remap=[f"{tmp_path / 'old'}={tmp_path / 'moved'}"], **arguments

@@ -124,7 +124,7 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path, pictures):
     from kresume.errors import RunError
 
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(RunError, match=r"a run cannot be created at .*give another place with --out"):
+    with pytest.raises(RunError, match=r"a run cannot be created at .*give another folder with --out"):
         run_training(out=str(tmp_path / "file" / "run"), data=[str(pictures / "old")], **TINY)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

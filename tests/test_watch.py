@@ -508,7 +508,7 @@ def test_a_file_that_broke_leaves_at_the_next_epoch(monkeypatch, tmp_path):
         train(from_arguments(None, {"out": out, "snapshot_every": "1", **arguments}), reporter)
     whole = tmp_path / "run"
     assert [path.name for path in (whole / "images").iterdir()] == ["epoch-0003.parquet"]
-    assert any("the next image of the order stands in" in text for text in reporter.told)
+    assert any("the next image of the order replaces it" in text for text in reporter.told)
     assert any(
         f"before epoch 3: 1 that can no longer be read were removed, the first is {gone[0]}" in text
         for text in reporter.told

@@ -195,10 +195,10 @@ def read_range(path: str, offset: int = 0, length: int = -1, coding: str = "") -
             # Check the size first: reading up to the limit would allocate the limit for every small file.
             size = stat(path).st_size if is_remote(path) else os.fstat(file.fileno()).st_size
             if size > MAX_FILE_BYTES:
-                raise ImagesError(f"larger than {MAX_FILE_BYTES // 2**20} MB, the limit for one picture")
+                raise ImagesError(f"larger than {MAX_FILE_BYTES // 2**20} MB, the limit for one image")
             return file.read()
         if length > MAX_FILE_BYTES:
-            raise ImagesError(f"{length:,} bytes, more than {MAX_FILE_BYTES // 2**20} MB, the limit for one picture")
+            raise ImagesError(f"{length:,} bytes, more than {MAX_FILE_BYTES // 2**20} MB, the limit for one image")
         file.seek(offset)
         data = file.read(length)
     if len(data) != length:
@@ -218,7 +218,7 @@ def inflate(data: bytes) -> bytes:
     except zlib.error as error:
         raise ImagesError(f"its packed bytes are damaged ({error})") from error
     if unpacker.unconsumed_tail:
-        raise ImagesError(f"it unpacks to more than {MAX_FILE_BYTES // 2**20} MB, the limit for one picture")
+        raise ImagesError(f"it unpacks to more than {MAX_FILE_BYTES // 2**20} MB, the limit for one image")
     if not unpacker.eof:
         raise ImagesError("its packed bytes end too early")
     return result
