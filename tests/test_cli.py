@@ -10,8 +10,6 @@ from kresume import cli
 from kresume.errors import UsageError
 from kresume.options import given, lookup, resolve, settings, table
 
-pytestmark = pytest.mark.one_backend
-
 
 def run(*arguments):
     """Runs a command line in this process and returns its exit code."""
@@ -29,6 +27,7 @@ def refused(capsys, code, *arguments):
     return error[0]
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize("command", sorted(cli.cli.commands))
 def test_every_command_teaches(capsys, command):
     """Every command has help with an example."""
@@ -38,6 +37,7 @@ def test_every_command_teaches(capsys, command):
     assert len(out.splitlines()) > 5
 
 
+@pytest.mark.one_backend
 def test_help_shows_the_daily_options_and_help_all_every_one(capsys):
     """--help shows a dozen common options; --help-all shows every option, grouped."""
     run("train", "--help")
@@ -51,6 +51,7 @@ def test_help_shows_the_daily_options_and_help_all_every_one(capsys):
     assert len(daily) < 16
 
 
+@pytest.mark.one_backend
 def test_help_and_usage_errors_import_nothing_heavy():
     """Help and usage errors import no framework, so that they appear at once."""
     script = (
@@ -128,6 +129,7 @@ def test_a_mistake_is_one_line_with_the_way_on(workplace, capsys, arguments, cod
     assert sorted(path.name for path in workplace.iterdir()) == before
 
 
+@pytest.mark.one_backend
 def test_ctrl_c_before_training_is_exit_130(capsys, monkeypatch):
     """Ctrl-C before training exits with 130 and prints no traceback."""
     from kresume.reports import lineage
@@ -139,6 +141,7 @@ def test_ctrl_c_before_training_is_exit_130(capsys, monkeypatch):
     assert "Ctrl-C" in refused(capsys, 130, "log")
 
 
+@pytest.mark.one_backend
 def test_flags_win_over_set_which_wins_over_the_file(tmp_path):
     """Flags win over --set, which wins over the file."""
     (tmp_path / "story.yaml").write_text("lr: 1e-4\nepochs: 3\nadd: inbox/\nbatch-size: 8\n")
@@ -146,12 +149,14 @@ def test_flags_win_over_set_which_wins_over_the_file(tmp_path):
     assert given.given(made) == {"lr": 1e-4, "epochs": 5, "add": ["inbox/"], "batch_size": 16}
 
 
+@pytest.mark.one_backend
 def test_a_command_can_be_written_down():
     """`to_command` returns the command line that a shell needs."""
     made = resolve.from_arguments("runs/1 a", {"add": ["x", "y"], "lr": 1e-4, "or_new": True})
     assert given.to_command(made) == "kresume train --from 'runs/1 a' --or-new --add x --add y --lr 0.0001"
 
 
+@pytest.mark.one_backend
 def test_pythons_keywords_are_checked_like_flags():
     """A typo in a keyword argument is an error that names the nearest option."""
     with pytest.raises(UsageError, match="did you mean epochs"):
@@ -161,6 +166,7 @@ def test_pythons_keywords_are_checked_like_flags():
     assert resolve.from_arguments(None, {"classes": ["a", "b"], "image_size": (3, 4)}).classes == "a,b"
 
 
+@pytest.mark.one_backend
 def test_every_story_in_configs_is_valid(request):
     """The YAML files in configs/ parse, and their headers give the command."""
     stories = sorted((request.config.rootpath / "configs").glob("*.yaml"))
@@ -171,6 +177,7 @@ def test_every_story_in_configs_is_valid(request):
     json.dumps([given.given(resolve.resolve({}, str(story))) for story in stories])
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize("command", ["eval", "inspect"])
 def test_an_option_of_another_command_is_called_that(capsys, command):
     """An option of another command is named as such.
@@ -182,6 +189,7 @@ def test_an_option_of_another_command_is_called_that(capsys, command):
     assert "kresume train" in error
 
 
+@pytest.mark.one_backend
 def test_defaults_are_written_down_once():
     """An option's help states its default if `settings` has a single value for it, else not."""
     from dataclasses import fields
@@ -197,6 +205,7 @@ def test_defaults_are_written_down_once():
     assert settings.settings_of(resolve.resolve({"batch_size": 8})).batch_size == 8
 
 
+@pytest.mark.one_backend
 def test_every_default_is_a_value_that_its_option_takes():
     """A default passes the checks of the command line: type, range and form."""
     from dataclasses import asdict

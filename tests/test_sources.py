@@ -539,7 +539,6 @@ def test_a_packed_archive_that_is_damaged_later_is_a_broken_picture_not_a_crash(
     assert any("can no longer be decompressed" in reason for reason in broken.values())
 
 
-@pytest.mark.one_backend
 def test_a_packed_archive_needs_the_cache_and_strict_needs_every_file(tmp_path, quiet):
     """--cache off with .tar.gz is refused before training; --strict-images makes a broken file an error."""
     write_pictures(tmp_path / "old", 4, 0)

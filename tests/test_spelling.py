@@ -7,8 +7,6 @@ from kresume import cli
 from kresume.errors import UsageError
 from kresume.spelling import as_argument, as_flag, option, spelled
 
-pytestmark = pytest.mark.one_backend
-
 
 @pytest.mark.parametrize(
     ("name", "value", "flag", "argument"),
