@@ -253,7 +253,8 @@ def _manifest(
     labelled: bool,
 ) -> Manifest:
     given = _paths(directory)
-    sources = list_sources(reporter, data=given, add=_paths(add), follow_links=follow_links, with_classes=labelled)
+    more = _paths(add) if add else None
+    sources = list_sources(reporter, data=given, add=more, follow_links=follow_links, with_classes=labelled)
     if class_names:
         sources = replace(
             sources,
