@@ -117,7 +117,7 @@ def examine(path: Path, samples: Samples, pixels: str | None = None) -> Old:
             candidate = best if other.input.kind == "values" else other.input.kind
             if _are_logits(_answers(folder, other, order, samples, (candidate,))[0], folder) != logits:
                 raise ExportError(
-                    f"{REFUSAL} {folder}: {asked.name} and {other.name} give different scores, logits and probabilities"
+                    f"{REFUSAL} {folder}: {asked.name} and {other.name} give different scores: logits and probabilities"
                 )
     _check_answers(
         folder, probe, images, named=named is not None, wanted=numbers and pixels is None, candidates=len(candidates)
