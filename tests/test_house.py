@@ -1,6 +1,7 @@
-"""Tests the package: layers hold, docs are true, it is typed and light to import."""
+"""Tests the package: docs are true, it is light to import, its words and lengths stay within limits."""
 
 import argparse
+import ast
 import importlib.util
 import re
 import subprocess
@@ -53,6 +54,77 @@ def test_the_reading_order_names_files_that_are_there(request):
     named = re.findall(r"`(kresume/[a-z_0-9/]+\.py)`", (root / "CONTRIBUTING.md").read_text())
     assert len(named) > 3
     assert [path for path in named if not (root / path).is_file()] == []
+
+
+LONGEST_FILE, LONGEST_BODY, LONGEST_FIRST_LINE = 400, 60, 100
+LONGER: dict[str, str] = {}
+"""Files, and functions as `file.py:function`, that are longer, each with the reason."""
+NO_VERB = ("What", "Whether", "Whoever")
+
+
+def first_lines(source):
+    """Returns the first line of every docstring, by the name of what it documents; the module's name is empty."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    found = [(node, ast.get_docstring(node)) for node in ast.walk(ast.parse(source)) if isinstance(node, documented)]
+    return [(getattr(node, "name", ""), text.splitlines()[0]) for node, text in found if text]
+
+
+def body_lengths(source):
+    """Returns the number of lines of every function's body, without its docstring, blank lines and comments."""
+    lines, found = source.splitlines(), {}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            body = node.body[ast.get_docstring(node) is not None :]
+            start = min(
+                (inner.lineno for each in body[:1] for inner in ast.walk(each) if hasattr(inner, "lineno")), default=0
+            )
+            code = [line.strip() for line in lines[start - 1 : node.end_lineno]] if body else []
+            found[node.name] = max(found.get(node.name, 0), sum(bool(line) and line[0] != "#" for line in code))
+    return found
+
+
+def too_long(name, source):
+    """Returns the file and its functions that exceed the limits, as `LONGER` names them."""
+    files = [name] if len(source.splitlines()) > LONGEST_FILE else []
+    return files + [f"{name}:{each}" for each, length in body_lengths(source).items() if length > LONGEST_BODY]
+
+
+def unclear(source):
+    """Returns the first lines of docstrings that do not begin with a verb or are too long."""
+    return [
+        (name, line)
+        for name, line in first_lines(source)
+        if line.split()[0] in NO_VERB or len(line) > LONGEST_FIRST_LINE
+    ]
+
+
+@pytest.fixture(scope="module")
+def sources(request):
+    """Returns the package's source files by their path below the repository."""
+    root = request.config.rootpath
+    return {str(path.relative_to(root)): path.read_text() for path in sorted((root / "kresume").rglob("*.py"))}
+
+
+def test_every_docstring_begins_with_a_verb_in_one_short_line(sources):
+    """No docstring begins with "What", "Whether" or "Whoever"; first lines have at most 100 characters."""
+    assert {path: lines for path, source in sources.items() if (lines := unclear(source))} == {}
+
+
+def test_no_file_and_no_function_is_long(sources):
+    """No file has more than 400 lines and no function body more than 60, apart from named ones with a reason."""
+    found = [each for path, source in sources.items() for each in too_long(path, source)]
+    assert sorted(found) == sorted(LONGER)
+
+
+def test_a_long_or_unclear_file_is_noticed():
+    """The checks above can fail."""
+    body = "\n".join(["    x = 1"] * 61)
+    assert too_long("a.py", f'def f():\n    """Adds."""\n\n    # why\n{body}\n') == ["a.py:f"]
+    assert too_long("a.py", f'def f():\n    """Adds."""\n{body[10:]}\n') == []
+    assert too_long("a.py", "x = 1\n" * 401) == ["a.py"]
+    wrong = '"""What it is."""\n\ndef f():\n    """Whether it is."""\n\nclass A:\n    """%s"""\n' % ("a" * 101)
+    assert {name for name, _ in unclear(wrong)} == {"", "f", "A"}
+    assert unclear('"""Adds numbers.\n\nWhat it adds."""\n') == []
 
 
 BENCHES = ("export", "images", "job", "near", "overhead", "readers", "restart", "snapshot")
