@@ -478,8 +478,12 @@ def test_trained_under_one_backend_extended_under_the_other(parent, tmp_path, pi
     assert int(table["optimizer/vars/0"]) == record["parent"]["step"] + record["result"]["step"]
 
 
-def test_sigkill_in_the_middle_and_the_same_command_again(tmp_path, pictures):
-    """A process killed by SIGKILL continues by the same command to the bytes of an undisturbed one."""
+def test_sigkill_in_the_middle_and_the_same_command_again(tmp_path, pictures, monkeypatch):
+    """A process killed by SIGKILL continues by the same command to the bytes of an undisturbed one.
+
+    JAX compiles anew in each process here: other tests share what it compiled.
+    """
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")
     arguments = [
         "train",
         "--data",
