@@ -118,23 +118,27 @@ def test_the_examples_of_the_python_page(workplace):
     assert tries > 20
 
 
+@pytest.mark.one_backend
 def test_the_python_page_names_the_whole_facade():
     """A public name that came without its documentation fails here."""
     page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
     assert [name for name in kresume.__all__ if not re.search(rf"`(kresume\.)?{name}\b", page)] == []
 
 
+@pytest.mark.one_backend
 def test_the_readme_is_short():
     """A reader sees the whole of it; the rest has pages of its own."""
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= LONGEST_README
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.one_backend
 def test_every_link_leads_somewhere(page):
     """Files and headings that relative links name exist."""
     assert broken_links(page.read_text(encoding="utf-8"), page.parent) == []
 
 
+@pytest.mark.one_backend
 def test_every_page_is_reached_from_the_readme():
     """A page that nobody links to is never read."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -142,6 +146,7 @@ def test_every_page_is_reached_from_the_readme():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.one_backend
 def test_python_blocks_use_what_exists(page):
     """They compile, and what they take from the package is public."""
     for language, block, _ in blocks(page.read_text(encoding="utf-8")):
@@ -153,12 +158,14 @@ def test_python_blocks_use_what_exists(page):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name not in OTHER_FLAGS], ids=lambda page: page.name)
+@pytest.mark.one_backend
 def test_every_option_exists(page):
     """An option that a page names is one of a command."""
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", page.read_text(encoding="utf-8")))
     assert sorted(named - known_flags()) == []
 
 
+@pytest.mark.one_backend
 def test_a_wrong_page_is_noticed(tmp_path):
     """The checks above can fail."""
     (tmp_path / "page.md").write_text("# A title, and more\n")
