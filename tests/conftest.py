@@ -14,7 +14,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 import pytest
 
-from kresume.exports import elsewhere
+from kresume.exports import tensorflow_process
 from kresume.reporter import Reporter
 from kresume.runtimes import process
 from tests.warm import Processes
@@ -111,7 +111,7 @@ def warm_processes():
     """Answers the processes of exports and runtimes in processes that stay: see `tests/warm.py`."""
     warm = Processes()
     with pytest.MonkeyPatch.context() as patch:
-        for module in (process, elsewhere):
+        for module in (process, tensorflow_process):
             patch.setattr(module, "subprocess", warm)
         yield
     warm.close()
@@ -121,7 +121,7 @@ def warm_processes():
 def fresh_processes(request, monkeypatch):
     """Starts a new process for each request in a test marked `fresh_processes`, as users do."""
     if request.node.get_closest_marker("fresh_processes") is not None:
-        for module in (process, elsewhere):
+        for module in (process, tensorflow_process):
             monkeypatch.setattr(module, "subprocess", subprocess)
 
 

@@ -38,8 +38,8 @@ from tests.support import (
 
 # After one step, with an epoch's scoring pending, between epochs, in the middle of the second, and at the end.
 TELLING = (1, 4, 5, -3, -1)
-# After one step or call, at the end of an epoch, in the middle of the last, and with its scoring pending.
-FOUR = (1, 5, -3, -2)
+# After one step or call, with an epoch's scoring pending, in the middle of the last epoch, and with its scoring pending.
+FOUR = (1, 4, -3, -2)
 
 
 def test_a_run_killed_after_any_step_ends_with_the_same_bits(tmp_path, pictures):
