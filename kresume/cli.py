@@ -91,7 +91,7 @@ def plan(file: str | None, sets: Sequence[str], as_json: bool, **flags: Any) -> 
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def inspect(checkpoint: str, write_model: str | None, as_json: bool) -> None:
-    """Show what a checkpoint holds: format, layers, optimizer, step, rate, classes, and which options resuming it needs.
+    """Show what a checkpoint holds and which options resuming it needs.
 
     \b
     kresume inspect runs/1-signs
@@ -187,7 +187,7 @@ def evaluate(
 def export(
     checkpoint: str, directory: str, image_size: str | None, classes: str | None, as_json: bool, **options: Any
 ) -> int:
-    """Export a run or a checkpoint, and verify it: an export that differs from the model does not appear at DIR.
+    """Export a run or a checkpoint, verified: one that differs from the model is not written to DIR.
 
     \b
     kresume export runs/2-signs serving/signs                       the next version for TensorFlow Serving
@@ -244,7 +244,7 @@ def scan(paths: Sequence[str], out: str, feature: Sequence[str], cache: str | No
 def check(
     paths: Sequence[str], val: Sequence[str], run: str | None, feature: Sequence[str], cache: str | None, as_json: bool
 ) -> int:
-    """Report duplicates, conflicts, leaks, near-duplicates and unusable files. The exit code is 1 if there is a problem.
+    """Report duplicates, conflicts, leaks and unusable files. The exit code is 1 if there is any.
 
     \b
     kresume data check new/ --from runs/1-signs
@@ -282,7 +282,7 @@ def check(
 def show(
     paths: Sequence[str], sheet: str | None, feature: Sequence[str], cache: str | None, as_json: bool, **options: Any
 ) -> None:
-    """Count images per class, origin and split; show sizes, formats, imbalance. --sheet draws what training may see.
+    """Count images per class, origin and split; show sizes, formats and imbalance.
 
     \b
     kresume data show runs/2-signs

@@ -95,7 +95,7 @@ class Run:
         return self.record.best.step if self.record.best else None
 
     def parent_path(self) -> Path | None:
-        """Returns the parent's path when the run was made, resolved against the run's folder; None without a parent."""
+        """Returns the parent's path, resolved against the run's folder; None without a parent."""
         parent = self.record.parent
         return Path(os.path.normpath(self.path / parent.path)) if parent else None
 
@@ -142,7 +142,7 @@ def open_run(path: str | Path) -> Run:
 
 
 def list_runs(folder: str | Path) -> list[Run]:
-    """Lists the runs directly in `folder`, oldest first: by time of creation, then by the number in the name.
+    """Lists the runs directly in `folder`, oldest first, by time of creation and number.
 
     Runs that `--overwrite` moved aside are not listed.
     """

@@ -1,1 +1,1 @@
-"""The differences between TensorFlow and JAX: choosing one, its live arrays, what equal bytes depend on."""
+"""Holds the differences between TensorFlow and JAX: selection, live arrays, fingerprint."""

@@ -69,7 +69,7 @@ def _fixed_fingerprint() -> dict[str, Any]:
 
 
 def fingerprint() -> dict[str, Any]:
-    """Returns what equal bytes depend on: versions, backend, kind and count of devices, CPU model, threads."""
+    """Returns what equal bytes depend on: versions, backend, devices, CPU model, threads."""
     import keras
 
     kind, count = backend_devices()

@@ -1,4 +1,4 @@
-"""Reads and assigns the arrays of a model in training, under either backend, without disturbing training.
+"""Reads and assigns the arrays of a live model under either backend.
 
 groups = read_state(model, buffers)        # {"trainable": [...], "optimizer": [...], ...}
 assign(model.trainable_variables, groups["trainable"])
@@ -52,7 +52,7 @@ def variables_of(model: Any) -> dict[str, list[Any]]:
 
 
 def _outside() -> dict[str, list[Any]]:
-    """Returns state outside the model: Keras's own seed generator, once a layer without a seed has used it."""
+    """Returns state outside the model: Keras's own seed generator, once it was used."""
     generator = _global_state().get_global_attribute(GLOBAL_SEED)
     return {RANDOM: [generator.state]} if generator is not None else {}
 
@@ -94,7 +94,7 @@ def read_state(model: Any, buffers: dict[str, list[np.ndarray]] | None = None) -
 
 
 def host_array(value: Any) -> np.ndarray:
-    """The numbers of a backend's array, or of a variable of `tf.distribute`: what its replicas hold together."""
+    """Copies a backend's array, or a variable of `tf.distribute` over all its replicas, to numpy."""
     replicated = hasattr(value, "values") and hasattr(value, "read_value")
     return np.asarray(value.read_value() if replicated else value)
 
@@ -125,7 +125,7 @@ def assign(variables: Sequence[Any], arrays: Sequence[np.ndarray]) -> None:
 
 
 def renew_constants(model: Any) -> None:
-    """Makes the constants anew that layers compute from their variables; call after assigning a model's variables.
+    """Recomputes what layers derive from their variables. Call after assigning a model's variables.
 
     An adapted Normalization keeps its mean and variance once more, as constants in which the graph of the model is traced.
     """

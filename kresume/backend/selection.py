@@ -22,7 +22,7 @@ BACKENDS = ("tensorflow", "jax")
 
 
 def accelerator_visible() -> str | None:
-    """Returns `"tpu"`, `"gpu"` or None, from device files and the environment: importing a framework takes seconds."""
+    """Returns `"tpu"`, `"gpu"` or None, without importing a framework, which takes seconds."""
     if os.environ.get("TPU_NAME") or os.environ.get("TPU_ACCELERATOR_TYPE") or list(Path("/dev").glob("accel*")):
         return "tpu"
     if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
@@ -40,7 +40,7 @@ def jax_drives(accelerator: str | None) -> bool:
 
 
 def default_backend() -> str:
-    """Returns `KERAS_BACKEND` if it is set, else `jax` with an accelerator that JAX can use, else `tensorflow`.
+    """Returns `KERAS_BACKEND`, else `jax` with an accelerator that JAX can use, else `tensorflow`.
 
     On a CPU TensorFlow trains convolutional networks several times faster than JAX (docs/benchmarks.md).
     """
@@ -134,7 +134,7 @@ def _share_batches(count: int | None, batch_size: int | None) -> None:
 
 @contextmanager
 def without_native_notes() -> Iterator[None]:
-    """Hides what TensorFlow's C++ prints on import and when it optimizes a graph: no setting of 2.21 silences it."""
+    """Hides what TensorFlow's C++ prints; no setting of 2.21 silences it."""
     sys.stderr.flush()
     try:
         before = os.dup(2)
@@ -162,7 +162,7 @@ def import_tensorflow() -> Any:
 
 
 def keep_tensorflow_on_cpu() -> None:
-    """Keeps TensorFlow, which feeds the images, off accelerators that JAX trains on: it would reserve their memory."""
+    """Keeps TensorFlow off accelerators that JAX trains on: it would reserve their memory."""
     tf = import_tensorflow()
     for kind in ("GPU", "TPU"):
         if tf.config.list_physical_devices(kind):

@@ -220,7 +220,7 @@ class _Images:
 
 
 def _load(given: Subject, other: str | None, listed: Sequence[str]) -> Loaded:
-    """Loads the model to score. With two models, `--pixels` and `--axes` apply only to one that does not record them."""
+    """Loads the model to score. `--pixels` and `--axes` apply to a model that does not record them."""
     if other is not None and (given.pixels is not None or given.axes is not None) and _says(given.checkpoint):
         given = replace(given, pixels=None, axes=None)
     return load(given, fallback_classes=listed)

@@ -206,7 +206,7 @@ def export(
 
 
 def _with_samples(job: Job, samples: Samples) -> tuple[Job, str]:
-    """Adds the warm-up images to the options, and what running the model of `--like` shows; returns a note on it."""
+    """Adds the warm-up images and the facts about `--like` to the options; returns a note."""
     job = replace(job, files=samples.files[:WARM_IMAGES], pictures=str(samples.folder / "pictures.npy"))
     if job.like is None:
         return job, ""
@@ -215,7 +215,7 @@ def _with_samples(job: Job, samples: Samples) -> tuple[Job, str]:
 
 
 def _write(exporter: Exporter, loaded: Loaded, job: Job, directory: Path, running: str) -> dict[str, Any]:
-    """Writes the export into an empty folder, if necessary in a TensorFlow process; returns the exporter's facts."""
+    """Writes the export into an empty folder, if necessary in a TensorFlow process; returns its facts."""
     if exporter.needs_tensorflow and running != "tensorflow":
         return write_by_tensorflow(loaded.subject, directory, job, anonymous=exporter.for_training)
     with selection.without_native_notes():

@@ -42,7 +42,7 @@ def picture_function(loaded: Loaded) -> Any:
 
 
 def describe(loaded: Loaded, directory: Path, file: str) -> dict[str, Any]:
-    """Writes the class names beside the file, one per line; returns its input and output for `export.json`."""
+    """Writes the class names beside the file; returns its input and output for `export.json`."""
     (directory / LABELS).write_text("".join(f"{name}\n" for name in loaded.card.classes), encoding="utf-8")
     height, width = loaded.card.image_size
     return {

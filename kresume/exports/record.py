@@ -1,4 +1,4 @@
-"""Makes `export.json`, which traces a served answer to its images and snapshot, and tells the run of the export."""
+"""Makes `export.json`, which traces a served answer to its images and snapshot."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The options of a training: their table, their values, and how the command line, YAML files and Python give them."""
+"""Holds the options of a training: their table, their defaults, and how users give them."""

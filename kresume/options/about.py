@@ -1,4 +1,4 @@
-"""Defines what the table says of an option beside its type: group, help column, range, and how runs share it."""
+"""Defines the facts of an option beside its type: group, metavar, range, how runs share it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LOCAL = Range(
 
 @dataclass(frozen=True)
 class About:
-    """What the table says of an option beside its name, type and help.
+    """Facts of an option beside its name, type and help.
 
     Attributes:
         group: the heading of `--help-all` under which it is listed.

@@ -16,7 +16,7 @@ from kresume.options.table import TrainConfig
 
 
 def given(config: TrainConfig) -> dict[str, Any]:
-    """Returns the options that were given, as JSON values. False is one: it turns off what a parent had on."""
+    """Returns the options that were given, as JSON values. False turns off what a parent had on."""
     return config.model_dump(mode="json", exclude_none=True)
 
 
@@ -33,7 +33,7 @@ def same_config(before: TrainConfig, now: TrainConfig) -> list[tuple[str, Any, A
 
 
 def code_of(options: Mapping[str, Any]) -> tuple[str, ...]:
-    """Lists the Python files that a run's options name and that exist: its `--import` files, and the file of `--model`."""
+    """Lists the existing Python files of a run's options: those of `--import` and `--model`."""
     model, _, _ = str(options.get("model") or "").rpartition(":")
     files = [*(options.get("imports") or ()), *([model] if model.endswith(".py") else ())]
     return tuple(dict.fromkeys(file for file in files if Path(file).is_file()))

@@ -130,7 +130,7 @@ def _validated(given: Mapping[str, Any]) -> TrainConfig:
 
 
 def _plain(name: str, value: Any) -> Any:
-    """Returns the value of one option in the form that the table has: a tuple where it repeats, else text or a number."""
+    """Converts a value to the form of the table: a tuple if the option repeats, else text or a number."""
     if name == "image_size" and isinstance(value, (list, tuple)):
         return "x".join(str(item) for item in value)
     if name == "classes" and isinstance(value, (list, tuple, Mapping)):

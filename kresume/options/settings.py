@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings:
-    """Options with their values. A value here is used where neither the command nor the checkpoint says another."""
+    """Options with their values; the defaults apply if neither command nor checkpoint says another."""
 
     val_split: float = 0.1
     on_missing: Literal["error", "drop", "cache"] = "error"

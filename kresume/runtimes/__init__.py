@@ -1,1 +1,1 @@
-"""Runs an exported model by its own runtime, in a process of its own, and reads what it says of itself."""
+"""Runs exported models with their own runtimes in separate processes, and reads their signatures."""

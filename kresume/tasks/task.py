@@ -19,7 +19,7 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What a model is trained to tell about an image.
+    """A task: which question about an image a model is trained to answer.
 
     Attributes:
         name: its name in `table.TASKS`.

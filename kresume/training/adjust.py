@@ -1,4 +1,4 @@
-"""Gives a model what trains it: optimizer, learning rate, loss and metrics. New and continued runs are adjusted alike.
+"""Gives a model its optimizer, learning rate, loss and metrics, alike for new and continued runs.
 
 adjust(live.model, draft.adjustment, restored=live.optimizer)      # a new run
 model = rebuild(run, config)                                                        # an interrupted one
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Adjustment:
-    """What a model is adjusted to.
+    """Optimizer, rate, loss and amount that a model is adjusted to.
 
     Attributes:
         optimizer: class and config of the optimizer that trains.

@@ -1,4 +1,4 @@
-"""Creates the run directory, whole or not at all: what was decided, the images, and a snapshot of step 0."""
+"""Creates the run directory, whole or not at all: record, images, and a snapshot of step 0."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes the result of a run: `model.keras`, `evaluation.json`, the record; keeps the result's snapshot alone.
+"""Writes the result of a run: `model.keras`, `evaluation.json`, the record.
 
 All of it can be repeated: if a process is killed while writing the result, the next one writes it again from the snapshot.
 """

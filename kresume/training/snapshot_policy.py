@@ -1,4 +1,4 @@
-"""Decides when a snapshot is due and which snapshots are kept, as values that know nothing of a training.
+"""Decides when a snapshot is due and which snapshots are kept, as plain values.
 
 cadence = Cadence.parse("10min")
 cadence.after_step(Since(steps=12, epochs=0, seconds=601.0))       # "when the disk is free"
@@ -86,7 +86,7 @@ class Cadence:
 
 @dataclass(frozen=True)
 class Retention:
-    """How many of the newest snapshots to keep. The best epoch that one of them refers to is kept beside them."""
+    """How many of the newest snapshots to keep, beside the best epochs that they refer to."""
 
     newest: int
 

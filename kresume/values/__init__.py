@@ -1,1 +1,1 @@
-"""Frozen values that every wing speaks: what a checkpoint means, what a model takes, what a run decided."""
+"""Holds frozen values that every folder uses: checkpoint state, model card, run record."""

@@ -1,4 +1,4 @@
-"""Defines the loss of a run as it is recorded; `kresume.models.losses` chooses it and makes the Keras object."""
+"""Defines the loss of a run as it is recorded; `kresume.models.losses` chooses it."""
 
 from __future__ import annotations
 

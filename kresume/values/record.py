@@ -69,7 +69,7 @@ class PlanWords:
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished run resulted in.
+    """The result of a finished run.
 
     Attributes:
         step: the step of its snapshot.

@@ -20,7 +20,7 @@ class Sink(Protocol):
         """
 
     def keep(self, count: int) -> None:
-        """Drops all lines but the first `count`: training repeats the epochs behind the snapshot that it continues from.
+        """Drops all lines but the first `count`, because training repeats the epochs behind them.
 
         Raises:
             RunError: there are fewer lines, or one is damaged.

@@ -63,7 +63,7 @@ class Feed:
         return self._caches[0]
 
     def open(self, manifest: Manifest) -> None:
-        """Decodes images that the caches do not hold; those that cannot be read are reported when they are needed."""
+        """Decodes images that the caches do not hold. Unreadable ones are reported when they are needed."""
         for spec, cache in zip(self._specs, self._caches, strict=True):
             if cache is not None:
                 decode_recorded(manifest, spec, cache, self._reporter, needs_all=False)

@@ -1,4 +1,4 @@
-"""Holds a run while this process trains it: its lock, signals, crash traces, and what is recorded when the process ends.
+"""Holds a run while this process trains it: lock, signals, crash traces, how the process ended.
 
 with open_session(run, model, config, reporter, continued=True) as session:
 session.train()

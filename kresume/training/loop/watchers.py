@@ -1,4 +1,4 @@
-"""Makes the callbacks that watch a run: Keras's own for `--patience` and plateaus, and the one that draws the progress bar."""
+"""Makes the callbacks for `--patience`, for plateaus and for the progress bar."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decides everything before the first step, in the order of time; `kresume train` and `kresume plan` go the same way.
+"""Decides everything before the first step, for `kresume train` and `kresume plan` alike.
 
     sources = list_named(start, reporter, writes=True)
     loaded = load_checkpoint(start, sources, reporter)
