@@ -79,6 +79,7 @@ def test_kerass_own_tests_pass(monkeypatch, request):
     monkeypatch.setattr(callbacks, "BackupAndRestore", kresume.BackupAndRestore)
     suite = unittest.defaultTestLoader.loadTestsFromModule(importlib.import_module(THEIRS))
     result = unittest.TextTestRunner(stream=sys.stderr, verbosity=2).run(suite)
+    keras.config.enable_traceback_filtering()  # Keras's own test case turns it off and leaves it so
     assert result.testsRun >= 7
     assert result.wasSuccessful(), result.failures + result.errors
 

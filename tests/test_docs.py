@@ -77,8 +77,13 @@ def doctest_problems(text: str) -> tuple[int, str]:
 
 def known_flags() -> set[str]:
     """Returns every flag of every command."""
+
+    def made(command: click.Command) -> click.Context:
+        # click keeps the help option of the first context that asks: it must have the names that users see.
+        return click.Context(command, **cli.cli.context_settings)
+
     commands = [cli.cli, *cli.cli.commands.values(), *cli.data.commands.values()]
-    options = [option for command in commands for option in command.get_params(click.Context(command))]
+    options = [option for command in commands for option in command.get_params(made(command))]
     return {flag for option in options for flag in (*option.opts, *option.secondary_opts)}
 
 
