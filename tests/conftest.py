@@ -4,7 +4,6 @@ import gc
 import os
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -15,10 +14,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 import pytest
 
-from kresume.exports import tensorflow_process
 from kresume.reporter import Reporter
-from kresume.runtimes import process
-from tests.warm import Processes
 
 CLASSES = ("circle", "square", "stripes")
 
@@ -117,25 +113,6 @@ def own_cache(tmp_path_factory):
     """Sends decoded pictures to a cache of this session, and runs that tests share to a folder beside it."""
     os.environ["KRESUME_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["KRESUME_TEST_STORE"] = str(tmp_path_factory.mktemp("trained"))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def warm_processes():
-    """Answers the processes of exports and runtimes in processes that stay: see `tests/warm.py`."""
-    warm = Processes()
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (process, tensorflow_process):
-            patch.setattr(module, "subprocess", warm)
-        yield
-    warm.close()
-
-
-@pytest.fixture(autouse=True)
-def fresh_processes(request, monkeypatch):
-    """Starts a new process for each request in a test marked `fresh_processes`, as users do."""
-    if request.node.get_closest_marker("fresh_processes") is not None:
-        for module in (process, tensorflow_process):
-            monkeypatch.setattr(module, "subprocess", subprocess)
 
 
 @pytest.fixture(autouse=True)

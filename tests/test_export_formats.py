@@ -69,7 +69,6 @@ def writable(name: str, checkpoint: Path, folder: Path, **options) -> Path:
     return folder
 
 
-@pytest.mark.fresh_processes
 def test_a_training_goes_through_the_formats_bit_for_bit(tmp_path, images):
     """.keras -> tf.train.Checkpoint -> .keras keeps the bytes of weights, slots, iterations and step.
 
@@ -162,7 +161,6 @@ def test_a_fresh_optimizer_needs_no_name_of_the_old_one(tmp_path, images):
 
 
 @pytest.mark.parametrize(("name", "options", "limit"), [("onnx", {}, 1e-5), ("litert", {"quantize": "float16"}, 1e-2)])
-@pytest.mark.fresh_processes
 def test_other_runtimes_answer_as_the_model(tmp_path, images, pictures, name, options, limit):
     """onnxruntime and LiteRT give the model's scores on pictures; the loss of accuracy is stated."""
     first = trained(tmp_path / "first.keras", images)

@@ -545,7 +545,6 @@ def test_pruning_keeps_the_newest(tmp_path):
 
 
 @pytest.mark.one_backend
-@pytest.mark.fresh_processes
 def test_a_model_that_needs_keras_does_not_pass(tmp_path):
     """The process that checks an export cannot import Keras, JAX or kresume."""
     from kresume.runtimes import process
@@ -575,7 +574,6 @@ def test_nothing_heavy_is_imported_before_the_backend_is_chosen():
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
-@pytest.mark.fresh_processes
 def test_a_grown_head_is_exported_with_its_new_class(tmp_path, pictures, policy):
     """A head grown to a fourth class exports four labels, and the old rows predict as before.
 
