@@ -170,3 +170,22 @@ def test_another_batch_size_says_what_it_does_and_the_rate_that_goes_with_it(opt
     assert "20.0 -> 10.0 steps an epoch" in text
     assert f"--lr {rate} in place of 0.01" in text
     assert describe_batch_change(32, 32, 640, 1e-2, optimizer) == ""
+
+
+def test_a_schedule_of_ours_is_found_under_its_first_module_and_without_the_registry(monkeypatch):
+    """A recorded schedule names the module of 0.1.0, and loads although Keras's registry lost it.
+
+    A class that nobody registered is an error, not its name.
+    """
+    import keras
+
+    from kresume.models.schedules import Cosine, deserialize
+
+    config = keras.optimizers.schedules.serialize(Cosine(1e-2, 50, 5))
+    assert (config["module"], config["registered_name"]) == ("kresume.training.schedules", "kresume>Cosine")
+    monkeypatch.delitem(keras.saving.get_custom_objects(), "kresume>Cosine")
+    found = deserialize(config)
+    assert isinstance(found, Cosine)
+    assert float(found(10)) == float(Cosine(1e-2, 50, 5)(10))
+    with pytest.raises(ValueError, match="unknown class Wave"):
+        deserialize({**config, "class_name": "Wave", "registered_name": "mine>Wave"})

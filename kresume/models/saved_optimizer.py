@@ -16,11 +16,7 @@ from typing import Any
 import keras
 
 from kresume.errors import CheckpointError, UsageError
-from kresume.models import (
-    optimizers,
-    schedules,  # noqa: F401  # registers the schedules of kresume with Keras
-    slot_forms,
-)
+from kresume.models import optimizers, schedules, slot_forms
 from kresume.models.layouts import rules_of
 from kresume.spelling import option
 from kresume.values.state import SavedOptimizer, TrainState
@@ -192,7 +188,7 @@ def rate_as_saved(state: TrainState, saved: SavedOptimizer) -> Any:
     if not isinstance(found, Mapping):
         return float(found) if isinstance(found, (int, float)) else 1e-3
     try:
-        return keras.optimizers.schedules.deserialize(dict(found))
+        return schedules.deserialize(found)
     except (TypeError, ValueError) as error:
         raise CheckpointError(
             f"the schedule {found.get('class_name')} in {state.source} is not known to Keras: register it with "

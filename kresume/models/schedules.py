@@ -11,14 +11,13 @@ Epochs become longer when images arrive during a run, and N epochs stay N passes
 the share of the planned epochs that is done. It reads a clock: `wind` stores the clock in a variable of the optimizer,
 and `set_clock` sets it between two epochs. A compiled step reads the new value without being compiled again.
 
-Keras finds the classes by their registered names (`kresume>Cosine`), so this module must be imported before a checkpoint
-with such a schedule is loaded.
+Keras finds the classes by their registered names (`kresume>Cosine`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -176,3 +175,18 @@ class Warmup(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[m
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments, for Keras's serialization."""
         return {name: getattr(self, name) for name in ("peak", "warmup_steps", "start", "origin")}
+
+
+def deserialize(config: Mapping[str, Any]) -> Any:
+    """Creates a schedule of Keras, kresume or the user from its Keras config.
+
+    kresume's schedules are found even if Keras's registry was cleared.
+
+    Raises:
+        ValueError, TypeError: the class is unknown, or does not accept the config.
+    """
+    own = {f"kresume>{schedule.__name__}": schedule for schedule in (Cosine, Warmup)}
+    found = keras.optimizers.schedules.deserialize(dict(config), custom_objects=own)
+    if isinstance(found, str):  # Keras returns the name of a class that it does not know
+        raise ValueError(f"unknown class {found}")
+    return found

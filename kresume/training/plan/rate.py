@@ -32,9 +32,9 @@ def keras_rate(plan: RatePlan, origin: int) -> Any:
         UsageError: `keep`, and the checkpoint's schedule has already decayed to 0.
     """
     if plan.schedule == "keep" and plan.saved:
-        import keras
+        from kresume.models.schedules import deserialize
 
-        schedule = keras.optimizers.schedules.deserialize(dict(plan.saved))
+        schedule = deserialize(plan.saved)
         if float(schedule(origin)) <= 0.0:
             raise UsageError(
                 f"{option('lr-schedule', 'keep')}: the checkpoint's {plan.saved['class_name']} has ended "
