@@ -74,6 +74,11 @@ class LossChoice(Loss):
             return make_loss(self.settings, OwnCode())
         return self.head.task.keras_loss(self.kind, self.from_logits, self.label_smoothing)
 
+    @classmethod
+    def of_record(cls, record: Loss) -> LossChoice:
+        """Returns the loss of a run without the object that the user's code creates; see `from_record`."""
+        return cls(**record.as_dict())
+
     def portable(self) -> LossChoice:
         """Returns this loss if plain Keras finds it by name, else the matching cross-entropy."""
         if self.settings is None or "compiled_by" not in self.settings:
@@ -97,7 +102,7 @@ def from_record(record: Loss, code: OwnCode) -> LossChoice:
     Raises:
         UsageError: the user's own loss is no longer in that code.
     """
-    choice = LossChoice(**record.as_dict())
+    choice = LossChoice.of_record(record)
     return choice if choice.settings is None else replace(choice, live=make_loss(choice.settings, code))
 
 

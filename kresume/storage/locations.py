@@ -24,13 +24,6 @@ MAX_FILE_BYTES = 256 * 2**20
 """Limit for one image file: a video in a class folder must not fill the memory before its first bytes are checked."""
 
 
-class Stat(Protocol):
-    """Declares size and modification time of a file."""
-
-    st_size: int
-    st_mtime_ns: int
-
-
 class Entry(Protocol):
     """Declares what `os.DirEntry` and remote entries have in common."""
 

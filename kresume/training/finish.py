@@ -150,6 +150,8 @@ def _take_best(session: Session) -> dict[str, Any] | None:
     Returns:
         The best epoch's record, or None if the last step is the result.
     """
+    from kresume.training.loop.fit import assign_state
+
     best = session.progress.best
     if best is None or int(best["step"]) == session.progress.step:
         return best
@@ -161,5 +163,5 @@ def _take_best(session: Session) -> dict[str, Any] | None:
             f"the best epoch (step {int(best['step']):,})", f"{error}: the result is the last step"
         )
         return None
-    session.assign(state)
+    assign_state(session.model, state)
     return best

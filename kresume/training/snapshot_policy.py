@@ -16,8 +16,8 @@ from kresume.errors import UsageError
 from kresume.spelling import option
 
 Due = Literal["no", "when the disk is free", "now"]
-"""Whether to take a snapshot. "now" waits for the disk to finish the one before; "when the disk is free" is put off to the next
-step while it is busy."""
+"""When to take a snapshot. "now" waits until the disk has written the previous one. "when the disk is free" delays the snapshot
+to the next step while the disk is busy."""
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ class Session:
         self.manifest = Manifest.read(run.manifest)
         self.card = run.record.card
         self.amount = run.record.amount
-        self.loss = LossChoice(**run.record.loss.as_dict())
+        self.loss = LossChoice.of_record(run.record.loss)
         self.passes = Passes(self.manifest, self.amount, self._order_of, config.steps, config.epochs)
         self.sinks: list[Sink] = [JsonLines(run.metrics)]
         self.writer = RunWriter(
@@ -152,7 +152,7 @@ class Session:
             raise CheckpointError(
                 f"{self.run.manifest} is not the manifest that the snapshots were taken with: restore it from a copy"
             )
-        self.assign(state)
+        assign_state(self.model, state)
         groups = groups_of(state)
         self._resumption = Resumption(
             callbacks=state.records["callbacks"],
@@ -186,10 +186,6 @@ class Session:
                 f"the process before ended {lost:,} epoch{'s' * (lost > 1)} after its last snapshot: they are repeated, "
                 "with the same result (--snapshot-every N takes one more often; SIGTERM and Ctrl-C lose nothing)"
             )
-
-    def assign(self, state: TrainState) -> None:
-        """Assigns a snapshot to the model."""
-        assign_state(self.model, state)
 
     def train(self) -> None:
         """Trains to the last boundary, or until patience runs out.
