@@ -5,8 +5,8 @@
 
 `interrupted/` is a run that was killed in its second epoch. `expected.json` holds what this version writes into
 `run.json` and `metrics.jsonl` when it continues that run to its end and then extends it with more images. The two
-`.safetensors` hold every array of both results. `tests/test_golden_run.py` does the same with the current code. The
-pictures and the model are those of the first golden run. Paths begin with ROOT, which the test replaces by its own folder.
+`.safetensors` hold every array of both results. `tests/promises/test_golden_run.py` does the same with the current code. The
+pictures and the model are those of the first golden run. Paths begin with HERE, which the test replaces by its own folder.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from kresume import __version__
 from kresume.checkpoints import snapshot
-from tests.golden_run import ROOT, continue_and_extend
-from tests.support import make_interrupted, move, run_training
+from tests.helpers.golden_run import HERE, continue_and_extend
+from tests.helpers.runs import make_interrupted, move, run_training
 
 KILLED_AFTER = "step-00000007"
 FIRST = {"batch_size": 4, "epochs": 3, "val_split": 0.25, "monitor": "val_loss", "ema": 0.9, "mixup": 0.2}
@@ -51,7 +51,7 @@ def main() -> None:
         for number in range(4):  # an epoch ends at step 4; no test uses the older snapshots
             shutil.rmtree(snapshot.snapshot_path(Path("first/snapshots"), number))
         shutil.copytree("first", out / "interrupted")
-        move(out / "interrupted", str(folder), ROOT)
+        move(out / "interrupted", str(folder), HERE)
         expected = continue_and_extend(folder, out)
     (out / "expected.json").write_text(json.dumps(expected, indent=1, sort_keys=True) + "\n")
 

@@ -6,18 +6,15 @@ import random
 import shutil
 import sys
 import tempfile
-from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import numpy as np
 import pytest
 
 from kresume.reporter import Reporter
-
-CLASSES = ("circle", "square", "stripes")
-
+from tests.helpers.paths import REAL_PICTURES
+from tests.helpers.pictures import write_pictures
 
 CACHED = {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -36,33 +33,6 @@ def pytest_configure(config):
     folder = tempfile.mkdtemp(prefix="kresume-jax-")
     os.environ.update(CACHED, JAX_COMPILATION_CACHE_DIR=folder)
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
-
-
-def draw(label: str, seed: int, size: int = 20) -> np.ndarray:
-    """Draws a noisy picture of a shape, `(size, size, 3) uint8`; each seed gives other bytes."""
-    rng = np.random.default_rng(seed)
-    rows, columns = np.mgrid[:size, :size]
-    centre = size / 2 + rng.uniform(-2, 2, 2)
-    if label == "circle":
-        shape = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 < (size / 3) ** 2
-    elif label == "square":
-        shape = (abs(rows - centre[0]) < size / 4) & (abs(columns - centre[1]) < size / 4)
-    else:
-        shape = (columns + rng.integers(4)) % 4 < 2
-    picture = np.where(shape[..., None], 200, 40) + rng.integers(-30, 30, (size, size, 3))
-    return np.clip(picture, 0, 255).astype(np.uint8)
-
-
-def write_pictures(folder: Path, count: int, first_seed: int, classes: tuple[str, ...] = CLASSES) -> Path:
-    """Writes `count` PNG files for each class."""
-    from PIL import Image
-
-    for place, label in enumerate(classes):
-        (folder / label).mkdir(parents=True, exist_ok=True)
-        for index in range(count):
-            seed = first_seed + 1000 * place + index
-            Image.fromarray(draw(label, seed)).save(folder / label / f"{seed}.png")
-    return folder
 
 
 def _seed(name: str) -> None:
@@ -153,8 +123,6 @@ def workplace(tmp_path, monkeypatch, pictures):
 @pytest.fixture(scope="session")
 def real_data():
     """Returns the real pictures: `KRESUME_TEST_DATA`, else `../shared/data` beside the repository."""
-    default = Path(__file__).parents[2] / "shared" / "data"
-    path = Path(os.environ.get("KRESUME_TEST_DATA", default))
-    if not (path / "signdigits").is_dir():
-        pytest.skip(f"no real pictures at {path}: set KRESUME_TEST_DATA")
-    return path
+    if not (REAL_PICTURES / "signdigits").is_dir():
+        pytest.skip(f"no real pictures at {REAL_PICTURES}: set KRESUME_TEST_DATA")
+    return REAL_PICTURES

@@ -12,9 +12,9 @@ import pytest
 
 import kresume
 from kresume import cli
-from tests.support import save_photo
+from tests.helpers.paths import ROOT
+from tests.helpers.pictures import save_photo
 
-ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_RUN = ("pip install",)

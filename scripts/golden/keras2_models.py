@@ -1,6 +1,6 @@
 """Builds the networks of the Keras 2 goldens in tf_keras.
 
-tests/golden_models.py has their Keras 3 twins.
+tests/helpers/golden_models.py has their Keras 3 twins.
 """
 
 import tf_keras as keras

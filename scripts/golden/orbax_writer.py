@@ -17,7 +17,7 @@ import keras
 import orbax.checkpoint as orbax
 from inputs import IMAGES, LABELS
 
-from tests.golden_models import MODELS
+from tests.helpers.golden_models import MODELS
 
 OPTIMIZERS: dict[str, Callable[[], Any]] = {
     "adam": lambda: keras.optimizers.Adam(1e-2),

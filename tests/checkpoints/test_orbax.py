@@ -1,0 +1,158 @@
+"""Tests Orbax folders and plain trees, written under both backends, read under the running one.
+
+Keras's own reload is never used.
+"""
+
+import asyncio
+import gc
+import json
+import shutil
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from kresume.checkpoints.read import read_checkpoint
+from kresume.errors import CheckpointError, RestoreError
+from kresume.models import build, optimizers, restore
+from tests.helpers.golden_models import MODELS
+from tests.helpers.paths import GOLDENS, WRITERS
+
+FOLDERS = ("orbax-0.12.8-jax", "orbax-0.12.8-tensorflow")
+EXPECTED = {f: json.loads((GOLDENS / f / "expected.json").read_text()) for f in FOLDERS}
+CASES = [(folder, name) for folder in FOLDERS for name in sorted(EXPECTED[folder])]
+sys.path.insert(0, str(WRITERS))
+from inputs import IMAGES, LABELS  # noqa: E402
+
+pytest.importorskip("orbax.checkpoint")
+
+
+def restored(folder, name, model=None):
+    """Restores the golden into the model that it describes, or the given one.
+
+    Returns:
+        `(model, optimizer or None, state)`.
+    """
+    state = read_checkpoint(GOLDENS / folder / name)
+    if model is None:
+        described = state.architecture is not None
+        model = build.from_architecture(state.architecture) if described else MODELS[EXPECTED[folder][name]["model"]]()
+    optimizer = None
+    if state.optimizer is not None and state.optimizer.class_name is not None:
+        rate = state.rate.value
+        if state.rate.schedule is not None:
+            rate = keras.optimizers.schedules.deserialize(dict(state.rate.schedule))
+        optimizer = optimizers.make_optimizer(state.optimizer, rate)
+        optimizer.build(model.trainable_variables)
+    restore.restore(model, state, optimizer=optimizer)
+    return model, optimizer, state
+
+
+@pytest.mark.parametrize(("folder", "name"), CASES)
+def test_it_predicts_and_goes_on_as_its_writer_does(folder, name):
+    """A golden has the predictions and the next three losses of its writer, with EMA and a schedule, too."""
+    model, optimizer, state = restored(folder, name)
+    expected = EXPECTED[folder][name]
+    np.testing.assert_allclose(model.predict(IMAGES, verbose=0), expected["predictions"], atol=5e-6)
+    if expected["optimizer"] is not None:
+        assert state.step == 3
+        model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(expected["model"] != "nested"))
+        losses = [float(model.train_on_batch(IMAGES, LABELS)) for _ in expected["next_losses"]]
+        np.testing.assert_allclose(losses, expected["next_losses"], rtol=2e-5)
+
+
+@pytest.mark.parametrize(("folder", "name"), [case for case in CASES if EXPECTED[case[0]][case[1]]["optimizer"]])
+def test_every_array_arrives_to_the_last_bit_whatever_the_names(folder, name):
+    """Every array is restored bit for bit, also into a model of a user's function.
+
+    Its automatic names count from another number.
+    """
+    model, optimizer, state = restored(folder, name)
+    keras.layers.Conv2D(1, 1), keras.layers.Dense(1)  # uses up two automatic names
+    other, second, _ = restored(folder, name, MODELS[EXPECTED[folder][name]["model"]]())
+    for ours, theirs in zip(
+        [*model.weights, *optimizer.variables], [*other.weights, *second.variables], strict=True
+    ):  # fmt: skip
+        one, two = (np.asarray(keras.ops.convert_to_numpy(variable)) for variable in (ours, theirs))
+        assert one.tobytes() == two.tobytes(), ours.path
+    stored = [np.ravel(array) for path, array in state.arrays.items() if path.startswith("optimizer") and array.shape]
+    live = [np.ravel(keras.ops.convert_to_numpy(variable)) for variable in optimizer.variables if tuple(variable.shape)]
+    assert np.sort(np.concatenate(stored)).tobytes() == np.sort(np.concatenate(live)).tobytes()
+
+
+@pytest.mark.one_backend
+def test_steps_and_their_folders_are_found(tmp_path):
+    """The highest finished step is read; a step can be chosen by its number; an unfinished one is ignored."""
+    source = GOLDENS / FOLDERS[0] / "sequential-sgd"
+    steps = [child for child in source.iterdir() if child.name.isdigit()]
+    assert len(steps) == 1
+    shutil.copytree(steps[0], tmp_path / "run" / "3")
+    shutil.copytree(steps[0], tmp_path / "run" / "12")
+    shutil.copytree(steps[0], tmp_path / "run" / "13.orbax-checkpoint-tmp")
+    (tmp_path / "run" / "3" / "model_config" / "_strings.json").unlink()
+    assert read_checkpoint(tmp_path / "run").architecture is not None
+    assert read_checkpoint(tmp_path / "run" / "3").architecture is None
+    assert read_checkpoint(tmp_path / "run" / "12" / "pytree").step == 3
+
+
+def test_two_layers_that_a_name_cannot_tell_apart_are_never_guessed():
+    """A tree without a description, whose names fit only in part, restores nothing."""
+    state = read_checkpoint(GOLDENS / FOLDERS[0] / "nested-state")
+    model = MODELS["sequential"]()
+    before = [array.tobytes() for array in model.get_weights()]
+    with pytest.raises(RestoreError, match="does not fit the model"):
+        restore.restore(model, state, optimizer=None)
+    assert [array.tobytes() for array in model.get_weights()] == before
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
+@pytest.mark.parametrize(
+    "file", ["pytree/manifest.ocdbt", "pytree/_METADATA", "pytree/d/*", "model_config/_strings.json"]
+)
+@pytest.mark.one_backend
+def test_a_damaged_folder_is_refused(tmp_path, file, damage):
+    """A truncated, flipped or empty folder is one clear error."""
+    shutil.copytree(GOLDENS / FOLDERS[0] / "nested-adam", tmp_path / "o")
+    broken = max((tmp_path / "o").glob(f"*/{file}"), key=lambda path: path.stat().st_size)
+    data = bytearray(broken.read_bytes())
+    if damage == "flip":
+        data[1] ^= 0x55
+    broken.write_bytes(data[: len(data) // 2] if damage == "cut" else b"" if damage == "empty" else data)
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_checkpoint(tmp_path / "o")
+
+
+@pytest.mark.parametrize("name", ["nested-adam", "nested-state", "sequential-sgd"])
+@pytest.mark.one_backend
+def test_a_damaged_folder_leaves_nothing_behind(tmp_path, monkeypatch, name):
+    """A failed read finishes every pending array before its loop closes, so no error appears later."""
+    source = GOLDENS / FOLDERS[0] / name
+    largest = max(source.glob("**/d/*"), key=lambda path: path.stat().st_size)
+    loops, make, late = [], asyncio.new_event_loop, []
+    monkeypatch.setattr(asyncio, "new_event_loop", lambda: loops.append(make()) or loops[-1])
+    monkeypatch.setattr(sys, "unraisablehook", late.append)
+    shutil.copytree(source, tmp_path / "o")
+    (tmp_path / "o" / largest.relative_to(source)).write_bytes(b"")
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_checkpoint(tmp_path / "o")
+    assert loops
+    assert all(loop.is_closed() for loop in loops)
+    assert [task for loop in loops for task in asyncio.all_tasks(loop)] == []
+    gc.collect()
+    assert late == []
+
+
+@pytest.mark.one_backend
+def test_a_shape_that_claims_more_than_the_disk_holds_is_refused(tmp_path, monkeypatch):
+    """An array that claims more than the disk holds is refused before memory is allocated."""
+    import orbax.checkpoint as orbax
+
+    from kresume.checkpoints import orbax_folder
+
+    monkeypatch.setattr(orbax_folder, "SMALLEST_LIMIT", 10_000)
+    monkeypatch.setattr(orbax_folder, "LARGEST_SHARE", 10)
+    with orbax.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "o", {"a": np.zeros((2000, 1000), np.int8)})
+    with pytest.raises(CheckpointError, match=r"claims 2,000,000 bytes of arrays, but has .* refused"):
+        read_checkpoint(tmp_path / "o")

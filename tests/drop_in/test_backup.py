@@ -1,0 +1,767 @@
+"""Tests `kresume.BackupAndRestore`: a killed script, run again, ends with equal bytes."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+
+import keras
+import numpy as np
+import pytest
+
+import kresume
+from kresume.checkpoints import snapshot
+from kresume.drop_in.stream import stream_of
+from kresume.errors import CheckpointError, UsageError
+from tests.helpers.pictures import write_pictures
+from tests.helpers.runs import assert_same_bytes
+
+# Keras warns every user who passes fit a tf.data.Dataset without shuffle=False.
+pytestmark = pytest.mark.filterwarnings("ignore:.shuffle=True. was passed:UserWarning")
+
+STEPS, EPOCHS, BATCH = 6, 3, 4
+
+
+class Killed(BaseException):
+    """Represents SIGKILL: no state of the process is used afterwards."""
+
+
+class Kill(keras.callbacks.Callback):
+    """Dies after a number of batches, counted over epochs; at the end of an epoch if `in_validation`."""
+
+    def __init__(self, after, in_validation=False):
+        super().__init__()
+        self.after, self.in_validation, self.done = after, in_validation, 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.done += 1
+        if self.done == self.after and not self.in_validation:
+            raise Killed
+
+    def on_test_begin(self, logs=None):
+        if self.in_validation and self.done >= self.after:
+            raise Killed
+
+
+def numbers(position):
+    """Returns endless batches of noise from a position on; the labels are learnable."""
+    import tensorflow as tf
+
+    def batch(index):
+        x = tf.random.stateless_normal((BATCH, 8), tf.stack([index, tf.constant(7, tf.int64)]))
+        return x, tf.cast(tf.reduce_sum(x, axis=1) > 0, tf.int32)
+
+    return tf.data.Dataset.range(position, 10**6).map(batch)
+
+
+def build(**compiled):
+    keras.utils.set_random_seed(3)
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((8,)),
+            layers.Dense(8),
+            layers.BatchNormalization(),
+            layers.Dropout(0.4),
+            layers.Dense(2, "softmax"),
+        ]
+    )
+    options = {
+        "optimizer": keras.optimizers.AdamW(1e-2),
+        "loss": "sparse_categorical_crossentropy",
+        "metrics": ["accuracy"],
+    }
+    model.compile(**{**options, **compiled})
+    return model
+
+
+def validation():
+    x = np.random.default_rng(5).normal(size=(10, 8)).astype("float32")
+    return x, (x.sum(axis=1) > 0).astype("int32")
+
+
+def watchers():
+    return [
+        keras.callbacks.ReduceLROnPlateau(monitor="val_loss", factor=0.5, patience=1, min_delta=0.5),
+        keras.callbacks.EarlyStopping(monitor="val_loss", patience=3, restore_best_weights=True),
+    ]
+
+
+def train(folder, *, kill=None, data=None, epochs=EPOCHS, model=None, extra=(), first=False, **options):
+    """Fits, perhaps killed; returns the model and the history, None if killed."""
+    data = kresume.resumable(numbers, STEPS) if data is None else data
+    model = model or build()
+    callback = kresume.BackupAndRestore(folder, data=data, **{"save_freq": 1, "delete_checkpoint": False, **options})
+    others = [*watchers(), *extra, *([kill] if kill else [])]
+    callbacks = [callback, *others] if first else [*others, callback]
+    try:
+        history = model.fit(data, epochs=epochs, validation_data=validation(), callbacks=callbacks, verbose=0)
+    except Killed:
+        release(folder)
+        return model, None
+    return model, history.history
+
+
+def release(folder):
+    """Releases the lock, as the death of the process would.
+
+    The writer finishes first, so that tests know the state of the disk.
+    """
+    for thread in threading.enumerate():
+        if thread.name == "kresume-writer":
+            thread.join()
+    for lock in folder.glob("lock.json"):
+        lock.unlink()
+
+
+def arrays_of(model):
+    variables = [*model.variables, *model.optimizer.variables]
+    return {str(index): np.array(keras.ops.convert_to_numpy(variable)) for index, variable in enumerate(variables)}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Trains without interruption, by plain `fit` on plain tf.data: every other training must equal it."""
+    model = build()
+    data = numbers(0)
+    history = model.fit(
+        data, epochs=EPOCHS, steps_per_epoch=STEPS, validation_data=validation(), callbacks=watchers(), verbose=0
+    )
+    return arrays_of(model), history.history
+
+
+def test_the_callback_changes_nothing_about_the_training(tmp_path, whole):
+    """Training with the callback, on resumable data, equals plain training: the same bits and history."""
+    model, history = train(tmp_path)
+    assert_same_bytes(whole[0], arrays_of(model))
+    assert history == whole[1]
+
+
+@pytest.mark.parametrize("after", [1, 5, 6, 7, 11, 12, 17])
+def test_killed_after_any_batch_it_ends_with_the_same_bits(tmp_path, whole, after):
+    """Killed after any batch, a training continues to equal weights, slots, seeds, rates and history."""
+    train(tmp_path, kill=Kill(after))
+    model, history = train(tmp_path)
+    assert_same_bytes(whole[0], arrays_of(model))
+    assert history == whole[1]
+
+
+def test_killed_again_and_again_wherever_it_stands_in_the_list(tmp_path, whole):
+    """Killed repeatedly, once in validation, with the callback first in the list, it ends with equal bits."""
+    train(tmp_path, kill=Kill(4), first=True)
+    train(tmp_path, kill=Kill(2, in_validation=True), first=True)
+    train(tmp_path, kill=Kill(3), first=True)
+    model, history = train(tmp_path, first=True)
+    assert_same_bytes(whole[0], arrays_of(model))
+    assert history == whole[1]
+
+
+def test_a_coarse_save_freq_goes_back_and_comes_again_to_the_same_bits(tmp_path, whole):
+    """With a backup every 4 batches, the steps since the backup are repeated to the same bits."""
+    train(tmp_path, kill=Kill(11), save_freq=4)
+    assert [step for step, _ in snapshot.list_snapshots(tmp_path)] == [8]
+    model, _ = train(tmp_path, save_freq=4)
+    assert_same_bytes(whole[0], arrays_of(model))
+
+
+def test_without_data_it_is_exact_at_epoch_ends(tmp_path):
+    """With save_freq="epoch" on numpy arrays, dropout and patience continue exactly."""
+    x = np.random.default_rng(1).normal(size=(24, 8)).astype("float32")
+    y = (x.sum(axis=1) > 0).astype("int32")
+
+    def run(folder, kill=()):
+        model = build()
+        callback = kresume.BackupAndRestore(folder, delete_checkpoint=False)
+        callbacks = [*watchers(), *kill, callback]
+        try:
+            model.fit(x, y, 4, epochs=4, shuffle=False, validation_data=validation(), callbacks=callbacks, verbose=0)
+        except Killed:
+            release(folder)
+        return arrays_of(model)
+
+    expected = run(tmp_path / "whole")
+    run(tmp_path / "killed", [Kill(15)])
+    assert_same_bytes(expected, run(tmp_path / "killed"))
+
+
+@pytest.mark.parametrize("kind", ["ema", "accumulate", "per-call"])
+def test_averages_accumulation_and_several_steps_per_call(tmp_path, kind):
+    """use_ema, gradient accumulation and steps_per_execution continue exactly in a user's fit."""
+    options = {
+        "ema": {"optimizer": keras.optimizers.AdamW(1e-2, use_ema=True, ema_momentum=0.8)},
+        "accumulate": {"optimizer": keras.optimizers.Adam(1e-2, gradient_accumulation_steps=4)},
+        "per-call": {"steps_per_execution": 3},
+    }[kind]
+    fresh = {**options, "optimizer": keras.optimizers.AdamW(1e-2)} if kind == "per-call" else options
+
+    def model():
+        made = fresh["optimizer"]
+        return build(**{**fresh, "optimizer": type(made).from_config(made.get_config())})
+
+    expected, _ = train(tmp_path / "whole", model=model())
+    train(tmp_path / "killed", kill=Kill(3 if kind == "per-call" else 8), model=model())
+    continued, _ = train(tmp_path / "killed", model=model())
+    assert_same_bytes(arrays_of(expected), arrays_of(continued))
+
+
+def test_a_training_that_was_stopped_early_is_not_trained_again(tmp_path):
+    """A training stopped early and killed before the end of fit ends at once, with the same result."""
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = epoch == 1
+
+    class Die(keras.callbacks.Callback):
+        def on_train_end(self, logs=None):
+            raise Killed
+
+    train(tmp_path, extra=[Stop(), Die()])
+    model, _ = train(tmp_path, extra=[Stop()])
+    assert int(model.optimizer.iterations) == 2 * STEPS
+
+
+def test_a_stop_that_falls_on_a_cut_epoch_is_honoured(tmp_path):
+    """A stop by another callback holds although the callback itself cuts the interrupted epoch."""
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = True
+
+    train(tmp_path, kill=Kill(3))
+    model, _ = train(tmp_path, extra=[Stop()])
+    assert int(model.optimizer.iterations) == STEPS
+
+
+def test_a_backup_of_an_earlier_version_says_what_begins_fresh():
+    """A backup of an earlier version restores, and a line names the optimizers that start fresh.
+
+    It holds no optimizers besides the compiled one.
+    """
+    from kresume.drop_in import other_optimizers
+
+    model = build()
+    assert other_optimizers.restore(model, None, []) == []
+    model.another = keras.optimizers.SGD(0.1, momentum=0.9)
+    assert "start fresh" in other_optimizers.restore(model, None, [])[0]
+    model.layers[0].trainable = False  # frozen as a GAN's discriminator is while the generator trains
+    frozen = model.layers[0].variables
+    model.another.build(frozen)
+    model.another.momentums[0].assign(np.full(frozen[0].shape, 7.0, "float32"))
+    facts, arrays = other_optimizers.capture(model)
+    again = build()
+    again.another = keras.optimizers.SGD(0.1, momentum=0.9)
+    assert other_optimizers.restore(again, facts, arrays) == []
+    assert float(np.asarray(again.another.momentums[0].value).min()) == 7.0
+    assert [tuple(slot.shape) for slot in again.another.momentums] == [tuple(variable.shape) for variable in frozen]
+
+
+class StopAt(keras.callbacks.Callback):
+    """Stops training once the optimizer has made a number of steps."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+
+    def on_train_batch_end(self, batch, logs=None):
+        if int(self.model.optimizer.iterations) >= self.step:
+            self.model.stop_training = True
+
+
+@pytest.mark.parametrize(
+    ("step", "kill"),
+    [
+        pytest.param(2 * STEPS, Kill(STEPS + 2), id="on the last batch of an epoch that was interrupted"),
+        pytest.param(
+            STEPS + 2, Kill(STEPS + 2, in_validation=True), id="in the middle of one, killed as it is validated"
+        ),
+    ],
+)
+def test_a_stop_that_a_step_asks_for_comes_again(tmp_path, step, kill):
+    """A stop at a given step comes at the same step after a kill: no extra step, no extra epoch."""
+    expected, _ = train(tmp_path / "whole", extra=[StopAt(step)])
+    _, killed = train(tmp_path / "killed", extra=[StopAt(step)], kill=kill)
+    assert killed is None
+    model, _ = train(tmp_path / "killed", extra=[StopAt(step)])
+    assert int(model.optimizer.iterations) == step
+    assert_same_bytes(arrays_of(expected), arrays_of(model))
+
+
+@pytest.fixture(scope="module")
+def undisturbed():
+    """Keeps the results of trainings that nobody killed, for the tests that compare several kills with them."""
+    return {}
+
+
+def decay(epoch, lr):
+    """Multiplies the previous epoch's rate, as in Keras's documentation."""
+    return lr * 0.8
+
+
+@pytest.mark.parametrize(
+    ("extra", "options"),
+    [
+        pytest.param(lambda: [keras.callbacks.LearningRateScheduler(decay)], {}, id="a rate that each epoch lowers"),
+        pytest.param(
+            lambda: [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)],
+            {"optimizer": lambda: keras.optimizers.AdamW(1e-2, use_ema=True, ema_momentum=0.9)},
+            id="averages that each epoch swaps in",
+        ),
+    ],
+)
+@pytest.mark.parametrize("after", [STEPS, STEPS + 2])
+def test_callbacks_that_begin_an_epoch_do_so_once(tmp_path, undisturbed, extra, options, after):
+    """A callback's on_epoch_begin counts once, although two processes begin the interrupted epoch."""
+
+    def made():
+        return build(**{name: make() for name, make in options.items()})
+
+    if tuple(options) not in undisturbed:
+        expected, history = train(tmp_path / "whole", model=made(), extra=extra())
+        undisturbed[tuple(options)] = arrays_of(expected), history
+    expected, history = undisturbed[tuple(options)]
+    train(tmp_path / "killed", model=made(), extra=extra(), kill=Kill(after, in_validation=after == STEPS))
+    model, again = train(tmp_path / "killed", model=made(), extra=extra())
+    assert_same_bytes(expected, arrays_of(model))
+    assert history["loss"] == again["loss"]
+
+
+class Scale(keras.layers.Layer):
+    """Holds a single scalar weight; adds noise from Keras's own generator where the backend allows it."""
+
+    def __init__(self, noise):
+        super().__init__()
+        self.noise = noise
+        self.factor = self.add_weight(shape=(), initializer="ones")
+
+    def call(self, inputs):
+        noise = keras.random.normal((8,), stddev=0.1) if self.noise else 0.0
+        return inputs * self.factor + noise
+
+
+def test_a_weight_without_dimensions_and_noise_without_a_seed(tmp_path):
+    """A scalar weight, and noise from Keras's own generator, continue exactly with EarlyStopping.
+
+    EarlyStopping's best weights may hold a single number.
+    """
+
+    def made():
+        keras.utils.set_random_seed(11)
+        noisy = Scale(noise=keras.config.backend() == "tensorflow")  # JAX refuses it in a compiled step
+        model = keras.Sequential([keras.Input((8,)), noisy, keras.layers.Dense(2, "softmax")])
+        model.compile(keras.optimizers.Adam(1e-2), "sparse_categorical_crossentropy", metrics=["accuracy"])
+        return model
+
+    expected, _ = train(tmp_path / "whole", model=made())
+    train(tmp_path / "killed", model=made(), kill=Kill(STEPS + 2))
+    model, _ = train(tmp_path / "killed", model=made())
+    assert_same_bytes(arrays_of(expected), arrays_of(model))
+
+
+@pytest.mark.skipif(
+    keras.config.backend() != "tensorflow", reason="a train_step with two optimizers is TensorFlow's form"
+)
+def test_optimizers_beside_the_compiled_one_are_restored(tmp_path):
+    """Optimizers besides the compiled one are restored with their slots and counts, as in a GAN."""
+    import tensorflow as tf
+
+    class Two(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = keras.layers.Dense(8, "relu"), keras.layers.Dense(2, "softmax")
+            self.more = {"one": keras.optimizers.Adam(1e-2), "two": [keras.optimizers.SGD(1e-2, momentum=0.9)]}
+
+        def call(self, inputs):
+            return self.two(self.one(inputs))
+
+        def train_step(self, data):
+            x, y = data
+            with tf.GradientTape(persistent=True) as tape:
+                loss = self.compute_loss(x, y, self(x, training=True))
+            self.more["one"].apply(tape.gradient(loss, self.one.trainable_variables), self.one.trainable_variables)
+            self.more["two"][0].apply(tape.gradient(loss, self.two.trainable_variables), self.two.trainable_variables)
+            return {"loss": loss}
+
+    def made():
+        keras.utils.set_random_seed(13)
+        model = Two()
+        model(np.zeros((BATCH, 8), "float32"))
+        model.compile("adam", "sparse_categorical_crossentropy")
+        return model
+
+    def all_of(model):
+        slots = [*model.more["one"].variables, *model.more["two"][0].variables]
+        return {**arrays_of(model), **{f"slot {place}": np.array(slot.value) for place, slot in enumerate(slots)}}
+
+    expected, _ = train(tmp_path / "whole", model=made())
+    train(tmp_path / "killed", model=made(), kill=Kill(STEPS + 2))
+    model, _ = train(tmp_path / "killed", model=made())
+    assert_same_bytes(all_of(expected), all_of(model))
+    assert int(model.more["one"].iterations) > 0
+
+
+def test_a_rate_that_the_script_changed_takes_effect(tmp_path, capfd):
+    """A model recompiled with another rate trains at that rate, says so, and keeps slots and iterations."""
+    train(tmp_path, kill=Kill(8))
+    model = build(optimizer=keras.optimizers.AdamW(5e-5))
+    model, _ = train(tmp_path, model=model)
+    assert float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)) <= 5.1e-5
+    assert "(backup) -> 5e-05 (compile)" in capfd.readouterr().err
+    assert int(model.optimizer.iterations) == STEPS * EPOCHS
+
+
+def test_a_changed_rate_takes_effect_under_loss_scaling_too(tmp_path):
+    """A changed rate takes effect under mixed_float16, whose wrapper has a rate without meaning."""
+
+    def scaled(rate):
+        return build(optimizer=keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(rate)))
+
+    train(tmp_path, kill=Kill(2), model=scaled(1e-2))
+    model, _ = train(tmp_path, model=scaled(1e-4))
+    assert float(keras.ops.convert_to_numpy(model.optimizer.inner_optimizer.learning_rate)) <= 1.01e-4
+
+
+def test_steps_per_epoch_and_data_contradict_each_other(tmp_path):
+    """steps_per_epoch with `data` is refused.
+
+    Keras keeps its iterator over epochs then, and would silently lose the data after a continued epoch.
+    """
+    data = kresume.resumable(numbers, STEPS)
+    with pytest.raises(UsageError, match="leave steps_per_epoch out"):
+        build().fit(data, steps_per_epoch=3, callbacks=[kresume.BackupAndRestore(tmp_path, data=data)], verbose=0)
+
+
+def test_a_later_fit_goes_on_with_the_data(tmp_path, whole):
+    """After a fit with the callback, the data continue with the following epochs."""
+    data = kresume.resumable(numbers, STEPS)
+    train(tmp_path, data=data)
+    after = np.concatenate([labels.numpy() for _, labels in data])
+    expected = np.concatenate([labels.numpy() for _, labels in numbers(STEPS * EPOCHS).take(STEPS)])
+    np.testing.assert_array_equal(after, expected)
+
+
+def test_what_scripts_read_of_kerass_callback(tmp_path):
+    """Attributes and files that scripts read of Keras's callback exist.
+
+    These are the folder, the metadata file, `_current_epoch` and `_last_batch_seen`.
+    """
+    folder = tmp_path / "backup"
+    train(folder, kill=Kill(8))
+    assert json.loads((folder / "training_metadata.json").read_text()) == {"epoch": 1, "batch": 1}
+    callback = kresume.BackupAndRestore(folder, data=kresume.resumable(numbers, STEPS))
+    assert (callback.backup_dir, callback.save_freq) == (str(folder), "epoch")
+    model = build()
+    model.fit(numbers(0), steps_per_epoch=1, epochs=1, verbose=0)
+    (folder / "foreign.txt").write_text("mine")
+    train(folder, delete_checkpoint=True)
+    assert [path.name for path in folder.iterdir()] == ["foreign.txt"]
+    shutil.rmtree(folder)
+    train(folder, delete_checkpoint=True)
+    assert not folder.exists()
+
+
+def test_kerass_own_backup_is_read_and_its_torn_pair_passed_over(tmp_path, capfd):
+    """A backup of Keras's own callback is continued: weights, optimizer, epoch; a torn pair is skipped."""
+    x, y = validation()
+
+    class Die(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 2:
+                raise Killed
+
+    model = build()
+    theirs = keras.callbacks.BackupAndRestore(str(tmp_path), double_checkpoint=True)
+    with pytest.raises(Killed):
+        model.fit(x, y, 5, epochs=5, shuffle=False, callbacks=[theirs, Die()], verbose=0)
+    weights = tmp_path / "latest.weights.h5"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    model = build()
+    model.fit(x, y, 5, epochs=5, shuffle=False, callbacks=[kresume.BackupAndRestore(tmp_path)], verbose=0)
+    told = capfd.readouterr().err
+    assert "continuing from Keras's own backup (latest.weights.h5.bkp) at epoch 3" in told
+    assert int(model.optimizer.iterations) == 10
+    # After a finished training nothing is left that a new start would continue.
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "latest.weights.h5.bkp.taken-over",
+        "latest.weights.h5.taken-over",
+        "training_metadata.json.bkp.taken-over",
+        "training_metadata.json.taken-over",
+    ]
+    for name in ("latest.weights.h5", "latest.weights.h5.bkp"):
+        (tmp_path / name).write_bytes(b"no weights")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        build().fit(x, y, 5, epochs=5, callbacks=[kresume.BackupAndRestore(tmp_path)], verbose=0)
+
+
+def test_a_backup_is_a_checkpoint_like_any_other(tmp_path):
+    """`--from backup/` reads optimizer, step, rate and every array; a flipped byte is an error.
+
+    The architecture is the script's.
+    """
+    from kresume.checkpoints.read import read_checkpoint
+    from kresume.models import optimizers, restore
+
+    trained, _ = train(tmp_path, kill=Kill(8), double_checkpoint=True)
+    state = read_checkpoint(tmp_path)
+    assert (state.format, state.step, state.optimizer.class_name) == ("kresume-backup", 7, "AdamW")
+    assert state.records["interrupted"]
+    model = build()
+    optimizer = optimizers.make_optimizer(state.optimizer, state.rate.value)
+    optimizer.build(model.trainable_variables)
+    restore.restore(model, state, optimizer=optimizer)
+    for group, variables in {"trainable": model.trainable_variables, "optimizer": optimizer.variables}.items():
+        for index, variable in enumerate(variables):
+            array = np.asarray(keras.ops.convert_to_numpy(variable))
+            assert array.tobytes() == state.arrays[f"{group}/{index}"].tobytes(), variable.path
+    newest = snapshot.list_snapshots(tmp_path)[-1][1]
+    data = bytearray((newest / snapshot.ARRAYS).read_bytes())
+    data[-1] ^= 1
+    (newest / snapshot.ARRAYS).write_bytes(data)
+    older = read_checkpoint(tmp_path)
+    assert older.step == 6
+    assert newest.name in older.records["passed_over"]
+    with pytest.raises(CheckpointError, match="does not match its digest"):
+        read_checkpoint(newest)
+    assert int(trained.optimizer.iterations) == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"save_freq": 5, "strict": True}, "needs data="),
+        ({"save_freq": False}, "'epoch' or a number"),
+        ({"save_freq": 0}, "'epoch' or a number"),
+        ({"save_freq": 0.15}, "Invalid value"),
+        ({"backup_dir": ""}, "Empty `backup_dir` argument passed"),
+        ({"backup_dir": None}, "Empty `backup_dir` argument passed"),
+        ({"on_new_data": "now"}, "next-epoch"),
+        ({"data": [1, 2]}, "whose position cannot be set"),
+    ],
+)
+@pytest.mark.one_backend
+def test_what_cannot_be_meant_is_refused(tmp_path, arguments, words):
+    """Each mistake is an error that names the argument and the remedy."""
+    with pytest.raises(UsageError, match=words):
+        kresume.BackupAndRestore(**{"backup_dir": tmp_path, **arguments})
+
+
+def test_another_length_of_the_epoch_is_refused(tmp_path):
+    """Another steps_per_epoch is refused, because the position depends on it."""
+    train(tmp_path, kill=Kill(8))
+    with pytest.raises(UsageError, match="had 6 steps per epoch, this one has 5"):
+        train(tmp_path, data=kresume.resumable(numbers, 5))
+
+
+@pytest.mark.one_backend
+def test_data_that_ends_too_early_says_so(tmp_path):
+    """A pipeline with fewer batches than steps_per_epoch is an error, not a warning."""
+    data = kresume.resumable(lambda position: numbers(position).take(4), STEPS)
+    with pytest.raises(Exception, match="the data ended after 4 of the 6 batches"):
+        list(data)
+
+
+@pytest.mark.parametrize("after", [None, 8])
+@pytest.mark.parametrize("fed", ["class weights", "a map"])
+def test_what_fit_makes_of_the_data_has_its_length(tmp_path, undisturbed, fed, after):
+    """Class weights and a further map keep the number of batches, so that no epoch adds an update."""
+
+    def run(data, callbacks, **options):
+        model = build()
+        if fed == "class weights":
+            options["class_weight"] = {0: 0.5, 1: 2.0}
+        else:
+            data = data.map(lambda x, y: (x * 2.0, y)).prefetch(2)
+        try:
+            model.fit(data, epochs=EPOCHS, callbacks=callbacks, verbose=0, **options)
+        except Killed:
+            release(tmp_path)
+        return model
+
+    def backup(data):
+        return kresume.BackupAndRestore(tmp_path, save_freq=1, data=data)
+
+    if fed not in undisturbed:
+        undisturbed[fed] = arrays_of(run(numbers(0), [], steps_per_epoch=STEPS))
+    data = kresume.resumable(numbers, STEPS)
+    assert int(data.map(lambda *batch: batch).cardinality()) == len(data) == STEPS
+    if after:
+        run(data, [Kill(after), backup(data)])
+    data = kresume.resumable(numbers, STEPS)
+    model = run(data, [backup(data)])
+    assert int(model.optimizer.iterations) == STEPS * EPOCHS
+    assert_same_bytes(undisturbed[fed], arrays_of(model))
+
+
+# Images
+
+
+SCRIPT = """
+import os, sys, numpy as np, keras, kresume
+folder, source, added = sys.argv[1:4]
+keras.utils.set_random_seed(1)
+layers = keras.layers
+augment = keras.Sequential([layers.RandomFlip(), layers.RandomTranslation(0.2, 0.2)])
+options = {"image_size": (12, 12), "batch_size": 5, "cache": None, "verbose": False, "map": augment}
+data = kresume.image_dataset(source, add=added or None, **options)
+model = keras.Sequential([keras.Input((12, 12, 3)), layers.Rescaling(1 / 255), layers.Conv2D(4, 3), layers.Flatten(),
+                          layers.Dropout(0.3), layers.Dense(3, "softmax")])
+model.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy")
+class Die(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        if (batch + 1) == int(os.environ.get("DIE_AT", -1)):
+            os.kill(os.getpid(), 9)
+backup = kresume.BackupAndRestore(folder, save_freq=1, data=data, delete_checkpoint=False)
+history = model.fit(data, epochs=3, verbose=0, class_weight={0: 1.0, 1: 2.0, 2: 0.5}, callbacks=[Die(), backup])
+np.savez(folder + ".npz", *[np.asarray(keras.ops.convert_to_numpy(v)) for v in (*model.variables, *model.optimizer.variables)])
+print(int(model.optimizer.iterations))
+"""
+
+
+def test_a_real_script_really_killed_on_images(tmp_path, pictures):
+    """A script killed by SIGKILL in its first epoch of images ends, run again, with equal bytes."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+
+    def script(name, die_at=-1):
+        environment = {**os.environ, "DIE_AT": str(die_at)}
+        arguments = [sys.executable, tmp_path / "script.py", tmp_path / name, pictures / "old", ""]
+        return subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
+
+    assert script("whole").stdout.strip() == "15"
+    assert script("killed", 3).returncode == -9
+    done = script("killed")
+    assert re.search(r"continuing at step [12] \(epoch 1, batch [12]\)", done.stderr), done.stderr
+    one, other = (dict(np.load(tmp_path / f"{name}.npz")) for name in ("whole", "killed"))
+    assert_same_bytes(one, other)
+
+
+@pytest.fixture
+def growing(tmp_path):
+    write_pictures(tmp_path / "old", 4, 0)
+    return tmp_path / "old"
+
+
+def labels_of(data):
+    return np.concatenate([labels.numpy() for _, labels in data])
+
+
+def make(folder, **options):
+    return kresume.image_dataset(folder, image_size=(12, 12), batch_size=5, cache=None, verbose=False, **options)
+
+
+@pytest.mark.one_backend
+def test_image_dataset_deals_permutations_in_full_batches(growing):
+    """Each permutation holds every image once; batches are full and run over epoch ends.
+
+    12 images in batches of 5 are 3 batches, and the next epoch continues from there.
+    """
+    data = make(growing)
+    assert len(data) == 3
+    row = np.concatenate([labels_of(data) for _ in range(4)])
+    assert len(row) == 60
+    for start in range(0, 60, 12):
+        assert np.bincount(row[start : start + 12]).tolist() == [4, 4, 4]
+    assert data.class_names == ["circle", "square", "stripes"]
+
+
+@pytest.mark.one_backend
+def test_a_look_at_the_data_does_not_move_it(growing):
+    """Looking at the data does not move its position: neither `take` nor Keras's look at a first batch."""
+    one, other = make(growing), make(growing)
+    for _ in one.take(1):
+        pass
+    np.testing.assert_array_equal(labels_of(one), labels_of(other))
+
+
+@pytest.mark.one_backend
+def test_images_that_came_meanwhile_join_at_the_next_epoch(growing, tmp_path, capfd):
+    """Added images join at the next epoch, and a line says so; "error" refuses them.
+
+    The interrupted epoch ends on its old list.
+    """
+    before = make(growing)
+    first = stream_of(before)
+    first.save(tmp_path)
+    whole = labels_of(before)
+    write_pictures(growing, 9, 500)
+    after = make(growing)
+    stream = stream_of(after)
+    with pytest.raises(UsageError, match="12 then, 39 now"):
+        stream.adopt(tmp_path, first.identity(), 0, 1, "error")
+    assert "the new list is used from epoch 2 on" in stream.adopt(tmp_path, first.identity(), 0, 1, "next-epoch")
+    stream.seek(0, 1)
+    assert (stream.steps(0), stream.steps(1), stream.longest()) == (3, 8, 8)
+    for path in growing.rglob("*"):
+        assert path.exists()
+    np.testing.assert_array_equal(labels_of(after), whole[5:])
+    stream.recount()
+    assert int(after.map(lambda *batch: batch).cardinality()) == 8
+    stream.seek(1, 0)
+    assert len(labels_of(after)) == 40
+    stream.save(tmp_path)
+    again = stream_of(make(growing))
+    assert again.adopt(tmp_path, stream.identity(), 1, 3, "error") == ""
+    assert again.step(1, 3) == stream.step(1, 3) == 3
+
+
+@pytest.mark.one_backend
+def test_images_that_went_meanwhile_leave_at_the_next_epoch(growing, tmp_path):
+    """Removed images leave at the next epoch.
+
+    The interrupted epoch is longer than later ones: the dataset that the user already holds has its length.
+    """
+    before = make(growing)
+    first = stream_of(before)
+    first.save(tmp_path)
+    for path in sorted(growing.rglob("*.png"))[::2]:
+        path.unlink()
+    after = make(growing)
+    stream = stream_of(after)
+    assert len(after) == 2
+    stream.adopt(tmp_path, first.identity(), 0, 1, "next-epoch")
+    stream.seek(0, 0)
+    stream.recount()
+    assert len(after) == int(after.map(lambda *batch: batch).cardinality()) == 3
+    stream.release(1)
+    assert len(after) == 2
+
+
+@pytest.mark.one_backend
+def test_sides_follow_from_content(growing):
+    """Adding images moves none from training to validation; both subsets together hold every image."""
+    train_before, val_before = make(growing, validation_split=0.3, subset="both")
+    names = set(train_before.file_paths)
+    assert names.isdisjoint(val_before.file_paths)
+    write_pictures(growing, 6, 700)
+    train_after, val_after = make(growing, validation_split=0.3, subset="both")
+    assert names <= set(train_after.file_paths)
+    assert sum(len(labels) for _, labels in val_after) > sum(len(labels) for _, labels in val_before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"labels": "none"}, "from the names of the folders"),
+        ({"label_mode": "text"}, "label_mode"),
+        ({"color_mode": "rgba"}, "color_mode"),
+        ({"subset": "training"}, "give validation_split and subset"),
+        ({"interpolation": "lanczos7"}, "interpolation"),
+        ({"label_mode": "binary"}, "needs two classes"),
+    ],
+)
+@pytest.mark.one_backend
+def test_image_dataset_refuses_what_it_does_not_do(growing, arguments, words):
+    """`image_dataset` refuses arguments that it does not support."""
+    with pytest.raises(UsageError, match=words):
+        make(growing, **arguments)
+
+
+@pytest.mark.parametrize(("mode", "shape"), [("int", (5,)), ("categorical", (5, 3)), (None, None)])
+@pytest.mark.one_backend
+def test_label_modes_and_grey(growing, mode, shape):
+    """Label modes and grey images have the shapes of image_dataset_from_directory."""
+    batch = next(iter(make(growing, label_mode=mode, color_mode="grayscale")))
+    images = batch if mode is None else batch[0]
+    assert images.shape == (5, 12, 12, 1)
+    assert mode is None or batch[1].shape == shape

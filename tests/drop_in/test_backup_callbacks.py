@@ -1,0 +1,481 @@
+"""Tests `kresume.BackupAndRestore` beside other callbacks: their state, their files and their stops."""
+
+import gc
+import inspect
+import shutil
+import threading
+
+import keras
+import numpy as np
+import pytest
+
+import kresume
+from kresume.drop_in.stream import stream_of
+from kresume.training.loop import callback_state
+from tests.helpers.pictures import write_pictures
+from tests.helpers.runs import assert_same_bytes
+
+pytestmark = pytest.mark.filterwarnings("ignore:.shuffle=True. was passed:UserWarning")
+
+STEPS, EPOCHS, BATCH = 3, 3, 4
+
+
+class Killed(BaseException):
+    """Represents SIGKILL: no state of the process is used afterwards.
+
+    Other callbacks are not notified, as with an exception.
+    """
+
+
+class Kill(keras.callbacks.Callback):
+    """Dies after a number of batches of this process, or after the other callbacks at the end of an epoch."""
+
+    def __init__(self, batches=None, epoch=None):
+        super().__init__()
+        self.batches, self.epoch, self.done = batches, epoch, 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.done += 1
+        if self.done == self.batches:
+            raise Killed
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == self.epoch:
+            raise Killed
+
+
+def numbers(position):
+    """Returns endless batches of noise from a position on."""
+    import tensorflow as tf
+
+    def batch(index):
+        x = tf.random.stateless_normal((BATCH, 4), tf.stack([index, tf.constant(7, tf.int64)]))
+        return x, tf.cast(tf.reduce_sum(x, axis=1) > 0, tf.int32)
+
+    return tf.data.Dataset.range(position, 10**6).map(batch)
+
+
+def build():
+    keras.utils.set_random_seed(3)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "softmax")])
+    model.compile(keras.optimizers.Adam(1e-2), "sparse_categorical_crossentropy")
+    return model
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Provides one model for all tests that only drive the callbacks."""
+    return build()
+
+
+def die(folder, callbacks):
+    """Releases the lock and closes the files, as the death of a process would; its writer finishes first."""
+    for thread in threading.enumerate():
+        if thread.name == "kresume-writer":
+            thread.join()
+    (folder / "lock.json").unlink(missing_ok=True)
+    for callback in callbacks:
+        if isinstance(callback, keras.callbacks.CSVLogger):
+            callback.csv_file.close()
+        if isinstance(callback, keras.callbacks.OrbaxCheckpoint):
+            callback.checkpointer.close()
+        if isinstance(callback, keras.callbacks.TensorBoard):
+            callback._pop_writer()  # the process's default writer; buffered events remain buffered
+
+
+def losses(epoch, batch):
+    return {"loss": 1 / (1 + STEPS * epoch + batch), "val_loss": 2.0}
+
+
+def drive(model, folder, callbacks=(), *, data=None, epochs=EPOCHS, **options):
+    """Calls the callbacks as `fit` does, without training; returns the number of steps of each epoch."""
+    data = kresume.resumable(numbers, STEPS) if data is None else data
+    stream = stream_of(data)
+    backup = kresume.BackupAndRestore(folder, data=data, **{"save_freq": 1, "delete_checkpoint": False, **options})
+    done, model._initial_epoch, model.stop_training = {}, None, False
+    called = keras.callbacks.CallbackList([*callbacks, backup], model=model, epochs=epochs, steps=STEPS, verbose=0)
+    try:
+        called.on_train_begin()
+        for epoch in range(model._initial_epoch or 0, epochs):
+            called.on_epoch_begin(epoch)
+            for batch in range(stream.batch, stream.steps(epoch)):
+                called.on_train_batch_begin(batch - stream.batch)
+                called.on_train_batch_end(batch - stream.batch, losses(epoch, batch))
+                done[epoch] = done.get(epoch, 0) + 1
+                if model.stop_training:
+                    break
+            called.on_test_begin()
+            called.on_test_end({"loss": 2.0})
+            called.on_epoch_end(epoch, losses(epoch, STEPS))
+            if model.stop_training:
+                break
+        called.on_train_end()
+    except Killed:
+        die(folder, callbacks)
+    return done
+
+
+# Stops requested by a callback
+
+
+def stopping(patience=1, **options):
+    """Returns an EarlyStopping whose loss never improves enough: it stops once its patience ends."""
+    return keras.callbacks.EarlyStopping(monitor="loss", patience=patience, min_delta=100, **options)
+
+
+def images(folder):
+    return kresume.image_dataset(folder, image_size=(8, 8), batch_size=6, cache=None, verbose=False)
+
+
+def test_new_images_after_an_early_stop_are_trained(model, tmp_path, capfd):
+    """Images added after an early stop are trained: patience restarts, and a line says so.
+
+    The old images caused the stop.
+    """
+    write_pictures(tmp_path / "old", 4, 0)
+    assert drive(model, tmp_path / "b", [stopping()], data=images(tmp_path / "old"), epochs=6) == {0: 2, 1: 2}
+    write_pictures(tmp_path / "old", 2, 500)
+    capfd.readouterr()
+    assert drive(model, tmp_path / "b", [stopping()], data=images(tmp_path / "old"), epochs=6) == {2: 3}
+    told = capfd.readouterr().err
+    assert "continuing at step 4 (epoch 3)" in told
+    assert "12 images before, 18 now: the new list is used from epoch 3 on" in told
+    assert "new images arrived: EarlyStopping's patience starts again" in told
+
+
+def test_new_images_when_all_epochs_are_done_say_what_to_change(model, tmp_path, capfd):
+    """If all epochs are done, a line says so and its advice works."""
+    write_pictures(tmp_path / "old", 4, 0)
+    drive(model, tmp_path / "b", data=images(tmp_path / "old"), epochs=2)
+    write_pictures(tmp_path / "old", 2, 500)
+    assert drive(model, tmp_path / "b", data=images(tmp_path / "old"), epochs=2) == {}
+    told = capfd.readouterr().err
+    assert (
+        "nothing is left to train: all 2 epochs are done (step 4); give fit(epochs=...) more than 2 to train further"
+        in told
+    )
+    assert "12 images before, 18 now" in told
+    assert drive(model, tmp_path / "b", data=images(tmp_path / "old"), epochs=3) == {2: 3}
+
+
+class StopAfter(keras.callbacks.Callback):
+    """Stops after a number of batches of each process, as a user's time limit does."""
+
+    def __init__(self, batches):
+        super().__init__()
+        self.left = batches
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.left -= 1
+        if self.left == 0:
+            self.model.stop_training = True
+
+    def get_state(self):
+        return {}
+
+    def set_state(self, state):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "options", "steps", "words"),
+    [
+        pytest.param(
+            [stopping], [stopping], {}, 2, "nothing is left to train: EarlyStopping ended the training", id="same again"
+        ),
+        pytest.param(
+            [stopping], [stopping], {"epochs": 9}, 3, "now 9 epochs are requested instead of 6", id="more epochs"
+        ),
+        pytest.param([stopping], [lambda: stopping(3)], {}, 4, "now it has more patience", id="more patience"),
+        pytest.param([stopping], [], {}, 6, "now it has more patience", id="no EarlyStopping any more"),
+        pytest.param([lambda: StopAfter(6)], [lambda: StopAfter(6)], {}, 4, "may end it again", id="a limit of time"),
+        pytest.param([], [], {}, 6, "all 6 epochs are done", id="all epochs done"),
+        pytest.param([], [], {"epochs": 8}, 8, "continuing at step 18", id="all epochs done, more asked"),
+        pytest.param([], [], {"epochs": 4}, 6, "all 4 epochs are done", id="fewer epochs than done"),
+    ],
+)
+def test_a_finished_training_goes_on_or_says_why_not(model, tmp_path, capfd, first, then, options, steps, words):
+    """A restart after a finished training trains the remaining epochs, or names what has to change."""
+    before = drive(model, tmp_path, [make() for make in first], epochs=6)
+    capfd.readouterr()
+    after = drive(model, tmp_path, [make() for make in then], **{"epochs": 6, **options})
+    assert words in capfd.readouterr().err
+    assert list({**before, **after}.items()) == [(epoch, STEPS) for epoch in range(steps)]
+    assert set(before).isdisjoint(after)
+
+
+def test_a_stop_before_a_kill_holds_once(model, tmp_path, capfd):
+    """A stop before a kill ends the next start at once; one more start trains on."""
+
+    class Die(keras.callbacks.Callback):
+        def on_train_end(self, logs=None):
+            raise Killed
+
+    assert drive(model, tmp_path, [StopAfter(3), Die()]) == {0: 3}
+    assert drive(model, tmp_path, [StopAfter(3)]) == {}
+    assert "run the script again to train further" in capfd.readouterr().err
+    assert drive(model, tmp_path, [StopAfter(3)]) == {1: 3}
+
+
+# State of the callbacks
+
+
+class OwnRate(keras.callbacks.Callback):
+    """Lowers the rate by its own state."""
+
+    def __init__(self):
+        super().__init__()
+        self.rate = 8e-3
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.rate /= 2
+        self.model.optimizer.learning_rate = self.rate
+
+
+class KeptRate(OwnRate):
+    def get_state(self):
+        return {"rate": self.rate}
+
+    def set_state(self, state):
+        self.rate = state["rate"]
+
+
+class Stateless(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        return
+
+
+class Counting(keras.callbacks.ReduceLROnPlateau):
+    """Counts in an attribute that Keras's class does not have."""
+
+    def __init__(self):
+        super().__init__(monitor="loss")
+        self.seen = 0
+
+
+class LateCounting(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        self.late = epoch
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (OwnRate, "OwnRate (rate)"),
+        (Counting, "Counting (seen)"),
+        (LateCounting, "LateCounting (late)"),
+        (lambda: keras.callbacks.LambdaCallback(on_epoch_end=print), "LambdaCallback (on_epoch_end)"),
+        (KeptRate, None),
+        (Stateless, None),
+        (lambda: keras.callbacks.ReduceLROnPlateau(monitor="loss"), None),
+        (lambda: keras.callbacks.LambdaCallback(get_state=dict, set_state=print), None),
+    ],
+)
+def test_a_callback_that_nobody_can_restore_is_named_once(model, tmp_path, capfd, make, named):
+    """A callback that cannot be restored is named once, with its attributes and the two methods to add.
+
+    A callback that is kept or has no state is not named.
+    """
+    drive(model, tmp_path, [make()], epochs=2)
+    told = capfd.readouterr().err
+    assert told.count("get_state") == (2 if named else 0)
+    assert named is None or told.count(f"{named}: no get_state and set_state") == 1
+
+
+def test_the_two_methods_make_it_exact(model, tmp_path):
+    """With the two methods a user's own rate continues exactly, and without them it does not."""
+
+    def rate(kind, folder, *kill):
+        model.optimizer.learning_rate = 1e-2
+        drive(model, folder, [kind(), *kill])
+        return float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
+
+    for kind in (OwnRate, KeptRate):
+        rate(kind, tmp_path / kind.__name__, Kill(5))
+    assert rate(KeptRate, tmp_path / "KeptRate") == pytest.approx(rate(KeptRate, tmp_path / "whole"))
+    assert rate(OwnRate, tmp_path / "OwnRate") != pytest.approx(rate(OwnRate, tmp_path / "other"))
+
+
+@pytest.mark.one_backend
+def test_every_callback_class_of_keras_has_an_entry():
+    """Every callback class of Keras, and every attribute of one, has an entry."""
+    kinds = {
+        name: kind
+        for name, kind in vars(keras.callbacks).items()
+        if inspect.isclass(kind) and name not in {"Callback", "CallbackList", "LambdaCallback"}
+    }
+    assert sorted(kinds) == sorted(callback_state.KERAS_ATTRIBUTES)
+    for name, kind in kinds.items():
+        stored = {
+            instruction
+            for member in vars(kind).values()
+            for instruction in getattr(getattr(member, "__code__", None), "co_names", ())
+        }
+        assert set(callback_state.KERAS_ATTRIBUTES[name]) <= {*stored, "best"}, name
+
+
+# Files of the callbacks
+
+
+def undisturbed(folder, keys=("loss", "val_loss")):
+    """Returns the lines of an undisturbed training, by Keras's callback alone."""
+    logger = keras.callbacks.CSVLogger(folder / "expected.csv")
+    logger.on_train_begin()
+    for epoch in range(EPOCHS):
+        logger.on_epoch_end(epoch, losses(epoch, STEPS))
+    logger.on_train_end()
+    return (folder / "expected.csv").read_bytes()
+
+
+BEFORE = b"epoch,loss,val_loss\r\n0,0.5,NA\r\n1,0.4,NA\r\n"
+
+
+@pytest.mark.parametrize("append", [False, True], ids=["overwrite", "append"])
+@pytest.mark.parametrize("there", [b"", BEFORE], ids=["new file", "file of an earlier training"])
+@pytest.mark.parametrize(
+    "kills",
+    [
+        pytest.param([Kill(5)], id="in an epoch"),
+        pytest.param([Kill(epoch=0)], id="before the first backup of an epoch"),
+        pytest.param([Kill(epoch=1)], id="between their line and our backup"),
+        pytest.param([Kill(epoch=1), Kill(1), Kill(epoch=2)], id="three times"),
+    ],
+)
+@pytest.mark.parametrize("save_freq", [1, "epoch"])
+def test_csv_lines_are_those_of_a_training_that_nobody_disturbed(model, tmp_path, append, there, kills, save_freq):
+    """CSV lines equal those of an undisturbed training, and lines of an earlier training stay."""
+    log = tmp_path / "log.csv"
+    log.write_bytes(there)
+
+    def logger():
+        return keras.callbacks.CSVLogger(log, append=append)
+
+    for kill in kills:
+        drive(model, tmp_path / "b", [logger(), Kill(kill.batches, kill.epoch)], save_freq=save_freq)
+    drive(model, tmp_path / "b", [logger()], save_freq=save_freq)
+    kept, expected = there if append else b"", undisturbed(tmp_path)
+    if kept:
+        expected = expected.split(b"\r\n", 1)[1]
+    assert log.read_bytes() == kept + expected
+    drive(model, tmp_path / "b", [logger()], save_freq=save_freq)  # no epoch is left to train, and no line is lost
+    assert log.read_bytes() == kept + expected
+
+
+def test_csv_lines_survive_the_file_and_others_lines_stay(model, tmp_path, capfd):
+    """A deleted log is restored from the backup; a log that another writer changed stays, with a note."""
+    log = tmp_path / "log.csv"
+
+    def logger():
+        return keras.callbacks.CSVLogger(log, append=True)
+
+    drive(model, tmp_path / "b", [logger(), Kill(epoch=1)])
+    shutil.copytree(tmp_path / "b", tmp_path / "c")
+    log.unlink()
+    drive(model, tmp_path / "b", [logger()])
+    assert log.read_bytes() == undisturbed(tmp_path)
+    with log.open("ab") as file:
+        file.write(b"7,mine,NA\r\n")
+    drive(model, tmp_path / "c", [logger()])
+    assert b"7,mine,NA\r\n" in log.read_bytes()
+    assert "was changed by another program since the backup" in capfd.readouterr().err
+
+
+def scalars(folder):
+    """Returns every scalar in the event files below a folder: `{(folder, tag): [step, ...]}`, sorted."""
+    import tensorflow as tf
+    from tensorflow.core.util import event_pb2
+
+    found = {}
+    for path in sorted(folder.rglob("*tfevents*")):
+        for record in tf.data.TFRecordDataset(str(path)):
+            event = event_pb2.Event.FromString(record.numpy())
+            for value in event.summary.value:
+                found.setdefault((path.parent.name, value.tag), []).append(event.step)
+    return {key: sorted(steps) for key, steps in found.items()}
+
+
+@pytest.mark.parametrize("update_freq", ["epoch", "batch", 2])
+@pytest.mark.parametrize(
+    ("kills", "save_freq"),
+    [
+        pytest.param([Kill(5)], 1, id="in an epoch"),
+        pytest.param([Kill(1)], "epoch", id="before the first backup"),
+        pytest.param([Kill(epoch=1)], "epoch", id="between their events and our backup"),
+        pytest.param([Kill(epoch=0), Kill(1), Kill(epoch=2)], 2, id="three times"),
+    ],
+)
+def test_tensorboard_steps_are_those_of_a_training_that_nobody_disturbed(
+    model, tmp_path, update_freq, kills, save_freq
+):
+    """Every TensorBoard step of every tag exists once; events of another training stay."""
+    pytest.importorskip("tensorboard")
+
+    def board(name):
+        return keras.callbacks.TensorBoard(tmp_path / name, update_freq=update_freq, write_graph=False)
+
+    foreign = tmp_path / "killed" / "train" / "events.out.tfevents.1.elsewhere.1.0.v2"
+    foreign.parent.mkdir(parents=True)
+    foreign.write_bytes(b"")
+    drive(model, tmp_path / "b", [board("whole")])
+    held = []  # in a notebook the interrupted callback lives on, and may write its buffer at any time
+    for kill in kills:
+        held.append([board("killed"), Kill(kill.batches, kill.epoch)])
+        drive(model, tmp_path / "c", held[-1], save_freq=save_freq)
+    drive(model, tmp_path / "c", [board("killed")], save_freq=save_freq)
+    held.clear()
+    gc.collect()
+    expected, found = scalars(tmp_path / "whole"), scalars(tmp_path / "killed")
+    assert update_freq == 2 or expected["train", "epoch_loss"] == list(range(EPOCHS))
+    assert update_freq != "batch" or expected["train", "batch_loss"] == list(range(1, STEPS * EPOCHS + 1))
+    assert found == expected
+    assert foreign.exists()
+
+
+@pytest.mark.parametrize(
+    ("save_freq", "kill", "steps"), [("epoch", Kill(epoch=1), [0, 1, 2]), (2, Kill(5), [2, 4, 6, 8])]
+)
+def test_checkpoints_of_orbax_are_saved_again(model, tmp_path, capfd, save_freq, kill, steps):
+    """Orbax checkpoints of the killed process are moved aside, and every step exists at the end.
+
+    Orbax refuses to overwrite a step.
+    """
+    pytest.importorskip("orbax.checkpoint")
+
+    def saver():
+        options = {"save_freq": save_freq, "save_on_background": False, "max_to_keep": None}
+        return keras.callbacks.OrbaxCheckpoint(str(tmp_path / "orbax"), **options)
+
+    model.optimizer.iterations.assign(0)
+    drive(model, tmp_path / "b", [saver(), Kill(kill.batches, kill.epoch)], save_freq="epoch")
+    model.optimizer.iterations.assign(0)
+    drive(model, tmp_path / "b", [saver()], save_freq="epoch")
+    assert sorted(int(path.name) for path in (tmp_path / "orbax").iterdir()) == steps
+    aside = [int(path.name) for path in (tmp_path / "orbax.interrupted").iterdir()]
+    assert aside == ([1] if save_freq == "epoch" else [4])
+    assert "checkpoints of steps that are trained again were moved" in capfd.readouterr().err
+
+
+def test_logs_and_weights_together(tmp_path):
+    """In a real `fit`, killed between log lines and backup, the logs are whole and training is exact."""
+    pytest.importorskip("tensorboard")
+
+    def fit(name, *kill):
+        data, model = kresume.resumable(numbers, STEPS), build()
+        logs = [
+            keras.callbacks.CSVLogger(tmp_path / f"{name}.csv"),
+            keras.callbacks.TensorBoard(tmp_path / name, update_freq="batch"),
+        ]
+        backup = kresume.BackupAndRestore(tmp_path / f"{name}-backup", data=data, delete_checkpoint=False)
+        try:
+            model.fit(data, epochs=EPOCHS, callbacks=[*logs, *kill, backup], verbose=0)
+        except Killed:
+            die(tmp_path / f"{name}-backup", logs)
+        return {str(place): np.array(keras.ops.convert_to_numpy(each)) for place, each in enumerate(model.variables)}
+
+    expected = fit("whole")
+    fit("killed", Kill(epoch=1))
+    assert_same_bytes(expected, fit("killed"))
+    assert (tmp_path / "whole.csv").read_bytes() == (tmp_path / "killed.csv").read_bytes()
+    found = scalars(tmp_path / "killed")
+    found["train", "keras"] = [0]  # the graph, which each process writes
+    assert found == scalars(tmp_path / "whole")

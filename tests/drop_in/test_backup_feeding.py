@@ -1,0 +1,346 @@
+"""Tests every way to feed `fit`: update counts never change; a table says which ways are exact.
+
+python -m tests.drop_in.test_backup_feeding      # writes the table in docs/backup-and-restore.md
+"""
+
+import gc
+import itertools
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import kresume
+from kresume.checkpoints import snapshot
+from kresume.errors import UsageError
+from tests.helpers.paths import ROOT
+from tests.helpers.runs import assert_same_bytes
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.shuffle=True. was passed:UserWarning", "ignore:Your input ran out of data:UserWarning"
+)
+
+BATCH, STEPS, EPOCHS = 4, 4, 3
+KILLS = (3, 7)
+"""Updates after which training is killed: in the first and second epoch, one batch after a backup.
+
+A backup is made every 2 batches.
+"""
+CLASSES = {0: 0.5, 1: 2.0}
+
+EXACT, COUNTS, REFUSED = "exact", "counts", "refused"
+
+
+class Killed(BaseException):
+    """Represents SIGKILL: no state of the process is used afterwards."""
+
+
+class Counter(keras.callbacks.Callback):
+    """Counts updates and epochs, and dies after a number of updates."""
+
+    def __init__(self, kill=None):
+        super().__init__()
+        self.kill, self.updates, self.epochs = kill, 0, []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.updates += 1
+        if self.updates == self.kill:
+            raise Killed
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.epochs.append(epoch)
+
+
+# The data. Finite data repeat the same pictures in each epoch; endless data differ at each position.
+
+
+def arrays(index=slice(2)):
+    x = np.random.default_rng(1).normal(size=(BATCH * STEPS, 4)).astype("float32")
+    return (x, (x.sum(axis=1) > 0).astype("int32"), np.linspace(0.5, 1.5, len(x), dtype="float32"))[index]
+
+
+def batches(parts=slice(2)):
+    return [tuple(part[start : start + BATCH] for part in arrays(parts)) for start in range(0, BATCH * STEPS, BATCH)]
+
+
+def endless():
+    for position in itertools.count():
+        x = np.random.default_rng(position).normal(size=(BATCH, 4)).astype("float32")
+        yield x, (x.sum(axis=1) > 0).astype("int32")
+
+
+class ByIndex(keras.utils.PyDataset):
+    """Returns batches by index."""
+
+    def __init__(self, parts=slice(2), **options):
+        super().__init__(**options)
+        self.batches = batches(parts)
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __getitem__(self, index):
+        return self.batches[index]
+
+
+def tensors(parts=slice(2)):
+    import tensorflow as tf
+
+    return tf.data.Dataset.from_tensor_slices(arrays(parts)).batch(BATCH)
+
+
+def numbers(position=0):
+    """Returns endless batches from a position on."""
+    import tensorflow as tf
+
+    def batch(index):
+        x = tf.random.stateless_normal((BATCH, 4), tf.stack([index, tf.constant(7, tf.int64)]))
+        return x, tf.cast(tf.reduce_sum(x, axis=1) > 0, tf.int32)
+
+    return tf.data.Dataset.range(position, 10**6).map(batch)
+
+
+def weighted(x, y):
+    return x, y, x[:, 0] * 0.0 + 2.0
+
+
+def doubled(x, y):
+    return x * 2.0, y
+
+
+def ours():
+    return kresume.resumable(numbers, STEPS)
+
+
+def loader(parts=slice(2)):
+    torch = pytest.importorskip("torch")
+    dataset = torch.utils.data.TensorDataset(*map(torch.from_numpy, arrays(parts)))
+    return torch.utils.data.DataLoader(dataset, batch_size=BATCH)
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Describes a way to feed `fit`.
+
+    Attributes:
+        called: its name in the table.
+        data: makes fit's `x`, from the value of `data=` if that is one of our datasets.
+        outcomes: the expected outcomes with `data=`; without it and a number as `save_freq`; without it and "epoch".
+        options: further arguments of `fit`.
+        plain: makes the data for Keras alone, with its further arguments, if it differs.
+        epochs: the number of epochs.
+        steps: the number of batches of an epoch.
+        source: makes the value of `data=`, if that is one of our datasets.
+    """
+
+    called: str
+    data: Callable[..., Any]
+    outcomes: tuple[str, str, str]
+    options: dict[str, Any] = field(default_factory=dict)
+    plain: tuple[Callable[[], Any], dict[str, Any]] | None = None
+    epochs: int = EPOCHS
+    steps: int = STEPS
+    source: Callable[[], Any] | None = None
+
+
+REPEATS = (REFUSED, EXACT, EXACT)
+RUNS_ON = (REFUSED, COUNTS, COUNTS)
+OURS = (EXACT, COUNTS, COUNTS)
+IN_ORDER = {"y": arrays(1), "batch_size": BATCH, "shuffle": False}
+ONE_ITERATOR = {"steps_per_epoch": STEPS}
+
+
+def of_ours(called, data, plain, outcomes=OURS, **options):
+    return Feed(called, data, outcomes, options, (plain, {**options, **ONE_ITERATOR}), source=ours)
+
+
+FEEDS = [
+    Feed("arrays, `shuffle=False`", lambda: arrays(0), REPEATS, IN_ORDER),
+    Feed("arrays, shuffled by Keras", lambda: arrays(0), RUNS_ON, {**IN_ORDER, "shuffle": True}),
+    Feed("arrays, `class_weight`", lambda: arrays(0), REPEATS, {**IN_ORDER, "class_weight": CLASSES}),
+    Feed("arrays, `sample_weight`", lambda: arrays(0), REPEATS, {**IN_ORDER, "sample_weight": arrays(2)}),
+    Feed("arrays, `steps_per_epoch`", lambda: arrays(0), REPEATS, {**IN_ORDER, "steps_per_epoch": 2}, steps=2),
+    Feed("generator, `steps_per_epoch`", endless, RUNS_ON, ONE_ITERATOR),
+    Feed("generator, one epoch", lambda: (batch for batch in batches(slice(3))), REPEATS, epochs=1),
+    Feed("generator, several epochs", lambda: (batch for batch in batches()), (REFUSED, REFUSED, REFUSED)),
+    Feed("`PyDataset`, `shuffle=False`", ByIndex, REPEATS, {"shuffle": False}),
+    Feed("`PyDataset`, `class_weight`", ByIndex, REPEATS, {"shuffle": False, "class_weight": CLASSES}),
+    Feed("`PyDataset` with sample weights", lambda: ByIndex(slice(3)), REPEATS, {"shuffle": False}),
+    Feed("`PyDataset` with workers", lambda: ByIndex(workers=2), REPEATS, {"shuffle": False}),
+    Feed("tf.data of known length", tensors, REPEATS),
+    Feed("tf.data of known length, `class_weight`", tensors, REPEATS, {"class_weight": CLASSES}),
+    Feed("tf.data of known length, sample weights by `map`", lambda: tensors().map(weighted), REPEATS),
+    Feed("tf.data of unknown length", lambda: tensors().filter(lambda x, y: True), REPEATS),
+    Feed(
+        "tf.data of unknown length, `class_weight`",
+        lambda: tensors().filter(lambda x, y: True),
+        REPEATS,
+        {"class_weight": CLASSES},
+    ),
+    Feed("tf.data without end, `steps_per_epoch`", numbers, RUNS_ON, ONE_ITERATOR),
+    Feed("torch `DataLoader`", loader, REPEATS),
+    Feed("torch `DataLoader` with sample weights", lambda: loader(slice(3)), REPEATS),
+    of_ours("`resumable`", lambda data: data, numbers),
+    of_ours("`resumable`, `class_weight`", lambda data: data, numbers, class_weight=CLASSES),
+    of_ours("`resumable`, sample weights by `map`", lambda data: data.map(weighted), lambda: numbers().map(weighted)),
+    of_ours(
+        "`resumable`, `map` and `prefetch`", lambda data: data.map(doubled).prefetch(2), lambda: numbers().map(doubled)
+    ),
+    of_ours("`resumable`, `shuffle`", lambda data: data.shuffle(2), numbers, (REFUSED, COUNTS, COUNTS)),
+    Feed(
+        "`resumable`, `steps_per_epoch`",
+        lambda data: data,
+        (REFUSED, COUNTS, COUNTS),
+        ONE_ITERATOR,
+        (numbers, ONE_ITERATOR),
+        source=ours,
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Provides one model for all tests, so that it is traced once; `start` resets its weights."""
+    keras.utils.set_random_seed(3)
+    layers = keras.layers
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3), layers.Dropout(0.3), layers.Dense(2, "softmax")])
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "sparse_categorical_crossentropy")
+    model.optimizer.build(model.trainable_variables)
+    return model, arrays_of(model)
+
+
+def arrays_of(model):
+    variables = [*model.variables, *model.optimizer.variables]
+    return {str(index): np.array(keras.ops.convert_to_numpy(variable)) for index, variable in enumerate(variables)}
+
+
+def fit(model, data, callbacks, feed, options=None):
+    """Fits from the first weights.
+
+    Returns:
+        The counts of the counter, and the arrays; None if it was killed.
+    """
+    net, first = model
+    keras.utils.set_random_seed(5)
+    for variable, array in zip([*net.variables, *net.optimizer.variables], first.values(), strict=True):
+        variable.assign(array)
+    net._initial_epoch = None
+    counter = callbacks[-1]
+    try:
+        net.fit(
+            data, epochs=feed.epochs, callbacks=callbacks, verbose=0, **(feed.options if options is None else options)
+        )
+    except Killed:
+        for thread in threading.enumerate():
+            if thread.name == "kresume-writer":
+                thread.join()
+        # The death of a process ends its iterators. Here they must not be collected during a later step.
+        gc.collect()
+        return None
+    return counter, arrays_of(net)
+
+
+def iterations(found):
+    """Returns the optimizer's own count."""
+    return next(int(array) for array in found.values() if array.dtype.kind == "i" and not array.shape)
+
+
+@pytest.mark.parametrize("feed", FEEDS, ids=lambda feed: feed.called.replace("`", ""))
+def test_no_way_of_feeding_counts_otherwise(model, tmp_path, feed):
+    """Killed or not, a way of feeding has plain Keras's updates and epochs, and its bits where promised.
+
+    This holds for `save_freq` as a number and as "epoch"; the table in the docs says which ways promise equal bits.
+    """
+    make, options = feed.plain or (feed.data, feed.options)
+    if feed.called != "generator, several epochs":  # its later epochs have two batches, whatever the first had
+        plain, expected = fit(model, make(), [Counter()], feed, options)
+
+    def run(folder, *, with_data, freq, kill=None, strict=None):
+        """Starts a new process: new data, a new callback."""
+        source = feed.source() if feed.source is not None else None
+        data = feed.data() if source is None else feed.data(source)
+        given = {"data": data if source is None else source} if with_data else {"strict": strict}
+        callback = kresume.BackupAndRestore(folder, save_freq=freq, delete_checkpoint=False, **given)
+        return fit(model, data, [callback, Counter(kill)], feed)
+
+    cases = [
+        (True, 2, None, feed.outcomes[0], (None, *KILLS)),
+        (False, 2, None, feed.outcomes[1], (None, *KILLS)),
+        (False, 2, False, feed.outcomes[1], KILLS[1:]),
+        (False, "epoch", None, feed.outcomes[2], KILLS[1:]),
+    ]
+    for number, (with_data, freq, strict, outcome, kills) in enumerate(cases):
+        mode = {"with_data": with_data, "freq": freq, "strict": strict}
+        if outcome == REFUSED:
+            with pytest.raises(UsageError):
+                run(tmp_path / f"{number}", **mode)
+            continue
+        for kill in kills:
+            if kill is not None and (kill > feed.steps * feed.epochs or (outcome == COUNTS and kill == KILLS[0])):
+                continue
+            folder = tmp_path / f"{number}-{kill}"
+            if kill is not None:
+                assert run(folder, kill=kill, **mode) is None
+            kept = max((step for step, _ in snapshot.list_snapshots(folder)), default=0)
+            counted, found = run(folder, **mode)
+            assert counted.updates + kept == plain.updates, (mode, kill)
+            assert counted.epochs == plain.epochs[kept // feed.steps :], (mode, kill)
+            assert iterations(found) == iterations(expected), (mode, kill)
+            # Not killed: the callback changes nothing, whether it orders the data or not.
+            if outcome == EXACT or (kill is None and feed.called != "`resumable`, `shuffle`"):
+                assert_same_bytes(expected, found)
+
+
+class KilledAtTheEnd(Counter):
+    """Dies after the last update of the first epoch, before its end is backed up."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        super().on_epoch_end(epoch)
+        raise Killed
+
+
+def test_data_of_unknown_length_killed_behind_the_last_batch(model, tmp_path):
+    """Killed after the last batch of data of unknown length, an epoch ends with the same updates.
+
+    Only drawing reveals that no batch is left.
+    """
+    feed = next(feed for feed in FEEDS if feed.called == "tf.data of unknown length")
+    plain, expected = fit(model, feed.data(), [Counter()], feed)
+    backup = kresume.BackupAndRestore(tmp_path, save_freq=1)
+    assert fit(model, feed.data(), [backup, KilledAtTheEnd()], feed) is None
+    assert [step for step, _ in snapshot.list_snapshots(tmp_path)] == [STEPS]
+    counted, found = fit(model, feed.data(), [kresume.BackupAndRestore(tmp_path, save_freq=1), Counter()], feed)
+    assert counted.updates + STEPS == plain.updates
+    assert iterations(found) == iterations(expected)
+    assert_same_bytes(expected, found)
+
+
+TABLE = re.compile(r"(<!-- table: feeding -->\n).*?(<!-- end -->)", re.DOTALL)
+PAGE = ROOT / "docs" / "backup-and-restore.md"
+
+
+def render(page: str) -> str:
+    """Returns the page with the table of the tested ways."""
+    rows = [
+        '| `fit` is fed by | with `data=` | without, a number as `save_freq` | without, `"epoch"` |',
+        "|---|---|---|---|",
+    ]
+    rows += [f"| {feed.called} | {' | '.join(feed.outcomes)} |" for feed in FEEDS]
+    return TABLE.sub(lambda match: match[1] + "\n".join(rows) + "\n" + match[2], page)
+
+
+@pytest.mark.one_backend
+def test_the_table_in_the_docs_is_what_is_tested():
+    """The docs' table lists the tested ways of feeding and their outcomes."""
+    page = PAGE.read_text(encoding="utf-8")
+    assert page == render(page), "run python -m tests.drop_in.test_backup_feeding"
+    assert page.count("refused") > 10
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

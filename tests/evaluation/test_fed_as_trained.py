@@ -1,0 +1,336 @@
+"""Tests that a foreign model gets the pixels, class order and loss that it was trained with.
+
+Otherwise the command is refused with a remedy.
+"""
+
+import re
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from kresume.errors import CheckpointError, UsageError
+from kresume.evaluation.evaluate import evaluate
+from kresume.images import conventions
+from kresume.models.pixels import read_convention
+from kresume.options.resolve import from_arguments
+from kresume.training.plan.decide import make_plan
+from tests.helpers.runs import run_training
+
+SIDE = 8
+COLOURS = {
+    "coal": (40, 40, 40),
+    "fire": (220, 60, 40),
+    "ink": (40, 40, 110),
+    "rust": (110, 50, 40),
+    "sky": (60, 80, 220),
+}
+CLASSES = tuple(COLOURS)
+
+
+def paint(name, seed):
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(0, 12, (SIDE, SIDE, 3))
+    return np.clip(np.array(COLOURS[name]) + noise, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def painted(tmp_path_factory):
+    """Writes ten noisy pictures of each of five colours."""
+    folder = tmp_path_factory.mktemp("painted")
+    for place, name in enumerate(CLASSES):
+        (folder / name).mkdir()
+        for index in range(10):
+            Image.fromarray(paint(name, 100 * place + index)).save(folder / name / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Writes a `.keras` file trained on the colours under a convention, with an output order or a loss."""
+    folder = tmp_path_factory.mktemp("trained")
+    pictures = np.stack(
+        [paint(name, 1000 + 100 * place + index) for place, name in enumerate(CLASSES) for index in range(20)]
+    )
+    places = np.repeat(np.arange(len(CLASSES)), 20)
+
+    def write(
+        convention="0-255", order=CLASSES, loss="sparse_categorical_crossentropy", front=(), activation="softmax"
+    ):
+        path = folder / f"{convention}-{'-'.join(order)}-{getattr(loss, 'name', loss)}-{len(front)}.keras"
+        if path.exists():
+            return path
+        keras.utils.set_random_seed(2)
+        layers = keras.layers
+        inputs = keras.Input((SIDE, SIDE, 3))
+        x = inputs
+        for layer in front:
+            x = layer(x)
+        x = layers.BatchNormalization(momentum=0.5)(layers.GlobalAveragePooling2D()(x))
+        x = layers.Dense(24, activation="tanh")(x)
+        model = keras.Model(inputs, layers.Dense(len(order), activation=activation)(x))
+        model.compile(keras.optimizers.Adam(0.03), loss)
+        labels = np.array([order.index(CLASSES[place]) for place in places])
+        if "sparse" not in str(getattr(loss, "name", loss)):
+            labels = np.eye(len(order), dtype="float32")[labels]
+        eaten = np.asarray(conventions.to_model_function(convention)(pictures))
+        for _ in range(60):
+            model.train_on_batch(eaten, labels)
+        model.save(path)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def trained_on_grey(tmp_path_factory):
+    """Writes a model trained on grey levels under a convention, and ten pictures of each of three levels."""
+    folder = tmp_path_factory.mktemp("grey")
+    rng = np.random.default_rng(0)
+    levels = np.array([20, 60, 150])
+    labels = np.repeat(np.arange(3), 40)
+    pictures = np.clip(levels[labels][:, None, None] + rng.normal(0, 8, (120, SIDE, SIDE)), 0, 255).astype(np.uint8)
+    for index, (picture, label) in enumerate(zip(pictures[::3], labels[::3], strict=True)):
+        (folder / "data" / f"level {label}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(folder / "data" / f"level {label}" / f"{index}.png")
+    coloured = np.repeat(pictures[..., None], 3, axis=-1)
+
+    def write(convention):
+        keras.utils.set_random_seed(2)
+        layers = keras.layers
+        inputs = keras.Input((SIDE, SIDE, 3))
+        x = layers.BatchNormalization(momentum=0.5)(layers.GlobalAveragePooling2D()(inputs))
+        model = keras.Model(inputs, layers.Dense(3, activation="softmax")(layers.Dense(24, activation="tanh")(x)))
+        model.compile(keras.optimizers.Adam(0.03), "sparse_categorical_crossentropy")
+        for _ in range(60):
+            model.train_on_batch(np.asarray(conventions.to_model_function(convention)(coloured)), labels)
+        model.save(folder / f"{convention}.keras")
+        return folder / f"{convention}.keras", folder / "data"
+
+    return write
+
+
+def plan_of(path, painted, quiet, **options):
+    arguments = {"data": [str(painted)], "lr": 1e-3, **options}
+    return make_plan(from_arguments(str(path), arguments), quiet)
+
+
+@pytest.mark.parametrize("convention", conventions.names_for(3))
+def test_each_convention_outside_the_model_is_found(trained, painted, quiet, convention):
+    """Each convention outside the model is found by scoring old images.
+
+    These are Keras's five, OpenCV's and CIFAR-10's. The table shows accuracy and loss of three.
+    """
+    plan = plan_of(trained(convention), painted, quiet)
+    pair = next((pair for pair in conventions.TWINS if convention in pair), (convention,))
+    assert plan.card.pixels in pair  # twins differ by less than a model of 50 pictures shows
+    convention = plan.card.pixels
+    table = rf"on 50 old images {convention} gives [\d.]+ % \(loss [\d.]+\)(; \S+ gives .*){{2}}"
+    assert re.fullmatch(table, plan.pixels_reason)
+    assert plan.pixels_reason.count("gives") == 3
+    assert plan.before["all"]["accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("convention", conventions.names_for(3, grey=True))
+def test_each_convention_of_grey_pictures_is_found(trained_on_grey, convention, quiet):
+    """Each convention of grey pictures is found: both polarities and MNIST's statistics.
+
+    They are tried only if no picture has a colour.
+    """
+    path, folder = trained_on_grey(convention)
+    plan = plan_of(path, folder, quiet)
+    assert plan.card.pixels == convention
+    assert plan.before["all"]["accuracy"] > 0.9
+
+
+def test_any_other_statistics_are_said(trained, painted, quiet):
+    """`mean=…,std=…[,bgr]` is used as given, in training as in the plan."""
+    said = "mean=0.2,0.5,0.4,std=0.3,bgr"
+    path = trained(said)
+    plan = plan_of(path, painted, quiet, pixels=said)
+    assert (plan.card.pixels, plan.pixels_reason) == (said, "--pixels")
+    assert plan.before["all"]["accuracy"] > 0.9
+    with pytest.raises(UsageError, match=r"--pixels mean=0\.2: mean and std need one number each"):
+        plan_of(path, painted, quiet, pixels="mean=0.2")
+
+
+def test_two_that_fit_alike_are_named_and_no_third(painted, quiet, tmp_path):
+    """Two conventions that fit equally well are named, and no third.
+
+    A model that normalizes each picture to one length treats values and their multiples alike.
+    """
+    keras.utils.set_random_seed(3)
+    layers = keras.layers
+    inputs = keras.Input((SIDE, SIDE, 3))
+    x = layers.UnitNormalization()(layers.GlobalAveragePooling2D()(inputs))
+    model = keras.Model(inputs, layers.Dense(5, activation="softmax")(layers.Dense(24, activation="tanh")(x)))
+    model.compile(keras.optimizers.Adam(0.03), "sparse_categorical_crossentropy")
+    pictures = np.stack([paint(name, 1000 + index) for name in CLASSES for index in range(20)])
+    labels = np.repeat(np.arange(5), 20)
+    for _ in range(60):
+        model.train_on_batch(pictures / np.float32(255), labels)
+    model.save(tmp_path / "m.keras")
+    with pytest.raises(
+        CheckpointError, match=r"two pixel conventions fit .* \(0-\S+ gives [^;]*; 0-\S+ gives [^;]*\): give"
+    ):
+        plan_of(tmp_path / "m.keras", painted, quiet)
+
+
+def _rescaling():
+    return (keras.layers.Rescaling(1 / 255),)
+
+
+def _normalization():
+    return (keras.layers.Normalization(mean=[120.0] * 3, variance=[4000.0] * 3),)
+
+
+def _hub_style():
+    inner = keras.Input((SIDE, SIDE, 3))
+    resized = keras.layers.Resizing(SIDE, SIDE)(inner)
+    return (keras.Model(inner, keras.layers.Rescaling(1 / 127.5, offset=-1.0)(resized), name="image_converter"),)
+
+
+def _augmented():
+    return (keras.layers.RandomFlip(), keras.layers.Rescaling(1 / 255))
+
+
+@pytest.mark.parametrize("front", [_rescaling, _normalization, _hub_style, _augmented])
+def test_a_model_that_rescales_by_itself_eats_0_255(trained, painted, quiet, front):
+    """A model that begins with Rescaling or Normalization expects 0-255.
+
+    The layer may be in a preprocessor of its own or behind augmentation.
+    """
+    plan = plan_of(trained("0-255", front=front(), loss="sparse_categorical_crossentropy"), painted, quiet)
+    assert plan.card.pixels == "0-255"
+    assert plan.before["all"]["accuracy"] > 0.9
+
+
+def test_what_the_first_layers_say_is_read_without_images():
+    """The first layers' classes are read without images."""
+    for front in (_rescaling, _normalization, _hub_style, _augmented):
+        assert read_convention(keras.Sequential([keras.Input((SIDE, SIDE, 3)), *front()])) == "0-255"
+    assert read_convention(keras.Sequential([keras.Input((SIDE, SIDE, 3)), keras.layers.Rescaling(2.0)])) is None
+
+
+def test_a_shuffled_order_of_classes_is_refused_with_the_order_that_explains_it(trained, painted, quiet):
+    """A shuffled class order is refused, and the order that the error proposes is right.
+
+    All outputs are moved and the pixels are unknown.
+    """
+    order = ("sky", "coal", "fire", "ink", "rust")
+    path = trained("0-1", order)
+    # A wrong convention may win while every output is moved; the order that fits the right one is found either way.
+    with pytest.raises((CheckpointError, UsageError), match=rf"--classes {','.join(order)} "):
+        plan_of(path, painted, quiet)
+    plan = plan_of(path, painted, quiet, classes=",".join(order))
+    assert plan.card.pixels == "0-1"
+    assert plan.before["all"]["accuracy"] > 0.9
+
+
+def test_two_exchanged_outputs_are_named(trained, painted, quiet):
+    """Two exchanged outputs of five are named, with the pixels known and unknown.
+
+    Three of five classes right is a plausible model, yet a wrong order.
+    """
+    order = ("coal", "rust", "ink", "fire", "sky")
+    words = (
+        r"reading output 1 as 'rust', 3 as 'fire'( with pixels torch)?"
+        r" is right on (9\d|100) % of 50 old images, the sorted order on \d\d %: "
+        r"give --classes coal,rust,ink,fire,sky \(or --classes coal,fire,ink,rust,sky"
+    )
+    for path in (trained("torch", order), trained("0-255", order, front=_rescaling())):
+        with pytest.raises(UsageError, match=words):
+            plan_of(path, painted, quiet)
+        assert plan_of(path, painted, quiet, classes=",".join(order)).before["all"]["accuracy"] > 0.9
+        assert plan_of(path, painted, quiet, classes=",".join(CLASSES)).before["all"]["accuracy"] < 0.9
+
+
+def test_eval_and_a_given_order_say_which_one_fits(trained, painted, quiet):
+    """`eval` of a checkpoint without names reports that the sorted order is wrong.
+
+    `--classes` is kept, with a doubt.
+    """
+    order = ("coal", "rust", "ink", "fire", "sky")
+    path = trained("0-255", order, front=_rescaling())
+    found = evaluate(path, painted, cache="off", reporter=quiet)
+    assert re.search(
+        r"reading output 1 as 'rust', 3 as 'fire' is right on .* classes='coal,rust,ink,fire,sky'$", found.note
+    )
+    assert found.as_dict()["note"] == found.note
+    assert evaluate(path, painted, cache="off", reporter=quiet, classes=order).note == ""
+    assert evaluate(path, painted, cache="off", reporter=quiet, classes={n: i for i, n in enumerate(order)}).note == ""
+    plan = plan_of(path, painted, quiet, classes=",".join(CLASSES))
+    assert any(note.endswith("--classes coal,rust,ink,fire,sky would be that order") for note in plan.notes)
+    assert not any("would be that order" in note for note in plan_of(path, painted, quiet, classes=order).notes)
+
+
+def test_a_model_that_fits_no_images_at_all_is_refused(painted, quiet, tmp_path):
+    """A model that fits no images under any convention is refused with exit code 1, never guessed.
+
+    Its weights are untrained.
+    """
+    keras.utils.set_random_seed(5)
+    model = keras.Sequential(
+        [keras.Input((SIDE, SIDE, 3)), keras.layers.Flatten(), keras.layers.Dense(5, activation="softmax")]
+    )
+    model.compile("adam", "sparse_categorical_crossentropy")
+    model.optimizer.build(model.trainable_variables)
+    model.save(tmp_path / "m.keras")
+    with pytest.raises(CheckpointError, match=r"is not right .* with any pixel convention|fit .* about equally"):
+        plan_of(tmp_path / "m.keras", painted, quiet)
+
+
+@pytest.mark.parametrize("outputs", [4, 7])
+def test_another_count_of_folders_than_outputs_is_a_usage_error(trained, painted, quiet, outputs):
+    """A number of folders that differs from the outputs is a usage error with the option that names them.
+
+    Tried: seven outputs and five folders, four outputs and five folders.
+    """
+    order = (*CLASSES, "snow", "tar")[:outputs] if outputs > 5 else CLASSES[:4]
+    if outputs > 5:
+        path = trained("0-255", order, front=_rescaling())
+    else:
+        path = painted.parent / "four.keras"
+        layers = [
+            keras.Input((SIDE, SIDE, 3)),
+            keras.layers.Rescaling(1 / 255),
+            keras.layers.Flatten(),
+            keras.layers.Dense(4),
+        ]
+        model = keras.Sequential(layers)
+        model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        model.optimizer.build(model.trainable_variables)
+        model.save(path)
+    with pytest.raises(UsageError, match=rf"has {outputs} outputs, but there are 5 classes, .*sorted.*--classes a,b,c"):
+        plan_of(path, painted, quiet)
+    if outputs > 5:
+        assert plan_of(path, painted, quiet, classes=",".join(order)).before["all"]["accuracy"] > 0.9
+
+
+def test_soft_labels_come_when_the_loss_or_mixup_wants_them(trained, painted, quiet, tmp_path):
+    """Labels are one-hot if the loss or MixUp needs it.
+
+    A checkpoint of categorical cross-entropy gets rows, logits stay logits, and MixUp turns a sparse loss into its soft
+    form.
+    """
+    soft = trained("0-255", loss="categorical_crossentropy", front=_rescaling())
+    assert plan_of(soft, painted, quiet).loss == "categorical_crossentropy (the checkpoint's)"
+    smoothed = keras.losses.CategoricalCrossentropy(label_smoothing=0.1, name="smoothed")
+    result = run_training(
+        str(trained("0-255", loss=smoothed, front=_rescaling())),
+        data=[str(painted)],
+        lr=1e-3,
+        epochs=1,
+        out=str(tmp_path / "soft"),
+    )
+    assert result.after["all"]["accuracy"] > 0.9
+    sparse = trained("0-255", front=_rescaling())
+    assert (
+        plan_of(sparse, painted, quiet, mixup=0.2).loss
+        == "categorical_crossentropy (the checkpoint's; for mixed labels)"
+    )
+    logits = keras.losses.SparseCategoricalCrossentropy(from_logits=True, name="sparse-logits")
+    plan = plan_of(trained("0-255", loss=logits, front=_rescaling(), activation=None), painted, quiet)
+    assert plan.before["all"]["accuracy"] > 0.9
+    assert plan.before["all"]["loss"] < 1.0

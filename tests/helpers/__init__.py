@@ -1,0 +1,1 @@
+"""Holds what several tests share: runs, pictures, golden models, paths."""

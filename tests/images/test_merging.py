@@ -1,0 +1,426 @@
+"""Tests merging of old and new: conflicts, relabels, near-duplicates and corrections.
+
+Each case is named, and none depends on chance.
+"""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
+from PIL import Image
+
+import kresume
+from kresume.errors import ImagesError, UsageError
+from kresume.images import corrections, keras_split, merging, near
+from kresume.images.cache import Cache
+from kresume.images.manifest import TRAIN, VAL
+from kresume.images.near import near_pairs
+from kresume.images.prepare import prepare
+from kresume.images.sources import list_images
+from kresume.values.decode_spec import DecodeSpec
+from tests.helpers.pictures import CLASSES, photo, save_photo, write_pictures
+from tests.helpers.runs import TINY, trained
+
+SPEC = DecodeSpec(24, 24)
+AB = ("a", "b")
+
+
+def merged(quiet, parent=None, *, data=None, add=None, val=None, generation=0, val_split=None, classes=AB, **options):
+    prepared = [
+        prepare(list_images([path], quiet).files, SPEC, None, quiet) if path else None for path in (data, add, val)
+    ]
+    return merging.merge(parent, *prepared, classes=classes, val_split=val_split, generation=generation, **options)
+
+
+def sides(table):
+    """Maps the last part of each path to its split."""
+    names = [os.path.basename(path) for path in table.table.column("path").to_pylist()]
+    return dict(zip(names, table.table.column("side").to_pylist(), strict=True))
+
+
+# One image under two labels
+
+
+@pytest.fixture
+def doubled(tmp_path):
+    """Writes `old/` with b/x.png, which `new/` holds as a/y.png; both have other images."""
+    write_pictures(tmp_path / "old", 3, 0, AB)
+    write_pictures(tmp_path / "new", 3, 50, AB)
+    shutil.copy(tmp_path / "old" / "b" / "1000.png", tmp_path / "new" / "a" / "again.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("policy", "label"), [("quarantine", None), ("old", "b"), ("new", "a")])
+@pytest.mark.one_backend
+def test_a_conflict_between_old_and_new_ends_as_asked(doubled, quiet, policy, label):
+    """A conflict between old and new is named and ends as requested.
+
+    Left out, or with the old or the new label.
+    """
+    result = merged(quiet, data=doubled / "old", add=doubled / "new", generation=1, on_conflict=policy)
+    assert [pair[1:] for pair in result.facts.conflicts] == [("a", "b")]
+    rows = {os.path.basename(row["path"]): row["label"] for row in result.manifest.table.to_pylist()}
+    assert rows.get("1000.png") == label
+    assert len(result.manifest) == (11 if label is None else 12)
+
+
+@pytest.mark.parametrize(("policy", "label"), [("quarantine", None), ("old", "b"), ("new", "a")])
+@pytest.mark.one_backend
+def test_a_conflict_with_a_record_ends_as_asked(doubled, quiet, policy, label):
+    """The same holds for an image that the parent remembers and that still exists."""
+    first = merged(quiet, data=doubled / "old").manifest
+    result = merged(quiet, first, add=doubled / "new", generation=1, on_conflict=policy)
+    assert not result.facts.relabels
+    rows = {row["sha256"]: row["label"] for row in result.manifest.table.to_pylist()}
+    (sha,) = [row["sha256"] for row in first.table.to_pylist() if row["path"].endswith("1000.png")]
+    assert rows.get(sha) == label
+
+
+@pytest.mark.one_backend
+def test_two_labels_within_one_role_cannot_be_decided(tmp_path, quiet):
+    """--on-conflict old does not decide between two labels that came in together: both are left out.
+
+    A note says so.
+    """
+    write_pictures(tmp_path, 3, 0, AB)
+    shutil.copy(tmp_path / "a" / "0.png", tmp_path / "b" / "copy.png")
+    result = merged(quiet, data=tmp_path, on_conflict="old")
+    assert len(result.manifest) == 5
+    assert any("cannot tell which" in note for note in result.facts.notes)
+
+
+@pytest.mark.one_backend
+def test_a_file_that_moved_to_another_class_is_a_relabel(doubled, quiet):
+    """A file that moved to another class gets its new label and keeps origin and split; it is listed.
+
+    The old path is gone, and the same bytes are elsewhere.
+    """
+    first = merged(quiet, data=doubled / "old", val_split=0.5).manifest
+    os.remove(doubled / "old" / "b" / "1000.png")
+    result = merged(quiet, first, add=doubled / "new", generation=1)
+    assert [pair[1:] for pair in result.facts.relabels] == [("b", "a")]
+    before = {row["sha256"]: row for row in first.table.to_pylist()}
+    changed = [
+        row
+        for row in result.manifest.table.to_pylist()
+        if row["sha256"] in before and row["label"] != before[row["sha256"]]["label"]
+    ]
+    assert len(changed) == 1
+    assert {name: changed[0][name] for name in ("origin", "side")} == {
+        name: before[changed[0]["sha256"]][name] for name in ("origin", "side")
+    }
+    assert result.manifest.digest() != first.digest()
+
+
+# Near-duplicates
+
+
+@pytest.mark.one_backend
+def test_a_copy_saved_again_takes_the_side_of_the_recorded_one(tmp_path, quiet):
+    """A near-duplicate of a recorded image joins its split, whatever the split rate; a leak is named."""
+    for seed in range(6):
+        save_photo(tmp_path / "old" / AB[seed % 2] / f"{seed}.jpg", seed)
+    first = merged(quiet, data=tmp_path / "old", val_split=0.4).manifest
+    recorded = sides(first)
+    assert set(recorded.values()) == {TRAIN, VAL}
+    for seed in range(6):
+        save_photo(tmp_path / "new" / AB[seed % 2] / f"again-{seed}.jpg", seed, quality=60, side=48)
+    for share in (None, 0.9):
+        result = merged(quiet, first, add=tmp_path / "new", generation=1, val_split=share)
+        now = sides(result.manifest)
+        assert all(now[f"again-{seed}.jpg"] == recorded[f"{seed}.jpg"] for seed in range(6))
+    moved = {
+        os.path.basename(leak.path) for leak in merged(quiet, first, add=tmp_path / "new", generation=1).facts.leaks
+    }
+    assert moved == {f"again-{seed}.jpg" for seed in range(6) if recorded[f"{seed}.jpg"] == VAL}
+
+
+@pytest.mark.one_backend
+def test_newcomers_near_each_other_take_one_side(tmp_path, quiet):
+    """Near-duplicates that come together share one split, whatever the split rate."""
+    for seed in range(8):
+        for version, quality in enumerate((92, 80, 65)):
+            save_photo(tmp_path / "old" / AB[seed % 2] / f"{seed}-{version}.jpg", seed, quality=quality)
+    for share in (0.2, 0.5, 0.8):
+        now = sides(merged(quiet, data=tmp_path / "old", val_split=share).manifest)
+        assert len(now) == 24
+        assert all(len({now[f"{seed}-{version}.jpg"] for version in range(3)}) == 1 for seed in range(8))
+        assert set(now.values()) == {TRAIN, VAL}
+
+
+@pytest.mark.one_backend
+def test_an_image_near_one_given_to_validate_leaves_training(tmp_path, quiet):
+    """If --val and --add hold versions of one picture, both validate and the leak is named."""
+    save_photo(tmp_path / "val" / "a" / "1.jpg", 1)
+    save_photo(tmp_path / "add" / "a" / "one.jpg", 1, quality=70)
+    save_photo(tmp_path / "add" / "b" / "2.jpg", 2)
+    result = merged(quiet, data=tmp_path / "add", val=tmp_path / "val")
+    assert sides(result.manifest) == {"1.jpg": VAL, "one.jpg": VAL, "2.jpg": TRAIN}
+    assert [(os.path.basename(leak.path), leak.outcome) for leak in result.facts.leaks] == [("one.jpg", "validates")]
+    assert any("moved to validation" in note for note in result.facts.notes)
+
+
+@pytest.mark.one_backend
+def test_an_image_near_both_sides_is_left_out(tmp_path, quiet):
+    """An image near a recorded training and a recorded validation image is left out and named."""
+    save_photo(tmp_path / "old" / "a" / "1.jpg", 1)
+    save_photo(tmp_path / "val" / "b" / "2.jpg", 2)
+    save_photo(tmp_path / "old" / "a" / "3.jpg", 3)
+    first = merged(quiet, data=tmp_path / "old", val=tmp_path / "val").manifest
+    # An earlier kresume may have recorded two versions of one picture in both splits.
+    thumbs = first.table.column("thumb").to_pylist()
+    places = {os.path.basename(path): row for row, path in enumerate(first.table.column("path").to_pylist())}
+    import pyarrow as pa
+
+    thumbs[places["2.jpg"]] = thumbs[places["1.jpg"]]
+    table = first.table.set_column(first.table.column_names.index("thumb"), "thumb", pa.array(thumbs, pa.binary()))
+    parent = type(first).from_table(table, first.classes)
+    save_photo(tmp_path / "new" / "a" / "again.jpg", 1, quality=75)
+    result = merged(quiet, parent, add=tmp_path / "new", generation=1)
+    assert "again.jpg" not in sides(result.manifest)
+    assert [leak.outcome for leak in result.facts.leaks] == ["left out"]
+
+
+@given(some.integers(0, 2**32), some.integers(2, 40), some.integers(0, 40))
+@settings(max_examples=30, deadline=None)
+@pytest.mark.one_backend
+def test_the_search_finds_what_comparing_each_with_each_finds(seed, fresh, old):
+    """Multi-index hashing finds exactly the pairs of an exhaustive comparison."""
+    rng = np.random.default_rng(seed)
+    count = fresh + old
+    shades = rng.integers(0, 256, (6, 64))
+    noise = rng.integers(-6, 7, (count, 64)) * rng.integers(0, 2, (count, 1))
+    thumbs = np.clip(shades[rng.integers(0, 6, count)] + noise, 0, 255).astype(np.uint8)
+    is_new = np.arange(count) < fresh
+    expected = set()
+    alike = near.are_near(np.repeat(thumbs, count, axis=0), np.tile(thumbs, (count, 1))).reshape(count, count)
+    bits = near.search_bits(thumbs)
+    for one in range(count):
+        for other in range(one + 1, count):
+            close = int(bits[one] ^ bits[other]).bit_count() <= near.MAX_BITS
+            if close and (is_new[one] or is_new[other]) and alike[one, other]:
+                expected.add((one, other))
+    found = near_pairs(thumbs, np.ones(count, bool), is_new)
+    assert {tuple(pair) for pair in found.tolist()} == expected
+
+
+@pytest.mark.one_backend
+def test_similar_photographs_are_not_taken_for_copies(real_data, quiet):
+    """Among 1,473 similar photographs of hands, no two different pictures are near."""
+    from kresume.images.near import thumb_array
+
+    listing = list_images([real_data / "signdigits" / part for part in ("old", "new")], quiet)
+    table = merged(quiet, data=real_data / "signdigits" / "old", classes=tuple("0123456789")).manifest
+    assert len(listing.files) > len(table) > 600
+    thumbs, usable = thumb_array(table.table.column("thumb"))
+    pairs = near_pairs(thumbs, usable, np.ones(len(table), bool))
+    assert len(pairs) == 0
+
+
+def handwritten(seed, count):
+    """Draws digits as in MNIST: 28x28, white on black, within 20x20, centred by mass."""
+    from sklearn.datasets import load_digits
+
+    images = load_digits().images
+    for place in np.random.default_rng(seed).permutation(len(images))[:count]:
+        large = Image.fromarray((images[place] * (255 / 16)).astype(np.uint8)).resize(
+            (64, 64), Image.Resampling.BICUBIC
+        )
+        strokes = np.clip((np.asarray(large, np.float32) - 90) * 2.2, 0, 255).astype(np.uint8)
+        rows, columns = np.nonzero(strokes > 40)
+        cut = Image.fromarray(strokes).crop((columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
+        scale = 20 / max(cut.size)
+        cut = cut.resize([max(1, round(side * scale)) for side in cut.size], Image.Resampling.LANCZOS)
+        ink = np.asarray(cut, np.float32)
+        middle = [(ink.sum(axis=1 - axis) @ np.arange(ink.shape[axis])) / ink.sum() for axis in (0, 1)]
+        top, left = (int(np.clip(round(13.5 - m), 0, 28 - side)) for m, side in zip(middle, ink.shape, strict=True))
+        picture = np.zeros((28, 28), np.uint8)
+        picture[top : top + ink.shape[0], left : left + ink.shape[1]] = ink
+        yield Image.fromarray(picture)
+
+
+COPIES = {
+    "JPEG of quality 90": lambda image: (image, "JPEG", {"quality": 90}),
+    "JPEG of quality 50": lambda image: (image, "JPEG", {"quality": 50}),
+    "PNG": lambda image: (image, "PNG", {"compress_level": 1}),
+    "twice the size": lambda image: (image.resize((56, 56), Image.Resampling.BICUBIC), "PNG", {}),
+    "darker": lambda image: (image.point(lambda level: level * 0.9), "JPEG", {"quality": 90}),
+}
+
+
+@pytest.mark.one_backend
+def test_small_grey_drawings_are_told_apart_and_their_copies_found():
+    """Small grey drawings are told apart, and their copies are found.
+
+    Most of a digit is background, equal in all and noisy in a JPEG; neither may decide.
+    """
+    import io
+
+    from kresume.images.decode import decode
+    from kresume.images.likeness import likeness
+    from kresume.values.decode_spec import DecodeSpec
+
+    def thumbs_of(images):
+        contents = []
+        for image, kind, options in images:
+            file = io.BytesIO()
+            image.save(file, kind, **options)
+            contents.append(decode(file.getvalue(), DecodeSpec(28, 28)))
+        return likeness(contents)[1]
+
+    images = list(handwritten(0, 400))
+    thumbs = thumbs_of([COPIES["PNG"](image) for image in images])
+    everything = np.ones(len(thumbs), bool)
+    assert len(near_pairs(thumbs, everything, everything)) == 0
+    for name, copy in COPIES.items():
+        both = np.concatenate([thumbs[:60], thumbs_of([copy(image) for image in images[:60]])])
+        pairs = near_pairs(both, np.ones(120, bool), np.arange(120) >= 60)
+        assert pairs.tolist() == [[place, place + 60] for place in range(60)], name
+
+
+@pytest.mark.one_backend
+def test_flat_pictures_are_not_near_each_other(tmp_path, quiet):
+    """Flat pictures are not near each other: each is assigned to a split on its own."""
+    for place in range(4):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        Image.fromarray(np.full((20, 20, 3), 200 + place, np.uint8)).save(tmp_path / "a" / f"{place}.png")
+    assert set(sides(merged(quiet, data=tmp_path, val_split=0.5, classes=("a",)).manifest).values()) == {TRAIN, VAL}
+
+
+# Corrections
+
+
+@pytest.mark.one_backend
+def test_moved_images_are_found_again(pictures, tmp_path, quiet):
+    """--remap replaces the beginning of paths by whole folder names; a pair that fits nothing is an error."""
+    shutil.copytree(pictures / "old", tmp_path / "before")
+    table = merged(quiet, data=tmp_path / "before", classes=CLASSES).manifest
+    shutil.move(tmp_path / "before", tmp_path / "after")
+    assert len(corrections.missing_rows(table)) == 24
+    again = corrections.remap(table, [f"{tmp_path / 'before'}={tmp_path / 'after'}"])
+    assert len(corrections.missing_rows(again)) == 0
+    assert again.digest() == table.digest()
+    with pytest.raises(UsageError, match="no recorded image is in"):
+        corrections.remap(table, [f"{tmp_path / 'bef'}=/x"])
+
+
+@pytest.mark.one_backend
+def test_images_that_are_gone_end_as_asked(pictures, tmp_path, quiet):
+    """Missing images are an error that names remedies, or are dropped, or train from the cache.
+
+    The cache must hold them all.
+    """
+    shutil.copytree(pictures / "old", tmp_path / "old")
+    cache = Cache.open(SPEC, tmp_path / "cache")
+    prepared = prepare(list_images([tmp_path / "old"], quiet).files, SPEC, cache, quiet)
+    table = merging.merge(None, prepared, None, None, classes=CLASSES, val_split=None, generation=0).manifest
+    (tmp_path / "old" / "circle" / "3.png").unlink()
+    with pytest.raises(ImagesError, match=r"1 images of runs/1 are missing.*--remap OLD=NEW"):
+        corrections.without_missing(table, cache, "error", "runs/1", ())
+    dropped, notes = corrections.without_missing(table, cache, "drop", "runs/1", ())
+    assert len(dropped) == 23
+    assert "were dropped" in notes[0]
+    kept, notes = corrections.without_missing(table, cache, "cache", "runs/1", ())
+    assert kept.digest() == table.digest()
+    assert "from the cache" in notes[0]
+    with pytest.raises(ImagesError, match="0 of them are in the cache"):
+        corrections.without_missing(table, None, "cache", "runs/1", ())
+
+
+@pytest.mark.one_backend
+def test_dropped_images_leave_the_manifest_and_the_cache(pictures, tmp_path, quiet):
+    """Images dropped by path or hash leave the manifest and the cache; an empty list is refused.
+
+    The other pictures of the shard keep their bytes.
+    """
+    cache = Cache.open(SPEC, tmp_path / "cache")
+    prepared = prepare(list_images([pictures / "old"], quiet).files, SPEC, cache, quiet)
+    table = merging.merge(None, prepared, None, None, classes=CLASSES, val_split=None, generation=0).manifest
+    before = cache.read(cache.find(table.sha256s))
+    gone = table.sha256s[5].decode()
+    (tmp_path / "drop").write_text(f"# twice\n{pictures / 'old' / 'circle' / '0.png'}\n{gone.upper()}\n/no/such.png\n")
+    lines = corrections.read_drop(str(tmp_path / "drop"))
+    drop, nowhere = corrections.hashes_in(lines, table, prepared)
+    assert (len(drop), nowhere) == (2, ["/no/such.png"])
+    result = merging.merge(table, None, prepared, None, classes=CLASSES, val_split=None, generation=1, drop=drop)
+    assert (len(result.manifest), result.facts.dropped) == (22, 2)
+    again = merging.merge(None, prepared, None, None, classes=CLASSES, val_split=None, generation=0, drop=drop)
+    assert again.manifest.digest() == result.manifest.digest()
+    other = Cache.open(DecodeSpec(16, 16), tmp_path / "cache")
+    prepare(list_images([pictures / "old"], quiet).files, other.spec, other, quiet)
+    assert corrections.forget(cache, drop) == 2
+    assert len(Cache.open(other.spec, tmp_path / "cache")) == 22
+    thumbs = [row["thumb"] for row in table.table.to_pylist() if row["sha256"] == gone]
+    assert thumbs[0] not in (tmp_path / "cache" / "pictures.sqlite").read_bytes()
+    for each in (cache, Cache.open(SPEC, tmp_path / "cache")):
+        found = each.find(table.sha256s)
+        assert (found < 0).sum() == 2
+        assert each.read(found[found >= 0]).tobytes() == before[found >= 0].tobytes()
+    (tmp_path / "empty").write_text("")
+    with pytest.raises(UsageError, match="the file is empty"):
+        corrections.read_drop(str(tmp_path / "empty"))
+
+
+@pytest.mark.one_backend
+def test_what_keras_had_held_out_validates(pictures, quiet):
+    """--val-like keras:F:SEED gives exactly the validation subset of Keras's loader."""
+    import keras
+
+    theirs = keras.utils.image_dataset_from_directory(
+        pictures / "old", validation_split=0.3, subset="validation", seed=7, verbose=False
+    )
+    held = keras_split.held_out("keras:0.3:7", [str(pictures / "old")])
+    table = merged(quiet, data=pictures / "old", classes=CLASSES, val_split=0.9, held_out=held).manifest
+    assert {os.path.basename(path) for path in theirs.file_paths} == {
+        name for name, side in sides(table).items() if side == VAL
+    }
+    for wrong in ("keras", "keras:2:1", "torch:0.2:1"):
+        with pytest.raises(UsageError, match=r"keras:0\.2:123"):
+            keras_split.held_out(wrong, [str(pictures / "old")])
+
+
+@pytest.mark.one_backend
+def test_old_images_of_a_bare_checkpoint_are_marked_as_seen(pictures, quiet):
+    """Old training images of a bare checkpoint are marked as seen; validation and new images are not."""
+    result = merged(
+        quiet,
+        data=pictures / "old",
+        add=pictures / "new",
+        val=pictures / "val",
+        classes=CLASSES,
+        generation=1,
+        seen=True,
+    )
+    rows = result.manifest.table.to_pylist()
+    assert {row["origin"] for row in rows if row["seen"]} == {0}
+    assert sum(row["seen"] for row in rows) == 24
+
+
+@pytest.mark.one_backend
+def test_exif_bytes_do_not_make_another_picture(tmp_path, quiet):
+    """A copy with other EXIF bytes and the same pixels is a near-duplicate, so both share a split."""
+    (tmp_path / "a").mkdir()
+    for number in range(6):
+        Image.fromarray(photo(1)).save(tmp_path / "a" / f"{number}.jpg", "JPEG", quality=92, comment=b"%d" % number)
+    save_photo(tmp_path / "a" / "other.jpg", 2)
+    now = sides(merged(quiet, data=tmp_path, val_split=0.5, classes=("a",)).manifest)
+    assert len({now[f"{number}.jpg"] for number in range(6)}) == 1
+
+
+def test_a_score_on_images_that_were_trained_on_says_so(pictures, tmp_path):
+    """A score on images that were trained on says so.
+
+    For a bare checkpoint old validation images count as seen; with --val-like those that Keras held out do not.
+    """
+    trained(tmp_path / "1", data=[str(pictures / "old")], **TINY)
+    bare = {"data": [str(pictures / "old")], "add": [str(pictures / "new")], "epochs": 1, "quiet": True}
+    plan = kresume.plan(str(tmp_path / "1" / "model.keras"), val_split=0.4, **bare)
+    assert plan.images["seen"] > 0
+    assert "of them seen in training" in str(plan)
+    fair = kresume.plan(str(tmp_path / "1" / "model.keras"), val_like="keras:0.3:7", **bare)
+    assert fair.images["seen"] == 0
+    assert fair.before["old"]["images"] == 7
+    assert "seen in training" not in str(fair)

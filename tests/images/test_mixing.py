@@ -1,0 +1,185 @@
+"""Tests mixing of old and new: exact shares, no early repetition, no validation image, seekable."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
+
+import kresume
+from kresume import runs
+from kresume.errors import UsageError
+from kresume.images.manifest import Manifest, schema
+from kresume.images.mixing import make_order, parse_mix
+from kresume.images.order import Order
+from tests.helpers.runs import TINY, kill_at_every_snapshot, trained
+
+
+def table(labels, origins, is_val, classes):
+    """Makes a manifest of these rows; all other columns are empty."""
+    import pyarrow as pa
+
+    rows = [
+        {
+            "sha256": f"{row:064x}",
+            "label": classes[label],
+            "origin": int(origin),
+            "side": "val" if val else "train",
+        }
+        for row, (label, origin, val) in enumerate(zip(labels, origins, is_val, strict=True))
+    ]
+    return Manifest.from_table(pa.Table.from_pylist(rows, schema=schema()), classes)
+
+
+@some.composite
+def manifests(draw):
+    """Draws a small manifest of old, new and validation images; generation 1 is new."""
+    count = draw(some.integers(4, 60))
+    classes = tuple("abcd"[: draw(some.integers(1, 4))])
+    labels = draw(some.lists(some.integers(0, len(classes) - 1), min_size=count, max_size=count))
+    origins = [0, 1, *draw(some.lists(some.integers(0, 1), min_size=count - 2, max_size=count - 2))]
+    is_val = [False, False, *draw(some.lists(some.booleans(), min_size=count - 2, max_size=count - 2))]
+    return table(labels, origins, is_val, classes)
+
+
+ways = some.sampled_from(
+    [
+        ("concat", None, "none"),
+        ("1:1", None, "none"),
+        ("1:3", None, "class"),
+        ("5:1", None, "none"),
+        (None, 0.25, "none"),
+        (None, 0.5, "class"),
+        (None, None, "class"),
+    ]
+)
+
+
+def order_of(manifest, way, seed=0, batch_size=4):
+    mix, replay, balance = way
+    return make_order(manifest, seed, batch_size, mix, replay, balance, generation=1)
+
+
+@given(manifests(), ways, some.integers(0, 2**31), some.integers(1, 9), some.integers(0, 200))
+@settings(max_examples=80, deadline=None)
+@pytest.mark.one_backend
+def test_any_step_is_what_the_whole_row_has_there(manifest, way, seed, batch_size, step):
+    """The batch at any step equals that of the whole stream, for two orders made separately."""
+    order, other = order_of(manifest, way, seed, batch_size), order_of(manifest, way, seed, batch_size)
+    whole = np.concatenate([order.batch(each) for each in range(step + 1)])
+    assert whole[-batch_size:].tolist() == other.batch(step).tolist()
+    assert (
+        order.take(3, 2 * order.n).tolist()
+        == np.concatenate([order.take(3 + i, 1) for i in range(2 * order.n)]).tolist()
+    )
+
+
+@given(manifests(), ways, some.integers(0, 5))
+@settings(max_examples=80, deadline=None)
+@pytest.mark.one_backend
+def test_no_validation_image_ever_trains(manifest, way, epoch):
+    """Only training rows are drawn, for any mixture."""
+    order = order_of(manifest, way)
+    rows = manifest.train_rows()[order.take(epoch * order.n, order.n)]
+    assert not manifest.is_val[rows].any()
+
+
+@given(manifests(), ways, some.integers(0, 5))
+@settings(max_examples=80, deadline=None)
+@pytest.mark.one_backend
+def test_each_stream_comes_whole_before_it_repeats(manifest, way, seed):
+    """Within an origin and class, no image is drawn n + 1 times before all are drawn n times."""
+    order = order_of(manifest, way, seed)
+    rows = manifest.train_rows()
+    dealt = rows[order.take(0, 6 * order.n)]
+    keys = manifest.origins[rows] * 10 + manifest.labels[rows]
+    for key in np.unique(keys):
+        members = rows[keys == key]
+        # The shuffle within an epoch mixes streams, so whole epochs are compared.
+        for epochs in range(1, 7):
+            counts = [np.count_nonzero(dealt[: epochs * order.n] == row) for row in members]
+            assert max(counts) - min(counts) <= 1
+
+
+@given(manifests(), ways, some.integers(0, 4))
+@settings(max_examples=80, deadline=None)
+@pytest.mark.one_backend
+def test_an_epochs_shares_are_the_ones_announced(manifest, way, epoch):
+    """An epoch's counts by origin and class are those of `shares`, and as requested.
+
+    Each stream may differ from the request by one image.
+    """
+    order = order_of(manifest, way)
+    rows = manifest.train_rows()
+    dealt = rows[order.take(epoch * order.n, order.n)]
+    shares = order.shares()
+    assert shares.images == order.n == len(dealt)
+    new = int((manifest.origins[dealt] == 1).sum())
+    assert (shares.origins.get("new", 0), shares.origins.get("old", 0)) == (new, len(dealt) - new)
+    assert (
+        list(shares.classes.values()) == np.bincount(manifest.labels[dealt], minlength=len(manifest.classes)).tolist()
+    )
+    streams = len(manifest.classes)
+    mix, replay, balance = way
+    if mix not in {None, "concat"}:
+        assert abs(new - parse_mix(mix)[1] * order.n) <= streams
+    if replay is not None and balance == "none":
+        old = int((manifest.origins[rows] == 0).sum())
+        assert abs((len(dealt) - new) - replay * old) <= streams
+    if balance == "class" and mix is None:
+        present = np.bincount(manifest.labels[rows], minlength=streams) > 0
+        counts = np.array(list(shares.classes.values()))[present]
+        assert counts.max() - counts.min() <= 2
+
+
+@pytest.mark.one_backend
+def test_a_quarter_of_the_old_images_has_come_whole_after_four_epochs():
+    """With --replay 0.25, each epoch has another quarter of the old images and every new image."""
+    manifest = table([0] * 120, [0] * 80 + [1] * 40, [False] * 120, ("a",))
+    order = order_of(manifest, (None, 0.25, "none"))
+    assert order.n == 60
+    old = [index for index in order.take(0, 4 * 60).tolist() if index < 80]
+    assert sorted(old) == list(range(80))
+    assert all(len(set(order.take(60 * epoch, 60).tolist()) & set(range(80, 120))) == 40 for epoch in range(4))
+
+
+@pytest.mark.one_backend
+def test_concat_is_the_plain_order():
+    """Without an option the order of the images is the plain one."""
+    manifest = table([0, 1] * 10, [0] * 10 + [1] * 10, [False] * 20, ("a", "b"))
+    for way in ((None, None, None), ("concat", None, "none")):
+        assert order_of(manifest, way).take(7, 50).tolist() == Order(0, 20, 4).take(7, 50).tolist()
+
+
+@pytest.mark.parametrize(
+    ("way", "origins", "words"),
+    [
+        (("1", None, None), [0, 1], "give concat or OLD:NEW"),
+        (("0:1", None, None), [0, 1], "both shares must be above 0"),
+        (("1:1", 0.5, None), [0, 1], "both set the number of old images"),
+        (("1:1", None, None), [1, 1], "all 2 training images are new"),
+        ((None, 0.5, None), [0, 0], "all 2 training images are old"),
+    ],
+)
+@pytest.mark.one_backend
+def test_what_cannot_be_mixed_says_so(way, origins, words):
+    """Each contradiction between options is one error."""
+    with pytest.raises(UsageError, match=words):
+        order_of(table([0, 0], origins, [False, False], ("a",)), way)
+
+
+def test_a_mixed_run_continues_exactly_and_records_its_shares(tmp_path, pictures):
+    """A run killed in the middle of a mixed epoch continues exactly and records its shares.
+
+    Every line of metrics.jsonl has them.
+    """
+    trained(tmp_path / "parent", data=[str(pictures / "old")], **TINY)
+    arguments = {"from_": str(tmp_path / "parent"), "add": [str(pictures / "new")], "epochs": 2, "mix": "1:2"}
+    assert len(kill_at_every_snapshot(tmp_path, [3, -3], **arguments)) == 2
+    lines = runs.read_metrics(tmp_path / "whole" / "metrics.jsonl")
+    assert [round(line["shares"]["origins"]["old"], 1) for line in lines] == [0.3, 0.3]
+    assert sum(lines[0]["shares"]["classes"].values()) == pytest.approx(1.0)
+    replayed = kresume.plan(str(tmp_path / "parent"), add=[str(pictures / "new")], replay=0.5, epochs=3, quiet=True)
+    epoch = replayed.shares.images
+    assert epoch < replayed.images["train"]
+    assert replayed.amount.steps == -(-3 * epoch // 5)
+    assert "images an epoch: old" in str(replayed)

@@ -1,0 +1,567 @@
+"""Tests every kind of source: the same pictures, read in place, with random access."""
+
+import csv
+import io
+import json
+import os
+import shutil
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kresume.errors import ImagesError, UsageError
+from kresume.evaluation.evaluate import evaluate
+from kresume.exports.export import export
+from kresume.images import collect, merging
+from kresume.images.cache import Cache
+from kresume.images.manifest import Manifest
+from kresume.images.prepare import prepare
+from kresume.images.reader import PictureReader
+from kresume.images.sources import list_images, records
+from kresume.images.sources.records import FRAME, masked_crc, parse_features
+from kresume.storage import locations
+from kresume.values.decode_spec import DecodeSpec
+from tests.helpers.pictures import CLASSES, write_pictures
+from tests.helpers.runs import TINY, run_training
+
+SPEC = DecodeSpec(12, 12)
+
+
+def files_of(folder):
+    """Yields (name inside the folder, label, bytes) for every picture."""
+    paths = sorted(path for path in folder.rglob("*.png"))
+    return [(path.relative_to(folder).as_posix(), path.parent.name, path.read_bytes()) for path in paths]
+
+
+def write_tar(path, items, mode="w"):
+    with tarfile.open(path, mode) as archive:
+        for name, data in items:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+
+
+def write_records(path, items, compression="", **names):
+    """Writes a TFRecord file with TensorFlow's own writer."""
+    import tensorflow as tf
+
+    def feature(value):
+        if isinstance(value, int):
+            return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
+        return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+
+    with tf.io.TFRecordWriter(str(path), compression) as writer:
+        for _, label, data in items:
+            features = {
+                names.get("encoded", "image/encoded"): feature(data),
+                "image/class/label": feature(CLASSES.index(label)),
+                "image/height": feature(20),
+            }
+            if names.get("text", True):
+                features["image/class/text"] = feature(label.encode())
+            example = tf.train.Example(features=tf.train.Features(feature=features))
+            writer.write(example.SerializeToString())
+
+
+def make_csv(folder, path):
+    with (folder / path).open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "label", "camera"])
+        rows.writerows([name, label, "x"] for name, label, _ in files_of(folder))
+    return folder / path
+
+
+def make_jsonl(folder, path):
+    lines = [json.dumps({"path": name, "label": label}) for name, label, _ in files_of(folder)]
+    (folder / path).write_text("\n".join(lines))
+    return folder / path
+
+
+def make_parquet(folder, path):
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    names, labels, _ = zip(*files_of(folder), strict=True)
+    parquet.write_table(pa.table({"path": names, "label": labels, "taken": [1.5] * len(names)}), folder / path)
+    return folder / path
+
+
+def make_archive(folder, path):
+    items = [(f"top/{name}", data) for name, _, data in files_of(folder)]
+    items += [("top/circle/.DS_Store", b"x"), ("top/readme.txt", b"x"), ("__MACOSX/top/circle/._0.png", b"x")]
+    if path.endswith(".zip"):
+        with zipfile.ZipFile(folder / path, "w") as archive:
+            for number, (name, data) in enumerate(items):
+                archive.writestr(name, data, zipfile.ZIP_DEFLATED if number % 2 else zipfile.ZIP_STORED)
+    else:
+        write_tar(folder / path, items, "w:gz" if path.endswith("gz") else "w:xz" if path.endswith("xz") else "w")
+    return folder / path
+
+
+def make_webdataset(folder, path):
+    items = []
+    for number, (_, label, data) in enumerate(files_of(folder)):
+        items.append((f"{number:06d}.png", data))
+        if number % 2:
+            items.append((f"{number:06d}.cls", label.encode()))
+        else:
+            items.append((f"{number:06d}.json", json.dumps({"label": label}).encode()))
+    write_tar(folder / path, items)
+    return folder / path
+
+
+def make_records(folder, path):
+    write_records(folder / path, files_of(folder), "GZIP" if path.endswith("gz") else "")
+    return folder / path
+
+
+def make_shards(folder, path):
+    (folder / path).mkdir()
+    items = files_of(folder)
+    for number in range(3):
+        write_records(folder / path / f"part-{number:05d}-of-00003", items[number::3])
+    return folder / path
+
+
+MAKERS = [
+    (make_csv, "list.csv"),
+    (make_jsonl, "list.jsonl"),
+    (make_parquet, "list.parquet"),
+    (make_archive, "all.tar"),
+    (make_archive, "all.tar.gz"),
+    (make_archive, "all.tar.xz"),
+    (make_archive, "all.zip"),
+    (make_webdataset, "shard-000.tar"),
+    (make_records, "all.tfrecord"),
+    (make_records, "all.tfrecord.gz"),
+    (make_shards, "shards"),
+]
+
+
+def merged(prepared, **options):
+    return merging.merge(
+        None, prepared, None, None, **{"classes": CLASSES, "val_split": None, "generation": 0} | options
+    )
+
+
+@pytest.mark.parametrize(("make", "path"), MAKERS, ids=[path for _, path in MAKERS])
+@pytest.mark.one_backend
+def test_every_kind_gives_the_same_manifest_and_the_same_pixels(pictures, tmp_path, quiet, make, path):
+    """Every kind of source has equal digests and gives any row in any order without the cache.
+
+    Tried: folder, list, archive, shard and record.
+    """
+    folder = tmp_path / "old"
+    write_pictures(folder, 8, 0)
+    plain = merged(prepare(list_images([pictures / "old"], quiet).files, SPEC, None, quiet)).manifest
+    listing = list_images([make(folder, path)], quiet)
+    assert listing.classes == CLASSES
+    cache = Cache.open(SPEC, tmp_path / "cache")
+    prepared = prepare(listing.files, SPEC, cache, quiet)
+    assert not prepared.quarantine
+    table = merged(prepared).manifest
+    assert table.digest() == plain.digest()
+    rows = np.array([17, 3, 0, 23, 3])
+    expected = PictureReader(plain, SPEC, None)(rows)
+    assert PictureReader(table, SPEC, None)(rows).tobytes() == expected.tobytes()
+    assert PictureReader(table, SPEC, cache)(rows).tobytes() == expected.tobytes()
+    again = prepare(list_images([folder / path], quiet).files, SPEC, cache, quiet)
+    assert (again.read, again.decoded) == (0, 0)
+
+
+@pytest.mark.one_backend
+def test_kinds_mix_and_one_picture_counts_once(pictures, tmp_path, quiet):
+    """A folder and an archive of the same pictures are one set of images."""
+    write_pictures(tmp_path / "old", 8, 0)
+    archive = make_archive(tmp_path / "old", "all.tar")
+    listing = list_images([pictures / "old", archive, pictures / "new"], quiet)
+    result = merged(prepare(listing.files, SPEC, None, quiet))
+    assert (len(result.manifest), result.facts.duplicates) == (42, 24)
+
+
+@pytest.mark.one_backend
+def test_a_manifest_is_a_source_that_spares_reading(pictures, tmp_path, quiet, monkeypatch):
+    """A manifest is a source whose splits hold; an unchanged file is known without reading it."""
+    first = merged(prepare(list_images([pictures / "old"], quiet).files, SPEC, None, quiet), val_split=0.3).manifest
+    first.write(tmp_path / "m.parquet")
+    listing = list_images([tmp_path / "m.parquet"], quiet)
+    again = prepare(listing.files, SPEC, None, quiet, known=listing.known)
+    assert again.read == 0
+    assert merged(again, val_split=0.9).manifest.digest() == first.digest()
+
+
+@pytest.mark.one_backend
+def test_a_manifest_of_an_earlier_version_is_read(pictures, tmp_path, quiet):
+    """A manifest of an earlier version gets defaults for missing columns, with equal digest and pixels."""
+    import pyarrow.parquet as parquet
+
+    table = merged(prepare(list_images([pictures / "old"], quiet).files, SPEC, None, quiet)).manifest
+    table.write(tmp_path / "m.parquet")
+    old = parquet.read_table(tmp_path / "m.parquet")
+    parquet.write_table(
+        old.drop_columns(["offset", "length", "coding", "member", "extra", "thumb", "seen"]), tmp_path / "old.parquet"
+    )
+    again = Manifest.read(tmp_path / "old.parquet")
+    assert again.digest() == table.digest()
+    rows = np.arange(5)
+    assert PictureReader(again, SPEC, None)(rows).tobytes() == PictureReader(table, SPEC, None)(rows).tobytes()
+
+
+@pytest.mark.one_backend
+def test_further_columns_of_a_list_are_kept(tmp_path, quiet):
+    """Further columns of a list are kept in the manifest as JSON."""
+    write_pictures(tmp_path, 2, 0)
+    table = merged(prepare(list_images([make_csv(tmp_path, "list.csv")], quiet).files, SPEC, None, quiet)).manifest
+    assert json.loads(table.table.column("extra")[0].as_py()) == {"camera": "x"}
+
+
+@pytest.mark.one_backend
+def test_a_list_names_what_is_gone_and_says_sides(tmp_path, quiet):
+    """A list's missing file is quarantined by name; `split` decides the split; test images are left out."""
+    write_pictures(tmp_path, 3, 0, ("circle",))
+    (tmp_path / "list.csv").write_text(
+        "path,label,split\ncircle/0.png,circle,train\ncircle/1.png,circle,val\ncircle/2.png,circle,test\ngone.png,circle,\n"
+    )
+    listing = list_images([tmp_path / "list.csv"], quiet)
+    assert [found.split for found in listing.files] == ["train", "val"]
+    assert [os.path.basename(row.path) for row in listing.quarantine] == ["gone.png"]
+    assert any("1 test images" in note for note in listing.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        (
+            "a.csv",
+            "file,label\nx.png,a\n",
+            "expected the columns `path` and `label`, found 'file', 'label': rename file to path",
+        ),
+        ("a.csv", "path;label\nx.png;a\n", "separate the columns by commas"),
+        ("a.jsonl", "{\n", "line 1 is not valid JSON"),
+        ("a.jsonl", "[1]\n", "expected an object"),
+        ("a.csv", "path,label\nx.png,a\n", "lists no file that exists"),
+        ("a.csv", "path,label,split\nx.png,a,maybe\n", "use train, val or test"),
+        ("a.parquet", "x", "is not a Parquet table"),
+    ],
+)
+@pytest.mark.one_backend
+def test_a_list_that_is_none_says_why(tmp_path, quiet, name, content, words):
+    """A list that cannot be read is one line: the list, the row, what was expected."""
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ImagesError, match=words):
+        list_images([tmp_path / name], quiet)
+
+
+@pytest.mark.one_backend
+def test_numbers_of_outputs_become_names(tmp_path, quiet):
+    """TFRecord labels without a text are indices into the model's classes, sorted as numbers."""
+    write_pictures(tmp_path, 2, 0)
+    write_records(tmp_path / "r.tfrecord", files_of(tmp_path), text=False)
+    listing = list_images([tmp_path / "r.tfrecord"], quiet)
+    assert listing.classes == ("0", "1", "2")
+    assert {found.label for found in collect.name_numbers(listing, CLASSES)} == set(CLASSES)
+    assert {found.label for found in collect.name_numbers(listing, ("0", "1", "2"))} == {"0", "1", "2"}
+
+
+@pytest.mark.one_backend
+def test_features_of_another_name_can_be_named(tmp_path, quiet):
+    """--feature encoded=NAME names another feature; without it the error lists the features."""
+    write_pictures(tmp_path, 1, 0)
+    write_records(tmp_path / "r.tfrecord", files_of(tmp_path), encoded="picture")
+    with pytest.raises(
+        ImagesError, match="its features are image/class/label, image/class/text, image/height, picture"
+    ):
+        list_images([tmp_path / "r.tfrecord"], quiet)
+    assert len(list_images([tmp_path / "r.tfrecord"], quiet, parse_features(("encoded=picture",))).files) == 3
+    with pytest.raises(UsageError, match="encoded=NAME, label=NAME or text=NAME"):
+        parse_features(("picture",))
+
+
+def test_features_of_another_name_are_scored_and_compared_on(tmp_path):
+    """A run trained with `--feature` is evaluated and exported with it."""
+    write_pictures(tmp_path / "pictures", 4, 0)
+    write_records(tmp_path / "r.tfrecord", files_of(tmp_path / "pictures"), encoded="picture")
+    given = {"data": [str(tmp_path / "r.tfrecord")], "feature": ("encoded=picture",)}
+    path = run_training(out=str(tmp_path / "run"), **given, **TINY).run
+    assert evaluate(path, **given).scores["all"]["images"] == 12
+    with pytest.raises(ImagesError, match=r"feature=\['encoded=NAME'\]"):
+        evaluate(path, data=given["data"])
+    assert export(path, tmp_path / "out", format="weights-h5", **given).parity.images == 12
+
+
+@pytest.mark.one_backend
+def test_an_unchanged_record_file_is_read_once(tmp_path, quiet, monkeypatch):
+    """An unchanged record file is listed once, by size and time.
+
+    If it changed, or if the stored listing is damaged, it is read again.
+    """
+    write_pictures(tmp_path, 2, 0)
+    path = make_records(tmp_path, "r.tfrecord")
+    reads = []
+    real = records._records
+    monkeypatch.setattr(records, "_records", lambda *arguments: reads.append(1) or real(*arguments))
+    first = list_images([path], quiet, memory=tmp_path / "memory")
+    assert list_images([path], quiet, memory=tmp_path / "memory") == first
+    assert len(reads) == 1
+    for kept in (tmp_path / "memory").iterdir():
+        kept.write_text("torn")
+    assert list_images([path], quiet, memory=tmp_path / "memory") == first
+    write_records(path, files_of(tmp_path)[:3])
+    assert len(list_images([path], quiet, memory=tmp_path / "memory").files) == 3
+    assert len(reads) == 3
+
+
+@pytest.mark.one_backend
+def test_the_masked_checksum_is_that_of_tensorflow(tmp_path):
+    """Our masked checksum equals that of the first frame of a file by TensorFlow's writer."""
+    import tensorflow as tf
+
+    with tf.io.TFRecordWriter(str(tmp_path / "r")) as writer:
+        writer.write(b"x" * 1000)
+    length, checksum = FRAME.unpack((tmp_path / "r").read_bytes()[: FRAME.size])
+    assert (length, checksum) == (1000, masked_crc(length.to_bytes(8, "little")))
+
+
+@pytest.mark.parametrize("path", ["all.tar", "all.zip", "all.tfrecord", "all.tar.gz", "all.tar.xz", "all.tfrecord.gz"])
+@pytest.mark.one_backend
+def test_a_cut_archive_is_named(tmp_path, quiet, path):
+    """A truncated archive is one error with its name; its remaining members are not used."""
+    write_pictures(tmp_path, 6, 0)
+    make = make_records if "record" in path else make_archive
+    whole = make(tmp_path, path).read_bytes()
+    (tmp_path / f"cut-{path}").write_bytes(whole[: len(whole) * 2 // 3])
+    with pytest.raises(ImagesError, match=rf"cut-{path} .*(create or copy it again)"):
+        list_images([tmp_path / f"cut-{path}"], quiet)
+
+
+@pytest.mark.one_backend
+def test_a_zip_bomb_stops_at_the_limit(tmp_path, quiet, monkeypatch):
+    """A zip member that unpacks to more than the limit of a picture is quarantined without unpacking it."""
+    monkeypatch.setattr(locations, "MAX_FILE_BYTES", 10_000)
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/bomb.png", b"\0" * 10_000_000)
+    prepared = prepare(list_images([tmp_path / "bomb.zip"], quiet).files, SPEC, None, quiet)
+    assert "more than" in prepared.quarantine[0].reason
+
+
+@pytest.mark.one_backend
+def test_a_film_in_a_class_folder_is_not_read(tmp_path, quiet, monkeypatch):
+    """A film in a class folder is quarantined by its size, without reading it."""
+    monkeypatch.setattr("kresume.images.prepare.MAX_FILE_BYTES", 1000)
+    write_pictures(tmp_path, 1, 0, ("a",))
+    (tmp_path / "a" / "film.mp4").write_bytes(b"\0" * 2000)
+    prepared = prepare(list_images([tmp_path], quiet).files, SPEC, None, quiet)
+    assert [os.path.basename(row.path) for row in prepared.quarantine] == ["film.mp4"] or len(prepared.quarantine) == 2
+    assert any("limit for one image" in row.reason for row in prepared.quarantine)
+
+
+@pytest.mark.one_backend
+def test_names_in_any_script_and_folders_in_folders(tmp_path, quiet):
+    """Class names of any script, spaces, upper-case endings, nested folders and link loops are listed."""
+    write_pictures(tmp_path / "x", 2, 0, ("猫", "Große Äpfel"))
+    inner = tmp_path / "x" / "猫" / "2024" / "März"
+    inner.mkdir(parents=True)
+    os.rename(tmp_path / "x" / "猫" / "0.png", inner / "ЙЦ.PNG")
+    os.symlink(tmp_path / "x" / "猫", inner / "loop")
+    listing = list_images([tmp_path / "x"], quiet)
+    assert listing.classes == ("Große Äpfel", "猫")
+    names = [os.path.basename(found.path) for found in listing.files if found.label == "猫"]
+    assert "ЙЦ.PNG" in names
+    assert len({os.path.realpath(found.path) for found in listing.files}) == 4
+
+
+@pytest.mark.one_backend
+def test_a_bucket_is_listed_and_read_like_a_folder(pictures, tmp_path, quiet, monkeypatch):
+    """A path with a scheme is read through etils.epath with the same images, pixels and digest."""
+    from etils import epath
+
+    real = epath.Path
+    monkeypatch.setattr(epath, "Path", lambda path: real(str(path).replace("gs://bucket", str(pictures), 1)))
+    listing = list_images(["gs://bucket/old"], quiet)
+    assert listing.files[0].path.startswith("gs://bucket/old/circle/")
+    table = merged(prepare(listing.files, SPEC, None, quiet)).manifest
+    plain = merged(prepare(list_images([pictures / "old"], quiet).files, SPEC, None, quiet)).manifest
+    assert table.digest() == plain.digest()
+    rows = np.arange(4)
+    assert PictureReader(table, SPEC, None)(rows).tobytes() == PictureReader(plain, SPEC, None)(rows).tobytes()
+
+
+def test_a_run_trains_on_any_kind_and_remembers_it(tmp_path, quiet):
+    """A run trains on any kind of source, keeps origins and splits, and finds a moved archive.
+
+    It has an archive as --data, a list as --add and records as --val.
+    """
+    for name, first in (("old", 0), ("new", 100), ("val", 200)):
+        write_pictures(tmp_path / name, 4, first)
+    archive = make_archive(tmp_path / "old", "old.tar")
+    run_training(
+        out=str(tmp_path / "1"), data=[str(archive)], val=[str(make_records(tmp_path / "val", "v.rec"))], **TINY
+    )
+    first = Manifest.read(tmp_path / "1" / "images.parquet")
+    assert (len(first.train_rows()) > 0, len(first.val_rows()) >= 12) == (True, True)
+    (tmp_path / "moved").mkdir()
+    os.rename(archive, tmp_path / "moved" / "old.tar")
+    arguments = {"add": [str(make_csv(tmp_path / "new", "list.csv"))], "epochs": 1}
+    with pytest.raises(ImagesError, match=r"are missing.*--remap OLD=NEW"):
+        run_training(str(tmp_path / "1"), out=str(tmp_path / "2"), **arguments)
+    run_training(
+        str(tmp_path / "1"), out=str(tmp_path / "2"), remap=[f"{tmp_path / 'old'}={tmp_path / 'moved'}"], **arguments
+    )
+    table = Manifest.read(tmp_path / "2" / "images.parquet")
+    assert np.bincount(table.origins).tolist() == [24, 12]
+    assert set(table.table.column("member").to_pylist()) != {""}
+
+
+@pytest.mark.one_backend
+def test_a_record_whose_bytes_were_changed_is_set_aside(tmp_path, quiet):
+    """A record whose checksum fails is named and quarantined, also when listed again; others are used."""
+    write_pictures(tmp_path, 2, 0)
+    path = tmp_path / "r.tfrecord"
+    write_records(path, files_of(tmp_path))
+    whole = list_images([path], quiet)
+    data = bytearray(path.read_bytes())
+    data[whole.files[3].offset + 20] ^= 1
+    path.write_bytes(data)
+    for memory in (None, tmp_path / "memory", tmp_path / "memory"):
+        listing = list_images([path], quiet, None, memory)
+        assert [found.name for found in listing.files] == [
+            found.name for place, found in enumerate(whole.files) if place != 3
+        ]
+        assert [(row.path, "checksum" in row.reason) for row in listing.quarantine] == [(whole.files[3].name, True)]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.one_backend
+def test_what_lies_beside_train_and_val_is_no_class(tmp_path, quiet, packed):
+    """Folders beside train and val, such as an unlabelled `test` or annotations, are not classes.
+
+    Many archives have this form. A class may still be named train.
+    """
+    for side, count in (("train", 3), ("val", 2)):
+        write_pictures(tmp_path / "data" / side, count, 100 * count, ("a", "b"))
+    write_pictures(tmp_path / "data", 2, 900, ("test",))
+    write_pictures(tmp_path / "data", 2, 950, ("masks",))
+    write_pictures(tmp_path / "vehicles", 2, 0, ("train", "car"))
+    given = tmp_path / "data"
+    if packed:
+        given = tmp_path / "data.tar"
+        with tarfile.open(given, "w") as archive:
+            archive.add(tmp_path / "data", "data")
+    listing = list_images([given], quiet)
+    assert listing.classes == ("a", "b")
+    assert sorted({(found.split, found.label) for found in listing.files}) == [
+        (side, label) for side in ("train", "val") for label in ("a", "b")
+    ]
+    told = " ".join(listing.notes)
+    assert "masks/ was left out" in told
+    assert "they are for `kresume eval`" in told or "test images are for `kresume eval`" in told
+    assert list_images([tmp_path / "vehicles"], quiet).classes == ("car", "train")
+
+
+@pytest.mark.one_backend
+def test_a_stray_picture_in_train_makes_no_classes_of_the_splits(tmp_path, quiet):
+    """Folders train, val and test with class folders inside are splits, whatever stray files they hold."""
+    for side in ("train", "val"):
+        write_pictures(tmp_path / "data" / side, 2, 5, ("a", "b"))
+    shutil.copy(next((tmp_path / "data" / "val" / "a").iterdir()), tmp_path / "data" / "train" / "preview.png")
+    listing = list_images([tmp_path / "data"], quiet)
+    assert listing.classes == ("a", "b")
+    assert any("images directly in train/ were left out" in note for note in listing.notes)
+
+
+@pytest.mark.one_backend
+def test_the_spelling_of_the_model_holds(tmp_path, quiet):
+    """A run's class names stay as written, although labels are now composed, stripped and rounded."""
+    import unicodedata
+
+    composed = "z\u00e8"
+    write_pictures(tmp_path, 2, 0, (composed, "3", "b"))
+    listing = list_images([tmp_path], quiet)
+    old = (unicodedata.normalize("NFD", composed), "3.0", " b ")
+    assert {found.label for found in collect.name_numbers(listing, old)} == set(old)
+    assert collect.name_numbers(listing, ("3", "b", composed)) == listing.files
+
+
+@pytest.mark.one_backend
+def test_labels_that_look_alike_are_one(tmp_path, quiet):
+    """Labels that look alike are one class.
+
+    Tried: decomposed names of macOS, blanks of a spreadsheet, fractions of a table with gaps.
+    """
+    import unicodedata
+
+    names = [unicodedata.normalize(form, "z\u00e8") for form in ("NFC", "NFD")]
+    for number, name in enumerate(names):
+        write_pictures(tmp_path / str(number), 2, 10 * number, (name, "b"))
+    assert list_images([tmp_path / "0", tmp_path / "1"], quiet).classes == ("b", names[0])
+    picture = next((tmp_path / "0" / "b").iterdir())
+    (tmp_path / "list.csv").write_text(f"path,label\n{picture}, 7 \n")
+    (tmp_path / "list.jsonl").write_text(json.dumps({"path": str(picture), "label": 7.0}) + "\n")
+    for name in ("list.csv", "list.jsonl"):
+        assert list_images([tmp_path / name], quiet).classes == ("7",)
+
+
+def test_a_name_that_is_no_text_is_set_aside(tmp_path, quiet):
+    """A file name that is not UTF-8 is quarantined by name: Linux's names are bytes, a table's are text."""
+    write_pictures(tmp_path / "data", 2, 0, ("a", "b"))
+    picture = next((tmp_path / "data" / "a").iterdir()).read_bytes()
+    try:
+        for name in (b"a/nai\xefve.png", b"b/\xff\xfe.png"):
+            with open(os.path.join(os.fsencode(tmp_path / "data"), name), "wb") as file:
+                file.write(picture)
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    listing = list_images([tmp_path / "data"], quiet)
+    assert len(listing.files) == 4
+    assert [os.path.basename(row.path) for row in listing.quarantine] == ["nai\\xefve.png", "\\xff\\xfe.png"]
+    assert "rename it" in listing.quarantine[0].reason
+    result = run_training(data=[str(tmp_path / "data")], out=str(tmp_path / "run"), **TINY)
+    assert "nai\\xefve.png" in (Path(result.run) / "quarantine.csv").read_text()
+
+
+@pytest.mark.parametrize("kind", ["xz", "gz", "bz2"])
+@pytest.mark.one_backend
+def test_a_packed_archive_that_is_damaged_later_is_a_broken_picture_not_a_crash(tmp_path, quiet, kind):
+    """A packed archive that is damaged later gives a broken picture, not a crash, for any packer's error."""
+    write_pictures(tmp_path / "data", 4, 0, ("a", "b"))
+    path = tmp_path / f"data.tar.{kind}"
+    with tarfile.open(path, f"w:{kind}") as archive:
+        archive.add(tmp_path / "data", "data")
+    prepared = prepare(list_images([path], quiet).files, DecodeSpec(12, 12), None, quiet)
+    table = merging.merge(None, prepared, None, None, classes=("a", "b"), val_split=None, generation=0).manifest
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3 :] = bytes(len(data) - len(data) // 3)
+    path.write_bytes(data)
+    _, broken = PictureReader(table, DecodeSpec(12, 12), None).attempt(np.arange(len(table)))
+    assert any("can no longer be decompressed" in reason for reason in broken.values())
+
+
+def test_a_packed_archive_needs_the_cache_and_strict_needs_every_file(tmp_path, quiet):
+    """--cache off with .tar.gz is refused before training; --strict-images makes a broken file an error."""
+    write_pictures(tmp_path / "old", 4, 0)
+    archive = make_archive(tmp_path / "old", "old.tar.gz")
+    with pytest.raises(ImagesError, match="leave --cache off out"):
+        run_training(out=str(tmp_path / "1"), data=[str(archive)], cache="off", **TINY)
+    (tmp_path / "old" / "circle" / "broken.png").write_bytes(b"x")
+    with pytest.raises(ImagesError, match=r"--strict-images: 1 files cannot be used, the first is .*broken.png"):
+        run_training(out=str(tmp_path / "1"), data=[str(tmp_path / "old")], strict_images=True, **TINY)
+
+
+@pytest.mark.one_backend
+def test_one_level_too_high_is_doubted(tmp_path, quiet):
+    """A folder one level too high is doubted: its class folders hold only the same subfolders.
+
+    Years under two class folders are such a case.
+    """
+    for part in ("first", "second"):
+        write_pictures(tmp_path / "set" / part, 1, 0)
+    (note,) = list_images([str(tmp_path / "set")], quiet).notes
+    assert "the classes are first, second, and each of them contains the folders circle, square, stripes" in note
+    write_pictures(tmp_path / "set" / "first", 1, 9, ("only-here",))
+    shutil.copy(next((tmp_path / "set").glob("*/*/*.png")), tmp_path / "set" / "first" / "loose.png")
+    assert list_images([str(tmp_path / "set")], quiet).notes == ()
+    with pytest.raises(ImagesError, match=r"is a class itself, give its parent folder, .*first"):
+        list_images([str(tmp_path / "set" / "first" / "circle")], quiet)

@@ -1,0 +1,615 @@
+"""Tests the main job: train, then resume from a checkpoint with more images."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import kresume
+from kresume import runs
+from kresume.checkpoints import snapshot
+from kresume.checkpoints.read import read_checkpoint
+from kresume.errors import CheckpointError, ConfigMismatch, ImagesError, NothingNew, RunError, UsageError
+from kresume.evaluation.evaluate import evaluate
+from kresume.images.manifest import Manifest
+from tests.helpers.pictures import write_pictures
+from tests.helpers.runs import (
+    TINY,
+    assert_same_bytes,
+    lines_without_time,
+    make_interrupted,
+    result_arrays,
+    run_training,
+    trained,
+)
+
+OTHER = {"tensorflow": "jax", "jax": "tensorflow"}
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory, pictures):
+    """Trains a first run and returns its folder."""
+    folder = tmp_path_factory.mktemp("parent")
+    return trained(folder / "1-shapes", data=[str(pictures / "old")], **TINY)
+
+
+def test_a_first_training_leaves_a_complete_run(parent):
+    """A first training writes every file of the run directory, and the record describes the training."""
+    run = runs.open_run(parent)
+    assert (run.status, run.generation, run.record.parent) == ("accepted", 0, None)
+    names = {path.name for path in parent.iterdir()}
+    assert {"run.json", "images.parquet", "metrics.jsonl", "events.jsonl", "model.keras", "evaluation.json"} <= names
+    assert "lock.json" not in names
+    lines = runs.read_metrics(run.metrics)
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert lines[-1]["lr"] == 0.0
+    assert lines[-1]["all"] == run.record.as_dict()["result"]["scores"]["all"]
+
+
+def test_extending_a_run_remembers_its_images(parent, tmp_path, pictures):
+    """An extension remembers the old images, marks the new ones as new, and trains at the requested rate."""
+    out = tmp_path / "2-shapes"
+    result = run_training(
+        str(parent), add=[str(pictures / "new")], lr=1e-4, lr_schedule="constant", epochs=1, out=str(out)
+    )
+    table, before = Manifest.read(out / "images.parquet"), Manifest.read(parent / "images.parquet")
+    assert np.bincount(table.origins).tolist() == [24, 18]
+    sides = dict(zip(table.sha256s.tolist(), table.is_val.tolist(), strict=True))
+    assert all(sides[key] == side for key, side in zip(before.sha256s.tolist(), before.is_val.tolist(), strict=True))
+    run = runs.open_run(out)
+    assert run.generation == 1
+    assert run.parent_path() == parent
+    rate = run.record.as_dict()["rate"]
+    assert rate == rate | {"peak": 1e-4, "checkpoint": 1e-3}
+    assert runs.read_metrics(run.metrics)[-1]["lr"] == pytest.approx(1e-4)
+    assert result.before["old"]["images"] > 0
+    assert result.before["new"]["images"] > 0
+    iterations = int(result_arrays(out)["optimizer/0"])
+    assert iterations == int(result_arrays(parent)["optimizer/0"]) + run.result_step()
+
+
+def test_scoring_is_traced_once(parent, tmp_path, pictures, monkeypatch):
+    """A single function scores the parent and every epoch: tracing a large model again takes seconds."""
+    traced, step = [], keras.Model.predict_step
+    monkeypatch.setattr(keras.Model, "predict_step", lambda model, *data: traced.append(1) or step(model, *data))
+    out = str(tmp_path / "2")
+    run_training(str(parent), add=[str(pictures / "new")], lr=1e-4, epochs=2, out=out)
+    assert len(traced) == 1
+
+
+def test_every_option_not_given_is_the_parents(parent, tmp_path, pictures):
+    """Batch size and image size come from the parent; epochs and rate do not."""
+    out = tmp_path / "2-shapes"
+    run_training(str(parent), add=[str(pictures / "new")], out=str(out), epochs=1)
+    record = runs.open_run(out).record.as_dict()
+    assert record["options"]["batch_size"] == 5
+    assert record["card"]["image_size"] == [12, 12]
+    assert record["amount"]["epochs"] == 1
+    assert record["rate"]["schedule"] == "rewarm-cosine"
+
+
+def test_slots_and_iterations_survive_a_change_of_the_rate(parent, tmp_path, pictures):
+    """The first snapshot of an extension holds the parent's optimizer bit for bit, for any schedule."""
+    from kresume.checkpoints import snapshot
+
+    for schedule in ("constant", "cosine"):
+        out = tmp_path / schedule
+        patch = pytest.MonkeyPatch()
+        patch.setattr(snapshot, "prune_snapshots", lambda *_: None)
+        run_training(str(parent), add=[str(pictures / "new")], lr=1e-5, lr_schedule=schedule, epochs=1, out=str(out))
+        patch.undo()
+        first = snapshot.read_snapshot(out / "snapshots" / "step-00000000").arrays
+        before = result_arrays(parent)
+        for group in ("trainable", "non_trainable"):
+            names = [name for name in before if name.startswith(f"{group}/")]
+            assert_same_bytes({name: before[name] for name in names}, {name: first[name] for name in names})
+        slots = [first[f"optimizer/{i}"].tobytes() for i in range(sum(name.startswith("optimizer/") for name in first))]
+        theirs = [
+            before[f"optimizer/{i}"].tobytes() for i in range(sum(name.startswith("optimizer/") for name in before))
+        ]
+        assert [slot for slot in slots if slot in theirs][: len(theirs)] == theirs
+
+
+def test_a_bare_file_of_ours_explains_itself(parent, tmp_path, pictures):
+    """A run's `model.keras` knows its classes and pixels; its images must be given."""
+    bare = parent / "model.keras"
+    with pytest.raises(UsageError, match="has no record of its images"):
+        run_training(str(bare), out=str(tmp_path / "a"))
+    with pytest.raises(ImagesError, match=r"only new ones were given.*--data OLD.*--from RUN"):
+        run_training(str(bare), add=[str(pictures / "new")], out=str(tmp_path / "a"))
+    result = run_training(
+        str(bare),
+        data=[str(pictures / "old")],
+        add=[str(pictures / "new")],
+        lr_scale=0.1,
+        epochs=1,
+        out=str(tmp_path / "b"),
+        batch_size=5,
+    )
+    record = runs.open_run(result.run).record.as_dict()
+    assert record["rate"]["peak"] == pytest.approx(1e-4)
+    assert record["card"]["classes"] == ["circle", "square", "stripes"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"add": ["old"]}, NothingNew, "nothing new: all 24 images"),
+        ({"add": ["zebras"]}, ImagesError, r"does not know: 'zebra' \(2 images\).*cannot add outputs to the head"),
+        ({"add": ["new"], "classes": "a,b,c"}, UsageError, "other names would make right answers wrong"),
+        ({"add": ["new"], "image_size": "16"}, UsageError, "fixed at 12x12"),
+        ({"add": ["new"], "optimizer": "sgd"}, UsageError, "is AdamW's and does not apply to SGD: give --lr"),
+        ({"add": ["new"], "lr": 1e-3, "lr_scale": 0.5}, UsageError, "give one of them"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_is_written(workplace, parent, arguments, error, words):
+    """A refused command makes no run."""
+    write_pictures(workplace / "zebras", 2, 900, ("zebra",))
+    with pytest.raises(error, match=words):
+        run_training(str(parent), **arguments)
+    assert not (workplace / "runs").exists()
+
+
+def test_the_way_on_with_new_classes_works(workplace, parent):
+    """The error on a new class names a command that trains with it.
+
+    The command restores the old layers, makes a fresh head, and keeps the old classes first.
+    """
+    write_pictures(workplace / "zebras", 2, 900, ("zebra",))
+    with pytest.raises(ImagesError, match="this version cannot add outputs to the head") as caught:
+        run_training(str(parent), add=["zebras"])
+    words = shlex.split(str(caught.value).partition("add --partial ")[2])
+    asked = {"classes": words[1], "model": words[3]}
+    assert words == ["--classes", "circle,square,stripes,zebra", "--model", "convnet"]
+    with pytest.raises(UsageError, match="has 3 outputs, but --classes names 4: give --model"):
+        run_training(str(parent), add=["zebras"], partial=True, classes=asked["classes"])
+    with pytest.raises(UsageError, match="other names would make right answers wrong"):
+        run_training(str(parent), add=["zebras"], partial=True, classes="circle,square,zebra,stripes", model="convnet")
+    result = run_training(str(parent), add=["zebras"], partial=True, epochs=1, batch_size=5, **asked)
+    assert runs.open_run(result.run).record.as_dict()["card"]["classes"] == ["circle", "square", "stripes", "zebra"]
+
+
+def test_the_same_growing_folder_can_be_added_every_week(workplace):
+    """A growing folder can be added every week: origin is decided by content.
+
+    Known images stay old, and a folder of runs means its newest accepted run.
+    """
+    trained("runs/1-shapes", data=["old"], **TINY)
+    write_pictures(workplace / "inbox", 3, 400)
+    run_training("runs", add=["inbox"], epochs=1)
+    write_pictures(workplace / "inbox", 2, 500)
+    result = run_training("runs", add=["inbox"], epochs=1)
+    assert Path(result.run).name == "3-shapes"
+    assert np.bincount(Manifest.read(Path(result.run) / "images.parquet").origins).tolist() == [24, 9, 6]
+    with pytest.raises(NothingNew):
+        run_training("runs", add=["inbox"], epochs=1)
+    names = [Path(line.path).name for line in kresume.lineage("runs/3-shapes").generations]
+    assert names == ["3-shapes", "2-shapes", "1-shapes"]
+
+
+def test_out_that_holds_something_else(workplace, parent):
+    """Other options for an existing run are an error that lists them and gives the command to extend it."""
+    import shutil
+
+    shutil.copytree(parent, workplace / "run")
+    with pytest.raises(ConfigMismatch, match=r"--epochs: 2 -> 3.*kresume train --from run"):
+        run_training(out="run", data=["old"], **{**TINY, "epochs": 3})
+    result = run_training(out="run", data=["old"], overwrite=True, **TINY)
+    assert result.status == "accepted"
+    assert (workplace / "run.before-1" / "model.keras").is_file()
+
+
+def test_what_a_parent_had_on_can_be_turned_off(workplace):
+    """An option that is not given is the parent's; an option given as off is off."""
+    run_training(data=["old"], strict_images=True, **TINY, out="runs/1-shapes")
+    (workplace / "new" / "circle" / "page.png").write_bytes(b"<!DOCTYPE html>")
+    with pytest.raises(ImagesError, match="--strict-images"):
+        run_training("runs", add=["new"], epochs=1)
+    result = run_training("runs", add=["new"], epochs=1, strict_images=False)
+    assert runs.open_run(result.run).record.as_dict()["options"]["strict_images"] is False
+    assert "--no-strict-images" in runs.open_run(result.run).record.as_dict()["command"]
+
+
+def test_overwrite_begins_once(workplace):
+    """`--overwrite` moves a finished run aside, but continues an interrupted one.
+
+    The command without `--overwrite` continues it, too.
+    """
+    trained("run", data=["old"], **TINY)
+    for again in ({"overwrite": True}, {}):
+        path = Path(run_training(data=["old"], out="run", overwrite=True, **TINY).run)
+        make_interrupted(path, "none")
+        run_training(data=["old"], out="run", **again, **TINY)
+        assert [line["event"] for line in runs.read_metrics(path / "events.jsonl")][-2:] == ["continued", "finished"]
+    assert sorted(path.name for path in workplace.glob("run.before-*")) == ["run.before-1", "run.before-2"]
+
+
+def test_a_damaged_line_of_the_metrics_is_named(workplace):
+    """A damaged metrics line fails at the start of a continuation, not at its end.
+
+    Snapshots do not hold the metrics.
+    """
+    path = trained("run", data=["old"], **TINY)
+    (last,) = (path / "snapshots").glob("step-*")
+    make_interrupted(path, last.name)
+    lines = (path / "metrics.jsonl").read_bytes()
+    (path / "metrics.jsonl").write_bytes(b"?" + lines[1:])
+    with pytest.raises(RunError, match=r"line 1 of .*metrics.jsonl is damaged: restore the file"):
+        run_training(out="run")
+    (path / "metrics.jsonl").write_bytes(lines)
+    assert run_training(out="run").status == "accepted"
+
+
+def test_a_run_goes_on_from_another_folder(workplace, monkeypatch, capfd):
+    """A run continues from another working directory, and still watches its sources.
+
+    The sources were given relative to the first command's directory.
+    """
+    path = Path(run_training(data=["old"], add=None, watch=True, out="run", **TINY).run)
+    make_interrupted(path, "none")
+    (workplace / "elsewhere").mkdir()
+    monkeypatch.chdir(workplace / "elsewhere")
+    run_training(out="../run", watch=True)
+    assert "cannot be listed now" not in capfd.readouterr().err
+
+
+def test_what_lies_beside_a_run_is_nobodys_but_the_users(workplace):
+    """Only a killed process's half-made run is removed, after a day; other hidden `.tmp` folders stay."""
+    day = time.time() - 3 * 24 * 3600
+    for name in (".tmp-mine", ".tmp-run-of-mine", ".tmp-run-0123abcd", ".tmp-running-0123abcd"):
+        (workplace / name).mkdir()
+        os.utime(workplace / name, (day, day))
+    run_training(data=["old"], out="run", **TINY)
+    assert sorted(path.name for path in workplace.glob(".tmp-*")) == [
+        ".tmp-mine", ".tmp-run-of-mine", ".tmp-running-0123abcd",
+    ]  # fmt: skip
+
+
+def test_off_is_what_holds_where_nothing_is_given(workplace):
+    """Off equals not given: a run continues whether the command names the options that are off or not."""
+    first = Path(run_training(data=["old"], out="run", strict_images=False, **TINY).run)
+    make_interrupted(first, "none")
+    assert run_training(data=["old"], out="run", **TINY).status == "accepted"
+    make_interrupted(first, "none")
+    assert run_training(data=["old"], out="run", strict_images=False, partial=False, **TINY).status == "accepted"
+
+
+def test_a_torn_line_hides_no_event(parent, tmp_path):
+    """A torn line hides no event, nor does U+2028 in a name, which Python counts as the end of a line."""
+    path = tmp_path / "run"
+    shutil.copytree(parent, path)
+    with (path / "events.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"time": "2026-01-01", "event": "fi')
+    run = runs.open_run(path)
+    run.event("file broke", path="a\u2028b.png")
+    run.event("exported", path="serving/1")
+    assert [line["path"] for kind in ("file broke", "exported") for line in run.events(kind)] == [
+        "a\u2028b.png",
+        "serving/1",
+    ]
+    assert len(run.events("finished")) == 1
+
+
+def test_nothing_new_says_what_could_not_be_used(workplace):
+    """The "nothing new" error names unreadable files and label conflicts.
+
+    Exit 4 every week must not hide a broken camera.
+    """
+    trained("runs/1-shapes", data=["old"], **TINY)
+    inbox = workplace / "inbox"
+    write_pictures(inbox, 2, 0)  # known
+    (inbox / "circle" / "broken.png").write_bytes(b"<!DOCTYPE html>")
+    with pytest.raises(
+        NothingNew, match=r"nothing new that can be used: 6 images .*1 files cannot be used.*broken.png"
+    ):
+        run_training("runs", add=["inbox"], epochs=1)
+    (inbox / "circle" / "broken.png").unlink()
+    shutil.copy(workplace / "old" / "circle" / "3.png", inbox / "square" / "moved.png")
+    with pytest.raises(NothingNew, match=r"moved.png: square, and circle elsewhere \(--on-conflict new"):
+        run_training("runs", add=["inbox"], epochs=1)
+    result = run_training("runs", add=["inbox"], epochs=1, on_conflict="new")
+    table = Manifest.read(Path(result.run) / "images.parquet")
+    assert np.bincount(table.labels).tolist() == [7, 9, 8]
+
+
+def test_what_was_dropped_does_not_come_back(workplace):
+    """A dropped image stays dropped although its folder is added again, and a note counts it."""
+    trained("runs/1-shapes", data=["old"], **TINY)
+    write_pictures(workplace / "inbox", 3, 400)
+    (workplace / "drop.txt").write_text("inbox/circle/400.png\nold/circle/0.png\ninbox/circle/typo.png\n")
+    plan = kresume.plan("runs", add=["inbox"], drop="drop.txt", quiet=True)
+    assert any("2 images dropped" in note for note in plan.notes)
+    assert any("1 lines of drop='drop.txt' match no image" in note and "typo.png" in note for note in plan.notes)
+    run_training("runs", add=["inbox"], drop="drop.txt", epochs=1)
+    with pytest.raises(NothingNew):
+        run_training("runs", add=["inbox", "old"], epochs=1)
+    write_pictures(workplace / "inbox", 1, 500)
+    plan = kresume.plan("runs", add=["inbox", "old"], quiet=True)
+    assert any("2 images that an earlier run dropped still exist, and are left out" in note for note in plan.notes)
+    result = run_training("runs", add=["inbox", "old"], epochs=1)
+    assert len(Manifest.read(Path(result.run) / "images.parquet")) == 24 + 9 + 3 - 2
+    assert len(runs.open_run(result.run).record.as_dict()["dropped"]) == 2
+
+
+def test_or_new_starts_where_nothing_is_there(workplace, capfd):
+    """`--or-new` starts a new training without a checkpoint, and says so."""
+    from kresume.options.resolve import from_arguments
+    from kresume.reporter import Reporter
+    from kresume.training.resume import train
+
+    train(from_arguments("checkpoint.keras", {"or_new": True, "data": ["old"], **TINY}), Reporter())
+    told = capfd.readouterr().err
+    assert "no checkpoint at checkpoint.keras: starting with initial weights" in told
+
+
+def test_the_same_command_without_out_continues_the_newest_interrupted_run(workplace):
+    """Without --out, the same command continues an interrupted run; a finished run gets a successor."""
+    from tests.helpers.runs import make_interrupted
+
+    first = Path(run_training(data=["old"], **TINY).run)
+    make_interrupted(first, "none")
+    again = Path(run_training(data=["old"], **TINY).run)
+    assert first == again
+    third = Path(run_training(data=["old"], **TINY).run)
+    assert third.name.startswith("2-")
+
+
+@pytest.mark.one_backend
+def test_a_missing_backend_package_is_named(monkeypatch):
+    """A missing backend package is an error with the pip command that installs it."""
+    import importlib.util
+
+    from kresume.backend import selection
+    from kresume.errors import MissingPackage
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingPackage, match="pip install jax"):
+        selection.select("jax")
+
+
+def test_a_plan_writes_nothing_and_says_what_train_does(workplace, parent):
+    """A plan writes nothing and equals what train does: rate, images, amount and the parent's score."""
+    before = sorted(workplace.rglob("*"))
+    plan = kresume.plan(str(parent), add=["new"], lr=1e-4, quiet=True)
+    assert sorted(workplace.rglob("*")) == before
+    assert "0.001 (checkpoint) -> 0.0001" in str(plan)
+    assert (plan.images["old"], plan.images["new"]) == (24, 18)
+    assert plan.before["all"]["accuracy"] is not None
+    json.dumps(plan.as_dict())
+    result = run_training(str(parent), add=["new"], lr=1e-4)
+    record = runs.open_run(result.run).record.as_dict()
+    assert record["rate"] == plan.rate.as_dict()
+    assert record["amount"] == plan.amount.as_dict()
+    assert record["before"] == plan.before
+
+
+def test_evaluate_scores_as_the_run_did(parent, pictures):
+    """The same images give the scores of the run's last line; RUN@last is its snapshot."""
+    evaluation = evaluate(parent, pictures / "old")
+    assert evaluation.scores["all"]["images"] == 24
+    with pytest.raises(CheckpointError, match=r"no such snapshot; the run has last and the steps 8"):
+        evaluate(f"{parent}@3", pictures / "old")
+    assert set(evaluation.as_dict()) >= {"all", "old", "new", "classes"}
+
+
+FOREIGN = """
+import sys, numpy as np, keras
+keras.utils.set_random_seed(0)
+data = keras.utils.image_dataset_from_directory(sys.argv[1], image_size=(12, 12), batch_size=6, seed=1, verbose=False)
+model = keras.Sequential([keras.Input((12, 12, 3)), keras.layers.Conv2D(8, 3, activation="relu"),
+                          keras.layers.BatchNormalization(momentum=0.8), keras.layers.Flatten(),
+                          keras.layers.Dense(3)])
+loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+model.compile(keras.optimizers.Adam(1e-2), loss)
+model.fit(data, epochs=25, verbose=0)
+model.save(sys.argv[2])
+"""
+
+
+def test_a_foreign_model_is_fed_what_it_was_trained_on(tmp_path, pictures):
+    """A foreign model's pixels are found by scoring it on its images, then printed and pinned.
+
+    The table shows the other conventions, too. The loss is the model's own.
+    """
+    (tmp_path / "foreign.py").write_text(FOREIGN)
+    path = tmp_path / "foreign.keras"
+    subprocess.run([sys.executable, tmp_path / "foreign.py", pictures / "old", path], check=True, env=os.environ)
+    result = run_training(
+        str(path),
+        data=[str(pictures / "old")],
+        add=[str(pictures / "new")],
+        lr=1e-3,
+        epochs=1,
+        out=str(tmp_path / "run"),
+        batch_size=6,
+    )
+    record = runs.open_run(result.run).record.as_dict()
+    assert record["card"]["pixels"] == "0-255"
+    assert re.match(
+        r"on 24 old images 0-255 gives 100.0 % \(loss .*\); \S+ gives .*; \S+ gives", record["plan"]["pixels_reason"]
+    )
+    assert record["loss"]["from_logits"] is True
+    assert result.before["old"]["accuracy"] == 1.0
+
+
+def command(folder, *arguments, backend=None):
+    environment = {**os.environ, "KERAS_BACKEND": backend or os.environ["KERAS_BACKEND"]}
+    return [sys.executable, "-m", "kresume", *map(str, arguments)], {"cwd": folder, "env": environment}
+
+
+def test_trained_under_one_backend_extended_under_the_other(parent, tmp_path, pictures):
+    """A parent's state is bit for bit the same under the other backend, and training continues from it."""
+    other = OTHER[os.environ["KERAS_BACKEND"]]
+    arguments, options = command(
+        tmp_path,
+        "train",
+        "--from",
+        parent,
+        "--add",
+        pictures / "new",
+        "--backend",
+        other,
+        "--epochs",
+        1,
+        "--out",
+        "run",
+        "--snapshot-every",
+        "1",
+        backend=other,
+    )
+    subprocess.run(arguments, check=True, capture_output=True, **options)
+    record = runs.open_run(tmp_path / "run").record.as_dict()
+    assert record["backend"] == other
+    assert record["parent"]["step"] == runs.open_run(parent).result_step()
+    ours = evaluate(parent, pictures / "val").scores["all"]
+    here = evaluate(tmp_path / "run" / "model.keras", pictures / "val").scores["all"]
+    assert ours["images"] == here["images"] == 9
+    table = dict(read_checkpoint(tmp_path / "run" / "model.keras").arrays)
+    assert int(table["optimizer/vars/0"]) == record["parent"]["step"] + record["result"]["step"]
+
+
+def test_sigkill_in_the_middle_and_the_same_command_again(tmp_path, pictures, monkeypatch):
+    """A process killed by SIGKILL continues by the same command to the bytes of an undisturbed one.
+
+    JAX compiles anew in each process here: other tests share what it compiled.
+    """
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")
+    arguments = [
+        "train",
+        "--data",
+        pictures / "old",
+        "--image-size",
+        12,
+        "--batch-size",
+        5,
+        "--epochs",
+        40,
+        "--snapshot-every",
+        3,
+    ]
+    whole, options = command(tmp_path, *arguments, "--out", "whole")
+    subprocess.run(whole, check=True, capture_output=True, **options)
+    killed, options = command(tmp_path, *arguments, "--out", "killed")
+    process = subprocess.Popen(killed, stderr=subprocess.DEVNULL, **options)
+    snapshots = tmp_path / "killed" / "snapshots"
+    while process.poll() is None and not any(step >= 20 for step, _ in snapshot.list_snapshots(snapshots)):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert runs.open_run(tmp_path / "killed").status == "running"
+    done = subprocess.run(killed, check=True, capture_output=True, text=True, **options)
+    assert "continuing at step" in done.stderr
+    assert_same_bytes(result_arrays(tmp_path / "whole"), result_arrays(tmp_path / "killed"))
+    assert lines_without_time(tmp_path / "whole") == lines_without_time(tmp_path / "killed")
+
+
+def test_sigterm_writes_a_snapshot_and_says_how_to_go_on(tmp_path, pictures):
+    """SIGTERM writes a snapshot, prints the command to continue and exits with 75; no step is lost."""
+    arguments = [
+        "train",
+        "--data",
+        pictures / "old",
+        "--image-size",
+        12,
+        "--batch-size",
+        5,
+        "--epochs",
+        200,
+        "--out",
+        "run",
+    ]
+    full, options = command(tmp_path, *arguments)
+    process = subprocess.Popen(full, stderr=subprocess.PIPE, text=True, **options)
+    while process.poll() is None and len(runs.read_metrics(tmp_path / "run" / "metrics.jsonl")) < 2:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate()
+    assert process.returncode == 75, told
+    assert "snapshot written; continue with: kresume train --out run" in told
+    run = runs.open_run(tmp_path / "run")
+    assert run.status == "interrupted"
+    assert "stopped" in (tmp_path / "run" / "events.jsonl").read_text()
+
+
+def test_two_processes_on_one_run(tmp_path, pictures, parent):
+    """A second process on a run is refused with the holder's pid, and disturbs nothing."""
+    import shutil
+
+    from kresume.lock import Lock
+    from tests.helpers.runs import make_interrupted
+
+    shutil.copytree(parent, tmp_path / "run")
+    make_interrupted(tmp_path / "run", "none")
+    with Lock(tmp_path / "run"), pytest.raises(RunError, match=f"being trained by pid {os.getpid()}"):
+        run_training(out=str(tmp_path / "run"))
+
+
+def test_old_images_that_are_gone(tmp_path, pictures, monkeypatch):
+    """Missing old images are an error by default; --on-missing reads them from the cache or drops them."""
+    shutil.copytree(pictures / "old", tmp_path / "old")
+    parent = trained(tmp_path / "parent", data=[str(tmp_path / "old")], **TINY)
+    (tmp_path / "old" / "circle" / "0.png").unlink()
+    (tmp_path / "old" / "square" / "1001.png").unlink()
+    arguments = {"add": [str(pictures / "new")], "epochs": 1, "lr": 1e-3}
+    with pytest.raises(ImagesError, match=r"2 .*gone"):
+        run_training(parent, out=str(tmp_path / "error"), **arguments)
+    cached = run_training(parent, out=str(tmp_path / "cached"), on_missing="cache", **arguments).run
+    assert len(Manifest.read(Path(cached) / "images.parquet")) == 24 + 18
+    dropped = run_training(parent, out=str(tmp_path / "dropped"), on_missing="drop", **arguments).run
+    assert len(Manifest.read(Path(dropped) / "images.parquet")) == 22 + 18
+    # The cache is enough; without it the missing images are named.
+    monkeypatch.setenv("KRESUME_CACHE", str(tmp_path / "another-cache"))
+    with pytest.raises(ImagesError, match=r"gone|cannot be"):
+        run_training(parent, out=str(tmp_path / "elsewhere"), on_missing="cache", **arguments)
+
+
+def test_data_beside_a_run_says_what_it_replaces(parent, pictures, tmp_path):
+    """--data replaces the remembered images; the plan counts those that it does not hold."""
+    plan = kresume.plan(str(parent), data=[str(pictures / "new")], lr=1e-3, quiet=True)
+    assert any("24 of its 24 images are not in it and are not trained on" in note for note in plan.notes)
+    same = kresume.plan(str(parent), data=[str(pictures / "old")], lr=1e-3, quiet=True)
+    assert not any("replaces what" in note for note in same.notes)
+
+
+def test_the_same_images_to_train_and_to_validate_are_named(parent, pictures):
+    """Images given to both splits go to validation; images that the parent trained on stay in training.
+
+    Notes name both.
+    """
+    both = kresume.plan(str(parent), add=[str(pictures / "new")], val=[str(pictures / "new")], lr=1e-3, quiet=True)
+    assert any(
+        "18 images were given for training and for validation: they are used for validation" in note
+        for note in both.notes
+    )
+    old = kresume.plan(str(parent), add=[str(pictures / "new")], val=[str(pictures / "old")], lr=1e-3, quiet=True)
+    assert any("were given for validation, but are recorded as training images" in note for note in old.notes)
+
+
+def test_a_picture_that_moved_to_another_class_is_a_relabel_not_a_loss(tmp_path, pictures):
+    """An image that moved to another class is relabelled, not missing, and this alone justifies a run."""
+    shutil.copytree(pictures / "old", tmp_path / "old")
+    first = trained(tmp_path / "first", data=[str(tmp_path / "old")], **TINY)
+    (tmp_path / "old" / "circle" / "0.png").rename(tmp_path / "old" / "square" / "was-a-circle.png")
+    child = run_training(first, add=[str(tmp_path / "old")], epochs=1, lr=1e-3, out=str(tmp_path / "child")).run
+    table = Manifest.read(Path(child) / "images.parquet")
+    assert len(table) == 24
+    assert table.table.column("label").to_pylist().count("square") == 9
+
+
+def test_scores_of_a_run_that_is_not_finished_say_so(tmp_path, pictures):
+    """Evaluating an unfinished run scores its newest snapshot, or its parent, and says so."""
+    path = trained(tmp_path / "run", data=[str(pictures / "old")], **TINY)
+    assert "not finished" not in str(evaluate(path, data=str(pictures / "new")))
+    make_interrupted(path, "none")
+    scored = str(evaluate(path, data=str(pictures / "new")))
+    assert "is not finished (running): its newest snapshot is used" in scored

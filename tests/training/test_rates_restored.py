@@ -1,0 +1,186 @@
+"""Tests that the requested rate trains: read from the optimizer, and from its update.
+
+Runs under this backend.
+"""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+
+from kresume.checkpoints.read import read_checkpoint
+from kresume.errors import UsageError
+from kresume.models.losses import choose_loss
+from kresume.options.table import TrainConfig
+from kresume.training.adjust import Adjustment, adjust
+from kresume.training.plan.parent import Parent, restore_parent, wanted_optimizer
+from kresume.training.plan.rate import decide_rate, keras_rate
+from kresume.values.amount import Amount
+from kresume.values.card import Card
+from tests.helpers.pictures import CLASSES
+
+STEPS, DONE, SIDE, BATCH = 8, 5, 4, 3
+FLOAT, PEAK = 0.02, 0.04
+CARD = Card(("a", "b", "c"), (SIDE, SIDE), "0-1", "stretch", "area")
+
+
+def batch(step):
+    rng = np.random.default_rng(step)
+    return rng.uniform(0, 1, (BATCH, SIDE, SIDE, 3)).astype("float32"), np.arange(BATCH).astype("int32")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Writes a checkpoint at a float rate and one at a schedule, after five steps.
+
+    Each is written as `.keras` and as `.weights.h5`.
+    """
+    folder = tmp_path_factory.mktemp("rates")
+    rates = {"float": FLOAT, "schedule": keras.optimizers.schedules.ExponentialDecay(PEAK, 10, 0.5)}
+    for name, rate in rates.items():
+        layers = [keras.Input((SIDE, SIDE, 3)), keras.layers.Flatten(), keras.layers.Dense(3, activation="softmax")]
+        model = keras.Sequential(layers)
+        model.compile(keras.optimizers.SGD(rate), "sparse_categorical_crossentropy")
+        for step in range(DONE):
+            model.train_on_batch(*batch(step))
+        model.save(folder / f"{name}.keras")
+        model.save_weights(folder / f"{name}.weights.h5")
+    return folder
+
+
+def adjusted(path, **options):
+    """Returns the model as `train` begins with it, and its plan."""
+    config = TrainConfig(from_=str(path), **options)
+    parent = Parent(read_checkpoint(path), None, None)
+    live = restore_parent(config, parent, num_classes=3, image_size=None)
+    rate = decide_rate(
+        saved=parent.state.rate,
+        optimizer=wanted_optimizer(live.saved, config).class_name,
+        steps=STEPS,
+        lr=config.lr,
+        lr_scale=config.lr_scale,
+        schedule=config.lr_schedule,
+        warmup_steps=config.warmup_steps,
+        adds_images=True,
+    )
+    loss, amount = choose_loss(live.model, saved=parent.state.compiled), Amount(1, STEPS, BATCH, (STEPS,), "")
+    to = Adjustment(wanted_optimizer(live.saved, config), rate, live.iterations, loss, CARD, amount)
+    adjust(live.model, to, restored=live.optimizer)
+    return live.model, rate
+
+
+def cosine(peak, step, warmup=1):
+    """Computes half a cosine after one warm-up step, as documented."""
+    return (
+        peak * (step + 1) / warmup
+        if step < warmup
+        else 0.5 * peak * (1 + math.cos(math.pi * (step - warmup) / (STEPS - warmup)))
+    )
+
+
+def held(peak, step):
+    return peak
+
+
+def decayed(_, step):
+    return PEAK * 0.5 ** ((DONE + step) / 10)
+
+
+def reference(weights, rate, step):
+    """Returns the weights after one step of plain SGD at this rate."""
+    layers = [keras.Input((SIDE, SIDE, 3)), keras.layers.Flatten(), keras.layers.Dense(3, activation="softmax")]
+    model = keras.Sequential(layers)
+    model.compile(keras.optimizers.SGD(rate), "sparse_categorical_crossentropy")
+    model.set_weights(weights)
+    model.train_on_batch(*batch(step))
+    return model.get_weights()
+
+
+CASES = {
+    "keep": ({"lr_schedule": "keep"}, FLOAT, PEAK, held),
+    "lr": ({"lr": 0.005}, 0.005, 0.005, cosine),
+    "lr-scale": ({"lr_scale": 0.1}, 0.1 * FLOAT, 0.1 * PEAK, cosine),
+    "constant": ({"lr_schedule": "constant"}, 0.3 * FLOAT, 0.3 * PEAK, held),
+    "cosine": ({"lr_schedule": "cosine"}, 0.3 * FLOAT, 0.3 * PEAK, cosine),
+    "rewarm-cosine": ({"lr_schedule": "rewarm-cosine"}, 0.3 * FLOAT, 0.3 * PEAK, cosine),
+    "plateau": ({"lr_schedule": "plateau"}, 0.3 * FLOAT, 0.3 * PEAK, held),
+    "lr, constant": ({"lr": 0.005, "lr_schedule": "constant"}, 0.005, 0.005, held),
+    "lr-scale, constant": ({"lr_scale": 0.1, "lr_schedule": "constant"}, 0.1 * FLOAT, 0.1 * PEAK, held),
+    "nothing": ({}, 0.3 * FLOAT, 0.3 * PEAK, cosine),
+}
+
+
+@pytest.mark.parametrize("saved", ["float", "schedule"])
+@pytest.mark.parametrize("case", CASES)
+def test_the_rate_that_was_asked_for_trains(written, saved, case):
+    """The requested rate trains at the first and last step, in the optimizer and in plain SGD's update."""
+    options, of_float, of_schedule, shape = CASES[case]
+    if case == "keep" and saved == "schedule":
+        shape = decayed
+    model, _ = adjusted(written / f"{saved}.keras", **options)
+    peak = of_float if saved == "float" else of_schedule
+    for step in range(STEPS):
+        if step in {0, STEPS - 1}:
+            expected = shape(peak, step)
+            assert int(model.optimizer.iterations) == DONE + step
+            assert float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)) == pytest.approx(expected, rel=1e-5)
+            after = reference(model.get_weights(), expected, 100 + step)
+        model.train_on_batch(*batch(100 + step))
+        if step in {0, STEPS - 1}:
+            for ours, theirs in zip(model.get_weights(), after, strict=True):
+                np.testing.assert_allclose(ours, theirs, atol=1e-7)
+
+
+def test_weights_alone_keep_their_float_and_have_lost_their_schedule(written):
+    """A `.weights.h5` keeps a float rate but no schedule, so `keep` is refused there."""
+    model, plan = adjusted(
+        written / "float.weights.h5", model=str(written / "float.keras"), optimizer="sgd", lr_schedule="keep"
+    )
+    assert plan.checkpoint == pytest.approx(FLOAT)
+    assert float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)) == pytest.approx(FLOAT)
+    with pytest.raises(UsageError, match="needs a checkpoint whose rate is known"):
+        adjusted(
+            written / "schedule.weights.h5", model=str(written / "float.keras"), optimizer="sgd", lr_schedule="keep"
+        )
+
+
+def test_a_schedule_that_the_file_does_not_hold_asks_for_a_rate(written, pictures, quiet):
+    """If the file does not hold its schedule, the command is refused until `--lr` gives the rate."""
+    from kresume.options.resolve import from_arguments
+    from kresume.training.plan.decide import make_plan
+
+    arguments = {
+        "data": [str(pictures / "old")],
+        "model": str(written / "float.keras"),
+        "optimizer": "sgd",
+        "pixels": "0-1",
+        "classes": ",".join(CLASSES),  # after five steps on noise, another order may fit by chance
+    }
+    path = str(written / "schedule.weights.h5")
+    with pytest.raises(UsageError, match=r"does not say its learning rate .*give --lr F"):
+        make_plan(from_arguments(path, arguments), quiet)
+    assert make_plan(from_arguments(path, {**arguments, "lr": 0.01}), quiet).rate.peak == 0.01
+
+
+def test_the_schedule_of_a_compiled_model_goes_on(written, pictures, quiet, tmp_path):
+    """A schedule that the function compiles continues at its step with `keep`, though the file lacks it."""
+    from kresume.options.resolve import from_arguments
+    from kresume.training.plan.decide import make_plan
+
+    (tmp_path / "mymodel.py").write_text(
+        "import keras\n\ndef build():\n"
+        "    model = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Flatten(),\n"
+        "                              keras.layers.Dense(3, activation='softmax')])\n"
+        "    model.compile(keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.04, 10, 0.5)))\n"
+        "    return model\n"
+    )
+    arguments = {
+        "data": [str(pictures / "old")],
+        "model": f"{tmp_path / 'mymodel.py'}:build",
+        "pixels": "0-1",
+        "classes": ",".join(CLASSES),
+    }
+    plan = make_plan(from_arguments(str(written / "schedule.weights.h5"), arguments), quiet)
+    assert (plan.rate.schedule, plan.rate.saved["class_name"]) == ("keep", "ExponentialDecay")
+    assert float(keras_rate(plan.rate, DONE)(DONE)) == pytest.approx(decayed(None, 0))
