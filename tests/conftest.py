@@ -6,6 +6,7 @@ import random
 import shutil
 import sys
 import tempfile
+import time
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -13,6 +14,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import pytest
 
 from kresume.reporter import Reporter
+from tests.helpers import forking
 from tests.helpers.paths import REAL_PICTURES
 from tests.helpers.pictures import write_pictures
 
@@ -33,6 +35,22 @@ def pytest_configure(config):
     folder = tempfile.mkdtemp(prefix="kresume-jax-")
     os.environ.update(CACHED, JAX_COMPILATION_CACHE_DIR=folder)
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+LONG = (
+    "test_export_saved_model test_added_images test_backup test_backup_feeding test_foreign_parents test_restore "
+    "test_exact_continuation test_watch test_frozen_layers test_fed_as_trained test_torch test_losses test_images"
+).split()
+"""Files that take longest."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """Puts long files first, in the order that pytest-randomly drew: the last file of a worker should be a short one.
+
+    A worker runs whole files (`--dist loadfile`), in this order with `--no-loadscope-reorder`.
+    """
+    items.sort(key=lambda item: item.path.stem not in LONG)
 
 
 def _seed(name: str) -> None:
@@ -58,13 +76,17 @@ def pytest_runtest_call(item):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    """Collects what the test left, and keeps the rest out of later collections.
+    """Collects what a test left if it took long, and keeps the rest out of later collections.
 
-    Keras and TensorFlow keep some thousand objects of each model. Visiting all of them again took a third of the time.
+    Keras and TensorFlow keep some thousand objects of each model. Visiting all of them again, as Python does by itself,
+    took a third of the time.
     """
+    gc.disable()
+    start = time.monotonic()
     done = yield
-    gc.collect()
-    gc.freeze()
+    if time.monotonic() - start > 0.5:
+        gc.collect()
+        gc.freeze()
     return done
 
 
@@ -76,6 +98,12 @@ def pictures(tmp_path_factory):
     write_pictures(folder / "new", 6, 100)
     write_pictures(folder / "val", 3, 200)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_processes():
+    """Forks the processes that run exports; see `helpers/forking.py`."""
+    forking.install()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -96,7 +124,8 @@ def own_precision():
 @pytest.fixture(autouse=True)
 def one_backend_makes_no_variables(request, monkeypatch):
     """Fails a test marked `one_backend` that makes a variable of Keras: its outcome may depend on the backend."""
-    if request.node.get_closest_marker("one_backend") is None or "keras" not in sys.modules:
+    mark = request.node.get_closest_marker("one_backend")
+    if mark is None or mark.kwargs.get("trains") or "keras" not in sys.modules:
         return
 
     def refused(*arguments, **options):

@@ -113,6 +113,7 @@ def test_averages_stay_where_training_left_them(tmp_path, images):
     np.testing.assert_allclose(averaged, np.asarray(raw.predict_on_batch(values)), atol=1e-6)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_an_unnamed_optimizer_is_asked_for(tmp_path, images):
     """A checkpoint that does not name its optimizer is an error that names those that fit."""
     first = trained(tmp_path / "first.keras", images)
@@ -143,6 +144,7 @@ def test_an_optimizer_may_begin_fresh(tmp_path, images, asked, rate):
     assert all(not slot.any() for slot in slots)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_fresh_optimizer_needs_no_name_of_the_old_one(tmp_path, images):
     """A fresh optimizer needs no name of the old one, as the error says.
 
@@ -212,6 +214,7 @@ def test_parity_counts_what_tolerance_does_not_explain(tmp_path, images, quiet):
     assert not folder.exists()
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_damaged_export_is_noticed(tmp_path, images, quiet):
     """A changed weight in an export is an error: plain Keras reads every variable back."""
     loaded = load(Subject(str(trained(tmp_path / "first.keras", images)), classes=CLASSES))

@@ -23,6 +23,7 @@ from kresume.reports.lineage import lineage
 from kresume.runtimes.signatures import read_signatures, understand
 from kresume.storage.atomic import sha256_of_file
 from kresume.values.decode_spec import DecodeSpec
+from tests.helpers import forking
 from tests.helpers.pictures import CLASSES, draw
 from tests.helpers.runs import TINY, run_training
 
@@ -250,6 +251,7 @@ def test_the_record_and_the_notes_are_true(place):
     assert not [path for path in version.parent.iterdir() if path.name.startswith(".tmp")]
 
 
+@pytest.mark.one_backend(trains=True)
 def test_saved_model_cli_runs_it(place, tmp_path):
     """TensorFlow's saved_model_cli runs the signature on a file's bytes."""
     picture = encoded(kind="JPEG")
@@ -262,6 +264,7 @@ def test_saved_model_cli_runs_it(place, tmp_path):
     assert np.load(tmp_path / "scores.npy").shape == (1, 3)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_two_versions_stand_side_by_side(place, pictures):
     """Another model under other labels becomes version 2; each version keeps its label order.
 
@@ -319,6 +322,7 @@ def old_model(folder, labels, outputs=3):
     return folder
 
 
+@pytest.mark.one_backend(trains=True)
 def test_like_keeps_what_clients_know(place, pictures, tmp_path):
     """`like` keeps the old model's input and output names, dtypes and label order."""
     folder, run, _ = place
@@ -381,18 +385,19 @@ def taught(tmp_path_factory, pictures):
     return folder
 
 
-@pytest.mark.parametrize("logits", [True, False])
-@pytest.mark.parametrize("named", [True, False])
-def test_clients_that_send_numbers_get_the_old_answers(taught, pictures, tmp_path, logits, named):
-    """Clients that send numbers get the old predictions from a new model with another convention.
+@pytest.fixture(scope="module")
+def taught_export(taught):
+    """Returns the first export of the run that has learned its pictures."""
+    return export(taught / "1-shapes", taught / "first").path
 
-    The old model expected 0-1, had another class order and perhaps returned logits; the new one expects 0-255.
-    """
+
+def old_model_of_numbers(path, inner, *, logits, named):
+    """Writes the model that clients know: pixels 0-1, perhaps another order of the classes, perhaps logits."""
     import tensorflow as tf
 
     order = [2, 0, 1] if named else [0, 1, 2]
     module = tf.Module()
-    module.inner = tf.saved_model.load(export(taught / "1-shapes", tmp_path / "first").path)
+    module.inner = tf.saved_model.load(inner)
 
     def function(values):
         images = tf.cast(tf.round(tf.clip_by_value(values, 0.0, 1.0) * 255.0), tf.uint8)
@@ -403,10 +408,21 @@ def test_clients_that_send_numbers_get_the_old_answers(taught, pictures, tmp_pat
         return {"answer": tf.math.log(shares) + 3.0 if logits else shares}
 
     spec = tf.TensorSpec((None, 12, 12, 3), tf.float32, name="sent")
-    old = tmp_path / "old"
-    tf.saved_model.save(module, str(old), signatures=tf.function(function, input_signature=[spec]))
+    tf.saved_model.save(module, str(path), signatures=tf.function(function, input_signature=[spec]))
     if named:
-        (old / "assets" / "labels.txt").write_text("".join(f"{CLASSES[place]}\n" for place in order))
+        (path / "assets" / "labels.txt").write_text("".join(f"{CLASSES[place]}\n" for place in order))
+    return path
+
+
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize("logits", [True, False])
+@pytest.mark.parametrize("named", [True, False])
+def test_clients_that_send_numbers_get_the_old_answers(taught, taught_export, tmp_path, logits, named):
+    """Clients that send numbers get the old predictions from a new model with another convention.
+
+    The old model expected 0-1, had another class order and perhaps returned logits; the new one expects 0-255.
+    """
+    old = old_model_of_numbers(tmp_path / "old", taught_export, logits=logits, named=named)
     result = export(taught / "1-shapes", tmp_path / "serving" / "shapes", like=old)
     assert "its clients send pixels 0-1 (" in str(result)
     assert ("its scores are logits" in str(result)) == logits
@@ -417,7 +433,13 @@ def test_clients_that_send_numbers_get_the_old_answers(taught, pictures, tmp_pat
     shares = [np.exp(rows) / np.exp(rows).sum(axis=1, keepdims=True) if logits else rows for rows in answers]
     np.testing.assert_allclose(shares[0], shares[1], atol=2e-5)
     assert set(shares[0].argmax(axis=1)) == {0, 1, 2}
-    # Scored as a client, and as the model of `against`: the order that is served counts.
+
+
+@pytest.mark.one_backend(trains=True)
+def test_what_clients_get_is_scored_in_the_order_that_is_served(taught, taught_export, pictures, tmp_path):
+    """An export of other labels is scored as its clients see it, as itself and as the model of `against`."""
+    old = old_model_of_numbers(tmp_path / "old", taught_export, logits=True, named=True)
+    result = export(taught / "1-shapes", tmp_path / "serving" / "shapes", like=old)
     scored = evaluate(result.path, data=pictures / "val")
     own = evaluate(taught / "1-shapes", data=pictures / "val", against=result.path)
     assert scored.scores["all"]["accuracy"] == own.scores["all"]["accuracy"] > 0.8
@@ -427,6 +449,7 @@ def test_clients_that_send_numbers_get_the_old_answers(taught, pictures, tmp_pat
     ).read_text()
 
 
+@pytest.mark.one_backend(trains=True)
 def test_pixels_for_the_other_are_not_for_the_run(taught, pictures, tmp_path):
     """With two models, `--pixels` applies to the one that does not record its convention.
 
@@ -440,6 +463,7 @@ def test_pixels_for_the_other_are_not_for_the_run(taught, pictures, tmp_path):
         evaluate(taught / "1-shapes", data=pictures / "val", pixels="0-1")
 
 
+@pytest.mark.one_backend(trains=True)
 def test_pictures_that_tensorflow_cannot_decode_verify_and_warm_up(taught, tmp_path, capsys):
     """Images that TensorFlow cannot decode verify an export, and warm-up requests hold decodable bytes.
 
@@ -463,6 +487,7 @@ def test_pictures_that_tensorflow_cannot_decode_verify_and_warm_up(taught, tmp_p
     assert all(content.startswith(b"\x89PNG") for content in sent)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_alpha_is_cut_off_a_webp_picture_too(taught, tmp_path):
     """Alpha is dropped from a WebP picture when trained on and when served, alone or in a batch."""
     from PIL import Image
@@ -560,6 +585,13 @@ def test_a_model_that_needs_keras_does_not_pass(tmp_path):
         assert f"import of {name} halted" in done.stderr
     with pytest.raises(CheckpointError, match="cannot be run by its own runtime"):
         process.run_apart("saved_model", {"path": str(tmp_path), "signature": "x", "input": "y", "files": []})
+
+
+@pytest.mark.parametrize("format", ["saved-model", "keras"])
+def test_fresh_processes_agree(place, tmp_path, monkeypatch, format):
+    """An export is written and verified by processes that import everything anew, not by forks as in other tests."""
+    monkeypatch.setattr(subprocess, "run", forking.FRESH)
+    assert export(place[1], tmp_path / "out", format=format).parity.holds
 
 
 @pytest.mark.one_backend

@@ -503,6 +503,7 @@ def test_what_no_loss_can_do_is_refused_truthfully():
     assert "smoothing=0.1" in choose_loss(many, saved={"loss": TF_KERAS}, requested="categorical_crossentropy").note
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("how", ["a list with lists", "the same files in two folders"])
 def test_several_labels_per_image_are_said_to_be_another_task(how, pictures, quiet, tmp_path):
     """A list of labels is refused as multi-label, not taken for a class name.

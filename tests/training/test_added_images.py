@@ -56,6 +56,7 @@ def test_a_first_training_leaves_a_complete_run(parent):
     assert lines[-1]["all"] == run.record.as_dict()["result"]["scores"]["all"]
 
 
+@pytest.mark.one_backend(trains=True)
 def test_extending_a_run_remembers_its_images(parent, tmp_path, pictures):
     """An extension remembers the old images, marks the new ones as new, and trains at the requested rate."""
     out = tmp_path / "2-shapes"
@@ -120,6 +121,7 @@ def test_slots_and_iterations_survive_a_change_of_the_rate(parent, tmp_path, pic
         assert [slot for slot in slots if slot in theirs][: len(theirs)] == theirs
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_bare_file_of_ours_explains_itself(parent, tmp_path, pictures):
     """A run's `model.keras` knows its classes and pixels; its images must be given."""
     bare = parent / "model.keras"
@@ -141,6 +143,7 @@ def test_a_bare_file_of_ours_explains_itself(parent, tmp_path, pictures):
     assert record["card"]["classes"] == ["circle", "square", "stripes"]
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
@@ -160,6 +163,7 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_written(workplace, p
     assert not (workplace / "runs").exists()
 
 
+@pytest.mark.one_backend(trains=True)
 def test_the_way_on_with_new_classes_works(workplace, parent):
     """The error on a new class names a command that trains with it.
 
@@ -179,6 +183,7 @@ def test_the_way_on_with_new_classes_works(workplace, parent):
     assert runs.open_run(result.run).record.as_dict()["card"]["classes"] == ["circle", "square", "stripes", "zebra"]
 
 
+@pytest.mark.one_backend(trains=True)
 def test_the_same_growing_folder_can_be_added_every_week(workplace):
     """A growing folder can be added every week: origin is decided by content.
 
@@ -197,6 +202,7 @@ def test_the_same_growing_folder_can_be_added_every_week(workplace):
     assert names == ["3-shapes", "2-shapes", "1-shapes"]
 
 
+@pytest.mark.one_backend(trains=True)
 def test_out_that_holds_something_else(workplace, parent):
     """Other options for an existing run are an error that lists them and gives the command to extend it."""
     import shutil
@@ -220,6 +226,7 @@ def test_what_a_parent_had_on_can_be_turned_off(workplace):
     assert "--no-strict-images" in runs.open_run(result.run).record.as_dict()["command"]
 
 
+@pytest.mark.one_backend(trains=True)
 def test_overwrite_begins_once(workplace):
     """`--overwrite` moves a finished run aside, but continues an interrupted one.
 
@@ -250,6 +257,7 @@ def test_a_damaged_line_of_the_metrics_is_named(workplace):
     assert run_training(out="run").status == "accepted"
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_run_goes_on_from_another_folder(workplace, monkeypatch, capfd):
     """A run continues from another working directory, and still watches its sources.
 
@@ -263,6 +271,7 @@ def test_a_run_goes_on_from_another_folder(workplace, monkeypatch, capfd):
     assert "cannot be listed now" not in capfd.readouterr().err
 
 
+@pytest.mark.one_backend(trains=True)
 def test_what_lies_beside_a_run_is_nobodys_but_the_users(workplace):
     """Only a killed process's half-made run is removed, after a day; other hidden `.tmp` folders stay."""
     day = time.time() - 3 * 24 * 3600
@@ -300,6 +309,7 @@ def test_a_torn_line_hides_no_event(parent, tmp_path):
     assert len(run.events("finished")) == 1
 
 
+@pytest.mark.one_backend(trains=True)
 def test_nothing_new_says_what_could_not_be_used(workplace):
     """The "nothing new" error names unreadable files and label conflicts.
 
@@ -322,6 +332,7 @@ def test_nothing_new_says_what_could_not_be_used(workplace):
     assert np.bincount(table.labels).tolist() == [7, 9, 8]
 
 
+@pytest.mark.one_backend(trains=True)
 def test_what_was_dropped_does_not_come_back(workplace):
     """A dropped image stays dropped although its folder is added again, and a note counts it."""
     trained("runs/1-shapes", data=["old"], **TINY)
@@ -341,6 +352,7 @@ def test_what_was_dropped_does_not_come_back(workplace):
     assert len(runs.open_run(result.run).record.as_dict()["dropped"]) == 2
 
 
+@pytest.mark.one_backend(trains=True)
 def test_or_new_starts_where_nothing_is_there(workplace, capfd):
     """`--or-new` starts a new training without a checkpoint, and says so."""
     from kresume.options.resolve import from_arguments
@@ -352,6 +364,7 @@ def test_or_new_starts_where_nothing_is_there(workplace, capfd):
     assert "no checkpoint at checkpoint.keras: starting with initial weights" in told
 
 
+@pytest.mark.one_backend(trains=True)
 def test_the_same_command_without_out_continues_the_newest_interrupted_run(workplace):
     """Without --out, the same command continues an interrupted run; a finished run gets a successor."""
     from tests.helpers.runs import make_interrupted
@@ -377,6 +390,7 @@ def test_a_missing_backend_package_is_named(monkeypatch):
         selection.select("jax")
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_plan_writes_nothing_and_says_what_train_does(workplace, parent):
     """A plan writes nothing and equals what train does: rate, images, amount and the parent's score."""
     before = sorted(workplace.rglob("*"))
@@ -554,6 +568,7 @@ def test_two_processes_on_one_run(tmp_path, pictures, parent):
         run_training(out=str(tmp_path / "run"))
 
 
+@pytest.mark.one_backend(trains=True)
 def test_old_images_that_are_gone(tmp_path, pictures, monkeypatch):
     """Missing old images are an error by default; --on-missing reads them from the cache or drops them."""
     shutil.copytree(pictures / "old", tmp_path / "old")
@@ -573,6 +588,7 @@ def test_old_images_that_are_gone(tmp_path, pictures, monkeypatch):
         run_training(parent, out=str(tmp_path / "elsewhere"), on_missing="cache", **arguments)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_data_beside_a_run_says_what_it_replaces(parent, pictures, tmp_path):
     """--data replaces the remembered images; the plan counts those that it does not hold."""
     plan = kresume.plan(str(parent), data=[str(pictures / "new")], lr=1e-3, quiet=True)
@@ -581,6 +597,7 @@ def test_data_beside_a_run_says_what_it_replaces(parent, pictures, tmp_path):
     assert not any("replaces what" in note for note in same.notes)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_the_same_images_to_train_and_to_validate_are_named(parent, pictures):
     """Images given to both splits go to validation; images that the parent trained on stay in training.
 
@@ -595,6 +612,7 @@ def test_the_same_images_to_train_and_to_validate_are_named(parent, pictures):
     assert any("were given for validation, but are recorded as training images" in note for note in old.notes)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_picture_that_moved_to_another_class_is_a_relabel_not_a_loss(tmp_path, pictures):
     """An image that moved to another class is relabelled, not missing, and this alone justifies a run."""
     shutil.copytree(pictures / "old", tmp_path / "old")
@@ -606,6 +624,7 @@ def test_a_picture_that_moved_to_another_class_is_a_relabel_not_a_loss(tmp_path,
     assert table.table.column("label").to_pylist().count("square") == 9
 
 
+@pytest.mark.one_backend(trains=True)
 def test_scores_of_a_run_that_is_not_finished_say_so(tmp_path, pictures):
     """Evaluating an unfinished run scores its newest snapshot, or its parent, and says so."""
     path = trained(tmp_path / "run", data=[str(pictures / "old")], **TINY)

@@ -358,6 +358,7 @@ def test_a_run_that_grew_continues_exactly(monkeypatch, tmp_path, options):
         assert lines_without_time(killed) == lines, taken[place][1].name
 
 
+@pytest.mark.one_backend(trains=True)
 def test_each_image_is_drawn_as_often_as_its_epochs(monkeypatch, tmp_path):
     """Each image is drawn once per epoch since it joined: the first 24 in all, arrivals in one fewer."""
     write_pictures(tmp_path / "old", 8, 0)
@@ -394,6 +395,7 @@ def test_each_image_is_drawn_as_often_as_its_epochs(monkeypatch, tmp_path):
     assert sorted(counts) == [0] * (len(drawn) - extra) + [1] * extra
 
 
+@pytest.mark.one_backend(trains=True)
 def test_the_next_generation_remembers_what_came(monkeypatch, tmp_path, pictures):
     """Arrivals are old images of a child run: scored there in their split, and not new when given again."""
     shutil.copytree(pictures / "old", tmp_path / "old")
@@ -446,6 +448,7 @@ def test_a_signal_during_the_look_loses_nothing(monkeypatch, tmp_path):
     assert len(scans.manifest_of(tmp_path / "run")) == 30
 
 
+@pytest.mark.one_backend(trains=True)
 def test_scans_that_were_tampered_with_are_refused(monkeypatch, tmp_path):
     """A missing or changed scan is refused, because it does not give the images of the snapshots."""
     write_pictures(tmp_path / "old", 8, 0)
@@ -469,6 +472,7 @@ def test_scans_that_were_tampered_with_are_refused(monkeypatch, tmp_path):
         run_training(out=str(whole))
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_disk_that_refuses_a_scan_leaves_the_arrivals_for_later(monkeypatch, tmp_path):
     """If a scan cannot be written, arrivals wait, training continues, and the exit code is 5."""
     write_pictures(tmp_path / "old", 8, 0)
@@ -486,6 +490,7 @@ def test_a_disk_that_refuses_a_scan_leaves_the_arrivals_for_later(monkeypatch, t
     assert len(scans.manifest_of(tmp_path / "run")) == 24
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_file_that_broke_leaves_at_the_next_epoch(monkeypatch, tmp_path):
     """A file that breaks is replaced during its epoch and dropped from later ones, exactly again.
 
@@ -525,6 +530,7 @@ def test_a_file_that_broke_leaves_at_the_next_epoch(monkeypatch, tmp_path):
     assert lines_without_time(killed) == lines
 
 
+@pytest.mark.one_backend(trains=True)
 def test_what_later_scans_noted_is_not_noted_earlier(monkeypatch, tmp_path):
     """A run killed before two files broke keeps both scans, and they give the same images."""
     write_pictures(tmp_path / "old", 8, 0)
@@ -629,6 +635,7 @@ def test_a_child_goes_on_in_its_parents_time(monkeypatch, tmp_path):
     assert rates[-1] == pytest.approx(0.0, abs=3e-5)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_run_continues_without_a_file_that_the_cache_never_held(monkeypatch, tmp_path):
     """A continued run survives a missing file that the cache never held, as an uninterrupted one does."""
     write_pictures(tmp_path / "old", 8, 0)
@@ -645,6 +652,7 @@ def test_a_run_continues_without_a_file_that_the_cache_never_held(monkeypatch, t
     assert len(runs.open_run(path).events("file broke")) == 2
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_mixture_whose_new_images_all_broke_goes_on(monkeypatch, tmp_path, pictures):
     """A run with --mix whose new images are all gone trains on the old ones, and a line says so."""
     shutil.copytree(pictures / "new", tmp_path / "new")
@@ -668,6 +676,7 @@ def test_a_mixture_whose_new_images_all_broke_goes_on(monkeypatch, tmp_path, pic
     assert any("from here on an epoch uses every image once" in text for text in reporter.told)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_validation_file_that_broke_ends_no_night(monkeypatch, tmp_path):
     """A broken validation file is named once, and the others are scored; with none left it is an error."""
     write_pictures(tmp_path / "old", 8, 0)
@@ -702,6 +711,7 @@ def test_nothing_to_watch_is_said(tmp_path, pictures):
         run_training(parent, watch=True, out=str(tmp_path / "child"))
 
 
+@pytest.mark.one_backend(trains=True)
 def test_an_inbox_may_begin_empty(monkeypatch, tmp_path, pictures):
     """A watched inbox may start empty; without --watch an empty one is an error."""
     parent = trained(tmp_path / "parent", data=[str(pictures / "old")], **TINY)
