@@ -37,10 +37,13 @@ def pytest_configure(config):
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
-LONG = (
-    "test_export_saved_model test_added_images test_backup test_backup_feeding test_foreign_parents test_restore "
-    "test_exact_continuation test_watch test_frozen_layers test_fed_as_trained test_torch test_losses test_images"
-).split()
+LONG = frozenset(
+    {
+        "test_added_images", "test_backup", "test_backup_feeding", "test_exact_continuation", "test_export_saved_model",
+        "test_fed_as_trained", "test_foreign_parents", "test_frozen_layers", "test_images", "test_inputs", "test_losses",
+        "test_restore", "test_torch", "test_watch",
+    }
+)  # fmt: skip
 """Files that take longest."""
 
 

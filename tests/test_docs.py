@@ -87,6 +87,7 @@ def known_flags() -> set[str]:
     return {flag for option in options for flag in (*option.opts, *option.secondary_opts)}
 
 
+@pytest.mark.one_backend(trains=True)
 def test_the_quickstart_runs(tmp_path, monkeypatch, capsys):
     """Every command ends with 0, in their order, and prints each labelled line that the page shows below it."""
     monkeypatch.chdir(tmp_path)
@@ -116,6 +117,7 @@ def test_the_quickstart_runs(tmp_path, monkeypatch, capsys):
     assert Path("runs/2-signs/model.keras").is_file()
 
 
+@pytest.mark.one_backend(trains=True)
 def test_the_examples_of_the_python_page(workplace):
     """Each prints what the page shows; they run in their order, in one namespace."""
     tries, problems = doctest_problems((ROOT / "docs" / "python.md").read_text(encoding="utf-8"))

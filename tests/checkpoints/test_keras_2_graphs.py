@@ -67,6 +67,7 @@ def test_it_predicts_and_goes_on_as_keras_2_does(name):
     assert state.rate.value == pytest.approx(expected["rate"])
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_every_slot_arrives_to_the_last_bit(name):
     """Every slot is restored bit for bit, beside its variable."""
@@ -108,6 +109,7 @@ def nadams(tmp_path_factory):
     return folder
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("form", ["model", "checkpoint"])
 @pytest.mark.parametrize("kind", ["new", "legacy"])
 def test_nadam_has_the_product_that_keras_3_would_have(nadams, kind, form):
@@ -160,6 +162,7 @@ def test_another_model_is_an_error_and_nothing_is_assigned():
     assert [array.tobytes() for array in model.get_weights()] == before
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_saved_model_gives_its_architecture_to_another_checkpoint():
     """`--model SAVED_MODEL` gives the architecture for a checkpoint of variables alone."""
     spec = str(GOLDEN / "saved-small-adam")

@@ -45,6 +45,7 @@ def predicted(model, entry):
     return outputs[:: max(len(outputs) // KEPT, 1)][:KEPT]
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize(("kind", "name"), CASES, ids=[f"{kind}: {name}" for kind, name in CASES])
 def test_a_model_of_keras_2_gives_the_same_numbers(tmp_path, kind, name):
     """A model built from its Keras 2 config and weights predicts as in Keras 2."""
@@ -95,6 +96,7 @@ OLD_ENOUGH = sorted(
 HARD = {"BatchNormalization", "ELU", "GRU of before", "LeakyReLU", "Reshape", "RNN", "activation layer", "hard_sigmoid"}
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("name", OLD_ENOUGH)
 def test_the_oldest_form_of_a_config_is_read_as_the_newest(tmp_path, name):
     """The oldest forms of a config are read like the newest, to the same numbers.

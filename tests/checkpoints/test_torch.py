@@ -71,6 +71,7 @@ def test_the_next_steps_are_pytorchs(name):
     assert state.records["epoch"] in {3, None}
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("name", sorted(name for name, case in EXPECTED.items() if case["optimizer"]))
 def test_every_moment_arrives_to_the_last_bit(name):
     """The optimizer's slots hold PyTorch's numbers bit for bit, transposed.
@@ -121,6 +122,7 @@ def two_alike(names=("left", "right")):
     return keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(last))
 
 
+@pytest.mark.one_backend(trains=True)
 def test_what_neither_name_nor_order_decides_is_an_error_with_the_way_on(tmp_path):
     """If neither name nor order decides, the error writes a proposed map, whose correction decides."""
     rng = np.random.default_rng(0)
@@ -172,6 +174,7 @@ def test_a_map_that_cannot_be_meant_is_refused(tmp_path, text, words):
         )
 
 
+@pytest.mark.one_backend(trains=True)
 def test_another_model_is_an_error_that_lists_what_is_missing_and_what_is_left():
     """Another model is an error that lists missing and remaining arrays; nothing is assigned."""
     state = read_checkpoint(GOLDEN / "mobile.safetensors")
@@ -376,6 +379,7 @@ def test_a_pytorch_training_is_extended_with_more_images(seed_checkpoint, tmp_pa
     assert result.after["all"]["accuracy"] > 0.6
 
 
+@pytest.mark.one_backend(trains=True)
 def test_shapes_that_fit_another_function_are_refused(seed_checkpoint, tmp_path, pictures):
     """A network with the same shapes but another function is refused.
 
@@ -392,6 +396,7 @@ def test_shapes_that_fit_another_function_are_refused(seed_checkpoint, tmp_path,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_skeleton_that_nobody_filled_in_is_refused(seed_checkpoint, tmp_path, pictures):
     """A skeleton that was not filled in is refused, and its marked lines are named.
 
@@ -405,6 +410,7 @@ def test_a_skeleton_that_nobody_filled_in_is_refused(seed_checkpoint, tmp_path, 
         kresume.plan(str(checkpoint), quiet=True, **arguments)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_without_a_model_the_error_names_the_skeleton(seed_checkpoint, tmp_path, pictures):
     """Without a model, the error names the command that writes a skeleton.
 
@@ -448,6 +454,7 @@ def nested_with_a_sequential_head():
     return keras.Model(inputs, keras.Sequential(head)(keras.layers.Dropout(0.1)(backbone(inputs))))
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("make", [Subclassed, sequential, nested_with_a_sequential_head])
 def test_what_flatten_reordered_is_found_however_the_model_is_made(make):
     """The columns after Flatten are reordered in any kind of model.
@@ -463,6 +470,7 @@ def test_what_flatten_reordered_is_found_however_the_model_is_made(make):
     )
 
 
+@pytest.mark.one_backend(trains=True)
 def test_rarer_layers_turn_rightly(tmp_path):
     """Less common layers are transposed correctly.
 
@@ -504,6 +512,7 @@ def test_rarer_layers_turn_rightly(tmp_path):
     assert ours.get_weights()[0].tobytes() == np.ascontiguousarray(weight).tobytes()
 
 
+@pytest.mark.one_backend(trains=True)
 def test_averages_slopes_and_transposed_kernels_are_found(tmp_path):
     """Averages, PReLU slopes and transposed kernels are found.
 
@@ -533,6 +542,7 @@ def test_averages_slopes_and_transposed_kernels_are_found(tmp_path):
     np.testing.assert_allclose(keras.ops.convert_to_numpy(ours(IMAGES, training=False)), expected, atol=1e-5)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_another_epsilon_is_told():
     """A different epsilon is reported, because no array shows it."""
     inputs = keras.Input((12, 12, 3))
@@ -591,6 +601,7 @@ def test_a_map_is_for_pytorchs_files_only():
         restore.restore(MODELS["sequential"](), read_checkpoint(golden), optimizer=None, map_file="map.yaml")
 
 
+@pytest.mark.one_backend(trains=True)
 def test_eval_scores_a_state_dict(seed_checkpoint, pictures):
     """`kresume eval model.pth --model ... --map ...` scores a state dict."""
     from kresume.evaluation.evaluate import evaluate

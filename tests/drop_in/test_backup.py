@@ -442,6 +442,7 @@ def test_a_later_fit_goes_on_with_the_data(tmp_path, whole):
     np.testing.assert_array_equal(after, expected)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_what_scripts_read_of_kerass_callback(tmp_path):
     """Attributes and files that scripts read of Keras's callback exist.
 

@@ -116,6 +116,7 @@ def plan_of(path, painted, quiet, **options):
     return make_plan(from_arguments(str(path), arguments), quiet)
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("convention", conventions.names_for(3))
 def test_each_convention_outside_the_model_is_found(trained, painted, quiet, convention):
     """Each convention outside the model is found by scoring old images.
@@ -132,6 +133,7 @@ def test_each_convention_outside_the_model_is_found(trained, painted, quiet, con
     assert plan.before["all"]["accuracy"] > 0.9
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("convention", conventions.names_for(3, grey=True))
 def test_each_convention_of_grey_pictures_is_found(trained_on_grey, convention, quiet):
     """Each convention of grey pictures is found: both polarities and MNIST's statistics.
@@ -144,6 +146,7 @@ def test_each_convention_of_grey_pictures_is_found(trained_on_grey, convention, 
     assert plan.before["all"]["accuracy"] > 0.9
 
 
+@pytest.mark.one_backend(trains=True)
 def test_any_other_statistics_are_said(trained, painted, quiet):
     """`mean=…,std=…[,bgr]` is used as given, in training as in the plan."""
     said = "mean=0.2,0.5,0.4,std=0.3,bgr"
@@ -155,6 +158,7 @@ def test_any_other_statistics_are_said(trained, painted, quiet):
         plan_of(path, painted, quiet, pixels="mean=0.2")
 
 
+@pytest.mark.one_backend(trains=True)
 def test_two_that_fit_alike_are_named_and_no_third(painted, quiet, tmp_path):
     """Two conventions that fit equally well are named, and no third.
 
@@ -213,6 +217,7 @@ def test_what_the_first_layers_say_is_read_without_images():
     assert read_convention(keras.Sequential([keras.Input((SIDE, SIDE, 3)), keras.layers.Rescaling(2.0)])) is None
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_shuffled_order_of_classes_is_refused_with_the_order_that_explains_it(trained, painted, quiet):
     """A shuffled class order is refused, and the order that the error proposes is right.
 
@@ -228,6 +233,7 @@ def test_a_shuffled_order_of_classes_is_refused_with_the_order_that_explains_it(
     assert plan.before["all"]["accuracy"] > 0.9
 
 
+@pytest.mark.one_backend(trains=True)
 def test_two_exchanged_outputs_are_named(trained, painted, quiet):
     """Two exchanged outputs of five are named, with the pixels known and unknown.
 
@@ -246,6 +252,7 @@ def test_two_exchanged_outputs_are_named(trained, painted, quiet):
         assert plan_of(path, painted, quiet, classes=",".join(CLASSES)).before["all"]["accuracy"] < 0.9
 
 
+@pytest.mark.one_backend(trains=True)
 def test_eval_and_a_given_order_say_which_one_fits(trained, painted, quiet):
     """`eval` of a checkpoint without names reports that the sorted order is wrong.
 
@@ -265,6 +272,7 @@ def test_eval_and_a_given_order_say_which_one_fits(trained, painted, quiet):
     assert not any("would be that order" in note for note in plan_of(path, painted, quiet, classes=order).notes)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_model_that_fits_no_images_at_all_is_refused(painted, quiet, tmp_path):
     """A model that fits no images under any convention is refused with exit code 1, never guessed.
 
@@ -281,6 +289,7 @@ def test_a_model_that_fits_no_images_at_all_is_refused(painted, quiet, tmp_path)
         plan_of(tmp_path / "m.keras", painted, quiet)
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("outputs", [4, 7])
 def test_another_count_of_folders_than_outputs_is_a_usage_error(trained, painted, quiet, outputs):
     """A number of folders that differs from the outputs is a usage error with the option that names them.

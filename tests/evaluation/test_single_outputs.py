@@ -69,6 +69,7 @@ def expected_loss():
     return float(np.mean([np.log1p(np.exp(logits["dark"])), np.log1p(np.exp(-logits["light"]))]))
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("kind", ["sigmoid", "linear"])
 def test_eval_reads_one_number_and_the_pixels_as_the_first_and_last_layers_say(place, kind):
     """`eval` of a SavedModel with its Keras architecture needs neither `--pixels` nor other options."""
@@ -77,6 +78,7 @@ def test_eval_reads_one_number_and_the_pixels_as_the_first_and_last_layers_say(p
     assert found.scores["all"]["loss"] == pytest.approx(expected_loss(), rel=1e-4)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_signature_of_the_users_own_is_not_read_as_the_model_behind_it(place):
     """A user's own signature is not read as the model behind it: its pixels must be given.
 
@@ -88,6 +90,7 @@ def test_a_signature_of_the_users_own_is_not_read_as_the_model_behind_it(place):
     assert found.scores["all"]["loss"] == pytest.approx(expected_loss(), rel=1e-4)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_like_gives_one_number_of_the_same_meaning(place, tmp_path):
     """`like` a model that returns one logit exports one logit, which `eval` reads alike."""
     import tensorflow as tf
@@ -168,6 +171,7 @@ def test_a_lone_float_is_a_score_and_one_beside_labels_is_theirs(outputs, kinds)
             understand("serving_default", inputs, outputs, 3)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_signature_without_classes_is_refused(tmp_path):
     """A signature with one float for three classes is refused, because 0 % would be a wrong result."""
     import tensorflow as tf
@@ -198,6 +202,7 @@ def test_two_scores_become_one(logits, expected):
     np.testing.assert_allclose(given, expected, rtol=1e-6)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_the_error_names_the_file(place):
     """An unlabelled logit, read by TensorFlow alone, is an error that names the file."""
     import tensorflow as tf

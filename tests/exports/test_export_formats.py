@@ -126,6 +126,7 @@ def test_an_unnamed_optimizer_is_asked_for(tmp_path, images):
         export(first, tmp_path / "out", format="keras", optimizer="sgd")
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize(("asked", "rate"), [("adamw:reset", 0.02), ("sgd:reset", 0.01)])
 def test_an_optimizer_may_begin_fresh(tmp_path, images, asked, rate):
     """`NAME:reset` keeps the bytes of the weights and drops step and slots, as in `train`.

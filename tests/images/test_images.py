@@ -487,6 +487,7 @@ def test_the_stream_from_any_step_is_the_rest_of_the_whole(table, preset, mixup)
     assert digests(table, 4, 5, preset, mixup) == digests(table, 0, 9, preset, mixup)[4:]
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize(
     "singles", [{"cutmix": 1.0}, {"rand_augment": 0.5}, {"erase": 1.0}, {"mixup": 0.2, "cutmix": 0.5}]
 )

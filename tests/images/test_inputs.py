@@ -112,6 +112,7 @@ def files_of(folder):
     )
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize(
     ("name", "pixels"),
     [
@@ -247,6 +248,7 @@ def test_grey_is_what_keras_reads_as_grayscale(tmp_path, kind):
         assert np.abs(next(iter(data_set)).numpy()[0] - ours).max() <= (0 if mode == "L" else 0.51)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_convention_of_colours_is_refused_for_grey(digits, trained, quiet):
     """A colour convention is refused for a model of one channel.
 

@@ -223,6 +223,7 @@ def test_a_slip_in_from_logits_trains_and_extends_alike(slip, images, pictures, 
     assert not load(Subject(result.run)).loss.note
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_served_score_is_the_models_own(slip, images, pictures, tmp_path):
     """A SavedModel of that model gives plain Keras's predictions, without a second softmax."""
     folder, model = slip
@@ -382,6 +383,7 @@ def test_an_older_run_goes_on_as_it_began():
     assert choice.weight is None
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("form", ["by name", "as tf_keras writes it", "registered"])
 def test_a_loss_that_nobody_can_make_is_named(form, script, pictures, quiet, tmp_path):
     """A loss that cannot be made is named: training asks for the file or `--loss`.
@@ -547,6 +549,7 @@ def build(num_classes=%s, image_size=None):
 """
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("default", [3, 7])
 @pytest.mark.parametrize("ending", [".weights.h5", "-weights.h5", "tf"])
 def test_a_bare_checkpoint_says_how_many_outputs_it_has(default, ending, pictures, tmp_path):

@@ -131,6 +131,7 @@ def command(*arguments, **environment):
     return subprocess.run(words, env=variables, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_the_next_start_says_that_the_process_died_in_native_code(pictures, tmp_path, capsys):
     """After a segmentation fault inside `fit`, the next start names the trace and a remedy, and continues."""
     (tmp_path / "dying.py").write_text(DYING)

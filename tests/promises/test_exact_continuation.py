@@ -394,6 +394,7 @@ def test_a_run_continues_on_another_count_of_devices(tmp_path, pictures):
     assert "4 images do not divide by 3: give --batch-size 3" in done.stderr
 
 
+@pytest.mark.one_backend(trains=True)
 def test_what_came_since_is_counted_and_waits(tmp_path, pictures, capfd):
     """A continued run keeps its recorded images, and prints how many came since and how they join."""
     old = tmp_path / "old"

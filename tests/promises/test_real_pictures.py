@@ -21,6 +21,7 @@ def story(tmp_path_factory):
     return {name: folder / name for name in ("old", "new", "test")}
 
 
+@pytest.mark.one_backend(trains=True)
 def test_resuming_with_more_images_gives_a_better_model(story, tmp_path):
     """Resuming with more images gives a better model on all test images and loses nothing on the old."""
     parent = run_training(

@@ -498,22 +498,10 @@ def test_sigkill_in_the_middle_and_the_same_command_again(tmp_path, pictures, mo
     JAX compiles anew in each process here: other tests share what it compiled.
     """
     monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")
-    arguments = [
-        "train",
-        "--data",
-        pictures / "old",
-        "--image-size",
-        12,
-        "--batch-size",
-        5,
-        "--epochs",
-        40,
-        "--snapshot-every",
-        3,
-    ]
-    whole, options = command(tmp_path, *arguments, "--out", "whole")
-    subprocess.run(whole, check=True, capture_output=True, **options)
-    killed, options = command(tmp_path, *arguments, "--out", "killed")
+    given = {"image_size": "12", "batch_size": 5, "epochs": 40, "snapshot_every": "3"}
+    run_training(out=str(tmp_path / "whole"), data=[str(pictures / "old")], **given)
+    flags = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
+    killed, options = command(tmp_path, "train", "--data", pictures / "old", *flags, "--out", "killed")
     process = subprocess.Popen(killed, stderr=subprocess.DEVNULL, **options)
     snapshots = tmp_path / "killed" / "snapshots"
     while process.poll() is None and not any(step >= 20 for step, _ in snapshot.list_snapshots(snapshots)):

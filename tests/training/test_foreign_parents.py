@@ -203,6 +203,7 @@ def test_a_users_own_optimizer_is_found_by_its_registered_name(script, tmp_path)
     assert class_of({"class_name": "Custom>Adam", "config": {}}) == "Adam"  # as Keras 2 wrote it
 
 
+@pytest.mark.one_backend(trains=True)
 def test_what_leaves_no_trace_in_a_file_is_said(script, tmp_path):
     """Settings that leave no trace in a file are assumed to be Keras's defaults, and a line says so.
 
@@ -394,6 +395,7 @@ def test_a_torn_newest_pair_falls_back_to_the_one_before_by_name(backup, script,
 # --- another optimizer ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_backend(trains=True)
 def test_another_class_takes_over_what_means_the_same(tmp_path, pictures, quiet):
     """Another optimizer class takes over the slots that mean the same.
 
@@ -566,6 +568,7 @@ def test_partial_names_what_starts_fresh(script, tmp_path):
 # --- code in a checkpoint ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_lambda_runs_only_with_trust(tmp_path, pictures):
     """Without `--trust` no code of the file runs; continuing a run with a Lambda needs `--trust` again."""
     ran = tmp_path / "ran"
