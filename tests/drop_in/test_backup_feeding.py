@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:.shuffle=True. was passed:UserWarning", "ignore:Your input ran out of data:UserWarning"
 )
 
-BATCH, STEPS, EPOCHS = 4, 4, 3
+BATCH, STEPS, EPOCHS = 4, 4, 2
 KILLS = (3, 7)
 """Updates after which training is killed: in the first and second epoch, one batch after a backup.
 

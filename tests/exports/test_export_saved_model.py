@@ -62,7 +62,7 @@ def place(tmp_path_factory, pictures):
         model=f"{code}:build",
         ema=0.9,
         out=str(folder / "1-shapes"),
-        **{**TINY, "lr": 0.05},
+        **{**TINY, "image_size": "12", "lr": 0.05},
     )
     run = runs.open_run(folder / "1-shapes")
     result = export(run, folder / "serving" / "shapes", embeddings=True, top_k=2)
@@ -380,7 +380,7 @@ def test_an_old_order_that_nobody_names_is_found_out(tmp_path, quiet, monkeypatc
 def taught(tmp_path_factory, pictures):
     """Trains a run until it has learned its pictures; the old models of the tests wrap it."""
     folder = tmp_path_factory.mktemp("taught")
-    options = {**TINY, "epochs": 12, "lr": 0.02, "augment": "none"}
+    options = {**TINY, "image_size": "12", "epochs": 12, "lr": 0.02, "augment": "none"}
     run_training(data=[str(pictures / "old")], val=[str(pictures / "val")], out=str(folder / "1-shapes"), **options)
     return folder
 

@@ -23,7 +23,7 @@ from kresume.reporter import Reporter
 from kresume.training.loop import callbacks
 from kresume.training.resume import train
 
-TINY = {"image_size": "12", "batch_size": 5, "epochs": 2, "val_split": 0.25}
+TINY = {"image_size": "10", "batch_size": 5, "epochs": 2, "val_split": 0.25}
 
 
 def run_training(checkpoint=None, **arguments):

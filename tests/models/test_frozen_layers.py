@@ -578,7 +578,7 @@ import keras
 
 def build(num_classes=3, trained=("conv", "head")):
     model = keras.Sequential([
-        keras.Input((12, 12, 3)), keras.layers.Rescaling(1 / 255), keras.layers.Conv2D(4, 3, strides=2, name="conv"),
+        keras.Input((10, 10, 3)), keras.layers.Rescaling(1 / 255), keras.layers.Conv2D(4, 3, strides=2, name="conv"),
         keras.layers.Flatten(), keras.layers.Dense(num_classes, activation="softmax", name="head"),
     ])
     for layer in model.layers:
@@ -597,7 +597,7 @@ def test_a_run_with_slots_that_began_late_continues_exactly(tmp_path, pictures):
     exec(FREEZING, namespace)
     model = namespace["build"](trained=("head",))
     model.compile(keras.optimizers.Adam(1e-2), "sparse_categorical_crossentropy")
-    images = np.random.default_rng(0).uniform(0, 255, (6, 12, 12, 3)).astype("float32")
+    images = np.random.default_rng(0).uniform(0, 255, (6, 10, 10, 3)).astype("float32")
     for _ in range(5):
         model.train_on_batch(images, np.arange(6) % 3)
     model.save(tmp_path / "head.keras")

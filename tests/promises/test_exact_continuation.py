@@ -326,7 +326,7 @@ import keras
 def build(num_classes):
     layers = keras.layers
     return keras.Sequential([
-        keras.Input((12, 12, 3)), layers.Rescaling(1 / 255), layers.Conv2D(4, 3), layers.BatchNormalization(), layers.ReLU(),
+        keras.Input((10, 10, 3)), layers.Rescaling(1 / 255), layers.Conv2D(4, 3), layers.BatchNormalization(), layers.ReLU(),
         layers.Flatten(), layers.Dense(num_classes, "softmax"),
     ])
 """
@@ -423,7 +423,7 @@ class Doubled(keras.layers.Layer):
 def build(num_classes):
     layers = keras.layers
     return keras.Sequential([
-        keras.Input((12, 12, 3)), layers.Rescaling(1 / 255), Doubled(), layers.Conv2D(4, 3), layers.Flatten(),
+        keras.Input((10, 10, 3)), layers.Rescaling(1 / 255), Doubled(), layers.Conv2D(4, 3), layers.Flatten(),
         layers.Dense(num_classes, "softmax"),
     ])
 """

@@ -54,7 +54,7 @@ def test_show_counts_a_run_and_draws_its_sheet(pictures, tmp_path, capsys):
 
     The sheet has a row for each image.
     """
-    trained(tmp_path / "1", data=[str(pictures / "old")], **TINY)
+    trained(tmp_path / "1", data=[str(pictures / "old")], **{**TINY, "image_size": "12"})
     run_training(str(tmp_path / "1"), add=[str(pictures / "new")], out=str(tmp_path / "2"), epochs=1)
     code, out = run(capsys, "data", "show", tmp_path / "2", "--json", "--sheet", tmp_path / "s.png", "--erase", "1")
     counts = json.loads(out)["counts"]

@@ -94,7 +94,7 @@ def test_every_option_not_given_is_the_parents(parent, tmp_path, pictures):
     run_training(str(parent), add=[str(pictures / "new")], out=str(out), epochs=1)
     record = runs.open_run(out).record.as_dict()
     assert record["options"]["batch_size"] == 5
-    assert record["card"]["image_size"] == [12, 12]
+    assert record["card"]["image_size"] == [10, 10]
     assert record["amount"]["epochs"] == 1
     assert record["rate"]["schedule"] == "rewarm-cosine"
 
@@ -150,7 +150,7 @@ def test_a_bare_file_of_ours_explains_itself(parent, tmp_path, pictures):
         ({"add": ["old"]}, NothingNew, "nothing new: all 24 images"),
         ({"add": ["zebras"]}, ImagesError, r"does not know: 'zebra' \(2 images\).*cannot add outputs to the head"),
         ({"add": ["new"], "classes": "a,b,c"}, UsageError, "other names would make right answers wrong"),
-        ({"add": ["new"], "image_size": "16"}, UsageError, "fixed at 12x12"),
+        ({"add": ["new"], "image_size": "16"}, UsageError, "fixed at 10x10"),
         ({"add": ["new"], "optimizer": "sgd"}, UsageError, "is AdamW's and does not apply to SGD: give --lr"),
         ({"add": ["new"], "lr": 1e-3, "lr_scale": 0.5}, UsageError, "give one of them"),
     ],
@@ -498,7 +498,7 @@ def test_sigkill_in_the_middle_and_the_same_command_again(tmp_path, pictures, mo
     JAX compiles anew in each process here: other tests share what it compiled.
     """
     monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")
-    given = {"image_size": "12", "batch_size": 5, "epochs": 40, "snapshot_every": "3"}
+    given = {"image_size": "10", "batch_size": 5, "epochs": 40, "snapshot_every": "3"}
     run_training(out=str(tmp_path / "whole"), data=[str(pictures / "old")], **given)
     flags = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
     killed, options = command(tmp_path, "train", "--data", pictures / "old", *flags, "--out", "killed")
