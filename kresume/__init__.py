@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from kresume.errors import KresumeError
     from kresume.evaluation.evaluate import Evaluation, evaluate
     from kresume.exports.export import ExportResult, export
+    from kresume.models.statistics import recompute_statistics
     from kresume.reports.lineage import Lineage, lineage
     from kresume.runs import Run, open_run
     from kresume.training.finish import TrainResult
@@ -53,14 +54,15 @@ _MODULES = {
     "open_run": "kresume.runs",
     "plan": "kresume.training.plan.decide",
     "read_checkpoint": "kresume.checkpoints.read",
+    "recompute_statistics": "kresume.models.statistics",
     "resumable": "kresume.drop_in.stream",
     "resume": "kresume.training.resume",
 }
 
 __all__ = [
     "BackupAndRestore", "Evaluation", "ExportResult", "KresumeError", "Lineage", "Plan", "Run", "TrainResult", "TrainState",
-    "__version__", "evaluate", "export", "image_dataset", "lineage", "open_run", "plan", "read_checkpoint", "resumable",
-    "resume",
+    "__version__", "evaluate", "export", "image_dataset", "lineage", "open_run", "plan", "read_checkpoint",
+    "recompute_statistics", "resumable", "resume",
 ]  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from kresume.images import inputs, pipeline
 from kresume.images.manifest import Manifest
 from kresume.images.reader import PictureReader
 from kresume.models.averages import averaged
+from kresume.models.statistics import Statistics, compute_statistics, used
 from kresume.reporter import Reporter
 from kresume.tasks.task import Task
 from kresume.values.card import Card
@@ -31,7 +32,8 @@ class LiveScorer:
     """Predicts each image of a manifest once and scores the predictions.
 
     Args:
-        model: a built model, compiled or not. Averaged weights are used if its optimizer keeps them.
+        model: a built model, compiled or not. Averaged weights are used if its optimizer keeps them, and `statistics`
+            in place of moving averages.
         source: reads the pictures.
         manifest: the images.
         card: the model card.
@@ -57,6 +59,7 @@ class LiveScorer:
         self.loss = loss
         self.batch_size = batch_size
         self.generation = generation
+        self.statistics: Statistics = {}
 
     @property
     def task(self) -> Task:
@@ -73,8 +76,27 @@ class LiveScorer:
         batches = pipeline.scoring_batches(
             reader or self.source, rows, self.batch_size, inputs.to_input(self.card.pixels, self.card.input)
         )
-        with averaged(self.model):
+        with averaged(self.model), used(self.model, self.statistics):
             return predict_all(self.model.predict_on_batch, batches, self.loss.head, advance=advance)
+
+    def recompute(
+        self, reader: PictureReader, rows: np.ndarray, advance: Callable[[int], None] = lambda count: None
+    ) -> Statistics:
+        """Recomputes the statistics of batch normalisation, with which this scorer predicts from now on.
+
+        Args:
+            reader: reads the training images.
+            rows: the images to use; a file that cannot be read is left out.
+            advance: called with the number of images after each batch.
+
+        Returns:
+            The statistics; empty if the model has no batch normalisation that trains.
+        """
+        to_model = inputs.to_input(self.card.pixels, self.card.input)
+        batches = pipeline.full_batches(reader, rows, self.batch_size, to_model)
+        with averaged(self.model):
+            self.statistics = compute_statistics(self.model, batches, advance)
+        return self.statistics
 
     def accuracy(self, rows: np.ndarray) -> float:
         """Returns the accuracy on these rows."""

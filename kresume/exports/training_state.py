@@ -28,6 +28,7 @@ from kresume.exports.samples import Samples
 from kresume.models import optimizers, own_counts, restore, saved_optimizer, slots
 from kresume.models.averages import use_averages
 from kresume.models.load import Loaded
+from kresume.models.statistics import use_stored
 from kresume.runtimes.process import Answer, run_apart
 from kresume.spelling import option
 from kresume.tasks.table import head_named
@@ -60,6 +61,7 @@ def revive(loaded: Loaded, job: Job) -> Training:
     saved_optimizer.check_can_keep(state, asked or "adamw")
     if state.optimizer is None:
         restore.restore(model, state, optimizer=None)
+        use_stored(model, state)
         return Training(model, _facts(loaded, model, None, "no optimizer state in the checkpoint"))
     own = saved_optimizer.describe_compiled(loaded.own_optimizer if state.optimizer.class_name is None else None)
     saved, assumed = saved_optimizer.name_optimizer(state, model, asked, own)
@@ -70,6 +72,7 @@ def revive(loaded: Loaded, job: Job) -> Training:
         )
     optimizer = saved_optimizer.build_optimizer(model, state, saved, portable=True)
     restore.restore(model, state, optimizer=optimizer, same_weights=optimizers.says_same_weights(job.optimizer))
+    use_stored(model, state)
     averaged = loaded.averages and loaded.run is not None
     if averaged:
         use_averages(optimizer)
@@ -94,6 +97,7 @@ def _begun_anew(loaded: Loaded, name: str) -> Training:
     stored, words = state.optimizer, ""
     if loaded.averages and loaded.run is None:
         restore.restore(model, state, optimizer=None)
+        use_stored(model, state)
         words = "raw; the averages went with the old optimizer; "
     rate = state.rate.value if state.rate is not None else None
     if rate is None or not optimizers.comparable_rates(stored.class_name if stored is not None else None, name):

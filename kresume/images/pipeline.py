@@ -188,3 +188,33 @@ def scoring_batches(
         part = rows[start : start + batch_size]
         padded = np.concatenate([part, np.full(batch_size - len(part), part[-1])])
         yield np.asarray(pixels(reader(padded))), len(part)
+
+
+def full_batches(reader: Any, rows: np.ndarray, batch_size: int, pixels: Callable[[Any], Any]) -> Iterator[np.ndarray]:
+    """Yields batches of one static shape for a pass that measures.
+
+    Images that cannot be read are left out. The last batch is filled from the beginning of `rows`, so no image counts far
+    more often than another.
+
+    Args:
+        reader: a `PictureReader`.
+        rows: rows of the manifest.
+        batch_size: images per batch.
+        pixels: from `inputs.to_input`.
+
+    Yields:
+        Model input, `(batch, ...) float32`.
+
+    Raises:
+        ImagesError: none of the images can be read.
+    """
+    if not len(rows):
+        return
+    wanted = -(-len(rows) // batch_size) * batch_size
+    filled = np.resize(rows, wanted)
+    for start in range(0, wanted, batch_size):
+        pictures, wrong = reader.attempt(filled[start : start + batch_size])
+        readable = np.array([index for index in range(batch_size) if index not in wrong], np.int64)
+        if not len(readable):
+            raise ImagesError(NONE_LEFT)
+        yield np.asarray(pixels(pictures[np.resize(readable, batch_size)]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kresume.options.about import About
-from kresume.options.settings import DEFAULTS, LONGEST_WARMUP, WARMUP_SHARE
+from kresume.options.settings import COOLDOWN_SHARE, DEFAULTS, LONGEST_WARMUP, WARMUP_SHARE
 from kresume.options.table import TrainConfig
 
 
@@ -33,7 +33,10 @@ def help_of(name: str) -> str:
     """
     text = TrainConfig.model_fields[name].description or ""
     return text.format(
-        default=_shown(getattr(DEFAULTS, name, None)), warmup_share=WARMUP_SHARE, longest_warmup=LONGEST_WARMUP
+        default=_shown(getattr(DEFAULTS, name, None)),
+        warmup_share=WARMUP_SHARE,
+        longest_warmup=LONGEST_WARMUP,
+        cooldown_share=COOLDOWN_SHARE,
     )
 
 

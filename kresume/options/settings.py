@@ -42,6 +42,7 @@ class Settings:
     steps_per_execution: int = 1
     seed: int = 0
     monitor: str = "val_loss"
+    bn_stats: Literal["recomputed", "moving"] = "recomputed"
     optimizer: str = "adamw"
     snapshot_every: str = "1min"
     keep: int = 3
@@ -63,6 +64,8 @@ WARMUP_SHARE = 0.05
 """Share of a run that warms up."""
 LONGEST_WARMUP = 200
 """Steps of the longest warm-up."""
+COOLDOWN_SHARE = 0.5
+"""Share of a run, its last part, in which a cooldown brings the rate down to 0."""
 EXTEND_FACTOR = 0.3
 """Factor on the checkpoint's rate where images were added or relabelled."""
 RATES: Mapping[str, float] = {
@@ -71,6 +74,11 @@ RATES: Mapping[str, float] = {
 """Learning rate of a new model, by the optimizer's class in small letters."""
 OTHER_RATE = 1e-3
 """Learning rate of a new model with any other optimizer."""
+
+MOST_STATISTICS_IMAGES = 1024
+"""Training images from which the statistics of batch normalisation are recomputed before a scoring."""
+STATISTICS_SHARE = 0.25
+"""Share of an epoch's images that this uses at most: a pass that only predicts then costs less than a tenth of the epoch."""
 
 EXPORT_FORMAT = "saved-model"
 TOP_K = 5

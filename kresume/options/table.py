@@ -250,11 +250,8 @@ class TrainConfig(BaseModel):
     )
     accumulate: int | None = _option(
         "Batches whose gradients make one update. Default: as the checkpoint, 1 for a new optimizer.",
-        AMOUNT,
-        metavar="N",
-        range=AT_LEAST_1,
-        inherited=True,
-    )
+        AMOUNT, metavar="N", range=AT_LEAST_1, inherited=True,
+    )  # fmt: skip
     watch: bool | None = _option(
         "Look for new images in --data, --add and --val before each epoch and train on them; epochs grow, their number "
         "stays.",
@@ -291,14 +288,19 @@ class TrainConfig(BaseModel):
         metavar="NAME",
         inherited=True,
     )
+    bn_stats: Literal["recomputed", "moving"] | None = _option(
+        "Statistics of batch normalisation for scores, model.keras and exports: recomputed from training images with the "
+        "weights of that moment, or Keras's moving averages, which trail them. Default {default}.", AMOUNT, inherited=True
+    )  # fmt: skip
     lr: float | None = _option(
         "Learning rate, or the peak of the printed schedule. It always takes effect.", RATE, daily=True, metavar="F"
     )
     lr_scale: float | None = _option("Multiply the checkpoint's learning rate instead.", RATE, metavar="F")
-    lr_schedule: Literal["keep", "constant", "cosine", "rewarm-cosine", "plateau"] | None = _option(
+    lr_schedule: Literal["keep", "constant", "cosine", "rewarm-cosine", "cooldown", "plateau"] | None = _option(
         "keep: the checkpoint's own; constant: the same rate throughout; cosine and rewarm-cosine: a short warm-up, then down "
-        "to 0; plateau: halved when val_loss stops falling. Default: rewarm-cosine when images are added, else keep; cosine "
-        "for a new model.",
+        "to 0; cooldown: held, then down to 0 over the last {cooldown_share:.0%} of the run; plateau: halved when val_loss "
+        "stops falling. Default: rewarm-cosine when images are added, else keep; for an interrupted parent keep if its own "
+        "schedule goes on, else cooldown; cosine for a new model.",
         RATE,
     )
     warmup_steps: int | None = _option(

@@ -126,6 +126,7 @@ def _record(start: Start, draft: Draft) -> RunRecord:
         dropped=draft.data.gathered.dropped,
         not_used=not_used(draft.data.sources, draft.data.gathered.manifest),
         before=plan.before,
+        statistics=settings_of(config).bn_stats,
         plan=PlanWords(
             sides=plan.sides,
             pixels_reason=plan.pixels_reason,

@@ -93,6 +93,7 @@ def _write_result(session: Session) -> tuple[runs.Run, Result]:
     """Writes the result: `model.keras`, `evaluation.json`, the status. Keeps only the result's snapshot."""
     from kresume.models.averages import averaged
     from kresume.models.save import save_model
+    from kresume.models.statistics import used
 
     session.writer.finish()
     session.lock.check()  # a machine that slept may have lost the run to another
@@ -112,7 +113,7 @@ def _write_result(session: Session) -> tuple[runs.Run, Result]:
     }
     card = replace(record.card, lineage=lineage)
     rate = record.rate
-    with averaged(session.model):
+    with averaged(session.model), used(session.model, session.statistics.of(step)):
         save_model(
             session.model,
             session.run.model,
@@ -150,7 +151,9 @@ def _take_best(session: Session) -> dict[str, Any] | None:
     Returns:
         The best epoch's record, or None if the last step is the result.
     """
+    from kresume.models.statistics import stored
     from kresume.training.loop.fit import assign_state
+    from kresume.training.loop.session import Scored
 
     best = session.progress.best
     if best is None or int(best["step"]) == session.progress.step:
@@ -164,4 +167,5 @@ def _take_best(session: Session) -> dict[str, Any] | None:
         )
         return None
     assign_state(session.model, state)
+    session.statistics = Scored(int(best["step"]), stored(session.model, state))
     return best

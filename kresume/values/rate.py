@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from kresume.spelling import option
 
-Schedule = Literal["keep", "constant", "cosine", "rewarm-cosine", "plateau"]
-SCHEDULES: tuple[Schedule, ...] = ("keep", "constant", "cosine", "rewarm-cosine", "plateau")
+Schedule = Literal["keep", "constant", "cosine", "rewarm-cosine", "cooldown", "plateau"]
+SCHEDULES: tuple[Schedule, ...] = ("keep", "constant", "cosine", "rewarm-cosine", "cooldown", "plateau")
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class RatePlan:
         checkpoint: the checkpoint's rate, None for a new model.
         peak: the requested or decided rate: the peak of the schedule, or the constant rate.
         schedule: its name.
-        warmup_steps: steps of linear warm-up from `start` to `peak`.
+        warmup_steps: steps of linear warm-up from `start` to `peak`; of a cooldown the steps that hold the peak.
         steps: steps of the whole run.
-        start: the rate at which the warm-up starts.
+        start: the rate at which the warm-up starts; of a cooldown the peak.
         reason: the source of the peak.
         saved: the checkpoint's own schedule, for `keep`.
         now: the rate of that schedule at the first step.
@@ -58,6 +58,10 @@ class RatePlan:
         if self.schedule in {"cosine", "rewarm-cosine"}:
             hold = f"{option('lr-schedule', 'constant')} holds it"
             return f"{before}{self.peak:g}{by}, to 0 at step {self.steps:,} ({self.schedule}; {self.reason}; {hold})"
+        if self.schedule == "cooldown":
+            held = f" to step {self.warmup_steps:,}" if self.warmup_steps else ""
+            hold = f"{option('lr-schedule', 'constant')} holds it"
+            return f"{before}{self.peak:g}{held}, then to 0 at step {self.steps:,} (cooldown; {self.reason}; {hold})"
         if self.schedule == "plateau":
             return f"{before}{self.peak:g}, lowered when val_loss stops falling (plateau; {self.reason})"
         return f"{before}{self.peak:g}{by}, held ({self.schedule}; {self.reason})"

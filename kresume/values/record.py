@@ -25,6 +25,8 @@ FORMAT = 1
 """Version of the format. A reader refuses a later one."""
 
 Status = Literal["running", "interrupted", "accepted", "rejected"]
+StatisticsKind = Literal["recomputed", "moving"]
+"""Which statistics of batch normalisation a run predicts with."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ class RunRecord:
         not_used: how many listed pictures are not in the manifest; None in runs of the first versions.
         before: the parent's scores, None for a new model.
         plan: words of the printed plan.
+        statistics: those of batch normalisation that it predicts with: `"recomputed"` or `"moving"`.
         result: None until the run is finished.
         best: the best epoch of a finished run, None if no monitor chose one.
         finished: when it was finished, empty until then.
@@ -157,6 +160,7 @@ class RunRecord:
     not_used: int | None
     before: Mapping[str, Any] | None
     plan: PlanWords
+    statistics: StatisticsKind = "moving"
     result: Result | None = None
     best: Best | None = None
     finished: str = ""
@@ -215,6 +219,7 @@ def _fields(value: Mapping[str, Any]) -> dict[str, Any]:
     """Converts the JSON form to the fields of a record."""
     parent, result, best, optimizer = value.get("parent"), value.get("result"), value.get("best"), value["optimizer"]
     status: Status = value["status"]
+    statistics: StatisticsKind = value.get("statistics", "moving")
     return {
         "kresume": str(value["kresume"]),
         "status": status,
@@ -243,6 +248,7 @@ def _fields(value: Mapping[str, Any]) -> dict[str, Any]:
         "not_used": value.get("not_used"),
         "before": value.get("before"),
         "plan": PlanWords(**value["plan"]),
+        "statistics": statistics,
         "result": Result(**result) if result else None,
         "best": Best(**best) if best else None,
         "finished": str(value.get("finished", "")),

@@ -267,12 +267,14 @@ def test_stopped_by_a_signal_it_continues_exactly(monkeypatch, tmp_path, picture
     assert lines_without_time(whole) == lines_without_time(out)
 
 
-def test_stopped_while_scoring_it_scores_again(monkeypatch, tmp_path, pictures):
+@pytest.mark.parametrize("options", [{}, {"ema": 0.9}], ids=["statistics", "averages"])
+def test_stopped_while_scoring_it_scores_again(monkeypatch, tmp_path, pictures, options):
     """A run stopped while scoring keeps its last step and scores again.
 
-    A grace period may be shorter than a scoring pass.
+    A grace period may be shorter than a scoring pass. The snapshot has the weights and statistics of training, not those
+    with which the scorer predicts.
     """
-    arguments = {"data": [str(pictures / "old")], **TINY}
+    arguments = {"data": [str(pictures / "old")], **TINY, **options}
     whole = trained(tmp_path / "whole", **arguments)
     score = LiveScorer.score
 

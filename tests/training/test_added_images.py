@@ -80,12 +80,12 @@ def test_extending_a_run_remembers_its_images(parent, tmp_path, pictures):
 
 
 def test_scoring_is_traced_once(parent, tmp_path, pictures, monkeypatch):
-    """A single function scores the parent and every epoch: tracing a large model again takes seconds."""
+    """One function scores the parent and every epoch, another recomputes statistics: tracing takes seconds."""
     traced, step = [], keras.Model.predict_step
     monkeypatch.setattr(keras.Model, "predict_step", lambda model, *data: traced.append(1) or step(model, *data))
     out = str(tmp_path / "2")
     run_training(str(parent), add=[str(pictures / "new")], lr=1e-4, epochs=2, out=out)
-    assert len(traced) == 1
+    assert len(traced) == 2
 
 
 def test_every_option_not_given_is_the_parents(parent, tmp_path, pictures):

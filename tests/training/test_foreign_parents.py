@@ -349,15 +349,12 @@ def backup(script, tmp_path):
     return tmp_path / "backup"
 
 
-def test_a_backup_folder_is_an_interrupted_training_extended_at_its_rate(backup, script, tmp_path, pictures, quiet):
-    """A backup folder is recognised by content and extended at its rate, and a line names what it lacks.
-
-    `keep` holds although images are added.
-    """
+def test_a_backup_folder_is_an_interrupted_training_whose_rate_comes_down(backup, script, tmp_path, pictures, quiet):
+    """A backup folder is recognised by content, extended at its rate and brought down; a line names what it lacks."""
     arguments = {"data": [str(pictures / "old")], "add": [str(pictures / "new")], "model": f"{script}:build"}
     config = from_arguments(str(backup), {**arguments, "optimizer": "adam", "out": str(tmp_path / "run")})
     plan = make_plan(config, quiet)
-    assert (plan.rate.schedule, plan.rate.peak) == ("keep", pytest.approx(3e-3))
+    assert (plan.rate.schedule, plan.rate.peak) == ("cooldown", pytest.approx(3e-3))
     assert "interrupted after 2 epochs; how many it had left is not recorded there" in str(plan)
     assert "backup, step 4" in plan.parent
     result = run_training(str(backup), **arguments, optimizer="adam", epochs=1, batch_size=5, out=str(tmp_path / "run"))

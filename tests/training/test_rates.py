@@ -1,9 +1,10 @@
 """Tests that the requested rate is the rate that trains."""
 
+import numpy as np
 import pytest
 
 from kresume.errors import UsageError
-from kresume.training.plan.rate import decide_rate, keras_rate, look_ahead
+from kresume.training.plan.rate import decide_rate, goes_on, keras_rate, look_ahead
 from kresume.values.rate import RatePlan
 from kresume.values.state import SavedRate
 
@@ -20,7 +21,7 @@ def decide(saved=FLOAT, **changes):
 
 
 @pytest.mark.parametrize("saved", [FLOAT, SCHEDULE, SavedRate(3e-3, "run")])
-@pytest.mark.parametrize("schedule", [None, "constant", "cosine", "rewarm-cosine", "plateau"])
+@pytest.mark.parametrize("schedule", [None, "constant", "cosine", "rewarm-cosine", "cooldown", "plateau"])
 @pytest.mark.one_backend
 def test_lr_always_wins(saved, schedule):
     """With `--lr` the peak is that number, for any checkpoint and schedule."""
@@ -53,10 +54,46 @@ def test_a_shift_calls_for_the_full_rate():
 
 
 @pytest.mark.one_backend
-def test_an_interrupted_parent_keeps_its_rate():
-    """An interrupted training continues at its current rate."""
+def test_the_rate_of_an_interrupted_parent_comes_down():
+    """An interrupted training is held at its rate and brought down to 0, also if images are added.
+
+    Its own schedule goes on if it still changes the rate; `--lr` and `--lr-schedule` win.
+    """
     plan = decide(interrupted=True)
-    assert (plan.schedule, plan.peak) == ("keep", 1e-2)
+    assert (plan.schedule, plan.peak, plan.start, plan.warmup_steps) == ("cooldown", 1e-2, 1e-2, 400)
+    assert "0.01 to step 400, then to 0 at step 800 (cooldown; the checkpoint's" in str(plan)
+    assert decide(SCHEDULE, interrupted=True, goes_on=True).schedule == "keep"
+    assert decide(SCHEDULE, interrupted=True, goes_on=False).schedule == "cooldown"
+    assert decide(interrupted=True, lr=1e-4).schedule == "rewarm-cosine"
+    assert decide(interrupted=True, schedule="keep").schedule == "keep"
+    assert decide(lr=1e-3, schedule="cooldown").peak == 1e-3
+    with pytest.raises(UsageError, match="starts at the rate that it holds"):
+        decide(schedule="cooldown", warmup_steps=5)
+
+
+def test_a_cooldown_holds_and_then_falls_to_zero():
+    """The rate is the peak for the first half, falls in each step after it and ends at 0."""
+    schedule = keras_rate(decide(interrupted=True), origin=70)
+    rates = np.array([float(schedule(70 + step)) for step in range(801)])
+    np.testing.assert_allclose(rates[:401], 1e-2, rtol=1e-6)
+    assert (np.diff(rates[401:]) < 0).all()
+    assert rates[800] == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "origin", "expected"),
+    [
+        (None, 0, False),
+        (DECAY, 0, True),
+        ({"class_name": "CosineDecay", "config": {"initial_learning_rate": 1e-2, "decay_steps": 100}}, 60, True),
+        ({"class_name": "CosineDecay", "config": {"initial_learning_rate": 1e-2, "decay_steps": 100}}, 100, False),
+        ({"class_name": "PiecewiseConstantDecay", "config": {"boundaries": [50], "values": [1e-2, 1e-3]}}, 40, True),
+        ({"class_name": "PiecewiseConstantDecay", "config": {"boundaries": [50], "values": [1e-2, 1e-3]}}, 60, False),
+    ],
+)
+def test_a_schedule_goes_on_while_it_changes_the_rate(schedule, origin, expected):
+    """A schedule that has ended, at 0 or at a constant rate, does not go on."""
+    assert goes_on(SavedRate(1e-2, "schedule", schedule), origin, 800) is expected
 
 
 @pytest.mark.one_backend

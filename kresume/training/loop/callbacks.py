@@ -19,6 +19,7 @@ import keras
 
 from kresume.backend import live_state
 from kresume.errors import Stopped, TrainingError
+from kresume.models.statistics import GROUP, Statistics
 from kresume.training.loop import callback_state
 from kresume.training.loop.progress import Progress
 from kresume.training.loop.stop import StopRequest
@@ -140,6 +141,7 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
         records: returns further records for a snapshot.
         before_epoch: called between two epochs with the number of completed epochs; returns True if the images changed
             and the dataset must be rebuilt.
+        scored_with: returns the statistics of batch normalisation with which this step was scored.
 
     Attributes:
         images_changed: True ends the current `fit`, but not the training.
@@ -159,6 +161,7 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
         resumption: Resumption,
         records: Callable[[], Mapping[str, Any]],
         before_epoch: Callable[[int], bool] = lambda epochs: False,
+        scored_with: Callable[[], Statistics] = dict,
     ) -> None:
         super().__init__()
         self.progress = progress
@@ -172,6 +175,7 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
         self.resumption = resumption
         self.records = records
         self.before_epoch = before_epoch
+        self.scored_with = scored_with
         self.images_changed = False
         self.others: Sequence[Any] = ()
         self._assign_metrics = resumption.metrics is not None
@@ -241,13 +245,15 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
         """Takes a snapshot; while the disk is busy, waits if `must`, else does nothing."""
         self._check_loss(logs)
         facts, arrays = callback_state.capture(self.others)
-        records = {**self.records(), **self.progress.as_dict(), "callbacks": facts}
+        statistics = self.scored_with()
+        records = {**self.records(), **self.progress.as_dict(), "callbacks": facts, GROUP: list(statistics)}
+        extra = {"callbacks": arrays, GROUP: list(statistics.values())}
         model = self._model
         taken = self.writer.submit(
             self.progress.step,
             lambda buffers: live_state.read_state(model, buffers),
             records,
-            extra={"callbacks": arrays} if arrays else {},
+            extra={group: found for group, found in extra.items() if found},
             must=must,
         )
         if taken:

@@ -62,6 +62,12 @@ class Feed:
         """Returns the cache of decoded pictures, None if it is off."""
         return self._caches[0]
 
+    def reader(self, manifest: Manifest) -> PictureReader:
+        """Returns a reader of these images, as training reads them."""
+        if not self._readers or self._readers[0].manifest is not manifest:
+            return PictureReader(manifest, self._specs[0], self._caches[0])
+        return self._readers[0]
+
     def open(self, manifest: Manifest) -> None:
         """Decodes images that the caches do not hold. Unreadable ones are reported when they are needed."""
         for spec, cache in zip(self._specs, self._caches, strict=True):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,9 @@ from kresume.lock import Lock
 from kresume.models import structure
 from kresume.models.losses import LossChoice
 from kresume.models.schedules import set_clock, time_of
+from kresume.models.statistics import Statistics, stored
 from kresume.options.resolve import cache_limit
-from kresume.options.settings import settings_of
+from kresume.options.settings import MOST_STATISTICS_IMAGES, STATISTICS_SHARE, settings_of
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
 from kresume.reports.sinks import Sink
@@ -51,6 +53,27 @@ from kresume.training.snapshot_policy import Cadence, Retention
 from kresume.values.state import TrainState
 
 
+class _Asked(Exception):
+    """A signal asked to stop while other weights are swapped in."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The statistics of batch normalisation with which a step was scored.
+
+    Attributes:
+        step: the step; -1 for none.
+        statistics: empty if the moving averages were used.
+    """
+
+    step: int = -1
+    statistics: Statistics = field(default_factory=dict)
+
+    def of(self, step: int) -> Statistics:
+        """Returns the statistics of this step; empty if another one was scored."""
+        return self.statistics if step == self.step else {}
+
+
 class Session:
     """The training of a run in one process.
 
@@ -65,6 +88,7 @@ class Session:
     Attributes:
         progress: how far the run is.
         passes: the epochs over its images.
+        statistics: those of batch normalisation with which the last scored step was scored.
         writer: the thread that writes to the run.
     """
 
@@ -108,6 +132,8 @@ class Session:
         self._scoring = Scorer(self._score)
         self._keeper: Keeper | None = None
         self._scorer: LiveScorer | None = None
+        self.statistics = Scored()
+        self._feed: Feed | None = None
 
     def _order_of(self, manifest: Manifest) -> Mixed:
         config, held, generation = self.config, self.settings, self.run.generation
@@ -154,6 +180,7 @@ class Session:
             )
         assign_state(self.model, state)
         groups = groups_of(state)
+        self.statistics = Scored(self.progress.step, stored(self.model, state))
         self._resumption = Resumption(
             callbacks=state.records["callbacks"],
             callback_arrays=groups.get("callbacks", ()),
@@ -198,6 +225,7 @@ class Session:
             return
         feed = Feed(self.run.record, self.settings, cache_limit(self.config), self.reporter, self._replaced)
         feed.open(self.passes.manifest)
+        self._feed = feed
         self.changes.open(feed.cache)
         if self.progress.phase == "epoch" and self.progress.epoch:
             self._before_epoch(self.progress.epoch)
@@ -248,6 +276,7 @@ class Session:
                 structure.RECORD: structure.describe(self.model),
             },
             before_epoch=self._before_epoch,
+            scored_with=lambda: self.statistics.of(self.progress.step),
         )
 
     def _set_clock(self) -> None:
@@ -283,17 +312,40 @@ class Session:
         raise Stopped(f"stopped while {doing} after step {self.progress.step:,}, {safe}", self.stop.exit_code)
 
     def _score(self) -> tuple[dict[str, Any], dict[str, float]]:
-        if self._scorer is None:  # `train` makes it before the first epoch
+        """Scores the step, with statistics recomputed for it.
+
+        A signal is answered after the scorer has put the weights and statistics of training back: it predicts with others.
+        """
+        if self._scorer is None or self._feed is None:  # `train` makes them before the first epoch
             raise ValueError("no scorer")
-        scores = self._scorer.score(
-            self.reporter,
-            "scoring",
-            poll=lambda: self._poll("scoring"),
-            on_broken=lambda row, reason: self.changes.broke(
-                self.manifest, row, reason, "the scores of this run are computed without it"
-            ),
-        )
+        try:
+            if self.run.record.statistics == "recomputed":
+                reader = self._feed.reader(self.passes.manifest)
+                found = self._scorer.recompute(reader, self._rows_of_statistics(), lambda count: self._raise_if_asked())
+                self.statistics = Scored(self.progress.step, found)
+            scores = self._scorer.score(
+                self.reporter,
+                "scoring",
+                poll=self._raise_if_asked,
+                on_broken=lambda row, reason: self.changes.broke(
+                    self.manifest, row, reason, "the scores of this run are computed without it"
+                ),
+            )
+        except _Asked:
+            self._poll("scoring")
+            raise
         return scores, flatten(scores)
+
+    def _raise_if_asked(self) -> None:
+        if self.stop.signal is not None:
+            raise _Asked
+
+    def _rows_of_statistics(self) -> np.ndarray:
+        """Returns the training images from which statistics are recomputed: the first of this epoch."""
+        dealt = self.passes.order.deal(self.progress.epoch)
+        count = max(int(STATISTICS_SHARE * len(dealt)), self.amount.batch_size)
+        rows: np.ndarray = self.passes.manifest.train_rows()[dealt[: min(count, MOST_STATISTICS_IMAGES)]]
+        return rows
 
     def _line(self, epoch: int, logs: Mapping[str, Any], steps_per_second: float | None) -> dict[str, Any]:
         """Makes the line of an epoch and shows it."""

@@ -25,7 +25,7 @@ from kresume.images.mixing import make_order
 from kresume.images.order import permutation
 from kresume.images.reader import PictureReader
 from kresume.options.resolve import cache_limit, from_arguments, image_size
-from kresume.options.settings import DEFAULTS, settings_of
+from kresume.options.settings import DEFAULTS, MOST_STATISTICS_IMAGES, Settings, settings_of
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
 from kresume.runs import Run
@@ -53,7 +53,7 @@ from kresume.training.plan.parent import (
 )
 from kresume.training.plan.pixels import decode_spec
 from kresume.training.plan.plan import Plan
-from kresume.training.plan.rate import decide_rate, look_ahead
+from kresume.training.plan.rate import decide_rate, goes_on, look_ahead
 from kresume.training.plan.torch_mapping import check_filled_in
 from kresume.training.snapshot_policy import Cadence
 from kresume.training.start import Start, start_or_continue
@@ -221,12 +221,13 @@ def decide(start: Start, loaded: Loaded, data: Data, reporter: Reporter) -> Draf
     """
     config, held = start.config, settings_of(start.config)
     parent, live, gathered, generation = loaded.parent, loaded.live, data.gathered, loaded.generation
-    before, shift = _score_parent(loaded, data, held.batch_size, reporter)
+    before, shift = _score_parent(loaded, data, held, reporter)
     order = make_order(gathered.manifest, held.seed, held.batch_size, held.mix, config.replay, held.balance, generation)
     amount = _amount(config, parent, live, gathered, generation, order.n)
     wanted = wanted_optimizer(live.saved, config)
+    saved = saved_rate(config, parent, live, wanted)
     rate = decide_rate(
-        saved=saved_rate(config, parent, live, wanted),
+        saved=saved,
         optimizer=wanted.class_name or "",
         steps=amount.steps,
         lr=config.lr,
@@ -236,6 +237,7 @@ def decide(start: Start, loaded: Loaded, data: Data, reporter: Reporter) -> Draf
         adds_images=parent is not None and (_count_new(gathered, generation) > 0 or corrects(config, gathered.merge)),
         shift=shift,
         interrupted=parent is not None and parent.interrupted,
+        goes_on=goes_on(saved, live.iterations, amount.steps),
     )
     rate, ahead = look_ahead(rate, live.iterations)
     return Draft(
@@ -244,7 +246,7 @@ def decide(start: Start, loaded: Loaded, data: Data, reporter: Reporter) -> Draf
 
 
 def _score_parent(
-    loaded: Loaded, data: Data, batch_size: int, reporter: Reporter
+    loaded: Loaded, data: Data, held: Settings, reporter: Reporter
 ) -> tuple[Mapping[str, Any] | None, str | None]:
     """Returns the parent's scores, and a description of a shift of the new images; None for a new model."""
     if loaded.parent is None:
@@ -257,10 +259,32 @@ def _score_parent(
         data.gathered.manifest,
         data.card,
         loaded.loss,
-        batch_size,
+        held.batch_size,
         loaded.generation,
     )
+    if held.bn_stats == "recomputed":
+        scorer.statistics = _statistics_of_parent(scorer, loaded, data, held.seed)
     return scorer.score(reporter, "scoring the parent"), _find_shift(scorer, data.gathered, loaded.generation)
+
+
+def _statistics_of_parent(scorer: Any, loaded: Loaded, data: Data, seed: int) -> Mapping[int, np.ndarray]:
+    """Returns the statistics to score the parent with; empty for its moving averages.
+
+    Those of its own result, if it is a run of ours. An interrupted training has none: they are recomputed from its images.
+    """
+    from kresume.models.statistics import stored
+
+    parent, manifest = loaded.parent, data.gathered.manifest
+    if parent is None:
+        return {}
+    found = stored(loaded.live.model, parent.state)
+    rows = manifest.train_rows()
+    old = rows[manifest.origins[rows] < loaded.generation]
+    if found or not parent.interrupted or not len(old):
+        return found
+    chosen = old[permutation(seed, 0, len(old))[:MOST_STATISTICS_IMAGES]]
+    recomputed: Mapping[int, np.ndarray] = scorer.recompute(data.reader, chosen)
+    return recomputed
 
 
 def _sample(rows: np.ndarray) -> np.ndarray:

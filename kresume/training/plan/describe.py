@@ -8,8 +8,9 @@ from typing import Any
 from kresume.images.mixing import Shares
 from kresume.options.given import given
 from kresume.options.lookup import flag_of
+from kresume.options.settings import settings_of
 from kresume.training.plan.draft import Data, Loaded
-from kresume.training.plan.notes import frozen_layers, notes_of
+from kresume.training.plan.notes import frozen_layers, notes_of, statistics_of_layers
 from kresume.training.plan.parent import describe_change
 from kresume.training.plan.plan import Plan
 from kresume.training.start import Start
@@ -60,6 +61,7 @@ def describe(
     notes += [*(parent.notes if parent is not None else ()), *data.feeding.notes]
     notes += notes_of(start.config, parent, gathered, amount, rate, wanted.class_name or "", generation=generation)
     notes += frozen_layers(live.model)
+    notes += statistics_of_layers(live.model, settings_of(start.config).bn_stats)
     if change := describe_change(live, wanted):
         notes.append(change)
     described = ""

@@ -84,6 +84,25 @@ def frozen_layers(model: Any) -> list[str]:
     ]
 
 
+def statistics_of_layers(model: Any, kind: str) -> list[str]:
+    """Describes which layers have running statistics that are not recomputed; empty if there are none.
+
+    Args:
+        model: the restored model.
+        kind: `"recomputed"` or `"moving"`.
+    """
+    from kresume.models.statistics import other_running
+
+    others = other_running(model) if kind == "recomputed" else []
+    if not others:
+        return []
+    shown = f"{', '.join(others[:3])}{f' and {len(others) - 3:,} more' if len(others) > 3 else ''}"
+    return [
+        f"{shown} {'keeps' if len(others) == 1 else 'keep'} statistics of {'its' if len(others) == 1 else 'their'} own, which "
+        "are used as training leaves them; those of batch normalisation are recomputed"
+    ]
+
+
 def _batch_size(parent: Parent, gathered: Gathered, amount: Amount, rate: RatePlan, optimizer: str) -> Iterator[str]:
     if parent.run is None:
         return

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from kresume.errors import UsageError
-from kresume.options.settings import EXTEND_FACTOR, LONGEST_WARMUP, WARMUP_SHARE, default_rate
+from kresume.options.settings import COOLDOWN_SHARE, EXTEND_FACTOR, LONGEST_WARMUP, WARMUP_SHARE, default_rate
 from kresume.spelling import option
 from kresume.values.rate import SCHEDULES, RatePlan, Schedule
 from kresume.values.state import SavedRate
@@ -44,7 +44,7 @@ def keras_rate(plan: RatePlan, origin: int) -> Any:
         return schedule
     from kresume.models.schedules import Cosine, Warmup
 
-    if plan.schedule in {"cosine", "rewarm-cosine"}:
+    if plan.schedule in {"cosine", "rewarm-cosine", "cooldown"}:
         return Cosine(plan.peak, plan.steps, plan.warmup_steps, plan.start, 0.0, origin)
     return Warmup(plan.peak, plan.warmup_steps, plan.start, origin) if plan.warmup_steps else plan.peak
 
@@ -94,6 +94,7 @@ def decide_rate(
     adds_images: bool = False,
     shift: str | None = None,
     interrupted: bool = False,
+    goes_on: bool = False,
 ) -> RatePlan:
     """Decides the rate of a run.
 
@@ -107,7 +108,8 @@ def decide_rate(
         warmup_steps: `--warmup-steps`; default a twentieth of the run, at most 200.
         adds_images: True if images are added to, or corrected in, those that the checkpoint was trained on.
         shift: the probe's words if new images call for the full rate, or None.
-        interrupted: True if the parent was interrupted: it continues at its current rate.
+        interrupted: True if the parent was interrupted: its rate had not come down yet.
+        goes_on: True if its own schedule still changes the rate in this run.
 
     Raises:
         UsageError: options contradict each other, or a rate is implausible.
@@ -136,13 +138,20 @@ def decide_rate(
         )
     chosen: Schedule = next(
         (name for name in SCHEDULES if name == schedule),
-        "cosine" if saved is None else "keep" if not asked and (interrupted or not adds_images) else "rewarm-cosine",
+        _default_schedule(saved, asked=asked, adds_images=adds_images, interrupted=interrupted, goes_on=goes_on),
     )
     peak, reason = _peak(saved, optimizer, lr, lr_scale, chosen, adds_images, shift)
     if chosen == "plateau" and warmup_steps:
         raise UsageError(
             f"{option('lr-schedule', 'plateau')} changes the rate itself: {option('warmup-steps')} cannot be combined with it"
         )
+    if chosen == "cooldown":
+        if warmup_steps:
+            raise UsageError(
+                f"{option('lr-schedule', 'cooldown')} starts at the rate that it holds: {option('warmup-steps')} cannot be "
+                "combined with it"
+            )
+        warmup_steps = round((1 - COOLDOWN_SHARE) * steps) if steps > 1 else 0
     if warmup_steps is None:
         warms = chosen in {"cosine", "rewarm-cosine"}
         warmup_steps = min(LONGEST_WARMUP, max(1, round(WARMUP_SHARE * steps))) if warms and steps > 1 else 0
@@ -154,10 +163,40 @@ def decide_rate(
         schedule=chosen,
         warmup_steps=warmup_steps,
         steps=steps,
-        start=0.0,
+        start=peak if chosen == "cooldown" else 0.0,
         reason=reason,
         saved=saved.schedule if saved and chosen == "keep" else None,
     )
+
+
+def goes_on(saved: SavedRate | None, origin: int, steps: int) -> bool:
+    """Returns True if a checkpoint has a schedule that still changes the rate.
+
+    Args:
+        saved: the checkpoint's rate.
+        origin: the optimizer's `iterations` at the start of the run.
+        steps: steps of the run.
+    """
+    if saved is None or saved.schedule is None:
+        return False
+    from kresume.models.schedules import deserialize
+
+    schedule = deserialize(saved.schedule)
+    rates = {float(schedule(origin + steps * part // 8)) for part in range(9)}
+    return float(schedule(origin)) > 0.0 and len(rates) > 1
+
+
+def _default_schedule(
+    saved: SavedRate | None, *, asked: bool, adds_images: bool, interrupted: bool, goes_on: bool
+) -> Schedule:
+    """Returns the schedule if none was given: an interrupted parent's rate still has to come down."""
+    if saved is None:
+        return "cosine"
+    if asked:
+        return "rewarm-cosine"
+    if interrupted:
+        return "keep" if goes_on else "cooldown"
+    return "rewarm-cosine" if adds_images else "keep"
 
 
 def _peak(
@@ -181,7 +220,7 @@ def _peak(
             f"the checkpoint's rate is {saved.value:g}, under 1 % of {optimizer}'s default: it has probably decayed to "
             f"there, and nothing would be learned. Give {option('lr')} (for example {option('lr', EXTEND_FACTOR * default)})"
         )
-    if schedule == "keep" or not adds_images:
+    if schedule in {"keep", "cooldown"} or not adds_images:
         return saved.value, "the checkpoint's"
     if shift is not None:
         return saved.value, f"the checkpoint's, in full: {shift}"
