@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from tests.helpers.paths import ROOT
+
 pytestmark = pytest.mark.one_backend
 
 
@@ -172,3 +174,22 @@ def test_benches_measure_in_one_way(request):
     texts = {name: (request.config.rootpath / f"scripts/bench/{name}.py").read_text() for name in BENCHES}
     assert [name for name, text in texts.items() if "pairs.parser(__doc__" not in text] == []
     assert [name for name, text in texts.items() if not re.search(r"^Takes about .*--quick", text, re.MULTILINE)] == []
+
+
+def test_every_name_that_a_script_takes_from_the_package_exists():
+    """Scripts are not run by the tests, so a module that moved would break them unnoticed; code in strings counts."""
+    import importlib
+
+    missing = []
+    for path in sorted((ROOT / "scripts").rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        for module, names in re.findall(r"^\s*from (kresume[.\w]*) import ([\w, ]+)", text, re.M):
+            found = importlib.import_module(module)
+            for name in names.split(","):
+                plain = name.split(" as ")[0].strip()
+                if not hasattr(found, plain) and importlib.util.find_spec(f"{module}.{plain}") is None:
+                    missing.append(f"{path.name}: {module}.{plain}")
+        for module in re.findall(r"^\s*import (kresume[.\w]*)", text, re.M):
+            if importlib.util.find_spec(module) is None:
+                missing.append(f"{path.name}: {module}")
+    assert missing == []

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +63,7 @@ run = kresume.resume(backup, **arguments)
 print(kresume.evaluate(run, data=unseen).scores["all"]["accuracy"])
 """
 
-RECIPES = {
+RECIPES: dict[str, tuple[float | None, dict[str, Any]]] = {
     "keep": (None, {"lr_schedule": "keep"}),
     "rewarm-cosine to 0.3x": (None, {"lr_schedule": "rewarm-cosine", "lr": 6e-4}),
     "rewarm-cosine to 1x": (None, {"lr_schedule": "rewarm-cosine", "lr": 2e-3}),

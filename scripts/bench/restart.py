@@ -41,7 +41,7 @@ os._exit(0)
 """
 CONTINUED = """
 import sys, time
-import kresume.training.callbacks as callbacks
+import kresume.training.loop.callbacks as callbacks
 from kresume.cli import main
 done = callbacks.Keeper.on_train_batch_end
 def first(keeper, batch, logs=None):

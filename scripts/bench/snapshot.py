@@ -22,6 +22,7 @@ import pairs
 
 from kresume.backend import live_state
 from kresume.training.loop.writer import RunWriter
+from kresume.training.snapshot_policy import Retention
 
 
 def main() -> None:
@@ -36,7 +37,7 @@ def main() -> None:
     whole: list[float] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        writer = RunWriter(folder / "snapshots", keep=2, guard=lambda: None)
+        writer = RunWriter(folder / "snapshots", retention=Retention(2), guard=lambda: None)
 
         def stall() -> float:
             start = time.perf_counter()
