@@ -125,8 +125,8 @@ def main() -> None:
             measured = pairs.measure(asked, ours, theirs, busy)
             own, plain = pairs.medians(measured)
             named = f"{kind}, {size[1]}x{size[0]}, {count} old and {count // 2} new"
-            before = "the old ones" if state == "decoded" else "none"
-            rows.append([named, before, asked.backend, f"{plain:.1f}", f"{own:.1f}", pairs.ratio(measured)])
+            decoded = "the old ones" if state == "decoded" else "none"
+            rows.append([named, decoded, asked.backend, f"{plain:.1f}", f"{own:.1f}", pairs.ratio(measured)])
             pairs.note(f"{cell}: {pairs.ratio(measured)}")
     columns = ["pictures", "decoded before", "backend", "plain script, s", "kresume train, s", "ratio (quartiles)"]
     pairs.table(columns, rows, busy)
