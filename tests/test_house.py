@@ -124,9 +124,11 @@ def test_a_long_or_unclear_file_is_noticed():
     assert too_long("a.py", f'def f():\n    """Adds."""\n\n    # why\n{body}\n') == ["a.py:f"]
     assert too_long("a.py", f'def f():\n    """Adds."""\n{body[10:]}\n') == []
     assert too_long("a.py", "x = 1\n" * 401) == ["a.py"]
-    module, function = '"""What it is."""\n', 'def f():\n    """Whether it is."""\n'
-    class_with_long_line = f'class A:\n    """{"a" * 101}"""\n'
-    assert {name for name, _ in unclear(module + function + class_with_long_line)} == {"", "f", "A"}
+    begins_with_what = '"""What it is."""\n'
+    begins_with_whether = 'def f():\n    """Whether it is."""\n'
+    too_long_a_line = f'class A:\n    """{"a" * 101}"""\n'
+    wrong = begins_with_what + begins_with_whether + too_long_a_line
+    assert {name for name, _ in unclear(wrong)} == {"", "f", "A"}
     assert unclear('"""Adds numbers.\n\nWhat it adds."""\n') == []
 
 

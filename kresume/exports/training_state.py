@@ -61,7 +61,6 @@ def revive(loaded: Loaded, job: Job) -> Training:
     saved_optimizer.check_can_keep(state, asked or "adamw")
     if state.optimizer is None:
         restore.restore(model, state, optimizer=None)
-        use_stored(model, state)
         return Training(model, _facts(loaded, model, None, "no optimizer state in the checkpoint"))
     own = saved_optimizer.describe_compiled(loaded.own_optimizer if state.optimizer.class_name is None else None)
     saved, assumed = saved_optimizer.name_optimizer(state, model, asked, own)
@@ -97,7 +96,6 @@ def _begun_anew(loaded: Loaded, name: str) -> Training:
     stored, words = state.optimizer, ""
     if loaded.averages and loaded.run is None:
         restore.restore(model, state, optimizer=None)
-        use_stored(model, state)
         words = "raw; the averages went with the old optimizer; "
     rate = state.rate.value if state.rate is not None else None
     if rate is None or not optimizers.comparable_rates(stored.class_name if stored is not None else None, name):

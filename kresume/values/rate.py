@@ -55,12 +55,11 @@ class RatePlan:
         if self.schedule == "keep" and self.saved:
             span = f", {self.now:.3g} now and {self.end:.3g} at the last step" if self.now is not None else ""
             return f"{before}continues the checkpoint's {self.saved['class_name']}{span} (keep; {self.reason})"
+        hold = f"{option('lr-schedule', 'constant')} holds it"
         if self.schedule in {"cosine", "rewarm-cosine"}:
-            hold = f"{option('lr-schedule', 'constant')} holds it"
             return f"{before}{self.peak:g}{by}, to 0 at step {self.steps:,} ({self.schedule}; {self.reason}; {hold})"
         if self.schedule == "cooldown":
             held = f" to step {self.warmup_steps:,}" if self.warmup_steps else ""
-            hold = f"{option('lr-schedule', 'constant')} holds it"
             return f"{before}{self.peak:g}{held}, then to 0 at step {self.steps:,} (cooldown; {self.reason}; {hold})"
         if self.schedule == "plateau":
             return f"{before}{self.peak:g}, lowered when val_loss stops falling (plateau; {self.reason})"

@@ -12,15 +12,16 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pairs
 
-ROOT = Path(__file__).parents[2]
 SIZE = 48
 
 MODEL = f"""
@@ -71,14 +72,10 @@ RECIPES: dict[str, tuple[float | None, dict[str, Any]]] = {
 }
 
 
-def run(code: str, *arguments: object) -> str:
-    """Runs Python code in its own process and returns its last line."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode not in (0, -9):
-        raise SystemExit(done.stderr[-3000:])
-    return (done.stdout.strip().splitlines() or [""])[-1]
+def python(code: str, *arguments: object, exit_codes: Sequence[int] = (0,)) -> str:
+    """Runs Python code in its own process and returns its output."""
+    command = [sys.executable, "-W", "ignore", "-c", code, *arguments]
+    return pairs.run(command, {"TF_CPP_MIN_LOG_LEVEL": "3"}, exit_codes)[1]
 
 
 def interrupted(data: Path, seeds: int) -> None:
@@ -90,7 +87,7 @@ def interrupted(data: Path, seeds: int) -> None:
         (folder / "small.py").write_text(MODEL)
         for seed in range(seeds):
             backup = folder / f"backup-{seed}"
-            run(KILLED, folder, data / "old", backup, seed)
+            python(KILLED, folder, data / "old", backup, seed, exit_codes=(-signal.SIGKILL,))
             for recipe, (share, options) in RECIPES.items():
                 out = folder / f"{seed}-{len(found)}"
                 arguments = {
@@ -98,7 +95,7 @@ def interrupted(data: Path, seeds: int) -> None:
                     "add": [str(data / "new")], "image_size": str(SIZE), "seed": seed, "val_split": 0.15, "out": str(out),
                     "quiet": True, **options,
                 }  # fmt: skip
-                unseen = float(run(TRAIN, json.dumps([share, str(backup), str(data / "eval"), arguments])))
+                unseen = float(python(TRAIN, json.dumps([share, str(backup), str(data / "eval"), arguments])))
                 after = json.loads((out / "evaluation.json").read_text())["after"]["all"]["accuracy"]
                 found.setdefault(recipe, []).append((100 * after, 100 * unseen))
                 print(f"seed {seed}, {recipe}: {100 * after:.1f}, {100 * unseen:.1f}", file=sys.stderr)

@@ -150,10 +150,12 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def run(command: Sequence[Any], environment: Mapping[str, str] | None = None) -> tuple[float, str]:
+def run(
+    command: Sequence[Any], environment: Mapping[str, str] | None = None, exit_codes: Sequence[int] = (0,)
+) -> tuple[float, str]:
     """Runs a process; returns its wall-clock seconds and its output.
 
-    A failure ends the bench.
+    Any other exit code ends the bench.
     """
     start = time.monotonic()
     done = subprocess.run(
@@ -164,7 +166,7 @@ def run(command: Sequence[Any], environment: Mapping[str, str] | None = None) ->
         check=False,
     )
     seconds = time.monotonic() - start
-    if done.returncode:
+    if done.returncode not in exit_codes:
         sys.exit(f"{shlex.join(map(str, command))}\n{done.stderr}")
     return seconds, done.stdout
 

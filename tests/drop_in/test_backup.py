@@ -16,6 +16,7 @@ import kresume
 from kresume.checkpoints import snapshot
 from kresume.drop_in.stream import stream_of
 from kresume.errors import CheckpointError, UsageError
+from tests.helpers.noise import noise
 from tests.helpers.pictures import write_pictures
 from tests.helpers.runs import assert_same_bytes
 
@@ -48,13 +49,7 @@ class Kill(keras.callbacks.Callback):
 
 def numbers(position):
     """Returns endless batches of noise from a position on; the labels are learnable."""
-    import tensorflow as tf
-
-    def batch(index):
-        x = tf.random.stateless_normal((BATCH, 8), tf.stack([index, tf.constant(7, tf.int64)]))
-        return x, tf.cast(tf.reduce_sum(x, axis=1) > 0, tf.int32)
-
-    return tf.data.Dataset.range(position, 10**6).map(batch)
+    return noise(position, BATCH, 8)
 
 
 def build(**compiled):

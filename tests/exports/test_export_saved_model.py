@@ -301,6 +301,17 @@ def test_two_versions_stand_side_by_side(place, pictures):
     assert "(+0.0 points)" in str(evaluation)
 
 
+def save_old(folder, module, function, name, labels):
+    """Saves a model of another program whose input, pictures as floats, has this name; returns its folder."""
+    import tensorflow as tf
+
+    spec = tf.TensorSpec((None, 12, 12, 3), tf.float32, name=name)
+    tf.saved_model.save(module, str(folder), signatures=tf.function(function, input_signature=[spec]))
+    if labels:
+        (folder / "assets" / "labels.txt").write_text("".join(f"{label}\n" for label in labels))
+    return folder
+
+
 def old_model(folder, labels, outputs=3):
     """Writes a SavedModel of another program.
 
@@ -315,11 +326,7 @@ def old_model(folder, labels, outputs=3):
     def function(values):
         return {"output_0": tf.nn.softmax(tf.reshape(values, (-1, 432)) @ weights / 1000)}
 
-    spec = tf.TensorSpec((None, 12, 12, 3), tf.float32, name="keras_tensor")
-    tf.saved_model.save(module, str(folder), signatures=tf.function(function, input_signature=[spec]))
-    if labels:
-        (folder / "assets" / "labels.txt").write_text("".join(f"{name}\n" for name in labels))
-    return folder
+    return save_old(folder, module, function, "keras_tensor", labels)
 
 
 @pytest.mark.one_backend(trains=True)
@@ -407,11 +414,7 @@ def old_model_of_numbers(path, inner, *, logits, named):
         shares = tf.where(known[:, None], shares, 1 / 3)
         return {"answer": tf.math.log(shares) + 3.0 if logits else shares}
 
-    spec = tf.TensorSpec((None, 12, 12, 3), tf.float32, name="sent")
-    tf.saved_model.save(module, str(path), signatures=tf.function(function, input_signature=[spec]))
-    if named:
-        (path / "assets" / "labels.txt").write_text("".join(f"{CLASSES[place]}\n" for place in order))
-    return path
+    return save_old(path, module, function, "sent", [CLASSES[place] for place in order] if named else ())
 
 
 @pytest.mark.one_backend(trains=True)

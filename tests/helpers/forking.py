@@ -25,7 +25,7 @@ PRELOADED = {
     str(SCRIPTS / "keras.py"): ("numpy", "keras"),
     "kresume.exports.tensorflow_process": ("tensorflow", "keras", "kresume.exports.formats", "kresume.models.load"),
 }
-"""What a process is to run, a file or a module, and the imports that do not depend on the request."""
+"""The imports that each process needs for any request, by the file or module that it runs."""
 _SERVERS: dict[tuple[str, str], subprocess.Popen] = {}
 FRESH = subprocess.run
 """Starts a process as users do."""

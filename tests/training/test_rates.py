@@ -62,9 +62,13 @@ def test_the_rate_of_an_interrupted_parent_comes_down():
     plan = decide(interrupted=True)
     assert (plan.schedule, plan.peak, plan.start, plan.warmup_steps) == ("cooldown", 1e-2, 1e-2, 400)
     assert "0.01 to step 400, then to 0 at step 800 (cooldown; the checkpoint's" in str(plan)
-    assert decide(SCHEDULE, interrupted=True, goes_on=True).schedule == "keep"
-    assert decide(SCHEDULE, interrupted=True, goes_on=False).schedule == "cooldown"
+    assert decide(SCHEDULE, interrupted=True, goes_on=lambda: True).schedule == "keep"
+    assert decide(SCHEDULE, interrupted=True, goes_on=lambda: False).schedule == "cooldown"
     assert decide(interrupted=True, lr=1e-4).schedule == "rewarm-cosine"
+    unread = decide(
+        SCHEDULE, interrupted=True, lr=1e-4, goes_on=lambda: pytest.fail("a schedule that nobody asked for")
+    )
+    assert unread.peak == 1e-4
     assert decide(interrupted=True, schedule="keep").schedule == "keep"
     assert decide(lr=1e-3, schedule="cooldown").peak == 1e-3
     with pytest.raises(UsageError, match="starts at the rate that it holds"):

@@ -237,7 +237,7 @@ def decide(start: Start, loaded: Loaded, data: Data, reporter: Reporter) -> Draf
         adds_images=parent is not None and (_count_new(gathered, generation) > 0 or corrects(config, gathered.merge)),
         shift=shift,
         interrupted=parent is not None and parent.interrupted,
-        goes_on=goes_on(saved, live.iterations, amount.steps),
+        goes_on=lambda: goes_on(saved, live.iterations, amount.steps),
     )
     rate, ahead = look_ahead(rate, live.iterations)
     return Draft(
@@ -278,10 +278,12 @@ def _statistics_of_parent(scorer: Any, loaded: Loaded, data: Data, seed: int) ->
     if parent is None:
         return {}
     found = stored(loaded.live.model, parent.state)
+    if found or not parent.interrupted:
+        return found
     rows = manifest.train_rows()
     old = rows[manifest.origins[rows] < loaded.generation]
-    if found or not parent.interrupted or not len(old):
-        return found
+    if not len(old):
+        return {}
     chosen = old[permutation(seed, 0, len(old))[:MOST_STATISTICS_IMAGES]]
     recomputed: Mapping[int, np.ndarray] = scorer.recompute(data.reader, chosen)
     return recomputed

@@ -7,7 +7,7 @@ Each note is one sentence: its subject, a count, and what the user can do. Witho
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,9 +77,8 @@ def frozen_layers(model: Any) -> list[str]:
     addresses = structure.address_of(model)
     names = [addresses[id(layer[0])].name.rpartition("/")[0] for layer in training]
     some, every = (sum(int(np.prod(v.shape)) for layer in part for v in layer) for part in (training, layers))
-    shown = f"{', '.join(names[:3])}{f' and {len(names) - 3:,} more' if len(names) > 3 else ''}"
     return [
-        f"{len(layers) - len(training):,} of {len(layers):,} layers with weights are frozen: only {shown} "
+        f"{len(layers) - len(training):,} of {len(layers):,} layers with weights are frozen: only {_listed(names)} "
         f"{'trains' if len(names) == 1 else 'train'} ({some:,} of {every:,} parameters); to train more, {way}"
     ]
 
@@ -96,11 +95,16 @@ def statistics_of_layers(model: Any, kind: str) -> list[str]:
     others = other_running(model) if kind == "recomputed" else []
     if not others:
         return []
-    shown = f"{', '.join(others[:3])}{f' and {len(others) - 3:,} more' if len(others) > 3 else ''}"
+    keep, their = ("keeps", "its") if len(others) == 1 else ("keep", "their")
     return [
-        f"{shown} {'keeps' if len(others) == 1 else 'keep'} statistics of {'its' if len(others) == 1 else 'their'} own, which "
-        "are used as training leaves them; those of batch normalisation are recomputed"
+        f"{_listed(others)} {keep} statistics of {their} own, which are used as training leaves them; those of batch "
+        "normalisation are recomputed"
     ]
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Lists the first three names, and how many more there are."""
+    return f"{', '.join(names[:3])}{f' and {len(names) - 3:,} more' if len(names) > 3 else ''}"
 
 
 def _batch_size(parent: Parent, gathered: Gathered, amount: Amount, rate: RatePlan, optimizer: str) -> Iterator[str]:

@@ -9,6 +9,7 @@ optimizer.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -94,7 +95,7 @@ def decide_rate(
     adds_images: bool = False,
     shift: str | None = None,
     interrupted: bool = False,
-    goes_on: bool = False,
+    goes_on: Callable[[], bool] = lambda: False,
 ) -> RatePlan:
     """Decides the rate of a run.
 
@@ -109,7 +110,7 @@ def decide_rate(
         adds_images: True if images are added to, or corrected in, those that the checkpoint was trained on.
         shift: the probe's words if new images call for the full rate, or None.
         interrupted: True if the parent was interrupted: its rate had not come down yet.
-        goes_on: True if its own schedule still changes the rate in this run.
+        goes_on: returns True if its own schedule still changes the rate in this run; called only if that decides.
 
     Raises:
         UsageError: options contradict each other, or a rate is implausible.
@@ -136,9 +137,9 @@ def decide_rate(
             f"{option('lr-schedule', 'keep')} continues the checkpoint's schedule, which sets the rate: leave it out, or "
             f"{option('lr' if lr is not None else 'lr-scale')}"
         )
-    chosen: Schedule = next(
-        (name for name in SCHEDULES if name == schedule),
-        _default_schedule(saved, asked=asked, adds_images=adds_images, interrupted=interrupted, goes_on=goes_on),
+    given: Schedule | None = next((name for name in SCHEDULES if name == schedule), None)
+    chosen: Schedule = given or _default_schedule(
+        saved, asked=asked, adds_images=adds_images, interrupted=interrupted, goes_on=goes_on
     )
     peak, reason = _peak(saved, optimizer, lr, lr_scale, chosen, adds_images, shift)
     if chosen == "plateau" and warmup_steps:
@@ -187,7 +188,7 @@ def goes_on(saved: SavedRate | None, origin: int, steps: int) -> bool:
 
 
 def _default_schedule(
-    saved: SavedRate | None, *, asked: bool, adds_images: bool, interrupted: bool, goes_on: bool
+    saved: SavedRate | None, *, asked: bool, adds_images: bool, interrupted: bool, goes_on: Callable[[], bool]
 ) -> Schedule:
     """Returns the schedule if none was given: an interrupted parent's rate still has to come down."""
     if saved is None:
@@ -195,7 +196,7 @@ def _default_schedule(
     if asked:
         return "rewarm-cosine"
     if interrupted:
-        return "keep" if goes_on else "cooldown"
+        return "keep" if goes_on() else "cooldown"
     return "rewarm-cosine" if adds_images else "keep"
 
 
