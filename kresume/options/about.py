@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field
+
 
 @dataclass(frozen=True)
 class Range:
@@ -53,3 +55,20 @@ class About:
     range: Range | None = None
     inherited: bool = False
     may_differ: bool = False
+
+
+class Options(BaseModel):
+    """A part of the table: each field is an option."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def option_of(help: str, group: str, **about: Any) -> Any:
+    """Describes a field of the table.
+
+    Args:
+        help: what it does, for `--help-all` and `docs/cli.md`.
+        group: the heading under which it is listed.
+        **about: further facts, see `About`.
+    """
+    return Field(None, description=help, json_schema_extra={"about": About(group, **about)})  # type: ignore[dict-item]

@@ -150,7 +150,7 @@ WORDS = ("argmax", "one_hot", "sparse_categorical_crossentropy", "categorical_cr
 KINDS = ("binary", "binary-logits", "rows", "indices")
 IMAGES = "indices of images, not of classes"
 ELSEWHERE = {
-    "options/table.py": "the choices of --loss, which the test above compares with the tasks",
+    "options/of_model.py": "the choices of --loss, which the test above compares with the tasks",
     "drop_in/image_dataset.py": "label_mode, an argument of Keras's own loader in the user's own fit",
     "runtimes/scripts/keras.py": "a loss that nothing computes, in a process that cannot import kresume",
     "runtimes/process.py": IMAGES,

@@ -1,0 +1,88 @@
+"""Lists the options of the model: its architecture, its input, its loss."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from kresume.options.about import Options, option_of
+
+MODEL = "Model"
+
+
+class ModelOptions(Options):
+    """The model."""
+
+    model: str | None = option_of(
+        "convnet, applications:NAME, file.py:function, package.module:function, or a .json, .keras or .h5 file with an "
+        "architecture. Default: the checkpoint's, else {default}.",
+        MODEL,
+        daily=True,
+        metavar="SPEC",
+    )
+    map: str | None = option_of(
+        "YAML file that says which array of a PyTorch state dict fills which variable; its entries win over matches by name, "
+        "order and shape.",
+        MODEL,
+        metavar="FILE",
+    )
+    map_out: str | None = option_of(
+        "Where to write the mapping of a PyTorch state dict, to correct it and give it back with --map.",
+        MODEL,
+        metavar="FILE",
+        may_differ=True,
+    )
+    imports: tuple[str, ...] | None = option_of(
+        "Python file that registers custom layers or losses with Keras. Repeatable.",
+        MODEL,
+        metavar="FILE",
+        flag="--import",
+        inherited=True,
+        may_differ=True,
+    )
+    trust: bool | None = option_of(
+        "The checkpoint is mine: run the code of its Lambda layers. Without it no code of a checkpoint is ever run.",
+        MODEL,
+        may_differ=True,
+    )
+    image_size: str | None = option_of(
+        "Size of the pictures in pixels, N or HEIGHTxWIDTH. Default: the model's, {default} for a new one.",
+        MODEL,
+        daily=True,
+        metavar="N|HxW",
+        inherited=True,
+    )
+    pixels: str | None = option_of(
+        "The pixel values that the model expects: auto, 0-255, 0-1, -1-1, caffe, torch (Keras's own), bgr-0-255, bgr-0-1, "
+        "bgr--1-1 (OpenCV), cifar10, mnist, 0-255-inverted, 0-1-inverted, -1-1-inverted (grey), mean=M,std=S[,bgr] with one "
+        "number or one per channel, or FILE.py:FUNCTION. auto reads it from the first layers, or finds it by scoring the "
+        "checkpoint on old images.",
+        MODEL,
+        metavar="NAME",
+        inherited=True,
+    )
+    axes: str | None = option_of(
+        "Order of height, width and channels in the model's input, where its shape does not say it: hwc, chw, hw, wh ... "
+        "Default: what the shape says; for a row of numbers the order that fits the old images.",
+        MODEL,
+        metavar="ORDER",
+        inherited=True,
+    )
+    resize: Literal["stretch", "crop", "pad"] | None = option_of(
+        "How pictures are resized. Default: the parent's, else {default}.", MODEL, inherited=True
+    )
+    interpolation: Literal["area", "bilinear", "antialias", "nearest"] | None = option_of(
+        "How resizing samples pixels; image_dataset_from_directory uses bilinear. Default: the parent's, else {default}.",
+        MODEL,
+        inherited=True,
+    )
+    loss: Literal["sparse_categorical_crossentropy", "categorical_crossentropy", "binary_crossentropy"] | None = (
+        option_of("Default: the checkpoint's, else the one that fits the last activation.", MODEL, inherited=True)
+    )
+    metric: tuple[str, ...] | None = option_of(
+        "A further Keras metric to log. Repeatable.", MODEL, metavar="NAME", inherited=True
+    )
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] | None = option_of(
+        "Arithmetic of the layers; variables stay float32. Default: the checkpoint's, float32 for a new model.",
+        MODEL,
+        inherited=True,
+    )

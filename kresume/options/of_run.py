@@ -1,0 +1,82 @@
+"""Lists the options of the run directory and the machine."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from kresume.options.about import AT_LEAST_1, LOCAL, Options, option_of
+
+OUTPUT, MACHINE = "The run", "Machine"
+
+
+class RunOptions(Options):
+    """Where the run is kept, and what computes it."""
+
+    out: str | None = option_of(
+        "The run directory. Default: runs/<n>-<name>. Given alone, continues that run.",
+        OUTPUT,
+        daily=True,
+        metavar="DIR",
+        range=LOCAL,
+    )
+    overwrite: bool | None = option_of(
+        "Move what is at --out aside and start again; an interrupted run that this same command began is continued.",
+        OUTPUT,
+        may_differ=True,
+    )
+    snapshot_every: str | None = option_of(
+        "How often to take a snapshot: steps (200), epochs (2epochs) or minutes (10min). Default {default}.",
+        OUTPUT,
+        metavar="N",
+        inherited=True,
+        may_differ=True,
+    )
+    keep: int | None = option_of(
+        "How many snapshots to keep. Default {default}.",
+        OUTPUT,
+        metavar="N",
+        range=AT_LEAST_1,
+        inherited=True,
+        may_differ=True,
+    )
+    take_over: bool | None = option_of(
+        "Continue a run that another machine holds, without waiting until that machine is silent.",
+        OUTPUT,
+        may_differ=True,
+    )
+    backend: Literal["tensorflow", "jax"] | None = option_of(
+        "Default: KERAS_BACKEND, else jax with an accelerator and tensorflow on a CPU, where it is several times faster.",
+        MACHINE,
+        daily=True,
+        inherited=True,
+        may_differ=True,
+    )
+    device: Literal["auto", "cpu", "gpu", "tpu"] | None = option_of("Default {default}.", MACHINE, may_differ=True)
+    devices: int | None = option_of(
+        "How many devices share each batch, through JAX. Default: as many of those here as divide the batch size.",
+        MACHINE,
+        metavar="N",
+        range=AT_LEAST_1,
+        may_differ=True,
+    )
+    cache: str | None = option_of(
+        "Where decoded pictures are kept: auto ($KRESUME_CACHE, else ~/.cache/kresume), off, or a folder. Default {default}.",
+        MACHINE,
+        metavar="DIR",
+        range=LOCAL,
+        inherited=True,
+        may_differ=True,
+    )
+    cache_limit: str | None = option_of(
+        "Largest size of the cache, 500MB or 50GB for example; pictures that were unused for longest are removed first. Kept "
+        "for later commands. Default {default}.",
+        MACHINE,
+        metavar="SIZE",
+        inherited=True,
+        may_differ=True,
+    )
+    exact: Literal["on", "off"] | None = option_of(
+        "on requests deterministic kernels of an accelerator; a CPU repeats without it. Default {default}.",
+        MACHINE,
+        inherited=True,
+    )
