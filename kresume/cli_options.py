@@ -147,6 +147,8 @@ def _table_options() -> list[TableOption]:
         attributes: dict[str, Any] = (
             {"is_flag": True, "default": None} if is_flag else {"type": choices or kind, "multiple": repeats}
         )
+        if said.bare:
+            attributes = {"type": str, "is_flag": False, "flag_value": ""}
         if said.metavar and not choices:
             attributes["metavar"] = said.metavar
         flag = flag_of(name)

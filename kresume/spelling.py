@@ -12,6 +12,7 @@ The default is flags. A message that a Python function may raise must use `optio
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -26,7 +27,10 @@ def as_flag(name: str, value: Value) -> str:
     if value is None or isinstance(value, bool):
         return f"--{name}"
     short = f"{value:g}" if isinstance(value, float) else str(value)
-    return f"--{name} {short if isinstance(value, str) or float(short) == value else value}"
+    if isinstance(value, str):
+        spaced = any(character.isspace() for character in value)
+        return f"--{name} {shlex.quote(value) if spaced else value}"
+    return f"--{name} {short if float(short) == value else value}"
 
 
 def as_argument(name: str, value: Value) -> str:

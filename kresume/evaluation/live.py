@@ -72,12 +72,14 @@ class LiveScorer:
         advance: Callable[[int], None] = lambda count: None,
         reader: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> np.ndarray:
-        """Predicts these rows, `(len(rows), classes) float64`."""
+        """Predicts these rows, `(len(rows), classes) float64`; 0 for a class that the model has no output for."""
         batches = pipeline.scoring_batches(
             reader or self.source, rows, self.batch_size, inputs.to_input(self.card.pixels, self.card.input)
         )
         with averaged(self.model), used(self.model, self.statistics):
-            return predict_all(self.model.predict_on_batch, batches, self.loss.head, advance=advance)
+            found = predict_all(self.model.predict_on_batch, batches, self.loss.head, advance=advance)
+        missing = len(self.card.classes) - found.shape[1]  # classes that the model has no output for yet
+        return np.pad(found, ((0, 0), (0, missing))) if missing > 0 else found
 
     def recompute(
         self, reader: PictureReader, rows: np.ndarray, advance: Callable[[int], None] = lambda count: None

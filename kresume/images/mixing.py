@@ -55,6 +55,8 @@ class Shares:
         )
         fewest = min(self.classes, key=lambda name: self.classes[name])
         most = max(self.classes, key=lambda name: self.classes[name])
+        if self.classes[fewest] == self.classes[most]:
+            return f"{self.images:,} images an epoch: {origins}; each class {self.classes[most]:,}"
         span = f"classes from {self.classes[fewest]:,} ({fewest}) to {self.classes[most]:,} ({most})"
         return f"{self.images:,} images an epoch: {origins}; {span}"
 

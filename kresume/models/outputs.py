@@ -93,7 +93,7 @@ def read_outputs(model: keras.Model) -> Outputs:
 
 def last_activation(model: keras.Model) -> str | None:
     """Returns the name of the last activation, through nested models; None if unknown."""
-    for operation in _backwards(model):
+    for operation in backwards(model):
         kind = type(operation).__name__
         if kind in OPERATIONS:
             return OPERATIONS[kind]
@@ -113,7 +113,7 @@ def _name_of(activation: Any) -> str | None:
     return next((name for name in NAMED if activation is getattr(keras.activations, name, None)), None)
 
 
-def _backwards(model: Any) -> Iterator[Any]:
+def backwards(model: Any) -> Iterator[Any]:
     """Yields the operations from a model's output backwards, entering nested models.
 
     Stops at an operation that has several inputs.
@@ -131,7 +131,7 @@ def _backwards(model: Any) -> Iterator[Any]:
             if not isinstance(operation, (keras.Sequential, keras.src.models.Functional)):
                 yield operation
                 return
-            yield from _backwards(operation)
+            yield from backwards(operation)
         else:
             yield operation
         inputs = operation._inbound_nodes[node].input_tensors

@@ -10,7 +10,7 @@ its attribute and its weight: the `_velocities` of the third trainable variable.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,12 @@ from kresume.errors import RestoreError
 from kresume.models import own_counts
 
 GRADIENT, SQUARE, STEP = "averages of gradients", "averages of squared gradients", "steps"
+SCALED = "scaled steps"
+SIZES = frozenset({SQUARE, "largest averages of squared gradients", "largest gradients", "sums of squared gradients"})
+"""Meanings that do not depend on the sign of a gradient."""
 AVERAGES, ACCUMULATED = "_model_variables_moving_average", "_accumulated_gradients"
+SIGNED = frozenset({GRADIENT, STEP, SCALED, AVERAGES, ACCUMULATED})
+"""Meanings that change their sign with a gradient or a weight."""
 KEPT_APART = frozenset({AVERAGES, ACCUMULATED, "_velocity_hats"})
 """Slots that need no step count: weights, gradients, and maxima of moments that have one."""
 MEANINGS: Mapping[str, Mapping[str, str]] = {
@@ -33,7 +38,7 @@ MEANINGS: Mapping[str, Mapping[str, str]] = {
     "Lamb": {"_momentums": GRADIENT, "_velocities": SQUARE},
     "Adamax": {"_m": GRADIENT, "_u": "largest gradients"},
     "Lion": {"_momentums": GRADIENT},
-    "RMSprop": {"_velocities": SQUARE, "_average_gradients": GRADIENT, "_momentums": "scaled steps"},
+    "RMSprop": {"_velocities": SQUARE, "_average_gradients": GRADIENT, "_momentums": SCALED},
     "SGD": {"momentums": STEP},
     "Adagrad": {"_accumulators": "sums of squared gradients"},
 }
@@ -129,7 +134,11 @@ def describe(optimizer: Any) -> list[Slot]:
     return found
 
 
-def carry(old: Any, new: Any) -> tuple[list[str], list[str]]:
+Fit = Callable[[str, np.ndarray, np.ndarray], np.ndarray | None]
+"""Fits a slot to another shape: `(meaning, value, fresh value) -> value`, None to start fresh."""
+
+
+def carry(old: Any, new: Any, fit: Fit | None = None) -> tuple[list[str], list[str]]:
     """Copies the slots that mean the same from one optimizer to another.
 
     The iteration count and loss scaling are copied too; the new optimizer keeps its own rate.
@@ -137,6 +146,7 @@ def carry(old: Any, new: Any) -> tuple[list[str], list[str]]:
     Args:
         old: built on the model's trainable variables.
         new: built on the same variables, of any class.
+        fit: fits the slots of a weight that has another shape now; None if no weight has.
 
     Returns:
         The attributes that were copied and those that start fresh.
@@ -150,6 +160,11 @@ def carry(old: Any, new: Any) -> tuple[list[str], list[str]]:
     for attribute in kept:
         for source, target in zip(before[sources[attribute]], after[attribute], strict=True):
             if source is None or target is None:
+                continue
+            if tuple(source.shape) != tuple(target.shape) and fit is not None:
+                fitted = fit(meaning_of(new, attribute), *(np.array(each.value) for each in (source, target)))
+                if fitted is not None:
+                    target.assign(fitted)
                 continue
             if tuple(source.shape) != tuple(target.shape):
                 raise RestoreError(
@@ -229,6 +244,11 @@ def _sources(old: Any, new: Any) -> dict[str, str]:
     if SQUARE in wanted.values() and SQUARE not in by_meaning:
         found = {}  # a full momentum divided by squares that start at zero makes steps of many times the rate
     return found | {name: name for name in (AVERAGES, ACCUMULATED) if name in before}
+
+
+def meaning_of(optimizer: Any, attribute: str) -> str:
+    """Returns what a slot means; the attribute itself if no class says it."""
+    return MEANINGS.get(type(inner(optimizer)).__name__, {}).get(attribute, attribute)
 
 
 def _copy(source: Any, target: Any) -> None:

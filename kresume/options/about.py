@@ -46,6 +46,7 @@ class About:
         range: the values that it may have; None for any of its type.
         inherited: True if a child run uses the parent's value where the command gives none.
         may_differ: True if the command that continues an interrupted run may give another value.
+        bare: True if its flag may stand alone, without names.
     """
 
     group: str
@@ -55,6 +56,7 @@ class About:
     range: Range | None = None
     inherited: bool = False
     may_differ: bool = False
+    bare: bool = False
 
 
 class Options(BaseModel):

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kresume.options.lookup import INHERITED, MAY_DIFFER, flag_of
+from kresume.class_names import join_classes
+from kresume.options.lookup import INHERITED, MAY_DIFFER, about, flag_of
 from kresume.options.table import TrainConfig
 
 
@@ -44,7 +45,9 @@ def to_command(config: TrainConfig, program: str = "kresume train") -> str:
     words = []
     for name, value in given(config).items():
         flag = flag_of(name)
-        if isinstance(value, bool):
+        if about(name).bare and value is not True:
+            words += [f"{flag}={shlex.quote(join_classes(value))}"] if value else []
+        elif isinstance(value, bool):
             words += [flag] if value else [f"--no-{flag[2:]}"] if name in INHERITED else []
         else:
             for item in value if isinstance(value, (list, tuple)) else [value]:

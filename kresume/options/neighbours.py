@@ -35,7 +35,6 @@ NEIGHBOURS: Mapping[str, str] = {
     "--num-train-epochs": "that is --epochs N",
     "--workers": "reading is as parallel as the machine allows, without an option",
     "--amp": "that is --precision mixed_bfloat16",
-    "--grow": "growing the head by new classes is not in this version; a fresh head is: --partial --classes a,b,NEW --model M",
     "--new-only": "training without the old images is not in this version",
     "--distill": "distillation is not in this version",
     "--freeze": "freezing is not in this version; set `trainable` in the function that --model names",

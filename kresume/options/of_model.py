@@ -81,6 +81,22 @@ class ModelOptions(Options):
     metric: tuple[str, ...] | None = option_of(
         "A further Keras metric to log. Repeatable.", MODEL, metavar="NAME", inherited=True
     )
+    grow: bool | tuple[str, ...] | None = option_of(
+        "Add class folders that the checkpoint does not know: outputs for them are added to its head, behind the old ones, "
+        "whose weights are kept. --grow adds every one, --grow=rose,tulip these; another unknown folder stays an error.",
+        MODEL,
+        daily=True,
+        metavar="[=a,b]",
+        bare=True,
+    )
+    head: str | None = option_of(
+        "Name of the layer that gives the outputs, if --grow does not find it.", MODEL, metavar="NAME"
+    )
+    new_rows: Literal["imprinted", "random"] | None = option_of(
+        "How the weights of added outputs start: imprinted, from the mean features of their class, or random, small. Default "
+        "{default}.",
+        MODEL,
+    )
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] | None = option_of(
         "Arithmetic of the layers; variables stay float32. Default: the checkpoint's, float32 for a new model.",
         MODEL,

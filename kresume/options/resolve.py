@@ -13,7 +13,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
 
-from kresume.class_names import join_classes, names_of
+from kresume.class_names import join_classes, names_of, read_classes
 from kresume.errors import UsageError
 from kresume.options.lookup import about, flag_of
 from kresume.options.neighbours import nearest
@@ -135,6 +135,8 @@ def _plain(name: str, value: Any) -> Any:
         return "x".join(str(item) for item in value)
     if name == "classes" and isinstance(value, (list, tuple, Mapping)):
         return join_classes(names_of(value) or ())
+    if name == "grow" and isinstance(value, str):
+        return read_classes(value) if value else True
     if name in {"image_size", "classes"} and isinstance(value, int):
         return str(value)
     if _repeats(name) and isinstance(value, (str, os.PathLike)):

@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from kresume.options.table import TrainConfig
 
+RowsKind = Literal["imprinted", "random"]
+"""How the rows of new classes start."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -41,6 +44,7 @@ class Settings:
     batch_size: int = 32
     steps_per_execution: int = 1
     seed: int = 0
+    new_rows: RowsKind = "imprinted"
     monitor: str = "val_loss"
     bn_stats: Literal["recomputed", "moving"] = "recomputed"
     optimizer: str = "adamw"
@@ -74,6 +78,13 @@ RATES: Mapping[str, float] = {
 """Learning rate of a new model, by the optimizer's class in small letters."""
 OTHER_RATE = 1e-3
 """Learning rate of a new model with any other optimizer."""
+
+NEW_CLASSES_BALANCE: Literal["none", "class"] = "class"
+"""How an epoch is balanced where classes are new."""
+IMPRINT_IMAGES = 64
+"""Training images of a class from which its mean features are computed, where classes are new."""
+IMPRINT_OLD_IMAGES = 1024
+"""Images of all old classes together that are used for it at most, where there are fewer classes than that."""
 
 MOST_STATISTICS_IMAGES = 1024
 """Training images from which the statistics of batch normalisation are recomputed before a scoring."""

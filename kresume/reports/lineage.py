@@ -26,6 +26,7 @@ class Generation:
     parent: str
     images: int
     added: int
+    classes: int
     epochs: int
     before: float | None
     accuracy: float | None
@@ -59,6 +60,7 @@ class Lineage:
                 run.parent or "-",
                 f"{run.images:,}",
                 f"{run.added:,}",
+                str(run.classes),
                 str(run.epochs),
                 "-" if run.rate is None else f"{run.rate:g}",
                 _percent(run.before),
@@ -84,6 +86,7 @@ COLUMNS = (
     "parent",
     "images",
     "added",
+    "classes",
     "epochs",
     "rate",
     "before",
@@ -114,6 +117,7 @@ def _generation(run: Run) -> Generation:
         parent=Path(record.parent.path).name if record.parent else "",
         images=int(record.images.get("total", 0)),
         added=int(record.images.get("added", 0)),
+        classes=len(record.card.classes),
         epochs=len(metrics),
         before=_accuracy(record.before or {}, "all"),
         accuracy=_accuracy(scores, "all"),

@@ -1,19 +1,29 @@
-"""Gives a model its optimizer, learning rate, loss and metrics, alike for new and continued runs.
+"""Gives a model its outputs for new classes, its optimizer, learning rate, loss and metrics.
 
+draft = grow(draft, reporter)                                                       # a new run with new classes
 adjust(live.model, draft.adjustment, restored=live.optimizer)      # a new run
 model = rebuild(run, config)                                                        # an interrupted one
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from kresume.backend.live_state import inner
+from kresume.images.inputs import to_input
+from kresume.images.order import permutation
+from kresume.images.pipeline import scoring_batches
 from kresume.options.given import code_of, given
+from kresume.options.settings import IMPRINT_IMAGES, IMPRINT_OLD_IMAGES
 from kresume.options.table import TrainConfig
+from kresume.reporter import Reporter
 from kresume.runs import Run
 from kresume.storage import atomic
+from kresume.training.plan.draft import Draft
+from kresume.training.plan.growth import Growth
 from kresume.training.plan.rate import keras_rate
 from kresume.values.amount import Amount
 from kresume.values.card import Card
@@ -65,6 +75,49 @@ def adjust(model: Any, to: Adjustment, *, restored: Any = None) -> None:
         if averages.uses_averages(model) and not inner(restored).use_ema:
             averages.start_from_weights(model)
     schedules.wind(model.optimizer)
+
+
+def grow(draft: Draft, reporter: Reporter) -> Draft:
+    """Gives the restored model the outputs of new classes; does nothing if no class is new.
+
+    Args:
+        draft: what was decided.
+        reporter: shown progress.
+
+    Returns:
+        The draft with the grown model and its optimizer.
+    """
+    growth, live = draft.loaded.growth, draft.loaded.live
+    if growth is None:
+        return draft
+    from kresume.models import grow as growing
+
+    features = _features(draft, growth, reporter) if growth.rows == "imprinted" else None
+    rows = growing.new_rows(growth.head, features, len(growth.new), draft.seed)
+    optimizer = growing.fill(live.model, live.optimizer, growth.head, growth.wider, growth.wider_head, live.saved, rows)
+    grown = replace(live, model=growth.wider, optimizer=optimizer)
+    return replace(draft, loaded=replace(draft.loaded, live=grown))
+
+
+def _features(draft: Draft, growth: Growth, reporter: Reporter) -> np.ndarray:
+    """Returns the mean features of every class over a sample of its training images."""
+    from kresume.models.grow import mean_features
+
+    data, classes = draft.data, draft.data.card.classes
+    rows = data.gathered.manifest.train_rows()
+    labels = data.gathered.manifest.labels[rows].astype(np.int64)
+    chosen = []
+    for number in range(len(classes)):
+        mine = np.nonzero(labels == number)[0]
+        most = IMPRINT_IMAGES if number >= len(growth.before) else IMPRINT_OLD_IMAGES // len(growth.before)
+        chosen.append(mine[permutation(draft.seed, 0, len(mine))[: max(1, min(most, IMPRINT_IMAGES))]])
+    sample = np.concatenate(chosen)
+    to_model = to_input(data.card.pixels, data.card.input)
+    batches = scoring_batches(data.reader, rows[sample], draft.plan.amount.batch_size, to_model)
+    with reporter.progress("features of the classes", len(sample), "images") as advance:
+        return mean_features(
+            draft.loaded.live.model, growth.head, batches, labels[sample], len(classes), draft.statistics, advance
+        )
 
 
 def rebuild(run: Run, config: TrainConfig) -> Any:

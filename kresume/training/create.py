@@ -127,6 +127,8 @@ def _record(start: Start, draft: Draft) -> RunRecord:
         not_used=not_used(draft.data.sources, draft.data.gathered.manifest),
         before=plan.before,
         statistics=settings_of(config).bn_stats,
+        balance=plan.balance,
+        new_classes=draft.loaded.growth.new if draft.loaded.growth else (),
         plan=PlanWords(
             sides=plan.sides,
             pixels_reason=plan.pixels_reason,

@@ -22,7 +22,7 @@ from kresume.options.settings import settings_of
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
 from kresume.spelling import as_argument, spelled
-from kresume.training.adjust import Adjustment, adjust, rebuild
+from kresume.training.adjust import Adjustment, adjust, grow, rebuild
 from kresume.training.create import create_run
 from kresume.training.finish import TrainResult, finish
 from kresume.training.plan.decide import decide, list_named, load_checkpoint, update_data
@@ -73,6 +73,7 @@ def train(config: TrainConfig, reporter: Reporter) -> TrainResult:
         data = update_data(start, loaded, sources, reporter, writes=True)
         draft = decide(start, loaded, data, reporter)
         reporter.say(str(draft.plan).partition("\n")[2])
+        draft = grow(draft, reporter)
         model = _adjusted(draft, start.config)
         run = create_run(start, draft)
         for quarantined in data.gathered.quarantine:

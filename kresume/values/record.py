@@ -130,6 +130,8 @@ class RunRecord:
         before: the parent's scores, None for a new model.
         plan: words of the printed plan.
         statistics: those of batch normalisation that it predicts with: `"recomputed"` or `"moving"`.
+        balance: how an epoch is balanced: `"none"` or `"class"`; None in older runs, where the options say it.
+        new_classes: names of the classes that it added to its parent's.
         result: None until the run is finished.
         best: the best epoch of a finished run, None if no monitor chose one.
         finished: when it was finished, empty until then.
@@ -161,6 +163,8 @@ class RunRecord:
     before: Mapping[str, Any] | None
     plan: PlanWords
     statistics: StatisticsKind = "moving"
+    balance: str | None = None
+    new_classes: Sequence[str] = ()
     result: Result | None = None
     best: Best | None = None
     finished: str = ""
@@ -178,6 +182,7 @@ class RunRecord:
             "rate": self.rate.as_dict(),
             "amount": self.amount.as_dict(),
             "dropped": list(self.dropped),
+            "new_classes": list(self.new_classes),
             "plan": vars(self.plan),
             "result": None if self.result is None else vars(self.result),
             "best": None if self.best is None else vars(self.best),
@@ -249,6 +254,8 @@ def _fields(value: Mapping[str, Any]) -> dict[str, Any]:
         "before": value.get("before"),
         "plan": PlanWords(**value["plan"]),
         "statistics": statistics,
+        "balance": value.get("balance"),
+        "new_classes": tuple(value.get("new_classes", ())),
         "result": Result(**result) if result else None,
         "best": Best(**best) if best else None,
         "finished": str(value.get("finished", "")),

@@ -138,14 +138,15 @@ class Session:
     def _order_of(self, manifest: Manifest) -> Mixed:
         config, held, generation = self.config, self.settings, self.run.generation
         seed, batch_size = self.run.record.seed, self.amount.batch_size
+        balance = self.run.record.balance or held.balance
         try:
-            return make_order(manifest, seed, batch_size, held.mix, config.replay, held.balance, generation)
+            return make_order(manifest, seed, batch_size, held.mix, config.replay, balance, generation)
         except UsageError as error:
             if manifest is self.manifest:
                 raise
             # All old or all new images became unreadable during training: not a reason to abort an unattended run.
             self.reporter.warn(f"{error}; from here on an epoch uses every image once")
-            return make_order(manifest, seed, batch_size, None, None, held.balance, generation)
+            return make_order(manifest, seed, batch_size, None, None, balance, generation)
 
     def _not_written(self, text: str) -> None:
         self.reporter.warn(f"{text}: not written; training continues, and what was written before is safe")

@@ -11,8 +11,10 @@ Nothing is written but decoded pictures in the cache, and with `writes=False` no
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +27,7 @@ from kresume.images.mixing import make_order
 from kresume.images.order import permutation
 from kresume.images.reader import PictureReader
 from kresume.options.resolve import cache_limit, from_arguments, image_size
-from kresume.options.settings import DEFAULTS, MOST_STATISTICS_IMAGES, Settings, settings_of
+from kresume.options.settings import DEFAULTS, MOST_STATISTICS_IMAGES, NEW_CLASSES_BALANCE, Settings, settings_of
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
 from kresume.runs import Run
@@ -34,6 +36,7 @@ from kresume.training.plan.amount import check_monitor, decide_amount
 from kresume.training.plan.describe import describe
 from kresume.training.plan.draft import Data, Draft, Loaded
 from kresume.training.plan.feeding import PROBE_IMAGES, decide_feeding
+from kresume.training.plan.growth import check_filled, new_classes, plan_growth
 from kresume.training.plan.images import (
     Gathered,
     check_outputs,
@@ -59,9 +62,6 @@ from kresume.training.snapshot_policy import Cadence
 from kresume.training.start import Start, start_or_continue
 from kresume.values.amount import Amount
 from kresume.values.card import Card
-
-if TYPE_CHECKING:
-    pass
 
 SHIFT_POINTS = 0.05
 
@@ -132,7 +132,8 @@ def load_checkpoint(start: Start, sources: Sources, reporter: Reporter) -> Loade
         reporter.say(f"no checkpoint at {config.from_}: starting with initial weights (--or-new)")
     check_sources(config, parent, sources)
     classes, classes_reason = decide_classes(config, parent, sources)
-    check_monitor(config.monitor, classes)
+    new = new_classes(config, parent, sources, classes)
+    check_monitor(config.monitor, (*classes, *new))
     selection.set_precision(config.precision)
     live_state.seed_everything(held.seed)
     card = parent.card if parent is not None else None
@@ -157,14 +158,30 @@ def load_checkpoint(start: Start, sources: Sources, reporter: Reporter) -> Loade
         soft_labels=bool(config.mixup or config.cutmix),
         code=own_code(config.model, config.imports or ()),
     )
+    growth = plan_growth(config, live, loss, classes, new, _by_function(config, parent)) if new else None
     return Loaded(
         parent,
         live,
-        classes,
-        classes_reason,
-        loss,
+        (*classes, *new),
+        f"{classes_reason}, and {len(new)} new" if new else classes_reason,
+        growth.loss if growth else loss,
         unused_metrics(saved, config.metric or ()),
         generation=parent.generation + 1 if parent is not None else 0,
+        growth=growth,
+    )
+
+
+def _by_function(config: TrainConfig, parent: Parent | None) -> Callable[[int], Any] | None:
+    """Returns the user's function as a builder by number of classes; None without one."""
+    from kresume.models.build import build_model
+    from kresume.models.own_code import is_function
+
+    if parent is None or config.model is None or not is_function(config.model):
+        return None
+    card = parent.card
+    size = image_size(config) or (card.image_size if card else None)
+    return lambda count: build_model(
+        config.model, state=parent.state, num_classes=count, image_size=size, imports=config.imports or ()
     )
 
 
@@ -191,11 +208,14 @@ def update_data(start: Start, loaded: Loaded, sources: Sources, reporter: Report
     old = sources.data if parent is not None else None
     spec, layout = decode_spec(config, card, model, image_size(config))
     feeding = decide_feeding(
-        config, card, model, loaded.loss, old, loaded.classes, spec, layout, reporter, mapped=_is_mapped(parent)
+        config, card, model, loaded.answers, old, loaded.known, spec, layout, reporter, mapped=_is_mapped(parent)
     )
     spec = feeding.spec
     cache = open_cache(spec, settings_of(config).cache, cache_limit(config), writes=writes)
     gathered = gather(config, parent, sources, loaded.classes, spec, cache, loaded.generation, reporter, writes=writes)
+    if loaded.growth is not None:
+        named = Counter(found.label for listing in sources.named(loaded.classes) for found in listing.files)
+        check_filled(loaded.growth, gathered.manifest, named)
     card = Card(
         loaded.classes,
         (spec.height, spec.width),
@@ -221,8 +241,9 @@ def decide(start: Start, loaded: Loaded, data: Data, reporter: Reporter) -> Draf
     """
     config, held = start.config, settings_of(start.config)
     parent, live, gathered, generation = loaded.parent, loaded.live, data.gathered, loaded.generation
-    before, shift = _score_parent(loaded, data, held, reporter)
-    order = make_order(gathered.manifest, held.seed, held.batch_size, held.mix, config.replay, held.balance, generation)
+    before, shift, statistics = _score_parent(loaded, data, held, reporter)
+    balance = config.balance or (NEW_CLASSES_BALANCE if loaded.growth else held.balance)
+    order = make_order(gathered.manifest, held.seed, held.batch_size, held.mix, config.replay, balance, generation)
     amount = _amount(config, parent, live, gathered, generation, order.n)
     wanted = wanted_optimizer(live.saved, config)
     saved = saved_rate(config, parent, live, wanted)
@@ -234,23 +255,26 @@ def decide(start: Start, loaded: Loaded, data: Data, reporter: Reporter) -> Draf
         lr_scale=config.lr_scale,
         schedule=config.lr_schedule,
         warmup_steps=config.warmup_steps,
-        adds_images=parent is not None and (_count_new(gathered, generation) > 0 or corrects(config, gathered.merge)),
+        adds_images=parent is not None
+        and (_count_new(gathered, generation) > 0 or corrects(config, gathered.merge) or loaded.growth is not None),
         shift=shift,
         interrupted=parent is not None and parent.interrupted,
         goes_on=lambda: goes_on(saved, live.iterations, amount.steps),
     )
     rate, ahead = look_ahead(rate, live.iterations)
-    return Draft(
-        describe(start, loaded, data, wanted, rate, amount, before, order.shares(), ahead), loaded, data, wanted
-    )
+    plan = describe(start, loaded, data, wanted, rate, amount, before, order.shares(), ahead)
+    return Draft(replace(plan, balance=balance), loaded, data, wanted, held.seed, statistics)
 
 
 def _score_parent(
     loaded: Loaded, data: Data, held: Settings, reporter: Reporter
-) -> tuple[Mapping[str, Any] | None, str | None]:
-    """Returns the parent's scores, and a description of a shift of the new images; None for a new model."""
+) -> tuple[Mapping[str, Any] | None, str | None, Mapping[int, np.ndarray]]:
+    """Returns the parent's scores, a reason for its full rate, and the statistics of the scoring.
+
+    All are None or empty for a new model.
+    """
     if loaded.parent is None:
-        return None, None
+        return None, None, {}
     from kresume.evaluation.live import LiveScorer
 
     scorer = LiveScorer(
@@ -258,13 +282,17 @@ def _score_parent(
         data.reader,
         data.gathered.manifest,
         data.card,
-        loaded.loss,
+        loaded.answers,
         held.batch_size,
         loaded.generation,
     )
     if held.bn_stats == "recomputed":
         scorer.statistics = _statistics_of_parent(scorer, loaded, data, held.seed)
-    return scorer.score(reporter, "scoring the parent"), _find_shift(scorer, data.gathered, loaded.generation)
+    before = scorer.score(reporter, "scoring the parent")
+    if loaded.growth is not None:
+        count = len(loaded.growth.new)
+        return before, f"{count} class{' is' if count == 1 else 'es are'} new", scorer.statistics
+    return before, _find_shift(scorer, data.gathered, loaded.generation), scorer.statistics
 
 
 def _statistics_of_parent(scorer: Any, loaded: Loaded, data: Data, seed: int) -> Mapping[int, np.ndarray]:

@@ -97,4 +97,5 @@ def describe(
         options={flag_of(name): value for name, value in given(start.given).items()},
         notes=notes,
         shares=shares,
+        growth=loaded.growth.describe(manifest) if loaded.growth else "",
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kresume.images.collect import Sources
 from kresume.images.reader import PictureReader
 from kresume.training.plan.feeding import Feeding
+from kresume.training.plan.growth import Growth
 from kresume.training.plan.images import Gathered
 from kresume.training.plan.parent import Live, Parent
 from kresume.training.plan.plan import Plan
@@ -16,6 +17,7 @@ from kresume.values.state import SavedOptimizer
 
 if TYPE_CHECKING:
     from kresume.models.losses import LossChoice
+    from kresume.models.statistics import Statistics
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,12 @@ class Loaded:
     Attributes:
         parent: the checkpoint, None for a new model.
         live: the model with every variable restored.
-        classes: names of the outputs, in order.
+        classes: names of the outputs that the run will have, in order.
         classes_reason: where their order comes from.
         loss: the loss that trains.
         unused_metrics: names of the checkpoint's metrics that are not computed.
         generation: the generation of the new run.
+        growth: the classes that this run adds; None if it adds none.
     """
 
     parent: Parent | None
@@ -39,6 +42,17 @@ class Loaded:
     loss: LossChoice
     unused_metrics: tuple[str, ...]
     generation: int
+    growth: Growth | None = None
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """Returns the classes that the restored model knows."""
+        return self.growth.before if self.growth else self.classes
+
+    @property
+    def answers(self) -> LossChoice:
+        """Returns the loss that says how the restored model answers."""
+        return self.growth.answers if self.growth else self.loss
 
 
 @dataclass(frozen=True)
@@ -69,9 +83,13 @@ class Draft:
         loaded: the model that training starts from.
         data: the images.
         optimizer: class and config of the optimizer that trains.
+        seed: of the order, and of what is drawn at the start.
+        statistics: those of batch normalisation with which the parent was scored; empty for its moving averages.
     """
 
     plan: Plan
     loaded: Loaded
     data: Data
     optimizer: SavedOptimizer
+    seed: int
+    statistics: Statistics = field(default_factory=dict)

@@ -7,7 +7,6 @@ gathered = gather(config, parent, sources, classes, spec, cache, generation, rep
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -120,6 +119,8 @@ def decide_classes(config: TrainConfig, parent: Parent | None, sources: Sources)
     pinned = parent.card.classes if parent is not None and parent.card is not None else None
     if config.classes is not None:
         asked = read_classes(config.classes)
+        if pinned is not None and config.grow and asked[: len(pinned)] == pinned:
+            return pinned, "the parent's"
         if pinned is not None and config.partial and len(asked) > len(pinned) and asked[: len(pinned)] == pinned:
             return asked, f"--classes, {len(asked) - len(pinned)} of them new"
         if pinned is not None and asked != pinned:
@@ -287,22 +288,16 @@ def _check_streams(sources: Sources, cache: Cache | None, writes: bool) -> None:
         )
 
 
-def _with_more_classes(config: TrainConfig, parent: Parent | None, classes: Sequence[str]) -> str:
-    """Explains how to train on more classes without growing the head; empty for a new model."""
+def _ways_on(config: TrainConfig, parent: Parent | None, merge: Merge) -> str:
+    """Says what to do with images of classes that the model does not know."""
     if parent is None:
-        return ""
-    model = config.model or _model_of(parent) or "FILE.py:FUNCTION"
-    return (
-        "; this version cannot add outputs to the head, but it can train a fresh head on the other layers' weights: add "
-        f"--partial --classes {shlex.quote(','.join(classes))} --model {shlex.quote(str(model))}"
-    )
-
-
-def _model_of(parent: Parent) -> str | None:
-    """Returns the `--model` of a run that has no parent; None if unknown."""
-    if parent.run is None or parent.run.record.parent is not None:
-        return None
-    return str(parent.run.record.options.get("model") or DEFAULTS.model)
+        return "Move or rename them"
+    names = sorted(merge.facts.unknown)
+    if isinstance(config.grow, tuple):
+        both = option("grow", join_classes((*config.grow, *names)))
+        return f"{both} adds them too, {option('grow', True)} any; or move or rename them"
+    only = option("grow", join_classes(names))
+    return f"Add outputs for them with {option('grow', True)} (only for these: {only}), or move or rename them"
 
 
 def corrects(config: TrainConfig, merge: Merge) -> bool:
@@ -319,9 +314,9 @@ def _check_merge(
 ) -> None:
     if merge.facts.unknown:
         named = ", ".join(f"{name!r} ({count:,} images)" for name, count in sorted(merge.facts.unknown.items()))
+        knows = ", ".join(map(repr, classes))
         raise ImagesError(
-            f"classes that the model does not know: {named}; it knows {', '.join(map(repr, classes))}. Move or rename them"
-            f"{_with_more_classes(config, parent, (*classes, *sorted(merge.facts.unknown)))}"
+            f"classes that the model does not know: {named}; it knows {knows}. {_ways_on(config, parent, merge)}"
         )
     facts = merge.facts
     changed = facts.added or corrects(config, merge)

@@ -41,6 +41,8 @@ class Plan:
         options: the given options.
         notes: further notes for the user.
         shares: the composition of an epoch.
+        growth: the classes that are added to the parent's, in words; empty if none are.
+        balance: how an epoch is balanced: `"none"` or `"class"`.
     """
 
     action: str
@@ -61,6 +63,8 @@ class Plan:
     options: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
     shares: Shares | None = None
+    growth: str = ""
+    balance: str = "none"
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the JSON form that `--json` prints."""
@@ -86,6 +90,9 @@ class Plan:
         sampled = f" ({self.interpolation_reason})" if self.interpolation_reason else ""
         steps = f"{amount.steps:,} step{'s' if amount.steps > 1 else ''}"
         epochs = f"{amount.epochs} {'more ' if self.parent else ''}epoch{'s' if amount.epochs > 1 else ''}"
+        balanced = f"; balanced by class, because classes are new ({option('balance', 'none')} turns it off)"
+        if not self.growth or self.balance != "class" or "--balance" in self.options:
+            balanced = ""
         lines = [
             ("run", f"{self.out} ({self.action})"),
             ("from", self.parent),
@@ -93,6 +100,7 @@ class Plan:
             ("images", f"{images['total']:,}{origins}{doubles}{quarantined}"),
             ("split", f"{images['train']:,} train, {self.sides}"),
             ("classes", f"{len(card.classes)} ({self.classes_reason}): {classes}"),
+            ("grow", self.growth),
             (
                 "pixels",
                 f"{card.pixels} ({self.pixels_reason}), {card.image_size[0]}x{card.image_size[1]}, "
@@ -105,7 +113,7 @@ class Plan:
                 f"{epochs} = {steps} of {amount.batch_size} ({per_epoch:.1f} an epoch; {amount.reason}); "
                 f"{self.optimizer}, {self.loss}",
             ),
-            ("epoch", str(self.shares or "")),
+            ("epoch", f"{self.shares or ''}{balanced}"),
             ("options", " ".join(_shown(name, value) for name, value in self.options.items())),
             *(("note", note) for note in self.notes),
         ]

@@ -1,0 +1,272 @@
+"""Finds the layer that gives a classifier's outputs, and builds the same model with more of them.
+
+    head = find_head(model)                                       # the last Dense or 1x1 convolution
+    wider = build_wider(model, head, 10, softmax=False, again=None)
+
+The wider model has initial weights; `grow.py` fills them. It is built from the configuration of the first one, so it is
+saved and built again like any other model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from kresume.errors import KresumeError, ModelError, UsageError
+from kresume.models import structure
+from kresume.models.outputs import backwards, output_count
+from kresume.models.shapes import build_once, input_shape_of
+from kresume.spelling import option
+
+MOST_LOOKED_AT = 6
+
+
+@dataclass(frozen=True)
+class HeadLayer:
+    """The layer whose last axis is the model's outputs.
+
+    Attributes:
+        layer: a Dense or a 1x1 convolution.
+        after: the operations between it and the output, the last one first; empty if the model is no graph of layers.
+        in_graph: True if the layers are a graph, which has its size in the configuration of each layer.
+    """
+
+    layer: Any
+    after: tuple[Any, ...]
+    in_graph: bool
+
+    @property
+    def kernel(self) -> Any:
+        """Returns its weights, `(..., features, outputs)`."""
+        return self.layer.kernel
+
+    @property
+    def bias(self) -> Any | None:
+        """Returns its bias, `(outputs,)`; None if it has none."""
+        return self.layer.bias if self.layer.use_bias else None
+
+
+def find_head(model: keras.Model, name: str | None = None) -> HeadLayer:
+    """Finds the last layer with weights.
+
+    Args:
+        model: a built classifier with one output.
+        name: the layer's own name (`--head`); None looks for it.
+
+    Raises:
+        UsageError: no layer has this name, or it cannot be the head.
+        ModelError: the last layer with weights is neither a Dense nor a 1x1 convolution, or the layers are no graph and
+            several could be the head.
+    """
+    graph = list(backwards(model))
+    if name is not None:
+        named = [layer for layer in model._flatten_layers(include_self=False) if layer.name == name]
+        if not named or not _can_be_head(named[0]):
+            what = f"is a {type(named[0]).__name__}" if named else "is no layer of the model"
+            raise UsageError(
+                f"{option('head', name)} {what}: name a Dense or a 1x1 convolution, one of "
+                f"{_listed([layer.name for layer in _candidates(model)]) or 'which the model has none'}"
+            )
+        places = [place for place, operation in enumerate(graph) if operation is named[0]]
+        return HeadLayer(named[0], tuple(graph[: places[0]]) if places else (), bool(graph))
+    for place, operation in enumerate(graph):
+        if not getattr(operation, "weights", ()):
+            continue
+        if not _can_be_head(operation):
+            break
+        return HeadLayer(operation, tuple(graph[:place]), in_graph=True)
+    if graph:
+        looked = [f"{operation.name} ({type(operation).__name__})" for operation in graph[: _first_weights(graph) + 1]]
+        raise ModelError(
+            f"the head of the model was not found: from the output backwards it has {_listed(looked)}, and a head is a Dense "
+            f"or a 1x1 convolution. Name it with {option('head', 'NAME')}, one of "
+            f"{_listed([layer.name for layer in _candidates(model)]) or '(it has no such layer)'}"
+        )
+    wide = [layer for layer in _candidates(model) if _width(layer) == output_count(model)]
+    if len(wide) == 1:
+        return HeadLayer(wide[0], (), in_graph=False)
+    raise ModelError(
+        f"the head of the model {model.name}, whose own code calls its layers, was not found: "
+        f"{_listed([layer.name for layer in wide]) if wide else 'no Dense or 1x1 convolution'} "
+        f"{'have' if wide else 'has'} {output_count(model)} outputs. Name it with {option('head', 'NAME')}"
+    )
+
+
+def _first_weights(graph: Sequence[Any]) -> int:
+    return next((place for place, each in enumerate(graph) if getattr(each, "weights", ())), len(graph))
+
+
+def _can_be_head(layer: Any) -> bool:
+    """Returns True for a Dense and a 1x1 convolution without further weights."""
+    if not layer.built or len(layer.weights) != 1 + bool(getattr(layer, "use_bias", False)):
+        return False
+    if isinstance(layer, keras.layers.Dense):
+        return True
+    return (
+        isinstance(layer, keras.layers.Conv2D)
+        and set(layer.kernel_size) == {1}
+        and set(layer.strides) == {1}
+        and layer.groups == 1
+    )
+
+
+def _candidates(model: keras.Model) -> list[Any]:
+    return [layer for layer in model._flatten_layers(include_self=False) if _can_be_head(layer)]
+
+
+def _width(layer: Any) -> int:
+    return int(layer.kernel.shape[-1])
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Lists the last names, and how many come before."""
+    more = len(names) - MOST_LOOKED_AT
+    return (f"{more:,} others, " if more > 0 else "") + ", ".join(names[-MOST_LOOKED_AT:])
+
+
+def build_wider(
+    model: keras.Model,
+    head: HeadLayer,
+    outputs: int,
+    *,
+    softmax: bool,
+    again: Callable[[int], keras.Model] | None,
+) -> tuple[keras.Model, HeadLayer]:
+    """Builds the same architecture with more outputs and initial weights.
+
+    Args:
+        model: the model.
+        head: its head.
+        outputs: the number of outputs of the new one.
+        softmax: replace a sigmoid behind the head by a softmax.
+        again: builds the model of the user's function with a number of classes; None if there is no function.
+
+    Returns:
+        `(wider model, its head)`.
+
+    Raises:
+        ModelError: it cannot be built; the message says which part has a fixed size, and what to give.
+    """
+    if head.in_graph:
+        with _edited(head, outputs, softmax):
+            config = keras.saving.serialize_keras_object(model)
+        wider = _rebuilt(model, {**config, "compile_config": None})
+        _check(model, wider, head, outputs)
+    else:
+        wider = _of_code(model, head, outputs, again)
+    place = structure.address_of(model)[id(head.kernel)].position
+    found = next(
+        layer for layer in _candidates(wider) if structure.address_of(wider)[id(layer.kernel)].position == place
+    )
+    for one, other in zip(model._flatten_layers(), wider._flatten_layers(), strict=True):
+        if other.trainable != one.trainable:
+            other.trainable = one.trainable
+    return wider, HeadLayer(found, (), head.in_graph)
+
+
+@contextmanager
+def _edited(head: HeadLayer, outputs: int, softmax: bool) -> Iterator[None]:
+    """Gives the head and what follows it the new size while the configuration is read."""
+    layer, before = head.layer, _width(head.layer)
+    size = "units" if isinstance(layer, keras.layers.Dense) else "filters"
+    changes: list[tuple[Any, str, Any]] = [(layer, size, outputs)]
+    for operation in head.after:
+        shape = getattr(operation, "target_shape", None)
+        if type(operation) is keras.layers.Reshape and shape is not None and before in shape:
+            changes.append((operation, "target_shape", tuple(outputs if each == before else each for each in shape)))
+    if softmax:
+        sigmoid = [
+            each for each in (layer, *head.after) if getattr(each, "activation", None) is keras.activations.sigmoid
+        ]
+        if not sigmoid:
+            raise ModelError(
+                "the sigmoid behind the model's one output is no activation of a layer, so it cannot become a softmax: build "
+                f"the model with an Activation layer, and give it as {option('model', 'FILE.py:FUNCTION')}"
+            )
+        changes += [(each, "activation", keras.activations.softmax) for each in sigmoid]
+    kept = [(each, name, getattr(each, name)) for each, name, _ in changes]
+    try:
+        for each, name, value in changes:
+            setattr(each, name, value)
+        yield
+    finally:
+        for each, name, value in kept:
+            setattr(each, name, value)
+
+
+def _rebuilt(model: keras.Model, config: Any) -> keras.Model:
+    """Builds a model from a configuration that Keras made of a live one, with the same classes."""
+    classes = {type(layer) for layer in model._flatten_layers()}
+    own = {cls.__name__: cls for cls in classes if not cls.__module__.startswith("keras.")}
+    try:
+        with keras.saving.custom_object_scope(own):
+            wider = keras.saving.deserialize_keras_object(config, safe_mode=False)
+    except Exception as error:  # custom layers may raise anything
+        raise ModelError(
+            f"the model cannot be built with more outputs ({type(error).__name__}: {str(error).splitlines()[0]}): build it "
+            f"with them and give it as {option('model', 'FILE.py:FUNCTION')}"
+        ) from error
+    if not isinstance(wider, keras.Model):
+        raise ModelError(f"the model was built as a {type(wider).__name__}, expected a keras.Model")
+    return wider
+
+
+def _of_code(
+    model: keras.Model, head: HeadLayer, outputs: int, again: Callable[[int], keras.Model] | None
+) -> keras.Model:
+    """Builds a model whose own code makes its layers, by an argument of its class or by a function."""
+    before = _width(head.layer)
+    config = keras.saving.serialize_keras_object(model)
+    inside = config.get("config") or {}
+    names = [name for name, value in inside.items() if type(value) is int and value == before]
+    for name in names:
+        try:
+            wider = _rebuilt(model, {**config, "config": {**inside, name: outputs}, "compile_config": None})
+            shape = input_shape_of(model)
+            build_once(wider, (int(shape[1]), int(shape[2])), model.name)
+            _check(model, wider, head, outputs)
+        except KresumeError:
+            continue  # this argument is another size
+        return wider
+    if again is not None:
+        wider = again(outputs)
+        _check(model, wider, head, outputs)
+        return wider
+    raise ModelError(
+        f"{type(model).__name__} makes its layer {head.layer.name} in its own code, and none of its arguments "
+        f"({', '.join(inside) or 'it has none'}) is the number of outputs, {before}: let its get_config return that number, or "
+        f"give {option('model', 'FILE.py:FUNCTION')} with a function that accepts num_classes"
+    )
+
+
+def _check(model: keras.Model, wider: keras.Model, head: HeadLayer, outputs: int) -> None:
+    """Raises if a variable of the wider model differs in more than the outputs of the head.
+
+    Raises:
+        ModelError: it differs; the message names the first variable.
+    """
+    own = {id(each) for each in (head.kernel, head.bias) if each is not None}
+    one, other = (
+        {addresses[id(variable)].position: variable for variable in each.variables}
+        for each, addresses in ((model, structure.address_of(model)), (wider, structure.address_of(wider)))
+    )
+    differing = [place for place in {**one, **other} if place not in one or place not in other]
+    differing += [
+        place
+        for place, variable in one.items()
+        if place in other
+        and tuple(other[place].shape)
+        != ((*variable.shape[:-1], outputs) if id(variable) in own else tuple(variable.shape))
+    ]
+    if differing or output_count(wider) != outputs:
+        said = (
+            f"its variable {differing[0]} has another shape" if differing else f"it has {output_count(wider)} outputs"
+        )
+        raise ModelError(
+            f"built with {outputs} outputs in the layer {head.layer.name}, the model is not the same otherwise: {said}. Name "
+            f"the layer that gives the outputs with {option('head', 'NAME')}"
+        )

@@ -1,0 +1,183 @@
+"""Decides which classes a run adds to its parent's, and prepares the model that has outputs for them.
+
+    new = new_classes(config, parent, sources, classes)          # ("rose", "tulip"), or ()
+    growth = plan_growth(config, live, loss, classes, new, again)
+
+The parent is restored and scored first, exactly as it was. `training/adjust.py` fills the grown model afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kresume.class_names import join_classes, read_classes
+from kresume.errors import ImagesError, KresumeError, UsageError
+from kresume.images.collect import Sources
+from kresume.images.manifest import Manifest
+from kresume.options.settings import RowsKind, settings_of
+from kresume.options.table import TrainConfig
+from kresume.spelling import option
+from kresume.tasks.table import class_count, task_of_outputs
+from kresume.training.plan.parent import Live, Parent
+
+if TYPE_CHECKING:
+    from kresume.models.head import HeadLayer
+    from kresume.models.losses import LossChoice
+
+
+@dataclass(frozen=True)
+class Growth:
+    """The classes that a run adds, and the model with outputs for them.
+
+    Attributes:
+        before: the parent's classes.
+        new: the added classes, in the order of their outputs.
+        head: the parent's head.
+        wider: the grown model, with initial weights.
+        wider_head: its head.
+        answers: the loss that says how the parent answers.
+        loss: the loss that trains the grown model.
+        rows: how the new rows start.
+    """
+
+    before: tuple[str, ...]
+    new: tuple[str, ...]
+    head: HeadLayer
+    wider: Any
+    wider_head: HeadLayer
+    answers: LossChoice
+    loss: LossChoice
+    rows: RowsKind
+
+    def describe(self, manifest: Manifest) -> str:
+        """Describes the growth: `"3 -> 5 classes: rose (34 images), ..."`, counting training images."""
+        rows = manifest.train_rows()
+        counts = np.bincount(manifest.labels[rows], minlength=len(manifest.classes))[len(self.before) :]
+        named = ", ".join(f"{name} ({count:,} images)" for name, count in zip(self.new, counts, strict=True))
+        start = "the mean features of their classes" if self.rows == "imprinted" else "small random numbers"
+        single = "; its one sigmoid output becomes a softmax" if self.head.kernel.shape[-1] == 1 else ""
+        return (
+            f"{len(self.before)} -> {len(self.before) + len(self.new)} classes in the layer {self.head.layer.name}: {named}; "
+            f"old rows are kept, new ones start from {start}{single}"
+        )
+
+
+def new_classes(
+    config: TrainConfig, parent: Parent | None, sources: Sources, classes: Sequence[str]
+) -> tuple[str, ...]:
+    """Returns the classes of the sources that `--grow` adds, in the order of their outputs.
+
+    These are the further names of `--classes` in their order, then the other class folders, sorted.
+
+    Args:
+        config: the options.
+        parent: the checkpoint; None for a new model, which knows every class.
+        sources: the listed images.
+        classes: the parent's classes.
+
+    Raises:
+        ImagesError: a source numbers its classes, and a number has no name.
+    """
+    if parent is None or not config.grow:
+        return ()
+    asked = read_classes(config.classes)[len(classes) :] if config.classes is not None else ()
+    known = (*classes, *asked)
+    found = set(sources.named(known).classes) - set(known)
+    numbered = {name for listing in sources.named(known) if listing.numbered for name in listing.classes}
+    unnamed = sorted(found & numbered, key=int)
+    if unnamed and not all(name.isdigit() for name in classes):
+        raise ImagesError(
+            f"images have the class number {unnamed[0]}, which has no name: name the new outputs, too, with "
+            f"{option('classes', join_classes((*known, 'NEW')))}"
+        )
+    if config.grow is not True:
+        found &= set(config.grow or ())
+    return (*asked, *sorted(found))
+
+
+def plan_growth(
+    config: TrainConfig,
+    live: Live,
+    loss: LossChoice,
+    classes: Sequence[str],
+    new: Sequence[str],
+    again: Callable[[int], Any] | None,
+) -> Growth:
+    """Builds the grown model and chooses its loss.
+
+    Args:
+        config: the options.
+        live: the restored parent.
+        loss: the loss of the parent.
+        classes: the parent's classes.
+        new: the added ones.
+        again: builds the model of the user's function with a number of classes; None if there is none.
+
+    Raises:
+        ModelError, UsageError: the head is not found, the model cannot be built wider, or its loss does not fit.
+    """
+    from kresume.models.head import build_wider, find_head
+
+    head = find_head(live.model, config.head)
+    single = class_count(int(head.kernel.shape[-1])) != int(head.kernel.shape[-1])
+    outputs = len(classes) + len(new)
+    wider, wider_head = build_wider(live.model, head, outputs, softmax=single and not loss.from_logits, again=again)
+    trained = _as_softmax(wider, loss, config) if single else loss
+    _try_loss(trained, outputs)
+    return Growth(tuple(classes), tuple(new), head, wider, wider_head, loss, trained, settings_of(config).new_rows)
+
+
+def _as_softmax(wider: Any, loss: LossChoice, config: TrainConfig) -> LossChoice:
+    """Returns the loss of a model whose one sigmoid output became a softmax."""
+    from kresume.models.losses import choose_loss
+
+    default = task_of_outputs(int(wider.output_shape[-1])).default_loss
+    chosen = choose_loss(wider, requested=default, soft_labels=bool(config.mixup or config.cutmix))
+    smoothed = f"; its label smoothing of {loss.label_smoothing:g} is left out" if loss.label_smoothing else ""
+    return replace(
+        chosen, reason=f"in place of {loss.kind}, which is for two classes", note=f"{loss.note}{smoothed}".strip("; ")
+    )
+
+
+def _try_loss(loss: LossChoice, outputs: int) -> None:
+    """Computes the loss once with the new number of outputs.
+
+    Raises:
+        UsageError: it was made for another number.
+    """
+    labels = np.arange(2, dtype=np.int32)
+    targets = loss.head.task.targets(labels, loss.form, outputs)
+    try:
+        value = float(np.asarray(loss.keras_loss()(targets, np.full((2, outputs), 1.0 / outputs, np.float32))))
+    except KresumeError:
+        raise
+    except Exception as error:  # a user's own loss may raise anything
+        raise UsageError(
+            f"the loss {loss.kind} does not fit {outputs} outputs ({str(error).splitlines()[0]}): give {option('loss')}"
+        ) from error
+    if not np.isfinite(value):
+        raise UsageError(f"the loss {loss.kind} gives {value} for {outputs} equal outputs: give {option('loss')}")
+
+
+def check_filled(growth: Growth, manifest: Manifest, named: Mapping[str, int]) -> None:
+    """Raises if a new class has no image to train on.
+
+    Args:
+        growth: the added classes.
+        manifest: the merged images.
+        named: how many files were listed, by class.
+
+    Raises:
+        ImagesError: a class has none; its output would never be right.
+    """
+    counts = np.bincount(manifest.labels[manifest.train_rows()], minlength=len(manifest.classes))
+    empty = [name for name in growth.new if not counts[manifest.classes.index(name)]]
+    if empty:
+        listed = ", ".join(f"{name} ({named.get(name, 0):,} files)" for name in empty)
+        raise ImagesError(
+            f"no image to train on for the new class {listed}: give images of it that can be read, or leave the folder out"
+        )
