@@ -101,7 +101,14 @@ class Loaded:
     @property
     def notes(self) -> tuple[str, ...]:
         """Returns notes on the weights and on how the outputs are interpreted."""
-        return tuple(note for note in (self.unfinished, self.loss.note) if note)
+        return tuple(note for note in (self.unfinished, self.rejected, self.loss.note) if note)
+
+    @property
+    def rejected(self) -> str:
+        """Returns which gates a rejected run failed; empty if it was not rejected."""
+        if self.run is None or not self.run.record.failed:
+            return ""
+        return f"{self.run.path} was rejected: {'; '.join(self.run.record.failed)}"
 
     @property
     def unfinished(self) -> str:

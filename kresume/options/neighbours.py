@@ -40,10 +40,6 @@ NEIGHBOURS: Mapping[str, str] = {
     "--freeze": "freezing is not in this version; set `trainable` in the function that --model names",
     "--unfreeze-at": "freezing is not in this version; set `trainable` in the function that --model names",
     "--average": "averaging with the parent is not in this version; --ema F averages along the way",
-    "--until": "stopping at a score is not in this version; --patience N stops when nothing gets better",
-    "--require": "a gate is not in this version; kresume eval RUN --against OTHER compares two models",
-    "--max-forgetting": "a gate is not in this version; kresume eval RUN --against OTHER compares two models",
-    "--max-class-drop": "a gate is not in this version; kresume eval RUN --against OTHER compares two models",
 }
 """Options elsewhere, and what to use here."""
 

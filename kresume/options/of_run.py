@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from kresume.options.about import AT_LEAST_1, LOCAL, Options, option_of
+from kresume.options.about import AT_LEAST_0, AT_LEAST_1, LOCAL, Options, option_of
 
-OUTPUT, MACHINE = "The run", "Machine"
+OUTPUT, GATES, MACHINE = "The run", "Gates", "Machine"
 
 
 class RunOptions(Options):
@@ -43,6 +43,27 @@ class RunOptions(Options):
         "Continue a run that another machine holds, without waiting until that machine is silent.",
         OUTPUT,
         may_differ=True,
+    )
+    require: tuple[str, ...] | None = option_of(
+        'Condition on the scores, "old.accuracy>=0.93" for example. The result is an epoch that meets every gate; if none '
+        "does, the run is rejected, exit 3. Repeatable.",
+        GATES,
+        metavar="EXPR",
+        inherited=True,
+    )
+    max_forgetting: float | None = option_of(
+        "By how many points the accuracy on old validation images may be below the parent's.",
+        GATES,
+        metavar="POINTS",
+        range=AT_LEAST_0,
+        inherited=True,
+    )
+    max_class_drop: float | None = option_of(
+        "By how many points the recall of any class may be below the parent's.",
+        GATES,
+        metavar="POINTS",
+        range=AT_LEAST_0,
+        inherited=True,
     )
     backend: Literal["tensorflow", "jax"] | None = option_of(
         "Default: KERAS_BACKEND, else jax with an accelerator and tensorflow on a CPU, where it is several times faster.",

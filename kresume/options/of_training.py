@@ -63,6 +63,13 @@ class TrainingOptions(Options):
         metavar="NAME",
         inherited=True,
     )
+    until: str | None = option_of(
+        "Stop after the epoch in which this holds: METRIC>=NUMBER, several joined by `and`, "
+        '"old.accuracy>=0.95 and new.accuracy>=0.9" for example.',
+        AMOUNT,
+        metavar="EXPR",
+        inherited=True,
+    )
     bn_stats: Literal["recomputed", "moving"] | None = option_of(
         "Statistics of batch normalisation for scores, model.keras and exports: recomputed from training images with the "
         "weights of that moment, or Keras's moving averages, which trail them. Default {default}.", AMOUNT, inherited=True

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from kresume import runs
 from kresume.checkpoints import snapshot
-from kresume.errors import CheckpointError
+from kresume.errors import CheckpointError, GateFailed
 from kresume.images.scans import manifest_of
 from kresume.storage import atomic
 from kresume.training.plan.plan import describe_scores
@@ -34,6 +34,8 @@ class TrainResult:
         before: the parent's scores, None for a new model.
         after: the result's scores.
         failures: descriptions of snapshots and records that could not be written.
+        failed: descriptions of the gates that no epoch met.
+        parent: the path of the run that stays the accepted one, if a gate failed; may be empty.
         feed: the line of plain Keras code that feeds the result as it was trained.
     """
 
@@ -44,16 +46,18 @@ class TrainResult:
     before: Mapping[str, Any] | None
     after: Mapping[str, Any]
     failures: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+    parent: str = ""
     feed: str = ""
 
     @property
     def exit_code(self) -> int:
-        """Returns 0, or 5 if something could not be written."""
-        return 5 if self.failures else 0
+        """Returns 0, 3 if a gate failed, or 5 if something could not be written."""
+        return GateFailed.exit_code if self.failed else 5 if self.failures else 0
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the JSON form."""
-        return {**vars(self), "failures": list(self.failures), "exit_code": self.exit_code}
+        return {**vars(self), "failures": list(self.failures), "failed": list(self.failed), "exit_code": self.exit_code}
 
     def __str__(self) -> str:
         epochs = f"{self.epochs} epoch{'' if self.epochs == 1 else 's'}"
@@ -64,6 +68,10 @@ class TrainResult:
         lines.append(f"model:  {Path(self.run) / 'model.keras'}")
         if self.feed:
             lines.append(f"feed:   {self.feed}")
+        lines += [f"gate failed: {failure}" for failure in self.failed]
+        if self.failed:
+            stays = f", {self.parent} stays the accepted one" if self.parent else ""
+            lines.append(f"{self.run} is rejected{stays}; its images are new to the next run")
         lines += [f"not written: {failure}" for failure in self.failures]
         return "\n".join(lines)
 
@@ -85,6 +93,8 @@ def finish(session: Session) -> TrainResult:
         before=run.record.before,
         after=result.scores,
         failures=tuple(session.failures),
+        failed=tuple(run.record.failed),
+        parent=_parent_of(run) if run.record.failed else "",
         feed=feeding_line(run.record.card, rows=takes_rows(session.model), short=True),
     )
 
@@ -98,10 +108,13 @@ def _write_result(session: Session) -> tuple[runs.Run, Result]:
     session.writer.finish()
     session.lock.check()  # a machine that slept may have lost the run to another
     lines = runs.read_metrics(session.run.metrics)
-    best = _take_best(session)
+    before = session.run.record.before
+    last_failed = session.gates.failures(lines[-1], before)
+    best = _take_best(session) if last_failed or not _only_for_gates(session) else None
     step = int(best["step"]) if best is not None else session.progress.step
     scores = next(line for line in reversed(lines) if line["step"] == step)
     scores = {name: scores[name] for name in ("all", "old", "new", "classes")}
+    failed = session.gates.failures(scores, before)
     record = session.run.record
     lineage = {
         "run": session.run.path.name,
@@ -127,7 +140,8 @@ def _write_result(session: Session) -> tuple[runs.Run, Result]:
     which: Literal["best", "last"] = "best" if best is not None else "last"
     result = Result(step, which, scores)
     session.run = session.run.update(
-        status="accepted",
+        status="rejected" if failed else "accepted",
+        failed=failed,
         result=result,
         best=None if best is None else Best(**best),
         images={**record.images, **session.counts()},
@@ -136,6 +150,17 @@ def _write_result(session: Session) -> tuple[runs.Run, Result]:
     session.run.event("finished", step=step, which=which)
     snapshot.prune_snapshots(session.run.snapshots, 0, {step})
     return session.run, result
+
+
+def _only_for_gates(session: Session) -> bool:
+    """Returns True if a best epoch is only sought in case that the last one fails a gate."""
+    return session.config.monitor is None and session.config.patience is None
+
+
+def _parent_of(run: runs.Run) -> str:
+    """Returns the path of the parent run; empty if it was no run."""
+    path = run.parent_path()
+    return str(path) if path is not None and runs.is_run(path) else ""
 
 
 def _digest_of(session: Session, best: Mapping[str, Any] | None) -> str:

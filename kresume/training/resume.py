@@ -16,6 +16,7 @@ from typing import Any
 
 from kresume import runs
 from kresume.backend import live_state, selection
+from kresume.errors import GateFailed
 from kresume.images.scans import remembered
 from kresume.options.resolve import from_arguments
 from kresume.options.settings import settings_of
@@ -44,10 +45,13 @@ def resume(checkpoint: str | os.PathLike[str] | None = None, /, **arguments: Any
         The finished run.
 
     Raises:
+        GateFailed: no epoch met the gates; the run is finished and rejected.
         KresumeError: the run cannot be started or finished; the message says why and what to do.
     """
     quiet = bool(arguments.pop("quiet", False))
     result = train(from_arguments(checkpoint, arguments), Reporter(quiet=quiet))
+    if result.failed:
+        raise GateFailed(f"{'; '.join(result.failed)}: {result.run} is rejected")
     return runs.open_run(result.run)
 
 

@@ -192,4 +192,4 @@ def _inherited(config: TrainConfig) -> TrainConfig:
     if "imports" not in own:
         # The parent's layers need the user's own code.
         before["imports"] = code_of(run.record.options) or None
-    return config.model_copy(update=before)
+    return TrainConfig(**{**config.model_dump(exclude_none=True), **before})

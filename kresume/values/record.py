@@ -132,6 +132,7 @@ class RunRecord:
         statistics: those of batch normalisation that it predicts with: `"recomputed"` or `"moving"`.
         balance: how an epoch is balanced: `"none"` or `"class"`; None in older runs, where the options say it.
         new_classes: names of the classes that it added to its parent's.
+        failed: descriptions of the gates that the result failed.
         result: None until the run is finished.
         best: the best epoch of a finished run, None if no monitor chose one.
         finished: when it was finished, empty until then.
@@ -165,6 +166,7 @@ class RunRecord:
     statistics: StatisticsKind = "moving"
     balance: str | None = None
     new_classes: Sequence[str] = ()
+    failed: Sequence[str] = ()
     result: Result | None = None
     best: Best | None = None
     finished: str = ""
@@ -183,6 +185,7 @@ class RunRecord:
             "amount": self.amount.as_dict(),
             "dropped": list(self.dropped),
             "new_classes": list(self.new_classes),
+            "failed": list(self.failed),
             "plan": vars(self.plan),
             "result": None if self.result is None else vars(self.result),
             "best": None if self.best is None else vars(self.best),
@@ -256,6 +259,7 @@ def _fields(value: Mapping[str, Any]) -> dict[str, Any]:
         "statistics": statistics,
         "balance": value.get("balance"),
         "new_classes": tuple(value.get("new_classes", ())),
+        "failed": tuple(value.get("failed", ())),
         "result": Result(**result) if result else None,
         "best": Best(**best) if best else None,
         "finished": str(value.get("finished", "")),

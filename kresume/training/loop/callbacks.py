@@ -141,6 +141,7 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
         records: returns further records for a snapshot.
         before_epoch: called between two epochs with the number of completed epochs; returns True if the images changed
             and the dataset must be rebuilt.
+        within: returns True if the scores of this epoch meet the gates, so that it may be the best.
         scored_with: returns the statistics of batch normalisation with which this step was scored.
 
     Attributes:
@@ -161,6 +162,7 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
         resumption: Resumption,
         records: Callable[[], Mapping[str, Any]],
         before_epoch: Callable[[int], bool] = lambda epochs: False,
+        within: Callable[[], bool] = lambda: True,
         scored_with: Callable[[], Statistics] = dict,
     ) -> None:
         super().__init__()
@@ -175,6 +177,7 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
         self.resumption = resumption
         self.records = records
         self.before_epoch = before_epoch
+        self.within = within
         self.scored_with = scored_with
         self.images_changed = False
         self.others: Sequence[Any] = ()
@@ -279,8 +282,8 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
             known = ", ".join(sorted(key for key in logs if not key.startswith("classes.")))
             raise TrainingError(f"--monitor {name}: no such metric in this run; known are {known}")
         value, best = float(logs[name]), self.progress.best
-        if not math.isfinite(value):
-            return False  # no later value could be better
+        if not math.isfinite(value) or not self.within():
+            return False  # after one that is not finite no later value could be better
         if best is not None and not (value > best["value"] if mode == "max" else value < best["value"]):
             return False
         self.progress.best = {"step": self.progress.step, "epoch": epoch, "value": value}

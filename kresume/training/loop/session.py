@@ -47,7 +47,7 @@ from kresume.training.loop.fit import assign_state, fit, groups_of
 from kresume.training.loop.lines import describe_line, epoch_line
 from kresume.training.loop.progress import Progress
 from kresume.training.loop.stop import StopRequest
-from kresume.training.loop.watchers import monitor_of, narrator, watchers
+from kresume.training.loop.watchers import gates_of, monitor_of, narrator, watchers
 from kresume.training.loop.writer import RunWriter
 from kresume.training.snapshot_policy import Cadence, Retention
 from kresume.values.state import TrainState
@@ -88,6 +88,7 @@ class Session:
     Attributes:
         progress: how far the run is.
         passes: the epochs over its images.
+        gates: what its result must meet.
         statistics: those of batch normalisation with which the last scored step was scored.
         writer: the thread that writes to the run.
     """
@@ -108,6 +109,7 @@ class Session:
         self.amount = run.record.amount
         self.loss = LossChoice.of_record(run.record.loss)
         self.passes = Passes(self.manifest, self.amount, self._order_of, config.steps, config.epochs)
+        self.gates = gates_of(config)
         self.sinks: list[Sink] = [JsonLines(run.metrics)]
         self.writer = RunWriter(
             run.snapshots,
@@ -252,7 +254,7 @@ class Session:
                 self.model,
                 dataset_from,
                 boundaries=self.passes.boundaries,
-                callbacks=[bar, self._scoring, *watchers(self.config, self.run.record.rate)],
+                callbacks=[bar, self._scoring, *watchers(self.config, self.run.record.rate, self.reporter.say)],
                 keeper=keeper,
             )
         self.writer.join()
@@ -268,6 +270,7 @@ class Session:
             stop=self.stop,
             line=self._line,
             monitor=monitor_of(self.config),
+            within=lambda: not self.gates.failures(self._scoring.scores, self.run.record.before),
             resumption=self._resumption,
             records=lambda: {
                 "manifest": self.passes.digest,
@@ -342,9 +345,13 @@ class Session:
             raise _Asked
 
     def _rows_of_statistics(self) -> np.ndarray:
-        """Returns the training images from which statistics are recomputed: the first of this epoch."""
+        """Returns the training images from which statistics are recomputed: the first of this epoch.
+
+        The last epoch, usually the result, may take as long as it needs.
+        """
         dealt = self.passes.order.deal(self.progress.epoch)
-        count = max(int(STATISTICS_SHARE * len(dealt)), self.amount.batch_size)
+        share = 1.0 if self.progress.epoch + 1 == len(self.passes.boundaries) else STATISTICS_SHARE
+        count = max(int(share * len(dealt)), self.amount.batch_size)
         rows: np.ndarray = self.passes.manifest.train_rows()[dealt[: min(count, MOST_STATISTICS_IMAGES)]]
         return rows
 

@@ -7,9 +7,6 @@ This module only computes numbers: it reads no file and does not import Keras.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
-
 from kresume.errors import UsageError
 from kresume.images.order import Order
 from kresume.options.settings import DEFAULTS, FEWEST_EPOCHS, MORE_EPOCHS, NEW_SHARE_FACTOR
@@ -17,25 +14,6 @@ from kresume.spelling import option
 from kresume.values.amount import Amount
 
 HUGE_ADDITION = 10
-
-
-def check_monitor(name: str | None, classes: Sequence[str]) -> None:
-    """Checks that a run has the metric that `--monitor` names.
-
-    Args:
-        name: `--monitor`, or None.
-        classes: the class names.
-
-    Raises:
-        UsageError: no run has such a metric.
-    """
-    known = {"loss", "accuracy", "val_loss", "val_accuracy"}
-    known |= {f"{subset}.{metric}" for subset in ("old", "new", "all") for metric in ("loss", "accuracy", "f1")}
-    known |= {f"classes.{each}.{metric}" for each in (*classes, "min") for metric in ("recall", "precision", "f1")}
-    if name is not None and name not in known:
-        near = difflib.get_close_matches(name, sorted(known), 1)
-        hint = f"did you mean {near[0]}?" if near else "val_loss, old.accuracy or classes.min.recall, for example"
-        raise UsageError(f"{option('monitor', name)}: not a metric of a run: {hint}")
 
 
 def epoch_boundary(order: Order, epoch: int, before: int, steps_per_execution: int) -> int:

@@ -16,26 +16,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from kresume.backend import live_state, selection
 from kresume.checkpoints.layouts import names_of
 from kresume.evaluation.caches import open_cache
-from kresume.evaluation.probe import CLEAR_ERRORS
 from kresume.images.collect import Sources
 from kresume.images.mixing import make_order
-from kresume.images.order import permutation
 from kresume.images.reader import PictureReader
 from kresume.options.resolve import cache_limit, from_arguments, image_size
-from kresume.options.settings import DEFAULTS, MOST_STATISTICS_IMAGES, NEW_CLASSES_BALANCE, Settings, settings_of
+from kresume.options.settings import DEFAULTS, NEW_CLASSES_BALANCE, settings_of
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
 from kresume.runs import Run
 from kresume.spelling import as_argument, spelled
-from kresume.training.plan.amount import check_monitor, decide_amount
+from kresume.training.plan.amount import decide_amount
+from kresume.training.plan.before import score_parent
 from kresume.training.plan.describe import describe
 from kresume.training.plan.draft import Data, Draft, Loaded
-from kresume.training.plan.feeding import PROBE_IMAGES, decide_feeding
+from kresume.training.plan.feeding import decide_feeding
 from kresume.training.plan.growth import check_filled, new_classes, plan_growth
 from kresume.training.plan.images import (
     Gathered,
@@ -46,6 +43,7 @@ from kresume.training.plan.images import (
     gather,
     list_sources,
 )
+from kresume.training.plan.judging import check_judging, check_measurable
 from kresume.training.plan.parent import (
     Live,
     Parent,
@@ -133,7 +131,7 @@ def load_checkpoint(start: Start, sources: Sources, reporter: Reporter) -> Loade
     check_sources(config, parent, sources)
     classes, classes_reason = decide_classes(config, parent, sources)
     new = new_classes(config, parent, sources, classes)
-    check_monitor(config.monitor, (*classes, *new))
+    check_judging(config, parent, (*classes, *new))
     selection.set_precision(config.precision)
     live_state.seed_everything(held.seed)
     card = parent.card if parent is not None else None
@@ -213,6 +211,7 @@ def update_data(start: Start, loaded: Loaded, sources: Sources, reporter: Report
     spec = feeding.spec
     cache = open_cache(spec, settings_of(config).cache, cache_limit(config), writes=writes)
     gathered = gather(config, parent, sources, loaded.classes, spec, cache, loaded.generation, reporter, writes=writes)
+    check_measurable(config, parent, gathered.manifest, loaded.generation)
     if loaded.growth is not None:
         named = Counter(found.label for listing in sources.named(loaded.classes) for found in listing.files)
         check_filled(loaded.growth, gathered.manifest, named)
@@ -241,7 +240,7 @@ def decide(start: Start, loaded: Loaded, data: Data, reporter: Reporter) -> Draf
     """
     config, held = start.config, settings_of(start.config)
     parent, live, gathered, generation = loaded.parent, loaded.live, data.gathered, loaded.generation
-    before, shift, statistics = _score_parent(loaded, data, held, reporter)
+    before, shift, statistics = score_parent(loaded, data, held, reporter)
     balance = config.balance or (NEW_CLASSES_BALANCE if loaded.growth else held.balance)
     order = make_order(gathered.manifest, held.seed, held.batch_size, held.mix, config.replay, balance, generation)
     amount = _amount(config, parent, live, gathered, generation, order.n)
@@ -264,62 +263,6 @@ def decide(start: Start, loaded: Loaded, data: Data, reporter: Reporter) -> Draf
     rate, ahead = look_ahead(rate, live.iterations)
     plan = describe(start, loaded, data, wanted, rate, amount, before, order.shares(), ahead)
     return Draft(replace(plan, balance=balance), loaded, data, wanted, held.seed, statistics)
-
-
-def _score_parent(
-    loaded: Loaded, data: Data, held: Settings, reporter: Reporter
-) -> tuple[Mapping[str, Any] | None, str | None, Mapping[int, np.ndarray]]:
-    """Returns the parent's scores, a reason for its full rate, and the statistics of the scoring.
-
-    All are None or empty for a new model.
-    """
-    if loaded.parent is None:
-        return None, None, {}
-    from kresume.evaluation.live import LiveScorer
-
-    scorer = LiveScorer(
-        loaded.live.model,
-        data.reader,
-        data.gathered.manifest,
-        data.card,
-        loaded.answers,
-        held.batch_size,
-        loaded.generation,
-    )
-    if held.bn_stats == "recomputed":
-        scorer.statistics = _statistics_of_parent(scorer, loaded, data, held.seed)
-    before = scorer.score(reporter, "scoring the parent")
-    if loaded.growth is not None:
-        count = len(loaded.growth.new)
-        return before, f"{count} class{' is' if count == 1 else 'es are'} new", scorer.statistics
-    return before, _find_shift(scorer, data.gathered, loaded.generation), scorer.statistics
-
-
-def _statistics_of_parent(scorer: Any, loaded: Loaded, data: Data, seed: int) -> Mapping[int, np.ndarray]:
-    """Returns the statistics to score the parent with; empty for its moving averages.
-
-    Those of its own result, if it is a run of ours. An interrupted training has none: they are recomputed from its images.
-    """
-    from kresume.models.statistics import stored
-
-    parent, manifest = loaded.parent, data.gathered.manifest
-    if parent is None:
-        return {}
-    found = stored(loaded.live.model, parent.state)
-    if found or not parent.interrupted:
-        return found
-    rows = manifest.train_rows()
-    old = rows[manifest.origins[rows] < loaded.generation]
-    if not len(old):
-        return {}
-    chosen = old[permutation(seed, 0, len(old))[:MOST_STATISTICS_IMAGES]]
-    recomputed: Mapping[int, np.ndarray] = scorer.recompute(data.reader, chosen)
-    return recomputed
-
-
-def _sample(rows: np.ndarray) -> np.ndarray:
-    """Selects up to 256 of these rows, the same ones each time."""
-    return np.sort(rows[permutation(0, 0, len(rows))[:PROBE_IMAGES]])
 
 
 def _count_new(gathered: Gathered, generation: int) -> int:
@@ -352,23 +295,6 @@ def _amount(
 def _per_execution(compiled: Mapping[str, Any] | None) -> int:
     """Returns the `steps_per_execution` with which the user's function compiled the model."""
     return int((compiled or {}).get("steps_per_execution") or DEFAULTS.steps_per_execution)
-
-
-def _find_shift(scorer: Any, gathered: Gathered, generation: int) -> str | None:
-    """Describes a shift if the parent is worse on new images than chance explains; else None."""
-    manifest = gathered.manifest
-    rows = manifest.train_rows()
-    old, new = rows[manifest.origins[rows] < generation], rows[manifest.origins[rows] == generation]
-    if not len(old) or not len(new):
-        return None
-    accuracies = [scorer.accuracy(_sample(part)) for part in (old, new)]
-    counts = [min(len(part), PROBE_IMAGES) for part in (old, new)]
-    error = sum(right * (1 - right) / count for right, count in zip(accuracies, counts, strict=True)) ** 0.5
-    if accuracies[0] - accuracies[1] <= max(SHIFT_POINTS, CLEAR_ERRORS * error):
-        return None
-    return (
-        f"on a sample it is right on {100 * accuracies[1]:.0f} % of new images, {100 * accuracies[0]:.0f} % of old ones"
-    )
 
 
 def _plan_of_continuation(run: Run) -> Plan:

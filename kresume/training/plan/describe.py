@@ -10,6 +10,7 @@ from kresume.options.given import given
 from kresume.options.lookup import flag_of
 from kresume.options.settings import settings_of
 from kresume.training.plan.draft import Data, Loaded
+from kresume.training.plan.judging import describe_noise
 from kresume.training.plan.notes import frozen_layers, notes_of, statistics_of_layers
 from kresume.training.plan.parent import describe_change
 from kresume.training.plan.plan import Plan
@@ -97,5 +98,6 @@ def describe(
         options={flag_of(name): value for name, value in given(start.given).items()},
         notes=notes,
         shares=shares,
+        noise=describe_noise(manifest, generation),
         growth=loaded.growth.describe(manifest) if loaded.growth else "",
     )

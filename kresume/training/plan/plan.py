@@ -43,6 +43,7 @@ class Plan:
         shares: the composition of an epoch.
         growth: the classes that are added to the parent's, in words; empty if none are.
         balance: how an epoch is balanced: `"none"` or `"class"`.
+        noise: how small a difference the validation images can show.
     """
 
     action: str
@@ -65,6 +66,7 @@ class Plan:
     shares: Shares | None = None
     growth: str = ""
     balance: str = "none"
+    noise: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the JSON form that `--json` prints."""
@@ -107,6 +109,7 @@ class Plan:
                 f"{card.resize}, {card.interpolation}{sampled}",
             ),
             ("before", describe_scores(self.before) + seen if self.before else ""),
+            ("noise", self.noise),
             ("rate", str(self.rate)),
             (
                 "train",

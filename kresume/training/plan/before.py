@@ -1,0 +1,94 @@
+"""Scores the parent before the first step, and finds out whether the new images are harder for it.
+
+before, reason, statistics = score_parent(loaded, data, held, reporter)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from kresume.evaluation.probe import CLEAR_ERRORS
+from kresume.images.order import permutation
+from kresume.options.settings import MOST_STATISTICS_IMAGES, Settings
+from kresume.reporter import Reporter
+from kresume.training.plan.draft import Data, Loaded
+from kresume.training.plan.feeding import PROBE_IMAGES
+from kresume.training.plan.images import Gathered
+
+SHIFT_POINTS = 0.05
+
+
+def score_parent(
+    loaded: Loaded, data: Data, held: Settings, reporter: Reporter
+) -> tuple[Mapping[str, Any] | None, str | None, Mapping[int, np.ndarray]]:
+    """Returns the parent's scores, a reason for its full rate, and the statistics of the scoring.
+
+    All are None or empty for a new model.
+    """
+    if loaded.parent is None:
+        return None, None, {}
+    from kresume.evaluation.live import LiveScorer
+
+    scorer = LiveScorer(
+        loaded.live.model,
+        data.reader,
+        data.gathered.manifest,
+        data.card,
+        loaded.answers,
+        held.batch_size,
+        loaded.generation,
+    )
+    if held.bn_stats == "recomputed":
+        scorer.statistics = _statistics_of_parent(scorer, loaded, data, held.seed)
+    before = scorer.score(reporter, "scoring the parent")
+    if loaded.growth is not None:
+        count = len(loaded.growth.new)
+        return before, f"{count} class{' is' if count == 1 else 'es are'} new", scorer.statistics
+    return before, _find_shift(scorer, data.gathered, loaded.generation), scorer.statistics
+
+
+def _statistics_of_parent(scorer: Any, loaded: Loaded, data: Data, seed: int) -> Mapping[int, np.ndarray]:
+    """Returns the statistics to score the parent with; empty for its moving averages.
+
+    Those of its own result, if it is a run of ours. An interrupted training has none: they are recomputed from its images.
+    """
+    from kresume.models.statistics import stored
+
+    parent, manifest = loaded.parent, data.gathered.manifest
+    if parent is None:
+        return {}
+    found = stored(loaded.live.model, parent.state)
+    if found or not parent.interrupted:
+        return found
+    rows = manifest.train_rows()
+    old = rows[manifest.origins[rows] < loaded.generation]
+    if not len(old):
+        return {}
+    chosen = old[permutation(seed, 0, len(old))[:MOST_STATISTICS_IMAGES]]
+    recomputed: Mapping[int, np.ndarray] = scorer.recompute(data.reader, chosen)
+    return recomputed
+
+
+def _sample(rows: np.ndarray) -> np.ndarray:
+    """Selects up to 256 of these rows, the same ones each time."""
+    return np.sort(rows[permutation(0, 0, len(rows))[:PROBE_IMAGES]])
+
+
+def _find_shift(scorer: Any, gathered: Gathered, generation: int) -> str | None:
+    """Describes a shift if the parent is worse on new images than chance explains; else None."""
+    manifest = gathered.manifest
+    rows = manifest.train_rows()
+    old, new = rows[manifest.origins[rows] < generation], rows[manifest.origins[rows] == generation]
+    if not len(old) or not len(new):
+        return None
+    accuracies = [scorer.accuracy(_sample(part)) for part in (old, new)]
+    counts = [min(len(part), PROBE_IMAGES) for part in (old, new)]
+    error = sum(right * (1 - right) / count for right, count in zip(accuracies, counts, strict=True)) ** 0.5
+    if accuracies[0] - accuracies[1] <= max(SHIFT_POINTS, CLEAR_ERRORS * error):
+        return None
+    return (
+        f"on a sample it is right on {100 * accuracies[1]:.0f} % of new images, {100 * accuracies[0]:.0f} % of old ones"
+    )

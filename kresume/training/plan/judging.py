@@ -1,0 +1,108 @@
+"""Checks before the first step that a run can be judged by `--monitor`, `--until` and the gates.
+
+check_judging(config, parent, classes)                              # the names of metrics
+check_measurable(config, parent, manifest, generation=2)            # images to measure them on
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from kresume.errors import UsageError
+from kresume.evaluation.gates import Gates, check_metric, parse_conditions
+from kresume.images.manifest import Manifest
+from kresume.options.table import TrainConfig
+from kresume.spelling import option
+from kresume.training.plan.parent import Parent
+
+NOISE = 98.0
+"""Half the width of a 95 % interval of an accuracy near 50 %, for one image, in points; more images divide it by their root."""
+
+
+def check_judging(config: TrainConfig, parent: Parent | None, classes: Sequence[str]) -> None:
+    """Checks that a run has every metric that the options name.
+
+    Args:
+        config: the options.
+        parent: the checkpoint; None for a new model.
+        classes: the class names of the run.
+
+    Raises:
+        UsageError: no run has such a metric, a condition has no meaning, or there is no parent to compare with.
+    """
+    if config.monitor is not None:
+        check_metric(config.monitor, classes, option("monitor", config.monitor), epoch=True)
+    for name, given, _ in _conditions(config):
+        check_metric(name, classes, given)
+    gates = Gates.of(config.require, config.max_forgetting, config.max_class_drop)
+    if gates.compares and parent is None:
+        flag = "max-forgetting" if config.max_forgetting is not None else "max-class-drop"
+        raise UsageError(f"{option(flag)} compares with the checkpoint of {option('from')}, and a new model has none")
+
+
+def _conditions(config: TrainConfig) -> Iterator[tuple[str, str, bool]]:
+    """Yields each metric of a condition, the option that names it, and True if it is a gate."""
+    for flag, texts in (("require", config.require or ()), ("until", (config.until,) if config.until else ())):
+        for text in texts:
+            for condition in parse_conditions(text, flag):
+                yield condition.metric, option(flag, text), flag == "require"
+
+
+def check_measurable(config: TrainConfig, parent: Parent | None, manifest: Manifest, generation: int) -> None:
+    """Checks that there are validation images for every gate and for `--until`.
+
+    Args:
+        config: the options.
+        parent: the checkpoint; None for a new model.
+        manifest: the images.
+        generation: that of the run.
+
+    Raises:
+        UsageError: there are none, or those for a gate on old images were trained on.
+    """
+    rows = manifest.val_rows()
+    old = rows[manifest.origins[rows] < generation]
+    counts = {"old": len(old), "new": len(rows) - len(old), "all": len(rows)}
+    by_class = np.bincount(manifest.labels[rows], minlength=len(manifest.classes))
+    named = [*_conditions(config)]
+    if config.max_forgetting is not None:
+        named.append(("old.accuracy", option("max-forgetting", config.max_forgetting), True))
+    if config.max_class_drop is not None:
+        named.append(("all.accuracy", option("max-class-drop", config.max_class_drop), True))
+    for name, given, is_gate in named:
+        subset, _, rest = name.partition(".")
+        each = rest.rpartition(".")[0]
+        count = (
+            int(by_class[manifest.classes.index(each)]) if each in manifest.classes else counts.get(subset, len(rows))
+        )
+        if not count:
+            raise UsageError(
+                f"{given}: there are no validation images to measure {name} on: give {option('val', 'PATH')} or "
+                f"{option('val-split', 0.1)}"
+            )
+        if is_gate and subset == "old" and parent is not None and parent.run is None and manifest.seen[old].any():
+            raise UsageError(
+                f"{given}: {config.from_} was probably trained on {int(manifest.seen[old].sum()):,} of the {len(old):,} old "
+                f"validation images, so they cannot show what it forgets: give images that it has not seen with "
+                f"{option('val')}, or {option('val-like', 'keras:F:SEED')}"
+            )
+
+
+def describe_noise(manifest: Manifest, generation: int) -> str:
+    """Describes how small a difference the validation images can show; empty without any."""
+    rows = manifest.val_rows()
+    new = int((manifest.origins[rows] == generation).sum())
+    if not len(rows):
+        return ""
+    words = [f"{len(rows):,} validation images: differences under {_points(len(rows))} points are noise"]
+    if 0 < new < len(rows):
+        old = len(rows) - new
+        words.append(f"old {old:,}: {_points(old)} points, new {new:,}: {_points(new)} points")
+    return f"{words[0]} ({words[1]})" if len(words) > 1 else words[0]
+
+
+def _points(images: int) -> str:
+    points = NOISE / images**0.5
+    return f"{points:.0f}" if points >= 2 else f"{points:.1f}"

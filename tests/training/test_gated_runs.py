@@ -1,0 +1,244 @@
+"""Tests gates and `--until` on whole runs, and the weekly loop."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import kresume
+from kresume import cli, runs
+from kresume.errors import GateFailed, UsageError
+from kresume.evaluation.live import LiveScorer
+from kresume.images.manifest import Manifest
+from tests.helpers.pictures import write_pictures
+from tests.helpers.runs import (
+    TINY,
+    assert_same_bytes,
+    kill_at_every_snapshot,
+    lines_without_time,
+    result_arrays,
+    run_training,
+    trained,
+)
+
+
+def main(words):
+    """Runs a command; returns its exit code."""
+    with pytest.raises(SystemExit) as left:
+        cli.main(words)
+    return left.value.code
+
+
+OPTIONS = {"epochs": 4, "batch_size": 5, "val_split": 0.25}
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, pictures):
+    """Makes a folder with `old/`, `new/` and a parent run, and works in it."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("old", "new"):
+        shutil.copytree(pictures / name, name)
+    trained("runs/1-shapes", data=["old"], **TINY)
+    return tmp_path
+
+
+def scripted(patch, old, losses):
+    """Replaces old accuracy and loss in the scores of each epoch; the parent's are not changed."""
+    score = LiveScorer.score
+
+    def found(scorer, reporter, label, *arguments, **options):
+        result = score(scorer, reporter, label, *arguments, **options)
+        if label == "scoring":
+            epoch = found.epochs
+            found.epochs += 1
+            result["old"]["accuracy"], result["all"]["loss"] = old[epoch], losses[epoch]
+        return result
+
+    found.epochs = 0
+    patch.setattr(LiveScorer, "score", found)
+
+
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize(
+    ("old", "losses", "options", "epoch", "status"),
+    [
+        ((0.9, 0.9, 0.9, 0.9), (4, 1, 2, 3), {}, 4, "accepted"),
+        ((0.5, 0.9, 0.9, 0.5), (1, 3, 2, 1), {}, 3, "accepted"),
+        ((0.5, 0.9, 0.9, 0.5), (1, 2, 3, 1), {}, 2, "accepted"),
+        ((0.5, 0.5, 0.5, 0.5), (1, 2, 3, 4), {}, 4, "rejected"),
+        ((0.9, 0.5, 0.9, 0.9), (4, 1, 2, 3), {"monitor": "val_loss"}, 3, "accepted"),
+        ((0.5, 0.5, 0.5, 0.5), (4, 1, 2, 3), {"monitor": "val_loss"}, 4, "rejected"),
+    ],
+)
+def test_the_result_is_an_epoch_within_the_gates(place, monkeypatch, old, losses, options, epoch, status):
+    """The last epoch if it meets them, else the best that does; with --monitor the best that does; else rejected."""
+    scripted(monkeypatch, old, losses)
+    result = run_training("runs/1-shapes", add=["new"], require=["old.accuracy>=0.8"], out="2", **OPTIONS, **options)
+    run = runs.open_run("2")
+    lines = runs.read_metrics(run.metrics)
+    assert run.status == result.status == status
+    assert run.result_step() == lines[epoch - 1]["step"]
+    assert result.after["old"]["accuracy"] == old[epoch - 1]
+    assert (result.exit_code, bool(result.failed)) == ((3, True) if status == "rejected" else (0, False))
+    assert (place / "2" / "model.keras").is_file()
+
+
+@pytest.mark.one_backend(trains=True)
+def test_a_rejected_run_leaves_its_parent_the_accepted_one(place, capsys):
+    """Exit 3; the failure is said and recorded; the folder means the parent; the images are offered again."""
+    words = ["train", "--from", "runs", "--add", "new", "--epochs", "1", "--batch-size", "5"]
+    assert main([*words, "--require", "old.accuracy>1"]) == 3
+    said = capsys.readouterr().out
+    assert "gate failed: old.accuracy" in said
+    assert "images, required old.accuracy>1" in said
+    assert "runs/2-shapes is rejected, runs/1-shapes stays the accepted one" in said
+    record = json.loads(Path("runs/2-shapes/run.json").read_text())
+    assert record["status"] == "rejected"
+    assert record["failed"][0].startswith("old.accuracy")
+    assert main([*words, "--require", "old.accuracy>=0"]) == 0
+    again = runs.open_run("runs/3-shapes")
+    assert again.parent_path().name == "1-shapes"
+    assert again.record.images["added"] == 18
+    with pytest.raises(GateFailed, match=r"old.accuracy .* required old.accuracy>1: runs/4-shapes is rejected"):
+        kresume.resume("runs/1-shapes", add=["new"], require="old.accuracy>1", epochs=1, quiet=True)
+
+
+@pytest.mark.parametrize("case", ["best within", "until"])
+def test_gated_runs_continue_exactly(tmp_path, pictures, case):
+    """Killed after any snapshot, the same epoch is the result, and training stops at the same epoch."""
+    gates = {
+        "best within": {"require": ["all.accuracy>=0.2"], "monitor": "all.accuracy"},
+        "until": {"until": "all.loss>=0"},
+    }
+    names = kill_at_every_snapshot(
+        tmp_path, places=(1, 4, -2, -1), data=[str(pictures / "old")], **{**TINY, "epochs": 3}, **gates[case]
+    )
+    assert len(names) == 4
+    assert len(lines_without_time(tmp_path / "whole")) == (1 if case == "until" else 3)
+
+
+@pytest.mark.one_backend(trains=True)
+def test_until_stops_after_the_epoch_that_reaches_it(place, monkeypatch, capsys):
+    """Training ends after the epoch in which every condition holds; that epoch is the result."""
+    scripted(monkeypatch, (0.5, 0.9, 0.95, 0.9), (1, 2, 3, 4))
+    words = ["train", "--from", "runs/1-shapes", "--add", "new", "--epochs", "4", "--batch-size", "5", "--out", "2"]
+    assert main([*words, "--until", "old.accuracy>=0.95 and all.loss>2"]) == 0
+    assert "reached old.accuracy>=0.95 and all.loss>2 in epoch 3" in capsys.readouterr().err
+    run = runs.open_run("2")
+    assert [line["epoch"] for line in runs.read_metrics(run.metrics)] == [1, 2, 3]
+    assert run.result_step() == runs.read_metrics(run.metrics)[-1]["step"]
+
+
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize(
+    ("checkpoint", "options", "words"),
+    [
+        (
+            None,
+            {"data": ["old"], "max_forgetting": 1},
+            "max_forgetting= compares with the checkpoint of the first argument",
+        ),
+        ("runs/1-shapes", {"require": "old.acuracy>=0.5"}, "did you mean old.accuracy"),
+        ("runs/1-shapes", {"until": "classes.zebra.recall>=0.5"}, "not a metric of a run"),
+        (
+            "runs/1-shapes",
+            {"require": "new.accuracy>=0.5", "val_split": 0},
+            "no validation images to measure new.accuracy on",
+        ),
+        ("bare.keras", {"data": ["old"], "max_forgetting": 1}, "was probably trained on .* old validation images"),
+        ("bare.keras", {"data": ["old"], "require": ["old.loss<1"]}, "was probably trained on"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused_before_training(place, checkpoint, options, words):
+    """Gates without images, without a parent, or on images that the parent was trained on, are usage errors."""
+    import keras
+
+    keras.models.load_model("runs/1-shapes/model.keras").save("bare.keras")
+    arguments = {"batch_size": 5, "val_split": 0.25, "add": ["new"] if checkpoint else None, **options}
+    with pytest.raises(UsageError, match=words):
+        kresume.plan(checkpoint, quiet=True, **arguments)
+
+
+def week(*options):
+    """Runs the command of the weekly loop; returns its exit code."""
+    command = [
+        "train",
+        "--from",
+        "runs",
+        "--add",
+        "inbox",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "5",
+        "--max-class-drop",
+        "100",
+    ]
+    return main([*command, *options])
+
+
+@pytest.mark.one_backend(trains=True)
+def test_ten_weeks_of_one_growing_folder(tmp_path, monkeypatch, capsys):
+    """One command each week: more pictures, none, a failed gate, a relabel, a deletion, a new class; one history."""
+    monkeypatch.chdir(tmp_path)
+    write_pictures(Path("old"), 8, 0)
+    trained("runs/1-shapes", data=["old"], **TINY)
+    inbox = Path("inbox")
+    codes, sizes = [], []
+    for number in range(2, 12):
+        options = []
+        if number in {2, 3, 5, 7, 10, 11}:
+            write_pictures(inbox, 3, 100 * number)
+        if number == 5:
+            options = ["--require", "all.loss<0"]
+        if number == 6:
+            options = ["--require", "all.loss>=0"]  # the pictures of week 5 are offered again
+        if number == 7:
+            moved = next((inbox / "circle").iterdir())
+            moved.rename(inbox / "square" / moved.name)
+        if number == 8:
+            next((inbox / "stripes").iterdir()).unlink()
+            options = ["--on-missing", "drop"]
+            write_pictures(inbox, 1, 880)
+        if number == 9:
+            write_pictures(inbox, 4, 900, ("zebra",))
+            assert week() == 1  # unknown class folders are an error that names --grow
+            assert "--grow" in capsys.readouterr().err
+            options = ["--grow=zebra"]
+        codes.append(week(*options))
+        sizes.append(len(Manifest.read(runs.list_runs("runs")[-1].manifest)))
+        capsys.readouterr()
+    assert codes == [0, 0, 4, 3, 0, 0, 0, 0, 0, 0]
+    history = [
+        (Path(each.path).name, each.status, each.parent, each.classes) for each in kresume.lineage("runs").generations
+    ]
+    assert [status for _, status, _, _ in history].count("rejected") == 1
+    assert history[0][3] == 4
+    chain = [Path(each.path).name for each in kresume.lineage(f"runs/{history[0][0]}").generations]
+    assert chain == [name for name, status, _, _ in history if status == "accepted"]
+    last = Manifest.read(runs.list_runs("runs")[-1].manifest)
+    assert len(set(last.sha256s.tolist())) == len(last)
+    assert sizes == sorted(sizes)
+    assert np.bincount(last.labels, minlength=4).min() > 0
+
+
+@pytest.mark.one_backend(trains=True)
+def test_the_plan_says_how_small_a_difference_can_be_seen(place):
+    """The plan has a line on the noise of the validation images, by origin too."""
+    plan = kresume.plan("runs/1-shapes", add=["new"], quiet=True, **OPTIONS)
+    images = plan.images["validation"]
+    assert f"{images} validation images: differences under {98 / images**0.5:.0f} points are noise (old " in str(plan)
+    assert "noise" not in str(kresume.plan(None, data=["new"], val_split=0, quiet=True))
+
+
+@pytest.mark.one_backend(trains=True)
+def test_gates_of_the_parent_hold_for_its_child(place):
+    """A child run inherits the gates of its parent; the same command gives equal bytes with and without a gate that is met."""
+    run_training("runs/1-shapes", add=["new"], require=["all.accuracy>=0"], out="2", **OPTIONS)
+    run_training("runs/1-shapes", add=["new"], out="free", **OPTIONS)
+    assert_same_bytes(result_arrays(Path("2")), result_arrays(Path("free")))
+    write_pictures(Path("more"), 3, 3000)
+    run_training("2", add=["more"], out="3", epochs=1)
+    assert runs.open_run("3").record.options["require"] == ["all.accuracy>=0"]
