@@ -1,0 +1,107 @@
+"""Stories of `outcome.py` that extend a finished parent: how pictures are shared out, trained and judged.
+
+    python scripts/bench/stories.py PLAN.json        # one story with one seed; `outcome.py` starts it
+
+A fifth of the pictures of each origin, chosen by content, is judged on and never trained or validated on. 100 % of the compute is
+a training from scratch on all other pictures to its plateau. Every recipe extends the same parent; its compute is counted in
+pictures processed, the parent's own training not included.
+"""
+
+import csv
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SIZE, BATCH, EPOCHS = 48, 32, 40
+BUDGETS = (0.1, 0.25, 0.5)
+RECIPES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "rewarm to 0.3x": {"lr_scale": 0.3},
+    "rewarm to 1x": {"lr_scale": 1.0},
+    "1:1 by origin, 1x": {"lr_scale": 1.0, "mix": "1:1"},
+    "stays at the decayed rate": {"lr_scale": 0.02, "lr_schedule": "constant"},
+}
+GROWN = {"default without balance": {"balance": "none"}, "random rows": {"new_rows": "random"}}
+"""Further recipes where classes are new."""
+
+
+def pictures(story: str, data: Path) -> Iterator[tuple[str, str, Path | np.ndarray]]:
+    """Yields (origin, class, file or grey picture) of a story."""
+    if story == "digits":
+        from sklearn.datasets import load_digits
+
+        found = load_digits()
+        for index, (picture, label) in enumerate(zip(found.images, found.target, strict=True)):
+            origin = "old" if index < 500 else "new"
+            yield origin, str(label), np.repeat(np.repeat(np.uint8(picture * 15.9), 6, 0), 6, 1)
+        return
+    rows = [row for row in csv.DictReader((data / "manifest.csv").open()) if row["split"] in {"old", "new"}]
+    for row in rows:
+        origin = row["split"]
+        if story == "camera":
+            origin = "old" if row["camera"].startswith("Canon") else "new"
+        elif story == "classes":
+            origin = "old" if int(row["class"]) < 7 else "new"
+        elif story == "large":
+            origin = "old" if int(hashlib.sha256(row["path"].encode()).hexdigest(), 16) % 6 == 0 else "new"
+        yield origin, row["class"], data / row["path"]
+
+
+def share_out(story: str, data: Path, folder: Path) -> None:
+    """Writes `old/`, `new/`, `judge-old/` and `judge-new/` with one folder per class."""
+    for number, (origin, label, picture) in enumerate(pictures(story, data)):
+        content = picture.read_bytes() if isinstance(picture, Path) else picture.tobytes()
+        judged = int(hashlib.sha256(content).hexdigest(), 16) % 5 == 0
+        target = folder / (f"judge-{origin}" if judged else origin) / label
+        target.mkdir(parents=True, exist_ok=True)
+        if isinstance(picture, Path):
+            shutil.copy(picture, target / picture.name)
+        else:
+            from PIL import Image
+
+            Image.fromarray(picture).save(target / f"{number}.png")
+
+
+def main() -> None:
+    """Trains one story with one seed, and prints a line of JSON per result."""
+    plan = json.loads(Path(sys.argv[1]).read_text())
+    story, folder, seed = plan["story"], Path(plan["folder"]), int(plan["seed"])
+    import kresume
+
+    common = {"image_size": SIZE, "batch_size": BATCH, "seed": seed, "quiet": True, "val_split": 0.15}
+    judges = [str(path) for path in (folder / "judge-old", folder / "judge-new")]
+
+    def judged(name: str, share: float, run: Any) -> float:
+        scores = [kresume.evaluate(run, data=path).scores["all"] for path in judges]
+        right = [score["accuracy"] * score["images"] for score in scores]
+        everything = sum(right) / sum(score["images"] for score in scores)
+        after = json.loads((run.path / "evaluation.json").read_text())["after"]["all"]["accuracy"]
+        line = {"recipe": name, "share": share, "validation": after, "old": scores[0]["accuracy"]}
+        print(json.dumps({**line, "new": scores[1]["accuracy"], "all": everything}), flush=True)
+        return float(run.record.amount.steps)
+
+    old, new = str(folder / "old"), str(folder / "new")
+    scratch = kresume.resume(None, data=[old, new], epochs=EPOCHS, out=str(folder / f"scratch-{seed}"), **common)
+    steps = judged("from scratch on everything", 1.0, scratch)
+    parent = kresume.resume(None, data=[old], epochs=EPOCHS, out=str(folder / f"parent-{seed}"), **common)
+    grows = len(list((folder / "new").iterdir())) and not {each.name for each in (folder / "new").iterdir()} <= {
+        each.name for each in (folder / "old").iterdir()
+    }
+    if not grows:
+        judged("parent", 0.0, parent)
+    for name, options in (RECIPES | GROWN if grows else RECIPES).items():
+        for budget in BUDGETS:
+            out = folder / f"run-{seed}"
+            amount = {"steps": max(1, round(budget * steps)), "out": str(out), "grow": bool(grows) or None}
+            judged(name, budget, kresume.resume(str(parent.path), add=[new], **common, **amount, **options))
+            shutil.rmtree(out)
+
+
+if __name__ == "__main__":
+    main()
