@@ -2,9 +2,9 @@
 
     python scripts/bench/stories.py PLAN.json        # one story with one seed; `outcome.py` starts it
 
-A fifth of the pictures of each origin, chosen by content, is judged on and never trained or validated on. 100 % of the compute is
-a training from scratch on all other pictures to its plateau. Every recipe extends the same parent; its compute is counted in
-pictures processed, the parent's own training not included.
+A fifth of the pictures of each origin, chosen by content, is judged on and never trained or validated on. 100 % of the
+compute is a training from scratch on all other pictures to its plateau. Every recipe extends the same parent; its compute is
+counted in pictures processed, the parent's own training not included.
 """
 
 import csv
@@ -71,7 +71,7 @@ def share_out(story: str, data: Path, folder: Path) -> None:
 def main() -> None:
     """Trains one story with one seed, and prints a line of JSON per result."""
     plan = json.loads(Path(sys.argv[1]).read_text())
-    story, folder, seed = plan["story"], Path(plan["folder"]), int(plan["seed"])
+    folder, seed = Path(plan["folder"]), int(plan["seed"])
     import kresume
 
     common = {"image_size": SIZE, "batch_size": BATCH, "seed": seed, "quiet": True, "val_split": 0.15}
