@@ -24,6 +24,7 @@ from kresume.storage import atomic
 from kresume.values.record import RunRecord, Status
 
 RECORD = "run.json"
+HELD = "held.safetensors"
 ARCHITECTURE = "architecture.json"
 FINISHED = ("accepted", "rejected")
 ASIDE = r"\.before-\d+$"
@@ -80,6 +81,11 @@ class Run:
     def architecture(self) -> Path:
         """Returns the path of the model's architecture, as Keras serializes it."""
         return self.path / ARCHITECTURE
+
+    @property
+    def held(self) -> Path:
+        """Returns the path of the slots of layers that train later, a file only if there are any."""
+        return self.path / HELD
 
     @property
     def model(self) -> Path:

@@ -109,7 +109,11 @@ def test_help_and_usage_errors_import_nothing_heavy():
         (["train", "--data", "old", "--seed", "-1"], 2, "from 0 to"),
         (["train", "--data", "old", "--metric", "nosuch"], 2, "Keras has no such metric"),
         (["train", "--data", "old", "--out", "gs://bucket/run"], 2, "on a mounted drive"),
-        (["train", "--data", "old", "--freeze", "conv*"], 2, "freezing is not in this version"),
+        (
+            ["train", "--data", "old", "--freeze", "nothing*"],
+            2,
+            "--freeze nothing* matches no layer with weights; the model has conv2d",
+        ),
         (["data", "scan", "old", "-o", "/proc/none/m.parquet"], 1, "cannot be written"),
         (["train", "--out", "runs/none"], 2, "no run to continue"),
         (["eval", "nowhere", "--data", "old"], 1, "no checkpoint at nowhere"),

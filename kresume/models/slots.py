@@ -145,7 +145,8 @@ def carry(old: Any, new: Any, fit: Fit | None = None) -> tuple[list[str], list[s
 
     Args:
         old: built on the model's trainable variables.
-        new: built on the same variables, of any class.
+        new: of any class, built on the same variables, on some of them or on more, or on those of another model in the same
+            order. Slots of a weight that `old` does not have start fresh.
         fit: fits the slots of a weight that has another shape now; None if no weight has.
 
     Returns:
@@ -157,8 +158,10 @@ def carry(old: Any, new: Any, fit: Fit | None = None) -> tuple[list[str], list[s
     kept, fresh = compare(old, new)
     before, after = slot_lists(old), slot_lists(new)
     sources = _sources(old, new)
+    places = _places(old, new)
     for attribute in kept:
-        for source, target in zip(before[sources[attribute]], after[attribute], strict=True):
+        for place, target in zip(places, after[attribute], strict=True):
+            source = None if place is None else before[sources[attribute]][place]
             if source is None or target is None:
                 continue
             if tuple(source.shape) != tuple(target.shape) and fit is not None:
@@ -176,11 +179,23 @@ def carry(old: Any, new: Any, fit: Fit | None = None) -> tuple[list[str], list[s
         _copy(source, target)
     if type(inner(old)) is type(inner(new)):
         _carry_rest(inner(old), inner(new))
-    counts = own_counts.counts_of(old)
+    counted = own_counts.counts_of(old)
+    counts = {index: counted[place] for index, place in enumerate(places) if place in counted}
     if not set(kept) - KEPT_APART:  # every moment starts fresh and counts from here; the schedule continues
         counts = dict.fromkeys(range(len(inner(new)._trainable_variables)), own_counts.count_of(new))
     own_counts.begin(new, counts)
     return kept, fresh
+
+
+def _places(old: Any, new: Any) -> list[int | None]:
+    """Returns the index in `old` of each weight of `new`; None for one that `old` does not have."""
+    before, after = inner(old)._trainable_variables, inner(new)._trainable_variables
+    index = {id(weight): place for place, weight in enumerate(before)}
+    if any(id(weight) in index for weight in after):
+        return [index.get(id(weight)) for weight in after]
+    if len(before) != len(after):
+        raise RestoreError(f"the optimizers have {len(before)} and {len(after)} weights")
+    return list(range(len(after)))
 
 
 def begin_fresh(optimizer: Any, restored: Set[int], counts: Mapping[int, int]) -> list[str]:

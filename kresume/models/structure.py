@@ -89,23 +89,30 @@ def address_of(model: Any) -> dict[int, Address]:
     A variable that several layers share has the address in the first of them.
     """
     found: dict[int, Address] = {}
-    seen: set[int] = set()
-
-    def visit(layer: Any, position: str, name: str) -> None:
-        if id(layer) in seen:
-            return
-        seen.add(id(layer))
+    for layer, position, name in visited(model):
         own = [*layer._trainable_variables, *layer._non_trainable_variables]
         own += [generator.state for generator in layer._seed_generators]
+        prefixes = [f"{each}/" if each else "" for each in (position, name)]
         for role, variable in zip(_roles(own), own, strict=True):
-            found.setdefault(id(variable), Address(f"{position}{role}", f"{name}{role}"))
-        for child, (at, called) in zip(layer._layers, _keys(layer._layers), strict=True):
-            visit(child, f"{position}{at}/", f"{name}{called}/")
-
-    visit(model, "", "")
+            found.setdefault(id(variable), Address(f"{prefixes[0]}{role}", f"{prefixes[1]}{role}"))
     for index, variable in enumerate(model.variables):  # of layers that list variables they do not hold
         found.setdefault(id(variable), Address(f"#{index}", f"#{index}"))
     return found
+
+
+def visited(model: Any) -> Iterator[tuple[Any, str, str]]:
+    """Yields every layer once, parents first, with its position and name in the tree; empty for the model."""
+    seen: set[int] = set()
+
+    def visit(layer: Any, position: str, name: str) -> Iterator[tuple[Any, str, str]]:
+        if id(layer) in seen:
+            return
+        seen.add(id(layer))
+        yield layer, position, name
+        for child, (at, called) in zip(layer._layers, _keys(layer._layers), strict=True):
+            yield from visit(child, f"{position}/{at}" if position else at, f"{name}/{called}" if name else called)
+
+    yield from visit(model, "", "")
 
 
 def _tree(layer: Any) -> Iterator[Any]:

@@ -37,8 +37,6 @@ NEIGHBOURS: Mapping[str, str] = {
     "--amp": "that is --precision mixed_bfloat16",
     "--new-only": "training without the old images is not in this version",
     "--distill": "distillation is not in this version",
-    "--freeze": "freezing is not in this version; set `trainable` in the function that --model names",
-    "--unfreeze-at": "freezing is not in this version; set `trainable` in the function that --model names",
     "--average": "averaging with the parent is not in this version; --ema F averages along the way",
 }
 """Options elsewhere, and what to use here."""

@@ -74,6 +74,18 @@ class TrainingOptions(Options):
         "Statistics of batch normalisation for scores, model.keras and exports: recomputed from training images with the "
         "weights of that moment, or Keras's moving averages, which trail them. Default {default}.", AMOUNT, inherited=True
     )  # fmt: skip
+    freeze: tuple[str, ...] | None = option_of(
+        "Layers that do not train, by name: conv*, backbone, backbone/block1*. Repeatable. none lets every layer train, also "
+        "those that the checkpoint has frozen.",
+        RATE,
+        metavar="PATTERN",
+    )
+    unfreeze_at: int | None = option_of(
+        "After how many epochs the frozen layers train, with their optimizer slots. Default: never.",
+        RATE,
+        metavar="EPOCH",
+        range=AT_LEAST_1,
+    )
     lr: float | None = option_of(
         "Learning rate, or the peak of the printed schedule. It always takes effect.", RATE, daily=True, metavar="F"
     )

@@ -8,11 +8,13 @@ model = rebuild(run, config)                                                    
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kresume.backend.live_state import inner
+from kresume.errors import RunError
 from kresume.images.inputs import to_input
 from kresume.images.order import permutation
 from kresume.images.pipeline import scoring_batches
@@ -27,11 +29,13 @@ from kresume.training.plan.growth import Growth
 from kresume.training.plan.rate import keras_rate
 from kresume.values.amount import Amount
 from kresume.values.card import Card
+from kresume.values.freezing import Freezing
 from kresume.values.rate import RatePlan
 from kresume.values.state import SavedOptimizer
 
 if TYPE_CHECKING:
     from kresume.models.losses import LossChoice
+    from kresume.models.statistics import Statistics
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,81 @@ def _features(draft: Draft, growth: Growth, reporter: Reporter) -> np.ndarray:
         )
 
 
+def freeze(model: Any, to: Adjustment, freezing: Freezing | None, statistics: Statistics) -> dict[str, np.ndarray]:
+    """Freezes layers of an adjusted model; its optimizer then has slots for the others alone.
+
+    Args:
+        model: compiled and built.
+        to: what trains it.
+        freezing: which layers, and until when; None freezes nothing.
+        statistics: those of batch normalisation with which the parent predicts. A frozen layer predicts with them in
+            training, too, so they replace its moving averages, which trail the weights.
+
+    Returns:
+        The slots of the frozen weights, which `thaw` needs.
+    """
+    if freezing is None:
+        return {}
+    from kresume.models import freeze as freezer
+    from kresume.models.statistics import assign_statistics
+
+    held = freezer.held_slots(model, model.optimizer, freezing.frozen(0))
+    before = model.optimizer
+    frozen = freezer.variables_of(model, freezing.frozen(0))
+    own = [id(variable) in frozen for variable in model.non_trainable_variables]
+    assign_statistics(model, {place: array for place, array in statistics.items() if own[place]})
+    freezer.set_frozen(model, freezing, 0)
+    adjust(model, to, restored=before)
+    if freezing.thawed(0):
+        freezer.give_back(model, model.optimizer, {}, freezing.first)
+    return held if freezing.until else {}
+
+
+def thaw(model: Any, run: Run, config: TrainConfig) -> None:
+    """Lets the layers train that were frozen for the first epochs, and gives their slots back.
+
+    Args:
+        model: of the run, as `rebuild` or `freeze` left it.
+        run: its run, whose recorded architecture follows.
+        config: its options.
+    """
+    import keras
+
+    from kresume.models import freeze as freezer
+    from kresume.models import slots
+
+    freezing = run.record.freezing
+    if freezing is None or freezing.until is None:
+        return
+    before = model.optimizer
+    freezer.set_frozen(model, freezing, freezing.until)
+    adjust(model, _recorded(run, config), restored=before)
+    rate, fresh = slots.rate_variable(before), slots.rate_variable(model.optimizer)
+    if rate is not None and fresh is not None:
+        fresh.assign(np.array(rate.value))  # a plateau may have changed it
+    held = _read_held(run.held)
+    freezer.give_back(model, model.optimizer, held, freezing.first)
+    serialized = keras.saving.serialize_keras_object(model)
+    atomic.write_json(run.architecture, {**serialized, "compile_config": None})
+
+
+def _read_held(file: Path) -> dict[str, np.ndarray]:
+    """Reads the slots that a run holds for its frozen layers; empty if it holds none.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    if not file.is_file():
+        return {}
+    try:
+        return dict(load(file.read_bytes()))
+    except SafetensorError as error:
+        raise RunError(f"{file} is damaged ({error}): restore it from a copy of the run") from error
+
+
 def rebuild(run: Run, config: TrainConfig) -> Any:
     """Builds and adjusts the model of a run with initial weights; its snapshots fit this model.
 
@@ -131,18 +210,25 @@ def rebuild(run: Run, config: TrainConfig) -> Any:
         The compiled model.
     """
     from kresume.models import build
+    from kresume.models.freeze import set_frozen
+
+    imports = code_of(given(config))
+    model = build.from_architecture(atomic.read_json(run.architecture), imports=imports, trust=bool(config.trust))
+    if run.record.freezing is not None:
+        set_frozen(model, run.record.freezing, 0)
+    adjust(model, _recorded(run, config))
+    return model
+
+
+def _recorded(run: Run, config: TrainConfig) -> Adjustment:
+    """Returns what a run is adjusted to."""
     from kresume.models.losses import from_record
     from kresume.models.own_code import own_code
 
-    record, imports = run.record, code_of(given(config))
-    model = build.from_architecture(atomic.read_json(run.architecture), imports=imports, trust=bool(config.trust))
-    loss = from_record(record.loss, own_code(None, imports))
+    record = run.record
+    loss = from_record(record.loss, own_code(None, code_of(given(config))))
     metrics = tuple(config.metric or ())
-    adjust(
-        model,
-        Adjustment(record.optimizer, record.rate, record.iterations, loss, record.card, record.amount, metrics),
-    )
-    return model
+    return Adjustment(record.optimizer, record.rate, record.iterations, loss, record.card, record.amount, metrics)
 
 
 def _compile(model: Any, optimizer: Any, to: Adjustment) -> None:

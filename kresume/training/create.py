@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save
 
 from kresume import runs
 from kresume.backend import fingerprint, live_state
@@ -24,12 +27,13 @@ from kresume.values.record import ParentRecord, PlanWords, RunRecord
 from kresume.version import __version__
 
 
-def create_run(start: Start, draft: Draft) -> runs.Run:
+def create_run(start: Start, draft: Draft, held: Mapping[str, np.ndarray]) -> runs.Run:
     """Creates the run directory.
 
     Args:
         start: where the run will be.
         draft: what was decided; its model is adjusted.
+        held: slots of layers that are frozen for the first epochs.
 
     Raises:
         RunError: the directory cannot be written, or another process created a run there at the same moment.
@@ -43,6 +47,8 @@ def create_run(start: Start, draft: Draft) -> runs.Run:
         atomic.remove_abandoned(start.path.parent, start.path.name)
         with atomic.new_directory(start.path) as temporary:
             _fill(temporary, record, draft)
+            if held:
+                atomic.write_bytes(temporary / runs.HELD, save(dict(held)))
     except OSError as error:
         if runs.is_run(start.path):
             raise RunError(
@@ -128,6 +134,7 @@ def _record(start: Start, draft: Draft) -> RunRecord:
         before=plan.before,
         statistics=settings_of(config).bn_stats,
         balance=plan.balance,
+        freezing=draft.freezing,
         new_classes=draft.loaded.growth.new if draft.loaded.growth else (),
         plan=PlanWords(
             sides=plan.sides,

@@ -191,6 +191,6 @@ def _take_best(session: Session) -> dict[str, Any] | None:
             f"the best epoch (step {int(best['step']):,})", f"{error}: the result is the last step"
         )
         return None
-    assign_state(session.model, state)
+    assign_state(session.model, state, same_weights=not session.thawing.was_frozen(int(best["epoch"])))
     session.statistics = Scored(int(best["step"]), stored(session.model, state))
     return best

@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import os
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from kresume import runs
 from kresume.backend import live_state, selection
@@ -23,7 +26,7 @@ from kresume.options.settings import settings_of
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
 from kresume.spelling import as_argument, spelled
-from kresume.training.adjust import Adjustment, adjust, grow, rebuild
+from kresume.training.adjust import Adjustment, adjust, freeze, grow, rebuild, thaw
 from kresume.training.create import create_run
 from kresume.training.finish import TrainResult, finish
 from kresume.training.plan.decide import decide, list_named, load_checkpoint, update_data
@@ -78,8 +81,8 @@ def train(config: TrainConfig, reporter: Reporter) -> TrainResult:
         draft = decide(start, loaded, data, reporter)
         reporter.say(str(draft.plan).partition("\n")[2])
         draft = grow(draft, reporter)
-        model = _adjusted(draft, start.config)
-        run = create_run(start, draft)
+        model, held = _adjusted(draft, start.config)
+        run = create_run(start, draft, held)
         for quarantined in data.gathered.quarantine:
             reporter.say(f"quarantined: {quarantined.path}: {quarantined.reason}")
     else:
@@ -88,18 +91,19 @@ def train(config: TrainConfig, reporter: Reporter) -> TrainResult:
 
     from kresume.training.loop.hold import open_session  # imports Keras, whose backend is selected now
 
-    with open_session(run, model, start.config, reporter, continued=start.run is not None) as session:
+    let_train = partial(thaw, model, run, start.config)
+    with open_session(run, model, start.config, reporter, let_train, continued=start.run is not None) as session:
         session.train()
         return finish(session)
 
 
-def _adjusted(draft: Draft, config: TrainConfig) -> Any:
-    """Returns the restored model with what the plan decided: optimizer, rate, loss, metrics."""
+def _adjusted(draft: Draft, config: TrainConfig) -> tuple[Any, dict[str, np.ndarray]]:
+    """Returns the restored model with all that the plan decided, and the slots of frozen layers."""
     live, loss, plan = draft.loaded.live, draft.loaded.loss, draft.plan
     metrics = tuple(config.metric or ())
     to = Adjustment(draft.optimizer, plan.rate, live.iterations, loss, plan.card, plan.amount, metrics)
     adjust(live.model, to, restored=live.optimizer)
-    return live.model
+    return live.model, freeze(live.model, to, draft.freezing, draft.statistics)
 
 
 def _rebuilt(run: runs.Run, config: TrainConfig, reporter: Reporter) -> Any:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from kresume.errors import RunError
 from kresume.values.amount import Amount
 from kresume.values.card import Card
+from kresume.values.freezing import Freezing
 from kresume.values.loss import Loss
 from kresume.values.rate import RatePlan
 from kresume.values.state import SavedOptimizer
@@ -132,6 +133,7 @@ class RunRecord:
         statistics: those of batch normalisation that it predicts with: `"recomputed"` or `"moving"`.
         balance: how an epoch is balanced: `"none"` or `"class"`; None in older runs, where the options say it.
         new_classes: names of the classes that it added to its parent's.
+        freezing: which layers do not train; None if no option says so.
         failed: descriptions of the gates that the result failed.
         result: None until the run is finished.
         best: the best epoch of a finished run, None if no monitor chose one.
@@ -166,6 +168,7 @@ class RunRecord:
     statistics: StatisticsKind = "moving"
     balance: str | None = None
     new_classes: Sequence[str] = ()
+    freezing: Freezing | None = None
     failed: Sequence[str] = ()
     result: Result | None = None
     best: Best | None = None
@@ -185,6 +188,7 @@ class RunRecord:
             "amount": self.amount.as_dict(),
             "dropped": list(self.dropped),
             "new_classes": list(self.new_classes),
+            "freezing": None if self.freezing is None else self.freezing.as_dict(),
             "failed": list(self.failed),
             "plan": vars(self.plan),
             "result": None if self.result is None else vars(self.result),
@@ -259,6 +263,7 @@ def _fields(value: Mapping[str, Any]) -> dict[str, Any]:
         "statistics": statistics,
         "balance": value.get("balance"),
         "new_classes": tuple(value.get("new_classes", ())),
+        "freezing": Freezing.from_dict(value["freezing"]) if value.get("freezing") else None,
         "failed": tuple(value.get("failed", ())),
         "result": Result(**result) if result else None,
         "best": Best(**best) if best else None,

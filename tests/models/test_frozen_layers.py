@@ -536,8 +536,8 @@ def test_a_plan_says_what_trains():
 
     assert frozen_layers(build((0, 1, 2, 3))) == []
     assert frozen_layers(build((1,), named=True)) == [
-        "3 of 4 layers with weights are frozen: only b trains (12 of 48 parameters); to train more, set `trainable` in the "
-        "function that --model names"
+        "3 of 4 layers with weights are frozen: only b trains (12 of 48 parameters); to train more, give --freeze none, "
+        "or --unfreeze-at EPOCH"
     ]
     with pytest.raises(UsageError, match="every layer of the model is frozen"):
         frozen_layers(build(()))

@@ -18,6 +18,7 @@ from kresume.images.manifest import Manifest
 from kresume.images.mixing import Mixed, Shares
 from kresume.images.order import LaterOrder, Order
 from kresume.models.schedules import Clock
+from kresume.options.settings import MOST_STATISTICS_IMAGES, STATISTICS_SHARE
 from kresume.training.plan.amount import epoch_boundary
 from kresume.values.amount import Amount
 
@@ -99,3 +100,17 @@ class Passes:
             step = epoch_boundary(self.order, epoch + len(ends), step, self._amount.steps_per_execution)
             ends.append(step if self._steps is None else min(step, self._steps))
         return ends
+
+    def rows_of_statistics(self, epoch: int) -> np.ndarray:
+        """Returns the training images from which statistics are recomputed after an epoch: its first ones.
+
+        The last epoch, usually the result, may take as long as it needs.
+
+        Args:
+            epoch: its number, counted from 0.
+        """
+        dealt = self.order.deal(epoch)
+        share = 1.0 if epoch + 1 == len(self.boundaries) else STATISTICS_SHARE
+        count = max(int(share * len(dealt)), self._amount.batch_size)
+        rows: np.ndarray = self.manifest.train_rows()[dealt[: min(count, MOST_STATISTICS_IMAGES)]]
+        return rows

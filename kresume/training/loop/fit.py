@@ -261,6 +261,16 @@ def _rate_once_per_step(optimizer: Any) -> None:
     inner.apply = apply_once
 
 
+def prepare(optimizer: Any) -> None:
+    """Prepares a new optimizer for training.
+
+    Keras overwrites the weights with their averages when `fit` ends. Snapshots hold both; the averages are applied when the
+    result is written.
+    """
+    _rate_once_per_step(optimizer)
+    optimizer.finalize_variable_values = lambda variables: None
+
+
 def fit(
     model: keras.Model,
     dataset_from: Callable[[int], Any],
@@ -294,10 +304,7 @@ def fit(
         steps=None,
     )
     everything.keeper = keeper
-    _rate_once_per_step(model.optimizer)
-    # Keras calls this when `fit` ends, and it would overwrite the weights with their averages. Snapshots hold both; the
-    # averages are applied when the result is written.
-    model.optimizer.finalize_variable_values = lambda variables: None
+    prepare(model.optimizer)
     model.stop_training = False
     everything.on_train_begin()
     if progress.phase == "scoring":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from kresume import crash, runs
@@ -23,7 +23,7 @@ from kresume.training.loop.stop import StopRequest
 
 @contextlib.contextmanager
 def open_session(
-    run: runs.Run, model: Any, config: TrainConfig, reporter: Reporter, *, continued: bool
+    run: runs.Run, model: Any, config: TrainConfig, reporter: Reporter, thaw: Callable[[], None], *, continued: bool
 ) -> Iterator[Session]:
     """Opens the session of a run under its lock.
 
@@ -32,6 +32,7 @@ def open_session(
         model: adjusted to it.
         config: the options that apply.
         reporter: shown the epochs.
+        thaw: lets the layers train that are frozen for the first epochs.
         continued: True restores the newest snapshot first.
 
     Yields:
@@ -52,7 +53,7 @@ def open_session(
             reporter.warn(died.tell())
             run.event("died in native code", reason=died.reason, trace=died.trace.name)
         tracing.enter_context(crash.traced(run.path))
-        session = Session(run, model, config, reporter, lock, stop)
+        session = Session(run, model, config, reporter, lock, stop, thaw)
         try:
             if continued:
                 session.restore_newest()

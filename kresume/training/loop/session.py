@@ -8,7 +8,7 @@ session.train()
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from kresume.models.losses import LossChoice
 from kresume.models.schedules import set_clock, time_of
 from kresume.models.statistics import Statistics, stored
 from kresume.options.resolve import cache_limit
-from kresume.options.settings import MOST_STATISTICS_IMAGES, STATISTICS_SHARE, settings_of
+from kresume.options.settings import settings_of
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
 from kresume.reports.sinks import Sink
@@ -47,6 +47,7 @@ from kresume.training.loop.fit import assign_state, fit, groups_of
 from kresume.training.loop.lines import describe_line, epoch_line
 from kresume.training.loop.progress import Progress
 from kresume.training.loop.stop import StopRequest
+from kresume.training.loop.thawing import Thawing
 from kresume.training.loop.watchers import gates_of, monitor_of, narrator, watchers
 from kresume.training.loop.writer import RunWriter
 from kresume.training.snapshot_policy import Cadence, Retention
@@ -84,17 +85,26 @@ class Session:
         reporter: shown the epochs.
         lock: checked before each commit.
         stop: set by signals.
+        thaw: gives the model the optimizer of all layers, after those that are frozen for the first epochs.
 
     Attributes:
         progress: how far the run is.
         passes: the epochs over its images.
         gates: what its result must meet.
+        thawing: when frozen layers begin to train.
         statistics: those of batch normalisation with which the last scored step was scored.
         writer: the thread that writes to the run.
     """
 
     def __init__(
-        self, run: runs.Run, model: Any, config: TrainConfig, reporter: Reporter, lock: Lock, stop: StopRequest
+        self,
+        run: runs.Run,
+        model: Any,
+        config: TrainConfig,
+        reporter: Reporter,
+        lock: Lock,
+        stop: StopRequest,
+        thaw: Callable[[], None],
     ) -> None:
         self.run = run
         self.model = model
@@ -103,6 +113,7 @@ class Session:
         self.reporter = reporter
         self.lock = lock
         self.stop = stop
+        self.thawing = Thawing(run.record.freezing, thaw, reporter.say)
         self.progress = Progress()
         self.manifest = Manifest.read(run.manifest)
         self.card = run.record.card
@@ -175,12 +186,14 @@ class Session:
             self.run.event("snapshot damaged", path=str(Path(path).name), reason=reason)
             snapshot.set_aside(Path(path))
         self.progress = Progress.from_records(state.records)
-        for scan in self.changes.recorded(epochs_begun(state.records)):
+        begun = epochs_begun(state.records)
+        for scan in self.changes.recorded(begun):
             self.passes.change(scan.epoch - 1, scan.applied_to(self.passes.manifest))
         if state.records["manifest"] != self.passes.digest:
             raise CheckpointError(
                 f"{self.run.manifest} is not the manifest that the snapshots were taken with: restore it from a copy"
             )
+        self.thawing.restore(begun)
         assign_state(self.model, state)
         groups = groups_of(state)
         self.statistics = Scored(self.progress.step, stored(self.model, state))
@@ -291,6 +304,14 @@ class Session:
         self.changes.broke(manifest, row, reason, "the next image of the order replaces it")
 
     def _before_epoch(self, done: int) -> bool:
+        """Applies what changes before the next epoch, images and frozen layers; returns True if anything did."""
+        changed = self._change_images(done)
+        if not self.thawing.before_epoch(done, self.model):
+            return changed
+        self.statistics = Scored()  # their places among the variables have changed
+        return True
+
+    def _change_images(self, done: int) -> bool:
         """Applies images that came or went before the next epoch; returns True if any did."""
         scan = self.changes.before_epoch(done, self.passes.manifest, lambda: self._poll("looking for images"))
         if scan is None or not scan.changes:
@@ -325,7 +346,9 @@ class Session:
         try:
             if self.run.record.statistics == "recomputed":
                 reader = self._feed.reader(self.passes.manifest)
-                found = self._scorer.recompute(reader, self._rows_of_statistics(), lambda count: self._raise_if_asked())
+                found = self._scorer.recompute(
+                    reader, self.passes.rows_of_statistics(self.progress.epoch), lambda count: self._raise_if_asked()
+                )
                 self.statistics = Scored(self.progress.step, found)
             scores = self._scorer.score(
                 self.reporter,
@@ -343,17 +366,6 @@ class Session:
     def _raise_if_asked(self) -> None:
         if self.stop.signal is not None:
             raise _Asked
-
-    def _rows_of_statistics(self) -> np.ndarray:
-        """Returns the training images from which statistics are recomputed: the first of this epoch.
-
-        The last epoch, usually the result, may take as long as it needs.
-        """
-        dealt = self.passes.order.deal(self.progress.epoch)
-        share = 1.0 if self.progress.epoch + 1 == len(self.passes.boundaries) else STATISTICS_SHARE
-        count = max(int(share * len(dealt)), self.amount.batch_size)
-        rows: np.ndarray = self.passes.manifest.train_rows()[dealt[: min(count, MOST_STATISTICS_IMAGES)]]
-        return rows
 
     def _line(self, epoch: int, logs: Mapping[str, Any], steps_per_second: float | None) -> dict[str, Any]:
         """Makes the line of an epoch and shows it."""

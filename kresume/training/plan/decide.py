@@ -33,6 +33,7 @@ from kresume.training.plan.before import score_parent
 from kresume.training.plan.describe import describe
 from kresume.training.plan.draft import Data, Draft, Loaded
 from kresume.training.plan.feeding import decide_feeding
+from kresume.training.plan.freezing import decide_freezing
 from kresume.training.plan.growth import check_filled, new_classes, plan_growth
 from kresume.training.plan.images import (
     Gathered,
@@ -261,8 +262,9 @@ def decide(start: Start, loaded: Loaded, data: Data, reporter: Reporter) -> Draf
         goes_on=lambda: goes_on(saved, live.iterations, amount.steps),
     )
     rate, ahead = look_ahead(rate, live.iterations)
-    plan = describe(start, loaded, data, wanted, rate, amount, before, order.shares(), ahead)
-    return Draft(replace(plan, balance=balance), loaded, data, wanted, held.seed, statistics)
+    freezing = decide_freezing(config, live.model, amount.epochs)
+    plan = describe(start, loaded, data, wanted, rate, amount, before, order.shares(), ahead, freezing)
+    return Draft(replace(plan, balance=balance), loaded, data, wanted, freezing, held.seed, statistics)
 
 
 def _count_new(gathered: Gathered, generation: int) -> int:

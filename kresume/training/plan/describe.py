@@ -10,12 +10,14 @@ from kresume.options.given import given
 from kresume.options.lookup import flag_of
 from kresume.options.settings import settings_of
 from kresume.training.plan.draft import Data, Loaded
+from kresume.training.plan.freezing import describe_freezing
 from kresume.training.plan.judging import describe_noise
 from kresume.training.plan.notes import frozen_layers, notes_of, statistics_of_layers
 from kresume.training.plan.parent import describe_change
 from kresume.training.plan.plan import Plan
 from kresume.training.start import Start
 from kresume.values.amount import Amount
+from kresume.values.freezing import Freezing
 from kresume.values.rate import RatePlan
 from kresume.values.state import SavedOptimizer
 
@@ -30,6 +32,7 @@ def describe(
     before: Mapping[str, Any] | None,
     shares: Shares,
     ahead: str,
+    freezing: Freezing | None,
 ) -> Plan:
     """Returns the plan.
 
@@ -43,6 +46,7 @@ def describe(
         before: the parent's scores, None for a new model.
         shares: what an epoch is made of.
         ahead: a note on a schedule that ends before the run; may be empty.
+        freezing: which layers do not train; None if no option says so.
     """
     parent, live, gathered, generation = loaded.parent, loaded.live, data.gathered, loaded.generation
     manifest = gathered.manifest
@@ -61,7 +65,7 @@ def describe(
     notes = [note for note in (loaded.loss.note, left_out, ahead) if note]
     notes += [*(parent.notes if parent is not None else ()), *data.feeding.notes]
     notes += notes_of(start.config, parent, gathered, amount, rate, wanted.class_name or "", generation=generation)
-    notes += frozen_layers(live.model)
+    notes += frozen_layers(live.model) if freezing is None else []
     notes += statistics_of_layers(live.model, settings_of(start.config).bn_stats)
     if change := describe_change(live, wanted):
         notes.append(change)
@@ -98,6 +102,7 @@ def describe(
         options={flag_of(name): value for name, value in given(start.given).items()},
         notes=notes,
         shares=shares,
+        frozen=describe_freezing(freezing, live.model),
         noise=describe_noise(manifest, generation),
         growth=loaded.growth.describe(manifest) if loaded.growth else "",
     )

@@ -13,6 +13,7 @@ from kresume.training.plan.images import Gathered
 from kresume.training.plan.parent import Live, Parent
 from kresume.training.plan.plan import Plan
 from kresume.values.card import Card
+from kresume.values.freezing import Freezing
 from kresume.values.state import SavedOptimizer
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class Draft:
         loaded: the model that training starts from.
         data: the images.
         optimizer: class and config of the optimizer that trains.
+        freezing: which layers do not train; None if all train that do so in the checkpoint.
         seed: of the order, and of what is drawn at the start.
         statistics: those of batch normalisation with which the parent was scored; empty for its moving averages.
     """
@@ -91,5 +93,6 @@ class Draft:
     loaded: Loaded
     data: Data
     optimizer: SavedOptimizer
+    freezing: Freezing | None
     seed: int
     statistics: Statistics = field(default_factory=dict)

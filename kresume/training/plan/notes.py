@@ -71,7 +71,7 @@ def frozen_layers(model: Any) -> list[str]:
     training = [layer for layer in layers if id(layer[0]) in now]
     if len(training) == len(layers):
         return []
-    way = "set `trainable` in the function that --model names"
+    way = f"give {option('freeze', 'none')}, or {option('unfreeze-at', 'EPOCH')}"
     if not training:
         raise UsageError(f"every layer of the model is frozen, so no weight would train: {way}")
     addresses = structure.address_of(model)

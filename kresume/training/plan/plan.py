@@ -43,6 +43,7 @@ class Plan:
         shares: the composition of an epoch.
         growth: the classes that are added to the parent's, in words; empty if none are.
         balance: how an epoch is balanced: `"none"` or `"class"`.
+        frozen: which layers do not train, in words; empty if no option says so.
         noise: how small a difference the validation images can show.
     """
 
@@ -67,6 +68,7 @@ class Plan:
     growth: str = ""
     balance: str = "none"
     noise: str = ""
+    frozen: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the JSON form that `--json` prints."""
@@ -103,6 +105,7 @@ class Plan:
             ("split", f"{images['train']:,} train, {self.sides}"),
             ("classes", f"{len(card.classes)} ({self.classes_reason}): {classes}"),
             ("grow", self.growth),
+            ("freeze", self.frozen),
             (
                 "pixels",
                 f"{card.pixels} ({self.pixels_reason}), {card.image_size[0]}x{card.image_size[1]}, "

@@ -1,0 +1,164 @@
+"""Freezes layers and lets them train again, with the slots of their weights kept.
+
+    addresses = matching(model, ["conv*", "backbone"])
+    held = held_slots(model, optimizer, addresses)      # of the optimizer before freezing
+    set_frozen(model, addresses, freezing)
+    give_back(model, optimizer, held)                   # to the optimizer that trains all of them again
+
+A frozen layer of batch normalisation predicts with its moving averages also in training, as in Keras.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import keras
+import numpy as np
+
+from kresume.backend import live_state
+from kresume.errors import UsageError
+from kresume.models import own_counts, slots, structure
+from kresume.spelling import option
+from kresume.values.freezing import Freezing
+
+MOST_NAMED = 12
+
+
+def layers_of(model: keras.Model) -> dict[str, tuple[str, Any]]:
+    """Returns each layer that has weights of its own, with its name in the tree, by address."""
+    return {
+        position: (name, layer)
+        for layer, position, name in structure.visited(model)
+        if layer._trainable_variables or layer._non_trainable_variables
+    }
+
+
+def matching(model: keras.Model, patterns: Sequence[str]) -> tuple[str, ...]:
+    """Returns the addresses of the layers that patterns match.
+
+    A pattern is compared with a layer's name, its path and the names and paths of the models that hold it: `backbone` is
+    every layer inside it, `backbone/conv*` some of them.
+
+    Args:
+        model: built.
+        patterns: as `fnmatch` reads them.
+
+    Raises:
+        UsageError: a pattern matches no layer with weights; the message lists names.
+    """
+    found = layers_of(model)
+    for pattern in patterns:
+        if not any(_matches(name, pattern) for name, _ in found.values()):
+            names = [name for name, _ in found.values()]
+            more = f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
+            raise UsageError(
+                f"{option('freeze', pattern)} matches no layer with weights; the model has "
+                f"{', '.join(names[:MOST_NAMED])}{more}"
+            )
+    return tuple(
+        address for address, (name, _) in found.items() if any(_matches(name, pattern) for pattern in patterns)
+    )
+
+
+def _matches(name: str, pattern: str) -> bool:
+    parts = name.split("/")
+    paths = ["/".join(parts[: size + 1]) for size in range(len(parts))]
+    return any(fnmatchcase(each, pattern) for each in (*parts, *paths))
+
+
+def frozen_now(model: keras.Model) -> tuple[str, ...]:
+    """Returns the addresses of the layers whose weights could train, but do not."""
+    now = {id(variable) for variable in model.trainable_variables}
+    return tuple(
+        address
+        for address, (_, layer) in layers_of(model).items()
+        if layer._trainable_variables and not any(id(variable) in now for variable in layer._trainable_variables)
+    )
+
+
+def set_frozen(model: keras.Model, freezing: Freezing, epochs: int) -> None:
+    """Sets which layers train after so many whole epochs; layers without a name in `freezing` stay."""
+    frozen = freezing.frozen(epochs)
+    named = {*freezing.first, *freezing.always}
+    for layer, position, _ in structure.visited(model):
+        if position in named:
+            layer.trainable = position not in frozen
+        elif not layer.trainable and any(
+            each.startswith(f"{position}/" if position else "") for each in named - frozen
+        ):
+            _open(layer)  # a layer inside a frozen model does not train whatever its own flag says
+
+
+def _open(container: Any) -> None:
+    """Lets a model train without changing which of its layers do."""
+    kept = [(layer, layer.trainable) for layer in container._flatten_layers(include_self=False)]
+    container.trainable = True
+    for layer, trainable in kept:
+        layer.trainable = trainable
+
+
+def variables_of(model: keras.Model, addresses: Collection[str]) -> frozenset[int]:
+    """Returns the `id` of every variable of these layers, statistics included."""
+    return frozenset(
+        id(variable)
+        for address, (_, layer) in layers_of(model).items()
+        if address in addresses
+        for variable in (*layer._trainable_variables, *layer._non_trainable_variables)
+    )
+
+
+def _weights_of(model: keras.Model, addresses: Collection[str]) -> Iterator[tuple[str, Any]]:
+    """Yields address and variable of every weight of these layers."""
+    chosen = {
+        id(variable) for address, (_, layer) in layers_of(model).items() if address in addresses
+        for variable in layer._trainable_variables
+    }  # fmt: skip
+    places = structure.address_of(model)
+    for variable in model.variables:
+        if id(variable) in chosen:
+            yield places[id(variable)].position, variable
+
+
+def held_slots(model: keras.Model, optimizer: Any, addresses: Collection[str]) -> dict[str, np.ndarray]:
+    """Returns the slots of the weights of these layers.
+
+    Args:
+        model: built.
+        optimizer: built while they trained.
+        addresses: of the layers.
+
+    Returns:
+        Arrays by `ATTRIBUTE|ADDRESS OF THE WEIGHT`.
+    """
+    owners = {id(variable): address for address, variable in _weights_of(model, addresses)}
+    return {
+        f"{slot.kind}|{owners[id(slot.weight)]}": np.array(live_state.host_array(slot.variable.value))
+        for slot in slots.describe(optimizer)
+        if slot.weight is not None and id(slot.weight) in owners
+    }
+
+
+def give_back(model: keras.Model, optimizer: Any, held: Mapping[str, np.ndarray], fresh: Collection[str]) -> None:
+    """Assigns held slots to an optimizer that trains their weights again.
+
+    Slots of weights that have none, because they were frozen before, start here, with a step count of their own; averages
+    start at the weights.
+
+    Args:
+        model: built.
+        optimizer: built on its trainable variables.
+        held: what `held_slots` returned.
+        fresh: addresses of the layers that train again.
+    """
+    owners = {id(variable): address for address, variable in _weights_of(model, fresh)}
+    given: set[int] = set()
+    for slot in slots.describe(optimizer):
+        place = owners.get(id(slot.weight)) if slot.weight is not None else None
+        if place is None:
+            given.add(id(slot.variable))
+        elif (array := held.get(f"{slot.kind}|{place}")) is not None:
+            live_state.assign([slot.variable], [array])
+            given.add(id(slot.variable))
+    slots.begin_fresh(optimizer, given, own_counts.counts_of(optimizer))

@@ -1,0 +1,91 @@
+"""Decides which layers do not train, and until when: `--freeze` and `--unfreeze-at`.
+
+freezing = decide_freezing(config, live.model, epochs=8)        # None if no option says anything
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kresume.errors import UsageError
+from kresume.options.table import TrainConfig
+from kresume.spelling import option
+from kresume.values.freezing import Freezing
+
+NONE = "none"
+"""The pattern that freezes nothing, not even what the checkpoint has frozen."""
+
+
+def decide_freezing(config: TrainConfig, model: Any, epochs: int) -> Freezing | None:
+    """Returns what is frozen; None if the model trains as it is.
+
+    Args:
+        config: the options.
+        model: the restored model.
+        epochs: epochs of the run.
+
+    Raises:
+        UsageError: a pattern matches nothing, every layer would be frozen throughout, or the options contradict each other.
+    """
+    from kresume.models import freeze
+
+    patterns, until = config.freeze, config.unfreeze_at
+    if patterns is None and until is None:
+        return None
+    before = freeze.frozen_now(model)
+    if patterns is None:
+        first = before
+        if not first:
+            raise UsageError(
+                f"{option('unfreeze-at', until)}: no layer of the checkpoint is frozen: name some with "
+                f"{option('freeze', 'PATTERN')}"
+            )
+    elif NONE in patterns:
+        if len(patterns) > 1 or until is not None:
+            raise UsageError(
+                f"{option('freeze', NONE)} freezes nothing: leave the other patterns and {option('unfreeze-at')} out"
+            )
+        return Freezing(before, 0) if before else None
+    else:
+        first = freeze.matching(model, patterns)
+    if until is not None and until >= epochs:
+        raise UsageError(
+            f"{option('unfreeze-at', until)}: the run has {epochs} epochs, so nothing would be unfrozen: give fewer, or "
+            "leave it out"
+        )
+    freezing = Freezing(tuple(dict.fromkeys((*before, *first))) if until is None else first, until)
+    _check_something_trains(freezing, model)
+    return freezing
+
+
+def _check_something_trains(freezing: Freezing, model: Any) -> None:
+    from kresume.models import freeze
+
+    frozen = freezing.frozen(0)
+    layers = freeze.layers_of(model)
+    if not any(layer._trainable_variables and address not in frozen for address, (_, layer) in layers.items()):
+        raise UsageError(
+            f"every layer of the model would be frozen at first, so no weight would train: name fewer with {option('freeze')}"
+        )
+
+
+def describe_freezing(freezing: Freezing | None, model: Any) -> str:
+    """Describes what is frozen: `"12 of 14 layers for the first 2 epochs: conv2d, ..."`; may be empty."""
+    from kresume.models import freeze
+
+    if freezing is None:
+        return ""
+    layers = {address: name for address, (name, layer) in freeze.layers_of(model).items() if layer._trainable_variables}
+    names = [layers[address] for address in freezing.first if address in layers]
+    if freezing.until == 0:
+        return f"none; {len(names):,} of {len(layers):,} layers were frozen in the checkpoint: {_listed(names)}"
+    when = (
+        "throughout" if freezing.until is None else f"for the first {freezing.until} epoch{'s' * (freezing.until > 1)}"
+    )
+    always = [layers[address] for address in freezing.always if address in layers]
+    more = f"; {len(always):,} throughout: {_listed(always)}" if always else ""
+    return f"{len(names):,} of {len(layers):,} layers {when}: {_listed(names)}{more}"
+
+
+def _listed(names: list[str]) -> str:
+    return f"{', '.join(names[:3])}{f' and {len(names) - 3:,} more' if len(names) > 3 else ''}"

@@ -1,0 +1,236 @@
+"""Tests `--freeze` and `--unfreeze-at` on whole runs: what trains when, exactly, with slots kept."""
+
+import shutil
+
+import keras
+import numpy as np
+import pytest
+
+import kresume
+from kresume import runs
+from kresume.checkpoints import snapshot
+from kresume.errors import UsageError
+from kresume.models import freeze
+from kresume.values.freezing import Freezing
+from tests.helpers.runs import TINY, kill_at_every_snapshot, result_arrays, run_training, trained
+
+OPTIONS = {"batch_size": 5, "val_split": 0.25, "lr": 1e-3}
+layers = keras.layers
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, pictures):
+    """Makes a folder with a parent run whose optimizer has slots."""
+    folder = tmp_path_factory.mktemp("freezing")
+    for name in ("old", "new"):
+        shutil.copytree(pictures / name, folder / name)
+    trained(folder / "parent", data=[str(folder / "old")], **TINY)
+    return folder
+
+
+def nested():
+    """Builds a model with a model inside, both with a layer that is called `dense`."""
+    inner = keras.Sequential([keras.Input((4,)), layers.Dense(3), layers.BatchNormalization()], name="backbone")
+    return keras.Sequential(
+        [keras.Input((4,)), inner, layers.Dropout(0.1), layers.Dense(2), layers.Dense(2, name="top")]
+    )
+
+
+@pytest.mark.parametrize(
+    ("patterns", "names"),
+    [
+        (["top"], ["top"]),
+        (["dense"], ["backbone/dense", "dense"]),
+        (["backbone"], ["backbone/dense", "backbone/batch_normalization"]),
+        (["backbone/d*"], ["backbone/dense"]),
+        (["*norm*", "top"], ["backbone/batch_normalization", "top"]),
+        (["*"], ["backbone/dense", "backbone/batch_normalization", "dense", "top"]),
+    ],
+)
+def test_patterns_are_compared_with_names_and_paths(patterns, names):
+    """A pattern matches a layer, a path, or a model with all that is in it; the order is the model's."""
+    model = nested()
+    named = {address: name for address, (name, _) in freeze.layers_of(model).items()}
+    assert [named[address] for address in freeze.matching(model, patterns)] == names
+    with pytest.raises(
+        UsageError, match=r"--freeze nothing matches no layer with weights; the model has backbone/dense"
+    ):
+        freeze.matching(model, [*patterns, "nothing"])
+
+
+def test_a_layer_inside_a_frozen_model_can_train():
+    """Thawing a layer opens the models around it and leaves their other layers as they are."""
+    model = nested()
+    model.layers[0].trainable = False
+    address = freeze.matching(model, ["backbone/dense"])
+    freeze.set_frozen(model, Freezing(address, 2), 0)
+    assert len(model.trainable_variables) == 4
+    freeze.set_frozen(model, Freezing(address, 2), 2)
+    assert [variable.path.split("/")[-2] for variable in model.trainable_variables[:2]] == [
+        model.layers[0].layers[0].name
+    ] * 2
+    assert len(model.trainable_variables) == 6
+    assert not model.layers[0].layers[1].trainable
+
+
+def slots_by_weight(model, optimizer):
+    """Returns the slots by attribute and address, of all weights that the optimizer trains."""
+    return freeze.held_slots(model, optimizer, freeze.layers_of(model))
+
+
+def test_slots_are_held_and_given_back():
+    """Slots that were held have equal bytes afterwards; weights without any start with a step count of their own."""
+    from kresume.models import own_counts, slots
+
+    model = nested()
+    model.compile(keras.optimizers.Adam(), "mse")
+    for _ in range(3):
+        model.train_on_batch(np.ones((4, 4), "float32"), np.ones((4, 2), "float32"))
+    before, whole = slots_by_weight(model, model.optimizer), model.optimizer
+    address = freeze.matching(model, ["backbone/dense", "top"])
+    held = freeze.held_slots(model, whole, address)
+    assert len(held) == 8
+    freeze.set_frozen(model, Freezing(address, 1), 0)
+    part = keras.optimizers.Adam()
+    part.build(model.trainable_variables)
+    slots.carry(whole, part)
+    assert slots_by_weight(model, part).keys() == before.keys() - held.keys()
+    freeze.set_frozen(model, Freezing(address, 1), 1)
+    again = keras.optimizers.Adam()
+    again.build(model.trainable_variables)
+    slots.carry(part, again)
+    freeze.give_back(model, again, held, address)
+    after = slots_by_weight(model, again)
+    assert {name: array.tobytes() for name, array in after.items()} == {
+        name: array.tobytes() for name, array in before.items()
+    }
+    assert own_counts.counts_of(again) == {}
+    freeze.give_back(model, again, {}, address)
+    assert set(own_counts.counts_of(again).values()) == {3}
+    assert len(own_counts.counts_of(again)) == 4
+
+
+def weights_of(arrays, names):
+    return {name: arrays[name].tobytes() for name in names}
+
+
+def test_frozen_layers_keep_their_bits_and_the_others_train(place):
+    """Weights of frozen layers equal the parent's to the last bit; plain Keras loads the result with them frozen."""
+    run_training(
+        str(place / "parent"),
+        add=[str(place / "new")],
+        freeze=["conv*", "*norm*"],
+        epochs=1,
+        out=str(place / "1"),
+        **OPTIONS,
+    )
+    before, after = (keras.models.load_model(place / name / "model.keras") for name in ("parent", "1"))
+    for one, other in zip(before.layers, after.layers, strict=True):
+        same = all(
+            np.array(keras.ops.convert_to_numpy(a)).tobytes() == np.array(keras.ops.convert_to_numpy(b)).tobytes()
+            for a, b in zip(one.weights, other.weights, strict=True)
+        )
+        assert same == (one.name != "head"), one.name
+        assert other.trainable == (one.name == "head") or not one.weights
+    assert runs.open_run(place / "1").record.freezing.until is None
+    child = kresume.plan(str(place / "1"), quiet=True, lr=1e-3)
+    assert "4 of 5 layers with weights are frozen" in str(child) or "layers with weights are frozen: only head" in str(
+        child
+    )
+    free = kresume.plan(str(place / "1"), quiet=True, lr=1e-3, freeze="none")
+    assert "freeze:   none; " in str(free)
+    assert "are frozen: only" not in str(free)
+
+
+@pytest.mark.parametrize("optimizer", [{}, {"optimizer": "sgd", "lr": 0.01, "lr_schedule": "plateau"}, {"ema": 0.9}])
+def test_a_run_that_thaws_continues_exactly(tmp_path, place, optimizer):
+    """Killed before, at and after the epoch in which layers begin to train, it ends with the same bits."""
+    options = {**OPTIONS, "epochs": 3, "freeze": ["conv*"], "unfreeze_at": 1, **optimizer}
+    names = kill_at_every_snapshot(
+        tmp_path, places=(0, 2, -8, -2), checkpoint=str(place / "parent"), add=[str(place / "new")], **options
+    )
+    assert len(names) == 4
+    whole = runs.open_run(tmp_path / "whole")
+    assert whole.held.is_file() == ("optimizer" not in optimizer or optimizer["optimizer"] != "sgd")
+    taken = snapshot.list_snapshots(whole.snapshots)
+    counts = [
+        len([name for name in snapshot.read_snapshot(path).arrays if name.startswith("trainable/")])
+        for _, path in taken
+    ]
+    assert counts == sorted(counts)
+    assert counts[0] < counts[-1]
+
+
+def test_a_run_that_thaws_leaves_a_whole_parent(tmp_path, place):
+    """Its result has slots for every layer: a child restores them all, and trains all."""
+    run_training(
+        str(place / "parent"),
+        add=[str(place / "new")],
+        freeze=["conv*"],
+        unfreeze_at=1,
+        epochs=2,
+        out=str(tmp_path / "2"),
+        **OPTIONS,
+    )
+    state = result_arrays(tmp_path / "2")
+    parent = result_arrays(place / "parent")
+    assert {name for name in state if name.startswith(("trainable", "optimizer"))} == {
+        name for name in parent if name.startswith(("trainable", "optimizer"))
+    }
+    plan = kresume.plan(str(tmp_path / "2"), quiet=True, lr=1e-3)
+    assert "start fresh" not in str(plan)
+    assert "frozen" not in str(plan)
+
+
+@pytest.mark.one_backend(trains=True)
+def test_the_best_epoch_may_be_one_before_the_thaw(tmp_path, place, monkeypatch):
+    """Its weights are the result, in a model whose layers all train by now."""
+    from kresume.evaluation.live import LiveScorer
+
+    score, seen = LiveScorer.score, []
+
+    def found(scorer, reporter, label, *arguments, **options):
+        result = score(scorer, reporter, label, *arguments, **options)
+        if label == "scoring":
+            seen.append(label)
+            result["all"]["loss"] = float(len(seen))
+        return result
+
+    monkeypatch.setattr(LiveScorer, "score", found)
+    run_training(
+        str(place / "parent"), add=[str(place / "new")], freeze=["conv*"], unfreeze_at=1, epochs=2, monitor="val_loss",
+        out=str(tmp_path / "2"), **OPTIONS,
+    )  # fmt: skip
+    run = runs.open_run(tmp_path / "2")
+    assert run.record.best.epoch == 0
+    before, after = (keras.models.load_model(path) for path in (place / "parent" / "model.keras", run.model))
+    one, other = (
+        next(layer for layer in model.layers if isinstance(layer, layers.Conv2D)) for model in (before, after)
+    )
+    assert np.array(one.kernel).tobytes() == np.array(other.kernel).tobytes()
+
+
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"freeze": ["*"]}, "every layer of the model would be frozen at first"),
+        ({"freeze": ["nothing"]}, "freeze='nothing' matches no layer with weights; the model has conv2d"),
+        ({"freeze": ["conv*"], "unfreeze_at": 3}, "unfreeze_at=3: the run has 3 epochs"),
+        ({"unfreeze_at": 1}, "no layer of the checkpoint is frozen"),
+        ({"freeze": ["none", "conv*"]}, "freeze='none' freezes nothing"),
+    ],
+)
+def test_what_cannot_be_frozen_is_refused(place, options, words):
+    """A pattern without a layer, nothing left to train, and an epoch after the end are usage errors."""
+    with pytest.raises(UsageError, match=words):
+        kresume.plan(str(place / "parent"), add=[str(place / "new")], quiet=True, **{**OPTIONS, "epochs": 3, **options})
+
+
+@pytest.mark.one_backend(trains=True)
+def test_the_plan_says_what_is_frozen(place):
+    """The plan has a line with the layers, their number and the epochs."""
+    plan = kresume.plan(
+        str(place / "parent"), add=[str(place / "new")], quiet=True, freeze="conv*", unfreeze_at=1, epochs=3, **OPTIONS
+    )
+    assert "layers for the first 1 epoch: conv2d" in str(plan)
