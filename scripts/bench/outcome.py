@@ -119,16 +119,18 @@ def extended(story: str, data: Path, seeds: int) -> None:
             folder = Path(name)
             os.environ["KRESUME_CACHE"] = str(folder / "cache")
             stories.share_out(story, data, folder)
-            (folder / "plan.json").write_text(json.dumps({"story": story, "folder": name, "seed": seed}))
+            day = "" if story == "digits" else str(data / "eval")
+            (folder / "plan.json").write_text(json.dumps({"folder": name, "seed": seed, "another day": day}))
             command = [sys.executable, "-W", "ignore", str(Path(stories.__file__)), str(folder / "plan.json")]
             for line in pairs.run(command, {"TF_CPP_MIN_LOG_LEVEL": "3"})[1].splitlines():
                 row = json.loads(line)
                 found.setdefault((row.pop("recipe"), row.pop("share")), []).append(row)
                 print(f"seed {seed}: {line}", file=sys.stderr)
-    print("| recipe | compute | validation | old | new | all |\n|---|---|---|---|---|---|")
+    columns = list(next(iter(found.values()))[0])
+    print(f"| recipe | compute | {' | '.join(columns)} |\n|---|---|{'---|' * len(columns)}")
     for (recipe, share), rows in found.items():
         cells = []
-        for column in ("validation", "old", "new", "all"):
+        for column in columns:
             values = [100 * row[column] for row in rows]
             cells.append(f"{np.mean(values):.1f} ± {np.std(values):.1f} %")
         print(f"| {recipe} | {f'{share:.0%}' if share else '-'} | {' | '.join(cells)} |")

@@ -2,7 +2,8 @@
 
     python scripts/bench/stories.py PLAN.json        # one story with one seed; `outcome.py` starts it
 
-A fifth of the pictures of each origin, chosen by content, is judged on and never trained or validated on. 100 % of the
+A fifth of the pictures of each origin, chosen by content, is judged on and never trained or validated on; where the data have
+pictures of another day (`eval/`), these are judged on, too. 100 % of the
 compute is a training from scratch on all other pictures to its plateau. Every recipe extends the same parent; its compute is
 counted in pictures processed, the parent's own training not included.
 """
@@ -75,15 +76,14 @@ def main() -> None:
     import kresume
 
     common = {"image_size": SIZE, "batch_size": BATCH, "seed": seed, "quiet": True, "val_split": 0.15}
-    judges = [str(path) for path in (folder / "judge-old", folder / "judge-new")]
+    judges = {"old": str(folder / "judge-old"), "new": str(folder / "judge-new")}
+    if plan["another day"]:
+        judges["another day"] = plan["another day"]
 
     def judged(name: str, share: float, run: Any) -> float:
-        scores = [kresume.evaluate(run, data=path).scores["all"] for path in judges]
-        right = [score["accuracy"] * score["images"] for score in scores]
-        everything = sum(right) / sum(score["images"] for score in scores)
+        scores = {name: kresume.evaluate(run, data=path).scores["all"]["accuracy"] for name, path in judges.items()}
         after = json.loads((run.path / "evaluation.json").read_text())["after"]["all"]["accuracy"]
-        line = {"recipe": name, "share": share, "validation": after, "old": scores[0]["accuracy"]}
-        print(json.dumps({**line, "new": scores[1]["accuracy"], "all": everything}), flush=True)
+        print(json.dumps({"recipe": name, "share": share, "validation": after, **scores}), flush=True)
         return float(run.record.amount.steps)
 
     old, new = str(folder / "old"), str(folder / "new")
