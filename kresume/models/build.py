@@ -23,6 +23,7 @@ from kresume.checkpoints.layouts import names_of
 from kresume.errors import ModelError
 from kresume.models.own_code import call_function, innermost, is_function, last_line, run_files
 from kresume.models.precision import with_precision
+from kresume.models.pretrained import application
 from kresume.models.shapes import build_once
 from kresume.options.resolve import default_image_size
 from kresume.options.settings import DEFAULTS
@@ -187,12 +188,16 @@ def convnet(num_classes: int, image_size: tuple[int, int]) -> keras.Model:
         size, filters = size // 2, min(2 * filters, 192)
     x = layers.GlobalAveragePooling2D()(x)
     x = layers.Dropout(0.3)(x)
-    outputs = _head(num_classes)(x)
+    outputs = new_head(num_classes)(x)
     return keras.Model(inputs, outputs, name="convnet")
 
 
-def _head(num_classes: int) -> Any:
-    """Creates the last layer of a new model, in float32 under any precision."""
+def new_head(num_classes: int) -> Any:
+    """Creates the last layer of a new model, in float32 under any precision.
+
+    Args:
+        num_classes: the number of classes.
+    """
     units, activation = SINGLE_LABEL.units(num_classes), SINGLE_LABEL.activation
     return keras.layers.Dense(units, activation=activation, dtype="float32", name="head")
 
@@ -202,11 +207,7 @@ def _applications() -> list[str]:
 
 
 def _application(name: str, num_classes: int, image_size: tuple[int, int]) -> keras.Model:
-    function = getattr(keras.applications, name, None)
-    if not callable(function):
-        raise ModelError(
-            f"{option('model', f'applications:{name}')}: Keras has no such application; it has {', '.join(_applications())}"
-        )
+    function = application(name)
     try:
         base = function(weights=None, include_top=False, input_shape=(*image_size, 3), pooling="avg")
     except ValueError as error:
@@ -218,7 +219,7 @@ def _application(name: str, num_classes: int, image_size: tuple[int, int]) -> ke
     x = inputs if read_convention(base) == "0-255" else keras.layers.Rescaling(1 / 127.5, offset=-1.0)(inputs)
     x = base(x)
     x = keras.layers.Dropout(0.2)(x)
-    outputs = _head(num_classes)(x)
+    outputs = new_head(num_classes)(x)
     return keras.Model(inputs, outputs, name=name.lower())
 
 

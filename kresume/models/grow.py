@@ -109,7 +109,8 @@ def new_rows(head: HeadLayer, features: np.ndarray | None, count: int, seed: int
 
     Args:
         head: the head that has the old rows.
-        features: mean features of every class, the new ones last, `(classes, features)`; None for random rows.
+        features: mean features of every class, the new ones last, `(classes, features)`; None for random rows. If all
+            are new, an average picture scores 0.
         count: how many classes are new.
         seed: of random rows.
     """
@@ -120,8 +121,8 @@ def new_rows(head: HeadLayer, features: np.ndarray | None, count: int, seed: int
         return Rows(SMALL * norm * _unit(directions).T, np.zeros(count))
     common = np.nanmean(features, axis=0)
     rows = norm * _unit(features[-count:] - common).T
-    bias = np.zeros(count)
-    if head.bias is not None:
+    bias = np.zeros(count) if head.bias is None else -common @ rows
+    if head.bias is not None and len(features) > count:
         bias = (_as_softmax(_columns(head.bias))[0] + common @ old).mean() - common @ rows
     return Rows(rows, bias)
 
@@ -157,6 +158,8 @@ def fill(
     wider_head: HeadLayer,
     saved: SavedOptimizer,
     rows: Rows,
+    *,
+    replaces: bool = False,
 ) -> Any:
     """Copies every variable into a wider model, and its slots into a new optimizer.
 
@@ -168,6 +171,7 @@ def fill(
         wider_head: its head.
         saved: class and config of the optimizer.
         rows: the new rows.
+        replaces: True drops the old rows: the new head has the new ones alone.
 
     Returns:
         The optimizer of `wider`, built. The slots of the new rows start fresh; their averages (EMA) start at the rows.
@@ -182,6 +186,8 @@ def fill(
         if id(variable) not in own:
             return old
         new = rows.kernel if variable is head.kernel else rows.bias
+        if replaces:
+            return np.asarray(new.reshape(target.shape).astype(old.dtype))
         both = _as_softmax(old) * (0.5 if old.shape[-1] == 1 else 1.0)
         new = new.reshape(*target.shape[:-1], -1).astype(old.dtype)
         return np.concatenate([both, new], axis=-1).astype(old.dtype)
@@ -192,7 +198,13 @@ def fill(
     live_state.renew_constants(wider)
     grown = optimizers.make_optimizer(saved, 1e-3)
     grown.build(wider.trainable_variables)
-    slots.carry(optimizer, grown, _fitted)
+    begun = [
+        (slot.variable, np.array(live_state.host_array(slot.variable.value)))
+        for slot in slots.describe(grown)
+        if replaces and (slot.weight is wider_head.kernel or slot.weight is wider_head.bias) and slot.weight is not None
+    ]
+    slots.carry(optimizer, grown, (lambda *_: None) if replaces else _fitted)
+    live_state.assign(*zip(*begun, strict=True)) if begun else None
     _begin_averages(grown, wider_head, len(rows.bias))
     return grown
 

@@ -10,7 +10,6 @@ NEIGHBOURS: Mapping[str, str] = {
     "--resume-from-checkpoint": "that is --from PATH; an interrupted run continues by the same command",
     "--initial-checkpoint": "that is --from PATH",
     "--pretrained": "that is --from PATH",
-    "--weights": "that is --from PATH",
     "--ckpt": "that is --from PATH",
     "--checkpoint": "that is --from PATH",
     "--lr0": "that is --lr F",

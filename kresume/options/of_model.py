@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from kresume.options.about import Options, option_of
+from kresume.options.about import LOCAL, Options, option_of
 
 MODEL = "Model"
 
@@ -80,6 +80,18 @@ class ModelOptions(Options):
     )
     metric: tuple[str, ...] | None = option_of(
         "A further Keras metric to log. Repeatable.", MODEL, metavar="NAME", inherited=True
+    )
+    weights: str | None = option_of(
+        "Weights that a new applications:NAME starts from: imagenet, or a .weights.h5 or .h5 of that network, with or without "
+        "its top. Its preprocessing becomes part of the model; the new head trains alone at first.",
+        MODEL,
+        daily=True,
+        metavar="imagenet|FILE",
+        range=LOCAL,
+    )
+    new_head: bool | None = option_of(
+        "Replace the checkpoint's head by a new one for the classes of --data; the new head trains alone at first.",
+        MODEL,
     )
     grow: bool | tuple[str, ...] | None = option_of(
         "Add class folders that the checkpoint does not know: outputs for them are added to its head, behind the old ones, "

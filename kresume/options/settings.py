@@ -81,6 +81,12 @@ OTHER_RATE = 1e-3
 
 NEW_CLASSES_BALANCE: Literal["none", "class"] = "class"
 """How an epoch is balanced where classes are new."""
+HEAD_SHARE = 0.1
+"""Share of a run, its first part, in which a new head on trained layers trains alone."""
+TUNE_FACTOR = 0.1
+"""Factor on the rate with which all layers train after that."""
+PRETRAINED_IMAGE_SIZE = "224"
+"""Size of the pictures of a new model with the weights of an application."""
 IMPRINT_IMAGES = 64
 """Training images of a class from which its mean features are computed, where classes are new."""
 IMPRINT_OLD_IMAGES = 1024

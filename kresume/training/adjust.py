@@ -98,7 +98,16 @@ def grow(draft: Draft, reporter: Reporter) -> Draft:
 
     features = _features(draft, growth, reporter) if growth.rows == "imprinted" else None
     rows = growing.new_rows(growth.head, features, len(growth.new), draft.seed)
-    optimizer = growing.fill(live.model, live.optimizer, growth.head, growth.wider, growth.wider_head, live.saved, rows)
+    optimizer = growing.fill(
+        live.model,
+        live.optimizer,
+        growth.head,
+        growth.wider,
+        growth.wider_head,
+        live.saved,
+        rows,
+        replaces=growth.replaces,
+    )
     grown = replace(live, model=growth.wider, optimizer=optimizer)
     return replace(draft, loaded=replace(draft.loaded, live=grown))
 
@@ -113,7 +122,7 @@ def _features(draft: Draft, growth: Growth, reporter: Reporter) -> np.ndarray:
     chosen = []
     for number in range(len(classes)):
         mine = np.nonzero(labels == number)[0]
-        most = IMPRINT_IMAGES if number >= len(growth.before) else IMPRINT_OLD_IMAGES // len(growth.before)
+        most = IMPRINT_IMAGES if number >= len(growth.before) else IMPRINT_OLD_IMAGES // max(1, len(growth.before))
         chosen.append(mine[permutation(draft.seed, 0, len(mine))[: max(1, min(most, IMPRINT_IMAGES))]])
     sample = np.concatenate(chosen)
     to_model = to_input(data.card.pixels, data.card.input)

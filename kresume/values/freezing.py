@@ -15,11 +15,13 @@ class Freezing:
         first: layers that are frozen for the first epochs.
         until: after how many epochs these train; 0 from the first step on, None never.
         always: layers that are frozen throughout, whatever `until` says.
+        head_alone: True if `first` is every layer that trains but a new head.
     """
 
     first: tuple[str, ...]
     until: int | None
     always: tuple[str, ...] = ()
+    head_alone: bool = False
 
     def thawed(self, epochs: int) -> bool:
         """Returns True if `first` trains in the epoch after so many whole ones."""
@@ -31,9 +33,14 @@ class Freezing:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the JSON form."""
-        return {"first": list(self.first), "until": self.until, "always": list(self.always)}
+        return {
+            "first": list(self.first),
+            "until": self.until,
+            "always": list(self.always),
+            "head_alone": self.head_alone,
+        }
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Freezing:
         """Reads the JSON form."""
-        return cls(tuple(value["first"]), value["until"], tuple(value["always"]))
+        return cls(tuple(value["first"]), value["until"], tuple(value["always"]), bool(value["head_alone"]))

@@ -55,6 +55,12 @@ class RatePlan:
         if self.schedule == "keep" and self.saved:
             span = f", {self.now:.3g} now and {self.end:.3g} at the last step" if self.now is not None else ""
             return f"{before}continues the checkpoint's {self.saved['class_name']}{span} (keep; {self.reason})"
+        if self.schedule in {"cosine", "rewarm-cosine"} and self.start > 0:
+            falls = f", falling to {self.peak:g}" if self.start > self.peak else ""
+            return (
+                f"{before}{self.start:g} for the new head alone{falls}; from step {self.warmup_steps:,} on all layers train, "
+                f"to 0 at step {self.steps:,} ({self.schedule}; {self.reason})"
+            )
         hold = f"{option('lr-schedule', 'constant')} holds it"
         if self.schedule in {"cosine", "rewarm-cosine"}:
             return f"{before}{self.peak:g}{by}, to 0 at step {self.steps:,} ({self.schedule}; {self.reason}; {hold})"

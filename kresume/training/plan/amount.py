@@ -37,6 +37,7 @@ def decide_amount(
     epochs: int | None,
     steps: int | None,
     new_model: bool,
+    new_head: bool = False,
     epochs_left: int = 0,
     epoch_images: int | None = None,
     steps_per_execution: int = 1,
@@ -49,7 +50,8 @@ def decide_amount(
         batch_size: images per step.
         epochs: `--epochs`, how much *more* to train.
         steps: `--steps`, likewise.
-        new_model: True if training starts from initial weights.
+        new_model: True if training starts from initial weights, at least those of the head.
+        new_head: True if they are those of the head alone.
         epochs_left: epochs that an interrupted parent had left.
         epoch_images: images per epoch, if `--mix` or `--replay` makes it differ from `images`.
         steps_per_execution: steps that Keras runs per call; an epoch ends with the call that holds its last image.
@@ -67,7 +69,7 @@ def decide_amount(
     if epochs is None and steps is None:
         share = new_images / images
         if new_model:
-            epochs, reason = DEFAULTS.epochs, "a new model"
+            epochs, reason = DEFAULTS.epochs, "a new head" if new_head else "a new model"
         elif new_images:
             epochs = max(FEWEST_EPOCHS, round(DEFAULTS.epochs * min(1.0, NEW_SHARE_FACTOR * share)))
             reason = f"{100 * share:.0f} % of the training images are new"

@@ -28,7 +28,7 @@ def score_parent(
 
     All are None or empty for a new model.
     """
-    if loaded.parent is None:
+    if loaded.parent is None or (loaded.growth is not None and loaded.growth.replaces):
         return None, None, {}
     from kresume.evaluation.live import LiveScorer
 

@@ -33,7 +33,8 @@ from kresume.training.plan.before import score_parent
 from kresume.training.plan.describe import describe
 from kresume.training.plan.draft import Data, Draft, Loaded
 from kresume.training.plan.feeding import decide_feeding
-from kresume.training.plan.freezing import decide_freezing
+from kresume.training.plan.freezing import decide_freezing, head_steps
+from kresume.training.plan.fresh_head import pretrained_live, saved_outputs, without_images
 from kresume.training.plan.growth import check_filled, new_classes, plan_growth
 from kresume.training.plan.images import (
     Gathered,
@@ -127,20 +128,26 @@ def load_checkpoint(start: Start, sources: Sources, reporter: Reporter) -> Loade
     config, held = start.config, settings_of(start.config)
     selection.select(config.backend, held.device, config.devices, held.batch_size, exact=held.exact == "on")
     parent = read_parent(config)
+    if config.new_head:
+        parent = without_images(parent)
     if config.from_ is not None and parent is None:
         reporter.say(f"no checkpoint at {config.from_}: starting with initial weights (--or-new)")
     check_sources(config, parent, sources)
     classes, classes_reason = decide_classes(config, parent, sources)
     new = new_classes(config, parent, sources, classes)
+    if config.new_head:
+        classes, new = (), classes
     check_judging(config, parent, (*classes, *new))
     selection.set_precision(config.precision)
     live_state.seed_everything(held.seed)
     card = parent.card if parent is not None else None
     if _is_mapped(parent):
         check_filled_in(config.model)
-    live = restore_parent(
-        config, parent, num_classes=len(classes), image_size=image_size(config) or (card.image_size if card else None)
-    )
+    size = image_size(config) or (card.image_size if card else None)
+    if config.weights is not None:
+        live = pretrained_live(config, len(classes), size)
+    else:
+        live = restore_parent(config, parent, num_classes=len(classes) or saved_outputs(parent), image_size=size)
     from kresume.models.losses import check_metrics, choose_loss, unused_metrics
     from kresume.models.outputs import output_count
     from kresume.models.own_code import own_code
@@ -148,7 +155,8 @@ def load_checkpoint(start: Start, sources: Sources, reporter: Reporter) -> Loade
     check_metrics(config.metric or ())
     source_name = config.from_ if parent is not None and parent.state.architecture else f"--model {config.model}"
     extends = card is not None and len(classes) > len(card.classes)
-    check_outputs(classes, classes_reason, output_count(live.model), str(source_name), extends=extends)
+    if not config.new_head:
+        check_outputs(classes, classes_reason, output_count(live.model), str(source_name), extends=extends)
     saved = parent.state.compiled if parent is not None else None
     loss = choose_loss(
         live.model,
@@ -162,11 +170,12 @@ def load_checkpoint(start: Start, sources: Sources, reporter: Reporter) -> Loade
         parent,
         live,
         (*classes, *new),
-        f"{classes_reason}, and {len(new)} new" if new else classes_reason,
+        f"{classes_reason}, and {len(new)} new" if new and classes else classes_reason,
         growth.loss if growth else loss,
         unused_metrics(saved, config.metric or ()),
         generation=parent.generation + 1 if parent is not None else 0,
         growth=growth,
+        pretrained=config.weights is not None,
     )
 
 
@@ -204,7 +213,7 @@ def update_data(start: Start, loaded: Loaded, sources: Sources, reporter: Report
     """
     config, parent, model = start.config, loaded.parent, loaded.live.model
     card = parent.card if parent is not None else None
-    old = sources.data if parent is not None else None
+    old = sources.data if parent is not None and not config.new_head else None
     spec, layout = decode_spec(config, card, model, image_size(config))
     feeding = decide_feeding(
         config, card, model, loaded.answers, old, loaded.known, spec, layout, reporter, mapped=_is_mapped(parent)
@@ -242,9 +251,10 @@ def decide(start: Start, loaded: Loaded, data: Data, reporter: Reporter) -> Draf
     config, held = start.config, settings_of(start.config)
     parent, live, gathered, generation = loaded.parent, loaded.live, data.gathered, loaded.generation
     before, shift, statistics = score_parent(loaded, data, held, reporter)
-    balance = config.balance or (NEW_CLASSES_BALANCE if loaded.growth else held.balance)
+    balance = config.balance or (NEW_CLASSES_BALANCE if loaded.growth and not loaded.growth.replaces else held.balance)
     order = make_order(gathered.manifest, held.seed, held.batch_size, held.mix, config.replay, balance, generation)
     amount = _amount(config, parent, live, gathered, generation, order.n)
+    freezing = decide_freezing(config, live.model, amount.epochs, fresh_head=loaded.fresh_head)
     wanted = wanted_optimizer(live.saved, config)
     saved = saved_rate(config, parent, live, wanted)
     rate = decide_rate(
@@ -259,10 +269,10 @@ def decide(start: Start, loaded: Loaded, data: Data, reporter: Reporter) -> Draf
         and (_count_new(gathered, generation) > 0 or corrects(config, gathered.merge) or loaded.growth is not None),
         shift=shift,
         interrupted=parent is not None and parent.interrupted,
+        head_steps=head_steps(freezing, amount) if loaded.fresh_head else None,
         goes_on=lambda: goes_on(saved, live.iterations, amount.steps),
     )
     rate, ahead = look_ahead(rate, live.iterations)
-    freezing = decide_freezing(config, live.model, amount.epochs)
     plan = describe(start, loaded, data, wanted, rate, amount, before, order.shares(), ahead, freezing)
     return Draft(replace(plan, balance=balance), loaded, data, wanted, freezing, held.seed, statistics)
 
@@ -278,7 +288,7 @@ def _amount(
     from kresume.models.losses import compiled_by_function
 
     left = 0
-    if parent is not None and parent.run is not None and parent.interrupted:
+    if parent is not None and parent.run is not None and parent.interrupted and not config.new_head:
         done = parent.state.records.get("epoch", 0)
         left = max(0, parent.run.record.amount.epochs - int(done))
     return decide_amount(
@@ -287,7 +297,8 @@ def _amount(
         batch_size=settings_of(config).batch_size,
         epochs=config.epochs,
         steps=config.steps,
-        new_model=parent is None,
+        new_model=parent is None or bool(config.new_head),
+        new_head=config.weights is not None or bool(config.new_head),
         epochs_left=left,
         epoch_images=epoch_images,
         steps_per_execution=config.steps_per_execution or _per_execution(compiled_by_function(live.model)),

@@ -34,6 +34,7 @@ class Loaded:
         unused_metrics: names of the checkpoint's metrics that are not computed.
         generation: the generation of the new run.
         growth: the classes that this run adds; None if it adds none.
+        pretrained: True for a new model with given weights below its head.
     """
 
     parent: Parent | None
@@ -44,6 +45,12 @@ class Loaded:
     unused_metrics: tuple[str, ...]
     generation: int
     growth: Growth | None = None
+    pretrained: bool = False
+
+    @property
+    def fresh_head(self) -> bool:
+        """Returns True if a new head stands on trained layers."""
+        return self.pretrained or (self.growth is not None and self.growth.replaces)
 
     @property
     def known(self) -> tuple[str, ...]:

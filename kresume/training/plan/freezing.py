@@ -8,21 +8,25 @@ from __future__ import annotations
 from typing import Any
 
 from kresume.errors import UsageError
+from kresume.options.settings import HEAD_SHARE
 from kresume.options.table import TrainConfig
 from kresume.spelling import option
+from kresume.values.amount import Amount
 from kresume.values.freezing import Freezing
 
 NONE = "none"
 """The pattern that freezes nothing, not even what the checkpoint has frozen."""
 
 
-def decide_freezing(config: TrainConfig, model: Any, epochs: int) -> Freezing | None:
+def decide_freezing(config: TrainConfig, model: Any, epochs: int, *, fresh_head: bool = False) -> Freezing | None:
     """Returns what is frozen; None if the model trains as it is.
 
     Args:
         config: the options.
         model: the restored model.
         epochs: epochs of the run.
+        fresh_head: True if a new head stands on trained layers. It trains alone for the first tenth of the epochs, and the
+            layers of batch normalisation below it keep their statistics throughout, as Keras's guide to fine-tuning says.
 
     Raises:
         UsageError: a pattern matches nothing, every layer would be frozen throughout, or the options contradict each other.
@@ -30,6 +34,8 @@ def decide_freezing(config: TrainConfig, model: Any, epochs: int) -> Freezing | 
     from kresume.models import freeze
 
     patterns, until = config.freeze, config.unfreeze_at
+    if fresh_head and patterns is None and until is None:
+        return _head_first(config, model, epochs)
     if patterns is None and until is None:
         return None
     before = freeze.frozen_now(model)
@@ -58,6 +64,30 @@ def decide_freezing(config: TrainConfig, model: Any, epochs: int) -> Freezing | 
     return freezing
 
 
+def _head_first(config: TrainConfig, model: Any, epochs: int) -> Freezing | None:
+    """Returns the freezing of a new head on trained layers."""
+    import keras
+
+    from kresume.models import freeze
+    from kresume.models.head import find_head
+
+    head = find_head(model, config.head).layer
+    layers = {address: layer for address, (_, layer) in freeze.layers_of(model).items() if layer is not head}
+    always = tuple(address for address, layer in layers.items() if isinstance(layer, keras.layers.BatchNormalization))
+    first = tuple(address for address, layer in layers.items() if layer._trainable_variables and address not in always)
+    until = max(1, round(HEAD_SHARE * epochs))
+    if epochs <= until:
+        return Freezing((), None, always, head_alone=True) if always else None
+    return Freezing(first, until, always, head_alone=True)
+
+
+def head_steps(freezing: Freezing | None, amount: Amount) -> int:
+    """Returns the steps in which a new head trains alone; 0 if it does not."""
+    if freezing is None or not freezing.until:
+        return 0
+    return amount.boundaries[freezing.until - 1]
+
+
 def _check_something_trains(freezing: Freezing, model: Any) -> None:
     from kresume.models import freeze
 
@@ -79,12 +109,20 @@ def describe_freezing(freezing: Freezing | None, model: Any) -> str:
     names = [layers[address] for address in freezing.first if address in layers]
     if freezing.until == 0:
         return f"none; {len(names):,} of {len(layers):,} layers were frozen in the checkpoint: {_listed(names)}"
-    when = (
-        "throughout" if freezing.until is None else f"for the first {freezing.until} epoch{'s' * (freezing.until > 1)}"
-    )
+    if freezing.head_alone:
+        count = len(freezing.always)
+        normal = f"{count:,} layer{'s' * (count > 1)} of batch normalisation throughout" if count else ""
+        first = f"all but the head for the first {_epochs(freezing.until)}" if freezing.until else ""
+        otherwise = f"{option('freeze', 'PATTERN')}, {option('unfreeze-at', 'EPOCH')} say otherwise"
+        return f"{', '.join(filter(None, [first, normal]))} ({otherwise})"
+    when = "throughout" if freezing.until is None else f"for the first {_epochs(freezing.until)}"
     always = [layers[address] for address in freezing.always if address in layers]
     more = f"; {len(always):,} throughout: {_listed(always)}" if always else ""
     return f"{len(names):,} of {len(layers):,} layers {when}: {_listed(names)}{more}"
+
+
+def _epochs(count: int) -> str:
+    return "epoch" if count == 1 else f"{count:,} epochs"
 
 
 def _listed(names: list[str]) -> str:

@@ -42,6 +42,7 @@ class Growth:
         answers: the loss that says how the parent answers.
         loss: the loss that trains the grown model.
         rows: how the new rows start.
+        replaces: True if the head is a new one, without the parent's classes.
     """
 
     before: tuple[str, ...]
@@ -52,6 +53,7 @@ class Growth:
     answers: LossChoice
     loss: LossChoice
     rows: RowsKind
+    replaces: bool = False
 
     def describe(self, manifest: Manifest) -> str:
         """Describes the growth: `"3 -> 5 classes: rose (34 images), ..."`, counting training images."""
@@ -59,6 +61,9 @@ class Growth:
         counts = np.bincount(manifest.labels[rows], minlength=len(manifest.classes))[len(self.before) :]
         named = ", ".join(f"{name} ({count:,} images)" for name, count in zip(self.new, counts, strict=True))
         start = "the mean features of their classes" if self.rows == "imprinted" else "small random numbers"
+        if self.replaces:
+            layer = self.head.layer.name
+            return f"a new head of {len(self.new)} classes in the layer {layer}: {named}; its rows start from {start}"
         single = "; its one sigmoid output becomes a softmax" if self.head.kernel.shape[-1] == 1 else ""
         return (
             f"{len(self.before)} -> {len(self.before) + len(self.new)} classes in the layer {self.head.layer.name}: {named}; "
@@ -128,7 +133,17 @@ def plan_growth(
     wider, wider_head = build_wider(live.model, head, outputs, softmax=single and not loss.from_logits, again=again)
     trained = _as_softmax(wider, loss, config) if single else loss
     _try_loss(trained, outputs)
-    return Growth(tuple(classes), tuple(new), head, wider, wider_head, loss, trained, settings_of(config).new_rows)
+    return Growth(
+        tuple(classes),
+        tuple(new),
+        head,
+        wider,
+        wider_head,
+        loss,
+        trained,
+        settings_of(config).new_rows,
+        replaces=bool(config.new_head),
+    )
 
 
 def _as_softmax(wider: Any, loss: LossChoice, config: TrainConfig) -> LossChoice:

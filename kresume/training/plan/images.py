@@ -93,6 +93,10 @@ def check_sources(config: TrainConfig, parent: Parent | None, sources: Sources) 
     """
     if parent is None and sources.data is None:
         raise _no_images()
+    if config.new_head and sources.data is None:
+        raise UsageError(
+            f"{option('new-head', True)} trains a head for the classes of the images at hand: give them with {option('data')}"
+        )
     if parent is not None and parent.manifest is None and sources.data is None:
         if sources.add is None:
             raise UsageError(
@@ -116,6 +120,9 @@ def decide_classes(config: TrainConfig, parent: Parent | None, sources: Sources)
     Raises:
         UsageError: `--classes` contradicts the order that the checkpoint has pinned.
     """
+    if config.new_head:
+        names = sources.data.classes if sources.data is not None else ()
+        return (read_classes(config.classes), "--classes") if config.classes else (names, "the class folders, sorted")
     pinned = parent.card.classes if parent is not None and parent.card is not None else None
     if config.classes is not None:
         asked = read_classes(config.classes)
@@ -228,7 +235,7 @@ def gather(
         on_conflict=settings_of(config).on_conflict,
         drop=hashes | before,
         held_out=keras_split.held_out(config.val_like, config.data) if config.val_like else None,
-        seen=parent is not None and parent.manifest is None,
+        seen=parent is not None and parent.manifest is None and not config.new_head,
     )
     _check_merge(config, parent, merge, classes, collected.quarantine)
     if drop:

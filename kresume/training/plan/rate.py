@@ -14,7 +14,14 @@ from dataclasses import replace
 from typing import Any
 
 from kresume.errors import UsageError
-from kresume.options.settings import COOLDOWN_SHARE, EXTEND_FACTOR, LONGEST_WARMUP, WARMUP_SHARE, default_rate
+from kresume.options.settings import (
+    COOLDOWN_SHARE,
+    EXTEND_FACTOR,
+    LONGEST_WARMUP,
+    TUNE_FACTOR,
+    WARMUP_SHARE,
+    default_rate,
+)
 from kresume.spelling import option
 from kresume.values.rate import SCHEDULES, RatePlan, Schedule
 from kresume.values.state import SavedRate
@@ -95,6 +102,7 @@ def decide_rate(
     adds_images: bool = False,
     shift: str | None = None,
     interrupted: bool = False,
+    head_steps: int | None = None,
     goes_on: Callable[[], bool] = lambda: False,
 ) -> RatePlan:
     """Decides the rate of a run.
@@ -110,6 +118,8 @@ def decide_rate(
         adds_images: True if images are added to, or corrected in, those that the checkpoint was trained on.
         shift: the probe's words if new images call for the full rate, or None.
         interrupted: True if the parent was interrupted: its rate had not come down yet.
+        head_steps: where a new head stands on trained layers, the steps in which it trains alone: at the full rate, which
+            falls to a tenth of it, the peak of the steps that follow; None elsewhere.
         goes_on: returns True if its own schedule still changes the rate in this run; called only if that decides.
 
     Raises:
@@ -132,6 +142,8 @@ def decide_rate(
             f"{option('lr-schedule', 'keep')} needs a checkpoint whose rate is known: give {option('lr')} and another schedule"
         )
     asked = lr is not None or lr_scale is not None
+    if head_steps is not None and schedule in {None, "cosine", "rewarm-cosine"} and warmup_steps is None:
+        return _tuned(saved, optimizer, steps, lr, lr_scale, head_steps)
     if schedule == "keep" and asked and saved is not None and saved.schedule is not None:
         raise UsageError(
             f"{option('lr-schedule', 'keep')} continues the checkpoint's schedule, which sets the rate: leave it out, or "
@@ -167,6 +179,30 @@ def decide_rate(
         start=peak if chosen == "cooldown" else 0.0,
         reason=reason,
         saved=saved.schedule if saved and chosen == "keep" else None,
+    )
+
+
+def _tuned(
+    saved: SavedRate | None, optimizer: str, steps: int, lr: float | None, lr_scale: float | None, head_steps: int
+) -> RatePlan:
+    """Returns the rate of a new head on trained layers, and then of all layers."""
+    default = default_rate(optimizer)
+    full = max(saved.value, default) if saved is not None else default  # the checkpoint's own may have come down
+    whose = f"the default of {optimizer}" if full == default else "the checkpoint's"
+    peak, reason = TUNE_FACTOR * full, f"{TUNE_FACTOR:g}x {whose}"
+    if lr is not None:
+        peak, reason = lr, "--lr"
+    elif lr_scale is not None:
+        peak, reason = lr_scale * full, f"--lr-scale {lr_scale:g}"
+    warmup = head_steps or (min(LONGEST_WARMUP, max(1, round(WARMUP_SHARE * steps))) if steps > 1 else 0)
+    return RatePlan(
+        checkpoint=saved.value if saved else None,
+        peak=peak,
+        schedule="cosine" if saved is None else "rewarm-cosine",
+        warmup_steps=warmup,
+        steps=steps,
+        start=(peak if lr is not None else max(full, peak)) if head_steps else 0.0,
+        reason=reason,
     )
 
 
