@@ -11,7 +11,10 @@ number of parallel calls explicitly, so there is nothing to tune.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
+from functools import cache
 from typing import Any
 
 READERS = 2
@@ -27,6 +30,25 @@ def without_autotuner(data: Any) -> Any:
     """
     import tensorflow as tf
 
+    _drop_iterators_at_exit()
     options = tf.data.Options()
     options.autotune.enabled = False
     return data.with_options(options)
+
+
+@cache
+def _drop_iterators_at_exit() -> None:
+    """Lets a process end in which an iterator is still referenced.
+
+    TensorFlow waits for the iterator's threads when Python destroys it at its end. By then these threads can no longer run the
+    Python function that reads a batch, so both would wait forever. Before that they can.
+    """
+    atexit.register(_drop_iterators)
+
+
+def _drop_iterators() -> None:
+    from tensorflow.python.data.ops.iterator_ops import OwnedIterator
+
+    gc.unfreeze()  # frozen objects are not listed
+    for found in [each for each in gc.get_objects() if type(each) is OwnedIterator]:
+        found._iterator_resource = None

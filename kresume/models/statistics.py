@@ -228,7 +228,7 @@ def _batches(data: Any, images: int, size: int = 32) -> Iterator[Any]:
     seen = 0
     for part in parts:
         inputs = part[0] if isinstance(part, (tuple, list)) else part
-        yield inputs
+        yield live_state.host_array(inputs)  # JAX takes no tensor of TensorFlow
         seen += len(inputs)
         if seen >= images:
             return

@@ -2,6 +2,8 @@
 
 import inspect
 import shutil
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -356,3 +358,18 @@ def test_keras_draws_every_number_from_a_seed_generator():
     first, second = (np.asarray(keras.ops.convert_to_numpy(before.next())).tolist() for _ in range(2))
     assert first == [5, 0]
     assert second == [5, 1]  # outside a trace it counts as usual
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("end", ["", "raise ValueError('of the user')"])
+def test_a_process_ends_with_an_iterator_at_hand(pictures, end):
+    """A script that still holds an iterator, at its normal end or after an error, ends."""
+    script = (
+        "import time, kresume\nfrom kresume.images.reader import PictureReader\nread = PictureReader.__call__\n"
+        "PictureReader.__call__ = lambda reader, rows: (time.sleep(0.5), read(reader, rows))[1]\n"  # busy when the script ends
+        f"data = kresume.image_dataset({str(pictures / 'old')!r}, image_size=(8, 8), batch_size=2)\n"
+        f"iterator = iter(data)\nnext(iterator)\n{end}"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == (1 if end else 0), done.stderr
+    assert ("of the user" in done.stderr) == bool(end)
