@@ -34,7 +34,6 @@ NEIGHBOURS: Mapping[str, str] = {
     "--num-train-epochs": "that is --epochs N",
     "--workers": "reading is as parallel as the machine allows, without an option",
     "--amp": "that is --precision mixed_bfloat16",
-    "--new-only": "training without the old images is not in this version",
     "--distill": "distillation is not in this version",
     "--average": "averaging with the parent is not in this version; --ema F averages along the way",
 }

@@ -67,6 +67,9 @@ class ImageOptions(Options):
         metavar="ROLE=NAME",
         inherited=True,
     )
+    new_only: bool | None = option_of(
+        "Train on the images of --add alone, for a checkpoint that records none: it may forget what it knew.", IMAGES
+    )
     drop: str | None = option_of(
         "File with a path or a SHA-256 per line: images to remove from the manifest and the cache.",
         IMAGES,

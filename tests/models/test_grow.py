@@ -8,6 +8,8 @@ from kresume.errors import ModelError, UsageError
 from kresume.models import grow, optimizers, slots, structure
 from kresume.models.head import build_wider, find_head
 
+pytestmark = pytest.mark.one_backend(trains=True)  # whole runs of both backends: test_grown_runs.py
+
 CLASSES, NEW, SIDE = 3, 2, 6
 layers = keras.layers
 

@@ -23,6 +23,7 @@ def value(variable):
     return np.array(keras.ops.convert_to_numpy(variable))
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_preprocessing_becomes_layers(name):
     """For every application the layers compute what its `preprocess_input` does, and plain Keras loads them."""
@@ -76,6 +77,7 @@ def written(folder, top):
     return model
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("top", [True, False])
 @pytest.mark.parametrize("file", ["a.weights.h5", "a.h5", "a.keras"])
 def test_a_file_with_or_without_top_fills_the_network(tmp_path, application, file, top):
@@ -91,6 +93,7 @@ def test_a_file_with_or_without_top_fills_the_network(tmp_path, application, fil
     assert ("whose top of 7 classes is left out" in said) == top
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_real_application_is_filled(tmp_path):
     """MobileNetV3Small with its own top of 9 classes, as Keras saves it."""
     source = keras.applications.MobileNetV3Small(weights=None, classes=9)
@@ -101,6 +104,7 @@ def test_a_real_application_is_filled(tmp_path):
     assert "whose top of 9 classes is left out" in said
 
 
+@pytest.mark.one_backend(trains=True)
 def test_weights_of_imagenet_come_through_keras(tmp_path, application, monkeypatch):
     """A file that Keras has fetched before is used; without one and without a network the error says where to put it."""
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "home"))
@@ -123,6 +127,7 @@ def test_weights_of_imagenet_come_through_keras(tmp_path, application, monkeypat
     assert said == f"{len(base.weights)} weights of Tiny, trained on ImageNet"
 
 
+@pytest.mark.one_backend(trains=True)
 def test_weights_of_another_network_are_refused_with_a_table(tmp_path, application):
     """The error names the first variable and holds the table of outcomes."""
     keras.Sequential([keras.Input((8,)), layers.Dense(3)]).save_weights(tmp_path / "other.weights.h5")
@@ -149,6 +154,7 @@ PRETRAINED = {
 }
 
 
+@pytest.mark.one_backend(trains=True)
 def test_the_head_trains_alone_first_then_all_but_batch_normalisation(place, pictures):
     """In the first epoch nothing below the head changes; at the end all weights have, but those of batch normalisation."""
     options = {**PRETRAINED, "data": [str(pictures / "old")], "epochs": 2, "snapshot_every": "1epochs", "keep": 9}
@@ -178,6 +184,7 @@ def test_a_pretrained_run_continues_exactly(tmp_path, place, pictures):
     assert len(names) == 2
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_new_head_replaces_the_old_one(place, pictures):
     """Other classes, no score before, fresh slots for the head and kept ones below; the parent's images are not used."""
     trained("runs/1", data=[str(pictures / "old")], **TINY)
@@ -196,6 +203,7 @@ def test_a_new_head_replaces_the_old_one(place, pictures):
     assert child.card.classes == ("pear", "plum")
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize(
     ("checkpoint", "options", "words"),
     [

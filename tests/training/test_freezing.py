@@ -36,6 +36,7 @@ def nested():
     )
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize(
     ("patterns", "names"),
     [
@@ -58,6 +59,7 @@ def test_patterns_are_compared_with_names_and_paths(patterns, names):
         freeze.matching(model, [*patterns, "nothing"])
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_layer_inside_a_frozen_model_can_train():
     """Thawing a layer opens the models around it and leaves their other layers as they are."""
     model = nested()
@@ -78,6 +80,7 @@ def slots_by_weight(model, optimizer):
     return freeze.held_slots(model, optimizer, freeze.layers_of(model))
 
 
+@pytest.mark.one_backend(trains=True)
 def test_slots_are_held_and_given_back():
     """Slots that were held have equal bytes afterwards; weights without any start with a step count of their own."""
     from kresume.models import own_counts, slots

@@ -9,7 +9,7 @@ import pytest
 
 import kresume
 from kresume import cli, runs
-from kresume.errors import GateFailed, UsageError
+from kresume.errors import GateFailed, ImagesError, UsageError
 from kresume.evaluation.live import LiveScorer
 from kresume.images.manifest import Manifest
 from tests.helpers.pictures import write_pictures
@@ -222,6 +222,26 @@ def test_ten_weeks_of_one_growing_folder(tmp_path, monkeypatch, capsys):
     assert len(set(last.sha256s.tolist())) == len(last)
     assert sizes == sorted(sizes)
     assert np.bincount(last.labels, minlength=4).min() > 0
+
+
+@pytest.mark.one_backend(trains=True)
+def test_new_images_alone_need_consent(place):
+    """A bare checkpoint with only new images is an error that names `--new-only`, which trains on them and says so."""
+    import keras
+
+    keras.models.load_model("runs/1-shapes/model.keras").save("bare.keras")
+    options = {"add": ["new"], "batch_size": 5, "val_split": 0.25, "epochs": 1, "classes": "circle,square,stripes"}
+    with pytest.raises(ImagesError, match="or accept that with --new-only"):
+        run_training("bare.keras", **options)
+    plan = kresume.plan("bare.keras", new_only=True, quiet=True, **options)
+    assert "what it forgets of them is not measured" in str(plan)
+    run_training("bare.keras", new_only=True, out="alone", **options)
+    assert set(Manifest.read(Path("alone/images.parquet")).origins.tolist()) == {1}
+    for wrong, words in (({"data": ["old"]}, "--data gives them"), ({"replay": 0.5}, "needs old images")):
+        with pytest.raises(UsageError, match=words):
+            run_training("bare.keras", new_only=True, **options, **wrong)
+    with pytest.raises(UsageError, match="the run records them"):
+        run_training("runs/1-shapes", new_only=True, **options)
 
 
 @pytest.mark.one_backend(trains=True)

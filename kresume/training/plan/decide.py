@@ -39,7 +39,6 @@ from kresume.training.plan.growth import check_filled, new_classes, plan_growth
 from kresume.training.plan.images import (
     Gathered,
     check_outputs,
-    check_sources,
     corrects,
     decide_classes,
     gather,
@@ -57,6 +56,7 @@ from kresume.training.plan.parent import (
 from kresume.training.plan.pixels import decode_spec
 from kresume.training.plan.plan import Plan
 from kresume.training.plan.rate import decide_rate, goes_on, look_ahead
+from kresume.training.plan.sources import check_sources
 from kresume.training.plan.torch_mapping import check_filled_in
 from kresume.training.snapshot_policy import Cadence
 from kresume.training.start import Start, start_or_continue
@@ -213,7 +213,7 @@ def update_data(start: Start, loaded: Loaded, sources: Sources, reporter: Report
     """
     config, parent, model = start.config, loaded.parent, loaded.live.model
     card = parent.card if parent is not None else None
-    old = sources.data if parent is not None and not config.new_head else None
+    old = (sources.data or sources.add) if parent is not None and not config.new_head else None
     spec, layout = decode_spec(config, card, model, image_size(config))
     feeding = decide_feeding(
         config, card, model, loaded.answers, old, loaded.known, spec, layout, reporter, mapped=_is_mapped(parent)

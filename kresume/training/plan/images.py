@@ -61,11 +61,12 @@ def list_sources(config: TrainConfig, reporter: Reporter, *, writes: bool = True
         UsageError: there are no images for a new model.
     """
     if config.from_ is None and not config.data:
-        raise _no_images()
+        raise no_images()
     return _listed(config, reporter, writes=writes)
 
 
-def _no_images() -> UsageError:
+def no_images() -> UsageError:
+    """Returns the error for a new model without images."""
     return UsageError(f"no images to train on: give {option('data', 'FOLDER')} (with one folder per class)")
 
 
@@ -82,33 +83,6 @@ def _listed(config: TrainConfig, reporter: Reporter, *, writes: bool = True) -> 
         memory=listings_of(config.cache),
         writes=writes,
     )
-
-
-def check_sources(config: TrainConfig, parent: Parent | None, sources: Sources) -> None:
-    """Raises if images are missing: all of them, or the old ones.
-
-    Raises:
-        UsageError: there are no images at all.
-        ImagesError: there are only new images, for a checkpoint that remembers none.
-    """
-    if parent is None and sources.data is None:
-        raise _no_images()
-    if config.new_head and sources.data is None:
-        raise UsageError(
-            f"{option('new-head', True)} trains a head for the classes of the images at hand: give them with {option('data')}"
-        )
-    if parent is not None and parent.manifest is None and sources.data is None:
-        if sources.add is None:
-            raise UsageError(
-                f"{config.from_} has no record of its images: give those that it was trained on with {option('data')}, new "
-                f"ones with {option('add')}"
-            )
-        raise ImagesError(
-            f"{config.from_} has no record of its images, and only new ones were given: the model would forget the old ones. "
-            f"Give the old ones with {option('data', 'OLD')}, extend a run of kresume (it records its images) with "
-            f"{option('from', 'RUN')}, or, if the new images contain all that the model should know from now on, give them as "
-            f"{option('data')}"
-        )
 
 
 def decide_classes(config: TrainConfig, parent: Parent | None, sources: Sources) -> tuple[tuple[str, ...], str]:

@@ -51,6 +51,10 @@ def notes_of(
     notes += _seen(config, parent, gathered)
     notes += _replaced(config, parent, gathered)
     notes += parent.state.records.get("notes", ())
+    if config.new_only:
+        notes.append(
+            f"the old images of {config.from_} are neither trained on nor scored: what it forgets of them is not measured"
+        )
     notes += _huge(config, gathered, generation)
     return notes
 
