@@ -60,7 +60,7 @@ def parse_conditions(text: str, flag: str) -> tuple[Condition, ...]:
         UsageError: it has another form, or a share is above 1.
     """
     found = []
-    for part in re.split(r"\s+and\s+", text.strip()):
+    for part in re.split(r"(?<=[\d.%])\s+and\s+", text.strip()):
         match = CONDITION.fullmatch(part)
         try:
             bound = float(match["bound"]) if match else 0.0

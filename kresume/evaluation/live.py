@@ -40,6 +40,7 @@ class LiveScorer:
         loss: names the task, and tells if the model gives logits.
         batch_size: images per prediction; the last batch is padded and its padding ignored.
         generation: images with a lower origin are old.
+        optimizer: keeps the averages of a model that is not compiled; None for the model's own.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class LiveScorer:
         loss: LossChoice,
         batch_size: int,
         generation: int,
+        optimizer: Any = None,
     ) -> None:
         self.model = model
         self.source = source
@@ -59,6 +61,7 @@ class LiveScorer:
         self.loss = loss
         self.batch_size = batch_size
         self.generation = generation
+        self.optimizer = optimizer
         self.statistics: Statistics = {}
 
     @property
@@ -76,7 +79,7 @@ class LiveScorer:
         batches = pipeline.scoring_batches(
             reader or self.source, rows, self.batch_size, inputs.to_input(self.card.pixels, self.card.input)
         )
-        with averaged(self.model), used(self.model, self.statistics):
+        with averaged(self.model, self.optimizer), used(self.model, self.statistics):
             found = predict_all(self.model.predict_on_batch, batches, self.loss.head, advance=advance)
         missing = len(self.card.classes) - found.shape[1]  # classes that the model has no output for yet
         return np.pad(found, ((0, 0), (0, missing))) if missing > 0 else found
@@ -96,7 +99,7 @@ class LiveScorer:
         """
         to_model = inputs.to_input(self.card.pixels, self.card.input)
         batches = pipeline.full_batches(reader, rows, self.batch_size, to_model)
-        with averaged(self.model):
+        with averaged(self.model, self.optimizer):
             self.statistics = compute_statistics(self.model, batches, advance)
         return self.statistics
 

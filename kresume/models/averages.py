@@ -19,9 +19,10 @@ import numpy as np
 from kresume.backend.live_state import inner
 
 
-def uses_averages(model: keras.Model) -> bool:
-    """Returns True if the model's optimizer keeps averages."""
-    optimizer = getattr(model, "optimizer", None)  # a model that was never compiled has no such attribute
+def uses_averages(model: keras.Model, optimizer: Any = None) -> bool:
+    """Returns True if the model's optimizer, or this one, keeps averages."""
+    if optimizer is None:
+        optimizer = getattr(model, "optimizer", None)  # a model that was never compiled has no such attribute
     return optimizer is not None and bool(inner(optimizer).use_ema)
 
 
@@ -47,12 +48,17 @@ def use_averages(optimizer: Any) -> None:
 
 
 @contextmanager
-def averaged(model: keras.Model) -> Iterator[None]:
-    """Replaces the weights with the averages during a block; does nothing without EMA."""
-    if not uses_averages(model):
+def averaged(model: keras.Model, optimizer: Any = None) -> Iterator[None]:
+    """Replaces the weights with the averages during a block; does nothing without EMA.
+
+    Args:
+        model: the model.
+        optimizer: keeps the averages; None for the model's own.
+    """
+    if not uses_averages(model, optimizer):
         yield
         return
-    pairs = _pairs(model.optimizer)
+    pairs = _pairs(model.optimizer if optimizer is None else optimizer)
     raw = [np.asarray(weight.value).copy() for weight, _ in pairs]
     for weight, average in pairs:
         weight.assign(np.asarray(average.value).copy())

@@ -19,11 +19,12 @@ import numpy as np
 
 from kresume.backend import live_state
 from kresume.errors import UsageError
-from kresume.models import own_counts, slots, structure
+from kresume.models import averages, own_counts, slots, structure
 from kresume.spelling import option
 from kresume.values.freezing import Freezing
 
 MOST_NAMED = 12
+BEGAN = "began"
 
 
 def layers_of(model: keras.Model) -> dict[str, tuple[str, Any]]:
@@ -57,8 +58,9 @@ def matching(model: keras.Model, patterns: Sequence[str]) -> tuple[str, ...]:
                 f"{option('freeze', pattern)} matches no layer with weights; the model has "
                 f"{', '.join(names[:MOST_NAMED])}{more}"
             )
-    return tuple(
-        address for address, (name, _) in found.items() if any(_matches(name, pattern) for pattern in patterns)
+    return closed(
+        model,
+        [address for address, (name, _) in found.items() if any(_matches(name, pattern) for pattern in patterns)],
     )
 
 
@@ -99,6 +101,30 @@ def _open(container: Any) -> None:
         layer.trainable = trainable
 
 
+def use_averages_of(model: keras.Model, variables: Collection[int]) -> None:
+    """Assigns the averages (EMA) of these weights to them, with which the checkpoint predicts."""
+    if not averages.uses_averages(model):
+        return
+    inside = live_state.inner(model.optimizer)
+    pairs = zip(inside._trainable_variables, inside._model_variables_moving_average, strict=True)
+    chosen = [
+        (weight, np.array(live_state.host_array(mean.value))) for weight, mean in pairs if id(weight) in variables
+    ]
+    live_state.assign([weight for weight, _ in chosen], [mean for _, mean in chosen])
+
+
+def closed(model: keras.Model, addresses: Sequence[str]) -> tuple[str, ...]:
+    """Returns those of these layers whose inner layers are all among them.
+
+    Freezing a layer freezes every layer inside it, so one that holds a layer that trains is left out.
+    """
+    chosen, every = set(addresses), layers_of(model)
+    return tuple(
+        each for each in addresses
+        if all(other in chosen for other in every if other != each and other.startswith(f"{each}/" if each else ""))
+    )  # fmt: skip
+
+
 def variables_of(model: keras.Model, addresses: Collection[str]) -> frozenset[int]:
     """Returns the `id` of every variable of these layers, statistics included."""
     return frozenset(
@@ -130,27 +156,35 @@ def held_slots(model: keras.Model, optimizer: Any, addresses: Collection[str]) -
         addresses: of the layers.
 
     Returns:
-        Arrays by `ATTRIBUTE|ADDRESS OF THE WEIGHT`.
+        Arrays by `ATTRIBUTE|ADDRESS OF THE WEIGHT`, and for slots that began later than the optimizer the iteration at
+        which they did, as `began|ADDRESS`.
     """
     owners = {id(variable): address for address, variable in _weights_of(model, addresses)}
-    return {
+    held = {
         f"{slot.kind}|{owners[id(slot.weight)]}": np.array(live_state.host_array(slot.variable.value))
         for slot in slots.describe(optimizer)
         if slot.weight is not None and id(slot.weight) in owners
     }
+    weights = live_state.inner(optimizer)._trainable_variables
+    began = own_counts.counts_of(optimizer)
+    later = {owners[id(weights[index])]: since for index, since in began.items() if id(weights[index]) in owners}
+    return held | {f"{BEGAN}|{address}": np.array(since, np.int64) for address, since in later.items()}
 
 
-def give_back(model: keras.Model, optimizer: Any, held: Mapping[str, np.ndarray], fresh: Collection[str]) -> None:
+def give_back(
+    model: keras.Model, optimizer: Any, held: Mapping[str, np.ndarray], fresh: Collection[str], frozen_at: int
+) -> None:
     """Assigns held slots to an optimizer that trains their weights again.
 
-    Slots of weights that have none, because they were frozen before, start here, with a step count of their own; averages
-    start at the weights.
+    Their step count goes on where it was when they were frozen. Slots of weights that have none, because they were frozen
+    before, start here; averages start at the weights.
 
     Args:
         model: built.
         optimizer: built on its trainable variables.
         held: what `held_slots` returned.
         fresh: addresses of the layers that train again.
+        frozen_at: the optimizer's iterations when they were frozen.
     """
     owners = {id(variable): address for address, variable in _weights_of(model, fresh)}
     given: set[int] = set()
@@ -161,4 +195,10 @@ def give_back(model: keras.Model, optimizer: Any, held: Mapping[str, np.ndarray]
         elif (array := held.get(f"{slot.kind}|{place}")) is not None:
             live_state.assign([slot.variable], [array])
             given.add(id(slot.variable))
-    slots.begin_fresh(optimizer, given, own_counts.counts_of(optimizer))
+    counts = own_counts.counts_of(optimizer)
+    passed = own_counts.count_of(optimizer) - frozen_at
+    for index, weight in enumerate(live_state.inner(optimizer)._trainable_variables):
+        place = owners.get(id(weight))
+        if place is not None and any(name.endswith(f"|{place}") for name in held):
+            counts[index] = passed + int(held.get(f"{BEGAN}|{place}", 0))
+    slots.begin_fresh(optimizer, given, counts)

@@ -25,7 +25,8 @@ import keras
 import numpy as np
 
 from kresume.backend import live_state
-from kresume.models import optimizers, slots, structure
+from kresume.models import optimizers, own_counts, slots, structure
+from kresume.models.averages import averaged
 from kresume.models.head import HeadLayer
 from kresume.models.statistics import Statistics, used
 from kresume.values.state import SavedOptimizer
@@ -55,6 +56,7 @@ def mean_features(
     classes: int,
     statistics: Statistics,
     advance: Callable[[int], None] = lambda count: None,
+    optimizer: Any = None,
 ) -> np.ndarray:
     """Averages the values at the head's input by class.
 
@@ -66,6 +68,7 @@ def mean_features(
         classes: how many classes there are.
         statistics: those of batch normalisation to predict with; empty for the moving averages.
         advance: called with the number of images after each batch.
+        optimizer: keeps the averages (EMA) to predict with; None without any.
 
     Returns:
         `(classes, features) float64`; NaN for a class without an image.
@@ -80,7 +83,7 @@ def mean_features(
     sums, counts = np.zeros((classes, 0)), np.zeros(classes)
     layer.call = watch
     try:
-        with used(model, statistics):
+        with averaged(model, optimizer), used(model, statistics):
             done = 0
             for images, count in batches:
                 seen.clear()
@@ -204,7 +207,12 @@ def fill(
         if replaces and (slot.weight is wider_head.kernel or slot.weight is wider_head.bias) and slot.weight is not None
     ]
     slots.carry(optimizer, grown, (lambda *_: None) if replaces else _fitted)
-    live_state.assign(*zip(*begun, strict=True)) if begun else None
+    if replaces:
+        live_state.assign([variable for variable, _ in begun], [array for _, array in begun])
+        own = {id(each) for each in (wider_head.kernel, wider_head.bias) if each is not None}
+        weights = live_state.inner(grown)._trainable_variables
+        fresh = {index: own_counts.count_of(grown) for index, weight in enumerate(weights) if id(weight) in own}
+        own_counts.begin(grown, own_counts.counts_of(grown) | fresh)
     _begin_averages(grown, wider_head, len(rows.bias))
     return grown
 

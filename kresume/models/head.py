@@ -72,7 +72,8 @@ def find_head(model: keras.Model, name: str | None = None) -> HeadLayer:
                 f"{_listed([layer.name for layer in _candidates(model)]) or 'which the model has none'}"
             )
         places = [place for place, operation in enumerate(graph) if operation is named[0]]
-        return HeadLayer(named[0], tuple(graph[: places[0]]) if places else (), bool(graph))
+        # A layer inside a model whose own code calls it is no part of the graph: it is made wider by that code.
+        return HeadLayer(named[0], tuple(graph[: places[0]]) if places else (), bool(places))
     for place, operation in enumerate(graph):
         if not getattr(operation, "weights", ()):
             continue

@@ -114,7 +114,6 @@ class ImageOptions(Options):
         "class folders.",
         IMAGES,
         metavar="FILE|a,b,c",
-        inherited=True,
     )
     augment: Literal["none", "light", "strong"] | None = option_of(
         "light shifts; strong also mirrors, rotates, zooms and erases. Default {default}.", IMAGES, inherited=True

@@ -68,7 +68,6 @@ class TrainingOptions(Options):
         '"old.accuracy>=0.95 and new.accuracy>=0.9" for example.',
         AMOUNT,
         metavar="EXPR",
-        inherited=True,
     )
     bn_stats: Literal["recomputed", "moving"] | None = option_of(
         "Statistics of batch normalisation for scores, model.keras and exports: recomputed from training images with the "

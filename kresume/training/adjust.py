@@ -128,8 +128,16 @@ def _features(draft: Draft, growth: Growth, reporter: Reporter) -> np.ndarray:
     to_model = to_input(data.card.pixels, data.card.input)
     batches = scoring_batches(data.reader, rows[sample], draft.plan.amount.batch_size, to_model)
     with reporter.progress("features of the classes", len(sample), "images") as advance:
+        live = draft.loaded.live
         return mean_features(
-            draft.loaded.live.model, growth.head, batches, labels[sample], len(classes), draft.statistics, advance
+            live.model,
+            growth.head,
+            batches,
+            labels[sample],
+            len(classes),
+            draft.statistics,
+            advance,
+            live.optimizer,
         )
 
 
@@ -154,12 +162,13 @@ def freeze(model: Any, to: Adjustment, freezing: Freezing | None, statistics: St
     held = freezer.held_slots(model, model.optimizer, freezing.frozen(0))
     before = model.optimizer
     frozen = freezer.variables_of(model, freezing.frozen(0))
+    freezer.use_averages_of(model, frozen)
     own = [id(variable) in frozen for variable in model.non_trainable_variables]
     assign_statistics(model, {place: array for place, array in statistics.items() if own[place]})
     freezer.set_frozen(model, freezing, 0)
     adjust(model, to, restored=before)
     if freezing.thawed(0):
-        freezer.give_back(model, model.optimizer, {}, freezing.first)
+        freezer.give_back(model, model.optimizer, {}, freezing.first, to.iterations)
     return held if freezing.until else {}
 
 
@@ -186,7 +195,7 @@ def thaw(model: Any, run: Run, config: TrainConfig) -> None:
     if rate is not None and fresh is not None:
         fresh.assign(np.array(rate.value))  # a plateau may have changed it
     held = _read_held(run.held)
-    freezer.give_back(model, model.optimizer, held, freezing.first)
+    freezer.give_back(model, model.optimizer, held, freezing.first, run.record.iterations)
     serialized = keras.saving.serialize_keras_object(model)
     atomic.write_json(run.architecture, {**serialized, "compile_config": None})
 

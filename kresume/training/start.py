@@ -22,6 +22,8 @@ from kresume.options.table import TrainConfig
 from kresume.spelling import option
 
 RUNS = "runs"
+OF_OLD_CLASSES = frozenset({"monitor", "require", "max_forgetting", "max_class_drop", "mix", "replay", "loss"})
+"""Options of a parent run that its child with a new head does not inherit."""
 GENERIC_NAMES = frozenset({"old", "new", "data", "images", "train", "training", "dataset", "inbox", "pictures", "."})
 
 
@@ -189,6 +191,10 @@ def _inherited(config: TrainConfig) -> TrainConfig:
         return config
     own = given(config)
     before = {name: value for name, value in run.record.options.items() if name in INHERITED and name not in own}
+    if config.new_head:  # these are about the parent's classes and images
+        before = {name: value for name, value in before.items() if name not in OF_OLD_CLASSES}
+    if before.get("loss") not in {None, run.record.loss.kind}:
+        del before["loss"]  # the run has grown, and its loss with it
     if "imports" not in own:
         # The parent's layers need the user's own code.
         before["imports"] = code_of(run.record.options) or None

@@ -29,6 +29,10 @@ def scores(old=(0.9, 50), new=(0.8, 50), **classes):
         (" val_loss < 1.5 ", [("val_loss", "<", 1.5)]),
         ("old.accuracy >= 95% and new.accuracy>90%", [("old.accuracy", ">=", 0.95), ("new.accuracy", ">", 0.9)]),
         ("classes.rose bush.recall<=1", [("classes.rose bush.recall", "<=", 1.0)]),
+        (
+            "classes.salt and pepper.recall>=0.9 and all.loss<1",
+            [("classes.salt and pepper.recall", ">=", 0.9), ("all.loss", "<", 1.0)],
+        ),
         ("all.loss<=1e-2", [("all.loss", "<=", 0.01)]),
     ],
 )

@@ -199,6 +199,12 @@ def test_a_new_head_replaces_the_old_one(place, pictures):
     run_training("runs/1", out="runs/2", **options)
     assert keras.models.load_model("runs/2/model.keras").output_shape == (None, 2)
     assert runs.open_run("runs/2").record.card.classes == ("pear", "plum")
+    one, other = (keras.models.load_model(f"runs/{number}/model.keras") for number in (1, 2))
+    for before, after in zip(one.layers, other.layers, strict=True):
+        if isinstance(before, layers.BatchNormalization):  # frozen at the statistics that the parent predicts with
+            assert value(before.moving_mean).tobytes() == value(after.moving_mean).tobytes()
+    later = kresume.plan("runs/1", quiet=True, **{**options, "epochs": 4, "unfreeze_at": 2})
+    assert "all but the head for the first 2 epochs" in str(later)
     child = kresume.plan("runs/2", quiet=True, lr=1e-3)
     assert child.card.classes == ("pear", "plum")
 
@@ -214,6 +220,7 @@ def test_a_new_head_replaces_the_old_one(place, pictures):
             "new_head=True replaces the head of a checkpoint",
         ),
         ("a.keras", {"weights": "imagenet", "model": "applications:Tiny"}, "both say where to start"),
+        ("a.keras", {"new_head": True, "max_forgetting": 1}, "a new head knows none of its classes"),
         ("a.keras", {"new_head": True, "data": None, "add": ["mine"]}, "for the classes of the images at hand"),
     ],
 )

@@ -102,14 +102,17 @@ def test_slots_are_held_and_given_back():
     again = keras.optimizers.Adam()
     again.build(model.trainable_variables)
     slots.carry(part, again)
-    freeze.give_back(model, again, held, address)
+    freeze.give_back(model, again, held, address, 3)
     after = slots_by_weight(model, again)
     assert {name: array.tobytes() for name, array in after.items()} == {
         name: array.tobytes() for name, array in before.items()
     }
     assert own_counts.counts_of(again) == {}
-    freeze.give_back(model, again, {}, address)
-    assert set(own_counts.counts_of(again).values()) == {3}
+    again.iterations.assign(10)
+    freeze.give_back(model, again, held, address, 3)
+    assert set(own_counts.counts_of(again).values()) == {7}  # the moments have seen three of the ten steps
+    freeze.give_back(model, again, {}, address, 3)
+    assert set(own_counts.counts_of(again).values()) == {10}
     assert len(own_counts.counts_of(again)) == 4
 
 
@@ -211,6 +214,58 @@ def test_the_best_epoch_may_be_one_before_the_thaw(tmp_path, place, monkeypatch)
         next(layer for layer in model.layers if isinstance(layer, layers.Conv2D)) for model in (before, after)
     )
     assert np.array(one.kernel).tobytes() == np.array(other.kernel).tobytes()
+
+
+@keras.saving.register_keras_serializable("freezing")
+class WithToken(keras.Model):
+    """A model that has a weight of its own beside its layers."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.token = self.add_weight(shape=(4,), name="token")
+        self.body = layers.Dense(4, name="body")
+        self.top = layers.Dense(2, name="top")
+
+    def call(self, inputs):
+        return self.top(self.body(inputs) + self.token)
+
+
+@pytest.mark.one_backend(trains=True)
+def test_a_layer_that_holds_a_training_layer_is_not_frozen():
+    """Freezing a layer would freeze all that is in it; a block that is named with all its layers is frozen with its weights."""
+    model = WithToken()
+    model(np.zeros((1, 4), "float32"))
+    assert freeze.closed(model, ["", "dense"]) == ("dense",)
+    assert freeze.closed(model, ["", "dense", "dense_1"]) == ("", "dense", "dense_1")
+    freeze.set_frozen(model, Freezing(freeze.matching(model, ["body"]), 1), 0)
+    assert len(model.trainable_variables) == 3
+
+
+@pytest.mark.one_backend(trains=True)
+def test_layers_of_a_parent_that_ended_too_early_train(tmp_path, place):
+    """What a run would have let train after its first epochs trains in its child, if it ended before."""
+    arguments = {"add": [str(place / "new")], "freeze": ["conv*"], "unfreeze_at": 2, "epochs": 3, **OPTIONS}
+    run_training(str(place / "parent"), until="all.loss>=0", out=str(tmp_path / "2"), **arguments)
+    plan = kresume.plan(str(tmp_path / "2"), quiet=True, lr=1e-3)
+    assert "freeze:   none; " in str(plan)
+    whole = str(tmp_path / "3")
+    run_training(str(tmp_path / "2"), lr=1e-3, epochs=1, batch_size=5, out=whole)
+    assert all(layer.trainable for layer in keras.models.load_model(f"{whole}/model.keras").layers)
+
+
+@pytest.mark.one_backend(trains=True)
+def test_averages_of_the_parent_count(tmp_path, place):
+    """A parent with `--ema` is scored with its averages, and frozen layers are those that it predicts with."""
+    parent = str(tmp_path / "ema")
+    options = {**TINY, "ema": 0.8}
+    run_training(data=[str(place / "old")], out=parent, **options)
+    plan = kresume.plan(parent, add=[str(place / "new")], quiet=True, **OPTIONS)
+    assert plan.before["old"] == runs.open_run(parent).record.result.scores["all"]
+    run_training(parent, add=[str(place / "new")], freeze=["conv*"], epochs=1, out=str(tmp_path / "2"), **OPTIONS)
+    one, other = (keras.models.load_model(f"{path}/model.keras") for path in (parent, tmp_path / "2"))
+    for before, after in zip(one.layers, other.layers, strict=True):
+        if isinstance(before, layers.Conv2D):
+            assert np.array(before.kernel).tobytes() == np.array(after.kernel).tobytes()
 
 
 @pytest.mark.one_backend(trains=True)

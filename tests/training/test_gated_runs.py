@@ -254,6 +254,18 @@ def test_the_plan_says_how_small_a_difference_can_be_seen(place):
 
 
 @pytest.mark.one_backend(trains=True)
+def test_the_plan_says_how_much_disk_a_run_needs(place):
+    """The size of a snapshot is that of its file within a fifth; pixels of every image are counted; --cache off needs none."""
+    plan = kresume.plan("runs/1-shapes", add=["new"], quiet=True, **OPTIONS)
+    size = next(Path("runs/1-shapes/snapshots").glob("*/state.safetensors")).stat().st_size / 1000
+    said = plan.disk.partition(" of ")[2].partition(" kB")[0]
+    assert abs(float(said) - size) < 0.2 * size
+    assert plan.disk.startswith("3 snapshots of ")
+    assert plan.disk.endswith(f"{42 * 10 * 10 * 3 / 1000:.0f} kB of decoded images in the cache")
+    assert "cache" not in kresume.plan("runs/1-shapes", add=["new"], quiet=True, cache="off", **OPTIONS).disk
+
+
+@pytest.mark.one_backend(trains=True)
 def test_gates_of_the_parent_hold_for_its_child(place):
     """A child run inherits the gates of its parent; the same command gives equal bytes with and without a gate that is met."""
     run_training("runs/1-shapes", add=["new"], require=["all.accuracy>=0"], out="2", **OPTIONS)

@@ -165,6 +165,28 @@ def test_the_order_of_new_outputs_can_be_given(folder, monkeypatch):
 
 
 @pytest.mark.one_backend(trains=True)
+def test_a_lineage_goes_on_after_a_binary_parent_has_grown(tmp_path, folder):
+    """The parent's --classes and --loss are not asked of a child that has more classes and another loss."""
+    write_pictures(tmp_path / "two", 6, 60, ("circle", "square"))
+    given = {"classes": "circle,square", "loss": "binary_crossentropy", "model": f"{tmp_path}/single.py:build"}
+    (tmp_path / "single.py").write_text(
+        "import keras\nL = keras.layers\n\ndef build():\n    return keras.Sequential([keras.Input((10, 10, 3)), "
+        "L.Rescaling(1 / 255), L.Flatten(), L.Dense(1, activation='sigmoid')])\n"
+    )
+    run_training(data=[str(tmp_path / "two")], out=str(tmp_path / "1"), **{**TINY, "image_size": None}, **given)
+    options = {"add": [str(folder / "more")], "grow": True, **ONE_EPOCH}
+    run_training(str(tmp_path / "1"), out=str(tmp_path / "2"), **options)
+    record = runs.open_run(tmp_path / "2").record
+    assert record.card.classes == ("circle", "square", *NEW)
+    assert record.loss.kind == "sparse_categorical_crossentropy"
+    write_pictures(tmp_path / "later", 3, 5700, ("zebra",))
+    child = kresume.plan(str(tmp_path / "2"), add=[str(tmp_path / "later")], quiet=True)
+    assert child.card.classes == record.card.classes
+    misspelt = kresume.plan(str(tmp_path / "2"), add=[str(tmp_path / "later")], grow="zebr", quiet=True)
+    assert "names zebr: there is no such class folder" in str(misspelt)
+
+
+@pytest.mark.one_backend(trains=True)
 def test_a_bare_checkpoint_grows(folder, pictures, monkeypatch):
     """A `model.keras` without a record takes its classes from --data; those of --add are new."""
     monkeypatch.chdir(folder)

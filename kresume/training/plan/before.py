@@ -28,8 +28,13 @@ def score_parent(
 
     All are None or empty for a new model.
     """
-    if loaded.parent is None or (loaded.growth is not None and loaded.growth.replaces):
+    if loaded.parent is None:
         return None, None, {}
+    if loaded.growth is not None and loaded.growth.replaces:  # its classes and images are no longer there to score it
+        from kresume.models.statistics import stored
+
+        known = stored(loaded.live.model, loaded.parent.state) if held.bn_stats == "recomputed" else {}
+        return None, None, known
     from kresume.evaluation.live import LiveScorer
 
     scorer = LiveScorer(
@@ -40,6 +45,7 @@ def score_parent(
         loaded.answers,
         held.batch_size,
         loaded.generation,
+        optimizer=loaded.live.optimizer,
     )
     if held.bn_stats == "recomputed":
         scorer.statistics = _statistics_of_parent(scorer, loaded, data, held.seed)

@@ -62,6 +62,7 @@ from kresume.training.snapshot_policy import Cadence
 from kresume.training.start import Start, start_or_continue
 from kresume.values.amount import Amount
 from kresume.values.card import Card
+from kresume.values.freezing import Freezing
 
 SHIFT_POINTS = 0.05
 
@@ -254,7 +255,9 @@ def decide(start: Start, loaded: Loaded, data: Data, reporter: Reporter) -> Draf
     balance = config.balance or (NEW_CLASSES_BALANCE if loaded.growth and not loaded.growth.replaces else held.balance)
     order = make_order(gathered.manifest, held.seed, held.batch_size, held.mix, config.replay, balance, generation)
     amount = _amount(config, parent, live, gathered, generation, order.n)
-    freezing = decide_freezing(config, live.model, amount.epochs, fresh_head=loaded.fresh_head)
+    freezing = decide_freezing(
+        config, live.model, amount.epochs, fresh_head=loaded.fresh_head, before=_freezing_of(parent)
+    )
     wanted = wanted_optimizer(live.saved, config)
     saved = saved_rate(config, parent, live, wanted)
     rate = decide_rate(
@@ -280,6 +283,10 @@ def decide(start: Start, loaded: Loaded, data: Data, reporter: Reporter) -> Draf
 def _count_new(gathered: Gathered, generation: int) -> int:
     manifest = gathered.manifest
     return int((manifest.origins[manifest.train_rows()] == generation).sum())
+
+
+def _freezing_of(parent: Parent | None) -> Freezing | None:
+    return parent.run.record.freezing if parent is not None and parent.run is not None else None
 
 
 def _amount(

@@ -9,6 +9,7 @@ from kresume.images.mixing import Shares
 from kresume.options.given import given
 from kresume.options.lookup import flag_of
 from kresume.options.settings import settings_of
+from kresume.training.plan.disk import describe_disk
 from kresume.training.plan.draft import Data, Loaded
 from kresume.training.plan.freezing import describe_freezing
 from kresume.training.plan.judging import describe_noise
@@ -102,6 +103,7 @@ def describe(
         options={flag_of(name): value for name, value in given(start.given).items()},
         notes=notes,
         shares=shares,
+        disk=describe_disk(live, len(manifest), data.card.spec, settings_of(start.config)),
         frozen=describe_freezing(freezing, live.model),
         noise=describe_noise(manifest, generation),
         growth=loaded.growth.describe(manifest) if loaded.growth else "",

@@ -18,7 +18,9 @@ NONE = "none"
 """The pattern that freezes nothing, not even what the checkpoint has frozen."""
 
 
-def decide_freezing(config: TrainConfig, model: Any, epochs: int, *, fresh_head: bool = False) -> Freezing | None:
+def decide_freezing(
+    config: TrainConfig, model: Any, epochs: int, *, fresh_head: bool = False, before: Freezing | None = None
+) -> Freezing | None:
     """Returns what is frozen; None if the model trains as it is.
 
     Args:
@@ -27,6 +29,7 @@ def decide_freezing(config: TrainConfig, model: Any, epochs: int, *, fresh_head:
         epochs: epochs of the run.
         fresh_head: True if a new head stands on trained layers. It trains alone for the first tenth of the epochs, and the
             layers of batch normalisation below it keep their statistics throughout, as Keras's guide to fine-tuning says.
+        before: that of the parent run; what it froze for its first epochs trains now, also if it ended before them.
 
     Raises:
         UsageError: a pattern matches nothing, every layer would be frozen throughout, or the options contradict each other.
@@ -34,13 +37,18 @@ def decide_freezing(config: TrainConfig, model: Any, epochs: int, *, fresh_head:
     from kresume.models import freeze
 
     patterns, until = config.freeze, config.unfreeze_at
-    if fresh_head and patterns is None and until is None:
+    if until is not None and until >= epochs:
+        raise UsageError(
+            f"{option('unfreeze-at', until)}: the run has {epochs} epochs, so nothing would be unfrozen: give fewer, or leave "
+            "it out"
+        )
+    if fresh_head and patterns is None:
         return _head_first(config, model, epochs)
     if patterns is None and until is None:
-        return None
-    before = freeze.frozen_now(model)
+        return _pending(before, model)
+    already = freeze.frozen_now(model)
     if patterns is None:
-        first = before
+        first = already
         if not first:
             raise UsageError(
                 f"{option('unfreeze-at', until)}: no layer of the checkpoint is frozen: name some with "
@@ -51,15 +59,10 @@ def decide_freezing(config: TrainConfig, model: Any, epochs: int, *, fresh_head:
             raise UsageError(
                 f"{option('freeze', NONE)} freezes nothing: leave the other patterns and {option('unfreeze-at')} out"
             )
-        return Freezing(before, 0) if before else None
+        return Freezing(already, 0) if already else None
     else:
         first = freeze.matching(model, patterns)
-    if until is not None and until >= epochs:
-        raise UsageError(
-            f"{option('unfreeze-at', until)}: the run has {epochs} epochs, so nothing would be unfrozen: give fewer, or "
-            "leave it out"
-        )
-    freezing = Freezing(tuple(dict.fromkeys((*before, *first))) if until is None else first, until)
+    freezing = Freezing(tuple(dict.fromkeys((*already, *first))) if until is None else first, until)
     _check_something_trains(freezing, model)
     return freezing
 
@@ -74,11 +77,23 @@ def _head_first(config: TrainConfig, model: Any, epochs: int) -> Freezing | None
     head = find_head(model, config.head).layer
     layers = {address: layer for address, (_, layer) in freeze.layers_of(model).items() if layer is not head}
     always = tuple(address for address, layer in layers.items() if isinstance(layer, keras.layers.BatchNormalization))
-    first = tuple(address for address, layer in layers.items() if layer._trainable_variables and address not in always)
-    until = max(1, round(HEAD_SHARE * epochs))
+    trains = [address for address, layer in layers.items() if layer._trainable_variables and address not in always]
+    first = tuple(each for each in freeze.closed(model, [*trains, *always]) if each not in always)
+    until = config.unfreeze_at or max(1, round(HEAD_SHARE * epochs))
     if epochs <= until:
         return Freezing((), None, always, head_alone=True) if always else None
     return Freezing(first, until, always, head_alone=True)
+
+
+def _pending(before: Freezing | None, model: Any) -> Freezing | None:
+    """Returns a freezing that trains what a parent run froze at first, if it ended before that."""
+    from kresume.models import freeze
+
+    if before is None or not before.until:
+        return None
+    frozen = set(freeze.frozen_now(model))
+    left = tuple(address for address in before.first if address in frozen)
+    return Freezing(left, 0, before.always) if left else None
 
 
 def head_steps(freezing: Freezing | None, amount: Amount) -> int:

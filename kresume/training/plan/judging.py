@@ -37,9 +37,10 @@ def check_judging(config: TrainConfig, parent: Parent | None, classes: Sequence[
     for name, given, _ in _conditions(config):
         check_metric(name, classes, given)
     gates = Gates.of(config.require, config.max_forgetting, config.max_class_drop)
-    if gates.compares and parent is None:
+    if gates.compares and (parent is None or config.new_head):
         flag = "max-forgetting" if config.max_forgetting is not None else "max-class-drop"
-        raise UsageError(f"{option(flag)} compares with the checkpoint of {option('from')}, and a new model has none")
+        what = "a new head knows none of its classes" if config.new_head else "a new model has none"
+        raise UsageError(f"{option(flag)} compares with the checkpoint of {option('from')}, and {what}")
 
 
 def _conditions(config: TrainConfig) -> Iterator[tuple[str, str, bool]]:
@@ -80,7 +81,8 @@ def check_measurable(config: TrainConfig, parent: Parent | None, manifest: Manif
         if not count:
             raise UsageError(
                 f"{given}: there are no validation images to measure {name} on: give {option('val', 'PATH')} or "
-                f"{option('val-split', 0.1)}"
+                f"{option('val-split', 0.1)} (for new images {option('add')}), or another condition (a run's conditions hold "
+                "for its children until they give others)"
             )
         if is_gate and subset == "old" and parent is not None and parent.run is None and manifest.seen[old].any():
             raise UsageError(

@@ -51,6 +51,9 @@ def notes_of(
     notes += _seen(config, parent, gathered)
     notes += _replaced(config, parent, gathered)
     notes += parent.state.records.get("notes", ())
+    named = config.grow if isinstance(config.grow, tuple) else ()
+    if absent := [name for name in named if name not in gathered.manifest.classes]:
+        notes.append(f"{option('grow')} names {', '.join(absent)}: there is no such class folder")
     if config.new_only:
         notes.append(
             f"the old images of {config.from_} are neither trained on nor scored: what it forgets of them is not measured"

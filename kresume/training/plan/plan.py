@@ -43,6 +43,7 @@ class Plan:
         shares: the composition of an epoch.
         growth: the classes that are added to the parent's, in words; empty if none are.
         balance: how an epoch is balanced: `"none"` or `"class"`.
+        disk: the space that snapshots and decoded images need, in words.
         frozen: which layers do not train, in words; empty if no option says so.
         noise: how small a difference the validation images can show.
     """
@@ -69,6 +70,7 @@ class Plan:
     balance: str = "none"
     noise: str = ""
     frozen: str = ""
+    disk: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the JSON form that `--json` prints."""
@@ -119,6 +121,7 @@ class Plan:
                 f"{epochs} = {steps} of {amount.batch_size} ({per_epoch:.1f} an epoch; {amount.reason}); "
                 f"{self.optimizer}, {self.loss}",
             ),
+            ("disk", self.disk),
             ("epoch", f"{self.shares or ''}{balanced}"),
             ("options", " ".join(_shown(name, value) for name, value in self.options.items())),
             *(("note", note) for note in self.notes),

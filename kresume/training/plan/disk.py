@@ -1,0 +1,43 @@
+"""Estimates the disk space that a run needs: its snapshots, and decoded images in the cache.
+
+describe_disk(live, images=1173, spec=card.spec, held=settings_of(config))     # "3 snapshots of 1.2 MB; 14 MB in the cache ..."
+"""
+
+from __future__ import annotations
+
+import math
+
+from kresume.options.settings import Settings
+from kresume.training.plan.parent import Live
+from kresume.values.decode_spec import DecodeSpec
+
+
+def describe_disk(live: Live, images: int, spec: DecodeSpec, held: Settings) -> str:
+    """Describes the space for snapshots and for decoded images.
+
+    Args:
+        live: the model with its optimizer.
+        images: the images of the run, all of them decoded to the same size.
+        spec: how they are decoded.
+        held: the options with their values.
+    """
+    variables = [*live.model.variables, *live.optimizer.variables]
+    snapshot = sum(math.prod(variable.shape) * _bytes(str(variable.dtype)) for variable in variables)
+    words = [f"{held.keep:,} snapshot{'s' * (held.keep > 1)} of {_size(snapshot)}"]
+    if held.cache != "off":
+        words.append(f"{_size(images * spec.height * spec.width * 3)} of decoded images in the cache")
+    return ", ".join(words)
+
+
+def _bytes(dtype: str) -> int:
+    bits = "".join(character for character in dtype if character.isdigit())
+    return int(bits) // 8 if bits else 1
+
+
+def _size(count: float) -> str:
+    """Returns a size as `"1.2 MB"`."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:,.0f} {unit}" if unit == "bytes" or count >= 10 else f"{count:.1f} {unit}"
+        count /= 1000
+    raise ValueError(count)
