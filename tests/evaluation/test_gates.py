@@ -64,9 +64,9 @@ def test_unknown_metrics_get_the_nearest_name():
     for name in ("old.accuracy", "classes.rose.recall", "classes.min.f1", "val_loss", "val_accuracy"):
         check_metric(name, ("rose",), "--require ...")
     with pytest.raises(
-        UsageError, match=r"--require old.acuracy>=1: not a metric of a run: did you mean old.accuracy\?"
+        UsageError, match=r"--require old.acc>=1: not a metric of a run: did you mean old.accuracy\?"
     ):
-        check_metric("old.acuracy", ("rose",), "--require old.acuracy>=1")
+        check_metric("old.acc", ("rose",), "--require old.acc>=1")
     with pytest.raises(UsageError, match="not a metric"):
         check_metric("classes.tulip.recall", ("rose",), "--until ...")
     with pytest.raises(UsageError, match="not a metric"):

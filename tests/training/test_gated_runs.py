@@ -140,7 +140,7 @@ def test_until_stops_after_the_epoch_that_reaches_it(place, monkeypatch, capsys)
             {"data": ["old"], "max_forgetting": 1},
             "max_forgetting= compares with the checkpoint of the first argument",
         ),
-        ("runs/1-shapes", {"require": "old.acuracy>=0.5"}, "did you mean old.accuracy"),
+        ("runs/1-shapes", {"require": "old.acc>=0.5"}, "did you mean old.accuracy"),
         ("runs/1-shapes", {"until": "classes.zebra.recall>=0.5"}, "not a metric of a run"),
         (
             "runs/1-shapes",
