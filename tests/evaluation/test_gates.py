@@ -63,9 +63,7 @@ def test_unknown_metrics_get_the_nearest_name():
     """A typo in a metric, or a class that does not exist, is found before training."""
     for name in ("old.accuracy", "classes.rose.recall", "classes.min.f1", "val_loss", "val_accuracy"):
         check_metric(name, ("rose",), "--require ...")
-    with pytest.raises(
-        UsageError, match=r"--require old.acc>=1: not a metric of a run: did you mean old.accuracy\?"
-    ):
+    with pytest.raises(UsageError, match=r"--require old.acc>=1: not a metric of a run: did you mean old.accuracy\?"):
         check_metric("old.acc", ("rose",), "--require old.acc>=1")
     with pytest.raises(UsageError, match="not a metric"):
         check_metric("classes.tulip.recall", ("rose",), "--until ...")
