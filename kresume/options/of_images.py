@@ -106,7 +106,9 @@ class ImageOptions(Options):
         inherited=True,
     )
     balance: Literal["none", "class"] | None = option_of(
-        "class gives every class the same share of an epoch. Default {default}.", IMAGES, inherited=True
+        "class gives every class the same share of an epoch. Default {default}; class in a run whose --grow adds classes.",
+        IMAGES,
+        inherited=True,
     )
     classes: str | None = option_of(
         "Names of the model's outputs in their order: a,b,c, quotes around names with commas, or a file: one name per line, "

@@ -45,7 +45,7 @@ class ModelOptions(Options):
         may_differ=True,
     )
     image_size: str | None = option_of(
-        "Size of the pictures in pixels, N or HEIGHTxWIDTH. Default: the model's, {default} for a new one.",
+        "Size of the pictures in pixels, N or HEIGHTxWIDTH. Default: the model's, {default} for a new one, 224 with --weights.",
         MODEL,
         daily=True,
         metavar="N|HxW",
