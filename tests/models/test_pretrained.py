@@ -220,6 +220,7 @@ def test_a_new_head_replaces_the_old_one(place, pictures):
             "new_head=True replaces the head of a checkpoint",
         ),
         ("a.keras", {"weights": "imagenet", "model": "applications:Tiny"}, "both say where to start"),
+        ("a.keras", {"new_head": True, "grow": True}, "drops the old classes and grow=True keeps them"),
         ("a.keras", {"new_head": True, "max_forgetting": 1}, "a new head knows none of its classes"),
         ("a.keras", {"new_head": True, "data": None, "add": ["mine"]}, "for the classes of the images at hand"),
     ],

@@ -130,7 +130,7 @@ def load_checkpoint(start: Start, sources: Sources, reporter: Reporter) -> Loade
     selection.select(config.backend, held.device, config.devices, held.batch_size, exact=held.exact == "on")
     parent = read_parent(config)
     if config.new_head:
-        parent = without_images(parent)
+        parent = without_images(config, parent)
     if config.from_ is not None and parent is None:
         reporter.say(f"no checkpoint at {config.from_}: starting with initial weights (--or-new)")
     check_sources(config, parent, sources)

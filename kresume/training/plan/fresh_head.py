@@ -46,12 +46,16 @@ def pretrained_live(config: TrainConfig, num_classes: int, image_size: tuple[int
     return Live(model, optimizer, saved, said)
 
 
-def without_images(parent: Parent | None) -> Parent:
+def without_images(config: TrainConfig, parent: Parent | None) -> Parent:
     """Returns a parent whose images and classes are no longer wanted (`--new-head`).
 
     Raises:
-        UsageError: there is no parent.
+        UsageError: there is no parent, or its head is to be grown, too.
     """
+    if config.grow:
+        raise UsageError(
+            f"{option('new-head', True)} drops the old classes and {option('grow', True)} keeps them: give one of them"
+        )
     if parent is None:
         raise UsageError(
             f"{option('new-head', True)} replaces the head of a checkpoint: give it with {option('from', 'PATH')} (a new model "
