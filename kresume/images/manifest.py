@@ -58,6 +58,19 @@ class Manifest:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def per_class(self, generation: int) -> dict[str, dict[str, int]]:
+        """Counts the images of each class: old and new ones, and those that train and that validate.
+
+        Args:
+            generation: images with a lower origin are old.
+        """
+        masks = {"old": self.origins < generation, "new": self.origins >= generation}
+        masks |= {"train": ~self.is_val, "validation": self.is_val}
+        counts = {name: np.bincount(self.labels[mask], minlength=len(self.classes)) for name, mask in masks.items()}
+        return {
+            each: {name: int(count[index]) for name, count in counts.items()} for index, each in enumerate(self.classes)
+        }
+
     def train_rows(self) -> np.ndarray:
         """Returns the indices of the training rows, ascending."""
         return np.nonzero(~self.is_val)[0]

@@ -121,6 +121,9 @@ def test_the_plan_says_what_grows_and_writes_nothing(folder, monkeypatch):
     assert "grow:     3 -> 5 classes in the layer head: apple (" in text
     assert "balanced by class, because classes are new (--balance none turns it off)" in text
     assert plan.as_dict()["growth"]
+    assert "by class: circle 8+2, square 8+0, stripes 8+0, apple 0+6, zebra 0+6 (old + new)" in text
+    zebra = plan.as_dict()["per_class"]["zebra"]
+    assert (zebra["old"], zebra["new"], zebra["train"] + zebra["validation"]) == (0, 6, 6)
     assert sorted(path for path in folder.rglob("*")) == there
     random = kresume.plan("runs/1-shapes", add=["more"], grow=True, new_rows="random", balance="none", quiet=True)
     assert "new ones start from small random numbers" in str(random)

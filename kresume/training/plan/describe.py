@@ -103,6 +103,7 @@ def describe(
         options={flag_of(name): value for name, value in given(start.given).items()},
         notes=notes,
         shares=shares,
+        per_class=manifest.per_class(generation),
         disk=describe_disk(live, len(manifest), data.card.spec, settings_of(start.config)),
         frozen=describe_freezing(freezing, live.model),
         noise=describe_noise(manifest, generation),

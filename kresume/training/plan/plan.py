@@ -17,6 +17,9 @@ from kresume.values.amount import Amount
 from kresume.values.card import Card
 from kresume.values.rate import RatePlan
 
+MOST_CLASSES = 12
+"""Classes that the printed plan counts; `--json` counts any number."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -43,6 +46,7 @@ class Plan:
         shares: the composition of an epoch.
         growth: the classes that are added to the parent's, in words; empty if none are.
         balance: how an epoch is balanced: `"none"` or `"class"`.
+        per_class: images of each class by origin and by use: old, new, train, validation.
         disk: the space that snapshots and decoded images need, in words.
         frozen: which layers do not train, in words; empty if no option says so.
         noise: how small a difference the validation images can show.
@@ -71,6 +75,7 @@ class Plan:
     noise: str = ""
     frozen: str = ""
     disk: str = ""
+    per_class: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the JSON form that `--json` prints."""
@@ -82,6 +87,7 @@ class Plan:
             "amount": self.amount.as_dict(),
             "options": dict(self.options),
             "notes": list(self.notes),
+            "per_class": {name: dict(counts) for name, counts in self.per_class.items()},
             "shares": self.shares.as_dict() if self.shares else {},
         }
 
@@ -90,7 +96,7 @@ class Plan:
         quarantined = f", {images['quarantined']:,} quarantined (quarantine.csv)" if images["quarantined"] else ""
         origins = f": {images['old']:,} old, {images['new']:,} new" if self.parent else ""
         doubles = f", {images['duplicates']:,} duplicates counted once" if images["duplicates"] else ""
-        classes = ", ".join(card.classes[:12]) + (", …" if len(card.classes) > 12 else "")
+        classes = ", ".join(card.classes[:MOST_CLASSES]) + (", …" if len(card.classes) > MOST_CLASSES else "")
         seen = f", {images['seen']:,} of them seen in training" if images.get("seen") else ""
         per_epoch = (self.shares.images if self.shares else images["train"]) / amount.batch_size
         sampled = f" ({self.interpolation_reason})" if self.interpolation_reason else ""
@@ -105,6 +111,7 @@ class Plan:
             ("restored", self.restored),
             ("images", f"{images['total']:,}{origins}{doubles}{quarantined}"),
             ("split", f"{images['train']:,} train, {self.sides}"),
+            ("by class", describe_per_class(self.per_class) if self.parent else ""),
             ("classes", f"{len(card.classes)} ({self.classes_reason}): {classes}"),
             ("grow", self.growth),
             ("freeze", self.frozen),
@@ -133,6 +140,14 @@ def _shown(flag: str, value: Any) -> str:
     if isinstance(value, bool):
         return flag if value else f"--no-{flag[2:]}"
     return " ".join(f"{flag} {item}" for item in (value if isinstance(value, (list, tuple)) else [value]))
+
+
+def describe_per_class(per_class: Mapping[str, Mapping[str, int]]) -> str:
+    """Formats the images of each class as old + new: `"rose 67+49, tulip 0+12"`; empty for many classes."""
+    if not 0 < len(per_class) <= MOST_CLASSES:
+        return ""
+    counts = [f"{name} {count['old']:,}+{count['new']:,}" for name, count in per_class.items()]
+    return f"{', '.join(counts)} (old + new)"
 
 
 def describe_scores(scores: Mapping[str, Any]) -> str:
