@@ -193,6 +193,8 @@ def _places(old: Any, new: Any) -> list[int | None]:
     index = {id(weight): place for place, weight in enumerate(before)}
     if any(id(weight) in index for weight in after):
         return [index.get(id(weight)) for weight in after]
+    if not before:  # it was never built
+        return [None] * len(after)
     if len(before) != len(after):
         raise RestoreError(f"the optimizers have {len(before)} and {len(after)} weights")
     return list(range(len(after)))
