@@ -35,7 +35,7 @@ NEIGHBOURS: Mapping[str, str] = {
     "--workers": "reading is as parallel as the machine allows, without an option",
     "--amp": "that is --precision mixed_bfloat16",
     "--distill": "distillation is not in this version",
-    "--average": "averaging with the parent was never better than the run itself (docs/outcome.md); --ema F averages along the way",
+    "--average": "averaging with the parent was never better than the run itself; --ema F averages along the way",
 }
 """Options elsewhere, and what to use here."""
 
