@@ -9,7 +9,7 @@ them. Training continues from the raw weights. A snapshot holds both.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,7 +26,8 @@ def uses_averages(model: keras.Model, optimizer: Any = None) -> bool:
     return optimizer is not None and bool(inner(optimizer).use_ema)
 
 
-def _pairs(optimizer: Any) -> list[tuple[Any, Any]]:
+def pairs_of(optimizer: Any) -> list[tuple[Any, Any]]:
+    """Returns each weight with its average."""
     optimizer = inner(optimizer)
     averages = optimizer._model_variables_moving_average
     return list(zip(optimizer._trainable_variables, averages, strict=True))
@@ -37,14 +38,20 @@ def start_from_weights(model: keras.Model) -> None:
 
     Keras does so at iteration 0 only. Averages switched on later would start at 0 and pull the model towards 0.
     """
-    for weight, average in _pairs(model.optimizer):
+    for weight, average in pairs_of(model.optimizer):
         average.assign(np.asarray(weight.value).copy())
 
 
-def use_averages(optimizer: Any) -> None:
-    """Assigns the averages to the weights for good, for a model that only predicts."""
-    for weight, average in _pairs(optimizer):
-        weight.assign(np.asarray(average.value).copy())
+def use_averages(optimizer: Any, chosen: Collection[int] | None = None) -> None:
+    """Assigns the averages to the weights for good, for a model or for layers that only predict.
+
+    Args:
+        optimizer: keeps the averages.
+        chosen: the `id` of each weight to assign; None for all.
+    """
+    for weight, average in pairs_of(optimizer):
+        if chosen is None or id(weight) in chosen:
+            weight.assign(np.asarray(average.value).copy())
 
 
 @contextmanager
@@ -58,7 +65,7 @@ def averaged(model: keras.Model, optimizer: Any = None) -> Iterator[None]:
     if not uses_averages(model, optimizer):
         yield
         return
-    pairs = _pairs(model.optimizer if optimizer is None else optimizer)
+    pairs = pairs_of(model.optimizer if optimizer is None else optimizer)
     raw = [np.asarray(weight.value).copy() for weight, _ in pairs]
     for weight, average in pairs:
         weight.assign(np.asarray(average.value).copy())

@@ -23,7 +23,7 @@ from kresume.checkpoints.layouts import names_of
 from kresume.errors import ModelError
 from kresume.models.own_code import call_function, innermost, is_function, last_line, run_files
 from kresume.models.precision import with_precision
-from kresume.models.pretrained import application
+from kresume.models.pretrained import application, applications
 from kresume.models.shapes import build_once
 from kresume.options.resolve import default_image_size
 from kresume.options.settings import DEFAULTS
@@ -63,7 +63,7 @@ def build_model(
     own = run_files(imports)
     if spec is None:
         if state is not None and state.architecture is not None:
-            model = _from_config(state.architecture, own, precision, trust, state.writer)
+            model = from_config(state.architecture, own, precision, trust, state.writer)
             build_once(model, image_size or default_image_size(), state.source)
             return model
         if state is not None:
@@ -83,10 +83,10 @@ def build_model(
     if spec.startswith("applications:"):
         return _application(spec.partition(":")[2], _required(num_classes, spec), size)
     if spec.endswith((".json", ".keras", ".h5", ".hdf5")) or saved_model.accepts(spec) or _is_file(spec):
-        return _from_config(_architecture_of(Path(spec)), own, precision, trust, holder=spec)
+        return from_config(_architecture_of(Path(spec)), own, precision, trust, holder=spec)
     if is_function(spec):
         return _from_function(spec, num_classes, image_size)
-    if near := difflib.get_close_matches(spec.lower(), names := {name.lower(): name for name in _applications()}, 1):
+    if near := difflib.get_close_matches(spec.lower(), names := {name.lower(): name for name in applications()}, 1):
         raise ModelError(f"{option('model', spec)}: did you mean applications:{names[near[0]]}?")
     raise ModelError(
         f"{option('model', spec)}: use convnet, applications:NAME, file.py:function, package.module:function, or a .json, "
@@ -114,10 +114,10 @@ def from_architecture(
     Raises:
         ModelError: Keras does not know one of its classes, or the architecture holds a Lambda layer.
     """
-    return _from_config(config, run_files(imports), precision, trust, writer)
+    return from_config(config, run_files(imports), precision, trust, writer)
 
 
-def _from_config(
+def from_config(
     config: Mapping[str, Any],
     own: Mapping[str, Any],
     precision: str | None,
@@ -125,6 +125,19 @@ def _from_config(
     writer: str = "",
     holder: str = "the checkpoint",
 ) -> keras.Model:
+    """Builds an uncompiled model from its serialized configuration.
+
+    Args:
+        config: the serialized model.
+        own: custom classes by name.
+        precision: dtype policy that replaces the layers' own.
+        trust: run code that the configuration holds.
+        writer: see `from_architecture`.
+        holder: where the configuration comes from, for messages.
+
+    Raises:
+        ModelError: it cannot be built; the message says what to give.
+    """
     if precision is not None:
         config = with_precision(config, precision)
     try:
@@ -200,10 +213,6 @@ def new_head(num_classes: int) -> Any:
     """
     units, activation = SINGLE_LABEL.units(num_classes), SINGLE_LABEL.activation
     return keras.layers.Dense(units, activation=activation, dtype="float32", name="head")
-
-
-def _applications() -> list[str]:
-    return sorted(name for name in dir(keras.applications) if name[0].isupper())
 
 
 def _application(name: str, num_classes: int, image_size: tuple[int, int]) -> keras.Model:

@@ -2,8 +2,8 @@
 
     addresses = matching(model, ["conv*", "backbone"])
     held = held_slots(model, optimizer, addresses)      # of the optimizer before freezing
-    set_frozen(model, addresses, freezing)
-    give_back(model, optimizer, held)                   # to the optimizer that trains all of them again
+    set_frozen(model, freezing, epochs=0)
+    give_back(model, optimizer, held, addresses, 1000)  # to the optimizer that trains all of them again
 
 A frozen layer of batch normalisation predicts with its moving averages also in training, as in Keras.
 """
@@ -19,7 +19,7 @@ import numpy as np
 
 from kresume.backend import live_state
 from kresume.errors import UsageError
-from kresume.models import averages, own_counts, slots, structure
+from kresume.models import own_counts, slots, structure
 from kresume.spelling import option
 from kresume.values.freezing import Freezing
 
@@ -99,18 +99,6 @@ def _open(container: Any) -> None:
     container.trainable = True
     for layer, trainable in kept:
         layer.trainable = trainable
-
-
-def use_averages_of(model: keras.Model, variables: Collection[int]) -> None:
-    """Assigns the averages (EMA) of these weights to them, with which the checkpoint predicts."""
-    if not averages.uses_averages(model):
-        return
-    inside = live_state.inner(model.optimizer)
-    pairs = zip(inside._trainable_variables, inside._model_variables_moving_average, strict=True)
-    chosen = [
-        (weight, np.array(live_state.host_array(mean.value))) for weight, mean in pairs if id(weight) in variables
-    ]
-    live_state.assign([weight for weight, _ in chosen], [mean for _, mean in chosen])
 
 
 def closed(model: keras.Model, addresses: Sequence[str]) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ import numpy as np
 
 from kresume.backend import live_state
 from kresume.models import optimizers, own_counts, slots, structure
-from kresume.models.averages import averaged
+from kresume.models.averages import averaged, pairs_of
 from kresume.models.head import HeadLayer
 from kresume.models.statistics import Statistics, used
 from kresume.values.state import SavedOptimizer
@@ -233,11 +233,10 @@ def _fitted(meaning: str, value: np.ndarray, fresh: np.ndarray) -> np.ndarray | 
 
 def _begin_averages(optimizer: Any, head: HeadLayer, count: int) -> None:
     """Starts the averages (EMA) of new rows at the rows."""
-    inside = live_state.inner(optimizer)
-    if not inside.use_ema:
+    if not live_state.inner(optimizer).use_ema:
         return
     own = {id(each) for each in (head.kernel, head.bias) if each is not None}
-    for weight, average in zip(inside._trainable_variables, inside._model_variables_moving_average, strict=True):
+    for weight, average in pairs_of(optimizer):
         if id(weight) in own:
             value, mean = (np.array(live_state.host_array(each.value)) for each in (weight, average))
             mean[..., -count:] = value[..., -count:]

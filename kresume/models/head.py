@@ -18,6 +18,7 @@ import keras
 
 from kresume.errors import KresumeError, ModelError, UsageError
 from kresume.models import structure
+from kresume.models.build import from_config
 from kresume.models.outputs import backwards, output_count
 from kresume.models.shapes import build_once, input_shape_of
 from kresume.spelling import option
@@ -155,14 +156,13 @@ def build_wider(
     if head.in_graph:
         with _edited(head, outputs, softmax):
             config = keras.saving.serialize_keras_object(model)
-        wider = _rebuilt(model, {**config, "compile_config": None})
+        wider = _rebuilt(model, config)
         _check(model, wider, head, outputs)
     else:
         wider = _of_code(model, head, outputs, again)
     place = structure.address_of(model)[id(head.kernel)].position
-    found = next(
-        layer for layer in _candidates(wider) if structure.address_of(wider)[id(layer.kernel)].position == place
-    )
+    addresses = structure.address_of(wider)
+    found = next(layer for layer in _candidates(wider) if addresses[id(layer.kernel)].position == place)
     for one, other in zip(model._flatten_layers(), wider._flatten_layers(), strict=True):
         if other.trainable != one.trainable:
             other.trainable = one.trainable
@@ -203,17 +203,7 @@ def _rebuilt(model: keras.Model, config: Any) -> keras.Model:
     """Builds a model from a configuration that Keras made of a live one, with the same classes."""
     classes = {type(layer) for layer in model._flatten_layers()}
     own = {cls.__name__: cls for cls in classes if not cls.__module__.startswith("keras.")}
-    try:
-        with keras.saving.custom_object_scope(own):
-            wider = keras.saving.deserialize_keras_object(config, safe_mode=False)
-    except Exception as error:  # custom layers may raise anything
-        raise ModelError(
-            f"the model cannot be built with more outputs ({type(error).__name__}: {str(error).splitlines()[0]}): build it "
-            f"with them and give it as {option('model', 'FILE.py:FUNCTION')}"
-        ) from error
-    if not isinstance(wider, keras.Model):
-        raise ModelError(f"the model was built as a {type(wider).__name__}, expected a keras.Model")
-    return wider
+    return from_config(config, own, None, trust=True, holder=f"{model.name} with more outputs")
 
 
 def _of_code(
@@ -226,7 +216,7 @@ def _of_code(
     names = [name for name, value in inside.items() if type(value) is int and value == before]
     for name in names:
         try:
-            wider = _rebuilt(model, {**config, "config": {**inside, name: outputs}, "compile_config": None})
+            wider = _rebuilt(model, {**config, "config": {**inside, name: outputs}})
             shape = input_shape_of(model)
             build_once(wider, (int(shape[1]), int(shape[2])), model.name)
             _check(model, wider, head, outputs)

@@ -32,6 +32,11 @@ TORCH_MEAN, TORCH_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Means and deviations of ImageNet in red, green, blue, which Keras's `torch` mode uses on values from 0 to 1."""
 
 
+def applications() -> list[str]:
+    """Returns the names of the networks in keras.applications."""
+    return sorted(name for name in dir(keras.applications) if name[0].isupper())
+
+
 def application(name: str) -> Any:
     """Returns the function of keras.applications.
 
@@ -40,7 +45,7 @@ def application(name: str) -> Any:
     """
     function = getattr(keras.applications, name, None)
     if not callable(function):
-        known = ", ".join(sorted(each for each in dir(keras.applications) if each[0].isupper()))
+        known = ", ".join(applications())
         raise ModelError(f"{option('model', f'applications:{name}')}: Keras has no such application; it has {known}")
     return function
 
@@ -150,7 +155,8 @@ def _restore_with_top(function: Any, base: keras.Model, state: TrainState, count
         restore(whole, state, optimizer=None)
     except (RestoreError, CheckpointError):
         return False
-    theirs = [variable for variable in whole.weights if variable.path.partition("/")[0] not in _tops(whole, base)]
+    top = _tops(whole, base)
+    theirs = [variable for variable in whole.weights if variable.path.partition("/")[0] not in top]
     if [tuple(variable.shape) for variable in theirs] != [tuple(variable.shape) for variable in base.weights]:
         return False
     for target, source in zip(base.weights, theirs, strict=True):
@@ -161,7 +167,7 @@ def _restore_with_top(function: Any, base: keras.Model, state: TrainState, count
 def _tops(whole: keras.Model, base: keras.Model) -> set[str]:
     """Returns the names of the layers with weights that the network has behind those of its base."""
     below = sum(bool(layer.weights) for layer in base.layers)
-    return {layer.name for layer in [layer for layer in whole.layers if layer.weights][below:]}
+    return {layer.name for layer in [each for each in whole.layers if each.weights][below:]}
 
 
 def pretrained(

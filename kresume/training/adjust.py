@@ -156,13 +156,15 @@ def freeze(model: Any, to: Adjustment, freezing: Freezing | None, statistics: St
     """
     if freezing is None:
         return {}
+    from kresume.models import averages
     from kresume.models import freeze as freezer
     from kresume.models.statistics import assign_statistics
 
     held = freezer.held_slots(model, model.optimizer, freezing.frozen(0))
     before = model.optimizer
     frozen = freezer.variables_of(model, freezing.frozen(0))
-    freezer.use_averages_of(model, frozen)
+    if averages.uses_averages(model):  # a frozen layer is the one that the checkpoint predicts with
+        averages.use_averages(before, frozen)
     own = [id(variable) in frozen for variable in model.non_trainable_variables]
     assign_statistics(model, {place: array for place, array in statistics.items() if own[place]})
     freezer.set_frozen(model, freezing, 0)

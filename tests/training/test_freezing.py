@@ -243,7 +243,7 @@ def test_a_layer_that_holds_a_training_layer_is_not_frozen():
 
 @pytest.mark.one_backend(trains=True)
 def test_layers_of_a_parent_that_ended_too_early_train(tmp_path, place):
-    """What a run would have let train after its first epochs trains in its child, if it ended before."""
+    """A child trains the layers that its parent froze for its first epochs, if the parent ended before them."""
     arguments = {"add": [str(place / "new")], "freeze": ["conv*"], "unfreeze_at": 2, "epochs": 3, **OPTIONS}
     run_training(str(place / "parent"), until="all.loss>=0", out=str(tmp_path / "2"), **arguments)
     plan = kresume.plan(str(tmp_path / "2"), quiet=True, lr=1e-3)

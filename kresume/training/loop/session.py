@@ -48,8 +48,9 @@ from kresume.training.loop.lines import describe_line, epoch_line
 from kresume.training.loop.progress import Progress
 from kresume.training.loop.stop import StopRequest
 from kresume.training.loop.thawing import Thawing
-from kresume.training.loop.watchers import gates_of, monitor_of, narrator, watchers
+from kresume.training.loop.watchers import monitor_of, narrator, watchers
 from kresume.training.loop.writer import RunWriter
+from kresume.training.plan.judging import gates_of
 from kresume.training.snapshot_policy import Cadence, Retention
 from kresume.values.state import TrainState
 

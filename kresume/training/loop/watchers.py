@@ -8,18 +8,14 @@ from typing import Any, Literal
 
 import keras
 
-from kresume.evaluation.gates import Condition, Gates, parse_conditions
+from kresume.evaluation.gates import Condition, parse_conditions
 from kresume.options.settings import DEFAULTS
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
 from kresume.training.loop.callbacks import Narrator
 from kresume.training.loop.progress import Progress
+from kresume.training.plan.judging import gates_of
 from kresume.values.rate import RatePlan
-
-
-def gates_of(config: TrainConfig) -> Gates:
-    """Returns the gates of a run."""
-    return Gates.of(config.require, config.max_forgetting, config.max_class_drop)
 
 
 class Until(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untyped

@@ -11,6 +11,7 @@ from kresume.errors import UsageError
 from kresume.options.settings import HEAD_SHARE
 from kresume.options.table import TrainConfig
 from kresume.spelling import option
+from kresume.training.plan.notes import listed
 from kresume.values.amount import Amount
 from kresume.values.freezing import Freezing
 
@@ -123,7 +124,7 @@ def describe_freezing(freezing: Freezing | None, model: Any) -> str:
     layers = {address: name for address, (name, layer) in freeze.layers_of(model).items() if layer._trainable_variables}
     names = [layers[address] for address in freezing.first if address in layers]
     if freezing.until == 0:
-        return f"none; {len(names):,} of {len(layers):,} layers were frozen in the checkpoint: {_listed(names)}"
+        return f"none; {len(names):,} of {len(layers):,} layers were frozen in the checkpoint: {listed(names)}"
     if freezing.head_alone:
         count = len(freezing.always)
         normal = f"{count:,} layer{'s' * (count > 1)} of batch normalisation throughout" if count else ""
@@ -132,13 +133,9 @@ def describe_freezing(freezing: Freezing | None, model: Any) -> str:
         return f"{', '.join(filter(None, [first, normal]))} ({otherwise})"
     when = "throughout" if freezing.until is None else f"for the first {_epochs(freezing.until)}"
     always = [layers[address] for address in freezing.always if address in layers]
-    more = f"; {len(always):,} throughout: {_listed(always)}" if always else ""
-    return f"{len(names):,} of {len(layers):,} layers {when}: {_listed(names)}{more}"
+    more = f"; {len(always):,} throughout: {listed(always)}" if always else ""
+    return f"{len(names):,} of {len(layers):,} layers {when}: {listed(names)}{more}"
 
 
 def _epochs(count: int) -> str:
     return "epoch" if count == 1 else f"{count:,} epochs"
-
-
-def _listed(names: list[str]) -> str:
-    return f"{', '.join(names[:3])}{f' and {len(names) - 3:,} more' if len(names) > 3 else ''}"

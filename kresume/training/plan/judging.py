@@ -21,6 +21,11 @@ NOISE = 98.0
 """Half the width of a 95 % interval of an accuracy near 50 %, for one image, in points; more images divide it by their root."""
 
 
+def gates_of(config: TrainConfig) -> Gates:
+    """Returns the gates of a run."""
+    return Gates.of(config.require, config.max_forgetting, config.max_class_drop)
+
+
 def check_judging(config: TrainConfig, parent: Parent | None, classes: Sequence[str]) -> None:
     """Checks that a run has every metric that the options name.
 
@@ -36,7 +41,7 @@ def check_judging(config: TrainConfig, parent: Parent | None, classes: Sequence[
         check_metric(config.monitor, classes, option("monitor", config.monitor), epoch=True)
     for name, given, _ in _conditions(config):
         check_metric(name, classes, given)
-    gates = Gates.of(config.require, config.max_forgetting, config.max_class_drop)
+    gates = gates_of(config)
     if gates.compares and (parent is None or config.new_head):
         flag = "max-forgetting" if config.max_forgetting is not None else "max-class-drop"
         what = "a new head knows none of its classes" if config.new_head else "a new model has none"

@@ -85,7 +85,7 @@ def frozen_layers(model: Any) -> list[str]:
     names = [addresses[id(layer[0])].name.rpartition("/")[0] for layer in training]
     some, every = (sum(int(np.prod(v.shape)) for layer in part for v in layer) for part in (training, layers))
     return [
-        f"{len(layers) - len(training):,} of {len(layers):,} layers with weights are frozen: only {_listed(names)} "
+        f"{len(layers) - len(training):,} of {len(layers):,} layers with weights are frozen: only {listed(names)} "
         f"{'trains' if len(names) == 1 else 'train'} ({some:,} of {every:,} parameters); to train more, {way}"
     ]
 
@@ -104,12 +104,12 @@ def statistics_of_layers(model: Any, kind: str) -> list[str]:
         return []
     keep, their = ("keeps", "its") if len(others) == 1 else ("keep", "their")
     return [
-        f"{_listed(others)} {keep} statistics of {their} own, which are used as training leaves them; those of batch "
+        f"{listed(others)} {keep} statistics of {their} own, which are used as training leaves them; those of batch "
         "normalisation are recomputed"
     ]
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     """Lists the first three names, and how many more there are."""
     return f"{', '.join(names[:3])}{f' and {len(names) - 3:,} more' if len(names) > 3 else ''}"
 
