@@ -12,7 +12,8 @@ from pathlib import Path
 
 import click
 
-from kresume import cli, cli_options
+from kresume import cli
+from kresume.commands import options
 
 PATH = Path(__file__).parents[1] / "docs" / "cli.md"
 
@@ -23,7 +24,7 @@ def render() -> str:
     for name, command in sorted(cli.cli.commands.items()):
         group = click.Context(cli.cli, info_name="kresume", **cli.cli.context_settings)
         context = click.Context(command, parent=group, info_name=name, terminal_width=110)
-        if isinstance(command, cli_options.ConfigCommand) and name == "train":
+        if isinstance(command, options.ConfigCommand) and name == "train":
             context.meta["kresume.help_all"] = True
         parts.append(f"## kresume {name}\n\n```text\n{command.get_help(context)}\n```\n")
         for inner, part in sorted(command.commands.items()) if isinstance(command, click.Group) else ():

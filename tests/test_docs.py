@@ -12,6 +12,7 @@ import pytest
 
 import kresume
 from kresume import cli
+from kresume.commands import data
 from tests.helpers.paths import ROOT
 from tests.helpers.pictures import save_photo
 
@@ -82,7 +83,7 @@ def known_flags() -> set[str]:
         # click keeps the help option of the first context that asks: it must have the names that users see.
         return click.Context(command, **cli.cli.context_settings)
 
-    commands = [cli.cli, *cli.cli.commands.values(), *cli.data.commands.values()]
+    commands = [cli.cli, *cli.cli.commands.values(), *data.data.commands.values()]
     options = [option for command in commands for option in command.get_params(made(command))]
     return {flag for option in options for flag in (*option.opts, *option.secondary_opts)}
 

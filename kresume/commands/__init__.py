@@ -1,0 +1,1 @@
+"""Defines the commands: each parses, makes one library call and prints. `cli.py` lists them."""
