@@ -17,7 +17,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from kresume.errors import RunError
 from kresume.storage import atomic
@@ -26,6 +26,7 @@ from kresume.values.record import RunRecord, Status
 RECORD = "run.json"
 HELD = "held.safetensors"
 ARCHITECTURE = "architecture.json"
+ANSWERS = "answers"
 FINISHED = ("accepted", "rejected")
 ASIDE = r"\.before-\d+$"
 
@@ -91,6 +92,10 @@ class Run:
     def model(self) -> Path:
         """Returns the path of the result as a Keras file."""
         return self.path / "model.keras"
+
+    def answers(self, which: Literal["before", "after"]) -> Path:
+        """Returns the path of the parent's or the result's answers to the validation images; it may not exist."""
+        return self.path / ANSWERS / f"{which}.parquet"
 
     def result_step(self) -> int | None:
         """Returns the step of a finished run's result; None while it is unfinished."""

@@ -1,7 +1,7 @@
 """Scores a model in memory, during training and for `kresume eval`.
 
     scorer = LiveScorer(model, source, manifest, card, loss, batch_size=32, generation=2)
-    scores = scorer.score(reporter, "scoring")
+    scores, answers = scorer.score(reporter, "scoring")
 
 Training scores before the first step and after each epoch.
 """
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kresume.errors import ImagesError
+from kresume.evaluation.answers import Answers, answers_from
 from kresume.evaluation.score import predict_all, score
 from kresume.images import inputs, pipeline
 from kresume.images.manifest import Manifest
@@ -115,7 +116,7 @@ class LiveScorer:
         rows: np.ndarray | None = None,
         poll: Callable[[], None] = lambda: None,
         on_broken: Callable[[int, str], None] | None = None,
-    ) -> dict[str, Any]:
+    ) -> tuple[dict[str, Any], Answers]:
         """Scores the validation images, or these rows.
 
         Args:
@@ -125,6 +126,9 @@ class LiveScorer:
             poll: called after each batch; may raise to stop.
             on_broken: called with the row of each unreadable file and the reason; the scores are then those of the
                 other images. If None, an unreadable file raises an error.
+
+        Returns:
+            The scores as `kresume.evaluation.score.score` returns them, and the answers that they are computed from.
 
         Raises:
             ImagesError: a file cannot be read, or none can.
@@ -153,11 +157,6 @@ class LiveScorer:
                     "no validation image can be read any more: is the drive still there? Restore it and run again"
                 )
             rows, probabilities = rows[kept], probabilities[kept]
-        return score(
-            self.task,
-            probabilities,
-            self.manifest.labels[rows],
-            origins=self.manifest.origins[rows],
-            generation=self.generation,
-            classes=self.card.classes,
-        )
+        labels, origins, classes = self.manifest.labels[rows], self.manifest.origins[rows], self.card.classes
+        scores = score(self.task, probabilities, labels, origins=origins, generation=self.generation, classes=classes)
+        return scores, answers_from(self.task, probabilities, labels, origins, self.manifest.sha256s[rows], classes)

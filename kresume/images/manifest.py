@@ -212,13 +212,14 @@ def write_table(path: Path, table: pa.Table, mark: str, facts: Mapping[str, Any]
         parquet.write_table(marked, temporary, compression="zstd")
 
 
-def read_table(path: Path, mark: str, newest: int) -> tuple[pa.Table, dict[str, Any]]:
+def read_table(path: Path, mark: str, newest: int, what: str = "manifest") -> tuple[pa.Table, dict[str, Any]]:
     """Reads rows and facts that `write_table` wrote.
 
     Args:
         path: path of the file.
         mark: metadata key of the facts.
         newest: the latest supported value of `facts["format"]`.
+        what: what the file is, for messages.
 
     Returns:
         `(rows, facts)`.
@@ -233,10 +234,10 @@ def read_table(path: Path, mark: str, newest: int) -> tuple[pa.Table, dict[str, 
         # One column at a time: all at once would hold their compressed pages in memory beside the table.
         table = parquet.read_table(path, use_threads=False, pre_buffer=False, memory_map=True)
     except (OSError, pa.ArrowException) as error:
-        raise ImagesError(f"the manifest {path} cannot be read ({error}): restore it from a copy of the run") from error
+        raise ImagesError(f"the {what} {path} cannot be read ({error}): restore it from a copy of the run") from error
     facts = (table.schema.metadata or {}).get(mark.encode())
     if facts is None:
-        raise ImagesError(f"{path} is not a manifest of kresume: expected the key {mark} in its Parquet metadata")
+        raise ImagesError(f"{path} is not a {what} of kresume: expected the key {mark} in its Parquet metadata")
     described: dict[str, Any] = json.loads(facts)
     if described["format"] > newest:
         raise ImagesError(f"{path} was written by a later version of kresume: upgrade with `pip install -U kresume`")

@@ -14,6 +14,7 @@ from kresume import runs
 from kresume.backend import fingerprint, live_state
 from kresume.checkpoints import snapshot
 from kresume.errors import RunError
+from kresume.evaluation import answers
 from kresume.images.prepare import write_quarantine
 from kresume.options.given import given, to_command
 from kresume.options.settings import settings_of
@@ -69,6 +70,8 @@ def _fill(folder: Path, record: RunRecord, draft: Draft) -> None:
 
     model = draft.loaded.live.model
     atomic.write_json(folder / runs.RECORD, record.as_dict())
+    if draft.before.answers is not None:
+        answers.write(folder / runs.ANSWERS / "before.parquet", draft.before.answers)
     draft.data.gathered.manifest.write(folder / "images.parquet")
     write_quarantine(folder / "quarantine.csv", draft.data.gathered.quarantine)
     atomic.write_json(

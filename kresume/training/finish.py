@@ -1,4 +1,4 @@
-"""Writes the result of a run: `model.keras`, `evaluation.json`, the record.
+"""Writes the result of a run: `model.keras`, `evaluation.json`, `answers/after.parquet`, the record.
 
 All of it can be repeated: if a process is killed while writing the result, the next one writes it again from the snapshot.
 """
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from kresume import runs
 from kresume.checkpoints import snapshot
-from kresume.errors import CheckpointError, GateFailed
+from kresume.errors import CheckpointError, GateFailed, ImagesError
+from kresume.evaluation import answers
 from kresume.images.scans import manifest_of
 from kresume.storage import atomic
 from kresume.training.plan.plan import describe_scores
@@ -126,7 +127,7 @@ def _write_result(session: Session) -> tuple[runs.Run, Result]:
     }
     card = replace(record.card, lineage=lineage)
     rate = record.rate
-    with averaged(session.model), used(session.model, session.statistics.of(step)):
+    with averaged(session.model), used(session.model, session.scored.statistics_of(step)):
         save_model(
             session.model,
             session.run.model,
@@ -137,6 +138,7 @@ def _write_result(session: Session) -> tuple[runs.Run, Result]:
         )
     session.lock.check()
     atomic.write_json(session.run.path / "evaluation.json", {"before": record.before, "after": scores, "step": step})
+    _write_answers(session, step)
     which: Literal["best", "last"] = "best" if best is not None else "last"
     result = Result(step, which, scores)
     session.run = session.run.update(
@@ -150,6 +152,22 @@ def _write_result(session: Session) -> tuple[runs.Run, Result]:
     session.run.event("finished", step=step, which=which)
     snapshot.prune_snapshots(session.run.snapshots, 0, {step})
     return session.run, result
+
+
+def _write_answers(session: Session, step: int) -> None:
+    """Writes the result's answers to the validation images, if there are any."""
+    from kresume.training.loop.scored import answers_of
+
+    if not len(session.manifest.val_rows()):
+        return
+    path = session.run.answers("after")
+    try:
+        found = answers_of(session, step)
+    except ImagesError as error:  # the drive of the images is gone; the model and its scores are not
+        session.writer.record_failure(str(path), str(error))
+        return
+    session.lock.check()
+    answers.write(path, found)
 
 
 def _only_for_gates(session: Session) -> bool:
@@ -178,7 +196,7 @@ def _take_best(session: Session) -> dict[str, Any] | None:
     """
     from kresume.models.statistics import stored
     from kresume.training.loop.fit import assign_state
-    from kresume.training.loop.session import Scored
+    from kresume.training.loop.scored import Scored
 
     best = session.progress.best
     if best is None or int(best["step"]) == session.progress.step:
@@ -192,5 +210,5 @@ def _take_best(session: Session) -> dict[str, Any] | None:
         )
         return None
     assign_state(session.model, state, same_weights=not session.thawing.was_frozen(int(best["epoch"])))
-    session.statistics = Scored(int(best["step"]), stored(session.model, state))
+    session.scored = Scored(int(best["step"]), stored(session.model, state))
     return best

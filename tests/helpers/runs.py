@@ -143,8 +143,14 @@ def kill_at_every_snapshot(tmp_path, places=None, **arguments):
         assert_same_bytes(expected, result_arrays(killed))
         assert lines_without_time(killed) == expected_lines, last.name
         assert_same_model(whole, killed)
+        assert answers_of(whole) == answers_of(killed)
         shutil.rmtree(killed)
     return [last.name for _, last in chosen]
+
+
+def answers_of(path: Path) -> dict[str, bytes]:
+    """Returns the bytes of a run's files of answers."""
+    return {file.name: file.read_bytes() for file in (path / "answers").glob("*")}
 
 
 def make_interrupted(path: Path, last: str) -> None:
@@ -154,8 +160,8 @@ def make_interrupted(path: Path, last: str) -> None:
         if later:
             shutil.rmtree(folder)
         later = later or folder.name == last
-    for name in ("model.keras", "evaluation.json"):
-        (path / name).unlink()
+    for name in ("model.keras", "evaluation.json", "answers/after.parquet"):
+        (path / name).unlink(missing_ok=name.startswith("answers"))
     record = json.loads((path / "run.json").read_text())
     for name in ("result", "best", "finished"):
         record.pop(name, None)

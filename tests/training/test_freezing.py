@@ -196,11 +196,11 @@ def test_the_best_epoch_may_be_one_before_the_thaw(tmp_path, place, monkeypatch)
     score, seen = LiveScorer.score, []
 
     def found(scorer, reporter, label, *arguments, **options):
-        result = score(scorer, reporter, label, *arguments, **options)
+        result, answers = score(scorer, reporter, label, *arguments, **options)
         if label == "scoring":
             seen.append(label)
             result["all"]["loss"] = float(len(seen))
-        return result
+        return result, answers
 
     monkeypatch.setattr(LiveScorer, "score", found)
     run_training(

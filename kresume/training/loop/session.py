@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,13 @@ from kresume.evaluation.live import LiveScorer
 from kresume.evaluation.score import flatten
 from kresume.images.manifest import Manifest
 from kresume.images.mixing import Mixed, make_order
-from kresume.images.reader import PictureReader
 from kresume.images.scans import FOLDER, epochs_begun
 from kresume.lock import NAME as LOCK
 from kresume.lock import Lock
 from kresume.models import structure
 from kresume.models.losses import LossChoice
 from kresume.models.schedules import set_clock, time_of
-from kresume.models.statistics import Statistics, stored
+from kresume.models.statistics import stored
 from kresume.options.resolve import cache_limit
 from kresume.options.settings import settings_of
 from kresume.options.table import TrainConfig
@@ -46,6 +44,7 @@ from kresume.training.loop.feed import Feed
 from kresume.training.loop.fit import assign_state, fit, groups_of
 from kresume.training.loop.lines import describe_line, epoch_line
 from kresume.training.loop.progress import Progress
+from kresume.training.loop.scored import WITHOUT, Scored, make_scorer
 from kresume.training.loop.stop import StopRequest
 from kresume.training.loop.thawing import Thawing
 from kresume.training.loop.watchers import monitor_of, narrator, watchers
@@ -57,23 +56,6 @@ from kresume.values.state import TrainState
 
 class _Asked(Exception):
     """A signal asked to stop while other weights are swapped in."""
-
-
-@dataclass(frozen=True)
-class Scored:
-    """The statistics of batch normalisation with which a step was scored.
-
-    Attributes:
-        step: the step; -1 for none.
-        statistics: empty if the moving averages were used.
-    """
-
-    step: int = -1
-    statistics: Statistics = field(default_factory=dict)
-
-    def of(self, step: int) -> Statistics:
-        """Returns the statistics of this step; empty if another one was scored."""
-        return self.statistics if step == self.step else {}
 
 
 class Session:
@@ -93,7 +75,7 @@ class Session:
         passes: the epochs over its images.
         gates: what its result must meet.
         thawing: when frozen layers begin to train.
-        statistics: those of batch normalisation with which the last scored step was scored.
+        scored: how the last scored step was scored.
         writer: the thread that writes to the run.
     """
 
@@ -146,7 +128,7 @@ class Session:
         self._scoring = Scorer(self._score)
         self._keeper: Keeper | None = None
         self._scorer: LiveScorer | None = None
-        self.statistics = Scored()
+        self.scored = Scored()
         self._feed: Feed | None = None
 
     def _order_of(self, manifest: Manifest) -> Mixed:
@@ -197,7 +179,7 @@ class Session:
         self.thawing.restore(begun)
         assign_state(self.model, state)
         groups = groups_of(state)
-        self.statistics = Scored(self.progress.step, stored(self.model, state))
+        self.scored = Scored(self.progress.step, stored(self.model, state))
         self._resumption = Resumption(
             callbacks=state.records["callbacks"],
             callback_arrays=groups.get("callbacks", ()),
@@ -248,15 +230,7 @@ class Session:
             self._before_epoch(self.progress.epoch)
         self._set_clock()  # an epoch that still needs scoring reports its rate, too
         self._keeper = keeper = self._make_keeper()
-        self._scorer = LiveScorer(
-            self.model,
-            PictureReader(self.manifest, self.card.spec, feed.cache),
-            self.manifest,
-            self.card,
-            self.loss,
-            self.amount.batch_size,
-            self.run.generation,
-        )
+        self._scorer = make_scorer(self, feed.cache)
 
         def dataset_from(step: int) -> Any:
             self._set_clock()
@@ -294,7 +268,7 @@ class Session:
                 structure.RECORD: structure.describe(self.model),
             },
             before_epoch=self._before_epoch,
-            scored_with=lambda: self.statistics.of(self.progress.step),
+            scored_with=lambda: self.scored.statistics_of(self.progress.step),
         )
 
     def _set_clock(self) -> None:
@@ -309,7 +283,7 @@ class Session:
         changed = self._change_images(done)
         if not self.thawing.before_epoch(done, self.model):
             return changed
-        self.statistics = Scored()  # their places among the variables have changed
+        self.scored = Scored()  # their places among the variables have changed
         return True
 
     def _change_images(self, done: int) -> bool:
@@ -350,15 +324,14 @@ class Session:
                 found = self._scorer.recompute(
                     reader, self.passes.rows_of_statistics(self.progress.epoch), lambda count: self._raise_if_asked()
                 )
-                self.statistics = Scored(self.progress.step, found)
-            scores = self._scorer.score(
+                self.scored = Scored(self.progress.step, found)
+            scores, answers = self._scorer.score(
                 self.reporter,
                 "scoring",
                 poll=self._raise_if_asked,
-                on_broken=lambda row, reason: self.changes.broke(
-                    self.manifest, row, reason, "the scores of this run are computed without it"
-                ),
+                on_broken=lambda row, reason: self.changes.broke(self.manifest, row, reason, WITHOUT),
             )
+            self.scored = Scored(self.progress.step, self._scorer.statistics, answers)
         except _Asked:
             self._poll("scoring")
             raise

@@ -1,6 +1,7 @@
 """Scores the parent before the first step, and finds out whether the new images are harder for it.
 
-before, reason, statistics = score_parent(loaded, data, held, reporter)
+before = score_parent(loaded, data, held, reporter)
+before.scores, before.answers, before.shift         # all None for a new model
 """
 
 from __future__ import annotations
@@ -14,27 +15,22 @@ from kresume.evaluation.probe import CLEAR_ERRORS
 from kresume.images.order import permutation
 from kresume.options.settings import MOST_STATISTICS_IMAGES, Settings
 from kresume.reporter import Reporter
-from kresume.training.plan.draft import Data, Loaded
+from kresume.training.plan.draft import Before, Data, Loaded
 from kresume.training.plan.feeding import PROBE_IMAGES
 from kresume.training.plan.images import Gathered
 
 SHIFT_POINTS = 0.05
 
 
-def score_parent(
-    loaded: Loaded, data: Data, held: Settings, reporter: Reporter
-) -> tuple[Mapping[str, Any] | None, str | None, Mapping[int, np.ndarray]]:
-    """Returns the parent's scores, a reason for its full rate, and the statistics of the scoring.
-
-    All are None or empty for a new model.
-    """
+def score_parent(loaded: Loaded, data: Data, held: Settings, reporter: Reporter) -> Before:
+    """Scores the parent on the validation images; there is nothing to score for a new model."""
     if loaded.parent is None:
-        return None, None, {}
+        return Before()
     if loaded.growth is not None and loaded.growth.replaces:  # its classes and images are no longer there to score it
         from kresume.models.statistics import stored
 
         known = stored(loaded.live.model, loaded.parent.state) if held.bn_stats == "recomputed" else {}
-        return None, None, known
+        return Before(statistics=known)
     from kresume.evaluation.live import LiveScorer
 
     scorer = LiveScorer(
@@ -49,11 +45,13 @@ def score_parent(
     )
     if held.bn_stats == "recomputed":
         scorer.statistics = _statistics_of_parent(scorer, loaded, data, held.seed)
-    before = scorer.score(reporter, "scoring the parent")
+    scores, answers = scorer.score(reporter, "scoring the parent")
     if loaded.growth is not None:
         count = len(loaded.growth.new)
-        return before, f"{count} class{' is' if count == 1 else 'es are'} new", scorer.statistics
-    return before, _find_shift(scorer, data.gathered, loaded.generation), scorer.statistics
+        shift: str | None = f"{count} class{' is' if count == 1 else 'es are'} new"
+    else:
+        shift = _find_shift(scorer, data.gathered, loaded.generation)
+    return Before(scores, answers if len(answers) else None, shift, scorer.statistics)
 
 
 def _statistics_of_parent(scorer: Any, loaded: Loaded, data: Data, seed: int) -> Mapping[int, np.ndarray]:

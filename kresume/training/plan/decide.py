@@ -251,7 +251,7 @@ def decide(start: Start, loaded: Loaded, data: Data, reporter: Reporter) -> Draf
     """
     config, held = start.config, settings_of(start.config)
     parent, live, gathered, generation = loaded.parent, loaded.live, data.gathered, loaded.generation
-    before, shift, statistics = score_parent(loaded, data, held, reporter)
+    before = score_parent(loaded, data, held, reporter)
     balance = config.balance or (NEW_CLASSES_BALANCE if loaded.growth and not loaded.growth.replaces else held.balance)
     order = make_order(gathered.manifest, held.seed, held.batch_size, held.mix, config.replay, balance, generation)
     amount = _amount(config, parent, live, gathered, generation, order.n)
@@ -270,14 +270,14 @@ def decide(start: Start, loaded: Loaded, data: Data, reporter: Reporter) -> Draf
         warmup_steps=config.warmup_steps,
         adds_images=parent is not None
         and (_count_new(gathered, generation) > 0 or corrects(config, gathered.merge) or loaded.growth is not None),
-        shift=shift,
+        shift=before.shift,
         interrupted=parent is not None and parent.interrupted,
         head_steps=head_steps(freezing, amount) if loaded.fresh_head else None,
         goes_on=lambda: goes_on(saved, live.iterations, amount.steps),
     )
     rate, ahead = look_ahead(rate, live.iterations)
-    plan = describe(start, loaded, data, wanted, rate, amount, before, order.shares(), ahead, freezing)
-    return Draft(replace(plan, balance=balance), loaded, data, wanted, freezing, held.seed, statistics)
+    plan = describe(start, loaded, data, wanted, rate, amount, before.scores, order.shares(), ahead, freezing)
+    return Draft(replace(plan, balance=balance), loaded, data, wanted, freezing, held.seed, before)
 
 
 def _count_new(gathered: Gathered, generation: int) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from kresume.evaluation.answers import Answers
 from kresume.images.collect import Sources
 from kresume.images.reader import PictureReader
 from kresume.training.plan.feeding import Feeding
@@ -83,6 +85,23 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Before:
+    """How the parent does on the validation images.
+
+    Attributes:
+        scores: its scores; None for a new model, and for a new head.
+        answers: its answers, which the scores are computed from.
+        shift: a reason for its full rate; None if there is none.
+        statistics: those of batch normalisation with which it was scored; empty for its moving averages.
+    """
+
+    scores: Mapping[str, Any] | None = None
+    answers: Answers | None = None
+    shift: str | None = None
+    statistics: Statistics = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Draft:
     """A plan, and the objects in memory that carry it out.
 
@@ -93,7 +112,7 @@ class Draft:
         optimizer: class and config of the optimizer that trains.
         freezing: which layers do not train; None if all train that do so in the checkpoint.
         seed: of the order, and of what is drawn at the start.
-        statistics: those of batch normalisation with which the parent was scored; empty for its moving averages.
+        before: how the parent does.
     """
 
     plan: Plan
@@ -102,4 +121,9 @@ class Draft:
     optimizer: SavedOptimizer
     freezing: Freezing | None
     seed: int
-    statistics: Statistics = field(default_factory=dict)
+    before: Before = field(default_factory=Before)
+
+    @property
+    def statistics(self) -> Statistics:
+        """Returns those of batch normalisation with which the parent was scored; empty for its moving averages."""
+        return self.before.statistics
