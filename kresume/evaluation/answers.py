@@ -1,4 +1,4 @@
-"""Keeps a model's answer to every image: what scores, comparisons of two models and the report are computed from.
+"""Keeps a model's answer to every image, for scores, comparisons of two models and the report.
 
     answers = answers_from(task, probabilities, labels, origins, hashes, classes)
     write(run.answers("after"), answers)

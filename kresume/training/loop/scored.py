@@ -44,7 +44,10 @@ class Scored:
 
 
 def make_scorer(session: Session, cache: Cache | None) -> LiveScorer:
-    """Returns the scorer of a run's validation images, those of its start: arrivals are scored by the next generation."""
+    """Returns the scorer of a run's validation images.
+
+    They are those of its start: images that arrive later are scored by the next generation.
+    """
     return LiveScorer(
         session.model,
         PictureReader(session.manifest, session.card.spec, cache),

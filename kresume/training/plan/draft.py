@@ -125,5 +125,5 @@ class Draft:
 
     @property
     def statistics(self) -> Statistics:
-        """Returns those of batch normalisation with which the parent was scored; empty for its moving averages."""
+        """Returns the statistics with which the parent was scored; empty for its moving averages."""
         return self.before.statistics
