@@ -1,0 +1,36 @@
+"""Computes 95 % confidence intervals of scores: how far they may be off because there are only so many images.
+
+    low, high = wilson(right=93, images=100)
+
+Shares of images (accuracy, recall, precision) have Wilson's interval (1927): it needs no draws, and unlike the bootstrap
+it is no point at 0 and 100 %, where every resample has the same score.
+"""
+
+from __future__ import annotations
+
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+LEVEL = 0.95
+Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+"""Half the width of an interval, in standard errors."""
+
+
+def wilson(right: Any, images: Any) -> tuple[Any, Any]:
+    """Returns Wilson's interval of shares, elementwise.
+
+    Args:
+        right: counts of right images.
+        images: counts of images; 0 gives the whole range from 0 to 1.
+
+    Returns:
+        `(low, high)`, each of the shape of the arguments.
+    """
+    count = np.maximum(images, 1)
+    share = np.where(np.asarray(images) > 0, right / count, 0.5)
+    centre = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
+    half = Z / (1 + Z**2 / count) * np.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
+    known = np.asarray(images) > 0
+    return np.where(known, np.maximum(centre - half, 0.0), 0.0), np.where(known, np.minimum(centre + half, 1.0), 1.0)
