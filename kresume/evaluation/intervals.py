@@ -1,4 +1,4 @@
-"""Computes 95 % confidence intervals of scores: how far they may be off because there are only so many images.
+"""Computes 95 % confidence intervals of scores, which are measured on a limited number of images.
 
     low, high = wilson(right=93, images=100)
 

@@ -61,7 +61,7 @@ class Verdict:
 
     @property
     def kind(self) -> Literal["better", "worse", "unchanged", "too few"]:
-        """Returns the verdict: `"unchanged"` if the difference may be noise, `"too few"` if it always would be."""
+        """Returns the verdict: `"unchanged"` if it may be noise, `"too few"` if nothing could be shown."""
         if self.images < FEWEST:
             return "too few"
         if self.p >= SIGNIFICANT:
