@@ -27,6 +27,7 @@ RECORD = "run.json"
 HELD = "held.safetensors"
 ARCHITECTURE = "architecture.json"
 ANSWERS = "answers"
+TEACHER, TEACHER_ARCHITECTURE = "teacher.safetensors", "teacher.json"
 FINISHED = ("accepted", "rejected")
 ASIDE = r"\.before-\d+$"
 

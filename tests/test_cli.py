@@ -76,7 +76,7 @@ def test_help_and_usage_errors_import_nothing_heavy():
         (["train", "--resume-from-checkpoint=x"], 2, "that is --from PATH"),
         (["train", "--imgsz", "64"], 2, "that is --image-size"),
         (["train", "--epoch", "3"], 2, "did you mean --epochs?"),
-        (["train", "--distill", "1"], 2, "not in this version"),
+        (["train", "--average", "auto"], 2, "averaging with the parent was never better"),
         (["train", "runs/1-signs"], 2, "--out runs/1-signs continues that run"),
         (["trian"], 2, "no command trian: did you mean train?"),
         (["resume", "runs/1-signs"], 2, "no command resume: that is kresume train"),

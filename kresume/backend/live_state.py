@@ -6,7 +6,9 @@ assign(model.trainable_variables, groups["trainable"])
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -140,6 +142,21 @@ def seed_everything(seed: int) -> None:
 
     keras.utils.set_random_seed(seed)
     _global_state().set_global_attribute(GLOBAL_SEED, keras.random.SeedGenerator(seed))
+
+
+@contextmanager
+def random_kept() -> Iterator[None]:
+    """Restores the random generators of Python, numpy and Keras after a block that builds a model."""
+    python, numpy_state = random.getstate(), np.random.get_state()  # what Keras's layers draw from
+    generator = _global_state().get_global_attribute(GLOBAL_SEED)
+    kept = [host_array(variable.value).copy() for variable in _outside().get(RANDOM, ())]
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy_state)
+        _global_state().set_global_attribute(GLOBAL_SEED, generator)
+        assign_random(kept)
 
 
 def assign_random(arrays: Sequence[np.ndarray]) -> None:

@@ -24,6 +24,7 @@ class Range:
 
 AT_LEAST_1 = Range(lambda value: value >= 1, "give a whole number of at least 1")
 AT_LEAST_0 = Range(lambda value: 0 <= value < float("inf"), "give a number of at least 0")
+ABOVE_0 = Range(lambda value: 0 < value < float("inf"), "give a number above 0")
 SHARE = Range(lambda value: 0 <= value <= 1, "give a number from 0 to 1")
 BELOW_1 = Range(lambda value: 0 <= value < 1, "give a number from 0 to below 1")
 SEED = Range(lambda value: 0 <= value < 2**32, f"give a whole number from 0 to {2**32 - 1:,}")

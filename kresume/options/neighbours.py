@@ -34,7 +34,7 @@ NEIGHBOURS: Mapping[str, str] = {
     "--num-train-epochs": "that is --epochs N",
     "--workers": "reading is as parallel as the machine allows, without an option",
     "--amp": "that is --precision mixed_bfloat16",
-    "--distill": "distillation is not in this version",
+    "--distillation-alpha": "that is --distill F",
     "--average": "averaging with the parent was never better than the run itself; --ema F averages along the way",
 }
 """Options elsewhere, and what to use here."""

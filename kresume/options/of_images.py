@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from kresume.options.about import AT_LEAST_0, BELOW_1, LOCAL, SHARE, Options, option_of
+from kresume.options.about import ABOVE_0, AT_LEAST_0, BELOW_1, LOCAL, SHARE, Options, option_of
 
 START, IMAGES = "Where to start", "Images"
 
@@ -69,6 +69,13 @@ class ImageOptions(Options):
     )
     new_only: bool | None = option_of(
         "Train on the images of --add alone, for a checkpoint that records none: it may forget what it knew.", IMAGES
+    )
+    distill: float | None = option_of(
+        "Keep the answers near those of the checkpoint, which predicts every picture beside the run: adds F times their "
+        "distance to the loss, 1.0 for example. For new images without the old ones, or with them.",
+        IMAGES,
+        metavar="F",
+        range=ABOVE_0,
     )
     drop: str | None = option_of(
         "File with a path or a SHA-256 per line: images to remove from the manifest and the cache.",

@@ -85,6 +85,8 @@ HEAD_SHARE = 0.1
 """Share of a run, its first part, in which a new head on trained layers trains alone."""
 TUNE_FACTOR = 0.1
 """Factor on the rate with which all layers train after that."""
+DISTILL_TEMPERATURE = 2.0
+"""Temperature at which the answers of a run and its parent are compared, where the parent teaches."""
 PRETRAINED_IMAGE_SIZE = "224"
 """Size of the pictures of a new model with the weights of an application."""
 IMPRINT_IMAGES = 64

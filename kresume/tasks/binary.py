@@ -49,6 +49,15 @@ def _graph_probabilities(outputs: Any, from_logits: bool) -> Any:
     return tf.concat([1.0 - values, values], axis=-1)
 
 
+def _log_probabilities(outputs: Any, from_logits: bool) -> Any:
+    from keras import config, ops
+
+    if from_logits:
+        return ops.concatenate([ops.log_sigmoid(-outputs), ops.log_sigmoid(outputs)], axis=-1)
+    both = ops.concatenate([1.0 - outputs, outputs], axis=-1)
+    return ops.log(ops.maximum(both, config.epsilon()))
+
+
 def _answers(probabilities: np.ndarray) -> np.ndarray:
     return np.asarray(probabilities[:, 1] > 0.5, np.int64)  # as Keras's BinaryAccuracy: 0.5 is the first class
 
@@ -105,6 +114,7 @@ BINARY = Task(
     graph_targets=_graph_targets,
     probabilities=_probabilities,
     graph_probabilities=_graph_probabilities,
+    log_probabilities=_log_probabilities,
     answers=_answers,
     right=one_class.right,
     image_losses=one_class.image_losses,

@@ -45,6 +45,12 @@ def _graph_probabilities(outputs: Any, from_logits: bool) -> Any:
     return tf.nn.softmax(outputs) if from_logits else outputs
 
 
+def _log_probabilities(outputs: Any, from_logits: bool) -> Any:
+    from keras import config, ops
+
+    return ops.log_softmax(outputs, axis=-1) if from_logits else ops.log(ops.maximum(outputs, config.epsilon()))
+
+
 def _answers(probabilities: np.ndarray) -> np.ndarray:
     return np.asarray(probabilities.argmax(axis=-1))
 
@@ -93,6 +99,7 @@ SINGLE_LABEL = Task(
     graph_targets=_graph_targets,
     probabilities=_probabilities,
     graph_probabilities=_graph_probabilities,
+    log_probabilities=_log_probabilities,
     answers=_answers,
     right=one_class.right,
     image_losses=one_class.image_losses,

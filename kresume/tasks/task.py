@@ -4,8 +4,8 @@
     probabilities = Head(task, from_logits=True).probabilities(outputs)     # (images, classes)
     task.right(task.answers(probabilities), labels)                         # (images,) bool
 
-Scoring computes with numpy; training and exports build TensorFlow graphs. So targets and probabilities exist in both
-forms. A new task is one file beside this one and one entry in `table.TASKS`.
+Scoring computes with numpy, exports and the images' pipeline build TensorFlow graphs, a loss uses `keras.ops`. So targets and
+probabilities exist in these forms. A new task is one file beside this one and one entry in `table.TASKS`.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class Task:
         graph_targets: the same for a TensorFlow graph.
         probabilities: converts float64 outputs to `(images, classes)`: `(outputs, from_logits) -> array`.
         graph_probabilities: the same for a TensorFlow graph.
+        log_probabilities: converts float32 outputs to `(images, classes)` logarithms with `keras.ops`, for a loss.
         answers: returns the model's answer for each row of probabilities, as class indices.
         right: compares answers with labels: `(answers, labels) -> (images,) bool`.
         image_losses: returns the loss of each image in nats: `(probabilities, labels) -> (images,)`.
@@ -57,6 +58,7 @@ class Task:
     graph_targets: Callable[[Any, str, int], Any]
     probabilities: Callable[[np.ndarray, bool], np.ndarray]
     graph_probabilities: Callable[[Any, bool], Any]
+    log_probabilities: Callable[[Any, bool], Any]
     answers: Callable[[np.ndarray], np.ndarray]
     right: Callable[[np.ndarray, np.ndarray], np.ndarray]
     image_losses: Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -107,3 +109,7 @@ class Head:
     def graph_probabilities(self, outputs: Any) -> Any:
         """Converts outputs to probabilities in a TensorFlow graph."""
         return self.task.graph_probabilities(outputs, self.from_logits)
+
+    def log_probabilities(self, outputs: Any) -> Any:
+        """Converts float32 outputs to the logarithms of probabilities, `(images, classes)`, with `keras.ops`."""
+        return self.task.log_probabilities(outputs, self.from_logits)

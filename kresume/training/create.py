@@ -23,18 +23,20 @@ from kresume.storage import atomic, locations
 from kresume.training.loop.progress import Progress
 from kresume.training.plan.draft import Draft
 from kresume.training.plan.images import not_used
+from kresume.training.plan.teaching import Teacher
 from kresume.training.start import Start
 from kresume.values.record import ParentRecord, PlanWords, RunRecord
 from kresume.version import __version__
 
 
-def create_run(start: Start, draft: Draft, held: Mapping[str, np.ndarray]) -> runs.Run:
+def create_run(start: Start, draft: Draft, held: Mapping[str, np.ndarray], teacher: Teacher | None) -> runs.Run:
     """Creates the run directory.
 
     Args:
         start: where the run will be.
         draft: what was decided; its model is adjusted.
         held: slots of layers that are frozen for the first epochs.
+        teacher: the parent as it predicts, if it teaches the run.
 
     Raises:
         RunError: the directory cannot be written, or another process created a run there at the same moment.
@@ -50,6 +52,9 @@ def create_run(start: Start, draft: Draft, held: Mapping[str, np.ndarray]) -> ru
             _fill(temporary, record, draft)
             if held:
                 atomic.write_bytes(temporary / runs.HELD, save(dict(held)))
+            if teacher is not None:
+                atomic.write_bytes(temporary / runs.TEACHER, save(dict(teacher.arrays)))
+                atomic.write_json(temporary / runs.TEACHER_ARCHITECTURE, teacher.architecture)
     except OSError as error:
         if runs.is_run(start.path):
             raise RunError(
@@ -138,6 +143,7 @@ def _record(start: Start, draft: Draft) -> RunRecord:
         statistics=settings_of(config).bn_stats,
         balance=plan.balance,
         freezing=draft.freezing,
+        teaching=draft.teaching,
         new_classes=draft.loaded.growth.new if draft.loaded.growth else (),
         plan=PlanWords(
             sides=plan.sides,

@@ -105,6 +105,7 @@ def _write_result(session: Session) -> tuple[runs.Run, Result]:
     from kresume.models.averages import averaged
     from kresume.models.save import save_model
     from kresume.models.statistics import used
+    from kresume.training.loop.teaching import forget_teacher
 
     session.writer.finish()
     session.lock.check()  # a machine that slept may have lost the run to another
@@ -151,6 +152,7 @@ def _write_result(session: Session) -> tuple[runs.Run, Result]:
     )
     session.run.event("finished", step=step, which=which)
     snapshot.prune_snapshots(session.run.snapshots, 0, {step})
+    forget_teacher(session.run)
     return session.run, result
 
 

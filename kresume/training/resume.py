@@ -32,6 +32,7 @@ from kresume.training.finish import TrainResult, finish
 from kresume.training.plan.decide import decide, list_named, load_checkpoint, update_data
 from kresume.training.plan.draft import Draft
 from kresume.training.plan.images import came_since
+from kresume.training.plan.teaching import take_teacher
 from kresume.training.start import start_or_continue
 
 
@@ -80,9 +81,10 @@ def train(config: TrainConfig, reporter: Reporter) -> TrainResult:
         data = update_data(start, loaded, sources, reporter, writes=True)
         draft = decide(start, loaded, data, reporter)
         reporter.say(str(draft.plan).partition("\n")[2])
+        teacher = take_teacher(draft)
         draft = grow(draft, reporter)
         model, held = _adjusted(draft, start.config)
-        run = create_run(start, draft, held)
+        run = create_run(start, draft, held, teacher)
         for quarantined in data.gathered.quarantine:
             reporter.say(f"quarantined: {quarantined.path}: {quarantined.reason}")
     else:

@@ -21,6 +21,7 @@ from kresume.values.freezing import Freezing
 from kresume.values.loss import Loss
 from kresume.values.rate import RatePlan
 from kresume.values.state import SavedOptimizer
+from kresume.values.teaching import Teaching
 
 FORMAT = 1
 """Version of the format. A reader refuses a later one."""
@@ -134,6 +135,7 @@ class RunRecord:
         balance: how an epoch is balanced: `"none"` or `"class"`; None in older runs, where the options say it.
         new_classes: names of the classes that it added to its parent's.
         freezing: which layers do not train; None if no option says so.
+        teaching: how the parent teaches it; None if it does not.
         failed: descriptions of the gates that the result failed.
         result: None until the run is finished.
         best: the best epoch of a finished run, None if no monitor chose one.
@@ -169,6 +171,7 @@ class RunRecord:
     balance: str | None = None
     new_classes: Sequence[str] = ()
     freezing: Freezing | None = None
+    teaching: Teaching | None = None
     failed: Sequence[str] = ()
     result: Result | None = None
     best: Best | None = None
@@ -189,6 +192,7 @@ class RunRecord:
             "dropped": list(self.dropped),
             "new_classes": list(self.new_classes),
             "freezing": None if self.freezing is None else self.freezing.as_dict(),
+            "teaching": None if self.teaching is None else self.teaching.as_dict(),
             "failed": list(self.failed),
             "plan": vars(self.plan),
             "result": None if self.result is None else vars(self.result),
@@ -264,6 +268,7 @@ def _fields(value: Mapping[str, Any]) -> dict[str, Any]:
         "balance": value.get("balance"),
         "new_classes": tuple(value.get("new_classes", ())),
         "freezing": Freezing.from_dict(value["freezing"]) if value.get("freezing") else None,
+        "teaching": Teaching.from_dict(value["teaching"]) if value.get("teaching") else None,
         "failed": tuple(value.get("failed", ())),
         "result": Result(**result) if result else None,
         "best": Best(**best) if best else None,

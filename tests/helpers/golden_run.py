@@ -22,7 +22,7 @@ LATER = ("bn_stats",)
 def facts(run: Path, folder: Path) -> dict:
     """Returns all that a run recorded as JSON, apart from times, versions and folders."""
     record = json.loads((run / "run.json").read_text().replace(str(folder), HERE))
-    for later in ("statistics", "balance", "new_classes", "failed", "freezing"):
+    for later in ("statistics", "balance", "new_classes", "failed", "freezing", "teaching"):
         record.pop(later, None)
     for options in (record["given"], record["options"]):
         for name in LATER:

@@ -55,6 +55,7 @@ def trained(out, *, every_snapshot=False, **arguments) -> Path:
         with pytest.MonkeyPatch.context() as patch:
             if every_snapshot:
                 patch.setattr(snapshot, "prune_snapshots", lambda *_: None)
+                patch.setattr("kresume.training.loop.teaching.forget_teacher", lambda run: None)
                 arguments["snapshot_every"] = "1"
             run_training(out=str(out), **arguments)
         if not own:

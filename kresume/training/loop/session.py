@@ -46,6 +46,7 @@ from kresume.training.loop.lines import describe_line, epoch_line
 from kresume.training.loop.progress import Progress
 from kresume.training.loop.scored import WITHOUT, Scored, make_scorer
 from kresume.training.loop.stop import StopRequest
+from kresume.training.loop.teaching import parent_teaches
 from kresume.training.loop.thawing import Thawing
 from kresume.training.loop.watchers import monitor_of, narrator, watchers
 from kresume.training.loop.writer import RunWriter
@@ -234,9 +235,10 @@ class Session:
 
         def dataset_from(step: int) -> Any:
             self._set_clock()
-            return feed.dataset(self.passes.manifest, self.passes.order, step)
+            return prepared(feed.dataset(self.passes.manifest, self.passes.order, step))
 
-        with contextlib.ExitStack() as bars:
+        teaching = parent_teaches(self.run, self.model, self.loss, self.config)
+        with teaching as prepared, contextlib.ExitStack() as bars:
             bar = narrator(self.reporter, bars, self.passes.boundaries, self.progress)
             fit(
                 self.model,

@@ -57,6 +57,7 @@ from kresume.training.plan.pixels import decode_spec
 from kresume.training.plan.plan import Plan
 from kresume.training.plan.rate import decide_rate, goes_on, look_ahead
 from kresume.training.plan.sources import check_sources
+from kresume.training.plan.teaching import check_asked, decide_teaching, describe_teaching
 from kresume.training.plan.torch_mapping import check_filled_in
 from kresume.training.snapshot_policy import Cadence
 from kresume.training.start import Start, start_or_continue
@@ -133,6 +134,7 @@ def load_checkpoint(start: Start, sources: Sources, reporter: Reporter) -> Loade
         parent = without_images(config, parent)
     if config.from_ is not None and parent is None:
         reporter.say(f"no checkpoint at {config.from_}: starting with initial weights (--or-new)")
+    check_asked(config, parent)
     check_sources(config, parent, sources)
     classes, classes_reason = decide_classes(config, parent, sources)
     new = new_classes(config, parent, sources, classes)
@@ -276,8 +278,10 @@ def decide(start: Start, loaded: Loaded, data: Data, reporter: Reporter) -> Draf
         goes_on=lambda: goes_on(saved, live.iterations, amount.steps),
     )
     rate, ahead = look_ahead(rate, live.iterations)
+    teaching = decide_teaching(config, loaded)
     plan = describe(start, loaded, data, wanted, rate, amount, before.scores, order.shares(), ahead, freezing)
-    return Draft(replace(plan, balance=balance), loaded, data, wanted, freezing, held.seed, before)
+    plan = replace(plan, balance=balance, distilled=describe_teaching(teaching, loaded))
+    return Draft(plan, loaded, data, wanted, freezing, teaching, held.seed, before)
 
 
 def _count_new(gathered: Gathered, generation: int) -> int:

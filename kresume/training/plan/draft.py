@@ -17,6 +17,7 @@ from kresume.training.plan.plan import Plan
 from kresume.values.card import Card
 from kresume.values.freezing import Freezing
 from kresume.values.state import SavedOptimizer
+from kresume.values.teaching import Teaching
 
 if TYPE_CHECKING:
     from kresume.models.losses import LossChoice
@@ -111,6 +112,7 @@ class Draft:
         data: the images.
         optimizer: class and config of the optimizer that trains.
         freezing: which layers do not train; None if all train that do so in the checkpoint.
+        teaching: how the parent teaches the run; None if it does not.
         seed: of the order, and of what is drawn at the start.
         before: how the parent does.
     """
@@ -120,6 +122,7 @@ class Draft:
     data: Data
     optimizer: SavedOptimizer
     freezing: Freezing | None
+    teaching: Teaching | None
     seed: int
     before: Before = field(default_factory=Before)
 

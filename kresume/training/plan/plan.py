@@ -49,6 +49,7 @@ class Plan:
         per_class: images of each class by origin and by use: old, new, train, validation.
         disk: the space that snapshots and decoded images need, in words.
         frozen: which layers do not train, in words; empty if no option says so.
+        distilled: how the parent teaches the run, in words; empty if it does not.
         noise: how small a difference the validation images can show.
     """
 
@@ -74,6 +75,7 @@ class Plan:
     balance: str = "none"
     noise: str = ""
     frozen: str = ""
+    distilled: str = ""
     disk: str = ""
     per_class: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
@@ -115,6 +117,7 @@ class Plan:
             ("classes", f"{len(card.classes)} ({self.classes_reason}): {classes}"),
             ("grow", self.growth),
             ("freeze", self.frozen),
+            ("distill", self.distilled),
             (
                 "pixels",
                 f"{card.pixels} ({self.pixels_reason}), {card.image_size[0]}x{card.image_size[1]}, "

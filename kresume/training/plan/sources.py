@@ -33,12 +33,13 @@ def check_sources(config: TrainConfig, parent: Parent | None, sources: Sources) 
                 f"{config.from_} has no record of its images: give those that it was trained on with {option('data')}, new "
                 f"ones with {option('add')}"
             )
-        if config.new_only:
+        if config.new_only or config.distill is not None:
             return
         raise ImagesError(
             f"{config.from_} has no record of its images, and only new ones were given: the model would forget the old ones. "
             f"Give the old ones with {option('data', 'OLD')}, extend a run of kresume (it records its images) with "
-            f"{option('from', 'RUN')}, or accept that with {option('new-only', True)}"
+            f"{option('from', 'RUN')}, keep its answers near those of the checkpoint with {option('distill', 1.0)}, or "
+            f"accept that with {option('new-only', True)}"
         )
 
 
