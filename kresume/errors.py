@@ -38,6 +38,20 @@ class CheckpointError(KresumeError):
     """Raised if a checkpoint is missing, damaged, of unknown format, or of another model."""
 
 
+class NotFinite(CheckpointError):
+    """Raised instead of writing a snapshot whose state holds a NaN or an infinity.
+
+    Attributes:
+        names: the arrays, for example `"trainable/3"`.
+        step: the step of the snapshot.
+    """
+
+    def __init__(self, names: Sequence[str], step: int) -> None:
+        self.names, self.step = tuple(names), step
+        more = f" ({len(names) - 3:,} more)" if len(names) > 3 else ""
+        super().__init__(f"not finite at step {step:,}: {', '.join(names[:3])}{more}; no snapshot was written")
+
+
 class MissingCheckpoint(CheckpointError):
     """Raised if nothing exists at the path of a checkpoint."""
 

@@ -53,6 +53,17 @@ def variables_of(model: Any) -> dict[str, list[Any]]:
     }
 
 
+def names_of(model: Any, arrays: Sequence[str]) -> list[str]:
+    """Names the variables behind arrays of a snapshot: `"optimizer/3"` -> `"adamw/dense_kernel_velocity"`."""
+    variables = variables_of(model)
+    found = []
+    for array in arrays:
+        group, _, index = array.rpartition("/")
+        held = variables.get(group, ())
+        found.append(held[int(index)].path if int(index) < len(held) else f"the {group} of batch normalisation")
+    return found
+
+
 def _outside() -> dict[str, list[Any]]:
     """Returns state outside the model: Keras's own seed generator, once it was used."""
     generator = _global_state().get_global_attribute(GLOBAL_SEED)

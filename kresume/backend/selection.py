@@ -12,11 +12,12 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from kresume.errors import MissingPackage, UsageError
+from kresume.reporter import Reporter
 
 BACKENDS = ("tensorflow", "jax")
 
@@ -104,6 +105,17 @@ def select(
     if name == "jax":
         _share_batches(count, batch_size)
     return name
+
+
+def loading(reporter: Reporter) -> AbstractContextManager[None]:
+    """Says that the block imports the frameworks; says nothing if they are imported.
+
+    Args:
+        reporter: shows it.
+    """
+    if {"tensorflow", "keras"} <= sys.modules.keys():
+        return nullcontext()
+    return reporter.waiting("loading TensorFlow and Keras", now=True)
 
 
 def _share_batches(count: int | None, batch_size: int | None) -> None:

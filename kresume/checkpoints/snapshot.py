@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from kresume.errors import CheckpointError
+from kresume.errors import CheckpointError, NotFinite
 from kresume.storage import atomic
 from kresume.values.state import TrainState
 
@@ -30,6 +30,9 @@ FORMAT = 1
 ARRAYS = "state.safetensors"
 META = "meta.json"
 LATEST = "LATEST"
+NOT_FINITE = "not_finite"
+"""The record that names the arrays that were not finite when the run began: the only ones that may be so later. Without it,
+only weights that train are checked."""
 REPLACED = "replaced-"
 """Prefix of an old snapshot's name while a new snapshot of the same step replaces it."""
 PENDING = "-unscored"
@@ -72,12 +75,11 @@ def write_snapshot(
         The snapshot's folder.
 
     Raises:
-        CheckpointError: if a weight is not finite, because training cannot continue from such a snapshot.
+        NotFinite: if an array that must be finite is not, because training cannot continue from such a snapshot.
         OSError: if the disk refuses the write; the snapshots written before still exist.
     """
-    for index, array in enumerate(groups.get("trainable", ())):
-        if not is_finite(array):
-            raise CheckpointError(f"weight {index} is not finite at step {step:,}: no snapshot was written")
+    if broken := broken_arrays(groups, records.get(NOT_FINITE)):
+        raise NotFinite(broken, step)
     arrays = {
         f"{group}/{index}": np.asarray(array, order="C")
         for group, values in groups.items()
@@ -115,6 +117,28 @@ def _name_newest(directory: Path) -> None:
     text = f"{finished[-1][1].name}\n" if finished else ""
     if text and (not pointer.is_file() or pointer.read_text(encoding="utf-8") != text):
         atomic.write_text(pointer, text)
+
+
+def broken_arrays(groups: Mapping[str, Sequence[np.ndarray]], allowed: Sequence[str] | None) -> list[str]:
+    """Lists the arrays that hold a NaN or an infinity and must not.
+
+    Args:
+        groups: arrays by group, in order.
+        allowed: arrays that may: a buffer of the user's own layer that starts at infinity, for example. None checks only
+            the weights that train.
+    """
+    checked = ("trainable",) if allowed is None else ("trainable", "non_trainable", "optimizer", "statistics")
+    names = ((f"{group}/{index}", array) for group in checked for index, array in enumerate(groups.get(group, ())))
+    return [name for name, array in names if name not in (allowed or ()) and not is_finite(array)]
+
+
+def records_of(path: Path) -> dict[str, Any]:
+    """Returns the records of a snapshot without reading its arrays; empty if it cannot be read."""
+    try:
+        records = atomic.read_json(path / META)["records"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return records if isinstance(records, dict) else {}
 
 
 def is_finite(array: np.ndarray) -> bool:
@@ -254,11 +278,9 @@ def best_steps(directory: Path) -> dict[int, int | None]:
     """
     result: dict[int, int | None] = {}
     for step, path in list_snapshots(directory):
-        try:
-            best = atomic.read_json(path / META)["records"].get("best")
-        except (OSError, ValueError, KeyError):
-            continue  # damaged: `read_snapshot` reports it
-        result[step] = int(best["step"]) if best else None
+        if records := records_of(path):  # else it is damaged: `read_snapshot` reports it
+            best = records.get("best")
+            result[step] = int(best["step"]) if best else None
     return result
 
 

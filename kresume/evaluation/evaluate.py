@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from kresume import runs
+from kresume.backend.selection import loading
 from kresume.checkpoints.read import read_checkpoint
 from kresume.checkpoints.run import find_run
 from kresume.class_names import join_classes, names_of
@@ -171,9 +172,11 @@ def evaluate(
     shown = tuple(str(source) for source in sources)
     listed = list_sources(reporter, data=shown, features=parse_features(tuple(feature)))
     if (live := _with_keras(path, other, model)) is not None:
-        select_backend(live, backend, device)
+        with loading(reporter):
+            select_backend(live, backend, device)
     given = Subject(path, model, names_of(classes), pixels, image_size, tuple(imports), map_file, trust, axes)
-    loaded = _load(given, other, listed.classes) if served_folder(path) is None else None
+    with reporter.waiting(f"reading {path}"):
+        loaded = _load(given, other, listed.classes) if served_folder(path) is None else None
     images = _collect(given, loaded, listed, cache, reporter)
     compared = None
     if other is not None:

@@ -12,6 +12,7 @@ everything is written beside it and renamed last. A model server that watches th
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -180,19 +181,24 @@ def export(
     check_options(exporter, job)
     target = Target(Path(directory), version, prune_keep, overwrite)
     destination = target.find(exporter, format)
-    running = select_backend(path, backend, device)
+    with selection.loading(reporter):
+        running = select_backend(path, backend, device)
     subject = Subject(path, model, names_of(classes), pixels, image_size, tuple(imports), map_file, trust, axes)
-    loaded = load(subject, anonymous=exporter.for_training)
+    with reporter.waiting(f"reading {path}"):
+        loaded = load(subject, anonymous=exporter.for_training)
     for note in (*loaded.notes, *(_left_out(loaded) if exporter.for_training else ())):
         reporter.warn(note)
     sources = [str(data)] if isinstance(data, (str, Path)) else [str(source) for source in data]
-    with gather_samples(loaded, sources, reporter, parse_features(tuple(feature))) as samples:
-        job, like_note = _with_samples(job, samples)
+    with ExitStack() as stack:
+        with reporter.waiting("predicting pictures to compare on"):
+            samples = stack.enter_context(gather_samples(loaded, sources, reporter, parse_features(tuple(feature))))
+            job, like_note = _with_samples(job, samples)
         limit = tolerance if tolerance is not None else tolerance_of(loaded, quantize)
         with placed(destination, overwrite=overwrite) as temporary:
-            reporter.say(f"writing {exporter.called} to {destination}")
-            facts = _write(exporter, loaded, job, temporary, running)
-            parity = compare(exporter.predict(temporary, facts, samples), samples, limit)
+            with reporter.waiting(f"writing {exporter.called} to {destination}", now=True):
+                facts = _write(exporter, loaded, job, temporary, running)
+            with reporter.waiting("verifying it in its own runtime", now=True):
+                parity = compare(exporter.predict(temporary, facts, samples), samples, limit)
             if not parity.holds:
                 raise ExportError(
                     f"the export differs from the model: {'; '.join(parity.problems())}; nothing was written to {destination}. "

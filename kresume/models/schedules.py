@@ -16,6 +16,7 @@ Keras finds the classes by their registered names (`kresume>Cosine`).
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
@@ -85,6 +86,21 @@ def time_of(optimizer: Any) -> list[float] | None:
         return None
     now, base = schedule.now, schedule.base or Clock()
     return [now.step, base.planned + (now.planned - base.step) * base.pace, now.pace * base.pace]
+
+
+def rate_at(optimizer: Any, iterations: int) -> float:
+    """Computes the rate that a schedule gives, without reading a variable that a running step may hold.
+
+    Args:
+        optimizer: its learning rate is a schedule.
+        iterations: the optimizer's count.
+    """
+    schedule = live_state.inner(optimizer)._learning_rate
+    if isinstance(schedule, Cosine) and schedule.clock is not None:
+        still = copy.copy(schedule)
+        still.clock = np.array(astuple(schedule.now), np.float32)
+        schedule = still
+    return float(ops.convert_to_numpy(schedule(iterations)))
 
 
 def _schedule_of(optimizer: Any) -> Cosine | None:

@@ -74,6 +74,7 @@ def _fill(folder: Path, record: RunRecord, draft: Draft) -> None:
     from kresume.models import structure
 
     model = draft.loaded.live.model
+    state = live_state.read_state(model)
     atomic.write_json(folder / runs.RECORD, record.as_dict())
     if draft.before.answers is not None:
         answers.write(folder / runs.ANSWERS / "before.parquet", draft.before.answers)
@@ -85,8 +86,9 @@ def _fill(folder: Path, record: RunRecord, draft: Draft) -> None:
     snapshot.write_snapshot(
         folder / "snapshots",
         0,
-        live_state.read_state(model),
+        state,
         {
+            snapshot.NOT_FINITE: snapshot.broken_arrays(state, allowed=()),
             "manifest": record.manifest,
             "fingerprint": record.fingerprint,
             "seed": record.seed,

@@ -85,7 +85,8 @@ def finish(session: Session) -> TrainResult:
     """
     from kresume.models.plain_keras import feeding_line, takes_rows
 
-    run, result = _write_result(session)
+    with session.reporter.waiting(f"writing the result of {session.run.path}"):
+        run, result = _write_result(session)
     return TrainResult(
         run=str(run.path),
         status=run.status,

@@ -83,8 +83,9 @@ def train(config: TrainConfig, reporter: Reporter) -> TrainResult:
         reporter.say(str(draft.plan).partition("\n")[2])
         teacher = take_teacher(draft)
         draft = grow(draft, reporter)
-        model, held = _adjusted(draft, start.config)
-        run = create_run(start, draft, held, teacher)
+        with reporter.waiting(f"creating {start.path}"):
+            model, held = _adjusted(draft, start.config)
+            run = create_run(start, draft, held, teacher)
         for quarantined in data.gathered.quarantine:
             reporter.say(f"quarantined: {quarantined.path}: {quarantined.reason}")
     else:
@@ -111,7 +112,8 @@ def _adjusted(draft: Draft, config: TrainConfig) -> tuple[Any, dict[str, np.ndar
 def _rebuilt(run: runs.Run, config: TrainConfig, reporter: Reporter) -> Any:
     """Returns the model of an interrupted run, adjusted as it was; says which images it will not see."""
     backend, batch_size = config.backend or run.record.backend, run.record.amount.batch_size
-    selection.select(backend, config.device, config.devices, batch_size, exact=settings_of(config).exact == "on")
+    with selection.loading(reporter):
+        selection.select(backend, config.device, config.devices, batch_size, exact=settings_of(config).exact == "on")
     selection.set_precision(config.precision)
     live_state.seed_everything(run.record.seed)
     before = run.record.not_used  # absent in records of the first versions
@@ -123,7 +125,8 @@ def _rebuilt(run: runs.Run, config: TrainConfig, reporter: Reporter) -> Any:
             f"{came:,} new pictures were found since this run began: it continues with the images that it recorded. To train "
             f"on the new ones, extend it: kresume train --from {shlex.quote(str(run.path))} --add FOLDER (or now, with --watch)"
         )
-    return rebuild(run, config)
+    with reporter.waiting("building the model"):
+        return rebuild(run, config)
 
 
 def _where_it_dies(path: Path) -> str:

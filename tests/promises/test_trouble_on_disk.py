@@ -8,7 +8,7 @@ from kresume import runs
 from kresume.checkpoints import snapshot
 from kresume.evaluation.score import flatten
 from kresume.storage import atomic
-from kresume.training.loop import session
+from kresume.training.loop import scoring
 from kresume.training.snapshot_policy import Retention
 from tests.helpers.runs import (
     TINY,
@@ -91,7 +91,7 @@ def test_a_best_epoch_that_could_not_be_written_is_said(monkeypatch, tmp_path, p
         return write(directory, step, groups, records)
 
     monkeypatch.setattr(snapshot, "write_snapshot", failing)
-    monkeypatch.setattr(session, "flatten", lambda scores: {**flatten(scores), "val_loss": next(losses)})
+    monkeypatch.setattr(scoring, "flatten", lambda scores: {**flatten(scores), "val_loss": next(losses)})
     arguments = {"data": [str(pictures / "old")], **TINY, "epochs": 3, "monitor": "val_loss"}
     result = run_training(out=str(tmp_path / "run"), **arguments)
     assert result.exit_code == 5

@@ -1,4 +1,6 @@
-"""Defines the callbacks of a run: cutter, narrator, scorer, Keras's own, keeper, in list order.
+"""Defines the callbacks of a run, in list order: cutter, narrator, scorer, Keras's own, keeper.
+
+The narrator is in `narrator.py`.
 
 Keras's own `fit` trains. The cutter ends each epoch at its boundary. The scorer adds the scores of old, new and all
 images to the epoch's logs, so that EarlyStopping or ReduceLROnPlateau after it can monitor them. The keeper records
@@ -18,7 +20,7 @@ from typing import Any, Literal
 import keras
 
 from kresume.backend import live_state
-from kresume.errors import Stopped, TrainingError
+from kresume.errors import NotFinite, Stopped, TrainingError
 from kresume.models.statistics import GROUP, Statistics
 from kresume.training.loop import callback_state
 from kresume.training.loop.progress import Progress
@@ -81,41 +83,6 @@ class Scorer(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
             logs.update(flat)
 
 
-class Narrator(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untyped
-    """Shows the progress of an epoch.
-
-    Args:
-        begin: called with the epoch's index when it begins.
-        advance: called with the number of steps since the last call, a few times a second.
-        end: called after the last step of an epoch, before scoring.
-    """
-
-    EVERY_SECONDS = 0.25
-
-    def __init__(self, begin: Callable[[int], None], advance: Callable[[int], None], end: Callable[[], None]) -> None:
-        super().__init__()
-        self._begin, self._advance, self._end = begin, advance, end
-        self._told = 0
-        self._last = 0.0
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Opens the epoch's progress bar."""
-        self._told = 0
-        self._begin(epoch)
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Advances the bar, rarely enough to cost nothing."""
-        now = time.monotonic()
-        if now - self._last >= self.EVERY_SECONDS:
-            self._last = now
-            self._advance(batch + 1 - self._told)
-            self._told = batch + 1
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Closes the bar; runs before the scorer, which draws its own bar."""
-        self._end()
-
-
 @dataclass
 class Resumption:
     """State that the keeper restores to callbacks and metrics in a process that continues."""
@@ -143,6 +110,8 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
             and the dataset must be rebuilt.
         within: returns True if the scores of this epoch meet the gates, so that it may be the best.
         scored_with: returns the statistics of batch normalisation with which this step was scored.
+        tell: called with Keras's logs twice a second, when their values are known anyway.
+        advise: returns what to try after the loss or the state has broken, from the step of the last good snapshot.
 
     Attributes:
         images_changed: True ends the current `fit`, but not the training.
@@ -164,6 +133,8 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
         before_epoch: Callable[[int], bool] = lambda epochs: False,
         within: Callable[[], bool] = lambda: True,
         scored_with: Callable[[], Statistics] = dict,
+        tell: Callable[[Any], None] = lambda logs: None,
+        advise: Callable[[int], str] = lambda good: "",
     ) -> None:
         super().__init__()
         self.progress = progress
@@ -179,6 +150,8 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
         self.before_epoch = before_epoch
         self.within = within
         self.scored_with = scored_with
+        self.tell = tell
+        self.advise = advise
         self.images_changed = False
         self.others: Sequence[Any] = ()
         self._assign_metrics = resumption.metrics is not None
@@ -186,8 +159,9 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
         self._since_epoch = progress.epoch
         self._since_time = time.monotonic()
         self._loss_read = time.monotonic()
-        self._loss_good_step = progress.step
+        self._began_at = self._loss_good_step = progress.step
         self._epoch_began = (time.monotonic(), progress.step)
+        self._compiled = False
         self.steps_per_second: float | None = None
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -212,13 +186,15 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
         at_end = progress.step == self.boundaries[progress.epoch]
         progress.phase = "scoring" if at_end else "training"
         now = time.monotonic()
-        if at_end:
-            began, first = self._epoch_began
-            self.steps_per_second = (progress.step - first) / max(now - began, 1e-9)
+        if not self._compiled:  # the first step of a process is no measure of the others
+            self._compiled, self._epoch_began = True, (now, progress.step)
+        elif at_end:
+            self.steps_per_second = self.speed(now)
         if now - self._loss_read >= LOSS_READ_SECONDS:
             self._check_loss(logs)
+            self.tell(logs)
             self._loss_read = now
-            self.writer.tell_of_stall()
+            self.writer.check()
         if self.stop.signal is not None:
             self.snapshot(logs, must=True)
             self.writer.join()
@@ -243,6 +219,15 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
             raise self._stopped()
         if not last and self.before_epoch(progress.epoch):
             self._model.stop_training = self.images_changed = True
+
+    def speed(self, now: float) -> float | None:
+        """Returns the steps per second of this epoch; None before its second step.
+
+        Args:
+            now: of `time.monotonic()`.
+        """
+        began, first = self._epoch_began
+        return (self.progress.step - first) / max(now - began, 1e-9) if self.progress.step > first else None
 
     def snapshot(self, logs: Any, *, must: bool) -> None:
         """Takes a snapshot; while the disk is busy, waits if `must`, else does nothing."""
@@ -291,15 +276,30 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
 
     def _check_loss(self, logs: Any) -> None:
         loss = (logs or {}).get("loss")
-        if loss is None or math.isfinite(float(loss)):
+        if loss is None:
+            return
+        if math.isfinite(float(loss)):
             self._loss_good_step = self.progress.step
             return
-        good = self.writer.committed
-        raise TrainingError(
-            f"the loss became {float(loss)} between steps {self._loss_good_step} and {self.progress.step}; "
-            f"the last good snapshot is {'the one it began with' if good is None else f'step {good}'}. "
-            "A lower --lr, or --precision float32 if it was lower, usually helps"
+        raise self.broke(f"the loss became {float(loss)}", self._loss_good_step, self.progress.step)
+
+    def explain(self, error: NotFinite) -> TrainingError:
+        """Returns the error for the user in place of one that names arrays of a snapshot."""
+        names = live_state.names_of(self._model, error.names)
+        more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+        return self.broke(f"{names[0]}{more} became NaN or infinite", self.last_good(), error.step)
+
+    def broke(self, what: str, after: int, until: int) -> TrainingError:
+        self.writer.wait()  # the snapshot on its way to the disk may be good
+        good = self.last_good()
+        return TrainingError(
+            f"{what} between steps {after:,} and {until:,}; the last good snapshot is that of step {good:,}"
+            f"{self.advise(good)}"
         )
+
+    def last_good(self) -> int:
+        """Returns the step of the newest snapshot, whose whole state was checked."""
+        return self._began_at if self.writer.committed is None else self.writer.committed
 
     def _stopped(self) -> Stopped:
         what = "Ctrl-C" if self.stop.exit_code == 130 else "SIGTERM"

@@ -13,10 +13,11 @@ from typing import Any
 
 from kresume import crash, runs
 from kresume.backend import fingerprint
-from kresume.errors import KresumeError, RunError, Stopped
+from kresume.errors import KresumeError, NotFinite, RunError, Stopped
 from kresume.lock import Lock
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
+from kresume.training.loop.restoring import restore_newest
 from kresume.training.loop.session import Session
 from kresume.training.loop.stop import StopRequest
 
@@ -56,7 +57,7 @@ def open_session(
         session = Session(run, model, config, reporter, lock, stop, thaw)
         try:
             if continued:
-                session.restore_newest()
+                restore_newest(session)
             run.event(
                 "continued" if continued else "started",
                 fingerprint=fingerprint.fingerprint(),
@@ -72,8 +73,9 @@ def open_session(
                 f"disk back, then continue with: {_continue_command(run)}"
             ) from error
         except KresumeError as error:
-            _leave(session, "failed", str(error))
-            raise
+            told = session.explain(error) if isinstance(error, NotFinite) else error
+            _leave(session, "failed", str(told))
+            raise told from told.__cause__
 
 
 def _locked(run: runs.Run, config: TrainConfig, reporter: Reporter) -> Lock:

@@ -1,7 +1,7 @@
 """Trains one run in one process: from its newest snapshot, through `fit`, to its last step.
 
 session = Session(run, model, config, reporter, lock, stop)
-session.restore_newest()         # an interrupted run
+restore_newest(session)          # an interrupted run
 session.train()
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import keras
@@ -18,45 +18,38 @@ import numpy as np
 from kresume import runs
 from kresume.backend import fingerprint
 from kresume.checkpoints import snapshot
-from kresume.errors import CheckpointError, Stopped, UsageError
+from kresume.errors import KresumeError, NotFinite, Stopped, TrainingError, UsageError
 from kresume.evaluation.live import LiveScorer
-from kresume.evaluation.score import flatten
 from kresume.images.manifest import Manifest
 from kresume.images.mixing import Mixed, make_order
-from kresume.images.scans import FOLDER, epochs_begun
-from kresume.lock import NAME as LOCK
 from kresume.lock import Lock
 from kresume.models import structure
 from kresume.models.losses import LossChoice
 from kresume.models.schedules import set_clock, time_of
-from kresume.models.statistics import stored
 from kresume.options.resolve import cache_limit
 from kresume.options.settings import settings_of
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
 from kresume.reports.sinks import Sink
 from kresume.reports.sinks.jsonl import JsonLines
-from kresume.storage import atomic
 from kresume.training.loop.arrivals import Changes
+from kresume.training.loop.breakdown import what_to_try
 from kresume.training.loop.callbacks import Keeper, Resumption, Scorer
 from kresume.training.loop.epochs import Passes
 from kresume.training.loop.feed import Feed
-from kresume.training.loop.fit import assign_state, fit, groups_of
+from kresume.training.loop.fit import fit
 from kresume.training.loop.lines import describe_line, epoch_line
+from kresume.training.loop.narrator import Narrator
 from kresume.training.loop.progress import Progress
-from kresume.training.loop.scored import WITHOUT, Scored, make_scorer
+from kresume.training.loop.scored import Scored, make_scorer
+from kresume.training.loop.scoring import score_step
 from kresume.training.loop.stop import StopRequest
 from kresume.training.loop.teaching import parent_teaches
 from kresume.training.loop.thawing import Thawing
-from kresume.training.loop.watchers import monitor_of, narrator, watchers
+from kresume.training.loop.watchers import monitor_of, watchers
 from kresume.training.loop.writer import RunWriter
 from kresume.training.plan.judging import gates_of
 from kresume.training.snapshot_policy import Cadence, Retention
-from kresume.values.state import TrainState
-
-
-class _Asked(Exception):
-    """A signal asked to stop while other weights are swapped in."""
 
 
 class Session:
@@ -77,6 +70,8 @@ class Session:
         gates: what its result must meet.
         thawing: when frozen layers begin to train.
         scored: how the last scored step was scored.
+        resumption: state of callbacks and metrics to restore when training begins.
+        not_finite: the arrays that were not finite when the run began, the only ones that may be so.
         writer: the thread that writes to the run.
     """
 
@@ -125,12 +120,14 @@ class Session:
             guard=lock.check,
             on_failure=self.writer.record_failure,
         )
-        self._resumption = Resumption()
+        self.resumption = Resumption()
+        self.not_finite = snapshot.records_of(snapshot.snapshot_path(run.snapshots, 0)).get(snapshot.NOT_FINITE, ())
         self._scoring = Scorer(self._score)
         self._keeper: Keeper | None = None
         self._scorer: LiveScorer | None = None
         self.scored = Scored()
         self._feed: Feed | None = None
+        self._narrator: Narrator | None = None
 
     def _order_of(self, manifest: Manifest) -> Mixed:
         config, held, generation = self.config, self.settings, self.run.generation
@@ -155,65 +152,6 @@ class Session:
         """Returns descriptions of what could not be written."""
         return self.writer.failures
 
-    def restore_newest(self) -> None:
-        """Restores the newest intact snapshot, and reports which one and why no newer one.
-
-        Raises:
-            CheckpointError: no snapshot is intact, or it belongs to another manifest.
-        """
-        for folder in (self.run.path, self.run.snapshots, self.run.path / FOLDER):
-            atomic.remove_leftovers(folder, keep=LOCK)  # the heartbeat writes it during this cleanup
-        snapshot.undo_replacements(self.run.snapshots)
-        state, skipped = snapshot.newest_snapshot(self.run.snapshots)
-        for path, reason in skipped:
-            self.reporter.warn(f"{path} is damaged ({reason}): continuing from the snapshot before it")
-            self.run.event("snapshot damaged", path=str(Path(path).name), reason=reason)
-            snapshot.set_aside(Path(path))
-        self.progress = Progress.from_records(state.records)
-        begun = epochs_begun(state.records)
-        for scan in self.changes.recorded(begun):
-            self.passes.change(scan.epoch - 1, scan.applied_to(self.passes.manifest))
-        if state.records["manifest"] != self.passes.digest:
-            raise CheckpointError(
-                f"{self.run.manifest} is not the manifest that the snapshots were taken with: restore it from a copy"
-            )
-        self.thawing.restore(begun)
-        assign_state(self.model, state)
-        groups = groups_of(state)
-        self.scored = Scored(self.progress.step, stored(self.model, state))
-        self._resumption = Resumption(
-            callbacks=state.records["callbacks"],
-            callback_arrays=groups.get("callbacks", ()),
-            metrics=groups["metrics"] if self.progress.phase in {"training", "scoring"} else None,
-        )
-        # If an epoch only repeats its scoring, its line is not lost.
-        lost = len(runs.read_metrics(self.run.metrics)) - self.progress.lines - (self.progress.phase == "scoring")
-        for sink in self.sinks:
-            sink.keep(self.progress.lines)
-        for step, best in snapshot.best_steps(self.run.snapshots).items():
-            self.writer.remember(step, best)
-        self.run = self.run.update(status="running")
-        self._say_where(state, lost)
-
-    def _say_where(self, state: TrainState, lost: int) -> None:
-        """Says from where the run continues and what is repeated."""
-        changed = fingerprint.differences(state.records["fingerprint"], fingerprint.fingerprint())
-        if changed:
-            self.reporter.say(
-                f"this is another machine or version ({'; '.join(changed)}): same data and steps, last digits may differ"
-            )
-            self.run.event("continued elsewhere", changes=changed)
-        where = {"training": "", "scoring": ", scoring pending", "epoch": "", "done": ", training done"}
-        self.reporter.say(
-            f"continuing at step {self.progress.step:,} of {self.passes.boundaries[-1]:,}, epoch {self.progress.epoch + 1} of "
-            f"{len(self.passes.boundaries)}{where[self.progress.phase]}"
-        )
-        if lost > 0:
-            self.reporter.say(
-                f"the process before ended {lost:,} epoch{'s' * (lost > 1)} after its last snapshot: they are repeated, "
-                "with the same result (--snapshot-every N takes one more often; SIGTERM and Ctrl-C lose nothing)"
-            )
-
     def train(self) -> None:
         """Trains to the last boundary, or until patience runs out.
 
@@ -237,17 +175,31 @@ class Session:
             self._set_clock()
             return prepared(feed.dataset(self.passes.manifest, self.passes.order, step))
 
+        others = watchers(self.config, self.run.record.rate, self.reporter.say)
         teaching = parent_teaches(self.run, self.model, self.loss, self.config)
-        with teaching as prepared, contextlib.ExitStack() as bars:
-            bar = narrator(self.reporter, bars, self.passes.boundaries, self.progress)
+        with teaching as prepared, self._make_narrator(keeper) as narrator:
             fit(
                 self.model,
                 dataset_from,
                 boundaries=self.passes.boundaries,
-                callbacks=[bar, self._scoring, *watchers(self.config, self.run.record.rate, self.reporter.say)],
+                callbacks=[narrator, self._scoring, *others],
                 keeper=keeper,
             )
         self.writer.join()
+
+    def _make_narrator(self, keeper: Keeper) -> Narrator:
+        """Makes the callback that shows how far the training is."""
+        self._narrator = narrator = Narrator(
+            self.reporter,
+            self.progress,
+            self.passes.boundaries,
+            batch_size=self.amount.batch_size,
+            iterations=self.run.record.iterations,
+            speed=keeper.speed,
+            committed=lambda: self.writer.committed,
+        )
+        keeper.tell = narrator.tell
+        return narrator
 
     def _make_keeper(self) -> Keeper:
         """Makes the callback that counts steps, writes lines and takes snapshots."""
@@ -261,16 +213,18 @@ class Session:
             line=self._line,
             monitor=monitor_of(self.config),
             within=lambda: not self.gates.failures(self._scoring.scores, self.run.record.before),
-            resumption=self._resumption,
+            resumption=self.resumption,
             records=lambda: {
                 "manifest": self.passes.digest,
                 "fingerprint": fingerprint.fingerprint(),
                 "seed": self.run.record.seed,
                 "clock": time_of(self.model.optimizer),
                 structure.RECORD: structure.describe(self.model),
+                snapshot.NOT_FINITE: list(self.not_finite),
             },
             before_epoch=self._before_epoch,
             scored_with=lambda: self.scored.statistics_of(self.progress.step),
+            advise=partial(what_to_try, self.run),
         )
 
     def _set_clock(self) -> None:
@@ -290,7 +244,7 @@ class Session:
 
     def _change_images(self, done: int) -> bool:
         """Applies images that came or went before the next epoch; returns True if any did."""
-        scan = self.changes.before_epoch(done, self.passes.manifest, lambda: self._poll("looking for images"))
+        scan = self.changes.before_epoch(done, self.passes.manifest, lambda: self.poll("looking for images"))
         if scan is None or not scan.changes:
             return False
         self.passes.change(done, scan.applied_to(self.passes.manifest))
@@ -298,7 +252,7 @@ class Session:
             self.run = self.run.update(images={**self.run.record.images, **self.counts()})
         return True
 
-    def _poll(self, doing: str) -> None:
+    def poll(self, doing: str) -> None:
         """Stops between two steps if a signal requested it.
 
         Scoring or looking for images may outlast the grace period of a preempted machine. Only the state of the last
@@ -314,34 +268,20 @@ class Session:
         raise Stopped(f"stopped while {doing} after step {self.progress.step:,}, {safe}", self.stop.exit_code)
 
     def _score(self) -> tuple[dict[str, Any], dict[str, float]]:
-        """Scores the step, with statistics recomputed for it.
-
-        A signal is answered after the scorer has put the weights and statistics of training back: it predicts with others.
-        """
+        """Scores the step, with statistics recomputed for it."""
         if self._scorer is None or self._feed is None:  # `train` makes them before the first epoch
             raise ValueError("no scorer")
-        try:
-            if self.run.record.statistics == "recomputed":
-                reader = self._feed.reader(self.passes.manifest)
-                found = self._scorer.recompute(
-                    reader, self.passes.rows_of_statistics(self.progress.epoch), lambda count: self._raise_if_asked()
-                )
-                self.scored = Scored(self.progress.step, found)
-            scores, answers = self._scorer.score(
-                self.reporter,
-                "scoring",
-                poll=self._raise_if_asked,
-                on_broken=lambda row, reason: self.changes.broke(self.manifest, row, reason, WITHOUT),
-            )
-            self.scored = Scored(self.progress.step, self._scorer.statistics, answers)
-        except _Asked:
-            self._poll("scoring")
-            raise
-        return scores, flatten(scores)
+        return score_step(self, self._scorer, self._feed.reader(self.passes.manifest))
 
-    def _raise_if_asked(self) -> None:
-        if self.stop.signal is not None:
-            raise _Asked
+    def explain(self, error: NotFinite) -> KresumeError:
+        """Returns an error for the user in place of one that names arrays."""
+        return self._keeper.explain(error) if self._keeper is not None else error
+
+    def broke(self, what: str) -> KresumeError:
+        """Returns the error of a training that broke since the last snapshot."""
+        if self._keeper is None:
+            return TrainingError(what)
+        return self._keeper.broke(what, self._keeper.last_good(), self.progress.step)
 
     def _line(self, epoch: int, logs: Mapping[str, Any], steps_per_second: float | None) -> dict[str, Any]:
         """Makes the line of an epoch and shows it."""
@@ -355,7 +295,8 @@ class Session:
             shares=self.passes.shares(),
             steps_per_second=steps_per_second,
         )
-        self.reporter.say(describe_line(line, len(self.passes.boundaries)))
+        if self._narrator is not None:
+            self._narrator.row(line, describe_line(line, len(self.passes.boundaries)))
         return line
 
     def counts(self) -> dict[str, int]:

@@ -1,8 +1,7 @@
-"""Makes the callbacks for `--patience`, `--until`, for plateaus and for the progress bar."""
+"""Makes the callbacks for `--patience`, `--until` and for plateaus."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -11,9 +10,6 @@ import keras
 from kresume.evaluation.gates import Condition, parse_conditions
 from kresume.options.settings import DEFAULTS
 from kresume.options.table import TrainConfig
-from kresume.reporter import Reporter
-from kresume.training.loop.callbacks import Narrator
-from kresume.training.loop.progress import Progress
 from kresume.training.plan.judging import gates_of
 from kresume.values.rate import RatePlan
 
@@ -61,26 +57,3 @@ def watchers(config: TrainConfig, rate: RatePlan, say: Callable[[str], None]) ->
     if config.until is not None:
         watchers.append(Until(parse_conditions(config.until, "until"), say))
     return watchers
-
-
-def narrator(reporter: Reporter, bars: contextlib.ExitStack, boundaries: Sequence[int], progress: Progress) -> Narrator:
-    """Returns the callback that draws a bar for each epoch.
-
-    Args:
-        reporter: draws it.
-        bars: holds the bar of the current epoch.
-        boundaries: the step at which each epoch ends.
-        progress: how far the run is.
-    """
-    advance: list[Any] = [lambda count: None]
-
-    def begin(epoch: int) -> None:
-        first = boundaries[epoch - 1] if epoch else 0
-        bars.close()
-        advance[0] = bars.enter_context(
-            reporter.progress(f"epoch {epoch + 1}/{len(boundaries)}", boundaries[epoch] - first, "steps")
-        )
-        if progress.step > first:
-            advance[0](progress.step - first)
-
-    return Narrator(begin, lambda count: advance[0](count), bars.close)  # noqa: PLW0108  # its target changes

@@ -124,7 +124,7 @@ class RunWriter:
 
         Raises:
             RunError: another process has taken over the run.
-            CheckpointError: the state holds a NaN; nothing was committed.
+            NotFinite: the state of an earlier call holds a NaN or an infinity; nothing was committed.
         """
         self._raise_fatal()
         if self.busy:
@@ -161,6 +161,11 @@ class RunWriter:
         """
         self.join()
         self._flush_lines()
+
+    def check(self) -> None:
+        """Raises what the thread could not tell yet, and reports a disk that has not responded for long."""
+        self._raise_fatal()
+        self.tell_of_stall()
 
     def tell_of_stall(self) -> None:
         """Reports a disk that has not responded for long. Cheap: called a few times a second."""

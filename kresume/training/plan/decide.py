@@ -128,8 +128,10 @@ def load_checkpoint(start: Start, sources: Sources, reporter: Reporter) -> Loade
         KresumeError: the checkpoint cannot be restored exactly; the message says what to give.
     """
     config, held = start.config, settings_of(start.config)
-    selection.select(config.backend, held.device, config.devices, held.batch_size, exact=held.exact == "on")
-    parent = read_parent(config)
+    with selection.loading(reporter):
+        selection.select(config.backend, held.device, config.devices, held.batch_size, exact=held.exact == "on")
+    with reporter.waiting(f"reading {config.from_}"):
+        parent = read_parent(config)
     if config.new_head:
         parent = without_images(config, parent)
     if config.from_ is not None and parent is None:
@@ -147,10 +149,11 @@ def load_checkpoint(start: Start, sources: Sources, reporter: Reporter) -> Loade
     if _is_mapped(parent):
         check_filled_in(config.model)
     size = image_size(config) or (card.image_size if card else None)
-    if config.weights is not None:
-        live = pretrained_live(config, len(classes), size)
-    else:
-        live = restore_parent(config, parent, num_classes=len(classes) or saved_outputs(parent), image_size=size)
+    with reporter.waiting("building the model" if parent is None else f"restoring {config.from_}"):
+        if config.weights is not None:
+            live = pretrained_live(config, len(classes), size)
+        else:
+            live = restore_parent(config, parent, num_classes=len(classes) or saved_outputs(parent), image_size=size)
     from kresume.models.losses import check_metrics, choose_loss, unused_metrics
     from kresume.models.outputs import output_count
     from kresume.models.own_code import own_code

@@ -21,6 +21,7 @@ from kresume.checkpoints.keras_arrays import rate_of_schedule
 from kresume.checkpoints.layouts import names_of
 from kresume.checkpoints.read import read_checkpoint
 from kresume.checkpoints.run import find_run
+from kresume.checkpoints.snapshot import is_finite
 from kresume.errors import CheckpointError, MissingCheckpoint, UsageError
 from kresume.images.manifest import Manifest
 from kresume.images.scans import remembered
@@ -296,8 +297,24 @@ def restore_parent(
         map_out=config.map_out,
         same_weights=optimizers.says_same_weights(config.optimizer),
     )
+    check_finite(model, parent.state.source)
     summary = f"{restoration.summary}; {assumed}" if assumed else restoration.summary
     return Live(model, optimizer, saved, summary, kept=keep)
+
+
+def check_finite(model: Any, source: str) -> None:
+    """Raises if a restored weight is no number: every loss would be NaN.
+
+    Raises:
+        CheckpointError: the message names the first weight.
+    """
+    weights = model.trainable_variables
+    broken = [weight.path for weight in weights if not is_finite(live_state.host_array(weight.value))]
+    if broken:
+        raise CheckpointError(
+            f"{source}: {len(broken):,} of {len(weights):,} weights hold NaN or infinity (the first is {broken[0]}), so "
+            "nothing can be trained from them: give an earlier checkpoint"
+        )
 
 
 def _compiled_rate(live: Live) -> SavedRate | None:
