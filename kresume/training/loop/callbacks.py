@@ -133,7 +133,7 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
         before_epoch: Callable[[int], bool] = lambda epochs: False,
         within: Callable[[], bool] = lambda: True,
         scored_with: Callable[[], Statistics] = dict,
-        tell: Callable[[Any], None] = lambda logs: None,
+        tell: Callable[[Any], object] = lambda logs: None,
         advise: Callable[[int], str] = lambda good: "",
     ) -> None:
         super().__init__()
