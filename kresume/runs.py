@@ -128,8 +128,8 @@ class Run:
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         """Reads the events of one kind, oldest first."""
-        lines = [line for line in _json_lines(self.path / "events.jsonl") if isinstance(line, dict)]
-        return [line for line in lines if line.get("event") == kind]
+        lines = _json_lines(self.path / "events.jsonl", holding=f'"{kind}"')
+        return [line for line in lines if isinstance(line, dict) and line.get("event") == kind]
 
 
 def is_run(path: str | Path) -> bool:
@@ -162,10 +162,11 @@ def list_runs(folder: str | Path) -> list[Run]:
     if not folder.is_dir():
         return []
     runs = [open_run(child) for child in folder.iterdir() if is_run(child) and not re.search(ASIDE, child.name)]
-    return sorted(runs, key=lambda run: (run.record.created, _number(run.path.name)))
+    return sorted(runs, key=lambda run: (run.record.created, number_of(run.path.name)))
 
 
-def _number(name: str) -> int:
+def number_of(name: str) -> int:
+    """Returns the number with which a run's name begins; -1 without one."""
     match = re.match(r"(\d+)", name)
     return int(match[1]) if match else -1
 
@@ -173,7 +174,7 @@ def _number(name: str) -> int:
 def next_path(folder: str | Path, name: str) -> Path:
     """Returns `folder/<n>-<name>` with the next free number."""
     folder = Path(folder)
-    taken = [_number(child.name) for child in folder.iterdir()] if folder.is_dir() else []
+    taken = [number_of(child.name) for child in folder.iterdir()] if folder.is_dir() else []
     return folder / f"{max([0, *taken]) + 1}-{name}"
 
 
@@ -191,14 +192,16 @@ def without_number(name: str) -> str:
     return re.sub(r"^\d+-", "", name) or name
 
 
-def _json_lines(path: Path) -> list[Any]:
-    """Reads each line as JSON; None for a line that a crash has torn."""
-    if not path.is_file():
+def _json_lines(path: Path, *, holding: str = "") -> list[Any]:
+    """Reads each line that holds a text as JSON; None for a line that a crash has torn."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, IsADirectoryError):
         return []
     values: list[Any] = []
     # Split at newlines only: a path may contain other characters that `splitlines` splits at.
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-        if line:
+    for line in text.split("\n"):
+        if line and holding in line:
             try:
                 values.append(json.loads(line))
             except json.JSONDecodeError:

@@ -32,10 +32,14 @@ FILES = re.compile(r"\.(index|data-\d+-of-\d+)$")
 
 def accepts(path: str) -> bool:
     """Returns True for a checkpoint's prefix, one of its files, or a checkpoint folder."""
-    return _prefix(path) is not None
+    return prefix_of(path) is not None
 
 
-def _prefix(path: str) -> str | None:
+def prefix_of(path: str) -> str | None:
+    """Returns the prefix of the checkpoint that a path names; None if there is none.
+
+    The path may be a prefix, one of its files, or a folder.
+    """
     file = Path(path)
     if file.with_name(f"{file.name}.index").is_file():
         return path
@@ -68,7 +72,7 @@ def read(path: str) -> TrainState:
     Raises:
         CheckpointError: if the checkpoint is truncated or damaged, or was not written by `tf.train.Checkpoint`.
     """
-    prefix = _prefix(path)
+    prefix = prefix_of(path)
     if prefix is None:
         raise CheckpointError(
             f"{path} holds no tf.train.Checkpoint: expected {path}.index or a folder with `checkpoint`"

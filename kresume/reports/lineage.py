@@ -1,158 +1,298 @@
-"""Lists runs with their data and results: the ancestors of one, or every run in a folder.
+"""Lists runs with their parents, data and results: the ancestors of one, or every run in a folder.
 
-print(lineage("runs/"))
+    print(lineage("runs/"))
+    lineage("runs/3-signs").generations[1].path
+
+Checkpoints of other programs from which runs started are the roots. A run that cannot be read is listed with the reason
+and hides no other. This imports neither Keras nor TensorFlow nor JAX.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from kresume.checkpoints.files import FileState, compare_files, result_content
 from kresume.errors import RunError
-from kresume.runs import Run, is_run, list_runs, open_run, read_metrics
+from kresume.reports.generation import Generation, Parent, read_generation
+from kresume.runs import ASIDE, RECORD, Run, is_run, number_of, open_run
+from kresume.storage import atomic
+
+WIDTH = 120
+"""Columns of the text where there is no terminal."""
+DAMAGED = (RunError, OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
+"""What reading a damaged run may raise: its fields may be anything."""
 
 
 @dataclass(frozen=True)
-class Generation:
-    """One line of a lineage: a run as `kresume log` prints it."""
+class Root:
+    """A checkpoint from which runs started and that is none of the listed runs.
+
+    Attributes:
+        path: where it is.
+        format: the reader's name; `"run"` for a run in another folder.
+        step: its step, None if unknown.
+        digest: SHA-256 of its arrays.
+        state: whether its files still are what they were, see `Parent`.
+        reason: what differs, or empty.
+    """
 
     path: str
-    generation: int
-    status: str
-    created: str
-    parent: str
-    images: int
-    added: int
-    classes: int
-    epochs: int
-    before: float | None
-    accuracy: float | None
-    old: float | None
-    new: float | None
-    rate: float | None
-    exports: tuple[str, ...] = ()
+    format: str
+    step: int | None
+    digest: str
+    state: FileState
+    reason: str = ""
 
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the JSON form."""
-        return {**vars(self), "exports": list(self.exports)}
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A run directory that cannot be read.
+
+    Attributes:
+        path: the directory.
+        reason: why.
+    """
+
+    path: str
+    reason: str
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """Runs, newest first."""
+    """Runs and what they started from.
+
+    Attributes:
+        generations: the runs, newest first; for a single run it and its ancestors.
+        checkpoints: the roots that are none of these runs.
+        unreadable: run directories that cannot be read.
+    """
 
     generations: tuple[Generation, ...]
+    checkpoints: tuple[Root, ...] = ()
+    unreadable: tuple[Unreadable, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns the JSON form: `{"runs": [...]}`, newest first."""
-        return {"runs": [generation.as_dict() for generation in self.generations]}
-
-    def rows(self) -> list[tuple[str, ...]]:
-        """Returns the cells of a table; see `COLUMNS`."""
-        return [
-            (
-                run.path,
-                run.status,
-                run.created.replace("T", " ")[:16],
-                run.parent or "-",
-                f"{run.images:,}",
-                f"{run.added:,}",
-                str(run.classes),
-                str(run.epochs),
-                "-" if run.rate is None else f"{run.rate:g}",
-                _percent(run.before),
-                _percent(run.accuracy),
-                _percent(run.old),
-                _percent(run.new),
-                _newest(run.exports),
-            )
-            for run in self.generations
-        ]
+        """Returns the JSON form: `{"runs": [...], "checkpoints": [...], "unreadable": [...]}`, newest first."""
+        return {
+            "runs": [generation.as_dict() for generation in self.generations],
+            "checkpoints": [vars(root) for root in self.checkpoints],
+            "unreadable": [vars(each) for each in self.unreadable],
+        }
 
     def __str__(self) -> str:
-        rows = [COLUMNS, *self.rows()]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join(lines)
+        return self.text()
 
+    def text(self, *, short: bool = False) -> str:
+        """Draws the tree, in the terminal's width.
 
-COLUMNS = (
-    "run",
-    "status",
-    "created",
-    "parent",
-    "images",
-    "added",
-    "classes",
-    "epochs",
-    "rate",
-    "before",
-    "after",
-    "old",
-    "new",
-    "exports",
-)
+        Args:
+            short: one line per run.
+        """
+        from kresume.reports.run_tree import draw
 
-
-def _newest(exports: Sequence[str]) -> str:
-    more = f" and {len(exports) - 2:,} before" if len(exports) > 2 else ""
-    return (", ".join(reversed(exports[-2:])) or "-") + more
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"
-
-
-def _generation(run: Run) -> Generation:
-    record, metrics = run.record, read_metrics(run.metrics)
-    scores: Mapping[str, Any] = record.result.scores if record.result else metrics[-1] if metrics else {}
-    return Generation(
-        path=str(run.path),
-        generation=run.generation,
-        status=run.status,
-        created=record.created,
-        parent=Path(record.parent.path).name if record.parent else "",
-        images=int(record.images.get("total", 0)),
-        added=int(record.images.get("added", 0)),
-        classes=len(record.card.classes),
-        epochs=len(metrics),
-        before=_accuracy(record.before or {}, "all"),
-        accuracy=_accuracy(scores, "all"),
-        old=_accuracy(scores, "old"),
-        new=_accuracy(scores, "new"),
-        rate=record.rate.peak,
-        exports=tuple(
-            f"{event['format']} {os.path.normpath(run.path / event['path'])}" for event in run.events("exported")
-        ),
-    )
-
-
-def _accuracy(scores: Mapping[str, Any], subset: str) -> float | None:
-    value = (scores.get(subset) or {}).get("accuracy")
-    return None if value is None else float(value)
+        return draw(self, shutil.get_terminal_size((WIDTH, 24)).columns, short=short)
 
 
 def lineage(path: str | Path) -> Lineage:
-    """Lists a run and its ancestors, or every run in a folder, newest first.
+    """Lists a run and its ancestors, or every run in a folder and in its subfolders, newest first.
 
     Raises:
-        RunError: there is no run at `path` and none in it.
+        RunError: there is no run at `path` and none in it, or the run at `path` cannot be read.
     """
     path = Path(path)
     if is_run(path):
-        chain: list[Run] = [open_run(path)]
-        seen = {chain[0].path.resolve()}
-        while (parent := chain[-1].parent_path()) is not None:
-            folder = parent if is_run(parent) else parent.parent  # the parent may be a run's own model.keras
-            if not is_run(folder) or folder.resolve() in seen:
-                break
-            seen.add(folder.resolve())
-            chain.append(open_run(folder))
-        return Lineage(tuple(_generation(run) for run in chain))
-    runs = list_runs(path)
-    if not runs:
+        return _ancestors(open_run(path))
+    # A run that a link names too is listed under its own name.
+    folders = sorted(_run_folders(path), key=os.path.islink, reverse=True)
+    found = {key: _open(folder) for key, folder in {os.path.realpath(each): each for each in folders}.items()}
+    if not found:
         raise RunError(f"no run at {path} and none in it: give a run's directory or the folder that holds them")
-    return Lineage(tuple(_generation(run) for run in reversed(runs)))
+    return _joined(found)
+
+
+def _ancestors(run: Run) -> Lineage:
+    """Follows a run to its first parent."""
+    chain: dict[str, Run | Unreadable] = {os.path.realpath(run.path): run}
+    while run.record.parent is not None:
+        # A parent that was moved is probably beside the run.
+        beside = (_open(folder) for folder in _run_folders(run.path.parent))
+        parent = _follow(run, _ByContent(each for each in beside if isinstance(each, Run)))
+        folder = None if parent.state == "changed" else _run_of(Path(parent.path))
+        if folder is None or os.path.realpath(folder) in chain:
+            break
+        chain[os.path.realpath(folder)] = found = _open(folder)
+        if not isinstance(found, Run):
+            break
+        run = found
+    return _joined(chain)
+
+
+def _joined(found: Mapping[str, Run | Unreadable]) -> Lineage:
+    """Reads every run with its parent; finds the roots."""
+    runs = {key: each for key, each in found.items() if isinstance(each, Run)}
+    unreadable = [each for each in found.values() if isinstance(each, Unreadable)]
+    wanted = {key for key, run in runs.items() if not re.search(ASIDE, run.path.name)}
+    generations: list[tuple[str, int, Generation]] = []
+    roots: dict[tuple[str, str], Root] = {}
+    queue, by_content = list(wanted), _ByContent(runs.values())
+    while queue:
+        run = runs[queue.pop()]
+        try:
+            start = _follow(run, by_content, found) if run.record.parent else None
+            key = _key_of(start, found) if start else ""
+            beside = runs.get(key) or (_open(Path(key)) if key and key not in found else None)
+            record = beside.record if isinstance(beside, Run) and start and start.state != "changed" else None
+            generation = read_generation(run, start, record)
+        except DAMAGED as error:
+            unreadable.append(Unreadable(str(run.path), _reason(error)))
+            continue
+        generations.append((generation.created, number_of(run.path.name), generation))
+        if key in runs and key not in wanted:  # moved aside by --overwrite, but a listed run descends from it
+            wanted.add(key)
+            queue.append(key)
+        if start is not None and (key not in found or start.state == "changed"):
+            roots.setdefault((start.path, start.digest), Root(**vars(start)))
+    listed = [generation for _, _, generation in sorted(generations, key=lambda each: each[:2], reverse=True)]
+    return Lineage(tuple(listed), tuple(roots.values()), tuple(unreadable))
+
+
+def _follow(
+    run: Run, others: Mapping[str, Run], opened: Mapping[str, Run | Unreadable] = MappingProxyType({})
+) -> Parent:
+    """Returns the parent of a run: where it is now, and whether it still is what it was.
+
+    Args:
+        run: a run with a parent.
+        others: runs among which to search for a parent that was moved, by the content of their result.
+        opened: runs that were read already, by their real path.
+    """
+    recorded = run.record.parent
+    if recorded is None:
+        raise RunError(f"{run.path} has no parent")
+    path = Path(os.path.normpath(run.path / recorded.path))
+    found = Parent(_near(path), recorded.format, recorded.step, recorded.digest, "unknown")
+    compared = compare_files(path, recorded.files)
+    state, reason = compared.state, compared.reason
+    if recorded.format == "run":
+        parent = opened.get(os.path.realpath(path)) or (_open(path) if is_run(path) else None)
+        state, reason = _of_run(path, run, parent, state, reason)
+    elif state == "unknown" and not path.exists() and not path.with_name(f"{path.name}.index").exists():
+        state, reason = "missing", "nothing is there any more"
+    if state in {"missing", "changed"} and recorded.format == "run":
+        contents = [facts.get("sha256") for facts in recorded.files.values()]
+        moved = others.get(str(contents[0])) if contents else None
+        if moved is not None and compare_files(moved.path, recorded.files).state == "unchanged":
+            return replace(found, path=str(moved.path), state="moved", reason=f"it was {_near(path)}")
+    return replace(found, state=state, reason=reason)
+
+
+class _ByContent(Mapping[str, Run]):
+    """Finds runs by the SHA-256 of their result's arrays; reads the snapshots' records when first asked."""
+
+    def __init__(self, runs: Iterable[Run]) -> None:
+        self._runs = runs
+        self._found: dict[str, Run] | None = None
+
+    def _all(self) -> dict[str, Run]:
+        if self._found is None:
+            self._found = {}
+            for run in self._runs:
+                if (content := result_content(run)) is not None:
+                    self._found[content] = run
+        return self._found
+
+    def __getitem__(self, content: str) -> Run:
+        return self._all()[content]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+
+def _of_run(
+    path: Path, child: Run, parent: Run | Unreadable | None, state: FileState, reason: str
+) -> tuple[FileState, str]:
+    """Compares a parent that is a run, also one whose files were not recorded."""
+    recorded = child.record.parent
+    if parent is None:
+        return "missing", "nothing is there any more" if not path.exists() else "no run is there any more"
+    if isinstance(parent, Unreadable):
+        return "unknown", f"its {RECORD} cannot be read"
+    if parent.record.created > child.record.created:
+        return "changed", f"another run is there now, made {shown_time(parent.record.created)}"
+    step = parent.result_step()
+    total = None if step is None else parent.record.base_step + step
+    if state in {"missing", "unknown"} and recorded is not None and total not in {None, recorded.step}:
+        return "unknown", f"its snapshot of step {recorded.step or 0:,} is not kept; its result is step {total:,}"
+    return state, reason
+
+
+def shown_time(created: str) -> str:
+    """Formats a time as `2026-11-26 14:02`."""
+    return created.replace("T", " ")[:16]
+
+
+def _near(path: Path) -> str:
+    """Returns a path relative to the current folder where that is shorter."""
+    try:
+        relative = os.path.relpath(path)
+    except ValueError:  # another drive
+        return str(path)
+    return relative if len(relative) < len(str(path)) else str(path)
+
+
+def _run_of(path: Path) -> Path | None:
+    """Returns the run that a parent's path names: it may be a run's own `model.keras`."""
+    return next((folder for folder in (path, path.parent) if is_run(folder)), None)
+
+
+def _key_of(start: Parent, found: Mapping[str, Any]) -> str:
+    """Returns the real path of the run that a parent is or belongs to; empty for other checkpoints."""
+    path = os.path.realpath(start.path)
+    if path in found:
+        return path
+    folder = _run_of(Path(path))
+    return str(folder) if folder else ""
+
+
+def _open(folder: Path) -> Run | Unreadable:
+    try:
+        return open_run(folder)
+    except DAMAGED as error:
+        return Unreadable(str(folder), _reason(error))
+
+
+def _reason(error: Exception) -> str:
+    said = " ".join(str(error).split()) or type(error).__name__
+    return said if isinstance(error, RunError) else f"{type(error).__name__}: {said}"
+
+
+def _run_folders(folder: Path) -> Iterator[Path]:
+    """Yields the run directories in a folder, at any depth.
+
+    Runs, hidden folders and links are not searched.
+    """
+    waiting: list[Path] = [folder]
+    while waiting:
+        current = waiting.pop()
+        try:
+            entries: Sequence[os.DirEntry[str]] = sorted(os.scandir(current), key=lambda entry: entry.name)
+        except OSError:
+            continue
+        for entry in entries:
+            if entry.name.startswith((".", atomic.TEMPORARY_PREFIX)) or not entry.is_dir():
+                continue
+            path = current / entry.name
+            if os.path.lexists(path / RECORD):
+                yield path
+            elif not entry.is_symlink():
+                waiting.append(path)

@@ -13,6 +13,7 @@ from safetensors.numpy import save
 from kresume import runs
 from kresume.backend import fingerprint, live_state
 from kresume.checkpoints import snapshot
+from kresume.checkpoints.files import describe_files
 from kresume.errors import RunError
 from kresume.evaluation import answers
 from kresume.images.prepare import write_quarantine
@@ -119,6 +120,7 @@ def _record(start: Start, draft: Draft) -> RunRecord:
             format=parent.state.format,
             step=parent.state.step,
             digest=snapshot.digest_of(parent.state.arrays),
+            files=describe_files(parent.state, parent.run),
         ),
         given=given(start.given),
         options=given(_rooted(config)),

@@ -17,7 +17,7 @@ from kresume.evaluation import answers
 from kresume.images.scans import manifest_of
 from kresume.storage import atomic
 from kresume.training.plan.plan import describe_scores
-from kresume.values.record import Best, Result
+from kresume.values.record import Best, ParentRecord, Result
 
 if TYPE_CHECKING:
     from kresume.training.loop.session import Session
@@ -124,7 +124,7 @@ def _write_result(session: Session) -> tuple[runs.Run, Result]:
         "generation": session.run.generation,
         "step": step,
         "total_step": record.base_step + step,
-        "parent": asdict(record.parent) if record.parent else None,
+        "parent": _without_files(record.parent),
         "manifest": _digest_of(session, best),
     }
     card = replace(record.card, lineage=lineage)
@@ -176,6 +176,11 @@ def _write_answers(session: Session, step: int) -> None:
 def _only_for_gates(session: Session) -> bool:
     """Returns True if a best epoch is only sought in case that the last one fails a gate."""
     return session.config.monitor is None and session.config.patience is None
+
+
+def _without_files(parent: ParentRecord | None) -> dict[str, Any] | None:
+    """Returns the parent for the model card: its digest is enough where its files are not."""
+    return {name: value for name, value in asdict(parent).items() if name != "files"} if parent else None
 
 
 def _parent_of(run: runs.Run) -> str:

@@ -11,7 +11,7 @@ default here that means what they did.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from kresume.errors import RunError
@@ -40,12 +40,14 @@ class ParentRecord:
         format: the reader's name.
         step: its step, None if unknown.
         digest: of its arrays.
+        files: bytes, time and SHA-256 of each of its files when the run was made; empty in older runs.
     """
 
     path: str
     format: str
     step: int | None
     digest: str
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ def facts(run: Path, folder: Path) -> dict:
     record = json.loads((run / "run.json").read_text().replace(str(folder), HERE))
     for later in ("statistics", "balance", "new_classes", "failed", "freezing", "teaching"):
         record.pop(later, None)
+    (record["parent"] or {}).pop("files", None)
     for options in (record["given"], record["options"]):
         for name in LATER:
             options.pop(name, None)
