@@ -56,7 +56,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Differences:
-    """What differs between two runs.
+    """Holds what differs between two runs.
 
     Attributes:
         before: path of the first run.
