@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import click
 
 from kresume import crash
-from kresume.commands import checkpoints, data, evaluate, export, history, machine, train
+from kresume.commands import checkpoints, data, evaluate, export, history, machine, report, train
 from kresume.commands.options import Group
 from kresume.errors import KresumeError, RestoreError
 from kresume.spelling import as_flag, spelled
@@ -43,6 +43,7 @@ for command in (
     export.export,
     data.data,
     history.log,
+    report.report,
     machine.doctor,
     machine.demo,
 ):

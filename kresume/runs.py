@@ -126,10 +126,10 @@ class Run:
         line = {"time": now(), "event": kind, **facts}
         atomic.append_line(self.path / "events.jsonl", json.dumps(line, ensure_ascii=False))
 
-    def events(self, kind: str) -> list[dict[str, Any]]:
-        """Reads the events of one kind, oldest first."""
-        lines = _json_lines(self.path / "events.jsonl", holding=f'"{kind}"')
-        return [line for line in lines if isinstance(line, dict) and line.get("event") == kind]
+    def events(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """Reads the events of one kind, or all of them, oldest first."""
+        lines = _json_lines(self.path / "events.jsonl", holding=f'"{kind}"' if kind else "")
+        return [line for line in lines if isinstance(line, dict) and kind in {None, line.get("event")}]
 
 
 def is_run(path: str | Path) -> bool:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
@@ -28,6 +29,9 @@ from kresume.training.plan.teaching import Teacher
 from kresume.training.start import Start
 from kresume.values.record import ParentRecord, PlanWords, RunRecord
 from kresume.version import __version__
+
+MOST_LISTED = 100
+"""Rows of a list of files that the record keeps."""
 
 
 def create_run(start: Start, draft: Draft, held: Mapping[str, np.ndarray], teacher: Teacher | None) -> runs.Run:
@@ -148,6 +152,9 @@ def _record(start: Start, draft: Draft) -> RunRecord:
         balance=plan.balance,
         freezing=draft.freezing,
         teaching=draft.teaching,
+        restored=plan.restored,
+        notes=tuple(plan.notes),
+        merged=_merged(draft),
         new_classes=draft.loaded.growth.new if draft.loaded.growth else (),
         plan=PlanWords(
             sides=plan.sides,
@@ -159,6 +166,15 @@ def _record(start: Start, draft: Draft) -> RunRecord:
             options=dict(plan.options),
         ),
     )
+
+
+def _merged(draft: Draft) -> dict[str, Any]:
+    """Returns what merging the images found, cut to the first rows."""
+    facts = draft.data.gathered.merge.facts
+    leaks = [*((leak.path, leak.near, leak.outcome) for leak in facts.leaks), *facts.both]
+    lists = {"leaks": leaks, "conflicts": list(facts.conflicts)}
+    counts = {f"{name}_count": len(rows) for name, rows in lists.items()}
+    return {**{name: [list(row) for row in rows[:MOST_LISTED]] for name, rows in lists.items()}, **counts}
 
 
 def _rooted(config: TrainConfig) -> TrainConfig:

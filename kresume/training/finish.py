@@ -1,10 +1,11 @@
-"""Writes the result of a run: `model.keras`, `evaluation.json`, `answers/after.parquet`, the record.
+"""Writes the result of a run: `model.keras`, `evaluation.json`, answers, the record, the report.
 
 All of it can be repeated: if a process is killed while writing the result, the next one writes it again from the snapshot.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -38,6 +39,7 @@ class TrainResult:
         failed: descriptions of the gates that no epoch met.
         parent: the path of the run that stays the accepted one, if a gate failed; may be empty.
         feed: the line of plain Keras code that feeds the result as it was trained.
+        report: the path of the page about the run; empty if it could not be written.
     """
 
     run: str
@@ -50,6 +52,7 @@ class TrainResult:
     failed: tuple[str, ...] = ()
     parent: str = ""
     feed: str = ""
+    report: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -69,6 +72,8 @@ class TrainResult:
         lines.append(f"model:  {Path(self.run) / 'model.keras'}")
         if self.feed:
             lines.append(f"feed:   {self.feed}")
+        if self.report:
+            lines.append(f"report: {self.report}")
         lines += [f"gate failed: {failure}" for failure in self.failed]
         if self.failed:
             stays = f", {self.parent} stays the accepted one" if self.parent else ""
@@ -87,6 +92,8 @@ def finish(session: Session) -> TrainResult:
 
     with session.reporter.waiting(f"writing the result of {session.run.path}"):
         run, result = _write_result(session)
+    with session.reporter.waiting(f"writing {session.run.path / 'report.html'}"):
+        report = _write_report(session)
     return TrainResult(
         run=str(run.path),
         status=run.status,
@@ -98,7 +105,23 @@ def finish(session: Session) -> TrainResult:
         failed=tuple(run.record.failed),
         parent=_parent_of(run) if run.record.failed else "",
         feed=feeding_line(run.record.card, rows=takes_rows(session.model), short=True),
+        report=report,
     )
+
+
+def _write_report(session: Session) -> str:
+    """Writes `report.html` and returns its path; empty if it could not be written.
+
+    The run is finished without it, and `kresume report` writes it at any time.
+    """
+    from kresume.reports.page.write import NAME, write_run
+
+    try:
+        return str(write_run(session.run).path)
+    except Exception as error:  # any fault: it must not cost a night's training its result
+        again = f"kresume report {shlex.quote(str(session.run.path))}"
+        session.writer.record_failure(NAME, f"{type(error).__name__}: {error}; write it with: {again}")
+        return ""
 
 
 def _write_result(session: Session) -> tuple[runs.Run, Result]:

@@ -138,6 +138,10 @@ class RunRecord:
         new_classes: names of the classes that it added to its parent's.
         freezing: which layers do not train; None if no option says so.
         teaching: how the parent teaches it; None if it does not.
+        restored: how many of the parent's variables were restored, in words; empty for a new model and in older runs.
+        notes: notes of the plan for the user.
+        merged: lists of what merging the images found, each cut to its first rows, with their counts: `leaks`,
+            `conflicts`; empty in older runs.
         failed: descriptions of the gates that the result failed.
         result: None until the run is finished.
         best: the best epoch of a finished run, None if no monitor chose one.
@@ -174,6 +178,9 @@ class RunRecord:
     new_classes: Sequence[str] = ()
     freezing: Freezing | None = None
     teaching: Teaching | None = None
+    restored: str = ""
+    notes: Sequence[str] = ()
+    merged: Mapping[str, Any] = field(default_factory=dict)
     failed: Sequence[str] = ()
     result: Result | None = None
     best: Best | None = None
@@ -195,6 +202,8 @@ class RunRecord:
             "new_classes": list(self.new_classes),
             "freezing": None if self.freezing is None else self.freezing.as_dict(),
             "teaching": None if self.teaching is None else self.teaching.as_dict(),
+            "notes": list(self.notes),
+            "merged": dict(self.merged),
             "failed": list(self.failed),
             "plan": vars(self.plan),
             "result": None if self.result is None else vars(self.result),
@@ -271,6 +280,9 @@ def _fields(value: Mapping[str, Any]) -> dict[str, Any]:
         "new_classes": tuple(value.get("new_classes", ())),
         "freezing": Freezing.from_dict(value["freezing"]) if value.get("freezing") else None,
         "teaching": Teaching.from_dict(value["teaching"]) if value.get("teaching") else None,
+        "restored": str(value.get("restored", "")),
+        "notes": tuple(value.get("notes", ())),
+        "merged": dict(value.get("merged", {})),
         "failed": tuple(value.get("failed", ())),
         "result": Result(**result) if result else None,
         "best": Best(**best) if best else None,

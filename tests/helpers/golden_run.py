@@ -15,6 +15,10 @@ HERE = "/golden"
 EXTENSION = {"lr": 5e-4, "epochs": 2, "replay": 0.5, "balance": "class", "bn_stats": "moving"}
 FREE = {"created", "finished", "command", "fingerprint", "kresume"}
 """Fields of `run.json` that hold the time, the machine and the version."""
+LATER_FIELDS = (
+    "statistics", "balance", "new_classes", "failed", "freezing", "teaching", "restored", "notes", "merged",
+)  # fmt: skip
+"""Fields of `run.json` that came after 0.1.0."""
 LATER = ("bn_stats",)
 """Options that came after 0.1.0, which its runs cannot record."""
 
@@ -22,7 +26,7 @@ LATER = ("bn_stats",)
 def facts(run: Path, folder: Path) -> dict:
     """Returns all that a run recorded as JSON, apart from times, versions and folders."""
     record = json.loads((run / "run.json").read_text().replace(str(folder), HERE))
-    for later in ("statistics", "balance", "new_classes", "failed", "freezing", "teaching"):
+    for later in LATER_FIELDS:
         record.pop(later, None)
     (record["parent"] or {}).pop("files", None)
     for options in (record["given"], record["options"]):

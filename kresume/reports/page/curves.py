@@ -1,0 +1,195 @@
+"""Collects the curves of a run and of its ancestors, with what happened on the way.
+
+curves = curves_of(source)
+curves.epochs[-1].accuracy["old"]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from kresume import runs
+from kresume.reports.page.source import Source, ancestors
+
+MOST_ANCESTORS = 6
+"""Generations that are drawn before the run."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """The end of one epoch; `number` 0 is the parent, before the first step.
+
+    Attributes:
+        number: counted from 1 in its run.
+        at: where it is drawn: 0 is where this run began, ancestors lie to the left.
+        step: steps of its run.
+        rate: the learning rate at its last step; None if unknown.
+        accuracy: on `train`, `old`, `new` and `all` images, where known.
+        loss: likewise.
+        seconds_per_image: training time; None if unknown.
+    """
+
+    number: int
+    at: float
+    step: int
+    rate: float | None
+    accuracy: Mapping[str, float]
+    loss: Mapping[str, float]
+    seconds_per_image: float | None = None
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Something that happened at a point of the curves.
+
+    Attributes:
+        at: where, in epochs of this run.
+        kind: `origin` (images came in), `interruption`, `result` or `trouble`.
+        text: what, in words.
+    """
+
+    at: float
+    kind: Literal["origin", "interruption", "result", "trouble"]
+    text: str
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """An ancestor's part of the curves."""
+
+    name: str
+    start: float
+    epochs: tuple[Epoch, ...]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The curves of a run.
+
+    Attributes:
+        epochs: those of the run, the parent first if it was scored.
+        before: those of its ancestors, the oldest first.
+        marks: what happened, by place.
+        trained: seconds spent training, as far as known.
+    """
+
+    epochs: tuple[Epoch, ...]
+    before: tuple[Stretch, ...] = ()
+    marks: tuple[Mark, ...] = ()
+    sets: tuple[str, ...] = ("all",)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def curves_of(source: Source) -> Curves:
+    """Returns the curves of a run and of its ancestors."""
+    epochs = [_epoch(line, float(line["epoch"])) for line in source.lines]
+    start = source.run.record.before
+    if start is not None and epochs:
+        epochs.insert(0, Epoch(0, 0.0, 0, None, _values(start, "accuracy"), _values(start, "loss")))
+    both = any("old" in epoch.accuracy and "new" in epoch.accuracy for epoch in epochs)
+    return Curves(
+        tuple(epochs),
+        _stretches(source),
+        tuple(sorted([*_origins(source), *_events(source), *_result(source)], key=lambda mark: mark.at)),
+        ("old", "new", "all") if both else ("all",),
+    )
+
+
+def _epoch(line: Mapping[str, Any], at: float) -> Epoch:
+    accuracy, loss = _values(line, "accuracy"), _values(line, "loss")
+    for values, name in ((accuracy, "accuracy"), (loss, "loss")):
+        if isinstance(line.get(name), int | float) and np.isfinite(line[name]):
+            values["train"] = float(line[name])
+    speed = line.get("images_per_second")
+    rate = line.get("lr")
+    return Epoch(
+        int(line["epoch"]),
+        at,
+        int(line["step"]),
+        None if rate is None else float(rate),
+        accuracy,
+        loss,
+        1 / speed if speed else None,
+    )
+
+
+def _values(scores: Mapping[str, Any], metric: str) -> dict[str, float]:
+    found = {name: (scores.get(name) or {}).get(metric) for name in ("old", "new", "all")}
+    return {name: float(value) for name, value in found.items() if value is not None and np.isfinite(value)}
+
+
+def _stretches(source: Source) -> tuple[Stretch, ...]:
+    """Returns the epochs of the ancestors, each before that of its child."""
+    found: list[Stretch] = []
+    end = 0.0
+    for run in ancestors(source.run, MOST_ANCESTORS):
+        lines = runs.read_metrics(run.metrics)
+        result = run.result_step()
+        lines = [line for line in lines if result is None or line["step"] <= result]
+        if not lines:
+            break
+        start = end - len(lines)
+        found.insert(0, Stretch(run.path.name, start, tuple(_epoch(line, start + line["epoch"]) for line in lines)))
+        end = start
+    return tuple(found)
+
+
+def _origins(source: Source) -> list[Mark]:
+    """Returns where images came in: at the start of each generation, and while `--watch` looked for more."""
+    marks = []
+    added = int(source.run.record.images.get("added", 0))
+    arrived = 0
+    for event in source.run.events("images changed"):
+        count, gone = int(event.get("arrived") or 0), len(event.get("left") or ())
+        arrived += count
+        words = [f"{count:,} images came in"] * bool(count) + [f"{gone:,} left"] * bool(gone)
+        if words:
+            marks.append(Mark(float(event["epoch"]) - 1, "origin", f"epoch {event['epoch']}: {', '.join(words)}"))
+    if source.generation and added > arrived:
+        marks.append(Mark(0.0, "origin", f"{added - arrived:,} new images come in"))
+    for run in ancestors(source.run, MOST_ANCESTORS):
+        stretch = next((each for each in _stretches(source) if each.name == run.path.name), None)
+        count = int(run.record.images.get("added", 0)) or int(run.record.images.get("total", 0))
+        if stretch is not None and count:
+            marks.append(Mark(stretch.start, "origin", f"{run.path.name}: {count:,} images come in"))
+    return marks
+
+
+def _events(source: Source) -> list[Mark]:
+    """Returns interruptions and troubles, where they happened."""
+    marks: list[Mark] = []
+    why = "the process ended without a word (killed, or the machine went down)"
+    for event in source.run.events():
+        kind = event.get("event")
+        if kind in {"stopped", "failed", "died in native code"}:
+            why = f"{kind}: {event.get('reason', '')}".strip(": ")
+        elif kind == "continued":
+            step = int(event.get("step") or 0)
+            at = epoch_at(source.lines, step)
+            marks.append(Mark(at, "interruption", f"interrupted, continued at step {step:,}: {why}"))
+            why = "the process ended without a word (killed, or the machine went down)"
+        elif kind == "continued elsewhere" and marks:
+            last = marks[-1]
+            changes = ", ".join(map(str, event.get("changes") or ()))
+            marks.append(Mark(last.at, "trouble", f"continued elsewhere: {changes}"))
+        elif kind in {"snapshot damaged", "not written"}:
+            marks.append(Mark(0.0, "trouble", f"{kind}: {event.get('reason', '')}"))
+    return marks
+
+
+def epoch_at(lines: Sequence[Mapping[str, Any]], step: int) -> float:
+    """Returns how many epochs were done at a step, with the part of the one that was under way."""
+    ends = [0, *(int(line["step"]) for line in lines)]
+    return float(np.interp(step, ends, np.arange(len(ends)))) if len(ends) > 1 else 0.0
+
+
+def _result(source: Source) -> list[Mark]:
+    for line in source.lines:
+        if line["step"] == source.step:
+            which = "the best epoch by the monitor" if source.run.best_step() == source.step else "the last epoch"
+            return [Mark(float(line["epoch"]), "result", f"result: epoch {line['epoch']}, {which}")]
+    return []

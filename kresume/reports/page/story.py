@@ -1,0 +1,180 @@
+"""Tells what was restored, what was changed, and how to make the run again."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kresume import runs
+from kresume.options.lookup import flag_of
+from kresume.reports.page.source import Source, open_parent
+from kresume.storage import atomic
+
+MOST_HASHED = 500_000_000
+"""Bytes of a model up to which its digest is computed; hashing more takes seconds."""
+NOT_COMPARED = {"from_", "out", "add", "data", "val", "overwrite", "take_over", "config", "or_new"}
+"""Options whose change is the point of a new run, or that choose nothing about training."""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A line of the page: a name and a text; `code` sets the text as code that can be copied."""
+
+    name: str
+    text: str
+    code: bool = False
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An option or fact that differs between two runs."""
+
+    name: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Story:
+    """Tells what a run restored and changed, and how to repeat it.
+
+    Attributes:
+        restored: facts about what came from the parent.
+        changed: facts about what the run decided.
+        differences: options that differ from the parent's, or the other run's.
+        against: the name of the run that they are compared with; empty without one.
+        notes: notes of the plan.
+        reproduce: the command, versions and digests.
+    """
+
+    restored: tuple[Fact, ...]
+    changed: tuple[Fact, ...]
+    differences: tuple[Difference, ...]
+    against: str
+    notes: tuple[str, ...]
+    reproduce: tuple[Fact, ...]
+
+
+def story_of(source: Source) -> Story:
+    """Returns what was restored, changed and recorded."""
+    record = source.run.record
+    other = source.other or open_parent(source.run)
+    return Story(
+        _restored(source),
+        _changed(source),
+        differences(other, source.run) if other is not None else (),
+        other.path.name if other is not None else "",
+        tuple(record.notes),
+        _reproduce(source),
+    )
+
+
+def _facts(*rows: tuple[str, str]) -> tuple[Fact, ...]:
+    return tuple(Fact(name, text) for name, text in rows if text)
+
+
+def _restored(source: Source) -> tuple[Fact, ...]:
+    record = source.run.record
+    if record.parent is None:
+        return _facts(("model", "a new one: nothing was restored"))
+    step = f", step {record.parent.step:,}" if record.parent.step is not None else ""
+    return _facts(
+        ("from", f"{record.parent.path} ({record.parent.format}{step})"),
+        ("variables", record.restored or "not recorded by the version that made this run"),
+        ("optimizer", f"{record.plan.optimizer}, at its update {record.iterations:,}"),
+        ("classes", f"{len(record.card.classes)} ({record.plan.classes_reason})"),
+        ("pixels", f"{record.card.pixels} ({record.plan.pixels_reason})"),
+    )
+
+
+def _changed(source: Source) -> tuple[Fact, ...]:
+    record = source.run.record
+    amount, images = record.amount, record.images
+    size = "x".join(map(str, record.card.image_size))
+    added = f"{images.get('added', 0):,} added, {images.get('total', 0):,} in all" if record.parent else ""
+    return _facts(
+        ("images", added),
+        ("new classes", ", ".join(record.new_classes)),
+        ("rate", str(record.rate)),
+        ("amount", f"{amount.epochs} epochs, {amount.steps:,} steps of {amount.batch_size} ({amount.reason})"),
+        ("loss", record.plan.loss),
+        ("image size", f"{size}, {record.card.resize}, {record.card.interpolation}"),
+        ("frozen layers", "some; see the command" if record.freezing is not None else ""),
+        ("sampling", "balanced by class" if record.balance == "class" else ""),
+        ("gates", "; ".join(f"failed: {failure}" for failure in record.failed)),
+    )
+
+
+def differences(one: runs.Run, other: runs.Run) -> tuple[Difference, ...]:
+    """Returns the options and facts in which two runs differ."""
+    before, after = _compared(one), _compared(other)
+    names = dict.fromkeys((*before, *after))
+    return tuple(
+        Difference(name, before.get(name, "default"), after.get(name, "default"))
+        for name in names
+        if before.get(name) != after.get(name)
+    )
+
+
+def _compared(run: runs.Run) -> dict[str, str]:
+    record = run.record
+    options = {flag_of(name): _text(value) for name, value in record.options.items() if name not in NOT_COMPARED}
+    versions: Mapping[str, Any] = record.fingerprint.get("packages") or {}
+    return {
+        **options,
+        "images": f"{record.images.get('total', 0):,}",
+        "classes": f"{len(record.card.classes):,}",
+        "backend": record.backend,
+        "peak rate": f"{record.rate.peak:g} ({record.rate.schedule})",
+        "steps": f"{record.amount.steps:,}",
+        **{f"version of {name}": str(version) for name, version in versions.items()},
+    }
+
+
+def _text(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _reproduce(source: Source) -> tuple[Fact, ...]:
+    run, record = source.run, source.run.record
+    print_ = record.fingerprint
+    packages: Mapping[str, Any] = print_.get("packages") or {}
+    machine = ", ".join(
+        str(part)
+        for part in (
+            print_.get("cpu"),
+            f"{print_.get('devices', 1)} {print_.get('device', '')}",
+            f"{print_.get('threads')} threads",
+        )
+        if part
+    )
+    facts = [
+        Fact("command", record.command, code=True),
+        Fact("continue or extend", f"kresume train --from {shlex.quote(str(run.path))} --add FOLDER", code=True),
+        *_facts(
+            ("kresume", record.kresume),
+            ("python", str(print_.get("python", ""))),
+            ("packages", ", ".join(f"{name} {version}" for name, version in packages.items() if name != "kresume")),
+            ("backend", record.backend),
+            ("machine", machine),
+            ("seed", str(record.seed)),
+            ("created", record.created),
+            ("finished", record.finished),
+        ),
+    ]
+    digests = [
+        ("parent's arrays (SHA-256)", record.parent.digest if record.parent else ""),
+        ("table of images (SHA-256)", record.manifest),
+        ("model.keras (SHA-256)", _digest(run)),
+    ]
+    return (*facts, *(Fact(name, text, code=True) for name, text in digests if text))
+
+
+def _digest(run: runs.Run) -> str:
+    try:
+        small = run.model.is_file() and run.model.stat().st_size <= MOST_HASHED
+        return atomic.sha256_of_file(run.model) if small else ""
+    except OSError:
+        return ""

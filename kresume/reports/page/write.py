@@ -1,0 +1,90 @@
+"""Writes the page of a run, or of two runs.
+
+written = write_report("runs/2-signs")
+written.path, written.facts.verdict
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kresume import runs
+from kresume.errors import RunError
+from kresume.reports.page.facts import Facts, collect
+from kresume.reports.page.render import render
+from kresume.reports.page.source import Source, find, read_pair, read_run
+from kresume.storage import atomic
+
+NAME = "report.html"
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """A page that was written.
+
+    Attributes:
+        path: of the file.
+        bytes: its size.
+        facts: what it shows.
+    """
+
+    path: Path
+    bytes: int
+    facts: Facts
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the JSON form."""
+        return {"report": str(self.path), "bytes": self.bytes, **self.facts.as_dict()}
+
+    def __str__(self) -> str:
+        lines = [f"{self.path}: {self.bytes / 1e6:.1f} MB", self.facts.verdict]
+        lines += [f"look at: {finding.text}" for finding in self.facts.findings]
+        lines += [f"left out: {text}" for text in self.facts.source.missing]
+        return "\n".join(lines)
+
+
+def write_run(run: runs.Run) -> Written:
+    """Writes the page of a run into its folder.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    return _write(read_run(run), run.path / NAME)
+
+
+def write_report(path: str, against: str | None = None, out: str | None = None) -> Written:
+    """Writes the page of a run, or of two runs compared.
+
+    Args:
+        path: a run, `RUN@best`, `RUN@1200`, or a folder of runs, which means the newest accepted one.
+        against: another run: `path` is then the earlier one and `against` the later one.
+        out: the file; by default in the folder of the run that the page is about.
+
+    Raises:
+        KresumeError: there is no such run or step, or the file cannot be written.
+    """
+    run, which = find(path)
+    if against is None:
+        source, name = read_run(run, which), f"report-step-{which}.html" if which else NAME
+    else:
+        other, its = find(against)
+        source = read_pair(run, other, (which, its))
+        name = f"report-against-{run.path.name}.html"
+        run = other
+    target = Path(out) if out else run.path / name
+    try:
+        return _write(source, target)
+    except OSError as error:
+        raise RunError(
+            f"{target} cannot be written ({error.strerror or error}): make room, or give another file with --out"
+        ) from error
+
+
+def _write(source: Source, path: Path) -> Written:
+    facts = collect(source)
+    text = render(facts)
+    atomic.write_text(path, text)
+    return Written(path, os.path.getsize(path), facts)

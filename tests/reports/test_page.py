@@ -1,0 +1,209 @@
+"""Tests the report as a page: in a browser, its size, hostile names, and what a run without pictures shows."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from kresume.cli import cli
+from kresume.errors import KresumeError
+from kresume.reports.page import galleries
+from kresume.reports.page.write import write_report
+from tests.helpers import browser as browsers
+from tests.helpers.page_runs import made_answers, write_images, write_run
+
+pytestmark = pytest.mark.one_backend
+
+HOSTILE = (
+    "</script><script>document.title='broken'</script>",
+    "a\"b'&<i>",
+    "猫 " * 40,
+    "class " + "x" * 300,
+    "e\u2028f",
+)
+CLASSES = (*HOSTILE, *"abcde")
+NAMES = ("a.png", "</style><img src=x onerror=alert(1)>.png", "quote\"'&.png", "ünï\u202e.png")
+WIDTHS, SCHEMES = (390, 1200), ("light", "dark")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A run of ten classes with hostile names, that forgot."""
+    folder = tmp_path_factory.mktemp("page")
+    manifest = write_images(folder, CLASSES, old=120, new=80, names=NAMES)
+    before, after = made_answers(manifest, 0.9, 0.3, 1), made_answers(manifest, 0.6, 0.9, 2)
+    return write_run(folder / "2-run", manifest, before, after, new_classes=("a",), notes=("a <b>note</b>",))
+
+
+@pytest.fixture(scope="module")
+def page(made):
+    return write_report(str(made.path))
+
+
+@pytest.fixture(scope="module")
+def opened(page, tmp_path_factory):
+    """The page in a browser; one session for all tests of this file."""
+    with browsers.chromium(tmp_path_factory.mktemp("profile")) as browser:
+        browser.get(page.path.resolve().as_uri())
+        yield browser
+
+
+def test_it_looks_right_at_two_widths_in_both_schemes(opened, tmp_path):
+    """Nothing is wider than the window, the schemes differ, no error is logged, and no request leaves the file."""
+    colours = {}
+    for width in WIDTHS:
+        for scheme in SCHEMES:
+            browsers.show_as(opened, width, scheme)
+            assert opened.execute_script("return document.documentElement.scrollWidth") <= width
+            (tmp_path / "page.png").write_bytes(browsers.screenshot(opened, width, 2000))
+            pixels = np.asarray(Image.open(tmp_path / "page.png").convert("L"))
+            assert pixels.shape == (2000, width)
+            assert pixels.std() > 5
+            colours[width, scheme] = np.median(pixels)
+    assert min(colours[width, "light"] for width in WIDTHS) > 200
+    assert max(colours[width, "dark"] for width in WIDTHS) < 60
+    assert opened.title == "2-run: kresume report"
+    assert [line for line in opened.get_log("browser") if line["level"] != "INFO"] == []
+    assert {url.partition(":")[0] for url in browsers.requests(opened)} <= {"file", "chrome", "chrome-untrusted"}
+
+
+def test_axe_finds_nothing(opened, tmp_path):
+    """No violation of axe-core's rules, contrast included, wide and light or narrow and dark, with a cell opened."""
+    axe = browsers.axe_source(tmp_path)
+    opened.execute_script("document.querySelector('[data-matrix=after] [data-cell]').click()")
+    found = {}
+    for width, scheme in ((1200, "light"), (390, "dark")):
+        browsers.show_as(opened, width, scheme)
+        found[width, scheme] = browsers.violations(opened, axe)
+    assert found == {(1200, "light"): [], (390, "dark"): []}
+
+
+def test_a_click_on_a_cell_shows_its_pictures(opened, page):
+    """As many as the cell counts, up to the limit, each with a text and a picture; a click on one shows its path."""
+    browsers.show_as(opened, 1200, "light")
+    for which in ("before", "after"):
+        cells = page.facts.chosen.cells[which]
+        key, rows = max(cells.items(), key=lambda item: len(item[1]))
+        opened.execute_script(
+            f"document.querySelector('[data-matrix={which}] [data-cell=\"{key[0]},{key[1]}\"]').click()"
+        )
+        pictures = opened.find_elements("css selector", "#cell .card img")
+        assert len(pictures) == len(rows) == min(galleries.MOST_IN_CELL, page.facts.confusion.__dict__[which][key])
+        assert all(each.get_attribute("alt") for each in pictures)
+        assert all("url(" in each.value_of_css_property("background-image") for each in pictures)
+    opened.execute_script("document.querySelector('#cell .card button').click()")
+    zoom = opened.find_element("id", "zoom")
+    assert zoom.get_attribute("open") is not None
+    assert page.facts.shown[rows[0]].path in zoom.get_property("textContent")
+    opened.execute_script("document.getElementById('zoom').close()")
+    opened.execute_script("document.querySelector('[data-matrix=difference] [data-cell]').click()")
+    assert "left it" in opened.find_element("id", "cell").text
+    opened.execute_script("document.querySelector('[data-pair]').click()")
+    assert opened.find_elements("css selector", "#pair .card")
+
+
+def test_tables_sort_galleries_filter_and_charts_answer(opened, page):
+    """The script does what the page offers."""
+    sort = "document.querySelector('#classes thead th:nth-child(4) button').click()"
+    read = (
+        "return [...document.querySelectorAll('#classes tbody tr')].map(row => parseFloat(row.children[3].dataset.v))"
+    )
+    opened.execute_script(sort)
+    assert opened.execute_script(read) == sorted((each.after for each in page.facts.classes), reverse=True)
+    opened.execute_script(sort)
+    assert opened.execute_script(read) == sorted(each.after for each in page.facts.classes)
+    opened.execute_script(
+        "const s = document.getElementById('by-origin'); s.value = 'old'; s.dispatchEvent(new Event('change'))"
+    )
+    shown = "return [...document.querySelectorAll('[data-gallery=gained] .card')].filter(c => !c.hidden).length"
+    new = page.facts.source.is_new(page.facts.source.after.answers.origins)
+    assert opened.execute_script(shown) == sum(not new[row] for row in page.facts.chosen.galleries[0].rows)
+    tip = opened.execute_script(
+        """const box = document.querySelector('[data-chart=accuracy]'), at = box.getBoundingClientRect();
+        box.dispatchEvent(new PointerEvent('pointermove', {clientX: at.left + at.width / 2, clientY: at.top + 50}));
+        return box.querySelector('.tip').textContent"""
+    )
+    assert re.match(r"epoch 1train 60 %", tip)
+
+
+def test_every_picture_has_a_text_and_names_stay_text(page):
+    """No tag of a name becomes a tag of the page; each picture is in the file once."""
+    text = page.path.read_text(encoding="utf-8")
+    assert text.count("<script") == 2
+    assert "<i>" not in text.replace("<i></i>", "")
+    assert "onerror=alert(1)>" not in text
+    assert "a &lt;b&gt;note&lt;/b&gt;" in text
+    assert [tag for tag in re.findall(r"<img [^>]*>", text) if not re.search(r'alt="[^"]+"', tag)] == []
+    uris = re.findall(r"url\((data:image/[^)]+)\)", text)
+    assert len(uris) == len(set(uris)) == len(page.facts.shown)
+    assert not re.search(r"""(?:src|href)=["'](?:https?:)?//""", text)
+
+
+@pytest.mark.parametrize(("classes", "images"), [(2, 400), (10, 4000), (100, 4000), (1000, 6000)])
+def test_it_stays_small(tmp_path, classes, images):
+    """Below 3 MB, with pictures of noise, which compress worst; 1,000 classes have long tables."""
+    names = tuple(f"class {index}" for index in range(classes))
+    manifest = write_images(tmp_path, names, old=images * 3 // 4, new=images // 4, stored=classes < 1000)
+    run = write_run(
+        tmp_path / "run", manifest, made_answers(manifest, 0.6, 0.4, 1), made_answers(manifest, 0.5, 0.7, 2)
+    )
+    written = write_report(str(run.path))
+    assert written.bytes < 3_000_000
+    if classes < 1000:
+        assert sum(bool(shown.picture.uri) for shown in written.facts.shown.values()) > 100
+
+
+def test_pictures_that_are_gone_are_placeholders(tmp_path):
+    """The page is written, and says of each why it is not there."""
+    manifest = write_images(tmp_path, ("a", "b"), stored=False)
+    run = write_run(tmp_path / "run", manifest, None, made_answers(manifest, 0.5, 0.5, 2))
+    text = write_report(str(run.path)).path.read_text(encoding="utf-8")
+    assert 'class="hole"' in text
+    assert "can no longer be read" in text
+    assert "data:image/webp" not in text
+
+
+def test_a_damaged_table_of_images_leaves_the_rest(tmp_path):
+    """Scores and curves are shown, and the page names what it could not read."""
+    manifest = write_images(tmp_path, ("a", "b"), stored=False)
+    run = write_run(tmp_path / "run", manifest, None, made_answers(manifest, 0.5, 0.5, 2))
+    run.manifest.write_bytes(b"damaged")
+    written = write_report(str(run.path))
+    assert "cannot be read" in " ".join(written.facts.source.missing)
+    assert "Curves" in written.path.read_text(encoding="utf-8")
+
+
+def test_which_run_it_is_about(made, tmp_path):
+    """A folder means its newest accepted run, `@` an epoch; two runs have a page of their own; errors say what exists."""
+    folder = made.path.parent
+    assert write_report(str(folder)).path == made.path / "report.html"
+    at = write_report(f"{made.path}@10")
+    assert at.path.name == "report-step-10.html"
+    assert at.facts.source.step == 10
+    both = write_report(str(made.path), str(made.path), str(tmp_path / "x" / "both.html"))
+    assert both.path == tmp_path / "x" / "both.html"
+    assert (
+        both.facts.verdict
+        == "Unchanged on new (right on the same images), unchanged on old (right on the same images)."
+    )
+    with pytest.raises(KresumeError, match="the steps with scores are 10, 20"):
+        write_report(f"{made.path}@11")
+    with pytest.raises(KresumeError, match="no run at"):
+        write_report(str(tmp_path))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(KresumeError, match="--out"):
+        write_report(str(made.path), None, str(tmp_path / "file" / "x.html"))
+
+
+def test_the_command_prints_where_it_is_and_what_it_says(made):
+    """Text for people; the numbers of the page as JSON."""
+    told = CliRunner().invoke(cli, ["report", str(made.path)], catch_exceptions=False)
+    assert told.exit_code == 0
+    assert told.output.startswith(f"{made.path / 'report.html'}: 0.")
+    assert "Better on new (+" in told.output
+    numbers = json.loads(CliRunner().invoke(cli, ["report", str(made.path), "--json"], catch_exceptions=False).output)
+    assert numbers["report"] == str(made.path / "report.html")
+    assert sum(map(sum, numbers["confusion"]["after"])) == numbers["changes"]["all"]["images"]
