@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from kresume.drop_in.image_dataset import image_dataset
     from kresume.drop_in.stream import resumable
     from kresume.errors import KresumeError
-    from kresume.evaluation.evaluate import Evaluation, evaluate
+    from kresume.evaluation.evaluate import evaluate
+    from kresume.evaluation.evaluation import Evaluation
     from kresume.exports.export import ExportResult, export
     from kresume.models.statistics import recompute_statistics
     from kresume.reports.lineage import Lineage, lineage
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "BackupAndRestore": "kresume.drop_in.backup",
-    "Evaluation": "kresume.evaluation.evaluate",
+    "Evaluation": "kresume.evaluation.evaluation",
     "ExportResult": "kresume.exports.export",
     "KresumeError": "kresume.errors",
     "Lineage": "kresume.reports.lineage",

@@ -3,20 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
 from kresume.commands.options import FEATURE, Command, model_options, read_model_options
-from kresume.commands.output import print_result
+from kresume.commands.output import check_free, print_result
 from kresume.options.settings import DEFAULTS
 
 
 @click.command(name="eval", cls=Command)
 @click.argument("checkpoint", metavar="RUN|CKPT|SAVEDMODEL")
 @click.option("--data", multiple=True, required=True, metavar="PATH", help="Images, one folder per class. Repeatable.")
-@model_options
 @click.option("--against", metavar="RUN|CKPT|SAVEDMODEL", help="Another model to compare with on the same images.")
+@click.option(
+    "--require",
+    multiple=True,
+    metavar="EXPR",
+    help='A condition, for example "all.accuracy>=0.93"; exit code 3 if it fails. Repeatable.',
+)
+@click.option(
+    "--max-forgetting",
+    type=float,
+    metavar="POINTS",
+    help="Exit code 3 if the accuracy on old images is further below that of --against.",
+)
+@click.option(
+    "--max-class-drop",
+    type=float,
+    metavar="POINTS",
+    help="Exit code 3 if the recall of a class is further below that of --against.",
+)
+@click.option(
+    "--metric",
+    multiple=True,
+    metavar="NAME|FILE.py:FN",
+    help="A further metric: one of Keras's, or FN(labels, probabilities). Repeatable.",
+)
+@click.option("--csv", metavar="FILE", help="Also write the scores as a table, one row per subset and class.")
+@click.option("--answers", metavar="FILE", help="Also write the answer to every image, as Parquet.")
+@click.option("--overwrite", is_flag=True, help="Replace the files of --csv and --answers.")
+@model_options
 @click.option("--feature", multiple=True, metavar="ROLE=NAME", help=FEATURE)
 @click.option(
     "--batch-size", type=int, default=DEFAULTS.batch_size, show_default=True, metavar="N", help="Images per prediction."
@@ -24,18 +52,38 @@ from kresume.options.settings import DEFAULTS
 @click.option("--cache", metavar="DIR", help="Where decoded pictures are kept: auto, off or a folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def evaluate(
-    checkpoint: str, data: Sequence[str], image_size: str | None, classes: str | None, as_json: bool, **options: Any
-) -> None:
-    """Score a run, a checkpoint or a SavedModel on images, per origin and class.
+    checkpoint: str,
+    data: Sequence[str],
+    csv: str | None,
+    answers: str | None,
+    overwrite: bool,
+    image_size: str | None,
+    classes: str | None,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Score a run, a checkpoint or a SavedModel on images, per origin and class, with 95 % intervals.
 
-    A SavedModel runs with TensorFlow alone, through its own signature.
+    With --against, a second model is scored on the same images, and a difference that may be chance is called noise
+    (McNemar's test). A SavedModel runs with TensorFlow alone, through its own signature.
 
     \b
-    kresume eval runs/2-signs --data test/ --json
-    kresume eval runs/2-signs --data test/ --against serving/signs
+    kresume eval runs/2-signs --data test/
+    kresume eval runs/2-signs --data test/ --against runs/1-signs --max-class-drop 5
+    kresume eval runs/2-signs --data test/ --against serving/signs --json
+    kresume eval ckpt.keras --data test/ --pixels 0-1 --metric AUC --csv scores.csv
     """
+    from kresume.evaluation import answers as answers_file
     from kresume.evaluation.evaluate import evaluate as run
     from kresume.reporter import Reporter
 
+    for flag, given in (("csv", csv), ("answers", answers)):
+        check_free(flag, given, overwrite=overwrite)
     options |= read_model_options(image_size, classes)
-    print_result(run(checkpoint, list(data), reporter=Reporter(), **options), as_json)
+    found = run(checkpoint, list(data), reporter=Reporter(), **options)
+    if csv is not None:
+        found.write_csv(Path(csv))
+    if answers is not None and found.answers is not None:
+        answers_file.write(Path(answers), found.answers)
+    print_result(found, as_json)
+    return found.exit_code

@@ -1,7 +1,7 @@
 """Gets another model's predictions for the same images, in the scored model's classes.
 
-    answers = answers_of(Subject("serving/flowers"), manifest, reporter, batch_size=32, cache=None)
-    score(answers.task, answers.probabilities, manifest.labels, ..., answers=answers.indices)
+    found = predict(Subject("serving/flowers"), manifest, reporter, batch_size=32, cache=None)
+    score(found.task, found.probabilities, manifest.labels, ..., answers=found.chosen)
 
 The other model may be a run, a checkpoint, or a SavedModel (which runs in a process with only TensorFlow, through its
 own signature). It may have other classes. An image counts as wrong if it is assigned to a class that the scored model
@@ -11,10 +11,9 @@ does not have, or if the other model does not have its class.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -39,28 +38,27 @@ PART = 64
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """Predictions of images, in the classes of the scored model.
 
     Attributes:
         task: judges the predictions.
         probabilities: `(n, classes)`; 0 for a class that the other model does not have.
-        indices: `(n,)` the predicted classes; -1 for one that the scored model does not have.
+        chosen: `(n,)` the predicted classes; -1 for one that the scored model does not have. None for those that the
+            probabilities give.
+        confidences: `(n,)` the probabilities of the predicted classes; None for those that `probabilities` has.
         labels_alone: True if the model gives labels without scores, so there is no loss.
         note: a note for the user, or an empty string.
+        lacks: classes of the scored model that this one does not have.
     """
 
     task: Task
     probabilities: np.ndarray
-    indices: np.ndarray
+    chosen: np.ndarray | None = None
+    confidences: np.ndarray | None = None
     labels_alone: bool = False
     note: str = ""
-
-    def completed(self, scores: Mapping[str, Any]) -> dict[str, Any]:
-        """Removes the loss from the result of `score` if there are only labels."""
-        if not self.labels_alone:
-            return dict(scores)
-        return {**scores, **{name: {**scores[name], "loss": None} for name in ("all", "old", "new")}}
+    lacks: tuple[str, ...] = ()
 
 
 def served_folder(path: str) -> Path | None:
@@ -72,9 +70,9 @@ def served_folder(path: str) -> Path | None:
     return folder if folder is not None and recognise(path) in {None, "saved-model"} else None
 
 
-def answers_of(
+def predict(
     subject: Subject, manifest: Manifest, reporter: Reporter, *, batch_size: int, cache: str | None
-) -> Answers:
+) -> Predictions:
     """Predicts every image of a manifest with another model.
 
     Args:
@@ -95,13 +93,17 @@ def answers_of(
     loaded = load(subject, fallback_classes=manifest.classes)
     reader = PictureReader(manifest, loaded.spec, open_cache(loaded.spec, cache))
     scorer = LiveScorer(loaded.model, reader, manifest, loaded.card, loaded.loss, batch_size, loaded.generation)
-    probabilities = scorer.probabilities(np.arange(len(manifest)))
+    with reporter.progress(f"scoring {subject.checkpoint}", len(manifest), "images") as advance:
+        probabilities = scorer.probabilities(np.arange(len(manifest)), advance)
     index_of = {name: index for index, name in enumerate(manifest.classes)}
     to_ours = np.array([index_of.get(name, -1) for name in loaded.card.classes])
     known = to_ours >= 0
     ours = np.zeros((len(manifest), len(manifest.classes)))
     ours[:, to_ours[known]] = probabilities[:, known]
-    return Answers(scorer.task, ours, to_ours[scorer.task.answers(probabilities)])
+    chosen = scorer.task.answers(probabilities)
+    confidences = probabilities[np.arange(len(manifest)), chosen]
+    lacks = tuple(name for name in manifest.classes if name not in loaded.card.classes)
+    return Predictions(scorer.task, ours, to_ours[chosen], confidences, note="; ".join(loaded.notes), lacks=lacks)
 
 
 def served_size(folder: Path, signature: Signature) -> tuple[DecodeSpec, str, InputLayout]:
@@ -129,10 +131,9 @@ def served_size(folder: Path, signature: Signature) -> tuple[DecodeSpec, str, In
     return DecodeSpec(*size), "", layout
 
 
-def _served(folder: Path, subject: Subject, manifest: Manifest, reporter: Reporter) -> Answers:
+def _served(folder: Path, subject: Subject, manifest: Manifest, reporter: Reporter) -> Predictions:
     labels = subject.classes or labels_of(folder)
     signature = next(iter(read_signatures(folder, len(labels) if labels else len(manifest.classes)).values()))
-    reporter.say(f"running {folder} with TensorFlow alone, through its signature {signature.name}")
     rows = np.arange(len(manifest))
     if not signature.answers_classes:
         raise UsageError(
@@ -141,14 +142,16 @@ def _served(folder: Path, subject: Subject, manifest: Manifest, reporter: Report
             + ", ".join(output.name for output in signature.outputs)
         )
     single = keras_facts.read_facts(folder, subject, signature).head if signature.may_be_single else None
-    if signature.input.kind == "bytes":
-        with tempfile.TemporaryDirectory(prefix="kresume-") as name:
-            files = as_files(manifest.found(rows), Path(name))
-            prediction = predict_saved_model(
-                folder, signature, labels, manifest.classes, {"files": files}, single=single
-            )
-    else:
-        prediction = _by_numbers(folder, signature, labels, subject, manifest, rows, single)
+    how = f"running {folder} on {len(rows):,} images with TensorFlow alone, through its signature {signature.name}"
+    with reporter.waiting(how, now=True):
+        if signature.input.kind == "bytes":
+            with tempfile.TemporaryDirectory(prefix="kresume-") as name:
+                files = as_files(manifest.found(rows), Path(name))
+                prediction = predict_saved_model(
+                    folder, signature, labels, manifest.classes, {"files": files}, single=single
+                )
+        else:
+            prediction = _by_numbers(folder, signature, labels, subject, manifest, rows, single)
     notes = []
     if labels is None:
         notes.append(
@@ -164,7 +167,7 @@ def _served(folder: Path, subject: Subject, manifest: Manifest, reporter: Report
         probabilities = np.zeros((len(rows), len(manifest.classes)))
         known = prediction.indices >= 0
         probabilities[rows[known], prediction.indices[known]] = 1.0
-    return Answers(SINGLE_LABEL, probabilities, prediction.indices, alone, "; ".join(notes))
+    return Predictions(SINGLE_LABEL, probabilities, prediction.indices, prediction.confidences, alone, "; ".join(notes))
 
 
 def _by_numbers(

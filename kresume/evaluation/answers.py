@@ -45,7 +45,7 @@ class Answers:
         origins: `(n,) int32`, the generation that added each image.
         top: `(n, k) int32`, classes by falling probability, the lowest index first where two are equal; k is 5, or the
             number of classes. The first one is the model's answer; `NO_CLASS` if that is not among `classes`.
-        top_scores: `(n, k) float32`, their probabilities; NaN for `NO_CLASS`.
+        top_scores: `(n, k) float32`, their probabilities.
         label_scores: `(n,) float32`, the probability of the true class.
         losses: `(n,) float32`, the loss in nats; NaN for a model that gives labels without probabilities.
     """
@@ -87,6 +87,7 @@ def answers_from(
     classes: Sequence[str],
     *,
     chosen: np.ndarray | None = None,
+    confidences: np.ndarray | None = None,
     losses: bool = True,
 ) -> Answers:
     """Returns the answers that probabilities give.
@@ -100,6 +101,7 @@ def answers_from(
         classes: their names.
         chosen: `(n,)` the answers, if the model also chooses classes that are not among `classes`; None for those that
             the probabilities give.
+        confidences: `(n,)` the probabilities of the answers; needed for those that are not among `classes`.
         losses: False if the model gives no probabilities.
     """
     count, width = len(labels), min(TOP, len(classes))
@@ -111,14 +113,16 @@ def answers_from(
         part = slice(start, start + PART)
         top[part] = _sorted_classes(probabilities[part], chosen[part], width)
     rows = np.arange(count)
-    scores = probabilities[rows[:, None], np.maximum(top, 0)]
+    scores = np.where(top == NO_CLASS, np.nan, probabilities[rows[:, None], np.maximum(top, 0)])
+    if confidences is not None:
+        scores[:, 0] = confidences
     return Answers(
         classes=tuple(classes),
         hashes=np.asarray(hashes).astype("U64"),
         labels=np.asarray(labels, np.int32),
         origins=np.asarray(origins, np.int32),
         top=top,
-        top_scores=np.where(top == NO_CLASS, np.nan, scores).astype(np.float32),
+        top_scores=scores.astype(np.float32),
         label_scores=probabilities[rows, labels].astype(np.float32),
         losses=(task.image_losses(probabilities, labels) if losses else np.full(count, np.nan)).astype(np.float32),
     )
@@ -140,6 +144,8 @@ def _sorted_classes(probabilities: np.ndarray, chosen: np.ndarray, width: int) -
 
 def on_same_images(one: Answers, other: Answers) -> tuple[Answers, Answers]:
     """Returns the answers to the images that both have, in the order of the first."""
+    if np.array_equal(one.hashes, other.hashes):
+        return one, other
     _, mine, theirs = np.intersect1d(one.hashes, other.hashes, return_indices=True)
     order = np.argsort(mine)
     return one.at(mine[order]), other.at(theirs[order])

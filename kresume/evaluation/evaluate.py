@@ -1,14 +1,14 @@
-"""Scores a run or a checkpoint on folders of images: `kresume eval`.
+"""Scores a run, a checkpoint or a SavedModel on folders of images: `kresume eval`.
 
-    evaluation = evaluate("runs/2-signs", data=["signdigits/eval"])
-    evaluation.as_dict()["all"]["accuracy"]
+    evaluation = evaluate("runs/2-signs", data=["signdigits/eval"], against="runs/1-signs")
+    evaluation.as_dict()["all"]["accuracy"], evaluation.verdicts["all"].p
 
-Every image is predicted once.
+Every image is predicted once by each model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,15 @@ from kresume.checkpoints.read import read_checkpoint
 from kresume.checkpoints.run import find_run
 from kresume.class_names import join_classes, names_of
 from kresume.errors import ImagesError
-from kresume.evaluation.against import answers_of, served_folder
+from kresume.evaluation.against import Predictions, predict, served_folder
 from kresume.evaluation.caches import open_cache
 from kresume.evaluation.class_order import describe_order, judge_order
+from kresume.evaluation.evaluation import Evaluation
+from kresume.evaluation.gates import Gates
+from kresume.evaluation.judging import check_conditions, check_gates, failures_of
 from kresume.evaluation.keras_facts import has_keras_model
-from kresume.evaluation.score import score
+from kresume.evaluation.measure import measure
+from kresume.evaluation.own_metrics import OwnMetric, read_metrics
 from kresume.images import merging
 from kresume.images.cache import Cache
 from kresume.images.collect import Sources, collect, list_sources
@@ -35,87 +39,12 @@ from kresume.images.reader import PictureReader
 from kresume.images.scans import remembered
 from kresume.images.sources.records import parse_features
 from kresume.models.load import Loaded, Subject, load, select_backend
+from kresume.models.own_code import is_function
 from kresume.options.settings import DEFAULTS
 from kresume.reporter import Reporter
 from kresume.runtimes.signatures import labels_of
 from kresume.spelling import as_argument, option, spelled
-from kresume.tasks.task import Task
 from kresume.values.decode_spec import DecodeSpec
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Scores of one model on one set of images.
-
-    Attributes:
-        model: the path of the scored model.
-        data: the sources of the images.
-        scores: `{"all": {...}, "old": {...}, "new": {...}, "classes": {NAME: {...}}}`.
-        quarantined: number of files that could not be read.
-        note: a note for the user on how the model was scored, or an empty string.
-        against: the scores of another model on the same images, if requested.
-    """
-
-    model: str
-    data: tuple[str, ...]
-    scores: Mapping[str, Any]
-    quarantined: int
-    note: str = ""
-    against: Evaluation | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the JSON form that `eval --json` prints."""
-        facts = {
-            **self.scores,
-            "model": self.model,
-            "data": list(self.data),
-            "quarantined": self.quarantined,
-        }
-        if self.note:
-            facts["note"] = self.note
-        return facts if self.against is None else {**facts, "against": self.against.as_dict()}
-
-    def __str__(self) -> str:
-        lines = [f"{self.model} on {', '.join(self.data)}"]
-        lines += [f"  {line}" for line in self._lines()]
-        if self.quarantined:
-            lines.append(f"  {self.quarantined:,} files could not be read")
-        if self.note:
-            lines.append(f"  note: {self.note}")
-        if self.against is not None:
-            lines += ["", str(self.against), "", *_differences(self.against, self)]
-        return "\n".join(lines)
-
-    def _lines(self) -> list[str]:
-        lines = []
-        for name in ("all", "old", "new"):
-            subset = self.scores[name]
-            if subset["images"]:
-                loss = "no loss (labels only)" if subset["loss"] is None else f"loss {subset['loss']:.4f}"
-                lines.append(
-                    f"{name:<5}{100 * subset['accuracy']:6.1f} %  of {subset['images']:,} images, {loss}, f1 {subset['f1']:.3f}"
-                )
-        width = max(len(name) for name in self.scores["classes"])
-        for name, facts in self.scores["classes"].items():
-            if facts["images"]:
-                lines.append(f"{name:<{width}}  recall {100 * facts['recall']:5.1f} %  of {facts['images']:,}")
-        return lines
-
-
-def _differences(before: Evaluation, after: Evaluation) -> list[str]:
-    """Lists the changes from one evaluation to another, in percentage points."""
-
-    def line(name: str, metric: str, old: float, new: float) -> str:
-        return f"  {name}  {metric} {100 * old:5.1f} % -> {100 * new:5.1f} %  ({100 * (new - old):+.1f} points)"
-
-    lines = [f"{before.model} -> {after.model}"]
-    for name in ("all", "old", "new"):
-        if after.scores[name]["images"]:
-            lines.append(line(name, "accuracy", before.scores[name]["accuracy"], after.scores[name]["accuracy"]))
-    for name, facts in after.scores["classes"].items():
-        if facts["images"] and facts["recall"] != before.scores["classes"][name]["recall"]:
-            lines.append(line(name, "recall", before.scores["classes"][name]["recall"], facts["recall"]))
-    return lines
 
 
 @spelled(as_argument)
@@ -137,6 +66,10 @@ def evaluate(
     trust: bool = False,
     against: str | Path | runs.Run | None = None,
     feature: Sequence[str] = (),
+    metric: str | Sequence[str] = (),
+    require: str | Sequence[str] = (),
+    max_forgetting: float | None = None,
+    max_class_drop: float | None = None,
     reporter: Reporter | None = None,
 ) -> Evaluation:
     """Scores a run's result, a checkpoint or a SavedModel on images.
@@ -160,7 +93,16 @@ def evaluate(
         feature: names of TFRecord features, as `--feature` of `train`: `encoded=NAME`, `label=NAME`, `text=NAME`.
         against: another model to compare with on the same images; images of classes that it does not have count as
             wrong.
+        metric: further metrics: names of Keras's, or `FILE.py:FUNCTION`, called as `function(labels, probabilities)` with
+            `(images,)` class indices and `(images, classes)` probabilities.
+        require: conditions on the scores, for example `"all.accuracy>=0.93"`. Those that fail are in `failed`.
+        max_forgetting: by how many points the accuracy on old images may be below that of `against`. Without images that
+            the run knows it is judged on all images of classes that `against` has.
+        max_class_drop: by how many points the recall of a class may be below that of `against`.
         reporter: shows progress.
+
+    Returns:
+        The evaluation; `str()` describes it, `failed` lists the gates that it fails.
 
     Raises:
         KresumeError: the model or the images cannot be read, or an option is missing or wrong.
@@ -168,24 +110,32 @@ def evaluate(
     reporter = reporter or Reporter(quiet=True)
     path = _path_of(checkpoint)
     other = _path_of(against) if against is not None else None
+    gates = Gates.of(_listed(require), max_forgetting, max_class_drop, unbounded=_listed(metric))
+    check_gates(gates, other)
     sources = [data] if isinstance(data, (str, Path)) else list(data)
     shown = tuple(str(source) for source in sources)
     listed = list_sources(reporter, data=shown, features=parse_features(tuple(feature)))
-    if (live := _with_keras(path, other, model)) is not None:
+    live = _with_keras(path, other, model) or (path if any(not is_function(each) for each in _listed(metric)) else None)
+    if live is not None:
         with loading(reporter):
             select_backend(live, backend, device)
+    metrics = read_metrics(_listed(metric))
     given = Subject(path, model, names_of(classes), pixels, image_size, tuple(imports), map_file, trust, axes)
     with reporter.waiting(f"reading {path}"):
         loaded = _load(given, other, listed.classes) if served_folder(path) is None else None
     images = _collect(given, loaded, listed, cache, reporter)
-    compared = None
-    if other is not None:
-        compared = _score_other(replace(given, checkpoint=other, **_own(other)), images, shown, batch_size, reporter)
-    if loaded is None:
-        own = _score_other(given, images, shown, batch_size, reporter)
-    else:
-        own = _score_loaded(loaded, images, shown, batch_size, reporter)
-    return replace(own, against=compared)
+    check_conditions(gates, images.manifest, images.generation, metrics)
+    job = _Job(images, shown, batch_size, metrics, reporter)
+    own = job.evaluate_other(given) if loaded is None else job.evaluate_loaded(loaded)
+    if other is None:
+        return replace(own, failed=failures_of(gates, own, None))
+    compared = job.evaluate_other(replace(given, checkpoint=other, **_own(other)))
+    own = replace(own, against=compared)
+    return replace(own, failed=failures_of(gates, own, compared, known=images.known))
+
+
+def _listed(given: str | Sequence[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 @dataclass(frozen=True)
@@ -199,6 +149,7 @@ class _Images:
         cache: the cache of decoded pictures; None if it is off, or for a SavedModel.
         where: `--cache`, for the other model.
         quarantined: number of files that could not be read.
+        known: `(n,) bool`, which images the scored run has.
     """
 
     manifest: Manifest
@@ -207,19 +158,7 @@ class _Images:
     cache: Cache | None
     where: str | None
     quarantined: int
-
-    def score(self, task: Task, probabilities: np.ndarray, answers: np.ndarray | None = None) -> dict[str, Any]:
-        """Computes the scores of predictions, see `kresume.evaluation.score.score`."""
-        manifest = self.manifest
-        return score(
-            task,
-            probabilities,
-            manifest.labels,
-            origins=manifest.origins,
-            generation=self.generation,
-            classes=manifest.classes,
-            answers=answers,
-        )
+    known: np.ndarray
 
 
 def _load(given: Subject, other: str | None, listed: Sequence[str]) -> Loaded:
@@ -251,39 +190,83 @@ def _collect(given: Subject, loaded: Loaded | None, listed: Sources, cache: str 
     store = open_cache(spec, cache) if loaded is not None else None
     collected = collect(listed, spec, store, reporter)
     merge = merging.merge(None, collected.data, None, None, classes=names, val_split=None, generation=0)
-    manifest = _with_origins(merge.manifest, run)
-    return _Images(manifest, run.generation if run else 0, spec, store, cache, len(collected.quarantine))
+    manifest, known = _with_origins(merge.manifest, run)
+    return _Images(manifest, run.generation if run else 0, spec, store, cache, len(collected.quarantine), known)
 
 
-def _score_other(
-    subject: Subject, images: _Images, shown: tuple[str, ...], batch_size: int, reporter: Reporter
-) -> Evaluation:
-    """Scores a SavedModel, or the model that is compared with."""
-    answers = answers_of(subject, images.manifest, reporter, batch_size=batch_size, cache=images.where)
-    scores = images.score(answers.task, answers.probabilities, answers.indices)
-    return Evaluation(subject.checkpoint, shown, answers.completed(scores), images.quarantined, answers.note)
+@dataclass(frozen=True)
+class _Job:
+    """Scores models on the same images.
+
+    Attributes:
+        images: the images.
+        shown: their sources, for the user.
+        batch_size: images per prediction.
+        metrics: further metrics.
+        reporter: shows progress.
+    """
+
+    images: _Images
+    shown: tuple[str, ...]
+    batch_size: int
+    metrics: Sequence[OwnMetric]
+    reporter: Reporter
+
+    def evaluate_other(self, subject: Subject) -> Evaluation:
+        """Scores a SavedModel, or the model that is compared with."""
+        images = self.images
+        found = predict(subject, images.manifest, self.reporter, batch_size=self.batch_size, cache=images.where)
+        return self._measured(subject.checkpoint, found)
+
+    def evaluate_loaded(self, loaded: Loaded) -> Evaluation:
+        """Scores a model that Keras runs."""
+        from kresume.evaluation.live import LiveScorer  # imports Keras, which selects the backend
+
+        images, manifest = self.images, self.images.manifest
+        source = PictureReader(manifest, images.spec, images.cache)
+        scorer = LiveScorer(
+            loaded.model, source, manifest, loaded.card, loaded.loss, self.batch_size, images.generation
+        )
+        with self.reporter.progress("scoring", len(manifest), "images") as advance:
+            probabilities = scorer.probabilities(np.arange(len(manifest)), advance)
+        notes = [*loaded.notes]
+        if loaded.subject.classes is None and loaded.state.card is None:
+            notes.append(_doubt(scorer.task.answers(probabilities), manifest.labels, loaded.card.classes))
+        found = Predictions(scorer.task, probabilities, note="; ".join(note for note in notes if note))
+        return self._measured(loaded.subject.checkpoint, found)
+
+    def _measured(self, model: str, found: Predictions) -> Evaluation:
+        images = self.images
+        measured = measure(found, images.manifest, images.generation, self.metrics, self.reporter)
+        notes = [found.note, _trained_on(model, images.manifest)]
+        if found.lacks:
+            notes.append(f"it does not have {join_classes(found.lacks)}, whose images count as wrong")
+        if found.labels_alone and self.metrics:
+            notes.append(f"it gives labels without probabilities: {self.metrics[0].name} is not computed")
+        return Evaluation(
+            model,
+            self.shown,
+            measured.scores,
+            images.quarantined,
+            "; ".join(note for note in notes if note),
+            answers=measured.answers,
+            calibration=measured.calibration,
+            generation=images.generation,
+            lacks=found.lacks,
+        )
 
 
-def _score_loaded(
-    loaded: Loaded, images: _Images, shown: tuple[str, ...], batch_size: int, reporter: Reporter
-) -> Evaluation:
-    """Scores a model that Keras runs."""
-    from kresume.evaluation.live import LiveScorer  # imports Keras, which selects the backend
-
-    manifest = images.manifest
-    source = PictureReader(manifest, images.spec, images.cache)
-    scorer = LiveScorer(loaded.model, source, manifest, loaded.card, loaded.loss, batch_size, images.generation)
-    with reporter.progress("scoring", len(manifest), "images") as advance:
-        probabilities = scorer.probabilities(np.arange(len(manifest)), advance)
-    notes = [*loaded.notes]
-    if loaded.subject.classes is None and loaded.state.card is None:
-        notes.append(_doubt(scorer.task.answers(probabilities), manifest.labels, loaded.card.classes))
-    return Evaluation(
-        loaded.subject.checkpoint,
-        shown,
-        images.score(scorer.task, probabilities),
-        images.quarantined,
-        "; ".join(note for note in notes if note),
+def _trained_on(model: str, manifest: Manifest) -> str:
+    """Returns a note if a run was trained on some of the images, which says little about new ones."""
+    run = find_run(model) if served_folder(model) is None else None
+    if run is None:
+        return ""
+    known = remembered(run.path)
+    count = int(np.isin(manifest.sha256s, known.sha256s[~known.is_val]).sum())
+    if not count:
+        return ""
+    return (
+        f"it was trained on {count:,} of these {len(manifest):,} images, so it does better on them than on new pictures"
     )
 
 
@@ -342,16 +325,19 @@ def _own(other: str) -> dict[str, Any]:
     )
 
 
-def _with_origins(manifest: Manifest, run: runs.Run | None) -> Manifest:
+def _with_origins(manifest: Manifest, run: runs.Run | None) -> tuple[Manifest, np.ndarray]:
     """Sets origins by content from the run's manifest.
 
     Images that the run does not have are new.
+
+    Returns:
+        The manifest, and `(n,) bool`: which images the run has.
     """
     if run is None:
-        return manifest
+        return manifest, np.zeros(len(manifest), bool)
     known = remembered(run.path)
     order = np.argsort(known.sha256s)
     found = np.searchsorted(known.sha256s, manifest.sha256s, sorter=order)
     found = order[np.minimum(found, len(order) - 1)]
-    origins = np.where(known.sha256s[found] == manifest.sha256s, known.origins[found], run.generation)
-    return manifest.with_origins(origins)
+    has = known.sha256s[found] == manifest.sha256s
+    return manifest.with_origins(np.where(has, known.origins[found], run.generation)), has

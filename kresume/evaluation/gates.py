@@ -11,20 +11,21 @@ from __future__ import annotations
 import difflib
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from kresume.errors import UsageError
 from kresume.evaluation.score import SUBSETS, flatten
+from kresume.evaluation.verdict import SIGNIFICANT, Pair, describe_p
 from kresume.spelling import option
 
 COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
     ">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt,
 }  # fmt: skip
 CONDITION = re.compile(r"\s*(?P<metric>[^<>=]+?)\s*(?P<sign>[<>]=?)\s*(?P<bound>[-+.\deE]+)\s*(?P<percent>%?)\s*")
-UNBOUNDED = "loss"
-"""The metric that may be greater than 1."""
+UNBOUNDED = ("loss",)
+"""Metrics that may be greater than 1."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,13 @@ class Condition:
         return self.metric in flat and COMPARISONS[self.sign](flat[self.metric], self.bound)
 
 
-def parse_conditions(text: str, flag: str) -> tuple[Condition, ...]:
+def parse_conditions(text: str, flag: str, unbounded: Collection[str] = UNBOUNDED) -> tuple[Condition, ...]:
     """Parses `"old.accuracy>=0.95 and new.accuracy>=90%"`.
 
     Args:
         text: the conditions.
         flag: the option that holds them, for messages.
+        unbounded: metrics that may be greater than 1.
 
     Raises:
         UsageError: it has another form, or a share is above 1.
@@ -72,7 +74,7 @@ def parse_conditions(text: str, flag: str) -> tuple[Condition, ...]:
                 f"{option(flag, 'old.accuracy>=0.93')}; join several with `and`"
             )
         bound = bound / 100 if match["percent"] else bound
-        if not 0 <= bound <= 1 and not match["metric"].endswith(UNBOUNDED):
+        if not 0 <= bound <= 1 and not match["metric"].endswith(tuple(unbounded)):
             raise UsageError(
                 f"{option(flag, text)}: {match['metric']} is from 0 to 1: give {bound / 100:g} or {bound:g}%"
             )
@@ -80,7 +82,9 @@ def parse_conditions(text: str, flag: str) -> tuple[Condition, ...]:
     return tuple(found)
 
 
-def check_metric(name: str, classes: Sequence[str], given: str, *, epoch: bool = False) -> None:
+def check_metric(
+    name: str, classes: Sequence[str], given: str, *, epoch: bool = False, further: Sequence[str] = ()
+) -> None:
     """Checks that a run has a metric.
 
     Args:
@@ -88,12 +92,13 @@ def check_metric(name: str, classes: Sequence[str], given: str, *, epoch: bool =
         classes: the class names.
         given: the option with its value, for the message.
         epoch: True allows the averages of an epoch over training images, too.
+        further: metrics of old, new and all images that only an evaluation has.
 
     Raises:
         UsageError: no run has such a metric; the message gives the nearest name.
     """
     known = {"val_loss", "val_accuracy"} | ({"loss", "accuracy"} if epoch else set())
-    known |= {f"{subset}.{metric}" for subset in SUBSETS for metric in ("loss", "accuracy", "f1")}
+    known |= {f"{subset}.{metric}" for subset in SUBSETS for metric in ("loss", "accuracy", "f1", *further)}
     known |= {f"classes.{each}.{metric}" for each in (*classes, "min") for metric in ("recall", "precision", "f1")}
     if name not in known:
         near = difflib.get_close_matches(name, sorted(known), 1)
@@ -117,14 +122,20 @@ class Gates:
 
     @classmethod
     def of(
-        cls, require: Sequence[str] | None, max_forgetting: float | None = None, max_class_drop: float | None = None
+        cls,
+        require: Sequence[str] | None,
+        max_forgetting: float | None = None,
+        max_class_drop: float | None = None,
+        *,
+        unbounded: Collection[str] = (),
     ) -> Gates:
-        """Parses the options.
+        """Parses the options; metrics in `unbounded` may be greater than 1, as the loss may.
 
         Raises:
             UsageError: a condition has another form.
         """
-        conditions = [each for text in require or () for each in parse_conditions(text, "require")]
+        names = (*UNBOUNDED, *(each.rpartition(":")[2] for each in unbounded))
+        conditions = [each for text in require or () for each in parse_conditions(text, "require", names)]
         return cls(tuple(conditions), max_forgetting, max_class_drop)
 
     def __bool__(self) -> bool:
@@ -135,12 +146,15 @@ class Gates:
         """Returns True if the parent's scores are needed."""
         return self.max_forgetting is not None or self.max_class_drop is not None
 
-    def failures(self, scores: Mapping[str, Any], before: Mapping[str, Any] | None) -> tuple[str, ...]:
+    def failures(
+        self, scores: Mapping[str, Any], before: Mapping[str, Any] | None, pair: Pair | None = None
+    ) -> tuple[str, ...]:
         """Describes each gate that the scores fail; empty if they are within the gates.
 
         Args:
             scores: the nested scores of the model.
             before: those of the parent on the same images; None for a new model.
+            pair: the answers of both to each image; without them p takes the two scores as independent.
         """
         flat, counts = flatten(scores), _images(scores)
         found = [
@@ -151,30 +165,42 @@ class Gates:
         if before is None:
             return tuple(found)
         if self.max_forgetting is not None:
-            found += _fall("old.accuracy", before["old"], scores["old"], "accuracy", self.max_forgetting)
+            found += _fall("old.accuracy", before["old"], scores["old"], self.max_forgetting, pair)
         if self.max_class_drop is not None:
             for name, facts in scores["classes"].items():
                 then = before["classes"].get(name, {})
-                found += _fall(f"classes.{name}.recall", then, facts, "recall", self.max_class_drop)
+                found += _fall(f"classes.{name}.recall", then, facts, self.max_class_drop, pair)
         return tuple(found)
 
 
-def _fall(name: str, before: Mapping[str, Any], now: Mapping[str, Any], metric: str, allowed: float) -> tuple[str, ...]:
+def _fall(
+    name: str, before: Mapping[str, Any], now: Mapping[str, Any], allowed: float, pair: Pair | None
+) -> tuple[str, ...]:
     """Describes a fall by more points than allowed."""
+    metric = name.rpartition(".")[2]
     one, other = before.get(metric), now.get(metric)
-    if one is None or other is None or round(100 * (one - other), 6) <= allowed:
+    if one is None or other is None or not falls(one, other, allowed):
         return ()
-    p = _chance(one, int(before["images"]), other, int(now["images"]))
-    return (
-        f"{name} {one:.2f} -> {other:.2f}, {now['images']:,} images, p = {p:.2g}{'' if p < 0.05 else ' (may be noise)'}, "
-        f"allowed {allowed:g} points",
-    )
+    p = pair.judge(name).p if pair is not None else _chance(one, int(before["images"]), other, int(now["images"]))
+    return (describe_fall(name, one, other, int(now["images"]), p, allowed),)
+
+
+def falls(before: float, now: float, allowed: float) -> bool:
+    """Returns True if a share fell by more points than allowed; a fall of exactly that many is allowed."""
+    return round(100 * (before - now), 6) > allowed
+
+
+def describe_fall(name: str, before: float, now: float, images: int, p: float, allowed: float) -> str:
+    """Describes a fall: `"old.accuracy 0.92 -> 0.90, 50 images, p = 1 (may be noise), allowed 1 points"`."""
+    noise = "" if p < SIGNIFICANT else " (may be noise)"
+    return f"{name} {before:.2f} -> {now:.2f}, {images:,} images, {describe_p(p)}{noise}, allowed {allowed:g} points"
 
 
 def _chance(one: float, images: int, other: float, others: int) -> float:
     """Returns the probability of such a difference by chance: Fisher's exact test, two-sided.
 
-    It takes the two scores as independent. They are of the same images, so the true probability is lower.
+    For runs of earlier versions, which kept no answers: it takes the two scores as independent. They are of the same
+    images, so the true probability is lower.
     """
     from scipy.stats import fisher_exact
 

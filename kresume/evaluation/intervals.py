@@ -28,9 +28,11 @@ def wilson(right: Any, images: Any) -> tuple[Any, Any]:
     Returns:
         `(low, high)`, each of the shape of the arguments.
     """
+    right, images = np.asarray(right, np.float64), np.asarray(images, np.float64)
     count = np.maximum(images, 1)
-    share = np.where(np.asarray(images) > 0, right / count, 0.5)
+    share = right / count
     centre = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
     half = Z / (1 + Z**2 / count) * np.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
-    known = np.asarray(images) > 0
-    return np.where(known, np.maximum(centre - half, 0.0), 0.0), np.where(known, np.minimum(centre + half, 1.0), 1.0)
+    low = np.where(right > 0, centre - half, 0.0)  # exactly 0 and 1 at the ends
+    high = np.where(right < images, centre + half, 1.0)
+    return low, np.where(images > 0, high, 1.0)

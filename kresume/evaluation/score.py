@@ -93,12 +93,12 @@ def flatten(scores: Mapping[str, Any]) -> dict[str, float]:
         f"{subset}.{metric}": value
         for subset in SUBSETS
         for metric, value in (scores.get(subset) or {}).items()
-        if value is not None and metric != "images"
+        if isinstance(value, int | float) and metric != "images"
     }
     classes: Mapping[str, Mapping[str, Any]] = scores.get("classes") or {}
     metrics = dict.fromkeys(metric for facts in classes.values() for metric in facts if metric != "images")
     for metric in metrics:
-        values = {name: facts[metric] for name, facts in classes.items() if facts.get(metric) is not None}
+        values = {name: facts[metric] for name, facts in classes.items() if isinstance(facts.get(metric), int | float)}
         flat |= {f"classes.{name}.{metric}": value for name, value in values.items()}
         if values:
             flat[f"classes.min.{metric}"] = min(values.values())

@@ -35,12 +35,15 @@ class Prediction:
         indices: `(n,)` the chosen classes, -1 if none of them was chosen.
         failed: index of an image -> why it could not be read.
         facts: other values that the runtime reports.
+        confidences: `(n,)` the scores of the chosen classes, also of those that are not among the classes, 0 for an image
+            that the model could not read; None if it gives only labels.
     """
 
     scores: np.ndarray | None
     indices: np.ndarray
     failed: Mapping[int, str] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    confidences: np.ndarray | None = None
 
 
 ScoreKind = Literal["probabilities", "logits", "independent"]
@@ -149,6 +152,7 @@ def interpret(
     to_ours = np.array([index_of.get(name, -1) for name in labels])
     indices = np.full(count, -1)
     scores: np.ndarray | None = None
+    confidences: np.ndarray | None = None
     rows = answer.indices
     row_of = signature.output("scores")
     chosen = signature.output("class_index", "class_indices")
@@ -162,6 +166,8 @@ def interpret(
         scores = np.zeros((count, len(classes)))
         scores[np.ix_(rows, to_ours[known])] = given[:, known]
         indices[rows] = to_ours[SINGLE_LABEL.answers(given)]
+        confidences = np.zeros(count)
+        confidences[rows] = given.max(axis=-1)
     elif chosen is not None and len(rows):
         best = np.asarray(answer.outputs[chosen.name])
         best = best[:, 0] if best.ndim == 2 else best
@@ -170,4 +176,4 @@ def interpret(
         best = np.asarray(answer.outputs[named.name])
         best = best[:, 0] if best.ndim == 2 else best
         indices[rows] = [index_of.get(text.decode(), -1) for text in best]
-    return Prediction(scores, indices, answer.failed, answer.facts)
+    return Prediction(scores, indices, answer.failed, answer.facts, confidences)

@@ -97,6 +97,32 @@ class Verdict:
         return {**vars(self), "difference": self.difference, "kind": self.kind, "words": str(self)}
 
 
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """The answers of two models to the same images.
+
+    Attributes:
+        before: those of the first model.
+        after: those of the second one.
+        generation: images with a lower origin are old.
+    """
+
+    before: Answers
+    after: Answers
+    generation: int
+
+    def judge(self, metric: str) -> Verdict:
+        """Compares the models on the images of a metric: `"old.accuracy"`, `"classes.rose.recall"`.
+
+        Raises:
+            KeyError: it is a metric of no subset and no class.
+        """
+        subset, _, rest = metric.partition(".")
+        if subset != "classes":
+            return judge_origins(self.before, self.after, self.generation)[subset]
+        return judge_classes(self.before, self.after)[rest.rpartition(".")[0]]
+
+
 def judge(before: Answers, after: Answers) -> Verdict:
     """Compares two models on the images that both have answered; rows are matched by content."""
     one, other = on_same_images(before, after)

@@ -119,6 +119,8 @@ def check_metrics(names: Sequence[str]) -> None:
             near = difflib.get_close_matches(name, [each for each in dir(keras.metrics) if each[0].isalpha()], 1)
             hint = f"did you mean {near[0]}?" if near else "AUC or top_k_categorical_accuracy, for example"
             raise UsageError(f"{option('metric', name)}: Keras has no such metric: {hint}") from error
+        except TypeError as error:
+            raise UsageError(f"{option('metric', name)}: a name alone does not make it ({error})") from error
 
 
 def unused_metrics(saved: Mapping[str, Any] | None, asked: Sequence[str]) -> tuple[str, ...]:

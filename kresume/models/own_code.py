@@ -57,7 +57,7 @@ def own_code(spec: str | None, imports: Sequence[str] = ()) -> OwnCode:
     holder, _, function = (spec or "").rpartition(":")
     named = bool(holder) and is_function(spec or "")
     if named:
-        modules.append(_module(holder, "model") if holder.endswith(".py") else _package(holder, spec or ""))
+        modules.append(_module(holder, "model") if holder.endswith(".py") else _package(holder, "model", spec or ""))
     return OwnCode(_defined(modules), spec if named and function else None)
 
 
@@ -87,13 +87,27 @@ def call_function(spec: str, offered: Mapping[str, Any]) -> Any:
     Raises:
         ModelError: the function does not exist, or raises; the message gives the reason, file and line.
     """
-    holder, _, name = spec.rpartition(":")
-    module = _load_file(holder, "model") if holder.endswith(".py") else _package(holder, spec)
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise ModelError(f"{option('model', spec)}: {holder} has no function {name}")
+    function = load_function(spec, "model")
     with as_model_error(option("model", spec)):
         return function(**_accepted(function, offered))
+
+
+def load_function(spec: str, given_as: str) -> Callable[..., Any]:
+    """Returns the function that a spec names.
+
+    Args:
+        spec: `FILE.py:FUNCTION` or `package.module:FUNCTION`.
+        given_as: the option that holds it, for messages.
+
+    Raises:
+        ModelError: the function does not exist.
+    """
+    holder, _, name = spec.rpartition(":")
+    module = _load_file(holder, given_as) if holder.endswith(".py") else _package(holder, given_as, spec)
+    function: Callable[..., Any] | None = getattr(module, name, None)
+    if not callable(function):
+        raise ModelError(f"{option(given_as, spec)}: {holder} has no function {name}")
+    return function
 
 
 @contextmanager
@@ -211,11 +225,11 @@ def _name_of(path: Path) -> str:
     return f"{PREFIX}{path.stem}"
 
 
-def _package(name: str, spec: str) -> Any:
+def _package(name: str, given_as: str, spec: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise ModelError(f"{option('model', spec)}: the module {name} does not exist ({error})") from error
+        raise ModelError(f"{option(given_as, spec)}: the module {name} does not exist ({error})") from error
 
 
 def _defined(modules: Sequence[Any]) -> dict[str, Any]:

@@ -1,9 +1,13 @@
 """Tests conditions on scores and gates on forgetting, by themselves."""
 
+import numpy as np
 import pytest
 
 from kresume.errors import UsageError
+from kresume.evaluation.answers import answers_from
 from kresume.evaluation.gates import Condition, Gates, check_metric, parse_conditions
+from kresume.evaluation.verdict import Pair
+from kresume.tasks.single_label import SINGLE_LABEL
 
 pytestmark = pytest.mark.one_backend
 
@@ -114,3 +118,25 @@ def test_failures_are_named_with_counts_and_chance(gates, found, expected):
 def test_a_new_model_has_nothing_to_fall_behind():
     """Without a parent's scores only conditions are judged."""
     assert Gates(max_forgetting=0.0, max_class_drop=0.0).failures(scores(), None) == ()
+
+
+def test_chance_is_judged_on_the_same_images():
+    """With the answers to each image p is McNemar's, on the images of that gate; Fisher's is for runs without answers."""
+    labels = np.repeat([0, 1], 50)
+    origins = np.tile([0, 1], 50)
+    before = np.ones(100, bool)
+    after = np.arange(100) >= 16
+    hashes = np.array([f"{each:064x}" for each in range(100)])
+
+    def answers(right):
+        chosen = np.where(right, labels, 1 - labels)
+        return answers_from(SINGLE_LABEL, np.eye(2)[chosen], labels, origins, hashes, ("rose", "tulip"))
+
+    pair = Pair(answers(before), answers(after), generation=1)
+    then, now = scores(old=(1.0, 50), rose=(1.0, 50)), scores(old=(0.84, 50), rose=(0.68, 50))
+    gates = Gates(max_forgetting=1.0, max_class_drop=1.0)
+    assert gates.failures(now, then, pair) == (
+        "old.accuracy 1.00 -> 0.84, 50 images, p = 0.0078, allowed 1 points",
+        "classes.rose.recall 1.00 -> 0.68, 50 images, p < 0.001, allowed 1 points",
+    )
+    assert gates.failures(now, then)[0] == "old.accuracy 1.00 -> 0.84, 50 images, p = 0.0058, allowed 1 points"

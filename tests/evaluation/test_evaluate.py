@@ -1,0 +1,300 @@
+"""Tests `kresume eval`: its scores against scikit-learn on plain Keras's predictions, comparisons, gates and files."""
+
+import csv
+import json
+import re
+
+import keras
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from scipy.stats import binomtest
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    log_loss,
+    precision_recall_fscore_support,
+    roc_auc_score,
+    top_k_accuracy_score,
+)
+
+from kresume import cli
+from kresume.errors import ModelError, UsageError
+from kresume.evaluation.evaluate import evaluate
+from kresume.images.manifest import Manifest
+from tests.helpers.pictures import write_pictures
+from tests.helpers.runs import TINY, run_training, trained
+
+CLASSES = ("circle", "square", "stripes")
+pytestmark = pytest.mark.one_backend(trains=True)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Trains a run and a child with a new class; `test/` holds pictures that neither has seen."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    write_pictures(folder / "old", 8, 0)
+    write_pictures(folder / "new", 8, 500, classes=("circle", "stripes", "zz"))
+    write_pictures(folder / "test", 10, 900, classes=(*CLASSES, "zz"))
+    write_pictures(folder / "test3", 10, 900)
+    trained(folder / "first", data=[str(folder / "old")], **TINY)
+    run_training(
+        str(folder / "first"),
+        add=[str(folder / "new")],
+        out=str(folder / "second"),
+        **{**TINY, "image_size": None, "grow": ""},
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluation(place):
+    """Evaluates the child against its parent on the images of both, so that there are old and new ones."""
+    return evaluate(place / "second", data=[place / "old", place / "new"], against=place / "first")
+
+
+def main(words):
+    """Runs a command; returns its exit code."""
+    with pytest.raises(SystemExit) as left:
+        cli.main([str(word) for word in words])
+    return left.value.code
+
+
+def plain_predictions(run, found):
+    """Returns what plain Keras predicts from the pictures of an evaluation, in its order."""
+    from kresume.images.reader import PictureReader
+    from kresume.runs import open_run
+
+    record = open_run(run).record
+    manifest = Manifest.read(run / "images.parquet")
+    rows = np.array([np.nonzero(manifest.sha256s == sha.encode())[0][0] for sha in found.answers.hashes])
+    pictures = PictureReader(manifest, record.card.spec, None)(rows).astype("float32")
+    outputs = keras.models.load_model(run / "model.keras").predict(pictures, verbose=0)
+    return np.asarray(outputs, np.float64), manifest.labels[rows], manifest.origins[rows]
+
+
+def test_scores_are_those_of_scikit_learn_on_plain_predictions(place, evaluation):
+    """Loss, accuracy, per class scores and the confusion matrix, on old, new and all images."""
+    outputs, labels, origins = plain_predictions(place / "second", evaluation)
+    outputs = outputs / outputs.sum(axis=1, keepdims=True)
+    chosen, names = outputs.argmax(axis=1), evaluation.answers.classes
+    for name, mask in (("all", origins >= 0), ("old", origins < 1), ("new", origins == 1)):
+        facts = evaluation.scores[name]
+        assert facts["images"] == mask.sum() > 0
+        assert facts["accuracy"] == pytest.approx(accuracy_score(labels[mask], chosen[mask]))
+        assert facts["loss"] == pytest.approx(log_loss(labels[mask], outputs[mask], labels=range(4)), rel=1e-4)
+        assert facts["top5"] is None
+        own = evaluation.scores["classes"] if name == "all" else facts["classes"]
+        expected = precision_recall_fscore_support(labels[mask], chosen[mask], labels=range(4), zero_division=0.0)
+        occurs = expected[3] > 0
+        for index, metric in enumerate(("precision", "recall", "f1")):
+            found = [own[each][metric] for each in names]
+            np.testing.assert_allclose(np.array(found, float)[occurs], expected[index][occurs])
+        assert facts["f1"] == pytest.approx(expected[2][occurs].mean())
+    matrix = np.zeros((4, 4), int)
+    for cell in evaluation.confused:
+        matrix[names.index(cell["label"]), names.index(cell["answer"])] = cell["images"]
+    np.testing.assert_array_equal(matrix, confusion_matrix(labels, chosen, labels=range(4)))
+
+
+def test_calibration_is_that_of_guo_and_others(evaluation):
+    """The error is the weighted distance of confidence and accuracy over 15 bins, computed one by one here."""
+    answers = evaluation.answers
+    confidences, right = answers.top_scores[:, 0].astype(float), answers.right
+    error, images = 0.0, 0
+    for lower in np.arange(15) / 15:
+        mask = (confidences > lower) & (confidences <= lower + 1 / 15)
+        if mask.any():
+            error += mask.mean() * abs(confidences[mask].mean() - right[mask].mean())
+            bin_ = next(each for each in evaluation.calibration if each["from"] == pytest.approx(lower))
+            assert bin_["images"] == mask.sum()
+            assert bin_["accuracy"] == pytest.approx(right[mask].mean())
+            assert bin_["confidence"] == pytest.approx(confidences[mask].mean())
+            images += bin_["images"]
+    assert images == len(answers)
+    assert evaluation.scores["all"]["ece"] == pytest.approx(error)
+
+
+def test_a_comparison_is_mcnemars_on_each_origin(evaluation):
+    """A new class is wrong for the parent, whose own scores and note are there, too."""
+    before, after = evaluation.against.answers, evaluation.answers
+    for name, mask in (("old", after.origins < 1), ("new", after.origins == 1)):
+        gained = (after.right & ~before.right)[mask].sum()
+        lost = (before.right & ~after.right)[mask].sum()
+        verdict = evaluation.verdicts[name]
+        assert (verdict.gained, verdict.lost) == (gained, lost)
+        assert verdict.p == (binomtest(int(gained), int(gained + lost)).pvalue if gained + lost else 1.0)
+    zz = before.labels == before.classes.index("zz")
+    assert not before.right[zz].any()
+    assert evaluation.against.lacks == ("zz",)
+    assert "does not have zz" in evaluation.against.note
+    assert evaluation.class_verdicts["zz"].images == zz.sum() == 8
+
+
+def test_a_user_reads_one_block(place, evaluation):
+    """Overall first, the worst classes and confused pairs, images that it was trained on, then before -> after."""
+    text = str(evaluation)
+    assert text.startswith(f"{place / 'second'} on ")
+    assert re.search(r"^  all  +\d+\.\d % \(\d+\.\d to \d+\.\d\) of 48 images, loss \d", text, re.M)
+    assert text.index("  all ") < text.index("  old ") < text.index("  new ") < text.index("  class ")
+    assert re.search(r"note: it was trained on \d+ of these 48 images", text)
+    assert f"{place / 'first'} -> {place / 'second'}, on the same images" in text
+    assert re.search(r"^  verdict: \w.* on new .*, \w.* on old ", text, re.M)
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "failed"),
+    [
+        ("test3", {"require": "all.accuracy>=0"}, ""),
+        ("test3", {"require": ["all.accuracy>=0", "all.ece<=0 and classes.min.recall>1"]}, "all.ece"),
+        ("test3", {"max_class_drop": 100}, ""),
+        ("test3", {"max_forgetting": 100}, ""),
+        ("test3", {"max_forgetting": -100.5}, "all.accuracy"),
+        ("test", {"max_forgetting": -100.5}, "accuracy on the classes of "),
+        ("old", {"max_forgetting": -100.5}, "old.accuracy"),
+        ("test3", {"max_class_drop": -100.5}, "classes.circle.recall"),
+    ],
+)
+def test_gates_judge_an_evaluation(place, data, options, failed):
+    """Forgetting is judged on old images, else on all images of classes that the other model has; exit code 3."""
+    found = evaluate(place / "second", data=place / data, against=place / "first", **options)
+    assert bool(found.failed) == bool(failed)
+    assert found.exit_code == (3 if failed else 0)
+    if failed:
+        assert found.failed[0].startswith(failed)
+        assert f"gate failed: {found.failed[0]}" in str(found)
+        assert found.as_dict()["failed"] == list(found.failed)
+    if data == "test" and failed:
+        assert ", 30 images," in found.failed[0]
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "words"),
+    [
+        ("test", {"max_forgetting": 1}, "max_forgetting= compares with another model: give against="),
+        ("test", {"max_class_drop": 1}, "max_class_drop= compares with another model"),
+        ("test", {"require": "all.acc>=0.5"}, "did you mean all.accuracy"),
+        ("test", {"require": "all.accuracy>=93"}, "is from 0 to 1"),
+        ("test", {"require": "old.accuracy>=0.5"}, "there are no old images in data=.*all.accuracy is measured on all"),
+        ("old", {"require": "new.accuracy>=0.5"}, "there are no new images in data="),
+        ("only_new", {"max_forgetting": 1, "against": "first"}, "added all of these images itself"),
+        ("test", {"metric": "AUK"}, "Keras has no such metric: did you mean AUC"),
+        ("test", {"metric": "MeanIoU"}, "a name alone does not make it"),
+        ("test", {"metric": "accuracy"}, "accuracy is computed in any case"),
+        ("test", {"metric": ["AUC", "AUC"]}, "AUC is given twice"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused(place, data, options, words):
+    """A gate without another model or without images, and metrics that do not exist, are usage errors."""
+    if "against" in options:
+        options = {**options, "against": place / options["against"]}
+    with pytest.raises(UsageError, match=words):
+        evaluate(place / "second", data=place / ("new" if data == "only_new" else data), **options)
+
+
+METRICS = """
+import numpy as np
+def mistakes(labels, probabilities):
+    labels += 0  # a copy: changing it changes nothing
+    return np.sum(probabilities.argmax(axis=1) != labels)
+def no_value(labels, probabilities):
+    return float("nan")
+def table(labels, probabilities):
+    return probabilities
+def broken(labels, probabilities):
+    return probabilities[:, 99]
+"""
+
+
+def test_metrics_of_the_user(place):
+    """Keras's AUC is scikit-learn's; a function gets indices and probabilities, also for each origin; gates know both."""
+    file = place / "metrics.py"
+    file.write_text(METRICS)
+    given = ["AUC", "sparse_top_k_categorical_accuracy", f"{file}:mistakes", f"{file}:no_value"]
+    found = evaluate(place / "second", data=[place / "old", place / "new"], metric=given, require="all.mistakes<=48")
+    answers, scores = found.answers, found.scores
+    assert scores["all"]["mistakes"] == (~answers.right).sum()
+    assert scores["old"]["mistakes"] + scores["new"]["mistakes"] == scores["all"]["mistakes"]
+    assert scores["all"]["no_value"] is None
+    assert scores["all"]["sparse_top_k_categorical_accuracy"] == 1.0
+    shares = np.zeros((len(answers), 4))
+    np.put_along_axis(shares, answers.top, answers.top_scores, axis=1)
+    expected = roc_auc_score(np.eye(4)[answers.labels].ravel(), shares.ravel())
+    assert scores["all"]["AUC"] == pytest.approx(expected, abs=0.02)  # Keras approximates by 200 thresholds
+    assert found.failed == ()
+    assert "mistakes" in str(found)
+    for name, words in (("table", "returned ndarray of shape"), ("broken", "IndexError.*metrics.py, line 11")):
+        with pytest.raises(ModelError, match=words):
+            evaluate(place / "second", data=place / "test", metric=f"{file}:{name}")
+    with pytest.raises(ModelError, match="has no function nothing"):
+        evaluate(place / "second", data=place / "test", metric=f"{file}:nothing")
+
+
+def test_the_command_writes_tables_and_exits_with_3(place, tmp_path, capsys):
+    """One JSON value on stdout, one CSV row per subset and class of both models, answers as Parquet."""
+    words = ["eval", place / "second", "--data", place / "old", "--data", place / "new", "--against", place / "first"]
+    files = ["--csv", tmp_path / "s.csv", "--answers", tmp_path / "a.parquet"]
+    assert main([*words, *files, "--require", "all.accuracy>1", "--json"]) == 3
+    told = json.loads(capsys.readouterr().out)
+    assert {"all", "old", "new", "classes", "model", "data", "quarantined", "against", "comparison"} <= set(told)
+    assert told["exit_code"] == 3
+    assert told["comparison"]["old"]["words"]
+    low, high = told["all"]["intervals"]["accuracy"]
+    assert low < told["all"]["accuracy"] < high
+    rows = list(csv.DictReader((tmp_path / "s.csv").open()))
+    assert len(rows) == 2 * 3 * 5
+    keyed = {(row["model"], row["subset"], row["class"]): row for row in rows}
+    own = str(place / "second")
+    assert float(keyed[own, "all", ""]["accuracy"]) == told["all"]["accuracy"]
+    assert float(keyed[own, "new", "circle"]["recall"]) == told["new"]["classes"]["circle"]["recall"]
+    assert float(keyed[own, "all", "zz"]["p"]) == told["comparison"]["classes"]["zz"]["p"]
+    assert keyed[own, "old", "zz"]["recall"] == ""
+    assert pq.read_table(tmp_path / "a.parquet").num_rows == 48
+    assert main([*words, *files]) == 2
+    assert "it already exists; give another name, or --overwrite" in capsys.readouterr().err
+    assert main([*words, "--csv", tmp_path / "no" / "s.csv"]) == 2
+    assert main([*words, *files, "--overwrite"]) == 0
+
+
+def test_a_saved_model_answers_like_its_run(place, tmp_path):
+    """Through its signature it gives the run's scores and intervals, and no image tells the two apart."""
+    from kresume.exports.export import export
+
+    served = export(place / "second", tmp_path / "serving").path
+    found = evaluate(place / "second", data=place / "test", against=served)
+    assert found.verdicts["all"].gained == found.verdicts["all"].lost == 0
+    assert str(found.verdicts["all"]) == "unchanged (right on the same images)"
+    for metric in ("loss", "ece"):
+        assert found.against.scores["all"][metric] == pytest.approx(found.scores["all"][metric], rel=1e-3)
+    alone = evaluate(served, data=place / "test", require="all.accuracy>=0")
+    assert alone.scores["all"]["accuracy"] == found.scores["all"]["accuracy"]
+    grown = evaluate(place / "first", data=place / "test3", against=served)
+    others = grown.against.answers.chosen == -1
+    assert np.isfinite(grown.against.answers.top_scores[:, 0]).all()
+    assert grown.against.scores["all"]["ece"] is not None
+    assert others.sum() == sum(cell["images"] for cell in grown.against.confused if cell["answer"] is None)
+
+
+def test_top_5_is_counted_with_more_than_five_classes():
+    """It is scikit-learn's; with five classes it would always be 1 and is left out."""
+    from kresume.evaluation.against import Predictions
+    from kresume.evaluation.measure import measure
+    from kresume.reporter import Reporter
+    from kresume.tasks.single_label import SINGLE_LABEL
+
+    rng = np.random.default_rng(0)
+    for classes in (5, 8):
+        probabilities, labels = rng.dirichlet(np.ones(classes), 60), rng.integers(classes, size=60)
+
+        class Images:
+            sha256s = np.array([f"{each:064x}" for each in range(60)], "S64")
+            origins = np.zeros(60, int)
+
+        Images.labels, Images.classes = labels, tuple(map(str, range(classes)))
+        found = measure(Predictions(SINGLE_LABEL, probabilities), Images, 0, (), Reporter(quiet=True)).scores["all"]
+        if classes == 5:
+            assert found["top5"] is None
+            assert "top5" not in found["intervals"]
+        else:
+            assert found["top5"] == top_k_accuracy_score(labels, probabilities, k=5)
+            assert found["intervals"]["top5"][0] < found["top5"] < found["intervals"]["top5"][1]
