@@ -21,6 +21,7 @@ from kresume.images.augment import Augment
 from kresume.images.order import Order
 from kresume.images.tf_data import READERS, THREADS, without_autotuner
 from kresume.images.variation import Varied
+from kresume.images.waiting import BatchTimes
 
 Reader = Callable[[np.ndarray], np.ndarray]
 Broken = Callable[[int, str], None]
@@ -42,6 +43,7 @@ def training_dataset(
     input_shape: tuple[int, ...] | None = None,
     on_broken: Broken | None = None,
     varied: Varied | None = None,
+    times: BatchTimes | None = None,
 ) -> Any:
     """Creates the endless dataset of training batches from a step on.
 
@@ -59,6 +61,7 @@ def training_dataset(
         on_broken: if given, the next image of the order replaces an unreadable one, and this is called. If None, an
             unreadable file raises an error.
         varied: if given, replaces half of the pictures by the same pictures resized with another interpolation.
+        times: if given, notes when each batch is ready.
 
     Returns:
         A `tf.data.Dataset` of `(images (batch, *input_shape) float32, targets)`.
@@ -79,7 +82,7 @@ def training_dataset(
             pictures = varied(rows[indices], position, pictures)
         return pictures, labels[indices].astype(np.int32)
 
-    finish = _finisher(batch, image_size, pixels, input_shape or (*image_size, 3), augment, targets)
+    finish = _finisher(batch, image_size, pixels, input_shape or (*image_size, 3), augment, targets, times)
 
     def load(step: Any) -> Any:
         images, targets = tf.numpy_function(read, [step], [tf.uint8, tf.int32], stateful=False)
@@ -99,6 +102,7 @@ def _finisher(
     input_shape: tuple[int, ...],
     augment: Augment | None,
     to_targets: Callable[[Any], Any] | None,
+    times: BatchTimes | None,
 ) -> Any:
     """Returns the traced function that converts (step, pictures, labels) to the model's inputs.
 
@@ -113,7 +117,11 @@ def _finisher(
             targets = to_targets(targets)
         if augment is not None:
             images, targets = augment(images, targets, step * batch)
-        return tf.ensure_shape(pixels(images), (batch, *input_shape)), targets
+        images = tf.ensure_shape(pixels(images), (batch, *input_shape))
+        if times is None:
+            return images, targets
+        with tf.control_dependencies([images]), tf.control_dependencies([times.note(step)]):
+            return tf.identity(images), targets
 
     signature = [
         tf.TensorSpec([], tf.int64),

@@ -39,6 +39,12 @@ class RunOptions(Options):
         inherited=True,
         may_differ=True,
     )
+    tensorboard: bool | None = option_of(
+        "Write curves and sample pictures for TensorBoard into the run: tensorboard --logdir runs. Default on.",
+        OUTPUT,
+        inherited=True,
+        may_differ=True,
+    )
     take_over: bool | None = option_of(
         "Continue a run that another machine holds, without waiting until that machine is silent.",
         OUTPUT,

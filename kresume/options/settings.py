@@ -50,6 +50,7 @@ class Settings:
     optimizer: str = "adamw"
     snapshot_every: str = "1min"
     keep: int = 3
+    tensorboard: bool = True
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
     cache: str = "auto"
     cache_limit: str = "50GB"

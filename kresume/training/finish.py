@@ -92,6 +92,7 @@ def finish(session: Session) -> TrainResult:
 
     with session.reporter.waiting(f"writing the result of {session.run.path}"):
         run, result = _write_result(session)
+        session.writer.close(run.status)
     with session.reporter.waiting(f"writing {session.run.path / 'report.html'}"):
         report = _write_report(session)
     return TrainResult(

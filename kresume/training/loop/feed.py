@@ -19,6 +19,7 @@ from kresume.images.manifest import Manifest
 from kresume.images.order import Order
 from kresume.images.reader import PictureReader
 from kresume.images.variation import Varied, other_spec
+from kresume.images.waiting import batch_times
 from kresume.options.settings import Settings
 from kresume.reporter import Reporter
 from kresume.tasks.table import to_targets
@@ -101,4 +102,5 @@ class Feed:
             targets=self._to_targets,
             on_broken=lambda row, reason: self._on_broken(reader.manifest, row, reason),
             varied=Varied(others[0], record.seed) if others else None,
+            times=batch_times(),
         )

@@ -100,6 +100,7 @@ def _leave(session: Session, event: str, reason: str) -> None:
         session.lock.check()  # do not overwrite what another process has written since
         session.run.update(status="interrupted")
         session.run.event(event, step=session.progress.step, reason=reason)
+        session.writer.close("interrupted")
 
 
 def _continue_command(run: runs.Run) -> str:

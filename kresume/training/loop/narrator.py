@@ -13,6 +13,7 @@ from typing import Any
 import keras
 
 from kresume.backend import live_state
+from kresume.images.waiting import Waiting
 from kresume.models.schedules import rate_at
 from kresume.reporter import Board, Moment, Reporter
 from kresume.training.loop.progress import Progress
@@ -28,10 +29,11 @@ class Narrator(keras.callbacks.Callback):  # type: ignore[misc]  # keras is unty
         progress: how far the run is.
         boundaries: the step at which each epoch ends; the list may change.
         batch_size: images per step.
+        steps_per_execution: steps that Keras runs between two calls of a batch callback.
         iterations: the optimizer's count at the start of the run.
         speed: returns the steps per second of this epoch.
         committed: returns the step of the newest snapshot on disk.
-        data_share: returns the share of the time since its last call that steps waited for images.
+        waiting: measures the share of time that steps wait for images.
     """
 
     def __init__(
@@ -41,20 +43,22 @@ class Narrator(keras.callbacks.Callback):  # type: ignore[misc]  # keras is unty
         boundaries: Sequence[int],
         *,
         batch_size: int,
+        steps_per_execution: int,
         iterations: int,
         speed: Callable[[float], float | None],
         committed: Callable[[], int | None],
-        data_share: Callable[[], float | None] = lambda: None,
+        waiting: Waiting,
     ) -> None:
         super().__init__()
         self._reporter = reporter
         self._progress = progress
         self._boundaries = boundaries
         self._batch_size = batch_size
+        self._steps_per_execution = steps_per_execution
         self._iterations = iterations
         self._speed = speed
         self._committed = committed
-        self._data_share = data_share
+        self._waiting = waiting
         self._shown = contextlib.ExitStack()
         self._first_step = contextlib.ExitStack()
         self._compiling = False
@@ -82,7 +86,8 @@ class Narrator(keras.callbacks.Callback):  # type: ignore[misc]  # keras is unty
         self._rate = None if scheduled else float(keras.ops.convert_to_numpy(optimizer.learning_rate))
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Notes that the first step is done."""
+        """Notes when a step is done; the keeper, which is later in the list, counts it."""
+        self._waiting.step_done(self._progress.step + self._steps_per_execution)
         if self._compiling:
             self._compiling = False
             self._first_step.close()
@@ -127,7 +132,7 @@ class Narrator(keras.callbacks.Callback):  # type: ignore[misc]  # keras is unty
             loss=_number(logs.get("loss")),
             accuracy=_number(logs.get("accuracy")),
             rate=rate,
-            data_share=self._data_share(),
+            data_share=self._waiting.share(),
             snapshot=self._committed(),
         )
 

@@ -66,8 +66,7 @@ def restore_newest(session: Session) -> None:
     session.not_finite = state.records.get(snapshot.NOT_FINITE, snapshot.broken_arrays(groups, allowed=()))
     # If an epoch only repeats its scoring, its line is not lost.
     lost = len(runs.read_metrics(run.metrics)) - progress.lines - (progress.phase == "scoring")
-    for sink in session.sinks:
-        sink.keep(progress.lines)
+    session.writer.keep(progress.lines, progress.step)
     for step, best in snapshot.best_steps(run.snapshots).items():
         session.writer.remember(step, best)
     session.run = run.update(status="running")

@@ -22,6 +22,7 @@ from kresume.errors import KresumeError, NotFinite, Stopped, TrainingError, Usag
 from kresume.evaluation.live import LiveScorer
 from kresume.images.manifest import Manifest
 from kresume.images.mixing import Mixed, make_order
+from kresume.images.waiting import Waiting, batch_times
 from kresume.lock import Lock
 from kresume.models import structure
 from kresume.models.losses import LossChoice
@@ -30,8 +31,6 @@ from kresume.options.resolve import cache_limit
 from kresume.options.settings import settings_of
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
-from kresume.reports.sinks import Sink
-from kresume.reports.sinks.jsonl import JsonLines
 from kresume.training.loop.arrivals import Changes
 from kresume.training.loop.breakdown import what_to_try
 from kresume.training.loop.callbacks import Keeper, Resumption, Scorer
@@ -41,6 +40,7 @@ from kresume.training.loop.fit import fit
 from kresume.training.loop.lines import describe_line, epoch_line
 from kresume.training.loop.narrator import Narrator
 from kresume.training.loop.progress import Progress
+from kresume.training.loop.recording import Moments, samples_of, sinks_of
 from kresume.training.loop.scored import Scored, make_scorer
 from kresume.training.loop.scoring import score_step
 from kresume.training.loop.stop import StopRequest
@@ -100,10 +100,9 @@ class Session:
         self.loss = LossChoice.of_record(run.record.loss)
         self.passes = Passes(self.manifest, self.amount, self._order_of, config.steps, config.epochs)
         self.gates = gates_of(config)
-        self.sinks: list[Sink] = [JsonLines(run.metrics)]
         self.writer = RunWriter(
             run.snapshots,
-            self.sinks,
+            sinks_of(run, config),
             retention=Retention(self.settings.keep),
             guard=lock.check,
             on_failure=self._not_written,
@@ -170,6 +169,8 @@ class Session:
         self._set_clock()  # an epoch that still needs scoring reports its rate, too
         self._keeper = keeper = self._make_keeper()
         self._scorer = make_scorer(self, feed.cache)
+        if self.progress.step == 0:
+            self.writer.put(samples_of(self.passes.manifest, feed.reader(self.passes.manifest), self.run))
 
         def dataset_from(step: int) -> Any:
             self._set_clock()
@@ -194,11 +195,13 @@ class Session:
             self.progress,
             self.passes.boundaries,
             batch_size=self.amount.batch_size,
+            steps_per_execution=self.amount.steps_per_execution,
             iterations=self.run.record.iterations,
             speed=keeper.speed,
             committed=lambda: self.writer.committed,
+            waiting=Waiting(batch_times(), self.amount.steps_per_execution),
         )
-        keeper.tell = narrator.tell
+        keeper.tell = Moments(narrator, self.writer)
         return narrator
 
     def _make_keeper(self) -> Keeper:

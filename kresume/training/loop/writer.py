@@ -17,6 +17,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import numpy as np
 
 from kresume.checkpoints import snapshot
 from kresume.errors import CheckpointError, RunError
-from kresume.reports.sinks import Sink
+from kresume.reports.sinks import Entry, Line, Sink
 from kresume.training.snapshot_policy import Retention
 
 STALLED_SECONDS = 60.0
@@ -32,6 +33,12 @@ STALLED_SECONDS = 60.0
 Groups = dict[str, list[np.ndarray]]
 
 _WRITERS: weakref.WeakSet[RunWriter] = weakref.WeakSet()
+
+
+def _write_all(sink: Sink, entries: deque[Entry]) -> None:
+    while entries:
+        sink.write(entries[0])
+        entries.popleft()
 
 
 def wait_for_writers(directory: Path) -> None:
@@ -81,7 +88,8 @@ class RunWriter:
         self.failures: list[str] = []
         self.committed: int | None = None
         self._buffers: Groups | None = None
-        self._lines: list[tuple[Sink, deque[Mapping[str, Any]]]] = [(sink, deque()) for sink in sinks]
+        self._entries: list[tuple[Sink, deque[Entry]]] = [(sink, deque()) for sink in sinks]
+        self._refused: set[str] = set()
         self._best_of: dict[int, int | None] = {}
         self._fatal: Exception | None = None
         self._thread: threading.Thread | None = None
@@ -96,10 +104,43 @@ class RunWriter:
 
     def put_line(self, line: Mapping[str, Any]) -> None:
         """Queues a metric line; it is on disk before any later snapshot, which counts it."""
-        for _, lines in self._lines:
-            lines.append(line)
+        self.put(Line(line))
         if not self.busy:
             self._start("a line of the metrics", lambda: None)
+
+    def put(self, entry: Entry) -> None:
+        """Queues an entry for the sinks, written with the next line or snapshot."""
+        for _, entries in self._entries:
+            entries.append(entry)
+
+    def keep(self, lines: int, step: int) -> None:
+        """Makes every sink drop what training repeats.
+
+        Args:
+            lines: epochs that the snapshot counts.
+            step: its step.
+
+        Raises:
+            RunError, OSError: a sink that snapshots count has lost lines.
+        """
+        for sink, _ in self._entries:
+            self._try(sink, partial(sink.keep, lines, step))
+
+    def close(self, status: str) -> None:
+        """Ends the records of this process in every sink; see `Sink.close`."""
+        for sink, _ in self._entries:
+            self._try(sink, partial(sink.close, status))
+
+    def _try(self, sink: Sink, work: Callable[[], None]) -> None:
+        """Runs work of a sink; what goes wrong in one that no snapshot counts is recorded once, and training goes on."""
+        try:
+            work()
+        except Exception as error:  # of any library that a sink uses
+            if sink.counted:
+                raise
+            if sink.name not in self._refused:
+                self._refused.add(sink.name)
+                self.record_failure(sink.name, f"{type(error).__name__}: {error}")
 
     def submit(
         self,
@@ -193,10 +234,8 @@ class RunWriter:
             raise self._fatal
 
     def _flush_lines(self) -> None:
-        for sink, lines in self._lines:
-            while lines:
-                sink.write(lines[0])
-                lines.popleft()
+        for sink, entries in self._entries:
+            self._try(sink, partial(_write_all, sink, entries))
 
     def _run(self, job: str, work: Callable[[], None]) -> None:
         try:

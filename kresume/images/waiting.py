@@ -1,0 +1,89 @@
+"""Measures the share of time that training waits for images, at next to no cost.
+
+    data = training_dataset(..., times=batch_times())     # notes when each batch was ready
+    waiting = Waiting(batch_times())
+    waiting.step_done(412)                                # after each step: the next batch is asked for now
+    waiting.share()                                       # of the last steps, 0 to 1
+
+TensorFlow's own training loop draws batches inside a compiled function, where Python cannot take the time. So the function that
+prepares a batch notes when it is done, in the thread that prepares, and Python notes when the step before it ended.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from functools import cache
+from typing import Any
+
+from kresume.images.tf_data import THREADS
+
+MEASURED = 32
+"""Steps that one call of `share` looks at."""
+KEPT = 2 * (MEASURED + THREADS)
+"""Batches whose times are kept: more than those and what a pipeline prepares ahead."""
+
+
+class BatchTimes:
+    """When the latest batches were ready, in seconds since the epoch."""
+
+    def __init__(self) -> None:
+        import tensorflow as tf
+
+        with tf.device("/CPU:0"), tf.init_scope():
+            self._ready = tf.Variable(tf.zeros([KEPT], tf.float64), trainable=False, name="batch_ready")
+
+    def note(self, step: Any) -> Any:
+        """Returns the operation that notes that a batch is ready.
+
+        Args:
+            step: its number, a scalar tensor.
+        """
+        import tensorflow as tf
+
+        return self._ready.scatter_nd_update([[step % KEPT]], tf.timestamp()[None])
+
+    def read(self) -> Any:
+        """Returns the times, `(KEPT,) float64`; that of a batch is at its number modulo `KEPT`."""
+        return self._ready.numpy()
+
+
+@cache
+def batch_times() -> BatchTimes:
+    """Returns the times of this process: its traced functions hold them."""
+    return BatchTimes()
+
+
+class Waiting:
+    """The share of the latest steps that waited for their batch.
+
+    Args:
+        times: when batches were ready.
+        every: steps that Keras runs between two calls of `step_done`; only the first of them is measured.
+    """
+
+    def __init__(self, times: BatchTimes, every: int = 1) -> None:
+        self._times = times
+        self._every = every
+        self._ended: deque[tuple[int, float]] = deque(maxlen=MEASURED)
+
+    def step_done(self, step: int) -> None:
+        """Notes that a step ended, which is when its successor asks for a batch.
+
+        Args:
+            step: the number of steps done: that of the next batch.
+        """
+        self._ended.append((step, time.time()))
+
+    def share(self) -> float | None:
+        """Returns the share of time since the last call, or of the latest steps; None if unknown."""
+        ended = list(self._ended)
+        while len(self._ended) > 1:
+            self._ended.popleft()
+        if len(ended) < 2:
+            return None
+        ready, waited = self._times.read(), 0.0
+        for (step, asked), (_, until) in itertools.pairwise(ended):
+            waited += max(0.0, min(ready[step % KEPT], until) - asked)
+        return float(min(1.0, self._every * waited / max(ended[-1][1] - ended[0][1], 1e-9)))
