@@ -44,6 +44,8 @@ def _shown(value: Any) -> str:
     """Returns a default as help prints it: a float or a switch that does nothing is off."""
     if value is False or (isinstance(value, float) and value == 0):
         return "off"
+    if value is True:
+        return "on"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

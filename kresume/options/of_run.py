@@ -40,7 +40,7 @@ class RunOptions(Options):
         may_differ=True,
     )
     tensorboard: bool | None = option_of(
-        "Write curves and sample pictures for TensorBoard into the run: tensorboard --logdir runs. Default on.",
+        "Write curves and sample pictures for TensorBoard into the run: tensorboard --logdir runs. Default {default}.",
         OUTPUT,
         inherited=True,
         may_differ=True,

@@ -82,7 +82,9 @@ def _values(moment: Moment) -> dict[str, float]:
 
 
 def samples_of(manifest: Manifest, reader: PictureReader, run: Run) -> Samples:
-    """Returns training pictures of each origin as they were decoded; those that cannot be read are left out.
+    """Returns training pictures of each origin, as they were decoded.
+
+    Pictures that cannot be read are left out.
 
     Args:
         manifest: the images.

@@ -132,7 +132,10 @@ class RunWriter:
             self._try(sink, partial(sink.close, status))
 
     def _try(self, sink: Sink, work: Callable[[], None]) -> None:
-        """Runs work of a sink; what goes wrong in one that no snapshot counts is recorded once, and training goes on."""
+        """Runs work of a sink.
+
+        What goes wrong in a sink that no snapshot counts is recorded once, and training goes on.
+        """
         try:
             work()
         except Exception as error:  # of any library that a sink uses
