@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from kresume.reports.lineage import Lineage, lineage
     from kresume.runs import Run, open_run
     from kresume.training.finish import TrainResult
-    from kresume.training.plan.decide import plan
     from kresume.training.plan.plan import Plan
+    from kresume.training.preview import plan
     from kresume.training.resume import resume
     from kresume.values.state import TrainState
 
@@ -53,7 +53,7 @@ _MODULES = {
     "image_dataset": "kresume.drop_in.image_dataset",
     "lineage": "kresume.reports.lineage",
     "open_run": "kresume.runs",
-    "plan": "kresume.training.plan.decide",
+    "plan": "kresume.training.preview",
     "read_checkpoint": "kresume.checkpoints.read",
     "recompute_statistics": "kresume.models.statistics",
     "resumable": "kresume.drop_in.stream",

@@ -137,6 +137,13 @@ def assign(variables: Sequence[Any], arrays: Sequence[np.ndarray]) -> None:
         variable.assign(np.array(array, copy=True))
 
 
+def put_back(model: Any, arrays: Mapping[str, Sequence[np.ndarray]]) -> None:
+    """Assigns to a model what `read_state` read from it."""
+    for group, variables in variables_of(model).items():
+        if group in arrays:
+            assign(variables, arrays[group])
+
+
 def renew_constants(model: Any) -> None:
     """Recomputes what layers derive from their variables. Call after assigning a model's variables.
 

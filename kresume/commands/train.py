@@ -42,6 +42,6 @@ def plan(file: str | None, sets: Sequence[str], as_json: bool, **flags: Any) -> 
     """
     from kresume.options.resolve import resolve
     from kresume.reporter import Reporter
-    from kresume.training.plan.decide import make_plan
+    from kresume.training.preview import make_plan
 
     print_result(make_plan(resolve(flags, file, sets), Reporter()), as_json)

@@ -12,6 +12,7 @@ The term is `weight * T^2 * KL(parent || model)` over the parent's classes, with
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -76,7 +77,7 @@ def build_teacher(
         CheckpointError: the arrays are not those of this architecture.
     """
     with live_state.random_kept():
-        model = build.from_architecture(architecture, imports, trust=trust)
+        model = build.from_architecture(copy.deepcopy(architecture), imports, trust=trust)  # Keras changes it
     shapes = [tuple(weight.shape) for weight in model.weights]
     if shapes != [arrays[str(index)].shape for index in range(len(arrays))]:
         raise CheckpointError(
@@ -117,11 +118,13 @@ def taught(model: keras.Model, teacher: SecondModel, teaching: Teaching, head: H
         return metrics(x, teacher.labels(y), y_pred, sample_weight)
 
     replaced = {"compute_loss": compute_loss, "compute_metrics": compute_metrics}
+    model.train_function = None  # one that was traced without the term does not have it
     for name, function in replaced.items():
         object.__setattr__(model, name, function)  # nothing that Keras should track
     try:
         yield teacher.feed
     finally:
+        model.train_function = None
         for name in replaced:
             object.__delattr__(model, name)
 

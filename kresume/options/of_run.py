@@ -45,6 +45,13 @@ class RunOptions(Options):
         inherited=True,
         may_differ=True,
     )
+    trial: bool | None = option_of(
+        "Measure a few steps before the first one, to say how long the run takes; the model is put back to the bit. Default "
+        "{default}.",
+        OUTPUT,
+        inherited=True,
+        may_differ=True,
+    )
     take_over: bool | None = option_of(
         "Continue a run that another machine holds, without waiting until that machine is silent.",
         OUTPUT,

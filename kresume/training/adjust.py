@@ -174,6 +174,15 @@ def freeze(model: Any, to: Adjustment, freezing: Freezing | None, statistics: St
     return held if freezing.until else {}
 
 
+def adjusted(draft: Draft, config: TrainConfig) -> tuple[Any, dict[str, np.ndarray]]:
+    """Returns the restored model with all that the plan decided, and the slots of frozen layers."""
+    live, loss, plan = draft.loaded.live, draft.loaded.loss, draft.plan
+    metrics = tuple(config.metric or ())
+    to = Adjustment(draft.optimizer, plan.rate, live.iterations, loss, plan.card, plan.amount, metrics)
+    adjust(live.model, to, restored=live.optimizer)
+    return live.model, freeze(live.model, to, draft.freezing, draft.statistics)
+
+
 def thaw(model: Any, run: Run, config: TrainConfig) -> None:
     """Lets the layers train that were frozen for the first epochs, and gives their slots back.
 

@@ -155,6 +155,7 @@ def _record(start: Start, draft: Draft) -> RunRecord:
         restored=plan.restored,
         notes=tuple(plan.notes),
         merged=_merged(draft),
+        time=plan.time,
         new_classes=draft.loaded.growth.new if draft.loaded.growth else (),
         plan=PlanWords(
             sides=plan.sides,

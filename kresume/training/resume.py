@@ -15,8 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from kresume import runs
 from kresume.backend import live_state, selection
 from kresume.errors import GateFailed
@@ -26,14 +24,14 @@ from kresume.options.settings import settings_of
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
 from kresume.spelling import as_argument, spelled
-from kresume.training.adjust import Adjustment, adjust, freeze, grow, rebuild, thaw
+from kresume.training.adjust import adjusted, grow, rebuild, thaw
 from kresume.training.create import create_run
 from kresume.training.finish import TrainResult, finish
 from kresume.training.plan.decide import decide, list_named, load_checkpoint, update_data
-from kresume.training.plan.draft import Draft
 from kresume.training.plan.images import came_since
 from kresume.training.plan.teaching import take_teacher
 from kresume.training.start import start_or_continue
+from kresume.training.trial import timed
 
 
 @spelled(as_argument)
@@ -83,8 +81,10 @@ def train(config: TrainConfig, reporter: Reporter) -> TrainResult:
         reporter.say(str(draft.plan).partition("\n")[2])
         teacher = take_teacher(draft)
         draft = grow(draft, reporter)
+        with reporter.waiting("preparing the model"):
+            model, held = adjusted(draft, start.config)
+        draft = timed(draft, model, teacher, start.config, reporter)
         with reporter.waiting(f"creating {start.path}"):
-            model, held = _adjusted(draft, start.config)
             run = create_run(start, draft, held, teacher)
         for quarantined in data.gathered.quarantine:
             reporter.say(f"quarantined: {quarantined.path}: {quarantined.reason}")
@@ -98,15 +98,6 @@ def train(config: TrainConfig, reporter: Reporter) -> TrainResult:
     with open_session(run, model, start.config, reporter, let_train, continued=start.run is not None) as session:
         session.train()
         return finish(session)
-
-
-def _adjusted(draft: Draft, config: TrainConfig) -> tuple[Any, dict[str, np.ndarray]]:
-    """Returns the restored model with all that the plan decided, and the slots of frozen layers."""
-    live, loss, plan = draft.loaded.live, draft.loaded.loss, draft.plan
-    metrics = tuple(config.metric or ())
-    to = Adjustment(draft.optimizer, plan.rate, live.iterations, loss, plan.card, plan.amount, metrics)
-    adjust(live.model, to, restored=live.optimizer)
-    return live.model, freeze(live.model, to, draft.freezing, draft.statistics)
 
 
 def _rebuilt(run: runs.Run, config: TrainConfig, reporter: Reporter) -> Any:

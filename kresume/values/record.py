@@ -17,6 +17,7 @@ from typing import Any, Literal
 from kresume.errors import RunError
 from kresume.values.amount import Amount
 from kresume.values.card import Card
+from kresume.values.estimate import Estimate
 from kresume.values.freezing import Freezing
 from kresume.values.loss import Loss
 from kresume.values.rate import RatePlan
@@ -142,6 +143,7 @@ class RunRecord:
         notes: notes of the plan for the user.
         merged: lists of what merging the images found, each cut to its first rows, with their counts: `leaks`,
             `conflicts`; empty in older runs.
+        time: how long it was expected to take; None if that was not tried.
         failed: descriptions of the gates that the result failed.
         result: None until the run is finished.
         best: the best epoch of a finished run, None if no monitor chose one.
@@ -181,6 +183,7 @@ class RunRecord:
     restored: str = ""
     notes: Sequence[str] = ()
     merged: Mapping[str, Any] = field(default_factory=dict)
+    time: Estimate | None = None
     failed: Sequence[str] = ()
     result: Result | None = None
     best: Best | None = None
@@ -204,6 +207,7 @@ class RunRecord:
             "teaching": None if self.teaching is None else self.teaching.as_dict(),
             "notes": list(self.notes),
             "merged": dict(self.merged),
+            "time": None if self.time is None else self.time.as_dict(),
             "failed": list(self.failed),
             "plan": vars(self.plan),
             "result": None if self.result is None else vars(self.result),
@@ -283,6 +287,7 @@ def _fields(value: Mapping[str, Any]) -> dict[str, Any]:
         "restored": str(value.get("restored", "")),
         "notes": tuple(value.get("notes", ())),
         "merged": dict(value.get("merged", {})),
+        "time": Estimate.from_dict(value["time"]) if value.get("time") else None,
         "failed": tuple(value.get("failed", ())),
         "result": Result(**result) if result else None,
         "best": Best(**best) if best else None,

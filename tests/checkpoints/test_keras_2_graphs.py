@@ -241,7 +241,7 @@ def test_training_goes_on_from_it(tmp_path, pictures, monkeypatch, name, argumen
     options |= {"add": [str(pictures / "new")], "lr": 1e-3, "epochs": 1, "out": str(tmp_path / "run"), **arguments}
     from kresume.options.resolve import from_arguments
     from kresume.reporter import Reporter
-    from kresume.training.plan.decide import make_plan
+    from kresume.training.preview import make_plan
 
     plan = make_plan(from_arguments(str(GOLDEN / name), {**options, "out": None}), Reporter(quiet=True))
     assert words in plan.restored

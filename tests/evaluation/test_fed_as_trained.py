@@ -15,7 +15,7 @@ from kresume.evaluation.evaluate import evaluate
 from kresume.images import conventions
 from kresume.models.pixels import read_convention
 from kresume.options.resolve import from_arguments
-from kresume.training.plan.decide import make_plan
+from kresume.training.preview import make_plan
 from tests.helpers.runs import run_training
 
 SIDE = 8

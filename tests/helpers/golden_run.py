@@ -16,7 +16,7 @@ EXTENSION = {"lr": 5e-4, "epochs": 2, "replay": 0.5, "balance": "class", "bn_sta
 FREE = {"created", "finished", "command", "fingerprint", "kresume"}
 """Fields of `run.json` that hold the time, the machine and the version."""
 LATER_FIELDS = (
-    "statistics", "balance", "new_classes", "failed", "freezing", "teaching", "restored", "notes", "merged",
+    "statistics", "balance", "new_classes", "failed", "freezing", "teaching", "time", "restored", "notes", "merged",
 )  # fmt: skip
 """Fields of `run.json` that came after 0.1.0."""
 LATER = ("bn_stats",)

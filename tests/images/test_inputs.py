@@ -12,7 +12,7 @@ from kresume.evaluation.evaluate import evaluate
 from kresume.images import inputs
 from kresume.models.load import Subject, load
 from kresume.options.resolve import from_arguments
-from kresume.training.plan.decide import make_plan
+from kresume.training.preview import make_plan
 from kresume.values.card import Card
 from kresume.values.input_layout import RGB, InputLayout, read_layout
 from tests.helpers.runs import kill_at_every_snapshot

@@ -29,7 +29,7 @@ from kresume.options.resolve import from_arguments
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
 from kresume.training.adjust import rebuild
-from kresume.training.plan.decide import make_plan
+from kresume.training.preview import make_plan
 from kresume.values.loss import Loss
 from tests.helpers.pictures import CLASSES, photo
 from tests.helpers.runs import kill_at_every_snapshot, run_training

@@ -20,7 +20,7 @@ from kresume.models import build, own_code, restore
 from kresume.models.own_code import innermost
 from kresume.models.shapes import input_shape_of, output_shape_of
 from kresume.options.resolve import from_arguments
-from kresume.training.plan.decide import make_plan
+from kresume.training.preview import make_plan
 from tests.helpers.pictures import CLASSES
 from tests.helpers.runs import run_training
 

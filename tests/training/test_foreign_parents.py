@@ -18,8 +18,8 @@ from kresume.exports.export import export
 from kresume.models import build, precision, restore, slot_forms, slots
 from kresume.options.resolve import from_arguments
 from kresume.options.table import TrainConfig
-from kresume.training.plan.decide import make_plan
 from kresume.training.plan.parent import Parent, restore_parent
+from kresume.training.preview import make_plan
 from tests.helpers.pictures import CLASSES
 from tests.helpers.runs import TINY, assert_same_bytes, result_arrays, run_training
 

@@ -227,7 +227,7 @@ def test_the_command_line_accepts_both_forms(monkeypatch):
     from kresume import cli
 
     seen = []
-    monkeypatch.setattr("kresume.training.plan.decide.make_plan", lambda config, reporter: seen.append(config) or 1 / 0)
+    monkeypatch.setattr("kresume.training.preview.make_plan", lambda config, reporter: seen.append(config) or 1 / 0)
     for words in (["--grow", "--add", "x"], ["--add", "x", "--grow"], ["--grow=rose,tulip", "--add", "x"]):
         CliRunner().invoke(cli.cli, ["plan", "--from", "y", *words])
     assert [config.grow for config in seen] == [True, True, ("rose", "tulip")]

@@ -148,7 +148,7 @@ def test_weights_alone_keep_their_float_and_have_lost_their_schedule(written):
 def test_a_schedule_that_the_file_does_not_hold_asks_for_a_rate(written, pictures, quiet):
     """If the file does not hold its schedule, the command is refused until `--lr` gives the rate."""
     from kresume.options.resolve import from_arguments
-    from kresume.training.plan.decide import make_plan
+    from kresume.training.preview import make_plan
 
     arguments = {
         "data": [str(pictures / "old")],
@@ -166,7 +166,7 @@ def test_a_schedule_that_the_file_does_not_hold_asks_for_a_rate(written, picture
 def test_the_schedule_of_a_compiled_model_goes_on(written, pictures, quiet, tmp_path):
     """A schedule that the function compiles continues at its step with `keep`, though the file lacks it."""
     from kresume.options.resolve import from_arguments
-    from kresume.training.plan.decide import make_plan
+    from kresume.training.preview import make_plan
 
     (tmp_path / "mymodel.py").write_text(
         "import keras\n\ndef build():\n"

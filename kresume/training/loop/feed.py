@@ -1,6 +1,6 @@
 """Makes the datasets that feed a run: its caches, readers and augmentation.
 
-feed = Feed(run.record, settings, limit_bytes, reporter, on_broken)
+feed = Feed(record.card, record.loss, record.seed, settings, limit_bytes, reporter, on_broken)
 feed.open(manifest)                       # fills the cache with images that another machine has decoded
 dataset = feed.dataset(manifest, order, step=412)
 """
@@ -23,40 +23,48 @@ from kresume.images.waiting import batch_times
 from kresume.options.settings import Settings
 from kresume.reporter import Reporter
 from kresume.tasks.table import to_targets
-from kresume.values.record import RunRecord
+from kresume.values.card import Card
+from kresume.values.loss import Loss
 
 
 class Feed:
     """The pictures of a run while one process trains it.
 
     Args:
-        record: what was decided: card, loss, seed.
+        card: the model card.
+        loss: the loss that trains.
+        seed: of order and augmentation.
         settings: augmentation and cache.
         limit_bytes: `--cache-limit` if it was given.
         reporter: shown what is decoded.
         on_broken: called with (manifest, row, reason) from the threads that read, for a file that can no longer be read.
+        writes: False writes nothing to the caches.
     """
 
     def __init__(
         self,
-        record: RunRecord,
+        card: Card,
+        loss: Loss,
+        seed: int,
         settings: Settings,
         limit_bytes: int | None,
         reporter: Reporter,
         on_broken: Callable[[Manifest, int, str], None],
+        *,
+        writes: bool = True,
     ) -> None:
-        self._record = record
+        self._card = card
+        self._seed = seed
         self._reporter = reporter
         self._on_broken = on_broken
-        card = record.card
         self._specs = [card.spec, other_spec(card.spec)] if settings.vary_interpolation else [card.spec]
-        self._caches = [open_cache(spec, settings.cache, limit_bytes) for spec in self._specs]
+        self._caches = [open_cache(spec, settings.cache, limit_bytes, writes=writes) for spec in self._specs]
         self._readers: list[PictureReader] = []
         self._augment = augment.augmenter(
-            settings.augment, record.seed, settings.mixup, settings.cutmix, settings.rand_augment, settings.erase
+            settings.augment, seed, settings.mixup, settings.cutmix, settings.rand_augment, settings.erase
         )
         self._to_model = inputs.to_input(card.pixels, card.input)
-        self._to_targets = to_targets(record.loss, len(card.classes))
+        self._to_targets = to_targets(loss, len(card.classes))
 
     @property
     def cache(self) -> Cache | None:
@@ -83,7 +91,7 @@ class Feed:
             order: deals their training rows.
             step: the first batch.
         """
-        record, rows = self._record, manifest.train_rows()
+        rows = manifest.train_rows()
         # TensorFlow keeps earlier datasets and what they read with; weak references let their readers be freed.
         self._readers = [
             PictureReader(manifest, spec, cache) for spec, cache in zip(self._specs, self._caches, strict=True)
@@ -95,12 +103,12 @@ class Feed:
             manifest.labels[rows],
             order,
             start_step=step,
-            image_size=record.card.image_size,
+            image_size=self._card.image_size,
             pixels=self._to_model,
-            input_shape=record.card.input_shape,
+            input_shape=self._card.input_shape,
             augment=self._augment,
             targets=self._to_targets,
             on_broken=lambda row, reason: self._on_broken(reader.manifest, row, reason),
-            varied=Varied(others[0], record.seed) if others else None,
+            varied=Varied(others[0], self._seed) if others else None,
             times=batch_times(),
         )

@@ -248,6 +248,8 @@ def _rate_once_per_step(optimizer: Any) -> None:
     of an update.
     """
     inner = live_state.inner(optimizer)
+    if "apply" in vars(inner):
+        return
     apply, current = inner.apply, inner._get_current_learning_rate
 
     def apply_once(*arguments: Any, **options: Any) -> Any:

@@ -44,7 +44,7 @@ from kresume.training.loop.recording import Moments, samples_of, sinks_of
 from kresume.training.loop.scored import Scored, make_scorer
 from kresume.training.loop.scoring import score_step
 from kresume.training.loop.stop import StopRequest
-from kresume.training.loop.teaching import parent_teaches
+from kresume.training.loop.teaching import parent_teaches, read_teacher
 from kresume.training.loop.thawing import Thawing
 from kresume.training.loop.watchers import monitor_of, watchers
 from kresume.training.loop.writer import RunWriter
@@ -160,7 +160,8 @@ class Session:
         """
         if self.progress.done:
             return
-        feed = Feed(self.run.record, self.settings, cache_limit(self.config), self.reporter, self._replaced)
+        record, limit = self.run.record, cache_limit(self.config)
+        feed = Feed(self.card, record.loss, record.seed, self.settings, limit, self.reporter, self._replaced)
         feed.open(self.passes.manifest)
         self._feed = feed
         self.changes.open(feed.cache)
@@ -177,7 +178,7 @@ class Session:
             return prepared(feed.dataset(self.passes.manifest, self.passes.order, step))
 
         others = watchers(self.config, self.run.record.rate, self.reporter.say)
-        teaching = parent_teaches(self.run, self.model, self.loss, self.config)
+        teaching = parent_teaches(self.model, record.teaching, read_teacher(self.run), self.loss.head, self.config)
         with teaching as prepared, self._make_narrator(keeper) as narrator:
             fit(
                 self.model,

@@ -1,6 +1,6 @@
 """Lets the parent teach a run while it trains.
 
-with parent_teaches(run, model, loss, config) as prepared:
+with parent_teaches(model, run.record.teaching, read_teacher(run), loss.head, config) as prepared:
     model.fit(prepared(dataset))
 """
 
@@ -14,43 +14,53 @@ from kresume import runs
 from kresume.backend.second_model import SecondModel
 from kresume.errors import RunError
 from kresume.models.distill import build_teacher, taught
-from kresume.models.losses import LossChoice
 from kresume.options.given import code_of, given
 from kresume.options.table import TrainConfig
 from kresume.storage import atomic
+from kresume.tasks.task import Head
+from kresume.training.plan.teaching import Teacher
+from kresume.values.teaching import Teaching
 
 
-@contextmanager
-def parent_teaches(run: runs.Run, model: Any, loss: LossChoice, config: TrainConfig) -> Iterator[Callable[[Any], Any]]:
-    """Adds the distance to the parent's answers to the loss during a block, for `--distill`.
-
-    Args:
-        run: holds its teacher.
-        model: compiled and built.
-        loss: how it answers.
-        config: its options.
-
-    Yields:
-        A function that prepares the run's dataset for `fit`.
+def read_teacher(run: runs.Run) -> Teacher | None:
+    """Reads the teacher of an unfinished run; None if it has none.
 
     Raises:
-        RunError: a file of the teacher is damaged or gone.
+        RunError: a file is damaged or gone.
     """
-    teaching = run.record.teaching
-    if teaching is None:
-        yield lambda dataset: dataset
-        return
+    if run.record.teaching is None:
+        return None
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
     file = run.path / runs.TEACHER
     try:
-        arrays = load(file.read_bytes())
-        architecture = atomic.read_json(run.path / runs.TEACHER_ARCHITECTURE)
+        return Teacher(atomic.read_json(run.path / runs.TEACHER_ARCHITECTURE), load(file.read_bytes()))
     except (OSError, ValueError, SafetensorError) as error:
         raise RunError(f"{file} is damaged or gone ({error}): restore it from a copy of the run") from error
-    teacher = build_teacher(architecture, arrays, code_of(given(config)), bool(config.trust))
-    with taught(model, SecondModel(teacher), teaching, loss.head) as prepared:
+
+
+@contextmanager
+def parent_teaches(
+    model: Any, teaching: Teaching | None, teacher: Teacher | None, head: Head, config: TrainConfig
+) -> Iterator[Callable[[Any], Any]]:
+    """Adds the distance to the parent's answers to the loss during a block, for `--distill`.
+
+    Args:
+        model: compiled and built.
+        teaching: what is compared; None if the parent does not teach.
+        teacher: the parent as it predicts.
+        head: how the model answers.
+        config: the run's options.
+
+    Yields:
+        A function that prepares the run's dataset for `fit`.
+    """
+    if teaching is None or teacher is None:
+        yield lambda dataset: dataset
+        return
+    built = build_teacher(teacher.architecture, teacher.arrays, code_of(given(config)), bool(config.trust))
+    with taught(model, SecondModel(built), teaching, head) as prepared:
         yield prepared
 
 

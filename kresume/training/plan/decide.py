@@ -10,7 +10,6 @@ Nothing is written but decoded pictures in the cache, and with `writes=False` no
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -22,12 +21,10 @@ from kresume.evaluation.caches import open_cache
 from kresume.images.collect import Sources
 from kresume.images.mixing import make_order
 from kresume.images.reader import PictureReader
-from kresume.options.resolve import cache_limit, from_arguments, image_size
+from kresume.options.resolve import cache_limit, image_size
 from kresume.options.settings import DEFAULTS, NEW_CLASSES_BALANCE, settings_of
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
-from kresume.runs import Run
-from kresume.spelling import as_argument, spelled
 from kresume.training.plan.amount import decide_amount
 from kresume.training.plan.before import score_parent
 from kresume.training.plan.describe import describe
@@ -54,50 +51,17 @@ from kresume.training.plan.parent import (
     wanted_optimizer,
 )
 from kresume.training.plan.pixels import decode_spec
-from kresume.training.plan.plan import Plan
 from kresume.training.plan.rate import decide_rate, goes_on, look_ahead
 from kresume.training.plan.sources import check_sources
 from kresume.training.plan.teaching import check_asked, decide_teaching, describe_teaching
 from kresume.training.plan.torch_mapping import check_filled_in
 from kresume.training.snapshot_policy import Cadence
-from kresume.training.start import Start, start_or_continue
+from kresume.training.start import Start
 from kresume.values.amount import Amount
 from kresume.values.card import Card
 from kresume.values.freezing import Freezing
 
 SHIFT_POINTS = 0.05
-
-
-@spelled(as_argument)
-def plan(checkpoint: str | os.PathLike[str] | None = None, /, **arguments: Any) -> Plan:
-    """Returns the plan of `kresume.resume` with the same arguments; writes nothing.
-
-    Args:
-        checkpoint: same as in `kresume.resume`.
-        **arguments: same as in `kresume.resume`.
-
-    Raises:
-        KresumeError: `resume` would raise the same error.
-    """
-    quiet = bool(arguments.pop("quiet", False))
-    return make_plan(from_arguments(checkpoint, arguments), Reporter(quiet=quiet))
-
-
-def make_plan(config: TrainConfig, reporter: Reporter) -> Plan:
-    """Decides everything that `train` would decide with the same options; writes nothing.
-
-    Raises:
-        KresumeError: `train` would raise the same error.
-    """
-    start = start_or_continue(config)
-    if start.run is not None:
-        return _plan_of_continuation(start.run)
-    sources = list_named(start, reporter, writes=False)
-    loaded = load_checkpoint(start, sources, reporter)
-    data = update_data(start, loaded, sources, reporter, writes=False)
-    for quarantined in data.gathered.quarantine:
-        reporter.say(f"would be quarantined: {quarantined.path}: {quarantined.reason}")
-    return decide(start, loaded, data, reporter).plan
 
 
 def list_named(start: Start, reporter: Reporter, *, writes: bool) -> Sources:
@@ -322,31 +286,3 @@ def _amount(
 def _per_execution(compiled: Mapping[str, Any] | None) -> int:
     """Returns the `steps_per_execution` with which the user's function compiled the model."""
     return int((compiled or {}).get("steps_per_execution") or DEFAULTS.steps_per_execution)
-
-
-def _plan_of_continuation(run: Run) -> Plan:
-    """Returns the plan that an interrupted run has recorded."""
-    from kresume.checkpoints import snapshot
-
-    state, _ = snapshot.newest_snapshot(run.snapshots)
-    record = run.record
-    pinned = record.plan
-    return Plan(
-        action="continue",
-        out=str(run.path),
-        parent=f"its own snapshot at step {state.step or 0:,}",
-        restored="",
-        images=record.images,
-        sides=pinned.sides,
-        card=record.card,
-        pixels_reason=pinned.pixels_reason,
-        interpolation_reason=pinned.interpolation_reason,
-        classes_reason=pinned.classes_reason,
-        rate=record.rate,
-        amount=record.amount,
-        loss=pinned.loss,
-        optimizer=pinned.optimizer,
-        before=record.before,
-        options=pinned.options,
-        notes=(f"{state.step or 0:,} of the {record.amount.steps:,} steps are done",),
-    )

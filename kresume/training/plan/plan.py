@@ -15,6 +15,7 @@ from kresume.images.mixing import Shares
 from kresume.spelling import option
 from kresume.values.amount import Amount
 from kresume.values.card import Card
+from kresume.values.estimate import Estimate
 from kresume.values.rate import RatePlan
 
 MOST_CLASSES = 12
@@ -49,6 +50,7 @@ class Plan:
         per_class: images of each class by origin and by use: old, new, train, validation.
         disk: the space that snapshots and decoded images need, in words.
         frozen: which layers do not train, in words; empty if no option says so.
+        time: how long it takes; None if it was not tried.
         distilled: how the parent teaches the run, in words; empty if it does not.
         noise: how small a difference the validation images can show.
     """
@@ -76,6 +78,7 @@ class Plan:
     noise: str = ""
     frozen: str = ""
     distilled: str = ""
+    time: Estimate | None = None
     disk: str = ""
     per_class: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
@@ -89,6 +92,7 @@ class Plan:
             "amount": self.amount.as_dict(),
             "options": dict(self.options),
             "notes": list(self.notes),
+            "time": self.time.as_dict() if self.time else None,
             "per_class": {name: dict(counts) for name, counts in self.per_class.items()},
             "shares": self.shares.as_dict() if self.shares else {},
         }
@@ -131,6 +135,7 @@ class Plan:
                 f"{epochs} = {steps} of {amount.batch_size} ({per_epoch:.1f} an epoch; {amount.reason}); "
                 f"{self.optimizer}, {self.loss}",
             ),
+            ("time", str(self.time or "")),
             ("disk", self.disk),
             ("epoch", f"{self.shares or ''}{balanced}"),
             ("options", " ".join(_shown(name, value) for name, value in self.options.items())),
