@@ -35,10 +35,8 @@ def describe(
     lines += _classes(scores["classes"])
     mistakes = [each for each in confused if each["label"] != each["answer"]]
     if mistakes:
-        pairs = [
-            f"{each['label']} taken for {each['answer'] or 'another class'} {each['images']:,}x" for each in mistakes
-        ]
-        lines.append(f"most confused: {'; '.join(pairs[:FEW])}{_more(len(pairs), 'pairs')}")
+        pairs = [f"{each['label']} as {each['answer'] or 'another class'} {each['images']:,}x" for each in mistakes]
+        lines.append(f"most confused: {', '.join(pairs[:FEW])}{_more(len(pairs), 'pairs')}")
     return lines
 
 
@@ -140,7 +138,10 @@ def _moved(how: str, classes: Sequence[tuple[str, Verdict]]) -> list[str]:
     noise = [each for each in ordered if each[1].p >= SIGNIFICANT]
     lines = []
     if sure:
-        told = [f"{name} {verdict.facts} of {verdict.images:,} images" for name, verdict in sure[:FEW]]
+        told = [
+            f"{name} {describe_points(verdict.difference)} of {verdict.images:,} ({describe_p(verdict.p)})"
+            for name, verdict in sure[:FEW]
+        ]
         lines.append(f"classes that {how}: {'; '.join(told)}{_more(len(sure), 'classes')}")
     if noise:
         told = [f"{name} {describe_points(verdict.difference)} of {verdict.images:,}" for name, verdict in noise[:FEW]]

@@ -25,8 +25,11 @@ def check_gates(gates: Gates, against: str | None) -> None:
     """Checks that there is a model to compare with, if a gate compares.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none, or a number of points is below 0.
     """
+    for flag, points in (("max-forgetting", gates.max_forgetting), ("max-class-drop", gates.max_class_drop)):
+        if points is not None and not points >= 0:
+            raise UsageError(f"{option(flag, points)}: give a number of at least 0")
     if gates.compares and against is None:
         flag = "max-forgetting" if gates.max_forgetting is not None else "max-class-drop"
         raise UsageError(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +15,7 @@ from kresume import runs
 from kresume.checkpoints import snapshot
 from kresume.errors import CheckpointError, GateFailed, ImagesError
 from kresume.evaluation import answers
+from kresume.evaluation.verdict import Pair, Verdict, in_words, judge_origins
 from kresume.images.scans import manifest_of
 from kresume.storage import atomic
 from kresume.training.plan.plan import describe_scores
@@ -40,6 +41,7 @@ class TrainResult:
         parent: the path of the run that stays the accepted one, if a gate failed; may be empty.
         feed: the line of plain Keras code that feeds the result as it was trained.
         report: the path of the page about the run; empty if it could not be written.
+        verdicts: how the result compares with the parent on new, old and all images; empty if that is unknown.
     """
 
     run: str
@@ -53,6 +55,7 @@ class TrainResult:
     parent: str = ""
     feed: str = ""
     report: str = ""
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:
@@ -61,7 +64,13 @@ class TrainResult:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the JSON form."""
-        return {**vars(self), "failures": list(self.failures), "failed": list(self.failed), "exit_code": self.exit_code}
+        return {
+            **vars(self),
+            "failures": list(self.failures),
+            "failed": list(self.failed),
+            "verdicts": {name: verdict.as_dict() for name, verdict in self.verdicts.items()},
+            "exit_code": self.exit_code,
+        }
 
     def __str__(self) -> str:
         epochs = f"{self.epochs} epoch{'' if self.epochs == 1 else 's'}"
@@ -69,6 +78,8 @@ class TrainResult:
         if self.before:
             lines.append(f"before: {describe_scores(self.before)}")
         lines.append(f"after:  {describe_scores(self.after)}")
+        if self.verdicts:
+            lines.append(f"change: {in_words(self.verdicts)}")
         lines.append(f"model:  {Path(self.run) / 'model.keras'}")
         if self.feed:
             lines.append(f"feed:   {self.feed}")
@@ -91,7 +102,7 @@ def finish(session: Session) -> TrainResult:
     from kresume.models.plain_keras import feeding_line, takes_rows
 
     with session.reporter.waiting(f"writing the result of {session.run.path}"):
-        run, result = _write_result(session)
+        run, result, pair = _write_result(session)
         session.writer.close(run.status)
     with session.reporter.waiting(f"writing {session.run.path / 'report.html'}"):
         report = _write_report(session)
@@ -107,6 +118,7 @@ def finish(session: Session) -> TrainResult:
         parent=_parent_of(run) if run.record.failed else "",
         feed=feeding_line(run.record.card, rows=takes_rows(session.model), short=True),
         report=report,
+        verdicts=judge_origins(pair.before, pair.after, pair.generation) if pair is not None else {},
     )
 
 
@@ -125,8 +137,12 @@ def _write_report(session: Session) -> str:
         return ""
 
 
-def _write_result(session: Session) -> tuple[runs.Run, Result]:
-    """Writes the result: `model.keras`, `evaluation.json`, the status. Keeps only the result's snapshot."""
+def _write_result(session: Session) -> tuple[runs.Run, Result, Pair | None]:
+    """Writes the result: `model.keras`, `evaluation.json`, the status. Keeps only the result's snapshot.
+
+    Returns:
+        The run, its result, and the answers of its parent and its result; None if one of them is unknown.
+    """
     from kresume.models.averages import averaged
     from kresume.models.save import save_model
     from kresume.models.statistics import used
@@ -141,7 +157,8 @@ def _write_result(session: Session) -> tuple[runs.Run, Result]:
     step = int(best["step"]) if best is not None else session.progress.step
     scores = next(line for line in reversed(lines) if line["step"] == step)
     scores = {name: scores[name] for name in ("all", "old", "new", "classes")}
-    failed = session.gates.failures(scores, before)
+    pair = _write_answers(session, step)
+    failed = session.gates.failures(scores, before, pair)
     record = session.run.record
     lineage = {
         "run": session.run.path.name,
@@ -164,7 +181,6 @@ def _write_result(session: Session) -> tuple[runs.Run, Result]:
         )
     session.lock.check()
     atomic.write_json(session.run.path / "evaluation.json", {"before": record.before, "after": scores, "step": step})
-    _write_answers(session, step)
     which: Literal["best", "last"] = "best" if best is not None else "last"
     result = Result(step, which, scores)
     session.run = session.run.update(
@@ -178,23 +194,29 @@ def _write_result(session: Session) -> tuple[runs.Run, Result]:
     session.run.event("finished", step=step, which=which)
     snapshot.prune_snapshots(session.run.snapshots, 0, {step})
     forget_teacher(session.run)
-    return session.run, result
+    return session.run, result, pair
 
 
-def _write_answers(session: Session, step: int) -> None:
-    """Writes the result's answers to the validation images, if there are any."""
+def _write_answers(session: Session, step: int) -> Pair | None:
+    """Writes the result's answers to the validation images, if there are any.
+
+    Returns:
+        The answers of the parent and of the result; None if one of them is unknown.
+    """
     from kresume.training.loop.scored import answers_of
 
     if not len(session.manifest.val_rows()):
-        return
+        return None
     path = session.run.answers("after")
     try:
         found = answers_of(session, step)
+        before = answers.read(session.run.answers("before"))
     except ImagesError as error:  # the drive of the images is gone; the model and its scores are not
         session.writer.record_failure(str(path), str(error))
-        return
+        return None
     session.lock.check()
     answers.write(path, found)
+    return None if before is None else Pair(before, found, session.run.generation)
 
 
 def _only_for_gates(session: Session) -> bool:

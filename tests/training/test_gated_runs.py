@@ -10,7 +10,9 @@ import pytest
 import kresume
 from kresume import cli, runs
 from kresume.errors import GateFailed, ImagesError, UsageError
+from kresume.evaluation import answers
 from kresume.evaluation.live import LiveScorer
+from kresume.evaluation.verdict import describe_p, in_words, judge_origins
 from kresume.images.manifest import Manifest
 from tests.helpers.pictures import write_pictures
 from tests.helpers.runs import (
@@ -274,3 +276,21 @@ def test_gates_of_the_parent_hold_for_its_child(place):
     write_pictures(Path("more"), 3, 3000)
     run_training("2", add=["more"], out="3", epochs=1)
     assert runs.open_run("3").record.options["require"] == ["all.accuracy>=0"]
+
+
+@pytest.mark.one_backend(trains=True)
+def test_the_last_block_says_what_is_better_and_what_is_noise(place, capsys, monkeypatch):
+    """The change on new and old images is judged image by image, as are the gates; a first training has no change."""
+    words = ["train", "--from", "runs/1-shapes", "--add", "new", "--epochs", "1", "--batch-size", "5", "--lr", "0.5"]
+    assert main([*words, "--out", "2"]) == 0
+    said = capsys.readouterr().out
+    before, after = (answers.read(runs.open_run("2").answers(which)) for which in ("before", "after"))
+    verdicts = judge_origins(before, after, generation=1)
+    assert f"\nchange: {in_words(verdicts)}\n" in said
+    with monkeypatch.context() as patch:
+        patch.setattr("kresume.evaluation.gates.falls", lambda *_: True)
+        assert main([*words, "--out", "3", "--max-forgetting", "1", "--json"]) == 3
+    told = json.loads(capsys.readouterr().out)
+    assert told["verdicts"]["new"]["images"] == verdicts["new"].images
+    assert f"{describe_p(verdicts['old'].p)}" in told["failed"][0]
+    assert "change:" not in str(run_training(data=["old"], out="4", **TINY))
