@@ -3,7 +3,8 @@
     python scripts/bench/outcome.py classes ../shared/data/signdigits [--seeds 3]
 
 `small`: a finished parent, 75 % more pictures of the same classes. `large`: five times as many more. `camera`: the parent
-saw one camera, most new pictures are of another. `classes`: three new classes. `digits`: 1,297 digits of other people added
+saw one camera, most new pictures are of another. `classes`: three new classes. `gone`: the same, but
+the old pictures are gone. `digits`: 1,297 digits of other people added
 to 500. Takes about half an hour each on 2 cores; see `stories.py`.
 
 `interrupted` (about 10 minutes): a small network with batch normalisation and Adam at a
@@ -120,7 +121,9 @@ def extended(story: str, data: Path, seeds: int) -> None:
             os.environ["KRESUME_CACHE"] = str(folder / "cache")
             stories.share_out(story, data, folder)
             day = "" if story == "digits" else str(data / "eval")
-            (folder / "plan.json").write_text(json.dumps({"folder": name, "seed": seed, "another day": day}))
+            (folder / "plan.json").write_text(
+                json.dumps({"story": story, "folder": name, "seed": seed, "another day": day})
+            )
             command = [sys.executable, "-W", "ignore", str(Path(stories.__file__)), str(folder / "plan.json")]
             for line in pairs.run(command, {"TF_CPP_MIN_LOG_LEVEL": "3"})[1].splitlines():
                 row = json.loads(line)
@@ -139,7 +142,7 @@ def extended(story: str, data: Path, seeds: int) -> None:
 def main() -> None:
     """Prints the table of a story."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("story", choices=["interrupted", "small", "large", "camera", "classes", "digits"])
+    parser.add_argument("story", choices=["interrupted", "small", "large", "camera", "classes", "gone", "digits"])
     parser.add_argument("data", type=Path, help="a folder with `old/`, `new/` and `eval/`, each with class folders")
     parser.add_argument("--seeds", type=int, default=3)
     asked = parser.parse_args()

@@ -28,8 +28,19 @@ RECIPES: dict[str, dict[str, Any]] = {
     "1:1 by origin, 1x": {"lr_scale": 1.0, "mix": "1:1"},
     "stays at the decayed rate": {"lr_scale": 0.02, "lr_schedule": "constant"},
 }
-GROWN = {"default without balance": {"balance": "none"}, "random rows": {"new_rows": "random"}}
+GROWN = {
+    "default without balance": {"balance": "none"},
+    "random rows": {"new_rows": "random"},
+    "default, --distill 1": {"distill": 1.0},
+}
 """Further recipes where classes are new."""
+GONE: dict[str, dict[str, Any]] = {
+    "--new-only": {"new_only": True},
+    **{f"--distill {weight:g}": {"distill": weight} for weight in (1.0, 3.0, 10.0)},
+    "--distill 10, 0.3x": {"distill": 10.0, "lr_scale": 0.3},
+    "--new-only --freeze all but the head": {"new_only": True, "freeze": ["conv*", "*norm*", "batch*"]},
+}
+"""Recipes without the old images."""
 
 
 def pictures(story: str, data: Path) -> Iterator[tuple[str, str, Path | np.ndarray]]:
@@ -47,8 +58,8 @@ def pictures(story: str, data: Path) -> Iterator[tuple[str, str, Path | np.ndarr
         origin = row["split"]
         if story == "camera":
             origin = "old" if row["camera"].startswith("Canon") else "new"
-        elif story == "classes":
-            origin = "old" if int(row["class"]) < 7 else "new"
+        elif story in {"classes", "gone"}:
+            origin = "old" if row["class"] in sorted({each["class"] for each in rows})[:7] else "new"
         elif story == "large":
             origin = "old" if int(hashlib.sha256(row["path"].encode()).hexdigest(), 16) % 6 == 0 else "new"
         yield origin, row["class"], data / row["path"]
@@ -95,11 +106,15 @@ def main() -> None:
     }
     if not grows:
         judged("parent", 0.0, parent)
-    for name, options in (RECIPES | GROWN if grows else RECIPES).items():
+    checkpoint, recipes = str(parent.path), RECIPES | GROWN if grows else RECIPES
+    if plan["story"] == "gone":
+        checkpoint, recipes = str(folder / f"parent-{seed}.keras"), GONE
+        shutil.copy(parent.model, checkpoint)  # a bare file remembers no images
+    for name, options in recipes.items():
         for budget in BUDGETS:
             out = folder / f"run-{seed}"
             amount = {"steps": max(1, round(budget * steps)), "out": str(out), "grow": bool(grows) or None}
-            judged(name, budget, kresume.resume(str(parent.path), add=[new], **common, **amount, **options))
+            judged(name, budget, kresume.resume(checkpoint, add=[new], **common, **amount, **options))
             shutil.rmtree(out)
 
 
