@@ -26,6 +26,7 @@ from kresume.images import conventions, inputs
 from kresume.images.manifest import Manifest
 from kresume.images.reader import PictureReader, as_files
 from kresume.models.load import Subject, load
+from kresume.models.unscored import with_statistics
 from kresume.reporter import Reporter
 from kresume.runtimes.signatures import Signature, find_saved_model, labels_of, read_signatures
 from kresume.spelling import option
@@ -90,7 +91,7 @@ def predict(
         return _served(folder, subject, manifest, reporter)
     from kresume.evaluation.live import LiveScorer
 
-    loaded = load(subject, fallback_classes=manifest.classes)
+    loaded = with_statistics(load(subject, fallback_classes=manifest.classes), reporter)
     reader = PictureReader(manifest, loaded.spec, open_cache(loaded.spec, cache))
     scorer = LiveScorer(loaded.model, reader, manifest, loaded.card, loaded.loss, batch_size, loaded.generation)
     with reporter.progress(f"scoring {subject.checkpoint}", len(manifest), "images") as advance:

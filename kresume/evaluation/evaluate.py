@@ -40,6 +40,7 @@ from kresume.images.scans import remembered
 from kresume.images.sources.records import parse_features
 from kresume.models.load import Loaded, Subject, load, select_backend
 from kresume.models.own_code import is_function
+from kresume.models.unscored import with_statistics
 from kresume.options.settings import DEFAULTS
 from kresume.reporter import Reporter
 from kresume.runtimes.signatures import labels_of
@@ -123,6 +124,7 @@ def evaluate(
     given = Subject(path, model, names_of(classes), pixels, image_size, tuple(imports), map_file, trust, axes)
     with reporter.waiting(f"reading {path}"):
         loaded = _load(given, other, listed.classes) if served_folder(path) is None else None
+    loaded = with_statistics(loaded, reporter) if loaded is not None else None
     images = _collect(given, loaded, listed, cache, reporter)
     check_conditions(gates, images.manifest, images.generation, metrics)
     job = _Job(images, shown, batch_size, metrics, reporter)

@@ -33,6 +33,7 @@ from kresume.exports.target import Target, placed, prune
 from kresume.exports.tensorflow_process import write_by_tensorflow
 from kresume.images.sources.records import parse_features
 from kresume.models.load import Loaded, Subject, load, select_backend
+from kresume.models.unscored import with_statistics
 from kresume.options.settings import EXPORT_FORMAT, ON_BAD_IMAGE, TOP_K
 from kresume.reporter import Reporter
 from kresume.spelling import as_argument, option, spelled
@@ -186,6 +187,8 @@ def export(
     subject = Subject(path, model, names_of(classes), pixels, image_size, tuple(imports), map_file, trust, axes)
     with reporter.waiting(f"reading {path}"):
         loaded = load(subject, anonymous=exporter.for_training)
+    if not exporter.for_training:
+        loaded = with_statistics(loaded, reporter)
     for note in (*loaded.notes, *(_left_out(loaded) if exporter.for_training else ())):
         reporter.warn(note)
     sources = [str(data)] if isinstance(data, (str, Path)) else [str(source) for source in data]

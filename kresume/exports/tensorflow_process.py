@@ -22,6 +22,8 @@ from kresume.backend import selection
 from kresume.errors import CheckpointError, ExportError, ImagesError, KresumeError, ModelError, UsageError
 from kresume.exports.job import Job, with_tuples
 from kresume.models.load import Subject, load
+from kresume.models.unscored import with_statistics
+from kresume.reporter import Reporter
 from kresume.runtimes.process import last_words
 from kresume.spelling import as_argument, as_flag, option, spelled
 
@@ -84,6 +86,8 @@ def main(path: str) -> int:
     try:
         with spelled(as_argument if request["arguments"] else as_flag):  # errors name options as in the first process
             loaded = load(subject, fallback_classes=None, anonymous=request["anonymous"])
+            if not EXPORTERS[job.format].for_training:
+                loaded = with_statistics(loaded, Reporter(quiet=True))
             facts = EXPORTERS[job.format].write(loaded, Path(request["directory"]), job)
     except KresumeError as error:
         answer.write_text(json.dumps({"error": type(error).__name__, "message": str(error)}), encoding="utf-8")

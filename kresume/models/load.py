@@ -76,6 +76,7 @@ class Loaded:
         averages: True if the weights are averages (EMA).
         own_optimizer: the optimizer that the user's model function compiled, not restored; None if it compiled none.
         named: True if class names and pixel convention are known; else classes are numbered and pixels used unchanged.
+        statistics: which statistics of batch normalisation an unfinished run predicts with, in words; may be empty.
     """
 
     subject: Subject
@@ -87,6 +88,7 @@ class Loaded:
     averages: bool
     own_optimizer: Any = None
     named: bool = True
+    statistics: str = ""
 
     @property
     def spec(self) -> DecodeSpec:
@@ -117,7 +119,8 @@ class Loaded:
             return ""
         step = int(self.state.step or 0) - self.run.record.base_step
         weights = "the parent's or initial weights" if step == 0 else f"the weights of step {step:,}"
-        return f"{self.run.path} is not finished ({self.run.status}): its newest snapshot is used ({weights})"
+        more = f"; {self.statistics}" if self.statistics else ""
+        return f"{self.run.path} is not finished ({self.run.status}): its newest snapshot is used ({weights}){more}"
 
 
 def select_backend(path: str, backend: str | None, device: str | None) -> str:

@@ -14,6 +14,8 @@ from kresume.errors import ImagesError
 from kresume.evaluation.evaluate import evaluate
 from kresume.models import statistics
 from kresume.models.load import Subject, load
+from kresume.models.unscored import with_statistics
+from kresume.reporter import Reporter
 from tests.helpers.pictures import CLASSES, draw
 from tests.helpers.runs import TINY, make_interrupted, result_arrays, run_training, trained
 
@@ -285,6 +287,29 @@ def test_an_interrupted_parent_is_scored_with_statistics_of_its_images(finished,
     with_them = run_training(str(killed), out=str(tmp_path / "a"), **options)
     without = run_training(str(killed), out=str(tmp_path / "b"), bn_stats="moving", **options)
     assert with_them.before["all"]["loss"] != without.before["all"]["loss"]
+
+
+def test_an_interrupted_run_is_evaluated_with_statistics_of_its_images(finished, pictures, tmp_path):
+    """`eval` and `export` of a snapshot inside an epoch recompute them; without the images they say what they use."""
+    recomputed, moving = finished
+    losses = {}
+    for name, run in (("recomputed", recomputed), ("moving", moving)):
+        killed = tmp_path / name / "killed"
+        shutil.copytree(run, killed)
+        make_interrupted(killed, "step-00000003")
+        found = evaluate(killed, data=pictures / "val")
+        losses[name] = found.scores["all"]["loss"]
+    child = kresume.plan(str(tmp_path / "recomputed/killed"), add=[str(pictures / "new")], lr=0.01, quiet=True)
+    assert child.before["old"]["loss"] == pytest.approx(losses["recomputed"], rel=1e-4)
+    assert losses["recomputed"] != pytest.approx(losses["moving"], rel=1e-3)
+    with pytest.MonkeyPatch.context() as patch:
+        gone = dict.fromkeys(range(1000), "is gone")
+        patch.setattr(
+            "kresume.models.unscored.PictureReader.attempt",
+            lambda reader, rows: (np.zeros((len(rows), 10, 10, 3), np.uint8), gone),
+        )
+        loaded = with_statistics(load(Subject(str(tmp_path / "recomputed/killed"))), Reporter(quiet=True))
+    assert "moving averages of batch normalisation, which trail the weights, are used" in loaded.unfinished
 
 
 def test_a_run_without_the_record_keeps_moving_averages(tmp_path, pictures):
