@@ -1,4 +1,4 @@
-"""Recomputes the statistics of batch normalisation of a run's snapshot that was taken between two scorings.
+"""Recomputes the statistics of batch normalisation for a snapshot inside an epoch.
 
 The snapshot of an epoch's end holds the statistics with which it was scored. One that was taken on the way holds only Keras's
 moving averages, which trail the weights.
