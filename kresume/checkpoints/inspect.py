@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kresume.checkpoints.hub_classes import INSTALL, is_hubs, is_installed, needs_hub
 from kresume.checkpoints.input_shape import describe_input
 from kresume.checkpoints.layers import LayerRow, layer_table
 from kresume.checkpoints.layouts import names_of, natural
@@ -178,6 +179,7 @@ def own_names(config: Any) -> set[str]:
     if name == "function":
         return inside | {str(config.get("config"))}
     theirs = ">" in registered or module is None or not str(module).startswith(("keras", "builtins"))
+    theirs = theirs and not is_hubs(config)
     return inside | ({registered.rpartition(">")[2] or name} if theirs and not name.startswith("__") else set())
 
 
@@ -189,6 +191,8 @@ def _missing(state: TrainState) -> Iterator[str]:
         yield f"the architecture: --model FILE.py:FUNCTION{skeleton}"
     if own := sorted(own_names(state.architecture)):
         yield f"the code of {', '.join(own)}: --import FILE.py"
+    if needs_hub(state.architecture) and not is_installed():
+        yield f"keras-hub, whose classes the architecture holds: {INSTALL}"
     if own := sorted(own_names((state.compiled or {}).get("loss")) - own_names(state.architecture)):
         yield f"the loss {', '.join(own)}: --import FILE.py, or another with --loss NAME"
     if names.proved_on_images:

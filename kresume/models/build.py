@@ -21,14 +21,15 @@ import keras
 from kresume.checkpoints import content, keras_2, keras_file, legacy_h5, saved_model
 from kresume.checkpoints.layouts import names_of
 from kresume.errors import ModelError
+from kresume.models.hub import HUB, from_preset, is_classifier, require_for
+from kresume.models.new_head import new_head
 from kresume.models.own_code import call_function, innermost, is_function, last_line, run_files
 from kresume.models.precision import with_precision
-from kresume.models.pretrained import application, applications
+from kresume.models.pretrained import applications, untrained
 from kresume.models.shapes import build_once
 from kresume.options.resolve import default_image_size
 from kresume.options.settings import DEFAULTS
 from kresume.spelling import option
-from kresume.tasks.single_label import SINGLE_LABEL
 from kresume.values.state import TrainState
 
 
@@ -45,8 +46,8 @@ def build_model(
     """Builds the model that a spec or a checkpoint describes.
 
     Args:
-        spec: `convnet`, `applications:NAME`, `file.py:function`, `package.module:function`, or a file that holds an
-            architecture (`.json`, `.keras`, a full `.h5`); None means the checkpoint's architecture, else `convnet`.
+        spec: `convnet`, `applications:NAME`, `hub:PRESET`, `file.py:function`, `package.module:function`, or a file that
+            holds an architecture (`.json`, `.keras`, a full `.h5`); None means the checkpoint's architecture, else `convnet`.
         state: the checkpoint; None for a new model.
         num_classes: number of outputs of a new head; None uses the default of the user's function.
         image_size: `(height, width)` in pixels; None uses the model's own.
@@ -81,7 +82,9 @@ def build_model(
     if spec == "convnet":
         return convnet(_required(num_classes, spec), size)
     if spec.startswith("applications:"):
-        return _application(spec.partition(":")[2], _required(num_classes, spec), size)
+        return untrained(spec.partition(":")[2], _required(num_classes, spec), size)
+    if spec.startswith(HUB):
+        return from_preset(spec.removeprefix(HUB), _required(num_classes, spec), image_size, weights=False)[0]
     if spec.endswith((".json", ".keras", ".h5", ".hdf5")) or saved_model.accepts(spec) or _is_file(spec):
         return from_config(_architecture_of(Path(spec)), own, precision, trust, holder=spec)
     if is_function(spec):
@@ -89,8 +92,8 @@ def build_model(
     if near := difflib.get_close_matches(spec.lower(), names := {name.lower(): name for name in applications()}, 1):
         raise ModelError(f"{option('model', spec)}: did you mean applications:{names[near[0]]}?")
     raise ModelError(
-        f"{option('model', spec)}: use convnet, applications:NAME, file.py:function, package.module:function, or a .json, "
-        ".keras or .h5 file or a SavedModel of Keras 2 with an architecture"
+        f"{option('model', spec)}: use convnet, applications:NAME, hub:PRESET, file.py:function, package.module:function, or a "
+        ".json, .keras or .h5 file or a SavedModel of Keras 2 with an architecture"
     )
 
 
@@ -138,8 +141,11 @@ def from_config(
     Raises:
         ModelError: it cannot be built; the message says what to give.
     """
+    require_for(config, holder)
     if precision is not None:
         config = with_precision(config, precision)
+    if is_classifier(config):
+        config = {**config, "config": {**config["config"], "compile": False}}  # it would compile itself
     try:
         with keras.saving.custom_object_scope(own), warnings.catch_warnings():
             # `build_once` reports the reason; this warning does not.
@@ -203,33 +209,6 @@ def convnet(num_classes: int, image_size: tuple[int, int]) -> keras.Model:
     x = layers.Dropout(0.3)(x)
     outputs = new_head(num_classes)(x)
     return keras.Model(inputs, outputs, name="convnet")
-
-
-def new_head(num_classes: int) -> Any:
-    """Creates the last layer of a new model, in float32 under any precision.
-
-    Args:
-        num_classes: the number of classes.
-    """
-    units, activation = SINGLE_LABEL.units(num_classes), SINGLE_LABEL.activation
-    return keras.layers.Dense(units, activation=activation, dtype="float32", name="head")
-
-
-def _application(name: str, num_classes: int, image_size: tuple[int, int]) -> keras.Model:
-    function = application(name)
-    try:
-        base = function(weights=None, include_top=False, input_shape=(*image_size, 3), pooling="avg")
-    except ValueError as error:
-        raise ModelError(f"{option('model', f'applications:{name}')}: {str(error).splitlines()[0]}") from error
-    # Some families contain their preprocessing and expect 0-255 already; the others get a Rescaling in front.
-    inputs = keras.Input((*image_size, 3), name="images")
-    from kresume.models.pixels import read_convention
-
-    x = inputs if read_convention(base) == "0-255" else keras.layers.Rescaling(1 / 127.5, offset=-1.0)(inputs)
-    x = base(x)
-    x = keras.layers.Dropout(0.2)(x)
-    outputs = new_head(num_classes)(x)
-    return keras.Model(inputs, outputs, name=name.lower())
 
 
 def _architecture_of(path: Path) -> Mapping[str, Any]:

@@ -213,6 +213,7 @@ def _filled(subject: Subject, state: TrainState, card: Card | None, given: int, 
         `(model, optimizer compiled by the user's function, True if the weights are averages)`.
     """
     from kresume.models import build, restore
+    from kresume.models.hub import on_its_own
     from kresume.models.statistics import use_stored
 
     counts: list[int | None] = [given] if given else [*dict.fromkeys([output_width(state), listed or None, None])]
@@ -230,6 +231,7 @@ def _filled(subject: Subject, state: TrainState, card: Card | None, given: int, 
             own_optimizer = getattr(model, "optimizer", None)  # the user's function may have compiled the model
             averages = _restore(model, state, own_optimizer, partial(restore.restore, map_file=subject.map_file))
             use_stored(model, state)
+            model = on_its_own(model)
         except (RestoreError, ModelError) as error:
             failed = failed or error
             if subject.model is None:

@@ -63,7 +63,7 @@ def own_code(spec: str | None, imports: Sequence[str] = ()) -> OwnCode:
 
 def is_function(spec: str) -> bool:
     """Returns True for a function: `FILE.py:FUNCTION` or `package.module:FUNCTION`."""
-    return ":" in spec and not spec.startswith("applications:")
+    return ":" in spec and not spec.startswith(("applications:", "hub:"))
 
 
 def run_files(files: Sequence[str]) -> dict[str, Any]:

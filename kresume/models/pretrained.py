@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ import numpy as np
 from kresume.checkpoints.read import read_checkpoint
 from kresume.errors import CheckpointError, ModelError, RestoreError
 from kresume.models.misfit import UNUSED
+from kresume.models.new_head import head_on
+from kresume.models.pixels import read_convention
 from kresume.models.restore import restore
 from kresume.spelling import option
 from kresume.values.state import TrainState
@@ -170,9 +173,7 @@ def _tops(whole: keras.Model, base: keras.Model) -> set[str]:
     return {layer.name for layer in [each for each in whole.layers if each.weights][below:]}
 
 
-def pretrained(
-    name: str, weights: str, num_classes: int, image_size: tuple[int, int], head: Any
-) -> tuple[keras.Model, str]:
+def pretrained(name: str, weights: str, num_classes: int, image_size: tuple[int, int]) -> tuple[keras.Model, str]:
     """Builds an application with weights, its preprocessing and a new head.
 
     Args:
@@ -180,7 +181,6 @@ def pretrained(
         weights: see `pretrained_base`.
         num_classes: outputs of the new head.
         image_size: `(height, width)`.
-        head: makes the last layer from the number of classes.
 
     Returns:
         `(model that expects 0-255, one line on the weights)`.
@@ -189,6 +189,32 @@ def pretrained(
         ModelError, RestoreError: see `pretrained_base`.
     """
     base, said = pretrained_base(name, weights, image_size)
-    inputs = keras.Input((*image_size, 3), name="images")
-    x = keras.layers.Dropout(0.2)(base(preprocessed(name, inputs)))
-    return keras.Model(inputs, head(num_classes)(x), name=name.lower()), said
+    return _with_head(name, base, lambda images: preprocessed(name, images), num_classes), said
+
+
+def untrained(name: str, num_classes: int, image_size: tuple[int, int]) -> keras.Model:
+    """Builds an application with initial weights, which expects 0-255.
+
+    Args:
+        name: of the application.
+        num_classes: outputs of the head.
+        image_size: `(height, width)`.
+
+    Raises:
+        ModelError: there is none of this name, or it takes no pictures of this size.
+    """
+    function = application(name)
+    try:
+        base = function(weights=None, include_top=False, input_shape=(*image_size, 3), pooling="avg")
+    except ValueError as error:
+        raise ModelError(f"{option('model', f'applications:{name}')}: {str(error).splitlines()[0]}") from error
+    # Some families contain their preprocessing and expect 0-255 already; the others get a Rescaling in front.
+    rescales = read_convention(base) == "0-255"
+    rescaling = (lambda images: images) if rescales else keras.layers.Rescaling(1 / 127.5, offset=-1.0)
+    return _with_head(name, base, rescaling, num_classes)
+
+
+def _with_head(name: str, base: keras.Model, preprocessing: Callable[[Any], Any], num_classes: int) -> keras.Model:
+    """Puts the preprocessing before a network and a new head behind it."""
+    inputs = keras.Input(base.input_shape[1:], name="images")
+    return keras.Model(inputs, head_on(base(preprocessing(inputs)), num_classes), name=name.lower())

@@ -13,8 +13,9 @@ class ModelOptions(Options):
     """The model."""
 
     model: str | None = option_of(
-        "convnet, applications:NAME, file.py:function, package.module:function, or a .json, .keras or .h5 file with an "
-        "architecture. Default: the checkpoint's, else {default}.",
+        "convnet, applications:NAME (of Keras), hub:PRESET (of keras-hub, which is not TensorFlow Hub: a preset's name or "
+        "address, or a folder that save_to_preset wrote; with its weights), file.py:function, package.module:function, or a "
+        ".json, .keras or .h5 file with an architecture. Default: the checkpoint's, else {default}.",
         MODEL,
         daily=True,
         metavar="SPEC",
@@ -45,7 +46,8 @@ class ModelOptions(Options):
         may_differ=True,
     )
     image_size: str | None = option_of(
-        "Size of the pictures in pixels, N or HEIGHTxWIDTH. Default: the model's, {default} for a new one, 224 with --weights.",
+        "Size of the pictures in pixels, N or HEIGHTxWIDTH. Default: the model's or the preset's, {default} for a new one, 224 "
+        "with --weights.",
         MODEL,
         daily=True,
         metavar="N|HxW",
@@ -83,10 +85,11 @@ class ModelOptions(Options):
     )
     weights: str | None = option_of(
         "Weights that a new applications:NAME starts from: imagenet, or a .weights.h5 or .h5 of that network, with or without "
-        "its top. Its preprocessing becomes part of the model; the new head trains alone at first.",
+        "its top. Its preprocessing becomes part of the model; the new head trains alone at first. random: initial weights, "
+        "also for a hub:PRESET.",
         MODEL,
         daily=True,
-        metavar="imagenet|FILE",
+        metavar="imagenet|FILE|random",
         range=LOCAL,
     )
     new_head: bool | None = option_of(

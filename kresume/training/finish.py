@@ -42,6 +42,7 @@ class TrainResult:
         feed: the line of plain Keras code that feeds the result as it was trained.
         report: the path of the page about the run; empty if it could not be written.
         verdicts: how the result compares with the parent on new, old and all images; empty if that is unknown.
+        needs: the package besides Keras that `model.keras` needs; may be empty.
     """
 
     run: str
@@ -56,6 +57,7 @@ class TrainResult:
     feed: str = ""
     report: str = ""
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    needs: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -80,7 +82,8 @@ class TrainResult:
         lines.append(f"after:  {describe_scores(self.after)}")
         if self.verdicts:
             lines.append(f"change: {in_words(self.verdicts)}")
-        lines.append(f"model:  {Path(self.run) / 'model.keras'}")
+        needs = f" (loads where {self.needs} is installed)" if self.needs else ""
+        lines.append(f"model:  {Path(self.run) / 'model.keras'}{needs}")
         if self.feed:
             lines.append(f"feed:   {self.feed}")
         if self.report:
@@ -99,6 +102,7 @@ def finish(session: Session) -> TrainResult:
     Args:
         session: training is done.
     """
+    from kresume.models.hub_graph import holds_hub
     from kresume.models.plain_keras import feeding_line, takes_rows
 
     with session.reporter.waiting(f"writing the result of {session.run.path}"):
@@ -119,6 +123,7 @@ def finish(session: Session) -> TrainResult:
         feed=feeding_line(run.record.card, rows=takes_rows(session.model), short=True),
         report=report,
         verdicts=judge_origins(pair.before, pair.after, pair.generation) if pair is not None else {},
+        needs="keras-hub" if holds_hub(session.model) else "",
     )
 
 

@@ -83,7 +83,7 @@ def written(folder, top):
 def test_a_file_with_or_without_top_fills_the_network(tmp_path, application, file, top):
     """Every weight below the top has the file's bytes, whatever the count of classes; the model expects 0-255."""
     source = written(tmp_path, top)
-    model, said = pretrained.pretrained("Tiny", str(tmp_path / file), 5, (16, 16), layers.Dense)
+    model, said = pretrained.pretrained("Tiny", str(tmp_path / file), 5, (16, 16))
     base = next(layer for layer in model.layers if isinstance(layer, keras.Model))
     assert base.input_shape == (None, 16, 16, 3)
     assert model.output_shape == (None, 5)

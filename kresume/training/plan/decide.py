@@ -31,7 +31,7 @@ from kresume.training.plan.describe import describe
 from kresume.training.plan.draft import Data, Draft, Loaded
 from kresume.training.plan.feeding import decide_feeding
 from kresume.training.plan.freezing import decide_freezing, head_steps
-from kresume.training.plan.fresh_head import pretrained_live, saved_outputs, without_images
+from kresume.training.plan.fresh_head import is_pretrained, pretrained_live, saved_outputs, without_images
 from kresume.training.plan.growth import check_filled, new_classes, plan_growth
 from kresume.training.plan.images import (
     Gathered,
@@ -43,7 +43,6 @@ from kresume.training.plan.images import (
 )
 from kresume.training.plan.judging import check_judging, check_measurable
 from kresume.training.plan.parent import (
-    Live,
     Parent,
     read_parent,
     restore_parent,
@@ -113,8 +112,9 @@ def load_checkpoint(start: Start, sources: Sources, reporter: Reporter) -> Loade
     if _is_mapped(parent):
         check_filled_in(config.model)
     size = image_size(config) or (card.image_size if card else None)
+    starts_trained = is_pretrained(config, parent)
     with reporter.waiting("building the model" if parent is None else f"restoring {config.from_}"):
-        if config.weights is not None:
+        if starts_trained:
             live = pretrained_live(config, len(classes), size)
         else:
             live = restore_parent(config, parent, num_classes=len(classes) or saved_outputs(parent), image_size=size)
@@ -145,7 +145,7 @@ def load_checkpoint(start: Start, sources: Sources, reporter: Reporter) -> Loade
         unused_metrics(saved, config.metric or ()),
         generation=parent.generation + 1 if parent is not None else 0,
         growth=growth,
-        pretrained=config.weights is not None,
+        pretrained=starts_trained,
     )
 
 
@@ -223,7 +223,7 @@ def decide(start: Start, loaded: Loaded, data: Data, reporter: Reporter) -> Draf
     before = score_parent(loaded, data, held, reporter)
     balance = config.balance or (NEW_CLASSES_BALANCE if loaded.growth and not loaded.growth.replaces else held.balance)
     order = make_order(gathered.manifest, held.seed, held.batch_size, held.mix, config.replay, balance, generation)
-    amount = _amount(config, parent, live, gathered, generation, order.n)
+    amount = _amount(config, loaded, gathered, order.n)
     freezing = decide_freezing(
         config, live.model, amount.epochs, fresh_head=loaded.fresh_head, before=_freezing_of(parent)
     )
@@ -260,26 +260,24 @@ def _freezing_of(parent: Parent | None) -> Freezing | None:
     return parent.run.record.freezing if parent is not None and parent.run is not None else None
 
 
-def _amount(
-    config: TrainConfig, parent: Parent | None, live: Live, gathered: Gathered, generation: int, epoch_images: int
-) -> Amount:
+def _amount(config: TrainConfig, loaded: Loaded, gathered: Gathered, epoch_images: int) -> Amount:
     from kresume.models.losses import compiled_by_function
 
-    left = 0
+    left, parent = 0, loaded.parent
     if parent is not None and parent.run is not None and parent.interrupted and not config.new_head:
         done = parent.state.records.get("epoch", 0)
         left = max(0, parent.run.record.amount.epochs - int(done))
     return decide_amount(
         images=len(gathered.manifest.train_rows()),
-        new_images=_count_new(gathered, generation),
+        new_images=_count_new(gathered, loaded.generation),
         batch_size=settings_of(config).batch_size,
         epochs=config.epochs,
         steps=config.steps,
         new_model=parent is None or bool(config.new_head),
-        new_head=config.weights is not None or bool(config.new_head),
+        new_head=loaded.fresh_head,
         epochs_left=left,
         epoch_images=epoch_images,
-        steps_per_execution=config.steps_per_execution or _per_execution(compiled_by_function(live.model)),
+        steps_per_execution=config.steps_per_execution or _per_execution(compiled_by_function(loaded.live.model)),
     )
 
 

@@ -267,7 +267,7 @@ def restore_parent(
         RestoreError: a variable could not be restored; the error holds the table.
         ModelError, CheckpointError, UsageError: the model or its optimizer cannot be built; the message says why.
     """
-    from kresume.models import build, optimizers, precision, restore
+    from kresume.models import build, hub, optimizers, precision, restore, slots
     from kresume.models.saved_optimizer import build_optimizer
 
     model = build.build_model(
@@ -299,7 +299,12 @@ def restore_parent(
     )
     check_finite(model, parent.state.source)
     summary = f"{restoration.summary}; {assumed}" if assumed else restoration.summary
-    return Live(model, optimizer, saved, summary, kept=keep)
+    own = hub.on_its_own(model)
+    if own is not model:
+        before, optimizer = optimizer, optimizers.make_optimizer(saved, 1e-3)
+        optimizer.build(own.trainable_variables)
+        slots.carry(before, optimizer)
+    return Live(own, optimizer, saved, summary, kept=keep)
 
 
 def check_finite(model: Any, source: str) -> None:
