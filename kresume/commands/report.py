@@ -23,6 +23,9 @@ def report(run: str, other: str | None, out: str | None, as_json: bool) -> None:
 
     Training writes it at its end. The page is one file: it needs no network and can be sent.
     """
+    from kresume.reporter import Reporter
     from kresume.reports.page.write import write_report
 
-    print_result(write_report(run, other, out), as_json)
+    with Reporter().waiting(f"writing the report of {other or run}"):
+        written = write_report(run, other, out)
+    print_result(written, as_json)

@@ -114,7 +114,7 @@ def lineage(path: str | Path) -> Lineage:
     found = {key: _open(folder) for key, folder in {os.path.realpath(each): each for each in folders}.items()}
     if not found:
         raise RunError(f"no run at {path} and none in it: give a run's directory or the folder that holds them")
-    return _joined(found)
+    return join(found)
 
 
 def _ancestors(run: Run) -> Lineage:
@@ -131,11 +131,15 @@ def _ancestors(run: Run) -> Lineage:
         if not isinstance(found, Run):
             break
         run = found
-    return _joined(chain)
+    return join(chain)
 
 
-def _joined(found: Mapping[str, Run | Unreadable]) -> Lineage:
-    """Reads every run with its parent; finds the roots."""
+def join(found: Mapping[str, Run | Unreadable]) -> Lineage:
+    """Reads every run with its parent; finds the roots.
+
+    Args:
+        found: the runs by their real path.
+    """
     runs = {key: each for key, each in found.items() if isinstance(each, Run)}
     unreadable = [each for each in found.values() if isinstance(each, Unreadable)]
     wanted = {key for key, run in runs.items() if not re.search(ASIDE, run.path.name)}

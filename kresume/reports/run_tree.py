@@ -80,7 +80,7 @@ def place(lineage: Lineage) -> Iterator[Row]:
     children: dict[str, list[str]] = {key: [] for key in nodes}
     for generation in lineage.generations:
         key = os.path.realpath(generation.path)
-        keys[id(generation)] = _parent_of(generation, nodes)
+        keys[id(generation)] = parent_key(generation, nodes)
         if keys[id(generation)] in children and not _is_above(keys[id(generation)], key, nodes, keys):
             children[keys[id(generation)]].append(key)
     placed = {child for each in children.values() for child in each}
@@ -89,7 +89,7 @@ def place(lineage: Lineage) -> Iterator[Row]:
         yield from _branch(top, nodes, children, weight)
 
 
-def _parent_of(generation: Generation, nodes: Mapping[str, Any]) -> str:
+def parent_key(generation: Generation, nodes: Mapping[str, Any]) -> str:
     """Returns the key of a run's parent; empty for a new model."""
     start = generation.start
     if start is None:

@@ -283,8 +283,9 @@ def test_which_export_is_which_version(runs, tmp_path):
     assert "* runs/6-signs  accepted  2026-11-01 06:00  [serving/signs/3]" in str(kresume.lineage("runs"))
 
 
-def test_what_changed_between_parent_and_child_is_listed(runs):
+def test_what_changed_between_parent_and_child_is_listed(runs, monkeypatch):
     """Rate, classes, batch size and options, those that were not given with their defaults."""
+    monkeypatch.setenv("COLUMNS", "120")  # workers of pytest-xdist have 80, where the line would be wrapped
     record = json.loads((runs / "6-signs" / "run.json").read_text())
     record["rate"] |= {"checkpoint": 0.001, "peak": 0.0001}
     record["amount"]["batch_size"] = 16

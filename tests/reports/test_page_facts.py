@@ -1,6 +1,7 @@
 """Tests the facts of the report against independent readings: scikit-learn, scipy, numpy."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -93,9 +94,26 @@ def test_galleries_hold_what_their_names_say(run, facts):
     assert (np.diff(after.top_scores[list(mistakes.rows), 0]) <= 0).all()
     assert mistakes.sure == (~after.right & (after.top_scores[:, 0] >= galleries.CONFIDENT)).sum()
     for which, answers in (("before", before), ("after", after)):
+        assert sum(map(len, facts.chosen.cells[which].values())) > 0
         for (label, chosen), rows in facts.chosen.cells[which].items():
             assert {(answers.labels[row], answers.chosen[row]) for row in rows} == {(label, chosen)}
             assert len(rows) == min(galleries.MOST_IN_CELL, facts.confusion.__dict__[which][label, chosen])
+
+
+def test_the_difference_of_a_cell_is_what_came_and_what_left(run, facts, monkeypatch):
+    """By the answers, not by the lists, which are cut; what came minus what left is the difference of the counts."""
+    monkeypatch.setattr(galleries, "MOST_IN_CELL", 2)
+    chosen = galleries.choose(read_run(run), facts.confusion)
+    before, after = (answers_file.read(run.answers(which)) for which in ("before", "after"))
+    for label, chosen_class in np.ndindex(3, 3):
+        key = (label, chosen_class)
+        inside = [(each.labels == label) & (each.chosen == chosen_class) for each in (before, after)]
+        came, left = inside[1] & ~inside[0], inside[0] & ~inside[1]
+        assert (chosen.moved["came"][key], chosen.moved["left"][key]) == (came.sum(), left.sum())
+        assert facts.confusion.difference[key] == came.sum() - left.sum()
+        for name, mask in (("came", came), ("left", left)):
+            assert set(chosen.cells[name].get(key, ())) <= set(np.nonzero(mask)[0])
+            assert len(chosen.cells[name].get(key, ())) == min(2, mask.sum())
 
 
 def test_lists_are_cut_and_every_list_keeps_some(manifest, run, monkeypatch):
@@ -126,8 +144,11 @@ def test_many_classes_are_condensed_and_no_image_is_lost(tmp_path, classes, rows
 def test_an_answer_that_is_no_class_has_its_own_column(run, manifest):
     """As of another model in a comparison."""
     source = read_run(run)
-    source.after.answers.top[0, 0] = NO_CLASS
-    confusion = confusion_of(source)
+    top = source.after.answers.top.copy()
+    top[0, 0] = NO_CLASS
+    confusion = confusion_of(
+        replace(source, after=replace(source.after, answers=replace(source.after.answers, top=top)))
+    )
     assert confusion.names == (*CLASSES, "another class")
     assert confusion.after[:, -1].sum() == 1
 
@@ -257,12 +278,12 @@ def test_the_lineage_is_a_graph_of_relatives(tmp_path, manifest):
     make("2-a", parent_of("1-a"), 2)
     make("3-b", parent_of("1-a"), 3)
     last = make("4-a", parent_of("2-a"), 4)
-    family = family_of(last)
+    family = family_of(read_run(last))
     assert foreign.parent is None
     assert [node.name for node in family.rows] == ["4-a", "3-b", "2-a", "1-a"]
     assert [node.lane for node in family.rows] == [0, 1, 0, 0]
     assert {(link.row, link.to_row) for link in family.links} == {(0, 2), (1, 3), (2, 3)}
-    alone = family_of(base)
+    alone = family_of(read_run(base))
     assert [node.status for node in alone.rows] == ["accepted", "checkpoint"]
 
 

@@ -20,7 +20,7 @@ ANCESTORS_SHARE = 0.36
 """Part of the width that earlier generations get."""
 LABEL_GAP = 13
 """Smallest distance between two labels at the right edge, in units of the drawing."""
-CHARACTER = 7.2
+CHARACTER = 8.0
 """Width of a character, to judge if a name fits."""
 SHORTEST_NAME = 4
 BADGE = 16
@@ -45,7 +45,7 @@ class Line:
         key: names its colour.
         name: its label.
         path: of the run itself.
-        earlier: paths of its ancestors.
+        earlier: paths of its ancestors, or of the run that it is compared with.
         dots: centres of its points, of the run itself.
         label_at: height of its label; None if the run has no value.
     """
@@ -111,7 +111,7 @@ def _scale(low: float, high: float, start: float, end: float) -> Callable[[float
 def x_scale(curves: Curves) -> Callable[[float], float]:
     """Returns the position of an epoch; earlier generations share the left part of the chart."""
     right = WIDTH - RIGHT
-    last = max(curves.epochs[-1].at if curves.epochs else 1.0, 1.0)
+    last = max([1.0, *(epoch.at for epoch in (*curves.epochs, *curves.other))])
     if not curves.before:
         return _scale(0.0, last, LEFT, right)
     border = LEFT + ANCESTORS_SHARE * (right - LEFT)
@@ -141,7 +141,7 @@ def line_chart(
     Returns:
         None if no curve has a value.
     """
-    every = [*curves.epochs, *(epoch for stretch in curves.before for epoch in stretch.epochs)]
+    every = [*curves.epochs, *curves.other, *(epoch for stretch in curves.before for epoch in stretch.epochs)]
     values = [value for _, get in series.values() for epoch in every if (value := get(epoch)) is not None]
     if not values:
         return None
@@ -158,7 +158,8 @@ def line_chart(
     lines = []
     for name, (label, get) in series.items():
         own = points(curves.epochs, get)
-        earlier = [_path(past) for stretch in curves.before if (past := points(stretch.epochs, get))]
+        faint = [*(stretch.epochs for stretch in curves.before), curves.other]
+        earlier = [_path(past) for epochs in faint if (past := points(epochs, get))]
         if own or earlier:
             lines.append(Line(name, label, _path(own), tuple(earlier), tuple(own), own[-1][1] if own else None))
     hover = [
@@ -215,12 +216,12 @@ def _with_labels_apart(lines: Sequence[Line]) -> list[Line]:
 
 
 def _x_ticks(curves: Curves, across: Callable[[float], float]) -> tuple[Tick, ...]:
-    last = curves.epochs[-1].number if curves.epochs else 0
+    last = max((epoch.number for epoch in (*curves.epochs, *curves.other)), default=0)
     step = max(1, math.ceil(last / (5 if curves.before else 8)))
     ticks = [Tick(across(float(number)), str(number)) for number in range(0, last + 1, step)]
     for stretch in curves.before:
         start, end = across(stretch.start), across(stretch.start + len(stretch.epochs) - 1e-6)
-        room = int((end - start - 8) / CHARACTER)
+        room = int((end - start - 14) / CHARACTER)
         if room >= SHORTEST_NAME or room >= len(stretch.name):
             ticks.append(Tick(round((start + end) / 2, 1), shorten(stretch.name, room)))
     return tuple(ticks)

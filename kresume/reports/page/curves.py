@@ -7,13 +7,13 @@ curves.epochs[-1].accuracy["old"]
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from kresume import runs
-from kresume.reports.page.source import Source, ancestors
+from kresume.reports.page.source import Source
 
 MOST_ANCESTORS = 6
 """Generations that are drawn before the run."""
@@ -59,11 +59,12 @@ class Mark:
 
 @dataclass(frozen=True)
 class Stretch:
-    """An ancestor's part of the curves."""
+    """An ancestor's part of the curves: its name, beginning, epochs, and images that it added."""
 
     name: str
     start: float
     epochs: tuple[Epoch, ...]
+    images: int
 
 
 @dataclass(frozen=True)
@@ -72,16 +73,17 @@ class Curves:
 
     Attributes:
         epochs: those of the run, the parent first if it was scored.
-        before: those of its ancestors, the oldest first.
+        before: those of its ancestors, the oldest first; empty if it is compared with another run.
         marks: what happened, by place.
-        trained: seconds spent training, as far as known.
+        sets: the sets of images that have curves.
+        other: the epochs of the run that it is compared with.
     """
 
     epochs: tuple[Epoch, ...]
     before: tuple[Stretch, ...] = ()
     marks: tuple[Mark, ...] = ()
     sets: tuple[str, ...] = ("all",)
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    other: tuple[Epoch, ...] = ()
 
 
 def curves_of(source: Source) -> Curves:
@@ -91,11 +93,14 @@ def curves_of(source: Source) -> Curves:
     if start is not None and epochs:
         epochs.insert(0, Epoch(0, 0.0, 0, None, _values(start, "accuracy"), _values(start, "loss")))
     both = any("old" in epoch.accuracy and "new" in epoch.accuracy for epoch in epochs)
+    stretches = _stretches(source) if source.other is None else ()
+    other = runs.read_metrics(source.other.metrics) if source.other is not None else []
     return Curves(
         tuple(epochs),
-        _stretches(source),
-        tuple(sorted([*_origins(source), *_events(source), *_result(source)], key=lambda mark: mark.at)),
+        stretches,
+        tuple(sorted([*_origins(source, stretches), *_events(source), *_result(source)], key=lambda mark: mark.at)),
         ("old", "new", "all") if both else ("all",),
+        tuple(_epoch(line, float(line["epoch"])) for line in other),
     )
 
 
@@ -118,7 +123,9 @@ def _epoch(line: Mapping[str, Any], at: float) -> Epoch:
 
 
 def _values(scores: Mapping[str, Any], metric: str) -> dict[str, float]:
-    found = {name: (scores.get(name) or {}).get(metric) for name in ("old", "new", "all")}
+    split = all((scores.get(name) or {}).get("images") for name in ("old", "new"))
+    names = ("old", "new", "all") if split else ("all",)  # else they are the same images as all
+    found = {name: (scores.get(name) or {}).get(metric) for name in names}
     return {name: float(value) for name, value in found.items() if value is not None and np.isfinite(value)}
 
 
@@ -126,19 +133,21 @@ def _stretches(source: Source) -> tuple[Stretch, ...]:
     """Returns the epochs of the ancestors, each before that of its child."""
     found: list[Stretch] = []
     end = 0.0
-    for run in ancestors(source.run, MOST_ANCESTORS):
+    for run in source.ancestors[:MOST_ANCESTORS]:
         lines = runs.read_metrics(run.metrics)
         result = run.result_step()
         lines = [line for line in lines if result is None or line["step"] <= result]
         if not lines:
             break
         start = end - len(lines)
-        found.insert(0, Stretch(run.path.name, start, tuple(_epoch(line, start + line["epoch"]) for line in lines)))
+        epochs = tuple(_epoch(line, start + line["epoch"]) for line in lines)
+        counts = run.record.images
+        found.insert(0, Stretch(run.path.name, start, epochs, counts.get("added") or counts.get("total", 0)))
         end = start
     return tuple(found)
 
 
-def _origins(source: Source) -> list[Mark]:
+def _origins(source: Source, stretches: Sequence[Stretch]) -> list[Mark]:
     """Returns where images came in: at the start of each generation, and while `--watch` looked for more."""
     marks = []
     added = int(source.run.record.images.get("added", 0))
@@ -151,11 +160,9 @@ def _origins(source: Source) -> list[Mark]:
             marks.append(Mark(float(event["epoch"]) - 1, "origin", f"epoch {event['epoch']}: {', '.join(words)}"))
     if source.generation and added > arrived:
         marks.append(Mark(0.0, "origin", f"{added - arrived:,} new images come in"))
-    for run in ancestors(source.run, MOST_ANCESTORS):
-        stretch = next((each for each in _stretches(source) if each.name == run.path.name), None)
-        count = int(run.record.images.get("added", 0)) or int(run.record.images.get("total", 0))
-        if stretch is not None and count:
-            marks.append(Mark(stretch.start, "origin", f"{run.path.name}: {count:,} images come in"))
+    for stretch in stretches:
+        if stretch.images:
+            marks.append(Mark(stretch.start, "origin", f"{stretch.name}: {stretch.images:,} images come in"))
     return marks
 
 
@@ -166,7 +173,8 @@ def _events(source: Source) -> list[Mark]:
     for event in source.run.events():
         kind = event.get("event")
         if kind in {"stopped", "failed", "died in native code"}:
-            why = f"{kind}: {event.get('reason', '')}".strip(": ")
+            reason = str(event.get("reason", ""))
+            why = reason if reason.startswith(str(kind)) else f"{kind}: {reason}".strip(": ")
         elif kind == "continued":
             step = int(event.get("step") or 0)
             at = epoch_at(source.lines, step)

@@ -122,7 +122,7 @@ def collect(source: Source) -> Facts:
         classes,
         chosen,
         _shown(source, chosen, reader),
-        family_of(source.run),
+        family_of(source),
         story_of(source),
     )
 

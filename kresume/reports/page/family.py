@@ -1,6 +1,6 @@
 """Lays a run's lineage out as a graph: its ancestors, and their other descendants in the same folder.
 
-    family = family_of(run)
+    family = family_of(source)
     family.rows[0].lane, family.links
 
 Newest first, one run per row, as `git log --graph` draws it: a run is in a lane, and a line leads to its parent.
@@ -8,14 +8,18 @@ Newest first, one run per row, as `git log --graph` draws it: a run is in a lane
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kresume import runs
 from kresume.errors import KresumeError
-from kresume.reports.page.source import ancestors, open_parent
+from kresume.reports.generation import Generation
+from kresume.reports.lineage import Root, Unreadable, join, shown_time
+from kresume.reports.page.source import Source
+from kresume.reports.run_tree import parent_key
 
 MOST_RUNS = 24
 MOST_ANCESTORS = 16
@@ -39,6 +43,7 @@ class Node:
         current: True for the run of the page.
         exports: format and path of its exports, the newest last.
         href: relative link to its own report; empty if it has none.
+        parent: what became of its parent, or of this checkpoint itself, if it is known and worth a word.
     """
 
     name: str
@@ -54,6 +59,7 @@ class Node:
     current: bool = False
     exports: tuple[str, ...] = ()
     href: str = ""
+    parent: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,41 +82,25 @@ class Family:
     hidden: int = 0
 
 
-def family_of(run: runs.Run) -> Family:
+def family_of(source: Source) -> Family:
     """Returns the graph of a run's lineage."""
-    chain = [run, *ancestors(run, MOST_ANCESTORS)]
-    try:
-        near = runs.list_runs(run.path.parent)
-    except KresumeError:
-        near = []  # another run's record is damaged: not a reason to show nothing
-    parents = _parents([*near, *chain])
-    roots = {_key(each) for each in chain}
-    related = [each for each in near if _key(each) not in roots and _descends(_key(each), parents, roots)]
-    shown = related[-max(MOST_RUNS - len(chain), 0) :] if len(chain) < MOST_RUNS else []
-    members = sorted([*chain, *shown], key=lambda each: (each.record.created, each.generation), reverse=True)
-    keys = [_key(each) for each in members]
-    foreign = chain[-1].record.parent if open_parent(chain[-1]) is None else None
-    lanes, links = _lanes(keys, parents, _key(chain[-1]) if foreign else None)
-    nodes = [_node(each, lane, run) for each, lane in zip(members, lanes, strict=False)]
-    if foreign is not None:
-        step = f", step {foreign.step:,}" if foreign.step is not None else ""
-        nodes.append(Node(f"{Path(foreign.path).name} ({foreign.format}{step})", lanes[-1], "checkpoint"))
-    return Family(tuple(nodes), links, max(lanes) + 1, len(related) - len(shown))
-
-
-def _key(run: runs.Run) -> str:
-    return str(run.path.resolve())
-
-
-def _parents(members: Sequence[runs.Run]) -> dict[str, str]:
-    """Returns the parent of each run, by path; the parent may be a run's own `model.keras`."""
-    found: dict[str, str] = {}
-    for run in members:
-        path = run.parent_path()
-        if path is not None:
-            folder = path.resolve()
-            found[_key(run)] = str(folder.parent if folder.suffix == ".keras" else folder)
-    return found
+    chain = [source.run, *source.ancestors[:MOST_ANCESTORS]]
+    found: dict[str, runs.Run | Unreadable] = {os.path.realpath(run.path): run for run in chain}
+    roots = set(found)
+    with contextlib.suppress(KresumeError):  # the record of another run is damaged: no reason to show nothing
+        found |= {os.path.realpath(run.path): run for run in runs.list_runs(source.run.path.parent)}
+    everything = join(found)
+    nodes: dict[str, Generation | Root] = {os.path.realpath(each.path): each for each in everything.generations}
+    nodes |= {f"{root.path} {root.digest}": root for root in everything.checkpoints}
+    parents = {key: parent_key(node, nodes) for key, node in nodes.items() if isinstance(node, Generation)}
+    related = [key for key in nodes if key in parents and key not in roots and _descends(key, parents, roots)]
+    kept = roots.union(related[: max(MOST_RUNS - len(chain), 0)])  # the newest come first
+    keys = [key for key in nodes if key in kept]
+    keys += [key for key in nodes if key not in parents and key in {parents.get(each) for each in kept}]
+    lanes, links = _lanes(keys, parents)
+    own = os.path.realpath(source.run.path)
+    rows = (_node(nodes[key], lane, key == own, source) for key, lane in zip(keys, lanes, strict=True))
+    return Family(tuple(rows), links, max(lanes) + 1, len(related) - len(kept - roots))
 
 
 def _descends(key: str, parents: Mapping[str, str], roots: set[str]) -> bool:
@@ -123,13 +113,12 @@ def _descends(key: str, parents: Mapping[str, str], roots: set[str]) -> bool:
     return False
 
 
-def _lanes(keys: Sequence[str], parents: Mapping[str, str], extra: str | None) -> tuple[list[int], tuple[Link, ...]]:
+def _lanes(keys: Sequence[str], parents: Mapping[str, str]) -> tuple[list[int], tuple[Link, ...]]:
     """Gives each row a lane and returns the lines.
 
     Args:
-        keys: the runs, newest first.
+        keys: the runs, newest first, then the checkpoints from which they started.
         parents: the parent of each run.
-        extra: the run whose parent is the foreign checkpoint in the last row.
     """
     waiting: list[str | None] = []  # for each lane the run that it leads to
     lanes: list[int] = []
@@ -153,31 +142,30 @@ def _lanes(keys: Sequence[str], parents: Mapping[str, str], extra: str | None) -
         for row, key in enumerate(keys)
         if parents.get(key) in row_of
     ]
-    if extra is not None:
-        lanes.append(lanes[row_of[extra]])
-        links.append(Link(row_of[extra], lanes[-1], len(keys), lanes[-1]))
     return lanes, tuple(links)
 
 
-def _node(run: runs.Run, lane: int, current: runs.Run) -> Node:
-    record = run.record
-    scores: Mapping[str, Any] = record.result.scores if record.result else {}
-    accuracy = {name: (scores.get(name) or {}).get("accuracy") for name in ("all", "old", "new")}
-    here = _key(run) == _key(current)
-    report = run.path / "report.html"
-    beside = run.path.parent.resolve() == current.path.parent.resolve()
+def _node(node: Generation | Root, lane: int, current: bool, source: Source) -> Node:
+    if isinstance(node, Root):
+        step = f", step {node.step:,}" if node.step is not None else ""
+        state = f"{node.state}: {node.reason}" if node.reason else str(node.state)
+        return Node(f"{Path(node.path).name} ({node.format}{step})", lane, "checkpoint", parent=state)
+    path = Path(node.path)
+    beside = os.path.realpath(path.parent) == os.path.realpath(source.run.path.parent)
+    linked = beside and not current and (path / "report.html").is_file()
     return Node(
-        run.path.name,
+        path.name,
         lane,
-        run.status,
-        record.created.replace("T", " ")[:16],
-        int(record.images.get("total", 0)),
-        int(record.images.get("added", 0)),
-        len(record.card.classes),
-        accuracy["all"],
-        accuracy["old"],
-        accuracy["new"],
-        here,
-        tuple(f"{event.get('format', '')} {Path(str(event.get('path', ''))).name}" for event in run.events("exported")),
-        f"../{run.path.name}/report.html" if beside and not here and report.is_file() else "",
+        node.status,
+        shown_time(node.created),
+        node.images,
+        node.added if node.start is not None else 0,
+        node.classes,
+        node.accuracy,
+        node.old,
+        node.new,
+        current,
+        tuple(str(version) for version in node.versions[-2:]),
+        f"../{path.name}/report.html" if linked else "",
+        str(node.start.state) if node.start is not None and node.start.state not in {"unchanged", "unknown"} else "",
     )

@@ -9,6 +9,7 @@ Every list is cut, so a page of a thousand classes or fifty thousand images stay
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -56,13 +57,16 @@ class Chosen:
 
     Attributes:
         galleries: the lists.
-        cells: by `after` and `before`, the rows of each cell (row, column) of the confusion.
+        cells: rows of each cell (row, column) of the confusion: by `after` and `before` those in it, by `came` and `left`
+            those that are only in the cell after, or only before.
+        moved: by `came` and `left`, how many images each cell has of these.
         pairs: rows of the pictures of each confused pair (label, answer), by `after` and `before`.
         rows: all rows, the most important first, each once.
     """
 
     galleries: tuple[Gallery, ...]
     cells: Mapping[str, Cells]
+    moved: Mapping[str, Mapping[tuple[int, int], int]]
     pairs: Mapping[str, Cells]
     rows: tuple[int, ...]
 
@@ -71,16 +75,25 @@ def choose(source: Source, confusion: Confusion | None) -> Chosen:
     """Chooses the pictures of a page."""
     after = source.after.answers
     if after is None or confusion is None:
-        return Chosen((), {}, {}, ())
+        return Chosen((), {}, {}, {}, ())
     before = source.before_answers
     galleries = tuple(_galleries(before, after))
     sides = {"after": after} | ({"before": before} if before is not None else {})
     wanted = {(pair.label, pair.answer) for pair in confusion.pairs}
     pairs = {name: _by_pair(answers, wanted) for name, answers in sides.items()}
-    cells = {name: _cells(answers, confusion) for name, answers in sides.items()}
-    rows = _in_turn([*(gallery.rows for gallery in galleries), *_lists(pairs), *_lists(cells)])
-    kept = set(rows[:MOST_PICTURES])
-    return Chosen(galleries, _within(cells, kept), _within(pairs, kept), rows[:MOST_PICTURES])
+    columns = {name: _columns(answers, confusion) for name, answers in sides.items()}
+    row = np.minimum(confusion.group[after.labels], len(confusion.names) - 1)
+    cells = {name: _by_key(row, columns[name], answers) for name, answers in sides.items()}
+    moved: dict[str, Mapping[tuple[int, int], int]] = {}
+    if before is not None:
+        rows = np.nonzero(columns["after"] != columns["before"])[0]
+        for name, side in (("came", "after"), ("left", "before")):
+            column = columns[side][rows]
+            cells[name] = _renamed(_by_key(row[rows], column, sides[side].at(rows)), rows)
+            moved[name] = Counter(zip(row[rows].tolist(), column.tolist(), strict=True))
+    order = _in_turn([*(gallery.rows for gallery in galleries), *_lists(pairs), *_lists(cells)])[:MOST_PICTURES]
+    kept = set(order)
+    return Chosen(galleries, _within(cells, kept), moved, _within(pairs, kept), order)
 
 
 def _galleries(before: Answers | None, after: Answers) -> Iterator[Gallery]:
@@ -122,18 +135,22 @@ def _gallery(key: str, title: str, about: str, mask: np.ndarray, order: np.ndarr
     return Gallery(key, title, about, len(rows), tuple(ranked[:MOST_IN_GALLERY].tolist()))
 
 
-def _cells(answers: Answers, confusion: Confusion) -> Cells:
-    group, last = confusion.group, len(confusion.names) - 1
-    row, column = group[answers.labels], group[answers.chosen]  # NO_CLASS is -1: the last entry
-    return _by_key(np.minimum(row, last), np.minimum(column, last), answers)
+def _columns(answers: Answers, confusion: Confusion) -> np.ndarray:
+    """Returns the column of each image in the confusion; NO_CLASS is -1, the last entry of the group."""
+    return np.asarray(np.minimum(confusion.group[answers.chosen], len(confusion.names) - 1))
+
+
+def _renamed(cells: Cells, rows: np.ndarray) -> Cells:
+    """Replaces indices into `rows` by the rows."""
+    return {key: tuple(int(rows[index]) for index in indices) for key, indices in cells.items()}
 
 
 def _by_pair(answers: Answers, wanted: set[tuple[int, int]]) -> Cells:
     codes = answers.labels.astype(np.int64) * (int(answers.chosen.max(initial=0)) + 2) + answers.chosen
     asked = [label * (int(answers.chosen.max(initial=0)) + 2) + answer for label, answer in wanted]
     rows = np.nonzero(np.isin(codes, asked))[0]
-    found = _by_key(answers.labels[rows], answers.chosen[rows], answers.at(rows))
-    return {key: tuple(int(rows[index]) for index in indices) for key, indices in found.items() if key in wanted}
+    found = _renamed(_by_key(answers.labels[rows], answers.chosen[rows], answers.at(rows)), rows)
+    return {key: indices for key, indices in found.items() if key in wanted}
 
 
 def _by_key(first: np.ndarray, second: np.ndarray, answers: Answers) -> Cells:

@@ -82,8 +82,14 @@ class Change:
 
 
 def minus(text: str) -> str:
-    """Sets the minus signs of numbers as such, for a page."""
-    return text.replace("(-", "(−").replace(" -", " −") if text[:1] != "-" else "−" + minus(text[1:])
+    """Sets minus signs as such, and keeps numbers together, for a page."""
+    text = (
+        text.replace("(-", "(−")
+        .replace(" = ", "\u00a0=\u00a0")
+        .replace(" < ", "\u00a0<\u00a0")
+        .replace(" points", "\u00a0points")
+    )
+    return f"−{text[1:]}" if text.startswith("-") else text
 
 
 def changes_of(source: Source) -> tuple[Change, ...]:

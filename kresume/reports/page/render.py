@@ -12,6 +12,7 @@ import base64
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -19,6 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from kresume.evaluation.verdict import describe_p, describe_points
+from kresume.reports.generation import shown
 from kresume.reports.page import charts, headline
 from kresume.reports.page.by_class import most_changed
 from kresume.reports.page.confusion import OTHERS
@@ -41,7 +43,13 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        percent=percent, points=points, thousands=thousands, shorten=charts.shorten, number=number, p=describe_p
+        percent=percent,
+        points=points,
+        thousands=thousands,
+        shorten=charts.shorten,
+        number=number,
+        p=describe_p,
+        shown=shown,
     )
     return environment
 
@@ -53,7 +61,8 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 def points(value: float | None) -> str:
     """Formats a difference of two shares in points; a dash for an unknown one."""
-    return "–" if value is None else headline.minus(describe_points(value).removesuffix(" points"))
+    text = "–" if value is None else headline.minus(describe_points(value).removesuffix(" points"))
+    return "0.0" if text == "+0.0" else text
 
 
 def thousands(value: int | None) -> str:
@@ -154,14 +163,10 @@ def _island(facts: Facts, drawn: tuple[charts.Chart, ...]) -> Markup:
         return [[index, round(score, 4) if math.isfinite(score) else None] for index, score in top]
 
     places = _picture_classes(facts)
-    cells = {
-        name: {f"{row},{column}": rows for (row, column), rows in side.items()}
-        for name, side in facts.chosen.cells.items()
-    }
-    pairs = {
-        name: {f"{row},{column}": rows for (row, column), rows in side.items()}
-        for name, side in facts.chosen.pairs.items()
-    }
+
+    def by_key(sides: Mapping[str, Mapping[tuple[int, int], Any]]) -> dict[str, dict[str, Any]]:
+        return {name: {f"{row},{column}": each for (row, column), each in side.items()} for name, side in sides.items()}
+
     value = {
         "classes": list(facts.source.classes),
         "names": list(facts.confusion.names) if facts.confusion else [],
@@ -179,8 +184,9 @@ def _island(facts: Facts, drawn: tuple[charts.Chart, ...]) -> Markup:
             }
             for row, shown in facts.shown.items()
         },
-        "cells": cells,
-        "pairs": pairs,
+        "cells": by_key(facts.chosen.cells),
+        "moved": by_key(facts.chosen.moved),
+        "pairs": by_key(facts.chosen.pairs),
         "charts": {
             chart.key: [{"x": hover.at, "title": hover.title, "values": hover.values} for hover in chart.hover]
             for chart in drawn

@@ -9,6 +9,7 @@ answers, and a folder of pictures may be gone.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,13 +19,15 @@ import numpy as np
 
 from kresume import runs
 from kresume.checkpoints.run import find_run, split
-from kresume.errors import ImagesError, KresumeError, RunError
+from kresume.errors import ImagesError, RunError
 from kresume.evaluation import answers as answers_file
 from kresume.evaluation.answers import NO_CLASS, Answers, on_same_images
 from kresume.evaluation.caches import open_cache
 from kresume.images.manifest import Manifest
 from kresume.images.reader import PictureReader
 from kresume.images.scans import manifest_of, remembered
+from kresume.reports.generation import Generation
+from kresume.reports.lineage import Lineage, lineage
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class Source:
         before: the model that it is compared with; None for a new model.
         after: the run's own model.
         step: the step of that model.
+        lineage: the run and the runs that it descends from.
+        ancestors: these runs, the nearest first.
         other: the run that it is compared with instead of its parent.
         missing: what could not be read, in words.
     """
@@ -65,6 +70,8 @@ class Source:
     before: Side | None
     after: Side
     step: int | None
+    lineage: Lineage
+    ancestors: tuple[runs.Run, ...]
     other: runs.Run | None = None
     missing: tuple[str, ...] = ()
 
@@ -77,6 +84,11 @@ class Source:
     def generation(self) -> int:
         """Returns the generation of the run: images with a lower origin are old."""
         return self.run.generation
+
+    @property
+    def own(self) -> Generation | None:
+        """Returns the run as a generation of its lineage; None if its record is damaged in part."""
+        return next((each for each in self.lineage.generations if _same(each.path, self.run.path)), None)
 
     @property
     def before_answers(self) -> Answers | None:
@@ -139,7 +151,13 @@ def read_run(run: runs.Run, which: str = "") -> Source:
             if own
             else f"answers to single images: they are kept for the result, and not for step {step:,}"
         )
-    return Source(run, lines, manifest, everything, before, after, step, missing=tuple(missing))
+    line = lineage(run.path)
+    older = tuple(runs.open_run(each.path) for each in line.generations if not _same(each.path, run.path))
+    return Source(run, lines, manifest, everything, before, after, step, line, older, missing=tuple(missing))
+
+
+def _same(path: str, other: Path) -> bool:
+    return os.path.realpath(path) == os.path.realpath(other)
 
 
 def read_pair(one: runs.Run, other: runs.Run, which: tuple[str, str] = ("", "")) -> Source:
@@ -218,32 +236,6 @@ def _parent(run: runs.Run, answers: Answers | None) -> Side | None:
         return None
     path = run.parent_path()
     return Side(path.name if path is not None else "before", run.record.before, answers)
-
-
-def open_parent(run: runs.Run) -> runs.Run | None:
-    """Opens the run that a run extends; None if its parent is no run, or is gone."""
-    path = run.parent_path()
-    if path is None:
-        return None
-    for folder in (path, path.parent):  # the parent may be a run's own model.keras
-        if runs.is_run(folder):
-            try:
-                return runs.open_run(folder)
-            except KresumeError:
-                return None
-    return None
-
-
-def ancestors(run: runs.Run, most: int) -> list[runs.Run]:
-    """Returns the runs that a run descends from, the nearest first."""
-    chain: list[runs.Run] = []
-    seen: set[Path] = {run.path.resolve()}
-    parent = open_parent(run)
-    while parent is not None and parent.path.resolve() not in seen and len(chain) < most:
-        seen.add(parent.path.resolve())
-        chain.append(parent)
-        parent = open_parent(parent)
-    return chain
 
 
 def rows_of(manifest: Manifest | None, hashes: np.ndarray) -> np.ndarray:

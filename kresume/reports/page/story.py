@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from kresume import runs
-from kresume.options.lookup import flag_of
-from kresume.reports.page.source import Source, open_parent
+from kresume.reports.differences import compare_runs
+from kresume.reports.generation import Change
+from kresume.reports.page.source import Source
 from kresume.storage import atomic
 
 MOST_HASHED = 500_000_000
 """Bytes of a model up to which its digest is computed; hashing more takes seconds."""
-NOT_COMPARED = {"from_", "out", "add", "data", "val", "overwrite", "take_over", "config", "or_new"}
-"""Options whose change is the point of a new run, or that choose nothing about training."""
 
 
 @dataclass(frozen=True)
@@ -25,15 +24,6 @@ class Fact:
     name: str
     text: str
     code: bool = False
-
-
-@dataclass(frozen=True)
-class Difference:
-    """An option or fact that differs between two runs."""
-
-    name: str
-    before: str
-    after: str
 
 
 @dataclass(frozen=True)
@@ -51,7 +41,7 @@ class Story:
 
     restored: tuple[Fact, ...]
     changed: tuple[Fact, ...]
-    differences: tuple[Difference, ...]
+    differences: tuple[Change, ...]
     against: str
     notes: tuple[str, ...]
     reproduce: tuple[Fact, ...]
@@ -60,12 +50,12 @@ class Story:
 def story_of(source: Source) -> Story:
     """Returns what was restored, changed and recorded."""
     record = source.run.record
-    other = source.other or open_parent(source.run)
+    against = source.other or (source.ancestors[0] if source.ancestors else None)
     return Story(
         _restored(source),
         _changed(source),
-        differences(other, source.run) if other is not None else (),
-        other.path.name if other is not None else "",
+        _differences(source),
+        against.path.name if against is not None else "the checkpoint" if record.parent else "",
         tuple(record.notes),
         _reproduce(source),
     )
@@ -80,8 +70,11 @@ def _restored(source: Source) -> tuple[Fact, ...]:
     if record.parent is None:
         return _facts(("model", "a new one: nothing was restored"))
     step = f", step {record.parent.step:,}" if record.parent.step is not None else ""
+    start = source.own.start if source.own is not None else None
+    state = f"{start.state}{f' ({start.reason})' if start.reason else ''}" if start is not None else ""
     return _facts(
         ("from", f"{record.parent.path} ({record.parent.format}{step})"),
+        ("its files since then", state),
         ("variables", record.restored or "not recorded by the version that made this run"),
         ("optimizer", f"{record.plan.optimizer}, at its update {record.iterations:,}"),
         ("classes", f"{len(record.card.classes)} ({record.plan.classes_reason})"),
@@ -107,34 +100,21 @@ def _changed(source: Source) -> tuple[Fact, ...]:
     )
 
 
-def differences(one: runs.Run, other: runs.Run) -> tuple[Difference, ...]:
-    """Returns the options and facts in which two runs differ."""
-    before, after = _compared(one), _compared(other)
-    names = dict.fromkeys((*before, *after))
-    return tuple(
-        Difference(name, before.get(name, "default"), after.get(name, "default"))
-        for name in names
-        if before.get(name) != after.get(name)
+def _differences(source: Source) -> tuple[Change, ...]:
+    """Returns what differs from the parent, or from the other run."""
+    if source.other is None:
+        return source.own.changes if source.own is not None else ()
+    found = compare_runs(source.other.path, source.run.path)
+    images = found.images
+    counted = (
+        ()
+        if images is None
+        else (
+            Change("images", images.before, images.after),
+            Change("images that only one of them has", images.removed, images.added),
+        )
     )
-
-
-def _compared(run: runs.Run) -> dict[str, str]:
-    record = run.record
-    options = {flag_of(name): _text(value) for name, value in record.options.items() if name not in NOT_COMPARED}
-    versions: Mapping[str, Any] = record.fingerprint.get("packages") or {}
-    return {
-        **options,
-        "images": f"{record.images.get('total', 0):,}",
-        "classes": f"{len(record.card.classes):,}",
-        "backend": record.backend,
-        "peak rate": f"{record.rate.peak:g} ({record.rate.schedule})",
-        "steps": f"{record.amount.steps:,}",
-        **{f"version of {name}": str(version) for name, version in versions.items()},
-    }
-
-
-def _text(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return (*counted, *found.decisions, *found.options, *found.versions)
 
 
 def _reproduce(source: Source) -> tuple[Fact, ...]:

@@ -45,10 +45,11 @@
     button.append(image(known, ""));
     const text = make("span", "what");
     const says = make("span");
-    says.append(make("span", `tag ${known.isNew ? "new" : "old"}`), "says ", make("b", "", className(known.after[0][0])));
-    says.append(make("span", "muted", ` ${percent(known.after[0][1])}`));
-    text.append(says);
-    if (known.before.length) text.append(make("span", "muted", `before: ${className(known.before[0][0])}`));
+    says.append(make("span", `tag ${known.isNew ? "new" : "old"}`), make("b", "", className(known.after[0][0])));
+    says.append(make("span", "muted", percent(known.after[0][1])));
+    const line = make("span", "muted");
+    line.append(make("span", "cut", known.before.length ? `before: ${className(known.before[0][0])}` : `labelled ${className(known.label)}`));
+    text.append(says, line);
     item.append(button, text);
     return item;
   };
@@ -98,10 +99,10 @@
         list(panel, `${what}: ${count(which)} ${which}`, rows(which), count(which));
         return;
       }
-      const before = new Set(rows("before"));
-      const after = new Set(rows("after"));
-      list(panel, `${what}: ${count("after")} after, of which these are new in the cell`, [...after].filter((each) => !before.has(each)), 0);
-      list(panel, `${count("before")} before, of which these have left it`, [...before].filter((each) => !after.has(each)), 0);
+      for (const [side, words] of [["came", "came into the cell"], ["left", "left it"]]) {
+        const moved = (island.moved[side] || {})[key] || 0;
+        list(panel, `${what}: ${moved} ${words}`, rows(side), moved);
+      }
     });
   };
   const showPair = (button) => {
