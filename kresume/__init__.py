@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from kresume.models.statistics import recompute_statistics
     from kresume.reports.lineage import Lineage, lineage
     from kresume.runs import Run, open_run
-    from kresume.training.finish import TrainResult
+    from kresume.training.closing import TrainResult
     from kresume.training.plan.plan import Plan
     from kresume.training.preview import plan
     from kresume.training.resume import resume
@@ -46,7 +46,7 @@ _MODULES = {
     "Lineage": "kresume.reports.lineage",
     "Plan": "kresume.training.plan.plan",
     "Run": "kresume.runs",
-    "TrainResult": "kresume.training.finish",
+    "TrainResult": "kresume.training.closing",
     "TrainState": "kresume.values.state",
     "evaluate": "kresume.evaluation.evaluate",
     "export": "kresume.exports.export",

@@ -46,8 +46,8 @@ class Moment:
             ("accuracy {:.1f} %", None if self.accuracy is None else 100 * self.accuracy),
             ("lr {:.3g}", self.rate),
             ("{:,.0f} images/s", self.images_per_second),
-            ("{:.0f} % of the time waiting for images", None if self.data_share is None else 100 * self.data_share),
-            ("snapshot of step {:,}", self.snapshot),
+            ("waiting for images {:.0f} %", None if self.data_share is None else 100 * self.data_share),
+            ("snapshot {:,}", self.snapshot),
         ]
         return [text.format(value) for text, value in known if value is not None]
 

@@ -74,7 +74,7 @@ class Terminal:
         if grid.row_count:
             yield grid
         if moment is not None:
-            yield Text("  ".join(moment.facts()), no_wrap=True, overflow="ellipsis")
+            yield Text("  ".join(fact.replace(" ", "\u00a0") for fact in moment.facts()))
 
     @contextmanager
     def waiting(self, text: str, *, now: bool) -> Iterator[None]:

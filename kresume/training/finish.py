@@ -7,93 +7,21 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from kresume import runs
 from kresume.checkpoints import snapshot
-from kresume.errors import CheckpointError, GateFailed, ImagesError
+from kresume.errors import CheckpointError, ImagesError
 from kresume.evaluation import answers
-from kresume.evaluation.verdict import Pair, Verdict, in_words, judge_origins
+from kresume.evaluation.verdict import Pair
 from kresume.images.scans import manifest_of
 from kresume.storage import atomic
-from kresume.training.plan.plan import describe_scores
+from kresume.training.closing import TrainResult, closing_facts
 from kresume.values.record import Best, ParentRecord, Result
 
 if TYPE_CHECKING:
     from kresume.training.loop.session import Session
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """Result of a finished run, which `kresume train` prints last.
-
-    Attributes:
-        run: the run directory.
-        status: `"accepted"` or `"rejected"`.
-        step: the step of the result.
-        epochs: the number of epochs trained.
-        before: the parent's scores, None for a new model.
-        after: the result's scores.
-        failures: descriptions of snapshots and records that could not be written.
-        failed: descriptions of the gates that no epoch met.
-        parent: the path of the run that stays the accepted one, if a gate failed; may be empty.
-        feed: the line of plain Keras code that feeds the result as it was trained.
-        report: the path of the page about the run; empty if it could not be written.
-        verdicts: how the result compares with the parent on new, old and all images; empty if that is unknown.
-        needs: the package besides Keras that `model.keras` needs; may be empty.
-    """
-
-    run: str
-    status: str
-    step: int
-    epochs: int
-    before: Mapping[str, Any] | None
-    after: Mapping[str, Any]
-    failures: tuple[str, ...] = ()
-    failed: tuple[str, ...] = ()
-    parent: str = ""
-    feed: str = ""
-    report: str = ""
-    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
-    needs: str = ""
-
-    @property
-    def exit_code(self) -> int:
-        """Returns 0, 3 if a gate failed, or 5 if something could not be written."""
-        return GateFailed.exit_code if self.failed else 5 if self.failures else 0
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the JSON form."""
-        return {
-            **vars(self),
-            "failures": list(self.failures),
-            "failed": list(self.failed),
-            "verdicts": {name: verdict.as_dict() for name, verdict in self.verdicts.items()},
-            "exit_code": self.exit_code,
-        }
-
-    def __str__(self) -> str:
-        epochs = f"{self.epochs} epoch{'' if self.epochs == 1 else 's'}"
-        lines = [f"{self.run}: {self.status}, {epochs}, result is step {self.step:,}"]
-        if self.before:
-            lines.append(f"before: {describe_scores(self.before)}")
-        lines.append(f"after:  {describe_scores(self.after)}")
-        if self.verdicts:
-            lines.append(f"change: {in_words(self.verdicts)}")
-        needs = f" (loads where {self.needs} is installed)" if self.needs else ""
-        lines.append(f"model:  {Path(self.run) / 'model.keras'}{needs}")
-        if self.feed:
-            lines.append(f"feed:   {self.feed}")
-        if self.report:
-            lines.append(f"report: {self.report}")
-        lines += [f"gate failed: {failure}" for failure in self.failed]
-        if self.failed:
-            stays = f", {self.parent} stays the accepted one" if self.parent else ""
-            lines.append(f"{self.run} is rejected{stays}; its images are new to the next run")
-        lines += [f"not written: {failure}" for failure in self.failures]
-        return "\n".join(lines)
 
 
 def finish(session: Session) -> TrainResult:
@@ -122,8 +50,8 @@ def finish(session: Session) -> TrainResult:
         parent=_parent_of(run) if run.record.failed else "",
         feed=feeding_line(run.record.card, rows=takes_rows(session.model), short=True),
         report=report,
-        verdicts=judge_origins(pair.before, pair.after, pair.generation) if pair is not None else {},
         needs="keras-hub" if holds_hub(session.model) else "",
+        **closing_facts(run, pair),
     )
 
 

@@ -25,8 +25,9 @@ from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
 from kresume.spelling import as_argument, spelled
 from kresume.training.adjust import adjusted, grow, rebuild, thaw
+from kresume.training.closing import TrainResult
 from kresume.training.create import create_run
-from kresume.training.finish import TrainResult, finish
+from kresume.training.finish import finish
 from kresume.training.plan.decide import decide, list_named, load_checkpoint, update_data
 from kresume.training.plan.images import came_since
 from kresume.training.plan.teaching import take_teacher

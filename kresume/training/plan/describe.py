@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from kresume.images.mixing import Shares
+from kresume.options.differences import describe_differences
 from kresume.options.given import given
 from kresume.options.lookup import flag_of
 from kresume.options.settings import settings_of
+from kresume.options.table import TrainConfig
 from kresume.training.plan.disk import describe_disk
 from kresume.training.plan.draft import Data, Loaded
 from kresume.training.plan.freezing import describe_freezing
 from kresume.training.plan.judging import describe_noise
 from kresume.training.plan.notes import frozen_layers, notes_of, statistics_of_layers
-from kresume.training.plan.parent import describe_change
+from kresume.training.plan.parent import Parent, describe_change
 from kresume.training.plan.plan import Plan
 from kresume.training.start import Start
 from kresume.values.amount import Amount
@@ -70,15 +72,10 @@ def describe(
     notes += statistics_of_layers(live.model, settings_of(start.config).bn_stats)
     if change := describe_change(live, wanted):
         notes.append(change)
-    described = ""
-    if parent is not None:
-        kind = f"run, {parent.run.status}" if parent.run else parent.state.format
-        step = f", step {parent.state.step:,}" if parent.state.step is not None else ""
-        described = f"{start.config.from_} ({kind}{step})"
     return Plan(
         action="extend" if parent is not None else "start",
         out=str(start.path),
-        parent=described,
+        parent=_describe_parent(start, parent),
         restored=live.summary,
         images={
             "total": len(manifest),
@@ -101,6 +98,7 @@ def describe(
         optimizer=wanted.class_name or "",
         before=before,
         options={flag_of(name): value for name, value in given(start.given).items()},
+        differs=_differs(start, parent),
         notes=notes,
         shares=shares,
         per_class=manifest.per_class(generation),
@@ -109,3 +107,19 @@ def describe(
         noise=describe_noise(manifest, generation),
         growth=loaded.growth.describe(manifest) if loaded.growth else "",
     )
+
+
+def _describe_parent(start: Start, parent: Parent | None) -> str:
+    """Returns the path, the format and the step of the parent; empty without one."""
+    if parent is None:
+        return ""
+    kind = f"run, {parent.run.status}" if parent.run else parent.state.format
+    step = f", step {parent.state.step:,}" if parent.state.step is not None else ""
+    return f"{start.config.from_} ({kind}{step})"
+
+
+def _differs(start: Start, parent: Parent | None) -> str:
+    """Returns what differs from the options of the parent run; empty if the parent is no run."""
+    if parent is None or parent.run is None:
+        return ""
+    return describe_differences(TrainConfig(**parent.run.record.options), start.config, start.given)

@@ -43,6 +43,7 @@ class Plan:
         optimizer: its class.
         before: the parent's scores on the validation images, None for a new model.
         options: the given options.
+        differs: what differs from the options of the parent run, in words; empty if the parent is no run.
         notes: further notes for the user.
         shares: the composition of an epoch.
         growth: the classes that are added to the parent's, in words; empty if none are.
@@ -80,6 +81,7 @@ class Plan:
     distilled: str = ""
     time: Estimate | None = None
     disk: str = ""
+    differs: str = ""
     per_class: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -138,7 +140,7 @@ class Plan:
             ("time", str(self.time or "")),
             ("disk", self.disk),
             ("epoch", f"{self.shares or ''}{balanced}"),
-            ("options", " ".join(_shown(name, value) for name, value in self.options.items())),
+            ("options", self.differs or " ".join(_shown(name, value) for name, value in self.options.items())),
             *(("note", note) for note in self.notes),
         ]
         return "\n".join(f"{name + ':':<10}{text}" for name, text in lines if text)

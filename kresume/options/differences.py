@@ -1,0 +1,72 @@
+"""Says which options of a run differ from those of the run that it extends.
+
+differing(TrainConfig(**run.record.options), config)        # {"batch_size": (32, 64)}
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kresume.options.given import given
+from kresume.options.lookup import INHERITED, flag_of
+from kresume.options.settings import DEFAULTS
+from kresume.options.table import TrainConfig
+
+LASTING = INHERITED | {"freeze", "unfreeze_at", "until", "distill"}
+"""Options about how a run trains. Others name sources and places, or say how much and at which rate this run trains."""
+
+
+def differing(parent: TrainConfig, child: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """Compares the options of two runs.
+
+    Args:
+        parent: the resolved options of the parent.
+        child: those of the run that extends it.
+
+    Returns:
+        The values of parent and child by name; None for one that is off, the default for one that was not given.
+    """
+    names = sorted(LASTING & set(TrainConfig.model_fields))
+    values = [(name, _value(name, parent), _value(name, child)) for name in names]
+    return {name: (before, now) for name, before, now in values if before != now}
+
+
+def describe_differences(parent: TrainConfig, child: TrainConfig, asked: TrainConfig) -> str:
+    """Formats what a command changes.
+
+    For example `"--add new/ --batch-size 64 (the parent: 32); all others are the parent's"`.
+
+    Args:
+        parent: the resolved options of the parent.
+        child: those of the run that extends it.
+        asked: those that the command gave.
+    """
+    changed = differing(parent, child)
+    words = [
+        shown(name, value)
+        for name, value in given(asked).items()
+        if name not in LASTING and name not in {"from_", "out"}
+    ]
+    for name, (before, now) in changed.items():
+        was = "off" if before is None else _words(before)
+        words.append(f"{shown(name, now)} (the parent: {was})")
+    return f"{' '.join(words)}{'; ' if words else ''}{'all others are' if words else 'all are'} the parent's"
+
+
+def shown(name: str, value: Any) -> str:
+    """Formats an option with its value as on the command line."""
+    flag = flag_of(name)
+    if value is None:
+        return f"no {flag}"
+    if isinstance(value, bool):
+        return flag if value else f"--no-{flag[2:]}"
+    return " ".join(f"{flag} {item}" for item in (value if isinstance(value, (list, tuple)) else [value]))
+
+
+def _words(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _value(name: str, config: TrainConfig) -> Any:
+    value = given(config).get(name, getattr(DEFAULTS, name, None))
+    return None if value is False or (value == 0 and isinstance(value, float)) else value

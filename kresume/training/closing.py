@@ -1,0 +1,160 @@
+"""Says at the end of a training what came of it.
+
+print(TrainResult(run="runs/2-signs", ...))
+
+runs/2-signs: accepted, 14 epochs, result is step 477 (epoch 14, the last)
+before: 93.2 % of 383 validation images (old 94.0 % of 83, new 93.0 % of 300)
+after:  95.3 % of 383 validation images (old 97.6 % of 83, new 94.7 % of 300)
+change: better on new (+1.7 points, p = 0.04), unchanged on old within noise (+3.6 points, p = 0.2)
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kresume import runs
+from kresume.errors import GateFailed
+from kresume.evaluation.verdict import Pair, Verdict, in_words, judge_classes, judge_origins
+from kresume.options.settings import DEFAULTS
+from kresume.spelling import option
+from kresume.training.plan.plan import describe_scores
+
+MOST_FORGOTTEN = 3
+"""Forgotten classes that are named."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Result of a finished run, which `kresume train` prints last.
+
+    Attributes:
+        run: the run directory.
+        status: `"accepted"` or `"rejected"`.
+        step: the step of the result.
+        epochs: the number of epochs trained.
+        before: the parent's scores, None for a new model.
+        after: the result's scores.
+        failures: descriptions of snapshots and records that could not be written.
+        failed: descriptions of the gates that no epoch met.
+        parent: the path of the run that stays the accepted one, if a gate failed; may be empty.
+        feed: the line of plain Keras code that feeds the result as it was trained.
+        report: the path of the page about the run; empty if it could not be written.
+        needs: the package besides Keras that `model.keras` needs; may be empty.
+        which: the epoch of the result in words: `"epoch 9, the best by val_loss"`.
+        verdicts: how the result compares with the parent on new, old and all images; empty if that is unknown.
+        forgot: on what it is worse than the parent by more than noise; empty if unknown.
+        best: which other epoch had a lower loss on the validation images; empty if none.
+    """
+
+    run: str
+    status: str
+    step: int
+    epochs: int
+    before: Mapping[str, Any] | None
+    after: Mapping[str, Any]
+    failures: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+    parent: str = ""
+    feed: str = ""
+    report: str = ""
+    needs: str = ""
+    which: str = ""
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    forgot: str = ""
+    best: str = ""
+
+    @property
+    def exit_code(self) -> int:
+        """Returns 0, 3 if a gate failed, or 5 if something could not be written."""
+        return GateFailed.exit_code if self.failed else 5 if self.failures else 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the JSON form."""
+        return {
+            **vars(self),
+            "failures": list(self.failures),
+            "failed": list(self.failed),
+            "verdicts": {name: verdict.as_dict() for name, verdict in self.verdicts.items()},
+            "exit_code": self.exit_code,
+        }
+
+    def __str__(self) -> str:
+        epochs = f"{self.epochs} epoch{'' if self.epochs == 1 else 's'}"
+        which = f" ({self.which})" if self.which else ""
+        needs = f" (loads where {self.needs} is installed)" if self.needs else ""
+        named = [
+            ("before", describe_scores(self.before) if self.before else ""),
+            ("after", describe_scores(self.after)),
+            ("change", in_words(self.verdicts)),
+            ("forgot", self.forgot),
+            ("best", self.best),
+            ("model", f"{Path(self.run) / 'model.keras'}{needs}"),
+            ("feed", self.feed),
+            ("report", self.report),
+        ]
+        lines = [f"{self.run}: {self.status}, {epochs}, result is step {self.step:,}{which}"]
+        lines += [f"{name + ':':<8}{text}" for name, text in named if text]
+        lines += [f"gate failed: {failure}" for failure in self.failed]
+        run = shlex.quote(self.run)
+        if self.failed:
+            stays = f", {self.parent} stays the accepted one" if self.parent else ""
+            lines.append(f"{self.run} is rejected{stays}; its images are new to the next run")
+        else:
+            lines.append(f"next:   kresume export {run} serving/, or kresume train --from {run} --add MORE_IMAGES")
+        lines += [f"not written: {failure}" for failure in self.failures]
+        return "\n".join(lines)
+
+
+def closing_facts(run: runs.Run, pair: Pair | None) -> dict[str, Any]:
+    """Returns the facts of a finished run that are not in its record, by the names of `TrainResult`.
+
+    Args:
+        run: finished.
+        pair: the answers of its parent and its result; None if one of them is unknown.
+    """
+    verdicts: Mapping[str, Verdict] = {}
+    classes: Mapping[str, Verdict] = {}
+    if pair is not None:
+        verdicts = judge_origins(pair.before, pair.after, pair.generation)
+        classes = judge_classes(pair.before, pair.after)
+    lines = runs.read_metrics(run.metrics)
+    epoch = next((line["epoch"] for line in lines if line["step"] == run.result_step()), None)
+    monitor = run.record.options.get("monitor") or DEFAULTS.monitor
+    is_best = run.record.result is not None and run.record.result.which == "best"
+    return {
+        "which": "" if epoch is None else f"epoch {epoch}, {f'the best by {monitor}' if is_best else 'the last'}",
+        "verdicts": verdicts,
+        "forgot": _forgotten(verdicts, classes),
+        "best": "" if is_best else _better_epoch(lines, epoch),
+    }
+
+
+def _forgotten(verdicts: Mapping[str, Verdict], classes: Mapping[str, Verdict]) -> str:
+    if not verdicts:
+        return ""
+    worse = [verdict.facts for name, verdict in verdicts.items() if name == "old" and verdict.kind == "worse"]
+    fell = sorted((each for each in classes.items() if each[1].kind == "worse"), key=lambda each: each[1].difference)
+    found = [f"old images ({facts})" for facts in worse]
+    found += [f"{name} ({verdict.facts})" for name, verdict in fell[:MOST_FORGOTTEN]]
+    more = f" and {len(fell) - MOST_FORGOTTEN:,} more classes" if len(fell) > MOST_FORGOTTEN else ""
+    return f"{', '.join(found)}{more}" if found else "nothing by more than noise"
+
+
+def _better_epoch(lines: list[dict[str, Any]], epoch: int | None) -> str:
+    """Names the epoch with the lowest validation loss, if the result is another one."""
+    scored = [line for line in lines if (line.get("all") or {}).get("loss") is not None]
+    last = next((line for line in scored if line["epoch"] == epoch), None)
+    if last is None:
+        return ""
+    best = min(scored, key=lambda line: float(line["all"]["loss"]))
+    if best["all"]["loss"] >= last["all"]["loss"]:
+        return ""
+    low, ours = best["all"]["loss"], last["all"]["loss"]
+    return (
+        f"epoch {best['epoch']} had the lowest validation loss ({low:.3f}, the result {ours:.3f}); "
+        f"{option('monitor', DEFAULTS.monitor)} makes such an epoch the result"
+    )

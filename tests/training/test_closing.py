@@ -1,0 +1,105 @@
+"""Tests the first and the last block of a training: what differs from the parent, what came of it, what to do next."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+
+from kresume.evaluation.verdict import Pair
+from kresume.options.differences import describe_differences
+from kresume.options.table import TrainConfig
+from kresume.training.closing import TrainResult, closing_facts
+from tests.helpers import page_runs
+
+pytestmark = pytest.mark.one_backend
+
+
+def test_only_what_differs_from_the_parents_options_is_listed():
+    """An option that is given with the parent's value, or inherited, is no difference; a default is a value, too."""
+    parent = TrainConfig(data=("old",), batch_size=64, augment="strong", until="all.accuracy>=0.9", epochs=3, seed=0)
+    asked = TrainConfig(from_="runs/1", add=("new",), batch_size=64, augment="light", lr=1e-4, keep=3)
+    child = asked.model_copy(update={"seed": 0})
+    words = describe_differences(parent, child, asked)
+    assert words == (
+        "--add new --lr 0.0001 --augment light (the parent: strong) no --until (the parent: all.accuracy>=0.9); "
+        "all others are the parent's"
+    )
+    assert describe_differences(parent, parent, TrainConfig(from_="runs/1")) == "all are the parent's"
+
+
+def result_of(run, before=None, after=None):
+    """Returns the result of a run on disk, as the last block prints it."""
+    facts = closing_facts(run, None if before is None else Pair(before, after, run.generation))
+    record = run.record
+    return TrainResult(str(run.path), record.status, 20, 2, record.before, record.result.scores, **facts)
+
+
+CASES = {
+    "better": (
+        0.3,
+        0.1,
+        0.95,
+        0.95,
+        r"better on new \(\+.*points, p < 0.001\), better on old",
+        "nothing by more than noise",
+    ),
+    "forgets": (0.95, 0.1, 0.3, 0.95, r"better on new .*, worse on old \(-", "old images (-"),
+    "noise": (
+        0.7,
+        0.7,
+        0.7,
+        0.7,
+        r"unchanged on new within noise .*, unchanged on old within noise",
+        "nothing by more",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_last_block_says_what_is_noise_and_what_was_forgotten(tmp_path, case):
+    """The verdicts are those of the kept answers; classes that fell by more than noise are named."""
+    old, new, old_after, new_after, change, forgot = CASES[case]
+    manifest = page_runs.write_images(tmp_path / "in", ("a", "b"), old=400, new=400, stored=False)
+    before = page_runs.made_answers(manifest, old, new, seed=1)
+    after = page_runs.made_answers(manifest, old_after, new_after, 2)
+    run = page_runs.write_run(tmp_path / "1-run", manifest, before, after)
+    text = str(result_of(run, before, after))
+    lines = dict(line.split(":", 1) for line in text.splitlines())
+    assert re.search(change, lines["change"]), text
+    assert lines["forgot"].strip().startswith(forgot), text
+    assert (
+        lines["next"] == f"   kresume export {run.path} serving/, or kresume train --from {run.path} --add MORE_IMAGES"
+    )
+    assert text.splitlines()[0].endswith("result is step 20 (epoch 2, the last)")
+    json.dumps(result_of(run, before, after).as_dict(), allow_nan=False)
+
+
+def test_the_last_block_of_a_new_model_compares_nothing(tmp_path):
+    """A new model has scores, no change and nothing forgotten."""
+    manifest = page_runs.write_images(tmp_path / "in", ("a", "b"), stored=False)
+    run = page_runs.write_run(tmp_path / "1-run", manifest, None, page_runs.made_answers(manifest, 0.8, 0.8, 1))
+    text = str(result_of(run))
+    assert not {"change", "forgot", "before"} & {line.split(":")[0] for line in text.splitlines()}
+    assert "after: " in text
+
+
+def test_a_better_epoch_than_the_result_is_named(tmp_path):
+    """Where the last epoch is the result, an epoch with a lower validation loss is named, and what chooses it."""
+    manifest = page_runs.write_images(tmp_path / "in", ("a", "b"), stored=False)
+    run = page_runs.write_run(tmp_path / "1-run", manifest, None, page_runs.made_answers(manifest, 0.8, 0.8, 1))
+    path = run.path / "metrics.jsonl"
+    first, second = (json.loads(line) for line in path.read_text().splitlines())
+    assert closing_facts(run, None)["best"] == ""
+    first["all"]["loss"] = 0.125
+    path.write_text(json.dumps(first) + "\n" + json.dumps(second) + "\n")
+    assert closing_facts(run, None)["best"].startswith("epoch 1 had the lowest validation loss (0.125, the result ")
+    assert "--monitor val_loss" in closing_facts(run, None)["best"]
+
+
+def test_a_rejected_run_names_the_accepted_one(tmp_path):
+    """A run that fails a gate has no next command, but the run that stays."""
+    result = TrainResult("runs/2", "rejected", 5, 1, None, {"all": {"images": 0}}, failed=("x",), parent="runs/1")
+    last = "runs/2 is rejected, runs/1 stays the accepted one; its images are new to the next run"
+    assert str(result).splitlines()[-1] == last
+    assert dataclasses.replace(result, failures=("disk",)).exit_code == 3
