@@ -180,7 +180,7 @@ def give_back(
         place = owners.get(id(slot.weight)) if slot.weight is not None else None
         if place is None:
             given.add(id(slot.variable))
-        elif (array := held.get(f"{slot.kind}|{place}")) is not None:
+        elif (array := held.get(f"{slot.kind}|{place}")) is not None and array.shape == tuple(slot.variable.shape):
             live_state.assign([slot.variable], [array])
             given.add(id(slot.variable))
     counts = own_counts.counts_of(optimizer)

@@ -141,7 +141,9 @@ def _features(draft: Draft, growth: Growth, reporter: Reporter) -> np.ndarray:
         )
 
 
-def freeze(model: Any, to: Adjustment, freezing: Freezing | None, statistics: Statistics) -> dict[str, np.ndarray]:
+def freeze(
+    model: Any, to: Adjustment, freezing: Freezing | None, statistics: Statistics, parent: Run | None = None
+) -> dict[str, np.ndarray]:
     """Freezes layers of an adjusted model; its optimizer then has slots for the others alone.
 
     Args:
@@ -150,6 +152,8 @@ def freeze(model: Any, to: Adjustment, freezing: Freezing | None, statistics: St
         freezing: which layers, and until when; None freezes nothing.
         statistics: those of batch normalisation with which the parent predicts. A frozen layer predicts with them in
             training, too, so they replace its moving averages, which trail the weights.
+        parent: the run that is extended, which holds the slots of layers that it froze and never let train again; None if
+            slots start fresh.
 
     Returns:
         The slots of the frozen weights, which `thaw` needs.
@@ -170,7 +174,9 @@ def freeze(model: Any, to: Adjustment, freezing: Freezing | None, statistics: St
     freezer.set_frozen(model, freezing, 0)
     adjust(model, to, restored=before)
     if freezing.thawed(0):
-        freezer.give_back(model, model.optimizer, {}, freezing.first, to.iterations)
+        waiting = _read_held(parent.held) if parent is not None else {}
+        frozen_at = parent.record.iterations if parent is not None and waiting else to.iterations
+        freezer.give_back(model, model.optimizer, waiting, freezing.first, frozen_at)
     return held if freezing.until else {}
 
 
@@ -180,7 +186,9 @@ def adjusted(draft: Draft, config: TrainConfig) -> tuple[Any, dict[str, np.ndarr
     metrics = tuple(config.metric or ())
     to = Adjustment(draft.optimizer, plan.rate, live.iterations, loss, plan.card, plan.amount, metrics)
     adjust(live.model, to, restored=live.optimizer)
-    return live.model, freeze(live.model, to, draft.freezing, draft.statistics)
+    parent = draft.loaded.parent
+    run = parent.run if parent is not None and not (config.optimizer or "").endswith(":reset") else None
+    return live.model, freeze(live.model, to, draft.freezing, draft.statistics, run)
 
 
 def thaw(model: Any, run: Run, config: TrainConfig) -> None:

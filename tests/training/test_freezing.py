@@ -248,9 +248,27 @@ def test_layers_of_a_parent_that_ended_too_early_train(tmp_path, place):
     run_training(str(place / "parent"), until="all.loss>=0", out=str(tmp_path / "2"), **arguments)
     plan = kresume.plan(str(tmp_path / "2"), quiet=True, lr=1e-3)
     assert "freeze:   none; " in str(plan)
-    whole = str(tmp_path / "3")
-    run_training(str(tmp_path / "2"), lr=1e-3, epochs=1, batch_size=5, out=whole)
-    assert all(layer.trainable for layer in keras.models.load_model(f"{whole}/model.keras").layers)
+    slots = {}
+    for name, optimizer in (("3", "keep"), ("4", "adamw:reset")):
+        out = tmp_path / name
+        trained(
+            out,
+            every_snapshot=True,
+            checkpoint=str(tmp_path / "2"),
+            lr=1e-3,
+            epochs=1,
+            batch_size=5,
+            optimizer=optimizer,
+        )
+        assert all(layer.trainable for layer in keras.models.load_model(out / "model.keras").layers)
+        begun = snapshot.read_snapshot(out / "snapshots" / "step-00000000").arrays
+        slots[name] = {
+            array.tobytes() for each, array in begun.items() if each.startswith("optimizer") and array.ndim == 4
+        }
+    before = result_arrays(place / "parent")
+    expected = {array.tobytes() for name, array in before.items() if name.startswith("optimizer") and array.ndim == 4}
+    assert slots["3"] == expected  # its parent held them, and they are its grandparent's
+    assert not slots["4"] & expected
 
 
 @pytest.mark.one_backend(trains=True)
