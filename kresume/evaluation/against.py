@@ -28,7 +28,7 @@ from kresume.images.reader import PictureReader, as_files
 from kresume.models.load import Subject, load
 from kresume.models.unscored import with_statistics
 from kresume.reporter import Reporter
-from kresume.runtimes.signatures import Signature, find_saved_model, labels_of, read_signatures
+from kresume.runtimes.signatures import Signature, find_saved_model, has_signatures, labels_of, read_signatures
 from kresume.spelling import option
 from kresume.tasks.single_label import SINGLE_LABEL
 from kresume.tasks.task import Head, Task
@@ -65,10 +65,13 @@ class Predictions:
 def served_folder(path: str) -> Path | None:
     """Returns the SavedModel to run at `path`, or None.
 
-    None if there is no SavedModel, or it is read as a checkpoint.
+    None if there is no SavedModel, or it is read as a checkpoint: it has no signature to run, but variables.
     """
     folder = find_saved_model(path)
-    return folder if folder is not None and recognise(path) in {None, "saved-model"} else None
+    if folder is None or recognise(path) not in {None, "saved-model"}:
+        return None
+    has_variables = (folder / "variables" / "variables.index").is_file()
+    return None if has_variables and not has_signatures(folder) else folder
 
 
 def predict(

@@ -181,6 +181,14 @@ def read_raw(folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     }
 
 
+def has_signatures(folder: Path) -> bool:
+    """Returns False if a SavedModel was saved without a signature; one that cannot be read may have some."""
+    try:
+        return bool(read_raw(folder))
+    except CheckpointError:
+        return True
+
+
 def read_signatures(folder: Path, classes: int | None = None) -> dict[str, Signature]:
     """Reads the signatures of a SavedModel that fit a classifier.
 
