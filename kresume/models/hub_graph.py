@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import keras
@@ -186,7 +187,7 @@ def _preprocessed(classifier: Any, images: Any, size: Size, taken: Size) -> Any:
     Raises:
         ModelError: the layers do not compute what the preprocessing does.
     """
-    layers, converter, preprocessor = keras.layers, _converter(classifier), classifier.preprocessor
+    converter, preprocessor = _converter(classifier), classifier.preprocessor
     if converter is None and preprocessor is not None and getattr(preprocessor, "image_converter", 0) is not None:
         if not isinstance(preprocessor, keras.Layer) or not _is_keras(type(preprocessor)):
             raise ModelError(f"its preprocessor, of the class {type(preprocessor).__name__}, is none of keras-hub's")
@@ -195,7 +196,8 @@ def _preprocessed(classifier: Any, images: Any, size: Size, taken: Size) -> Any:
     if taken != size:
         resizing = converter.resizing.get_config() if converter is not None else {}
         known = {name: resizing[name] for name in _RESIZING if name in resizing}
-        steps.append(layers.Resizing(taken[0], taken[1], **known))
+        # As an operation: Keras's layer says `training=True` to every layer behind it where a call says nothing.
+        steps.append(partial(keras.ops.image.resize, size=taken, **known))
     if converter is not None:
         steps.append(_scaling(converter.scale, converter.offset))
         _check(preprocessor, converter, steps, taken)
@@ -210,15 +212,18 @@ _RESIZING = ("interpolation", "crop_to_aspect_ratio", "pad_to_aspect_ratio", "fi
 def _scaling(scale: Any, offset: Any) -> Any:
     """Makes the layer that scales and shifts 0-255, of a kind that `read_convention` recognises.
 
+    It computes in float32 under any precision, as keras-hub's does.
+
     Args:
         scale: one factor or one per colour; None for 1.
         offset: what is added then, likewise; None for 0.
     """
     factor, shift = np.asarray(1.0 if scale is None else scale), np.asarray(0.0 if offset is None else offset)
     if np.abs(factor).max() <= LARGEST_SCALE:
-        return keras.layers.Rescaling(factor.tolist(), offset=shift.tolist())
+        return keras.layers.Rescaling(factor.tolist(), offset=shift.tolist(), dtype="float32")
     factor, shift = np.broadcast_to(factor, 3), np.broadcast_to(shift, 3)
-    return keras.layers.Normalization(mean=(-shift / factor).tolist(), variance=(1.0 / factor**2).tolist())
+    mean, variance = (-shift / factor).tolist(), (1.0 / factor**2).tolist()
+    return keras.layers.Normalization(mean=mean, variance=variance, dtype="float32")
 
 
 def _check(preprocessor: Any, converter: Any, steps: list[Any], taken: Size) -> None:

@@ -191,6 +191,8 @@ def same_as_keras_hub(preset, size):
     images = pictures(model.input_shape[1:3])
     expected = keras.ops.softmax(own(own.preprocessor(images)))  # what its `predict` does; it gives logits
     np.testing.assert_allclose(answers(model, images), keras.ops.convert_to_numpy(expected), rtol=1e-5, atol=1e-6)
+    # A call that does not say `training` predicts, too: no preprocessing layer turns dropout on.
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(model(images)), answers(model, images))
     return model, said
 
 
@@ -244,6 +246,10 @@ def test_another_size_is_taken_or_resized_as_the_preset_does(presets):
     assert "resized" not in said
     model, said = same_as_keras_hub(presets("vit"), (24, 20))
     assert model.input_shape == (None, 24, 20, 3)
+    assert read_convention(model) == "0-255"
+    again = keras.saving.deserialize_keras_object(json.loads(json.dumps(keras.saving.serialize_keras_object(model))))
+    again.set_weights(model.get_weights())
+    np.testing.assert_array_equal(answers(again, pictures((24, 20))), answers(model, pictures((24, 20))))
     assert "24x20 pixels are resized to the 16x16 that it takes" in said
 
 
@@ -285,6 +291,18 @@ def test_preprocessing_that_is_more_than_scaling_is_refused(presets, monkeypatch
     monkeypatch.setattr(kind, "call", lambda self, inputs: inputs[..., ::-1], raising=False)
     with pytest.raises(ModelError, match="MobileNetImageConverter\\) does more than resize, scale and shift"):
         hub.from_preset(presets("mobilenet"), 3, None)
+
+
+@pytest.mark.one_backend(trains=True)
+def test_preprocessing_stays_in_float32(presets):
+    """Under a mixed policy the backbone computes in 16 bits, and pixels are scaled as keras-hub scales them."""
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model, _ = hub.from_preset(presets("mobilenet"), 3, None)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert [layer.compute_dtype for layer in model.layers[1:3]] == ["float32", "bfloat16"]
+    assert {each.dtype for each in model.weights} == {"float32"}
 
 
 @pytest.fixture
