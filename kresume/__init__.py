@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from kresume.errors import KresumeError
     from kresume.evaluation.evaluate import evaluate
     from kresume.evaluation.evaluation import Evaluation
+    from kresume.evaluation.predictions import Predictions, predict
     from kresume.exports.export import ExportResult, export
     from kresume.models.statistics import recompute_statistics
     from kresume.reports.lineage import Lineage, lineage
@@ -45,6 +46,7 @@ _MODULES = {
     "KresumeError": "kresume.errors",
     "Lineage": "kresume.reports.lineage",
     "Plan": "kresume.training.plan.plan",
+    "Predictions": "kresume.evaluation.predictions",
     "Run": "kresume.runs",
     "TrainResult": "kresume.training.closing",
     "TrainState": "kresume.values.state",
@@ -54,6 +56,7 @@ _MODULES = {
     "lineage": "kresume.reports.lineage",
     "open_run": "kresume.runs",
     "plan": "kresume.training.preview",
+    "predict": "kresume.evaluation.predictions",
     "read_checkpoint": "kresume.checkpoints.read",
     "recompute_statistics": "kresume.models.statistics",
     "resumable": "kresume.drop_in.stream",
@@ -61,8 +64,9 @@ _MODULES = {
 }
 
 __all__ = [
-    "BackupAndRestore", "Evaluation", "ExportResult", "KresumeError", "Lineage", "Plan", "Run", "TrainResult", "TrainState",
-    "__version__", "evaluate", "export", "image_dataset", "lineage", "open_run", "plan", "read_checkpoint",
+    "BackupAndRestore", "Evaluation", "ExportResult", "KresumeError", "Lineage", "Plan", "Predictions", "Run",
+    "TrainResult", "TrainState",
+    "__version__", "evaluate", "export", "image_dataset", "lineage", "open_run", "plan", "predict", "read_checkpoint",
     "recompute_statistics", "resumable", "resume",
 ]  # fmt: skip
 

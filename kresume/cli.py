@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import click
 
 from kresume import crash
-from kresume.commands import checkpoints, data, evaluate, export, history, machine, report, train
+from kresume.commands import checkpoints, data, evaluate, export, history, machine, predict, report, train
 from kresume.commands.options import Group
 from kresume.errors import KresumeError, RestoreError
 from kresume.spelling import as_flag, spelled
@@ -40,6 +40,7 @@ for command in (
     train.plan,
     checkpoints.inspect,
     evaluate.evaluate,
+    predict.predict,
     export.export,
     data.data,
     history.log,

@@ -15,7 +15,8 @@ from kresume.options.settings import DEFAULTS
 FEATURE = "Name of a TFRecord feature: encoded, label or text. Repeatable."
 COMMANDS = {
     "resume": "train", "continue": "train", "fit": "train", "extend": "train", "evaluate": "eval", "val": "eval",
-    "test": "eval", "info": "inspect", "convert": "export", "history": "log", "scan": "data scan", "check": "data check",
+    "test": "eval", "classify": "predict", "infer": "predict", "info": "inspect", "convert": "export", "history": "log",
+    "scan": "data scan", "check": "data check",
     "show": "data show", "env": "doctor",
 }  # fmt: skip
 """Names of commands in other tools, with the command of kresume."""

@@ -11,9 +11,10 @@ does not have, or if the other model does not have its class.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -135,17 +136,25 @@ def served_size(folder: Path, signature: Signature) -> tuple[DecodeSpec, str, In
     return DecodeSpec(*size), "", layout
 
 
-def _served(folder: Path, subject: Subject, manifest: Manifest, reporter: Reporter) -> Predictions:
-    labels = subject.classes or labels_of(folder)
-    signature = next(iter(read_signatures(folder, len(labels) if labels else len(manifest.classes)).values()))
-    rows = np.arange(len(manifest))
+def served_signature(folder: Path, subject: Subject, classes: int) -> tuple[Signature, Head | None]:
+    """Returns the signature of a SavedModel to run, and how it answers if that may be one number.
+
+    Raises:
+        UsageError: the signature does not tell the class of an image.
+    """
+    signature = next(iter(read_signatures(folder, classes).values()))
     if not signature.answers_classes:
         raise UsageError(
-            f"the signature {signature.name} of {folder} gives neither scores nor labels of {len(labels or manifest.classes)} "
-            "classes, so there is nothing to score: its outputs are "
-            + ", ".join(output.name for output in signature.outputs)
+            f"the signature {signature.name} of {folder} gives neither scores nor labels of {classes} classes, so it does not "
+            f"tell the class of a picture: its outputs are {', '.join(output.name for output in signature.outputs)}"
         )
-    single = keras_facts.read_facts(folder, subject, signature).head if signature.may_be_single else None
+    return signature, keras_facts.read_facts(folder, subject, signature).head if signature.may_be_single else None
+
+
+def _served(folder: Path, subject: Subject, manifest: Manifest, reporter: Reporter) -> Predictions:
+    labels = subject.classes or labels_of(folder)
+    signature, single = served_signature(folder, subject, len(labels or manifest.classes))
+    rows = np.arange(len(manifest))
     how = f"running {folder} on {len(rows):,} images with TensorFlow alone, through its signature {signature.name}"
     with reporter.waiting(how, now=True):
         if signature.input.kind == "bytes":
@@ -184,6 +193,29 @@ def _by_numbers(
     single: Head | None,
 ) -> Prediction:
     """Runs a SavedModel that expects pictures or values as arrays."""
+    spec, convert, array_shape, dtype = array_input(folder, signature, subject)
+    reader = PictureReader(manifest, spec, open_cache(spec, None))
+    with tempfile.TemporaryDirectory(prefix="kresume-") as name:
+        path = Path(name) / "images.npy"
+        array = np.lib.format.open_memmap(path, "w+", dtype, (len(rows), *array_shape))
+        for start in range(0, len(rows), PART):
+            array[start : start + PART] = np.asarray(convert(reader(rows[start : start + PART])))
+        array.flush()
+        return predict_saved_model(folder, signature, labels, manifest.classes, {"array": str(path)}, single=single)
+
+
+def array_input(
+    folder: Path, signature: Signature, subject: Subject
+) -> tuple[DecodeSpec, Callable[[np.ndarray], Any], tuple[int, ...], str]:
+    """Finds what a SavedModel expects that takes pictures or values as arrays.
+
+    Returns:
+        `(how pictures are decoded, function from `(n, height, width, 3) uint8` to the model's input, shape of one input,
+        dtype)`.
+
+    Raises:
+        UsageError: the size or the pixel convention is neither recorded nor given.
+    """
     if subject.image_size is not None:
         spec, pixels = DecodeSpec(*subject.image_size), ""
         layout = signature.input.layout(subject.image_size)
@@ -199,14 +231,7 @@ def _by_numbers(
             f"{folder} expects pixel values as numbers and does not record which: give {option('pixels')}, one of "
             f"{conventions.SHOWN_NAMES}"
         )
-    reader = PictureReader(manifest, spec, open_cache(spec, None))
     kind = signature.input.dtype if signature.input.kind == "values" else "uint8"
     convert = inputs.to_input("0-255" if kind == "uint8" else pixels, layout)
-    with tempfile.TemporaryDirectory(prefix="kresume-") as name:
-        path = Path(name) / "images.npy"
-        dtype = kind if kind in {"uint8", "float16", "float64"} else "float32"
-        array = np.lib.format.open_memmap(path, "w+", dtype, (len(rows), *layout.shape((spec.height, spec.width))))
-        for start in range(0, len(rows), PART):
-            array[start : start + PART] = np.asarray(convert(reader(rows[start : start + PART])))
-        array.flush()
-        return predict_saved_model(folder, signature, labels, manifest.classes, {"array": str(path)}, single=single)
+    dtype = kind if kind in {"uint8", "float16", "float64"} else "float32"
+    return spec, convert, layout.shape((spec.height, spec.width)), dtype

@@ -217,7 +217,7 @@ def _read_all(
         pool = stack.enter_context(ThreadPoolExecutor(max_workers=workers, thread_name_prefix="kresume-prepare"))
         waiting: set[Future[list[Outcome]]] = set()
         stack.callback(lambda: [future.cancel() for future in waiting])
-        groups = _grouped(_with_streams(listed, positions))
+        groups = grouped(_with_streams(listed, positions))
         more = True
         while more or waiting:
             while more and len(waiting) < workers + AHEAD:
@@ -240,7 +240,7 @@ def _read_all(
                 yield position, (fact, row is not None)
 
 
-def _grouped(items: Iterator[Item]) -> Iterator[list[Item]]:
+def grouped(items: Iterator[Item]) -> Iterator[list[Item]]:
     """Groups images to be decoded together: up to `GROUP` images or `GROUP_BYTES` bytes."""
     group: list[Item] = []
     size = 0
@@ -287,7 +287,7 @@ def _examine(group: Sequence[Item], spec: DecodeSpec, with_rows: bool) -> list[O
     readable: list[tuple[int, bytes, Header]] = []
     for position, found, content in group:
         try:
-            data = _content(found, content)
+            data = content_of(found, content)
             readable.append((position, data, read_header(data)))
         except ImagesError as error:
             outcomes.append((position, str(error)))
@@ -306,7 +306,16 @@ def _examine(group: Sequence[Item], spec: DecodeSpec, with_rows: bool) -> list[O
     return outcomes
 
 
-def _content(found: Found, content: bytes | str | None) -> bytes:
+def content_of(found: Found, content: bytes | str | None) -> bytes:
+    """Returns the bytes of an image.
+
+    Args:
+        found: where it is.
+        content: its bytes or the reason why they cannot be read, if that is known already.
+
+    Raises:
+        ImagesError: it cannot be read or is too large; the message is the reason alone.
+    """
     if isinstance(content, str):
         raise ImagesError(content)
     if content is not None:

@@ -105,6 +105,9 @@ EXPORT_FORMAT = "saved-model"
 TOP_K = 5
 """Labels per image that a SavedModel answers."""
 ON_BAD_IMAGE: Literal["error", "flag"] = "error"
+MIN_SCORE = 0.9
+"""Score from which `kresume predict --sort` puts a picture into a class folder: few of those should be wrong, because a person
+looks through them in passing, and the rest is labelled by hand anyway."""
 SHEET_SIZE = 96
 """Side in pixels of the pictures on a contact sheet, where no run says another."""
 

@@ -54,7 +54,7 @@ def list_images(
         memory: a folder that keeps listings of files which can only be listed by reading all of them.
         writes: False reads `memory` but writes nothing to it.
         follow_links: False does not enter folders behind symbolic links inside a class folder.
-        with_classes: False lists every image of a folder, with or without class folders, under one label.
+        with_classes: False lists every image, with or without class folders and labels, under one label.
 
     Returns:
         One listing of all sources. Images whose names are not valid text are quarantined.
@@ -70,20 +70,21 @@ def list_images(
     numbered = True
     with reporter.progress("listing", None, "files") as advance:
         for given in paths:
-            source = Source(locations.absolute(str(given)), str(given), features or {}, memory, writes, follow_links)
-            function = _kind_of(source)
+            path = locations.absolute(str(given))
+            source = Source(path, str(given), features or {}, memory, writes, follow_links, with_classes)
+            function = kind_of(source)
             if function is folders.list_source and not with_classes:
                 function = folders.list_without_classes
             listing = function(source, advance)
             listing = _composed(listing)
-            named = [found for found in listing.files if _is_text(found.name) and _is_text(found.label)]
+            named = [found for found in listing.files if is_text(found.name) and is_text(found.label)]
             if len(named) < len(listing.files):
                 held = set(named)
-                quarantine += [_nameless(found) for found in listing.files if found not in held]
+                quarantine += [nameless(found) for found in listing.files if found not in held]
             # An image listed twice under one label counts once. Under two labels both are kept: a conflict to report.
             files |= {pair: found for found in named if (pair := (found.key, found.label)) not in files}
             notes += listing.notes
-            classes |= set(filter(_is_text, listing.classes))
+            classes |= set(filter(is_text, listing.classes))
             quarantine += listing.quarantine
             known |= listing.known
             numbered &= listing.numbered
@@ -104,7 +105,7 @@ def _composed(listing: Listing) -> Listing:
     return replace(listing, files=files, classes=tuple(sorted({labels[name] for name in listing.classes})))
 
 
-def _is_text(name: str) -> bool:
+def is_text(name: str) -> bool:
     """Returns True if a name is valid text.
 
     File names on Linux are bytes; those that are not UTF-8 cannot be written to a table, a list or a message.
@@ -112,12 +113,18 @@ def _is_text(name: str) -> bool:
     return name.isascii() or not any("\udc80" <= letter <= "\udcff" for letter in name)
 
 
-def _nameless(found: Found) -> Quarantined:
+def nameless(found: Found) -> Quarantined:
+    """Returns the quarantine's entry for an image whose name is not valid text."""
     path, label = (os.fsencode(name).decode("utf-8", "backslashreplace") for name in (found.name, found.label))
     return Quarantined(path, label, "its name is not valid UTF-8: rename it")
 
 
-def _kind_of(source: Source) -> Callable[[Source, Advance], Listing]:
+def kind_of(source: Source) -> Callable[[Source, Advance], Listing]:
+    """Returns the function that lists a source.
+
+    Raises:
+        ImagesError: the path does not exist, or is of no known kind.
+    """
     if not locations.exists(source.path):
         raise ImagesError(
             f"no such path: {source.given} (current folder: {Path.cwd()}); expected a folder with one folder of images per "

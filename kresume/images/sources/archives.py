@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from kresume.errors import ImagesError
 from kresume.images.sources import folders
-from kresume.images.sources.found import Advance, Found, Listing, Source
+from kresume.images.sources.found import NO_CLASS, Advance, Found, Listing, Source
 from kresume.storage import locations
 
 TAR_MARK = slice(257, 262)
@@ -133,8 +133,12 @@ def _listing(source: Source, members: list[_Member], read: Callable[[str], bytes
         for kind in kinds
         if kind not in folders.NOT_PICTURES and any(ending in LABEL_ENDINGS for ending in kinds)
     }
-    if paired:
-        labels: dict[str, tuple[str, str | None]] = dict(_read_labels(paired, read, source.given))
+    labels: dict[str, tuple[str, str | None]]
+    if not source.labelled:
+        labels, left_out = _without_labels(members)
+        notes = [*notes, *folders.describe_left_out(left_out, source.given)]
+    elif paired:
+        labels = dict(_read_labels(paired, read, source.given))
         unlabelled = sum(
             member.name not in paired and folders.ending(member.name) not in folders.NOT_PICTURES
             for member in members
@@ -161,6 +165,8 @@ def _listing(source: Source, members: list[_Member], read: Callable[[str], bytes
         for member in members
         if member.name in labels
     )
+    if not found and not source.labelled:
+        raise ImagesError(f"{source.given} contains no images")
     if not found:
         raise ImagesError(
             f"{source.given} contains no images: expected one folder per class in it, or WebDataset pairs"
@@ -168,6 +174,14 @@ def _listing(source: Source, members: list[_Member], read: Callable[[str], bytes
     classes = {each.label for each in found}
     numbered = bool(paired) and all(label.isdecimal() for label in classes)
     return Listing(found, tuple(notes), tuple(sorted(classes)), numbered=numbered)
+
+
+def _without_labels(members: list[_Member]) -> tuple[dict[str, tuple[str, str | None]], Counter[str]]:
+    """Returns every member that may be an image, and counts of the others by ending."""
+    visible = [member.name for member in members if not any(map(folders.hidden, member.name.split("/")))]
+    pictures = [name for name in visible if folders.ending(name) not in folders.NOT_PICTURES]
+    others = Counter(folders.ending(name) for name in visible if folders.ending(name) in folders.NOT_PICTURES)
+    return dict.fromkeys(pictures, (NO_CLASS, None)), others
 
 
 def _stem(name: str) -> tuple[str, str]:

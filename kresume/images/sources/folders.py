@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from kresume.errors import ImagesError
-from kresume.images.sources.found import Advance, Found, Listing, Source
+from kresume.images.sources.found import NO_CLASS, Advance, Found, Listing, Source
 from kresume.spelling import option
 from kresume.storage import locations
 from kresume.storage.locations import Entry
@@ -35,8 +35,8 @@ NOT_PICTURES = frozenset(
         ".cls",
     }
 )
-NO_CLASS = "image"
-"""The label of images that are listed without classes."""
+UNSURE = ".kresume-unsure"
+"""A file in a folder of pictures that `kresume predict --sort` was not sure of: no class, whatever its name."""
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
@@ -113,12 +113,16 @@ def list_source(source: Source, advance: Advance) -> Listing:
     given = source.given
     notes: list[str] = []
     folders, files = _entries(source.path)
+    folders = _without_unsure(folders, notes, given)
     pictures = [entry for entry in files if _is_picture(entry)]
     while len(folders) == 1 and not pictures and (inner := _entries(folders[0].path))[0]:
         # Enter the single folder of an unpacked archive. If that folder holds images itself, it is a class.
         if any(_is_picture(entry) for entry in inner[1]):
             break
         folders, files = inner
+        folders = _without_unsure(folders, notes, given)
+    if not folders and notes and not pictures:
+        raise ImagesError(f"{notes[0]}; there are no other class folders")
     if not folders and not pictures:
         raise ImagesError(f"{given} is empty: expected one folder of images per class in it")
     if not folders:
@@ -147,6 +151,41 @@ def list_source(source: Source, advance: Advance) -> Listing:
     return Listing(tuple(found), tuple(notes), tuple(sorted(set(classes))))
 
 
+def _without_unsure(folders: list[Entry], notes: list[str], given: str) -> list[Entry]:
+    """Leaves out the folders of pictures that `kresume predict --sort` was not sure of, and says so."""
+    kept = []
+    for folder in folders:
+        if locations.exists(locations.join(folder.path, UNSURE)):
+            notes.append(_about_unsure(given, folder.name))
+        else:
+            kept.append(folder)
+    return kept
+
+
+def _about_unsure(given: str, name: str) -> str:
+    return (
+        f"{given}: {name}/ was left out: `kresume predict --sort` was not sure of its pictures; move each into the folder of "
+        "its class"
+    )
+
+
+def walk_without_classes(source: Source, left_out: Counter[str]) -> Iterator[Found]:
+    """Yields every image in a folder, at any depth, under one label, as they are found.
+
+    Args:
+        source: the folder.
+        left_out: counts skipped files by ending, and links.
+    """
+    for entry in _walk(source.path, left_out, source.follow_links):
+        facts = entry.stat()
+        yield Found(entry.path, NO_CLASS, source.given, facts.st_size, facts.st_mtime_ns)
+
+
+def count_without_classes(source: Source) -> int:
+    """Returns how many images `walk_without_classes` yields; reads names alone."""
+    return sum(1 for _ in _walk(source.path, Counter(), source.follow_links))
+
+
 def list_without_classes(source: Source, advance: Advance) -> Listing:
     """Lists every image in a folder, at any depth, under one label.
 
@@ -155,9 +194,8 @@ def list_without_classes(source: Source, advance: Advance) -> Listing:
     """
     left_out: Counter[str] = Counter()
     found: list[Found] = []
-    for entry in _walk(source.path, left_out, source.follow_links):
-        facts = entry.stat()
-        found.append(Found(entry.path, NO_CLASS, source.given, facts.st_size, facts.st_mtime_ns))
+    for each in walk_without_classes(source, left_out):
+        found.append(each)
         advance(1)
     if not found:
         raise ImagesError(f"{source.given} contains no images")
@@ -236,7 +274,11 @@ def label_members(
     """
     left_out: Counter[str] = Counter()
     parts: dict[str, tuple[str, ...]] = {}
+    names = list(names)
+    unsure = tuple(name.removesuffix(UNSURE) for name in names if name.rpartition("/")[2] == UNSURE)
     for name in names:
+        if unsure and name.startswith(unsure):
+            continue
         pieces = tuple(piece for piece in name.split("/") if piece not in {"", "."})
         if any(hidden(piece) for piece in pieces):
             continue
@@ -247,7 +289,7 @@ def label_members(
     while parts and all(len(pieces) > 2 for pieces in parts.values()) and len({p[0] for p in parts.values()}) == 1:
         parts = {name: pieces[1:] for name, pieces in parts.items()}
     inside = {name: pieces for name, pieces in parts.items() if len(pieces) > 1}
-    notes: list[str] = []
+    notes = [_about_unsure(given, folder.rstrip("/")) for folder in unsure]
     if parts and not inside:
         raise ImagesError(
             f"{given} contains {len(parts):,} images but neither folders nor labels: expected one folder per class in it, "

@@ -16,6 +16,9 @@ ONE_LABEL = (
 )
 """The message wherever an image has several labels."""
 
+NO_CLASS = "image"
+"""The label of images that are listed without classes."""
+
 Advance = Callable[[int], None]
 """Called with the number of newly listed files."""
 
@@ -148,6 +151,7 @@ class Source:
         memory: a folder for listings that require reading a whole file; None keeps none.
         writes: False reads `memory` but writes nothing to it.
         follow_links: False does not enter folders behind symbolic links inside a class folder.
+        labelled: False lists every image, those without a label and those for testing too, all under `NO_CLASS`.
     """
 
     path: str
@@ -156,3 +160,4 @@ class Source:
     memory: Path | None = None
     writes: bool = True
     follow_links: bool = True
+    labelled: bool = True

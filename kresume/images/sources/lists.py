@@ -14,7 +14,7 @@ from typing import Any
 
 from kresume.errors import ImagesError
 from kresume.images.sources.folders import SPLITS
-from kresume.images.sources.found import ONE_LABEL, Advance, Found, Listing, Quarantined, Source, canonical
+from kresume.images.sources.found import NO_CLASS, ONE_LABEL, Advance, Found, Listing, Quarantined, Source, canonical
 from kresume.storage import locations
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
@@ -36,14 +36,17 @@ def list_source(source: Source, advance: Advance) -> Listing:
     gone: list[Quarantined] = []
     tests = 0
     for number, row in enumerate(_rows(source), 1):
-        path, label = row.get("path"), _label(row.get("label"), f"{source.given}, row {number:,}")
+        path, label = row.get("path"), NO_CLASS
+        if source.labelled:
+            label = _label(row.get("label"), f"{source.given}, row {number:,}")
         if path in {None, ""} or label == "":
+            columns = "the columns `path` and `label`" if source.labelled else "a column `path`"
             raise ImagesError(
-                f"{source.given}, row {number:,}: expected the columns `path` and `label`, found "
+                f"{source.given}, row {number:,}: expected {columns}, found "
                 f"{', '.join(repr(name) for name in row if name is not None) or 'nothing'}{_likely(row)}"
             )
         split = None
-        if row.get("split"):
+        if row.get("split") and source.labelled:
             split = SPLITS.get(str(row["split"]).lower())
             if split is None:
                 raise ImagesError(f"{source.given}, row {number:,}: split {row['split']}: use train, val or test")

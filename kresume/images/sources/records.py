@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from kresume.errors import ImagesError, UsageError
-from kresume.images.sources.found import Advance, Found, Listing, Quarantined, Source
+from kresume.images.sources.found import NO_CLASS, Advance, Found, Listing, Quarantined, Source
 from kresume.spelling import option
 from kresume.storage import atomic, locations
 
@@ -61,7 +61,8 @@ def list_source(source: Source, advance: Advance) -> Listing:
         coding = locations.stream_coding(file.read(6))
     kept = None
     if source.memory is not None:
-        identity = json.dumps([source.path, facts.st_size, facts.st_mtime_ns, names], sort_keys=True)
+        asked = [source.path, facts.st_size, facts.st_mtime_ns, names, *([] if source.labelled else ["unlabelled"])]
+        identity = json.dumps(asked, sort_keys=True)
         kept = source.memory / f"{hashlib.sha256(identity.encode()).hexdigest()}.json"
     recalled = _recalled(kept)
     examples, damaged = recalled or _read_examples(source, names, coding, advance)
@@ -125,7 +126,9 @@ def _read_examples(
                     f"{', '.join(sorted(feature))}: name the right one with {option('feature', 'encoded=NAME')}"
                 )
             encoded = feature[names["encoded"]].bytes_list.value[0]
-            label, is_number = _label(feature, names, f"{source.given}: record {number:,}")
+            label, is_number = NO_CLASS, False
+            if source.labelled:
+                label, is_number = _label(feature, names, f"{source.given}: record {number:,}")
             # Equal bytes are the image, wherever they are in the record.
             found.append((number, start + record.index(encoded), len(encoded), label, is_number))
             advance(1)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from kresume.images.sources import folders
-from kresume.images.sources.found import Advance, Found, Listing, Source
+from kresume.images.sources.found import Advance, Found, Listing, Quarantined, Source
 from kresume.storage import locations
 
 FILES: dict[str, tuple[Callable[[str], bool], Callable[[Source, Advance], Listing]]] = {}
@@ -42,6 +42,7 @@ def list_source(source: Source, advance: Advance) -> Listing:
     found: list[Found] = []
     notes: list[str] = []
     classes: set[str] = set()
+    quarantine: list[Quarantined] = []
     numbered = True
     others = 0
     for path in _files(source.path) or ():
@@ -53,7 +54,10 @@ def list_source(source: Source, advance: Advance) -> Listing:
         found += listing.files
         notes += listing.notes
         classes |= set(listing.classes)
+        quarantine += listing.quarantine
         numbered &= listing.numbered
     if others:
         notes.append(f"{source.given}: {others:,} files beside the shards were left out")
-    return Listing(tuple(found), tuple(dict.fromkeys(notes)), tuple(sorted(classes)), numbered=numbered)
+    return Listing(
+        tuple(found), tuple(dict.fromkeys(notes)), tuple(sorted(classes)), tuple(quarantine), numbered=numbered
+    )

@@ -1,0 +1,200 @@
+"""Puts pictures into class folders by prediction, for a person to correct and to train on.
+
+    with SortedFolder(Path("sorted"), classes, links=False) as sorted_folder:
+        sorted_folder.put(read, "rose")
+        sorted_folder.put(read, None)             # unsure
+
+Nothing is overwritten: another content of the same name gets its hash as a suffix. A content that is anywhere in the folder
+already is not put there again, so a picture that somebody moved to the right class stays there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kresume.errors import ImagesError, UsageError
+from kresume.images.read_ahead import Read
+from kresume.images.sources import folders
+from kresume.images.sources.found import Found
+from kresume.spelling import option
+from kresume.storage import atomic, locations
+
+NAME_BYTES = 200
+"""Longest name of a file that is put, in bytes; file systems allow 255."""
+ENDINGS = {
+    "JPEG": ".jpg",
+    "PNG": ".png",
+    "GIF": ".gif",
+    "BMP": ".bmp",
+    "WEBP": ".webp",
+    "TIFF": ".tif",
+    "HEIF": ".heic",
+}
+"""Endings for pictures whose name has none, by Pillow's name of the format."""
+
+
+@dataclass
+class SortedFolder:
+    """A folder with one folder per class, and one for pictures that the model is not sure of.
+
+    Attributes:
+        path: the folder.
+        classes: the names of the classes.
+        links: True links files instead of copying them: a hard link, or a symbolic one to another drive.
+        counts: pictures that were put, by folder.
+        doubles: pictures whose content was there already.
+        symbolic: pictures of which only a symbolic link was possible.
+    """
+
+    path: Path
+    classes: Sequence[str]
+    links: bool = False
+    counts: dict[str, int] = field(default_factory=dict)
+    doubles: int = 0
+    symbolic: int = 0
+    _known: set[bytes] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        wrong = [name for name in self.classes if not _is_folder_name(name)]
+        if wrong:
+            raise UsageError(
+                f"{option('sort', str(self.path))}: {wrong[0]!r} is a class whose name cannot be that of a folder; leave "
+                f"{option('sort')} out and use the table of predictions"
+            )
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"{option('sort', str(self.path))} is a file: give a folder, existing or new")
+        lower = {name.lower() for name in self.classes}
+        self.unsure = next(name for name in _names("unsure") if name not in lower)
+
+    def prepare(self) -> None:
+        """Creates the class folders, and reads which contents are there already.
+
+        Raises:
+            ImagesError: the folder cannot be written.
+        """
+        try:
+            for name in (*self.classes, self.unsure):
+                (self.path / name).mkdir(parents=True, exist_ok=True)
+            mark = self.path / self.unsure / folders.UNSURE
+            if not mark.exists():
+                mark.write_text("kresume leaves this folder out where it reads class folders.\n", encoding="utf-8")
+        except OSError as error:
+            raise ImagesError(f"{self.path} cannot be written ({error.strerror}): give another folder") from error
+        for folder, _, names in os.walk(self.path):
+            for name in names:
+                if name != folders.UNSURE and not name.startswith(atomic.TEMPORARY_PREFIX):
+                    self._known.add(_digest(os.path.join(folder, name)))
+
+    def put(self, read: Read, label: str | None) -> Path | None:
+        """Puts a picture into the folder of a class.
+
+        Args:
+            read: the picture with its bytes.
+            label: the class; None if the model is not sure.
+
+        Returns:
+            The new file; None if its content is in the folder already.
+
+        Raises:
+            ImagesError: it cannot be written.
+        """
+        if read.data is None or not isinstance(read.item, Found):
+            raise ValueError("the bytes of a picture that is sorted are kept")
+        content = bytes.fromhex(read.sha256)
+        if content in self._known:
+            self.doubles += 1
+            return None
+        name = label if label is not None else self.unsure
+        folder = self.path / name
+        try:
+            folder.mkdir(exist_ok=True)
+            target = self._free(folder, _file_name(read), read.sha256)
+            if not (self.links and self._link(read.item, target)):
+                with atomic.new_file(target) as temporary:
+                    temporary.write_bytes(read.data)
+                    os.utime(temporary, ns=(read.item.mtime_ns, read.item.mtime_ns))
+        except OSError as error:
+            raise ImagesError(
+                f"{folder} cannot be written ({error.strerror or error}): make room, and run the same command again; what is "
+                "there already is not copied again"
+            ) from error
+        self._known.add(content)
+        self.counts[name] = self.counts.get(name, 0) + 1
+        return target
+
+    def _free(self, folder: Path, name: str, sha256: str) -> Path:
+        """Returns a path that does not exist: the picture's own name, else with a part of its hash."""
+        stem, ending = os.path.splitext(name)
+        for length in (0, 8, 16, 64):
+            path = folder / (f"{stem}-{sha256[:length]}{ending}" if length else name)
+            if not os.path.lexists(path):
+                return path
+        raise FileExistsError(f"{name} and its names with a hash exist")
+
+    def _link(self, found: Found, target: Path) -> bool:
+        """Links a file; returns False for a member of an archive or a remote file, which is copied."""
+        if found.length >= 0 or found.coding or locations.is_remote(found.path):
+            return False
+        try:
+            os.link(os.path.realpath(found.path), target)
+        except OSError:
+            os.symlink(os.path.realpath(found.path), target)
+            self.symbolic += 1
+        return True
+
+    def __str__(self) -> str:
+        done = sum(self.counts.values())
+        unsure = self.counts.get(self.unsure, 0)
+        verb = "linked" if self.links else "copied"
+        where = f"{done - unsure:,} into class folders, {unsure:,} into {self.unsure}/"
+        parts = [f"{self.path}: {done:,} pictures {verb}: {where}"]
+        if self.doubles:
+            parts.append(f"{self.doubles:,} were there already")
+        if self.symbolic:
+            parts.append(f"{self.symbolic:,} are symbolic links, because their files are on another drive")
+        return "; ".join(parts)
+
+
+def _names(first: str) -> Iterator[str]:
+    yield first
+    number = 2
+    while True:
+        yield f"{first}-{number}"
+        number += 1
+
+
+def _is_folder_name(name: str) -> bool:
+    """Returns True if class folders of this name are possible, and read as that class."""
+    return bool(name) and name == name.strip() and not folders.hidden(name) and not re.search(r"[/\\\0]", name)
+
+
+def _file_name(read: Read) -> str:
+    """Returns a plain file name for a picture, whatever an archive calls it."""
+    found = read.item
+    name = (
+        (found.member if isinstance(found, Found) and found.member else found.path)
+        .replace("\\", "/")
+        .rpartition("/")[2]
+    )
+    name = re.sub(r"[\0-\x1f\x7f:*?\"<>|]", "_", name).strip(" ")
+    if not name.strip(".") or folders.hidden(name):
+        name = f"picture-{read.sha256[:8]}{folders.ending(name) if name.strip('.') else ''}"
+    stem, ending = os.path.splitext(name)
+    if not ending or ending.lower() in folders.NOT_PICTURES or len(ending) > 10:
+        stem, ending = name, ENDINGS.get(read.format, "")
+    while len(f"{stem}{ending}".encode()) > NAME_BYTES:
+        stem = stem[:-1]
+    return f"{stem}{ending}"
+
+
+def _digest(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError:  # a link to a file that is gone
+        return b""
