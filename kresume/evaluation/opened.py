@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from kresume.backend.selection import loading
 from kresume.class_names import join_classes
 from kresume.errors import UsageError
 from kresume.evaluation.against import PART, array_input, served_folder, served_signature
@@ -98,10 +99,13 @@ def open_model(
     """
     folder = served_folder(subject.checkpoint)
     if folder is None:
-        select_backend(subject.checkpoint, backend, device)
-        return _live(load(subject), batch_size)
+        with loading(reporter):
+            select_backend(subject.checkpoint, backend, device)
+        with reporter.waiting(f"reading {subject.checkpoint}"):
+            return _live(load(subject), batch_size)
     if has_keras_model(folder, subject.model):
-        select_backend(subject.checkpoint, backend, device)
+        with loading(reporter):
+            select_backend(subject.checkpoint, backend, device)
     return _served(folder, subject, reporter)
 
 
@@ -132,6 +136,10 @@ def _served(folder: Path, subject: Subject, reporter: Reporter) -> Opened:
             f"{option('classes', join_classes(('a', 'b', 'c')))}"
         )
     signature, single = served_signature(folder, subject, len(labels))
+    reporter.say(
+        f"running {folder} with TensorFlow alone, through its signature {signature.name}, up to {SERVED_IMAGES:,} pictures at "
+        "a time"
+    )
     if signature.input.kind == "bytes":
         return Opened(
             subject.checkpoint,
