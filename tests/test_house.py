@@ -42,6 +42,17 @@ def test_importing_the_package_imports_no_framework():
     assert done.stdout.strip() == "[]"
 
 
+def test_no_command_imports_a_framework_before_the_backend_is_selected():
+    """The modules behind the commands import Keras, TensorFlow and JAX only inside functions: a run may name its backend."""
+    behind = "evaluation.evaluate evaluation.predictions exports.export training.resume training.plan.decide reports.page.write"
+    script = (
+        f"import sys, importlib; [importlib.import_module('kresume.' + name) for name in {behind!r}.split()]; "
+        "print(sorted({'keras', 'tensorflow', 'jax'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_every_public_name_is_there():
     """Every name in `kresume.__all__` exists."""
     import kresume

@@ -14,7 +14,6 @@ from kresume.images.order import permutation
 from kresume.images.reader import PictureReader
 from kresume.images.scans import remembered
 from kresume.models.load import Loaded
-from kresume.models.statistics import assign_statistics, compute_statistics, normalised_layers, stored
 from kresume.options.settings import MOST_STATISTICS_IMAGES
 from kresume.reporter import Reporter
 
@@ -29,6 +28,8 @@ def with_statistics(loaded: Loaded, reporter: Reporter) -> Loaded:
     Returns:
         The same model, and what the user should know.
     """
+    from kresume.models.statistics import assign_statistics, compute_statistics, normalised_layers, stored
+
     run, model = loaded.run, loaded.model
     if run is None or run.finished or run.record.statistics != "recomputed":
         return loaded
