@@ -15,7 +15,7 @@ confidence intervals for paired binomial proportions") recommend; it is no point
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Any, Literal
 
@@ -40,7 +40,7 @@ class Verdict:
         after: the accuracy of the second one.
         gained: images that only the second one gets right.
         lost: images that only the first one gets right.
-        p: the probability of such a difference by chance.
+        p: the probability of such a difference by chance; for classes adjusted for their number.
         low: lower end of the 95 % interval of the difference of the accuracies.
         high: its upper end.
     """
@@ -161,12 +161,25 @@ def judge_origins(before: Answers, after: Answers, generation: int) -> dict[str,
 
 
 def judge_classes(before: Answers, after: Answers) -> dict[str, Verdict]:
-    """Compares two models on the images of each class; classes without images are left out."""
+    """Compares two models on the images of each class; classes without images are left out.
+
+    p is adjusted for the number of classes (Holm 1979, "A simple sequentially rejective multiple test procedure"): of a
+    hundred classes that only differ by chance, five would have a p below 0.05.
+    """
     one, other = on_same_images(before, after)
     counts = np.bincount(other.labels, minlength=len(other.classes))
     ends, order = np.cumsum(counts), np.argsort(other.labels, kind="stable")
     rows = {name: order[end - count : end] for name, end, count in zip(other.classes, ends, counts, strict=True)}
-    return {name: judge_right(one.right[each], other.right[each]) for name, each in rows.items() if len(each)}
+    found = {name: judge_right(one.right[each], other.right[each]) for name, each in rows.items() if len(each)}
+    adjusted = _adjusted(np.array([verdict.p for verdict in found.values()]))
+    return {name: replace(each, p=float(p)) for (name, each), p in zip(found.items(), adjusted, strict=True)}
+
+
+def _adjusted(p: np.ndarray) -> np.ndarray:
+    """Returns Holm's adjusted values of several tests, in their order."""
+    order = np.argsort(p, kind="stable")
+    raised = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    return raised[np.argsort(order, kind="stable")]
 
 
 def in_words(verdicts: Mapping[str, Verdict]) -> str:

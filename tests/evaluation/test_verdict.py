@@ -113,3 +113,12 @@ def test_shares_have_wilsons_interval(right, images):
     np.testing.assert_allclose(wilson(right, images), [expected.low, expected.high], atol=1e-12)
     low, high = wilson(np.array([right, 0]), np.array([images, 0]))
     np.testing.assert_allclose([low[0], high[0], low[1], high[1]], [expected.low, expected.high, 0, 1], atol=1e-12)
+
+
+def test_the_p_of_classes_is_adjusted_for_their_number():
+    """Holm's values: the smallest p times the number of classes, and so on, never falling. Checked by hand."""
+    from kresume.evaluation.verdict import _adjusted
+
+    np.testing.assert_allclose(_adjusted(np.array([0.04, 0.01, 0.03, 0.5])), [0.09, 0.04, 0.09, 0.5])
+    assert _adjusted(np.array([0.9, 0.8])).tolist() == [1.0, 1.0]
+    assert _adjusted(np.zeros(0)).tolist() == []
