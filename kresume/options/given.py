@@ -46,7 +46,8 @@ def to_command(config: TrainConfig, program: str = "kresume train") -> str:
     for name, value in given(config).items():
         flag = flag_of(name)
         if about(name).bare and value is not True:
-            words += [f"{flag}={shlex.quote(join_classes(value))}"] if value else []
+            text = value if isinstance(value, str) else join_classes(value or ())
+            words += [f"{flag}={shlex.quote(text)}"] if value else []
         elif isinstance(value, bool):
             words += [flag] if value else [f"--no-{flag[2:]}"] if name in INHERITED else []
         else:

@@ -52,6 +52,15 @@ class RunOptions(Options):
         inherited=True,
         may_differ=True,
     )
+    mlflow: str | None = option_of(
+        "Record the scores in MLflow, too (extra mlflow): in the folder mlruns, or in another one or on a server with "
+        "--mlflow=FOLDER or --mlflow=http://HOST:PORT. A child run does the same; --mlflow=off ends it.",
+        OUTPUT,
+        metavar="[=URI]",
+        inherited=True,
+        may_differ=True,
+        bare=True,
+    )
     take_over: bool | None = option_of(
         "Continue a run that another machine holds, without waiting until that machine is silent.",
         OUTPUT,

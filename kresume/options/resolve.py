@@ -17,7 +17,7 @@ from kresume.class_names import join_classes, names_of, read_classes
 from kresume.errors import UsageError
 from kresume.options.lookup import about, flag_of
 from kresume.options.neighbours import nearest
-from kresume.options.settings import DEFAULTS
+from kresume.options.settings import DEFAULT_MLFLOW, DEFAULTS
 from kresume.options.table import TrainConfig
 from kresume.spelling import option
 
@@ -137,6 +137,8 @@ def _plain(name: str, value: Any) -> Any:
         return join_classes(names_of(value) or ())
     if name == "grow" and isinstance(value, str):
         return read_classes(value) if value else True
+    if name == "mlflow" and value in {"", True, False}:
+        return "off" if value is False else os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_MLFLOW
     if name in {"image_size", "classes"} and isinstance(value, int):
         return str(value)
     if _repeats(name) and isinstance(value, (str, os.PathLike)):

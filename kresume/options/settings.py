@@ -101,6 +101,8 @@ MOST_STATISTICS_IMAGES = 1024
 STATISTICS_SHARE = 0.25
 """Share of an epoch's images that this uses at most: a pass that only predicts then costs less than a tenth of the epoch."""
 
+DEFAULT_MLFLOW = "mlruns"
+"""Where `--mlflow` records without an address, unless MLFLOW_TRACKING_URI names one."""
 EXPORT_FORMAT = "saved-model"
 TOP_K = 5
 """Labels per image that a SavedModel answers."""

@@ -16,11 +16,14 @@ import numpy as np
 from kresume.images.manifest import Manifest
 from kresume.images.order import permutation
 from kresume.images.reader import PictureReader
+from kresume.options.given import given
+from kresume.options.lookup import flag_of
 from kresume.options.settings import settings_of
 from kresume.options.table import TrainConfig
 from kresume.reporter import Moment
 from kresume.reports.sinks import Point, Samples, Sink
 from kresume.reports.sinks.jsonl import JsonLines
+from kresume.reports.sinks.mlflow import MLflow
 from kresume.reports.sinks.tensorboard import TensorBoard
 from kresume.runs import Run
 from kresume.training.loop.narrator import Narrator
@@ -42,6 +45,9 @@ def sinks_of(run: Run, config: TrainConfig) -> list[Sink]:
     sinks: list[Sink] = [JsonLines(run.metrics)]
     if settings_of(config).tensorboard:
         sinks.append(TensorBoard(run.path / "tensorboard", run.metrics))
+    if config.mlflow not in {None, "off"}:
+        parameters = {flag_of(name)[2:]: value for name, value in given(config).items()}
+        sinks.append(MLflow(run, str(config.mlflow), parameters))
     return sinks
 
 

@@ -25,6 +25,7 @@ from kresume.options.resolve import cache_limit, image_size
 from kresume.options.settings import DEFAULTS, NEW_CLASSES_BALANCE, settings_of
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
+from kresume.reports.sinks.mlflow import check_installed
 from kresume.training.plan.amount import decide_amount
 from kresume.training.plan.before import score_parent
 from kresume.training.plan.describe import describe
@@ -75,6 +76,8 @@ def list_named(start: Start, reporter: Reporter, *, writes: bool) -> Sources:
         KresumeError: an option has no meaning, or a source of images is missing.
     """
     Cadence.parse(settings_of(start.config).snapshot_every)
+    if start.config.mlflow not in {None, "off"}:
+        check_installed()
     image_size(start.config)
     return list_sources(start.config, reporter, writes=writes)
 
