@@ -1,4 +1,6 @@
-"""Records the curves of a training in MLflow: in a local `mlruns` folder or on a server (extra `mlflow`).
+"""Records the scores of a training in MLflow (extra `mlflow`).
+
+They go into a local `mlruns` folder or to a server.
 
 A run of kresume is a run of MLflow, whose number is kept in `mlflow.json`. MLflow forgets no value that it was given, so a
 process that continues asks for the last epoch that is recorded and adds the later ones alone: training repeats epochs with the
@@ -70,7 +72,10 @@ class MLflow:
             self._log(entry.facts)
 
     def keep(self, lines: int, step: int) -> None:
-        """Adds the epochs that are missing; the later ones are already right, because training repeats them exactly."""
+        """Adds the epochs that are missing.
+
+        Those that training repeats are already right, because it repeats them exactly.
+        """
         for line in runs.read_metrics(self._run.metrics)[:lines]:
             self.write(Line(line))
 
