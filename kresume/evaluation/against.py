@@ -40,7 +40,7 @@ PART = 64
 
 
 @dataclass(frozen=True)
-class Predictions:
+class Predicted:
     """Predictions of images, in the classes of the scored model.
 
     Attributes:
@@ -77,7 +77,7 @@ def served_folder(path: str) -> Path | None:
 
 def predict(
     subject: Subject, manifest: Manifest, reporter: Reporter, *, batch_size: int, cache: str | None
-) -> Predictions:
+) -> Predicted:
     """Predicts every image of a manifest with another model.
 
     Args:
@@ -108,7 +108,7 @@ def predict(
     chosen = scorer.task.answers(probabilities)
     confidences = probabilities[np.arange(len(manifest)), chosen]
     lacks = tuple(name for name in manifest.classes if name not in loaded.card.classes)
-    return Predictions(scorer.task, ours, to_ours[chosen], confidences, note="; ".join(loaded.notes), lacks=lacks)
+    return Predicted(scorer.task, ours, to_ours[chosen], confidences, note="; ".join(loaded.notes), lacks=lacks)
 
 
 def served_size(folder: Path, signature: Signature) -> tuple[DecodeSpec, str, InputLayout]:
@@ -151,7 +151,7 @@ def served_signature(folder: Path, subject: Subject, classes: int) -> tuple[Sign
     return signature, keras_facts.read_facts(folder, subject, signature).head if signature.may_be_single else None
 
 
-def _served(folder: Path, subject: Subject, manifest: Manifest, reporter: Reporter) -> Predictions:
+def _served(folder: Path, subject: Subject, manifest: Manifest, reporter: Reporter) -> Predicted:
     labels = subject.classes or labels_of(folder)
     signature, single = served_signature(folder, subject, len(labels or manifest.classes))
     rows = np.arange(len(manifest))
@@ -180,7 +180,10 @@ def _served(folder: Path, subject: Subject, manifest: Manifest, reporter: Report
         probabilities = np.zeros((len(rows), len(manifest.classes)))
         known = prediction.indices >= 0
         probabilities[rows[known], prediction.indices[known]] = 1.0
-    return Predictions(SINGLE_LABEL, probabilities, prediction.indices, prediction.confidences, alone, "; ".join(notes))
+    lacks = tuple(name for name in manifest.classes if labels is not None and name not in labels)
+    return Predicted(
+        SINGLE_LABEL, probabilities, prediction.indices, prediction.confidences, alone, "; ".join(notes), lacks
+    )
 
 
 def _by_numbers(

@@ -21,7 +21,7 @@ from kresume.checkpoints.read import read_checkpoint
 from kresume.checkpoints.run import find_run
 from kresume.class_names import join_classes, names_of
 from kresume.errors import ImagesError
-from kresume.evaluation.against import Predictions, predict, served_folder
+from kresume.evaluation.against import Predicted, predict, served_folder
 from kresume.evaluation.caches import open_cache
 from kresume.evaluation.class_order import describe_order, judge_order
 from kresume.evaluation.evaluation import Evaluation
@@ -234,10 +234,10 @@ class _Job:
         notes = [*loaded.notes]
         if loaded.subject.classes is None and loaded.state.card is None:
             notes.append(_doubt(scorer.task.answers(probabilities), manifest.labels, loaded.card.classes))
-        found = Predictions(scorer.task, probabilities, note="; ".join(note for note in notes if note))
+        found = Predicted(scorer.task, probabilities, note="; ".join(note for note in notes if note))
         return self._measured(loaded.subject.checkpoint, found)
 
-    def _measured(self, model: str, found: Predictions) -> Evaluation:
+    def _measured(self, model: str, found: Predicted) -> Evaluation:
         images = self.images
         measured = measure(found, images.manifest, images.generation, self.metrics, self.reporter)
         notes = [found.note, _trained_on(model, images.manifest)]

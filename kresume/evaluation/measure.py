@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from kresume.evaluation.against import Predictions
+from kresume.evaluation.against import Predicted
 from kresume.evaluation.answers import NO_CLASS, TOP, Answers, answers_from
 from kresume.evaluation.intervals import wilson
 from kresume.evaluation.own_metrics import OwnMetric
@@ -46,7 +46,7 @@ class Measured:
 
 
 def measure(
-    predictions: Predictions,
+    predictions: Predicted,
     manifest: Manifest,
     generation: int,
     metrics: Sequence[OwnMetric],

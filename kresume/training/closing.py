@@ -48,6 +48,7 @@ class TrainResult:
         verdicts: how the result compares with the parent on new, old and all images; empty if that is unknown.
         forgot: on what it is worse than the parent by more than noise; empty if unknown.
         best: which other epoch had a lower loss on the validation images; empty if none.
+        seen: validation images that the first checkpoint was probably trained on, so that it looks better there.
     """
 
     run: str
@@ -66,6 +67,7 @@ class TrainResult:
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     forgot: str = ""
     best: str = ""
+    seen: int = 0
 
     @property
     def exit_code(self) -> int:
@@ -85,11 +87,12 @@ class TrainResult:
     def __str__(self) -> str:
         epochs = f"{self.epochs} epoch{'' if self.epochs == 1 else 's'}"
         which = f" ({self.which})" if self.which else ""
+        seen = f"; {self.seen:,} of the validation images were probably seen in training before" if self.seen else ""
         needs = f" (loads where {self.needs} is installed)" if self.needs else ""
         named = [
             ("before", describe_scores(self.before) if self.before else ""),
             ("after", describe_scores(self.after)),
-            ("change", in_words(self.verdicts)),
+            ("change", f"{in_words(self.verdicts)}{seen}" if self.verdicts else ""),
             ("forgot", self.forgot),
             ("best", self.best),
             ("model", f"{Path(self.run) / 'model.keras'}{needs}"),
@@ -130,6 +133,7 @@ def closing_facts(run: runs.Run, pair: Pair | None) -> dict[str, Any]:
         "verdicts": verdicts,
         "forgot": _forgotten(verdicts, classes),
         "best": "" if is_best else _better_epoch(lines, epoch),
+        "seen": int(run.record.images.get("seen", 0)),
     }
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import keras
@@ -21,7 +22,7 @@ from sklearn.metrics import (
 
 from kresume import cli
 from kresume.errors import ModelError, UsageError
-from kresume.evaluation.against import Predictions
+from kresume.evaluation.against import Predicted
 from kresume.evaluation.evaluate import evaluate
 from kresume.evaluation.evaluation import Evaluation
 from kresume.evaluation.gates import Gates
@@ -180,7 +181,7 @@ def synthetic(right, labels, origins, lacks=()):
         classes=CLASSES,
     )
     probabilities = np.eye(3)[np.where(right, labels, (labels + 1) % 3)]
-    measured = measure(Predictions(SINGLE_LABEL, probabilities), images, 1, (), Reporter(quiet=True))
+    measured = measure(Predicted(SINGLE_LABEL, probabilities), images, 1, (), Reporter(quiet=True))
     return Evaluation("OTHER", (), measured.scores, 0, answers=measured.answers, generation=1, lacks=lacks)
 
 
@@ -306,7 +307,7 @@ def test_a_saved_model_answers_like_its_run(place, tmp_path):
     """Through its signature it gives the run's scores and intervals, and no image tells the two apart."""
     from kresume.exports.export import export
 
-    served = export(place / "second", tmp_path / "serving").path
+    served = Path(export(place / "second", tmp_path / "serving").path)
     found = evaluate(place / "second", data=place / "test", against=served)
     assert found.verdicts["all"].gained == found.verdicts["all"].lost == 0
     assert str(found.verdicts["all"]) == "unchanged (right on the same images)"
@@ -319,6 +320,11 @@ def test_a_saved_model_answers_like_its_run(place, tmp_path):
     assert np.isfinite(grown.against.answers.top_scores[:, 0]).all()
     assert grown.against.scores["all"]["ece"] is not None
     assert others.sum() == sum(cell["images"] for cell in grown.against.confused if cell["answer"] is None)
+    record = json.loads((served / "export.json").read_text())
+    (served / "export.json").write_text(json.dumps({**record, "labels": [*CLASSES, "other"]}))
+    older = evaluate(place / "second", data=place / "test", against=served).against
+    assert older.lacks == ("zz",)
+    assert "it does not have zz, whose images count as wrong" in older.note
 
 
 def test_top_5_is_counted_with_more_than_five_classes():
@@ -332,7 +338,7 @@ def test_top_5_is_counted_with_more_than_five_classes():
             origins=np.zeros(60, int),
             classes=tuple(map(str, range(classes))),
         )
-        found = measure(Predictions(SINGLE_LABEL, probabilities), images, 0, (), Reporter(quiet=True)).scores["all"]
+        found = measure(Predicted(SINGLE_LABEL, probabilities), images, 0, (), Reporter(quiet=True)).scores["all"]
         if classes == 5:
             assert found["top5"] is None
             assert "top5" not in found["intervals"]

@@ -73,6 +73,9 @@ def test_the_last_block_says_what_is_noise_and_what_was_forgotten(tmp_path, case
     )
     assert text.splitlines()[0].endswith("result is step 20 (epoch 2, the last)")
     json.dumps(result_of(run, before, after).as_dict(), allow_nan=False)
+    run.record.images["seen"] = 60
+    seen = "; 60 of the validation images were probably seen in training before"
+    assert f"{lines['change']}{seen}\n" in str(result_of(run, before, after))
 
 
 def test_the_last_block_of_a_new_model_compares_nothing(tmp_path):
