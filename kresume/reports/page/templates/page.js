@@ -197,6 +197,7 @@
       tip.style.display = "none";
     };
     box.addEventListener("pointerleave", hide);
+    addEventListener("resize", hide);
     box.addEventListener("pointermove", (event) => {
       const bounds = svg.getBoundingClientRect();
       const x = ((event.clientX - bounds.left) / bounds.width) * width;
