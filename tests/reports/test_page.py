@@ -24,16 +24,16 @@ HOSTILE = (
     "class " + "x" * 300,
     "e\u2028f",
 )
-CLASSES = (*HOSTILE, *"abcde")
+CLASSES = (*HOSTILE, *"abcdefghijk")
 NAMES = ("a.png", "</style><img src=x onerror=alert(1)>.png", "quote\"'&.png", "ünï\u202e.png")
 WIDTHS, SCHEMES = (390, 1200), ("light", "dark")
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A run of ten classes with hostile names, that forgot."""
+    """A run of sixteen classes, some with hostile names, that forgot."""
     folder = tmp_path_factory.mktemp("page")
-    manifest = write_images(folder, CLASSES, old=120, new=80, names=NAMES)
+    manifest = write_images(folder, CLASSES, old=192, new=96, names=NAMES)
     before, after = made_answers(manifest, 0.9, 0.3, 1), made_answers(manifest, 0.6, 0.9, 2)
     return write_run(folder / "2-run", manifest, before, after, new_classes=("a",), notes=("a <b>note</b>",))
 
@@ -121,6 +121,9 @@ def test_tables_sort_galleries_filter_and_charts_answer(opened, page):
     shown = "return [...document.querySelectorAll('[data-gallery=gained] .card')].filter(c => !c.hidden).length"
     new = page.facts.source.is_new(page.facts.source.after.answers.origins)
     assert opened.execute_script(shown) == sum(not new[row] for row in page.facts.chosen.galleries[0].rows)
+    opened.find_element("css selector", "[data-filter=classes]").send_keys("SCRIPT")
+    rows = "return [...document.querySelectorAll('#classes tbody tr')].filter(row => !row.hidden).length"
+    assert opened.execute_script(rows) == 1
     tip = opened.execute_script(
         """const box = document.querySelector('[data-chart=accuracy]'), at = box.getBoundingClientRect();
         box.dispatchEvent(new PointerEvent('pointermove', {clientX: at.left + at.width / 2, clientY: at.top + 50}));
@@ -164,6 +167,19 @@ def test_pictures_that_are_gone_are_placeholders(tmp_path):
     assert 'class="hole"' in text
     assert "can no longer be read" in text
     assert "data:image/webp" not in text
+
+
+def test_a_run_before_its_first_epoch_and_one_that_was_interrupted(tmp_path):
+    """The page says so, and shows what there is."""
+    manifest = write_images(tmp_path, ("a", "b"), stored=False)
+    run = write_run(tmp_path / "run", manifest, None, made_answers(manifest, 0.5, 0.5, 2))
+    run.update(status="interrupted", result=None, finished="")
+    written = write_report(str(run.path))
+    assert written.facts.source.step == 20
+    assert written.facts.verdict.startswith("Right on ")
+    assert "kept for the result, and not for step 20" in " ".join(written.facts.source.missing)
+    run.metrics.unlink()
+    assert write_report(str(run.path)).facts.verdict == "Nothing was scored yet: no epoch is done."
 
 
 def test_a_damaged_table_of_images_leaves_the_rest(tmp_path):

@@ -14,9 +14,11 @@ from kresume.evaluation.answers import NO_CLASS
 from kresume.evaluation.verdict import judge_right
 from kresume.reports.page import charts, galleries, shift
 from kresume.reports.page.confusion import CONDENSED, OTHERS, confusion_of
+from kresume.reports.page.curves import curves_of
 from kresume.reports.page.facts import collect
 from kresume.reports.page.family import family_of
 from kresume.reports.page.pictures import encode, read_pictures
+from kresume.reports.page.render import render
 from kresume.reports.page.source import in_classes, read_pair, read_run
 from tests.helpers.page_runs import made_answers, write_images, write_run
 
@@ -214,6 +216,14 @@ def test_curves_and_marks(run, facts):
     assert "SIGTERM after step 15" in facts.curves.marks[1].text
 
 
+def test_images_that_came_while_it_trained_are_marked(tmp_path, manifest):
+    """At the epoch before which they came; the others came in at the start."""
+    run = write_run(tmp_path / "run", manifest, None, made_answers(manifest, 0.5, 0.5, 1))
+    run.event("images changed", epoch=2, arrived=7, validate=1, left=["0" * 64])
+    marks = [(mark.at, mark.text) for mark in curves_of(read_run(run)).marks if mark.kind == "origin"]
+    assert marks == [(0.0, "33 new images come in"), (1.0, "epoch 2: 7 images came in, 1 left")]
+
+
 def test_charts_keep_values_in_place(facts):
     """Higher values are drawn higher, inside the chart; labels do not cover each other."""
     drawn = charts.charts_of(facts.curves)
@@ -309,3 +319,4 @@ def test_a_run_of_an_older_version_has_what_it_has(request):
     found = collect(read_run(runs.open_run(golden)))
     assert found.counts.classes
     assert found.confusion is None
+    assert "not recorded by the version that made this run" in render(found)

@@ -112,7 +112,7 @@ def collect(source: Source) -> Facts:
     chosen = choose(source, confusion)
     return Facts(
         source,
-        sentence(changes),
+        sentence(source, changes),
         changes,
         findings_of(source, changes, curves, counts, shift, classes, chosen.galleries),
         curves,

@@ -1,7 +1,7 @@
 """Says whether a run is better on old, new and all images, and what is noise.
 
     changes = changes_of(source)            # one per set of images
-    sentence(changes)                       # "Better on new (+21.4 points, p < 0.001), unchanged on old within noise ..."
+    sentence(source, changes)               # "Better on new (+21.4 points, p < 0.001), unchanged on old within noise ..."
 
 Where both models' answers were kept, `evaluation.verdict` judges them image by image. A run of an earlier version has
 only its scores: then nothing tells whether the same images are right, and the test is a weaker one.
@@ -157,9 +157,11 @@ def _unpaired(name: str, images: int, was: float | None, now: float | None, loss
     return Change(name, images, was, now, around, verdict, loss=loss, f1=f1)
 
 
-def sentence(changes: Sequence[Change]) -> str:
+def sentence(source: Source, changes: Sequence[Change]) -> str:
     """Returns the verdict as one sentence."""
     whole = changes[-1]
+    if source.after.scores is None:
+        return "Nothing was scored yet: no epoch is done."
     if not whole.images or whole.after is None or whole.around is None:
         return "Nothing can be measured: there are no validation images."
     if whole.verdict is None:

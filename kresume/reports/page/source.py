@@ -25,7 +25,7 @@ from kresume.evaluation.answers import NO_CLASS, Answers, on_same_images
 from kresume.evaluation.caches import open_cache
 from kresume.images.manifest import Manifest
 from kresume.images.reader import PictureReader
-from kresume.images.scans import manifest_of, remembered
+from kresume.images.scans import FOLDER, manifest_of, read_scans, remembered
 from kresume.reports.generation import Generation
 from kresume.reports.lineage import Lineage, lineage
 
@@ -224,7 +224,8 @@ def _answers(run: runs.Run, which: Any, missing: list[str]) -> Answers | None:
 
 def _images(run: runs.Run, missing: list[str]) -> tuple[Manifest | None, Manifest | None]:
     try:
-        return manifest_of(run.path), remembered(run.path)
+        manifest = manifest_of(run.path)
+        return manifest, remembered(run.path) if read_scans(run.path / FOLDER) else manifest
     except ImagesError as error:
         missing.append(str(error))
         return None, None

@@ -185,6 +185,14 @@
     }
   };
 
+  // Tables of many classes: the rows whose name contains a text.
+  for (const field of $("[data-filter]"))
+    field.addEventListener("input", () => {
+      const wanted = field.value.toLowerCase();
+      for (const row of $(`#${field.dataset.filter} .scroll tbody tr`))
+        row.hidden = !row.cells[0].title.toLowerCase().includes(wanted);
+    });
+
   // Charts: the values at the epoch under the pointer.
   for (const box of $("[data-chart]")) {
     const points = island.charts[box.dataset.chart] || [];
