@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -223,3 +225,13 @@ def test_the_command_prints_where_it_is_and_what_it_says(made):
     numbers = json.loads(CliRunner().invoke(cli, ["report", str(made.path), "--json"], catch_exceptions=False).output)
     assert numbers["report"] == str(made.path / "report.html")
     assert sum(map(sum, numbers["confusion"]["after"])) == numbers["changes"]["all"]["images"]
+
+
+def test_it_imports_no_framework(made):
+    """Where the cache has the pictures, TensorFlow, Keras and JAX stay out: the command takes about a second."""
+    script = (
+        "import sys; from kresume.reports.page.write import write_report; write_report(sys.argv[1]);"
+        "print(sorted({'keras', 'tensorflow', 'jax'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(made.path)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -205,6 +205,15 @@ def test_blurred_pictures_are_less_sharp():
     assert shift.sharpness(np.full((1, 9, 9, 3), 7, np.uint8))[0] == 0
 
 
+def test_slow_pictures_are_measured_in_part(manifest, run):
+    """After the time limit, with as many old as new ones in proportion."""
+    ticks = iter([0.0, *[99.0] * 9])
+    reader, new = read_run(run).reader(), manifest.origins == 1
+    found = shift._sharpness(manifest, new, reader, lambda: next(ticks))
+    assert sum(found.counts) == shift.PART
+    assert abs(found.counts[1] / shift.PART - new.mean()) < 0.05
+
+
 def test_curves_and_marks(run, facts):
     """The parent is epoch 0; an interruption lies where it happened; images and the result are marked."""
     assert [epoch.number for epoch in facts.curves.epochs] == [0, 1, 2]
@@ -306,7 +315,7 @@ def test_pictures_keep_within_their_budget(manifest, run):
     assert all(bool(picture.uri) != bool(picture.reason) for picture in found)
     assert read_pictures([-1], reader)[0].reason
     assert read_pictures([0], None)[0].reason
-    ticks = iter([0.0, 0.0, 99.0, 99.0])
+    ticks = iter([0.0, 0.0, 99.0, 99.0, 99.0])
     slow = read_pictures(range(80), reader, clock=lambda: next(ticks))
     assert slow[0].uri
     assert "took long" in slow[79].reason

@@ -21,7 +21,7 @@ BUDGET = 1_700_000
 LARGE, SMALL = 96, 64
 """Pixels of the longer side, for few and for many pictures."""
 FEW = 320
-PART = 64
+PART = 32
 QUALITY = 72
 SECONDS = 10.0
 """Time for pictures that are not in the cache; the others are named without one."""

@@ -10,7 +10,8 @@ pixels: a sample is read as the model sees it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,10 @@ from kresume.reports.page.source import rows_of
 BINS = 20
 SAMPLE = 256
 """Pictures of each origin whose sharpness is measured: the effect is then known within 0.05."""
+PART = 32
+"""Pictures that are read between two looks at the clock."""
+SECONDS = 3.0
+"""Time for pictures that are not in the cache; fewer are measured then."""
 MOST = 20_000
 """Pictures of each origin that are compared by other measures: a test of a million takes seconds."""
 FEWEST = 8
@@ -145,14 +150,28 @@ def shift_of(manifest: Manifest, new: np.ndarray, reader: PictureReader | None) 
     return tuple(measure for measure in measures if measure is not None)
 
 
-def _sharpness(manifest: Manifest, new: np.ndarray, reader: PictureReader | None) -> Measure | None:
+def _sharpness(
+    manifest: Manifest,
+    new: np.ndarray,
+    reader: PictureReader | None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Measure | None:
     if reader is None:
         return None
     chosen = [rows[permutation(0, 0, len(rows))[:SAMPLE]] for rows in (np.nonzero(~new)[0], np.nonzero(new)[0])]
-    rows = np.sort(np.concatenate(chosen))
-    pictures, broken = reader.attempt(rows_of(reader.manifest, manifest.sha256s[rows]))
-    kept = ~np.isin(np.arange(len(rows)), list(broken))
-    return _measure("sharpness", "", "sharper", "blurrier", sharpness(pictures), new[rows], kept, digits=1)
+    # Old and new in turn, so that the time limit leaves as many of each.
+    turn = np.concatenate([np.arange(len(rows)) / len(rows) for rows in chosen])
+    rows = np.concatenate(chosen)[np.argsort(turn, kind="stable")]
+    values = np.full(len(rows), np.nan)
+    start = clock()
+    for at in range(0, len(rows), PART):
+        part = rows[at : at + PART]
+        pictures, broken = reader.attempt(rows_of(reader.manifest, manifest.sha256s[part]))
+        values[at : at + len(part)] = sharpness(pictures)
+        values[[at + index for index in broken]] = np.nan
+        if clock() - start > SECONDS:
+            break
+    return _measure("sharpness", "", "sharper", "blurrier", values, new[rows], np.isfinite(values), digits=1)
 
 
 def sharpness(pictures: np.ndarray) -> np.ndarray:

@@ -130,9 +130,10 @@ def _reproduce(source: Source) -> tuple[Fact, ...]:
         )
         if part
     )
+    extend = f"kresume train --from {shlex.quote(str(run.path))} --add FOLDER"
     facts = [
         Fact("command", record.command, code=True),
-        Fact("continue or extend", f"kresume train --from {shlex.quote(str(run.path))} --add FOLDER", code=True),
+        *([Fact("extend it", extend, code=True)] if run.status == "accepted" else []),
         *_facts(
             ("kresume", record.kresume),
             ("python", str(print_.get("python", ""))),
