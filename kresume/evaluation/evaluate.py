@@ -20,7 +20,7 @@ from kresume.backend.selection import loading
 from kresume.checkpoints.read import read_checkpoint
 from kresume.checkpoints.run import find_run
 from kresume.class_names import join_classes, names_of
-from kresume.errors import ImagesError
+from kresume.errors import CheckpointError, ImagesError
 from kresume.evaluation.against import Predicted, predict, served_folder
 from kresume.evaluation.caches import open_cache
 from kresume.evaluation.class_order import describe_order, judge_order
@@ -239,6 +239,14 @@ class _Job:
 
     def _measured(self, model: str, found: Predicted) -> Evaluation:
         images = self.images
+        broken = np.nonzero(~np.isfinite(found.probabilities).all(axis=1))[0]
+        if len(broken):
+            name = images.manifest.found(broken[:1])[0].name
+            raise CheckpointError(
+                f"{model} predicts values that are not numbers for {len(broken):,} of {len(images.manifest):,} images, the "
+                f"first is {name}: its weights are broken, or {option('pixels')} are not those that it was trained with; take an "
+                "earlier checkpoint"
+            )
         measured = measure(found, images.manifest, images.generation, self.metrics, self.reporter)
         notes = [found.note, _trained_on(model, images.manifest)]
         if found.lacks:
@@ -263,7 +271,10 @@ def _trained_on(model: str, manifest: Manifest) -> str:
     run = find_run(model) if served_folder(model) is None else None
     if run is None:
         return ""
-    known = remembered(run.path)
+    try:
+        known = remembered(run.path)
+    except ImagesError:  # a model that is compared with needs no table of its images
+        return ""
     count = int(np.isin(manifest.sha256s, known.sha256s[~known.is_val]).sum())
     if not count:
         return ""

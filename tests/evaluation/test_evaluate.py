@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +22,7 @@ from sklearn.metrics import (
 )
 
 from kresume import cli
-from kresume.errors import ModelError, UsageError
+from kresume.errors import CheckpointError, ModelError, UsageError
 from kresume.evaluation.against import Predicted
 from kresume.evaluation.evaluate import evaluate
 from kresume.evaluation.evaluation import Evaluation
@@ -325,6 +326,24 @@ def test_a_saved_model_answers_like_its_run(place, tmp_path):
     older = evaluate(place / "second", data=place / "test", against=served).against
     assert older.lacks == ("zz",)
     assert "it does not have zz, whose images count as wrong" in older.note
+
+
+def test_a_model_that_predicts_no_numbers_is_an_error(place, tmp_path):
+    """The highest of values that are no numbers means nothing: the first such picture is named."""
+    model = keras.models.load_model(place / "first" / "model.keras")
+    model.set_weights([np.full_like(weight, np.nan) for weight in model.get_weights()])
+    model.save(tmp_path / "broken.keras")
+    with pytest.raises(CheckpointError, match=r"are not numbers for 30 of 30 images, the first is .*\.png"):
+        evaluate(tmp_path / "broken.keras", data=place / "test3", classes=CLASSES, pixels="0-255")
+
+
+def test_a_run_without_its_table_of_images_is_compared(place, tmp_path):
+    """The other model's own table of images is only used for the note on what it was trained on."""
+    shutil.copytree(place / "first", tmp_path / "run")
+    (tmp_path / "run" / "images.parquet").unlink()
+    found = evaluate(place / "second", data=place / "test3", against=tmp_path / "run")
+    assert "trained on" not in found.against.note
+    assert "zz" in found.against.note
 
 
 def test_top_5_is_counted_with_more_than_five_classes():
