@@ -244,8 +244,8 @@ class _Job:
             name = images.manifest.found(broken[:1])[0].name
             raise CheckpointError(
                 f"{model} predicts values that are not numbers for {len(broken):,} of {len(images.manifest):,} images, the "
-                f"first is {name}: its weights are broken, or {option('pixels')} are not those that it was trained with; take an "
-                "earlier checkpoint"
+                f"first is {name}: its weights are broken, or {option('pixels')} are not those that it was trained with; "
+                "take an earlier checkpoint"
             )
         measured = measure(found, images.manifest, images.generation, self.metrics, self.reporter)
         notes = [found.note, _trained_on(model, images.manifest)]
