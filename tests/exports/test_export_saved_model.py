@@ -298,7 +298,7 @@ def test_two_versions_stand_side_by_side(place, pictures):
     assert evaluation.against is not None
     assert evaluation.scores["all"]["accuracy"] == evaluation.against.scores["all"]["accuracy"]
     assert evaluation.scores["all"]["loss"] == pytest.approx(evaluation.against.scores["all"]["loss"], abs=1e-5)
-    assert "(+0.0 points)" in str(evaluation)
+    assert "+0.0 points (" in str(evaluation)
 
 
 def save_old(folder, module, function, name, labels):
