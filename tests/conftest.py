@@ -26,10 +26,13 @@ CACHED = {
 
 
 def pytest_configure(config):
-    """Shares one JAX compilation cache among the workers and the processes that tests start.
+    """Shares processes to fork from, and one JAX compilation cache, among the workers and the processes of tests.
 
     JAX_COMPILATION_CACHE_DIR, if it is set, names a folder that stays; else the session's folder is removed at its end.
     """
+    if not hasattr(config, "workerinput"):
+        forks = forking.begin()
+        config.add_cleanup(lambda: shutil.rmtree(forks, ignore_errors=True))
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     folder = tempfile.mkdtemp(prefix="kresume-jax-")

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 
 import keras
@@ -15,6 +14,7 @@ from kresume.checkpoints.read import read_checkpoint
 from kresume.errors import CheckpointError, RestoreError
 from kresume.models import build, optimizers, restore, slot_forms
 from kresume.values.state import SavedOptimizer
+from tests.helpers import forking
 from tests.helpers.golden_models import MODELS
 from tests.helpers.paths import GOLDENS, ROOT, WRITERS
 from tests.helpers.runs import assert_same_bytes, run_training
@@ -103,9 +103,7 @@ def nadams(tmp_path_factory):
     pytest.importorskip("tf_keras")
     folder = tmp_path_factory.mktemp("nadam")
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
-    subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", NADAM, str(folder)], check=True, capture_output=True, env=environment
-    )
+    forking.run([sys.executable, "-c", NADAM, folder], check=True, env=environment)
     return folder
 
 

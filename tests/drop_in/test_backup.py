@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import threading
 
@@ -16,6 +15,7 @@ import kresume
 from kresume.checkpoints import snapshot
 from kresume.drop_in.stream import stream_of
 from kresume.errors import CheckpointError, UsageError
+from tests.helpers import forking
 from tests.helpers.noise import noise
 from tests.helpers.pictures import write_pictures
 from tests.helpers.runs import assert_same_bytes
@@ -619,14 +619,14 @@ def test_a_real_script_really_killed_on_images(tmp_path, pictures):
     """A script killed by SIGKILL in its first epoch of images ends, run again, with equal bytes."""
     (tmp_path / "script.py").write_text(SCRIPT)
 
-    def script(name, die_at=-1):
+    def script(name, run, die_at=-1):
         environment = {**os.environ, "DIE_AT": str(die_at)}
         arguments = [sys.executable, tmp_path / "script.py", tmp_path / name, pictures / "old", ""]
-        return subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
+        return run(arguments, env=environment, capture_output=True, text=True, check=False)
 
-    assert script("whole").stdout.strip() == "15"
-    assert script("killed", 3).returncode == -9
-    done = script("killed")
+    assert script("whole", forking.run).stdout.strip() == "15"
+    assert script("killed", forking.run, 3).returncode == -9
+    done = script("killed", forking.FRESH)
     assert re.search(r"continuing at step [12] \(epoch 1, batch [12]\)", done.stderr), done.stderr
     one, other = (dict(np.load(tmp_path / f"{name}.npz")) for name in ("whole", "killed"))
     assert_same_bytes(one, other)

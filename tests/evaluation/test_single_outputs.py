@@ -1,7 +1,6 @@
 """Tests models with one output for two classes, served as SavedModels: read, scored and replaced."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from kresume.exports.export import export
 from kresume.runtimes.signatures import Output, understand
 from kresume.tasks.binary import BINARY
 from kresume.tasks.task import Head
+from tests.helpers import forking
 
 LEVELS = {"dark": (20, 60, 100, 120), "light": (140, 170, 200, 240)}
 WRITER = """
@@ -47,9 +47,7 @@ def place(tmp_path_factory):
         for level in levels:
             Image.new("RGB", (12, 12), (level,) * 3).save(folder / "data" / label / f"{level}.png")
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
-    subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", WRITER, str(folder)], check=True, capture_output=True, env=environment
-    )
+    forking.run([sys.executable, "-c", WRITER, folder], check=True, env=environment)
     twin = keras.Sequential(
         [
             keras.Input((12, 12, 3)),

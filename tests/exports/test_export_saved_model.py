@@ -259,8 +259,7 @@ def test_saved_model_cli_runs_it(place, tmp_path):
     tool = [sys.executable, "-m", "tensorflow.python.tools.saved_model_cli", "run", "--dir", place[2].path]
     options = ["--tag_set", "serve", "--signature_def", "serving_default", "--outdir", str(tmp_path)]
     inputs = ["--inputs", f"image_bytes={tmp_path / 'bytes.npy'}"]
-    done = subprocess.run([*tool, *options, *inputs], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    forking.run([*tool, *options, *inputs], check=True)
     assert np.load(tmp_path / "scores.npy").shape == (1, 3)
 
 

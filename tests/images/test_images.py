@@ -5,7 +5,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -28,6 +27,7 @@ from kresume.reporter import Reporter
 from kresume.tasks.single_label import ROWS, SINGLE_LABEL
 from kresume.values import decode_spec
 from kresume.values.decode_spec import DecodeSpec
+from tests.helpers import forking
 from tests.helpers.pictures import CLASSES, write_pictures
 from tests.helpers.runs import TINY, make_interrupted, run_training
 
@@ -623,9 +623,7 @@ for _ in range(3):
 @pytest.mark.one_backend
 def test_processes_share_a_cache(pictures, tmp_path, quiet):
     """Three processes may fill one cache at once; its contents verify, and nothing is decoded again."""
-    words = [sys.executable, "-c", FILLING, str(pictures / "old"), str(tmp_path / "cache")]
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    running = [subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL) for _ in range(3)]
+    running = [forking.start([sys.executable, "-c", FILLING, pictures / "old", tmp_path / "cache"]) for _ in range(3)]
     assert [process.wait() for process in running] == [0, 0, 0]
     cache = Cache.open(SPEC, tmp_path / "cache")
     done = prepare(list_images([pictures / "old"], quiet).files, SPEC, cache, quiet)

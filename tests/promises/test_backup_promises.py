@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.util
-import subprocess
 import sys
 
 import keras
@@ -12,6 +11,7 @@ import pytest
 import kresume
 from kresume.checkpoints import snapshot
 from kresume.errors import UsageError
+from tests.helpers import forking
 from tests.helpers.runs import assert_same_bytes
 
 BATCH, STEPS = 4, 3
@@ -307,7 +307,6 @@ print(all(one.tobytes() == other.tobytes() for one, other in zip(expected, found
 @pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="tf.distribute is TensorFlow's")
 def test_mirrored_variables_are_read_and_restored(tmp_path):
     """Killed under MirroredStrategy, a training continues to the bits of plain Keras under it."""
-    arguments = [sys.executable, "-W", "ignore", "-c", MIRRORED, str(tmp_path / "backup")]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    done = forking.run([sys.executable, "-c", MIRRORED, tmp_path / "backup"])
     assert done.stdout.strip().splitlines()[-1:] == ["True"], done.stderr[-3000:]
     assert "continuing at step 6 (epoch 2, batch 2)" in done.stderr

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from kresume.reporter import Reporter
 from kresume.training import resume
 from kresume.training.loop import callback_state, callbacks, session
 from kresume.training.resume import train
+from tests.helpers import forking
 from tests.helpers.pictures import write_pictures
 from tests.helpers.runs import (
     TINY,
@@ -360,9 +360,7 @@ def assert_same_within_tolerance(whole, other):
 
 def continue_in_a_process(path, *options, **environment):
     command = [sys.executable, "-m", "kresume", "train", "--out", str(path), *options]
-    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
+    return forking.run(command, env={**os.environ, **environment}, check=True).stderr
 
 
 def test_a_run_continues_under_the_other_backend(tmp_path, pictures):
@@ -391,7 +389,7 @@ def test_a_run_continues_on_another_count_of_devices(tmp_path, pictures):
     assert_same_within_tolerance(whole, killed)
     make_interrupted(killed, "none")
     command = [sys.executable, "-m", "kresume", "train", "--out", str(killed), "--devices", "3"]
-    done = subprocess.run(command, env={**os.environ, **four}, capture_output=True, text=True, check=False)
+    done = forking.run(command, env={**os.environ, **four})
     assert done.returncode == 2
     assert "4 images do not divide by 3: give --batch-size 3" in done.stderr
 

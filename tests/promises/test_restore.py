@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 import warnings
 import zipfile
@@ -21,6 +20,7 @@ from kresume.models.match_keras import keras_names
 from kresume.training.loop.fit import assign_state
 from kresume.values.card import Card
 from kresume.values.state import SavedOptimizer, TrainState
+from tests.helpers import forking
 from tests.helpers.runs import assert_same_bytes
 
 WRITER = """
@@ -78,7 +78,7 @@ def written(tmp_path_factory):
         if not place.exists():
             place.mkdir()
             environment = {**os.environ, "KERAS_BACKEND": backend}
-            subprocess.run([sys.executable, folder / "writer.py", place], env=environment, check=True)
+            forking.run([sys.executable, folder / "writer.py", place], env=environment, check=True)
         name = f"{optimizer}.keras" if kind == "keras" else f"{optimizer}-{kind}"
         return place / name, dict(np.load(place / f"{optimizer}.npz"))
 
@@ -194,8 +194,8 @@ PRECISIONS = ("float32", "mixed_float16")
 def scaled(tmp_path_factory):
     """Writes a TensorFlow checkpoint in each precision, all in one process; returns their folder."""
     folder = tmp_path_factory.mktemp("scaled")
-    command = [sys.executable, "-c", SCALED_WRITER, str(folder), *PRECISIONS]
-    subprocess.run(command, env={**os.environ, "KERAS_BACKEND": "tensorflow"}, check=True)
+    command = [sys.executable, "-c", SCALED_WRITER, folder, *PRECISIONS]
+    forking.run(command, env={**os.environ, "KERAS_BACKEND": "tensorflow"}, check=True)
     return folder
 
 
@@ -408,7 +408,7 @@ def test_what_we_save_loads_in_plain_keras_and_trains_on(tmp_path):
         f"model.fit(np.load(r'{tmp_path / 'images.npy'}'), np.arange(8) % 3, verbose=0)\n"
         "print(int(model.optimizer.iterations))\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = forking.run([sys.executable, "-c", script], check=True)
     first, slot, last = done.stdout.split("\n")[:3]
     assert first == "2 0.0010000000474974513"
     assert bytes.fromhex(slot) == before

@@ -21,6 +21,7 @@ from kresume.checkpoints.read import read_checkpoint
 from kresume.errors import CheckpointError, ConfigMismatch, ImagesError, NothingNew, RunError, UsageError
 from kresume.evaluation.evaluate import evaluate
 from kresume.images.manifest import Manifest
+from tests.helpers import forking
 from tests.helpers.pictures import write_pictures
 from tests.helpers.runs import (
     TINY,
@@ -420,7 +421,7 @@ def test_a_foreign_model_is_fed_what_it_was_trained_on(tmp_path, pictures):
     """
     (tmp_path / "foreign.py").write_text(FOREIGN)
     path = tmp_path / "foreign.keras"
-    subprocess.run([sys.executable, tmp_path / "foreign.py", pictures / "old", path], check=True, env=os.environ)
+    forking.run([sys.executable, tmp_path / "foreign.py", pictures / "old", path], check=True)
     result = run_training(
         str(path),
         data=[str(pictures / "old")],
@@ -464,7 +465,7 @@ def test_trained_under_one_backend_extended_under_the_other(parent, tmp_path, pi
         "1",
         backend=other,
     )
-    subprocess.run(arguments, check=True, capture_output=True, **options)
+    forking.run(arguments, check=True, **options)
     record = runs.open_run(tmp_path / "run").record.as_dict()
     assert record["backend"] == other
     assert record["parent"]["step"] == runs.open_run(parent).result_step()
@@ -485,7 +486,7 @@ def test_sigkill_in_the_middle_and_the_same_command_again(tmp_path, pictures, mo
     run_training(out=str(tmp_path / "whole"), data=[str(pictures / "old")], **given)
     flags = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
     killed, options = command(tmp_path, "train", "--data", pictures / "old", *flags, "--out", "killed")
-    process = subprocess.Popen(killed, stderr=subprocess.DEVNULL, **options)
+    process = forking.start(killed, **options)
     snapshots = tmp_path / "killed" / "snapshots"
     while process.poll() is None and not any(step >= 20 for step, _ in snapshot.list_snapshots(snapshots)):
         time.sleep(0.01)
@@ -514,13 +515,12 @@ def test_sigterm_writes_a_snapshot_and_says_how_to_go_on(tmp_path, pictures):
         "run",
     ]
     full, options = command(tmp_path, *arguments)
-    process = subprocess.Popen(full, stderr=subprocess.PIPE, text=True, **options)
+    process = forking.start(full, **options)
     while process.poll() is None and len(runs.read_metrics(tmp_path / "run" / "metrics.jsonl")) < 2:
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    _, told = process.communicate()
-    assert process.returncode == 75, told
-    assert "snapshot written; continue with: kresume train --out run" in told
+    assert process.wait() == 75, process.stderr
+    assert "snapshot written; continue with: kresume train --out run" in process.stderr
     run = runs.open_run(tmp_path / "run")
     assert run.status == "interrupted"
     assert "stopped" in (tmp_path / "run" / "events.jsonl").read_text()
