@@ -71,6 +71,7 @@ def trained(tmp_path_factory):
         x = layers.Dense(24, activation="tanh")(x)
         model = keras.Model(inputs, layers.Dense(len(order), activation=activation)(x))
         model.compile(keras.optimizers.Adam(0.03), loss)
+        model.optimizer.build(model.trainable_variables)  # else the first step is traced twice
         labels = np.array([order.index(CLASSES[place]) for place in places])
         if "sparse" not in str(getattr(loss, "name", loss)):
             labels = np.eye(len(order), dtype="float32")[labels]
@@ -103,6 +104,7 @@ def trained_on_grey(tmp_path_factory):
         x = layers.BatchNormalization(momentum=0.5)(layers.GlobalAveragePooling2D()(inputs))
         model = keras.Model(inputs, layers.Dense(3, activation="softmax")(layers.Dense(24, activation="tanh")(x)))
         model.compile(keras.optimizers.Adam(0.03), "sparse_categorical_crossentropy")
+        model.optimizer.build(model.trainable_variables)  # else the first step is traced twice
         for _ in range(60):
             model.train_on_batch(np.asarray(conventions.to_model_function(convention)(coloured)), labels)
         model.save(folder / f"{convention}.keras")
@@ -170,6 +172,7 @@ def test_two_that_fit_alike_are_named_and_no_third(painted, quiet, tmp_path):
     x = layers.UnitNormalization()(layers.GlobalAveragePooling2D()(inputs))
     model = keras.Model(inputs, layers.Dense(5, activation="softmax")(layers.Dense(24, activation="tanh")(x)))
     model.compile(keras.optimizers.Adam(0.03), "sparse_categorical_crossentropy")
+    model.optimizer.build(model.trainable_variables)  # else the first step is traced twice
     pictures = np.stack([paint(name, 1000 + index) for name in CLASSES for index in range(20)])
     labels = np.repeat(np.arange(5), 20)
     for _ in range(60):

@@ -89,10 +89,10 @@ def trained(digits, tmp_path_factory):
             pictures, labels = digits[1][layout.channels]
             layers = [keras.layers.Flatten()] if not layout.flat else []
             scale = keras.layers.BatchNormalization(momentum=0.5)
-            scale = keras.layers.BatchNormalization(momentum=0.5)
             head = [keras.layers.Dense(32, "tanh"), keras.layers.Dense(4, "softmax")]
             model = keras.Sequential([keras.Input(layout.shape((SIDE, SIDE))), *layers, scale, *head])
             model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
+            model.optimizer.build(model.trainable_variables)  # else the first step is traced twice
             values = fed(pictures, layout, pixels)
             for _ in range(40):
                 model.train_on_batch(values, labels)
