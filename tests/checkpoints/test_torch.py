@@ -16,6 +16,7 @@ from kresume.errors import CheckpointError, ModelError, RestoreError, UsageError
 from kresume.models import optimizers, restore, torch_map, torch_rewritten
 from kresume.models.torch_layout import Conversion, convert
 from kresume.values.state import TrainState
+from tests.helpers.backends import few_under_jax
 from tests.helpers.golden_models import MODELS
 from tests.helpers.paths import GOLDENS, WRITERS
 from tests.helpers.runs import assert_same_bytes, run_training
@@ -48,7 +49,7 @@ def restored(name, **options):
     return model, optimizer, state
 
 
-@pytest.mark.parametrize("name", sorted(EXPECTED))
+@pytest.mark.parametrize("name", few_under_jax(sorted(EXPECTED), ["plain.safetensors", "residual.pth"]))
 def test_a_state_dict_predicts_as_pytorch_does(name):
     """A state dict predicts as in PyTorch, in a model with other names and another order of shortcuts.
 
@@ -59,7 +60,10 @@ def test_a_state_dict_predicts_as_pytorch_does(name):
     np.testing.assert_allclose(model.predict(IMAGES, verbose=0), EXPECTED[name]["predictions"], atol=2e-6)
 
 
-@pytest.mark.parametrize("name", sorted(name for name, case in EXPECTED.items() if case["optimizer"]))
+WITH_OPTIMIZER = sorted(name for name, case in EXPECTED.items() if case["optimizer"])
+
+
+@pytest.mark.parametrize("name", few_under_jax(WITH_OPTIMIZER, ["plain-amsgrad.pth", "plain-nesterov.pth"]))
 def test_the_next_steps_are_pytorchs(name):
     """Rate, moments and count continue: the next losses are those that PyTorch recorded."""
     needs_torch(name)
@@ -72,7 +76,7 @@ def test_the_next_steps_are_pytorchs(name):
 
 
 @pytest.mark.one_backend(trains=True)
-@pytest.mark.parametrize("name", sorted(name for name, case in EXPECTED.items() if case["optimizer"]))
+@pytest.mark.parametrize("name", WITH_OPTIMIZER)
 def test_every_moment_arrives_to_the_last_bit(name):
     """The optimizer's slots hold PyTorch's numbers bit for bit, transposed.
 

@@ -18,6 +18,7 @@ import pytest
 import kresume
 from kresume.checkpoints import snapshot
 from kresume.errors import UsageError
+from tests.helpers.backends import few_under_jax
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import assert_same_bytes
 
@@ -241,6 +242,7 @@ def fit(model, data, callbacks, feed, options=None):
                 thread.join()
         # The death of a process ends its iterators. Here they must not be collected during a later step.
         gc.collect()
+        gc.freeze()  # the next collection has less to visit
         return None
     return counter, arrays_of(net)
 
@@ -250,7 +252,11 @@ def iterations(found):
     return next(int(array) for array in found.values() if array.dtype.kind == "i" and not array.shape)
 
 
-@pytest.mark.parametrize("feed", FEEDS, ids=lambda feed: feed.called.replace("`", ""))
+# Keras applies weights of classes and samples before the batch reaches the backend.
+PLAIN = [feed for feed in FEEDS if "weight" not in feed.called or feed.source is not None]
+
+
+@pytest.mark.parametrize("feed", few_under_jax(FEEDS, PLAIN), ids=lambda feed: feed.called.replace("`", ""))
 def test_no_way_of_feeding_counts_otherwise(model, tmp_path, feed):
     """Killed or not, a way of feeding has plain Keras's updates and epochs, and its bits where promised.
 
@@ -270,7 +276,7 @@ def test_no_way_of_feeding_counts_otherwise(model, tmp_path, feed):
 
     cases = [
         (True, 2, None, feed.outcomes[0], (None, *KILLS)),
-        (False, 2, None, feed.outcomes[1], (None, *KILLS)),
+        (False, 2, None, feed.outcomes[1], (None, KILLS[0])),
         (False, 2, False, feed.outcomes[1], KILLS[1:]),
         (False, "epoch", None, feed.outcomes[2], KILLS[1:]),
     ]
@@ -281,7 +287,7 @@ def test_no_way_of_feeding_counts_otherwise(model, tmp_path, feed):
                 run(tmp_path / f"{number}", **mode)
             continue
         for kill in kills:
-            if kill is not None and (kill > feed.steps * feed.epochs or (outcome == COUNTS and kill == KILLS[0])):
+            if kill is not None and kill > feed.steps * feed.epochs:
                 continue
             folder = tmp_path / f"{number}-{kill}"
             if kill is not None:

@@ -414,6 +414,7 @@ model.save(sys.argv[2])
 """
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_foreign_model_is_fed_what_it_was_trained_on(tmp_path, pictures):
     """A foreign model's pixels are found by scoring it on its images, then printed and pinned.
 
