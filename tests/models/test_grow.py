@@ -7,6 +7,7 @@ import pytest
 from kresume.errors import ModelError, UsageError
 from kresume.models import grow, optimizers, slots, structure
 from kresume.models.head import build_wider, find_head
+from tests.helpers.steps import step_at_random
 
 pytestmark = pytest.mark.one_backend(trains=True)  # whole runs of both backends: test_grown_runs.py
 
@@ -114,14 +115,11 @@ def images(count=8):
 
 
 def trained(model, optimizer="adam"):
-    """Trains three steps, so that no weight and no slot is as it began."""
+    """Makes three steps, so that no weight and no slot is as it began."""
     single = model.output_shape[-1] == 1 if hasattr(model, "output_shape") else False
     loss = "binary_crossentropy" if single else "sparse_categorical_crossentropy"
     model.compile(OPTIMIZERS[optimizer](), loss, jit_compile=False)
-    labels = np.arange(8) % (2 if single else CLASSES)
-    for _ in range(3):
-        model.train_on_batch(images(), labels)
-    return model
+    return step_at_random(model)
 
 
 def grown(model, *, softmax=False, name=None):

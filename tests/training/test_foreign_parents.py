@@ -22,6 +22,7 @@ from kresume.training.plan.parent import Parent, restore_parent
 from kresume.training.preview import make_plan
 from tests.helpers.pictures import CLASSES
 from tests.helpers.runs import TINY, assert_same_bytes, result_arrays, run_training
+from tests.helpers.steps import step_at_random
 
 SIZE = 12
 MODEL = """
@@ -48,22 +49,14 @@ def script(tmp_path):
 
 
 def trained(script, optimizer, steps=3, policy="float32"):
-    """Returns the script's model after a few steps of its Keras optimizer, with random gradients and statistics.
-
-    Nothing is compiled for that, as `train_on_batch` would.
-    """
+    """Returns the script's model after a few steps of plain Keras."""
     namespace = {}
     exec(script.read_text(), namespace)
     keras.config.set_dtype_policy(policy)
     try:
         model = namespace["build"]()
         model.compile(optimizer, "sparse_categorical_crossentropy")
-        rng = np.random.default_rng(0)
-        for _ in range(steps):
-            gradients = [rng.normal(0, 0.1, weight.shape).astype("float32") for weight in model.trainable_variables]
-            model.optimizer.apply([keras.ops.convert_to_tensor(each) for each in gradients], model.trainable_variables)
-        for variable in model.non_trainable_variables:
-            variable.assign(rng.uniform(0.5, 1.5, variable.shape))
+        step_at_random(model, steps)
     finally:
         keras.config.set_dtype_policy("float32")
     return model
