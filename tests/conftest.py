@@ -26,18 +26,21 @@ CACHED = {
 
 
 def pytest_configure(config):
-    """Shares processes to fork from, and one JAX compilation cache, among the workers and the processes of tests.
+    """Shares trained runs, processes to fork from and one JAX compilation cache among all workers.
 
     JAX_COMPILATION_CACHE_DIR, if it is set, names a folder that stays; else the session's folder is removed at its end.
     """
-    if not hasattr(config, "workerinput"):
-        forks = forking.begin()
-        config.add_cleanup(lambda: shutil.rmtree(forks, ignore_errors=True))
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    if hasattr(config, "workerinput"):
         return
-    folder = tempfile.mkdtemp(prefix="kresume-jax-")
-    os.environ.update(CACHED, JAX_COMPILATION_CACHE_DIR=folder)
+    folder = tempfile.mkdtemp(prefix="kresume-tests-")
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    shared = {forking.FOLDER: "forks", "KRESUME_TEST_STORE": "runs"}
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        os.environ.update(CACHED)
+        shared["JAX_COMPILATION_CACHE_DIR"] = "jax"
+    for variable, name in shared.items():
+        os.environ[variable] = f"{folder}/{name}"
+        os.mkdir(os.environ[variable])
 
 
 def pytest_sessionstart():
@@ -122,9 +125,8 @@ def forked_processes():
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
-    """Sends decoded pictures to a cache of this session, and runs that tests share to a folder beside it."""
+    """Sends decoded pictures to a cache of this session."""
     os.environ["KRESUME_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    os.environ["KRESUME_TEST_STORE"] = str(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture(autouse=True)

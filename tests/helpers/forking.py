@@ -41,14 +41,8 @@ EXPORTS = (str(SCRIPTS / "saved_model.py"), str(SCRIPTS / "keras.py"), "kresume.
 READ_AT_IMPORT = ("JAX_", "KERAS_BACKEND", "PYTHONPATH", "TF_ENABLE_")
 """How environment variables begin that the frameworks read as they are imported."""
 FOLDER = "KRESUME_TEST_FORKS"
-"""The environment variable that names the folder of the session, which all its workers share."""
+"""The environment variable that names a folder of the session. The processes to fork from end when it is removed."""
 FRESH = subprocess.run
-
-
-def begin() -> str:
-    """Makes the folder of a session; returns it. The processes from which others are forked end when it is removed."""
-    folder = os.environ[FOLDER] = tempfile.mkdtemp(prefix="kresume-forks-")
-    return folder
 
 
 def install() -> None:

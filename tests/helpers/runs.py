@@ -31,12 +31,8 @@ def run_training(checkpoint=None, **arguments):
     return train(from_arguments(checkpoint, arguments), Reporter(quiet=True))
 
 
-_TRAINED: dict[str, tuple[Path, Path, str]] = {}
-"""Runs of this session: where each is kept, the folder that its paths begin with, and its `--out`."""
-
-
 def trained(out, *, every_snapshot=False, **arguments) -> Path:
-    """Returns a finished first run at `out`. The same options and images are trained once per session and copied.
+    """Returns a finished first run at `out`. The same options and images are trained once and copied, by any worker.
 
     For tests that start from a run and do not test how it trained.
 
@@ -50,8 +46,9 @@ def trained(out, *, every_snapshot=False, **arguments) -> Path:
     root = out.parent if out.is_absolute() else Path.cwd()
     own = {"checkpoint", "from_", "imports"} & arguments.keys() or ".py" in str(arguments.get("model"))
     asked = json.dumps(arguments, sort_keys=True, default=str).replace(str(root), "ROOT")
-    key = f"{every_snapshot} {asked} {_digest_of_images(root, arguments)}"
-    if own or key not in _TRAINED:
+    key = hashlib.sha256(f"{every_snapshot} {asked} {_digest_of_images(root, arguments)}".encode()).hexdigest()
+    kept = Path(os.environ["KRESUME_TEST_STORE"]) / key
+    if own or not kept.exists():
         with pytest.MonkeyPatch.context() as patch:
             if every_snapshot:
                 patch.setattr(snapshot, "prune_snapshots", lambda *_: None)
@@ -59,15 +56,24 @@ def trained(out, *, every_snapshot=False, **arguments) -> Path:
                 arguments["snapshot_every"] = "1"
             run_training(out=str(out), **arguments)
         if not own:
-            kept = Path(tempfile.mkdtemp(dir=os.environ["KRESUME_TEST_STORE"])) / "run"
-            shutil.copytree(out, kept)
-            _TRAINED[key] = kept, root, str(out)
+            _keep(out, root, kept)
         return out
-    kept, before, its_out = _TRAINED[key]
-    shutil.copytree(kept, out)
-    move(out, str(before), str(root))
-    _rename(out, its_out.replace(str(before), str(root)))
+    shutil.copytree(kept / "run", out)
+    before, its_out = json.loads((kept / "paths.json").read_text())
+    move(out, before, str(root))
+    _rename(out, its_out.replace(before, str(root)))
     return out
+
+
+def _keep(out: Path, root: Path, kept: Path) -> None:
+    """Copies a run with its `--out` and the folder that its paths begin with, unless another worker has done so."""
+    copied = Path(tempfile.mkdtemp(dir=kept.parent))
+    shutil.copytree(out, copied / "run")
+    (copied / "paths.json").write_text(json.dumps([str(root), str(out)]))
+    try:
+        copied.rename(kept)
+    except OSError:  # it exists by now
+        shutil.rmtree(copied)
 
 
 def _digest_of_images(root: Path, arguments) -> str:
