@@ -43,6 +43,7 @@ def test_a_run_becomes_a_keras_file(workplace, capsys):
     assert json.loads(capsys.readouterr().out)["runs"][0]["exports"] == ["keras out", "weights-h5 out"]
 
 
+@pytest.mark.one_backend(trains=True)
 def test_what_stood_comes_back_when_an_export_fails(workplace, capsys, monkeypatch):
     """If an export with --overwrite fails, the old one is restored."""
     trained("runs/1-shapes", data=["old"], val=["val"], **{**TINY, "epochs": 1})
@@ -75,6 +76,7 @@ def _run(arguments):
     return 0
 
 
+@pytest.mark.one_backend(trains=True)
 def test_what_a_killed_export_left_is_removed_after_a_day(workplace):
     """An unfinished export is removed after a day; a younger one may still be written."""
     trained("runs/1-shapes", data=["old"], val=["val"], **{**TINY, "epochs": 1})

@@ -24,6 +24,7 @@ from kresume.runtimes.signatures import read_signatures, understand
 from kresume.storage.atomic import sha256_of_file
 from kresume.values.decode_spec import DecodeSpec
 from tests.helpers import forking
+from tests.helpers.backends import few_under_jax
 from tests.helpers.pictures import CLASSES, draw
 from tests.helpers.runs import TINY, run_training
 
@@ -155,6 +156,7 @@ def test_bytes_are_decoded_as_in_training(served, kind):
     assert by_bytes["scores"].tobytes() == by_pixels["scores"].tobytes()
 
 
+@pytest.mark.one_backend(trains=True)
 def test_labels_and_index_follow_the_scores(served):
     """Labels are the best classes in descending order of score; any batch size works.
 
@@ -204,6 +206,7 @@ def test_trailing_bytes_do_not_make_a_picture_bad(served):
     assert answer[0].tobytes() == answer[1].tobytes()
 
 
+@pytest.mark.one_backend(trains=True)
 def test_the_warm_up_records_are_requests(place, served):
     """The shipped warm-up file holds a request for every signature, and the signature answers it."""
     result = place[2]
@@ -227,6 +230,7 @@ def test_the_warm_up_bytes_are_those_of_the_api_package(request, tmp_path):
     assert [record.numpy() for record in tf.data.TFRecordDataset(str(tmp_path / "records"))] == [golden]
 
 
+@pytest.mark.one_backend(trains=True)
 def test_the_record_and_the_notes_are_true(place):
     """export.json holds the digests of every file; notes, configs and the run's log name the export.
 
@@ -528,6 +532,7 @@ def test_a_signature_that_is_no_classifiers_is_refused(inputs, outputs, reason):
         understand("serving_default", inputs, outputs, 3)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_what_differs_does_not_appear(place, tmp_path, monkeypatch):
     """An export whose runtime differs exits with 1 and leaves no version and no other files."""
     _, run, _ = place
@@ -544,6 +549,7 @@ def test_what_differs_does_not_appear(place, tmp_path, monkeypatch):
     assert list((tmp_path / "serving").iterdir()) == []
 
 
+@pytest.mark.one_backend(trains=True)
 def test_destinations(place, tmp_path):
     """An existing version, a run as target, and options of another format are usage errors before loading."""
     folder, run, _ = place
@@ -607,7 +613,7 @@ def test_nothing_heavy_is_imported_before_the_backend_is_chosen():
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+@pytest.mark.parametrize("policy", few_under_jax(["float32", "mixed_float16"], ["mixed_float16"]))
 def test_a_grown_head_is_exported_with_its_new_class(tmp_path, pictures, policy):
     """A head grown to a fourth class exports four labels, and the old rows predict as before.
 

@@ -541,6 +541,7 @@ def test_a_file_that_breaks_keeps_its_place(tmp_path, quiet):
         assert labels_after[position] == labels[source]
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_run_goes_on_without_a_file_that_broke(tmp_path, monkeypatch):
     """A run without a cache finishes although a training image vanished; its events name the file."""
     write_pictures(tmp_path / "old", 8, 0)

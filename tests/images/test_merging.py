@@ -410,6 +410,7 @@ def test_exif_bytes_do_not_make_another_picture(tmp_path, quiet):
     assert len({now[f"{number}.jpg"] for number in range(6)}) == 1
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_score_on_images_that_were_trained_on_says_so(pictures, tmp_path):
     """A score on images that were trained on says so.
 

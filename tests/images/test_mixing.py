@@ -167,6 +167,7 @@ def test_what_cannot_be_mixed_says_so(way, origins, words):
         order_of(table([0, 0], origins, [False, False], ("a",)), way)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_mixed_run_continues_exactly_and_records_its_shares(tmp_path, pictures):
     """A run killed in the middle of a mixed epoch continues exactly and records its shares.
 

@@ -280,6 +280,7 @@ def test_features_of_another_name_can_be_named(tmp_path, quiet):
         parse_features(("picture",))
 
 
+@pytest.mark.one_backend(trains=True)
 def test_features_of_another_name_are_scored_and_compared_on(tmp_path):
     """A run trained with `--feature` is evaluated and exported with it."""
     write_pictures(tmp_path / "pictures", 4, 0)
@@ -389,6 +390,7 @@ def test_a_bucket_is_listed_and_read_like_a_folder(pictures, tmp_path, quiet, mo
     assert PictureReader(table, SPEC, None)(rows).tobytes() == PictureReader(plain, SPEC, None)(rows).tobytes()
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_run_trains_on_any_kind_and_remembers_it(tmp_path, quiet):
     """A run trains on any kind of source, keeps origins and splits, and finds a moved archive.
 
@@ -504,6 +506,7 @@ def test_labels_that_look_alike_are_one(tmp_path, quiet):
         assert list_images([tmp_path / name], quiet).classes == ("7",)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_name_that_is_no_text_is_set_aside(tmp_path, quiet):
     """A file name that is not UTF-8 is quarantined by name: Linux's names are bytes, a table's are text."""
     write_pictures(tmp_path / "data", 2, 0, ("a", "b"))
@@ -539,6 +542,7 @@ def test_a_packed_archive_that_is_damaged_later_is_a_broken_picture_not_a_crash(
     assert any("can no longer be decompressed" in reason for reason in broken.values())
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_packed_archive_needs_the_cache_and_strict_needs_every_file(tmp_path, quiet):
     """--cache off with .tar.gz is refused before training; --strict-images makes a broken file an error."""
     write_pictures(tmp_path / "old", 4, 0)

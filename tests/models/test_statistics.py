@@ -261,6 +261,7 @@ def test_what_reads_a_run_predicts_as_its_result(finished, pictures):
     assert evaluate(recomputed, data=pictures / "val").scores["all"]["loss"] == pytest.approx(told["loss"], rel=1e-5)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_child_is_compared_with_what_its_parent_predicted(finished, pictures, tmp_path):
     """`before` of a finished parent is the score of its result; training starts from its moving averages."""
     recomputed, _ = finished
@@ -275,6 +276,7 @@ def test_a_child_is_compared_with_what_its_parent_predicted(finished, pictures, 
     assert "statistics/0" in first.arrays
 
 
+@pytest.mark.one_backend(trains=True)
 def test_an_interrupted_parent_is_scored_with_statistics_of_its_images(finished, pictures, tmp_path):
     """A run that was killed inside an epoch has only moving averages; its images give the statistics for `before`."""
     recomputed, _ = finished
@@ -312,6 +314,7 @@ def test_an_interrupted_run_is_evaluated_with_statistics_of_its_images(finished,
     assert "moving averages of batch normalisation, which trail the weights, are used" in loaded.unfinished
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_run_without_the_record_keeps_moving_averages(tmp_path, pictures):
     """A run of a version that did not recompute continues with moving averages."""
     whole = trained(

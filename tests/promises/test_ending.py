@@ -187,6 +187,7 @@ def test_only_a_death_in_native_code_leaves_a_trace(tmp_path, way, code):
     assert [path.name for path in tmp_path.iterdir()] == (["native-trace-1.txt"] if way == "abort" else [])
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_backup_folder_tells_the_death_of_its_process(tmp_path, capsys):
     """A backup folder keeps the trace of a death, and the next start says how to choose another backend."""
     (tmp_path / crash.TRACE).write_text("Fatal Python error: Bus error\n\nThread 0x1 (most recent call first):\n")

@@ -122,6 +122,7 @@ def test_a_damaged_snapshot_is_named_and_the_one_before_is_used(tmp_path, pictur
     assert "snapshot damaged" in (killed / "events.jsonl").read_text()
 
 
+@pytest.mark.one_backend(trains=True)
 def test_the_same_command_after_the_end_points_to_the_next_one(tmp_path, pictures):
     """A finished run is not trained again: the error gives the command that extends it."""
     arguments = {"data": [str(pictures / "old")], "out": str(tmp_path / "run"), **TINY}
@@ -145,6 +146,7 @@ def test_the_result_is_the_best_epoch_whole(tmp_path, pictures):
     assert int(arrays["optimizer/0"]) == best["step"]
 
 
+@pytest.mark.one_backend(trains=True)
 def test_best_and_last_are_what_they_say(tmp_path, pictures, monkeypatch):
     """A finished run keeps only its result, and `LATEST` names it.
 
@@ -170,6 +172,7 @@ def test_best_and_last_are_what_they_say(tmp_path, pictures, monkeypatch):
     assert read_checkpoint(f"{path}@last").step == read_checkpoint(str(path)).step == last
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_run_that_another_process_has_finished_is_not_trained_again(monkeypatch, tmp_path, pictures):
     """A run that another process has just finished is not trained again.
 
@@ -193,6 +196,7 @@ def test_a_run_that_another_process_has_finished_is_not_trained_again(monkeypatc
     assert {file: file.read_bytes() for file in done} == done
 
 
+@pytest.mark.one_backend(trains=True)
 def test_one_bar_at_a_time(tmp_path, pictures):
     """Progress bars do not overlap: an epoch's bar is closed before its scoring opens one."""
     open_bars, most = [], []

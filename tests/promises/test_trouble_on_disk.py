@@ -43,6 +43,7 @@ def test_snapshots_that_cannot_be_written_do_not_end_the_training(monkeypatch, t
     assert_same_bytes(result_arrays(whole), result_arrays(tmp_path / "run"))
 
 
+@pytest.mark.one_backend(trains=True)
 def test_lines_that_could_not_be_written_are_written_later(monkeypatch, tmp_path, pictures):
     """Metrics lines that could not be written are written with the next ones, each once."""
     arguments = {"data": [str(pictures / "old")], **TINY, "epochs": 4}
@@ -62,6 +63,7 @@ def test_lines_that_could_not_be_written_are_written_later(monkeypatch, tmp_path
     assert lines_without_time(whole) == lines_without_time(tmp_path / "run")
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_run_that_was_taken_over_writes_nothing_more(monkeypatch, tmp_path, pictures):
     """A run that was taken over stops and writes nothing more: each commit checks the lock.
 
@@ -124,6 +126,7 @@ def test_a_disk_that_does_not_answer_is_told_of_and_not_waited_for(tmp_path):
     assert [step for step, _ in snapshot.list_snapshots(tmp_path)] == [1]
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path, pictures):
     """A run path that cannot be written is one line with another suggestion, and leaves nothing.
 

@@ -24,6 +24,7 @@ def run(capsys, *arguments):
     return stop.value.code, capsys.readouterr().out
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_scan_writes_a_manifest_and_reads_each_file_once(pictures, tmp_path, capsys, monkeypatch):
     """A scan writes a manifest that equals its source, and reads each file once.
 
@@ -49,6 +50,7 @@ def test_a_scan_writes_a_manifest_and_reads_each_file_once(pictures, tmp_path, c
     assert one.digest() == other.digest()
 
 
+@pytest.mark.one_backend(trains=True)
 def test_show_counts_a_run_and_draws_its_sheet(pictures, tmp_path, capsys):
     """`show` counts images per class, origin and split as the run recorded them, and draws a sheet.
 
@@ -98,6 +100,7 @@ def test_check_names_every_problem_and_fails(tmp_path, capsys):
     assert "4 problems" in text
 
 
+@pytest.mark.one_backend(trains=True)
 def test_check_of_clean_images_against_a_run_passes(pictures, tmp_path, capsys):
     """`check` of clean images against a run passes, and counts the known images."""
     trained(tmp_path / "1", data=[str(pictures / "old")], **TINY)
@@ -108,6 +111,7 @@ def test_check_of_clean_images_against_a_run_passes(pictures, tmp_path, capsys):
     assert (code, facts["known"], facts["images"], facts["problems"]) == (0, 24, 30, 0)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_check_names_a_class_that_the_run_does_not_have(pictures, tmp_path, capsys):
     """`check` names a class that the run does not have, before training.
 

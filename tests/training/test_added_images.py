@@ -88,6 +88,7 @@ def test_scoring_is_traced_once(parent, tmp_path, pictures, monkeypatch):
     assert len(traced) == 2
 
 
+@pytest.mark.one_backend(trains=True)
 def test_every_option_not_given_is_the_parents(parent, tmp_path, pictures):
     """Batch size and image size come from the parent; epochs and rate do not."""
     out = tmp_path / "2-shapes"
@@ -199,6 +200,7 @@ def test_out_that_holds_something_else(workplace, parent):
     assert (workplace / "run.before-1" / "model.keras").is_file()
 
 
+@pytest.mark.one_backend(trains=True)
 def test_what_a_parent_had_on_can_be_turned_off(workplace):
     """An option that is not given is the parent's; an option given as off is off."""
     run_training(data=["old"], strict_images=True, **TINY, out="runs/1-shapes")
@@ -225,6 +227,7 @@ def test_overwrite_begins_once(workplace):
     assert sorted(path.name for path in workplace.glob("run.before-*")) == ["run.before-1", "run.before-2"]
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_damaged_line_of_the_metrics_is_named(workplace):
     """A damaged metrics line fails at the start of a continuation, not at its end.
 
@@ -268,6 +271,7 @@ def test_what_lies_beside_a_run_is_nobodys_but_the_users(workplace):
     ]  # fmt: skip
 
 
+@pytest.mark.one_backend(trains=True)
 def test_off_is_what_holds_where_nothing_is_given(workplace):
     """Off equals not given: a run continues whether the command names the options that are off or not."""
     first = Path(run_training(data=["old"], out="run", strict_images=False, **TINY).run)
@@ -277,6 +281,7 @@ def test_off_is_what_holds_where_nothing_is_given(workplace):
     assert run_training(data=["old"], out="run", strict_images=False, partial=False, **TINY).status == "accepted"
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_torn_line_hides_no_event(parent, tmp_path):
     """A torn line hides no event, nor does U+2028 in a name, which Python counts as the end of a line."""
     path = tmp_path / "run"
@@ -527,6 +532,7 @@ def test_sigterm_writes_a_snapshot_and_says_how_to_go_on(tmp_path, pictures):
     assert "stopped" in (tmp_path / "run" / "events.jsonl").read_text()
 
 
+@pytest.mark.one_backend(trains=True)
 def test_two_processes_on_one_run(tmp_path, pictures, parent):
     """A second process on a run is refused with the holder's pid, and disturbs nothing."""
     import shutil

@@ -280,6 +280,7 @@ def test_an_export_finds_the_form_of_an_unnamed_optimizer_as_training_does(scrip
         export(tmp_path / "m.weights.h5", tmp_path / "other", optimizer="rmsprop", **options)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_model_file_finds_its_neighbours_and_says_what_fails(script, tmp_path, monkeypatch):
     """A model file imports its neighbours as `python FILE.py` does; a mistake in it is one line."""
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -348,6 +349,7 @@ def backup(script, tmp_path):
     return tmp_path / "backup"
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_backup_folder_is_an_interrupted_training_whose_rate_comes_down(backup, script, tmp_path, pictures, quiet):
     """A backup folder is recognised by content, extended at its rate and brought down; a line names what it lacks."""
     arguments = {"data": [str(pictures / "old")], "add": [str(pictures / "new")], "model": f"{script}:build"}
@@ -362,6 +364,7 @@ def test_a_backup_folder_is_an_interrupted_training_whose_rate_comes_down(backup
     assert int(result_arrays(Path(result.run))["optimizer/0"]) == 4 + record["amount"]["steps"]
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("damage", ["weights", "metadata", "no metadata"])
 def test_a_torn_newest_pair_falls_back_to_the_one_before_by_name(backup, script, damage):
     """A torn newest pair falls back to the pair before it, and a line names it.

@@ -77,6 +77,7 @@ def test_a_run_grows_the_head_of_its_parent(folder, grown):
     assert begun.record.before["classes"]["zebra"]["recall"] in {0.0, None}
 
 
+@pytest.mark.one_backend(trains=True)
 def test_every_part_of_the_run_knows_the_new_classes(folder, grown):
     """The manifest, plain Keras, `eval`, a child and `log` have five classes in the same order."""
     assert Manifest.read(grown / "images.parquet").classes == ALL

@@ -608,6 +608,7 @@ def test_a_scan_that_failed_late_is_not_found_later(monkeypatch, tmp_path):
     assert scans.read_scans(tmp_path / "images") == {}
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_child_goes_on_in_its_parents_time(monkeypatch, tmp_path):
     """A child of an interrupted, grown parent with `keep` continues its rate and its pace."""
     write_pictures(tmp_path / "old", 8, 0)
@@ -703,6 +704,7 @@ def test_a_validation_file_that_broke_ends_no_night(monkeypatch, tmp_path):
             run_training(out=str(tmp_path / "other"), **arguments)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_nothing_to_watch_is_said(tmp_path, pictures):
     """`--watch` without a source is an error."""
     parent = trained(tmp_path / "run", data=[str(pictures / "old")], **TINY)
