@@ -421,8 +421,7 @@ def old_model_of_numbers(path, inner, *, logits, named):
 
 
 @pytest.mark.one_backend(trains=True)
-@pytest.mark.parametrize("logits", [True, False])
-@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize(("logits", "named"), [(True, False), (False, True)])  # both at once: the next test
 def test_clients_that_send_numbers_get_the_old_answers(taught, taught_export, tmp_path, logits, named):
     """Clients that send numbers get the old predictions from a new model with another convention.
 
@@ -595,7 +594,7 @@ def test_a_model_that_needs_keras_does_not_pass(tmp_path):
         process.run_apart("saved_model", {"path": str(tmp_path), "signature": "x", "input": "y", "files": []})
 
 
-@pytest.mark.parametrize("format", ["saved-model", "keras"])
+@pytest.mark.parametrize("format", few_under_jax(["saved-model", "keras"], ["saved-model"]))
 def test_fresh_processes_agree(place, tmp_path, monkeypatch, format):
     """An export is written and verified by processes that import everything anew, not by forks as in other tests."""
     monkeypatch.setattr(subprocess, "run", forking.FRESH)

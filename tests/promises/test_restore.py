@@ -45,7 +45,14 @@ for name, make in OPTIMIZERS.items():
     x = keras.layers.Flatten()(inner(keras.layers.Rescaling(1 / 255)(inputs)))
     model = keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(x))
     model.compile(make(), "sparse_categorical_crossentropy")
-    model.fit(images, labels, epochs=3, batch_size=8, verbose=0)
+    model.optimizer.build(model.trainable_variables)
+    if keras.config.backend() == "tensorflow":
+        model.fit(images, labels, epochs=3, batch_size=8, verbose=0)
+    else:  # steps of the optimizer alone: JAX would take seconds to compile each model's step
+        for _ in range(6):
+            model(images[:8], training=True)
+            gradients = [rng.normal(0, 0.1, weight.shape).astype("float32") for weight in model.trainable_variables]
+            model.optimizer.apply([keras.ops.convert_to_tensor(each) for each in gradients])
     model.save(folder / f"{name}.keras")
     if keras.config.backend() == "tensorflow":
         import tensorflow as tf
@@ -60,7 +67,7 @@ for name, make in OPTIMIZERS.items():
         for group, listed in variables.items()
         for index, variable in enumerate(listed)
     }
-    np.savez(folder / f"{name}.npz", predictions=model.predict(images, verbose=0), **arrays)
+    np.savez(folder / f"{name}.npz", predictions=np.asarray(model(images)), **arrays)
 """
 
 
