@@ -13,12 +13,15 @@ from kresume.checkpoints import graph_optimizer
 from kresume.checkpoints.read import read_checkpoint
 from kresume.errors import CheckpointError, RestoreError
 from kresume.models import build, optimizers, restore, slot_forms
+from kresume.options.resolve import from_arguments
+from kresume.reporter import Reporter
+from kresume.training.resume import train
 from kresume.values.state import SavedOptimizer
 from tests.helpers import forking
 from tests.helpers.backends import few_under_jax
 from tests.helpers.golden_models import MODELS
 from tests.helpers.paths import GOLDENS, ROOT, WRITERS
-from tests.helpers.runs import assert_same_bytes, run_training
+from tests.helpers.runs import assert_same_bytes
 
 GOLDEN = GOLDENS / "tf_keras-2.21.0"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
@@ -231,15 +234,15 @@ EXTENDED = [
 
 
 @pytest.mark.parametrize(("name", "arguments", "words"), few_under_jax(EXTENDED, EXTENDED[2:]))
-def test_training_goes_on_from_it(tmp_path, pictures, monkeypatch, name, arguments, words):
+def test_training_goes_on_from_it(tmp_path, pictures, monkeypatch, capfd, name, arguments, words):
     """`train` extends the checkpoint at a new rate; the first snapshot holds the old slots."""
     if "orbax" in name:
         pytest.importorskip("orbax.checkpoint")
     monkeypatch.chdir(ROOT)
     options = {"pixels": "0-1", "classes": "circle,square,stripes", "data": [str(pictures / "old")], "batch_size": 8}
     options |= {"add": [str(pictures / "new")], "lr": 1e-3, "epochs": 1, "out": str(tmp_path / "run"), **arguments}
-    run_training(str(GOLDEN / name), **options)
+    train(from_arguments(str(GOLDEN / name), options), Reporter())
+    assert words in " ".join(capfd.readouterr().err.split())
     record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert words in record["plan"]["restored"]
     assert record["rate"]["peak"] == 1e-3
     assert record["iterations"] == record["base_step"] == 3
