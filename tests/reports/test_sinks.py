@@ -1,6 +1,8 @@
 """Tests where the records of a training go: the curves of TensorBoard, after kills too, and sinks that fail."""
 
+import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,10 +14,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from kresume import runs
 from kresume.checkpoints import snapshot
+from kresume.options.resolve import from_arguments
+from kresume.reporter import Reporter
+from kresume.reporter import lines as lines_view
 from kresume.reports.sinks import Line, Point, Samples, event_files
 from kresume.reports.sinks.jsonl import JsonLines
 from kresume.reports.sinks.tensorboard import TensorBoard
 from kresume.training.loop import recording
+from kresume.training.resume import train
 from tests.helpers.runs import TINY, lines_without_time, make_interrupted, run_training
 
 GROUPS = ("train", "old", "new", "all")
@@ -195,3 +201,16 @@ def test_a_number_that_json_has_not_is_null(tmp_path):
         "old": {"loss": None},
         "epoch": 1,
     }
+
+
+@pytest.mark.one_backend(trains=True)
+def test_a_training_says_what_lasts(tmp_path, pictures, monkeypatch):
+    """The first step and the result are announced, each with its time; each epoch is one line."""
+    monkeypatch.setattr(lines_view, "SHOWN_AFTER_SECONDS", 0.0)
+    shown = io.StringIO()
+    config = from_arguments(None, {"data": [str(pictures / "old")], "out": str(tmp_path / "run"), **TINY})
+    train(config, Reporter(shown))
+    said = shown.getvalue()
+    for what in ("compiling the first step", f"writing the result of {tmp_path / 'run'}"):
+        assert re.search(rf"^{re.escape(what)}: \d+\.\d s$", said, re.MULTILINE), said
+    assert len(re.findall(r"^epoch \d/2  step ", said, re.MULTILINE)) == 2
