@@ -18,7 +18,7 @@ from tests.helpers.runs import TINY, run_training, trained
 @pytest.mark.one_backend
 def test_the_command_knows_every_format():
     """The choices of --format are the dictionary's keys, in its order."""
-    option = next(parameter for parameter in cli.export.params if parameter.name == "format")
+    option = next(parameter for parameter in cli.export.export.params if parameter.name == "format")
     assert isinstance(option.type, click.Choice)
     assert list(option.type.choices) == list(EXPORTERS)
 
