@@ -20,6 +20,7 @@ from kresume.checkpoints.keras_file import CARD
 from kresume.errors import CheckpointError
 from kresume.spelling import option
 from kresume.storage import atomic
+from kresume.storage.damage import interpreting
 from kresume.values.card import Card
 from kresume.values.state import SavedRate, TrainState
 
@@ -42,6 +43,12 @@ def with_files_beside(state: TrainState) -> TrainState:
     if model is None:
         return state
     state = replace(state, architecture=keras_2.from_json(model, str(folder / ARCHITECTURE)))
+    with interpreting(f"{folder / OPTIMIZER}, or {CARD} beside it,", CheckpointError):
+        return _with_facts(state, optimizer, card)
+
+
+def _with_facts(state: TrainState, optimizer: Mapping[str, Any] | None, card: Mapping[str, Any] | None) -> TrainState:
+    """Adds the optimizer's class and the model card."""
     if optimizer is not None and state.optimizer is not None and state.optimizer.class_name is None:
         config = dict(optimizer["config"])
         state = replace(state, optimizer=replace(state.optimizer, class_name=class_of(optimizer), config=config))

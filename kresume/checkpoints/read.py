@@ -2,7 +2,8 @@
 
     state = read_checkpoint("ckpt/")
 
-A format is one file with `accepts(path) -> bool` and `read(path) -> TrainState`, and one entry in `READERS`.
+A format is one file with `accepts(path) -> bool` and `read(path) -> TrainState`, and one entry in `READERS`. Both run
+inside of `storage.damage.reading`: what a library raises on damaged bytes becomes a CheckpointError that names the file.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from kresume.checkpoints import (
 from kresume.checkpoints.beside import with_files_beside
 from kresume.errors import CheckpointError, MissingCheckpoint, UsageError
 from kresume.spelling import option
+from kresume.storage.damage import reading
 from kresume.values.state import TrainState
 
 
@@ -82,9 +84,22 @@ def recognise(path: str) -> str | None:
 
     Returns None if no reader knows the path.
     """
-    by_content = (name for name, reader in READERS.items() if reader.accepts(path))
+    return _recognise(path)[0]
+
+
+def _recognise(path: str) -> tuple[str | None, CheckpointError | None]:
+    """Returns the format's name at `path` and why the first reader that could not look at the content failed."""
+    refused: CheckpointError | None = None
+    for name, reader in READERS.items():
+        try:
+            with reading(path, reader.called, CheckpointError):
+                if reader.accepts(path):
+                    return name, None
+        # Content that one reader cannot look at may be of another's format.
+        except CheckpointError as error:
+            refused = refused or error
     by_ending = (name for name, reader in READERS.items() if reader.endings and path.endswith(reader.endings))
-    return next(by_content, None) or (next(by_ending, None) if Path(path).is_file() else None)
+    return (next(by_ending, None) if Path(path).is_file() else None), refused
 
 
 def read_checkpoint(path: str | os.PathLike[str], optimizer_from: str | os.PathLike[str] | None = None) -> TrainState:
@@ -100,16 +115,19 @@ def read_checkpoint(path: str | os.PathLike[str], optimizer_from: str | os.PathL
         CheckpointError: if it is not a checkpoint, or it is damaged.
     """
     path = os.fspath(path)
-    name = recognise(path)
-    if optimizer_from is not None and name is not None:
-        if name != "torch":
-            raise UsageError(
-                f"{option('optimizer-from', os.fspath(optimizer_from))} is only for PyTorch weights, but {path} is "
-                f"{READERS[name].called}: leave it out"
-            )
-        return with_files_beside(torch_file.read(path, os.fspath(optimizer_from)))
+    name, refused = _recognise(path)
+    if optimizer_from is not None and name is not None and name != "torch":
+        raise UsageError(
+            f"{option('optimizer-from', os.fspath(optimizer_from))} is only for PyTorch weights, but {path} is "
+            f"{READERS[name].called}: leave it out"
+        )
     if name is not None:
-        return with_files_beside(READERS[name].read(path))
+        with reading(path, READERS[name].called, CheckpointError):
+            optimizer = os.fspath(optimizer_from) if optimizer_from is not None else None
+            state = READERS[name].read(path) if optimizer is None else torch_file.read(path, optimizer)
+            return with_files_beside(state)
+    if refused is not None:
+        raise refused
     plain, which = run.split(path)
     if not plain.exists():
         beside = [child.name for child in plain.parent.iterdir()] if plain.parent.is_dir() else []

@@ -12,9 +12,10 @@ from typing import Any
 
 from kresume import runs
 from kresume.checkpoints import snapshot
+from kresume.checkpoints.json_text import read_file
 from kresume.errors import CheckpointError
 from kresume.spelling import option
-from kresume.storage import atomic
+from kresume.storage.damage import interpreting
 from kresume.values.loss import Loss
 from kresume.values.state import SavedRate, TrainState
 
@@ -68,15 +69,17 @@ def read(path: str) -> TrainState:
     _, which = split(path)
     state = _snapshot(run, which)
     record = run.record
+    with interpreting(f"{run.path / runs.RECORD}: the optimizer", CheckpointError):
+        schedule = _schedule(record.optimizer.config or {}, state.records.get("clock"))
     return replace(
         state,
         source=path,
         format="run",
-        architecture=atomic.read_json(run.architecture),
+        architecture=read_file(run.architecture),
         compiled=_compiled(record.loss),
         optimizer=replace(record.optimizer, variables=sum(name.startswith("optimizer/") for name in state.arrays)),
         step=record.base_step + int(state.step or 0),
-        rate=SavedRate(record.rate.peak, "run", _schedule(record.optimizer.config or {}, state.records.get("clock"))),
+        rate=SavedRate(record.rate.peak, "run", schedule),
         card=record.card,
         writer=f"kresume {record.kresume}",
         written=record.finished or record.created,
@@ -116,7 +119,8 @@ def _snapshot(run: runs.Run, which: str) -> TrainState:
     if which in {"", "last"}:
         state, _ = snapshot.newest_snapshot(run.snapshots)
         lines = runs.read_metrics(run.metrics)
-        last = int(lines[-1]["step"]) if result is not None and lines else state.step
+        with interpreting(str(run.metrics), CheckpointError):
+            last = int(lines[-1]["step"]) if result is not None and lines else state.step
         if state.step != last:
             raise CheckpointError(
                 f"{run.path}@last: the last step, {last:,}, is no longer stored; a finished run keeps only its result, the "

@@ -24,6 +24,7 @@ import numpy as np
 
 from kresume.errors import CheckpointError, NotFinite
 from kresume.storage import atomic
+from kresume.storage.damage import interpreting, reading
 from kresume.values.state import TrainState
 
 FORMAT = 1
@@ -176,6 +177,12 @@ def read_snapshot(path: Path) -> TrainState:
     Raises:
         CheckpointError: if the snapshot is incomplete or damaged; the message says what differs.
     """
+    # Whoever writes a file can write its digest, too: what the digests cover may still be of any form.
+    with reading(str(path), "a snapshot", CheckpointError), interpreting(f"{path}: {META}", CheckpointError):
+        return _read_verified(path)
+
+
+def _read_verified(path: Path) -> TrainState:
     meta_path, arrays_path = path / META, path / ARRAYS
     try:
         meta = atomic.read_json(meta_path)

@@ -28,6 +28,7 @@ from kresume.checkpoints import content, torch_optimizer
 from kresume.errors import CheckpointError, MissingPackage
 from kresume.spelling import option
 from kresume.storage import atomic
+from kresume.storage.damage import interpreting
 from kresume.values.state import TrainState
 
 ENDINGS = (".pth", ".pt", ".safetensors")
@@ -70,7 +71,8 @@ def read(path: str, optimizer_path: str | None = None) -> TrainState:
     ordered = not safe
     shapes = {name: arrays[name].shape for name in names}
     source = optimizer_path or path
-    found = torch_optimizer.read(optimizer, names, shapes, source, ordered=ordered)
+    with interpreting(f"{source}: the optimizer's state dict", CheckpointError):
+        found = torch_optimizer.read(optimizer, names, shapes, source, ordered=ordered)
     slots = {name: _array(name, value, Path(source), source) for name, value in found.slots.items()}
     return TrainState(
         source=path,

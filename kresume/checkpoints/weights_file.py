@@ -22,6 +22,7 @@ from kresume.checkpoints.keras_arrays import KERAS_2_LAYERS, optimizer_of, rate_
 from kresume.errors import CheckpointError
 from kresume.spelling import option
 from kresume.storage import atomic
+from kresume.storage.damage import is_refusal
 from kresume.values.state import TrainState
 
 ENDINGS = (".weights.h5", ".weights.json")
@@ -38,13 +39,18 @@ def accepts(path: str) -> bool:
 
 
 def has_layers(file: Path) -> bool:
-    """Returns True if an HDF5 file stores layers by name (read by `legacy_h5.py`)."""
+    """Returns True if an HDF5 file stores layers by name (read by `legacy_h5.py`).
+
+    Returns False for a damaged file: the reader of the others reports the damage.
+    """
     import h5py
 
     try:
         with h5py.File(file, "r") as opened_file:
             return "layer_names" in opened_file.attrs or "model_weights" in opened_file
-    except (OSError, RuntimeError):
+    except Exception as error:
+        if not is_refusal(error):
+            raise
         return False
 
 

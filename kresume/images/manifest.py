@@ -23,6 +23,7 @@ import numpy as np
 from kresume.errors import ImagesError
 from kresume.images.sources.found import Facts, Found, Known, key_of
 from kresume.storage import atomic
+from kresume.storage.damage import interpreting, reason
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -171,7 +172,8 @@ class Manifest:
             ImagesError: if the file is missing, damaged or not a manifest.
         """
         table, described = read_table(path, "kresume_manifest", FORMAT)
-        return cls.from_table(table, tuple(described["classes"]))
+        with interpreting(f"the manifest {path}", ImagesError):
+            return cls.from_table(table, tuple(described["classes"]))
 
     @classmethod
     def from_table(cls, table: pa.Table, classes: tuple[str, ...]) -> Manifest:
@@ -233,13 +235,17 @@ def read_table(path: Path, mark: str, newest: int, what: str = "manifest") -> tu
     try:
         # One column at a time: all at once would hold their compressed pages in memory beside the table.
         table = parquet.read_table(path, use_threads=False, pre_buffer=False, memory_map=True)
+        table.validate(full=True)
     except (OSError, pa.ArrowException) as error:
-        raise ImagesError(f"the {what} {path} cannot be read ({error}): restore it from a copy of the run") from error
+        why = reason(error)
+        raise ImagesError(f"the {what} {path} cannot be read ({why}): restore it from a copy of the run") from error
     facts = (table.schema.metadata or {}).get(mark.encode())
     if facts is None:
         raise ImagesError(f"{path} is not a {what} of kresume: expected the key {mark} in its Parquet metadata")
-    described: dict[str, Any] = json.loads(facts)
-    if described["format"] > newest:
+    with interpreting(f"the {what} {path}", ImagesError):
+        described: dict[str, Any] = json.loads(facts)
+        later = described["format"] > newest
+    if later:
         raise ImagesError(f"{path} was written by a later version of kresume: upgrade with `pip install -U kresume`")
     return table, described
 

@@ -18,6 +18,7 @@ from kresume.images.sources import archives, folders, lists, records, shards, ta
 from kresume.images.sources.found import Advance, Facts, Found, Known, Listing, Quarantined, Source, canonical
 from kresume.reporter import Reporter
 from kresume.storage import locations
+from kresume.storage.damage import reading
 
 __all__ = ["KINDS", "Facts", "Found", "Known", "Listing", "Quarantined", "Source", "list_images"]
 
@@ -72,10 +73,11 @@ def list_images(
         for given in paths:
             path = locations.absolute(str(given))
             source = Source(path, str(given), features or {}, memory, writes, follow_links, with_classes)
-            function = kind_of(source)
-            if function is folders.list_source and not with_classes:
-                function = folders.list_without_classes
-            listing = function(source, advance)
+            with reading(str(given), "a source of images", ImagesError):
+                function = kind_of(source)
+                if function is folders.list_source and not with_classes:
+                    function = folders.list_without_classes
+                listing = function(source, advance)
             listing = _composed(listing)
             named = [found for found in listing.files if is_text(found.name) and is_text(found.label)]
             if len(named) < len(listing.files):

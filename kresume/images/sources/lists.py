@@ -16,6 +16,7 @@ from kresume.errors import ImagesError
 from kresume.images.sources.folders import SPLITS
 from kresume.images.sources.found import NO_CLASS, ONE_LABEL, Advance, Found, Listing, Quarantined, Source, canonical
 from kresume.storage import locations
+from kresume.storage.damage import reason
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
@@ -39,7 +40,7 @@ def list_source(source: Source, advance: Advance) -> Listing:
         path, label = row.get("path"), NO_CLASS
         if source.labelled:
             label = _label(row.get("label"), f"{source.given}, row {number:,}")
-        if path in {None, ""} or label == "":
+        if not isinstance(path, str) or not path or label == "":
             columns = "the columns `path` and `label`" if source.labelled else "a column `path`"
             raise ImagesError(
                 f"{source.given}, row {number:,}: expected {columns}, found "
@@ -55,12 +56,12 @@ def list_source(source: Source, advance: Advance) -> Listing:
                 continue
         extra = {key: value for key, value in row.items() if key not in {"path", "label", "split"} and key is not None}
         text = json.dumps(extra, ensure_ascii=False, default=str) if extra else ""
-        full = locations.join(folder, str(path))
+        full = locations.join(folder, path)
         try:
             facts = locations.stat(full)
-        except OSError as error:
-            reason = f"listed in {source.given}, but it cannot be read ({error.strerror or type(error).__name__})"
-            gone.append(Quarantined(full, label, reason))
+        except (OSError, ValueError) as error:  # ValueError: no file can have this name
+            why = error.strerror if isinstance(error, OSError) and error.strerror else reason(error)
+            gone.append(Quarantined(full, label, f"listed in {source.given}, but it cannot be read ({why})"))
             continue
         found.append(Found(full, label, source.given, facts.st_size, facts.st_mtime_ns, split, extra=text))
         advance(1)
@@ -140,4 +141,4 @@ def _parquet_rows(source: Source) -> Iterator[Mapping[str, Any]]:
             for batch in table.iter_batches(65536):
                 yield from batch.to_pylist()
     except (OSError, pa.ArrowException) as error:
-        raise ImagesError(f"{source.given} is not a Parquet table ({error})") from error
+        raise ImagesError(f"{source.given} is not a Parquet table ({reason(error)})") from error

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from kresume.errors import ImagesError
 from kresume.images.sources.found import Advance, Facts, Found, Listing, Quarantined, Source
 from kresume.storage import locations
+from kresume.storage.damage import interpreting, reason
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 MARK = b"kresume_manifest"
 
@@ -40,10 +46,16 @@ def list_source(source: Source, advance: Advance) -> Listing:
     try:
         with locations.opened(source.path) as file:
             table = parquet.read_table(file)
+        table.validate(full=True)
     except (OSError, pa.ArrowException) as error:
         raise ImagesError(
-            f"{source.given} is a damaged manifest ({error}): scan its images again with `kresume data scan`"
+            f"{source.given} is a damaged manifest ({reason(error)}): scan its images again with `kresume data scan`"
         ) from error
+    with interpreting(f"the manifest {source.given}", ImagesError):
+        return _listing(source, table, advance)
+
+
+def _listing(source: Source, table: pa.Table, advance: Advance) -> Listing:
     names = set(table.column_names)
     found: list[Found] = []
     gone: list[Quarantined] = []
@@ -55,7 +67,7 @@ def list_source(source: Source, advance: Advance) -> Listing:
             try:
                 facts = locations.stat(path)
                 sizes[path] = (facts.st_size, facts.st_mtime_ns)
-            except OSError:
+            except (OSError, ValueError):  # ValueError: no file can have this name
                 sizes[path] = None
         size = sizes[path]
         if size is None:
