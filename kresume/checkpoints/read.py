@@ -88,7 +88,7 @@ def recognise(path: str) -> str | None:
 
 
 def _recognise(path: str) -> tuple[str | None, CheckpointError | None]:
-    """Returns the format's name at `path` and why the first reader that could not look at the content failed."""
+    """Returns the format's name at `path`, and the first reader's reason not to look at the content."""
     refused: CheckpointError | None = None
     for name, reader in READERS.items():
         try:
