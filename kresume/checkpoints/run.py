@@ -57,6 +57,13 @@ def find_run(path: str) -> runs.Run | None:
     return accepted[-1] if accepted else None
 
 
+def named(path: str) -> str:
+    """Returns `runs/2-signs` for a folder `runs/` that stands for this run; else the path itself."""
+    plain, which = split(path)
+    run = None if runs.is_run(plain) else find_run(path)
+    return path if run is None else f"{run.path}{f'@{which}' * bool(which)}"
+
+
 def read(path: str) -> TrainState:
     """Reads the result of a run, or the snapshot that the path names.
 

@@ -18,7 +18,7 @@ import numpy as np
 from kresume import runs
 from kresume.backend.selection import loading
 from kresume.checkpoints.read import read_checkpoint
-from kresume.checkpoints.run import find_run
+from kresume.checkpoints.run import find_run, named
 from kresume.class_names import join_classes, names_of
 from kresume.errors import CheckpointError, ImagesError
 from kresume.evaluation.against import Predicted, predict, served_folder
@@ -254,7 +254,7 @@ class _Job:
         if found.labels_alone and self.metrics:
             notes.append(f"it gives labels without probabilities: {self.metrics[0].name} is not computed")
         return Evaluation(
-            model,
+            named(model),
             self.shown,
             measured.scores,
             images.quarantined,

@@ -27,6 +27,7 @@ from kresume.images import inputs
 from kresume.images.read_ahead import Read
 from kresume.images.sources.found import Found
 from kresume.models.load import Loaded, Subject, load, select_backend
+from kresume.models.unscored import with_statistics
 from kresume.reporter import Reporter
 from kresume.runtimes.signatures import Signature, labels_of
 from kresume.spelling import option
@@ -102,7 +103,8 @@ def open_model(
         with loading(reporter):
             select_backend(subject.checkpoint, backend, device)
         with reporter.waiting(f"reading {subject.checkpoint}"):
-            return _live(load(subject), batch_size)
+            loaded = load(subject)
+        return _live(with_statistics(loaded, reporter), batch_size)
     if has_keras_model(folder, subject.model):
         with loading(reporter):
             select_backend(subject.checkpoint, backend, device)

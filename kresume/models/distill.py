@@ -8,6 +8,9 @@ The term is `weight * T^2 * KL(parent || model)` over the parent's classes, with
 (Hinton, Vinyals and Dean 2015, https://arxiv.org/abs/1503.02531). Without the old images it is "learning without forgetting"
 (Li and Hoiem 2016, https://arxiv.org/abs/1606.09282), whose temperature of 2 is used. Both see the same augmented picture
 (Beyer et al. 2022, https://arxiv.org/abs/2106.05237).
+
+Where no image of an old class is left, the rest of the loss is over the new classes alone: over all classes it would only teach
+that every picture is of a new one ("separated softmax", Ahn et al. 2021, https://arxiv.org/abs/2003.13947).
 """
 
 from __future__ import annotations
@@ -111,7 +114,8 @@ def taught(model: keras.Model, teacher: SecondModel, teaching: Teaching, head: H
         x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Any:
         labels, outputs = teacher.split(x, y)
-        own = loss(x, labels, y_pred, sample_weight, **({"training": training} if has_training else {}))
+        told, shown = _of_new_classes(teaching, head, labels, y_pred) if teaching.new_only else (labels, y_pred)
+        own = loss(x, told, shown, sample_weight, **({"training": training} if has_training else {}))
         return own if outputs is None else own + distance(teaching, answers, outputs, head, y_pred)
 
     def compute_metrics(x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
@@ -127,6 +131,16 @@ def taught(model: keras.Model, teacher: SecondModel, teaching: Teaching, head: H
         model.train_function = None
         for name in replaced:
             object.__delattr__(model, name)
+
+
+def _of_new_classes(teaching: Teaching, head: Head, labels: Any, outputs: Any) -> tuple[Any, Any]:
+    """Returns labels (indices or rows) and outputs of the new classes, which follow the parent's."""
+    first = len(teaching.classes)
+    shown = outputs[:, first:]
+    if not head.from_logits:
+        shown = shown / keras.ops.maximum(keras.ops.sum(shown, axis=-1, keepdims=True), keras.config.epsilon())
+    rows = len(labels.shape) == 2 and labels.shape[-1] == outputs.shape[-1]
+    return labels[:, first:] if rows else labels - first, shown
 
 
 def distance(teaching: Teaching, answers: Head, taught: Any, head: Head, outputs: Any) -> Any:

@@ -36,8 +36,10 @@ GROWN = {
 """Further recipes where classes are new."""
 GONE: dict[str, dict[str, Any]] = {
     "--new-only": {"new_only": True},
-    **{f"--distill {weight:g}": {"distill": weight} for weight in (1.0, 3.0, 10.0)},
-    "--distill 10, 0.3x": {"distill": 10.0, "lr_scale": 0.3},
+    **{f"--distill {weight:g}": {"distill": weight} for weight in (1.0, 3.0)},
+    "--distill 1, 1x": {"distill": 1.0, "lr_scale": 1.0},
+    "--distill 1, 0.1x": {"distill": 1.0, "lr_scale": 0.1},
+    "--distill 1 --freeze all but the head": {"distill": 1.0, "freeze": ["conv*", "*norm*", "batch*"]},
     "--new-only --freeze all but the head": {"new_only": True, "freeze": ["conv*", "*norm*", "batch*"]},
 }
 """Recipes without the old images."""

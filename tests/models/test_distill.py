@@ -104,6 +104,24 @@ def test_training_with_a_teacher_equals_plain_keras():
 
 
 @pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize("rows", [False, True])
+@pytest.mark.parametrize("from_logits", [False, True])
+def test_the_loss_over_new_classes_is_that_of_a_softmax_over_them(rows, from_logits):
+    """Old outputs have no part in it: it equals Keras's loss on the new logits alone."""
+    from kresume.models.distill import _of_new_classes
+
+    teaching = Teaching(1.0, (0, 1), loss_of(MANY, from_logits), new_only=True)
+    logits, outputs = outputs_of(MANY, from_logits, 5, 4)
+    labels = np.array([2, 4, 3, 2, 4, 4, 3], np.int32)
+    kind = "CategoricalCrossentropy" if rows else "SparseCategoricalCrossentropy"
+    told = np.eye(5, dtype=np.float32)[labels] if rows else labels
+    told, shown = _of_new_classes(teaching, head_of(teaching.answers), told, outputs)
+    found = getattr(keras.losses, kind)(from_logits=from_logits)(told, shown)
+    expected = keras.losses.SparseCategoricalCrossentropy(from_logits=True)(labels - 2, logits[:, 2:])
+    np.testing.assert_allclose(float(found), float(expected), rtol=1e-5)
+
+
+@pytest.mark.one_backend(trains=True)
 def test_a_teacher_is_the_model_as_it_predicts():
     """The copy predicts with averages and recomputed statistics, to the bit, and draws nothing from a generator."""
     model = small(3, normalised=True)

@@ -71,7 +71,25 @@ def test_the_parents_answers_are_kept(tmp_path, place):
     record = json.loads((tmp_path / "near" / "run.json").read_text())
     assert record["teaching"]["weight"] == 10
     plan = kresume.plan(str(tmp_path / "near"), add=[str(place / "more")], grow=True, quiet=True, lr=1e-3)
-    assert "distill" not in str(plan)  # a choice of that run alone
+    assert "distill: " not in str(plan)  # a choice of that run alone
+    assert "no --distill (the parent: 10.0)" in str(plan)
+
+
+@pytest.mark.one_backend(trains=True)
+def test_without_any_old_image_the_loss_is_over_the_new_classes(tmp_path, place):
+    """Over all classes it would only teach that every picture is of a new one."""
+    write_pictures(tmp_path / "alone", 6, 700, ("apple", "zebra"))
+    bare = tmp_path / "parent.keras"
+    shutil.copy(place / "parent" / "model.keras", bare)
+    arguments = {"add": [str(tmp_path / "alone")], "grow": True, **OPTIONS, "epochs": 1}
+    plan = kresume.plan(str(bare), quiet=True, **arguments)
+    assert "the loss itself is over the new classes, because no image of the others is left" in str(plan)
+    run_training(str(bare), out=str(tmp_path / "run"), **arguments)
+    assert runs.open_run(tmp_path / "run").record.teaching.new_only
+    slow = kresume.plan(str(bare), quiet=True, **{name: each for name, each in arguments.items() if name != "lr"})
+    assert slow.rate.reason.startswith("0.3x the checkpoint's")
+    mixed = kresume.plan(str(bare), quiet=True, **{**arguments, "add": [str(place / "more")]})
+    assert "over the new classes" not in str(mixed)
 
 
 @pytest.mark.one_backend(trains=True)

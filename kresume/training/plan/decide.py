@@ -230,6 +230,7 @@ def decide(start: Start, loaded: Loaded, data: Data, reporter: Reporter) -> Draf
     freezing = decide_freezing(
         config, live.model, amount.epochs, fresh_head=loaded.fresh_head, before=_freezing_of(parent)
     )
+    teaching = decide_teaching(config, loaded, gathered.manifest)
     wanted = wanted_optimizer(live.saved, config)
     saved = saved_rate(config, parent, live, wanted)
     rate = decide_rate(
@@ -242,13 +243,13 @@ def decide(start: Start, loaded: Loaded, data: Data, reporter: Reporter) -> Draf
         warmup_steps=config.warmup_steps,
         adds_images=parent is not None
         and (_count_new(gathered, generation) > 0 or corrects(config, gathered.merge) or loaded.growth is not None),
-        shift=before.shift,
+        # Without any image of the old classes a high rate only forgets them.
+        shift=None if teaching is not None and teaching.new_only else before.shift,
         interrupted=parent is not None and parent.interrupted,
         head_steps=head_steps(freezing, amount) if loaded.fresh_head else None,
         goes_on=lambda: goes_on(saved, live.iterations, amount.steps),
     )
     rate, ahead = look_ahead(rate, live.iterations)
-    teaching = decide_teaching(config, loaded)
     plan = describe(start, loaded, data, wanted, rate, amount, before.scores, order.shares(), ahead, freezing)
     plan = replace(plan, balance=balance, distilled=describe_teaching(teaching, loaded))
     return Draft(plan, loaded, data, wanted, freezing, teaching, held.seed, before)

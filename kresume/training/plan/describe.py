@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from kresume.checkpoints.run import named
 from kresume.images.mixing import Shares
 from kresume.options.differences import describe_differences
 from kresume.options.given import given
@@ -115,7 +116,7 @@ def _describe_parent(start: Start, parent: Parent | None) -> str:
         return ""
     kind = f"run, {parent.run.status}" if parent.run else parent.state.format
     step = f", step {parent.state.step:,}" if parent.state.step is not None else ""
-    return f"{start.config.from_} ({kind}{step})"
+    return f"{named(str(start.config.from_))} ({kind}{step})"
 
 
 def _differs(start: Start, parent: Parent | None) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from kresume.errors import UsageError
+from kresume.images.manifest import Manifest
 from kresume.options.settings import DISTILL_TEMPERATURE
 from kresume.options.table import TrainConfig
 from kresume.spelling import option
@@ -56,8 +57,13 @@ def check_asked(config: TrainConfig, parent: Parent | None) -> None:
         )
 
 
-def decide_teaching(config: TrainConfig, loaded: Loaded) -> Teaching | None:
+def decide_teaching(config: TrainConfig, loaded: Loaded, manifest: Manifest) -> Teaching | None:
     """Returns how the parent teaches; None without `--distill`.
+
+    Args:
+        config: the options.
+        loaded: the restored parent.
+        manifest: the images.
 
     Raises:
         UsageError: the model's own training ignores the loss that it is compiled with.
@@ -68,7 +74,12 @@ def decide_teaching(config: TrainConfig, loaded: Loaded) -> Teaching | None:
 
     check_teachable(loaded.growth.wider if loaded.growth else loaded.live.model)
     classes = tuple(loaded.classes.index(name) for name in loaded.known)
-    return Teaching(config.distill, classes, Loss(**loaded.answers.as_dict()))
+    labels = manifest.labels[manifest.train_rows()]
+    gone = loaded.growth is not None and not np.isin(labels, classes).any()
+    # A loss of the user's own may be made for the number of classes.
+    return Teaching(
+        config.distill, classes, Loss(**loaded.answers.as_dict()), new_only=gone and loaded.loss.settings is None
+    )
 
 
 def describe_teaching(teaching: Teaching | None, loaded: Loaded) -> str:
@@ -76,9 +87,12 @@ def describe_teaching(teaching: Teaching | None, loaded: Loaded) -> str:
     if teaching is None:
         return ""
     new = f" over its {len(loaded.known)} classes" if len(loaded.classes) > len(loaded.known) else ""
+    alone = (
+        "; the loss itself is over the new classes, because no image of the others is left" if teaching.new_only else ""
+    )
     return (
-        f"loss + {teaching.weight:g} x the distance to the checkpoint's answers{new} (temperature {DISTILL_TEMPERATURE:g}); "
-        "the checkpoint predicts every batch, too, so a step takes about a third longer"
+        f"loss + {teaching.weight:g} x the distance to the checkpoint's answers{new} (temperature {DISTILL_TEMPERATURE:g})"
+        f"{alone}; the checkpoint predicts every batch, too, so a step takes about a third longer"
     )
 
 
