@@ -11,10 +11,14 @@ def step_at_random(model, steps=3):
     `train_on_batch` traces or compiles the whole model for its first step.
     """
     rng = np.random.default_rng(0)
-    weights = model.trainable_variables
+    weights, optimizer = model.trainable_variables, model.optimizer
+    optimizer.build(weights)
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):  # it steps only in what JAX compiles
+        optimizer.step_counter.assign(steps)
+        optimizer = optimizer.inner_optimizer
     for _ in range(steps):
         gradients = [rng.normal(0, 0.1, weight.shape).astype("float32") for weight in weights]
-        model.optimizer.apply([keras.ops.convert_to_tensor(each) for each in gradients], weights)
+        optimizer.apply([keras.ops.convert_to_tensor(each) for each in gradients], weights)
     for variable in model.non_trainable_variables:
         if "seed_generator" not in variable.path:
             variable.assign(rng.uniform(0.5, 1.5, variable.shape))

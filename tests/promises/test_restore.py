@@ -87,7 +87,8 @@ def written(tmp_path_factory):
             environment = {**os.environ, "KERAS_BACKEND": backend}
             forking.run([sys.executable, folder / "writer.py", place], env=environment, check=True)
         name = f"{optimizer}.keras" if kind == "keras" else f"{optimizer}-{kind}"
-        return place / name, dict(np.load(place / f"{optimizer}.npz"))
+        with np.load(place / f"{optimizer}.npz") as arrays:
+            return place / name, dict(arrays)
 
     return write
 
@@ -229,11 +230,11 @@ def test_a_tensorflow_checkpoint_goes_from_any_precision_to_any(scaled, written_
     optimizer = keras.optimizers.LossScaleOptimizer(inner) if read_in == "mixed_float16" else inner
     optimizer.build(model.trainable_variables)
     restore.restore(model, state, optimizer=optimizer)
-    expected = np.load(folder / "arrays.npz")
-    for name, variables in {"weights": model.variables, "m": inner._momentums, "v": inner._velocities}.items():
-        for index, variable in enumerate(variables):
-            array = np.asarray(keras.ops.convert_to_numpy(variable))
-            assert array.tobytes() == expected[f"{name}/{index}"].tobytes(), variable.path
+    with np.load(folder / "arrays.npz") as expected:
+        for name, variables in {"weights": model.variables, "m": inner._momentums, "v": inner._velocities}.items():
+            for index, variable in enumerate(variables):
+                array = np.asarray(keras.ops.convert_to_numpy(variable))
+                assert array.tobytes() == expected[f"{name}/{index}"].tobytes(), variable.path
     assert int(inner.iterations) == 6
 
 
