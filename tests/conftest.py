@@ -7,6 +7,7 @@ import shutil
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -41,6 +42,7 @@ def pytest_configure(config):
     for variable, name in shared.items():
         os.environ[variable] = f"{folder}/{name}"
         os.mkdir(os.environ[variable])
+    Path(os.environ[forking.FOLDER], forking.SESSION).write_text(str(os.getpid()))
 
 
 def pytest_sessionstart():

@@ -42,6 +42,8 @@ READ_AT_IMPORT = ("JAX_", "KERAS_BACKEND", "PYTHONPATH", "TF_ENABLE_")
 """How environment variables begin that the frameworks read as they are imported."""
 FOLDER = "KRESUME_TEST_FORKS"
 """The environment variable that names a folder of the session. The processes to fork from end when it is removed."""
+SESSION = "session"
+"""The file in it with the id of pytest's first process, without which they end too: a killed one removes nothing."""
 FRESH = subprocess.run
 
 
@@ -138,7 +140,8 @@ def serve(kind: str, address: Path):
     if os.fork():
         os._exit(0)  # the process is ready: `_address` has waited for this
     supervisors = set()
-    while address.exists():
+    session = int((address.parent / SESSION).read_text())
+    while address.exists() and _runs(session):
         supervisors -= {process for process in supervisors if os.waitpid(process, os.WNOHANG)[0]}
         if not select.select([listening], [], [], 0.5)[0]:
             continue
@@ -150,6 +153,14 @@ def serve(kind: str, address: Path):
         supervisors.add(supervisor)
         connection.close()
     os._exit(0)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _supervise(connection):
