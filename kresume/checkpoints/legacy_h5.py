@@ -22,10 +22,9 @@ from typing import Any
 import numpy as np
 
 from kresume.checkpoints import content, keras_2, keras_2_layers, keras_2_optimizers, keras_2_slots
-from kresume.checkpoints.hdf5 import opened, read_arrays
+from kresume.checkpoints.hdf5 import has_layers, read_file
 from kresume.checkpoints.json_text import read_object
 from kresume.checkpoints.keras_arrays import SCALE_VARIABLES, described, rate_from, unwrapped
-from kresume.checkpoints.weights_file import has_layers
 from kresume.errors import CheckpointError
 from kresume.storage import atomic
 from kresume.values.state import SavedOptimizer, SavedRate, TrainState
@@ -49,9 +48,8 @@ def read(path: str) -> TrainState:
     Raises:
         CheckpointError: if the file is truncated, damaged, or not written by Keras.
     """
-    data = Path(path).read_bytes()
-    arrays = read_arrays(data, path)
-    file = _listed(data, path)
+    content_of_file = read_file(Path(path).read_bytes(), path)
+    arrays, file = content_of_file.arrays, _listed(content_of_file.attributes, path)
     slots, model = file.slots, file.model
     if not any(names for _, names in file.layers):
         raise CheckpointError(
@@ -120,30 +118,31 @@ class _Listed:
     training: dict[str, Any] | None
 
 
-def _listed(data: bytes, path: str) -> _Listed:
-    with opened(data, path) as file:
-        root = file.get(WEIGHTS, file)
-        prefix = f"{WEIGHTS}/" if WEIGHTS in file else ""
-        layers = [
-            [layer, [f"{prefix}{layer}/{name}" for name in _names(root[layer], "weight_names")]]
-            for layer in _names(root, "layer_names")
-            if layer in root
-        ]
-        if "top_level_model_weights" in root:
-            top = _names(root["top_level_model_weights"], "weight_names")
-            layers.append(["", [f"{prefix}top_level_model_weights/{name}" for name in top]])
-        return _Listed(
-            layers,
-            slots=_names(file[OPTIMIZER], "weight_names") if OPTIMIZER in file else [],
-            version=_text(root.attrs.get("keras_version", file.attrs.get("keras_version", ""))) or "1",
-            backend=_text(root.attrs.get("backend", file.attrs.get("backend", ""))),
-            model=_object(file.attrs.get("model_config"), "model_config", path),
-            training=_object(file.attrs.get("training_config"), "training_config", path),
-        )
+def _listed(attributes: Mapping[str, Mapping[str, Any]], path: str) -> _Listed:
+    """Reads the lists that the attributes of a file's groups hold."""
+    file = attributes.get("", {})
+    prefix = f"{WEIGHTS}/" if WEIGHTS in attributes else ""
+    root = attributes.get(WEIGHTS, file)
+    layers = [
+        [layer, [f"{prefix}{layer}/{name}" for name in _names(attributes[f"{prefix}{layer}"], "weight_names")]]
+        for layer in _names(root, "layer_names")
+        if f"{prefix}{layer}" in attributes
+    ]
+    top = f"{prefix}top_level_model_weights"
+    if top in attributes:
+        layers.append(["", [f"{top}/{name}" for name in _names(attributes[top], "weight_names")]])
+    return _Listed(
+        layers,
+        slots=_names(attributes.get(OPTIMIZER, {}), "weight_names"),
+        version=_text(root.get("keras_version", file.get("keras_version"))) or "1",
+        backend=_text(root.get("backend", file.get("backend"))),
+        model=_object(file.get("model_config"), "model_config", path),
+        training=_object(file.get("training_config"), "training_config", path),
+    )
 
 
 def _text(value: Any) -> str:
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+    return value if isinstance(value, str) else ""
 
 
 def _flip_kernels(arrays: dict[str, np.ndarray], weights: Sequence[str], slots: Sequence[str]) -> None:
@@ -161,17 +160,17 @@ def _flip_kernels(arrays: dict[str, np.ndarray], weights: Sequence[str], slots: 
         arrays[name] = np.flip(array, axis=tuple(range(array.ndim - 2)))
 
 
-def _names(group: Any, name: str) -> list[str]:
-    """Reads an attribute that is a list of names.
+def _names(attributes: Mapping[str, Any], name: str) -> list[str]:
+    """Returns an attribute that is a list of names.
 
     Keras splits long lists into `name0`, `name1`, ...
     """
-    if name in group.attrs:
-        return [_text(item) for item in group.attrs[name]]
-    found: list[str] = []
-    while f"{name}{len(found)}" in group.attrs:
-        found.append(f"{name}{len(found)}")
-    return [_text(item) for part in found for item in group.attrs[part]]
+    if name in attributes:
+        return list(attributes[name]) if isinstance(attributes[name], list) else []
+    found: list[list[str]] = []
+    while isinstance(part := attributes.get(f"{name}{len(found)}"), list):
+        found.append(part)
+    return [item for part in found for item in part]
 
 
 def _path_in_file(name: str) -> str:

@@ -16,13 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from kresume.checkpoints import content
-from kresume.checkpoints.hdf5 import opened, read_arrays
-from kresume.checkpoints.json_text import read_file
+from kresume.checkpoints.hdf5 import Content, has_layers, read_arrays, read_file
+from kresume.checkpoints.json_text import read_file as read_json
 from kresume.checkpoints.keras_arrays import KERAS_2_LAYERS, optimizer_of, rate_of, step_of, tidy
 from kresume.errors import CheckpointError
 from kresume.spelling import option
 from kresume.storage import atomic
-from kresume.storage.damage import is_refusal
 from kresume.values.state import TrainState
 
 ENDINGS = (".weights.h5", ".weights.json")
@@ -38,22 +37,6 @@ def accepts(path: str) -> bool:
     return kind == "shards" or (kind == "hdf5" and not has_layers(Path(path)))
 
 
-def has_layers(file: Path) -> bool:
-    """Returns True if an HDF5 file stores layers by name (read by `legacy_h5.py`).
-
-    Returns False for a damaged file: the reader of the others reports the damage.
-    """
-    import h5py
-
-    try:
-        with h5py.File(file, "r") as opened_file:
-            return "layer_names" in opened_file.attrs or "model_weights" in opened_file
-    except Exception as error:
-        if not is_refusal(error):
-            raise
-        return False
-
-
 def read(path: str) -> TrainState:
     """Reads every array.
 
@@ -63,10 +46,10 @@ def read(path: str) -> TrainState:
     file = Path(path)
     kind = content.kind_of(file)
     sharded = kind == "shards" or (kind is None and file.name.endswith(".json"))
-    data = b"" if sharded else file.read_bytes()
-    arrays = _read_shards(file) if sharded else read_arrays(data, path)
+    found = Content(_read_shards(file), {}) if sharded else read_file(file.read_bytes(), path)
+    arrays = found.arrays
     if not any("/vars/" in f"/{name}" for name in arrays):
-        _refuse_the_oldest(data, path)
+        _refuse_the_oldest(found, path)
         raise CheckpointError(
             f"{path} is an HDF5 file, but not one that Keras wrote: expected groups named `vars`; it holds "
             f"{', '.join(list(arrays)[:3]) or 'no array'}"
@@ -74,7 +57,7 @@ def read(path: str) -> TrainState:
     return state_of(path, arrays, atomic.modified(file))
 
 
-def _refuse_the_oldest(data: bytes, path: str) -> None:
+def _refuse_the_oldest(found: Content, path: str) -> None:
     """Raises for weights of Keras before 1.0, which are stored by layer number.
 
     The file does not say the order of the kernels' axes.
@@ -82,9 +65,7 @@ def _refuse_the_oldest(data: bytes, path: str) -> None:
     Raises:
         CheckpointError: if the file has that format.
     """
-    with opened(data, path) as file:
-        oldest = "nb_layers" in file.attrs
-    if oldest:
+    if "nb_layers" in found.attributes.get("", {}):
         raise CheckpointError(
             f"{path} holds weights of Keras 0 or early Keras 1: numbered layers (layer_0/param_0), and kernels as (outputs, "
             "inputs, height, width), which Theano also flipped; the file does not record the backend. Read them with h5py and "
@@ -117,7 +98,7 @@ def state_of(path: str, arrays: dict[str, np.ndarray], written: str) -> TrainSta
 
 
 def _read_shards(index: Path) -> dict[str, np.ndarray]:
-    value = read_file(index, largest=LARGEST_JSON)
+    value = read_json(index, largest=LARGEST_JSON)
     try:
         listed = value["weight_map"].values()
         names = sorted({name for files in listed for name in ([files] if isinstance(files, str) else files)})

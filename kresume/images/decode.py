@@ -21,6 +21,7 @@ from kresume.errors import ImagesError
 from kresume.images.containers import JPEG_MARK
 from kresume.images.decode_graph import decoder, resizer
 from kresume.images.headers import Header, open_picture, read_header
+from kresume.storage.damage import reason
 from kresume.values.decode_spec import DecodeSpec
 
 LARGE_PIXELS = 16_000_000
@@ -183,4 +184,4 @@ def _pillow_pixels(data: bytes) -> np.ndarray:
     except ImagesError:
         raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
-        raise ImagesError(f"it cannot be decoded ({type(error).__name__}: {error})") from error
+        raise ImagesError(f"it cannot be decoded ({reason(error)})") from error

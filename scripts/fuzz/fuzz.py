@@ -28,9 +28,6 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
 import mutations  # noqa: E402
@@ -158,14 +155,16 @@ def watch(reader: str, seed: int, first: int, last: int, findings: Findings) -> 
             str(first),
             str(last),
         ]
-        worker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **os.environ}
+        worker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=quiet)
         assert worker.stdout is not None  # noqa: S101
+        used = 0.0
         current: int | None = None
         while True:
             began = time.monotonic()
             while not select.select([worker.stdout], [], [], 1)[0]:
                 waited = time.monotonic() - began
-                if current is not None and (waited > WALL_SECONDS or (waited > SECONDS and _busy(worker.pid, waited))):
+                if current is not None and (waited > WALL_SECONDS or _computed(worker.pid) - used > SECONDS):
                     worker.send_signal(signal.SIGABRT)  # faulthandler writes where it hangs
                     break
             line = worker.stdout.readline()
@@ -173,7 +172,7 @@ def watch(reader: str, seed: int, first: int, last: int, findings: Findings) -> 
                 break
             word, _, rest = line.partition(" ")
             if word == "start":
-                current = int(rest)
+                current, used = int(rest), _computed(worker.pid)
             elif word == "done":
                 index, kind, trace = json.loads(rest)
                 findings.add(index, kind, trace)
@@ -190,9 +189,10 @@ def watch(reader: str, seed: int, first: int, last: int, findings: Findings) -> 
         return current + 1
 
 
-def _busy(pid: int, seconds: float) -> bool:
-    """Returns True if a process computed for most of the last seconds, on a shared machine at least for some."""
-    return seconds > 6 * SECONDS
+def _computed(pid: int) -> float:
+    """Returns the seconds of CPU time that a process has used, which do not depend on the machine's other work."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:

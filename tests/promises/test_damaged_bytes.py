@@ -1,0 +1,89 @@
+"""Tests that damaged bytes of every format end in a value or in an error in words, and never end the process."""
+
+import os
+import signal
+import sys
+
+import h5py
+import numpy as np
+import pytest
+
+from kresume.checkpoints import hdf5
+from kresume.checkpoints.read import read_checkpoint
+from kresume.errors import CheckpointError
+from tests.helpers.paths import FUZZ, GOLDENS
+
+sys.path.insert(0, str(FUZZ))
+import fuzz
+from targets import TARGETS
+
+pytestmark = pytest.mark.one_backend
+MILLISECONDS = 400
+"""Time for each reader, about 15 seconds in total: a thousand inputs of a picture, a few of an Orbax folder.
+`scripts/fuzz/fuzz.py` reads as many as there is time for."""
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.filterwarnings("ignore")  # libraries warn about what they are about to refuse
+def test_damage_is_a_value_or_an_error_in_words(name, tmp_path, monkeypatch):
+    """Seeded damage of a good file is a value or a KresumeError with one line."""
+    findings = {}
+    for index in range(max(5, int(MILLISECONDS / TARGETS[name].cost))):
+        folder = tmp_path / str(index)
+        folder.mkdir()
+        monkeypatch.chdir(folder)  # paths inside of a manifest are relative to it
+        files, entry = fuzz.make(name, 24, index)
+        fuzz.write(files, folder)
+        kind, trace = fuzz.outcome(name, folder / entry)
+        if kind not in {"value", "refused"}:
+            findings[index] = trace
+    assert not findings, "\n".join([f"inputs {list(findings)}", *findings.values()])
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSEGV"), reason="the system has no such signal")
+def test_a_crash_of_the_hdf5_library_ends_its_own_process(tmp_path):
+    """A process that dies while it opens a file is an error in words, and the next file is read."""
+    path = next(GOLDENS.glob("keras-*/legacy-h5-*/model.h5"))
+    before = read_checkpoint(path)
+    child = hdf5._running()
+    os.kill(child.pid, signal.SIGSTOP)
+    os.kill(child.pid, signal.SIGSEGV)  # delivered as soon as it goes on, in the middle of the request
+    os.kill(child.pid, signal.SIGCONT)
+    with pytest.raises(CheckpointError, match=r"the HDF5 library dies on it, SIGSEGV"):
+        hdf5._asked({"bytes": 0, "file": str(path)}, b"", str(path))
+    after = read_checkpoint(path)
+    assert all(after.arrays[name].tobytes() == array.tobytes() for name, array in before.arrays.items())
+
+
+def test_a_fork_has_a_process_of_its_own():
+    """A process forked from this one does not answer with the parent's child."""
+    child = hdf5._running()
+    hdf5._child.owner = -1
+    other = hdf5._running()
+    try:
+        assert other.pid != child.pid
+        assert child.poll() is None
+    finally:
+        child.kill()
+        child.communicate()
+
+
+def test_arrays_equal_those_that_h5py_reads(tmp_path):
+    """Every kind of storage gives the bytes that h5py gives: contiguous, in chunks, compressed, empty, scalar."""
+    path = tmp_path / "m.weights.h5"
+    rng = np.random.default_rng(3)
+    with h5py.File(path, "w") as file:
+        values = rng.normal(size=(40, 30)).astype("f4")
+        file["a/vars/0"] = values
+        file.create_dataset("a/vars/1", data=values, chunks=(7, 5), compression="gzip")
+        file["a/vars/2"] = np.zeros((0, 3), "f8")
+        file["a/vars/3"] = np.int64(7)
+        file["a/vars/4"] = values.astype(">f4")
+        file["a/vars/5"] = np.array([True, False])
+    found = read_checkpoint(path).arrays
+    with h5py.File(path) as file:
+        for index in range(6):
+            expected = file[f"a/vars/{index}"][()]
+            array = found[f"a/vars/{index}"]
+            assert (array.dtype, array.shape) == (expected.dtype, expected.shape)
+            assert array.tobytes() == np.asarray(expected).tobytes()
