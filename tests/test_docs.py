@@ -20,7 +20,7 @@ PAGES = (ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *s
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_RUN = ("pip install",)
 """How the other shell commands of the quick start begin."""
-OTHER_FLAGS = {"benchmarks.md", "CONTRIBUTING.md"}
+OTHER_FLAGS = {"benchmarks.md", "CONTRIBUTING.md", "trust.md"}
 OF_TENSORBOARD = {"--logdir"}
 """Pages that name options of other programs."""
 LONGEST_README = 100

@@ -221,7 +221,10 @@ def _end() -> None:
     """Ends the child, unless it belongs to the process that this one was forked from."""
     global _child
     child, _child = _child, None
-    if child is None or child.owner != os.getpid():
+    if child is None:
+        return
+    if child.owner != os.getpid():
+        child.process.returncode = 0  # else Python warns that it still runs
         return
     child.process.kill()
     child.process.wait()
