@@ -18,6 +18,7 @@ import importlib.util
 import pickle
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -244,6 +245,10 @@ def _verify(file: Path, path: str) -> None:
                     f"{path} is a TorchScript program: kresume never runs code from a file. In the program that wrote it, "
                     f"save only the state: {BARE}"
                 )
+            names = archive.namelist()
+            # PyTorch might read the other one than this function verifies.
+            if twice := next((name for name, count in Counter(names).items() if count > 1), None):
+                raise CheckpointError(f"{path}: two members are named {twice}: refused")
             claimed = sum(info.file_size for info in archive.infolist())
             if claimed > size:
                 raise CheckpointError(f"{path} claims {claimed:,} bytes, but has {size:,}: refused")

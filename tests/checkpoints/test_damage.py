@@ -172,6 +172,19 @@ def test_assertionerror_of_torch(tmp_path):
         read.read_checkpoint(path)
 
 
+def test_a_torch_file_with_a_name_twice_is_refused(tmp_path):
+    """PyTorch could read another member than the one whose checksum was verified."""
+    path = tmp_path / "x.pth"
+    path.write_bytes(torch_bytes())
+    with zipfile.ZipFile(path, "a") as archive:
+        name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+        content = archive.read(name)
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr(name, content)
+    with pytest.raises(CheckpointError, match=r"two members are named .*data\.pkl: refused"):
+        read.read_checkpoint(path)
+
+
 def test_a_list_that_names_an_impossible_file_sets_it_aside(tmp_path):
     """A path with a null byte, or one that is not text, is a missing file of the list."""
     (tmp_path / "a.png").write_bytes(b"x")
