@@ -102,7 +102,7 @@ def _described(file: h5py.File, data: bytes) -> tuple[dict[str, Any], list[bytes
         if depth > DEEPEST:
             raise Refused(f"{prefix} is nested more than {DEEPEST} levels deep: refused")
         attributes[prefix.rstrip("/")] = {
-            name: _plain(group.attrs[name]) for name in group.attrs if ATTRIBUTES.fullmatch(name)
+            name: _plain(group.attrs[name]) for name in group.attrs if ATTRIBUTES.fullmatch(str(name))
         }
         for name in group:
             item = _item(group, name, f"{prefix}{name}", seen)
@@ -120,6 +120,8 @@ def _described(file: h5py.File, data: bytes) -> tuple[dict[str, Any], list[bytes
 
 
 def _item(group: h5py.Group, name: str, path: str, seen: set[int]) -> Any:
+    if not isinstance(name, str):  # h5py gives bytes for a name that is not UTF-8
+        raise Refused(f"{path} is a name that is not text: refused")
     link = group.get(name, getlink=True)
     if isinstance(link, (h5py.ExternalLink, h5py.SoftLink)):
         raise Refused(f"{path} is a link, which Keras never writes: refused")

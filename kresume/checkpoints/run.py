@@ -76,14 +76,15 @@ def read(path: str) -> TrainState:
     _, which = split(path)
     state = _snapshot(run, which)
     record = run.record
-    with interpreting(f"{run.path / runs.RECORD}: the optimizer", CheckpointError):
+    with interpreting(f"{run.path / runs.RECORD}: the loss or the optimizer", CheckpointError):
+        compiled = _compiled(record.loss)
         schedule = _schedule(record.optimizer.config or {}, state.records.get("clock"))
     return replace(
         state,
         source=path,
         format="run",
         architecture=read_file(run.architecture),
-        compiled=_compiled(record.loss),
+        compiled=compiled,
         optimizer=replace(record.optimizer, variables=sum(name.startswith("optimizer/") for name in state.arrays)),
         step=record.base_step + int(state.step or 0),
         rate=SavedRate(record.rate.peak, "run", schedule),

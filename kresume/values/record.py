@@ -242,7 +242,7 @@ class RunRecord:
             raise RunError(
                 f"{source} is damaged: it has no field {error}; restore it from a copy of the run"
             ) from error
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise RunError(f"{source} is damaged ({error}); restore it from a copy of the run") from error
 
 
