@@ -3,9 +3,8 @@
     python scripts/bench/outcome.py classes ../shared/data/signdigits [--seeds 3]
 
 `small`: a finished parent, 75 % more pictures of the same classes. `large`: five times as many more. `camera`: the parent
-saw one camera, most new pictures are of another. `classes`: three new classes. `gone`: the same, but
-the old pictures are gone. `digits`: 1,297 digits of other people added
-to 500. Takes about half an hour each on 2 cores; see `stories.py`.
+saw one camera, most new pictures are of another. `classes`: three new classes. `gone`: the same, but the old pictures are
+gone. `digits`: 1,297 digits of other people added to 500. Takes about half an hour each on 2 cores; see `stories.py`.
 
 `interrupted` (about 10 minutes): a small network with batch normalisation and Adam at a
 constant 2e-3 is killed after 8 of 12 epochs on `old/`; `kresume train --from its-backup --add new/` trains 6 more
