@@ -149,10 +149,14 @@ def test_the_option_offers_the_losses_of_the_tasks():
 WORDS = ("argmax", "one_hot", "sparse_categorical_crossentropy", "categorical_crossentropy", "binary_crossentropy")
 KINDS = ("binary", "binary-logits", "rows", "indices")
 IMAGES = "indices of images, not of classes"
+TABLE = "rows of a table, not of targets"
 ELSEWHERE = {
     "options/of_model.py": "the choices of --loss, which the test above compares with the tasks",
     "drop_in/image_dataset.py": "label_mode, an argument of Keras's own loader in the user's own fit",
     "runtimes/scripts/keras.py": "a loss that nothing computes, in a process that cannot import kresume",
+    "evaluation/answers.py": "the next most probable classes, behind the answer that the task chose",
+    "evaluation/predictions.py": TABLE,
+    "reports/page/render.py": TABLE,
     "runtimes/process.py": IMAGES,
     "runtimes/scripts/litert.py": IMAGES,
     "runtimes/scripts/onnx.py": IMAGES,
