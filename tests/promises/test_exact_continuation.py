@@ -20,7 +20,7 @@ from kresume.evaluation.score import flatten
 from kresume.options.resolve import from_arguments
 from kresume.reporter import Reporter
 from kresume.training import resume
-from kresume.training.loop import callback_state, callbacks, session
+from kresume.training.loop import callback_state, callbacks, scoring
 from kresume.training.resume import train
 from tests.helpers import forking
 from tests.helpers.pictures import write_pictures
@@ -156,7 +156,7 @@ def test_best_and_last_are_what_they_say(tmp_path, pictures, monkeypatch):
     worse = iter((2.0, 1.0, 3.0))
     with monkeypatch.context() as patch:
         patch.setattr(snapshot, "prune_snapshots", lambda *_: None)
-        patch.setattr(session, "flatten", lambda scores: {**flatten(scores), "val_loss": next(worse)})
+        patch.setattr(scoring, "flatten", lambda scores: {**flatten(scores), "val_loss": next(worse)})
         path = Path(run_training(out=str(tmp_path / "run"), snapshot_every="1epochs", **arguments).run)
     lines = runs.read_metrics(path / "metrics.jsonl")
     best, last = lines[1]["step"], lines[2]["step"]
@@ -198,7 +198,7 @@ def test_a_run_that_another_process_has_finished_is_not_trained_again(monkeypatc
 
 @pytest.mark.one_backend(trains=True)
 def test_one_bar_at_a_time(tmp_path, pictures):
-    """Progress bars do not overlap: an epoch's bar is closed before its scoring opens one."""
+    """Progress bars do not overlap. Those of epochs and steps are below them: see `test_reporter`."""
     open_bars, most = [], []
 
     class Watched(Reporter):
@@ -215,7 +215,9 @@ def test_one_bar_at_a_time(tmp_path, pictures):
         from_arguments(None, {"data": [str(pictures / "old")], "out": str(tmp_path / "run"), **TINY}), Watched()
     )
     assert max(map(len, most)) == 1
-    assert {"epoch 1/2", "epoch 2/2", "scoring"} <= {label for bars in most for label in bars}
+    assert {"preparing images", "statistics of batch normalisation", "scoring"} <= {
+        each for bars in most for each in bars
+    }
 
 
 @pytest.mark.one_backend
