@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import keras
 import numpy as np
@@ -25,6 +26,7 @@ import pairs
 from kresume.images.pipeline import training_dataset
 from kresume.images.waiting import Waiting, batch_times
 from kresume.reporter import Reporter
+from kresume.reports.sinks import Sink
 from kresume.reports.sinks.jsonl import JsonLines
 from kresume.reports.sinks.tensorboard import TensorBoard
 from kresume.training.loop.callbacks import Cutter, Keeper, Resumption
@@ -70,7 +72,7 @@ def model_of_5_ms() -> keras.Model:
     return model
 
 
-class Timed(keras.callbacks.CallbackList):
+class Timed(keras.callbacks.CallbackList):  # type: ignore[misc]  # keras is untyped
     """Adds up the processor time that this thread spends in the callbacks."""
 
     seconds = 0.0
@@ -95,7 +97,7 @@ def main() -> None:
 
     def data(*, timed: bool):
         return training_dataset(
-            lambda chosen: pictures[chosen], rows, labels, Rows(), start_step=0, image_size=(SIDE, SIDE),
+            lambda chosen: pictures[chosen], rows, labels, cast(Any, Rows()), start_step=0, image_size=(SIDE, SIDE),
             pixels=to_model, augment=None, times=batch_times() if timed else None,
         )  # fmt: skip
 
@@ -137,7 +139,7 @@ def train_with_everything(model: keras.Model, data, folder: Path) -> float:
     """Trains an epoch with all that `kresume train` shows and records; returns the seconds in the callbacks."""
     reporter, progress = Reporter(Screen()), Progress()
     metrics = folder / "metrics.jsonl"
-    sinks = [JsonLines(metrics), TensorBoard(folder / "tensorboard", metrics)]
+    sinks: list[Sink] = [JsonLines(metrics), TensorBoard(folder / "tensorboard", metrics)]
     writer = RunWriter(folder, sinks, retention=Retention(1), guard=lambda: None)
     scores = {"images": 8, "accuracy": 0.5, "loss": 1.0, "f1": 0.5}
 
@@ -151,7 +153,7 @@ def train_with_everything(model: keras.Model, data, folder: Path) -> float:
         progress=progress, boundaries=[STEPS], steps_per_execution=1, writer=writer, cadence=Cadence.parse("1000min"),
         stop=StopRequest(), line=line, monitor=None, resumption=Resumption(), records=dict,
     )  # fmt: skip
-    keeper.snapshot = lambda logs, must: None
+    keeper.__dict__["snapshot"] = lambda logs, must: None
     narrator = Narrator(
         reporter, progress, [STEPS], batch_size=BATCH, steps_per_execution=1, iterations=0, speed=keeper.speed,
         committed=lambda: None, waiting=Waiting(batch_times()),

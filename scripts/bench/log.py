@@ -78,7 +78,7 @@ def write_runs(folder: Path, count: int) -> None:
         (path / "run.json").write_text(json.dumps(record(number, parent, rejected=rejected), indent=2))
         (path / "metrics.jsonl").write_text("".join(json.dumps(line(epoch)) + "\n" for epoch in range(1, 13)))
         write_snapshot(path / "snapshots" / "step-00000400", number)
-        events = [{"time": when(number), "event": "started"}]
+        events: list[dict[str, Any]] = [{"time": when(number), "event": "started"}]
         if not rejected:
             accepted = path
             events.append(

@@ -28,7 +28,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "1:1 by origin, 1x": {"lr_scale": 1.0, "mix": "1:1"},
     "stays at the decayed rate": {"lr_scale": 0.02, "lr_schedule": "constant"},
 }
-GROWN = {
+GROWN: dict[str, dict[str, Any]] = {
     "default without balance": {"balance": "none"},
     "random rows": {"new_rows": "random"},
     "default, --distill 1": {"distill": 1.0},
@@ -108,14 +108,20 @@ def main() -> None:
     }
     if not grows:
         judged("parent", 0.0, parent)
-    checkpoint, recipes = str(parent.path), RECIPES | GROWN if grows else RECIPES
+    checkpoint = str(parent.path)
+    recipes: dict[str, dict[str, Any]] = RECIPES | GROWN if grows else RECIPES
     if plan["story"] == "gone":
-        checkpoint, recipes = str(folder / f"parent-{seed}.keras"), GONE
+        checkpoint = str(folder / f"parent-{seed}.keras")
+        recipes = GONE
         shutil.copy(parent.model, checkpoint)  # a bare file remembers no images
     for name, options in recipes.items():
         for budget in BUDGETS:
             out = folder / f"run-{seed}"
-            amount = {"steps": max(1, round(budget * steps)), "out": str(out), "grow": bool(grows) or None}
+            amount: dict[str, Any] = {
+                "steps": max(1, round(budget * steps)),
+                "out": str(out),
+                "grow": bool(grows) or None,
+            }
             judged(name, budget, kresume.resume(checkpoint, add=[new], **common, **amount, **options))
             shutil.rmtree(out)
 
