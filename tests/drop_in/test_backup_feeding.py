@@ -229,7 +229,7 @@ def fit(model, data, callbacks, feed, options=None):
     net, first = model
     keras.utils.set_random_seed(5)
     for variable, array in zip([*net.variables, *net.optimizer.variables], first.values(), strict=True):
-        variable.assign(array)
+        variable.assign(array.copy())  # JAX may keep an aligned buffer as the variable, and a step overwrites it
     net._initial_epoch = None
     counter = callbacks[-1]
     try:
