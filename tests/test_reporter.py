@@ -57,7 +57,7 @@ def test_a_log_says_what_is_waited_for_and_how_long_it_took(at_once):
 
 
 def test_a_log_says_nothing_of_a_short_wait():
-    """What takes less than a second is not worth a line, unless it is known to last."""
+    """A wait below one second gets no line, unless it is announced as a long one."""
     stream = io.StringIO()
     reporter = Reporter(stream)
     with reporter.waiting("reading"), reporter.progress("scoring", 3, "images") as advance:

@@ -11,7 +11,7 @@ from typing import Any
 from kresume.reporter.moment import Moment
 
 SHOWN_AFTER_SECONDS = 1.0
-"""What takes less is not worth a line."""
+"""A shorter wait gets no line."""
 EVERY_SECONDS = 15.0
 """How often a line says how far something is."""
 

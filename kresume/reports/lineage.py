@@ -27,28 +27,15 @@ from kresume.storage import atomic
 WIDTH = 120
 """Columns of the text where there is no terminal."""
 DAMAGED = (RunError, OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
-"""What reading a damaged run may raise: its fields may be anything."""
+"""Errors that a damaged run raises when it is read: its fields may have any type."""
 
 
 @dataclass(frozen=True)
-class Root:
+class Root(Parent):
     """A checkpoint from which runs started and that is none of the listed runs.
 
-    Attributes:
-        path: where it is.
-        format: the reader's name; `"run"` for a run in another folder.
-        step: its step, None if unknown.
-        digest: SHA-256 of its arrays.
-        state: whether its files still are what they were, see `Parent`.
-        reason: what differs, or empty.
+    Its format is `"run"` for a run in another folder.
     """
-
-    path: str
-    format: str
-    step: int | None
-    digest: str
-    state: FileState
-    reason: str = ""
 
 
 @dataclass(frozen=True)

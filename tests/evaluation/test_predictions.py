@@ -1,4 +1,4 @@
-"""Tests `kresume predict`: every picture gets one row, equal to plain Keras's, whatever holds it; sorting loses nothing."""
+"""Tests `kresume predict`: every picture of every kind of source gets plain Keras's answer; sorting loses none."""
 
 import csv
 import hashlib

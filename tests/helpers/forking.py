@@ -37,7 +37,7 @@ PRELOADED = {
 }
 """The imports that a process may find done."""
 EXPORTS = (str(SCRIPTS / "saved_model.py"), str(SCRIPTS / "keras.py"), "kresume.exports.tensorflow_process")
-"""What kresume runs in processes of their own for exports."""
+"""Scripts and modules that exports start as processes."""
 READ_AT_IMPORT = ("JAX_", "KERAS_BACKEND", "PYTHONPATH", "TF_ENABLE_")
 """How environment variables begin that the frameworks read as they are imported."""
 FOLDER = "KRESUME_TEST_FORKS"

@@ -158,7 +158,7 @@ class OwnStep(keras.Sequential):
 
 @pytest.mark.one_backend(trains=True)
 def test_a_model_with_its_own_step_is_refused():
-    """What its step minimises is unknown."""
+    """Its step may minimise something else than the compiled loss."""
     check_teachable(small(2))
     with pytest.raises(UsageError, match="OwnStep has its own train_step"):
         check_teachable(OwnStep([keras.Input((2,)), layers.Dense(2)]))

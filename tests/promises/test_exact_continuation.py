@@ -38,7 +38,7 @@ from tests.helpers.runs import (
 
 # With an epoch's scoring pending, in the middle of the second, and at the end.
 TELLING = (4, -3, -1)
-# In the middle of the last epoch, and with its scoring pending: all that an epoch leaves to the next has come to be.
+# In the middle of the last epoch, and with its scoring pending: every kind of state exists by then.
 LATE = (-3, -2)
 
 

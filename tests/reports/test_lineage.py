@@ -147,7 +147,7 @@ def test_a_run_says_whether_its_parent_still_is_what_it_was(runs, change, state,
 
 
 def test_runs_of_earlier_versions_did_not_record_files(runs):
-    """What cannot be known is called that."""
+    """The state of their parent is `unknown`."""
     write_run(runs / "7-old", 7, runs / "6-signs", files=False)
     assert (only(name="7-old").start.state, tree()[0]) == ("unknown", "* runs/7-old")
     assert "not compared: its files were not recorded" in str(kresume.lineage("runs"))
