@@ -180,15 +180,7 @@ def _edited(head: HeadLayer, outputs: int, softmax: bool) -> Iterator[None]:
         if type(operation) is keras.layers.Reshape and shape is not None and before in shape:
             changes.append((operation, "target_shape", tuple(outputs if each == before else each for each in shape)))
     if softmax:
-        sigmoid = [
-            each for each in (layer, *head.after) if getattr(each, "activation", None) is keras.activations.sigmoid
-        ]
-        if not sigmoid:
-            raise ModelError(
-                "the sigmoid behind the model's one output is no activation of a layer, so it cannot become a softmax: build "
-                f"the model with an Activation layer, and give it as {option('model', 'FILE.py:FUNCTION')}"
-            )
-        changes += [(each, "activation", keras.activations.softmax) for each in sigmoid]
+        changes += _softmax_for_sigmoid((layer, *head.after))
     kept = [(each, name, getattr(each, name)) for each, name, _ in changes]
     try:
         for each, name, value in changes:
@@ -197,6 +189,26 @@ def _edited(head: HeadLayer, outputs: int, softmax: bool) -> Iterator[None]:
     finally:
         for each, name, value in kept:
             setattr(each, name, value)
+
+
+def _softmax_for_sigmoid(operations: Sequence[Any]) -> list[tuple[Any, str, Any]]:
+    """Returns the `(object, attribute, value)` that write each sigmoid as a softmax.
+
+    Raises:
+        ModelError: no operation is a plain sigmoid.
+    """
+    layers = [each for each in operations if getattr(each, "activation", None) is keras.activations.sigmoid]
+    # `keras.ops.sigmoid(tensor)`: an operation has no settings, its class is all that is written.
+    operations = [each for each in operations if type(each) is keras.src.ops.nn.Sigmoid]
+    if not layers and not operations:
+        raise ModelError(
+            "what gives the model's one output is no sigmoid that Keras writes into a configuration, so it cannot become a "
+            f"softmax: build the model with an Activation layer, and give it as {option('model', 'FILE.py:FUNCTION')}"
+        )
+    return [
+        *((each, "activation", keras.activations.softmax) for each in layers),
+        *((each, "__class__", keras.src.ops.nn.Softmax) for each in operations),
+    ]
 
 
 def _rebuilt(model: keras.Model, config: Any) -> keras.Model:

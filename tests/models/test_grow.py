@@ -50,11 +50,17 @@ def nested():
     return keras.Model(outer, head(backbone(outer)))
 
 
-def convolution(*after):
+def convolution(after, units=CLASSES, activation="softmax"):
     inputs, x = _features()
-    x = layers.Conv2D(CLASSES, 1)(layers.AveragePooling2D(SIDE)(x) if after[0] == "reshape" else x)
-    x = layers.Reshape((CLASSES,))(x) if after[0] == "reshape" else layers.GlobalAveragePooling2D()(x)
-    return keras.Model(inputs, layers.Activation("softmax")(x))
+    x = layers.Conv2D(units, 1)(layers.AveragePooling2D(SIDE)(x) if after == "reshape" else x)
+    x = layers.Reshape((units,))(x) if after == "reshape" else layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, layers.Activation(activation)(x))
+
+
+def through(model, function):
+    """A model of the model, and the function of its output."""
+    inputs = keras.Input((SIDE, SIDE, 3))
+    return keras.Model(inputs, function(model(inputs)))
 
 
 @keras.saving.register_keras_serializable("grow")
@@ -97,6 +103,10 @@ FORMS = {
 SINGLE = {
     "sigmoid inside": lambda: dense(1, "sigmoid"),
     "sigmoid apart": lambda: dense_then(layers.Activation("sigmoid"), units=1),
+    "sigmoid as an operation": lambda: through(dense(1, None), keras.ops.sigmoid),
+    "a nested one behind a 1x1 convolution": lambda: through(
+        through(convolution("pool", 1, None), keras.ops.sigmoid), layers.Identity()
+    ),
     "one logit": lambda: dense(1, None),
 }
 OPTIMIZERS = {
@@ -202,14 +212,14 @@ def test_one_sigmoid_output_becomes_a_softmax_with_the_same_probabilities(form, 
     np.testing.assert_allclose(after.sum(1), 1.0, rtol=1e-5)
     np.testing.assert_allclose(after[:, 1] / after[:, :2].sum(1), before, rtol=1e-5)
     kernel = value(wider_head.kernel)
-    assert (kernel[:, 1] - kernel[:, 0]).tobytes() == value(head.kernel)[:, 0].tobytes()
+    assert (kernel[..., 1] - kernel[..., 0]).tobytes() == value(head.kernel)[..., 0].tobytes()
     place = [variable is wider_head.kernel for variable in wider.trainable_variables].index(True)
     for name, listed in slots.slot_lists(model.optimizer).items():
-        old, new = value(listed[place])[:, 0], value(slots.slot_lists(now)[name][place])
+        old, new = value(listed[place])[..., 0], value(slots.slot_lists(now)[name][place])
         meaning = slots.meaning_of(now, name)
         share = 0.5 if name == slots.AVERAGES else 1.0
-        assert new[:, 1].tobytes() == (share * old).astype("float32").tobytes(), name
-        np.testing.assert_array_equal(new[:, 0], share * (old if meaning in slots.SIZES else -old))
+        assert new[..., 1].tobytes() == (share * old).astype("float32").tobytes(), name
+        np.testing.assert_array_equal(new[..., 0], share * (old if meaning in slots.SIZES else -old))
 
 
 def test_frozen_layers_stay_frozen():
@@ -294,11 +304,11 @@ REFUSED = {
         ModelError,
         "the model is not the same otherwise|makes its",
     ),
-    "a sigmoid that is no layer": (
-        lambda: keras.Model((model := dense(1, None)).inputs, keras.ops.sigmoid(model.outputs[0])),
+    "another function than a sigmoid": (
+        lambda: through(dense(1, None), keras.ops.hard_sigmoid),
         {"softmax": True},
         ModelError,
-        "is no activation of a layer",
+        "is no sigmoid that Keras writes",
     ),
 }
 
@@ -312,7 +322,7 @@ def test_a_head_that_is_not_found_is_refused(case):
         options = {"name": next(layer.name for layer in model.layers if isinstance(layer, layers.Dropout))}
         message = message.replace("--head dropout", f"--head {options['name']}")
     with pytest.raises(error, match=message):
-        grown(trained(model) if case != "a sigmoid that is no layer" else model, **options)
+        grown(trained(model) if case != "another function than a sigmoid" else model, **options)
 
 
 def test_a_function_builds_the_wider_model_where_the_class_does_not_say_its_size():
