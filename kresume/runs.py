@@ -23,13 +23,15 @@ from kresume.errors import RunError
 from kresume.storage import atomic
 from kresume.values.record import RunRecord, Status
 
-RECORD = "run.json"
+RECORD, EVENTS, MODEL = "run.json", "events.jsonl", "model.keras"
 HELD = "held.safetensors"
 ARCHITECTURE = "architecture.json"
 ANSWERS = "answers"
 TEACHER, TEACHER_ARCHITECTURE = "teacher.safetensors", "teacher.json"
 FINISHED = ("accepted", "rejected")
 ASIDE = r"\.before-\d+$"
+DAMAGED = (RunError, OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
+"""Raised by a record of another form than expected."""
 
 
 def now() -> str:
@@ -92,7 +94,7 @@ class Run:
     @property
     def model(self) -> Path:
         """Returns the path of the result as a Keras file."""
-        return self.path / "model.keras"
+        return self.path / MODEL
 
     def answers(self, which: Literal["before", "after"]) -> Path:
         """Returns the path of the parent's or the result's answers to the validation images; it may not exist."""
@@ -124,12 +126,44 @@ class Run:
     def event(self, kind: str, **facts: Any) -> None:
         """Appends one line to `events.jsonl`."""
         line = {"time": now(), "event": kind, **facts}
-        atomic.append_line(self.path / "events.jsonl", json.dumps(line, ensure_ascii=False))
+        atomic.append_line(self.path / EVENTS, json.dumps(line, ensure_ascii=False))
 
     def events(self, kind: str | None = None) -> list[dict[str, Any]]:
         """Reads the events of one kind, or all of them, oldest first."""
-        lines = _json_lines(self.path / "events.jsonl", holding=f'"{kind}"' if kind else "")
+        lines = _json_lines(self.path / EVENTS, holding=f'"{kind}"' if kind else "")
         return [line for line in lines if isinstance(line, dict) and kind in {None, line.get("event")}]
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A run directory whose `run.json` cannot be read.
+
+    Attributes:
+        path: the directory.
+        reason: why.
+    """
+
+    path: str
+    reason: str
+
+    @property
+    def has_result(self) -> bool:
+        """Returns True if its training finished: the result is written before the record says so."""
+        return (Path(self.path) / MODEL).exists()
+
+    @property
+    def begun(self) -> str:
+        """Returns when its training began, by its first event, as ISO 8601; empty if unknown."""
+        first = next((line for line in _json_lines(Path(self.path) / EVENTS) if isinstance(line, dict)), {})
+        return str(first.get("time", ""))
+
+
+@dataclass(frozen=True)
+class Listed:
+    """The runs of a folder, oldest first, and those that cannot be read."""
+
+    runs: tuple[Run, ...]
+    unreadable: tuple[Unreadable, ...]
 
 
 def is_run(path: str | Path) -> bool:
@@ -153,16 +187,31 @@ def open_run(path: str | Path) -> Run:
     return Run(path, RunRecord.from_dict(record, str(path / RECORD)))
 
 
-def list_runs(folder: str | Path) -> list[Run]:
-    """Lists the runs directly in `folder`, oldest first, by time of creation and number.
+def try_open(path: Path) -> Run | Unreadable:
+    """Reads a run; a damaged record is a value, not an error."""
+    try:
+        return open_run(path)
+    except DAMAGED as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        return Unreadable(str(path), said if isinstance(error, RunError) else f"{type(error).__name__}: {said}")
 
-    Runs that `--overwrite` moved aside are not listed.
-    """
+
+def folders_of(folder: str | Path) -> list[Path]:
+    """Returns the run directories directly in `folder`, without those that `--overwrite` moved aside."""
     folder = Path(folder)
-    if not folder.is_dir():
-        return []
-    runs = [open_run(child) for child in folder.iterdir() if is_run(child) and not re.search(ASIDE, child.name)]
-    return sorted(runs, key=lambda run: (run.record.created, number_of(run.path.name)))
+    children = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [child for child in children if is_run(child) and not re.search(ASIDE, child.name)]
+
+
+def list_runs(folder: str | Path) -> Listed:
+    """Reads the runs directly in `folder`, by time of creation and number.
+
+    One that cannot be read hides no other; the caller decides whether it can go on without it.
+    """
+    found = [try_open(each) for each in folders_of(folder)]
+    runs = [each for each in found if isinstance(each, Run)]
+    runs.sort(key=lambda run: (run.record.created, number_of(run.path.name)))
+    return Listed(tuple(runs), tuple(each for each in found if isinstance(each, Unreadable)))
 
 
 def number_of(name: str) -> int:

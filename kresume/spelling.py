@@ -1,4 +1,4 @@
-"""Formats options in messages as the user writes them: flags or Python arguments.
+"""Formats options in messages as the user writes them, as flags or Python arguments, and sizes.
 
     raise UsageError(f"{option('mix', mix)}: give concat or OLD:NEW")   # --mix 1:1, or mix='1:1'
 
@@ -67,3 +67,16 @@ def spelled(speller: Speller) -> Iterator[None]:
         yield
     finally:
         _speller.reset(before)
+
+
+def in_bytes(count: float) -> str:
+    """Formats a number of bytes: `"512 bytes"`, `"1.2 MB"`, `"50 GB"`; a kB has 1000 of them."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 999.5:
+            return _digits(count, unit)
+        count /= 1000
+    return _digits(count, "GB")
+
+
+def _digits(count: float, unit: str) -> str:
+    return f"{count:,.0f} {unit}" if unit == "bytes" or count >= 9.95 else f"{count:.1f} {unit}"

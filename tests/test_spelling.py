@@ -5,7 +5,7 @@ import pytest
 import kresume
 from kresume import cli
 from kresume.errors import UsageError
-from kresume.spelling import as_argument, as_flag, option, spelled
+from kresume.spelling import as_argument, as_flag, in_bytes, option, spelled
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,13 @@ def test_an_option_in_both_spellings(name, value, flag, argument):
         with spelled(as_flag):
             assert option(name, value) == argument
     assert option(name, value) == flag
+
+
+def test_sizes():
+    """Two digits or more, and no "1,000 MB" where a GB begins."""
+    sizes = {0: "0 bytes", 999: "999 bytes", 1000: "1.0 kB", 9_949: "9.9 kB", 9_950: "10 kB", 999_499: "999 kB"}
+    sizes |= {999_500: "1.0 MB", 50e9: "50 GB", 1.25e9: "1.2 GB", 5e12: "5,000 GB"}
+    assert {count: in_bytes(count) for count in sizes} == sizes
 
 
 WRONG = [

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from kresume.checkpoints.json_text import read_file
+from kresume.errors import CheckpointError
 
 PACKAGE = "keras_hub"
 INSTALL = "pip install 'kresume[hub]'"
@@ -17,6 +21,17 @@ INSTALL = "pip install 'kresume[hub]'"
 def is_installed() -> bool:
     """Returns True if keras-hub can be imported."""
     return importlib.util.find_spec(PACKAGE) is not None
+
+
+def is_preset(folder: Path) -> bool:
+    """Returns True if `save_to_preset` of keras-hub wrote the folder.
+
+    Its files have the names of those in a `.keras` archive.
+    """
+    try:
+        return (folder / "config.json").is_file() and "keras_hub_version" in read_file(folder / "metadata.json")
+    except CheckpointError:
+        return False
 
 
 def needs_hub(config: Any) -> bool:

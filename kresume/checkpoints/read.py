@@ -31,6 +31,7 @@ from kresume.checkpoints import (
     weights_file,
 )
 from kresume.checkpoints.beside import with_files_beside
+from kresume.checkpoints.hub_classes import is_preset
 from kresume.errors import CheckpointError, MissingCheckpoint, UsageError
 from kresume.spelling import option
 from kresume.storage.damage import reading
@@ -115,6 +116,12 @@ def read_checkpoint(path: str | os.PathLike[str], optimizer_from: str | os.PathL
         CheckpointError: if it is not a checkpoint, or it is damaged.
     """
     path = os.fspath(path)
+    if Path(path).is_dir() and is_preset(Path(path)):
+        preset = f"hub:{path}"
+        raise CheckpointError(
+            f"{path} is a preset of keras-hub, a network without its training: start a new model with its weights by "
+            f"{option('model', preset)}, without {option('from')}"
+        )
     name, refused = _recognise(path)
     if optimizer_from is not None and name is not None and name != "torch":
         raise UsageError(

@@ -35,7 +35,7 @@ def split(path: str) -> tuple[Path, str]:
 def accepts(path: str) -> bool:
     """Returns True if `path` names a run, a snapshot or a folder of runs."""
     plain, _ = split(path)
-    return runs.is_run(plain) or bool(runs.list_runs(plain))
+    return runs.is_run(plain) or bool(runs.folders_of(plain))
 
 
 def find_run(path: str) -> runs.Run | None:
@@ -44,17 +44,38 @@ def find_run(path: str) -> runs.Run | None:
     For a folder of runs, returns the newest accepted one. Returns None if `path` names no run.
 
     Raises:
-        CheckpointError: if the folder holds runs and none of them was accepted.
+        CheckpointError: if the folder holds runs and none of them was accepted, or one that cannot be read may be the newest.
     """
     plain, _ = split(path)
     if runs.is_run(plain):
         return runs.open_run(plain)
-    inside = runs.list_runs(plain)
-    accepted = [run for run in inside if run.status == "accepted"]
-    if inside and not accepted:
-        names = ", ".join(f"{run.path.name} ({run.status})" for run in inside)
+    listed = runs.list_runs(plain)
+    accepted = [run for run in listed.runs if run.status == "accepted"]
+    newest = accepted[-1] if accepted else None
+    for other in listed.unreadable:
+        if _may_be_newest(other, newest):
+            instead = f", or give {option('from', str(newest.path))}, the newest that can be read" if newest else ""
+            raise CheckpointError(
+                f"{other.reason}, or move {other.path} elsewhere{instead}: it may be the newest accepted run in {plain}"
+            )
+    if listed.runs and newest is None:
+        names = ", ".join(f"{run.path.name} ({run.status})" for run in listed.runs)
         raise CheckpointError(f"no run in {plain} was accepted: {names}; give one of them to extend it anyway")
-    return accepted[-1] if accepted else None
+    return newest
+
+
+def _may_be_newest(other: runs.Unreadable, newest: runs.Run | None) -> bool:
+    """Returns False if an unreadable run is certainly older than the newest accepted one, or not accepted."""
+    if not other.has_result:
+        return False
+    return newest is None or not other.begun or other.begun > newest.record.created
+
+
+def describe_unreadable(path: str) -> str:
+    """Returns which runs of the folder that `path` names could not be read; empty if there are none."""
+    plain, _ = split(path)
+    left_out = [] if runs.is_run(plain) else runs.list_runs(plain).unreadable
+    return f"left out, because it cannot be read: {'; '.join(each.reason for each in left_out)}" if left_out else ""
 
 
 def named(path: str) -> str:
@@ -91,7 +112,7 @@ def read(path: str) -> TrainState:
         card=record.card,
         writer=f"kresume {record.kresume}",
         written=record.finished or record.created,
-        records={**state.records, "paths": record.variables},
+        records={**state.records, "paths": record.variables, "unreadable_runs": describe_unreadable(path)},
     )
 
 

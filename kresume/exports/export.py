@@ -36,7 +36,7 @@ from kresume.models.load import Loaded, Subject, load, select_backend
 from kresume.models.unscored import with_statistics
 from kresume.options.settings import EXPORT_FORMAT, ON_BAD_IMAGE, TOP_K
 from kresume.reporter import Reporter
-from kresume.spelling import as_argument, option, spelled
+from kresume.spelling import as_argument, in_bytes, option, spelled
 from kresume.storage import atomic
 
 WARM_IMAGES = 8
@@ -84,7 +84,7 @@ class ExportResult:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.path}: {self.format}, {self.bytes / 1e6:.1f} MB, from {self.source}",
+            f"{self.path}: {self.format}, {in_bytes(self.bytes)}, from {self.source}",
             f"verified: {self.parity}",
         ]
         lines += [self.notes] * bool(self.notes)

@@ -34,7 +34,7 @@ from kresume.images.headers import Header, read_header
 from kresume.images.likeness import likeness
 from kresume.images.sources.found import STREAM_CODINGS, Facts, Found, Known, Quarantined
 from kresume.reporter import Reporter
-from kresume.spelling import option
+from kresume.spelling import in_bytes, option
 from kresume.storage import atomic
 from kresume.storage.locations import MAX_FILE_BYTES, read_range, read_stream
 from kresume.values.decode_spec import DecodeSpec
@@ -155,17 +155,6 @@ def prepare(
     return Prepared(images, quarantine, decoded, len(wanted))
 
 
-def _size(count: int) -> str:
-    """Formats a number of bytes as `"100 kB"` or `"50.0 GB"`."""
-    return (
-        f"{count / 1e3:,.0f} kB"
-        if count < 1e6
-        else f"{count / 1e6:,.0f} MB"
-        if count < 1e9
-        else f"{count / 1e9:,.1f} GB"
-    )
-
-
 def _too_little_room(cache: Cache, more: int, everything: int) -> str | None:
     """Returns the reason why more images cannot be cached; None if they can."""
     if not cache.room_for(more):
@@ -176,7 +165,7 @@ def _too_little_room(cache: Cache, more: int, everything: int) -> str | None:
     if cache.limit_bytes is not None and not cache.holds(everything):
         return (
             f"{everything:,} images of {cache.row_bytes:,} bytes exceed the limit of the cache, "
-            f"{_size(cache.limit_bytes)} ({option('cache-limit', 'SIZE')} raises it)"
+            f"{in_bytes(cache.limit_bytes)} ({option('cache-limit', 'SIZE')} raises it)"
         )
     return None
 

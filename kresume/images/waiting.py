@@ -4,6 +4,7 @@
     waiting = Waiting(batch_times())
     waiting.step_done(412)                                # after each step: the next batch is asked for now
     waiting.share()                                       # of the last steps, 0 to 1
+    waiting.share_since_start()                           # of all steps since `start`, as far as they were measured
 
 TensorFlow's own training loop draws batches inside a compiled function, where Python cannot take the time. So the function that
 prepares a batch notes when it is done, in the thread that prepares, and Python notes when the step before it ended.
@@ -67,6 +68,12 @@ class Waiting:
         self._times = times
         self._every = every
         self._ended: deque[tuple[int, float]] = deque(maxlen=MEASURED)
+        self._waited = self._lasted = 0.0
+
+    def start(self) -> None:
+        """Begins to measure again; what lies before, such as scoring, belongs to no step."""
+        self._ended.clear()
+        self._waited = self._lasted = 0.0
 
     def step_done(self, step: int) -> None:
         """Notes that a step ended, which is when its successor asks for a batch.
@@ -86,4 +93,12 @@ class Waiting:
         ready, waited = self._times.read(), 0.0
         for (step, asked), (_, until) in itertools.pairwise(ended):
             waited += max(0.0, min(ready[step % KEPT], until) - asked)
-        return float(min(1.0, self._every * waited / max(ended[-1][1] - ended[0][1], 1e-9)))
+        waited, lasted = self._every * waited, max(ended[-1][1] - ended[0][1], 1e-9)
+        self._waited += min(waited, lasted)
+        self._lasted += lasted
+        return float(min(1.0, waited / lasted))
+
+    def share_since_start(self) -> float | None:
+        """Returns the share of the steps since `start` that any call measured; None if unknown."""
+        self.share()
+        return float(self._waited / self._lasted) if self._lasted else None

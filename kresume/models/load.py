@@ -103,7 +103,8 @@ class Loaded:
     @property
     def notes(self) -> tuple[str, ...]:
         """Returns notes on the weights and on how the outputs are interpreted."""
-        return tuple(note for note in (self.unfinished, self.rejected, self.loss.note) if note)
+        left_out = str(self.state.records.get("unreadable_runs") or "")
+        return tuple(note for note in (self.unfinished, self.rejected, left_out, self.loss.note) if note)
 
     @property
     def rejected(self) -> str:

@@ -25,7 +25,9 @@ import numpy as np
 
 from kresume.backend import live_state
 from kresume.errors import ImagesError
+from kresume.images.order import permutation
 from kresume.models import match_groups
+from kresume.options.settings import MOST_STATISTICS_IMAGES
 from kresume.values.state import TrainState
 
 GROUP = "statistics"
@@ -50,6 +52,17 @@ def other_running(model: keras.Model) -> list[str]:
         for layer in model._flatten_layers()
         if layer.trainable and (isinstance(layer, named) or getattr(layer, "renorm", False))
     ]
+
+
+def sample_rows(rows: np.ndarray, seed: int) -> np.ndarray:
+    """Selects images to recompute statistics from outside of an epoch, the same ones each time.
+
+    Args:
+        rows: `(n,)` the training images to select from.
+        seed: of the run.
+    """
+    chosen: np.ndarray = rows[permutation(seed, 0, len(rows))[:MOST_STATISTICS_IMAGES]]
+    return chosen
 
 
 def _moving(model: keras.Model, layers: Iterable[Any]) -> dict[int, Any]:

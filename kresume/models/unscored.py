@@ -10,11 +10,9 @@ from dataclasses import replace
 
 from kresume.errors import ImagesError
 from kresume.images import inputs, pipeline
-from kresume.images.order import permutation
 from kresume.images.reader import PictureReader
 from kresume.images.scans import remembered
 from kresume.models.load import Loaded
-from kresume.options.settings import MOST_STATISTICS_IMAGES
 from kresume.reporter import Reporter
 
 
@@ -28,7 +26,13 @@ def with_statistics(loaded: Loaded, reporter: Reporter) -> Loaded:
     Returns:
         The same model, and what the user should know.
     """
-    from kresume.models.statistics import assign_statistics, compute_statistics, normalised_layers, stored
+    from kresume.models.statistics import (
+        assign_statistics,
+        compute_statistics,
+        normalised_layers,
+        sample_rows,
+        stored,
+    )
 
     run, model = loaded.run, loaded.model
     if run is None or run.finished or run.record.statistics != "recomputed":
@@ -36,8 +40,7 @@ def with_statistics(loaded: Loaded, reporter: Reporter) -> Loaded:
     if stored(model, loaded.state) or not normalised_layers(model):
         return loaded
     manifest, card = remembered(run.path), run.record.card
-    rows = manifest.train_rows()
-    rows = rows[permutation(run.record.seed, 0, len(rows))[:MOST_STATISTICS_IMAGES]]
+    rows = sample_rows(manifest.train_rows(), run.record.seed)
     reader, to_model = PictureReader(manifest, card.spec, None), inputs.to_input(card.pixels, card.input)
     try:
         with reporter.progress("statistics of batch normalisation", len(rows), "images") as advance:

@@ -30,6 +30,7 @@ from kresume.images.near import near_pairs, thumb_array
 from kresume.images.scans import manifest_of
 from kresume.images.sources import Quarantined
 from kresume.reporter import Reporter
+from kresume.spelling import in_bytes
 from kresume.values.decode_spec import DecodeSpec
 
 COMPARED_SIZE = 64
@@ -215,7 +216,7 @@ class Summary:
         short, long = self.sizes["short"], self.sizes["long"]
         lines.append(
             f"shorter side {short[0]:,} to {short[2]:,} pixels (median {short[1]:,}), longer side {long[0]:,} to {long[2]:,} "
-            f"(median {long[1]:,}); {formats}; {self.bytes / 1e6:,.1f} MB"
+            f"(median {long[1]:,}); {formats}; {in_bytes(self.bytes)}"
         )
         if self.duplicates:
             lines.append(f"{self.duplicates:,} duplicates, counted once")

@@ -21,13 +21,11 @@ from typing import Any
 from kresume.checkpoints.files import FileState, compare_files, result_content
 from kresume.errors import RunError
 from kresume.reports.generation import Generation, Parent, read_generation
-from kresume.runs import ASIDE, RECORD, Run, is_run, number_of, open_run
+from kresume.runs import ASIDE, DAMAGED, RECORD, Run, Unreadable, is_run, number_of, open_run, try_open
 from kresume.storage import atomic
 
 WIDTH = 120
 """Columns of the text where there is no terminal."""
-DAMAGED = (RunError, OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
-"""Errors that a damaged run raises when it is read: its fields may have any type."""
 
 
 @dataclass(frozen=True)
@@ -36,19 +34,6 @@ class Root(Parent):
 
     Its format is `"run"` for a run in another folder.
     """
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """A run directory that cannot be read.
-
-    Attributes:
-        path: the directory.
-        reason: why.
-    """
-
-    path: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -98,7 +83,7 @@ def lineage(path: str | Path) -> Lineage:
         return _ancestors(open_run(path))
     # A run that a link names too is listed under its own name.
     folders = sorted(_run_folders(path), key=os.path.islink, reverse=True)
-    found = {key: _open(folder) for key, folder in {os.path.realpath(each): each for each in folders}.items()}
+    found = {key: try_open(folder) for key, folder in {os.path.realpath(each): each for each in folders}.items()}
     if not found:
         raise RunError(f"no run at {path} and none in it: give a run's directory or the folder that holds them")
     return join(found)
@@ -109,12 +94,12 @@ def _ancestors(run: Run) -> Lineage:
     chain: dict[str, Run | Unreadable] = {os.path.realpath(run.path): run}
     while run.record.parent is not None:
         # A parent that was moved is probably beside the run.
-        beside = (_open(folder) for folder in _run_folders(run.path.parent))
+        beside = (try_open(folder) for folder in _run_folders(run.path.parent))
         parent = _follow(run, _ByContent(each for each in beside if isinstance(each, Run)))
         folder = None if parent.state == "changed" else _run_of(Path(parent.path))
         if folder is None or os.path.realpath(folder) in chain:
             break
-        chain[os.path.realpath(folder)] = found = _open(folder)
+        chain[os.path.realpath(folder)] = found = try_open(folder)
         if not isinstance(found, Run):
             break
         run = found
@@ -138,11 +123,11 @@ def join(found: Mapping[str, Run | Unreadable]) -> Lineage:
         try:
             start = _follow(run, by_content, found) if run.record.parent else None
             key = _key_of(start, found) if start else ""
-            beside = runs.get(key) or (_open(Path(key)) if key and key not in found else None)
+            beside = runs.get(key) or (try_open(Path(key)) if key and key not in found else None)
             record = beside.record if isinstance(beside, Run) and start and start.state != "changed" else None
             generation = read_generation(run, start, record)
         except DAMAGED as error:
-            unreadable.append(Unreadable(str(run.path), _reason(error)))
+            unreadable.append(Unreadable(str(run.path), f"{type(error).__name__}: {error}"))
             continue
         generations.append((generation.created, number_of(run.path.name), generation))
         if key in runs and key not in wanted:  # moved aside by --overwrite, but a listed run descends from it
@@ -172,7 +157,7 @@ def _follow(
     compared = compare_files(path, recorded.files)
     state, reason = compared.state, compared.reason
     if recorded.format == "run":
-        parent = opened.get(os.path.realpath(path)) or (_open(path) if is_run(path) else None)
+        parent = opened.get(os.path.realpath(path)) or (try_open(path) if is_run(path) else None)
         state, reason = _of_run(path, run, parent, state, reason)
     elif state == "unknown" and not path.exists() and not path.with_name(f"{path.name}.index").exists():
         state, reason = "missing", "nothing is there any more"
@@ -253,18 +238,6 @@ def _key_of(start: Parent, found: Mapping[str, Any]) -> str:
         return path
     folder = _run_of(Path(path))
     return str(folder) if folder else ""
-
-
-def _open(folder: Path) -> Run | Unreadable:
-    try:
-        return open_run(folder)
-    except DAMAGED as error:
-        return Unreadable(str(folder), _reason(error))
-
-
-def _reason(error: Exception) -> str:
-    said = " ".join(str(error).split()) or type(error).__name__
-    return said if isinstance(error, RunError) else f"{type(error).__name__}: {said}"
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from kresume.reports.generation import Generation, Parent
-from kresume.reports.lineage import Lineage, Root, Unreadable
+from kresume.reports.lineage import Lineage, Root
+from kresume.runs import Unreadable
 
 MARKS = {"accepted": "*", "rejected": "x", "running": ">", "interrupted": "~"}
 CHECKPOINT, UNREADABLE = "o", "!"

@@ -76,7 +76,14 @@ def start_or_continue(config: TrainConfig) -> Start:
 def _open(config: TrainConfig) -> Start:
     if config.out is not None:
         return _open_given(config, Path(config.out))
-    for run in runs.unfinished(runs.list_runs(RUNS)):
+    listed = runs.list_runs(RUNS)
+    unknown = next((each for each in listed.unreadable if not each.has_result), None)
+    if unknown is not None:
+        raise RunError(
+            f"{unknown.reason}, move {unknown.path} elsewhere, or give {option('out', f'{RUNS}/NAME')}: it may be the run that "
+            "this command continues"
+        )
+    for run in runs.unfinished(listed.runs):
         before = TrainConfig(**run.record.given)
         if config.overwrite and not before.overwrite:
             continue  # the command requests a new run, once
@@ -171,7 +178,7 @@ def _name(config: TrainConfig) -> str:
     """Returns the folder name without number: the parent run's, else from the first specific source."""
     if config.from_ is not None:
         path = Path(config.from_)
-        own = runs.list_runs(path)[-1:] if path.is_dir() and not runs.is_run(path) else []
+        own = runs.list_runs(path).runs[-1:] if path.is_dir() and not runs.is_run(path) else ()
         for candidate in (*(run.path for run in own), path, path.parent):
             if runs.is_run(candidate):
                 return runs.without_number(candidate.name)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from kresume.options.resolve import cache_limit
-from kresume.options.settings import MOST_STATISTICS_IMAGES, STATISTICS_SHARE, settings_of
+from kresume.options.settings import settings_of
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
 from kresume.training.plan.draft import Draft
@@ -59,6 +59,7 @@ def estimate(
         return None
     from kresume.backend import live_state
     from kresume.images.mixing import make_order
+    from kresume.training.loop.epochs import statistics_images
     from kresume.training.loop.feed import Feed
     from kresume.training.loop.fit import prepare
     from kresume.training.loop.teaching import parent_teaches
@@ -89,10 +90,12 @@ def estimate(
             live_state.put_back(model, before)
     epochs, steps = plan.amount.epochs, plan.amount.steps
     trained = steps * step
-    pictures = len(manifest.val_rows())
+    pictures = epochs * len(manifest.val_rows())
     if held.bn_stats == "recomputed":
-        pictures += min(MOST_STATISTICS_IMAGES, int(STATISTICS_SHARE * len(manifest.train_rows())))
-    scored = epochs * pictures / plan.amount.batch_size * step * SCORED_SHARE
+        images = plan.shares.images if plan.shares else len(manifest.train_rows())
+        counts = [statistics_images(images, plan.amount.batch_size, last=last) for last in (False, True)]
+        pictures += (epochs - 1) * counts[0] + counts[1]
+    scored = pictures / plan.amount.batch_size * step * SCORED_SHARE
     return Estimate(trained + scored, step, tried, max(0.0, first - step), scored / (trained + scored))
 
 

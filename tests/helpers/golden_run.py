@@ -29,6 +29,7 @@ def facts(run: Path, folder: Path) -> dict:
     for later in LATER_FIELDS:
         record.pop(later, None)
     (record["parent"] or {}).pop("files", None)
+    record["images"].pop("dropped", None)
     for options in (record["given"], record["options"]):
         for name in LATER:
             options.pop(name, None)

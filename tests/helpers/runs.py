@@ -109,7 +109,7 @@ def _rename(run: Path, before: str) -> None:
 
 def lines_without_time(path: Path) -> list[dict]:
     """Returns the lines of `metrics.jsonl` without their wall-clock fields."""
-    wall_clock = {"time", "images_per_second"}
+    wall_clock = {"time", "images_per_second", "waiting_for_images"}
     lines = runs.read_metrics(path / "metrics.jsonl")
     return [{name: value for name, value in line.items() if name not in wall_clock} for line in lines]
 

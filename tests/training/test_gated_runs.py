@@ -210,7 +210,7 @@ def test_ten_weeks_of_one_growing_folder(tmp_path, monkeypatch, capsys):
             assert "--grow" in capsys.readouterr().err
             options = ["--grow=zebra"]
         codes.append(week(*options))
-        sizes.append(len(Manifest.read(runs.list_runs("runs")[-1].manifest)))
+        sizes.append(len(Manifest.read(runs.list_runs("runs").runs[-1].manifest)))
         capsys.readouterr()
     assert codes == [0, 0, 4, 3, 0, 0, 0, 0, 0, 0]
     history = [
@@ -220,7 +220,7 @@ def test_ten_weeks_of_one_growing_folder(tmp_path, monkeypatch, capsys):
     assert history[0][3] == 4
     chain = [Path(each.path).name for each in kresume.lineage(f"runs/{history[0][0]}").generations]
     assert chain == [name for name, status, _, _ in history if status == "accepted"]
-    last = Manifest.read(runs.list_runs("runs")[-1].manifest)
+    last = Manifest.read(runs.list_runs("runs").runs[-1].manifest)
     assert len(set(last.sha256s.tolist())) == len(last)
     assert sizes == sorted(sizes)
     assert np.bincount(last.labels, minlength=4).min() > 0

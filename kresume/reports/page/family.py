@@ -8,16 +8,14 @@ Newest first, one run per row, as `git log --graph` draws it: a run is in a lane
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kresume import runs
-from kresume.errors import KresumeError
 from kresume.reports.generation import Generation
-from kresume.reports.lineage import Root, Unreadable, join, shown_time
+from kresume.reports.lineage import Root, join, shown_time
 from kresume.reports.page.source import Source
 from kresume.reports.run_tree import parent_key
 
@@ -85,10 +83,9 @@ class Family:
 def family_of(source: Source) -> Family:
     """Returns the graph of a run's lineage."""
     chain = [source.run, *source.ancestors[:MOST_ANCESTORS]]
-    found: dict[str, runs.Run | Unreadable] = {os.path.realpath(run.path): run for run in chain}
+    found: dict[str, runs.Run | runs.Unreadable] = {os.path.realpath(run.path): run for run in chain}
     roots = set(found)
-    with contextlib.suppress(KresumeError):  # the record of another run is damaged: no reason to show nothing
-        found |= {os.path.realpath(run.path): run for run in runs.list_runs(source.run.path.parent)}
+    found |= {os.path.realpath(run.path): run for run in runs.list_runs(source.run.path.parent).runs}
     everything = join(found)
     nodes: dict[str, Generation | Root] = {os.path.realpath(each.path): each for each in everything.generations}
     nodes |= {f"{root.path} {root.digest}": root for root in everything.checkpoints}

@@ -16,6 +16,7 @@ from kresume.errors import RunError
 from kresume.reports.page.facts import Facts, collect
 from kresume.reports.page.render import render
 from kresume.reports.page.source import Source, find, read_pair, read_run
+from kresume.spelling import in_bytes
 from kresume.storage import atomic
 
 NAME = "report.html"
@@ -40,7 +41,7 @@ class Written:
         return {"report": str(self.path), "bytes": self.bytes, **self.facts.as_dict()}
 
     def __str__(self) -> str:
-        lines = [f"{self.path}: {self.bytes / 1e6:.1f} MB", self.facts.verdict]
+        lines = [f"{self.path}: {in_bytes(self.bytes)}", self.facts.verdict]
         lines += [f"look at: {finding.text}" for finding in self.facts.findings]
         lines += [f"left out: {text}" for text in self.facts.source.missing]
         return "\n".join(lines)

@@ -23,6 +23,20 @@ from kresume.training.plan.amount import epoch_boundary
 from kresume.values.amount import Amount
 
 
+def statistics_images(images: int, batch_size: int, *, last: bool) -> int:
+    """Counts the images from which statistics are recomputed after an epoch.
+
+    The last epoch, usually the result, may take as long as it needs.
+
+    Args:
+        images: those of the epoch.
+        batch_size: images per step.
+        last: True for the last epoch.
+    """
+    count = max(int((1.0 if last else STATISTICS_SHARE) * images), batch_size)
+    return min(count, images, MOST_STATISTICS_IMAGES)
+
+
 class Passes:
     """The epochs of a run whose images may change between two epochs.
 
@@ -104,13 +118,11 @@ class Passes:
     def rows_of_statistics(self, epoch: int) -> np.ndarray:
         """Returns the training images from which statistics are recomputed after an epoch: its first ones.
 
-        The last epoch, usually the result, may take as long as it needs.
-
         Args:
             epoch: its number, counted from 0.
         """
         dealt = self.order.deal(epoch)
-        share = 1.0 if epoch + 1 == len(self.boundaries) else STATISTICS_SHARE
-        count = max(int(share * len(dealt)), self._amount.batch_size)
-        rows: np.ndarray = self.manifest.train_rows()[dealt[: min(count, MOST_STATISTICS_IMAGES)]]
+        last = epoch + 1 == len(self.boundaries)
+        count = statistics_images(len(dealt), self._amount.batch_size, last=last)
+        rows: np.ndarray = self.manifest.train_rows()[dealt[:count]]
         return rows

@@ -21,8 +21,9 @@ def epoch_line(
     batch_size: int,
     shares: Shares,
     steps_per_second: float | None,
+    waiting: float | None,
 ) -> dict[str, Any]:
-    """Returns the line of an epoch; only its last two fields may differ after an interruption.
+    """Returns the line of an epoch; only its last three fields may differ after an interruption.
 
     Args:
         epoch: counted from 0.
@@ -33,6 +34,7 @@ def epoch_line(
         batch_size: images per step.
         shares: what the epoch was made of.
         steps_per_second: while it trained; None if unknown.
+        waiting: share of the time that steps waited for their images, 0 to 1; None if unknown.
     """
     trained = {name: value for name, value in logs.items() if "." not in name and not name.startswith("val_")}
     return {
@@ -47,6 +49,7 @@ def epoch_line(
         "classes": scores["classes"],
         "shares": shares.as_dict(),
         "images_per_second": round(steps_per_second * batch_size, 1) if steps_per_second else None,
+        "waiting_for_images": None if waiting is None else round(waiting, 4),
         "time": runs.now(),
     }
 

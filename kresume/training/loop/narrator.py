@@ -80,7 +80,11 @@ class Narrator(keras.callbacks.Callback):  # type: ignore[misc]  # keras is unty
         self._first_step.enter_context(self._reporter.waiting("compiling the first step"))
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Reads a rate that no schedule sets: it changes between epochs only."""
+        """Begins to measure the waiting, and reads a rate that no schedule sets.
+
+        Such a rate changes between epochs only.
+        """
+        self._waiting.start()
         optimizer = live_state.inner(self._model.optimizer)
         scheduled = isinstance(optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule)
         self._rate = None if scheduled else float(keras.ops.convert_to_numpy(optimizer.learning_rate))
@@ -91,6 +95,10 @@ class Narrator(keras.callbacks.Callback):  # type: ignore[misc]  # keras is unty
         if self._compiling:
             self._compiling = False
             self._first_step.close()
+
+    def waiting_share(self) -> float | None:
+        """Returns the share of time that the steps of this epoch waited for images; None if unknown."""
+        return self._waiting.share_since_start()
 
     def row(self, line: Mapping[str, Any], text: str) -> None:
         """Shows a finished epoch.

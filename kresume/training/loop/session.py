@@ -298,6 +298,7 @@ class Session:
             batch_size=self.amount.batch_size,
             shares=self.passes.shares(),
             steps_per_second=steps_per_second,
+            waiting=self._narrator.waiting_share() if self._narrator is not None else None,
         )
         if self._narrator is not None:
             self._narrator.row(line, describe_line(line, len(self.passes.boundaries)))

@@ -13,7 +13,7 @@ import numpy as np
 
 from kresume.evaluation.probe import CLEAR_ERRORS
 from kresume.images.order import permutation
-from kresume.options.settings import MOST_STATISTICS_IMAGES, Settings
+from kresume.options.settings import Settings
 from kresume.reporter import Reporter
 from kresume.training.plan.draft import Before, Data, Loaded
 from kresume.training.plan.feeding import PROBE_IMAGES
@@ -59,7 +59,7 @@ def _statistics_of_parent(scorer: Any, loaded: Loaded, data: Data, seed: int) ->
 
     Those of its own result, if it is a run of ours. An interrupted training has none: they are recomputed from its images.
     """
-    from kresume.models.statistics import stored
+    from kresume.models.statistics import sample_rows, stored
 
     parent, manifest = loaded.parent, data.gathered.manifest
     if parent is None:
@@ -71,8 +71,7 @@ def _statistics_of_parent(scorer: Any, loaded: Loaded, data: Data, seed: int) ->
     old = rows[manifest.origins[rows] < loaded.generation]
     if not len(old):
         return {}
-    chosen = old[permutation(seed, 0, len(old))[:MOST_STATISTICS_IMAGES]]
-    recomputed: Mapping[int, np.ndarray] = scorer.recompute(data.reader, chosen)
+    recomputed: Mapping[int, np.ndarray] = scorer.recompute(data.reader, sample_rows(old, seed))
     return recomputed
 
 

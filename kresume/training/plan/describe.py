@@ -86,6 +86,7 @@ def describe(
             "validation": len(val),
             "seen": int(manifest.seen[val].sum()),
             "duplicates": facts.duplicates,
+            "dropped": facts.dropped,
             "quarantined": len(gathered.quarantine),
         },
         sides=sides,

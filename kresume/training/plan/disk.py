@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 from kresume.options.settings import Settings
+from kresume.spelling import in_bytes
 from kresume.training.plan.parent import Live
 from kresume.values.decode_spec import DecodeSpec
 
@@ -23,21 +24,12 @@ def describe_disk(live: Live, images: int, spec: DecodeSpec, held: Settings) -> 
     """
     variables = [*live.model.variables, *live.optimizer.variables]
     snapshot = sum(math.prod(variable.shape) * _bytes(str(variable.dtype)) for variable in variables)
-    words = [f"{held.keep:,} snapshot{'s' * (held.keep > 1)} of {_size(snapshot)}"]
+    words = [f"{held.keep:,} snapshot{'s' * (held.keep > 1)} of {in_bytes(snapshot)}"]
     if held.cache != "off":
-        words.append(f"{_size(images * spec.height * spec.width * 3)} of decoded images in the cache")
+        words.append(f"{in_bytes(images * spec.height * spec.width * 3)} of decoded images in the cache")
     return ", ".join(words)
 
 
 def _bytes(dtype: str) -> int:
     bits = "".join(character for character in dtype if character.isdigit())
     return int(bits) // 8 if bits else 1
-
-
-def _size(count: float) -> str:
-    """Returns a size as `"1.2 MB"`."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:,.0f} {unit}" if unit == "bytes" or count >= 10 else f"{count:.1f} {unit}"
-        count /= 1000
-    raise ValueError(count)

@@ -65,6 +65,8 @@ class Parent:
             said.append(
                 f"the newest pair in {source} is damaged or incomplete, the pair before it is used: {records['passed_over']}"
             )
+        if records.get("unreadable_runs"):
+            said.append(str(records["unreadable_runs"]))
         if self.run is None and self.interrupted:
             inside = f", {records['batch']:,} batches into the next" if records.get("batch") else ""
             said.append(

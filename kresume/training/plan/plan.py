@@ -31,7 +31,7 @@ class Plan:
         out: the run directory.
         parent: the checkpoint's path, format and step; empty for a new model.
         restored: how many variables were restored; empty for a new model.
-        images: counts: total, old, new, train, validation, seen, duplicates, quarantined.
+        images: counts: total, old, new, train, validation, seen, duplicates, dropped, quarantined.
         sides: the number of validation images by origin, in words.
         card: the model card: classes, size, pixels.
         pixels_reason: how the pixel convention was found.
@@ -104,6 +104,7 @@ class Plan:
         quarantined = f", {images['quarantined']:,} quarantined (quarantine.csv)" if images["quarantined"] else ""
         origins = f": {images['old']:,} old, {images['new']:,} new" if self.parent else ""
         doubles = f", {images['duplicates']:,} duplicates counted once" if images["duplicates"] else ""
+        dropped = f", {images['dropped']:,} dropped" if images.get("dropped") else ""
         classes = ", ".join(card.classes[:MOST_CLASSES]) + (", …" if len(card.classes) > MOST_CLASSES else "")
         seen = f", {images['seen']:,} of them seen in training" if images.get("seen") else ""
         per_epoch = (self.shares.images if self.shares else images["train"]) / amount.batch_size
@@ -117,7 +118,7 @@ class Plan:
             ("run", f"{self.out} ({self.action})"),
             ("from", self.parent),
             ("restored", self.restored),
-            ("images", f"{images['total']:,}{origins}{doubles}{quarantined}"),
+            ("images", f"{images['total']:,}{origins}{doubles}{dropped}{quarantined}"),
             ("split", f"{images['train']:,} train, {self.sides}"),
             ("by class", describe_per_class(self.per_class) if self.parent else ""),
             ("classes", f"{len(card.classes)} ({self.classes_reason}): {classes}"),
