@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -102,6 +103,8 @@ def select(
         import tensorflow as tf
 
         tf.zeros(1)
+    # A model may take its one picture by name, {"image": tensor}. Keras accepts the tensor alone and warns each time.
+    warnings.filterwarnings("ignore", "The structure of `inputs` doesn't match", UserWarning)
     if name == "jax":
         _share_batches(count, batch_size)
     return name

@@ -266,6 +266,28 @@ def test_a_convention_of_colours_is_refused_for_grey(digits, trained, quiet):
         make_plan(from_arguments(str(path), {"data": [str(digits[0][1])], "lr": 1e-3, "pixels": "caffe"}), quiet)
 
 
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize("structure", ["dictionary", "list"])
+def test_a_picture_that_the_model_takes_by_name(digits, tmp_path, structure):
+    """A model whose one input is in a dictionary or a list is trained and scored in silence as any other."""
+    picture = keras.Input((SIDE, SIDE, 1), name="image")
+    scores = keras.layers.Dense(4, "softmax")(keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(picture)))
+    model = keras.Model({"image": picture} if structure == "dictionary" else [picture], scores)
+    model.compile("adam", "sparse_categorical_crossentropy")
+    model.optimizer.build(model.trainable_variables)
+    model.save(tmp_path / "named.keras")
+    folder = digits[0][1]
+    run = kresume.resume(
+        str(tmp_path / "named.keras"), data=str(folder), epochs=1, batch_size=40, out=str(tmp_path / "run"), quiet=True
+    )
+    trained = keras.saving.load_model(run.model)
+    _, pictures, labels = files_of(folder)
+    values = pictures[..., None].astype("float32")
+    expected = trained.predict({"image": values} if structure == "dictionary" else [values], verbose=0)
+    found = kresume.evaluate(str(run.path), data=str(folder), cache="off").scores["all"]["accuracy"]
+    assert found == float((expected.argmax(axis=1) == labels).mean())
+
+
 @pytest.mark.one_backend
 def test_a_card_of_before_means_rgb():
     """A `kresume.json` or `run.json` without `input` means (height, width, 3); other fields round-trip."""
