@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from kresume.backend.prediction import predict
+
 
 class SecondModel:
     """A model that predicts every batch on which another one trains.
@@ -38,7 +40,7 @@ class SecondModel:
 
     def _predicted(self, dataset: Any) -> Iterator[Any]:
         for images, labels in dataset.as_numpy_iterator():
-            yield images, (labels, self._model.predict_on_batch(images))
+            yield images, (labels, predict(self._model, images))
 
     def labels(self, labels: Any) -> Any:
         """Returns the labels without the second model's outputs."""

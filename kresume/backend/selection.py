@@ -12,7 +12,7 @@ import importlib.util
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ def select(
     batch_size: int | None = None,
     *,
     exact: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> str:
     """Fixes the backend and the devices for this process, before Keras is imported.
 
@@ -67,6 +68,7 @@ def select(
         count: how many devices share each batch; None for as many as divide it.
         batch_size: images per batch, which the devices share evenly; None uses one device.
         exact: ask accelerators for deterministic kernels (`--exact on`); CPUs repeat without it.
+        say: told how several devices share a batch.
 
     Returns:
         The backend's name.
@@ -106,7 +108,7 @@ def select(
     # A model may take its one picture by name, {"image": tensor}. Keras accepts the tensor alone and warns each time.
     warnings.filterwarnings("ignore", "The structure of `inputs` doesn't match", UserWarning)
     if name == "jax":
-        _share_batches(count, batch_size)
+        _share_batches(count, batch_size, say)
     return name
 
 
@@ -121,7 +123,7 @@ def loading(reporter: Reporter) -> AbstractContextManager[None]:
     return reporter.waiting("loading TensorFlow and Keras", now=True)
 
 
-def _share_batches(count: int | None, batch_size: int | None) -> None:
+def _share_batches(count: int | None, batch_size: int | None, say: Callable[[str], None]) -> None:
     """Shares each batch among several JAX devices; each of them holds all weights."""
     import jax
     import keras
@@ -129,22 +131,56 @@ def _share_batches(count: int | None, batch_size: int | None) -> None:
     found = [f"{device.platform}:{device.id}" for device in jax.devices()]
     if count is not None and count > len(found):
         raise UsageError(f"--devices {count}: JAX finds {len(found)} here ({', '.join(found)})")
-    if batch_size is None:
-        used = 1
-    elif count is None:
-        used = max(number for number in range(1, len(found) + 1) if batch_size % number == 0)
-    elif batch_size % count:
-        raise UsageError(
-            f"--devices {count}: they share each batch evenly, and {batch_size} images do not divide by {count}: "
-            f"give --batch-size {max(1, batch_size // count) * count}"
-        )
-    else:
-        used = count
+    used = 1 if batch_size is None else devices_for(batch_size, count, len(found))
+    if batch_size is not None and len(found) > 1:
+        say(f"devices:  {describe_share(batch_size, used, count or len(found))}")
     distribution = None
     if used > 1:
         distribution = keras.distribution.DataParallel(devices=found[:used], auto_shard_dataset=False)
     if distribution is not None or keras.distribution.distribution() is not None:
         keras.distribution.set_distribution(distribution)
+
+
+def devices_for(batch_size: int, count: int | None, found: int) -> int:
+    """Returns how many devices share each batch.
+
+    Args:
+        batch_size: images per batch.
+        count: as many are asked for; None for as many as share a batch evenly.
+        found: how many there are.
+
+    Raises:
+        UsageError: those that are asked for cannot share a batch evenly.
+    """
+    fitting = [number for number in range(1, found + 1) if batch_size % number == 0]
+    if count is None:
+        return fitting[-1]
+    if count not in fitting:
+        fewer = max(number for number in fitting if number < count)
+        near = [str(fewer), *(str(number) for number in fitting if number > count)][:2]
+        raise UsageError(
+            f"--devices {count}: they share each batch evenly, and {batch_size} images do not divide by {count}: "
+            f"give --batch-size {' or '.join(_nearest(batch_size, count))}, or --devices {' or '.join(near)}"
+        )
+    return count
+
+
+def describe_share(batch_size: int, used: int, found: int) -> str:
+    """Describes how devices share a batch, and how all of them would."""
+    each = batch_size // used
+    if used == found:
+        return f"{used} share each batch, {each:,} image{'s' * (each > 1)} each"
+    sharing = f"{used} of {found} share" if used > 1 else f"1 of {found} takes"
+    return (
+        f"{sharing} each batch, because {batch_size:,} images do not divide by {found}: "
+        f"--batch-size {' or '.join(_nearest(batch_size, found))} uses all"
+    )
+
+
+def _nearest(batch_size: int, count: int) -> list[str]:
+    """Returns the nearest sizes of a batch below and above that divide by `count`."""
+    below = batch_size // count * count
+    return [str(size) for size in (below, below + count) if size]
 
 
 @contextmanager

@@ -9,10 +9,12 @@ Training scores before the first step and after each epoch.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kresume.backend.prediction import predict
 from kresume.errors import ImagesError
 from kresume.evaluation.answers import Answers, answers_from
 from kresume.evaluation.score import predict_all, score
@@ -81,7 +83,7 @@ class LiveScorer:
             reader or self.source, rows, self.batch_size, inputs.to_input(self.card.pixels, self.card.input)
         )
         with averaged(self.model, self.optimizer), used(self.model, self.statistics):
-            found = predict_all(self.model.predict_on_batch, batches, self.loss.head, advance=advance)
+            found = predict_all(partial(predict, self.model), batches, self.loss.head, advance=advance)
         missing = len(self.card.classes) - found.shape[1]  # classes that the model has no output for yet
         return np.pad(found, ((0, 0), (0, missing))) if missing > 0 else found
 

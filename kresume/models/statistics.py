@@ -24,6 +24,7 @@ import keras
 import numpy as np
 
 from kresume.backend import live_state
+from kresume.backend.prediction import predict
 from kresume.errors import ImagesError
 from kresume.images.order import permutation
 from kresume.models import match_groups
@@ -108,7 +109,7 @@ def compute_statistics(
         live_state.assign(variables, [np.zeros_like(array) for array in kept])  # one that is not finite would stay so
         with _answering_by_batch(model, layers):
             for batch in batches:
-                model.predict_on_batch(batch)
+                predict(model, batch)
                 count = len(batch)
                 found = [array.astype(np.float64) for array in _read(variables)]
                 sums = [total + count * array for total, array in zip(sums, found, strict=True)]
@@ -135,7 +136,7 @@ def _answering_by_batch(model: keras.Model, layers: Sequence[Any]) -> Iterator[N
     model.
     """
     compiled, momenta = model.predict_function, [layer.momentum for layer in layers]
-    which = [id(layer) for layer in layers]
+    which = [len(model.trainable_variables), *(id(layer) for layer in layers)]  # several devices fix the state's layout
     traced: tuple[list[int], Any] = getattr(model, KEPT, ([], None))
     step = model.predict_step
     calls: dict[int, int] = {}

@@ -269,6 +269,8 @@ def _recorded(run: Run, config: TrainConfig) -> Adjustment:
 
 
 def _compile(model: Any, optimizer: Any, to: Adjustment) -> None:
+    import keras
+
     from kresume.training.loop import fit
 
     predict, made = getattr(model, "predict_function", None), _how_it_runs(model)
@@ -280,8 +282,9 @@ def _compile(model: Any, optimizer: Any, to: Adjustment) -> None:
         auto_scale_loss=False,
         steps_per_execution=to.amount.steps_per_execution,
     )
-    if made == _how_it_runs(model):
-        # Keep the function that scoring the parent traced: tracing again takes seconds.
+    if made == _how_it_runs(model) and keras.distribution.distribution() is None:
+        # Keep the function that scoring the parent traced: tracing again takes seconds. For several devices it is bound to
+        # the number of weights that train.
         model.predict_function = predict
     batch_size = to.amount.batch_size
     labels, dtype = to.loss.target_spec(batch_size, len(to.card.classes))

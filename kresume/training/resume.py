@@ -105,7 +105,8 @@ def _rebuilt(run: runs.Run, config: TrainConfig, reporter: Reporter) -> Any:
     """Returns the model of an interrupted run, adjusted as it was; says which images it will not see."""
     backend, batch_size = config.backend or run.record.backend, run.record.amount.batch_size
     with selection.loading(reporter):
-        selection.select(backend, config.device, config.devices, batch_size, exact=settings_of(config).exact == "on")
+        exact = settings_of(config).exact == "on"
+        selection.select(backend, config.device, config.devices, batch_size, exact=exact, say=reporter.say)
     selection.set_precision(config.precision)
     live_state.seed_everything(run.record.seed)
     before = run.record.not_used  # absent in records of the first versions

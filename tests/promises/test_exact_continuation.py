@@ -382,24 +382,6 @@ def test_a_run_continues_under_the_other_backend(tmp_path, pictures):
     assert_same_within_tolerance(whole, killed)
 
 
-@pytest.mark.skipif(os.environ.get("KERAS_BACKEND") != "jax", reason="several devices share a batch through JAX alone")
-def test_a_run_continues_on_another_count_of_devices(tmp_path, pictures):
-    """A run begun on one device continues on four virtual ones within float tolerance, and records it.
-
-    A device count that does not divide the batch is an error.
-    """
-    whole, killed = interrupted_after(tmp_path, pictures)
-    four = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    told = continue_in_a_process(killed, "--devices", "4", **four)
-    assert "devices 1 -> 4" in told
-    assert_same_within_tolerance(whole, killed)
-    make_interrupted(killed, "none")
-    command = [sys.executable, "-m", "kresume", "train", "--out", str(killed), "--devices", "3"]
-    done = forking.run(command, env={**os.environ, **four})
-    assert done.returncode == 2
-    assert "4 images do not divide by 3: give --batch-size 3" in done.stderr
-
-
 @pytest.mark.one_backend(trains=True)
 def test_what_came_since_is_counted_and_waits(tmp_path, pictures, capfd):
     """A continued run keeps its recorded images, and prints how many came since and how they join."""

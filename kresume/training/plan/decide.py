@@ -95,7 +95,14 @@ def load_checkpoint(start: Start, sources: Sources, reporter: Reporter) -> Loade
     """
     config, held = start.config, settings_of(start.config)
     with selection.loading(reporter):
-        selection.select(config.backend, held.device, config.devices, held.batch_size, exact=held.exact == "on")
+        selection.select(
+            config.backend,
+            held.device,
+            config.devices,
+            held.batch_size,
+            exact=held.exact == "on",
+            say=reporter.say,
+        )
     with reporter.waiting(f"reading {config.from_}"):
         parent = read_parent(config)
     if config.new_head:
