@@ -20,7 +20,6 @@ from kresume.backend import live_state, selection
 from kresume.errors import GateFailed
 from kresume.images.scans import remembered
 from kresume.options.resolve import from_arguments
-from kresume.options.settings import settings_of
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
 from kresume.spelling import as_argument, spelled
@@ -31,7 +30,7 @@ from kresume.training.finish import finish
 from kresume.training.plan.decide import decide, list_named, load_checkpoint, update_data
 from kresume.training.plan.images import came_since
 from kresume.training.plan.teaching import take_teacher
-from kresume.training.start import start_or_continue
+from kresume.training.start import select_backend, start_or_continue
 from kresume.training.trial import timed
 
 
@@ -104,9 +103,7 @@ def train(config: TrainConfig, reporter: Reporter) -> TrainResult:
 def _rebuilt(run: runs.Run, config: TrainConfig, reporter: Reporter) -> Any:
     """Returns the model of an interrupted run, adjusted as it was; says which images it will not see."""
     backend, batch_size = config.backend or run.record.backend, run.record.amount.batch_size
-    with selection.loading(reporter):
-        exact = settings_of(config).exact == "on"
-        selection.select(backend, config.device, config.devices, batch_size, exact=exact, say=reporter.say)
+    select_backend(config, backend, batch_size, reporter)
     selection.set_precision(config.precision)
     live_state.seed_everything(run.record.seed)
     before = run.record.not_used  # absent in records of the first versions

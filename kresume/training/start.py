@@ -14,11 +14,14 @@ from pathlib import Path
 from shlex import quote
 
 from kresume import runs
+from kresume.backend import selection
 from kresume.checkpoints.run import find_run
 from kresume.errors import ConfigMismatch, RunError, UsageError
 from kresume.options.given import code_of, given, same_config, to_command
 from kresume.options.lookup import INHERITED, MAY_DIFFER, flag_of
+from kresume.options.settings import settings_of
 from kresume.options.table import TrainConfig
+from kresume.reporter import Reporter
 from kresume.spelling import option
 
 RUNS = "runs"
@@ -71,6 +74,23 @@ def start_or_continue(config: TrainConfig) -> Start:
             "one of them"
         )
     return start
+
+
+def select_backend(config: TrainConfig, backend: str | None, batch_size: int, reporter: Reporter) -> None:
+    """Selects the backend and the devices of a training.
+
+    Args:
+        config: its options.
+        backend: which backend; None for the default one.
+        batch_size: images per batch, which the devices share.
+        reporter: told what takes long, and how devices share a batch.
+
+    Raises:
+        UsageError: there is no such backend or device.
+    """
+    exact = settings_of(config).exact == "on"
+    with selection.loading(reporter):
+        selection.select(backend, config.device, config.devices, batch_size, exact=exact, say=reporter.say)
 
 
 def _open(config: TrainConfig) -> Start:

@@ -56,7 +56,7 @@ from kresume.training.plan.sources import check_sources
 from kresume.training.plan.teaching import check_asked, decide_teaching, describe_teaching
 from kresume.training.plan.torch_mapping import check_filled_in
 from kresume.training.snapshot_policy import Cadence
-from kresume.training.start import Start
+from kresume.training.start import Start, select_backend
 from kresume.values.amount import Amount
 from kresume.values.card import Card
 from kresume.values.freezing import Freezing
@@ -94,15 +94,7 @@ def load_checkpoint(start: Start, sources: Sources, reporter: Reporter) -> Loade
         KresumeError: the checkpoint cannot be restored exactly; the message says what to give.
     """
     config, held = start.config, settings_of(start.config)
-    with selection.loading(reporter):
-        selection.select(
-            config.backend,
-            held.device,
-            config.devices,
-            held.batch_size,
-            exact=held.exact == "on",
-            say=reporter.say,
-        )
+    select_backend(config, config.backend, held.batch_size, reporter)
     with reporter.waiting(f"reading {config.from_}"):
         parent = read_parent(config)
     if config.new_head:
