@@ -26,7 +26,7 @@ def predict(model: Any, images: Any) -> np.ndarray:
 
 
 def shared_out(images: Any) -> Any:
-    """Shares a batch out to the devices; returns it as it is if there is one device, or they cannot share it evenly."""
+    """Shares a batch out to the devices, if there are several and they can share it evenly."""
     import keras
 
     shared = keras.distribution.distribution()
