@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from kresume.backend.keras_settings import require_whole_floats
 from kresume.errors import MissingPackage, UsageError
 from kresume.reporter import Reporter
 
@@ -75,7 +76,7 @@ def select(
 
     Raises:
         UsageError: no such backend, Keras runs on another one already, there are no such devices, or they cannot share a
-            batch evenly.
+            batch evenly; or Keras is set to 16-bit floats.
         MissingPackage: the backend's package is not installed.
     """
     name = backend or default_backend()
@@ -105,6 +106,7 @@ def select(
         import tensorflow as tf
 
         tf.zeros(1)
+    require_whole_floats()
     # A model may take its one picture by name, {"image": tensor}. Keras accepts the tensor alone and warns each time.
     warnings.filterwarnings("ignore", "The structure of `inputs` doesn't match", UserWarning)
     if name == "jax":

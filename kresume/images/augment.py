@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from kresume.backend.keras_settings import channels_last
 from kresume.errors import UsageError
 from kresume.spelling import option
 
@@ -56,10 +57,11 @@ def augmenter(
     for name, share in (("cutmix", cutmix), ("rand-augment", rand_augment), ("erase", erase)):
         if not 0 <= share <= 1:
             raise UsageError(f"{option(name, share)}: give a number from 0 to 1")
-    layers = [*_layers(preset), *_singles(rand_augment, erase)]
-    everything: list[Any] = [*layers, *_mixers(mixup, cutmix)]
-    if not everything:
+    if preset == "none" and not any((rand_augment, erase, mixup, cutmix)):
         return None
+    with channels_last():
+        layers = [*_layers(preset), *_singles(rand_augment, erase)]
+        everything: list[Any] = [*layers, *_mixers(mixup, cutmix)]
 
     def augment(images: Any, labels: Any, position: Any) -> tuple[Any, Any]:
         import tensorflow as tf

@@ -18,6 +18,7 @@ from typing import Any
 
 import keras
 
+from kresume.backend.keras_settings import channels_last
 from kresume.checkpoints import content, keras_2, keras_file, legacy_h5, saved_model
 from kresume.checkpoints.layouts import names_of
 from kresume.errors import ModelError
@@ -178,6 +179,7 @@ def _is_later(writer: str) -> bool:
     return name == "keras" and numbers[0] > numbers[1]
 
 
+@channels_last()
 def convnet(num_classes: int, image_size: tuple[int, int]) -> keras.Model:
     """Builds a small convolutional network that expects `0-255`.
 

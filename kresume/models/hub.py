@@ -19,6 +19,7 @@ from typing import Any
 
 import keras
 
+from kresume.backend.keras_settings import channels_last
 from kresume.checkpoints.hub_classes import INSTALL, PACKAGE, is_hubs, is_installed, needs_hub
 from kresume.errors import MissingPackage, ModelError
 from kresume.models.hub_graph import converter_size, fixed_size, hidden_layers, holds_hub, on_pictures
@@ -33,6 +34,7 @@ LONGEST = 200
 """Most characters of keras-hub's own message that are shown."""
 
 
+@channels_last()
 def from_preset(
     preset: str, num_classes: int, image_size: tuple[int, int] | None, *, weights: bool = True
 ) -> tuple[keras.Model, str]:

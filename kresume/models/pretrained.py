@@ -19,6 +19,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kresume.backend.keras_settings import channels_last
 from kresume.checkpoints.read import read_checkpoint
 from kresume.errors import CheckpointError, ModelError, RestoreError
 from kresume.models.misfit import UNUSED
@@ -173,6 +174,7 @@ def _tops(whole: keras.Model, base: keras.Model) -> set[str]:
     return {layer.name for layer in [each for each in whole.layers if each.weights][below:]}
 
 
+@channels_last()
 def pretrained(name: str, weights: str, num_classes: int, image_size: tuple[int, int]) -> tuple[keras.Model, str]:
     """Builds an application with weights, its preprocessing and a new head.
 
@@ -192,6 +194,7 @@ def pretrained(name: str, weights: str, num_classes: int, image_size: tuple[int,
     return _with_head(name, base, lambda images: preprocessed(name, images), num_classes), said
 
 
+@channels_last()
 def untrained(name: str, num_classes: int, image_size: tuple[int, int]) -> keras.Model:
     """Builds an application with initial weights, which expects 0-255.
 
