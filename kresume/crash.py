@@ -126,6 +126,14 @@ def traced(folder: Path) -> Iterator[None]:
         trace.end()
 
 
+def left(folder: Path) -> bool:
+    """Returns True if the previous process crashed and `found` has not looked yet."""
+    try:
+        return bool((folder / TRACE).read_bytes().strip())
+    except OSError:
+        return False
+
+
 def found(folder: Path) -> Crash | None:
     """Returns the previous process's crash, and keeps its trace; None without a crash.
 

@@ -25,6 +25,18 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
+def cpu_features() -> str:
+    """Returns the instruction sets of this machine's processor as Linux lists them; empty elsewhere.
+
+    Cloud machines of several generations have the same name.
+    """
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(("flags", "Features"))), "")
+
+
 def thread_count() -> int:
     """Returns how many CPUs this process may use. The frameworks size their thread pools by it."""
     if hasattr(os, "sched_getaffinity"):

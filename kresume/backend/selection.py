@@ -217,9 +217,10 @@ def import_tensorflow() -> Any:
 def keep_tensorflow_on_cpu() -> None:
     """Keeps TensorFlow off accelerators that JAX trains on: it would reserve their memory."""
     tf = import_tensorflow()
-    for kind in ("GPU", "TPU"):
-        if tf.config.list_physical_devices(kind):
-            tf.config.set_visible_devices([], kind)
+    with without_native_notes():  # looking for a GPU where CUDA is installed and no GPU is
+        for kind in ("GPU", "TPU"):
+            if tf.config.list_physical_devices(kind):
+                tf.config.set_visible_devices([], kind)
 
 
 def _select_jax(device: str | None) -> None:

@@ -31,7 +31,7 @@ import numpy as np
 
 from kresume.errors import ImagesError
 from kresume.spelling import option
-from kresume.storage import atomic
+from kresume.storage import atomic, locations
 from kresume.values.decode_spec import DecodeSpec
 
 INDEX_TYPE = np.dtype([("sha256", "S64"), ("crc", "<u4")])
@@ -39,12 +39,6 @@ SHARD_BYTES = 64 * 2**20
 SPARE_BYTES = 2**30
 LIMIT = "limit"
 """Name of the file in a cache's root that stores a requested limit in bytes."""
-
-
-def default_root() -> Path:
-    """Returns `$KRESUME_CACHE`, or `~/.cache/kresume` if it is not set."""
-    given = os.environ.get("KRESUME_CACHE")
-    return Path(given) if given else Path.home() / ".cache" / "kresume"
 
 
 def _limit_of(root: Path) -> int | None:
@@ -70,7 +64,7 @@ def listings_of(cache: str | None) -> Path | None:
     """Returns the folder of kept listings for `--cache`; None if it is off."""
     if cache == "off":
         return None
-    return (default_root() if cache in {None, "auto"} else Path(str(cache))) / "listings"
+    return (locations.cache_root() if cache in {None, "auto"} else Path(str(cache))) / "listings"
 
 
 class Cache:
@@ -114,7 +108,7 @@ class Cache:
 
         Args:
             spec: how its images are decoded.
-            root: the folder that holds the folders of all specs; None for `default_root()`.
+            root: the folder that holds the folders of all specs; None for `locations.cache_root()`.
             limit_bytes: see the class. None uses the limit that was given last.
             otherwise: the limit if none was ever given.
             writes: False creates no folder, for commands that only inspect.
@@ -125,7 +119,7 @@ class Cache:
         Raises:
             ImagesError: if the folder cannot be created.
         """
-        root = root or default_root()
+        root = root or locations.cache_root()
         kept = _limit_of(root)
         known = otherwise if kept is None else kept
         cache = cls(root / spec.key, spec, known if limit_bytes is None else limit_bytes)

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
 from kresume.errors import ImagesError
@@ -43,6 +44,12 @@ class Entry(Protocol):
 
     def stat(self) -> Any:
         """Returns size and modification time."""
+
+
+def cache_root() -> Path:
+    """Returns the user's own cache folder: `$KRESUME_CACHE`, or `~/.cache/kresume` if it is not set."""
+    given = os.environ.get("KRESUME_CACHE")
+    return Path(given) if given else Path.home() / ".cache" / "kresume"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from kresume import runs
+from kresume.backend import programs
 from kresume.checkpoints import snapshot
 from kresume.errors import CheckpointError, ImagesError
 from kresume.evaluation import answers
@@ -127,6 +128,7 @@ def _write_result(session: Session) -> tuple[runs.Run, Result, Pair | None]:
     session.run.event("finished", step=step, which=which)
     snapshot.prune_snapshots(session.run.snapshots, 0, {step})
     forget_teacher(session.run)
+    programs.forget(session.run.path)
     return session.run, result, pair
 
 

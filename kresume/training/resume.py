@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kresume import runs
-from kresume.backend import live_state, selection
+from kresume import crash, runs
+from kresume.backend import live_state, programs, selection
 from kresume.errors import GateFailed
 from kresume.images.scans import remembered
 from kresume.options.resolve import from_arguments
@@ -104,6 +104,7 @@ def _rebuilt(run: runs.Run, config: TrainConfig, reporter: Reporter) -> Any:
     """Returns the model of an interrupted run, adjusted as it was; says which images it will not see."""
     backend, batch_size = config.backend or run.record.backend, run.record.amount.batch_size
     select_backend(config, backend, batch_size, reporter)
+    programs.use(run.path, crashed=crash.left(run.path))
     selection.set_precision(config.precision)
     live_state.seed_everything(run.record.seed)
     before = run.record.not_used  # absent in records of the first versions

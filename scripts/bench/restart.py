@@ -2,7 +2,9 @@
 
     python scripts/bench/restart.py --backend tensorflow
 
-Takes about 9 minutes on 2 cores under TensorFlow, 15 under JAX; --quick about 3.
+Takes about 9 minutes on 2 cores under TensorFlow, 15 under JAX; --quick about 3. `--backend jax --programs` measures only
+what the programs are worth that JAX compiled before and the run holds: the continuation with and without them, in
+seconds of the clock and of processors.
 
 Start: the model is MobileNetV2 at 96 pixels on generated JPEGs, cached in both cases. A run is stopped after some
 steps. Its continuation is timed from the start of the process to the end of its first new step. The plain script
@@ -40,14 +42,13 @@ import os
 os._exit(0)
 """
 CONTINUED = """
-import sys, time
+import os, sys, time
 import kresume.training.loop.callbacks as callbacks
 from kresume.cli import main
 done = callbacks.Keeper.on_train_batch_end
 def first(keeper, batch, logs=None):
     done(keeper, batch, logs)
-    print(time.time(), flush=True)
-    import os
+    print(sum(os.times()[:2]), time.time(), flush=True)
     os._exit(0)
 from kresume.backend.selection import select
 select(None)
@@ -124,39 +125,72 @@ def leaving(
     return end - last, last - start
 
 
-def starts(asked, base: list[object], folder: Path, environment: dict[str, str], busy: pairs.Busy) -> list[str]:
-    """Measures the starts; returns one row of the first table."""
+def interrupt(base: list[object], folder: Path, environment: dict[str, str]) -> list[object]:
+    """Trains MobileNetV2 in the folder `run` and kills it after some steps; returns the command without its end."""
     for file, text in (("plain.py", PLAIN), ("continued.py", CONTINUED)):
         (folder / file).write_text(text)
     base = [*base, "--model", "applications:MobileNetV2", "--image-size", 96, "--snapshot-every", 1]
-    pairs.run([*base, "--steps", 2, "--out", folder / "finished"], environment)
     words = [str(word) for word in [*base, "--steps", 400, "--out", folder / "run"]]
     process = subprocess.Popen(words, env={**os.environ, **environment}, stderr=subprocess.DEVNULL)
     while process.poll() is None and not list((folder / "run" / "snapshots").glob("step-0000000[2-9]")):
         time.sleep(0.05)
     process.kill()
     process.wait()
+    return base
 
-    def ours() -> float:
-        copy = folder / "copy"
-        shutil.copytree(folder / "run", copy)
-        seconds = timed([sys.executable, folder / "continued.py", copy], environment)
-        shutil.rmtree(copy)
-        return seconds
+
+def continued(folder: Path, environment: dict[str, str]) -> tuple[float, float]:
+    """Continues a copy of the run; returns the seconds until its first new step, and those of processors."""
+    copy = folder / "copy"
+    shutil.copytree(folder / "run", copy)
+    start = time.time()
+    processors, end = pairs.run([sys.executable, folder / "continued.py", copy], environment)[1].split()[-2:]
+    shutil.rmtree(copy)
+    return float(end) - start, float(processors)
+
+
+def starts(asked, base: list[object], folder: Path, environment: dict[str, str], busy: pairs.Busy) -> list[str]:
+    """Measures the starts; returns one row of the first table."""
+    base = interrupt(base, folder, environment)
+    pairs.run([*base, "--steps", 2, "--out", folder / "finished"], environment)
 
     def theirs() -> float:
         model = folder / "finished" / "model.keras"
         return timed([sys.executable, folder / "plain.py", model, folder / "data"], environment)
 
-    measured = pairs.measure(asked, ours, theirs, busy)
+    measured = pairs.measure(asked, lambda: continued(folder, environment)[0], theirs, busy)
     own, plain = pairs.medians(measured)
     return [f"{plain:.1f}", f"{own:.1f}", pairs.ratio(measured)]
+
+
+def programs(asked, base: list[object], folder: Path, environment: dict[str, str], busy: pairs.Busy) -> None:
+    """Prints the table of continuations with and without the programs that the run holds."""
+    interrupt(base, folder, environment)
+    (archive,) = (folder / "run" / "compiled").iterdir()
+    figures: list[list[tuple[float, float]]] = [[], []]
+
+    def measure(which: int) -> float:
+        without = {"JAX_ENABLE_COMPILATION_CACHE": "false"} if which else {}
+        figures[which].append(continued(folder, {**environment, **without}))
+        return figures[which][-1][1]
+
+    measured = pairs.measure(asked, lambda: measure(0), lambda: measure(1), busy)
+    seconds = [statistics.median(clock for clock, _ in each) for each in figures]
+    processors = pairs.medians(measured)
+    columns = ["", "programs read from the run", "compiled again", "ratio (quartiles)"]
+    rows = [
+        ["processor seconds to the first step", *(f"{each:.1f}" for each in processors), pairs.ratio(measured)],
+        ["seconds by the clock", *(f"{each:.1f}" for each in seconds), f"{seconds[0] / seconds[1]:.2f}"],
+        ["archive, MB", f"{archive.stat().st_size / 1e6:.1f}", "", ""],
+    ]
+    pairs.table(columns, rows, busy)
 
 
 def main() -> None:
     """Prints the tables."""
     made = pairs.parser(__doc__)
     made.add_argument("--backend", default="tensorflow", choices=["tensorflow", "jax"])
+    made.add_argument("--programs", action="store_true", help="measure only what kept programs are worth (jax)")
     asked = pairs.parse(made)
     busy, ends = pairs.Busy(), []
     os.environ["KERAS_BACKEND"] = asked.backend
@@ -165,6 +199,9 @@ def main() -> None:
         write_pictures(folder / "data")
         environment = {"KERAS_BACKEND": asked.backend, "KRESUME_CACHE": str(folder / "cache")}
         base = [sys.executable, "-m", "kresume", "train", "--data", folder / "data", "--val-split", 0]
+        if asked.programs:
+            programs(asked, base, folder, environment, busy)
+            return
         row = starts(asked, base, folder, environment, busy)
         early, later, far = first_batches(asked.pairs)
         epochs, rounds = (3, 1) if asked.quick else (EPOCHS, ROUNDS)

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from kresume import runs
-from kresume.backend import fingerprint
+from kresume.backend import fingerprint, programs
 from kresume.checkpoints import snapshot
 from kresume.errors import KresumeError, NotFinite, Stopped, TrainingError, UsageError
 from kresume.evaluation.live import LiveScorer
@@ -107,6 +107,7 @@ class Session:
             guard=lock.check,
             on_failure=self._not_written,
             on_stall=lambda text: reporter.warn(f"{text}; training continues as far as it can"),
+            on_commit=lambda records: programs.keep(run.path),
         )
         self.writer.remember(0, None)
         self.changes = Changes(

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from kresume.backend import live_state, selection
+from kresume.backend import live_state, programs, selection
 from kresume.checkpoints.layouts import names_of
 from kresume.evaluation.caches import open_cache
 from kresume.images.collect import Sources
@@ -95,6 +95,7 @@ def load_checkpoint(start: Start, sources: Sources, reporter: Reporter) -> Loade
     """
     config, held = start.config, settings_of(start.config)
     select_backend(config, config.backend, held.batch_size, reporter)
+    programs.use(None)
     with reporter.waiting(f"reading {config.from_}"):
         parent = read_parent(config)
     if config.new_head:
