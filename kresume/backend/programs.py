@@ -44,6 +44,8 @@ KEY = "key"
 """Name of the file in the user's cache folder with the key that signs archives."""
 PREFIX = "kresume-jax-"
 ENDING = "-cache"
+COLAB_DRIVE = Path("/content/drive/MyDrive")
+"""Where Colab mounts the user's own drive."""
 SIGNATURE_BYTES = 32
 MOST_BYTES = 2**30
 """Largest archive that is written."""
@@ -159,7 +161,7 @@ def _name(key: bytes) -> str:
 
 def _key() -> bytes | None:
     """Returns the key of this user, which is made at the first use; None if it cannot be kept."""
-    path = locations.cache_root() / KEY
+    path = _key_file()
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
@@ -171,6 +173,13 @@ def _key() -> bytes | None:
             return key
         path.unlink()  # torn by a crash, or another process writes it now: the next command has one
     return None
+
+
+def _key_file() -> Path:
+    """Returns the key's file: in the cache folder; on Colab on the drive, which outlasts the machine."""
+    if "KRESUME_CACHE" not in os.environ and COLAB_DRIVE.is_dir():
+        return COLAB_DRIVE / ".kresume" / KEY
+    return locations.cache_root() / KEY
 
 
 def _pack(ours: _Programs, found: Mapping[str, int]) -> bytes:

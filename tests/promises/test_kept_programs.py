@@ -154,6 +154,10 @@ def test_the_key_of_a_user_is_made_once_and_is_private(tmp_path, monkeypatch):
     path.write_bytes(key[:5])
     assert programs._key() is None
     assert len(programs._key()) == programs.SIGNATURE_BYTES
+    monkeypatch.delenv("KRESUME_CACHE")
+    monkeypatch.setattr(programs, "COLAB_DRIVE", tmp_path / "drive")  # the next machine has another home and this drive
+    (tmp_path / "drive").mkdir()
+    assert programs._key() == (tmp_path / "drive" / ".kresume" / programs.KEY).read_bytes()
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("KRESUME_CACHE", str(tmp_path / "file"))
     assert programs._key() is None
