@@ -156,15 +156,16 @@ def _served(folder: Path, subject: Subject, manifest: Manifest, reporter: Report
     signature, single = served_signature(folder, subject, len(labels or manifest.classes))
     rows = np.arange(len(manifest))
     how = f"running {folder} on {len(rows):,} images with TensorFlow alone, through its signature {signature.name}"
-    with reporter.waiting(how, now=True):
+    reporter.say(how)
+    with reporter.progress(f"scoring {subject.checkpoint}", len(rows), "images") as advance:
         if signature.input.kind == "bytes":
             with tempfile.TemporaryDirectory(prefix="kresume-") as name:
                 files = as_files(manifest.found(rows), Path(name))
                 prediction = predict_saved_model(
-                    folder, signature, labels, manifest.classes, {"files": files}, single=single
+                    folder, signature, labels, manifest.classes, {"files": files}, single=single, advance=advance
                 )
         else:
-            prediction = _by_numbers(folder, signature, labels, subject, manifest, rows, single)
+            prediction = _by_numbers(folder, signature, labels, subject, manifest, rows, single, advance)
     notes = []
     if labels is None:
         notes.append(
@@ -194,6 +195,7 @@ def _by_numbers(
     manifest: Manifest,
     rows: np.ndarray,
     single: Head | None,
+    advance: Callable[[int], None],
 ) -> Prediction:
     """Runs a SavedModel that expects pictures or values as arrays."""
     spec, convert, array_shape, dtype = array_input(folder, signature, subject)
@@ -204,7 +206,9 @@ def _by_numbers(
         for start in range(0, len(rows), PART):
             array[start : start + PART] = np.asarray(convert(reader(rows[start : start + PART])))
         array.flush()
-        return predict_saved_model(folder, signature, labels, manifest.classes, {"array": str(path)}, single=single)
+        return predict_saved_model(
+            folder, signature, labels, manifest.classes, {"array": str(path)}, single=single, advance=advance
+        )
 
 
 def array_input(

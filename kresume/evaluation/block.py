@@ -21,7 +21,10 @@ NAMES = {"f1": "F1", "top5": "top-5", "ece": "calibration error"}
 
 
 def describe(
-    scores: Mapping[str, Any], calibration: Sequence[Mapping[str, Any]], confused: Sequence[Mapping[str, Any]]
+    scores: Mapping[str, Any],
+    calibration: Sequence[Mapping[str, Any]],
+    confused: Sequence[Mapping[str, Any]],
+    generations: Sequence[Mapping[str, Any]] = (),
 ) -> list[str]:
     """Describes the scores of one model.
 
@@ -29,8 +32,16 @@ def describe(
         scores: with intervals, as `measure` returns them.
         calibration: the bins of confidence.
         confused: the cells of the confusion matrix, mistakes first.
+        generations: the scores on the images of each generation; named where old and new do not tell them apart.
     """
     lines = [_subset(name, scores[name]) for name in ORDER if name == "all" or _is_split(scores, name)]
+    if len(generations) > 2 or any(each["generation"] is None for each in generations[1:]):
+        parts = [
+            f"{'not in the run' if each['generation'] is None else each['generation']} {percent(each['accuracy'])} of "
+            f"{each['images']:,}"
+            for each in generations
+        ]
+        lines.append(f"by generation: {', '.join(parts)}")
     lines += _calibration(scores["all"], calibration)
     lines += _classes(scores["classes"])
     mistakes = [each for each in confused if each["label"] != each["answer"]]

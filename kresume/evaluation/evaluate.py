@@ -28,7 +28,7 @@ from kresume.evaluation.evaluation import Evaluation
 from kresume.evaluation.gates import Gates
 from kresume.evaluation.judging import check_conditions, check_gates, failures_of
 from kresume.evaluation.keras_facts import has_keras_model
-from kresume.evaluation.measure import measure
+from kresume.evaluation.measure import by_generation, measure
 from kresume.evaluation.own_metrics import OwnMetric, read_metrics
 from kresume.images import merging
 from kresume.images.cache import Cache
@@ -261,6 +261,7 @@ class _Job:
             "; ".join(note for note in notes if note),
             answers=measured.answers,
             calibration=measured.calibration,
+            generations=by_generation(measured.answers, images.known),
             generation=images.generation,
             lacks=found.lacks,
         )

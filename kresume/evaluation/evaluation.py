@@ -37,6 +37,7 @@ class Evaluation:
         answers: the answer to every image.
         calibration: for bins of confidence, the number of images, the mean confidence and the accuracy.
         generation: images with a lower origin are old.
+        generations: the scores on the images of each generation of the scored run, and on those that it does not have.
         failed: descriptions of the gates that the scores fail.
         lacks: classes of the images that the model does not have.
     """
@@ -50,6 +51,7 @@ class Evaluation:
     answers: Answers | None = field(default=None, repr=False)
     calibration: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
     generation: int = 0
+    generations: Sequence[Mapping[str, Any]] = ()
     failed: tuple[str, ...] = ()
     lacks: tuple[str, ...] = ()
 
@@ -86,6 +88,7 @@ class Evaluation:
             "quarantined": self.quarantined,
             "confusion": self.confused,
             "calibration": list(self.calibration),
+            "generations": list(self.generations),
             "failed": list(self.failed),
             "exit_code": self.exit_code,
         }
@@ -102,7 +105,7 @@ class Evaluation:
 
     def __str__(self) -> str:
         lines = [f"{self.model} on {', '.join(self.data)} (95 % intervals in brackets)"]
-        lines += [f"  {line}" for line in describe(self.scores, self.calibration, self.confused)]
+        lines += [f"  {line}" for line in describe(self.scores, self.calibration, self.confused, self.generations)]
         if self.quarantined:
             lines.append(f"  {self.quarantined:,} files could not be read")
         if self.note:

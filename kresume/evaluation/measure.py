@@ -4,6 +4,7 @@ measured = measure(predictions, manifest, generation, metrics, reporter)
 measured.scores["all"]["accuracy"], measured.scores["all"]["intervals"]["accuracy"]
 measured.scores["classes"]["rose"]["recall"], measured.scores["old"]["classes"]["rose"]["recall"]
 confused(measured.answers)[0]           # {"label": "rose", "answer": "tulip", "images": 12}
+by_generation(measured.answers, known)  # [{"generation": 0, "images": 300, "accuracy": 0.94, ...}, ...]
 """
 
 from __future__ import annotations
@@ -148,6 +149,37 @@ def _copy(facts: dict[str, Any], everything: Mapping[str, Any] | None) -> None:
 
 def _pair(low: Any, high: Any) -> list[float] | None:
     return None if np.isnan(low) else [float(low), float(high)]
+
+
+def by_generation(answers: Answers, known: np.ndarray) -> list[dict[str, Any]]:
+    """Scores the images of each generation of the scored run, the oldest first, then those that it does not have.
+
+    Args:
+        answers: of the run.
+        known: `(n,) bool`, which images the run has.
+
+    Returns:
+        Rows of `generation` (None for images that the run does not have), `images`, `accuracy`, `loss` and `interval`, that of
+        the accuracy; empty if the run has none of the images.
+    """
+    if not known.any():
+        return []
+    rows = []
+    for generation in [*np.unique(answers.origins[known]).tolist(), None]:
+        part = answers.at(~known if generation is None else known & (answers.origins == generation))
+        if not len(part):
+            continue
+        right, loss = int(part.right.sum()), float(part.losses.mean())
+        rows.append(
+            {
+                "generation": generation,
+                "images": len(part),
+                "accuracy": right / len(part),
+                "loss": None if np.isnan(loss) else loss,
+                "interval": _pair(*wilson(right, len(part))),
+            }
+        )
+    return rows
 
 
 def confused(answers: Answers) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Opens any model that answers pictures with classes: a run, a checkpoint, a SavedModel.
 
     model = open_model(Subject("runs/2-signs"), batch_size=32, reporter=reporter)
-    answers = model.answer(reads)             # of at most `model.most` pictures, which `read_ahead(items, model.spec)` gave
+    answers = model.answer(reads, advance)    # of at most `model.most` pictures, which `read_ahead(items, model.spec)` gave
     answers.probabilities, model.classes
 
 A run or checkpoint is a model in this process; a SavedModel runs in a process with TensorFlow alone, through its signature.
@@ -40,6 +40,10 @@ SERVED_IMAGES, SERVED_BYTES = 8192, 256 * 2**20
 """Pictures, and their bytes, that a SavedModel's process answers at once: starting the process takes seconds."""
 
 
+Advance = Callable[[int], None]
+"""Called with the number of pictures that are done."""
+
+
 @dataclass(frozen=True)
 class ModelAnswers:
     """The answers of a model to some pictures.
@@ -63,7 +67,7 @@ class Opened:
         name: its path.
         classes: names of the outputs, in order.
         spec: how pictures are decoded for it; None if it takes the bytes of files.
-        answer: returns its answers to pictures.
+        answer: returns its answers to pictures, and says how many are done.
         most: pictures that `answer` takes at once.
         most_bytes: bytes of pictures, or of files, that `answer` takes at once.
         notes: notes for the user on how it was read.
@@ -72,7 +76,7 @@ class Opened:
     name: str
     classes: tuple[str, ...]
     spec: DecodeSpec | None
-    answer: Callable[[Sequence[Read]], ModelAnswers]
+    answer: Callable[[Sequence[Read], Advance], ModelAnswers]
     most: int
     most_bytes: int
     notes: tuple[str, ...] = ()
@@ -115,13 +119,14 @@ def _live(loaded: Loaded, batch_size: int) -> Opened:
     convert = inputs.to_input(loaded.card.pixels, loaded.card.input)
     head, classes = loaded.loss.head, loaded.card.classes
 
-    def answer(reads: Sequence[Read]) -> ModelAnswers:
+    def answer(reads: Sequence[Read], advance: Advance) -> ModelAnswers:
         pictures = [np.asarray(read.picture) for read in reads]
         # One shape for every batch: another one would be compiled again.
         padded = np.stack([*pictures, *[pictures[-1]] * (batch_size - len(pictures))])
         outputs = np.asarray(loaded.model.predict_on_batch(np.asarray(convert(padded))))[: len(reads)]
         found = head.probabilities(np.asarray(outputs, np.float64))
         missing = len(classes) - found.shape[1]  # classes that the model has no output for yet
+        advance(len(reads))
         found = np.pad(found, ((0, 0), (0, missing))) if missing > 0 else found
         return ModelAnswers(head.task.answers(found), found)
 
@@ -147,13 +152,13 @@ def _served(folder: Path, subject: Subject, reporter: Reporter) -> Opened:
             subject.checkpoint,
             labels,
             None,
-            lambda reads: _of(_by_bytes(folder, signature, labels, reads, single)),
+            lambda reads, advance: _of(_by_bytes(folder, signature, labels, reads, single, advance)),
             SERVED_IMAGES,
             SERVED_BYTES,
         )
     spec, convert, shape, dtype = array_input(folder, signature, subject)
 
-    def answer(reads: Sequence[Read]) -> ModelAnswers:
+    def answer(reads: Sequence[Read], advance: Advance) -> ModelAnswers:
         with tempfile.TemporaryDirectory(prefix="kresume-") as name:
             path = Path(name) / "images.npy"
             array: Any = np.lib.format.open_memmap(path, "w+", dtype, (len(reads), *shape))
@@ -162,13 +167,19 @@ def _served(folder: Path, subject: Subject, reporter: Reporter) -> Opened:
                 array[start : start + PART] = np.asarray(convert(pictures))
             array.flush()
             del array
-            return _of(predict_saved_model(folder, signature, labels, labels, {"array": str(path)}, single=single))
+            request = {"array": str(path)}
+            return _of(predict_saved_model(folder, signature, labels, labels, request, single=single, advance=advance))
 
     return Opened(subject.checkpoint, labels, spec, answer, SERVED_IMAGES, SERVED_BYTES)
 
 
 def _by_bytes(
-    folder: Path, signature: Signature, labels: tuple[str, ...], reads: Sequence[Read], single: Head | None
+    folder: Path,
+    signature: Signature,
+    labels: tuple[str, ...],
+    reads: Sequence[Read],
+    single: Head | None,
+    advance: Advance,
 ) -> Prediction:
     """Runs a SavedModel that takes the bytes of files; members of archives are written to files first."""
     with tempfile.TemporaryDirectory(prefix="kresume-") as name:
@@ -181,7 +192,7 @@ def _by_bytes(
             copy = Path(name) / f"picture-{index:06d}"
             copy.write_bytes(read.data or b"")
             files.append(str(copy))
-        return predict_saved_model(folder, signature, labels, labels, {"files": files}, single=single)
+        return predict_saved_model(folder, signature, labels, labels, {"files": files}, single=single, advance=advance)
 
 
 def _of(prediction: Prediction) -> ModelAnswers:

@@ -10,7 +10,7 @@ memory does not grow with the number of pictures. Decoded pictures are not kept 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -19,7 +19,7 @@ import numpy as np
 
 from kresume.class_names import names_of
 from kresume.errors import ImagesError, UsageError
-from kresume.evaluation.opened import ModelAnswers, Opened, open_model
+from kresume.evaluation.opened import Advance, ModelAnswers, Opened, open_model
 from kresume.evaluation.prediction_rows import Row, as_text, format_of, writing
 from kresume.images.read_ahead import Read, read_ahead
 from kresume.images.sorting import SortedFolder
@@ -212,12 +212,12 @@ class _Job:
         self.failures = 0
         self.unreadable: list[tuple[str, str]] = []
 
-    def rows(self, advance: Callable[[int], None]) -> Iterator[Row]:
+    def rows(self, advance: Advance) -> Iterator[Row]:
         """Yields the row of each picture, in order, as it is predicted."""
         reads = read_ahead(self.asked.items(), self.opened.spec, keeps_data=self.folder is not None)
         for part in self._parts(reads):
             good = [read for read in part if not read.reason]
-            answers = self.opened.answer(good) if good else None
+            answers = self.opened.answer(good, advance) if good else None
             index = 0
             for read in part:
                 if read.reason or answers is None:
@@ -225,7 +225,7 @@ class _Job:
                     continue
                 yield self._row(read, answers, index)
                 index += 1
-            advance(len(part))
+            advance(len(part) - len(good))
 
     def _parts(self, reads: Iterable[Read]) -> Iterator[list[Read]]:
         """Groups pictures for the model; unreadable ones stay in their place."""

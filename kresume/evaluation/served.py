@@ -8,7 +8,7 @@ Each model runs in a process of its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -69,6 +69,7 @@ def predict_saved_model(
     *,
     shares: bool = True,
     single: Head | None = None,
+    advance: Callable[[int], None] | None = None,
 ) -> Prediction:
     """Runs images through a signature of a SavedModel.
 
@@ -81,6 +82,7 @@ def predict_saved_model(
         extra: further fields of the request.
         shares: convert logits to probabilities.
         single: how the model answers if it gives a single number for two classes; None if unknown.
+        advance: called with the number of images that are done since the last call, from another thread.
 
     Raises:
         CheckpointError: the model does not load or run with only TensorFlow, or it is unknown if its single number is
@@ -94,7 +96,7 @@ def predict_saved_model(
         **inputs,
         **(extra or {}),
     }
-    answer = run_apart("saved_model", request)
+    answer = run_apart("saved_model", request, advance=advance)
     count = len(inputs["files"]) if "files" in inputs else len(np.load(inputs["array"], mmap_mode="r"))
     names = tuple(labels or classes)
     row = signature.output("scores")

@@ -4,6 +4,8 @@ import csv
 import json
 import re
 import shutil
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,7 +30,7 @@ from kresume.evaluation.evaluate import evaluate
 from kresume.evaluation.evaluation import Evaluation
 from kresume.evaluation.gates import Gates
 from kresume.evaluation.judging import failures_of
-from kresume.evaluation.measure import measure
+from kresume.evaluation.measure import by_generation, measure
 from kresume.images.manifest import Manifest
 from kresume.reporter import Reporter
 from kresume.tasks.single_label import SINGLE_LABEL
@@ -105,6 +107,24 @@ def test_scores_are_those_of_scikit_learn_on_plain_predictions(place, evaluation
     for cell in evaluation.confused:
         matrix[names.index(cell["label"]), names.index(cell["answer"])] = cell["images"]
     np.testing.assert_array_equal(matrix, confusion_matrix(labels, chosen, labels=range(4)))
+
+
+def test_each_generation_of_a_run_has_a_row(evaluation):
+    """With only two generations these are old and new; images that the run does not have are a row of their own."""
+    parts = [evaluation.scores["old"], evaluation.scores["new"]]
+    assert [(row["generation"], row["images"], row["accuracy"]) for row in evaluation.generations] == [
+        (index, part["images"], part["accuracy"]) for index, part in enumerate(parts)
+    ]
+    assert [row["interval"] for row in evaluation.generations] == [part["intervals"]["accuracy"] for part in parts]
+    assert [row["loss"] for row in evaluation.generations] == [pytest.approx(part["loss"]) for part in parts]
+    assert "by generation" not in str(evaluation)
+    answers = evaluation.answers
+    known = answers.origins < 1
+    rows = by_generation(answers, known)
+    assert [(row["generation"], row["images"]) for row in rows] == [(0, known.sum()), (None, (~known).sum())]
+    assert rows[1]["accuracy"] == pytest.approx(answers.right[~known].mean())
+    assert by_generation(answers, np.zeros(len(answers), bool)) == []
+    assert "  by generation: 0 " in str(replace(evaluation, generations=rows))
 
 
 def test_calibration_is_that_of_guo_and_others(evaluation):
@@ -304,12 +324,32 @@ def test_the_command_writes_tables_and_exits_with_3(place, tmp_path, capsys):
     assert main([*words, *files, "--overwrite"]) == 0
 
 
+class Shown(Reporter):
+    """Counts what each bar of progress was told."""
+
+    def __init__(self):
+        super().__init__(quiet=True)
+        self.done = {}
+
+    @contextmanager
+    def progress(self, label, total, unit=""):
+        """Counts."""
+
+        def advance(count):
+            self.done[label] = self.done.get(label, 0) + count
+
+        yield advance
+
+
 def test_a_saved_model_answers_like_its_run(place, tmp_path):
     """Through its signature it gives the run's scores and intervals, and no image tells the two apart."""
     from kresume.exports.export import export
 
     served = Path(export(place / "second", tmp_path / "serving").path)
-    found = evaluate(place / "second", data=place / "test", against=served)
+    shown = Shown()
+    found = evaluate(place / "second", data=place / "test", against=served, reporter=shown)
+    images = found.scores["all"]["images"]
+    assert shown.done["scoring"] == shown.done[f"scoring {served}"] == images
     assert found.verdicts["all"].gained == found.verdicts["all"].lost == 0
     assert str(found.verdicts["all"]) == "unchanged (right on the same images)"
     for metric in ("loss", "ece"):

@@ -66,6 +66,7 @@ class Counts:
         quarantine: files that could not be used.
         broken: files that could no longer be read while the run trained.
         seen: validation images that the first checkpoint was probably trained on.
+        generations: images of each generation, the first one's first.
     """
 
     classes: tuple[ClassCount, ...]
@@ -78,6 +79,7 @@ class Counts:
     quarantine: Listed
     broken: Listed
     seen: int
+    generations: tuple[int, ...] = ()
 
 
 def counts_of(source: Source) -> Counts:
@@ -101,6 +103,7 @@ def counts_of(source: Source) -> Counts:
         _quarantine(source),
         Listed(len(broken), tuple(broken[:MOST_LISTED])),
         int(source.manifest.seen[source.manifest.is_val].sum()) if source.manifest is not None else 0,
+        tuple(np.bincount(source.manifest.origins).tolist()) if source.manifest is not None else (),
     )
 
 

@@ -54,6 +54,8 @@ def main(path: str) -> None:
                     indices.append(row)
                 except tf.errors.OpError as error:
                     failed[row] = str(error.message)[:300]
+        with open(request["progress"], "a", encoding="utf-8") as file:
+            file.write(f"{len(rows)}\n")
     facts = {"failed": failed, "warmed": _warm(model, request.get("warmup"))}
     names = parts[0] if parts else {}
     arrays = {f"output:{name}": np.concatenate([part[name] for part in parts]) for name in names}
