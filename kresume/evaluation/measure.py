@@ -152,7 +152,7 @@ def _pair(low: Any, high: Any) -> list[float] | None:
 
 
 def by_generation(answers: Answers, known: np.ndarray) -> list[dict[str, Any]]:
-    """Scores the images of each generation of the scored run, the oldest first, then those that it does not have.
+    """Scores the images of each generation of a run, the oldest first, then those it does not have.
 
     Args:
         answers: of the run.
