@@ -1,0 +1,110 @@
+"""Runs `scripts/colab_tpu.ipynb` as Colab does, with a folder in place of Drive; the first training is killed."""
+
+import json
+import os
+import re
+import sys
+import threading
+import time
+import tomllib
+from pathlib import Path
+
+import nbclient
+import nbformat
+import psutil
+import pytest
+from packaging.requirements import Requirement
+
+from kresume import runs
+from tests.helpers.paths import ROOT
+
+NOTEBOOK = ROOT / "scripts" / "colab_tpu.ipynb"
+FIRST = "--out runs/1-first"
+
+pytestmark = pytest.mark.one_backend
+
+
+def text_of(cell):
+    """Returns what a cell printed."""
+    return "".join(output.get("text", "") for output in cell.outputs)
+
+
+def kill_children(kernel, snapshots):
+    """Kills, as soon as two snapshots are there, all processes that a kernel has started."""
+    while sum(path.name.startswith("step-") for path in snapshots.glob("*")) < 2:
+        time.sleep(0.01)
+    for process in psutil.Process(kernel).children(recursive=True):
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """Returns the executed notebook, its folder, and what the first training printed before it was killed."""
+    home = tmp_path_factory.mktemp("drive")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KRESUME_HOME", str(home))
+        patch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+        patch.delenv("KERAS_BACKEND", raising=False)
+        book = nbformat.read(NOTEBOOK, 4)
+        client = nbclient.NotebookClient(book, timeout=900, resources={"metadata": {"path": str(home)}})
+        killed = ""
+        with client.setup_kernel():
+            for index, cell in enumerate(book.cells):
+                if FIRST in cell.source and cell.cell_type == "code":
+                    arguments = client.km.provisioner.pid, home / "runs" / "1-first" / "snapshots"
+                    killer = threading.Thread(target=kill_children, args=arguments, daemon=True)
+                    killer.start()
+                    killed = text_of(client.execute_cell(cell, index))
+                    killer.join(60)
+                client.execute_cell(cell, index)
+        yield book, home, killed
+
+
+def test_the_same_cell_continues_after_a_kill(executed):
+    """The training that was killed goes on from its snapshot: each epoch is there once."""
+    book, home, killed = executed
+    (again,) = (cell for cell in book.cells if cell.cell_type == "code" and FIRST in cell.source)
+    assert "compiling the first step" in killed or "measuring a few steps" in killed
+    assert "accepted" not in killed
+    assert re.search(r"continuing at step \d+ of 55, epoch \d of 4", text_of(again)), text_of(again)
+    run = runs.open_run(home / "runs" / "1-first")
+    assert run.status == "accepted"
+    assert [line["epoch"] for line in runs.read_metrics(run.metrics)] == [1, 2, 3, 4]
+    assert [event["event"] for event in run.events()] == ["started", "continued", "finished"]
+
+
+def test_every_cell_did_what_it_says(executed):
+    """Devices, more images, the report in the page, the lineage, and the export, with no warning of Python."""
+    book, home, _ = executed
+    cells = {cell.source.split("\n")[0]: cell for cell in book.cells if cell.cell_type == "code"}
+    printed = {name: text_of(cell) for name, cell in cells.items()}
+    assert all(cell.execution_count for cell in cells.values())
+    assert all("Warning" not in each and "error:" not in each for each in printed.values())
+    assert "devices: CPU:0" in printed["!kresume doctor"]
+    assert "tensorflow 2." in printed["import importlib.util"]
+    child = runs.open_run(home / "runs" / "2-first")
+    assert (child.status, child.record.images["added"], child.record.images["total"]) == ("accepted", 800, 1300)
+    shown = cells["from html import escape"].outputs[-1]["data"]["text/html"]
+    assert "srcdoc=" in shown
+    assert "kresume report" in shown
+    assert "* runs/2-first  accepted" in printed["!kresume log runs"]
+    assert (home / "serving" / "digits" / "1" / "saved_model.pb").is_file()
+
+
+def test_the_notebook_is_clean():
+    """It holds no output, its links exist, and its ranges are those of the package."""
+    book = json.loads(NOTEBOOK.read_text())
+    code = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
+    text = "".join("".join(cell["source"]) for cell in book["cells"])
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert links
+    assert all((NOTEBOOK.parent / link).is_file() for link in links)
+    ranges = {
+        each.name: each.specifier for each in map(Requirement, json.loads(re.search(r"RANGES = (\[.*\])", text)[1]))
+    }
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    own = {each.name: each.specifier for each in map(Requirement, needed)}
+    assert ranges.pop("jaxlib") == own["jax"]
+    assert ranges == {name: own[name] for name in ranges}
