@@ -10,15 +10,22 @@ from kresume.commands.output import print_result
 
 @click.command(cls=Command)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def doctor(as_json: bool) -> None:
-    """Show backends, devices, versions, and what is missing.
+@click.option(
+    "--measure/--no-measure", default=True, help="Measure how fast pictures come and how fast it trains: half a minute."
+)
+def doctor(as_json: bool, measure: bool) -> None:
+    """Show backends and devices, what is missing and how to mend it, and how fast this machine is.
+
+    Each backend is asked in a process of its own, so a crash or a device that hangs is a line of the answer.
 
     \b
     kresume doctor
+    kresume doctor --no-measure        (a few seconds)
     """
-    from kresume.reports.doctor import diagnose
+    from kresume.reporter import Reporter
+    from kresume.reports.doctor.diagnose import diagnose
 
-    print_result(diagnose(), as_json)
+    print_result(diagnose(Reporter(), measure=measure), as_json)
 
 
 @click.command(cls=Command)
