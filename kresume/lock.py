@@ -7,18 +7,23 @@
 The lock is a file that names host, pid and the process's start time, with a heartbeat. A holder on the same host is
 alive if its pid is running with that start time. A holder on another host (whose machine may be gone) is alive if its
 heartbeat is younger than `STALE_SECONDS`.
+
+Of processes that start at the same moment one gets the lock: the file is created by `link`, which fails if there is one,
+on a disk and on NFS. Only one process may replace the lock of a dead holder: the one that first creates a claim on that
+file's content. `scripts/bench/races.py` tries it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,6 +34,9 @@ from kresume.storage import atomic
 NAME = "lock.json"
 HEARTBEAT_SECONDS = 20.0
 STALE_SECONDS = 180.0
+JOIN_SECONDS = 20.0
+TORN_READS, TORN_SECONDS = 5, 0.02
+"""How often and how long to wait for a lock file that is written at this moment."""
 
 
 def process_start(pid: int) -> str | None:
@@ -59,13 +67,43 @@ def read_holder(run: Path) -> dict[str, Any] | None:
 
     An unreadable file counts as not locked, because its write was interrupted.
     """
+    return _read(run)[1]
+
+
+def _read(run: Path) -> tuple[bytes | None, dict[str, Any] | None]:
+    """Returns the bytes of the lock file, None if there is none, and its content, None if it is unreadable."""
     try:
-        holder = json.loads((run / NAME).read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        content = (run / NAME).read_bytes()
+    except FileNotFoundError:
+        return None, None
+    return content, _holder_in(content)
+
+
+def _holder_in(content: bytes) -> dict[str, Any] | None:
+    try:
+        holder = json.loads(content.decode())
+    except ValueError:
         return None
     kinds: dict[str, Any] = {"host": str, "pid": int, "start": str, "heartbeat": (int, float)}
     whole = isinstance(holder, dict) and all(isinstance(holder.get(name), kind) for name, kind in kinds.items())
     return holder if whole else None
+
+
+def _create_from(source: Path, path: Path) -> None:
+    """Gives a file a second name.
+
+    Raises:
+        FileExistsError: the name exists.
+    """
+    try:
+        os.link(source, path)
+    except (FileExistsError, FileNotFoundError):
+        raise
+    except OSError:  # a file system without links (exFAT, some network drives)
+        with path.open("xb") as file:
+            file.write(source.read_bytes())
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def is_alive(holder: Mapping[str, Any], *, host: str, clock: Callable[[], float] = time.time) -> bool:
@@ -117,37 +155,86 @@ class Lock:
         Raises:
             RunError: if a living process holds the lock; the message names its host and pid.
         """
-        while (holder := read_holder(self.run)) is not None and is_alive(holder, host=self.host, clock=self.clock):
-            who = f"pid {holder['pid']} on {holder['host']}"
-            if again and holder["host"] == self.host and holder["pid"] == os.getpid():
-                break
-            if holder["host"] == self.host:
-                raise RunError(f"{self.run} is being trained by {who}: wait for it, or stop that process first")
-            if self.take_over:
-                break
-            left = STALE_SECONDS - (self.clock() - float(holder["heartbeat"]))
-            self.say(
-                f"{self.run} is held by {who}, last seen {STALE_SECONDS - left:.0f} s ago: waiting {left:.0f} s for a "
-                f"sign of life ({self.way_on} continues at once if that machine is gone)"
-            )
-            seen = holder["heartbeat"]
-            while left > 0:
-                self.sleep(min(10.0, left))
-                left -= 10.0
-                fresh = read_holder(self.run)
-                if fresh is None:
-                    break
-                if fresh["heartbeat"] != seen:
-                    raise RunError(
-                        f"{self.run} is being trained by {who}: wait for it, or stop that process first ({self.way_on} "
-                        "takes it over)"
-                    )
-        self._write()
-        written = read_holder(self.run)
-        if written is None or written.get("token") != self.token:
-            raise RunError(f"{self.run} was taken by another process at the same moment: run the command again")
+        while not self._take(self._wait_for(again=again)):
+            self.sleep(TORN_SECONDS)  # another process changed the lock meanwhile: look again
+        atomic.remove_abandoned(self.run, NAME)
         self._thread = threading.Thread(target=self._beat, name="kresume-lock", daemon=True)
         self._thread.start()
+
+    def _wait_for(self, *, again: bool) -> bytes | None:
+        """Waits until the lock may be taken; returns the content of the file to replace, None if there is none."""
+        for _ in range(TORN_READS):
+            content, holder = _read(self.run)
+            if content is None or holder is not None:
+                break
+            self.sleep(TORN_SECONDS)  # it may be written at this moment
+        if holder is None or not is_alive(holder, host=self.host, clock=self.clock):
+            return content
+        who = f"pid {holder['pid']} on {holder['host']}"
+        if again and holder["host"] == self.host and holder["pid"] == os.getpid():
+            return content
+        if holder["host"] == self.host:
+            raise RunError(f"{self.run} is being trained by {who}: wait for it, or stop that process first")
+        if self.take_over:
+            return content
+        left = min(STALE_SECONDS, STALE_SECONDS - (self.clock() - float(holder["heartbeat"])))
+        self.say(
+            f"{self.run} is held by {who}, last seen {STALE_SECONDS - left:.0f} s ago: waiting {left:.0f} s for a "
+            f"sign of life ({self.way_on} continues at once if that machine is gone)"
+        )
+        while left > 0:
+            self.sleep(min(10.0, left))
+            left -= 10.0
+            fresh = read_holder(self.run)
+            if fresh is None:
+                return _read(self.run)[0]
+            if fresh["heartbeat"] != holder["heartbeat"]:
+                raise RunError(
+                    f"{self.run} is being trained by {who}: wait for it, or stop that process first ({self.way_on} "
+                    "takes it over)"
+                )
+        return content
+
+    def _take(self, old: bytes | None) -> bool:
+        """Creates the lock file, or replaces `old`; returns False if another process was first."""
+        path = self.run / NAME
+        temporary = atomic.temporary_beside(path)
+        try:
+            temporary.write_text(json.dumps(self._facts(), indent=2), encoding="utf-8")
+            atomic.flush_file(temporary)
+            if old is None:
+                _create_from(temporary, path)
+                return True
+            with self._claimed(old, temporary) as unchanged:
+                if unchanged:
+                    os.replace(temporary, path)
+                return unchanged
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _claimed(self, content: bytes, facts: Path) -> Iterator[bool]:
+        """Claims the right to replace the lock file that has this content; yields whether it still has.
+
+        Raises:
+            FileExistsError: another process has claimed it. The claim of a dead process is removed.
+        """
+        claim = self.run / f"{atomic.TEMPORARY_PREFIX}{NAME}-{hashlib.sha256(content).hexdigest()[:8]}"
+        try:
+            _create_from(facts, claim)
+        except FileExistsError:
+            with contextlib.suppress(FileNotFoundError):
+                other = _holder_in(claim.read_bytes())
+                torn = other is None and time.time() - claim.stat().st_mtime > STALE_SECONDS
+                if torn or (other is not None and not is_alive(other, host=self.host, clock=self.clock)):
+                    claim.unlink()
+            raise
+        try:
+            yield _read(self.run)[0] == content
+        finally:
+            claim.unlink(missing_ok=True)
 
     @property
     def held(self) -> bool:
@@ -169,30 +256,29 @@ class Lock:
         """Releases the lock, unless another process has taken it over."""
         self._stop.set()
         if self._thread is not None:
-            self._thread.join(HEARTBEAT_SECONDS)  # bounded, as it may wait for a disk that is gone
+            self._thread.join(JOIN_SECONDS)  # it may wait for a disk that is gone
             self._thread = None
         with contextlib.suppress(OSError):  # if the disk is gone, the lock expires with this process or its heartbeat
-            holder = read_holder(self.run)
-            if holder is not None and holder.get("token") == self.token:
-                (self.run / NAME).unlink(missing_ok=True)
+            content, holder = _read(self.run)
+            if content is not None and holder is not None and holder.get("token") == self.token:
+                with contextlib.suppress(FileExistsError), self._claimed(content, self.run / NAME) as unchanged:
+                    if unchanged:
+                        (self.run / NAME).unlink(missing_ok=True)
 
-    def _write(self) -> None:
-        atomic.write_json(
-            self.run / NAME,
-            {
-                "host": self.host,
-                "pid": os.getpid(),
-                "start": process_start(os.getpid()) or "",
-                "token": self.token,
-                "heartbeat": self.clock(),
-            },
-        )
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "host": self.host,
+            "pid": os.getpid(),
+            "start": process_start(os.getpid()) or "",
+            "token": self.token,
+            "heartbeat": self.clock(),
+        }
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
             try:
                 self.check()
-                self._write()
+                atomic.write_json(self.run / NAME, self._facts())
             except RunError:
                 return  # taken over: the training thread raises at its next commit
             except OSError:

@@ -1,5 +1,6 @@
 """Tests that only one process works on a run, and that the lock of a dead process is no obstacle."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -92,3 +93,34 @@ def test_a_lock_of_other_kinds_of_values_is_torn_like_any(tmp_path, changes):
     assert read_holder(tmp_path) is None
     with Lock(tmp_path, host="here"):
         assert read_holder(tmp_path)["pid"] == os.getpid()
+
+
+def test_the_claim_of_a_process_that_died_is_no_obstacle(tmp_path):
+    """A process that died between its claim on a dead lock and the lock itself blocks nobody."""
+    leave_lock(tmp_path, host="here", start="12345")
+    dead = (tmp_path / NAME).read_bytes()
+    claim = tmp_path / f".tmp-{NAME}-{hashlib.sha256(dead).hexdigest()[:8]}"
+    claim.write_bytes(dead)
+    with Lock(tmp_path, host="here"):
+        assert read_holder(tmp_path)["pid"] == os.getpid()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_without_links_has_locks_too(tmp_path, monkeypatch):
+    """Where a file cannot get a second name, the lock file is created exclusively."""
+
+    def refuse(*names):
+        raise PermissionError("no links")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with Lock(tmp_path, host="here"), pytest.raises(RunError, match="on here"):
+        Lock(tmp_path, host="here").acquire()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_clock_that_is_ahead_is_waited_for_three_minutes_at_most(tmp_path):
+    """The heartbeat of a host whose clock is ahead counts for three minutes, not for the difference of the clocks."""
+    leave_lock(tmp_path, heartbeat=time.time() + 10000)
+    slept = []
+    with Lock(tmp_path, host="here", sleep=slept.append):
+        assert sum(slept) <= STALE_SECONDS

@@ -269,12 +269,7 @@ def prune_snapshots(directory: Path, keep: int, pinned: set[int]) -> None:
     for path in (*directory.glob("aside-*"), *directory.glob(f"{REPLACED}*")):
         if path not in listed:
             shutil.rmtree(path, ignore_errors=True)
-    for _, path in finished:
-        if path not in kept:
-            # Rename first: a removal that is killed halfway must not leave a snapshot that looks complete.
-            gone = atomic.temporary_beside(path)
-            path.rename(gone)
-            shutil.rmtree(gone, ignore_errors=True)
+    atomic.remove_directories(path for _, path in finished if path not in kept)
     _name_newest(directory)
 
 

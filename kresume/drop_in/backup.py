@@ -268,10 +268,10 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
 
     def _open_folder(self) -> None:
         """Locks the folder, reports how the last process died, and starts the writer of backups."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        atomic.make_directory(self._folder)
         self._lock = Lock(self._folder, way_on=f"removing {self._folder / LOCK}", say=self._reporter.say)
         self._lock.acquire(again=True)
-        atomic.remove_leftovers(self._folder)
+        atomic.remove_leftovers(self._folder, keep=LOCK)
         if (died := crash.found(self._folder)) is not None:
             self._reporter.warn(died.tell("KERAS_BACKEND="))
         self._trace.begin()

@@ -96,3 +96,4 @@ def remove(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
     for path in folder.glob("images-*.parquet"):
         path.unlink(missing_ok=True)
+    atomic.flush_directory(folder)  # else the next fit could find a training that is done

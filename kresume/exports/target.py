@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,11 +133,6 @@ def prune(directory: Path, keep: int, newest: Path) -> list[int]:
     Returns:
         The numbers of the removed versions.
     """
-    removed = []
-    for number, folder in list(versions_in(directory).items())[:-keep]:
-        if folder != newest:
-            gone = atomic.temporary_beside(folder)
-            folder.rename(gone)
-            shutil.rmtree(gone, ignore_errors=True)
-            removed.append(number)
-    return removed
+    removed = {number: folder for number, folder in list(versions_in(directory).items())[:-keep] if folder != newest}
+    atomic.remove_directories(removed.values())
+    return list(removed)

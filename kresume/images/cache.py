@@ -127,7 +127,7 @@ class Cache:
             cache.refresh()
             return cache
         try:
-            cache.folder.mkdir(parents=True, exist_ok=True)
+            atomic.make_directory(cache.folder)
             atomic.remove_abandoned(cache.folder)
             if limit_bytes is not None and limit_bytes != kept:
                 # `kresume eval` must not trim the cache to another size than the training run that fills it.
@@ -277,6 +277,8 @@ class Cache:
             path = self._paths[shard]
             path.with_suffix(".npy").unlink(missing_ok=True)  # first, so that no reader finds an index without its rows
             path.unlink(missing_ok=True)
+        if len(gone):
+            atomic.flush_directory(self.folder)  # after a power cut they must not come back
         forgotten = {sha256.decode() for sha256 in self._sha256s[gone].tolist()}
         fresh = Cache(self.folder, self.spec, self.limit_bytes)
         fresh.refresh()

@@ -80,7 +80,6 @@ def write_scan(folder: Path, scan: Scan) -> None:
     path = folder / f"epoch-{scan.epoch:04d}.parquet"
     facts = {"format": FORMAT, "epoch": scan.epoch, "removed": list(scan.removed), "digest": scan.digest}
     try:
-        folder.mkdir(exist_ok=True)
         write_table(path, scan.added, MARK, facts)
     except OSError:
         # Writing may fail after the file has its name. The next process must not find a scan that was not trained on.

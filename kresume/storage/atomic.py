@@ -5,7 +5,8 @@
         (tmp / "state.safetensors").write_bytes(...)
 
 A crash at any time leaves either the old file or the new one, never a partial file. POSIX `rename` is atomic. Each file
-is flushed to disk before the rename and its directory after it, so the order also survives a power failure.
+and each folder in a new directory is flushed to disk before the rename, and the parent directory after it. When these
+functions return, what they wrote survives a power cut; `scripts/bench/powercut.py` tries every instant.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,32 @@ def flush_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_directory(path: Path) -> None:
+    """Creates a directory and its missing parents, and flushes the name of each.
+
+    Without that, a power cut could remove a new directory with all flushed files in it.
+    """
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        flush_directory(folder.parent)
+
+
+def remove_directories(paths: Iterable[Path]) -> None:
+    """Removes directories, each whole or not at all, as far as readers see.
+
+    A removal that is interrupted must not leave a directory that has its name and misses files. So all get temporary
+    names, which are flushed before their content goes.
+    """
+    gone = [(path, temporary_beside(path)) for path in paths]
+    for path, temporary in gone:
+        path.rename(temporary)
+    for parent in {path.parent for path, _ in gone}:
+        flush_directory(parent)
+    for _, temporary in gone:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def temporary_beside(path: Path) -> Path:
     """Returns an unused temporary name in the directory of `path`.
 
@@ -72,7 +99,7 @@ def new_file(path: Path) -> Iterator[Path]:
 
     Replaces an existing `path`. On an exception the temporary file is removed and `path` is unchanged.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     temporary = temporary_beside(path)
     try:
         yield temporary
@@ -100,7 +127,7 @@ def temporary_copy(path: Path, ending: str) -> Iterator[Path]:
 def new_directory(path: Path, replaced: Path | None = None) -> Iterator[Path]:
     """Yields a temporary directory that becomes `path` if the block succeeds.
 
-    Every file in it is flushed first.
+    Every file and folder in it is flushed first.
 
     Args:
         path: the directory's final name.
@@ -110,16 +137,18 @@ def new_directory(path: Path, replaced: Path | None = None) -> Iterator[Path]:
     Raises:
         FileExistsError: if `path` exists and `replaced` is None; its content is unchanged.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     if path.exists() and replaced is None:
         raise FileExistsError(f"{path} exists already; a finished directory is never overwritten")
     temporary = temporary_beside(path)
     temporary.mkdir()
     try:
         yield temporary
-        for file in sorted(temporary.rglob("*")):
-            if file.is_file():
-                flush_file(file)
+        for found in sorted(temporary.rglob("*")):
+            if found.is_dir():
+                flush_directory(found)
+            elif found.is_file():
+                flush_file(found)
         flush_directory(temporary)
         if replaced is not None and path.exists():
             os.rename(path, replaced)
@@ -169,7 +198,8 @@ def append_line(path: Path, line: str) -> None:
 
     A crash can leave a partial line, so readers must expect one.
     """
-    before = path.stat().st_size if path.exists() else 0
+    created = not path.exists()
+    before = 0 if created else path.stat().st_size
     try:
         with path.open("ab+") as file:
             if before:
@@ -178,6 +208,8 @@ def append_line(path: Path, line: str) -> None:
             file.write(b"\n" * torn + line.encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
+        if created:
+            flush_directory(path.parent)
     except OSError:
         # Restore the old length: a retry must not find the line, or a part of it, in the file.
         with contextlib.suppress(OSError):

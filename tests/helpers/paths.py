@@ -7,6 +7,8 @@ ROOT = Path(__file__).parents[2]
 GOLDENS = ROOT / "tests" / "golden"
 WRITERS = ROOT / "scripts" / "golden"
 """The scripts that wrote the goldens, with their inputs."""
+BENCH = ROOT / "scripts" / "bench"
+"""The scripts that measure, and those that cut the power."""
 FUZZ = ROOT / "scripts" / "fuzz"
 """The scripts that damage good files and read them."""
 REAL_PICTURES = Path(os.environ.get("KRESUME_TEST_DATA", ROOT.parent / "shared" / "data"))
