@@ -71,7 +71,7 @@ def read_holder(run: Path) -> dict[str, Any] | None:
 
 
 def _read(run: Path) -> tuple[bytes | None, dict[str, Any] | None]:
-    """Returns the bytes of the lock file, None if there is none, and its content, None if it is unreadable."""
+    """Returns the bytes and the content of the lock file; None for what is missing or unreadable."""
     try:
         content = (run / NAME).read_bytes()
     except FileNotFoundError:
@@ -162,7 +162,7 @@ class Lock:
         self._thread.start()
 
     def _wait_for(self, *, again: bool) -> bytes | None:
-        """Waits until the lock may be taken; returns the content of the file to replace, None if there is none."""
+        """Waits until the lock may be taken; returns the bytes to replace, None if there are none."""
         for _ in range(TORN_READS):
             content, holder = _read(self.run)
             if content is None or holder is not None:

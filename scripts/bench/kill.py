@@ -62,7 +62,8 @@ def result(path: Path) -> tuple[str, list[dict]]:
     arrays = snapshot.read_snapshot(snapshot.snapshot_path(path / "snapshots", step)).arrays
     lines = runs.read_metrics(path / "metrics.jsonl")
     for line in lines:
-        line.pop("time"), line.pop("images_per_second")
+        for name in ("time", "images_per_second", "waiting_for_images"):
+            line.pop(name, None)
     return snapshot.digest_of(arrays), lines
 
 

@@ -136,7 +136,7 @@ def result_of_run(folder: Path) -> object:
     if not run.finished:
         return None
     arrays = snapshot.read_snapshot(snapshot.snapshot_path(run.snapshots, run.result_step())).arrays
-    clock = {"time", "images_per_second"}
+    clock = {"time", "images_per_second", "waiting_for_images"}
     lines = [{k: v for k, v in line.items() if k not in clock} for line in runs.read_metrics(run.metrics)]
     model = snapshot.digest_of(read_checkpoint(run.model).arrays)
     return snapshot.digest_of(arrays), lines, run.answers("after").read_bytes(), model
