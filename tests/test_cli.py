@@ -68,6 +68,7 @@ def test_help_and_usage_errors_import_nothing_heavy():
     assert done.stderr.splitlines()[-1] == "[]"
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

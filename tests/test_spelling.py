@@ -8,6 +8,7 @@ from kresume.errors import UsageError
 from kresume.spelling import as_argument, as_flag, in_bytes, option, spelled
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize(
     ("name", "value", "flag", "argument"),
     [
@@ -32,6 +33,7 @@ def test_an_option_in_both_spellings(name, value, flag, argument):
     assert option(name, value) == flag
 
 
+@pytest.mark.one_backend
 def test_sizes():
     """Two digits or more, and no "1,000 MB" where a GB begins."""
     sizes = {0: "0 bytes", 999: "999 bytes", 1000: "1.0 kB", 9_949: "9.9 kB", 9_950: "10 kB", 999_499: "999 kB"}
@@ -58,6 +60,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("arguments", WRONG, ids=" ".join)
 def test_python_is_told_of_arguments_and_the_command_line_of_flags(workplace, capsys, arguments):
     """`kresume.plan` and `kresume plan` give the same message, each in its own spelling."""

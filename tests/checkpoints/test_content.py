@@ -173,6 +173,7 @@ def test_an_archive_that_is_no_checkpoint_says_so(tmp_path):
         read_checkpoint(tmp_path / "c.tar.gz")
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("ending", [".keras", ".h5", ".json", ".pth", ""])
 def test_an_architecture_is_found_by_content_too(tmp_path, ending):
     """`--model FILE` finds an architecture under any name; without one, the error names the content."""
@@ -185,6 +186,7 @@ def test_an_architecture_is_found_by_content_too(tmp_path, ending):
         build.build_model(str(tmp_path / f"weights{ending}"), state=None, num_classes=3, image_size=None)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_the_json_of_keras_2_beside_weights_is_its_architecture(tmp_path):
     """`model.json` of `to_json` is the architecture of weights in the same folder.
 

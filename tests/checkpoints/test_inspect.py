@@ -63,6 +63,7 @@ def test_the_layers_of_a_large_graph_stand_in_their_order(tmp_path):
     assert names == [f"part{index}" for index in range(12)]
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("name", ["plain-adam.pth", "residual.pth", "mobile-adamw.pth", "plain.safetensors"])
 def test_a_skeleton_runs_and_takes_every_array_by_name(tmp_path, name):
     """A skeleton runs and maps every array by its module's name; each open question is marked."""
@@ -79,6 +80,7 @@ def test_a_skeleton_runs_and_takes_every_array_by_name(tmp_path, name):
     assert (tmp_path / "model.py").read_text().count("fill in") >= len(layer_table(state)) - 1
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_skeleton_of_a_transformer_says_what_it_could_not_write(tmp_path):
     """A transformer's skeleton names the loose parameter that it cannot write; all others map."""
     pytest.importorskip("torch")
@@ -116,6 +118,7 @@ def dense(inputs, outputs):
     return {"weight": np.zeros((outputs, inputs), "float32"), "bias": np.zeros(outputs, "float32")}
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize(
     ("layers", "shape", "words"),
     [
@@ -155,6 +158,7 @@ def test_a_skeleton_that_no_picture_fits_is_not_written():
         skeleton(TrainState("net.pth", "torch", "torch", arrays), "model.py")
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
@@ -182,6 +186,7 @@ def test_inspect_says_how_a_model_takes_pictures(tmp_path, inputs, words, kind):
     assert f"input       {words}" in str(found)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_inspect_counts_several_inputs(tmp_path):
     """`inspect` counts several inputs, which no picture alone can feed."""
     import keras
@@ -210,6 +215,7 @@ def test_the_command_writes_the_skeleton_once(tmp_path, monkeypatch):
         skeleton(read_checkpoint(GOLDENS / "keras-3.15.1" / "keras-cnn-adam" / "model.keras"), "model.py")
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_run_is_shown_by_layer(tmp_path, pictures):
     """A run is shown by layer, in the model's order, without optimizer and metrics."""
     path = str(trained(tmp_path / "run", data=[str(pictures / "old")], **TINY))

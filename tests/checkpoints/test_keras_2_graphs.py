@@ -140,6 +140,7 @@ def test_nadam_has_the_product_that_keras_3_would_have(nadams, kind, form):
     assert_same_bytes({"slots": together[0]}, {"slots": together[1]})
 
 
+@pytest.mark.one_backend(trains=True)
 def test_what_the_file_says_of_its_optimizer_is_taken():
     """Legacy Adam is read from the file, its decay as a schedule; for others the error names candidates."""
     decay = read_checkpoint(GOLDEN / "nested-legacy-decay")
@@ -154,6 +155,7 @@ def test_what_the_file_says_of_its_optimizer_is_taken():
     )  # fmt: skip
 
 
+@pytest.mark.one_backend(trains=True)
 def test_another_model_is_an_error_and_nothing_is_assigned():
     """An additional layer or another width is an error with a table, and nothing is assigned."""
     state = read_checkpoint(GOLDEN / "sequential-adam")

@@ -82,6 +82,7 @@ def file(tmp_path_factory):
     return path
 
 
+@pytest.mark.one_backend(trains=True)
 def test_each_weight_gets_the_array_that_tf_keras_wrote_for_it(file):
     """Each weight gets the array that tf_keras wrote for it: its index in tf_keras's own list."""
     net = Net()
@@ -91,6 +92,7 @@ def test_each_weight_gets_the_array_that_tf_keras_wrote_for_it(file):
     assert [float(np.ravel(keras.ops.convert_to_numpy(variable))[0]) for variable in variables] == list(range(30))
 
 
+@pytest.mark.one_backend(trains=True)
 def test_layers_whose_order_differs_between_the_two_are_not_guessed(file):
     """Layers whose order differs between Keras 2 and 3 are refused.
 

@@ -150,6 +150,7 @@ def restored(path):
     return state, model, optimizer
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("naming", NAMINGS)
 @pytest.mark.parametrize("case", CASES)
 def test_slots_are_known_by_their_order(tmp_path, case, naming):
@@ -202,6 +203,7 @@ def test_its_decay_is_a_schedule_of_its_rate(tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("rest", [SHAPES[:3], [*SHAPES[:2], SHAPES[0], SHAPES[1]]])
 def test_slots_of_other_weights_are_never_taken(tmp_path, rest):
     """Slots fewer than expected, or of other shapes, are refused by name; the weights are read."""
@@ -210,6 +212,7 @@ def test_slots_of_other_weights_are_never_taken(tmp_path, rest):
         restored(tmp_path / "m.h5")
 
 
+@pytest.mark.one_backend(trains=True)
 def test_arrays_that_are_in_no_order_name_the_way_on(tmp_path):
     """Slots in no known order are refused; `--optimizer adam:reset` works.
 
@@ -227,6 +230,7 @@ def test_arrays_that_are_in_no_order_name_the_way_on(tmp_path):
     restore.restore(model, state, optimizer=None)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_stack_that_is_a_list_is_the_stack(tmp_path):
     """Both forms of a Sequential's config give the same layers and numbers; the older is a list."""
     old_file(tmp_path / "list.h5")
@@ -239,6 +243,7 @@ def test_a_stack_that_is_a_list_is_the_stack(tmp_path):
     )
 
 
+@pytest.mark.one_backend(trains=True)
 def test_kernels_of_theano_are_turned(tmp_path):
     """Theano kernels and their slots are flipped in space, as Keras 2 did on loading.
 
@@ -306,6 +311,7 @@ def new_style(path, name, config, kinds):
         archive.write(path.with_suffix(".tmp"), "model.weights.h5")
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("ending", ["h5", "keras"])
 def test_the_idle_momentum_of_a_plain_sgd_is_left_out(tmp_path, ending):
     """The unused momentum of `compile("sgd")` in Keras 2.11 and later is left out, as Keras 3 has none."""
@@ -314,6 +320,7 @@ def test_the_idle_momentum_of_a_plain_sgd_is_left_out(tmp_path, ending):
     assert (state.step, int(optimizer.iterations), slots.slot_lists(optimizer)) == (7, 7, {})
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("ending", ["h5", "keras"])
 def test_adafactor_keeps_its_rows_and_columns(tmp_path, ending):
     """Adafactor keeps its rows and columns; for a bias Keras 3 has an unused scalar instead."""
@@ -343,6 +350,7 @@ def test_nadam_has_the_product_that_keras_2_does_not_store(tmp_path, ending):
     assert {len(listed) for listed in slots.slot_lists(optimizer).values()} == {4}
 
 
+@pytest.mark.one_backend(trains=True)
 def test_the_architecture_of_keras_1_is_asked_for(tmp_path):
     """The architecture of Keras 1 is refused; the error asks for the model, and weights match by order.
 

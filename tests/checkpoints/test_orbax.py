@@ -65,6 +65,7 @@ def test_it_predicts_and_goes_on_as_its_writer_does(folder, name):
         np.testing.assert_allclose(losses, expected["next_losses"], rtol=2e-5)
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize(("folder", "name"), [case for case in CASES if EXPECTED[case[0]][case[1]]["optimizer"]])
 def test_every_array_arrives_to_the_last_bit_whatever_the_names(folder, name):
     """Every array is restored bit for bit, also into a model of a user's function.
@@ -99,6 +100,7 @@ def test_steps_and_their_folders_are_found(tmp_path):
     assert read_checkpoint(tmp_path / "run" / "12" / "pytree").step == 3
 
 
+@pytest.mark.one_backend(trains=True)
 def test_two_layers_that_a_name_cannot_tell_apart_are_never_guessed():
     """A tree without a description, whose names fit only in part, restores nothing."""
     state = read_checkpoint(GOLDENS / FOLDERS[0] / "nested-state")

@@ -136,6 +136,19 @@ def test_a_disk_that_fails_at_any_moment_leaves_the_one_before(tmp_path, monkeyp
     assert not list(tmp_path.glob(".tmp-step*"))
 
 
+def test_bytes_are_on_the_disk_before_the_name(tmp_path, monkeypatch):
+    """Every file of a snapshot is flushed before the snapshot has its name, and the name after it."""
+    import os
+
+    done, rename = [], os.rename
+    monkeypatch.setattr(os, "fsync", lambda descriptor: done.append(os.fstat(descriptor).st_ino))
+    monkeypatch.setattr(os, "rename", lambda old, new: (done.append("renamed"), rename(old, new)))
+    path = write(tmp_path, 5)
+    named = done.index("renamed")
+    assert {file.stat().st_ino for file in (path, *path.iterdir())} <= set(done[:named])
+    assert tmp_path.stat().st_ino in done[named:]
+
+
 def test_a_kill_while_a_snapshot_takes_the_place_of_its_like_loses_neither(tmp_path, monkeypatch):
     """A kill between the two renames of a replacement loses neither snapshot.
 

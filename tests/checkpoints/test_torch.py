@@ -159,6 +159,7 @@ def test_what_neither_name_nor_order_decides_is_an_error_with_the_way_on(tmp_pat
     np.testing.assert_array_equal(named.get_layer("branch.a").get_weights()[0], kernels["a"].transpose(2, 3, 1, 0))
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -581,7 +582,7 @@ def test_groups_of_parameters_are_told_apart_where_shapes_allow(tmp_path):
         assert state.arrays[f"optimizer/{name}/exp_avg"].tobytes() == moment.tobytes()
 
 
-@pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("precision", few_under_jax(["mixed_float16", "mixed_bfloat16"], ["mixed_float16"]))
 def test_a_pytorch_training_goes_on_in_another_precision(seed_checkpoint, tmp_path, pictures, precision):
     """Moments are restored under another precision, whatever wraps the optimizer."""
     run_training(
@@ -598,6 +599,7 @@ def test_a_pytorch_training_goes_on_in_another_precision(seed_checkpoint, tmp_pa
     assert record["before"]["all"]["accuracy"] > 0.5
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_map_is_for_pytorchs_files_only():
     """`--map` with a file that is not PyTorch's is an error, not ignored."""
     golden = GOLDENS / "tf_keras-2.21.0" / "sequential-adam"
@@ -703,6 +705,7 @@ def test_weights_that_another_module_computes_are_told(names, words):
     assert re.search(words, torch_rewritten.explain(names))
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_state_dict_under_weight_norm_names_the_call():
     """A state dict under weight norm is an error that names the call, not only a missing layer."""
     arrays = {"0.weight_g": np.ones((3, 1), "f"), "0.weight_v": np.ones((3, 5), "f"), "0.bias": np.ones(3, "f")}

@@ -172,6 +172,7 @@ class StopAfter(keras.callbacks.Callback):
         pass
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize(
     ("first", "then", "options", "steps", "words"),
     [
@@ -253,6 +254,7 @@ class LateCounting(keras.callbacks.Callback):
         self.late = epoch
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize(
     ("make", "named"),
     [
@@ -325,6 +327,7 @@ def undisturbed(folder, keys=("loss", "val_loss")):
 BEFORE = b"epoch,loss,val_loss\r\n0,0.5,NA\r\n1,0.4,NA\r\n"
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("append", [False, True], ids=["overwrite", "append"])
 @pytest.mark.parametrize("there", [b"", BEFORE], ids=["new file", "file of an earlier training"])
 @pytest.mark.parametrize(
@@ -356,6 +359,7 @@ def test_csv_lines_are_those_of_a_training_that_nobody_disturbed(model, tmp_path
     assert log.read_bytes() == kept + expected
 
 
+@pytest.mark.one_backend(trains=True)
 def test_csv_lines_survive_the_file_and_others_lines_stay(model, tmp_path, capfd):
     """A deleted log is restored from the backup; a log that another writer changed stays, with a note."""
     log = tmp_path / "log.csv"
@@ -389,6 +393,7 @@ def scalars(folder):
     return {key: sorted(steps) for key, steps in found.items()}
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("update_freq", ["epoch", "batch", 2])
 @pytest.mark.parametrize(
     ("kills", "save_freq"),

@@ -158,6 +158,7 @@ def test_pictures_without_class_folders(tmp_path):
         ours(flat)
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -371,15 +372,14 @@ def test_keras_draws_every_number_from_a_seed_generator():
 
 
 @pytest.mark.one_backend
-@pytest.mark.parametrize("end", ["", "raise ValueError('of the user')"])
-def test_a_process_ends_with_an_iterator_at_hand(pictures, end):
-    """A script that still holds an iterator, at its normal end or after an error, ends."""
+def test_a_process_ends_with_an_iterator_at_hand(pictures):
+    """A script that still holds an iterator ends, here after an error: Python's way to its end is the same without."""
     script = (
         "import time, kresume\nfrom kresume.images.reader import PictureReader\nread = PictureReader.__call__\n"
         "PictureReader.__call__ = lambda reader, rows: (time.sleep(0.5), read(reader, rows))[1]\n"  # busy when the script ends
         f"data = kresume.image_dataset({str(pictures / 'old')!r}, image_size=(8, 8), batch_size=2)\n"
-        f"iterator = iter(data)\nnext(iterator)\n{end}"
+        "iterator = iter(data)\nnext(iterator)\nraise ValueError('of the user')"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == (1 if end else 0), done.stderr
-    assert ("of the user" in done.stderr) == bool(end)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.endswith("ValueError: of the user\n")

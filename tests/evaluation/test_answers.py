@@ -140,6 +140,7 @@ def assert_scored(found, expected, generation):
         assert f1 == pytest.approx(scores["f1"], abs=1e-12)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_run_keeps_the_answers_that_its_scores_are_computed_from(extended):
     """Before and after, on the same validation images, in the child's classes; scores are scikit-learn's."""
     run = runs.open_run(extended / "second")
@@ -187,6 +188,7 @@ def test_a_killed_process_writes_the_same_answers(extended, tmp_path):
     assert sorted(answers_of(extended / "first")) == ["after.parquet"]
 
 
+@pytest.mark.one_backend(trains=True)
 def test_the_best_epoch_is_the_one_that_answers(extended):
     """With a monitor the answers are those of the chosen epoch, which is not the last."""
     out = extended / "best"
@@ -196,6 +198,7 @@ def test_the_best_epoch_is_the_one_that_answers(extended):
     assert_scored(answers.read(run.answers("after")), json.loads((out / "evaluation.json").read_text())["after"], 1)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_without_validation_images_there_are_no_answers(extended):
     """Nothing was scored, so no file is written."""
     run_training(data=[str(extended / "old")], out=str(extended / "unscored"), **{**TINY, "val_split": 0, "epochs": 1})

@@ -202,6 +202,7 @@ def _augmented():
     return (keras.layers.RandomFlip(), keras.layers.Rescaling(1 / 255))
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("front", [_rescaling, _normalization, _hub_style, _augmented])
 def test_a_model_that_rescales_by_itself_eats_0_255(trained, painted, quiet, front):
     """A model that begins with Rescaling or Normalization expects 0-255.
@@ -213,6 +214,7 @@ def test_a_model_that_rescales_by_itself_eats_0_255(trained, painted, quiet, fro
     assert plan.before["all"]["accuracy"] > 0.9
 
 
+@pytest.mark.one_backend(trains=True)
 def test_what_the_first_layers_say_is_read_without_images():
     """The first layers' classes are read without images."""
     for front in (_rescaling, _normalization, _hub_style, _augmented):
@@ -320,6 +322,7 @@ def test_another_count_of_folders_than_outputs_is_a_usage_error(trained, painted
         assert plan_of(path, painted, quiet, classes=",".join(order)).before["all"]["accuracy"] > 0.9
 
 
+@pytest.mark.one_backend(trains=True)
 def test_soft_labels_come_when_the_loss_or_mixup_wants_them(trained, painted, quiet, tmp_path):
     """Labels are one-hot if the loss or MixUp needs it.
 

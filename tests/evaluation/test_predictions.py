@@ -81,6 +81,7 @@ def test_rows_are_those_of_plain_keras(place):
         assert row.score == row.top[0][1]
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("from_logits", [False, True])
 def test_one_output_for_two_classes(place, from_logits):
     """The score is that of the class that is answered, also where the model gives a single number."""

@@ -23,6 +23,7 @@ def test_the_command_knows_every_format():
     assert list(option.type.choices) == list(EXPORTERS)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_run_becomes_a_keras_file(workplace, capsys):
     """`kresume export --format keras --json` prints the record; --overwrite moves the old export aside."""
     trained("runs/1-shapes", data=["old"], val=["val"], **{**TINY, "epochs": 1})
@@ -56,6 +57,7 @@ def test_what_stood_comes_back_when_an_export_fails(workplace, capsys, monkeypat
     assert [path.name for path in workplace.iterdir() if path.name.startswith((".tmp", "out."))] == []
 
 
+@pytest.mark.one_backend(trains=True)
 def test_eval_of_a_run_with_averages_uses_them(workplace):
     """`eval` of a run with averages scores the averages, which model.keras and the server use, too."""
     import numpy as np

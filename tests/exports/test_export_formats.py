@@ -196,6 +196,7 @@ def test_mixed_precision_is_served_in_its_own_numbers(tmp_path, images):
     np.testing.assert_allclose(got, expected, atol=3e-2)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_parity_counts_what_tolerance_does_not_explain(tmp_path, images, quiet):
     """Two nearly equal classes may be exchanged; a clear prediction may not; an unread picture fails."""
     loaded = load(Subject(str(trained(tmp_path / "first.keras", images)), classes=CLASSES))

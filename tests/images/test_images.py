@@ -1,5 +1,6 @@
 """Tests the images wing: sources, decoding, cache, manifest and pipeline."""
 
+import gc
 import hashlib
 import io
 import json
@@ -46,6 +47,15 @@ def gradient(height=40, width=60):
 
 
 # Sources
+
+
+@pytest.mark.one_backend
+def test_what_the_caller_froze_stays_frozen(quiet):
+    """Preparing images unfreezes only what it froze: a server, or these tests, keep the frameworks out of collections."""
+    gc.freeze()
+    frozen = gc.get_freeze_count()
+    prepare([], SPEC, None, quiet)
+    assert gc.get_freeze_count() == frozen
 
 
 @pytest.mark.one_backend

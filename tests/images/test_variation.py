@@ -44,6 +44,7 @@ def varied_run(tmp_path_factory, pictures):
     return run_training(data=[str(pictures / "old")], out=str(folder / "run"), vary_interpolation=True, **TINY)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_every_batch_holds_both_and_starts_anywhere(varied_run):
     """Every batch holds both ways as drawn; a dataset from the third step equals the rest of the first."""
     manifest = Manifest.read(runs.open_run(varied_run.run).manifest)
@@ -71,6 +72,7 @@ def _as_they_are(images):
     return images
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_run_draws_and_says_so(varied_run, pictures, tmp_path):
     """A run with the option trains other weights, scores the same pictures, and records the option."""
     plain = run_training(data=[str(pictures / "old")], out=str(tmp_path / "plain"), **TINY)
@@ -81,6 +83,7 @@ def test_a_run_draws_and_says_so(varied_run, pictures, tmp_path):
     assert record["card"]["interpolation"] == "area"
 
 
+@pytest.mark.one_backend(trains=True)
 def test_it_continues_exactly(tmp_path, pictures):
     """A run killed in the middle of an epoch continues to equal bytes."""
     arguments = {"data": [str(pictures / "old")], "vary_interpolation": True, **TINY}

@@ -18,6 +18,7 @@ from kresume.checkpoints.read import read_checkpoint
 from kresume.errors import CheckpointError, RestoreError, UsageError
 from kresume.models import own_counts, restore, structure
 from kresume.models.saved_optimizer import name_optimizer
+from tests.helpers.backends import few_under_jax
 from tests.helpers.runs import TINY, kill_at_every_snapshot, run_training
 
 LAYERS = 4
@@ -261,13 +262,9 @@ NAMELESS = {"weights-h5", "shards", "backup", "torch-nameless"}
 """Formats that name neither the weights of an optimizer's slots nor an architecture that shows them."""
 
 
-@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("kind", few_under_jax(WRITERS, ["snapshot", "keras", "weights-h5", "legacy-h5", "torch"]))
 def test_every_weight_in_its_layer_and_every_slot_at_its_weight(zoo, tmp_path, kind):
     """For each choice of trained layers, all weights are right, and slots are right or refused."""
-    if kind == "tf-checkpoint" and keras.config.backend() != "tensorflow":
-        pytest.skip("tf.train.Checkpoint holds models of the TensorFlow backend only")
-    if kind == "saved-model" and keras.config.backend() != "tensorflow":
-        pytest.skip("under JAX an export is another program's")
     for prefix, package in (("orbax", "orbax.checkpoint"), ("torch", "torch"), ("tf_keras", "tf_keras")):
         if kind.startswith(prefix):
             pytest.importorskip(package)
@@ -432,6 +429,7 @@ def test_an_optimizer_in_its_own_file(zoo, tmp_path, inside):
     assert read_checkpoint(tmp_path / "model.pth").optimizer is None
 
 
+@pytest.mark.one_backend(trains=True)
 def test_what_is_no_optimizer_is_refused(zoo, tmp_path):
     """`--optimizer-from` refuses a missing file, a weights file, and a checkpoint that is not PyTorch's.
 
@@ -527,6 +525,7 @@ def test_averages_that_predict_do_not_depend_on_what_is_frozen_now(tmp_path):
         assert values == [7.0, 7.0, 22.0, 32.0], now
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_plan_says_what_trains():
     """A plan names the number of frozen layers and those that train.
 
@@ -543,6 +542,7 @@ def test_a_plan_says_what_trains():
         frozen_layers(build(()))
 
 
+@pytest.mark.one_backend(trains=True)
 def test_an_optimizer_without_slots_is_named_as_the_reason(zoo, tmp_path):
     """A checkpoint compiled anew and saved before a step is refused for its missing slots.
 

@@ -12,6 +12,7 @@ LAYOUTS = get_args(Layout)
 TABLES = {"kresume/checkpoints/layouts.py", "kresume/models/layouts.py"}
 
 
+@pytest.mark.one_backend
 def test_every_layout_has_an_entry():
     """Both tables have an entry for every layout and for nothing else, in the order of `Layout`."""
     from kresume.models import layouts as rules
@@ -19,6 +20,7 @@ def test_every_layout_has_an_entry():
     assert tuple(names.LAYOUTS) == tuple(rules.LAYOUTS) == LAYOUTS
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_layout_of_a_checkpoint_chooses_its_entries(layout):
     """The layout that a reader wrote chooses the entry of both tables."""
@@ -29,6 +31,7 @@ def test_the_layout_of_a_checkpoint_chooses_its_entries(layout):
     assert rules.rules_of(state) is rules.LAYOUTS[layout]
 
 
+@pytest.mark.one_backend
 def test_no_other_module_compares_a_layout_with_its_name(request):
     """A new layout touches its reader, its matching and the tables: no other module compares `state.layout`."""
     root = request.config.rootpath

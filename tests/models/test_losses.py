@@ -91,6 +91,7 @@ ENDS = {
 }  # fmt: skip
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("end", ENDS)
 def test_outputs_are_read_from_the_model(end):
     """Outputs are read from the last activation, through any wrapper; one without a name is measured."""
@@ -113,6 +114,7 @@ OBJECTS = {
 }
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("kind", OBJECTS)
 @pytest.mark.parametrize("said", [True, False])
 @pytest.mark.parametrize("probabilities", [True, False])
@@ -240,6 +242,7 @@ def test_a_served_score_is_the_models_own(slip, images, pictures, tmp_path):
     np.testing.assert_allclose(got, np.asarray(model.predict_on_batch(values.astype("uint8"))), atol=1e-5)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_wrong_reading_of_the_outputs_is_no_verified_export(slip, quiet):
     """An export that agrees with our reading but not with the model's outputs fails parity."""
     folder, _ = slip
@@ -461,6 +464,7 @@ TF_KERAS = {
 }  # fmt: skip
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_compile_config_of_tf_keras_is_understood():
     """A compile config of tf_keras 2.21 is read: the first of `loss_weights`, metrics by function."""
     model = head({"activation": "softmax"})
@@ -483,6 +487,7 @@ def test_a_compile_config_of_tf_keras_is_understood():
     assert unused_metrics(saved, ("AUC",)) == ()
 
 
+@pytest.mark.one_backend(trains=True)
 def test_what_no_loss_can_do_is_refused_truthfully():
     """A task that the loss cannot do is refused with the true reason.
 
@@ -593,6 +598,7 @@ def _layers_by_name(path, model):
                 group[name] = np.asarray(weight)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_the_functions_default_counts_where_the_checkpoint_does_not_tell(tmp_path):
     """The function's default output count holds if the checkpoint does not tell it.
 

@@ -93,6 +93,7 @@ def test_a_subclassed_model_is_scored_and_planned_for(net, pictures, quiet, way)
     assert plan.loss.startswith("sparse_categorical_crossentropy")
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("file", ["m.keras", "m.weights.h5"])
 def test_a_model_that_was_built_for_another_size_names_the_option(net, pictures, quiet, file):
     """A model built for another image size is an error that names `--image-size`, which works.
@@ -111,6 +112,7 @@ def test_a_model_that_was_built_for_another_size_names_the_option(net, pictures,
     restore.restore(build.build_model(spec, image_size=(12, 12), **made), state, optimizer=None)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_model_of_another_width_names_no_size(net):
     """If the last axis differs, too, the error does not blame the image size."""
     folder, _ = net
@@ -138,6 +140,7 @@ def test_a_subclassed_model_trains_and_is_extended(net, pictures, tmp_path):
     assert second.step > first.step
 
 
+@pytest.mark.one_backend(trains=True)
 def test_shapes_of_a_model_that_is_no_graph(net):
     """A subclassed model's input is that of its build, its output that of its code; several are named."""
     _, model = net
@@ -253,6 +256,7 @@ def test_the_innermost_reason_of_nested_errors():
 # --- optimizers by name -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_backend(trains=True)
 def test_the_rate_of_an_optimizer_by_name_is_its_own():
     """The table of default rates is Keras's."""
     for name in keras_arrays.OPTIMIZERS:
@@ -262,6 +266,7 @@ def test_the_rate_of_an_optimizer_by_name_is_its_own():
     assert keras_arrays.by_name("special") is None
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("name", ["adam", "sgd", "nadam"])
 @pytest.mark.parametrize("writer", ["Keras 3.1", "tf_keras"])
 def test_an_optimizer_compiled_by_name_is_that_optimizer(writer, name, pictures, quiet, tmp_path):
@@ -307,6 +312,7 @@ def test_an_optimizer_compiled_by_name_is_that_optimizer(writer, name, pictures,
 # --- inspect ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_backend(trains=True)
 def test_inspect_tells_several_outputs_and_unknown_classes(net, tmp_path):
     """`inspect` names outputs, and classes, functions and losses unknown to Keras; else it prints nothing."""
     folder, _ = net

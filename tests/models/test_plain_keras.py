@@ -44,6 +44,7 @@ def loaded(line, folder):
     return np.concatenate([np.asarray(each) for each in values]), np.concatenate([np.asarray(each) for each in labels])
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize(
     "case",
     [
@@ -86,6 +87,7 @@ def test_the_line_gives_the_numbers_that_training_had(pictures, case):
     np.testing.assert_array_equal(labels, [0, 0, 1, 1, 2, 2])
 
 
+@pytest.mark.one_backend(trains=True)
 def test_rows_of_labels_and_many_classes(pictures):
     """The loss decides the form of the labels; many class names are abbreviated in the last block."""
     _, labels = loaded(feeding_line(card(), rows=True), pictures)
@@ -95,6 +97,7 @@ def test_rows_of_labels_and_many_classes(pictures):
     assert feeding_line(card("prepare.py:mine")).endswith(".map(lambda images, labels: (mine(images), labels))")
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize(
     ("loss", "rows"),
     [

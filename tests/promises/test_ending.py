@@ -73,6 +73,7 @@ def test_datasets_for_a_users_own_fit_tune_nothing(autotuned, tmp_path):
     assert not any(autotuned)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_contact_sheet_tunes_nothing(autotuned, pictures, tmp_path, quiet):
     """A contact sheet, whose augmentation runs in tf.data, has no autotuner either."""
     manifest = scan([str(pictures / "old")], quiet).manifest

@@ -79,6 +79,7 @@ def test_a_run_that_was_taken_over_writes_nothing_more(monkeypatch, tmp_path, pi
     assert runs.open_run(tmp_path / "run").status == "running"  # as the other process will leave it
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_best_epoch_that_could_not_be_written_is_said(monkeypatch, tmp_path, pictures):
     """If the best epoch's snapshot was not written, the last step is the result; the exit code is 5.
 
@@ -140,6 +141,7 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path, pictures):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_disk_that_is_full_for_the_arrays_is_a_disk_that_refuses(monkeypatch, tmp_path, pictures):
     """A full disk while arrays are written is recorded like any other disk error, with exit code 5.
 
@@ -184,6 +186,7 @@ def test_a_line_that_was_half_written_leaves_nothing(monkeypatch, tmp_path):
     assert path.read_text() == "one\ntwo\n"
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_best_snapshot_that_was_damaged_since_does_not_hold_the_run_up(monkeypatch, tmp_path, pictures):
     """If the best snapshot is damaged later, the last step is the result, and the exit code is 5.
 
@@ -209,6 +212,7 @@ def test_a_best_snapshot_that_was_damaged_since_does_not_hold_the_run_up(monkeyp
     assert result.step == runs.read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["step"]
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_stop_whose_snapshot_failed_does_not_say_that_it_was_written(monkeypatch, tmp_path, pictures):
     """SIGTERM on a full disk exits with 75 and does not claim that a snapshot was written."""
     import signal

@@ -56,6 +56,7 @@ def every_moment(monkeypatch):
     monkeypatch.setattr("kresume.training.loop.callbacks.LOSS_READ_SECONDS", 0.0)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_continued_run_goes_on_in_the_same_curves(tmp_path, pictures, monkeypatch, every_moment):
     """After a kill at any snapshot, the curves have each step once and the values of a run that was never killed."""
     first = tmp_path / "first"

@@ -506,6 +506,7 @@ def test_sigkill_in_the_middle_and_the_same_command_again(tmp_path, pictures):
     assert lines_without_time(tmp_path / "whole") == lines_without_time(tmp_path / "killed")
 
 
+@pytest.mark.one_backend(trains=True)
 def test_sigterm_writes_a_snapshot_and_says_how_to_go_on(tmp_path, pictures):
     """SIGTERM writes a snapshot, prints the command to continue and exits with 75; no step is lost."""
     arguments = [

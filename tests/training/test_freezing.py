@@ -12,6 +12,7 @@ from kresume.checkpoints import snapshot
 from kresume.errors import UsageError
 from kresume.models import freeze
 from kresume.values.freezing import Freezing
+from tests.helpers.backends import few_under_jax
 from tests.helpers.runs import TINY, kill_at_every_snapshot, result_arrays, run_training, trained
 
 OPTIONS = {"batch_size": 5, "val_split": 0.25, "lr": 1e-3}
@@ -148,14 +149,14 @@ def test_frozen_layers_keep_their_bits_and_the_others_train(place):
     assert "are frozen: only" not in str(free)
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "kills"),
-    [
-        ({}, (2, -8, -2)),
-        ({"optimizer": "sgd", "lr": 0.01, "lr_schedule": "plateau"}, (2, -8)),
-        ({"ema": 0.9}, (2, -8)),
-    ],
-)
+THAWS = [
+    ({}, (2, -8, -2)),
+    ({"optimizer": "sgd", "lr": 0.01, "lr_schedule": "plateau"}, (2, -8)),
+    ({"ema": 0.9}, (2, -8)),
+]
+
+
+@pytest.mark.parametrize(("optimizer", "kills"), few_under_jax(THAWS, THAWS[2:]))
 def test_a_run_that_thaws_continues_exactly(tmp_path, place, optimizer, kills):
     """Killed before and after the epoch in which layers begin to train, and at the end, it ends with the same bits."""
     options = {**OPTIONS, "epochs": 3, "freeze": ["conv*"], "unfreeze_at": 1, **optimizer}

@@ -18,6 +18,7 @@ from kresume.training.plan.parent import Parent, restore_parent, wanted_optimize
 from kresume.training.plan.rate import decide_rate, keras_rate
 from kresume.values.amount import Amount
 from kresume.values.card import Card
+from tests.helpers.backends import few_under_jax
 from tests.helpers.pictures import CLASSES
 
 STEPS, DONE, SIDE, BATCH = 8, 5, 4, 3
@@ -112,7 +113,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("saved", ["float", "schedule"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", few_under_jax(CASES, ["keep", "rewarm-cosine", "plateau"]))
 def test_the_rate_that_was_asked_for_trains(written, saved, case):
     """The requested rate trains at the first and last step, in the optimizer and in plain SGD's update."""
     options, of_float, of_schedule, shape = CASES[case]

@@ -8,6 +8,7 @@ from kresume.training.snapshot_policy import Cadence, Retention, Since
 FREE = "when the disk is free"
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize(
     ("text", "since", "after_step", "after_epoch"),
     [
@@ -28,12 +29,14 @@ def test_a_snapshot_is_due_by_steps_epochs_or_minutes(text, since, after_step, a
     assert cadence.after_epoch(since, urgent=False) == after_epoch
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize("text", ["100", "3epochs", "1min"])
 def test_the_best_and_the_last_epoch_are_always_due(text):
     """Whatever the cadence says: the best epoch, the last one, and a run that is asked to stop."""
     assert Cadence.parse(text).after_epoch(Since(0, 0, 0.0), urgent=True) == "now"
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize("text", ["", "0", "-1", "1.5", "0.5epochs", "ten", "1..2min", "5 parsecs"])
 def test_a_cadence_that_means_nothing_is_refused(text):
     """The message names the three forms."""
@@ -41,6 +44,7 @@ def test_a_cadence_that_means_nothing_is_refused(text):
         Cadence.parse(text)
 
 
+@pytest.mark.one_backend
 def test_kept_are_the_newest_and_the_best_that_they_refer_to():
     """A best epoch that no kept snapshot refers to is not needed any more."""
     best_of = {2: None, 4: 4, 6: 4, 8: 8, 10: 8, 12: 8}
