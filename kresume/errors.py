@@ -8,14 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kresume.addresses import public
+
 
 class KresumeError(Exception):
     """Base class of all errors that a user can correct.
 
-    Exit code 1.
+    Exit code 1. The message names addresses in place of their local folders.
     """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return public(super().__str__())
 
 
 class UsageError(KresumeError, ValueError):

@@ -76,10 +76,11 @@ def _read(run: Path) -> tuple[bytes | None, dict[str, Any] | None]:
         content = (run / NAME).read_bytes()
     except FileNotFoundError:
         return None, None
-    return content, _holder_in(content)
+    return content, parse_holder(content)
 
 
-def _holder_in(content: bytes) -> dict[str, Any] | None:
+def parse_holder(content: bytes) -> dict[str, Any] | None:
+    """Returns the content of a lock; None if it is not whole."""
     try:
         holder = json.loads(content.decode())
     except ValueError:
@@ -157,14 +158,13 @@ class Lock:
         """
         while not self._take(self._wait_for(again=again)):
             self.sleep(TORN_SECONDS)  # another process changed the lock meanwhile: look again
-        atomic.remove_abandoned(self.run, NAME)
         self._thread = threading.Thread(target=self._beat, name="kresume-lock", daemon=True)
         self._thread.start()
 
     def _wait_for(self, *, again: bool) -> bytes | None:
         """Waits until the lock may be taken; returns the bytes to replace, None if there are none."""
         for _ in range(TORN_READS):
-            content, holder = _read(self.run)
+            content, holder = self._look()
             if content is None or holder is not None:
                 break
             self.sleep(TORN_SECONDS)  # it may be written at this moment
@@ -185,9 +185,9 @@ class Lock:
         while left > 0:
             self.sleep(min(10.0, left))
             left -= 10.0
-            fresh = read_holder(self.run)
+            again_content, fresh = self._look()
             if fresh is None:
-                return _read(self.run)[0]
+                return again_content
             if fresh["heartbeat"] != holder["heartbeat"]:
                 raise RunError(
                     f"{self.run} is being trained by {who}: wait for it, or stop that process first ({self.way_on} "
@@ -213,6 +213,24 @@ class Lock:
             return False
         finally:
             temporary.unlink(missing_ok=True)
+            atomic.remove_abandoned(self.run, NAME)
+
+    # The lock of a bucket is elsewhere: `BucketLock` has its own `_look`, `_take`, `_refresh` and `_remove`.
+
+    def holder(self) -> dict[str, Any] | None:
+        """Reads who holds the lock now."""
+        return self._look()[1]
+
+    def _look(self) -> tuple[bytes | None, dict[str, Any] | None]:
+        return _read(self.run)
+
+    def _refresh(self) -> None:
+        atomic.write_json(self.run / NAME, self._facts())
+
+    def _remove(self, content: bytes) -> None:
+        with contextlib.suppress(FileExistsError), self._claimed(content, self.run / NAME) as unchanged:
+            if unchanged:
+                (self.run / NAME).unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _claimed(self, content: bytes, facts: Path) -> Iterator[bool]:
@@ -226,7 +244,7 @@ class Lock:
             _create_from(facts, claim)
         except FileExistsError:
             with contextlib.suppress(FileNotFoundError):
-                other = _holder_in(claim.read_bytes())
+                other = parse_holder(claim.read_bytes())
                 torn = other is None and time.time() - claim.stat().st_mtime > STALE_SECONDS
                 if torn or (other is not None and not is_alive(other, host=self.host, clock=self.clock)):
                     claim.unlink()
@@ -247,7 +265,7 @@ class Lock:
         Raises:
             RunError: if another process has taken the run over; nothing more may be written to it.
         """
-        holder = read_holder(self.run)
+        holder = self.holder()
         if holder is None or holder.get("token") != self.token:
             who = f"pid {holder['pid']} on {holder['host']}" if holder else "nobody: the lock file is gone"
             raise RunError(f"{self.run} was taken over (it is held by {who}): this process writes nothing more to it")
@@ -259,11 +277,9 @@ class Lock:
             self._thread.join(JOIN_SECONDS)  # it may wait for a disk that is gone
             self._thread = None
         with contextlib.suppress(OSError):  # if the disk is gone, the lock expires with this process or its heartbeat
-            content, holder = _read(self.run)
+            content, holder = self._look()
             if content is not None and holder is not None and holder.get("token") == self.token:
-                with contextlib.suppress(FileExistsError), self._claimed(content, self.run / NAME) as unchanged:
-                    if unchanged:
-                        (self.run / NAME).unlink(missing_ok=True)
+                self._remove(content)
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -278,7 +294,7 @@ class Lock:
         while not self._stop.wait(HEARTBEAT_SECONDS):
             try:
                 self.check()
-                atomic.write_json(self.run / NAME, self._facts())
+                self._refresh()
             except RunError:
                 return  # taken over: the training thread raises at its next commit
             except OSError:

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from kresume.addresses import public, resolved
 from kresume.errors import RunError
 from kresume.storage import atomic
 from kresume.values.record import RunRecord, Status
@@ -111,7 +111,7 @@ class Run:
     def parent_path(self) -> Path | None:
         """Returns the parent's path, resolved against the run's folder; None without a parent."""
         parent = self.record.parent
-        return Path(os.path.normpath(self.path / parent.path)) if parent else None
+        return resolved(parent.path, self.path) if parent else None
 
     def update(self, **changes: Any) -> Run:
         """Replaces `run.json`, with these fields changed.
@@ -126,7 +126,7 @@ class Run:
     def event(self, kind: str, **facts: Any) -> None:
         """Appends one line to `events.jsonl`."""
         line = {"time": now(), "event": kind, **facts}
-        atomic.append_line(self.path / EVENTS, json.dumps(line, ensure_ascii=False))
+        atomic.append_line(self.path / EVENTS, public(json.dumps(line, ensure_ascii=False)))
 
     def events(self, kind: str | None = None) -> list[dict[str, Any]]:
         """Reads the events of one kind, or all of them, oldest first."""

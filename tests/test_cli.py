@@ -109,7 +109,8 @@ def test_help_and_usage_errors_import_nothing_heavy():
         (["train", "--data", "old", "--mixup", "-1"], 2, "at least 0"),
         (["train", "--data", "old", "--seed", "-1"], 2, "from 0 to"),
         (["train", "--data", "old", "--metric", "nosuch"], 2, "Keras has no such metric"),
-        (["train", "--data", "old", "--out", "gs://bucket/run"], 2, "on a mounted drive"),
+        (["train", "--data", "old", "--cache", "gs://bucket/cache"], 2, "on a mounted drive"),
+        (["train", "--data", "old", "--out", "nowhere://bucket/run"], 2, "nowhere:// is unknown"),
         (
             ["train", "--data", "old", "--freeze", "nothing*"],
             2,

@@ -34,6 +34,7 @@ from kresume.checkpoints.beside import with_files_beside
 from kresume.checkpoints.hub_classes import is_preset
 from kresume.errors import CheckpointError, MissingCheckpoint, UsageError
 from kresume.spelling import option
+from kresume.staging.fetch import here
 from kresume.storage.damage import reading
 from kresume.values.state import TrainState
 
@@ -107,7 +108,7 @@ def read_checkpoint(path: str | os.PathLike[str], optimizer_from: str | os.PathL
     """Reads a checkpoint of any known format.
 
     Args:
-        path: the checkpoint.
+        path: the checkpoint, on a disk or at an address (`gs://`, `s3://`), from which it is fetched.
         optimizer_from: a separate file with the optimizer's state dict, for PyTorch weights.
 
     Raises:
@@ -115,7 +116,7 @@ def read_checkpoint(path: str | os.PathLike[str], optimizer_from: str | os.PathL
         MissingCheckpoint: if nothing exists at `path`.
         CheckpointError: if it is not a checkpoint, or it is damaged.
     """
-    path = os.fspath(path)
+    path, optimizer_from = here(path), None if optimizer_from is None else here(optimizer_from)
     if Path(path).is_dir() and is_preset(Path(path)):
         preset = f"hub:{path}"
         raise CheckpointError(

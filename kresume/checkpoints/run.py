@@ -15,6 +15,7 @@ from kresume.checkpoints import snapshot
 from kresume.checkpoints.json_text import read_file
 from kresume.errors import CheckpointError
 from kresume.spelling import option
+from kresume.staging.fetch import here
 from kresume.storage.damage import interpreting
 from kresume.values.loss import Loss
 from kresume.values.state import SavedRate, TrainState
@@ -23,8 +24,10 @@ from kresume.values.state import SavedRate, TrainState
 def split(path: str) -> tuple[Path, str]:
     """Splits `"runs/2-signs@best"` into the run's path and `"best"`.
 
-    Without `@`, or if a file of that whole name exists, returns the whole path and an empty string.
+    Without `@`, or if a file of that whole name exists, returns the whole path and an empty string. A run at an address is
+    fetched first.
     """
+    path = here(path)
     whole = Path(path)
     if whole.exists() or "@" not in whole.name:
         return whole, ""

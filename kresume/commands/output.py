@@ -8,13 +8,15 @@ from typing import Any
 
 import click
 
+from kresume.addresses import public
 from kresume.errors import UsageError
 from kresume.spelling import option
 
 
 def print_result(result: Any, as_json: bool) -> None:
     """Prints a result to stdout, as text or as JSON."""
-    click.echo(json.dumps(result.as_dict(), indent=2, ensure_ascii=False) if as_json else str(result))
+    text = json.dumps(result.as_dict(), indent=2, ensure_ascii=False) if as_json else str(result)
+    click.echo(public(text))
 
 
 def check_free(flag: str, path: str | None, *, overwrite: bool) -> None:

@@ -31,6 +31,7 @@ from kresume.models.unscored import with_statistics
 from kresume.reporter import Reporter
 from kresume.runtimes.signatures import Signature, find_saved_model, has_signatures, labels_of, read_signatures
 from kresume.spelling import option
+from kresume.staging.fetch import here
 from kresume.tasks.single_label import SINGLE_LABEL
 from kresume.tasks.task import Head, Task
 from kresume.values.decode_spec import DecodeSpec
@@ -68,6 +69,7 @@ def served_folder(path: str) -> Path | None:
 
     None if there is no SavedModel, or it is read as a checkpoint: it has no signature to run, but variables.
     """
+    path = here(path)
     folder = find_saved_model(path)
     if folder is None or recognise(path) not in {None, "saved-model"}:
         return None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kresume import runs
+from kresume.addresses import address_of, relative
 from kresume.backend import fingerprint
 from kresume.checkpoints import snapshot
 from kresume.exports.job import Job
@@ -50,7 +50,7 @@ def make_record(
         "format": job.format,
         "options": options,
         "source": {
-            "path": os.path.abspath(loaded.subject.checkpoint),
+            "path": address_of(loaded.subject.checkpoint),
             "format": loaded.state.format,
             "step": loaded.state.step,
             "digest": snapshot.digest_of(loaded.state.arrays),
@@ -80,7 +80,7 @@ def tell_run(loaded: Loaded, made: Path, record: Mapping[str, Any]) -> tuple[str
         loaded.run.event(
             "exported",
             format=record["format"],
-            path=os.path.relpath(made, loaded.run.path),
+            path=relative(made, loaded.run.path),
             step=loaded.state.step,
             digest=hashlib.sha256((made / RECORD).read_bytes()).hexdigest(),
         )

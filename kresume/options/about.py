@@ -30,8 +30,8 @@ BELOW_1 = Range(lambda value: 0 <= value < 1, "give a number from 0 to below 1")
 SEED = Range(lambda value: 0 <= value < 2**32, f"give a whole number from 0 to {2**32 - 1:,}")
 LOCAL = Range(
     lambda value: "://" not in value,
-    "runs, checkpoints and the cache must be on this machine or on a mounted drive; only images may be elsewhere. Copy it "
-    "here first, or mount it",
+    "this must be on this machine or on a mounted drive; runs, checkpoints and images may also be in a bucket. Copy it here "
+    "first, or mount it",
 )
 
 

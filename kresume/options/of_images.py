@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from kresume.options.about import ABOVE_0, AT_LEAST_0, BELOW_1, LOCAL, SHARE, Options, option_of
+from kresume.options.about import ABOVE_0, AT_LEAST_0, BELOW_1, SHARE, Options, option_of
 
 START, IMAGES = "Where to start", "Images"
 
@@ -15,12 +15,11 @@ class ImageOptions(Options):
     from_: str | None = option_of(
         "Checkpoint or run to extend: a run, RUN@step, a folder of runs (the newest accepted one), .keras, .weights.h5, .h5 "
         "of Keras 2, a folder of BackupAndRestore, tf.train.Checkpoint, a SavedModel, a folder of Orbax, a PyTorch state "
-        "dict. Without it a new model is trained.",
+        "dict; also at gs:// or s3://. Without it a new model is trained.",
         START,
         daily=True,
         metavar="PATH",
         flag="--from",
-        range=LOCAL,
     )
     or_new: bool | None = option_of(
         "Start with initial weights if there is nothing at --from yet (for commands that run from the first day).",

@@ -13,11 +13,10 @@ class RunOptions(Options):
     """Where the run is kept, and what computes it."""
 
     out: str | None = option_of(
-        "The run directory. Default: runs/<n>-<name>. Given alone, continues that run.",
+        "The run directory, also at gs:// or s3://. Default: runs/<n>-<name>. Given alone, continues that run.",
         OUTPUT,
         daily=True,
         metavar="DIR",
-        range=LOCAL,
     )
     overwrite: bool | None = option_of(
         "Move what is at --out aside and start again; an interrupted run that this same command began is continued.",

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol, TextIO
 
+from kresume.addresses import public
 from kresume.reporter.moment import Moment as Moment
 
 
@@ -68,11 +69,11 @@ class Reporter:
     def say(self, text: str) -> None:
         """Prints one fact without interpreting markup, because file names may hold brackets."""
         if not self.quiet:
-            self.console.print(text, markup=False)
+            self.console.print(public(text), markup=False)
 
     def warn(self, text: str) -> None:
         """Prints a warning that the user should act on, even if `quiet`."""
-        self.console.print(f"warning: {text}", markup=False, style="yellow")
+        self.console.print(f"warning: {public(text)}", markup=False, style="yellow")
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Prints a table; numbers (columns after the first) are aligned to the right."""
@@ -101,7 +102,7 @@ class Reporter:
         if self.quiet:
             yield
             return
-        with self.view.waiting(text, now=now):
+        with self.view.waiting(public(text), now=now):
             yield
 
     @contextmanager
@@ -110,7 +111,7 @@ class Reporter:
         if self.quiet:
             yield lambda count: None
             return
-        with self.view.progress(label, total, unit) as advance:
+        with self.view.progress(public(label), total, unit) as advance:
             yield advance
 
     @contextmanager

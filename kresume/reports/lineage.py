@@ -9,6 +9,7 @@ and hides no other. This imports neither Keras nor TensorFlow nor JAX.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -18,10 +19,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from kresume.addresses import address_of, is_stage, public, resolved
 from kresume.checkpoints.files import FileState, compare_files, result_content
 from kresume.errors import RunError
 from kresume.reports.generation import Generation, Parent, read_generation
 from kresume.runs import ASIDE, DAMAGED, RECORD, Run, Unreadable, is_run, number_of, open_run, try_open
+from kresume.staging.fetch import here
 from kresume.storage import atomic
 
 WIDTH = 120
@@ -69,7 +72,7 @@ class Lineage:
         """
         from kresume.reports.run_tree import draw
 
-        return draw(self, shutil.get_terminal_size((WIDTH, 24)).columns, short=short)
+        return public(draw(self, shutil.get_terminal_size((WIDTH, 24)).columns, short=short))
 
 
 def lineage(path: str | Path) -> Lineage:
@@ -78,7 +81,7 @@ def lineage(path: str | Path) -> Lineage:
     Raises:
         RunError: there is no run at `path` and none in it, or the run at `path` cannot be read.
     """
-    path = Path(path)
+    path = Path(here(path))
     if is_run(path):
         return _ancestors(open_run(path))
     # A run that a link names too is listed under its own name.
@@ -152,7 +155,10 @@ def _follow(
     recorded = run.record.parent
     if recorded is None:
         raise RunError(f"{run.path} has no parent")
-    path = Path(os.path.normpath(run.path / recorded.path))
+    path = resolved(recorded.path, run.path)
+    if is_stage(path) and not path.exists():
+        with contextlib.suppress(RunError):  # then it is missing, as told below
+            path = Path(here(address_of(path)))
     found = Parent(_near(path), recorded.format, recorded.step, recorded.digest, "unknown")
     compared = compare_files(path, recorded.files)
     state, reason = compared.state, compared.reason
@@ -219,6 +225,8 @@ def shown_time(created: str) -> str:
 
 def _near(path: Path) -> str:
     """Returns a path relative to the current folder where that is shorter."""
+    if is_stage(path):
+        return str(path)
     try:
         relative = os.path.relpath(path)
     except ValueError:  # another drive

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
+from kresume.addresses import is_remote as is_remote
 from kresume.errors import ImagesError
 
 MAX_FILE_BYTES = 256 * 2**20
@@ -72,11 +73,6 @@ class _RemoteEntry:
 
     def stat(self) -> Any:
         return stat(self.path)
-
-
-def is_remote(path: str) -> bool:
-    """Returns True if a path has a scheme."""
-    return "://" in path
 
 
 def _epath(path: str) -> Any:

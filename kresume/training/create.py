@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from kresume import runs
+from kresume.addresses import public, relative
 from kresume.backend import fingerprint, live_state
 from kresume.checkpoints import snapshot
 from kresume.checkpoints.files import describe_files
@@ -80,7 +81,7 @@ def _fill(folder: Path, record: RunRecord, draft: Draft) -> None:
 
     model = draft.loaded.live.model
     state = live_state.read_state(model)
-    atomic.write_json(folder / runs.RECORD, record.as_dict())
+    atomic.write_json(folder / runs.RECORD, json.loads(public(json.dumps(record.as_dict()))))
     if draft.before.answers is not None:
         answers.write(folder / runs.ANSWERS / "before.parquet", draft.before.answers)
     draft.data.gathered.manifest.write(folder / "images.parquet")
@@ -120,7 +121,7 @@ def _record(start: Start, draft: Draft) -> RunRecord:
         parent=None
         if parent is None
         else ParentRecord(
-            path=os.path.relpath(parent.run.path if parent.run else str(config.from_), start.path),
+            path=relative(parent.run.path if parent.run else str(config.from_), start.path),
             format=parent.state.format,
             step=parent.state.step,
             digest=snapshot.digest_of(parent.state.arrays),

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import os
 import shlex
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kresume import crash, runs
+from kresume.addresses import address_of, is_remote
 from kresume.backend import live_state, programs, selection
 from kresume.errors import GateFailed
 from kresume.images.scans import remembered
@@ -23,6 +25,9 @@ from kresume.options.resolve import from_arguments
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
 from kresume.spelling import as_argument, spelled
+from kresume.staging import stage as staging
+from kresume.staging.fetch import here
+from kresume.staging.stage import Stage
 from kresume.training.adjust import adjusted, grow, rebuild, thaw
 from kresume.training.closing import TrainResult
 from kresume.training.create import create_run
@@ -71,6 +76,22 @@ def train(config: TrainConfig, reporter: Reporter) -> TrainResult:
         Stopped: a signal requested it; a snapshot was written, and the same command continues.
         KresumeError: the run cannot be started or finished; the message says why and what to do.
     """
+    with staging.opened(config.out, reporter, take_over=bool(config.take_over)) as stage:
+        for named in (config.from_, config.optimizer_from):
+            if named is not None:
+                here(named, reporter)
+        result = _train(config, reporter, stage)
+    return replace(result, failures=(*result.failures, stage.left)) if stage is not None and stage.left else result
+
+
+def _train(config: TrainConfig, reporter: Reporter, stage: Stage | None) -> TrainResult:
+    """Trains in a local folder.
+
+    Args:
+        config: the options of this command.
+        reporter: prints what was decided, and progress.
+        stage: copies the run to a bucket or a drive; None for a run on a disk.
+    """
     start = start_or_continue(config)
     reporter.say(f"run:      {start.path}{_where_it_dies(start.path)}")
     if start.run is None:
@@ -86,10 +107,14 @@ def train(config: TrainConfig, reporter: Reporter) -> TrainResult:
         draft = timed(draft, model, teacher, start.config, reporter)
         with reporter.waiting(f"creating {start.path}"):
             run = create_run(start, draft, held, teacher)
+        if stage is not None:
+            stage.begin(aside=start.aside)
         for quarantined in data.gathered.quarantine:
             reporter.say(f"quarantined: {quarantined.path}: {quarantined.reason}")
     else:
         run = start.run
+        if stage is not None:
+            stage.begin()
         model = _rebuilt(run, start.config, reporter)
 
     from kresume.training.loop.hold import open_session  # imports Keras, whose backend is selected now
@@ -123,7 +148,7 @@ def _rebuilt(run: runs.Run, config: TrainConfig, reporter: Reporter) -> Any:
 def _where_it_dies(path: Path) -> str:
     """Returns a warning if the run is on Colab's own disk, which dies with the session."""
     colab = "COLAB_RELEASE_TAG" in os.environ
-    mounted = str(path.resolve()).startswith("/content/drive/")
-    if not colab or mounted:
+    address = address_of(path)
+    if not colab or is_remote(address) or str(Path(address).resolve()).startswith("/content/drive/"):
         return ""
     return "\nwarning: this disk dies with the Colab session; put --out on a mounted drive (/content/drive/...)"

@@ -23,6 +23,7 @@ from kresume.options.settings import settings_of
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
 from kresume.spelling import option
+from kresume.staging.fetch import here
 
 RUNS = "runs"
 OF_OLD_CLASSES = frozenset({"monitor", "require", "max_forgetting", "max_class_drop", "mix", "replay", "loss"})
@@ -95,7 +96,7 @@ def select_backend(config: TrainConfig, backend: str | None, batch_size: int, re
 
 def _open(config: TrainConfig) -> Start:
     if config.out is not None:
-        return _open_given(config, Path(config.out))
+        return _open_given(config, Path(here(config.out)))
     listed = runs.list_runs(RUNS)
     unknown = next((each for each in listed.unreadable if not each.has_result), None)
     if unknown is not None:
@@ -113,7 +114,7 @@ def _open(config: TrainConfig) -> Start:
 
 
 def _open_given(config: TrainConfig, path: Path) -> Start:
-    if config.from_ is not None and path.resolve() == Path(config.from_).resolve():
+    if config.from_ is not None and path.resolve() == Path(here(config.from_)).resolve():
         raise UsageError(
             f"{option('from', config.from_)} and {option('out', config.out)}: a child run cannot replace its "
             f"parent. Continue an interrupted run with `kresume train --out {quote(str(path))}`; to extend it, leave "
@@ -168,7 +169,7 @@ def _continue(run: runs.Run, config: TrainConfig) -> Start:
     free = {name: value for name, value in given(config).items() if name in MAY_DIFFER}
     # A run may come from anywhere: only this command can say that its code is trusted.
     held = TrainConfig(**{**run.record.options, "trust": None})
-    return Start(run.path, run, held.model_copy(update={**free, "out": str(run.path)}), config)
+    return Start(run.path, run, held.model_copy(update={**free, "out": config.out or str(run.path)}), config)
 
 
 def _mismatch(run: runs.Run, config: TrainConfig, differing: list[tuple[str, object, object]]) -> str:
@@ -197,7 +198,7 @@ def _extend_command(run: runs.Run, config: TrainConfig | None = None) -> str:
 def _name(config: TrainConfig) -> str:
     """Returns the folder name without number: the parent run's, else from the first specific source."""
     if config.from_ is not None:
-        path = Path(config.from_)
+        path = Path(here(config.from_))
         own = runs.list_runs(path).runs[-1:] if path.is_dir() and not runs.is_run(path) else ()
         for candidate in (*(run.path for run in own), path, path.parent):
             if runs.is_run(candidate):

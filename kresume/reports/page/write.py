@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kresume import runs
+from kresume.addresses import public
 from kresume.errors import RunError
 from kresume.reports.page.facts import Facts, collect
 from kresume.reports.page.render import render
@@ -86,6 +87,6 @@ def write_report(path: str, against: str | None = None, out: str | None = None) 
 
 def _write(source: Source, path: Path) -> Written:
     facts = collect(source)
-    text = render(facts)
+    text = public(render(facts))
     atomic.write_text(path, text)
     return Written(path, os.path.getsize(path), facts)

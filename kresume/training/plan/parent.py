@@ -27,6 +27,7 @@ from kresume.images.manifest import Manifest
 from kresume.images.scans import remembered
 from kresume.options.settings import DEFAULTS, default_rate
 from kresume.options.table import TrainConfig
+from kresume.staging.fetch import here
 from kresume.values.card import Card
 from kresume.values.state import SavedOptimizer, SavedRate, TrainState
 
@@ -117,7 +118,7 @@ def read_parent(config: TrainConfig) -> Parent | None:
     """
     if config.from_ is None:
         return None
-    path = Path(config.from_)
+    path = Path(here(config.from_))
     if config.or_new and not path.exists() and find_run(config.from_) is None and not _has_prefix(path):
         if not path.absolute().parent.is_dir():
             raise UsageError(
