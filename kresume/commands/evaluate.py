@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kresume.commands.options import FEATURE, Command, model_options, read_model_options
 from kresume.commands.output import check_free, print_result
+from kresume.errors import RunError
 from kresume.options.settings import DEFAULTS
+
+if TYPE_CHECKING:
+    from kresume.evaluation.evaluation import Evaluation
+    from kresume.reporter import Reporter
 
 
 @click.command(name="eval", cls=Command)
@@ -43,7 +48,13 @@ from kresume.options.settings import DEFAULTS
 )
 @click.option("--csv", metavar="FILE", help="Also write the scores as a table, one row per subset and class.")
 @click.option("--answers", metavar="FILE", help="Also write the answer to every image, as Parquet.")
-@click.option("--overwrite", is_flag=True, help="Replace the files of --csv and --answers.")
+@click.option(
+    "--report",
+    metavar="FILE",
+    help="Also write a page with the pictures behind the numbers. With --against and a run it is eval-against-OTHER.html in "
+    "the run's folder unless given.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the files of --csv, --answers and --report.")
 @model_options
 @click.option("--feature", multiple=True, metavar="ROLE=NAME", help=FEATURE)
 @click.option(
@@ -56,6 +67,7 @@ def evaluate(
     data: Sequence[str],
     csv: str | None,
     answers: str | None,
+    report: str | None,
     overwrite: bool,
     image_size: str | None,
     classes: str | None,
@@ -77,13 +89,40 @@ def evaluate(
     from kresume.evaluation.evaluate import evaluate as run
     from kresume.reporter import Reporter
 
-    for flag, given in (("csv", csv), ("answers", answers)):
+    for flag, given in (("csv", csv), ("answers", answers), ("report", report)):
         check_free(flag, given, overwrite=overwrite)
     options |= read_model_options(image_size, classes)
-    found = run(checkpoint, list(data), reporter=Reporter(), **options)
+    reporter = Reporter()
+    found = run(checkpoint, list(data), reporter=reporter, **options)
     if csv is not None:
         found.write_csv(Path(csv))
     if answers is not None and found.answers is not None:
         answers_file.write(Path(answers), found.answers)
+    _write_report(found, report, reporter)
     print_result(found, as_json)
     return found.exit_code
+
+
+def _write_report(found: Evaluation, given: str | None, reporter: Reporter) -> None:
+    """Writes the page of an evaluation where `--report` says, or into the scored run's folder if two models were compared.
+
+    A page that nobody asked for costs no numbers if it cannot be written.
+    """
+    from kresume.checkpoints.run import find_run
+    from kresume.reports.page.write import write_evaluation
+
+    if given is not None:
+        target = Path(given)
+    elif found.against is not None and (run := find_run(found.model)) is not None:
+        target = run.path / f"eval-against-{Path(found.against.model).name}.html"
+    else:
+        return
+    try:
+        with reporter.waiting(f"writing {target}"):
+            write_evaluation(found, target)
+    except RunError as error:
+        if given is not None:
+            raise
+        reporter.warn(str(error))
+    else:
+        reporter.say(f"report: {target}")

@@ -264,6 +264,9 @@ class _Job:
             generations=by_generation(measured.answers, images.known),
             generation=images.generation,
             lacks=found.lacks,
+            manifest=images.manifest,
+            spec=images.spec,
+            cache=images.where,
         )
 
 

@@ -20,7 +20,9 @@ from kresume.evaluation.answers import Answers
 from kresume.evaluation.block import ORDER, describe, describe_comparison
 from kresume.evaluation.measure import confused
 from kresume.evaluation.verdict import Verdict, in_words, judge_classes, judge_origins
+from kresume.images.manifest import Manifest
 from kresume.storage import atomic
+from kresume.values.decode_spec import DecodeSpec
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,9 @@ class Evaluation:
         generations: the scores on the images of each generation of the scored run, and on those that it does not have.
         failed: descriptions of the gates that the scores fail.
         lacks: classes of the images that the model does not have.
+        manifest: the images, a row for each answer; None if the answers were made elsewhere.
+        spec: how their pictures are decoded.
+        cache: where decoded pictures are: a folder, `"off"`, or None for the usual one.
     """
 
     model: str
@@ -54,6 +59,9 @@ class Evaluation:
     generations: Sequence[Mapping[str, Any]] = ()
     failed: tuple[str, ...] = ()
     lacks: tuple[str, ...] = ()
+    manifest: Manifest | None = field(default=None, repr=False)
+    spec: DecodeSpec | None = field(default=None, repr=False)
+    cache: str | None = field(default=None, repr=False)
 
     @property
     def exit_code(self) -> int:

@@ -299,7 +299,7 @@ def test_metrics_of_the_user(place):
 
 
 def test_the_command_writes_tables_and_exits_with_3(place, tmp_path, capsys):
-    """One JSON value on stdout, one CSV row per subset and class of both models, answers as Parquet."""
+    """One JSON value on stdout, one CSV row per subset and class of both models, answers as Parquet, and a page."""
     words = ["eval", place / "second", "--data", place / "old", "--data", place / "new", "--against", place / "first"]
     files = ["--csv", tmp_path / "s.csv", "--answers", tmp_path / "a.parquet"]
     assert main([*words, *files, "--require", "all.accuracy>1", "--json"]) == 3
@@ -318,10 +318,19 @@ def test_the_command_writes_tables_and_exits_with_3(place, tmp_path, capsys):
     assert float(keyed[own, "all", "zz"]["p"]) == told["comparison"]["classes"]["zz"]["p"]
     assert keyed[own, "old", "zz"]["recall"] == ""
     assert pq.read_table(tmp_path / "a.parquet").num_rows == 48
+    page = place / "second" / "eval-against-first.html"
+    page.unlink()
     assert main([*words, *files]) == 2
     assert "it already exists; give another name, or --overwrite" in capsys.readouterr().err
     assert main([*words, "--csv", tmp_path / "no" / "s.csv"]) == 2
-    assert main([*words, *files, "--overwrite"]) == 0
+    named = tmp_path / "page.html"
+    assert main([*words, *files, "--overwrite", "--report", named]) == 0
+    assert f"<h1>{place / 'second'} against {place / 'first'}</h1>" in named.read_text()
+    assert not page.exists()
+    assert main([*words[:-2], "--report", named]) == 2
+    alone = [*words[:-2], "--report", named, "--overwrite"]
+    assert main(alone) == 0
+    assert f"<h1>{place / 'second'}</h1>" in named.read_text()
 
 
 class Shown(Reporter):

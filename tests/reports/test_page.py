@@ -12,10 +12,17 @@ from PIL import Image
 
 from kresume.cli import cli
 from kresume.errors import KresumeError
+from kresume.evaluation.against import Predicted
+from kresume.evaluation.evaluation import Evaluation
+from kresume.evaluation.measure import by_generation, measure
+from kresume.reporter import Reporter
 from kresume.reports.page import galleries
-from kresume.reports.page.write import write_report
+from kresume.reports.page.write import write_evaluation, write_report
+from kresume.spelling import in_bytes
+from kresume.tasks.single_label import SINGLE_LABEL
+from kresume.values.decode_spec import DecodeSpec
 from tests.helpers import browser as browsers
-from tests.helpers.page_runs import made_answers, write_images, write_run
+from tests.helpers.page_runs import SIDE, made_answers, write_images, write_run
 
 pytestmark = pytest.mark.one_backend
 
@@ -38,6 +45,31 @@ def made(tmp_path_factory):
     manifest = write_images(folder, CLASSES, old=192, new=96, names=NAMES)
     before, after = made_answers(manifest, 0.9, 0.3, 1), made_answers(manifest, 0.6, 0.9, 2)
     return write_run(folder / "2-run", manifest, before, after, new_classes=("a",), notes=("a <b>note</b>",))
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """The page of an evaluation of such models, and the images that both answered."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    manifest = write_images(folder, CLASSES, old=96, new=64, names=NAMES)
+    labels, rng = manifest.labels, np.random.default_rng(0)
+    found = []
+    for share in (0.5, 0.9):
+        right = rng.random(len(labels)) < share
+        odds = rng.random((len(labels), len(CLASSES))) + 3 * np.eye(len(CLASSES))[np.where(right, labels, labels - 1)]
+        given = Predicted(SINGLE_LABEL, odds / odds.sum(axis=1, keepdims=True))
+        measured = measure(given, manifest, 1, (), Reporter(quiet=True))
+        facts = {"generation": 1, "manifest": manifest, "spec": DecodeSpec(SIDE, SIDE), "cache": str(folder / "cache")}
+        rows = by_generation(measured.answers, np.arange(len(labels)) % 3 > 0)
+        other = found[-1] if found else None
+        name = f"runs/{len(found)}-<b>run</b>"
+        found.append(
+            Evaluation(
+                name, ("in",), measured.scores, 1, "a <b>note</b>", other, measured.answers, generations=rows,
+                failed=("all.accuracy",), **facts,
+            )
+        )  # fmt: skip
+    return write_evaluation(found[-1], folder / "eval.html"), manifest
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +104,36 @@ def test_it_looks_right_at_two_widths_in_both_schemes(opened, tmp_path):
     assert {url.partition(":")[0] for url in browsers.requests(opened)} <= {"file", "chrome", "chrome-untrusted"}
 
 
-def test_axe_finds_nothing(opened, tmp_path):
+@pytest.fixture
+def tab(opened, evaluated):
+    """The page of the evaluation in a tab of its own."""
+    first = opened.current_window_handle
+    opened.switch_to.new_window("tab")
+    opened.get(evaluated[0].as_uri())
+    yield opened
+    opened.close()
+    opened.switch_to.window(first)
+
+
+def test_an_evaluation_has_a_page(tab, evaluated):
+    """Nothing leaves it, names stay text, and a click on a cell of the confusion shows its pictures, all of them."""
+    assert tab.title == "runs/1-<b>run</b> against runs/0-<b>run</b>: kresume report"
+    for width in WIDTHS:
+        browsers.show_as(tab, width, "light")
+        assert tab.execute_script("return document.documentElement.scrollWidth") <= width
+    labels = evaluated[1].labels
+    cell = tab.find_element("css selector", "[data-matrix=after] [data-cell='2,2']")
+    tab.execute_script("arguments[0].click()", cell)
+    pictures = tab.find_elements("css selector", "#cell .card img")
+    assert int(cell.text) == len(pictures) > (labels == 2).sum() / 2
+    assert all("url(" in each.value_of_css_property("background-image") for each in pictures)
+    assert "1 gate failed" in tab.find_element("css selector", "header").text
+    assert "not in the run" in tab.find_element("id", "numbers").text
+    assert [line for line in tab.get_log("browser") if line["level"] != "INFO"] == []
+    assert {url.partition(":")[0] for url in browsers.requests(tab)} <= {"file", "chrome", "chrome-untrusted"}
+
+
+def test_axe_finds_nothing(opened, tmp_path, evaluated):
     """No violation of axe-core's rules, contrast included, wide and light or narrow and dark, with a cell opened."""
     axe = browsers.axe_source(tmp_path)
     opened.execute_script("document.querySelector('[data-matrix=after] [data-cell]').click()")
@@ -81,6 +142,10 @@ def test_axe_finds_nothing(opened, tmp_path):
         browsers.show_as(opened, width, scheme)
         found[width, scheme] = browsers.violations(opened, axe)
     assert found == {(1200, "light"): [], (390, "dark"): []}
+    report = opened.current_url
+    opened.get(evaluated[0].as_uri())
+    assert browsers.violations(opened, axe) == []
+    opened.get(report)
 
 
 def test_a_click_on_a_cell_shows_its_pictures(opened, page):
@@ -220,7 +285,8 @@ def test_the_command_prints_where_it_is_and_what_it_says(made):
     """Text for people; the numbers of the page as JSON."""
     told = CliRunner().invoke(cli, ["report", str(made.path)], catch_exceptions=False)
     assert told.exit_code == 0
-    assert told.output.startswith(f"{made.path / 'report.html'}: 0.")
+    page = made.path / "report.html"
+    assert told.output.startswith(f"{page}: {in_bytes(page.stat().st_size)}\n")
     assert "Better on new (+" in told.output
     numbers = json.loads(CliRunner().invoke(cli, ["report", str(made.path), "--json"], catch_exceptions=False).output)
     assert numbers["report"] == str(made.path / "report.html")

@@ -9,7 +9,7 @@ import numpy as np
 
 from kresume.evaluation.verdict import Verdict, judge_classes
 from kresume.reports.page.headline import Kind
-from kresume.reports.page.source import Source
+from kresume.reports.page.source import Compared
 
 MOST = 5
 """Classes named as those that gained or lost most."""
@@ -50,7 +50,7 @@ class ClassChange:
         return None if self.before is None or self.after is None else self.after - self.before
 
 
-def classes_of(source: Source) -> tuple[ClassChange, ...]:
+def classes_of(source: Compared) -> tuple[ClassChange, ...]:
     """Returns the change of every class, in the order of the outputs."""
     was = (source.before.scores or {}).get("classes", {}) if source.before else {}
     now = (source.after.scores or {}).get("classes", {})

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kresume.evaluation.answers import Answers
-from kresume.reports.page.source import Source
+from kresume.reports.page.source import Compared
 
 MOST_CLASSES = 24
 """Classes up to which the matrix is shown in full."""
@@ -75,7 +75,7 @@ def counts(answers: Answers, classes: int) -> np.ndarray:
     return flat.reshape(classes, classes + 1)
 
 
-def confusion_of(source: Source) -> Confusion | None:
+def confusion_of(source: Compared) -> Confusion | None:
     """Returns the confusion of both models; None without the answers of the run's model."""
     after, before = source.after.answers, source.before_answers
     if after is None or not len(after):

@@ -6,6 +6,7 @@ facts.as_dict()                     # the numbers, for `--json`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ from kresume.reports.page.galleries import Chosen, choose
 from kresume.reports.page.headline import Change, changes_of, sentence
 from kresume.reports.page.pictures import Picture, read_pictures
 from kresume.reports.page.shift import Measure, shift_of
-from kresume.reports.page.source import Source, rows_of
+from kresume.reports.page.source import Compared, Source, rows_of
 from kresume.reports.page.story import Story, story_of
 
 
@@ -49,21 +50,28 @@ class Shown:
     picture: Picture
 
 
-@dataclass(frozen=True, eq=False)
-class Facts:
-    """All that a page shows."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Comparison:
+    """All that a page shows of one model, or of two on the same images."""
 
-    source: Source
+    compared: Compared
     verdict: str
     changes: tuple[Change, ...]
     findings: tuple[Finding, ...]
-    curves: Curves
-    counts: Counts
-    shift: tuple[Measure, ...]
     confusion: Confusion | None
     classes: tuple[ClassChange, ...]
     chosen: Chosen
     shown: dict[int, Shown]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Facts(Comparison):
+    """All that the page of a run shows."""
+
+    source: Source
+    curves: Curves
+    counts: Counts
+    shift: tuple[Measure, ...]
     family: Family
     story: Story
 
@@ -110,24 +118,48 @@ def collect(source: Source) -> Facts:
     shift = shift_of(manifest, source.is_new(manifest.origins), reader) if manifest is not None else ()
     confusion, classes = confusion_of(source), classes_of(source)
     chosen = choose(source, confusion)
+    failed = source.run.record.failed
     return Facts(
-        source,
-        sentence(source, changes),
-        changes,
-        findings_of(source, changes, curves, counts, shift, classes, chosen.galleries),
-        curves,
-        counts,
-        shift,
-        confusion,
-        classes,
-        chosen,
-        _shown(source, chosen, reader),
-        family_of(source),
-        story_of(source),
+        compared=source,
+        verdict=sentence(source, changes),
+        changes=changes,
+        findings=findings_of(failed, changes, shift, classes, chosen.galleries, counts, curves),
+        confusion=confusion,
+        classes=classes,
+        chosen=chosen,
+        shown=_shown(source, chosen, reader),
+        source=source,
+        curves=curves,
+        counts=counts,
+        shift=shift,
+        family=family_of(source),
+        story=story_of(source),
     )
 
 
-def _shown(source: Source, chosen: Chosen, reader: PictureReader | None) -> dict[int, Shown]:
+def compare(compared: Compared, failed: Sequence[str]) -> Comparison:
+    """Collects the facts of one model, or of two on the same images, and reads their pictures.
+
+    Args:
+        compared: the models and the images.
+        failed: gates that failed.
+    """
+    changes = changes_of(compared)
+    confusion, classes = confusion_of(compared), classes_of(compared)
+    chosen = choose(compared, confusion)
+    return Comparison(
+        compared=compared,
+        verdict=sentence(compared, changes),
+        changes=changes,
+        findings=findings_of(failed, changes, (), classes, chosen.galleries),
+        confusion=confusion,
+        classes=classes,
+        chosen=chosen,
+        shown=_shown(compared, chosen, compared.reader()),
+    )
+
+
+def _shown(source: Compared, chosen: Chosen, reader: PictureReader | None) -> dict[int, Shown]:
     after = source.after.answers
     if after is None or not chosen.rows:
         return {}

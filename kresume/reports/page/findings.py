@@ -12,7 +12,6 @@ from kresume.reports.page.curves import Curves
 from kresume.reports.page.galleries import Gallery
 from kresume.reports.page.headline import Change
 from kresume.reports.page.shift import Measure, describe
-from kresume.reports.page.source import Source
 
 GAP = 0.1
 """Accuracy that training may be ahead of validation before it is worth a look."""
@@ -28,22 +27,32 @@ class Finding:
 
 
 def findings_of(
-    source: Source,
+    failed: Sequence[str],
     changes: Sequence[Change],
-    curves: Curves,
-    counts: Counts,
     shift: Sequence[Measure],
     classes: Sequence[ClassChange],
     galleries: Sequence[Gallery],
+    counts: Counts | None = None,
+    curves: Curves | None = None,
 ) -> tuple[Finding, ...]:
-    """Returns the findings, the gravest first."""
+    """Returns the findings, the gravest first.
+
+    Args:
+        failed: gates that failed.
+        changes: on old, new and all images.
+        shift: how new pictures differ from old ones.
+        classes: how each class changed.
+        galleries: the lists of pictures.
+        counts: the images of a run.
+        curves: of a run.
+    """
     found = [
-        *(Finding("bad", f"Gate failed: {failure}.", "headline") for failure in source.run.record.failed),
+        *(Finding("bad", f"Gate failed: {failure}.", "headline") for failure in failed),
         *_forgetting(changes, shift),
         *_classes(classes),
         *_mistakes(galleries),
-        *_data(counts),
-        *_gap(curves),
+        *(_data(counts) if counts is not None else ()),
+        *(_gap(curves) if curves is not None else ()),
     ]
     return tuple(sorted(found, key=lambda each: {"bad": 0, "look": 1, "good": 2}[each.kind]))
 

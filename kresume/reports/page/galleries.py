@@ -17,7 +17,7 @@ import numpy as np
 
 from kresume.evaluation.answers import Answers
 from kresume.reports.page.confusion import Confusion
-from kresume.reports.page.source import Source
+from kresume.reports.page.source import Compared
 
 MOST_IN_GALLERY = 60
 MOST_IN_CELL = 24
@@ -71,7 +71,7 @@ class Chosen:
     rows: tuple[int, ...]
 
 
-def choose(source: Source, confusion: Confusion | None) -> Chosen:
+def choose(source: Compared, confusion: Confusion | None) -> Chosen:
     """Chooses the pictures of a page."""
     after = source.after.answers
     if after is None or confusion is None:

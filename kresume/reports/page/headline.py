@@ -17,7 +17,7 @@ import numpy as np
 
 from kresume.evaluation.intervals import Z, wilson
 from kresume.evaluation.verdict import Verdict, describe_points, in_words, judge_right
-from kresume.reports.page.source import Source
+from kresume.reports.page.source import Compared
 
 Kind = Literal["better", "worse", "unchanged", "too few", "unknown"]
 Two = tuple[float | None, float | None]
@@ -92,13 +92,13 @@ def minus(text: str) -> str:
     return f"−{text[1:]}" if text.startswith("-") else text
 
 
-def changes_of(source: Source) -> tuple[Change, ...]:
+def changes_of(source: Compared) -> tuple[Change, ...]:
     """Returns the change on new, old and all images; only that on all if there are no old or no new ones."""
     new, old, whole = (_change(source, name) for name in ("new", "old", "all"))
     return (new, old, whole) if new.images and old.images else (whole,)
 
 
-def _change(source: Source, name: str) -> Change:
+def _change(source: Compared, name: str) -> Change:
     before, after = source.before, source.after
     was, now = _of(before.scores if before else None, name), _of(after.scores, name)
     loss, f1 = (was.get("loss"), now.get("loss")), (was.get("f1"), now.get("f1"))
@@ -157,17 +157,17 @@ def _unpaired(name: str, images: int, was: float | None, now: float | None, loss
     return Change(name, images, was, now, around, verdict, loss=loss, f1=f1)
 
 
-def sentence(source: Source, changes: Sequence[Change]) -> str:
+def sentence(source: Compared, changes: Sequence[Change]) -> str:
     """Returns the verdict as one sentence."""
     whole = changes[-1]
     if source.after.scores is None:
         return "Nothing was scored yet: no epoch is done."
     if not whole.images or whole.after is None or whole.around is None:
-        return "Nothing can be measured: there are no validation images."
+        return f"Nothing can be measured: there are no {source.images_called}."
     if whole.verdict is None:
         low, high = whole.around
         return (
-            f"Right on {100 * whole.after:.1f} % of {whole.images:,} validation images "
+            f"Right on {100 * whole.after:.1f} % of {whole.images:,} {source.images_called} "
             f"(95 % interval {100 * low:.1f} to {100 * high:.1f} %)."
         )
     text = minus(in_words({change.name: change.verdict for change in changes if change.verdict is not None}))

@@ -24,7 +24,8 @@ from kresume.reports.generation import shown
 from kresume.reports.page import charts, headline
 from kresume.reports.page.by_class import most_changed
 from kresume.reports.page.confusion import OTHERS
-from kresume.reports.page.facts import Facts, Shown
+from kresume.reports.page.evaluation import Told
+from kresume.reports.page.facts import Comparison, Facts, Shown
 from kresume.reports.page.shift import describe
 from kresume.version import __version__
 
@@ -76,24 +77,43 @@ def number(value: float | None) -> str:
 
 
 def render(facts: Facts) -> str:
-    """Returns the page."""
+    """Returns the page of a run."""
+    drawn = charts.charts_of(facts.curves)
+    return _render(
+        "page.html.j2",
+        facts,
+        drawn,
+        source=facts.source,
+        run=facts.source.run,
+        record=facts.source.run.record,
+        new_classes=facts.source.run.record.new_classes,
+        histograms=[(measure, charts.histogram(measure)) for measure in facts.shift],
+        shift_words=describe(facts.shift),
+    )
+
+
+def render_evaluation(facts: Comparison, told: Told) -> str:
+    """Returns the page of an evaluation.
+
+    Args:
+        facts: of its models.
+        told: what is said of the evaluation as a whole.
+    """
+    return _render("evaluation.html.j2", facts, (), source=facts.compared, new_classes=(), told=told)
+
+
+def _render(template: str, facts: Comparison, drawn: tuple[charts.Chart, ...], **more: Any) -> str:
     environment = _environment()
     loader: Any = environment.loader
     script = loader.get_source(environment, "page.js")[0]
     style = loader.get_source(environment, "page.css")[0]
-    drawn = charts.charts_of(facts.curves)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     gained, lost = most_changed(facts.classes)
-    text: str = environment.get_template("page.html.j2").render(
+    text: str = environment.get_template(template).render(
         facts=facts,
-        run=facts.source.run,
-        record=facts.source.run.record,
-        source=facts.source,
         charts=drawn,
         chart=charts,
         whiskers=charts.whiskers(facts.changes),
-        histograms=[(measure, charts.histogram(measure)) for measure in facts.shift],
-        shift_words=describe(facts.shift),
         matrices=_matrices(facts),
         gained=gained,
         lost=lost,
@@ -107,16 +127,17 @@ def render(facts: Facts) -> str:
         style=Markup(style),
         digest=digest,
         version=__version__,
+        **more,
     )
     return text
 
 
-def class_name(facts: Facts, index: int) -> str:
+def class_name(facts: Comparison, index: int) -> str:
     """Returns the name of a class; an answer that is no class of the run is called another class."""
-    return facts.source.classes[index] if index >= 0 else "another class"
+    return facts.compared.classes[index] if index >= 0 else "another class"
 
 
-def alt(facts: Facts, shown: Shown) -> str:
+def alt(facts: Comparison, shown: Shown) -> str:
     """Returns a picture in words."""
     parts = [f"{'new' if shown.is_new else 'old'} picture, labelled {class_name(facts, shown.label)}"]
     for when, top in (("before", shown.before), ("now", shown.after)):
@@ -125,19 +146,19 @@ def alt(facts: Facts, shown: Shown) -> str:
     return ", ".join(parts)
 
 
-def _picture_classes(facts: Facts) -> dict[int, str]:
+def _picture_classes(facts: Comparison) -> dict[int, str]:
     """Returns the style class of each picture that there is."""
     return {row: f"p{index}" for index, (row, shown) in enumerate(facts.shown.items()) if shown.picture.uri}
 
 
-def _matrices(facts: Facts) -> list[dict[str, Any]]:
+def _matrices(facts: Comparison) -> list[dict[str, Any]]:
     """Returns the confusion matrices with a shade for each cell."""
     confusion = facts.confusion
     if confusion is None:
         return []
-    named = [("after", f"after: {facts.source.after.name}", confusion.after)]
-    if confusion.before is not None and confusion.difference is not None and facts.source.before is not None:
-        named.insert(0, ("before", f"before: {facts.source.before.name}", confusion.before))
+    named = [("after", f"after: {facts.compared.after.name}", confusion.after)]
+    if confusion.before is not None and confusion.difference is not None and facts.compared.before is not None:
+        named.insert(0, ("before", f"before: {facts.compared.before.name}", confusion.before))
         named.append(("difference", "difference: after minus before", confusion.difference))
     result = []
     for key, title, matrix in named:
@@ -156,7 +177,7 @@ def _matrices(facts: Facts) -> list[dict[str, Any]]:
     return result
 
 
-def _island(facts: Facts, drawn: tuple[charts.Chart, ...]) -> Markup:
+def _island(facts: Comparison, drawn: tuple[charts.Chart, ...]) -> Markup:
     """Returns what the script needs, as JSON that cannot end the element it is in."""
 
     def answers(top: tuple[tuple[int, float], ...]) -> list[list[Any]]:
@@ -168,7 +189,7 @@ def _island(facts: Facts, drawn: tuple[charts.Chart, ...]) -> Markup:
         return {name: {f"{row},{column}": each for (row, column), each in side.items()} for name, side in sides.items()}
 
     value = {
-        "classes": list(facts.source.classes),
+        "classes": list(facts.compared.classes),
         "names": list(facts.confusion.names) if facts.confusion else [],
         "condensed": facts.confusion is not None and facts.confusion.condensed,
         "pictures": {

@@ -28,6 +28,7 @@ from kresume.images.reader import PictureReader
 from kresume.images.scans import FOLDER, manifest_of, read_scans, remembered
 from kresume.reports.generation import Generation
 from kresume.reports.lineage import Lineage, lineage
+from kresume.values.decode_spec import DecodeSpec
 
 
 @dataclass(frozen=True)
@@ -45,69 +46,76 @@ class Side:
     answers: Answers | None = None
 
 
-@dataclass(frozen=True)
-class Source:
-    """Holds all that a report is made from.
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """Holds what a page says about one model, or two on the same images.
 
     Attributes:
-        run: the run that the report is about.
-        lines: the line of each epoch.
-        manifest: its images at the end of training; None if unreadable.
-        everything: every image that it ever recorded, for names and pictures; None if unreadable.
-        before: the model that it is compared with; None for a new model.
-        after: the run's own model.
-        step: the step of that model.
-        lineage: the run and the runs that it descends from.
-        ancestors: these runs, the nearest first.
-        other: the run that it is compared with instead of its parent.
+        after: the model that the page is about.
+        before: the model that it is compared with; None for none.
+        classes: names of the classes, in the order of the outputs.
+        generation: images with a lower origin are old.
+        everything: every image, for names and pictures; None if unreadable.
+        spec: how its pictures are decoded.
+        cache: where decoded pictures are: a folder, `"off"`, or None for the usual one.
+        other: the run that a run is compared with instead of its parent.
         missing: what could not be read, in words.
+        images_called: what the images are, for the user.
     """
 
-    run: runs.Run
-    lines: tuple[Mapping[str, Any], ...]
-    manifest: Manifest | None
-    everything: Manifest | None
-    before: Side | None
     after: Side
-    step: int | None
-    lineage: Lineage
-    ancestors: tuple[runs.Run, ...]
+    before: Side | None
+    classes: tuple[str, ...]
+    generation: int
+    everything: Manifest | None
+    spec: DecodeSpec
+    cache: str | None = None
     other: runs.Run | None = None
     missing: tuple[str, ...] = ()
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Returns the names of the classes, in the order of the outputs."""
-        return self.run.record.card.classes
-
-    @property
-    def generation(self) -> int:
-        """Returns the generation of the run: images with a lower origin are old."""
-        return self.run.generation
-
-    @property
-    def own(self) -> Generation | None:
-        """Returns the run as a generation of its lineage; None if its record is damaged in part."""
-        return next((each for each in self.lineage.generations if _same(each.path, self.run.path)), None)
+    images_called: str = "images"
 
     @property
     def before_answers(self) -> Answers | None:
-        """Returns the other model's answers; None unless they are to the very images of the run's own answers."""
+        """Returns the other model's answers; None unless they are to the very images of the own answers."""
         found, own = self.before.answers if self.before else None, self.after.answers
         same = found is not None and own is not None and np.array_equal(found.hashes, own.hashes)
         return found if same else None
 
     def is_new(self, origins: np.ndarray) -> np.ndarray:
-        """Returns which images this run added, `(n,) bool`."""
+        """Returns which images came in with the model's own generation, `(n,) bool`."""
         return origins >= self.generation
 
     def reader(self) -> PictureReader | None:
         """Returns a reader of the pictures as the model sees them; None without a table of images."""
         if self.everything is None:
             return None
-        spec = self.run.record.card.spec
-        where = self.run.record.options.get("cache")
-        return PictureReader(self.everything, spec, open_cache(spec, where, writes=False))
+        return PictureReader(self.everything, self.spec, open_cache(self.spec, self.cache, writes=False))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(Compared):
+    """Holds all that the report of a run is made from.
+
+    Attributes:
+        run: the run that the report is about.
+        lines: the line of each epoch.
+        manifest: its images at the end of training; None if unreadable.
+        step: the step of the run's own model.
+        lineage: the run and the runs that it descends from.
+        ancestors: these runs, the nearest first.
+    """
+
+    run: runs.Run
+    lines: tuple[Mapping[str, Any], ...]
+    manifest: Manifest | None
+    step: int | None
+    lineage: Lineage
+    ancestors: tuple[runs.Run, ...]
+
+    @property
+    def own(self) -> Generation | None:
+        """Returns the run as a generation of its lineage; None if its record is damaged in part."""
+        return next((each for each in self.lineage.generations if _same(each.path, self.run.path)), None)
 
 
 def find(path: str) -> tuple[runs.Run, str]:
@@ -153,7 +161,23 @@ def read_run(run: runs.Run, which: str = "") -> Source:
         )
     line = lineage(run.path)
     older = tuple(runs.open_run(each.path) for each in line.generations if not _same(each.path, run.path))
-    return Source(run, lines, manifest, everything, before, after, step, line, older, missing=tuple(missing))
+    return Source(
+        after=after,
+        before=before,
+        classes=run.record.card.classes,
+        generation=run.generation,
+        everything=everything,
+        spec=run.record.card.spec,
+        cache=run.record.options.get("cache"),
+        missing=tuple(missing),
+        images_called="validation images",
+        run=run,
+        lines=lines,
+        manifest=manifest,
+        step=step,
+        lineage=line,
+        ancestors=older,
+    )
 
 
 def _same(path: str, other: Path) -> bool:

@@ -1,7 +1,8 @@
-"""Writes the page of a run, or of two runs.
+"""Writes the page of a run, of two runs, or of an evaluation.
 
 written = write_report("runs/2-signs")
 written.path, written.facts.verdict
+write_evaluation(evaluation, Path("eval.html"))
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from typing import Any
 from kresume import runs
 from kresume.addresses import public
 from kresume.errors import RunError
-from kresume.reports.page.facts import Facts, collect
-from kresume.reports.page.render import render
+from kresume.evaluation.evaluation import Evaluation
+from kresume.reports.page.evaluation import compared_of, told_of
+from kresume.reports.page.facts import Facts, collect, compare
+from kresume.reports.page.render import render, render_evaluation
 from kresume.reports.page.source import Source, find, read_pair, read_run
-from kresume.spelling import in_bytes
+from kresume.spelling import in_bytes, option
 from kresume.storage import atomic
 
 NAME = "report.html"
@@ -83,6 +86,27 @@ def write_report(path: str, against: str | None = None, out: str | None = None) 
         raise RunError(
             f"{target} cannot be written ({error.strerror or error}): make room, or give another file with --out"
         ) from error
+
+
+def write_evaluation(evaluation: Evaluation, path: Path) -> Path:
+    """Writes the page of an evaluation.
+
+    Args:
+        evaluation: from `evaluate`.
+        path: the file.
+
+    Raises:
+        KresumeError: it cannot be written.
+    """
+    try:
+        atomic.write_text(
+            path, render_evaluation(compare(compared_of(evaluation), evaluation.failed), told_of(evaluation))
+        )
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be written ({error.strerror or error}): make room, or give another file with {option('report')}"
+        ) from error
+    return path
 
 
 def _write(source: Source, path: Path) -> Written:
