@@ -104,9 +104,10 @@ def evaluate(
 
 
 def _write_report(found: Evaluation, given: str | None, reporter: Reporter) -> None:
-    """Writes the page of an evaluation where `--report` says, or into the scored run's folder if two models were compared.
+    """Writes the page of an evaluation where `--report` says.
 
-    A page that nobody asked for costs no numbers if it cannot be written.
+    Without it, the page of a run that was compared goes into the run's folder; if it cannot be written, the numbers are shown
+    all the same.
     """
     from kresume.checkpoints.run import find_run
     from kresume.reports.page.write import write_evaluation

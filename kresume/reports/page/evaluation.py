@@ -38,7 +38,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Told:
-    """What a page says of an evaluation as a whole.
+    """Holds what a page says of an evaluation as a whole.
 
     Attributes:
         model: the scored model.
