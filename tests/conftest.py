@@ -19,6 +19,7 @@ from tests.helpers import forking
 from tests.helpers.paths import REAL_PICTURES
 from tests.helpers.pictures import write_pictures
 
+FLUSH = os.fsync
 CACHED = {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
@@ -130,11 +131,17 @@ def forked_processes():
 def no_flushing():
     """Leaves the flushes to the disk out: no test ends the machine, and a process's end loses nothing that it wrote.
 
-    Each takes milliseconds, and a tiny training has forty. `test_snapshot` counts them.
+    Each takes milliseconds, and a tiny training has forty. `test_snapshot` and `test_power_cuts` hold their order.
     """
-    flush, os.fsync = os.fsync, lambda descriptor: None
+    os.fsync = lambda descriptor: None
     yield
-    os.fsync = flush
+    os.fsync = FLUSH
+
+
+@pytest.fixture
+def flushing(monkeypatch):
+    """Flushes to the disk, for tests of what a power cut leaves."""
+    monkeypatch.setattr(os, "fsync", FLUSH)
 
 
 @pytest.fixture(scope="session", autouse=True)

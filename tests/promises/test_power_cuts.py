@@ -17,7 +17,7 @@ import disk_states
 import powercut
 import races
 
-pytestmark = pytest.mark.one_backend
+pytestmark = [pytest.mark.one_backend, pytest.mark.usefixtures("flushing")]
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 CHECKED = {"run": 110, "backup": 60, "cache": 30, "export": 60}
 
