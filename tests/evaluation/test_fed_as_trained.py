@@ -105,8 +105,9 @@ def trained_on_grey(tmp_path_factory):
         model = keras.Model(inputs, layers.Dense(3, activation="softmax")(layers.Dense(24, activation="tanh")(x)))
         model.compile(keras.optimizers.Adam(0.03), "sparse_categorical_crossentropy")
         model.optimizer.build(model.trainable_variables)  # else the first step is traced twice
+        eaten = np.asarray(conventions.to_model_function(convention)(coloured))
         for _ in range(60):
-            model.train_on_batch(np.asarray(conventions.to_model_function(convention)(coloured)), labels)
+            model.train_on_batch(eaten, labels)
         model.save(folder / f"{convention}.keras")
         return folder / f"{convention}.keras", folder / "data"
 

@@ -18,8 +18,8 @@ import fuzz
 from targets import TARGETS
 
 pytestmark = pytest.mark.one_backend
-MILLISECONDS = 400
-"""Time for each reader, about 15 seconds in total: a thousand inputs of a picture, a few of an Orbax folder.
+MILLISECONDS = 150
+"""Time for each reader, about 6 seconds in total: hundreds of inputs of a picture, a few of an Orbax folder.
 `scripts/fuzz/fuzz.py` reads as many as there is time for."""
 
 

@@ -102,7 +102,6 @@ def test_every_option_not_given_is_the_parents(parent, tmp_path, pictures):
 
 def test_slots_and_iterations_survive_a_change_of_the_rate(parent, tmp_path, pictures):
     """The first snapshot of an extension holds the parent's optimizer bit for bit, for any schedule."""
-    from kresume.checkpoints import snapshot
 
     for schedule in ("constant", "cosine"):
         out = tmp_path / schedule
@@ -483,27 +482,43 @@ def test_trained_under_one_backend_extended_under_the_other(parent, tmp_path, pi
     assert int(table["optimizer/vars/0"]) == record["parent"]["step"] + record["result"]["step"]
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from kresume import cli
+from kresume.checkpoints import snapshot
+from kresume.training.loop.callbacks import Keeper
+
+step_done = Keeper.on_train_batch_end
+
+def then_die(keeper, batch, logs=None):
+    step_done(keeper, batch, logs)
+    if keeper.progress.step > 8 and snapshot.list_snapshots(Path("killed/snapshots")):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Keeper.on_train_batch_end = then_die
+cli.main(sys.argv[1:])
+"""
+
+
 def test_sigkill_in_the_middle_and_the_same_command_again(tmp_path, pictures):
     """A process killed by SIGKILL continues by the same command to the bytes of an undisturbed one.
 
-    JAX compiles anew in the process that continues: other tests share what it compiled.
+    Its writer may be at work, and JAX compiles anew in the process that continues: other tests share what it compiled.
     """
-    given = {"image_size": "10", "batch_size": 5, "epochs": 40, "snapshot_every": "3"}
-    run_training(out=str(tmp_path / "whole"), data=[str(pictures / "old")], **given)
+    given = {"image_size": "10", "batch_size": 5, "epochs": 4, "snapshot_every": "3"}
+    whole = trained(tmp_path / "whole", data=[str(pictures / "old")], **given)
     flags = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
-    killed, options = command(tmp_path, "train", "--data", pictures / "old", *flags, "--out", "killed")
-    process = forking.start(killed, **options)
-    snapshots = tmp_path / "killed" / "snapshots"
-    while process.poll() is None and not any(step >= 20 for step, _ in snapshot.list_snapshots(snapshots)):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    again, options = command(tmp_path, "train", "--data", pictures / "old", *flags, "--out", "killed")
+    assert (
+        forking.run([sys.executable, "-c", KILLED, *again[3:], "--no-trial"], **options).returncode == -signal.SIGKILL
+    )
     assert runs.open_run(tmp_path / "killed").status == "running"
     options["env"]["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-    done = subprocess.run(killed, check=True, capture_output=True, text=True, **options)
+    done = subprocess.run([*again, "--no-trial"], check=True, capture_output=True, text=True, **options)
     assert "continuing at step" in done.stderr
-    assert_same_bytes(result_arrays(tmp_path / "whole"), result_arrays(tmp_path / "killed"))
-    assert lines_without_time(tmp_path / "whole") == lines_without_time(tmp_path / "killed")
+    assert_same_bytes(result_arrays(whole), result_arrays(tmp_path / "killed"))
+    assert lines_without_time(whole) == lines_without_time(tmp_path / "killed")
 
 
 @pytest.mark.one_backend(trains=True)

@@ -93,7 +93,7 @@ def reference(weights, rate, step):
     layers = [keras.Input((SIDE, SIDE, 3)), keras.layers.Flatten(), keras.layers.Dense(3, activation="softmax")]
     model = keras.Sequential(layers)
     model.compile(keras.optimizers.SGD(rate), "sparse_categorical_crossentropy")
-    model.set_weights(weights)
+    model.set_weights([np.array(each) for each in weights])  # JAX may train in the buffer that it is given
     model.train_on_batch(*batch(step))
     return model.get_weights()
 
