@@ -32,6 +32,7 @@ from kresume.checkpoints import snapshot
 from kresume.checkpoints.backup_folder import BEFORE, METADATA, WEIGHTS
 from kresume.drop_in import backup_files, backup_keras, backup_restore, backup_save, fit_call
 from kresume.drop_in.backup_arguments import check_arguments
+from kresume.drop_in.backup_place import Place
 from kresume.drop_in.stream import Stream, stream_of
 from kresume.errors import UsageError
 from kresume.lock import NAME as LOCK
@@ -54,7 +55,8 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
     """Backs up a training, and restores it exactly when the same script runs again.
 
     Args:
-        backup_dir: the folder of the backups. Keras's own backups in it are read if it has none of kresume.
+        backup_dir: the folder of the backups, or an address (`gs://`, `s3://`). Keras's own backups in it are read if it
+            has none of kresume.
         save_freq: `"epoch"`, or a number of batches.
         double_checkpoint: True also keeps the backup before the newest.
         delete_checkpoint: True removes the backups when `fit` ends; files that this class did not write are kept.
@@ -94,8 +96,9 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         self.on_new_data = on_new_data
         self.strict = strict
         self._stream: Stream | None = stream_of(data) if data is not None else None
-        self._folder = Path(backup_dir)
         self._reporter = Reporter()
+        self._place = Place(backup_dir, self._reporter)
+        self._folder = self._place.folder
         self._current_epoch = 0
         self._last_batch_seen = 0
         self._batches_seen_since_last_saving = 0
@@ -169,7 +172,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         if snapshot.list_snapshots(self._folder):
             saved_logs = self._restore(again=again, returned=left.get("returned"))
         elif backup_keras.exists(self._folder):
-            self._continue_at(backup_keras.restore(self.backup_dir, self._model, self._epochs()))
+            self._continue_at(backup_keras.restore(self._place.named, self._model, self._epochs()))
         if self._stream is not None:
             self._stream.seek(self._current_epoch, self._begin_batch)
             self._stream.save(self._folder)
@@ -243,7 +246,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         self._begun, self._call = False, None
         removes = self.delete_checkpoint
         if removes and (
-            why := backup_save.why_kept(self.backup_dir, self._model, logs, self._current_epoch, self._epochs())
+            why := backup_save.why_kept(self._place.named, self._model, logs, self._current_epoch, self._epochs())
         ):
             self._reporter.warn(why)
             removes = False
@@ -256,6 +259,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
             self._lock.release()
         if removes and self._folder.is_dir() and not any(self._folder.iterdir()):
             self._folder.rmdir()
+        self._place.close()
 
     # Helpers, in the same order.
 
@@ -268,6 +272,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
 
     def _open_folder(self) -> None:
         """Locks the folder, reports how the last process died, and starts the writer of backups."""
+        self._place.open()
         atomic.make_directory(self._folder)
         self._lock = Lock(self._folder, way_on=f"removing {self._folder / LOCK}", say=self._reporter.say)
         self._lock.acquire(again=True)
@@ -302,7 +307,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         """
         state = backup_restore.newest(self._folder, self._reporter.warn)
         target = backup_restore.Target(
-            self.backup_dir,
+            self._place.named,
             self._model,
             self._others(),
             self._epochs(),

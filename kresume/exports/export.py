@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kresume import runs
+from kresume.addresses import public
 from kresume.backend import selection
 from kresume.class_names import names_of
 from kresume.errors import ExportError
@@ -37,6 +38,8 @@ from kresume.models.unscored import with_statistics
 from kresume.options.settings import EXPORT_FORMAT, ON_BAD_IMAGE, TOP_K
 from kresume.reporter import Reporter
 from kresume.spelling import as_argument, in_bytes, option, spelled
+from kresume.staging.fetch import here
+from kresume.staging.publish import Publication
 from kresume.storage import atomic
 
 WARM_IMAGES = 8
@@ -129,7 +132,7 @@ def export(
     Args:
         checkpoint: `RUN`, `RUN@last`, `RUN@best`, `RUN@STEP`, a folder of runs, or a checkpoint of any known format.
         directory: for `saved-model` the model's folder, in which the next free version is made; else the folder to
-            make.
+            make. It may be at an address (`gs://`, `s3://`).
         format: `saved-model`, `onnx`, `litert`, `keras`, `tf-checkpoint` or `weights-h5`.
         version: the version's number, for `saved-model`.
         prune_keep: afterwards keep only this many of the newest versions.
@@ -168,9 +171,10 @@ def export(
     reporter = reporter or Reporter(quiet=True)
     path = str(checkpoint.path if isinstance(checkpoint, runs.Run) else checkpoint)
     exporter = find_exporter(format)
+    place = Publication(directory)
     job = Job(
         format=format,
-        name=name or Path(directory).absolute().name,
+        name=name or place.folder.absolute().name,
         top_k=top_k,
         embeddings=embeddings,
         on_bad_image=on_bad_image,
@@ -180,8 +184,9 @@ def export(
         optimizer=optimizer,
     )
     check_options(exporter, job)
-    target = Target(Path(directory), version, prune_keep, overwrite)
+    target = Target(place.folder, version, prune_keep, overwrite)
     destination = target.find(exporter, format)
+    here(path, reporter)
     with selection.loading(reporter):
         running = select_backend(path, backend, device)
     subject = Subject(path, model, names_of(classes), pixels, image_size, tuple(imports), map_file, trust, axes)
@@ -210,8 +215,9 @@ def export(
             record = make_record(loaded, job, facts, parity, samples, temporary, running)
             atomic.write_json(temporary / RECORD, record)
     notes = _serving_notes(target, destination, record, like_note) if exporter.versioned else ""
-    failures = tell_run(loaded, destination, record)
-    return ExportResult(str(destination), format, path, parity, record, _size(destination), notes, failures)
+    failures, size = tell_run(loaded, destination, record), _size(destination)
+    place.send(reporter)
+    return ExportResult(public(str(destination)), format, path, parity, record, size, public(notes), failures)
 
 
 def _with_samples(job: Job, samples: Samples) -> tuple[Job, str]:

@@ -15,6 +15,7 @@ from kresume.exports.job import Job
 from kresume.exports.parity import Parity
 from kresume.exports.samples import Samples
 from kresume.models.load import Loaded
+from kresume.staging.publish import push
 from kresume.storage import atomic
 
 RECORD = "export.json"
@@ -84,6 +85,8 @@ def tell_run(loaded: Loaded, made: Path, record: Mapping[str, Any]) -> tuple[str
             step=loaded.state.step,
             digest=hashlib.sha256((made / RECORD).read_bytes()).hexdigest(),
         )
+        if loaded.run.finished:  # else the process that trains it writes this file
+            push(loaded.run.path / runs.EVENTS)
     except OSError as error:
         return (f"the export in {loaded.run.path / 'events.jsonl'}: {error}",)
     return ()

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kresume.addresses import address_of, is_stage, public
 from kresume.runtimes.signatures import versions_in
 from kresume.storage import atomic
 
@@ -50,9 +51,13 @@ def batching_config() -> str:
 
 def command(name: str, directory: Path) -> str:
     """Returns the command that serves a model's folder, REST on 8501 and gRPC on 8500."""
+    folder, first = str(directory.resolve()), ""
+    if is_stage(directory):  # the server's container reads a disk
+        folder = f"/srv/{directory.name}"
+        first = f"# first copy {address_of(directory)} to {folder} on the server\n"
     return (
-        f"docker run --rm -p 8500:8500 -p 8501:8501 \\\n"
-        f"  -v {shlex.quote(f'{directory.resolve()}:/models/{name}:ro')} {IMAGE} \\\n"
+        f"{first}docker run --rm -p 8500:8500 -p 8501:8501 \\\n"
+        f"  -v {shlex.quote(f'{folder}:/models/{name}:ro')} {IMAGE} \\\n"
         f"  --model_config_file=/models/{name}/models.config --model_config_file_poll_wait_seconds=60 \\\n"
         f"  --enable_batching=true --batching_parameters_file=/models/{name}/batching.config"
     )
@@ -69,7 +74,7 @@ def write_notes(directory: Path, made: Path, record: Mapping[str, Any]) -> str:
     name = record["options"]["name"]
     atomic.write_text(directory / "models.config", model_config(name))
     atomic.write_text(directory / "batching.config", batching_config())
-    atomic.write_text(directory / "SERVING.md", text(directory, made, record))
+    atomic.write_text(directory / "SERVING.md", public(text(directory, made, record)))
     lines = [f"signature: {line}" for line in _signatures(record)]
     lines += [
         f"warm-up: {record['warmup']} requests with real images",

@@ -4,13 +4,14 @@
     here("runs/1-signs")                                 # unchanged
 
 Files that are there already, by digest, are not fetched again. A snapshot without its `meta.json` was not copied whole
-and is not there. Each address is fetched once per process.
+and is not there. An address is looked at again half a minute later.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -34,7 +35,10 @@ NEVER_CHANGES = re.compile(
 ATTEMPTS = 5
 MOST_BYTES = 100 * 2**30
 """A checkpoint with more bytes is probably a whole bucket that was named by mistake."""
-_here: dict[str, Path] = {}
+FRESH_SECONDS = 30.0
+"""How long what was fetched is used without looking again: one command asks for it several times."""
+_here: dict[str, tuple[Path, float]] = {}
+"""The local folder of an address, and until when it is used without looking."""
 
 
 def note_of(folder: Path) -> Path:
@@ -69,7 +73,7 @@ def open_here(address: str, folder: Path | None) -> None:
     if folder is None:
         _here.pop(normal(address), None)
     else:
-        _here[normal(address)] = folder
+        _here[normal(address)] = folder, math.inf
 
 
 def here(path: str | os.PathLike[str], reporter: Reporter | None = None) -> str:
@@ -84,21 +88,26 @@ def here(path: str | os.PathLike[str], reporter: Reporter | None = None) -> str:
         MissingPackage, UsageError: the scheme needs a package, or is unknown.
     """
     text = os.fspath(path)
-    if normal(text) in _here:
-        return str(_here[normal(text)])
+    if (folder := _known(text)) is not None:
+        return str(folder)
     if not is_remote(text):
         return text
     plain, mark, which = text.rpartition("@")
     if mark and "/" not in which and plain.partition("://")[2]:
-        if normal(plain) in _here:
-            return f"{_here[normal(plain)]}@{which}"
+        if (folder := _known(plain)) is not None:
+            return f"{folder}@{which}"
         if not told(Bucket(text).exists, text, "read"):
             return f"{here(plain, reporter)}@{which}"
     address = normal(text)
     folder = stage_of(address)
     told(lambda: _fetch_any(address, folder, reporter or Reporter(quiet=True)), address, "read")
-    open_here(address, folder)
+    _here[address] = folder, time.monotonic() + FRESH_SECONDS
     return str(folder)
+
+
+def _known(address: str) -> Path | None:
+    folder, until = _here.get(normal(address), (None, 0.0))
+    return folder if time.monotonic() < until else None
 
 
 def _fetch_any(address: str, folder: Path, reporter: Reporter) -> None:

@@ -202,6 +202,21 @@ class Stage:
             )
         self._mirror = None
 
+    def look(self) -> None:
+        """Makes the stage equal to the place, without locking it.
+
+        Raises:
+            RunError: it cannot be read.
+        """
+        told(lambda: self._fill(run=False), self.address, "read")
+
+    def end(self, seconds: float | None = None) -> None:
+        """Waits until everything is copied, warns of what is missing, and releases the lock."""
+        self.finish(PATIENCE_SECONDS if seconds is None else seconds)
+        if self.left:
+            self._reporter.warn(f"not written: {self.left}")
+        self.close()
+
     def close(self) -> None:
         """Stops copying and releases the lock."""
         if self._mirror is not None:

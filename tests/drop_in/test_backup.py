@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 import threading
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -13,9 +14,11 @@ import pytest
 
 import kresume
 from kresume.checkpoints import snapshot
+from kresume.drop_in import backup_place
 from kresume.drop_in.stream import stream_of
 from kresume.errors import CheckpointError, UsageError
 from tests.helpers import forking
+from tests.helpers.flaky_bucket import bucket
 from tests.helpers.noise import noise
 from tests.helpers.pictures import write_pictures
 from tests.helpers.runs import assert_same_bytes
@@ -108,7 +111,7 @@ def release(folder):
     for thread in threading.enumerate():
         if thread.name == "kresume-writer":
             thread.join()
-    for lock in folder.glob("lock.json"):
+    for lock in Path(folder).glob("lock.json"):
         lock.unlink()
 
 
@@ -142,6 +145,23 @@ def test_killed_once_it_ends_with_the_same_bits(tmp_path, whole, after):
     model, history = train(tmp_path)
     assert_same_bytes(whole[0], arrays_of(model))
     assert history == whole[1]
+
+
+def test_backups_in_a_bucket_continue_on_another_machine(tmp_path, whole, monkeypatch):
+    """Killed there, a training continues elsewhere to the same bits; at the end nothing is left in the bucket."""
+    bucket.reset()
+    address = "flaky://b/backup"
+    monkeypatch.setenv("KRESUME_STAGE", str(tmp_path / "one"))
+    _, killed = train(address, kill=Kill(8))
+    assert killed is None
+    backup_place._open[address].finish(60)
+    backup_place._open.pop(address)._lock._stop.set()
+    bucket.store.pop(f"{address}/lock-1.json")
+    monkeypatch.setenv("KRESUME_STAGE", str(tmp_path / "two"))
+    model, history = train(address, delete_checkpoint=True)
+    assert_same_bytes(whole[0], arrays_of(model))
+    assert history == whole[1]
+    assert sorted(bucket.store) == []
 
 
 def test_killed_again_and_again_it_ends_with_the_same_bits(tmp_path, whole):

@@ -7,7 +7,13 @@ import pytest
 
 import kresume
 from kresume import runs
-from kresume.errors import RunError
+from kresume.addresses import root
+from kresume.errors import CheckpointError, RunError, UsageError
+from kresume.reporter import Reporter
+from kresume.reports.page.write import write_report
+from kresume.staging import fetch
+from kresume.staging.publish import Publication
+from kresume.storage import atomic
 from kresume.storage.stores import Bucket
 from kresume.training.loop import callbacks
 from tests.helpers.flaky_bucket import Died, bucket
@@ -27,10 +33,13 @@ def machine(tmp_path, monkeypatch):
 
     def become(name):
         monkeypatch.setenv("KRESUME_STAGE", str(tmp_path / name))
+        fetch._here.clear()
         monkeypatch.setattr("kresume.staging.bucket_lock.this_machine", lambda: name)
 
     become("one")
-    return become
+    fetch._here.clear()
+    yield become
+    fetch._here.clear()
 
 
 def test_a_run_in_a_bucket_is_killed_and_continues_on_another_machine(tmp_path, pictures, machine, monkeypatch):
@@ -69,6 +78,83 @@ def test_a_run_in_a_bucket_is_killed_and_continues_on_another_machine(tmp_path, 
     assert not [name for name in Bucket("flaky://b/runs/1-signs").names() if name.startswith("lock")]
     with pytest.raises(RunError, match=r"^flaky://b/runs/1-signs is finished"):
         run_training(out="flaky://b/runs/1-signs", **given)
+
+
+@pytest.fixture
+def shelf(tmp_path, pictures, machine):
+    """Copies a finished run to `flaky://b/runs/1-signs`; returns the run on the disk."""
+    run = trained(tmp_path / "disk", **TINY, data=[str(pictures / "old")], snapshot_every="2")
+    bucket.reset()
+    store = Bucket("flaky://b/runs/1-signs")
+    for path in run.rglob("*"):
+        if path.is_file():
+            store.send(path.relative_to(run).as_posix(), path)
+    return run
+
+
+@pytest.mark.one_backend(trains=True)
+def test_runs_and_checkpoints_are_read_at_their_address(shelf):
+    """A run, a folder of runs and a file have the arrays of the run on the disk, and messages name the address."""
+    expected = result_arrays(shelf)
+    for address in ("flaky://b/runs/1-signs", "flaky://b/runs", "flaky://b/runs/1-signs@last"):
+        assert_same_bytes(expected, dict(kresume.read_checkpoint(address).arrays))
+    plain = dict(kresume.read_checkpoint(shelf / "model.keras").arrays)
+    assert_same_bytes(plain, dict(kresume.read_checkpoint("flaky://b/runs/1-signs/model.keras").arrays))
+    with pytest.raises(CheckpointError, match="no checkpoint at flaky://b/runs/nowhere"):
+        kresume.read_checkpoint("flaky://b/runs/nowhere")
+    assert "* flaky://b/runs/1-signs  accepted" in str(kresume.lineage("flaky://b/runs"))
+    bucket.reset(empty=False)
+    assert kresume.read_checkpoint("flaky://b/runs/1-signs").step
+    assert bucket.count == 0
+
+
+@pytest.mark.one_backend(trains=True)
+def test_an_export_and_a_report_are_written_to_their_address(shelf):
+    """An export is whole at its address, is not overwritten, and is recorded in the run there; a report lies in the run."""
+    made = kresume.export("flaky://b/runs/1-signs", "flaky://b/exports/signs", format="weights-h5")
+    assert made.path == "flaky://b/exports/signs"
+    names = Bucket("flaky://b/exports/signs").names()
+    assert "export.json" in names
+    assert b'"exported"' in Bucket("flaky://b/runs/1-signs").read("events.jsonl")
+    with pytest.raises(UsageError, match=r"^flaky://b/exports/signs exists already"):
+        kresume.export("flaky://b/runs/1-signs", "flaky://b/exports/signs", format="weights-h5")
+    with pytest.raises(UsageError, match=r"^flaky://b/runs/1-signs is a run"):
+        kresume.export("flaky://b/runs/1-signs", "flaky://b/runs/1-signs", format="weights-h5")
+    Bucket("flaky://b/runs/1-signs").remove("report.html")
+    write_report("flaky://b/runs/1-signs")
+    page = Bucket("flaky://b/runs/1-signs").read("report.html")
+    assert str(root()).encode() not in page
+
+
+@pytest.mark.one_backend
+def test_the_next_version_in_a_bucket_leaves_the_others_alone(machine):
+    """A new version and changed notes are copied, the mark of a whole version last; a removed version is removed there."""
+    bucket.reset()
+    store = Bucket("flaky://b/serving")
+    for name in ("1/saved_model.pb", "1/export.json", "2/saved_model.pb", "models.config"):
+        store.write(name, b"old")
+    publication = Publication("flaky://b/serving")
+    assert sorted(path.name for path in publication.folder.iterdir()) == ["1", "2", "models.config"]
+    for name in ("3/saved_model.pb", "3/export.json", "3/variables/variables.index", "models.config"):
+        atomic.write_bytes(publication.folder / name, b"new")
+    shutil.rmtree(publication.folder / "1")
+    bucket.reset(empty=False)
+    publication.send(Reporter(quiet=True))
+    assert {name: store.read(name) for name in store.names()} == {
+        "2/saved_model.pb": b"old",
+        "3/export.json": b"new",
+        "3/saved_model.pb": b"new",
+        "3/variables/variables.index": b"new",
+        "models.config": b"new",
+    }
+    sent = [path.removeprefix("flaky://b/serving/") for name, path in bucket.log if name == "put_file"]
+    assert sent[-2:] == ["3/saved_model.pb", "3/export.json"]
+    publication = Publication("flaky://b/serving")
+    publication.folder.rename(publication.folder.with_name("serving.before-1"))  # as --overwrite does
+    atomic.write_bytes(publication.folder / "export.json", b"newer")
+    publication.send(Reporter(quiet=True))
+    assert list(store.names()) == ["export.json"]
+    assert len(Bucket("flaky://b/serving.before-1").names()) == 5
 
 
 def _wait_for(name):

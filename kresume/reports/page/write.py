@@ -21,6 +21,7 @@ from kresume.reports.page.facts import Facts, collect, compare
 from kresume.reports.page.render import render, render_evaluation
 from kresume.reports.page.source import Source, find, read_pair, read_run
 from kresume.spelling import in_bytes, option
+from kresume.staging.publish import push
 from kresume.storage import atomic
 
 NAME = "report.html"
@@ -81,7 +82,10 @@ def write_report(path: str, against: str | None = None, out: str | None = None) 
         run = other
     target = Path(out) if out else run.path / name
     try:
-        return _write(source, target)
+        written = _write(source, target)
+        if not out:
+            push(target)
+        return written
     except OSError as error:
         raise RunError(
             f"{target} cannot be written ({error.strerror or error}): make room, or give another file with --out"
@@ -100,7 +104,7 @@ def write_evaluation(evaluation: Evaluation, path: Path) -> Path:
     """
     try:
         atomic.write_text(
-            path, render_evaluation(compare(compared_of(evaluation), evaluation.failed), told_of(evaluation))
+            path, public(render_evaluation(compare(compared_of(evaluation), evaluation.failed), told_of(evaluation)))
         )
     except OSError as error:
         raise RunError(
