@@ -2,6 +2,7 @@
 
     config = with_precision(config, "mixed_float16")      # a serialized architecture
     needs_loss_scale(model)
+    describe(model)                                       # "compute in float16, weights stay float32; ..."
 
 Under a mixed policy, layers compute in 16 bits and keep float32 variables, so a checkpoint restores under any policy.
 """
@@ -17,6 +18,16 @@ import keras
 def needs_loss_scale(model: keras.Model) -> bool:
     """Returns True if a layer computes in float16, whose gradients vanish without loss scaling."""
     return any(layer.compute_dtype == "float16" for layer in model._flatten_layers())
+
+
+def describe(model: keras.Model) -> str:
+    """Returns in words what a model's layers compute in; empty for float32."""
+    computed = {layer.compute_dtype for layer in model._flatten_layers(include_self=False)}
+    short = [name for name in ("float16", "bfloat16") if name in computed]
+    if not short:
+        return ""
+    scaled = "; the loss is scaled, and a step whose gradients overflow changes nothing" if "float16" in short else ""
+    return f"compute in {' and '.join(short)}, weights stay float32{scaled}"
 
 
 def with_precision(config: Mapping[str, Any], precision: str) -> dict[str, Any]:

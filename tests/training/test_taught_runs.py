@@ -32,7 +32,7 @@ def place(tmp_path_factory, pictures):
 @pytest.mark.parametrize(
     "options",
     [
-        {"grow": True, "ema": 0.9, "epochs": 1},
+        {"precision": "mixed_float16", "ema": 0.9, "epochs": 1},
         {"epochs": 2, "freeze": ["conv*"], "unfreeze_at": 1, "mixup": 0.2, "steps_per_execution": 2},
     ],
 )

@@ -52,6 +52,8 @@ def describe(
         ahead: a note on a schedule that ends before the run; may be empty.
         freezing: which layers do not train; None if no option says so.
     """
+    from kresume.models.precision import describe as describe_precision
+
     parent, live, gathered, generation = loaded.parent, loaded.live, data.gathered, loaded.generation
     manifest = gathered.manifest
     new = manifest.origins == generation
@@ -108,6 +110,7 @@ def describe(
         frozen=describe_freezing(freezing, live.model),
         noise=describe_noise(manifest, generation),
         growth=loaded.growth.describe(manifest) if loaded.growth else "",
+        precision=describe_precision(live.model),
     )
 
 

@@ -54,6 +54,7 @@ class Plan:
         time: how long it takes; None if it was not tried.
         distilled: how the parent teaches the run, in words; empty if it does not.
         noise: how small a difference the validation images can show.
+        precision: what the layers compute in, in words; empty for float32.
     """
 
     action: str
@@ -82,6 +83,7 @@ class Plan:
     time: Estimate | None = None
     disk: str = ""
     differs: str = ""
+    precision: str = ""
     per_class: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -138,6 +140,7 @@ class Plan:
                 f"{epochs} = {steps} of {amount.batch_size} ({per_epoch:.1f} an epoch; {amount.reason}); "
                 f"{self.optimizer}, {self.loss}",
             ),
+            ("layers", self.precision),
             ("time", str(self.time or "")),
             ("disk", self.disk),
             ("epoch", f"{self.shares or ''}{balanced}"),
