@@ -44,6 +44,11 @@ class RunOptions(Options):
         inherited=True,
         may_differ=True,
     )
+    profile: bool | None = option_of(
+        "Trace a few steps, after the first ones, for TensorBoard's profile page, into the run. Default {default}.",
+        OUTPUT,
+        may_differ=True,
+    )
     trial: bool | None = option_of(
         "Measure a few steps before the first one, to say how long the run takes; the model is put back to the bit. Default "
         "{default}.",

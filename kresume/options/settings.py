@@ -51,6 +51,7 @@ class Settings:
     snapshot_every: str = "1min"
     keep: int = 3
     tensorboard: bool = True
+    profile: bool = False
     trial: bool = True
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
     cache: str = "auto"

@@ -39,6 +39,7 @@ from kresume.training.loop.feed import Feed
 from kresume.training.loop.fit import fit
 from kresume.training.loop.lines import describe_line, epoch_line
 from kresume.training.loop.narrator import Narrator
+from kresume.training.loop.profiling import profiled
 from kresume.training.loop.progress import Progress
 from kresume.training.loop.recording import Moments, samples_of, sinks_of
 from kresume.training.loop.scored import Scored, make_scorer
@@ -180,12 +181,13 @@ class Session:
 
         others = watchers(self.config, self.run.record.rate, self.reporter.say)
         teaching = parent_teaches(self.model, record.teaching, read_teacher(self.run), self.loss.head, self.config)
-        with teaching as prepared, self._make_narrator(keeper) as narrator:
+        profiles = profiled(self.config, self.run.path, self.reporter)
+        with teaching as prepared, profiles as profilers, self._make_narrator(keeper) as narrator:
             fit(
                 self.model,
                 dataset_from,
                 boundaries=self.passes.boundaries,
-                callbacks=[narrator, self._scoring, *others],
+                callbacks=[narrator, self._scoring, *others, *profilers],
                 keeper=keeper,
             )
         self.writer.join()
