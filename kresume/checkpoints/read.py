@@ -35,6 +35,7 @@ from kresume.checkpoints.hub_classes import is_preset
 from kresume.errors import CheckpointError, MissingCheckpoint, UsageError
 from kresume.spelling import option
 from kresume.staging.fetch import here
+from kresume.storage import sealed
 from kresume.storage.damage import reading
 from kresume.values.state import TrainState
 
@@ -130,6 +131,7 @@ def read_checkpoint(path: str | os.PathLike[str], optimizer_from: str | os.PathL
             f"{READERS[name].called}: leave it out"
         )
     if name is not None:
+        sealed.check(path)
         with reading(path, READERS[name].called, CheckpointError):
             optimizer = os.fspath(optimizer_from) if optimizer_from is not None else None
             state = READERS[name].read(path) if optimizer is None else torch_file.read(path, optimizer)

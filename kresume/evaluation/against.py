@@ -32,6 +32,7 @@ from kresume.reporter import Reporter
 from kresume.runtimes.signatures import Signature, find_saved_model, has_signatures, labels_of, read_signatures
 from kresume.spelling import option
 from kresume.staging.fetch import here
+from kresume.storage import sealed
 from kresume.tasks.single_label import SINGLE_LABEL
 from kresume.tasks.task import Head, Task
 from kresume.values.decode_spec import DecodeSpec
@@ -94,6 +95,7 @@ def predict(
     """
     folder = served_folder(subject.checkpoint)
     if folder is not None:
+        sealed.check(folder)
         return _served(folder, subject, manifest, reporter)
     from kresume.evaluation.live import LiveScorer
 

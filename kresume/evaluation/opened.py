@@ -31,6 +31,7 @@ from kresume.models.unscored import with_statistics
 from kresume.reporter import Reporter
 from kresume.runtimes.signatures import Signature, labels_of
 from kresume.spelling import option
+from kresume.storage import sealed
 from kresume.storage.locations import is_remote
 from kresume.tasks.single_label import SINGLE_LABEL
 from kresume.tasks.task import Head
@@ -136,6 +137,7 @@ def _live(loaded: Loaded, batch_size: int) -> Opened:
 
 
 def _served(folder: Path, subject: Subject, reporter: Reporter) -> Opened:
+    sealed.check(folder)
     labels = subject.classes or labels_of(folder)
     if labels is None:
         raise UsageError(

@@ -40,7 +40,7 @@ from kresume.reporter import Reporter
 from kresume.spelling import as_argument, in_bytes, option, spelled
 from kresume.staging.fetch import here
 from kresume.staging.publish import Publication
-from kresume.storage import atomic
+from kresume.storage import atomic, sealed
 
 WARM_IMAGES = 8
 """Images that a server's warm-up requests may hold."""
@@ -212,7 +212,7 @@ def export(
                     f"the export differs from the model: {'; '.join(parity.problems())}; nothing was written to {destination}. "
                     f"{option('tolerance')} accepts larger differences"
                 )
-            record = make_record(loaded, job, facts, parity, samples, temporary, running)
+            record = sealed.seal(make_record(loaded, job, facts, parity, samples, temporary, running))
             atomic.write_json(temporary / RECORD, record)
     notes = _serving_notes(target, destination, record, like_note) if exporter.versioned else ""
     failures, size = tell_run(loaded, destination, record), _size(destination)

@@ -32,6 +32,7 @@ import numpy as np
 from kresume.errors import ImagesError
 from kresume.spelling import option
 from kresume.storage import atomic, locations
+from kresume.storage.damage import is_refusal
 from kresume.values.decode_spec import DecodeSpec
 
 INDEX_TYPE = np.dtype([("sha256", "S64"), ("crc", "<u4")])
@@ -156,8 +157,10 @@ class Cache:
                 if not complete or not len(index):
                     continue  # incomplete after a machine crash: its images are decoded again
                 mapped = np.memmap(data_path, np.uint8, "r", shape=(len(index), *self.row_shape))
-            except (OSError, ValueError, EOFError):
-                continue  # incomplete too, or removed by another process after listing
+            except Exception as error:
+                if not is_refusal(error):
+                    raise
+                continue  # incomplete or damaged, or removed by another process after listing
             self._paths.append(data_path)
             self._maps.append(mapped.view(np.ndarray))  # the memmap subclass costs microseconds per row
             self._sha256s = np.concatenate([self._sha256s, index["sha256"]])

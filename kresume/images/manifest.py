@@ -210,8 +210,15 @@ def write_table(path: Path, table: pa.Table, mark: str, facts: Mapping[str, Any]
     import pyarrow.parquet as parquet
 
     with atomic.new_file(path) as temporary:
-        marked = table.replace_schema_metadata({mark.encode(): json.dumps(facts).encode()})
-        parquet.write_table(marked, temporary, compression="zstd")
+        sealed = {**facts, "sha256": _digest(facts, table)}
+        marked = table.replace_schema_metadata({mark.encode(): json.dumps(sealed).encode()})
+        parquet.write_table(marked, temporary, compression="zstd", write_page_checksum=True)
+
+
+def _digest(facts: Mapping[str, Any], table: pa.Table) -> str:
+    """Returns the SHA-256 of everything in the file that no page's checksum covers."""
+    columns = [[field.name, str(field.type)] for field in table.schema]
+    return hashlib.sha256(json.dumps([facts, columns, len(table)], sort_keys=True).encode()).hexdigest()
 
 
 def read_table(path: Path, mark: str, newest: int, what: str = "manifest") -> tuple[pa.Table, dict[str, Any]]:
@@ -234,9 +241,11 @@ def read_table(path: Path, mark: str, newest: int, what: str = "manifest") -> tu
 
     try:
         # One column at a time: all at once would hold their compressed pages in memory beside the table.
-        table = parquet.read_table(path, use_threads=False, pre_buffer=False, memory_map=True)
+        table = parquet.read_table(
+            path, use_threads=False, pre_buffer=False, memory_map=True, page_checksum_verification=True
+        )
         table.validate(full=True)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeError, pa.ArrowException) as error:
         why = reason(error)
         raise ImagesError(f"the {what} {path} cannot be read ({why}): restore it from a copy of the run") from error
     facts = (table.schema.metadata or {}).get(mark.encode())
@@ -244,7 +253,11 @@ def read_table(path: Path, mark: str, newest: int, what: str = "manifest") -> tu
         raise ImagesError(f"{path} is not a {what} of kresume: expected the key {mark} in its Parquet metadata")
     with interpreting(f"the {what} {path}", ImagesError):
         described: dict[str, Any] = json.loads(facts)
+        digest = described.pop("sha256", None)  # earlier versions did not write it
+        changed = digest is not None and digest != _digest(described, table)
         later = described["format"] > newest
+    if changed:
+        raise ImagesError(f"the {what} {path} does not match its digest: restore it from a copy of the run")
     if later:
         raise ImagesError(f"{path} was written by a later version of kresume: upgrade with `pip install -U kresume`")
     return table, described

@@ -141,7 +141,14 @@ def test_a_damaged_folder_leaves_nothing_behind(tmp_path, monkeypatch, name):
     (tmp_path / "o" / largest.relative_to(source)).write_bytes(b"")
     with pytest.raises(CheckpointError, match="damaged"):
         read_checkpoint(tmp_path / "o")
-    assert loops
+    from importlib.metadata import version
+
+    makes_loops = [int(part) for part in version("orbax-checkpoint").split(".")[:3]] >= [
+        0,
+        12,
+        8,
+    ]  # before: asyncio.run
+    assert bool(loops) == makes_loops
     assert all(loop.is_closed() for loop in loops)
     assert [task for loop in loops for task in asyncio.all_tasks(loop)] == []
     gc.collect()

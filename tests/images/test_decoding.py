@@ -115,7 +115,7 @@ def test_what_a_webp_file_says_of_itself_ends_no_process():
 
     Tried: alpha, animation, both, and wrong flags, for which TensorFlow's decoder can abort the process.
     """
-    frames = [Image.fromarray(np.dstack([photo(seed), photo(seed + 1)[..., :1]]), "RGBA") for seed in (5, 7)]
+    frames = [Image.fromarray(np.dstack([photo(seed), photo(seed + 1)[..., :1]])) for seed in (5, 7)]
     pictures = 0
     for options in ({}, {"lossless": True}):
         for animated in (False, True):

@@ -14,6 +14,7 @@ from kresume.errors import CheckpointError
 from tests.helpers.paths import FUZZ, GOLDENS
 
 sys.path.insert(0, str(FUZZ))
+import flips
 import fuzz
 from targets import TARGETS
 
@@ -88,3 +89,36 @@ def test_arrays_equal_those_that_h5py_reads(tmp_path):
             array = found[f"a/vars/{index}"]
             assert (array.dtype, array.shape) == (expected.dtype, expected.shape)
             assert array.tobytes() == np.asarray(expected).tobytes()
+
+
+@pytest.mark.parametrize("name", flips.KINDS)
+def test_a_flipped_bit_is_detected_or_harmless(name, tmp_path):
+    """One flipped bit in a snapshot, a manifest, answers, the cache or an export never gives other values."""
+    counts, found = flips.flip(name, tmp_path, 120, seed=7)
+    assert not found, "\n".join(found)
+    assert counts["detected"] > 60
+
+
+def test_a_changed_export_is_neither_read_nor_run(tmp_path):
+    """Every way to open an export verifies it first: HDF5 and the graph of a SavedModel have no checksums of their own."""
+    from kresume.evaluation import against, opened
+    from kresume.models.load import Subject
+    from kresume.reporter import Reporter
+
+    flips.KINDS["export"].make(tmp_path)
+    weights = tmp_path / "model.weights.h5"
+    assert read_checkpoint(weights).arrays
+    content = bytearray(weights.read_bytes())
+    content[-9] ^= 1
+    weights.write_bytes(content)
+    (tmp_path / "saved_model.pb").touch()
+    subject, quiet = Subject(str(tmp_path)), Reporter(quiet=True)
+    for open_it in (
+        lambda: read_checkpoint(weights),
+        lambda: opened._served(tmp_path, subject, quiet),
+        lambda: against.predict(subject, None, quiet, batch_size=1, cache="off"),
+    ):
+        with pytest.raises(CheckpointError, match="its bytes were changed: export again"):
+            open_it()
+    (tmp_path / "export.json").unlink()
+    assert read_checkpoint(weights).arrays

@@ -1,0 +1,79 @@
+"""Verifies exports: `export.json` has a digest of every file beside it, and of itself.
+
+    write_json(folder / NAME, seal(record))
+    check("serving/flowers/3")              # the whole export
+    check("weights/model.weights.h5")       # this file of one
+
+Several formats have no checksum of their own: a flipped bit in an `.h5` file or in the graph of a SavedModel would be
+another number. A folder without the record of an export is not checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kresume.errors import CheckpointError
+from kresume.storage import atomic
+
+NAME = "export.json"
+OURS = (b'"export_format"', b'"parity"', b'"sha256"')
+"""Each is in every record, so that one damaged byte leaves two."""
+
+
+def seal(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the record with a digest of itself as `sha256`."""
+    return {**record, "sha256": _digest(record)}
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def check(path: str | Path) -> None:
+    """Verifies an export, or one file of it; does nothing where there is no export.
+
+    Args:
+        path: the folder of the export, a file in it, or the prefix of a `tf.train.Checkpoint` in it.
+
+    Raises:
+        CheckpointError: a file is missing or its bytes were changed since the export; the message names it.
+    """
+    path = Path(path)
+    folder = path if path.is_dir() else path.parent
+    listed = _read(folder / NAME)
+    for name, facts in listed.items():
+        if folder == path or name == path.name or name.startswith(f"{path.name}."):
+            file = folder / name
+            if not file.is_file():
+                raise CheckpointError(f"{folder}: {name} is missing, which {NAME} lists: export again")
+            if file.stat().st_size != facts["bytes"] or atomic.sha256_of_file(file) != facts["sha256"]:
+                raise CheckpointError(
+                    f"{file} is not the file that was exported, its bytes were changed: export again (if you changed it, "
+                    f"remove {NAME}, and give the classes and pixels as options)"
+                )
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    """Returns the files that a record lists; none if it is not the record of an export."""
+    if not path.is_file():
+        return {}
+    content = path.read_bytes()
+    try:
+        record = json.loads(content)
+    except ValueError as error:
+        if not any(mark in content for mark in OURS):
+            return {}
+        raise CheckpointError(f"{path} is damaged ({error}): export again") from error
+    if not isinstance(record, dict):
+        return {}
+    digest = record.pop("sha256", None)
+    sealed = isinstance(digest, str) and re.fullmatch(r"[0-9a-f]{64}", digest) is not None
+    if digest is not None and (not sealed or digest != _digest(record)) and (sealed or "export_format" in record):
+        raise CheckpointError(f"{path} does not match its digest, it was changed: export again")
+    files = record.get("files") if "export_format" in record else None
+    return files if isinstance(files, dict) else {}
