@@ -39,7 +39,7 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A run directory, with the content of its `run.json` when it was read.
 
@@ -50,6 +50,9 @@ class Run:
 
     path: Path
     record: RunRecord
+
+    def __repr__(self) -> str:
+        return f"<run {self.path}: {self.status}, generation {self.generation}>"
 
     @property
     def status(self) -> Status:

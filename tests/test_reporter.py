@@ -144,7 +144,7 @@ def test_a_notebook_shows_one_table_that_is_updated(monkeypatch):
     display = types.ModuleType("IPython.display")
     display.HTML = lambda text: text
     handle = types.SimpleNamespace(update=sent.append)
-    display.display = lambda text, display_id: (sent.append(text), handle)[1]
+    display.display = lambda text, **how: (sent.append(text), handle)[1]
     monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
     monkeypatch.setitem(sys.modules, "IPython.display", display)
     monkeypatch.setattr("kresume.reporter.notebook.EVERY_SECONDS", 0.0)
@@ -163,6 +163,10 @@ def test_a_notebook_shows_one_table_that_is_updated(monkeypatch):
     )
     assert "<progress" not in sent[-1]
     assert len(sent) == 4
+    reporter.say("a <b> " + 200 * "c")
+    assert sent[-1]["text/plain"] == "a <b> " + 200 * "c"
+    assert sent[-1]["text/html"].startswith('<pre style="white-space: pre-wrap;')
+    assert "a &lt;b&gt; c" in sent[-1]["text/html"]
 
 
 def test_quiet_shows_nothing_but_warnings():

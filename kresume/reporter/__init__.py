@@ -68,7 +68,13 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """Prints one fact without interpreting markup, because file names may hold brackets."""
-        if not self.quiet:
+        if self.quiet:
+            return
+        if self.console.is_jupyter:
+            from kresume.reporter.notebook import show_text
+
+            show_text(public(text))
+        else:
             self.console.print(public(text), markup=False)
 
     def warn(self, text: str) -> None:

@@ -16,6 +16,14 @@ EVERY_SECONDS = 1.0
 COLUMNS = ("epoch", "step", "loss", "accuracy", "validation", "old", "new", "lr", "images/s")
 
 
+def show_text(text: str) -> None:
+    """Shows lines as a block whose long lines wrap; rich's blocks cut them off at the right."""
+    from IPython.display import display
+
+    style = "white-space: pre-wrap; word-break: normal; overflow-wrap: anywhere; margin: 0; font-family: monospace"
+    display({"text/html": f'<pre style="{style}">{escape(text)}</pre>', "text/plain": text}, raw=True)
+
+
 class Notebook(Lines):
     """Shows a training as an HTML table, and anything else as lines.
 

@@ -46,7 +46,7 @@ def resume(checkpoint: str | os.PathLike[str] | None = None, /, **arguments: Any
     Args:
         checkpoint: same as `--from`: a run, a `.keras` file, a checkpoint directory or prefix; None for a new model.
         **arguments: the options of `kresume train` with underscores, for example `data=["old/"]`, `add=["new/"]`,
-            `lr=1e-4`, `epochs=5`; `quiet=True` prints nothing.
+            `lr=1e-4`, `epochs=5`; `quiet=True` prints no facts and no progress.
 
     Returns:
         The finished run.
@@ -56,7 +56,9 @@ def resume(checkpoint: str | os.PathLike[str] | None = None, /, **arguments: Any
         KresumeError: the run cannot be started or finished; the message says why and what to do.
     """
     quiet = bool(arguments.pop("quiet", False))
-    result = train(from_arguments(checkpoint, arguments), Reporter(quiet=quiet))
+    reporter = Reporter(quiet=quiet)
+    result = train(from_arguments(checkpoint, arguments), reporter)
+    reporter.say(str(result))
     if result.failed:
         raise GateFailed(f"{'; '.join(result.failed)}: {result.run} is rejected")
     return runs.open_run(result.run)
