@@ -130,6 +130,27 @@ class Stopped(KresumeError):
         self.exit_code = exit_code
 
 
+class PeerDied(KresumeError):
+    """Raised if another process of the same training died or did not come.
+
+    Exit code 75: the same command, on every host, continues.
+    """
+
+    exit_code = 75
+    AGAIN = "a peer died; run the same command again"
+
+
+class Followed(KresumeError):
+    """Raised in a process that follows another one, after that one ended without a result.
+
+    The exit code is that of the other process.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 class ExportError(KresumeError):
     """Raised if an export differs from the model, or the format cannot hold it.
 

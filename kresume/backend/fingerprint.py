@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from kresume.backend import hosts
+
 PACKAGES = ("kresume", "keras", "tensorflow", "jax", "jaxlib", "numpy")
 ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
 
@@ -95,12 +97,13 @@ def fingerprint() -> dict[str, Any]:
         "device": kind,
         "devices": count,
         "threads": thread_count(),
+        **({} if hosts.this().alone else {"processes": hosts.this().count}),
     }
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Lists what differs between two fingerprints, such as `"backend tensorflow -> jax"`."""
-    flat = [{**fingerprint, **fingerprint.get("packages", {})} for fingerprint in (before, after)]
+    flat = [{"processes": 1, **fingerprint, **fingerprint.get("packages", {})} for fingerprint in (before, after)]
     names = sorted({*flat[0], *flat[1]} - {"packages"})
     return [
         f"{name} {flat[0].get(name)} -> {flat[1].get(name)}" for name in names if flat[0].get(name) != flat[1].get(name)

@@ -144,6 +144,26 @@ def put_back(model: Any, arrays: Mapping[str, Sequence[np.ndarray]]) -> None:
             assign(variables, arrays[group])
 
 
+def bring_home(model: Any) -> None:
+    """Moves a model that several processes trained to this process alone; the others need not take part.
+
+    Its values are those of every process. Functions that Keras compiled for all of them are dropped.
+    """
+    import jax
+    import keras
+
+    keras.distribution.set_distribution(None)
+    for variable in {
+        id(each): each
+        for group in (model.variables, model.optimizer.variables, model.metrics_variables)
+        for each in group
+    }.values():
+        value = host_array(variable.value).copy()
+        variable._layout = None  # private: Keras has no way to take a variable out of its distribution
+        variable._value = jax.numpy.asarray(value)
+    model.train_function = model.test_function = model.predict_function = None
+
+
 def renew_constants(model: Any) -> None:
     """Recomputes what layers derive from their variables. Call after assigning a model's variables.
 

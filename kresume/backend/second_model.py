@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from kresume.backend import hosts
 from kresume.backend.prediction import predict
 
 
@@ -40,7 +41,9 @@ class SecondModel:
 
     def _predicted(self, dataset: Any) -> Iterator[Any]:
         for images, labels in dataset.as_numpy_iterator():
-            yield images, (labels, predict(self._model, images))
+            this = hosts.this()
+            outputs = predict(self._model, images)  # of all processes
+            yield images, (labels, outputs[this.share(len(outputs))])
 
     def labels(self, labels: Any) -> Any:
         """Returns the labels without the second model's outputs."""

@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from kresume.backend import hosts
 from kresume.backend.keras_settings import require_whole_floats
 from kresume.errors import MissingPackage, UsageError
 from kresume.reporter import Reporter
@@ -130,36 +131,49 @@ def _share_batches(count: int | None, batch_size: int | None, say: Callable[[str
     import jax
     import keras
 
-    found = [f"{device.platform}:{device.id}" for device in jax.devices()]
+    processes = hosts.joined().count
+    by_process: dict[int, list[str]] = {}
+    for device in jax.devices():
+        by_process.setdefault(device.process_index, []).append(f"{device.platform}:{device.id}")
+    found = [name for index in sorted(by_process) for name in by_process[index]]
     if count is not None and count > len(found):
         raise UsageError(f"--devices {count}: JAX finds {len(found)} here ({', '.join(found)})")
-    used = 1 if batch_size is None else devices_for(batch_size, count, len(found))
-    if batch_size is not None and len(found) > 1:
+    used = 1 if batch_size is None else devices_for(batch_size, count, len(found), processes)
+    deciding = processes > 1 and hosts.this().alone  # one process decides for all, by itself
+    if batch_size is not None and len(found) > 1 and not deciding:
         say(f"devices:  {describe_share(batch_size, used, count or len(found))}")
     distribution = None
-    if used > 1:
-        distribution = keras.distribution.DataParallel(devices=found[:used], auto_shard_dataset=False)
+    if used > 1 and not deciding:
+        each = used // processes
+        chosen = [name for index in sorted(by_process) for name in by_process[index][:each]]
+        distribution = keras.distribution.DataParallel(devices=chosen, auto_shard_dataset=False)
     if distribution is not None or keras.distribution.distribution() is not None:
         keras.distribution.set_distribution(distribution)
 
 
-def devices_for(batch_size: int, count: int | None, found: int) -> int:
+def devices_for(batch_size: int, count: int | None, found: int, processes: int = 1) -> int:
     """Returns how many devices share each batch.
 
     Args:
         batch_size: images per batch.
         count: as many are asked for; None for as many as share a batch evenly.
         found: how many there are.
+        processes: how many processes of several hosts they belong to; each uses equally many.
 
     Raises:
-        UsageError: those that are asked for cannot share a batch evenly.
+        UsageError: those that are asked for, or the processes, cannot share a batch evenly.
     """
-    fitting = [number for number in range(1, found + 1) if batch_size % number == 0]
+    fitting = [number for number in range(processes, found + 1, processes) if batch_size % number == 0]
+    if not fitting:
+        raise UsageError(
+            f"{processes} processes share each batch evenly, and {batch_size} images do not divide by {processes}: give "
+            f"--batch-size {' or '.join(_nearest(batch_size, processes))}"
+        )
     if count is None:
         return fitting[-1]
     if count not in fitting:
-        fewer = max(number for number in fitting if number < count)
-        near = [str(fewer), *(str(number) for number in fitting if number > count)][:2]
+        near = [*map(str, [number for number in fitting if number < count][-1:])]
+        near += [*map(str, [number for number in fitting if number > count][:1])]
         raise UsageError(
             f"--devices {count}: they share each batch evenly, and {batch_size} images do not divide by {count}: "
             f"give --batch-size {' or '.join(_nearest(batch_size, count))}, or --devices {' or '.join(near)}"

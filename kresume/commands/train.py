@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,12 +23,19 @@ def train(file: str | None, sets: Sequence[str], as_json: bool, **flags: Any) ->
     kresume train --from runs/1-signs --add new/ --lr 1e-4
     kresume train --out runs/2-signs            (continues it, as the same command does)
     """
+    from kresume.backend import hosts, supervisor
     from kresume.options.resolve import resolve
     from kresume.reporter import Reporter
+    from kresume.training.together import group_of
+
+    config = resolve(flags, file, sets)
+    if group_of(config) is not None and not supervisor.supervised():
+        return supervisor.supervise(sys.argv[1:])
     from kresume.training.resume import train as run
 
-    result = run(resolve(flags, file, sets), Reporter())
-    print_result(result, as_json)
+    result = run(config, Reporter())
+    if hosts.joined().leads:
+        print_result(result, as_json)
     return result.exit_code
 
 

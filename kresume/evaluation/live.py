@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kresume.backend import hosts
 from kresume.backend.prediction import predict
 from kresume.errors import ImagesError
 from kresume.evaluation.answers import Answers, answers_from
@@ -80,7 +81,11 @@ class LiveScorer:
     ) -> np.ndarray:
         """Predicts these rows, `(len(rows), classes) float64`; 0 for a class that the model has no output for."""
         batches = pipeline.scoring_batches(
-            reader or self.source, rows, self.batch_size, inputs.to_input(self.card.pixels, self.card.input)
+            reader or self.source,
+            rows,
+            self.batch_size,
+            inputs.to_input(self.card.pixels, self.card.input),
+            hosts.this(),
         )
         with averaged(self.model, self.optimizer), used(self.model, self.statistics):
             found = predict_all(partial(predict, self.model), batches, self.loss.head, advance=advance)
@@ -101,7 +106,7 @@ class LiveScorer:
             The statistics; empty if the model has no batch normalisation that trains.
         """
         to_model = inputs.to_input(self.card.pixels, self.card.input)
-        batches = pipeline.full_batches(reader, rows, self.batch_size, to_model)
+        batches = pipeline.full_batches(reader, rows, self.batch_size, to_model, hosts.this())
         with averaged(self.model, self.optimizer):
             self.statistics = compute_statistics(self.model, batches, advance)
         return self.statistics
@@ -150,6 +155,7 @@ class LiveScorer:
                 poll()
 
             probabilities = self.probabilities(rows, step, readable if on_broken is not None else None)
+        broken = {row: reason for each in hosts.gathered(list(broken.items())) for row, reason in each}
         if on_broken is not None and broken:
             for row, reason in broken.items():
                 on_broken(row, reason)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kresume.backend.hosts import ALONE, Process
 from kresume.errors import ImagesError
 from kresume.images.cache import Cache
 from kresume.images.manifest import Manifest
@@ -208,7 +209,13 @@ def _is_empty_folder(path: str) -> bool:
 
 
 def decode_recorded(
-    recorded: Manifest, spec: DecodeSpec, cache: Cache, reporter: Reporter, *, needs_all: bool = True
+    recorded: Manifest,
+    spec: DecodeSpec,
+    cache: Cache,
+    reporter: Reporter,
+    *,
+    needs_all: bool = True,
+    process: Process = ALONE,
 ) -> None:
     """Decodes recorded images that the cache does not hold (another machine, another size).
 
@@ -218,11 +225,12 @@ def decode_recorded(
         cache: the cache to fill.
         reporter: shows progress.
         needs_all: False ignores unreadable images: a run that has begun continues without them, and readers name them.
+        process: which process this is; it decodes its share.
 
     Raises:
         ImagesError: an image cannot be read, and `needs_all` is True.
     """
-    missing = recorded.found(np.nonzero(cache.find(recorded.sha256s) < 0)[0])
+    missing = recorded.found(np.nonzero(cache.find(recorded.sha256s) < 0)[0])[process.index :: process.count]
     gone = {path for path in dict.fromkeys(file.path for file in missing) if not locations.exists(path)}
     if gone and needs_all:
         first = next(file.path for file in missing if file.path in gone)

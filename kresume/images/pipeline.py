@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from kresume.backend.hosts import ALONE, Process
 from kresume.errors import ImagesError
 from kresume.images.augment import Augment
 from kresume.images.order import Order
@@ -44,6 +45,7 @@ def training_dataset(
     on_broken: Broken | None = None,
     varied: Varied | None = None,
     times: BatchTimes | None = None,
+    process: Process = ALONE,
 ) -> Any:
     """Creates the endless dataset of training batches from a step on.
 
@@ -62,18 +64,20 @@ def training_dataset(
             unreadable file raises an error.
         varied: if given, replaces half of the pictures by the same pictures resized with another interpolation.
         times: if given, notes when each batch is ready.
+        process: which process this is; it reads its share of each batch.
 
     Returns:
         A `tf.data.Dataset` of `(images (batch, *input_shape) float32, targets)`.
     """
     import tensorflow as tf
 
-    batch = order.batch_size
+    share = process.share(order.batch_size)
+    batch = share.stop - share.start
 
     stand_in = None if on_broken is None else StandIn(reader, rows, order, on_broken)
 
     def read(step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        position, indices = int(step) * batch, order.batch(int(step))
+        position, indices = int(step) * order.batch_size + share.start, order.batch(int(step))[share]
         if stand_in is None:
             pictures = reader(rows[indices])
         else:
@@ -82,7 +86,8 @@ def training_dataset(
             pictures = varied(rows[indices], position, pictures)
         return pictures, labels[indices].astype(np.int32)
 
-    finish = _finisher(batch, image_size, pixels, input_shape or (*image_size, 3), augment, targets, times)
+    start = (order.batch_size, share.start)
+    finish = _finisher(batch, start, image_size, pixels, input_shape or (*image_size, 3), augment, targets, times)
 
     def load(step: Any) -> Any:
         images, targets = tf.numpy_function(read, [step], [tf.uint8, tf.int32], stateful=False)
@@ -97,6 +102,7 @@ def training_dataset(
 @lru_cache(maxsize=4)
 def _finisher(
     batch: int,
+    start: tuple[int, int],
     image_size: tuple[int, int],
     pixels: Callable[[Any], Any],
     input_shape: tuple[int, ...],
@@ -105,6 +111,8 @@ def _finisher(
     times: BatchTimes | None,
 ) -> Any:
     """Returns the traced function that converts (step, pictures, labels) to the model's inputs.
+
+    `start` is the size of the whole batch, and where in it the share of this process starts.
 
     Cached: tracing augmentation layers takes seconds, and images that arrive during a run cause a new dataset each
     time.
@@ -116,7 +124,7 @@ def _finisher(
         if to_targets is not None:
             targets = to_targets(targets)
         if augment is not None:
-            images, targets = augment(images, targets, step * batch)
+            images, targets = augment(images, targets, step * start[0] + start[1])
         images = tf.ensure_shape(pixels(images), (batch, *input_shape))
         if times is None:
             return images, targets
@@ -185,9 +193,9 @@ class StandIn:
 
 
 def scoring_batches(
-    reader: Reader, rows: np.ndarray, batch_size: int, pixels: Callable[[Any], Any]
+    reader: Reader, rows: np.ndarray, batch_size: int, pixels: Callable[[Any], Any], process: Process = ALONE
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Yields batches of one static shape that contain each row once.
+    """Yields batches of one static shape that contain each row once; of each, the share of this process.
 
     Yields:
         `(model input (batch, ...) float32, count)`; entries from `count` on repeat the last image and must be ignored.
@@ -195,11 +203,13 @@ def scoring_batches(
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
         padded = np.concatenate([part, np.full(batch_size - len(part), part[-1])])
-        yield np.asarray(pixels(reader(padded))), len(part)
+        yield np.asarray(pixels(reader(padded[process.share(batch_size)]))), len(part)
 
 
-def full_batches(reader: Any, rows: np.ndarray, batch_size: int, pixels: Callable[[Any], Any]) -> Iterator[np.ndarray]:
-    """Yields batches of one static shape for a pass that measures.
+def full_batches(
+    reader: Any, rows: np.ndarray, batch_size: int, pixels: Callable[[Any], Any], process: Process = ALONE
+) -> Iterator[np.ndarray]:
+    """Yields batches of one static shape for a pass that measures; of each, the share of this process.
 
     Images that cannot be read are left out. The last batch is filled from the beginning of `rows`, so no image counts far
     more often than another.
@@ -209,9 +219,10 @@ def full_batches(reader: Any, rows: np.ndarray, batch_size: int, pixels: Callabl
         rows: rows of the manifest.
         batch_size: images per batch.
         pixels: from `inputs.to_input`.
+        process: which process this is.
 
     Yields:
-        Model input, `(batch, ...) float32`.
+        Model input, `(share, ...) float32`.
 
     Raises:
         ImagesError: none of the images can be read.
@@ -221,8 +232,9 @@ def full_batches(reader: Any, rows: np.ndarray, batch_size: int, pixels: Callabl
     wanted = -(-len(rows) // batch_size) * batch_size
     filled = np.resize(rows, wanted)
     for start in range(0, wanted, batch_size):
-        pictures, wrong = reader.attempt(filled[start : start + batch_size])
-        readable = np.array([index for index in range(batch_size) if index not in wrong], np.int64)
+        part = filled[start : start + batch_size][process.share(batch_size)]
+        pictures, wrong = reader.attempt(part)
+        readable = np.array([index for index in range(len(part)) if index not in wrong], np.int64)
         if not len(readable):
             raise ImagesError(NONE_LEFT)
-        yield np.asarray(pixels(pictures[np.resize(readable, batch_size)]))
+        yield np.asarray(pixels(pictures[np.resize(readable, len(part))]))

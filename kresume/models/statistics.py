@@ -23,7 +23,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kresume.backend import live_state
+from kresume.backend import hosts, live_state
 from kresume.backend.prediction import predict
 from kresume.errors import ImagesError
 from kresume.images.order import permutation
@@ -115,7 +115,7 @@ def compute_statistics(
                 sums = [total + count * array for total, array in zip(sums, found, strict=True)]
                 squares = [total + count * mean**2 for total, mean in zip(squares, found[::2], strict=True)]
                 images += count
-                advance(count)
+                advance(count * hosts.this().count)
     finally:
         live_state.assign(variables, kept)
     if not images:

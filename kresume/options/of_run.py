@@ -106,6 +106,28 @@ class RunOptions(Options):
         range=AT_LEAST_1,
         may_differ=True,
     )
+    coordinator: str | None = option_of(
+        "Train on several hosts: the address of process 0, node1:12345 for example. The same command, with its own "
+        "--process-id, runs on each. SLURM, Open MPI and TPU pods on GKE need none of the three; auto asks JAX to find the "
+        "others.",
+        MACHINE,
+        metavar="HOST:PORT",
+        may_differ=True,
+    )
+    num_processes: int | None = option_of(
+        "How many processes train together. 1 trains alone, whatever started this process.",
+        MACHINE,
+        metavar="N",
+        range=AT_LEAST_1,
+        may_differ=True,
+    )
+    process_id: int | None = option_of(
+        "Which of them this is, from 0; 0 decides and writes.",
+        MACHINE,
+        metavar="I",
+        range=AT_LEAST_0,
+        may_differ=True,
+    )
     cache: str | None = option_of(
         "Where decoded pictures are kept: auto ($KRESUME_CACHE, else ~/.cache/kresume), off, or a folder. Default {default}.",
         MACHINE,

@@ -128,7 +128,7 @@ def _record(start: Start, draft: Draft) -> RunRecord:
             files=describe_files(parent.state, parent.run),
         ),
         given=given(start.given),
-        options=given(_rooted(config)),
+        options=given(rooted(config)),
         seed=settings_of(config).seed,
         backend=keras.config.backend(),
         fingerprint=fingerprint.fingerprint(),
@@ -179,7 +179,7 @@ def _merged(draft: Draft) -> dict[str, Any]:
     return {**{name: [list(row) for row in rows[:MOST_LISTED]] for name, rows in lists.items()}, **counts}
 
 
-def _rooted(config: TrainConfig) -> TrainConfig:
+def rooted(config: TrainConfig) -> TrainConfig:
     """Makes source paths absolute, so that a run can continue from another folder."""
 
     def rooted(paths: Sequence[str] | None) -> tuple[str, ...] | None:

@@ -35,7 +35,8 @@ from kresume.training.finish import finish
 from kresume.training.plan.decide import decide, list_named, load_checkpoint, update_data
 from kresume.training.plan.images import came_since
 from kresume.training.plan.teaching import take_teacher
-from kresume.training.start import select_backend, start_or_continue
+from kresume.training.start import Start, select_backend, start_or_continue
+from kresume.training.together import group_of, train_together
 from kresume.training.trial import timed
 
 
@@ -78,10 +79,13 @@ def train(config: TrainConfig, reporter: Reporter) -> TrainResult:
         Stopped: a signal requested it; a snapshot was written, and the same command continues.
         KresumeError: the run cannot be started or finished; the message says why and what to do.
     """
-    with staging.opened(config.out, reporter, take_over=bool(config.take_over)) as stage:
+    group = group_of(config)
+    with staging.opened(None if group else config.out, reporter, take_over=bool(config.take_over)) as stage:
         for named in (config.from_, config.optimizer_from):
             if named is not None:
                 here(named, reporter)
+        if group is not None:
+            return train_together(config, group, reporter, lambda *start: _new(*start)[0], _rebuilt, _remind)
         result = _train(config, reporter, stage)
     return replace(result, failures=(*result.failures, stage.left)) if stage is not None and stage.left else result
 
@@ -97,27 +101,15 @@ def _train(config: TrainConfig, reporter: Reporter, stage: Stage | None) -> Trai
     start = start_or_continue(config)
     reporter.say(f"run:      {start.path}{_where_it_dies(start.path)}")
     if start.run is None:
-        sources = list_named(start, reporter, writes=True)
-        loaded = load_checkpoint(start, sources, reporter)
-        data = update_data(start, loaded, sources, reporter, writes=True)
-        draft = decide(start, loaded, data, reporter)
-        reporter.say(str(draft.plan).partition("\n")[2])
-        teacher = take_teacher(draft)
-        draft = grow(draft, reporter)
-        with reporter.waiting("preparing the model"):
-            model, held = adjusted(draft, start.config)
-        draft = timed(draft, model, teacher, start.config, reporter)
-        with reporter.waiting(f"creating {start.path}"):
-            run = create_run(start, draft, held, teacher)
+        run, model = _new(start, reporter)
         if stage is not None:
             stage.begin(aside=start.aside)
-        for quarantined in data.gathered.quarantine:
-            reporter.say(f"quarantined: {quarantined.path}: {quarantined.reason}")
     else:
         run = start.run
         if stage is not None:
             stage.begin()
         model = _rebuilt(run, start.config, reporter)
+        _remind(run, start.config, reporter)
 
     from kresume.training.loop.hold import open_session  # imports Keras, whose backend is selected now
 
@@ -127,13 +119,38 @@ def _train(config: TrainConfig, reporter: Reporter, stage: Stage | None) -> Trai
         return finish(session)
 
 
+def _new(start: Start, reporter: Reporter) -> tuple[runs.Run, Any]:
+    """Decides a new run and creates it; returns it with its model, adjusted."""
+    sources = list_named(start, reporter, writes=True)
+    loaded = load_checkpoint(start, sources, reporter)
+    data = update_data(start, loaded, sources, reporter, writes=True)
+    draft = decide(start, loaded, data, reporter)
+    reporter.say(str(draft.plan).partition("\n")[2])
+    teacher = take_teacher(draft)
+    draft = grow(draft, reporter)
+    with reporter.waiting("preparing the model"):
+        model, held = adjusted(draft, start.config)
+    draft = timed(draft, model, teacher, start.config, reporter)
+    with reporter.waiting(f"creating {start.path}"):
+        run = create_run(start, draft, held, teacher)
+    for quarantined in data.gathered.quarantine:
+        reporter.say(f"quarantined: {quarantined.path}: {quarantined.reason}")
+    return run, model
+
+
 def _rebuilt(run: runs.Run, config: TrainConfig, reporter: Reporter) -> Any:
-    """Returns the model of an interrupted run, adjusted as it was; says which images it will not see."""
+    """Returns the model of an interrupted run, adjusted as it was."""
     backend, batch_size = config.backend or run.record.backend, run.record.amount.batch_size
     select_backend(config, backend, batch_size, reporter)
     programs.use(run.path, crashed=crash.left(run.path))
     selection.set_precision(config.precision)
     live_state.seed_everything(run.record.seed)
+    with reporter.waiting("building the model"):
+        return rebuild(run, config)
+
+
+def _remind(run: runs.Run, config: TrainConfig, reporter: Reporter) -> None:
+    """Says which images came since an interrupted run began, which it will not see."""
     before = run.record.not_used  # absent in records of the first versions
     came = 0
     if before is not None and not config.watch:
@@ -143,8 +160,6 @@ def _rebuilt(run: runs.Run, config: TrainConfig, reporter: Reporter) -> Any:
             f"{came:,} new pictures were found since this run began: it continues with the images that it recorded. To train "
             f"on the new ones, extend it: kresume train --from {shlex.quote(str(run.path))} --add FOLDER (or now, with --watch)"
         )
-    with reporter.waiting("building the model"):
-        return rebuild(run, config)
 
 
 def _where_it_dies(path: Path) -> str:

@@ -109,7 +109,7 @@ def _open(config: TrainConfig) -> Start:
         if config.overwrite and not before.overwrite:
             continue  # the command requests a new run, once
         if not same_config(before.model_copy(update={"out": None}), config):
-            return _continue(run, config)
+            return continue_run(run, config)
     return Start(runs.next_path(RUNS, _name(config)), None, _inherited(config), config)
 
 
@@ -148,7 +148,7 @@ def _open_given(config: TrainConfig, path: Path) -> Start:
             f"{path} is finished ({run.status}, step {run.result_step():,}). To continue from it, extend it: "
             f"`{_extend_command(run)}`"
         )
-    return _continue(run, config)
+    return continue_run(run, config)
 
 
 def _begun_by(path: Path, config: TrainConfig) -> bool:
@@ -165,7 +165,13 @@ def _only_out(config: TrainConfig) -> bool:
     return not (asked - {"out"} - MAY_DIFFER)
 
 
-def _continue(run: runs.Run, config: TrainConfig) -> Start:
+def continue_run(run: runs.Run, config: TrainConfig) -> Start:
+    """Returns the continuation of a run, with the options of this command that may differ.
+
+    Args:
+        run: unfinished.
+        config: the options of this command.
+    """
     free = {name: value for name, value in given(config).items() if name in MAY_DIFFER}
     # A run may come from anywhere: only this command can say that its code is trusted.
     held = TrainConfig(**{**run.record.options, "trust": None})

@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
+from kresume.backend import hosts
 from kresume.options.resolve import cache_limit
 from kresume.options.settings import settings_of
 from kresume.options.table import TrainConfig
@@ -55,7 +56,7 @@ def estimate(
         The estimate; None with `--no-trial`.
     """
     held = settings_of(config)
-    if not held.trial:
+    if not held.trial or not hosts.joined().alone:  # the steps of one process say nothing about those of several
         return None
     from kresume.backend import live_state
     from kresume.images.mixing import make_order

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from kresume import runs
+from kresume.backend import hosts
 from kresume.errors import ImagesError
 from kresume.images import scans
 from kresume.images.cache import Cache
@@ -139,7 +140,8 @@ class Changes:
             return self._scans[number]
         if number < max(self._scans, default=0):
             return None  # later scans exist, made without one here: they stay valid
-        removed = self._unreadable(manifest)
+        self._hear_of_others()
+        removed = tuple(hosts.decided(lambda: self._unreadable(manifest)))
         if self._watch is None and not removed:
             return None
         scan = scans.make_scan(number, manifest, self._arrived(manifest, poll), removed)
@@ -153,6 +155,13 @@ class Changes:
         self._everything = scans.with_added(self._everything, scan)
         self._tell(scan, manifest)
         return scan
+
+    def _hear_of_others(self) -> None:
+        """Records the files that other processes could not read."""
+        for sha256 in sorted({each for found in hosts.gathered(sorted(self._broken)) for each in found} - self._broken):
+            self._broken.add(sha256)
+            with contextlib.suppress(OSError):
+                self._run.event(BROKE, sha256=sha256, reason="another host could not read it")
 
     def _arrived(self, manifest: Manifest, poll: Callable[[], None]) -> Any:
         if self._watch is not None:

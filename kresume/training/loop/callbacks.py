@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import keras
 
-from kresume.backend import live_state
+from kresume.backend import hosts, live_state
 from kresume.errors import NotFinite, Stopped, TrainingError
 from kresume.models.statistics import GROUP, Statistics
 from kresume.training.loop import callback_state
@@ -276,7 +276,7 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
 
     def _check_loss(self, logs: Any) -> None:
         loss = (logs or {}).get("loss")
-        if loss is None:
+        if loss is None or not hosts.this().leads:  # the process that leads reads it, when its clock says
             return
         if math.isfinite(float(loss)):
             self._loss_good_step = self.progress.step

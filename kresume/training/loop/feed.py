@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from kresume.backend import hosts
 from kresume.evaluation.caches import open_cache
 from kresume.images import augment, inputs, pipeline
 from kresume.images.cache import Cache
@@ -80,8 +81,13 @@ class Feed:
     def open(self, manifest: Manifest) -> None:
         """Decodes images that the caches do not hold. Unreadable ones are reported when they are needed."""
         for spec, cache in zip(self._specs, self._caches, strict=True):
-            if cache is not None:
-                decode_recorded(manifest, spec, cache, self._reporter, needs_all=False)
+            if cache is None:
+                continue
+            if not hosts.this().alone:  # where the cache is shared, nothing is left to decode after this
+                decode_recorded(manifest, spec, cache, self._reporter, needs_all=False, process=hosts.this())
+                hosts.meet()
+                cache.refresh()
+            decode_recorded(manifest, spec, cache, self._reporter, needs_all=False)
 
     def dataset(self, manifest: Manifest, order: Order, step: int) -> Any:
         """Returns an endless `tf.data.Dataset` of batches.
@@ -111,4 +117,5 @@ class Feed:
             on_broken=lambda row, reason: self._on_broken(reader.manifest, row, reason),
             varied=Varied(others[0], self._seed) if others else None,
             times=batch_times(),
+            process=hosts.this(),
         )

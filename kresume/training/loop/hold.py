@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from kresume import crash, runs
-from kresume.backend import fingerprint
+from kresume.backend import fingerprint, hosts
 from kresume.errors import KresumeError, NotFinite, RunError, Stopped
 from kresume.lock import Lock
 from kresume.options.table import TrainConfig
@@ -24,7 +24,14 @@ from kresume.training.loop.stop import StopRequest
 
 @contextlib.contextmanager
 def open_session(
-    run: runs.Run, model: Any, config: TrainConfig, reporter: Reporter, thaw: Callable[[], None], *, continued: bool
+    run: runs.Run,
+    model: Any,
+    config: TrainConfig,
+    reporter: Reporter,
+    thaw: Callable[[], None],
+    *,
+    continued: bool,
+    restore: bool = False,
 ) -> Iterator[Session]:
     """Opens the session of a run under its lock.
 
@@ -34,7 +41,8 @@ def open_session(
         config: the options that apply.
         reporter: shown the epochs.
         thaw: lets the layers train that are frozen for the first epochs.
-        continued: True restores the newest snapshot first.
+        continued: True for an interrupted run; restores the newest snapshot first.
+        restore: True restores it for a new run, too.
 
     Yields:
         The session.
@@ -53,11 +61,12 @@ def open_session(
         if (died := crash.found(run.path)) is not None:
             reporter.warn(died.tell())
             run.event("died in native code", reason=died.reason, trace=died.trace.name)
-        tracing.enter_context(crash.traced(run.path))
+        if hosts.this().alone:  # where a peer's death aborts this process, a trace says nothing
+            tracing.enter_context(crash.traced(run.path))
         session = Session(run, model, config, reporter, lock, stop, thaw)
         try:
-            if continued:
-                restore_newest(session)
+            if continued or restore:
+                restore_newest(session, continued=continued)
             run.event(
                 "continued" if continued else "started",
                 fingerprint=fingerprint.fingerprint(),
@@ -104,4 +113,6 @@ def _leave(session: Session, event: str, reason: str) -> None:
 
 
 def _continue_command(run: runs.Run) -> str:
+    if not hosts.this().alone:
+        return "the same command on every host"
     return f"kresume train --out {shlex.quote(str(run.path))}"

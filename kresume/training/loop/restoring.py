@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kresume import runs
-from kresume.backend import fingerprint
+from kresume.backend import fingerprint, hosts
 from kresume.checkpoints import snapshot
 from kresume.errors import CheckpointError
 from kresume.images.scans import FOLDER, epochs_begun
@@ -22,15 +22,19 @@ from kresume.training.loop.progress import Progress
 from kresume.training.loop.scored import Scored
 from kresume.values.state import TrainState
 
+SNAPSHOT = "snapshot"
+"""Under which the process that leads tells the others which snapshot it continues from."""
+
 if TYPE_CHECKING:
     from kresume.training.loop.session import Session
 
 
-def restore_newest(session: Session) -> None:
+def restore_newest(session: Session, *, continued: bool = True) -> None:
     """Restores the newest intact snapshot, and reports which one and why no newer one.
 
     Args:
         session: of an interrupted run.
+        continued: False for a new run, of which there is nothing to say yet.
 
     Raises:
         CheckpointError: no snapshot is intact, or it belongs to another manifest.
@@ -45,6 +49,7 @@ def restore_newest(session: Session) -> None:
         reporter.warn(f"{path} is damaged ({reason}): continuing from the snapshot before it")
         run.event("snapshot damaged", path=str(Path(path).name), reason=reason)
         snapshot.set_aside(Path(path))
+    hosts.announce(SNAPSHOT, Path(state.source).name)
     session.progress = progress = Progress.from_records(state.records)
     begun = epochs_begun(state.records)
     for scan in session.changes.recorded(begun):
@@ -69,6 +74,9 @@ def restore_newest(session: Session) -> None:
     session.writer.keep(progress.lines, progress.step)
     for step, best in snapshot.best_steps(run.snapshots).items():
         session.writer.remember(step, best)
+    if not continued:
+        session.run = run.update(fingerprint=fingerprint.fingerprint())  # it was decided by one process alone
+        return
     session.run = run.update(status="running")
     _say_where(session, state, lost)
 

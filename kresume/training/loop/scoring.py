@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from kresume.backend import live_state
+from kresume.backend import hosts, live_state
 from kresume.checkpoints import snapshot
 from kresume.errors import NotFinite
 from kresume.evaluation.live import LiveScorer
@@ -46,7 +46,8 @@ def score_step(session: Session, scorer: LiveScorer, reader: PictureReader) -> t
     step = session.progress.step
 
     def raise_if_asked() -> None:
-        if session.stop.signal is not None:
+        # Several processes predict together, so that none may leave before the end.
+        if session.stop.signal is not None and hosts.this().alone:
             raise _Asked
 
     try:
@@ -69,6 +70,7 @@ def score_step(session: Session, scorer: LiveScorer, reader: PictureReader) -> t
     except _Asked:
         session.poll("scoring")
         raise
+    scores = hosts.decided(lambda: scores)  # equal to the bit also where processors are not
     _check_scores(session, scores)
     return scores, flatten(scores)
 

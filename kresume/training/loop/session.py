@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from kresume import runs
-from kresume.backend import fingerprint, programs
+from kresume.backend import fingerprint, hosts, programs
 from kresume.checkpoints import snapshot
 from kresume.errors import KresumeError, NotFinite, Stopped, TrainingError, UsageError
 from kresume.evaluation.live import LiveScorer
@@ -48,7 +48,7 @@ from kresume.training.loop.stop import StopRequest
 from kresume.training.loop.teaching import parent_teaches, read_teacher
 from kresume.training.loop.thawing import Thawing
 from kresume.training.loop.watchers import monitor_of, watchers
-from kresume.training.loop.writer import RunWriter
+from kresume.training.loop.writer import RunWriter, SilentWriter
 from kresume.training.plan.judging import gates_of
 from kresume.training.snapshot_policy import Cadence, Retention
 
@@ -101,7 +101,7 @@ class Session:
         self.loss = LossChoice.of_record(run.record.loss)
         self.passes = Passes(self.manifest, self.amount, self._order_of, config.steps, config.epochs)
         self.gates = gates_of(config)
-        self.writer = RunWriter(
+        self.writer = (RunWriter if hosts.this().leads else SilentWriter)(
             run.snapshots,
             sinks_of(run, config),
             retention=Retention(self.settings.keep),

@@ -7,6 +7,8 @@ import threading
 from types import FrameType
 from typing import Any
 
+from kresume.backend import hosts
+
 
 class StopRequest:
     """Turns SIGTERM and Ctrl-C into a request that training obeys at the next step boundary.
@@ -15,7 +17,8 @@ class StopRequest:
             ...
             if stop.signal: ...
 
-    A second Ctrl-C ends the process at once. Outside the main thread (notebook workers) signals are not handled.
+    A process that follows another one passes the signal on to that one, and goes on until it is told to end. A second Ctrl-C
+    ends the process at once. Outside the main thread (notebook workers) signals are not handled.
     """
 
     def __init__(self) -> None:
@@ -33,6 +36,9 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if not hosts.this().leads:
+            hosts.ask("signal", number)
+            return
         if self.signal is not None and number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt

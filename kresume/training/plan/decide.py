@@ -34,6 +34,7 @@ from kresume.training.plan.feeding import decide_feeding
 from kresume.training.plan.freezing import decide_freezing, head_steps
 from kresume.training.plan.fresh_head import is_pretrained, pretrained_live, saved_outputs, without_images
 from kresume.training.plan.growth import check_filled, new_classes, plan_growth
+from kresume.training.plan.helping import share_out
 from kresume.training.plan.images import (
     Gathered,
     check_outputs,
@@ -193,6 +194,8 @@ def update_data(start: Start, loaded: Loaded, sources: Sources, reporter: Report
     )
     spec = feeding.spec
     cache = open_cache(spec, settings_of(config).cache, cache_limit(config), writes=writes)
+    if writes:
+        share_out(sources, spec, cache, reporter)
     gathered = gather(config, parent, sources, loaded.classes, spec, cache, loaded.generation, reporter, writes=writes)
     check_measurable(config, parent, gathered.manifest, loaded.generation)
     if loaded.growth is not None:
