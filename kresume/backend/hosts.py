@@ -1,4 +1,4 @@
-"""Tells which process of a training this is, and shares decisions among the processes of several hosts.
+"""Tells which process of a training this is, and shares decisions among several hosts.
 
     hosts.join(hosts.find(coordinator, count, process), "cpu")
     with hosts.together():
@@ -278,7 +278,7 @@ def receive() -> Any:
 
 
 def announce(name: str, value: Any) -> None:
-    """Tells all others a value that they ask for by its name; only process 0 does, where several act together."""
+    """Tells all others a value by its name, if this is process 0 of several that act together."""
     if _acting.leads and not _acting.alone:
         _tell(f"kresume/{name}", value)
 

@@ -23,7 +23,10 @@ PR_SET_PDEATHSIG = 1
 
 
 def supervised() -> bool:
-    """Returns True in the child. It ends with its parent: a command that was killed must not go on training."""
+    """Returns True in the child, and makes it end with its parent.
+
+    A command that was killed must not go on training.
+    """
     if os.environ.get(CHILD) != str(os.getppid()):
         return False
     if sys.platform == "linux":

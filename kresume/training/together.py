@@ -256,7 +256,7 @@ def _check_same(config: TrainConfig, job: dict[str, Any]) -> None:
 
 
 def _copied(run: runs.Run, snapshot: str, to: Path) -> runs.Run:
-    """Makes the copy of a run that a process which follows may change: its small files, and links to two snapshots."""
+    """Copies the small files of a run, with links to two snapshots, for a process that follows."""
     (to / "snapshots").mkdir(parents=True)
     for entry in run.path.iterdir():
         if entry.is_file() and entry.name not in {LOCK, "model.keras"}:

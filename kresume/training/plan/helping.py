@@ -28,7 +28,7 @@ PREPARE = "prepare"
 
 
 def share_out(sources: Sources, spec: DecodeSpec, cache: Cache | None, reporter: Reporter) -> None:
-    """Lets every process prepare its share of the listed files; does nothing for a training by one process.
+    """Lets every process prepare its share of the listed files, if there are several.
 
     Args:
         sources: the listed files.
