@@ -120,6 +120,7 @@ def test_a_bug_of_a_reader_stays_a_bug(monkeypatch):
 
 
 def torch_bytes():
+    pytest.importorskip("torch")
     return (GOLDENS / "torch-2.13.0" / "plain-adam.pth").read_bytes()
 
 
