@@ -76,7 +76,7 @@ def test_a_log_says_how_far_something_is(at_once):
         time.sleep(0.001)
         advance(2)
         assert "scoring: 2 of 4 images (" in stream.getvalue()
-        advance(2)
+        advance(3)  # a last batch that is filled up
     assert "scoring: 4 images in 0." in stream.getvalue().splitlines()[-1]
 
 

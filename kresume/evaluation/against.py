@@ -1,11 +1,11 @@
-"""Gets another model's predictions for the same images, in the scored model's classes.
+"""Gets a model's predictions for images in a manifest, in the scored model's classes.
 
-    found = predict(Subject("serving/flowers"), manifest, reporter, batch_size=32, cache=None)
+    found = predict(read_model(Subject("serving/flowers"), reporter), manifest, reporter, batch_size=32, cache=None)
     score(found.task, found.probabilities, manifest.labels, ..., answers=found.chosen)
 
-The other model may be a run, a checkpoint, or a SavedModel (which runs in a process with only TensorFlow, through its
+The model may be a run, a checkpoint, or a SavedModel (which runs in a process with only TensorFlow, through its
 own signature). It may have other classes. An image counts as wrong if it is assigned to a class that the scored model
-does not have, or if the other model does not have its class.
+does not have, or if the model does not have its class.
 """
 
 from __future__ import annotations
@@ -18,21 +18,18 @@ from typing import Any
 
 import numpy as np
 
-from kresume.checkpoints.read import recognise
 from kresume.errors import UsageError
 from kresume.evaluation import keras_facts
 from kresume.evaluation.caches import open_cache
+from kresume.evaluation.opening import Served
 from kresume.evaluation.served import Prediction, predict_saved_model
 from kresume.images import conventions, inputs
 from kresume.images.manifest import Manifest
 from kresume.images.reader import PictureReader, as_files
-from kresume.models.load import Subject, load
-from kresume.models.unscored import with_statistics
+from kresume.models.load import Loaded, Subject
 from kresume.reporter import Reporter
-from kresume.runtimes.signatures import Signature, find_saved_model, has_signatures, labels_of, read_signatures
+from kresume.runtimes.signatures import Signature, read_signatures
 from kresume.spelling import option
-from kresume.staging.fetch import here
-from kresume.storage import sealed
 from kresume.tasks.single_label import SINGLE_LABEL
 from kresume.tasks.task import Head, Task
 from kresume.values.decode_spec import DecodeSpec
@@ -65,44 +62,29 @@ class Predicted:
     lacks: tuple[str, ...] = ()
 
 
-def served_folder(path: str) -> Path | None:
-    """Returns the SavedModel to run at `path`, or None.
-
-    None if there is no SavedModel, or it is read as a checkpoint: it has no signature to run, but variables.
-    """
-    path = here(path)
-    folder = find_saved_model(path)
-    if folder is None or recognise(path) not in {None, "saved-model"}:
-        return None
-    has_variables = (folder / "variables" / "variables.index").is_file()
-    return None if has_variables and not has_signatures(folder) else folder
-
-
 def predict(
-    subject: Subject, manifest: Manifest, reporter: Reporter, *, batch_size: int, cache: str | None
+    model: Loaded | Served, manifest: Manifest, reporter: Reporter, *, batch_size: int, cache: str | None
 ) -> Predicted:
-    """Predicts every image of a manifest with another model.
+    """Predicts every image of a manifest with a model.
 
     Args:
-        subject: the model. The backend must already be selected.
+        model: from `read_model`.
         manifest: the images, in the scored model's classes.
         reporter: shows progress.
         batch_size: images per prediction.
         cache: `"off"`, or the folder of the cache of decoded images.
 
     Raises:
-        KresumeError: the model cannot be read or run, or its classes are unknown.
+        KresumeError: the model cannot be run, or a fact of a SavedModel is missing.
     """
-    folder = served_folder(subject.checkpoint)
-    if folder is not None:
-        sealed.check(folder)
-        return _served(folder, subject, manifest, reporter)
-    from kresume.evaluation.live import LiveScorer
+    if isinstance(model, Served):
+        return _served(model, manifest, reporter)
+    from kresume.evaluation.live import LiveScorer  # imports Keras, which selects the backend
 
-    loaded = with_statistics(load(subject, fallback_classes=manifest.classes), reporter)
+    loaded = model
     reader = PictureReader(manifest, loaded.spec, open_cache(loaded.spec, cache))
     scorer = LiveScorer(loaded.model, reader, manifest, loaded.card, loaded.loss, batch_size, loaded.generation)
-    with reporter.progress(f"scoring {subject.checkpoint}", len(manifest), "images") as advance:
+    with reporter.progress(f"scoring {loaded.subject.checkpoint}", len(manifest), "images") as advance:
         probabilities = scorer.probabilities(np.arange(len(manifest)), advance)
     index_of = {name: index for index, name in enumerate(manifest.classes)}
     to_ours = np.array([index_of.get(name, -1) for name in loaded.card.classes])
@@ -155,8 +137,8 @@ def served_signature(folder: Path, subject: Subject, classes: int) -> tuple[Sign
     return signature, keras_facts.read_facts(folder, subject, signature).head if signature.may_be_single else None
 
 
-def _served(folder: Path, subject: Subject, manifest: Manifest, reporter: Reporter) -> Predicted:
-    labels = subject.classes or labels_of(folder)
+def _served(served: Served, manifest: Manifest, reporter: Reporter) -> Predicted:
+    folder, subject, labels = served.folder, served.subject, served.labels
     signature, single = served_signature(folder, subject, len(labels or manifest.classes))
     rows = np.arange(len(manifest))
     how = f"running {folder} on {len(rows):,} images with TensorFlow alone, through its signature {signature.name}"

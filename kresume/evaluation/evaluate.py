@@ -16,31 +16,27 @@ from typing import Any
 import numpy as np
 
 from kresume import runs
-from kresume.backend.selection import loading
 from kresume.checkpoints.read import read_checkpoint
 from kresume.checkpoints.run import find_run, named
 from kresume.class_names import join_classes, names_of
 from kresume.errors import CheckpointError, ImagesError
-from kresume.evaluation.against import Predicted, predict, served_folder
+from kresume.evaluation.against import Predicted, predict
 from kresume.evaluation.caches import open_cache
 from kresume.evaluation.class_order import describe_order, judge_order
 from kresume.evaluation.evaluation import Evaluation
 from kresume.evaluation.gates import Gates
 from kresume.evaluation.judging import check_conditions, check_gates, failures_of
-from kresume.evaluation.keras_facts import has_keras_model
 from kresume.evaluation.measure import by_generation, measure
+from kresume.evaluation.opening import Served, keras_model_among, read_model, select_for, served_folder
 from kresume.evaluation.own_metrics import OwnMetric, read_metrics
 from kresume.images import merging
-from kresume.images.cache import Cache
 from kresume.images.collect import Sources, collect, list_sources
 from kresume.images.manifest import Manifest
 from kresume.images.order import permutation
-from kresume.images.reader import PictureReader
 from kresume.images.scans import remembered
 from kresume.images.sources.records import parse_features
-from kresume.models.load import Loaded, Subject, load, select_backend
+from kresume.models.load import Loaded, Subject
 from kresume.models.own_code import is_function
-from kresume.models.unscored import with_statistics
 from kresume.options.settings import DEFAULTS
 from kresume.reporter import Reporter
 from kresume.runtimes.signatures import labels_of
@@ -116,22 +112,20 @@ def evaluate(
     sources = [data] if isinstance(data, (str, Path)) else list(data)
     shown = tuple(str(source) for source in sources)
     listed = list_sources(reporter, data=shown, features=parse_features(tuple(feature)))
-    live = _with_keras(path, other, model) or (path if any(not is_function(each) for each in _listed(metric)) else None)
-    if live is not None:
-        with loading(reporter):
-            select_backend(live, backend, device)
+    live = keras_model_among({path: model} | ({other: None} if other not in {None, path} else {}))
+    of_keras = any(not is_function(each) for each in _listed(metric))
+    select_for(live or (path if of_keras else None), backend, device, reporter)
     metrics = read_metrics(_listed(metric))
     given = Subject(path, model, names_of(classes), pixels, image_size, tuple(imports), map_file, trust, axes)
-    with reporter.waiting(f"reading {path}"):
-        loaded = _load(given, other, listed.classes) if served_folder(path) is None else None
-    loaded = with_statistics(loaded, reporter) if loaded is not None else None
-    images = _collect(given, loaded, listed, cache, reporter)
+    opened = read_model(_of_scored(given, other), reporter, listed.classes)
+    images = _collect(opened, listed, cache, reporter)
     check_conditions(gates, images.manifest, images.generation, metrics)
     job = _Job(images, shown, batch_size, metrics, reporter)
-    own = job.evaluate_other(given) if loaded is None else job.evaluate_loaded(loaded)
+    own = job.evaluate(opened, scored=True)
     if other is None:
         return replace(own, failed=failures_of(gates, own, None))
-    compared = job.evaluate_other(replace(given, checkpoint=other, **_own(other)))
+    against_it = replace(given, checkpoint=other, **_own(other))
+    compared = job.evaluate(read_model(against_it, reporter, images.manifest.classes), scored=False)
     own = replace(own, against=compared)
     return replace(own, failed=failures_of(gates, own, compared, known=images.known))
 
@@ -148,8 +142,7 @@ class _Images:
         manifest: one row each, in the scored model's classes.
         generation: images with a lower origin are old.
         spec: how they are decoded for the scored model.
-        cache: the cache of decoded pictures; None if it is off, or for a SavedModel.
-        where: `--cache`, for the other model.
+        where: `--cache`.
         quarantined: number of files that could not be read.
         known: `(n,) bool`, which images the scored run has.
     """
@@ -157,43 +150,41 @@ class _Images:
     manifest: Manifest
     generation: int
     spec: DecodeSpec
-    cache: Cache | None
     where: str | None
     quarantined: int
     known: np.ndarray
 
 
-def _load(given: Subject, other: str | None, listed: Sequence[str]) -> Loaded:
-    """Loads the model to score. `--pixels` and `--axes` apply to a model that does not record them."""
-    if other is not None and (given.pixels is not None or given.axes is not None) and _says(given.checkpoint):
-        given = replace(given, pixels=None, axes=None)
-    return load(given, fallback_classes=listed)
+def _of_scored(given: Subject, other: str | None) -> Subject:
+    """Returns the model to score. With two models, `--pixels` and `--axes` apply to one that does not record them."""
+    told = given.pixels is not None or given.axes is not None
+    if other is not None and told and served_folder(given.checkpoint) is None and _says(given.checkpoint):
+        return replace(given, pixels=None, axes=None)
+    return given
 
 
-def _collect(given: Subject, loaded: Loaded | None, listed: Sources, cache: str | None, reporter: Reporter) -> _Images:
+def _collect(opened: Loaded | Served, listed: Sources, cache: str | None, reporter: Reporter) -> _Images:
     """Reads the images, in the scored model's classes.
 
     Raises:
         ImagesError: there is a class folder that the model does not know, or an image source cannot be read.
     """
-    if loaded is not None:
-        names, spec, run = loaded.card.classes, loaded.spec, loaded.run
+    if isinstance(opened, Served):
+        names, spec, run = opened.labels or listed.classes, UNDECODED, None
     else:
-        folder = served_folder(given.checkpoint)
-        names = given.classes or (labels_of(folder) if folder else None) or listed.classes
-        spec, run = UNDECODED, None
+        names, spec, run = opened.card.classes, opened.spec, opened.run
     listed = listed.named(names)
     unknown = sorted({found.label for listing in listed for found in listing.files} - set(names))
     if unknown:
         raise ImagesError(
-            f"class folders that are not classes of {given.checkpoint}: {', '.join(unknown)}; its classes are "
+            f"class folders that are not classes of {opened.subject.checkpoint}: {', '.join(unknown)}; its classes are "
             f"{', '.join(names)}"
         )
-    store = open_cache(spec, cache) if loaded is not None else None
+    store = None if isinstance(opened, Served) else open_cache(spec, cache)
     collected = collect(listed, spec, store, reporter)
     merge = merging.merge(None, collected.data, None, None, classes=names, val_split=None, generation=0)
     manifest, known = _with_origins(merge.manifest, run)
-    return _Images(manifest, run.generation if run else 0, spec, store, cache, len(collected.quarantine), known)
+    return _Images(manifest, run.generation if run else 0, spec, cache, len(collected.quarantine), known)
 
 
 @dataclass(frozen=True)
@@ -214,28 +205,20 @@ class _Job:
     metrics: Sequence[OwnMetric]
     reporter: Reporter
 
-    def evaluate_other(self, subject: Subject) -> Evaluation:
-        """Scores a SavedModel, or the model that is compared with."""
+    def evaluate(self, model: Loaded | Served, *, scored: bool) -> Evaluation:
+        """Scores a model.
+
+        Args:
+            model: from `read_model`.
+            scored: False for the model that is compared with.
+        """
         images = self.images
-        found = predict(subject, images.manifest, self.reporter, batch_size=self.batch_size, cache=images.where)
-        return self._measured(subject.checkpoint, found)
-
-    def evaluate_loaded(self, loaded: Loaded) -> Evaluation:
-        """Scores a model that Keras runs."""
-        from kresume.evaluation.live import LiveScorer  # imports Keras, which selects the backend
-
-        images, manifest = self.images, self.images.manifest
-        source = PictureReader(manifest, images.spec, images.cache)
-        scorer = LiveScorer(
-            loaded.model, source, manifest, loaded.card, loaded.loss, self.batch_size, images.generation
-        )
-        with self.reporter.progress("scoring", len(manifest), "images") as advance:
-            probabilities = scorer.probabilities(np.arange(len(manifest)), advance)
-        notes = [*loaded.notes]
-        if loaded.subject.classes is None and loaded.state.card is None:
-            notes.append(_doubt(scorer.task.answers(probabilities), manifest.labels, loaded.card.classes))
-        found = Predicted(scorer.task, probabilities, note="; ".join(note for note in notes if note))
-        return self._measured(loaded.subject.checkpoint, found)
+        found = predict(model, images.manifest, self.reporter, batch_size=self.batch_size, cache=images.where)
+        if scored and isinstance(model, Loaded) and model.subject.classes is None and model.state.card is None:
+            chosen = found.task.answers(found.probabilities) if found.chosen is None else found.chosen
+            doubt = _doubt(chosen, images.manifest.labels, model.card.classes)
+            found = replace(found, note="; ".join(note for note in (found.note, doubt) if note))
+        return self._measured(model.subject.checkpoint, found)
 
     def _measured(self, model: str, found: Predicted) -> Evaluation:
         images = self.images
@@ -312,17 +295,6 @@ UNDECODED = DecodeSpec(64, 64)
 
 def _path_of(checkpoint: str | Path | runs.Run) -> str:
     return str(checkpoint.path if isinstance(checkpoint, runs.Run) else checkpoint)
-
-
-def _with_keras(path: str, other: str | None, model: str | None) -> str | None:
-    """Returns the path of a model that needs Keras, or None.
-
-    That is the first model that Keras runs, else the first SavedModel with a Keras model to read facts from.
-    """
-    both = {path: model, **({other: None} if other is not None and other != path else {})}
-    folders = {each: served_folder(each) for each in both}
-    asked = (each for each, folder in folders.items() if folder is not None and has_keras_model(folder, both[each]))
-    return next((each for each, folder in folders.items() if folder is None), None) or next(asked, None)
 
 
 def _says(path: str) -> bool:

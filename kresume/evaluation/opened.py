@@ -17,21 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from kresume.backend.selection import loading
 from kresume.class_names import join_classes
 from kresume.errors import UsageError
-from kresume.evaluation.against import PART, array_input, served_folder, served_signature
-from kresume.evaluation.keras_facts import has_keras_model
+from kresume.evaluation.against import PART, array_input, served_signature
+from kresume.evaluation.opening import Served, keras_model_among, read_model, select_for
 from kresume.evaluation.served import Prediction, predict_saved_model
 from kresume.images import inputs
 from kresume.images.read_ahead import Read
 from kresume.images.sources.found import Found
-from kresume.models.load import Loaded, Subject, load, select_backend
-from kresume.models.unscored import with_statistics
+from kresume.models.load import Loaded, Subject
 from kresume.reporter import Reporter
-from kresume.runtimes.signatures import Signature, labels_of
+from kresume.runtimes.signatures import Signature
 from kresume.spelling import option
-from kresume.storage import sealed
 from kresume.storage.locations import is_remote
 from kresume.tasks.single_label import SINGLE_LABEL
 from kresume.tasks.task import Head
@@ -103,17 +100,9 @@ def open_model(
     Raises:
         KresumeError: it cannot be read, or a fact is missing; the message names the option to give.
     """
-    folder = served_folder(subject.checkpoint)
-    if folder is None:
-        with loading(reporter):
-            select_backend(subject.checkpoint, backend, device)
-        with reporter.waiting(f"reading {subject.checkpoint}"):
-            loaded = load(subject)
-        return _live(with_statistics(loaded, reporter), batch_size)
-    if has_keras_model(folder, subject.model):
-        with loading(reporter):
-            select_backend(subject.checkpoint, backend, device)
-    return _served(folder, subject, reporter)
+    select_for(keras_model_among({subject.checkpoint: subject.model}), backend, device, reporter)
+    model = read_model(subject, reporter)
+    return _served(model, reporter) if isinstance(model, Served) else _live(model, batch_size)
 
 
 def _live(loaded: Loaded, batch_size: int) -> Opened:
@@ -136,9 +125,8 @@ def _live(loaded: Loaded, batch_size: int) -> Opened:
     )
 
 
-def _served(folder: Path, subject: Subject, reporter: Reporter) -> Opened:
-    sealed.check(folder)
-    labels = subject.classes or labels_of(folder)
+def _served(served: Served, reporter: Reporter) -> Opened:
+    folder, subject, labels = served.folder, served.subject, served.labels
     if labels is None:
         raise UsageError(
             f"{folder} does not record the names of its classes: give them in their order with "

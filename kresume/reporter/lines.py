@@ -54,7 +54,7 @@ class Lines:
         def advance(count: int) -> None:
             nonlocal done, last
             with guard:
-                done += count
+                done = min(done + count, total or done + count)  # a last batch may be filled up
                 now = time.monotonic()
                 if now - last < EVERY_SECONDS:
                     return

@@ -96,7 +96,7 @@ class Terminal:
 
         def advance(count: int) -> None:
             with guard:
-                bar.done += count
+                bar.done = min(bar.done + count, total or bar.done + count)  # a last batch may be filled up
 
         with self._shown(bar):
             yield advance

@@ -358,7 +358,7 @@ def test_a_saved_model_answers_like_its_run(place, tmp_path):
     shown = Shown()
     found = evaluate(place / "second", data=place / "test", against=served, reporter=shown)
     images = found.scores["all"]["images"]
-    assert shown.done["scoring"] == shown.done[f"scoring {served}"] == images
+    assert shown.done[f"scoring {place / 'second'}"] == shown.done[f"scoring {served}"] == images
     assert found.verdicts["all"].gained == found.verdicts["all"].lost == 0
     assert str(found.verdicts["all"]) == "unchanged (right on the same images)"
     for metric in ("loss", "ece"):
