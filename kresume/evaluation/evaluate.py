@@ -156,7 +156,10 @@ class _Images:
 
 
 def _of_scored(given: Subject, other: str | None) -> Subject:
-    """Returns the model to score. With two models, `--pixels` and `--axes` apply to one that does not record them."""
+    """Returns the model to score.
+
+    With two models, `--pixels` and `--axes` apply to one that does not record them.
+    """
     told = given.pixels is not None or given.axes is not None
     if other is not None and told and served_folder(given.checkpoint) is None and _says(given.checkpoint):
         return replace(given, pixels=None, axes=None)
