@@ -140,6 +140,24 @@ def _fetch_any(address: str, folder: Path, reporter: Reporter) -> None:
     ]
     if any(each.startswith(name) for each in wanted):
         fetch(beside, folder.parent, reporter, only=wanted)
+    else:
+        set_aside(folder)
+
+
+def set_aside(folder: Path) -> None:
+    """Removes what was fetched from an address that holds nothing any more.
+
+    A run that was trained here is renamed instead.
+    """
+    if not writer_of(folder) or not folder.is_dir():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.unlink(missing_ok=True)
+        return
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.before-{number}")).exists():
+        number += 1
+    folder.rename(aside)
+    note_of(folder).unlink(missing_ok=True)
 
 
 def _drop_others(folder: Path, runs: list[str]) -> None:

@@ -13,7 +13,6 @@ nobody else has written to the place since; otherwise the place is fetched.
 from __future__ import annotations
 
 import contextlib
-import shutil
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -25,7 +24,7 @@ from kresume.lock import Lock
 from kresume.reporter import Reporter
 from kresume.spelling import option
 from kresume.staging.bucket_lock import PATTERN, lock_of
-from kresume.staging.fetch import RECORD, fetch, is_ahead, note_of, open_here, told, writer_of
+from kresume.staging.fetch import RECORD, fetch, is_ahead, note_of, open_here, set_aside, told, writer_of
 from kresume.storage import atomic, capture, mirror
 from kresume.storage.mirror import Known, Mirror
 from kresume.storage.stores import Store, is_slow_drive, store_of
@@ -106,7 +105,7 @@ class Stage:
             return
         self._writer = uuid.uuid4().hex
         if not names or (run and RECORD not in names):
-            self._set_aside()
+            set_aside(self.folder)  # somebody removed it there
             # A process that died while it began a run left files that belong to none.
             self._known = Known(junk=names - {mirror.MARKER})
             return
@@ -117,18 +116,6 @@ class Stage:
         files = {name: facts for name, facts in mirror.read_marker(self._store)["files"].items() if name in names}
         stray = {name for name in names if name not in files and capture.SNAPSHOT.fullmatch(name)}
         return Known(files=files, junk=stray)
-
-    def _set_aside(self) -> None:
-        """Renames a stage whose run is no longer at the place: somebody removed it there."""
-        if not self.folder.exists():
-            return
-        if not writer_of(self.folder):
-            shutil.rmtree(self.folder)
-            return
-        number = 1
-        while (aside := self.folder.with_name(f"{self.folder.name}.before-{number}")).exists():
-            number += 1
-        self.folder.rename(aside)
 
     def begin(self, *, aside: bool = False) -> None:
         """Starts copying the folder behind the training.

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kresume import crash, runs
-from kresume.addresses import address_of, is_remote
+from kresume.addresses import address_of, is_remote, root
 from kresume.backend import live_state, programs, selection
 from kresume.errors import GateFailed
 from kresume.images.scans import remembered
@@ -100,6 +100,8 @@ def _train(config: TrainConfig, reporter: Reporter, stage: Stage | None) -> Trai
     """
     start = start_or_continue(config)
     reporter.say(f"run:      {start.path}{_where_it_dies(start.path)}")
+    if stage is not None:
+        reporter.say(f"stage:    in a folder below {root()}, copied behind the training")
     if start.run is None:
         run, model = _new(start, reporter)
         if stage is not None:

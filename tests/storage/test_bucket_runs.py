@@ -106,6 +106,11 @@ def test_runs_and_checkpoints_are_read_at_their_address(shelf):
     bucket.reset(empty=False)
     assert kresume.read_checkpoint("flaky://b/runs/1-signs").step
     assert bucket.count == 0
+    bucket.reset()
+    fetch._here.clear()
+    for gone in ("flaky://b/runs/1-signs", "flaky://b/runs/1-signs/model.keras"):
+        with pytest.raises(CheckpointError, match="no checkpoint at"):
+            kresume.read_checkpoint(gone)
 
 
 @pytest.mark.one_backend(trains=True)
@@ -155,6 +160,28 @@ def test_the_next_version_in_a_bucket_leaves_the_others_alone(machine):
     publication.send(Reporter(quiet=True))
     assert list(store.names()) == ["export.json"]
     assert len(Bucket("flaky://b/serving.before-1").names()) == 5
+
+
+@pytest.mark.one_backend(trains=True)
+def test_a_run_on_a_drive_trains_on_the_disk_and_its_child_finds_it(tmp_path, pictures, machine, monkeypatch):
+    """The drive has the whole run at the end, with equal bits; paths in it are those of the drive."""
+    given = {**TINY, "data": [str(pictures / "old")], "snapshot_every": "2"}
+    expected = trained(tmp_path / "disk", **given)
+    drive = tmp_path / "drive"
+    monkeypatch.setattr("kresume.staging.stage.is_slow_drive", lambda path: path.startswith(str(drive)))
+    result = run_training(out=str(drive / "1-signs"), **given)
+    assert not result.failures
+    assert_same_bytes(result_arrays(expected), result_arrays(drive / "1-signs"))
+    assert not list(drive.rglob("lock*"))
+    with pytest.raises(RunError, match=f"^{drive}/1-signs is finished"):
+        run_training(out=str(drive / "1-signs"), **given)
+    shutil.rmtree(tmp_path / "one")
+    run_training(drive / "1-signs", add=[str(pictures / "new")], out=str(drive / "2-signs"), epochs=1)
+    child = runs.open_run(drive / "2-signs")
+    assert child.record.parent.path == "../1-signs"
+    assert child.parent_path() == drive / "1-signs"
+    assert str(tmp_path / "one") not in (drive / "2-signs/run.json").read_text()
+    assert "(unchanged)" in str(kresume.lineage(drive))
 
 
 def _wait_for(name):
