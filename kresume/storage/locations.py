@@ -1,9 +1,9 @@
-"""Accesses files on a disk, or behind a scheme such as `gs://` through `etils.epath`.
+"""Accesses files on a disk, or behind a scheme such as `gs://`.
 
     head = read_range("gs://bucket/shard.tar", 512, 6412)
     for entry in entries("/data/old"): ...
 
-Local paths use the operating system's fast calls; only paths with a scheme use epath.
+Local paths use the operating system's fast calls; only paths with a scheme use `remote_paths`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import IO, Any, Protocol, cast
 
 from kresume.addresses import is_remote as is_remote
 from kresume.errors import ImagesError
+from kresume.storage.remote_paths import remote_path
 
 MAX_FILE_BYTES = 256 * 2**20
 """Limit for one image file: a video in a class folder must not fill the memory before its first bytes are checked."""
@@ -75,12 +76,6 @@ class _RemoteEntry:
         return stat(self.path)
 
 
-def _epath(path: str) -> Any:
-    from etils import epath
-
-    return epath.Path(path)
-
-
 def absolute(path: str) -> str:
     """Returns the absolute path; keeps a path with a scheme."""
     return path.rstrip("/") if is_remote(path) else os.path.abspath(os.path.expanduser(path))
@@ -100,12 +95,12 @@ def parent(path: str) -> str:
 
 def exists(path: str) -> bool:
     """Returns True if the path exists."""
-    return bool(_epath(path).exists()) if is_remote(path) else os.path.exists(path)
+    return bool(remote_path(path).exists()) if is_remote(path) else os.path.exists(path)
 
 
 def is_folder(path: str) -> bool:
     """Returns True if the path is a folder."""
-    return bool(_epath(path).is_dir()) if is_remote(path) else os.path.isdir(path)
+    return bool(remote_path(path).is_dir()) if is_remote(path) else os.path.isdir(path)
 
 
 def stat(path: str) -> Any:
@@ -116,14 +111,14 @@ def stat(path: str) -> Any:
     """
     if not is_remote(path):
         return os.stat(path)
-    facts = _epath(path).stat()
+    facts = remote_path(path).stat()
     return _Stat(int(facts.length), int((facts.mtime or 0) * 1e9))
 
 
 def entries(path: str) -> list[Entry]:
     """Lists the entries of a folder, sorted by name."""
     if is_remote(path):
-        inner = (_RemoteEntry(place.name, f"{path}/{place.name}", place) for place in _epath(path).iterdir())
+        inner = (_RemoteEntry(place.name, f"{path}/{place.name}", place) for place in remote_path(path).iterdir())
         return sorted(inner, key=lambda entry: entry.name)
     with os.scandir(path) as found:
         return cast(list[Entry], sorted(found, key=lambda entry: entry.name))
@@ -132,7 +127,7 @@ def entries(path: str) -> list[Entry]:
 @contextmanager
 def opened(path: str) -> Iterator[IO[bytes]]:
     """Opens a file for reading bytes, with `seek`."""
-    file: Any = _epath(path).open("rb") if is_remote(path) else open(path, "rb")  # noqa: SIM115  # closed below
+    file: Any = remote_path(path).open("rb") if is_remote(path) else open(path, "rb")  # noqa: SIM115  # closed below
     try:
         yield file
     finally:

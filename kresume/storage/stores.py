@@ -96,7 +96,7 @@ class Bucket:
 
     def __init__(self, address: str, fs: Any = None) -> None:
         self.address = normal(address)
-        self._fs = fs or _file_system(self.address)
+        self._fs = fs or file_system(self.address)
         self._root = str(self._fs._strip_protocol(self.address)).rstrip("/")
 
     def _path(self, name: str) -> str:
@@ -239,7 +239,13 @@ def store_of(address: str) -> Store:
     return Bucket(address) if is_remote(address) else Mount(address)
 
 
-def _file_system(address: str) -> Any:
+def file_system(address: str) -> Any:
+    """Opens the file system of an address.
+
+    Raises:
+        MissingPackage: the scheme needs a package that is not installed.
+        UsageError: the scheme is unknown.
+    """
     scheme = address.partition("://")[0]
     package, install = PACKAGES.get(scheme, ("", ""))
     needed = next((name for name in ("fsspec", package) if name and importlib.util.find_spec(name) is None), None)

@@ -23,7 +23,9 @@ from kresume.images.reader import PictureReader
 from kresume.images.sources import list_images, records
 from kresume.images.sources.records import FRAME, masked_crc, parse_features
 from kresume.storage import locations
+from kresume.storage.stores import Bucket
 from kresume.values.decode_spec import DecodeSpec
+from tests.helpers import flaky_bucket
 from tests.helpers.pictures import CLASSES, write_pictures
 from tests.helpers.runs import TINY, run_training
 
@@ -375,14 +377,20 @@ def test_names_in_any_script_and_folders_in_folders(tmp_path, quiet):
 
 
 @pytest.mark.one_backend
-def test_a_bucket_is_listed_and_read_like_a_folder(pictures, tmp_path, quiet, monkeypatch):
-    """A path with a scheme is read through etils.epath with the same images, pixels and digest."""
+@pytest.mark.parametrize("bucket", ["gs://bucket", "flaky://bucket"])
+def test_a_bucket_is_listed_and_read_like_a_folder(pictures, tmp_path, quiet, monkeypatch, bucket):
+    """A path with a scheme is read through epath or fsspec with the same images, pixels and digest."""
     from etils import epath
 
-    real = epath.Path
-    monkeypatch.setattr(epath, "Path", lambda path: real(str(path).replace("gs://bucket", str(pictures), 1)))
-    listing = list_images(["gs://bucket/old"], quiet)
-    assert listing.files[0].path.startswith("gs://bucket/old/circle/")
+    if bucket.startswith("gs"):
+        real = epath.Path
+        monkeypatch.setattr(epath, "Path", lambda path: real(str(path).replace("gs://bucket", str(pictures), 1)))
+    else:
+        flaky_bucket.bucket.reset()
+        for path in (pictures / "old").rglob("*.*"):
+            Bucket(bucket).send(path.relative_to(pictures).as_posix(), path)
+    listing = list_images([f"{bucket}/old"], quiet)
+    assert listing.files[0].path.startswith(f"{bucket}/old/circle/")
     table = merged(prepare(listing.files, SPEC, None, quiet)).manifest
     plain = merged(prepare(list_images([pictures / "old"], quiet).files, SPEC, None, quiet)).manifest
     assert table.digest() == plain.digest()
