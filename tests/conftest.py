@@ -56,10 +56,11 @@ def pytest_sessionstart():
 
 LONG = frozenset(
     {
-        "test_added_images", "test_backup", "test_backup_feeding", "test_exact_continuation",
+        "test_added_images", "test_backup", "test_backup_feeding", "test_colab", "test_docs", "test_exact_continuation",
         "test_export_saved_model", "test_fed_as_trained", "test_foreign_parents", "test_freezing",
-        "test_frozen_layers", "test_gated_runs", "test_image_dataset", "test_images", "test_inputs", "test_losses",
-        "test_pretrained", "test_restore", "test_torch", "test_watch",
+        "test_frozen_layers", "test_gated_runs", "test_hub", "test_image_dataset", "test_images", "test_inputs",
+        "test_losses", "test_power_cuts", "test_pretrained", "test_restore", "test_several_devices", "test_torch",
+        "test_watch",
     }
 )  # fmt: skip
 """Files that take longest."""
