@@ -8,6 +8,7 @@ nothing is asked for a minute.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
@@ -16,6 +17,8 @@ import re
 import signal
 import threading
 import traceback
+from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, Any
 
 import h5py
@@ -31,6 +34,10 @@ IDLE_SECONDS = 60.0
 CPU_SECONDS, BYTES_PER_SECOND = 2.0, 5 * 2**20
 """A read that computes for longer, with a second more for each of so many bytes, goes in circles. Good files need a
 thousandth of it."""
+
+GROWTH, GROWTH_PER_BYTE = 2**30, 8
+"""A read may take so many bytes of memory, and so many more for each byte of the file: compressed zeros, as in the slots of
+a new optimizer, are larger than their file."""
 
 
 class Refused(Exception):
@@ -53,7 +60,8 @@ def main() -> None:
         request = json.loads(source.read(int.from_bytes(head, "little")))
         data = source.read(request["bytes"])
         _limit(CPU_SECONDS + len(data) / BYTES_PER_SECOND)
-        answer, parts = _answer(request, data)
+        with limited_memory(GROWTH + GROWTH_PER_BYTE * len(data)):
+            answer, parts = _answer(request, data)
         _limit(0)
         text = json.dumps(answer).encode()
         target.write(len(text).to_bytes(8, "little") + text)
@@ -66,6 +74,26 @@ def _limit(seconds: float) -> None:
     """Ends this process by SIGPROF once it has computed for so long; 0 takes the limit back."""
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_PROF, seconds)
+
+
+@contextlib.contextmanager
+def limited_memory(growth: int) -> Iterator[None]:
+    """Makes an allocation fail that would take more than so many bytes beyond what is held now (on Linux)."""
+    try:
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except (ImportError, OSError):
+        yield
+        return
+    before, hard = resource.getrlimit(resource.RLIMIT_AS)
+    asked = pages * resource.getpagesize() + growth
+    soft = asked if before == resource.RLIM_INFINITY else min(asked, before)
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (before, hard))
 
 
 def _answer(request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], list[bytes]]:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 
 import h5py
@@ -124,3 +125,23 @@ def test_a_changed_export_is_neither_read_nor_run(tmp_path):
             open_it()
     (tmp_path / "export.json").unlink()
     assert read_checkpoint(weights).arrays
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit is one of Linux")
+def test_the_process_that_opens_hdf5_has_a_limit_of_memory():
+    """A read that takes too much memory fails in that process; afterwards the limit is gone."""
+    code = """
+import importlib.util, sys
+import numpy as np
+spec = importlib.util.spec_from_file_location("child", sys.argv[1])
+child = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(child)
+with child.limited_memory(2**26):
+    try:
+        np.ones(2**25)
+    except MemoryError:
+        print("refused")
+print(np.ones(2**25).nbytes)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(hdf5.CHILD)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["refused", str(2**28)]
