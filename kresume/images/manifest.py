@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FORMAT = 1
+SEAL = "seal"
+"""Key of the digest among the facts of a table."""
 TRAIN, VAL = "train", "val"
 LOCATION = ("path", "bytes", "mtime_ns", "offset", "length", "coding", "member")
 """The columns of an image's location. They are updated when its folder moves."""
@@ -210,15 +212,28 @@ def write_table(path: Path, table: pa.Table, mark: str, facts: Mapping[str, Any]
     import pyarrow.parquet as parquet
 
     with atomic.new_file(path) as temporary:
-        sealed = {**facts, "sha256": _digest(facts, table)}
+        sealed = {**facts, SEAL: _digest(facts, table)}
         marked = table.replace_schema_metadata({mark.encode(): json.dumps(sealed).encode()})
         parquet.write_table(marked, temporary, compression="zstd", write_page_checksum=True)
 
 
 def _digest(facts: Mapping[str, Any], table: pa.Table) -> str:
     """Returns the SHA-256 of everything in the file that no page's checksum covers."""
-    columns = [[field.name, str(field.type)] for field in table.schema]
+    columns = [[field.name, *_kind(field.type)] for field in table.schema]
     return hashlib.sha256(json.dumps([facts, columns, len(table)], sort_keys=True).encode()).hexdigest()
+
+
+def _kind(type_: pa.DataType) -> list[Any]:
+    """Returns what a type is, the same before and after Parquet, which names the elements of lists and drops dictionaries."""
+    import pyarrow.types as types
+
+    if types.is_dictionary(type_):
+        return _kind(type_.value_type)
+    if types.is_fixed_size_list(type_):
+        return [type_.list_size, *_kind(type_.value_type)]
+    if types.is_list(type_) or types.is_large_list(type_):
+        return ["list", *_kind(type_.value_type)]
+    return [str(type_).removeprefix("large_")]
 
 
 def read_table(path: Path, mark: str, newest: int, what: str = "manifest") -> tuple[pa.Table, dict[str, Any]]:
@@ -253,7 +268,7 @@ def read_table(path: Path, mark: str, newest: int, what: str = "manifest") -> tu
         raise ImagesError(f"{path} is not a {what} of kresume: expected the key {mark} in its Parquet metadata")
     with interpreting(f"the {what} {path}", ImagesError):
         described: dict[str, Any] = json.loads(facts)
-        digest = described.pop("sha256", None)  # earlier versions did not write it
+        digest = described.pop(SEAL, None)  # earlier versions did not write it
         changed = digest is not None and digest != _digest(described, table)
         later = described["format"] > newest
     if changed:

@@ -30,7 +30,7 @@ from kresume.checkpoints import snapshot  # noqa: E402
 from kresume.errors import KresumeError  # noqa: E402
 from kresume.evaluation import answers  # noqa: E402
 from kresume.images.cache import Cache, checksum  # noqa: E402
-from kresume.images.manifest import Manifest, read_table, write_table  # noqa: E402
+from kresume.images.manifest import Manifest  # noqa: E402
 from kresume.storage import atomic, sealed  # noqa: E402
 from kresume.values.decode_spec import DecodeSpec  # noqa: E402
 
@@ -76,16 +76,23 @@ def _read_manifest(folder: Path) -> object:
 
 
 def _make_answers(folder: Path) -> None:
-    import pyarrow as pa
-
-    rng = np.random.default_rng(0)
-    table = pa.table({"sha256": [f"{row:064x}" for row in range(60)], "loss": rng.normal(size=60).astype("f4")})
-    write_table(folder / "after.parquet", table, answers.MARK, {"format": answers.FORMAT, "classes": ["rose", "tulip"]})
+    rng, count = np.random.default_rng(0), 60
+    made = answers.Answers(
+        ("rose", "tulip"),
+        np.array([f"{row:064x}" for row in range(count)]),
+        rng.integers(0, 2, count).astype(np.int32),
+        np.zeros(count, np.int32),
+        rng.permuted(np.tile(np.arange(2, dtype=np.int32), (count, 1)), axis=1),
+        rng.random((count, 2), np.float32),
+        rng.random(count, np.float32),
+        rng.random(count, np.float32),
+    )
+    answers.write(folder / "after.parquet", made)
 
 
 def _read_answers(folder: Path) -> object:
-    table, facts = read_table(folder / "after.parquet", answers.MARK, answers.FORMAT, what="table of answers")
-    return repr(table.to_pydict()), facts["format"], facts["classes"]
+    found = answers.read(folder / "after.parquet")
+    return [repr(np.asarray(value).tolist()) for value in vars(found).values()]
 
 
 def _pictures() -> dict[str, np.ndarray]:
