@@ -224,7 +224,7 @@ def _digest(facts: Mapping[str, Any], table: pa.Table) -> str:
 
 
 def _kind(type_: pa.DataType) -> list[Any]:
-    """Returns what a type is, the same before and after Parquet, which names the elements of lists and drops dictionaries."""
+    """Returns a type without what Parquet changes: dictionaries, and the name of a list's elements."""
     import pyarrow.types as types
 
     if types.is_dictionary(type_):
