@@ -85,7 +85,7 @@ def test_every_cell_did_what_it_says(executed):
     printed = {name: text_of(cell) for name, cell in cells.items()}
     assert all(cell.execution_count for cell in cells.values())
     assert all("Warning" not in each and "error:" not in each for each in printed.values())
-    assert "devices: CPU:0" in printed[DOCTOR]
+    assert {"jax", "tensorflow"} <= set(re.findall(r"\w+", printed[DOCTOR].lower()))
     assert "tensorflow 2." in printed["import importlib.util"]
     child = runs.open_run(home / "runs" / "2-first")
     assert (child.status, child.record.images["added"], child.record.images["total"]) == ("accepted", 800, 1300)
