@@ -41,6 +41,8 @@ from kresume.training.plan.helping import PREPARE, help_out
 from kresume.training.start import Start, continue_run, start_or_continue
 
 RUN = "run"
+READ_ONLY = {".parquet", ".safetensors"}
+"""Files of a run that no training changes: they may be large, so a copy of the run links to them."""
 Create = Callable[[Start, Reporter], runs.Run]
 Rebuild = Callable[[runs.Run, TrainConfig, Reporter], Any]
 Remind = Callable[[runs.Run, TrainConfig, Reporter], None]
@@ -234,6 +236,11 @@ def _take_part(config: TrainConfig, reporter: Reporter, rebuild: Rebuild, scratc
     except KresumeError as error:
         if not ending.told.wait(1):  # process 0 may have met the same error
             hosts.ask("failed", str(error))
+    except Exception as error:  # of the user's code, or a bug
+        hosts.ask("failed", f"{type(error).__name__}: {error}")
+        ending.wait()
+        hosts.leave()
+        raise
     return path
 
 
@@ -259,7 +266,9 @@ def _copied(run: runs.Run, snapshot: str, to: Path) -> runs.Run:
     """Copies the small files of a run, with links to two snapshots, for a process that follows."""
     (to / "snapshots").mkdir(parents=True)
     for entry in run.path.iterdir():
-        if entry.is_file() and entry.name not in {LOCK, "model.keras"}:
+        if entry.suffix in READ_ONLY:
+            (to / entry.name).symlink_to(entry.resolve())
+        elif entry.is_file() and entry.name not in {LOCK, "model.keras"}:
             shutil.copyfile(entry, to / entry.name)
     if (run.path / FOLDER).is_dir():
         shutil.copytree(run.path / FOLDER, to / FOLDER)

@@ -85,8 +85,12 @@ def _say_where(session: Session, state: TrainState, lost: int) -> None:
     """Says from where the run continues and what is repeated."""
     changed = fingerprint.differences(state.records["fingerprint"], fingerprint.fingerprint())
     if changed:
+        held = session.settings
+        augments = held.augment != "none" or held.mixup or held.cutmix or held.rand_augment or held.erase
+        shares = augments and any(each.startswith("processes ") for each in changed)
         session.reporter.say(
-            f"this is another machine or version ({'; '.join(changed)}): same data and steps, last digits may differ"
+            f"this is another machine or version ({'; '.join(changed)}): same {'images' if shares else 'data'} and steps, "
+            f"{'augmented in another way: each process draws for its share' if shares else 'last digits may differ'}"
         )
         session.run.event("continued elsewhere", changes=changed)
     where = {"training": "", "scoring": ", scoring pending", "epoch": "", "done": ", training done"}
