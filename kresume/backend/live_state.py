@@ -153,11 +153,8 @@ def bring_home(model: Any) -> None:
     import keras
 
     keras.distribution.set_distribution(None)
-    for variable in {
-        id(each): each
-        for group in (model.variables, model.optimizer.variables, model.metrics_variables)
-        for each in group
-    }.values():
+    groups = (model.variables, model.optimizer.variables, model.metrics_variables, *_outside().values())
+    for variable in {id(each): each for group in groups for each in group}.values():
         value = host_array(variable.value).copy()
         variable._layout = None  # private: Keras has no way to take a variable out of its distribution
         variable._value = jax.numpy.asarray(value)

@@ -54,6 +54,7 @@ def test_a_run_of_two_processes_survives_the_death_of_one(tmp_path, pictures):
     arguments = {
         "data": [str(pictures / "old")], "model": f"{tmp_path / 'model.py'}:build", "image_size": "10", "batch_size": 8,
         "epochs": 2, "val_split": 0.25, "augment": "none", "snapshot_every": "1",
+        "monitor": "val_loss",
     }  # fmt: skip
     run_training(out=str(tmp_path / "one"), **arguments)
     arguments["out"] = str(tmp_path / "two")
@@ -72,7 +73,9 @@ def test_a_run_of_two_processes_survives_the_death_of_one(tmp_path, pictures):
     arrays, others = result_arrays(tmp_path / "one"), result_arrays(tmp_path / "two")
     for name, array in arrays.items():
         np.testing.assert_allclose(array, others[name], rtol=1e-4, atol=1e-5, err_msg=name)
-    assert json.loads((tmp_path / "two" / "run.json").read_text())["fingerprint"]["processes"] == 2
+    record = json.loads((tmp_path / "two" / "run.json").read_text())
+    assert record["fingerprint"]["processes"] == 2
+    assert record["result"]["which"] == "best"
 
 
 @pytest.mark.one_backend
