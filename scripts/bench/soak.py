@@ -45,9 +45,11 @@ def sample(process: int, out: Path) -> dict[str, float] | None:
         files = len(os.listdir(f"/proc/{process}/fd"))
     except OSError:
         return None
-    size = next((int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:")), 0)
+    sizes = [int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:")]
+    if not sizes:
+        return None  # it has ended, and nobody has asked how
     lines = (out / "metrics.jsonl").read_bytes().count(b"\n") if (out / "metrics.jsonl").exists() else 0
-    return {"pid": process, "epoch": lines, "mb": round(size / 1024, 1), "files": files}
+    return {"pid": process, "epoch": lines, "mb": round(sizes[0] / 1024, 1), "files": files}
 
 
 def soak(work: Path, epochs: int, environment: dict[str, str]) -> str:
