@@ -27,6 +27,11 @@ def log(paths: tuple[str, ...], short: bool, as_json: bool) -> None:
     """
     if len(paths) > 2:
         raise UsageError(f"kresume log takes a folder, a run, or two runs to compare; got {len(paths)} paths")
+    from kresume.reporter import Reporter
+    from kresume.staging.fetch import here
+
+    for path in paths:
+        here(path, Reporter())  # an address is fetched with its progress shown
     if len(paths) == 2:
         from kresume.reports.differences import compare_runs
 

@@ -58,8 +58,10 @@ def predict(
     """
     from kresume.evaluation.predictions import predict as run
     from kresume.reporter import Reporter
+    from kresume.staging.fetch import here
 
     reporter = Reporter()
+    here(checkpoint, reporter)  # an address is fetched with its progress shown
     options |= read_model_options(image_size, classes)
     stream = None if output is not None else sys.stdout.buffer
     found = run(checkpoint, list(paths), output=output, stream=stream, reporter=reporter, **options)

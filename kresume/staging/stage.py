@@ -174,12 +174,16 @@ class Stage:
             else:
                 atomic.write_json(self.folder / LOCK, holder)
 
-    def finish(self, seconds: float = PATIENCE_SECONDS) -> None:
-        """Waits until everything is copied; what is missing is in `left`."""
+    def finish(self, seconds: float | None = None) -> None:
+        """Waits until everything is copied; what is missing is in `left`.
+
+        Args:
+            seconds: how long the place may refuse; None for `PATIENCE_SECONDS`.
+        """
         if self._mirror is None:
             return
         with self._reporter.waiting(f"copying the rest to {self.address}"):
-            whole = self._mirror.finish(seconds)
+            whole = self._mirror.finish(PATIENCE_SECONDS if seconds is None else seconds)
         if self._mirror.lost:
             self.left = ""
         elif not whole:
@@ -199,7 +203,7 @@ class Stage:
 
     def end(self, seconds: float | None = None) -> None:
         """Waits until everything is copied, warns of what is missing, and releases the lock."""
-        self.finish(PATIENCE_SECONDS if seconds is None else seconds)
+        self.finish(seconds)
         if self.left:
             self._reporter.warn(f"not written: {self.left}")
         self.close()

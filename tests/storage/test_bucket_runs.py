@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -12,6 +13,7 @@ from kresume.errors import CheckpointError, RunError, UsageError
 from kresume.reporter import Reporter
 from kresume.reports.page.write import write_report
 from kresume.staging import fetch
+from kresume.staging import stage as staging
 from kresume.staging.publish import Publication
 from kresume.storage import atomic
 from kresume.storage.stores import Bucket
@@ -182,6 +184,29 @@ def test_a_run_on_a_drive_trains_on_the_disk_and_its_child_finds_it(tmp_path, pi
     assert child.parent_path() == drive / "1-signs"
     assert str(tmp_path / "one") not in (drive / "2-signs/run.json").read_text()
     assert "(unchanged)" in str(kresume.lineage(drive))
+
+
+@pytest.mark.one_backend
+def test_what_a_bucket_refused_at_the_end_is_copied_by_the_same_command(machine, monkeypatch):
+    """The end of a run is not lost with the network: it is named, kept on this machine, and copied at the next start."""
+    bucket.reset()
+    monkeypatch.setattr(staging, "PATIENCE_SECONDS", 0.0)
+    quiet = Reporter(quiet=True)
+    with staging.opened("flaky://b/runs/9", quiet) as stage:
+        atomic.write_json(stage.folder / "run.json", {"status": "running"})
+        stage.begin()
+        bucket.reset(lambda count, name: "refuse" if name == "pipe_file" else None, empty=False)
+        atomic.write_bytes(stage.folder / "model.keras", b"the result")
+        atomic.write_json(stage.folder / "run.json", {"status": "accepted"})
+    assert "the end of flaky://b/runs/9" in stage.left
+    assert "the bucket refuses" in stage.left
+    assert "model.keras" not in Bucket("flaky://b/runs/9").names()
+    bucket.reset(empty=False)
+    with suppress(RunError), staging.opened("flaky://b/runs/9", quiet) as stage:
+        assert (stage.folder / "model.keras").read_bytes() == b"the result"
+        raise RunError("the run is finished")
+    assert Bucket("flaky://b/runs/9").read("model.keras") == b"the result"
+    assert b"accepted" in Bucket("flaky://b/runs/9").read("run.json")
 
 
 def _wait_for(name):
