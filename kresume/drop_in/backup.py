@@ -15,6 +15,7 @@ The class below handles events in the order of `fit`. Other modules do the work:
 - `backup_files`: handles the files beside the snapshots, and their removal.
 - `callback_state`, `callback_logs`: handle the other callbacks and their log files.
 - `fit_call`: finds the running `fit` and its data.
+- `fit_of_script`: tells the fits of one script apart that share a folder.
 - `backup_arguments`: checks the arguments.
 """
 
@@ -30,7 +31,7 @@ import keras
 from kresume import crash
 from kresume.checkpoints import snapshot
 from kresume.checkpoints.backup_folder import BEFORE, METADATA, WEIGHTS
-from kresume.drop_in import backup_files, backup_keras, backup_restore, backup_save, fit_call
+from kresume.drop_in import backup_files, backup_keras, backup_restore, backup_save, fit_call, fit_of_script
 from kresume.drop_in.backup_arguments import check_arguments
 from kresume.drop_in.backup_place import Place
 from kresume.drop_in.stream import Stream, stream_of
@@ -43,7 +44,7 @@ from kresume.storage import atomic
 from kresume.training.loop import callback_state
 from kresume.training.loop.callback_logs import CallbackLogs
 from kresume.training.loop.fit import build_from_spec
-from kresume.training.loop.writer import RunWriter, wait_for_writers
+from kresume.training.loop.writer import RunWriter
 from kresume.training.snapshot_policy import Retention
 
 
@@ -96,14 +97,11 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         self.on_new_data = on_new_data
         self.strict = strict
         self._stream: Stream | None = stream_of(data) if data is not None else None
-        self._reporter = Reporter()
+        self._reporter, self._lines = Reporter(), fit_of_script.calling_lines()
         self._place = Place(backup_dir, self._reporter)
-        self._folder = self._place.folder
-        self._current_epoch = 0
-        self._last_batch_seen = 0
-        self._batches_seen_since_last_saving = 0
-        self._total = 0
-        self._begin_batch = 0
+        self._base = self._place.folder
+        self._current_epoch = self._last_batch_seen = self._batches_seen_since_last_saving = 0
+        self._total = self._begin_batch = 0
         self._resumed: Callable[[Sequence[Any]], None] | None = None
         self._compiled_rate: float | None = None
         self._optimizer: dict[str, Any] = {}
@@ -114,11 +112,11 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         self._call: fit_call.FitCall | None = None
         self._list: Any = None
         self._lock: Lock | None = None
-        self._trace = crash.Trace(self._folder)
+        self._trace = crash.Trace(self._base)
         self._writer: RunWriter | None = None
         self._logs: CallbackLogs | None = None
         self._forgetful: set[str] = set()
-        wait_for_writers(self._folder)
+        self._find_folder()
         if self._stream is not None:
             backup_restore.move_data(self._folder, self._stream, on_new_data)
 
@@ -159,7 +157,9 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
             fit_call.check_steps_per_call(self._stream, int(self._model.steps_per_execution))
         elif self._call is not None:
             fit_call.check_repeatable(self._call, self._epochs() or 1)
-        wait_for_writers(self._folder)
+        self._place.open()
+        if note := self._find_folder():
+            self._reporter.say(note)
         again, self._begun = self._begun, True
         self._begin_batch, self._resumed, self._cut, self._not_finite = 0, None, None, ""
         self._open_folder()
@@ -172,14 +172,14 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         if snapshot.list_snapshots(self._folder):
             saved_logs = self._restore(again=again, returned=left.get("returned"))
         elif backup_keras.exists(self._folder):
-            self._continue_at(backup_keras.restore(self._place.named, self._model, self._epochs()))
+            self._continue_at(backup_keras.restore(str(self._folder), self._model, self._epochs()))
         if self._stream is not None:
             self._stream.seek(self._current_epoch, self._begin_batch)
             self._stream.save(self._folder)
         elif snapshot.list_snapshots(self._folder) == []:
             self._reporter.say(f"{self.backup_dir}: the backup does not record the order of the data (data= adds it)")
         self._logs = backup_files.open_logs(
-            self._folder, left, saved_logs, self._others(), self._current_epoch, self._reporter.say
+            self._folder, self._fit, left, saved_logs, self._others(), self._current_epoch, self._reporter.say
         )
         self._name_forgetful()
 
@@ -246,7 +246,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         self._begun, self._call = False, None
         removes = self.delete_checkpoint
         if removes and (
-            why := backup_save.why_kept(self._place.named, self._model, logs, self._current_epoch, self._epochs())
+            why := backup_save.why_kept(str(self._folder), self._model, logs, self._current_epoch, self._epochs())
         ):
             self._reporter.warn(why)
             removes = False
@@ -257,8 +257,9 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         self._trace.end()
         if self._lock is not None:
             self._lock.release()
-        if removes and self._folder.is_dir() and not any(self._folder.iterdir()):
-            self._folder.rmdir()
+        if removes:
+            backup_files.remove_empty(self._folder, self._base)
+            fit_of_script.ended(self._base, self._fit)
         self._place.close()
 
     # Helpers, in the same order.
@@ -270,14 +271,19 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
             if self._call is not None and self._stream is not None:
                 fit_call.check_followed(self._call, self._stream)
 
+    def _find_folder(self) -> str:
+        """Finds the folder of this fit's backups; returns a line for the user if it is unusual."""
+        self._fit = fit_of_script.this_fit(self._base, self._lines)
+        self._folder, note = backup_files.folder_of(self._base, self._fit)
+        return note
+
     def _open_folder(self) -> None:
         """Locks the folder, reports how the last process died, and starts the writer of backups."""
-        self._place.open()
         atomic.make_directory(self._folder)
-        self._lock = Lock(self._folder, way_on=f"removing {self._folder / LOCK}", say=self._reporter.say)
+        self._lock = Lock(self._base, way_on=f"removing {self._base / LOCK}", say=self._reporter.say)
         self._lock.acquire(again=True)
         atomic.remove_leftovers(self._folder, keep=LOCK)
-        if (died := crash.found(self._folder)) is not None:
+        if (died := crash.found(self._base)) is not None:
             self._reporter.warn(died.tell("KERAS_BACKEND="))
         self._trace.begin()
         self._writer = RunWriter(
@@ -307,7 +313,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         """
         state = backup_restore.newest(self._folder, self._reporter.warn)
         target = backup_restore.Target(
-            self._place.named,
+            str(self._folder),
             self._model,
             self._others(),
             self._epochs(),

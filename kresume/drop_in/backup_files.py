@@ -2,13 +2,14 @@
 
     path = newest(folder, snapshot.ARRAYS, otherwise=WEIGHTS)    # a file of the newest snapshot
     left = read_fit(folder)                                      # fit.json: the last `fit` with this folder
+    folder, note = folder_of(base, fit)                          # base, or base/fits/NAME if base is another fit's
     logs = open_logs(folder, left, ...)                          # this process writes fit.json and the log files now
     end_fit(folder, step)                                        # `fit` returned at this step
     write_metadata(folder, records)                              # training_metadata.json, as Keras's callback writes it
     remove(folder)                                               # everything that BackupAndRestore wrote
 
 `fit.json` holds `processes` (all that wrote for this training), `logs` (the positions of the callbacks' log files when
-it began) and `returned` (the step at which `fit` returned, None while it runs).
+it began), `returned` (the step at which `fit` returned, None while it runs) and `fit` (which call of the script it is).
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from kresume.checkpoints import snapshot
-from kresume.checkpoints.backup_folder import METADATA
+from kresume.checkpoints.backup_folder import METADATA, WEIGHTS
+from kresume.drop_in.fit_of_script import FITS, Fit
 from kresume.storage import atomic
 from kresume.training.loop.callback_logs import CallbackLogs, this_process
 from kresume.training.loop.writer import wait_for_writers
@@ -47,8 +49,43 @@ def read_fit(folder: Path) -> dict[str, Any]:
     return left
 
 
+def folder_of(base: Path, fit: Fit) -> tuple[Path, str]:
+    """Returns the folder for the backups of a fit, and a line for the user; the line is empty if nothing is unusual.
+
+    Args:
+        base: the folder that the script names.
+        fit: the fit that begins.
+    """
+    left = {folder: record for folder in (base, *sorted((base / FITS).glob("*/"))) if (record := _whose(folder))}
+    for folder, other in left.items():
+        if isinstance(other, str) or fit.wrote(other):
+            return folder, "" if isinstance(other, str) else fit.doubt(other, str(folder))
+    if base not in left:
+        return base, ""
+    other, folder = left[base], base / FITS / fit.name
+    what = other.describe() if isinstance(other, Fit) else ""
+    return (
+        folder,
+        f"{base}: holds the backup of another fit of this script ({what}), which is kept; this one's are in {folder}",
+    )
+
+
+def _whose(folder: Path) -> Fit | str:
+    """Returns the fit that was interrupted in a folder.
+
+    `"unknown"` where any fit may continue: one that returned and kept its backup, an older or a foreign backup. Empty
+    without a backup.
+    """
+    wait_for_writers(folder)
+    record = read_fit(folder)
+    if "fit" in record and record["returned"] is None:
+        return Fit.from_dict(record["fit"])
+    return "unknown" if record or (folder / WEIGHTS).is_file() or snapshot.list_snapshots(folder) else ""
+
+
 def open_logs(
     folder: Path,
+    fit: Fit,
     left: Mapping[str, Any],
     saved: Mapping[str, Any] | None,
     callbacks: Sequence[Any],
@@ -61,6 +98,7 @@ def open_logs(
 
     Args:
         folder: the folder of the backups.
+        fit: the fit that begins.
         left: the result of `read_fit` when this `fit` began.
         saved: the position of each log file at the start of this training; None if not recorded.
         callbacks: all other callbacks of `fit`.
@@ -74,6 +112,7 @@ def open_logs(
         "processes": sorted({*processes, this_process()}),
         "logs": left.get("logs") or logs.positions(),
         "returned": None,
+        "fit": fit.as_dict(),
     }
     atomic.write_json(folder / FIT, begun)
     return logs
@@ -97,3 +136,12 @@ def remove(folder: Path) -> None:
     for path in folder.glob("images-*.parquet"):
         path.unlink(missing_ok=True)
     atomic.flush_directory(folder)  # else the next fit could find a training that is done
+
+
+def remove_empty(folder: Path, base: Path) -> None:
+    """Removes the folder of a fit, and those above it up to the one that the script names, as far as they are empty."""
+    while folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+        if folder == base:
+            return
+        folder = folder.parent

@@ -31,18 +31,16 @@ class Place:
 
     Attributes:
         folder: the local folder.
-        named: the same, for functions that read it and name it in messages.
     """
 
     def __init__(self, backup_dir: str | Path, reporter: Reporter) -> None:
         self._reporter = reporter
         self._address = normal(backup_dir) if is_staged(str(backup_dir)) else ""
         if not self._address:
-            self.folder, self.named = Path(backup_dir), str(backup_dir)
+            self.folder = Path(backup_dir)
             return
         stage = _open.get(self._address) or Stage(self._address, reporter)
         self.folder = stage.folder
-        self.named = str(stage.folder)
         if self._address not in _open:
             stage.look()
 

@@ -1,0 +1,161 @@
+"""Tests scripts that call `fit` several times with one folder of backups."""
+
+import runpy
+import textwrap
+import uuid
+
+import pytest
+
+from kresume.drop_in import fit_of_script
+
+BEGIN = """
+import hashlib, os
+import keras, numpy as np, kresume
+keras.utils.set_random_seed(0)
+x = np.random.default_rng(0).random((12, 5)).astype("float32")
+y = np.arange(12) % 3
+
+class Killed(BaseException):
+    pass
+
+class Die(keras.callbacks.Callback):
+    def __init__(self, phase):
+        super().__init__()
+        self.phase = phase
+    def on_epoch_begin(self, epoch, logs=None):
+        trained.append((self.phase, epoch))
+        if kill == (self.phase, epoch):
+            raise Killed
+    def get_state(self):
+        return {}
+    def set_state(self, state):
+        pass
+
+def build():
+    base = keras.Sequential([keras.Input((5,)), keras.layers.Dense(4)])
+    return keras.Sequential([base, keras.layers.Dropout(0.2), keras.layers.Dense(3, "softmax")])
+
+def prepare(model, rate, whole):
+    model.layers[0].trainable = whole
+    model.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", run_eagerly=True)
+
+def train(model, rate, whole, epochs, phase):
+    prepare(model, rate, whole)
+    model.fit(x, y, 4, epochs, 0, [kresume.BackupAndRestore(folder), Die(phase)], shuffle=False)
+
+trained = []
+model = build()
+"""
+END = """
+digest = hashlib.sha256(b"".join(np.asarray(variable).tobytes() for variable in model.variables)).hexdigest()
+"""
+HEAD = """
+prepare(model, 1e-2, False)
+model.fit(x, y, 4, 4, 0, callbacks=[kresume.BackupAndRestore(folder), Die(1)], shuffle=False)
+"""
+WHOLE = """
+prepare(model, 1e-3, True)
+model.fit(x, y, 4, 3, 0, callbacks=[kresume.BackupAndRestore(folder), Die(2)], shuffle=False)
+"""
+SCRIPTS = {
+    "head, then all layers": HEAD + WHOLE,
+    "one callback for both": """
+        backup = kresume.BackupAndRestore(folder)
+        prepare(model, 1e-2, False)
+        model.fit(x, y, 4, 4, 0, callbacks=[backup, Die(1)], shuffle=False)
+        prepare(model, 1e-3, True)
+        model.fit(x, y, 4, 3, 0, callbacks=[backup, Die(2)], shuffle=False)
+        """,
+    "one function for both": "train(model, 1e-2, False, 4, 1)\ntrain(model, 1e-3, True, 3, 2)",
+    "folds in a loop": """
+        for fold in range(1, 3):
+            model = build()
+            train(model, 1e-2, True, 3, fold)
+        """,
+}
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Returns a function that runs a script as a new process would: nothing is known of fits before."""
+
+    def run(code, folder="backup", kill=None):
+        monkeypatch.setattr(fit_of_script, "PROCESS", uuid.uuid4().hex)
+        monkeypatch.setattr(fit_of_script, "_ended", {})
+        # The lines of this file that run the script differ.
+        monkeypatch.setattr(fit_of_script, "LIBRARIES", (*fit_of_script.LIBRARIES, __file__))
+        path = tmp_path / "script.py"
+        path.write_text(BEGIN + textwrap.dedent(code) + END)
+        given = {"folder": str(tmp_path / folder), "kill": kill}
+        try:
+            return runpy.run_path(str(path), given)
+        except BaseException as error:
+            if type(error).__name__ != "Killed":
+                raise
+            return None
+
+    return run
+
+
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_each_fit_has_its_own_backup(run, tmp_path, capsys, name):
+    """Killed in its second fit, a script ends with the bits of an undisturbed one.
+
+    The first fit does not restore what the second one left. Keras's callback does.
+    """
+    expected = run(SCRIPTS[name])["digest"]
+    assert run(SCRIPTS[name], kill=(2, 2)) is None
+    capsys.readouterr()
+    done = run(SCRIPTS[name])
+    assert done["digest"] == expected
+    second = [epoch for phase, epoch in done["trained"] if phase == 2]
+    assert second[0] in {1, 2}, "the second fit began anew"
+    said = capsys.readouterr().err
+    assert "holds the backup of another fit of this script" in said
+    assert "continuing at step" in said
+    assert not (tmp_path / "backup").exists()
+
+
+@pytest.mark.one_backend(trains=True)
+def test_a_script_that_skips_a_finished_fit_continues_the_other(run, capsys):
+    """The second fit finds its backup also where the first one is not called again."""
+    saved = "if not os.path.exists(folder + '.h'):\n{}    open(folder + '.h', 'w').close()\n".format(
+        textwrap.indent(HEAD, "    ")
+    )
+    assert run(saved + WHOLE, kill=(2, 2)) is None
+    assert run(saved + WHOLE)["trained"][0] in {(2, 1), (2, 2)}
+
+
+@pytest.mark.one_backend(trains=True)
+def test_an_edited_script_continues(run, capsys):
+    """A fit whose line was changed since continues; a line says that its backup is taken for it."""
+    assert run(HEAD, kill=(1, 2)) is None
+    assert run("# a comment\n" + HEAD.replace("4, 4, 0", "4, 6, 0"))["trained"][0] in {(1, 1), (1, 2)}
+    assert "which the code does not have now: it is taken for the backup of `model.fit(x, y, 4, 6, 0," in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.one_backend(trains=True)
+def test_an_edited_fit_leaves_the_backup_of_another(run):
+    """A changed first fit does not take the backup of the second one, whose line is still there."""
+    assert run(HEAD + WHOLE, kill=(2, 2)) is None
+    done = run(HEAD.replace("4, 4, 0", "4, 5, 0") + WHOLE)
+    assert done["trained"][:5] == [(1, epoch) for epoch in range(5)]
+    assert done["trained"][5] in {(2, 1), (2, 2)}
+
+
+@pytest.mark.one_backend
+def test_cells_of_a_notebook_are_counted_anew(tmp_path, monkeypatch):
+    """A cell that is run again has the first fit again: after a restart of the kernel it is the same one."""
+    lines = (("cell.py", "model.fit(x)"),)
+    monkeypatch.setattr(fit_of_script, "_ended", {})
+    cell = 3
+    monkeypatch.setattr(fit_of_script, "_cell", lambda: cell)
+    first = fit_of_script.this_fit(tmp_path, lines)
+    fit_of_script.ended(tmp_path, first)
+    second = fit_of_script.this_fit(tmp_path, lines)
+    assert (first.number, second.number, second.order) == (1, 2, 2)
+    cell = 4
+    assert fit_of_script.this_fit(tmp_path, lines) == first
