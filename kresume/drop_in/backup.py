@@ -107,8 +107,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         self._optimizer: dict[str, Any] = {}
         self._cut: _Cut | None = None
         self._drawn = 0
-        self._begun = False
-        self._not_finite = ""
+        self._begun, self._not_finite = False, ""
         self._call: fit_call.FitCall | None = None
         self._list: Any = None
         self._lock: Lock | None = None

@@ -113,15 +113,19 @@ def ended(base: Path, fit: Fit) -> None:
 
 
 def calling_lines() -> tuple[tuple[str, str], ...]:
-    """Returns the lines of the user's code that are being called, the script's first."""
-    lines = []
+    """Returns the lines of the user's code that are being called, the script's first.
+
+    A launcher may have code without a file, which is left out. Empty if that of the callback itself has none.
+    """
+    lines: list[tuple[str, str]] = []
     for frame in _frames():
         path = frame.f_code.co_filename
         linecache.checkcache(path)
         text = linecache.getline(path, frame.f_lineno, frame.f_globals).strip()
-        if not text:
+        if text:
+            lines.append((Path(path).name, text))
+        elif not lines:
             return ()  # typed into a console: nothing to compare
-        lines.append((Path(path).name, text))
     return tuple(reversed(lines))
 
 
