@@ -50,7 +50,7 @@ def read_fit(folder: Path) -> dict[str, Any]:
 
 
 def folder_of(base: Path, fit: Fit) -> tuple[Path, str]:
-    """Returns the folder for the backups of a fit, and a line for the user; the line is empty if nothing is unusual.
+    """Returns the folder for the backups of a fit, and a line for the user; empty if nothing is unusual.
 
     Args:
         base: the folder that the script names.
@@ -139,7 +139,7 @@ def remove(folder: Path) -> None:
 
 
 def remove_empty(folder: Path, base: Path) -> None:
-    """Removes the folder of a fit, and those above it up to the one that the script names, as far as they are empty."""
+    """Removes the folder of a fit and those above it, up to `base`, as far as they are empty."""
     while folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
         if folder == base:
