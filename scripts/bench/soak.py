@@ -93,7 +93,10 @@ def row(samples: Path, backend: str) -> str:
 
 
 def lengthen(run: Path, lines: int) -> None:
-    """Makes the records of an interrupted run as long as those of so many epochs."""
+    """Makes the records of a run as long as if so many epochs had been trained and it had been killed then."""
+    record = json.loads((run / runs.RECORD).read_text())
+    kept = {name: value for name, value in record.items() if name not in {"result", "best", "finished"}}
+    (run / runs.RECORD).write_text(json.dumps({**kept, "status": "running"}))
     opened = runs.open_run(run)
     state, _ = snapshot.newest_snapshot(opened.snapshots)
     metrics = runs.read_metrics(opened.metrics)

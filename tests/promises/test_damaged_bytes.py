@@ -104,7 +104,7 @@ def test_a_flipped_bit_is_detected_or_harmless(name, tmp_path):
 
 def test_a_changed_export_is_neither_read_nor_run(tmp_path):
     """Every way to open an export verifies it first: HDF5 and the graph of a SavedModel have no checksums of their own."""
-    from kresume.evaluation import against, opened
+    from kresume.evaluation import opening
     from kresume.models.load import Subject
     from kresume.reporter import Reporter
 
@@ -118,8 +118,7 @@ def test_a_changed_export_is_neither_read_nor_run(tmp_path):
     subject, quiet = Subject(str(tmp_path)), Reporter(quiet=True)
     for open_it in (
         lambda: read_checkpoint(weights),
-        lambda: opened._served(tmp_path, subject, quiet),
-        lambda: against.predict(subject, None, quiet, batch_size=1, cache="off"),
+        lambda: opening.read_model(subject, quiet),
     ):
         with pytest.raises(CheckpointError, match="its bytes were changed: export again"):
             open_it()
