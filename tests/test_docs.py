@@ -95,6 +95,7 @@ def known_flags() -> set[str]:
 def test_the_quickstart_runs(tmp_path, monkeypatch, capsys):
     """Every command ends with 0, in their order, and prints each labelled line that the page shows below it."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("kresume.reports.doctor.diagnose.MEASURED", {})  # half a minute; see test_doctor
     seeds = itertools.count()
     for part, count in (("old", 4), ("new", 2), ("eval", 1)):
         for label in "0123456789":

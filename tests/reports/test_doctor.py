@@ -9,6 +9,7 @@ import pytest
 from kresume import cli
 from kresume.reporter import Reporter
 from kresume.reports.doctor import diagnose as doctor
+from kresume.reports.doctor import probe
 from kresume.reports.doctor.findings import find
 from kresume.reports.doctor.machine import PRESENT, Gpu, Machine, Seen, ask, look
 
@@ -138,6 +139,18 @@ def test_the_page_and_its_json_say_the_same(monkeypatch, capsys):
     assert facts["images_per_second"] == {}
     assert facts["problems"] == []
     assert facts["packages"] == ALL
+
+
+@pytest.mark.one_backend(trains=True)
+def test_the_speeds_are_measured(monkeypatch):
+    """The probes measure what the page names, here with small pictures and in no time."""
+    for name, value in (("SIDE", 32), ("PHOTO", (50, 75)), ("BATCH", 4), ("SECONDS", 0.05)):
+        monkeypatch.setattr(probe, name, value)
+    found = {**probe.feeding(), **probe.training()}
+    assert {name for name, value in found.items() if not isinstance(value, str) and value > 0} == {
+        "decoded", "cached", "threads", "trained", "first",
+    }  # fmt: skip
+    assert (found["backend"], found["device"]) == ("tensorflow", "cpu")
 
 
 def test_this_machine_is_seen():
