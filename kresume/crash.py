@@ -61,6 +61,10 @@ def death(returncode: int) -> str | None:
     return f"died in native code ({name}): {way_on()}" if name else None
 
 
+_written: IO[bytes] | None = None
+"""The file to which the fault handler of this process writes."""
+
+
 def show_traces() -> None:
     """Enables traces on stderr for this process, unless they are already enabled."""
     global _ours  # noqa: PLW0603  # one fault handler per process
@@ -97,10 +101,12 @@ class Trace:
             self._file = self._path.open("xb")
             self._before = faulthandler.is_enabled()
             faulthandler.enable(self._file)
+            _replace(self._file)
 
     def end(self) -> None:
         """Restores the previous fault handler and removes the file, as nothing crashed."""
-        if self._file is None:
+        if self._file is None or self._file.closed:  # a later training of this process writes its own
+            self._file = None
             return
         faulthandler.disable()
         if self._before:
@@ -110,6 +116,14 @@ class Trace:
             if os.path.samestat(os.fstat(file.fileno()), self._path.stat()):  # the file of another process is kept
                 self._path.unlink()
         self._file = None
+
+
+def _replace(file: IO[bytes]) -> None:
+    """Closes the file of an earlier training that raised: its owner may be gone without a call of `end`."""
+    global _written  # noqa: PLW0603  # one fault handler per process
+    if _written is not None:
+        _written.close()
+    _written = file
 
 
 @contextlib.contextmanager

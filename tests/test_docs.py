@@ -23,8 +23,8 @@ NOT_RUN = ("pip install",)
 OTHER_FLAGS = {"benchmarks.md", "CONTRIBUTING.md", "trust.md"}
 OF_TENSORBOARD = {"--logdir"}
 """Pages that name options of other programs."""
-OF_SCALING = {"--images", "--kills", "--processes"}
-"""Options of `scripts/bench/scaling.py`, with which a page names the command that makes its tables."""
+OF_SCRIPTS = {"--images", "--kills", "--lowest", "--processes"}
+"""Options of `scripts/test` and `scripts/bench/scaling.py`, in commands that a page names."""
 LONGEST_README = 100
 
 
@@ -174,7 +174,7 @@ def test_python_blocks_use_what_exists(page):
 def test_every_option_exists(page):
     """An option that a page names is one of a command."""
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", page.read_text(encoding="utf-8")))
-    assert sorted(named - known_flags() - OF_TENSORBOARD - OF_SCALING) == []
+    assert sorted(named - known_flags() - OF_TENSORBOARD - OF_SCRIPTS) == []
 
 
 @pytest.mark.one_backend

@@ -50,7 +50,6 @@ WRONG = [
     {"replay": 2.0},
     {"val_split": 1.0},
     {"cache_limit": "much"},
-    {"out": "gs://bucket/run"},
     {"watch": True},
     {"interpolation": "cubic"},
     {"resize": "squeeze"},

@@ -26,10 +26,9 @@ def inspect(checkpoint: str, write_model: str | None, as_json: bool) -> None:
     """
     from kresume.checkpoints.inspect import describe
     from kresume.checkpoints.read import read_checkpoint
-    from kresume.reporter import Reporter
-    from kresume.staging.fetch import here
+    from kresume.staging.fetch import here_shown
 
-    here(checkpoint, Reporter())  # an address is fetched with its progress shown
+    here_shown(checkpoint)
     state = read_checkpoint(checkpoint)
     if write_model is not None:
         from kresume.checkpoints import skeleton

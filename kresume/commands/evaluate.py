@@ -88,9 +88,9 @@ def evaluate(
     from kresume.evaluation import answers as answers_file
     from kresume.evaluation.evaluate import evaluate as run
     from kresume.reporter import Reporter
-    from kresume.staging.fetch import here
+    from kresume.staging.fetch import here_shown
 
-    here(checkpoint, Reporter())  # an address is fetched with its progress shown
+    here_shown(checkpoint)
     for flag, given in (("csv", csv), ("answers", answers), ("report", report)):
         check_free(flag, given, overwrite=overwrite)
     options |= read_model_options(image_size, classes)

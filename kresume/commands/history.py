@@ -27,11 +27,10 @@ def log(paths: tuple[str, ...], short: bool, as_json: bool) -> None:
     """
     if len(paths) > 2:
         raise UsageError(f"kresume log takes a folder, a run, or two runs to compare; got {len(paths)} paths")
-    from kresume.reporter import Reporter
-    from kresume.staging.fetch import here
+    from kresume.staging.fetch import here_shown
 
     for path in paths:
-        here(path, Reporter())  # an address is fetched with its progress shown
+        here_shown(path)
     if len(paths) == 2:
         from kresume.reports.differences import compare_runs
 

@@ -25,10 +25,10 @@ def report(run: str, other: str | None, out: str | None, as_json: bool) -> None:
     """
     from kresume.reporter import Reporter
     from kresume.reports.page.write import write_report
-    from kresume.staging.fetch import here
+    from kresume.staging.fetch import here_shown
 
     for named in (run, *([other] if other else [])):
-        here(named, Reporter())  # an address is fetched with its progress shown
+        here_shown(named)
     with Reporter().waiting(f"writing the report of {other or run}"):
         written = write_report(run, other, out)
     print_result(written, as_json)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kresume.addresses import public
 from kresume.reports.generation import Generation, Parent
 from kresume.reports.lineage import Lineage, Root
 from kresume.runs import Unreadable
@@ -170,8 +171,8 @@ def _words(node: Generation | Root | Unreadable) -> tuple[str, list[tuple[str, s
     if isinstance(node, Root):
         step = "" if node.step is None else f", step {node.step:,}"
         facts = [("digest", node.digest[:12])] if node.digest else []
-        return f"{CHECKPOINT} {node.path}  {_kind(node.format)}{step}, {_state(node)}", facts
-    return f"{UNREADABLE} {node.path}  unreadable", [("reason", node.reason)]
+        return f"{CHECKPOINT} {public(node.path)}  {_kind(node.format)}{step}, {_state(node)}", facts
+    return f"{UNREADABLE} {public(node.path)}  unreadable", [("reason", node.reason)]
 
 
 def _kind(name: str) -> str:
@@ -188,7 +189,7 @@ def _head(run: Generation) -> str:
     status = f"{run.status} ({run.trained_by})" if run.trained_by else run.status
     served = [version for version in run.versions if version.state == "newest"]
     tags = f"  [{', '.join(version.path for version in served)}]" if served else ""
-    return f"{MARKS.get(run.status, '?')} {run.path}  {status}  {run.created.replace('T', ' ')[:16]}{tags}"
+    return f"{MARKS.get(run.status, '?')} {public(run.path)}  {status}  {run.created.replace('T', ' ')[:16]}{tags}"
 
 
 def _facts(run: Generation) -> list[tuple[str, str]]:
@@ -196,7 +197,7 @@ def _facts(run: Generation) -> list[tuple[str, str]]:
     more = f" and {len(versions) - MOST_VERSIONS:,} before" if len(versions) > MOST_VERSIONS else ""
     parent = f", parent {start.digest[:12]}" if start else ""
     return [
-        ("from", f"{start.path} ({_state(start)})" if start else "a new model"),
+        ("from", f"{public(start.path)} ({_state(start)})" if start else "a new model"),
         ("images", _images(run)),
         ("changed", _changes(run)),
         ("trained", _trained(run)),
@@ -285,7 +286,7 @@ def _cells(row: Row) -> dict[str, str]:
         name, _, said = head.partition("  ")
         return {"run": f"{row.lead}{name}", "status": said.split(",")[0]}
     return {
-        "run": f"{row.lead}{MARKS.get(node.status, '?')} {node.path}",
+        "run": f"{row.lead}{MARKS.get(node.status, '?')} {public(node.path)}",
         "status": node.status,
         "created": node.created.replace("T", " ")[:16],
         "images": f"{node.images:,}",

@@ -105,6 +105,12 @@ def here(path: str | os.PathLike[str], reporter: Reporter | None = None) -> str:
     return str(folder)
 
 
+def here_shown(path: str) -> str:
+    """Does what `here` does, with progress on stderr if anything is fetched."""
+    # Drawing progress takes a tenth of a second to import, which a local path does not need.
+    return here(path, Reporter() if is_remote(path) else None)
+
+
 def _known(address: str) -> Path | None:
     folder, until = _here.get(normal(address), (None, 0.0))
     return folder if time.monotonic() < until else None

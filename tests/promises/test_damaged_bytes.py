@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import h5py
 import numpy as np
@@ -52,7 +53,7 @@ def test_a_crash_of_the_hdf5_library_ends_its_own_process(tmp_path):
     child = hdf5._running()
     os.kill(child.pid, signal.SIGSTOP)
     os.kill(child.pid, signal.SIGSEGV)  # delivered as soon as it goes on, in the middle of the request
-    os.kill(child.pid, signal.SIGCONT)
+    threading.Timer(1.0, os.kill, (child.pid, signal.SIGCONT)).start()
     with pytest.raises(CheckpointError, match=r"the HDF5 library dies on it, SIGSEGV"):
         hdf5._asked({"bytes": 0, "file": str(path)}, b"", str(path))
     after = read_checkpoint(path)

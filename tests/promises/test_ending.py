@@ -1,5 +1,6 @@
 """Tests that a finished process exits at once, and that a native crash is reported at the next start."""
 
+import faulthandler
 import os
 import subprocess
 import sys
@@ -199,6 +200,29 @@ def test_a_backup_folder_tells_the_death_of_its_process(tmp_path, capsys):
     assert "died in native code (Bus error)" in told
     assert "KERAS_BACKEND=" in told
     assert (tmp_path / "native-trace-1.txt").is_file()
+
+
+@pytest.mark.one_backend
+def test_a_trace_of_a_fit_that_raised_gives_way_to_the_next(tmp_path, monkeypatch):
+    """In a notebook a `fit` may raise and another one begin: the first file is closed, the second handler stays."""
+    monkeypatch.setitem(sys.modules, crash.NOTEBOOK, sys)
+    was = faulthandler.is_enabled()
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    first, second = crash.Trace(tmp_path / "first"), crash.Trace(tmp_path / "second")
+    try:
+        first.begin()
+        held = first._file
+        second.begin()
+        assert held.closed
+        first.end()
+        assert faulthandler.is_enabled()
+        assert (tmp_path / "second" / crash.TRACE).exists()
+        second.end()
+        assert not (tmp_path / "second" / crash.TRACE).exists()
+    finally:
+        if was:
+            faulthandler.enable(sys.__stderr__)
 
 
 @pytest.mark.one_backend

@@ -157,6 +157,7 @@ ELSEWHERE = {
     "evaluation/answers.py": "the next most probable classes, behind the answer that the task chose",
     "evaluation/predictions.py": TABLE,
     "reports/page/render.py": TABLE,
+    "reports/doctor/probe.py": "a network of ten classes whose speed is measured",
     "runtimes/process.py": IMAGES,
     "runtimes/scripts/litert.py": IMAGES,
     "runtimes/scripts/onnx.py": IMAGES,
