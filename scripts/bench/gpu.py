@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pairs
@@ -142,7 +143,7 @@ def torched(small: bool) -> dict[str, object]:
     return {"speed": steps * batch / (time.perf_counter() - start)}
 
 
-def _residual(torch, blocks: tuple[int, ...]):
+def _residual(torch: Any, blocks: tuple[int, ...]):
     """Builds a ResNet of bottleneck blocks, ResNet-50 for (3, 4, 6, 3) (He et al. 2015, arXiv:1512.03385)."""
     nn = torch.nn
 
@@ -150,7 +151,7 @@ def _residual(torch, blocks: tuple[int, ...]):
         layers = [nn.Conv2d(before, after, side, stride, side // 2, bias=False), nn.BatchNorm2d(after)]
         return [*layers, nn.ReLU(inplace=True)] if relu else layers
 
-    class Block(nn.Module):
+    class Block(nn.Module):  # type: ignore[misc, name-defined]  # torch comes as an argument
         def __init__(self, before: int, width: int, stride: int) -> None:
             super().__init__()
             after = 4 * width
@@ -173,7 +174,7 @@ def _residual(torch, blocks: tuple[int, ...]):
 WAYS = {"bare": bare, "trained": trained, "torched": torched}
 
 
-def apart(way: str, small: bool) -> dict[str, object]:
+def apart(way: str, small: bool) -> dict[str, Any]:
     """Runs a way in a process of its own, so that none holds the memory of the accelerator for the next."""
     pairs.note(f"{way} ...")
     command = [sys.executable, __file__, "--way", way, *(["--small"] if small else [])]

@@ -59,7 +59,7 @@ def fitted(build, data, per_call: int) -> tuple[float, list[np.ndarray]]:
     """Trains by `fit`; returns the seconds of a step and the weights."""
     model, ends = compiled(build), []
 
-    class Clock(keras.callbacks.Callback):
+    class Clock(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untyped
         def on_train_batch_end(self, batch, logs=None):
             ends.append((batch, time.perf_counter()))
 
@@ -118,8 +118,8 @@ def main() -> None:
         for _ in range(1 if asked.quick else ROUNDS):
             busy.wait(asked.wait)
             for name, way, count in ways:
-                seconds, weights[name, count] = way(build, data, count)
-                times.setdefault((name, count), []).append(seconds)
+                step, weights[name, count] = way(build, data, count)
+                times.setdefault((name, count), []).append(step)
         expected = weights["fit", 1]
         for (name, count), seconds in times.items():
             same = sum(
