@@ -5,9 +5,11 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import h5py
 import numpy as np
+import psutil
 import pytest
 
 from kresume.checkpoints import hdf5
@@ -52,6 +54,8 @@ def test_a_crash_of_the_hdf5_library_ends_its_own_process(tmp_path):
     before = read_checkpoint(path)
     child = hdf5._running()
     os.kill(child.pid, signal.SIGSTOP)
+    while psutil.Process(child.pid).status() != psutil.STATUS_STOPPED:  # else it may die at once, before the request
+        time.sleep(0.01)
     os.kill(child.pid, signal.SIGSEGV)  # delivered as soon as it goes on, in the middle of the request
     threading.Timer(1.0, os.kill, (child.pid, signal.SIGCONT)).start()
     with pytest.raises(CheckpointError, match=r"the HDF5 library dies on it, SIGSEGV"):
