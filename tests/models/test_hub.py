@@ -169,7 +169,10 @@ def presets(tmp_path_factory):
     def preset(name):
         if name not in written:
             written[name] = str(tmp_path_factory.mktemp("presets") / name)
+            policy = keras.config.dtype_policy()  # of the test that asks first
+            keras.config.set_dtype_policy("float32")
             classifier_of(name).save_to_preset(written[name])
+            keras.config.set_dtype_policy(policy)
         return written[name]
 
     return preset
