@@ -139,6 +139,11 @@ class PeerDied(KresumeError):
     exit_code = 75
     AGAIN = "a peer died; run the same command again"
 
+    @classmethod
+    def seen_by(cls, error: Exception) -> PeerDied:
+        """Makes the error of what JAX raised when another process was gone."""
+        return cls(f"{cls.AGAIN} ({str(error).splitlines()[0]})")
+
 
 class Followed(KresumeError):
     """Raised in a process that follows another one, after that one ended without a result.

@@ -23,7 +23,7 @@ FIRST = "--out runs/1-first"
 
 pytestmark = pytest.mark.one_backend(trains=True)
 DOCTOR = "!kresume doctor --no-measure"
-"""What it measures is half a minute of work, and has tests of its own."""
+"""Skips the measurements of `doctor`, which take half a minute and are tested elsewhere."""
 
 
 def text_of(cell):

@@ -241,14 +241,14 @@ def _look(key: str) -> Any:
     except Exception as error:  # jaxlib raises one type for everything
         if "DEADLINE_EXCEEDED" in str(error) or "NOT_FOUND" in str(error):
             return MISSING
-        raise PeerDied(f"{PeerDied.AGAIN} ({str(error).splitlines()[0]})") from error
+        raise PeerDied.seen_by(error) from error
 
 
 def _tell(key: str, value: Any) -> None:
     try:
         _client().key_value_set(key, json.dumps(value), allow_overwrite=True)
     except Exception as error:
-        raise PeerDied(f"{PeerDied.AGAIN} ({str(error).splitlines()[0]})") from error
+        raise PeerDied.seen_by(error) from error
 
 
 def decided(decide: Callable[[], Value]) -> Value:

@@ -38,13 +38,14 @@ from pathlib import Path
 
 from kresume.backend.fingerprint import cpu_features, cpu_model, thread_count
 from kresume.storage import atomic, locations
+from kresume.storage.stores import DRIVE
 
 FOLDER = "compiled"
 KEY = "key"
 """Name of the file in the user's cache folder with the key that signs archives."""
 PREFIX = "kresume-jax-"
 ENDING = "-cache"
-COLAB_DRIVE = Path("/content/drive/MyDrive")
+COLAB_DRIVE = Path(DRIVE, "MyDrive")
 """Where Colab mounts the user's own drive."""
 SIGNATURE_BYTES = 32
 MOST_BYTES = 2**30

@@ -24,18 +24,17 @@ import numpy as np
 
 from kresume.errors import CheckpointError, NotFinite
 from kresume.storage import atomic
+from kresume.storage.capture import META as META
+from kresume.storage.capture import REPLACED as REPLACED
 from kresume.storage.damage import interpreting, reading
 from kresume.values.state import TrainState
 
 FORMAT = 1
 ARRAYS = "state.safetensors"
-META = "meta.json"
 LATEST = "LATEST"
 NOT_FINITE = "not_finite"
 """The record that names the arrays that were not finite when the run began: the only ones that may be so later. Without it,
 only weights that train are checked."""
-REPLACED = "replaced-"
-"""Prefix of an old snapshot's name while a new snapshot of the same step replaces it."""
 PENDING = "-unscored"
 """Suffix of a snapshot taken after an epoch's last step and before its scoring. The snapshot taken after the scoring
 has the same step."""

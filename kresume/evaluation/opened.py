@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from kresume.addresses import is_remote
 from kresume.class_names import join_classes
 from kresume.errors import UsageError
 from kresume.evaluation.against import PART, array_input, served_signature
@@ -29,7 +30,6 @@ from kresume.models.load import Loaded, Subject
 from kresume.reporter import Reporter
 from kresume.runtimes.signatures import Signature
 from kresume.spelling import option
-from kresume.storage.locations import is_remote
 from kresume.tasks.single_label import SINGLE_LABEL
 from kresume.tasks.task import Head
 from kresume.values.decode_spec import DecodeSpec

@@ -18,12 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
+from kresume.addresses import is_remote
 from kresume.errors import ImagesError
 from kresume.images.cache import Cache
 from kresume.images.decode import decode
 from kresume.images.manifest import Manifest
 from kresume.images.sources.found import STREAM_CODINGS, Found
-from kresume.storage.locations import is_remote, read_range, read_stream
+from kresume.storage.locations import read_range, read_stream
 from kresume.values.decode_spec import DecodeSpec
 
 

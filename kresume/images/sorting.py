@@ -17,12 +17,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kresume.addresses import is_remote
 from kresume.errors import ImagesError, UsageError
 from kresume.images.read_ahead import Read
 from kresume.images.sources import folders
 from kresume.images.sources.found import Found
 from kresume.spelling import option
-from kresume.storage import atomic, locations
+from kresume.storage import atomic
 
 NAME_BYTES = 200
 """Longest name of a file that is put, in bytes; file systems allow 255."""
@@ -138,7 +139,7 @@ class SortedFolder:
 
     def _link(self, found: Found, target: Path) -> bool:
         """Links a file; returns False for a member of an archive or a remote file, which is copied."""
-        if found.length >= 0 or found.coding or locations.is_remote(found.path):
+        if found.length >= 0 or found.coding or is_remote(found.path):
             return False
         try:
             os.link(os.path.realpath(found.path), target)

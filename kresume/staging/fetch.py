@@ -10,7 +10,6 @@ and is not there. An address is looked at again half a minute later.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import re
@@ -23,11 +22,11 @@ from typing import Any
 from kresume.addresses import is_remote, normal, root, stage_of
 from kresume.errors import RunError, UsageError
 from kresume.reporter import Reporter
+from kresume.runs import RECORD, move_aside
 from kresume.storage import atomic, capture, mirror
 from kresume.storage.mirror import Known
 from kresume.storage.stores import Bucket, Store, store_of
 
-RECORD = "run.json"
 NEVER_CHANGES = re.compile(
     r"images\.parquet|images/[^/]+|architecture\.json|teacher\..*|held\.safetensors|answers/before\.parquet"
 )
@@ -55,17 +54,10 @@ def writer_of(folder: Path) -> str:
         return ""
 
 
-def is_ahead(store: Store, folder: Path, name: str = "") -> bool:
+def is_ahead(store: Store, folder: Path) -> bool:
     """Returns True if nobody else has written to the place since this stage was copied to it."""
-    prefix = f"{name}/" if name else ""
     writer = writer_of(folder)
-    if not writer or not folder.is_dir():
-        return False
-    try:
-        marker = json.loads(store.read(f"{prefix}{mirror.MARKER}"))
-    except (FileNotFoundError, ValueError):
-        return False
-    return isinstance(marker, dict) and marker.get("writer") == writer
+    return bool(writer) and folder.is_dir() and mirror.read_marker(store).get("writer") == writer
 
 
 def open_here(address: str, folder: Path | None) -> None:
@@ -159,10 +151,7 @@ def set_aside(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.unlink(missing_ok=True)
         return
-    number = 1
-    while (aside := folder.with_name(f"{folder.name}.before-{number}")).exists():
-        number += 1
-    folder.rename(aside)
+    move_aside(folder)
     note_of(folder).unlink(missing_ok=True)
 
 

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from kresume.addresses import address_of, is_remote, is_stage, normal, stage_of
 from kresume.reporter import Reporter
-from kresume.staging.fetch import RECORD, told
-from kresume.storage.stores import store_of
+from kresume.runs import RECORD
+from kresume.staging.fetch import told
+from kresume.storage.stores import free_address, store_of
 
 LAST = ("saved_model.pb", "export.json")
 
@@ -73,10 +74,7 @@ class Publication:
         }
         made = {name: path for name, path in names.items() if self._placeholders.get(name) != path.stat().st_ino}
         if self._folder and self.folder.stat().st_ino != self._folder:  # --overwrite moved the old one aside
-            number = 1
-            while store_of(aside := f"{self._address}.before-{number}").names():
-                number += 1
-            self._store.move(aside)
+            self._store.move(free_address(self._address))
         else:
             for name in self._placeholders.keys() - names.keys():
                 self._store.remove(name)

@@ -22,12 +22,13 @@ from kresume.errors import RunError
 from kresume.lock import NAME as LOCK
 from kresume.lock import Lock
 from kresume.reporter import Reporter
+from kresume.runs import RECORD
 from kresume.spelling import option
 from kresume.staging.bucket_lock import PATTERN, lock_of
-from kresume.staging.fetch import RECORD, fetch, is_ahead, note_of, open_here, set_aside, told, writer_of
+from kresume.staging.fetch import fetch, is_ahead, note_of, open_here, set_aside, told, writer_of
 from kresume.storage import atomic, capture, mirror
 from kresume.storage.mirror import Known, Mirror
-from kresume.storage.stores import Store, is_slow_drive, store_of
+from kresume.storage.stores import Store, free_address, is_slow_drive, store_of
 
 PATIENCE_SECONDS = 600.0
 """How long the end of a training waits for a place that refuses."""
@@ -152,9 +153,7 @@ class Stage:
     def _move_aside(self) -> None:
         if self._lock is None:
             return
-        number = 1
-        while store_of(aside := f"{self.address}.before-{number}").names():
-            number += 1
+        aside = free_address(self.address)
         self._lock.release()
         self._store.move(aside)
         self._lock = lock_of(

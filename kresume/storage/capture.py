@@ -22,12 +22,14 @@ from typing import Any
 from kresume.storage import atomic
 
 META = "meta.json"
+"""Name of the file of a snapshot without which it is none."""
 FIRST_READ = ("run.json", "fit.json", "training_metadata.json")
 """Files that speak of others: read first, written last."""
 STAYS = re.compile(r"(lock(-\d+)?\.json|mirror\.json|native-trace\.txt|.*\.lock)")
 """Files that are about this machine."""
 SNAPSHOT = re.compile(r"(?:(.*)/)?((?:replaced-)?step-\d+(?:-unscored)?)/([^/]+)")
 REPLACED = "replaced-"
+"""Prefix of an old snapshot's name while a new snapshot of the same step replaces it."""
 IN_MEMORY = 32 * 2**20
 """Files up to this size are read at once: they may grow while they are sent."""
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
-from kresume.addresses import is_remote as is_remote
+from kresume.addresses import is_remote
 from kresume.errors import ImagesError
 from kresume.storage.remote_paths import remote_path
 

@@ -33,6 +33,7 @@ PACKAGES = {
 }
 """The package behind a scheme, and what to install for it."""
 DRIVE = "/content/drive/"
+"""Where Colab mounts the user's own drive."""
 MOUNTS = "/proc/mounts"
 NO_DRIVES = frozenset({"fuseblk", "fuse.fuse-overlayfs", "fuse.lxcfs", "fusectl", "fuse.portal", "fuse.snapfuse"})
 """File systems of this kind that are local disks, or none."""
@@ -237,6 +238,14 @@ def store_of(address: str) -> Store:
         UsageError: the scheme is unknown.
     """
     return Bucket(address) if is_remote(address) else Mount(address)
+
+
+def free_address(address: str) -> str:
+    """Returns the first `ADDRESS.before-N` that holds nothing, for what is moved aside."""
+    number = 1
+    while store_of(aside := f"{address}.before-{number}").names():
+        number += 1
+    return aside
 
 
 def file_system(address: str) -> Any:

@@ -28,6 +28,7 @@ from kresume.spelling import as_argument, spelled
 from kresume.staging import stage as staging
 from kresume.staging.fetch import here
 from kresume.staging.stage import Stage
+from kresume.storage.stores import DRIVE
 from kresume.training.adjust import adjusted, grow, rebuild, thaw
 from kresume.training.closing import TrainResult
 from kresume.training.create import create_run
@@ -168,6 +169,6 @@ def _where_it_dies(path: Path) -> str:
     """Returns a warning if the run is on Colab's own disk, which dies with the session."""
     colab = "COLAB_RELEASE_TAG" in os.environ
     address = address_of(path)
-    if not colab or is_remote(address) or str(Path(address).resolve()).startswith("/content/drive/"):
+    if not colab or is_remote(address) or str(Path(address).resolve()).startswith(DRIVE):
         return ""
     return "\nwarning: this disk dies with the Colab session; put --out on a mounted drive (/content/drive/...)"

@@ -135,7 +135,7 @@ def _lead(config: TrainConfig, reporter: Reporter, create: Create, rebuild: Rebu
         raise
     except JaxRuntimeError as error:
         outcome |= {"code": PeerDied.exit_code, "text": PeerDied.AGAIN}
-        raise PeerDied(f"{PeerDied.AGAIN} ({str(error).splitlines()[0]})") from error
+        raise PeerDied.seen_by(error) from error
     finally:
         hosts.leave(outcome)
 
@@ -232,7 +232,7 @@ def _take_part(config: TrainConfig, reporter: Reporter, rebuild: Rebuild, scratc
     except PeerDied:
         raise
     except JaxRuntimeError as error:
-        raise PeerDied(f"{PeerDied.AGAIN} ({str(error).splitlines()[0]})") from error
+        raise PeerDied.seen_by(error) from error
     except KresumeError as error:
         if not ending.told.wait(1):  # process 0 may have met the same error
             hosts.ask("failed", str(error))

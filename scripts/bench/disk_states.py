@@ -29,7 +29,7 @@ TEMPORARY = ".tmp-"
 
 @dataclass(frozen=True)
 class State:
-    """What a power cut may leave.
+    """Holds the state of a disk after a power cut.
 
     Attributes:
         at: how many operations had been made.

@@ -1,4 +1,4 @@
-"""Tests what is said of a model's precision."""
+"""Tests how the first block describes the precision of a model's layers."""
 
 import keras
 import pytest

@@ -91,7 +91,7 @@ def ours(tmp_path, monkeypatch):
 
 @pytest.mark.one_backend
 def test_only_an_intact_archive_of_this_user_and_machine_is_read(tmp_path, ours):
-    """What was damaged, cut, or signed by others or for another machine gives JAX nothing; else each program is equal."""
+    """Ignores an archive that is damaged, cut, or signed by another user or for another machine; else reads every program."""
     written = {path.name: path.read_bytes() for path in ours.folder.iterdir()}
     programs.keep(tmp_path)
     data = (tmp_path / "compiled" / ours.name).read_bytes()

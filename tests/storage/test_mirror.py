@@ -235,7 +235,7 @@ def test_a_drive_that_drops_out_in_a_write_keeps_the_file_before(tmp_path, monke
 
 
 def test_a_damaged_file_of_a_run_is_refused_by_name(tmp_path):
-    """What a run needs and never changes is compared with its digest; a torn snapshot is not there."""
+    """Refuses a file of a run that differs from its digest; leaves out a snapshot that was not copied whole."""
     bucket.reset()
     store = Bucket("flaky://b/run")
     run = tmp_path / "run"

@@ -10,6 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
+from kresume.addresses import is_remote
 from kresume.errors import ImagesError
 from kresume.images.sources.found import NO_CLASS, Advance, Found, Listing, Source
 from kresume.spelling import option
@@ -94,7 +95,7 @@ def _walk(
             left_out[ending(entry.name)] += 1
     if not folders:
         return
-    here = path if locations.is_remote(path) else os.path.realpath(path)
+    here = path if is_remote(path) else os.path.realpath(path)
     if here in above:
         return  # a link to a folder above, which is listed already
     for folder in folders:

@@ -1,4 +1,4 @@
-"""Prepares the page of an evaluation: the models, the images, and what is said of the whole.
+"""Prepares the page of an evaluation: its models, its images and its summary.
 
 facts = compare(compared_of(evaluation), evaluation.failed)
 render_evaluation(facts, told_of(evaluation))

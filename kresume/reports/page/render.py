@@ -97,7 +97,7 @@ def render_evaluation(facts: Comparison, told: Told) -> str:
 
     Args:
         facts: of its models.
-        told: what is said of the evaluation as a whole.
+        told: the summary of the evaluation.
     """
     return _render("evaluation.html.j2", facts, (), source=facts.compared, new_classes=(), told=told)
 

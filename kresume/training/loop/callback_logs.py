@@ -21,7 +21,7 @@ from typing import Any
 import keras
 from etils import epath
 
-from kresume.storage.locations import is_remote
+from kresume.addresses import is_remote
 from kresume.training.loop import callback_state
 
 CHUNK_BYTES = 1 << 24
