@@ -12,6 +12,7 @@ import pytest
 import kresume
 from kresume.drop_in.stream import stream_of
 from kresume.training.loop import callback_state
+from kresume.training.loop.fit import build_from_spec
 from tests.helpers.noise import noise
 from tests.helpers.pictures import write_pictures
 from tests.helpers.runs import assert_same_bytes
@@ -59,8 +60,13 @@ def build():
 
 @pytest.fixture(scope="module")
 def model():
-    """Provides one model for all tests that only drive the callbacks."""
-    return build()
+    """Provides one model for all tests that only drive the callbacks, also with data that it does not fit.
+
+    So its optimizer and metrics exist before: creating them calls the model.
+    """
+    model = build()
+    build_from_spec(model, stream_of(kresume.resumable(numbers, STEPS)).element_spec)
+    return model
 
 
 def die(folder, callbacks):

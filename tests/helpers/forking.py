@@ -184,7 +184,8 @@ def become(request) -> NoReturn:
     os.environ.clear()
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
-    sys.path[:] = [path for path in sys.path if path != str(ROOT)]
+    # An editable install puts the repository last.
+    sys.path[:] = [*(path for path in sys.path if path != str(ROOT)), str(ROOT)]
     sys.path += [path for path in request["env"].get("PYTHONPATH", "").split(os.pathsep) if path not in sys.path]
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.fsync = lambda descriptor: None  # as in `conftest`
