@@ -25,7 +25,7 @@ from kresume.errors import ExportError, UsageError
 from kresume.evaluation.served import Prediction
 from kresume.exports.job import Job
 from kresume.exports.samples import Samples
-from kresume.models import optimizers, own_counts, restore, saved_optimizer, slots
+from kresume.models import architecture, optimizers, own_counts, restore, saved_optimizer, slots
 from kresume.models.averages import use_averages
 from kresume.models.load import Loaded
 from kresume.models.statistics import use_stored
@@ -163,8 +163,8 @@ def digest(variables: Iterable[Any]) -> str:
 
 def write_beside(loaded: Loaded, directory: Path, training: Training) -> None:
     """Writes `model.json`, `optimizer.json` and `kresume.json`, which complete a file of arrays."""
-    config = {**keras.saving.serialize_keras_object(training.model), "compile_config": None}
-    (directory / ARCHITECTURE).write_text(json.dumps(config, indent=1), encoding="utf-8")
+    text = json.dumps(architecture.serialize(training.model), indent=1)
+    (directory / ARCHITECTURE).write_text(text, encoding="utf-8")
     if training.facts["optimizer"] is not None:
         text = json.dumps(keras.saving.serialize_keras_object(training.model.optimizer), indent=1)
         (directory / OPTIMIZER).write_text(text, encoding="utf-8")

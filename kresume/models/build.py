@@ -22,6 +22,7 @@ from kresume.backend.keras_settings import channels_last
 from kresume.checkpoints import content, keras_2, keras_file, legacy_h5, saved_model
 from kresume.checkpoints.layouts import names_of
 from kresume.errors import ModelError
+from kresume.models import architecture
 from kresume.models.hub import HUB, from_preset, is_classifier, require_for
 from kresume.models.new_head import new_head
 from kresume.models.own_code import call_function, innermost, is_function, last_line, run_files
@@ -160,6 +161,7 @@ def from_config(
         ) from error
     if not isinstance(model, keras.Model):
         raise ModelError(f"the architecture in {holder} is a {type(model).__name__}, expected a keras.Model")
+    architecture.complete(model, config)
     return model
 
 

@@ -13,17 +13,20 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import keras
 import numpy as np
 
 from kresume.backend import live_state
 from kresume.errors import UsageError
-from kresume.models import own_counts, slots, structure
+from kresume.models import architecture, own_counts, slots, structure
 from kresume.spelling import option
 from kresume.values.freezing import Freezing
 
 MOST_NAMED = 12
+_FROZEN_APART: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
+"""By model, the addresses of weights that did not train in a layer that did. Freezing a layer forgets them."""
 BEGAN = "began"
 
 
@@ -81,8 +84,13 @@ def frozen_now(model: keras.Model) -> tuple[str, ...]:
 
 
 def set_frozen(model: keras.Model, freezing: Freezing, epochs: int) -> None:
-    """Sets which layers train after so many whole epochs; layers without a name in `freezing` stay."""
+    """Sets which layers train after so many whole epochs; layers without a name in `freezing` stay.
+
+    A weight that was frozen by itself stays frozen when its layer trains.
+    """
     frozen = freezing.frozen(epochs)
+    apart = _FROZEN_APART.setdefault(model, set())
+    apart |= set(architecture.frozen_weights(model))
     named = {*freezing.first, *freezing.always}
     for layer, position, _ in structure.visited(model):
         if position in named:
@@ -91,6 +99,7 @@ def set_frozen(model: keras.Model, freezing: Freezing, epochs: int) -> None:
             each.startswith(f"{position}/" if position else "") for each in named - frozen
         ):
             _open(layer)  # a layer inside a frozen model does not train whatever its own flag says
+    architecture.freeze_weights(model, apart)
 
 
 def _open(container: Any) -> None:

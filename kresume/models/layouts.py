@@ -61,6 +61,10 @@ class Convert(Protocol):
         """Returns the converted state, and a note for the user."""
 
 
+Complete = Callable[[Any, Any | None, TrainState], tuple[TrainState, str]]
+"""Takes the model, the optimizer or None, and the state."""
+
+
 @dataclass(frozen=True)
 class Evidence:
     """Finds the class and settings of an optimizer that a file does not name, from its arrays.
@@ -89,7 +93,7 @@ class LayoutRules:
         match: finds the array of each variable.
         unused: returns the arrays without a variable that should have one, given the names that `match` found.
         convert: converts the state into another layout before matching; None if it is matched as it is.
-        complete: adds arrays that the live optimizer needs and the format lacks; returns the state and a note.
+        complete: adds arrays that live variables need and the format lacks; returns the state and a note.
         owned_by_optimizer: returns the names of the arrays that belong to the optimizer.
         keeps_seeds: True if the format holds the states of seed generators; False starts them fresh.
         evidence: finds the optimizer of a file that does not name it.
@@ -98,7 +102,7 @@ class LayoutRules:
     match: Match
     unused: Callable[[Any, Any | None, TrainState, Mapping[int, str]], list[str]]
     convert: Convert | None = None
-    complete: Callable[[TrainState, Any | None], tuple[TrainState, str]] = lambda state, optimizer: (state, "")
+    complete: Complete = lambda model, optimizer, state: (state, "")
     owned_by_optimizer: Callable[[TrainState], set[str]] = match_slots.named_optimizer
     keeps_seeds: bool = False
     evidence: Evidence = NO_EVIDENCE
@@ -109,6 +113,7 @@ LAYOUTS: Mapping[Layout, LayoutRules] = {
     "keras": LayoutRules(
         match_keras.match,
         match_keras.unused,
+        complete=match_keras.completed,
         evidence=Evidence(match_keras.trained_weights, slot_forms.keras_classes, slot_forms.keras_forms, decisive=True),
     ),
     "layers": LayoutRules(match_layers.match, match_layers.unused),

@@ -39,15 +39,16 @@ They mark the checkpoint manager's count, metrics, a rate that is a schedule now
 """
 
 
-def completed(state: TrainState, optimizer: Any | None) -> tuple[TrainState, str]:
+def completed(model: Any, optimizer: Any | None, state: TrainState) -> tuple[TrainState, str]:
     """Adds the momentum product of Keras 3's Nadam to a Keras 2 graph.
 
     The product in the file is another number: Keras 2's new Nadam multiplies once per weight, and its legacy Nadam
     follows another schedule of the momentum.
 
     Args:
-        state: of the layout `"graph"`.
+        model: unused.
         optimizer: the live optimizer to restore, or None.
+        state: of the layout `"graph"`.
 
     Returns:
         The state, and a note that says what was computed; the note is empty if nothing was.

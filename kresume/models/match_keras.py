@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from kresume.checkpoints.keras_arrays import INNER, OPTIMIZER
-from kresume.models import match_slots, structure
+from kresume.models import adapters, match_slots, structure
 from kresume.models.keras_2_names import keras_2_names
 from kresume.models.match_by_shape import pair_leftovers
 from kresume.models.match_slots import Matched
@@ -45,7 +45,7 @@ def match(
     pairs, notes = pair_leftovers(state, targets, names, left, partial(_same_roles, model))
     names |= pairs
     if optimizer is None:
-        return Matched(names, notes=notes)
+        return adapters.begin_fresh(model, None, Matched(names, notes=notes))
     saved, unsure = match_slots.by_order(
         model,
         optimizer,
@@ -56,7 +56,12 @@ def match(
         same_weights=same_weights,
     )
     found = match_slots.join(optimizer, saved, names)
-    return Matched({**names, **found.names}, found.left_out, unsure, notes)
+    return adapters.begin_fresh(model, optimizer, Matched({**names, **found.names}, found.left_out, unsure, notes))
+
+
+def completed(model: Any, optimizer: Any | None, state: TrainState) -> tuple[TrainState, str]:
+    """Adds the factors of adapters, which Keras merges into the weights that they adapt."""
+    return adapters.completed(model, keras_names(model), state)
 
 
 def match_weights(model: Any, state: TrainState) -> dict[int, str]:
@@ -151,8 +156,10 @@ def keras_names(model: keras.Model) -> list[tuple[Any, str]]:
         def __bool__(self) -> bool:
             return True
 
-    saving_lib._save_state(model, Recorder(), None, inner_path="", visited_saveables=set())
-    return [(value, path) for value, path in found if isinstance(value, keras.Variable)]
+    with adapters.switched_off(model):
+        saving_lib._save_state(model, Recorder(), None, inner_path="", visited_saveables=set())
+    held = [(value, path) for value, path in found if isinstance(value, keras.Variable)]
+    return held + adapters.names(model, held)
 
 
 def _same_roles(model: Any, pairs: Sequence[tuple[Any, str]]) -> bool:

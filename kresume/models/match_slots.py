@@ -56,6 +56,8 @@ class Matched:
         names: `id(variable)` -> name of its array.
         left_out: names of slots whose weights are frozen now.
         unsure: True if slots were not matched because several choices of weights fit.
+        fresh: `id` of each variable that starts anew although the file may hold arrays for it.
+        replaced: names of those arrays.
         notes: for the user, on how arrays were matched.
     """
 
@@ -63,6 +65,8 @@ class Matched:
     left_out: frozenset[str] = frozenset()
     unsure: bool = False
     notes: tuple[str, ...] = ()
+    fresh: frozenset[int] = frozenset()
+    replaced: frozenset[str] = frozenset()
 
 
 def join(optimizer: Any, saved: Sequence[Saved], weights: Mapping[int, str]) -> Matched:

@@ -20,7 +20,7 @@ import numpy as np
 
 from kresume.backend import live_state
 from kresume.errors import RestoreError, UsageError
-from kresume.models import match_slots, misfit, own_counts, slots
+from kresume.models import adapters, match_slots, misfit, own_counts, slots
 from kresume.models.layouts import rules_of
 from kresume.models.match_slots import Matched
 from kresume.models.misfit import MISSING, NOT_IN_FORMAT, RESTORED, SHAPE, UNUSED
@@ -97,7 +97,7 @@ def restore(
             f"{option('map')} and {option('map-out')} are only for PyTorch state dicts; {state.source} is {state.format}"
         )
     rules = rules_of(state)
-    state, added = rules.complete(state, optimizer)
+    state, added = rules.complete(model, optimizer, state)
     notes += [added] * bool(added)
     matched = rules.match(model, optimizer, state, targets, same_weights=same_weights)
     notes += matched.notes
@@ -112,7 +112,8 @@ def restore(
         label = target.variable.path
         wanted = _shape(target.variable.shape)
         if name is None:
-            fresh = (target.is_seed and not rules.keeps_seeds) or target.is_rate or id(target.variable) in scale
+            fresh = (target.is_seed and not rules.keeps_seeds) or target.is_rate
+            fresh = fresh or id(target.variable) in scale or id(target.variable) in matched.fresh
             row = (label, wanted, "-", NOT_IN_FORMAT if fresh else MISSING)
         elif tuple(state.arrays[name].shape) != tuple(target.variable.shape):
             row = (label, wanted, _shape(state.arrays[name].shape), SHAPE)
@@ -122,12 +123,14 @@ def restore(
         rows.append(row)
         if row[3] in {MISSING, SHAPE}:
             wrong.append(row)
-    over = [name for name in rules.unused(model, optimizer, state, names) if name not in matched.left_out]
+    spare = matched.left_out | matched.replaced
+    over = [name for name in rules.unused(model, optimizer, state, names) if name not in spare]
     unused = [(f"({name})", "-", _shape(state.arrays[name].shape), UNUSED) for name in over]
     if (wrong or unused) and not partial:
         raise RestoreError(misfit.describe(model, optimizer, state, wrong, unused, matched), [*rows, *unused])
     for variable, array in ready:
         variable.assign(_unshared(array))
+    adapters.start(model, matched.fresh)
     live_state.renew_constants(model)
     if optimizer is not None:
         late = set(state.records.get("unstarted", ()))
@@ -190,7 +193,7 @@ def restore_optimizer(model: keras.Model, state: TrainState) -> str:
     """
     optimizer = model.optimizer
     rules = rules_of(state)
-    state, _ = rules.complete(state, optimizer)
+    state, _ = rules.complete(model, optimizer, state)
     matched = rules.match(model, optimizer, state, _targets(model, optimizer))
     own = [(variable, matched.names[id(variable)]) for variable in optimizer.variables if id(variable) in matched.names]
     for variable, name in own:

@@ -199,10 +199,8 @@ def thaw(model: Any, run: Run, config: TrainConfig) -> None:
         run: its run, whose recorded architecture follows.
         config: its options.
     """
-    import keras
-
+    from kresume.models import architecture, slots
     from kresume.models import freeze as freezer
-    from kresume.models import slots
 
     freezing = run.record.freezing
     if freezing is None or freezing.until is None:
@@ -215,8 +213,7 @@ def thaw(model: Any, run: Run, config: TrainConfig) -> None:
         fresh.assign(np.array(rate.value))  # a plateau may have changed it
     held = _read_held(run.held)
     freezer.give_back(model, model.optimizer, held, freezing.first, run.record.iterations)
-    serialized = keras.saving.serialize_keras_object(model)
-    atomic.write_json(run.architecture, {**serialized, "compile_config": None})
+    atomic.write_json(run.architecture, architecture.serialize(model))
 
 
 def _read_held(file: Path) -> dict[str, np.ndarray]:

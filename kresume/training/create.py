@@ -75,9 +75,7 @@ def create_run(start: Start, draft: Draft, held: Mapping[str, np.ndarray], teach
 
 def _fill(folder: Path, record: RunRecord, draft: Draft) -> None:
     """Writes the files of a new run."""
-    import keras
-
-    from kresume.models import structure
+    from kresume.models import architecture, structure
 
     model = draft.loaded.live.model
     state = live_state.read_state(model)
@@ -86,9 +84,7 @@ def _fill(folder: Path, record: RunRecord, draft: Draft) -> None:
         answers.write(folder / runs.ANSWERS / "before.parquet", draft.before.answers)
     draft.data.gathered.manifest.write(folder / "images.parquet")
     write_quarantine(folder / "quarantine.csv", draft.data.gathered.quarantine)
-    atomic.write_json(
-        folder / runs.ARCHITECTURE, {**keras.saving.serialize_keras_object(model), "compile_config": None}
-    )
+    atomic.write_json(folder / runs.ARCHITECTURE, architecture.serialize(model))
     snapshot.write_snapshot(
         folder / "snapshots",
         0,

@@ -7,7 +7,7 @@ Each note is one sentence: its subject, a count, and what the user can do. Witho
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,9 @@ from kresume.training.plan.images import Gathered
 from kresume.training.plan.parent import Parent
 from kresume.values.amount import Amount
 from kresume.values.rate import RatePlan
+
+WHOLE_NUMBERS = ("int8", "int4", "gptq", "awq")
+"""Modes of Keras's `quantize` after which a kernel holds whole numbers."""
 
 
 def notes_of(
@@ -74,20 +77,58 @@ def frozen_layers(model: Any) -> list[str]:
     from kresume.models import structure
 
     now = {id(variable) for variable in model.trainable_variables}
-    layers = structure.layers_that_train(model)
-    training = [layer for layer in layers if id(layer[0]) in now]
-    if len(training) == len(layers):
-        return []
+    able = structure.can_train(model)
+    addresses = structure.address_of(model)
+    layers: dict[str, list[Any]] = {}
+    for variable in able:
+        layers.setdefault(addresses[id(variable)].name.rpartition("/")[0], []).append(variable)
+    training = [name for name, weights in layers.items() if any(id(each) in now for each in weights)]
+    some, every = (sum(int(np.prod(v.shape)) for v in part) for part in ([v for v in able if id(v) in now], able))
+    shares = f"({some:,} of {every:,} parameters)"
+    notes = [*_adapters(model, addresses), *_whole_numbers(model, addresses)]
     way = f"give {option('freeze', 'none')}, or {option('unfreeze-at', 'EPOCH')}"
     if not training:
         raise UsageError(f"every layer of the model is frozen, so no weight would train: {way}")
-    addresses = structure.address_of(model)
-    names = [addresses[id(layer[0])].name.rpartition("/")[0] for layer in training]
-    some, every = (sum(int(np.prod(v.shape)) for layer in part for v in layer) for part in (training, layers))
-    return [
-        f"{len(layers) - len(training):,} of {len(layers):,} layers with weights are frozen: only {listed(names)} "
-        f"{'trains' if len(names) == 1 else 'train'} ({some:,} of {every:,} parameters); to train more, {way}"
+    if len(training) < len(layers):
+        notes.append(
+            f"{len(layers) - len(training):,} of {len(layers):,} layers with weights are frozen: only {listed(training)} "
+            f"{'trains' if len(training) == 1 else 'train'} {shares}; to train more, {way}"
+        )
+    elif some < every and not notes:
+        part = [name for name, weights in layers.items() if not all(id(each) in now for each in weights)]
+        notes.append(f"of {listed(part)} only some weights train, as the code of the model says {shares}")
+    return notes
+
+
+def _adapters(model: Any, addresses: Mapping[int, Any]) -> list[str]:
+    """Says which layers train through adapters."""
+    from kresume.models import adapters
+
+    named = [_layer(adapters.base(layer), addresses) for layer in adapters.adapted(model)]
+    trains = "trains its" if len(named) == 1 else "train their"
+    return [f"{listed(named)} {trains} adapters (LoRA), not the weights that these adapt"] if named else []
+
+
+def _whole_numbers(model: Any, addresses: Mapping[int, Any]) -> list[str]:
+    """Says which layers hold whole numbers, which no gradient can change."""
+    from kresume.models import adapters
+
+    layers = [
+        layer
+        for layer in model._flatten_layers()
+        if getattr(layer, "quantization_mode", None) in WHOLE_NUMBERS and not getattr(layer, "lora_enabled", False)
     ]
+    if not layers:
+        return []
+    named = [_layer(adapters.base(layer), addresses) for layer in layers]
+    return [
+        f"the weights of {listed(named)} are whole numbers ({layers[0].quantization_mode}) and do not train: continue from the "
+        "checkpoint before `quantize`, and quantize its result"
+    ]
+
+
+def _layer(variable: Any, addresses: Mapping[int, Any]) -> str:
+    return str(addresses[id(variable)].name.rpartition("/")[0])
 
 
 def statistics_of_layers(model: Any, kind: str) -> list[str]:

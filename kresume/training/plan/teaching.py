@@ -100,10 +100,8 @@ def take_teacher(draft: Draft) -> Teacher | None:
     """Copies the restored parent as it predicts, before the run changes it; None if it does not teach."""
     if draft.teaching is None:
         return None
-    import keras
-
+    from kresume.models import architecture
     from kresume.models.distill import teacher_arrays
 
     live = draft.loaded.live
-    architecture = {**keras.saving.serialize_keras_object(live.model), "compile_config": None}
-    return Teacher(architecture, teacher_arrays(live.model, live.optimizer, draft.statistics))
+    return Teacher(architecture.serialize(live.model), teacher_arrays(live.model, live.optimizer, draft.statistics))
