@@ -334,8 +334,11 @@ BEFORE = b"epoch,loss,val_loss\r\n0,0.5,NA\r\n1,0.4,NA\r\n"
 
 
 @pytest.mark.one_backend(trains=True)
-@pytest.mark.parametrize("append", [False, True], ids=["overwrite", "append"])
-@pytest.mark.parametrize("there", [b"", BEFORE], ids=["new file", "file of an earlier training"])
+@pytest.mark.parametrize(
+    ("append", "there", "save_freq"),
+    [(False, b"", 1), (True, b"", "epoch"), (True, BEFORE, 1), (False, BEFORE, "epoch")],
+    ids=["overwrite, new file", "append, new file", "append, earlier training", "overwrite, earlier training"],
+)
 @pytest.mark.parametrize(
     "kills",
     [
@@ -345,7 +348,6 @@ BEFORE = b"epoch,loss,val_loss\r\n0,0.5,NA\r\n1,0.4,NA\r\n"
         pytest.param([Kill(epoch=1), Kill(1), Kill(epoch=2)], id="three times"),
     ],
 )
-@pytest.mark.parametrize("save_freq", [1, "epoch"])
 def test_csv_lines_are_those_of_a_training_that_nobody_disturbed(model, tmp_path, append, there, kills, save_freq):
     """CSV lines equal those of an undisturbed training, and lines of an earlier training stay."""
     log = tmp_path / "log.csv"

@@ -259,7 +259,9 @@ PLAIN = {
 }  # fmt: skip
 
 
-FED = few_under_jax(FEEDS, [feed for feed in FEEDS if feed.called in PLAIN])
+FED = few_under_jax(
+    FEEDS, [feed for feed in FEEDS if feed.called in PLAIN - {"tf.data of unknown length", "`resumable`"}]
+)
 
 
 @pytest.mark.parametrize("feed", FED, ids=lambda feed: feed.called.replace("`", ""))
@@ -286,6 +288,8 @@ def test_no_way_of_feeding_counts_otherwise(model, tmp_path, feed):
         (False, 2, False, feed.outcomes[1], KILLS[1:]),
         (False, "epoch", None, feed.outcomes[2], KILLS[1:]),
     ]
+    if feed.called not in PLAIN:  # another content of the batches, drawn in the same way
+        cases = [(with_data, freq, strict, outcome, KILLS[:1]) for with_data, freq, strict, outcome, _ in cases[:2]]
     for number, (with_data, freq, strict, outcome, kills) in enumerate(cases):
         mode = {"with_data": with_data, "freq": freq, "strict": strict}
         if outcome == REFUSED:

@@ -15,6 +15,7 @@ from kresume.drop_in import image_dataset as room
 from kresume.drop_in import user_map
 from kresume.drop_in.stream import stream_of
 from kresume.errors import ImagesError, UsageError
+from tests.helpers.backends import few_under_jax
 from tests.helpers.pictures import CLASSES, draw, write_pictures
 
 THEIRS = keras.utils.image_dataset_from_directory
@@ -256,8 +257,12 @@ MAPS = {
 }
 
 
+MAPPED = [*((kind, 4) for kind in MAPS), ("layers", None), ("a function of layers", None)]
+
+
 @pytest.mark.parametrize(
-    ("kind", "batch_size"), [*((kind, 4) for kind in MAPS), ("layers", None), ("a function of layers", None)]
+    ("kind", "batch_size"),
+    few_under_jax(MAPPED, [("layers", 4), ("a function of layers", None), ("a function of Keras", 4)]),
 )
 def test_a_users_function_is_exact_from_any_batch(folder, kind, batch_size):
     """A mapped function gives the same bits when started in the middle of an epoch.

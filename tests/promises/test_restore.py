@@ -39,7 +39,8 @@ OPTIMIZERS = {
     "adafactor": lambda: keras.optimizers.Adafactor(rate),
     "accumulate": lambda: keras.optimizers.AdamW(rate, gradient_accumulation_steps=2),
 }
-for name, make in OPTIMIZERS.items():
+for name in sys.argv[2:]:
+    make = OPTIMIZERS[name]
     keras.utils.set_random_seed(1)
     inner = keras.Sequential([keras.layers.Conv2D(4, 3), keras.layers.BatchNormalization(), keras.layers.Dropout(0.5)])
     inputs = keras.Input((12, 12, 3))
@@ -72,6 +73,11 @@ for name, make in OPTIMIZERS.items():
 """
 
 
+OPTIMIZERS = ("adamw", "sgd", "schedule", "ema", "adafactor", "accumulate")
+OF_JAX = ("ema", "accumulate")
+"""JAX compiles each operation of the others too. They differ in Keras's code, not in the backend's."""
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """Writes checkpoints with a plain Keras script, by (writer's backend, kind, optimizer).
@@ -86,7 +92,8 @@ def written(tmp_path_factory):
         if not place.exists():
             place.mkdir()
             environment = {**os.environ, "KERAS_BACKEND": backend}
-            forking.run([sys.executable, folder / "writer.py", place], env=environment, check=True)
+            names = OPTIMIZERS if backend == "tensorflow" else OF_JAX
+            forking.run([sys.executable, folder / "writer.py", place, *names], env=environment, check=True)
         name = f"{optimizer}.keras" if kind == "keras" else f"{optimizer}-{kind}"
         with np.load(place / f"{optimizer}.npz") as arrays:
             return place / name, dict(arrays)
@@ -130,8 +137,12 @@ def assert_equal_to_the_writers(model, optimizer, expected):
 
 
 # Under JAX only the other backend's files; the first pass reads those of JAX, which JAX's writer takes long to make.
-@pytest.mark.parametrize("backend", ["tensorflow", "jax"] if keras.config.backend() == "tensorflow" else ["tensorflow"])
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "schedule", "ema", "accumulate", "adafactor"])
+OF_BACKENDS = [*(("tensorflow", name) for name in OPTIMIZERS), *(("jax", name) for name in OF_JAX)]
+
+
+@pytest.mark.parametrize(
+    ("backend", "optimizer"), few_under_jax(OF_BACKENDS, [("tensorflow", "schedule"), ("tensorflow", "ema")])
+)
 def test_a_keras_file_restores_to_the_last_bit(written, backend, optimizer):
     """A `.keras` file of either backend restores weights and optimizer state bit for bit."""
     path, expected = written(backend, "keras", optimizer)

@@ -11,7 +11,7 @@ from kresume.reporter import Reporter
 from kresume.reports.doctor import diagnose as doctor
 from kresume.reports.doctor import probe
 from kresume.reports.doctor.findings import find
-from kresume.reports.doctor.machine import PRESENT, Gpu, Machine, Seen, ask, look
+from kresume.reports.doctor.machine import PRESENT, Gpu, Machine, Seen, ask, busy_share, look
 
 pytestmark = pytest.mark.one_backend
 
@@ -124,8 +124,18 @@ def test_the_page_and_its_json_say_the_same(monkeypatch, capsys):
 
     monkeypatch.setattr(doctor, "ask", answer)
     monkeypatch.setattr(doctor, "look", lambda: Machine(packages=ALL, free=2**40, cpu="a processor", python="3.12"))
+    monkeypatch.setattr(doctor, "busy_share", lambda seconds: 0.4)
     shown = str(doctor.diagnose(Reporter(quiet=True)))
-    for words in ("finds cpu:0 cpu", "412 images/s", "9,800 images/s", "85 images/s", "115 times as fast", "ready:"):
+    assert asked == ["jax", "tensorflow", "feeding", "training"]
+    for words in (
+        "other processes use 40%",
+        "finds cpu:0 cpu",
+        "412 images/s",
+        "9,800 images/s",
+        "85 images/s",
+        "115 times as fast",
+        "ready:",
+    ):
         assert words in shown
     slow = doctor.Diagnosis(Machine(), {}, {**SPEEDS, "cached": 20.0})
     assert "at 24% of its speed" in str(slow)
@@ -139,6 +149,16 @@ def test_the_page_and_its_json_say_the_same(monkeypatch, capsys):
     assert facts["images_per_second"] == {}
     assert facts["problems"] == []
     assert facts["packages"] == ALL
+
+
+def test_work_of_other_processes_is_noticed(tmp_path, monkeypatch):
+    """The share in use is that of the ticks that passed meanwhile; without the file nothing is said."""
+    path = tmp_path / "stat"
+    path.write_text("cpu  100 0 50 800 50 0 0 0 7 0\ncpu0 1 1 1 1 1 1 1 1 1 1\n")
+    monkeypatch.setattr("time.sleep", lambda seconds: path.write_text("cpu  130 5 55 850 55 0 5 0 9 0\n"))
+    assert busy_share(0.5, path) == pytest.approx(0.45)
+    assert busy_share(0.5, tmp_path / "none") == 0.0
+    assert 0.0 <= busy_share(0.5) <= 1.0
 
 
 @pytest.mark.one_backend(trains=True)

@@ -320,7 +320,6 @@ def arriving_before(monkeypatch, epochs):
 
 
 GROWN = {
-    "plain": {},
     "two-steps-per-call-balanced": {"steps_per_execution": 2, "batch_size": 4, "balance": "class"},
     "cache-off-float16-ema": {"cache": "off", "precision": "mixed_float16", "ema": 0.9},
 }

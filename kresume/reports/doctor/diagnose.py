@@ -5,22 +5,21 @@ print(diagnose(Reporter()))
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from kresume.reporter import Reporter
 from kresume.reports.doctor.findings import NAMES, Finding, find
-from kresume.reports.doctor.machine import Machine, Seen, ask, look, missing
+from kresume.reports.doctor.machine import Machine, Seen, ask, busy_share, look, missing
 from kresume.reports.doctor.probe import BATCH, PHOTO, SIDE
 
 SECONDS: Mapping[str, float] = {"tensorflow": 90, "jax": 90, "feeding": 120, "training": 240}
 """How long a probe may take: importing a framework from a network drive, or compiling for a TPU, takes a minute."""
 
 MEASURED = {"feeding": "measuring how fast pictures come", "training": "measuring how fast it trains"}
-BUSY = 0.5
-"""Share of the threads that other processes use from which on speeds are not those of the machine."""
+BUSY = 0.25
+"""Share of the processors in use from which on the measured speeds are not those of a quiet machine."""
 
 
 @dataclass(frozen=True)
@@ -87,10 +86,8 @@ def diagnose(reporter: Reporter, *, measure: bool = True) -> Diagnosis:
     problems, notes = find(machine, seen)
     speeds: dict[str, Any] = {}
     if measure and len(seen) == len(NAMES) and not any(answer.error for answer in seen.values()):
-        for name, text in (
-            ("feeding", "measuring how fast pictures come"),
-            ("training", "measuring how fast it trains"),
-        ):
+        notes += _busy()
+        for name, text in MEASURED.items():
             with reporter.waiting(text, now=True):
                 answer = ask(name, SECONDS[name])
             speeds |= answer.facts
@@ -99,14 +96,12 @@ def diagnose(reporter: Reporter, *, measure: bool = True) -> Diagnosis:
     return Diagnosis(machine, seen, speeds, tuple(problems), tuple(notes))
 
 
-def _busy(threads: int) -> list[Finding]:
-    """Returns a note if other processes use much of the processor."""
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if load < BUSY * threads:
+def _busy() -> list[Finding]:
+    """Returns a note if other processes use much of the processors; kresume waits meanwhile."""
+    share = busy_share(0.5)
+    if share < BUSY:
         return []
-    return [
-        Finding(f"other processes use the processor (load {load:.1f}): the speeds are lower than on a quiet machine")
-    ]
+    return [Finding(f"other processes use {share:.0%} of the processors: the speeds are lower than on a quiet machine")]
 
 
 def _machine_lines(machine: Machine, seen: Mapping[str, Seen]) -> list[str]:

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,6 +94,25 @@ class Seen:
     facts: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
     slow: bool = False
+
+
+def busy_share(seconds: float, statistics: Path = Path("/proc/stat")) -> float:
+    """Returns the share of the processors' time that processes use during the next seconds.
+
+    0 where the system has no such file: see `proc_stat(5)` of the Linux manual.
+    """
+    if not statistics.is_file():
+        return 0.0
+    before = _ticks(statistics)
+    time.sleep(seconds)
+    passed = [after - first for first, after in zip(before, _ticks(statistics), strict=True)]
+    idle = passed[3] + passed[4]  # idle, and idle while a disk is at work
+    return 1 - idle / max(sum(passed), 1)
+
+
+def _ticks(statistics: Path) -> list[int]:
+    """Returns the ticks of all processors so far, by what they did; those of guests are among them."""
+    return [int(word) for word in statistics.read_text().split("\n", 1)[0].split()[1:9]]
 
 
 def look() -> Machine:
