@@ -112,6 +112,14 @@ def host_array(value: Any) -> np.ndarray:
     return np.asarray(value.read_value() if replicated else value)
 
 
+def wait_for(value: Any) -> None:
+    """Waits until a backend's array is computed; None is no array."""
+    if hasattr(value, "block_until_ready"):
+        value.block_until_ready()
+    elif value is not None:
+        host_array(value)
+
+
 def _fits(buffers: Mapping[str, Sequence[np.ndarray]], arrays: Mapping[str, Sequence[Any]]) -> bool:
     return all(
         len(buffers.get(group, ())) == len(values)

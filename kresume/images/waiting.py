@@ -3,11 +3,15 @@
     data = training_dataset(..., times=batch_times())     # notes when each batch was ready
     waiting = Waiting(batch_times())
     waiting.step_done(412)                                # after each step: the next batch is asked for now
+    waiting.caught_up()                                   # now and then: the step is computed
     waiting.share()                                       # of the last steps, 0 to 1
     waiting.share_since_start()                           # of all steps since `start`, as far as they were measured
 
 TensorFlow's own training loop draws batches inside a compiled function, where Python cannot take the time. So the function that
 prepares a batch notes when it is done, in the thread that prepares, and Python notes when the step before it ended.
+
+Under JAX, and on a GPU, Python asks for a batch while the device still computes the step before. What that takes longer is
+seen when Python waits for its result, twice a second, and is no time in which the device waited.
 """
 
 from __future__ import annotations
@@ -69,6 +73,7 @@ class Waiting:
         self._every = every
         self._ended: deque[tuple[int, float]] = deque(maxlen=MEASURED)
         self._waited = self._lasted = 0.0
+        self._ahead = 0.0
 
     def start(self) -> None:
         """Begins to measure again; what lies before, such as scoring, belongs to no step."""
@@ -83,6 +88,11 @@ class Waiting:
         """
         self._ended.append((step, time.time()))
 
+    def caught_up(self) -> None:
+        """Notes that the step of the last `step_done` is computed: Python was ahead of the device until now."""
+        if self._ended:
+            self._ahead = time.time() - self._ended[-1][1]
+
     def share(self) -> float | None:
         """Returns the share of time since the last call, or of the latest steps; None if unknown."""
         ended = list(self._ended)
@@ -92,7 +102,7 @@ class Waiting:
             return None
         ready, waited = self._times.read(), 0.0
         for (step, asked), (_, until) in itertools.pairwise(ended):
-            waited += max(0.0, min(ready[step % KEPT], until) - asked)
+            waited += max(0.0, min(ready[step % KEPT], until) - asked - self._ahead)
         waited, lasted = self._every * waited, max(ended[-1][1] - ended[0][1], 1e-9)
         self._waited += min(waited, lasted)
         self._lasted += lasted

@@ -37,3 +37,14 @@ def test_the_share_of_an_epoch_is_over_all_its_steps(monkeypatch):
     measured.start()
     assert measured.share() is None
     assert measured.share_since_start() is None
+
+
+def test_time_in_which_the_device_computes_is_no_waiting(monkeypatch):
+    """Python is 6 ahead of the device, which waits for a batch that is 8 late only 2."""
+    measured = Waiting(Times([0.0, 8.0, 10.0, 20.0]))
+    now = iter([0.0, 10.0, 20.0, 26.0])
+    monkeypatch.setattr(waiting.time, "time", lambda: next(now))
+    for step in range(1, 4):
+        measured.step_done(step)
+    measured.caught_up()
+    assert measured.share() == pytest.approx(2 / 20)

@@ -6,7 +6,8 @@ Keras's own `fit` trains. The cutter ends each epoch at its boundary. The scorer
 images to the epoch's logs, so that EarlyStopping or ReduceLROnPlateau after it can monitor them. The keeper records
 progress and takes the snapshots.
 
-No callback reads `self.model` or a value of `logs` in each step: under JAX either one costs a synchronisation.
+No callback reads `self.model` or a value of `logs` in each step: under JAX either one costs a synchronisation. The list
+that calls them does not either: see `fit.BegunOnce`.
 """
 
 from __future__ import annotations
@@ -185,6 +186,8 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
         progress.step += self.steps_per_execution
         at_end = progress.step == self.boundaries[progress.epoch]
         progress.phase = "scoring" if at_end else "training"
+        if at_end:
+            self._check_loss(logs)  # waits for the step, whose time counts
         now = time.monotonic()
         if not self._compiled:  # the first step of a process is no measure of the others
             self._compiled, self._epoch_began = True, (now, progress.step)

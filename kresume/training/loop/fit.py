@@ -24,16 +24,31 @@ from kresume.values.state import TrainState
 
 
 class BegunOnce(keras.callbacks.CallbackList):  # type: ignore[misc]  # keras is untyped
-    """A callback list that begins and ends training once, over several calls of `fit`."""
+    """A callback list that begins and ends training once, over several calls of `fit`.
+
+    It hands on the logs of a step without reading them.
+    """
 
     keeper: Keeper
     _begun = False
+    _computing: Any = None
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Calls the callbacks, the first time only."""
         if not self._begun:
             self._begun = True
             super().on_train_begin(logs)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Waits for the step before this one, and calls the callbacks.
+
+        Keras's list reads all values of the logs, which waits for this step: the device would stand still until Python gives
+        it the next one. Waiting for the step before bounds how far Python is ahead.
+        """
+        live_state.wait_for(self._computing)
+        self._computing = (logs or {}).get("loss")
+        for callback in self.callbacks:
+            callback.on_train_batch_end(batch, logs=logs)
 
     def on_train_end(self, logs: Any = None) -> None:
         """Calls the callbacks, unless `fit` ends only because the images changed."""

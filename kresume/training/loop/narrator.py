@@ -114,8 +114,9 @@ class Narrator(keras.callbacks.Callback):  # type: ignore[misc]  # keras is unty
         """Shows the moment, and returns it.
 
         Args:
-            logs: Keras's logs of a step that is done.
+            logs: Keras's logs of a step that is done: their values were read just now.
         """
+        self._waiting.caught_up()
         moment = self._moment(logs or {})
         if self._board is not None:
             self._board(moment)

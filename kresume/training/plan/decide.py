@@ -21,6 +21,7 @@ from kresume.evaluation.caches import open_cache
 from kresume.images.collect import Sources
 from kresume.images.mixing import make_order
 from kresume.images.reader import PictureReader
+from kresume.options.given import code_of, given
 from kresume.options.resolve import cache_limit, image_size
 from kresume.options.settings import DEFAULTS, NEW_CLASSES_BALANCE, settings_of
 from kresume.options.table import TrainConfig
@@ -124,8 +125,12 @@ def load_checkpoint(start: Start, sources: Sources, reporter: Reporter) -> Loade
             live = restore_parent(config, parent, num_classes=len(classes) or saved_outputs(parent), image_size=size)
     from kresume.models.losses import check_metrics, choose_loss, unused_metrics
     from kresume.models.outputs import output_count
-    from kresume.models.own_code import own_code
+    from kresume.models.own_code import is_function, own_code
+    from kresume.models.recorded import check_recorded
 
+    if is_function(config.model or ""):
+        with reporter.waiting("building the model again from its record"):
+            check_recorded(live.model, code_of(given(config)), str(config.model), trust=bool(config.trust))
     check_metrics(config.metric or ())
     source_name = config.from_ if parent is not None and parent.state.architecture else f"--model {config.model}"
     extends = card is not None and len(classes) > len(card.classes)
