@@ -114,7 +114,7 @@ def _described(regularizer: Any) -> str:
 
 
 def _answers_apart(model: keras.Model, again: keras.Model, sizes: tuple[int, ...]) -> float:
-    """Returns the largest difference of the answers to noise, with the same variables; 0 if it is rounding."""
+    """Returns the largest difference of the answers with the same variables; 0 if it is rounding."""
     arrays = [live_state.host_array(variable.value).copy() for variable in model.variables]
     live_state.assign(again.variables, arrays)
     images = np.random.default_rng(0).random((2, *sizes), "float32")
