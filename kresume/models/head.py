@@ -17,7 +17,7 @@ from typing import Any
 import keras
 
 from kresume.errors import KresumeError, ModelError, UsageError
-from kresume.models import structure
+from kresume.models import architecture, structure
 from kresume.models.build import from_config
 from kresume.models.outputs import backwards, output_count
 from kresume.models.shapes import build_once, input_shape_of
@@ -166,6 +166,7 @@ def build_wider(
     for one, other in zip(model._flatten_layers(), wider._flatten_layers(), strict=True):
         if other.trainable != one.trainable:
             other.trainable = one.trainable
+    architecture.freeze_weights(wider, architecture.frozen_weights(model))
     return wider, HeadLayer(found, (), head.in_graph)
 
 

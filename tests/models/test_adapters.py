@@ -9,6 +9,7 @@ from kresume.models import adapters, build, optimizers, restore, slots
 from kresume.models.architecture import serialize
 from kresume.models.build import from_architecture
 from kresume.models.freeze import set_frozen
+from kresume.models.head import build_wider, find_head
 from kresume.training.plan.notes import frozen_layers
 from kresume.values.freezing import Freezing
 from tests.helpers.backends import few_under_jax
@@ -149,7 +150,7 @@ def frozen_bytes(arrays, kind):
 
 @pytest.mark.one_backend(trains=True)
 def test_weights_that_were_frozen_by_themselves_stay_frozen():
-    """They do in a model that is built again, and when their layer is frozen and trains again."""
+    """They do in a model that is built again, or with more outputs, and when their layer was frozen."""
     space = {}
     exec(OWN, space)
     for kind, frozen in (("adapters", {"conv/kernel", "inner/kernel"}), ("in part", {"inner/kernel"})):
@@ -157,6 +158,8 @@ def test_weights_that_were_frozen_by_themselves_stay_frozen():
         for epochs in (0, 1):
             set_frozen(model, Freezing(first=("conv2d", "dense"), until=1), epochs)
         assert {each.path for each in model.non_trainable_variables} == frozen
+        wider, _ = build_wider(model, find_head(model), 5, softmax=False, again=None)
+        assert {each.path for each in wider.non_trainable_variables} == frozen
         assert ("train their adapters" if kind == "adapters" else "of inner only some weights train") in frozen_layers(
             model
         )[0]
