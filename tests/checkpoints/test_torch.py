@@ -49,7 +49,7 @@ def restored(name, **options):
     return model, optimizer, state
 
 
-@pytest.mark.parametrize("name", few_under_jax(sorted(EXPECTED), ["plain.safetensors", "residual.pth"]))
+@pytest.mark.parametrize("name", few_under_jax(sorted(EXPECTED), ["plain.safetensors"]))
 def test_a_state_dict_predicts_as_pytorch_does(name):
     """A state dict predicts as in PyTorch, in a model with other names and another order of shortcuts.
 

@@ -24,7 +24,6 @@ from kresume.runtimes.signatures import read_signatures, understand
 from kresume.storage.atomic import sha256_of_file
 from kresume.values.decode_spec import DecodeSpec
 from tests.helpers import forking
-from tests.helpers.backends import few_under_jax
 from tests.helpers.pictures import CLASSES, draw
 from tests.helpers.runs import TINY, run_training
 
@@ -594,7 +593,8 @@ def test_a_model_that_needs_keras_does_not_pass(tmp_path):
         process.run_apart("saved_model", {"path": str(tmp_path), "signature": "x", "input": "y", "files": []})
 
 
-@pytest.mark.parametrize("format", few_under_jax(["saved-model", "keras"], ["saved-model"]))
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize("format", ["saved-model", "keras"])
 def test_fresh_processes_agree(place, tmp_path, monkeypatch, format):
     """An export is written and verified by processes that import everything anew, not by forks as in other tests."""
     monkeypatch.setattr(subprocess, "run", forking.FRESH)
@@ -612,7 +612,8 @@ def test_nothing_heavy_is_imported_before_the_backend_is_chosen():
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("policy", few_under_jax(["float32", "mixed_float16"], ["mixed_float16"]))
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
 def test_a_grown_head_is_exported_with_its_new_class(tmp_path, pictures, policy):
     """A head grown to a fourth class exports four labels, and the old rows predict as before.
 

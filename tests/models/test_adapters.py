@@ -80,6 +80,7 @@ def restored(path):
     return model, optimizer, restore.restore(model, state, optimizer=optimizer)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_file_of_keras_is_restored_and_its_adapters_train(tmp_path):
     """It predicts as its writer; weights with an adapter keep their bits, and both factors move.
 

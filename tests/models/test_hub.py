@@ -342,6 +342,7 @@ def test_the_head_trains_alone_first_then_all_but_batch_normalisation(place, pre
     assert same == [any(role in each.path for role in ("gamma", "beta", "moving")) for each in before]
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_run_with_layers_of_keras_hub_continues_exactly(tmp_path, place, presets):
     """Killed while the head trains alone, and after that, it ends with the same bits; Keras and eval load it."""
     names = kill_at_every_snapshot(tmp_path, places=(1, -3), **RUN, model=f"hub:{presets('vit')}")
@@ -377,7 +378,8 @@ def test_random_weights_start_from_scratch(place, presets):
     assert value(backbone_of(model).weights[0]).tobytes() != value(before[0]).tobytes()
 
 
-@pytest.mark.parametrize("name", few_under_jax(["resnet", "vit"], ["vit"]))
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize("name", ["resnet", "vit"])
 def test_a_checkpoint_of_keras_hubs_own_fit_is_continued(place, name):
     """Weights and slots are restored; its preprocessing, which keras-hub applies in `fit` alone, becomes layers."""
     classifier = classifier_of(name)

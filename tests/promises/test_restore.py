@@ -74,8 +74,9 @@ for name in sys.argv[2:]:
 
 
 OPTIMIZERS = ("adamw", "sgd", "schedule", "ema", "adafactor", "accumulate")
-OF_JAX = ("ema", "accumulate")
-"""JAX compiles each operation of the others too. They differ in Keras's code, not in the backend's."""
+READ_UNDER_JAX = ("adamw", "ema", "adafactor")
+OF_JAX = ("ema",)
+"""JAX compiles each operation of the others, too. They differ in Keras's code, not in the backend's."""
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def written(tmp_path_factory):
         if not place.exists():
             place.mkdir()
             environment = {**os.environ, "KERAS_BACKEND": backend}
-            names = OPTIMIZERS if backend == "tensorflow" else OF_JAX
+            names = few_under_jax(OPTIMIZERS, READ_UNDER_JAX) if backend == "tensorflow" else OF_JAX
             forking.run([sys.executable, folder / "writer.py", place, *names], env=environment, check=True)
         name = f"{optimizer}.keras" if kind == "keras" else f"{optimizer}-{kind}"
         with np.load(place / f"{optimizer}.npz") as arrays:
@@ -140,9 +141,7 @@ def assert_equal_to_the_writers(model, optimizer, expected):
 OF_BACKENDS = [*(("tensorflow", name) for name in OPTIMIZERS), *(("jax", name) for name in OF_JAX)]
 
 
-@pytest.mark.parametrize(
-    ("backend", "optimizer"), few_under_jax(OF_BACKENDS, [("tensorflow", "schedule"), ("tensorflow", "ema")])
-)
+@pytest.mark.parametrize(("backend", "optimizer"), few_under_jax(OF_BACKENDS, [("tensorflow", "ema")]))
 def test_a_keras_file_restores_to_the_last_bit(written, backend, optimizer):
     """A `.keras` file of either backend restores weights and optimizer state bit for bit."""
     path, expected = written(backend, "keras", optimizer)

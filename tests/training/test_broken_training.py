@@ -97,7 +97,9 @@ def test_a_continued_training_that_breaks_names_steps_of_the_run(tmp_path, pictu
         "out": str(run),
     }
     stopped_by(monkeypatch, lambda keeper: keeper.progress.step == 2, **arguments, **{**TINY, "epochs": 3})
-    with pytest.raises(TrainingError, match=r"between steps (4|5) and (6|7|8); the last good snapshot is that of step 3\."):
+    with pytest.raises(
+        TrainingError, match=r"between steps (4|5) and (6|7|8); the last good snapshot is that of step 3\."
+    ):
         run_training(out=str(run))
     assert_all_finite(run)
 

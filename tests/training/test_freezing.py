@@ -155,7 +155,7 @@ THAWS = [
 ]
 
 
-@pytest.mark.parametrize(("optimizer", "kills"), few_under_jax(THAWS, THAWS[1:]))
+@pytest.mark.parametrize(("optimizer", "kills"), few_under_jax(THAWS, THAWS[:1]))
 def test_a_run_that_thaws_continues_exactly(tmp_path, place, optimizer, kills):
     """Killed before and after the epoch in which layers begin to train, and at the end, it ends with the same bits."""
     options = {**OPTIONS, "epochs": 3, "freeze": ["conv*"], "unfreeze_at": 1, **optimizer}
