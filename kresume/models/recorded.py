@@ -1,6 +1,6 @@
 """Checks that a model of the user's code is the model that Keras records of it.
 
-    check_recorded(model, code_of(options), "mymodel.py:build")
+    check_recorded(model, (64, 64), code_of(options), "mymodel.py:build")
 
 A run holds the architecture of its model and not its code: continued, extended and served is what Keras builds from that
 record. A class whose `get_config` leaves an argument out, or a regularizer that was set after its layer was built, gives
@@ -10,6 +10,7 @@ another model then, without a message.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,21 +20,24 @@ import numpy as np
 from kresume.backend import live_state
 from kresume.errors import ModelError
 from kresume.models import architecture, build, structure
-from kresume.models.own_code import last_line
+from kresume.models.own_code import as_model_error, last_line
 from kresume.models.shapes import build_once, input_shape_of
 from kresume.spelling import option
 
 PLAIN = (bool, int, float, str, type(None))
-"""Types of attributes that are settings of a layer, and equal in a layer that is built again."""
+"""Types of settings that can be compared."""
 KERAS = ("keras", "keras_hub", "keras_nlp", "keras_cv")
 MOST = 3
 
 
-def check_recorded(model: keras.Model, imports: Sequence[str], spec: str, trust: bool = False) -> None:
+def check_recorded(
+    model: keras.Model, size: tuple[int, int], imports: Sequence[str], spec: str, trust: bool = False
+) -> None:
     """Raises if a model that is built again from its record is another one.
 
     Args:
         model: built by the user's function; its variables stay as they are.
+        size: `(height, width)` of the pictures.
         imports: files with its classes.
         spec: value of `--model`, for messages.
         trust: run code that the record holds (Lambda layers).
@@ -44,12 +48,13 @@ def check_recorded(model: keras.Model, imports: Sequence[str], spec: str, trust:
     shape = input_shape_of(model)
     if not isinstance(shape, tuple):
         return  # several inputs: refused elsewhere
-    sizes = tuple(size or 8 for size in shape[1:])
+    open_sides = iter(size)
+    sizes = tuple(side or next(open_sides, 3) for side in shape[1:])
     with live_state.random_kept():
         try:
             again = build.from_architecture(copy.deepcopy(architecture.serialize(model)), imports, trust=trust)
             if not again.built:
-                build_once(again, (sizes[0], sizes[1]), option("model", spec))
+                build_once(again, size, option("model", spec))
         except (ModelError, NotImplementedError, TypeError, ValueError) as error:
             reason = last_line(error.__cause__ or error)
             raise ModelError(
@@ -90,16 +95,18 @@ def _differences(model: keras.Model, again: keras.Model, sizes: tuple[int, ...])
 
 
 def _settings(model: keras.Model, again: keras.Model) -> Iterator[str]:
-    """Yields the settings of the user's own layers that differ."""
+    """Yields the settings of the user's own layers that differ.
+
+    A setting is an attribute with the name of an argument of the constructor.
+    """
     others = {position: layer for layer, position, _ in structure.visited(again)}
     for layer, position, name in structure.visited(model):
         other = others.get(position)
         if other is None or type(layer).__module__.partition(".")[0] in KERAS:
             continue
-        for key, value in vars(layer).items():
-            if key.startswith("_") or key == "name" or not isinstance(value, PLAIN):
-                continue
-            if (now := getattr(other, key, None)) != value:
+        for key in inspect.signature(type(layer).__init__).parameters:
+            value, now = (getattr(each, key, None) for each in (layer, other))
+            if key != "name" and isinstance(value, PLAIN) and repr(now) != repr(value):
                 yield (
                     f"{name or model.name}: {key} is {now!r}, not {value!r}: let get_config of {type(layer).__name__} return "
                     f"it, and its constructor take it"
@@ -118,7 +125,8 @@ def _answers_apart(model: keras.Model, again: keras.Model, sizes: tuple[int, ...
     arrays = [live_state.host_array(variable.value).copy() for variable in model.variables]
     live_state.assign(again.variables, arrays)
     images = np.random.default_rng(0).random((2, *sizes), "float32")
-    one, other = (_flat(each(images, training=False)) for each in (model, again))
+    with as_model_error(f"calling the model {model.name} on images of the shape {sizes}"):
+        one, other = (_flat(each(images, training=False)) for each in (model, again))
     live_state.assign(model.variables, arrays)  # of seed generators, which draw in some models also here
     if one.shape != other.shape:
         return float("inf")

@@ -22,7 +22,7 @@ from kresume.images.collect import Sources
 from kresume.images.mixing import make_order
 from kresume.images.reader import PictureReader
 from kresume.options.given import code_of, given
-from kresume.options.resolve import cache_limit, image_size
+from kresume.options.resolve import cache_limit, default_image_size, image_size
 from kresume.options.settings import DEFAULTS, NEW_CLASSES_BALANCE, settings_of
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
@@ -125,12 +125,9 @@ def load_checkpoint(start: Start, sources: Sources, reporter: Reporter) -> Loade
             live = restore_parent(config, parent, num_classes=len(classes) or saved_outputs(parent), image_size=size)
     from kresume.models.losses import check_metrics, choose_loss, unused_metrics
     from kresume.models.outputs import output_count
-    from kresume.models.own_code import is_function, own_code
-    from kresume.models.recorded import check_recorded
+    from kresume.models.own_code import own_code
 
-    if is_function(config.model or ""):
-        with reporter.waiting("building the model again from its record"):
-            check_recorded(live.model, code_of(given(config)), str(config.model), trust=bool(config.trust))
+    _check_code(config, live, size or default_image_size(), reporter)
     check_metrics(config.metric or ())
     source_name = config.from_ if parent is not None and parent.state.architecture else f"--model {config.model}"
     extends = card is not None and len(classes) > len(card.classes)
@@ -156,6 +153,16 @@ def load_checkpoint(start: Start, sources: Sources, reporter: Reporter) -> Loade
         growth=growth,
         pretrained=starts_trained,
     )
+
+
+def _check_code(config: TrainConfig, live: Any, size: tuple[int, int], reporter: Reporter) -> None:
+    """Raises if Keras would build another model again than the one of the user's function."""
+    from kresume.models.own_code import is_function
+    from kresume.models.recorded import check_recorded
+
+    if is_function(config.model or ""):
+        with reporter.waiting("building the model again from its record"):
+            check_recorded(live.model, size, code_of(given(config)), str(config.model), trust=bool(config.trust))
 
 
 def _by_function(config: TrainConfig, parent: Parent | None) -> Callable[[int], Any] | None:
