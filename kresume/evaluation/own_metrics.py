@@ -108,12 +108,10 @@ def _of_keras(name: str, task: Task, labels: np.ndarray, probabilities: np.ndarr
     """
     import keras
 
-    metric = keras.metrics.get(name)
-    if isinstance(metric, type):
-        metric = metric()
-    elif not isinstance(metric, keras.metrics.Metric):
-        metric = keras.metrics.MeanMetricWrapper(metric)
-    sparse = type(metric).__name__.startswith("Sparse") or metric.name.startswith("sparse")
+    from kresume.models.keras_metrics import make_metric, takes_indices
+
+    metric = make_metric(name)
+    sparse = takes_indices(metric)
     for start in range(0, len(labels), PART):
         part, shares = labels[start : start + PART], probabilities[start : start + PART].astype(np.float32)
         if task is BINARY:

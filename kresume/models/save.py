@@ -17,6 +17,7 @@ import keras
 
 from kresume.checkpoints.keras_file import CARD
 from kresume.models import own_counts, slots
+from kresume.models.keras_metrics import fits
 from kresume.models.losses import LossChoice
 from kresume.models.optimizers import describe, make_optimizer
 from kresume.models.plain_keras import feeding_line, takes_rows
@@ -56,10 +57,18 @@ def save_model(
         optimizer=new,
         loss=model.loss if loss is None or not loss.portable().lost else loss.portable().keras_loss(),
         loss_weights=compiled.get("loss_weights"),
-        metrics=keras.saving.deserialize_keras_object(compiled.get("metrics")),
+        metrics=_plain_metrics(keras.saving.deserialize_keras_object(compiled.get("metrics")), loss),
         auto_scale_loss=False,  # the optimizer is already wrapped if the layers need it
     )
     write_archive(model, path, card, facts)
+
+
+def _plain_metrics(metrics: Any, loss: LossChoice | None) -> Any:
+    """Returns the metrics that plain Keras can compute from the targets of the loss."""
+    if loss is None or not metrics:
+        return metrics
+    always = len(loss.keras_metrics())
+    return [each for place, each in enumerate(metrics) if place < always or fits(each, loss.head, loss.form)]
 
 
 def write_archive(model: keras.Model, path: Path, card: Card | None, facts: Mapping[str, Any]) -> None:

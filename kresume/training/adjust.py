@@ -268,6 +268,7 @@ def _recorded(run: Run, config: TrainConfig) -> Adjustment:
 def _compile(model: Any, optimizer: Any, to: Adjustment) -> None:
     import keras
 
+    from kresume.models.keras_metrics import own_metrics
     from kresume.training.loop import fit
 
     predict, made = getattr(model, "predict_function", None), _how_it_runs(model)
@@ -275,7 +276,7 @@ def _compile(model: Any, optimizer: Any, to: Adjustment) -> None:
         optimizer=optimizer,  # wrapped for loss scaling if the layers need it, whatever the global policy says
         loss=to.loss.keras_loss(),
         loss_weights=to.loss.weight,
-        metrics=[*to.loss.keras_metrics(), *to.metrics],
+        metrics=[*to.loss.keras_metrics(), *own_metrics(to.metrics, to.loss.head, to.loss.form)],
         auto_scale_loss=False,
         steps_per_execution=to.amount.steps_per_execution,
     )

@@ -351,6 +351,7 @@ def seed_checkpoint(tmp_path_factory, pictures):
     return folder
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_pytorch_training_is_extended_with_more_images(seed_checkpoint, tmp_path, pictures):
     """A PyTorch training is extended: load the `.pth`, add images, adjust the rate, train.
 
@@ -582,7 +583,8 @@ def test_groups_of_parameters_are_told_apart_where_shapes_allow(tmp_path):
         assert state.arrays[f"optimizer/{name}/exp_avg"].tobytes() == moment.tobytes()
 
 
-@pytest.mark.parametrize("precision", few_under_jax(["mixed_float16", "mixed_bfloat16"], ["mixed_float16"]))
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"])
 def test_a_pytorch_training_goes_on_in_another_precision(seed_checkpoint, tmp_path, pictures, precision):
     """Moments are restored under another precision, whatever wraps the optimizer."""
     run_training(

@@ -72,10 +72,10 @@ RESIZES = {
     "nearest": [{}, PAD],
     "bicubic": [{}, CROP],
     "area": [{}, PAD],
-    "lanczos3": [{}, CROP],
-    "lanczos5": [{}, PAD],
+    "lanczos3": [CROP],
+    "lanczos5": [PAD],
     "gaussian": [{}, PAD],  # Keras fails to crop with this and the next
-    "mitchellcubic": [{}, PAD],
+    "mitchellcubic": [{}],
 }
 
 

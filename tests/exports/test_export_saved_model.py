@@ -594,11 +594,10 @@ def test_a_model_that_needs_keras_does_not_pass(tmp_path):
 
 
 @pytest.mark.one_backend(trains=True)
-@pytest.mark.parametrize("format", ["saved-model", "keras"])
-def test_fresh_processes_agree(place, tmp_path, monkeypatch, format):
+def test_fresh_processes_agree(place, tmp_path, monkeypatch):
     """An export is written and verified by processes that import everything anew, not by forks as in other tests."""
     monkeypatch.setattr(subprocess, "run", forking.FRESH)
-    assert export(place[1], tmp_path / "out", format=format).parity.holds
+    assert export(place[1], tmp_path / "out").parity.holds
 
 
 @pytest.mark.one_backend

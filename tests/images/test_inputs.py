@@ -121,11 +121,9 @@ def files_of(folder):
         ("grey", "0-1"),
         ("grey-first", "0-255"),
         ("grey-no-channels", "-1-1"),
-        ("grey-flat", "0-1"),
         ("grey-flat-columns", "0-1"),
         ("rgb-first", "-1-1"),
         ("rgb-flat", "0-1"),
-        ("rgb-flat-first", "0-255"),
     ],
 )
 def test_every_layout_is_found_and_scored_as_keras_scores_it(digits, trained, quiet, name, pixels):

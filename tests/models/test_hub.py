@@ -379,10 +379,9 @@ def test_random_weights_start_from_scratch(place, presets):
 
 
 @pytest.mark.one_backend(trains=True)
-@pytest.mark.parametrize("name", ["resnet", "vit"])
-def test_a_checkpoint_of_keras_hubs_own_fit_is_continued(place, name):
+def test_a_checkpoint_of_keras_hubs_own_fit_is_continued(place):
     """Weights and slots are restored; its preprocessing, which keras-hub applies in `fit` alone, becomes layers."""
-    classifier = classifier_of(name)
+    classifier = classifier_of("vit")
     images, labels = pictures((16, 16), 4), np.array([0, 1, 2, 3])
     classifier.train_on_batch(images, labels)
     classifier.train_on_batch(images, labels)
@@ -403,7 +402,7 @@ def test_a_checkpoint_of_keras_hubs_own_fit_is_continued(place, name):
     np.testing.assert_allclose(answers(live.model, images), expected, rtol=1e-5, atol=1e-6)
     loaded = load(Subject("own.keras", classes=tuple(names)))
     assert (loaded.card.pixels, loaded.card.image_size) == ("0-255", (16, 16))
-    assert hub_graph.holds_hub(loaded.model) == (name in HUBS)
+    assert hub_graph.holds_hub(loaded.model)
     np.testing.assert_allclose(answers(loaded.model, images), expected, rtol=1e-5, atol=1e-6)
 
 

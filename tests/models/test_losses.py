@@ -443,6 +443,7 @@ def _rewrite(path, change):
             archive.writestr(name, data)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_an_own_loss_is_exported_by_its_name(script, tmp_path):
     """A `.keras` export loads in plain Keras with the user's file, compiled with the user's loss."""
     path, own = script

@@ -67,6 +67,7 @@ def net(tmp_path_factory):
     return folder, model
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("way", ["--import", "--model"])
 def test_a_subclassed_model_is_scored_and_planned_for(net, pictures, quiet, way):
     """`eval` gives a subclassed model the accuracy of plain Keras; `plan` restores every variable."""

@@ -57,17 +57,13 @@ def test_a_run_killed_after_any_step_ends_with_the_same_bits(tmp_path, pictures)
         ),
         pytest.param(
             {"mixup": 0.2, "optimizer": "sgd", "lr": 0.05, "precision": "mixed_bfloat16", "lr_schedule": "constant",
-             "warmup_steps": 3},
-            id="mixup-sgd-bfloat16",
+             "warmup_steps": 3, "steps_per_execution": 2, "metric": ("sparse_top_k_categorical_accuracy",)},
+            id="mixup-sgd-bfloat16-two-steps-per-call-another-metric",
         ),
         pytest.param(
             {"precision": "mixed_float16", "ema": 0.9, "optimizer": "adam", "lr_schedule": "plateau", "patience": 1,
              "monitor": "val_accuracy", "epochs": 4},
             id="float16-plateau-patience",
-        ),
-        pytest.param(
-            {"steps_per_execution": 2, "epochs": 3, "metric": ("sparse_top_k_categorical_accuracy",)},
-            id="two-steps-per-call-another-metric",
         ),
     ],
 )  # fmt: skip

@@ -25,10 +25,10 @@ FOLDERS = sorted(path.parent for path in GOLDENS.glob("*/*/expected.json"))
 BARE = {"weights-h5", "weights-json", "backup"}
 FEW = [
     GOLDENS / "keras-3.15.1" / name
-    for name in ("keras-cnn-adam-float16", "keras-resnet-sgd", "keras-vit-plain-sgd", "weights-h5-mobilenet-adam")
+    for name in ("keras-cnn-adam-float16", "keras-resnet-sgd", "weights-h5-mobilenet-adam")
 ]
 FEW += [GOLDENS / "keras-3.15.1" / "weights-h5-sequential-ema", GOLDENS / "tf_keras-2.21.0" / "h5-nested-legacy-sgd"]
-"""For JAX: every kind of layer, one optimizer each, loss scaling and averages. Formats are read alike."""
+"""For JAX: convolutions, one optimizer each, loss scaling and averages. Formats are read alike."""
 BATCH = 4
 NAMED = {"adam": "adam", "ema": "adam", "sgd": "sgd"}
 

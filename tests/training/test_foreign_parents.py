@@ -317,6 +317,7 @@ def test_the_table_of_slots_is_kerass(script):
     assert known > 40
 
 
+@pytest.mark.one_backend(trains=True)
 def test_shards_are_read_like_one_file(script, tmp_path):
     """Shards equal the single file; a missing or foreign shard is named."""
     model = trained(script, keras.optimizers.Adam(1e-2))

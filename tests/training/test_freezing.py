@@ -174,6 +174,7 @@ def test_a_run_that_thaws_continues_exactly(tmp_path, place, optimizer, kills):
     assert counts[0] < counts[-1]
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_run_that_thaws_leaves_a_whole_parent(tmp_path, place):
     """Its result has slots for every layer: a child restores them all, and trains all."""
     run_training(

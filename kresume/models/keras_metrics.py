@@ -1,0 +1,89 @@
+"""Makes the metrics of Keras that the user names: `--metric`.
+
+    model.compile(metrics=[*loss.keras_metrics(), *own_metrics(("AUC",), loss)])
+
+Keras's metrics differ in the targets that they expect: those that Keras calls sparse take class indices, the others a row of
+zeros and a one per image. All take probabilities. Training has the targets of its loss, and a model may give logits; then
+most metrics fail, and some give a wrong number without a message.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from kresume.tasks.binary import BINARY
+from kresume.tasks.single_label import INDICES, ROWS
+from kresume.tasks.task import Head
+
+
+def make_metric(name: str) -> Any:
+    """Creates the metric that Keras knows by a name, with a name of its own that no earlier one changes.
+
+    One that gives a number for each class gives their mean.
+
+    Args:
+        name: `"AUC"` or `"top_k_categorical_accuracy"`, for example; `losses.check_metrics` has checked it.
+    """
+    found = keras.metrics.get(name)
+    if isinstance(found, keras.metrics.Metric):
+        found = type(found)
+    if isinstance(found, type):
+        own = {"average": "macro"} if "average" in inspect.signature(found).parameters else {}
+        return found(name=keras.src.utils.naming.to_snake_case(found.__name__), **own)
+    return keras.metrics.MeanMetricWrapper(found, name=name)
+
+
+def takes_indices(metric: Any) -> bool:
+    """Returns True if a metric expects class indices."""
+    return type(metric).__name__.startswith("Sparse") or str(metric.name).startswith("sparse")
+
+
+def fits(metric: Any, head: Head, form: str) -> bool:
+    """Returns True if plain Keras can compute a metric from these targets and outputs.
+
+    Args:
+        metric: of Keras.
+        head: how the model answers.
+        form: of the targets that its loss has.
+    """
+    return not head.from_logits and (head.task is BINARY or takes_indices(metric) == (form == INDICES))
+
+
+def own_metrics(names: Sequence[str], head: Head, form: str) -> list[Any]:
+    """Creates the user's metrics for a training: each gets the targets that it expects, and probabilities.
+
+    Args:
+        names: values of `--metric`.
+        head: how the model answers.
+        form: of the targets that its loss has.
+    """
+    metrics = [make_metric(name) for name in names]
+    for metric in metrics:
+        if not fits(metric, head, form) or head.task is BINARY:
+            _translate(metric, head, form)
+    return metrics
+
+
+def _translate(metric: Any, head: Head, form: str) -> None:
+    update, indices = metric.update_state, takes_indices(metric)
+
+    def update_state(y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        ops = keras.ops
+        shares = ops.cast(y_pred, "float32")
+        if head.task is BINARY:
+            shares = ops.sigmoid(shares) if head.from_logits else shares
+            targets = ops.reshape(y_true, (-1, 1))
+        else:
+            shares = ops.softmax(shares, axis=-1) if head.from_logits else shares
+            targets = y_true
+            if indices and form == ROWS:
+                targets = ops.argmax(y_true, axis=-1)
+            elif not indices and form == INDICES:
+                targets = ops.one_hot(ops.cast(ops.reshape(y_true, (-1,)), "int32"), shares.shape[-1], dtype="float32")
+        return update(targets, shares, sample_weight=sample_weight)
+
+    metric.update_state = update_state
