@@ -16,7 +16,7 @@ from typing import Any
 import keras
 
 from kresume.tasks.binary import BINARY
-from kresume.tasks.single_label import INDICES, ROWS
+from kresume.tasks.single_label import INDICES
 from kresume.tasks.task import Head
 
 
@@ -69,21 +69,11 @@ def own_metrics(names: Sequence[str], head: Head, form: str) -> list[Any]:
 
 
 def _translate(metric: Any, head: Head, form: str) -> None:
+    """Gives a metric the targets that it expects, and probabilities."""
     update, indices = metric.update_state, takes_indices(metric)
 
     def update_state(y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        ops = keras.ops
-        shares = ops.cast(y_pred, "float32")
-        if head.task is BINARY:
-            shares = ops.sigmoid(shares) if head.from_logits else shares
-            targets = ops.reshape(y_true, (-1, 1))
-        else:
-            shares = ops.softmax(shares, axis=-1) if head.from_logits else shares
-            targets = y_true
-            if indices and form == ROWS:
-                targets = ops.argmax(y_true, axis=-1)
-            elif not indices and form == INDICES:
-                targets = ops.one_hot(ops.cast(ops.reshape(y_true, (-1,)), "int32"), shares.shape[-1], dtype="float32")
+        targets, shares = head.task.for_metric(y_true, y_pred, form, head.from_logits, indices)
         return update(targets, shares, sample_weight=sample_weight)
 
     metric.update_state = update_state

@@ -76,6 +76,14 @@ def _keras_metrics(form: str, from_logits: bool) -> list[Any]:
     return [keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0 if from_logits else 0.5)]
 
 
+def _for_metric(targets: Any, outputs: Any, form: str, from_logits: bool, indices: bool) -> tuple[Any, Any]:
+    from keras import ops
+
+    del form, indices
+    shares = ops.cast(outputs, "float32")
+    return ops.reshape(targets, (-1, 1)), ops.sigmoid(shares) if from_logits else shares
+
+
 def _confident(label: int, units: int, from_logits: bool) -> np.ndarray:
     del units
     high, low = (3.0, -3.0) if from_logits else (0.8, 0.2)
@@ -122,6 +130,7 @@ BINARY = Task(
     class_scores=one_class.class_scores,
     keras_loss=_keras_loss,
     keras_metrics=_keras_metrics,
+    for_metric=_for_metric,
     confident=_confident,
     misfit=_misfit,
 )

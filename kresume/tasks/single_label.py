@@ -72,6 +72,18 @@ def _keras_metrics(form: str, from_logits: bool) -> list[Any]:
     return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
 
 
+def _for_metric(targets: Any, outputs: Any, form: str, from_logits: bool, indices: bool) -> tuple[Any, Any]:
+    from keras import ops
+
+    shares = ops.cast(outputs, "float32")
+    shares = ops.softmax(shares, axis=-1) if from_logits else shares
+    if indices and form == ROWS:
+        return ops.argmax(targets, axis=-1), shares
+    if not indices and form == INDICES:
+        return ops.one_hot(ops.cast(ops.reshape(targets, (-1,)), "int32"), shares.shape[-1], dtype="float32"), shares
+    return targets, shares
+
+
 def _confident(label: int, units: int, from_logits: bool) -> np.ndarray:
     row = np.full(units, 0.0 if from_logits else 0.2 / (units - 1), np.float32)
     row[label] = 3.0 if from_logits else 0.8
@@ -107,6 +119,7 @@ SINGLE_LABEL = Task(
     class_scores=one_class.class_scores,
     keras_loss=_keras_loss,
     keras_metrics=_keras_metrics,
+    for_metric=_for_metric,
     confident=_confident,
     misfit=_misfit,
 )

@@ -42,6 +42,8 @@ class Task:
         class_scores: computes the metrics of each class: `(answers, labels, class names) -> dict`.
         keras_loss: creates the Keras loss: `(name, from_logits, label_smoothing)`.
         keras_metrics: creates the training metrics for a form of targets: `(form, from_logits)`.
+        for_metric: returns targets and probabilities as a metric of Keras expects them:
+            `(targets, outputs, form, from_logits, True if it takes indices)`.
         confident: returns the outputs of a model that is sure of a class: `(class, outputs, from_logits) -> row`.
         misfit: explains why a loss of the task does not fit a number of outputs: `(loss, outputs) -> str`.
     """
@@ -66,6 +68,7 @@ class Task:
     class_scores: Callable[[np.ndarray, np.ndarray, Any], dict[str, dict[str, Any]]]
     keras_loss: Callable[[str, bool, float], Any]
     keras_metrics: Callable[[str, bool], list[Any]]
+    for_metric: Callable[[Any, Any, str, bool, bool], tuple[Any, Any]]
     confident: Callable[[int, int, bool], np.ndarray]
     misfit: Callable[[str, int], str]
 
