@@ -11,13 +11,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import keras
 
+from kresume.errors import UsageError
+from kresume.spelling import option
 from kresume.tasks.binary import BINARY
 from kresume.tasks.single_label import INDICES
 from kresume.tasks.task import Head
+
+LOWER = ("loss", "ece")
+"""Ends of the names of our own metrics whose lowest value is the best."""
 
 
 def make_metric(name: str) -> Any:
@@ -51,6 +56,31 @@ def fits(metric: Any, head: Head, form: str) -> bool:
         form: of the targets that its loss has.
     """
     return not head.from_logits and (head.task is BINARY or takes_indices(metric) == (form == INDICES))
+
+
+def better(name: str, own: Sequence[str]) -> Literal["max", "min"]:
+    """Returns whether the highest or the lowest value of a metric is the best.
+
+    Args:
+        name: of the metric in the logs, for example `val_loss`, `old.accuracy` or `auc`.
+        own: values of `--metric`.
+
+    Raises:
+        UsageError: Keras does not say it of this metric.
+    """
+    last = name.rpartition(".")[2].removeprefix("val_")
+    if last.endswith(LOWER):
+        return "min"
+    given = next((each for each in own if make_metric(each).name == last), None)
+    if given is None or "accuracy" in last:
+        return "max"
+    way: dict[Any, Literal["max", "min"]] = {"up": "max", "down": "min"}
+    direction = getattr(make_metric(given), "_direction", None)
+    if direction not in way:
+        raise UsageError(
+            f"{option('monitor', name)}: Keras does not say whether a high or a low {last} is better: monitor another metric"
+        )
+    return way[direction]
 
 
 def own_metrics(names: Sequence[str], head: Head, form: str) -> list[Any]:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from kresume import runs
-from kresume.models.keras_metrics import own_metrics
+from kresume.errors import UsageError
+from kresume.models.keras_metrics import better, own_metrics
 from kresume.tasks.binary import BINARY
 from kresume.tasks.single_label import INDICES, ROWS, SINGLE_LABEL
 from kresume.tasks.task import Head
@@ -52,6 +53,23 @@ def test_a_metric_of_two_classes_and_one_output(logits):
     plain = keras.metrics.AUC()
     plain.update_state((LABELS % 2)[:, None], 1 / (1 + np.exp(-outputs)))
     assert float(metric.result()) == pytest.approx(float(plain.result()), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "best"),
+    [
+        ("val_loss", (), "min"), ("old.loss", (), "min"), ("all.ece", (), "min"), ("old.accuracy", (), "max"),
+        ("classes.rose.recall", (), "max"), ("auc", ("AUC",), "max"), ("f1_score", ("F1Score",), "max"),
+        ("categorical_crossentropy", ("CategoricalCrossentropy",), "min"), ("kl_divergence", ("kl_divergence",), "min"),
+        ("mean_squared_error", ("mean_squared_error",), "min"), ("mean_absolute_error", ("MeanAbsoluteError",), "min"),
+        ("top_k_categorical_accuracy", ("top_k_categorical_accuracy",), "max"),
+    ],
+)  # fmt: skip
+def test_the_best_value_is_the_highest_or_the_lowest(name, own, best):
+    """An error is best where it is lowest; what Keras does not say the best of cannot be monitored."""
+    assert better(name, own) == best
+    with pytest.raises(UsageError, match="whether a high or a low false_positives is better"):
+        better("false_positives", ("FalsePositives",))
 
 
 def test_a_training_logs_them_and_its_model_trains_in_plain_keras(tmp_path, pictures):

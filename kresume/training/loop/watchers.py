@@ -8,6 +8,7 @@ from typing import Any, Literal
 import keras
 
 from kresume.evaluation.gates import Condition, parse_conditions
+from kresume.models.keras_metrics import better
 from kresume.options.settings import DEFAULTS
 from kresume.options.table import TrainConfig
 from kresume.training.plan.judging import gates_of
@@ -42,7 +43,7 @@ def monitor_of(config: TrainConfig) -> tuple[str, Literal["max", "min"]] | None:
     if config.monitor is None and config.patience is None and not gates_of(config):
         return None
     name = config.monitor or DEFAULTS.monitor
-    return name, "min" if name.endswith("loss") else "max"
+    return name, better(name, config.metric or ())
 
 
 def watchers(config: TrainConfig, rate: RatePlan, say: Callable[[str], None]) -> list[Any]:
