@@ -32,8 +32,11 @@ def text_of(cell):
 
 
 def kill_children(kernel, snapshots):
-    """Kills, as soon as two snapshots are there, all processes that a kernel has started."""
-    while sum(path.name.startswith("step-") for path in snapshots.glob("*")) < 2:
+    """Kills, as soon as there is a snapshot of a step, all processes that a kernel has started.
+
+    Two are there for an instant only: a run without `--monitor` keeps the last one.
+    """
+    while not any(path.name > "step-00000000" for path in snapshots.glob("step-*")):
         time.sleep(0.01)
     for process in psutil.Process(kernel).children(recursive=True):
         process.kill()
