@@ -262,7 +262,7 @@ def prune_snapshots(directory: Path, keep: int, pinned: set[int]) -> None:
     Also removes snapshots that were set aside or replaced.
     """
     finished = list_snapshots(directory)
-    kept = {path for _, path in finished[len(finished) - keep :]} if keep else set()
+    kept = {path for _, path in finished[-keep:]} if keep else set()
     kept |= {path for step, path in finished if step in pinned and not path.name.endswith(PENDING)}
     listed = {path for _, path in finished}
     for path in (*directory.glob("aside-*"), *directory.glob(f"{REPLACED}*")):

@@ -193,6 +193,16 @@ def test_pruning_keeps_the_newest_and_the_pinned(tmp_path):
     assert [step for step, _ in snapshot.list_snapshots(tmp_path)] == [4]
 
 
+@pytest.mark.parametrize("keep", [1, 2, 3, 5])
+def test_as_many_as_asked_are_kept_while_they_are_written(tmp_path, keep):
+    """Pruned after each one, as a run does, the last N stay; so a damaged one has another before it."""
+    for step in range(1, 8):
+        write(tmp_path, step)
+        snapshot.prune_snapshots(tmp_path, keep, set())
+        taken = [found for found, _ in snapshot.list_snapshots(tmp_path)]
+        assert taken == list(range(max(1, step - keep + 1), step + 1))
+
+
 def test_a_pending_snapshot_comes_before_the_scored_one_of_its_step(tmp_path):
     """The snapshot before an epoch's scoring is older than the one after it, at the same step."""
     write(tmp_path, 5, phase="scoring")

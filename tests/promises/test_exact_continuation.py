@@ -94,17 +94,18 @@ def test_an_extension_continues_exactly(tmp_path, pictures):
     kill_at_every_snapshot(tmp_path, TELLING, **arguments)
 
 
-def test_a_damaged_snapshot_is_named_and_the_one_before_is_used(tmp_path, pictures, capfd):
+def test_a_damaged_snapshot_is_named_and_the_one_before_is_used(tmp_path, pictures, capfd, monkeypatch):
     """A damaged newest snapshot is named and costs only steps: the result has equal bytes.
 
-    The run continues from the snapshot before it.
+    The run continues from the snapshot before it: three are kept.
     """
-    arguments = {"data": [str(pictures / "old")], **TINY}
-    whole = trained(tmp_path / "whole", every_snapshot=True, **arguments)
+    arguments = {"data": [str(pictures / "old")], "snapshot_every": "1", **TINY}
+    whole = trained(tmp_path / "whole", **arguments)
     killed = tmp_path / "killed"
-    shutil.copytree(whole, killed)
-    newest = snapshot.list_snapshots(killed / "snapshots")[6][1]
-    make_interrupted(killed, newest.name)
+    stopped_by(monkeypatch, lambda keeper: keeper.progress.step == 5, out=str(killed), **arguments)
+    taken = snapshot.list_snapshots(killed / "snapshots")
+    assert [step for step, _ in taken] == [4, 5, 6]
+    newest = taken[-1][1]
     file = newest / snapshot.ARRAYS
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
