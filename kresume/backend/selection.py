@@ -261,6 +261,22 @@ def _select_tensorflow(device: str | None, count: int | None) -> None:
         raise UsageError(f"--device {device}: TensorFlow finds no such device here; `kresume doctor` lists them")
 
 
+@contextmanager
+def policy_kept() -> Iterator[None]:
+    """Restores Keras's dtype policy after a block that may set another one.
+
+    In a notebook the next run, and the user's own layers, have nothing to do with the precision of this one.
+    """
+    running = sys.modules.get("keras")
+    before = running.config.dtype_policy() if running is not None else None
+    try:
+        yield
+    finally:
+        running = sys.modules.get("keras")
+        if running is not None:
+            running.config.set_dtype_policy(before if before is not None else running.config.floatx())
+
+
 def set_precision(precision: str | None) -> None:
     """Sets the policy for the layers of a new model: `"float32"`, `"mixed_bfloat16"` or `"mixed_float16"`."""
     import keras

@@ -54,9 +54,16 @@ class BatchTimes:
         return self._ready.numpy()
 
 
+def batch_times() -> BatchTimes | None:
+    """Returns the times of this process; None where `--exact on` forbids TensorFlow to read a clock."""
+    from tensorflow.python.framework import config
+
+    return None if config.is_op_determinism_enabled() else _times()
+
+
 @cache
-def batch_times() -> BatchTimes:
-    """Returns the times of this process: its traced functions hold them."""
+def _times() -> BatchTimes:
+    """Makes the times once: traced functions hold them."""
     return BatchTimes()
 
 
@@ -64,11 +71,11 @@ class Waiting:
     """The share of the latest steps that waited for their batch.
 
     Args:
-        times: when batches were ready.
+        times: when batches were ready; None if that is unknown, and then every share is.
         every: steps that Keras runs between two calls of `step_done`; only the first of them is measured.
     """
 
-    def __init__(self, times: BatchTimes, every: int = 1) -> None:
+    def __init__(self, times: BatchTimes | None, every: int = 1) -> None:
         self._times = times
         self._every = every
         self._ended: deque[tuple[int, float]] = deque(maxlen=MEASURED)
@@ -98,7 +105,7 @@ class Waiting:
         ended = list(self._ended)
         while len(self._ended) > 1:
             self._ended.popleft()
-        if len(ended) < 2:
+        if len(ended) < 2 or self._times is None:
             return None
         ready, waited = self._times.read(), 0.0
         for (step, asked), (_, until) in itertools.pairwise(ended):

@@ -9,6 +9,7 @@ import os
 from dataclasses import replace
 from typing import Any
 
+from kresume.backend import selection
 from kresume.options.resolve import from_arguments
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
@@ -37,6 +38,7 @@ def plan(checkpoint: str | os.PathLike[str] | None = None, /, **arguments: Any) 
     return make_plan(from_arguments(checkpoint, arguments), Reporter(quiet=quiet))
 
 
+@selection.policy_kept()
 def make_plan(config: TrainConfig, reporter: Reporter) -> Plan:
     """Decides everything that `train` would decide with the same options; writes nothing.
 

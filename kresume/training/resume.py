@@ -66,6 +66,7 @@ def resume(checkpoint: str | os.PathLike[str] | None = None, /, **arguments: Any
     return runs.open_run(result.run)
 
 
+@selection.policy_kept()
 def train(config: TrainConfig, reporter: Reporter) -> TrainResult:
     """Trains a new run, or continues an interrupted one to its end.
 
