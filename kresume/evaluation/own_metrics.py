@@ -19,6 +19,7 @@ from kresume.errors import ModelError, UsageError
 from kresume.models.own_code import as_model_error, is_function, load_function
 from kresume.spelling import option
 from kresume.tasks.binary import BINARY
+from kresume.tasks.single_label import INDICES
 from kresume.tasks.task import Task
 
 OURS = ("images", "loss", "accuracy", "f1", "top5", "ece", "recall", "precision", "intervals", "classes")
@@ -114,11 +115,6 @@ def _of_keras(name: str, task: Task, labels: np.ndarray, probabilities: np.ndarr
     sparse = takes_indices(metric)
     for start in range(0, len(labels), PART):
         part, shares = labels[start : start + PART], probabilities[start : start + PART].astype(np.float32)
-        if task is BINARY:
-            targets, shares = part[:, None].astype(np.float32), shares[:, 1:]
-        elif sparse:
-            targets = part
-        else:
-            targets = np.eye(shares.shape[1], dtype=np.float32)[part]
-        metric.update_state(targets, shares)
+        shares = shares[:, 1:] if task is BINARY else shares
+        metric.update_state(*task.for_metric(part, shares, INDICES, False, sparse))
     return np.asarray(keras.ops.convert_to_numpy(metric.result()))

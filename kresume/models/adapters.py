@@ -40,6 +40,10 @@ def factors(layer: Any) -> tuple[Any, Any]:
     return getattr(layer, first), getattr(layer, second)
 
 
+def _all_factors(model: Any) -> set[int]:
+    return {id(factor) for layer in adapted(model) for factor in factors(layer)}
+
+
 def base(layer: Any) -> Any:
     """Returns the variable that a layer's adapter adapts; `layer.kernel` would be a sum."""
     return layer._embeddings if hasattr(layer, "_embeddings") else layer._kernel
@@ -85,13 +89,13 @@ def completed(model: Any, named: list[tuple[Any, str]], state: TrainState) -> tu
     Returns:
         The state, and a note for the user; the note is empty if there are none.
     """
-    own = {id(factor) for layer in adapted(model) for factor in factors(layer)}
+    own = _all_factors(model)
     lacking = {name: np.zeros(tuple(factor.shape), "float32") for factor, name in named if id(factor) in own}
     if not lacking:
         return state, ""
     count = len(lacking) // 2
-    layers = "1 layer is" if count == 1 else f"{count:,} layers is"
-    said = f"the LoRA of {layers} part of the weights, as Keras saves it, and a new one starts at zero"
+    layers = f"{count:,} layer{'s' * (count > 1)}"
+    said = f"the LoRA of {layers} is part of the weights, as Keras saves it, and a new one starts at zero"
     return replace(state, arrays={**state.arrays, **lacking}), said
 
 
@@ -103,7 +107,7 @@ def begin_fresh(model: Any, optimizer: Any | None, matched: Matched) -> Matched:
         optimizer: built; None if only the weights are restored.
         matched: with the factors and their slots among its names.
     """
-    own = {id(factor) for layer in adapted(model) for factor in factors(layer)}
+    own = _all_factors(model)
     if not own:
         return matched
     slots_of = slots.describe(optimizer) if optimizer is not None else []

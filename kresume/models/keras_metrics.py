@@ -71,11 +71,11 @@ def better(name: str, own: Sequence[str]) -> Literal["max", "min"]:
     last = name.rpartition(".")[2].removeprefix("val_")
     if last.endswith(LOWER):
         return "min"
-    given = next((each for each in own if make_metric(each).name == last), None)
-    if given is None or "accuracy" in last:
+    metric = next((each for each in map(make_metric, own) if each.name == last), None)
+    if metric is None or "accuracy" in last:
         return "max"
     way: dict[Any, Literal["max", "min"]] = {"up": "max", "down": "min"}
-    direction = getattr(make_metric(given), "_direction", None)
+    direction = getattr(metric, "_direction", None)
     if direction not in way:
         raise UsageError(
             f"{option('monitor', name)}: Keras does not say whether a high or a low {last} is better: monitor another metric"
@@ -93,8 +93,7 @@ def own_metrics(names: Sequence[str], head: Head, form: str) -> list[Any]:
     """
     metrics = [make_metric(name) for name in names]
     for metric in metrics:
-        if not fits(metric, head, form) or head.task is BINARY:
-            _translate(metric, head, form)
+        _translate(metric, head, form)
     return metrics
 
 

@@ -9,7 +9,7 @@ import pytest
 import kresume
 from kresume.images.waiting import Waiting
 from tests.helpers import forking
-from tests.helpers.runs import TINY, result_arrays, run_training
+from tests.helpers.runs import TINY, assert_same_bytes, result_arrays, run_training
 
 
 def test_the_precision_of_a_run_is_that_run_s(tmp_path, pictures):
@@ -49,9 +49,7 @@ def test_deterministic_kernels_train_and_repeat(tmp_path, pictures):
         words += ["--no-trial", "--image-size", "10", "--epochs", "2", "--batch-size", "5"]
         forking.run(words, check=True, cwd=tmp_path, env=dict(os.environ))
         runs.append(result_arrays(tmp_path / name))
-    assert {name: array.tobytes() for name, array in runs[0].items()} == {
-        name: array.tobytes() for name, array in runs[1].items()
-    }
+    assert_same_bytes(*runs)
     unknown = Waiting(None)
     unknown.step_done(1)
     unknown.step_done(2)
