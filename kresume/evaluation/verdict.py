@@ -183,14 +183,20 @@ def _adjusted(p: np.ndarray) -> np.ndarray:
 
 
 def in_words(verdicts: Mapping[str, Verdict]) -> str:
-    """Puts the verdicts on new and old images in one line; `"all"` is named only if there is nothing else.
+    """Puts the verdicts on new and old images in one line.
 
-    For example `"better on new (+4.2 points, p = 0.01), unchanged on old within noise (-0.3 points, p = 0.8)"`.
+    For example `"better on new (+4.2 points, p = 0.01), unchanged on old within noise (-0.3 points, p = 0.8)"`. `"all"` is
+    named if there is nothing else, and first where only all of them together show a difference.
     """
     named = {name: verdict for name, verdict in verdicts.items() if name != "all"}
+    whole = verdicts.get("all")
     if len(named) < 2:
-        return str(verdicts["all"]) if "all" in verdicts else ""
-    return ", ".join(verdict.on(name) for name, verdict in named.items())
+        return str(whole or "")
+    parts = [verdict.on(name) for name, verdict in named.items()]
+    shown = {"better", "worse"}
+    if whole is not None and whole.kind in shown and not shown & {verdict.kind for verdict in named.values()}:
+        parts.insert(0, whole.on("all"))
+    return ", ".join(parts)
 
 
 def describe_points(difference: float) -> str:

@@ -21,6 +21,11 @@ NEIGHBOURS: Mapping[str, str] = {
     "--output-dir": "that is --out DIR",
     "--output": "that is --out DIR",
     "--project": "that is --out DIR",
+    "--name": "that is --out DIR",
+    "--run-name": "that is --out DIR",
+    "--exist-ok": "that is --overwrite; an interrupted run continues by the same command",
+    "--plan": "kresume plan prints the plan alone",
+    "--dry-run": "kresume plan prints the plan alone",
     "--model-ema": "that is --ema 0.999",
     "--warmup-epochs": "that is --warmup-steps N",
     "--sched": "that is --lr-schedule NAME",
@@ -38,6 +43,8 @@ NEIGHBOURS: Mapping[str, str] = {
     "--average": "averaging with the parent was never better than the run itself; --ema F averages along the way",
 }
 """Options elsewhere, and what to use here."""
+CLOSE = 0.75
+"""How similar an unknown option is at least to the one that is suggested (`difflib`): `--name` is no slip for `--amp`."""
 
 
 def nearest(option: str, known: Sequence[str]) -> str | None:
@@ -50,7 +57,8 @@ def nearest(option: str, known: Sequence[str]) -> str | None:
     name = option.replace("_", "-")
     if name in NEIGHBOURS:
         return NEIGHBOURS[name]
-    near = difflib.get_close_matches(name, [*known, *NEIGHBOURS], 1)
+    near = difflib.get_close_matches(name, [*known, *NEIGHBOURS], 1, CLOSE)
     if not near:
         return None
-    return NEIGHBOURS.get(near[0]) or f"did you mean {near[0]}?"
+    meant = f"did you mean {near[0]}?"
+    return f"{meant} {NEIGHBOURS[near[0]]}" if near[0] in NEIGHBOURS else meant

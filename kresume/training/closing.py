@@ -18,13 +18,11 @@ from typing import Any
 
 from kresume import runs
 from kresume.errors import GateFailed
-from kresume.evaluation.verdict import Pair, Verdict, in_words, judge_classes, judge_origins
+from kresume.evaluation.forgetting import forgetting_of
+from kresume.evaluation.verdict import Pair, Verdict, in_words, judge_origins
 from kresume.options.settings import DEFAULTS
 from kresume.spelling import option
 from kresume.training.plan.plan import describe_scores
-
-MOST_FORGOTTEN = 3
-"""Forgotten classes that are named."""
 
 
 @dataclass(frozen=True)
@@ -120,10 +118,11 @@ def closing_facts(run: runs.Run, pair: Pair | None) -> dict[str, Any]:
         pair: the answers of its parent and its result; None if one of them is unknown.
     """
     verdicts: Mapping[str, Verdict] = {}
-    classes: Mapping[str, Verdict] = {}
+    forgot = ""
     if pair is not None:
         verdicts = judge_origins(pair.before, pair.after, pair.generation)
-        classes = judge_classes(pair.before, pair.after)
+        known = [name for name in pair.after.classes if name not in run.record.new_classes]
+        forgot = str(forgetting_of(pair, known))
     lines = runs.read_metrics(run.metrics)
     epoch = next((line["epoch"] for line in lines if line["step"] == run.result_step()), None)
     monitor = run.record.options.get("monitor") or DEFAULTS.monitor
@@ -131,21 +130,10 @@ def closing_facts(run: runs.Run, pair: Pair | None) -> dict[str, Any]:
     return {
         "which": "" if epoch is None else f"epoch {epoch}, {f'the best by {monitor}' if is_best else 'the last'}",
         "verdicts": verdicts,
-        "forgot": _forgotten(verdicts, classes),
+        "forgot": forgot,
         "best": "" if is_best else _better_epoch(lines, epoch),
         "seen": int(run.record.images.get("seen", 0)),
     }
-
-
-def _forgotten(verdicts: Mapping[str, Verdict], classes: Mapping[str, Verdict]) -> str:
-    if not verdicts:
-        return ""
-    worse = [verdict.facts for name, verdict in verdicts.items() if name == "old" and verdict.kind == "worse"]
-    fell = sorted((each for each in classes.items() if each[1].kind == "worse"), key=lambda each: each[1].difference)
-    found = [f"old images ({facts})" for facts in worse]
-    found += [f"{name} ({verdict.facts})" for name, verdict in fell[:MOST_FORGOTTEN]]
-    more = f" and {len(fell) - MOST_FORGOTTEN:,} more classes" if len(fell) > MOST_FORGOTTEN else ""
-    return f"{', '.join(found)}{more}" if found else "nothing by more than noise"
 
 
 def _better_epoch(lines: list[dict[str, Any]], epoch: int | None) -> str:

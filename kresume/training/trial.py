@@ -97,7 +97,8 @@ def estimate(
         counts = [statistics_images(images, plan.amount.batch_size, last=last) for last in (False, True)]
         pictures += (epochs - 1) * counts[0] + counts[1]
     scored = pictures / plan.amount.batch_size * step * SCORED_SHARE
-    return Estimate(trained + scored, step, tried, max(0.0, first - step), scored / (trained + scored))
+    thaws = draft.freezing.until or 0 if draft.freezing is not None else 0
+    return Estimate(trained + scored, step, tried, max(0.0, first - step), scored / (trained + scored), thaws)
 
 
 def _measure(model: Any, dataset: Any, amount: Amount) -> tuple[float, float, int]:

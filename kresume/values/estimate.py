@@ -17,6 +17,8 @@ class Estimate:
         tried: the number of steps that were measured.
         compiling: seconds of the first step, which compiles.
         scoring: share of `seconds` for scores and statistics between the epochs.
+        thaws: after how many epochs layers begin to train that were frozen in the measured steps; 0 if none do. Later
+            steps take longer, so `seconds` is the least.
     """
 
     seconds: float
@@ -24,6 +26,7 @@ class Estimate:
     tried: int
     compiling: float
     scoring: float
+    thaws: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the JSON form."""
@@ -36,9 +39,11 @@ class Estimate:
 
     def __str__(self) -> str:
         step = f"{self.step:.1f} s" if self.step >= 1 else f"{1000 * self.step:.{0 if self.step >= 0.01 else 1}f} ms"
+        about = f"at least {duration(self.seconds)}" if self.thaws else f"about {duration(self.seconds)}"
+        longer = f"; from epoch {self.thaws + 1} on, when all layers train, a step takes longer" if self.thaws else ""
         return (
-            f"about {duration(self.seconds)}: {step} a step (measured on {self.tried}), {100 * self.scoring:.0f} % of it for "
-            f"scores; compiling takes {duration(self.compiling)} at each start"
+            f"{about}: {step} a step (measured on {self.tried}), {100 * self.scoring:.0f} % of it for "
+            f"scores; compiling takes {duration(self.compiling)} at each start{longer}"
         )
 
 

@@ -96,6 +96,17 @@ def test_origins_and_classes_are_judged_apart():
     assert by_class["b"] == judge_right(one[1::2], other[1::2])
 
 
+def test_a_difference_that_only_all_images_show_comes_first():
+    """Parts of 100 images that gain 4 each prove nothing; the 200 do."""
+    before = np.array([True] * 90 + [False] * 10)
+    after = before | (np.arange(100) >= 96)
+    parts = {name: judge_right(before, after) for name in ("new", "old")}
+    whole = judge_right(np.tile(before, 2), np.tile(after, 2))
+    assert (parts["new"].kind, whole.kind) == ("unchanged", "better")
+    words = in_words({**parts, "all": whole})
+    assert words.startswith("better on all (+4.0 points, p = 0.0078), unchanged on new within")
+
+
 def test_images_are_matched_by_content():
     """The order of the images, and images that only one model has seen, do not matter."""
     one, other = results(30, 5, 100, 40)

@@ -627,3 +627,19 @@ def test_scores_of_a_run_that_is_not_finished_say_so(tmp_path, pictures):
     make_interrupted(path, "none")
     scored = str(evaluate(path, data=str(pictures / "new")))
     assert "is not finished (running): its newest snapshot is used" in scored
+
+
+@pytest.mark.one_backend(trains=True)
+def test_a_killed_parent_is_not_called_running(tmp_path, pictures):
+    """The plan says at which step a killed parent is restored, and how far it had trained without a snapshot."""
+    path = trained(tmp_path / "run", data=[str(pictures / "old")], **TINY)
+    make_interrupted(path, "none")
+    step = runs.read_metrics(Path(path) / "metrics.jsonl")[-1]["step"]
+
+    def plan():
+        return kresume.plan(str(path), add=[str(pictures / "new")], quiet=True)
+
+    assert plan().parent.endswith(f"(run, unfinished, step {step})")
+    with (Path(path) / "metrics.jsonl").open("a") as lines:
+        lines.write(json.dumps({"epoch": 9, "step": step + 66}) + "\n")
+    assert plan().parent.endswith(f"(run, unfinished, step {step}; it had trained to step {step + 66})")

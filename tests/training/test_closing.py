@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 
+import numpy as np
 import pytest
 
 from kresume.evaluation.verdict import Pair
@@ -76,6 +77,29 @@ def test_the_last_block_says_what_is_noise_and_what_was_forgotten(tmp_path, case
     run.record.images["seen"] = 60
     seen = "; 60 of the validation images were probably seen in training before"
     assert f"{lines['change']}{seen}\n" in str(result_of(run, before, after))
+
+
+KNOWN_ALL = ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("old", "judged", "added", "words"),
+    [
+        (400, "abc", (), "nothing by more than noise"),
+        (400, "ab", (), "nothing by more than noise; no validation image of c"),
+        (0, "abc", (), "nothing by more than noise; no validation image is old"),
+        (0, "c", ("c",), "unknown: no validation image is of a class that the parent knew"),
+        (400, "abc", ("c",), "nothing by more than noise"),
+    ],
+)
+def test_what_cannot_be_judged_is_not_called_kept(tmp_path, old, judged, added, words):
+    """Nothing is said to be kept of images and classes that no validation image shows."""
+    manifest = page_runs.write_images(tmp_path / "in", KNOWN_ALL, old=old, new=400, stored=False)
+    others = np.array([KNOWN_ALL[label] not in judged for label in manifest.labels])
+    shown = manifest.changed(manifest.table[:0], [sha.decode() for sha in manifest.sha256s[others]])
+    before, after = (page_runs.made_answers(shown, 0.7, 0.7, seed) for seed in (1, 2))
+    run = page_runs.write_run(tmp_path / "1-run", shown, before, after, new_classes=added)
+    assert closing_facts(run, Pair(before, after, run.generation))["forgot"] == words
 
 
 def test_the_last_block_of_a_new_model_compares_nothing(tmp_path):

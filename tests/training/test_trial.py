@@ -121,3 +121,5 @@ def test_the_estimate_in_words(step, words):
     assert (
         text == f"about 4 min: {words} a step (measured on 5), 8 % of it for scores; compiling takes 12 s at each start"
     )
+    later = "; from epoch 3 on, when all layers train, a step takes longer"
+    assert str(Estimate(240, step, 5, 12.2, 0.08, thaws=2)) == text.replace("about", "at least") + later

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from kresume.evaluation.forgetting import forgetting_of
+from kresume.evaluation.verdict import Pair
 from kresume.images.reader import PictureReader
 from kresume.reports.page.by_class import ClassChange, classes_of
 from kresume.reports.page.confusion import Confusion, confusion_of
@@ -123,7 +125,7 @@ def collect(source: Source) -> Facts:
         compared=source,
         verdict=sentence(source, changes),
         changes=changes,
-        findings=findings_of(failed, changes, shift, classes, chosen.galleries, counts, curves),
+        findings=findings_of(failed, changes, shift, classes, chosen.galleries, counts, curves, _unknown(source)),
         confusion=confusion,
         classes=classes,
         chosen=chosen,
@@ -135,6 +137,15 @@ def collect(source: Source) -> Facts:
         family=family_of(source),
         story=story_of(source),
     )
+
+
+def _unknown(source: Source) -> str:
+    """Says why nobody can know what the run forgot of its parent; empty if that is known or there is none."""
+    before, after = source.before_answers, source.after.answers
+    if before is None or after is None:
+        return ""
+    known = [name for name in after.classes if name not in source.run.record.new_classes]
+    return forgetting_of(Pair(before, after, source.run.generation), known).unknown
 
 
 def compare(compared: Compared, failed: Sequence[str]) -> Comparison:

@@ -34,6 +34,7 @@ def findings_of(
     galleries: Sequence[Gallery],
     counts: Counts | None = None,
     curves: Curves | None = None,
+    unknown: str = "",
 ) -> tuple[Finding, ...]:
     """Returns the findings, the gravest first.
 
@@ -45,10 +46,12 @@ def findings_of(
         galleries: the lists of pictures.
         counts: the images of a run.
         curves: of a run.
+        unknown: why nobody can know what a run forgot, or some of it.
     """
     found = [
         *(Finding("bad", f"Gate failed: {failure}.", "headline") for failure in failed),
         *_forgetting(changes, shift),
+        *([Finding("look", f"What it forgot cannot be told in full: {unknown}.", "headline")] if unknown else ()),
         *_classes(classes),
         *_mistakes(galleries),
         *(_data(counts) if counts is not None else ()),

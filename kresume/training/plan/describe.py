@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from kresume import runs
 from kresume.checkpoints.run import named
 from kresume.images.mixing import Shares
 from kresume.options.differences import describe_differences
@@ -118,8 +119,14 @@ def _describe_parent(start: Start, parent: Parent | None) -> str:
     """Returns the path, the format and the step of the parent; empty without one."""
     if parent is None:
         return ""
-    kind = f"run, {parent.run.status}" if parent.run else parent.state.format
-    step = f", step {parent.state.step:,}" if parent.state.step is not None else ""
+    step = "" if parent.state.step is None else f", step {parent.state.step:,}"
+    kind = parent.state.format
+    if parent.run is not None:
+        # A killed run still says that it is running.
+        kind = f"run, {parent.run.status if parent.run.finished else 'unfinished'}"
+        scored = [] if parent.run.finished else runs.read_metrics(parent.run.metrics)
+        if scored and scored[-1]["step"] > (parent.state.step or 0):
+            step += f"; it had trained to step {scored[-1]['step']:,}"
     return f"{named(str(start.config.from_))} ({kind}{step})"
 
 

@@ -295,7 +295,8 @@ def _check_merge(
 ) -> None:
     if merge.facts.unknown:
         named = ", ".join(f"{name!r} ({count:,} images)" for name, count in sorted(merge.facts.unknown.items()))
-        knows = ", ".join(map(repr, classes))
+        grown = config.grow if isinstance(config.grow, tuple) else ()
+        knows = ", ".join(repr(name) for name in classes if name not in grown)
         raise ImagesError(
             f"classes that the model does not know: {named}; it knows {knows}. {_ways_on(config, parent, merge)}"
         )

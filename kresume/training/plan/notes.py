@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from kresume.errors import UsageError
-from kresume.options.given import to_command
 from kresume.options.table import TrainConfig
 from kresume.spelling import option
 from kresume.training.plan.amount import HUGE_ADDITION, describe_batch_change
@@ -61,7 +60,7 @@ def notes_of(
         notes.append(
             f"the old images of {config.from_} are neither trained on nor scored: what it forgets of them is not measured"
         )
-    notes += _huge(config, gathered, generation)
+    notes += _huge(gathered, generation)
     return notes
 
 
@@ -189,13 +188,12 @@ def _replaced(config: TrainConfig, parent: Parent, gathered: Gathered) -> Iterat
         )
 
 
-def _huge(config: TrainConfig, gathered: Gathered, generation: int) -> Iterator[str]:
-    """Notes so many new images that a fresh model is probably better."""
+def _huge(gathered: Gathered, generation: int) -> Iterator[str]:
+    """Notes so many new images that a fresh model is probably better; without old ones it would know less."""
     new = int((gathered.manifest.origins == generation).sum())
     old = len(gathered.manifest) - new
-    if new > HUGE_ADDITION * max(old, 1):
-        fresh = config.model_copy(update={"from_": None, "lr": None, "lr_scale": None, "lr_schedule": None})
+    if new > HUGE_ADDITION * old > 0:
         yield (
             f"{new:,} new images are more than {HUGE_ADDITION} times the {old:,} old ones: a fresh model is probably better: "
-            f"{to_command(fresh)}"
+            f"give all of them with {option('data')}, without {option('from_')}"
         )
