@@ -75,9 +75,10 @@ class Prepared:
 def _without_gc_rescans() -> Iterator[None]:
     """Freezes existing objects so that the garbage collector does not rescan them.
 
-    Creating many rows triggers many collections. Objects that the caller has frozen stay frozen: `unfreeze` knows no part.
+    Creating many rows triggers many collections, unless the caller has turned the collector off. Objects that the caller has
+    frozen stay frozen: `unfreeze` knows no part.
     """
-    if gc.get_freeze_count():
+    if not gc.isenabled() or gc.get_freeze_count():  # counting visits every frozen object
         yield
         return
     gc.freeze()

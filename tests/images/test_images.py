@@ -50,14 +50,20 @@ def gradient(height=40, width=60):
 
 
 @pytest.mark.one_backend
-def test_what_the_caller_froze_stays_frozen(quiet):
+@pytest.mark.parametrize("collects", [True, False])
+def test_what_the_caller_froze_stays_frozen(quiet, collects):
     """Preparing images unfreezes only what it froze: a server, or these tests, keep the frameworks out of collections.
 
     Threads of tests before may free some of these objects meanwhile.
     """
     gc.freeze()
     frozen = gc.get_freeze_count()
-    prepare([], SPEC, None, quiet)
+    if collects:
+        gc.enable()  # the tests turn it off
+    try:
+        prepare([], SPEC, None, quiet)
+    finally:
+        gc.disable()
     assert gc.get_freeze_count() > frozen // 2
 
 
