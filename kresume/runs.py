@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from kresume.addresses import public, resolved
 from kresume.errors import RunError
-from kresume.storage import atomic
+from kresume.storage import atomic, sealed
 from kresume.values.record import RunRecord, Status
 
 RECORD, EVENTS, MODEL = "run.json", "events.jsonl", "model.keras"
@@ -123,7 +123,7 @@ class Run:
             The run with the new record.
         """
         record = replace(self.record, **changes)
-        atomic.write_json(self.path / RECORD, record.as_dict())
+        write_record(self.path, record)
         return Run(self.path, record)
 
     def event(self, kind: str, **facts: Any) -> None:
@@ -174,11 +174,16 @@ def is_run(path: str | Path) -> bool:
     return (Path(path) / RECORD).is_file()
 
 
+def write_record(folder: Path, record: RunRecord) -> None:
+    """Writes `run.json`, sealed: with a digest of itself, and without passwords of addresses."""
+    atomic.write_json(folder / RECORD, sealed.seal(json.loads(public(json.dumps(record.as_dict())))))
+
+
 def open_run(path: str | Path) -> Run:
     """Reads a run.
 
     Raises:
-        RunError: there is no run at `path`, or its record cannot be read or is of a later version.
+        RunError: there is no run at `path`, or its record cannot be read, was changed or is of a later version.
     """
     path = Path(path)
     if not is_run(path):
@@ -187,7 +192,13 @@ def open_run(path: str | Path) -> Run:
         record = atomic.read_json(path / RECORD)
     except (OSError, ValueError) as error:
         raise RunError(f"cannot read {path / RECORD}: {error}; restore it from a copy of the run") from error
-    return Run(path, RunRecord.from_dict(record, str(path / RECORD)))
+    run = Run(path, RunRecord.from_dict(record, str(path / RECORD)))
+    if not sealed.is_sealed(record):
+        raise RunError(
+            f"{path / RECORD} does not match its digest: it is damaged, or was changed by hand. Restore it from a copy of the "
+            f"run; if you changed it, remove `{sealed.DIGEST}` from it"
+        )
+    return run
 
 
 def try_open(path: Path) -> Run | Unreadable:

@@ -1,6 +1,7 @@
-"""Verifies exports: `export.json` has a digest of every file beside it, and of itself.
+"""Verifies records by a digest of themselves, and exports by a digest of every file, too.
 
-    write_json(folder / NAME, seal(record))
+    write_json(path, seal(record))          # `run.json`, `export.json`
+    is_sealed(read_json(path))              # False if a value was changed since
     check("serving/flowers/3")              # the whole export
     check("weights/model.weights.h5")       # this file of one
 
@@ -20,14 +21,20 @@ from typing import Any
 from kresume.errors import CheckpointError
 from kresume.storage import atomic
 
-NAME = "export.json"
+NAME, DIGEST = "export.json", "sha256"
 OURS = (b'"export_format"', b'"parity"', b'"sha256"')
 """Each is in every record, so that one damaged byte leaves two."""
 
 
 def seal(record: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the record with a digest of itself as `sha256`."""
-    return {**record, "sha256": _digest(record)}
+    return {**record, DIGEST: _digest(record)}
+
+
+def is_sealed(record: Mapping[str, Any]) -> bool:
+    """Returns True if a record matches its digest, or has none, as those of earlier versions."""
+    rest = {name: value for name, value in record.items() if name != DIGEST}
+    return DIGEST not in record or record[DIGEST] == _digest(rest)
 
 
 def _digest(record: Mapping[str, Any]) -> str:
@@ -71,7 +78,7 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
         raise CheckpointError(f"{path} is damaged ({error}): export again") from error
     if not isinstance(record, dict):
         return {}
-    digest = record.pop("sha256", None)
+    digest = record.pop(DIGEST, None)
     sealed = isinstance(digest, str) and re.fullmatch(r"[0-9a-f]{64}", digest) is not None
     if digest is not None and (not sealed or digest != _digest(record)) and (sealed or "export_format" in record):
         raise CheckpointError(f"{path} does not match its digest, it was changed: export again")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from kresume import runs
-from kresume.addresses import public, relative
+from kresume.addresses import relative
 from kresume.backend import fingerprint, live_state
 from kresume.checkpoints import snapshot
 from kresume.checkpoints.files import describe_files
@@ -79,7 +78,7 @@ def _fill(folder: Path, record: RunRecord, draft: Draft) -> None:
 
     model = draft.loaded.live.model
     state = live_state.read_state(model)
-    atomic.write_json(folder / runs.RECORD, json.loads(public(json.dumps(record.as_dict()))))
+    runs.write_record(folder, record)
     if draft.before.answers is not None:
         answers.write(folder / runs.ANSWERS / "before.parquet", draft.before.answers)
     draft.data.gathered.manifest.write(folder / "images.parquet")

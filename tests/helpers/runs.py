@@ -88,10 +88,17 @@ def _digest_of_images(root: Path, arguments) -> str:
     return hasher.hexdigest()
 
 
+def write_record(run: Path, record: dict) -> None:
+    """Replaces `run.json` by a changed one, without the digest, as a user does who changes it."""
+    record.pop("sha256", None)
+    (run / "run.json").write_text(json.dumps(record))
+
+
 def move(run: Path, before: str, after: str) -> None:
     """Replaces the root folder in every path of a run."""
     for name in ("run.json", "events.jsonl"):
         (run / name).write_text((run / name).read_text().replace(before, after))
+    write_record(run, json.loads((run / "run.json").read_text()))
     table = pq.read_table(run / "images.parquet")
     paths = pc.replace_substring(table["path"], before, after)
     table = table.set_column(table.column_names.index("path"), table.schema.field("path"), paths.cast(pa.string()))
@@ -104,7 +111,7 @@ def _rename(run: Path, before: str) -> None:
     for options, name in ((record["given"], "out"), (record["options"], "out"), (record["plan"]["options"], "--out")):
         options[name] = str(run)
     record["command"] = record["command"].replace(f"--out {shlex.quote(before)}", f"--out {shlex.quote(str(run))}")
-    (run / "run.json").write_text(json.dumps(record))
+    write_record(run, record)
 
 
 def lines_without_time(path: Path) -> list[dict]:
@@ -173,7 +180,7 @@ def make_interrupted(path: Path, last: str) -> None:
     for name in ("result", "best", "finished"):
         record.pop(name, None)
     record["status"] = "running"
-    (path / "run.json").write_text(json.dumps(record))
+    write_record(path, record)
 
 
 def stopped_by(monkeypatch, when, number=signal.SIGTERM, **arguments):

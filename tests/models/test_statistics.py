@@ -17,7 +17,7 @@ from kresume.models.load import Subject, load
 from kresume.models.unscored import with_statistics
 from kresume.reporter import Reporter
 from tests.helpers.pictures import CLASSES, draw
-from tests.helpers.runs import TINY, make_interrupted, result_arrays, run_training, trained
+from tests.helpers.runs import TINY, make_interrupted, result_arrays, run_training, trained, write_record
 
 SIZE = 12
 BN_TINY = {"image_size": TINY["image_size"], "batch_size": TINY["batch_size"], "lr": 0.01, "epochs": 3}
@@ -329,6 +329,6 @@ def test_a_run_without_the_record_keeps_moving_averages(tmp_path, pictures):
     make_interrupted(whole, "step-00000003")
     record = json.loads((whole / "run.json").read_text())
     del record["statistics"], record["options"]["bn_stats"], record["given"]["bn_stats"]
-    (whole / "run.json").write_text(json.dumps(record))
+    write_record(whole, record)
     run_training(out=str(whole))
     assert [line["all"] for line in runs.read_metrics(whole / "metrics.jsonl")] == [line["all"] for line in lines]
