@@ -111,23 +111,20 @@ def interrupted(data: Path, seeds: int) -> None:
         print(f"| {recipe} | {val:.1f} ± {val_spread:.1f} % | {unseen:.1f} ± {unseen_spread:.1f} % |")
 
 
-def extended(story: str, data: Path, seeds: int) -> None:
-    """Prints the table of a story that extends a finished parent."""
+def extended(story: str, data: Path, seeds: int, kept: Path | None) -> None:
+    """Prints the table of a story that extends a finished parent; seeds whose rows the file `kept` has are not run again."""
+    done: dict[int, list[dict[str, Any]]] = {}
+    for line in kept.read_text().splitlines() if kept is not None and kept.exists() else ():
+        done |= {int(seed): rows for seed, rows in json.loads(line).items()}
     found: dict[tuple[str, float], list[dict[str, float]]] = {}
     for seed in range(seeds):
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            os.environ["KRESUME_CACHE"] = str(folder / "cache")
-            stories.share_out(story, data, folder)
-            day = "" if story == "digits" else str(data / "eval")
-            (folder / "plan.json").write_text(
-                json.dumps({"story": story, "folder": name, "seed": seed, "another day": day})
-            )
-            command = [sys.executable, "-W", "ignore", str(Path(stories.__file__)), str(folder / "plan.json")]
-            for line in pairs.run(command, {"TF_CPP_MIN_LOG_LEVEL": "3"})[1].splitlines():
-                row = json.loads(line)
-                found.setdefault((row.pop("recipe"), row.pop("share")), []).append(row)
-                print(f"seed {seed}: {line}", file=sys.stderr)
+        if seed not in done:
+            done[seed] = _rows(story, data, seed)
+            if kept is not None:
+                with kept.open("a") as file:
+                    file.write(json.dumps({seed: done[seed]}) + "\n")
+        for row in done[seed]:
+            found.setdefault((row.pop("recipe"), row.pop("share")), []).append(row)
     columns = list(next(iter(found.values()))[0])
     print(f"| recipe | compute | {' | '.join(columns)} |\n|---|---|{'---|' * len(columns)}")
     for (recipe, share), rows in found.items():
@@ -138,17 +135,38 @@ def extended(story: str, data: Path, seeds: int) -> None:
         print(f"| {recipe} | {f'{share:.0%}' if share else '-'} | {' | '.join(cells)} |")
 
 
+def _rows(story: str, data: Path, seed: int) -> list[dict[str, Any]]:
+    """Returns what each recipe gives with one seed."""
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ["KRESUME_CACHE"] = str(folder / "cache")
+        stories.share_out(story, data, folder)
+        day = "" if story == "digits" else str(data / "eval")
+        (folder / "plan.json").write_text(
+            json.dumps({"story": story, "folder": name, "seed": seed, "another day": day})
+        )
+        command = [sys.executable, "-W", "ignore", str(Path(stories.__file__)), str(folder / "plan.json")]
+        for line in pairs.run(command, {"TF_CPP_MIN_LOG_LEVEL": "3"})[1].splitlines():
+            rows.append(json.loads(line))
+            print(f"seed {seed}: {line}", file=sys.stderr)
+    return rows
+
+
 def main() -> None:
     """Prints the table of a story."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("story", choices=["interrupted", "small", "large", "camera", "classes", "gone", "digits"])
     parser.add_argument("data", type=Path, help="a folder with `old/`, `new/` and `eval/`, each with class folders")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--kept", type=Path, help="a file that keeps the rows of each seed: given again, only others are run"
+    )
     asked = parser.parse_args()
     if asked.story == "interrupted":
         interrupted(asked.data.resolve(), asked.seeds)
     else:
-        extended(asked.story, asked.data.resolve(), asked.seeds)
+        extended(asked.story, asked.data.resolve(), asked.seeds, asked.kept)
 
 
 if __name__ == "__main__":
