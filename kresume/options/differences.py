@@ -56,14 +56,18 @@ def describe_differences(parent: TrainConfig, child: TrainConfig, asked: TrainCo
 def shown(name: str, value: Any) -> str:
     """Formats an option with its value as on the command line."""
     flag = flag_of(name)
+    if value is False or (value is None and getattr(DEFAULTS, name, None) is True):
+        return f"--no-{flag[2:]}"
     if value is None:
         return f"no {flag}"
-    if isinstance(value, bool):
-        return flag if value else f"--no-{flag[2:]}"
+    if value is True:
+        return flag
     return " ".join(f"{flag} {item}" for item in (value if isinstance(value, (list, tuple)) else [value]))
 
 
 def _words(value: Any) -> str:
+    if value is True:
+        return "on"
     return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 

@@ -27,6 +27,9 @@ def test_only_what_differs_from_the_parents_options_is_listed():
         "all others are the parent's"
     )
     assert describe_differences(parent, parent, TrainConfig(from_="runs/1")) == "all are the parent's"
+    off = parent.model_copy(update={"trial": False})
+    assert describe_differences(parent, off, off).endswith("--no-trial (the parent: on); all others are the parent's")
+    assert describe_differences(off, parent, parent).endswith("--trial (the parent: off); all others are the parent's")
 
 
 def result_of(run, before=None, after=None):
