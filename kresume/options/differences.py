@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kresume.options.given import given
+from kresume.options.given import code_of, given
 from kresume.options.lookup import INHERITED, flag_of
 from kresume.options.settings import DEFAULTS
 from kresume.options.table import TrainConfig
@@ -72,5 +72,7 @@ def _words(value: Any) -> str:
 
 
 def _value(name: str, config: TrainConfig) -> Any:
+    if name == "imports":  # a child imports the file of its parent's --model
+        return list(code_of(given(config))) or None
     value = given(config).get(name, getattr(DEFAULTS, name, None))
     return None if value is False or (value == 0 and isinstance(value, float)) else value

@@ -1,6 +1,7 @@
 """Tests trainings whose loss or state becomes NaN or infinite: they stop, and no snapshot holds such a value."""
 
 import json
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from kresume import runs
 from kresume.checkpoints import snapshot
 from kresume.errors import CheckpointError, TrainingError
+from kresume.training.loop.breakdown import what_to_try
 from tests.helpers.runs import TINY, run_training, stopped_by
 
 OWN = """
@@ -162,3 +164,10 @@ def test_which_arrays_must_be_finite():
     assert snapshot.broken_arrays(groups, allowed=()) == found
     assert snapshot.broken_arrays(groups, allowed=["non_trainable/1"]) == ["trainable/1", "optimizer/1"]
     assert snapshot.broken_arrays(groups, allowed=None) == ["trainable/1"]
+
+
+@pytest.mark.one_backend
+def test_the_advised_rate_has_no_rounding_errors():
+    """A tenth of 3e-4 is written as 3e-05, as a user would."""
+    record = SimpleNamespace(rate=SimpleNamespace(peak=3e-4), options={}, given={})
+    assert "start again with --lr 3e-05" in what_to_try(SimpleNamespace(record=record, path="runs/1"), 0)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,6 +31,19 @@ def test_only_what_differs_from_the_parents_options_is_listed():
     off = parent.model_copy(update={"trial": False})
     assert describe_differences(parent, off, off).endswith("--no-trial (the parent: on); all others are the parent's")
     assert describe_differences(off, parent, parent).endswith("--trial (the parent: off); all others are the parent's")
+
+
+def test_the_code_of_the_parents_model_is_no_difference(tmp_path, monkeypatch):
+    """A child imports the file that its parent gave as the model; another file is one that the user added."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("model.py", "more.py"):
+        Path(name).touch()
+    parent, child = TrainConfig(data=("old",), model="model.py:build"), TrainConfig(imports=("model.py",))
+    assert describe_differences(parent, child, TrainConfig()) == "all are the parent's"
+    more = TrainConfig(imports=("model.py", "more.py"))
+    assert describe_differences(parent, more, more).startswith(
+        "--import model.py --import more.py (the parent: model.py)"
+    )
 
 
 def result_of(run, before=None, after=None):

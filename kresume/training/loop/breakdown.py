@@ -16,7 +16,7 @@ def what_to_try(run: Run, good: int) -> str:
         run: the run that broke.
         good: the step of its last good snapshot.
     """
-    rate = option("lr", run.record.rate.peak * LOWER)
+    rate = option("lr", float(f"{run.record.rate.peak * LOWER:.3g}"))  # 3e-5, not 2.9999999999999997e-05
     precision = run.record.options.get("precision")
     or_precision = (
         f", or {option('precision', 'float32')} (it is {precision})" if precision not in {None, "float32"} else ""
