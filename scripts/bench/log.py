@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from kresume.storage import sealed
+
 CLASSES = [str(index) for index in range(10)]
 WEIGHTS = 314
 """Variables of a MobileNetV2 with its head."""
