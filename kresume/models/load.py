@@ -121,7 +121,7 @@ class Loaded:
         step = int(self.state.step or 0) - self.run.record.base_step
         weights = "the parent's or initial weights" if step == 0 else f"the weights of step {step:,}"
         more = f"; {self.statistics}" if self.statistics else ""
-        return f"{self.run.path} is not finished ({self.run.status}): its newest snapshot is used ({weights}){more}"
+        return f"{self.run.path} is not finished: its newest snapshot is used ({weights}){more}"
 
 
 def select_backend(path: str, backend: str | None, device: str | None) -> str:

@@ -626,7 +626,7 @@ def test_scores_of_a_run_that_is_not_finished_say_so(tmp_path, pictures):
     assert "not finished" not in str(evaluate(path, data=str(pictures / "new")))
     make_interrupted(path, "none")
     scored = str(evaluate(path, data=str(pictures / "new")))
-    assert "is not finished (running): its newest snapshot is used" in scored
+    assert "is not finished: its newest snapshot is used" in scored
 
 
 @pytest.mark.one_backend(trains=True)
