@@ -51,6 +51,9 @@ class Run:
     path: Path
     record: RunRecord
 
+    def __fspath__(self) -> str:
+        return str(self.path)
+
     def __repr__(self) -> str:
         return f"<run {self.path}: {self.status}, generation {self.generation}>"
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kresume.class_names import names_of
 from kresume.commands.options import FEATURE, Command, model_options, read_model_options
 from kresume.commands.output import check_free, print_result
 from kresume.errors import RunError
@@ -22,6 +23,16 @@ if TYPE_CHECKING:
 @click.argument("checkpoint", metavar="RUN|CKPT|SAVEDMODEL")
 @click.option("--data", multiple=True, required=True, metavar="PATH", help="Images, one folder per class. Repeatable.")
 @click.option("--against", metavar="RUN|CKPT|SAVEDMODEL", help="Another model to compare with on the same images.")
+@click.option(
+    "--against-classes",
+    metavar="a,b,c|FILE",
+    help="The outputs of --against in their order, if it does not record them and they are not those of --classes.",
+)
+@click.option(
+    "--against-pixels",
+    metavar="KIND",
+    help="Pixel values that --against expects, if it does not record them and they are not those of --pixels.",
+)
 @click.option(
     "--require",
     multiple=True,
@@ -71,6 +82,7 @@ def evaluate(
     overwrite: bool,
     image_size: str | None,
     classes: str | None,
+    against_classes: str | None,
     as_json: bool,
     **options: Any,
 ) -> int:
@@ -94,6 +106,7 @@ def evaluate(
     for flag, given in (("csv", csv), ("answers", answers), ("report", report)):
         check_free(flag, given, overwrite=overwrite)
     options |= read_model_options(image_size, classes)
+    options["against_classes"] = names_of(against_classes)
     reporter = Reporter()
     found = run(checkpoint, list(data), reporter=reporter, **options)
     if csv is not None:

@@ -89,6 +89,31 @@ def describe_comparison(
     return lines
 
 
+def left_out(broken: int, duplicates: int, conflicts: Sequence[tuple[str, str, str]]) -> list[str]:
+    """Describes the files that are not scored.
+
+    Args:
+        broken: number of files that could not be read.
+        duplicates: number of files whose content another one has.
+        conflicts: files of images under two labels, as (path, label, other label).
+    """
+    lines = []
+    if broken:
+        lines.append(f"{_files(broken)} could not be read")
+    if duplicates:
+        lines.append(f"{_files(duplicates)} with the content of another one: such an image counts once")
+    if conflicts:
+        named = ", ".join(f"{path} ({label}, elsewhere {other})" for path, label, other in conflicts[:FEW])
+        more = _more(len(conflicts), "conflicts")
+        many = "" if len(conflicts) == 1 else "s"
+        lines.append(f"{len(conflicts):,} label conflict{many}, whose image is left out: {named}{more}")
+    return lines
+
+
+def _files(count: int) -> str:
+    return f"{count:,} file{'' if count == 1 else 's'}"
+
+
 def _is_split(scores: Mapping[str, Any], name: str) -> bool:
     """Returns True if a subset has images and is not all of them."""
     return bool(0 < scores[name]["images"] < scores["all"]["images"])

@@ -11,15 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from kresume import runs
-from kresume.checkpoints.read import read_checkpoint
 from kresume.checkpoints.run import find_run, named
 from kresume.class_names import join_classes, names_of
-from kresume.errors import CheckpointError, ImagesError
+from kresume.errors import CheckpointError, ImagesError, UsageError
 from kresume.evaluation.against import Predicted, predict
 from kresume.evaluation.caches import open_cache
 from kresume.evaluation.class_order import describe_order, judge_order
@@ -62,6 +60,8 @@ def evaluate(
     map_file: str | None = None,
     trust: bool = False,
     against: str | Path | runs.Run | None = None,
+    against_classes: Sequence[str] | None = None,
+    against_pixels: str | None = None,
     feature: Sequence[str] = (),
     metric: str | Sequence[str] = (),
     require: str | Sequence[str] = (),
@@ -89,7 +89,9 @@ def evaluate(
         trust: run the code of the checkpoint's Lambda layers.
         feature: names of TFRecord features, as `--feature` of `train`: `encoded=NAME`, `label=NAME`, `text=NAME`.
         against: another model to compare with on the same images; images of classes that it does not have count as
-            wrong.
+            wrong. `pixels` and `axes` are for whichever of the two does not record or show its own, `classes` for both.
+        against_classes: names of that model's outputs in order, if they are not `classes`.
+        against_pixels: its pixel convention, if it is not `pixels`.
         metric: further metrics: names of Keras's, or `FILE.py:FUNCTION`, called as `function(labels, probabilities)` with
             `(images,)` class indices and `(images, classes)` probabilities.
         require: conditions on the scores, for example `"all.accuracy>=0.93"`. Those that fail are in `failed`.
@@ -117,17 +119,23 @@ def evaluate(
     select_for(live or (path if of_keras else None), backend, device, reporter)
     metrics = read_metrics(_listed(metric))
     given = Subject(path, model, names_of(classes), pixels, image_size, tuple(imports), map_file, trust, axes)
-    opened = read_model(_of_scored(given, other), reporter, listed.classes)
+    if other is not None:
+        given = replace(given, yielding=("pixels", "axes"))
+    opened = read_model(given, reporter, listed.classes)
     images = _collect(opened, listed, cache, reporter)
     check_conditions(gates, images.manifest, images.generation, metrics)
+    compared = None
+    if other is not None:
+        subject = _compared(given, other, names_of(against_classes), against_pixels)
+        compared = read_model(subject, reporter, images.manifest.classes)
+        _check_used(given, against_pixels, opened, compared)
     job = _Job(images, shown, batch_size, metrics, reporter)
-    own = job.evaluate(opened, scored=True)
-    if other is None:
+    own = job.evaluate(opened, assumed=given.classes is None, way="classes")
+    if compared is None:
         return replace(own, failed=failures_of(gates, own, None))
-    against_it = replace(given, checkpoint=other, **_own(other))
-    compared = job.evaluate(read_model(against_it, reporter, images.manifest.classes), scored=False)
-    own = replace(own, against=compared)
-    return replace(own, failed=failures_of(gates, own, compared, known=images.known))
+    theirs = job.evaluate(compared, assumed=against_classes is None, way="against-classes")
+    own = replace(own, against=theirs)
+    return replace(own, failed=failures_of(gates, own, theirs, known=images.known))
 
 
 def _listed(given: str | Sequence[str]) -> tuple[str, ...]:
@@ -145,6 +153,7 @@ class _Images:
         where: `--cache`.
         quarantined: number of files that could not be read.
         known: `(n,) bool`, which images the scored run has.
+        facts: what merging them found: duplicates, and images under two labels.
     """
 
     manifest: Manifest
@@ -153,17 +162,32 @@ class _Images:
     where: str | None
     quarantined: int
     known: np.ndarray
+    facts: merging.MergeFacts
 
 
-def _of_scored(given: Subject, other: str | None) -> Subject:
-    """Returns the model to score.
+def _compared(given: Subject, other: str, classes: tuple[str, ...] | None, pixels: str | None) -> Subject:
+    """Returns the model to compare with; what was given for both gives way to what it records itself."""
+    shared = [name for name, own in (("classes", classes), ("pixels", pixels), ("axes", None)) if own is None]
+    folder = served_folder(other)
+    recorded = folder is not None and labels_of(folder) is not None
+    return replace(
+        given,
+        checkpoint=other,
+        model=None,
+        classes=classes or (None if recorded else given.classes),
+        pixels=pixels or given.pixels,
+        yielding=tuple(shared),
+    )
 
-    With two models, `--pixels` and `--axes` apply to one that does not record them.
-    """
-    told = given.pixels is not None or given.axes is not None
-    if other is not None and told and served_folder(given.checkpoint) is None and _says(given.checkpoint):
-        return replace(given, pixels=None, axes=None)
-    return given
+
+def _check_used(given: Subject, pixels: str | None, *models: Loaded | Served) -> None:
+    """Raises if `--pixels` was given for two models that both record or show their own."""
+    shown = [model.shows for model in models if isinstance(model, Loaded)]
+    if given.pixels is not None and pixels is None and len(shown) == len(models) and None not in shown:
+        raise UsageError(
+            f"{option('pixels', given.pixels)}: both models record or show what they expect ({', '.join(map(str, shown))}): "
+            "leave it out"
+        )
 
 
 def _collect(opened: Loaded | Served, listed: Sources, cache: str | None, reporter: Reporter) -> _Images:
@@ -187,7 +211,7 @@ def _collect(opened: Loaded | Served, listed: Sources, cache: str | None, report
     collected = collect(listed, spec, store, reporter)
     merge = merging.merge(None, collected.data, None, None, classes=names, val_split=None, generation=0)
     manifest, known = _with_origins(merge.manifest, run)
-    return _Images(manifest, run.generation if run else 0, spec, cache, len(collected.quarantine), known)
+    return _Images(manifest, run.generation if run else 0, spec, cache, len(collected.quarantine), known, merge.facts)
 
 
 @dataclass(frozen=True)
@@ -208,20 +232,30 @@ class _Job:
     metrics: Sequence[OwnMetric]
     reporter: Reporter
 
-    def evaluate(self, model: Loaded | Served, *, scored: bool) -> Evaluation:
+    def evaluate(self, model: Loaded | Served, *, assumed: bool, way: str) -> Evaluation:
         """Scores a model.
 
         Args:
             model: from `read_model`.
-            scored: False for the model that is compared with.
+            assumed: True if nobody gave this model's class order; it is tested unless the model records it.
+            way: the option that gives it.
         """
         images = self.images
         found = predict(model, images.manifest, self.reporter, batch_size=self.batch_size, cache=images.where)
-        if scored and isinstance(model, Loaded) and model.subject.classes is None and model.state.card is None:
-            chosen = found.task.answers(found.probabilities) if found.chosen is None else found.chosen
-            doubt = _doubt(chosen, images.manifest.labels, model.card.classes)
+        if assumed and not _names_outputs(model):
+            doubt = self._doubt(model, found, way)
             found = replace(found, note="; ".join(note for note in (found.note, doubt) if note))
         return self._measured(model.subject.checkpoint, found)
+
+    def _doubt(self, model: Loaded | Served, found: Predicted, way: str) -> str:
+        """Returns a note if a model's outputs may be in another order than the assumed one."""
+        names = self.images.manifest.classes
+        own = model.card.classes if isinstance(model, Loaded) else names
+        if set(own) != set(names):
+            return ""  # the images cannot show the order of classes that they do not have
+        chosen = found.task.answers(found.probabilities) if found.chosen is None else found.chosen
+        place = np.array([own.index(name) for name in names])
+        return _doubt(place[chosen], place[self.images.manifest.labels], own, way)
 
     def _measured(self, model: str, found: Predicted) -> Evaluation:
         images = self.images
@@ -253,6 +287,8 @@ class _Job:
             manifest=images.manifest,
             spec=images.spec,
             cache=images.where,
+            duplicates=images.facts.duplicates,
+            conflicts=images.facts.conflicts,
         )
 
 
@@ -273,19 +309,27 @@ def _trained_on(model: str, manifest: Manifest) -> str:
     )
 
 
-def _doubt(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> str:
-    """Returns a note if the sorted class folders may not be the outputs' order."""
+def _names_outputs(model: Loaded | Served) -> bool:
+    """Returns True if a model records the names of its outputs."""
+    if isinstance(model, Served):
+        return labels_of(model.folder) is not None
+    return model.state.card is not None
+
+
+def _doubt(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[str], way: str) -> str:
+    """Returns a note if the outputs may be in another order than `classes`, which the option `way` gives."""
     sample = permutation(0, 0, len(labels))[:DOUBTED]
     predicted, labels = predicted[sample], labels[sample]
     found = judge_order({"": predicted}, labels, classes)
+    assumed = "the sorted class folders" if list(classes) == sorted(classes) else join_classes(classes)
     if found.order is not None:
         better = describe_order(found, classes, f"{len(labels)} images")
-        given = option("classes", join_classes(found.order))
-        return f"its outputs are not in the order of the sorted class folders: {better}: give {given}"
+        given = option(way, join_classes(found.order))
+        return f"its outputs are not in the order of {assumed}: {better}: give {given}"
     if found.doubtful:
         return (
-            "it does not name its outputs, and these images do not show whether the sorted class folders are their order: "
-            f"give the order with {option('classes', 'a,b,c')}"
+            f"it does not name its outputs, and these images do not show whether {assumed} are their order: "
+            f"give the order with {option(way, 'a,b,c')}"
         )
     return ""
 
@@ -298,23 +342,6 @@ UNDECODED = DecodeSpec(64, 64)
 
 def _path_of(checkpoint: str | Path | runs.Run) -> str:
     return str(checkpoint.path if isinstance(checkpoint, runs.Run) else checkpoint)
-
-
-def _says(path: str) -> bool:
-    """Returns True if a checkpoint records its pixel convention."""
-    return find_run(path) is not None or read_checkpoint(path).card is not None
-
-
-def _own(other: str) -> dict[str, Any]:
-    """Returns the options to clear for the other model: it records these facts itself."""
-    folder = served_folder(other)
-    if folder is not None:
-        return {"model": None, **({"classes": None} if labels_of(folder) else {})}
-    return (
-        {"model": None, "classes": None, "pixels": None, "axes": None}
-        if read_checkpoint(other).card is not None
-        else {}
-    )
 
 
 def _with_origins(manifest: Manifest, run: runs.Run | None) -> tuple[Manifest, np.ndarray]:

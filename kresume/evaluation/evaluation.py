@@ -17,7 +17,7 @@ from typing import Any
 
 from kresume.errors import GateFailed
 from kresume.evaluation.answers import Answers
-from kresume.evaluation.block import ORDER, describe, describe_comparison
+from kresume.evaluation.block import ORDER, describe, describe_comparison, left_out
 from kresume.evaluation.measure import confused
 from kresume.evaluation.verdict import Verdict, in_words, judge_classes, judge_origins
 from kresume.images.manifest import Manifest
@@ -45,6 +45,8 @@ class Evaluation:
         manifest: the images, a row for each answer; None if the answers were made elsewhere.
         spec: how their pictures are decoded.
         cache: where decoded pictures are: a folder, `"off"`, or None for the usual one.
+        duplicates: number of files whose content another one has: such an image counts once.
+        conflicts: files of images that are given under two labels, as (path, label, other label): they are left out.
     """
 
     model: str
@@ -62,6 +64,8 @@ class Evaluation:
     manifest: Manifest | None = field(default=None, repr=False)
     spec: DecodeSpec | None = field(default=None, repr=False)
     cache: str | None = field(default=None, repr=False)
+    duplicates: int = 0
+    conflicts: Sequence[tuple[str, str, str]] = field(default=(), repr=False)
 
     @property
     def exit_code(self) -> int:
@@ -94,6 +98,8 @@ class Evaluation:
             "model": self.model,
             "data": list(self.data),
             "quarantined": self.quarantined,
+            "duplicates": self.duplicates,
+            "conflicts": [list(each) for each in self.conflicts],
             "confusion": self.confused,
             "calibration": list(self.calibration),
             "generations": list(self.generations),
@@ -114,8 +120,7 @@ class Evaluation:
     def __str__(self) -> str:
         lines = [f"{self.model} on {', '.join(self.data)} (95 % intervals in brackets)"]
         lines += [f"  {line}" for line in describe(self.scores, self.calibration, self.confused, self.generations)]
-        if self.quarantined:
-            lines.append(f"  {self.quarantined:,} files could not be read")
+        lines += [f"  {line}" for line in left_out(self.quarantined, self.duplicates, self.conflicts)]
         if self.note:
             lines.append(f"  note: {self.note}")
         if self.against is not None:

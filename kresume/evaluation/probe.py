@@ -54,6 +54,7 @@ class Probe:
         predictions: `(n,)` predicted classes, by candidate.
         fitting: the winner alone, or the candidates that the predictions cannot tell apart.
         tried: the candidates in the order given.
+        image_losses: `(n,)` cross-entropy of each image, by candidate.
     """
 
     accuracies: Mapping[str, float]
@@ -63,6 +64,7 @@ class Probe:
     predictions: Mapping[str, np.ndarray]
     fitting: tuple[str, ...]
     tried: tuple[str, ...]
+    image_losses: Mapping[str, np.ndarray]
 
     @property
     def best(self) -> str:
@@ -152,6 +154,7 @@ def probe_feedings(
         predictions={name: predictions[name] for name in ranked},
         fitting=fitting,
         tried=tuple(feedings),
+        image_losses=losses,
     )
 
 

@@ -46,6 +46,8 @@ class Subject:
         pixels: the pixel convention, for a checkpoint that does not record it.
         image_size: `(height, width)` in pixels, for a model that accepts any.
         axes: order of the axes of the model's input, if its shape does not determine it.
+        yielding: which of `classes`, `pixels` and `axes` give way to what the checkpoint records, or its first layers show:
+            they were given for two models.
         imports: Python files that register custom objects.
         map_file: YAML that maps the arrays of a PyTorch state dict to variables.
         trust: run the code of the checkpoint's Lambda layers.
@@ -60,6 +62,7 @@ class Subject:
     map_file: str | None = None
     trust: bool = False
     axes: str | None = None
+    yielding: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ class Loaded:
         own_optimizer: the optimizer that the user's model function compiled, not restored; None if it compiled none.
         named: True if class names and pixel convention are known; else classes are numbered and pixels used unchanged.
         statistics: which statistics of batch normalisation an unfinished run predicts with, in words; may be empty.
+        shows: the pixel convention that the checkpoint records, or that its first layers show; None if neither.
     """
 
     subject: Subject
@@ -89,6 +93,7 @@ class Loaded:
     own_optimizer: Any = None
     named: bool = True
     statistics: str = ""
+    shows: str | None = None
 
     @property
     def spec(self) -> DecodeSpec:
@@ -104,7 +109,15 @@ class Loaded:
     def notes(self) -> tuple[str, ...]:
         """Returns notes on the weights and on how the outputs are interpreted."""
         left_out = str(self.state.records.get("unreadable_runs") or "")
-        return tuple(note for note in (self.unfinished, self.rejected, left_out, self.loss.note) if note)
+        notes = (self.unfinished, self.rejected, left_out, self.loss.note, self.contradicted)
+        return tuple(note for note in notes if note)
+
+    @property
+    def contradicted(self) -> str:
+        """Returns that the given pixels are not those that the model's first layers show; empty if they are."""
+        if self.shows is None or self.card.pixels == self.shows:
+            return ""
+        return f"its first layers show that it expects {self.shows}, but {option('pixels', self.card.pixels)} was given"
 
     @property
     def rejected(self) -> str:
@@ -150,6 +163,11 @@ def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, ano
     path = subject.checkpoint
     run = find_run(path)
     state = read_checkpoint(path)
+    if state.card is not None and subject.yielding:
+        classes, pixels, axes = (
+            None if name in subject.yielding else getattr(subject, name) for name in ("classes", "pixels", "axes")
+        )
+        subject = replace(subject, classes=classes, pixels=pixels, axes=axes)
     ours = (*subject.imports, *code_of({"model": subject.model}))
     runs_own = code_of(run.record.options) if run is not None else ()
     subject = replace(subject, imports=tuple(dict.fromkeys([*ours, *runs_own])))
@@ -172,7 +190,8 @@ def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, ano
         raise UsageError(f"{path} records the order of its axes, {card.input.axes}: leave {option('axes')} out")
     if card is not None and subject.pixels not in {None, card.pixels}:
         raise UsageError(f"{path} records that it expects {card.pixels}: leave {option('pixels', subject.pixels)} out")
-    pixels = subject.pixels or (card.pixels if card else conventions.read_convention(model))
+    shows = card.pixels if card else conventions.read_convention(model)
+    pixels = (shows or subject.pixels) if "pixels" in subject.yielding else (subject.pixels or shows)
     pixels = pixels or ("0-255" if anonymous else None)
     known = subject.image_size or (card.image_size if card else None)
     layout, fixed = layout_of(model, known, subject.axes, card.input if card else None)
@@ -194,7 +213,7 @@ def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, ano
         layout,
     )
     loss = choose_loss(model, saved=state.compiled, code=own_code(subject.model, subject.imports), trains=False)
-    return Loaded(subject, run, state, model, complete, loss, averages, own_optimizer, named)
+    return Loaded(subject, run, state, model, complete, loss, averages, own_optimizer, named, shows=shows)
 
 
 def _filled(subject: Subject, state: TrainState, card: Card | None, given: int, listed: int) -> tuple[Any, Any, bool]:

@@ -24,7 +24,7 @@ MOST_CLASSES = 12
 def feeding_line(card: Card, *, rows: bool = False, short: bool = False) -> str:
     """Writes the expression that reads a folder of pictures as the model expects them.
 
-    The expression needs `keras`, and `tf` if it changes the axes.
+    The expression needs `keras`, and `tf` if it changes the axes. A comment at its end says if it is only nearly the same.
 
     Args:
         card: the model card.
@@ -42,7 +42,9 @@ def feeding_line(card: Card, *, rows: bool = False, short: bool = False) -> str:
         words.append(f"class_names=[{names}{more}]")
     values = _arranged(_converted(card.pixels), card.input, card.image_size)
     mapped = f".map(lambda images, labels: ({values}, labels))" if values != "images" else ""
-    return f"keras.utils.image_dataset_from_directory({', '.join(words)}){mapped}"
+    near = "  # nearly: Keras's loader rounds borders another way" if card.resize == "pad" else ""
+    near = near or ("  # nearly: Keras's loader has no antialiasing" if card.interpolation == "antialias" else "")
+    return f"keras.utils.image_dataset_from_directory({', '.join(words)}){mapped}{near}"
 
 
 def takes_rows(model: Any) -> bool:

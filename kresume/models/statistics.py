@@ -35,6 +35,8 @@ GROUP = "statistics"
 """Name of their arrays in a snapshot, and of the record that says which variable each belongs to."""
 KEPT = "_kresume_by_batch"
 """Attribute of a model that keeps the function which predicts with the statistics of each batch."""
+LITTLE_LEFT = 0.01
+"""Moving averages of which so much is still their initial value are as good as others."""
 Statistics = Mapping[int, np.ndarray]
 """Mean or variance by the index of its moving average among the model's non-trainable variables."""
 
@@ -43,6 +45,37 @@ def normalised_layers(model: keras.Model) -> list[Any]:
     """Returns the batch normalisation layers whose statistics are recomputed, in the model's order."""
     found = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
     return [layer for layer in found if layer.trainable and layer.built and not layer.renorm]
+
+
+def without_beginning(model: keras.Model, steps: int | None) -> Statistics:
+    """Returns the moving averages of a short training without their initial values, as Adam does.
+
+    An average that began with zeros (a mean) or ones (a variance) is still `momentum ** steps` of that.
+
+    Args:
+        model: with the moving averages that Keras has kept.
+        steps: how many the training had; None if unknown.
+
+    Returns:
+        Mean and variance of each layer; empty if little is left of the initial values, or if the averages did not begin with
+        those.
+    """
+    layers = normalised_layers(model)
+    if steps is None or steps <= 0:
+        return {}
+    shares = {id(layer): layer.momentum**steps for layer in layers}
+    if not any(share > LITTLE_LEFT for share in shares.values()):
+        return {}
+    result = {}
+    for layer in layers:
+        share = shares[id(layer)]
+        pairs = ((layer.moving_mean, 0.0), (layer.moving_variance, 1.0))
+        for (place, variable), (_, began) in zip(_moving(model, [layer]).items(), pairs, strict=True):
+            array = np.array(live_state.host_array(variable.value))
+            result[place] = ((array - share * began) / (1 - share)).astype(array.dtype)
+            if began and (result[place] < 0).any():
+                return {}  # it began with other values: those of a pretrained network, or of an earlier training
+    return result
 
 
 def other_running(model: keras.Model) -> list[str]:

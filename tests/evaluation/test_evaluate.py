@@ -34,7 +34,7 @@ from kresume.evaluation.measure import by_generation, measure
 from kresume.images.manifest import Manifest
 from kresume.reporter import Reporter
 from kresume.tasks.single_label import SINGLE_LABEL
-from tests.helpers.pictures import write_pictures
+from tests.helpers.pictures import draw, write_pictures
 from tests.helpers.runs import TINY, run_training, trained
 
 CLASSES = ("circle", "square", "stripes")
@@ -385,6 +385,74 @@ def test_a_model_that_predicts_no_numbers_is_an_error(place, tmp_path):
     model.save(tmp_path / "broken.keras")
     with pytest.raises(CheckpointError, match=r"are not numbers for 30 of 30 images, the first is .*\.png"):
         evaluate(tmp_path / "broken.keras", data=place / "test3", classes=CLASSES, pixels="0-255")
+
+
+def plain(path, pixels, order=CLASSES):
+    """Saves a plain model that names neither its outputs nor, without a Rescaling layer, its pixels; returns its accuracy."""
+    keras.utils.set_random_seed(1)
+    layers = keras.layers
+    scale = [layers.Rescaling(1 / 255)] if pixels == "0-255" else []
+    body = [layers.Conv2D(12, 3, 2, activation="relu"), layers.Flatten(), layers.Dense(3, "softmax")]
+    model = keras.Sequential([keras.Input((20, 20, 3)), *scale, *body])
+    model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
+    pictures = np.stack([draw(name, seed) for name in order for seed in range(20)]).astype("float32")
+    fed = pictures if scale else pictures / 255
+    model.fit(fed, np.repeat(np.arange(3), 20), epochs=12, verbose=0)
+    model.save(path)
+
+
+def alone(path, data, **options):
+    return evaluate(path, data=data, **options).scores["all"]
+
+
+def test_facts_of_one_model_are_not_used_for_the_other(place, tmp_path, monkeypatch):
+    """`pixels` is for the model that does not show its own; each has its class order; the scores are those of each alone."""
+    monkeypatch.chdir(tmp_path)
+    turned = CLASSES[::-1]
+    for name, pixels, order in (("shown", "0-255", CLASSES), ("bare", "0-1", CLASSES), ("turned", "0-255", turned)):
+        plain(f"{name}.keras", pixels, order)
+    data = place / "test3"
+    shown, bare = alone("shown.keras", data), alone("bare.keras", data, pixels="0-1")
+    for one, other, expected in (("shown", "bare", (shown, bare)), ("bare", "shown", (bare, shown))):
+        found = evaluate(f"{one}.keras", data=data, against=f"{other}.keras", pixels="0-1")
+        assert (found.scores["all"], found.against.scores["all"]) == expected
+    found = evaluate("shown.keras", data=data, against="bare.keras", against_pixels="0-1")
+    assert (found.scores["all"], found.against.scores["all"]) == (shown, bare)
+    with pytest.raises(UsageError, match=r"both models record or show what they expect \(0-255, 0-255\)"):
+        evaluate("shown.keras", data=data, against="turned.keras", pixels="0-1")
+    wrong = evaluate("shown.keras", data=data, against="turned.keras").against
+    assert "give against_classes=" in wrong.note or "give the order with against_classes=" in wrong.note
+    assert "classes" not in evaluate("turned.keras", data=data, classes=turned, against=place / "first").against.note
+    found = evaluate("shown.keras", data=data, against="turned.keras", against_classes=turned)
+    assert found.against.scores["all"] == alone("turned.keras", data, classes=turned)
+    assert (found.scores["all"], found.against.note) == (shown, "")
+
+
+def test_pixels_that_the_first_layers_contradict_are_used_and_said(place, tmp_path):
+    """What the user asks for takes effect; that the model's own layers say another thing is a note."""
+    plain(tmp_path / "shown.keras", "0-255")
+    found = evaluate(tmp_path / "shown.keras", data=place / "test3", pixels="0-1")
+    assert "its first layers show that it expects 0-255, but pixels='0-1' was given" in found.note
+
+
+def test_files_that_are_not_scored_are_counted(place, tmp_path):
+    """A copy counts once; an image under two labels is left out and named; both are in the text and in the JSON."""
+    shutil.copytree(place / "test3", tmp_path / "in")
+    first, second, *_ = sorted((tmp_path / "in" / "circle").iterdir())
+    shutil.copy(first, tmp_path / "in" / "circle" / "copy.png")
+    shutil.copy(second, tmp_path / "in" / "square" / "other.png")
+    (tmp_path / "in" / "square" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    found = evaluate(place / "first", data=tmp_path / "in")
+    facts = found.as_dict()
+    assert facts["all"]["images"] == 29
+    assert (facts["quarantined"], facts["duplicates"], len(facts["conflicts"])) == (1, 1, 1)
+    assert facts["conflicts"][0][1:] in (["circle", "square"], ["square", "circle"])
+    for words in (
+        "1 file could not be read",
+        "1 file with the content of another",
+        "1 label conflict, whose image is left out",
+    ):
+        assert words in str(found)
 
 
 def test_a_run_without_its_table_of_images_is_compared(place, tmp_path):

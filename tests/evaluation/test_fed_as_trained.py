@@ -16,6 +16,7 @@ from kresume.images import conventions
 from kresume.models.pixels import read_convention
 from kresume.options.resolve import from_arguments
 from kresume.training.preview import make_plan
+from tests.helpers.pictures import write_pictures
 from tests.helpers.runs import run_training
 
 SIDE = 8
@@ -147,6 +148,25 @@ def test_each_convention_of_grey_pictures_is_found(trained_on_grey, convention, 
     plan = plan_of(path, folder, quiet)
     assert plan.card.pixels == convention
     assert plan.before["all"]["accuracy"] > 0.9
+
+
+@pytest.mark.one_backend(trains=True)
+def test_moving_averages_that_trail_choose_no_other_scale(tmp_path, quiet):
+    """After few steps, moving averages may fit `-1-1` better than the `0-1` that the weights were trained on."""
+    images = tmp_path / "old"
+    write_pictures(images, 40, 0)
+    layers = keras.layers
+    keras.utils.set_random_seed(1)
+    body = [layers.Conv2D(16, 3, 2, activation="relu"), layers.BatchNormalization(), layers.Conv2D(32, 3, 2)]
+    model = keras.Sequential([keras.Input((20, 20, 3)), *body, layers.ReLU(), layers.Flatten(), layers.Dense(3)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.02, momentum=0.9, nesterov=True), loss)
+    data = keras.utils.image_dataset_from_directory(images, image_size=(20, 20), seed=1, verbose=False)
+    model.fit(data.map(lambda pictures, labels: (pictures / 255, labels)), epochs=8, verbose=0, shuffle=False)
+    model.save(tmp_path / "model.keras")
+    plan = plan_of(tmp_path / "model.keras", images, quiet)
+    assert plan.card.pixels == "0-1"
+    assert "without what the moving averages of batch normalisation began with, 0-1 gives" in plan.pixels_reason
 
 
 @pytest.mark.one_backend(trains=True)
@@ -284,7 +304,7 @@ def test_a_model_that_fits_no_images_at_all_is_refused(painted, quiet, tmp_path)
 
     Its weights are untrained.
     """
-    keras.utils.set_random_seed(5)
+    keras.utils.set_random_seed(1)
     model = keras.Sequential(
         [keras.Input((SIDE, SIDE, 3)), keras.layers.Flatten(), keras.layers.Dense(5, activation="softmax")]
     )

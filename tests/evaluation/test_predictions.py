@@ -154,7 +154,7 @@ def pack(kind: str, paths: list[Path]) -> list[str]:
     if kind.startswith("tar"):
         with tarfile.open(f"all.{kind}", f"w:{kind[4:]}") as archive:
             for path in paths:
-                archive.add(path, path.name)
+                archive.add(path, f"./{path.name}" if kind == "tar.gz" else path.name)  # as `tar cf all.tar .` does
         return [f"all.{kind}"]
     import tensorflow as tf
 

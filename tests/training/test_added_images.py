@@ -383,7 +383,7 @@ def test_a_missing_backend_package_is_named(monkeypatch):
 def test_a_plan_writes_nothing_and_says_what_train_does(workplace, parent):
     """A plan writes nothing and equals what train does: rate, images, amount and the parent's score."""
     before = sorted(workplace.rglob("*"))
-    plan = kresume.plan(str(parent), add=["new"], lr=1e-4, quiet=True)
+    plan = kresume.plan(kresume.open_run(parent), add=["new"], lr=1e-4, quiet=True)
     assert sorted(workplace.rglob("*")) == before
     assert "0.001 (checkpoint) -> 0.0001" in str(plan)
     assert (plan.images["old"], plan.images["new"]) == (24, 18)

@@ -178,7 +178,9 @@ def _listing(source: Source, members: list[_Member], read: Callable[[str], bytes
 
 def _without_labels(members: list[_Member]) -> tuple[dict[str, tuple[str, str | None]], Counter[str]]:
     """Returns every member that may be an image, and counts of the others by ending."""
-    visible = [member.name for member in members if not any(map(folders.hidden, member.name.split("/")))]
+    # `tar cf x.tar .` writes names such as `./cat/1.png`.
+    pieces = {member.name: [piece for piece in member.name.split("/") if piece != "."] for member in members}
+    visible = [name for name, found in pieces.items() if not any(map(folders.hidden, found))]
     pictures = [name for name in visible if folders.ending(name) not in folders.NOT_PICTURES]
     others = Counter(folders.ending(name) for name in visible if folders.ending(name) in folders.NOT_PICTURES)
     return dict.fromkeys(pictures, (NO_CLASS, None)), others

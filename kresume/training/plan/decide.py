@@ -202,7 +202,17 @@ def update_data(start: Start, loaded: Loaded, sources: Sources, reporter: Report
     old = (sources.data or sources.add) if parent is not None and not config.new_head else None
     spec, layout = decode_spec(config, card, model, image_size(config))
     feeding = decide_feeding(
-        config, card, model, loaded.answers, old, loaded.known, spec, layout, reporter, mapped=_is_mapped(parent)
+        config,
+        card,
+        model,
+        loaded.answers,
+        old,
+        loaded.known,
+        spec,
+        layout,
+        reporter,
+        mapped=_is_mapped(parent),
+        steps=parent.state.step if parent is not None else None,
     )
     spec = feeding.spec
     cache = open_cache(spec, settings_of(config).cache, cache_limit(config), writes=writes)

@@ -20,7 +20,7 @@ import numpy as np
 
 from kresume.errors import CheckpointError, ImagesError, UsageError
 from kresume.evaluation.class_order import judge_order
-from kresume.evaluation.probe import MOST_SHOWN, Probe, probe_feedings, promising
+from kresume.evaluation.probe import MOST_SHOWN, Probe, is_clearly_lower, probe_feedings, promising
 from kresume.images import collect, conventions, inputs
 from kresume.images.decode import decode
 from kresume.images.headers import Header, read_header
@@ -38,10 +38,13 @@ from kresume.values.input_layout import InputLayout, alternatives
 
 if TYPE_CHECKING:
     from kresume.models.losses import LossChoice
+    from kresume.models.statistics import Statistics
 
 PROBE_IMAGES = 256
 FIRST_LOOK = 64
 """The number of images that suffices to exclude hopeless conventions."""
+MOVING: Statistics = {}
+"""Stands for the moving averages as Keras keeps them."""
 SHRINKS_MUCH = 2.0
 """Above this factor bilinear sampling skips pixels, and its result differs from averaging."""
 
@@ -79,6 +82,7 @@ def decide_feeding(
     reporter: Reporter,
     *,
     mapped: bool = False,
+    steps: int | None = None,
 ) -> Feeding:
     """Decides the pixel convention, and the interpolation for a foreign checkpoint with large images.
 
@@ -94,6 +98,7 @@ def decide_feeding(
         reporter: announces the probe.
         mapped: True if the weights come from another framework; the mapping is accepted only if the model predicts
             correctly.
+        steps: how many steps the model was trained; None if unknown.
 
     Raises:
         UsageError: a new model does not say which pixels it expects, or the convention is unknown.
@@ -101,6 +106,7 @@ def decide_feeding(
         ImagesError: no old image can be read, and nothing else says the convention.
     """
     from kresume.models.pixels import read_convention
+    from kresume.models.statistics import without_beginning
 
     asked = None if config.pixels in {None, "auto"} else str(config.pixels)
     if asked is not None:
@@ -125,7 +131,8 @@ def decide_feeding(
             )
         return Feeding(stated, layout, spec, reason)
     reporter.say(f"finding the pixel values that the model expects on {len(sample.labels)} old images")
-    return _probe(config, model, loss, sample, classes, spec, layout, stated, reason, mapped)
+    early = without_beginning(model, steps)
+    return _probe(config, model, loss, sample, classes, spec, layout, stated, reason, mapped, early)
 
 
 @dataclass(frozen=True)
@@ -192,20 +199,33 @@ def _probe(
     stated: str | None,
     reason: str,
     mapped: bool,
+    early: Statistics,
 ) -> Feeding:
+    from kresume.models import statistics
+
     source, count, labels = str(config.from_), len(sample.labels), sample.labels
     feedings = _feedings(stated, layout, config.axes, grey=conventions.are_grey(sample.pictures))
     usual = [way for way, (name, _) in feedings.items() if stated or name in conventions.USUAL]
     twins, louder = _twins(feedings), _louder(feedings)
 
-    def score(ways: Sequence[str], pictures: np.ndarray, first: int = count) -> Probe:
+    def score(ways: Sequence[str], pictures: np.ndarray, averages: Statistics = MOVING, first: int = count) -> Probe:
         fed = {way: partial(inputs.to_input(*feedings[way]), pictures[:first]) for way in ways}
-        return probe_feedings(model.predict_on_batch, fed, labels[:first], loss.head, usual, twins, louder)
+        with statistics.used(model, averages):
+            return probe_feedings(model.predict_on_batch, fed, labels[:first], loss.head, usual, twins, louder)
 
     ways: Sequence[str] = tuple(feedings)
     if len(ways) > 1 and count >= 2 * FIRST_LOOK:
-        ways = promising(score(ways, sample.pictures, FIRST_LOOK))
-    probe = score(ways, sample.pictures)
+        ways = promising(score(ways, sample.pictures, first=FIRST_LOOK))
+    probe, how = score(ways, sample.pictures), ""
+    if len(feedings) > 1 and early:
+        # After few steps the moving averages are half of what they began with, and values of another scale may fit them
+        # better than the right ones do.
+        second = score(tuple(dict.fromkeys([*usual, *ways])), sample.pictures, early)
+        if is_clearly_lower(second.image_losses[second.best], probe.image_losses[probe.best]):
+            probe, ways = second, second.tried
+            how = ", without what the moving averages of batch normalisation began with,"
+        else:
+            early = {}
     # On equal evidence the first one wins: the usual conventions come first.
     found = judge_order({way: probe.predictions[way] for way in ways}, labels, classes)
     fed, asked = "" if len(feedings) == 1 else found.candidate, config.classes is not None
@@ -215,7 +235,7 @@ def _probe(
     if config.interpolation is None and sample.shrinks_by > SHRINKS_MUCH:
         other = "bilinear" if spec.interpolation == "area" else "area"
         contenders = probe.fitting if probe.above_chance else ways
-        sampled = score(contenders, sample.sampled(replace(spec, interpolation=other)))
+        sampled = score(contenders, sample.sampled(replace(spec, interpolation=other)), early)
         compared = ", ".join(
             f"{name} gives loss {each.losses[each.best]:.2f}"
             for name, each in ((spec.interpolation, probe), (other, sampled))
@@ -228,7 +248,7 @@ def _probe(
     pixels, layout = feedings[way]
     if len(feedings) > 1:
         # If the second look had only the winner, show the losers of the first look too.
-        reason = f"on {count} old images {(best if len(best.losses) > 1 else probe).table}"
+        reason = f"on {count} old images{how} {(best if len(best.losses) > 1 else probe).table}"
     if mapped:
         reason += f"; {verify_mapping(source, best.predictions[way], labels)}"
     elif not best.above_chance:
