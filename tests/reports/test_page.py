@@ -274,6 +274,8 @@ def test_which_run_it_is_about(made, tmp_path):
     )
     with pytest.raises(KresumeError, match="the steps with scores are 10, 20"):
         write_report(f"{made.path}@11")
+    with pytest.raises(KresumeError, match=r"no best epoch, because it trained without --monitor: use .*@last"):
+        write_report(f"{made.path}@best")
     with pytest.raises(KresumeError, match="no run at"):
         write_report(str(tmp_path))
     (tmp_path / "file").write_text("")

@@ -28,6 +28,7 @@ from kresume.images.reader import PictureReader
 from kresume.images.scans import FOLDER, manifest_of, read_scans, remembered
 from kresume.reports.generation import Generation
 from kresume.reports.lineage import Lineage, lineage
+from kresume.spelling import option
 from kresume.values.decode_spec import DecodeSpec
 
 
@@ -228,6 +229,10 @@ def _scores(
     if which in {"", "last"}:
         return (int(lines[-1]["step"]), lines[-1]) if lines else (None, None)
     best = run.best_step()
+    if which == "best" and best is None:
+        raise RunError(
+            f"{run.path}@best: the run has no best epoch, because it trained without {option('monitor')}: use {run.path}@last"
+        )
     wanted = str(best) if which == "best" and best is not None else which
     for line in lines:
         if str(line["step"]) == wanted:
