@@ -17,7 +17,8 @@ from kresume.values.input_layout import InputLayout
 
 INTERPOLATIONS = {"area": "area", "bilinear": "bilinear", "antialias": "area", "nearest": "nearest"}
 """Keras's names of the interpolations. Its loader has no antialiasing; `area` comes closest."""
-RESIZES = {"stretch": (), "crop": ("crop_to_aspect_ratio=True",), "pad": ("pad_to_aspect_ratio=True",)}
+PADDED = ("pad_to_aspect_ratio=True",)
+RESIZES = {"stretch": (), "crop": ("crop_to_aspect_ratio=True",), "pad": PADDED, "keraspad": PADDED}
 MOST_CLASSES = 12
 
 

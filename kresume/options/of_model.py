@@ -69,8 +69,11 @@ class ModelOptions(Options):
         metavar="ORDER",
         inherited=True,
     )
-    resize: Literal["stretch", "crop", "pad"] | None = option_of(
-        "How pictures are resized. Default: the parent's, else {default}.", MODEL, inherited=True
+    resize: Literal["stretch", "crop", "pad", "keraspad"] | None = option_of(
+        "How pictures are resized; keraspad pads as pad_to_aspect_ratio of image_dataset_from_directory does. Default: the "
+        "parent's, else {default}.",
+        MODEL,
+        inherited=True,
     )
     interpolation: Literal["area", "bilinear", "antialias", "nearest"] | None = option_of(
         "How resizing samples pixels; image_dataset_from_directory uses bilinear. Default: the parent's, else {default}.",

@@ -38,7 +38,7 @@ class Settings:
     erase: float = 0.0
     model: str = "convnet"
     image_size: str = "64"
-    resize: Literal["stretch", "crop", "pad"] = "stretch"
+    resize: Literal["stretch", "crop", "pad", "keraspad"] = "stretch"
     interpolation: Literal["area", "bilinear", "antialias", "nearest"] = "area"
     epochs: int = 20
     batch_size: int = 32

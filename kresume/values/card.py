@@ -18,7 +18,7 @@ class Card:
         classes: names of the outputs, in output order.
         image_size: `(height, width)` in pixels.
         pixels: pixel convention that the model expects, a name of `kresume.images.conventions`.
-        resize: `"stretch"`, `"crop"` or `"pad"`.
+        resize: `"stretch"`, `"crop"`, `"pad"` or `"keraspad"`.
         interpolation: `"area"`, `"bilinear"`, `"antialias"` or `"nearest"`.
         lineage: history of the model: run, parent, generation, digests.
         input: layout of the input image: colours and order of axes.

@@ -11,7 +11,7 @@ from kresume.spelling import option
 VERSION = 1
 """Version of the decoded pixels, part of the cache key. Increase it if the same bytes decode to other pixels."""
 
-RESIZES = ("stretch", "crop", "pad")
+RESIZES = ("stretch", "crop", "pad", "keraspad")
 INTERPOLATIONS = (
     "area",
     "bilinear",
@@ -23,9 +23,8 @@ INTERPOLATIONS = (
     "gaussian",
     "mitchellcubic",
 )
-KERAS_RESIZES = ("keraspad",)
 KERAS_INTERPOLATIONS = ("kerasarea",)
-"""Variants of `pad` and `area` that match `keras.utils.image_dataset_from_directory`, for `image_dataset` only."""
+"""A variant of `area` that matches `keras.utils.image_dataset_from_directory`, for `image_dataset` only."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,8 @@ class DecodeSpec:
         height: target height in pixels.
         width: target width in pixels.
         resize: `"stretch"` ignores the aspect ratio, `"crop"` first crops the centre to the target's aspect ratio,
-            `"pad"` adds black borders, and `"keraspad"` pads with Keras's rounding.
+            `"pad"` adds black borders, and `"keraspad"` pads as `image_dataset_from_directory` does, whose borders are
+            rounded another way.
         interpolation: `"area"` averages areas, and is bilinear where an image is enlarged; `"kerasarea"` always
             averages areas; `"antialias"` is bilinear with antialiasing. Other values are methods of `tf.image.resize`.
             Keras's default is `"bilinear"`.
@@ -53,7 +53,7 @@ class DecodeSpec:
     def __post_init__(self) -> None:
         if self.height < 1 or self.width < 1:
             raise UsageError(f"an image size is at least 1x1, got {self.height}x{self.width}")
-        if self.resize not in {*RESIZES, *KERAS_RESIZES}:
+        if self.resize not in RESIZES:
             raise UsageError(f"{option('resize', self.resize)}: use {', '.join(RESIZES)}")
         if self.interpolation not in {*INTERPOLATIONS, *KERAS_INTERPOLATIONS}:
             raise UsageError(f"{option('interpolation', self.interpolation)}: use {', '.join(INTERPOLATIONS)}")
@@ -69,6 +69,6 @@ def spec_of_key(key: str) -> DecodeSpec | None:
     found = re.fullmatch(r"v\d+-(\d+)x(\d+)-([a-z]+)-([a-z0-9]+)", key)
     if found is None:
         return None
-    if found[3] not in {*RESIZES, *KERAS_RESIZES} or found[4] not in {*INTERPOLATIONS, *KERAS_INTERPOLATIONS}:
+    if found[3] not in RESIZES or found[4] not in {*INTERPOLATIONS, *KERAS_INTERPOLATIONS}:
         return None
     return DecodeSpec(int(found[1]), int(found[2]), found[3], found[4])

@@ -157,6 +157,21 @@ def test_bilinear_is_what_keras_loads(pictures):
         np.testing.assert_array_equal(ours, np.round(np.asarray(images)[0]).astype(np.uint8))
 
 
+@pytest.mark.one_backend
+@pytest.mark.parametrize("size", [(43, 61), (70, 37), (50, 80), (7, 30)])
+def test_keraspad_is_what_keras_pads(tmp_path, size):
+    """`keraspad` gives the pixels of Keras's loader with `pad_to_aspect_ratio`, also where a border is no whole pixel."""
+    import keras
+
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.png").write_bytes(encoded(gradient(*size)))
+    data = keras.utils.image_dataset_from_directory(
+        tmp_path, image_size=(32, 32), labels=None, pad_to_aspect_ratio=True, verbose=False
+    )
+    ours = decode.decode(encoded(gradient(*size)), DecodeSpec(32, 32, "keraspad", "bilinear"))
+    np.testing.assert_array_equal(ours, np.round(next(iter(data))[0]).astype(np.uint8))
+
+
 @pytest.mark.parametrize("resize", decode_spec.RESIZES)
 @pytest.mark.parametrize("interpolation", decode_spec.INTERPOLATIONS)
 @pytest.mark.parametrize("size", [(6, 9), (200, 31)])
