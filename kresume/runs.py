@@ -179,7 +179,8 @@ def is_run(path: str | Path) -> bool:
 
 def write_record(folder: Path, record: RunRecord) -> None:
     """Writes `run.json`, sealed: with a digest of itself, and without passwords of addresses."""
-    atomic.write_json(folder / RECORD, sealed.seal(json.loads(public(json.dumps(record.as_dict())))))
+    value = json.loads(public(json.dumps(record.as_dict())))
+    atomic.write_text(folder / RECORD, sealed.sealed_text(value))
 
 
 def open_run(path: str | Path) -> Run:
@@ -196,7 +197,7 @@ def open_run(path: str | Path) -> Run:
     except (OSError, ValueError) as error:
         raise RunError(f"cannot read {path / RECORD}: {error}; restore it from a copy of the run") from error
     run = Run(path, RunRecord.from_dict(record, str(path / RECORD)))
-    if not sealed.is_sealed(record):
+    if sealed.DIGEST in record and not sealed.is_sealed((path / RECORD).read_bytes()):
         raise RunError(
             f"{path / RECORD} does not match its digest: it is damaged, or was changed by hand. Restore it from a copy of the "
             f"run; if you changed it, remove `{sealed.DIGEST}` from it"

@@ -77,7 +77,7 @@ def write_runs(folder: Path, count: int) -> None:
         path.mkdir(parents=True)
         rejected = number % 5 == 0
         parent = parent_of(base if accepted is None else accepted, path)
-        (path / "run.json").write_text(json.dumps(sealed.seal(record(number, parent, rejected=rejected)), indent=2))
+        (path / "run.json").write_text(sealed.sealed_text(record(number, parent, rejected=rejected)))
         (path / "metrics.jsonl").write_text("".join(json.dumps(line(epoch)) + "\n" for epoch in range(1, 13)))
         write_snapshot(path / "snapshots" / "step-00000400", number)
         events: list[dict[str, Any]] = [{"time": when(number), "event": "started"}]
