@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from kresume.backend.hosts import ALONE, Process
+from kresume.class_names import join_classes
 from kresume.errors import ImagesError
 from kresume.images.cache import Cache
 from kresume.images.manifest import Manifest
@@ -177,11 +178,24 @@ def name_numbers(listing: Listing, classes: Sequence[str]) -> tuple[Found, ...]:
 
     Returns:
         The listed images. Labels that match no class are unchanged.
+
+    Raises:
+        ImagesError: the labels may be numbers of outputs or names of classes, which would be others.
     """
     unknown = set(listing.classes) - set(classes)
+    places = {str(index): name for index, name in enumerate(classes)} if listing.numbered else {}
+    moved = [label for label in listing.classes if label in classes and places.get(label, label) != label]
+    if moved and not unknown:
+        label = sorted(moved)[0]
+        raise ImagesError(
+            f"the labels {join_classes(listing.classes)} are numbers of outputs and names of classes: {label} is the name of a "
+            f"class, and the number of the output {places[label]}. Give the images in class folders, or in a list with names"
+        )
     if not unknown:
         return listing.files
-    names = {str(index): name for index, name in enumerate(classes)} if listing.numbered else {}
+    if moved and unknown <= set(places):  # all of them are numbers of outputs
+        return tuple(replace(found, label=places.get(found.label, found.label)) for found in listing.files)
+    names = places
     names |= {
         canonical(name): name for name in classes if canonical(name) not in classes
     }  # the model's own spelling is kept

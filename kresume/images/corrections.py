@@ -6,7 +6,7 @@ remembered, notes = without_missing(remembered, cache, "drop", "runs/1-signs", d
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from kresume.images.cache import Cache
 from kresume.images.file_index import forget_facts
 from kresume.images.manifest import Manifest
 from kresume.images.prepare import Prepared
+from kresume.images.sources.found import key_of
 from kresume.spelling import option
 from kresume.storage import locations
 from kresume.values.decode_spec import spec_of_key
@@ -87,7 +88,7 @@ def without_missing(
     policy: str,
     parent: str,
     drop: Collection[str],
-    given: Collection[str] = (),
+    given: Mapping[str, str] | None = None,
 ) -> tuple[Manifest, list[str]]:
     """Applies `--on-missing`: returns the images that can be trained on.
 
@@ -97,7 +98,8 @@ def without_missing(
         policy: `"error"`, `"drop"` or `"cache"`.
         parent: name of the parent, for messages.
         drop: paths and SHA-256s to forget; they may be missing.
-        given: SHA-256s of images that are given now; a missing image among them has only moved.
+        given: SHA-256s of the images that are given now, by `Found.key`. A missing image among them has only
+            moved; one whose path holds another of them was overwritten, and is missing.
 
     Returns:
         `(the manifest, notes for the user)`.
@@ -106,8 +108,12 @@ def without_missing(
         ImagesError: if images are missing and the policy does not allow it.
     """
     gone = missing_rows(manifest)
-    if len(given) and len(gone):
-        gone = gone[~np.isin(manifest.sha256s[gone], np.array(sorted(given), "S64"))]
+    replaced: list[int] = []
+    if given:
+        places = manifest.table.select(["path", "offset", "length"]).to_pydict().values()
+        replaced = [row for row, place in enumerate(zip(*places, strict=True)) if key_of(*place) in given]
+        gone = np.union1d(gone, np.array(replaced, np.int64))
+        gone = gone[~np.isin(manifest.sha256s[gone], np.array(sorted(set(given.values())), "S64"))]
     if drop and len(gone):
         paths, hashes = manifest.paths(gone), manifest.sha256s[gone].tolist()
         wanted = [not {path, sha.decode()} & set(drop) for path, sha in zip(paths, hashes, strict=True)]
@@ -115,6 +121,8 @@ def without_missing(
     if not len(gone):
         return manifest, []
     first = manifest.paths(gone[:1])[0]
+    over = len(np.intersect1d(gone, np.array(replaced, np.int64)))
+    missing = f"missing ({over:,} of them overwritten by other pictures)" if over else "missing"
     if policy == "drop":
         import pyarrow as pa
 
@@ -122,15 +130,16 @@ def without_missing(
         keep[gone] = False
         kept = Manifest.from_table(manifest.table.filter(pa.array(keep)), manifest.classes)
         return kept, [
-            f"{len(gone):,} recorded images are missing and were dropped ({option('on-missing', 'drop')}); the first is {first}"
+            f"{len(gone):,} recorded images are {missing} and were dropped ({option('on-missing', 'drop')}); the first is "
+            f"{first}"
         ]
     cached = int((cache.find(manifest.sha256s[gone]) >= 0).sum()) if cache is not None else 0
     if policy == "cache" and cached == len(gone):
         return manifest, [
-            f"{len(gone):,} recorded images are missing and are read from the cache; the first is {first}"
+            f"{len(gone):,} recorded images are {missing} and are read from the cache; the first is {first}"
         ]
     raise ImagesError(
-        f"{len(gone):,} images of {parent} are missing, the first is {first} ({cached:,} of them are in the cache): "
+        f"{len(gone):,} images of {parent} are {missing}, the first is {first} ({cached:,} of them are in the cache): "
         f"restore them, give their current location with {option('remap', 'OLD=NEW')} or {option('data')}, or give "
         f"{option('on-missing', 'drop')}{'' if policy == 'cache' else ' or ' + option('on-missing', 'cache')}"
     )

@@ -23,6 +23,7 @@ import numpy as np
 from kresume.images.conflicts import Given, Labels, OnConflict, decide_labels
 from kresume.images.manifest import LOCATION, TRAIN, VAL, Manifest, ordered, schema
 from kresume.images.prepare import Image, Prepared
+from kresume.images.sources.found import Found
 from kresume.images.splits import Leak, decide_splits
 
 if TYPE_CHECKING:
@@ -117,9 +118,17 @@ def merge(
     rows = _rows_of(parent, unique)
     labels = decide_labels(parent, given, inverse, rows, on_conflict)
     left_out = labels.left_out
+    by_content, ends = np.argsort(inverse, kind="stable"), np.cumsum(counts)
     newcomers = [
-        _row(given, int(index), labels.by_content.get(content), generation, held_out, seen)
-        for content, index in enumerate(first)
+        _row(
+            given,
+            by_content[ends[content] - counts[content] : ends[content]],
+            labels.by_content.get(content),
+            generation,
+            held_out,
+            seen,
+        )
+        for content in range(len(unique))
         if rows[content] < 0 and content not in left_out
     ]
     remembered, forgotten = _remembered(parent, data, given, first, rows, labels, drop)
@@ -194,10 +203,11 @@ def _given_for_both(
         (path, other path, outcome) of each.
     """
     validating = np.full(len(rows), -1)
-    to_validate = np.nonzero(given.roles == Given.VAL)[0]
+    validates = (given.roles == Given.VAL) | np.array([image.found.split == VAL for image in given.images], bool)
+    to_validate = np.nonzero(validates)[0]
     validating[inverse[to_validate]] = to_validate
     found = []
-    for index in np.nonzero((given.roles != Given.VAL) & (validating[inverse] >= 0))[0]:
+    for index in np.nonzero(~validates & (validating[inverse] >= 0))[0]:
         content = inverse[index]
         if rows[content] < 0:
             other = given.images[validating[content]].found.name
@@ -222,19 +232,27 @@ def _describe_both(both: Sequence[tuple[str, str, str]]) -> list[str]:
 
 
 def _row(
-    given: Given, index: int, label: str | None, generation: int, held_out: Collection[str] | None, seen: bool
+    given: Given,
+    files: np.ndarray,
+    label: str | None,
+    generation: int,
+    held_out: Collection[str] | None,
+    seen: bool,
 ) -> dict[str, Any]:
-    image, role = given.images[index], given.roles[index]
+    """Returns the row of a newcomer: the first of its files, with what any of them says about its split and its past."""
+    image, role = given.images[files[0]], given.roles[files[0]]
     found, facts = image.found, image.facts
-    split = VAL if role == Given.VAL else found.split
+    listed = [(given.images[file].found, given.roles[file]) for file in files]
+    of_data = [each for each, its in listed if its == Given.DATA]
+    split = VAL if any(its == Given.VAL or each.split == VAL for each, its in listed) else found.split
     if role == Given.DATA and held_out is not None:
-        split = VAL if found.key in held_out else TRAIN
+        split = VAL if any(each.key in held_out for each in of_data) else TRAIN
     return {
         "sha256": facts.sha256,
         "path": found.path,
         "label": label or found.label,
         "source": found.source,
-        "origin": max(generation - 1, 0) if role == Given.DATA else generation,
+        "origin": max(generation - 1, 0) if of_data else generation,
         "side": split,
         "width": facts.width,
         "height": facts.height,
@@ -249,8 +267,13 @@ def _row(
         "member": found.member,
         "extra": found.extra,
         "thumb": facts.thumb,
-        "seen": bool(seen and role == Given.DATA and split != VAL),
+        "seen": bool(seen and any(_trained_on(each, held_out) for each in of_data)),
     }
+
+
+def _trained_on(found: Found, held_out: Collection[str] | None) -> bool:
+    """Returns True if a file of `--data` was no validation image of the checkpoint."""
+    return found.key not in held_out if held_out is not None else found.split != VAL
 
 
 def _remembered(

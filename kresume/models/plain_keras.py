@@ -43,8 +43,9 @@ def feeding_line(card: Card, *, rows: bool = False, short: bool = False) -> str:
         words.append(f"class_names=[{names}{more}]")
     values = _arranged(_converted(card.pixels), card.input, card.image_size)
     mapped = f".map(lambda images, labels: ({values}, labels))" if values != "images" else ""
-    near = "  # nearly: Keras's loader rounds borders another way" if card.resize == "pad" else ""
-    near = near or ("  # nearly: Keras's loader has no antialiasing" if card.interpolation == "antialias" else "")
+    others = ["rounds borders another way"] if card.resize == "pad" else []
+    others += ["has no antialiasing"] if card.interpolation == "antialias" else []
+    near = f"  # nearly: Keras's loader {' and '.join(others)}" if others else ""
     return f"keras.utils.image_dataset_from_directory({', '.join(words)}){mapped}{near}"
 
 

@@ -290,6 +290,58 @@ def test_flat_pictures_are_not_near_each_other(tmp_path, quiet):
     assert set(sides(merged(quiet, data=tmp_path, val_split=0.5, classes=("a",)).manifest).values()) == {TRAIN, VAL}
 
 
+def write_photos(folder, count, first):
+    """Writes photos of two classes, none of which is near another."""
+    for place, label in enumerate("ab"):
+        for seed in range(first + 50 * place, first + 50 * place + count):
+            save_photo(folder / label / f"{seed}.jpg", seed)
+
+
+@pytest.mark.one_backend
+def test_a_copy_that_validates_keeps_the_image_out_of_training(tmp_path, quiet):
+    """Whatever file of an image says `val`, first or last, in one source or two, it validates, and a note says so."""
+    write_photos(tmp_path / "in" / "train", 8, 0)
+    write_photos(tmp_path / "in" / "val", 3, 100)
+    held = sorted((tmp_path / "in" / "val" / "a").iterdir())
+    for number, file in enumerate(held):
+        shutil.copy(file, tmp_path / "in" / "train" / "a" / f"copy{number}.jpg")
+    merge = merged(quiet, data=tmp_path / "in")
+    assert np.bincount(merge.manifest.is_val).tolist() == [16, 6]
+    assert any(note.startswith("3 images were given for training and for validation") for note in merge.facts.notes)
+    shutil.copytree(tmp_path / "in" / "train", tmp_path / "first")
+    shutil.copytree(tmp_path / "in" / "val", tmp_path / "second" / "val")
+    write_photos(tmp_path / "second" / "train", 1, 300)
+    table = merged(quiet, data=tmp_path / "first", add=tmp_path / "second", generation=1).manifest
+    assert np.bincount(table.is_val).tolist() == [18, 6]
+    assert table.origins.sum() == 3 + 2  # three of b that only the new source validates, two that it trains on
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("last", ["train", "val"])
+def test_a_list_names_one_file_for_both_splits(tmp_path, quiet, last):
+    """The order of the rows does not matter."""
+    write_photos(tmp_path, 4, 0)
+    files = [(f"{label}/{file.name}", label) for label in "ab" for file in sorted((tmp_path / label).iterdir())]
+    rows = [(path, label, "train") for path, label in files]
+    twice = [(path, label, "val") for path, label in files[:2]]
+    written = [*twice, *rows] if last == "train" else [*rows, *twice]
+    (tmp_path / "list.csv").write_text("path,label,split\n" + "".join(f"{','.join(row)}\n" for row in written))
+    assert np.bincount(merged(quiet, data=tmp_path / "list.csv").manifest.is_val).tolist() == [6, 2]
+
+
+@pytest.mark.one_backend
+def test_old_images_given_to_validate_are_old_and_seen(tmp_path, quiet):
+    """A copy of an image of `--data` under `--val` validates, but the checkpoint was trained on it."""
+    write_photos(tmp_path / "old", 6, 0)
+    (tmp_path / "val" / "a").mkdir(parents=True)
+    shutil.copy(next((tmp_path / "old" / "a").iterdir()), tmp_path / "val" / "a" / "copy.jpg")
+    write_photos(tmp_path / "val", 2, 500)
+    table = merged(quiet, data=tmp_path / "old", val=tmp_path / "val", generation=1, seen=True).manifest
+    assert (table.is_val & (table.origins == 0)).sum() == 1
+    assert table.seen[table.is_val].sum() == 1
+    assert table.seen.sum() == 12
+
+
 # Corrections
 
 
@@ -328,6 +380,25 @@ def test_images_that_are_gone_end_as_asked(pictures, tmp_path, quiet):
     assert "from the cache" in notes[0]
     with pytest.raises(ImagesError, match="0 of them are in the cache"):
         corrections.without_missing(table, None, "cache", "runs/1", ())
+
+
+@pytest.mark.one_backend
+def test_a_file_with_another_picture_is_not_the_recorded_one(tmp_path, quiet):
+    """A recorded image whose file was overwritten is missing, unless the same image is given elsewhere."""
+    write_pictures(tmp_path / "old", 4, 0, ("a", "b"))
+    table = merged(quiet, data=tmp_path / "old").manifest
+    first, second = sorted((tmp_path / "old" / "a").iterdir())[:2]
+    first.rename(tmp_path / "old" / "a" / "moved.png")
+    Image.new("RGB", (20, 20), "red").save(first)
+    Image.new("RGB", (20, 20), "blue").save(second)
+    images = prepare(list_images([tmp_path / "old"], quiet).files, SPEC, None, quiet).images
+    now = {image.found.key: image.facts.sha256 for image in images}
+    with pytest.raises(
+        ImagesError, match=r"1 images of runs/1 are missing \(1 of them overwritten by other pictures\)"
+    ):
+        corrections.without_missing(table, None, "error", "runs/1", (), now)
+    kept, _ = corrections.without_missing(table, None, "drop", "runs/1", (), now)
+    assert len(kept) == 7
 
 
 @pytest.mark.one_backend

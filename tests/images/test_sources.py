@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from kresume.errors import ImagesError, UsageError
 from kresume.evaluation.evaluate import evaluate
@@ -20,7 +21,7 @@ from kresume.images.cache import Cache
 from kresume.images.manifest import Manifest
 from kresume.images.prepare import prepare
 from kresume.images.reader import PictureReader
-from kresume.images.sources import list_images, records
+from kresume.images.sources import Found, Listing, list_images, records
 from kresume.images.sources.records import FRAME, masked_crc, parse_features
 from kresume.storage import locations
 from kresume.storage.stores import Bucket
@@ -193,6 +194,51 @@ def test_a_manifest_is_a_source_that_spares_reading(pictures, tmp_path, quiet, m
     again = prepare(listing.files, SPEC, None, quiet, known=listing.known)
     assert again.read == 0
     assert merged(again, val_split=0.9).manifest.digest() == first.digest()
+
+
+@pytest.mark.one_backend
+def test_a_rebuilt_archive_is_not_read_by_its_old_manifest(tmp_path, quiet):
+    """Members that have moved are set aside, not read under each other's labels. A copy of the archive is as good."""
+    write_pictures(tmp_path / "in", 3, 0, ("a", "b"))
+    for file in (tmp_path / "in").rglob("*.png"):
+        Image.open(file).save(file.with_suffix(".bmp"))  # all have one size
+        file.unlink()
+
+    def pack(first, second):
+        with tarfile.open(tmp_path / "all.tar", "w") as archive:
+            for label in (first, second):
+                archive.add(tmp_path / "in" / label, label)
+
+    pack("a", "b")
+    table = merged(prepare(list_images([tmp_path / "all.tar"], quiet).files, SPEC, None, quiet), classes=("a", "b"))
+    table.manifest.write(tmp_path / "m.parquet")
+    os.utime(tmp_path / "all.tar", ns=(1, 1))
+    assert len(list_images([tmp_path / "m.parquet"], quiet).files) == 6
+    pack("b", "a")
+    with pytest.raises(ImagesError, match=r"all\.tar has changed since .*m\.parquet was made: scan it again"):
+        list_images([tmp_path / "m.parquet"], quiet)
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize(
+    ("classes", "labels", "read"),
+    [
+        (("rose", "tulip"), ("0", "1"), ("rose", "tulip")),
+        (("0", "1", "2"), ("0", "2"), ("0", "2")),
+        (("1", "2", "3"), ("0", "1", "2"), ("1", "2", "3")),
+        (("1", "2", "3"), ("1", "2"), None),
+        (("0", "1", "10", "2"), ("0", "2"), None),
+    ],
+)
+def test_numbers_are_outputs_all_or_none(classes, labels, read):
+    """Numbers of outputs are never read half as numbers and half as names of classes; if both are possible, it is an error."""
+    files = tuple(Found(f"/{label}.png", label, "in", 1, 1) for label in labels)
+    listing = Listing(files, (), labels, numbered=True)
+    if read is None:
+        with pytest.raises(ImagesError, match="are numbers of outputs and names of classes"):
+            collect.name_numbers(listing, classes)
+    else:
+        assert tuple(found.label for found in collect.name_numbers(listing, classes)) == read
 
 
 @pytest.mark.one_backend

@@ -84,7 +84,11 @@ def list_images(
                 held = set(named)
                 quarantine += [nameless(found) for found in listing.files if found not in held]
             # An image listed twice under one label counts once. Under two labels both are kept: a conflict to report.
-            files |= {pair: found for found in named if (pair := (found.key, found.label)) not in files}
+            # Listed for training and for validation it validates, whatever comes first.
+            for found in named:
+                before = files.setdefault((found.key, found.label), found)
+                if found.split == "val" and before.split != "val":
+                    files[found.key, found.label] = found
             notes += listing.notes
             classes |= set(filter(is_text, listing.classes))
             quarantine += listing.quarantine

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import hashlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from kresume.errors import ImagesError
-from kresume.images.sources.found import Advance, Facts, Found, Listing, Quarantined, Source
+from kresume.images.sources.found import STREAM_CODINGS, Advance, Facts, Found, Listing, Quarantined, Source
 from kresume.storage import locations
 from kresume.storage.damage import interpreting, reason
 
@@ -55,6 +57,20 @@ def list_source(source: Source, advance: Advance) -> Listing:
         return _listing(source, table, advance)
 
 
+def _is_there(row: Mapping[str, Any]) -> bool:
+    """Returns True if a member is still where the manifest found it: the archive may only have been copied.
+
+    False for a file that is compressed as a whole: each member would unpack all before it.
+    """
+    if row.get("coding") in STREAM_CODINGS:
+        return False
+    try:
+        data = locations.read_range(row["path"], row["offset"], row["length"], row.get("coding") or "")
+    except (ImagesError, OSError, EOFError, ValueError):
+        return False
+    return hashlib.sha256(data).hexdigest() == str(row["sha256"])
+
+
 def _listing(source: Source, table: pa.Table, advance: Advance) -> Listing:
     names = set(table.column_names)
     found: list[Found] = []
@@ -74,12 +90,24 @@ def _listing(source: Source, table: pa.Table, advance: Advance) -> Listing:
             gone.append(Quarantined(path, row["label"], f"listed in {source.given}, but it does not exist"))
             continue
         parts = {name: row[name] for name in ("offset", "length", "coding", "member", "extra") if name in names}
+        if parts.get("length", -1) >= 0 and size != (row["bytes"], row["mtime_ns"]) and not _is_there(row):
+            gone.append(
+                Quarantined(path, row["label"], f"{path} has changed since {source.given} was made: scan it again")
+            )
+            continue
         each = Found(path, row["label"], source.given, *size, split=row["side"], **parts)
         found.append(each)
         facts = Facts(row["sha256"], row["width"], row["height"], row["format"], row["phash"], row.get("thumb") or b"")
         known[each.key] = (row["bytes"], row["mtime_ns"], facts)
         advance(1)
     if not found:
-        raise ImagesError(f"{source.given} is a manifest of {len(gone):,} images, but all of them are missing")
-    notes = [f"{source.given}: {len(gone):,} of its images are missing; the first is {gone[0].path}"] if gone else []
+        raise ImagesError(
+            f"{source.given} is a manifest of {len(gone):,} images, and none is there, the first because of this: "
+            f"{gone[0].reason}"
+        )
+    notes = (
+        [f"{source.given}: {len(gone):,} of its images are missing or moved; the first is {gone[0].path}"]
+        if gone
+        else []
+    )
     return Listing(tuple(found), tuple(notes), tuple(sorted({each.label for each in found})), tuple(gone), known)

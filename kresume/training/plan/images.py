@@ -189,7 +189,8 @@ def gather(
     data, add, val = collected.data, collected.add, collected.val
     notes = [*collected.notes]
     if remembered is not None and data is None:
-        given = {image.facts.sha256 for part in (add, val) if part is not None for image in part.images}
+        images = [image for part in (add, val) if part is not None for image in part.images]
+        given = {image.found.key: image.facts.sha256 for image in images}
         policy = settings_of(config).on_missing
         remembered, more = corrections.without_missing(remembered, cache, policy, str(config.from_), drop, given)
         notes += more
