@@ -239,7 +239,7 @@ def _row(
     held_out: Collection[str] | None,
     seen: bool,
 ) -> dict[str, Any]:
-    """Returns the row of a newcomer: the first of its files, with what any of them says about its split and its past."""
+    """Returns the row of a newcomer: its first file, with what any of its files says about its split."""
     image, role = given.images[files[0]], given.roles[files[0]]
     found, facts = image.found, image.facts
     listed = [(given.images[file].found, given.roles[file]) for file in files]
