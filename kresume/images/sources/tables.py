@@ -58,7 +58,7 @@ def list_source(source: Source, advance: Advance) -> Listing:
 
 
 def _is_there(row: Mapping[str, Any]) -> bool:
-    """Returns True if a member is still where the manifest found it: the archive may only have been copied.
+    """Returns True if a member is still where the manifest found it; the archive may be a mere copy.
 
     False for a file that is compressed as a whole: each member would unpack all before it.
     """
