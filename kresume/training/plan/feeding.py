@@ -216,16 +216,14 @@ def _probe(
     ways: Sequence[str] = tuple(feedings)
     if len(ways) > 1 and count >= 2 * FIRST_LOOK:
         ways = promising(score(ways, sample.pictures, first=FIRST_LOOK))
-    probe, how = score(ways, sample.pictures), ""
+    probe, averages, how = score(ways, sample.pictures), MOVING, ""
     if len(feedings) > 1 and early:
         # After few steps the moving averages are half of what they began with, and values of another scale may fit them
         # better than the right ones do.
         second = score(tuple(dict.fromkeys([*usual, *ways])), sample.pictures, early)
         if is_clearly_lower(second.image_losses[second.best], probe.image_losses[probe.best]):
-            probe, ways = second, second.tried
+            probe, averages, ways = second, early, second.tried
             how = ", without what the moving averages of batch normalisation began with,"
-        else:
-            early = {}
     # On equal evidence the first one wins: the usual conventions come first.
     found = judge_order({way: probe.predictions[way] for way in ways}, labels, classes)
     fed, asked = "" if len(feedings) == 1 else found.candidate, config.classes is not None
@@ -235,7 +233,7 @@ def _probe(
     if config.interpolation is None and sample.shrinks_by > SHRINKS_MUCH:
         other = "bilinear" if spec.interpolation == "area" else "area"
         contenders = probe.fitting if probe.above_chance else ways
-        sampled = score(contenders, sample.sampled(replace(spec, interpolation=other)), early)
+        sampled = score(contenders, sample.sampled(replace(spec, interpolation=other)), averages)
         compared = ", ".join(
             f"{name} gives loss {each.losses[each.best]:.2f}"
             for name, each in ((spec.interpolation, probe), (other, sampled))
