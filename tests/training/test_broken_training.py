@@ -11,6 +11,7 @@ from kresume import runs
 from kresume.checkpoints import snapshot
 from kresume.errors import CheckpointError, TrainingError
 from kresume.training.loop.breakdown import what_to_try
+from kresume.training.loop.writer import RunWriter
 from tests.helpers.runs import TINY, run_training, stopped_by
 
 OWN = """
@@ -73,6 +74,19 @@ CASES = {
 }
 
 
+@pytest.fixture
+def fast_disk(monkeypatch):
+    """Lets each snapshot be on the disk before the next step: on a busy disk the next one is taken some steps later."""
+
+    def waited(writer):
+        if writer._thread is not None:
+            writer._thread.join()
+        return False
+
+    monkeypatch.setattr(RunWriter, "busy", property(waited))
+
+
+@pytest.mark.usefixtures("fast_disk")
 @pytest.mark.parametrize("case", CASES)
 def test_a_training_that_breaks_stops_at_its_last_good_snapshot(tmp_path, pictures, case):
     """NaN or infinity in the loss, or in the state alone, ends the training with the place and what to try."""
