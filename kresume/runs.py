@@ -193,11 +193,12 @@ def open_run(path: str | Path) -> Run:
     if not is_run(path):
         raise RunError(f"no run at {path}: a run is a directory with {RECORD} in it (`kresume log FOLDER` lists runs)")
     try:
-        record = atomic.read_json(path / RECORD)
+        content = (path / RECORD).read_bytes()
+        record = atomic.parse_json(content, path / RECORD)
     except (OSError, ValueError) as error:
         raise RunError(f"cannot read {path / RECORD}: {error}; restore it from a copy of the run") from error
     run = Run(path, RunRecord.from_dict(record, str(path / RECORD)))
-    if sealed.DIGEST in record and not sealed.is_sealed((path / RECORD).read_bytes()):
+    if sealed.DIGEST in record and not sealed.is_sealed(content):
         raise RunError(
             f"{path / RECORD} does not match its digest: it is damaged, or was changed by hand. Restore it from a copy of the "
             f"run; if you changed it, remove `{sealed.DIGEST}` from it"

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kresume.class_names import names_of
 from kresume.commands.options import FEATURE, Command, model_options, read_model_options
 from kresume.commands.output import check_free, print_result
 from kresume.errors import RunError
@@ -82,7 +81,6 @@ def evaluate(
     overwrite: bool,
     image_size: str | None,
     classes: str | None,
-    against_classes: str | None,
     as_json: bool,
     **options: Any,
 ) -> int:
@@ -106,7 +104,6 @@ def evaluate(
     for flag, given in (("csv", csv), ("answers", answers), ("report", report)):
         check_free(flag, given, overwrite=overwrite)
     options |= read_model_options(image_size, classes)
-    options["against_classes"] = names_of(against_classes)
     reporter = Reporter()
     found = run(checkpoint, list(data), reporter=reporter, **options)
     if csv is not None:

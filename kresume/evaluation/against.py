@@ -216,9 +216,10 @@ def array_input(
         spec, pixels, layout = served_size(folder, signature)
     if subject.axes is not None:
         layout = read_layout(layout.shape((spec.height, spec.width)), (spec.height, spec.width), subject.axes)[0]
-    pixels = subject.pixels or pixels
-    if signature.input.kind == "values" and not pixels:
-        pixels = keras_facts.read_facts(folder, subject, signature).pixels or ""
+    found = pixels
+    if signature.input.kind == "values" and not found and (subject.pixels is None or "pixels" in subject.yielding):
+        found = keras_facts.read_facts(folder, subject, signature).pixels or ""
+    pixels = subject.choose("pixels", found)
     if signature.input.kind == "values" and not pixels:
         raise UsageError(
             f"{folder} expects pixel values as numbers and does not record which: give {option('pixels')}, one of "

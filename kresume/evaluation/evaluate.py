@@ -8,6 +8,7 @@ Every image is predicted once by each model.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,7 +61,7 @@ def evaluate(
     map_file: str | None = None,
     trust: bool = False,
     against: str | Path | runs.Run | None = None,
-    against_classes: Sequence[str] | None = None,
+    against_classes: str | Sequence[str] | None = None,
     against_pixels: str | None = None,
     feature: Sequence[str] = (),
     metric: str | Sequence[str] = (),
@@ -107,8 +108,8 @@ def evaluate(
         KresumeError: the model or the images cannot be read, or an option is missing or wrong.
     """
     reporter = reporter or Reporter(quiet=True)
-    path = _path_of(checkpoint)
-    other = _path_of(against) if against is not None else None
+    path = os.fspath(checkpoint)
+    other = os.fspath(against) if against is not None else None
     gates = Gates.of(_listed(require), max_forgetting, max_class_drop, unbounded=_listed(metric))
     check_gates(gates, other)
     sources = [data] if isinstance(data, (str, Path)) else list(data)
@@ -168,13 +169,11 @@ class _Images:
 def _compared(given: Subject, other: str, classes: tuple[str, ...] | None, pixels: str | None) -> Subject:
     """Returns the model to compare with; what was given for both gives way to what it records itself."""
     shared = [name for name, own in (("classes", classes), ("pixels", pixels), ("axes", None)) if own is None]
-    folder = served_folder(other)
-    recorded = folder is not None and labels_of(folder) is not None
     return replace(
         given,
         checkpoint=other,
         model=None,
-        classes=classes or (None if recorded else given.classes),
+        classes=classes or given.classes,
         pixels=pixels or given.pixels,
         yielding=tuple(shared),
     )
@@ -255,7 +254,7 @@ class _Job:
             return ""  # the images cannot show the order of classes that they do not have
         chosen = found.task.answers(found.probabilities) if found.chosen is None else found.chosen
         place = np.array([own.index(name) for name in names])
-        return _doubt(place[chosen], place[self.images.manifest.labels], own, way)
+        return _order_note(place[chosen], place[self.images.manifest.labels], own, way)
 
     def _measured(self, model: str, found: Predicted) -> Evaluation:
         images = self.images
@@ -316,7 +315,7 @@ def _names_outputs(model: Loaded | Served) -> bool:
     return model.state.card is not None
 
 
-def _doubt(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[str], way: str) -> str:
+def _order_note(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[str], way: str) -> str:
     """Returns a note if the outputs may be in another order than `classes`, which the option `way` gives."""
     sample = permutation(0, 0, len(labels))[:DOUBTED]
     predicted, labels = predicted[sample], labels[sample]
@@ -338,10 +337,6 @@ DOUBTED = 512
 """Number of images on which the class order is tested; with a thousand classes, all images would take minutes."""
 UNDECODED = DecodeSpec(64, 64)
 """A placeholder for the size of a SavedModel, which decodes by itself: files are only hashed and their headers read."""
-
-
-def _path_of(checkpoint: str | Path | runs.Run) -> str:
-    return str(checkpoint.path if isinstance(checkpoint, runs.Run) else checkpoint)
 
 
 def _with_origins(manifest: Manifest, run: runs.Run | None) -> tuple[Manifest, np.ndarray]:

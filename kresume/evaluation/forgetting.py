@@ -1,7 +1,7 @@
 """Says what a run forgot of its parent, and what nobody can know because no validation image shows it.
 
-forgetting = forgetting_of(pair, known=("cat", "dog"))
-str(forgetting)     # "rose (-19.0 points, p = 0.012)"; "nothing by more than noise; judged on new images alone, ..."
+forgetting = forgetting_of(pair, added=("tulip",))
+str(forgetting)     # "rose (-19.0 points, p = 0.012)"; "nothing by more than noise; no validation image is old"
 forgetting.unknown  # "no validation image is old"; empty if old images and all classes were judged
 """
 
@@ -36,14 +36,15 @@ class Forgetting:
         return f"{words}; {self.unknown}" if self.unknown else words
 
 
-def forgetting_of(pair: Pair, known: Sequence[str]) -> Forgetting:
+def forgetting_of(pair: Pair, added: Sequence[str]) -> Forgetting:
     """Compares a run with its parent on old images and on each class that the parent knew.
 
     Args:
         pair: the answers of both to the same images.
-        known: the classes that the parent knew.
+        added: the classes that the run added.
     """
     origins, classes = judge_origins(pair.before, pair.after, pair.generation), judge_classes(pair.before, pair.after)
+    known = [name for name in pair.after.classes if name not in added]
     unjudged = [name for name in known if name not in classes]
     if len(unjudged) == len(known):
         return Forgetting(None, "no validation image is of a class that the parent knew")

@@ -91,7 +91,7 @@ def read_model(subject: Subject, reporter: Reporter, classes: Sequence[str] = ()
     folder = served_folder(subject.checkpoint)
     if folder is not None:
         sealed.check(folder)
-        return Served(subject, folder, subject.classes or labels_of(folder))
+        return Served(subject, folder, subject.choose("classes", labels_of(folder)))
     with reporter.waiting(f"reading {subject.checkpoint}"):
         loaded = load(subject, fallback_classes=classes)
     return with_statistics(loaded, reporter)

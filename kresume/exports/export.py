@@ -11,6 +11,7 @@ everything is written beside it and renamed last. A model server that watches th
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -169,7 +170,7 @@ def export(
         KresumeError: the checkpoint cannot be loaded, or an option is invalid; the message says why.
     """
     reporter = reporter or Reporter(quiet=True)
-    path = str(checkpoint.path if isinstance(checkpoint, runs.Run) else checkpoint)
+    path = os.fspath(checkpoint)
     exporter = find_exporter(format)
     place = Publication(directory)
     job = Job(

@@ -195,8 +195,7 @@ def name_numbers(listing: Listing, classes: Sequence[str]) -> tuple[Found, ...]:
         return listing.files
     if moved and unknown <= set(places):  # all of them are numbers of outputs
         return tuple(replace(found, label=places.get(found.label, found.label)) for found in listing.files)
-    names = places
-    names |= {
+    names = places | {
         canonical(name): name for name in classes if canonical(name) not in classes
     }  # the model's own spelling is kept
     labels = {label: names.get(label, names.get(canonical(label), label)) for label in unknown}

@@ -240,20 +240,16 @@ def _row(
     seen: bool,
 ) -> dict[str, Any]:
     """Returns the row of a newcomer: its first file, with what any of its files says about its split."""
-    image, role = given.images[files[0]], given.roles[files[0]]
-    found, facts = image.found, image.facts
-    listed = [(given.images[file].found, given.roles[file]) for file in files]
-    of_data = [each for each, its in listed if its == Given.DATA]
-    split = VAL if any(its == Given.VAL or each.split == VAL for each, its in listed) else found.split
-    if role == Given.DATA and held_out is not None:
-        split = VAL if any(each.key in held_out for each in of_data) else TRAIN
+    found, facts = given.images[files[0]].found, given.images[files[0]].facts
+    splits = [_split_of(given.images[file].found, given.roles[file], held_out) for file in files]
+    of_data = [split for split, role in zip(splits, given.roles[files], strict=True) if role == Given.DATA]
     return {
         "sha256": facts.sha256,
         "path": found.path,
         "label": label or found.label,
         "source": found.source,
         "origin": max(generation - 1, 0) if of_data else generation,
-        "side": split,
+        "side": VAL if VAL in splits else splits[0],
         "width": facts.width,
         "height": facts.height,
         "bytes": found.bytes,
@@ -267,13 +263,17 @@ def _row(
         "member": found.member,
         "extra": found.extra,
         "thumb": facts.thumb,
-        "seen": bool(seen and any(_trained_on(each, held_out) for each in of_data)),
+        "seen": bool(seen and any(split != VAL for split in of_data)),
     }
 
 
-def _trained_on(found: Found, held_out: Collection[str] | None) -> bool:
-    """Returns True if a file of `--data` was no validation image of the checkpoint."""
-    return found.key not in held_out if held_out is not None else found.split != VAL
+def _split_of(found: Found, role: int, held_out: Collection[str] | None) -> str | None:
+    """Returns the split that a file says; None if it says none."""
+    if role == Given.VAL:
+        return VAL
+    if role == Given.DATA and held_out is not None:
+        return VAL if found.key in held_out else TRAIN
+    return found.split
 
 
 def _remembered(

@@ -64,6 +64,11 @@ class Subject:
     axes: str | None = None
     yielding: tuple[str, ...] = ()
 
+    def choose(self, name: str, found: Any) -> Any:
+        """Returns a given fact, or the one that the checkpoint records or shows: whichever wins."""
+        given = getattr(self, name)
+        return (found or given) if name in self.yielding else (given or found)
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -191,7 +196,7 @@ def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, ano
     if card is not None and subject.pixels not in {None, card.pixels}:
         raise UsageError(f"{path} records that it expects {card.pixels}: leave {option('pixels', subject.pixels)} out")
     shows = card.pixels if card else conventions.read_convention(model)
-    pixels = (shows or subject.pixels) if "pixels" in subject.yielding else (subject.pixels or shows)
+    pixels = subject.choose("pixels", shows)
     pixels = pixels or ("0-255" if anonymous else None)
     known = subject.image_size or (card.image_size if card else None)
     layout, fixed = layout_of(model, known, subject.axes, card.input if card else None)

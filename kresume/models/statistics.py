@@ -48,9 +48,10 @@ def normalised_layers(model: keras.Model) -> list[Any]:
 
 
 def without_beginning(model: keras.Model, steps: int | None) -> Statistics:
-    """Returns the moving averages of a short training without their initial values, as Adam does.
+    """Returns the moving averages of a short training less what is left of their initial values.
 
-    An average that began with zeros (a mean) or ones (a variance) is still `momentum ** steps` of that.
+    An average that began with zeros (a mean) or ones (a variance) is still `momentum ** steps` of that. Adam corrects its
+    moments in the same way (Kingma and Ba 2015, https://arxiv.org/abs/1412.6980).
 
     Args:
         model: with the moving averages that Keras has kept.
@@ -61,20 +62,16 @@ def without_beginning(model: keras.Model, steps: int | None) -> Statistics:
         those.
     """
     layers = normalised_layers(model)
-    if steps is None or steps <= 0:
-        return {}
-    shares = {id(layer): layer.momentum**steps for layer in layers}
-    if not any(share > LITTLE_LEFT for share in shares.values()):
+    shares = [layer.momentum**steps for layer in layers] if steps else []
+    if not any(share > LITTLE_LEFT for share in shares):
         return {}
     result = {}
-    for layer in layers:
-        share = shares[id(layer)]
-        pairs = ((layer.moving_mean, 0.0), (layer.moving_variance, 1.0))
-        for (place, variable), (_, began) in zip(_moving(model, [layer]).items(), pairs, strict=True):
-            array = np.array(live_state.host_array(variable.value))
-            result[place] = ((array - share * began) / (1 - share)).astype(array.dtype)
-            if began and (result[place] < 0).any():
-                return {}  # it began with other values: those of a pretrained network, or of an earlier training
+    for number, (place, variable) in enumerate(_moving(model, layers).items()):
+        share, began = shares[number // 2], number % 2  # each layer's mean began with 0, its variance with 1
+        array = np.array(live_state.host_array(variable.value))
+        result[place] = ((array - share * began) / (1 - share)).astype(array.dtype)
+        if began and (result[place] < 0).any():
+            return {}  # it began with other values: those of a pretrained network, or of an earlier training
     return result
 
 

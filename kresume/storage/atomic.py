@@ -187,8 +187,13 @@ def read_json(path: Path) -> Any:
     Raises:
         ValueError: if the file holds no valid JSON; the message names the file and the line.
     """
+    return parse_json(path.read_bytes(), path)
+
+
+def parse_json(content: bytes, path: Path) -> Any:
+    """Reads the content of a JSON file; raises as `read_json` does."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(content.decode())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
 

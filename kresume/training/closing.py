@@ -121,8 +121,7 @@ def closing_facts(run: runs.Run, pair: Pair | None) -> dict[str, Any]:
     forgot = ""
     if pair is not None:
         verdicts = judge_origins(pair.before, pair.after, pair.generation)
-        known = [name for name in pair.after.classes if name not in run.record.new_classes]
-        forgot = str(forgetting_of(pair, known))
+        forgot = str(forgetting_of(pair, run.record.new_classes))
     lines = runs.read_metrics(run.metrics)
     epoch = next((line["epoch"] for line in lines if line["step"] == run.result_step()), None)
     monitor = run.record.options.get("monitor") or DEFAULTS.monitor

@@ -97,7 +97,7 @@ def estimate(
         counts = [statistics_images(images, plan.amount.batch_size, last=last) for last in (False, True)]
         pictures += (epochs - 1) * counts[0] + counts[1]
     scored = pictures / plan.amount.batch_size * step * SCORED_SHARE
-    thaws = draft.freezing.until or 0 if draft.freezing is not None else 0
+    thaws = (draft.freezing.until if draft.freezing is not None else None) or 0
     return Estimate(trained + scored, step, tried, max(0.0, first - step), scored / (trained + scored), thaws)
 
 

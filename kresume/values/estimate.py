@@ -39,10 +39,11 @@ class Estimate:
 
     def __str__(self) -> str:
         step = f"{self.step:.1f} s" if self.step >= 1 else f"{1000 * self.step:.{0 if self.step >= 0.01 else 1}f} ms"
-        about = f"at least {duration(self.seconds)}" if self.thaws else f"about {duration(self.seconds)}"
-        longer = f"; from epoch {self.thaws + 1} on, when all layers train, a step takes longer" if self.thaws else ""
+        about, longer = "about", ""
+        if self.thaws:
+            about, longer = "at least", f"; from epoch {self.thaws + 1} on, when all layers train, a step takes longer"
         return (
-            f"{about}: {step} a step (measured on {self.tried}), {100 * self.scoring:.0f} % of it for "
+            f"{about} {duration(self.seconds)}: {step} a step (measured on {self.tried}), {100 * self.scoring:.0f} % of it for "
             f"scores; compiling takes {duration(self.compiling)} at each start{longer}"
         )
 

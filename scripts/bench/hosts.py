@@ -14,7 +14,6 @@ import argparse
 import io
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 from PIL import Image
+from scaling import free_port
 
 MODEL = """
 import keras
@@ -37,6 +37,10 @@ def build(num_classes, image_size):
         layers.Dropout(0.2, seed=3), layers.GlobalAveragePooling2D(), layers.Dense(num_classes, "softmax"),
     ])
 """
+PARENT = (
+    "--data", "old", "--model", "model.py:build", "--image-size", "10", "--batch-size", "8", "--epochs", "2",
+    "--val-split", "0.25", "--augment", "none", "--seed", "3",
+)  # fmt: skip
 CHILD = ("--from", "parent", "--batch-size", "8", "--epochs", "2")
 OPTIONS: dict[str, Sequence[str]] = {
     "nothing else": (*CHILD, "--add", "new"),
@@ -77,9 +81,7 @@ def write_pictures(folder: Path, count: int, seed: int, classes: Sequence[str] =
 
 def train(arguments: Sequence[str], out: str, processes: int) -> list[int]:
     """Trains by one or several processes; returns their exit codes."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{found.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     group = ["--coordinator", address, "--num-processes", str(processes)] if processes > 1 else []
     started = []
     for index in range(processes):
@@ -137,19 +139,7 @@ def main() -> None:
         write_pictures(Path("grown"), 10, 2, ("a", "d"))
         write_pictures(Path("broken"), 10, 3)
         Path("broken/a/3.png").write_bytes(Path("broken/a/3.png").read_bytes()[:300])
-        first = (
-            "--data",
-            "old",
-            "--model",
-            "model.py:build",
-            "--image-size",
-            "10",
-            "--batch-size",
-            "8",
-            "--epochs",
-            "2",
-        )
-        train((*first, "--val-split", "0.25", "--augment", "none", "--seed", "3"), "parent", 1)
+        train(PARENT, "parent", 1)
         print(
             "| option | exit codes of one process, of two | weights off by | loss and accuracy off by |\n|---|---|---|---|"
         )

@@ -388,7 +388,7 @@ def test_a_model_that_predicts_no_numbers_is_an_error(place, tmp_path):
 
 
 def plain(path, pixels, order=CLASSES):
-    """Saves a plain model that names neither its outputs nor, without a Rescaling layer, its pixels; returns its accuracy."""
+    """Saves a plain model that names neither its outputs nor, without a Rescaling layer, its pixels."""
     keras.utils.set_random_seed(1)
     layers = keras.layers
     scale = [layers.Rescaling(1 / 255)] if pixels == "0-255" else []
@@ -405,7 +405,7 @@ def alone(path, data, **options):
     return evaluate(path, data=data, **options).scores["all"]
 
 
-def test_facts_of_one_model_are_not_used_for_the_other(place, tmp_path, monkeypatch):
+def test_facts_of_one_model_are_not_used_for_the_other(place, tmp_path, monkeypatch, capsys):
     """`pixels` is for the model that does not show its own; each has its class order; the scores are those of each alone."""
     monkeypatch.chdir(tmp_path)
     turned = CLASSES[::-1]
@@ -426,10 +426,16 @@ def test_facts_of_one_model_are_not_used_for_the_other(place, tmp_path, monkeypa
     found = evaluate("shown.keras", data=data, against="turned.keras", against_classes=turned)
     assert found.against.scores["all"] == alone("turned.keras", data, classes=turned)
     assert (found.scores["all"], found.against.note) == (shown, "")
+    keras.models.load_model("shown.keras").export("served", verbose=False)
+    found = evaluate("bare.keras", data=data, against="served", pixels="0-1", against_pixels="0-255")
+    assert (found.scores["all"], found.against.scores["all"]["accuracy"]) == (bare, shown["accuracy"])
+    words = ["eval", "shown.keras", "--data", str(data), "--against", "bare.keras", "--against-pixels", "0-1"]
+    assert main([*words, "--against-classes", ",".join(CLASSES)]) == 0
+    assert f"{100 * bare['accuracy']:.1f} %" in capsys.readouterr().out
 
 
 def test_pixels_that_the_first_layers_contradict_are_used_and_said(place, tmp_path):
-    """What the user asks for takes effect; that the model's own layers say another thing is a note."""
+    """Uses the pixels that were given, and notes that the model's first layers show others."""
     plain(tmp_path / "shown.keras", "0-255")
     found = evaluate(tmp_path / "shown.keras", data=place / "test3", pixels="0-1")
     assert "its first layers show that it expects 0-255, but pixels='0-1' was given" in found.note

@@ -342,6 +342,20 @@ def test_old_images_given_to_validate_are_old_and_seen(tmp_path, quiet):
     assert table.seen.sum() == 12
 
 
+@pytest.mark.one_backend
+def test_what_keras_held_out_and_what_a_folder_says_count_alike(tmp_path, quiet):
+    """An image that trained in Keras's split validates if the new source says so, and was seen in training."""
+    write_photos(tmp_path / "old", 3, 0)
+    write_photos(tmp_path / "new" / "train", 1, 300)
+    (tmp_path / "new" / "val" / "a").mkdir(parents=True)
+    shutil.copy(tmp_path / "old" / "a" / "0.jpg", tmp_path / "new" / "val" / "a" / "copy.jpg")
+    options = {"generation": 1, "held_out": {str(tmp_path / "old" / "b" / "50.jpg")}, "seen": True}
+    table = merged(quiet, data=tmp_path / "old", add=tmp_path / "new", **options).manifest
+    assert {name for name, side in sides(table).items() if side == VAL} == {"0.jpg", "50.jpg"}
+    seen = dict(zip(sides(table), table.seen.tolist(), strict=True))
+    assert (seen["0.jpg"], seen["50.jpg"]) == (True, False)
+
+
 # Corrections
 
 

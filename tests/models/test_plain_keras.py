@@ -52,6 +52,7 @@ def loaded(line, folder):
         card(interpolation="bilinear"),
         card(interpolation="nearest"),
         card(resize="crop"),
+        card(resize="keraspad", interpolation="bilinear"),
         card("-1-1"),
         card("caffe"),
         card("torch"),

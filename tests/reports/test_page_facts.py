@@ -63,6 +63,15 @@ def test_the_confusion_is_that_of_scikit_learn(run, facts):
         )  # fmt: skip
 
 
+def test_what_nobody_can_know_is_a_finding(run, facts):
+    """Where no validation image is of a class that the parent knew, the page says so; here all are known."""
+    assert "cannot be told" not in " ".join(finding.text for finding in facts.findings)
+    added = replace(run.record, new_classes=facts.compared.after.answers.classes)
+    blind = collect(replace(facts.source, run=replace(run, record=added)))
+    text = "What it forgot cannot be told in full: no validation image is of a class that the parent knew."
+    assert text in [finding.text for finding in blind.findings]
+
+
 def test_the_headline_is_the_verdict_on_the_same_images(run, facts):
     """Each set of images has the verdict of a paired test, and the sentence says it."""
     before, after = (answers_file.read(run.answers(which)) for which in ("before", "after"))

@@ -87,6 +87,7 @@ def test_a_trial_changes_no_bit(tmp_path, place, tried, monkeypatch, options):
     assert found["without"] is None
     assert found["with"].tried >= 2
     assert found["with"].seconds > found["with"].step > 0
+    assert found["with"].thaws == options.get("unfreeze_at", 0)
 
 
 @pytest.mark.one_backend(trains=True)

@@ -144,8 +144,7 @@ def _unknown(source: Source) -> str:
     before, after = source.before_answers, source.after.answers
     if before is None or after is None:
         return ""
-    known = [name for name in after.classes if name not in source.run.record.new_classes]
-    return forgetting_of(Pair(before, after, source.run.generation), known).unknown
+    return forgetting_of(Pair(before, after, source.run.generation), source.run.record.new_classes).unknown
 
 
 def compare(compared: Compared, failed: Sequence[str]) -> Comparison:

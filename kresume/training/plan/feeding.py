@@ -106,7 +106,6 @@ def decide_feeding(
         ImagesError: no old image can be read, and nothing else says the convention.
     """
     from kresume.models.pixels import read_convention
-    from kresume.models.statistics import without_beginning
 
     asked = None if config.pixels in {None, "auto"} else str(config.pixels)
     if asked is not None:
@@ -131,8 +130,7 @@ def decide_feeding(
             )
         return Feeding(stated, layout, spec, reason)
     reporter.say(f"finding the pixel values that the model expects on {len(sample.labels)} old images")
-    early = without_beginning(model, steps)
-    return _probe(config, model, loss, sample, classes, spec, layout, stated, reason, mapped, early)
+    return _probe(config, model, loss, sample, classes, spec, layout, stated, reason, mapped, steps)
 
 
 @dataclass(frozen=True)
@@ -199,7 +197,7 @@ def _probe(
     stated: str | None,
     reason: str,
     mapped: bool,
-    early: Statistics,
+    steps: int | None,
 ) -> Feeding:
     from kresume.models import statistics
 
@@ -217,7 +215,7 @@ def _probe(
     if len(ways) > 1 and count >= 2 * FIRST_LOOK:
         ways = promising(score(ways, sample.pictures, first=FIRST_LOOK))
     probe, averages, how = score(ways, sample.pictures), MOVING, ""
-    if len(feedings) > 1 and early:
+    if len(feedings) > 1 and (early := statistics.without_beginning(model, steps)):
         # After few steps the moving averages are half of what they began with, and values of another scale may fit them
         # better than the right ones do.
         second = score(tuple(dict.fromkeys([*usual, *ways])), sample.pictures, early)
