@@ -10,9 +10,11 @@ backend.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,13 +22,16 @@ from kresume.backend.hosts import ALONE, Process
 from kresume.errors import ImagesError
 from kresume.images.augment import Augment
 from kresume.images.order import Order
-from kresume.images.tf_data import READERS, THREADS, without_autotuner
+from kresume.images.tf_data import READERS, THREADS, array_of, without_autotuner
 from kresume.images.variation import Varied
 from kresume.images.waiting import BatchTimes
 
 Reader = Callable[[np.ndarray], np.ndarray]
+T = TypeVar("T")
 Broken = Callable[[int, str], None]
 """Called once per manifest row whose file cannot be read, with the row and the reason."""
+AHEAD = 2
+"""Batches that are read while the model predicts the one before."""
 NONE_LEFT = "no training image can be read any more: check that their disk is available, and run again"
 
 
@@ -200,10 +205,13 @@ def scoring_batches(
     Yields:
         `(model input (batch, ...) float32, count)`; entries from `count` on repeat the last image and must be ignored.
     """
-    for start in range(0, len(rows), batch_size):
+
+    def read(start: int) -> tuple[np.ndarray, int]:
         part = rows[start : start + batch_size]
         padded = np.concatenate([part, np.full(batch_size - len(part), part[-1])])
-        yield np.asarray(pixels(reader(padded[process.share(batch_size)]))), len(part)
+        return array_of(pixels(reader(padded[process.share(batch_size)]))), len(part)
+
+    return _ahead(read, range(0, len(rows), batch_size))
 
 
 def full_batches(
@@ -227,14 +235,30 @@ def full_batches(
     Raises:
         ImagesError: none of the images can be read.
     """
-    if not len(rows):
-        return
     wanted = -(-len(rows) // batch_size) * batch_size
     filled = np.resize(rows, wanted)
-    for start in range(0, wanted, batch_size):
+
+    def read(start: int) -> np.ndarray:
         part = filled[start : start + batch_size][process.share(batch_size)]
         pictures, wrong = reader.attempt(part)
         readable = np.array([index for index in range(len(part)) if index not in wrong], np.int64)
         if not len(readable):
             raise ImagesError(NONE_LEFT)
-        yield np.asarray(pixels(pictures[np.resize(readable, len(part))]))
+        return array_of(pixels(pictures[np.resize(readable, len(part))]))
+
+    return _ahead(read, range(0, wanted, batch_size))
+
+
+def _ahead(read: Callable[[int], T], starts: Iterable[int]) -> Iterator[T]:
+    """Yields `read(start)` of each, in order; a thread reads the next ones while the caller uses one."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="kresume-score")
+    coming: deque[Future[T]] = deque()
+    try:
+        for start in starts:
+            coming.append(pool.submit(read, start))
+            if len(coming) > AHEAD:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

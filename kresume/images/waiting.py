@@ -11,7 +11,8 @@ TensorFlow's own training loop draws batches inside a compiled function, where P
 prepares a batch notes when it is done, in the thread that prepares, and Python notes when the step before it ended.
 
 Under JAX, and on a GPU, Python asks for a batch while the device still computes the step before. What that takes longer is
-seen when Python waits for its result, twice a second, and is no time in which the device waited.
+seen when Python waits for its result, twice a second, and is no time in which the device waited. On an accelerator under JAX
+Keras asks for each batch one step earlier still, so that it is copied while a step computes.
 """
 
 from __future__ import annotations
@@ -67,17 +68,33 @@ def _times() -> BatchTimes:
     return BatchTimes()
 
 
+def asked_ahead() -> int:
+    """Returns how many steps before its use Keras asks for a batch.
+
+    Source: `JAXEpochIterator` in `keras/src/backend/jax/trainer.py`.
+    """
+    import keras
+
+    if keras.config.backend() != "jax" or keras.distribution.distribution() is not None:
+        return 0
+    import jax
+
+    return 0 if jax.default_backend() == "cpu" else 1
+
+
 class Waiting:
     """The share of the latest steps that waited for their batch.
 
     Args:
         times: when batches were ready; None if that is unknown, and then every share is.
         every: steps that Keras runs between two calls of `step_done`; only the first of them is measured.
+        ahead: how many steps before its use a batch is asked for.
     """
 
-    def __init__(self, times: BatchTimes | None, every: int = 1) -> None:
+    def __init__(self, times: BatchTimes | None, every: int = 1, ahead: int = 0) -> None:
         self._times = times
         self._every = every
+        self._asked_ahead = ahead
         self._ended: deque[tuple[int, float]] = deque(maxlen=MEASURED)
         self._waited = self._lasted = 0.0
         self._ahead = 0.0
@@ -88,12 +105,12 @@ class Waiting:
         self._waited = self._lasted = 0.0
 
     def step_done(self, step: int) -> None:
-        """Notes that a step ended, which is when its successor asks for a batch.
+        """Notes that a step ended, which is when the next batch is asked for.
 
         Args:
-            step: the number of steps done: that of the next batch.
+            step: the number of steps done: that of the batch of the next step.
         """
-        self._ended.append((step, time.time()))
+        self._ended.append((step + self._asked_ahead, time.time()))
 
     def caught_up(self) -> None:
         """Notes that the step of the last `step_done` is computed: Python was ahead of the device until now."""
@@ -108,8 +125,8 @@ class Waiting:
         if len(ended) < 2 or self._times is None:
             return None
         ready, waited = self._times.read(), 0.0
-        for (step, asked), (_, until) in itertools.pairwise(ended):
-            waited += max(0.0, min(ready[step % KEPT], until) - asked - self._ahead)
+        for (batch, asked), (_, until) in itertools.pairwise(ended):
+            waited += max(0.0, min(ready[batch % KEPT], until) - asked - self._ahead)
         waited, lasted = self._every * waited, max(ended[-1][1] - ended[0][1], 1e-9)
         self._waited += min(waited, lasted)
         self._lasted += lasted

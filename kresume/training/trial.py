@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from kresume.backend import hosts
+from kresume.images.tf_data import for_fit
 from kresume.options.resolve import cache_limit
 from kresume.options.settings import settings_of
 from kresume.options.table import TrainConfig
@@ -115,7 +116,7 @@ def _measure(model: Any, dataset: Any, amount: Amount) -> tuple[float, float, in
     calls = max(FEW + 1, min(MANY, amount.steps // per_execution))
     ends = [time.perf_counter()]
     model.fit(
-        dataset,
+        for_fit(dataset),
         epochs=1,
         steps_per_epoch=calls * per_execution,
         callbacks=[Clock()],

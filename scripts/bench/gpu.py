@@ -5,20 +5,23 @@
 
 All train the same kind of network with AdamW on batches of the same size, each in a process of its own. The bare loop calls
 Keras's jitted training step on batches that are on the device: nothing is read, nothing is counted. `kresume train` reads
-JPEGs through its cache, scores, counts and takes snapshots; its speed is that of the last epoch. PyTorch runs with
-channels-last, autocast to bfloat16 and `torch.compile` on a batch that is on the device. To reach: 0.97 of the bare loop
-and 1.0 of PyTorch. The share of the peak is that of the bare loop, from the operations that XLA counts.
+JPEGs through its cache, augments, scores, counts and takes snapshots; its speed is the median of its last epochs, those
+after the third. PyTorch runs with channels-last, autocast to bfloat16 and `torch.compile` on a batch that is on the device.
+To reach: 0.97 of the bare loop and 1.0 of PyTorch. The share of the peak is that of the bare loop, from the operations that
+XLA counts.
 
-Further figures of an accelerator: `restart.py --backend jax --programs` (the start of a continued run), `snapshot.py` (the
-stall per snapshot), `kill.py --backend jax` (equal bytes).
+Further figures of an accelerator: `exact.py` (equal bytes with `--exact on`), `restart.py --backend jax --programs` (the
+start of a continued run), `snapshot.py` (the stall per snapshot).
 """
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,8 @@ import pairs
 from PIL import Image
 
 CLASSES = 10
+EPOCHS = 8
+"""Epochs of `kresume train`, each half as many steps as the other ways take."""
 PEAKS = {
     "H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12, "T4": 65e12, "V100": 125e12, "A10": 125e12,
     "TPU v5 lite": 197e12, "TPU v4": 275e12, "TPU v6 lite": 918e12,
@@ -39,7 +44,7 @@ def sizes(small: bool) -> tuple[str, int, int, int]:
     return ("convnet", 32, 16, 20) if small else ("applications:ResNet50", 224, 128, 100)
 
 
-def bare(small: bool) -> dict[str, object]:
+def bare(small: bool, folder: Path) -> dict[str, object]:
     """Measures Keras's training step, jitted, on batches that are on the device."""
     os.environ["KERAS_BACKEND"] = "jax"
     from kresume.backend import selection
@@ -70,7 +75,9 @@ def bare(small: bool) -> dict[str, object]:
         model.metrics_variables,
     )
     state = tuple([jax.numpy.array(variable.value) for variable in group] for group in groups)
-    step = jax.jit(model.train_step, donate_argnums=0).lower(state, batches[0]).compile()
+    traced = jax.jit(model.train_step, donate_argnums=0).trace(state, batches[0])
+    costs = traced.lower(lowering_platforms=("cpu",)).cost_analysis() or {}  # those of a GPU lack its library's kernels
+    step = traced.lower().compile()
     for index in range(4):
         _, state = step(state, batches[index])
     jax.block_until_ready(state)
@@ -79,8 +86,6 @@ def bare(small: bool) -> dict[str, object]:
         _, state = step(state, batches[index % 4])
     jax.block_until_ready(state)
     seconds = time.perf_counter() - start
-    costs = step.cost_analysis() or {}
-    costs = costs[0] if isinstance(costs, list) else costs
     return {
         "speed": steps * batch / seconds,
         "device": jax.devices()[0].device_kind,
@@ -88,27 +93,48 @@ def bare(small: bool) -> dict[str, object]:
     }
 
 
-def trained(small: bool) -> dict[str, object]:
-    """Measures `kresume train` on JPEGs: images per second in its last epoch."""
-    spec, size, batch, steps = sizes(small)
+def write_pictures(folder: Path, size: int, each: int) -> None:
+    """Writes `each` JPEGs of each class, `size` pixels a side, all different."""
+
+    def write(place: tuple[int, int]) -> None:
+        label, index = place
+        rng = np.random.default_rng(place)
+        blocks = rng.integers(0, 255, (size // 8, size // 8, 3), np.uint8)
+        Image.fromarray(blocks.repeat(8, 0).repeat(8, 1)).save(folder / str(label) / f"{index}.jpg")
+
+    for label in range(CLASSES):
+        (folder / str(label)).mkdir(parents=True)
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(write, [(label, index) for label in range(CLASSES) for index in range(each)]))
+
+
+def trained(small: bool, folder: Path, *options: object) -> dict[str, object]:
+    """Measures `kresume train` on JPEGs: images per second, and the share of the time that it waits for images."""
+    spec, size, batch, _ = sizes(small)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        rng = np.random.default_rng(0)
-        for label in range(CLASSES):
-            (folder / "data" / str(label)).mkdir(parents=True)
-            for index in range(steps * batch // CLASSES // 2):
-                picture = np.kron(rng.integers(0, 255, (size // 8, size // 8, 3)), np.ones((8, 8, 1))).astype(np.uint8)
-                Image.fromarray(picture).save(folder / "data" / str(label) / f"{index}.jpg")
-        out = folder / "run"
+        out = Path(name, "run")
         command = [sys.executable, "-m", "kresume", "train", "--data", folder / "data", "--out", out, "--model", spec]
-        command += ["--image-size", size, "--batch-size", batch, "--epochs", 3, "--val-split", 0, "--no-trial"]
-        command += [] if small else ["--precision", "mixed_bfloat16"]
+        command += ["--image-size", size, "--batch-size", batch, "--epochs", EPOCHS, "--val-split", 0, "--no-trial"]
+        command += ["--precision", "float32" if small else "mixed_bfloat16", *options]
         pairs.run(command, {"KERAS_BACKEND": "jax", "KRESUME_CACHE": str(folder / "cache")})
-        line = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
-        return {"speed": line["images_per_second"]}
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()][3:]
+        return {
+            name: statistics.median(line[field] or 0.0 for line in lines)
+            for name, field in (("speed", "images_per_second"), ("waiting", "waiting_for_images"))
+        }
 
 
-def torched(small: bool) -> dict[str, object]:
+def unaugmented(small: bool, folder: Path) -> dict[str, object]:
+    """Measures `kresume train --augment none`."""
+    return trained(small, folder, "--augment", "none")
+
+
+def exact(small: bool, folder: Path) -> dict[str, object]:
+    """Measures `kresume train --exact on`: what deterministic kernels cost."""
+    return trained(small, folder, "--exact", "on")
+
+
+def torched(small: bool, folder: Path) -> dict[str, object]:
     """Measures PyTorch on a batch that is on the device."""
     try:
         import torch
@@ -171,16 +197,17 @@ def _residual(torch: Any, blocks: tuple[int, ...]):
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, CLASSES))
 
 
-WAYS = {"bare": bare, "trained": trained, "torched": torched}
+WAYS = {"bare": bare, "trained": trained, "unaugmented": unaugmented, "exact": exact, "torched": torched}
 
 
-def apart(way: str, small: bool) -> dict[str, Any]:
+def apart(way: str, small: bool, folder: Path) -> dict[str, Any]:
     """Runs a way in a process of its own, so that none holds the memory of the accelerator for the next."""
     pairs.note(f"{way} ...")
-    command = [sys.executable, __file__, "--way", way, *(["--small"] if small else [])]
+    command = [sys.executable, __file__, "--way", way, "--folder", folder, *(["--small"] if small else [])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr)
+    pairs.note(done.stdout.splitlines()[-1])
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -189,24 +216,32 @@ def main() -> None:
     made = pairs.parser(__doc__)
     made.add_argument("--small", action="store_true", help="a small network, for a processor")
     made.add_argument("--way", choices=list(WAYS), help="measure one way and print it as JSON")
+    made.add_argument("--folder", type=Path, help="holds the pictures and the cache, for --way")
     asked = pairs.parse(made)
     if asked.way:
-        print(json.dumps(WAYS[asked.way](asked.small)))
+        print(json.dumps(WAYS[asked.way](asked.small, asked.folder)))
         return
     busy = pairs.Busy()
     busy.wait(asked.wait)
-    found = {way: apart(way, asked.small) for way in WAYS}
-    spec, size, batch, _ = sizes(asked.small)
+    spec, size, batch, steps = sizes(asked.small)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_pictures(folder / "data", size, steps * batch // CLASSES // 2)
+        found = {way: apart(way, asked.small, folder) for way in WAYS}
     alone, device = float(found["bare"]["speed"]), str(found["bare"]["device"])
-    rows = [["a bare JAX loop, data on the device", f"{alone:,.0f}", "1"]]
+    rows = [["a bare JAX loop, data on the device", f"{alone:,.0f}", "1", ""]]
     torch = "PyTorch, another small network" if asked.small else "PyTorch, channels-last, bfloat16, compiled"
-    names = {"trained": "kresume train, from its cache", "torched": torch}
-    rows += [
-        [name, f"{found[way]['speed']:,.0f}", f"{float(found[way]['speed']) / alone:.2f}"]
-        for way, name in names.items()
-        if found[way]
-    ]
-    columns = [f"{spec} at {size}, batches of {batch}, on {device}", "images/s", "of the bare loop"]
+    names = {
+        "trained": "kresume train, from its cache, augmented",
+        "unaugmented": "the same with --augment none",
+        "exact": "the same as the first with --exact on",
+        "torched": torch,
+    }
+    for way, name in names.items():
+        if one := found[way]:
+            waiting = f"{one['waiting']:.0%}" if "waiting" in one else ""
+            rows.append([name, f"{one['speed']:,.0f}", f"{float(one['speed']) / alone:.2f}", waiting])
+    columns = [f"{spec} at {size}, batches of {batch}, on {device}", "images/s", "of the bare loop", "waits for images"]
     pairs.table(columns, rows, busy)
     peak = next((value for name, value in PEAKS.items() if name in device), None)
     if peak and found["bare"]["flops"]:

@@ -115,7 +115,7 @@ def training() -> dict[str, Any]:
     import tensorflow as tf
 
     from kresume.backend.fingerprint import backend_devices
-    from kresume.images.tf_data import without_autotuner
+    from kresume.images.tf_data import for_fit, without_autotuner
     from kresume.models.build import convnet
 
     model = convnet(10, (SIDE, SIDE))
@@ -132,7 +132,7 @@ def training() -> dict[str, Any]:
             if len(ends) > 3 and ends[-1] - ends[2] > SECONDS:
                 model.stop_training = True
 
-    model.fit(batches, steps_per_epoch=500, epochs=1, verbose=0, shuffle=False, callbacks=[Clock()])
+    model.fit(for_fit(batches), steps_per_epoch=500, epochs=1, verbose=0, shuffle=False, callbacks=[Clock()])
     speed = BATCH * (len(ends) - 3) / (ends[-1] - ends[2])
     return {"backend": backend, "device": backend_devices()[0], "trained": speed, "first": ends[1] - ends[0]}
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from kresume.backend import live_state
 from kresume.errors import CheckpointError
+from kresume.images.tf_data import for_fit
 from kresume.models import match_groups, match_slots, slots, structure
 from kresume.training.loop.callbacks import Cutter, Keeper
 from kresume.values.state import TrainState
@@ -331,7 +332,7 @@ def fit(
         keeper.images_changed = False
         lengths = [end - begin for begin, end in zip((0, *boundaries), boundaries, strict=False)]
         model.fit(
-            dataset_from(progress.step),
+            for_fit(dataset_from(progress.step)),
             initial_epoch=progress.epoch,
             epochs=len(boundaries),
             steps_per_epoch=max(lengths),

@@ -22,7 +22,7 @@ from kresume.errors import KresumeError, NotFinite, Stopped, TrainingError, Usag
 from kresume.evaluation.live import LiveScorer
 from kresume.images.manifest import Manifest
 from kresume.images.mixing import Mixed, make_order
-from kresume.images.waiting import Waiting, batch_times
+from kresume.images.waiting import Waiting, asked_ahead, batch_times
 from kresume.lock import Lock
 from kresume.models import structure
 from kresume.models.losses import LossChoice
@@ -203,7 +203,7 @@ class Session:
             iterations=self.run.record.iterations,
             speed=keeper.speed,
             committed=lambda: self.writer.committed,
-            waiting=Waiting(batch_times(), self.amount.steps_per_execution),
+            waiting=Waiting(batch_times(), self.amount.steps_per_execution, asked_ahead()),
         )
         keeper.tell = Moments(narrator, self.writer)
         return narrator
