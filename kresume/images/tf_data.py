@@ -1,4 +1,4 @@
-"""Sets the options of every tf.data dataset of kresume, and hands its batches over without copying them.
+"""Sets the options of kresume's tf.data datasets, and hands their batches over without a copy.
 
     data = without_autotuner(tf.data.Dataset.range(8).map(load, num_parallel_calls=THREADS))
     model.fit(for_fit(data), ...)
@@ -41,7 +41,7 @@ def without_autotuner(data: Any) -> Any:
 
 
 def array_of(tensor: Any) -> np.ndarray:
-    """Returns the values of a tensor in the tensor's own memory, read-only; `tensor.numpy()` would copy them."""
+    """Returns a tensor's values in its own memory, read-only; `tensor.numpy()` would copy them."""
     return np.asarray(memoryview(tensor))
 
 
@@ -65,7 +65,7 @@ def _shared(data: Any) -> Any:
     from keras.src.trainers.data_adapters.tf_dataset_adapter import TFDatasetAdapter
 
     class SharedMemory(TFDatasetAdapter):  # type: ignore[misc]  # keras is untyped
-        """Yields batches as arrays in TensorFlow's memory. Keras takes an adapter of ours in place of a dataset."""
+        """Yields batches as arrays in TensorFlow's memory; Keras takes an adapter instead of a dataset."""
 
         def get_jax_iterator(self) -> Iterator[Any]:
             for batch in self.get_tf_dataset():
