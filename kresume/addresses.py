@@ -36,9 +36,25 @@ def root() -> Path:
     """Returns the folder of all stages."""
     named = os.environ.get(VARIABLE, "")
     if named and named != OFF:
-        return Path(os.path.abspath(os.path.expanduser(named)))
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(os.path.abspath(caches)) / "kresume" / "stages"
+        return _folder(os.path.expanduser(named))
+    caches = os.environ.get("XDG_CACHE_HOME") or _expanded("~/.cache", os.environ.get("HOME"))
+    return _folder(os.path.join(caches, "kresume", "stages"))
+
+
+@lru_cache(maxsize=8)
+def _expanded(path: str, home: str | None) -> str:
+    """Returns a path with the user's folder, which depends on `home`."""
+    return os.path.expanduser(path)
+
+
+def _folder(path: str) -> Path:
+    """Returns an absolute folder; a relative one depends on the current folder, so it is not kept."""
+    return _absolute(path) if os.path.isabs(path) else Path(os.path.abspath(path))
+
+
+@lru_cache(maxsize=8)
+def _absolute(path: str) -> Path:
+    return Path(os.path.abspath(path))
 
 
 def normal(path: str | os.PathLike[str]) -> str:

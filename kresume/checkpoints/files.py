@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kresume import runs
-from kresume.checkpoints import tf_checkpoint
 from kresume.checkpoints.snapshot import ARRAYS, META, list_snapshots, snapshot_path
 from kresume.storage import atomic
 from kresume.values.state import TrainState
@@ -111,6 +110,8 @@ def _of_run(run: runs.Run, state: TrainState) -> list[Path]:
 
 
 def _of_checkpoint(state: TrainState) -> list[Path]:
+    from kresume.checkpoints import tf_checkpoint  # here: it needs numpy, and most logs compare files of runs
+
     path = Path(state.source)
     if state.format == "tf-checkpoint" and (prefix := tf_checkpoint.prefix_of(state.source)) is not None:
         return sorted(file for file in Path(prefix).parent.glob(f"{_escaped(Path(prefix).name)}.*") if file.is_file())

@@ -10,11 +10,13 @@ and hides no other. This imports neither Keras nor TensorFlow nor JAX.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -82,11 +84,27 @@ def lineage(path: str | Path) -> Lineage:
         RunError: there is no run at `path` and none in it, or the run at `path` cannot be read.
     """
     path = Path(here(path))
-    if is_run(path):
-        return _ancestors(open_run(path))
+    with _uncollected():
+        return _ancestors(open_run(path)) if is_run(path) else _all_in(path)
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Turns Python's garbage collector off: a thousand records hold no cycles, and it would search them."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def _all_in(path: Path) -> Lineage:
+    """Reads every run in a folder."""
     # A run that a link names too is listed under its own name.
-    folders = sorted(_run_folders(path), key=os.path.islink, reverse=True)
-    found = {key: try_open(folder) for key, folder in {os.path.realpath(each): each for each in folders}.items()}
+    folders, real = sorted(_run_folders(path), key=os.path.islink, reverse=True), real_paths()
+    found = {key: try_open(folder) for key, folder in {real(each): each for each in folders}.items()}
     if not found:
         raise RunError(f"no run at {path} and none in it: give a run's directory or the folder that holds them")
     return join(found)
@@ -94,15 +112,18 @@ def lineage(path: str | Path) -> Lineage:
 
 def _ancestors(run: Run) -> Lineage:
     """Follows a run to its first parent."""
-    chain: dict[str, Run | Unreadable] = {os.path.realpath(run.path): run}
+    real = real_paths()
+    chain: dict[str, Run | Unreadable] = {real(run.path): run}
     while run.record.parent is not None:
+        recorded = _run_of(resolved(run.record.parent.path, run.path))
+        opened = {real(recorded): try_open(recorded)} if recorded else {}
         # A parent that was moved is probably beside the run.
         beside = (try_open(folder) for folder in _run_folders(run.path.parent))
-        parent = _follow(run, _ByContent(each for each in beside if isinstance(each, Run)))
+        parent = _follow(run, _ByContent(each for each in beside if isinstance(each, Run)), opened, real)
         folder = None if parent.state == "changed" else _run_of(Path(parent.path))
-        if folder is None or os.path.realpath(folder) in chain:
+        if folder is None or (key := real(folder)) in chain:
             break
-        chain[os.path.realpath(folder)] = found = try_open(folder)
+        chain[key] = found = opened.get(key) or try_open(folder)
         if not isinstance(found, Run):
             break
         run = found
@@ -120,12 +141,12 @@ def join(found: Mapping[str, Run | Unreadable]) -> Lineage:
     wanted = {key for key, run in runs.items() if not re.search(ASIDE, run.path.name)}
     generations: list[tuple[str, int, Generation]] = []
     roots: dict[tuple[str, str], Root] = {}
-    queue, by_content = list(wanted), _ByContent(runs.values())
+    queue, by_content, real = list(wanted), _ByContent(runs.values()), real_paths()
     while queue:
         run = runs[queue.pop()]
         try:
-            start = _follow(run, by_content, found) if run.record.parent else None
-            key = _key_of(start, found) if start else ""
+            start = _follow(run, by_content, found, real) if run.record.parent else None
+            key = _key_of(start, found, real) if start else ""
             beside = runs.get(key) or (try_open(Path(key)) if key and key not in found else None)
             record = beside.record if isinstance(beside, Run) and start and start.state != "changed" else None
             generation = read_generation(run, start, record)
@@ -142,8 +163,25 @@ def join(found: Mapping[str, Run | Unreadable]) -> Lineage:
     return Lineage(tuple(listed), tuple(roots.values()), tuple(unreadable))
 
 
+def real_paths() -> Callable[[str | Path], str]:
+    """Returns `os.path.realpath` for many paths: it asks the disk about each folder once."""
+    folder = cache(os.path.realpath)
+
+    def real(path: str | Path) -> str:
+        text = os.path.join(os.getcwd(), path)
+        head, name = os.path.split(text)
+        if name in {"", ".", ".."} or os.path.islink(text):
+            return os.path.realpath(text)
+        return os.path.join(folder(head), name)
+
+    return real
+
+
 def _follow(
-    run: Run, others: Mapping[str, Run], opened: Mapping[str, Run | Unreadable] = MappingProxyType({})
+    run: Run,
+    others: Mapping[str, Run],
+    opened: Mapping[str, Run | Unreadable] = MappingProxyType({}),
+    real: Callable[[str | Path], str] = os.path.realpath,
 ) -> Parent:
     """Returns the parent of a run: where it is now, and whether it still is what it was.
 
@@ -151,6 +189,7 @@ def _follow(
         run: a run with a parent.
         others: runs among which to search for a parent that was moved, by the content of their result.
         opened: runs that were read already, by their real path.
+        real: `os.path.realpath`, or what remembers folders.
     """
     recorded = run.record.parent
     if recorded is None:
@@ -163,7 +202,7 @@ def _follow(
     compared = compare_files(path, recorded.files)
     state, reason = compared.state, compared.reason
     if recorded.format == "run":
-        parent = opened.get(os.path.realpath(path)) or (try_open(path) if is_run(path) else None)
+        parent = opened.get(real(path)) or (try_open(path) if is_run(path) else None)
         state, reason = _of_run(path, run, parent, state, reason)
     elif state == "unknown" and not path.exists() and not path.with_name(f"{path.name}.index").exists():
         state, reason = "missing", "nothing is there any more"
@@ -239,9 +278,9 @@ def _run_of(path: Path) -> Path | None:
     return next((folder for folder in (path, path.parent) if is_run(folder)), None)
 
 
-def _key_of(start: Parent, found: Mapping[str, Any]) -> str:
+def _key_of(start: Parent, found: Mapping[str, Any], real: Callable[[str | Path], str]) -> str:
     """Returns the real path of the run that a parent is or belongs to; empty for other checkpoints."""
-    path = os.path.realpath(start.path)
+    path = real(start.path)
     if path in found:
         return path
     folder = _run_of(Path(path))

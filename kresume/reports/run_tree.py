@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kresume.addresses import public
 from kresume.reports.generation import Generation, Parent
-from kresume.reports.lineage import Lineage, Root
+from kresume.reports.lineage import Lineage, Root, real_paths
 from kresume.runs import Unreadable
 
 MARKS = {"accepted": "*", "rejected": "x", "running": ">", "interrupted": "~"}
@@ -75,14 +75,15 @@ def place(lineage: Lineage) -> Iterator[Row]:
     """Yields every run and root in the order in which they are drawn, with the lines beside it."""
     nodes: dict[str, Generation | Root | Unreadable] = {}
     keys: dict[int, str] = {}
-    nodes.update({os.path.realpath(each.path): each for each in lineage.generations})
-    nodes.update({os.path.realpath(each.path): each for each in lineage.unreadable})
+    real = real_paths()
+    nodes.update({real(each.path): each for each in lineage.generations})
+    nodes.update({real(each.path): each for each in lineage.unreadable})
     for root in lineage.checkpoints:
         nodes[f"{root.path} {root.digest}"] = root
     children: dict[str, list[str]] = {key: [] for key in nodes}
     for generation in lineage.generations:
-        key = os.path.realpath(generation.path)
-        keys[id(generation)] = parent_key(generation, nodes)
+        key = real(generation.path)
+        keys[id(generation)] = parent_key(generation, nodes, real)
         if keys[id(generation)] in children and not _is_above(keys[id(generation)], key, nodes, keys):
             children[keys[id(generation)]].append(key)
     placed = {child for each in children.values() for child in each}
@@ -91,15 +92,17 @@ def place(lineage: Lineage) -> Iterator[Row]:
         yield from _branch(top, nodes, children, weight)
 
 
-def parent_key(generation: Generation, nodes: Mapping[str, Any]) -> str:
-    """Returns the key of a run's parent; empty for a new model."""
+def parent_key(
+    generation: Generation, nodes: Mapping[str, Any], real: Callable[[str | Path], str] = os.path.realpath
+) -> str:
+    """Returns the key of a run's parent; empty for a new model. `real` may remember folders."""
     start = generation.start
     if start is None:
         return ""
     own = f"{start.path} {start.digest}"
     if own in nodes:
         return own
-    path = os.path.realpath(start.path)
+    path = real(start.path)
     return path if path in nodes else os.path.dirname(path)
 
 

@@ -24,11 +24,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Literal
 
 from kresume.values.card import Card
+
+if TYPE_CHECKING:
+    import numpy as np  # takes as long to import as a hundred runs take to list
 
 Layout = Literal["groups", "keras", "layers", "graph", "torch", "tree", "mapped"]
 

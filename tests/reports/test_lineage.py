@@ -24,6 +24,7 @@ from kresume.lock import process_start
 from kresume.options.lookup import MAY_DIFFER
 from kresume.reports.differences import compare_runs
 from kresume.reports.generation import NOT_COMPARED, Generation
+from kresume.reports.lineage import real_paths
 from tests.helpers.paths import ROOT
 from tests.helpers.run_records import GOLDEN, write_result, write_run
 from tests.helpers.runs import run_training, trained
@@ -313,12 +314,34 @@ def test_the_shape_of_json_is_documented(runs):
     assert [name for name in value["runs"][0] if not re.search(rf"`{name}`", page)] == []
 
 
+def test_real_paths_are_those_of_the_system(tmp_path, monkeypatch):
+    """Through links, past links by `..`, relative, and where nothing is."""
+    (tmp_path / "a" / "b" / "run").mkdir(parents=True)
+    (tmp_path / "folder").symlink_to("a/b")
+    (tmp_path / "run").symlink_to("a/b/run")
+    monkeypatch.chdir(tmp_path / "folder")
+    real = real_paths()
+    paths = [
+        "run",
+        "../b/run",
+        "..",
+        ".",
+        "run/",
+        "run/.",
+        "nowhere/x",
+        "../../run",
+        "../../folder/../b",
+        tmp_path / "folder" / "run",
+    ]
+    assert [real(path) for path in paths] == [os.path.realpath(path) for path in paths]
+
+
 def test_nothing_heavy_is_imported(runs):
-    """A folder, a run and JSON need no framework and no Parquet; two runs need Parquet alone."""
+    """A folder, a run and JSON need no framework, no arrays and no Parquet; two runs need Parquet alone."""
     script = (
         "import sys\n"
         "from kresume import cli\n"
-        "heavy = {'tensorflow', 'keras', 'jax', 'sklearn', 'scipy', 'PIL', 'pydantic', 'h5py', 'pyarrow', 'rich'}\n"
+        "heavy = {'tensorflow', 'keras', 'jax', 'sklearn', 'scipy', 'PIL', 'pydantic', 'h5py', 'pyarrow', 'rich', 'numpy'}\n"
         "for arguments in (['log'], ['log', 'runs/6-signs'], ['log', '--json'], ['log', '--short'],\n"
         "                  ['log', 'runs/1-signs', 'runs/2-signs']):\n"
         "    try:\n"
@@ -329,7 +352,7 @@ def test_nothing_heavy_is_imported(runs):
     write_manifest(runs / "1-signs", {"a": ("circle", False)})
     write_manifest(runs / "2-signs", {"a": ("circle", False)})
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stderr.splitlines() == ["0 []"] * 4 + ["0 ['pyarrow']"]
+    assert done.stderr.splitlines() == ["0 []"] * 4 + ["0 ['numpy', 'pyarrow']"]
 
 
 def write_manifest(run, images):
