@@ -3,21 +3,23 @@
     decided = decide_labels(parent, given, inverse, rows, "quarantine")
     decided.by_content[3], decided.conflicts, decided.notes("quarantine")
 
-If an image has another label than recorded, and is no longer at the old path, the new label replaces the old one. If it
-has both labels, or is given with two, that is a conflict: it is left out, unless `on_conflict` chooses a label.
+If an image has another label than recorded, and is no longer at the old place, the new label replaces the old one: the file is
+gone or holds another picture now, or its archive was made again. If it has both labels, or is given with two, that is a
+conflict: it is left out, unless `on_conflict` chooses a label.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from kresume.images.manifest import LOCATION, Manifest
 from kresume.images.prepare import Image
-from kresume.images.sources.found import ONE_LABEL, key_of
+from kresume.images.sources.found import ONE_LABEL, STREAM_CODINGS, key_of
+from kresume.images.sources.tables import is_there
 from kresume.spelling import option
 from kresume.storage import locations
 
@@ -173,11 +175,10 @@ def _judge(
     named = list(dict.fromkeys(image.found.label for image in images))
     before = named[0]
     if group.row >= 0 and parent is not None:
-        record = {name: parent.table.column(name)[group.row].as_py() for name in ("label", *LOCATION)}
+        record = {name: parent.table.column(name)[group.row].as_py() for name in ("label", "sha256", *LOCATION)}
         before = str(record["label"])
         key = key_of(record["path"], record["offset"], record["length"])
-        moved = any(image.found.key == key for image in images) or not locations.exists(record["path"])
-        if len(named) == 1 and moved:
+        if len(named) == 1 and (any(image.found.key == key for image in images) or not _still_there(record)):
             relabels.append((images[0].found.name, before, named[0]))
             return str(named[0])
     conflicts += [(image.found.name, image.found.label, before) for image in images if image.found.label != before]
@@ -194,3 +195,17 @@ def _judge(
     asked = by_role[Given.DATA if on_conflict == "old" else Given.ADD]
     other = by_role[Given.ADD if on_conflict == "old" else Given.DATA]
     return next(iter(asked)) if len(asked) == 1 and other else None
+
+
+def _still_there(record: Mapping[str, Any]) -> bool:
+    """Returns True if the recorded place of an image still holds it.
+
+    In a changed archive that is compressed as a whole it counts as there: to look would unpack everything before it.
+    """
+    try:
+        facts = locations.stat(record["path"])
+    except (OSError, ValueError):  # ValueError: no file can have this name
+        return False
+    if (facts.st_size, facts.st_mtime_ns) == (record["bytes"], record["mtime_ns"]):
+        return True
+    return record["coding"] in STREAM_CODINGS or is_there(record)

@@ -6,6 +6,7 @@
 - A recorded split is permanent. A newcomer near a recorded image gets its split; near images of both, it is left out.
 - Newcomers near each other share one split: validation if one of them was given for validation.
 - For the others the content's hash decides, so the same images get the same split everywhere.
+- A newcomer near an image that the checkpoint was trained on counts as seen, too: it says as little about new pictures.
 """
 
 from __future__ import annotations
@@ -122,7 +123,12 @@ def _look_near(newcomers: list[Row], remembered: pa.Table | None) -> _Near:
     members: dict[int, list[int]] = {}
     for index in sorted(set(recorded) | set(neighbours)):
         members.setdefault(int(component[index]), []).append(index)
+    was_seen = remembered.column("seen").to_pylist() if remembered is not None else []
     for group in members.values():
+        near_seen = any(was_seen[row] for index in group for row in recorded.get(index, ()))
+        if near_seen or any(newcomers[index]["seen"] for index in group):
+            for index in group:
+                newcomers[index]["seen"] = True
         if any(index in recorded for index in group):
             _inherit(newcomers, group, recorded, neighbours, old_is_val, old_names, near)
         else:

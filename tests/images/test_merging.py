@@ -115,6 +115,34 @@ def test_a_file_that_moved_to_another_class_is_a_relabel(doubled, quiet):
     assert result.manifest.digest() != first.digest()
 
 
+@pytest.mark.one_backend
+def test_a_file_whose_name_another_picture_took_has_moved(doubled, quiet):
+    """The recorded path exists, but holds another picture now: what it held is elsewhere, under its new label."""
+    first = merged(quiet, data=doubled / "old").manifest
+    write_pictures(doubled / "third", 1, 90, ("b",))
+    (other,) = (doubled / "third" / "b").iterdir()
+    os.replace(other, doubled / "old" / "b" / "1000.png")
+    result = merged(quiet, first, add=doubled / "new", generation=1)
+    assert [pair[1:] for pair in result.facts.relabels] == [("b", "a")]
+    assert not result.facts.conflicts
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+@pytest.mark.parametrize("keeps", [False, True])
+@pytest.mark.one_backend
+def test_an_image_has_another_label_in_an_archive_that_was_made_again(tmp_path, quiet, kind, keeps):
+    """Its archive is at the old path: a relabel if the picture is under one class in it, a conflict if under both."""
+    write_pictures(tmp_path / "old", 3, 0, AB)
+    archive = shutil.make_archive(str(tmp_path / "photos"), kind, tmp_path / "old")
+    first = merged(quiet, data=archive).manifest
+    (shutil.copy if keeps else shutil.move)(tmp_path / "old" / "b" / "1001.png", tmp_path / "old" / "a" / "a.png")
+    write_pictures(tmp_path / "old", 1, 80, AB)
+    assert shutil.make_archive(str(tmp_path / "photos"), kind, tmp_path / "old") == archive
+    result = merged(quiet, first, add=archive, generation=1)
+    assert [pair[1:] for pair in result.facts.relabels] == ([] if keeps else [("b", "a")])
+    assert [pair[1:] for pair in result.facts.conflicts] == ([("a", "b")] if keeps else [])
+
+
 # Near-duplicates
 
 
@@ -340,6 +368,22 @@ def test_old_images_given_to_validate_are_old_and_seen(tmp_path, quiet):
     assert (table.is_val & (table.origins == 0)).sum() == 1
     assert table.seen[table.is_val].sum() == 1
     assert table.seen.sum() == 12
+
+
+@pytest.mark.parametrize("how", ["together", "later"])
+@pytest.mark.one_backend
+def test_a_near_duplicate_of_what_was_seen_was_seen(tmp_path, quiet, how):
+    """A photo saved again under `--val` is not the file that the checkpoint was trained on, and shows it all the same."""
+    write_photos(tmp_path / "old", 4, 0)
+    save_photo(tmp_path / "val" / "a" / "again.jpg", 1, quality=60, side=48)
+    save_photo(tmp_path / "val" / "a" / "other.jpg", 900)
+    if how == "together":
+        table = merged(quiet, data=tmp_path / "old", val=tmp_path / "val", generation=1, seen=True).manifest
+    else:
+        first = merged(quiet, data=tmp_path / "old", seen=True, generation=1).manifest
+        table = merged(quiet, first, val=tmp_path / "val", generation=2).manifest
+    seen = dict(zip(sides(table), table.seen.tolist(), strict=True))
+    assert (seen["again.jpg"], seen["other.jpg"]) == (True, False)
 
 
 @pytest.mark.one_backend

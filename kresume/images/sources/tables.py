@@ -57,10 +57,13 @@ def list_source(source: Source, advance: Advance) -> Listing:
         return _listing(source, table, advance)
 
 
-def _is_there(row: Mapping[str, Any]) -> bool:
-    """Returns True if a member is still where the manifest found it; the archive may be a mere copy.
+def is_there(row: Mapping[str, Any]) -> bool:
+    """Returns True if a picture is still where a manifest found it; its file may be a mere copy.
 
-    False for a file that is compressed as a whole: each member would unpack all before it.
+    False in a file that is compressed as a whole: each member would unpack all before it.
+
+    Args:
+        row: the picture's row: its location and `sha256`.
     """
     if row.get("coding") in STREAM_CODINGS:
         return False
@@ -90,7 +93,7 @@ def _listing(source: Source, table: pa.Table, advance: Advance) -> Listing:
             gone.append(Quarantined(path, row["label"], f"listed in {source.given}, but it does not exist"))
             continue
         parts = {name: row[name] for name in ("offset", "length", "coding", "member", "extra") if name in names}
-        if parts.get("length", -1) >= 0 and size != (row["bytes"], row["mtime_ns"]) and not _is_there(row):
+        if parts.get("length", -1) >= 0 and size != (row["bytes"], row["mtime_ns"]) and not is_there(row):
             gone.append(
                 Quarantined(path, row["label"], f"{path} has changed since {source.given} was made: scan it again")
             )
