@@ -130,7 +130,7 @@ class Generation:
         step: the step of the result, or the last one that was scored.
         planned: epochs that it plans.
         start: the checkpoint that it started from; None for a new model.
-        sources: what `--add` named, or `--data` for a run without it.
+        sources: what `--add` named, or `--data` for a run without it, and what `--val` named.
         train: images that train.
         validation: images that validate.
         new_classes: names of the classes that it added.
@@ -222,7 +222,7 @@ def read_generation(run: Run, start: Parent | None, parent: RunRecord | None) ->
         step=record.result.step if record.result else int(last.get("step", 0)) if last else None,
         planned=record.amount.epochs,
         start=start,
-        sources=tuple(str(each) for each in record.given.get("add") or record.given.get("data") or ()),
+        sources=_sources(record.given),
         train=int(record.images.get("train", 0)),
         validation=int(record.images.get("validation", 0)),
         new_classes=tuple(record.new_classes),
@@ -233,6 +233,12 @@ def read_generation(run: Run, start: Parent | None, parent: RunRecord | None) ->
         versions=versions,
         trained_by=trained_by,
     )
+
+
+def _sources(given: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the sources of new images, without those of old ones; images of `--val` are new, too."""
+    named = [*(given.get("add") or given.get("data") or ()), *(given.get("val") or ())]
+    return tuple(dict.fromkeys(map(str, named)))
 
 
 def shown(value: Any) -> str:

@@ -304,6 +304,23 @@ def test_what_changed_between_parent_and_child_is_listed(runs, monkeypatch):
     assert MAY_DIFFER <= NOT_COMPARED
 
 
+@pytest.mark.parametrize(
+    ("given", "sources"),
+    [
+        ({"data": ["old"], "add": ["new", "more"]}, ("new", "more")),
+        ({"data": ["old"], "val": ["held"]}, ("old", "held")),
+        ({"add": ["new"], "val": ["held", "new"]}, ("new", "held")),
+        ({"val": ["held"]}, ("held",)),
+        ({}, ()),
+    ],
+)
+def test_new_images_come_from_what_was_added_and_validates(runs, given, sources):
+    """What `--data` named is old where something was added; `--val` brings new images, too."""
+    record = json.loads((runs / "6-signs" / "run.json").read_text())
+    (runs / "6-signs" / "run.json").write_text(json.dumps(record | {"given": given}))
+    assert only(name="6-signs").sources == sources
+
+
 def test_the_shape_of_json_is_documented(runs):
     """Keys of earlier versions are there; every key is on the page."""
     value = kresume.lineage("runs").as_dict()
