@@ -92,6 +92,14 @@ class Run:
         """Returns the path of the model's architecture, as Keras serializes it."""
         return self.path / ARCHITECTURE
 
+    def read_architecture(self) -> dict[str, Any]:
+        """Reads the model's architecture, as Keras serializes it.
+
+        Raises:
+            RunError: the file is gone, damaged, or was changed.
+        """
+        return _read_sealed(self.architecture)
+
     @property
     def held(self) -> Path:
         """Returns the path of the slots of layers that train later, a file only if there are any."""
@@ -180,7 +188,7 @@ def is_run(path: str | Path) -> bool:
 def write_record(folder: Path, record: RunRecord) -> None:
     """Writes `run.json`, sealed: with a digest of itself, and without passwords of addresses."""
     value = json.loads(public(json.dumps(record.as_dict())))
-    atomic.write_text(folder / RECORD, sealed.sealed_text(value))
+    sealed.write(folder / RECORD, value)
 
 
 def open_run(path: str | Path) -> Run:
@@ -192,18 +200,19 @@ def open_run(path: str | Path) -> Run:
     path = Path(path)
     if not is_run(path):
         raise RunError(f"no run at {path}: a run is a directory with {RECORD} in it (`kresume log FOLDER` lists runs)")
+    return Run(path, RunRecord.from_dict(_read_sealed(path / RECORD), str(path / RECORD)))
+
+
+def _read_sealed(file: Path) -> dict[str, Any]:
     try:
-        content = (path / RECORD).read_bytes()
-        record = atomic.parse_json(content, path / RECORD)
+        record = sealed.read(file)
+    except sealed.Changed as error:
+        raise RunError(str(error)) from error
     except (OSError, ValueError) as error:
-        raise RunError(f"cannot read {path / RECORD}: {error}; restore it from a copy of the run") from error
-    run = Run(path, RunRecord.from_dict(record, str(path / RECORD)))
-    if sealed.DIGEST in record and not sealed.is_sealed(content):
-        raise RunError(
-            f"{path / RECORD} does not match its digest: it is damaged, or was changed by hand. Restore it from a copy of the "
-            f"run; if you changed it, remove `{sealed.DIGEST}` from it"
-        )
-    return run
+        raise RunError(f"cannot read {file}: {error}; restore it from a copy of the run") from error
+    if not isinstance(record, dict):
+        raise RunError(f"{file} is no JSON object: restore it from a copy of the run")
+    return record
 
 
 def try_open(path: Path) -> Run | Unreadable:

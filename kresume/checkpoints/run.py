@@ -12,7 +12,6 @@ from typing import Any
 
 from kresume import runs
 from kresume.checkpoints import snapshot
-from kresume.checkpoints.json_text import read_file
 from kresume.errors import CheckpointError
 from kresume.spelling import option
 from kresume.staging.fetch import here
@@ -107,7 +106,7 @@ def read(path: str) -> TrainState:
         state,
         source=path,
         format="run",
-        architecture=read_file(run.architecture),
+        architecture=run.read_architecture(),
         compiled=compiled,
         optimizer=replace(record.optimizer, variables=sum(name.startswith("optimizer/") for name in state.arrays)),
         step=record.base_step + int(state.step or 0),

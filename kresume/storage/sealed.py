@@ -1,7 +1,7 @@
 """Verifies records by a digest of themselves, and exports by a digest of every file, too.
 
-    write_text(path, sealed_text(record))   # `run.json`
-    is_sealed(path.read_bytes())            # False if it was changed since
+    write(path, record)                     # `run.json`, `architecture.json`
+    read(path)                              # an error if it was changed since
     write_json(folder / NAME, seal(record))
     check("serving/flowers/3")              # the whole export
     check("weights/model.weights.h5")       # this file of one
@@ -28,6 +28,10 @@ OURS = (b'"export_format"', b'"parity"', b'"sha256"')
 """Each is in every record, so that one damaged byte leaves two."""
 
 
+class Changed(ValueError):
+    """A record does not match its digest."""
+
+
 def seal(record: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the record with a digest of itself as `sha256`."""
     return {**record, DIGEST: _digest(record)}
@@ -44,6 +48,36 @@ def sealed_text(record: Mapping[str, Any]) -> str:
     text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
     digest = hashlib.sha256(text.encode()).hexdigest()
     return f'{text.removesuffix(END)},\n  "{DIGEST}": "{digest}"{END}\n'
+
+
+def write(path: Path, record: Mapping[str, Any]) -> None:
+    """Writes a record as `sealed_text`, atomically."""
+    atomic.write_text(path, sealed_text(record))
+
+
+def read(path: Path) -> Any:
+    """Reads what `write` wrote, without its digest; one without a digest is of an earlier version, and not verified.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON.
+        Changed: it does not match its digest.
+    """
+    content = path.read_bytes()
+    record = atomic.parse_json(content, path)
+    if not isinstance(record, dict) or not any(_is_ours(name) for name in record):
+        return record
+    if not is_sealed(content):
+        raise Changed(
+            f"{path} does not match its digest: it is damaged, or was changed by hand. Restore it from a copy of the run; if "
+            f"you changed it, remove `{DIGEST}` from it"
+        )
+    return {name: value for name, value in record.items() if name != DIGEST}
+
+
+def _is_ours(name: str) -> bool:
+    """Returns True for the name of the digest, also with one damaged character."""
+    return len(name) == len(DIGEST) and sum(one != other for one, other in zip(name, DIGEST, strict=True)) <= 1
 
 
 def is_sealed(content: bytes) -> bool:

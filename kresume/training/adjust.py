@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kresume.backend.live_state import inner
-from kresume.errors import RunError
+from kresume.checkpoints import sealed_arrays
 from kresume.images.inputs import to_input
 from kresume.images.order import permutation
 from kresume.images.pipeline import scoring_batches
@@ -23,7 +23,7 @@ from kresume.options.settings import IMPRINT_IMAGES, IMPRINT_OLD_IMAGES
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
 from kresume.runs import Run
-from kresume.storage import atomic
+from kresume.storage import sealed
 from kresume.training.plan.draft import Draft
 from kresume.training.plan.growth import Growth
 from kresume.training.plan.rate import keras_rate
@@ -213,24 +213,12 @@ def thaw(model: Any, run: Run, config: TrainConfig) -> None:
         fresh.assign(np.array(rate.value))  # a plateau may have changed it
     held = _read_held(run.held)
     freezer.give_back(model, model.optimizer, held, freezing.first, run.record.iterations)
-    atomic.write_json(run.architecture, architecture.serialize(model))
+    sealed.write(run.architecture, architecture.serialize(model))
 
 
 def _read_held(file: Path) -> dict[str, np.ndarray]:
-    """Reads the slots that a run holds for its frozen layers; empty if it holds none.
-
-    Raises:
-        RunError: the file is damaged.
-    """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    if not file.is_file():
-        return {}
-    try:
-        return dict(load(file.read_bytes()))
-    except SafetensorError as error:
-        raise RunError(f"{file} is damaged ({error}): restore it from a copy of the run") from error
+    """Reads the slots that a run holds for its frozen layers; empty if it holds none."""
+    return sealed_arrays.read(file) if file.is_file() else {}
 
 
 def rebuild(run: Run, config: TrainConfig) -> Any:
@@ -247,7 +235,7 @@ def rebuild(run: Run, config: TrainConfig) -> Any:
     from kresume.models.freeze import set_frozen
 
     imports = code_of(given(config))
-    model = build.from_architecture(atomic.read_json(run.architecture), imports=imports, trust=bool(config.trust))
+    model = build.from_architecture(run.read_architecture(), imports=imports, trust=bool(config.trust))
     if run.record.freezing is not None:
         set_frozen(model, run.record.freezing, 0)
     adjust(model, _recorded(run, config))

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save
 
 from kresume import runs
 from kresume.addresses import relative
 from kresume.backend import fingerprint, live_state
-from kresume.checkpoints import snapshot
+from kresume.checkpoints import sealed_arrays, snapshot
 from kresume.checkpoints.files import describe_files
 from kresume.errors import RunError
 from kresume.evaluation import answers
@@ -21,7 +20,7 @@ from kresume.images.prepare import write_quarantine
 from kresume.options.given import given, to_command
 from kresume.options.settings import settings_of
 from kresume.options.table import TrainConfig
-from kresume.storage import atomic, locations
+from kresume.storage import atomic, locations, sealed
 from kresume.training.loop.progress import Progress
 from kresume.training.plan.draft import Draft
 from kresume.training.plan.images import not_used
@@ -56,10 +55,10 @@ def create_run(start: Start, draft: Draft, held: Mapping[str, np.ndarray], teach
         with atomic.new_directory(start.path) as temporary:
             _fill(temporary, record, draft)
             if held:
-                atomic.write_bytes(temporary / runs.HELD, save(dict(held)))
+                sealed_arrays.write(temporary / runs.HELD, held)
             if teacher is not None:
-                atomic.write_bytes(temporary / runs.TEACHER, save(dict(teacher.arrays)))
-                atomic.write_json(temporary / runs.TEACHER_ARCHITECTURE, teacher.architecture)
+                sealed_arrays.write(temporary / runs.TEACHER, teacher.arrays)
+                sealed.write(temporary / runs.TEACHER_ARCHITECTURE, teacher.architecture)
     except OSError as error:
         if runs.is_run(start.path):
             raise RunError(
@@ -83,7 +82,7 @@ def _fill(folder: Path, record: RunRecord, draft: Draft) -> None:
         answers.write(folder / runs.ANSWERS / "before.parquet", draft.before.answers)
     draft.data.gathered.manifest.write(folder / "images.parquet")
     write_quarantine(folder / "quarantine.csv", draft.data.gathered.quarantine)
-    atomic.write_json(folder / runs.ARCHITECTURE, architecture.serialize(model))
+    sealed.write(folder / runs.ARCHITECTURE, architecture.serialize(model))
     snapshot.write_snapshot(
         folder / "snapshots",
         0,

@@ -27,7 +27,7 @@ sys.path[:0] = [str(Path(__file__).parents[2])]
 import numpy as np  # noqa: E402
 
 from kresume import runs  # noqa: E402
-from kresume.checkpoints import snapshot  # noqa: E402
+from kresume.checkpoints import sealed_arrays, snapshot  # noqa: E402
 from kresume.errors import KresumeError  # noqa: E402
 from kresume.evaluation import answers  # noqa: E402
 from kresume.images.cache import Cache, checksum  # noqa: E402
@@ -147,8 +147,30 @@ def _read_run(folder: Path) -> object:
     return json.dumps(runs.open_run(folder).record.as_dict(), sort_keys=True)
 
 
+def _make_architecture(folder: Path) -> None:
+    golden = next((GOLDEN / "runs").rglob("architecture.json"))
+    sealed.write(folder / runs.ARCHITECTURE, atomic.read_json(golden))
+
+
+def _read_architecture(folder: Path) -> object:
+    record = runs.open_run(next((GOLDEN / "runs").rglob("run.json")).parent).record
+    return json.dumps(runs.Run(folder, record).read_architecture(), sort_keys=True)
+
+
+def _make_arrays(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    sealed_arrays.write(folder / runs.HELD, {"0": rng.normal(size=(5, 7)).astype("f4"), "1": np.arange(3)})
+
+
+def _read_arrays(folder: Path) -> object:
+    found = sealed_arrays.read(folder / runs.HELD)
+    return {name: (str(array.dtype), array.shape, array.tobytes()) for name, array in found.items()}
+
+
 KINDS = {
     "run.json": Kind(_make_run, _read_run),
+    "architecture.json": Kind(_make_architecture, _read_architecture),
+    "slots of frozen layers, weights of a teacher": Kind(_make_arrays, _read_arrays),
     "snapshot": Kind(_make_snapshot, _read_snapshot),
     "manifest": Kind(_make_manifest, _read_manifest),
     "answers": Kind(_make_answers, _read_answers),

@@ -1,6 +1,8 @@
 """Tests that damaged bytes of every format end in a value or in an error in words, and never end the process."""
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +16,8 @@ import pytest
 
 from kresume.checkpoints import hdf5
 from kresume.checkpoints.read import read_checkpoint
-from kresume.errors import CheckpointError
+from kresume.errors import CheckpointError, RunError
+from kresume.storage import sealed
 from tests.helpers.paths import FUZZ, GOLDENS
 
 sys.path.insert(0, str(FUZZ))
@@ -105,6 +108,20 @@ def test_a_flipped_bit_is_detected_or_harmless(name, tmp_path):
     counts, found = flips.flip(name, tmp_path, 120, seed=7)
     assert not found, "\n".join(found)
     assert counts["detected"] > 60
+
+
+def test_an_architecture_that_was_changed_is_an_error_with_the_way_on(tmp_path):
+    """Another stride is another model; who means it removes the digest, and a run of an earlier version has none."""
+    run = shutil.copytree(next((flips.GOLDEN / "runs").rglob("run.json")).parent, tmp_path / "run")
+    file = run / "architecture.json"
+    before = read_checkpoint(run).architecture
+    sealed.write(file, before)
+    assert read_checkpoint(run).architecture == before
+    file.write_text(file.read_text().replace('"module"', '"mobule"', 1))
+    with pytest.raises(RunError, match=r"does not match its digest.* remove `sha256` from it"):
+        read_checkpoint(run)
+    file.write_text(re.sub(r',\n  "sha256": "[0-9a-f]{64}"', "", file.read_text()))
+    assert read_checkpoint(run).architecture != before
 
 
 def test_a_changed_export_is_neither_read_nor_run(tmp_path):

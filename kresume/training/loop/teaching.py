@@ -12,11 +12,12 @@ from typing import Any
 
 from kresume import runs
 from kresume.backend.second_model import SecondModel
+from kresume.checkpoints import sealed_arrays
 from kresume.errors import RunError
 from kresume.models.distill import build_teacher, taught
 from kresume.options.given import code_of, given
 from kresume.options.table import TrainConfig
-from kresume.storage import atomic
+from kresume.storage import sealed
 from kresume.tasks.task import Head
 from kresume.training.plan.teaching import Teacher
 from kresume.values.teaching import Teaching
@@ -30,14 +31,12 @@ def read_teacher(run: runs.Run) -> Teacher | None:
     """
     if run.record.teaching is None:
         return None
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    file = run.path / runs.TEACHER
+    file = run.path / runs.TEACHER_ARCHITECTURE
     try:
-        return Teacher(atomic.read_json(run.path / runs.TEACHER_ARCHITECTURE), load(file.read_bytes()))
-    except (OSError, ValueError, SafetensorError) as error:
+        architecture = sealed.read(file)
+    except (OSError, ValueError) as error:
         raise RunError(f"{file} is damaged or gone ({error}): restore it from a copy of the run") from error
+    return Teacher(architecture, sealed_arrays.read(run.path / runs.TEACHER))
 
 
 @contextmanager
