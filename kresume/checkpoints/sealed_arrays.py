@@ -1,4 +1,6 @@
-"""Writes arrays of a run that are in no snapshot, with a digest: slots of frozen layers, and the teacher's weights.
+"""Writes arrays of a run that are in no snapshot, with a digest.
+
+They are the slots of frozen layers, and the weights of a teacher.
 
     write(run.held, arrays)
     read(run.held)             # an error if a bit was flipped since

@@ -56,7 +56,9 @@ def write(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read(path: Path) -> Any:
-    """Reads what `write` wrote, without its digest; one without a digest is of an earlier version, and not verified.
+    """Reads what `write` wrote, without its digest.
+
+    A record that has none is of an earlier version, and not verified.
 
     Raises:
         OSError: it cannot be read.
