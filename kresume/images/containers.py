@@ -113,6 +113,51 @@ def _walk_jpeg(file: _File, find: Callable[[Any, Any], Any]) -> Any:
     return _walk(file, 2, step)
 
 
+def has_palette(encoded: Any) -> Any:
+    """Tests whether a file is a BMP whose pixels are 8-bit indices into a palette.
+
+    TensorFlow's decoder returns the indices as grey levels.
+
+    Args:
+        encoded: scalar `tf.string`.
+
+    Returns:
+        A scalar bool.
+
+    Source: BITMAPFILEHEADER and BITMAPINFOHEADER of the Windows API.
+    """
+    import tensorflow as tf
+
+    head = tf.strings.join([tf.strings.substr(encoded, 0, 32), "\0" * 32])
+    return tf.equal(tf.strings.substr(head, 0, 2), "BM") & tf.equal(tf.strings.substr(head, 28, 2), b"\x08\x00")
+
+
+def looked_up(encoded: Any, indices: Any) -> Any:
+    """Replaces the indices of a BMP by the colours of its palette.
+
+    Args:
+        encoded: the file, for which `has_palette` is True.
+        indices: `(height, width, 3) uint8`, as TensorFlow decodes it; the channels are equal.
+
+    Returns:
+        `(height, width, 3) uint8`. An index without a colour is black.
+    """
+    import tensorflow as tf
+
+    head = tf.strings.join([tf.strings.substr(encoded, 0, 64), "\0" * 64])
+
+    def little(start: int) -> Any:
+        return tf.io.decode_raw(tf.strings.substr(head, start, 4), tf.int32)[0]
+
+    # A damaged header must not fail the other files of a batch: it gives other colours.
+    begin = tf.clip_by_value(14 + little(14), 0, tf.strings.length(encoded))
+    used = little(46)
+    count = tf.where((used > 0) & (used < 256), used, 256)
+    raw = tf.strings.join([tf.strings.substr(encoded, begin, 4 * count), tf.constant(b"\0" * 1024)])
+    colours = tf.reshape(tf.io.decode_raw(tf.strings.substr(raw, 0, 1024), tf.uint8), (256, 4))  # blue, green, red, 0
+    return tf.gather(colours[:, 2::-1], tf.cast(indices[..., 0], tf.int32))
+
+
 def jpeg_bits(data: bytes) -> int | None:
     """Reads the bits per sample from a JPEG's frame header; None if missing.
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from kresume.images.containers import JPEG_MARK, orientation, webp_with_alpha
+from kresume.images.containers import JPEG_MARK, has_palette, looked_up, orientation, webp_with_alpha
 from kresume.values.decode_spec import DecodeSpec
 
 
@@ -123,10 +123,14 @@ def _interpolate(image: Any, size: Any, interpolation: str, shrinks: bool) -> An
 def _other(encoded: Any) -> Any:
     import tensorflow as tf
 
+    def plain() -> Any:
+        image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+        return tf.cond(has_palette(encoded), lambda: looked_up(encoded, image), lambda: image)
+
     image = tf.cond(
         webp_with_alpha(encoded[None])[0],
         lambda: tf.io.decode_image(encoded, channels=4, expand_animations=False)[..., :3],
-        lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False),
+        plain,
     )
     image.set_shape([None, None, 3])
     return image

@@ -7,8 +7,10 @@
 
 The order is a pure function of (seed, epoch, manifest). Training images are divided into streams, one per (origin,
 class). A stream draws from its own permutations without replacement and continues across epochs: with a quarter of the
-old images in each epoch, all of them are drawn once in four epochs, unless images are added or removed in between.
-Every epoch draws the same number from each stream, so any epoch can be computed without those before it.
+old images in each epoch, all of them are drawn once in about four epochs, unless images are added or removed in between.
+A stream's share of an epoch is seldom a whole number. Each epoch draws it rounded down or up, so often up that the average
+is exact: a class of which a tenth of an image is due is drawn in every tenth epoch, and not never. All epochs have the same
+length, and any of them can be computed without those before it.
 """
 
 from __future__ import annotations
@@ -24,13 +26,15 @@ from kresume.images.manifest import Manifest
 from kresume.images.order import Order, permutation
 from kresume.spelling import option
 
+PERIOD = 1024
+"""Epochs after which the rounding of shares repeats; a power of two."""
 SHUFFLE_STREAM = 2**32
 """Number of the permutation stream that shuffles an epoch; no (origin, class) stream has it."""
 
 
 @dataclass(frozen=True)
 class Shares:
-    """The composition of one epoch.
+    """The composition of an epoch, on average.
 
     Attributes:
         images: images in the epoch.
@@ -39,8 +43,8 @@ class Shares:
     """
 
     images: int
-    origins: Mapping[str, int]
-    classes: Mapping[str, int]
+    origins: Mapping[str, float]
+    classes: Mapping[str, float]
 
     def as_dict(self) -> dict[str, dict[str, float]]:
         """Returns the exact shares by origin and class, from 0 to 1."""
@@ -51,14 +55,20 @@ class Shares:
 
     def __str__(self) -> str:
         origins = ", ".join(
-            f"{name} {count:,} ({100 * count / self.images:.1f} %)" for name, count in self.origins.items()
+            f"{name} {_number(count)} ({100 * count / self.images:.1f} %)" for name, count in self.origins.items()
         )
         fewest = min(self.classes, key=lambda name: self.classes[name])
         most = max(self.classes, key=lambda name: self.classes[name])
         if self.classes[fewest] == self.classes[most]:
-            return f"{self.images:,} images an epoch: {origins}; each class {self.classes[most]:,}"
-        span = f"classes from {self.classes[fewest]:,} ({fewest}) to {self.classes[most]:,} ({most})"
+            return f"{self.images:,} images an epoch: {origins}; each class {_number(self.classes[most])}"
+        span = f"classes from {_number(self.classes[fewest])} ({fewest}) to {_number(self.classes[most])} ({most})"
         return f"{self.images:,} images an epoch: {origins}; {span}"
+
+
+def _number(count: float) -> str:
+    return (
+        f"{count:,.0f}" if count == round(count) or count >= 100 else f"{count:.1f}" if count >= 0.1 else f"{count:.1g}"
+    )
 
 
 @dataclass(frozen=True)
@@ -68,12 +78,12 @@ class _Stream:
     Attributes:
         number: identifies its sequence of permutations.
         members: indices into the training rows, ascending.
-        quota: how many an epoch draws.
+        share: how many an epoch draws on average.
     """
 
     number: int
     members: np.ndarray
-    quota: int
+    share: float
 
 
 class Mixed(Order):
@@ -98,19 +108,22 @@ class Mixed(Order):
 
 
 class Mixture(Mixed):
-    """Endless epochs; each draws a fixed number of images per stream and shuffles them.
+    """Endless epochs of one length; each draws from every stream its share, rounded, and shuffles them.
 
     Args:
         seed: the run's seed.
         batch_size: images per step.
-        streams: the images; the sum of their quotas is the length of an epoch.
+        streams: the images. The sum of all shares is a whole number, and so is that of the first few where these are to be
+            equally many in each epoch.
         made_of: the composition of an epoch.
     """
 
     def __init__(self, seed: int, batch_size: int, streams: Sequence[_Stream], made_of: Shares) -> None:
-        super().__init__(seed, sum(stream.quota for stream in streams), batch_size, made_of)
+        super().__init__(seed, made_of.images, batch_size, made_of)
         self._streams = tuple(streams)
-        self._orders = [Order(seed, len(stream.members), max(stream.quota, 1), 1 + stream.number) for stream in streams]
+        self._orders = [Order(seed, len(stream.members), 1, 1 + stream.number) for stream in streams]
+        counts = _counts(np.array([stream.share for stream in streams]))
+        self._before = np.concatenate([np.zeros((1, len(streams)), np.int64), np.cumsum(counts, axis=0)])
         self._dealt: Callable[[int], np.ndarray] = lru_cache(maxsize=4)(self._deal)
 
     def deal(self, epoch: int) -> np.ndarray:
@@ -119,11 +132,38 @@ class Mixture(Mixed):
 
     def _deal(self, epoch: int) -> np.ndarray:
         hands = [
-            stream.members[order.take(epoch * stream.quota, stream.quota)]
-            for stream, order in zip(self._streams, self._orders, strict=True)
+            stream.members[order.take(int(begin), int(end - begin))]
+            for stream, order, begin, end in zip(
+                self._streams, self._orders, self._drawn(epoch), self._drawn(epoch + 1), strict=True
+            )
         ]
         dealt: np.ndarray = np.concatenate(hands)[permutation(self.seed, epoch, self.n, SHUFFLE_STREAM)]
         return dealt
+
+    def _drawn(self, epoch: int) -> np.ndarray:
+        """Returns how many images each stream has drawn before an epoch."""
+        periods, rest = divmod(epoch, PERIOD)
+        drawn: np.ndarray = periods * self._before[-1] + self._before[rest]
+        return drawn
+
+
+def _counts(shares: np.ndarray) -> np.ndarray:
+    """Rounds the shares of streams for each epoch of a period, by systematic sampling.
+
+    The shares are laid end to end; an epoch draws from a stream as often as one of the points `u, u + 1, u + 2, ...` lies in
+    its part. So each count is the share rounded down or up, and all epochs are equally long. The offsets `u` are those of
+    van der Corput (1935), which fill the interval evenly at any length, so the averages are exact soon.
+
+    Returns:
+        `(PERIOD, streams) int64`.
+    """
+    ends = np.concatenate([[0.0], np.cumsum(shares)])
+    whole = np.round(ends)
+    ends = np.where(np.abs(ends - whole) < 1e-6, whole, ends)
+    bits = np.arange(PERIOD)[:, None] >> np.arange(PERIOD.bit_length() - 1) & 1
+    offsets = bits @ (0.5 ** np.arange(1, PERIOD.bit_length()))
+    counts: np.ndarray = np.diff(np.floor(ends + offsets[:, None]).astype(np.int64), axis=1)
+    return counts
 
 
 def make_order(
@@ -170,14 +210,13 @@ def make_order(
     numbers, sizes = np.unique(keys, return_counts=True)
     of_new, of_class = numbers >= len(manifest.classes), numbers % len(manifest.classes)
     if ratio is None and replay is None and balance in {None, "none"}:
-        return Mixed(seed, len(rows), batch_size, _shares(manifest, sizes, of_new, of_class))
-    weights, total = _weights(sizes, of_new, of_class, ratio, replay, balance)
-    quotas = _quotas(weights, total)
-    streams = [
-        _Stream(int(number), np.nonzero(keys == number)[0], int(quota))
-        for number, quota in zip(numbers, quotas, strict=True)
-    ]
-    return Mixture(seed, batch_size, streams, _shares(manifest, quotas, of_new, of_class))
+        return Mixed(seed, len(rows), batch_size, _shares(manifest, sizes.astype(np.float64), of_new, of_class))
+    shares = _shares_of(sizes, of_new, of_class, ratio, replay, balance)
+    whole_classes = balance == "class" and ratio is None
+    # Neighbours share a rounding: the classes of an origin where origins have fixed counts, else the origins of a class.
+    placed = np.lexsort((of_new, of_class) if whole_classes else (of_class, of_new))
+    streams = [_Stream(int(numbers[at]), np.nonzero(keys == numbers[at])[0], float(shares[at])) for at in placed]
+    return Mixture(seed, batch_size, streams, _shares(manifest, shares, of_new, of_class))
 
 
 def parse_mix(mix: str | None) -> tuple[float, float] | None:
@@ -200,46 +239,46 @@ def parse_mix(mix: str | None) -> tuple[float, float] | None:
     return parts[0] / sum(parts), parts[1] / sum(parts)
 
 
-def _weights(
+def _shares_of(
     sizes: np.ndarray,
     of_new: np.ndarray,
     of_class: np.ndarray,
     ratio: tuple[float, float] | None,
     replay: float | None,
     balance: str | None,
-) -> tuple[np.ndarray, int]:
-    """Returns each stream's share of an epoch, and the images per epoch."""
+) -> np.ndarray:
+    """Returns how many images of each stream an epoch draws on average; their sum is a whole number."""
     weights = sizes.astype(np.float64)
-    total = int(sizes.sum())
+    old, new, total = (int(sizes[chosen].sum()) for chosen in (~of_new, of_new, of_new | ~of_new))
     if replay is not None:
-        weights[~of_new] *= replay
-        total = round(replay * int(sizes[~of_new].sum())) + int(sizes[of_new].sum())
+        old = max(round(replay * old), 1) if replay else 0
+        total = old + new
+    if ratio is not None:
+        old = min(max(round(ratio[0] * total), 1), total - 1)
+        new = total - old
+    if ratio is not None or replay is not None:
+        weights[~of_new] *= old / weights[~of_new].sum()
+        weights[of_new] *= new / weights[of_new].sum()
     if balance == "class":
         # With a ratio, classes are balanced within each origin; otherwise over the whole epoch.
         groups = of_new.astype(np.int64) if ratio is not None else np.zeros(len(sizes), np.int64)
         for group in np.unique(groups):
             inside = groups == group
+            images = weights[inside].sum()
             present = [c for c in np.unique(of_class[inside]) if weights[inside & (of_class == c)].sum() > 0]
             for each in present:
                 chosen = inside & (of_class == each)
-                weights[chosen] *= 1.0 / (len(present) * weights[chosen].sum())
-    if ratio is not None:
-        for new, share in enumerate(ratio):
-            chosen = of_new == bool(new)
-            weights[chosen] *= share / weights[chosen].sum()
-    return weights / weights.sum(), total
+                weights[chosen] *= images / (len(present) * weights[chosen].sum())
+    shares: np.ndarray = weights * (total / weights.sum())
+    return shares
 
 
-def _quotas(weights: np.ndarray, total: int) -> np.ndarray:
-    """Rounds shares of `total` to integers by largest remainders, each by less than one."""
-    exact = weights * total
-    quotas = np.floor(exact + 1e-9).astype(np.int64)
-    short = total - int(quotas.sum())
-    quotas[np.argsort(-(exact - quotas), kind="stable")[:short]] += 1
-    return quotas
+def _shares(manifest: Manifest, shares: np.ndarray, of_new: np.ndarray, of_class: np.ndarray) -> Shares:
+    origins = {"old": _exact(shares[~of_new].sum()), "new": _exact(shares[of_new].sum())}
+    classes = {name: _exact(shares[of_class == index].sum()) for index, name in enumerate(manifest.classes)}
+    return Shares(round(shares.sum()), {name: count for name, count in origins.items() if count}, classes)
 
 
-def _shares(manifest: Manifest, quotas: np.ndarray, of_new: np.ndarray, of_class: np.ndarray) -> Shares:
-    origins = {"old": int(quotas[~of_new].sum()), "new": int(quotas[of_new].sum())}
-    classes = {name: int(quotas[of_class == index].sum()) for index, name in enumerate(manifest.classes)}
-    return Shares(int(quotas.sum()), {name: count for name, count in origins.items() if count}, classes)
+def _exact(count: float) -> float:
+    """Returns a whole number where only the arithmetic of floats made it another."""
+    return round(count) if abs(count - round(count)) < 1e-6 else float(count)

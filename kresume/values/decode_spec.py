@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from kresume.errors import UsageError
 from kresume.spelling import option
 
-VERSION = 1
+VERSION = 2
 """Version of the decoded pixels, part of the cache key. Increase it if the same bytes decode to other pixels."""
 
 RESIZES = ("stretch", "crop", "pad", "keraspad")

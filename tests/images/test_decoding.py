@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from kresume.errors import ImagesError
@@ -38,9 +39,51 @@ def near(data, expected, most=3.0):
     return abs(decode.decode(data, SPEC).astype(int) - small).mean() < most
 
 
+def as_a_graph(data, spec):
+    """Decodes as a served model does."""
+    function = tf.function(
+        lambda encoded: decode_graph.pixels(encoded, spec), input_signature=[tf.TensorSpec([], tf.string)]
+    )
+    return function(data).numpy()
+
+
+@pytest.mark.parametrize("kind", ["256 colours", "16 colours", "grey", "grey, upside down", "negative", "two greys"])
+def test_a_bmp_with_a_palette_has_its_colours(kind):
+    """TensorFlow's decoder gives the indices as grey levels; a served model looks the colours up in the graph, too."""
+    picture = Image.fromarray(photo(3)).resize((37, 51))
+    made = {
+        "256 colours": lambda: picture.quantize(256),
+        "16 colours": lambda: picture.quantize(16),
+        "grey": lambda: picture.convert("L"),
+        "grey, upside down": lambda: picture.convert("L").transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+        "negative": lambda: Image.fromarray(255 - np.asarray(picture.convert("L")), "P"),
+        "two greys": lambda: picture.quantize(2),
+    }[kind]()
+    if kind == "negative":
+        made.putpalette([255 - level for level in range(256) for _ in range(3)])
+    data = as_file(made, "BMP")
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    spec = DecodeSpec(51, 37)
+    assert (decode.decode(data, spec) == expected).all()
+    if data[28:30] == b"\x08\0":
+        assert (as_a_graph(data, spec) == expected).all()
+        assert decode.as_served(data, spec) == data
+
+
+@pytest.mark.parametrize(
+    ("at", "value"), [(14, b"\xff\xff\xff\x7f"), (14, b"\0\0\0\x80"), (46, b"\xff" * 4), (46, b"\x03\0\0\0")]
+)
+def test_a_damaged_palette_does_not_fail_the_others(at, value):
+    """The graph of a served model decodes a batch: one file with a wrong header is one wrong picture."""
+    data = bytearray(as_file(Image.fromarray(photo(3)).quantize(256), "BMP"))
+    data[at : at + 4] = value
+    assert as_a_graph(bytes(data), SPEC).shape == (16, 16, 3)
+
+
 @pytest.mark.parametrize(
     ("kind", "mode", "options"),
     [
+        ("BMP", "P", {}),
         ("JPEG", "RGB", {"quality": 95}),
         ("JPEG", "RGB", {"quality": 95, "progressive": True}),
         ("JPEG", "CMYK", {"quality": 95}),

@@ -295,6 +295,14 @@ def test_a_list_names_what_is_gone_and_says_sides(tmp_path, quiet):
         ("a.jsonl", "[1]\n", "expected an object"),
         ("a.csv", "path,label\nx.png,a\n", "lists no file that exists"),
         ("a.csv", "path,label,split\nx.png,a,maybe\n", "use train, val or test"),
+        ("a.csv", "path,label,Split\nx.png,a,test\n", "the column 'Split' holds 'test', but only a column named split"),
+        ("a.csv", "path,label, split\nx.png,a,val\n", "the column ' split' holds 'val'"),
+        ("a.jsonl", '{"path": "x.png", "label": "a", "subset": "Test"}\n', "the column 'subset' holds 'Test'"),
+        ("a.csv", "path, label\nx.png,a\n", "rename ' label' to label"),
+        ("a.csv", 'path,label\nx.png,"a\ny.png,b\n', "is damaged .*is a quote left open"),
+        ("a.csv", "path,label\nx.png,\n", "row 1: the label of x.png is empty"),
+        ("a.jsonl", '{"path": "x.png", "label": NaN}\n', "row 1: the label of x.png is empty"),
+        ("a.jsonl", '{"path": "x.png", "label": null}\n', "row 1: the label of x.png is empty"),
         ("a.parquet", "x", "is not a Parquet table"),
     ],
 )
@@ -304,6 +312,34 @@ def test_a_list_that_is_none_says_why(tmp_path, quiet, name, content, words):
     (tmp_path / name).write_text(content)
     with pytest.raises(ImagesError, match=words):
         list_images([tmp_path / name], quiet)
+
+
+@pytest.mark.one_backend
+def test_a_missing_label_of_a_table_is_no_class(tmp_path, quiet):
+    """Pandas writes a label that is missing among numbers as NaN."""
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    write_pictures(tmp_path, 2, 0, ("circle",))
+    rows = pa.table({"path": ["circle/0.png", "circle/1.png"], "label": [1.0, float("nan")]})
+    parquet.write_table(rows, tmp_path / "a.parquet")
+    with pytest.raises(ImagesError, match=r"row 2: the label of circle/1\.png is empty"):
+        list_images([tmp_path / "a.parquet"], quiet)
+
+
+@pytest.mark.parametrize(
+    "names", [("Training", "Testing"), ("train", "eval"), ("train", "dev"), ("train", "dev", "test")]
+)
+@pytest.mark.one_backend
+def test_splits_have_several_names(tmp_path, quiet, names):
+    """They are no classes; images to test on are left out."""
+    for seed, name in enumerate(names):
+        write_pictures(tmp_path / name, 2, 10 * seed, ("circle", "cross"))
+    listing = list_images([tmp_path], quiet)
+    assert listing.classes == ("circle", "cross")
+    sides = {name: {"t": "train", "e": "val", "d": "val"}[name[0].lower()] for name in names if "est" not in name}
+    found = {os.path.relpath(each.path, tmp_path).split(os.sep)[0]: each.split for each in listing.files}
+    assert found == sides
 
 
 @pytest.mark.one_backend

@@ -38,7 +38,10 @@ NOT_PICTURES = frozenset(
 )
 UNSURE = ".kresume-unsure"
 """A file in a folder of pictures that `kresume predict --sort` was not sure of: no class, whatever its name."""
-SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLITS = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "eval": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
 
 
 def accepts(path: str) -> bool:

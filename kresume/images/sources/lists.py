@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from kresume.images.sources.found import NO_CLASS, ONE_LABEL, Advance, Found, Li
 from kresume.storage import locations
 from kresume.storage.damage import reason
 
+SPLIT_COLUMNS = {"split", "subset", "partition", "set", "fold"}
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
 
@@ -40,6 +42,10 @@ def list_source(source: Source, advance: Advance) -> Listing:
         path, label = row.get("path"), NO_CLASS
         if source.labelled:
             label = _label(row.get("label"), f"{source.given}, row {number:,}")
+        if label == "" and "label" in row and isinstance(path, str) and path:
+            raise ImagesError(
+                f"{source.given}, row {number:,}: the label of {path} is empty: give one, or leave the row out"
+            )
         if not isinstance(path, str) or not path or label == "":
             columns = "the columns `path` and `label`" if source.labelled else "a column `path`"
             raise ImagesError(
@@ -47,8 +53,10 @@ def list_source(source: Source, advance: Advance) -> Listing:
                 f"{', '.join(repr(name) for name in row if name is not None) or 'nothing'}{_likely(row)}"
             )
         split = None
+        if source.labelled and "split" not in row:
+            _refuse_other_split(row, f"{source.given}, row {number:,}")
         if row.get("split") and source.labelled:
-            split = SPLITS.get(str(row["split"]).lower())
+            split = SPLITS.get(str(row["split"]).strip().lower())
             if split is None:
                 raise ImagesError(f"{source.given}, row {number:,}: split {row['split']}: use train, val or test")
             if split == "test":
@@ -86,7 +94,23 @@ def _label(value: Any, where: str) -> str:
         if len(value) > 1:
             raise ImagesError(f"{where}: {len(value)} labels ({', '.join(map(str, value))}): {ONE_LABEL}")
         value = value[0] if len(value) else None
-    return "" if value is None else canonical(str(value))
+    missing = value is None or (isinstance(value, float) and math.isnan(value))  # pandas writes NaN for no value
+    return "" if missing else canonical(str(value))
+
+
+def _refuse_other_split(row: Mapping[Any, Any], where: str) -> None:
+    """Raises if another column than `split` holds splits: images to validate or to test on would train.
+
+    Raises:
+        ImagesError: it does.
+    """
+    for name, value in row.items():
+        is_split = str(name).strip().lower() in SPLIT_COLUMNS and str(value).strip().lower() in SPLITS
+        if name is not None and is_split:
+            raise ImagesError(
+                f"{where}: the column {str(name)!r} holds {str(value)!r}, but only a column named split is used: rename it, or "
+                "leave it out"
+            )
 
 
 def _likely(row: Mapping[Any, Any]) -> str:
@@ -103,7 +127,11 @@ def _likely(row: Mapping[Any, Any]) -> str:
         "category": "label",
     }
     near = {name: others.get(name.strip().lower(), name.strip().lower()) for name in names}
-    renamed = [f"{name} to {role}" for name, role in near.items() if role in {"path", "label"} and role not in names]
+    renamed = [
+        f"{name if name == name.strip() else repr(name)} to {role}"
+        for name, role in near.items()
+        if role in {"path", "label"} and role not in names
+    ]
     return f": rename {' and '.join(renamed)}" if renamed else ""
 
 
@@ -118,7 +146,13 @@ def _rows(source: Source) -> Iterator[Mapping[str, Any]]:
             raise ImagesError(f"{source.given} is not UTF-8 text ({error.reason}): save it as UTF-8") from error
     if source.path.lower().endswith((".csv", ".tsv")):
         delimiter = "\t" if source.path.lower().endswith(".tsv") else ","
-        yield from csv.DictReader(io.StringIO(text), delimiter=delimiter)
+        rows = csv.DictReader(io.StringIO(text), delimiter=delimiter, strict=True)
+        try:
+            yield from rows
+        except csv.Error as error:  # an unclosed quote would swallow the rest of the list
+            raise ImagesError(
+                f"{source.given}: the row that ends in line {rows.line_num:,} is damaged ({error}): is a quote left open?"
+            ) from error
         return
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
