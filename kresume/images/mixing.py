@@ -8,9 +8,10 @@
 The order is a pure function of (seed, epoch, manifest). Training images are divided into streams, one per (origin,
 class). A stream draws from its own permutations without replacement and continues across epochs: with a quarter of the
 old images in each epoch, all of them are drawn once in about four epochs, unless images are added or removed in between.
-A stream's share of an epoch is seldom a whole number. Each epoch draws it rounded down or up, so often up that the average
-is exact: a class of which a tenth of an image is due is drawn in every tenth epoch, and not never. All epochs have the same
-length, and any of them can be computed without those before it.
+A stream's share of an epoch is seldom a whole number. It is rounded once, if that changes no share by more than a quarter.
+Else each epoch draws it rounded down or up, so often up that the average is exact: a class of which a tenth of an image is
+due is drawn in every tenth epoch, and not never. All epochs have the same length, and any of them can be computed without
+those before it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from kresume.images.manifest import Manifest
 from kresume.images.order import Order, permutation
 from kresume.spelling import option
 
+ROUNDING = 0.25
+"""How much of a share rounding may change in all epochs alike."""
 PERIOD = 1024
 """Epochs after which the rounding of shares repeats; a power of two."""
 SHUFFLE_STREAM = 2**32
@@ -211,10 +214,14 @@ def make_order(
     of_new, of_class = numbers >= len(manifest.classes), numbers % len(manifest.classes)
     if ratio is None and replay is None and balance in {None, "none"}:
         return Mixed(seed, len(rows), batch_size, _shares(manifest, sizes.astype(np.float64), of_new, of_class))
-    shares = _shares_of(sizes, of_new, of_class, ratio, replay, balance)
-    whole_classes = balance == "class" and ratio is None
-    # Neighbours share a rounding: the classes of an origin where origins have fixed counts, else the origins of a class.
-    placed = np.lexsort((of_new, of_class) if whole_classes else (of_class, of_new))
+    weights, total = _weights(sizes, of_new, of_class, ratio, replay, balance)
+    shares = _quotas(weights, total).astype(np.float64)
+    placed = np.arange(len(numbers))
+    if (np.abs(shares - weights * total) > ROUNDING * weights * total).any():
+        # Neighbours share a rounding: the classes of an origin where origins have fixed counts, else the origins of a class.
+        whole_classes = balance == "class" and ratio is None
+        shares = weights * total if whole_classes else _whole_origins(weights, total, of_new)
+        placed = np.lexsort((of_new, of_class) if whole_classes else (of_class, of_new))
     streams = [_Stream(int(numbers[at]), np.nonzero(keys == numbers[at])[0], float(shares[at])) for at in placed]
     return Mixture(seed, batch_size, streams, _shares(manifest, shares, of_new, of_class))
 
@@ -239,37 +246,52 @@ def parse_mix(mix: str | None) -> tuple[float, float] | None:
     return parts[0] / sum(parts), parts[1] / sum(parts)
 
 
-def _shares_of(
+def _weights(
     sizes: np.ndarray,
     of_new: np.ndarray,
     of_class: np.ndarray,
     ratio: tuple[float, float] | None,
     replay: float | None,
     balance: str | None,
-) -> np.ndarray:
-    """Returns how many images of each stream an epoch draws on average; their sum is a whole number."""
+) -> tuple[np.ndarray, int]:
+    """Returns each stream's share of an epoch, and the images per epoch."""
     weights = sizes.astype(np.float64)
-    old, new, total = (int(sizes[chosen].sum()) for chosen in (~of_new, of_new, of_new | ~of_new))
+    total = int(sizes.sum())
     if replay is not None:
-        old = max(round(replay * old), 1) if replay else 0
-        total = old + new
-    if ratio is not None:
-        old = min(max(round(ratio[0] * total), 1), total - 1)
-        new = total - old
-    if ratio is not None or replay is not None:
-        weights[~of_new] *= old / weights[~of_new].sum()
-        weights[of_new] *= new / weights[of_new].sum()
+        weights[~of_new] *= replay
+        total = max(round(replay * int(sizes[~of_new].sum())), int(replay > 0)) + int(sizes[of_new].sum())
     if balance == "class":
         # With a ratio, classes are balanced within each origin; otherwise over the whole epoch.
         groups = of_new.astype(np.int64) if ratio is not None else np.zeros(len(sizes), np.int64)
         for group in np.unique(groups):
             inside = groups == group
-            images = weights[inside].sum()
             present = [c for c in np.unique(of_class[inside]) if weights[inside & (of_class == c)].sum() > 0]
             for each in present:
                 chosen = inside & (of_class == each)
-                weights[chosen] *= images / (len(present) * weights[chosen].sum())
-    shares: np.ndarray = weights * (total / weights.sum())
+                weights[chosen] *= 1.0 / (len(present) * weights[chosen].sum())
+    if ratio is not None:
+        for new, share in enumerate(ratio):
+            chosen = of_new == bool(new)
+            weights[chosen] *= share / weights[chosen].sum()
+    return weights / weights.sum(), total
+
+
+def _quotas(weights: np.ndarray, total: int) -> np.ndarray:
+    """Rounds shares of `total` to integers by largest remainders, each by less than one."""
+    exact = weights * total
+    quotas = np.floor(exact + 1e-9).astype(np.int64)
+    short = total - int(quotas.sum())
+    quotas[np.argsort(-(exact - quotas), kind="stable")[:short]] += 1
+    return quotas
+
+
+def _whole_origins(weights: np.ndarray, total: int, of_new: np.ndarray) -> np.ndarray:
+    """Returns the shares of streams, with a whole number of old images, at least one if any are asked for."""
+    shares: np.ndarray = weights * total
+    asked = shares[~of_new].sum()
+    old = min(max(round(asked), 1), total - 1) if asked > 0 else 0
+    for chosen, count in ((~of_new, old), (of_new, total - old)):
+        shares[chosen] *= count / max(shares[chosen].sum(), 1e-12)
     return shares
 
 

@@ -53,11 +53,13 @@ def for_fit(data: Any) -> Any:
     device.
 
     Args:
-        data: a `tf.data.Dataset`; under TensorFlow it is returned as it is.
+        data: a `tf.data.Dataset`; under TensorFlow it is returned as it is, and so is what is no dataset, such as batches with
+            a teacher's answers.
     """
     import keras
+    import tensorflow as tf
 
-    return _shared(data) if keras.config.backend() == "jax" else data
+    return _shared(data) if keras.config.backend() == "jax" and isinstance(data, tf.data.Dataset) else data
 
 
 def _shared(data: Any) -> Any:

@@ -58,6 +58,12 @@ def test_a_model_trains_on_them_as_on_the_dataset():
         assert one.tobytes() == other.tobytes()
 
 
+def test_what_is_no_dataset_is_handed_on():
+    """A teacher's answers come beside the batches, from a generator."""
+    made = iter(batches())
+    assert for_fit(made) is made
+
+
 def test_slow_pictures_show_where_keras_asks_for_them_ahead(monkeypatch):
     """As on an accelerator under JAX, which this process takes for its own: reading takes 50 ms a batch, a step 10 ms."""
     if keras.config.backend() != "jax":
