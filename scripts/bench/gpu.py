@@ -203,7 +203,7 @@ WAYS = {"bare": bare, "trained": trained, "unaugmented": unaugmented, "exact": e
 def apart(way: str, small: bool, folder: Path) -> dict[str, Any]:
     """Runs a way in a process of its own, so that none holds the memory of the accelerator for the next."""
     pairs.note(f"{way} ...")
-    command = [sys.executable, __file__, "--way", way, "--folder", folder, *(["--small"] if small else [])]
+    command = [sys.executable, __file__, "--way", way, "--folder", str(folder), *(["--small"] if small else [])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr)

@@ -117,7 +117,7 @@ def test_an_architecture_that_was_changed_is_an_error_with_the_way_on(tmp_path):
     before = read_checkpoint(run).architecture
     sealed.write(file, before)
     assert read_checkpoint(run).architecture == before
-    file.write_text(file.read_text().replace('"module"', '"mobule"', 1))
+    file.write_text(file.read_text().replace('"module"', '"moduli"', 1))
     with pytest.raises(RunError, match=r"does not match its digest.* remove `sha256` from it"):
         read_checkpoint(run)
     file.write_text(re.sub(r',\n  "sha256": "[0-9a-f]{64}"', "", file.read_text()))
