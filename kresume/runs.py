@@ -98,7 +98,7 @@ class Run:
         Raises:
             RunError: the file is gone, damaged, or was changed.
         """
-        return _read_sealed(self.architecture)
+        return read_sealed(self.architecture)
 
     @property
     def held(self) -> Path:
@@ -200,10 +200,15 @@ def open_run(path: str | Path) -> Run:
     path = Path(path)
     if not is_run(path):
         raise RunError(f"no run at {path}: a run is a directory with {RECORD} in it (`kresume log FOLDER` lists runs)")
-    return Run(path, RunRecord.from_dict(_read_sealed(path / RECORD), str(path / RECORD)))
+    return Run(path, RunRecord.from_dict(read_sealed(path / RECORD), str(path / RECORD)))
 
 
-def _read_sealed(file: Path) -> dict[str, Any]:
+def read_sealed(file: Path) -> dict[str, Any]:
+    """Reads one of a run's files that `sealed.write` wrote.
+
+    Raises:
+        RunError: the file is gone, damaged, or was changed.
+    """
     try:
         record = sealed.read(file)
     except sealed.Changed as error:

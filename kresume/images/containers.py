@@ -128,8 +128,8 @@ def has_palette(encoded: Any) -> Any:
     """
     import tensorflow as tf
 
-    head = tf.strings.join([tf.strings.substr(encoded, 0, 32), "\0" * 32])
-    return tf.equal(tf.strings.substr(head, 0, 2), "BM") & tf.equal(tf.strings.substr(head, 28, 2), b"\x08\x00")
+    head = _file(tf.strings.substr(encoded, 0, 32))
+    return tf.equal(head.text(0, 2), "BM") & tf.equal(head.little(28, 2), 8)
 
 
 def looked_up(encoded: Any, indices: Any) -> Any:
@@ -144,14 +144,10 @@ def looked_up(encoded: Any, indices: Any) -> Any:
     """
     import tensorflow as tf
 
-    head = tf.strings.join([tf.strings.substr(encoded, 0, 64), "\0" * 64])
-
-    def little(start: int) -> Any:
-        return tf.io.decode_raw(tf.strings.substr(head, start, 4), tf.int32)[0]
-
+    head = _file(tf.strings.substr(encoded, 0, 64))
     # A damaged header must not fail the other files of a batch: it gives other colours.
-    begin = tf.clip_by_value(14 + little(14), 0, tf.strings.length(encoded))
-    used = little(46)
+    begin = tf.clip_by_value(14 + head.little(14, 4), 0, tf.strings.length(encoded))
+    used = head.little(46, 4)
     count = tf.where((used > 0) & (used < 256), used, 256)
     raw = tf.strings.join([tf.strings.substr(encoded, begin, 4 * count), tf.constant(b"\0" * 1024)])
     colours = tf.reshape(tf.io.decode_raw(tf.strings.substr(raw, 0, 1024), tf.uint8), (256, 4))  # blue, green, red, 0

@@ -50,7 +50,7 @@ class Shares:
     classes: Mapping[str, float]
 
     def as_dict(self) -> dict[str, dict[str, float]]:
-        """Returns the exact shares by origin and class, from 0 to 1."""
+        """Returns the average shares by origin and class, from 0 to 1."""
         return {
             "origins": {name: count / self.images for name, count in self.origins.items()},
             "classes": {name: count / self.images for name, count in self.classes.items()},
@@ -213,9 +213,9 @@ def make_order(
     numbers, sizes = np.unique(keys, return_counts=True)
     of_new, of_class = numbers >= len(manifest.classes), numbers % len(manifest.classes)
     if ratio is None and replay is None and balance in {None, "none"}:
-        return Mixed(seed, len(rows), batch_size, _shares(manifest, sizes.astype(np.float64), of_new, of_class))
+        return Mixed(seed, len(rows), batch_size, _shares(manifest, sizes, of_new, of_class))
     weights, total = _weights(sizes, of_new, of_class, ratio, replay, balance)
-    shares = _quotas(weights, total).astype(np.float64)
+    shares = _quotas(weights, total)
     placed = np.arange(len(numbers))
     if (np.abs(shares - weights * total) > ROUNDING * weights * total).any():
         # Neighbours share a rounding: the classes of an origin where origins have fixed counts, else the origins of a class.

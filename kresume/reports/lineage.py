@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from kresume.addresses import address_of, is_stage, public, resolved
@@ -165,10 +164,10 @@ def join(found: Mapping[str, Run | Unreadable]) -> Lineage:
 
 def real_paths() -> Callable[[str | Path], str]:
     """Returns `os.path.realpath` for many paths: it asks the disk about each folder once."""
-    folder = cache(os.path.realpath)
+    folder, current = cache(os.path.realpath), os.getcwd()
 
     def real(path: str | Path) -> str:
-        text = os.path.join(os.getcwd(), path)
+        text = os.path.join(current, path)
         head, name = os.path.split(text)
         if name in {"", ".", ".."} or os.path.islink(text):
             return os.path.realpath(text)
@@ -180,8 +179,8 @@ def real_paths() -> Callable[[str | Path], str]:
 def _follow(
     run: Run,
     others: Mapping[str, Run],
-    opened: Mapping[str, Run | Unreadable] = MappingProxyType({}),
-    real: Callable[[str | Path], str] = os.path.realpath,
+    opened: Mapping[str, Run | Unreadable],
+    real: Callable[[str | Path], str],
 ) -> Parent:
     """Returns the parent of a run: where it is now, and whether it still is what it was.
 
@@ -189,7 +188,7 @@ def _follow(
         run: a run with a parent.
         others: runs among which to search for a parent that was moved, by the content of their result.
         opened: runs that were read already, by their real path.
-        real: `os.path.realpath`, or what remembers folders.
+        real: from `real_paths`.
     """
     recorded = run.record.parent
     if recorded is None:

@@ -69,7 +69,7 @@ def read(path: Path) -> Any:
     record = atomic.parse_json(content, path)
     if not isinstance(record, dict) or not any(_is_ours(name) for name in record):
         return record
-    if not is_sealed(content):
+    if not _matches(content):
         raise Changed(
             f"{path} does not match its digest: it is damaged, or was changed by hand. Restore it from a copy of the run; if "
             f"you changed it, remove `{DIGEST}` from it"
@@ -82,7 +82,7 @@ def _is_ours(name: str) -> bool:
     return len(name) == len(DIGEST) and sum(one != other for one, other in zip(name, DIGEST, strict=True)) <= 1
 
 
-def is_sealed(content: bytes) -> bool:
+def _matches(content: bytes) -> bool:
     """Returns True if a text ends with its digest, and that is right."""
     found = SEALED.search(content)
     return (

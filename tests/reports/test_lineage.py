@@ -315,7 +315,7 @@ def test_what_changed_between_parent_and_child_is_listed(runs, monkeypatch):
     ],
 )
 def test_new_images_come_from_what_was_added_and_validates(runs, given, sources):
-    """What `--data` named is old where something was added; `--val` brings new images, too."""
+    """Lists the sources of `--add` and `--val`; where nothing was added, those of `--data` and `--val`."""
     record = json.loads((runs / "6-signs" / "run.json").read_text())
     (runs / "6-signs" / "run.json").write_text(json.dumps(record | {"given": given}))
     assert only(name="6-signs").sources == sources

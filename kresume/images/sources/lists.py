@@ -20,6 +20,7 @@ from kresume.storage import locations
 from kresume.storage.damage import reason
 
 SPLIT_COLUMNS = {"split", "subset", "partition", "set", "fold"}
+"""Names, in lower case, of columns that hold splits in lists that other programs wrote; only `split` is used."""
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
 
@@ -105,8 +106,7 @@ def _refuse_other_split(row: Mapping[Any, Any], where: str) -> None:
         ImagesError: it does.
     """
     for name, value in row.items():
-        is_split = str(name).strip().lower() in SPLIT_COLUMNS and str(value).strip().lower() in SPLITS
-        if name is not None and is_split:
+        if str(name).strip().lower() in SPLIT_COLUMNS and str(value).strip().lower() in SPLITS:
             raise ImagesError(
                 f"{where}: the column {str(name)!r} holds {str(value)!r}, but only a column named split is used: rename it, or "
                 "leave it out"

@@ -13,11 +13,9 @@ from typing import Any
 from kresume import runs
 from kresume.backend.second_model import SecondModel
 from kresume.checkpoints import sealed_arrays
-from kresume.errors import RunError
 from kresume.models.distill import build_teacher, taught
 from kresume.options.given import code_of, given
 from kresume.options.table import TrainConfig
-from kresume.storage import sealed
 from kresume.tasks.task import Head
 from kresume.training.plan.teaching import Teacher
 from kresume.values.teaching import Teaching
@@ -31,12 +29,7 @@ def read_teacher(run: runs.Run) -> Teacher | None:
     """
     if run.record.teaching is None:
         return None
-    file = run.path / runs.TEACHER_ARCHITECTURE
-    try:
-        architecture = sealed.read(file)
-    except (OSError, ValueError) as error:
-        raise RunError(f"{file} is damaged or gone ({error}): restore it from a copy of the run") from error
-    return Teacher(architecture, sealed_arrays.read(run.path / runs.TEACHER))
+    return Teacher(runs.read_sealed(run.path / runs.TEACHER_ARCHITECTURE), sealed_arrays.read(run.path / runs.TEACHER))
 
 
 @contextmanager
