@@ -1,22 +1,21 @@
-"""Applies the user's corrections: images that moved, are missing or are to be forgotten.
+"""Applies the user's corrections: images that moved or are to be forgotten.
 
 remembered = remap(remembered, ["/mnt/old=/data/old"])
-remembered, notes = without_missing(remembered, cache, "drop", "runs/1-signs", drop)
+hashes, nowhere = hashes_in(read_drop("drop.txt"), remembered, prepared)
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from kresume.errors import ImagesError, UsageError
+from kresume.errors import UsageError
 from kresume.images.cache import Cache
 from kresume.images.file_index import forget_facts
 from kresume.images.manifest import Manifest
 from kresume.images.prepare import Prepared
-from kresume.images.sources.found import key_of
 from kresume.spelling import option
 from kresume.storage import locations
 from kresume.values.decode_spec import spec_of_key
@@ -60,89 +59,6 @@ def remap(manifest: Manifest, pairs: Sequence[str] | None) -> Manifest:
             )
         manifest = Manifest.from_table(table, manifest.classes)
     return manifest
-
-
-def missing_rows(manifest: Manifest) -> np.ndarray:
-    """Returns the indices of rows whose file no longer exists.
-
-    Each folder is listed once; no file is opened.
-    """
-    paths = manifest.table.column("path").to_pylist()
-    listed: dict[str, set[str]] = {}
-    gone = []
-    for row, path in enumerate(paths):
-        folder, _, name = path.rpartition("/")
-        if folder not in listed:
-            try:
-                listed[folder] = {entry.name for entry in locations.entries(folder or "/")}
-            except OSError:
-                listed[folder] = set()
-        if name not in listed[folder]:
-            gone.append(row)
-    return np.array(gone, np.int64)
-
-
-def without_missing(
-    manifest: Manifest,
-    cache: Cache | None,
-    policy: str,
-    parent: str,
-    drop: Collection[str],
-    given: Mapping[str, str] | None = None,
-) -> tuple[Manifest, list[str]]:
-    """Applies `--on-missing`: returns the images that can be trained on.
-
-    Args:
-        manifest: manifest of the parent, after `remap`.
-        cache: the cache that may still hold their pixels.
-        policy: `"error"`, `"drop"` or `"cache"`.
-        parent: name of the parent, for messages.
-        drop: paths and SHA-256s to forget; they may be missing.
-        given: SHA-256s of the images that are given now, by `Found.key`. A missing image among them has only
-            moved; one whose path holds another of them was overwritten, and is missing.
-
-    Returns:
-        `(the manifest, notes for the user)`.
-
-    Raises:
-        ImagesError: if images are missing and the policy does not allow it.
-    """
-    gone = missing_rows(manifest)
-    replaced: list[int] = []
-    if given:
-        places = manifest.table.select(["path", "offset", "length"]).to_pydict().values()
-        replaced = [row for row, place in enumerate(zip(*places, strict=True)) if key_of(*place) in given]
-        gone = np.union1d(gone, np.array(replaced, np.int64))
-        gone = gone[~np.isin(manifest.sha256s[gone], np.array(sorted(set(given.values())), "S64"))]
-    if drop and len(gone):
-        paths, hashes = manifest.paths(gone), manifest.sha256s[gone].tolist()
-        wanted = [not {path, sha.decode()} & set(drop) for path, sha in zip(paths, hashes, strict=True)]
-        gone = gone[np.array(wanted, bool)]
-    if not len(gone):
-        return manifest, []
-    first = manifest.paths(gone[:1])[0]
-    over = len(np.intersect1d(gone, np.array(replaced, np.int64)))
-    missing = f"missing ({over:,} of them overwritten by other pictures)" if over else "missing"
-    if policy == "drop":
-        import pyarrow as pa
-
-        keep = np.ones(len(manifest), bool)
-        keep[gone] = False
-        kept = Manifest.from_table(manifest.table.filter(pa.array(keep)), manifest.classes)
-        return kept, [
-            f"{len(gone):,} recorded images are {missing} and were dropped ({option('on-missing', 'drop')}); the first is "
-            f"{first}"
-        ]
-    cached = int((cache.find(manifest.sha256s[gone]) >= 0).sum()) if cache is not None else 0
-    if policy == "cache" and cached == len(gone):
-        return manifest, [
-            f"{len(gone):,} recorded images are {missing} and are read from the cache; the first is {first}"
-        ]
-    raise ImagesError(
-        f"{len(gone):,} images of {parent} are {missing}, the first is {first} ({cached:,} of them are in the cache): "
-        f"restore them, give their current location with {option('remap', 'OLD=NEW')} or {option('data')}, or give "
-        f"{option('on-missing', 'drop')}{'' if policy == 'cache' else ' or ' + option('on-missing', 'cache')}"
-    )
 
 
 def read_drop(file: str | None) -> frozenset[str]:

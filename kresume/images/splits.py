@@ -73,7 +73,7 @@ def decide_splits(
     """
     near = _look_near(newcomers, remembered)
     notes = _decide_by_content(newcomers, near, val_split, fills)
-    return Splits(tuple(near.leaks), (*notes, *_describe(near.leaks)))
+    return Splits(tuple(near.leaks), (*notes, *_describe(near.leaks), *_describe_labels(near.other_label)))
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,13 @@ class _Near:
         groups: groups of two or more near newcomers whose split no recorded image decides.
         left_out: newcomers near recorded images of both splits.
         leaks: appended to while splits are decided.
+        other_label: newcomers near an image of another class, as (path, label, near path, its label).
     """
 
     groups: list[list[int]]
     left_out: set[int]
     leaks: list[Leak]
+    other_label: list[tuple[str, str, str, str]]
 
 
 def _name(row: Row) -> str:
@@ -101,10 +103,11 @@ def _outcome(split: str | None) -> str:
 
 def _look_near(newcomers: list[Row], remembered: pa.Table | None) -> _Near:
     """Finds near-duplicates and gives newcomers the split of recorded ones."""
-    near = _Near([], set(), [])
+    near = _Near([], set(), [], [])
     pairs, old_is_val, old_names = _pairs(newcomers, remembered)
     if not len(pairs):
         return near
+    near.other_label.extend(_under_two_labels(pairs, newcomers, remembered))
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -156,6 +159,24 @@ def _pairs(newcomers: list[Row], remembered: pa.Table | None) -> tuple[np.ndarra
         paths = remembered.select(["path", "member"])
     is_new = np.arange(len(thumbs)) < len(newcomers)
     return near_pairs(thumbs, usable, is_new), is_val, paths
+
+
+def _under_two_labels(
+    pairs: np.ndarray, newcomers: list[Row], remembered: pa.Table | None
+) -> list[tuple[str, str, str, str]]:
+    """Returns the newcomers that are near an image with another label; see `_Near.other_label`."""
+    old = remembered.column("label").to_pylist() if remembered is not None else []
+    labels = np.array([*(row["label"] for row in newcomers), *old], object)
+    names = remembered.select(["path", "member"]) if remembered is not None else None
+
+    def name(index: int) -> str:
+        if index < len(newcomers) or names is None:
+            return _name(newcomers[index])
+        return _name(names.slice(index - len(newcomers), 1).to_pylist()[0])
+
+    differing = pairs[labels[pairs[:, 0]] != labels[pairs[:, 1]]].tolist()
+    found = {name(one): (labels[one], name(other), labels[other]) for one, other in differing}
+    return [(path, *rest) for path, rest in sorted(found.items())]
 
 
 def _inherit(
@@ -258,6 +279,16 @@ def _fill_classes(newcomers: list[Row], unit_of: dict[int, int], units: list[lis
 def _turn(newcomers: list[Row], unit: Sequence[int], split: str) -> None:
     for index in unit:
         newcomers[index]["side"] = split
+
+
+def _describe_labels(near: Sequence[tuple[str, str, str, str]]) -> list[str]:
+    if not near:
+        return []
+    path, label, other, its_label = near[0]
+    return [
+        f"{len(near):,} images look like one with another label: one of the two labels is probably wrong; the first is {path} "
+        f"({label}), near {other} ({its_label}). `kresume data check` lists them"
+    ]
 
 
 def _describe(leaks: Sequence[Leak]) -> list[str]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as some
 from PIL import Image
 
 import kresume
-from kresume.errors import ImagesError, UsageError
+from kresume.errors import UsageError
 from kresume.images import corrections, keras_split, merging, near
 from kresume.images.cache import Cache
 from kresume.images.manifest import TRAIN, VAL
@@ -177,6 +177,28 @@ def test_newcomers_near_each_other_take_one_side(tmp_path, quiet):
         assert len(now) == 24
         assert all(len({now[f"{seed}-{version}.jpg"] for version in range(3)}) == 1 for seed in range(8))
         assert set(now.values()) == {TRAIN, VAL}
+
+
+@pytest.mark.parametrize("how", ["together", "later", "same label"])
+@pytest.mark.one_backend
+def test_a_near_duplicate_with_another_label_is_named(tmp_path, quiet, how):
+    """A picture saved again under another class keeps its label, but a note names both files."""
+    write_photos(tmp_path / "old", 3, 0)
+    label = "a" if how == "same label" else "b"
+    save_photo(tmp_path / "new" / label / "again.jpg", 0, quality=40)
+    if how == "together":
+        merge = merged(quiet, data=tmp_path / "old", add=tmp_path / "new", generation=1)
+    else:
+        first = merged(quiet, data=tmp_path / "old").manifest
+        merge = merged(quiet, first, add=tmp_path / "new", generation=1)
+    named = [note for note in merge.facts.notes if "another label" in note]
+    assert len(merge.manifest) == 7
+    if how == "same label":
+        assert named == []
+    else:
+        assert "1 images look like one with another label" in named[0]
+        assert "0.jpg" in named[0]
+        assert "again.jpg" in named[0]
 
 
 @pytest.mark.one_backend
@@ -409,54 +431,11 @@ def test_moved_images_are_found_again(pictures, tmp_path, quiet):
     shutil.copytree(pictures / "old", tmp_path / "before")
     table = merged(quiet, data=tmp_path / "before", classes=CLASSES).manifest
     shutil.move(tmp_path / "before", tmp_path / "after")
-    assert len(corrections.missing_rows(table)) == 24
     again = corrections.remap(table, [f"{tmp_path / 'before'}={tmp_path / 'after'}"])
-    assert len(corrections.missing_rows(again)) == 0
     assert again.digest() == table.digest()
+    assert all(os.path.exists(path) for path in again.table.column("path").to_pylist())
     with pytest.raises(UsageError, match="no recorded image is in"):
         corrections.remap(table, [f"{tmp_path / 'bef'}=/x"])
-
-
-@pytest.mark.one_backend
-def test_images_that_are_gone_end_as_asked(pictures, tmp_path, quiet):
-    """Missing images are an error that names remedies, or are dropped, or train from the cache.
-
-    The cache must hold them all.
-    """
-    shutil.copytree(pictures / "old", tmp_path / "old")
-    cache = Cache.open(SPEC, tmp_path / "cache")
-    prepared = prepare(list_images([tmp_path / "old"], quiet).files, SPEC, cache, quiet)
-    table = merging.merge(None, prepared, None, None, classes=CLASSES, val_split=None, generation=0).manifest
-    (tmp_path / "old" / "circle" / "3.png").unlink()
-    with pytest.raises(ImagesError, match=r"1 images of runs/1 are missing.*--remap OLD=NEW"):
-        corrections.without_missing(table, cache, "error", "runs/1", ())
-    dropped, notes = corrections.without_missing(table, cache, "drop", "runs/1", ())
-    assert len(dropped) == 23
-    assert "were dropped" in notes[0]
-    kept, notes = corrections.without_missing(table, cache, "cache", "runs/1", ())
-    assert kept.digest() == table.digest()
-    assert "from the cache" in notes[0]
-    with pytest.raises(ImagesError, match="0 of them are in the cache"):
-        corrections.without_missing(table, None, "cache", "runs/1", ())
-
-
-@pytest.mark.one_backend
-def test_a_file_with_another_picture_is_not_the_recorded_one(tmp_path, quiet):
-    """A recorded image whose file was overwritten is missing, unless the same image is given elsewhere."""
-    write_pictures(tmp_path / "old", 4, 0, ("a", "b"))
-    table = merged(quiet, data=tmp_path / "old").manifest
-    first, second = sorted((tmp_path / "old" / "a").iterdir())[:2]
-    first.rename(tmp_path / "old" / "a" / "moved.png")
-    Image.new("RGB", (20, 20), "red").save(first)
-    Image.new("RGB", (20, 20), "blue").save(second)
-    images = prepare(list_images([tmp_path / "old"], quiet).files, SPEC, None, quiet).images
-    now = {image.found.key: image.facts.sha256 for image in images}
-    with pytest.raises(
-        ImagesError, match=r"1 images of runs/1 are missing \(1 of them overwritten by other pictures\)"
-    ):
-        corrections.without_missing(table, None, "error", "runs/1", (), now)
-    kept, _ = corrections.without_missing(table, None, "drop", "runs/1", (), now)
-    assert len(kept) == 7
 
 
 @pytest.mark.one_backend

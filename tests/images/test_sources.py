@@ -342,6 +342,34 @@ def test_splits_have_several_names(tmp_path, quiet, names):
     assert found == sides
 
 
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
+@pytest.mark.one_backend
+def test_splits_inside_each_class_hold(tmp_path, quiet, kind):
+    """`CLASS/train` and `CLASS/val` are splits, a class without `val/` included; images to test on are left out.
+
+    Two data sets side by side, each with splits and classes, are one level too high and not taken for this.
+    """
+    for label, names in {"circle": ("train", "Val", "test"), "cross": ("train",)}.items():
+        for place, name in enumerate(names):
+            write_pictures(tmp_path / "set" / label, 2, 10 * place, (name,))
+
+    def listed():
+        if kind == "folder":
+            return list_images([tmp_path / "set"], quiet)
+        made = shutil.make_archive(str(tmp_path / "made"), kind, tmp_path / "set")
+        return list_images([made], quiet)
+
+    listing = listed()
+    assert listing.classes == ("circle", "cross")
+    sides = {(each.label, Path(each.name).parent.name, each.split) for each in listing.files}
+    assert sides == {("circle", "train", "train"), ("circle", "Val", "val"), ("cross", "train", "train")}
+    assert "test" in listing.notes[0]
+    shutil.rmtree(tmp_path / "set")
+    for part, name in [("old", "train"), ("old", "val"), ("new", "train"), ("new", "val")]:
+        write_pictures(tmp_path / "set" / part / name, 1, 0, ("circle", "cross"))
+    assert {each.split for each in listed().files} == {None}
+
+
 @pytest.mark.one_backend
 def test_numbers_of_outputs_become_names(tmp_path, quiet):
     """TFRecord labels without a text are indices into the model's classes, sorted as numbers."""

@@ -1,14 +1,15 @@
 """Lists class folders: one folder of images per class.
 
-They may be inside `train/` and `val/`, or inside a single top folder. The prepare pass decides by content whether a
-file is an image. Only system files and endings of other kinds of files are skipped here.
+They may be inside `train/` and `val/`, hold `train/` and `val/` themselves, or be inside a single top folder. The
+prepare pass decides by content whether a file is an image. Only system files and endings of other kinds of files are
+skipped here.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from kresume.addresses import is_remote
 from kresume.errors import ImagesError
@@ -17,7 +18,13 @@ from kresume.spelling import option
 from kresume.storage import locations
 from kresume.storage.locations import Entry
 
-LITTER = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r", "__macosx"})
+LITTER = frozenset(
+    {
+        "thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r", "__macosx", "__pycache__", "lost+found",
+        "@eadir", "#recycle", "$recycle.bin", "system volume information",
+    }
+)  # fmt: skip
+"""What operating systems and network drives leave in folders."""
 NOT_PICTURES = frozenset(
     {
         ".txt",
@@ -207,6 +214,15 @@ def list_without_classes(source: Source, advance: Advance) -> Listing:
 
 
 def _class_folders(folders: Sequence[Entry], notes: list[str], given: str) -> Iterator[tuple[str, str, str | None]]:
+    if _hold_splits(folders):
+        for folder in folders:
+            for inner in _entries(folder.path)[0]:
+                side = SPLITS[inner.name.lower()]
+                if side == "test":
+                    notes.append(_about_tests(given, f"{folder.name}/{inner.name}"))
+                else:
+                    yield inner.path, folder.name, side
+        return
     if not _are_splits(folders):
         for folder in folders:
             yield folder.path, folder.name, None
@@ -217,7 +233,7 @@ def _class_folders(folders: Sequence[Entry], notes: list[str], given: str) -> It
             notes.append(f"{given}: {folder.name}/ was left out: it is not a split like train/ and val/")
             continue
         if split == "test":
-            notes.append(f"{given}: {folder.name}/ was left out: test images are for `kresume eval`")
+            notes.append(_about_tests(given, folder.name))
             continue
         classes, files = _entries(folder.path)
         if any(_is_picture(entry) for entry in files):
@@ -244,9 +260,38 @@ def _are_splits(folders: Sequence[Entry]) -> bool:
     )
 
 
+def _about_tests(given: str, folder: str) -> str:
+    return f"{given}: {folder}/ was left out: test images are for `kresume eval`"
+
+
+def _hold_splits(folders: Sequence[Entry]) -> bool:
+    """Returns True if each class folder holds nothing but its own `train/`, `val/` or `test/` with pictures.
+
+    With folders in these, the folders above may be data sets: `_one_level_too_high` says so.
+    """
+    if any(folder.name.lower() in SPLITS for folder in folders):
+        return False
+    inside = [_entries(folder.path) for folder in folders]
+    names = [{entry.name.lower() for entry in inner} for inner, _ in inside]
+    pictures = any(_is_picture(entry) for _, files in inside for entry in files)
+    return (
+        not pictures and _are_split_names(names) and not any(_entries(e.path)[0] for inner, _ in inside for e in inner)
+    )
+
+
+def _are_split_names(names: Collection[set[str]]) -> bool:
+    """Returns True if the folders in each class are splits: in each one to train on, and in some another."""
+    found = [{SPLITS.get(name) for name in inner} for inner in names]
+    return (
+        bool(found)
+        and all("train" in splits and None not in splits for splits in found)
+        and any(len(splits) > 1 for splits in found)
+    )
+
+
 def _one_level_too_high(folders: Sequence[Entry], given: str) -> list[str]:
     """Returns a note if all class folders hold the same folders and no images."""
-    if len(folders) < 2 or _are_splits(folders):
+    if len(folders) < 2 or _are_splits(folders) or _hold_splits(folders):
         return []
     inside = [_entries(folder.path) for folder in folders]
     names = set.intersection(*({entry.name for entry in inner} for inner, _ in inside))
@@ -257,6 +302,14 @@ def _one_level_too_high(folders: Sequence[Entry], given: str) -> list[str]:
         f"{given}: the classes are {classes}, and each of them contains the folders {shown}; if these are the classes, give "
         f"{locations.join(given, folders[0].name)} and the other folders one by one"
     ]
+
+
+def _members_hold_splits(members: Collection[tuple[str, ...]]) -> bool:
+    """Does what `_hold_splits` does, for the names of an archive's members."""
+    names: dict[str, set[str]] = {}
+    for label, folder, *rest in members:
+        names.setdefault(label, set()).add(folder.lower() if len(rest) == 1 else "")
+    return not any(label.lower() in SPLITS for label in names) and _are_split_names(names.values())
 
 
 def label_members(
@@ -301,6 +354,8 @@ def label_members(
         )
     if len(inside) < len(parts):
         notes.append(f"{given}: {len(parts) - len(inside):,} files beside the class folders were left out (no class)")
+    if _members_hold_splits(inside.values()):
+        inside = {name: (split, label, *rest) for name, (label, split, *rest) in inside.items()}
     # The same rule as in `_are_splits`.
     depths: dict[str, int] = {}
     for pieces in inside.values():

@@ -17,6 +17,7 @@ from kresume.images.cache import Cache, listings_of
 from kresume.images.collect import Sources
 from kresume.images.manifest import Manifest
 from kresume.images.merging import Merge
+from kresume.images.remembered import without_missing
 from kresume.images.sources import Quarantined
 from kresume.images.sources.found import ONE_LABEL, STREAM_CODINGS
 from kresume.images.sources.records import parse_features
@@ -192,7 +193,9 @@ def gather(
         images = [image for part in (add, val) if part is not None for image in part.images]
         given = {image.found.key: image.facts.sha256 for image in images}
         policy = settings_of(config).on_missing
-        remembered, more = corrections.without_missing(remembered, cache, policy, str(config.from_), drop, given)
+        remembered, more = without_missing(
+            remembered, spec, cache, reporter, policy, str(config.from_), drop, given, writes=writes
+        )
         notes += more
     _check_strict(config, collected.quarantine)
     if data is None and remembered is not None and cache is not None and writes:

@@ -1,0 +1,184 @@
+"""Finds out which remembered images are still where a run recorded them.
+
+    remembered, notes = without_missing(remembered, spec, cache, reporter, "drop", "runs/1-signs", drop)
+
+A file with the recorded size and time is taken as unchanged. Any other is read: with the same bytes it is the same image
+(a copied folder has new times); with other bytes it holds another picture, and the recorded image is missing. Without
+this, a cache would go on giving the old pixels of a file that the user has replaced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+
+from kresume.addresses import is_remote
+from kresume.errors import ImagesError
+from kresume.images.cache import Cache
+from kresume.images.manifest import Manifest
+from kresume.images.prepare import prepare
+from kresume.images.sources.found import key_of
+from kresume.reporter import Reporter
+from kresume.spelling import option
+from kresume.storage import locations
+from kresume.values.decode_spec import DecodeSpec
+
+GONE = -1
+REQUESTS = 32
+"""Requests to a bucket at a time: each takes some 50 ms."""
+
+
+def without_missing(
+    manifest: Manifest,
+    spec: DecodeSpec,
+    cache: Cache | None,
+    reporter: Reporter,
+    policy: str,
+    parent: str,
+    drop: Collection[str] = (),
+    given: Mapping[str, str] | None = None,
+    *,
+    writes: bool = True,
+) -> tuple[Manifest, list[str]]:
+    """Applies `--on-missing`: returns the images that can be trained on.
+
+    Args:
+        manifest: manifest of the parent, after `corrections.remap`.
+        spec: how images are decoded, for those that are read.
+        cache: the cache that may still hold their pixels.
+        reporter: shows progress while changed files are read.
+        policy: `"error"`, `"drop"` or `"cache"`.
+        parent: name of the parent, for messages.
+        drop: paths and SHA-256s to forget; they may be missing.
+        given: SHA-256s of the images that are given now, by `Found.key`. A missing image among them has only moved.
+        writes: False writes nothing to the cache.
+
+    Returns:
+        `(the manifest, notes for the user)`. Unchanged images in changed files have the current size and time.
+
+    Raises:
+        ImagesError: if images are missing and the policy does not allow it.
+    """
+    given = given or {}
+    files = _files_now(manifest)
+    gone = files[:, 0] == GONE
+    recorded = np.stack([manifest.table.column(name).to_numpy() for name in ("bytes", "mtime_ns")], axis=1)
+    places = manifest.table.select(["path", "offset", "length"]).to_pydict().values()
+    now = [given.get(key_of(*place)) for place in zip(*places, strict=True)]
+    held = np.array([sha or "" for sha in now], "S64")  # what the place of each image holds, as far as it was given
+    changed = ~gone & (files != recorded).any(axis=1) & (held == b"")
+    rows = np.nonzero(changed)[0]
+    held[rows] = _contents(manifest, rows, files, spec, cache, reporter, writes=writes)
+    manifest = _with_files(manifest, rows[held[rows] == manifest.sha256s[rows]], files)
+    replaced = ~gone & (held != manifest.sha256s) & (changed | (held != b""))
+    missing = np.nonzero(gone | replaced)[0]
+    missing = missing[~np.isin(manifest.sha256s[missing], np.array(sorted(set(given.values())), "S64"))]
+    if drop and len(missing):
+        paths, hashes = manifest.paths(missing), manifest.sha256s[missing].tolist()
+        wanted = [not {path, sha.decode()} & set(drop) for path, sha in zip(paths, hashes, strict=True)]
+        missing = missing[np.array(wanted, bool)]
+    if not len(missing):
+        return manifest, []
+    return _settled(manifest, missing, int(replaced[missing].sum()), cache, policy, parent)
+
+
+def _settled(
+    manifest: Manifest, missing: np.ndarray, replaced: int, cache: Cache | None, policy: str, parent: str
+) -> tuple[Manifest, list[str]]:
+    """Returns the manifest with or without the missing images, as the policy says."""
+    first = manifest.paths(missing[:1])[0]
+    what = f"missing ({replaced:,} of them overwritten)" if replaced else "missing"
+    if policy == "drop":
+        import pyarrow as pa
+
+        keep = np.ones(len(manifest), bool)
+        keep[missing] = False
+        kept = Manifest.from_table(manifest.table.filter(pa.array(keep)), manifest.classes)
+        return kept, [
+            f"{len(missing):,} recorded images are {what} and were dropped ({option('on-missing', 'drop')}); the first is "
+            f"{first}"
+        ]
+    cached = int((cache.find(manifest.sha256s[missing]) >= 0).sum()) if cache is not None else 0
+    if policy == "cache" and cached == len(missing):
+        return manifest, [
+            f"{len(missing):,} recorded images are {what} and are read from the cache; the first is {first}"
+        ]
+    today = f"; {option('data')} with the old folder trains on what it holds now" if replaced else ""
+    raise ImagesError(
+        f"{len(missing):,} images of {parent} are {what}, the first is {first} ({cached:,} of them are in the cache): "
+        f"restore them, give their current location with {option('remap', 'OLD=NEW')} or {option('data')}, or give "
+        f"{option('on-missing', 'drop')}{'' if policy == 'cache' else ' or ' + option('on-missing', 'cache')}{today}"
+    )
+
+
+def _files_now(manifest: Manifest) -> np.ndarray:
+    """Returns size and modification time of the file of each row, `(n, 2) int64`; `GONE` if there is none.
+
+    Each folder is listed once; no file is opened.
+    """
+    paths = manifest.table.column("path").to_pylist()
+    wanted: dict[str, set[str]] = {}
+    for path in dict.fromkeys(paths):
+        folder, _, name = path.rpartition("/")
+        wanted.setdefault(folder, set()).add(name)
+    found: dict[str, tuple[int, int]] = {}
+
+    def look(entry: locations.Entry) -> None:
+        with contextlib.suppress(OSError):  # a link to nowhere
+            facts = entry.stat()
+            found[entry.path] = (facts.st_size, facts.st_mtime_ns)
+
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        for folder, names in wanted.items():
+            try:
+                entries = [entry for entry in locations.entries(folder or "/") if entry.name in names]
+            except OSError:
+                continue
+            list(pool.map(look, entries) if is_remote(folder) else map(look, entries))
+    return np.array([found.get(path, (GONE, GONE)) for path in paths], np.int64).reshape(-1, 2)
+
+
+def _contents(
+    manifest: Manifest,
+    rows: np.ndarray,
+    files: np.ndarray,
+    spec: DecodeSpec,
+    cache: Cache | None,
+    reporter: Reporter,
+    *,
+    writes: bool,
+) -> np.ndarray:
+    """Reads what the places of these rows hold today.
+
+    Returns:
+        SHA-256s, `(len(rows),) S64`, empty where there is no picture.
+    """
+    if not len(rows):
+        return np.zeros(0, "S64")
+    listed = [
+        replace(found, bytes=int(size), mtime_ns=int(time))
+        for found, (size, time) in zip(manifest.found(rows), files[rows], strict=True)
+    ]
+    label = "checking recorded images in changed files"
+    known = manifest.known_files(listed)
+    read = prepare(listed, spec, cache, reporter, known=known, label=label, writes=writes)
+    hashes = {image.found.key: image.facts.sha256 for image in read.images}
+    return np.array([hashes.get(found.key, "") for found in listed], "S64")
+
+
+def _with_files(manifest: Manifest, rows: np.ndarray, files: np.ndarray) -> Manifest:
+    """Returns the manifest with today's size and time of the files of these rows."""
+    if not len(rows):
+        return manifest
+    import pyarrow as pa
+
+    table = manifest.table
+    for column, name in enumerate(("bytes", "mtime_ns")):
+        values = table.column(name).to_numpy().copy()
+        values[rows] = files[rows, column]
+        table = table.set_column(table.column_names.index(name), pa.field(name, pa.int64()), pa.array(values))
+    return Manifest.from_table(table, manifest.classes)
