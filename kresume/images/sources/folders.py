@@ -265,7 +265,7 @@ def _about_tests(given: str, folder: str) -> str:
 
 
 def _hold_splits(folders: Sequence[Entry]) -> bool:
-    """Returns True if each class folder holds nothing but its own `train/`, `val/` or `test/` with pictures.
+    """Returns True if each class folder holds only its own `train/`, `val/` or `test/` with pictures.
 
     With folders in these, the folders above may be data sets: `_one_level_too_high` says so.
     """
