@@ -185,6 +185,8 @@ def export(
         optimizer=optimizer,
     )
     check_options(exporter, job)
+    if job.like is not None:
+        like_models.folder_of(Path(job.like))  # a wrong path is said before anything is loaded
     target = Target(place.folder, version, prune_keep, overwrite)
     destination = target.find(exporter, format)
     here(path, reporter)

@@ -3,7 +3,8 @@
     function = picture_function(loaded)        # images (batch, height, width, 3) float32 in 0..255 -> scores
 
 The graph has no strings and no decoding, because such runtimes decode images themselves. It converts the pixels to the
-values that the model expects.
+values that the model expects. It computes in float32, also where the model trained in 16 bits: LiteRT has no operations for
+those, and onnxruntime has none for bfloat16.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 
 from kresume.evaluation.served import Prediction
 from kresume.exports.graph import Served
 from kresume.exports.samples import Samples
+from kresume.models import architecture, precision
+from kresume.models.build import from_config
 from kresume.models.load import Loaded
 from kresume.runtimes.process import run_apart
 
@@ -32,13 +36,23 @@ def picture_function(loaded: Loaded) -> Any:
     """
     import tensorflow as tf
 
-    served = Served(loaded.model, loaded.card, loaded.loss.head, top_k=1)
+    served = Served(_in_float32(loaded.model), loaded.card, loaded.loss.head, top_k=1)
     spec = tf.TensorSpec((None, *loaded.card.image_size, 3), tf.float32, name=INPUT)
 
     def scores(images: Any) -> dict[str, Any]:
         return {OUTPUT: served.scores(served.to_model(images))}
 
     return tf.function(scores, input_signature=[spec], autograph=False)
+
+
+def _in_float32(model: keras.Model) -> keras.Model:
+    """Returns a model with the same weights that computes in float32; the given one if it does already."""
+    if not precision.describe(model):
+        return model
+    own = {type(layer).__name__: type(layer) for layer in model._flatten_layers(include_self=False)}
+    other = from_config(architecture.serialize(model), own, "float32", trust=True, holder="the model to export")
+    other.set_weights(model.get_weights())
+    return other
 
 
 def describe(loaded: Loaded, directory: Path, file: str) -> dict[str, Any]:
@@ -53,9 +67,10 @@ def describe(loaded: Loaded, directory: Path, file: str) -> dict[str, Any]:
 
 
 def metadata(loaded: Loaded) -> dict[str, str]:
-    """Returns classes, image size and resizing for the file's own metadata."""
+    """Returns classes, image size and resampling for the file's own metadata."""
     card = loaded.card.as_dict()
-    return {name: json.dumps(card[name], ensure_ascii=False) for name in ("classes", "image_size", "resize")}
+    names = ("classes", "image_size", "resize", "interpolation")
+    return {name: json.dumps(card[name], ensure_ascii=False) for name in names}
 
 
 def predict(runtime: str, directory: Path, facts: dict[str, Any], samples: Samples) -> Prediction:

@@ -17,6 +17,7 @@ from kresume.exports.job import Job
 from kresume.exports.parity import compare
 from kresume.exports.samples import gather_samples
 from kresume.models.load import Subject, load
+from kresume.reporter import Reporter
 from tests.helpers.pictures import CLASSES
 from tests.helpers.runs import assert_same_bytes
 
@@ -194,6 +195,24 @@ def test_mixed_precision_is_served_in_its_own_numbers(tmp_path, images):
     expected = np.asarray(keras.saving.load_model(first).predict_on_batch(images.astype(np.float32)))
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, expected, atol=3e-2)
+
+
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize(
+    ("name", "policy"), [("litert", "mixed_bfloat16"), ("litert", "mixed_float16"), ("onnx", "mixed_bfloat16")]
+)
+def test_a_model_trained_in_16_bits_is_written_in_32(tmp_path, images, name, policy):
+    """Their runtimes have no 16-bit layers: the file gives what a float32 model of plain Keras with these weights gives."""
+    first = trained(tmp_path / "first.keras", images, policy=policy)
+    short = keras.saving.load_model(first)
+    plain = keras.saving.load_model(trained(tmp_path / "plain.keras", images))
+    plain.set_weights(short.get_weights())
+    folder = writable(name, first, tmp_path / "out")
+    with gather_samples(load(Subject(str(first)), anonymous=True), [], Reporter(quiet=True), limit=8) as samples:
+        facts = {"file": next(path.name for path in folder.iterdir() if path.stem == "model")}
+        found = formats.EXPORTERS[name].predict(folder, facts, samples)
+        pictures = np.load(samples.folder / "pictures.npy").astype(np.float32)
+    np.testing.assert_allclose(found.scores, plain.predict_on_batch(pictures), atol=1e-5)
 
 
 @pytest.mark.one_backend(trains=True)
