@@ -63,7 +63,7 @@ def test_the_arguments_are_those_of_the_installed_keras():
     for name in list(mine)[len(keras_own) :]:
         assert mine[name].kind is inspect.Parameter.KEYWORD_ONLY
     for name in mine:
-        assert f"        {name}: " in kresume.image_dataset.__doc__
+        assert f"\n    {name}: " in inspect.getdoc(kresume.image_dataset)
 
 
 CROP, PAD = {"crop_to_aspect_ratio": True}, {"pad_to_aspect_ratio": True}
