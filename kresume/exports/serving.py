@@ -170,8 +170,8 @@ def _sizes(record: Mapping[str, Any]) -> str:
         return ""
     return (
         "A picture that a client decodes (uint8) is resized from its full size. A JPEG sent as bytes is decoded at a half, a\n"
-        "quarter or an eighth of its size if that is enough, as in training. So the scores of large photos differ between\n"
-        "the two by about 0.01.\n"
+        "quarter or an eighth of its size if that is enough, as in training with `area`. So the scores of JPEGs of twice the\n"
+        "model's size or more differ between the two: by 0.01 for large photos, by up to 0.1 for small ones.\n"
     )
 
 

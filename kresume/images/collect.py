@@ -213,12 +213,18 @@ def _named(listing: Listing, classes: Sequence[str]) -> Listing:
 
 
 def without_empty(paths: Sequence[str] | None) -> list[str]:
-    """Returns the sources without the folders that are still empty."""
+    """Returns the sources without the folders that hold no files yet.
+
+    Class folders may have been made in advance.
+    """
     return [path for path in paths or () if not _is_empty_folder(locations.absolute(path))]
 
 
 def _is_empty_folder(path: str) -> bool:
-    return locations.is_folder(path) and all(hidden(entry.name) for entry in locations.entries(path))
+    if not locations.is_folder(path):
+        return False
+    entries = [entry for entry in locations.entries(path) if not hidden(entry.name)]
+    return all(entry.is_dir() and _is_empty_folder(entry.path) for entry in entries)
 
 
 def decode_recorded(

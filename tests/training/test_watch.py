@@ -712,13 +712,18 @@ def test_nothing_to_watch_is_said(tmp_path, pictures):
         run_training(parent, watch=True, out=str(tmp_path / "child"))
 
 
+@pytest.mark.parametrize("made", [(), CLASSES])
 @pytest.mark.one_backend(trains=True)
-def test_an_inbox_may_begin_empty(monkeypatch, tmp_path, pictures):
-    """A watched inbox may start empty; without --watch an empty one is an error."""
+def test_an_inbox_may_begin_empty(monkeypatch, tmp_path, pictures, made):
+    """A watched inbox may start empty, with or without class folders, and its rate is that of added images.
+
+    Without --watch an empty one is an error.
+    """
     parent = trained(tmp_path / "parent", data=[str(pictures / "old")], **TINY)
-    (tmp_path / "inbox").mkdir()
-    arguments = {"add": [str(tmp_path / "inbox")], "epochs": 2, "lr": 1e-3, "out": str(tmp_path / "run")}
-    with pytest.raises(ImagesError, match="inbox is empty"):
+    for name in ("", *made):
+        (tmp_path / "inbox" / name).mkdir()
+    arguments = {"add": [str(tmp_path / "inbox")], "epochs": 2, "out": str(tmp_path / "run")}
+    with pytest.raises(ImagesError, match=r"inbox is empty|contain no images"):
         run_training(parent, **arguments)
     with monkeypatch.context() as patch:
         arriving_before(patch, {2: lambda: arrive(tmp_path / "inbox", 3, 300)})

@@ -267,7 +267,12 @@ def decide(start: Start, loaded: Loaded, data: Data, reporter: Reporter) -> Draf
         schedule=config.lr_schedule,
         warmup_steps=config.warmup_steps,
         adds_images=parent is not None
-        and (_count_new(gathered, generation) > 0 or corrects(config, gathered.merge) or loaded.growth is not None),
+        and (
+            _count_new(gathered, generation) > 0
+            or corrects(config, gathered.merge)
+            or loaded.growth is not None
+            or bool(config.watch and config.add)  # its images may come later
+        ),
         # Without any image of the old classes a high rate only forgets them.
         shift=None if teaching is not None and teaching.new_only else before.shift,
         interrupted=parent is not None and parent.interrupted,

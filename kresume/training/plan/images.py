@@ -319,7 +319,7 @@ def _check_merge(
                 f"{len(facts.conflicts):,} have another label than before or in another source, the first is {path}: {label}, "
                 f"and {other} elsewhere ({option('on-conflict', 'new')} uses the new label)"
             )
-        inside = ", ".join(config.add)
+        inside = ", ".join((*(config.data or ()), *config.add, *(config.val or ())))
         if problems:
             raise NothingNew(
                 f"nothing new that can be used: {facts.known:,} images in {inside} are already in {config.from_}; "
