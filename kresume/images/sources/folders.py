@@ -24,7 +24,7 @@ LITTER = frozenset(
         "@eadir", "#recycle", "$recycle.bin", "system volume information",
     }
 )  # fmt: skip
-"""What operating systems and network drives leave in folders."""
+"""Skips files and folders of these names (in lower case): operating systems and network drives make them."""
 NOT_PICTURES = frozenset(
     {
         ".txt",
@@ -269,14 +269,17 @@ def _hold_splits(folders: Sequence[Entry]) -> bool:
 
     With folders in these, the folders above may be data sets: `_one_level_too_high` says so.
     """
-    if any(folder.name.lower() in SPLITS for folder in folders):
-        return False
-    inside = [_entries(folder.path) for folder in folders]
-    names = [{entry.name.lower() for entry in inner} for inner, _ in inside]
-    pictures = any(_is_picture(entry) for _, files in inside for entry in files)
-    return (
-        not pictures and _are_split_names(names) and not any(_entries(e.path)[0] for inner, _ in inside for e in inner)
-    )
+    names = []
+    for folder in folders:  # ends at the first class with pictures: listing a large folder takes long
+        if folder.name.lower() in SPLITS:
+            return False
+        inner, files = _entries(folder.path)
+        if any(_is_picture(entry) for entry in files):
+            return False
+        names.append({entry.name.lower() for entry in inner})
+        if not names[-1] <= SPLITS.keys() or any(_entries(entry.path)[0] for entry in inner):
+            return False
+    return _are_split_names(names)
 
 
 def _are_split_names(names: Collection[set[str]]) -> bool:
