@@ -127,6 +127,36 @@ def test_a_disk_that_does_not_answer_is_told_of_and_not_waited_for(tmp_path):
     assert [step for step, _ in snapshot.list_snapshots(tmp_path)] == [1]
 
 
+@pytest.mark.one_backend
+def test_nothing_is_committed_after_a_snapshot_that_was_waited_for_is_broken(tmp_path):
+    """A snapshot that waits for a broken one raises the error of that one, and is not written."""
+    import threading
+
+    import numpy as np
+
+    from kresume.errors import NotFinite
+    from kresume.training.loop.writer import RunWriter
+
+    asked, answer = threading.Event(), threading.Event()
+    writer = RunWriter(
+        tmp_path,
+        retention=Retention(1),
+        guard=lambda: answer.wait(30),
+        on_stall=lambda text: asked.set(),
+        stalled_seconds=0,
+    )
+    records = {"phase": "training", "best": None, "callbacks": {}}
+    broken, whole = ({"trainable": [np.array([value], np.float32)]} for value in (np.nan, 1))
+    assert writer.submit(6, lambda buffers: broken, records, extra={}, must=True)
+    threading.Thread(target=lambda: asked.wait(30) and answer.set()).start()  # the disk answers while 8 waits for it
+    with pytest.raises(NotFinite) as raised:
+        writer.submit(8, lambda buffers: whole, records, extra={}, must=True)
+    assert raised.value.step == 6
+    with pytest.raises(NotFinite):
+        writer.join()
+    assert snapshot.list_snapshots(tmp_path) == []
+
+
 @pytest.mark.one_backend(trains=True)
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path, pictures):
     """A run path that cannot be written is one line with another suggestion, and leaves nothing.

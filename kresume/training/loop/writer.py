@@ -170,12 +170,12 @@ class RunWriter:
             RunError: another process has taken over the run.
             NotFinite: the state of an earlier call holds a NaN or an infinity; nothing was committed.
         """
-        self._raise_fatal()
         if self.busy:
             self.tell_of_stall()
             if not must:
                 return False
             self.wait()
+        self._raise_fatal()  # also what the job found that was waited for: nothing is committed after it
         self._buffers = read(self._buffers)
         groups = {**self._buffers, **extra}
         self._start(f"snapshot of step {step:,}", lambda: self._write(step, groups, dict(records)))
@@ -247,13 +247,13 @@ class RunWriter:
             work()
             self._flush_lines()  # lines that came while the disk was busy
         except (RunError, CheckpointError) as error:
-            self._fatal = error
+            self._fatal = self._fatal or error  # the first one says where it began
         except OSError as error:
             # The disk is full, read-only or gone: training continues, the last good snapshot remains, the user is told.
             # Lines are kept and written with the next job.
             self.record_failure(job, str(error))
         except Exception as error:  # a thread must not die silently: the waiting thread raises the error
-            self._fatal = error
+            self._fatal = self._fatal or error
 
     def _write(self, step: int, groups: Groups, records: dict[str, Any]) -> None:
         snapshot.write_snapshot(self.directory, step, groups, records)
