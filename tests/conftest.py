@@ -25,6 +25,11 @@ CACHED = {
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }
 """Makes JAX keep every compiled program, also small ones: the tests build the same small models again and again."""
+QUICKLY = "--xla_backend_optimization_level=0"
+"""Makes XLA compile without LLVM's optimisation, which took a third of the processor's time of a pass under JAX.
+
+XLA_FLAGS, if it is set, replaces it: `XLA_FLAGS= pytest` runs the tests on optimised programs.
+"""
 
 
 def pytest_configure(config):
@@ -34,6 +39,7 @@ def pytest_configure(config):
     """
     if hasattr(config, "workerinput"):
         return
+    os.environ.setdefault("XLA_FLAGS", QUICKLY)
     folder = tempfile.mkdtemp(prefix="kresume-tests-")
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     shared = {forking.FOLDER: "forks", "KRESUME_TEST_STORE": "runs"}
@@ -59,8 +65,8 @@ LONG = frozenset(
         "test_added_images", "test_backup", "test_backup_feeding", "test_colab", "test_docs", "test_exact_continuation",
         "test_export_saved_model", "test_fed_as_trained", "test_foreign_parents", "test_freezing",
         "test_frozen_layers", "test_gated_runs", "test_hub", "test_image_dataset", "test_images", "test_inputs",
-        "test_losses", "test_power_cuts", "test_pretrained", "test_restore", "test_several_devices", "test_torch",
-        "test_watch",
+        "test_losses", "test_one_process", "test_power_cuts", "test_pretrained", "test_restore", "test_several_devices",
+        "test_several_hosts", "test_statistics", "test_torch", "test_watch",
     }
 )  # fmt: skip
 """Files that take longest."""

@@ -22,6 +22,18 @@ NOTEBOOK = ROOT / "scripts" / "colab_tpu.ipynb"
 FIRST = "--out runs/1-first"
 
 pytestmark = pytest.mark.one_backend(trains=True)
+FORKED = f"""#!{sys.executable}
+import os, sys
+from tests.helpers import forking
+
+environment = {{**os.environ, "KERAS_BACKEND": "tensorflow"}}  # the one that it chooses on a processor
+del environment["PYTHONPATH"]
+done = forking.run([sys.executable, "-m", "kresume", *sys.argv[1:]], env=environment)
+sys.stderr.write(done.stderr)
+sys.stdout.write(done.stdout)
+sys.exit(done.returncode)
+"""
+"""Stands in for the program `kresume`, after the training that is killed: it imports no framework."""
 DOCTOR = "!kresume doctor --no-measure"
 """Skips the measurements of `doctor`, which take half a minute and are tested elsewhere."""
 
@@ -45,10 +57,10 @@ def kill_children(kernel, snapshots):
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory):
     """Returns the executed notebook, its folder, and what the first training printed before it was killed."""
-    home = tmp_path_factory.mktemp("drive")
+    home, programs = tmp_path_factory.mktemp("drive"), tmp_path_factory.mktemp("programs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KRESUME_HOME", str(home))
-        patch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+        patch.setenv("PATH", os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]]))
         patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
         patch.delenv("KERAS_BACKEND", raising=False)
         book = nbformat.read(NOTEBOOK, 4)
@@ -64,6 +76,8 @@ def executed(tmp_path_factory):
                     killer.start()
                     killed = text_of(client.execute_cell(cell, index))
                     killer.join(60)
+                    (programs / "kresume").write_text(FORKED)
+                    (programs / "kresume").chmod(0o755)
                 client.execute_cell(cell, index)
         yield book, home, killed
 

@@ -139,6 +139,7 @@ def serve(kind: str, address: Path):
     listening.listen(64)
     if os.fork():
         os._exit(0)  # the process is ready: `_address` has waited for this
+    os.setsid()  # a terminal that closes, such as that of a notebook's command, does not end it
     supervisors = set()
     session = int((address.parent / SESSION).read_text())
     while address.exists() and _runs(session):

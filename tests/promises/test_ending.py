@@ -21,6 +21,7 @@ from kresume.reports.contact_sheet import draw_sheet
 from kresume.reports.data import scan
 from kresume.training.resume import train
 from kresume.values.decode_spec import DecodeSpec
+from tests.helpers import forking
 from tests.helpers.pictures import write_pictures
 from tests.helpers.runs import TINY, run_training
 
@@ -130,7 +131,7 @@ def command(*arguments, **environment):
     variables = {**os.environ, "KERAS_BACKEND": keras.config.backend(), **environment}
     variables.pop("PYTHONFAULTHANDLER", None)
     words = [sys.executable, "-m", "kresume", *map(str, arguments)]
-    return subprocess.run(words, env=variables, capture_output=True, text=True, check=False)
+    return forking.run(words, env=variables)
 
 
 @pytest.mark.one_backend(trains=True)
