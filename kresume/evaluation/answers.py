@@ -89,6 +89,7 @@ def answers_from(
     chosen: np.ndarray | None = None,
     confidences: np.ndarray | None = None,
     losses: bool = True,
+    lacks: Sequence[str] = (),
 ) -> Answers:
     """Returns the answers that probabilities give.
 
@@ -103,6 +104,7 @@ def answers_from(
             the probabilities give.
         confidences: `(n,)` the probabilities of the answers; needed for those that are not among `classes`.
         losses: False if the model gives no probabilities.
+        lacks: the classes that the model does not have: with the probability 0 they might be among the first five.
     """
     count, width = len(labels), min(TOP, len(classes))
     probabilities = np.asarray(probabilities).reshape(count, -1 if count else len(classes))
@@ -112,6 +114,8 @@ def answers_from(
     for start in range(0, count, PART):
         part = slice(start, start + PART)
         top[part] = _sorted_classes(probabilities[part], chosen[part], width)
+    lacking = [index for index, name in enumerate(classes) if name in set(lacks)]
+    top = np.where(np.isin(top, lacking), NO_CLASS, top).astype(np.int32)
     rows = np.arange(count)
     scores = np.where(top == NO_CLASS, np.nan, probabilities[rows[:, None], np.maximum(top, 0)])
     if confidences is not None:

@@ -75,7 +75,8 @@ def evaluate(
     Args:
         checkpoint: `RUN`, `RUN@last`, `RUN@best`, `RUN@STEP`, a checkpoint of any known format, or a SavedModel (or the
             folder of its versions), which runs with only TensorFlow through its own signature.
-        data: folders with one folder per class.
+        data: folders with one folder per class. Of a source with images for testing (a folder `test/`, rows with the split
+            `test`) these alone are scored.
         model: the architecture, for a checkpoint without one.
         classes: names of the outputs in order, for a checkpoint that does not record them.
         pixels: the pixel convention, for a checkpoint that does not record it.
@@ -114,7 +115,7 @@ def evaluate(
     check_gates(gates, other)
     sources = [data] if isinstance(data, (str, Path)) else list(data)
     shown = tuple(str(source) for source in sources)
-    listed = list_sources(reporter, data=shown, features=parse_features(tuple(feature)))
+    listed = list_sources(reporter, data=shown, features=parse_features(tuple(feature)), tests=True)
     live = keras_model_among({path: model} | ({other: None} if other not in {None, path} else {}))
     of_keras = any(not is_function(each) for each in _listed(metric))
     select_for(live or (path if of_keras else None), backend, device, reporter)
@@ -155,6 +156,7 @@ class _Images:
         quarantined: number of files that could not be read.
         known: `(n,) bool`, which images the scored run has.
         facts: what merging them found: duplicates, and images under two labels.
+        notes: what listing them left out.
     """
 
     manifest: Manifest
@@ -164,6 +166,7 @@ class _Images:
     quarantined: int
     known: np.ndarray
     facts: merging.MergeFacts
+    notes: tuple[str, ...]
 
 
 def _compared(given: Subject, other: str, classes: tuple[str, ...] | None, pixels: str | None) -> Subject:
@@ -210,7 +213,8 @@ def _collect(opened: Loaded | Served, listed: Sources, cache: str | None, report
     collected = collect(listed, spec, store, reporter)
     merge = merging.merge(None, collected.data, None, None, classes=names, val_split=None, generation=0)
     manifest, known = _with_origins(merge.manifest, run)
-    return _Images(manifest, run.generation if run else 0, spec, cache, len(collected.quarantine), known, merge.facts)
+    generation, broken = run.generation if run else 0, len(collected.quarantine)
+    return _Images(manifest, generation, spec, cache, broken, known, merge.facts, collected.notes)
 
 
 @dataclass(frozen=True)
@@ -288,6 +292,7 @@ class _Job:
             cache=images.where,
             duplicates=images.facts.duplicates,
             conflicts=images.facts.conflicts,
+            notes=images.notes,
         )
 
 

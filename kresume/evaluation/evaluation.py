@@ -47,6 +47,7 @@ class Evaluation:
         cache: where decoded pictures are: a folder, `"off"`, or None for the usual one.
         duplicates: number of files whose content another one has: such an image counts once.
         conflicts: files of images that are given under two labels, as (path, label, other label): they are left out.
+        notes: which files of the sources were left out.
     """
 
     model: str
@@ -66,6 +67,7 @@ class Evaluation:
     cache: str | None = field(default=None, repr=False)
     duplicates: int = 0
     conflicts: Sequence[tuple[str, str, str]] = field(default=(), repr=False)
+    notes: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -100,6 +102,7 @@ class Evaluation:
             "quarantined": self.quarantined,
             "duplicates": self.duplicates,
             "conflicts": [list(each) for each in self.conflicts],
+            "notes": list(self.notes),
             "confusion": self.confused,
             "calibration": list(self.calibration),
             "generations": list(self.generations),
@@ -121,8 +124,7 @@ class Evaluation:
         lines = [f"{self.model} on {', '.join(self.data)} (95 % intervals in brackets)"]
         lines += [f"  {line}" for line in describe(self.scores, self.calibration, self.confused, self.generations)]
         lines += [f"  {line}" for line in left_out(self.quarantined, self.duplicates, self.conflicts)]
-        if self.note:
-            lines.append(f"  note: {self.note}")
+        lines += [f"  note: {note}" for note in (*self.notes, self.note) if note]
         if self.against is not None:
             lines += ["", f"{self.against.model} -> {self.model}, on the same images"]
             told = describe_comparison(self.against.scores, self.scores, self.verdicts, self.class_verdicts)

@@ -76,6 +76,7 @@ def measure(
         chosen=predictions.chosen,
         confidences=predictions.confidences,
         losses=not predictions.labels_alone,
+        lacks=predictions.lacks,
     )
     scores = score(
         task,

@@ -90,6 +90,7 @@ def list_sources(
     writes: bool = True,
     follow_links: bool = True,
     with_classes: bool = True,
+    tests: bool = False,
 ) -> Sources:
     """Lists the images of each role; reads names and sizes, no contents.
 
@@ -103,6 +104,7 @@ def list_sources(
         writes: False writes nothing to `memory`.
         follow_links: see `list_images`.
         with_classes: see `list_images`.
+        tests: see `list_images`.
 
     Raises:
         ImagesError: a path does not exist, is empty, or holds no class folders.
@@ -112,7 +114,14 @@ def list_sources(
         if not paths:
             return None
         return list_images(
-            paths, reporter, features, memory, writes=writes, follow_links=follow_links, with_classes=with_classes
+            paths,
+            reporter,
+            features,
+            memory,
+            writes=writes,
+            follow_links=follow_links,
+            with_classes=with_classes,
+            tests=tests,
         )
 
     return Sources(listed(data), listed(add), listed(val))

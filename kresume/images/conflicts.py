@@ -59,11 +59,13 @@ class Labels:
     Attributes:
         by_content: the label that holds, None to leave the image out, by the index of the content.
         conflicts: files whose content has two labels, as (path, label, other label).
+        undecided: those of them whose image is left out.
         relabels: images that now have another label and no longer the old one, as (path, old label, label).
     """
 
     by_content: Mapping[int, str | None]
     conflicts: tuple[tuple[str, str, str], ...]
+    undecided: tuple[tuple[str, str, str], ...]
     relabels: tuple[tuple[str, str, str], ...]
 
     @property
@@ -74,8 +76,8 @@ class Labels:
     def notes(self, on_conflict: OnConflict) -> list[str]:
         """Returns messages for the user."""
         notes = []
-        if self.conflicts and self.left_out:
-            path, label, other = self.conflicts[0]
+        if self.undecided:
+            path, label, other = self.undecided[0]
             within = (
                 ""
                 if on_conflict == "quarantine"
@@ -85,10 +87,10 @@ class Labels:
                 f"{len(self.left_out):,} images have two labels and are left out{within}; the first is {path} "
                 f"({label} and {other}): {ONE_LABEL}"
             )
-        elif self.conflicts:
-            path, label, other = self.conflicts[0]
+        if decided := [each for each in self.conflicts if each not in set(self.undecided)]:
+            path, label, other = decided[0]
             notes.append(
-                f"{len(self.conflicts):,} files have two labels, the {on_conflict} one is used; the first is {path} "
+                f"{len(decided):,} files have two labels, the {on_conflict} one is used; the first is {path} "
                 f"({label} and {other})"
             )
         if self.relabels:
@@ -111,12 +113,15 @@ def decide_labels(
     """
     labels, recorded = _label_codes(parent, given, rows)
     conflicts: list[tuple[str, str, str]] = []
+    undecided: list[tuple[str, str, str]] = []
     relabels: list[tuple[str, str, str]] = []
-    by_content = {
-        content: _judge(_Group(members, int(rows[content])), parent, given, on_conflict, conflicts, relabels)
-        for content, members in _contradictions(labels, recorded, inverse, rows, len(rows)).items()
-    }
-    return Labels(by_content, tuple(conflicts), tuple(relabels))
+    by_content: dict[int, str | None] = {}
+    for content, members in _contradictions(labels, recorded, inverse, rows, len(rows)).items():
+        before, group = len(conflicts), _Group(members, int(rows[content]))
+        by_content[content] = _judge(group, parent, given, on_conflict, conflicts, relabels)
+        if by_content[content] is None:
+            undecided += conflicts[before:]
+    return Labels(by_content, tuple(conflicts), tuple(undecided), tuple(relabels))
 
 
 def _label_codes(parent: Manifest | None, given: Given, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

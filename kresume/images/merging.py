@@ -39,6 +39,7 @@ class MergeFacts:
         known: number of given images that the parent knows already.
         duplicates: number of files whose content was given under another path, too.
         conflicts: files whose content has two labels, as (path, label, other label).
+        undecided: those of them whose image is left out.
         unknown: number of images for each label that is not a class.
         notes: messages for the user.
         relabels: images that now have another label and no longer the old one, as (path, old label, label).
@@ -58,6 +59,7 @@ class MergeFacts:
     leaks: tuple[Leak, ...] = ()
     dropped: int = 0
     both: tuple[tuple[str, str, str], ...] = ()
+    undecided: tuple[tuple[str, str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -142,13 +144,14 @@ def merge(
     splits = decide_splits(newcomers, remembered, val_split, fills=fills)
     notes += splits.notes
     table = _joined(remembered, [row for row in newcomers if row["side"] is not None])
-    both = _given_for_both(given, inverse, rows, parent)
+    both = _given_for_both(given, inverse, rows, parent, left_out)
     notes += labels.notes(on_conflict)
     notes += _describe_both(both)
     merged = Manifest.from_table(table, tuple(classes))
     absent = np.array(classes)[np.bincount(merged.labels, minlength=len(classes)) == 0]
     if len(absent):
         notes.append(f"no image of {', '.join(absent)}: a prediction of it is never right")
+    notes += _without_training(merged, classes)
     facts = MergeFacts(
         added=sum(row["origin"] == generation for row in newcomers if row["side"] is not None),
         known=int(counts[rows >= 0].sum()),
@@ -160,8 +163,20 @@ def merge(
         leaks=splits.leaks,
         dropped=len(dropped | forgotten),
         both=both,
+        undecided=labels.undecided,
     )
     return Merge(merged, facts)
+
+
+def _without_training(merged: Manifest, classes: Sequence[str]) -> list[str]:
+    """Returns a note if classes have images, but none to train on: they may be forgotten."""
+    count, trained = (
+        np.bincount(merged.labels[rows], minlength=len(classes)) for rows in (slice(None), ~merged.is_val)
+    )
+    named = np.array(classes)[(count > 0) & (trained == 0)]
+    if not len(named) or not trained.any():
+        return []
+    return [f"no image of {', '.join(named)} trains, all of them validate: the model may forget it"]
 
 
 def _flatten(val: Prepared | None, data: Prepared | None, add: Prepared | None) -> Given:
@@ -193,7 +208,7 @@ def _rows_of(parent: Manifest | None, unique: np.ndarray) -> np.ndarray:
 
 
 def _given_for_both(
-    given: Given, inverse: np.ndarray, rows: np.ndarray, parent: Manifest | None
+    given: Given, inverse: np.ndarray, rows: np.ndarray, parent: Manifest | None, left_out: Collection[int]
 ) -> tuple[tuple[str, str, str], ...]:
     """Finds exact leaks: the same bytes given for validation and for training.
 
@@ -209,12 +224,12 @@ def _given_for_both(
     found = []
     for index in np.nonzero(~validates & (validating[inverse] >= 0))[0]:
         content = inverse[index]
-        if rows[content] < 0:
+        if rows[content] < 0 and content not in left_out:
             other = given.images[validating[content]].found.name
             found.append((given.images[index].found.name, other, "validates"))
     if parent is not None:
         for content in np.nonzero((validating >= 0) & (rows >= 0))[0]:
-            if not parent.is_val[rows[content]]:
+            if content not in left_out and not parent.is_val[rows[content]]:
                 path = given.images[validating[content]].found.name
                 found.append((path, parent.paths(rows[content : content + 1])[0], "trains"))
     return tuple(found)

@@ -168,7 +168,7 @@ def _merged(draft: Draft) -> dict[str, Any]:
     """Returns what merging the images found, cut to the first rows."""
     facts = draft.data.gathered.merge.facts
     leaks = [*((leak.path, leak.near, leak.outcome) for leak in facts.leaks), *facts.both]
-    lists = {"leaks": leaks, "conflicts": list(facts.conflicts)}
+    lists = {"leaks": leaks, "conflicts": list(facts.conflicts), "relabels": list(facts.relabels)}
     counts = {f"{name}_count": len(rows) for name, rows in lists.items()}
     return {**{name: [list(row) for row in rows[:MOST_LISTED]] for name, rows in lists.items()}, **counts}
 

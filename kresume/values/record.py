@@ -142,7 +142,7 @@ class RunRecord:
         restored: how many of the parent's variables were restored, in words; empty for a new model and in older runs.
         notes: notes of the plan for the user.
         merged: lists of what merging the images found, each cut to its first rows, with their counts: `leaks`,
-            `conflicts`; empty in older runs.
+            `conflicts`, `relabels` (these two not in older runs).
         time: how long it was expected to take; None if that was not tried.
         failed: descriptions of the gates that the result failed.
         result: None until the run is finished.

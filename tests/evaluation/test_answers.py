@@ -46,6 +46,19 @@ def test_the_most_probable_classes_are_kept():
 
 
 @pytest.mark.one_backend
+def test_a_class_that_the_model_lacks_is_not_among_the_first_five():
+    """Its probability is filled in with 0, as is that of further ones: it would be a hit by its place alone."""
+    probabilities = np.zeros((4, 7))
+    probabilities[:, 4:] = 0.5, 0.3, 0.2
+    arguments = np.array([0, 4, 6, 1]), np.zeros(4), np.array(list("stuv")), CLASSES
+    assert (answers_from(SINGLE_LABEL, probabilities, *arguments).top == [4, 5, 6, 0, 1]).all()
+    found = answers_from(SINGLE_LABEL, probabilities, *arguments, lacks=("a", "b", "c", "d"))
+    assert (found.top == [4, 5, 6, NO_CLASS, NO_CLASS]).all()
+    assert (found.top == found.labels[:, None]).any(axis=1).tolist() == [False, True, True, False]
+    assert np.isnan(found.top_scores[:, 3:]).all()
+
+
+@pytest.mark.one_backend
 @pytest.mark.parametrize(
     ("task", "probabilities", "expected"),
     [

@@ -153,6 +153,8 @@ def write_run(path: Path, manifest: Manifest, before: Answers | None, after: Ans
             "leaks_count": 1,
             "conflicts": [],
             "conflicts_count": 0,
+            "relabels": [["old/b/7.png", "b", "a"]],
+            "relabels_count": 1,
         },
         result=Result(20, "last", scores_of(after)),
         finished="2026-01-02T03:14:05+00:00",

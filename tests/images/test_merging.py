@@ -92,6 +92,42 @@ def test_two_labels_within_one_role_cannot_be_decided(tmp_path, quiet):
     assert any("cannot tell which" in note for note in result.facts.notes)
 
 
+@pytest.mark.parametrize(("policy", "left_out"), [("quarantine", 2), ("old", 1), ("new", 1)])
+@pytest.mark.one_backend
+def test_what_is_decided_and_what_is_left_out_are_told_apart(doubled, quiet, policy, left_out):
+    """Of two conflicts, one within a source: the note names the image that is left out, and lists have that alone."""
+    shutil.copy(doubled / "new" / "a" / "50.png", doubled / "new" / "b" / "zz.png")
+    facts = merged(quiet, data=doubled / "old", add=doubled / "new", generation=1, on_conflict=policy).facts
+    assert len(facts.conflicts) == 2
+    assert len(facts.undecided) == left_out
+    assert "zz.png" in {os.path.basename(path) for path, _, _ in facts.undecided}
+    told = [note for note in facts.notes if "two labels" in note]
+    assert told[0].startswith(f"{left_out} images have two labels and are left out")
+    assert facts.undecided[0][0] in told[0]
+    assert [f"1 files have two labels, the {policy} one is used" in note for note in told[1:]] == [True] * (
+        2 - left_out
+    )
+
+
+@pytest.mark.one_backend
+def test_a_conflict_that_is_left_out_is_not_said_to_validate(doubled, quiet):
+    """An image given for training and, under another label, for validation is used for neither."""
+    facts = merged(quiet, data=doubled / "old", val=doubled / "new").facts
+    assert len(facts.undecided) == 1
+    assert facts.both == ()
+
+
+@pytest.mark.one_backend
+def test_a_class_that_only_validates_is_named(doubled, quiet):
+    """A class without images to train on may be forgotten; one without any image has another note."""
+    facts = merged(quiet, data=doubled / "old", val=doubled / "new", classes=("a", "b", "c")).facts
+    assert not any("all of them validate" in note for note in facts.notes)
+    shutil.rmtree(doubled / "old" / "b")
+    facts = merged(quiet, data=doubled / "old", val=doubled / "new", classes=("a", "b", "c")).facts
+    assert any(note.startswith("no image of b trains, all of them validate") for note in facts.notes)
+    assert any(note.startswith("no image of c:") for note in facts.notes)
+
+
 @pytest.mark.one_backend
 def test_a_file_that_moved_to_another_class_is_a_relabel(doubled, quiet):
     """A file that moved to another class gets its new label and keeps origin and split; it is listed.

@@ -584,6 +584,50 @@ def test_what_lies_beside_train_and_val_is_no_class(tmp_path, quiet, packed):
     assert list_images([tmp_path / "vehicles"], quiet).classes == ("car", "train")
 
 
+@pytest.mark.parametrize("form", ["splits", "classes", "flat", "zip", "list", "list of tests", "tests", "none"])
+@pytest.mark.one_backend
+def test_images_for_testing_are_listed_alone_on_request(tmp_path, quiet, form):
+    """Training leaves images for testing out, an evaluation takes them alone; a source without any is taken whole."""
+    data = tmp_path / "data"
+    for split, count in (("train", 3), ("val", 2), ("test", 1)):
+        if form in {"none", "tests"} and (split == "test") != (form == "tests"):
+            continue
+        write_pictures(data / split, count, 100 * count, ("a", "b"))
+    if form == "classes":
+        for path in sorted(data.rglob("*.png")):
+            moved = data / path.parent.name / path.parent.parent.name / path.name
+            moved.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(moved)
+        for split in ("train", "val", "test"):
+            shutil.rmtree(data / split)
+    if form == "flat":
+        for path in sorted((data / "test").rglob("*.png")):
+            path.rename(data / "test" / f"{path.parent.name}-{path.name}")
+        for name in ("a", "b"):
+            (data / "test" / name).rmdir()
+    given = data
+    if form == "zip":
+        given = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path, "data"))
+    if form.startswith("list"):
+        given = tmp_path / "list.csv"
+        rows = [path.relative_to(tmp_path) for path in sorted(data.rglob("*.png"))]
+        rows = [path for path in rows if form == "list" or path.parts[1] == "test"]
+        given.write_text("path,label,split\n" + "".join(f"{path},{path.parts[2]},{path.parts[1]}\n" for path in rows))
+    count, others = {"flat": (10, 0), "none": (10, 0), "tests": (2, 0), "list of tests": (2, 0)}.get(form, (2, 10))
+    tested = list_images([given], quiet, tests=True)
+    assert len(tested.files) == count
+    assert tested.classes == ("a", "b")
+    assert any(
+        f"its {count} test images are scored, the {others} others are not" in note for note in tested.notes
+    ) == bool(others)
+    assert ("images directly in test/ were left out" in " ".join(tested.notes)) == (form == "flat")
+    if form == "list of tests":
+        with pytest.raises(ImagesError, match="test images"):
+            list_images([given], quiet)
+    else:  # a folder around one folder is entered, whatever its name
+        assert len(list_images([given], quiet).files) == (2 if form == "tests" else 10)
+
+
 @pytest.mark.one_backend
 def test_a_stray_picture_in_train_makes_no_classes_of_the_splits(tmp_path, quiet):
     """Folders train, val and test with class folders inside are splits, whatever stray files they hold."""

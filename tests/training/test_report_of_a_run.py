@@ -48,7 +48,14 @@ def test_a_training_writes_its_report(workplace):
     text = (workplace / result.report).read_text(encoding="utf-8")
     record = runs.open_run("runs/2-a").record
     assert record.restored in text
-    assert record.merged == {"leaks": [], "leaks_count": 0, "conflicts": [], "conflicts_count": 0}
+    assert record.merged == {
+        "leaks": [],
+        "leaks_count": 0,
+        "conflicts": [],
+        "conflicts_count": 0,
+        "relabels": [],
+        "relabels_count": 0,
+    }
     assert '<a href="../1-a/report.html">1-a</a>' in text
     assert json.loads(text.partition('id="island">')[2].partition("</script>")[0])["classes"] == list(
         record.card.classes

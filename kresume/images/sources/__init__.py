@@ -45,6 +45,7 @@ def list_images(
     writes: bool = True,
     follow_links: bool = True,
     with_classes: bool = True,
+    tests: bool = False,
 ) -> Listing:
     """Lists the images of one or more sources.
 
@@ -56,6 +57,7 @@ def list_images(
         writes: False reads `memory` but writes nothing to it.
         follow_links: False does not enter folders behind symbolic links inside a class folder.
         with_classes: False lists every image, with or without class folders and labels, under one label.
+        tests: True lists, of a source that has images for testing, these alone; False leaves them out.
 
     Returns:
         One listing of all sources. Images whose names are not valid text are quarantined.
@@ -72,13 +74,13 @@ def list_images(
     with reporter.progress("listing", None, "files") as advance:
         for given in paths:
             path = locations.absolute(str(given))
-            source = Source(path, str(given), features or {}, memory, writes, follow_links, with_classes)
+            source = Source(path, str(given), features or {}, memory, writes, follow_links, with_classes, tests)
             with reading(str(given), "a source of images", ImagesError):
                 function = kind_of(source)
                 if function is folders.list_source and not with_classes:
                     function = folders.list_without_classes
                 listing = function(source, advance)
-            listing = _composed(listing)
+            listing = _composed(_tested(listing, source.given) if tests else listing)
             named = [found for found in listing.files if is_text(found.name) and is_text(found.label)]
             if len(named) < len(listing.files):
                 held = set(named)
@@ -97,6 +99,18 @@ def list_images(
     numbered = numbered and bool(files)
     names = sorted(classes, key=int) if numbered else sorted(classes)
     return Listing(tuple(files.values()), tuple(notes), tuple(names), tuple(quarantine), known, numbered)
+
+
+def _tested(listing: Listing, given: str) -> Listing:
+    """Returns only the images for testing, if there are any; the classes stay those of all images."""
+    tests = tuple(replace(found, split=None) for found in listing.files if found.split == "test")
+    others = len(listing.files) - len(tests)
+    if not tests or not others:
+        return replace(listing, files=tests or listing.files)
+    note = (
+        f"{given}: its {len(tests):,} test images are scored, the {others:,} others are not: give their folder for that"
+    )
+    return replace(listing, files=tests, notes=(*listing.notes, note))
 
 
 def _composed(listing: Listing) -> Listing:

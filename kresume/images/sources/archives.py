@@ -147,7 +147,8 @@ def _listing(source: Source, members: list[_Member], read: Callable[[str], bytes
         if unlabelled:
             notes = [*notes, f"{source.given}: {unlabelled:,} images without .cls or .json were left out (no class)"]
     else:
-        labels, about_folders, left_out = folders.label_members((member.name for member in members), source.given)
+        names = (member.name for member in members)
+        labels, about_folders, left_out = folders.label_members(names, source.given, tests=source.tests)
         notes = [*notes, *about_folders, *folders.describe_left_out(left_out, source.given)]
     found = tuple(
         Found(

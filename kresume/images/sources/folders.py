@@ -147,7 +147,7 @@ def list_source(source: Source, advance: Advance) -> Listing:
     left_out: Counter[str] = Counter()
     found: list[Found] = []
     classes: list[str] = []
-    for folder, label, split in _class_folders(folders, notes, given):
+    for folder, label, split in _class_folders(folders, notes, source):
         classes.append(label)
         for entry in _walk(folder, left_out, source.follow_links):
             facts = entry.stat()
@@ -213,12 +213,13 @@ def list_without_classes(source: Source, advance: Advance) -> Listing:
     return Listing(tuple(found), tuple(describe_left_out(left_out, source.given)), (NO_CLASS,))
 
 
-def _class_folders(folders: Sequence[Entry], notes: list[str], given: str) -> Iterator[tuple[str, str, str | None]]:
+def _class_folders(folders: Sequence[Entry], notes: list[str], source: Source) -> Iterator[tuple[str, str, str | None]]:
+    given = source.given
     if _hold_splits(folders):
         for folder in folders:
             for inner in _entries(folder.path)[0]:
                 side = SPLITS[inner.name.lower()]
-                if side == "test":
+                if side == "test" and not source.tests:
                     notes.append(_about_tests(given, f"{folder.name}/{inner.name}"))
                 else:
                     yield inner.path, folder.name, side
@@ -232,7 +233,7 @@ def _class_folders(folders: Sequence[Entry], notes: list[str], given: str) -> It
         if split is None:
             notes.append(f"{given}: {folder.name}/ was left out: it is not a split like train/ and val/")
             continue
-        if split == "test":
+        if split == "test" and not source.tests:
             notes.append(_about_tests(given, folder.name))
             continue
         classes, files = _entries(folder.path)
@@ -316,7 +317,7 @@ def _members_hold_splits(members: Collection[tuple[str, ...]]) -> bool:
 
 
 def label_members(
-    names: Iterable[str], given: str
+    names: Iterable[str], given: str, *, tests: bool = False
 ) -> tuple[dict[str, tuple[str, str | None]], tuple[str, ...], Counter[str]]:
     """Derives labels and splits from the names of an archive's members.
 
@@ -325,6 +326,7 @@ def label_members(
     Args:
         names: names with slashes between folders; hidden names, system files and other files are skipped.
         given: the archive's path, for messages.
+        tests: True keeps the images for testing.
 
     Returns:
         `(label and split by name, notes, counts of skipped files by ending)`.
@@ -377,10 +379,11 @@ def label_members(
         for name, pieces in inside.items()
         if pieces[0].lower() in SPLITS
     }
-    tests = sum(split == "test" for _, split in labels.values())
-    if tests:
-        notes.append(f"{given}: {tests:,} test images were left out: they are for `kresume eval`")
-    flat = sum(not label and split != "test" for label, split in labels.values())
+    testing = {name for name, (_, split) in labels.items() if split == "test" and not tests}
+    if testing:
+        notes.append(f"{given}: {len(testing):,} test images were left out: they are for `kresume eval`")
+    labels = {name: item for name, item in labels.items() if name not in testing}
+    flat = sum(not label for label, _ in labels.values())
     if flat:
         notes.append(f"{given}: {flat:,} images without a class folder were left out")
-    return {name: item for name, item in labels.items() if item[0] and item[1] != "test"}, tuple(notes), left_out
+    return {name: item for name, item in labels.items() if item[0]}, tuple(notes), left_out

@@ -36,7 +36,7 @@ class Found:
         source: the path that the user gave.
         bytes: size of the file.
         mtime_ns: modification time of the file in nanoseconds.
-        split: `"train"` or `"val"` if the source defines it, else None.
+        split: `"train"` or `"val"` if the source defines it, else None; `"test"` only if `Source.tests` asks for them.
         offset: where the image begins in the file, or in the decompressed file if `coding` is one of `STREAM_CODINGS`.
         length: number of its bytes there, -1 for all that follow.
         coding: `""` for uncompressed bytes, `"deflate"` for a compressed member of a zip, or one of `STREAM_CODINGS`.
@@ -152,6 +152,7 @@ class Source:
         writes: False reads `memory` but writes nothing to it.
         follow_links: False does not enter folders behind symbolic links inside a class folder.
         labelled: False lists every image, those without a label and those for testing too, all under `NO_CLASS`.
+        tests: True lists the images for testing too.
     """
 
     path: str
@@ -161,3 +162,4 @@ class Source:
     writes: bool = True
     follow_links: bool = True
     labelled: bool = True
+    tests: bool = False

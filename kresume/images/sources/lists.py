@@ -60,7 +60,7 @@ def list_source(source: Source, advance: Advance) -> Listing:
             split = SPLITS.get(str(row["split"]).strip().lower())
             if split is None:
                 raise ImagesError(f"{source.given}, row {number:,}: split {row['split']}: use train, val or test")
-            if split == "test":
+            if split == "test" and not source.tests:
                 tests += 1
                 continue
         extra = {key: value for key, value in row.items() if key not in {"path", "label", "split"} and key is not None}
@@ -74,6 +74,11 @@ def list_source(source: Source, advance: Advance) -> Listing:
             continue
         found.append(Found(full, label, source.given, facts.st_size, facts.st_mtime_ns, split, extra=text))
         advance(1)
+    if not found and tests and not gone:
+        raise ImagesError(
+            f"{source.given} lists test images alone ({tests:,}): they are for `kresume eval`; without its column `split` all "
+            "of them train"
+        )
     if not found:
         first = f", the first is {gone[0].path}" if gone else ""
         raise ImagesError(

@@ -63,6 +63,7 @@ class Counts:
         duplicates: files whose content also exists under another path.
         leaks: newcomers close to an image of the other split.
         conflicts: files whose content has two labels.
+        relabels: images with another label than in the parent.
         quarantine: files that could not be used.
         broken: files that could no longer be read while the run trained.
         seen: validation images that the first checkpoint was probably trained on.
@@ -76,6 +77,7 @@ class Counts:
     duplicates: Listed
     leaks: Listed
     conflicts: Listed
+    relabels: Listed
     quarantine: Listed
     broken: Listed
     seen: int
@@ -100,6 +102,7 @@ def counts_of(source: Source) -> Counts:
         Listed(record.images.get("duplicates")),
         _listed(merged.get("leaks"), merged.get("leaks_count"), "near {}: {}"),
         _listed(merged.get("conflicts"), merged.get("conflicts_count"), "{}, and {} elsewhere"),
+        _listed(merged.get("relabels"), merged.get("relabels_count"), "{} -> {}"),
         _quarantine(source),
         Listed(len(broken), tuple(broken[:MOST_LISTED])),
         int(source.manifest.seen[source.manifest.is_val].sum()) if source.manifest is not None else 0,

@@ -225,7 +225,7 @@ def gather(
             )
     elif merge.facts.dropped:
         notes.append(f"{merge.facts.dropped:,} images that an earlier run dropped still exist, and are left out")
-    quarantine = (*collected.quarantine, *_quarantined_conflicts(config, merge))
+    quarantine = (*collected.quarantine, *_quarantined_conflicts(merge))
     return Gathered(merge.manifest, merge, quarantine, tuple(notes), tuple(sorted(hashes | before)))
 
 
@@ -237,12 +237,10 @@ def _check_strict(config: TrainConfig, quarantine: Sequence[Quarantined]) -> Non
         )
 
 
-def _quarantined_conflicts(config: TrainConfig, merge: Merge) -> list[Quarantined]:
-    if settings_of(config).on_conflict != "quarantine":
-        return []
+def _quarantined_conflicts(merge: Merge) -> list[Quarantined]:
     return [
         Quarantined(path, label, f"the same image also has the label {other}")
-        for path, label, other in merge.facts.conflicts
+        for path, label, other in merge.facts.undecided
     ]
 
 
