@@ -30,6 +30,7 @@ from kresume.models.load import Loaded, Subject
 from kresume.reporter import Reporter
 from kresume.runtimes.signatures import Signature, read_signatures
 from kresume.spelling import option
+from kresume.tasks.one_class import as_shares
 from kresume.tasks.single_label import SINGLE_LABEL
 from kresume.tasks.task import Head, Task
 from kresume.values.decode_spec import DecodeSpec
@@ -168,6 +169,8 @@ def _served(served: Served, manifest: Manifest, reporter: Reporter) -> Predicted
         known = prediction.indices >= 0
         probabilities[rows[known], prediction.indices[known]] = 1.0
     lacks = tuple(name for name in manifest.classes if labels is not None and name not in labels)
+    if labels is None or set(labels) == set(manifest.classes):  # else the sum lacks the scores of other classes
+        probabilities = as_shares(probabilities)
     return Predicted(
         SINGLE_LABEL, probabilities, prediction.indices, prediction.confidences, alone, "; ".join(notes), lacks
     )

@@ -25,6 +25,7 @@ from kresume.images.reader import PictureReader
 from kresume.models.averages import averaged
 from kresume.models.statistics import Statistics, compute_statistics, used
 from kresume.reporter import Reporter
+from kresume.tasks.one_class import as_shares
 from kresume.tasks.task import Task
 from kresume.values.card import Card
 
@@ -88,7 +89,7 @@ class LiveScorer:
             hosts.this(),
         )
         with averaged(self.model, self.optimizer), used(self.model, self.statistics):
-            found = predict_all(partial(predict, self.model), batches, self.loss.head, advance=advance)
+            found = as_shares(predict_all(partial(predict, self.model), batches, self.loss.head, advance=advance))
         missing = len(self.card.classes) - found.shape[1]  # classes that the model has no output for yet
         return np.pad(found, ((0, 0), (0, missing))) if missing > 0 else found
 

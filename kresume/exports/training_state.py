@@ -25,7 +25,7 @@ from kresume.errors import ExportError, UsageError
 from kresume.evaluation.served import Prediction
 from kresume.exports.job import Job
 from kresume.exports.samples import Samples
-from kresume.models import architecture, optimizers, own_counts, restore, saved_optimizer, slots
+from kresume.models import architecture, optimizers, own_counts, restore, saved_optimizer, schedules, slots
 from kresume.models.averages import use_averages
 from kresume.models.load import Loaded
 from kresume.models.statistics import use_stored
@@ -75,7 +75,8 @@ def revive(loaded: Loaded, job: Job) -> Training:
     averaged = loaded.averages and loaded.run is not None
     if averaged:
         use_averages(optimizer)
-    if loaded.run is not None and state.rate is not None and state.rate.schedule is not None:
+    schedule = state.rate.schedule if state.rate is not None else None
+    if loaded.run is not None and state.rate is not None and schedule is not None and not schedules.of_keras(schedule):
         # A schedule class of kresume would not load where kresume is not installed.
         plain = optimizers.make_optimizer(saved, state.rate.value)
         plain.build(model.trainable_variables)

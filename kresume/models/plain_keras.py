@@ -25,7 +25,8 @@ MOST_CLASSES = 12
 def feeding_line(card: Card, *, rows: bool = False, short: bool = False) -> str:
     """Writes the expression that reads a folder of pictures as the model expects them.
 
-    The expression needs `keras`, and `tf` if it changes the axes. A comment at its end says if it is only nearly the same.
+    The expression needs `keras`, and `tf` if it changes the axes or the type. A comment at its end says if it is only nearly
+    the same.
 
     Args:
         card: the model card.
@@ -41,7 +42,10 @@ def feeding_line(card: Card, *, rows: bool = False, short: bool = False) -> str:
         names = ", ".join(repr(name) for name in card.classes[: MOST_CLASSES if short else None])
         more = ", ..." if short and len(card.classes) > MOST_CLASSES else ""
         words.append(f"class_names=[{names}{more}]")
-    values = _arranged(_converted(card.pixels), card.input, card.image_size)
+    # Keras's loader gives integers for "nearest", which divide by no float.
+    read = 'tf.cast(images, "float32")' if card.interpolation == "nearest" else "images"
+    converted = _converted(card.pixels, read)
+    values = _arranged("images" if converted == read else converted, card.input, card.image_size)
     mapped = f".map(lambda images, labels: ({values}, labels))" if values != "images" else ""
     others = ["rounds borders another way"] if card.resize == "pad" else []
     others += ["has no antialiasing"] if card.interpolation == "antialias" else []
@@ -57,11 +61,11 @@ def takes_rows(model: Any) -> bool:
     return "categorical" in plain and "sparse" not in plain
 
 
-def _converted(pixels: str) -> str:
+def _converted(pixels: str, read: str) -> str:
     convention = find_affine(pixels)
     if convention is not None:
-        return convention.python("images")
-    return f"{pixels.rpartition(':')[2]}(images)"  # a user's own function, by name
+        return convention.python(read)
+    return f"{pixels.rpartition(':')[2]}({read})"  # a user's own function, by name
 
 
 def _arranged(values: str, layout: InputLayout, size: tuple[int, int]) -> str:

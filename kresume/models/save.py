@@ -16,7 +16,7 @@ from typing import Any
 import keras
 
 from kresume.checkpoints.keras_file import CARD
-from kresume.models import own_counts, slots
+from kresume.models import own_counts, schedules, slots
 from kresume.models.keras_metrics import fits
 from kresume.models.losses import LossChoice
 from kresume.models.optimizers import describe, make_optimizer
@@ -35,12 +35,13 @@ def save_model(
 ) -> None:
     """Writes a model as a `.keras` file that plain Keras loads and trains on.
 
-    The file holds built-in classes and a plain float rate, because a kresume schedule would not load where kresume is
-    not installed. An extra member, `kresume.json`, records what the model expects, what its outputs mean, and how plain
-    Keras feeds it. Keras ignores that member.
+    The file holds built-in classes. A schedule of Keras that the training continued goes on in it; in place of another one
+    stands a plain rate, because a kresume schedule would not load where kresume is not installed. An extra member,
+    `kresume.json`, records what the model expects, what its outputs mean, and how plain Keras feeds it. Keras ignores that
+    member.
 
     Args:
-        model: compiled; its optimizer is replaced by one with the plain rate.
+        model: compiled; its optimizer is replaced by one that plain Keras loads.
         path: file to write; replaced atomically.
         card: content of `kresume.json`.
         learning_rate: the plain rate.
@@ -48,7 +49,7 @@ def save_model(
         loss: the loss that trained the model; if plain Keras cannot find it by name, the file gets a replacement.
     """
     old = model.optimizer
-    new = make_optimizer(describe(old), learning_rate)
+    new = make_optimizer(describe(old), schedules.for_plain_keras(old, learning_rate))
     new.build(model.trainable_variables)
     slots.carry(old, new)
     own_counts.scale_to_one_count(new)

@@ -193,6 +193,23 @@ class Warmup(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[m
         return {name: getattr(self, name) for name in ("peak", "warmup_steps", "start", "origin")}
 
 
+def for_plain_keras(optimizer: Any, rate: float) -> Any:
+    """Returns an optimizer's rate for a file that plain Keras loads.
+
+    Args:
+        optimizer: its learning rate is a float or a schedule.
+        rate: a plain rate, in place of a schedule whose class Keras finds only with kresume or the user's code.
+    """
+    own = live_state.inner(optimizer)._learning_rate
+    is_schedule = isinstance(own, keras.optimizers.schedules.LearningRateSchedule)
+    return own if is_schedule and of_keras(keras.saving.serialize_keras_object(own)) else rate
+
+
+def of_keras(config: Mapping[str, Any]) -> bool:
+    """Returns True if the Keras config of a schedule names a class of Keras itself."""
+    return str(config.get("module")).startswith("keras.") and config.get("registered_name") is None
+
+
 def deserialize(config: Mapping[str, Any]) -> Any:
     """Creates a schedule of Keras, kresume or the user from its Keras config.
 

@@ -21,6 +21,24 @@ def image_losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.asarray(-np.log(np.clip(chosen, SMALLEST_PROBABILITY, 1.0)))
 
 
+NO_SHARES = 0.05
+"""How far from 1 the sum of an image's probabilities may be because of rounding, in 16 bits, too."""
+
+
+def as_shares(outputs: np.ndarray) -> np.ndarray:
+    """Divides outputs that do not add up to 1, such as one sigmoid per class, by their sum.
+
+    Keras's cross-entropy does so, too. Else a model at chance would seem better the higher all of its outputs are. Rows
+    that add up to 1 keep their bits.
+
+    Args:
+        outputs: `(images, classes)`, not negative.
+    """
+    total = outputs.sum(axis=-1, keepdims=True)
+    differ = (np.abs(total - 1.0) > NO_SHARES) & (total > 0)
+    return np.where(differ, outputs / np.where(differ, total, 1.0), outputs) if differ.any() else outputs
+
+
 def scores(probabilities: np.ndarray, answers: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """Computes loss, accuracy and F1: the mean F1 of the classes that occur; None without images.
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kresume.evaluation.score import flatten, predict_all, score
-from kresume.tasks.one_class import image_losses
+from kresume.tasks.one_class import as_shares, image_losses
 from kresume.tasks.single_label import SINGLE_LABEL
 from kresume.tasks.task import Head
 
@@ -76,3 +76,19 @@ def test_an_answer_of_another_class_is_wrong():
     assert scores["all"]["f1"] == pytest.approx((1 + 2 / 3 + 1) / 3)
     assert [scores["classes"][name]["recall"] for name in CLASSES] == [1.0, 0.5, 1.0]
     assert [scores["classes"][name]["precision"] for name in CLASSES] == [1.0, 1.0, 1.0]
+
+
+def test_outputs_that_do_not_add_up_to_1_have_keras_s_loss():
+    """One sigmoid per class: Keras divides by the sum, too. Rows that add up to 1 keep their bits."""
+    import keras
+
+    sigmoids = np.random.default_rng(0).uniform(0.1, 0.9, (4, 3))
+    found = image_losses(as_shares(sigmoids), LABELS)
+    own = keras.losses.sparse_categorical_crossentropy(LABELS, sigmoids.astype("float32"))
+    np.testing.assert_allclose(found, keras.ops.convert_to_numpy(own), rtol=1e-5)
+    rounded = PROBABILITIES.astype(np.float16).astype(np.float64)
+    assert as_shares(rounded) is rounded
+    mixed = as_shares(np.concatenate([rounded, 2 * PROBABILITIES, np.zeros((1, 3))]))
+    assert mixed[:4].tobytes() == rounded.tobytes()
+    np.testing.assert_allclose(mixed[4:8], PROBABILITIES)
+    assert (mixed[8] == 0).all()

@@ -51,6 +51,12 @@ def loaded(line, folder):
         card(),
         card(interpolation="bilinear"),
         card(interpolation="nearest"),
+        *[
+            card(pixels, interpolation="nearest")
+            for pixels in ("0-1", "-1-1", "torch", "caffe", "bgr-0-1", "0-1-inverted")
+        ],
+        card("0-1", layout=InputLayout(3, "chw"), interpolation="nearest"),
+        card(layout=InputLayout(1, "hw"), interpolation="nearest"),
         card(resize="crop"),
         card(resize="keraspad", interpolation="bilinear"),
         card("-1-1"),

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 
+import kresume
 from kresume.checkpoints.read import read_checkpoint
 from kresume.errors import UsageError
 from kresume.models.losses import choose_loss
@@ -20,6 +21,7 @@ from kresume.values.amount import Amount
 from kresume.values.card import Card
 from tests.helpers.backends import few_under_jax
 from tests.helpers.pictures import CLASSES
+from tests.helpers.runs import run_training
 
 STEPS, DONE, SIDE, BATCH = 8, 5, 4, 3
 FLOAT, PEAK = 0.02, 0.04
@@ -162,6 +164,44 @@ def test_a_schedule_that_the_file_does_not_hold_asks_for_a_rate(written, picture
     with pytest.raises(UsageError, match=r"does not say its learning rate .*give --lr F"):
         make_plan(from_arguments(path, arguments), quiet)
     assert make_plan(from_arguments(path, {**arguments, "lr": 0.01}), quiet).rate.peak == 0.01
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+def test_a_schedule_that_goes_on_is_in_the_result_and_in_its_exports(pictures, tmp_path, precision):
+    """Plain Keras trains on at the rate of the next step; kresume continues the schedule from the file alone, too."""
+    keras.config.set_dtype_policy(precision)
+    layers = [
+        keras.Input((4, 4, 3)),
+        keras.layers.Flatten(),
+        keras.layers.Dense(3),
+        keras.layers.Softmax(dtype="float32"),
+    ]
+    model = keras.Sequential(layers)
+    model.compile(
+        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(3e-3, 40)), "sparse_categorical_crossentropy"
+    )
+    model.fit(np.random.default_rng(0).random((8, 4, 4, 3)), np.arange(8) % 3, batch_size=1, epochs=3, verbose=0)
+    model.save(tmp_path / "parent.keras")
+    options = {
+        "data": [str(pictures / "old")],
+        "pixels": "0-1",
+        "classes": ",".join(CLASSES),
+        "batch_size": 4,
+        "val_split": 0,
+    }
+    path = tmp_path / "run"
+    run_training(str(tmp_path / "parent.keras"), out=str(path), lr_schedule="keep", steps=4, **options)
+    kresume.export(path, tmp_path / "exported", format="keras")
+    exported = next((tmp_path / "exported").rglob("*.keras"))
+    for written in (path / "model.keras", exported):
+        rate = 0.5 * 3e-3 * (1 + np.cos(np.pi * 28 / 40))
+        found = keras.models.load_model(written).optimizer
+        assert int(found.iterations) == 28
+        assert float(found.learning_rate) == pytest.approx(rate, rel=1e-5)
+        plan = kresume.plan(written, lr_schedule="keep", steps=4, quiet=True, **options)
+        assert plan.rate.saved["class_name"] == "CosineDecay"
+    held = run_training(str(path), out=str(tmp_path / "own"), lr_schedule="cosine", lr=0.1, steps=2, **options).run
+    assert float(keras.models.load_model(f"{held}/model.keras").optimizer.learning_rate) == pytest.approx(0.1)
 
 
 def test_the_schedule_of_a_compiled_model_goes_on(written, pictures, quiet, tmp_path):

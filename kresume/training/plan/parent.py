@@ -165,7 +165,8 @@ def choose_optimizer(config: TrainConfig, parent: Parent | None, model: Any) -> 
         return SavedOptimizer(asked or optimizers.class_name(DEFAULTS.optimizer), None, 0), False, ""
     stored = parent.state.optimizer
     if reset:
-        return SavedOptimizer(asked, None, 0), False, ""
+        compiled = own is not None and own.class_name == asked
+        return (own if compiled and own is not None else SavedOptimizer(asked, None, 0)), False, ""
     saved_optimizer.check_can_keep(parent.state, asked or (own and own.class_name) or DEFAULTS.optimizer)
     decay = parent.state.records.get("coupled_decay")
     if decay and config.weight_decay is None:
@@ -226,26 +227,6 @@ def wanted_optimizer(saved: SavedOptimizer, config: TrainConfig) -> SavedOptimiz
     if config.accumulate is not None:
         changes["gradient_accumulation_steps"] = config.accumulate if config.accumulate > 1 else None
     return optimizers.with_config(saved, changes)
-
-
-def describe_change(live: Live, wanted: SavedOptimizer) -> str:
-    """Describes which state a new optimizer class keeps; empty if the class is unchanged.
-
-    Args:
-        live: the restored parent.
-        wanted: the optimizer to train with.
-    """
-    from kresume.models import optimizers, slots
-
-    if not live.kept or wanted.class_name == live.saved.class_name:
-        return ""
-    other = optimizers.make_optimizer(wanted, 1e-3)
-    other.build(live.model.trainable_variables)
-    kept, fresh = slots.compare(live.optimizer, other)
-    words = [f"{', '.join(name.strip('_') for name in kept)} carried over" if kept else "no slot means the same"]
-    if fresh:
-        words.append(f"{', '.join(name.strip('_') for name in fresh)} start fresh")
-    return f"optimizer {live.saved.class_name} -> {wanted.class_name}: {', '.join(words)}; iterations kept"
 
 
 def restore_parent(
@@ -331,6 +312,15 @@ def _compiled_rate(live: Live) -> SavedRate | None:
     if isinstance(found, Mapping):
         return rate_of_schedule(found)
     return SavedRate(float(found), "float") if isinstance(found, (int, float)) else None
+
+
+def compiled_rate(live: Live) -> SavedRate | None:
+    """Returns the rate that a model's function compiles; None without one that can be read."""
+    found = (live.saved.config or {}).get("learning_rate")
+    try:
+        return rate_of_schedule(found) if isinstance(found, Mapping) else found and SavedRate(float(found), "float")
+    except CheckpointError:  # a schedule of the user's own class
+        return None
 
 
 def saved_rate(config: TrainConfig, parent: Parent | None, live: Live, wanted: SavedOptimizer) -> SavedRate | None:

@@ -9,6 +9,7 @@ optimizer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -104,6 +105,7 @@ def decide_rate(
     interrupted: bool = False,
     head_steps: int | None = None,
     goes_on: Callable[[], bool] = lambda: False,
+    compiled: SavedRate | None = None,
 ) -> RatePlan:
     """Decides the rate of a run.
 
@@ -121,6 +123,7 @@ def decide_rate(
         head_steps: where a new head stands on trained layers, the steps in which it trains alone: at the full rate, which
             falls to a tenth of it, the peak of the steps that follow; None elsewhere.
         goes_on: returns True if its own schedule still changes the rate in this run; called only if that decides.
+        compiled: the rate that the function of a new model compiles.
 
     Raises:
         UsageError: options contradict each other, or a rate is implausible.
@@ -154,6 +157,9 @@ def decide_rate(
         saved, asked=asked, adds_images=adds_images, interrupted=interrupted, goes_on=goes_on
     )
     peak, reason = _peak(saved, optimizer, lr, lr_scale, chosen, adds_images, shift)
+    if saved is None and lr is None and compiled is not None and not math.isclose(compiled.value, peak, rel_tol=1e-6):
+        own = f"the start of the {compiled.schedule['class_name']}" if compiled.schedule else "the rate"
+        peak, reason = compiled.value, f"{own} that --model compiles"
     if chosen == "plateau" and warmup_steps:
         raise UsageError(
             f"{option('lr-schedule', 'plateau')} changes the rate itself: {option('warmup-steps')} cannot be combined with it"

@@ -1,0 +1,79 @@
+"""Describes how a checkpoint's optimizer changes: the state that another class keeps, and settings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from kresume.options.table import TrainConfig
+from kresume.training.plan.parent import Live, Parent
+from kresume.values.state import SavedOptimizer
+
+
+def describe_change(live: Live, wanted: SavedOptimizer) -> str:
+    """Describes which state a new optimizer class keeps; empty if the class is unchanged.
+
+    Args:
+        live: the restored parent.
+        wanted: the optimizer to train with.
+    """
+    from kresume.models import optimizers, slots
+
+    if not live.kept or wanted.class_name == live.saved.class_name:
+        return ""
+    other = optimizers.make_optimizer(wanted, 1e-3)
+    other.build(live.model.trainable_variables)
+    kept, fresh = slots.compare(live.optimizer, other)
+    words = [f"{', '.join(name.strip('_') for name in kept)} carried over" if kept else "no slot means the same"]
+    if fresh:
+        words.append(f"{', '.join(name.strip('_') for name in fresh)} start fresh")
+    return f"optimizer {live.saved.class_name} -> {wanted.class_name}: {', '.join(words)}; iterations kept"
+
+
+SETTINGS = (
+    "weight_decay", "clipnorm", "global_clipnorm", "clipvalue", "beta_1", "beta_2", "epsilon", "amsgrad", "momentum",
+    "nesterov", "rho", "use_ema", "gradient_accumulation_steps",
+)  # fmt: skip
+"""Settings of Keras's optimizers that are named if they change without being asked for."""
+
+
+def describe_settings(config: TrainConfig, parent: Parent | None, live: Live, wanted: SavedOptimizer) -> str:
+    """Describes which settings of the optimizer are no longer those of the checkpoint; empty if all are.
+
+    Args:
+        config: the options: what they set is not named.
+        parent: the checkpoint, None for a new model.
+        live: the model; for a new one, or a checkpoint that does not record them, its function may have compiled settings.
+        wanted: the optimizer to train with.
+    """
+    from kresume.models import optimizers, saved_optimizer
+
+    stored = parent.state.optimizer if parent is not None else None
+    before = stored.config if stored is not None else None
+    if before is None:
+        own = saved_optimizer.describe_compiled(getattr(live.model, "optimizer", None))
+        before = own.config if own is not None else None
+    if before is None:
+        return ""
+    now = optimizers.make_optimizer(replace(wanted, loss_scale=False), 1e-3).get_config()
+    asked = {
+        "weight_decay": config.weight_decay,
+        "use_ema": config.ema,
+        "gradient_accumulation_steps": config.accumulate,
+    }
+    changed = [
+        f"{name} {_setting(before[name])} -> {_setting(now[name])}"
+        for name in SETTINGS
+        if name in before and name in now and asked.get(name) is None and _setting(before[name]) != _setting(now[name])
+    ]
+    if not changed:
+        return ""
+    decay = before.get("weight_decay")
+    keep = f"; --weight-decay {decay:g} keeps that one" if decay and changed[0].startswith("weight_decay") else ""
+    others = "others are set where the function of --model compiles"
+    return f"settings of the optimizer change: {', '.join(changed)}{keep}; {others}"
+
+
+def _setting(value: Any) -> str:
+    """Describes a setting; those that do nothing alike."""
+    return "none" if value in (None, False, 0, 0.0) else f"{value:.6g}" if isinstance(value, float) else str(value)
