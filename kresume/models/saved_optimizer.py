@@ -15,6 +15,7 @@ from typing import Any
 
 import keras
 
+from kresume.backend import live_state
 from kresume.errors import CheckpointError, UsageError
 from kresume.models import optimizers, schedules, slot_forms
 from kresume.models.layouts import rules_of
@@ -224,6 +225,12 @@ def build_optimizer(
         rate: Any = keras.optimizers.schedules.ExponentialDecay(state.rate.value, 1, 1.0)
     else:
         rate = rate_as_saved(state, saved)
+    trained = list(weights) if weights is not None else model.trainable_variables
     optimizer = optimizers.make_optimizer(saved, rate)
-    optimizer.build(list(weights) if weights is not None else model.trainable_variables)
+    optimizer.build(trained)
+    stored = state.optimizer.variables if state.optimizer is not None and state.layout == "graph" else 0
+    if state.rate is None and isinstance(rate, float) and stored == len(live_state.inner(optimizer).variables) - 1:
+        # The writer's rate was a schedule, which has no variable: the numbers of all others are lower by one.
+        optimizer = optimizers.make_optimizer(saved, keras.optimizers.schedules.ExponentialDecay(rate, 1, 1.0))
+        optimizer.build(trained)
     return optimizer

@@ -9,6 +9,7 @@ start.path         # the path of the run, existing or new
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -19,7 +20,7 @@ from kresume.checkpoints.run import find_run
 from kresume.errors import ConfigMismatch, RunError, UsageError
 from kresume.options.given import code_of, given, same_config, to_command
 from kresume.options.lookup import INHERITED, MAY_DIFFER, flag_of
-from kresume.options.settings import settings_of
+from kresume.options.settings import EXTEND_FACTOR, settings_of
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
 from kresume.spelling import option
@@ -195,10 +196,22 @@ def _shown(value: object) -> str:
 
 
 def _extend_command(run: runs.Run, config: TrainConfig | None = None) -> str:
-    changes = {"from_": str(run.path), "out": None, "overwrite": None}
+    """Returns the command that goes on from a run in a new one, with the options of this command if they are given."""
+    changes: dict[str, object] = {"from_": str(run.path), "out": None, "overwrite": None}
     if config is not None:
+        asked = run.record.given
+        # The run remembers its images: the same sources again would hold nothing new.
+        changes |= {
+            name: None for name in ("data", "add", "val") if _same_paths(asked.get(name), getattr(config, name))
+        }
+        if run.finished and config.lr is None and config.lr_scale is None and config.lr_schedule is None:
+            changes["lr_scale"] = EXTEND_FACTOR  # its own rate has come down
         return to_command(config.model_copy(update=changes))
     return f"kresume train --from {quote(str(run.path))} --add MORE_IMAGES"
+
+
+def _same_paths(before: object, now: Sequence[str] | None) -> bool:
+    return isinstance(before, (list, tuple)) and [str(path) for path in before] == [str(path) for path in now or ()]
 
 
 def _name(config: TrainConfig) -> str:

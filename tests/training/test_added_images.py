@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 import kresume
-from kresume import runs
+from kresume import cli, runs
 from kresume.checkpoints import snapshot
 from kresume.checkpoints.read import read_checkpoint
 from kresume.errors import CheckpointError, ConfigMismatch, ImagesError, NothingNew, RunError, UsageError
@@ -30,6 +31,7 @@ from tests.helpers.runs import (
     make_interrupted,
     result_arrays,
     run_training,
+    stopped_by,
     trained,
 )
 
@@ -197,6 +199,29 @@ def test_out_that_holds_something_else(workplace, parent):
     result = run_training(out="run", data=["old"], overwrite=True, **TINY)
     assert result.status == "accepted"
     assert (workplace / "run.before-1" / "model.keras").is_file()
+
+
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize("ends", ["finished", "interrupted"])
+def test_the_command_that_a_mismatch_names_trains(workplace, monkeypatch, ends):
+    """It names no source that the run remembers, and a rate where the run's own has come down."""
+    shared = {"add": ["new"], "val": ["val"], "batch_size": 5, "out": "runs/2-shapes"}
+    run_training(data=["old"], out="runs/1-shapes", **TINY)
+    if ends == "finished":
+        run_training("runs/1-shapes", epochs=1, **shared)
+    else:
+        stopped_by(monkeypatch, lambda keeper: keeper.progress.step == 1, from_="runs/1-shapes", epochs=1, **shared)
+    with pytest.raises(ConfigMismatch, match="--epochs") as raised:
+        run_training("runs/1-shapes", epochs=2, **shared)
+    command = re.search(r"start a new run from it with `kresume (.*)`", str(raised.value))[1]
+    assert "--add" not in command
+    assert ("--lr-scale 0.3" in command) == (ends == "finished")
+    with pytest.raises(SystemExit) as left:
+        cli.main([*shlex.split(command), "--no-trial"])
+    assert left.value.code == 0
+    assert (
+        runs.open_run("runs/3-shapes").record.images["total"] == runs.open_run("runs/2-shapes").record.images["total"]
+    )
 
 
 @pytest.mark.one_backend(trains=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from kresume import runs
 from kresume.checkpoints.keras_arrays import OPTIMIZERS, class_of
@@ -117,6 +118,30 @@ def test_weights_alone_restore_with_the_name_of_their_optimizer(script, tmp_path
     for attribute in one:
         assert_same_bytes(numpy(one[attribute]), numpy(other[attribute]))
     assert (parent.state.step, live.iterations) == (3, 3)
+
+
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize(("make", "name"), [*FORMS[:11], *FORMS[12:]])
+def test_checkpoints_of_tensorflow_restore_with_the_name_of_their_optimizer(script, tmp_path, make, name):
+    """So do `tf.train.Checkpoint`s, whose variables have numbers: a schedule has none, and all others are lower by one."""
+    model = trained(script, make())
+    tf.train.Checkpoint(model=model, optimizer=model.optimizer).save(str(tmp_path / "ckpt"))
+    _, live = parent_of(tmp_path, script, optimizer=name)
+    assert_same_bytes(numpy(model.variables), numpy(live.model.variables))
+    one, other = slots.slot_lists(model.optimizer), slots.slot_lists(live.optimizer)
+    assert one.keys() == other.keys()
+    for attribute in one:
+        assert_same_bytes(numpy(one[attribute]), numpy(other[attribute]))
+    assert live.iterations == 3
+
+
+@pytest.mark.one_backend(trains=True)
+def test_averages_of_adafactor_in_a_checkpoint_of_tensorflow_need_the_function(script, tmp_path):
+    """Its forms cannot be told apart there: the error names the way on, and nothing is taken for another slot."""
+    model = trained(script, FORMS[11][0]())
+    tf.train.Checkpoint(model=model, optimizer=model.optimizer).save(str(tmp_path / "ckpt"))
+    with pytest.raises(RestoreError, match="compile the checkpoint's class and settings in the function of --model"):
+        parent_of(tmp_path, script, optimizer="adafactor")
 
 
 def test_a_class_that_no_name_begins_is_taken_as_the_users_function_compiles_it(script, tmp_path):
