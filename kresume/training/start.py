@@ -196,7 +196,7 @@ def _shown(value: object) -> str:
 
 
 def _extend_command(run: runs.Run, config: TrainConfig | None = None) -> str:
-    """Returns the command that goes on from a run in a new one, with the options of this command if they are given."""
+    """Returns the command that goes on from a run in a new one, with the options that are given."""
     changes: dict[str, object] = {"from_": str(run.path), "out": None, "overwrite": None}
     if config is not None:
         asked = run.record.given
