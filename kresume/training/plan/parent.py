@@ -317,8 +317,10 @@ def _compiled_rate(live: Live) -> SavedRate | None:
 def compiled_rate(live: Live) -> SavedRate | None:
     """Returns the rate that a model's function compiles; None without one that can be read."""
     found = (live.saved.config or {}).get("learning_rate")
+    if not isinstance(found, Mapping):
+        return SavedRate(float(found), "float") if found else None  # at 0 nothing would be learned
     try:
-        return rate_of_schedule(found) if isinstance(found, Mapping) else found and SavedRate(float(found), "float")
+        return rate_of_schedule(found)
     except CheckpointError:  # a schedule of the user's own class
         return None
 
