@@ -97,6 +97,7 @@ class LayoutRules:
         owned_by_optimizer: returns the names of the arrays that belong to the optimizer.
         keeps_seeds: True if the format holds the states of seed generators; False starts them fresh.
         evidence: finds the optimizer of a file that does not name it.
+        numbered: True if the optimizer's arrays have numbers, so that a variable that was not written shifts the others.
     """
 
     match: Match
@@ -106,6 +107,7 @@ class LayoutRules:
     owned_by_optimizer: Callable[[TrainState], set[str]] = match_slots.named_optimizer
     keeps_seeds: bool = False
     evidence: Evidence = NO_EVIDENCE
+    numbered: bool = False
 
 
 LAYOUTS: Mapping[Layout, LayoutRules] = {
@@ -123,6 +125,7 @@ LAYOUTS: Mapping[Layout, LayoutRules] = {
         complete=match_graph.completed,
         owned_by_optimizer=match_graph.owned_by_optimizer,
         evidence=Evidence(classes=slot_forms.graph_classes, forms=slot_forms.graph_forms),
+        numbered=True,
     ),
     "torch": LayoutRules(match_mapped.match, match_mapped.unused, convert=torch_map.to_model),
     "tree": LayoutRules(match_tree.match, match_tree.unused),

@@ -228,7 +228,7 @@ def build_optimizer(
     trained = list(weights) if weights is not None else model.trainable_variables
     optimizer = optimizers.make_optimizer(saved, rate)
     optimizer.build(trained)
-    stored = state.optimizer.variables if state.optimizer is not None and state.layout == "graph" else 0
+    stored = state.optimizer.variables if state.optimizer is not None and rules_of(state).numbered else 0
     if state.rate is None and isinstance(rate, float) and stored == len(live_state.inner(optimizer).variables) - 1:
         # The writer's rate was a schedule, which has no variable: the numbers of all others are lower by one.
         optimizer = optimizers.make_optimizer(saved, keras.optimizers.schedules.ExponentialDecay(rate, 1, 1.0))

@@ -24,7 +24,7 @@ from typing import Any
 from kresume.addresses import public
 from kresume.reports.generation import Generation, Parent
 from kresume.reports.lineage import Lineage, Root, real_paths
-from kresume.runs import Unreadable
+from kresume.runs import Unreadable, number_of
 
 MARKS = {"accepted": "*", "rejected": "x", "running": ">", "interrupted": "~"}
 CHECKPOINT, UNREADABLE = "o", "!"
@@ -115,9 +115,12 @@ def _is_above(parent: str, key: str, nodes: Mapping[str, Any], keys: Mapping[int
     return parent == key
 
 
-def _weights(nodes: Mapping[str, Any], children: Mapping[str, list[str]]) -> dict[str, tuple[bool, str]]:
-    """Returns for each node if an accepted run descends from it, and when the newest such run was made."""
-    weight: dict[str, tuple[bool, str]] = {}
+def _weights(nodes: Mapping[str, Any], children: Mapping[str, list[str]]) -> dict[str, tuple[bool, str, int]]:
+    """Returns for each node if an accepted run descends from it, and when the newest such run was made.
+
+    Of runs made within a second the one with the higher number is the newer one.
+    """
+    weight: dict[str, tuple[bool, str, int]] = {}
     stack = [(key, False) for key in nodes]
     while stack:
         key, ready = stack.pop()
@@ -127,13 +130,14 @@ def _weights(nodes: Mapping[str, Any], children: Mapping[str, list[str]]) -> dic
             stack += [(key, True), *((child, False) for child in children[key] if child not in weight)]
             continue
         node = nodes[key]
-        own = (getattr(node, "status", "") == "accepted", getattr(node, "created", ""))
+        made = getattr(node, "created", "")
+        own = (getattr(node, "status", "") == "accepted", made, number_of(Path(node.path).name) if made else -1)
         weight[key] = max([own, *(weight[child] for child in children[key] if child in weight)])
     return weight
 
 
 def _branch(
-    top: str, nodes: Mapping[str, Any], children: Mapping[str, list[str]], weight: Mapping[str, tuple[bool, str]]
+    top: str, nodes: Mapping[str, Any], children: Mapping[str, list[str]], weight: Mapping[str, tuple[bool, str, int]]
 ) -> Iterator[Row]:
     """Yields a tree, children before their parent, without recursion: a chain may have a thousand runs."""
     stack: list[tuple[str, int, bool, bool]] = [(top, 0, False, False)]

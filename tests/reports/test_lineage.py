@@ -455,8 +455,12 @@ def test_the_files_of_a_checkpoint(tmp_path, names, source, format, recorded):
 
 
 @pytest.mark.one_backend(trains=True)
-def test_trained_runs_record_the_files_of_their_parents(workplace):
-    """A child of a run and a child of its `model.keras` find both unchanged, and notice another training in their place."""
+def test_trained_runs_record_the_files_of_their_parents(workplace, monkeypatch):
+    """A child of a run and a child of its `model.keras` find both unchanged, and notice another training in their place.
+
+    All are made within one second: the tree is in the order of their numbers.
+    """
+    monkeypatch.setattr("kresume.runs.now", lambda: "2026-01-02T03:04:05+00:00")
     options = {"model": "convnet", "image_size": "8", "batch_size": 8, "epochs": 1, "val_split": 0.25}
     first = trained("runs/1-shapes", data=["old"], **options)
     run_training("runs/1-shapes", add=["new"], out="runs/2-shapes", epochs=1)
