@@ -114,8 +114,8 @@ def answers_from(
     for start in range(0, count, PART):
         part = slice(start, start + PART)
         top[part] = _sorted_classes(probabilities[part], chosen[part], width)
-    lacking = [index for index, name in enumerate(classes) if name in set(lacks)]
-    top = np.where(np.isin(top, lacking), NO_CLASS, top).astype(np.int32)
+    if lacks:
+        top[np.isin(top, [list(classes).index(name) for name in lacks])] = NO_CLASS
     rows = np.arange(count)
     scores = np.where(top == NO_CLASS, np.nan, probabilities[rows[:, None], np.maximum(top, 0)])
     if confidences is not None:

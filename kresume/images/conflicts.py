@@ -87,7 +87,8 @@ class Labels:
                 f"{len(self.left_out):,} images have two labels and are left out{within}; the first is {path} "
                 f"({label} and {other}): {ONE_LABEL}"
             )
-        if decided := [each for each in self.conflicts if each not in set(self.undecided)]:
+        left_out = set(self.undecided)
+        if decided := [each for each in self.conflicts if each not in left_out]:
             path, label, other = decided[0]
             notes.append(
                 f"{len(decided):,} files have two labels, the {on_conflict} one is used; the first is {path} "

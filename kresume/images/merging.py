@@ -148,10 +148,7 @@ def merge(
     notes += labels.notes(on_conflict)
     notes += _describe_both(both)
     merged = Manifest.from_table(table, tuple(classes))
-    absent = np.array(classes)[np.bincount(merged.labels, minlength=len(classes)) == 0]
-    if len(absent):
-        notes.append(f"no image of {', '.join(absent)}: a prediction of it is never right")
-    notes += _without_training(merged, classes)
+    notes += _describe_absent(merged)
     facts = MergeFacts(
         added=sum(row["origin"] == generation for row in newcomers if row["side"] is not None),
         known=int(counts[rows >= 0].sum()),
@@ -168,15 +165,15 @@ def merge(
     return Merge(merged, facts)
 
 
-def _without_training(merged: Manifest, classes: Sequence[str]) -> list[str]:
-    """Returns a note if classes have images, but none to train on: they may be forgotten."""
-    count, trained = (
-        np.bincount(merged.labels[rows], minlength=len(classes)) for rows in (slice(None), ~merged.is_val)
-    )
-    named = np.array(classes)[(count > 0) & (trained == 0)]
-    if not len(named) or not trained.any():
-        return []
-    return [f"no image of {', '.join(named)} trains, all of them validate: the model may forget it"]
+def _describe_absent(merged: Manifest) -> list[str]:
+    """Returns notes on classes without images, and on those without images to train on."""
+    names = np.array(merged.classes)
+    count, trained = (np.bincount(merged.labels[rows], minlength=len(names)) for rows in (slice(None), ~merged.is_val))
+    absent, validating = names[count == 0], names[(count > 0) & (trained == 0)]
+    notes = [f"no image of {', '.join(absent)}: a prediction of it is never right"] if len(absent) else []
+    if len(validating) and trained.any():
+        notes.append(f"no image of {', '.join(validating)} trains, all of them validate: the model may forget it")
+    return notes
 
 
 def _flatten(val: Prepared | None, data: Prepared | None, add: Prepared | None) -> Given:

@@ -222,7 +222,7 @@ def build_optimizer(
     """
     schedule = state.rate.schedule if state.rate is not None else None
     if portable and state.rate is not None and schedule and str(schedule.get("registered_name")).startswith("kresume>"):
-        rate: Any = keras.optimizers.schedules.ExponentialDecay(state.rate.value, 1, 1.0)
+        rate: Any = _held(state.rate.value)
     else:
         rate = rate_as_saved(state, saved)
     trained = list(weights) if weights is not None else model.trainable_variables
@@ -231,6 +231,11 @@ def build_optimizer(
     stored = state.optimizer.variables if state.optimizer is not None and rules_of(state).numbered else 0
     if state.rate is None and isinstance(rate, float) and stored == len(live_state.inner(optimizer).variables) - 1:
         # The writer's rate was a schedule, which has no variable: the numbers of all others are lower by one.
-        optimizer = optimizers.make_optimizer(saved, keras.optimizers.schedules.ExponentialDecay(rate, 1, 1.0))
+        optimizer = optimizers.make_optimizer(saved, _held(rate))
         optimizer.build(trained)
     return optimizer
+
+
+def _held(rate: float) -> Any:
+    """Returns a schedule of Keras that holds a rate: unlike a float, it makes no variable."""
+    return keras.optimizers.schedules.ExponentialDecay(rate, 1, 1.0)

@@ -9,7 +9,6 @@ start.path         # the path of the run, existing or new
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -147,7 +146,7 @@ def _open_given(config: TrainConfig, path: Path) -> Start:
     if run.finished:
         raise RunError(
             f"{path} is finished ({run.status}, step {run.result_step():,}). To continue from it, extend it: "
-            f"`{_extend_command(run)}`"
+            f"`kresume train --from {quote(str(run.path))} --add MORE_IMAGES`"
         )
     return continue_run(run, config)
 
@@ -185,7 +184,7 @@ def _mismatch(run: runs.Run, config: TrainConfig, differing: list[tuple[str, obj
     go_on = "" if run.finished else f"continue it unchanged with `kresume train --out {quote(str(run.path))}`, or "
     return (
         f"{run.path} is {state} run with other options ({rows}): {go_on}start a new run from it with "
-        f"`{_extend_command(run, config)}`"
+        f"`{_extended(run, config, {name for name, _, _ in differing})}`"
     )
 
 
@@ -195,23 +194,14 @@ def _shown(value: object) -> str:
     return "not given" if value is None else str(value)
 
 
-def _extend_command(run: runs.Run, config: TrainConfig | None = None) -> str:
-    """Returns the command that goes on from a run in a new one, with the options that are given."""
+def _extended(run: runs.Run, config: TrainConfig, differing: set[str]) -> str:
+    """Returns the command that goes on from a run in a new one, with the options of this command."""
     changes: dict[str, object] = {"from_": str(run.path), "out": None, "overwrite": None}
-    if config is not None:
-        asked = run.record.given
-        # The run remembers its images: the same sources again would hold nothing new.
-        changes |= {
-            name: None for name in ("data", "add", "val") if _same_paths(asked.get(name), getattr(config, name))
-        }
-        if run.finished and config.lr is None and config.lr_scale is None and config.lr_schedule is None:
-            changes["lr_scale"] = EXTEND_FACTOR  # its own rate has come down
-        return to_command(config.model_copy(update=changes))
-    return f"kresume train --from {quote(str(run.path))} --add MORE_IMAGES"
-
-
-def _same_paths(before: object, now: Sequence[str] | None) -> bool:
-    return isinstance(before, (list, tuple)) and [str(path) for path in before] == [str(path) for path in now or ()]
+    # The run remembers its images: the same sources again would hold nothing new.
+    changes |= dict.fromkeys({"data", "add", "val"} - differing)
+    if run.finished and config.lr is None and config.lr_scale is None and config.lr_schedule is None:
+        changes["lr_scale"] = EXTEND_FACTOR  # its own rate has come down
+    return to_command(config.model_copy(update=changes))
 
 
 def _name(config: TrainConfig) -> str:

@@ -22,8 +22,11 @@ def build(num_classes=3):
 
 @pytest.fixture
 def options(pictures):
-    """Returns options of a plan."""
-    return {"data": [str(pictures / "old")], "pixels": "0-1", "steps": 3, "trial": False, "quiet": True}
+    """Returns options of a plan.
+
+    The cache is off: likenesses of pictures of 4x4 pixels would be those of the session's pictures.
+    """
+    return {"data": [str(pictures / "old")], "pixels": "0-1", "steps": 3, "trial": False, "quiet": True, "cache": "off"}
 
 
 def written(folder, rate="3e-3"):

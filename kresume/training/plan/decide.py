@@ -47,7 +47,7 @@ from kresume.training.plan.images import (
 from kresume.training.plan.judging import check_judging, check_measurable
 from kresume.training.plan.parent import (
     Parent,
-    compiled_rate,
+    fresh_rate,
     read_parent,
     restore_parent,
     saved_rate,
@@ -279,7 +279,7 @@ def decide(start: Start, loaded: Loaded, data: Data, reporter: Reporter) -> Draf
         interrupted=parent is not None and parent.interrupted,
         head_steps=head_steps(freezing, amount) if loaded.fresh_head else None,
         goes_on=lambda: goes_on(saved, live.iterations, amount.steps),
-        compiled=compiled_rate(live) if parent is None or (parent.state.rate is None and not live.kept) else None,
+        compiled=fresh_rate(parent, live),
     )
     rate, ahead = look_ahead(rate, live.iterations)
     plan = describe(start, loaded, data, wanted, rate, amount, before.scores, order.shares(), ahead, freezing)

@@ -307,22 +307,34 @@ def check_finite(model: Any, source: str) -> None:
 
 
 def _compiled_rate(live: Live) -> SavedRate | None:
-    """Returns the rate from the user's compiled model, for a file that records none."""
-    found = (live.saved.config or {}).get("learning_rate") if live.kept else None
+    """Returns the rate that the function of the user's model compiles, for a file that records none.
+
+    Raises:
+        CheckpointError: it is a schedule of the user's own class.
+    """
+    found = (live.saved.config or {}).get("learning_rate")
     if isinstance(found, Mapping):
         return rate_of_schedule(found)
     return SavedRate(float(found), "float") if isinstance(found, (int, float)) else None
 
 
-def compiled_rate(live: Live) -> SavedRate | None:
-    """Returns the rate that a model's function compiles; None without one that can be read."""
-    found = (live.saved.config or {}).get("learning_rate")
-    if not isinstance(found, Mapping):
-        return SavedRate(float(found), "float") if found else None  # at 0 nothing would be learned
-    try:
-        return rate_of_schedule(found)
-    except CheckpointError:  # a schedule of the user's own class
+def fresh_rate(parent: Parent | None, live: Live) -> SavedRate | None:
+    """Returns the rate at which a fresh optimizer starts because the model's function compiles it.
+
+    Args:
+        parent: the checkpoint, None for a new model.
+        live: the model and its optimizer.
+
+    Returns:
+        None if the optimizer is not fresh, the checkpoint has a rate, or the compiled one cannot be read or is 0.
+    """
+    if live.kept or (parent is not None and parent.state.rate is not None):
         return None
+    try:
+        rate = _compiled_rate(live)
+    except CheckpointError:
+        return None
+    return rate if rate is not None and rate.value else None
 
 
 def saved_rate(config: TrainConfig, parent: Parent | None, live: Live, wanted: SavedOptimizer) -> SavedRate | None:
@@ -341,7 +353,7 @@ def saved_rate(config: TrainConfig, parent: Parent | None, live: Live, wanted: S
         return None
     from kresume.models import optimizers
 
-    rate, stored = parent.state.rate or _compiled_rate(live), parent.state.optimizer
+    rate, stored = parent.state.rate or (_compiled_rate(live) if live.kept else None), parent.state.optimizer
     if rate is None and live.kept and config.lr is None:
         raise UsageError(
             f"{config.from_} does not say its learning rate (a schedule is not in such a file): give --lr F, the rate or peak "
