@@ -1,10 +1,11 @@
 """Stores the facts of image files, so that unchanged files are not read again.
 
-    index = open_index(cache_root, writes=True)
+    index = open_index(cache_root, spec, writes=True)
     index.read([found.key])             # {key: (bytes, mtime_ns, facts)}
     index.write([(found, facts)])
 
-It is one SQLite file beside the cache for all sizes of decoded images, shared by processes.
+It is one SQLite file beside the cache for all sizes of decoded images, shared by processes. Each size has facts of its own:
+a likeness comes from decoded pixels, so facts from another size would let an earlier command change the split.
 """
 
 from __future__ import annotations
@@ -17,37 +18,55 @@ from pathlib import Path
 from kresume.errors import ImagesError
 from kresume.images.sources.found import Facts, Found
 from kresume.spelling import option
+from kresume.values.decode_spec import DecodeSpec
 
 INDEX_NAME = "pictures.sqlite"
 
 
-def open_index(root: Path, writes: bool) -> FileIndex | None:
+def open_index(root: Path, spec: DecodeSpec, writes: bool) -> FileIndex | None:
     """Opens the index of a cache's root, and creates it if needed.
 
     Args:
         root: the folder that holds the folders of all sizes.
+        spec: the size whose facts are read and written.
         writes: False creates nothing; then the result is None if there is no index.
     """
-    path = root / INDEX_NAME
-    return FileIndex(path) if writes or path.is_file() else None
+    if not writes and not (root / INDEX_NAME).is_file():
+        return None
+    index = FileIndex(root / INDEX_NAME, spec.key)
+    if writes:
+        index.create()
+    return index if index.exists() else None
 
 
 def forget_facts(root: Path, sha256s: Collection[str]) -> None:
-    """Removes the facts of images, thumbnails included, from the index of a cache's root."""
+    """Removes the facts of images, thumbnails of all sizes included, from the index of a cache's root."""
     if (root / INDEX_NAME).is_file():
-        FileIndex(root / INDEX_NAME).remove(sha256s)
+        index = FileIndex(root / INDEX_NAME)
+        index.create()
+        index.remove(sha256s)
 
 
 class FileIndex:
     """Stores facts by path, size and time in SQLite, shared by processes."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, spec: str = "") -> None:
         self._path = path
+        self._spec = spec
+
+    def create(self) -> None:
+        """Creates the table if needed, and removes that of earlier versions, which had one row for all sizes."""
         with self._connect() as connection:
+            connection.execute("DROP TABLE IF EXISTS files")
             connection.execute(
-                "CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, bytes INTEGER, mtime_ns INTEGER, sha256 TEXT, "
-                "width INTEGER, height INTEGER, format TEXT, phash TEXT, thumb BLOB)"
+                "CREATE TABLE IF NOT EXISTS pictures (path TEXT, spec TEXT, bytes INTEGER, mtime_ns INTEGER, sha256 TEXT, "
+                "width INTEGER, height INTEGER, format TEXT, phash TEXT, thumb BLOB, PRIMARY KEY (path, spec))"
             )
+
+    def exists(self) -> bool:
+        """Tests if the table exists; an index that an earlier version wrote has another one."""
+        with self._connect() as connection:
+            return connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'pictures'").fetchone() is not None
 
     @contextmanager
     def _connect(self) -> Iterator[sqlite3.Connection]:
@@ -67,8 +86,8 @@ class FileIndex:
             for start in range(0, len(keys), 500):
                 part = keys[start : start + 500]
                 marks = ",".join("?" * len(part))
-                for key, size, time, sha256, width, height, kind, phash, thumb in connection.execute(
-                    f"SELECT * FROM files WHERE path IN ({marks})", part
+                for key, _, size, time, sha256, width, height, kind, phash, thumb in connection.execute(
+                    f"SELECT * FROM pictures WHERE path IN ({marks}) AND spec = ?", [*part, self._spec]
                 ):
                     found[key] = (size, time, Facts(sha256, width, height, kind, int(phash, 16), thumb))
         return found
@@ -77,7 +96,7 @@ class FileIndex:
         """Removes the facts of images."""
         with self._connect() as connection:
             connection.execute("BEGIN IMMEDIATE")
-            connection.executemany("DELETE FROM files WHERE sha256 = ?", ((sha256,) for sha256 in sha256s))
+            connection.executemany("DELETE FROM pictures WHERE sha256 = ?", ((sha256,) for sha256 in sha256s))
             connection.execute("COMMIT")
             connection.execute("VACUUM")  # otherwise deleted data stay in the file's free pages
 
@@ -86,10 +105,11 @@ class FileIndex:
         with self._connect() as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.executemany(
-                "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     (
                         found.key,
+                        self._spec,
                         found.bytes,
                         found.mtime_ns,
                         facts.sha256,

@@ -5,8 +5,8 @@
 
 Threads read and hash each file, check its header, decode it and fill the cache. The order of the images is computed
 afterwards, because files that cannot be read have no index in it. A file with unchanged path, size and time is not read
-again: its facts are in an index beside the cache. Without a cache (`kresume plan`, `--cache off`) files are examined in
-the same way, so that the manifest does not depend on the cache; only the pixels are not kept.
+again at the same size: its facts are in an index beside the cache. Without a cache (`kresume plan`, `--cache off`) files
+are examined in the same way, so that the manifest does not depend on the cache; only the pixels are not kept.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def prepare(
     Raises:
         ImagesError: if images of a compressed archive do not fit into the cache, or if its index is damaged.
     """
-    index = open_index(cache.folder.parent, writes) if cache is not None else None
+    index = open_index(cache.folder.parent, spec, writes) if cache is not None else None
     cache = cache if writes and pixels else None
     remembered = dict(known or {})
     if index is not None:
