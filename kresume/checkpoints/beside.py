@@ -1,10 +1,10 @@
-"""Reads the JSON files beside a weights file: `model.json`, `optimizer.json`, `kresume.json`.
+"""Reads the JSON files beside a weights file: architecture, optimizer, loss and model card.
 
-    state = with_files_beside(state)      # the same arrays; architecture, optimizer, classes and step from the files
+    state = with_files_beside(state)      # the same arrays; architecture, optimizer, loss, classes and step from the files
 
 A `tf.train.Checkpoint` and a `.weights.h5` hold arrays only; kresume's exports write these files beside them.
 `model.json` is the model as `keras.saving.serialize_keras_object` or `to_json` writes it, `optimizer.json` the
-optimizer, `kresume.json` the model card.
+optimizer, `loss.json` the loss and its weight as in Keras's compile config, `kresume.json` the model card.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kresume.checkpoints import keras_2
-from kresume.checkpoints.keras_arrays import class_of, rate_of_schedule
+from kresume.checkpoints.keras_arrays import described, rate_of_schedule, unwrapped
 from kresume.checkpoints.keras_file import CARD
 from kresume.errors import CheckpointError
 from kresume.spelling import option
@@ -24,11 +24,13 @@ from kresume.storage.damage import interpreting
 from kresume.values.card import Card
 from kresume.values.state import SavedRate, TrainState
 
-ARCHITECTURE, OPTIMIZER = "model.json", "optimizer.json"
+ARCHITECTURE, OPTIMIZER, LOSS = "model.json", "optimizer.json", "loss.json"
+MARKS = {CARD: (), LOSS: ("loss",)}
+"""Keys that a file of ours has; the others hold an object of Keras."""
 
 
 def with_files_beside(state: TrainState) -> TrainState:
-    """Adds architecture, optimizer and model card from the files beside a checkpoint.
+    """Adds architecture, optimizer, loss and model card from the files beside a checkpoint.
 
     A checkpoint that holds its architecture is returned unchanged.
 
@@ -39,20 +41,21 @@ def with_files_beside(state: TrainState) -> TrainState:
         return state
     source = Path(state.source)
     folder = source if source.is_dir() else source.parent
-    model, optimizer, card = (_read(folder / name) for name in (ARCHITECTURE, OPTIMIZER, CARD))
+    model, optimizer, loss, card = (_read(folder / name) for name in (ARCHITECTURE, OPTIMIZER, LOSS, CARD))
     if model is None:
         return state
-    state = replace(state, architecture=keras_2.from_json(model, str(folder / ARCHITECTURE)))
+    architecture = keras_2.from_json(model, str(folder / ARCHITECTURE))
+    state = replace(state, architecture=architecture, compiled=loss or state.compiled)
     with interpreting(f"{folder / OPTIMIZER}, or {CARD} beside it,", CheckpointError):
         return _with_facts(state, optimizer, card)
 
 
 def _with_facts(state: TrainState, optimizer: Mapping[str, Any] | None, card: Mapping[str, Any] | None) -> TrainState:
     """Adds the optimizer's class and the model card."""
-    if optimizer is not None and state.optimizer is not None and state.optimizer.class_name is None:
-        config = dict(optimizer["config"])
-        state = replace(state, optimizer=replace(state.optimizer, class_name=class_of(optimizer), config=config))
-        rate = config.get("learning_rate")
+    saved, stored = unwrapped(optimizer), state.optimizer
+    if saved is not None and stored is not None and stored.class_name is None:
+        state = replace(state, optimizer=described(saved, stored.variables, stored.loss_scale))
+        rate = saved["config"].get("learning_rate")
         if isinstance(rate, Mapping):
             state = replace(state, rate=rate_of_schedule(rate))
     if card is not None:
@@ -74,4 +77,5 @@ def _read(path: Path) -> dict[str, Any] | None:
         raise CheckpointError(
             f"{path} cannot be read ({error}): restore it, or move it away and give {option('model', 'FILE.py:FUNCTION')}"
         ) from error
-    return value if isinstance(value, dict) and (path.name == CARD or "class_name" in value) else None
+    marks = MARKS.get(path.name, ("class_name",))
+    return value if isinstance(value, dict) and all(mark in value for mark in marks) else None

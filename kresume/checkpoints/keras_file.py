@@ -68,7 +68,7 @@ def read(path: str) -> TrainState:
 
 
 def read_architecture(path: str) -> dict[str, Any]:
-    """Reads only the `config.json` of a Keras archive.
+    """Reads only the architecture of a Keras archive, with its compile config, in Keras 3's form.
 
     Raises:
         CheckpointError: as `read` does.
@@ -76,9 +76,15 @@ def read_architecture(path: str) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             _check_members(archive, path)
-            return _object(archive.read(CONFIG) if CONFIG in archive.namelist() else None, CONFIG, path)
+            config, metadata = (
+                _object(archive.read(name) if name in archive.namelist() else None, name, path)
+                for name in (CONFIG, METADATA)
+            )
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
         raise CheckpointError(f"{path} is truncated or damaged ({error}), not a complete .keras archive") from error
+    if keras_2.is_keras_2(metadata.get("keras_version", "3")):
+        config, _ = _in_keras_3(config, config.get("compile_config"), path)
+    return config
 
 
 def _file(file: Path) -> bytes | None:

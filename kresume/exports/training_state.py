@@ -19,7 +19,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kresume.checkpoints.beside import ARCHITECTURE, OPTIMIZER
+from kresume.checkpoints.beside import ARCHITECTURE, LOSS, OPTIMIZER
 from kresume.checkpoints.keras_file import CARD
 from kresume.errors import ExportError, UsageError
 from kresume.evaluation.served import Prediction
@@ -28,6 +28,7 @@ from kresume.exports.samples import Samples
 from kresume.models import architecture, optimizers, own_counts, restore, saved_optimizer, schedules, slots
 from kresume.models.averages import use_averages
 from kresume.models.load import Loaded
+from kresume.models.saved_loss import live_entry
 from kresume.models.statistics import use_stored
 from kresume.runtimes.process import Answer, run_apart
 from kresume.spelling import option
@@ -163,12 +164,14 @@ def digest(variables: Iterable[Any]) -> str:
 
 
 def write_beside(loaded: Loaded, directory: Path, training: Training) -> None:
-    """Writes `model.json`, `optimizer.json` and `kresume.json`, which complete a file of arrays."""
+    """Writes the JSON files that complete a file of arrays; see `checkpoints/beside.py`."""
     text = json.dumps(architecture.serialize(training.model), indent=1)
     (directory / ARCHITECTURE).write_text(text, encoding="utf-8")
     if training.facts["optimizer"] is not None:
         text = json.dumps(keras.saving.serialize_keras_object(training.model.optimizer), indent=1)
         (directory / OPTIMIZER).write_text(text, encoding="utf-8")
+        loss = {"loss": live_entry(training.model.loss), "loss_weights": loaded.loss.weight}
+        (directory / LOSS).write_text(json.dumps(loss, indent=1), encoding="utf-8")
     card = loaded.card.as_dict() if loaded.named else {}
     (directory / CARD).write_text(json.dumps({**card, **position(loaded)}, indent=1), encoding="utf-8")
 

@@ -28,6 +28,7 @@ from kresume.models.new_head import new_head
 from kresume.models.own_code import call_function, innermost, is_function, last_line, run_files
 from kresume.models.precision import with_precision
 from kresume.models.pretrained import applications, untrained
+from kresume.models.recompile import compile_as
 from kresume.models.shapes import build_once
 from kresume.options.resolve import default_image_size
 from kresume.options.settings import DEFAULTS
@@ -58,7 +59,7 @@ def build_model(
         trust: run code that an architecture holds (Lambda layers).
 
     Returns:
-        A built model, compiled if the user's function compiles it.
+        A built model, compiled if the user's function compiles it or the file of `spec` holds a compiled model.
 
     Raises:
         ModelError: the model cannot be built; the message says what to give.
@@ -88,7 +89,10 @@ def build_model(
     if spec.startswith(HUB):
         return from_preset(spec.removeprefix(HUB), _required(num_classes, spec), image_size, weights=False)[0]
     if spec.endswith((".json", ".keras", ".h5", ".hdf5")) or saved_model.accepts(spec) or _is_file(spec):
-        return from_config(_architecture_of(Path(spec)), own, precision, trust, holder=spec)
+        config = _architecture_of(Path(spec))
+        model = from_config(config, own, precision, trust, holder=spec)
+        compile_as(model, config.get("compile_config"), own, fresh=state is None)
+        return model
     if is_function(spec):
         return _from_function(spec, num_classes, image_size)
     if near := difflib.get_close_matches(spec.lower(), names := {name.lower(): name for name in applications()}, 1):
@@ -216,6 +220,7 @@ def convnet(num_classes: int, image_size: tuple[int, int]) -> keras.Model:
 
 
 def _architecture_of(path: Path) -> Mapping[str, Any]:
+    """Reads the architecture that a file holds, with its compile config if it has one."""
     given = option("model", str(path))
     if saved_model.accepts(str(path)):
         inside = saved_model.read_architecture(str(path))
@@ -228,10 +233,10 @@ def _architecture_of(path: Path) -> Mapping[str, Any]:
     if kind == "keras-archive" or (kind is None and path.suffix == ".keras"):
         return keras_file.read_architecture(str(path))
     if kind == "hdf5" or (kind is None and path.suffix in {".h5", ".hdf5"}):
-        found = legacy_h5.read(str(path)).architecture if legacy_h5.accepts(str(path)) or kind is None else None
-        if found is None:
+        found = legacy_h5.read(str(path)) if legacy_h5.accepts(str(path)) or kind is None else None
+        if found is None or found.architecture is None:
             raise ModelError(f"{given} holds weights, but no architecture")
-        return found
+        return {**found.architecture, "compile_config": found.compiled}
     if kind is not None:
         raise ModelError(f"{given} holds variables, but no architecture ({kind}): give it as {option('from')}")
     try:

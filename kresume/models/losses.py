@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -154,8 +155,10 @@ def _metrics(saved: Any) -> list[tuple[str, str]]:
 
 
 def compiled_by_function(model: keras.Model) -> Mapping[str, Any] | None:
-    """Returns the compile config of a model from a user's function; None if uncompiled."""
-    config: Mapping[str, Any] | None = model.get_compile_config() if model.compiled else None
+    """Returns the compile config of a model from a user's function or file; None if uncompiled."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The object being serialized includes a `lambda`")  # it is not stored
+        config: Mapping[str, Any] | None = model.get_compile_config() if model.compiled else None
     return config
 
 
@@ -186,9 +189,10 @@ def choose_loss(
     """
     count, outputs, code = output_count(model), read_outputs(model), code or OwnCode()
     default = task_of_outputs(count).default_loss
-    entry, reason = find_loss(saved), "the checkpoint's"
+    entry, reason, weights = find_loss(saved), "the checkpoint's", (saved or {}).get("loss_weights")
     if entry is None and model.compiled:
         entry, reason = live_entry(model.loss), "as --model compiles it"
+        weights = (compiled_by_function(model) or {}).get("loss_weights")
     if requested is not None:
         if requested not in LOSSES:
             raise UsageError(f"{option('loss', requested)}: kresume trains classifiers with one of {', '.join(LOSSES)}")
@@ -205,7 +209,7 @@ def choose_loss(
             if trains:
                 raise
             choice = replace(_by_kind(default, outputs, "in place of the checkpoint's"), lost=str(error))
-        choice = _weighed(choice, (saved or {}).get("loss_weights"))
+        choice = _weighed(choice, weights)
     return _for_mixed_labels(choice) if soft_labels else choice
 
 
@@ -301,7 +305,7 @@ def _own(entry: Any, reason: str, model: keras.Model, count: int, outputs: Outpu
 
 
 def _weighed(choice: LossChoice, weights: Any) -> LossChoice:
-    """Returns the choice with the weight from the checkpoint's `loss_weights`."""
+    """Returns the choice with the weight that `loss_weights` gives."""
     found = list(weights.values()) if isinstance(weights, Mapping) else weights
     found = list(found) if isinstance(found, (list, tuple)) else [found]
     if not found or not isinstance(found[0], (int, float)) or isinstance(found[0], bool):

@@ -25,6 +25,22 @@ TRIED = 6
 """Largest number of classes on which a loss is tried."""
 
 
+class RecordedLoss(keras.losses.Loss):  # type: ignore[misc]  # keras is untyped
+    """Stands for the loss of a compile config in a compiled model, until `make_loss` creates it.
+
+    Attributes:
+        entry: result of `find_loss`.
+    """
+
+    def __init__(self, entry: Any) -> None:
+        super().__init__(name="recorded")
+        self.entry = entry
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """Raises, because the loss that trains is created from the entry."""
+        raise NotImplementedError("a recorded loss is replaced before a training")
+
+
 def find_loss(saved: Mapping[str, Any] | None) -> Any:
     """Returns a compile config's single loss; None if absent or chosen by the labels."""
     loss: Any = (saved or {}).get("loss")
@@ -39,6 +55,8 @@ def find_loss(saved: Mapping[str, Any] | None) -> Any:
 
 def live_entry(loss: Any) -> Any:
     """Serializes a compiled model's loss the way a compile config holds it."""
+    if isinstance(loss, RecordedLoss):
+        return loss.entry
     if isinstance(loss, (list, tuple, Mapping)):
         loss = find_loss({"loss": loss})
     if loss is None or isinstance(loss, (str, Mapping)):

@@ -98,6 +98,34 @@ def test_a_training_goes_through_the_formats_bit_for_bit(tmp_path, images):
     assert_same_bytes(arrays, stored)
 
 
+LOSSES = {
+    "label smoothing": (keras.losses.CategoricalCrossentropy(label_smoothing=0.1), None),
+    "focal": (keras.losses.CategoricalFocalCrossentropy(alpha=0.4, gamma=1.5), None),
+    "a name": ("sparse_categorical_crossentropy", None),
+    "weighed": (keras.losses.SparseCategoricalCrossentropy(ignore_class=0), [0.5]),
+    "no cross-entropy": (keras.losses.MeanSquaredError(), None),
+}
+
+
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize("name", ["keras", "tf-checkpoint", "weights-h5"])
+@pytest.mark.parametrize("case", LOSSES)
+def test_a_training_format_holds_the_loss(tmp_path, name, case):
+    """Training goes on with the checkpoint's loss, its settings and its weight, from each of the formats."""
+    loss, weight = LOSSES[case]
+    layers = [keras.layers.Rescaling(1 / 255), keras.layers.Flatten(), keras.layers.Dense(3, activation="softmax")]
+    model = keras.Sequential([keras.Input((4, 4, 3)), *layers])
+    model.compile(keras.optimizers.SGD(0.01), loss, loss_weights=weight)
+    model.optimizer.build(model.trainable_variables)
+    model.save(tmp_path / "first.keras")
+    folder = writable(name, tmp_path / "first.keras", tmp_path / "out")
+    before, after = (load(Subject(str(path), classes=CLASSES)).loss for path in (tmp_path / "first.keras", folder))
+    assert after.as_dict() == before.as_dict()
+    made = [each.keras_loss() for each in (before, after)]
+    assert type(made[0]) is type(made[1])
+    assert made[0].get_config() == made[1].get_config()
+
+
 def test_averages_stay_where_training_left_them(tmp_path, images):
     """A checkpoint with EMA is converted raw, with its averages as optimizer variables; scores use them."""
     first = trained(tmp_path / "first.keras", images, ema=True)

@@ -21,7 +21,9 @@ OTHERS = {
     "cropped": DecodeSpec(12, 12, "crop"),
     "nearest": DecodeSpec(12, 12, interpolation="nearest"),
 }
-COLUMNS = "bytes INTEGER, mtime_ns INTEGER, sha256 TEXT, width INTEGER, height INTEGER, format TEXT, phash TEXT, thumb BLOB"
+COLUMNS = (
+    "bytes INTEGER, mtime_ns INTEGER, sha256 TEXT, width INTEGER, height INTEGER, format TEXT, phash TEXT, thumb BLOB"
+)
 
 
 @pytest.fixture
