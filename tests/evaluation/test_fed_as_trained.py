@@ -170,6 +170,32 @@ def test_moving_averages_that_trail_choose_no_other_scale(tmp_path, quiet):
 
 
 @pytest.mark.one_backend(trains=True)
+def test_moving_averages_that_trail_hide_no_other_order(painted, quiet, tmp_path):
+    """A short training gives few of its classes with its moving averages, and knows them all the same.
+
+    Its statistics are recomputed to find the order, as they are to score it.
+    """
+    keras.utils.set_random_seed(1)
+    layers = keras.layers
+    body = [layers.Rescaling(1 / 255), layers.Conv2D(8, 3, use_bias=False), layers.BatchNormalization(momentum=0.9999)]
+    body += [layers.ReLU(), layers.GlobalAveragePooling2D(), layers.BatchNormalization(momentum=0.9999)]
+    head = layers.Dense(len(CLASSES), activation="softmax")
+    model = keras.Sequential([keras.Input((SIDE, SIDE, 3)), *body, head])
+    model.compile(keras.optimizers.Adam(0.05), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    pictures = np.stack([paint(name, 1000 + seed) for name in CLASSES for seed in range(20)])
+    places = np.repeat(np.arange(len(CLASSES))[::-1], 20)  # the outputs are in the reverse order of the names
+    model.fit(pictures, places, epochs=15, verbose=0)
+    assert len(np.unique(model.predict(pictures, verbose=0).argmax(-1))) <= 2  # of five classes, with moving averages
+    model.save(tmp_path / "early.keras")
+    arguments = {"data": [str(painted)], "epochs": 1, "cache": "off", "interpolation": "area"}
+    with pytest.raises(UsageError, match=r"give --classes sky,rust,ink,fire,coal"):
+        make_plan(from_arguments(str(tmp_path / "early.keras"), arguments), quiet)
+    arguments["classes"] = ",".join(CLASSES[::-1])
+    plan = make_plan(from_arguments(str(tmp_path / "early.keras"), arguments), quiet)
+    assert "no better than chance" not in str(plan)
+
+
+@pytest.mark.one_backend(trains=True)
 def test_any_other_statistics_are_said(trained, painted, quiet):
     """`mean=…,std=…[,bgr]` is used as given, in training as in the plan."""
     said = "mean=0.2,0.5,0.4,std=0.3,bgr"
