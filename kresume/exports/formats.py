@@ -126,6 +126,12 @@ def check_options(exporter: Exporter, job: Job) -> None:
         if field_name not in always and field_name not in exporter.options and value != getattr(default, field_name):
             given, format_ = option(field_name.replace("_", "-"), value), option("format", job.format)
             raise UsageError(f"{given} does not apply to {format_}: leave it out")
+    for name in ("top_k", "embeddings") if job.like is not None else ():
+        if getattr(job, name) != getattr(default, name):
+            given = option(name.replace("_", "-"), getattr(job, name))
+            raise UsageError(
+                f"{option('like', job.like)} keeps the signatures of the old model, so {given} has no place: leave it out"
+            )
     if job.like_pixels is not None and job.like is None:
         raise UsageError(f"{option('like-pixels')} names what the clients of {option('like')} send: give both")
     if job.like_pixels is not None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from kresume.errors import ExportError
+from kresume.errors import ExportError, UsageError
 from kresume.evaluation.served import Prediction, predict_saved_model
 from kresume.exports import like, warmup
 from kresume.exports.graph import Served
@@ -21,6 +21,7 @@ from kresume.exports.samples import Samples
 from kresume.images.inputs import to_input
 from kresume.models.load import Loaded
 from kresume.runtimes.signatures import DEFAULT, LABELS, Input, Output, Signature, read_raw, read_signatures
+from kresume.spelling import option
 from kresume.tasks.binary import BINARY, graph_single
 from kresume.tasks.task import Head
 
@@ -43,7 +44,7 @@ def write(loaded: Loaded, directory: Path, job: Job) -> dict[str, Any]:
 
     Raises:
         ExportError: the written signatures differ from the requested ones.
-        KresumeError: `--like` or `--embeddings` is impossible with this model.
+        KresumeError: `--like`, `--embeddings` or `--on-bad-image flag` is impossible with this model.
     """
     import tensorflow as tf
 
@@ -61,6 +62,11 @@ def write(loaded: Loaded, directory: Path, job: Job) -> dict[str, Any]:
         logits=job.like_logits,
     )
     wanted = like.signatures(Path(job.like), served) if job.like else signatures(served, job)
+    if job.like and job.on_bad_image == "flag" and not any(each.output("error") for each in wanted.values()):
+        raise UsageError(
+            f"{option('like', job.like)} keeps the outputs of the old model, which has none named `error`: leave "
+            f"{option('on-bad-image', 'flag')} out, so that a bad image fails its request"
+        )
     functions = {name: _function(served, signature) for name, signature in wanted.items()}
     module = tf.Module()
     module.held = list({id(v): v for function in functions.values() for v in function.graph.variables}.values())

@@ -557,6 +557,12 @@ def test_destinations(place, tmp_path):
         export(run, run.path)
     with pytest.raises(UsageError, match="quantize='int8' does not apply to format='saved-model'"):
         export(run, tmp_path / "x", quantize="int8")
+    old = folder / "serving" / "shapes" / "1"
+    for asked in ({"top_k": 2}, {"embeddings": True}):
+        with pytest.raises(UsageError, match="keeps the signatures of the old model, so .* has no place"):
+            export(run, tmp_path / "x", like=old, **asked)
+    with pytest.raises(UsageError, match="has none named `error`: leave on_bad_image='flag' out"):
+        export(run, tmp_path / "x", like=old, on_bad_image="flag")
     with pytest.raises(UsageError, match="version= and prune_keep= apply to saved-model only"):
         export(run, tmp_path / "x", format="keras", version=3)
     (tmp_path / "full").mkdir()
