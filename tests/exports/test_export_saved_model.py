@@ -559,7 +559,7 @@ def test_destinations(place, tmp_path):
         export(run, tmp_path / "x", quantize="int8")
     old = folder / "serving" / "shapes" / "1"
     for asked in ({"top_k": 2}, {"embeddings": True}):
-        with pytest.raises(UsageError, match="keeps the signatures of the old model, so .* has no place"):
+        with pytest.raises(UsageError, match=r"keeps the signatures of the old model, so .* has no place"):
             export(run, tmp_path / "x", like=old, **asked)
     with pytest.raises(UsageError, match="has none named `error`: leave on_bad_image='flag' out"):
         export(run, tmp_path / "x", like=old, on_bad_image="flag")
