@@ -25,6 +25,7 @@ from kresume.images.manifest import LOCATION, TRAIN, VAL, Manifest, ordered, sch
 from kresume.images.prepare import Image, Prepared
 from kresume.images.sources.found import Found
 from kresume.images.splits import Leak, decide_splits
+from kresume.spelling import option
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -147,6 +148,7 @@ def merge(
     both = _given_for_both(given, inverse, rows, parent, left_out)
     notes += labels.notes(on_conflict)
     notes += _describe_both(both)
+    notes += _describe_unrecorded(newcomers, generation) if parent is not None else []
     merged = Manifest.from_table(table, tuple(classes))
     notes += _describe_absent(merged)
     facts = MergeFacts(
@@ -163,6 +165,18 @@ def merge(
         undecided=labels.undecided,
     )
     return Merge(merged, facts)
+
+
+def _describe_unrecorded(newcomers: Sequence[dict[str, Any]], generation: int) -> list[str]:
+    """Returns a note on images that were given as old ones, which the parent does not have."""
+    count = sum(row["origin"] < generation for row in newcomers if row["side"] is not None)
+    if not count:
+        return []
+    return [
+        f"{count:,} image{'s' if count > 1 else ''} of {option('data')} {'are' if count > 1 else 'is'} not among those that "
+        f"the parent was trained or scored on, and count{'' if count > 1 else 's'} as old all the same: {option('add')} would "
+        "count them as new"
+    ]
 
 
 def _describe_absent(merged: Manifest) -> list[str]:

@@ -294,6 +294,20 @@ def test_the_search_finds_what_comparing_each_with_each_finds(seed, fresh, old):
 
 
 @pytest.mark.one_backend
+def test_images_that_the_parent_lacks_are_named_where_they_count_as_old(pictures, quiet):
+    """`--data` says that images are old. Those that a run never had count as such, and a note says so."""
+    old, new = (list_images([pictures / name], quiet).files for name in ("old", "new"))
+    first = merged(quiet, data=pictures / "old", classes=CLASSES).manifest
+    options = {"classes": CLASSES, "val_split": None, "generation": 1}
+    for data, add, count in (((*old, *new), None, 18), (old, new, 0), ((*old, new[0]), None, 1), (None, new, 0)):
+        parts = [prepare(files, SPEC, None, quiet) if files is not None else None for files in (data, add)]
+        result = merging.merge(first, *parts, None, **options)
+        assert (result.manifest.origins < 1).sum() == 24 + count
+        said = [note for note in result.facts.notes if "the parent was trained or scored on" in note]
+        assert [note.split()[0] for note in said] == ([str(count)] if count else [])
+
+
+@pytest.mark.one_backend
 def test_similar_photographs_are_not_taken_for_copies(real_data, quiet):
     """Among 1,473 similar photographs of hands, no two different pictures are near."""
     from kresume.images.near import thumb_array
