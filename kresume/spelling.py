@@ -1,4 +1,4 @@
-"""Formats options in messages as the user writes them, as flags or Python arguments, and sizes.
+"""Formats options in messages as the user writes them, as flags or Python arguments; counts and sizes.
 
     raise UsageError(f"{option('mix', mix)}: give concat or OLD:NEW")   # --mix 1:1, or mix='1:1'
 
@@ -67,6 +67,20 @@ def spelled(speller: Speller) -> Iterator[None]:
         yield
     finally:
         _speller.reset(before)
+
+
+def counted(count: int, noun: str, one: str = "", many: str = "") -> str:
+    """Formats a count with its noun, and a verb if given: `"1 image"`, `"2,000 images have"`.
+
+    Args:
+        count: how many.
+        noun: what, for one of them.
+        one: the verb for one.
+        many: the verb for several.
+    """
+    words = f"{count:,} {noun if count == 1 else noun + ('es' if noun.endswith('s') else 's')}"
+    verb = one if count == 1 else many
+    return f"{words} {verb}" if verb else words
 
 
 def in_bytes(count: float) -> str:

@@ -35,7 +35,7 @@ from kresume.images.reader import PictureReader
 from kresume.images.sources import Listing
 from kresume.images.tf_data import READERS, THREADS, without_autotuner
 from kresume.reporter import Reporter
-from kresume.spelling import Value, as_argument, spelled
+from kresume.spelling import Value, as_argument, counted, spelled
 from kresume.values.decode_spec import DecodeSpec
 
 LABEL_MODES = ("int", "categorical", "binary", None)
@@ -287,8 +287,10 @@ def _manifest(
     if not len(merge.manifest.train_rows()):
         raise ImagesError(f"no training images in {', '.join(given)}")
     reporter.say(
-        f"{len(merge.manifest):,} images of {len(classes)} classes, {len(merge.manifest.train_rows()):,} for training; "
-        f"{merge.facts.duplicates:,} duplicates counted once, {len(collected.quarantine):,} files cannot be used"
+        f"{counted(len(merge.manifest), 'image')} of {counted(len(classes), 'class')}, "
+        f"{len(merge.manifest.train_rows()):,} for training; "
+        f"{counted(merge.facts.duplicates, 'duplicate')} counted once, "
+        f"{counted(len(collected.quarantine), 'file')} cannot be used"
     )
     for row in collected.quarantine:
         reporter.say(f"cannot be used: {row.path}: {row.reason}")

@@ -20,6 +20,7 @@ from kresume.images.cache import Cache
 from kresume.images.manifest import Manifest
 from kresume.images.order import Order
 from kresume.images.reader import PictureReader
+from kresume.spelling import counted
 from kresume.values.decode_spec import DecodeSpec
 
 
@@ -157,7 +158,7 @@ class ImageStream(Stream):
         self._lists = [*(item for item in lists if item[0] < begins), (begins, self.manifest)]
         if self._lists[0][0] > epoch:  # no batch of the old list is left
             self._lists[0] = (epoch, self._lists[0][1])
-        return f"{before:,} images before, {after:,} now: the new list is used from epoch {begins + 1} on"
+        return f"{counted(before, 'image')} before, {after:,} now: the new list is used from epoch {begins + 1} on"
 
 
 def _list_path(folder: Path, digest: str) -> Path:

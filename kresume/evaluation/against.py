@@ -29,7 +29,7 @@ from kresume.images.reader import PictureReader, as_files
 from kresume.models.load import Loaded, Subject
 from kresume.reporter import Reporter
 from kresume.runtimes.signatures import Signature, read_signatures
-from kresume.spelling import option
+from kresume.spelling import counted, option
 from kresume.tasks.one_class import as_shares
 from kresume.tasks.single_label import SINGLE_LABEL
 from kresume.tasks.task import Head, Task
@@ -161,7 +161,10 @@ def _served(served: Served, manifest: Manifest, reporter: Reporter) -> Predicted
     if prediction.failed:
         row, reason = next(iter(prediction.failed.items()))
         path = manifest.found(np.array([row]))[0].name
-        notes.append(f"{len(prediction.failed):,} images that it could not read count as wrong ({path}: {reason})")
+        notes.append(
+            f"{counted(len(prediction.failed), 'image')} that it could not read "
+            f"{'counts' if len(prediction.failed) == 1 else 'count'} as wrong ({path}: {reason})"
+        )
     probabilities = prediction.scores
     alone = probabilities is None
     if probabilities is None:

@@ -30,7 +30,7 @@ from kresume.models.load import Subject
 from kresume.options.settings import DEFAULTS, MIN_SCORE
 from kresume.reporter import Reporter
 from kresume.runs import Run
-from kresume.spelling import as_argument, option, spelled
+from kresume.spelling import as_argument, counted, option, spelled
 
 NAMED = 10
 """Unreadable files that the summary names; every one has a row with the reason."""
@@ -65,7 +65,7 @@ class Predictions:
     @property
     def summary(self) -> tuple[str, ...]:
         """Returns what the command says at its end, in lines."""
-        lines = [*self.notes, f"{self.images:,} pictures predicted by {self.model}"]
+        lines = [*self.notes, f"{counted(self.images, 'picture')} predicted by {self.model}"]
         lines += [f"cannot be read: {path}: {reason}" for path, reason in self.unreadable]
         if self.failures > len(self.unreadable):
             lines.append(f"… and {self.failures - len(self.unreadable):,} more; each has a row with the reason")

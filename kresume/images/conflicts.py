@@ -20,7 +20,7 @@ from kresume.images.manifest import LOCATION, Manifest
 from kresume.images.prepare import Image
 from kresume.images.sources.found import ONE_LABEL, STREAM_CODINGS, key_of
 from kresume.images.sources.tables import is_there
-from kresume.spelling import option
+from kresume.spelling import counted, option
 from kresume.storage import locations
 
 OnConflict = Literal["quarantine", "old", "new"]
@@ -84,19 +84,23 @@ class Labels:
                 else f" ({option('on-conflict', on_conflict)} cannot tell which label is older)"
             )
             notes.append(
-                f"{len(self.left_out):,} images have two labels and are left out{within}; the first is {path} "
+                f"{counted(len(self.left_out), 'image', 'has', 'have')} two labels and "
+                f"{'is' if len(self.left_out) == 1 else 'are'} left out{within}; the first is {path} "
                 f"({label} and {other}): {ONE_LABEL}"
             )
         left_out = set(self.undecided)
         if decided := [each for each in self.conflicts if each not in left_out]:
             path, label, other = decided[0]
             notes.append(
-                f"{len(decided):,} files have two labels, the {on_conflict} one is used; the first is {path} "
+                f"{counted(len(decided), 'file', 'has', 'have')} two labels, the {on_conflict} one is used; the "
+                f"first is {path} "
                 f"({label} and {other})"
             )
         if self.relabels:
             path, before, now = self.relabels[0]
-            notes.append(f"{len(self.relabels):,} images have a new label; the first is {path} ({before} -> {now})")
+            notes.append(
+                f"{counted(len(self.relabels), 'image', 'has', 'have')} a new label; the first is {path} ({before} -> {now})"
+            )
         return notes
 
 

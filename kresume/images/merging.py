@@ -25,7 +25,7 @@ from kresume.images.manifest import LOCATION, TRAIN, VAL, Manifest, ordered, sch
 from kresume.images.prepare import Image, Prepared
 from kresume.images.sources.found import Found
 from kresume.images.splits import Leak, decide_splits
-from kresume.spelling import option
+from kresume.spelling import counted, option
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -173,9 +173,8 @@ def _describe_unrecorded(newcomers: Sequence[dict[str, Any]], generation: int) -
     if not count:
         return []
     return [
-        f"{count:,} image{'s' if count > 1 else ''} of {option('data')} {'are' if count > 1 else 'is'} not among those that "
-        f"the parent was trained or scored on, and count{'' if count > 1 else 's'} as old all the same: {option('add')} would "
-        "count them as new"
+        f"{counted(count, 'image')} of {option('data')}, not among those that the parent was trained or scored on, "
+        f"{'counts' if count == 1 else 'count'} as old all the same; with {option('add')}, as new"
     ]
 
 
@@ -249,11 +248,11 @@ def _given_for_both(
 def _describe_both(both: Sequence[tuple[str, str, str]]) -> list[str]:
     notes = []
     for outcome, text in (
-        ("validates", "were given for training and for validation: they are used for validation"),
-        ("trains", "were given for validation, but are recorded as training images: they are still used for training"),
+        ("validates", "given for training and for validation, used for validation"),
+        ("trains", "given for validation, but recorded for training, and still used for training"),
     ):
         if named := [path for path, _, became in both if became == outcome]:
-            notes.append(f"{len(named):,} images {text}; the first is {named[0]}")
+            notes.append(f"{counted(len(named), 'image')}: {text}; the first is {named[0]}")
     return notes
 
 

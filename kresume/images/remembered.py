@@ -23,7 +23,7 @@ from kresume.images.manifest import Manifest
 from kresume.images.prepare import prepare
 from kresume.images.sources.found import key_of
 from kresume.reporter import Reporter
-from kresume.spelling import option
+from kresume.spelling import counted, option
 from kresume.storage import locations
 from kresume.values.decode_spec import DecodeSpec
 
@@ -109,7 +109,8 @@ def _settled(
         ]
     today = f"; {option('data')} with the old folder trains on what it holds now" if replaced else ""
     raise ImagesError(
-        f"{len(missing):,} images of {parent} are {what}, the first is {first} ({cached:,} of them are in the cache): "
+        f"{counted(len(missing), 'image')} of {parent} {'is' if len(missing) == 1 else 'are'} {what}, the first "
+        f"is {first} ({cached:,} of them are in the cache): "
         f"restore them, give their current location with {option('remap', 'OLD=NEW')} or {option('data')}, or give "
         f"{option('on-missing', 'drop')}{'' if policy == 'cache' else ' or ' + option('on-missing', 'cache')}{today}"
     )

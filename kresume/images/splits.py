@@ -19,7 +19,7 @@ import numpy as np
 
 from kresume.images.manifest import TRAIN, VAL
 from kresume.images.near import near_pairs, thumb_array
-from kresume.spelling import option
+from kresume.spelling import counted, option
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -286,20 +286,21 @@ def _describe_labels(near: Sequence[tuple[str, str, str, str]]) -> list[str]:
         return []
     path, label, other, its_label = near[0]
     return [
-        f"{len(near):,} images look like one with another label: one of the two labels is probably wrong; the first is {path} "
+        f"{counted(len(near), 'image', 'looks', 'look')} like one with another label: one of the two labels is "
+        f"probably wrong; the first is {path} "
         f"({label}), near {other} ({its_label}). `kresume data check` lists them"
     ]
 
 
 def _describe(leaks: Sequence[Leak]) -> list[str]:
     words = {
-        "validates": "would be used for training, but are near-duplicates of validation images: moved to validation",
-        "trains": "were given for validation, but are near-duplicates of recorded training images: used for training",
-        "left out": "are near-duplicates of both a training and a validation image: left out",
+        "validates": "near-duplicates of validation images, moved to validation",
+        "trains": "given for validation, but near-duplicates of recorded training images, and used for training",
+        "left out": "near-duplicates of both a training and a validation image, left out",
     }
     notes = []
     for outcome, text in words.items():
         these = [leak for leak in leaks if leak.outcome == outcome]
         if these:
-            notes.append(f"{len(these):,} images {text}; the first is {these[0].path} (near {these[0].near})")
+            notes.append(f"{counted(len(these), 'image')}: {text}; the first is {these[0].path} (near {these[0].near})")
     return notes

@@ -30,7 +30,7 @@ from kresume.images.near import near_pairs, thumb_array
 from kresume.images.scans import manifest_of
 from kresume.images.sources import Quarantined
 from kresume.reporter import Reporter
-from kresume.spelling import in_bytes
+from kresume.spelling import counted, in_bytes
 from kresume.values.decode_spec import DecodeSpec
 
 COMPARED_SIZE = 64
@@ -103,7 +103,9 @@ def scan(
     merged = merge(against, None, images, validating, classes=classes, val_split=None, generation=generation)
     if not len(merged.manifest):
         first = f", the first is {quarantine[0].path}: {quarantine[0].reason}" if quarantine else ""
-        raise ImagesError(f"{', '.join(paths)}: no usable images ({len(quarantine):,} files cannot be used{first})")
+        raise ImagesError(
+            f"{', '.join(paths)}: no usable images ({counted(len(quarantine), 'file')} cannot be used{first})"
+        )
     decided = {
         image.facts.sha256 for each in (images, validating) if each for image in each.images if image.found.split
     }
@@ -206,7 +208,9 @@ class Summary:
         )
         heads = [split if len({o for o, _ in columns}) == 1 else f"{origin} {split}" for origin, split in columns]
         width = max(len("class"), *(len(name) for name in self.counts))
-        lines = [f"{self.images:,} images of {len(self.counts)} classes in {', '.join(self.sources)}"]
+        lines = [
+            f"{counted(self.images, 'image')} of {counted(len(self.counts), 'class')} in {', '.join(self.sources)}"
+        ]
         lines.append("  ".join([f"{'class':<{width}}", f"{'images':>9}", *(f"{head:>13}" for head in heads)]))
         for name, by in self.counts.items():
             cells = [by.get(origin, {}).get(split, 0) for origin, split in columns]

@@ -24,7 +24,7 @@ from kresume.images.scans import remembered
 from kresume.options.resolve import from_arguments
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
-from kresume.spelling import as_argument, spelled
+from kresume.spelling import as_argument, counted, spelled
 from kresume.staging import stage as staging
 from kresume.staging.fetch import here
 from kresume.staging.stage import Stage
@@ -161,7 +161,8 @@ def _remind(run: runs.Run, config: TrainConfig, reporter: Reporter) -> None:
         came = came_since(config, remembered(run.path), before, reporter)
     if came:
         reporter.say(
-            f"{came:,} new pictures were found since this run began: it continues with the images that it recorded. To train "
+            f"{counted(came, 'new picture', 'was', 'were')} found since this run began: it continues with the "
+            f"images that it recorded. To train "
             f"on the new ones, extend it: kresume train --from {shlex.quote(str(run.path))} --add FOLDER (or now, with --watch)"
         )
 

@@ -102,11 +102,10 @@ def test_what_is_decided_and_what_is_left_out_are_told_apart(doubled, quiet, pol
     assert len(facts.undecided) == left_out
     assert "zz.png" in {os.path.basename(path) for path, _, _ in facts.undecided}
     told = [note for note in facts.notes if "two labels" in note]
-    assert told[0].startswith(f"{left_out} images have two labels and are left out")
+    words = "image has two labels and is" if left_out == 1 else "images have two labels and are"
+    assert told[0].startswith(f"{left_out} {words} left out")
     assert facts.undecided[0][0] in told[0]
-    assert [f"1 files have two labels, the {policy} one is used" in note for note in told[1:]] == [True] * (
-        2 - left_out
-    )
+    assert [f"1 file has two labels, the {policy} one is used" in note for note in told[1:]] == [True] * (2 - left_out)
 
 
 @pytest.mark.one_backend
@@ -232,7 +231,7 @@ def test_a_near_duplicate_with_another_label_is_named(tmp_path, quiet, how):
     if how == "same label":
         assert named == []
     else:
-        assert "1 images look like one with another label" in named[0]
+        assert "1 image looks like one with another label" in named[0]
         assert "0.jpg" in named[0]
         assert "again.jpg" in named[0]
 
@@ -407,7 +406,7 @@ def test_a_copy_that_validates_keeps_the_image_out_of_training(tmp_path, quiet):
         shutil.copy(file, tmp_path / "in" / "train" / "a" / f"copy{number}.jpg")
     merge = merged(quiet, data=tmp_path / "in")
     assert np.bincount(merge.manifest.is_val).tolist() == [16, 6]
-    assert any(note.startswith("3 images were given for training and for validation") for note in merge.facts.notes)
+    assert any(note.startswith("3 images: given for training and for validation") for note in merge.facts.notes)
     shutil.copytree(tmp_path / "in" / "train", tmp_path / "first")
     shutil.copytree(tmp_path / "in" / "val", tmp_path / "second" / "val")
     write_photos(tmp_path / "second" / "train", 1, 300)

@@ -100,7 +100,7 @@ def test_a_remembered_image_is_the_recorded_one_or_missing(tmp_path, quiet, kind
         )
         assert again.read == 0
         return
-    with pytest.raises(ImagesError, match=r"images of runs/1 are missing.*--remap OLD=NEW") as raised:
+    with pytest.raises(ImagesError, match=r"images? of runs/1 (is|are) missing.*--remap OLD=NEW") as raised:
         without_missing(table, SPEC, here, quiet, "error", "runs/1")
     assert ("overwritten" in str(raised.value)) == (happened != "gone")
     dropped, notes = without_missing(table, SPEC, here, quiet, "drop", "runs/1")
@@ -125,7 +125,7 @@ def test_a_copied_folder_is_read_once_and_then_known(tmp_path, quiet, kind):
     table = merging.merge(None, prepared, None, None, classes=AB, val_split=None, generation=0).manifest
     shutil.copytree(tmp_path / "before", tmp_path / "after", copy_function=shutil.copyfile)
     shutil.rmtree(tmp_path / "before")
-    with pytest.raises(ImagesError, match=rf"{COUNT} images of runs/1 are missing, the first"):
+    with pytest.raises(ImagesError, match=rf"{COUNT} images? of runs/1 (is|are) missing, the first"):
         without_missing(table, SPEC, None, quiet, "error", "runs/1")
     moved = corrections.remap(table, [f"{tmp_path / 'before'}={tmp_path / 'after'}"])
     kept, notes = without_missing(moved, SPEC, Cache.open(SPEC, tmp_path / "cache"), quiet, "error", "runs/1")
@@ -143,11 +143,11 @@ def test_a_file_with_another_picture_is_not_the_recorded_one(tmp_path, quiet):
     Image.new("RGB", (20, 20), "blue").save(second)
     images = prepare(list_images([tmp_path / "old"], quiet).files, SPEC, None, quiet).images
     now = {image.found.key: image.facts.sha256 for image in images}
-    with pytest.raises(ImagesError, match=r"1 images of runs/1 are missing \(1 of them overwritten\).*--data with the"):
+    with pytest.raises(ImagesError, match=r"1 image of runs/1 is missing \(1 of them overwritten\).*--data with the"):
         without_missing(table, SPEC, None, quiet, "error", "runs/1", given=now)
     kept, _ = without_missing(table, SPEC, None, quiet, "drop", "runs/1", given=now)
     assert len(kept) == 7
-    with pytest.raises(ImagesError, match=r"2 images of runs/1 are missing \(2 of them overwritten\)"):
+    with pytest.raises(ImagesError, match=r"2 images? of runs/1 (is|are) missing \(2 of them overwritten\)"):
         without_missing(table, SPEC, None, quiet, "error", "runs/1")
     assert without_missing(table, SPEC, None, quiet, "error", "runs/1", {str(first), str(second)})[1] == []
 
@@ -162,5 +162,5 @@ def test_a_link_to_nowhere_is_a_missing_image(tmp_path, quiet):
     table = merging.merge(None, prepared, None, None, classes=AB, val_split=None, generation=0).manifest
     assert without_missing(table, SPEC, None, quiet, "error", "runs/1")[1] == []
     (tmp_path / "kept" / "a" / "0.png").unlink()
-    with pytest.raises(ImagesError, match="1 images of runs/1 are missing, the first"):
+    with pytest.raises(ImagesError, match="1 image of runs/1 is missing, the first"):
         without_missing(table, SPEC, None, quiet, "error", "runs/1")

@@ -715,7 +715,7 @@ def test_a_packed_archive_needs_the_cache_and_strict_needs_every_file(tmp_path, 
     with pytest.raises(ImagesError, match="leave --cache off out"):
         run_training(out=str(tmp_path / "1"), data=[str(archive)], cache="off", **TINY)
     (tmp_path / "old" / "circle" / "broken.png").write_bytes(b"x")
-    with pytest.raises(ImagesError, match=r"--strict-images: 1 files cannot be used, the first is .*broken.png"):
+    with pytest.raises(ImagesError, match=r"--strict-images: 1 file cannot be used, the first is .*broken.png"):
         run_training(out=str(tmp_path / "1"), data=[str(tmp_path / "old")], strict_images=True, **TINY)
 
 

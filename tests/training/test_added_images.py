@@ -332,9 +332,7 @@ def test_nothing_new_says_what_could_not_be_used(workplace):
     inbox = workplace / "inbox"
     write_pictures(inbox, 2, 0)  # known
     (inbox / "circle" / "broken.png").write_bytes(b"<!DOCTYPE html>")
-    with pytest.raises(
-        NothingNew, match=r"nothing new that can be used: 6 images .*1 files cannot be used.*broken.png"
-    ):
+    with pytest.raises(NothingNew, match=r"nothing new that can be used: 6 images .*1 file cannot be used.*broken.png"):
         run_training("runs", add=["inbox"], epochs=1)
     (inbox / "circle" / "broken.png").unlink()
     shutil.copy(workplace / "old" / "circle" / "3.png", inbox / "square" / "moved.png")
@@ -360,7 +358,7 @@ def test_what_was_dropped_does_not_come_back(workplace):
         run_training("runs", add=["inbox", "old"], epochs=1)
     write_pictures(workplace / "inbox", 1, 500)
     plan = kresume.plan("runs", add=["inbox", "old"], quiet=True)
-    assert any("2 images that an earlier run dropped still exist, and are left out" in note for note in plan.notes)
+    assert any("2 images are left out, because an earlier run dropped them" in note for note in plan.notes)
     result = run_training("runs", add=["inbox", "old"], epochs=1)
     assert len(Manifest.read(Path(result.run) / "images.parquet")) == 24 + 9 + 3 - 2
     assert len(runs.open_run(result.run).record.as_dict()["dropped"]) == 2
@@ -624,12 +622,9 @@ def test_the_same_images_to_train_and_to_validate_are_named(parent, pictures):
     Notes name both.
     """
     both = kresume.plan(str(parent), add=[str(pictures / "new")], val=[str(pictures / "new")], lr=1e-3, quiet=True)
-    assert any(
-        "18 images were given for training and for validation: they are used for validation" in note
-        for note in both.notes
-    )
+    assert any("18 images: given for training and for validation, used for validation" in note for note in both.notes)
     old = kresume.plan(str(parent), add=[str(pictures / "new")], val=[str(pictures / "old")], lr=1e-3, quiet=True)
-    assert any("were given for validation, but are recorded as training images" in note for note in old.notes)
+    assert any("given for validation, but recorded for training" in note for note in old.notes)
 
 
 @pytest.mark.one_backend(trains=True)

@@ -295,7 +295,7 @@ def test_what_vanished_is_named_once(watched):
     (folder / "square" / "1000.png").unlink()
     for _ in range(2):
         assert len(looked(watching, manifest)) == 0
-    assert sum("1 files are no longer in the sources, the first is" in text for text in reporter.told) == 1
+    assert sum("1 file is no longer in the sources, the first is" in text for text in reporter.told) == 1
     folder.rename(folder.with_name("away"))
     assert len(looked(watching, manifest)) == 0
     assert any("cannot be listed now" in text for text in reporter.told)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from kresume.errors import ImagesError
 from kresume.images.sources import folders
 from kresume.images.sources.found import NO_CLASS, Advance, Found, Listing, Source
+from kresume.spelling import counted
 from kresume.storage import locations
 
 TAR_MARK = slice(257, 262)
@@ -145,7 +146,10 @@ def _listing(source: Source, members: list[_Member], read: Callable[[str], bytes
             if not folders.hidden(member.name.rpartition("/")[2])
         )
         if unlabelled:
-            notes = [*notes, f"{source.given}: {unlabelled:,} images without .cls or .json were left out (no class)"]
+            notes = [
+                *notes,
+                f"{source.given}: {counted(unlabelled, 'image')} without .cls or .json left out (no class)",
+            ]
     else:
         names = (member.name for member in members)
         labels, about_folders, left_out = folders.label_members(names, source.given, tests=source.tests)

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from kresume.addresses import is_remote
 from kresume.errors import ImagesError
 from kresume.images.sources.found import NO_CLASS, Advance, Found, Listing, Source
-from kresume.spelling import option
+from kresume.spelling import counted, option
 from kresume.storage import locations
 from kresume.storage.locations import Entry
 
@@ -138,12 +138,12 @@ def list_source(source: Source, advance: Advance) -> Listing:
         raise ImagesError(f"{given} is empty: expected one folder of images per class in it")
     if not folders:
         raise ImagesError(
-            f"{given} contains {len(pictures):,} images but no class folders: expected one folder per class, "
+            f"{given} contains {counted(len(pictures), 'image')} but no class folders: expected one folder per class, "
             f"for example {locations.join(locations.join(source.path, 'cat'), pictures[0].name)}. If {given} is a class "
             f"itself, give its parent folder, {locations.parent(source.path)}"
         )
     if pictures:
-        notes.append(f"{given}: {len(pictures):,} files beside the class folders were left out (no class)")
+        notes.append(f"{given}: {counted(len(pictures), 'file')} beside the class folders left out (no class)")
     left_out: Counter[str] = Counter()
     found: list[Found] = []
     classes: list[str] = []
@@ -354,11 +354,14 @@ def label_members(
     notes = [_about_unsure(given, folder.rstrip("/")) for folder in unsure]
     if parts and not inside:
         raise ImagesError(
-            f"{given} contains {len(parts):,} images but neither folders nor labels: expected one folder per class in it, "
+            f"{given} contains {counted(len(parts), 'image')} but neither folders nor labels: expected one "
+            "folder per class in it, "
             "or a .cls or .json member beside each image (WebDataset)"
         )
     if len(inside) < len(parts):
-        notes.append(f"{given}: {len(parts) - len(inside):,} files beside the class folders were left out (no class)")
+        notes.append(
+            f"{given}: {counted(len(parts) - len(inside), 'file')} beside the class folders left out (no class)"
+        )
     if _members_hold_splits(inside.values()):
         inside = {name: (split, label, *rest) for name, (label, split, *rest) in inside.items()}
     # The same rule as in `_are_splits`.
@@ -385,5 +388,5 @@ def label_members(
     labels = {name: item for name, item in labels.items() if name not in testing}
     flat = sum(not label for label, _ in labels.values())
     if flat:
-        notes.append(f"{given}: {flat:,} images without a class folder were left out")
+        notes.append(f"{given}: {counted(flat, 'image')} without a class folder left out")
     return {name: item for name, item in labels.items() if item[0]}, tuple(notes), left_out

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from kresume.images.sources import folders
 from kresume.images.sources.found import Advance, Found, Listing, Quarantined, Source
+from kresume.spelling import counted
 from kresume.storage import locations
 
 FILES: dict[str, tuple[Callable[[str], bool], Callable[[Source, Advance], Listing]]] = {}
@@ -57,7 +58,7 @@ def list_source(source: Source, advance: Advance) -> Listing:
         quarantine += listing.quarantine
         numbered &= listing.numbered
     if others:
-        notes.append(f"{source.given}: {others:,} files beside the shards were left out")
+        notes.append(f"{source.given}: {counted(others, 'file')} beside the shards left out")
     return Listing(
         tuple(found), tuple(dict.fromkeys(notes)), tuple(sorted(classes)), tuple(quarantine), numbered=numbered
     )

@@ -14,6 +14,7 @@ import numpy as np
 
 from kresume import runs
 from kresume.reports.page.source import Source
+from kresume.spelling import counted
 
 MOST_ANCESTORS = 6
 """Generations that are drawn before the run."""
@@ -155,14 +156,16 @@ def _origins(source: Source, stretches: Sequence[Stretch]) -> list[Mark]:
     for event in source.run.events("images changed"):
         count, gone = int(event.get("arrived") or 0), len(event.get("left") or ())
         arrived += count
-        words = [f"{count:,} images came in"] * bool(count) + [f"{gone:,} left"] * bool(gone)
+        words = [f"{counted(count, 'image')} came in"] * bool(count) + [f"{gone:,} left"] * bool(gone)
         if words:
             marks.append(Mark(float(event["epoch"]) - 1, "origin", f"epoch {event['epoch']}: {', '.join(words)}"))
     if source.generation and added > arrived:
-        marks.append(Mark(0.0, "origin", f"{added - arrived:,} new images come in"))
+        marks.append(Mark(0.0, "origin", f"{counted(added - arrived, 'new image', 'comes', 'come')} in"))
     for stretch in stretches:
         if stretch.images:
-            marks.append(Mark(stretch.start, "origin", f"{stretch.name}: {stretch.images:,} images come in"))
+            marks.append(
+                Mark(stretch.start, "origin", f"{stretch.name}: {counted(stretch.images, 'image', 'comes', 'come')} in")
+            )
     return marks
 
 

@@ -11,6 +11,7 @@ from kresume import runs
 from kresume.reports.differences import compare_runs
 from kresume.reports.generation import Change
 from kresume.reports.page.source import Source
+from kresume.spelling import counted
 from kresume.storage import atomic
 
 MOST_HASHED = 500_000_000
@@ -91,7 +92,10 @@ def _changed(source: Source) -> tuple[Fact, ...]:
         ("images", added),
         ("new classes", ", ".join(record.new_classes)),
         ("rate", str(record.rate)),
-        ("amount", f"{amount.epochs} epochs, {amount.steps:,} steps of {amount.batch_size} ({amount.reason})"),
+        (
+            "amount",
+            f"{counted(amount.epochs, 'epoch')}, {counted(amount.steps, 'step')} of {amount.batch_size} ({amount.reason})",
+        ),
         ("loss", record.plan.loss),
         ("image size", f"{size}, {record.card.resize}, {record.card.interpolation}"),
         ("frozen layers", "some; see the command" if record.freezing is not None else ""),

@@ -29,6 +29,7 @@ from kresume.images.reader import PictureReader
 from kresume.images.scans import Scan
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
+from kresume.spelling import counted
 from kresume.training.loop.watch import Watch
 from kresume.values.card import Card
 from kresume.values.decode_spec import DecodeSpec
@@ -196,7 +197,7 @@ class Changes:
         parts = []
         if len(scan.added):
             train = len(scan.added) - validate
-            parts.append(f"{len(scan.added):,} images arrived, {train:,} for training from this epoch on")
+            parts.append(f"{counted(len(scan.added), 'image')} arrived, {train:,} for training from this epoch on")
         if validate:
             parts.append(f"{validate:,} for validation from the next generation on")
         if scan.removed:

@@ -30,6 +30,7 @@ from kresume.images.sources.found import key_of
 from kresume.images.sources.records import parse_features
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
+from kresume.spelling import counted
 from kresume.storage import locations
 from kresume.training.plan.images import val_split_of
 from kresume.values.decode_spec import DecodeSpec
@@ -196,7 +197,8 @@ class Watch:
         unknown = Counter(found.label for found in listed if found.label not in self._classes)
         for label, count in sorted(unknown.items()):
             self._say(
-                f"{count:,} images of {label}, a class that the model does not have, wait for the next generation"
+                f"{counted(count, 'image')} of {label}, a class that the model does not have, "
+                f"{'waits' if count == 1 else 'wait'} for the next generation"
             )
         return [found for found in listed if found.label in self._classes]
 
@@ -280,7 +282,9 @@ class Watch:
         self._told |= {f"gone:{path}" for path in fresh}
         if fresh:
             then = "their images are in the cache" if self._cache is not None else "the run continues without them"
-            self._reporter.warn(f"{len(fresh):,} files are no longer in the sources, the first is {fresh[0]}: {then}")
+            self._reporter.warn(
+                f"{counted(len(fresh), 'file', 'is', 'are')} no longer in the sources, the first is {fresh[0]}: {then}"
+            )
 
     def _say(self, text: str) -> None:
         self._say_once(text, text)

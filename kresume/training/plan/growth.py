@@ -20,7 +20,7 @@ from kresume.images.collect import Sources
 from kresume.images.manifest import Manifest
 from kresume.options.settings import RowsKind, settings_of
 from kresume.options.table import TrainConfig
-from kresume.spelling import option
+from kresume.spelling import counted, option
 from kresume.tasks.table import class_count, task_of_outputs
 from kresume.training.plan.parent import Live, Parent
 
@@ -59,7 +59,7 @@ class Growth:
         """Describes the growth: `"3 -> 5 classes: rose (34 images), ..."`, counting training images."""
         rows = manifest.train_rows()
         counts = np.bincount(manifest.labels[rows], minlength=len(manifest.classes))[len(self.before) :]
-        named = ", ".join(f"{name} ({count:,} images)" for name, count in zip(self.new, counts, strict=True))
+        named = ", ".join(f"{name} ({counted(count, 'image')})" for name, count in zip(self.new, counts, strict=True))
         start = "the mean features of their classes" if self.rows == "imprinted" else "small random numbers"
         if self.replaces:
             layer = self.head.layer.name
@@ -192,7 +192,7 @@ def check_filled(growth: Growth, manifest: Manifest, named: Mapping[str, int]) -
     counts = np.bincount(manifest.labels[manifest.train_rows()], minlength=len(manifest.classes))
     empty = [name for name in growth.new if not counts[manifest.classes.index(name)]]
     if empty:
-        listed = ", ".join(f"{name} ({named.get(name, 0):,} files)" for name in empty)
+        listed = ", ".join(f"{name} ({counted(named.get(name, 0), 'file')})" for name in empty)
         raise ImagesError(
             f"no image to train on for the new class {listed}: give images of it that can be read, or leave the folder out"
         )

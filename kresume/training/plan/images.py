@@ -24,7 +24,7 @@ from kresume.images.sources.records import parse_features
 from kresume.options.settings import DEFAULTS, settings_of
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
-from kresume.spelling import option
+from kresume.spelling import counted, option
 from kresume.tasks.table import class_count
 from kresume.training.plan.parent import Parent
 from kresume.values.decode_spec import DecodeSpec
@@ -218,13 +218,17 @@ def gather(
     _check_merge(config, parent, merge, classes, collected.quarantine)
     if drop:
         forgotten = corrections.forget(cache, hashes) if cache is not None and writes else 0
-        notes.append(f"{merge.facts.dropped:,} images dropped ({option('drop')}), {forgotten:,} of them from the cache")
+        notes.append(
+            f"{counted(merge.facts.dropped, 'image')} dropped ({option('drop')}), {forgotten:,} of them from the cache"
+        )
         if nowhere:
             notes.append(
                 f"{len(nowhere):,} lines of {option('drop', config.drop)} match no image; the first is {nowhere[0]}"
             )
     elif merge.facts.dropped:
-        notes.append(f"{merge.facts.dropped:,} images that an earlier run dropped still exist, and are left out")
+        notes.append(
+            f"{counted(merge.facts.dropped, 'image', 'is', 'are')} left out, because an earlier run dropped them"
+        )
     quarantine = (*collected.quarantine, *_quarantined_conflicts(merge))
     return Gathered(merge.manifest, merge, quarantine, tuple(notes), tuple(sorted(hashes | before)))
 
@@ -232,7 +236,8 @@ def gather(
 def _check_strict(config: TrainConfig, quarantine: Sequence[Quarantined]) -> None:
     if config.strict_images and quarantine:
         raise ImagesError(
-            f"{option('strict-images', True)}: {len(quarantine):,} files cannot be used, the first is {quarantine[0].path}: "
+            f"{option('strict-images', True)}: {counted(len(quarantine), 'file')} cannot be used, the first is "
+            f"{quarantine[0].path}: "
             f"{quarantine[0].reason}"
         )
 
@@ -296,7 +301,9 @@ def _check_merge(
     quarantine: Sequence[Quarantined],
 ) -> None:
     if merge.facts.unknown:
-        named = ", ".join(f"{name!r} ({count:,} images)" for name, count in sorted(merge.facts.unknown.items()))
+        named = ", ".join(
+            f"{name!r} ({counted(count, 'image')})" for name, count in sorted(merge.facts.unknown.items())
+        )
         grown = config.grow if isinstance(config.grow, tuple) else ()
         knows = ", ".join(repr(name) for name in classes if name not in grown)
         raise ImagesError(
@@ -309,7 +316,7 @@ def _check_merge(
         problems = []
         if quarantine:
             problems.append(
-                f"{len(quarantine):,} files cannot be used, the first is {quarantine[0].path}: {quarantine[0].reason}"
+                f"{counted(len(quarantine), 'file')} cannot be used, the first is {quarantine[0].path}: {quarantine[0].reason}"
             )
         if facts.conflicts:
             path, label, other = facts.conflicts[0]
@@ -325,7 +332,11 @@ def _check_merge(
             )
         raise NothingNew(f"nothing new: all {facts.known:,} images in {inside} are already in {config.from_}")
     if len(merge.manifest.train_rows()) == 0:
-        doubled = f"{len(facts.conflicts):,} files have two labels, and {ONE_LABEL}; " if facts.conflicts else ""
+        doubled = (
+            f"{counted(len(facts.conflicts), 'file', 'has', 'have')} two labels, and {ONE_LABEL}; "
+            if facts.conflicts
+            else ""
+        )
         raise ImagesError(
             f"no image is left to train on: {doubled}check the quarantine and {option('val-split')}, or give more images with "
             f"{option('data')} or {option('add')}"
