@@ -74,6 +74,11 @@ def read(path: str, optimizer_path: str | None = None) -> TrainState:
     source = optimizer_path or path
     with interpreting(f"{source}: the optimizer's state dict", CheckpointError):
         found = torch_optimizer.read(optimizer, names, shapes, source, ordered=ordered)
+    said = next(((key, int(facts[key])) for key in STEP_KEYS if _is_count(facts.get(key))), None)
+    step, notes = found.step if found.step is not None else said and said[1], [*facts["notes"], *found.notes]
+    if said is not None and said[1] != step:
+        # A script's count may be that of an epoch or of batches; Adam's correction needs that of its updates.
+        notes.append(f"the file's {said[0]} is {said[1]:,}; the optimizer has counted {step:,} updates, which is used")
     slots = {name: _array(name, value, Path(source), source) for name, value in found.slots.items()}
     return TrainState(
         source=path,
@@ -81,7 +86,7 @@ def read(path: str, optimizer_path: str | None = None) -> TrainState:
         layout="torch",
         arrays={**arrays, **slots},
         optimizer=found.optimizer,
-        step=next((int(facts[key]) for key in STEP_KEYS if _is_count(facts.get(key))), found.step),
+        step=step,
         rate=found.rate,
         writer=str(facts.get("writer", "torch")),
         written=atomic.modified(file),
@@ -93,7 +98,7 @@ def read(path: str, optimizer_path: str | None = None) -> TrainState:
             "coupled_decay": found.coupled_decay,
             "cannot_keep": found.cannot_keep,
             "scale": found.scale,
-            "notes": (*facts["notes"], *found.notes),
+            "notes": tuple(notes),
         },
     )
 
@@ -259,6 +264,16 @@ def _verify(file: Path, path: str) -> None:
         raise CheckpointError(f"{path} is truncated or damaged (wrong checksum of {broken}): use an earlier copy")
 
 
+def _like(whole: Mapping[str, Any], key: str, chosen: str) -> bool:
+    """Tests if another state dict has tensors of the same names."""
+    return key != chosen and set(map(str, whole.get(key, ()))) == set(map(str, whole[chosen]))
+
+
+def _alone(key: str) -> str:
+    """Returns how to use another state dict of the file."""
+    return f" (a file of the others: torch.save(torch.load(PATH)[{key!r}], 'other.pth'))"
+
+
 def _parts(whole: Any, path: str) -> tuple[Mapping[str, Any], Any, dict[str, Any]]:
     """Splits a file into weights, optimizer state dict (or None) and other facts.
 
@@ -282,6 +297,7 @@ def _parts(whole: Any, path: str) -> tuple[Mapping[str, Any], Any, dict[str, Any
         if _is_state_dict(value) and key not in {*WEIGHTS_KEYS, *OPTIMIZER_KEYS, *AVERAGES_KEYS}
     ]
     candidates = known[:1] or others
+    alike = [key for key in (*known[1:], *others) if len(candidates) == 1 and _like(whole, key, candidates[0])]
     if len(candidates) != 1:
         keys = ", ".join(sorted(map(str, whole))[:12])
         raise CheckpointError(
@@ -291,7 +307,15 @@ def _parts(whole: Any, path: str) -> tuple[Mapping[str, Any], Any, dict[str, Any
         )
     averages = [key for key in AVERAGES_KEYS if key in whole]
     if averages:
-        facts["notes"].append(f"the file also holds averaged weights ({averages[0]}), which are ignored")
+        facts["notes"].append(
+            f"the file also holds averaged weights ({averages[0]}), which are ignored: {candidates[0]} is used"
+            f"{_alone(averages[0]) if _is_state_dict(whole[averages[0]]) else ''}"
+        )
+    if alike:
+        facts["notes"].append(
+            f"the file also holds weights under {', '.join(alike)}, which are ignored: {candidates[0]} is used"
+            f"{_alone(alike[0])}"
+        )
     optimizer = next((whole[key] for key in OPTIMIZER_KEYS if whole.get(key)), None)
     if isinstance(optimizer, (list, tuple)):
         if len(optimizer) != 1:

@@ -19,6 +19,39 @@ from kresume.checkpoints.choices import Item, choose
 from kresume.values.state import SavedOptimizer, SavedRate
 
 SLOTS = {"SGD": ("momentum_buffer",), "Adam": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")}
+MOMENTS = {"SGD": (), "Adam": ("exp_avg", "exp_avg_sq")}
+"""Slots that a parameter has together once it was updated."""
+SETTINGS = frozenset(
+    {
+        *(
+            "params",
+            "param_names",
+            "lr",
+            "initial_lr",
+            "weight_decay",
+            "momentum",
+            "dampening",
+            "nesterov",
+            "betas",
+            "eps",
+        ),
+        *("amsgrad", "decoupled_weight_decay", "maximize", "foreach", "differentiable", "fused", "capturable"),
+        *(
+            "bias_correction",
+            "swa_lr",
+            "max_lr",
+            "min_lr",
+            "max_momentum",
+            "base_momentum",
+            "lr_scale",
+            "lr_mult",
+            "decay_mult",
+        ),
+    }
+)
+"""Settings of PyTorch's SGD, Adam and AdamW, and those that schedulers and scripts add to their groups."""
+OF_OTHERS = {"SGD": frozenset({"caution", "corrected_weight_decay", "eps"}), "Adam": frozenset()}
+"""Settings of other classes that look like these, whatever their value: timm's SGDW decouples its decay, its LARS has `eps`."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +114,7 @@ def read(
     initial = _number(first.get("initial_lr"))
     decays = {_number(group.get("weight_decay")) or 0.0 for group in groups}
     decoupled = bool(first.get("decoupled_weight_decay"))
-    reason = reason or _differences(groups, steps) or unsure or _misfit(slots, shapes)
+    reason = reason or _another(kind, groups, state) or _differences(groups, steps) or unsure or _misfit(slots, shapes)
     named = kind if kind != "Adam" or decoupled or decays == {0.0} or "decoupled_weight_decay" in first else ""
     if kind == "Adam" and decoupled:
         named, config = "AdamW", {**config, "weight_decay": max(decays)}
@@ -139,6 +172,31 @@ def _kind(groups: Sequence[Mapping[str, Any]]) -> tuple[str, dict[str, Any], flo
     return "", {}, 1.0, "it is neither SGD nor Adam nor AdamW"
 
 
+def _another(kind: str, groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Any]) -> str:
+    """Returns why an optimizer with the settings of a class is of another class, such as timm's; empty if it is not.
+
+    The settings alone do not show it: AdaBelief has all of Adam's, LARS all of SGD's.
+    """
+    if kind not in SLOTS:
+        return ""
+    held = {slot for entry in state.values() for slot, value in entry.items() if value is not None} - {"step"}
+    if strange := sorted(held - set(SLOTS[kind])):
+        return f"its state holds {', '.join(strange)}, which PyTorch's {kind} does not have"
+    settings = {
+        key
+        for group in groups
+        for key, value in group.items()
+        if key in OF_OTHERS[kind] or (key not in SETTINGS and isinstance(value, (bool, int, float)) and value)
+    }
+    if settings:
+        return f"its settings have {', '.join(sorted(settings))}, which PyTorch's {kind} does not have"
+    for entry in state.values():
+        there = [slot for slot in MOMENTS[kind] if entry.get(slot) is not None]
+        if there and len(there) < len(MOMENTS[kind]):
+            return f"a parameter has {', '.join(there)} without {', '.join(sorted(set(MOMENTS[kind]) - set(there)))}"
+    return ""
+
+
 def _differences(groups: Sequence[Mapping[str, Any]], steps: set[int]) -> str:
     rates = {_number(group.get("lr")) for group in groups}
     if len(rates) > 1:
@@ -189,6 +247,8 @@ def _owners(
         owners = dict(zip(indices, order, strict=True))
         if owners not in fitting and all(_fits(entry, shapes[owners[index]]) for index, entry in state.items()):
             fitting.append(owners)
+    if not fitting and len(groups) == 1:
+        return {}, "its slots do not have the shapes of the model's parameters in their order"
     if len(fitting) != 1:
         return {}, f"it has {len(groups)} parameter groups, and the file does not show which parameters are in which"
     return fitting[0], ""
