@@ -20,6 +20,7 @@ from kresume.backend import selection
 from kresume.checkpoints.layers import output_width
 from kresume.checkpoints.read import read_checkpoint
 from kresume.checkpoints.run import find_run
+from kresume.class_names import join_classes
 from kresume.errors import CheckpointError, KresumeError, ModelError, RestoreError, UsageError
 from kresume.images.conventions import SHOWN_NAMES
 from kresume.models.inputs import layout_of
@@ -191,6 +192,11 @@ def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, ano
             f"{path} has {count} outputs and does not name them ({said}): give the names of the outputs in their order "
             f"with {option('classes', 'a,b,c')}"
         )
+    if card is not None and names != card.classes and sorted(names) == sorted(card.classes):
+        raise UsageError(
+            f"{option('classes', join_classes(names))}: {path} records its outputs as {join_classes(card.classes)}; "
+            f"another order would make right answers wrong. Leave {option('classes')} out"
+        )
     if card is not None and subject.axes not in {None, card.input.axes}:
         raise UsageError(f"{path} records the order of its axes, {card.input.axes}: leave {option('axes')} out")
     if card is not None and subject.pixels not in {None, card.pixels}:
@@ -203,6 +209,11 @@ def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, ano
     if pixels is None:
         raise UsageError(
             f"{path} does not record which pixel values it expects: give {option('pixels')}, one of {SHOWN_NAMES}"
+        )
+    if fixed is not None and subject.image_size not in {None, fixed} and not subject.yielding:
+        asked = "{}x{}".format(*subject.image_size or fixed)
+        raise UsageError(
+            f"{option('image-size', asked)}: the input of {path} is fixed at {fixed[0]}x{fixed[1]}; leave it out"
         )
     size = fixed or known
     size = size or (default_image_size() if anonymous else None)

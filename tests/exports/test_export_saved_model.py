@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -274,8 +275,14 @@ def test_two_versions_stand_side_by_side(place, pictures):
     """
     folder, run, _ = place
     reversed_classes = CLASSES[::-1]
+    bare = folder / "bare.keras"
+    with zipfile.ZipFile(run.model) as source, zipfile.ZipFile(bare, "w") as target:
+        for name in set(source.namelist()) - {"kresume.json"}:
+            target.writestr(name, source.read(name))
+    with pytest.raises(UsageError, match="another order would make right answers wrong"):
+        export(run.model, folder / "wrong", classes=reversed_classes, imports=[str(folder / "mymodel.py")])
     second = export(
-        run.model,
+        bare,
         folder / "serving" / "shapes",
         classes=reversed_classes,
         imports=[str(folder / "mymodel.py")],

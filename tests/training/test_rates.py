@@ -89,15 +89,29 @@ def test_a_cooldown_holds_and_then_falls_to_zero():
     [
         (None, 0, False),
         (DECAY, 0, True),
-        ({"class_name": "CosineDecay", "config": {"initial_learning_rate": 1e-2, "decay_steps": 100}}, 60, True),
+        ({"class_name": "CosineDecay", "config": {"initial_learning_rate": 1e-2, "decay_steps": 1000}}, 60, True),
+        ({"class_name": "CosineDecay", "config": {"initial_learning_rate": 1e-2, "decay_steps": 100}}, 60, False),
         ({"class_name": "CosineDecay", "config": {"initial_learning_rate": 1e-2, "decay_steps": 100}}, 100, False),
         ({"class_name": "PiecewiseConstantDecay", "config": {"boundaries": [50], "values": [1e-2, 1e-3]}}, 40, True),
         ({"class_name": "PiecewiseConstantDecay", "config": {"boundaries": [50], "values": [1e-2, 1e-3]}}, 60, False),
     ],
 )
 def test_a_schedule_goes_on_while_it_changes_the_rate(schedule, origin, expected):
-    """A schedule that has ended, at 0 or at a constant rate, does not go on."""
+    """A schedule that has ended, at 0 or at a constant rate, does not go on; nor one that ends early in the run."""
     assert goes_on(SavedRate(1e-2, "schedule", schedule), origin, 800) is expected
+
+
+def test_a_kept_schedule_takes_no_warm_up():
+    """The schedule sets the rate, so that a warm-up would be ignored."""
+    saved = SavedRate(1e-2, "schedule", DECAY)
+    with pytest.raises(UsageError, match="--warmup-steps 3: the checkpoint's schedule goes on"):
+        decide_rate(saved=saved, optimizer="Adam", steps=10, schedule="keep", warmup_steps=3)
+    assert (
+        decide_rate(
+            saved=SavedRate(1e-2, "float"), optimizer="Adam", steps=10, schedule="keep", warmup_steps=3
+        ).warmup_steps
+        == 3
+    )
 
 
 @pytest.mark.one_backend

@@ -10,7 +10,7 @@ from __future__ import annotations
 from kresume.errors import UsageError
 from kresume.images.order import Order
 from kresume.options.settings import DEFAULTS, FEWEST_EPOCHS, MORE_EPOCHS, NEW_SHARE_FACTOR
-from kresume.spelling import option
+from kresume.spelling import counted, option
 from kresume.values.amount import Amount
 
 HUGE_ADDITION = 10
@@ -82,6 +82,8 @@ def decide_amount(
         reason = "--epochs" if steps is None else "--steps"
     if steps is not None:
         epochs_needed = -(-steps * batch_size // dealt)
+        if epochs is not None and epochs < epochs_needed:
+            reason = "--epochs"
         epochs = min(epochs, epochs_needed) if epochs is not None else epochs_needed
     order = Order(0, dealt, batch_size)
     if steps_per_execution > 1 and steps_per_execution > dealt // batch_size:
@@ -98,6 +100,32 @@ def decide_amount(
             [steps] if boundaries and boundaries[-1] >= steps else []
         )
     return Amount(len(boundaries), boundaries[-1], batch_size, tuple(boundaries), reason, steps_per_execution)
+
+
+def count_updates(accumulate: int | None, origin: int, steps: int) -> str:
+    """Describes the updates of a run that accumulates gradients; empty if each batch is one.
+
+    Keras updates when the optimizer's count, which a continued run takes over, reaches a multiple of the batches per update.
+
+    Args:
+        accumulate: batches per update; None for one.
+        origin: the optimizer's count at the start of the run.
+        steps: steps of the run.
+
+    Raises:
+        UsageError: no update would happen.
+    """
+    if accumulate is None or accumulate < 2:
+        return ""
+    updates, left = (origin + steps) // accumulate - origin // accumulate, (origin + steps) % accumulate
+    if not updates:
+        raise UsageError(
+            f"{option('accumulate', accumulate)}: {steps:,} steps are fewer than the batches of one update, so no weight would "
+            f"change: give fewer, or more {option('steps')} or {option('epochs')}"
+        )
+    unused = f"; the gradients of the last {left:,} are not used" if left else ""
+    taken = f"{counted(steps, 'step', 'is', 'are')} {counted(updates, 'update')} of {accumulate:,} batches"
+    return f"{taken} ({option('accumulate', accumulate)}){unused}"
 
 
 def describe_batch_change(before: int, now: int, images: int, peak: float, optimizer: str) -> str:

@@ -27,7 +27,7 @@ from kresume.options.settings import DEFAULTS, NEW_CLASSES_BALANCE, settings_of
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
 from kresume.reports.sinks.mlflow import check_installed
-from kresume.training.plan.amount import decide_amount
+from kresume.training.plan.amount import count_updates, decide_amount
 from kresume.training.plan.before import score_parent
 from kresume.training.plan.describe import describe
 from kresume.training.plan.draft import Data, Draft, Loaded
@@ -282,6 +282,8 @@ def decide(start: Start, loaded: Loaded, data: Data, reporter: Reporter) -> Draf
         compiled=fresh_rate(parent, live),
     )
     rate, ahead = look_ahead(rate, live.iterations)
+    updates = count_updates((wanted.config or {}).get("gradient_accumulation_steps"), live.iterations, amount.steps)
+    ahead = "; ".join(filter(None, [ahead, updates]))
     plan = describe(start, loaded, data, wanted, rate, amount, before.scores, order.shares(), ahead, freezing)
     plan = replace(plan, balance=balance, distilled=describe_teaching(teaching, loaded))
     return Draft(plan, loaded, data, wanted, freezing, teaching, held.seed, before)

@@ -114,7 +114,9 @@ def decide_feeding(
     if asked is not None:
         inputs.to_input(asked, layout)  # raises on a typo now, not after the images were read
     if card is not None:
-        return Feeding(asked or card.pixels, layout, spec, "--pixels" if asked else "the parent's")
+        other = f"{config.from_} records that it was trained on pixels {card.pixels}: {option('pixels', asked)} feeds it others"
+        notes = (other,) if asked not in {None, card.pixels} else ()
+        return Feeding(asked or card.pixels, layout, spec, "--pixels" if asked else "the parent's", notes=notes)
     stated = asked or read_convention(model)
     reason = "--pixels" if asked else "from the model's first layers"
     if old is None:

@@ -57,7 +57,7 @@ def _conditions(config: TrainConfig) -> Iterator[tuple[str, str, bool]]:
 
 
 def check_measurable(config: TrainConfig, parent: Parent | None, manifest: Manifest, generation: int) -> None:
-    """Checks that there are validation images for every gate and for `--until`.
+    """Checks that there are validation images for every gate, for `--until`, and for what a run is judged by.
 
     Args:
         config: the options.
@@ -77,6 +77,7 @@ def check_measurable(config: TrainConfig, parent: Parent | None, manifest: Manif
         named.append(("old.accuracy", option("max-forgetting", config.max_forgetting), True))
     if config.max_class_drop is not None:
         named.append(("all.accuracy", option("max-class-drop", config.max_class_drop), True))
+    named += _judges(config)
     for name, given, is_gate in named:
         subset, _, rest = name.partition(".")
         each = rest.rpartition(".")[0]
@@ -95,6 +96,18 @@ def check_measurable(config: TrainConfig, parent: Parent | None, manifest: Manif
                 f"validation images, so they cannot show what it forgets: give images that it has not seen with "
                 f"{option('val')}, or {option('val-like', 'keras:F:SEED')}"
             )
+
+
+def _judges(config: TrainConfig) -> Iterator[tuple[str, str, bool]]:
+    """Yields what chooses the best epoch, ends the run or lowers the rate, as `_conditions` does."""
+    monitored = config.monitor or "val_loss"
+    if monitored not in {"loss", "accuracy"}:  # averages of an epoch over its training images
+        if config.monitor is not None:
+            yield monitored, option("monitor", config.monitor), False
+        elif config.patience is not None:
+            yield monitored, option("patience", config.patience), False
+    if config.lr_schedule == "plateau":
+        yield "val_loss", option("lr-schedule", "plateau"), False
 
 
 def describe_noise(manifest: Manifest, generation: int) -> str:

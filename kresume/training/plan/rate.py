@@ -160,6 +160,11 @@ def decide_rate(
     if saved is None and lr is None and compiled is not None and not math.isclose(compiled.value, peak, rel_tol=1e-6):
         own = f"the start of the {compiled.schedule['class_name']}" if compiled.schedule else "the rate"
         peak, reason = compiled.value, f"{own} that --model compiles"
+    if chosen == "keep" and warmup_steps and saved is not None and saved.schedule is not None:
+        raise UsageError(
+            f"{option('warmup-steps', warmup_steps)}: the checkpoint's schedule goes on and sets the rate "
+            f"({option('lr-schedule', 'keep')}): leave it out, or give another {option('lr-schedule')}"
+        )
     if chosen == "plateau" and warmup_steps:
         raise UsageError(
             f"{option('lr-schedule', 'plateau')} changes the rate itself: {option('warmup-steps')} cannot be combined with it"
@@ -213,7 +218,7 @@ def _tuned(
 
 
 def goes_on(saved: SavedRate | None, origin: int, steps: int) -> bool:
-    """Returns True if a checkpoint has a schedule that still changes the rate.
+    """Returns True if a checkpoint has a schedule that still changes the rate, and trains for nearly all of the run.
 
     Args:
         saved: the checkpoint's rate.
@@ -226,7 +231,7 @@ def goes_on(saved: SavedRate | None, origin: int, steps: int) -> bool:
 
     schedule = deserialize(saved.schedule)
     rates = {float(schedule(origin + steps * part // 8)) for part in range(9)}
-    return float(schedule(origin)) > 0.0 and len(rates) > 1
+    return float(schedule(origin + steps * 7 // 8)) > 0.0 and len(rates) > 1
 
 
 def _default_schedule(
