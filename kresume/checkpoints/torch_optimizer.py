@@ -173,7 +173,7 @@ def _kind(groups: Sequence[Mapping[str, Any]]) -> tuple[str, dict[str, Any], flo
 
 
 def _another(kind: str, groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Any]) -> str:
-    """Returns why an optimizer with the settings of a class is of another class, such as timm's; empty if it is not.
+    """Returns what shows that an optimizer is of another class, such as timm's; empty if nothing does.
 
     The settings alone do not show it: AdaBelief has all of Adam's, LARS all of SGD's.
     """

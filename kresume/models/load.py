@@ -192,15 +192,8 @@ def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, ano
             f"{path} has {count} outputs and does not name them ({said}): give the names of the outputs in their order "
             f"with {option('classes', 'a,b,c')}"
         )
-    if card is not None and names != card.classes and sorted(names) == sorted(card.classes):
-        raise UsageError(
-            f"{option('classes', join_classes(names))}: {path} records its outputs as {join_classes(card.classes)}; "
-            f"another order would make right answers wrong. Leave {option('classes')} out"
-        )
-    if card is not None and subject.axes not in {None, card.input.axes}:
-        raise UsageError(f"{path} records the order of its axes, {card.input.axes}: leave {option('axes')} out")
-    if card is not None and subject.pixels not in {None, card.pixels}:
-        raise UsageError(f"{path} records that it expects {card.pixels}: leave {option('pixels', subject.pixels)} out")
+    if card is not None:
+        _check_recorded(subject, card, names)
     shows = card.pixels if card else conventions.read_convention(model)
     pixels = subject.choose("pixels", shows)
     pixels = pixels or ("0-255" if anonymous else None)
@@ -210,11 +203,7 @@ def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, ano
         raise UsageError(
             f"{path} does not record which pixel values it expects: give {option('pixels')}, one of {SHOWN_NAMES}"
         )
-    if fixed is not None and subject.image_size not in {None, fixed} and not subject.yielding:
-        asked = "{}x{}".format(*subject.image_size or fixed)
-        raise UsageError(
-            f"{option('image-size', asked)}: the input of {path} is fixed at {fixed[0]}x{fixed[1]}; leave it out"
-        )
+    _check_size(subject, fixed)
     size = fixed or known
     size = size or (default_image_size() if anonymous else None)
     if size is None:
@@ -230,6 +219,30 @@ def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, ano
     )
     loss = choose_loss(model, saved=state.compiled, code=own_code(subject.model, subject.imports), trains=False)
     return Loaded(subject, run, state, model, complete, loss, averages, own_optimizer, named, shows=shows)
+
+
+def _check_recorded(subject: Subject, card: Card, names: Sequence[str]) -> None:
+    """Raises UsageError if a fact was given that contradicts what the checkpoint records."""
+    path = subject.checkpoint
+    if tuple(names) != card.classes and sorted(names) == sorted(card.classes):
+        raise UsageError(
+            f"{option('classes', join_classes(names))}: {path} records its outputs as {join_classes(card.classes)}; "
+            f"another order would make right answers wrong. Leave {option('classes')} out"
+        )
+    if subject.axes not in {None, card.input.axes}:
+        raise UsageError(f"{path} records the order of its axes, {card.input.axes}: leave {option('axes')} out")
+    if subject.pixels not in {None, card.pixels}:
+        raise UsageError(f"{path} records that it expects {card.pixels}: leave {option('pixels', subject.pixels)} out")
+
+
+def _check_size(subject: Subject, fixed: tuple[int, int] | None) -> None:
+    """Raises UsageError if another size was given than the only one that the model accepts."""
+    given = subject.image_size
+    if fixed is not None and given is not None and given != fixed and not subject.yielding:  # not given for two models
+        asked, only = (f"{height}x{width}" for height, width in (given, fixed))
+        raise UsageError(
+            f"{option('image-size', asked)}: the input of {subject.checkpoint} is fixed at {only}; leave it out"
+        )
 
 
 def _filled(subject: Subject, state: TrainState, card: Card | None, given: int, listed: int) -> tuple[Any, Any, bool]:

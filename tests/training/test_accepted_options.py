@@ -79,7 +79,7 @@ def test_what_a_run_records_is_not_overridden_by_what_a_model_without_records_ne
     ):
         with pytest.raises(UsageError, match=r"another order would make right answers wrong\. Leave classes= out"):
             answer(classes=turned)
-        with pytest.raises(UsageError, match="is fixed at .*; leave it out"):
+        with pytest.raises(UsageError, match=r"is fixed at .*; leave it out"):
             answer(image_size=(size + 4, size + 4))
     expected = kresume.evaluate(parent, data=val).scores["all"]
     assert kresume.evaluate(parent, data=val, classes=CLASSES, image_size=(size, size)).scores["all"] == expected

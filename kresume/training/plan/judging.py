@@ -57,7 +57,7 @@ def _conditions(config: TrainConfig) -> Iterator[tuple[str, str, bool]]:
 
 
 def check_measurable(config: TrainConfig, parent: Parent | None, manifest: Manifest, generation: int) -> None:
-    """Checks that there are validation images for every gate, for `--until`, and for what a run is judged by.
+    """Checks that there are validation images for all that judges a run.
 
     Args:
         config: the options.

@@ -160,21 +160,9 @@ def decide_rate(
     if saved is None and lr is None and compiled is not None and not math.isclose(compiled.value, peak, rel_tol=1e-6):
         own = f"the start of the {compiled.schedule['class_name']}" if compiled.schedule else "the rate"
         peak, reason = compiled.value, f"{own} that --model compiles"
-    if chosen == "keep" and warmup_steps and saved is not None and saved.schedule is not None:
-        raise UsageError(
-            f"{option('warmup-steps', warmup_steps)}: the checkpoint's schedule goes on and sets the rate "
-            f"({option('lr-schedule', 'keep')}): leave it out, or give another {option('lr-schedule')}"
-        )
-    if chosen == "plateau" and warmup_steps:
-        raise UsageError(
-            f"{option('lr-schedule', 'plateau')} changes the rate itself: {option('warmup-steps')} cannot be combined with it"
-        )
+    if warmup_steps:
+        _check_warms(chosen, saved, warmup_steps)
     if chosen == "cooldown":
-        if warmup_steps:
-            raise UsageError(
-                f"{option('lr-schedule', 'cooldown')} starts at the rate that it holds: {option('warmup-steps')} cannot be "
-                "combined with it"
-            )
         warmup_steps = round((1 - COOLDOWN_SHARE) * steps) if steps > 1 else 0
     if warmup_steps is None:
         warms = chosen in {"cosine", "rewarm-cosine"}
@@ -217,8 +205,22 @@ def _tuned(
     )
 
 
+def _check_warms(schedule: Schedule, saved: SavedRate | None, steps: int) -> None:
+    """Raises UsageError if a schedule has no place for a warm-up, which would be ignored."""
+    if schedule == "keep" and saved is not None and saved.schedule is not None:
+        raise UsageError(
+            f"{option('warmup-steps', steps)}: the checkpoint's schedule goes on and sets the rate "
+            f"({option('lr-schedule', 'keep')}): leave it out, or give another {option('lr-schedule')}"
+        )
+    reasons = {"plateau": "changes the rate itself", "cooldown": "starts at the rate that it holds"}
+    if schedule in reasons:
+        raise UsageError(
+            f"{option('lr-schedule', schedule)} {reasons[schedule]}: {option('warmup-steps')} cannot be combined with it"
+        )
+
+
 def goes_on(saved: SavedRate | None, origin: int, steps: int) -> bool:
-    """Returns True if a checkpoint has a schedule that still changes the rate, and trains for nearly all of the run.
+    """Returns True if a checkpoint's schedule still changes the rate, and ends no earlier than the run.
 
     Args:
         saved: the checkpoint's rate.
