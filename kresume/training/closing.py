@@ -124,10 +124,15 @@ def closing_facts(run: runs.Run, pair: Pair | None) -> dict[str, Any]:
         forgot = str(forgetting_of(pair, run.record.new_classes))
     lines = runs.read_metrics(run.metrics)
     epoch = next((line["epoch"] for line in lines if line["step"] == run.result_step()), None)
-    monitor = run.record.options.get("monitor") or DEFAULTS.monitor
+    options = run.record.options
+    monitor = options.get("monitor") or DEFAULTS.monitor
     is_best = run.record.result is not None and run.record.result.which == "best"
+    gated = any(options.get(name) is not None for name in ("require", "max_forgetting", "max_class_drop"))
+    within = " of those within the gates" if gated else ""
     return {
-        "which": "" if epoch is None else f"epoch {epoch}, {f'the best by {monitor}' if is_best else 'the last'}",
+        "which": ""
+        if epoch is None
+        else f"epoch {epoch}, {f'the best by {monitor}{within}' if is_best else 'the last'}",
         "verdicts": verdicts,
         "forgot": forgot,
         "best": "" if is_best else _better_epoch(lines, epoch),

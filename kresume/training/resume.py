@@ -34,7 +34,7 @@ from kresume.training.closing import TrainResult
 from kresume.training.create import create_run
 from kresume.training.finish import finish
 from kresume.training.plan.decide import decide, list_named, load_checkpoint, update_data
-from kresume.training.plan.images import came_since
+from kresume.training.plan.images import came_since, check_dropped
 from kresume.training.plan.teaching import take_teacher
 from kresume.training.start import Start, select_backend, start_or_continue
 from kresume.training.together import group_of, train_together
@@ -144,6 +144,7 @@ def _new(start: Start, reporter: Reporter) -> tuple[runs.Run, Any]:
 
 def _rebuilt(run: runs.Run, config: TrainConfig, reporter: Reporter) -> Any:
     """Returns the model of an interrupted run, adjusted as it was."""
+    check_dropped(config, remembered(run.path), str(run.path))
     backend, batch_size = config.backend or run.record.backend, run.record.amount.batch_size
     select_backend(config, backend, batch_size, reporter)
     programs.use(run.path, crashed=crash.left(run.path))

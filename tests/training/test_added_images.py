@@ -365,6 +365,23 @@ def test_what_was_dropped_does_not_come_back(workplace):
 
 
 @pytest.mark.one_backend(trains=True)
+def test_a_drop_file_that_was_edited_after_a_kill_is_refused(workplace):
+    """A continued run would train on what is to be forgotten. With the file as it was it goes on."""
+    trained("runs/1-shapes", data=["old"], **TINY)
+    write_pictures(workplace / "inbox", 3, 400)
+    drop = workplace / "drop.txt"
+    drop.write_text("old/circle/0.png\n")
+    arguments = {"add": ["inbox"], "drop": "drop.txt", "epochs": 1, "out": "runs/2"}
+    run_training("runs/1-shapes", **arguments)
+    make_interrupted(workplace / "runs" / "2", "step-00000000")
+    drop.write_text("old/circle/0.png\nold/circle/1.png\ninbox/circle/400.png\n")
+    with pytest.raises(UsageError, match=r"names 2 images that .*runs/2 trains or scores on, so the file was edited"):
+        run_training("runs/1-shapes", **arguments)
+    drop.write_text("old/circle/0.png\n")
+    assert runs.open_run(run_training("runs/1-shapes", **arguments).run).finished
+
+
+@pytest.mark.one_backend(trains=True)
 def test_or_new_starts_where_nothing_is_there(workplace, capfd):
     """`--or-new` starts a new training without a checkpoint, and says so."""
     from kresume.options.resolve import from_arguments

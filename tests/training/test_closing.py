@@ -31,6 +31,8 @@ def test_only_what_differs_from_the_parents_options_is_listed():
     off = parent.model_copy(update={"trial": False})
     assert describe_differences(parent, off, off).endswith("--no-trial (the parent: on); all others are the parent's")
     assert describe_differences(off, parent, parent).endswith("--trial (the parent: off); all others are the parent's")
+    watched = parent.model_copy(update={"monitor": "val_loss"})
+    assert "--monitor val_loss (the parent: off)" in describe_differences(parent, watched, watched)
     gated = parent.model_copy(update={"max_forgetting": 0.0, "replay": 0.0})
     assert describe_differences(parent, gated, gated).count("--max-forgetting 0") == 1
 
