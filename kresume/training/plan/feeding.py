@@ -276,7 +276,9 @@ def _by_statistics_of(
     """
     from kresume.models import statistics
 
-    fed = inputs.to_input(*feeding)(sample.pictures)
+    fed = np.asarray(
+        inputs.to_input(*feeding)(sample.pictures)
+    )  # TensorFlow makes a tensor of its own, which JAX refuses
     size = min(STATISTICS_BATCH, len(fed))
     batches = (fed[start : start + size] for start in range(0, len(fed) - size + 1, size))
     own = statistics.compute_statistics(model, batches)
