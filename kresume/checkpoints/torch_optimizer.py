@@ -22,33 +22,12 @@ SLOTS = {"SGD": ("momentum_buffer",), "Adam": ("exp_avg", "exp_avg_sq", "max_exp
 MOMENTS = {"SGD": (), "Adam": ("exp_avg", "exp_avg_sq")}
 """Slots that a parameter has together once it was updated."""
 SETTINGS = frozenset(
-    {
-        *(
-            "params",
-            "param_names",
-            "lr",
-            "initial_lr",
-            "weight_decay",
-            "momentum",
-            "dampening",
-            "nesterov",
-            "betas",
-            "eps",
-        ),
-        *("amsgrad", "decoupled_weight_decay", "maximize", "foreach", "differentiable", "fused", "capturable"),
-        *(
-            "bias_correction",
-            "swa_lr",
-            "max_lr",
-            "min_lr",
-            "max_momentum",
-            "base_momentum",
-            "lr_scale",
-            "lr_mult",
-            "decay_mult",
-        ),
-    }
-)
+    (
+        "params", "param_names", "lr", "weight_decay", "momentum", "dampening", "nesterov", "betas", "eps", "amsgrad",
+        "decoupled_weight_decay", "maximize", "foreach", "differentiable", "fused", "capturable", "bias_correction",
+        "initial_lr", "swa_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "lr_scale", "lr_mult", "decay_mult",
+    )
+)  # fmt: skip
 """Settings of PyTorch's SGD, Adam and AdamW, and those that schedulers and scripts add to their groups."""
 OF_OTHERS = {"SGD": frozenset({"caution", "corrected_weight_decay", "eps"}), "Adam": frozenset()}
 """Settings of other classes that look like these, whatever their value: timm's SGDW decouples its decay, its LARS has `eps`."""

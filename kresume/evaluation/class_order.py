@@ -157,6 +157,17 @@ def judge_order(
     return OrderFound(None, candidate, explained, assumed, doubtful)
 
 
+def best_accuracy(predicted: np.ndarray, labels: np.ndarray, count: int) -> float:
+    """Returns the accuracy in the order of classes that fits best, which is not tested against chance.
+
+    Args:
+        predicted: `(n,)` the index of the highest output.
+        labels: `(n,)` class indices.
+        count: number of classes.
+    """
+    return float(_read(predicted, labels, count).right.mean())
+
+
 def _named(classes: Sequence[str], meanings: np.ndarray) -> tuple[str, ...]:
     return tuple(classes[int(meaning)] for meaning in meanings)
 

@@ -36,7 +36,7 @@ def open_index(root: Path, spec: DecodeSpec, writes: bool) -> FileIndex | None:
     index = FileIndex(root / INDEX_NAME, spec.key)
     if writes:
         index.create()
-    return index if index.exists() else None
+    return index if writes or index.exists() else None
 
 
 def forget_facts(root: Path, sha256s: Collection[str]) -> None:

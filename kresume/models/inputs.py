@@ -8,7 +8,23 @@ from __future__ import annotations
 from typing import Any
 
 from kresume.errors import UsageError
+from kresume.spelling import option
 from kresume.values.input_layout import InputLayout, read_layout
+
+
+def check_size(asked: tuple[int, int] | None, fixed: tuple[int, int] | None) -> None:
+    """Checks that a requested size is the one that the model accepts.
+
+    Args:
+        asked: `--image-size` as `(height, width)`; None if it was not given.
+        fixed: the model's own size; None if it accepts any.
+
+    Raises:
+        UsageError: they differ.
+    """
+    if fixed is not None and asked is not None and asked != fixed:
+        given, only = (f"{height}x{width}" for height, width in (asked, fixed))
+        raise UsageError(f"{option('image-size', given)}: the model's input is fixed at {only}; leave it out")
 
 
 def layout_of(

@@ -23,7 +23,7 @@ from kresume.checkpoints.run import find_run
 from kresume.class_names import join_classes
 from kresume.errors import CheckpointError, KresumeError, ModelError, RestoreError, UsageError
 from kresume.images.conventions import SHOWN_NAMES
-from kresume.models.inputs import layout_of
+from kresume.models.inputs import check_size, layout_of
 from kresume.options.given import code_of
 from kresume.options.resolve import default_image_size
 from kresume.spelling import option
@@ -203,7 +203,8 @@ def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, ano
         raise UsageError(
             f"{path} does not record which pixel values it expects: give {option('pixels')}, one of {SHOWN_NAMES}"
         )
-    _check_size(subject, fixed)
+    if not subject.yielding:  # else it was given for two models
+        check_size(subject.image_size, fixed)
     size = fixed or known
     size = size or (default_image_size() if anonymous else None)
     if size is None:
@@ -233,16 +234,6 @@ def _check_recorded(subject: Subject, card: Card, names: Sequence[str]) -> None:
         raise UsageError(f"{path} records the order of its axes, {card.input.axes}: leave {option('axes')} out")
     if subject.pixels not in {None, card.pixels}:
         raise UsageError(f"{path} records that it expects {card.pixels}: leave {option('pixels', subject.pixels)} out")
-
-
-def _check_size(subject: Subject, fixed: tuple[int, int] | None) -> None:
-    """Raises UsageError if another size was given than the only one that the model accepts."""
-    given = subject.image_size
-    if fixed is not None and given is not None and given != fixed and not subject.yielding:  # not given for two models
-        asked, only = (f"{height}x{width}" for height, width in (given, fixed))
-        raise UsageError(
-            f"{option('image-size', asked)}: the input of {subject.checkpoint} is fixed at {only}; leave it out"
-        )
 
 
 def _filled(subject: Subject, state: TrainState, card: Card | None, given: int, listed: int) -> tuple[Any, Any, bool]:

@@ -19,6 +19,7 @@ from typing import Any
 from kresume import runs
 from kresume.errors import GateFailed
 from kresume.evaluation.forgetting import forgetting_of
+from kresume.evaluation.gates import Gates
 from kresume.evaluation.verdict import Pair, Verdict, in_words, judge_origins
 from kresume.options.settings import DEFAULTS
 from kresume.spelling import option
@@ -127,8 +128,8 @@ def closing_facts(run: runs.Run, pair: Pair | None) -> dict[str, Any]:
     options = run.record.options
     monitor = options.get("monitor") or DEFAULTS.monitor
     is_best = run.record.result is not None and run.record.result.which == "best"
-    gated = any(options.get(name) is not None for name in ("require", "max_forgetting", "max_class_drop"))
-    within = " of those within the gates" if gated else ""
+    gates = Gates.of(options.get("require"), options.get("max_forgetting"), options.get("max_class_drop"))
+    within = " of those within the gates" if gates else ""
     return {
         "which": ""
         if epoch is None

@@ -144,7 +144,8 @@ def _new(start: Start, reporter: Reporter) -> tuple[runs.Run, Any]:
 
 def _rebuilt(run: runs.Run, config: TrainConfig, reporter: Reporter) -> Any:
     """Returns the model of an interrupted run, adjusted as it was."""
-    check_dropped(config, remembered(run.path), str(run.path))
+    if config.drop:
+        check_dropped(config.drop, remembered(run.path), str(run.path))
     backend, batch_size = config.backend or run.record.backend, run.record.amount.batch_size
     select_backend(config, backend, batch_size, reporter)
     programs.use(run.path, crashed=crash.left(run.path))

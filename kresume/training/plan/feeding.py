@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kresume.errors import CheckpointError, ImagesError, UsageError
-from kresume.evaluation.class_order import judge_order
+from kresume.evaluation.class_order import best_accuracy, judge_order
 from kresume.evaluation.probe import MOST_SHOWN, Probe, is_clearly_lower, probe_feedings, promising
 from kresume.images import collect, conventions, inputs
 from kresume.images.decode import decode
@@ -229,7 +229,10 @@ def _probe(
             how = ", without what the moving averages of batch normalisation began with,"
     if len(feedings) == 1 and probe.accuracies[probe.best] < SURE and statistics.normalised_layers(model):
         second, own = _by_statistics_of(sample, model, feedings[ways[0]], partial(score, ways, sample.pictures))
-        if _explained(second, labels, classes) > _explained(probe, labels, classes):
+        accuracy, moving = (
+            best_accuracy(each.predictions[each.best], labels, len(classes)) for each in (second, probe)
+        )
+        if accuracy > moving:
             probe, averages = second, own
     # On equal evidence the first one wins: the usual conventions come first.
     found = judge_order({way: probe.predictions[way] for way in ways}, labels, classes)
@@ -283,11 +286,6 @@ def _by_statistics_of(
     batches = (fed[start : start + size] for start in range(0, len(fed) - size + 1, size))
     own = statistics.compute_statistics(model, batches)
     return score(own), own
-
-
-def _explained(probe: Probe, labels: np.ndarray, classes: Sequence[str]) -> float:
-    """Returns the accuracy in the order of classes that fits best."""
-    return judge_order({probe.best: probe.predictions[probe.best]}, labels, classes).explained
 
 
 def _no_winner(source: str, probe: Probe, count: int, and_axes: str) -> str:

@@ -354,23 +354,21 @@ def not_used(sources: Sources, manifest: Manifest) -> int:
     return len({found.key for found in listed}) - int(used)
 
 
-def check_dropped(config: TrainConfig, manifest: Manifest, run: str) -> None:
+def check_dropped(drop: str, manifest: Manifest, run: str) -> None:
     """Checks that a run that is continued has no image that its file of `--drop` names today.
 
     Args:
-        config: the options of the run.
+        drop: the file.
         manifest: the images of the run.
         run: its path, for the message.
 
     Raises:
         UsageError: the file was edited since: the run would train on what is to be forgotten.
     """
-    if not config.drop:
-        return
-    hashes, _ = corrections.hashes_in(corrections.read_drop(config.drop), manifest)
+    hashes, _ = corrections.hashes_in(corrections.read_drop(drop), manifest)
     if count := len(hashes & {sha256.decode() for sha256 in manifest.sha256s.tolist()}):
         raise UsageError(
-            f"{option('drop', config.drop)} names {counted(count, 'image')} that {run} trains or scores on, so the file was "
+            f"{option('drop', drop)} names {counted(count, 'image')} that {run} trains or scores on, so the file was "
             f"edited since the run began: restore the file to continue, or begin a run without them in another {option('out')}"
         )
 

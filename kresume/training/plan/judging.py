@@ -13,6 +13,7 @@ import numpy as np
 from kresume.errors import UsageError
 from kresume.evaluation.gates import Gates, check_metric, parse_conditions
 from kresume.images.manifest import Manifest
+from kresume.options.settings import DEFAULTS
 from kresume.options.table import TrainConfig
 from kresume.spelling import option
 from kresume.training.plan.parent import Parent
@@ -100,14 +101,14 @@ def check_measurable(config: TrainConfig, parent: Parent | None, manifest: Manif
 
 def _judges(config: TrainConfig) -> Iterator[tuple[str, str, bool]]:
     """Yields what chooses the best epoch, ends the run or lowers the rate, as `_conditions` does."""
-    monitored = config.monitor or "val_loss"
+    monitored = config.monitor or DEFAULTS.monitor
     if monitored not in {"loss", "accuracy"}:  # averages of an epoch over its training images
         if config.monitor is not None:
             yield monitored, option("monitor", config.monitor), False
         elif config.patience is not None:
             yield monitored, option("patience", config.patience), False
     if config.lr_schedule == "plateau":
-        yield "val_loss", option("lr-schedule", "plateau"), False
+        yield DEFAULTS.monitor, option("lr-schedule", "plateau"), False
 
 
 def describe_noise(manifest: Manifest, generation: int) -> str:

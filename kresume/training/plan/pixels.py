@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kresume.errors import UsageError
-from kresume.models.inputs import layout_of
+from kresume.models.inputs import check_size, layout_of
 from kresume.options.settings import DEFAULTS
 from kresume.options.table import TrainConfig
 from kresume.values.card import Card
@@ -32,10 +32,7 @@ def decode_spec(
     layout, fixed = layout_of(
         model, asked or (card.image_size if card else None), config.axes, card.input if card else None
     )
-    if fixed is not None and asked is not None and asked != fixed:
-        raise UsageError(
-            f"--image-size {asked[0]}x{asked[1]}: the model's input is fixed at {fixed[0]}x{fixed[1]}; leave it out"
-        )
+    check_size(asked, fixed)
     size = asked or fixed or (card.image_size if card else None)
     if size is None:
         raise UsageError("the model takes images of any size: say which to train on with --image-size N or HxW")
