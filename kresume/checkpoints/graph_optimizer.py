@@ -1,6 +1,7 @@
 """Finds and describes the optimizer in a TensorFlow object graph.
 
     found = find_optimizer(nodes)           # the node, by its edges
+    trained(nodes, found)                   # the arrays of the weights that it trains
     describe(nodes, found, arrays)          # (SavedOptimizer, step, rate)
     owned(nodes, found)                     # every node that belongs to the optimizer alone
 
@@ -16,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 
+from kresume.checkpoints.graph_nodes import near_root
 from kresume.checkpoints.keras_2_optimizers import decaying
 from kresume.values.state import GraphNode, SavedOptimizer, SavedRate
 
@@ -39,12 +41,45 @@ def style(node: GraphNode) -> Style | None:
     return None
 
 
+def find_optimizers(nodes: Sequence[GraphNode]) -> list[int]:
+    """Returns the indices of the optimizers' nodes, without those inside a loss-scaling wrapper."""
+    found = [index for index, node in enumerate(nodes) if style(node) is not None]
+    wrapped = {inside(nodes, index) for index in found if inside(nodes, index) != index}
+    return [index for index in found if index not in wrapped]
+
+
 def find_optimizer(nodes: Sequence[GraphNode]) -> int | None:
-    """Returns the index of the optimizer's node; None if the graph has no optimizer."""
-    for index, node in enumerate(nodes):
-        if style(node) is not None:
-            return index
-    return None
+    """Returns the index of the optimizer's node; None if the graph has no optimizer.
+
+    Of several, it is the one that trains the most weights.
+    """
+    found = find_optimizers(nodes)
+    return max(found, key=lambda index: len(trained(nodes, index))) if len(found) > 1 else next(iter(found), None)
+
+
+def names(nodes: Sequence[GraphNode]) -> list[str]:
+    """Returns the attributes under which the optimizers were saved."""
+    near = near_root(nodes)
+    return [near.get(index, f"node {index}") for index in find_optimizers(nodes)]
+
+
+def trained(nodes: Sequence[GraphNode], index: int) -> frozenset[str]:
+    """Returns the names of the arrays of the weights that an optimizer trains.
+
+    The new optimizers of Keras 2 do not list them; their slots' names end in the weight's name.
+    """
+    index = inside(nodes, index)
+    node = nodes[index]
+    if style(node) == "legacy":
+        owners = {weight for weight, _ in node.slots}
+    elif "_trainable_variables" in node.children:
+        owners = set(nodes[node.children["_trainable_variables"]].children.values())
+    else:
+        own = owned(nodes, index)
+        parts = (nodes[slot].full_name.split("/") for slot in own if nodes[slot].array is not None)
+        ends = {"/".join(path[begin:]) for path in parts for begin in range(1, len(path))}
+        owners = {other for other, node in enumerate(nodes) if other not in own and node.full_name in ends}
+    return frozenset(array for owner in owners if (array := nodes[owner].array) is not None)
 
 
 def inside(nodes: Sequence[GraphNode], index: int) -> int:

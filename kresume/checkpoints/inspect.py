@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kresume.checkpoints.graph_nodes import models
+from kresume.checkpoints.graph_optimizer import find_optimizers
 from kresume.checkpoints.hub_classes import INSTALL, is_hubs, is_installed, needs_hub
 from kresume.checkpoints.input_shape import describe_input
 from kresume.checkpoints.layers import LayerRow, layer_table
@@ -144,9 +146,19 @@ def describe(state: TrainState) -> Inspection:
         pixels=state.card.pixels if state.card else None,
         input=describe_input(state),
         architecture=state.architecture is not None,
-        notes=(*state.records.get("notes", ()), *_outputs(state)),
+        notes=(*state.records.get("notes", ()), *_models(state), *_outputs(state)),
         missing=tuple(_missing(state)),
     )
+
+
+def _models(state: TrainState) -> Iterator[str]:
+    """Names the copies of a model in an object graph."""
+    names = models(state.graph, state.arrays, find_optimizers(state.graph))
+    if names:
+        yield (
+            f"the file holds models of the same shapes ({', '.join(names)}): kresume train reads the one that the optimizer "
+            "trains"
+        )
 
 
 def _outputs(state: TrainState) -> Iterator[str]:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from kresume.checkpoints.graph_optimizer import find_optimizer, owned
+from kresume.checkpoints.graph_optimizer import find_optimizers, owned
 from kresume.values.state import Layout, TrainState
 
 APART = frozenset({"optimizer", "optimizer_variables", "optimizer_weights", "metrics", "metrics_variables", "callbacks",
@@ -82,8 +82,8 @@ def _in_graph(state: TrainState) -> list[str]:
     The keys do not show them: TensorFlow may store a weight under a key of the optimizer that trains it. TensorFlow
     sorts its keys as text, 10 before 2; here they are in natural order.
     """
-    node = find_optimizer(state.graph)
-    others = {state.graph[index].array for index in owned(state.graph, node)} if node is not None else set()
+    nodes = find_optimizers(state.graph)
+    others = {state.graph[index].array for node in nodes for index in owned(state.graph, node)}
     counters = (state.graph[child].array for child in state.graph[0].children.values())  # the script's own
     others |= {name for name in counters if name is not None and state.arrays[name].shape == ()}
     names = _without([name for name in state.arrays if name not in others], APART - {"optimizer"})

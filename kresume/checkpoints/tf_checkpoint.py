@@ -113,7 +113,8 @@ def read_graph(prefix: str, path: str) -> TrainState:
     nodes = tuple(_node(node) for node in graph.nodes)
     if not nodes:
         raise CheckpointError(f"{path} is damaged: its object graph is empty; use an earlier one")
-    optimizer, step, rate = graph_optimizer.describe(nodes, graph_optimizer.find_optimizer(nodes), arrays)
+    chosen = graph_optimizer.find_optimizer(nodes)
+    optimizer, step, rate = graph_optimizer.describe(nodes, chosen, arrays)
     index = Path(f"{prefix}.index")
     return TrainState(
         source=path,
@@ -126,7 +127,20 @@ def read_graph(prefix: str, path: str) -> TrainState:
         rate=rate,
         writer=_writer(nodes),
         written=atomic.modified(index),
+        records={"notes": notes} if (notes := _notes(nodes, chosen)) else {},
     )
+
+
+def _notes(nodes: tuple[GraphNode, ...], chosen: int | None) -> list[str]:
+    """Describes for the user what of a graph with several optimizers is used."""
+    found = graph_optimizer.find_optimizers(nodes)
+    if len(found) < 2:
+        return []
+    names = graph_optimizer.names(nodes)
+    used = names[found.index(chosen)] if chosen is not None else ""
+    return [
+        f"the file holds {len(found)} optimizers ({', '.join(names)}): {used} is used, which trains the most weights"
+    ]
 
 
 def _check_size(reader: Any, prefix: str, path: str) -> None:

@@ -75,7 +75,10 @@ def read(path: str, optimizer_path: str | None = None) -> TrainState:
     with interpreting(f"{source}: the optimizer's state dict", CheckpointError):
         found = torch_optimizer.read(optimizer, names, shapes, source, ordered=ordered)
     said = next(((key, int(facts[key])) for key in STEP_KEYS if _is_count(facts.get(key))), None)
-    step, notes = found.step if found.step is not None else said and said[1], [*facts["notes"], *found.notes]
+    step, notes = (
+        found.step if found.step is not None else said and said[1],
+        [*facts["ignored"], *facts["notes"], *found.notes],
+    )
     if said is not None and said[1] != step:
         # A script's count may be that of an epoch or of batches; Adam's correction needs that of its updates.
         notes.append(f"the file's {said[0]} is {said[1]:,}; the optimizer has counted {step:,} updates, which is used")
@@ -99,6 +102,7 @@ def read(path: str, optimizer_path: str | None = None) -> TrainState:
             "cannot_keep": found.cannot_keep,
             "scale": found.scale,
             "notes": tuple(notes),
+            "ignored": tuple(facts["ignored"]),
         },
     )
 
@@ -284,7 +288,7 @@ def _parts(whole: Any, path: str) -> tuple[Mapping[str, Any], Any, dict[str, Any
         raise CheckpointError(
             f"{path} holds {'a' if whole else 'an empty'} {type(whole).__name__}, expected a state dict: {BARE}"
         )
-    facts: dict[str, Any] = {"notes": []}
+    facts: dict[str, Any] = {"notes": [], "ignored": []}
     if _is_state_dict(whole):
         return _tensors(whole), None, facts
     facts |= {key: value for key, value in whole.items() if key in {*STEP_KEYS, "epoch"}}
@@ -307,12 +311,12 @@ def _parts(whole: Any, path: str) -> tuple[Mapping[str, Any], Any, dict[str, Any
         )
     averages = [key for key in AVERAGES_KEYS if key in whole]
     if averages:
-        facts["notes"].append(
+        facts["ignored"].append(
             f"the file also holds averaged weights ({averages[0]}), which are ignored: {candidates[0]} is used"
             f"{_alone(averages[0]) if _is_state_dict(whole[averages[0]]) else ''}"
         )
     if alike:
-        facts["notes"].append(
+        facts["ignored"].append(
             f"the file also holds weights under {', '.join(alike)}, which are ignored: {candidates[0]} is used"
             f"{_alone(alike[0])}"
         )

@@ -87,6 +87,7 @@ class Loaded:
         named: True if class names and pixel convention are known; else classes are numbered and pixels used unchanged.
         statistics: which statistics of batch normalisation an unfinished run predicts with, in words; may be empty.
         shows: the pixel convention that the checkpoint records, or that its first layers show; None if neither.
+        matched: notes on how the checkpoint's arrays were matched.
     """
 
     subject: Subject
@@ -100,6 +101,7 @@ class Loaded:
     named: bool = True
     statistics: str = ""
     shows: str | None = None
+    matched: tuple[str, ...] = ()
 
     @property
     def spec(self) -> DecodeSpec:
@@ -115,7 +117,8 @@ class Loaded:
     def notes(self) -> tuple[str, ...]:
         """Returns notes on the weights and on how the outputs are interpreted."""
         left_out = str(self.state.records.get("unreadable_runs") or "")
-        notes = (self.unfinished, self.rejected, left_out, self.loss.note, self.contradicted)
+        of_weights = (*self.state.records.get("ignored", ()), *self.matched)
+        notes = (self.unfinished, self.rejected, left_out, *of_weights, self.loss.note, self.contradicted)
         return tuple(note for note in notes if note)
 
     @property
@@ -180,7 +183,7 @@ def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, ano
     card = state.card
     given = subject.classes or (card.classes if card else None) or ()
     names = given or tuple(sorted(fallback_classes or ()))
-    model, own_optimizer, averages = _filled(subject, state, card, len(given), len(names))
+    model, own_optimizer, averages, matched = _filled(subject, state, card, len(given), len(names))
     count = output_count(model)
     told_apart = class_count(count)
     named = bool(names) and bool(subject.pixels or card or conventions.read_convention(model))
@@ -219,7 +222,9 @@ def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, ano
         layout,
     )
     loss = choose_loss(model, saved=state.compiled, code=own_code(subject.model, subject.imports), trains=False)
-    return Loaded(subject, run, state, model, complete, loss, averages, own_optimizer, named, shows=shows)
+    return Loaded(
+        subject, run, state, model, complete, loss, averages, own_optimizer, named, shows=shows, matched=matched
+    )
 
 
 def _check_recorded(subject: Subject, card: Card, names: Sequence[str]) -> None:
@@ -236,7 +241,9 @@ def _check_recorded(subject: Subject, card: Card, names: Sequence[str]) -> None:
         raise UsageError(f"{path} records that it expects {card.pixels}: leave {option('pixels', subject.pixels)} out")
 
 
-def _filled(subject: Subject, state: TrainState, card: Card | None, given: int, listed: int) -> tuple[Any, Any, bool]:
+def _filled(
+    subject: Subject, state: TrainState, card: Card | None, given: int, listed: int
+) -> tuple[Any, Any, bool, tuple[str, ...]]:
     """Builds the model and restores its weights.
 
     The number of classes may be unknown. Then it is taken from the checkpoint's arrays, else from the class folders,
@@ -250,7 +257,7 @@ def _filled(subject: Subject, state: TrainState, card: Card | None, given: int, 
         listed: number of class folders, 0 for none.
 
     Returns:
-        `(model, optimizer compiled by the user's function, True if the weights are averages)`.
+        `(model, optimizer compiled by the user's function, True if the weights are averages, notes on the matching)`.
     """
     from kresume.models import build, restore
     from kresume.models.hub import on_its_own
@@ -269,7 +276,9 @@ def _filled(subject: Subject, state: TrainState, card: Card | None, given: int, 
                 trust=subject.trust,
             )
             own_optimizer = getattr(model, "optimizer", None)  # the user's function may have compiled the model
-            averages = _restore(model, state, own_optimizer, partial(restore.restore, map_file=subject.map_file))
+            averages, matched = _restore(
+                model, state, own_optimizer, partial(restore.restore, map_file=subject.map_file)
+            )
             use_stored(model, state)
             model = on_its_own(model)
         except (RestoreError, ModelError) as error:
@@ -277,15 +286,15 @@ def _filled(subject: Subject, state: TrainState, card: Card | None, given: int, 
             if subject.model is None:
                 break  # the checkpoint's own architecture does not depend on the count
         else:
-            return model, own_optimizer, averages
+            return model, own_optimizer, averages, matched
     raise failed or CheckpointError(f"{subject.checkpoint} cannot be loaded")
 
 
-def _restore(model: Any, state: TrainState, own: Any, restore: Any) -> bool:
+def _restore(model: Any, state: TrainState, own: Any, restore: Any) -> tuple[bool, tuple[str, ...]]:
     """Restores the model's weights, or their averages, and drops its optimizer.
 
     Returns:
-        True if the weights are averages.
+        `(True if the weights are averages, notes on how arrays were matched)`.
     """
     from kresume.models import saved_optimizer, structure
     from kresume.models.averages import use_averages
@@ -294,12 +303,11 @@ def _restore(model: Any, state: TrainState, own: Any, restore: Any) -> bool:
     model.optimizer = None
     saved = saved_optimizer.named_or_compiled(state, own)
     if saved is None or not (saved.config or {}).get("use_ema"):
-        restore(model, state, optimizer=None)
-        return False
+        return False, restore(model, state, optimizer=None).notes
     # Built on all weights that can train: a weight that is frozen now may have been trained before, and prediction
     # uses its average.
     optimizer = saved_optimizer.build_optimizer(model, state, saved, weights=structure.can_train(model))
-    restore(model, state, optimizer=None)
+    notes = restore(model, state, optimizer=None).notes
     restore_averages(model, state, optimizer)
     use_averages(optimizer)
-    return True
+    return True, notes

@@ -3,8 +3,7 @@
     found = match(model, optimizer, state, targets)      # found.names: id(variable) -> name of the array
 
 The keys of a TensorFlow checkpoint depend on which objects were saved together; the edges between the objects do not.
-So the graph and the live model are walked together. An edge is an attribute, a list index, a dictionary key or, in
-files that Keras 2 wrote, the index of a layer among the layers with weights (`layer_with_weights-3`).
+So the graph and the live model are walked together (`kresume.models.graph_roots`).
 """
 
 from __future__ import annotations
@@ -17,18 +16,17 @@ import keras
 
 from kresume.backend import live_state
 from kresume.checkpoints import graph_optimizer, keras_2_optimizers
+from kresume.errors import RestoreError
 from kresume.models import match_slots, slots
 from kresume.models.generated_names import by_new_number
+from kresume.models.graph_roots import find_model, walk
 from kresume.models.match_by_shape import split_by_shape, trained_by_shape
-from kresume.models.match_layers import RENAMED
 from kresume.models.match_slots import Matched, Saved
 from kresume.models.structure import SEED, Target
+from kresume.spelling import option
 from kresume.values.state import GraphNode, TrainState
 
-WITH_WEIGHTS = "layer_with_weights-"
 EXPORTED = {"trainable": ("trainable_variables",), "non_trainable": ("non_trainable_variables",)}
-VIEWS = frozenset({"variables", "trainable_variables", "non_trainable_variables", "weights"})
-"""Lists that a layer derives from its variables; their order differs between versions of Keras."""
 RATES = ("_learning_rate", "learning_rate")
 PRODUCT = "optimizer/product_of_momentums"
 """Name of the array that `completed` adds."""
@@ -77,24 +75,24 @@ def match(
         same_weights: the user states that the weights trainable now were trainable then.
     """
     node = graph_optimizer.find_optimizer(state.graph)
-    wanted = {id(target.variable) for target in targets if target.group != "optimizer"}
-    best = _exported(state, model)
-    for start in _starts(state, node):
-        names = {key: name for key, name in _walk(state, start, model).items() if key in wanted}
-        if len(names) >= max(len(best), 1):
-            best = names
+    root = find_model(state, model, targets)
+    exported = _exported(state, model)
+    best = dict(root.names if len(root.names) >= len(exported) else exported)
     by_full_name = _unique_full_names(state)
     for target in targets:
-        if target.group != "optimizer" and (name := by_full_name.get(target.variable.path)):
+        name = by_full_name.get(target.variable.path)
+        if target.group != "optimizer" and name is not None and name not in root.apart:
             best.setdefault(id(target.variable), name)
+    notes = (root.note,) * bool(root.note)
     if optimizer is None or node is None:
-        return Matched(best)
+        return Matched(best, notes=notes, apart=root.apart)
+    _check_optimizers(state, node, optimizer, best)
     if graph_optimizer.style(state.graph[node]) == "keras-3":
         if not slots.scale_variables(optimizer) or graph_optimizer.inside(state.graph, node) == node:
             # At least one of the two has no loss-scaling wrapper: match the inner optimizers.
             node, optimizer = graph_optimizer.inside(state.graph, node), live_state.inner(optimizer)
         numbers = {id(slot.variable) for slot in slots.describe(optimizer) if slot.weight is None}
-        walked = {key: name for key, name in _walk(state, node, optimizer).items() if key in numbers}
+        walked = {key: name for key, name in walk(state, node, optimizer).items() if key in numbers}
         inside = graph_optimizer.inside(state.graph, node)
         saved = _keras_3_slots(state, inside, optimizer) or _keras_3_list(model, optimizer, state, inside, best)
     else:
@@ -111,20 +109,28 @@ def match(
         saved = [entry for entry in saved if entry.kind != kind]
         saved += [Saved(name, kind, weight) for name, weight in zip(listed, trained or (), strict=False)]
     found = match_slots.join(optimizer, saved, best)
-    return Matched({**walked, **found.names, **best}, found.left_out, unsure)
+    return Matched({**walked, **found.names, **best}, found.left_out, unsure, notes, apart=root.apart)
+
+
+def _check_optimizers(state: TrainState, node: int, optimizer: Any, weights: Mapping[int, str]) -> None:
+    """Raises if the weights are trained by several optimizers of the file; kresume continues one."""
+    others = [index for index in graph_optimizer.find_optimizers(state.graph) if index != node]
+    if not others:
+        return
+    live = {weights.get(id(variable)) for variable in live_state.inner(optimizer)._trainable_variables}
+    rest = live - graph_optimizer.trained(state.graph, node)
+    if any(rest & graph_optimizer.trained(state.graph, index) for index in others):
+        raise RestoreError(
+            f"{state.source} holds {len(others) + 1} optimizers that train the model's weights "
+            f"({', '.join(graph_optimizer.names(state.graph))}), and kresume continues one; nothing was restored: start a "
+            f"fresh one with {option('optimizer', 'adam:reset')}"
+        )
 
 
 def _without_weight(saved: Sequence[Saved]) -> dict[str, list[str]]:
     """Returns each kind that has slots of unknown weight, with its arrays in order."""
     kinds = {entry.kind for entry in saved if entry.weight is None}
     return {kind: [entry.name for entry in saved if entry.kind == kind] for kind in sorted(kinds)}
-
-
-def _starts(state: TrainState, optimizer: int | None) -> list[int]:
-    """Lists nodes that may be the model: the root, its children and its grandchildren."""
-    first = list(state.graph[0].children.values())
-    second = [child for node in first for child in state.graph[node].children.values()]
-    return [node for node in dict.fromkeys((0, *first, *second)) if node != optimizer]
 
 
 def _exported(state: TrainState, model: Any) -> dict[int, str]:
@@ -249,8 +255,8 @@ def _edge(saved: GraphNode, attribute: str) -> int | None:
 
 def owned_by_optimizer(state: TrainState) -> set[str]:
     """Returns the names of the optimizer's arrays, found by their node or their key."""
-    node = graph_optimizer.find_optimizer(state.graph)
-    owned = graph_optimizer.owned(state.graph, node) if node is not None else set()
+    nodes = graph_optimizer.find_optimizers(state.graph)
+    owned = {index for node in nodes for index in graph_optimizer.owned(state.graph, node)}
     by_node = {name for index in owned if (name := state.graph[index].array) is not None}
     return by_node | match_slots.named_optimizer(state)
 
@@ -267,8 +273,11 @@ def unused(model: Any, optimizer: Any | None, state: TrainState, names: Mapping[
         names: `id(variable)` -> name of its array, as matched.
     """
     node = graph_optimizer.find_optimizer(state.graph)
+    others = [index for index in graph_optimizer.find_optimizers(state.graph) if index != node]
     passed = {child for child in state.graph[0].children.values() if _is_number(state, child)}
     passed |= {index for index, entry in enumerate(state.graph) if SEED in entry.full_name}
+    for index in others:  # a note of the reader names them
+        passed |= graph_optimizer.owned(state.graph, index)
     if node is not None:
         owned = graph_optimizer.owned(state.graph, node)
         passed |= _idle_momentum(state, node, optimizer)
@@ -298,43 +307,3 @@ def _unique_full_names(state: TrainState) -> dict[str, str]:
         if node.array is not None:
             counts.setdefault(node.full_name, []).append(node.array)
     return {full_name: arrays[0] for full_name, arrays in counts.items() if len(arrays) == 1}
-
-
-def _walk(state: TrainState, node: int, live: Any) -> dict[int, str]:
-    """Follows the graph and the live object together, from edge to edge."""
-    names: dict[int, str] = {}
-    seen: set[tuple[int, int]] = set()
-    waiting = [(node, live)]
-    while waiting:
-        index, thing = waiting.pop()
-        if (index, id(thing)) in seen:
-            continue
-        seen.add((index, id(thing)))
-        saved = state.graph[index]
-        if saved.array is not None and isinstance(thing, keras.Variable):
-            names[id(thing)] = saved.array
-            continue
-        by_weights = any(edge.startswith(WITH_WEIGHTS) for edge in saved.children)
-        for edge, child in saved.children.items():
-            if (by_weights and edge.startswith("layer-")) or edge in VIEWS:
-                continue  # the same layers, numbered with an input layer that the live model may lack
-            following = _follow(thing, edge)
-            if following is not None:
-                waiting.append((child, following))
-    return names
-
-
-def _follow(thing: Any, edge: str) -> Any:
-    if isinstance(thing, (list, tuple)):
-        return thing[int(edge)] if edge.isdigit() and int(edge) < len(thing) else None
-    if isinstance(thing, dict):
-        return thing.get(edge)
-    if edge.startswith(WITH_WEIGHTS) and isinstance(thing, keras.Model):
-        layers = [layer for layer in thing.layers if layer.weights]
-        index = int(edge.removeprefix(WITH_WEIGHTS))
-        return layers[index] if index < len(layers) else None
-    try:
-        found = getattr(thing, edge, None)
-        return getattr(thing, RENAMED[edge], None) if found is None and edge in RENAMED else found
-    except (AttributeError, ValueError, RuntimeError):  # some properties of Keras layers raise before the first call
-        return None

@@ -58,6 +58,7 @@ class Matched:
         unsure: True if slots were not matched because several choices of weights fit.
         fresh: `id` of each variable that starts anew although the file may hold arrays for it.
         replaced: names of those arrays.
+        apart: names of the arrays of other models in the file.
         notes: for the user, on how arrays were matched.
     """
 
@@ -67,6 +68,7 @@ class Matched:
     notes: tuple[str, ...] = ()
     fresh: frozenset[int] = frozenset()
     replaced: frozenset[str] = frozenset()
+    apart: frozenset[str] = frozenset()
 
 
 def join(optimizer: Any, saved: Sequence[Saved], weights: Mapping[int, str]) -> Matched:

@@ -35,10 +35,12 @@ class Restoration:
     Attributes:
         rows: (variable, shape in the model, shape in the checkpoint, outcome), in the model's order.
         summary: one line for the user.
+        notes: those of its parts that say how arrays were matched.
     """
 
     rows: tuple[tuple[str, str, str, str], ...]
     summary: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def restore(
         rows.append(row)
         if row[3] in {MISSING, SHAPE}:
             wrong.append(row)
-    spare = matched.left_out | matched.replaced
+    spare = matched.left_out | matched.replaced | matched.apart
     over = [name for name in rules.unused(model, optimizer, state, names) if name not in spare]
     unused = [(f"({name})", "-", _shape(state.arrays[name].shape), UNUSED) for name in over]
     if (wrong or unused) and not partial:
@@ -136,7 +138,8 @@ def restore(
         late = set(state.records.get("unstarted", ()))
         begun = {id(variable) for variable, _ in ready if names[id(variable)] not in late}
         notes += _begin_fresh(optimizer, state, begun, matched)
-    return Restoration((*rows, *unused), "; ".join([_summary(state, targets, rows, unused, scale), *notes]))
+    summary = "; ".join([_summary(state, targets, rows, unused, scale), *notes])
+    return Restoration((*rows, *unused), summary, matched.notes)
 
 
 def restore_averages(model: keras.Model, state: TrainState, optimizer: Any) -> None:
