@@ -14,7 +14,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,22 +124,27 @@ def _from_json(text: str) -> tuple[str, ...]:
 
 
 def _ordered(indices: Mapping[Any, Any]) -> tuple[str, ...]:
-    pairs: list[tuple[int, str]] = []
-    if all(_number(value) is not None and not isinstance(value, str) for value in indices.values()):
-        pairs = [(int(value), str(name)) for name, value in indices.items()]
-    elif all(_number(key) is not None and isinstance(value, str) for key, value in indices.items()):
-        pairs = [(int(key), value) for key, value in indices.items()]
-    elif all(_number(value) is not None for value in indices.values()):
-        pairs = [(int(value), str(name)) for name, value in indices.items()]
-    else:
+    by_name = {str(name): _number(number) for name, number in indices.items()}
+    by_number = {str(name): _number(number) for number, name in indices.items()}
+    found = [pairs for pairs in (by_name, by_number) if None not in pairs.values()]
+    if len(found) == 2 and _numbers_outputs(by_name.values()) == _numbers_outputs(by_number.values()):
+        found = [by_number if all(isinstance(value, str) for value in indices.values()) else by_name]
+    elif len(found) == 2:  # the names are numbers, too
+        found = [pairs for pairs in found if _numbers_outputs(pairs.values())]
+    if not found:
         raise _NoNamesError("its JSON does not give each name one number")
+    pairs = [(int(number or 0), name) for name, number in found[0].items()]
     numbers = sorted(number for number, _ in pairs)
-    if numbers != list(range(len(numbers))):
+    if not _numbers_outputs(numbers):
         raise _NoNamesError(
             f"its numbers are {', '.join(map(str, numbers[:8]))}{', …' if len(numbers) > 8 else ''}, and outputs are numbered "
             f"from 0 to {max(len(numbers) - 1, 0)}"
         )
     return tuple(name for _, name in sorted(pairs))
+
+
+def _numbers_outputs(numbers: Collection[int | None]) -> bool:
+    return {*numbers} == {*range(len(numbers))}
 
 
 def _number(value: Any) -> int | None:

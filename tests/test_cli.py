@@ -180,6 +180,82 @@ def test_pythons_keywords_are_checked_like_flags():
 
 
 @pytest.mark.one_backend
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("mix: 1:1", {"mix": "1:1"}),
+        ("cache: off", {"cache": "off"}),
+        ("cache: on", {"cache": "auto"}),
+        ("exact: on", {"exact": "on"}),
+        ("snapshot-every: 200", {"snapshot_every": "200"}),
+        ("grow: [5, 6]", {"grow": ["5", "6"]}),
+        ("grow: 1", {"grow": ["1"]}),
+        ("grow: yes", {"grow": True}),
+        ("grow: [yes, no]", {"grow": ["yes", "no"]}),
+        ("classes: [no, yes]", {"classes": "no,yes"}),
+        ("classes: [2024-01-01, 1e3, 0x10]", {"classes": "2024-01-01,1e3,0x10"}),
+        ("classes: {cat: 1, dog: 0}", {"classes": "dog,cat"}),
+        ("classes: {0: cat, 1: dog}", {"classes": "cat,dog"}),
+        ("classes: {5: 1, 7: 0}", {"classes": "7,5"}),
+        ("classes: {0: 7, 1: 5}", {"classes": "7,5"}),
+        ("partial: on", {"partial": True}),
+        ("lr: 1e-4", {"lr": 1e-4}),
+        ("epochs: 1e2", {"epochs": 100}),
+        ("image-size: [180, 240]", {"image_size": "180x240"}),
+        ("mlflow: off", {"mlflow": "off"}),
+        ("lr: ~", {}),
+    ],
+)
+def test_yaml_means_what_the_command_line_means(tmp_path, text, expected):
+    """YAML 1.1 has numbers in base 60, and words for switches, which no option means."""
+    (tmp_path / "story.yaml").write_text(text)
+    assert given.given(resolve.resolve({}, str(tmp_path / "story.yaml"))) == expected
+    key, _, value = text.partition(": ")
+    assert given.given(resolve.resolve({}, None, [f"{key}={value}"])) == expected
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("lr: 1\nlr: 2", "lr stands twice"),
+        ("lr-scale: 1\nlr_scale: 2", "stands twice"),
+        ("lr: inf", "--lr inf: give a number above 0"),
+        ("lr: nan", "--lr nan: give a number above 0"),
+        ("lr-scale: 0", "--lr-scale 0.*above 0"),
+        ("lr: on", "--lr on"),
+        ("partial: maybe", "--partial maybe"),
+        ("on-missing: no", "--on-missing no"),
+    ],
+)
+def test_yaml_that_means_nothing_is_refused(tmp_path, text, said):
+    (tmp_path / "story.yaml").write_text(text)
+    with pytest.raises(UsageError, match=said):
+        resolve.resolve({}, str(tmp_path / "story.yaml"))
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({"grow": [5, 6]}, {"grow": ["5", "6"]}),
+        ({"grow": 1}, {"grow": ["1"]}),
+        ({"grow": True}, {"grow": True}),
+        ({"snapshot_every": 200}, {"snapshot_every": "200"}),
+        ({"cache": False}, {"cache": "off"}),
+        ({"cache": True}, {"cache": "auto"}),
+        ({"exact": True}, {"exact": "on"}),
+        ({"mlflow": False}, {"mlflow": "off"}),
+        ({"classes": [1, 2]}, {"classes": "1,2"}),
+    ],
+)
+def test_pythons_values_mean_what_flags_mean(value, expected):
+    assert given.given(resolve.from_arguments(None, value)) == expected
+    with pytest.raises(UsageError, match="give a number"):
+        resolve.from_arguments(None, {"epochs": True})
+
+
+@pytest.mark.one_backend
 def test_every_story_in_configs_is_valid(request):
     """The YAML files in configs/ parse, and their headers give the command."""
     stories = sorted((request.config.rootpath / "configs").glob("*.yaml"))

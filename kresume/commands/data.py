@@ -9,7 +9,9 @@ import click
 
 from kresume.commands.options import Group, source_options
 from kresume.commands.output import print_result
+from kresume.errors import UsageError
 from kresume.options.settings import DEFAULTS, SHEET_SIZE
+from kresume.spelling import option
 
 
 @click.group(cls=Group)
@@ -101,6 +103,11 @@ def show(
     from kresume.reports import contact_sheet as sheets
     from kresume.reports import data as report
 
+    unused = [name for name, value in options.items() if value is not None] if sheet is None else []
+    if unused:
+        raise UsageError(
+            f"{option(unused[0].replace('_', '-'))} is about the sheet of samples: give {option('sheet', 'FILE.png')}, too"
+        )
     reporter = Reporter()
     scanned = report.open_run(paths[0]) if len(paths) == 1 else None
     scanned = scanned or report.scan(paths, reporter, features=parse_features(tuple(feature)), cache=cache)

@@ -15,6 +15,11 @@ from kresume.options.table import TrainConfig
 LASTING = INHERITED | {"freeze", "unfreeze_at", "until", "distill"}
 """Options about how a run trains. Others name sources and places, or say how much and at which rate this run trains."""
 
+SWITCHED = frozenset(
+    {"patience", "require", "max_forgetting", "max_class_drop", "freeze", "unfreeze_at", "until", "distill"}
+)
+"""Options without a default that do nothing where they are not given. Others then leave a fact to the model."""
+
 
 def differing(parent: TrainConfig, child: TrainConfig) -> dict[str, tuple[Any, Any]]:
     """Compares the options of two runs.
@@ -48,7 +53,8 @@ def describe_differences(parent: TrainConfig, child: TrainConfig, asked: TrainCo
         if name not in LASTING and name not in {"from_", "out"}
     ]
     for name, (before, now) in changed.items():
-        was = "off" if before is None else _words(before)
+        unset = "off" if name in SWITCHED or getattr(DEFAULTS, name, None) is not None else "not given"
+        was = unset if before is None else _words(before)
         words.append(f"{shown(name, now)} (the parent: {was})")
     return f"{' '.join(words)}{'; ' if words else ''}{'all others are' if words else 'all are'} the parent's"
 

@@ -23,6 +23,9 @@ class RunOptions(Options):
         OUTPUT,
         may_differ=True,
     )
+    without: tuple[str, ...] | None = option_of(
+        "Do not take over this option of the parent run: --without patience. Repeatable.", OUTPUT, metavar="NAME"
+    )
     snapshot_every: str | None = option_of(
         "How often to take a snapshot: steps (200), epochs (2epochs) or minutes (10min). Default {default}.",
         OUTPUT,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from kresume.options.about import AT_LEAST_0, AT_LEAST_1, BELOW_1, SEED, Options, option_of
+from kresume.options.about import ABOVE_0, AT_LEAST_0, AT_LEAST_1, BELOW_1, SEED, Options, option_of
 
 AMOUNT, RATE = "How much", "Learning rate"
 
@@ -86,9 +86,15 @@ class TrainingOptions(Options):
         range=AT_LEAST_1,
     )
     lr: float | None = option_of(
-        "Learning rate, or the peak of the printed schedule. It always takes effect.", RATE, daily=True, metavar="F"
+        "Learning rate, or the peak of the printed schedule. It always takes effect.",
+        RATE,
+        daily=True,
+        metavar="F",
+        range=ABOVE_0,
     )
-    lr_scale: float | None = option_of("Multiply the checkpoint's learning rate instead.", RATE, metavar="F")
+    lr_scale: float | None = option_of(
+        "Multiply the checkpoint's learning rate instead.", RATE, metavar="F", range=ABOVE_0
+    )
     lr_schedule: Literal["keep", "constant", "cosine", "rewarm-cosine", "cooldown", "plateau"] | None = option_of(
         "keep: the checkpoint's own; constant: the same rate throughout; cosine and rewarm-cosine: a short warm-up, then down "
         "to 0; cooldown: held, then down to 0 over the last {cooldown_share:.0%} of the run; plateau: halved when val_loss "

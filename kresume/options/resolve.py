@@ -9,18 +9,21 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import ValidationError
 
 from kresume.class_names import join_classes, names_of, read_classes
 from kresume.errors import UsageError
-from kresume.options.lookup import about, flag_of
+from kresume.options import yaml_text
+from kresume.options.lookup import INHERITED, about, flag_of
 from kresume.options.neighbours import nearest
 from kresume.options.settings import DEFAULT_MLFLOW, DEFAULTS
 from kresume.options.table import TrainConfig
 from kresume.spelling import option
 
+SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+"""What YAML and Pydantic read as a switch."""
 SIZES = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
@@ -42,7 +45,8 @@ def resolve(flags: Mapping[str, Any], file: str | None = None, sets: Sequence[st
         key, equals, value = text.partition("=")
         if not equals:
             raise UsageError(f"--set {text}: give KEY=VALUE, for example --set epochs=5")
-        values[_field(key, "--set")] = _yaml(value, f"--set {text}")
+        name = _field(key, "--set")
+        values[name] = _from_text(name, yaml_text.read(value, f"--set {text}"))
     values |= {name: value for name, value in flags.items() if value is not None and value != ()}
     return _validated(values)
 
@@ -61,6 +65,11 @@ def from_arguments(checkpoint: str | os.PathLike[str] | None, arguments: Mapping
     if checkpoint is not None:
         values["from_"] = os.fspath(checkpoint)
     return _validated({name: value for name, value in values.items() if value is not None})
+
+
+def left_out(config: TrainConfig) -> frozenset[str]:
+    """Returns the fields that `--without` names."""
+    return frozenset(_field(text, option("without", text)) for text in config.without or ())
 
 
 def image_size(config: TrainConfig) -> tuple[int, int] | None:
@@ -126,7 +135,22 @@ def _validated(given: Mapping[str, Any]) -> TrainConfig:
         if value is not None and allowed is not None and not allowed.holds(value):
             raise UsageError(f"{_spelled(name, value)}: {allowed.expected}")
     cache_limit(config)
+    _check_without(config)
     return config
+
+
+def _check_without(config: TrainConfig) -> None:
+    """Raises UsageError if `--without` names an option that no run takes over, or one that is given."""
+    for text in config.without or ():
+        name, said = _field(text, option("without", text)), option("without", text)
+        if name not in INHERITED:
+            raise UsageError(f"{said}: a run does not take {flag_of(name)} over from its parent: leave it out")
+        if getattr(config, name) is not None:
+            raise UsageError(f"{said}: {flag_of(name)} is given, too: leave one of them out")
+    if config.without and config.from_ is None and config.out is None:
+        raise UsageError(
+            f"{option('without', config.without[0])} is about the options of a parent run: give {option('from')}"
+        )
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -139,19 +163,33 @@ def _plain(name: str, value: Any) -> Any:
         return read_classes(value) if value else True
     if name == "mlflow" and value in {"", True, False}:
         return "off" if value is False else os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_MLFLOW
-    if name in {"image_size", "classes"} and isinstance(value, int):
-        return str(value)
-    if _repeats(name) and isinstance(value, (str, os.PathLike)):
+    if name == "cache" and value in {True, "on"}:
+        return DEFAULTS.cache
+    kinds = _kinds(name)
+    if isinstance(value, bool) and kinds & {int, float}:
+        raise UsageError(f"{_spelled(name, value)}: give a number")
+    if tuple in kinds and isinstance(value, (str, os.PathLike, int, float)) and not isinstance(value, bool):
         value = (value,)
     if isinstance(value, (list, tuple)):
-        return tuple(os.fspath(item) if isinstance(item, os.PathLike) else item for item in value)
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+        return tuple(_text(item) for item in value)
+    if isinstance(value, os.PathLike) or kinds & {str, Literal}:
+        return _text(value)
+    return value
 
 
-def _repeats(name: str) -> bool:
-    """Returns True if the option can be given more than once."""
+def _text(value: Any) -> Any:
+    """Returns the command line's form of a path, a number or a switch; anything else unchanged."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return (
+        str(value) if isinstance(value, (int, float)) else os.fspath(value) if isinstance(value, os.PathLike) else value
+    )
+
+
+def _kinds(name: str) -> set[Any]:
+    """Returns the types of a value of an option: bool, int, float, str, tuple."""
     field = TrainConfig.model_fields.get(name)
-    return field is not None and any(get_origin(part) is tuple for part in get_args(field.annotation))
+    return {get_origin(part) or part for part in get_args(field.annotation)} if field is not None else set()
 
 
 def _spelled(name: str, value: Any) -> str:
@@ -159,6 +197,11 @@ def _spelled(name: str, value: Any) -> str:
 
 
 def _field(key: str, where: str) -> str:
+    """Returns the field of an option's name, with or without dashes.
+
+    Raises:
+        UsageError: there is no such option; the message begins with `where`.
+    """
     name = key.strip().lstrip("-").replace("-", "_")
     name = {"from": "from_", "import": "imports"}.get(name, name)
     if name in TrainConfig.model_fields:
@@ -172,31 +215,27 @@ def _read_yaml(file: str) -> dict[str, Any]:
     path = Path(file)
     if not path.is_file():
         raise UsageError(f"--config {file}: there is no such file")
-    value = _yaml(path.read_text(encoding="utf-8"), f"--config {file}")
+    value = yaml_text.read(path.read_text(encoding="utf-8"), f"--config {file}")
     if value is None:
         return {}
     if not isinstance(value, Mapping):
         raise UsageError(f"--config {file}: expected a mapping of options, for example `lr: 1e-4`")
-    return {_field(str(key), f"--config {file}"): item for key, item in value.items()}
+    named = {_field(str(key), f"--config {file}"): (key, item) for key, item in value.items()}
+    if len(named) < len(value):
+        raise UsageError(f"--config {file}: an option stands twice, with - and with _")
+    return {name: _from_text(name, item) for name, (_, item) in named.items()}
 
 
-def _yaml(text: str, where: str) -> Any:
-    import yaml
-
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{where}: this is not YAML ({' '.join(str(error).split())})") from error
-    return _numbers(value)
-
-
-def _numbers(value: Any) -> Any:
-    """Reads `1e-4` as a number: YAML 1.1 reads it as text."""
-    if isinstance(value, Mapping):
-        return {key: _numbers(item) for key, item in value.items()}
-    if isinstance(value, str):
+def _from_text(name: str, value: Any) -> Any:
+    """Converts a text of YAML to a switch or a number (1e3 as well) where the option takes one."""
+    if not isinstance(value, str):
+        return value
+    kinds = _kinds(name)
+    if value.lower() in SWITCHES and (bool in kinds or about(name).bare):
+        return SWITCHES[value.lower()]
+    if kinds & {int, float}:
         try:
-            return float(value) if "e" in value.lower() and value[0].isdigit() else value
+            return float(value) if "e" in value.lower() else value
         except ValueError:
             return value
     return value

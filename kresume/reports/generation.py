@@ -32,7 +32,7 @@ NOT_COMPARED = frozenset(
         "devices", "exact", "cache", "cache_limit", "watch", "trust", "epochs", "steps", "lr", "lr_scale", "lr_schedule",
         "warmup_steps", "optimizer", "loss", "batch_size", "image_size", "pixels", "resize", "interpolation", "classes", "grow",
         "balance", "bn_stats", "drop", "remap", "feature", "partial", "imports", "map", "map_out", "tensorboard", "trial",
-        "mlflow", "profile", "coordinator", "num_processes", "process_id",
+        "mlflow", "profile", "coordinator", "num_processes", "process_id", "without",
     }
 )  # fmt: skip
 """Options that say where a run is and how it goes on, or whose effect is recorded as a decision."""

@@ -19,6 +19,7 @@ from kresume.checkpoints.run import find_run
 from kresume.errors import ConfigMismatch, RunError, UsageError
 from kresume.options.given import code_of, given, same_config, to_command
 from kresume.options.lookup import INHERITED, MAY_DIFFER, flag_of
+from kresume.options.resolve import left_out
 from kresume.options.settings import EXTEND_FACTOR, settings_of
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
@@ -225,14 +226,19 @@ def _inherited(config: TrainConfig) -> TrainConfig:
         return config
     run = find_run(config.from_)
     if run is None:
+        if config.without:
+            raise UsageError(
+                f"{option('without', config.without[0])}: {config.from_} is not a run, and has no options to take over"
+            )
         return config
     own = given(config)
-    before = {name: value for name, value in run.record.options.items() if name in INHERITED and name not in own}
+    passed = INHERITED - set(own) - left_out(config)
+    before = {name: value for name, value in run.record.options.items() if name in passed}
     if config.new_head:  # these are about the parent's classes and images
         before = {name: value for name, value in before.items() if name not in OF_OLD_CLASSES}
     if before.get("loss") not in {None, run.record.loss.kind}:
         del before["loss"]  # the run has grown, and its loss with it
-    if "imports" not in own:
+    if "imports" in passed:
         # The parent's layers need the user's own code.
         before["imports"] = code_of(run.record.options) or None
     return TrainConfig(**{**config.model_dump(exclude_none=True), **before})

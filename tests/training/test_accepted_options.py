@@ -6,9 +6,11 @@ import pytest
 
 import kresume
 from kresume.errors import UsageError
+from kresume.options.given import given as options_of
 from kresume.options.resolve import from_arguments
 from kresume.training.plan.amount import count_updates
 from kresume.training.preview import make_plan
+from kresume.training.start import start_or_continue
 from tests.helpers.pictures import CLASSES
 from tests.helpers.runs import TINY, run_training
 
@@ -46,6 +48,10 @@ def test_updates_are_counted_where_gradients_accumulate(accumulate, origin, step
         ({"val_split": 0, "monitor": "val_accuracy"}, "--monitor val_accuracy: there are no validation images"),
         ({"monitor": "old.accuracy"}, "--monitor old.accuracy: there are no validation images"),
         ({"val_split": 0, "lr_schedule": "plateau"}, "--lr-schedule plateau: there are no validation images"),
+        ({"new_rows": "random"}, "--new-rows random says how the outputs of new classes start: give --grow"),
+        ({"head": "fc"}, "--head fc names the layer that --grow"),
+        ({"metric": ["AUC"], "monitor": "auc"}, "--metric AUC is logged for the images of training"),
+        ({"metric": ["AUC"], "monitor": "val_AUC"}, "--metric AUC is logged for the images of training"),
     ],
 )
 def test_what_could_do_nothing_is_refused_before_the_first_step(pictures, quiet, given, words):
@@ -83,3 +89,45 @@ def test_what_a_run_records_is_not_overridden_by_what_a_model_without_records_ne
             answer(image_size=(size + 4, size + 4))
     expected = kresume.evaluate(parent, data=val).scores["all"]
     assert kresume.evaluate(parent, data=val, classes=CLASSES, image_size=(size, size)).scores["all"] == expected
+
+
+def inherited(run):
+    """Returns the options of a run that extends this one and gives none."""
+    return options_of(start_or_continue(from_arguments(str(run), {})).config)
+
+
+@pytest.mark.one_backend(trains=True)
+def test_without_leaves_out_an_option_of_the_parent(parent, pictures, tmp_path):
+    """Options whose values have no `off` are switched off; the next generation does not have them either."""
+    val = str(pictures / "val")
+    given = {"patience": 3, "monitor": "val_loss", "max_forgetting": 90.0, "require": ["all.accuracy>=0"]}
+    child, grandchild = tmp_path / "2", tmp_path / "3"
+    run_training(str(parent), add=[str(pictures / "new")], val=[val], out=str(child), epochs=1, **given)
+    assert given.keys() <= inherited(child).keys()
+    run_training(
+        str(child),
+        out=str(grandchild),
+        epochs=1,
+        lr=1e-4,
+        without=["patience", "--monitor", "max-forgetting", "require"],
+    )
+    record = json.loads((grandchild / "run.json").read_text())
+    assert not given.keys() & record["options"].keys()
+    assert record["options"]["batch_size"] == TINY["batch_size"]
+    assert not given.keys() & inherited(grandchild).keys()
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"without": ["patiense"]}, "did you mean patience"),
+        ({"without": ["epochs"]}, "does not take --epochs over"),
+        ({"without": ["patience"], "patience": 3}, "--patience is given, too"),
+    ],
+)
+def test_without_names_an_option_that_a_child_takes_over(given, words):
+    with pytest.raises(UsageError, match=words):
+        from_arguments("runs/1", given)
+    with pytest.raises(UsageError, match="about the options of a parent run"):
+        from_arguments(None, {"without": ["patience"]})

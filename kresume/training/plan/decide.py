@@ -34,7 +34,7 @@ from kresume.training.plan.draft import Data, Draft, Loaded
 from kresume.training.plan.feeding import decide_feeding
 from kresume.training.plan.freezing import decide_freezing, head_steps
 from kresume.training.plan.fresh_head import is_pretrained, pretrained_live, saved_outputs, without_images
-from kresume.training.plan.growth import check_filled, new_classes, plan_growth
+from kresume.training.plan.growth import check_filled, check_head_options, new_classes, plan_growth
 from kresume.training.plan.helping import share_out
 from kresume.training.plan.images import (
     Gathered,
@@ -82,6 +82,7 @@ def list_named(start: Start, reporter: Reporter, *, writes: bool) -> Sources:
     if start.config.mlflow not in {None, "off"}:
         check_installed()
     image_size(start.config)
+    check_head_options(start.config)
     return list_sources(start.config, reporter, writes=writes)
 
 

@@ -71,6 +71,25 @@ class Growth:
         )
 
 
+def check_head_options(config: TrainConfig) -> None:
+    """Checks that options of the head have a head to change.
+
+    Raises:
+        UsageError: `--new-rows` without classes to add, or `--head` where nothing looks for the head.
+    """
+    adds = bool(config.grow) or bool(config.new_head)
+    if config.new_rows is not None and not adds:
+        raise UsageError(
+            f"{option('new-rows', config.new_rows)} says how the outputs of new classes start: give {option('grow', True)} or "
+            f"{option('new-head', True)}, or leave it out"
+        )
+    if config.head is not None and not (adds or config.freeze or config.unfreeze_at):
+        raise UsageError(
+            f"{option('head', config.head)} names the layer that {option('grow', True)}, {option('new-head', True)} and "
+            f"{option('freeze')} need: give one of them, or leave it out"
+        )
+
+
 def new_classes(
     config: TrainConfig, parent: Parent | None, sources: Sources, classes: Sequence[str]
 ) -> tuple[str, ...]:

@@ -39,6 +39,7 @@ def check_judging(config: TrainConfig, parent: Parent | None, classes: Sequence[
         UsageError: no run has such a metric, a condition has no meaning, or there is no parent to compare with.
     """
     if config.monitor is not None:
+        _check_measured(config.monitor, config.metric or ())
         check_metric(config.monitor, classes, option("monitor", config.monitor), epoch=True)
     for name, given, _ in _conditions(config):
         check_metric(name, classes, given)
@@ -47,6 +48,21 @@ def check_judging(config: TrainConfig, parent: Parent | None, classes: Sequence[
         flag = "max-forgetting" if config.max_forgetting is not None else "max-class-drop"
         what = "a new head knows none of its classes" if config.new_head else "a new model has none"
         raise UsageError(f"{option(flag)} compares with the checkpoint of {option('from')}, and {what}")
+
+
+def _check_measured(monitor: str, metrics: Sequence[str]) -> None:
+    """Raises UsageError if a metric of `--metric` is monitored: it is not computed on validation images."""
+    for name in metrics:
+        if _spelled_alike(name) == _spelled_alike(monitor.removeprefix("val_")):
+            raise UsageError(
+                f"{option('monitor', monitor)}: {option('metric', name)} is logged for the images of training, which say "
+                "nothing about others: monitor val_loss, val_accuracy or all.f1, for example; kresume eval computes it on any"
+                " images"
+            )
+
+
+def _spelled_alike(name: str) -> str:
+    return name.lower().replace("_", "")
 
 
 def _conditions(config: TrainConfig) -> Iterator[tuple[str, str, bool]]:
