@@ -308,10 +308,34 @@ def _flattened(layer: Any, entrances: Mapping[int, Any]) -> tuple[int, int, int]
             return None
         inputs = _inputs(operation)
         if type(operation).__name__ in {"Flatten", "Reshape"} and len(inputs) == 1:
-            return _spatial(tuple(inputs[0].shape)) if len(tensor.shape) == 2 else None
+            return _reordered(operation, inputs[0]) if len(tensor.shape) == 2 else None
         if type(operation).__name__ not in PASSED:
             return None
     return None
+
+
+def _reordered(operation: Any, tensor: Any) -> tuple[int, int, int] | None:
+    """Returns `(height, width, channels)` of what a Flatten lists in another order than PyTorch's.
+
+    None if the channels come first, as in PyTorch: after a Permute that was added for its weights, for example. Keras's
+    Flatten moves the channels of a channels-first model behind.
+    """
+    shape = tuple(tensor.shape)
+    if getattr(operation, "data_format", None) == "channels_first" and type(operation).__name__ == "Flatten":
+        return _spatial((shape[0], *shape[2:], shape[1])) if len(shape) == 4 else None
+    origin = _origin(tensor)
+    while origin is not None and type(origin).__name__ in PASSED and len(_inputs(origin)) == 1:
+        origin = _origin(_inputs(origin)[0])
+    return None if _puts_channels_first(origin) else _spatial(shape)
+
+
+def _puts_channels_first(operation: Any) -> bool:
+    kind = type(operation).__name__
+    if kind == "Permute":
+        return tuple(operation.dims) == (3, 1, 2)
+    if kind == "Transpose":
+        return tuple(operation.axes or ()) == (0, 3, 1, 2)
+    return getattr(operation, "data_format", None) == "channels_first"
 
 
 def _spatial(shape: tuple[int | None, ...]) -> tuple[int, int, int] | None:
@@ -330,12 +354,14 @@ def _loose_flatten(model: Any) -> dict[int, tuple[int, int, int]]:
     if any(True for _ in _graphs(model)):
         return found
     waiting: tuple[int, int, int] | None = None
+    first = False
     for layer in model._flatten_layers(include_self=False, recursive=True):
         if isinstance(layer, keras.layers.Flatten):
             shapes = layer._build_shapes_dict or {}
-            waiting = _spatial(tuple(next(iter(shapes.values()), ())))
+            waiting = None if first else _spatial(tuple(next(iter(shapes.values()), ())))
         elif waiting is not None and layer.variables and not layer._layers:
             found[id(layer)] = waiting
             if isinstance(layer, keras.layers.Dense):
                 waiting = None
+        first = _puts_channels_first(layer) or (first and type(layer).__name__ in PASSED)
     return found

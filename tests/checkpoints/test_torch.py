@@ -429,16 +429,16 @@ def test_without_a_model_the_error_names_the_skeleton(seed_checkpoint, tmp_path,
 class Subclassed(keras.Model):
     """The plain network as a subclassed model, without a graph."""
 
-    def __init__(self):
+    def __init__(self, turn=None):
         super().__init__()
         layers = keras.layers
         self.one = layers.Conv2D(8, 3, padding="same", activation="relu")
         self.other = layers.Conv2D(8, 3, padding="same", activation="relu")
-        self.pool, self.flat = layers.MaxPooling2D(), layers.Flatten()
+        self.pool, self.turn, self.flat = layers.MaxPooling2D(), turn or layers.Identity(), layers.Flatten()
         self.hidden, self.head = layers.Dense(16, activation="relu"), layers.Dense(3)
 
     def call(self, x):
-        return self.head(self.hidden(self.flat(self.pool(self.other(self.pool(self.one(x)))))))
+        return self.head(self.hidden(self.flat(self.turn(self.pool(self.other(self.pool(self.one(x))))))))
 
 
 def plain_layers():
@@ -460,10 +460,35 @@ def nested_with_a_sequential_head():
     return keras.Model(inputs, keras.Sequential(head)(keras.layers.Dropout(0.1)(backbone(inputs))))
 
 
+class SubclassedWithPermute(Subclassed):
+    """The same, with the channels put first before Flatten, for PyTorch's weights."""
+
+    def __init__(self):
+        super().__init__(keras.layers.Permute((3, 1, 2)))
+
+
+def sequential_with_permute():
+    body, head = plain_layers()
+    return keras.Sequential([*body[:-1], keras.layers.Permute((3, 1, 2)), keras.layers.Dropout(0.1), body[-1], *head])
+
+
+def functional_with_transpose():
+    body, head = plain_layers()
+    inputs = keras.Input((12, 12, 3))
+    outputs = keras.ops.transpose(keras.Sequential(body[:-1])(inputs), (0, 3, 1, 2))
+    return keras.Model(inputs, keras.Sequential(head)(body[-1](outputs)))
+
+
+MADE = [
+    Subclassed, sequential, nested_with_a_sequential_head, SubclassedWithPermute, sequential_with_permute,
+    functional_with_transpose,
+]  # fmt: skip
+
+
 @pytest.mark.one_backend(trains=True)
-@pytest.mark.parametrize("make", [Subclassed, sequential, nested_with_a_sequential_head])
+@pytest.mark.parametrize("make", MADE)
 def test_what_flatten_reordered_is_found_however_the_model_is_made(make):
-    """The columns after Flatten are reordered in any kind of model.
+    """The columns after Flatten are reordered in any kind of model, unless the model itself puts the channels first.
 
     Tried: without a graph, and across nested models. No shape shows the other order.
     """
