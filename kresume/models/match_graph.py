@@ -123,7 +123,7 @@ def _check_optimizers(state: TrainState, node: int, optimizer: Any, weights: Map
         raise RestoreError(
             f"{state.source} holds {len(others) + 1} optimizers that train the model's weights "
             f"({', '.join(graph_optimizer.names(state.graph))}), and kresume continues one; nothing was restored: start a "
-            f"fresh one with {option('optimizer', 'adam:reset')}"
+            f"fresh one with {option('optimizer', 'NAME:reset')}"
         )
 
 

@@ -84,7 +84,7 @@ def make_optimizer(saved: SavedOptimizer, learning_rate: Any) -> Any:
     except (AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"the checkpoint's optimizer {saved.class_name} cannot be built ({error}): register it with "
-            f"{option('import', 'FILE.py')}, or start another one fresh with {option('optimizer', 'adamw:reset')}"
+            f"{option('import', 'FILE.py')}, or start another one fresh with {option('optimizer', 'NAME:reset')}"
         ) from error
     optimizer.learning_rate = learning_rate
     return keras.optimizers.LossScaleOptimizer(optimizer) if saved.loss_scale else optimizer

@@ -88,7 +88,7 @@ def name_optimizer(
         raise CheckpointError(
             f"{state.source} does not name its optimizer: give {option('optimizer', 'NAME')} (its state would fit: {fitting}), "
             f"compile the model in the function of {option('model')}, or start it fresh with "
-            f"{option('optimizer', 'adamw:reset')}"
+            f"{option('optimizer', 'NAME:reset')}"
         )
     settings = dict(own.config or {}) if own is not None and own.class_name == name else None
     forms = evidence.forms(name, state, weights)

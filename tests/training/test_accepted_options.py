@@ -30,13 +30,21 @@ def parent(tmp_path_factory, pictures):
         (None, 0, 5, ""),
         (1, 0, 5, ""),
         (2, 0, 6, "6 steps are 3 updates of 2 batches (--accumulate 2)"),
-        (4, 10, 12, "12 steps are 3 updates of 4 batches (--accumulate 4); the gradients of the last 2 are not used"),
-        (4, 3, 1, "1 step is 1 update of 4 batches (--accumulate 4)"),
+        (4, 8, 13, "13 steps are 3 updates of 4 batches (--accumulate 4); the gradients of the last 1 are not used"),
+        (
+            4,
+            10,
+            12,
+            "12 steps are 3 updates of 4 batches (--accumulate 4); the first adds up 2, and divides by 4; "
+            "the gradients of the last 2 are not used",
+        ),
+        (4, 3, 1, "1 step is 1 update of 4 batches (--accumulate 4); the first adds up 1, and divides by 4"),
     ],
 )
 def test_updates_are_counted_where_gradients_accumulate(accumulate, origin, steps, words):
     """Keras updates at multiples of the optimizer's own count."""
     assert count_updates(accumulate, origin, steps) == words
+    assert "the first" not in count_updates(accumulate, origin, steps, carried=True)
 
 
 @pytest.mark.one_backend(trains=True)

@@ -102,7 +102,7 @@ def decide_amount(
     return Amount(len(boundaries), boundaries[-1], batch_size, tuple(boundaries), reason, steps_per_execution)
 
 
-def count_updates(accumulate: int | None, origin: int, steps: int) -> str:
+def count_updates(accumulate: int | None, origin: int, steps: int, *, carried: bool = False) -> str:
     """Describes the updates of a run that accumulates gradients; empty if each batch is one.
 
     Keras updates when the optimizer's count, which a continued run takes over, reaches a multiple of the batches per update.
@@ -111,6 +111,7 @@ def count_updates(accumulate: int | None, origin: int, steps: int) -> str:
         accumulate: batches per update; None for one.
         origin: the optimizer's count at the start of the run.
         steps: steps of the run.
+        carried: True if the gradients of earlier batches are restored with the optimizer.
 
     Raises:
         UsageError: no update would happen.
@@ -123,9 +124,11 @@ def count_updates(accumulate: int | None, origin: int, steps: int) -> str:
             f"{option('accumulate', accumulate)}: {steps:,} steps are fewer than the batches of one update, so no weight would "
             f"change: give fewer, or more {option('steps')} or {option('epochs')}"
         )
+    short = accumulate - origin % accumulate
+    begins = f"; the first adds up {short:,}, and divides by {accumulate:,}" if origin % accumulate and not carried else ""
     unused = f"; the gradients of the last {left:,} are not used" if left else ""
     taken = f"{counted(steps, 'step', 'is', 'are')} {counted(updates, 'update')} of {accumulate:,} batches"
-    return f"{taken} ({option('accumulate', accumulate)}){unused}"
+    return f"{taken} ({option('accumulate', accumulate)}){begins}{unused}"
 
 
 def describe_batch_change(before: int, now: int, images: int, peak: float, optimizer: str) -> str:
