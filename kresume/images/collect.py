@@ -110,7 +110,7 @@ def list_sources(
         ImagesError: a path does not exist, is empty, or holds no class folders.
     """
 
-    def listed(paths: Sequence[str] | None) -> Listing | None:
+    def listed(paths: Sequence[str] | None, validates: bool = False) -> Listing | None:
         if not paths:
             return None
         return list_images(
@@ -122,9 +122,10 @@ def list_sources(
             follow_links=follow_links,
             with_classes=with_classes,
             tests=tests,
+            validates=validates,
         )
 
-    return Sources(listed(data), listed(add), listed(val))
+    return Sources(listed(data), listed(add), listed(val, validates=True))
 
 
 def collect(

@@ -371,6 +371,28 @@ def test_splits_inside_each_class_hold(tmp_path, quiet, kind):
 
 
 @pytest.mark.one_backend
+@pytest.mark.parametrize("kind", ["folder", "list"])
+def test_of_a_source_given_for_validation_the_images_for_training_are_left_out(tmp_path, quiet, kind):
+    """A whole data set as `--val` took its training images for validation; with `--data` none was left to train on."""
+    for seed, name in enumerate(("train", "val", "test")):
+        write_pictures(tmp_path / "set" / name, 2, 10 * seed, ("circle", "cross"))
+    given = tmp_path / "set"
+    if kind == "list":
+        rows = [f"{path},{path.parent.name},{path.parts[-3]}" for path in sorted(given.rglob("*.png"))]
+        given = tmp_path / "set.csv"
+        given.write_text("\n".join(["path,label,split", *rows]))
+    sources = collect.list_sources(quiet, data=[str(given)], val=[str(given)])
+    assert {found.split for found in sources.data.files} == {"train", "val"}
+    assert {found.split for found in sources.val.files} == {"val"}
+    assert len(sources.val.files) == 4
+    assert any(
+        "only its 4 validation images validate; the 4 for training are left out" in note for note in sources.val.notes
+    )
+    alone = collect.list_sources(quiet, val=[str(tmp_path / "set" / "train")]).val
+    assert len(alone.files) == 4
+
+
+@pytest.mark.one_backend
 def test_numbers_of_outputs_become_names(tmp_path, quiet):
     """TFRecord labels without a text are indices into the model's classes, sorted as numbers."""
     write_pictures(tmp_path, 2, 0)

@@ -169,6 +169,18 @@ def test_the_order_of_new_outputs_can_be_given(folder, monkeypatch):
 
 
 @pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize("name", ["Circle", "circle_", "CIRCLE"])
+def test_another_spelling_of_a_class_is_no_new_class(folder, tmp_path, monkeypatch, name):
+    """A folder of another case would add a class beside the one that it means, unless it is named."""
+    monkeypatch.chdir(folder)
+    write_pictures(tmp_path, 2, 40, (name, "pear"))
+    with pytest.raises(UsageError, match=rf"would add the class {name} beside circle: rename .*grow='{name}'"):
+        kresume.plan("runs/1-shapes", add=[str(tmp_path)], grow=True, quiet=True)
+    plan = kresume.plan("runs/1-shapes", add=[str(tmp_path)], grow=[name, "pear"], quiet=True)
+    assert plan.card.classes == ("circle", "square", "stripes", *sorted([name, "pear"]))
+
+
+@pytest.mark.one_backend(trains=True)
 def test_a_lineage_goes_on_after_a_binary_parent_has_grown(tmp_path, folder):
     """The parent's --classes and --loss are not asked of a child that has more classes and another loss."""
     write_pictures(tmp_path / "two", 6, 60, ("circle", "square"))

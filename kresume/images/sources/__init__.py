@@ -46,6 +46,7 @@ def list_images(
     follow_links: bool = True,
     with_classes: bool = True,
     tests: bool = False,
+    validates: bool = False,
 ) -> Listing:
     """Lists the images of one or more sources.
 
@@ -58,6 +59,7 @@ def list_images(
         follow_links: False does not enter folders behind symbolic links inside a class folder.
         with_classes: False lists every image, with or without class folders and labels, under one label.
         tests: True lists, of a source that has images for testing, these alone; False leaves them out.
+        validates: True leaves out a source's images for training, if it has others for validation.
 
     Returns:
         One listing of all sources. Images whose names are not valid text are quarantined.
@@ -80,7 +82,8 @@ def list_images(
                 if function is folders.list_source and not with_classes:
                     function = folders.list_without_classes
                 listing = function(source, advance)
-            listing = _composed(_tested(listing, source.given) if tests else listing)
+            listing = _tested(listing, source.given) if tests else listing
+            listing = _composed(_validating(listing, source.given) if validates else listing)
             named = [found for found in listing.files if is_text(found.name) and is_text(found.label)]
             if len(named) < len(listing.files):
                 held = set(named)
@@ -111,6 +114,16 @@ def _tested(listing: Listing, given: str) -> Listing:
         f"{given}: its {len(tests):,} test images are scored, the {others:,} others are not: give their folder for that"
     )
     return replace(listing, files=tests, notes=(*listing.notes, note))
+
+
+def _validating(listing: Listing, given: str) -> Listing:
+    """Leaves out images for training if there are others for validation; keeps the classes of all."""
+    trains = sum(found.split == "train" for found in listing.files)
+    if not trains or all(found.split != "val" for found in listing.files):
+        return listing
+    files = tuple(found for found in listing.files if found.split != "train")
+    note = f"{given}: only its {len(files):,} validation images validate; the {trains:,} for training are left out"
+    return replace(listing, files=files, notes=(*listing.notes, note))
 
 
 def _composed(listing: Listing) -> Listing:

@@ -125,7 +125,9 @@ def count_updates(accumulate: int | None, origin: int, steps: int, *, carried: b
             f"change: give fewer, or more {option('steps')} or {option('epochs')}"
         )
     short = accumulate - origin % accumulate
-    begins = f"; the first adds up {short:,}, and divides by {accumulate:,}" if origin % accumulate and not carried else ""
+    begins = (
+        f"; the first adds up {short:,}, and divides by {accumulate:,}" if origin % accumulate and not carried else ""
+    )
     unused = f"; the gradients of the last {left:,} are not used" if left else ""
     taken = f"{counted(steps, 'step', 'is', 'are')} {counted(updates, 'update')} of {accumulate:,} batches"
     return f"{taken} ({option('accumulate', accumulate)}){begins}{unused}"

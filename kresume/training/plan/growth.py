@@ -8,7 +8,7 @@ The parent is restored and scored first, exactly as it was. `training/adjust.py`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +105,7 @@ def new_classes(
 
     Raises:
         ImagesError: a source numbers its classes, and a number has no name.
+        UsageError: a new class has the name of a known one in another spelling.
     """
     if parent is None or not config.grow:
         return ()
@@ -120,7 +121,26 @@ def new_classes(
         )
     if config.grow is not True:
         found &= set(config.grow or ())
+    else:
+        _check_spelling(found, known)
     return (*asked, *sorted(found))
+
+
+def _check_spelling(found: Iterable[str], known: Iterable[str]) -> None:
+    """Raises UsageError if a class that `--grow` would add is a known one in another spelling."""
+    places = {_letters(name): name for name in known}
+    for name in sorted(found):
+        if (other := places.get(_letters(name))) is not None:
+            raise UsageError(
+                f"{option('grow', True)} would add the class {name} beside {other}: rename its folder to {other}, or say that "
+                f"they are two classes with {option('grow', join_classes((name,)))}"
+            )
+
+
+def _letters(name: str) -> str:
+    """Returns the letters and digits of a name, in lower case; 01 is 1."""
+    letters = "".join(letter for letter in name.casefold() if letter.isalnum())
+    return letters.lstrip("0") or "0" if letters.isdecimal() else letters or name
 
 
 def plan_growth(
