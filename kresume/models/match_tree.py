@@ -10,6 +10,7 @@ whose variables are in the same order.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -29,6 +30,10 @@ METRICS = "metrics_variables"
 OTHERS = frozenset({"opt_state", "optimizer", "optimizer_state", "metrics"})
 """Names under which other programs store arrays that are not weights."""
 
+AVERAGED = re.compile("ema|avg|average|swa|teacher|target")
+"""Parts of the names of weights that are not those that were trained."""
+USUAL = ("params", "model", "weights", "variables")
+
 Path = tuple[str, ...]
 
 
@@ -44,14 +49,17 @@ def match(
         targets: every variable to restore.
         same_weights: the user states that the weights trainable now were trainable then.
     """
+    others, notes = frozenset[str](), tuple[str, ...]()
     names = _weights(model, state)
     if not names and state.architecture is not None:
         names = _through_description(model, state)
+    if not names and not _is_keras(state):
+        names, others, notes = _one_of_several(model, state)
     names |= _seeds(targets, state)
     if optimizer is None:
-        return Matched(names)
+        return Matched(names, notes=notes, apart=others)
     found = _match_optimizer(model, optimizer, state, names, same_weights)
-    return Matched({**names, **found.names}, found.left_out, found.unsure)
+    return Matched({**names, **found.names}, found.left_out, found.unsure, notes, apart=others)
 
 
 def _is_keras(state: TrainState) -> bool:
@@ -61,9 +69,7 @@ def _is_keras(state: TrainState) -> bool:
 def _weights(model: Any, state: TrainState) -> dict[int, str]:
     live = {id(variable): path for path, variable in _structure(model, ())}
     if not _is_keras(state):
-        paths = [tuple(name.split("/")) for name in state.arrays if not set(name.split("/")) & OTHERS]
-        paths = [path for path in paths if state.arrays["/".join(path)].shape or len(path) > 1]
-        return {key: "/".join(path) for key, path in _match_group(model.weights, paths, live).items()}
+        return {key: "/".join(path) for key, path in _match_group(model.weights, _foreign(state), live).items()}
     wanted = [variable for variable in model.variables if SEED not in variable.path]
     roots: dict[Path, list[str]] = {}
     listed = {
@@ -82,6 +88,46 @@ def _weights(model: Any, state: TrainState) -> dict[int, str]:
     # Both groups together: a weight frozen since is in the other group, and generated names are numbered across both.
     found = _match_group(wanted, list(roots), live)
     return {key: "/".join((roots[path][0], *path)) for key, path in found.items()}
+
+
+def _foreign(state: TrainState) -> list[Path]:
+    """Returns the paths of the weights in a tree that another program wrote."""
+    paths = [tuple(name.split("/")) for name in state.arrays if not set(name.split("/")) & OTHERS]
+    return [path for path in paths if state.arrays["/".join(path)].shape or len(path) > 1]
+
+
+def _one_of_several(model: Any, state: TrainState) -> tuple[dict[int, str], frozenset[str], tuple[str, ...]]:
+    """Matches one of several sets of weights, such as `params` beside `ema_params`.
+
+    Returns:
+        `(id(variable) -> name of its array, names of the arrays of the others, notes for the user)`; empty if none fits, or
+        several do and no usual name decides.
+    """
+    live = {id(variable): path for path, variable in _structure(model, ())}
+    roots: dict[str, list[Path]] = {}
+    for path in _foreign(state):
+        roots.setdefault(path[0], []).append(path)
+    plain = tuple(root for root in roots if not AVERAGED.search(root.lower()))
+    for choices in ([plain], [(root,) for root in roots]):
+        fitting = {
+            choice: found
+            for choice in choices
+            if len(roots) > 1
+            and (found := _match_group(model.weights, [path for root in choice for path in roots[root]], live))
+        }
+        usual = [choice for choice in fitting if choice[0] in USUAL]
+        chosen = next(iter(fitting), None) if len(fitting) == 1 else usual[0] if len(usual) == 1 else None
+        if chosen is None:
+            continue
+        rest = [root for root in roots if root not in chosen]
+        note = (
+            f"the file also holds {', '.join(rest)}, which {'is' if len(rest) == 1 else 'are'} ignored: "
+            f"{' and '.join(chosen)} is used (a tree of {rest[0]} alone: c = orbax.checkpoint.PyTreeCheckpointer(); "
+            f"c.save(OTHER, c.restore(PATH)[{rest[0]!r}]))"
+        )
+        names = {key: "/".join(path) for key, path in fitting[chosen].items()}
+        return names, frozenset("/".join(path) for root in rest for path in roots[root]), (note,)
+    return {}, frozenset(), ()
 
 
 def _structure(layer: Any, path: Path) -> Iterator[tuple[Path, Any]]:

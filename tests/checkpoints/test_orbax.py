@@ -168,3 +168,53 @@ def test_a_shape_that_claims_more_than_the_disk_holds_is_refused(tmp_path, monke
         checkpointer.save(tmp_path / "o", {"a": np.zeros((2000, 1000), np.int8)})
     with pytest.raises(CheckpointError, match=r"claims 2,000,000 bytes of arrays, but has .* refused"):
         read_checkpoint(tmp_path / "o")
+
+
+def two_layers():
+    return keras.Sequential([keras.Input((5,)), keras.layers.Dense(4, name="one"), keras.layers.Dense(3, name="two")])
+
+
+def tree_of(filled):
+    """Returns the weights of `two_layers`, all of one value."""
+    shapes = {"one": {"kernel": (5, 4), "bias": (4,)}, "two": {"kernel": (4, 3), "bias": (3,)}}
+    return {
+        layer: {role: np.full(shape, filled, np.float32) for role, shape in of.items()} for layer, of in shapes.items()
+    }
+
+
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize(
+    ("trees", "used", "other"),
+    [
+        ({"params": 1, "ema_params": 2}, "params", "ema_params"),
+        ({"ema": 2, "online": 1}, "online", "ema"),
+        ({"teacher": 2, "student": 1}, "student", "teacher"),
+        ({"best": 2, "params": 1}, "params", "best"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_of_several_sets_of_weights_the_trained_one_is_restored(tmp_path, trees, used, other):
+    """A note names the others, with the code that makes a tree of one of them alone, which works."""
+    import orbax.checkpoint as orbax
+
+    whole = {name: tree_of(value) for name, value in trees.items()}
+    with orbax.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "both", {**whole, "step": np.int32(7)})
+    model = two_layers()
+    summary = restore.restore(model, read_checkpoint(tmp_path / "both"), optimizer=None).summary
+    assert {float(value) for weight in model.get_weights() for value in np.unique(weight)} == {1.0}
+    assert f"the file also holds {other}, which is ignored: {used} is used" in summary
+    code = summary.partition("alone: ")[2].removesuffix(")")
+    exec(code, {"orbax": sys.modules["orbax"], "PATH": tmp_path / "both", "OTHER": tmp_path / "other"})
+    restore.restore(model, read_checkpoint(tmp_path / "other"), optimizer=None)
+    assert {float(value) for weight in model.get_weights() for value in np.unique(weight)} == {2.0}
+
+
+@pytest.mark.one_backend(trains=True)
+def test_sets_of_weights_that_nothing_tells_apart_are_refused(tmp_path):
+    import orbax.checkpoint as orbax
+
+    with orbax.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "both", {"a": tree_of(1), "b": tree_of(2)})
+    with pytest.raises(RestoreError, match="does not fit the model"):
+        restore.restore(two_layers(), read_checkpoint(tmp_path / "both"), optimizer=None)
