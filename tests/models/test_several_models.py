@@ -6,11 +6,12 @@ import keras
 import numpy as np
 import pytest
 
-from kresume.checkpoints import inspect
+from kresume.checkpoints import graph_optimizer, inspect
 from kresume.checkpoints.read import read_checkpoint
 from kresume.errors import RestoreError
 from kresume.models.load import Subject, load
 from kresume.models.restore import restore
+from kresume.values.state import GraphNode
 
 FIRST, SECOND = 1.0, 2.0
 """Every weight of the model that was trained, and of the other one."""
@@ -62,8 +63,7 @@ def parts_of(writer):
     if writer == "keras-3":
         model, other = network(filled=FIRST), network(filled=SECOND)
         return model, other, optimizer_of(model, steps=3)
-    import tf_keras
-
+    tf_keras = pytest.importorskip("tf_keras")
     model, other = network(filled=FIRST, written_by=tf_keras), network(filled=SECOND, written_by=tf_keras)
     return model, other, optimizer_of(model, steps=3, written_by=tf_keras, legacy=writer == "legacy")
 
@@ -85,6 +85,38 @@ def test_the_model_that_the_optimizer_trains_is_restored(tmp_path, writer, names
     if with_state:
         assert int(live.optimizer.iterations) == 3
         assert all(np.any(np.array(slot)) for slot in live.optimizer._momentums)
+
+
+GRAPHS = {
+    "keras-3": [GraphNode({"_iterations": 2, "_trainable_variables": 5}), GraphNode({"0": 1})],
+    "keras-2": [
+        GraphNode({"_iterations": 2, "_variables": 5}),
+        GraphNode({"0": 6}),
+        GraphNode({}, "m", "Adam/m/dense/kernel"),
+    ],
+    "legacy": [
+        GraphNode({"iter": 2, "learning_rate": 2}, slots={(1, "m"): 5}),
+        GraphNode({}, "m", "dense/kernel/m"),
+    ],
+}
+"""An optimizer, and the nodes from number 5 on."""
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("style", GRAPHS)
+def test_the_weights_that_an_optimizer_trains_are_found(style):
+    """Keras 3 lists them, the new optimizers of Keras 2 name their slots after them, the legacy ones link to them."""
+    optimizer, *rest = GRAPHS[style]
+    bystander = GraphNode({}, "b", "ema/kernel")
+    root, weight, count = (
+        GraphNode({"optimizer": 3}),
+        GraphNode({}, "w", "dense/kernel"),
+        GraphNode({}, "n", "iterations"),
+    )
+    nodes = [root, weight, count, optimizer, bystander, *rest]
+    assert graph_optimizer.find_optimizers(nodes) == [3]
+    assert graph_optimizer.style(nodes[3]) == style
+    assert graph_optimizer.trained(nodes, 3) == {"w"}
 
 
 @pytest.mark.one_backend(trains=True)
