@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import inspect
 import logging
 import os
 import shutil
@@ -144,11 +145,30 @@ class Bucket:
 
     @_refusing
     def create(self, name: str, data: bytes) -> bool:
+        created = self._create(name, data)
+        if created and not self._creates_once() and self._create(name, data):
+            self.remove(name)
+            raise OSError(
+                f"{type(self._fs).__module__.partition('.')[0]} writes a file that should only be created over one that is "
+                f"there, so two machines could train one run in {self.address}: install its newest version, or train in a "
+                "folder and copy it"
+            )
+        return created
+
+    def _create(self, name: str, data: bytes) -> bool:
         try:
             self._fs.pipe_file(self._path(name), data, mode="create")
         except FileExistsError:
             return False
         return True
+
+    def _creates_once(self) -> bool:
+        """Returns True if the file system says that it can create what is absent alone; others are tried out.
+
+        Older ones accept the argument and ignore it.
+        """
+        write = getattr(self._fs, "_pipe_file", None) or self._fs.pipe_file
+        return "mode" in inspect.signature(write).parameters
 
     @_refusing
     def remove(self, name: str) -> None:

@@ -8,6 +8,7 @@ import signal
 import sys
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from kresume import runs
 from kresume.errors import RunError
@@ -122,6 +123,30 @@ def test_of_two_machines_at_the_same_moment_one_gets_the_run(tmp_path):
             first.acquire()
     second.check()
     second.release()
+
+
+class Forgetful(MemoryFileSystem):
+    """Is a file system that accepts `mode="create"` and ignores it, as those of fsspec did before 2024.12."""
+
+    store, pseudo_dirs = {}, [""]
+
+    def pipe_file(self, path, value, **options):
+        """Writes the file, whether it is there or not."""
+        with self.open(path, "wb") as file:
+            file.write(value)
+
+
+@pytest.mark.one_backend
+def test_a_store_that_cannot_create_what_is_absent_alone_is_refused(tmp_path):
+    """Two machines would both believe that they hold the run."""
+    store = Bucket("memory://signs/runs/4", Forgetful(skip_instance_cache=True))
+    with pytest.raises(OSError, match="two machines could train one run in memory://signs/runs/4"):
+        store.create("lock-1.json", b"one")
+    assert store.names() == {}
+    for place in (Bucket("memory://signs/runs/5"), Bucket("flaky://signs/runs/5")):
+        assert place.create("lock-1.json", b"one")
+        assert not place.create("lock-1.json", b"two")
+        assert place.read("lock-1.json") == b"one"
 
 
 KILLED = """
