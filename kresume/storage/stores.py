@@ -114,7 +114,8 @@ class Bucket:
                 found = {facts["name"]: facts for facts in self._fs.ls(self._root, detail=True)}
         except (FileNotFoundError, NotADirectoryError):
             return {}
-        inside = {str(path)[len(self._root) + 1 :]: facts for path, facts in found.items()}
+        below = f"{self._root}/"  # gcsfs of 2024 lists runs/10 for runs/1, too
+        inside = {path.removeprefix(below): facts for path, facts in found.items() if path.startswith(below)}
         return {
             name: int(facts["size"] or 0)
             for name, facts in sorted(inside.items())
