@@ -61,6 +61,16 @@ def join_classes(names: Iterable[str]) -> str:
     )
 
 
+def show_class(name: str) -> str:
+    """Returns a name for a reader, quoted if it holds commas or quotes."""
+    return join_classes((name,))
+
+
+def show_classes(names: Iterable[str]) -> str:
+    """Lists names for a reader, quoting those that hold commas or quotes."""
+    return ", ".join(map(show_class, names))
+
+
 def names_of(classes: str | Sequence[str] | Mapping[Any, Any] | None) -> tuple[str, ...] | None:
     """Reads class names given in Python: text, a sequence, or a mapping with numbers.
 

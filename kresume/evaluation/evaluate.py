@@ -332,8 +332,8 @@ def _order_note(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[str
         return f"its outputs are not in the order of {assumed}: {better}: give {given}"
     if found.doubtful:
         return (
-            f"it does not name its outputs, and these images do not show whether {assumed} are their order: "
-            f"give the order with {option(way, 'a,b,c')}"
+            f"it does not name its outputs, and these images do not show whether {assumed} are their order: it is "
+            f"{found.describe_doubt()}; give the order with {option(way, join_classes(found.likely) or 'a,b,c')}"
         )
     return ""
 

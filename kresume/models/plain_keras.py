@@ -19,7 +19,7 @@ INTERPOLATIONS = {"area": "area", "bilinear": "bilinear", "antialias": "area", "
 """Keras's names of the interpolations. Its loader has no antialiasing; `area` comes closest."""
 PADDED = ("pad_to_aspect_ratio=True",)
 RESIZES = {"stretch": (), "crop": ("crop_to_aspect_ratio=True",), "pad": PADDED, "keraspad": PADDED}
-MOST_CLASSES = 12
+MOST_CLASSES = 100
 
 
 def feeding_line(card: Card, *, rows: bool = False, short: bool = False) -> str:
@@ -31,7 +31,7 @@ def feeding_line(card: Card, *, rows: bool = False, short: bool = False) -> str:
     Args:
         card: the model card.
         rows: True if the model's loss expects labels as rows.
-        short: True to write at most the first twelve class names.
+        short: True to write at most the first hundred class names.
     """
     height, width = card.image_size
     words = ['"IMAGES"', f"image_size=({height}, {width})", f'interpolation="{INTERPOLATIONS[card.interpolation]}"']

@@ -46,6 +46,7 @@ class About:
         flag: its flag, where that is not the field's name with dashes.
         range: the values that it may have; None for any of its type.
         inherited: True if a child run uses the parent's value where the command gives none.
+        held: True if the checkpoint itself holds the value, so that without one the parent's stays.
         may_differ: True if the command that continues an interrupted run may give another value.
         bare: True if its flag may stand alone, without names.
     """
@@ -56,6 +57,7 @@ class About:
     flag: str | None = None
     range: Range | None = None
     inherited: bool = False
+    held: bool = False
     may_differ: bool = False
     bare: bool = False
 

@@ -38,6 +38,7 @@ class ModelOptions(Options):
         metavar="FILE",
         flag="--import",
         inherited=True,
+        held=True,
         may_differ=True,
     )
     trust: bool | None = option_of(
@@ -52,6 +53,7 @@ class ModelOptions(Options):
         daily=True,
         metavar="N|HxW",
         inherited=True,
+        held=True,
     )
     pixels: str | None = option_of(
         "The pixel values that the model expects: auto, 0-255, 0-1, -1-1, caffe, torch (Keras's own), bgr-0-255, bgr-0-1, "
@@ -61,6 +63,7 @@ class ModelOptions(Options):
         MODEL,
         metavar="NAME",
         inherited=True,
+        held=True,
     )
     axes: str | None = option_of(
         "Order of height, width and channels in the model's input, where its shape does not say it: hwc, chw, hw, wh ... "
@@ -68,20 +71,25 @@ class ModelOptions(Options):
         MODEL,
         metavar="ORDER",
         inherited=True,
+        held=True,
     )
     resize: Literal["stretch", "crop", "pad", "keraspad"] | None = option_of(
         "How pictures are resized; keraspad pads as pad_to_aspect_ratio of image_dataset_from_directory does. Default: the "
         "parent's, else {default}.",
         MODEL,
         inherited=True,
+        held=True,
     )
     interpolation: Literal["area", "bilinear", "antialias", "nearest"] | None = option_of(
         "How resizing samples pixels; image_dataset_from_directory uses bilinear. Default: the parent's, else {default}.",
         MODEL,
         inherited=True,
+        held=True,
     )
     loss: Literal["sparse_categorical_crossentropy", "categorical_crossentropy", "binary_crossentropy"] | None = (
-        option_of("Default: the checkpoint's, else the one that fits the last activation.", MODEL, inherited=True)
+        option_of(
+            "Default: the checkpoint's, else the one that fits the last activation.", MODEL, inherited=True, held=True
+        )
     )
     metric: tuple[str, ...] | None = option_of(
         "A further Keras metric to log. Repeatable.", MODEL, metavar="NAME", inherited=True
@@ -119,4 +127,5 @@ class ModelOptions(Options):
         "Arithmetic of the layers; variables stay float32. Default: the checkpoint's, float32 for a new model.",
         MODEL,
         inherited=True,
+        held=True,
     )

@@ -25,7 +25,7 @@ class TrainingOptions(Options):
     )
     accumulate: int | None = option_of(
         "Batches whose gradients make one update. Default: as the checkpoint, 1 for a new optimizer.",
-        AMOUNT, metavar="N", range=AT_LEAST_1, inherited=True,
+        AMOUNT, metavar="N", range=AT_LEAST_1, inherited=True, held=True,
     )  # fmt: skip
     watch: bool | None = option_of(
         "Look for new images in --data, --add and --val before each epoch and train on them; epochs grow, their number "
@@ -117,7 +117,7 @@ class TrainingOptions(Options):
         metavar="FILE",
     )
     weight_decay: float | None = option_of(
-        "Default: the optimizer's own.", RATE, metavar="F", range=AT_LEAST_0, inherited=True
+        "Default: the optimizer's own.", RATE, metavar="F", range=AT_LEAST_0, inherited=True, held=True
     )
     ema: float | None = option_of(
         "Momentum of averaged weights, 0.99 for example; scores and model.keras use the averages. Default: as the "
@@ -126,4 +126,5 @@ class TrainingOptions(Options):
         metavar="F",
         range=BELOW_1,
         inherited=True,
+        held=True,
     )

@@ -7,7 +7,7 @@ config = from_arguments("ckpt/", {"add": ["new/"], "lr": 1e-4})
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -24,6 +24,8 @@ from kresume.spelling import option
 
 SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 """What YAML and Pydantic read as a switch."""
+DROPPED = frozenset(name for name in INHERITED if not about(name).held)
+"""Options that `--without` may name."""
 SIZES = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
@@ -142,7 +144,12 @@ def _validated(given: Mapping[str, Any]) -> TrainConfig:
 def _check_without(config: TrainConfig) -> None:
     """Raises UsageError if `--without` names an option that no run takes over, or one that is given."""
     for text in config.without or ():
-        name, said = _field(text, option("without", text)), option("without", text)
+        said = option("without", text)
+        name = _field(text, said, DROPPED)
+        if about(name).held:
+            raise UsageError(
+                f"{said}: the checkpoint itself holds it, and trains with it: give another value with {flag_of(name)}"
+            )
         if name not in INHERITED:
             raise UsageError(f"{said}: a run does not take {flag_of(name)} over from its parent: leave it out")
         if getattr(config, name) is not None:
@@ -196,8 +203,13 @@ def _spelled(name: str, value: Any) -> str:
     return option(flag_of(name)[2:], value)
 
 
-def _field(key: str, where: str) -> str:
+def _field(key: str, where: str, shown: Collection[str] = tuple(TrainConfig.model_fields)) -> str:
     """Returns the field of an option's name, with or without dashes.
+
+    Args:
+        key: the name.
+        where: begins the message of an error.
+        shown: the fields that the message lists.
 
     Raises:
         UsageError: there is no such option; the message begins with `where`.
@@ -206,7 +218,7 @@ def _field(key: str, where: str) -> str:
     name = {"from": "from_", "import": "imports"}.get(name, name)
     if name in TrainConfig.model_fields:
         return name
-    known = [flag_of(field) for field in TrainConfig.model_fields]
+    known = sorted(map(flag_of, shown))
     hint = nearest(f"--{key.strip().lstrip('-')}", known) or f"known are {', '.join(flag[2:] for flag in known)}"
     raise UsageError(f"{where}: no option {key.strip()}: {hint.replace('--', '')}")
 

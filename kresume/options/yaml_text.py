@@ -29,8 +29,14 @@ def read(text: str, where: str) -> Any:
     """
     try:
         return yaml.load(text, _Loader)
+    except _TwiceError as error:
+        raise UsageError(f"{where}: {error}: leave one out") from error
     except yaml.YAMLError as error:
         raise UsageError(f"{where}: this is not YAML ({' '.join(str(error).split())})") from error
+
+
+class _TwiceError(Exception):
+    """Raised if a mapping has a key twice."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -38,10 +44,12 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         """Constructs a mapping; of a key that stands twice YAML would keep the last value without a message."""
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((key for key in keys if keys.count(key) > 1 and key != "<<"), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"{twice} stands twice", node.start_mark)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                line = key.start_mark.line + 1
+                if (first := lines.setdefault(key.value, line)) != line:
+                    raise _TwiceError(f"{key.value} stands twice, in the lines {first} and {line}")
         return super().construct_mapping(node, deep)
 
 

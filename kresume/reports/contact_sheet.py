@@ -8,7 +8,8 @@ Each row shows one image: first as it is, then augmented.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +101,35 @@ def _augmented(pictures: np.ndarray, labels: np.ndarray, classes: int, augment: 
     return [np.clip(np.round(batch.numpy()), 0, 255).astype(np.uint8) for batch in batches]
 
 
+FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf", "Arial.ttf", "arial.ttf")
+"""Fonts with the letters of most languages, by the names under which systems have them."""
+
+
+def _font_for(names: Sequence[str]) -> tuple[Any, list[str]]:
+    """Returns a font, and the names in letters that it has: Pillow's own has those of English alone."""
+    from PIL import ImageFont
+
+    own = ImageFont.load_default()
+    if all(name.isascii() for name in names):
+        return own, list(names)
+    for file in FONTS:
+        try:
+            return ImageFont.truetype(file, 11), list(names)
+        except OSError:  # this system does not have it
+            continue
+    plain = (
+        unicodedata.normalize("NFKD", name).replace("ß", "ss").encode("ascii", "ignore").decode() for name in names
+    )
+    return own, [name or "?" for name in plain]
+
+
 def _write(sheet: np.ndarray, names: list[str], step: int, augmented_from: int | None, path: Path) -> None:
     from PIL import Image, ImageDraw
 
     image = Image.fromarray(sheet)
     pen = ImageDraw.Draw(image)
-    for row, name in enumerate(names):
+    pen.font, shown = _font_for(names)
+    for row, name in enumerate(shown):
         pen.text((GAP, row * step), name, fill=(0, 0, 0))
     if augmented_from is not None:
         pen.text((augmented_from + GAP, 0), "augmented, as in training", fill=(0, 0, 0))

@@ -179,6 +179,20 @@ def test_the_way_with_the_order_is_named():
     assert found.explained > 0.85
 
 
+def test_a_half_trained_model_of_many_classes_shows_its_order():
+    """Untrained networks never were right on 55 % of ten classes, in whatever order (docs/checkpoint-formats.md)."""
+    turned = tuple(names(10)[5:] + names(10)[:5])
+    for seed in range(10):
+        labels, meant = answers(np.random.default_rng(seed), 256, 10, 0.56)
+        found = judge((meant + 5) % 10, labels, 10)
+        assert found.order == turned
+    labels, meant = answers(np.random.default_rng(1), 256, 10, 0.3, evenness=1.0)
+    found = judge((meant + 5) % 10, labels, 10)
+    assert (found.order, found.doubtful) == (None, True)
+    assert sum(one == other for one, other in zip(found.likely, turned, strict=True)) >= 7
+    assert "more than by chance" in found.describe_doubt()
+
+
 def test_an_untrained_network_has_no_order():
     """An untrained network has no order.
 

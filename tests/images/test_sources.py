@@ -392,6 +392,73 @@ def test_of_a_source_given_for_validation_the_images_for_training_are_left_out(t
     assert len(alone.files) == 4
 
 
+def _beside(path):
+    write_pictures(path, 2, 0, ("images",))
+    (path / "labels.csv").write_text("path,label\nimages/0.png,cat\n")
+    return path
+
+
+def _flat(path):
+    write_pictures(path, 2, 0, (".",))
+    (path / "metadata.csv").write_text("path,label\n0.png,cat\n")
+    return path
+
+
+def _arrays(path):
+    path.mkdir()
+    np.savez(path / "a.npz", x=np.zeros((2, 4, 4, 3), np.uint8), y=np.zeros(2))
+    return path / "a.npz"
+
+
+def _of_hugging_face(path):
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    path.mkdir()
+    rows = [{"image": {"bytes": b"1", "path": None}, "label": 0}]
+    parquet.write_table(pa.Table.from_pylist(rows), path / "train.parquet")
+    return path / "train.parquet"
+
+
+def _listed(text):
+    def make(path):
+        path.mkdir()
+        (path / "list.csv").write_text(text)
+        return path / "list.csv"
+
+    return make
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (
+            _beside,
+            r"has the folder images/ alone, whose name is no class\. .*labels\.csv may be a list of their labels: give it",
+        ),
+        (_flat, r"no class folders\. .*metadata\.csv may be a list of their labels: give it instead"),
+        (_arrays, r"holds 2 arrays of NumPy, and no image files: write each image as a file"),
+        (_of_hugging_face, r"the column image holds the pictures themselves.*Write them as files"),
+        (_listed("image_path,class_name\na.png,cat\n"), "rename image_path to path and class_name to label"),
+        (_listed("Img,Y\na.png,cat\n"), "rename Img to path and Y to label"),
+        (_listed("a/1.png,cat\na/2.png,dog\n"), "its first row must name the columns, path,label"),
+    ],
+    ids=[
+        "list beside a folder",
+        "list beside pictures",
+        "npz",
+        "pictures in parquet",
+        "names",
+        "short names",
+        "no header",
+    ],
+)
+def test_a_source_of_another_form_says_what_to_do(tmp_path, quiet, make, said):
+    with pytest.raises(ImagesError, match=said):
+        list_images([make(tmp_path / "source")], quiet)
+
+
 @pytest.mark.one_backend
 def test_numbers_of_outputs_become_names(tmp_path, quiet):
     """TFRecord labels without a text are indices into the model's classes, sorted as numbers."""

@@ -132,6 +132,11 @@ def test_without_leaves_out_an_option_of_the_parent(parent, pictures, tmp_path):
         ({"without": ["patiense"]}, "did you mean patience"),
         ({"without": ["epochs"]}, "does not take --epochs over"),
         ({"without": ["patience"], "patience": 3}, "--patience is given, too"),
+        (
+            {"without": ["resize"]},
+            "the checkpoint itself holds it, and trains with it: give another value with --resize",
+        ),
+        ({"without": ["nonsense"]}, "known are augment, .*patience"),
     ],
 )
 def test_without_names_an_option_that_a_child_takes_over(given, words):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zipfile
 
 import keras
 import pytest
@@ -178,6 +179,18 @@ def test_another_spelling_of_a_class_is_no_new_class(folder, tmp_path, monkeypat
         kresume.plan("runs/1-shapes", add=[str(tmp_path)], grow=True, quiet=True)
     plan = kresume.plan("runs/1-shapes", add=[str(tmp_path)], grow=[name, "pear"], quiet=True)
     assert plan.card.classes == ("circle", "square", "stripes", *sorted([name, "pear"]))
+
+
+@pytest.mark.one_backend(trains=True)
+def test_a_checkpoint_without_names_grows_by_the_further_names(folder, pictures, tmp_path, monkeypatch):
+    """`--classes` gives the names of its outputs, then those of the new ones, as for a run."""
+    monkeypatch.chdir(folder)
+    with zipfile.ZipFile("runs/1-shapes/model.keras") as whole, zipfile.ZipFile(tmp_path / "bare.keras", "w") as bare:
+        for name in ("config.json", "metadata.json", "model.weights.h5"):
+            bare.writestr(name, whole.read(name))
+    given = {"data": [str(pictures / "old")], "add": ["more"], "grow": True, "pixels": "0-255", "quiet": True}
+    plan = kresume.plan(tmp_path / "bare.keras", classes="circle,square,stripes,zebra", **given)
+    assert plan.card.classes == ("circle", "square", "stripes", "zebra", "apple")
 
 
 @pytest.mark.one_backend(trains=True)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from kresume.errors import ImagesError
 from kresume.images.sources import folders
 from kresume.images.sources.found import NO_CLASS, Advance, Found, Listing, Source
+from kresume.images.sources.members import label_members
 from kresume.spelling import counted
 from kresume.storage import locations
 
@@ -152,7 +153,7 @@ def _listing(source: Source, members: list[_Member], read: Callable[[str], bytes
             ]
     else:
         names = (member.name for member in members)
-        labels, about_folders, left_out = folders.label_members(names, source.given, tests=source.tests)
+        labels, about_folders, left_out = label_members(names, source.given, tests=source.tests)
         notes = [*notes, *about_folders, *folders.describe_left_out(left_out, source.given)]
     found = tuple(
         Found(

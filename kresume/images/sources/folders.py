@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from kresume.addresses import is_remote
 from kresume.errors import ImagesError
@@ -90,6 +90,11 @@ def _is_picture(entry: Entry) -> bool:
     return ending(entry.name) not in NOT_PICTURES
 
 
+LISTS = frozenset({".csv", ".tsv", ".jsonl", ".parquet"})
+CONTAINERS = frozenset(
+    {"image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "data", "files", "jpg", "png"}
+)
+"""Names of a single folder that holds the images of a list."""
 LINKS = "/"
 """The key that counts folders behind links that were not entered; other keys are endings of skipped files."""
 
@@ -136,9 +141,13 @@ def list_source(source: Source, advance: Advance) -> Listing:
         raise ImagesError(f"{notes[0]}; there are no other class folders")
     if not folders and not pictures:
         raise ImagesError(f"{given} is empty: expected one folder of images per class in it")
+    beside = [entry.name for entry in files if ending(entry.name) in LISTS]
+    way = f" {locations.join(source.path, beside[0])} may be a list of their labels: give it instead." if beside else ""
+    if len(folders) == 1 and folders[0].name.lower() in CONTAINERS and beside:
+        raise ImagesError(f"{given} has the folder {folders[0].name}/ alone, whose name is no class.{way}")
     if not folders:
         raise ImagesError(
-            f"{given} contains {counted(len(pictures), 'image')} but no class folders: expected one folder per class, "
+            f"{given} contains {counted(len(pictures), 'image')} but no class folders.{way} Expected one folder per class, "
             f"for example {locations.join(locations.join(source.path, 'cat'), pictures[0].name)}. If {given} is a class "
             f"itself, give its parent folder, {locations.parent(source.path)}"
         )
@@ -156,8 +165,9 @@ def list_source(source: Source, advance: Advance) -> Listing:
     notes += describe_left_out(left_out, given)
     notes += _one_level_too_high(folders, given)
     if not found:
+        others = "".join(f": {note.rpartition(': ')[2]} there" for note in describe_left_out(left_out, given)[:1])
         raise ImagesError(
-            f"{given} has the class folders {', '.join(sorted(set(classes)))}, but they contain no images"
+            f"{given} has the class folders {', '.join(sorted(set(classes)))}, but they contain no images{others}"
         )
     return Listing(tuple(found), tuple(notes), tuple(sorted(set(classes))))
 
@@ -167,13 +177,14 @@ def _without_unsure(folders: list[Entry], notes: list[str], given: str) -> list[
     kept = []
     for folder in folders:
         if locations.exists(locations.join(folder.path, UNSURE)):
-            notes.append(_about_unsure(given, folder.name))
+            notes.append(about_unsure(given, folder.name))
         else:
             kept.append(folder)
     return kept
 
 
-def _about_unsure(given: str, name: str) -> str:
+def about_unsure(given: str, name: str) -> str:
+    """Returns a note on a folder of pictures that `kresume predict --sort` was not sure of."""
     return (
         f"{given}: {name}/ was left out: `kresume predict --sort` was not sure of its pictures; move each into the folder of "
         "its class"
@@ -280,10 +291,10 @@ def _hold_splits(folders: Sequence[Entry]) -> bool:
         names.append({entry.name.lower() for entry in inner})
         if not names[-1] <= SPLITS.keys() or any(_entries(entry.path)[0] for entry in inner):
             return False
-    return _are_split_names(names)
+    return are_split_names(names)
 
 
-def _are_split_names(names: Collection[set[str]]) -> bool:
+def are_split_names(names: Collection[set[str]]) -> bool:
     """Returns True if the folders in each class are splits: in each one to train on, and in some another."""
     found = [{SPLITS.get(name) for name in inner} for inner in names]
     return (
@@ -306,87 +317,3 @@ def _one_level_too_high(folders: Sequence[Entry], given: str) -> list[str]:
         f"{given}: the classes are {classes}, and each of them contains the folders {shown}; if these are the classes, give "
         f"{locations.join(given, folders[0].name)} and the other folders one by one"
     ]
-
-
-def _members_hold_splits(members: Collection[tuple[str, ...]]) -> bool:
-    """Does what `_hold_splits` does, for the names of an archive's members."""
-    names: dict[str, set[str]] = {}
-    for label, folder, *rest in members:
-        names.setdefault(label, set()).add(folder.lower() if len(rest) == 1 else "")
-    return not any(label.lower() in SPLITS for label in names) and _are_split_names(names.values())
-
-
-def label_members(
-    names: Iterable[str], given: str, *, tests: bool = False
-) -> tuple[dict[str, tuple[str, str | None]], tuple[str, ...], Counter[str]]:
-    """Derives labels and splits from the names of an archive's members.
-
-    The layout is the same as that of class folders.
-
-    Args:
-        names: names with slashes between folders; hidden names, system files and other files are skipped.
-        given: the archive's path, for messages.
-        tests: True keeps the images for testing.
-
-    Returns:
-        `(label and split by name, notes, counts of skipped files by ending)`.
-
-    Raises:
-        ImagesError: if no image is in a folder.
-    """
-    left_out: Counter[str] = Counter()
-    parts: dict[str, tuple[str, ...]] = {}
-    names = list(names)
-    unsure = tuple(name.removesuffix(UNSURE) for name in names if name.rpartition("/")[2] == UNSURE)
-    for name in names:
-        if unsure and name.startswith(unsure):
-            continue
-        pieces = tuple(piece for piece in name.split("/") if piece not in {"", "."})
-        if any(hidden(piece) for piece in pieces):
-            continue
-        if ending(name) in NOT_PICTURES:
-            left_out[ending(name)] += 1
-            continue
-        parts[name] = pieces
-    while parts and all(len(pieces) > 2 for pieces in parts.values()) and len({p[0] for p in parts.values()}) == 1:
-        parts = {name: pieces[1:] for name, pieces in parts.items()}
-    inside = {name: pieces for name, pieces in parts.items() if len(pieces) > 1}
-    notes = [_about_unsure(given, folder.rstrip("/")) for folder in unsure]
-    if parts and not inside:
-        raise ImagesError(
-            f"{given} contains {counted(len(parts), 'image')} but neither folders nor labels: expected one "
-            "folder per class in it, "
-            "or a .cls or .json member beside each image (WebDataset)"
-        )
-    if len(inside) < len(parts):
-        notes.append(
-            f"{given}: {counted(len(parts) - len(inside), 'file')} beside the class folders left out (no class)"
-        )
-    if _members_hold_splits(inside.values()):
-        inside = {name: (split, label, *rest) for name, (label, split, *rest) in inside.items()}
-    # The same rule as in `_are_splits`.
-    depths: dict[str, int] = {}
-    for pieces in inside.values():
-        depths[pieces[0]] = min(len(pieces), depths.get(pieces[0], len(pieces)))
-    named = {SPLITS[folder.lower()]: folder for folder in depths if folder.lower() in SPLITS}
-    if "train" in named:
-        splits = depths[named["train"]] > 2 and (len(named) > 1 or len(depths) == 1)
-    else:
-        splits = len(named) == len(depths) and all(depth > 2 for depth in depths.values())
-    if not splits:
-        return {name: (pieces[0], None) for name, pieces in inside.items()}, tuple(notes), left_out
-    beside = Counter(pieces[0] for pieces in inside.values() if pieces[0].lower() not in SPLITS)
-    notes += [f"{given}: {folder}/ was left out: it is not a split like train/ and val/" for folder in sorted(beside)]
-    labels = {
-        name: (pieces[1] if len(pieces) > 2 else "", SPLITS[pieces[0].lower()])
-        for name, pieces in inside.items()
-        if pieces[0].lower() in SPLITS
-    }
-    testing = {name for name, (_, split) in labels.items() if split == "test" and not tests}
-    if testing:
-        notes.append(f"{given}: {len(testing):,} test images were left out: they are for `kresume eval`")
-    labels = {name: item for name, item in labels.items() if name not in testing}
-    flat = sum(not label for label, _ in labels.values())
-    if flat:
-        notes.append(f"{given}: {counted(flat, 'image')} without a class folder left out")
-    return {name: item for name, item in labels.items() if item[0]}, tuple(notes), left_out

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kresume.errors import ImagesError
-from kresume.images.sources.folders import SPLITS
+from kresume.images.sources.folders import SPLITS, ending
 from kresume.images.sources.found import NO_CLASS, ONE_LABEL, Advance, Found, Listing, Quarantined, Source, canonical
 from kresume.storage import locations
 from kresume.storage.damage import reason
@@ -22,6 +22,9 @@ from kresume.storage.damage import reason
 SPLIT_COLUMNS = {"split", "subset", "partition", "set", "fold"}
 """Names, in lower case, of columns that hold splits in lists that other programs wrote; only `split` is used."""
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+
+PICTURES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".heic"})
+"""Endings by which a first row without names of columns is recognised."""
 
 
 def accepts(path: str) -> bool:
@@ -47,6 +50,7 @@ def list_source(source: Source, advance: Advance) -> Listing:
             raise ImagesError(
                 f"{source.given}, row {number:,}: the label of {path} is empty: give one, or leave the row out"
             )
+        _refuse_pictures(row, source.given)
         if not isinstance(path, str) or not path or label == "":
             columns = "the columns `path` and `label`" if source.labelled else "a column `path`"
             raise ImagesError(
@@ -118,26 +122,41 @@ def _refuse_other_split(row: Mapping[Any, Any], where: str) -> None:
             )
 
 
+def _refuse_pictures(row: Mapping[Any, Any], given: str) -> None:
+    """Raises ImagesError if a column holds the pictures themselves, as in Hugging Face's Parquet."""
+    for name, value in row.items():
+        if isinstance(value, bytes) or (isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes)):
+            raise ImagesError(
+                f"{given}: the column {name} holds the pictures themselves; kresume reads lists of files. Write them as files, "
+                "one folder per class: for i, row in enumerate(datasets.load_dataset(...)): row['image'].save(f'...')"
+            )
+
+
 def _likely(row: Mapping[Any, Any]) -> str:
     """Suggests how to correct a list's columns; `""` if nothing is recognised."""
     names = [str(name) for name in row if name is not None]
     if any(";" in name or "\t" in name for name in names):
         return ": separate the columns by commas (a .tsv file: by tabs)"
     others = {
-        "filename": "path",
-        "file": "path",
-        "image": "path",
-        "filepath": "path",
-        "class": "label",
-        "category": "label",
+        **dict.fromkeys(("filename", "file", "image", "filepath", "img", "images", "name", "picture", "photo"), "path"),
+        **dict.fromkeys(("class", "category", "labels", "target", "classname", "labelname", "y", "tag"), "label"),
     }
-    near = {name: others.get(name.strip().lower(), name.strip().lower()) for name in names}
+    if names and all("/" in name or ending(name) in PICTURES for name in names[:1]):
+        return ": its first row must name the columns, path,label"
+    near = {name: _role(name, others) for name in names}
     renamed = [
         f"{name if name == name.strip() else repr(name)} to {role}"
         for name, role in near.items()
         if role in {"path", "label"} and role not in names
     ]
     return f": rename {' and '.join(renamed)}" if renamed else ""
+
+
+def _role(name: str, others: Mapping[str, str]) -> str:
+    """Returns the role of a column: `image_path` is a path, `class_name` a label."""
+    plain = name.strip().lower()
+    joined = plain.replace("_", "").replace(" ", "")
+    return others.get(joined, "path" if joined.endswith("path") else plain)
 
 
 def _rows(source: Source) -> Iterator[Mapping[str, Any]]:

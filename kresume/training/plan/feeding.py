@@ -259,7 +259,7 @@ def _probe(
         reason = f"on {count} old images{how} {(best if len(best.losses) > 1 else probe).table}"
     if mapped:
         reason += f"; {verify_mapping(source, best.predictions[way], labels)}"
-    elif not best.above_chance:
+    elif not best.above_chance and not (found.doubtful and notes[0]):
         share = 100 * best.accuracies[best.best]
         unknown = f", which therefore do not show the order of its outputs ({option('classes', 'a,b,c')} sets it)"
         notes = [

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kresume.class_names import join_classes, read_classes
+from kresume.class_names import join_classes, read_classes, show_class
 from kresume.errors import ImagesError, KresumeError, UsageError
 from kresume.images.collect import Sources
 from kresume.images.manifest import Manifest
@@ -59,7 +59,8 @@ class Growth:
         """Describes the growth: `"3 -> 5 classes: rose (34 images), ..."`, counting training images."""
         rows = manifest.train_rows()
         counts = np.bincount(manifest.labels[rows], minlength=len(manifest.classes))[len(self.before) :]
-        named = ", ".join(f"{name} ({counted(count, 'image')})" for name, count in zip(self.new, counts, strict=True))
+        pairs = zip(map(show_class, self.new), counts, strict=True)
+        named = ", ".join(f"{name} ({counted(count, 'image')})" for name, count in pairs)
         start = "the mean features of their classes" if self.rows == "imprinted" else "small random numbers"
         if self.replaces:
             layer = self.head.layer.name

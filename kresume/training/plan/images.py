@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kresume.class_names import join_classes, read_classes
+from kresume.checkpoints.layers import output_width
+from kresume.class_names import join_classes, read_classes, show_classes
 from kresume.errors import ImagesError, NothingNew, UsageError
 from kresume.images import collect, corrections, keras_split, merging
 from kresume.images.cache import Cache, listings_of
@@ -110,7 +111,8 @@ def decide_classes(config: TrainConfig, parent: Parent | None, sources: Sources)
                 f"{option('classes', join_classes(asked))}: the checkpoint's outputs are {join_classes(pinned)} in this order; "
                 f"other names would make right answers wrong. Leave {option('classes')} out"
             )
-        return asked, "--classes"
+        width = output_width(parent.state) if parent is not None and pinned is None and config.grow else None
+        return asked if width is None else asked[: class_count(width)], "--classes"  # new_classes takes the others
     if pinned is not None:
         return pinned, "the parent's"
     named = parent.state.records.get("classes") if parent is not None else None
@@ -144,7 +146,7 @@ def check_outputs(classes: Sequence[str], reason: str, outputs: int, source: str
         )
     if len(classes) != wanted:
         raise UsageError(
-            f"{source} has {has}, but there are {len(classes)} classes, {reason} ({', '.join(classes[:12])}"
+            f"{source} has {has}, but there are {len(classes)} classes, {reason} ({show_classes(classes[:12])}"
             f"{', …' if len(classes) > 12 else ''}): give the names of the outputs in their order with "
             f"{option('classes', 'a,b,c')}"
         )

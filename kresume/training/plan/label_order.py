@@ -52,9 +52,9 @@ def check_order(
             f"{option('classes', join_classes(classes))} to use the sorted order anyway)"
         )
     if found.doubtful and not asked:
+        order = join_classes(found.likely) if found.likely else "a,b,c"
         return (
             f"{images} old images do not show whether the outputs are in the order of the sorted class folders: {source} is "
-            f"right on {100 * found.assumed:.1f} % in that order and on {100 * found.explained:.1f} % in another, which may "
-            f"be chance or an untrained model; {option('classes', 'a,b,c')} sets the order"
+            f"{found.describe_doubt()}; {option('classes', order)} sets {'that order' if found.likely else 'the order'}"
         )
     return ""

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from kresume.class_names import show_classes
 from kresume.images.mixing import Shares
 from kresume.spelling import option
 from kresume.values.amount import Amount
@@ -107,7 +108,7 @@ class Plan:
         origins = f": {images['old']:,} old, {images['new']:,} new" if self.parent else ""
         doubles = f", {images['duplicates']:,} duplicates counted once" if images["duplicates"] else ""
         dropped = f", {images['dropped']:,} dropped" if images.get("dropped") else ""
-        classes = ", ".join(card.classes[:MOST_CLASSES]) + (", …" if len(card.classes) > MOST_CLASSES else "")
+        classes = show_classes(card.classes[:MOST_CLASSES]) + (", …" if len(card.classes) > MOST_CLASSES else "")
         seen = f", {images['seen']:,} of them seen in training" if images.get("seen") else ""
         per_epoch = (self.shares.images if self.shares else images["train"]) / amount.batch_size
         sampled = f" ({self.interpolation_reason})" if self.interpolation_reason else ""
