@@ -41,7 +41,7 @@ def prefix_of(path: str) -> str | None:
     The path may be a prefix, one of its files, or a folder.
     """
     file = Path(path)
-    if file.with_name(f"{file.name}.index").is_file():
+    if file.name and file.with_name(f"{file.name}.index").is_file():
         return path
     if file.is_file() and (prefix := FILES.sub("", path)) != path and Path(f"{prefix}.index").is_file():
         return prefix

@@ -35,7 +35,6 @@ from kresume.drop_in import backup_files, backup_keras, backup_restore, backup_s
 from kresume.drop_in.backup_arguments import check_arguments
 from kresume.drop_in.backup_place import Place
 from kresume.drop_in.stream import Stream, stream_of
-from kresume.errors import UsageError
 from kresume.lock import NAME as LOCK
 from kresume.lock import Lock
 from kresume.models import own_counts
@@ -43,7 +42,6 @@ from kresume.reporter import Reporter
 from kresume.storage import atomic
 from kresume.training.loop import callback_state
 from kresume.training.loop.callback_logs import CallbackLogs
-from kresume.training.loop.fit import build_from_spec
 from kresume.training.loop.writer import RunWriter
 from kresume.training.snapshot_policy import Retention
 
@@ -108,6 +106,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         self._cut: _Cut | None = None
         self._drawn = 0
         self._begun, self._not_finite = False, ""
+        self._ahead = self._continues = False
         self._call: fit_call.FitCall | None = None
         self._list: Any = None
         self._lock: Lock | None = None
@@ -161,8 +160,9 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
             self._reporter.say(note)
         again, self._begun = self._begun, True
         self._begin_batch, self._resumed, self._cut, self._not_finite = 0, None, None, ""
+        self._ahead = self._continues = False
         self._open_folder()
-        self._build_model()
+        backup_restore.build(self._model, self._stream, self._call)
         self._compiled_rate = backup_restore.rate_of(self._model)
         # Read it here: under JAX the variables are empty between two steps.
         self._optimizer = keras.saving.serialize_keras_object(self._model.optimizer)
@@ -185,6 +185,10 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Moves the data to the position of the backup, and restores the interrupted epoch's averages."""
         self._current_epoch = epoch
+        if self._call is not None and self._stream is None:
+            if self._continues:
+                self._call.earlier.pass_by(epoch)
+            self._call.earlier.begun()
         self._drawn = self._begin_batch
         self._last_batch_seen = max(0, self._drawn - 1)
         if self._stream is not None:
@@ -243,7 +247,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         if self._writer is not None:
             self._writer.join()
         self._begun, self._call = False, None
-        removes = self.delete_checkpoint
+        removes = self.delete_checkpoint and not self._ahead
         if removes and (
             why := backup_save.why_kept(str(self._folder), self._model, logs, self._current_epoch, self._epochs())
         ):
@@ -294,15 +298,6 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
             on_commit=self._committed,
         )
 
-    def _build_model(self) -> None:
-        """Builds the optimizer and the metrics, because a backup is restored into existing variables."""
-        if not all(layer.built for layer in self._model._flatten_layers()):
-            raise UsageError(
-                "BackupAndRestore needs a built model: call the model on a batch, or give it an Input, before fit"
-            )
-        spec = self._stream.element_spec if self._stream is not None else None
-        build_from_spec(self._model, self._call.spec() if self._call is not None and spec is not None else spec)
-
     def _restore(self, *, again: bool, returned: int | None) -> Any:
         """Restores the newest intact backup; returns the recorded positions of the log files.
 
@@ -320,6 +315,8 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
             self._call,
             self._stream,
             self.on_new_data,
+            self._optimizer,
+            again,
         )
         # Keras's callback repeats the epoch in which `fit` raised; so does this one, unless `strict` is given.
         epoch_again = again and self._stream is None and self.strict is None
@@ -329,7 +326,8 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
 
     def _continue_at(self, restored: backup_restore.Restored) -> None:
         self._total, self._current_epoch, self._begin_batch = restored.step, restored.epoch, restored.batch
-        self._resumed = restored.as_before
+        self._resumed, self._ahead = restored.as_before, restored.ahead
+        self._continues = True
         self._model._initial_epoch = restored.initial_epoch
         self._reporter.say(restored.line)
 

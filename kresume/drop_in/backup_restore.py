@@ -22,12 +22,12 @@ import keras
 
 from kresume.backend import fingerprint, live_state
 from kresume.checkpoints import snapshot
-from kresume.drop_in import other_optimizers
+from kresume.drop_in import optimizer_changes, other_optimizers
 from kresume.drop_in.fit_call import FitCall
 from kresume.drop_in.stream import Stream
 from kresume.errors import UsageError
 from kresume.training.loop import callback_state
-from kresume.training.loop.fit import assign_state, groups_of
+from kresume.training.loop.fit import assign_state, build_from_spec, groups_of
 from kresume.values.state import TrainState
 
 
@@ -44,6 +44,8 @@ class Target:
         call: the running `fit`, None if it was not found.
         stream: the data of `data=`, None if the data are the user's own.
         on_new_data: the argument of `BackupAndRestore`.
+        optimizer: the serialized optimizer that `compile` made.
+        again: True if this callback is given to `fit` again after `fit` raised.
     """
 
     backup_dir: str
@@ -54,6 +56,8 @@ class Target:
     call: FitCall | None
     stream: Stream | None
     on_new_data: Literal["next-epoch", "error"]
+    optimizer: Mapping[str, Any]
+    again: bool
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ class Restored:
         line: the line that is printed.
         as_before: called with the other callbacks once the interrupted epoch has begun; restores that epoch's state.
             None between epochs.
+        ahead: True if the backup is ahead of the requested epochs.
     """
 
     step: int
@@ -76,6 +81,7 @@ class Restored:
     initial_epoch: int | None
     line: str
     as_before: Callable[[Sequence[Any]], None] | None = None
+    ahead: bool = False
 
 
 def move_data(folder: Path, stream: Stream, on_new_data: Literal["next-epoch", "error"]) -> None:
@@ -89,6 +95,20 @@ def move_data(folder: Path, stream: Stream, on_new_data: Literal["next-epoch", "
         stream.adopt(folder, records["data"], epoch, batch, on_new_data)
         stream.seek(epoch, batch)
         stream.recount()
+
+
+def build(model: Any, stream: Stream | None, call: FitCall | None) -> None:
+    """Builds the optimizer and the metrics, because a backup is restored into existing variables.
+
+    Raises:
+        UsageError: a layer is not built.
+    """
+    if not all(layer.built for layer in model._flatten_layers()):
+        raise UsageError(
+            "BackupAndRestore needs a built model: call the model on a batch, or give it an Input, before fit"
+        )
+    spec = stream.element_spec if stream is not None else None
+    build_from_spec(model, call.spec() if call is not None and spec is not None else spec)
 
 
 def newest(folder: Path, warn: Callable[[str], None]) -> TrainState:
@@ -131,6 +151,7 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
         model, state, metrics=averages, same_weights=False, way_on="give another folder to start again"
     )
     callback_state.apply(target.callbacks, records["callbacks"], groups.get("callbacks", []))
+    messages += optimizer_changes.describe(records.get("optimizer"), target.optimizer)
     messages += [*moved, *_keep_compiled_rate(model, target.compiled_rate, records.get("compiled_rate"))]
     messages += other_optimizers.restore(model, records.get("other_optimizers"), groups.get("other_optimizers", []))
     rate = rate_of(model) if batch else None
@@ -151,6 +172,11 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
     where = f"epoch {epoch + 1}" + (
         f", batch {batch:,}" if batch else " from its beginning" if from_its_beginning else ""
     )
+    if batch and target.stream is None and not ended:
+        messages.append(
+            f"the {batch:,} batches that it drew are skipped in the order that the data have now, and its training metrics "
+            "cover the others alone (data= continues both)"
+        )
     doing = f"nothing is left to train: {ended}" if ended else f"continuing at step {step:,} ({where})"
     return Restored(
         step,
@@ -159,6 +185,7 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
         target.epochs if ended else epoch,
         "; ".join([f"{target.backup_dir}: {doing}", *messages]),
         as_before if batch else None,
+        target.epochs is not None and (epoch, batch) > (target.epochs, 0),
     )
 
 
@@ -190,6 +217,8 @@ def _skip_batches(records: Mapping[str, Any], target: Target, batch: int) -> lis
     call = target.call
     if call is None or target.stream is not None:
         return []
+    if not target.again:
+        call.earlier.pass_by(int(records["epoch"]))
     before, now = records.get("steps"), call.steps
     if batch and before != now and "steps" in records:
         raise UsageError(
@@ -257,6 +286,11 @@ def _why_ended(
         messages: extended by a message for the user if training continues although a callback had ended it.
     """
     done, epochs, before = int(records["epoch"]), target.epochs, records.get("epochs")
+    if epochs is not None and (done, int(records["batch"])) > (epochs, 0):
+        return (
+            f"the backup (step {step:,}) is ahead of the requested {epochs} epochs, and stays; give fit(epochs=...) more than "
+            f"{done} to train further"
+        )
     if all_done := all_epochs_done(done, epochs, step):
         return all_done
     if not records["stopped"]:

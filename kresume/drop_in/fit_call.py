@@ -21,6 +21,7 @@ from typing import Any
 
 import keras
 
+from kresume.drop_in.earlier_epochs import EarlierEpochs
 from kresume.drop_in.stream import Stream, reason_not_followed
 from kresume.errors import UsageError
 
@@ -37,12 +38,14 @@ class FitCall:
         keras_iterator: returns Keras's `EpochIterator`. A weak reference: if an iterator of tf.data outlives its `fit`
             and the garbage collector removes it later, the process can hang.
         steps: batches per epoch, None if unknown.
+        earlier: brings the data to the epoch of a backup.
     """
 
     x: Any
     class_weight: Any
     keras_iterator: Callable[[], Any]
     steps: int | None
+    earlier: EarlierEpochs
 
     @property
     def iterator(self) -> Any:
@@ -79,6 +82,7 @@ class FitCall:
             False if the epoch is known to have no batch left.
         """
         iterator, begin = self.iterator, self.iterator._get_iterator
+        own = vars(iterator).get("_get_iterator")
 
         def behind(number: int) -> Any:
             batches = iter(begin())
@@ -88,6 +92,8 @@ class FitCall:
 
         def once() -> Any:
             del iterator._get_iterator  # restores the method of the class
+            if own is not None:
+                iterator._get_iterator = own
             return batches_left if batches_left is not None else behind(count)
 
         batches_left = None
@@ -99,6 +105,7 @@ class FitCall:
                 batches = behind(count)
                 first = list(itertools.islice(batches, 1))
                 if not first:
+                    self.earlier.begun()
                     return False
                 batches_left = itertools.chain(first, batches)
             iterator._get_iterator = once
@@ -129,9 +136,9 @@ def find() -> FitCall | None:
         if frame.f_code.co_name == "fit" and "epoch_iterator" in given:
             iterator = given["epoch_iterator"]
             steps = iterator.num_batches
-            return FitCall(
-                given.get("x"), given.get("class_weight"), weakref.ref(iterator), int(steps) if steps else None
-            )
+            x, reference = given.get("x"), weakref.ref(iterator)
+            earlier = EarlierEpochs(x, iterator, known=bool(steps))
+            return FitCall(x, given.get("class_weight"), reference, int(steps) if steps else None, earlier)
     return None
 
 

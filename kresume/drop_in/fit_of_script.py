@@ -69,12 +69,21 @@ class Fit:
             return True
         if self.number != other.number:
             return False
-        return self.lines == other.lines or (self.order == other.order and not _still_there(other.lines))
+        if self.lines == other.lines:
+            return True
+        # Each is the first fit of its process, made by one line that is called from two: `train()` in both of if and else.
+        called_from_another = self.order == other.order == 1 and self.lines[-1] == other.lines[-1]
+        return called_from_another or (self.order == other.order and not _still_there(other.lines))
 
     def doubt(self, other: Fit, folder: str) -> str:
         """Returns a line for the user if `wrote` is only probable; else an empty string."""
         if self.process == other.process or self.lines == other.lines or not (self.lines and other.lines):
             return ""
+        if self.lines[-1] == other.lines[-1]:
+            return (
+                f"{folder}: its backup is of {other.describe()}, called from other lines than now: it is taken for the backup "
+                "of this fit. If that is another training, give each a folder of its own"
+            )
         return (
             f"{folder}: its backup is of {other.describe()}, which the code does not have now: it is taken for the backup of "
             f"{self.describe()}. If that is another training, give each a folder of its own"

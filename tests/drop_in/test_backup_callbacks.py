@@ -193,7 +193,14 @@ class StopAfter(keras.callbacks.Callback):
         pytest.param([lambda: StopAfter(6)], [lambda: StopAfter(6)], {}, 4, "may end it again", id="a limit of time"),
         pytest.param([], [], {}, 6, "all 6 epochs are done", id="all epochs done"),
         pytest.param([], [], {"epochs": 8}, 8, "continuing at step 18", id="all epochs done, more asked"),
-        pytest.param([], [], {"epochs": 4}, 6, "all 4 epochs are done", id="fewer epochs than done"),
+        pytest.param(
+            [],
+            [],
+            {"epochs": 4},
+            6,
+            "the backup (step 18) is ahead of the requested 4 epochs",
+            id="fewer epochs than done",
+        ),
     ],
 )
 def test_a_finished_training_goes_on_or_says_why_not(model, tmp_path, capfd, first, then, options, steps, words):

@@ -95,6 +95,31 @@ def tensors(parts=slice(2)):
     return tf.data.Dataset.from_tensor_slices(arrays(parts)).batch(BATCH)
 
 
+def shuffled():
+    """Returns data whose every iterator has another order, as `image_dataset_from_directory(seed=3)` has."""
+    import tensorflow as tf
+
+    tf.random.set_seed(5)  # as a script does at its beginning; the order depends on it, too
+    return tf.data.Dataset.from_tensor_slices(arrays()).shuffle(BATCH * STEPS, seed=3).batch(BATCH)
+
+
+def unseeded():
+    import tensorflow as tf
+
+    return tf.data.Dataset.from_tensor_slices(arrays()).shuffle(BATCH * STEPS).batch(BATCH)
+
+
+class Shuffled(ByIndex):
+    """Shuffles the batches after each epoch."""
+
+    def __init__(self):
+        super().__init__()
+        self.random = np.random.default_rng(3)
+
+    def on_epoch_end(self):
+        self.random.shuffle(self.batches)
+
+
 def numbers(position=0):
     """Returns endless batches from a position on."""
     import tensorflow as tf
@@ -183,6 +208,15 @@ FEEDS = [
         REPEATS,
         {"class_weight": CLASSES},
     ),
+    Feed("tf.data of known length, `shuffle` with a seed", shuffled, REPEATS, epochs=4),
+    Feed(
+        "tf.data of unknown length, `shuffle` with a seed",
+        lambda: shuffled().filter(lambda x, y: True),
+        REPEATS,
+        epochs=4,
+    ),
+    Feed("tf.data, `shuffle` without a seed", unseeded, RUNS_ON),
+    Feed("`PyDataset` that shuffles in `on_epoch_end`", Shuffled, REPEATS, {"shuffle": False}, epochs=4),
     Feed("tf.data without end, `steps_per_epoch`", numbers, RUNS_ON, ONE_ITERATOR),
     Feed("torch `DataLoader`", loader, REPEATS),
     Feed("torch `DataLoader` with sample weights", lambda: loader(slice(3)), REPEATS),
@@ -212,7 +246,10 @@ def model():
     model = keras.Sequential([keras.Input((4,)), layers.Dense(3), layers.Dropout(0.3), layers.Dense(2, "softmax")])
     model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "sparse_categorical_crossentropy")
     model.optimizer.build(model.trainable_variables)
-    return model, arrays_of(model)
+    first = arrays_of(model)
+    # The first fit of a process draws a batch more, to build the metrics; here one process stands for several.
+    model.fit(*arrays(), batch_size=BATCH, verbose=0)
+    return model, first
 
 
 def arrays_of(model):
@@ -255,7 +292,8 @@ def iterations(found):
 # JAX has a trainer of its own; what makes batches of the data is shared, as are weights of classes and samples.
 PLAIN = {
     "arrays, `shuffle=False`", "generator, `steps_per_epoch`", "`PyDataset`, `shuffle=False`", "tf.data of known length",
-    "tf.data of unknown length", "torch `DataLoader`", "`resumable`", "`resumable`, `steps_per_epoch`",
+    "tf.data of known length, `shuffle` with a seed", "tf.data of unknown length", "torch `DataLoader`", "`resumable`",
+    "`resumable`, `steps_per_epoch`",
 }  # fmt: skip
 
 
@@ -310,6 +348,27 @@ def test_no_way_of_feeding_counts_otherwise(model, tmp_path, feed):
             # Not killed: the callback changes nothing, whether it orders the data or not.
             if outcome == EXACT or (kill is None and feed.called != "`resumable`, `shuffle`"):
                 assert_same_bytes(expected, found)
+
+
+@pytest.mark.parametrize("kill", few_under_jax([3, 5, 7, 11, 15], [7, 11]))
+@pytest.mark.parametrize("freq", [2, 3, "epoch"])
+@pytest.mark.parametrize("unknown", [False, True], ids=["known length", "unknown length"])
+def test_shuffled_epochs_go_on_in_their_order(model, tmp_path, kill, freq, unknown):
+    """Each epoch has another order, whichever of them was interrupted, and twice.
+
+    Holds how many iterators Keras makes; a change there ends the equality.
+    """
+
+    def make():
+        return shuffled().filter(lambda x, y: True) if unknown else shuffled()
+
+    feed = Feed("", make, REPEATS, epochs=5)
+    _, expected = fit(model, make(), [Counter()], feed)
+    for killed in (kill, 5):
+        backup = kresume.BackupAndRestore(tmp_path, save_freq=freq, delete_checkpoint=False)
+        assert fit(model, make(), [backup, Counter(killed)], feed) is None
+    _, found = fit(model, make(), [kresume.BackupAndRestore(tmp_path, save_freq=freq), Counter()], feed)
+    assert_same_bytes(expected, found)
 
 
 class KilledAtTheEnd(Counter):

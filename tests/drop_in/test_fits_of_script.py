@@ -138,6 +138,53 @@ def test_an_edited_script_continues(run, capsys):
 
 
 @pytest.mark.one_backend(trains=True)
+def test_a_script_with_a_branch_to_continue_continues(run, capsys):
+    """The one fit of a script is called from another line where its backup is there."""
+    branch = """
+        if os.path.isdir(folder):
+            train(model, 1e-2, True, 4, 1)  # continue
+        else:
+            train(model, 1e-2, True, 4, 1)
+        """
+    expected = run(branch)["digest"]
+    assert run(branch, kill=(1, 2)) is None
+    done = run(branch)
+    assert done["trained"][0] in {(1, 1), (1, 2)}
+    assert done["digest"] == expected
+    assert "called from other lines than now: it is taken for the backup of this fit" in capsys.readouterr().err
+
+
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_backup_ahead_of_the_requested_epochs_stays(run, tmp_path, capsys, epochs):
+    """Fewer epochs than a killed training had begun trained nothing, and then removed its backup."""
+    code = "train(model, 1e-2, True, {}, 1)".format
+    expected = run(code(6))["digest"]
+    assert run(code(6), kill=(1, 3)) is None
+    assert run(code(epochs))["trained"] == []
+    assert f"is ahead of the requested {epochs} epochs, and stays" in capsys.readouterr().err
+    done = run(code(6))
+    assert done["trained"][0] in {(1, 2), (1, 3)}
+    assert done["digest"] == expected
+
+
+@pytest.mark.one_backend(trains=True)
+def test_settings_of_the_optimizer_that_changed_are_named(run, capsys):
+    """They take effect; only a changed rate had a line."""
+    assert run("train(model, 1e-2, True, 4, 1)", kill=(1, 2)) is None
+    edited = BEGIN.replace("keras.optimizers.Adam(rate)", "keras.optimizers.AdamW(rate, beta_1=0.8)")
+    assert edited != BEGIN
+    run(
+        "del train\n"
+        + edited[edited.index("def prepare") : edited.index("trained = []")]
+        + "train(model, 1e-2, True, 4, 1)"
+    )
+    said = capsys.readouterr().err
+    assert "optimizer: class Adam -> AdamW, " in said
+    assert "beta_1 0.9 -> 0.8" in said
+
+
+@pytest.mark.one_backend(trains=True)
 def test_an_edited_fit_leaves_the_backup_of_another(run):
     """A changed first fit does not take the backup of the second one, whose line is still there."""
     assert run(HEAD + WHOLE, kill=(2, 2)) is None

@@ -1,0 +1,66 @@
+"""Brings the caller's own data to the epoch of a backup, as if the epochs before had been drawn.
+
+    earlier = EarlierEpochs(x, keras_iterator, known=True)
+    earlier.pass_by(3)                  # in a process that continues at the fourth epoch, and at each epoch after it
+
+A `tf.data.Dataset` that shuffles with a seed gives each of its iterators the next order. So iterators are made, not drawn
+from, for the epochs before. How many Keras makes depends on the backend: under TensorFlow a second one at the end of each
+epoch of known length, which it does not use; under JAX one, when the epoch's first batch is drawn. A
+`keras.utils.PyDataset` may shuffle in `on_epoch_end`, which is called once for each epoch before.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import keras
+
+
+class EarlierEpochs:
+    """Counts the iterators of a `fit`, and makes those that a process lacks that continues it.
+
+    Args:
+        x: the data argument of `fit`.
+        iterator: Keras's `EpochIterator`.
+        known: True if Keras knows the length of an epoch when `fit` begins.
+    """
+
+    def __init__(self, x: Any, iterator: Any, *, known: bool) -> None:
+        self._x, self._known, self._ended = x, known, 0
+        self._of_tensorflow = hasattr(x, "element_spec") and iterator.steps_per_epoch is None
+        self._counts_calls = self._of_tensorflow and keras.config.backend() == "tensorflow"
+        self._made = 0
+        self._iterator = weakref.ref(iterator)  # a cycle would keep tf.data's iterator alive, see `FitCall`
+        if self._counts_calls:
+            iterator._get_iterator = self._counted
+
+    def _counted(self) -> Any:
+        iterator: Any = self._iterator()
+        self._made += 1
+        return type(iterator)._get_iterator(iterator)
+
+    def begun(self) -> None:
+        """Counts the epoch that begins."""
+        self._ended += 1
+        if not self._counts_calls:
+            self._made += 1
+
+    def pass_by(self, epoch: int) -> None:
+        """Brings the data to the beginning of an epoch.
+
+        Args:
+            epoch: its index.
+        """
+        if isinstance(self._x, keras.utils.PyDataset):
+            for _ in range(self._ended, epoch):
+                self._x.on_epoch_begin()
+                self._x.on_epoch_end()
+            self._ended = max(self._ended, epoch)
+        elif self._counts_calls:
+            while self._made < (2 * epoch if self._known else epoch):
+                iter(self._counted())
+        elif self._of_tensorflow:
+            for _ in range(self._made, epoch):
+                iter(self._x)
+            self._made = max(self._made, epoch)
