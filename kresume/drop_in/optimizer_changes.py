@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+RATE = "learning_rate"
 MOST = 4
 """Number of settings that are named."""
 
@@ -26,10 +27,13 @@ def describe(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[s
     if not before:
         return []
     old, new = dict(_settings(before)), dict(_settings(now))
-    if isinstance(old.get("learning_rate"), float) and isinstance(new.get("learning_rate"), float):
-        del old["learning_rate"]
+    if isinstance(old.get(RATE), float) and isinstance(new.get(RATE), float):
+        del old[RATE]
     names = [name for name in {**old, **new} if name in new and name in old and old[name] != new[name]]
     changed = [f"{name} {_shown(old[name])} -> {_shown(new[name])}" for name in names]
+    rates = [each.get(RATE, each.get(f"{RATE}.class")) for each in (old, new)]
+    if None not in rates and (RATE in old) != (RATE in new):
+        changed.insert(0, f"{RATE} {_shown(rates[0])} -> {_shown(rates[1])}")
     more = f" and {len(changed) - MOST} more" if len(changed) > MOST else ""
     return [f"optimizer: {', '.join(changed[:MOST])}{more}"] if changed else []
 

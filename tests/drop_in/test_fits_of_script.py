@@ -185,6 +185,24 @@ def test_settings_of_the_optimizer_that_changed_are_named(run, capsys):
 
 
 @pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize(
+    "back", [False, True], ids=["a schedule instead of a number", "a number instead of a schedule"]
+)
+def test_a_number_and_a_schedule_replace_each_other(run, capsys, back):
+    """The rate is what `compile` says now; everything else of the optimizer is restored."""
+    rates = ["1e-2", "keras.optimizers.schedules.CosineDecay(0.1, 100)"]
+    first, then = rates[::-1] if back else rates
+    code = "train(model, {}, True, 4, 1)\nrate = float(model.optimizer.learning_rate)".format
+    assert run(code(first), kill=(1, 2)) is None
+    done = run(code(then))
+    assert done["trained"][0] in {(1, 1), (1, 2)}
+    assert done["rate"] == pytest.approx(0.01 if back else 0.0984, rel=1e-2)
+    assert int(done["model"].optimizer.iterations) == 8
+    said = capsys.readouterr().err
+    assert f"learning_rate {'CosineDecay -> 0.01' if back else '0.01 -> CosineDecay'}" in said
+
+
+@pytest.mark.one_backend(trains=True)
 def test_an_edited_fit_leaves_the_backup_of_another(run):
     """A changed first fit does not take the backup of the second one, whose line is still there."""
     assert run(HEAD + WHOLE, kill=(2, 2)) is None

@@ -155,7 +155,7 @@ def assign_state(
         )
     told: list[str] = []
     if found is not None:
-        slot_names = _check_slots(model, found, state, trained, names, way_on)
+        slot_names = _check_slots(model, found, state, trained, names, way_on, new_rate=not same_weights)
         names = {**names, **slot_names}
     pairs = [
         (variable, state.arrays[names[id(variable)]])
@@ -229,17 +229,24 @@ def _check_slots(
     trained: set[str],
     weights: Mapping[int, str],
     way_on: str,
+    *,
+    new_rate: bool,
 ) -> Mapping[int, str]:
     """Checks the matched optimizer variables and returns their array names.
 
-    A slot may be missing only if its weight did not train in the snapshot.
+    A slot may be missing only if its weight did not train in the snapshot; the rate only if `new_rate`: a script may now
+    compile a schedule instead of a number, or the other way round.
     """
-    taken = {*found.names.values(), *found.left_out}
+    kinds = state.records.get(structure.RECORD, {}).get("optimizer", ())
+    rates = {f"optimizer/{index}" for index, (kind, _) in enumerate(kinds) if new_rate and kind == match_slots.RATE}
+    taken = {*found.names.values(), *found.left_out, *rates}
     over = [name for name in state.arrays if name.startswith("optimizer/") and name not in taken]
     lost = [
         slot
         for slot in slots.describe(model.optimizer)
-        if id(slot.variable) not in found.names and (slot.weight is None or weights[id(slot.weight)] in trained)
+        if id(slot.variable) not in found.names
+        and (slot.weight is None or weights[id(slot.weight)] in trained)
+        and not (new_rate and slot.kind == match_slots.RATE)
     ]
     if lost or over:
         count = sum(name.startswith("optimizer/") for name in state.arrays)
