@@ -350,8 +350,8 @@ def test_no_way_of_feeding_counts_otherwise(model, tmp_path, feed):
                 assert_same_bytes(expected, found)
 
 
-@pytest.mark.parametrize("kill", few_under_jax([3, 5, 7, 11, 15], [7, 11]))
-@pytest.mark.parametrize("freq", [2, 3, "epoch"])
+@pytest.mark.parametrize("kill", few_under_jax([3, 7, 11], [7]))
+@pytest.mark.parametrize("freq", [2, "epoch"])
 @pytest.mark.parametrize("unknown", [False, True], ids=["known length", "unknown length"])
 def test_shuffled_epochs_go_on_in_their_order(model, tmp_path, kill, freq, unknown):
     """Each epoch has another order, whichever of them was interrupted, and twice.

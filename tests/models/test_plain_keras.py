@@ -99,8 +99,8 @@ def test_rows_of_labels_and_many_classes(pictures):
     """The loss decides the form of the labels; many class names are abbreviated in the last block."""
     _, labels = loaded(feeding_line(card(), rows=True), pictures)
     np.testing.assert_array_equal(labels, np.repeat(np.eye(3), 2, axis=0))
-    many = card(classes=tuple(f"class {index}" for index in reversed(range(40))))
-    assert len(feeding_line(many, short=True)) < 400 < len(feeding_line(many))
+    many = card(classes=tuple(f"class {index}" for index in reversed(range(140))))
+    assert len(feeding_line(many, short=True)) < 1700 < len(feeding_line(many))
     assert feeding_line(card("prepare.py:mine")).endswith(".map(lambda images, labels: (mine(images), labels))")
 
 
