@@ -14,6 +14,7 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -134,17 +135,20 @@ def _from_json(text: str) -> tuple[str, ...]:
 
 
 def _ordered(indices: Mapping[Any, Any]) -> tuple[str, ...]:
-    by_name = {str(name): _number(number) for name, number in indices.items()}
-    by_number = {str(name): _number(number) for number, name in indices.items()}
-    found = [pairs for pairs in (by_name, by_number) if None not in pairs.values()]
-    if len(found) == 2 and _numbers_outputs(by_name.values()) == _numbers_outputs(by_number.values()):
+    by_name = [(_number(number), str(name)) for name, number in indices.items()]
+    by_number = [(_number(number), str(name)) for number, name in indices.items()]
+    found = [pairs for pairs in (by_name, by_number) if all(number is not None for number, _ in pairs)]
+    fitting = [pairs for pairs in found if _numbers_outputs([number for number, _ in pairs])]
+    if len(found) == 2 and len(fitting) == 1:  # the names are numbers, too
+        found = fitting
+    elif len(found) == 2:
         found = [by_number if all(isinstance(value, str) for value in indices.values()) else by_name]
-    elif len(found) == 2:  # the names are numbers, too
-        found = [pairs for pairs in found if _numbers_outputs(pairs.values())]
     if not found:
         raise _NoNamesError("its JSON does not give each name one number")
-    pairs = [(int(number or 0), name) for name, number in found[0].items()]
+    pairs = [(int(number or 0), name) for number, name in found[0]]
     numbers = sorted(number for number, _ in pairs)
+    if twice := [name for name, count in Counter(name for _, name in pairs).items() if count > 1]:
+        raise _NoNamesError(f"{twice[0]} stands twice")
     if not _numbers_outputs(numbers):
         raise _NoNamesError(
             f"its numbers are {', '.join(map(str, numbers[:8]))}{', …' if len(numbers) > 8 else ''}, and outputs are numbered "

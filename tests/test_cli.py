@@ -186,6 +186,8 @@ def test_pythons_keywords_are_checked_like_flags():
         ("mix: 1:1", {"mix": "1:1"}),
         ("cache: off", {"cache": "off"}),
         ("cache: on", {"cache": "auto"}),
+        ("cache: false", {"cache": "off"}),
+        ("cache: here", {"cache": "here"}),
         ("exact: on", {"exact": "on"}),
         ("snapshot-every: 200", {"snapshot_every": "200"}),
         ("grow: [5, 6]", {"grow": ["5", "6"]}),
@@ -218,7 +220,10 @@ def test_yaml_means_what_the_command_line_means(tmp_path, text, expected):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("lr: 1\nlr: 2", "lr stands twice"),
+        ("lr: 1\nlr: 2", "lr stands twice, in the lines 1 and 2"),
+        ("{lr: 1, lr: 2}", "lr stands twice"),
+        ("classes: {0: a, 1: b, 2: a}", "a stands twice"),
+        ("classes: {2: a, 0: b, 1: a}", "a stands twice"),
         ("lr-scale: 1\nlr_scale: 2", "stands twice"),
         ("lr: inf", "--lr inf: give a number above 0"),
         ("lr: nan", "--lr nan: give a number above 0"),

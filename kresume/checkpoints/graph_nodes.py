@@ -12,6 +12,9 @@ import numpy as np
 
 from kresume.values.state import GraphNode
 
+USUAL = ("model", "net", "network", "module", "student", "online")
+"""Attributes under which scripts save the model that they train, not its averages, its teacher or another model."""
+
 
 def near_root(nodes: Sequence[GraphNode]) -> dict[int, str]:
     """Returns the root, its children and its grandchildren, each with the attributes that lead to it.
@@ -29,7 +32,7 @@ def near_root(nodes: Sequence[GraphNode]) -> dict[int, str]:
 
 
 def models(nodes: Sequence[GraphNode], arrays: Mapping[str, np.ndarray], apart: Collection[int]) -> list[str]:
-    """Returns the attributes of the root that hold copies of a model: other arrays of the same shapes.
+    """Returns the attributes of the root that hold copies of a Keras model, of the same shapes.
 
     Args:
         nodes: the graph.
@@ -37,18 +40,33 @@ def models(nodes: Sequence[GraphNode], arrays: Mapping[str, np.ndarray], apart: 
         apart: the optimizers' nodes, which are not entered.
 
     Returns:
-        The attributes, sorted; none if each is of a kind of its own.
+        The attributes, sorted; none if the root itself is a model, whose layers may be alike.
     """
+    root = nodes[0].children if nodes else {}
+    if any(_is_of_model(edge) for edge in root):
+        return []
     kinds: dict[tuple[tuple[int, ...], ...], dict[frozenset[str], str]] = {}
-    for edge, node in sorted(nodes[0].children.items() if nodes else ()):
-        below = _arrays_below(nodes, node, apart)
-        shapes = tuple(sorted(arrays[name].shape for name in below))
-        if len(below) > 1:
+    for edge, node in sorted(root.items()):
+        if any(_is_of_model(inner) for inner in nodes[node].children):
+            below = arrays_below(nodes, node, apart)
+            shapes = tuple(sorted(arrays[name].shape for name in below))
             kinds.setdefault(shapes, {}).setdefault(below, edge)
     return sorted(edge for alike in kinds.values() if len(alike) > 1 for edge in alike.values())
 
 
-def _arrays_below(nodes: Sequence[GraphNode], node: int, apart: Collection[int]) -> frozenset[str]:
+def _is_of_model(edge: str) -> bool:
+    """Returns True for an attribute that only models have, of Keras 3 or 2."""
+    return edge in {"_functional", "_operations", "_layers", "keras_api", "signatures"} or edge.startswith("layer")
+
+
+def arrays_below(nodes: Sequence[GraphNode], node: int, apart: Collection[int]) -> frozenset[str]:
+    """Returns the names of the arrays that a node and those below it hold.
+
+    Args:
+        nodes: the graph.
+        node: index of the node.
+        apart: nodes that are not entered.
+    """
     found: set[str] = set()
     seen: set[int] = set(apart)
     waiting = [node]

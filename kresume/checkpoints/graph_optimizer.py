@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from kresume.checkpoints.graph_nodes import near_root
+from kresume.checkpoints.graph_nodes import USUAL, arrays_below, near_root
 from kresume.checkpoints.keras_2_optimizers import decaying
 from kresume.values.state import GraphNode, SavedOptimizer, SavedRate
 
@@ -51,10 +51,14 @@ def find_optimizers(nodes: Sequence[GraphNode]) -> list[int]:
 def find_optimizer(nodes: Sequence[GraphNode]) -> int | None:
     """Returns the index of the optimizer's node; None if the graph has no optimizer.
 
-    Of several, it is the one that trains the most weights.
+    Of several, it is the one that trains the most weights of the model with a usual name, else of all models.
     """
     found = find_optimizers(nodes)
-    return max(found, key=lambda index: len(trained(nodes, index))) if len(found) > 1 else next(iter(found), None)
+    if len(found) < 2:
+        return next(iter(found), None)
+    usual = next((edge for edge in USUAL if edge in nodes[0].children), None)
+    meant = arrays_below(nodes, nodes[0].children[usual], found) if usual is not None else frozenset()
+    return max(found, key=lambda index: (len(trained(nodes, index) & meant), len(trained(nodes, index))))
 
 
 def names(nodes: Sequence[GraphNode]) -> list[str]:

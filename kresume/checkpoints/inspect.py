@@ -157,7 +157,7 @@ def _models(state: TrainState) -> Iterator[str]:
     if names:
         yield (
             f"the file holds models of the same shapes ({', '.join(names)}): kresume train reads the one that the optimizer "
-            "trains"
+            "trains, without an optimizer the one with a usual name"
         )
 
 

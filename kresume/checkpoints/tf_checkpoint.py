@@ -138,9 +138,7 @@ def _notes(nodes: tuple[GraphNode, ...], chosen: int | None) -> list[str]:
         return []
     names = graph_optimizer.names(nodes)
     used = names[found.index(chosen)] if chosen is not None else ""
-    return [
-        f"the file holds {len(found)} optimizers ({', '.join(names)}): {used} is used, which trains the most weights"
-    ]
+    return [f"the file holds {len(found)} optimizers ({', '.join(names)}): {used} is used"]
 
 
 def _check_size(reader: Any, prefix: str, path: str) -> None:

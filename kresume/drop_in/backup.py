@@ -105,8 +105,8 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         self._optimizer: dict[str, Any] = {}
         self._cut: _Cut | None = None
         self._drawn = 0
-        self._begun, self._not_finite = False, ""
-        self._ahead = self._continues = False
+        self._begun, self._ahead, self._continues, self._not_finite = False, False, False, ""
+        self._left: dict[str, Any] = {}
         self._call: fit_call.FitCall | None = None
         self._list: Any = None
         self._lock: Lock | None = None
@@ -166,7 +166,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         self._compiled_rate = backup_restore.rate_of(self._model)
         # Read it here: under JAX the variables are empty between two steps.
         self._optimizer = keras.saving.serialize_keras_object(self._model.optimizer)
-        left = backup_files.read_fit(self._folder)
+        left = self._left = backup_files.read_fit(self._folder)
         saved_logs = left.get("logs")
         if snapshot.list_snapshots(self._folder):
             saved_logs = self._restore(again=again, returned=left.get("returned"))
@@ -186,9 +186,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         """Moves the data to the position of the backup, and restores the interrupted epoch's averages."""
         self._current_epoch = epoch
         if self._call is not None and self._stream is None:
-            if self._continues:
-                self._call.earlier.pass_by(epoch)
-            self._call.earlier.begun()
+            self._call.earlier.begin(epoch, continues=self._continues)
         self._drawn = self._begin_batch
         self._last_batch_seen = max(0, self._drawn - 1)
         if self._stream is not None:
@@ -246,6 +244,8 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
             self._stream.release(self._current_epoch)
         if self._writer is not None:
             self._writer.join()
+        if self._call is not None:
+            self._call.earlier.ended()
         self._begun, self._call = False, None
         removes = self.delete_checkpoint and not self._ahead
         if removes and (
@@ -255,6 +255,8 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
             removes = False
         if removes:
             backup_files.remove(self._folder)
+        elif self._ahead:
+            backup_files.put_back(self._folder, self._left)
         else:
             backup_files.end_fit(self._folder, self._total)
         self._trace.end()
@@ -262,6 +264,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
             self._lock.release()
         if removes:
             backup_files.remove_empty(self._folder, self._base)
+        if removes or self._ahead:
             fit_of_script.ended(self._base, self._fit)
         self._place.close()
 
@@ -316,7 +319,6 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
             self._stream,
             self.on_new_data,
             self._optimizer,
-            again,
         )
         # Keras's callback repeats the epoch in which `fit` raised; so does this one, unless `strict` is given.
         epoch_again = again and self._stream is None and self.strict is None

@@ -66,7 +66,8 @@ def folder_of(base: Path, fit: Fit) -> tuple[Path, str]:
     what = other.describe() if isinstance(other, Fit) else ""
     return (
         folder,
-        f"{base}: holds the backup of another fit of this script ({what}), which is kept; this one's are in {folder}",
+        f"{base}: holds the backup of another fit of this script ({what}), which is kept; this one's are in {folder}"
+        f"{fit.way_to(other) if isinstance(other, Fit) else ''}",
     )
 
 
@@ -116,6 +117,11 @@ def open_logs(
     }
     atomic.write_json(folder / FIT, begun)
     return logs
+
+
+def put_back(folder: Path, left: Mapping[str, Any]) -> None:
+    """Writes the record of the fit whose backup stays again: another fit must not continue from it."""
+    atomic.write_json(folder / FIT, dict(left))
 
 
 def end_fit(folder: Path, step: int) -> None:

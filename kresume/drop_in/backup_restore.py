@@ -45,7 +45,6 @@ class Target:
         stream: the data of `data=`, None if the data are the user's own.
         on_new_data: the argument of `BackupAndRestore`.
         optimizer: the serialized optimizer that `compile` made.
-        again: True if this callback is given to `fit` again after `fit` raised.
     """
 
     backup_dir: str
@@ -57,7 +56,6 @@ class Target:
     stream: Stream | None
     on_new_data: Literal["next-epoch", "error"]
     optimizer: Mapping[str, Any]
-    again: bool
 
 
 @dataclass(frozen=True)
@@ -217,8 +215,9 @@ def _skip_batches(records: Mapping[str, Any], target: Target, batch: int) -> lis
     call = target.call
     if call is None or target.stream is not None:
         return []
-    if not target.again:
-        call.earlier.pass_by(int(records["epoch"]))
+    if target.epochs is not None and (int(records["epoch"]), batch) >= (target.epochs, 0):
+        return []  # nothing is left to train
+    call.earlier.pass_by(int(records["epoch"]))
     before, now = records.get("steps"), call.steps
     if batch and before != now and "steps" in records:
         raise UsageError(

@@ -16,6 +16,9 @@ from typing import Any
 
 import keras
 
+_drawn: weakref.WeakKeyDictionary[Any, tuple[int, int]] = weakref.WeakKeyDictionary()
+"""Epochs begun and iterators made by a `fit` that raised, by the data: given again, they are not at their beginning."""
+
 
 class EarlierEpochs:
     """Counts the iterators of a `fit`, and makes those that a process lacks that continues it.
@@ -24,27 +27,48 @@ class EarlierEpochs:
         x: the data argument of `fit`.
         iterator: Keras's `EpochIterator`.
         known: True if Keras knows the length of an epoch when `fit` begins.
+        first: the epoch at which the training begins: `fit(initial_epoch=...)`.
     """
 
-    def __init__(self, x: Any, iterator: Any, *, known: bool) -> None:
-        self._x, self._known, self._ended = x, known, 0
+    def __init__(self, x: Any, iterator: Any, *, known: bool, first: int = 0) -> None:
+        self._x, self._known, self._first, self._ended = x, known, first, 0
         self._of_tensorflow = hasattr(x, "element_spec") and iterator.steps_per_epoch is None
         self._counts_calls = self._of_tensorflow and keras.config.backend() == "tensorflow"
         self._made = 0
         self._iterator = weakref.ref(iterator)  # a cycle would keep tf.data's iterator alive, see `FitCall`
         if self._counts_calls:
             iterator._get_iterator = self._counted
+        self._remembers = self._of_tensorflow or isinstance(x, keras.utils.PyDataset)
+        if self._remembers:
+            self._ended, self._made = _drawn.get(x, (0, 0))
 
     def _counted(self) -> Any:
         iterator: Any = self._iterator()
         self._made += 1
+        self._remember()
         return type(iterator)._get_iterator(iterator)
+
+    def begin(self, epoch: int, *, continues: bool) -> None:
+        """Brings the data to an epoch that begins, in a process that continues a training, and counts it."""
+        if continues:
+            self.pass_by(epoch)
+        self.begun()
 
     def begun(self) -> None:
         """Counts the epoch that begins."""
         self._ended += 1
         if not self._counts_calls:
             self._made += 1
+        self._remember()
+
+    def ended(self) -> None:
+        """Forgets what this `fit` drew, because it ended: a later one counts from its own beginning."""
+        if self._remembers:
+            _drawn.pop(self._x, None)
+
+    def _remember(self) -> None:
+        if self._remembers:
+            _drawn[self._x] = (self._ended, self._made)
 
     def pass_by(self, epoch: int) -> None:
         """Brings the data to the beginning of an epoch.
@@ -52,6 +76,7 @@ class EarlierEpochs:
         Args:
             epoch: its index.
         """
+        epoch -= self._first
         if isinstance(self._x, keras.utils.PyDataset):
             for _ in range(self._ended, epoch):
                 self._x.on_epoch_begin()

@@ -137,7 +137,7 @@ def find() -> FitCall | None:
             iterator = given["epoch_iterator"]
             steps = iterator.num_batches
             x, reference = given.get("x"), weakref.ref(iterator)
-            earlier = EarlierEpochs(x, iterator, known=bool(steps))
+            earlier = EarlierEpochs(x, iterator, known=bool(steps), first=int(given.get("initial_epoch") or 0))
             return FitCall(x, given.get("class_weight"), reference, int(steps) if steps else None, earlier)
     return None
 

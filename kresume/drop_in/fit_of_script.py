@@ -69,25 +69,26 @@ class Fit:
             return True
         if self.number != other.number:
             return False
-        if self.lines == other.lines:
-            return True
-        # Each is the first fit of its process, made by one line that is called from two: `train()` in both of if and else.
-        called_from_another = self.order == other.order == 1 and self.lines[-1] == other.lines[-1]
-        return called_from_another or (self.order == other.order and not _still_there(other.lines))
+        return self.lines == other.lines or (self.order == other.order and not _still_there(other.lines))
 
     def doubt(self, other: Fit, folder: str) -> str:
         """Returns a line for the user if `wrote` is only probable; else an empty string."""
         if self.process == other.process or self.lines == other.lines or not (self.lines and other.lines):
             return ""
-        if self.lines[-1] == other.lines[-1]:
-            return (
-                f"{folder}: its backup is of {other.describe()}, called from other lines than now: it is taken for the backup "
-                "of this fit. If that is another training, give each a folder of its own"
-            )
         return (
             f"{folder}: its backup is of {other.describe()}, which the code does not have now: it is taken for the backup of "
             f"{self.describe()}. If that is another training, give each a folder of its own"
         )
+
+    def way_to(self, other: Fit) -> str:
+        """Returns how to continue the other fit, if one line is called from two; else an empty string."""
+        if not (self.lines and other.lines) or self.lines == other.lines or self.lines[-1] != other.lines[-1]:
+            return ""
+        pairs = zip(self.lines, other.lines, strict=False)
+        here, there = next(
+            ((one[1], two[1]) for one, two in pairs if one != two), (self.lines[0][1], other.lines[0][1])
+        )
+        return f". To continue that one, call it by the same line, `{there}`, not by `{here}`"
 
     def describe(self) -> str:
         """Describes the fit by the last line that led to it."""

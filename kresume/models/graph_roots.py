@@ -15,7 +15,7 @@ from typing import Any
 import keras
 
 from kresume.checkpoints import graph_optimizer
-from kresume.checkpoints.graph_nodes import near_root
+from kresume.checkpoints.graph_nodes import USUAL, near_root
 from kresume.errors import RestoreError
 from kresume.models.match_layers import RENAMED
 from kresume.models.structure import Target
@@ -25,8 +25,6 @@ from kresume.values.state import TrainState
 WITH_WEIGHTS = "layer_with_weights-"
 VIEWS = frozenset({"variables", "trainable_variables", "non_trainable_variables", "weights"})
 """Lists that a layer derives from its variables; their order differs between versions of Keras."""
-USUAL = ("model", "net", "network", "module", "student", "online")
-"""Attributes under which scripts save the model that they train, not its averages or its teacher."""
 
 
 @dataclass(frozen=True)

@@ -113,18 +113,27 @@ def match(
 
 
 def _check_optimizers(state: TrainState, node: int, optimizer: Any, weights: Mapping[int, str]) -> None:
-    """Raises if the weights are trained by several optimizers of the file; kresume continues one."""
+    """Raises if another optimizer than the one that was read trains the weights, or several do."""
     others = [index for index in graph_optimizer.find_optimizers(state.graph) if index != node]
     if not others:
         return
     live = {weights.get(id(variable)) for variable in live_state.inner(optimizer)._trainable_variables}
     rest = live - graph_optimizer.trained(state.graph, node)
-    if any(rest & graph_optimizer.trained(state.graph, index) for index in others):
+    training = [index for index in (node, *others) if live & graph_optimizer.trained(state.graph, index)]
+    if not rest or training in ([], [node]):
+        return
+    names = dict(zip(graph_optimizer.find_optimizers(state.graph), graph_optimizer.names(state.graph), strict=True))
+    if len(training) == 1:
         raise RestoreError(
-            f"{state.source} holds {len(others) + 1} optimizers that train the model's weights "
-            f"({', '.join(graph_optimizer.names(state.graph))}), and kresume continues one; nothing was restored: start a "
-            f"fresh one with {option('optimizer', 'NAME:reset')}"
+            f"{state.source}: {names[training[0]]} trains this model, but step and rate were read from {names[node]}; nothing "
+            f"was restored: write a checkpoint of the two alone (tf.train.Checkpoint(model=MODEL, optimizer=OPTIMIZER)), or "
+            f"start a fresh one with {option('optimizer', 'NAME:reset')}"
         )
+    raise RestoreError(
+        f"{state.source} holds {len(training)} optimizers that train the model's weights "
+        f"({', '.join(names[index] for index in training)}), and kresume continues one; nothing was restored: start a fresh "
+        f"one with {option('optimizer', 'NAME:reset')}"
+    )
 
 
 def _without_weight(saved: Sequence[Saved]) -> dict[str, list[str]]:

@@ -30,9 +30,10 @@ METRICS = "metrics_variables"
 OTHERS = frozenset({"opt_state", "optimizer", "optimizer_state", "metrics"})
 """Names under which other programs store arrays that are not weights."""
 
-AVERAGED = re.compile("ema|avg|average|swa|teacher|target")
-"""Parts of the names of weights that are not those that were trained."""
-USUAL = ("params", "model", "weights", "variables")
+AVERAGED = frozenset({"ema", "avg", "average", "averaged", "averages", "swa", "teacher", "target"})
+"""Words in the names of weights that are not those that were trained."""
+USUAL = frozenset({"params", "param", "model", "weights", "variables", "net", "network", "online", "student"})
+"""Words in the names of weights that were trained; a tree may hold moments and gradients of the same shapes, too."""
 
 Path = tuple[str, ...]
 
@@ -107,7 +108,8 @@ def _one_of_several(model: Any, state: TrainState) -> tuple[dict[int, str], froz
     roots: dict[str, list[Path]] = {}
     for path in _foreign(state):
         roots.setdefault(path[0], []).append(path)
-    plain = tuple(root for root in roots if not AVERAGED.search(root.lower()))
+    words = {root: set(re.split(r"[_\W]+", root.lower())) for root in roots}
+    plain = tuple(root for root in roots if not words[root] & AVERAGED)
     for choices in ([plain], [(root,) for root in roots]):
         fitting = {
             choice: found
@@ -115,10 +117,12 @@ def _one_of_several(model: Any, state: TrainState) -> tuple[dict[int, str], froz
             if len(roots) > 1
             and (found := _match_group(model.weights, [path for root in choice for path in roots[root]], live))
         }
-        usual = [choice for choice in fitting if choice[0] in USUAL]
-        chosen = next(iter(fitting), None) if len(fitting) == 1 else usual[0] if len(usual) == 1 else None
-        if chosen is None:
+        usual = [
+            choice for choice in fitting if any(words[root] & USUAL and not words[root] & AVERAGED for root in choice)
+        ]
+        if len(usual) != 1:
             continue
+        chosen = usual[0]
         rest = [root for root in roots if root not in chosen]
         note = (
             f"the file also holds {', '.join(rest)}, which {'is' if len(rest) == 1 else 'are'} ignored: "

@@ -358,7 +358,11 @@ def _loose_flatten(model: Any) -> dict[int, tuple[int, int, int]]:
     for layer in model._flatten_layers(include_self=False, recursive=True):
         if isinstance(layer, keras.layers.Flatten):
             shapes = layer._build_shapes_dict or {}
-            waiting = None if first else _spatial(tuple(next(iter(shapes.values()), ())))
+            shape = tuple(next(iter(shapes.values()), ()))
+            if layer.data_format == "channels_first" and len(shape) == 4:
+                waiting = _spatial((shape[0], *shape[2:], shape[1]))
+            else:
+                waiting = None if first else _spatial(shape)
         elif waiting is not None and layer.variables and not layer._layers:
             found[id(layer)] = waiting
             if isinstance(layer, keras.layers.Dense):

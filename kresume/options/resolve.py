@@ -170,8 +170,9 @@ def _plain(name: str, value: Any) -> Any:
         return read_classes(value) if value else True
     if name == "mlflow" and value in {"", True, False}:
         return "off" if value is False else os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_MLFLOW
-    if name == "cache" and value in {True, "on"}:
-        return DEFAULTS.cache
+    if name == "cache" and isinstance(value, (bool, str)):
+        switch = SWITCHES.get(value.lower()) if isinstance(value, str) else value
+        return DEFAULTS.cache if switch else "off" if switch is False else value
     kinds = _kinds(name)
     if isinstance(value, bool) and kinds & {int, float}:
         raise UsageError(f"{_spelled(name, value)}: give a number")

@@ -48,8 +48,9 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value != "<<":
                 line = key.start_mark.line + 1
-                if (first := lines.setdefault(key.value, line)) != line:
-                    raise _TwiceError(f"{key.value} stands twice, in the lines {first} and {line}")
+                if key.value in lines:
+                    raise _TwiceError(f"{key.value} stands twice, in the lines {lines[key.value]} and {line}")
+                lines[key.value] = line
         return super().construct_mapping(node, deep)
 
 

@@ -211,10 +211,11 @@ def test_of_several_sets_of_weights_the_trained_one_is_restored(tmp_path, trees,
 
 
 @pytest.mark.one_backend(trains=True)
-def test_sets_of_weights_that_nothing_tells_apart_are_refused(tmp_path):
+@pytest.mark.parametrize("names", [("a", "b"), ("ema", "grads"), ("weights_target", "mu"), ("remainder", "best")])
+def test_sets_of_weights_that_nothing_tells_apart_are_refused(tmp_path, names):
     import orbax.checkpoint as orbax
 
     with orbax.PyTreeCheckpointer() as checkpointer:
-        checkpointer.save(tmp_path / "both", {"a": tree_of(1), "b": tree_of(2)})
+        checkpointer.save(tmp_path / "both", {name: tree_of(number) for number, name in enumerate(names)})
     with pytest.raises(RestoreError, match="does not fit the model"):
         restore.restore(two_layers(), read_checkpoint(tmp_path / "both"), optimizer=None)

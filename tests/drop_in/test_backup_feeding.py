@@ -371,6 +371,34 @@ def test_shuffled_epochs_go_on_in_their_order(model, tmp_path, kill, freq, unkno
     assert_same_bytes(expected, found)
 
 
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize("same_callback", [True, False])
+def test_data_that_lived_through_the_epochs_are_not_told_of_them_again(model, tmp_path, same_callback):
+    """`fit` raised, and is called again in the same process with the same `PyDataset`."""
+
+    class Counts(ByIndex):
+        ended = 0
+
+        def on_epoch_end(self):
+            self.ended += 1
+
+    data, feed = Counts(), Feed("", ByIndex, REPEATS, {"shuffle": False}, epochs=5)
+    backup = kresume.BackupAndRestore(tmp_path)
+    assert fit(model, data, [backup, Counter(3 * STEPS + 2)], feed) is None
+    before = data.ended
+    fit(model, data, [backup if same_callback else kresume.BackupAndRestore(tmp_path), Counter()], feed)
+    assert data.ended == before + 2 + 1  # two epochs, and once where Keras begins
+
+
+@pytest.mark.one_backend(trains=True)
+def test_a_training_that_begins_later_counts_from_there(model, tmp_path):
+    feed = Feed("", shuffled, REPEATS, {"initial_epoch": 2}, epochs=6)
+    _, expected = fit(model, shuffled(), [Counter()], feed)
+    assert fit(model, shuffled(), [kresume.BackupAndRestore(tmp_path, save_freq=2), Counter(7)], feed) is None
+    _, found = fit(model, shuffled(), [kresume.BackupAndRestore(tmp_path, save_freq=2), Counter()], feed)
+    assert_same_bytes(expected, found)
+
+
 class KilledAtTheEnd(Counter):
     """Dies after the last update of the first epoch, before its end is backed up."""
 

@@ -177,6 +177,24 @@ def test_of_several_optimizers_the_one_that_trains_the_model_is_continued(tmp_pa
 
 
 @pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize("name", ["model", "classifier"])
+def test_the_optimizer_of_a_larger_model_is_not_taken(tmp_path, name):
+    """The step and the rate are those of the optimizer that trains the model, or nothing is restored."""
+    model, larger = network(filled=FIRST), keras.Sequential([keras.Input((9,)), *map(keras.layers.Dense, (8, 7, 6, 5))])
+    parts = {"z_optimizer": optimizer_of(larger, steps=5), "a_optimizer": optimizer_of(model, steps=3)}
+    state = write(tmp_path / "two", generator=larger, **{name: model}, **parts)
+    live = compiled()
+    if name == "model":
+        restore(live, state, optimizer=live.optimizer, partial=True)
+        assert (state.step, int(live.optimizer.iterations), values(live)) == (3, 3, {FIRST})
+        return
+    with pytest.raises(
+        RestoreError, match="a_optimizer trains this model, but step and rate were read from z_optimizer"
+    ):
+        restore(live, state, optimizer=live.optimizer, partial=True)
+
+
+@pytest.mark.one_backend(trains=True)
 def test_a_model_trained_by_two_optimizers_starts_a_fresh_one(tmp_path):
     model = network(filled=FIRST)
     body, head = model.trainable_variables[:2], model.trainable_variables[2:]
@@ -205,10 +223,30 @@ def test_eval_says_which_model_it_scores(tmp_path):
     assert "model is used, which the optimizer trains" in "; ".join(load(subject, anonymous=True).notes)
 
 
+class Twins(keras.Model):
+    """Has two layers of one shape."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = keras.layers.Dense(4), keras.layers.Dense(4)
+
+    def call(self, x):
+        return self.two(self.one(x))
+
+
 @pytest.mark.one_backend(trains=True)
 def test_inspect_names_the_models(tmp_path):
+    import tensorflow as tf
+
     model, other, optimizer = parts_of("keras-3")
     found = inspect.describe(write(tmp_path / "both", model=model, ema=other, optimizer=optimizer))
     assert "ema, model" in json.dumps(found.as_dict()["notes"])
     alone = inspect.describe(write(tmp_path / "one", model=model, optimizer=optimizer))
     assert alone.notes == ()
+    twins = Twins()
+    twins(np.zeros((1, 4), "float32"))
+    twins.save_weights(str(tmp_path / "x.weights.h5"))
+    tf.train.Checkpoint(twins).write(str(tmp_path / "root"))
+    assert inspect.describe(read_checkpoint(str(tmp_path / "root"))).notes == ()
+    twins.export(str(tmp_path / "export"), verbose=False)
+    assert not [note for note in inspect.describe(read_checkpoint(str(tmp_path / "export"))).notes if "shapes" in note]

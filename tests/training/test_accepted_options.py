@@ -70,6 +70,13 @@ def test_what_could_do_nothing_is_refused_before_the_first_step(pictures, quiet,
 
 
 @pytest.mark.one_backend(trains=True)
+def test_what_is_measured_on_validation_images_may_be_monitored(pictures, quiet):
+    """Also beside a metric of that name."""
+    given = {"data": [str(pictures / "old")], **TINY, "metric": ["accuracy"], "monitor": "val_accuracy"}
+    assert make_plan(from_arguments(None, given), quiet).amount.steps
+
+
+@pytest.mark.one_backend(trains=True)
 def test_the_option_that_decides_is_named(parent, pictures, quiet):
     """Of `--epochs` and `--steps` the one that ends the run first; pixels that the parent was not trained on are noted."""
     arguments = {"add": [str(pictures / "new")]}

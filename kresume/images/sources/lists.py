@@ -50,8 +50,8 @@ def list_source(source: Source, advance: Advance) -> Listing:
             raise ImagesError(
                 f"{source.given}, row {number:,}: the label of {path} is empty: give one, or leave the row out"
             )
-        _refuse_pictures(row, source.given)
         if not isinstance(path, str) or not path or label == "":
+            _refuse_pictures(row, source.given)
             columns = "the columns `path` and `label`" if source.labelled else "a column `path`"
             raise ImagesError(
                 f"{source.given}, row {number:,}: expected {columns}, found "

@@ -146,7 +146,8 @@ class Watch:
         if manifest is not self._recorded[0]:
             self._recorded = manifest, _keys_of(manifest)
         recorded = self._recorded[1]
-        train, val = self._list(self._config.data, self._config.add), self._list(self._config.val)
+        train = self._list("data", self._config.data, self._config.add)
+        val = self._list("val", self._config.val)
         poll()
         self._name_vanished(manifest, recorded, {found.key for found in (*train, *val)})
         arrived = [self._ready(self._known_classes(part), recorded) for part in (train, val)]
@@ -174,14 +175,15 @@ class Watch:
         came = ~np.isin(merge.manifest.sha256s, everything.sha256s)
         return pa.concat_tables([merge.manifest.table.take(np.nonzero(came)[0]), _where_they_are_now(everything, back)])
 
-    def _list(self, *given: Sequence[str] | None) -> list[Found]:
-        """Lists the files of these sources; reports a source that cannot be listed now."""
+    def _list(self, role: str, *given: Sequence[str] | None) -> list[Found]:
+        """Lists the files of these sources, given as `data` or `val`; reports one that cannot be listed now."""
         listed: list[Found] = []
         for path in without_empty([path for paths in given for path in paths or ()]):
             try:
                 sources = list_sources(
                     Reporter(quiet=True),
-                    data=[path],
+                    data=[path] if role == "data" else None,
+                    val=[path] if role == "val" else None,
                     features=parse_features(self._config.feature),
                     memory=listings_of(self._config.cache),
                 )

@@ -52,6 +52,8 @@ def check_judging(config: TrainConfig, parent: Parent | None, classes: Sequence[
 
 def _check_measured(monitor: str, metrics: Sequence[str]) -> None:
     """Raises UsageError if a metric of `--metric` is monitored: it is not computed on validation images."""
+    if monitor in {"val_loss", "val_accuracy", "loss", "accuracy"} or "." in monitor:
+        return  # computed whatever --metric says
     for name in metrics:
         if _spelled_alike(name) == _spelled_alike(monitor.removeprefix("val_")):
             raise UsageError(
