@@ -228,6 +228,18 @@ def test_what_came_joins_once_with_its_side(watched):
 
 
 @pytest.mark.one_backend
+def test_of_a_data_set_given_for_validation_its_training_images_stay_out(tmp_path, quiet, watched):
+    """As when the run begins."""
+    _, manifest, _, reporter = watched
+    for name, seed in (("train", 600), ("val", 700)):
+        arrive(tmp_path / "set" / name, 2, seed)
+    options = {"data": [str(tmp_path / "old")], "val": [str(tmp_path / "set")], "cache": "off", "val_split": 0.0}
+    rows = looked(Watch(from_arguments(None, options), CLASSES, SPEC, None, 0, reporter), manifest)
+    assert {Path(path).parent.parent.name for path in rows.column("path").to_pylist()} == {"val"}
+    assert set(rows.column("side").to_pylist()) == {"val"}
+
+
+@pytest.mark.one_backend
 def test_a_half_copied_file_is_left_for_the_next_epoch(watched):
     """A half-copied file waits: it must decode, and be old or unchanged between two scans."""
     folder, manifest, watching, reporter = watched
