@@ -6,7 +6,7 @@ models(nodes, arrays, optimizers)      # ["ema", "model"]: alike
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -67,15 +67,29 @@ def arrays_below(nodes: Sequence[GraphNode], node: int, apart: Collection[int]) 
         node: index of the node.
         apart: nodes that are not entered.
     """
-    found: set[str] = set()
-    seen: set[int] = set(apart)
+    found = below(nodes, node, apart)
+    return frozenset(array for index in found if (array := nodes[index].array) is not None)
+
+
+def below(
+    nodes: Sequence[GraphNode],
+    node: int,
+    apart: Collection[int] = (),
+    follow: Callable[[GraphNode], Iterable[int]] = lambda node: node.children.values(),
+) -> set[int]:
+    """Returns the indices of a node and of those below it.
+
+    Args:
+        nodes: the graph.
+        node: index of the node.
+        apart: nodes that are not entered.
+        follow: returns the nodes to which a node leads.
+    """
+    found: set[int] = set()
     waiting = [node]
     while waiting:
         index = waiting.pop()
-        if index in seen:
-            continue
-        seen.add(index)
-        if (array := nodes[index].array) is not None:
-            found.add(array)
-        waiting += nodes[index].children.values()
-    return frozenset(found)
+        if index not in found and index not in apart:
+            found.add(index)
+            waiting += follow(nodes[index])
+    return found

@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from kresume.checkpoints.graph_nodes import USUAL, arrays_below, near_root
+from kresume.checkpoints.graph_nodes import USUAL, arrays_below, below, near_root
 from kresume.checkpoints.keras_2_optimizers import decaying
 from kresume.values.state import GraphNode, SavedOptimizer, SavedRate
 
@@ -163,14 +163,9 @@ def slot_names(nodes: Sequence[GraphNode], index: int) -> set[str]:
 
 def owned(nodes: Sequence[GraphNode], index: int) -> set[int]:
     """Returns nodes that belong to the optimizer alone: slots, counters, settings, no weights."""
-    found: set[int] = set()
-    waiting = [index]
-    while waiting:
-        node = waiting.pop()
-        if node in found:
-            continue
-        found.add(node)
-        children = nodes[node].children
-        waiting += [child for edge, child in children.items() if edge != "_trainable_variables"]
-        waiting += nodes[node].slots.values()
-    return found
+
+    def own(node: GraphNode) -> list[int]:
+        children = [child for edge, child in node.children.items() if edge != "_trainable_variables"]
+        return [*children, *node.slots.values()]
+
+    return below(nodes, index, follow=own)

@@ -82,6 +82,15 @@ def parse_conditions(text: str, flag: str, unbounded: Collection[str] = UNBOUNDE
     return tuple(found)
 
 
+def metrics_of(classes: Sequence[str], *, epoch: bool = False, further: Sequence[str] = ()) -> set[str]:
+    """Returns the names of the metrics that a run has; the arguments are those of `check_metric`."""
+    known = {"val_loss", "val_accuracy"} | ({"loss", "accuracy"} if epoch else set())
+    known |= {f"{subset}.{metric}" for subset in SUBSETS for metric in ("loss", "accuracy", "f1", *further)}
+    return known | {
+        f"classes.{each}.{metric}" for each in (*classes, "min") for metric in ("recall", "precision", "f1")
+    }
+
+
 def check_metric(
     name: str, classes: Sequence[str], given: str, *, epoch: bool = False, further: Sequence[str] = ()
 ) -> None:
@@ -97,9 +106,7 @@ def check_metric(
     Raises:
         UsageError: no run has such a metric; the message gives the nearest name.
     """
-    known = {"val_loss", "val_accuracy"} | ({"loss", "accuracy"} if epoch else set())
-    known |= {f"{subset}.{metric}" for subset in SUBSETS for metric in ("loss", "accuracy", "f1", *further)}
-    known |= {f"classes.{each}.{metric}" for each in (*classes, "min") for metric in ("recall", "precision", "f1")}
+    known = metrics_of(classes, epoch=epoch, further=further)
     if name not in known:
         near = difflib.get_close_matches(name, sorted(known), 1)
         hint = f"did you mean {near[0]}?" if near else "val_loss, old.accuracy or classes.min.recall, for example"

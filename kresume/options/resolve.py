@@ -23,7 +23,7 @@ from kresume.options.table import TrainConfig
 from kresume.spelling import option
 
 SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-"""What YAML and Pydantic read as a switch."""
+"""Words that turn a switch on or off, in YAML and in Pydantic."""
 DROPPED = frozenset(name for name in INHERITED if not about(name).held)
 """Options that `--without` may name."""
 SIZES = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}

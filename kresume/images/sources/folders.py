@@ -90,7 +90,8 @@ def _is_picture(entry: Entry) -> bool:
     return ending(entry.name) not in NOT_PICTURES
 
 
-LISTS = frozenset({".csv", ".tsv", ".jsonl", ".parquet"})
+LISTS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+"""Endings of lists of images."""
 CONTAINERS = frozenset(
     {"image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "data", "files", "jpg", "png"}
 )
@@ -162,10 +163,10 @@ def list_source(source: Source, advance: Advance) -> Listing:
             facts = entry.stat()
             found.append(Found(entry.path, label, given, facts.st_size, facts.st_mtime_ns, split))
             advance(1)
-    notes += describe_left_out(left_out, given)
-    notes += _one_level_too_high(folders, given)
+    skipped = describe_left_out(left_out, given)
+    notes += [*skipped, *_one_level_too_high(folders, given)]
     if not found:
-        others = "".join(f": {note.rpartition(': ')[2]} there" for note in describe_left_out(left_out, given)[:1])
+        others = "".join(f": {note.rpartition(': ')[2]} there" for note in skipped[:1])
         raise ImagesError(
             f"{given} has the class folders {', '.join(sorted(set(classes)))}, but they contain no images{others}"
         )

@@ -14,22 +14,25 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kresume.errors import ImagesError
-from kresume.images.sources.folders import SPLITS, ending
+from kresume.images.sources.folders import LISTS, SPLITS, ending
 from kresume.images.sources.found import NO_CLASS, ONE_LABEL, Advance, Found, Listing, Quarantined, Source, canonical
 from kresume.storage import locations
 from kresume.storage.damage import reason
 
 SPLIT_COLUMNS = {"split", "subset", "partition", "set", "fold"}
 """Names, in lower case, of columns that hold splits in lists that other programs wrote; only `split` is used."""
-ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-
+ROLES = {
+    **dict.fromkeys(("filename", "file", "image", "filepath", "img", "images", "name", "picture", "photo"), "path"),
+    **dict.fromkeys(("class", "category", "labels", "target", "classname", "labelname", "y", "tag"), "label"),
+}
+"""Names of columns in other programs' lists, in lower case without blanks and _, and what they are here."""
 PICTURES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".heic"})
 """Endings by which a first row without names of columns is recognised."""
 
 
 def accepts(path: str) -> bool:
     """Tests by its ending whether a file is a list; text has no signature."""
-    return path.lower().endswith(ENDINGS) and not locations.is_folder(path)
+    return path.lower().endswith(LISTS) and not locations.is_folder(path)
 
 
 def list_source(source: Source, advance: Advance) -> Listing:
@@ -137,13 +140,9 @@ def _likely(row: Mapping[Any, Any]) -> str:
     names = [str(name) for name in row if name is not None]
     if any(";" in name or "\t" in name for name in names):
         return ": separate the columns by commas (a .tsv file: by tabs)"
-    others = {
-        **dict.fromkeys(("filename", "file", "image", "filepath", "img", "images", "name", "picture", "photo"), "path"),
-        **dict.fromkeys(("class", "category", "labels", "target", "classname", "labelname", "y", "tag"), "label"),
-    }
-    if names and all("/" in name or ending(name) in PICTURES for name in names[:1]):
+    if names and ("/" in names[0] or ending(names[0]) in PICTURES):
         return ": its first row must name the columns, path,label"
-    near = {name: _role(name, others) for name in names}
+    near = {name: _role(name) for name in names}
     renamed = [
         f"{name if name == name.strip() else repr(name)} to {role}"
         for name, role in near.items()
@@ -152,11 +151,11 @@ def _likely(row: Mapping[Any, Any]) -> str:
     return f": rename {' and '.join(renamed)}" if renamed else ""
 
 
-def _role(name: str, others: Mapping[str, str]) -> str:
+def _role(name: str) -> str:
     """Returns the role of a column: `image_path` is a path, `class_name` a label."""
     plain = name.strip().lower()
     joined = plain.replace("_", "").replace(" ", "")
-    return others.get(joined, "path" if joined.endswith("path") else plain)
+    return ROLES.get(joined, "path" if joined.endswith("path") else plain)
 
 
 def _rows(source: Source) -> Iterator[Mapping[str, Any]]:

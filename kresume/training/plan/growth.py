@@ -134,7 +134,7 @@ def _check_spelling(found: Iterable[str], known: Iterable[str]) -> None:
         if (other := places.get(_letters(name))) is not None:
             raise UsageError(
                 f"{option('grow', True)} would add the class {name} beside {other}: rename its folder to {other}, or say that "
-                f"they are two classes with {option('grow', join_classes((name,)))}"
+                f"they are two classes with {option('grow', show_class(name))}"
             )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from kresume.errors import UsageError
-from kresume.evaluation.gates import Gates, check_metric, parse_conditions
+from kresume.evaluation.gates import Gates, check_metric, metrics_of, parse_conditions
 from kresume.images.manifest import Manifest
 from kresume.options.settings import DEFAULTS
 from kresume.options.table import TrainConfig
@@ -39,7 +39,8 @@ def check_judging(config: TrainConfig, parent: Parent | None, classes: Sequence[
         UsageError: no run has such a metric, a condition has no meaning, or there is no parent to compare with.
     """
     if config.monitor is not None:
-        _check_measured(config.monitor, config.metric or ())
+        if config.monitor not in metrics_of(classes, epoch=True):
+            _check_measured(config.monitor, config.metric or ())
         check_metric(config.monitor, classes, option("monitor", config.monitor), epoch=True)
     for name, given, _ in _conditions(config):
         check_metric(name, classes, given)
@@ -52,8 +53,6 @@ def check_judging(config: TrainConfig, parent: Parent | None, classes: Sequence[
 
 def _check_measured(monitor: str, metrics: Sequence[str]) -> None:
     """Raises UsageError if a metric of `--metric` is monitored: it is not computed on validation images."""
-    if monitor in {"val_loss", "val_accuracy", "loss", "accuracy"} or "." in monitor:
-        return  # computed whatever --metric says
     for name in metrics:
         if _spelled_alike(name) == _spelled_alike(monitor.removeprefix("val_")):
             raise UsageError(
