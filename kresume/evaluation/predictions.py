@@ -23,7 +23,7 @@ from kresume.evaluation.opened import Advance, ModelAnswers, Opened, open_model
 from kresume.evaluation.prediction_rows import Row, as_text, format_of, writing
 from kresume.images.read_ahead import Read, read_ahead
 from kresume.images.sorting import SortedFolder
-from kresume.images.sources.folders import describe_left_out
+from kresume.images.sources.class_folders import describe_left_out
 from kresume.images.sources.records import parse_features
 from kresume.images.unlabelled import Asked, list_unlabelled
 from kresume.models.load import Subject

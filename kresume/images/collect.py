@@ -23,8 +23,8 @@ from kresume.images.cache import Cache
 from kresume.images.manifest import Manifest
 from kresume.images.prepare import Prepared, prepare
 from kresume.images.sources import Found, Listing, Quarantined, list_images
-from kresume.images.sources.folders import hidden
 from kresume.images.sources.found import canonical
+from kresume.images.sources.names import hidden
 from kresume.reporter import Reporter
 from kresume.spelling import option
 from kresume.storage import locations

@@ -20,8 +20,8 @@ from pathlib import Path
 from kresume.addresses import is_remote
 from kresume.errors import ImagesError, UsageError
 from kresume.images.read_ahead import Read
-from kresume.images.sources import folders
 from kresume.images.sources.found import Found
+from kresume.images.sources.names import NOT_PICTURES, UNSURE, ending, hidden
 from kresume.spelling import option
 from kresume.storage import atomic
 
@@ -81,14 +81,14 @@ class SortedFolder:
         try:
             for name in (*self.classes, self.unsure):
                 (self.path / name).mkdir(parents=True, exist_ok=True)
-            mark = self.path / self.unsure / folders.UNSURE
+            mark = self.path / self.unsure / UNSURE
             if not mark.exists():
                 mark.write_text("kresume leaves this folder out where it reads class folders.\n", encoding="utf-8")
         except OSError as error:
             raise ImagesError(f"{self.path} cannot be written ({error.strerror}): give another folder") from error
         for folder, _, names in os.walk(self.path):
             for name in names:
-                if name != folders.UNSURE and not name.startswith(atomic.TEMPORARY_PREFIX):
+                if name != UNSURE and not name.startswith(atomic.TEMPORARY_PREFIX):
                     self._known.add(_digest(os.path.join(folder, name)))
 
     def put(self, read: Read, label: str | None) -> Path | None:
@@ -130,9 +130,9 @@ class SortedFolder:
 
     def _free(self, folder: Path, name: str, sha256: str) -> Path:
         """Returns a path that does not exist: the picture's own name, else with a part of its hash."""
-        stem, ending = os.path.splitext(name)
+        stem, kind = os.path.splitext(name)
         for length in (0, 8, 16, 64):
-            path = folder / (f"{stem}-{sha256[:length]}{ending}" if length else name)
+            path = folder / (f"{stem}-{sha256[:length]}{kind}" if length else name)
             if not os.path.lexists(path):
                 return path
         raise FileExistsError(f"{name} and its names with a hash exist")
@@ -171,7 +171,7 @@ def _names(first: str) -> Iterator[str]:
 
 def _is_folder_name(name: str) -> bool:
     """Returns True if class folders of this name are possible, and read as that class."""
-    return bool(name) and name == name.strip() and not folders.hidden(name) and not re.search(r"[/\\\0]", name)
+    return bool(name) and name == name.strip() and not hidden(name) and not re.search(r"[/\\\0]", name)
 
 
 def _file_name(read: Read) -> str:
@@ -183,14 +183,14 @@ def _file_name(read: Read) -> str:
         .rpartition("/")[2]
     )
     name = re.sub(r"[\0-\x1f\x7f:*?\"<>|]", "_", name).strip(" ")
-    if not name.strip(".") or folders.hidden(name):
-        name = f"picture-{read.sha256[:8]}{folders.ending(name) if name.strip('.') else ''}"
-    stem, ending = os.path.splitext(name)
-    if not ending or ending.lower() in folders.NOT_PICTURES or len(ending) > 10:
-        stem, ending = name, ENDINGS.get(read.format, "")
-    while len(f"{stem}{ending}".encode()) > NAME_BYTES:
+    if not name.strip(".") or hidden(name):
+        name = f"picture-{read.sha256[:8]}{ending(name) if name.strip('.') else ''}"
+    stem, kind = os.path.splitext(name)
+    if not kind or kind.lower() in NOT_PICTURES or len(kind) > 10:
+        stem, kind = name, ENDINGS.get(read.format, "")
+    while len(f"{stem}{kind}".encode()) > NAME_BYTES:
         stem = stem[:-1]
-    return f"{stem}{ending}"
+    return f"{stem}{kind}"
 
 
 def _digest(path: str) -> bytes:

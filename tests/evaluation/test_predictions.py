@@ -25,8 +25,8 @@ from kresume.images.decode import decode
 from kresume.images.read_ahead import Read, read_ahead
 from kresume.images.sorting import SortedFolder
 from kresume.images.sources import list_images
-from kresume.images.sources.folders import UNSURE
 from kresume.images.sources.found import Found
+from kresume.images.sources.names import UNSURE
 from kresume.models.load import Subject
 from kresume.reporter import Reporter
 from kresume.values.decode_spec import DecodeSpec

@@ -823,3 +823,123 @@ def test_one_level_too_high_is_doubted(tmp_path, quiet):
     assert list_images([str(tmp_path / "set")], quiet).notes == ()
     with pytest.raises(ImagesError, match=r"is a class itself, give its parent folder, .*first"):
         list_images([str(tmp_path / "set" / "first" / "circle")], quiet)
+
+
+LAYOUTS = {
+    "classes": ("cat/1", "dog/1", "dog/deep/2"),
+    "one top folder": ("set/cat/1", "set/dog/1"),
+    "two top folders": ("set/more/cat/1", "set/more/dog/1"),
+    "one class": ("set/cat/1", "set/cat/2"),
+    "splits": ("train/cat/1", "train/dog/1", "val/cat/2", "test/dog/3"),
+    "splits below a top folder": ("set/Training/cat/1", "set/Validation/cat/2"),
+    "training alone": ("train/cat/1", "train/dog/1"),
+    "splits inside each class": ("cat/train/1", "cat/val/2", "cat/test/3", "dog/train/1"),
+    "classes named like splits": ("train/1", "car/1"),
+    "a stray picture": ("1", "cat/1", "dog/1"),
+    "a stray picture in a split": ("train/1", "train/cat/2", "val/cat/3"),
+    "folders beside splits": ("train/cat/1", "val/cat/2", "masks/3", "test/4"),
+    "one level too high": ("first/cat/1", "first/dog/2", "second/cat/3", "second/dog/4"),
+    "unsure": ("cat/1", "unsure/2", "unsure/.kresume-unsure"),
+    "a list beside one folder": ("images/1", "labels.csv"),
+    "a list beside pictures": ("1", "2", "labels.csv"),
+    "no folder": ("1", "2"),
+    "unsure alone": ("unsure/2", "unsure/.kresume-unsure"),
+    "nothing": (".hidden/1",),
+    "other files": ("cat/1", "cat/notes.txt", "dog/1", "Thumbs.db", "__MACOSX/cat/1"),
+}
+
+
+def _lay_out(names, folder, picture):
+    for name in names:
+        path = folder / (name if "." in name.rpartition("/")[2] else f"{name}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture)
+
+
+def _told(given, root, quiet, tests):
+    """Returns the images and notes, or the error, of a source, without its name."""
+    try:
+        listing = list_images([given], quiet, tests=tests)
+    except ImagesError as error:
+        return str(error).partition(str(given))[2].partition(".")[0]
+    files = sorted((found.name.removeprefix(f"{root}/"), found.label, found.split) for found in listing.files)
+    return files, listing.classes, [note.partition(":")[2].partition("; if these")[0] for note in listing.notes]
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("tests", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_folder_and_an_archive_of_it_are_the_same_source(tmp_path, quiet, layout, tests):
+    """Classes, splits, what is left out and what is refused do not depend on whether a folder is packed.
+
+    An archive with pictures in `images/` beside a list was one class `images`; years of classes were not doubted.
+    """
+    write_pictures(tmp_path / "any", 1, 0, ("a",))
+    folder = tmp_path / "set"
+    _lay_out(LAYOUTS[layout], folder, next((tmp_path / "any").rglob("*.png")).read_bytes())
+    expected = _told(folder, folder, quiet, tests)
+    for kind in ("zip", "tar", "gztar"):
+        packed = Path(shutil.make_archive(str(tmp_path / "packed"), kind, folder))
+        found = _told(packed, f"{packed}", quiet, tests)
+        if not isinstance(found, str):
+            found = (sorted((name.removeprefix("./"), *rest) for name, *rest in found[0]), *found[1:])
+        assert found == expected, kind
+
+
+@pytest.mark.one_backend
+def test_an_archive_is_read_as_it_would_be_unpacked(tmp_path, quiet):
+    """The last of several members of one name counts; a hard link is a file, a symbolic link is left out and counted.
+
+    Hard links were lost without a word, and a replaced picture trained in both versions.
+    """
+    write_pictures(tmp_path / "set", 3, 0, ("cat",))
+    first, second, third = sorted((tmp_path / "set" / "cat").iterdir())
+    (tmp_path / "set" / "dog").mkdir()
+    os.link(first, tmp_path / "set" / "dog" / "same.png")
+    (tmp_path / "set" / "dog" / "link.png").symlink_to(second)
+    tar = tmp_path / "made.tar"
+    with tarfile.open(tar, "w") as archive:
+        archive.add(tmp_path / "set", "set")
+        archive.add(third, f"set/cat/{second.name}")
+    listing = list_images([tar], quiet)
+    assert sorted((Path(found.member).name, found.label) for found in listing.files) == sorted(
+        [(path.name, "cat") for path in (first, second, third)] + [("same.png", "dog")]
+    )
+    assert len([note for note in listing.notes if "1 member left out: links" in note]) == 1
+    assert len([note for note in listing.notes if "later ones have the same names" in note]) == 1
+    unpacked = tmp_path / "unpacked"
+    with tarfile.open(tar) as archive:
+        archive.extractall(unpacked, filter="tar")
+    for found in listing.files:
+        read = locations.read_range(found.path, found.offset, found.length, found.coding)
+        assert read == (unpacked / found.member).read_bytes()
+    with zipfile.ZipFile(tmp_path / "made.zip", "w") as archive:
+        archive.write(first, "set/cat/1.png")
+        archive.write(first, "set/dog/1.png")
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.write(second, "set/cat/1.png")
+    zipped = list_images([tmp_path / "made.zip"], quiet)
+    (replaced,) = [found for found in zipped.files if found.label == "cat"]
+    read = locations.read_range(replaced.path, replaced.offset, replaced.length, replaced.coding)
+    assert read == second.read_bytes()
+
+
+@pytest.mark.one_backend
+def test_json_that_holds_no_label_is_no_label(tmp_path, quiet):
+    """JSON about a picture beside it leaves the folders their classes; of `.cls` and `.json`, `.cls` is the label."""
+    write_pictures(tmp_path / "set", 2, 0, ("cat", "dog"))
+    for path in sorted((tmp_path / "set").rglob("*.png")):
+        path.with_name(f"{path.name}.json").write_text(json.dumps({"title": path.name, "shapes": [{"label": "x"}]}))
+    packed = shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path / "set")
+    listing = list_images([packed], quiet)
+    assert sorted((found.label, found.member.partition("/")[0]) for found in listing.files) == [
+        ("cat", "cat"), ("cat", "cat"), ("dog", "dog"), ("dog", "dog")
+    ]  # fmt: skip
+    assert "files that are not images were left out: 4 .json" in listing.notes[0]
+    picture = next((tmp_path / "set").rglob("*.png")).read_bytes()
+    both = [("0.png", picture), ("0.json", b'{"label": "x"}'), ("0.cls", b"rose")]
+    write_tar(tmp_path / "both.tar", both)
+    assert list_images([tmp_path / "both.tar"], quiet).classes == ("rose",)
+    write_tar(tmp_path / "some.tar", [*both, ("1.png", picture), ("1.json", b'{"title": "x"}')])
+    with pytest.raises(ImagesError, match=r"1\.json has no label, and other members have one"):
+        list_images([tmp_path / "some.tar"], quiet)

@@ -16,13 +16,15 @@ import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from kresume.errors import ImagesError
-from kresume.images.sources import folders
+from kresume.images.sources import class_folders
+from kresume.images.sources.class_folders import describe_left_out, walk
 from kresume.images.sources.found import NO_CLASS, Advance, Found, Listing, Source
-from kresume.images.sources.members import label_members
+from kresume.images.sources.names import NOT_PICTURES, ending
+from kresume.images.sources.trees import InArchive
 from kresume.spelling import counted
 from kresume.storage import locations
 
@@ -73,19 +75,29 @@ def list_tar(source: Source, advance: Advance) -> Listing:
         coding = locations.stream_coding(file.read(6))
     members: list[_Member] = []
     labels: dict[str, bytes] = {}
+    contents: dict[str, tuple[int, int]] = {}
+    unread: Counter[str] = Counter()
     try:
         with locations.unpacked(source.path, coding) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
             for info in archive:
-                if not info.isreg() or info.issparse():
+                if info.isdir():
                     continue
-                members.append(_Member(info.name, info.offset_data, info.size, coding))
+                # tar writes a file's second name as a hard link to the first.
+                where = contents.get(info.linkname) if info.islnk() else (info.offset_data, info.size)
+                if where is None or info.issparse() or not (info.isreg() or info.islnk()):
+                    unread[
+                        "links: pack the files themselves, tar --dereference" if info.issym() else "no plain files"
+                    ] += 1
+                    continue
+                contents[info.name] = where
+                members.append(_Member(info.name, *where, coding))
                 content = archive.extractfile(info) if info.name.lower().endswith(LABEL_ENDINGS) else None
                 if content is not None:
                     labels[info.name] = content.read(LABEL_BYTES)
                 advance(1)
     except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise ImagesError(f"{source.given} is a damaged tar archive ({error}): create or copy it again") from error
-    return _listing(source, members, labels.__getitem__, [])
+    return _listing(source, members, labels.__getitem__, unread)
 
 
 def list_zip(source: Source, advance: Advance) -> Listing:
@@ -119,47 +131,43 @@ def list_zip(source: Source, advance: Advance) -> Listing:
                         labels[member.name] = content.read(LABEL_BYTES)
     except (zipfile.BadZipFile, struct.error, OSError, EOFError, NotImplementedError, zlib.error) as error:
         raise ImagesError(f"{source.given} is a damaged zip archive ({error}): create or copy it again") from error
-    notes = [f"{source.given}: {count:,} members were left out: {reason}" for reason, count in sorted(unread.items())]
-    return _listing(source, members, labels.__getitem__, notes)
+    return _listing(source, members, labels.__getitem__, unread)
 
 
-def _listing(source: Source, members: list[_Member], read: Callable[[str], bytes], notes: list[str]) -> Listing:
-    facts = locations.stat(source.path)
-    by_stem: dict[str, dict[str, str]] = {}
-    for member in members:
-        stem, kind = _stem(member.name)
-        by_stem.setdefault(stem, {})[kind] = member.name
-    paired = {
-        kinds[kind]: next(name for ending, name in kinds.items() if ending in LABEL_ENDINGS)
-        for kinds in by_stem.values()
-        for kind in kinds
-        if kind not in folders.NOT_PICTURES and any(ending in LABEL_ENDINGS for ending in kinds)
-    }
+def _listing(source: Source, members: list[_Member], read: Callable[[str], bytes], unread: Counter[str]) -> Listing:
+    given, facts = source.given, locations.stat(source.path)
+    notes = [f"{given}: {counted(count, 'member')} left out: {reason}" for reason, count in sorted(unread.items())]
+    last = {member.name: member for member in members}
+    if len(last) < len(members):
+        again = counted(len(members) - len(last), "member")
+        notes.append(f"{given}: {again} left out: later ones have the same names, and count, as when it is unpacked")
+    tree = InArchive(last)
+    left_out: Counter[str] = Counter()
+    paired = _paired(last) if source.labelled else {}
+    own = _read_labels(paired, read, given)
     labels: dict[str, tuple[str, str | None]]
     if not source.labelled:
-        labels, left_out = _without_labels(members)
-        notes = [*notes, *folders.describe_left_out(left_out, source.given)]
-    elif paired:
-        labels = dict(_read_labels(paired, read, source.given))
-        unlabelled = sum(
-            member.name not in paired and folders.ending(member.name) not in folders.NOT_PICTURES
-            for member in members
-            if not folders.hidden(member.name.rpartition("/")[2])
-        )
+        labels = {picture.path: (NO_CLASS, None) for picture in walk(tree, tree.root, left_out)}
+    elif own:
+        labels = {name: (label, None) for name, label in own.items()}
+        unlabelled = sum(picture.path not in own for picture in walk(tree, tree.root, Counter()))
         if unlabelled:
-            notes = [
-                *notes,
-                f"{source.given}: {counted(unlabelled, 'image')} without .cls or .json left out (no class)",
-            ]
+            notes.append(f"{given}: {counted(unlabelled, 'image')} without .cls or .json left out (no class)")
     else:
-        names = (member.name for member in members)
-        labels, about_folders, left_out = label_members(names, source.given, tests=source.tests)
-        notes = [*notes, *about_folders, *folders.describe_left_out(left_out, source.given)]
+        _refuse_arrays(last, given)
+        folders, about_folders = class_folders.find(tree, source)
+        labels = {
+            picture.path: (folder.label, folder.split)
+            for folder in folders
+            for picture in walk(tree, folder.path, left_out)
+        }
+        notes += about_folders
+    notes += describe_left_out(left_out, given)
     found = tuple(
         Found(
             source.path,
             labels[member.name][0],
-            source.given,
+            given,
             facts.st_size,
             facts.st_mtime_ns,
             labels[member.name][1],
@@ -168,28 +176,37 @@ def _listing(source: Source, members: list[_Member], read: Callable[[str], bytes
             member.coding,
             member.name,
         )
-        for member in members
+        for member in last.values()
         if member.name in labels
     )
-    if not found and not source.labelled:
-        raise ImagesError(f"{source.given} contains no images")
     if not found:
-        raise ImagesError(
-            f"{source.given} contains no images: expected one folder per class in it, or WebDataset pairs"
-        )
+        expected = ": expected one folder per class in it, or WebDataset pairs" if source.labelled else ""
+        raise ImagesError(f"{given} contains no images{expected}")
     classes = {each.label for each in found}
-    numbered = bool(paired) and all(label.isdecimal() for label in classes)
+    numbered = bool(own) and all(label.isdecimal() for label in classes)
     return Listing(found, tuple(notes), tuple(sorted(classes)), numbered=numbered)
 
 
-def _without_labels(members: list[_Member]) -> tuple[dict[str, tuple[str, str | None]], Counter[str]]:
-    """Returns every member that may be an image, and counts of the others by ending."""
-    # `tar cf x.tar .` writes names such as `./cat/1.png`.
-    pieces = {member.name: [piece for piece in member.name.split("/") if piece != "."] for member in members}
-    visible = [name for name, found in pieces.items() if not any(map(folders.hidden, found))]
-    pictures = [name for name in visible if folders.ending(name) not in folders.NOT_PICTURES]
-    others = Counter(folders.ending(name) for name in visible if folders.ending(name) in folders.NOT_PICTURES)
-    return dict.fromkeys(pictures, (NO_CLASS, None)), others
+def _refuse_arrays(names: Collection[str], given: str) -> None:
+    """Raises an error for a file of numpy.savez, which is a zip too."""
+    if names and all(ending(name) == ".npy" for name in names):
+        raise ImagesError(
+            f"{given} holds {counted(len(names), 'array')} of NumPy, and no image files: write each image as a file into a "
+            "folder of its class, PIL.Image.fromarray(array).save(...), or use kresume.BackupAndRestore in your own fit"
+        )
+
+
+def _paired(names: Iterable[str]) -> dict[str, str]:
+    """Returns the member that labels each picture, by the picture's name (WebDataset)."""
+    by_stem: dict[str, dict[str, str]] = {}
+    for name in names:
+        stem, kind = _stem(name)
+        by_stem.setdefault(stem, {})[kind] = name
+    paired: dict[str, str] = {}
+    for kinds in by_stem.values():
+        labels = [kinds[kind] for kind in LABEL_ENDINGS if kind in kinds]
+        paired |= {name: labels[0] for kind, name in kinds.items() if labels and kind not in NOT_PICTURES}
+    return paired
 
 
 def _stem(name: str) -> tuple[str, str]:
@@ -199,32 +216,46 @@ def _stem(name: str) -> tuple[str, str]:
     """
     folder, slash, last = name.rpartition("/")
     key, _, _ = last.partition(".")
-    return folder + slash + key, folders.ending(last)
+    return folder + slash + key, ending(last)
 
 
-def _read_labels(
-    paired: dict[str, str], read: Callable[[str], bytes], given: str
-) -> Iterator[tuple[str, tuple[str, str | None]]]:
-    for picture, label_name in paired.items():
-        content = read(label_name)
-        if label_name.lower().endswith(".cls"):
+def _read_labels(paired: dict[str, str], read: Callable[[str], bytes], given: str) -> dict[str, str]:
+    """Returns the label of each picture.
+
+    Programs write JSON about a picture beside it, such as Google Takeout: where no member holds a label, they are not labels,
+    and the folders are the classes.
+
+    Raises:
+        ImagesError: some members hold a label and others do not.
+    """
+    labels: dict[str, str] = {}
+    first_without = ""
+    for picture, name in paired.items():
+        content = read(name)
+        if name.lower().endswith(".cls"):
             label = content.decode("utf-8", "replace").strip()
+            if not label:
+                raise ImagesError(f"{given}: {name} contains no label")
         else:
-            label = _label_of_json(content, f"{given}: {label_name}")
-        if not label:
-            raise ImagesError(f"{given}: {label_name} contains no label")
-        yield picture, (label, None)
+            label = _label_of_json(content, f"{given}: {name}")
+        if label:
+            labels[picture] = label
+        else:
+            first_without = first_without or name
+    if labels and first_without:
+        raise ImagesError(
+            f"{given}: {first_without} has no label, and other members have one: expected one of the keys "
+            f"{', '.join(LABEL_KEYS)}"
+        )
+    return labels
 
 
 def _label_of_json(content: bytes, where: str) -> str:
+    """Returns the label that a JSON text holds; empty for none."""
     try:
         value = json.loads(content)
     except ValueError as error:
         raise ImagesError(f"{where} is not valid JSON ({error})") from error
-    if isinstance(value, (str, int)) and not isinstance(value, bool):
-        return str(value)
     if isinstance(value, dict):
-        for key in LABEL_KEYS:
-            if isinstance(value.get(key), (str, int)):
-                return str(value[key])
-    raise ImagesError(f"{where} has no label: expected one of the keys {', '.join(LABEL_KEYS)}")
+        value = next((value[key] for key in LABEL_KEYS if isinstance(value.get(key), (str, int))), "")
+    return str(value).strip() if isinstance(value, (str, int)) and not isinstance(value, bool) else ""

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kresume.errors import ImagesError
-from kresume.images.sources.folders import LISTS, SPLITS, ending
 from kresume.images.sources.found import NO_CLASS, ONE_LABEL, Advance, Found, Listing, Quarantined, Source, canonical
+from kresume.images.sources.names import LISTS, SPLITS, ending
 from kresume.storage import locations
 from kresume.storage.damage import reason
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from kresume.images.sources import folders
 from kresume.images.sources.found import Advance, Found, Listing, Quarantined, Source
+from kresume.images.sources.names import hidden, may_be_picture
 from kresume.spelling import counted
 from kresume.storage import locations
 
@@ -16,10 +16,10 @@ FILES: dict[str, tuple[Callable[[str], bool], Callable[[Source, Advance], Listin
 
 def _files(path: str) -> list[str] | None:
     """Returns the paths of visible files of a folder without folders; otherwise None."""
-    visible = [entry for entry in locations.entries(path) if not folders.hidden(entry.name)]
+    visible = [entry for entry in locations.entries(path) if not hidden(entry.name)]
     if not visible or any(entry.is_dir() for entry in visible):
         return None
-    return [entry.path for entry in visible if folders.ending(entry.name) not in folders.NOT_PICTURES]
+    return [entry.path for entry in visible if may_be_picture(entry.name)]
 
 
 def _kind(path: str) -> Callable[[Source, Advance], Listing] | None:

@@ -1,0 +1,235 @@
+"""Finds class folders: one folder of images per class, on a disk or in an archive.
+
+    found, notes = find(OnDisk("old/"), source)      # [ClassFolder("old/cat", "cat", None), ...]
+    for picture in walk(tree, found[0].path, left_out): ...
+
+They may be inside `train/` and `val/`, hold `train/` and `val/` themselves, or be inside a single top folder. The
+prepare pass decides by content whether a file is an image. Only system files and endings of other kinds of files are
+skipped here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kresume.errors import ImagesError
+from kresume.images.sources.found import Source
+from kresume.images.sources.names import CONTAINERS, LISTS, SPLITS, ending, may_be_picture
+from kresume.images.sources.trees import OnDisk, Tree
+from kresume.spelling import counted, option
+from kresume.storage import locations
+
+LINKS = "/"
+"""The key that counts folders behind links that were not entered; other keys are endings of skipped files."""
+
+
+@dataclass(frozen=True)
+class ClassFolder:
+    """Names a folder of images.
+
+    Attributes:
+        path: where it is in its tree.
+        label: its class.
+        split: `"train"`, `"val"` or `"test"` if a folder says so, else None.
+    """
+
+    path: str
+    label: str
+    split: str | None
+
+
+def describe_left_out(left_out: Counter[str], given: str) -> list[str]:
+    """Returns notes about skipped files and links; an empty list if there are none."""
+    files = sorted((kind, count) for kind, count in left_out.items() if kind != LINKS)
+    notes = []
+    if files:
+        kinds = ", ".join(f"{count:,} {kind or 'without a file ending'}" for kind, count in files)
+        notes.append(f"{given}: files that are not images were left out: {kinds}")
+    if left_out[LINKS]:
+        notes.append(
+            f"{given}: {left_out[LINKS]:,} linked folders were not followed; {option('follow-links', True)} follows them"
+        )
+    return notes
+
+
+def walk(tree: Tree, path: str, left_out: Counter[str], above: frozenset[str] = frozenset()) -> Iterator[Any]:
+    """Yields the files of a folder that may be pictures, then those of its folders, by name.
+
+    Args:
+        tree: holds the folder.
+        path: the folder.
+        left_out: counts skipped files by ending, and links.
+        above: the folders above, with links followed.
+    """
+    folders, files = tree.entries(path)
+    for entry in files:
+        if may_be_picture(entry.name):
+            yield entry
+        else:
+            left_out[ending(entry.name)] += 1
+    if not folders:
+        return
+    here = tree.real(path)
+    if here in above:
+        return  # a link to a folder above, which is listed already
+    for folder in folders:
+        if tree.is_link(folder.path):
+            left_out[LINKS] += 1
+        else:
+            yield from walk(tree, folder.path, left_out, above | {here})
+
+
+def find(tree: Tree, source: Source) -> tuple[list[ClassFolder], list[str]]:
+    """Returns the class folders of a tree, and notes.
+
+    Raises:
+        ImagesError: if the tree is empty, or holds images without class folders.
+    """
+    given = source.given
+    notes: list[str] = []
+    folders, files = tree.entries(tree.root)
+    folders = _without_unsure(tree, folders, notes, given)
+    pictures = [entry for entry in files if may_be_picture(entry.name)]
+    while len(folders) == 1 and not pictures and (inner := tree.entries(folders[0].path))[0]:
+        # Enter the single folder of an unpacked archive. If that folder holds images itself, it is a class.
+        if any(may_be_picture(entry.name) for entry in inner[1]):
+            break
+        folders, files = inner
+        folders = _without_unsure(tree, folders, notes, given)
+    if not folders and notes and not pictures:
+        raise ImagesError(f"{notes[0]}; there are no other class folders")
+    if not folders and not pictures:
+        raise ImagesError(f"{given} is empty: expected one folder of images per class in it")
+    list_way = _way_to_list(tree, [entry.path for entry in files if ending(entry.name) in LISTS])
+    if len(folders) == 1 and folders[0].name.lower() in CONTAINERS and list_way:
+        raise ImagesError(f"{given} has the folder {folders[0].name}/ alone, whose name is no class.{list_way}")
+    if not folders:
+        raise ImagesError(
+            f"{given} contains {counted(len(pictures), 'image')} but no class folders.{list_way} Expected one folder per "
+            f"class, for example cat/{pictures[0].name}{_way_of_flat(tree, given)}"
+        )
+    if pictures:
+        notes.append(f"{given}: {counted(len(pictures), 'file')} beside the class folders left out (no class)")
+    found = list(_class_folders(tree, folders, notes, source))
+    return found, [*notes, *_one_level_too_high(tree, folders, given)]
+
+
+def _way_to_list(tree: Tree, beside: Sequence[str]) -> str:
+    """Says how a list beside the pictures is used; empty if there is none."""
+    if not beside:
+        return ""
+    if isinstance(tree, OnDisk):
+        return f" {beside[0]} may be a list of their labels: give it instead."
+    return f" {beside[0]} in it may be a list of their labels: unpack the archive and give the list instead."
+
+
+def _way_of_flat(tree: Tree, given: str) -> str:
+    """Says what else to do with pictures that lie in no folder."""
+    if isinstance(tree, OnDisk):
+        return f". If {given} is a class itself, give its parent folder, {locations.parent(tree.root)}"
+    return ", or a .cls or .json member beside each image (WebDataset)"
+
+
+def _without_unsure(tree: Tree, folders: list[Any], notes: list[str], given: str) -> list[Any]:
+    """Leaves out the folders of pictures that `kresume predict --sort` was not sure of, and says so."""
+    kept = []
+    for folder in folders:
+        if tree.is_unsure(folder.path):
+            notes.append(
+                f"{given}: {folder.name}/ was left out: `kresume predict --sort` was not sure of its pictures; move each into "
+                "the folder of its class"
+            )
+        else:
+            kept.append(folder)
+    return kept
+
+
+def _class_folders(tree: Tree, folders: Sequence[Any], notes: list[str], source: Source) -> Iterator[ClassFolder]:
+    given = source.given
+    if _hold_splits(tree, folders):
+        for folder in folders:
+            for inner in tree.entries(folder.path)[0]:
+                side = SPLITS[inner.name.lower()]
+                if side == "test" and not source.tests:
+                    notes.append(_about_tests(given, f"{folder.name}/{inner.name}"))
+                else:
+                    yield ClassFolder(inner.path, folder.name, side)
+        return
+    if not _are_splits(tree, folders):
+        for folder in folders:
+            yield ClassFolder(folder.path, folder.name, None)
+        return
+    for folder in folders:
+        split = SPLITS.get(folder.name.lower())
+        if split is None:
+            notes.append(f"{given}: {folder.name}/ was left out: it is not a split like train/ and val/")
+            continue
+        if split == "test" and not source.tests:
+            notes.append(_about_tests(given, folder.name))
+            continue
+        classes, files = tree.entries(folder.path)
+        if any(may_be_picture(entry.name) for entry in files):
+            notes.append(f"{given}: the images directly in {folder.name}/ were left out (no class)")
+        for inner in classes:
+            yield ClassFolder(inner.path, inner.name, split)
+
+
+def _are_splits(tree: Tree, folders: Sequence[Any]) -> bool:
+    """Returns True if these folders are splits (`train/`, `val/` and so on), not classes.
+
+    A class may be called train. If `train/` holds class folders and another split exists, the remaining folders are no
+    classes, whatever they hold: a `test/` of images without labels, or annotations.
+    """
+    known = [folder for folder in folders if folder.name.lower() in SPLITS]
+    if len(known) == len(folders) and all(tree.entries(folder.path)[0] for folder in folders):
+        return True
+    training = [tree.entries(folder.path) for folder in known if SPLITS[folder.name.lower()] == "train"]
+    others = len(known) > len(training)
+    return (
+        bool(training)
+        and others
+        and all(classes and not any(may_be_picture(entry.name) for entry in files) for classes, files in training)
+    )
+
+
+def _about_tests(given: str, folder: str) -> str:
+    return f"{given}: {folder}/ was left out: test images are for `kresume eval`"
+
+
+def _hold_splits(tree: Tree, folders: Sequence[Any]) -> bool:
+    """Returns True if each class folder holds only its own `train/`, `val/` or `test/` with pictures.
+
+    With folders in these, the folders above may be data sets: `_one_level_too_high` says so.
+    """
+    names = []
+    for folder in folders:  # ends at the first class with pictures: listing a large folder takes long
+        if folder.name.lower() in SPLITS:
+            return False
+        inner, files = tree.entries(folder.path)
+        if any(may_be_picture(entry.name) for entry in files):
+            return False
+        names.append({entry.name.lower() for entry in inner})
+        if not names[-1] <= SPLITS.keys() or any(tree.entries(entry.path)[0] for entry in inner):
+            return False
+    found = [{SPLITS[name] for name in inner} for inner in names]
+    return bool(found) and all("train" in splits for splits in found) and any(len(splits) > 1 for splits in found)
+
+
+def _one_level_too_high(tree: Tree, folders: Sequence[Any], given: str) -> list[str]:
+    """Returns a note if all class folders hold the same folders and no images."""
+    if len(folders) < 2 or _are_splits(tree, folders) or _hold_splits(tree, folders):
+        return []
+    inside = [tree.entries(folder.path) for folder in folders]
+    names = set.intersection(*({entry.name for entry in inner} for inner, _ in inside))
+    if len(names) < 2 or any(may_be_picture(entry.name) for _, files in inside for entry in files):
+        return []
+    shown, classes = ", ".join(sorted(names)[:3]), ", ".join(folder.name for folder in folders[:3])
+    way = f"give {locations.join(given, folders[0].name)} and the other folders one by one"
+    if not isinstance(tree, OnDisk):
+        way = f"unpack the archive and give {folders[0].path} and the other folders one by one"
+    return [
+        f"{given}: the classes are {classes}, and each of them contains the folders {shown}; if these are the classes, {way}"
+    ]

@@ -1,0 +1,135 @@
+"""Shows the folders of disks, buckets and archives in one way, for one set of rules.
+
+    folders, files = OnDisk("old/").entries("")
+    folders, files = InArchive(["set/cat/1.jpg", "set/dog/1.jpg"]).entries("set")
+
+Names of the operating system's own files are left out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from kresume.addresses import is_remote
+from kresume.images.sources.names import UNSURE, hidden
+from kresume.storage import locations
+
+
+class Tree(Protocol):
+    """Declares folders with files and folders in them."""
+
+    @property
+    def root(self) -> str:
+        """Returns the path of the folder that holds everything."""
+
+    def entries(self, path: str) -> tuple[list[Any], list[Any]]:
+        """Returns the visible folders and files of a folder, each sorted by name.
+
+        Each has a `name` and a `path`.
+        """
+
+    def is_unsure(self, path: str) -> bool:
+        """Returns True if `kresume predict --sort` was not sure of the pictures in a folder."""
+
+    def real(self, path: str) -> str:
+        """Returns a folder's path with links followed."""
+
+    def is_link(self, path: str) -> bool:
+        """Returns True if a folder is a link that may not be followed."""
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """Holds the folders of a disk or a bucket.
+
+    Attributes:
+        root: the folder that holds everything.
+        follow_links: False does not enter folders behind symbolic links.
+    """
+
+    root: str
+    follow_links: bool = True
+
+    def entries(self, path: str) -> tuple[list[Any], list[Any]]:
+        """Returns the visible folders and files of a folder, each sorted by name."""
+        visible = [entry for entry in locations.entries(path) if not hidden(entry.name)]
+        return [entry for entry in visible if entry.is_dir()], [entry for entry in visible if entry.is_file()]
+
+    def is_unsure(self, path: str) -> bool:
+        """Returns True if `kresume predict --sort` was not sure of the pictures in a folder."""
+        return locations.exists(locations.join(path, UNSURE))
+
+    def real(self, path: str) -> str:
+        """Returns a folder's path with links followed."""
+        return path if is_remote(path) else os.path.realpath(path)
+
+    def is_link(self, path: str) -> bool:
+        """Returns True if a folder is a link that may not be followed."""
+        return not self.follow_links and os.path.islink(path)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Names a file or a folder in an archive.
+
+    Attributes:
+        name: the last part of its path.
+        path: a file's name in the archive, letter for letter; a folder's parts, joined by slashes.
+    """
+
+    name: str
+    path: str
+
+
+class InArchive:
+    """Holds the folders that the names of an archive's members make.
+
+    Args:
+        names: names with slashes between folders. `tar cf x.tar .` writes names such as `./cat/1.png`.
+    """
+
+    root = ""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._folders: dict[str, tuple[dict[str, Member], dict[str, Member]]] = {"": ({}, {})}
+        self._unsure: set[str] = set()
+        for name in names:
+            pieces = [piece for piece in name.split("/") if piece not in {"", "."}]
+            if pieces and pieces[-1] == UNSURE:
+                self._unsure.add("/".join(pieces[:-1]))
+            if not pieces or any(map(hidden, pieces)):
+                continue
+            folder = self._make(pieces[:-1])
+            self._folders[folder][1][name] = Member(pieces[-1], name)
+
+    def _make(self, pieces: list[str]) -> str:
+        """Makes a folder and those above it, and returns its path."""
+        path = "/".join(pieces)
+        if path not in self._folders:
+            self._folders[self._make(pieces[:-1])][0][path] = Member(pieces[-1], path)
+            self._folders[path] = ({}, {})
+        return path
+
+    def entries(self, path: str) -> tuple[list[Any], list[Any]]:
+        """Returns the visible folders and files of a folder, each sorted by name."""
+        folders, files = self._folders[path]
+        return sorted(folders.values(), key=_by_name), sorted(files.values(), key=_by_name)
+
+    def is_unsure(self, path: str) -> bool:
+        """Returns True if `kresume predict --sort` was not sure of the pictures in a folder."""
+        return path in self._unsure
+
+    def real(self, path: str) -> str:
+        """Returns the path: a member of an archive is no link."""
+        return path
+
+    def is_link(self, path: str) -> bool:
+        """Returns False: a member of an archive is no link."""
+        return False
+
+
+def _by_name(member: Member) -> tuple[str, str]:
+    return member.name, member.path
