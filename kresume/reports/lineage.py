@@ -83,8 +83,16 @@ def lineage(path: str | Path) -> Lineage:
         RunError: there is no run at `path` and none in it, or the run at `path` cannot be read.
     """
     path = Path(here(path))
+    if is_run(path):
+        return lineage_of(open_run(path))
     with _uncollected():
-        return _ancestors(open_run(path)) if is_run(path) else _all_in(path)
+        return _all_in(path)
+
+
+def lineage_of(run: Run) -> Lineage:
+    """Lists a run and its ancestors, newest first."""
+    with _uncollected():
+        return _ancestors(run)
 
 
 @contextlib.contextmanager

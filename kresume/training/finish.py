@@ -33,12 +33,20 @@ def finish(session: Session) -> TrainResult:
     """
     from kresume.models.hub_graph import holds_hub
     from kresume.models.plain_keras import feeding_line, takes_rows
+    from kresume.training.loop.teaching import forget_teacher
 
     with session.reporter.waiting(f"writing the result of {session.run.path}"):
-        run, result, pair = _write_result(session)
-        session.writer.close(run.status)
+        finished, result, pair = _write_result(session)
+    # The run is finished when its page is written: a process that dies before leaves a run that the same command continues.
     with session.reporter.waiting(f"writing {session.run.path / 'report.html'}"):
-        report = _write_report(session)
+        report = _write_report(session, finished)
+    session.lock.check()  # a machine that slept may have lost the run to another
+    session.run = run = session.run.update(**finished)
+    run.event("finished", step=result.step, which=result.which)
+    session.writer.close(run.status)
+    snapshot.prune_snapshots(run.snapshots, 0, {result.step})
+    forget_teacher(run)
+    programs.forget(run.path)
     return TrainResult(
         run=str(run.path),
         status=run.status,
@@ -56,31 +64,35 @@ def finish(session: Session) -> TrainResult:
     )
 
 
-def _write_report(session: Session) -> str:
+def _write_report(session: Session, finished: Mapping[str, Any]) -> str:
     """Writes `report.html` and returns its path; empty if it could not be written.
 
     The run is finished without it, and `kresume report` writes it at any time.
+
+    Args:
+        session: its result is written.
+        finished: the fields of `run.json` with which it is finished.
     """
     from kresume.reports.page.write import NAME, write_run
 
     try:
-        return str(write_run(session.run).path)
+        return str(write_run(runs.Run(session.run.path, replace(session.run.record, **finished))).path)
     except Exception as error:  # any fault: it must not cost a night's training its result
         again = f"kresume report {shlex.quote(str(session.run.path))}"
         session.writer.record_failure(NAME, f"{type(error).__name__}: {error}; write it with: {again}")
         return ""
 
 
-def _write_result(session: Session) -> tuple[runs.Run, Result, Pair | None]:
-    """Writes the result: `model.keras`, `evaluation.json`, the status. Keeps only the result's snapshot.
+def _write_result(session: Session) -> tuple[dict[str, Any], Result, Pair | None]:
+    """Writes the result: `model.keras`, `evaluation.json`, the answers.
 
     Returns:
-        The run, its result, and the answers of its parent and its result; None if one of them is unknown.
+        The fields of `run.json` with which the run is finished, its result, and the answers of its parent and its result;
+        None if one of them is unknown.
     """
     from kresume.models.averages import averaged
     from kresume.models.save import save_model
     from kresume.models.statistics import used
-    from kresume.training.loop.teaching import forget_teacher
 
     session.writer.finish()
     session.lock.check()  # a machine that slept may have lost the run to another
@@ -117,19 +129,15 @@ def _write_result(session: Session) -> tuple[runs.Run, Result, Pair | None]:
     atomic.write_json(session.run.path / "evaluation.json", {"before": record.before, "after": scores, "step": step})
     which: Literal["best", "last"] = "best" if best is not None else "last"
     result = Result(step, which, scores)
-    session.run = session.run.update(
-        status="rejected" if failed else "accepted",
-        failed=failed,
-        result=result,
-        best=None if best is None else Best(**best),
-        images={**record.images, **session.counts()},
-        finished=runs.now(),
-    )
-    session.run.event("finished", step=step, which=which)
-    snapshot.prune_snapshots(session.run.snapshots, 0, {step})
-    forget_teacher(session.run)
-    programs.forget(session.run.path)
-    return session.run, result, pair
+    finished = {
+        "status": "rejected" if failed else "accepted",
+        "failed": failed,
+        "result": result,
+        "best": None if best is None else Best(**best),
+        "images": {**record.images, **session.counts()},
+        "finished": runs.now(),
+    }
+    return finished, result, pair
 
 
 def _write_answers(session: Session, step: int) -> Pair | None:

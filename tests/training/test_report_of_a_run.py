@@ -39,6 +39,33 @@ def test_a_report_that_cannot_be_written_does_not_cost_the_run(workplace, monkey
 
 
 @pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize("when", ["before the page", "after the page"])
+def test_a_process_that_dies_at_the_page_leaves_a_run_that_the_same_command_ends(workplace, monkeypatch, when):
+    """The run is finished after its page: a finished one is refused, or without `--out` trained a second time."""
+    whole = run_training(data=["old"], out="whole", **TINY)
+
+    def dying(run):
+        if when == "after the page":
+            written(run)
+        raise KeyboardInterrupt
+
+    written = write.write_run
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(write, "write_run", dying)
+        run_training(data=["old"], **TINY)
+    (left,) = runs.list_runs(workplace / "runs").runs
+    assert not left.finished
+    result = run_training(data=["old"], **TINY)
+    assert len(runs.list_runs(workplace / "runs").runs) == 1
+    assert (result.status, result.step) == ("accepted", whole.step)
+    run, expected = runs.open_run(result.run), runs.open_run("whole")
+    assert run.record.result == expected.record.result
+    assert run.answers("after").read_bytes() == expected.answers("after").read_bytes()
+    assert (run.path / "report.html").is_file()
+    assert len(list(run.snapshots.glob("step-*"))) == 1
+
+
+@pytest.mark.one_backend(trains=True)
 def test_a_training_writes_its_report(workplace):
     """It compares the parent with the result, and the record keeps what the page tells of restoring and merging."""
     run_training(data=["old"], out="runs/1-a", **TINY)

@@ -27,7 +27,7 @@ from kresume.images.manifest import Manifest
 from kresume.images.reader import PictureReader
 from kresume.images.scans import FOLDER, manifest_of, read_scans, remembered
 from kresume.reports.generation import Generation
-from kresume.reports.lineage import Lineage, lineage
+from kresume.reports.lineage import Lineage, lineage_of
 from kresume.spelling import option
 from kresume.values.decode_spec import DecodeSpec
 
@@ -160,7 +160,7 @@ def read_run(run: runs.Run, which: str = "") -> Source:
             if own
             else f"answers to single images: they are kept for the result, and not for step {step:,}"
         )
-    line = lineage(run.path)
+    line = lineage_of(run)
     older = tuple(runs.open_run(each.path) for each in line.generations if not _same(each.path, run.path))
     return Source(
         after=after,
