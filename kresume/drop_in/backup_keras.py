@@ -4,9 +4,9 @@
         restored = restore("backup/", model, epochs)
     set_aside(folder)          # once a backup of ours is on disk
 
-Keras's backup holds the weights, the optimizer and the epoch. It holds no seed states, metrics or callback state, and
-no position in the data. Keras overwrites it in place, so the newest pair of files may be damaged; the pair before it
-then serves, if there is one. `kresume.checkpoints.backup_folder` reads the same folder as a checkpoint.
+Keras's backup holds the weights, the optimizer, the epoch, and with `save_freq=N` the batch at which it was written. It
+holds no seed states, metrics or callback state. Keras overwrites it in place, so the newest pair of files may be damaged;
+the pair before it then serves, if there is one. `kresume.checkpoints.backup_folder` reads the same folder as a checkpoint.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def restore(backup_dir: str, model: Any, epochs: int | None) -> Restored:
         if not weights.is_file():
             continue
         try:
-            epoch = int(json.loads(metadata.read_text(encoding="utf-8"))["epoch"]) if metadata.is_file() else 0
+            known = json.loads(metadata.read_text(encoding="utf-8")) if metadata.is_file() else {"epoch": 0}
+            epoch, batch = int(known["epoch"]), int(known.get("batch") or 0)
             message = _load(model, weights)
         except (OSError, ValueError, KeyError, TypeError) as error:
             reasons.append(f"{weights.name}: {' '.join(str(error).split())[:200]}")
@@ -66,8 +67,10 @@ def restore(backup_dir: str, model: Any, epochs: int | None) -> Restored:
             if ended
             else "continuing from Keras's own backup"
         )
+        # Keras begins the epoch again on top of what it trained, whatever order the data had: so does this.
+        again = f", whose first {batch + 1:,} batches it trains again, as Keras does" if batch and not ended else ""
         line = (
-            f"{backup_dir}: {doing} ({weights.name}) at epoch {epoch + 1}; it has no "
+            f"{backup_dir}: {doing} ({weights.name}) at epoch {epoch + 1}{again}; it has no "
             f"seed states, metrics or callback states, which start fresh{message}; its files are kept as *{ASIDE}"
         )
         return Restored(step, epoch, 0, epoch, line)

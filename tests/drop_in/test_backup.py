@@ -545,6 +545,29 @@ def test_kerass_own_backup_is_read_and_its_torn_pair_passed_over(tmp_path, capfd
         build().fit(x, y, 5, epochs=5, callbacks=[kresume.BackupAndRestore(tmp_path)], verbose=0)
 
 
+def test_kerass_own_backup_in_an_epoch_is_continued_as_keras_does(tmp_path, capfd):
+    """Its epoch begins again on top of the batches that it had trained, to the same weights as with Keras's callback."""
+    x, y = validation()
+
+    class Die(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if int(self.model.optimizer.iterations) == 7:
+                raise Killed
+
+    arrays = []
+    for callback in (keras.callbacks.BackupAndRestore, kresume.BackupAndRestore):
+        folder = tmp_path / callback.__module__
+        model = build()
+        theirs = keras.callbacks.BackupAndRestore(str(folder), save_freq=2)
+        with pytest.raises(Killed):
+            model.fit(x, y, 3, epochs=3, shuffle=False, callbacks=[theirs, Die()], verbose=0)
+        model = build()
+        model.fit(x, y, 3, epochs=3, shuffle=False, callbacks=[callback(str(folder))], verbose=0)
+        arrays.append([variable.numpy().tobytes() for variable in (*model.variables, *model.optimizer.variables)])
+    assert "at epoch 2, whose first 2 batches it trains again, as Keras does" in capfd.readouterr().err
+    assert arrays[0] == arrays[1]
+
+
 def test_a_backup_is_a_checkpoint_like_any_other(tmp_path):
     """`--from backup/` reads optimizer, step, rate and every array; a flipped byte is an error.
 

@@ -440,7 +440,7 @@ def test_another_class_takes_over_what_means_the_same(tmp_path, pictures, quiet)
     with pytest.raises(UsageError, match=r"0.001, is Adam's and does not apply to SGD: give --lr"):
         make_plan(from_arguments(str(tmp_path / "adam"), {**config, "optimizer": "sgd"}), quiet)
     other = {**config, "optimizer": "sgd", "lr": 0.01, "out": str(tmp_path / "sgd")}
-    assert "no slot means the same" in str(make_plan(from_arguments(str(tmp_path / "adam"), other), quiet))
+    assert "no slot has a counterpart" in str(make_plan(from_arguments(str(tmp_path / "adam"), other), quiet))
 
 
 @pytest.mark.parametrize(

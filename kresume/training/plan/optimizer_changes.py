@@ -24,7 +24,7 @@ def describe_change(live: Live, wanted: SavedOptimizer) -> str:
     other = optimizers.make_optimizer(wanted, 1e-3)
     other.build(live.model.trainable_variables)
     kept, fresh = slots.compare(live.optimizer, other)
-    words = [f"{', '.join(name.strip('_') for name in kept)} carried over" if kept else "no slot means the same"]
+    words = [f"{', '.join(name.strip('_') for name in kept)} carried over" if kept else "no slot has a counterpart"]
     if fresh:
         words.append(f"{', '.join(name.strip('_') for name in fresh)} start fresh")
     return f"optimizer {live.saved.class_name} -> {wanted.class_name}: {', '.join(words)}; iterations kept"
