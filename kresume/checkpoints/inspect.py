@@ -216,7 +216,8 @@ def _missing(state: TrainState) -> Iterator[str]:
     elif why:
         yield f"an optimizer state that Keras can use ({why}): --optimizer NAME:reset"
     elif state.optimizer.class_name is None:
-        yield "the optimizer's name: --optimizer NAME, unless --model compiles the model"
+        either = "adam or adamw, which PyTorch wrote alike" if state.optimizer.config is not None else "NAME"
+        yield f"the optimizer's name: --optimizer {either}, unless --model compiles the model"
     if decay and not why:
         yield f"a replacement for the weight decay of {decay:g} inside the gradient: --weight-decay F (0 for none)"
     if state.rate is None:

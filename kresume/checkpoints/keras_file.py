@@ -14,6 +14,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from kresume.checkpoints.json_text import LARGEST, read_object
 from kresume.checkpoints.keras_arrays import OPTIMIZER, optimizer_arrays, optimizer_of, rate_of, step_of, tidy
 from kresume.errors import CheckpointError
 from kresume.values.card import Card
-from kresume.values.state import TrainState
+from kresume.values.state import UNDECAYED, SavedOptimizer, TrainState
 
 ENDINGS = (".keras",)
 CARD = "kresume.json"
@@ -128,13 +129,22 @@ def _read_members(path: str, member: Callable[[str], bytes | None]) -> TrainStat
         arrays=arrays,
         architecture=config,
         compiled=compiled,
-        optimizer=optimizer_of(compiled, arrays),
+        optimizer=_with_undecayed(optimizer_of(compiled, arrays), extra.get(UNDECAYED), path),
         step=int(extra["step"]) if extra.get("step") is not None else step_of(arrays),
         rate=rate_of(compiled, arrays, extra.get("peak")),
         card=_card(extra, path) if extra else None,
         writer=f"keras {metadata.get('keras_version', 'of unknown version')}",
         written=str(metadata.get("date_saved", "")).replace("@", "T"),
     )
+
+
+def _with_undecayed(saved: SavedOptimizer | None, names: Any, path: str) -> SavedOptimizer | None:
+    """Adds what the optimizer leaves out of weight decay, which kresume writes beside Keras's files."""
+    if saved is None or names is None:
+        return saved
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{path}: {UNDECAYED} in the member {CARD} is no list of names: the file is damaged")
+    return replace(saved, config={**(saved.config or {}), UNDECAYED: names})
 
 
 def _in_keras_3(

@@ -99,6 +99,7 @@ def read(path: str, optimizer_path: str | None = None) -> TrainState:
             "trained": found.trained,
             "classes": _classes(whole),
             "coupled_decay": found.coupled_decay,
+            "undecayed": found.undecayed,
             "cannot_keep": found.cannot_keep,
             "scale": found.scale,
             "notes": tuple(notes),

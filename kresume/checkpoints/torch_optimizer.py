@@ -44,6 +44,7 @@ class TorchOptimizer:
         step: number of updates, None if the optimizer does not count them (SGD).
         scale: factor that converts the slots to Keras's: its SGD stores `-rate * momentum_buffer`.
         coupled_decay: weight decay that PyTorch adds to the gradient, which Keras cannot; 0 if none.
+        undecayed: parameters of groups without weight decay, where others have one.
         trained: names of the parameters that the optimizer trains.
         cannot_keep: reason why Keras cannot use the state; empty if it can.
         notes: facts for the user.
@@ -55,6 +56,7 @@ class TorchOptimizer:
     step: int | None = None
     scale: float = 1.0
     coupled_decay: float = 0.0
+    undecayed: tuple[str, ...] = ()
     trained: tuple[str, ...] = ()
     cannot_keep: str = ""
     notes: tuple[str, ...] = ()
@@ -97,20 +99,29 @@ def read(
     named = kind if kind != "Adam" or decoupled or decays == {0.0} or "decoupled_weight_decay" in first else ""
     if kind == "Adam" and decoupled:
         named, config = "AdamW", {**config, "weight_decay": max(decays)}
-    if len(decays) > 1 and not reason:
+    if not named and kind:  # before PyTorch 2.7 nothing tells Adam's decay from AdamW's
+        config = {**config, "weight_decay": max(decays)}
+    if len(decays - {0.0}) > 1 and not reason:
         reason = (
             f"its parameter groups have different weight decays ({', '.join(f'{decay:g}' for decay in sorted(decays))})"
         )
     return TorchOptimizer(
-        optimizer=SavedOptimizer(named or None, config if named else None, len(slots)),
+        optimizer=SavedOptimizer(named or None, config or None, len(slots)),
         slots=slots,
         rate=_saved_rate(rate, initial),
         step=max(steps) if steps else None,
         scale=scale,
         coupled_decay=max(decays) if kind in {"SGD", "Adam"} and not decoupled and named else 0.0,
+        undecayed=_undecayed(groups, owners) if len(decays) > 1 else (),
         trained=tuple(str(owner) for owner in owners.values()),
         cannot_keep=reason,
     )
+
+
+def _undecayed(groups: Sequence[Mapping[str, Any]], owners: Mapping[Any, Any]) -> tuple[str, ...]:
+    """Returns the parameters of groups without weight decay; scripts put biases and norms into such groups."""
+    indices = [index for group in groups if not _number(group.get("weight_decay")) for index in group.get("params", ())]
+    return tuple(str(owners[index]) for index in indices if index in owners)
 
 
 def _number(value: Any) -> float | None:

@@ -25,7 +25,16 @@ from kresume.errors import ExportError, UsageError
 from kresume.evaluation.served import Prediction
 from kresume.exports.job import Job
 from kresume.exports.samples import Samples
-from kresume.models import architecture, optimizers, own_counts, restore, saved_optimizer, schedules, slots
+from kresume.models import (
+    architecture,
+    optimizers,
+    own_counts,
+    restore,
+    saved_optimizer,
+    schedules,
+    slots,
+    weight_decay,
+)
 from kresume.models.averages import use_averages
 from kresume.models.load import Loaded
 from kresume.models.saved_loss import live_entry
@@ -127,6 +136,8 @@ def _made_at_once(optimizer: Any, model: Any) -> Any:
     config = optimizer.get_config()
     config.pop("name", None)
     made = type(optimizer).from_config(config)
+    if undecayed := weight_decay.excluded(optimizer):
+        weight_decay.exclude(made, undecayed)
     made.build(model.trainable_variables)
     for new, old in zip(made.variables, optimizer.variables, strict=True):
         new.assign(np.array(keras.ops.convert_to_numpy(old.value), copy=True))

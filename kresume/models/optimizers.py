@@ -5,7 +5,7 @@ optimizer = make_optimizer(state.optimizer, 1e-4)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import keras
 from kresume.backend import live_state
 from kresume.checkpoints.keras_arrays import OPTIMIZERS
 from kresume.errors import CheckpointError, UsageError
+from kresume.models import weight_decay
 from kresume.spelling import option
 from kresume.values.state import SavedOptimizer
 
@@ -21,7 +22,7 @@ ADAMS = frozenset({"Adam", "AdamW", "Nadam", "Adamax", "Lamb"})
 BETAS = frozenset({"beta_1", "beta_2", "epsilon", "amsgrad"})
 SHARED = frozenset(
     {"clipnorm", "global_clipnorm", "clipvalue", "use_ema", "ema_momentum", "ema_overwrite_frequency"}
-    | {"gradient_accumulation_steps"}
+    | {"gradient_accumulation_steps", weight_decay.KEY}
 )
 
 
@@ -77,6 +78,7 @@ def make_optimizer(saved: SavedOptimizer, learning_rate: Any) -> Any:
         raise CheckpointError(f"the checkpoint does not name its optimizer: give {option('optimizer', 'NAME')}")
     config = dict(saved.config or {})
     config.pop("name", None)  # an auto-generated name of another process would shift the paths of the slots
+    undecayed = config.pop(weight_decay.KEY, ())
     config["learning_rate"] = 1e-3  # the saved schedule may be of a class that is no longer needed
     try:
         cls = keras.saving.get_registered_object(saved.class_name) or getattr(keras.optimizers, saved.class_name)
@@ -87,14 +89,24 @@ def make_optimizer(saved: SavedOptimizer, learning_rate: Any) -> Any:
             f"{option('import', 'FILE.py')}, or start another one fresh with {option('optimizer', 'NAME:reset')}"
         ) from error
     optimizer.learning_rate = learning_rate
+    if undecayed:
+        weight_decay.exclude(optimizer, undecayed)
     return keras.optimizers.LossScaleOptimizer(optimizer) if saved.loss_scale else optimizer
 
 
-def describe(optimizer: Any) -> SavedOptimizer:
-    """Returns the class and config of a live optimizer, as `make_optimizer` expects them."""
+def describe(optimizer: Any, weights: Iterable[Any] = ()) -> SavedOptimizer:
+    """Returns the class and config of a live optimizer, as `make_optimizer` expects them.
+
+    Args:
+        optimizer: of Keras.
+        weights: the variables that it will train, if it is not built.
+    """
     wrapped, optimizer = optimizer, live_state.inner(optimizer)
     name = str(keras.saving.get_registered_name(type(optimizer)))
     config = dict(keras.saving.serialize_keras_object(optimizer)["config"])
+    trained = getattr(optimizer, "_trainable_variables", None) or weights
+    if undecayed := weight_decay.excluded(optimizer, trained):
+        config[weight_decay.KEY] = list(undecayed)
     return SavedOptimizer(name, config, len(optimizer.variables), wrapped is not optimizer)
 
 
@@ -108,7 +120,7 @@ def with_config(saved: SavedOptimizer, changes: Mapping[str, Any]) -> SavedOptim
         return saved
     default = make_optimizer(replace(saved, config=None, loss_scale=False), 1e-3).get_config()
     for name in changes:
-        if name not in default:
+        if name not in default and name != weight_decay.KEY:
             raise UsageError(f"{saved.class_name} has no setting {name}")
     return replace(saved, config={**(saved.config or {}), **changes})
 
@@ -125,6 +137,7 @@ def change_class(saved: SavedOptimizer, name: str) -> SavedOptimizer:
     """
     default = make_optimizer(SavedOptimizer(name, None, 0), 1e-3).get_config()
     shared = SHARED | (BETAS if {saved.class_name, name} <= ADAMS else frozenset())
+    default |= {weight_decay.KEY: ()}
     config = {key: value for key, value in (saved.config or {}).items() if key in shared and key in default}
     return replace(saved, class_name=name, config=config)
 

@@ -36,11 +36,13 @@ class Restoration:
         rows: (variable, shape in the model, shape in the checkpoint, outcome), in the model's order.
         summary: one line for the user.
         notes: those of its parts that say how arrays were matched.
+        undecayed: what the checkpoint's optimizer leaves out of weight decay; see `weight_decay`.
     """
 
     rows: tuple[tuple[str, str, str, str], ...]
     summary: str
     notes: tuple[str, ...] = ()
+    undecayed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ def restore(
         begun = {id(variable) for variable, _ in ready if names[id(variable)] not in late}
         notes += _begin_fresh(optimizer, state, begun, matched)
     summary = "; ".join([_summary(state, targets, rows, unused, scale), *notes])
-    return Restoration((*rows, *unused), summary, matched.notes)
+    return Restoration((*rows, *unused), summary, matched.notes, tuple(state.records.get("undecayed", ())))
 
 
 def restore_averages(model: keras.Model, state: TrainState, optimizer: Any) -> None:

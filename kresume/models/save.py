@@ -16,7 +16,7 @@ from typing import Any
 import keras
 
 from kresume.checkpoints.keras_file import CARD
-from kresume.models import own_counts, schedules, slots
+from kresume.models import own_counts, schedules, slots, weight_decay
 from kresume.models.keras_metrics import fits
 from kresume.models.losses import LossChoice
 from kresume.models.optimizers import describe, make_optimizer
@@ -81,7 +81,9 @@ def write_archive(model: keras.Model, path: Path, card: Card | None, facts: Mapp
             if card is not None:
                 with zipfile.ZipFile(written, "a") as archive:
                     feed = feeding_line(card, rows=takes_rows(model))
-                    archive.writestr(CARD, json.dumps({**card.as_dict(), "feed": feed, **facts}, indent=1))
+                    undecayed = weight_decay.excluded(model.optimizer) if model.optimizer is not None else ()
+                    more = {weight_decay.KEY: list(undecayed)} if undecayed else {}
+                    archive.writestr(CARD, json.dumps({**card.as_dict(), "feed": feed, **facts, **more}, indent=1))
             os.replace(written, temporary)
         finally:
             if written.exists():

@@ -23,9 +23,16 @@ from kresume.spelling import option
 from kresume.values.state import SavedOptimizer, TrainState
 
 
-def describe_compiled(optimizer: Any | None) -> SavedOptimizer | None:
-    """Returns class and config of the optimizer that a user's function compiled, if any."""
-    return optimizers.describe(optimizer) if optimizer is not None else None
+def describe_compiled(optimizer: Any | None, model: keras.Model | None = None) -> SavedOptimizer | None:
+    """Returns class and config of the optimizer that a user's function compiled, if any.
+
+    Args:
+        optimizer: of Keras, None for none.
+        model: the model that it will train.
+    """
+    if optimizer is None:
+        return None
+    return optimizers.describe(optimizer, model.trainable_variables if model is not None else ())
 
 
 def check_can_keep(state: TrainState, name: str) -> None:
@@ -91,6 +98,8 @@ def name_optimizer(
             f"{option('optimizer', 'NAME:reset')}"
         )
     settings = dict(own.config or {}) if own is not None and own.class_name == name else None
+    if stored.config is not None:
+        return replace(stored, class_name=name, config=_of_either(stored.config, name, settings, state.source)), ""
     forms = evidence.forms(name, state, weights)
     if not evidence.decisive and settings is None and forms:
         return replace(stored, class_name=name, config=forms[0] or None), _assumed(name, forms[0], given or {})
@@ -113,6 +122,34 @@ def name_optimizer(
         return replace(stored, class_name=name, config=settings), ""
     form = _only_form(forms, name, state.source, accumulate)
     return replace(stored, class_name=name, config=form or None), _assumed(name, form, given or {})
+
+
+def coupled_decay(state: TrainState, name: str) -> float:
+    """Returns the weight decay that a checkpoint's optimizer adds to the gradient, which Keras cannot; 0 if none.
+
+    Args:
+        state: the checkpoint.
+        name: the class of its optimizer, as the user says it where the file does not.
+    """
+    stored = state.optimizer
+    if stored is not None and stored.class_name is None and stored.config is not None and name == "Adam":
+        return float(stored.config["weight_decay"])
+    return float(state.records.get("coupled_decay") or 0.0)
+
+
+def _of_either(found: Mapping[str, Any], name: str, own: Mapping[str, Any] | None, source: str) -> dict[str, Any]:
+    """Returns the settings of a file that Adam and AdamW write alike; Adam's decay is in the gradient.
+
+    Raises:
+        CheckpointError: the class is another one.
+    """
+    if name not in {"Adam", "AdamW"}:
+        raise CheckpointError(
+            f"{source} holds the state of Adam or AdamW, not of {name}: give {option('optimizer', 'adam')} or "
+            f"{option('optimizer', 'adamw')}, whichever the script used, or {option('optimizer', f'{name.lower()}:reset')}"
+        )
+    settings = {key: value for key, value in found.items() if key != "weight_decay" or name == "AdamW"}
+    return {**(own or {}), **settings}
 
 
 def _only_form(forms: Sequence[dict[str, Any]], name: str, source: str, accumulate: int | None) -> dict[str, Any]:

@@ -54,6 +54,8 @@ class Conversion:
         Raises:
             KeyError, TypeError, ValueError: the entry is invalid.
         """
+        if unknown := sorted(set(value) - {"from", "as", "part", "flatten"}):
+            raise ValueError(f"{unknown[0]}: is no field")
         kind = value.get("as", default.kind if default else "same")
         if kind not in KINDS:
             raise ValueError(f"as: {kind} is not one of {', '.join(KINDS)}")

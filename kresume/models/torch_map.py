@@ -27,8 +27,9 @@ from kresume.models import torch_rewritten
 from kresume.models.torch_layout import Conversion, convert
 from kresume.models.torch_order import in_order
 from kresume.models.torch_units import COUNTER, Module, Unit, keras_units, pair, torch_modules
+from kresume.models.weight_decay import EXACT
 from kresume.spelling import option
-from kresume.storage import atomic
+from kresume.storage import atomic, yaml_text
 from kresume.values.state import TrainState
 
 SHORTCUT = re.compile(r"(^|[._])(downsample|shortcut|skip|identity|residual)([._\d]|$)", re.IGNORECASE)
@@ -239,8 +240,8 @@ def _arrays(
     """Returns the arrays by the model's group and index, and records about the moments.
 
     Arrays without a variable follow under their own names. The records hold the number of moments that were `left_out`
-    because their weights are frozen here, and the names of those that are `unstarted` because their parameters have
-    made no step yet.
+    because their weights are frozen here, the names of those that are `unstarted` because their parameters have made no
+    step yet, and the variables that weight decay leaves out, `undecayed`.
     """
     arrays: dict[str, np.ndarray] = {}
     used: set[str] = set()
@@ -270,7 +271,13 @@ def _arrays(
             continue
         if name not in used and name.rpartition(".")[2] != COUNTER and not (moment and optimizer is None):
             arrays[name.replace("optimizer/", "optimizer of ", 1)] = array
-    return arrays, {"left_out": left_out, "unstarted": unstarted}
+    without = set(state.records.get("undecayed", ()))
+    undecayed = [
+        f"{EXACT}{variable.path}"
+        for variable in model.trainable_variables
+        if (found := sources.get(id(variable))) is not None and found.source in without
+    ]
+    return arrays, {"left_out": left_out, "unstarted": unstarted, "undecayed": undecayed}
 
 
 def _moments(
@@ -317,15 +324,13 @@ def _read_map(file: str, units: Sequence[Unit], arrays: Mapping[str, np.ndarray]
     Raises:
         UsageError: the file is no map, or an entry does not fit; the message suggests the nearest name.
     """
-    import yaml
-
     path, given = Path(file), option("map", file)
     if not path.is_file():
         raise UsageError(f"{given}: the file does not exist")
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{given}: not valid YAML ({' '.join(str(error).split())})") from error
+        value = yaml_text.read(path.read_text(encoding="utf-8"), given)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{given}: this is not text in UTF-8 ({error})") from error
     if not isinstance(value, Mapping):
         raise UsageError(f"{given}: expected entries such as `conv2d/kernel: {{from: features.0.weight}}`")
     wanted = {f"{unit.label}/{role}": (unit, role) for unit in units for role in unit.variables}

@@ -15,12 +15,12 @@ from pydantic import ValidationError
 
 from kresume.class_names import join_classes, names_of, read_classes
 from kresume.errors import UsageError
-from kresume.options import yaml_text
 from kresume.options.lookup import INHERITED, about, flag_of
 from kresume.options.neighbours import nearest
 from kresume.options.settings import DEFAULT_MLFLOW, DEFAULTS
 from kresume.options.table import TrainConfig
 from kresume.spelling import option
+from kresume.storage import yaml_text
 
 SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 """Words that turn a switch on or off, in YAML and in Pydantic."""

@@ -52,13 +52,18 @@ class GraphNode:
     slots: Mapping[tuple[int, str], int] = field(default_factory=dict)
 
 
+UNDECAYED = "exclude_from_weight_decay"
+"""The setting of an optimizer that says what it leaves out of weight decay; Keras's files do not hold it."""
+
+
 @dataclass(frozen=True)
 class SavedOptimizer:
     """The optimizer as a checkpoint describes it.
 
     Attributes:
         class_name: class name such as `"AdamW"`; None if the format stores the variables without the name.
-        config: Keras's `optimizer.get_config()`; None if the format does not store it.
+        config: Keras's `optimizer.get_config()`, and `UNDECAYED` if something is left out of weight decay; None if the
+            format does not store it.
         variables: number of stored arrays, without those of loss scaling.
         loss_scale: True if the optimizer was wrapped for loss scaling (mixed_float16). `class_name` and `config`
             describe the inner optimizer.

@@ -165,6 +165,11 @@ def test_what_neither_name_nor_order_decides_is_an_error_with_the_way_on(tmp_pat
     [
         ("conv2d/kernle: {from: features.0.weight}", r"the model has no conv2d/kernle: did you mean conv2d/kernel\?"),
         ("conv2d/kernel: {from: features.1.weight}", r"has no features\.1\.weight: did you mean features\.\d"),
+        ("conv2d/kernel: {from: features.0.weight, flaten: [1, 1, 8]}", r"conv2d/kernel: flaten: is no field"),
+        (
+            "conv2d/bias: features.0.bias\nconv2d/bias: features.0.bias",
+            r"conv2d/bias stands twice, in the lines 1 and 2",
+        ),
         ("conv2d/kernel: {from: features.0.weight, as: dense}", "does not become that as dense"),
         ("conv2d/kernel: {as: conv}", "give from: NAME"),
         ("- a", "expected entries"),

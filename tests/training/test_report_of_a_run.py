@@ -50,9 +50,10 @@ def test_a_process_that_dies_at_the_page_leaves_a_run_that_the_same_command_ends
         raise KeyboardInterrupt
 
     written = write.write_run
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(write, "write_run", dying)
-        run_training(data=["old"], **TINY)
+        with pytest.raises(KeyboardInterrupt):
+            run_training(data=["old"], **TINY)
     (left,) = runs.list_runs(workplace / "runs").runs
     assert not left.finished
     result = run_training(data=["old"], **TINY)

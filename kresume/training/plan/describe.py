@@ -18,7 +18,7 @@ from kresume.training.plan.draft import Data, Loaded
 from kresume.training.plan.freezing import describe_freezing
 from kresume.training.plan.judging import describe_noise
 from kresume.training.plan.notes import frozen_layers, notes_of, statistics_of_layers
-from kresume.training.plan.optimizer_changes import describe_change, describe_settings
+from kresume.training.plan.optimizer_changes import describe_optimizer
 from kresume.training.plan.parent import Parent
 from kresume.training.plan.plan import Plan
 from kresume.training.start import Start
@@ -75,8 +75,7 @@ def describe(
     notes += notes_of(start.config, parent, gathered, amount, rate, wanted.class_name or "", generation=generation)
     notes += frozen_layers(live.model) if freezing is None else []
     notes += statistics_of_layers(live.model, settings_of(start.config).bn_stats)
-    changes = (describe_change(live, wanted), describe_settings(start.config, parent, live, wanted))
-    notes += [change for change in changes if change]
+    notes += describe_optimizer(start.config, parent, live, wanted)
     return Plan(
         action="extend" if parent is not None else "start",
         out=str(start.path),

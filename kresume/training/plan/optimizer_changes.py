@@ -1,13 +1,35 @@
-"""Describes how a checkpoint's optimizer changes: the state that another class keeps, and settings."""
+"""Describes how a checkpoint's optimizer changes: state that another class keeps, settings, decay."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
+from kresume.errors import UsageError
 from kresume.options.table import TrainConfig
+from kresume.spelling import counted, option
 from kresume.training.plan.parent import Live, Parent
-from kresume.values.state import SavedOptimizer
+from kresume.values.state import UNDECAYED, SavedOptimizer
+
+
+def describe_optimizer(config: TrainConfig, parent: Parent | None, live: Live, wanted: SavedOptimizer) -> list[str]:
+    """Describes how the optimizer differs from the checkpoint's, a line for each kind of change.
+
+    Args:
+        config: the options.
+        parent: the checkpoint, None for a new model.
+        live: the restored model.
+        wanted: the optimizer to train with.
+
+    Raises:
+        UsageError: an option on the optimizer has no effect.
+    """
+    changes = (
+        describe_change(live, wanted),
+        describe_settings(config, parent, live, wanted),
+        describe_decay(config, parent, live, wanted),
+    )
+    return [change for change in changes if change]
 
 
 def describe_change(live: Live, wanted: SavedOptimizer) -> str:
@@ -51,7 +73,7 @@ def describe_settings(config: TrainConfig, parent: Parent | None, live: Live, wa
     stored = parent.state.optimizer if parent is not None else None
     before = stored.config if stored is not None else None
     if before is None:
-        own = saved_optimizer.describe_compiled(getattr(live.model, "optimizer", None))
+        own = saved_optimizer.describe_compiled(getattr(live.model, "optimizer", None), live.model)
         before = own.config if own is not None else None
     if before is None:
         return ""
@@ -72,6 +94,50 @@ def describe_settings(config: TrainConfig, parent: Parent | None, live: Live, wa
     keep = f"; --weight-decay {decay:g} keeps that one" if decay and changed[0].startswith("weight_decay") else ""
     others = "others are set where the function of --model compiles"
     return f"settings of the optimizer change: {', '.join(changed)}{keep}; {others}"
+
+
+def describe_decay(config: TrainConfig, parent: Parent | None, live: Live, wanted: SavedOptimizer) -> str:
+    """Describes what weight decay leaves out, or that a checkpoint cannot say it; may be empty.
+
+    Args:
+        config: the options.
+        parent: the checkpoint, None for a new model.
+        live: the restored model.
+        wanted: the optimizer to train with.
+
+    Raises:
+        UsageError: `--exclude-from-weight-decay` has no effect.
+    """
+    from kresume.models import optimizers, weight_decay
+
+    decay = optimizers.make_optimizer(replace(wanted, loss_scale=False), 1e-3).get_config().get("weight_decay")
+    names = (wanted.config or {}).get(UNDECAYED, ())
+    weights = live.model.trainable_variables
+    if config.exclude_from_weight_decay and names:
+        given = option("exclude-from-weight-decay", ",".join(names))
+        if not decay:
+            raise UsageError(
+                f"{given}: {wanted.class_name} has no weight decay here: give {option('weight-decay', 'F')} too"
+            )
+        if idle := [name for name in names if not weight_decay.count((name,), weights)]:
+            known = ", ".join(sorted({weight.name for weight in weights})[:8])
+            raise UsageError(f"{given}: no weight's name holds {idle[0]}; their names are {known}")
+    if not decay:
+        return ""
+    if names:
+        shown = f"{', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
+        out = weight_decay.count(names, weights)
+        return f"weight decay {decay:g} leaves out {out:,} of {counted(len(weights), 'weight')} ({shown})"
+    stored = parent.state.optimizer if parent is not None and live.kept else None
+    by_keras = stored is not None and "learning_rate" in (stored.config or {})
+    if parent is None or not by_keras or parent.state.card is not None or parent.run is not None:
+        return ""
+    if config.weight_decay is not None or config.exclude_from_weight_decay is not None:
+        return ""
+    return (
+        f"weight decay {decay:g} applies to every weight: a file of Keras does not hold what exclude_from_weight_decay left "
+        f"out; {option('exclude-from-weight-decay', 'bias')} leaves weights out, none ends this note"
+    )
 
 
 def _setting(value: Any) -> str:

@@ -29,7 +29,7 @@ from kresume.options.settings import DEFAULTS, default_rate
 from kresume.options.table import TrainConfig
 from kresume.staging.fetch import here
 from kresume.values.card import Card
-from kresume.values.state import SavedOptimizer, SavedRate, TrainState
+from kresume.values.state import UNDECAYED, SavedOptimizer, SavedRate, TrainState
 
 
 @dataclass(frozen=True)
@@ -155,10 +155,10 @@ def choose_optimizer(config: TrainConfig, parent: Parent | None, model: Any) -> 
         CheckpointError: the file does not name its optimizer, or holds no state; the message says which option to give.
         UsageError: `--optimizer` is invalid, or `--weight-decay` is needed.
     """
-    from kresume.models import optimizers, saved_optimizer
+    from kresume.models import optimizers, saved_optimizer, weight_decay
 
     asked, reset = asked_optimizer(config)
-    own = saved_optimizer.describe_compiled(getattr(model, "optimizer", None))
+    own = saved_optimizer.describe_compiled(getattr(model, "optimizer", None), model)
     if parent is None:
         if asked is None and own is not None:
             return own, False, ""
@@ -168,7 +168,7 @@ def choose_optimizer(config: TrainConfig, parent: Parent | None, model: Any) -> 
         compiled = own is not None and own.class_name == asked
         return (own if compiled and own is not None else SavedOptimizer(asked, None, 0)), False, ""
     saved_optimizer.check_can_keep(parent.state, asked or (own and own.class_name) or DEFAULTS.optimizer)
-    decay = parent.state.records.get("coupled_decay")
+    decay = saved_optimizer.coupled_decay(parent.state, asked or (own.class_name if own else None) or "")
     if decay and config.weight_decay is None:
         raise UsageError(
             f"{parent.state.source} was trained with a weight decay of {decay:g} inside the gradient, which Keras's optimizers "
@@ -187,7 +187,7 @@ def choose_optimizer(config: TrainConfig, parent: Parent | None, model: Any) -> 
     saved, assumed = saved_optimizer.name_optimizer(
         parent.state, model, asked, own, accumulate=config.accumulate, given=given
     )
-    return saved, True, assumed
+    return weight_decay.as_compiled(saved, own), True, assumed
 
 
 def asked_optimizer(config: TrainConfig) -> tuple[str | None, bool]:
@@ -224,6 +224,9 @@ def wanted_optimizer(saved: SavedOptimizer, config: TrainConfig) -> SavedOptimiz
         changes["weight_decay"] = config.weight_decay
     if config.ema is not None:
         changes |= {"use_ema": True, "ema_momentum": config.ema}
+    if config.exclude_from_weight_decay is not None:
+        names = ",".join(config.exclude_from_weight_decay).split(",")
+        changes[UNDECAYED] = [name.strip() for name in names if name.strip() not in {"", "none"}]
     if config.accumulate is not None:
         changes["gradient_accumulation_steps"] = config.accumulate if config.accumulate > 1 else None
     return optimizers.with_config(saved, changes)
@@ -251,7 +254,7 @@ def restore_parent(
         RestoreError: a variable could not be restored; the error holds the table.
         ModelError, CheckpointError, UsageError: the model or its optimizer cannot be built; the message says why.
     """
-    from kresume.models import build, hub, optimizers, precision, restore, slots
+    from kresume.models import build, hub, optimizers, precision, restore, slots, weight_decay
     from kresume.models.saved_optimizer import build_optimizer
 
     model = build.build_model(
@@ -282,6 +285,9 @@ def restore_parent(
         same_weights=optimizers.says_same_weights(config.optimizer),
     )
     check_finite(model, parent.state.source)
+    if keep and restoration.undecayed:
+        saved = optimizers.with_config(saved, {UNDECAYED: list(restoration.undecayed)})
+        weight_decay.exclude(optimizer, restoration.undecayed)
     summary = f"{restoration.summary}; {assumed}" if assumed else restoration.summary
     own = hub.on_its_own(model)
     if own is not model:
