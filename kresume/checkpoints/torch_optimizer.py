@@ -119,7 +119,7 @@ def read(
 
 
 def _undecayed(groups: Sequence[Mapping[str, Any]], owners: Mapping[Any, Any]) -> tuple[str, ...]:
-    """Returns the parameters of groups without weight decay; scripts put biases and norms into such groups."""
+    """Returns the parameters of groups without weight decay, mostly biases and norms."""
     indices = [index for group in groups if not _number(group.get("weight_decay")) for index in group.get("params", ())]
     return tuple(str(owners[index]) for index in indices if index in owners)
 

@@ -125,7 +125,7 @@ def name_optimizer(
 
 
 def coupled_decay(state: TrainState, name: str) -> float:
-    """Returns the weight decay that a checkpoint's optimizer adds to the gradient, which Keras cannot; 0 if none.
+    """Returns the weight decay that an optimizer adds to the gradient, which Keras cannot; 0 if none.
 
     Args:
         state: the checkpoint.
