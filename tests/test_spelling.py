@@ -50,6 +50,8 @@ WRONG = [
     {"replay": 2.0},
     {"val_split": 1.0},
     {"cache_limit": "much"},
+    {"cache_limit": "12"},
+    {"cache_limit": "-1GB"},
     {"watch": True},
     {"interpolation": "cubic"},
     {"resize": "squeeze"},

@@ -15,7 +15,7 @@ import importlib.util
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,16 +76,18 @@ def read(path: str) -> TrainState:
     if importlib.util.find_spec("orbax") is None:
         raise MissingPackage(f"reading {path} needs orbax-checkpoint: pip install 'kresume[orbax]'")
     folder = Path(path).absolute()
+    way = "use an earlier one"
     if not _is_tree(folder) and not _is_step(folder):
-        folder = _steps(folder)[-1]
+        *earlier, folder = _steps(folder)
+        way = f"its newest step is {folder.name}; {f'use {Path(path) / earlier[-1].name}' if earlier else 'it has no other'}"
     item = folder if _is_tree(folder) else _item(folder, path)
-    arrays = dict(_flat(_tree(item, path), ()))
+    arrays = dict(_flat(_tree(item, path, way), ()))
     config = _config(folder, path)
     compiled = config.get("compile_config") if config else None
     saved = unwrapped((compiled or {}).get("optimizer"))
-    names = [name for name in arrays if name.startswith(f"{OPTIMIZER}/")]
-    scaled = any(name.rpartition("/")[2] == "dynamic_scale" for name in names)
-    iterations = _scalar(arrays, "iteration") if names else arrays.get("step")
+    scaling = scaling_of(arrays)
+    names = [name for name in arrays if name.startswith(f"{OPTIMIZER}/") and name not in scaling]
+    iterations = _scalar(arrays, names, "iteration") if names else arrays.get("step")
     is_count = iterations is not None and iterations.shape == () and iterations.dtype.kind in "iu"
     return TrainState(
         source=path,
@@ -94,9 +96,9 @@ def read(path: str) -> TrainState:
         arrays=arrays,
         architecture={**config, "compile_config": None} if config else None,
         compiled=compiled,
-        optimizer=described(saved, len(names), scaled) if names else None,
+        optimizer=described(saved, len(names), bool(scaling)) if names else None,
         step=int(iterations) if iterations is not None and is_count else None,
-        rate=_rate(saved, _scalar(arrays, "learning_rate")),
+        rate=_rate(saved, _scalar(arrays, names, "learning_rate")),
         writer="orbax, Keras 3" if config else "orbax",
         written=atomic.modified(item),
     )
@@ -116,16 +118,14 @@ def _item(folder: Path, path: str) -> Path:
     return found[0]
 
 
-def _tree(item: Path, path: str) -> Any:
+def _tree(item: Path, path: str, way: str) -> Any:
     import orbax.checkpoint as orbax
 
     def read_all() -> Any:
         with _quiet(), _loops_that_finish(), orbax.PyTreeCheckpointer() as checkpointer:
             metadata = checkpointer.metadata(item).item_metadata
             if metadata is None:
-                raise CheckpointError(
-                    f"{path} is truncated or damaged ({item.name} describes no tree): use an earlier one"
-                )
+                raise CheckpointError(f"{path} is truncated or damaged ({item.name} describes no tree): {way}")
             tree = metadata.tree
             _check_size(tree, item, path)
             kinds = _mapped(
@@ -137,7 +137,7 @@ def _tree(item: Path, path: str) -> Any:
         return _in_own_thread(read_all)
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise CheckpointError(f"{path} is truncated or damaged ({reason}): use an earlier one") from error
+        raise CheckpointError(f"{path} is truncated or damaged ({reason}): {way}") from error
 
 
 def _in_own_thread(function: Callable[[], Any]) -> Any:
@@ -260,12 +260,19 @@ def _config(folder: Path, path: str) -> dict[str, Any] | None:
     return value
 
 
-def _scalar(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray | None:
-    found = [
-        array
-        for path, array in arrays.items()
-        if path.startswith(f"{OPTIMIZER}/") and path.rpartition("/")[2] == name and array.shape == ()
-    ]
+def scaling_of(names: Iterable[str]) -> frozenset[str]:
+    """Returns the arrays of loss scaling, which wraps the optimizer and has a count and a rate of its own.
+
+    Args:
+        names: those of all arrays.
+    """
+    listed = [name for name in names if name.startswith(f"{OPTIMIZER}/")]
+    roots = {name.rpartition("/")[0] for name in listed if name.rpartition("/")[2] == "dynamic_scale"}
+    return frozenset(name for name in listed if name.rpartition("/")[0] in roots)
+
+
+def _scalar(arrays: Mapping[str, np.ndarray], names: Iterable[str], last: str) -> np.ndarray | None:
+    found = [arrays[name] for name in names if name.rpartition("/")[2] == last and arrays[name].shape == ()]
     return found[0] if len(found) == 1 else None
 
 

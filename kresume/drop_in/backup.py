@@ -199,12 +199,12 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Counts steps, ends an interrupted epoch after its last step, and backs up when due."""
-        count = int(self._model.steps_per_execution)
-        self._total += count
-        self._last_batch_seen = self._begin_batch + batch  # an index, as in Keras's callback
+        steps, before = self._steps_of_epoch(), self._drawn
+        last = self._begin_batch + batch  # with several steps per call, Keras counts beyond the end of an epoch
+        self._last_batch_seen = last if steps is None else min(last, max(before, steps - 1))
         self._drawn = self._last_batch_seen + 1
-        self._batches_seen_since_last_saving += count
-        steps = self._steps_of_epoch()
+        self._total += self._drawn - before
+        self._batches_seen_since_last_saving += self._drawn - before
         at_end = steps is not None and self._drawn >= steps
         if self._model.stop_training:
             pass  # another callback requested the end; after a kill it does so again, from the previous backup

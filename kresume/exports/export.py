@@ -195,8 +195,7 @@ def export(
     subject = Subject(path, model, names_of(classes), pixels, image_size, tuple(imports), map_file, trust, axes)
     with reporter.waiting(f"reading {path}"):
         loaded = load(subject, anonymous=exporter.for_training)
-    if not exporter.for_training:
-        loaded = with_statistics(loaded, reporter)
+    loaded = _raw(loaded) if exporter.for_training else with_statistics(loaded, reporter)
     for note in (*loaded.notes, *(_left_out(loaded) if exporter.for_training else ())):
         reporter.warn(note)
     sources = [str(data)] if isinstance(data, (str, Path)) else [str(source) for source in data]
@@ -221,6 +220,16 @@ def export(
     failures, size = tell_run(loaded, destination, record), _size(destination)
     place.send(reporter)
     return ExportResult(public(str(destination)), format, path, parity, record, size, public(notes), failures)
+
+
+def _raw(loaded: Loaded) -> Loaded:
+    """Returns a bare checkpoint with its raw weights, which a training format holds beside their averages."""
+    if not loaded.averages or loaded.run is not None:
+        return loaded
+    from kresume.models.restore import restore
+
+    restore(loaded.model, loaded.state, optimizer=None)
+    return replace(loaded, averages=False)
 
 
 def _with_samples(job: Job, samples: Samples) -> tuple[Job, str]:

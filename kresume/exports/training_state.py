@@ -95,9 +95,8 @@ def revive(loaded: Loaded, job: Job) -> Training:
     own_counts.scale_to_one_count(optimizer)  # plain Keras has a single step count
     optimizer = _made_at_once(optimizer, model)
     _compile(loaded, optimizer)
-    words = (
-        "averages" if averaged else "raw; the averages are among the optimizer's variables" if loaded.averages else ""
-    )
+    kept = bool((saved.config or {}).get("use_ema"))
+    words = "averages" if averaged else "raw; the averages are among the optimizer's variables" if kept else ""
     return Training(model, _facts(loaded, model, optimizer, "; ".join(filter(None, [words, assumed]))))
 
 
@@ -105,7 +104,7 @@ def _begun_anew(loaded: Loaded, name: str) -> Training:
     """Compiles the model with a fresh optimizer; keeps the checkpoint's rate if it is comparable."""
     state, model = loaded.state, loaded.model
     stored, words = state.optimizer, ""
-    if loaded.averages and loaded.run is None:
+    if loaded.run is None and stored is not None and (stored.config or {}).get("use_ema"):
         restore.restore(model, state, optimizer=None)
         words = "raw; the averages went with the old optimizer; "
     rate = state.rate.value if state.rate is not None else None

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from kresume.backend import live_state
-from kresume.checkpoints.orbax_folder import OPTIMIZER
+from kresume.checkpoints.orbax_folder import OPTIMIZER, scaling_of
 from kresume.errors import ModelError
 from kresume.models import match_slots, slots, structure
 from kresume.models.generated_names import by_new_number, split_number
@@ -60,7 +60,7 @@ def match(
     if optimizer is None:
         return Matched(names, notes=notes, apart=others)
     found = _match_optimizer(model, optimizer, state, names, same_weights)
-    return Matched({**names, **found.names}, found.left_out, found.unsure, notes, apart=others)
+    return Matched({**names, **found.names}, found.left_out, found.unsure, notes, apart=others | found.apart)
 
 
 def _is_keras(state: TrainState) -> bool:
@@ -238,14 +238,16 @@ def _match_optimizer(
             named = by_last.get(f"{'_'.join(weight.split('/')[1:])}_{kind}", [])
             if len(named) == 1:
                 found[id(slot)] = named[0]
+    scaling, live_scaling = scaling_of(state.arrays), set(map(id, slots.scale_variables(optimizer)))
     for variable in optimizer.variables:
         named = by_last.get(str(variable.path).rpartition("/")[2], [])
+        named = [name for name in named if (name in scaling) == (id(variable) in live_scaling)]
         if id(variable) not in found and len(named) == 1 and state.arrays[named[0]].shape == ():
             found[id(variable)] = named[0]
     trained = {id(variable) for variable in inner._trainable_variables}
     frozen = {"_".join(name.split("/")[1:]) for key, name in weights.items() if key not in trained}
     left_out = {name for path in frozen for kind in kinds for name in by_last.get(f"{path}_{kind}", ())}
-    return Matched(found, frozenset(left_out))
+    return Matched(found, frozenset(left_out), apart=frozenset() if live_scaling else scaling)
 
 
 def unused(model: Any, optimizer: Any | None, state: TrainState, names: Mapping[int, str]) -> list[str]:

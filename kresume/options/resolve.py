@@ -117,10 +117,14 @@ def default_cache_limit() -> int:
 def _parse_bytes(given: str) -> int:
     text = given.strip().upper()
     number = text.rstrip("KMGTB")
+    wrong = f"{option('cache-limit', given)}: give a size with its unit, 500MB or 50GB for example"
     try:
-        return int(float(number) * SIZES[text[len(number) :].strip()])
-    except (ValueError, KeyError) as error:
-        raise UsageError(f"{option('cache-limit', given)}: give a size, 500MB or 50GB for example") from error
+        size = int(float(number) * SIZES[unit := text[len(number) :].strip()])
+    except (ValueError, KeyError, OverflowError) as error:
+        raise UsageError(wrong) from error
+    if size < 0 or (not unit and 0 < size < 10**6):  # 12 probably means 12GB, and is no cache in bytes
+        raise UsageError(wrong)
+    return size
 
 
 def _validated(given: Mapping[str, Any]) -> TrainConfig:

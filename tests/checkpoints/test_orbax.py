@@ -128,6 +128,22 @@ def test_a_damaged_folder_is_refused(tmp_path, file, damage):
         read_checkpoint(tmp_path / "o")
 
 
+@pytest.mark.one_backend
+def test_a_damaged_newest_step_names_the_step_before(tmp_path):
+    """The way on of the message is tried: it is read."""
+    steps = tmp_path / "steps"
+    (source,) = (child for child in (GOLDENS / FOLDERS[0] / "sequential-sgd").iterdir() if child.name.isdigit())
+    for number in (3, 12):
+        shutil.copytree(source, steps / str(number))
+    (steps / "12" / "pytree" / "manifest.ocdbt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=rf"damaged .*its newest step is 12; use {steps / '3'}"):
+        read_checkpoint(steps)
+    assert read_checkpoint(steps / "3").step == 3
+    shutil.rmtree(steps / "3")
+    with pytest.raises(CheckpointError, match=r"its newest step is 12; it has no other"):
+        read_checkpoint(steps)
+
+
 @pytest.mark.parametrize("name", ["nested-adam", "nested-state", "sequential-sgd"])
 @pytest.mark.one_backend
 def test_a_damaged_folder_leaves_nothing_behind(tmp_path, monkeypatch, name):
@@ -219,3 +235,37 @@ def test_sets_of_weights_that_nothing_tells_apart_are_refused(tmp_path, names):
         checkpointer.save(tmp_path / "both", {name: tree_of(number) for number, name in enumerate(names)})
     with pytest.raises(RestoreError, match="does not fit the model"):
         restore.restore(two_layers(), read_checkpoint(tmp_path / "both"), optimizer=None)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "float32"])
+def test_loss_scaling_is_restored_to_the_last_bit(tmp_path, policy):
+    """Keras writes a count and a rate of the scaling beside the optimizer's; nothing told them apart, so it was refused."""
+
+    def made():
+        keras.utils.set_random_seed(4)
+        inputs = keras.Input((5,))
+        outputs = keras.layers.Dense(3, dtype="float32")(keras.layers.Dense(4, "relu", dtype=policy)(inputs))
+        return keras.Model(inputs, outputs)
+
+    model = made()
+    scaled = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.01), initial_scale=64.0)
+    model.compile(scaled, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(12, 5)).astype("float32"), rng.integers(0, 3, 12)
+    writer = keras.callbacks.OrbaxCheckpoint(str(tmp_path / "orbax"), save_freq="epoch")
+    model.fit(x, y, 4, epochs=2, verbose=0, callbacks=[writer])
+    state = read_checkpoint(tmp_path / "orbax")
+    assert (state.step, state.optimizer.class_name, state.optimizer.loss_scale) == (6, "Adam", True)
+    assert state.rate.value == pytest.approx(0.01)
+    other = made()
+    optimizer = optimizers.make_optimizer(state.optimizer, 0.5)
+    optimizer.build(other.trainable_variables)
+    restore.restore(other, state, optimizer=optimizer)
+    pairs = zip([*other.weights, *optimizer.variables], [*model.weights, *scaled.variables], strict=True)
+    for ours, theirs in pairs:
+        assert np.asarray(ours.value).tobytes() == np.asarray(theirs.value).tobytes(), ours.path
+    plain = optimizers.make_optimizer(state.optimizer.__class__("Adam", state.optimizer.config, 0), 0.5)
+    plain.build(other.trainable_variables)
+    restore.restore(other, state, optimizer=plain)  # without the scale, which float32 does not need
+    for ours, theirs in zip(plain.variables, scaled.inner_optimizer.variables, strict=True):
+        assert np.asarray(ours.value).tobytes() == np.asarray(theirs.value).tobytes(), ours.path

@@ -545,6 +545,38 @@ def test_kerass_own_backup_is_read_and_its_torn_pair_passed_over(tmp_path, capfd
         build().fit(x, y, 5, epochs=5, callbacks=[kresume.BackupAndRestore(tmp_path)], verbose=0)
 
 
+@pytest.mark.parametrize("per_call", [1, 3, 4])
+def test_the_step_of_a_backup_is_that_of_the_optimizer(tmp_path, capfd, per_call):
+    """With several steps per call Keras counts beyond the end of an epoch, and so did the backup's step."""
+    from kresume.checkpoints.read import read_checkpoint
+
+    x, y = validation()
+
+    class Die(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if self.epoch == 2 and batch + 1 >= 2 * per_call:
+                raise Killed
+
+        def on_epoch_begin(self, epoch, logs=None):
+            self.epoch = epoch
+
+    def fit(*others):
+        model = build(steps_per_execution=per_call)
+        backup = kresume.BackupAndRestore(tmp_path / "b", save_freq=per_call, delete_checkpoint=False)
+        model.fit(x, y, 1, epochs=3, shuffle=False, callbacks=[backup, *others], verbose=0)
+        return int(model.optimizer.iterations)
+
+    with pytest.raises(Killed):
+        fit(Die())
+    capfd.readouterr()
+    assert fit() == 30
+    told = re.search(r"at step (\d+) \(epoch (\d)(?:, batch (\d+))?\)", capfd.readouterr().err)
+    step, epoch, batch = (int(number or 0) for number in told.groups())
+    assert step == 10 * (epoch - 1) + batch > 10
+    state = read_checkpoint(tmp_path / "b")
+    assert state.step == int(state.arrays["optimizer/0"]) > 26
+
+
 def test_kerass_own_backup_in_an_epoch_is_continued_as_keras_does(tmp_path, capfd):
     """Its epoch begins again on top of the batches that it had trained, to the same weights as with Keras's callback."""
     x, y = validation()

@@ -142,6 +142,16 @@ def test_averages_stay_where_training_left_them(tmp_path, images):
     np.testing.assert_allclose(averaged, np.asarray(raw.predict_on_batch(values)), atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["keras", "weights-h5", "tf-checkpoint"])
+def test_a_checkpoint_with_averages_is_verified_on_its_raw_weights(tmp_path, images, name):
+    """The scores of the averages were compared with those of the raw weights, and a right export was refused."""
+    first = trained(tmp_path / "first.keras", images, ema=True)
+    made = export(first, tmp_path / "out", format=name, classes=CLASSES)
+    assert made.parity.holds
+    assert made.record["source"]["averages"] is False
+    assert made.record["weights"] == "raw; the averages are among the optimizer's variables"
+
+
 @pytest.mark.one_backend(trains=True)
 def test_an_unnamed_optimizer_is_asked_for(tmp_path, images):
     """A checkpoint that does not name its optimizer is an error that names those that fit."""

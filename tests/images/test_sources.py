@@ -943,3 +943,40 @@ def test_json_that_holds_no_label_is_no_label(tmp_path, quiet):
     write_tar(tmp_path / "some.tar", [*both, ("1.png", picture), ("1.json", b'{"title": "x"}')])
     with pytest.raises(ImagesError, match=r"1\.json has no label, and other members have one"):
         list_images([tmp_path / "some.tar"], quiet)
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_labels_beside_pictures_and_folders_that_disagree_are_told(tmp_path, quiet, kind):
+    """One JSON with a label made an archive of class folders a WebDataset of one picture; swapped labels were not told."""
+    write_pictures(tmp_path / "set", 3, 0, ("a", "b"))
+    picture = min((tmp_path / "set" / "a").iterdir())
+    picture.with_suffix(".json").write_text('{"label": "b"}')
+    with pytest.raises(ImagesError, match=r"1 picture in it have a label in a \.cls or \.json member, and 5 have none"):
+        list_images([shutil.make_archive(str(tmp_path / "some"), kind, tmp_path / "set")], quiet)
+    for path in sorted((tmp_path / "set").rglob("*.png")):
+        path.with_suffix(".json").write_text(json.dumps({"label": {"a": "b", "b": "a"}[path.parent.name]}))
+    listing = list_images([shutil.make_archive(str(tmp_path / "all"), kind, tmp_path / "set")], quiet)
+    assert {(Path(found.member).parent.name, found.label) for found in listing.files} == {("a", "b"), ("b", "a")}
+    assert "not of the folders; 6 pictures differ" in " ".join(listing.notes)
+
+
+@pytest.mark.one_backend
+def test_one_place_in_an_archive_is_one_picture_however_it_is_spelled(tmp_path, quiet):
+    """`./a/1.png` after `a/1.png` replaces it; names with backslashes are folders, as in an old zip for Windows."""
+    write_pictures(tmp_path / "set", 3, 0, ("a",))
+    old, other, new = (path.read_bytes() for path in sorted((tmp_path / "set" / "a").iterdir()))
+    write_tar(tmp_path / "made.tar", [("a/1.png", old), ("b/2.png", other), ("./a/1.png", new)])
+    with zipfile.ZipFile(tmp_path / "made.zip", "w") as archive:
+        for name, data in (("a//1.png", old), ("b/2.png", other), ("a/1.png", new)):
+            archive.writestr(name, data)
+    with zipfile.ZipFile(tmp_path / "windows.zip", "w") as archive:
+        for name, data in (("set\\a\\1.png", new), ("set\\b\\2.png", other)):
+            archive.writestr(name, data)
+    for name in ("made.tar", "made.zip", "windows.zip"):
+        listing = list_images([tmp_path / name], quiet)
+        read = {
+            found.label: locations.read_range(found.path, found.offset, found.length, found.coding)
+            for found in listing.files
+        }
+        assert (len(listing.files), read) == (2, {"a": new, "b": other})

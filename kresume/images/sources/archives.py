@@ -16,7 +16,7 @@ import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from kresume.errors import ImagesError
@@ -24,7 +24,7 @@ from kresume.images.sources import class_folders
 from kresume.images.sources.class_folders import describe_left_out, walk
 from kresume.images.sources.found import NO_CLASS, Advance, Found, Listing, Source
 from kresume.images.sources.names import NOT_PICTURES, ending
-from kresume.images.sources.trees import InArchive
+from kresume.images.sources.trees import InArchive, pieces_of
 from kresume.spelling import counted
 from kresume.storage import locations
 
@@ -137,7 +137,7 @@ def list_zip(source: Source, advance: Advance) -> Listing:
 def _listing(source: Source, members: list[_Member], read: Callable[[str], bytes], unread: Counter[str]) -> Listing:
     given, facts = source.given, locations.stat(source.path)
     notes = [f"{given}: {counted(count, 'member')} left out: {reason}" for reason, count in sorted(unread.items())]
-    last = {member.name: member for member in members}
+    last = _last(members)
     if len(last) < len(members):
         again = counted(len(members) - len(last), "member")
         notes.append(f"{given}: {again} left out: later ones have the same names, and count, as when it is unpacked")
@@ -145,6 +145,8 @@ def _listing(source: Source, members: list[_Member], read: Callable[[str], bytes
     left_out: Counter[str] = Counter()
     paired = _paired(last) if source.labelled else {}
     own = _read_labels(paired, read, given)
+    if own:
+        notes += _check_against_folders(tree, own, given)
     labels: dict[str, tuple[str, str | None]]
     if not source.labelled:
         labels = {picture.path: (NO_CLASS, None) for picture in walk(tree, tree.root, left_out)}
@@ -185,6 +187,39 @@ def _listing(source: Source, members: list[_Member], read: Callable[[str], bytes
     classes = {each.label for each in found}
     numbered = bool(own) and all(label.isdecimal() for label in classes)
     return Listing(found, tuple(notes), tuple(sorted(classes)), numbered=numbered)
+
+
+def _last(members: list[_Member]) -> dict[str, _Member]:
+    """Returns the last member of each place, by its name; `./a/1.png` and `a//1.png` are one place."""
+    last = {"/".join(pieces_of(member.name)): member for member in members}
+    return {member.name: member for member in last.values()}
+
+
+def _check_against_folders(tree: InArchive, labels: Mapping[str, str], given: str) -> list[str]:
+    """Compares the labels of `.cls` and `.json` members with folders that may be classes.
+
+    Returns:
+        A note if the folders say something else.
+
+    Raises:
+        ImagesError: some pictures in several folders have such a member, and others have none.
+    """
+    pictures = {picture.path: pieces_of(picture.path)[:-1] for picture in walk(tree, tree.root, Counter())}
+    folders = {tuple(pieces) for pieces in pictures.values()}
+    if len(folders) < 2:
+        return []
+    without = len(pictures.keys() - labels.keys())
+    if without:
+        some = counted(len(labels), "picture")
+        raise ImagesError(
+            f"{given}: {some} in it have a label in a .cls or .json member, and {without:,} have none; all lie in folders, "
+            f"{', '.join(sorted({pieces[-1] for pieces in folders if pieces})[:3])} and so on: leave those members out to "
+            "take the folders as classes, or add the others"
+        )
+    other = sum(label not in pictures.get(name, ()) for name, label in labels.items())
+    if not other:
+        return []
+    return [f"{given}: labels are those of its .cls and .json members, not of the folders; {other:,} pictures differ"]
 
 
 def _refuse_arrays(names: Collection[str], given: str) -> None:

@@ -84,11 +84,20 @@ class Member:
     path: str
 
 
+def pieces_of(name: str) -> list[str]:
+    """Returns the folders and the file in a member's name.
+
+    Old programs for Windows write backslashes, and then no slashes.
+    """
+    separated = name if "/" in name else name.replace("\\", "/")
+    return [piece for piece in separated.split("/") if piece not in {"", "."}]
+
+
 class InArchive:
     """Holds the folders that the names of an archive's members make.
 
     Args:
-        names: names with slashes between folders. `tar cf x.tar .` writes names such as `./cat/1.png`.
+        names: names of members. `tar cf x.tar .` writes names such as `./cat/1.png`.
     """
 
     root = ""
@@ -97,7 +106,7 @@ class InArchive:
         self._folders: dict[str, tuple[dict[str, Member], dict[str, Member]]] = {"": ({}, {})}
         self._unsure: set[str] = set()
         for name in names:
-            pieces = [piece for piece in name.split("/") if piece not in {"", "."}]
+            pieces = pieces_of(name)
             if pieces and pieces[-1] == UNSURE:
                 self._unsure.add("/".join(pieces[:-1]))
             if not pieces or any(map(hidden, pieces)):
