@@ -99,13 +99,13 @@ def describe(optimizer: Any, weights: Iterable[Any] = ()) -> SavedOptimizer:
 
     Args:
         optimizer: of Keras.
-        weights: the variables that it will train, if it is not built.
+        weights: those of its model, frozen ones included; none for the variables that it was built on.
     """
     wrapped, optimizer = optimizer, live_state.inner(optimizer)
     name = str(keras.saving.get_registered_name(type(optimizer)))
     config = dict(keras.saving.serialize_keras_object(optimizer)["config"])
-    trained = getattr(optimizer, "_trainable_variables", None) or weights
-    if undecayed := weight_decay.excluded(optimizer, trained):
+    known = tuple(weights) or getattr(optimizer, "_trainable_variables", ())
+    if undecayed := weight_decay.excluded(optimizer, known):
         config[weight_decay.KEY] = list(undecayed)
     return SavedOptimizer(name, config, len(optimizer.variables), wrapped is not optimizer)
 

@@ -32,7 +32,7 @@ def describe_compiled(optimizer: Any | None, model: keras.Model | None = None) -
     """
     if optimizer is None:
         return None
-    return optimizers.describe(optimizer, model.trainable_variables if model is not None else ())
+    return optimizers.describe(optimizer, model.weights if model is not None else ())
 
 
 def check_can_keep(state: TrainState, name: str) -> None:

@@ -274,7 +274,7 @@ def _arrays(
     without = set(state.records.get("undecayed", ()))
     undecayed = [
         f"{EXACT}{variable.path}"
-        for variable in model.trainable_variables
+        for variable in model.weights
         if (found := sources.get(id(variable))) is not None and found.source in without
     ]
     return arrays, {"left_out": left_out, "unstarted": unstarted, "undecayed": undecayed}

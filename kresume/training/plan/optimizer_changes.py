@@ -121,7 +121,9 @@ def describe_decay(config: TrainConfig, parent: Parent | None, live: Live, wante
             )
         if idle := [name for name in names if not weight_decay.count((name,), weights)]:
             known = ", ".join(sorted({weight.name for weight in weights})[:8])
-            raise UsageError(f"{given}: no weight's name holds {idle[0]}; their names are {known}")
+            raise UsageError(
+                f"{given}: no weight's name holds {idle[0]}; their names are {known}: give the option without it"
+            )
     if not decay:
         return ""
     if names:
