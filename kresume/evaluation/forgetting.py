@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kresume.class_names import show_class
 from kresume.evaluation.verdict import Pair, judge_classes, judge_origins
 
 MOST_NAMED = 3
@@ -36,6 +37,11 @@ class Forgetting:
         return f"{words}; {self.unknown}" if self.unknown else words
 
 
+def _shown(name: str) -> str:
+    """Returns a class for a reader; `0 (-34.8 points)` alone reads as a number."""
+    return f"class {name}" if name.isdecimal() else show_class(name)
+
+
 def forgetting_of(pair: Pair, added: Sequence[str]) -> Forgetting:
     """Compares a run with its parent on old images and on each class that the parent knew.
 
@@ -54,5 +60,5 @@ def forgetting_of(pair: Pair, added: Sequence[str]) -> Forgetting:
     unknown = [] if old is not None else ["no validation image is old"]
     if unjudged:
         rest = f" and {len(unjudged) - MOST_NAMED:,} more classes" if len(unjudged) > MOST_NAMED else ""
-        unknown.append(f"no validation image of {', '.join(unjudged[:MOST_NAMED])}{rest}")
-    return Forgetting((*fell, *(f"{name} ({each.facts})" for name, each in worse)), ", ".join(unknown))
+        unknown.append(f"no validation image of {', '.join(map(_shown, unjudged[:MOST_NAMED]))}{rest}")
+    return Forgetting((*fell, *(f"{_shown(name)} ({each.facts})" for name, each in worse)), ", ".join(unknown))
