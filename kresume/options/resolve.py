@@ -106,15 +106,23 @@ def cache_limit(config: TrainConfig) -> int | None:
     Raises:
         UsageError: it is not a size.
     """
-    return None if config.cache_limit is None else _parse_bytes(config.cache_limit)
+    return None if config.cache_limit is None else parse_bytes(config.cache_limit)
 
 
 def default_cache_limit() -> int:
     """Returns the default of `--cache-limit` in bytes."""
-    return _parse_bytes(DEFAULTS.cache_limit)
+    return parse_bytes(DEFAULTS.cache_limit)
 
 
-def _parse_bytes(given: str) -> int:
+def parse_bytes(given: str) -> int:
+    """Returns a size in bytes.
+
+    Args:
+        given: `"50GB"`; a number without a unit is 0 or at least a million.
+
+    Raises:
+        UsageError: it is not a size.
+    """
     text = given.strip().upper()
     number = text.rstrip("KMGTB")
     wrong = f"{option('cache-limit', given)}: give a size with its unit, 500MB or 50GB for example"

@@ -262,6 +262,8 @@ def test_the_plan_says_how_much_disk_a_run_needs(place):
     assert abs(float(said) - size) < 0.2 * size
     assert plan.disk.startswith("3 snapshots of ")
     assert plan.disk.endswith(f"{42 * 10 * 10 * 3 / 1000:.0f} kB of decoded images in the cache")
+    small = kresume.plan("runs/1-shapes", add=["new"], quiet=True, cache_limit="10KB", **OPTIONS).disk
+    assert small.endswith("no room for 13 kB of decoded images in a cache of 10 kB")
     assert "cache" not in kresume.plan("runs/1-shapes", add=["new"], quiet=True, cache="off", **OPTIONS).disk
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+from kresume.options.resolve import parse_bytes
 from kresume.options.settings import Settings
 from kresume.spelling import in_bytes
 from kresume.training.plan.parent import Live
@@ -26,7 +27,12 @@ def describe_disk(live: Live, images: int, spec: DecodeSpec, held: Settings) -> 
     snapshot = sum(math.prod(variable.shape) * _bytes(str(variable.dtype)) for variable in variables)
     words = [f"{held.keep:,} snapshot{'s' * (held.keep > 1)} of {in_bytes(snapshot)}"]
     if held.cache != "off":
-        words.append(f"{in_bytes(images * spec.height * spec.width * 3)} of decoded images in the cache")
+        decoded, limit = images * spec.height * spec.width * 3, parse_bytes(held.cache_limit)
+        words.append(
+            f"{in_bytes(decoded)} of decoded images in the cache"
+            if decoded <= limit
+            else f"no room for {in_bytes(decoded)} of decoded images in a cache of {in_bytes(limit)}"
+        )
     return ", ".join(words)
 
 
