@@ -72,15 +72,18 @@ def revive(loaded: Loaded, job: Job) -> Training:
     if state.optimizer is None:
         restore.restore(model, state, optimizer=None)
         return Training(model, _facts(loaded, model, None, "no optimizer state in the checkpoint"))
-    own = saved_optimizer.describe_compiled(loaded.own_optimizer if state.optimizer.class_name is None else None)
+    own = saved_optimizer.describe_compiled(loaded.own_optimizer, model)
     saved, assumed = saved_optimizer.name_optimizer(state, model, asked, own)
+    saved = weight_decay.as_compiled(saved, own)
     if asked and asked != saved.class_name:
         raise UsageError(
             f"{option('optimizer', asked)}: the optimizer in {state.source} is {saved.class_name}; leave the option out, or "
             f"give {asked.lower()}:reset to start a fresh one"
         )
     optimizer = saved_optimizer.build_optimizer(model, state, saved, portable=True)
-    restore.restore(model, state, optimizer=optimizer, same_weights=optimizers.says_same_weights(job.optimizer))
+    found = restore.restore(model, state, optimizer=optimizer, same_weights=optimizers.says_same_weights(job.optimizer))
+    if found.undecayed:
+        weight_decay.mark(optimizer, found.undecayed)
     use_stored(model, state)
     averaged = loaded.averages and loaded.run is not None
     if averaged:
@@ -135,8 +138,8 @@ def _made_at_once(optimizer: Any, model: Any) -> Any:
     config = optimizer.get_config()
     config.pop("name", None)
     made = type(optimizer).from_config(config)
-    if undecayed := weight_decay.excluded(optimizer):
-        weight_decay.exclude(made, undecayed)
+    if (undecayed := weight_decay.left_out(optimizer)) is not None:
+        weight_decay.mark(made, undecayed)
     made.build(model.trainable_variables)
     for new, old in zip(made.variables, optimizer.variables, strict=True):
         new.assign(np.array(keras.ops.convert_to_numpy(old.value), copy=True))

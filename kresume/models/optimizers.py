@@ -5,7 +5,7 @@ optimizer = make_optimizer(state.optimizer, 1e-4)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -78,7 +78,7 @@ def make_optimizer(saved: SavedOptimizer, learning_rate: Any) -> Any:
         raise CheckpointError(f"the checkpoint does not name its optimizer: give {option('optimizer', 'NAME')}")
     config = dict(saved.config or {})
     config.pop("name", None)  # an auto-generated name of another process would shift the paths of the slots
-    undecayed = config.pop(weight_decay.KEY, ())
+    undecayed = config.pop(weight_decay.KEY, None)
     config["learning_rate"] = 1e-3  # the saved schedule may be of a class that is no longer needed
     try:
         cls = keras.saving.get_registered_object(saved.class_name) or getattr(keras.optimizers, saved.class_name)
@@ -89,23 +89,22 @@ def make_optimizer(saved: SavedOptimizer, learning_rate: Any) -> Any:
             f"{option('import', 'FILE.py')}, or start another one fresh with {option('optimizer', 'NAME:reset')}"
         ) from error
     optimizer.learning_rate = learning_rate
-    if undecayed:
-        weight_decay.exclude(optimizer, undecayed)
+    if undecayed is not None:
+        weight_decay.mark(optimizer, undecayed)
     return keras.optimizers.LossScaleOptimizer(optimizer) if saved.loss_scale else optimizer
 
 
-def describe(optimizer: Any, weights: Iterable[Any] = ()) -> SavedOptimizer:
+def describe(optimizer: Any, model: Any | None = None) -> SavedOptimizer:
     """Returns the class and config of a live optimizer, as `make_optimizer` expects them.
 
     Args:
         optimizer: of Keras.
-        weights: those of its model, frozen ones included; none for the variables that it was built on.
+        model: the model for which a user's function compiled it.
     """
     wrapped, optimizer = optimizer, live_state.inner(optimizer)
     name = str(keras.saving.get_registered_name(type(optimizer)))
     config = dict(keras.saving.serialize_keras_object(optimizer)["config"])
-    known = tuple(weights) or getattr(optimizer, "_trainable_variables", ())
-    if undecayed := weight_decay.excluded(optimizer, known):
+    if (undecayed := weight_decay.left_out(optimizer, model)) is not None:
         config[weight_decay.KEY] = list(undecayed)
     return SavedOptimizer(name, config, len(optimizer.variables), wrapped is not optimizer)
 

@@ -36,7 +36,7 @@ class Restoration:
         rows: (variable, shape in the model, shape in the checkpoint, outcome), in the model's order.
         summary: one line for the user.
         notes: those of its parts that say how arrays were matched.
-        undecayed: what the checkpoint's optimizer leaves out of weight decay; see `weight_decay`.
+        undecayed: addresses of what the checkpoint's optimizer leaves out of weight decay, where only matching shows it.
     """
 
     rows: tuple[tuple[str, str, str, str], ...]

@@ -81,8 +81,8 @@ def write_archive(model: keras.Model, path: Path, card: Card | None, facts: Mapp
             if card is not None:
                 with zipfile.ZipFile(written, "a") as archive:
                     feed = feeding_line(card, rows=takes_rows(model))
-                    undecayed = weight_decay.excluded(model.optimizer) if model.optimizer is not None else ()
-                    more = {weight_decay.KEY: list(undecayed)} if undecayed else {}
+                    undecayed = weight_decay.left_out(model.optimizer) if model.optimizer is not None else None
+                    more = {weight_decay.KEY: list(undecayed)} if undecayed is not None else {}
                     archive.writestr(CARD, json.dumps({**card.as_dict(), "feed": feed, **facts, **more}, indent=1))
             os.replace(written, temporary)
         finally:

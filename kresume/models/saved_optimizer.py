@@ -30,9 +30,7 @@ def describe_compiled(optimizer: Any | None, model: keras.Model | None = None) -
         optimizer: of Keras, None for none.
         model: the model that it will train.
     """
-    if optimizer is None:
-        return None
-    return optimizers.describe(optimizer, model.weights if model is not None else ())
+    return optimizers.describe(optimizer, model) if optimizer is not None else None
 
 
 def check_can_keep(state: TrainState, name: str) -> None:

@@ -23,11 +23,10 @@ import numpy as np
 
 from kresume.backend import live_state
 from kresume.errors import RestoreError, UsageError
-from kresume.models import torch_rewritten
+from kresume.models import structure, torch_rewritten
 from kresume.models.torch_layout import Conversion, convert
 from kresume.models.torch_order import in_order
 from kresume.models.torch_units import COUNTER, Module, Unit, keras_units, pair, torch_modules
-from kresume.models.weight_decay import EXACT
 from kresume.spelling import option
 from kresume.storage import atomic, yaml_text
 from kresume.values.state import TrainState
@@ -272,9 +271,10 @@ def _arrays(
         if name not in used and name.rpartition(".")[2] != COUNTER and not (moment and optimizer is None):
             arrays[name.replace("optimizer/", "optimizer of ", 1)] = array
     without = set(state.records.get("undecayed", ()))
+    addresses = structure.address_of(model) if without else {}
     undecayed = [
-        f"{EXACT}{variable.path}"
-        for variable in model.weights
+        addresses[id(variable)].name
+        for variable in (model.weights if without else ())
         if (found := sources.get(id(variable))) is not None and found.source in without
     ]
     return arrays, {"left_out": left_out, "unstarted": unstarted, "undecayed": undecayed}

@@ -120,11 +120,10 @@ class TrainingOptions(Options):
         "Default: the optimizer's own.", RATE, metavar="F", range=AT_LEAST_0, inherited=True, held=True
     )
     exclude_from_weight_decay: tuple[str, ...] | None = option_of(
-        "Variables that weight decay leaves out, by a part of their name: bias, gamma, beta; or =PATH for one. Repeatable. "
-        "none leaves none out. Default: what the function of --model excludes; a file of Keras does not hold it.",
+        "Weights that weight decay leaves out, by a part of their path (a regular expression): bias,gamma,beta. Repeatable. "
+        "none leaves none out. Default: as the checkpoint, or the function of --model; a file of Keras does not hold it.",
         RATE,
-        metavar="NAME",
-        inherited=True,
+        metavar="TEXT",
     )
     ema: float | None = option_of(
         "Momentum of averaged weights, 0.99 for example; scores and model.keras use the averages. Default: as the "

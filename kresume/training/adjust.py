@@ -70,9 +70,10 @@ def adjust(model: Any, to: Adjustment, *, restored: Any = None) -> None:
         restored: the checkpoint's optimizer, whose slots and `iterations` are copied; None for a run whose snapshot will
             be assigned.
     """
-    from kresume.models import averages, optimizers, schedules, slots
+    from kresume.models import averages, optimizers, schedules, slots, weight_decay
 
     optimizer = optimizers.make_optimizer(to.optimizer, keras_rate(to.rate, to.iterations))
+    weight_decay.settle(optimizer, model)
     _compile(model, optimizer, to)
     if restored is not None:
         slots.carry(restored, model.optimizer)

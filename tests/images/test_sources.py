@@ -845,6 +845,8 @@ LAYOUTS = {
     "no folder": ("1", "2"),
     "unsure alone": ("unsure/2", "unsure/.kresume-unsure"),
     "nothing": (".hidden/1",),
+    "unsure in a split": ("train/cat/1", "train/dog/2", "train/unsure/3", "train/unsure/.kresume-unsure", "val/cat/4"),
+    "unsure in a class": ("cat/1", "dog/1", "cat/unsure/2", "cat/unsure/.kresume-unsure"),
     "other files": ("cat/1", "cat/notes.txt", "dog/1", "Thumbs.db", "__MACOSX/cat/1"),
 }
 
@@ -952,7 +954,7 @@ def test_labels_beside_pictures_and_folders_that_disagree_are_told(tmp_path, qui
     write_pictures(tmp_path / "set", 3, 0, ("a", "b"))
     picture = min((tmp_path / "set" / "a").iterdir())
     picture.with_suffix(".json").write_text('{"label": "b"}')
-    with pytest.raises(ImagesError, match=r"1 picture in it have a label in a \.cls or \.json member, and 5 have none"):
+    with pytest.raises(ImagesError, match=r"1 picture has a label in a \.cls or \.json member, and 5 have none"):
         list_images([shutil.make_archive(str(tmp_path / "some"), kind, tmp_path / "set")], quiet)
     for path in sorted((tmp_path / "set").rglob("*.png")):
         path.with_suffix(".json").write_text(json.dumps({"label": {"a": "b", "b": "a"}[path.parent.name]}))
@@ -971,7 +973,7 @@ def test_one_place_in_an_archive_is_one_picture_however_it_is_spelled(tmp_path, 
         for name, data in (("a//1.png", old), ("b/2.png", other), ("a/1.png", new)):
             archive.writestr(name, data)
     with zipfile.ZipFile(tmp_path / "windows.zip", "w") as archive:
-        for name, data in (("set\\a\\1.png", new), ("set\\b\\2.png", other)):
+        for name, data in (("set\\", b""), ("set\\a\\", b""), ("set\\a\\1.png", new), ("set\\b\\2.png", other)):
             archive.writestr(name, data)
     for name in ("made.tar", "made.zip", "windows.zip"):
         listing = list_images([tmp_path / name], quiet)
@@ -980,3 +982,18 @@ def test_one_place_in_an_archive_is_one_picture_however_it_is_spelled(tmp_path, 
             for found in listing.files
         }
         assert (len(listing.files), read) == (2, {"a": new, "b": other})
+
+
+@pytest.mark.one_backend
+def test_what_holds_no_pictures_in_an_archive_makes_no_classes(tmp_path, quiet):
+    """Documents and annotations beside a data set do not change its classes; an absurdly deep name does not end the reading."""
+    write_pictures(tmp_path / "any", 1, 0, ("a",))
+    picture = next((tmp_path / "any").rglob("*.png")).read_bytes()
+    names = ["set/train/cat/1.png", "set/train/dog/2.png", "set/val/cat/3.png"]
+    deep = "/".join("x" * 1200) + "/4.png"
+    write_tar(tmp_path / "a.tar", [*((name, picture) for name in names), ("docs/readme.txt", b"x"), (deep, picture)])
+    listing = list_images([tmp_path / "a.tar"], quiet)
+    assert sorted((found.member, found.label, found.split) for found in listing.files) == [
+        (names[0], "cat", "train"), (names[1], "dog", "train"), (names[2], "cat", "val")
+    ]  # fmt: skip
+    assert "files that are not images were left out: 1 .txt" in " ".join(listing.notes)

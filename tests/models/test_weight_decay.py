@@ -6,11 +6,13 @@ import keras
 import numpy as np
 import pytest
 
+import kresume
 from kresume import runs
 from kresume.checkpoints.read import read_checkpoint
-from kresume.errors import CheckpointError, UsageError
+from kresume.errors import CheckpointError, ModelError, UsageError
 from kresume.models import optimizers, restore, saved_optimizer, weight_decay
 from kresume.options.resolve import from_arguments
+from kresume.reporter import Reporter
 from kresume.training.preview import make_plan
 from kresume.values.state import UNDECAYED
 from tests.helpers.runs import TINY, kill_at_every_snapshot, result_arrays, run_training
@@ -30,6 +32,10 @@ def by_names(optimizer, model):
     optimizer.exclude_from_weight_decay(var_names=NAMES)
 
 
+def by_layers(optimizer, model):
+    optimizer.exclude_from_weight_decay(var_names=["^bias$", "kernel:0", "c/"])  # TensorFlow's and JAX's names differ
+
+
 def by_variables(optimizer, model):
     optimizer.exclude_from_weight_decay(var_list=[model.get_layer("c").kernel, model.get_layer("a").bias])
 
@@ -38,7 +44,13 @@ def by_both(optimizer, model):
     optimizer.exclude_from_weight_decay(var_list=[model.get_layer("c").kernel], var_names=["gam+a"])
 
 
-WAYS = {"names": by_names, "variables": by_variables, "both": by_both, "nothing": lambda optimizer, model: None}
+WAYS = {
+    "names": by_names,
+    "layers": by_layers,
+    "variables": by_variables,
+    "both": by_both,
+    "nothing": lambda optimizer, model: None,
+}
 
 
 def weights_after(optimizer, model, steps=4):
@@ -51,7 +63,7 @@ def weights_after(optimizer, model, steps=4):
 @pytest.mark.parametrize("class_name", ["AdamW", "SGD", "Lion"])
 @pytest.mark.parametrize("way", WAYS)
 def test_a_copy_of_an_optimizer_decays_what_keras_decays(way, class_name):
-    """A copy made before the first step trains to the bits of Keras's own; so does one that was built already."""
+    """A copy on a model that is built, or rebuilt from its configuration, trains to the bits of Keras's own."""
 
     def made(model):
         optimizer = getattr(keras.optimizers, class_name)(0.01, weight_decay=0.3)
@@ -59,34 +71,38 @@ def test_a_copy_of_an_optimizer_decays_what_keras_decays(way, class_name):
         return optimizer
 
     expected = weights_after(made(model := network()), model)
-    saved = optimizers.describe(made(model := network()), model.trainable_variables)
+    saved = optimizers.describe(made(model := network()), model)
     saved = json.loads(json.dumps(saved.config))  # run.json
-    model = network()
-    rebuilt = optimizers.describe(made(model), model.trainable_variables)
-    for config in (saved, rebuilt.config):
-        copy = optimizers.make_optimizer(optimizers.SavedOptimizer(class_name, config, 0), 0.01)
+    for rebuilt in (False, True):
+        copy = optimizers.make_optimizer(optimizers.SavedOptimizer(class_name, saved, 0), 0.01)
         model = network()
+        if rebuilt:  # a Sequential that is rebuilt gives its variables other paths
+            weights = model.get_weights()
+            model = keras.Sequential.from_config(model.get_config())
+            model.set_weights(weights)
+        weight_decay.settle(copy, model)
         copy.build(model.trainable_variables)
         assert weights_after(copy, model) == expected
-        again = optimizers.describe(copy)
-        assert again.config.get(UNDECAYED) == saved.get(UNDECAYED)
+        assert optimizers.describe(copy).config.get(UNDECAYED) == saved.get(UNDECAYED)
     assert (UNDECAYED in saved) == (way != "nothing")
-    late = getattr(keras.optimizers, class_name)(0.01, weight_decay=0.3)
-    model = network()
-    late.build(model.trainable_variables)
-    weight_decay.exclude(late, saved.get(UNDECAYED, ()))
-    assert weights_after(late, model) == expected
     every = weights_after(getattr(keras.optimizers, class_name)(0.01, weight_decay=0.3), network())
-    assert (every == expected) == (way == "nothing")
+    assert (every == expected) == (way == "nothing" or (way == "layers" and saved[UNDECAYED] == []))
+
+
+def test_a_marked_optimizer_does_not_train_before_it_knows_its_model():
+    """It would decay every weight."""
+    optimizer = optimizers.make_optimizer(optimizers.SavedOptimizer("AdamW", {UNDECAYED: ["c/bias"]}, 0), 0.01)
+    with pytest.raises(ModelError, match="does not know its model"):
+        weights_after(optimizer, network())
 
 
 def test_loss_scaling_wraps_it():
     """Under mixed_float16 the inner optimizer is described and copied."""
     inner = keras.optimizers.AdamW(0.01)
     inner.exclude_from_weight_decay(var_names=NAMES)
-    saved = optimizers.describe(keras.optimizers.LossScaleOptimizer(inner))
-    assert (saved.loss_scale, saved.config[UNDECAYED]) == (True, sorted(NAMES))
-    assert weight_decay.excluded(optimizers.make_optimizer(saved, 0.01)) == tuple(sorted(NAMES))
+    saved = optimizers.describe(keras.optimizers.LossScaleOptimizer(inner), network())
+    assert (saved.loss_scale, saved.config[UNDECAYED]) == (True, ["a/bias", "b/gamma", "b/beta", "c/bias"])
+    assert weight_decay.left_out(optimizers.make_optimizer(saved, 0.01)) == tuple(saved.config[UNDECAYED])
 
 
 FUNCTION = """
@@ -102,38 +118,65 @@ def build(classes=3):
     model.compile(optimizer, "sparse_categorical_crossentropy")
     return model
 """
-OUT = ["beta", "bias", "gamma", "=head/kernel"]
+SEQUENTIAL = """
+import keras
+def build(classes=3):
+    layers = keras.layers
+    inner = keras.Sequential([keras.Input((10, 10, 3)), layers.Conv2D(4, 3), layers.BatchNormalization()], name="body")
+    other = keras.Sequential([keras.Input((8, 8, 4)), layers.Conv2D(4, 3)], name="neck")
+    net = [keras.Input((10, 10, 3)), layers.Rescaling(1 / 255), inner, other, layers.GlobalAveragePooling2D()]
+    model = keras.Sequential([*net, layers.Dense(classes, "softmax", name="head")], name="net")
+    optimizer = keras.optimizers.AdamW(1e-2, weight_decay=0.2)
+    optimizer.exclude_from_weight_decay(var_list=[model.get_layer("head").kernel, other.layers[0].kernel])
+    model.compile(optimizer, "sparse_categorical_crossentropy")
+    return model
+"""
+OUT = ["conv/bias", "bn/gamma", "bn/beta", "head/kernel", "head/bias"]
 
 
-def test_what_the_users_function_leaves_out_stays_out(workplace):
-    """It holds in the run, in its children, its grown head, a killed run, model.keras and exports."""
-    (workplace / "net.py").write_text(FUNCTION)
+def recorded(run):
+    return runs.open_run(run).record.optimizer.config.get(UNDECAYED)
+
+
+def planned(name, **more):
+    return str(
+        make_plan(from_arguments(name, {"data": ["old"], "add": ["new"], "trial": False, **more}), Reporter(quiet=True))
+    )
+
+
+@pytest.mark.parametrize(("function", "out"), [(FUNCTION, OUT), (SEQUENTIAL, ["neck/conv2d/kernel", "head/kernel"])])
+def test_what_the_users_function_leaves_out_stays_out(workplace, function, out):
+    """It holds in the run, in its children, a grown head, a new head, model.keras and exports."""
+    (workplace / "net.py").write_text(function)
     run_training(model="net.py:build", data=["old"], out="a", **TINY)
-
-    def recorded(run):
-        return runs.open_run(run).record.optimizer.config.get(UNDECAYED)
-
-    assert recorded("a") == OUT
+    assert recorded("a") == out
     run_training("a", add=["new"], out="b", epochs=1)
-    assert recorded("b") == OUT
-    saved = read_checkpoint("a/model.keras").optimizer
-    assert saved.config[UNDECAYED] == OUT
-    plan = make_plan(from_arguments("a/model.keras", {"data": ["old"], "add": ["new"]}), run_quietly())
-    assert "weight decay 0.2 leaves out 5 of 6 weights (beta, bias, gamma, =head/kernel)" in str(plan)
+    assert recorded("b") == out
+    line = f"weight decay 0.2 leaves out {len(out)} of the model's"
+    assert read_checkpoint("a/model.keras").optimizer.config[UNDECAYED] == out
+    assert line in planned("a/model.keras")
+    kresume.export("a", "made", format="keras")
+    assert read_checkpoint("made/model.keras").optimizer.config[UNDECAYED] == out
     (workplace / "new" / "circle").rename(workplace / "new" / "blob")
+    assert line in planned("a", grow=True)
     run_training("a", add=["new"], out="c", epochs=1, grow=True)
-    assert recorded("c") == OUT
+    assert recorded("c") == out
+    assert line in planned("a", data=["new"], add=None, new_head=True)
     run_training("a", add=["val"], out="d", epochs=1, exclude_from_weight_decay=["bias,gamma", "beta"])
-    assert recorded("d") == ["bias", "gamma", "beta"]
-    run_training("d", add=["new"], out="e", epochs=1, grow=True)  # the option is inherited
-    assert recorded("e") == ["bias", "gamma", "beta"]
+    assert "head/bias" in recorded("d")
+    assert "head/kernel" not in recorded("d")
+    run_training("d", add=["new"], out="e", epochs=1, grow=True)
+    assert recorded("e") == recorded("d")
     run_training("d", add=["new"], out="f", epochs=1, grow=True, exclude_from_weight_decay=["none"])
-    assert not recorded("f")
+    assert recorded("f") == read_checkpoint("f/model.keras").optimizer.config[UNDECAYED] == []
+    for more in ({"optimizer": "sgd:reset", "lr": 0.1}, {"weight_decay": 0.0}):  # the run's record has no effect then
+        assert "weight decay" not in planned("a", grow=True, **more)
 
 
-def test_a_killed_run_leaves_out_the_same(tmp_path, pictures):
+@pytest.mark.parametrize("function", [FUNCTION, SEQUENTIAL])
+def test_a_killed_run_leaves_out_the_same(tmp_path, pictures, function):
     """Continued after each of its snapshots it ends with equal bits, and these are not those of decay on all weights."""
-    (tmp_path / "net.py").write_text(FUNCTION)
+    (tmp_path / "net.py").write_text(function)
     options = {**TINY, "epochs": 1, "model": f"{tmp_path / 'net.py'}:build", "data": [str(pictures / "old")]}
     assert kill_at_every_snapshot(tmp_path, places=(0, 2), **options)
     run_training(out=str(tmp_path / "all"), exclude_from_weight_decay=["none"], **options)
@@ -142,10 +185,14 @@ def test_a_killed_run_leaves_out_the_same(tmp_path, pictures):
     assert any(one[name].tobytes() != other[name].tobytes() for name in one)
 
 
-def run_quietly():
-    from kresume.reporter import Reporter
-
-    return Reporter(quiet=True)
+def test_the_functions_class_brings_what_it_leaves_out(workplace):
+    """A checkpoint of Adam that changes to the AdamW of the function leaves out what the function does."""
+    (workplace / "net.py").write_text(FUNCTION)
+    (workplace / "adam.py").write_text(FUNCTION.replace("AdamW(1e-2, weight_decay=0.2)", "Adam(1e-2)"))
+    run_training(model="adam.py:build", data=["old"], out="a", **TINY)
+    kresume.export("a", "made", format="weights-h5")
+    found = planned("made/model.weights.h5", model="net.py:build", optimizer="adamw:reset")
+    assert "leaves out 5 of the model's" in found
 
 
 def test_a_file_of_keras_cannot_say_it_and_the_option_can(workplace):
@@ -156,24 +203,25 @@ def test_a_file_of_keras_cannot_say_it_and_the_option_can(workplace):
         model.train_on_batch(np.zeros((2, 10, 10, 3), "float32"), np.zeros(2))
         model.save(f"{name}.keras")
 
-    def planned(name, **more):
-        given = {"data": ["old"], "add": ["new"], "trial": False, "pixels": "0-255", **more}
-        return str(make_plan(from_arguments(f"{name}.keras", given), run_quietly()))
+    def of(name, **more):
+        return planned(f"{name}.keras", pixels="0-255", **more)
 
     note = "weight decay 0.004 applies to every weight"
-    assert note in planned("adamw")
-    assert note not in planned("adam")
-    assert note not in planned("adamw", exclude_from_weight_decay=["none"])
-    assert note not in planned("adamw", weight_decay=0.1)
-    assert "leaves out 1 of 2 weights (bias)" in planned("adamw", exclude_from_weight_decay=["bias"])
-    assert "leaves out 1 of 2 weights (bias)" in planned("adam", exclude_from_weight_decay=["bias"], weight_decay=0.1)
+    assert note in of("adamw")
+    assert note not in of("adam")
+    assert note not in of("adamw", exclude_from_weight_decay=["none"])
+    assert note not in of("adamw", weight_decay=0.1)
+    assert "leaves out 1 of the model's 2 weights (dense/bias)" in of("adamw", exclude_from_weight_decay=["bias"])
+    assert "leaves out 1 of the model's 2 weights (dense/bias)" in of(
+        "adam", exclude_from_weight_decay=["bias"], weight_decay=0.1
+    )
     for name, given, words in (
-        ("adamw", ["biass"], "no weight's name holds biass; their names are bias, kernel"),
+        ("adamw", ["biass"], "no weight's path holds this; there are "),
         ("adamw", ["bias", "("], "no regular expression"),
         ("adam", ["bias"], "has no weight decay here"),
     ):
         with pytest.raises(UsageError, match=words):
-            planned(name, exclude_from_weight_decay=given)
+            of(name, exclude_from_weight_decay=given)
 
 
 def network_of_pictures():
@@ -225,9 +273,10 @@ def test_groups_of_pytorchs_adamw_decay_as_pytorch_does(tmp_path, groups, older)
     named, _ = saved_optimizer.name_optimizer(state, model, "AdamW")
     optimizer = saved_optimizer.build_optimizer(model, state, named)
     found = restore.restore(model, state, optimizer=optimizer)
-    assert found.undecayed == (("=net/a/bias", "=net/c/bias") if groups == "two" else ())
+    assert found.undecayed == (("a/bias", "c/bias") if groups == "two" else ())
     assert (named.config["epsilon"], named.config["beta_1"], named.config["weight_decay"]) == (1e-9, 0.7, 0.5)
-    weight_decay.exclude(optimizer, found.undecayed)
+    weight_decay.mark(optimizer, found.undecayed)
+    weight_decay.settle(optimizer, model)
     model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     for _ in range(5):
         step()

@@ -63,7 +63,7 @@ def adjusted(path, **options):
     live = restore_parent(config, parent, num_classes=3, image_size=None)
     rate = decide_rate(
         saved=parent.state.rate,
-        optimizer=wanted_optimizer(live.saved, config).class_name,
+        optimizer=wanted_optimizer(live.saved, config, live.model).class_name,
         steps=STEPS,
         lr=config.lr,
         lr_scale=config.lr_scale,
@@ -72,7 +72,7 @@ def adjusted(path, **options):
         adds_images=True,
     )
     loss, amount = choose_loss(live.model, saved=parent.state.compiled), Amount(1, STEPS, BATCH, (STEPS,), "")
-    to = Adjustment(wanted_optimizer(live.saved, config), rate, live.iterations, loss, CARD, amount)
+    to = Adjustment(wanted_optimizer(live.saved, config, live.model), rate, live.iterations, loss, CARD, amount)
     adjust(live.model, to, restored=live.optimizer)
     return live.model, rate
 

@@ -112,7 +112,7 @@ def list_zip(source: Source, advance: Advance) -> Listing:
     try:
         with locations.opened(source.path) as file, zipfile.ZipFile(file) as archive:
             for info in archive.infolist():
-                if info.is_dir():
+                if info.is_dir() or (info.filename.endswith("\\") and not info.file_size):
                     continue
                 if info.flag_bits & 1 or info.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
                     unread["encrypted" if info.flag_bits & 1 else f"compressed by method {info.compress_type}"] += 1
@@ -142,7 +142,7 @@ def _listing(source: Source, members: list[_Member], read: Callable[[str], bytes
         again = counted(len(members) - len(last), "member")
         notes.append(f"{given}: {again} left out: later ones have the same names, and count, as when it is unpacked")
     tree = InArchive(last)
-    left_out: Counter[str] = Counter()
+    left_out: Counter[str] = Counter(tree.apart)
     paired = _paired(last) if source.labelled else {}
     own = _read_labels(paired, read, given)
     if own:
@@ -202,19 +202,19 @@ def _check_against_folders(tree: InArchive, labels: Mapping[str, str], given: st
         A note if the folders say something else.
 
     Raises:
-        ImagesError: some pictures in several folders have such a member, and others have none.
+        ImagesError: most pictures have no such member, and lie in several folders.
     """
     pictures = {picture.path: pieces_of(picture.path)[:-1] for picture in walk(tree, tree.root, Counter())}
-    folders = {tuple(pieces) for pieces in pictures.values()}
+    folders = {tuple(pieces) for pieces in pictures.values() if pieces}
     if len(folders) < 2:
         return []
     without = len(pictures.keys() - labels.keys())
-    if without:
-        some = counted(len(labels), "picture")
+    if without > len(labels):
+        labelled = counted(len(labels), "picture", "has", "have")
         raise ImagesError(
-            f"{given}: {some} in it have a label in a .cls or .json member, and {without:,} have none; all lie in folders, "
-            f"{', '.join(sorted({pieces[-1] for pieces in folders if pieces})[:3])} and so on: leave those members out to "
-            "take the folders as classes, or add the others"
+            f"{given}: {labelled} a label in a .cls or .json member, and {without:,} have none, but lie in folders such as "
+            f"{', '.join(sorted({pieces[-1] for pieces in folders})[:3])}: remove those members to take the folders as "
+            "classes, or add the others"
         )
     other = sum(label not in pictures.get(name, ()) for name, label in labels.items())
     if not other:

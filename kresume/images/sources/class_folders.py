@@ -17,13 +17,13 @@ from typing import Any
 
 from kresume.errors import ImagesError
 from kresume.images.sources.found import Source
-from kresume.images.sources.names import CONTAINERS, LISTS, SPLITS, ending, may_be_picture
+from kresume.images.sources.names import CONTAINERS, LISTS, SPLITS, UNSURE, ending, may_be_picture
 from kresume.images.sources.trees import OnDisk, Tree
 from kresume.spelling import counted, option
 from kresume.storage import locations
 
 LINKS = "/"
-"""The key that counts folders behind links that were not entered; other keys are endings of skipped files."""
+"""The key that counts folders behind links that were not entered; `UNSURE` counts folders, too, other keys are endings."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class ClassFolder:
 
 def describe_left_out(left_out: Counter[str], given: str) -> list[str]:
     """Returns notes about skipped files and links; an empty list if there are none."""
-    files = sorted((kind, count) for kind, count in left_out.items() if kind != LINKS)
+    files = sorted((kind, count) for kind, count in left_out.items() if kind not in {LINKS, UNSURE} and count)
     notes = []
     if files:
         kinds = ", ".join(f"{count:,} {kind or 'without a file ending'}" for kind, count in files)
@@ -51,6 +51,11 @@ def describe_left_out(left_out: Counter[str], given: str) -> list[str]:
     if left_out[LINKS]:
         notes.append(
             f"{given}: {left_out[LINKS]:,} linked folders were not followed; {option('follow-links', True)} follows them"
+        )
+    if left_out[UNSURE]:
+        folders = counted(left_out[UNSURE], "folder")
+        notes.append(
+            f"{given}: {folders} inside classes left out: `kresume predict --sort` was not sure of the pictures"
         )
     return notes
 
@@ -78,6 +83,8 @@ def walk(tree: Tree, path: str, left_out: Counter[str], above: frozenset[str] = 
     for folder in folders:
         if tree.is_link(folder.path):
             left_out[LINKS] += 1
+        elif tree.is_unsure(folder.path):
+            left_out[UNSURE] += 1
         else:
             yield from walk(tree, folder.path, left_out, above | {here})
 
@@ -151,7 +158,7 @@ def _class_folders(tree: Tree, folders: Sequence[Any], notes: list[str], source:
     given = source.given
     if _hold_splits(tree, folders):
         for folder in folders:
-            for inner in tree.entries(folder.path)[0]:
+            for inner in _without_unsure(tree, tree.entries(folder.path)[0], notes, given):
                 side = SPLITS[inner.name.lower()]
                 if side == "test" and not source.tests:
                     notes.append(_about_tests(given, f"{folder.name}/{inner.name}"))
@@ -173,7 +180,7 @@ def _class_folders(tree: Tree, folders: Sequence[Any], notes: list[str], source:
         classes, files = tree.entries(folder.path)
         if any(may_be_picture(entry.name) for entry in files):
             notes.append(f"{given}: the images directly in {folder.name}/ were left out (no class)")
-        for inner in classes:
+        for inner in _without_unsure(tree, classes, notes, given):
             yield ClassFolder(inner.path, inner.name, split)
 
 

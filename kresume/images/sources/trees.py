@@ -9,12 +9,13 @@ Names of the operating system's own files are left out.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from kresume.addresses import is_remote
-from kresume.images.sources.names import UNSURE, hidden
+from kresume.images.sources.names import UNSURE, ending, hidden, may_be_picture
 from kresume.storage import locations
 
 
@@ -39,6 +40,10 @@ class Tree(Protocol):
 
     def is_link(self, path: str) -> bool:
         """Returns True if a folder is a link that may not be followed."""
+
+
+DEEPEST = 100
+"""A member of an archive in more folders than this is left out: nobody writes one but to break a reader."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +99,13 @@ def pieces_of(name: str) -> list[str]:
 
 
 class InArchive:
-    """Holds the folders that the names of an archive's members make.
+    """Holds the folders that the names of an archive's members make, if there may be a picture in them.
 
     Args:
         names: names of members. `tar cf x.tar .` writes names such as `./cat/1.png`.
+
+    Attributes:
+        apart: counts, by ending, other files in folders without pictures.
     """
 
     root = ""
@@ -105,22 +113,32 @@ class InArchive:
     def __init__(self, names: Iterable[str]) -> None:
         self._folders: dict[str, tuple[dict[str, Member], dict[str, Member]]] = {"": ({}, {})}
         self._unsure: set[str] = set()
+        self.apart: Counter[str] = Counter()
+        others = []
         for name in names:
             pieces = pieces_of(name)
             if pieces and pieces[-1] == UNSURE:
                 self._unsure.add("/".join(pieces[:-1]))
-            if not pieces or any(map(hidden, pieces)):
+            if not pieces or len(pieces) > DEEPEST or any(map(hidden, pieces)):
                 continue
-            folder = self._make(pieces[:-1])
-            self._folders[folder][1][name] = Member(pieces[-1], name)
+            if may_be_picture(pieces[-1]):
+                self._make(pieces[:-1])
+                self._folders["/".join(pieces[:-1])][1][name] = Member(pieces[-1], name)
+            else:
+                others.append((name, pieces))
+        for name, pieces in others:
+            if (folder := "/".join(pieces[:-1])) in self._folders:
+                self._folders[folder][1][name] = Member(pieces[-1], name)
+            else:
+                self.apart[ending(pieces[-1])] += 1
 
-    def _make(self, pieces: list[str]) -> str:
-        """Makes a folder and those above it, and returns its path."""
-        path = "/".join(pieces)
-        if path not in self._folders:
-            self._folders[self._make(pieces[:-1])][0][path] = Member(pieces[-1], path)
-            self._folders[path] = ({}, {})
-        return path
+    def _make(self, pieces: list[str]) -> None:
+        """Makes a folder and those above it."""
+        for depth, piece in enumerate(pieces):
+            path = "/".join(pieces[: depth + 1])
+            if path not in self._folders:
+                self._folders["/".join(pieces[:depth])][0][path] = Member(piece, path)
+                self._folders[path] = ({}, {})
 
     def entries(self, path: str) -> tuple[list[Any], list[Any]]:
         """Returns the visible folders and files of a folder, each sorted by name."""

@@ -83,9 +83,11 @@ class Family:
 def family_of(source: Source) -> Family:
     """Returns the graph of a run's lineage."""
     chain = [source.run, *source.ancestors[:MOST_ANCESTORS]]
-    found: dict[str, runs.Run | runs.Unreadable] = {os.path.realpath(run.path): run for run in chain}
-    roots = set(found)
-    found |= {os.path.realpath(run.path): run for run in runs.list_runs(source.run.path.parent).runs}
+    listed = runs.list_runs(source.run.path.parent).runs
+    found: dict[str, runs.Run | runs.Unreadable] = {os.path.realpath(run.path): run for run in listed}
+    roots = {os.path.realpath(run.path) for run in chain}
+    # The run itself may be further than its run.json: its page is written before it is finished.
+    found |= {os.path.realpath(run.path): run for run in chain}
     everything = join(found)
     nodes: dict[str, Generation | Root] = {os.path.realpath(each.path): each for each in everything.generations}
     nodes |= {f"{root.path} {root.digest}": root for root in everything.checkpoints}

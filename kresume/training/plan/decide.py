@@ -258,7 +258,7 @@ def decide(start: Start, loaded: Loaded, data: Data, reporter: Reporter) -> Draf
         config, live.model, amount.epochs, fresh_head=loaded.fresh_head, before=_freezing_of(parent)
     )
     teaching = decide_teaching(config, loaded, gathered.manifest)
-    wanted = wanted_optimizer(live.saved, config)
+    wanted = wanted_optimizer(live.saved, config, live.model)
     saved = saved_rate(config, parent, live, wanted)
     rate = decide_rate(
         saved=saved,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -108,38 +109,40 @@ def describe_decay(config: TrainConfig, parent: Parent | None, live: Live, wante
     Raises:
         UsageError: `--exclude-from-weight-decay` has no effect.
     """
-    from kresume.models import optimizers, weight_decay
+    from kresume.models import optimizers, structure
 
     decay = optimizers.make_optimizer(replace(wanted, loss_scale=False), 1e-3).get_config().get("weight_decay")
-    names = (wanted.config or {}).get(UNDECAYED, ())
-    weights = live.model.trainable_variables
-    if config.exclude_from_weight_decay and names:
-        given = option("exclude-from-weight-decay", ",".join(names))
-        if not decay:
+    names = (wanted.config or {}).get(UNDECAYED)
+    if not decay:
+        if config.exclude_from_weight_decay and names:
+            given = option("exclude-from-weight-decay", ",".join(config.exclude_from_weight_decay))
             raise UsageError(
                 f"{given}: {wanted.class_name} has no weight decay here: give {option('weight-decay', 'F')} too"
             )
-        if idle := [name for name in names if not weight_decay.count((name,), weights)]:
-            known = ", ".join(sorted({weight.name for weight in weights})[:8])
-            raise UsageError(
-                f"{given}: no weight's name holds {idle[0]}; their names are {known}: give the option without it"
-            )
-    if not decay:
         return ""
     if names:
-        shown = f"{', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
-        out = weight_decay.count(names, weights)
-        return f"weight decay {decay:g} leaves out {out:,} of {counted(len(weights), 'weight')} ({shown})"
+        addresses = structure.address_of(live.model)
+        known = {addresses[id(weight)].name for weight in structure.can_train(live.model)}
+        gone = [name for name in names if name not in known]
+        lost = f"; it no longer has {_few(gone)}" if gone else ""
+        weights, out = counted(len(known), "weight"), len(known.intersection(names))
+        return f"weight decay {decay:g} leaves out {out:,} of the model's {weights} ({_few(names)}){lost}"
+    if names is not None:
+        return ""
     stored = parent.state.optimizer if parent is not None and live.kept else None
     by_keras = stored is not None and "learning_rate" in (stored.config or {})
     if parent is None or not by_keras or parent.state.card is not None or parent.run is not None:
         return ""
-    if config.weight_decay is not None or config.exclude_from_weight_decay is not None:
+    if config.weight_decay is not None:
         return ""
     return (
         f"weight decay {decay:g} applies to every weight: a file of Keras does not hold what exclude_from_weight_decay left "
         f"out; {option('exclude-from-weight-decay', 'bias')} leaves weights out, none ends this note"
     )
+
+
+def _few(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:4])}{' ...' * (len(names) > 4)}"
 
 
 def _setting(value: Any) -> str:

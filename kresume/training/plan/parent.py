@@ -187,7 +187,7 @@ def choose_optimizer(config: TrainConfig, parent: Parent | None, model: Any) -> 
     saved, assumed = saved_optimizer.name_optimizer(
         parent.state, model, asked, own, accumulate=config.accumulate, given=given
     )
-    return weight_decay.as_compiled(saved, own), True, assumed
+    return weight_decay.as_compiled(saved, own, asked), True, assumed
 
 
 def asked_optimizer(config: TrainConfig) -> tuple[str | None, bool]:
@@ -207,14 +207,15 @@ def _equal_decay(stored: SavedOptimizer | None, decay: float) -> float:
     return decay / (1.0 - momentum)
 
 
-def wanted_optimizer(saved: SavedOptimizer, config: TrainConfig) -> SavedOptimizer:
+def wanted_optimizer(saved: SavedOptimizer, config: TrainConfig, model: Any) -> SavedOptimizer:
     """Returns the optimizer to train with: the checkpoint's, changed as the options say, or another class.
 
     Args:
         saved: the optimizer that `restore_parent` built.
         config: the options.
+        model: what it trains.
     """
-    from kresume.models import optimizers
+    from kresume.models import optimizers, weight_decay
 
     asked, _ = asked_optimizer(config)
     if asked is not None and asked != saved.class_name:
@@ -225,8 +226,7 @@ def wanted_optimizer(saved: SavedOptimizer, config: TrainConfig) -> SavedOptimiz
     if config.ema is not None:
         changes |= {"use_ema": True, "ema_momentum": config.ema}
     if config.exclude_from_weight_decay is not None:
-        names = ",".join(config.exclude_from_weight_decay).split(",")
-        changes[UNDECAYED] = [name.strip() for name in names if name.strip() not in {"", "none"}]
+        changes[UNDECAYED] = weight_decay.find(config.exclude_from_weight_decay, model)
     if config.accumulate is not None:
         changes["gradient_accumulation_steps"] = config.accumulate if config.accumulate > 1 else None
     return optimizers.with_config(saved, changes)
@@ -254,7 +254,7 @@ def restore_parent(
         RestoreError: a variable could not be restored; the error holds the table.
         ModelError, CheckpointError, UsageError: the model or its optimizer cannot be built; the message says why.
     """
-    from kresume.models import build, hub, optimizers, precision, restore, slots, weight_decay
+    from kresume.models import build, hub, optimizers, precision, restore, slots
     from kresume.models.saved_optimizer import build_optimizer
 
     model = build.build_model(
@@ -287,7 +287,6 @@ def restore_parent(
     check_finite(model, parent.state.source)
     if keep and restoration.undecayed:
         saved = optimizers.with_config(saved, {UNDECAYED: list(restoration.undecayed)})
-        weight_decay.exclude(optimizer, restoration.undecayed)
     summary = f"{restoration.summary}; {assumed}" if assumed else restoration.summary
     own = hub.on_its_own(model)
     if own is not model:
