@@ -200,8 +200,9 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Counts steps, ends an interrupted epoch after its last step, and backs up when due."""
         steps, before = self._steps_of_epoch(), self._drawn
-        last = self._begin_batch + batch  # with several steps per call, Keras counts beyond the end of an epoch
-        self._last_batch_seen = last if steps is None else min(last, max(before, steps - 1))
+        last = self._begin_batch + batch  # with several steps per call, Keras counts beyond the end of the data
+        ends = steps is not None and not (self._call is not None and self._call.one_pass)
+        self._last_batch_seen = min(last, max(before, (steps or 0) - 1)) if ends else last
         self._drawn = self._last_batch_seen + 1
         self._total += self._drawn - before
         self._batches_seen_since_last_saving += self._drawn - before
@@ -396,5 +397,4 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
             return self._stream.steps(self._current_epoch)
         if self._call is not None:
             return self._call.steps
-        steps = (self.params or {}).get("steps")
-        return int(steps) if steps else None
+        return int((self.params or {}).get("steps") or 0) or None

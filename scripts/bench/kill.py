@@ -13,7 +13,8 @@ the scores, the answers to the validation pictures, and a report of the run.
 
 Three stories take turns, or `--stories` names some:
 
-new     A new run, with dropout, strong augmentation, averages of the weights and best-epoch tracking.
+new     A new run, with dropout, strong augmentation, averages of the weights, weights without decay and best-epoch
+        tracking.
 weeks   A finished run with three classes is extended by pictures of two more: the head grows, old and new pictures are
         mixed, gates hold the old classes.
 watch   Pictures arrive while the first run trains. The other runs start from a copy of the first run as it was after its
@@ -41,7 +42,10 @@ from PIL import Image
 from kresume import runs
 from kresume.checkpoints import snapshot
 
-NEW = "--image-size 12 --batch-size 8 --epochs 150 --snapshot-every 7 --ema 0.9 --monitor val_loss --augment strong"
+NEW = (
+    "--image-size 12 --batch-size 8 --epochs 150 --snapshot-every 7 --ema 0.9 --monitor val_loss --augment strong "
+    "--optimizer adamw --exclude-from-weight-decay bias"
+)
 WEEKS = (
     "--grow --epochs 60 --snapshot-every 7 --replay 0.5 --monitor new.accuracy --require all.accuracy>=0.1 "
     "--max-class-drop 90 --max-forgetting 90"
@@ -82,16 +86,20 @@ class Story:
         """Starts `kresume train`."""
         environment = {**os.environ, "KERAS_BACKEND": self.backend, "KRESUME_CACHE": str(self.folder / "cache")}
         words = [sys.executable, "-m", "kresume", "train", *self.options, "--out", str(out)]
-        return subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        with (self.folder / "stderr.txt").open("w") as told:
+            return subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=told)
+
+    def told(self) -> str:
+        """Returns what the last process said of its errors."""
+        return (self.folder / "stderr.txt").read_text(errors="replace")
 
     def train(self, out: Path) -> None:
         """Trains a run that nobody interrupts."""
         process = self.start(out)
         if self.arrivals is not None:
             let_arrive(process, self.arrivals, out, self.folder / "begun")
-        told = process.communicate()[1]
-        if process.returncode:
-            sys.exit(told)
+        if process.wait():
+            sys.exit(self.told())
 
     def prepare(self, out: Path) -> None:
         """Writes what stands at a run's path before its first process."""
@@ -118,9 +126,15 @@ def tell(name: str, folder: Path, backend: str) -> Story:
 
 def let_arrive(whole: subprocess.Popen, data: Path, out: Path, begun: Path) -> None:
     """Copies the run after its first snapshot, then adds pictures until the run ends."""
-    while whole.poll() is None and not (out / "snapshots" / "LATEST").exists():
+    while not begun.exists():
         time.sleep(0.05)
-    shutil.copytree(out, begun, ignore=shutil.ignore_patterns("lock.json", ".tmp-*", "images"))
+        if whole.poll() is not None:
+            return
+        if (out / "snapshots" / "LATEST").exists():
+            try:
+                shutil.copytree(out, begun, ignore=shutil.ignore_patterns("lock.json", ".tmp-*", "images"))
+            except shutil.Error:  # a snapshot was pruned meanwhile
+                shutil.rmtree(begun)
     for seed in range(1, 1000):
         if whole.poll() is not None:
             return
@@ -163,15 +177,15 @@ def kill_until_it_ends(story: Story, out: Path, expected: dict, longest: float, 
     while True:
         process = story.start(out)
         try:
-            told = process.communicate(timeout=rng.uniform(0.5, longest))[1]
+            process.wait(timeout=rng.uniform(0.5, longest))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
-            process.communicate()
+            process.wait()
             kills += 1
             continue
         # A run killed between its last write and its exit is finished: the same command then fails.
         if process.returncode and not (runs.is_run(out) and runs.open_run(out).finished):
-            sys.exit(f"{out} ended with {process.returncode}: {told}")
+            sys.exit(f"{out} ended with {process.returncode}: {story.told()}")
         break
     found = result(out)
     different = [name for name in expected if found[name] != expected[name]]
@@ -211,7 +225,7 @@ def main() -> None:
     rng = random.Random(len(lines))
     with tempfile.TemporaryDirectory() as name:
         stories, expected = {}, {}
-        for turn in range(10**6):
+        for turn in range(len(lines), 10**6):  # the stories go on taking turns
             if done() >= arguments.kills:
                 break
             story = arguments.stories[turn % len(arguments.stories)]

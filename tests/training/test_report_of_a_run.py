@@ -73,6 +73,10 @@ def test_a_training_writes_its_report(workplace):
     result = run_training("runs/1-a", add=["new"], out="runs/2-a", epochs=1)
     assert (result.exit_code, result.report) == (0, "runs/2-a/report.html")
     assert "report: runs/2-a/report.html" in str(result)
+    page = (workplace / result.report).read_text(encoding="utf-8")
+    assert "node accepted here" in page  # it was written before the run was finished
+    write_report("runs/2-a")
+    assert (workplace / result.report).read_text(encoding="utf-8") == page
     text = (workplace / result.report).read_text(encoding="utf-8")
     record = runs.open_run("runs/2-a").record
     assert record.restored in text

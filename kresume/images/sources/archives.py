@@ -149,7 +149,7 @@ def _listing(source: Source, members: list[_Member], read: Callable[[str], bytes
         notes += _check_against_folders(tree, own, given)
     labels: dict[str, tuple[str, str | None]]
     if not source.labelled:
-        labels = {picture.path: (NO_CLASS, None) for picture in walk(tree, tree.root, left_out)}
+        labels = {picture.path: (NO_CLASS, None) for picture in walk(tree, tree.root, left_out, labelled=False)}
     elif own:
         labels = {name: (label, None) for name, label in own.items()}
         unlabelled = sum(picture.path not in own for picture in walk(tree, tree.root, Counter()))

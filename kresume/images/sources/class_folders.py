@@ -60,13 +60,16 @@ def describe_left_out(left_out: Counter[str], given: str) -> list[str]:
     return notes
 
 
-def walk(tree: Tree, path: str, left_out: Counter[str], above: frozenset[str] = frozenset()) -> Iterator[Any]:
+def walk(
+    tree: Tree, path: str, left_out: Counter[str], *, labelled: bool = True, above: frozenset[str] = frozenset()
+) -> Iterator[Any]:
     """Yields the files of a folder that may be pictures, then those of its folders, by name.
 
     Args:
         tree: holds the folder.
         path: the folder.
-        left_out: counts skipped files by ending, and links.
+        left_out: counts skipped files by ending, links, and folders whose pictures nobody was sure of.
+        labelled: False yields the pictures of these folders, too.
         above: the folders above, with links followed.
     """
     folders, files = tree.entries(path)
@@ -83,10 +86,10 @@ def walk(tree: Tree, path: str, left_out: Counter[str], above: frozenset[str] = 
     for folder in folders:
         if tree.is_link(folder.path):
             left_out[LINKS] += 1
-        elif tree.is_unsure(folder.path):
+        elif labelled and tree.is_unsure(folder.path):
             left_out[UNSURE] += 1
         else:
-            yield from walk(tree, folder.path, left_out, above | {here})
+            yield from walk(tree, folder.path, left_out, labelled=labelled, above=above | {here})
 
 
 def find(tree: Tree, source: Source) -> tuple[list[ClassFolder], list[str]]:

@@ -53,14 +53,14 @@ def walk_without_classes(source: Source, left_out: Counter[str]) -> Iterator[Fou
         source: the folder.
         left_out: counts skipped files by ending, and links.
     """
-    for entry in walk(OnDisk(source.path, source.follow_links), source.path, left_out):
+    for entry in walk(OnDisk(source.path, source.follow_links), source.path, left_out, labelled=False):
         facts = entry.stat()
         yield Found(entry.path, NO_CLASS, source.given, facts.st_size, facts.st_mtime_ns)
 
 
 def count_without_classes(source: Source) -> int:
     """Returns how many images `walk_without_classes` yields; reads names alone."""
-    return sum(1 for _ in walk(OnDisk(source.path, source.follow_links), source.path, Counter()))
+    return sum(1 for _ in walk(OnDisk(source.path, source.follow_links), source.path, Counter(), labelled=False))
 
 
 def list_without_classes(source: Source, advance: Advance) -> Listing:
