@@ -15,6 +15,7 @@ from kresume.options.resolve import from_arguments
 from kresume.reporter import Reporter
 from kresume.training.preview import make_plan
 from kresume.values.state import UNDECAYED
+from tests.helpers.backends import few_under_jax
 from tests.helpers.runs import TINY, kill_at_every_snapshot, result_arrays, run_training
 
 NAMES = ["bias", "gamma", "beta"]
@@ -60,8 +61,10 @@ def weights_after(optimizer, model, steps=4):
     return [variable.numpy().tobytes() for variable in model.variables]
 
 
-@pytest.mark.parametrize("class_name", ["AdamW", "SGD", "Lion"])
-@pytest.mark.parametrize("way", WAYS)
+COPIES = [*((way, "AdamW") for way in WAYS), ("both", "SGD"), ("both", "Lion")]
+
+
+@pytest.mark.parametrize(("way", "class_name"), few_under_jax(COPIES, [("layers", "AdamW"), ("both", "AdamW")]))
 def test_a_copy_of_an_optimizer_decays_what_keras_decays(way, class_name):
     """A copy on a model that is built, or rebuilt from its configuration, trains to the bits of Keras's own."""
 
@@ -89,6 +92,7 @@ def test_a_copy_of_an_optimizer_decays_what_keras_decays(way, class_name):
     assert (every == expected) == (way == "nothing" or (way == "layers" and saved[UNDECAYED] == []))
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_marked_optimizer_does_not_train_before_it_knows_its_model():
     """It would decay every weight."""
     optimizer = optimizers.make_optimizer(optimizers.SavedOptimizer("AdamW", {UNDECAYED: ["c/bias"]}, 0), 0.01)
@@ -96,6 +100,7 @@ def test_a_marked_optimizer_does_not_train_before_it_knows_its_model():
         weights_after(optimizer, network())
 
 
+@pytest.mark.one_backend(trains=True)
 def test_loss_scaling_wraps_it():
     """Under mixed_float16 the inner optimizer is described and copied."""
     inner = keras.optimizers.AdamW(0.01)
@@ -144,6 +149,7 @@ def planned(name, **more):
     )
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize(("function", "out"), [(FUNCTION, OUT), (SEQUENTIAL, ["neck/conv2d/kernel", "head/kernel"])])
 def test_what_the_users_function_leaves_out_stays_out(workplace, function, out):
     """It holds in the run, in its children, a grown head, a new head, model.keras and exports."""
@@ -173,7 +179,7 @@ def test_what_the_users_function_leaves_out_stays_out(workplace, function, out):
         assert "weight decay" not in planned("a", grow=True, **more)
 
 
-@pytest.mark.parametrize("function", [FUNCTION, SEQUENTIAL])
+@pytest.mark.parametrize("function", few_under_jax([FUNCTION, SEQUENTIAL], [SEQUENTIAL]))
 def test_a_killed_run_leaves_out_the_same(tmp_path, pictures, function):
     """Continued after each of its snapshots it ends with equal bits, and these are not those of decay on all weights."""
     (tmp_path / "net.py").write_text(function)
@@ -185,6 +191,7 @@ def test_a_killed_run_leaves_out_the_same(tmp_path, pictures, function):
     assert any(one[name].tobytes() != other[name].tobytes() for name in one)
 
 
+@pytest.mark.one_backend(trains=True)
 def test_the_functions_class_brings_what_it_leaves_out(workplace):
     """A checkpoint of Adam that changes to the AdamW of the function leaves out what the function does."""
     (workplace / "net.py").write_text(FUNCTION)
@@ -195,6 +202,7 @@ def test_the_functions_class_brings_what_it_leaves_out(workplace):
     assert "leaves out 5 of the model's" in found
 
 
+@pytest.mark.one_backend(trains=True)
 def test_a_file_of_keras_cannot_say_it_and_the_option_can(workplace):
     """A note says so, only where there is a decay; the option ends it, and one without effect is refused."""
     model = network_of_pictures()
@@ -235,6 +243,7 @@ def linear():
     return keras.Sequential(layers, name="net")
 
 
+@pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("older", [False, True])
 @pytest.mark.parametrize("groups", ["one", "two"])
 def test_groups_of_pytorchs_adamw_decay_as_pytorch_does(tmp_path, groups, older):
@@ -291,6 +300,7 @@ def test_groups_of_pytorchs_adamw_decay_as_pytorch_does(tmp_path, groups, older)
         )
 
 
+@pytest.mark.one_backend(trains=True)
 def test_pytorchs_adam_and_adamw_that_look_alike_are_no_other_class(tmp_path):
     """Adam's decay is in the gradient: it needs a word; another class is refused; three decays cannot be kept."""
     torch = pytest.importorskip("torch")
