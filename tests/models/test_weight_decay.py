@@ -168,6 +168,14 @@ def test_what_the_users_function_leaves_out_stays_out(workplace, function, out):
     run_training("a", add=["new"], out="c", epochs=1, grow=True)
     assert recorded("c") == out
     assert line in planned("a", data=["new"], add=None, new_head=True)
+
+
+@pytest.mark.one_backend(trains=True)
+def test_the_option_says_what_is_left_out_from_now_on(workplace):
+    """A child keeps what the option chose for its parent; none is kept, too; another optimizer or no decay drops it."""
+    (workplace / "net.py").write_text(FUNCTION)
+    run_training(model="net.py:build", data=["old"], out="a", **TINY)
+    (workplace / "new" / "circle").rename(workplace / "new" / "blob")
     run_training("a", add=["val"], out="d", epochs=1, exclude_from_weight_decay=["bias,gamma", "beta"])
     assert "head/bias" in recorded("d")
     assert "head/kernel" not in recorded("d")
@@ -179,10 +187,9 @@ def test_what_the_users_function_leaves_out_stays_out(workplace, function, out):
         assert "weight decay" not in planned("a", grow=True, **more)
 
 
-@pytest.mark.parametrize("function", few_under_jax([FUNCTION, SEQUENTIAL], [SEQUENTIAL]))
-def test_a_killed_run_leaves_out_the_same(tmp_path, pictures, function):
+def test_a_killed_run_leaves_out_the_same(tmp_path, pictures):
     """Continued after each of its snapshots it ends with equal bits, and these are not those of decay on all weights."""
-    (tmp_path / "net.py").write_text(function)
+    (tmp_path / "net.py").write_text(SEQUENTIAL)
     options = {**TINY, "epochs": 1, "model": f"{tmp_path / 'net.py'}:build", "data": [str(pictures / "old")]}
     assert kill_at_every_snapshot(tmp_path, places=(0, 2), **options)
     run_training(out=str(tmp_path / "all"), exclude_from_weight_decay=["none"], **options)
