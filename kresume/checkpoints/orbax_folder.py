@@ -79,7 +79,8 @@ def read(path: str) -> TrainState:
     way = "use an earlier one"
     if not _is_tree(folder) and not _is_step(folder):
         *earlier, folder = _steps(folder)
-        way = f"its newest step is {folder.name}; {f'use {Path(path) / earlier[-1].name}' if earlier else 'it has no other'}"
+        other = f"use {Path(path) / earlier[-1].name}" if earlier else "it has no other"
+        way = f"its newest step is {folder.name}; {other}"
     item = folder if _is_tree(folder) else _item(folder, path)
     arrays = dict(_flat(_tree(item, path, way), ()))
     config = _config(folder, path)

@@ -95,11 +95,10 @@ def as_compiled(saved: SavedOptimizer, own: SavedOptimizer | None, asked: str | 
         own: the one that the function compiles, if any.
         asked: the class to which it will change, if any.
     """
-    same = own is not None and own.class_name == (asked or saved.class_name)
-    names = (own.config or {}).get(KEY) if own is not None and same else None
-    if not names or KEY in (saved.config or {}):
+    if own is None or own.class_name != (asked or saved.class_name) or KEY in (saved.config or {}):
         return saved
-    return replace(saved, config={**(saved.config or {}), KEY: names})
+    names = (own.config or {}).get(KEY)
+    return replace(saved, config={**(saved.config or {}), KEY: names}) if names else saved
 
 
 def find(given: Sequence[str], model: Any) -> list[str]:

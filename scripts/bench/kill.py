@@ -102,7 +102,7 @@ class Story:
             sys.exit(self.told())
 
     def prepare(self, out: Path) -> None:
-        """Writes what stands at a run's path before its first process."""
+        """Copies what the run begins from: with `--watch` the first run as it was early, else nothing."""
         if self.arrivals is not None:
             shutil.copytree(self.folder / "begun", out)
             shutil.copytree(self.folder / "whole" / "images", out / "images")

@@ -146,15 +146,12 @@ def _listing(source: Source, members: list[_Member], read: Callable[[str], bytes
     paired = _paired(last) if source.labelled else {}
     own = _read_labels(paired, read, given)
     if own:
-        notes += _check_against_folders(tree, own, given)
+        notes += _notes_on_labels(tree, own, given)
     labels: dict[str, tuple[str, str | None]]
     if not source.labelled:
         labels = {picture.path: (NO_CLASS, None) for picture in walk(tree, tree.root, left_out, labelled=False)}
     elif own:
         labels = {name: (label, None) for name, label in own.items()}
-        unlabelled = sum(picture.path not in own for picture in walk(tree, tree.root, Counter()))
-        if unlabelled:
-            notes.append(f"{given}: {counted(unlabelled, 'image')} without .cls or .json left out (no class)")
     else:
         _refuse_arrays(last, given)
         folders, about_folders = class_folders.find(tree, source)
@@ -195,31 +192,34 @@ def _last(members: list[_Member]) -> dict[str, _Member]:
     return {member.name: member for member in last.values()}
 
 
-def _check_against_folders(tree: InArchive, labels: Mapping[str, str], given: str) -> list[str]:
-    """Compares the labels of `.cls` and `.json` members with folders that may be classes.
+def _notes_on_labels(tree: InArchive, labels: Mapping[str, str], given: str) -> list[str]:
+    """Compares labels in `.cls` and `.json` members with the pictures and their folders.
 
     Returns:
-        A note if the folders say something else.
+        Notes on pictures without such a member, and on folders that say something else.
 
     Raises:
         ImagesError: most pictures have no such member, and lie in several folders.
     """
     pictures = {picture.path: pieces_of(picture.path)[:-1] for picture in walk(tree, tree.root, Counter())}
     folders = {tuple(pieces) for pieces in pictures.values() if pieces}
-    if len(folders) < 2:
-        return []
     without = len(pictures.keys() - labels.keys())
-    if without > len(labels):
+    if len(folders) > 1 and without > len(labels):
         labelled = counted(len(labels), "picture", "has", "have")
         raise ImagesError(
             f"{given}: {labelled} a label in a .cls or .json member, and {without:,} have none, but lie in folders such as "
             f"{', '.join(sorted({pieces[-1] for pieces in folders})[:3])}: remove those members to take the folders as "
             "classes, or add the others"
         )
+    notes = []
     other = sum(label not in pictures.get(name, ()) for name, label in labels.items())
-    if not other:
-        return []
-    return [f"{given}: labels are those of its .cls and .json members, not of the folders; {other:,} pictures differ"]
+    if len(folders) > 1 and other:
+        notes.append(
+            f"{given}: labels are those of its .cls and .json members, not of the folders; {other:,} pictures differ"
+        )
+    if without:
+        notes.append(f"{given}: {counted(without, 'image')} without .cls or .json left out (no class)")
+    return notes
 
 
 def _refuse_arrays(names: Collection[str], given: str) -> None:

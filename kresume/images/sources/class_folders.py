@@ -124,7 +124,9 @@ def find(tree: Tree, source: Source) -> tuple[list[ClassFolder], list[str]]:
     if pictures:
         notes.append(f"{given}: {counted(len(pictures), 'file')} beside the class folders left out (no class)")
     found = list(_class_folders(tree, folders, notes, source))
-    return found, [*notes, *_one_level_too_high(tree, folders, given)]
+    if found and all(folder.split is None for folder in found):
+        notes += _one_level_too_high(tree, folders, given)
+    return found, notes
 
 
 def _way_to_list(tree: Tree, beside: Sequence[str]) -> str:
@@ -229,8 +231,8 @@ def _hold_splits(tree: Tree, folders: Sequence[Any]) -> bool:
 
 
 def _one_level_too_high(tree: Tree, folders: Sequence[Any], given: str) -> list[str]:
-    """Returns a note if all class folders hold the same folders and no images."""
-    if len(folders) < 2 or _are_splits(tree, folders) or _hold_splits(tree, folders):
+    """Returns a note if all class folders, which are no splits, hold the same folders and no images."""
+    if len(folders) < 2:
         return []
     inside = [tree.entries(folder.path) for folder in folders]
     names = set.intersection(*({entry.name for entry in inner} for inner, _ in inside))

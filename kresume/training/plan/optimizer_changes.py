@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,21 +25,19 @@ def describe_optimizer(config: TrainConfig, parent: Parent | None, live: Live, w
     Raises:
         UsageError: an option on the optimizer has no effect.
     """
+    from kresume.models import optimizers
+
+    settings = optimizers.make_optimizer(replace(wanted, loss_scale=False), 1e-3).get_config()
     changes = (
-        describe_change(live, wanted),
-        describe_settings(config, parent, live, wanted),
-        describe_decay(config, parent, live, wanted),
+        _kept_state(live, wanted),
+        _changed_settings(config, parent, live, settings),
+        _decay(config, parent, live, wanted, settings.get("weight_decay")),
     )
     return [change for change in changes if change]
 
 
-def describe_change(live: Live, wanted: SavedOptimizer) -> str:
-    """Describes which state a new optimizer class keeps; empty if the class is unchanged.
-
-    Args:
-        live: the restored parent.
-        wanted: the optimizer to train with.
-    """
+def _kept_state(live: Live, wanted: SavedOptimizer) -> str:
+    """Describes which state a new optimizer class keeps; empty if the class is unchanged."""
     from kresume.models import optimizers, slots
 
     if not live.kept or wanted.class_name == live.saved.class_name:
@@ -60,16 +58,13 @@ SETTINGS = (
 """Settings of Keras's optimizers that are named if they change without being asked for."""
 
 
-def describe_settings(config: TrainConfig, parent: Parent | None, live: Live, wanted: SavedOptimizer) -> str:
+def _changed_settings(config: TrainConfig, parent: Parent | None, live: Live, now: Mapping[str, Any]) -> str:
     """Describes which settings of the optimizer are no longer those of the checkpoint; empty if all are.
 
-    Args:
-        config: the options: what they set is not named.
-        parent: the checkpoint, None for a new model.
-        live: the model; for a new one, or a checkpoint that does not record them, its function may have compiled settings.
-        wanted: the optimizer to train with.
+    What the options set is not named. For a new model, or a checkpoint that does not record them, the function of the
+    model may have compiled settings.
     """
-    from kresume.models import optimizers, saved_optimizer
+    from kresume.models import saved_optimizer
 
     stored = parent.state.optimizer if parent is not None else None
     before = stored.config if stored is not None else None
@@ -78,7 +73,6 @@ def describe_settings(config: TrainConfig, parent: Parent | None, live: Live, wa
         before = own.config if own is not None else None
     if before is None:
         return ""
-    now = optimizers.make_optimizer(replace(wanted, loss_scale=False), 1e-3).get_config()
     asked = {
         "weight_decay": config.weight_decay,
         "use_ema": config.ema,
@@ -97,21 +91,14 @@ def describe_settings(config: TrainConfig, parent: Parent | None, live: Live, wa
     return f"settings of the optimizer change: {', '.join(changed)}{keep}; {others}"
 
 
-def describe_decay(config: TrainConfig, parent: Parent | None, live: Live, wanted: SavedOptimizer) -> str:
+def _decay(config: TrainConfig, parent: Parent | None, live: Live, wanted: SavedOptimizer, decay: float | None) -> str:
     """Describes what weight decay leaves out, or that a checkpoint cannot say it; may be empty.
-
-    Args:
-        config: the options.
-        parent: the checkpoint, None for a new model.
-        live: the restored model.
-        wanted: the optimizer to train with.
 
     Raises:
         UsageError: `--exclude-from-weight-decay` has no effect.
     """
-    from kresume.models import optimizers, structure
+    from kresume.models import structure
 
-    decay = optimizers.make_optimizer(replace(wanted, loss_scale=False), 1e-3).get_config().get("weight_decay")
     names = (wanted.config or {}).get(UNDECAYED)
     if not decay:
         if config.exclude_from_weight_decay and names:
