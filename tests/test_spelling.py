@@ -5,6 +5,7 @@ import pytest
 import kresume
 from kresume import cli
 from kresume.errors import UsageError
+from kresume.options.resolve import parse_bytes
 from kresume.spelling import as_argument, as_flag, in_bytes, option, spelled
 
 
@@ -41,6 +42,12 @@ def test_sizes():
     assert {count: in_bytes(count) for count in sizes} == sizes
 
 
+@pytest.mark.one_backend
+def test_sizes_are_read_with_every_usual_unit():
+    sizes = {"0": 0, "500MB": 500e6, "50G": 50e9, "1.5 tb": 1.5e12, "64kib": 2**16, "48GiB": 48 * 2**30, "2000000": 2e6}
+    assert {text: parse_bytes(text) for text in sizes} == sizes
+
+
 WRONG = [
     {"lr": 0.1, "lr_scale": 0.5},
     {"seed": -1},
@@ -52,6 +59,7 @@ WRONG = [
     {"cache_limit": "much"},
     {"cache_limit": "12"},
     {"cache_limit": "-1GB"},
+    {"cache_limit": "5GBB"},
     {"watch": True},
     {"interpolation": "cubic"},
     {"resize": "squeeze"},

@@ -143,6 +143,7 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
     messages = _skip_batches(records, target, batch)
     if messages:
         epoch, batch = epoch + 1, 0
+    begins_again = _data_begin_again(records, target)
     # Without the data's structure the metrics cannot be built before the first step: their averages start fresh.
     averages = batch > 0 and target.stream is not None
     moved = assign_state(
@@ -170,11 +171,12 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
     where = f"epoch {epoch + 1}" + (
         f", batch {batch:,}" if batch else " from its beginning" if from_its_beginning else ""
     )
+    if begins_again and not ended:
+        messages.append(begins_again)
     if batch and target.stream is None and not ended:
-        messages.append(
-            f"the {batch:,} batches that it drew are skipped in the order that the data have now, and its training metrics "
-            "cover the others alone (data= continues both)"
-        )
+        metrics = "its training metrics cover the others alone"
+        skipped = f"the {batch:,} batches that it drew are skipped in the order that the data have now"
+        messages.append(metrics if begins_again else f"{skipped}, and {metrics} (data= continues both)")
     doing = f"nothing is left to train: {ended}" if ended else f"continuing at step {step:,} ({where})"
     return Restored(
         step,
@@ -227,6 +229,21 @@ def _skip_batches(records: Mapping[str, Any], target: Target, batch: int) -> lis
     if call.begin_behind(batch, records.get("drawn") if batch or not records["batch"] else None):
         return []
     return ["the interrupted epoch has no batches left: its validation and its entry in the history are skipped"]
+
+
+def _data_begin_again(records: Mapping[str, Any], target: Target) -> str:
+    """Returns a message if `fit` cannot go on in its data where the backup was; else an empty string.
+
+    With `steps_per_epoch` Keras draws all epochs from one iterator. Of data without a known length it is not known which
+    batches come again, so none are skipped.
+    """
+    call = target.call
+    if call is None or target.stream is not None or not call.one_pass or records.get("drawn") is not None:
+        return ""
+    return (
+        "with steps_per_epoch and data of unknown length fit begins at the data's first batch again, as Keras does, so batches "
+        "that were trained may come again (kresume.resumable continues behind them)"
+    )
 
 
 def _adopt_data(records: Mapping[str, Any], target: Target, epoch: int, batch: int) -> str:

@@ -26,7 +26,8 @@ SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, 
 """Words that turn a switch on or off, in YAML and in Pydantic."""
 DROPPED = frozenset(name for name in INHERITED if not about(name).held)
 """Options that `--without` may name."""
-SIZES = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+SIZES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+"""Units of a size, without their B."""
 
 
 def resolve(flags: Mapping[str, Any], file: str | None = None, sets: Sequence[str] = ()) -> TrainConfig:
@@ -118,16 +119,16 @@ def parse_bytes(given: str) -> int:
     """Returns a size in bytes.
 
     Args:
-        given: `"50GB"`; a number without a unit is 0 or at least a million.
+        given: `"50GB"`, `"50G"`, `"48GiB"`; a number without a unit is 0 or at least a million.
 
     Raises:
         UsageError: it is not a size.
     """
     text = given.strip().upper()
-    number = text.rstrip("KMGTB")
+    number = text.rstrip("KMGTIB")
     wrong = f"{option('cache-limit', given)}: give a size with its unit, 500MB or 50GB for example"
     try:
-        size = int(float(number) * SIZES[unit := text[len(number) :].strip()])
+        size = int(float(number) * SIZES[unit := text[len(number) :].strip().removesuffix("B")])
     except (ValueError, KeyError, OverflowError) as error:
         raise UsageError(wrong) from error
     if size < 0 or (not unit and 0 < size < 10**6):  # 12 probably means 12GB, and is no cache in bytes

@@ -1,6 +1,7 @@
-"""Measures input images per second against Keras, PyTorch and Grain; seeking; a million rows.
+"""Measures input images per second against Keras, PyTorch and Grain; seeking; a large manifest.
 
-    python scripts/bench/images.py [--images 1600] [--skip-million]
+    python scripts/bench/images.py [--images 1600] [--rows 1000000]
+    python scripts/bench/images.py --images 0 --rows 10000000     # the manifest alone
 
 Takes about 12 minutes on 2 cores; --quick about 2.
 
@@ -128,7 +129,7 @@ print(json.dumps({"first": count / first, "later": LATER * count / timed(lambda:
     "seek 0": sorted(a for a, _ in seeks)[7], "seek 10^6": sorted(b for _, b in seeks)[7]}))
 """
 
-MILLION = """
+RECORDED = """
 import hashlib, json, resource, sys, time
 from pathlib import Path
 import numpy as np, pyarrow as pa
@@ -137,21 +138,29 @@ from kresume.images.manifest import Manifest, schema
 from kresume.images.mixing import make_order
 from kresume.images.prepare import Image, Prepared
 from kresume.images.sources import Facts, Found
-path, make = Path(sys.argv[1]), sys.argv[2] == "make"
-n, rng = 1_000_000, np.random.default_rng(0)
-if make:
-    shas = sorted(hashlib.sha256(str(row).encode()).hexdigest() for row in range(n))
-    shades = np.kron(rng.integers(0, 256, (n // 4, 4, 4)).astype(np.int16), np.ones((2, 2), np.int16))
-    thumbs = np.clip(shades[rng.integers(0, len(shades), n)] + rng.integers(-20, 21, (n, 8, 8)), 0, 255).astype(np.uint8)
-    bits = np.packbits((thumbs < np.roll(thumbs, 1, axis=2)).reshape(n, 64), axis=1).view(">u8").ravel()
+path, make, n = Path(sys.argv[1]), sys.argv[2] == "make", int(sys.argv[3])
+rng = np.random.default_rng(0)
+
+def rows_of(first, last):
+    count, rows = last - first, range(first, last)
+    shades = np.kron(rng.integers(0, 256, (count // 4, 4, 4)).astype(np.int16), np.ones((2, 2), np.int16))
+    noise = rng.integers(-20, 21, (count, 8, 8))
+    thumbs = np.clip(shades[rng.integers(0, len(shades), count)] + noise, 0, 255).astype(np.uint8)
+    bits = np.packbits((thumbs < np.roll(thumbs, 1, axis=2)).reshape(count, 64), axis=1).view(">u8").ravel()
     columns = {
-        "sha256": shas, "path": [f"/data/images/class-{row % 100:03d}/image-{row:08d}.jpg" for row in range(n)],
-        "label": [f"class-{row % 100:03d}" for row in range(n)], "source": ["/data/images"] * n, "origin": np.zeros(n),
-        "side": np.where(rng.random(n) < 0.1, "val", "train").tolist(), "width": np.full(n, 450), "height": np.full(n, 330),
-        "bytes": rng.integers(20_000, 60_000, n), "mtime_ns": rng.integers(0, 2**60, n), "format": ["JPEG"] * n,
-        "phash": bits.astype(np.uint64), "offset": np.zeros(n), "length": np.full(n, -1), "coding": [""] * n,
-        "member": [""] * n, "extra": [""] * n, "thumb": [thumb.tobytes() for thumb in thumbs], "seen": np.zeros(n, bool)}
-    table = pa.table([pa.array(columns[field.name]).cast(field.type) for field in schema()], schema=schema())
+        "sha256": [f"{row * (2**256 // n) + row:064x}" for row in rows],  # a manifest is sorted by it
+        "path": [f"/data/images/class-{row % 100:03d}/image-{row:08d}.jpg" for row in rows],
+        "label": [f"class-{row % 100:03d}" for row in rows], "source": ["/data/images"] * count, "origin": np.zeros(count),
+        "side": np.where(rng.random(count) < 0.1, "val", "train").tolist(), "width": np.full(count, 450),
+        "height": np.full(count, 330), "bytes": rng.integers(20_000, 60_000, count),
+        "mtime_ns": rng.integers(0, 2**60, count), "format": ["JPEG"] * count, "phash": bits.astype(np.uint64),
+        "offset": np.zeros(count), "length": np.full(count, -1), "coding": [""] * count, "member": [""] * count,
+        "extra": [""] * count, "thumb": [thumb.tobytes() for thumb in thumbs], "seen": np.zeros(count, bool)}
+    return pa.table([pa.array(columns[field.name]).cast(field.type) for field in schema()], schema=schema())
+
+if make:
+    part = min(n, 500_000)  # all at once would be Python objects of a kilobyte each
+    table = pa.concat_tables([rows_of(first, min(first + part, n)) for first in range(0, n, part)])
     Manifest.from_table(table, tuple(f"class-{row:03d}" for row in range(100))).write(path)
     sys.exit()
 start = time.perf_counter()
@@ -169,11 +178,11 @@ merged = merging.merge(known, None, Prepared(tuple(images), (), 0, 0), None, cla
 plan = time.perf_counter() - start
 order = make_order(merged.manifest, 0, 32, None, None, None, 1)
 start = time.perf_counter()
-order.batch(10**6)
+order.batch(n)
 epoch = time.perf_counter() - start
 mixed = make_order(merged.manifest, 0, 32, "1:1", None, "class", 1)
 start = time.perf_counter()
-mixed.batch(10**6)
+mixed.batch(n)
 mixed_epoch = time.perf_counter() - start
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 print(json.dumps({"read": read, "merge 10,000": plan, "order of an epoch": epoch, "mixed order": mixed_epoch, "peak MB": peak}))
@@ -217,13 +226,8 @@ def rounds_of(asked, contenders: dict[str, str], folder: Path, busy: pairs.Busy)
     return results
 
 
-def main() -> None:
-    """Prints the tables."""
-    made = pairs.parser(__doc__, "one round on a tenth of the images, no million rows")
-    made.add_argument("--images", type=int, default=1600)
-    made.add_argument("--skip-million", action="store_true")
-    asked = pairs.parse(made)
-    images = asked.images // 10 if asked.quick else asked.images
+def feed(asked, images: int, folder: Path) -> None:
+    """Prints the table of images per second, and what looking again and seeking take."""
     contenders = {
         KERAS_NAME: COMMON + KERAS.replace("CACHE", ""),
         "the same, .cache()": COMMON + KERAS.replace("CACHE", "data = data.cache()"),
@@ -235,30 +239,42 @@ def main() -> None:
             contenders[f"{package} with Pillow"] = COMMON + script
     contenders["kresume"] = COMMON + OURS
     busy = pairs.Busy()
+    make_pictures(folder / "pictures", images)
+    results = rounds_of(asked, contenders, folder, busy)
+    rows = []
+    for contender, rounds in results.items():
+        speeds, ratios = [], []
+        for key in ("first", "later"):
+            both = [(each[key], base[key]) for each, base in zip(rounds, results[KERAS_NAME], strict=True)]
+            speeds.append(f"{pairs.medians(both)[0]:,.0f}")
+            ratios.append(pairs.ratio(both) if contender != KERAS_NAME else "1")
+        rows.append([contender, *speeds, *ratios])
+    print(f"{images} JPEGs of about 450x330 to {SIZE}x{SIZE}, batches of {BATCH}, {asked.pairs} rounds\n")
+    columns = ["", "first pass, images/s", "later pass, images/s", "first, ratio to Keras", "later, ratio to Keras"]
+    pairs.table(columns, rows, busy)
+    ours = results["kresume"]
+    seeks = [(each["seek 10^6"], each["seek 0"]) for each in ours]
+    rescan = statistics.median(each["rescan"] for each in ours)
+    print(f"\nrescan of the unchanged folder: {rescan:,.0f} files/s, no file read")
+    print(f"first batch at step 10^6 over step 0: {pairs.ratio(seeks)} ({pairs.medians(seeks)[1] * 1e3:.0f} ms)")
+
+
+def main() -> None:
+    """Prints the tables."""
+    made = pairs.parser(__doc__, "one round on a tenth of the images, a tenth of the rows")
+    made.add_argument("--images", type=int, default=1600)
+    made.add_argument(
+        "--rows", type=int, default=1_000_000, help="of a manifest that is read, merged and ordered; 0 for none"
+    )
+    asked = pairs.parse(made)
+    images, rows = (asked.images // 10, asked.rows // 10) if asked.quick else (asked.images, asked.rows)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        make_pictures(folder / "pictures", images)
-        results = rounds_of(asked, contenders, folder, busy)
-        rows = []
-        for contender, rounds in results.items():
-            speeds, ratios = [], []
-            for key in ("first", "later"):
-                both = [(each[key], base[key]) for each, base in zip(rounds, results[KERAS_NAME], strict=True)]
-                speeds.append(f"{pairs.medians(both)[0]:,.0f}")
-                ratios.append(pairs.ratio(both) if contender != KERAS_NAME else "1")
-            rows.append([contender, *speeds, *ratios])
-        print(f"{images} JPEGs of about 450x330 to {SIZE}x{SIZE}, batches of {BATCH}, {asked.pairs} rounds\n")
-        columns = ["", "first pass, images/s", "later pass, images/s", "first, ratio to Keras", "later, ratio to Keras"]
-        pairs.table(columns, rows, busy)
-        ours = results["kresume"]
-        seeks = [(each["seek 10^6"], each["seek 0"]) for each in ours]
-        rescan = statistics.median(each["rescan"] for each in ours)
-        print(f"\nrescan of the unchanged folder: {rescan:,.0f} files/s, no file read")
-        print(f"first batch at step 10^6 over step 0: {pairs.ratio(seeks)} ({pairs.medians(seeks)[1] * 1e3:.0f} ms)")
-        if not asked.skip_million and not asked.quick:
-            run(MILLION, folder / "million.parquet", "make")
-            for key, value in run(MILLION, folder / "million.parquet", "use").items():
-                print(f"1,000,000 rows, {key}: {value:,.2f}")
+        if images:
+            feed(asked, images, Path(name))
+        if rows:
+            run(RECORDED, Path(name) / "rows.parquet", "make", rows)
+            for key, value in run(RECORDED, Path(name) / "rows.parquet", "use", rows).items():
+                print(f"{rows:,} rows, {key}: {value:,.2f}")
 
 
 if __name__ == "__main__":

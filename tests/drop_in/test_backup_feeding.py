@@ -217,7 +217,7 @@ FEEDS = [
     ),
     Feed("tf.data, `shuffle` without a seed", unseeded, RUNS_ON),
     Feed("`PyDataset` that shuffles in `on_epoch_end`", Shuffled, REPEATS, {"shuffle": False}, epochs=4),
-    Feed("tf.data without end, `steps_per_epoch`", numbers, RUNS_ON, ONE_ITERATOR),
+    Feed("tf.data without end, `steps_per_epoch`", lambda: numbers().repeat(), RUNS_ON, ONE_ITERATOR),
     Feed("torch `DataLoader`", loader, REPEATS),
     Feed("torch `DataLoader` with sample weights", lambda: loader(slice(3)), REPEATS),
     of_ours("`resumable`", lambda data: data, numbers),
@@ -348,6 +348,23 @@ def test_no_way_of_feeding_counts_otherwise(model, tmp_path, feed):
             # Not killed: the callback changes nothing, whether it orders the data or not.
             if outcome == EXACT or (kill is None and feed.called != "`resumable`, `shuffle`"):
                 assert_same_bytes(expected, found)
+
+
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize("freq", [2, "epoch"])
+@pytest.mark.parametrize(
+    "called", ["generator, `steps_per_epoch`", "tf.data without end, `steps_per_epoch`", "arrays, `steps_per_epoch`"]
+)
+def test_it_says_that_data_of_unknown_length_begin_again(model, tmp_path, capfd, called, freq):
+    feed = next(feed for feed in FEEDS if feed.called == called)
+    kill = feed.steps + 3 if feed.steps > 2 else feed.steps + 1
+    assert fit(model, feed.data(), [kresume.BackupAndRestore(tmp_path, save_freq=freq), Counter(kill)], feed) is None
+    capfd.readouterr()
+    fit(model, feed.data(), [kresume.BackupAndRestore(tmp_path, save_freq=freq), Counter()], feed)
+    told = capfd.readouterr().err
+    assert "continuing at step" in told
+    assert ("fit begins at the data's first batch again" in told) == (called != "arrays, `steps_per_epoch`")
+    assert "are skipped" not in told or called == "arrays, `steps_per_epoch`"
 
 
 @pytest.mark.parametrize("kill", few_under_jax([3, 7, 11], [7]))
