@@ -200,8 +200,7 @@ def _head(run: Generation) -> str:
 
 
 def _facts(run: Generation) -> list[tuple[str, str]]:
-    start, versions = run.start, run.versions
-    more = f" and {len(versions) - MOST_VERSIONS:,} before" if len(versions) > MOST_VERSIONS else ""
+    start = run.start
     parent = f", parent {start.digest[:12]}" if start else ""
     return [
         ("from", f"{public(start.path)} ({_state(start)})" if start else "a new model"),
@@ -210,9 +209,14 @@ def _facts(run: Generation) -> list[tuple[str, str]]:
         ("trained", _trained(run)),
         ("result", _result(run)),
         ("failed", "; ".join(run.failed)),
-        ("export", ", ".join(str(version) for version in reversed(versions[-MOST_VERSIONS:])) + more),
+        ("export", _newest_first([str(version) for version in run.versions])),
         ("digest", f"images {run.manifest[:12]}{parent}"),
     ]
+
+
+def _newest_first(versions: list[str]) -> str:
+    more = f" and {len(versions) - MOST_VERSIONS:,} before" if len(versions) > MOST_VERSIONS else ""
+    return ", ".join(reversed(versions[-MOST_VERSIONS:])) + more
 
 
 def _images(run: Generation) -> str:
@@ -261,6 +265,8 @@ def percent(value: float | None) -> str:
 
 
 COLUMNS = ("run", "status", "created", "images", "added", "all", "old", "new", "rate", "export")
+LOST = frozenset({"gone", "replaced"})
+"""States of exports that are no longer there."""
 SPARE = ("rate", "created", "export", "added", "images", "old", "new")
 """Columns that are left out first where the terminal is narrow."""
 
@@ -302,5 +308,5 @@ def _cells(row: Row) -> dict[str, str]:
         "old": percent(node.old),
         "new": percent(node.new),
         "rate": "-" if node.rate is None else f"{node.rate:g}",
-        "export": Path(node.versions[-1].path).name if node.versions else "",
+        "export": _newest_first([Path(each.path).name for each in node.versions if each.state not in LOST]),
     }

@@ -98,6 +98,16 @@ def described(path: Path) -> object:
     return str(describe(read_checkpoint(path)))
 
 
+def model(path: Path) -> object:
+    """Builds the model of an architecture, and compiles it as the file says."""
+    import keras
+
+    from kresume.models.build import build_model
+
+    keras.backend.clear_session()
+    return build_model(str(path), state=None, num_classes=None, image_size=(16, 16)).count_params()
+
+
 def run(path: Path) -> object:
     """Reads a run's record, its lines and its newest snapshot."""
     from kresume import runs
@@ -323,6 +333,15 @@ def _manifest_source() -> list[Input]:
     return [Input({"images.parquet": file.getvalue(), **pictures}, "images.parquet", whole=tuple(pictures))]
 
 
+def _architectures() -> list[Input]:
+    """Returns what the golden files of Keras 3 say of their models' layers, losses and optimizers."""
+    found = []
+    for file in sorted(GOLDEN.glob("keras-*/*/model.keras")):
+        with zipfile.ZipFile(file) as archive:
+            found.append(Input({"model.json": archive.read("config.json")}, "model.json"))
+    return found
+
+
 def _manifests() -> list[Input]:
     files = sorted(GOLDEN.glob("runs/*/*/interrupted/images.parquet"))
     return [Input({"images.parquet": file.read_bytes()}, "images.parquet") for file in files]
@@ -331,6 +350,7 @@ def _manifests() -> list[Input]:
 HDF5 = ("keras-*/*/*.weights.h5", "tf_keras-*/*/*.weights.h5")
 TARGETS: dict[str, Target] = {
     "keras": Target(checkpoint, _golden("keras-*/*/model.keras", "tf_keras-*/*/model.keras"), 8),
+    "architecture": Target(model, _architectures, 60),
     "weights-h5": Target(checkpoint, _golden(*HDF5), 6),
     "weights-json": Target(
         checkpoint, lambda: [Input(each.files, "model.weights.json") for each in _golden("keras-*/weights-json-*")()], 8

@@ -31,7 +31,10 @@ MILLISECONDS = 150
 `scripts/fuzz/fuzz.py` reads as many as there is time for."""
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.one_backend(trains=name == "architecture")) for name in TARGETS],
+)
 @pytest.mark.filterwarnings("ignore")  # libraries warn about what they are about to refuse
 def test_damage_is_a_value_or_an_error_in_words(name, tmp_path, monkeypatch):
     """Seeded damage of a good file is a value or a KresumeError with one line."""

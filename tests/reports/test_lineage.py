@@ -266,7 +266,7 @@ def test_records_that_were_edited_into_a_circle_end(runs):
     assert len(kresume.lineage("runs/6-signs").generations) == 3
 
 
-def test_which_export_is_which_version(runs, tmp_path):
+def test_which_export_is_which_version(runs, tmp_path, monkeypatch):
     """The newest version of a server's folder, one that is gone, and one that another export replaced are told apart."""
     lines = []
     for number in (1, 2, 3):
@@ -282,6 +282,10 @@ def test_which_export_is_which_version(runs, tmp_path):
     found = only(name="6-signs").versions
     assert [(version.version, version.state) for version in found] == [(1, "gone"), (2, "replaced"), (3, "newest")]
     assert "* runs/6-signs  accepted  2026-11-01 06:00  [serving/signs/3]" in str(kresume.lineage("runs"))
+    (tmp_path / "serving" / "signs" / "2" / "export.json").write_text('{"version": 2}')
+    monkeypatch.setenv("COLUMNS", "200")
+    (line,) = (line for line in kresume.lineage("runs").text(short=True).splitlines() if "6-signs" in line)
+    assert line.rstrip().endswith("3, 2")
 
 
 def test_what_changed_between_parent_and_child_is_listed(runs, monkeypatch):
