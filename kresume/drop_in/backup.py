@@ -90,21 +90,18 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         check_arguments(backup_dir, save_freq, data, strict, on_new_data)
         self.backup_dir = str(backup_dir)
         self.save_freq = save_freq
-        self.double_checkpoint = double_checkpoint
-        self.delete_checkpoint = delete_checkpoint
-        self.on_new_data = on_new_data
-        self.strict = strict
+        self.double_checkpoint, self.delete_checkpoint = double_checkpoint, delete_checkpoint
+        self.on_new_data, self.strict = on_new_data, strict
         self._stream: Stream | None = stream_of(data) if data is not None else None
         self._reporter, self._lines = Reporter(), fit_of_script.calling_lines()
         self._place = Place(backup_dir, self._reporter)
         self._base = self._place.folder
         self._current_epoch = self._last_batch_seen = self._batches_seen_since_last_saving = 0
-        self._total = self._begin_batch = 0
+        self._total = self._begin_batch = self._drawn = 0
         self._resumed: Callable[[Sequence[Any]], None] | None = None
         self._compiled_rate: float | None = None
         self._optimizer: dict[str, Any] = {}
         self._cut: _Cut | None = None
-        self._drawn = 0
         self._begun, self._ahead, self._continues, self._not_finite = False, False, False, ""
         self._left: dict[str, Any] = {}
         self._call: fit_call.FitCall | None = None
@@ -213,6 +210,8 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
             counted = self._call.steps if self._call is not None else steps
             if self._begin_batch or steps != counted:
                 self._cut = self._model.stop_training = _Cut()
+                if self._call is not None and self._stream is None:
+                    self._call.earlier.cut_short(self._current_epoch)
         elif self.save_freq != "epoch" and self._batches_seen_since_last_saving >= int(self.save_freq):
             self._back_up(self._current_epoch, self._drawn, logs)
         if self._writer is not None:
@@ -225,14 +224,18 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         """
         if self._cut is not None and self._model.stop_training is self._cut:
             self._model.stop_training = False  # ours; another callback's True stays
-        if self._call is not None and self._cut is not None:
-            self._call.end_cut_epoch()
-        elif self._call is not None and self._begin_batch:
-            self._call.forget_length()
+        if self._call is not None:
+            self._call.epoch_done(epoch)
+            if self._cut is not None:
+                self._call.end_cut_epoch()
+            elif self._begin_batch:
+                self._call.forget_length()
         self._cut = None
         self._begin_batch = 0
         self._current_epoch, self._last_batch_seen = epoch + 1, 0
-        if self.save_freq == "epoch" or self._batches_seen_since_last_saving >= int(self.save_freq):
+        # A backup that stays is one of the end: given again, a finished fit must not train its last steps once more.
+        last = not self.delete_checkpoint and (self._model.stop_training or epoch + 1 == self._epochs())
+        if last or self.save_freq == "epoch" or self._batches_seen_since_last_saving >= int(self.save_freq):
             self._back_up(epoch + 1, 0, logs)
 
     def on_train_end(self, logs: Any = None) -> None:
@@ -246,7 +249,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         if self._writer is not None:
             self._writer.join()
         if self._call is not None:
-            self._call.earlier.ended()
+            self._call.ended()
         self._begun, self._call = False, None
         removes = self.delete_checkpoint and not self._ahead
         if removes and (
@@ -299,7 +302,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
             guard=self._lock.check,
             on_failure=lambda text: self._reporter.warn(f"{text}: not written; training continues"),
             on_stall=lambda text: self._reporter.warn(f"{text}; training continues where it can"),
-            on_commit=self._committed,
+            on_commit=partial(backup_keras.take_over, self._folder),
         )
 
     def _restore(self, *, again: bool, returned: int | None) -> Any:
@@ -363,6 +366,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
             "data": self._stream.identity() if self._stream is not None else None,
             "steps": self._call.steps if self._call is not None else None,
             "drawn": self._call.drawn() if self._call is not None else None,
+            "passes": self._call.earlier.passes() if self._call is not None else None,
             **captured,
         }
         try:
@@ -379,11 +383,6 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         if not self._not_finite:
             self._reporter.warn(f"{self.backup_dir}: {reason} at step {self._total:,}: this state is not backed up")
         self._not_finite = reason
-
-    def _committed(self, records: Mapping[str, Any]) -> None:
-        """Writes the files that scripts read, now that the backup is on disk."""
-        backup_keras.set_aside(self._folder)
-        backup_files.write_metadata(self._folder, records)
 
     def _others(self) -> list[Any]:
         return [callback for callback in self._list.callbacks if callback is not self] if self._list is not None else []

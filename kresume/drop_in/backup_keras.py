@@ -2,7 +2,7 @@
 
     if exists(folder):
         restored = restore("backup/", model, epochs)
-    set_aside(folder)          # once a backup of ours is on disk
+    take_over(folder, records)  # once a backup of ours is on disk
 
 Keras's backup holds the weights, the optimizer, the epoch, and with `save_freq=N` the batch at which it was written. It
 holds no seed states, metrics or callback state. Keras overwrites it in place, so the newest pair of files may be damaged;
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from kresume.backend import live_state
 from kresume.checkpoints import weights_file
 from kresume.checkpoints.backup_folder import BEFORE, METADATA, WEIGHTS
 from kresume.checkpoints.hdf5 import read_arrays
+from kresume.drop_in import backup_files
 from kresume.drop_in.backup_restore import Restored, all_epochs_done
 from kresume.errors import CheckpointError
 from kresume.models import match_keras, structure
@@ -78,6 +80,17 @@ def restore(backup_dir: str, model: Any, epochs: int | None) -> Restored:
         f"Keras's backup in {backup_dir} cannot be read ({'; '.join(reasons)}): restore it from a copy, or remove the "
         "folder to start again"
     )
+
+
+def take_over(folder: Path, records: Mapping[str, Any]) -> None:
+    """Moves Keras's own files aside and writes the one that scripts read, once a backup is on disk.
+
+    Args:
+        folder: the folder of the backups.
+        records: those of the backup.
+    """
+    set_aside(folder)
+    backup_files.write_metadata(folder, records)
 
 
 def set_aside(folder: Path) -> None:

@@ -22,9 +22,10 @@ import keras
 
 from kresume.backend import fingerprint, live_state
 from kresume.checkpoints import snapshot
-from kresume.drop_in import optimizer_changes, other_optimizers
+from kresume.drop_in import optimizer_changes, other_optimizers, other_variables
 from kresume.drop_in.fit_call import FitCall
 from kresume.drop_in.stream import Stream
+from kresume.drop_in.user_map import changes_variables
 from kresume.errors import UsageError
 from kresume.training.loop import callback_state
 from kresume.training.loop.fit import assign_state, build_from_spec, groups_of
@@ -101,9 +102,12 @@ def build(model: Any, stream: Stream | None, call: FitCall | None) -> None:
     Raises:
         UsageError: a layer is not built.
     """
-    if not all(layer.built for layer in model._flatten_layers()):
+    # A layer that is not called (a head of another configuration, augmentation in train_step) is never built, nor are parts of
+    # preprocessing layers that were adapted.
+    if not model.built:
         raise UsageError(
-            "BackupAndRestore needs a built model: call the model on a batch, or give it an Input, before fit"
+            f"BackupAndRestore needs a built model, and {model.name} is none yet: call it on a batch, or give it an Input, "
+            "before fit"
         )
     spec = stream.element_spec if stream is not None else None
     build_from_spec(model, call.spec() if call is not None and spec is not None else spec)
@@ -140,10 +144,12 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
     from_its_beginning = bool(batch and epoch_again)
     if from_its_beginning:
         batch = 0
+    if target.call is not None:
+        target.call.validations.pass_by(epoch)
     messages = _skip_batches(records, target, batch)
     if messages:
         epoch, batch = epoch + 1, 0
-    begins_again = _data_begin_again(records, target)
+    begins_again = _data_begin_again(records, target) or _data_count_calls(target)
     # Without the data's structure the metrics cannot be built before the first step: their averages start fresh.
     averages = batch > 0 and target.stream is not None
     moved = assign_state(
@@ -152,6 +158,7 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
     callback_state.apply(target.callbacks, records["callbacks"], groups.get("callbacks", []))
     messages += optimizer_changes.describe(records.get("optimizer"), target.optimizer)
     messages += [*moved, *_keep_compiled_rate(model, target.compiled_rate, records.get("compiled_rate"))]
+    messages += other_variables.restore(model, records.get("other_variables"), groups.get("other_variables", []))
     messages += other_optimizers.restore(model, records.get("other_optimizers"), groups.get("other_optimizers", []))
     rate = rate_of(model) if batch else None
 
@@ -220,6 +227,7 @@ def _skip_batches(records: Mapping[str, Any], target: Target, batch: int) -> lis
     if target.epochs is not None and (int(records["epoch"]), batch) >= (target.epochs, 0):
         return []  # nothing is left to train
     call.earlier.pass_by(int(records["epoch"]))
+    call.earlier.pass_by_passes(int(records.get("passes") or 1) - 1)
     before, now = records.get("steps"), call.steps
     if batch and before != now and "steps" in records:
         raise UsageError(
@@ -228,6 +236,7 @@ def _skip_batches(records: Mapping[str, Any], target: Target, batch: int) -> lis
         )
     if call.begin_behind(batch, records.get("drawn") if batch or not records["batch"] else None):
         return []
+    call.validations.pass_by(int(records["epoch"]) + 1)  # the order of later ones is as if it had been done
     return ["the interrupted epoch has no batches left: its validation and its entry in the history are skipped"]
 
 
@@ -243,6 +252,16 @@ def _data_begin_again(records: Mapping[str, Any], target: Target) -> str:
     return (
         "with steps_per_epoch and data of unknown length fit begins at the data's first batch again, as Keras does, so batches "
         "that were trained may come again (kresume.resumable continues behind them)"
+    )
+
+
+def _data_count_calls(target: Target) -> str:
+    """Returns a message if the user's own data depend on how often they were drawn; else an empty string."""
+    if target.call is None or target.stream is not None or not changes_variables(target.call.x):
+        return ""
+    return (
+        "a map of the data changes a variable (Keras's random layers count their calls), which begins anew, so other pictures "
+        "follow (map= of kresume.image_dataset continues exactly)"
     )
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from kresume.backend import fingerprint, live_state
 from kresume.checkpoints import snapshot
-from kresume.drop_in import other_optimizers
+from kresume.drop_in import other_optimizers, other_variables
 from kresume.models import structure
 from kresume.training.loop import callback_state
 
@@ -42,13 +42,16 @@ def capture(model: Any, callbacks: Sequence[Any]) -> tuple[dict[str, Any], dict[
     """
     facts, arrays = callback_state.capture(callbacks)
     others, slots = other_optimizers.capture(model)
+    names, values = other_variables.capture(model)
     records = {
         "callbacks": facts,
         "other_optimizers": others,
+        "other_variables": names,
         "fingerprint": fingerprint.fingerprint(),
         structure.RECORD: structure.describe(model),
     }
-    return records, {name: given for name, given in (("callbacks", arrays), ("other_optimizers", slots)) if given}
+    extra = {"callbacks": arrays, "other_optimizers": slots, "other_variables": values}
+    return records, {name: given for name, given in extra.items() if given}
 
 
 def read_finite(model: Any, buffers: Any) -> Any:

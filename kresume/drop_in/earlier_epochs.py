@@ -32,13 +32,15 @@ class EarlierEpochs:
 
     def __init__(self, x: Any, iterator: Any, *, known: bool, first: int = 0) -> None:
         self._x, self._known, self._first, self._ended = x, known, first, 0
-        self._of_tensorflow = hasattr(x, "element_spec") and iterator.steps_per_epoch is None
-        self._counts_calls = self._of_tensorflow and keras.config.backend() == "tensorflow"
+        is_dataset = hasattr(x, "element_spec")
+        self._one_pass = is_dataset and iterator.steps_per_epoch is not None
+        self._of_tensorflow = is_dataset and not self._one_pass
+        self._counts_calls = self._one_pass or (self._of_tensorflow and keras.config.backend() == "tensorflow")
         self._made = 0
         self._iterator = weakref.ref(iterator)  # a cycle would keep tf.data's iterator alive, see `FitCall`
         if self._counts_calls:
             iterator._get_iterator = self._counted
-        self._remembers = self._of_tensorflow or isinstance(x, keras.utils.PyDataset)
+        self._remembers = is_dataset or isinstance(x, keras.utils.PyDataset)
         if self._remembers:
             self._ended, self._made = _drawn.get(x, (0, 0))
 
@@ -53,6 +55,15 @@ class EarlierEpochs:
         if continues:
             self.pass_by(epoch)
         self.begun()
+
+    def cut_short(self, epoch: int) -> None:
+        """Makes the iterator that Keras makes at the end of an epoch, which is missing where that ends early.
+
+        Args:
+            epoch: its index.
+        """
+        if self._of_tensorflow and self._counts_calls and self._known:
+            self.pass_by(epoch + 1)
 
     def begun(self) -> None:
         """Counts the epoch that begins."""
@@ -70,6 +81,17 @@ class EarlierEpochs:
         if self._remembers:
             _drawn[self._x] = (self._ended, self._made)
 
+    def passes(self) -> int | None:
+        """Counts the iterators that `steps_per_epoch` drew to their end, and the current one; else None."""
+        return self._made if self._one_pass else None
+
+    def pass_by_passes(self, count: int) -> None:
+        """Makes iterators, as `passes` counts them, until there are so many."""
+        while self._one_pass and self._made < count:
+            iter(self._counted() if keras.config.backend() == "tensorflow" else self._x)
+            if keras.config.backend() != "tensorflow":
+                self._made += 1
+
     def pass_by(self, epoch: int) -> None:
         """Brings the data to the beginning of an epoch.
 
@@ -82,7 +104,7 @@ class EarlierEpochs:
                 self._x.on_epoch_begin()
                 self._x.on_epoch_end()
             self._ended = max(self._ended, epoch)
-        elif self._counts_calls:
+        elif self._of_tensorflow and self._counts_calls:
             while self._made < (2 * epoch if self._known else epoch):
                 iter(self._counted())
         elif self._of_tensorflow:

@@ -16,12 +16,14 @@ import sys
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import GeneratorType
 from typing import Any
 
 import keras
 
 from kresume.drop_in.earlier_epochs import EarlierEpochs
+from kresume.drop_in.earlier_validations import EarlierValidations
 from kresume.drop_in.stream import Stream, reason_not_followed
 from kresume.errors import UsageError
 
@@ -39,6 +41,7 @@ class FitCall:
             and the garbage collector removes it later, the process can hang.
         steps: batches per epoch, None if unknown.
         earlier: brings the data to the epoch of a backup.
+        validations: brings the validation data there.
     """
 
     x: Any
@@ -46,6 +49,7 @@ class FitCall:
     keras_iterator: Callable[[], Any]
     steps: int | None
     earlier: EarlierEpochs
+    validations: EarlierValidations
 
     @property
     def iterator(self) -> Any:
@@ -98,6 +102,8 @@ class FitCall:
 
         batches_left = None
         if self.one_pass:
+            if drawn and count and drawn >= iterator.data_adapter.num_batches:
+                return False  # the data ended within the epoch, which Keras therefore ends
             if drawn:
                 iterator._current_iterator, iterator._steps_seen = behind(drawn), drawn
         elif count:
@@ -120,6 +126,15 @@ class FitCall:
         if iterator._num_batches and iterator._steps_seen >= iterator._num_batches:
             iterator._current_iterator, iterator._steps_seen = None, 0
 
+    def epoch_done(self, epoch: int) -> None:
+        """Counts the validation of an epoch that ended, by its index."""
+        self.validations.done(epoch + 1)
+
+    def ended(self) -> None:
+        """Forgets what this `fit` drew, because it ended."""
+        self.earlier.ended()
+        self.validations.ended()
+
     def forget_length(self) -> None:
         """Makes Keras count the next epoch's length again, instead of reusing a shortened epoch's."""
         self.iterator._num_batches = self.iterator.data_adapter.num_batches
@@ -137,8 +152,16 @@ def find() -> FitCall | None:
             iterator = given["epoch_iterator"]
             steps = iterator.num_batches
             x, reference = given.get("x"), weakref.ref(iterator)
-            earlier = EarlierEpochs(x, iterator, known=bool(steps), first=int(given.get("initial_epoch") or 0))
-            return FitCall(x, given.get("class_weight"), reference, int(steps) if steps else None, earlier)
+            first = int(given.get("initial_epoch") or 0)
+            earlier = EarlierEpochs(x, iterator, known=bool(steps), first=first)
+            validations = EarlierValidations(
+                given.get("val_x"),
+                partial(given["self"]._should_eval, validation_freq=given.get("validation_freq") or 1),
+                given.get("validation_steps"),
+                int(iterator.steps_per_execution),
+                first,
+            )
+            return FitCall(x, given.get("class_weight"), reference, int(steps) if steps else None, earlier, validations)
     return None
 
 

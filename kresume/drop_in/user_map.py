@@ -228,6 +228,24 @@ def _not_exact(graph: Any, takes_seed: bool) -> str:
     return ""
 
 
+def changes_variables(data: Any) -> bool:
+    """Tests whether a function in a `tf.data.Dataset` changes a variable.
+
+    Keras's random layers and `tf.random.Generator` do.
+
+    Args:
+        data: any data of `fit`; only datasets are looked at.
+    """
+    if not (hasattr(data, "_functions") and hasattr(data, "_inputs")):
+        return False
+    for function in data._functions():
+        definition = function.function.graph.as_graph_def()
+        nodes = [*definition.node, *(node for part in definition.library.function for node in part.node_def)]
+        if any(node.op.startswith(("Assign", "Rng")) for node in nodes):
+            return True
+    return any(map(changes_variables, data._inputs()))
+
+
 _drawing = threading.local()
 """Holds the seed of the position that this thread traces, and how many seeds were drawn from it."""
 

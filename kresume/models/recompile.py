@@ -14,9 +14,10 @@ from typing import Any
 import keras
 
 from kresume.checkpoints.keras_arrays import DEFAULT_RATES, class_of, unwrapped
-from kresume.errors import CheckpointError
+from kresume.errors import CheckpointError, ModelError
 from kresume.models.optimizers import make_optimizer
 from kresume.models.saved_loss import RecordedLoss, find_loss
+from kresume.storage.damage import interpreting
 from kresume.values.state import SavedOptimizer
 
 
@@ -31,6 +32,9 @@ def compile_as(model: keras.Model, compiled: Any, own: Mapping[str, Any], *, fre
         own: custom classes by name.
         fresh: True for a new model. A file holds the rate at which its training ended, so a new one gets Keras's default of
             the class instead; a schedule begins at its start.
+
+    Raises:
+        ModelError: a setting does not have the expected form.
     """
     if not isinstance(compiled, Mapping) or type(model).compile is not keras.Model.compile:
         return  # a class that overrides `compile` expects its own arguments
@@ -39,11 +43,13 @@ def compile_as(model: keras.Model, compiled: Any, own: Mapping[str, Any], *, fre
         optimizer = _optimizer(compiled.get("optimizer"), fresh)
     if optimizer is None and entry is None:
         return
+    with interpreting("the compile config of the architecture", ModelError):
+        steps = int(compiled.get("steps_per_execution") or 1)
     model.compile(
         optimizer=optimizer,
         loss=RecordedLoss(entry) if entry is not None else None,
         loss_weights=compiled.get("loss_weights"),
-        steps_per_execution=int(compiled.get("steps_per_execution") or 1),
+        steps_per_execution=steps,
         auto_scale_loss=False,
     )
 

@@ -138,7 +138,7 @@ class Findings:
         place = self.folder / self.reader / f"{self.seed}-{index}"
         place.mkdir(parents=True, exist_ok=True)
         write(make(self.reader, self.seed, index)[0], place)
-        (place / "finding.txt").write_text(f"{kind}\n\n{trace}")
+        (place / "finding.txt").write_text(f"{kind}\n\n{trace}", encoding="utf-8", errors="backslashreplace")
         print(f"{self.reader}: input {index}: {kind}", flush=True)
 
 

@@ -218,7 +218,15 @@ FEEDS = [
     Feed("tf.data, `shuffle` without a seed", unseeded, RUNS_ON),
     Feed("`PyDataset` that shuffles in `on_epoch_end`", Shuffled, REPEATS, {"shuffle": False}, epochs=4),
     Feed("tf.data without end, `steps_per_epoch`", lambda: numbers().repeat(), RUNS_ON, ONE_ITERATOR),
-    Feed("torch `DataLoader`", loader, REPEATS),
+    Feed(
+        "tf.data of known length, `shuffle` with a seed, `steps_per_epoch`",
+        shuffled,
+        REPEATS,
+        {"steps_per_epoch": 2},
+        epochs=6,
+        steps=2,
+    ),
+    Feed("torch `DataLoader`, `shuffle=False`", loader, REPEATS),
     Feed("torch `DataLoader` with sample weights", lambda: loader(slice(3)), REPEATS),
     of_ours("`resumable`", lambda data: data, numbers),
     of_ours("`resumable`, `class_weight`", lambda data: data, numbers, class_weight=CLASSES),
@@ -292,8 +300,8 @@ def iterations(found):
 # JAX has a trainer of its own; what makes batches of the data is shared, as are weights of classes and samples.
 PLAIN = {
     "arrays, `shuffle=False`", "generator, `steps_per_epoch`", "`PyDataset`, `shuffle=False`", "tf.data of known length",
-    "tf.data of known length, `shuffle` with a seed", "tf.data of unknown length", "torch `DataLoader`", "`resumable`",
-    "`resumable`, `steps_per_epoch`",
+    "tf.data of known length, `shuffle` with a seed", "tf.data of known length, `shuffle` with a seed, `steps_per_epoch`",
+    "tf.data of unknown length", "torch `DataLoader`, `shuffle=False`", "`resumable`", "`resumable`, `steps_per_epoch`",
 }  # fmt: skip
 
 
@@ -386,6 +394,52 @@ def test_shuffled_epochs_go_on_in_their_order(model, tmp_path, kill, freq, unkno
         assert fit(model, make(), [backup, Counter(killed)], feed) is None
     _, found = fit(model, make(), [kresume.BackupAndRestore(tmp_path, save_freq=freq), Counter()], feed)
     assert_same_bytes(expected, found)
+
+
+class Validated(Counter):
+    """Keeps the scores of each epoch that ended."""
+
+    def __init__(self, kill=None):
+        super().__init__(kill)
+        self.scores = {}
+
+    def on_epoch_end(self, epoch, logs=None):
+        super().on_epoch_end(epoch)
+        self.scores[epoch] = logs.get("val_loss")
+
+
+VALIDATIONS = {
+    "shuffled": lambda data: {"validation_data": shuffled()},
+    "a part of it": lambda data: {"validation_data": shuffled(), "validation_steps": 1},
+    "of unknown length": lambda data: {"validation_data": shuffled().filter(lambda x, y: True), "validation_steps": 1},
+    "every second epoch": lambda data: {"validation_data": shuffled(), "validation_steps": 1, "validation_freq": 2},
+    "a PyDataset that shuffles": lambda data: {"validation_data": Shuffled(), "validation_steps": 1},
+    "of the training data": lambda data: {"validation_data": data.take(1)},
+}
+
+
+@pytest.mark.parametrize("kind", few_under_jax(list(VALIDATIONS), ["a part of it", "of the training data"]))
+@pytest.mark.parametrize("ours_too", [False, True], ids=["", "with data="])
+def test_validation_data_go_on_in_their_order(model, tmp_path, kind, ours_too):
+    """Each validation has another order. Killed within two epochs, the later ones have the order that they would have had."""
+    if ours_too and kind == "of the training data":
+        return  # those are deterministic
+    feed = Feed("", shuffled, REPEATS, epochs=6)
+
+    def run(kill=None):
+        source = ours() if ours_too else None
+        data = shuffled() if source is None else source
+        backup = kresume.BackupAndRestore(tmp_path / f"{kind}", save_freq=2, data=source, delete_checkpoint=False)
+        return fit(model, data, [backup, Validated(kill)], feed, VALIDATIONS[kind](data))
+
+    source = ours() if ours_too else shuffled()
+    whole, expected = fit(model, source, [Validated()], feed, VALIDATIONS[kind](source))
+    assert run(11) is None
+    assert run(8) is None  # of the steps of its own process
+    counted, found = run()
+    assert_same_bytes(expected, found)
+    assert counted.scores == {epoch: whole.scores[epoch] for epoch in counted.scores}
+    assert min(counted.scores) < 5
 
 
 @pytest.mark.one_backend(trains=True)

@@ -1,0 +1,81 @@
+"""Brings the caller's own validation data to where they were after the validations before.
+
+    validations = EarlierValidations(val_x, validates=lambda epoch: True, steps=None, per_call=1)
+    validations.pass_by(3)              # in a process that continues at the fourth epoch
+
+A `tf.data.Dataset` that shuffles with a seed gives each of its iterators the next order, and one that training and
+validation share counts the iterators of both. So the iterators of earlier validations are made again, and not drawn from. Keras
+calls `on_epoch_end` of a `keras.utils.PyDataset` before and after each validation.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+_passed: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+"""Validations of a `fit` that did not end, by the data: given again, they are not at their beginning."""
+
+
+class EarlierValidations:
+    """Counts the validations of a `fit`, and repeats what those that a process lacks did to the data.
+
+    Args:
+        data: the validation data of `fit`, None without.
+        validates: returns True for the index of an epoch that ends with a validation.
+        steps: the argument `validation_steps`.
+        per_call: steps that Keras runs per call.
+        first: the epoch at which the training begins: `fit(initial_epoch=...)`.
+    """
+
+    def __init__(
+        self, data: Any, validates: Callable[[int], bool], steps: int | None, per_call: int, first: int = 0
+    ) -> None:
+        self._data, self._validates, self._first = data, validates, first
+        self._of_tensorflow = hasattr(data, "element_spec") and hasattr(data, "cardinality")
+        self._remembers = self._of_tensorflow or isinstance(data, keras.utils.PyDataset)
+        self._iterators = _iterators_of(data, steps, per_call) if self._of_tensorflow else 0
+
+    def pass_by(self, epoch: int) -> None:
+        """Brings the data to the beginning of an epoch.
+
+        Args:
+            epoch: its index.
+        """
+        if not self._remembers:
+            return
+        due = sum(map(self._validates, range(self._first, epoch)))
+        for _ in range(_passed.get(self._data, 0), due):
+            if self._of_tensorflow:
+                for _ in range(self._iterators):
+                    iter(self._data)
+            else:
+                self._data.on_epoch_end()
+                self._data.on_epoch_begin()
+                self._data.on_epoch_end()
+        self.done(epoch)
+
+    def done(self, epoch: int) -> None:
+        """Counts the validations of this process, before an epoch."""
+        if self._remembers:
+            _passed[self._data] = sum(map(self._validates, range(self._first, epoch)))
+
+    def ended(self) -> None:
+        """Forgets what this `fit` did, because it ended: a later one counts from its own beginning."""
+        if self._remembers:
+            _passed.pop(self._data, None)
+
+
+def _iterators_of(data: Any, steps: int | None, per_call: int) -> int:
+    """Counts the iterators that Keras makes of a dataset in a validation.
+
+    Under TensorFlow it makes a second one, which it does not use, where a validation draws data of known length to the end.
+    """
+    known = int(data.cardinality())
+    if keras.config.backend() != "tensorflow" or known < 0:
+        return 1
+    drawn = known if steps is None else -(-steps // per_call) * per_call
+    return 2 if drawn >= known else 1
