@@ -238,8 +238,11 @@ def changes_variables(data: Any) -> bool:
     """
     if not (hasattr(data, "_functions") and hasattr(data, "_inputs")):
         return False
-    for function in data._functions():
-        definition = function.function.graph.as_graph_def()
+    graphs = [getattr(getattr(each, "function", None), "graph", None) for each in data._functions()]
+    for graph in graphs:
+        if graph is None:
+            continue
+        definition = graph.as_graph_def()
         nodes = [*definition.node, *(node for part in definition.library.function for node in part.node_def)]
         if any(node.op.startswith(("Assign", "Rng")) for node in nodes):
             return True
