@@ -22,11 +22,12 @@ import keras
 
 from kresume.backend import fingerprint, live_state
 from kresume.checkpoints import snapshot
-from kresume.drop_in import optimizer_changes, other_optimizers, other_variables
+from kresume.drop_in import optimizer_changes, other_optimizers
 from kresume.drop_in.fit_call import FitCall
 from kresume.drop_in.stream import Stream
 from kresume.drop_in.user_map import changes_variables
 from kresume.errors import UsageError
+from kresume.models import other_variables
 from kresume.training.loop import callback_state
 from kresume.training.loop.fit import assign_state, build_from_spec, groups_of
 from kresume.values.state import TrainState
@@ -158,7 +159,7 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
     callback_state.apply(target.callbacks, records["callbacks"], groups.get("callbacks", []))
     messages += optimizer_changes.describe(records.get("optimizer"), target.optimizer)
     messages += [*moved, *_keep_compiled_rate(model, target.compiled_rate, records.get("compiled_rate"))]
-    messages += other_variables.restore(model, records.get("other_variables"), groups.get("other_variables", []))
+    messages += other_variables.restore(model, records, groups)
     messages += other_optimizers.restore(model, records.get("other_optimizers"), groups.get("other_optimizers", []))
     rate = rate_of(model) if batch else None
 

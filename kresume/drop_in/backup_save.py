@@ -21,8 +21,8 @@ import numpy as np
 
 from kresume.backend import fingerprint, live_state
 from kresume.checkpoints import snapshot
-from kresume.drop_in import other_optimizers, other_variables
-from kresume.models import structure
+from kresume.drop_in import other_optimizers
+from kresume.models import other_variables, structure
 from kresume.training.loop import callback_state
 
 
@@ -46,11 +46,11 @@ def capture(model: Any, callbacks: Sequence[Any]) -> tuple[dict[str, Any], dict[
     records = {
         "callbacks": facts,
         "other_optimizers": others,
-        "other_variables": names,
+        other_variables.GROUP: names,
         "fingerprint": fingerprint.fingerprint(),
         structure.RECORD: structure.describe(model),
     }
-    extra = {"callbacks": arrays, "other_optimizers": slots, "other_variables": values}
+    extra = {"callbacks": arrays, "other_optimizers": slots, other_variables.GROUP: values}
     return records, {name: given for name, given in extra.items() if given}
 
 

@@ -61,6 +61,7 @@ def estimate(
         return None
     from kresume.backend import live_state
     from kresume.images.mixing import make_order
+    from kresume.models import other_variables
     from kresume.training.loop.epochs import statistics_images
     from kresume.training.loop.feed import Feed
     from kresume.training.loop.fit import prepare
@@ -80,6 +81,7 @@ def estimate(
         writes=writes,
     )
     before = live_state.read_state(model)
+    names, values = other_variables.capture(model)
     prepare(model.optimizer)
     with (
         live_state.random_kept(),
@@ -90,6 +92,7 @@ def estimate(
             first, step, tried = _measure(model, prepared(feed.dataset(manifest, order, 0)), plan.amount)
         finally:
             live_state.put_back(model, before)
+            other_variables.restore(model, {other_variables.GROUP: names}, {other_variables.GROUP: values})
     epochs, steps = plan.amount.epochs, plan.amount.steps
     trained = steps * step
     pictures = epochs * len(manifest.val_rows())

@@ -124,8 +124,8 @@ def test_variables_of_another_script_are_named(tmp_path, capfd):
     capfd.readouterr()
     train(another, tmp_path)
     told = capfd.readouterr().err
-    assert "variables not in this backup, so the script's values stay: model.moved" in told
-    assert "variables in this backup, but not in the script: model.steps" in told
+    assert "variables that were not saved keep their first values: model.moved" in told
+    assert "variables that were saved are not in the code now: model.steps" in told
 
 
 class Unused(keras.Model):

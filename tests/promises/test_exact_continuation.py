@@ -398,6 +398,50 @@ def test_what_came_since_is_counted_and_waits(tmp_path, pictures, capfd):
     assert_same_bytes(result_arrays(killed), result_arrays(tmp_path / "again"))
 
 
+COUNTING = """
+import keras
+import tensorflow as tf
+
+class Counting(keras.Model):
+    def __init__(self, num_classes, **options):
+        super().__init__(**options)
+        self.number = num_classes
+        self.inner = [keras.layers.Rescaling(1 / 255), keras.layers.Flatten(), keras.layers.Dense(num_classes, "softmax")]
+        self.steps = tf.Variable(0.0, trainable=False)
+
+    def call(self, values):
+        for layer in self.inner:
+            values = layer(values)
+        return values
+
+    def get_config(self):
+        return {**super().get_config(), "num_classes": self.number}
+
+    def train_step(self, data):
+        x, *rest = data
+        self.steps.assign_add(1.0)
+        return super().train_step((keras.ops.cast(x, "float32") + 10 * self.steps, *rest))
+
+def build(num_classes):
+    model = Counting(num_classes)
+    model(keras.ops.zeros((1, 10, 10, 3)))
+    return model
+"""
+
+
+@pytest.mark.one_backend(trains=True)
+def test_variables_that_keras_does_not_track_continue(monkeypatch, tmp_path, pictures):
+    """A step count in the model's own code is in a snapshot, although it is none of `model.variables`."""
+    monkeypatch.chdir(tmp_path)
+    Path("mymodel.py").write_text(COUNTING)
+    whole, killed = interrupted_after(tmp_path, pictures, model="mymodel.py:build")
+    state, _ = snapshot.newest_snapshot(killed / "snapshots")
+    assert state.records["other_variables"] == ["model.steps"]
+    assert state.arrays["other_variables/0"] == 2.0
+    run_training(out=str(killed))
+    assert_same_bytes(result_arrays(whole), result_arrays(killed))
+
+
 OWN_LAYERS = """
 import keras
 

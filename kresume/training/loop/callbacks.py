@@ -22,6 +22,7 @@ import keras
 
 from kresume.backend import hosts, live_state
 from kresume.errors import NotFinite, Stopped, TrainingError
+from kresume.models import other_variables
 from kresume.models.statistics import GROUP, Statistics
 from kresume.training.loop import callback_state
 from kresume.training.loop.progress import Progress
@@ -238,8 +239,11 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras is untype
         facts, arrays = callback_state.capture(self.others)
         statistics = self.scored_with()
         records = {**self.records(), **self.progress.as_dict(), "callbacks": facts, GROUP: list(statistics)}
-        extra = {"callbacks": arrays, GROUP: list(statistics.values())}
         model = self._model
+        names, values = other_variables.capture(model)
+        if names:
+            records[other_variables.GROUP] = names
+        extra = {"callbacks": arrays, GROUP: list(statistics.values()), other_variables.GROUP: values}
         taken = self.writer.submit(
             self.progress.step,
             lambda buffers: live_state.read_state(model, buffers),

@@ -14,6 +14,7 @@ from kresume.checkpoints import snapshot
 from kresume.errors import CheckpointError
 from kresume.images.scans import FOLDER, epochs_begun
 from kresume.lock import NAME as LOCK
+from kresume.models import other_variables
 from kresume.models.statistics import stored
 from kresume.storage import atomic
 from kresume.training.loop.callbacks import Resumption
@@ -62,6 +63,8 @@ def restore_newest(session: Session, *, continued: bool = True) -> None:
     with reporter.waiting("restoring it"):
         assign_state(session.model, state)
     groups = groups_of(state)
+    for note in other_variables.restore(session.model, state.records, groups):
+        reporter.say(note)
     session.scored = Scored(progress.step, stored(session.model, state))
     session.resumption = Resumption(
         callbacks=state.records["callbacks"],

@@ -1,7 +1,7 @@
 """Saves and restores variables that a model's code keeps beside those that Keras tracks.
 
-    names, arrays = capture(model)
-    notes = restore(model, names, arrays)
+    names, arrays = capture(model)              # of GROUP in the records and among the arrays of a snapshot
+    notes = restore(model, records, groups)
 
 Keras saves `model.variables`. A `tf.Variable` on the model or on a layer (a step count, a moving threshold), and a variable
 of a `keras.losses.Loss`, are not among them, but training reads and changes them.
@@ -17,6 +17,9 @@ import numpy as np
 
 from kresume.backend import live_state
 
+GROUP = "other_variables"
+"""Name of the addresses in a snapshot's records, and of the group of arrays."""
+
 
 def capture(model: keras.Model) -> tuple[list[str], list[np.ndarray]]:
     """Reads the variables.
@@ -28,28 +31,25 @@ def capture(model: keras.Model) -> tuple[list[str], list[np.ndarray]]:
     return list(found), [np.array(_array_of(variable), copy=True) for variable in found.values()]
 
 
-def restore(model: keras.Model, names: Sequence[str] | None, arrays: Sequence[np.ndarray]) -> list[str]:
+def restore(model: keras.Model, records: Mapping[str, Any], groups: Mapping[str, Sequence[np.ndarray]]) -> list[str]:
     """Assigns the arrays that `capture` read.
 
     Args:
         model: the built model.
-        names: the addresses of `capture`; None for a backup of an earlier version, which has none.
-        arrays: the arrays of `capture`.
+        records: of the snapshot. One of an earlier version, or of a model without such variables, has no addresses.
+        groups: the snapshot's arrays.
 
     Returns:
-        Notes for the user: of variables that only the backup has, or only the model.
+        Notes for the user: of variables that only the snapshot has, or only the model.
     """
-    found, saved = _found(model), dict(zip(names or (), arrays, strict=True))
+    found, saved = _found(model), dict(zip(records.get(GROUP, ()), groups.get(GROUP, ()), strict=True))
     fits = [name for name in found if name in saved and _array_of(found[name]).shape == saved[name].shape]
     for name in fits:
         found[name].assign(np.array(saved[name], copy=True))
     fresh = [name for name in found if name not in fits]
     gone = [name for name in saved if name not in found]
-    notes = [
-        ("not in this backup, so the script's values stay", fresh),
-        ("in this backup, but not in the script", gone),
-    ]
-    return [f"variables {which}: {', '.join(names)}" for which, names in notes if names]
+    notes = [("that were not saved keep their first values", fresh), ("that were saved are not in the code now", gone)]
+    return [f"variables {what}: {', '.join(named)}" for what, named in notes if named]
 
 
 def _array_of(variable: Any) -> np.ndarray:
