@@ -579,6 +579,44 @@ def test_names_in_any_script_and_folders_in_folders(tmp_path, quiet):
 
 
 @pytest.mark.one_backend
+@pytest.mark.parametrize("where", [".", "..", "../..", "../dog", "inner"])
+def test_a_link_to_a_folder_above_is_left_out_and_told(tmp_path, quiet, where):
+    """It would list every class under this one, or its own pictures once more. A link to a folder elsewhere is followed."""
+    write_pictures(tmp_path / "x", 2, 0, ("cat", "dog"))
+    inner = tmp_path / "x" / "cat" / "inner"
+    inner.mkdir()
+    os.rename(tmp_path / "x" / "cat" / "0.png", inner / "0.png")
+    (tmp_path / "x" / "cat" / "link").symlink_to(where)
+    listing = list_images([tmp_path / "x"], quiet)
+    upwards = {".", "..", "../.."}
+    assert any("1 link to folders above left out" in note for note in listing.notes) == (where in upwards)
+    listed = sorted(os.path.relpath(found.path, tmp_path / "x") for found in listing.files)
+    through = {"../dog": ["cat/link/1000.png", "cat/link/1001.png"], "inner": ["cat/link/0.png"]}
+    assert listed == sorted(["cat/1.png", "cat/inner/0.png", "dog/1000.png", "dog/1001.png", *through.get(where, [])])
+
+
+@pytest.mark.one_backend
+def test_a_link_to_a_picture_that_is_gone_is_set_aside(tmp_path, quiet):
+    """An unmounted drive, or a checkout of DVC without its files: nothing may vanish without a word."""
+    write_pictures(tmp_path / "x", 2, 0, ("cat", "dog"))
+    (tmp_path / "x" / "cat" / "2.png").symlink_to("/nowhere/2.png")
+    (tmp_path / "x" / "cat" / "notes.txt").symlink_to("/nowhere/notes.txt")
+    listing = list_images([tmp_path / "x"], quiet)
+    assert len(listing.files) == 4
+    (row,) = listing.quarantine
+    assert (row.path, row.label) == (str(tmp_path / "x" / "cat" / "2.png"), "cat")
+    assert "a link to a file that is not there" in row.reason
+    without = list_images([tmp_path / "x"], quiet, with_classes=False)
+    assert len(without.files) == 4
+    assert any("1 link to files that are gone left out" in note for note in without.notes)
+    for path in (tmp_path / "x").glob("*/*.png"):
+        if not path.is_symlink():
+            path.unlink()
+    with pytest.raises(ImagesError, match=r"contain no images.*1 link to files that are not there"):
+        list_images([tmp_path / "x"], quiet)
+
+
+@pytest.mark.one_backend
 @pytest.mark.parametrize("bucket", ["gs://bucket", "flaky://bucket"])
 def test_a_bucket_is_listed_and_read_like_a_folder(pictures, tmp_path, quiet, monkeypatch, bucket):
     """A path with a scheme is read through epath or fsspec with the same images, pixels and digest."""

@@ -22,8 +22,11 @@ from kresume.images.sources.trees import OnDisk, Tree
 from kresume.spelling import counted, option
 from kresume.storage import locations
 
-LINKS = "/"
-"""The key that counts folders behind links that were not entered; `UNSURE` counts folders, too, other keys are endings."""
+LINKS, LOOPS, NOWHERE = "/", "/..", "/?"
+"""Keys that count folders behind links that were not entered, links to folders above, and links to files that are gone.
+
+`UNSURE` counts folders, too; other keys are endings.
+"""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,9 @@ class ClassFolder:
 
 def describe_left_out(left_out: Counter[str], given: str) -> list[str]:
     """Returns notes about skipped files and links; an empty list if there are none."""
-    files = sorted((kind, count) for kind, count in left_out.items() if kind not in {LINKS, UNSURE} and count)
+    files = sorted(
+        (kind, count) for kind, count in left_out.items() if not kind.startswith("/") and kind != UNSURE and count
+    )
     notes = []
     if files:
         kinds = ", ".join(f"{count:,} {kind or 'without a file ending'}" for kind, count in files)
@@ -52,6 +57,11 @@ def describe_left_out(left_out: Counter[str], given: str) -> list[str]:
         notes.append(
             f"{given}: {left_out[LINKS]:,} linked folders were not followed; {option('follow-links', True)} follows them"
         )
+    if left_out[LOOPS]:
+        links = counted(left_out[LOOPS], "link")
+        notes.append(f"{given}: {links} to folders above left out: what is there is listed already")
+    if left_out[NOWHERE]:
+        notes.append(f"{given}: {counted(left_out[NOWHERE], 'link')} to files that are gone left out")
     if left_out[UNSURE]:
         folders = counted(left_out[UNSURE], "folder")
         notes.append(
@@ -61,7 +71,7 @@ def describe_left_out(left_out: Counter[str], given: str) -> list[str]:
 
 
 def walk(
-    tree: Tree, path: str, left_out: Counter[str], *, labelled: bool = True, above: frozenset[str] = frozenset()
+    tree: Tree, path: str, left_out: Counter[str], *, labelled: bool = True, above: frozenset[str] | None = None
 ) -> Iterator[Any]:
     """Yields the files of a folder that may be pictures, then those of its folders, by name.
 
@@ -70,7 +80,7 @@ def walk(
         path: the folder.
         left_out: counts skipped files by ending, links, and folders whose pictures nobody was sure of.
         labelled: False yields the pictures of these folders, too.
-        above: the folders above, with links followed.
+        above: the folders above, with links followed; None for all that hold this one.
     """
     folders, files = tree.entries(path)
     for entry in files:
@@ -80,16 +90,16 @@ def walk(
             left_out[ending(entry.name)] += 1
     if not folders:
         return
-    here = tree.real(path)
-    if here in above:
-        return  # a link to a folder above, which is listed already
+    within = (tree.above(path) if above is None else above) | {tree.real(path)}
     for folder in folders:
         if tree.is_link(folder.path):
             left_out[LINKS] += 1
+        elif tree.leads_up(folder.path, within):
+            left_out[LOOPS] += 1
         elif labelled and tree.is_unsure(folder.path):
             left_out[UNSURE] += 1
         else:
-            yield from walk(tree, folder.path, left_out, labelled=labelled, above=above | {here})
+            yield from walk(tree, folder.path, left_out, labelled=labelled, above=within)
 
 
 def find(tree: Tree, source: Source) -> tuple[list[ClassFolder], list[str]]:

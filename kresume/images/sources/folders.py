@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from kresume.class_names import show_classes
 from kresume.errors import ImagesError
 from kresume.images.sources import class_folders
-from kresume.images.sources.class_folders import describe_left_out, walk
-from kresume.images.sources.found import NO_CLASS, Advance, Found, Listing, Source
+from kresume.images.sources.class_folders import NOWHERE, describe_left_out, walk
+from kresume.images.sources.found import NO_CLASS, Advance, Found, Listing, Quarantined, Source
 from kresume.images.sources.trees import OnDisk
 from kresume.spelling import counted
 from kresume.storage import locations
@@ -30,11 +30,16 @@ def list_source(source: Source, advance: Advance) -> Listing:
     folders, notes = class_folders.find(tree, source)
     left_out: Counter[str] = Counter()
     found: list[Found] = []
+    gone: list[Quarantined] = []
     for folder in folders:
         for entry in walk(tree, folder.path, left_out):
-            facts = entry.stat()
-            found.append(Found(entry.path, folder.label, given, facts.st_size, facts.st_mtime_ns, folder.split))
             advance(1)
+            try:
+                facts = entry.stat()
+            except FileNotFoundError:
+                gone.append(Quarantined(entry.path, folder.label, "it is a link to a file that is not there"))
+                continue
+            found.append(Found(entry.path, folder.label, given, facts.st_size, facts.st_mtime_ns, folder.split))
     skipped = describe_left_out(left_out, given)
     classes = tuple(sorted({folder.label for folder in folders}))
     without = sorted(set(classes) - {each.label for each in found})
@@ -42,8 +47,9 @@ def list_source(source: Source, advance: Advance) -> Listing:
         notes.append(f"{given}: no images in {counted(len(without), 'class folder')}: {show_classes(without)}")
     if not found:
         others = "".join(f": {note.rpartition(': ')[2]} there" for note in skipped[:1])
+        others += f"; {counted(len(gone), 'link')} to files that are not there" if gone else ""
         raise ImagesError(f"{given} has the class folders {', '.join(classes)}, but they contain no images{others}")
-    return Listing(tuple(found), (*notes, *skipped), classes)
+    return Listing(tuple(found), (*notes, *skipped), classes, tuple(gone))
 
 
 def walk_without_classes(source: Source, left_out: Counter[str]) -> Iterator[Found]:
@@ -54,7 +60,11 @@ def walk_without_classes(source: Source, left_out: Counter[str]) -> Iterator[Fou
         left_out: counts skipped files by ending, and links.
     """
     for entry in walk(OnDisk(source.path, source.follow_links), source.path, left_out, labelled=False):
-        facts = entry.stat()
+        try:
+            facts = entry.stat()
+        except FileNotFoundError:
+            left_out[NOWHERE] += 1
+            continue
         yield Found(entry.path, NO_CLASS, source.given, facts.st_size, facts.st_mtime_ns)
 
 

@@ -12,6 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from kresume.addresses import is_remote
@@ -29,7 +30,7 @@ class Tree(Protocol):
     def entries(self, path: str) -> tuple[list[Any], list[Any]]:
         """Returns the visible folders and files of a folder, each sorted by name.
 
-        Each has a `name` and a `path`.
+        Each has a `name` and a `path`. A link to a file that is gone is a file.
         """
 
     def is_unsure(self, path: str) -> bool:
@@ -37,6 +38,12 @@ class Tree(Protocol):
 
     def real(self, path: str) -> str:
         """Returns a folder's path with links followed."""
+
+    def above(self, path: str) -> frozenset[str]:
+        """Returns the folders that hold a folder, with links followed."""
+
+    def leads_up(self, path: str, above: frozenset[str]) -> bool:
+        """Returns True if a folder is a link to one of those above it."""
 
     def is_link(self, path: str) -> bool:
         """Returns True if a folder is a link that may not be followed."""
@@ -61,7 +68,11 @@ class OnDisk:
     def entries(self, path: str) -> tuple[list[Any], list[Any]]:
         """Returns the visible folders and files of a folder, each sorted by name."""
         visible = [entry for entry in locations.entries(path) if not hidden(entry.name)]
-        return [entry for entry in visible if entry.is_dir()], [entry for entry in visible if entry.is_file()]
+        folders = [entry for entry in visible if entry.is_dir()]
+        return folders, [entry for entry in visible if entry.is_file() or self._leads_nowhere(entry)]
+
+    def _leads_nowhere(self, entry: Any) -> bool:
+        return not is_remote(entry.path) and os.path.islink(entry.path) and not os.path.exists(entry.path)
 
     def is_unsure(self, path: str) -> bool:
         """Returns True if `kresume predict --sort` was not sure of the pictures in a folder."""
@@ -70,6 +81,14 @@ class OnDisk:
     def real(self, path: str) -> str:
         """Returns a folder's path with links followed."""
         return path if is_remote(path) else os.path.realpath(path)
+
+    def above(self, path: str) -> frozenset[str]:
+        """Returns the folders that hold a folder, with links followed."""
+        return frozenset() if is_remote(path) else frozenset(map(str, Path(os.path.realpath(path)).parents))
+
+    def leads_up(self, path: str, above: frozenset[str]) -> bool:
+        """Returns True if a folder is a link to one of those above it."""
+        return not is_remote(path) and os.path.islink(path) and os.path.realpath(path) in above
 
     def is_link(self, path: str) -> bool:
         """Returns True if a folder is a link that may not be followed."""
@@ -152,6 +171,14 @@ class InArchive:
     def real(self, path: str) -> str:
         """Returns the path: a member of an archive is no link."""
         return path
+
+    def above(self, path: str) -> frozenset[str]:
+        """Returns nothing: no link leads there."""
+        return frozenset()
+
+    def leads_up(self, path: str, above: frozenset[str]) -> bool:
+        """Returns False: a member of an archive is no link."""
+        return False
 
     def is_link(self, path: str) -> bool:
         """Returns False: a member of an archive is no link."""
