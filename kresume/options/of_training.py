@@ -19,7 +19,12 @@ class TrainingOptions(Options):
         metavar="N",
         range=AT_LEAST_1,
     )
-    steps: int | None = option_of("How many more steps (optimizer updates).", AMOUNT, metavar="N", range=AT_LEAST_1)
+    steps: int | None = option_of(
+        "How many more steps, of one batch each; with --accumulate several are one update.",
+        AMOUNT,
+        metavar="N",
+        range=AT_LEAST_1,
+    )
     batch_size: int | None = option_of(
         "Images per step. Default {default}.", AMOUNT, daily=True, metavar="N", range=AT_LEAST_1, inherited=True
     )

@@ -151,3 +151,24 @@ def test_without_names_an_option_that_a_child_takes_over(given, words):
         from_arguments("runs/1", given)
     with pytest.raises(UsageError, match="about the options of a parent run"):
         from_arguments(None, {"without": ["patience"]})
+
+
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({}, ""),
+        ({"interpolation": "area"}, ""),  # the parent's own
+        ({"interpolation": "nearest"}, "trained with area; `before` and the gates score it with nearest"),
+        (
+            {"resize": "crop", "interpolation": "bilinear"},
+            "with area and stretch; `before` and the gates score it with bilinear and crop",
+        ),
+    ],
+)
+def test_a_parent_that_is_scored_on_other_pictures_is_told(parent, pictures, options, told):
+    """Resized in another way, its score is not the one that it has where it is used."""
+    plan = kresume.plan(str(parent), add=[str(pictures / "new")], trial=False, quiet=True, **options)
+    found = [note for note in plan.notes if "`before` and the gates" in note]
+    assert len(found) == bool(told)
+    assert told in "".join(found)

@@ -50,6 +50,7 @@ def notes_of(
     if parent is None:
         return notes
     notes += _batch_size(parent, gathered, amount, rate, optimizer)
+    notes += _fed_otherwise(config, parent)
     notes += _seen(config, parent, gathered)
     notes += _replaced(config, parent, gathered)
     notes += parent.state.records.get("notes", ())
@@ -160,6 +161,21 @@ def _batch_size(parent: Parent, gathered: Gathered, amount: Amount, rate: RatePl
     before, images = parent.run.record.amount.batch_size, len(gathered.manifest.train_rows())
     if change := describe_batch_change(before, amount.batch_size, images, rate.peak, optimizer):
         yield change
+
+
+def _fed_otherwise(config: TrainConfig, parent: Parent) -> Iterator[str]:
+    """Yields a note where the parent is scored on pictures that are resized in another way than those it was trained on."""
+    card = parent.card
+    if card is None:
+        return
+    pairs = [(card.interpolation, config.interpolation), (card.resize, config.resize)]
+    changed = [(before, now) for before, now in pairs if now is not None and now != before]
+    if changed:
+        before, now = (" and ".join(each) for each in zip(*changed, strict=True))
+        yield (
+            f"the checkpoint was trained with {before}; `before` and the gates score it with {now}, as this run feeds its "
+            "pictures: what it loses by that is not counted as forgotten"
+        )
 
 
 def _seen(config: TrainConfig, parent: Parent, gathered: Gathered) -> Iterator[str]:
