@@ -164,7 +164,7 @@ def _batch_size(parent: Parent, gathered: Gathered, amount: Amount, rate: RatePl
 
 
 def _fed_otherwise(config: TrainConfig, parent: Parent) -> Iterator[str]:
-    """Yields a note where the parent is scored on pictures that are resized in another way than those it was trained on."""
+    """Yields a note where the parent is scored on pictures resized in another way than for its training."""
     card = parent.card
     if card is None:
         return
