@@ -99,13 +99,13 @@ def _settled(
         keep[missing] = False
         kept = Manifest.from_table(manifest.table.filter(pa.array(keep)), manifest.classes)
         return kept, [
-            f"{len(missing):,} recorded images are {what} and were dropped ({option('on-missing', 'drop')}); the first is "
-            f"{first}"
+            f"{counted(len(missing), 'recorded image', f'is {what} and was', f'are {what} and were')} dropped "
+            f"({option('on-missing', 'drop')}); the first is {first}"
         ]
     cached = int((cache.find(manifest.sha256s[missing]) >= 0).sum()) if cache is not None else 0
     if policy == "cache" and cached == len(missing):
         return manifest, [
-            f"{len(missing):,} recorded images are {what} and are read from the cache; the first is {first}"
+            f"{counted(len(missing), 'recorded image', 'is', 'are')} {what}, and read from the cache; the first is {first}"
         ]
     today = f"; {option('data')} with the old folder trains on what it holds now" if replaced else ""
     raise ImagesError(

@@ -103,14 +103,22 @@ def _mistakes(galleries: Sequence[Gallery]) -> Iterator[Finding]:
 
 
 def _data(counts: Counts) -> Iterator[Finding]:
-    for listed, one, text in (
-        (counts.broken, "file", "could no longer be read while training"),
-        (counts.quarantine, "file", "could not be used and is in quarantine.csv"),
-        (counts.leaks, "image", "of the newcomers is nearly equal to one in the other split"),
-        (counts.conflicts, "image", "is given under two labels"),
+    for listed, one, many in (
+        (counts.broken, "file could no longer be read while training", "files could no longer be read while training"),
+        (
+            counts.quarantine,
+            "file could not be used and is in quarantine.csv",
+            "files could not be used and are in quarantine.csv",
+        ),
+        (
+            counts.leaks,
+            "newcomer is nearly equal to an image in the other split",
+            "newcomers are nearly equal to images in the other split",
+        ),
+        (counts.conflicts, "image is given under two labels", "images are given under two labels"),
     ):
         if listed.count:
-            yield Finding("look", f"{listed.count:,} {one}{'s' * (listed.count > 1)}: {text}.", "data")
+            yield Finding("look", f"{listed.count:,} {one if listed.count == 1 else many}.", "data")
     if counts.seen:
         yield Finding(
             "look", f"{counts.seen:,} validation images were probably trained on: their accuracy is too high.", "data"

@@ -13,7 +13,7 @@ from typing import Any
 
 from kresume.class_names import show_classes
 from kresume.images.mixing import Shares
-from kresume.spelling import option
+from kresume.spelling import counted, option
 from kresume.values.amount import Amount
 from kresume.values.card import Card
 from kresume.values.estimate import Estimate
@@ -106,7 +106,7 @@ class Plan:
         images, card, amount = self.images, self.card, self.amount
         quarantined = f", {images['quarantined']:,} quarantined (quarantine.csv)" if images["quarantined"] else ""
         origins = f": {images['old']:,} old, {images['new']:,} new" if self.parent else ""
-        doubles = f", {images['duplicates']:,} duplicates counted once" if images["duplicates"] else ""
+        doubles = f", {counted(images['duplicates'], 'duplicate')} counted once" if images["duplicates"] else ""
         dropped = f", {images['dropped']:,} dropped" if images.get("dropped") else ""
         classes = show_classes(card.classes[:MOST_CLASSES]) + (", …" if len(card.classes) > MOST_CLASSES else "")
         seen = f", {images['seen']:,} of them seen in training" if images.get("seen") else ""
