@@ -88,9 +88,8 @@ class EarlierEpochs:
     def pass_by_passes(self, count: int) -> None:
         """Makes iterators, as `passes` counts them, until there are so many."""
         while self._one_pass and self._made < count:
-            iter(self._counted() if keras.config.backend() == "tensorflow" else self._x)
-            if keras.config.backend() != "tensorflow":
-                self._made += 1
+            counted = self._counted()
+            iter(counted if keras.config.backend() == "tensorflow" else self._x)  # JAX's begins when it is drawn from
 
     def pass_by(self, epoch: int) -> None:
         """Brings the data to the beginning of an epoch.

@@ -423,7 +423,7 @@ VALIDATIONS = {
 def test_validation_data_go_on_in_their_order(model, tmp_path, kind, ours_too):
     """Each validation has another order. Killed within two epochs, the later ones have the order that they would have had."""
     if ours_too and kind == "of the training data":
-        return  # those are deterministic
+        pytest.skip("those of resumable have one order")
     feed = Feed("", shuffled, REPEATS, epochs=6)
 
     def run(kill=None):

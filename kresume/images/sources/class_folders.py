@@ -90,7 +90,10 @@ def walk(
             left_out[ending(entry.name)] += 1
     if not folders:
         return
-    within = (tree.above(path) if above is None else above) | {tree.real(path)}
+    above, here = tree.above(path) if above is None else above, tree.real(path)
+    if here in above:
+        return  # reached a second time through a link, and listed already
+    within = above | {here}
     for folder in folders:
         if tree.is_link(folder.path):
             left_out[LINKS] += 1
