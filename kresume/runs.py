@@ -27,6 +27,7 @@ RECORD, EVENTS, MODEL = "run.json", "events.jsonl", "model.keras"
 HELD = "held.safetensors"
 ARCHITECTURE = "architecture.json"
 ANSWERS = "answers"
+AVERAGED = "averaged"
 TEACHER, TEACHER_ARCHITECTURE = "teacher.safetensors", "teacher.json"
 FINISHED = ("accepted", "rejected")
 ASIDE = r"\.before-\d+$"
@@ -113,6 +114,16 @@ class Run:
     def answers(self, which: Literal["before", "after"]) -> Path:
         """Returns the path of the parent's or the result's answers to the validation images; it may not exist."""
         return self.path / ANSWERS / f"{which}.parquet"
+
+    @property
+    def averaged(self) -> Path:
+        """Returns the folder of the snapshot of an averaged result; it exists only with `--average`."""
+        return self.path / AVERAGED
+
+    @property
+    def result_snapshots(self) -> Path:
+        """Returns the folder that holds the snapshot of a finished run's result, under its step."""
+        return self.averaged if self.record.result is not None and self.record.result.average else self.snapshots
 
     def result_step(self) -> int | None:
         """Returns the step of a finished run's result; None while it is unfinished."""

@@ -80,7 +80,7 @@ def test_help_and_usage_errors_import_nothing_heavy():
         (["train", "--name", "x"], 2, "no option --name: that is --out DIR"),
         (["train", "--ampp"], 2, "no option --ampp: did you mean --amp? that is --precision mixed_bfloat16"),
         (["train", "--hog", "x"], 2, "no option --hog: see kresume train --help"),
-        (["train", "--average", "auto"], 2, "averaging with the parent was never better"),
+        (["train", "--average", "half"], 2, "--average half: give the share of the weights with which the run began"),
         (["train", "runs/1-signs"], 2, "--out runs/1-signs continues that run"),
         (["trian"], 2, "no command trian: did you mean train?"),
         (["resume", "runs/1-signs"], 2, "no command resume: that is kresume train"),

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kresume import runs
-from kresume.checkpoints.snapshot import ARRAYS, META, list_snapshots, snapshot_path
+from kresume.checkpoints.snapshot import ARRAYS, AVERAGE, META, list_snapshots, snapshot_path
 from kresume.storage import atomic
 from kresume.values.state import TrainState
 
@@ -92,7 +92,7 @@ def result_content(run: runs.Run) -> str | None:
     if step is None:
         return None
     try:
-        return _content(snapshot_path(run.snapshots, step) / ARRAYS)
+        return _content(snapshot_path(run.result_snapshots, step) / ARRAYS)
     except OSError:
         return None
 
@@ -105,7 +105,8 @@ def _root(path: Path) -> Path:
 def _of_run(run: runs.Run, state: TrainState) -> list[Path]:
     """Returns the arrays' file of the snapshot that was read."""
     step = int(state.step or 0) - run.record.base_step
-    taken = [path for each, path in list_snapshots(run.snapshots) if each == step]
+    folder = run.averaged if AVERAGE in state.records else run.snapshots
+    taken = [path for each, path in list_snapshots(folder) if each == step]
     return [taken[-1] / ARRAYS] if taken else []
 
 

@@ -146,7 +146,7 @@ def _snapshot(run: runs.Run, which: str) -> TrainState:
     steps = snapshot.list_snapshots(run.snapshots)
     result = run.result_step()
     if which == "" and result is not None:
-        return snapshot.read_snapshot(snapshot.snapshot_path(run.snapshots, result))
+        return snapshot.read_snapshot(snapshot.snapshot_path(run.result_snapshots, result))
     if which in {"", "last"}:
         state, _ = snapshot.newest_snapshot(run.snapshots)
         lines = runs.read_metrics(run.metrics)

@@ -36,6 +36,8 @@ LATEST = "LATEST"
 NOT_FINITE = "not_finite"
 """The record that names the arrays that were not finite when the run began: the only ones that may be so later. Without it,
 only weights that train are checked."""
+AVERAGE = "average"
+"""The record that says which share of a result are the weights with which its run began."""
 PENDING = "-unscored"
 """Suffix of a snapshot taken after an epoch's last step and before its scoring. The snapshot taken after the scoring
 has the same step."""

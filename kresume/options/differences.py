@@ -16,7 +16,7 @@ LASTING = INHERITED | {"freeze", "unfreeze_at", "until", "distill"}
 """Options about how a run trains. Others name sources and places, or say how much and at which rate this run trains."""
 
 SWITCHED = frozenset(
-    {"patience", "require", "max_forgetting", "max_class_drop", "freeze", "unfreeze_at", "until", "distill"}
+    {"patience", "require", "max_forgetting", "max_class_drop", "freeze", "unfreeze_at", "until", "distill", "average"}
 )
 """Options without a default that do nothing where they are not given. Others then leave a fact to the model."""
 

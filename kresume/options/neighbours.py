@@ -40,7 +40,7 @@ NEIGHBOURS: Mapping[str, str] = {
     "--workers": "reading is as parallel as the machine allows, without an option",
     "--amp": "that is --precision mixed_bfloat16",
     "--distillation-alpha": "that is --distill F",
-    "--average": "averaging with the parent was never better than the run itself; --ema F averages along the way",
+    "--wise-ft": "that is --average F",
 }
 """Options elsewhere, and what to use here."""
 CLOSE = 0.75

@@ -139,3 +139,10 @@ class TrainingOptions(Options):
         inherited=True,
         held=True,
     )
+    average: str | None = option_of(
+        "Mix the weights with which the run began into its result, when training is done: F of them, 0.3 for example, or auto: "
+        "the share that scores best on the validation images. Default {default}: the result as it was trained.",
+        RATE,
+        metavar="F|auto",
+        inherited=True,
+    )

@@ -101,6 +101,27 @@ def parse_image_size(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
+def average_of(config: TrainConfig) -> float | Literal["auto"]:
+    """Returns the share of `--average`: how much of the weights that a run began with is in its result.
+
+    Raises:
+        UsageError: it is neither a share below 1 nor `auto`.
+    """
+    text = DEFAULTS.average if config.average is None else config.average.strip().lower()
+    if text == "auto":
+        return "auto"
+    try:
+        share = 0.0 if text == "off" else float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < 1:
+        raise UsageError(
+            f"{option('average', str(config.average))}: give the share of the weights with which the run began, from 0 to "
+            "below 1, or auto"
+        )
+    return share
+
+
 def cache_limit(config: TrainConfig) -> int | None:
     """Returns `--cache-limit` in bytes, None where it was not given.
 
@@ -150,6 +171,7 @@ def _validated(given: Mapping[str, Any]) -> TrainConfig:
         if value is not None and allowed is not None and not allowed.holds(value):
             raise UsageError(f"{_spelled(name, value)}: {allowed.expected}")
     cache_limit(config)
+    average_of(config)
     _check_without(config)
     return config
 

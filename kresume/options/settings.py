@@ -29,6 +29,7 @@ class Settings:
     on_missing: Literal["error", "drop", "cache"] = "error"
     on_conflict: Literal["quarantine", "old", "new"] = "quarantine"
     mix: str = "concat"
+    average: str = "0"
     balance: Literal["none", "class"] = "none"
     augment: Literal["none", "light", "strong"] = "light"
     vary_interpolation: bool = False

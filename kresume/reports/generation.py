@@ -128,6 +128,7 @@ class Generation:
         backend: `"tensorflow"` or `"jax"`.
         command: the command that made it.
         step: the step of the result, or the last one that was scored.
+        average: share of its parent's weights in the result; 0 for the weights as they were trained.
         planned: epochs that it plans.
         start: the checkpoint that it started from; None for a new model.
         sources: what `--add` named, or `--data` for a run without it, and what `--val` named.
@@ -162,6 +163,7 @@ class Generation:
     backend: str
     command: str
     step: int | None
+    average: float
     planned: int
     start: Parent | None
     sources: tuple[str, ...]
@@ -220,6 +222,7 @@ def read_generation(run: Run, start: Parent | None, parent: RunRecord | None) ->
         backend=record.backend,
         command=record.command,
         step=record.result.step if record.result else int(last.get("step", 0)) if last else None,
+        average=record.result.average if record.result else 0.0,
         planned=record.amount.epochs,
         start=start,
         sources=_sources(record.given),

@@ -251,7 +251,8 @@ def _trained(run: Generation) -> str:
     of = "" if finished else f" of {run.planned:,}"
     at = f", step {run.step:,}" if run.step is not None else ""
     rate = "" if run.rate is None else f", rate {run.rate:g}"
-    return f"{run.epochs:,}{of} epoch{'' if run.epochs == 1 and finished else 's'}{at}{rate}"
+    mixed = f", averaged with {run.average:.0%} of the parent's weights" if run.average else ""
+    return f"{run.epochs:,}{of} epoch{'' if run.epochs == 1 and finished else 's'}{at}{rate}{mixed}"
 
 
 def _from_to(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> str:

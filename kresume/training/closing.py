@@ -130,13 +130,15 @@ def closing_facts(run: runs.Run, pair: Pair | None) -> dict[str, Any]:
     is_best = run.record.result is not None and run.record.result.which == "best"
     gates = Gates.of(options.get("require"), options.get("max_forgetting"), options.get("max_class_drop"))
     within = " of those within the gates" if gates else ""
+    share = run.record.result.average if run.record.result is not None else 0.0
+    mixed = f", averaged with {share:.0%} of the checkpoint's weights" if share else ""
     return {
         "which": ""
         if epoch is None
-        else f"epoch {epoch}, {f'the best by {monitor}{within}' if is_best else 'the last'}",
+        else f"epoch {epoch}, {f'the best by {monitor}{within}' if is_best else 'the last'}{mixed}",
         "verdicts": verdicts,
         "forgot": forgot,
-        "best": "" if is_best else _better_epoch(lines, epoch),
+        "best": "" if is_best or share else _better_epoch(lines, epoch),
         "seen": int(run.record.images.get("seen", 0)),
     }
 

@@ -90,9 +90,10 @@ def _write_result(session: Session) -> tuple[dict[str, Any], Result, Pair | None
         The fields of `run.json` with which the run is finished, its result, and the answers of its parent and its result;
         None if one of them is unknown.
     """
-    from kresume.models.averages import averaged
+    from kresume.models import averages
     from kresume.models.save import save_model
     from kresume.models.statistics import used
+    from kresume.training.averaging import average
 
     session.writer.finish()
     session.lock.check()  # a machine that slept may have lost the run to another
@@ -103,6 +104,8 @@ def _write_result(session: Session) -> tuple[dict[str, Any], Result, Pair | None
     step = int(best["step"]) if best is not None else session.progress.step
     scores = next(line for line in reversed(lines) if line["step"] == step)
     scores = {name: scores[name] for name in ("all", "old", "new", "classes")}
+    averaged = average(session, step, scores)
+    scores = scores if averaged is None else averaged.scores
     pair = _write_answers(session, step)
     failed = session.gates.failures(scores, before, pair)
     record = session.run.record
@@ -116,7 +119,7 @@ def _write_result(session: Session) -> tuple[dict[str, Any], Result, Pair | None
     }
     card = replace(record.card, lineage=lineage)
     rate = record.rate
-    with averaged(session.model), used(session.model, session.scored.statistics_of(step)):
+    with averages.averaged(session.model), used(session.model, session.scored.statistics_of(step)):
         save_model(
             session.model,
             session.run.model,
@@ -128,7 +131,7 @@ def _write_result(session: Session) -> tuple[dict[str, Any], Result, Pair | None
     session.lock.check()
     atomic.write_json(session.run.path / "evaluation.json", {"before": record.before, "after": scores, "step": step})
     which: Literal["best", "last"] = "best" if best is not None else "last"
-    result = Result(step, which, scores)
+    result = Result(step, which, scores, 0.0 if averaged is None else averaged.share)
     finished = {
         "status": "rejected" if failed else "accepted",
         "failed": failed,

@@ -86,19 +86,25 @@ class Cadence:
 
 @dataclass(frozen=True)
 class Retention:
-    """How many of the newest snapshots to keep, beside the best epochs that they refer to."""
+    """How many of the newest snapshots to keep, beside the best epochs that they refer to.
+
+    Attributes:
+        newest: how many.
+        pinned: steps that are kept while the run trains.
+    """
 
     newest: int
+    pinned: frozenset[int] = frozenset()
 
     def needed(self, best_of: Mapping[int, int | None]) -> set[int]:
-        """Returns the steps of the best epochs that the newest snapshots refer to.
+        """Returns the pinned steps, and those of the best epochs that the newest snapshots refer to.
 
         After falling back to one of these snapshots, its best epoch is still needed.
 
         Args:
             best_of: step of each snapshot -> step of the best epoch when it was taken, None without one.
         """
-        return {best for step in self.kept(best_of) if (best := best_of[step]) is not None}
+        return {*self.pinned, *(best for step in self.kept(best_of) if (best := best_of[step]) is not None)}
 
     def kept(self, best_of: Mapping[int, int | None]) -> list[int]:
         """Returns the steps of the newest snapshots, oldest first."""

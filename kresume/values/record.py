@@ -82,11 +82,13 @@ class Result:
         step: the step of its snapshot.
         which: `"best"` if a monitor chose it, else `"last"`.
         scores: of all, old and new validation images, and of each class.
+        average: share of the weights with which the run began; 0 for the weights of the step itself.
     """
 
     step: int
     which: Literal["best", "last"]
     scores: Mapping[str, Any]
+    average: float = 0.0
 
 
 @dataclass(frozen=True)

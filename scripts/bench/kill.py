@@ -16,7 +16,7 @@ Three stories take turns, or `--stories` names some:
 new     A new run, with dropout, strong augmentation, averages of the weights, weights without decay and best-epoch
         tracking.
 weeks   A finished run with three classes is extended by pictures of two more: the head grows, old and new pictures are
-        mixed, gates hold the old classes.
+        mixed, gates hold the old classes, the result is averaged with the checkpoint.
 watch   Pictures arrive while the first run trains. The other runs start from a copy of the first run as it was after its
         first snapshot, with the scans that it wrote later. A run never repeats a scan, so all runs see the same pictures
         in the same order.
@@ -48,7 +48,7 @@ NEW = (
 )
 WEEKS = (
     "--grow --epochs 60 --snapshot-every 7 --replay 0.5 --monitor new.accuracy --require all.accuracy>=0.1 "
-    "--max-class-drop 90 --max-forgetting 90"
+    "--max-class-drop 90 --max-forgetting 90 --average 0.3"
 )
 COUNTS = ("kills", "ended", "equal", "torn")
 
@@ -144,8 +144,8 @@ def let_arrive(whole: subprocess.Popen, data: Path, out: Path, begun: Path) -> N
 
 def result(path: Path) -> dict:
     """Returns what two runs with the same pictures and options have in common to the last bit."""
-    step = runs.open_run(path).result_step()
-    arrays = snapshot.read_snapshot(snapshot.snapshot_path(path / "snapshots", step)).arrays
+    run = runs.open_run(path)
+    arrays = snapshot.read_snapshot(snapshot.snapshot_path(run.result_snapshots, run.result_step())).arrays
     lines = runs.read_metrics(path / "metrics.jsonl")
     for line in lines:
         for name in ("time", "images_per_second", "waiting_for_images"):

@@ -111,7 +111,7 @@ def interrupted(data: Path, seeds: int) -> None:
         print(f"| {recipe} | {val:.1f} ± {val_spread:.1f} % | {unseen:.1f} ± {unseen_spread:.1f} % |")
 
 
-def extended(story: str, data: Path, seeds: int, kept: Path | None) -> None:
+def extended(story: str, data: Path, seeds: int, kept: Path | None, recipes: str) -> None:
     """Prints the table of a story that extends a finished parent; seeds whose rows the file `kept` has are not run again."""
     done: dict[int, list[dict[str, Any]]] = {}
     for line in kept.read_text().splitlines() if kept is not None and kept.exists() else ():
@@ -119,7 +119,7 @@ def extended(story: str, data: Path, seeds: int, kept: Path | None) -> None:
     found: dict[tuple[str, float], list[dict[str, float]]] = {}
     for seed in range(seeds):
         if seed not in done:
-            done[seed] = _rows(story, data, seed)
+            done[seed] = _rows(story, data, seed, recipes)
             if kept is not None:
                 with kept.open("a") as file:
                     file.write(json.dumps({seed: done[seed]}) + "\n")
@@ -135,7 +135,7 @@ def extended(story: str, data: Path, seeds: int, kept: Path | None) -> None:
         print(f"| {recipe} | {f'{share:.0%}' if share else '-'} | {' | '.join(cells)} |")
 
 
-def _rows(story: str, data: Path, seed: int) -> list[dict[str, Any]]:
+def _rows(story: str, data: Path, seed: int, recipes: str) -> list[dict[str, Any]]:
     """Returns what each recipe gives with one seed."""
     rows = []
     with tempfile.TemporaryDirectory() as name:
@@ -144,7 +144,7 @@ def _rows(story: str, data: Path, seed: int) -> list[dict[str, Any]]:
         stories.share_out(story, data, folder)
         day = "" if story == "digits" else str(data / "eval")
         (folder / "plan.json").write_text(
-            json.dumps({"story": story, "folder": name, "seed": seed, "another day": day})
+            json.dumps({"story": story, "folder": name, "seed": seed, "another day": day, "recipes": recipes})
         )
         command = [sys.executable, "-W", "ignore", str(Path(stories.__file__)), str(folder / "plan.json")]
         for line in pairs.run(command, {"TF_CPP_MIN_LOG_LEVEL": "3"})[1].splitlines():
@@ -162,11 +162,14 @@ def main() -> None:
     parser.add_argument(
         "--kept", type=Path, help="a file that keeps the rows of each seed: given again, only others are run"
     )
+    parser.add_argument(
+        "--recipes", default="", help="a regular expression: only the recipes whose names match are run"
+    )
     asked = parser.parse_args()
     if asked.story == "interrupted":
         interrupted(asked.data.resolve(), asked.seeds)
     else:
-        extended(asked.story, asked.data.resolve(), asked.seeds, asked.kept)
+        extended(asked.story, asked.data.resolve(), asked.seeds, asked.kept, asked.recipes)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ counted in pictures processed, the parent's own training not included.
 import csv
 import hashlib
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -34,6 +35,9 @@ GROWN: dict[str, dict[str, Any]] = {
     "default, --distill 1": {"distill": 1.0},
 }
 """Further recipes where classes are new."""
+AVERAGED: dict[str, dict[str, Any]] = {
+    f"default, --average {share}": {"average": share} for share in ("0.25", "0.5", "auto")
+}
 GONE: dict[str, dict[str, Any]] = {
     "--new-only": {"new_only": True},
     **{f"--distill {weight:g}": {"distill": weight} for weight in (1.0, 3.0)},
@@ -41,6 +45,12 @@ GONE: dict[str, dict[str, Any]] = {
     "--distill 1, 0.1x": {"distill": 1.0, "lr_scale": 0.1},
     "--distill 1 --freeze all but the head": {"distill": 1.0, "freeze": ["conv*", "*norm*", "batch*"]},
     "--new-only --freeze all but the head": {"new_only": True, "freeze": ["conv*", "*norm*", "batch*"]},
+    **{f"--new-only --average {share}": {"new_only": True, "average": share} for share in ("0.25", "0.5", "auto")},
+    **{
+        f"--distill 1{name} --average {share}": {"distill": 1.0, "average": share, **rate}
+        for name, rate in (("", {}), (", 1x", {"lr_scale": 1.0}))
+        for share in ("0.25", "0.5", "auto")
+    },
 }
 """Recipes without the old images."""
 
@@ -109,12 +119,13 @@ def main() -> None:
     if not grows:
         judged("parent", 0.0, parent)
     checkpoint = str(parent.path)
-    recipes: dict[str, dict[str, Any]] = RECIPES | GROWN if grows else RECIPES
+    recipes: dict[str, dict[str, Any]] = RECIPES | AVERAGED | (GROWN if grows else {})
     if plan["story"] == "gone":
         checkpoint = str(folder / f"parent-{seed}.keras")
         recipes = GONE
         shutil.copy(parent.model, checkpoint)  # a bare file remembers no images
-    for name, options in recipes.items():
+    chosen = {name: options for name, options in recipes.items() if re.search(plan["recipes"], name)}
+    for name, options in chosen.items():
         for budget in BUDGETS:
             out = folder / f"run-{seed}"
             amount: dict[str, Any] = {

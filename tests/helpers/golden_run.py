@@ -31,6 +31,7 @@ def facts(run: Path, folder: Path) -> dict:
         record.pop(later, None)
     (record["parent"] or {}).pop("files", None)
     record["images"].pop("dropped", None)
+    (record.get("result") or {}).pop("average", None)
     for options in (record["given"], record["options"]):
         for name in LATER:
             options.pop(name, None)

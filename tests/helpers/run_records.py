@@ -51,7 +51,7 @@ def parent_record(path: Path, parent: Path, *, files: bool = True) -> dict:
     from kresume.runs import is_run, open_run
 
     run = open_run(parent) if is_run(parent) else None
-    state = SimpleNamespace(source=str(parent), format="keras", step=400)
+    state = SimpleNamespace(source=str(parent), format="keras", step=400, records={})
     found = describe_files(state, run) if files else {}
     kind = "run" if run is not None else "keras"
     value = {"path": os.path.relpath(parent, path), "format": kind, "step": 400, "digest": "d" * 64}

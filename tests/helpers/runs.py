@@ -123,8 +123,8 @@ def lines_without_time(path: Path) -> list[dict]:
 
 def result_arrays(path: Path) -> dict[str, np.ndarray]:
     """Returns every array of the result's snapshot."""
-    step = runs.open_run(path).result_step()
-    return dict(snapshot.read_snapshot(snapshot.snapshot_path(path / "snapshots", step)).arrays)
+    run = runs.open_run(path)
+    return dict(snapshot.read_snapshot(snapshot.snapshot_path(run.result_snapshots, run.result_step())).arrays)
 
 
 def assert_same_bytes(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:

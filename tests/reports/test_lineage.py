@@ -441,7 +441,7 @@ def test_the_files_of_a_checkpoint(tmp_path, names, source, format, recorded):
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(json.dumps({"weight_map": {"a": ["w_0.weights.h5"]}}))
-    state = SimpleNamespace(source=str(tmp_path / source), format=format, step=None)
+    state = SimpleNamespace(source=str(tmp_path / source), format=format, step=None, records={})
     files = describe_files(state, None)
     assert sorted(files) == recorded
     path = tmp_path / source

@@ -202,5 +202,8 @@ def _result(source: Source) -> list[Mark]:
     for line in source.lines:
         if line["step"] == source.step:
             which = "the best epoch by the monitor" if source.run.best_step() == source.step else "the last epoch"
-            return [Mark(float(line["epoch"]), "result", f"result: epoch {line['epoch']}, {which}")]
+            result = source.run.record.result
+            share = result.average if result is not None else 0.0
+            mixed = f", averaged with {share:.0%} of the checkpoint's weights (the curves are without)" if share else ""
+            return [Mark(float(line["epoch"]), "result", f"result: epoch {line['epoch']}, {which}{mixed}")]
     return []

@@ -6,7 +6,7 @@ scores, flat = score_step(session, scorer, reader)
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kresume.backend import hosts, live_state
@@ -43,7 +43,6 @@ def score_step(session: Session, scorer: LiveScorer, reader: PictureReader) -> t
         Stopped: a signal requested it; a snapshot was written.
         NotFinite, TrainingError: the predictions are not numbers.
     """
-    step = session.progress.step
 
     def raise_if_asked() -> None:
         # Several processes predict together, so that none may leave before the end.
@@ -51,28 +50,46 @@ def score_step(session: Session, scorer: LiveScorer, reader: PictureReader) -> t
             raise _Asked
 
     try:
-        if session.run.record.statistics == "recomputed":
-            rows = session.passes.rows_of_statistics(session.progress.epoch)
-            with session.reporter.progress("statistics of batch normalisation", len(rows), "images") as advance:
-
-                def counted(count: int) -> None:
-                    advance(count)
-                    raise_if_asked()
-
-                session.scored = Scored(step, scorer.recompute(reader, rows, counted))
-        scores, answers = scorer.score(
-            session.reporter,
-            "scoring",
-            poll=raise_if_asked,
-            on_broken=lambda row, reason: session.changes.broke(session.manifest, row, reason, WITHOUT),
-        )
-        session.scored = Scored(step, scorer.statistics, answers)
+        scores, session.scored = score_model(session, scorer, reader, session.progress.epoch, raise_if_asked)
     except _Asked:
         session.poll("scoring")
         raise
     scores = hosts.decided(lambda: scores)  # equal to the bit also where processors are not
     _check_scores(session, scores)
     return scores, flatten(scores)
+
+
+def score_model(
+    session: Session, scorer: LiveScorer, reader: PictureReader, epoch: int, poll: Callable[[], None]
+) -> tuple[dict[str, Any], Scored]:
+    """Scores the weights that the model has, with statistics recomputed for them.
+
+    Args:
+        session: of the run.
+        scorer: predicts the validation images.
+        reader: reads training images, for the statistics.
+        epoch: whose first images the statistics are recomputed from, counted from 0.
+        poll: called after each batch; may raise.
+
+    Returns:
+        The scores, and how the step was scored.
+    """
+    if session.run.record.statistics == "recomputed":
+        rows = session.passes.rows_of_statistics(epoch)
+        with session.reporter.progress("statistics of batch normalisation", len(rows), "images") as advance:
+
+            def counted(count: int) -> None:
+                advance(count)
+                poll()
+
+            scorer.recompute(reader, rows, counted)
+    scores, answers = scorer.score(
+        session.reporter,
+        "scoring",
+        poll=poll,
+        on_broken=lambda row, reason: session.changes.broke(session.manifest, row, reason, WITHOUT),
+    )
+    return scores, Scored(session.progress.step, scorer.statistics, answers)
 
 
 def _check_scores(session: Session, scores: Mapping[str, Any]) -> None:

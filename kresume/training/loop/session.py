@@ -27,7 +27,7 @@ from kresume.lock import Lock
 from kresume.models import structure
 from kresume.models.losses import LossChoice
 from kresume.models.schedules import set_clock, time_of
-from kresume.options.resolve import cache_limit
+from kresume.options.resolve import average_of, cache_limit
 from kresume.options.settings import settings_of
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
@@ -69,6 +69,7 @@ class Session:
         progress: how far the run is.
         passes: the epochs over its images.
         gates: what its result must meet.
+        average: share of the weights with which the run began in its result; `"auto"` chooses it.
         thawing: when frozen layers begin to train.
         scored: how the last scored step was scored.
         resumption: state of callbacks and metrics to restore when training begins.
@@ -101,10 +102,11 @@ class Session:
         self.loss = LossChoice.of_record(run.record.loss)
         self.passes = Passes(self.manifest, self.amount, self._order_of, config.steps, config.epochs)
         self.gates = gates_of(config)
+        self.average = average_of(config) if run.record.parent is not None else 0.0
         self.writer = (RunWriter if hosts.this().leads else SilentWriter)(
             run.snapshots,
             sinks_of(run, config),
-            retention=Retention(self.settings.keep),
+            retention=Retention(self.settings.keep, frozenset({0} if self.average else ())),
             guard=lock.check,
             on_failure=self._not_written,
             on_stall=lambda text: reporter.warn(f"{text}; training continues as far as it can"),

@@ -28,6 +28,7 @@ from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
 from kresume.reports.sinks.mlflow import check_installed
 from kresume.training.plan.amount import count_updates, decide_amount
+from kresume.training.plan.averaging import check_average
 from kresume.training.plan.before import score_parent
 from kresume.training.plan.describe import describe
 from kresume.training.plan.draft import Data, Draft, Loaded
@@ -144,7 +145,7 @@ def load_checkpoint(start: Start, sources: Sources, reporter: Reporter) -> Loade
         code=own_code(config.model, config.imports or ()),
     )
     growth = plan_growth(config, live, loss, classes, new, _by_function(config, parent)) if new else None
-    return Loaded(
+    loaded = Loaded(
         parent,
         live,
         (*classes, *new),
@@ -155,6 +156,8 @@ def load_checkpoint(start: Start, sources: Sources, reporter: Reporter) -> Loade
         growth=growth,
         pretrained=starts_trained,
     )
+    check_average(config, loaded)
+    return loaded
 
 
 def _check_code(config: TrainConfig, live: Any, size: tuple[int, int], reporter: Reporter) -> None:

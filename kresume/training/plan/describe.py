@@ -13,6 +13,7 @@ from kresume.options.given import given
 from kresume.options.lookup import flag_of
 from kresume.options.settings import settings_of
 from kresume.options.table import TrainConfig
+from kresume.training.plan.averaging import describe_average
 from kresume.training.plan.disk import describe_disk
 from kresume.training.plan.draft import Data, Loaded
 from kresume.training.plan.freezing import describe_freezing
@@ -111,6 +112,7 @@ def describe(
         frozen=describe_freezing(freezing, live.model),
         noise=describe_noise(manifest, generation),
         growth=loaded.growth.describe(manifest) if loaded.growth else "",
+        average=describe_average(start.config, parent),
         precision=describe_precision(live.model),
     )
 

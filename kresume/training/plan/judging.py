@@ -13,11 +13,14 @@ import numpy as np
 from kresume.errors import UsageError
 from kresume.evaluation.gates import Gates, check_metric, metrics_of, parse_conditions
 from kresume.images.manifest import Manifest
+from kresume.options.resolve import average_of
 from kresume.options.settings import DEFAULTS
 from kresume.options.table import TrainConfig
 from kresume.spelling import option
 from kresume.training.plan.parent import Parent
 
+OF_TRAINING = ("loss", "accuracy")
+"""Metrics that are averages of an epoch over its training images."""
 NOISE = 98.0
 """Half the width of a 95 % interval of an accuracy near 50 %, for one image, in points; more images divide it by their root."""
 
@@ -116,14 +119,22 @@ def check_measurable(config: TrainConfig, parent: Parent | None, manifest: Manif
             )
 
 
+def chooser(config: TrainConfig) -> str:
+    """Returns the metric of the validation images by which `--average auto` chooses."""
+    name = config.monitor or DEFAULTS.monitor
+    return DEFAULTS.monitor if name in OF_TRAINING else name
+
+
 def _judges(config: TrainConfig) -> Iterator[tuple[str, str, bool]]:
-    """Yields what chooses the best epoch, ends the run or lowers the rate, as `_conditions` does."""
+    """Yields what chooses the result, ends the run or lowers the rate, as `_conditions` does."""
     monitored = config.monitor or DEFAULTS.monitor
-    if monitored not in {"loss", "accuracy"}:  # averages of an epoch over its training images
+    if monitored not in OF_TRAINING:
         if config.monitor is not None:
             yield monitored, option("monitor", config.monitor), False
         elif config.patience is not None:
             yield monitored, option("patience", config.patience), False
+    if average_of(config) == "auto":
+        yield chooser(config), option("average", "auto"), False
     if config.lr_schedule == "plateau":
         yield DEFAULTS.monitor, option("lr-schedule", "plateau"), False
 

@@ -54,6 +54,7 @@ class Plan:
         frozen: which layers do not train, in words; empty if no option says so.
         time: how long it takes; None if it was not tried.
         distilled: how the parent teaches the run, in words; empty if it does not.
+        average: what is mixed into the result, in words; empty if nothing is.
         noise: how small a difference the validation images can show.
         precision: what the layers compute in, in words; empty for float32.
     """
@@ -81,6 +82,7 @@ class Plan:
     noise: str = ""
     frozen: str = ""
     distilled: str = ""
+    average: str = ""
     time: Estimate | None = None
     disk: str = ""
     differs: str = ""
@@ -128,6 +130,7 @@ class Plan:
             ("grow", self.growth),
             ("freeze", self.frozen),
             ("distill", self.distilled),
+            ("average", self.average),
             (
                 "pixels",
                 f"{card.pixels} ({self.pixels_reason}), {card.image_size[0]}x{card.image_size[1]}, "

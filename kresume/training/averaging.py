@@ -1,0 +1,178 @@
+"""Mixes the weights with which a run began into its result: `--average F|auto`.
+
+    averaged = average(session, step, scores)      # None if the result stays as it was trained
+
+The average of the weights before and after a fine-tuning often answers better than either, on the old images above all
+(Wortsman et al. 2022, https://arxiv.org/abs/2109.01903). Its snapshot stands beside those of the training, which it does not
+change: a process that was killed meanwhile averages again, from the same two states, with the same result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from kresume.backend import live_state
+from kresume.checkpoints import snapshot
+from kresume.errors import CheckpointError, Stopped
+from kresume.evaluation.caches import open_cache
+from kresume.evaluation.score import flatten
+from kresume.images.reader import PictureReader
+from kresume.models import structure
+from kresume.models.between import Between
+from kresume.models.keras_metrics import better
+from kresume.models.statistics import GROUP
+from kresume.options.resolve import cache_limit
+from kresume.training.loop.fit import groups_of
+from kresume.training.loop.scored import Scored, make_scorer
+from kresume.training.loop.scoring import score_model
+from kresume.training.plan.judging import chooser
+from kresume.values.state import TrainState
+
+if TYPE_CHECKING:
+    from kresume.training.loop.session import Session
+
+SHARES = (0.25, 0.5, 0.75)
+"""The shares that `auto` tries beside 0: few enough that the best of them is not the luckiest."""
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """A result that is an average.
+
+    Attributes:
+        share: of the weights with which the run began.
+        scores: on the validation images.
+    """
+
+    share: float
+    scores: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """An average that was scored.
+
+    Attributes:
+        share: of the weights with which the run began.
+        scores: on the validation images.
+        scored: how it was scored.
+    """
+
+    share: float
+    scores: Mapping[str, Any]
+    scored: Scored
+
+
+def average(session: Session, step: int, scores: Mapping[str, Any]) -> Averaged | None:
+    """Assigns the average to the model, and writes its snapshot.
+
+    Args:
+        session: training is done; its model has the state of the step that is the result.
+        step: of the result.
+        scores: of this step.
+
+    Returns:
+        The average; None if the result stays as it was trained: it is best so, nothing was asked, or a snapshot is damaged,
+        which is recorded as a failure.
+
+    Raises:
+        Stopped: a signal requested it; everything that training wrote is safe.
+        ImagesError: the images can no longer be read.
+    """
+    if not session.average:
+        return None
+    try:
+        began, trained = (
+            snapshot.read_snapshot(snapshot.snapshot_path(session.run.snapshots, each)) for each in (0, step)
+        )
+        between = Between(session.model, began)
+    except CheckpointError as error:
+        session.writer.record_failure("the average with the checkpoint", f"{error}: the result is as it was trained")
+        return None
+    shares = SHARES if session.average == "auto" else (session.average,)
+    tried = list(_scored(session, between, step, shares))
+    best = _best(session, scores, tried)
+    _tell(session, scores, tried, best)
+    between.assign(best.share if best is not None else 0.0)
+    if best is None:
+        return None
+    session.scored = best.scored
+    _write(session, trained, best)
+    return Averaged(best.share, best.scores)
+
+
+def _scored(session: Session, between: Between, step: int, shares: tuple[float, ...]) -> Iterator[_Tried]:
+    """Assigns and scores each average."""
+    spec, cache = session.card.spec, session.settings.cache
+    pictures = open_cache(spec, cache, cache_limit(session.config))
+    scorer = make_scorer(session, pictures)
+    reader = PictureReader(session.passes.manifest, spec, pictures)
+    last = len(session.passes.boundaries) - 1  # its statistics may use as many images as they need
+
+    def stop_if_asked() -> None:
+        # Not as between two steps: a snapshot of this moment would hold weights that no training had.
+        if session.stop.signal is not None:
+            text = f"stopped while averaging after step {session.progress.step:,}, its snapshot is safe"
+            raise Stopped(text, session.stop.exit_code)
+
+    for share in shares:
+        between.assign(share)
+        scores, scored = score_model(session, scorer, reader, last, stop_if_asked)
+        yield _Tried(share, scores, replace(scored, step=step))
+
+
+def _best(session: Session, own: Mapping[str, Any], tried: list[_Tried]) -> _Tried | None:
+    """Returns the average to use; None for the weights as they were trained.
+
+    What meets the gates is better than what does not. Then the metric decides, and of equals the smallest share.
+    """
+    usable = [each for each in tried if math.isfinite(each.scores["all"]["loss"] or 0.0)]
+    if session.average != "auto":
+        if not usable:
+            session.writer.record_failure(
+                "the average with the checkpoint", "its predictions are no numbers: the result is as it was trained"
+            )
+        return usable[0] if usable else None
+    name, before = chooser(session.config), session.run.record.before
+    sign = 1.0 if better(name, session.config.metric or ()) == "max" else -1.0
+
+    def worth(scores: Mapping[str, Any]) -> tuple[bool, float]:
+        return not session.gates.failures(scores, before), sign * flatten(scores).get(name, -sign * math.inf)
+
+    best = max(usable, key=lambda each: worth(each.scores), default=None)
+    return best if best is not None and worth(best.scores) > worth(own) else None
+
+
+def _tell(session: Session, own: Mapping[str, Any], tried: list[_Tried], best: _Tried | None) -> None:
+    """Shows and records what each share gives."""
+    name, asked = chooser(session.config), session.average
+    values = {0.0: flatten(own).get(name)} | {each.share: flatten(each.scores).get(name) for each in tried}
+    share = best.share if best is not None else 0.0
+    shown = ", ".join(f"{each:.0%} {value:.4g}" for each, value in values.items() if value is not None)
+    why = f" ({name}: {shown})" if shown else ""
+    chosen = "chosen: " if asked == "auto" else ""
+    session.reporter.say(f"average: {chosen}{share:.0%} of the checkpoint's weights{why}")
+    session.run.event(
+        "averaged", share=share, metric=name, tried={f"{each:g}": value for each, value in values.items()}
+    )
+
+
+def _write(session: Session, trained: TrainState, best: _Tried) -> None:
+    """Writes the snapshot of the average: as that of its step, with other weights and their statistics."""
+    statistics = best.scored.statistics
+    state = live_state.read_state(session.model)
+    groups = {**groups_of(trained), **{name: state[name] for name in ("trainable", "non_trainable", "optimizer")}}
+    groups = {name: arrays for name, arrays in groups.items() if name != GROUP}
+    if statistics:
+        groups[GROUP] = list(statistics.values())
+    records = {
+        **trained.records,
+        GROUP: list(statistics),
+        structure.RECORD: structure.describe(session.model),
+        snapshot.AVERAGE: best.share,
+    }
+    session.lock.check()
+    snapshot.write_snapshot(session.run.averaged, best.scored.step, groups, records)

@@ -1,0 +1,48 @@
+"""Checks and describes `--average`: mixing the weights with which a run began into its result.
+
+check_average(config, loaded)                 # before anything is trained
+describe_average(config, loaded.parent)       # the plan's line; empty without the option
+"""
+
+from __future__ import annotations
+
+from kresume.errors import UsageError
+from kresume.options.resolve import average_of
+from kresume.options.table import TrainConfig
+from kresume.spelling import option
+from kresume.training.plan.draft import Loaded
+from kresume.training.plan.judging import chooser
+from kresume.training.plan.parent import Parent
+
+
+def check_average(config: TrainConfig, loaded: Loaded) -> None:
+    """Checks that the weights with which a run begins answer like its checkpoint.
+
+    Raises:
+        UsageError: there is no checkpoint, or its head was given up.
+    """
+    if not average_of(config):
+        return
+    given = option("average", str(config.average))
+    if config.from_ is None:
+        raise UsageError(
+            f"{given} mixes the weights of a checkpoint into the result, and there is none: give {option('from')}, or leave it "
+            "out"
+        )
+    if loaded.parent is not None and loaded.fresh_head:
+        raise UsageError(
+            f"{given} mixes the weights of the checkpoint into the result, but the run begins with a new head that answers at "
+            f"random: leave it out, or {option('average', '0')} for a run whose parent had it"
+        )
+
+
+def describe_average(config: TrainConfig, parent: Parent | None) -> str:
+    """Describes what is mixed in, in words; empty if nothing is."""
+    share = average_of(config)
+    if not share:
+        return ""
+    if parent is None:
+        return "nothing, because there is no checkpoint whose weights could be mixed in"
+    if share == "auto":
+        return f"the share of the checkpoint's weights with the best {chooser(config)}, chosen when training is done"
+    return f"{share:.0%} of the checkpoint's weights, mixed in when training is done"
