@@ -29,7 +29,7 @@ class ImageOptions(Options):
         "Continue although some variables could not be restored; they start fresh and are listed.", START
     )
     data: tuple[str, ...] | None = option_of(
-        "The old images: a folder with one folder per class, a CSV, JSONL or Parquet list with path and label, a tar or zip "
+        "The old images: a folder with one folder per class, a CSV, JSON or Parquet list with path and label, a tar or zip "
         "archive, WebDataset shards, TFRecord, a manifest. Repeatable, kinds mix. A parent run remembers its own.",
         IMAGES,
         daily=True,

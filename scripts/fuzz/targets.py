@@ -261,6 +261,14 @@ def _lists(*kinds: str) -> Callable[[], list[Input]]:
             "csv": "path,label,split\n" + "".join(f"{row['path']},{row['label']},train\n" for row in rows),
             "tsv": "path\tlabel\n" + "".join(f"{row['path']}\t{row['label']}\n" for row in rows),
             "jsonl": "".join(f"{json.dumps(row)}\n" for row in rows),
+            "json": json.dumps(rows),
+            "coco.json": json.dumps(
+                {
+                    "images": [{"id": number, "file_name": name} for number, name in enumerate(pictures)],
+                    "annotations": [{"image_id": number, "category_id": 3} for number in range(len(rows))],
+                    "categories": [{"id": 3, "name": "a"}],
+                }
+            ),
         }
         return [
             Input({f"list.{kind}": texts[kind].encode(), **pictures}, f"list.{kind}", whole=tuple(pictures))
@@ -373,6 +381,7 @@ TARGETS: dict[str, Target] = {
     "zip": Target(source, _zips, 3),
     "csv": Target(source, _lists("csv", "tsv"), 3),
     "jsonl": Target(source, _lists("jsonl"), 3),
+    "json": Target(source, _lists("json", "coco.json"), 3),
     "parquet": Target(source, _parquet_list, 4),
     "jpeg": Target(picture, _pictures("JPEG", {}, {"progressive": True}, {"exif": _exif()}), 1),
     "png": Target(picture, _pictures("PNG"), 1),

@@ -282,15 +282,68 @@ def test_a_list_names_what_is_gone_and_says_sides(tmp_path, quiet):
     assert any("1 test images" in note for note in listing.notes)
 
 
+def coco(pairs, **further):
+    """Returns annotations of two pictures and two categories in the format of COCO."""
+    return json.dumps(
+        {
+            "images": [{"id": number, "file_name": f"{number}.png"} for number in (1, 2)],
+            "annotations": [{"image_id": image, "category_id": category, **further} for image, category in pairs],
+            "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+        }
+    )
+
+
+WRITTEN = {
+    "path,label": ("a.csv", b"path,label\n1.png,cat\n2.png,dog\n"),
+    "semicolons": ("a.csv", "file_name;class_name;x\r\n1.png;cat;a,b\r\n2.png;dog;c\r\n".encode("utf-8-sig")),
+    "tabs in a csv": ("a.csv", b"Image\tLabel\n1.png\tcat\n2.png\tdog\n"),
+    "utf-16": ("a.tsv", "Filename\tCategory\r\n1.png\tcat\r\n2.png\tdog\r\n".encode("utf-16")),
+    "quotes": ("a.csv", b'img,y\n1.png,"cat"\n2.png,dog\n'),
+    "hugging face": ("a.jsonl", b'{"file_name": "1.png", "label": "cat"}\n{"file_name": "2.png", "label": "dog"}\n'),
+    "records": ("a.json", b'[{"filepath": "1.png", "class": "cat"}, {"filepath": "2.png", "class": "dog"}]'),
+    "coco": ("a.json", coco([(1, 1), (2, 2), (2, 2)]).encode()),
+}
+
+
+@pytest.mark.parametrize("written", WRITTEN)
+@pytest.mark.one_backend
+def test_lists_of_other_programs_are_read(tmp_path, quiet, written):
+    """Spreadsheets, Hugging Face, pandas and COCO spell a list in their own way; what is read as what is told."""
+    name, content = WRITTEN[written]
+    (tmp_path / name).write_bytes(content)
+    for number in (1, 2):
+        Image.fromarray(np.full((8, 8, 3), 90 * number, np.uint8)).save(tmp_path / f"{number}.png")
+    listing = list_images([tmp_path / name], quiet)
+    assert [(os.path.basename(found.path), found.label) for found in listing.files] == [
+        ("1.png", "cat"),
+        ("2.png", "dog"),
+    ]
+    assert any("is read as path" in note for note in listing.notes) == (written not in {"path,label", "coco"})
+    if written == "semicolons":
+        assert json.loads(listing.files[0].extra) == {"x": "a,b"}
+    bare = list_images([tmp_path / name], quiet, with_classes=False)
+    assert len(bare.files) == 2
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
+        ("a.csv", "file,label\nx.png,a\n", r"relative to .* \(the column 'file' is read as path\)"),
+        ("a.csv", "where,label\nx.png,a\n", "expected the columns `path` and `label`, found 'where', 'label'$"),
+        ("a.csv", "img,file,label\nx.png,y.png,a\n", "found 'img', 'file', 'label': rename one of img, file to path"),
+        ("a.csv", "img,y,class\nx.png,0,a\n", "rename one of y, class to label"),
+        ("a.csv", "filename,class,xmin\nx.png,a,3\n", "the column 'xmin' holds parts of a picture"),
+        ("a.json", "{", "is not valid JSON"),
         (
-            "a.csv",
-            "file,label\nx.png,a\n",
-            "expected the columns `path` and `label`, found 'file', 'label': rename file to path",
+            "a.json",
+            '{"a": 1}',
+            "expected a list of objects with `path` and `label`, or annotations in the format of COCO",
         ),
-        ("a.csv", "path;label\nx.png;a\n", "separate the columns by commas"),
+        ("a.json", '[{"path": "x.png", "label": "a"}]', "lists no file that exists"),
+        ("a.json", '{"images": [{"id": 1}], "annotations": [], "categories": []}', "the annotations .*a.json"),
+        ("a.json", coco([(1, 1)], bbox=[0, 0, 2, 2]), "says what is in parts of a picture"),
+        ("a.json", coco([(1, 1), (1, 2)]), r"row 1: 2 labels \(cat, dog\)"),
+        ("a.json", coco([]), r"row 1: the label of 1\.png is empty"),
         ("a.jsonl", "{\n", "line 1 is not valid JSON"),
         ("a.jsonl", "[1]\n", "expected an object"),
         ("a.csv", "path,label\nx.png,a\n", "lists no file that exists"),
@@ -298,7 +351,7 @@ def test_a_list_names_what_is_gone_and_says_sides(tmp_path, quiet):
         ("a.csv", "path,label,Split\nx.png,a,test\n", "the column 'Split' holds 'test', but only a column named split"),
         ("a.csv", "path,label, split\nx.png,a,val\n", "the column ' split' holds 'val'"),
         ("a.jsonl", '{"path": "x.png", "label": "a", "subset": "Test"}\n', "the column 'subset' holds 'Test'"),
-        ("a.csv", "path, label\nx.png,a\n", "rename ' label' to label"),
+        ("a.csv", "path, label\nx.png,a\n", r"\(the column ' label' is read as label\)"),
         ("a.csv", 'path,label\nx.png,"a\ny.png,b\n', "is damaged .*is a quote left open"),
         ("a.csv", "path,label\nx.png,\n", "row 1: the label of x.png is empty"),
         ("a.jsonl", '{"path": "x.png", "label": NaN}\n', "row 1: the label of x.png is empty"),
@@ -440,8 +493,10 @@ def _listed(text):
         (_flat, r"no class folders\. .*metadata\.csv may be a list of their labels: give it instead"),
         (_arrays, r"holds 2 arrays of NumPy, and no image files: write each image as a file"),
         (_of_hugging_face, r"the column image holds the pictures themselves.*Write them as files"),
-        (_listed("image_path,class_name\na.png,cat\n"), "rename image_path to path and class_name to label"),
-        (_listed("Img,Y\na.png,cat\n"), "rename Img to path and Y to label"),
+        (
+            _listed("image_path,class_name\na.png,cat\n"),
+            "'image_path' is read as path, the column 'class_name' is read as",
+        ),
         (_listed("a/1.png,cat\na/2.png,dog\n"), "its first row must name the columns, path,label"),
     ],
     ids=[
@@ -450,7 +505,6 @@ def _listed(text):
         "npz",
         "pictures in parquet",
         "names",
-        "short names",
         "no header",
     ],
 )
