@@ -145,7 +145,7 @@ def _text(source: Source) -> str:
 
 
 def _delimiter(text: str) -> str:
-    """Returns what separates the names in the first row: a comma, else a semicolon or a tab, as spreadsheets write."""
+    """Finds what separates the names in the first row; spreadsheets also write semicolons and tabs."""
     first = text.partition("\n")[0]
     return next((each for each in (",", ";", "\t") if each in first), ",")
 
