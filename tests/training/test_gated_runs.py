@@ -12,8 +12,9 @@ from kresume import cli, runs
 from kresume.errors import GateFailed, ImagesError, UsageError
 from kresume.evaluation import answers
 from kresume.evaluation.live import LiveScorer
-from kresume.evaluation.verdict import describe_p, in_words, judge_origins
+from kresume.evaluation.verdict import describe_p, in_words, judge_origins, judge_right
 from kresume.images.manifest import Manifest
+from kresume.training.plan import judging
 from tests.helpers.pictures import write_pictures
 from tests.helpers.runs import (
     TINY,
@@ -249,8 +250,25 @@ def test_the_plan_says_how_small_a_difference_can_be_seen(place):
     """The plan has a line on the noise of the validation images, by origin too."""
     plan = kresume.plan("runs/1-shapes", add=["new"], quiet=True, **OPTIONS)
     images = plan.images["validation"]
-    assert f"{images} validation images: differences under {98 / images**0.5:.0f} points are noise (old " in str(plan)
+    least = max(98 / images**0.5, 600 / images)
+    assert f"{images} validation images: differences under {least:.0f} points are noise (old " in str(plan)
     assert "noise" not in str(kresume.plan(None, data=["new"], val_split=0, quiet=True))
+    few = kresume.plan(None, data=["new"], val_split=0.1, quiet=True)
+    assert f"{few.images['validation']} validation images: too few to show any difference" in str(few)
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("images", [6, 7, 12, 24, 37])
+def test_no_smaller_difference_is_called_significant(images):
+    """What a finished run says of so few images fits what the plan said: nothing below is more than noise."""
+    points = float(judging._points(images).split()[0])
+    called = []
+    for changed in range(images + 1):
+        right = np.zeros(images, bool)
+        right[:changed] = True
+        if judge_right(np.zeros(images, bool), right).kind == "better":
+            called.append(100 * changed / images)
+    assert min(called) >= points - 0.5, called
 
 
 @pytest.mark.one_backend(trains=True)

@@ -12,11 +12,12 @@ import numpy as np
 
 from kresume.errors import UsageError
 from kresume.evaluation.gates import Gates, check_metric, metrics_of, parse_conditions
+from kresume.evaluation.verdict import FEWEST
 from kresume.images.manifest import Manifest
 from kresume.options.resolve import average_of
 from kresume.options.settings import DEFAULTS
 from kresume.options.table import TrainConfig
-from kresume.spelling import option
+from kresume.spelling import counted, option
 from kresume.training.plan.parent import Parent
 
 OF_TRAINING = ("loss", "accuracy")
@@ -145,13 +146,18 @@ def describe_noise(manifest: Manifest, generation: int) -> str:
     new = int((manifest.origins[rows] == generation).sum())
     if not len(rows):
         return ""
-    words = [f"{len(rows):,} validation images: differences under {_points(len(rows))} points are noise"]
+    if len(rows) < FEWEST:
+        return f"{counted(len(rows), 'validation image')}: too few to show any difference"
+    words = [f"{len(rows):,} validation images: differences under {_points(len(rows))} are noise"]
     if 0 < new < len(rows):
         old = len(rows) - new
-        words.append(f"old {old:,}: {_points(old)} points, new {new:,}: {_points(new)} points")
+        words.append(f"old {old:,}: {_points(old)}, new {new:,}: {_points(new)}")
     return f"{words[0]} ({words[1]})" if len(words) > 1 else words[0]
 
 
 def _points(images: int) -> str:
-    points = NOISE / images**0.5
-    return f"{points:.0f}" if points >= 2 else f"{points:.1f}"
+    """Formats the difference below which all is noise: fewer than six changed answers are never significant."""
+    if images < FEWEST:
+        return "any difference"
+    points = max(NOISE / images**0.5, 100 * FEWEST / images)
+    return f"{points:.0f} points" if points >= 2 else f"{points:.1f} points"
