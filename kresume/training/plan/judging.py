@@ -156,7 +156,7 @@ def describe_noise(manifest: Manifest, generation: int) -> str:
 
 
 def _points(images: int) -> str:
-    """Formats the difference below which all is noise: fewer than six changed answers are never significant."""
+    """Formats the difference below which all is noise; fewer than six changed answers always are."""
     if images < FEWEST:
         return "any difference"
     points = max(NOISE / images**0.5, 100 * FEWEST / images)
