@@ -7,12 +7,15 @@ before.scores, before.answers, before.shift         # all None for a new model
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from kresume.evaluation.caches import open_cache
 from kresume.evaluation.probe import CLEAR_ERRORS
 from kresume.images.order import permutation
+from kresume.images.reader import PictureReader
 from kresume.options.settings import Settings
 from kresume.reporter import Reporter
 from kresume.training.plan.draft import Before, Data, Loaded
@@ -33,9 +36,10 @@ def score_parent(loaded: Loaded, data: Data, held: Settings, reporter: Reporter)
         return Before(statistics=known)
     from kresume.evaluation.live import LiveScorer
 
+    reader = _reader(loaded, data, held)
     scorer = LiveScorer(
         loaded.live.model,
-        data.reader,
+        reader,
         data.gathered.manifest,
         data.card,
         loaded.answers,
@@ -44,7 +48,7 @@ def score_parent(loaded: Loaded, data: Data, held: Settings, reporter: Reporter)
         optimizer=loaded.live.optimizer,
     )
     if held.bn_stats == "recomputed":
-        scorer.statistics = _statistics_of_parent(scorer, loaded, data, held.seed)
+        scorer.statistics = _statistics_of_parent(scorer, loaded, reader, held.seed)
     scores, answers = scorer.score(reporter, "scoring the parent")
     if loaded.growth is not None:
         count = len(loaded.growth.new)
@@ -54,14 +58,23 @@ def score_parent(loaded: Loaded, data: Data, held: Settings, reporter: Reporter)
     return Before(scores, answers if len(answers) else None, shift, scorer.statistics)
 
 
-def _statistics_of_parent(scorer: Any, loaded: Loaded, data: Data, seed: int) -> Mapping[int, np.ndarray]:
+def _reader(loaded: Loaded, data: Data, held: Settings) -> PictureReader:
+    """Returns a reader of the pictures as the parent was trained on them, also where this run resizes in another way."""
+    spec, card = data.reader.spec, loaded.parent.card if loaded.parent is not None else None
+    if card is None or (card.resize, card.interpolation) == (spec.resize, spec.interpolation):
+        return data.reader
+    spec = replace(spec, resize=card.resize, interpolation=card.interpolation)
+    return PictureReader(data.gathered.manifest, spec, open_cache(spec, held.cache, None, writes=False))
+
+
+def _statistics_of_parent(scorer: Any, loaded: Loaded, reader: PictureReader, seed: int) -> Mapping[int, np.ndarray]:
     """Returns the statistics to score the parent with; empty for its moving averages.
 
     Those of its own result, if it is a run of ours. An interrupted training has none: they are recomputed from its images.
     """
     from kresume.models.statistics import sample_rows, stored
 
-    parent, manifest = loaded.parent, data.gathered.manifest
+    parent, manifest = loaded.parent, reader.manifest
     if parent is None:
         return {}
     found = stored(loaded.live.model, parent.state)
@@ -71,7 +84,7 @@ def _statistics_of_parent(scorer: Any, loaded: Loaded, data: Data, seed: int) ->
     old = rows[manifest.origins[rows] < loaded.generation]
     if not len(old):
         return {}
-    recomputed: Mapping[int, np.ndarray] = scorer.recompute(data.reader, sample_rows(old, seed))
+    recomputed: Mapping[int, np.ndarray] = scorer.recompute(reader, sample_rows(old, seed))
     return recomputed
 
 

@@ -164,7 +164,7 @@ def _batch_size(parent: Parent, gathered: Gathered, amount: Amount, rate: RatePl
 
 
 def _fed_otherwise(config: TrainConfig, parent: Parent) -> Iterator[str]:
-    """Yields a note where the parent is scored on pictures resized in another way than for its training."""
+    """Yields a note where the run resizes pictures in another way than its parent."""
     card = parent.card
     if card is None:
         return
@@ -173,8 +173,8 @@ def _fed_otherwise(config: TrainConfig, parent: Parent) -> Iterator[str]:
     if changed:
         before, now = (" and ".join(each) for each in zip(*changed, strict=True))
         yield (
-            f"the checkpoint was trained with {before}; `before` and the gates score it with {now}, as this run feeds its "
-            "pictures: what it loses by that is not counted as forgotten"
+            f"the checkpoint was trained with {before}, and `before` and the gates score it so; this run trains and is scored "
+            f"with {now}"
         )
 
 
