@@ -59,7 +59,7 @@ def score_parent(loaded: Loaded, data: Data, held: Settings, reporter: Reporter)
 
 
 def _reader(loaded: Loaded, data: Data, held: Settings) -> PictureReader:
-    """Returns a reader of the pictures as the parent was trained on them, also where this run resizes in another way."""
+    """Returns a reader of the pictures as the parent was trained on them, however this run resizes."""
     spec, card = data.reader.spec, loaded.parent.card if loaded.parent is not None else None
     if card is None or (card.resize, card.interpolation) == (spec.resize, spec.interpolation):
         return data.reader
