@@ -182,7 +182,7 @@ def test_the_same_growing_folder_can_be_added_every_week(workplace):
     result = run_training("runs", add=["inbox"], epochs=1)
     assert Path(result.run).name == "3-shapes"
     assert np.bincount(Manifest.read(Path(result.run) / "images.parquet").origins).tolist() == [24, 9, 6]
-    with pytest.raises(NothingNew):
+    with pytest.raises(NothingNew, match=r"are already in runs/3-shapes$"):  # not "in runs"
         run_training("runs", add=["inbox"], epochs=1)
     names = [Path(line.path).name for line in kresume.lineage("runs/3-shapes").generations]
     assert names == ["3-shapes", "2-shapes", "1-shapes"]

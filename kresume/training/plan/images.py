@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kresume.checkpoints.layers import output_width
+from kresume.checkpoints.run import named
 from kresume.class_names import join_classes, read_classes, show_classes
 from kresume.errors import ImagesError, NothingNew, UsageError
 from kresume.images import collect, corrections, keras_split, merging
@@ -196,7 +197,7 @@ def gather(
         given = {image.found.key: image.facts.sha256 for image in images}
         policy = settings_of(config).on_missing
         remembered, more = without_missing(
-            remembered, spec, cache, reporter, policy, str(config.from_), drop, given, writes=writes
+            remembered, spec, cache, reporter, policy, named(str(config.from_)), drop, given, writes=writes
         )
         notes += more
     _check_strict(config, collected.quarantine)
@@ -303,13 +304,13 @@ def _check_merge(
     quarantine: Sequence[Quarantined],
 ) -> None:
     if merge.facts.unknown:
-        named = ", ".join(
+        unknown = ", ".join(
             f"{name!r} ({counted(count, 'image')})" for name, count in sorted(merge.facts.unknown.items())
         )
         grown = config.grow if isinstance(config.grow, tuple) else ()
         knows = ", ".join(repr(name) for name in classes if name not in grown)
         raise ImagesError(
-            f"classes that the model does not know: {named}; it knows {knows}. {_ways_on(config, parent, merge)}"
+            f"classes that the model does not know: {unknown}; it knows {knows}. {_ways_on(config, parent, merge)}"
         )
     facts = merge.facts
     changed = facts.added or corrects(config, merge)
@@ -326,13 +327,14 @@ def _check_merge(
                 f"{len(facts.conflicts):,} have another label than before or in another source, the first is {path}: {label}, "
                 f"and {other} elsewhere ({option('on-conflict', 'new')} uses the new label)"
             )
+        parent_name = named(str(config.from_))
         inside = ", ".join((*(config.data or ()), *config.add, *(config.val or ())))
         if problems:
             raise NothingNew(
-                f"nothing new that can be used: {facts.known:,} images in {inside} are already in {config.from_}; "
+                f"nothing new that can be used: {facts.known:,} images in {inside} are already in {parent_name}; "
                 f"{'; '.join(problems)}"
             )
-        raise NothingNew(f"nothing new: all {facts.known:,} images in {inside} are already in {config.from_}")
+        raise NothingNew(f"nothing new: all {facts.known:,} images in {inside} are already in {parent_name}")
     if len(merge.manifest.train_rows()) == 0:
         doubled = (
             f"{counted(len(facts.conflicts), 'file', 'has', 'have')} two labels, and {ONE_LABEL}; "
