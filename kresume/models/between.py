@@ -53,8 +53,11 @@ class Between:
 
 
 def _mixed(own: np.ndarray, earlier: np.ndarray, share: float) -> np.ndarray:
-    wide = own.astype(np.float64)
-    return (wide + share * (earlier.astype(np.float64) - wide)).astype(own.dtype)
+    """Returns the average; where either is infinite or no number, as in a mask, the own value."""
+    wide, other = own.astype(np.float64), earlier.astype(np.float64)
+    finite = np.isfinite(wide) & np.isfinite(other)
+    step = np.subtract(other, wide, out=np.zeros_like(wide), where=finite)
+    return np.where(finite, wide + share * step, wide).astype(own.dtype)
 
 
 def _earlier(model: keras.Model, state: TrainState) -> list[tuple[Any, np.ndarray]]:
