@@ -26,6 +26,7 @@ from kresume.runs import Run
 from kresume.storage import sealed
 from kresume.training.plan.draft import Draft
 from kresume.training.plan.growth import Growth
+from kresume.training.plan.parent import Parent
 from kresume.training.plan.rate import keras_rate
 from kresume.values.amount import Amount
 from kresume.values.card import Card
@@ -190,6 +191,24 @@ def adjusted(draft: Draft, config: TrainConfig) -> tuple[Any, dict[str, np.ndarr
     parent = draft.loaded.parent
     run = parent.run if parent is not None and not (config.optimizer or "").endswith(":reset") else None
     return live.model, freeze(live.model, to, draft.freezing, draft.statistics, run)
+
+
+def carry_others(model: Any, parent: Parent | None, reporter: Reporter) -> None:
+    """Restores the variables of the parent that its code keeps beside those of Keras.
+
+    Args:
+        model: adjusted: its loss may keep some, too.
+        parent: the checkpoint; None for a new model.
+        reporter: told which ones begin with their first values.
+    """
+    from kresume.models import other_variables
+    from kresume.training.loop.fit import groups_of
+
+    if parent is None:
+        return
+    groups = groups_of(parent.state) if other_variables.GROUP in parent.state.records else {}
+    for note in other_variables.restore(model, parent.state.records, groups):
+        reporter.say(f"note: {note}")
 
 
 def thaw(model: Any, run: Run, config: TrainConfig) -> None:

@@ -73,10 +73,12 @@ def create_run(start: Start, draft: Draft, held: Mapping[str, np.ndarray], teach
 
 def _fill(folder: Path, record: RunRecord, draft: Draft) -> None:
     """Writes the files of a new run."""
-    from kresume.models import architecture, structure
+    from kresume.models import architecture, other_variables, structure
 
     model = draft.loaded.live.model
     state = live_state.read_state(model)
+    names, values = other_variables.capture(model)
+    beside = {other_variables.GROUP: names} if names else {}
     runs.write_record(folder, record)
     if draft.before.answers is not None:
         answers.write(folder / runs.ANSWERS / "before.parquet", draft.before.answers)
@@ -86,8 +88,9 @@ def _fill(folder: Path, record: RunRecord, draft: Draft) -> None:
     snapshot.write_snapshot(
         folder / "snapshots",
         0,
-        state,
+        {**state, other_variables.GROUP: values} if names else state,
         {
+            **beside,
             snapshot.NOT_FINITE: snapshot.broken_arrays(state, allowed=()),
             "manifest": record.manifest,
             "fingerprint": record.fingerprint,

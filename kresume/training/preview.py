@@ -15,7 +15,7 @@ from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
 from kresume.runs import Run
 from kresume.spelling import as_argument, spelled
-from kresume.training.adjust import adjusted, grow
+from kresume.training.adjust import adjusted, carry_others, grow
 from kresume.training.plan.decide import decide, list_named, load_checkpoint, update_data
 from kresume.training.plan.plan import Plan
 from kresume.training.plan.teaching import take_teacher
@@ -58,6 +58,7 @@ def make_plan(config: TrainConfig, reporter: Reporter) -> Plan:
     draft = grow(draft, reporter)
     with reporter.waiting("preparing a trial"):
         model, _ = adjusted(draft, config)
+    carry_others(model, draft.loaded.parent, reporter)
     return replace(draft.plan, time=estimate(draft, model, teacher, start.config, reporter, writes=False))
 
 

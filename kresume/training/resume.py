@@ -29,7 +29,7 @@ from kresume.staging import stage as staging
 from kresume.staging.fetch import here
 from kresume.staging.stage import Stage
 from kresume.storage.stores import DRIVE
-from kresume.training.adjust import adjusted, grow, rebuild, thaw
+from kresume.training.adjust import adjusted, carry_others, grow, rebuild, thaw
 from kresume.training.closing import TrainResult
 from kresume.training.create import create_run
 from kresume.training.finish import finish
@@ -134,6 +134,7 @@ def _new(start: Start, reporter: Reporter) -> tuple[runs.Run, Any]:
     draft = grow(draft, reporter)
     with reporter.waiting("preparing the model"):
         model, held = adjusted(draft, start.config)
+    carry_others(model, draft.loaded.parent, reporter)
     draft = timed(draft, model, teacher, start.config, reporter)
     with reporter.waiting(f"creating {start.path}"):
         run = create_run(start, draft, held, teacher)

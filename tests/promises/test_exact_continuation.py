@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import kresume
 from kresume import runs
 from kresume.checkpoints import snapshot
 from kresume.checkpoints.read import read_checkpoint
@@ -430,7 +431,7 @@ def build(num_classes):
 
 
 @pytest.mark.one_backend(trains=True)
-def test_variables_that_keras_does_not_track_continue(monkeypatch, tmp_path, pictures):
+def test_variables_that_keras_does_not_track_continue(monkeypatch, tmp_path, pictures, capfd):
     """A step count in the model's own code is in a snapshot, although it is none of `model.variables`."""
     monkeypatch.chdir(tmp_path)
     Path("mymodel.py").write_text(COUNTING)
@@ -440,6 +441,18 @@ def test_variables_that_keras_does_not_track_continue(monkeypatch, tmp_path, pic
     assert state.arrays["other_variables/0"] == 2.0
     run_training(out=str(killed))
     assert_same_bytes(result_arrays(whole), result_arrays(killed))
+    # A child goes on with them, also if it is killed before its first snapshot.
+    ended = result_arrays(whole)["other_variables/0"]
+    asked = {"add": [str(pictures / "new")], "epochs": 1, "batch_size": 5, "lr": 1e-3}
+    child = trained(tmp_path / "child", every_snapshot=True, checkpoint=str(whole), **asked)
+    assert result_arrays(child)["other_variables/0"] == ended + runs.open_run(child).result_step()
+    shutil.copytree(child, "again")
+    make_interrupted(Path("again"), "step-00000000")
+    run_training(out="again")
+    assert_same_bytes(result_arrays(child), result_arrays(Path("again")))
+    plan = kresume.plan(str(whole / "model.keras"), **asked, new_only=True, model="mymodel.py:build")
+    assert plan.action == "extend"
+    assert "that were not saved keep their first values: model.steps" in capfd.readouterr().err
 
 
 OWN_LAYERS = """
