@@ -69,6 +69,11 @@ def spelled(speller: Speller) -> Iterator[None]:
         _speller.reset(before)
 
 
+def in_percent(share: float) -> str:
+    """Formats a share as it was given: `0.125` is `"12.5%"`."""
+    return f"{100 * share:.10g}%"
+
+
 def counted(count: int, noun: str, one: str = "", many: str = "") -> str:
     """Formats a count with its noun, and a verb if given: `"1 image"`, `"2,000 images have"`.
 

@@ -18,6 +18,7 @@ from kresume import runs
 from kresume.checkpoints import run as run_reader
 from kresume.checkpoints import snapshot
 from kresume.checkpoints.keras_arrays import described, rate_from, unwrapped
+from kresume.errors import CheckpointError
 from kresume.values.state import SavedOptimizer, SavedRate, TrainState
 
 RATE = "optimizer/1"
@@ -43,7 +44,9 @@ def read(path: str) -> TrainState:
         owner = folder.absolute().parent.parent
         state = snapshot.read_snapshot(folder)
         if runs.is_run(owner):
-            return replace(run_reader.read(f"{owner}@{state.step}"), source=path)
+            return _of_run(path, owner, f"@{state.step}", averaged=folder.absolute().parent.name == runs.AVERAGED)
+    elif runs.is_run(folder.absolute().parent):
+        return _of_run(path, folder.absolute().parent, "@last", averaged=folder.absolute().name == runs.AVERAGED)
     else:
         state, skipped = snapshot.newest_snapshot(folder)
         if skipped:
@@ -59,6 +62,17 @@ def read(path: str) -> TrainState:
         writer="kresume",
         records={**state.records, "interrupted": True},
     )
+
+
+def _of_run(path: str, owner: Path, which: str, *, averaged: bool) -> TrainState:
+    """Reads a snapshot in a run's folder with all that the run knows; an average is the run's result.
+
+    Raises:
+        CheckpointError: it is an average that a killed process left.
+    """
+    if averaged and runs.open_run(owner).result_snapshots.name != runs.AVERAGED:
+        raise CheckpointError(f"{path} was left by a process that ended before the run was finished: give {owner}")
+    return replace(run_reader.read(f"{owner}{'' if averaged else which}"), source=path)
 
 
 def _optimizer(state: TrainState) -> SavedOptimizer | None:

@@ -153,9 +153,10 @@ def _snapshot(run: runs.Run, which: str) -> TrainState:
         with interpreting(str(run.metrics), CheckpointError):
             last = int(lines[-1]["step"]) if result is not None and lines else state.step
         if state.step != last:
+            instead = run.path if run.result_snapshots == run.snapshots else f"{run.path}@best"
             raise CheckpointError(
                 f"{run.path}@last: the last step, {last:,}, is no longer stored; a finished run keeps only its result, the "
-                f"best epoch (step {result:,}): use {run.path}"
+                f"best epoch (step {result:,}): use {instead}"
             )
         return state
     if which == "best":

@@ -53,11 +53,13 @@ class Between:
 
 
 def _mixed(own: np.ndarray, earlier: np.ndarray, share: float) -> np.ndarray:
-    """Returns the average; where either is infinite or no number, as in a mask, the own value."""
+    """Returns the average; the own value where both are equal, or one is infinite, as in a mask."""
+    if not share:
+        return own
     wide, other = own.astype(np.float64), earlier.astype(np.float64)
-    finite = np.isfinite(wide) & np.isfinite(other)
-    step = np.subtract(other, wide, out=np.zeros_like(wide), where=finite)
-    return np.where(finite, wide + share * step, wide).astype(own.dtype)
+    moves = np.isfinite(wide) & np.isfinite(other) & (wide != other)
+    step = np.subtract(other, wide, out=np.zeros_like(wide), where=moves)
+    return np.where(moves, (wide + share * step).astype(own.dtype), own)
 
 
 def _earlier(model: keras.Model, state: TrainState) -> list[tuple[Any, np.ndarray]]:

@@ -25,6 +25,7 @@ from kresume.addresses import public
 from kresume.reports.generation import Generation, Parent
 from kresume.reports.lineage import Lineage, Root, real_paths
 from kresume.runs import Unreadable, number_of
+from kresume.spelling import in_percent
 
 MARKS = {"accepted": "*", "rejected": "x", "running": ">", "interrupted": "~"}
 CHECKPOINT, UNREADABLE = "o", "!"
@@ -251,7 +252,7 @@ def _trained(run: Generation) -> str:
     of = "" if finished else f" of {run.planned:,}"
     at = f", step {run.step:,}" if run.step is not None else ""
     rate = "" if run.rate is None else f", rate {run.rate:g}"
-    mixed = f", averaged with {run.average:.0%} of the parent's weights" if run.average else ""
+    mixed = f", averaged with {in_percent(run.average)} of the parent's weights" if run.average else ""
     return f"{run.epochs:,}{of} epoch{'' if run.epochs == 1 and finished else 's'}{at}{rate}{mixed}"
 
 

@@ -10,13 +10,14 @@ change: a process that was killed meanwhile averages again, from the same two st
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from kresume.backend import live_state
 from kresume.checkpoints import snapshot
-from kresume.errors import CheckpointError, Stopped
+from kresume.errors import CheckpointError, ImagesError, Stopped
 from kresume.evaluation.caches import open_cache
 from kresume.evaluation.score import flatten
 from kresume.images.reader import PictureReader
@@ -25,6 +26,7 @@ from kresume.models.between import Between
 from kresume.models.keras_metrics import better
 from kresume.models.statistics import GROUP
 from kresume.options.resolve import cache_limit
+from kresume.spelling import in_percent
 from kresume.training.loop.fit import groups_of
 from kresume.training.loop.scored import Scored, make_scorer
 from kresume.training.loop.scoring import score_model
@@ -34,8 +36,9 @@ from kresume.values.state import TrainState
 if TYPE_CHECKING:
     from kresume.training.loop.session import Session
 
-SHARES = (0.25, 0.5, 0.75)
-"""The shares that `auto` tries beside 0: few enough that the best of them is not the luckiest."""
+SHARES = (0.0, 0.25, 0.5, 0.75)
+"""The shares that `auto` tries: few enough that the best of them is not the luckiest. 0 is scored again, because the scores of
+an epoch may be with statistics of fewer images."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Averaged:
 
 @dataclass(frozen=True)
 class _Tried:
-    """An average that was scored.
+    """A share that was scored.
 
     Attributes:
         share: of the weights with which the run began.
@@ -75,13 +78,13 @@ def average(session: Session, step: int, scores: Mapping[str, Any]) -> Averaged 
         scores: of this step.
 
     Returns:
-        The average; None if the result stays as it was trained: it is best so, nothing was asked, or a snapshot is damaged,
-        which is recorded as a failure.
+        The average; None if the result stays as it was trained: it is best so, or nothing was asked. Where a snapshot is
+        damaged or the images are gone, that is recorded as a failure.
 
     Raises:
         Stopped: a signal requested it; everything that training wrote is safe.
-        ImagesError: the images can no longer be read.
     """
+    shutil.rmtree(session.run.averaged, ignore_errors=True)  # a process that was killed left it
     if not session.average:
         return None
     try:
@@ -90,22 +93,34 @@ def average(session: Session, step: int, scores: Mapping[str, Any]) -> Averaged 
         )
         between = Between(session.model, began)
     except CheckpointError as error:
-        session.writer.record_failure("the average with the checkpoint", f"{error}: the result is as it was trained")
+        _not_averaged(session, str(error))
         return None
-    shares = SHARES if session.average == "auto" else (session.average,)
-    tried = list(_scored(session, between, step, shares))
-    best = _best(session, scores, tried)
-    _tell(session, scores, tried, best)
+    try:
+        tried = list(_scored(session, between, step))
+    except ImagesError as error:  # the drive of the images is gone; the model and its scores are not
+        between.assign(0.0)
+        _not_averaged(session, str(error))
+        return None
+    best = _best(session, tried)
     between.assign(best.share if best is not None else 0.0)
     if best is None:
+        _not_averaged(session, "its predictions are no numbers")
+        return None
+    _tell(session, scores, tried, best)
+    if not best.share:
         return None
     session.scored = best.scored
     _write(session, trained, best)
     return Averaged(best.share, best.scores)
 
 
-def _scored(session: Session, between: Between, step: int, shares: tuple[float, ...]) -> Iterator[_Tried]:
-    """Assigns and scores each average."""
+def _not_averaged(session: Session, reason: str) -> None:
+    """Records why the result stays as it was trained."""
+    session.writer.record_failure("the average with the checkpoint", f"{reason}: the result is as it was trained")
+
+
+def _scored(session: Session, between: Between, step: int) -> Iterator[_Tried]:
+    """Assigns and scores each share."""
     spec, cache = session.card.spec, session.settings.cache
     pictures = open_cache(spec, cache, cache_limit(session.config))
     scorer = make_scorer(session, pictures)
@@ -118,46 +133,37 @@ def _scored(session: Session, between: Between, step: int, shares: tuple[float, 
             text = f"stopped while averaging after step {session.progress.step:,}, its snapshot is safe"
             raise Stopped(text, session.stop.exit_code)
 
-    for share in shares:
+    for share in SHARES if session.average == "auto" else (session.average,):
         between.assign(share)
         scores, scored = score_model(session, scorer, reader, last, stop_if_asked)
         yield _Tried(share, scores, replace(scored, step=step))
 
 
-def _best(session: Session, own: Mapping[str, Any], tried: list[_Tried]) -> _Tried | None:
-    """Returns the average to use; None for the weights as they were trained.
+def _best(session: Session, tried: list[_Tried]) -> _Tried | None:
+    """Returns the share to use; None if no predictions are numbers.
 
     What meets the gates is better than what does not. Then the metric decides, and of equals the smallest share.
     """
     usable = [each for each in tried if math.isfinite(each.scores["all"]["loss"] or 0.0)]
-    if session.average != "auto":
-        if not usable:
-            session.writer.record_failure(
-                "the average with the checkpoint", "its predictions are no numbers: the result is as it was trained"
-            )
-        return usable[0] if usable else None
     name, before = chooser(session.config), session.run.record.before
     sign = 1.0 if better(name, session.config.metric or ()) == "max" else -1.0
 
     def worth(scores: Mapping[str, Any]) -> tuple[bool, float]:
         return not session.gates.failures(scores, before), sign * flatten(scores).get(name, -sign * math.inf)
 
-    best = max(usable, key=lambda each: worth(each.scores), default=None)
-    return best if best is not None and worth(best.scores) > worth(own) else None
+    return max(usable, key=lambda each: worth(each.scores), default=None)
 
 
-def _tell(session: Session, own: Mapping[str, Any], tried: list[_Tried], best: _Tried | None) -> None:
+def _tell(session: Session, own: Mapping[str, Any], tried: list[_Tried], best: _Tried) -> None:
     """Shows and records what each share gives."""
-    name, asked = chooser(session.config), session.average
+    name = chooser(session.config)
     values = {0.0: flatten(own).get(name)} | {each.share: flatten(each.scores).get(name) for each in tried}
-    share = best.share if best is not None else 0.0
-    shown = ", ".join(f"{each:.0%} {value:.4g}" for each, value in values.items() if value is not None)
+    shown = ", ".join(f"{in_percent(each)} {value:.4g}" for each, value in values.items() if value is not None)
     why = f" ({name}: {shown})" if shown else ""
-    chosen = "chosen: " if asked == "auto" else ""
-    session.reporter.say(f"average: {chosen}{share:.0%} of the checkpoint's weights{why}")
-    session.run.event(
-        "averaged", share=share, metric=name, tried={f"{each:g}": value for each, value in values.items()}
-    )
+    chosen = "chosen: " if session.average == "auto" else ""
+    session.reporter.say(f"average: {chosen}{in_percent(best.share)} of the checkpoint's weights{why}")
+    by_share = {f"{each:g}": value for each, value in values.items()}
+    session.run.event("averaged", share=best.share, metric=name, tried=by_share)
 
 
 def _write(session: Session, trained: TrainState, best: _Tried) -> None:

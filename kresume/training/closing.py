@@ -22,7 +22,7 @@ from kresume.evaluation.forgetting import forgetting_of
 from kresume.evaluation.gates import Gates
 from kresume.evaluation.verdict import Pair, Verdict, in_words, judge_origins
 from kresume.options.settings import DEFAULTS
-from kresume.spelling import option
+from kresume.spelling import in_percent, option
 from kresume.training.plan.plan import describe_scores
 
 
@@ -47,6 +47,7 @@ class TrainResult:
         verdicts: how the result compares with the parent on new, old and all images; empty if that is unknown.
         forgot: on what it is worse than the parent by more than noise; empty if unknown.
         best: which other epoch had a lower loss on the validation images; empty if none.
+        average: share of the checkpoint's weights in the result; 0 for the weights as they were trained.
         seen: validation images that the first checkpoint was probably trained on, so that it looks better there.
     """
 
@@ -66,6 +67,7 @@ class TrainResult:
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     forgot: str = ""
     best: str = ""
+    average: float = 0.0
     seen: int = 0
 
     @property
@@ -131,8 +133,9 @@ def closing_facts(run: runs.Run, pair: Pair | None) -> dict[str, Any]:
     gates = Gates.of(options.get("require"), options.get("max_forgetting"), options.get("max_class_drop"))
     within = " of those within the gates" if gates else ""
     share = run.record.result.average if run.record.result is not None else 0.0
-    mixed = f", averaged with {share:.0%} of the checkpoint's weights" if share else ""
+    mixed = f", averaged with {in_percent(share)} of the checkpoint's weights" if share else ""
     return {
+        "average": share,
         "which": ""
         if epoch is None
         else f"epoch {epoch}, {f'the best by {monitor}{within}' if is_best else 'the last'}{mixed}",

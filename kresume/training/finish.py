@@ -116,6 +116,7 @@ def _write_result(session: Session) -> tuple[dict[str, Any], Result, Pair | None
         "total_step": record.base_step + step,
         "parent": _without_files(record.parent),
         "manifest": _digest_of(session, best),
+        **({"average": averaged.share} if averaged is not None else {}),
     }
     card = replace(record.card, lineage=lineage)
     rate = record.rate

@@ -195,5 +195,5 @@ def test_a_list_that_names_an_impossible_file_sets_it_aside(tmp_path):
     assert len(listing.files) == 1
     assert len(listing.quarantine) == 2
     (tmp_path / "list.jsonl").write_text('{"path": ["a.png"], "label": "a"}\n')
-    with pytest.raises(ImagesError, match="row 1: expected the columns `path` and `label`"):
+    with pytest.raises(ImagesError, match="row 1: expected a path in the column 'path'"):
         list_images([tmp_path / "list.jsonl"], Reporter(quiet=True))

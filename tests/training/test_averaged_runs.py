@@ -11,7 +11,7 @@ import kresume
 from kresume import runs
 from kresume.checkpoints import snapshot
 from kresume.checkpoints.read import read_checkpoint
-from kresume.errors import Stopped, UsageError
+from kresume.errors import CheckpointError, Stopped, UsageError
 from kresume.reports.lineage import lineage_of
 from kresume.training import averaging
 from tests.helpers.backends import few_under_jax
@@ -184,58 +184,101 @@ def test_all_that_reads_a_run_reads_the_average(tmp_path, place):
 @pytest.mark.one_backend(trains=True)
 def test_auto_chooses_what_scores_best_within_the_gates(tmp_path, place, monkeypatch):
     """The metric of `--monitor` decides among those that meet the gates; of equals the smallest share is taken."""
-    values = {0.25: 0.6, 0.5: 0.8, 0.75: 0.8}
+    values = {0.0: 0.1, 0.25: 0.6, 0.5: 0.8, 0.75: 0.8}
     assigned = []
-    assign, score, choose = averaging.Between.assign, averaging.score_model, averaging.average
+    assign, score = averaging.Between.assign, averaging.score_model
 
     def remembering(self, share):
         assigned.append(share)
         assign(self, share)
 
-    def with_accuracy(scores, everything, old):
-        return {**scores, "all": {**scores["all"], "accuracy": everything}, "old": {**scores["old"], "accuracy": old}}
-
     def scored(*arguments):
         scores, how = score(*arguments)
-        return with_accuracy(scores, values[assigned[-1]], float(assigned[-1] == 0.25)), how
+        everything = {**scores["all"], "accuracy": values[assigned[-1]]}
+        old = {**scores["old"], "accuracy": float(assigned[-1] == 0.25)}
+        return {**scores, "all": everything, "old": old}, how
 
     monkeypatch.setattr(averaging.Between, "assign", remembering)
     monkeypatch.setattr(averaging, "score_model", scored)
-    # The training's own weights answer worse than every average.
-    monkeypatch.setattr(
-        averaging, "average", lambda session, step, own: choose(session, step, with_accuracy(own, 0.1, 0.0))
-    )
     for gates, wanted in (({}, 0.5), ({"require": ["old.accuracy>=0.99"]}, 0.25)):
         assigned.clear()
         arguments = {**OPTIONS, "add": [str(place / "new")], "monitor": "val_accuracy", "average": "auto", **gates}
         result = run_training(str(place / "parent"), out=str(tmp_path / f"{wanted}"), **arguments)
-        assert assigned == [0.25, 0.5, 0.75, wanted]
+        assert assigned == [0.0, 0.25, 0.5, 0.75, wanted]
         assert runs.open_run(result.run).record.result.average == wanted
         assert result.status == "accepted"
 
 
 @pytest.mark.one_backend(trains=True)
-def test_a_damaged_first_snapshot_costs_the_average_and_not_the_training(tmp_path, place):
-    """The run ends as it was trained, says so, and exits with 5."""
-    arguments = {**OPTIONS, "add": [str(place / "new")], "average": "0.5"}
-    whole = trained(tmp_path / "whole", every_snapshot=True, checkpoint=str(place / "parent"), **arguments)
+@pytest.mark.parametrize("trouble", ["damaged", "gone", "no number"])
+def test_trouble_costs_the_average_and_not_the_training(tmp_path, place, monkeypatch, trouble):
+    """The run ends as it was trained, says so, exits with 5, and keeps no average that a killed process left."""
+    shutil.copytree(place / "new", tmp_path / "new")
+    shutil.copytree(place / "old", tmp_path / "old")
+    trained(tmp_path / "parent", data=[str(tmp_path / "old")], **TINY)
+    arguments = {**OPTIONS, "add": [str(tmp_path / "new")], "average": "0.5", "cache": "off"}
+    whole = trained(tmp_path / "whole", every_snapshot=True, checkpoint=str(tmp_path / "parent"), **arguments)
+    own = dict(read_checkpoint(f"{whole}@last").arrays)
     make_interrupted(whole, snapshot.list_snapshots(whole / "snapshots")[-1][1].name)
-    (whole / "snapshots" / "step-00000000" / "state.safetensors").write_bytes(b"damaged")
+    assert (whole / "averaged").is_dir()
+    if trouble == "damaged":
+        (whole / "snapshots" / "step-00000000" / "state.safetensors").write_bytes(b"damaged")
+    elif trouble == "gone":
+        shutil.rmtree(tmp_path / "new")
+        shutil.rmtree(tmp_path / "old")
+    else:
+        score = averaging.score_model
+
+        def scored(*arguments):
+            scores, how = score(*arguments)
+            return {**scores, "all": {**scores["all"], "loss": float("nan")}}, how
+
+        monkeypatch.setattr(averaging, "score_model", scored)
     result = run_training(out=str(whole))
     assert result.exit_code == 5
     assert "the average with the checkpoint: " in result.failures[0]
     assert "the result is as it was trained" in result.failures[0]
     run = runs.open_run(whole)
-    assert run.record.result.average == 0
+    assert run.record.result.average == result.average == 0
     assert run.result_snapshots == run.snapshots
+    assert not run.averaged.exists()
+    assert_same_bytes(own, result_arrays(whole))
+    assert_same_weights(whole, own)
+
+
+def assert_same_weights(whole, arrays):
+    """Asserts that `model.keras` has the weights of a snapshot."""
+    model = keras.models.load_model(whole / "model.keras")
+    for index, variable in enumerate(model.trainable_variables):
+        assert np.array(variable).tobytes() == arrays[f"trainable/{index}"].tobytes()
+
+
+@pytest.mark.one_backend(trains=True)
+def test_a_folder_inside_a_run_is_what_the_run_knows_it_as(tmp_path, place):
+    """The snapshot of the average is the result; the folder of snapshots is the last one."""
+    shutil.copytree(place / "parent", tmp_path / "parent")
+    shutil.copytree(place / "new", tmp_path / "new")
+    one = child(tmp_path, "one", average="0.5")
+    result, last = result_arrays(one.path), dict(read_checkpoint(f"{one.path}@last").arrays)
+    step = f"step-{one.result_step():08d}"
+    for named, expected in (("averaged", result), (f"averaged/{step}", result)):
+        assert_same_bytes(expected, dict(read_checkpoint(one.path / named).arrays))
+    for named in ("snapshots", f"snapshots/{step}"):
+        state = read_checkpoint(one.path / named)
+        assert_same_bytes(last, dict(state.arrays))
+        assert state.architecture is not None
+    make_interrupted(one.path, step)
+    with pytest.raises(CheckpointError, match="left by a process that ended before the run was finished: give"):
+        read_checkpoint(one.path / "averaged")
 
 
 @pytest.mark.one_backend(trains=True)
 def test_the_plan_and_the_end_say_what_is_mixed(tmp_path, place):
     """Both are one line; a run without the option has neither."""
     asked = {"add": [str(place / "new")], "quiet": True, **OPTIONS}
-    plan = kresume.plan(str(place / "parent"), average=0.3, **asked)
-    assert "\naverage:  30% of the checkpoint's weights, mixed in when training is done\n" in str(plan)
+    plan = kresume.plan(str(place / "parent"), average=0.125, **asked)
+    assert "disk:     5 snapshots of" in str(plan)
+    assert "\naverage:  12.5% of the checkpoint's weights, mixed in when training is done\n" in str(plan)
     auto = kresume.plan(str(place / "parent"), average="auto", **asked)
     assert "average:  the share of the checkpoint's weights with the best val_loss, chosen when" in str(auto)
     assert "average:" not in str(kresume.plan(str(place / "parent"), average="off", **asked))

@@ -14,7 +14,7 @@ import numpy as np
 
 from kresume import runs
 from kresume.reports.page.source import Source
-from kresume.spelling import counted
+from kresume.spelling import counted, in_percent
 
 MOST_ANCESTORS = 6
 """Generations that are drawn before the run."""
@@ -204,6 +204,10 @@ def _result(source: Source) -> list[Mark]:
             which = "the best epoch by the monitor" if source.run.best_step() == source.step else "the last epoch"
             result = source.run.record.result
             share = result.average if result is not None else 0.0
-            mixed = f", averaged with {share:.0%} of the checkpoint's weights (the curves are without)" if share else ""
+            mixed = (
+                f", averaged with {in_percent(share)} of the checkpoint's weights (the curves are without)"
+                if share
+                else ""
+            )
             return [Mark(float(line["epoch"]), "result", f"result: epoch {line['epoch']}, {which}{mixed}")]
     return []

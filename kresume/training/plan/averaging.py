@@ -9,7 +9,7 @@ from __future__ import annotations
 from kresume.errors import UsageError
 from kresume.options.resolve import average_of
 from kresume.options.table import TrainConfig
-from kresume.spelling import option
+from kresume.spelling import in_percent, option
 from kresume.training.plan.draft import Loaded
 from kresume.training.plan.judging import chooser
 from kresume.training.plan.parent import Parent
@@ -45,4 +45,4 @@ def describe_average(config: TrainConfig, parent: Parent | None) -> str:
         return "nothing, because there is no checkpoint whose weights could be mixed in"
     if share == "auto":
         return f"the share of the checkpoint's weights with the best {chooser(config)}, chosen when training is done"
-    return f"{share:.0%} of the checkpoint's weights, mixed in when training is done"
+    return f"{in_percent(share)} of the checkpoint's weights, mixed in when training is done"

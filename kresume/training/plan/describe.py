@@ -108,7 +108,7 @@ def describe(
         notes=notes,
         shares=shares,
         per_class=manifest.per_class(generation),
-        disk=describe_disk(live, len(manifest), data.card.spec, settings_of(start.config)),
+        disk=describe_disk(live, len(manifest), data.card.spec, start.config, extends=parent is not None),
         frozen=describe_freezing(freezing, live.model),
         noise=describe_noise(manifest, generation),
         growth=loaded.growth.describe(manifest) if loaded.growth else "",

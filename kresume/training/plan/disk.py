@@ -1,31 +1,35 @@
 """Estimates the disk space that a run needs: its snapshots, and decoded images in the cache.
 
-describe_disk(live, images=1173, spec=card.spec, held=settings_of(config))     # "3 snapshots of 1.2 MB; 14 MB in the cache ..."
+describe_disk(live, 1173, card.spec, config, extends=True)     # "3 snapshots of 1.2 MB; 14 MB in the cache ..."
 """
 
 from __future__ import annotations
 
 import math
 
-from kresume.options.resolve import parse_bytes
-from kresume.options.settings import Settings
+from kresume.options.resolve import average_of, parse_bytes
+from kresume.options.settings import settings_of
+from kresume.options.table import TrainConfig
 from kresume.spelling import in_bytes
 from kresume.training.plan.parent import Live
 from kresume.values.decode_spec import DecodeSpec
 
 
-def describe_disk(live: Live, images: int, spec: DecodeSpec, held: Settings) -> str:
+def describe_disk(live: Live, images: int, spec: DecodeSpec, config: TrainConfig, *, extends: bool) -> str:
     """Describes the space for snapshots and for decoded images.
 
     Args:
         live: the model with its optimizer.
         images: the images of the run, all of them decoded to the same size.
         spec: how they are decoded.
-        held: the options with their values.
+        config: the options.
+        extends: True if there is a parent, whose weights may be mixed into the result.
     """
     variables = [*live.model.variables, *live.optimizer.variables]
     snapshot = sum(math.prod(variable.shape) * _bytes(str(variable.dtype)) for variable in variables)
-    words = [f"{held.keep:,} snapshot{'s' * (held.keep > 1)} of {in_bytes(snapshot)}"]
+    held = settings_of(config)
+    kept = held.keep + (2 if extends and average_of(config) else 0)  # the first one, and the average
+    words = [f"{kept:,} snapshot{'s' * (kept > 1)} of {in_bytes(snapshot)}"]
     if held.cache != "off":
         decoded, limit = images * spec.height * spec.width * 3, parse_bytes(held.cache_limit)
         words.append(
