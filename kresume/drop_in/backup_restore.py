@@ -32,6 +32,9 @@ from kresume.training.loop import callback_state
 from kresume.training.loop.fit import assign_state, build_from_spec, groups_of
 from kresume.values.state import TrainState
 
+SHUFFLING = ("RandomSampler", "WeightedRandomSampler", "SubsetRandomSampler")
+"""Samplers of a torch `DataLoader` that draw from a generator of torch."""
+
 
 @dataclass(frozen=True)
 class Target:
@@ -150,7 +153,7 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
     messages = _skip_batches(records, target, batch)
     if messages:
         epoch, batch = epoch + 1, 0
-    begins_again = _data_begin_again(records, target) or _data_count_calls(target)
+    begins_again = _data_begin_again(records, target) or _data_go_on_otherwise(target)
     # Without the data's structure the metrics cannot be built before the first step: their averages start fresh.
     averages = batch > 0 and target.stream is not None
     moved = assign_state(
@@ -256,14 +259,21 @@ def _data_begin_again(records: Mapping[str, Any], target: Target) -> str:
     )
 
 
-def _data_count_calls(target: Target) -> str:
-    """Returns a message if the user's own data depend on how often they were drawn; else an empty string."""
-    if target.call is None or target.stream is not None or not changes_variables(target.call.x):
+def _data_go_on_otherwise(target: Target) -> str:
+    """Returns a message if the user's data draw from a state that no backup holds; else empty."""
+    if target.call is None or target.stream is not None:
         return ""
-    return (
-        "a map of the data changes a variable (Keras's random layers count their calls), which begins anew, so other pictures "
-        "follow (map= of kresume.image_dataset continues exactly)"
-    )
+    if changes_variables(target.call.x):
+        return (
+            "a map of the data changes a variable (Keras's random layers count their calls), which begins anew, so other "
+            "pictures follow (map= of kresume.image_dataset continues exactly)"
+        )
+    if type(getattr(target.call.x, "sampler", None)).__name__ in SHUFFLING:
+        return (
+            "the DataLoader shuffles by a generator of torch, whose state no backup holds, so batches follow in another order "
+            "(kresume.image_dataset and kresume.resumable continue exactly)"
+        )
+    return ""
 
 
 def _adopt_data(records: Mapping[str, Any], target: Target, epoch: int, batch: int) -> str:

@@ -196,3 +196,16 @@ def test_a_map_that_counts_its_calls_is_told(tmp_path, capfd):
         capfd.readouterr()
         train(small, folder, x=data(noise), **options)
         assert ("a map of the data changes a variable" in capfd.readouterr().err) == (noise is not None)
+
+
+@pytest.mark.parametrize("shuffles", [False, True])
+def test_a_loader_that_shuffles_is_told(tmp_path, capfd, shuffles):
+    torch = pytest.importorskip("torch")
+    images, labels = map(torch.from_numpy, (IMAGES, LABELS))
+    dataset = torch.utils.data.TensorDataset(images, labels)
+    options = {"y": None, "batch_size": None, "shuffle": True}
+    for kill in (20, None):
+        capfd.readouterr()
+        loader = torch.utils.data.DataLoader(dataset, batch_size=4, shuffle=shuffles)
+        train(small, tmp_path / "backup", kill=kill, x=loader, **options)
+    assert ("shuffles by a generator of torch, whose state no backup holds" in capfd.readouterr().err) == shuffles
