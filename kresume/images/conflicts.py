@@ -24,6 +24,8 @@ from kresume.spelling import counted, option
 from kresume.storage import locations
 
 OnConflict = Literal["quarantine", "old", "new"]
+TWO_LABELS = "the same image also has the label "
+"""Begins the reason for which an image of two labels is set aside."""
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,9 @@ def write_run(path: Path, manifest: Manifest, before: Answers | None, after: Ans
         lines.append({"epoch": epoch, "step": 10 * epoch, **facts, **scores, "shares": shares})
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     manifest.write(path / "images.parquet")
-    (path / "quarantine.csv").write_text("path,label,reason\nbad/<b>&.jpg,a,it is empty\n")
+    (path / "quarantine.csv").write_text(
+        "path,label,reason\nbad/<b>&.jpg,a,it is empty\nx.jpg,a,the same image also has the label b\n"
+    )
     if before is not None:
         answers_file.write(path / "answers" / "before.parquet", before)
     answers_file.write(path / "answers" / "after.parquet", after)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from kresume.images.conflicts import TWO_LABELS
 from kresume.reports.page.source import Source
 
 MOST_LISTED = 50
@@ -143,11 +144,13 @@ def _listed(rows: Any, count: Any, words: str) -> Listed:
 
 
 def _quarantine(source: Source) -> Listed:
+    """Lists the files that could not be used, without those of two labels, which have a list of their own."""
     path = source.run.path / "quarantine.csv"
     if not path.is_file():
         return Listed(source.run.record.images.get("quarantined"))
     with path.open(encoding="utf-8", errors="replace", newline="") as file:
         rows = [(row.get("path") or "", row.get("reason") or "") for row in csv.DictReader(file)]
+    rows = [row for row in rows if not row[1].startswith(TWO_LABELS)]
     return Listed(len(rows), tuple(rows[:MOST_LISTED]))
 
 

@@ -14,7 +14,7 @@ from kresume.checkpoints.layers import output_width
 from kresume.checkpoints.run import named
 from kresume.class_names import join_classes, read_classes, show_classes
 from kresume.errors import ImagesError, NothingNew, UsageError
-from kresume.images import collect, corrections, keras_split, merging
+from kresume.images import collect, conflicts, corrections, keras_split, merging
 from kresume.images.cache import Cache, listings_of
 from kresume.images.collect import Sources
 from kresume.images.manifest import Manifest
@@ -246,10 +246,7 @@ def _check_strict(config: TrainConfig, quarantine: Sequence[Quarantined]) -> Non
 
 
 def _quarantined_conflicts(merge: Merge) -> list[Quarantined]:
-    return [
-        Quarantined(path, label, f"the same image also has the label {other}")
-        for path, label, other in merge.facts.undecided
-    ]
+    return [Quarantined(path, label, f"{conflicts.TWO_LABELS}{other}") for path, label, other in merge.facts.undecided]
 
 
 def val_split_of(config: TrainConfig) -> float | None:
