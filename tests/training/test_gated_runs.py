@@ -123,10 +123,14 @@ def test_gated_runs_continue_exactly(tmp_path, pictures, case):
 @pytest.mark.one_backend(trains=True)
 def test_until_stops_after_the_epoch_that_reaches_it(place, monkeypatch, capsys):
     """Training ends after the epoch in which every condition holds; that epoch is the result."""
-    scripted(monkeypatch, (0.5, 0.9, 0.95, 0.9), (1, 2, 3, 4))
+    scripted(monkeypatch, (0.5, 0.9, 0.95, 0.9, 0.9), (1, 2, 3, 1, 2))  # three epochs of the first run, two of the second
     words = ["train", "--from", "runs/1-shapes", "--add", "new", "--epochs", "4", "--batch-size", "5", "--out", "2"]
     assert main([*words, "--until", "old.accuracy>=0.95 and all.loss>2"]) == 0
-    assert "reached old.accuracy>=0.95 and all.loss>2 in epoch 3" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.index("epoch 3/4") < said.index("reached old.accuracy>=0.95 and all.loss>2 in epoch 3")
+    assert main([*words[:-1], "3", "--patience", "1"]) == 0
+    said = capsys.readouterr().err
+    assert said.index("epoch 2/4") < said.index("no better val_loss for 1 epoch: stopped after epoch 2")
     run = runs.open_run("2")
     assert [line["epoch"] for line in runs.read_metrics(run.metrics)] == [1, 2, 3]
     assert run.result_step() == runs.read_metrics(run.metrics)[-1]["step"]

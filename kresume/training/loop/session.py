@@ -47,7 +47,7 @@ from kresume.training.loop.scoring import score_step
 from kresume.training.loop.stop import StopRequest
 from kresume.training.loop.teaching import parent_teaches, read_teacher
 from kresume.training.loop.thawing import Thawing
-from kresume.training.loop.watchers import monitor_of, watchers
+from kresume.training.loop.watchers import monitor_of, watchers, why_ended
 from kresume.training.loop.writer import RunWriter, SilentWriter
 from kresume.training.plan.judging import gates_of
 from kresume.training.snapshot_policy import Cadence, Retention
@@ -181,7 +181,7 @@ class Session:
             self._set_clock()
             return prepared(feed.dataset(self.passes.manifest, self.passes.order, step))
 
-        others = watchers(self.config, self.run.record.rate, self.reporter.say)
+        others = watchers(self.config, self.run.record.rate)
         teaching = parent_teaches(self.model, record.teaching, read_teacher(self.run), self.loss.head, self.config)
         profiles = profiled(self.config, self.run.path, self.reporter)
         with teaching as prepared, profiles as profilers, self._make_narrator(keeper) as narrator:
@@ -192,6 +192,8 @@ class Session:
                 callbacks=[narrator, self._scoring, *others, *profilers],
                 keeper=keeper,
             )
+        for reason in why_ended(others):
+            self.reporter.say(reason)
         self.writer.join()
 
     def _make_narrator(self, keeper: Keeper) -> Narrator:
