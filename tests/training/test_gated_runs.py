@@ -123,7 +123,9 @@ def test_gated_runs_continue_exactly(tmp_path, pictures, case):
 @pytest.mark.one_backend(trains=True)
 def test_until_stops_after_the_epoch_that_reaches_it(place, monkeypatch, capsys):
     """Training ends after the epoch in which every condition holds; that epoch is the result."""
-    scripted(monkeypatch, (0.5, 0.9, 0.95, 0.9, 0.9), (1, 2, 3, 1, 2))  # three epochs of the first run, two of the second
+    scripted(
+        monkeypatch, (0.5, 0.9, 0.95, 0.9, 0.9), (1, 2, 3, 1, 2)
+    )  # three epochs of the first run, two of the second
     words = ["train", "--from", "runs/1-shapes", "--add", "new", "--epochs", "4", "--batch-size", "5", "--out", "2"]
     assert main([*words, "--until", "old.accuracy>=0.95 and all.loss>2"]) == 0
     said = capsys.readouterr().err
