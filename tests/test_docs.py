@@ -23,7 +23,7 @@ NOT_RUN = ("pip install",)
 OTHER_FLAGS = {"benchmarks.md", "CONTRIBUTING.md", "trust.md"}
 OF_TENSORBOARD = {"--logdir"}
 """Pages that name options of other programs."""
-OF_SCRIPTS = {"--images", "--kills", "--lowest", "--processes", "--rows"}
+OF_SCRIPTS = {"--images", "--kills", "--lowest", "--processes", "--recipes", "--rows", "--seeds"}
 """Options of `scripts/test`, `scripts/bench/scaling.py` and `scripts/bench/images.py`, in commands that a page names."""
 LONGEST_README = 100
 

@@ -281,6 +281,10 @@ def test_the_plan_and_the_end_say_what_is_mixed(tmp_path, place):
     assert "\naverage:  12.5% of the checkpoint's weights, mixed in when training is done\n" in str(plan)
     auto = kresume.plan(str(place / "parent"), average="auto", **asked)
     assert "average:  the share of the checkpoint's weights with the best val_loss, chosen when" in str(auto)
+    assert "forgotten" not in str(auto)
+    shutil.copy(place / "parent" / "model.keras", tmp_path / "bare.keras")
+    bare = kresume.plan(str(tmp_path / "bare.keras"), average="auto", distill=1.0, **asked)
+    assert "no validation image shows what is forgotten, so it mixes in little: better give average='0.25'" in str(bare)
     assert "average:" not in str(kresume.plan(str(place / "parent"), average="off", **asked))
     first = kresume.plan(
         str(tmp_path / "nothing"), or_new=True, data=[str(place / "old")], average=0.5, quiet=True, image_size=10

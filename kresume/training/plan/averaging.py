@@ -1,7 +1,7 @@
 """Checks and describes `--average`: mixing the weights with which a run began into its result.
 
 check_average(config, loaded)                 # before anything is trained
-describe_average(config, loaded.parent)       # the plan's line; empty without the option
+describe_average(config, loaded.parent, old=83)       # the plan's line; empty without the option
 """
 
 from __future__ import annotations
@@ -36,13 +36,22 @@ def check_average(config: TrainConfig, loaded: Loaded) -> None:
         )
 
 
-def describe_average(config: TrainConfig, parent: Parent | None) -> str:
-    """Describes what is mixed in, in words; empty if nothing is."""
-    share = average_of(config)
-    if not share:
+def describe_average(config: TrainConfig, parent: Parent | None, old: int) -> str:
+    """Describes what is mixed in, in words; empty if nothing is.
+
+    Args:
+        config: the options.
+        parent: the checkpoint; None for a new model.
+        old: how many validation images are old.
+    """
+    asked = average_of(config)
+    if not asked:
         return ""
     if parent is None:
         return "nothing, because there is no checkpoint whose weights could be mixed in"
-    if share == "auto":
-        return f"the share of the checkpoint's weights with the best {chooser(config)}, chosen when training is done"
-    return f"{in_percent(share)} of the checkpoint's weights, mixed in when training is done"
+    if asked == "auto":
+        share = option("average", "0.25")
+        unseen = f"; no validation image shows what is forgotten, so it mixes in little: better give {share}"
+        best = f"the share of the checkpoint's weights with the best {chooser(config)}, chosen when training is done"
+        return best + unseen * (not old)
+    return f"{in_percent(asked)} of the checkpoint's weights, mixed in when training is done"

@@ -112,7 +112,7 @@ def describe(
         frozen=describe_freezing(freezing, live.model),
         noise=describe_noise(manifest, generation),
         growth=loaded.growth.describe(manifest) if loaded.growth else "",
-        average=describe_average(start.config, parent),
+        average=describe_average(start.config, parent, int((~new[val]).sum())),
         precision=describe_precision(live.model),
     )
 
