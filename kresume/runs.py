@@ -156,7 +156,7 @@ class Run:
     def events(self, kind: str | None = None) -> list[dict[str, Any]]:
         """Reads the events of one kind, or all of them, oldest first."""
         lines = _json_lines(self.path / EVENTS, holding=f'"{kind}"' if kind else "")
-        return [line for line in lines if isinstance(line, dict) and kind in {None, line.get("event")}]
+        return [line for line in lines if isinstance(line, dict) and (kind is None or line.get("event") == kind)]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import io
 import threading
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -162,11 +163,28 @@ def as_served(data: bytes, spec: DecodeSpec) -> bytes:
     return data
 
 
+def _check_strips(image: Any) -> None:
+    """Checks that the strips of a TIFF cover the picture.
+
+    Pillow makes the rows black that an uncompressed file lacks.
+
+    Raises:
+        ImagesError: they do not.
+    """
+    right, below = (max((extent[side] for _, extent, *_ in image.tile), default=0) for side in (2, 3))
+    if right < image.width or below < image.height:
+        raise ImagesError(
+            f"it is damaged: it says {image.width}x{image.height} pixels and holds {right}x{below} of them"
+        )
+
+
 def _pillow_pixels(data: bytes) -> np.ndarray:
     """Decodes with Pillow what TensorFlow cannot: TIFF, 1-bit BMP, animated WebP and others."""
     from PIL import ImageOps
 
     image = open_picture(data)
+    if image.format == "TIFF":
+        _check_strips(image)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

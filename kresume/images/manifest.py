@@ -187,6 +187,8 @@ class Manifest:
             if field.name not in table.column_names:
                 table = table.append_column(field, pa.repeat(pa.scalar(DEFAULTS[field.name], field.type), len(table)))
         indices = compute.index_in(table.column("label"), pa.array(list(classes), pa.string()))
+        if indices.null_count:  # as a whole number it would be the index of another class, or of none
+            raise ImagesError(f"the manifest has {indices.null_count:,} rows whose label is none of its classes")
         return cls(
             classes,
             table,

@@ -137,6 +137,22 @@ def test_a_served_model_gets_the_pixels_that_training_saw(kind, mode, as_it_is):
     assert graph(tf.constant(served)).numpy().tobytes() == decode.decode(data, SPEC).tobytes()
 
 
+@pytest.mark.parametrize("tall", [32, 33])
+@pytest.mark.one_backend
+def test_a_tiff_without_its_last_rows_is_damaged(tall):
+    """Pillow makes the rows black that an uncompressed file lacks."""
+    data = bytearray(as_file(Image.fromarray(np.full((32, 20, 3), 90, np.uint8)), "TIFF"))
+    first = int.from_bytes(data[4:8], "little")
+    for entry in range(first + 2, first + 2 + 12 * int.from_bytes(data[first : first + 2], "little"), 12):
+        if int.from_bytes(data[entry : entry + 2], "little") == 257:  # ImageLength
+            data[entry + 8 : entry + 12] = tall.to_bytes(4, "little")
+    if tall == 32:
+        assert (decode.decode(bytes(data), SPEC) == 90).all()
+        return
+    with pytest.raises(ImagesError, match="it says 20x33 pixels and holds 20x32 of them"):
+        decode.decode(bytes(data), SPEC)
+
+
 @pytest.mark.parametrize("mode", ["L", "1", "I;16"])
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_grey_of_any_depth_is_grey(mode, kind):

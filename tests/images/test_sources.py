@@ -262,6 +262,14 @@ def test_a_manifest_of_an_earlier_version_is_read(pictures, tmp_path, quiet):
 
 
 @pytest.mark.one_backend
+def test_a_label_that_is_no_class_of_its_manifest_is_damage(pictures, tmp_path, quiet):
+    """As a whole number it would be the index of another class."""
+    table = merged(prepare(list_images([pictures / "old"], quiet).files, SPEC, None, quiet)).manifest
+    with pytest.raises(ImagesError, match="8 rows whose label is none of its classes"):
+        Manifest.from_table(table.table, ("circle", "square"))
+
+
+@pytest.mark.one_backend
 def test_further_columns_of_a_list_are_kept(tmp_path, quiet):
     """Further columns of a list are kept in the manifest as JSON."""
     write_pictures(tmp_path, 2, 0)
