@@ -207,7 +207,7 @@ def test_damaged_lines_of_metrics_and_events_are_left_out(runs):
         '{"epoch": 1, "step": 5, "all": {"accuracy": 0.5, "images": 4}}\n{"epoch": 2, "st'
     )
     (path / "events.jsonl").write_text(
-        '{"event": "exported"}\n["exported"]\n{"event": "exported", "path": 3}\n{"event": "exp'
+        '{"event": "exported"}\n{"event": ["exported"]}\n["exported"]\n{"event": "exported", "path": 3}\n{"event": "exp'
     )
     assert (only(name="7-signs").epochs, only(name="7-signs").step, only(name="7-signs").accuracy) == (1, 5, 0.5)
     assert only(name="7-signs").versions == ()
