@@ -310,6 +310,12 @@ WRITTEN = {
     "hugging face": ("a.jsonl", b'{"file_name": "1.png", "label": "cat"}\n{"file_name": "2.png", "label": "dog"}\n'),
     "records": ("a.json", b'[{"filepath": "1.png", "class": "cat"}, {"filepath": "2.png", "class": "dog"}]'),
     "coco": ("a.json", coco([(1, 1), (2, 2), (2, 2)]).encode()),
+    "columns of pandas": ("a.json", b'{"file": {"0": "1.png", "1": "2.png"}, "class": {"0": "cat", "1": "dog"}}'),
+    "labels by path": ("a.json", b'{"1.png": "cat", "2.png": "dog"}'),
+    "ids": ("a.csv", b"id,label\n1,cat\n2,dog\n"),
+    "ids beside names": ("a.csv", b"id,name,file,label\n7,x,1.png,cat\n8,y,2.png,dog\n"),
+    "of windows": ("a.csv", b"image,label\n..\\data\\1.png,cat\n.\\2.png,dog\n"),
+    "a comma in quotes": ("a.csv", b'file;class;"a,b"\n1.png;cat;1\n2.png;dog;2\n'),
 }
 
 
@@ -318,18 +324,21 @@ WRITTEN = {
 def test_lists_of_other_programs_are_read(tmp_path, quiet, written):
     """Spreadsheets, Hugging Face, pandas and COCO spell a list in their own way; what is read as what is told."""
     name, content = WRITTEN[written]
-    (tmp_path / name).write_bytes(content)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / name).write_bytes(content)
     for number in (1, 2):
-        Image.fromarray(np.full((8, 8, 3), 90 * number, np.uint8)).save(tmp_path / f"{number}.png")
-    listing = list_images([tmp_path / name], quiet)
+        Image.fromarray(np.full((8, 8, 3), 90 * number, np.uint8)).save(folder / f"{number}.png")
+    listing = list_images([folder / name], quiet)
     assert [(os.path.basename(found.path), found.label) for found in listing.files] == [
         ("1.png", "cat"),
         ("2.png", "dog"),
     ]
-    assert any("is read as path" in note for note in listing.notes) == (written not in {"path,label", "coco"})
+    exact = written in {"path,label", "coco", "labels by path"}
+    assert any("is read as path" in note for note in listing.notes) == (not exact)
     if written == "semicolons":
         assert json.loads(listing.files[0].extra) == {"x": "a,b"}
-    bare = list_images([tmp_path / name], quiet, with_classes=False)
+    bare = list_images([folder / name], quiet, with_classes=False)
     assert len(bare.files) == 2
 
 
@@ -345,7 +354,7 @@ def test_lists_of_other_programs_are_read(tmp_path, quiet, written):
         (
             "a.json",
             '{"a": 1}',
-            "expected a list of objects with `path` and `label`, or annotations in the format of COCO",
+            "expected a list of objects with `path` and `label`, a label for each path, or annotations",
         ),
         ("a.json", '[{"path": "x.png", "label": "a"}]', "lists no file that exists"),
         ("a.json", '{"images": [{"id": 1}], "annotations": [], "categories": []}', "the annotations .*a.json"),

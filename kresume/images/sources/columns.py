@@ -13,6 +13,7 @@ import codecs
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -23,10 +24,12 @@ from kresume.storage import locations
 from kresume.storage.damage import interpreting, reason
 
 ROLES = {
-    **dict.fromkeys(("filename", "file", "image", "filepath", "img", "images", "name", "picture", "photo"), "path"),
+    **dict.fromkeys(("filename", "file", "image", "filepath", "img", "images", "picture", "photo"), "path"),
     **dict.fromkeys(("class", "category", "labels", "target", "classname", "labelname", "y", "tag"), "label"),
 }
 """Names of columns in other programs' lists, in lower case without blanks and _, and what they are here."""
+NUMBERED = {"id", "imageid", "idcode", "imagename", "name"}
+"""Names of columns, spelled likewise, that hold a path only where no other column does."""
 COCO = ("images", "annotations", "categories")
 """The lists of a file in the format of COCO."""
 BOXES = {"xmin", "ymin", "xmax", "ymax", "x1", "y1", "x2", "y2", "bbox", "boxes", "segmentation"}
@@ -53,6 +56,8 @@ def find_columns(row: Mapping[Any, Any], source: Source) -> dict[str, str]:
     several: list[str] = []
     for role in wanted:
         named = [role] if role in names else [name for name in names if _role(name) == role]
+        if not named and role == "path":
+            named = [name for name in names if _plain(name) in NUMBERED]
         if len(named) == 1:
             found[role] = named[0]
         several += [f"rename one of {', '.join(named)} to {role}"] if len(named) > 1 else []
@@ -146,7 +151,7 @@ def _text(source: Source) -> str:
 
 def _delimiter(text: str) -> str:
     """Finds what separates the names in the first row; spreadsheets also write semicolons and tabs."""
-    first = text.partition("\n")[0]
+    first = re.sub(r'"[^"]*"', "", text.partition("\n")[0])
     return next((each for each in (",", ";", "\t") if each in first), ",")
 
 
@@ -161,12 +166,16 @@ def _separated_rows(text: str, delimiter: str, given: str) -> Iterator[Mapping[s
 
 
 def _json_rows(text: str, source: Source) -> Iterator[Mapping[str, Any]]:
-    """Yields the rows of a JSON list of objects, or of annotations in the format of COCO."""
+    """Yields the rows of a JSON file, in each form that programs write."""
     try:
         value = json.loads(text)
     except ValueError as error:
         raise ImagesError(f"{source.given} is not valid JSON ({error})") from error
-    if isinstance(value, dict) and all(isinstance(value.get(name), list) for name in COCO):
+    if isinstance(value, dict) and value and all(isinstance(each, dict) for each in value.values()):
+        yield from _rows_of_columns(value)
+    elif isinstance(value, dict) and value and all(ending(name) in PICTURES for name in value):
+        yield from ({"path": name, "label": label} for name, label in value.items())
+    elif isinstance(value, dict) and all(isinstance(value.get(name), list) for name in COCO):
         with interpreting(f"the annotations {source.given}", ImagesError):
             rows = _coco_rows(value, source)
         yield from rows
@@ -174,9 +183,15 @@ def _json_rows(text: str, source: Source) -> Iterator[Mapping[str, Any]]:
         yield from value
     else:
         raise ImagesError(
-            f"{source.given}: expected a list of objects with `path` and `label`, or annotations in the format of COCO "
-            f"({', '.join(COCO)})"
+            f"{source.given}: expected a list of objects with `path` and `label`, a label for each path, or annotations in the "
+            f"format of COCO ({', '.join(COCO)})"
         )
+
+
+def _rows_of_columns(columns: Mapping[str, Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Yields the rows of a table that pandas wrote by column, each with its values by row."""
+    for row in next(iter(columns.values())):
+        yield {name: values.get(row) for name, values in columns.items()}
 
 
 def _coco_rows(value: Mapping[str, Any], source: Source) -> list[Mapping[str, Any]]:

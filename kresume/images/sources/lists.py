@@ -6,16 +6,18 @@ is kept in the manifest. `columns` reads the rows.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 from collections.abc import Mapping
 from textwrap import shorten
 from typing import Any
 
 from kresume.errors import ImagesError
-from kresume.images.sources.columns import describe_columns, find_columns, read_rows
+from kresume.images.sources.columns import PICTURES, describe_columns, find_columns, read_rows
 from kresume.images.sources.found import NO_CLASS, ONE_LABEL, Advance, Found, Listing, Quarantined, Source, canonical
-from kresume.images.sources.names import LISTS, SPLITS
+from kresume.images.sources.names import LISTS, SPLITS, ending
 from kresume.storage import locations
 from kresume.storage.damage import reason
 
@@ -68,7 +70,7 @@ def list_source(source: Source, advance: Advance) -> Listing:
         text = json.dumps(extra, ensure_ascii=False, default=str) if extra else ""
         full = locations.join(folder, path)
         try:
-            facts = locations.stat(full)
+            full, facts = _located(full)
         except (OSError, ValueError) as error:  # ValueError: no file can have this name
             why = error.strerror if isinstance(error, OSError) and error.strerror else reason(error)
             gone.append(Quarantined(full, label, f"listed in {source.given}, but it cannot be read ({why})"))
@@ -92,6 +94,24 @@ def list_source(source: Source, advance: Advance) -> Listing:
     if gone:
         notes.append(f"{source.given}: {len(gone):,} listed files do not exist; the first is {gone[0].path}")
     return Listing(tuple(found), tuple(notes), tuple(sorted({each.label for each in found})), tuple(gone))
+
+
+def _located(path: str) -> tuple[str, os.stat_result]:
+    """Returns a listed file: as it is named, with Windows' slashes turned, or with the ending that the list leaves out.
+
+    Raises:
+        OSError, ValueError: there is none.
+    """
+    try:
+        return path, locations.stat(path)
+    except OSError as error:
+        turned = path.replace("\\", "/")
+        others = [turned] if turned != path else []
+        others += [f"{turned}{end}" for end in sorted(PICTURES)] if ending(path) not in PICTURES else []
+        for other in others:
+            with contextlib.suppress(OSError):
+                return other, locations.stat(other)
+        raise error
 
 
 def _label(value: Any, where: str) -> str:
