@@ -97,7 +97,9 @@ def list_source(source: Source, advance: Advance) -> Listing:
 
 
 def _located(path: str) -> tuple[str, os.stat_result]:
-    """Returns a listed file: as it is named, with Windows' slashes turned, or with the ending that the list leaves out.
+    """Returns the path and the facts of a listed file.
+
+    It is the one that is named, else with Windows' slashes turned, or with the ending that the list leaves out.
 
     Raises:
         OSError, ValueError: there is none.
