@@ -22,6 +22,7 @@ from kresume.errors import ImagesError
 from kresume.images.containers import JPEG_MARK
 from kresume.images.decode_graph import decoder, resizer
 from kresume.images.headers import Header, open_picture, read_header
+from kresume.images.manifest import Manifest
 from kresume.storage.damage import reason
 from kresume.values.decode_spec import DecodeSpec
 
@@ -96,6 +97,15 @@ def _alone(data: bytes, spec: DecodeSpec, header: Header) -> np.ndarray | Images
         return decode(data, spec, header)
     except ImagesError as error:
         return error
+
+
+def shrinks_some(manifest: Manifest, spec: DecodeSpec) -> bool:
+    """Returns True if pictures of a manifest are JPEGs that shrink while they are decoded."""
+    if spec.interpolation != "area":
+        return False
+    sizes, formats = (manifest.table.column(name).to_numpy() for name in ("height", "format"))
+    sides = np.minimum(sizes, manifest.table.column("width").to_numpy())
+    return bool((sides[formats == "JPEG"] >= 2 * max(spec.height, spec.width)).any())
 
 
 def _way(data: bytes, spec: DecodeSpec, header: Header) -> tuple[bool, int, bool]:

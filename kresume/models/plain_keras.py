@@ -22,7 +22,7 @@ RESIZES = {"stretch": (), "crop": ("crop_to_aspect_ratio=True",), "pad": PADDED,
 MOST_CLASSES = 100
 
 
-def feeding_line(card: Card, *, rows: bool = False, short: bool = False) -> str:
+def feeding_line(card: Card, *, rows: bool = False, short: bool = False, shrinks: bool = False) -> str:
     """Writes the expression that reads a folder of pictures as the model expects them.
 
     The expression needs `keras`, and `tf` if it changes the axes or the type. A comment at its end says if it is only nearly
@@ -32,6 +32,7 @@ def feeding_line(card: Card, *, rows: bool = False, short: bool = False) -> str:
         card: the model card.
         rows: True if the model's loss expects labels as rows.
         short: True to write at most the first hundred class names.
+        shrinks: True if training read JPEGs that shrank while they were decoded, which Keras's loader cannot do.
     """
     height, width = card.image_size
     words = ['"IMAGES"', f"image_size=({height}, {width})", f'interpolation="{INTERPOLATIONS[card.interpolation]}"']
@@ -49,6 +50,7 @@ def feeding_line(card: Card, *, rows: bool = False, short: bool = False) -> str:
     mapped = f".map(lambda images, labels: ({values}, labels))" if values != "images" else ""
     others = ["rounds borders another way"] if card.resize == "pad" else []
     others += ["has no antialiasing"] if card.interpolation == "antialias" else []
+    others += ["averages all pixels of a JPEG, which shrank as it was decoded in training"] if shrinks else []
     near = f"  # nearly: Keras's loader {' and '.join(others)}" if others else ""
     return f"keras.utils.image_dataset_from_directory({', '.join(words)}){mapped}{near}"
 

@@ -32,7 +32,6 @@ def finish(session: Session) -> TrainResult:
         session: training is done.
     """
     from kresume.models.hub_graph import holds_hub
-    from kresume.models.plain_keras import feeding_line, takes_rows
     from kresume.training.loop.teaching import forget_teacher
 
     with session.reporter.waiting(f"writing the result of {session.run.path}"):
@@ -57,11 +56,21 @@ def finish(session: Session) -> TrainResult:
         failures=tuple(session.failures),
         failed=tuple(run.record.failed),
         parent=_parent_of(run) if run.record.failed else "",
-        feed=feeding_line(run.record.card, rows=takes_rows(session.model), short=True),
+        feed=_feed(session, short=True),
         report=report,
         needs="keras-hub" if holds_hub(session.model) else "",
         **closing_facts(run, pair),
     )
+
+
+def _feed(session: Session, *, short: bool = False) -> str:
+    """Returns the line of plain Keras that feeds the result as it was trained."""
+    from kresume.images.decode import shrinks_some
+    from kresume.models.plain_keras import feeding_line, takes_rows
+
+    card = session.run.record.card
+    shrinks = shrinks_some(session.passes.manifest, card.spec)
+    return feeding_line(card, rows=takes_rows(session.model), short=short, shrinks=shrinks)
 
 
 def _write_report(session: Session, finished: Mapping[str, Any]) -> str:
@@ -126,7 +135,7 @@ def _write_result(session: Session) -> tuple[dict[str, Any], Result, Pair | None
             session.run.model,
             card,
             rate.peak,
-            {"step": record.base_step + step, "peak": rate.peak},
+            {"step": record.base_step + step, "peak": rate.peak, "feed": _feed(session)},
             session.loss,
         )
     session.lock.check()

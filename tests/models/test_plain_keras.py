@@ -9,10 +9,14 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from kresume.images.decode import decode
+from kresume.images.decode import decode, shrinks_some
 from kresume.images.inputs import to_input
+from kresume.images.merging import merge
+from kresume.images.prepare import prepare
+from kresume.images.sources import list_images
 from kresume.models.plain_keras import feeding_line, takes_rows
 from kresume.models.save import write_archive
+from kresume.reporter import Reporter
 from kresume.values.card import Card
 from kresume.values.decode_spec import DecodeSpec
 from kresume.values.input_layout import RGB, InputLayout
@@ -92,6 +96,29 @@ def test_the_line_gives_the_numbers_that_training_had(pictures, case):
     np.testing.assert_allclose(values, ours, atol=2.1 * level)
     assert abs(values - ours).mean() < 0.6 * level
     np.testing.assert_array_equal(labels, [0, 0, 1, 1, 2, 2])
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize(
+    ("kind", "side", "interpolation", "shrinks"),
+    [
+        ("JPEG", 24, "area", True),
+        ("JPEG", 23, "area", False),
+        ("PNG", 24, "area", False),
+        ("JPEG", 24, "bilinear", False),
+    ],
+)
+def test_pictures_that_shrink_while_they_are_decoded_are_told(tmp_path, kind, side, interpolation, shrinks):
+    """Keras's loader decodes a JPEG whole: single scores differ."""
+    (tmp_path / "in" / "a").mkdir(parents=True)
+    Image.fromarray(np.full((side, 40, 3), 90, np.uint8)).save(tmp_path / "in" / "a" / f"1.{kind.lower()}")
+    spec, quiet = DecodeSpec(12, 10, "stretch", interpolation), Reporter(quiet=True)
+    found = prepare(list_images([tmp_path / "in"], quiet).files, spec, None, quiet)
+    manifest = merge(None, found, None, None, classes=("a",), val_split=None, generation=0).manifest
+    assert shrinks_some(manifest, spec) == shrinks
+    line = feeding_line(card(), shrinks=shrinks)
+    told = "  # nearly: Keras's loader averages all pixels of a JPEG, which shrank as it was decoded in training"
+    assert line.endswith(told) == shrinks
 
 
 @pytest.mark.one_backend(trains=True)
