@@ -370,6 +370,16 @@ def test_lists_of_other_programs_are_read(tmp_path, quiet, written):
         ("a.jsonl", '{"path": "x.png", "label": "a", "subset": "Test"}\n', "the column 'subset' holds 'Test'"),
         ("a.csv", "path, label\nx.png,a\n", r"\(the column ' label' is read as label\)"),
         ("a.csv", 'path,label\nx.png,"a\ny.png,b\n', "is damaged .*is a quote left open"),
+        (
+            "a.csv",
+            "path,label\nx.png,a, small\n",
+            "line 2: more values than columns, ' small' for example: put a value",
+        ),
+        (
+            "a.csv",
+            "path,label,usage\nx.png,a,train\ny.png,b,Test\n",
+            "the column 'usage' holds 'test', 'train', but only",
+        ),
         ("a.csv", "path,label\nx.png,\n", "row 1: the label of x.png is empty"),
         ("a.jsonl", '{"path": "x.png", "label": NaN}\n', "row 1: the label of x.png is empty"),
         ("a.jsonl", '{"path": "x.png", "label": null}\n', "row 1: the label of x.png is empty"),
@@ -1106,3 +1116,28 @@ def test_what_holds_no_pictures_in_an_archive_makes_no_classes(tmp_path, quiet):
         (names[0], "cat", "train"), (names[1], "dog", "train"), (names[2], "cat", "val")
     ]  # fmt: skip
     assert "files that are not images were left out: 1 .txt" in " ".join(listing.notes)
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("names", [("train",), ("train", "test"), ("Train", "validation", "test")])
+def test_splits_with_pictures_in_them_are_no_classes(tmp_path, quiet, names):
+    """Hugging Face keeps the labels in a list beside the pictures of each split."""
+    for name in names:
+        (tmp_path / "in" / name).mkdir(parents=True)
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "in" / name / "1.png")
+        (tmp_path / "in" / name / "metadata.csv").write_text("file_name,label\n1.png,cat\n")
+    with pytest.raises(
+        ImagesError, match=r"these are splits, and no classes\. .*metadata\.csv may be a list of their labels"
+    ):
+        list_images([tmp_path / "in"], quiet)
+    assert len(list_images([tmp_path / "in"], quiet, with_classes=False).files) == len(names)
+
+
+@pytest.mark.one_backend
+def test_a_list_beside_class_folders_is_told(tmp_path, quiet):
+    """Its labels may be others than the folders."""
+    write_pictures(tmp_path / "in", 1, 0, ("alice", "bob"))
+    (tmp_path / "in" / "metadata.csv").write_text("file_name,label\nalice/0.png,cat\n")
+    listing = list_images([tmp_path / "in"], quiet)
+    assert listing.classes == ("alice", "bob")
+    assert any("metadata.csv beside the class folders is not read" in note for note in listing.notes)

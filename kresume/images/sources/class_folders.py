@@ -136,10 +136,34 @@ def find(tree: Tree, source: Source) -> tuple[list[ClassFolder], list[str]]:
         )
     if pictures:
         notes.append(f"{given}: {counted(len(pictures), 'file')} beside the class folders left out (no class)")
+    _refuse_bare_splits(tree, folders, given)
+    notes += [
+        f"{given}: {entry.name} beside the class folders is not read; if it is a list of labels, give it instead"
+        for entry in files
+        if ending(entry.name) in LISTS
+    ]
     found = list(_class_folders(tree, folders, notes, source))
     if found and all(folder.split is None for folder in found):
         notes += _one_level_too_high(tree, folders, given)
     return found, notes
+
+
+def _refuse_bare_splits(tree: Tree, folders: Sequence[Any], given: str) -> None:
+    """Raises if all folders are splits that hold pictures themselves: their names would be the classes.
+
+    Raises:
+        ImagesError: they are, as where Hugging Face keeps the labels in `metadata.csv`.
+    """
+    if not all(folder.name.lower() in SPLITS for folder in folders) or _are_splits(tree, folders):
+        return
+    files = [entry for folder in folders for entry in tree.entries(folder.path)[1]]
+    if any(may_be_picture(entry.name) for entry in files):
+        names = ", ".join(f"{folder.name}/" for folder in folders)
+        beside = [entry.path for entry in files if ending(entry.name) in LISTS]
+        raise ImagesError(
+            f"{given} holds {names} with images directly in them: these are splits, and no classes."
+            f"{_way_to_list(tree, beside)} Expected one folder per class in each, for example train/cat/"
+        )
 
 
 def _way_to_list(tree: Tree, beside: Sequence[str]) -> str:

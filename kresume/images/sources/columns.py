@@ -158,7 +158,13 @@ def _delimiter(text: str) -> str:
 def _separated_rows(text: str, delimiter: str, given: str) -> Iterator[Mapping[str, Any]]:
     rows = csv.DictReader(io.StringIO(text), delimiter=delimiter, strict=True)
     try:
-        yield from rows
+        for row in rows:
+            if any(cell.strip() for cell in row.get(None) or ()):
+                raise ImagesError(
+                    f"{given}, line {rows.line_num:,}: more values than columns, {row[None][0]!r} for example: put a value "
+                    f"that holds {delimiter!r} in quotes"
+                )
+            yield row
     except csv.Error as error:  # an unclosed quote would swallow the rest of the list
         raise ImagesError(
             f"{given}: the row that ends in line {rows.line_num:,} is damaged ({error}): is a quote left open?"

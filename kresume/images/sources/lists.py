@@ -10,7 +10,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from textwrap import shorten
 from typing import Any
 
@@ -41,6 +41,7 @@ def list_source(source: Source, advance: Advance) -> Listing:
     gone: list[Quarantined] = []
     tests = 0
     columns: dict[str, str] = {}
+    sides = _Sides()
     for number, row in enumerate(read_rows(source), 1):
         columns = columns or find_columns(row, source)
         path, label = row.get(columns["path"]), NO_CLASS
@@ -66,6 +67,8 @@ def list_source(source: Source, advance: Advance) -> Listing:
                 tests += 1
                 continue
         used = {"path", "label", "split", *columns.values()}
+        if source.labelled and "split" not in row:
+            sides.add(row, used)
         extra = {key: value for key, value in row.items() if key not in used and key is not None}
         text = json.dumps(extra, ensure_ascii=False, default=str) if extra else ""
         full = locations.join(folder, path)
@@ -77,23 +80,55 @@ def list_source(source: Source, advance: Advance) -> Listing:
             continue
         found.append(Found(full, label, source.given, facts.st_size, facts.st_mtime_ns, split, extra=text))
         advance(1)
-    if not found and tests and not gone:
-        raise ImagesError(
-            f"{source.given} lists test images alone ({tests:,}): they are for `kresume eval`; without its column `split` all "
-            "of them train"
-        )
+    sides.check(source.given)
     if not found:
-        first = f", the first is {gone[0].path}" if gone else ""
-        read_as = f" ({describe_columns(columns)})" if describe_columns(columns) else ""
-        raise ImagesError(
-            f"{source.given} lists no file that exists ({len(gone):,} are missing{first}): its paths are relative to {folder}"
-            f"{read_as}"
-        )
+        raise _nothing(source, folder, gone, tests, describe_columns(columns))
     notes = [f"{source.given}: {describe_columns(columns)}"] if describe_columns(columns) else []
     notes += [f"{source.given}: {tests:,} test images were left out: they are for `kresume eval`"] if tests else []
     if gone:
         notes.append(f"{source.given}: {len(gone):,} listed files do not exist; the first is {gone[0].path}")
     return Listing(tuple(found), tuple(notes), tuple(sorted({each.label for each in found})), tuple(gone))
+
+
+def _nothing(source: Source, folder: str, gone: Sequence[Quarantined], tests: int, read_as: str) -> ImagesError:
+    """Returns the error of a list without an image to train on."""
+    if tests and not gone:
+        return ImagesError(
+            f"{source.given} lists test images alone ({tests:,}): they are for `kresume eval`; without its column `split` all "
+            "of them train"
+        )
+    first = f", the first is {gone[0].path}" if gone else ""
+    return ImagesError(
+        f"{source.given} lists no file that exists ({len(gone):,} are missing{first}): its paths are relative to {folder}"
+        f"{f' ({read_as})' if read_as else ''}"
+    )
+
+
+class _Sides:
+    """Finds a column of another name than `split` that holds splits: images to test on would train."""
+
+    def __init__(self) -> None:
+        self._values: dict[Any, set[str]] | None = None
+
+    def add(self, row: Mapping[Any, Any], used: set[str]) -> None:
+        """Takes the values of a row; a column with any other value is none."""
+        if self._values is None:
+            self._values = {name: set() for name in row if name is not None and name not in used}
+        for name in list(self._values):
+            text = str(row.get(name)).strip().lower()
+            if text in SPLITS:
+                self._values[name].add(text)
+            else:
+                del self._values[name]
+
+    def check(self, given: str) -> None:
+        """Raises ImagesError if a column is left that names images to validate or to test on."""
+        for name, values in (self._values or {}).items():
+            if {SPLITS[value] for value in values} - {"train"}:
+                raise ImagesError(
+                    f"{given}: the column {name!r} holds {', '.join(map(repr, sorted(values)))}, but only a column named split "
+                    "is used: rename it, or leave it out"
+                )
 
 
 def _located(path: str) -> tuple[str, os.stat_result]:
