@@ -42,20 +42,7 @@ an epoch may be with statistics of fewer images."""
 
 
 @dataclass(frozen=True)
-class Averaged:
-    """A result that is an average.
-
-    Attributes:
-        share: of the weights with which the run began.
-        scores: on the validation images.
-    """
-
-    share: float
-    scores: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class _Tried:
+class Tried:
     """A share that was scored.
 
     Attributes:
@@ -69,7 +56,7 @@ class _Tried:
     scored: Scored
 
 
-def average(session: Session, step: int, scores: Mapping[str, Any]) -> Averaged | None:
+def average(session: Session, step: int, scores: Mapping[str, Any]) -> Tried | None:
     """Assigns the average to the model, and writes its snapshot.
 
     Args:
@@ -111,7 +98,7 @@ def average(session: Session, step: int, scores: Mapping[str, Any]) -> Averaged 
         return None
     session.scored = best.scored
     _write(session, trained, best)
-    return Averaged(best.share, best.scores)
+    return best
 
 
 def _not_averaged(session: Session, reason: str) -> None:
@@ -119,7 +106,7 @@ def _not_averaged(session: Session, reason: str) -> None:
     session.writer.record_failure("the average with the checkpoint", f"{reason}: the result is as it was trained")
 
 
-def _scored(session: Session, between: Between, step: int) -> Iterator[_Tried]:
+def _scored(session: Session, between: Between, step: int) -> Iterator[Tried]:
     """Assigns and scores each share."""
     spec, cache = session.card.spec, session.settings.cache
     pictures = open_cache(spec, cache, cache_limit(session.config))
@@ -136,10 +123,10 @@ def _scored(session: Session, between: Between, step: int) -> Iterator[_Tried]:
     for share in SHARES if session.average == "auto" else (session.average,):
         between.assign(share)
         scores, scored = score_model(session, scorer, reader, last, stop_if_asked)
-        yield _Tried(share, scores, replace(scored, step=step))
+        yield Tried(share, scores, replace(scored, step=step))
 
 
-def _best(session: Session, tried: list[_Tried]) -> _Tried | None:
+def _best(session: Session, tried: list[Tried]) -> Tried | None:
     """Returns the share to use; None if no predictions are numbers.
 
     What meets the gates is better than what does not. Then the metric decides, and of equals the smallest share.
@@ -154,7 +141,7 @@ def _best(session: Session, tried: list[_Tried]) -> _Tried | None:
     return max(usable, key=lambda each: worth(each.scores), default=None)
 
 
-def _tell(session: Session, own: Mapping[str, Any], tried: list[_Tried], best: _Tried) -> None:
+def _tell(session: Session, own: Mapping[str, Any], tried: list[Tried], best: Tried) -> None:
     """Shows and records what each share gives."""
     name = chooser(session.config)
     values = {0.0: flatten(own).get(name)} | {each.share: flatten(each.scores).get(name) for each in tried}
@@ -166,7 +153,7 @@ def _tell(session: Session, own: Mapping[str, Any], tried: list[_Tried], best: _
     session.run.event("averaged", share=best.share, metric=name, tried=by_share)
 
 
-def _write(session: Session, trained: TrainState, best: _Tried) -> None:
+def _write(session: Session, trained: TrainState, best: Tried) -> None:
     """Writes the snapshot of the average: as that of its step, with other weights and their statistics."""
     statistics = best.scored.statistics
     state = live_state.read_state(session.model)

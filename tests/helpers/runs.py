@@ -22,6 +22,7 @@ from kresume.options.resolve import from_arguments
 from kresume.reporter import Reporter
 from kresume.training.loop import callbacks
 from kresume.training.resume import train
+from tests.helpers.pictures import write_pictures
 
 TINY = {"image_size": "10", "batch_size": 5, "epochs": 2, "val_split": 0.25}
 
@@ -86,6 +87,16 @@ def _digest_of_images(root: Path, arguments) -> str:
                 if path.is_file():
                     hasher.update(f"{path.relative_to(top)}\n".encode() + path.read_bytes())
     return hasher.hexdigest()
+
+
+def family(folder: Path, pictures: Path) -> Path:
+    """Fills a folder: images `old/` and `new/`, `more/` of an old and a new class, and a finished `parent`."""
+    for name in ("old", "new"):
+        shutil.copytree(pictures / name, folder / name)
+    write_pictures(folder / "more", 5, 700, ("apple",))
+    write_pictures(folder / "more", 3, 950, ("circle",))
+    trained(folder / "parent", data=[str(folder / "old")], **TINY)
+    return folder
 
 
 def write_record(run: Path, record: dict) -> None:

@@ -20,6 +20,7 @@ from tests.helpers.runs import (
     TINY,
     assert_same_bytes,
     assert_same_model,
+    family,
     kill_at_every_snapshot,
     lines_without_time,
     make_interrupted,
@@ -34,13 +35,7 @@ OPTIONS = {"batch_size": 5, "val_split": 0.25, "lr": 3e-3, "epochs": 2}
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, pictures):
     """Makes a folder with a parent run, and images of old and new classes."""
-    folder = tmp_path_factory.mktemp("averaged")
-    for name in ("old", "new"):
-        shutil.copytree(pictures / name, folder / name)
-    write_pictures(folder / "more", 5, 700, ("apple",))
-    write_pictures(folder / "more", 3, 950, ("circle",))
-    trained(folder / "parent", data=[str(folder / "old")], **TINY)
-    return folder
+    return family(tmp_path_factory.mktemp("averaged"), pictures)
 
 
 def child(place, name, parent="parent", **options):
@@ -48,6 +43,12 @@ def child(place, name, parent="parent", **options):
     arguments = {"add": [str(place / "new")], **OPTIONS, **options}
     run_training(str(place / parent), out=str(place / name), **arguments)
     return runs.open_run(place / name)
+
+
+def copy_of(place, to):
+    """Copies the parent and the new images, so that runs stand beside their parent."""
+    for name in ("parent", "new"):
+        shutil.copytree(place / name, to / name)
 
 
 def weights_of(path):
@@ -62,8 +63,7 @@ def weights_of(path):
 @pytest.mark.parametrize("options", few_under_jax([{}, {"bn_stats": "moving"}, {"seed": 3}], [{}]))
 def test_the_weights_are_between_those_of_parent_and_child(tmp_path, place, options):
     """Each weight of `model.keras` is the average, computed by numpy alone from two other files of Keras."""
-    shutil.copytree(place / "parent", tmp_path / "parent")
-    shutil.copytree(place / "new", tmp_path / "new")
+    copy_of(place, tmp_path)
     one = child(tmp_path, "one", average="0.25", **options)
     alone = child(tmp_path, "alone", **options)
     assert one.record.result.average == 0.25
@@ -151,8 +151,7 @@ def test_a_signal_leaves_the_training_as_it_was(tmp_path, place, monkeypatch):
 @pytest.mark.one_backend(trains=True)
 def test_all_that_reads_a_run_reads_the_average(tmp_path, place):
     """A child, `eval`, `export` and the lineage take the average; `@last` is the training's own state."""
-    shutil.copytree(place / "parent", tmp_path / "parent")
-    shutil.copytree(place / "new", tmp_path / "new")
+    copy_of(place, tmp_path)
     one = child(tmp_path, "one", average="0.5")
     average, own = result_arrays(one.path), dict(read_checkpoint(f"{one.path}@last").arrays)
     assert_same_bytes(average, dict(read_checkpoint(one.path).arrays))
@@ -256,8 +255,7 @@ def assert_same_weights(whole, arrays):
 @pytest.mark.one_backend(trains=True)
 def test_a_folder_inside_a_run_is_what_the_run_knows_it_as(tmp_path, place):
     """The snapshot of the average is the result; the folder of snapshots is the last one."""
-    shutil.copytree(place / "parent", tmp_path / "parent")
-    shutil.copytree(place / "new", tmp_path / "new")
+    copy_of(place, tmp_path)
     one = child(tmp_path, "one", average="0.5")
     result, last = result_arrays(one.path), dict(read_checkpoint(f"{one.path}@last").arrays)
     step = f"step-{one.result_step():08d}"

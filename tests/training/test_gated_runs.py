@@ -123,9 +123,8 @@ def test_gated_runs_continue_exactly(tmp_path, pictures, case):
 @pytest.mark.one_backend(trains=True)
 def test_until_stops_after_the_epoch_that_reaches_it(place, monkeypatch, capsys):
     """Training ends after the epoch in which every condition holds; that epoch is the result."""
-    scripted(
-        monkeypatch, (0.5, 0.9, 0.95, 0.9, 0.9), (1, 2, 3, 1, 2)
-    )  # three epochs of the first run, two of the second
+    # Three epochs of the first run, two of the second.
+    scripted(monkeypatch, (0.5, 0.9, 0.95, 0.9, 0.9), (1, 2, 3, 1, 2))
     words = ["train", "--from", "runs/1-shapes", "--add", "new", "--epochs", "4", "--batch-size", "5", "--out", "2"]
     assert main([*words, "--until", "old.accuracy>=0.95 and all.loss>2"]) == 0
     said = capsys.readouterr().err
@@ -266,7 +265,7 @@ def test_the_plan_says_how_small_a_difference_can_be_seen(place):
 @pytest.mark.one_backend
 @pytest.mark.parametrize("images", [6, 7, 12, 24, 37])
 def test_no_smaller_difference_is_called_significant(images):
-    """What a finished run says of so few images fits what the plan said: nothing below is more than noise."""
+    """Judges every difference below the plan's `noise:` as noise, in the sentence on a finished run too."""
     points = float(judging._points(images).split()[0])
     called = []
     for changed in range(images + 1):

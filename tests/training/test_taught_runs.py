@@ -12,7 +12,7 @@ from kresume import runs
 from kresume.errors import ImagesError, RunError, UsageError
 from tests.helpers.backends import few_under_jax
 from tests.helpers.pictures import write_pictures
-from tests.helpers.runs import TINY, kill_at_every_snapshot, make_interrupted, run_training, trained
+from tests.helpers.runs import family, kill_at_every_snapshot, make_interrupted, run_training
 
 OPTIONS = {"batch_size": 5, "val_split": 0.25, "lr": 1e-3, "distill": 1.0}
 NAMES = ("teacher.safetensors", "teacher.json")
@@ -21,13 +21,7 @@ NAMES = ("teacher.safetensors", "teacher.json")
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, pictures):
     """Makes a folder with a parent run, and images of an old and a new class."""
-    folder = tmp_path_factory.mktemp("taught")
-    for name in ("old", "new"):
-        shutil.copytree(pictures / name, folder / name)
-    write_pictures(folder / "more", 5, 700, ("apple",))
-    write_pictures(folder / "more", 3, 950, ("circle",))
-    trained(folder / "parent", data=[str(folder / "old")], **TINY)
-    return folder
+    return family(tmp_path_factory.mktemp("taught"), pictures)
 
 
 TAUGHT = [

@@ -41,9 +41,12 @@ def list_source(source: Source, advance: Advance) -> Listing:
     gone: list[Quarantined] = []
     tests = 0
     columns: dict[str, str] = {}
+    used: set[str] = set()
     sides = _Sides()
     for number, row in enumerate(read_rows(source), 1):
-        columns = columns or find_columns(row, source)
+        if not columns:
+            columns = find_columns(row, source)
+            used = {"path", "label", "split", *columns.values()}
         path, label = row.get(columns["path"]), NO_CLASS
         if not isinstance(path, str) or not path:
             raise ImagesError(
@@ -66,7 +69,6 @@ def list_source(source: Source, advance: Advance) -> Listing:
             if split == "test" and not source.tests:
                 tests += 1
                 continue
-        used = {"path", "label", "split", *columns.values()}
         if source.labelled and "split" not in row:
             sides.add(row, used)
         extra = {key: value for key, value in row.items() if key not in used and key is not None}
@@ -81,9 +83,10 @@ def list_source(source: Source, advance: Advance) -> Listing:
         found.append(Found(full, label, source.given, facts.st_size, facts.st_mtime_ns, split, extra=text))
         advance(1)
     sides.check(source.given)
+    read_as = describe_columns(columns)
     if not found:
-        raise _nothing(source, folder, gone, tests, describe_columns(columns))
-    notes = [f"{source.given}: {describe_columns(columns)}"] if describe_columns(columns) else []
+        raise _nothing(source, folder, gone, tests, read_as)
+    notes = [f"{source.given}: {read_as}"] if read_as else []
     notes += [f"{source.given}: {tests:,} test images were left out: they are for `kresume eval`"] if tests else []
     if gone:
         notes.append(f"{source.given}: {len(gone):,} listed files do not exist; the first is {gone[0].path}")
