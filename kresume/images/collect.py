@@ -24,6 +24,7 @@ from kresume.images.manifest import Manifest
 from kresume.images.prepare import Prepared, prepare
 from kresume.images.sources import Found, Listing, Quarantined, list_images
 from kresume.images.sources.found import canonical
+from kresume.images.sources.moves import NOTHING, Moves
 from kresume.images.sources.names import hidden
 from kresume.reporter import Reporter
 from kresume.spelling import option
@@ -52,6 +53,11 @@ class Sources:
     def classes(self) -> tuple[str, ...]:
         """Returns the sorted names of all class folders."""
         return tuple(sorted({name for listing in self for name in listing.classes}))
+
+    @property
+    def moved(self) -> frozenset[str]:
+        """Returns the folders of `--remap` from which images of lists have moved."""
+        return frozenset().union(*(listing.moved for listing in self))
 
     def named(self, classes: Sequence[str]) -> Sources:
         """Returns the same images with class names as labels; see `name_numbers`."""
@@ -91,6 +97,7 @@ def list_sources(
     follow_links: bool = True,
     with_classes: bool = True,
     tests: bool = False,
+    moves: Moves = NOTHING,
 ) -> Sources:
     """Lists the images of each role; reads names and sizes, no contents.
 
@@ -105,6 +112,7 @@ def list_sources(
         follow_links: see `list_images`.
         with_classes: see `list_images`.
         tests: see `list_images`.
+        moves: see `list_images`.
 
     Raises:
         ImagesError: a path does not exist, is empty, or holds no class folders.
@@ -123,6 +131,7 @@ def list_sources(
             with_classes=with_classes,
             tests=tests,
             validates=validates,
+            moves=moves,
         )
 
     return Sources(listed(data), listed(add), listed(val, validates=True))

@@ -1,12 +1,12 @@
 """Applies the user's corrections: images that moved or are to be forgotten.
 
-remembered = remap(remembered, ["/mnt/old=/data/old"])
+remembered = remap(remembered, Moves.parse(["/mnt/old=/data/old"]))
 hashes, nowhere = hashes_in(read_drop("drop.txt"), remembered, prepared)
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -16,34 +16,36 @@ from kresume.images.cache import Cache
 from kresume.images.file_index import forget_facts
 from kresume.images.manifest import Manifest
 from kresume.images.prepare import Prepared
+from kresume.images.sources.moves import Moves
 from kresume.spelling import option
 from kresume.storage import locations
 from kresume.values.decode_spec import spec_of_key
 
 
-def remap(manifest: Manifest, pairs: Sequence[str] | None) -> Manifest:
-    """Returns the manifest with the prefixes of paths replaced.
+def remap(manifest: Manifest | None, moves: Moves, moved: Collection[str] = ()) -> Manifest | None:
+    """Returns the manifest with the folders of paths replaced.
 
     Args:
-        manifest: the recorded manifest.
-        pairs: `OLD=NEW` each: the prefix of paths before and now.
+        manifest: the recorded manifest; None if no images are recorded.
+        moves: the folders before and now.
+        moved: the folders, as the user gave them, from which images of lists have moved.
 
     Returns:
         The same images at their current paths.
 
     Raises:
-        UsageError: if a pair is malformed, or no recorded path begins with its old prefix.
+        UsageError: no recorded path, and no path of a list, is in a folder.
     """
-    for pair in pairs or ():
+    for given, old, new in moves.absolute():
         import pyarrow as pa
         import pyarrow.compute as compute
 
-        old, equals, new = pair.partition("=")
-        if not equals or not old or not new:
-            raise UsageError(
-                f"{option('remap', pair)}: give OLD=NEW, for example {option('remap', '/mnt/old=/data/old')}"
-            )
-        old, new = locations.absolute(old), locations.absolute(new)
+        if manifest is None:
+            if given not in moved:
+                raise UsageError(
+                    f"{option('remap', f'{given}={new}')}: no image of a list is in {given}, and no images are recorded"
+                )
+            continue
         table, count = manifest.table, 0
         # A prefix ends where a folder's name ends: /data/old does not match /data/older/cat.jpg.
         column = table.column("path")
@@ -52,10 +54,10 @@ def remap(manifest: Manifest, pairs: Sequence[str] | None) -> Manifest:
         moved = compute.binary_replace_slice(column, 0, len(old.encode()), new)
         values = compute.if_else(inside, moved, column)
         table = table.set_column(table.column_names.index("path"), pa.field("path", pa.string()), values)
-        if not count:
+        if not count and given not in moved:
             first = manifest.paths(np.zeros(1, np.int64))[0] if len(manifest) else "none"
             raise UsageError(
-                f"{option('remap', pair)}: no recorded image is in {old}; the first recorded path is {first}"
+                f"{option('remap', f'{given}={new}')}: no recorded image is in {old}; the first recorded path is {first}"
             )
         manifest = Manifest.from_table(table, manifest.classes)
     return manifest

@@ -82,7 +82,7 @@ class ImageOptions(Options):
         metavar="FILE",
     )
     remap: tuple[str, ...] | None = option_of(
-        "Where remembered images have moved: how their paths began before and begin now. Repeatable.",
+        "Where remembered images, or those of a list, have moved: how their paths began before and begin now. Repeatable.",
         IMAGES,
         metavar="OLD=NEW",
     )

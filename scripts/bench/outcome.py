@@ -4,7 +4,9 @@
 
 `small`: a finished parent, 75 % more pictures of the same classes. `large`: five times as many more. `camera`: the parent
 saw one camera, most new pictures are of another. `classes`: three new classes. `gone`: the same, but the old pictures are
-gone. `digits`: 1,297 digits of other people added to 500. Takes about half an hour each on 2 cores; see `stories.py`.
+gone. `digits`: 1,297 digits of other people added to 500. `weekly`, `weekly-digits`: the new pictures of `large` and
+`digits` come in six weeks, and each week extends the run of the week before; `weekly-few`: so does a sixth of all pictures.
+Takes about half an hour each on 2 cores; see `stories.py`.
 
 `interrupted` (about 10 minutes): a small network with batch normalisation and Adam at a
 constant 2e-3 is killed after 8 of 12 epochs on `old/`; `kresume train --from its-backup --add new/` trains 6 more
@@ -69,6 +71,18 @@ run = kresume.resume(backup, **arguments)
 print(kresume.evaluate(run, data=unseen).scores["all"]["accuracy"])
 """
 
+STORIES = [
+    "interrupted",
+    "small",
+    "large",
+    "camera",
+    "classes",
+    "gone",
+    "digits",
+    "weekly",
+    "weekly-few",
+    "weekly-digits",
+]
 RECIPES: dict[str, tuple[float | None, dict[str, Any]]] = {
     "keep": (None, {"lr_schedule": "keep"}),
     "rewarm-cosine to 0.3x": (None, {"lr_schedule": "rewarm-cosine", "lr": 6e-4}),
@@ -142,7 +156,7 @@ def _rows(story: str, data: Path, seed: int, recipes: str) -> list[dict[str, Any
         folder = Path(name)
         os.environ["KRESUME_CACHE"] = str(folder / "cache")
         stories.share_out(story, data, folder)
-        day = "" if story == "digits" else str(data / "eval")
+        day = "" if story.endswith("digits") else str(data / "eval")
         (folder / "plan.json").write_text(
             json.dumps({"story": story, "folder": name, "seed": seed, "another day": day, "recipes": recipes})
         )
@@ -156,7 +170,7 @@ def _rows(story: str, data: Path, seed: int, recipes: str) -> list[dict[str, Any
 def main() -> None:
     """Prints the table of a story."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("story", choices=["interrupted", "small", "large", "camera", "classes", "gone", "digits"])
+    parser.add_argument("story", choices=STORIES)
     parser.add_argument("data", type=Path, help="a folder with `old/`, `new/` and `eval/`, each with class folders")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(

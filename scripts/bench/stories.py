@@ -14,11 +14,13 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+import kresume
 
 SIZE, BATCH, EPOCHS = 48, 32, 40
 BUDGETS = (0.1, 0.25, 0.5)
@@ -53,11 +55,21 @@ GONE: dict[str, dict[str, Any]] = {
     },
 }
 """Recipes without the old images."""
+WEEKS = 6
+WEEKLY: dict[str, tuple[float | None, float]] = {
+    "default": (None, 1.0),
+    "0.3x the rate of the week before": (0.3, 0.3),
+    "0.3x the rate of the first run": (0.3, 1.0),
+    "0.1x the rate of the first run": (0.1, 1.0),
+    "1x the rate of the first run": (1.0, 1.0),
+}
+"""Recipes of weekly runs: the factor on the first run's rate in the first week (None: the plan decides), and that of each later
+week on the one before."""
 
 
 def pictures(story: str, data: Path) -> Iterator[tuple[str, str, Path | np.ndarray]]:
     """Yields (origin, class, file or grey picture) of a story."""
-    if story == "digits":
+    if story in {"digits", "weekly-digits"}:
         from sklearn.datasets import load_digits
 
         found = load_digits()
@@ -72,8 +84,10 @@ def pictures(story: str, data: Path) -> Iterator[tuple[str, str, Path | np.ndarr
             origin = "old" if row["camera"].startswith("Canon") else "new"
         elif story in {"classes", "gone"}:
             origin = "old" if row["class"] in sorted({each["class"] for each in rows})[:7] else "new"
-        elif story == "large":
+        elif story in {"large", "weekly"}:
             origin = "old" if int(hashlib.sha256(row["path"].encode()).hexdigest(), 16) % 6 == 0 else "new"
+        elif story == "weekly-few":
+            origin = "new" if int(hashlib.sha256(row["path"].encode()).hexdigest(), 16) % 6 == 0 else "old"
         yield origin, row["class"], data / row["path"]
 
 
@@ -92,11 +106,54 @@ def share_out(story: str, data: Path, folder: Path) -> None:
             Image.fromarray(picture).save(target / f"{number}.png")
 
 
+def weekly(
+    parent: Any,
+    folder: Path,
+    seed: int,
+    whole: float,
+    common: dict[str, Any],
+    judged: Callable[..., float],
+    recipes: str,
+) -> None:
+    """Extends a run week after week with a part of the new pictures, and judges the last.
+
+    Args:
+        parent: the run on the old pictures.
+        folder: the folder of the story, with `new/`.
+        seed: the seed.
+        whole: steps of the training from scratch.
+        common: arguments of each run.
+        judged: prints what a run gives.
+        recipes: a regular expression of the names of the recipes.
+    """
+    files = [file for file in (folder / "new").rglob("*") if file.is_file()]
+    for number, file in enumerate(sorted(files, key=lambda file: hashlib.sha256(file.read_bytes()).digest())):
+        target = folder / f"week-{number % WEEKS}" / file.parent.name
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, target / file.name)
+    for name, (first, later) in WEEKLY.items():
+        if not re.search(recipes, name):
+            continue
+        run, peak, done = parent, parent.record.rate.peak, 0
+        for week in range(WEEKS):
+            peak *= (first or 1.0) if week == 0 else later
+            run = kresume.resume(
+                str(run.path),
+                add=[str(folder / f"week-{week}")],
+                out=str(folder / f"run-{seed}" / f"{week}"),
+                **({} if first is None else {"lr": peak}),
+                **common,
+            )
+            done += run.record.amount.steps
+        judged(name, done / whole, run)
+        print(f"{name}: the last rate is {run.record.rate}", file=sys.stderr)
+        shutil.rmtree(folder / f"run-{seed}")
+
+
 def main() -> None:
     """Trains one story with one seed, and prints a line of JSON per result."""
     plan = json.loads(Path(sys.argv[1]).read_text())
     folder, seed = Path(plan["folder"]), int(plan["seed"])
-    import kresume
 
     common = {"image_size": SIZE, "batch_size": BATCH, "seed": seed, "quiet": True, "val_split": 0.15}
     judges = {"old": str(folder / "judge-old"), "new": str(folder / "judge-new")}
@@ -118,6 +175,9 @@ def main() -> None:
     }
     if not grows:
         judged("parent", 0.0, parent)
+    if plan["story"].startswith("weekly"):
+        weekly(parent, folder, seed, steps, common, judged, plan["recipes"])
+        return
     checkpoint = str(parent.path)
     recipes: dict[str, dict[str, Any]] = RECIPES | AVERAGED | (GROWN if grows else {})
     if plan["story"] == "gone":

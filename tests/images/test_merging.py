@@ -20,6 +20,7 @@ from kresume.images.manifest import TRAIN, VAL
 from kresume.images.near import near_pairs
 from kresume.images.prepare import prepare
 from kresume.images.sources import list_images
+from kresume.images.sources.moves import Moves
 from kresume.values.decode_spec import DecodeSpec
 from tests.helpers.pictures import CLASSES, photo, save_photo, write_pictures
 from tests.helpers.runs import TINY, trained
@@ -480,11 +481,11 @@ def test_moved_images_are_found_again(pictures, tmp_path, quiet):
     shutil.copytree(pictures / "old", tmp_path / "before")
     table = merged(quiet, data=tmp_path / "before", classes=CLASSES).manifest
     shutil.move(tmp_path / "before", tmp_path / "after")
-    again = corrections.remap(table, [f"{tmp_path / 'before'}={tmp_path / 'after'}"])
+    again = corrections.remap(table, Moves.parse([f"{tmp_path / 'before'}={tmp_path / 'after'}"]))
     assert again.digest() == table.digest()
     assert all(os.path.exists(path) for path in again.table.column("path").to_pylist())
     with pytest.raises(UsageError, match="no recorded image is in"):
-        corrections.remap(table, [f"{tmp_path / 'bef'}=/x"])
+        corrections.remap(table, Moves.parse([f"{tmp_path / 'bef'}=/x"]))
 
 
 @pytest.mark.one_backend

@@ -18,6 +18,7 @@ from kresume.images.cache import Cache
 from kresume.images.prepare import prepare
 from kresume.images.remembered import without_missing
 from kresume.images.sources import list_images
+from kresume.images.sources.moves import Moves
 from kresume.values.decode_spec import DecodeSpec
 from tests.helpers.pictures import write_pictures
 
@@ -127,7 +128,7 @@ def test_a_copied_folder_is_read_once_and_then_known(tmp_path, quiet, kind):
     shutil.rmtree(tmp_path / "before")
     with pytest.raises(ImagesError, match=rf"{COUNT} images? of runs/1 (is|are) missing, the first"):
         without_missing(table, SPEC, None, quiet, "error", "runs/1")
-    moved = corrections.remap(table, [f"{tmp_path / 'before'}={tmp_path / 'after'}"])
+    moved = corrections.remap(table, Moves.parse([f"{tmp_path / 'before'}={tmp_path / 'after'}"]))
     kept, notes = without_missing(moved, SPEC, Cache.open(SPEC, tmp_path / "cache"), quiet, "error", "runs/1")
     assert (kept.digest(), notes) == (table.digest(), [])
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from kresume.errors import ImagesError
 from kresume.images.sources import archives, folders, lists, records, shards, tables
 from kresume.images.sources.found import Advance, Facts, Found, Known, Listing, Quarantined, Source, canonical
+from kresume.images.sources.moves import NOTHING, Moves
+from kresume.images.sources.names import LISTS, ending
 from kresume.reporter import Reporter
 from kresume.storage import locations
 from kresume.storage.damage import reading
@@ -33,6 +35,13 @@ KINDS: dict[str, tuple[Callable[[str], bool], Callable[[Source, Advance], Listin
 }
 """How each kind of source is recognised and listed, tested in this order. A new kind is one function and one entry."""
 
+SHEET = "kresume reads no spreadsheets: save the sheet as CSV, with the columns path and label"
+OTHER_FILES = {
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), SHEET),
+    ".txt": "kresume reads no text without columns: write a list.csv whose first row is path,label",
+}
+"""Files that are taken for a source of images, by their endings, and the way on."""
+
 shards.FILES.update({name: KINDS[name] for name in ("tar", "zip", "TFRecord")})
 
 
@@ -47,6 +56,7 @@ def list_images(
     with_classes: bool = True,
     tests: bool = False,
     validates: bool = False,
+    moves: Moves = NOTHING,
 ) -> Listing:
     """Lists the images of one or more sources.
 
@@ -60,6 +70,7 @@ def list_images(
         with_classes: False lists every image, with or without class folders and labels, under one label.
         tests: True lists, of a source that has images for testing, these alone; False leaves them out.
         validates: True leaves out a source's images for training, if it has others for validation.
+        moves: where the images of lists have moved.
 
     Returns:
         One listing of all sources. Images whose names are not valid text are quarantined.
@@ -73,10 +84,11 @@ def list_images(
     quarantine: list[Quarantined] = []
     known: dict[str, tuple[int, int, Facts]] = {}
     numbered = True
+    moved: set[str] = set()
     with reporter.progress("listing", None, "files") as advance:
         for given in paths:
             path = locations.absolute(str(given))
-            source = Source(path, str(given), features or {}, memory, writes, follow_links, with_classes, tests)
+            source = Source(path, str(given), features or {}, memory, writes, follow_links, with_classes, tests, moves)
             with reading(str(given), "a source of images", ImagesError):
                 function = kind_of(source)
                 if function is folders.list_source and not with_classes:
@@ -99,9 +111,12 @@ def list_images(
             quarantine += listing.quarantine
             known |= listing.known
             numbered &= listing.numbered
+            moved |= listing.moved
     numbered = numbered and bool(files)
     names = sorted(classes, key=int) if numbered else sorted(classes)
-    return Listing(tuple(files.values()), tuple(notes), tuple(names), tuple(quarantine), known, numbered)
+    return Listing(
+        tuple(files.values()), tuple(notes), tuple(names), tuple(quarantine), known, numbered, frozenset(moved)
+    )
 
 
 def _tested(listing: Listing, given: str) -> Listing:
@@ -163,9 +178,14 @@ def kind_of(source: Source) -> Callable[[Source, Advance], Listing]:
             f"no such path: {source.given} (current folder: {Path.cwd()}); expected a folder with one folder of images per "
             "class"
         )
+    if (way := OTHER_FILES.get(ending(source.path))) and not locations.is_folder(source.path):
+        raise ImagesError(f"{source.given}: {way}")
     for accepts, function in KINDS.values():
         if accepts(source.path):
             return function
+    packed = source.path.lower().removesuffix(".gz")
+    if packed != source.path.lower() and packed.endswith((*LISTS, ".json")):
+        raise ImagesError(f"{source.given}: a list is read unpacked: gunzip {source.given}")
     with locations.opened(source.path) as file:
         hint = " (if it is a TFRecord compressed with ZLIB: write it with GZIP)" if file.read(1) == b"\x78" else ""
     raise ImagesError(

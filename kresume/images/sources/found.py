@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kresume.images.sources.moves import NOTHING, Moves
+
 ONE_LABEL = (
     "kresume trains one image to one label; for several labels per image use kresume.BackupAndRestore in your own fit"
 )
@@ -130,6 +132,7 @@ class Listing:
         quarantine: images that a source names but that are missing or damaged.
         known: facts that the source itself has recorded.
         numbered: True if the labels are numbers of outputs, not names.
+        moved: the folders of `Source.moves` from which images of a list have moved.
     """
 
     files: tuple[Found, ...]
@@ -138,6 +141,7 @@ class Listing:
     quarantine: tuple[Quarantined, ...] = ()
     known: Known = field(default_factory=dict)
     numbered: bool = False
+    moved: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -153,6 +157,7 @@ class Source:
         follow_links: False does not enter folders behind symbolic links inside a class folder.
         labelled: False lists every image, those without a label and those for testing too, all under `NO_CLASS`.
         tests: True lists the images for testing too.
+        moves: where the images of a list have moved.
     """
 
     path: str
@@ -163,3 +168,4 @@ class Source:
     follow_links: bool = True
     labelled: bool = True
     tests: bool = False
+    moves: Moves = NOTHING

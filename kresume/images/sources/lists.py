@@ -1,7 +1,7 @@
 """Lists images from CSV, JSON, JSON lines or Parquet with the columns `path` and `label`.
 
 Paths are relative to the list's folder. A column `split` (train, val, test) sets an image's split; every other column
-is kept in the manifest. `columns` reads the rows.
+is kept in the manifest. `rows` reads the file, `columns` finds the columns.
 """
 
 from __future__ import annotations
@@ -10,19 +10,24 @@ import contextlib
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from textwrap import shorten
 from typing import Any
 
 from kresume.errors import ImagesError
-from kresume.images.sources.columns import PICTURES, describe_columns, find_columns, read_rows
+from kresume.images.sources.columns import OtherSplits, describe_columns, find_columns
 from kresume.images.sources.found import NO_CLASS, ONE_LABEL, Advance, Found, Listing, Quarantined, Source, canonical
-from kresume.images.sources.names import LISTS, SPLITS, ending
+from kresume.images.sources.names import LISTS, PICTURES, SPLITS
+from kresume.images.sources.rows import read_rows
+from kresume.spelling import counted, option
 from kresume.storage import locations
 from kresume.storage.damage import reason
 
-SPLIT_COLUMNS = {"split", "subset", "partition", "set", "fold"}
-"""Names, in lower case, of columns that hold splits in lists that other programs wrote; only `split` is used."""
+UNKNOWN = frozenset({"nan", "null", "n/a", "<na>", "#n/a"})
+"""Labels, in lower case, that programs write where they know none."""
+JOINS = ("|", ";", ",")
+"""What other programs write between several labels of one picture."""
 
 
 def accepts(path: str) -> bool:
@@ -39,105 +44,122 @@ def list_source(source: Source, advance: Advance) -> Listing:
     folder = locations.parent(source.path)
     found: list[Found] = []
     gone: list[Quarantined] = []
-    tests = 0
+    counts: Counter[str] = Counter()
     columns: dict[str, str] = {}
     used: set[str] = set()
-    sides = _Sides()
+    read_as = ""
+    moved: set[str] = set()
+    others = OtherSplits()
     for number, row in enumerate(read_rows(source), 1):
+        where = f"{source.given}, row {number:,}"
         if not columns:
             columns = find_columns(row, source)
-            used = {"path", "label", "split", *columns.values()}
-        path, label = row.get(columns["path"]), NO_CLASS
-        if not isinstance(path, str) or not path:
+            used, read_as = {"path", "label", "split", *columns.values()}, describe_columns(columns, row)
+        path = row.get(columns["path"])
+        if not isinstance(path, str) or not path.strip():
             raise ImagesError(
-                f"{source.given}, row {number:,}: expected a path in the column {columns['path']!r}, found "
-                f"{shorten(repr(path), 80)}"
+                f"{where}: expected a path in the column {columns['path']!r}, found {shorten(repr(path), 80)}"
             )
+        label, split = NO_CLASS, None
         if source.labelled:
-            label = _label(row.get(columns["label"]), f"{source.given}, row {number:,}")
-        if label == "":
-            raise ImagesError(
-                f"{source.given}, row {number:,}: the label of {path} is empty: give one, or leave the row out"
-            )
-        split = None
-        if source.labelled and "split" not in row:
-            _refuse_other_split(row, f"{source.given}, row {number:,}")
-        if row.get("split") and source.labelled:
-            split = SPLITS.get(str(row["split"]).strip().lower())
-            if split is None:
-                raise ImagesError(f"{source.given}, row {number:,}: split {row['split']}: use train, val or test")
-            if split == "test" and not source.tests:
-                tests += 1
+            if row.get(columns["label"]) == []:  # as in COCO, where a picture may have no annotation
+                counts["bare"] += 1
                 continue
-        if source.labelled and "split" not in row:
-            sides.add(row, used)
+            label, split = _label(row.get(columns["label"]), path, where), _split(row, where)
+            if "split" not in row:
+                others.add(row, used, where)
+            if split == "test" and not source.tests:
+                counts["tests"] += 1
+                continue
         extra = {key: value for key, value in row.items() if key not in used and key is not None}
         text = json.dumps(extra, ensure_ascii=False, default=str) if extra else ""
+        path, old = source.moves.apply(path, folder) if source.moves.pairs else (path, set())
+        moved |= old
         full = locations.join(folder, path)
         try:
-            full, facts = _located(full)
+            full, facts = _located(full, locations.join(folder, path.strip()))
         except (OSError, ValueError) as error:  # ValueError: no file can have this name
             why = error.strerror if isinstance(error, OSError) and error.strerror else reason(error)
             gone.append(Quarantined(full, label, f"listed in {source.given}, but it cannot be read ({why})"))
             continue
         found.append(Found(full, label, source.given, facts.st_size, facts.st_mtime_ns, split, extra=text))
         advance(1)
-    sides.check(source.given)
-    read_as = describe_columns(columns)
+    others.check(source.given)
     if not found:
-        raise _nothing(source, folder, gone, tests, read_as)
+        raise _nothing(source, folder, gone, counts, read_as)
     notes = [f"{source.given}: {read_as}"] if read_as else []
-    notes += [f"{source.given}: {tests:,} test images were left out: they are for `kresume eval`"] if tests else []
+    notes += [f"{source.given}: {note}" for note in (*_left_out(counts), *_doubtful(found))]
     if gone:
         notes.append(f"{source.given}: {len(gone):,} listed files do not exist; the first is {gone[0].path}")
-    return Listing(tuple(found), tuple(notes), tuple(sorted({each.label for each in found})), tuple(gone))
+    labels = sorted({each.label for each in found})
+    return Listing(tuple(found), tuple(notes), tuple(labels), tuple(gone), moved=frozenset(moved))
 
 
-def _nothing(source: Source, folder: str, gone: Sequence[Quarantined], tests: int, read_as: str) -> ImagesError:
+def _left_out(counts: Mapping[str, int]) -> list[str]:
+    """Describes the rows that are left out."""
+    notes = [f"{counts['tests']:,} test images were left out: they are for `kresume eval`"] if counts["tests"] else []
+    return notes + ([f"{counts['bare']:,} pictures without a label were left out"] if counts["bare"] else [])
+
+
+def _doubtful(found: Sequence[Found]) -> list[str]:
+    """Describes labels that may be none, or several: each is a class here."""
+    labels = Counter(each.label for each in found)
+    notes = [
+        f"{count:,} pictures have the label {label!r}, which programs write where they know none; here it is a class"
+        for label, count in labels.items()
+        if label.lower() in UNKNOWN
+    ]
+    for join in JOINS:
+        parts = {label: [part.strip() for part in label.split(join)] for label in labels}
+        counts = Counter(part for each in parts.values() for part in each)
+        joined = [label for label, each in parts.items() if len(each) > 1 and any(counts[part] > 1 for part in each)]
+        if joined:
+            many = counted(len(joined), "label")
+            notes.append(f"{many} like {joined[0]!r} may name several classes; here each is one class; {ONE_LABEL}")
+    return notes
+
+
+def _nothing(
+    source: Source, folder: str, gone: Sequence[Quarantined], counts: Mapping[str, int], read_as: str
+) -> ImagesError:
     """Returns the error of a list without an image to train on."""
-    if tests and not gone:
+    if gone:
         return ImagesError(
-            f"{source.given} lists test images alone ({tests:,}): they are for `kresume eval`; without its column `split` all "
-            "of them train"
+            f"{source.given} lists no file that exists ({len(gone):,} are missing, the first is {gone[0].path}): its paths are "
+            f"relative to {folder}{f' ({read_as})' if read_as else ''}; if they have moved, `kresume train` takes "
+            f"{option('remap', 'OLD=NEW')}"
         )
-    first = f", the first is {gone[0].path}" if gone else ""
-    return ImagesError(
-        f"{source.given} lists no file that exists ({len(gone):,} are missing{first}): its paths are relative to {folder}"
-        f"{f' ({read_as})' if read_as else ''}"
-    )
+    if counts["tests"]:
+        return ImagesError(
+            f"{source.given} lists test images alone ({counts['tests']:,}): they are for `kresume eval`; without its column "
+            "`split` all of them train"
+        )
+    return ImagesError(f"{source.given} lists no picture{' with a label' if counts['bare'] else ''}")
 
 
-class _Sides:
-    """Finds a column of another name than `split` that holds splits: images to test on would train."""
+def _split(row: Mapping[str, Any], where: str) -> str | None:
+    """Returns the split of a row, None if it names none.
 
-    def __init__(self) -> None:
-        self._values: dict[Any, set[str]] | None = None
-
-    def add(self, row: Mapping[Any, Any], used: set[str]) -> None:
-        """Takes the values of a row; a column with any other value is none."""
-        if self._values is None:
-            self._values = {name: set() for name in row if name is not None and name not in used}
-        for name in list(self._values):
-            text = str(row.get(name)).strip().lower()
-            if text in SPLITS:
-                self._values[name].add(text)
-            else:
-                del self._values[name]
-
-    def check(self, given: str) -> None:
-        """Raises ImagesError if a column is left that names images to validate or to test on."""
-        for name, values in (self._values or {}).items():
-            if {SPLITS[value] for value in values} - {"train"}:
-                raise ImagesError(
-                    f"{given}: the column {name!r} holds {', '.join(map(repr, sorted(values)))}, but only a column named split "
-                    "is used: rename it, or leave it out"
-                )
+    Raises:
+        ImagesError: it names another one than train, val and test.
+    """
+    if not row.get("split"):
+        return None
+    split = SPLITS.get(str(row["split"]).strip().lower())
+    if split is None:
+        raise ImagesError(f"{where}: split {row['split']}: use train, val or test")
+    return split
 
 
-def _located(path: str) -> tuple[str, os.stat_result]:
+def _located(path: str, bare: str) -> tuple[str, os.stat_result]:
     """Returns the path and the facts of a listed file.
 
-    It is the one that is named, else with Windows' slashes turned, or with the ending that the list leaves out.
+    It is the one that is named, else without the blanks around it, with Windows' slashes turned, with its ending in the other
+    case, or with the ending that the list leaves out.
+
+    Args:
+        path: the path.
+        bare: the path without the blanks around the listed name.
 
     Raises:
         OSError, ValueError: there is none.
@@ -145,38 +167,32 @@ def _located(path: str) -> tuple[str, os.stat_result]:
     try:
         return path, locations.stat(path)
     except OSError as error:
-        turned = path.replace("\\", "/")
-        others = [turned] if turned != path else []
-        others += [f"{turned}{end}" for end in sorted(PICTURES)] if ending(path) not in PICTURES else []
-        for other in others:
+        turned = bare.replace("\\", "/")
+        others = [bare, turned]
+        stem, end = os.path.splitext(turned)
+        known = end.lower() in PICTURES
+        others += [f"{stem}{end.lower()}", f"{stem}{end.upper()}"] if known else []
+        others += [] if known else [f"{turned}{each}" for each in sorted(PICTURES)]
+        for other in dict.fromkeys(others):
             with contextlib.suppress(OSError):
                 return other, locations.stat(other)
         raise error
 
 
-def _label(value: Any, where: str) -> str:
+def _label(value: Any, path: str, where: str) -> str:
     """Returns the label of a row; a list of one label counts as that label.
 
     Raises:
-        ImagesError: if there are several labels.
+        ImagesError: there is none, or several, or it is no text and no number.
     """
     if isinstance(value, (list, tuple)):
         if len(value) > 1:
             raise ImagesError(f"{where}: {len(value)} labels ({', '.join(map(str, value))}): {ONE_LABEL}")
         value = value[0] if len(value) else None
+    if isinstance(value, Mapping):
+        raise ImagesError(f"{where}: the label of {path} is {shorten(repr(value), 80)}: expected a text or a number")
     missing = value is None or (isinstance(value, float) and math.isnan(value))  # pandas writes NaN for no value
-    return "" if missing else canonical(str(value))
-
-
-def _refuse_other_split(row: Mapping[Any, Any], where: str) -> None:
-    """Raises if another column than `split` holds splits: images to validate or to test on would train.
-
-    Raises:
-        ImagesError: it does.
-    """
-    for name, value in row.items():
-        if str(name).strip().lower() in SPLIT_COLUMNS and str(value).strip().lower() in SPLITS:
-            raise ImagesError(
-                f"{where}: the column {str(name)!r} holds {str(value)!r}, but only a column named split is used: rename it, or "
-                "leave it out"
-            )
+    label = "" if missing else canonical(str(value))
+    if not label:
+        raise ImagesError(f"{where}: the label of {path} is empty: give one, or leave the row out")
+    return label

@@ -16,6 +16,8 @@ NOT_PICTURES = frozenset(
         ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".py", ".html", ".parquet", ".pdf", ".cls",
     }
 )  # fmt: skip
+PICTURES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".heic"})
+"""Endings of pictures."""
 LISTS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 """Endings of lists of images."""
 CONTAINERS = frozenset(

@@ -80,7 +80,12 @@ def _listing(source: Source, table: pa.Table, advance: Advance) -> Listing:
     gone: list[Quarantined] = []
     known: dict[str, tuple[int, int, Facts]] = {}
     sizes: dict[str, tuple[int, int] | None] = {}
+    moved: set[str] = set()
+    folder = locations.parent(source.path)
     for row in table.to_pylist():
+        if source.moves.pairs:
+            row["path"], old = source.moves.apply(row["path"], folder)
+            moved |= old
         path = row["path"]
         if path not in sizes:
             try:
@@ -113,4 +118,5 @@ def _listing(source: Source, table: pa.Table, advance: Advance) -> Listing:
         if gone
         else []
     )
-    return Listing(tuple(found), tuple(notes), tuple(sorted({each.label for each in found})), tuple(gone), known)
+    labels = tuple(sorted({each.label for each in found}))
+    return Listing(tuple(found), tuple(notes), labels, tuple(gone), known, moved=frozenset(moved))

@@ -27,6 +27,7 @@ from kresume.images.manifest import LOCATION, Manifest, schema
 from kresume.images.prepare import Image, Prepared, prepare
 from kresume.images.sources import Found
 from kresume.images.sources.found import key_of
+from kresume.images.sources.moves import Moves
 from kresume.images.sources.records import parse_features
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
@@ -186,6 +187,7 @@ class Watch:
                     val=[path] if role == "val" else None,
                     features=parse_features(self._config.feature),
                     memory=listings_of(self._config.cache),
+                    moves=Moves.parse(self._config.remap),
                 )
             except (ImagesError, OSError) as error:
                 self._say(f"{path} cannot be listed now ({error}): trying again before the next epoch")

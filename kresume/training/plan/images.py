@@ -22,6 +22,7 @@ from kresume.images.merging import Merge
 from kresume.images.remembered import without_missing
 from kresume.images.sources import Quarantined
 from kresume.images.sources.found import ONE_LABEL, STREAM_CODINGS
+from kresume.images.sources.moves import Moves
 from kresume.images.sources.records import parse_features
 from kresume.options.settings import DEFAULTS, settings_of
 from kresume.options.table import TrainConfig
@@ -85,6 +86,7 @@ def _listed(config: TrainConfig, reporter: Reporter, *, writes: bool = True) -> 
         features=parse_features(config.feature),
         memory=listings_of(config.cache),
         writes=writes,
+        moves=Moves.parse(config.remap),
     )
 
 
@@ -186,8 +188,7 @@ def gather(
     """
     remembered = parent.manifest if parent is not None else None
     drop = corrections.read_drop(config.drop)
-    if remembered is not None:
-        remembered = corrections.remap(remembered, config.remap)
+    remembered = corrections.remap(remembered, Moves.parse(config.remap), sources.moved)
     _check_streams(sources, cache, writes)
     collected = collect.collect(sources.named(classes), spec, cache, reporter, recorded=remembered, writes=writes)
     data, add, val = collected.data, collected.add, collected.val

@@ -1,0 +1,267 @@
+"""Tests lists of images: CSV, JSON and Parquet, as this program and others write them."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kresume.errors import ImagesError, UsageError
+from kresume.images import corrections, merging
+from kresume.images.prepare import prepare
+from kresume.images.sources import list_images
+from kresume.images.sources.moves import Moves
+from kresume.values.decode_spec import DecodeSpec
+from tests.helpers.pictures import write_pictures
+
+
+@pytest.mark.one_backend
+def test_further_columns_of_a_list_are_kept(tmp_path, quiet):
+    """Further columns of a list are kept as JSON."""
+    write_pictures(tmp_path, 2, 0, ("circle",))
+    (tmp_path / "list.csv").write_text("path,label,camera\ncircle/0.png,circle,x\n")
+    [found] = list_images([tmp_path / "list.csv"], quiet).files
+    assert json.loads(found.extra) == {"camera": "x"}
+
+
+@pytest.mark.one_backend
+def test_a_list_names_what_is_gone_and_says_sides(tmp_path, quiet):
+    """A list's missing file is quarantined by name; `split` decides the split; test images are left out."""
+    write_pictures(tmp_path, 3, 0, ("circle",))
+    (tmp_path / "list.csv").write_text(
+        "path,label,split\ncircle/0.png,circle,train\ncircle/1.png,circle,val\ncircle/2.png,circle,test\ngone.png,circle,\n"
+    )
+    listing = list_images([tmp_path / "list.csv"], quiet)
+    assert [found.split for found in listing.files] == ["train", "val"]
+    assert [os.path.basename(row.path) for row in listing.quarantine] == ["gone.png"]
+    assert any("1 test images" in note for note in listing.notes)
+
+
+def coco(pairs, **further):
+    """Returns annotations of two pictures and two categories in the format of COCO."""
+    return json.dumps(
+        {
+            "images": [{"id": number, "file_name": f"{number}.png"} for number in (1, 2)],
+            "annotations": [{"image_id": image, "category_id": category, **further} for image, category in pairs],
+            "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+        }
+    )
+
+
+WRITTEN = {
+    "path,label": ("a.csv", b"path,label\n1.png,cat\n2.png,dog\n"),
+    "semicolons": ("a.csv", "file_name;class_name;x\r\n1.png;cat;a,b\r\n2.png;dog;c\r\n".encode("utf-8-sig")),
+    "tabs in a csv": ("a.csv", b"Image\tLabel\n1.png\tcat\n2.png\tdog\n"),
+    "utf-16": ("a.tsv", "Filename\tCategory\r\n1.png\tcat\r\n2.png\tdog\r\n".encode("utf-16")),
+    "quotes": ("a.csv", b'img,y\n1.png,"cat"\n2.png,dog\n'),
+    "hugging face": ("a.jsonl", b'{"file_name": "1.png", "label": "cat"}\n{"file_name": "2.png", "label": "dog"}\n'),
+    "records": ("a.json", b'[{"filepath": "1.png", "class": "cat"}, {"filepath": "2.png", "class": "dog"}]'),
+    "coco": ("a.json", coco([(1, 1), (2, 2), (2, 2)]).encode()),
+    "columns of pandas": ("a.json", b'{"file": {"0": "1.png", "1": "2.png"}, "class": {"0": "cat", "1": "dog"}}'),
+    "labels by path": ("a.json", b'{"1.png": "cat", "2.png": "dog"}'),
+    "ids": ("a.csv", b"id,label\n1,cat\n2,dog\n"),
+    "ids beside names": ("a.csv", b"id,name,file,label\n7,x,1.png,cat\n8,y,2.png,dog\n"),
+    "of windows": ("a.csv", b"image,label\n..\\data\\1.png,cat\n.\\2.png,dog\n"),
+    "a line for spreadsheets": ("a.csv", b"sep=;\r\nfile;class;x\r\n1.png;cat;a,b\r\n2.png;dog;c\r\n"),
+    "lines in a json": ("a.json", b'{"file_name": "1.png", "label": "cat"}\n{"file_name": "2.png", "label": "dog"}\n'),
+    "blanks and endings": ("a.csv", b"image,label\n1.PNG,cat\n 2.Png ,dog\n"),
+    "another column of labels": ("a.csv", b"file,label,label_name\n1.png,cat,Katze\n2.png,dog,Hund\n"),
+    "a comma in quotes": ("a.csv", b'file;class;"a,b"\n1.png;cat;1\n2.png;dog;2\n'),
+}
+
+
+@pytest.mark.parametrize("written", WRITTEN)
+@pytest.mark.one_backend
+def test_lists_of_other_programs_are_read(tmp_path, quiet, written):
+    """Spreadsheets, Hugging Face, pandas and COCO spell a list in their own way; what is read as what is told."""
+    name, content = WRITTEN[written]
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / name).write_bytes(content)
+    for number in (1, 2):
+        Image.fromarray(np.full((8, 8, 3), 90 * number, np.uint8)).save(folder / f"{number}.png")
+    listing = list_images([folder / name], quiet)
+    assert [(os.path.basename(found.path), found.label) for found in listing.files] == [
+        ("1.png", "cat"),
+        ("2.png", "dog"),
+    ]
+    exact = written in {"path,label", "coco", "labels by path"}
+    assert any("is read as path" in note for note in listing.notes) == (not exact)
+    if written == "semicolons":
+        assert json.loads(listing.files[0].extra) == {"x": "a,b"}
+    bare = list_images([folder / name], quiet, with_classes=False)
+    assert len(bare.files) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.csv", "file,label\nx.png,a\n", r"relative to .* \(the column 'file' is read as path\)"),
+        ("a.csv", "where,label\nx.png,a\n", "expected the columns `path` and `label`, found 'where', 'label'$"),
+        ("a.csv", "img,file,label\nx.png,y.png,a\n", "found 'img', 'file', 'label': rename one of img, file to path"),
+        ("a.csv", "img,y,class\nx.png,0,a\n", "rename one of y, class to label"),
+        ("a.csv", "filename,class,xmin\nx.png,a,3\n", "the column 'xmin' holds parts of a picture"),
+        ("a.json", "{", "is not valid JSON"),
+        (
+            "a.json",
+            '{"a": 1}',
+            "expected a list of objects with `path` and `label`, a label for each path, or annotations",
+        ),
+        ("a.json", '[{"path": "x.png", "label": "a"}]', "lists no file that exists"),
+        ("a.json", '{"images": [{"id": 1}], "annotations": [], "categories": []}', "the annotations .*a.json"),
+        ("a.json", coco([(1, 1)], bbox=[0, 0, 2, 2]), "says what is in parts of a picture"),
+        ("a.json", coco([(1, 1), (1, 2)]), r"row 1: 2 labels \(cat, dog\)"),
+        ("a.json", coco([]), "lists no picture with a label"),
+        (
+            "a.json",
+            coco([(1, 3)]),
+            "an annotation of the image 1 is of the category 3, which is none of its categories",
+        ),
+        ("a.json", '{"path": "x.png", "label": "a"}\n{"path"\n', "line 2 is not valid JSON"),
+        (
+            "a.jsonl",
+            '{"path": "x.png", "label": {"name": "a"}}\n',
+            r"row 1: the label of x\.png is {'name': 'a'}: expected a",
+        ),
+        ("a.csv", "path,label\n", "a.csv lists no picture$"),
+        ("a.csv", "path,label,label\nx.png,a,b\n", "2 columns are named 'label': rename all of them but one"),
+        ("a.csv", "file,file,label\nx.png,y.png,b\n", "2 columns are named 'file'"),
+        ("a.csv", "path,label,split,split\nx.png,a,train,test\n", "2 columns are named 'split'"),
+        ("a.xlsx", "PK", "save the sheet as CSV"),
+        ("a.txt", "x.png a\n", "write a list.csv whose first row is path,label"),
+        ("a.csv.gz", "x", r"a list is read unpacked: gunzip .*a\.csv\.gz"),
+        ("a.jsonl", "{\n", "line 1 is not valid JSON"),
+        ("a.jsonl", "[1]\n", "expected an object"),
+        ("a.csv", "path,label\nx.png,a\n", "lists no file that exists"),
+        ("a.csv", "path,label,split\nx.png,a,maybe\n", "use train, val or test"),
+        ("a.csv", "path,label,Split\nx.png,a,test\n", "the column 'Split' holds 'test', but only a column named split"),
+        ("a.csv", "path,label, split\nx.png,a,val\n", "the column ' split' holds 'val'"),
+        ("a.jsonl", '{"path": "x.png", "label": "a", "subset": "Test"}\n', "the column 'subset' holds 'Test'"),
+        ("a.csv", "path, label\nx.png,a\n", r"\(the column ' label' is read as label\)"),
+        ("a.csv", 'path,label\nx.png,"a\ny.png,b\n', "is damaged .*is a quote left open"),
+        (
+            "a.csv",
+            "path,label\nx.png,a, small\n",
+            "line 2: more values than columns, ' small' for example: put a value",
+        ),
+        (
+            "a.csv",
+            "path,label,usage\nx.png,a,train\ny.png,b,Test\n",
+            "the column 'usage' holds 'test', 'train', but only",
+        ),
+        ("a.csv", "path,label\nx.png,\n", "row 1: the label of x.png is empty"),
+        ("a.jsonl", '{"path": "x.png", "label": NaN}\n', "row 1: the label of x.png is empty"),
+        ("a.jsonl", '{"path": "x.png", "label": null}\n', "row 1: the label of x.png is empty"),
+        ("a.parquet", "x", "is not a Parquet table"),
+    ],
+)
+@pytest.mark.one_backend
+def test_a_list_that_is_none_says_why(tmp_path, quiet, name, content, words):
+    """A list that cannot be read is one line: the list, the row, what was expected."""
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ImagesError, match=words):
+        list_images([tmp_path / name], quiet)
+
+
+@pytest.mark.one_backend
+def test_a_missing_label_of_a_table_is_no_class(tmp_path, quiet):
+    """Pandas writes a label that is missing among numbers as NaN."""
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    write_pictures(tmp_path, 2, 0, ("circle",))
+    rows = pa.table({"path": ["circle/0.png", "circle/1.png"], "label": [1.0, float("nan")]})
+    parquet.write_table(rows, tmp_path / "a.parquet")
+    with pytest.raises(ImagesError, match=r"row 2: the label of circle/1\.png is empty"):
+        list_images([tmp_path / "a.parquet"], quiet)
+
+
+@pytest.mark.one_backend
+def test_two_columns_of_one_name_in_parquet(tmp_path, quiet):
+    """Of two columns of one name a reader takes the last; a further column may be there twice."""
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    write_pictures(tmp_path, 1, 0, ("circle",))
+    values = [pa.array(["circle/0.png"]), pa.array(["a"]), pa.array(["b"])]
+    parquet.write_table(pa.Table.from_arrays(values, ["path", "label", "label"]), tmp_path / "a.parquet")
+    with pytest.raises(ImagesError, match="2 columns are named 'label'"):
+        list_images([tmp_path / "a.parquet"], quiet)
+    (tmp_path / "a.csv").write_text("path,label,x,x\ncircle/0.png,a,1,2\n")
+    assert len(list_images([tmp_path / "a.csv"], quiet).files) == 1
+
+
+@pytest.mark.one_backend
+def test_pictures_without_an_annotation_are_left_out_and_told(tmp_path, quiet):
+    """In the format of COCO a picture may have none; to be predicted it needs none."""
+    write_pictures(tmp_path, 2, 0, ("circle",))
+    for number in (1, 2):
+        (tmp_path / "circle" / f"{number - 1}.png").rename(tmp_path / f"{number}.png")
+    (tmp_path / "a.json").write_text(coco([(2, 1)]))
+    listing = list_images([tmp_path / "a.json"], quiet)
+    assert [(os.path.basename(each.path), each.label) for each in listing.files] == [("2.png", "cat")]
+    assert any("1 pictures without a label were left out" in note for note in listing.notes)
+    assert len(list_images([tmp_path / "a.json"], quiet, with_classes=False).files) == 2
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        (["cat", "dog", "cat|dog"], "1 label like 'cat|dog' may name several classes"),
+        (["a,b", "b, c", "c"], "2 labels like 'a,b' may name several classes"),
+        (["0;1", "0;2", "3"], "2 labels like '0;1'"),
+        (["red, large", "blue; small", "x|y"], None),
+        (["nan", "cat", "dog"], "1 pictures have the label 'nan', which programs write where they know none"),
+        (["none", "cat", "dog"], None),
+    ],
+)
+@pytest.mark.one_backend
+def test_labels_that_may_be_several_or_none_are_told(tmp_path, quiet, labels, told):
+    """A text with several labels, or with that of no value, is one class; it may be what the user wants."""
+    write_pictures(tmp_path, 3, 0, ("circle",))
+    rows = [f"circle/{number}.png\t{label}\n" for number, label in enumerate(labels)]
+    (tmp_path / "a.tsv").write_text("path\tlabel\n" + "".join(rows))
+    listing = list_images([tmp_path / "a.tsv"], quiet)
+    assert listing.classes == tuple(sorted(labels))
+    assert not listing.notes if told is None else told in listing.notes[0]
+
+
+@pytest.mark.parametrize("spelled", ["absolute", "of windows", "relative", "manifest"])
+@pytest.mark.one_backend
+def test_a_list_whose_images_have_moved_is_read_from_where_they_are(tmp_path, quiet, spelled):
+    """--remap acts on lists and manifests, however they spell the folder; what it replaced is returned."""
+    write_pictures(tmp_path / "now", 2, 0, ("circle",))
+    before = {"absolute": "/gone/pictures", "of windows": "C:\\photos", "relative": "pictures"}.get(
+        spelled, str(tmp_path / "x")
+    )
+    path, join = tmp_path / "a.csv", "\\" if spelled == "of windows" else "/"
+    if spelled == "manifest":
+        (tmp_path / "now").rename(tmp_path / "x")
+        path = tmp_path / "a.parquet"
+        images = prepare(list_images([tmp_path / "x"], quiet).files, DecodeSpec(12, 12), None, quiet)
+        merging.merge(None, images, None, None, classes=["circle"], val_split=None, generation=0).manifest.write(path)
+        (tmp_path / "x").rename(tmp_path / "now")
+    else:
+        rows = [f"{before}{join}circle{join}{number}.png,circle\n" for number in range(2)]
+        path.write_text("path,label\n" + "".join(rows))
+    with pytest.raises(ImagesError, match=r"lists no file that exists|none is there"):
+        list_images([path], quiet)
+    listing = list_images([path], quiet, moves=Moves.parse([f"{before}={tmp_path / 'now'}", "/other=/x"]))
+    assert [each.path for each in listing.files] == [
+        str(tmp_path / "now" / "circle" / f"{number}.png") for number in range(2)
+    ]
+    assert listing.moved == {before}
+    with pytest.raises(ImagesError):  # a folder's whole name
+        list_images([path], quiet, moves=Moves.parse([f"{before[:-1]}={tmp_path / 'now'}"]))
+
+
+@pytest.mark.one_backend
+def test_a_move_that_moves_nothing_is_an_error(tmp_path, quiet):
+    """A folder that neither a list nor a record names is a slip of the pen, with recorded images and without."""
+    moves = Moves.parse(["/gone=/now"])
+    assert corrections.remap(None, moves, {"/gone"}) is None
+    with pytest.raises(UsageError, match="no image of a list is in /gone, and no images are recorded"):
+        corrections.remap(None, moves)
+    with pytest.raises(UsageError, match="give OLD=NEW"):
+        Moves.parse(["/gone"])
