@@ -11,6 +11,7 @@ import click
 
 from kresume.errors import UsageError
 from kresume.options.settings import DEFAULTS
+from kresume.values.decode_spec import INTERPOLATIONS, RESIZES
 
 FEATURE = "Name of a TFRecord feature: encoded, label or text. Repeatable."
 COMMANDS = {
@@ -214,6 +215,17 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
             help="Pixel values that the model expects, if the checkpoint does not record them.",
         ),
         click.option("--image-size", metavar="N|HxW", help="Size of the pictures, for a model that accepts any."),
+        click.option(
+            "--resize",
+            type=click.Choice(RESIZES),
+            help=f"How pictures get that size, if the checkpoint does not record it. Default {DEFAULTS.resize}.",
+        ),
+        click.option(
+            "--interpolation",
+            type=click.Choice(INTERPOLATIONS),
+            help="How resizing samples pixels, if the checkpoint does not record it; image_dataset_from_directory uses "
+            f"bilinear, and its area is kerasarea here. Default {DEFAULTS.interpolation}.",
+        ),
         click.option("--axes", metavar="ORDER", help="Order of the axes of its input (hwc, chw, hw, wh ...)."),
         click.option(
             "--backend", type=click.Choice(["tensorflow", "jax"]), help="Default: the run's, else as for train."

@@ -36,21 +36,12 @@ from kresume.images.sources import Listing
 from kresume.images.tf_data import READERS, THREADS, without_autotuner
 from kresume.reporter import Reporter
 from kresume.spelling import Value, as_argument, counted, spelled
+from kresume.values import decode_spec
 from kresume.values.decode_spec import DecodeSpec
 
 LABEL_MODES = ("int", "categorical", "binary", None)
 COLOR_MODES = ("rgb", "grayscale")
-INTERPOLATIONS = (
-    "bilinear",
-    "nearest",
-    "bicubic",
-    "area",
-    "lanczos3",
-    "lanczos5",
-    "gaussian",
-    "mitchellcubic",
-    "antialias",
-)
+INTERPOLATIONS = tuple(name for name in decode_spec.INTERPOLATIONS if name != "kerasarea")
 """Keras's names, and our `antialias`."""
 
 
@@ -107,7 +98,9 @@ def image_dataset(
             the other split.
         subset: `"training"`, `"validation"` or `"both"`; requires `validation_split`.
         interpolation: `"bilinear"`, `"nearest"`, `"bicubic"`, `"area"`, `"lanczos3"`, `"lanczos5"`, `"gaussian"`,
-            `"mitchellcubic"`, or `"antialias"`, which Keras does not have. Values are rounded to integers.
+            `"mitchellcubic"`, or `"antialias"`, which Keras does not have. Values are rounded to integers. A
+            command of kresume that reads a model
+            trained with `"area"` needs `--interpolation kerasarea`.
         follow_links: follow symbolic links to folders inside the class folders.
         crop_to_aspect_ratio: crop the longer side instead of distorting the image.
         pad_to_aspect_ratio: pad with black instead of distorting the image.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,15 @@ from kresume.images import conventions, inputs
 from kresume.images.manifest import Manifest
 from kresume.images.reader import PictureReader, as_files
 from kresume.models.load import Loaded, Subject
+from kresume.options.settings import DEFAULTS
 from kresume.reporter import Reporter
 from kresume.runtimes.signatures import Signature, read_signatures
 from kresume.spelling import counted, option
+from kresume.storage import atomic, sealed
 from kresume.tasks.one_class import as_shares
 from kresume.tasks.single_label import SINGLE_LABEL
 from kresume.tasks.task import Head, Task
+from kresume.values.card import Card
 from kresume.values.decode_spec import DecodeSpec
 from kresume.values.input_layout import InputLayout, read_layout
 
@@ -61,6 +64,10 @@ class Predicted:
     labels_alone: bool = False
     note: str = ""
     lacks: tuple[str, ...] = ()
+
+    def noting(self, note: str) -> Predicted:
+        """Returns the predictions with a further note, which may be empty."""
+        return replace(self, note="; ".join(each for each in (self.note, note) if each))
 
 
 def predict(
@@ -104,10 +111,7 @@ def served_size(folder: Path, signature: Signature) -> tuple[DecodeSpec, str, In
     Raises:
         UsageError: neither its signature nor its `export.json` records the size.
     """
-    from kresume.storage import atomic
-    from kresume.values.card import Card
-
-    record = folder / "export.json"
+    record = folder / sealed.NAME
     if record.is_file():
         told = atomic.read_json(record)
         card = Card.from_dict(told["card"])
@@ -216,10 +220,12 @@ def array_input(
         UsageError: the size or the pixel convention is neither recorded nor given.
     """
     if subject.image_size is not None:
-        spec, pixels = DecodeSpec(*subject.image_size), ""
+        spec, pixels = _asked(subject, subject.image_size), ""
         layout = signature.input.layout(subject.image_size)
     else:
         spec, pixels, layout = served_size(folder, signature)
+        if not (folder / sealed.NAME).is_file():
+            spec = _asked(subject, (spec.height, spec.width))
     if subject.axes is not None:
         layout = read_layout(layout.shape((spec.height, spec.width)), (spec.height, spec.width), subject.axes)[0]
     found = pixels
@@ -235,3 +241,8 @@ def array_input(
     convert = inputs.to_input("0-255" if kind == "uint8" else pixels, layout)
     dtype = kind if kind in {"uint8", "float16", "float64"} else "float32"
     return spec, convert, layout.shape((spec.height, spec.width)), dtype
+
+
+def _asked(subject: Subject, size: tuple[int, int]) -> DecodeSpec:
+    """Returns how pictures are decoded for a model that does not record it."""
+    return DecodeSpec(*size, subject.resize or DEFAULTS.resize, subject.interpolation or DEFAULTS.interpolation)

@@ -28,13 +28,14 @@ from kresume.evaluation.judging import check_conditions, check_gates, failures_o
 from kresume.evaluation.measure import by_generation, measure
 from kresume.evaluation.opening import Served, keras_model_among, read_model, select_for, served_folder
 from kresume.evaluation.own_metrics import OwnMetric, read_metrics
+from kresume.evaluation.sampling import check_resized, doubt_sampling
 from kresume.images import merging
 from kresume.images.collect import Sources, collect, list_sources
 from kresume.images.manifest import Manifest
 from kresume.images.order import permutation
 from kresume.images.scans import remembered
 from kresume.images.sources.records import parse_features
-from kresume.models.load import Loaded, Subject
+from kresume.models.load import GIVEN, Loaded, Subject
 from kresume.models.own_code import is_function
 from kresume.options.settings import DEFAULTS
 from kresume.reporter import Reporter
@@ -53,6 +54,8 @@ def evaluate(
     pixels: str | None = None,
     image_size: tuple[int, int] | None = None,
     axes: str | None = None,
+    resize: str | None = None,
+    interpolation: str | None = None,
     batch_size: int = DEFAULTS.batch_size,
     backend: str | None = None,
     device: str | None = None,
@@ -82,6 +85,10 @@ def evaluate(
         pixels: the pixel convention, for a checkpoint that does not record it.
         image_size: `(height, width)` in pixels, for a model that accepts any.
         axes: order of the axes of the model's input, if its shape does not determine it, for example `"chw"`.
+        resize: how pictures get the model's size, for a checkpoint that does not record it: `"stretch"`, `"crop"`, `"pad"` or
+            `"keraspad"`.
+        interpolation: how resizing samples pixels, for a checkpoint that does not record it: `"area"`, or `"bilinear"` for
+            example, the default of `image_dataset_from_directory`.
         batch_size: images per prediction.
         backend: `"tensorflow"` or `"jax"`.
         device: `"auto"`, `"cpu"`, `"gpu"` or `"tpu"`.
@@ -91,7 +98,8 @@ def evaluate(
         trust: run the code of the checkpoint's Lambda layers.
         feature: names of TFRecord features, as `--feature` of `train`: `encoded=NAME`, `label=NAME`, `text=NAME`.
         against: another model to compare with on the same images; images of classes that it does not have count as
-            wrong. `pixels` and `axes` are for whichever of the two does not record or show its own, `classes` for both.
+            wrong. `pixels`, `axes`, `resize` and `interpolation` are for whichever of the two does not record or show its own,
+            `classes` for both.
         against_classes: names of that model's outputs in order, if they are not `classes`.
         against_pixels: its pixel convention, if it is not `pixels`.
         metric: further metrics: names of Keras's, or `FILE.py:FUNCTION`, called as `function(labels, probabilities)` with
@@ -121,16 +129,18 @@ def evaluate(
     select_for(live or (path if of_keras else None), backend, device, reporter)
     metrics = read_metrics(_listed(metric))
     given = Subject(path, model, names_of(classes), pixels, image_size, tuple(imports), map_file, trust, axes)
-    if other is not None:
-        given = replace(given, yielding=("pixels", "axes"))
+    given = replace(given, resize=resize, interpolation=interpolation, yielding=GIVEN[1:] if other is not None else ())
     opened = read_model(given, reporter, listed.classes)
     images = _collect(opened, listed, cache, reporter)
     check_conditions(gates, images.manifest, images.generation, metrics)
     compared = None
-    if other is not None:
+    if other is None:
+        check_resized(given, [opened], len(images.manifest.classes))
+    else:
         subject = _compared(given, other, names_of(against_classes), against_pixels)
         compared = read_model(subject, reporter, images.manifest.classes)
         _check_used(given, against_pixels, opened, compared)
+        check_resized(given, [opened, compared], len(images.manifest.classes))
     job = _Job(images, shown, batch_size, metrics, reporter)
     own = job.evaluate(opened, assumed=given.classes is None, way="classes")
     if compared is None:
@@ -171,7 +181,8 @@ class _Images:
 
 def _compared(given: Subject, other: str, classes: tuple[str, ...] | None, pixels: str | None) -> Subject:
     """Returns the model to compare with; what was given for both gives way to what it records itself."""
-    shared = [name for name, own in (("classes", classes), ("pixels", pixels), ("axes", None)) if own is None]
+    own = {"classes": classes, "pixels": pixels}
+    shared = [name for name in GIVEN if own.get(name) is None]
     return replace(
         given,
         checkpoint=other,
@@ -247,7 +258,9 @@ class _Job:
         found = predict(model, images.manifest, self.reporter, batch_size=self.batch_size, cache=images.where)
         if assumed and not _names_outputs(model):
             doubt = self._doubt(model, found, way)
-            found = replace(found, note="; ".join(note for note in (found.note, doubt) if note))
+            found = found.noting(doubt)
+        doubt = doubt_sampling(model, found, images.manifest, self.reporter, batch_size=self.batch_size)
+        found = found.noting(doubt)
         return self._measured(model.subject.checkpoint, found)
 
     def _doubt(self, model: Loaded | Served, found: Predicted, way: str) -> str:

@@ -22,11 +22,12 @@ from kresume.class_names import join_classes
 from kresume.errors import UsageError
 from kresume.evaluation.against import PART, array_input, served_signature
 from kresume.evaluation.opening import Served, keras_model_among, read_model, select_for
+from kresume.evaluation.sampling import assumed_spec, check_resized
 from kresume.evaluation.served import Prediction, predict_saved_model
 from kresume.images import inputs
 from kresume.images.read_ahead import Read
 from kresume.images.sources.found import Found
-from kresume.models.load import Loaded, Subject
+from kresume.models.load import Loaded, Subject, describe_assumed
 from kresume.reporter import Reporter
 from kresume.runtimes.signatures import Signature
 from kresume.spelling import option
@@ -102,6 +103,8 @@ def open_model(
     """
     select_for(keras_model_among({subject.checkpoint: subject.model}), backend, device, reporter)
     model = read_model(subject, reporter)
+    if isinstance(model, Loaded) or model.labels is not None:
+        check_resized(subject, [model], 0)
     return _served(model, reporter) if isinstance(model, Served) else _live(model, batch_size)
 
 
@@ -120,9 +123,8 @@ def _live(loaded: Loaded, batch_size: int) -> Opened:
         found = np.pad(found, ((0, 0), (0, missing))) if missing > 0 else found
         return ModelAnswers(head.task.answers(found), found)
 
-    return Opened(
-        loaded.subject.checkpoint, classes, loaded.spec, answer, batch_size, 2**62, tuple(filter(None, loaded.notes))
-    )
+    notes = tuple(note for note in (*loaded.notes, loaded.assumed) if note)
+    return Opened(loaded.subject.checkpoint, classes, loaded.spec, answer, batch_size, 2**62, notes)
 
 
 def _served(served: Served, reporter: Reporter) -> Opened:
@@ -160,7 +162,8 @@ def _served(served: Served, reporter: Reporter) -> Opened:
             request = {"array": str(path)}
             return _of(predict_saved_model(folder, signature, labels, labels, request, single=single, advance=advance))
 
-    return Opened(subject.checkpoint, labels, spec, answer, SERVED_IMAGES, SERVED_BYTES)
+    notes = () if assumed_spec(served, len(labels)) is None else (describe_assumed(spec),)
+    return Opened(subject.checkpoint, labels, spec, answer, SERVED_IMAGES, SERVED_BYTES, notes)
 
 
 def _by_bytes(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -104,6 +104,8 @@ def predict(
     pixels: str | None = None,
     image_size: tuple[int, int] | None = None,
     axes: str | None = None,
+    resize: str | None = None,
+    interpolation: str | None = None,
     batch_size: int = DEFAULTS.batch_size,
     backend: str | None = None,
     device: str | None = None,
@@ -132,6 +134,8 @@ def predict(
         pixels: the pixel convention, for a checkpoint that does not record it.
         image_size: `(height, width)` in pixels, for a model that accepts any.
         axes: order of the axes of the model's input, if its shape does not determine it.
+        resize: how pictures get the model's size, for a checkpoint that does not record it.
+        interpolation: how resizing samples pixels, for a checkpoint that does not record it.
         batch_size: images per prediction.
         backend: `"tensorflow"` or `"jax"`.
         device: `"auto"`, `"cpu"`, `"gpu"` or `"tpu"`.
@@ -155,6 +159,7 @@ def predict(
     asked = list_unlabelled(given, reporter, parse_features((feature,) if isinstance(feature, str) else tuple(feature)))
     path = str(checkpoint.path if isinstance(checkpoint, Run) else checkpoint)
     subject = Subject(path, model, names_of(classes), pixels, image_size, tuple(imports), map_file, trust, axes)
+    subject = replace(subject, resize=resize, interpolation=interpolation)
     opened = open_model(subject, batch_size=batch_size, reporter=reporter, backend=backend, device=device)
     folder = None
     if sort is not None:

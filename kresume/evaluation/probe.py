@@ -25,6 +25,7 @@ from kresume.tasks.one_class import SMALLEST_PROBABILITY
 from kresume.tasks.task import Head
 
 PROBE_BATCH = 32
+PROBE_IMAGES = 256
 CLEAR_ERRORS = 2.0
 """A winner's mean difference in loss, in standard errors; chance reaches this in one of 40 probes."""
 CLEAR_POINTS = 0.05

@@ -120,6 +120,8 @@ def export(
     pixels: str | None = None,
     image_size: tuple[int, int] | None = None,
     axes: str | None = None,
+    resize: str | None = None,
+    interpolation: str | None = None,
     imports: Sequence[str] = (),
     map_file: str | None = None,
     trust: bool = False,
@@ -154,6 +156,8 @@ def export(
         pixels: the pixel convention that the model expects, for a checkpoint that does not record it.
         image_size: `(height, width)` in pixels, for a model that accepts any.
         axes: the order of the axes of the model's input, if its shape does not show it, `"chw"` for example.
+        resize: how pictures get the model's size, for a checkpoint that does not record it.
+        interpolation: how resizing samples pixels, for a checkpoint that does not record it.
         imports: Python files that register custom objects.
         map_file: a YAML file that maps arrays of a PyTorch state dict to variables, same as `--map` of `train`.
         trust: run the code of the checkpoint's Lambda layers.
@@ -193,10 +197,11 @@ def export(
     with selection.loading(reporter):
         running = select_backend(path, backend, device)
     subject = Subject(path, model, names_of(classes), pixels, image_size, tuple(imports), map_file, trust, axes)
+    subject = replace(subject, resize=resize, interpolation=interpolation)
     with reporter.waiting(f"reading {path}"):
         loaded = load(subject, anonymous=exporter.for_training)
     loaded = _raw(loaded) if exporter.for_training else with_statistics(loaded, reporter)
-    for note in (*loaded.notes, *(_left_out(loaded) if exporter.for_training else ())):
+    for note in (*loaded.notes, *(_left_out(loaded) if exporter.for_training else filter(None, [loaded.assumed]))):
         reporter.warn(note)
     sources = [str(data)] if isinstance(data, (str, Path)) else [str(source) for source in data]
     with ExitStack() as stack:

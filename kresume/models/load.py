@@ -26,6 +26,7 @@ from kresume.images.conventions import SHOWN_NAMES
 from kresume.models.inputs import check_size, layout_of
 from kresume.options.given import code_of
 from kresume.options.resolve import default_image_size
+from kresume.options.settings import DEFAULTS
 from kresume.spelling import option
 from kresume.tasks.table import class_count
 from kresume.values.card import Card
@@ -34,6 +35,10 @@ from kresume.values.state import TrainState
 
 if TYPE_CHECKING:
     from kresume.models.losses import LossChoice
+
+
+GIVEN = ("classes", "pixels", "axes", "resize", "interpolation")
+"""Facts that a checkpoint may not record, and that may be given for two models."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +52,13 @@ class Subject:
         pixels: the pixel convention, for a checkpoint that does not record it.
         image_size: `(height, width)` in pixels, for a model that accepts any.
         axes: order of the axes of the model's input, if its shape does not determine it.
-        yielding: which of `classes`, `pixels` and `axes` give way to what the checkpoint records, or its first layers show:
-            they were given for two models.
+        yielding: which of `GIVEN` give way to what the checkpoint records, or its first layers show: they were given for two
+            models.
         imports: Python files that register custom objects.
         map_file: YAML that maps the arrays of a PyTorch state dict to variables.
         trust: run the code of the checkpoint's Lambda layers.
+        resize: how pictures get the model's size, for a checkpoint that does not record it.
+        interpolation: how resizing samples pixels, for a checkpoint that does not record it.
     """
 
     checkpoint: str
@@ -64,6 +71,8 @@ class Subject:
     trust: bool = False
     axes: str | None = None
     yielding: tuple[str, ...] = ()
+    resize: str | None = None
+    interpolation: str | None = None
 
     def choose(self, name: str, found: Any) -> Any:
         """Returns a given fact, or the one that the checkpoint records or shows: whichever wins."""
@@ -129,6 +138,12 @@ class Loaded:
         return f"its first layers show that it expects {self.shows}, but {option('pixels', self.card.pixels)} was given"
 
     @property
+    def assumed(self) -> str:
+        """Returns that nothing says how pictures were resized; empty if the checkpoint or the user does."""
+        said = self.state.card is not None or self.subject.interpolation is not None
+        return "" if said else describe_assumed(self.spec)
+
+    @property
     def rejected(self) -> str:
         """Returns which gates a rejected run failed; empty if it was not rejected."""
         if self.run is None or not self.run.record.failed:
@@ -144,6 +159,14 @@ class Loaded:
         weights = "the parent's or initial weights" if step == 0 else f"the weights of step {step:,}"
         more = f"; {self.statistics}" if self.statistics else ""
         return f"{self.run.path} is not finished: its newest snapshot is used ({weights}){more}"
+
+
+def describe_assumed(spec: DecodeSpec) -> str:
+    """Describes how pictures are resized where nothing says it."""
+    return (
+        f"it does not record how pictures were resized: {spec.resize} and {spec.interpolation} are assumed; "
+        f"{option('interpolation', 'bilinear')} is the default of image_dataset_from_directory"
+    )
 
 
 def select_backend(path: str, backend: str | None, device: str | None) -> str:
@@ -173,10 +196,8 @@ def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, ano
     run = find_run(path)
     state = read_checkpoint(path)
     if state.card is not None and subject.yielding:
-        classes, pixels, axes = (
-            None if name in subject.yielding else getattr(subject, name) for name in ("classes", "pixels", "axes")
-        )
-        subject = replace(subject, classes=classes, pixels=pixels, axes=axes)
+        facts: dict[str, Any] = {name: None if name in subject.yielding else getattr(subject, name) for name in GIVEN}
+        subject = replace(subject, **facts)
     ours = (*subject.imports, *code_of({"model": subject.model}))
     runs_own = code_of(run.record.options) if run is not None else ()
     subject = replace(subject, imports=tuple(dict.fromkeys([*ours, *runs_own])))
@@ -216,8 +237,8 @@ def load(subject: Subject, *, fallback_classes: Sequence[str] | None = None, ano
         tuple(names),
         (int(size[0]), int(size[1])),
         pixels,
-        card.resize if card else "stretch",
-        card.interpolation if card else "area",
+        card.resize if card else subject.resize or DEFAULTS.resize,
+        card.interpolation if card else subject.interpolation or DEFAULTS.interpolation,
         card.lineage if card else {},
         layout,
     )
@@ -239,6 +260,12 @@ def _check_recorded(subject: Subject, card: Card, names: Sequence[str]) -> None:
         raise UsageError(f"{path} records the order of its axes, {card.input.axes}: leave {option('axes')} out")
     if subject.pixels not in {None, card.pixels}:
         raise UsageError(f"{path} records that it expects {card.pixels}: leave {option('pixels', subject.pixels)} out")
+    for name in ("resize", "interpolation"):
+        given, recorded = getattr(subject, name), getattr(card, name)
+        if given not in {None, recorded}:
+            raise UsageError(
+                f"{path} records {option(name, recorded)}, with which it was trained: leave {option(name, given)} out"
+            )
 
 
 def _filled(

@@ -15,8 +15,10 @@ from kresume.images.conventions import find_affine
 from kresume.values.card import Card
 from kresume.values.input_layout import InputLayout
 
-INTERPOLATIONS = {"area": "area", "bilinear": "bilinear", "antialias": "area", "nearest": "nearest"}
-"""Keras's names of the interpolations. Its loader has no antialiasing; `area` comes closest."""
+INTERPOLATIONS = {"kerasarea": "area", "antialias": "area"}
+"""Keras's names of interpolations where they differ. Its loader has no antialiasing; `area` comes closest."""
+EXCEEDING = frozenset({"bicubic", "lanczos3", "lanczos5", "mitchellcubic"})
+"""Interpolations whose kernels have negative weights; kresume keeps their values within 0 to 255."""
 PADDED = ("pad_to_aspect_ratio=True",)
 RESIZES = {"stretch": (), "crop": ("crop_to_aspect_ratio=True",), "pad": PADDED, "keraspad": PADDED}
 MOST_CLASSES = 100
@@ -35,7 +37,8 @@ def feeding_line(card: Card, *, rows: bool = False, short: bool = False, shrinks
         shrinks: True if training read JPEGs that shrank while they were decoded, which Keras's loader cannot do.
     """
     height, width = card.image_size
-    words = ['"IMAGES"', f"image_size=({height}, {width})", f'interpolation="{INTERPOLATIONS[card.interpolation]}"']
+    sampled = INTERPOLATIONS.get(card.interpolation, card.interpolation)
+    words = ['"IMAGES"', f"image_size=({height}, {width})", f'interpolation="{sampled}"']
     words += RESIZES[card.resize]
     words += ['color_mode="grayscale"'] * (card.input.channels == 1)
     words += ['label_mode="categorical"'] * rows
@@ -49,6 +52,7 @@ def feeding_line(card: Card, *, rows: bool = False, short: bool = False, shrinks
     values = _arranged("images" if converted == read else converted, card.input, card.image_size)
     mapped = f".map(lambda images, labels: ({values}, labels))" if values != "images" else ""
     others = ["rounds borders another way"] if card.resize == "pad" else []
+    others += ["leaves the range 0 to 255 at edges"] if card.interpolation in EXCEEDING else []
     others += ["has no antialiasing"] if card.interpolation == "antialias" else []
     others += ["averages all pixels of a JPEG, which shrank as it was decoded in training"] if shrinks else []
     near = f"  # nearly: Keras's loader {' and '.join(others)}" if others else ""

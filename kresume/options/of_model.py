@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from kresume.options.about import LOCAL, Options, option_of
+from kresume.values.decode_spec import Interpolation, Resize
 
 MODEL = "Model"
 
@@ -73,15 +74,16 @@ class ModelOptions(Options):
         inherited=True,
         held=True,
     )
-    resize: Literal["stretch", "crop", "pad", "keraspad"] | None = option_of(
+    resize: Resize | None = option_of(
         "How pictures are resized; keraspad pads as pad_to_aspect_ratio of image_dataset_from_directory does. Default: the "
         "parent's, else {default}.",
         MODEL,
         inherited=True,
         held=True,
     )
-    interpolation: Literal["area", "bilinear", "antialias", "nearest"] | None = option_of(
-        "How resizing samples pixels; image_dataset_from_directory uses bilinear. Default: the parent's, else {default}.",
+    interpolation: Interpolation | None = option_of(
+        "How resizing samples pixels; image_dataset_from_directory uses bilinear, and its area is kerasarea here: it averages "
+        "whole JPEGs, while area lets large ones shrink as they are decoded. Default: the parent's, else {default}.",
         MODEL,
         inherited=True,
         held=True,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from kresume.options.table import TrainConfig
+    from kresume.values.decode_spec import Interpolation, Resize
 
 RowsKind = Literal["imprinted", "random"]
 """How the rows of new classes start."""
@@ -39,8 +40,8 @@ class Settings:
     erase: float = 0.0
     model: str = "convnet"
     image_size: str = "64"
-    resize: Literal["stretch", "crop", "pad", "keraspad"] = "stretch"
-    interpolation: Literal["area", "bilinear", "antialias", "nearest"] = "area"
+    resize: Resize = "stretch"
+    interpolation: Interpolation = "area"
     epochs: int = 20
     batch_size: int = 32
     steps_per_execution: int = 1

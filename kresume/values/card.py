@@ -19,7 +19,7 @@ class Card:
         image_size: `(height, width)` in pixels.
         pixels: pixel convention that the model expects, a name of `kresume.images.conventions`.
         resize: `"stretch"`, `"crop"`, `"pad"` or `"keraspad"`.
-        interpolation: `"area"`, `"bilinear"`, `"antialias"` or `"nearest"`.
+        interpolation: one of `kresume.values.decode_spec.INTERPOLATIONS`.
         lineage: history of the model: run, parent, generation, digests.
         input: layout of the input image: colours and order of axes.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from kresume.errors import UsageError
 from kresume.spelling import option
@@ -11,20 +12,21 @@ from kresume.spelling import option
 VERSION = 2
 """Version of the decoded pixels, part of the cache key. Increase it if the same bytes decode to other pixels."""
 
-RESIZES = ("stretch", "crop", "pad", "keraspad")
-INTERPOLATIONS = (
+Resize = Literal["stretch", "crop", "pad", "keraspad"]
+Interpolation = Literal[
     "area",
     "bilinear",
     "antialias",
     "nearest",
+    "kerasarea",
     "bicubic",
     "lanczos3",
     "lanczos5",
     "gaussian",
     "mitchellcubic",
-)
-KERAS_INTERPOLATIONS = ("kerasarea",)
-"""A variant of `area` that matches `keras.utils.image_dataset_from_directory`, for `image_dataset` only."""
+]
+RESIZES: tuple[Resize, ...] = get_args(Resize)
+INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,10 @@ class DecodeSpec:
         resize: `"stretch"` ignores the aspect ratio, `"crop"` first crops the centre to the target's aspect ratio,
             `"pad"` adds black borders, and `"keraspad"` pads as `image_dataset_from_directory` does, whose borders are
             rounded another way.
-        interpolation: `"area"` averages areas, and is bilinear where an image is enlarged; `"kerasarea"` always
-            averages areas; `"antialias"` is bilinear with antialiasing. Other values are methods of `tf.image.resize`.
-            Keras's default is `"bilinear"`.
+        interpolation: `"area"` averages areas after a JPEG has shrunk as it is decoded, and is bilinear where an image is
+            enlarged; `"kerasarea"` averages areas of the whole image always, as `image_dataset_from_directory` does with its
+            `"area"`; `"antialias"` is bilinear with antialiasing. Other values are methods of `tf.image.resize`. Keras's
+            default is `"bilinear"`.
 
     Raises:
         UsageError: if a value is not supported.
@@ -55,7 +58,7 @@ class DecodeSpec:
             raise UsageError(f"an image size is at least 1x1, got {self.height}x{self.width}")
         if self.resize not in RESIZES:
             raise UsageError(f"{option('resize', self.resize)}: use {', '.join(RESIZES)}")
-        if self.interpolation not in {*INTERPOLATIONS, *KERAS_INTERPOLATIONS}:
+        if self.interpolation not in INTERPOLATIONS:
             raise UsageError(f"{option('interpolation', self.interpolation)}: use {', '.join(INTERPOLATIONS)}")
 
     @property
@@ -69,6 +72,6 @@ def spec_of_key(key: str) -> DecodeSpec | None:
     found = re.fullmatch(r"v\d+-(\d+)x(\d+)-([a-z]+)-([a-z0-9]+)", key)
     if found is None:
         return None
-    if found[3] not in RESIZES or found[4] not in {*INTERPOLATIONS, *KERAS_INTERPOLATIONS}:
+    if found[3] not in RESIZES or found[4] not in INTERPOLATIONS:
         return None
     return DecodeSpec(int(found[1]), int(found[2]), found[3], found[4])

@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 
 from kresume.evaluation.caches import open_cache
-from kresume.evaluation.probe import CLEAR_ERRORS
+from kresume.evaluation.probe import CLEAR_ERRORS, PROBE_IMAGES
 from kresume.images.order import permutation
 from kresume.images.reader import PictureReader
 from kresume.options.settings import Settings
 from kresume.reporter import Reporter
 from kresume.training.plan.draft import Before, Data, Loaded
-from kresume.training.plan.feeding import PROBE_IMAGES
 from kresume.training.plan.images import Gathered
 
 SHIFT_POINTS = 0.05

@@ -20,7 +20,8 @@ import numpy as np
 
 from kresume.errors import CheckpointError, ImagesError, UsageError
 from kresume.evaluation.class_order import best_accuracy, judge_order
-from kresume.evaluation.probe import MOST_SHOWN, Probe, is_clearly_lower, probe_feedings, promising
+from kresume.evaluation.probe import MOST_SHOWN, PROBE_IMAGES, Probe, is_clearly_lower, probe_feedings, promising
+from kresume.evaluation.sampling import SHRINKS_MUCH
 from kresume.images import collect, conventions, inputs
 from kresume.images.decode import decode
 from kresume.images.headers import Header, read_header
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from kresume.models.losses import LossChoice
     from kresume.models.statistics import Statistics
 
-PROBE_IMAGES = 256
 FIRST_LOOK = 64
 """The number of images that suffices to exclude hopeless conventions."""
 SURE = 0.7
@@ -48,8 +48,6 @@ SURE = 0.7
 STATISTICS_BATCH = 32
 MOVING: Statistics = {}
 """Stands for the moving averages as Keras keeps them."""
-SHRINKS_MUCH = 2.0
-"""Above this factor bilinear sampling skips pixels, and its result differs from averaging."""
 
 
 @dataclass(frozen=True)
