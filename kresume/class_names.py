@@ -54,6 +54,18 @@ def read_classes(value: str) -> tuple[str, ...]:
     return names
 
 
+def spelled_alike(name: str, known: Iterable[str]) -> str | None:
+    """Returns the known name that differs only in case, signs or leading zeros; None if there is none."""
+    letters = _letters(name)
+    return next((other for other in known if _letters(other) == letters), None)
+
+
+def _letters(name: str) -> str:
+    """Returns the letters and digits of a name, in lower case; 01 is 1."""
+    letters = "".join(letter for letter in name.casefold() if letter.isalnum())
+    return letters.lstrip("0") or "0" if letters.isdecimal() else letters or name
+
+
 def join_classes(names: Iterable[str]) -> str:
     """Formats names for `--classes`, quoting names that hold commas or quotes."""
     return ",".join(

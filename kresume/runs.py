@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from kresume.addresses import public, resolved
 from kresume.errors import RunError
+from kresume.spelling import option
 from kresume.storage import atomic, sealed
 from kresume.values.record import RunRecord, Status
 
@@ -132,6 +133,12 @@ class Run:
     def best_step(self) -> int | None:
         """Returns the step of a finished run's best epoch; None if no monitor chose one."""
         return self.record.best.step if self.record.best else None
+
+    def why_no_best(self) -> str:
+        """Returns why no epoch of the run is its best."""
+        if not any(self.record.options.get(name) for name in ("monitor", "patience")):
+            return f"it trained without {option('monitor')}"
+        return "no epoch met its conditions" if self.finished else "no epoch is scored yet"
 
     def parent_path(self) -> Path | None:
         """Returns the parent's path, resolved against the run's folder; None without a parent."""

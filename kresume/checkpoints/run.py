@@ -163,8 +163,7 @@ def _snapshot(run: runs.Run, which: str) -> TrainState:
         best = run.best_step() if result is not None else _best_so_far(run)
         if best is None:
             raise CheckpointError(
-                f"{run.path}@best: the run has no best snapshot, because it trained without {option('monitor')}: use "
-                f"{run.path}@last"
+                f"{run.path}@best: the run has no best snapshot, because {run.why_no_best()}: use {run.path}@last"
             )
         return snapshot.read_snapshot(snapshot.snapshot_path(run.snapshots, best))
     for step, path in reversed(steps):

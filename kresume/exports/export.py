@@ -201,7 +201,8 @@ def export(
     with reporter.waiting(f"reading {path}"):
         loaded = load(subject, anonymous=exporter.for_training)
     loaded = _raw(loaded) if exporter.for_training else with_statistics(loaded, reporter)
-    for note in (*loaded.notes, *(_left_out(loaded) if exporter.for_training else filter(None, [loaded.assumed]))):
+    recorded = [loaded.assumed] if loaded.assumed and (loaded.named or not exporter.for_training) else []
+    for note in (*loaded.notes, *recorded, *(_left_out(loaded) if exporter.for_training else ())):
         reporter.warn(note)
     sources = [str(data)] if isinstance(data, (str, Path)) else [str(source) for source in data]
     with ExitStack() as stack:

@@ -9,7 +9,7 @@ import pytest
 
 import kresume
 from kresume import cli, runs
-from kresume.errors import GateFailed, ImagesError, UsageError
+from kresume.errors import CheckpointError, GateFailed, ImagesError, UsageError
 from kresume.evaluation import answers
 from kresume.evaluation.live import LiveScorer
 from kresume.evaluation.verdict import describe_p, in_words, judge_origins, judge_right
@@ -103,7 +103,9 @@ def test_a_rejected_run_leaves_its_parent_the_accepted_one(place, capsys):
     assert again.parent_path().name == "1-shapes"
     assert again.record.images["added"] == 18
     with pytest.raises(GateFailed, match=r"old.accuracy .* required old.accuracy>1: runs/4-shapes is rejected"):
-        kresume.resume("runs/1-shapes", add=["new"], require="old.accuracy>1", epochs=1, quiet=True)
+        kresume.resume("runs/1-shapes", add=["new"], require="old.accuracy>1", monitor="val_loss", epochs=1, quiet=True)
+    with pytest.raises(CheckpointError, match=r"@best: .* because no epoch met its conditions: use runs/4-shapes@last"):
+        kresume.evaluate("runs/4-shapes@best", data="new")
 
 
 @pytest.mark.parametrize("case", ["best within", "until"])

@@ -177,6 +177,8 @@ def test_another_spelling_of_a_class_is_no_new_class(folder, tmp_path, monkeypat
     write_pictures(tmp_path, 2, 40, (name, "pear"))
     with pytest.raises(UsageError, match=rf"would add the class {name} beside circle: rename .*grow='{name}'"):
         kresume.plan("runs/1-shapes", add=[str(tmp_path)], grow=True, quiet=True)
+    with pytest.raises(ImagesError, match=rf"Rename '{name}' to 'circle' in .*; if they are two classes .*grow="):
+        kresume.plan("runs/1-shapes", add=[str(tmp_path)], quiet=True)
     plan = kresume.plan("runs/1-shapes", add=[str(tmp_path)], grow=[name, "pear"], quiet=True)
     assert plan.card.classes == ("circle", "square", "stripes", *sorted([name, "pear"]))
 

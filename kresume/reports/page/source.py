@@ -28,7 +28,6 @@ from kresume.images.reader import PictureReader
 from kresume.images.scans import FOLDER, manifest_of, read_scans, remembered
 from kresume.reports.generation import Generation
 from kresume.reports.lineage import Lineage, lineage_of
-from kresume.spelling import option
 from kresume.values.decode_spec import DecodeSpec
 
 
@@ -230,9 +229,7 @@ def _scores(
         return (int(lines[-1]["step"]), lines[-1]) if lines else (None, None)
     best = run.best_step()
     if which == "best" and best is None:
-        raise RunError(
-            f"{run.path}@best: the run has no best epoch, because it trained without {option('monitor')}: use {run.path}@last"
-        )
+        raise RunError(f"{run.path}@best: the run has no best epoch, because {run.why_no_best()}: use {run.path}@last")
     wanted = str(best) if which == "best" and best is not None else which
     for line in lines:
         if str(line["step"]) == wanted:

@@ -8,13 +8,13 @@ The parent is restored and scored first, exactly as it was. `training/adjust.py`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kresume.class_names import join_classes, read_classes, show_class
+from kresume.class_names import join_classes, read_classes, show_class, spelled_alike
 from kresume.errors import ImagesError, KresumeError, UsageError
 from kresume.images.collect import Sources
 from kresume.images.manifest import Manifest
@@ -127,21 +127,14 @@ def new_classes(
     return (*asked, *sorted(found))
 
 
-def _check_spelling(found: Iterable[str], known: Iterable[str]) -> None:
+def _check_spelling(found: Iterable[str], known: Collection[str]) -> None:
     """Raises UsageError if a class that `--grow` would add is a known one in another spelling."""
-    places = {_letters(name): name for name in known}
     for name in sorted(found):
-        if (other := places.get(_letters(name))) is not None:
+        if (other := spelled_alike(name, known)) is not None:
             raise UsageError(
-                f"{option('grow', True)} would add the class {name} beside {other}: rename its folder to {other}, or say that "
-                f"they are two classes with {option('grow', show_class(name))}"
+                f"{option('grow', True)} would add the class {name} beside {other}: rename it to {other} in the folders or "
+                f"lists, or say that they are two classes with {option('grow', show_class(name))}"
             )
-
-
-def _letters(name: str) -> str:
-    """Returns the letters and digits of a name, in lower case; 01 is 1."""
-    letters = "".join(letter for letter in name.casefold() if letter.isalnum())
-    return letters.lstrip("0") or "0" if letters.isdecimal() else letters or name
 
 
 def plan_growth(

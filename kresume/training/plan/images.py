@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from kresume.checkpoints.layers import output_width
 from kresume.checkpoints.run import named
-from kresume.class_names import join_classes, read_classes, show_classes
+from kresume.class_names import join_classes, read_classes, show_classes, spelled_alike
 from kresume.errors import ImagesError, NothingNew, UsageError
 from kresume.images import collect, conflicts, corrections, keras_split, merging
 from kresume.images.cache import Cache, listings_of
@@ -277,11 +277,18 @@ def _check_streams(sources: Sources, cache: Cache | None, writes: bool) -> None:
         )
 
 
-def _ways_on(config: TrainConfig, parent: Parent | None, merge: Merge) -> str:
+def _ways_on(config: TrainConfig, parent: Parent | None, merge: Merge, known: Sequence[str]) -> str:
     """Says what to do with images of classes that the model does not know."""
     if parent is None:
         return "Move or rename them"
     names = sorted(merge.facts.unknown)
+    alike = {name: other for name in names if (other := spelled_alike(name, known)) is not None}
+    if alike:
+        renamed = ", ".join(f"{name!r} to {other!r}" for name, other in alike.items())
+        return (
+            f"Rename {renamed} in the images' folders or lists; if they are two classes each, "
+            f"{option('grow', join_classes(names))} adds outputs for them"
+        )
     if isinstance(config.grow, tuple):
         both = option("grow", join_classes((*config.grow, *names)))
         return f"{both} adds them too, {option('grow', True)} any; or move or rename them"
@@ -308,7 +315,7 @@ def _check_merge(
         grown = config.grow if isinstance(config.grow, tuple) else ()
         knows = ", ".join(repr(name) for name in classes if name not in grown)
         raise ImagesError(
-            f"classes that the model does not know: {unknown}; it knows {knows}. {_ways_on(config, parent, merge)}"
+            f"classes that the model does not know: {unknown}; it knows {knows}. {_ways_on(config, parent, merge, classes)}"
         )
     facts = merge.facts
     changed = facts.added or corrects(config, merge)
