@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -265,3 +266,24 @@ def test_a_move_that_moves_nothing_is_an_error(tmp_path, quiet):
         corrections.remap(None, moves)
     with pytest.raises(UsageError, match="give OLD=NEW"):
         Moves.parse(["/gone"])
+
+
+@pytest.mark.one_backend
+def test_paths_from_the_current_folder_are_found_if_none_is_beside_the_list(tmp_path, quiet, monkeypatch):
+    """Scripts and `kresume predict -o` write paths as they were given; files beside the list come first."""
+    monkeypatch.chdir(tmp_path)
+    write_pictures(tmp_path, 2, 0, ("circle",))
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "a.csv").write_text("path,label\ncircle/0.png,a\ncircle/1.png,a\ncircle/7.png,a\n")
+    listing = list_images(["lists/a.csv"], quiet)
+    assert [each.path for each in listing.files] == [str(tmp_path / "circle" / f"{number}.png") for number in range(2)]
+    assert f"lists/a.csv: its paths are relative to the current folder, {tmp_path}" in listing.notes
+    assert [each.path for each in listing.quarantine] == [str(tmp_path / "circle" / "7.png")]
+    write_pictures(tmp_path / "lists", 1, 0, ("circle",))
+    listing = list_images(["lists/a.csv"], quiet)
+    assert [each.path for each in listing.files] == [str(tmp_path / "lists" / "circle" / "0.png")]
+    assert not any("current folder" in note for note in listing.notes)
+    monkeypatch.chdir(tmp_path / "circle")
+    shutil.rmtree(tmp_path / "lists" / "circle")
+    with pytest.raises(ImagesError, match=r"3 are missing, the first is .*lists/circle/0\.png.*relative to .*lists"):
+        list_images([tmp_path / "lists" / "a.csv"], quiet)

@@ -1,7 +1,7 @@
 """Lists images from CSV, JSON, JSON lines or Parquet with the columns `path` and `label`.
 
-Paths are relative to the list's folder. A column `split` (train, val, test) sets an image's split; every other column
-is kept in the manifest. `rows` reads the file, `columns` finds the columns.
+Paths are relative to the list's folder, or else to the current one. A column `split` (train, val, test) sets an image's
+split; every other column is kept in the manifest. `rows` reads the file, `columns` finds the columns.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from textwrap import shorten
 from typing import Any
 
@@ -35,13 +36,31 @@ def accepts(path: str) -> bool:
     return path.lower().endswith((*LISTS, ".json")) and not locations.is_folder(path)
 
 
+class _NoFileError(ImagesError):
+    """No listed file exists."""
+
+
 def list_source(source: Source, advance: Advance) -> Listing:
     """Lists the images that a list names; missing files are quarantined.
+
+    Paths are relative to the list's folder. If no file exists there, they are relative to the current folder, as those that
+    `kresume predict` and scripts write.
 
     Raises:
         ImagesError: if the list cannot be read, has no `path` or `label`, or names no existing file.
     """
-    folder = locations.parent(source.path)
+    try:
+        return _list_in(locations.parent(source.path), source, advance)
+    except _NoFileError as error:
+        with contextlib.suppress(_NoFileError):
+            listing = _list_in(os.getcwd(), source, advance)
+            note = f"{source.given}: its paths are relative to the current folder, {os.getcwd()}"
+            return replace(listing, notes=(note, *listing.notes))
+        raise error
+
+
+def _list_in(folder: str, source: Source, advance: Advance) -> Listing:
+    """Lists the images that a list names, with paths that are relative to a folder."""
     found: list[Found] = []
     gone: list[Quarantined] = []
     counts: Counter[str] = Counter()
@@ -124,7 +143,7 @@ def _nothing(
 ) -> ImagesError:
     """Returns the error of a list without an image to train on."""
     if gone:
-        return ImagesError(
+        return _NoFileError(
             f"{source.given} lists no file that exists ({len(gone):,} are missing, the first is {gone[0].path}): its paths are "
             f"relative to {folder}{f' ({read_as})' if read_as else ''}; if they have moved, `kresume train` takes "
             f"{option('remap', 'OLD=NEW')}"
