@@ -112,11 +112,6 @@ class LiveScorer:
             self.statistics = compute_statistics(self.model, batches, advance)
         return self.statistics
 
-    def accuracy(self, rows: np.ndarray) -> float:
-        """Returns the accuracy on these rows."""
-        answers = self.task.answers(self.probabilities(rows))
-        return float(self.task.right(answers, self.manifest.labels[rows]).mean())
-
     def score(
         self,
         reporter: Reporter,

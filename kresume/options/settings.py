@@ -76,7 +76,7 @@ LONGEST_WARMUP = 200
 COOLDOWN_SHARE = 0.5
 """Share of a run, its last part, in which a cooldown brings the rate down to 0."""
 EXTEND_FACTOR = 0.3
-"""Factor on the checkpoint's rate where images were added or relabelled."""
+"""Factor on the checkpoint's rate where images are added and none of the old ones is there, or where a run goes on alone."""
 RATES: Mapping[str, float] = {
     "adam": 1e-3, "adamw": 1e-3, "sgd": 1e-2, "rmsprop": 1e-3, "lion": 1e-3, "muon": 1e-3, "nadam": 1e-3,
 }  # fmt: skip

@@ -27,8 +27,7 @@ BUDGETS = (0.1, 0.25, 0.5)
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
     "rewarm to 0.3x": {"lr_scale": 0.3},
-    "rewarm to 1x": {"lr_scale": 1.0},
-    "1:1 by origin, 1x": {"lr_scale": 1.0, "mix": "1:1"},
+    "1:1 by origin": {"mix": "1:1"},
     "stays at the decayed rate": {"lr_scale": 0.02, "lr_schedule": "constant"},
 }
 GROWN: dict[str, dict[str, Any]] = {
@@ -61,7 +60,6 @@ WEEKLY: dict[str, tuple[float | None, float]] = {
     "0.3x the rate of the week before": (0.3, 0.3),
     "0.3x the rate of the first run": (0.3, 1.0),
     "0.1x the rate of the first run": (0.1, 1.0),
-    "1x the rate of the first run": (1.0, 1.0),
 }
 """Recipes of weekly runs: the factor on the first run's rate in the first week (None: the plan decides), and that of each later
 week on the one before."""

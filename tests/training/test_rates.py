@@ -39,18 +39,20 @@ def test_lr_scale_is_a_factor_on_the_checkpoints_rate(saved):
 
 
 @pytest.mark.one_backend
-def test_added_images_rewarm_to_a_third_of_the_checkpoints_rate():
-    """Without `--lr`, added images rewarm to 0.3 times the checkpoint's rate: rewarm-cosine."""
+def test_added_images_rewarm_to_the_checkpoints_rate():
+    """Without `--lr`, added images rewarm to the checkpoint's rate: rewarm-cosine. A child's child has that rate, too."""
     plan = decide()
-    assert (plan.schedule, plan.peak, plan.warmup_steps) == ("rewarm-cosine", pytest.approx(3e-3), 40)
+    assert (plan.schedule, plan.peak, plan.warmup_steps) == ("rewarm-cosine", 1e-2, 40)
+    assert decide(SavedRate(plan.peak, "run")).peak == 1e-2
 
 
 @pytest.mark.one_backend
-def test_a_shift_calls_for_the_full_rate():
-    """A parent that is worse on new images raises the peak to the checkpoint's rate, and a line says so."""
-    plan = decide(shift="a probe finds it at 50 % on new images")
-    assert plan.peak == 1e-2
-    assert "a probe finds" in str(plan)
+def test_without_any_old_image_the_rate_is_lower():
+    """None of the old images is there to hold what the checkpoint knows; the line says so."""
+    plan = decide(lacks_old=True)
+    assert plan.peak == pytest.approx(3e-3)
+    assert "0.3x the checkpoint's: none of the old images is there" in str(plan)
+    assert decide(lacks_old=True, adds_images=False).peak == 1e-2
 
 
 @pytest.mark.one_backend

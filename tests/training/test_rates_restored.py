@@ -108,13 +108,13 @@ CASES = {
     "keep": ({"lr_schedule": "keep"}, FLOAT, PEAK, held),
     "lr": ({"lr": 0.005}, 0.005, 0.005, cosine),
     "lr-scale": ({"lr_scale": 0.1}, 0.1 * FLOAT, 0.1 * PEAK, cosine),
-    "constant": ({"lr_schedule": "constant"}, 0.3 * FLOAT, 0.3 * PEAK, held),
-    "cosine": ({"lr_schedule": "cosine"}, 0.3 * FLOAT, 0.3 * PEAK, cosine),
-    "rewarm-cosine": ({"lr_schedule": "rewarm-cosine"}, 0.3 * FLOAT, 0.3 * PEAK, cosine),
-    "plateau": ({"lr_schedule": "plateau"}, 0.3 * FLOAT, 0.3 * PEAK, held),
+    "constant": ({"lr_schedule": "constant"}, FLOAT, PEAK, held),
+    "cosine": ({"lr_schedule": "cosine"}, FLOAT, PEAK, cosine),
+    "rewarm-cosine": ({"lr_schedule": "rewarm-cosine"}, FLOAT, PEAK, cosine),
+    "plateau": ({"lr_schedule": "plateau"}, FLOAT, PEAK, held),
     "lr, constant": ({"lr": 0.005, "lr_schedule": "constant"}, 0.005, 0.005, held),
     "lr-scale, constant": ({"lr_scale": 0.1, "lr_schedule": "constant"}, 0.1 * FLOAT, 0.1 * PEAK, held),
-    "nothing": ({}, 0.3 * FLOAT, 0.3 * PEAK, cosine),
+    "nothing": ({}, FLOAT, PEAK, cosine),
 }
 
 

@@ -1,7 +1,7 @@
-"""Scores the parent before the first step, and finds out whether the new images are harder for it.
+"""Scores the parent before the first step.
 
 before = score_parent(loaded, data, held, reporter)
-before.scores, before.answers, before.shift         # all None for a new model
+before.scores, before.answers         # both None for a new model
 """
 
 from __future__ import annotations
@@ -13,15 +13,10 @@ from typing import Any
 import numpy as np
 
 from kresume.evaluation.caches import open_cache
-from kresume.evaluation.probe import CLEAR_ERRORS, PROBE_IMAGES
-from kresume.images.order import permutation
 from kresume.images.reader import PictureReader
 from kresume.options.settings import Settings
 from kresume.reporter import Reporter
 from kresume.training.plan.draft import Before, Data, Loaded
-from kresume.training.plan.images import Gathered
-
-SHIFT_POINTS = 0.05
 
 
 def score_parent(loaded: Loaded, data: Data, held: Settings, reporter: Reporter) -> Before:
@@ -49,12 +44,7 @@ def score_parent(loaded: Loaded, data: Data, held: Settings, reporter: Reporter)
     if held.bn_stats == "recomputed":
         scorer.statistics = _statistics_of_parent(scorer, loaded, reader, held.seed)
     scores, answers = scorer.score(reporter, "scoring the parent")
-    if loaded.growth is not None:
-        count = len(loaded.growth.new)
-        shift: str | None = f"{count} class{' is' if count == 1 else 'es are'} new"
-    else:
-        shift = _find_shift(scorer, data.gathered, loaded.generation)
-    return Before(scores, answers if len(answers) else None, shift, scorer.statistics)
+    return Before(scores, answers if len(answers) else None, scorer.statistics)
 
 
 def _reader(loaded: Loaded, data: Data, held: Settings) -> PictureReader:
@@ -85,25 +75,3 @@ def _statistics_of_parent(scorer: Any, loaded: Loaded, reader: PictureReader, se
         return {}
     recomputed: Mapping[int, np.ndarray] = scorer.recompute(reader, sample_rows(old, seed))
     return recomputed
-
-
-def _sample(rows: np.ndarray) -> np.ndarray:
-    """Selects up to 256 of these rows, the same ones each time."""
-    return np.sort(rows[permutation(0, 0, len(rows))[:PROBE_IMAGES]])
-
-
-def _find_shift(scorer: Any, gathered: Gathered, generation: int) -> str | None:
-    """Describes a shift if the parent is worse on new images than chance explains; else None."""
-    manifest = gathered.manifest
-    rows = manifest.train_rows()
-    old, new = rows[manifest.origins[rows] < generation], rows[manifest.origins[rows] == generation]
-    if not len(old) or not len(new):
-        return None
-    accuracies = [scorer.accuracy(_sample(part)) for part in (old, new)]
-    counts = [min(len(part), PROBE_IMAGES) for part in (old, new)]
-    error = sum(right * (1 - right) / count for right, count in zip(accuracies, counts, strict=True)) ** 0.5
-    if accuracies[0] - accuracies[1] <= max(SHIFT_POINTS, CLEAR_ERRORS * error):
-        return None
-    return (
-        f"on a sample it is right on {100 * accuracies[1]:.0f} % of new images, {100 * accuracies[0]:.0f} % of old ones"
-    )

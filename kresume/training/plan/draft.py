@@ -92,13 +92,11 @@ class Before:
     Attributes:
         scores: its scores; None for a new model, and for a new head.
         answers: its answers, which the scores are computed from.
-        shift: a reason for its full rate; None if there is none.
         statistics: those of batch normalisation with which it was scored; empty for its moving averages.
     """
 
     scores: Mapping[str, Any] | None = None
     answers: Answers | None = None
-    shift: str | None = None
     statistics: Statistics = field(default_factory=dict)
 
 

@@ -101,7 +101,7 @@ def decide_rate(
     schedule: str | None = None,
     warmup_steps: int | None = None,
     adds_images: bool = False,
-    shift: str | None = None,
+    lacks_old: bool = False,
     interrupted: bool = False,
     head_steps: int | None = None,
     goes_on: Callable[[], bool] = lambda: False,
@@ -118,7 +118,7 @@ def decide_rate(
         schedule: `--lr-schedule`.
         warmup_steps: `--warmup-steps`; default a twentieth of the run, at most 200.
         adds_images: True if images are added to, or corrected in, those that the checkpoint was trained on.
-        shift: the probe's words if new images call for the full rate, or None.
+        lacks_old: True if none of the old images is there to train on: a high rate only forgets them.
         interrupted: True if the parent was interrupted: its rate had not come down yet.
         head_steps: where a new head stands on trained layers, the steps in which it trains alone: at the full rate, which
             falls to a tenth of it, the peak of the steps that follow; None elsewhere.
@@ -156,7 +156,7 @@ def decide_rate(
     chosen: Schedule = given or _default_schedule(
         saved, asked=asked, adds_images=adds_images, interrupted=interrupted, goes_on=goes_on
     )
-    peak, reason = _peak(saved, optimizer, lr, lr_scale, chosen, adds_images, shift)
+    peak, reason = _peak(saved, optimizer, lr, lr_scale, chosen, adds_images and lacks_old)
     if saved is None and lr is None and compiled is not None and not math.isclose(compiled.value, peak, rel_tol=1e-6):
         own = f"the start of the {compiled.schedule['class_name']}" if compiled.schedule else "the rate"
         peak, reason = compiled.value, f"{own} that --model compiles"
@@ -255,8 +255,7 @@ def _peak(
     lr: float | None,
     lr_scale: float | None,
     schedule: Schedule,
-    adds_images: bool,
-    shift: str | None,
+    forgets: bool,
 ) -> tuple[float, str]:
     if lr is not None:
         return lr, "--lr"
@@ -270,8 +269,6 @@ def _peak(
             f"the checkpoint's rate is {saved.value:g}, under 1 % of {optimizer}'s default: it has probably decayed to "
             f"there, and nothing would be learned. Give {option('lr')} (for example {option('lr', EXTEND_FACTOR * default)})"
         )
-    if schedule in {"keep", "cooldown"} or not adds_images:
+    if schedule in {"keep", "cooldown"} or not forgets:
         return saved.value, "the checkpoint's"
-    if shift is not None:
-        return saved.value, f"the checkpoint's, in full: {shift}"
-    return EXTEND_FACTOR * saved.value, f"{EXTEND_FACTOR:g}x the checkpoint's: images were added or relabelled"
+    return EXTEND_FACTOR * saved.value, f"{EXTEND_FACTOR:g}x the checkpoint's: none of the old images is there"
