@@ -162,7 +162,7 @@ def _served(served: Served, reporter: Reporter) -> Opened:
             request = {"array": str(path)}
             return _of(predict_saved_model(folder, signature, labels, labels, request, single=single, advance=advance))
 
-    notes = () if assumed_spec(served, len(labels)) is None else (describe_assumed(spec),)
+    notes = () if assumed_spec(served, len(labels)) is None else (describe_assumed(subject, spec),)
     return Opened(subject.checkpoint, labels, spec, answer, SERVED_IMAGES, SERVED_BYTES, notes)
 
 

@@ -29,6 +29,10 @@ from kresume.values.decode_spec import DecodeSpec
 
 SHRINKS_MUCH = 2.0
 """Above this factor `bilinear` skips pixels, and its result differs from averages."""
+OBLONG = 1.1
+"""Above this factor pictures have another shape than the model's input, so that stretched ones differ from cropped ones."""
+OTHER_RESIZES = ("crop", "keraspad")
+"""Ways of resizing that Keras's loader has beside stretching."""
 SMALLEST = 1e-7
 """The smallest probability, as in Keras's losses."""
 
@@ -66,9 +70,12 @@ def assumed_spec(model: Loaded | Served, classes: int) -> DecodeSpec | None:
         model: the model.
         classes: number of classes.
     """
+    subject = model.subject
+    if subject.interpolation is not None and subject.resize is not None:
+        return None
     if isinstance(model, Loaded):
-        return model.spec if model.assumed else None
-    if model.subject.interpolation is not None or (model.folder / sealed.NAME).is_file():
+        return model.spec if model.state.card is None else None
+    if (model.folder / sealed.NAME).is_file():
         return None
     signature, _ = served_signature(model.folder, model.subject, len(model.labels or ()) or classes)
     return None if signature.input.kind == "bytes" else array_input(model.folder, signature, model.subject)[0]
@@ -77,7 +84,7 @@ def assumed_spec(model: Loaded | Served, classes: int) -> DecodeSpec | None:
 def doubt_sampling(
     model: Loaded | Served, predicted: Predicted, manifest: Manifest, reporter: Reporter, *, batch_size: int
 ) -> str:
-    """Returns a note if another interpolation than the assumed one fits the images better, beyond chance.
+    """Returns a note if another way of resizing than the assumed one fits better, beyond chance.
 
     Args:
         model: the model; only of one whose checkpoint records nothing is something assumed.
@@ -89,26 +96,60 @@ def doubt_sampling(
     spec = None if predicted.labels_alone else assumed_spec(model, len(manifest.classes))
     if spec is None:
         return ""
-    heights, widths = (manifest.table.column(name).to_numpy() for name in ("height", "width"))
-    if np.median(np.minimum(heights / spec.height, widths / spec.width)) <= SHRINKS_MUCH:
-        return ""
     rows = np.sort(permutation(0, 0, len(manifest))[:PROBE_IMAGES])
     sample = Manifest.from_table(manifest.table.take(rows), manifest.classes)
-    other = other_spec(spec)
-    found = predict(_sampled_by(model, other.interpolation), sample, reporter, batch_size=batch_size, cache="off")
     labels, places = sample.labels, np.arange(len(sample))
-    both = (found.probabilities, predicted.probabilities[rows])
-    if not is_clearly_lower(*(-np.log(np.maximum(each[places, labels], SMALLEST)) for each in both)):
+
+    def losses(probabilities: np.ndarray) -> np.ndarray:
+        return np.asarray(-np.log(np.maximum(probabilities[places, labels], SMALLEST)))
+
+    best, fitting = predicted.probabilities[rows], spec
+    for other in _others(spec, model.subject, manifest):
+        found = predict(_resized_by(model, other), sample, reporter, batch_size=batch_size, cache="off").probabilities
+        if is_clearly_lower(losses(found), losses(best)):
+            best, fitting = found, other
+    ways = [name for name in ("resize", "interpolation") if getattr(fitting, name) != getattr(spec, name)]
+    if not ways:
         return ""
-    better, assumed = (100 * float((each.argmax(axis=1) == labels).mean()) for each in both)
+    better, assumed = (
+        100 * float((each.argmax(axis=1) == labels).mean()) for each in (best, predicted.probabilities[rows])
+    )
+    given = " ".join(option(name, getattr(fitting, name)) for name in ways)
+    instead = " and ".join(getattr(spec, name) for name in ways)
     return (
-        f"it does not record how its pictures were resized, and {option('interpolation', other.interpolation)} fits them "
-        f"better than {spec.interpolation}: {better:.1f} % of {len(rows)} are right, {assumed:.1f} % as they were scored"
+        f"it does not record how its pictures were resized, and {given} fits them better than {instead}: {better:.1f} % of "
+        f"{len(rows)} are right, {assumed:.1f} % as they were scored"
     )
 
 
-def _sampled_by(model: Loaded | Served, interpolation: str) -> Loaded | Served:
-    """Returns the model, fed with pictures that are sampled in another way."""
+def proportions(heights: np.ndarray, widths: np.ndarray, spec: DecodeSpec) -> tuple[float, float]:
+    """Returns by how much pictures are larger, and how much longer or higher, than the input.
+
+    Args:
+        heights: `(n,)` in pixels.
+        widths: `(n,)` in pixels.
+        spec: the size of the model's input.
+    """
+    down, across = heights / spec.height, widths / spec.width
+    smaller = np.minimum(down, across)
+    return float(np.median(smaller)), float(np.median(np.maximum(down, across) / smaller))
+
+
+def _others(spec: DecodeSpec, subject: Subject, manifest: Manifest) -> list[DecodeSpec]:
+    """Returns the other ways of resizing that give much other pictures and that nobody has excluded."""
+    heights, widths = (manifest.table.column(name).to_numpy() for name in ("height", "width"))
+    shrinks_by, oblong = proportions(heights, widths, spec)
+    sampled = [spec.interpolation]
+    if subject.interpolation is None and shrinks_by > SHRINKS_MUCH:
+        sampled.append(other_spec(spec).interpolation)
+    fitted = [spec.resize]
+    if subject.resize is None and oblong > OBLONG:
+        fitted += OTHER_RESIZES
+    return [replace(spec, resize=each, interpolation=way) for each in fitted for way in sampled][1:]
+
+
+def _resized_by(model: Loaded | Served, spec: DecodeSpec) -> Loaded | Served:
+    """Returns the model, fed with pictures that are resized in another way."""
     if isinstance(model, Loaded):
-        return replace(model, card=replace(model.card, interpolation=interpolation))
-    return replace(model, subject=replace(model.subject, interpolation=interpolation))
+        return replace(model, card=replace(model.card, resize=spec.resize, interpolation=spec.interpolation))
+    return replace(model, subject=replace(model.subject, resize=spec.resize, interpolation=spec.interpolation))

@@ -140,8 +140,7 @@ class Loaded:
     @property
     def assumed(self) -> str:
         """Returns that nothing says how pictures were resized; empty if the checkpoint or the user does."""
-        said = self.state.card is not None or self.subject.interpolation is not None
-        return "" if said else describe_assumed(self.spec)
+        return "" if self.state.card is not None else describe_assumed(self.subject, self.spec)
 
     @property
     def rejected(self) -> str:
@@ -161,11 +160,15 @@ class Loaded:
         return f"{self.run.path} is not finished: its newest snapshot is used ({weights}){more}"
 
 
-def describe_assumed(spec: DecodeSpec) -> str:
-    """Describes how pictures are resized where nothing says it."""
+def describe_assumed(subject: Subject, spec: DecodeSpec) -> str:
+    """Describes how pictures are resized where nothing says it; empty if the user says all of it."""
+    ways = {name: getattr(spec, name) for name in ("resize", "interpolation") if getattr(subject, name) is None}
+    if not ways:
+        return ""
+    keras = f"{option('interpolation', 'bilinear')} is the default of image_dataset_from_directory"
     return (
-        f"it does not record how pictures were resized: {spec.resize} and {spec.interpolation} are assumed; "
-        f"{option('interpolation', 'bilinear')} is the default of image_dataset_from_directory"
+        f"it does not record how pictures were resized: {' and '.join(ways.values())} {'is' if len(ways) == 1 else 'are'} "
+        f"assumed ({keras if 'interpolation' in ways else option('resize')})"
     )
 
 

@@ -4,6 +4,7 @@ The pictures are made so that averages of areas are grey in both classes, while 
 """
 
 import json
+import re
 from pathlib import Path
 
 import keras
@@ -103,6 +104,8 @@ def test_predictions_and_exports_resize_as_they_are_told(model, images, tmp_path
     told = kresume.predict(model, [images], classes=("dark", "light"))
     assert any("stretch and area are assumed" in note for note in told.notes)
     asked = {"classes": ("dark", "light"), "interpolation": "bilinear"}
+    assert "stretch is assumed" in kresume.predict(model, [images], **asked).notes[0]
+    asked["resize"] = "stretch"
     found = kresume.predict(model, [images], **asked)
     assert not found.notes
     assert len(found.rows) == len(files)
@@ -130,7 +133,43 @@ def test_a_saved_model_that_takes_numbers_is_fed_as_said(model, images, tmp_path
     found = kresume.evaluate(tmp_path / "plain", data=images, **asked)
     assert found.scores["all"]["accuracy"] < 0.8
     assert "it does not record how its pictures were resized" in found.note
-    found = kresume.predict(tmp_path / "plain", [images], interpolation="bilinear", **asked)
+    found = kresume.predict(tmp_path / "plain", [images], interpolation="bilinear", resize="stretch", **asked)
     assert all(Path(row.path).parent.name == row.label for row in found.rows)
     assert not found.notes
     assert kresume.predict(tmp_path / "plain", [images], **asked).notes
+
+
+@pytest.fixture
+def oblong(tmp_path):
+    """Returns a folder with pictures twice as wide as high, which differ in their middle alone; borders hide it."""
+    for bright, name in enumerate(("dark", "light")):
+        (tmp_path / "wide" / name).mkdir(parents=True)
+        for number in range(20):
+            picture = np.full((2 * SIDE, 4 * SIDE, 3), 0 if bright else 255, np.uint8)
+            picture[:, SIDE : 3 * SIDE] = 255 if bright else 0
+            picture[0, number] ^= 3
+            Image.fromarray(picture).save(tmp_path / "wide" / name / f"{number}.png")
+    return tmp_path / "wide"
+
+
+def test_a_crop_that_fits_better_is_told_and_trains(model, oblong, tmp_path):
+    """Of pictures of another shape than the model's input ways of resizing are compared, in `eval` and `train --from`."""
+    found = kresume.evaluate(model, data=oblong)
+    assert found.scores["all"]["accuracy"] < 0.8
+    assert "resize='crop'" in found.note
+    assert "better than stretch: 100.0 % of 40 are right" in found.note
+    right = kresume.evaluate(model, data=oblong, resize="crop")
+    assert right.scores["all"]["accuracy"] == 1.0
+    assert "resized" not in right.note
+    data = keras.utils.image_dataset_from_directory(
+        oblong, image_size=(SIDE, SIDE), crop_to_aspect_ratio=True, verbose=False, batch_size=40
+    )
+    pictures, labels = next(iter(data))
+    assert (np.argmax(keras.models.load_model(model).predict_on_batch(pictures), axis=1) == np.asarray(labels)).all()
+    plan = kresume.plan(model, data=[oblong], optimizer="adam:reset", lr=1e-3, epochs=1, quiet=True, trial=False)
+    assert plan.card.resize == "crop"
+    assert re.search(r"8x8, crop, area \(stretch gives loss [\d.]+, crop gives loss [\d.]+\)", str(plan)), str(plan)
+    asked = kresume.plan(
+        model, data=[oblong], optimizer="adam:reset", lr=1e-3, epochs=1, quiet=True, trial=False, resize="stretch"
+    )
+    assert asked.card.resize == "stretch"

@@ -99,7 +99,7 @@ def _say_where(session: Session, state: TrainState, lost: int) -> None:
     where = {"training": "", "scoring": ", scoring pending", "epoch": "", "done": ", training done"}
     progress, boundaries = session.progress, session.passes.boundaries
     session.reporter.say(
-        f"continuing at step {progress.step:,} of {boundaries[-1]:,}, epoch {progress.epoch + 1} of "
+        f"continuing at step {progress.step:,} of {boundaries[-1]:,}, epoch {min(progress.epoch + 1, len(boundaries))} of "
         f"{len(boundaries)}{where[progress.phase]}"
     )
     if lost > 0:

@@ -1,4 +1,4 @@
-"""Decides which pixel values the model is fed and how images are interpolated.
+"""Decides which pixel values the model is fed and how images are resized.
 
     feeding = decide_feeding(config, card, model, loss, listing, classes, spec, reporter)
     feeding.pixels, feeding.spec.interpolation
@@ -21,12 +21,13 @@ import numpy as np
 from kresume.errors import CheckpointError, ImagesError, UsageError
 from kresume.evaluation.class_order import best_accuracy, judge_order
 from kresume.evaluation.probe import MOST_SHOWN, PROBE_IMAGES, Probe, is_clearly_lower, probe_feedings, promising
-from kresume.evaluation.sampling import SHRINKS_MUCH
+from kresume.evaluation.sampling import OBLONG, OTHER_RESIZES, SHRINKS_MUCH, proportions
 from kresume.images import collect, conventions, inputs
 from kresume.images.decode import decode
 from kresume.images.headers import Header, read_header
 from kresume.images.order import permutation
 from kresume.images.sources import Found, Listing
+from kresume.options.settings import DEFAULTS
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
 from kresume.spelling import option
@@ -59,7 +60,7 @@ class Feeding:
         layout: how the model takes an image.
         spec: size, resizing and interpolation.
         reason: how the convention was found.
-        interpolation_reason: how the interpolation was found; empty if it is the default, the parent's or requested.
+        interpolation_reason: which ways of resizing were compared; empty if they are the default, the parent's or requested.
         notes: further notes for the user.
     """
 
@@ -85,10 +86,10 @@ def decide_feeding(
     mapped: bool = False,
     steps: int | None = None,
 ) -> Feeding:
-    """Decides the pixel convention, and the interpolation for a foreign checkpoint with large images.
+    """Decides the pixel convention, and how pictures are resized for a foreign checkpoint.
 
     Args:
-        config: `pixels` and `interpolation` win if given.
+        config: `pixels`, `resize` and `interpolation` win if given.
         card: the checkpoint's model card, None if it has none.
         model: holds the checkpoint's weights.
         loss: says what the model's outputs are.
@@ -145,12 +146,14 @@ class _Sample:
         pictures: `(n, height, width, 3) uint8`, decoded as the spec says.
         labels: `(n,)` class indices.
         shrinks_by: the median factor by which they are larger than the model's input.
+        oblong: the median factor by which they are longer or higher than its shape.
     """
 
     files: list[bytes]
     pictures: np.ndarray
     labels: np.ndarray
     shrinks_by: float
+    oblong: float
 
     def sampled(self, spec: DecodeSpec) -> np.ndarray:
         """Decodes the same images with another spec."""
@@ -165,7 +168,7 @@ def _sample(old: Listing, classes: Sequence[str], spec: DecodeSpec) -> _Sample:
     files: list[bytes] = []
     pictures: list[np.ndarray] = []
     labels: list[int] = []
-    factors: list[float] = []
+    sides: list[tuple[int, int]] = []
     for index in permutation(0, 0, len(known)):
         if len(files) == PROBE_IMAGES:
             break
@@ -175,9 +178,10 @@ def _sample(old: Listing, classes: Sequence[str], spec: DecodeSpec) -> _Sample:
             files.append(data)
             pictures.append(picture)
             labels.append(indices[known[int(index)].label])
-            factors.append(min(header.height / spec.height, header.width / spec.width))
+            sides.append((header.height, header.width))
     stacked = np.stack(pictures) if pictures else np.zeros((0, spec.height, spec.width, 3), np.uint8)
-    return _Sample(files, stacked, np.array(labels, np.int32), float(np.median(factors)) if factors else 1.0)
+    heights, widths = np.array(sides or [(spec.height, spec.width)]).T
+    return _Sample(files, stacked, np.array(labels, np.int32), *proportions(heights, widths, spec))
 
 
 def _readable(found: Found, spec: DecodeSpec) -> tuple[bytes, np.ndarray, Header] | None:
@@ -236,18 +240,10 @@ def _probe(
     found = judge_order({way: probe.predictions[way] for way in ways}, labels, classes)
     fed, asked = "" if len(feedings) == 1 else found.candidate, config.classes is not None
     notes = [check_order(source, found, classes, count, pixels=fed, asked=asked)]
-    compared = ""
-    best = probe
-    if config.interpolation is None and sample.shrinks_by > SHRINKS_MUCH:
-        other = "bilinear" if spec.interpolation == "area" else "area"
-        contenders = probe.fitting if probe.above_chance else ways
-        sampled = score(contenders, sample.sampled(replace(spec, interpolation=other)), averages)
-        compared = ", ".join(
-            f"{name} gives loss {each.losses[each.best]:.2f}"
-            for name, each in ((spec.interpolation, probe), (other, sampled))
-        )
-        if sampled.losses[sampled.best] < probe.losses[probe.best]:
-            best, spec = sampled, replace(spec, interpolation=other)
+    contenders = probe.fitting if probe.above_chance else ways
+    best, spec, compared = _resized(
+        config, sample, spec, probe, lambda other: score(contenders, sample.sampled(other), averages)
+    )
     if len(feedings) > 1 and best.winner is None:
         raise CheckpointError(_no_winner(source, best, count, _and_axes(feedings)))
     way = str(best.winner) if len(feedings) > 1 else next(iter(feedings))
@@ -266,6 +262,37 @@ def _probe(
             f"{'' if asked else unknown}",
         ]
     return Feeding(pixels, layout, spec, reason, compared, tuple(note for note in notes if note))
+
+
+def _resized(
+    config: TrainConfig, sample: _Sample, spec: DecodeSpec, probe: Probe, score: Callable[[DecodeSpec], Probe]
+) -> tuple[Probe, DecodeSpec, str]:
+    """Compares ways of resizing, where they differ much on the images.
+
+    Returns:
+        `(the probe of the best, how pictures are decoded for it, what was compared in words)`.
+    """
+    best, compared = probe, []
+    if config.interpolation is None and sample.shrinks_by > SHRINKS_MUCH:
+        other = replace(spec, interpolation="bilinear" if spec.interpolation == "area" else "area")
+        sampled = score(other)
+        compared = [_loss(spec.interpolation, probe), _loss(other.interpolation, sampled)]
+        if sampled.losses[sampled.best] < probe.losses[probe.best]:
+            best, spec = sampled, other
+    if config.resize is None and spec.resize == DEFAULTS.resize and sample.oblong > OBLONG:
+        stretched = _loss(spec.resize, best)
+        for resize in OTHER_RESIZES:
+            other = replace(spec, resize=resize)
+            sampled = score(other)
+            if is_clearly_lower(sampled.image_losses[sampled.best], best.image_losses[best.best]):
+                best, spec = sampled, other
+        if spec.resize != DEFAULTS.resize:
+            compared += [stretched, _loss(spec.resize, best)]
+    return best, spec, ", ".join(compared)
+
+
+def _loss(name: str, probe: Probe) -> str:
+    return f"{name} gives loss {probe.losses[probe.best]:.2f}"
 
 
 def _by_statistics_of(

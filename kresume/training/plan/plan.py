@@ -36,7 +36,7 @@ class Plan:
         sides: the number of validation images by origin, in words.
         card: the model card: classes, size, pixels.
         pixels_reason: how the pixel convention was found.
-        interpolation_reason: how the interpolation was found; empty if nothing was compared.
+        interpolation_reason: which ways of resizing were compared; empty if none.
         classes_reason: the source of the class order.
         rate: the learning rate.
         amount: epochs and steps.
