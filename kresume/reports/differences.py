@@ -131,7 +131,8 @@ class Differences:
             )
         accuracies = {name: pair for name, pair in self.results.items() if name.endswith(".accuracy")}
         for name, pair in accuracies.items():
-            yield _points(name.partition(".")[0], pair)
+            subset = name.partition(".")[0]
+            yield _points(subset if subset == "all" else f"{subset} (of each run's own {subset} images)", pair)
         recalls = {
             name.split(".", 1)[1].rpartition(".")[0]: pair
             for name, pair in self.results.items()
