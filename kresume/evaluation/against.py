@@ -131,8 +131,13 @@ def served_signature(folder: Path, subject: Subject, classes: int) -> tuple[Sign
     """Returns the signature of a SavedModel to run, and how it answers if that may be one number.
 
     Raises:
-        UsageError: the signature does not tell the class of an image.
+        UsageError: the signature does not tell the class of an image, or only one class is named.
     """
+    if classes < 2:
+        raise UsageError(
+            f"{folder}: only one class is named; give the names of all, in the order of its outputs, with "
+            f"{option('classes', 'a,b')}. A single output is the score of the second of two"
+        )
     signature = next(iter(read_signatures(folder, classes).values()))
     if not signature.answers_classes:
         raise UsageError(
@@ -142,11 +147,18 @@ def served_signature(folder: Path, subject: Subject, classes: int) -> tuple[Sign
     return signature, keras_facts.read_facts(folder, subject, signature).head if signature.may_be_single else None
 
 
+def describe_signature(signature: Signature) -> str:
+    """Describes which signature, and which of several outputs, gives the scores."""
+    scores = signature.output("scores")
+    told = scores is not None and signature.output("other") is not None
+    return f"signature {signature.name}{f', output {scores.name}' if told and scores else ''}"
+
+
 def _served(served: Served, manifest: Manifest, reporter: Reporter) -> Predicted:
     folder, subject, labels = served.folder, served.subject, served.labels
     signature, single = served_signature(folder, subject, len(labels or manifest.classes))
     rows = np.arange(len(manifest))
-    how = f"running {folder} on {len(rows):,} images with TensorFlow alone, through its signature {signature.name}"
+    how = f"running {folder} on {len(rows):,} images with TensorFlow alone, through its {describe_signature(signature)}"
     reporter.say(how)
     with reporter.progress(f"scoring {subject.checkpoint}", len(rows), "images") as advance:
         if signature.input.kind == "bytes":

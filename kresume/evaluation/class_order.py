@@ -42,6 +42,10 @@ from math import comb, perm
 
 import numpy as np
 
+from kresume.class_names import join_classes
+from kresume.images.order import permutation
+from kresume.spelling import option
+
 SHUFFLES = 499
 LEVEL = 1 / (SHUFFLES + 1)
 """An order is reported if no shuffle gives as much evidence."""
@@ -60,6 +64,8 @@ EIGHT = 8
 """Number of classes from which `KNOWS_OF_MANY` holds."""
 RANDOM_MEANINGS = 0.05
 MANY_CLASSES = 5
+DOUBTED = 512
+"""Number of images on which an order is tested; with a thousand classes, all images would take minutes."""
 MOST_MOVED = 4
 """Number of moved outputs that are shown."""
 
@@ -88,6 +94,36 @@ class OrderFound:
         """Describes both orders: `"is right on 12.5 % in that order and on 46.0 % in another, ..."`."""
         reason = "more than by chance, though an untrained model may be" if self.likely else "which may be chance"
         return f"right on {100 * self.assumed:.1f} % in that order and on {100 * self.explained:.1f} % in another, {reason}"
+
+
+def doubt_order(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[str], way: str, *, assumed: bool) -> str:
+    """Returns a note if a model's outputs may be in another order; empty if they are not.
+
+    Args:
+        predicted: `(n,)` the predicted classes, as indices; -1 for none of them.
+        labels: `(n,)` the classes of the images.
+        classes: the order that was used.
+        way: the option that gives the order.
+        assumed: True if nobody gave it; an order that was given is doubted only if the images contradict it.
+    """
+    sample = permutation(0, 0, len(labels))[:DOUBTED]
+    predicted, labels = predicted[sample], labels[sample]
+    found = judge_order({"": predicted}, labels, classes)
+    used = "the sorted class folders" if list(classes) == sorted(classes) else join_classes(classes)
+    if found.order is not None:
+        better = describe_order(
+            found, classes, f"{len(labels)} images", assumed="the sorted order" if assumed else option(way)
+        )
+        given = option(way, join_classes(found.order))
+        if assumed:
+            return f"its outputs are not in the order of {used}: {better}: give {given}"
+        return f"these images contradict the order that {option(way)} gives: {better}: {given} would be that order"
+    if found.doubtful and assumed:
+        return (
+            f"it does not name its outputs, and these images do not show whether {used} are their order: it is "
+            f"{found.describe_doubt()}; give the order with {option(way, join_classes(found.likely) or 'a,b,c')}"
+        )
+    return ""
 
 
 def describe_order(

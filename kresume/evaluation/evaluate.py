@@ -21,7 +21,7 @@ from kresume.class_names import join_classes, names_of
 from kresume.errors import CheckpointError, ImagesError, UsageError
 from kresume.evaluation.against import Predicted, predict
 from kresume.evaluation.caches import open_cache
-from kresume.evaluation.class_order import describe_order, judge_order
+from kresume.evaluation.class_order import doubt_order
 from kresume.evaluation.evaluation import Evaluation
 from kresume.evaluation.gates import Gates
 from kresume.evaluation.judging import check_conditions, check_gates, failures_of
@@ -32,7 +32,6 @@ from kresume.evaluation.sampling import check_resized, doubt_sampling
 from kresume.images import merging
 from kresume.images.collect import Sources, collect, list_sources
 from kresume.images.manifest import Manifest
-from kresume.images.order import permutation
 from kresume.images.scans import remembered
 from kresume.images.sources.records import parse_features
 from kresume.models.load import GIVEN, Loaded, Subject
@@ -251,19 +250,18 @@ class _Job:
 
         Args:
             model: from `read_model`.
-            assumed: True if nobody gave this model's class order; it is tested unless the model records it.
+            assumed: True if nobody gave this model's class order. It is tested unless the model records it.
             way: the option that gives it.
         """
         images = self.images
         found = predict(model, images.manifest, self.reporter, batch_size=self.batch_size, cache=images.where)
-        if assumed and not _names_outputs(model):
-            doubt = self._doubt(model, found, way)
-            found = found.noting(doubt)
+        if not _names_outputs(model):
+            found = found.noting(self._doubt(model, found, way, assumed=assumed))
         doubt = doubt_sampling(model, found, images.manifest, self.reporter, batch_size=self.batch_size)
         found = found.noting(doubt)
         return self._measured(model.subject.checkpoint, found)
 
-    def _doubt(self, model: Loaded | Served, found: Predicted, way: str) -> str:
+    def _doubt(self, model: Loaded | Served, found: Predicted, way: str, *, assumed: bool) -> str:
         """Returns a note if a model's outputs may be in another order than the assumed one."""
         names = self.images.manifest.classes
         own = model.card.classes if isinstance(model, Loaded) else names
@@ -271,7 +269,7 @@ class _Job:
             return ""  # the images cannot show the order of classes that they do not have
         chosen = found.task.answers(found.probabilities) if found.chosen is None else found.chosen
         place = np.array([own.index(name) for name in names])
-        return _order_note(place[chosen], place[self.images.manifest.labels], own, way)
+        return doubt_order(place[chosen], place[self.images.manifest.labels], own, way, assumed=assumed)
 
     def _measured(self, model: str, found: Predicted) -> Evaluation:
         images = self.images
@@ -333,26 +331,6 @@ def _names_outputs(model: Loaded | Served) -> bool:
     return model.state.card is not None
 
 
-def _order_note(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[str], way: str) -> str:
-    """Returns a note if the outputs may be in another order than `classes`, which the option `way` gives."""
-    sample = permutation(0, 0, len(labels))[:DOUBTED]
-    predicted, labels = predicted[sample], labels[sample]
-    found = judge_order({"": predicted}, labels, classes)
-    assumed = "the sorted class folders" if list(classes) == sorted(classes) else join_classes(classes)
-    if found.order is not None:
-        better = describe_order(found, classes, f"{len(labels)} images")
-        given = option(way, join_classes(found.order))
-        return f"its outputs are not in the order of {assumed}: {better}: give {given}"
-    if found.doubtful:
-        return (
-            f"it does not name its outputs, and these images do not show whether {assumed} are their order: it is "
-            f"{found.describe_doubt()}; give the order with {option(way, join_classes(found.likely) or 'a,b,c')}"
-        )
-    return ""
-
-
-DOUBTED = 512
-"""Number of images on which the class order is tested; with a thousand classes, all images would take minutes."""
 UNDECODED = DecodeSpec(64, 64)
 """A placeholder for the size of a SavedModel, which decodes by itself: files are only hashed and their headers read."""
 

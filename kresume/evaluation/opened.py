@@ -20,7 +20,7 @@ import numpy as np
 from kresume.addresses import is_remote
 from kresume.class_names import join_classes
 from kresume.errors import UsageError
-from kresume.evaluation.against import PART, array_input, served_signature
+from kresume.evaluation.against import PART, array_input, describe_signature, served_signature
 from kresume.evaluation.opening import Served, keras_model_among, read_model, select_for
 from kresume.evaluation.sampling import assumed_spec, check_resized
 from kresume.evaluation.served import Prediction, predict_saved_model
@@ -136,8 +136,8 @@ def _served(served: Served, reporter: Reporter) -> Opened:
         )
     signature, single = served_signature(folder, subject, len(labels))
     reporter.say(
-        f"running {folder} with TensorFlow alone, through its signature {signature.name}, up to {SERVED_IMAGES:,} pictures at "
-        "a time"
+        f"running {folder} with TensorFlow alone, through its {describe_signature(signature)}, up to {SERVED_IMAGES:,} "
+        "pictures at a time"
     )
     if signature.input.kind == "bytes":
         return Opened(

@@ -21,7 +21,7 @@ from kresume.evaluation.probe import PROBE_IMAGES, is_clearly_lower
 from kresume.images.manifest import Manifest
 from kresume.images.order import permutation
 from kresume.images.variation import other_spec
-from kresume.models.load import Loaded, Subject
+from kresume.models.load import Loaded, Subject, describe_assumed
 from kresume.reporter import Reporter
 from kresume.spelling import option
 from kresume.storage import sealed
@@ -84,7 +84,9 @@ def assumed_spec(model: Loaded | Served, classes: int) -> DecodeSpec | None:
 def doubt_sampling(
     model: Loaded | Served, predicted: Predicted, manifest: Manifest, reporter: Reporter, *, batch_size: int
 ) -> str:
-    """Returns a note if another way of resizing than the assumed one fits better, beyond chance.
+    """Returns a note on the assumed way of resizing: whether another one fits better, beyond chance.
+
+    Empty where nothing is assumed, or the pictures are nearly of the model's size.
 
     Args:
         model: the model; only of one whose checkpoint records nothing is something assumed.
@@ -104,13 +106,14 @@ def doubt_sampling(
         return np.asarray(-np.log(np.maximum(probabilities[places, labels], SMALLEST)))
 
     best, fitting = predicted.probabilities[rows], spec
-    for other in _others(spec, model.subject, manifest):
+    others = _others(spec, model.subject, manifest)
+    for other in others:
         found = predict(_resized_by(model, other), sample, reporter, batch_size=batch_size, cache="off").probabilities
         if is_clearly_lower(losses(found), losses(best)):
             best, fitting = found, other
     ways = [name for name in ("resize", "interpolation") if getattr(fitting, name) != getattr(spec, name)]
     if not ways:
-        return ""
+        return describe_assumed(model.subject, spec) if others else ""
     better, assumed = (
         100 * float((each.argmax(axis=1) == labels).mean()) for each in (best, predicted.probabilities[rows])
     )

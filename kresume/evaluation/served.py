@@ -47,6 +47,12 @@ class Prediction:
 
 
 ScoreKind = Literal["probabilities", "logits", "independent"]
+KINDS: Mapping[str, ScoreKind] = {
+    "Softmax": "probabilities",
+    "Sigmoid": "independent",
+    **dict.fromkeys(("BiasAdd", "MatMul", "Add", "AddV2", "LogSoftmax"), "logits"),
+}
+"""What the scores are, by the operation that computes them; of others the values tell."""
 
 
 def score_kind(scores: np.ndarray) -> ScoreKind:
@@ -100,23 +106,25 @@ def predict_saved_model(
     count = len(inputs["files"]) if "files" in inputs else len(np.load(inputs["array"], mmap_mode="r"))
     names = tuple(labels or classes)
     row = signature.output("scores")
+    kind = KINDS.get(row.operation) if row is not None else None
     if row is not None and len(names) == 2 and len(answer.indices) and answer.outputs[row.name].shape[1:] in {(), (1,)}:
         try:
-            pairs = to_pairs(np.asarray(answer.outputs[row.name], np.float64), single, shares=shares)
+            pairs = to_pairs(np.asarray(answer.outputs[row.name], np.float64), single, row.operation, shares=shares)
         except ValueError as error:
             raise CheckpointError(f"{folder}: its output {row.name} {error}") from error
-        answer = replace(answer, outputs={**answer.outputs, row.name: pairs})
-    return interpret(answer, signature, names, tuple(classes), count, shares=shares)
+        answer, kind = replace(answer, outputs={**answer.outputs, row.name: pairs}), "probabilities"
+    return interpret(answer, signature, names, tuple(classes), count, kind=kind, shares=shares)
 
 
-def to_pairs(given: np.ndarray, head: Head | None, *, shares: bool = True) -> np.ndarray:
+def to_pairs(given: np.ndarray, head: Head | None, operation: str, *, shares: bool = True) -> np.ndarray:
     """Converts one number per image to scores of two classes.
 
-    The number is the score of the second class.
+    The number is the score of the second class. Its value does not tell what it is: a logit may be between 0 and 1.
 
     Args:
         given: `(n,)` or `(n, 1)`.
-        head: how the model answers; without one for a single number, numbers from 0 to 1 are probabilities.
+        head: how the model answers, if that is known.
+        operation: the operation that computes the number, which tells it otherwise; empty if unknown.
         shares: convert logits to probabilities; else to two logits.
 
     Returns:
@@ -127,13 +135,14 @@ def to_pairs(given: np.ndarray, head: Head | None, *, shares: bool = True) -> np
     """
     values = given.reshape(len(given), 1)
     if head is None or head.task is not BINARY:
-        if not (values.min() >= 0 and values.max() <= 1):
+        kind = KINDS.get(operation, "unknown")
+        if kind not in {"independent", "logits"}:
             raise ValueError(
                 f"is one number per image, from {values.min():.3g} to {values.max():.3g}, and it is unknown whether that is a "
                 f"logit: evaluate it with {option('model')} and the function that builds it, or save it with a sigmoid as "
                 "its last layer"
             )
-        head = Head(BINARY)
+        head = Head(BINARY, from_logits=kind == "logits")
     return two_logits(values) if head.from_logits and not shares else head.probabilities(values)
 
 
@@ -144,11 +153,12 @@ def interpret(
     classes: tuple[str, ...],
     count: int,
     *,
+    kind: ScoreKind | None,
     shares: bool = True,
 ) -> Prediction:
     """Converts the scores, labels or indices of a signature to the order of `classes`.
 
-    With `shares`, logits become probabilities.
+    With `shares`, logits become probabilities. The values tell what the scores are if `kind` is None.
     """
     index_of = {name: index for index, name in enumerate(classes)}
     to_ours = np.array([index_of.get(name, -1) for name in labels])
@@ -161,7 +171,7 @@ def interpret(
     named = signature.output("labels")
     if row_of is not None and len(rows):
         given = np.asarray(answer.outputs[row_of.name], np.float64)
-        if shares and score_kind(given) == "logits":
+        if shares and (kind or score_kind(given)) == "logits":
             given = Head(SINGLE_LABEL, from_logits=True).probabilities(given)
         # The answer may be a class that only this model has: such an image gets -1.
         known = to_ours >= 0

@@ -23,6 +23,7 @@ from kresume.addresses import public
 from kresume.backend import selection
 from kresume.class_names import names_of
 from kresume.errors import ExportError
+from kresume.evaluation.class_order import doubt_order
 from kresume.exports import like as like_models
 from kresume.exports import serving
 from kresume.exports.formats import Exporter, check_options, find_exporter
@@ -209,6 +210,8 @@ def export(
         with reporter.waiting("predicting pictures to compare on"):
             samples = stack.enter_context(gather_samples(loaded, sources, reporter, parse_features(tuple(feature))))
             job, like_note = _with_samples(job, samples)
+        if doubt := _doubt_order(loaded, samples):
+            reporter.warn(doubt)
         limit = tolerance if tolerance is not None else tolerance_of(loaded, quantize)
         with placed(destination, overwrite=overwrite) as temporary:
             with reporter.waiting(f"writing {exporter.called} to {destination}", now=True):
@@ -226,6 +229,15 @@ def export(
     failures, size = tell_run(loaded, destination, record), _size(destination)
     place.send(reporter)
     return ExportResult(public(str(destination)), format, path, parity, record, size, public(notes), failures)
+
+
+def _doubt_order(loaded: Loaded, samples: Samples) -> str:
+    """Returns a note if labelled images contradict a class order that the checkpoint does not record."""
+    known = samples.labels >= 0
+    if loaded.state.card is not None or not loaded.named or not known.any():
+        return ""
+    assumed = loaded.subject.classes is None
+    return doubt_order(samples.answers[known], samples.labels[known], samples.classes, "classes", assumed=assumed)
 
 
 def _raw(loaded: Loaded) -> Loaded:

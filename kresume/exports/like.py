@@ -290,6 +290,8 @@ def _problem(signature: Signature, served: Served) -> str:
     twice = sorted({kind for kind in kinds if kinds.count(kind) > 1 and kind in {"scores", "embedding"}})
     if twice:
         return f"has {twice[0]} twice, so their meaning is unknown"
+    if others := [output.name for output in signature.outputs if output.kind == "other"]:
+        return f"has further rows of numbers whose meaning is unknown ({', '.join(others)})"
     given = signature.input
     if given.kind == "values" and (problem := _size_problem(signature, served.card.image_size, served.card.input)):
         return problem

@@ -13,20 +13,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from kresume.backend.selection import import_tensorflow
 from kresume.errors import CheckpointError, UsageError
+from kresume.runtimes.operations import last_operation
 from kresume.values.input_layout import InputLayout, read_layout
 
 InputKind = Literal["bytes", "pictures", "values"]
-OutputKind = Literal["scores", "top_scores", "labels", "class_index", "class_indices", "error", "embedding"]
+OutputKind = Literal["scores", "top_scores", "labels", "class_index", "class_indices", "error", "embedding", "other"]
 Shape = tuple[int | None, ...]
 
 DEFAULT = "serving_default"
 LABELS = "labels.txt"
+SCORES = ("scores", "probabilities", "predictions", "softmax", "logits")
+"""Names by which the scores are told from other rows of as many numbers, in their order of preference."""
 INTERNAL = "__saved_model"
 
 
@@ -64,12 +67,21 @@ def _picture_shape(shape: Shape) -> Shape:
 
 @dataclass(frozen=True)
 class Output:
-    """An output of a signature."""
+    """An output of a signature.
+
+    Attributes:
+        name: its name.
+        kind: its meaning.
+        dtype: the type of its numbers.
+        shape: its shape; None for any length.
+        operation: the operation that computes it, `"Softmax"` for example; empty if unknown.
+    """
 
     name: str
     kind: OutputKind
     dtype: str
     shape: Shape
+    operation: str = ""
 
 
 @dataclass(frozen=True)
@@ -154,17 +166,7 @@ def read_raw(folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     Raises:
         CheckpointError: the folder has no readable SavedModel, or none for serving.
     """
-    tf = import_tensorflow()
-    from google.protobuf.message import DecodeError
-    from tensorflow.core.protobuf import saved_model_pb2
-
-    try:
-        message = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
-    except (OSError, DecodeError) as error:
-        raise CheckpointError(f"{folder} is not a readable SavedModel ({error}): use an earlier copy") from error
-    graphs = [graph for graph in message.meta_graphs if "serve" in graph.meta_info_def.tags]
-    if not graphs:
-        raise CheckpointError(f"{folder} has no graph with the tag `serve`: it was not written for serving")
+    tf, graph = import_tensorflow(), _graph(folder)
 
     def tensor(info: Any) -> tuple[str, Shape | None]:
         unknown = info.tensor_shape.unknown_rank
@@ -176,9 +178,29 @@ def read_raw(folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
             {key: tensor(info) for key, info in definition.inputs.items()},
             {key: tensor(info) for key, info in definition.outputs.items()},
         )
-        for name, definition in sorted(graphs[0].signature_def.items())
+        for name, definition in sorted(graph.signature_def.items())
         if not name.startswith(INTERNAL)
     }
+
+
+def _graph(folder: Path) -> Any:
+    """Reads the graph for serving, a `MetaGraphDef`.
+
+    Raises:
+        CheckpointError: the folder has no readable SavedModel, or none for serving.
+    """
+    import_tensorflow()
+    from google.protobuf.message import DecodeError
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    try:
+        message = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+    except (OSError, DecodeError) as error:
+        raise CheckpointError(f"{folder} is not a readable SavedModel ({error}): use an earlier copy") from error
+    graphs = [graph for graph in message.meta_graphs if "serve" in graph.meta_info_def.tags]
+    if not graphs:
+        raise CheckpointError(f"{folder} has no graph with the tag `serve`: it was not written for serving")
+    return graphs[0]
 
 
 def has_signatures(folder: Path) -> bool:
@@ -214,7 +236,20 @@ def read_signatures(folder: Path, classes: int | None = None) -> dict[str, Signa
         raise CheckpointError(
             f"the signature {wanted} of {folder} cannot be used: {reasons.get(wanted, 'there is no signature')}"
         )
+    graph = _graph(folder)
+    found = {name: _with_operations(signature, graph) for name, signature in found.items()}
     return {wanted: found.pop(wanted), **found}
+
+
+def _with_operations(signature: Signature, graph: Any) -> Signature:
+    """Returns the signature with the operations that compute its scores."""
+    outputs = tuple(
+        replace(output, operation=last_operation(graph, signature.name, output.name))
+        if output.kind == "scores"
+        else output
+        for output in signature.outputs
+    )
+    return replace(signature, outputs=outputs)
 
 
 def understand(
@@ -228,11 +263,25 @@ def understand(
     if len(inputs) != 1:
         raise ValueError(f"it takes {len(inputs)} inputs ({', '.join(sorted(inputs))}), expected one: images")
     (key, (dtype, shape)), *_ = inputs.items()
-    return Signature(
-        name,
-        _input(key, dtype, shape),
-        tuple(_output(key, outputs, classes) for key in sorted(outputs)),
-    )
+    found = [_output(key, outputs, classes) for key in sorted(outputs)]
+    return Signature(name, _input(key, dtype, shape), tuple(_with_one_row_of_scores(found)))
+
+
+def _with_one_row_of_scores(outputs: list[Output]) -> list[Output]:
+    """Returns the outputs with one row of scores, told by its name from other rows of as many numbers.
+
+    Raises:
+        ValueError: no name tells it.
+    """
+    rows = [output.name for output in outputs if output.kind == "scores"]
+    if len(rows) < 2:
+        return outputs
+    named = next((name for name in SCORES if name in rows), None)
+    if named is None:
+        raise ValueError(
+            f"its outputs {', '.join(rows)} could all be the scores: save a model with one of them, or name it `scores`"
+        )
+    return [replace(each, kind="other") if each.kind == "scores" and each.name != named else each for each in outputs]
 
 
 def _input(name: str, dtype: str, shape: Shape | None) -> Input:

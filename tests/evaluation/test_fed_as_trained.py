@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import kresume
 from kresume.errors import CheckpointError, UsageError
 from kresume.evaluation.evaluate import evaluate
 from kresume.images import conventions
 from kresume.models.pixels import read_convention
 from kresume.options.resolve import from_arguments
+from kresume.reporter import Reporter
 from kresume.training.preview import make_plan
 from tests.helpers.pictures import write_pictures
 from tests.helpers.runs import run_training
@@ -304,10 +306,10 @@ def test_two_exchanged_outputs_are_named(trained, painted, quiet):
 
 
 @pytest.mark.one_backend(trains=True)
-def test_eval_and_a_given_order_say_which_one_fits(trained, painted, quiet):
+def test_eval_and_a_given_order_say_which_one_fits(trained, painted, quiet, tmp_path, capsys):
     """`eval` of a checkpoint without names reports that the sorted order is wrong.
 
-    `--classes` is kept, with a doubt.
+    `--classes` is kept, with a doubt, in `eval`, `export` and `train`.
     """
     order = ("coal", "rust", "ink", "fire", "sky")
     path = trained("0-255", order, front=_rescaling())
@@ -318,6 +320,10 @@ def test_eval_and_a_given_order_say_which_one_fits(trained, painted, quiet):
     assert found.as_dict()["note"] == found.note
     assert evaluate(path, painted, cache="off", reporter=quiet, classes=order).note == ""
     assert evaluate(path, painted, cache="off", reporter=quiet, classes={n: i for i, n in enumerate(order)}).note == ""
+    wrong = evaluate(path, painted, cache="off", reporter=quiet, classes=CLASSES).note
+    assert re.search(r"contradict the order .* gives: .*classes='coal,rust,ink,fire,sky' would be that order$", wrong)
+    kresume.export(path, tmp_path / "out", format="keras", classes=CLASSES, data=painted, reporter=Reporter(quiet=True))
+    assert "these images contradict the order" in "".join(capsys.readouterr())
     plan = plan_of(path, painted, quiet, classes=",".join(CLASSES))
     assert any(note.endswith("--classes coal,rust,ink,fire,sky would be that order") for note in plan.notes)
     assert not any("would be that order" in note for note in plan_of(path, painted, quiet, classes=order).notes)

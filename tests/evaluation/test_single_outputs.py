@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import kresume
 from kresume.errors import CheckpointError, UsageError
 from kresume.evaluation.evaluate import evaluate
 from kresume.evaluation.served import to_pairs
 from kresume.exports import saved_model
 from kresume.exports.export import export
+from kresume.reporter import Reporter
 from kresume.runtimes.signatures import Output, understand
 from kresume.tasks.binary import BINARY
 from kresume.tasks.task import Head
@@ -118,30 +120,31 @@ def test_like_gives_one_number_of_the_same_meaning(place, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("head", "numbers", "expected"),
+    ("head", "operation", "numbers", "expected"),
     [
-        (Head(BINARY), [[0.25], [1.0]], [[0.75, 0.25], [0.0, 1.0]]),
-        (None, [0.25, 1.0], [[0.75, 0.25], [0.0, 1.0]]),
-        (Head(BINARY, from_logits=True), [[0.0], [np.log(3)]], [[0.5, 0.5], [0.25, 0.75]]),
+        (Head(BINARY), "", [[0.25], [1.0]], [[0.75, 0.25], [0.0, 1.0]]),
+        (None, "Sigmoid", [0.25, 1.0], [[0.75, 0.25], [0.0, 1.0]]),
+        (None, "BiasAdd", [0.0, np.log(3)], [[0.5, 0.5], [0.25, 0.75]]),
+        (Head(BINARY, from_logits=True), "", [[0.0], [np.log(3)]], [[0.5, 0.5], [0.25, 0.75]]),
     ],
 )
 @pytest.mark.one_backend
-def test_one_number_is_the_score_of_the_second_class(head, numbers, expected):
+def test_one_number_is_the_score_of_the_second_class(head, operation, numbers, expected):
     """One output is the score of the second class: a probability or a logit, in a column or a row.
 
-    Between 0 and 1 it is a probability unless the model says otherwise.
+    The model says which, or the operation that computes it.
     """
-    np.testing.assert_allclose(to_pairs(np.array(numbers), head), expected, atol=1e-12)
+    np.testing.assert_allclose(to_pairs(np.array(numbers), head, operation), expected, atol=1e-12)
 
 
 @pytest.mark.one_backend
 def test_a_number_that_may_be_a_logit_is_refused():
-    """Outputs beyond 0 to 1 of unknown meaning are refused; two logits from one keep its difference."""
-    with pytest.raises(
-        ValueError, match=r"from -2 to 3, and it is unknown whether that is a logit: evaluate it with --model"
-    ):
-        to_pairs(np.array([-2.0, 0.5, 3.0]), None)
-    pairs = to_pairs(np.array([-2.0, 3.0]), Head(BINARY, from_logits=True), shares=False)
+    """Numbers of unknown meaning are refused, also between 0 and 1, where logits may be; two logits keep the difference."""
+    for numbers, shown in (([-2.0, 0.5, 3.0], "from -2 to 3"), ([0.25, 0.5], r"from 0\.25 to 0\.5")):
+        words = rf"{shown}, and it is unknown whether that is a logit: evaluate it with --model"
+        with pytest.raises(ValueError, match=words):
+            to_pairs(np.array(numbers), None, "Mul")
+    pairs = to_pairs(np.array([-2.0, 3.0]), Head(BINARY, from_logits=True), "", shares=False)
     np.testing.assert_allclose(pairs[:, 1] - pairs[:, 0], [-2.0, 3.0])
 
 
@@ -201,8 +204,9 @@ def test_two_scores_become_one(logits, expected):
 
 
 @pytest.mark.one_backend(trains=True)
-def test_the_error_names_the_file(place):
-    """An unlabelled logit, read by TensorFlow alone, is an error that names the file."""
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_number_that_a_function_of_the_users_own_computes(place, scaled, tmp_path):
+    """Its last operation is found through the calls of functions; one that tells nothing is an error that names the file."""
     import tensorflow as tf
 
     model = tf.saved_model.load(str(place / "linear"))
@@ -210,9 +214,45 @@ def test_the_error_names_the_file(place):
     module.inner = model
     spec = tf.TensorSpec((None, 12, 12, 3), name="sent")
     (key,) = model.signatures["serving_default"].structured_input_signature[1]
-    answer = tf.function(
-        lambda sent: model.signatures["serving_default"](**{key: sent * 255.0}), input_signature=[spec]
-    )
-    tf.saved_model.save(module, str(place / "unsaid"), signatures=answer)
-    with pytest.raises(CheckpointError, match=r"unsaid: its output \w+ is one number per image, from -5.* to 5"):
-        evaluate(place / "unsaid", data=place / "data", pixels="0-1")
+
+    def answer(sent):
+        (number,) = model.signatures["serving_default"](**{key: sent * 255.0}).values()
+        return {"answer": 0.01 * number if scaled else tf.identity(number)}
+
+    tf.saved_model.save(module, str(tmp_path / "own"), signatures=tf.function(answer, input_signature=[spec]))
+    if scaled:
+        with pytest.raises(
+            CheckpointError, match=r"own: its output answer is one number per image, from -0\.05.* to 0\.05"
+        ):
+            evaluate(tmp_path / "own", data=place / "data", pixels="0-1")
+        return
+    found = evaluate(tmp_path / "own", data=place / "data", pixels="0-1")
+    assert found.scores["all"]["loss"] == pytest.approx(expected_loss(), rel=1e-4)
+
+
+@pytest.mark.one_backend(trains=True)
+def test_of_several_rows_of_scores_a_name_tells(place, tmp_path, capsys):
+    """A row of features as long as the classes is not read as their scores; without a name that tells it is refused."""
+    import tensorflow as tf
+
+    spec = tf.TensorSpec((None, 12, 12, 3), name="sent")
+
+    def answers(*names):
+        def answer(sent):
+            level = tf.reduce_mean(sent, axis=(1, 2, 3))[:, None]
+            scores = tf.concat([1 - level, level], axis=1)
+            return {name: scores if name == names[-1] else 1 - scores for name in names}
+
+        folder = str(tmp_path / "-".join(names))
+        tf.saved_model.save(tf.Module(), folder, signatures=tf.function(answer, input_signature=[spec]))
+        return folder
+
+    found = evaluate(answers("features", "probabilities"), data=place / "data", pixels="0-1", reporter=Reporter())
+    assert found.scores["all"]["accuracy"] == 1.0
+    assert "signature serving_default, output probabilities" in capsys.readouterr().err
+    with pytest.raises(
+        CheckpointError, match=r"its outputs a, b could all be the scores: save a model with one of them"
+    ):
+        evaluate(answers("a", "b"), data=place / "data", pixels="0-1")
+    with pytest.raises(UsageError, match=r"only one class is named; give the names of all"):
+        kresume.predict(answers("scores"), [place / "data"], pixels="0-1", classes=("light",))
