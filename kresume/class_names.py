@@ -26,6 +26,8 @@ FORMS = (
     "has one, a column of numbers"
 )
 HEADERS = frozenset({"class", "classes", "class_name", "classname", "name", "names", "label", "labels", "category"})
+NUMBER_HEADERS = frozenset({"id", "index", "idx", "number", "classid", "classindex", "labelid", "labelindex", "output"})
+"""Headers, without _, of the column that numbers the outputs."""
 NUMBERED = re.compile(r"(\d+)(?:\s*[:=;,\t]\s*|\s+)(\S.*)")
 QUOTED = re.compile(r"\"(?:[^\"]|\"\")*\"|'[^']*'")
 
@@ -197,15 +199,48 @@ def _from_table(text: str, delimiter: str) -> tuple[str, ...]:
     for body in (rows, rows[1:]):
         if not body or any(len(row) != width for row in body):
             continue
-        for column in range(width):
-            numbers = [_number(row[column]) for row in body]
-            if None in numbers or not _counts([number for number in numbers if number is not None]):
-                continue
-            other = _name_column(rows[0] if body is not rows else (), column, width)
-            return tuple(name for _, name in sorted(zip(numbers, (row[other] for row in body), strict=True)))
+        header = rows[0] if body is not rows else ()
+        column = _number_column(header, body, width)
+        if column is not None:
+            other = _name_column(header, column, width)
+            pairs = sorted((int(row[column]), row[other]) for row in body)
+            return tuple(name for _, name in pairs)
     if len(rows) == 1:
         return tuple(rows[0])
     raise _NoNamesError("no column of it counts the outputs from 0")
+
+
+def _number_column(header: Sequence[str], body: Sequence[Sequence[str]], width: int) -> int | None:
+    """Returns the column that numbers the outputs; None if no column counts them.
+
+    Of several, because the names are numbers too, it is the one whose header says so, or beside which another says that it
+    holds the names, else the only one that counts row by row.
+
+    Raises:
+        _NoNamesError: nothing tells which it is.
+    """
+    columns = [[_number(row[column]) for row in body] for column in range(width)]
+    counting = [at for at, numbers in enumerate(columns) if None not in numbers and _counts(_known(numbers))]
+    if len(counting) < 2:
+        return counting[0] if counting else None
+    said = [header[at].lower() for at in counting] if header else []
+    for chosen in (
+        [at for at, name in zip(counting, said, strict=False) if name.replace("_", "") in NUMBER_HEADERS],
+        [at for at, name in zip(counting, said, strict=False) if name not in HEADERS],
+        [at for at in counting if columns[at] == sorted(_known(columns[at]))],
+    ):
+        if len(chosen) == 1:
+            return chosen[0]
+    if all(columns[at] == columns[counting[0]] for at in counting):
+        return counting[0]
+    raise _NoNamesError(
+        "several of its columns count the outputs: name the one with the numbers `index`, and the other `name`"
+    )
+
+
+def _known(numbers: Sequence[int | None]) -> list[int]:
+    """Returns the numbers that are there."""
+    return [number for number in numbers if number is not None]
 
 
 def _name_column(header: Sequence[str], numbers: int, width: int) -> int:

@@ -38,6 +38,11 @@ WRITTEN = {
     "CSV with numbers": ("classes.csv", "index,name\n1,dog\n0,cat\n", ("cat", "dog")),
     "CSV with numbers behind": ("classes.csv", 'class,id\n"dog, black",1\ncat,0\n', ("cat", "dog, black")),
     "CSV of more columns": ("classes.csv", "id,colour,label\n0,red,cat\n1,blue,dog\n", ("cat", "dog")),
+    "CSV of numbers, index first": ("classes.csv", "index,name\n1,0\n2,1\n0,2\n", ("2", "0", "1")),
+    "CSV of numbers, name first": ("classes.csv", "name,id\n1,0\n2,1\n0,2\n", ("1", "2", "0")),
+    "CSV of numbers, class first": ("classes.csv", "class,index\n1,2\n2,1\n0,0\n", ("0", "2", "1")),
+    "CSV of numbers, class_id last": ("classes.csv", "class_name,class_id\n1,2\n2,0\n0,1\n", ("2", "0", "1")),
+    "CSV of numbers, counted": ("classes.csv", "2,0\n0,1\n1,2\n", ("2", "0", "1")),
     "CSV in one row": ("classes.csv", "dog,cat,bird\n", ("dog", "cat", "bird")),
     "TSV": ("classes.tsv", "0\tcat\n1\tdog\n", ("cat", "dog")),
 }  # fmt: skip
@@ -92,6 +97,12 @@ def test_names_are_written_so_that_they_are_read_back(names):
         ("c.txt", "\n\n", r"holds no name"),
         ("c.txt", "cat\ndog\ncat\n", r"stands twice: cat"),
         ("c.csv", "red,cat\nblue,dog\n", r"no column of it counts the outputs from 0"),
+        (
+            "c.csv",
+            "1,2\n2,0\n0,1\n",
+            r"several of its columns count the outputs: name the one with the numbers `index`",
+        ),
+        ("c.csv", "a,b\n1,2\n2,0\n0,1\n", r"several of its columns count the outputs"),
     ],
 )
 def test_what_gives_no_order_is_refused(tmp_path, file, text, words):

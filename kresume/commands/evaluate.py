@@ -12,6 +12,7 @@ from kresume.commands.options import FEATURE, Command, model_options, read_model
 from kresume.commands.output import check_free, print_result
 from kresume.errors import RunError
 from kresume.options.settings import DEFAULTS
+from kresume.values.decode_spec import INTERPOLATIONS, RESIZES
 
 if TYPE_CHECKING:
     from kresume.evaluation.evaluation import Evaluation
@@ -31,6 +32,16 @@ if TYPE_CHECKING:
     "--against-pixels",
     metavar="KIND",
     help="Pixel values that --against expects, if it does not record them and they are not those of --pixels.",
+)
+@click.option(
+    "--against-resize",
+    type=click.Choice(RESIZES),
+    help="How pictures get the size that --against expects, if it does not record that and it is not --resize.",
+)
+@click.option(
+    "--against-interpolation",
+    type=click.Choice(INTERPOLATIONS),
+    help="How they are sampled, if it does not record that and it is not --interpolation.",
 )
 @click.option(
     "--require",

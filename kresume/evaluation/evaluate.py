@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ from kresume.evaluation.judging import check_conditions, check_gates, failures_o
 from kresume.evaluation.measure import by_generation, measure
 from kresume.evaluation.opening import Served, keras_model_among, read_model, select_for, served_folder
 from kresume.evaluation.own_metrics import OwnMetric, read_metrics
-from kresume.evaluation.sampling import check_resized, doubt_sampling
+from kresume.evaluation.sampling import RESIZING, check_resized, doubt_sampling
 from kresume.images import merging
 from kresume.images.collect import Sources, collect, list_sources
 from kresume.images.manifest import Manifest
@@ -65,6 +66,8 @@ def evaluate(
     against: str | Path | runs.Run | None = None,
     against_classes: str | Sequence[str] | None = None,
     against_pixels: str | None = None,
+    against_resize: str | None = None,
+    against_interpolation: str | None = None,
     feature: Sequence[str] = (),
     metric: str | Sequence[str] = (),
     require: str | Sequence[str] = (),
@@ -101,6 +104,8 @@ def evaluate(
             `classes` for both.
         against_classes: names of that model's outputs in order, if they are not `classes`.
         against_pixels: its pixel convention, if it is not `pixels`.
+        against_resize: how its pictures get its size, if not as `resize` says.
+        against_interpolation: how its pictures are sampled, if not as `interpolation` says.
         metric: further metrics: names of Keras's, or `FILE.py:FUNCTION`, called as `function(labels, probabilities)` with
             `(images,)` class indices and `(images, classes)` probabilities.
         require: conditions on the scores, for example `"all.accuracy>=0.93"`. Those that fail are in `failed`.
@@ -134,19 +139,26 @@ def evaluate(
     check_conditions(gates, images.manifest, images.generation, metrics)
     compared = None
     if other is None:
-        check_resized(given, [opened], len(images.manifest.classes))
+        check_resized({name: getattr(given, name) for name in RESIZING}, [opened], len(images.manifest.classes))
     else:
-        subject = _compared(given, other, names_of(against_classes), against_pixels)
+        names = names_of(against_classes)
+        theirs = {
+            "classes": names,
+            "pixels": against_pixels,
+            "resize": against_resize,
+            "interpolation": against_interpolation,
+        }
+        subject = _compared(given, other, {name: fact for name, fact in theirs.items() if fact is not None})
         compared = read_model(subject, reporter, images.manifest.classes)
         _check_used(given, against_pixels, opened, compared)
-        check_resized(given, [opened, compared], len(images.manifest.classes))
+        _check_resized(given, subject, [opened, compared], len(images.manifest.classes))
     job = _Job(images, shown, batch_size, metrics, reporter)
     own = job.evaluate(opened, assumed=given.classes is None, way="classes")
     if compared is None:
         return replace(own, failed=failures_of(gates, own, None))
-    theirs = job.evaluate(compared, assumed=against_classes is None, way="against-classes")
-    own = replace(own, against=theirs)
-    return replace(own, failed=failures_of(gates, own, theirs, known=images.known))
+    found = job.evaluate(compared, assumed=against_classes is None, way="against-classes")
+    own = replace(own, against=found)
+    return replace(own, failed=failures_of(gates, own, found, known=images.known))
 
 
 def _listed(given: str | Sequence[str]) -> tuple[str, ...]:
@@ -178,18 +190,25 @@ class _Images:
     notes: tuple[str, ...]
 
 
-def _compared(given: Subject, other: str, classes: tuple[str, ...] | None, pixels: str | None) -> Subject:
-    """Returns the model to compare with; what was given for both gives way to what it records itself."""
-    own = {"classes": classes, "pixels": pixels}
-    shared = [name for name in GIVEN if own.get(name) is None]
-    return replace(
-        given,
-        checkpoint=other,
-        model=None,
-        classes=classes or given.classes,
-        pixels=pixels or given.pixels,
-        yielding=tuple(shared),
-    )
+def _compared(given: Subject, other: str, own: dict[str, Any]) -> Subject:
+    """Returns the model to compare with; what was given for both gives way to what it records itself.
+
+    Args:
+        given: what was given for both.
+        other: the checkpoint.
+        own: what was given for this one alone.
+    """
+    shared = tuple(name for name in GIVEN if name not in own)
+    return replace(given, checkpoint=other, model=None, yielding=shared, **own)
+
+
+def _check_resized(given: Subject, other: Subject, models: Sequence[Loaded | Served], classes: int) -> None:
+    """Raises if a way of resizing was given that no model takes, for both or for the other one alone."""
+    for name in RESIZING:
+        shared = name in other.yielding
+        check_resized({name: getattr(given, name)}, models if shared else models[:1], classes)
+        if not shared:
+            check_resized({name: getattr(other, name)}, models[1:], classes, "against-")
 
 
 def _check_used(given: Subject, pixels: str | None, *models: Loaded | Served) -> None:
@@ -257,7 +276,8 @@ class _Job:
         found = predict(model, images.manifest, self.reporter, batch_size=self.batch_size, cache=images.where)
         if not _names_outputs(model):
             found = found.noting(self._doubt(model, found, way, assumed=assumed))
-        doubt = doubt_sampling(model, found, images.manifest, self.reporter, batch_size=self.batch_size)
+        prefix = way.removesuffix("classes")
+        doubt = doubt_sampling(model, found, images.manifest, self.reporter, prefix, batch_size=self.batch_size)
         found = found.noting(doubt)
         return self._measured(model.subject.checkpoint, found)
 

@@ -27,6 +27,8 @@ from kresume.spelling import option
 from kresume.storage import sealed
 from kresume.values.decode_spec import DecodeSpec
 
+RESIZING = ("resize", "interpolation")
+"""Options that say how pictures get the size of a model's input."""
 SHRINKS_MUCH = 2.0
 """Above this factor `bilinear` skips pixels, and its result differs from averages."""
 OBLONG = 1.1
@@ -37,20 +39,23 @@ SMALLEST = 1e-7
 """The smallest probability, as in Keras's losses."""
 
 
-def check_resized(subject: Subject, models: Sequence[Loaded | Served], classes: int) -> None:
+def check_resized(
+    given: Mapping[str, str | None], models: Sequence[Loaded | Served], classes: int, prefix: str = ""
+) -> None:
     """Raises if a way of resizing was given, but all models record another or decode by themselves.
 
     Args:
-        subject: holds what was given.
+        given: the options of `RESIZING`, None for one that was not given.
         models: the models for which it was given.
         classes: number of classes.
+        prefix: before the options' names, `"against-"` for those of the model that is compared with.
 
     Raises:
         UsageError: no model takes it.
     """
-    ways = {name: way for name in ("resize", "interpolation") if (way := getattr(subject, name)) is not None}
+    ways = {name: way for name, way in given.items() if way is not None}
     if ways and not any(_is_resized(model, ways, classes) for model in models):
-        named = " and ".join(option(name, way) for name, way in ways.items())
+        named = " and ".join(option(f"{prefix}{name}", way) for name, way in ways.items())
         own = " and ".join(model.subject.checkpoint for model in models)
         raise UsageError(f"{named}: {own} records how pictures are resized, or resizes them itself: leave it out")
 
@@ -82,7 +87,13 @@ def assumed_spec(model: Loaded | Served, classes: int) -> DecodeSpec | None:
 
 
 def doubt_sampling(
-    model: Loaded | Served, predicted: Predicted, manifest: Manifest, reporter: Reporter, *, batch_size: int
+    model: Loaded | Served,
+    predicted: Predicted,
+    manifest: Manifest,
+    reporter: Reporter,
+    prefix: str,
+    *,
+    batch_size: int,
 ) -> str:
     """Returns a note on the assumed way of resizing: whether another one fits better, beyond chance.
 
@@ -93,6 +104,7 @@ def doubt_sampling(
         predicted: its predictions of all images.
         manifest: the images.
         reporter: shows progress.
+        prefix: before the options' names, `"against-"` for those of the model that is compared with.
         batch_size: images per prediction.
     """
     spec = None if predicted.labels_alone else assumed_spec(model, len(manifest.classes))
@@ -111,13 +123,13 @@ def doubt_sampling(
         found = predict(_resized_by(model, other), sample, reporter, batch_size=batch_size, cache="off").probabilities
         if is_clearly_lower(losses(found), losses(best)):
             best, fitting = found, other
-    ways = [name for name in ("resize", "interpolation") if getattr(fitting, name) != getattr(spec, name)]
+    ways = [name for name in RESIZING if getattr(fitting, name) != getattr(spec, name)]
     if not ways:
-        return describe_assumed(model.subject, spec) if others else ""
+        return describe_assumed(model.subject, spec, prefix) if others else ""
     better, assumed = (
         100 * float((each.argmax(axis=1) == labels).mean()) for each in (best, predicted.probabilities[rows])
     )
-    given = " ".join(option(name, getattr(fitting, name)) for name in ways)
+    given = " ".join(option(f"{prefix}{name}", getattr(fitting, name)) for name in ways)
     instead = " and ".join(getattr(spec, name) for name in ways)
     return (
         f"it does not record how its pictures were resized, and {given} fits them better than {instead}: {better:.1f} % of "

@@ -77,7 +77,7 @@ def write_notes(directory: Path, made: Path, record: Mapping[str, Any]) -> str:
     atomic.write_text(directory / "SERVING.md", public(text(directory, made, record)))
     lines = [f"signature: {line}" for line in _signatures(record)]
     lines += [
-        f"warm-up: {record['warmup']} requests with real images",
+        f"warm-up: {record['warmup']} requests with pictures that it was compared on",
         f"model config ({directory / 'models.config'}):",
     ]
     lines += [f"  {line}" for line in model_config(name).splitlines()]

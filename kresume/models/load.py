@@ -74,6 +74,10 @@ class Subject:
     resize: str | None = None
     interpolation: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.pixels == "auto":  # the word of `train` for a convention that is found
+            object.__setattr__(self, "pixels", None)
+
     def choose(self, name: str, found: Any) -> Any:
         """Returns a given fact, or the one that the checkpoint records or shows: whichever wins."""
         given = getattr(self, name)
@@ -160,15 +164,21 @@ class Loaded:
         return f"{self.run.path} is not finished: its newest snapshot is used ({weights}){more}"
 
 
-def describe_assumed(subject: Subject, spec: DecodeSpec) -> str:
-    """Describes how pictures are resized where nothing says it; empty if the user says all of it."""
+def describe_assumed(subject: Subject, spec: DecodeSpec, prefix: str = "") -> str:
+    """Describes how pictures are resized where nothing says it; empty if the user says all of it.
+
+    Args:
+        subject: what the user says.
+        spec: how pictures are decoded.
+        prefix: before the options' names.
+    """
     ways = {name: getattr(spec, name) for name in ("resize", "interpolation") if getattr(subject, name) is None}
     if not ways:
         return ""
-    keras = f"{option('interpolation', 'bilinear')} is the default of image_dataset_from_directory"
+    keras = f"{option(f'{prefix}interpolation', 'bilinear')} is the default of image_dataset_from_directory"
     return (
         f"it does not record how pictures were resized: {' and '.join(ways.values())} {'is' if len(ways) == 1 else 'are'} "
-        f"assumed ({keras if 'interpolation' in ways else option('resize')})"
+        f"assumed ({keras if 'interpolation' in ways else option(f'{prefix}resize')})"
     )
 
 

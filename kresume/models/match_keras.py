@@ -24,6 +24,7 @@ from kresume.models.slot_forms import keras_classes
 from kresume.models.structure import Target
 from kresume.values.state import TrainState
 
+INNER_MODEL = re.compile(rf"(.+)/{OPTIMIZER}\d+")
 METRICS = ("metrics/", "compile_metrics/")
 """Prefixes of the state of metrics in files of Keras 2; metrics start fresh."""
 
@@ -83,12 +84,13 @@ def optimizer_list(state: TrainState) -> list[str]:
 def unused(model: Any, optimizer: Any | None, state: TrainState, names: Mapping[int, str]) -> list[str]:
     """Returns the unmatched arrays that should have a variable.
 
-    A loss-scaled optimizer is stored twice, and a variable that two layers share may be. The second copy needs none.
+    A loss-scaled optimizer is stored twice, and a variable that two layers share may be. The second copy needs none. Neither
+    do the optimizers of inner models, which a compiled model keeps when it becomes a layer of another one: they train nothing.
     """
     extra = match_slots.superfluous(optimizer, state, optimizer_list(state))
     prefix = "optimizer/" if optimizer is None else INNER
     extra |= {name for name in state.arrays if name.startswith(prefix)}
-    extra |= _second_names(model, state, names)
+    extra |= _second_names(model, state, names) | _of_inner_models(state)
     left = match_slots.unmatched(state, names)
     return [name for name in left if name not in extra and "/vars/" in f"/{name}" and not name.startswith(METRICS)]
 
@@ -107,6 +109,16 @@ def trained_weights(model: keras.Model, state: TrainState) -> list[np.ndarray]:
         for variables in (model.trainable_variables, structure.can_train(model))
     )
     return every if keras_classes(state, every) and not keras_classes(state, now) else now
+
+
+def _of_inner_models(state: TrainState) -> set[str]:
+    """Returns the arrays of the optimizers of inner models; the first of each is its count of iterations."""
+    found = {name: match[1] for name in state.arrays if (match := INNER_MODEL.fullmatch(name))}
+    counts = {
+        model for model in found.values()
+        if (count := state.arrays.get(f"{model}/{OPTIMIZER}0")) is not None and count.shape == () and count.dtype.kind in "iu"
+    }  # fmt: skip
+    return {name for name, model in found.items() if model in counts}
 
 
 def _second_names(model: keras.Model, state: TrainState, names: Mapping[int, str]) -> set[str]:

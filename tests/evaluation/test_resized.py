@@ -96,6 +96,20 @@ def test_a_comparison_uses_it_for_whichever_model_does_not_record_its_own(model,
         kresume.evaluate(run, data=images, interpolation="bilinear")
     with pytest.raises(UsageError, match=r"records how pictures are resized, or resizes them itself: leave it out"):
         kresume.evaluate(run, data=images, against=run, resize="crop")
+    alone = kresume.evaluate(
+        model, data=images, against=model, interpolation="kerasarea", against_interpolation="bilinear"
+    )
+    assert alone.scores["all"]["accuracy"] < 0.8
+    assert alone.against.scores["all"]["accuracy"] == 1.0
+    told = kresume.evaluate(model, data=images, against=model, interpolation="bilinear", resize="stretch")
+    assert not told.note
+    assert not told.against.note
+    assumed = kresume.evaluate(run, data=images, against=model).against
+    assert "against-interpolation" in assumed.note or "against_interpolation" in assumed.note
+    with pytest.raises(UsageError, match=r"run records .*nearest.*, with which it was trained"):
+        kresume.evaluate(model, data=images, against=run, against_interpolation="bilinear")
+    with pytest.raises(UsageError, match=r"interpolation.*area.*run records how pictures are resized"):
+        kresume.evaluate(run, data=images, against=model, interpolation="area", against_interpolation="bilinear")
 
 
 def test_predictions_and_exports_resize_as_they_are_told(model, images, tmp_path):
@@ -119,6 +133,8 @@ def test_predictions_and_exports_resize_as_they_are_told(model, images, tmp_path
     assert card["interpolation"] == "bilinear"
     with pytest.raises(UsageError, match="resizes them itself"):
         kresume.evaluate(tmp_path / "serving", data=images, interpolation="area")
+    with pytest.raises(UsageError, match=r"against.resize.*crop.*resizes them itself"):
+        kresume.evaluate(model, data=images, against=tmp_path / "serving", against_resize="crop")
     with pytest.raises(UsageError, match="resizes them itself"):
         kresume.predict(tmp_path / "serving", [images], interpolation="area")
 

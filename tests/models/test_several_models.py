@@ -250,3 +250,35 @@ def test_inspect_names_the_models(tmp_path):
     assert inspect.describe(read_checkpoint(str(tmp_path / "root"))).notes == ()
     twins.export(str(tmp_path / "export"), verbose=False)
     assert not [note for note in inspect.describe(read_checkpoint(str(tmp_path / "export"))).notes if "shapes" in note]
+
+
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize("file", ["m.keras", "m.weights.h5"])
+def test_the_optimizer_of_an_inner_model_needs_no_variable(tmp_path, file):
+    """A compiled model that became a layer keeps its optimizer in the file: it trains nothing, and its arrays are left out."""
+    rng = np.random.default_rng(0)
+
+    def build():
+        inner = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, activation="relu")])
+        outer = keras.Sequential([keras.Input((6,)), inner, keras.layers.Dense(3)])
+        outer.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        return inner, outer
+
+    inner, outer = build()
+    inner.compile("adam", "mse")
+    inner.fit(rng.random((8, 6)), rng.random((8, 4)), verbose=0)
+    outer.fit(rng.random((8, 6)), rng.integers(0, 3, 8), verbose=0)
+    outer.save(tmp_path / file) if file == "m.keras" else outer.save_weights(tmp_path / file)
+    state = read_checkpoint(str(tmp_path / file))
+    assert any("/optimizer/vars/" in name for name in state.arrays)
+    _, live = build()
+    live.optimizer.build(live.trainable_variables)
+    found = restore(live, state, optimizer=live.optimizer)
+    assert "restored" in str(found)
+    for now, before in zip(
+        live.variables + live.optimizer.variables, outer.variables + outer.optimizer.variables, strict=True
+    ):
+        np.testing.assert_array_equal(np.array(now), np.array(before))
+    state.arrays["layers/other/optimizer/vars/0"] = np.ones((3, 3), np.float32)  # no count: a layer of that name
+    with pytest.raises(RestoreError, match="holds 1 arrays for which the model has no variable"):
+        restore(live, state, optimizer=live.optimizer)
