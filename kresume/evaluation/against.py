@@ -22,7 +22,7 @@ from kresume.errors import UsageError
 from kresume.evaluation import keras_facts
 from kresume.evaluation.caches import open_cache
 from kresume.evaluation.opening import Served
-from kresume.evaluation.served import Prediction, predict_saved_model
+from kresume.evaluation.served import Prediction, plain_reason, predict_saved_model
 from kresume.images import conventions, inputs
 from kresume.images.manifest import Manifest
 from kresume.images.reader import PictureReader, as_files
@@ -179,7 +179,7 @@ def _served(served: Served, manifest: Manifest, reporter: Reporter) -> Predicted
         path = manifest.found(np.array([row]))[0].name
         notes.append(
             f"{counted(len(prediction.failed), 'image')} that it could not read "
-            f"{'counts' if len(prediction.failed) == 1 else 'count'} as wrong ({path}: {reason})"
+            f"{'counts' if len(prediction.failed) == 1 else 'count'} as wrong ({path}: {plain_reason(reason)})"
         )
     probabilities = prediction.scores
     alone = probabilities is None

@@ -23,7 +23,7 @@ from kresume.errors import UsageError
 from kresume.evaluation.against import PART, array_input, describe_signature, served_signature
 from kresume.evaluation.opening import Served, keras_model_among, read_model, select_for
 from kresume.evaluation.sampling import RESIZING, assumed_spec, check_resized
-from kresume.evaluation.served import Prediction, predict_saved_model
+from kresume.evaluation.served import Prediction, plain_reason, predict_saved_model
 from kresume.images import inputs
 from kresume.images.read_ahead import Read
 from kresume.images.sources.found import Found
@@ -192,6 +192,6 @@ def _of(prediction: Prediction) -> ModelAnswers:
     scores = prediction.scores
     chosen = prediction.indices if scores is None else SINGLE_LABEL.answers(scores)
     failed = {
-        index: f"the model cannot read it ({' '.join(reason.split())})" for index, reason in prediction.failed.items()
+        index: f"the model cannot read it ({plain_reason(reason)})" for index, reason in prediction.failed.items()
     }
     return ModelAnswers(np.where(np.isin(np.arange(len(chosen)), list(failed)), -1, chosen), scores, failed)

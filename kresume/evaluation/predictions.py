@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -172,8 +173,9 @@ def predict(
         if output is None and stream is None:
             kept = tuple(rows)
         else:
+            first = tuple(islice(rows, 1))  # a model that cannot be read leaves no header behind
             with writing(kind, job.top_k, output, stream) as write:
-                for row in rows:
+                for row in chain(first, rows):
                     write(row)
     if not job.images:
         raise ImagesError(

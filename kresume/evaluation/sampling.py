@@ -9,6 +9,7 @@ Keras's loader samples by `bilinear`, which skips pixels of larger pictures, and
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -118,11 +119,13 @@ def doubt_sampling(
         return np.asarray(-np.log(np.maximum(probabilities[places, labels], SMALLEST)))
 
     best, fitting = predicted.probabilities[rows], spec
-    others = _others(spec, model.subject, manifest)
-    for other in others:
-        found = predict(_resized_by(model, other), sample, reporter, batch_size=batch_size, cache="off").probabilities
-        if is_clearly_lower(losses(found), losses(best)):
-            best, fitting = found, other
+    others, silent = _others(spec, model.subject, manifest), Reporter(quiet=True)
+    doing = f"trying {len(others)} other ways of resizing on {len(rows)} images"
+    with reporter.waiting(doing) if others else contextlib.nullcontext():
+        for other in others:
+            found = predict(_resized_by(model, other), sample, silent, batch_size=batch_size, cache="off").probabilities
+            if is_clearly_lower(losses(found), losses(best)):
+                best, fitting = found, other
     ways = [name for name in RESIZING if getattr(fitting, name) != getattr(spec, name)]
     if not ways:
         return describe_assumed(model.subject, spec, prefix) if others else ""

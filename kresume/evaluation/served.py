@@ -8,6 +8,7 @@ Each model runs in a process of its own.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -144,6 +145,14 @@ def to_pairs(given: np.ndarray, head: Head | None, operation: str, *, shares: bo
             )
         head = Head(BINARY, from_logits=kind == "logits")
     return two_logits(values) if head.from_logits and not shares else head.probabilities(values)
+
+
+def plain_reason(text: str) -> str:
+    """Returns what TensorFlow says of a request in one line, without the places in the graph."""
+    line = re.sub(r"^Graph execution error:.*?<stack traces unavailable>\s*", "", " ".join(text.split()))
+    line = line.partition(" [[{{")[0]
+    asserted = re.fullmatch(r"assertion failed: \[(.*)\]", line)
+    return asserted[1] if asserted else line
 
 
 def interpret(

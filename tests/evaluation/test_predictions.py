@@ -21,6 +21,7 @@ from kresume import cli
 from kresume.errors import ImagesError, UsageError
 from kresume.evaluation import predictions
 from kresume.evaluation.opened import open_model
+from kresume.evaluation.served import plain_reason
 from kresume.images.decode import decode
 from kresume.images.read_ahead import Read, read_ahead
 from kresume.images.sorting import SortedFolder
@@ -397,3 +398,21 @@ def test_links_and_marks(tmp_path, monkeypatch):
     shutil.rmtree(folder.path / "cat")
     with pytest.raises(ImagesError, match="there are no other class folders"):
         list_images([folder.path], QUIET)
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize(
+    ("said", "plain"),
+    [
+        (
+            "Graph execution error:\n\nDetected at node cond_1/Assert defined at (most recent call last):\n<stack traces "
+            "unavailable>\nassertion failed: [image_bytes[0]: not a JPEG]\n\t [[{{node cond_1/Assert}}]] [Op:__inference_1]",
+            "image_bytes[0]: not a JPEG",
+        ),
+        ("Number of channels must be 1, was 0\n\t [[{{node decode}}]]", "Number of channels must be 1, was 0"),
+        ("it is  empty", "it is empty"),
+    ],
+)
+def test_what_tensorflow_says_is_one_line(said, plain):
+    """The reason alone is shown, without the places in the graph."""
+    assert plain_reason(said) == plain
