@@ -96,8 +96,10 @@ class OrderFound:
         return f"right on {100 * self.assumed:.1f} % in that order and on {100 * self.explained:.1f} % in another, {reason}"
 
 
-def doubt_order(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[str], way: str, *, assumed: bool) -> str:
-    """Returns a note if a model's outputs may be in another order; empty if they are not.
+def doubt_order(
+    predicted: np.ndarray, labels: np.ndarray, classes: Sequence[str], way: str, *, assumed: bool
+) -> tuple[str, bool]:
+    """Returns a note on the order of the outputs, and True if the images contradict it.
 
     Args:
         predicted: `(n,)` the predicted classes, as indices; -1 for none of them.
@@ -116,14 +118,17 @@ def doubt_order(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[str
         )
         given = option(way, join_classes(found.order))
         if assumed:
-            return f"its outputs are not in the order of {used}: {better}: give {given}"
-        return f"these images contradict the order that {option(way)} gives: {better}: {given} would be that order"
+            return f"its outputs are not in the order of {used}: {better}: give {given}", True
+        return (
+            f"these images contradict the order that {option(way)} gives: {better}: {given} would be that order",
+            True,
+        )
     if found.doubtful and assumed:
         return (
             f"it does not name its outputs, and these images do not show whether {used} are their order: it is "
             f"{found.describe_doubt()}; give the order with {option(way, join_classes(found.likely) or 'a,b,c')}"
-        )
-    return ""
+        ), False
+    return "", False
 
 
 def describe_order(

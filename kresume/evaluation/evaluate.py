@@ -274,19 +274,22 @@ class _Job:
         """
         images = self.images
         found = predict(model, images.manifest, self.reporter, batch_size=self.batch_size, cache=images.where)
+        contradicted = False
         if not _names_outputs(model):
-            found = found.noting(self._doubt(model, found, way, assumed=assumed))
-        prefix = way.removesuffix("classes")
-        doubt = doubt_sampling(model, found, images.manifest, self.reporter, prefix, batch_size=self.batch_size)
-        found = found.noting(doubt)
+            doubt, contradicted = self._doubt(model, found, way, assumed=assumed)
+            found = found.noting(doubt)
+        if not contradicted:  # losses in a wrong order say nothing about pictures
+            prefix = way.removesuffix("classes")
+            doubt = doubt_sampling(model, found, images.manifest, self.reporter, prefix, batch_size=self.batch_size)
+            found = found.noting(doubt)
         return self._measured(model.subject.checkpoint, found)
 
-    def _doubt(self, model: Loaded | Served, found: Predicted, way: str, *, assumed: bool) -> str:
-        """Returns a note if a model's outputs may be in another order than the assumed one."""
+    def _doubt(self, model: Loaded | Served, found: Predicted, way: str, *, assumed: bool) -> tuple[str, bool]:
+        """Returns a note on the order of the outputs, and True if the images contradict it."""
         names = self.images.manifest.classes
         own = model.card.classes if isinstance(model, Loaded) else names
         if set(own) != set(names):
-            return ""  # the images cannot show the order of classes that they do not have
+            return "", False  # the images cannot show the order of classes that they do not have
         chosen = found.task.answers(found.probabilities) if found.chosen is None else found.chosen
         place = np.array([own.index(name) for name in names])
         return doubt_order(place[chosen], place[self.images.manifest.labels], own, way, assumed=assumed)

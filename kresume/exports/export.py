@@ -237,7 +237,7 @@ def _doubt_order(loaded: Loaded, samples: Samples) -> str:
     if loaded.state.card is not None or not loaded.named or not known.any():
         return ""
     assumed = loaded.subject.classes is None
-    return doubt_order(samples.answers[known], samples.labels[known], samples.classes, "classes", assumed=assumed)
+    return doubt_order(samples.answers[known], samples.labels[known], samples.classes, "classes", assumed=assumed)[0]
 
 
 def _raw(loaded: Loaded) -> Loaded:
