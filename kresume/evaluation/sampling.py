@@ -129,9 +129,10 @@ def doubt_sampling(
     ways = [name for name in RESIZING if getattr(fitting, name) != getattr(spec, name)]
     if not ways:
         return describe_assumed(model.subject, spec, prefix) if others else ""
-    better, assumed = (
-        100 * float((each.argmax(axis=1) == labels).mean()) for each in (best, predicted.probabilities[rows])
+    judged = (
+        predicted.task.right(predicted.task.answers(each), labels) for each in (best, predicted.probabilities[rows])
     )
+    better, assumed = (100 * float(right.mean()) for right in judged)
     given = " ".join(option(f"{prefix}{name}", getattr(fitting, name)) for name in ways)
     instead = " and ".join(getattr(spec, name) for name in ways)
     return (

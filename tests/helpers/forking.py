@@ -16,7 +16,6 @@ import importlib
 import json
 import os
 import runpy
-import select
 import signal
 import socket
 import subprocess
@@ -25,6 +24,7 @@ import tempfile
 import threading
 import traceback
 import types
+from multiprocessing import connection as waiting
 from pathlib import Path
 from typing import NoReturn
 
@@ -93,7 +93,7 @@ class Forked:
 
     def poll(self):
         """Returns the exit code, None while the process runs."""
-        ended = self.returncode is not None or select.select([self._connection], [], [], 0)[0]
+        ended = self.returncode is not None or waiting.wait([self._connection], 0)
         return self.wait() if ended else None
 
     def wait(self):
@@ -144,7 +144,7 @@ def serve(kind: str, address: Path):
     session = int((address.parent / SESSION).read_text())
     while address.exists() and _runs(session):
         supervisors -= {process for process in supervisors if os.waitpid(process, os.WNOHANG)[0]}
-        if not select.select([listening], [], [], 0.5)[0]:
+        if not waiting.wait([listening], 0.5):
             continue
         connection, _ = listening.accept()
         supervisor = os.fork()

@@ -411,7 +411,7 @@ def test_a_loss_that_nobody_can_make_is_named(form, script, pictures, quiet, tmp
     plan = make_plan(from_arguments(str(path), {**given, "loss": "categorical_crossentropy", "metric": ["AUC"]}), quiet)
     assert "the checkpoint's own loss, special, is replaced by categorical_crossentropy" in plan.notes
     assert "metrics of the checkpoint are not computed: mse; --metric NAME adds one" in plan.notes
-    assert evaluate(path, pictures / "old").note == ""
+    assert "special" not in evaluate(path, pictures / "old").note
     if form != "by name":
         return
     said = Said()
