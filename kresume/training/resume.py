@@ -9,6 +9,7 @@ decided and a snapshot of step 0. From then on a new run and an interrupted one 
 
 from __future__ import annotations
 
+import gc
 import os
 import shlex
 from dataclasses import replace
@@ -59,7 +60,10 @@ def resume(checkpoint: str | os.PathLike[str] | None = None, /, **arguments: Any
     """
     quiet = bool(arguments.pop("quiet", False))
     reporter = Reporter(quiet=quiet)
-    result = train(from_arguments(checkpoint, arguments), reporter)
+    try:
+        result = train(from_arguments(checkpoint, arguments), reporter)
+    finally:
+        gc.collect()  # frees the cache's open files: a notebook that trains week after week would run out of them
     reporter.say(str(result))
     if result.failed:
         raise GateFailed(f"{'; '.join(result.failed)}: {result.run} is rejected")

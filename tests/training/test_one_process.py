@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 import keras
 import pytest
@@ -54,3 +55,14 @@ def test_deterministic_kernels_train_and_repeat(tmp_path, pictures):
     unknown.step_done(1)
     unknown.step_done(2)
     assert unknown.share() is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files as Linux lists them")
+def test_a_run_leaves_no_file_of_the_cache_open(tmp_path, pictures):
+    """A notebook that trains week after week keeps none of its runs' caches open, so it does not run out of files."""
+    cache = str(tmp_path / "cache")
+    arguments = {**TINY, "epochs": 1, "cache": cache, "data": [str(pictures / "old")], "quiet": True}
+    for number in range(2):
+        kresume.resume(None, out=str(tmp_path / f"run-{number}"), **arguments)
+        opened = [os.path.realpath(file) for file in Path("/proc/self/fd").iterdir()]
+        assert not [file for file in opened if file.startswith(os.path.realpath(cache))]

@@ -89,6 +89,10 @@ class Feed:
                 cache.refresh()
             decode_recorded(manifest, spec, cache, self._reporter, needs_all=False)
 
+    def tell_broken(self, manifest: Manifest, row: int, reason: str) -> None:
+        """Says that a file can no longer be read."""
+        self._on_broken(manifest, row, reason)
+
     def dataset(self, manifest: Manifest, order: Order, step: int) -> Any:
         """Returns an endless `tf.data.Dataset` of batches.
 
@@ -98,11 +102,11 @@ class Feed:
             step: the first batch.
         """
         rows = manifest.train_rows()
-        # TensorFlow keeps earlier datasets and what they read with; weak references let their readers be freed.
+        # TensorFlow keeps the functions of earlier datasets, also after the run; weak references let what they read with go.
         self._readers = [
             PictureReader(manifest, spec, cache) for spec, cache in zip(self._specs, self._caches, strict=True)
         ]
-        reader, *others = (weakref.proxy(each) for each in self._readers)
+        feed, (reader, *others) = weakref.proxy(self), [weakref.proxy(each) for each in self._readers]
         return pipeline.training_dataset(
             reader,
             rows,
@@ -114,7 +118,7 @@ class Feed:
             input_shape=self._card.input_shape,
             augment=self._augment,
             targets=self._to_targets,
-            on_broken=lambda row, reason: self._on_broken(reader.manifest, row, reason),
+            on_broken=lambda row, reason: feed.tell_broken(reader.manifest, row, reason),
             varied=Varied(others[0], self._seed) if others else None,
             times=batch_times(),
             process=hosts.this(),
