@@ -185,13 +185,16 @@ def _number(value: Any) -> int | None:
 
 
 def _from_table(text: str, delimiter: str) -> tuple[str, ...]:
+    told = re.match(r'"?sep=(.)"?\r?\n', text, re.IGNORECASE)  # a line for spreadsheets
+    if told:
+        text, delimiter = text[told.end() :], told[1]
     rows = [
         [cell.strip() for cell in row]
         for row in csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
         if any(cell.strip() for cell in row)
     ]
     width = max((len(row) for row in rows), default=0)
-    if len(rows) == 1 and width != 2:
+    if len(rows) == 1 and (width != 2 or None not in map(_number, rows[0])):
         return tuple(rows[0])
     if width == 1:
         names = [row[0] for row in rows]
@@ -202,7 +205,7 @@ def _from_table(text: str, delimiter: str) -> tuple[str, ...]:
         header = rows[0] if body is not rows else ()
         column = _number_column(header, body, width)
         if column is not None:
-            other = _name_column(header, column, width)
+            other = _name_column(header, body, column, width)
             pairs = sorted((int(row[column]), row[other]) for row in body)
             return tuple(name for _, name in pairs)
     if len(rows) == 1:
@@ -223,16 +226,17 @@ def _number_column(header: Sequence[str], body: Sequence[Sequence[str]], width: 
     counting = [at for at, numbers in enumerate(columns) if None not in numbers and _counts(_known(numbers))]
     if len(counting) < 2:
         return counting[0] if counting else None
-    said = [header[at].lower() for at in counting] if header else []
-    for chosen in (
-        [at for at, name in zip(counting, said, strict=False) if name.replace("_", "") in NUMBER_HEADERS],
-        [at for at, name in zip(counting, said, strict=False) if name not in HEADERS],
-        [at for at in counting if columns[at] == sorted(_known(columns[at]))],
-    ):
-        if len(chosen) == 1:
-            return chosen[0]
     if all(columns[at] == columns[counting[0]] for at in counting):
         return counting[0]
+    said = {at: header[at].lower() for at in counting} if header else {}
+    numbered = [at for at, name in said.items() if name.replace("_", "") in NUMBER_HEADERS]
+    if len(numbered) == 1:
+        return numbered[0]
+    unnamed = [at for at, name in said.items() if name not in HEADERS]
+    by_row = [at for at in counting if columns[at] == sorted(_known(columns[at]))]
+    told = {each[0] for each in (unnamed, by_row) if len(each) == 1}
+    if len(told) == 1:
+        return told.pop()
     raise _NoNamesError(
         "several of its columns count the outputs: name the one with the numbers `index`, and the other `name`"
     )
@@ -243,12 +247,13 @@ def _known(numbers: Sequence[int | None]) -> list[int]:
     return [number for number in numbers if number is not None]
 
 
-def _name_column(header: Sequence[str], numbers: int, width: int) -> int:
+def _name_column(header: Sequence[str], body: Sequence[Sequence[str]], numbers: int, width: int) -> int:
     """Returns the column of names.
 
-    This is the column whose header says so, else the first that does not hold the numbers.
+    This is the column whose header says so, else the first that holds words, else the first that does not hold the numbers.
     """
     others = [column for column in range(width) if column != numbers]
+    others.sort(key=lambda column: all(_number(row[column]) is not None for row in body))  # words come before numbers
     named = [column for column in others if column < len(header) and header[column].lower() in HEADERS]
     return (named or others)[0]
 

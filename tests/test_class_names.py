@@ -43,6 +43,9 @@ WRITTEN = {
     "CSV of numbers, class first": ("classes.csv", "class,index\n1,2\n2,1\n0,0\n", ("0", "2", "1")),
     "CSV of numbers, class_id last": ("classes.csv", "class_name,class_id\n1,2\n2,0\n0,1\n", ("2", "0", "1")),
     "CSV of numbers, counted": ("classes.csv", "2,0\n0,1\n1,2\n", ("2", "0", "1")),
+    "CSV of numbers and words": ("classes.csv", "0,0,cat\n1,1,dog\n", ("cat", "dog")),
+    "CSV of a spreadsheet": ("classes.csv", "sep=;\r\nindex;name\r\n1;dog\r\n0;cat\r\n", ("cat", "dog")),
+    "CSV of two numbers": ("classes.csv", "0,1\n", ("0", "1")),
     "CSV in one row": ("classes.csv", "dog,cat,bird\n", ("dog", "cat", "bird")),
     "TSV": ("classes.tsv", "0\tcat\n1\tdog\n", ("cat", "dog")),
 }  # fmt: skip
@@ -103,6 +106,7 @@ def test_names_are_written_so_that_they_are_read_back(names):
             r"several of its columns count the outputs: name the one with the numbers `index`",
         ),
         ("c.csv", "a,b\n1,2\n2,0\n0,1\n", r"several of its columns count the outputs"),
+        ("c.csv", "label,digit\n0,1\n1,2\n2,0\n", r"several of its columns count the outputs"),
     ],
 )
 def test_what_gives_no_order_is_refused(tmp_path, file, text, words):

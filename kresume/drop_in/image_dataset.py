@@ -99,8 +99,7 @@ def image_dataset(
         subset: `"training"`, `"validation"` or `"both"`; requires `validation_split`.
         interpolation: `"bilinear"`, `"nearest"`, `"bicubic"`, `"area"`, `"lanczos3"`, `"lanczos5"`, `"gaussian"`,
             `"mitchellcubic"`, or `"antialias"`, which Keras does not have. Values are rounded to integers. A
-            command of kresume that reads a model
-            trained with `"area"` needs `--interpolation kerasarea`.
+            command of kresume that reads a model trained with `"area"` needs `--interpolation kerasarea`.
         follow_links: follow symbolic links to folders inside the class folders.
         crop_to_aspect_ratio: crop the longer side instead of distorting the image.
         pad_to_aspect_ratio: pad with black instead of distorting the image.

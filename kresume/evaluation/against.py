@@ -105,18 +105,25 @@ def predict(
     return Predicted(scorer.task, ours, to_ours[chosen], confidences, note="; ".join(loaded.notes), lacks=lacks)
 
 
+def recorded_card(folder: Path) -> Card | None:
+    """Returns the card of a SavedModel that kresume exported; None for one of another program."""
+    record = folder / sealed.NAME
+    if not record.is_file():
+        return None
+    card = atomic.read_json(record).get("card")
+    return Card.from_dict(card) if card else None
+
+
 def served_size(folder: Path, signature: Signature) -> tuple[DecodeSpec, str, InputLayout]:
     """Returns decoding, pixel convention and input layout of a SavedModel with array input.
 
     Raises:
         UsageError: neither its signature nor its `export.json` records the size.
     """
-    record = folder / sealed.NAME
-    if record.is_file():
-        told = atomic.read_json(record)
-        card = Card.from_dict(told["card"])
-        spec = card.spec
-        return spec, str(told.get("sent") or card.pixels), signature.input.layout(card.image_size, card.input)
+    card = recorded_card(folder)
+    if card is not None:
+        sent = atomic.read_json(folder / sealed.NAME).get("sent")
+        return card.spec, str(sent or card.pixels), signature.input.layout(card.image_size, card.input)
     layout = signature.input.layout()
     size = signature.input.size(layout)
     if size is None:
@@ -231,19 +238,22 @@ def array_input(
     Raises:
         UsageError: the size or the pixel convention is neither recorded nor given.
     """
-    if subject.image_size is not None:
+    card = recorded_card(folder)
+    if card is None and subject.image_size is not None:
         spec, pixels = _asked(subject, subject.image_size), ""
         layout = signature.input.layout(subject.image_size)
     else:
         spec, pixels, layout = served_size(folder, signature)
-        if not (folder / sealed.NAME).is_file():
-            spec = _asked(subject, (spec.height, spec.width))
+    if card is not None:
+        _check_recorded(subject, folder, spec, pixels if signature.input.kind == "values" else "")
+    else:
+        spec = _asked(subject, (spec.height, spec.width))
     if subject.axes is not None:
         layout = read_layout(layout.shape((spec.height, spec.width)), (spec.height, spec.width), subject.axes)[0]
     found = pixels
     if signature.input.kind == "values" and not found and (subject.pixels is None or "pixels" in subject.yielding):
         found = keras_facts.read_facts(folder, subject, signature).pixels or ""
-    pixels = subject.choose("pixels", found)
+    pixels = found if card is not None and found else subject.choose("pixels", found)
     if signature.input.kind == "values" and not pixels:
         raise UsageError(
             f"{folder} expects pixel values as numbers and does not record which: give {option('pixels')}, one of "
@@ -253,6 +263,20 @@ def array_input(
     convert = inputs.to_input("0-255" if kind == "uint8" else pixels, layout)
     dtype = kind if kind in {"uint8", "float16", "float64"} else "float32"
     return spec, convert, layout.shape((spec.height, spec.width)), dtype
+
+
+def _check_recorded(subject: Subject, folder: Path, spec: DecodeSpec, pixels: str) -> None:
+    """Raises if a fact was given, for this model alone, that contradicts what its export records.
+
+    Raises:
+        UsageError: it does.
+    """
+    size = (spec.height, spec.width)
+    if subject.image_size not in {None, size} and not subject.yielding:
+        given = option("image-size", "x".join(map(str, subject.image_size or ())))
+        raise UsageError(f"{folder} records that its pictures are {size[0]}x{size[1]}: leave {given} out")
+    if pixels and subject.pixels not in {None, pixels} and "pixels" not in subject.yielding:
+        raise UsageError(f"{folder} records that it expects {pixels}: leave {option('pixels', subject.pixels)} out")
 
 
 def _asked(subject: Subject, size: tuple[int, int]) -> DecodeSpec:

@@ -125,6 +125,7 @@ def evaluate(
     other = os.fspath(against) if against is not None else None
     gates = Gates.of(_listed(require), max_forgetting, max_class_drop, unbounded=_listed(metric))
     check_gates(gates, other)
+    theirs = _of_other(other, names_of(against_classes), against_pixels, against_resize, against_interpolation)
     sources = [data] if isinstance(data, (str, Path)) else list(data)
     shown = tuple(str(source) for source in sources)
     listed = list_sources(reporter, data=shown, features=parse_features(tuple(feature)), tests=True)
@@ -141,14 +142,7 @@ def evaluate(
     if other is None:
         check_resized({name: getattr(given, name) for name in RESIZING}, [opened], len(images.manifest.classes))
     else:
-        names = names_of(against_classes)
-        theirs = {
-            "classes": names,
-            "pixels": against_pixels,
-            "resize": against_resize,
-            "interpolation": against_interpolation,
-        }
-        subject = _compared(given, other, {name: fact for name, fact in theirs.items() if fact is not None})
+        subject = _compared(given, other, theirs)
         compared = read_model(subject, reporter, images.manifest.classes)
         _check_used(given, against_pixels, opened, compared)
         _check_resized(given, subject, [opened, compared], len(images.manifest.classes))
@@ -188,6 +182,20 @@ class _Images:
     known: np.ndarray
     facts: merging.MergeFacts
     notes: tuple[str, ...]
+
+
+def _of_other(other: str | None, *facts: Any) -> dict[str, Any]:
+    """Returns what was given for the other model alone: classes, pixels, then those of `RESIZING`.
+
+    Raises:
+        UsageError: there is no such model.
+    """
+    found = {name: fact for name, fact in zip(("classes", "pixels", *RESIZING), facts, strict=True) if fact is not None}
+    if found and other is None:
+        raise UsageError(
+            f"{option(f'against-{next(iter(found))}')} is for the model of {option('against')}: give it, too"
+        )
+    return found
 
 
 def _compared(given: Subject, other: str, own: dict[str, Any]) -> Subject:

@@ -16,16 +16,15 @@ from dataclasses import replace
 import numpy as np
 
 from kresume.errors import UsageError
-from kresume.evaluation.against import Predicted, array_input, predict, served_signature
+from kresume.evaluation.against import Predicted, array_input, predict, recorded_card, served_signature
 from kresume.evaluation.opening import Served
-from kresume.evaluation.probe import PROBE_IMAGES, is_clearly_lower
+from kresume.evaluation.probe import CLEAR_ERRORS, PROBE_IMAGES, is_clearly_lower
 from kresume.images.manifest import Manifest
 from kresume.images.order import permutation
 from kresume.images.variation import other_spec
 from kresume.models.load import Loaded, Subject, describe_assumed
 from kresume.reporter import Reporter
 from kresume.spelling import option
-from kresume.storage import sealed
 from kresume.values.decode_spec import DecodeSpec
 
 RESIZING = ("resize", "interpolation")
@@ -36,6 +35,8 @@ OBLONG = 1.1
 """Above this factor pictures have another shape than the model's input, so that stretched ones differ from cropped ones."""
 OTHER_RESIZES = ("crop", "keraspad")
 """Ways of resizing that Keras's loader has beside stretching."""
+ONE_SIDED = 1.64
+"""Standard errors by which the numbers of right images must differ: 5 % by chance."""
 SMALLEST = 1e-7
 """The smallest probability, as in Keras's losses."""
 
@@ -58,7 +59,7 @@ def check_resized(
     if ways and not any(_is_resized(model, ways, classes) for model in models):
         named = " and ".join(option(f"{prefix}{name}", way) for name, way in ways.items())
         own = " and ".join(model.subject.checkpoint for model in models)
-        raise UsageError(f"{named}: {own} records how pictures are resized, or resizes them itself: leave it out")
+        raise UsageError(f"{named}: how pictures are resized for {own} is recorded, or done by the model: leave it out")
 
 
 def _is_resized(model: Loaded | Served, ways: Mapping[str, str], classes: int) -> bool:
@@ -66,7 +67,9 @@ def _is_resized(model: Loaded | Served, ways: Mapping[str, str], classes: int) -
     if isinstance(model, Loaded):
         return all(getattr(model.card, name) == way for name, way in ways.items())
     signature, _ = served_signature(model.folder, model.subject, len(model.labels or ()) or classes)
-    return signature.input.kind != "bytes" and not (model.folder / sealed.NAME).is_file()
+    card = recorded_card(model.folder)
+    own = card is None or all(getattr(card, name) == way for name, way in ways.items())
+    return signature.input.kind != "bytes" and own
 
 
 def assumed_spec(model: Loaded | Served, classes: int) -> DecodeSpec | None:
@@ -81,7 +84,7 @@ def assumed_spec(model: Loaded | Served, classes: int) -> DecodeSpec | None:
         return None
     if isinstance(model, Loaded):
         return model.spec if model.state.card is None else None
-    if (model.folder / sealed.NAME).is_file():
+    if recorded_card(model.folder) is not None:
         return None
     signature, _ = served_signature(model.folder, model.subject, len(model.labels or ()) or classes)
     return None if signature.input.kind == "bytes" else array_input(model.folder, signature, model.subject)[0]
@@ -124,7 +127,8 @@ def doubt_sampling(
     with reporter.waiting(doing) if others else contextlib.nullcontext():
         for other in others:
             found = predict(_resized_by(model, other), sample, silent, batch_size=batch_size, cache="off").probabilities
-            if is_clearly_lower(losses(found), losses(best)):
+            right = [predicted.task.right(predicted.task.answers(each), labels) for each in (found, best)]
+            if fits_better((losses(found), losses(best)), (right[0], right[1]), rivals=len(others)):
                 best, fitting = found, other
     ways = [name for name in RESIZING if getattr(fitting, name) != getattr(spec, name)]
     if not ways:
@@ -139,6 +143,24 @@ def doubt_sampling(
         f"it does not record how its pictures were resized, and {given} fits them better than {instead}: {better:.1f} % of "
         f"{len(rows)} are right, {assumed:.1f} % as they were scored"
     )
+
+
+def fits_better(losses: tuple[np.ndarray, np.ndarray], right: tuple[np.ndarray, np.ndarray], *, rivals: int) -> bool:
+    """Returns True if one way of resizing fits the images better than another, beyond chance.
+
+    Its loss must be lower, and it must be right more often (McNemar's test): a loss also falls where an overconfident model
+    becomes less sure, by black borders for example.
+
+    Args:
+        losses: `(n,)` of the one and of the other.
+        right: `(n,) bool` of the one and of the other.
+        rivals: how many ways are compared; they share the level of chance.
+    """
+    from scipy.stats import norm
+
+    gained, lost = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
+    errors = float(norm.isf(norm.sf(CLEAR_ERRORS) / rivals))
+    return is_clearly_lower(*losses, errors) and gained - lost > ONE_SIDED * (gained + lost) ** 0.5
 
 
 def proportions(heights: np.ndarray, widths: np.ndarray, spec: DecodeSpec) -> tuple[float, float]:

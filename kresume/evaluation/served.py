@@ -51,7 +51,7 @@ ScoreKind = Literal["probabilities", "logits", "independent"]
 KINDS: Mapping[str, ScoreKind] = {
     "Softmax": "probabilities",
     "Sigmoid": "independent",
-    **dict.fromkeys(("BiasAdd", "MatMul", "Add", "AddV2", "LogSoftmax"), "logits"),
+    **dict.fromkeys(("BiasAdd", "MatMul", "LogSoftmax"), "logits"),
 }
 """What the scores are, by the operation that computes them; of others the values tell."""
 
@@ -140,8 +140,7 @@ def to_pairs(given: np.ndarray, head: Head | None, operation: str, *, shares: bo
         if kind not in {"independent", "logits"}:
             raise ValueError(
                 f"is one number per image, from {values.min():.3g} to {values.max():.3g}, and it is unknown whether that is a "
-                f"logit: evaluate it with {option('model')} and the function that builds it, or save it with a sigmoid as "
-                "its last layer"
+                f"logit: give {option('model')} with the function that builds it, or save it with a sigmoid as its last layer"
             )
         head = Head(BINARY, from_logits=kind == "logits")
     return two_logits(values) if head.from_logits and not shares else head.probabilities(values)

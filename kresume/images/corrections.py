@@ -36,7 +36,7 @@ def remap(manifest: Manifest | None, moves: Moves, moved: Collection[str] = ()) 
     Raises:
         UsageError: no recorded path, and no path of a list, is in a folder.
     """
-    for given, old, new in moves.absolute():
+    for given, old, new in moves.absolute:
         import pyarrow as pa
         import pyarrow.compute as compute
 
@@ -51,8 +51,8 @@ def remap(manifest: Manifest | None, moves: Moves, moved: Collection[str] = ()) 
         column = table.column("path")
         inside = compute.or_(compute.starts_with(column, pattern=f"{old}/"), compute.equal(column, old))
         count = compute.sum(inside).as_py() or 0
-        moved = compute.binary_replace_slice(column, 0, len(old.encode()), new)
-        values = compute.if_else(inside, moved, column)
+        replaced = compute.binary_replace_slice(column, 0, len(old.encode()), new)
+        values = compute.if_else(inside, replaced, column)
         table = table.set_column(table.column_names.index("path"), pa.field("path", pa.string()), values)
         if not count and given not in moved:
             first = manifest.paths(np.zeros(1, np.int64))[0] if len(manifest) else "none"

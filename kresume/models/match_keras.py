@@ -24,7 +24,7 @@ from kresume.models.slot_forms import keras_classes
 from kresume.models.structure import Target
 from kresume.values.state import TrainState
 
-INNER_MODEL = re.compile(rf"(.+)/{OPTIMIZER}\d+")
+INNER_MODEL = re.compile(rf"(.+)/(?:{OPTIMIZER}|{INNER})\d+")
 METRICS = ("metrics/", "compile_metrics/")
 """Prefixes of the state of metrics in files of Keras 2; metrics start fresh."""
 

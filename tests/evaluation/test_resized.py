@@ -94,7 +94,7 @@ def test_a_comparison_uses_it_for_whichever_model_does_not_record_its_own(model,
     assert kresume.evaluate(run, data=images, interpolation="nearest").scores == both.scores
     with pytest.raises(UsageError, match=r"records .*nearest.*, with which it was trained: leave .*bilinear.* out"):
         kresume.evaluate(run, data=images, interpolation="bilinear")
-    with pytest.raises(UsageError, match=r"records how pictures are resized, or resizes them itself: leave it out"):
+    with pytest.raises(UsageError, match=r"is recorded, or done by the model: leave it out"):
         kresume.evaluate(run, data=images, against=run, resize="crop")
     alone = kresume.evaluate(
         model, data=images, against=model, interpolation="kerasarea", against_interpolation="bilinear"
@@ -108,7 +108,7 @@ def test_a_comparison_uses_it_for_whichever_model_does_not_record_its_own(model,
     assert "against-interpolation" in assumed.note or "against_interpolation" in assumed.note
     with pytest.raises(UsageError, match=r"run records .*nearest.*, with which it was trained"):
         kresume.evaluate(model, data=images, against=run, against_interpolation="bilinear")
-    with pytest.raises(UsageError, match=r"interpolation.*area.*run records how pictures are resized"):
+    with pytest.raises(UsageError, match=r"interpolation.*area.*how pictures are resized for .*run is recorded"):
         kresume.evaluate(run, data=images, against=model, interpolation="area", against_interpolation="bilinear")
 
 
@@ -131,11 +131,11 @@ def test_predictions_and_exports_resize_as_they_are_told(model, images, tmp_path
     assert [text.decode() for text in labels.reshape(len(files), -1)[:, 0]] == [path.parent.name for path in files]
     card = json.loads((tmp_path / "serving" / "1" / "export.json").read_text())["card"]
     assert card["interpolation"] == "bilinear"
-    with pytest.raises(UsageError, match="resizes them itself"):
+    with pytest.raises(UsageError, match="done by the model"):
         kresume.evaluate(tmp_path / "serving", data=images, interpolation="area")
-    with pytest.raises(UsageError, match=r"against.resize.*crop.*resizes them itself"):
+    with pytest.raises(UsageError, match=r"against.resize.*crop.*done by the model"):
         kresume.evaluate(model, data=images, against=tmp_path / "serving", against_resize="crop")
-    with pytest.raises(UsageError, match="resizes them itself"):
+    with pytest.raises(UsageError, match="done by the model"):
         kresume.predict(tmp_path / "serving", [images], interpolation="area")
 
 

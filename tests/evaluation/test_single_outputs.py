@@ -16,7 +16,7 @@ from kresume.evaluation.served import to_pairs
 from kresume.exports import saved_model
 from kresume.exports.export import export
 from kresume.reporter import Reporter
-from kresume.runtimes.signatures import Output, understand
+from kresume.runtimes.signatures import Output, read_signatures, understand
 from kresume.tasks.binary import BINARY
 from kresume.tasks.task import Head
 from tests.helpers import forking
@@ -141,7 +141,7 @@ def test_one_number_is_the_score_of_the_second_class(head, operation, numbers, e
 def test_a_number_that_may_be_a_logit_is_refused():
     """Numbers of unknown meaning are refused, also between 0 and 1, where logits may be; two logits keep the difference."""
     for numbers, shown in (([-2.0, 0.5, 3.0], "from -2 to 3"), ([0.25, 0.5], r"from 0\.25 to 0\.5")):
-        words = rf"{shown}, and it is unknown whether that is a logit: evaluate it with --model"
+        words = rf"{shown}, and it is unknown whether that is a logit: give --model with"
         with pytest.raises(ValueError, match=words):
             to_pairs(np.array(numbers), None, "Mul")
     pairs = to_pairs(np.array([-2.0, 3.0]), Head(BINARY, from_logits=True), "", shares=False)
@@ -228,6 +228,29 @@ def test_a_number_that_a_function_of_the_users_own_computes(place, scaled, tmp_p
         return
     found = evaluate(tmp_path / "own", data=place / "data", pixels="0-1")
     assert found.scores["all"]["loss"] == pytest.approx(expected_loss(), rel=1e-4)
+
+
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize(
+    ("last", "operation"),
+    [
+        (lambda a, b: 0.5 * keras.ops.sigmoid(a) + 0.5 * keras.ops.sigmoid(b), ""),
+        (lambda a, b: keras.ops.sigmoid(a), "Sigmoid"),
+        (lambda a, b: keras.ops.clip(keras.ops.sigmoid(a), 1e-3, 0.999), "Sigmoid"),
+        (lambda a, b: keras.ops.sigmoid(a) + 1e-7, ""),
+        (lambda a, b: keras.ops.reshape(a, (-1, 1)), "BiasAdd"),
+        (lambda a, b: keras.ops.softmax(keras.ops.concatenate([a, b], axis=-1)), "Softmax"),
+        (lambda a, b: keras.ops.cos(a), "Cos"),
+    ],
+)
+def test_the_last_operation_is_found(tmp_path, last, operation):
+    """A sum counts as the bias of a layer only if it adds one to a product: a sum of probabilities is no logit."""
+    given = keras.Input((12, 12, 3))
+    flat = keras.layers.Flatten()(given)
+    a, b = keras.layers.Dense(1)(flat), keras.layers.Dense(1)(flat)
+    keras.Model(given, last(a, b)).export(str(tmp_path / "sm"), verbose=False)
+    signature = read_signatures(tmp_path / "sm", 2)["serving_default"]
+    assert signature.output("scores").operation == operation
 
 
 @pytest.mark.one_backend(trains=True)

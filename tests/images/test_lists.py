@@ -36,7 +36,7 @@ def test_a_list_names_what_is_gone_and_says_sides(tmp_path, quiet):
     listing = list_images([tmp_path / "list.csv"], quiet)
     assert [found.split for found in listing.files] == ["train", "val"]
     assert [os.path.basename(row.path) for row in listing.quarantine] == ["gone.png"]
-    assert any("1 test images" in note for note in listing.notes)
+    assert any("1 test image was left out" in note for note in listing.notes)
 
 
 def coco(pairs, **further):
@@ -66,6 +66,8 @@ WRITTEN = {
     "of windows": ("a.csv", b"image,label\n..\\data\\1.png,cat\n.\\2.png,dog\n"),
     "a line for spreadsheets": ("a.csv", b"sep=;\r\nfile;class;x\r\n1.png;cat;a,b\r\n2.png;dog;c\r\n"),
     "lines in a json": ("a.json", b'{"file_name": "1.png", "label": "cat"}\n{"file_name": "2.png", "label": "dog"}\n'),
+    "two columns beside the named ones": ("a.csv", b"class,class,path,label\n0,9,1.png,cat\n1,9,2.png,dog\n"),
+    "a line for spreadsheets in quotes": ("a.csv", b'"SEP=;"\r\nfile;class;x\r\n1.png;cat;a,b\r\n2.png;dog;c\r\n'),
     "blanks and endings": ("a.csv", b"image,label\n1.PNG,cat\n 2.Png ,dog\n"),
     "another column of labels": ("a.csv", b"file,label,label_name\n1.png,cat,Katze\n2.png,dog,Hund\n"),
     "a comma in quotes": ("a.csv", b'file;class;"a,b"\n1.png;cat;1\n2.png;dog;2\n'),
@@ -87,7 +89,7 @@ def test_lists_of_other_programs_are_read(tmp_path, quiet, written):
         ("1.png", "cat"),
         ("2.png", "dog"),
     ]
-    exact = written in {"path,label", "coco", "labels by path"}
+    exact = written in {"path,label", "coco", "labels by path", "two columns beside the named ones"}
     assert any("is read as path" in note for note in listing.notes) == (not exact)
     if written == "semicolons":
         assert json.loads(listing.files[0].extra) == {"x": "a,b"}
@@ -139,6 +141,17 @@ def test_lists_of_other_programs_are_read(tmp_path, quiet, written):
         ("a.csv", "path,label,Split\nx.png,a,test\n", "the column 'Split' holds 'test', but only a column named split"),
         ("a.csv", "path,label, split\nx.png,a,val\n", "the column ' split' holds 'val'"),
         ("a.jsonl", '{"path": "x.png", "label": "a", "subset": "Test"}\n', "the column 'subset' holds 'Test'"),
+        (
+            "a.jsonl",
+            '{"path": "x.png", "label": "a"}\n{"path": "y.png", "label": "b", "subset": "test"}\n',
+            "row 2: the column 'subset' holds 'test'",
+        ),
+        (
+            "a.csv",
+            "path,label,phase\nx.png,a,train\ny.png,b,\nz.png,a,test\n",
+            "the column 'phase' holds 'test', 'train'",
+        ),
+        ("a.jsonl", '{"path": "x.png", "label": [["a"]]}\n', r"the label of x\.png is \['a'\]: expected a text"),
         ("a.csv", "path, label\nx.png,a\n", r"\(the column ' label' is read as label\)"),
         ("a.csv", 'path,label\nx.png,"a\ny.png,b\n', "is damaged .*is a quote left open"),
         (
@@ -202,7 +215,7 @@ def test_pictures_without_an_annotation_are_left_out_and_told(tmp_path, quiet):
     (tmp_path / "a.json").write_text(coco([(2, 1)]))
     listing = list_images([tmp_path / "a.json"], quiet)
     assert [(os.path.basename(each.path), each.label) for each in listing.files] == [("2.png", "cat")]
-    assert any("1 pictures without a label were left out" in note for note in listing.notes)
+    assert any("1 picture without a label was left out" in note for note in listing.notes)
     assert len(list_images([tmp_path / "a.json"], quiet, with_classes=False).files) == 2
 
 
@@ -210,10 +223,12 @@ def test_pictures_without_an_annotation_are_left_out_and_told(tmp_path, quiet):
     ("labels", "told"),
     [
         (["cat", "dog", "cat|dog"], "1 label like 'cat|dog' may name several classes"),
-        (["a,b", "b, c", "c"], "2 labels like 'a,b' may name several classes"),
+        (["a,b", "b, c", "c"], "1 label like 'b, c' may name several classes"),
+        (["Doe, John", "Doe, Jane", "x"], None),
+        (["a|b", "b|c", "a|c"], "3 labels like 'a|b' may name"),
         (["0;1", "0;2", "3"], "2 labels like '0;1'"),
         (["red, large", "blue; small", "x|y"], None),
-        (["nan", "cat", "dog"], "1 pictures have the label 'nan', which programs write where they know none"),
+        (["nan", "cat", "dog"], "1 picture has the label 'nan', which programs write where they know none"),
         (["none", "cat", "dog"], None),
     ],
 )

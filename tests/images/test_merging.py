@@ -484,6 +484,10 @@ def test_moved_images_are_found_again(pictures, tmp_path, quiet):
     again = corrections.remap(table, Moves.parse([f"{tmp_path / 'before'}={tmp_path / 'after'}"]))
     assert again.digest() == table.digest()
     assert all(os.path.exists(path) for path in again.table.column("path").to_pylist())
+    listed = Moves.parse(["/listed=/x", f"{tmp_path / 'before'}={tmp_path / 'after'}"])
+    assert corrections.remap(table, listed, {"/listed"}).digest() == table.digest()
+    with pytest.raises(UsageError, match="no recorded image is in /listed"):
+        corrections.remap(table, listed)
     with pytest.raises(UsageError, match="no recorded image is in"):
         corrections.remap(table, Moves.parse([f"{tmp_path / 'bef'}=/x"]))
 

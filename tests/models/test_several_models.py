@@ -282,3 +282,19 @@ def test_the_optimizer_of_an_inner_model_needs_no_variable(tmp_path, file):
     state.arrays["layers/other/optimizer/vars/0"] = np.ones((3, 3), np.float32)  # no count: a layer of that name
     with pytest.raises(RestoreError, match="holds 1 arrays for which the model has no variable"):
         restore(live, state, optimizer=live.optimizer)
+
+
+@pytest.mark.one_backend(trains=True)
+def test_a_loss_scaled_optimizer_of_an_inner_model_needs_no_variable(tmp_path):
+    """Under mixed_float16 it is stored twice."""
+    inner = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4)])
+    inner.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam()), "mse")
+    inner.fit(np.ones((4, 6)), np.ones((4, 4)), verbose=0)
+    outer = keras.Sequential([keras.Input((6,)), inner, keras.layers.Dense(3)])
+    outer.save(tmp_path / "m.keras")
+    state = read_checkpoint(str(tmp_path / "m.keras"))
+    assert any("/inner_optimizer/vars/" in name for name in state.arrays)
+    live = keras.models.clone_model(outer)
+    restore(live, state, optimizer=None)
+    for now, before in zip(live.variables, outer.variables, strict=True):
+        np.testing.assert_array_equal(np.array(now), np.array(before))

@@ -81,22 +81,26 @@ def describe_columns(columns: Mapping[str, str], row: Mapping[Any, Any]) -> str:
     return ", ".join(read)
 
 
-def check_names(names: Sequence[str], given: str) -> None:
-    """Raises if two columns with paths, labels or splits have one name: only the last would be read.
+def check_names(names: Sequence[str], source: Source) -> None:
+    """Raises if a column that is used shares its name with another: only the last would be read.
 
     Raises:
-        ImagesError: they have.
+        ImagesError: it does.
     """
-    for name in dict.fromkeys(names):
-        if names.count(name) > 1 and _role(name) in {"path", "label", *SPLIT_COLUMNS}:
-            raise ImagesError(f"{given}: {names.count(name)} columns are named {name!r}: rename all of them but one")
+    twice = {name for name in names if names.count(name) > 1}
+    if not twice:
+        return
+    used = {*find_columns(dict.fromkeys(names), source).values(), *(("split",) if source.labelled else ())}
+    for name in sorted(twice & used):
+        raise ImagesError(f"{source.given}: {names.count(name)} columns are named {name!r}: rename all of them but one")
 
 
 class OtherSplits:
     """Finds a column of another name than `split` that holds splits: images to test on would train."""
 
     def __init__(self) -> None:
-        self._values: dict[Any, set[str]] | None = None
+        self._values: dict[Any, set[str] | None] = {}
+        self._named: set[Any] = set()
 
     def add(self, row: Mapping[Any, Any], used: set[str], where: str) -> None:
         """Takes the values of a row; a column with any other value is none, unless its name says that it is.
@@ -109,16 +113,21 @@ class OtherSplits:
         Raises:
             ImagesError: a column that is named like one of splits holds one.
         """
-        if self._values is None:
-            self._values = {name: set() for name in row if name is not None and name not in used}
-        for name in list(self._values):
-            text, named = str(row.get(name)).strip().lower(), _plain(str(name)) in SPLIT_COLUMNS
-            if text in SPLITS and named:
+        for name in row:
+            if name not in self._values:  # JSON may name a column in later rows alone
+                none = name is None or name in used
+                self._values[name] = None if none else set()
+                self._named |= {name} if not none and _plain(str(name)) in SPLIT_COLUMNS else set()
+        for name, values in self._values.items():
+            if values is None:
+                continue
+            text = str(row.get(name)).strip().lower()
+            if text in SPLITS and name in self._named:
                 raise _other_split(where, name, {str(row.get(name))})
             if text in SPLITS:
-                self._values[name].add(text)
-            elif not named:
-                del self._values[name]
+                values.add(text)
+            elif text not in {"", "none", "nan"} and name not in self._named:
+                self._values[name] = None  # values of another kind
 
     def check(self, given: str) -> None:
         """Raises if a column is left that names images to validate or to test on.
@@ -126,8 +135,8 @@ class OtherSplits:
         Raises:
             ImagesError: one is.
         """
-        for name, values in (self._values or {}).items():
-            if {SPLITS[value] for value in values} - {"train"}:
+        for name, values in self._values.items():
+            if values and {SPLITS[value] for value in values} - {"train"}:
                 raise _other_split(given, name, values)
 
 

@@ -37,7 +37,16 @@ def accepts(path: str) -> bool:
 
 
 class _NoFileError(ImagesError):
-    """No listed file exists."""
+    """No listed file exists.
+
+    Args:
+        text: the message.
+        relative: True if a path does not begin at the root.
+    """
+
+    def __init__(self, text: str, *, relative: bool) -> None:
+        super().__init__(text)
+        self.relative = relative
 
 
 def list_source(source: Source, advance: Advance) -> Listing:
@@ -52,6 +61,8 @@ def list_source(source: Source, advance: Advance) -> Listing:
     try:
         return _list_in(locations.parent(source.path), source, advance)
     except _NoFileError as error:
+        if not error.relative:
+            raise
         with contextlib.suppress(_NoFileError):
             listing = _list_in(os.getcwd(), source, advance)
             note = f"{source.given}: its paths are relative to the current folder, {os.getcwd()}"
@@ -99,6 +110,7 @@ def _list_in(folder: str, source: Source, advance: Advance) -> Listing:
             full, facts = _located(full, locations.join(folder, path.strip()))
         except (OSError, ValueError) as error:  # ValueError: no file can have this name
             why = error.strerror if isinstance(error, OSError) and error.strerror else reason(error)
+            counts["relative"] += full != path
             gone.append(Quarantined(full, label, f"listed in {source.given}, but it cannot be read ({why})"))
             continue
         found.append(Found(full, label, source.given, facts.st_size, facts.st_mtime_ns, split, extra=text))
@@ -116,22 +128,29 @@ def _list_in(folder: str, source: Source, advance: Advance) -> Listing:
 
 def _left_out(counts: Mapping[str, int]) -> list[str]:
     """Describes the rows that are left out."""
-    notes = [f"{counts['tests']:,} test images were left out: they are for `kresume eval`"] if counts["tests"] else []
-    return notes + ([f"{counts['bare']:,} pictures without a label were left out"] if counts["bare"] else [])
+    tests, bare = counts["tests"], counts["bare"]
+    notes = [f"{counted(tests, 'test image', 'was', 'were')} left out: for `kresume eval`"] if tests else []
+    return notes + ([f"{counted(bare, 'picture without a label', 'was', 'were')} left out"] if bare else [])
 
 
 def _doubtful(found: Sequence[Found]) -> list[str]:
     """Describes labels that may be none, or several: each is a class here."""
     labels = Counter(each.label for each in found)
     notes = [
-        f"{count:,} pictures have the label {label!r}, which programs write where they know none; here it is a class"
+        f"{counted(count, 'picture', 'has', 'have')} the label {label!r}, which programs write where they know none; it is a "
+        "class here"
         for label, count in labels.items()
         if label.lower() in UNKNOWN
     ]
     for join in JOINS:
         parts = {label: [part.strip() for part in label.split(join)] for label in labels}
         counts = Counter(part for each in parts.values() for part in each)
-        joined = [label for label, each in parts.items() if len(each) > 1 and any(counts[part] > 1 for part in each)]
+        alone = join == ","  # also a sign within names: a part must be a label of its own
+        joined = [
+            label
+            for label, each in parts.items()
+            if len(each) > 1 and any(part in labels if alone else counts[part] > 1 for part in each)
+        ]
         if joined:
             many = counted(len(joined), "label")
             notes.append(f"{many} like {joined[0]!r} may name several classes; here each is one class; {ONE_LABEL}")
@@ -146,7 +165,8 @@ def _nothing(
         return _NoFileError(
             f"{source.given} lists no file that exists ({len(gone):,} are missing, the first is {gone[0].path}): its paths are "
             f"relative to {folder}{f' ({read_as})' if read_as else ''}; if they have moved, `kresume train` takes "
-            f"{option('remap', 'OLD=NEW')}"
+            f"{option('remap', 'OLD=NEW')}",
+            relative=counts["relative"] > 0,
         )
     if counts["tests"]:
         return ImagesError(
@@ -208,7 +228,7 @@ def _label(value: Any, path: str, where: str) -> str:
         if len(value) > 1:
             raise ImagesError(f"{where}: {len(value)} labels ({', '.join(map(str, value))}): {ONE_LABEL}")
         value = value[0] if len(value) else None
-    if isinstance(value, Mapping):
+    if isinstance(value, (Mapping, list, tuple)):
         raise ImagesError(f"{where}: the label of {path} is {shorten(repr(value), 80)}: expected a text or a number")
     missing = value is None or (isinstance(value, float) and math.isnan(value))  # pandas writes NaN for no value
     label = "" if missing else canonical(str(value))

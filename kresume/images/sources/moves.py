@@ -6,8 +6,9 @@ moves.apply("/content/drive/cat/1.jpg", "/data")     # ("/mnt/drive/cat/1.jpg", 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from kresume.errors import UsageError
 from kresume.spelling import option
@@ -37,10 +38,10 @@ class Moves:
             pairs.append((old, new))
         return cls(tuple(pairs))
 
-    def absolute(self) -> Iterator[tuple[str, str, str]]:
-        """Yields (the folder before as it was given, its absolute path, the absolute path now)."""
-        for old, new in self.pairs:
-            yield old, locations.absolute(old), locations.absolute(new)
+    @cached_property
+    def absolute(self) -> tuple[tuple[str, str, str], ...]:
+        """Returns (the folder before as it was given, its absolute path, the absolute path now) of each pair."""
+        return tuple((old, locations.absolute(old), locations.absolute(new)) for old, new in self.pairs)
 
     def apply(self, path: str, folder: str) -> tuple[str, set[str]]:
         r"""Returns where an image of a list is now, and the folders before that were replaced.
@@ -51,8 +52,8 @@ class Moves:
             path: as the list has it.
             folder: the list's folder, from which its paths go out.
         """
-        used = set()
-        for old, before, now in self.absolute():
+        used, path = set(), path.strip().removeprefix("./")
+        for old, before, now in self.absolute:
             for spelled, begins in ((path, old), (locations.join(folder, path), before)):
                 turned, whole = (text.replace("\\", "/") for text in (spelled, begins.rstrip("/\\")))
                 if whole and turned.startswith(f"{whole}/"):

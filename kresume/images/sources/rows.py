@@ -39,10 +39,10 @@ def read_rows(source: Source) -> Iterator[Mapping[str, Any]]:
         return
     text = _text(source)
     if name.endswith((".csv", ".tsv")):
-        told = re.match(r"sep=(.)\r?\n", text)  # a line for spreadsheets
+        told = re.match(r'"?sep=(.)"?\r?\n', text, re.IGNORECASE)  # a line for spreadsheets
         text = text[told.end() :] if told else text
         delimiter = told[1] if told else "\t" if name.endswith(".tsv") else _delimiter(text)
-        yield from _separated_rows(text, delimiter, source.given)
+        yield from _separated_rows(text, delimiter, source)
         return
     if name.endswith(".json"):
         yield from _json_rows(text, source)
@@ -67,10 +67,11 @@ def _delimiter(text: str) -> str:
     return next((each for each in (",", ";", "\t") if each in first), ",")
 
 
-def _separated_rows(text: str, delimiter: str, given: str) -> Iterator[Mapping[str, Any]]:
+def _separated_rows(text: str, delimiter: str, source: Source) -> Iterator[Mapping[str, Any]]:
+    given = source.given
     rows = csv.DictReader(io.StringIO(text), delimiter=delimiter, strict=True)
     try:
-        check_names(list(rows.fieldnames or ()), given)
+        check_names(list(rows.fieldnames or ()), source)
         for row in rows:
             if any(cell.strip() for cell in row.get(None) or ()):
                 raise ImagesError(
@@ -167,7 +168,7 @@ def _parquet_rows(source: Source) -> Iterator[Mapping[str, Any]]:
 
     try:
         with locations.opened(source.path) as file, parquet.ParquetFile(file) as table:
-            check_names(table.schema_arrow.names, source.given)
+            check_names(table.schema_arrow.names, source)
             for batch in table.iter_batches(65536):
                 yield from batch.to_pylist()
     except (OSError, pa.ArrowException) as error:

@@ -255,7 +255,6 @@ def decide(start: Start, loaded: Loaded, data: Data, reporter: Reporter) -> Draf
     parent, live, gathered, generation = loaded.parent, loaded.live, data.gathered, loaded.generation
     before = score_parent(loaded, data, held, reporter)
     balance = config.balance or (NEW_CLASSES_BALANCE if loaded.growth and not loaded.growth.replaces else held.balance)
-    trained = len(gathered.manifest.train_rows())
     order = make_order(gathered.manifest, held.seed, held.batch_size, held.mix, config.replay, balance, generation)
     amount = _amount(config, loaded, gathered, order.n)
     freezing = decide_freezing(
@@ -279,7 +278,7 @@ def decide(start: Start, loaded: Loaded, data: Data, reporter: Reporter) -> Draf
             or loaded.growth is not None
             or bool(config.watch and config.add)  # its images may come later
         ),
-        lacks_old=(teaching is not None and teaching.new_only) or _count_new(gathered, generation) == trained,
+        lacks_old=(teaching is not None and teaching.new_only) or not order.shares().origins.get("old"),
         interrupted=parent is not None and parent.interrupted,
         head_steps=head_steps(freezing, amount) if loaded.fresh_head else None,
         goes_on=lambda: goes_on(saved, live.iterations, amount.steps),

@@ -21,7 +21,7 @@ import numpy as np
 from kresume.errors import CheckpointError, ImagesError, UsageError
 from kresume.evaluation.class_order import best_accuracy, judge_order
 from kresume.evaluation.probe import MOST_SHOWN, PROBE_IMAGES, Probe, is_clearly_lower, probe_feedings, promising
-from kresume.evaluation.sampling import OBLONG, OTHER_RESIZES, SHRINKS_MUCH, proportions
+from kresume.evaluation.sampling import OBLONG, OTHER_RESIZES, SHRINKS_MUCH, fits_better, proportions
 from kresume.images import collect, conventions, inputs
 from kresume.images.decode import decode
 from kresume.images.headers import Header, read_header
@@ -279,12 +279,15 @@ def _resized(
         compared = [_loss(spec.interpolation, probe), _loss(other.interpolation, sampled)]
         if sampled.losses[sampled.best] < probe.losses[probe.best]:
             best, spec = sampled, other
-    if config.resize is None and spec.resize == DEFAULTS.resize and sample.oblong > OBLONG:
+    free = config.resize is None and spec.resize == DEFAULTS.resize
+    if free and sample.oblong > OBLONG:
         stretched = _loss(spec.resize, best)
         for resize in OTHER_RESIZES:
             other = replace(spec, resize=resize)
             sampled = score(other)
-            if is_clearly_lower(sampled.image_losses[sampled.best], best.image_losses[best.best]):
+            losses = sampled.image_losses[sampled.best], best.image_losses[best.best]
+            right = sampled.predictions[sampled.best] == sample.labels, best.predictions[best.best] == sample.labels
+            if sampled.above_chance and fits_better(losses, right, rivals=len(OTHER_RESIZES)):
                 best, spec = sampled, other
         if spec.resize != DEFAULTS.resize:
             compared += [stretched, _loss(spec.resize, best)]

@@ -137,6 +137,35 @@ def _check_spelling(found: Iterable[str], known: Collection[str]) -> None:
             )
 
 
+def ways_on(config: TrainConfig, parent: Parent | None, unknown: Iterable[str], known: Sequence[str]) -> str:
+    """Says what to do with images of classes that the model does not know.
+
+    Args:
+        config: the options.
+        parent: the checkpoint; None for a new model.
+        unknown: the classes.
+        known: those that the model knows.
+    """
+    if parent is None:
+        return "Move or rename them"
+    names = sorted(unknown)
+    alike = {name: other for name in names if (other := spelled_alike(name, known)) is not None}
+    if alike:
+        renamed = ", ".join(f"{name!r} to {other!r}" for name, other in alike.items())
+        asked = config.grow if isinstance(config.grow, tuple) else ()
+        others = [name for name in names if name not in alike]
+        added = option("grow", join_classes((*asked, *others)))
+        return (
+            f"Rename {renamed} in the images' folders or lists{f' ({added} adds the others)' if others else ''}; if they are "
+            f"two classes each, {option('grow', join_classes((*asked, *names)))} adds outputs for them"
+        )
+    if isinstance(config.grow, tuple):
+        both = option("grow", join_classes((*config.grow, *names)))
+        return f"{both} adds them too, {option('grow', True)} any; or move or rename them"
+    only = option("grow", join_classes(names))
+    return f"Add outputs for them with {option('grow', True)} (only for these: {only}), or move or rename them"
+
+
 def plan_growth(
     config: TrainConfig,
     live: Live,

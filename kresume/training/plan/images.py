@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from kresume.checkpoints.layers import output_width
 from kresume.checkpoints.run import named
-from kresume.class_names import join_classes, read_classes, show_classes, spelled_alike
+from kresume.class_names import join_classes, read_classes, show_classes
 from kresume.errors import ImagesError, NothingNew, UsageError
 from kresume.images import collect, conflicts, corrections, keras_split, merging
 from kresume.images.cache import Cache, listings_of
@@ -29,6 +29,7 @@ from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
 from kresume.spelling import counted, option
 from kresume.tasks.table import class_count
+from kresume.training.plan.growth import ways_on
 from kresume.training.plan.parent import Parent
 from kresume.values.decode_spec import DecodeSpec
 
@@ -277,25 +278,6 @@ def _check_streams(sources: Sources, cache: Cache | None, writes: bool) -> None:
         )
 
 
-def _ways_on(config: TrainConfig, parent: Parent | None, merge: Merge, known: Sequence[str]) -> str:
-    """Says what to do with images of classes that the model does not know."""
-    if parent is None:
-        return "Move or rename them"
-    names = sorted(merge.facts.unknown)
-    alike = {name: other for name in names if (other := spelled_alike(name, known)) is not None}
-    if alike:
-        renamed = ", ".join(f"{name!r} to {other!r}" for name, other in alike.items())
-        return (
-            f"Rename {renamed} in the images' folders or lists; if they are two classes each, "
-            f"{option('grow', join_classes(names))} adds outputs for them"
-        )
-    if isinstance(config.grow, tuple):
-        both = option("grow", join_classes((*config.grow, *names)))
-        return f"{both} adds them too, {option('grow', True)} any; or move or rename them"
-    only = option("grow", join_classes(names))
-    return f"Add outputs for them with {option('grow', True)} (only for these: {only}), or move or rename them"
-
-
 def corrects(config: TrainConfig, merge: Merge) -> bool:
     """Returns True if the labels of old images changed."""
     return bool(merge.facts.relabels) or (config.on_conflict == "new" and bool(merge.facts.conflicts))
@@ -315,7 +297,8 @@ def _check_merge(
         grown = config.grow if isinstance(config.grow, tuple) else ()
         knows = ", ".join(repr(name) for name in classes if name not in grown)
         raise ImagesError(
-            f"classes that the model does not know: {unknown}; it knows {knows}. {_ways_on(config, parent, merge, classes)}"
+            f"classes that the model does not know: {unknown}; it knows {knows}. "
+            f"{ways_on(config, parent, merge.facts.unknown, classes)}"
         )
     facts = merge.facts
     changed = facts.added or corrects(config, merge)
