@@ -1,7 +1,7 @@
 """Checks how pictures are resized for models that do not record it.
 
     check_resized(subject, [model], classes=3)    # an option that no model takes is an error
-    note = doubt_sampling(model, predicted, manifest, reporter, batch_size=32)    # "--interpolation bilinear fits better: …"
+    note = doubt_sampling(model, predicted, manifest, reporter, "", batch_size=32)    # "--resize crop fits them better …"
 
 Keras's loader samples by `bilinear`, which skips pixels of larger pictures, and kresume averages areas: the pictures are up to
 15 grey levels apart, and a model that is fed with the other ones loses up to ten points (docs/run-directory.md).

@@ -200,7 +200,8 @@ def _extended(run: runs.Run, config: TrainConfig, differing: set[str]) -> str:
     changes: dict[str, object] = {"from_": str(run.path), "out": None, "overwrite": None}
     # The run remembers its images: the same sources again would hold nothing new.
     changes |= dict.fromkeys({"data", "add", "val"} - differing)
-    if run.finished and config.lr is None and config.lr_scale is None and config.lr_schedule is None:
+    own = config.lr is None and config.lr_scale is None and config.lr_schedule is None
+    if run.finished and own and not differing & {"data", "add"}:  # more images warm the rate up again by themselves
         changes["lr_scale"] = EXTEND_FACTOR  # its own rate has come down
     return to_command(config.model_copy(update=changes))
 
