@@ -190,7 +190,9 @@ def _judge(
         record = {name: parent.table.column(name)[group.row].as_py() for name in ("label", "sha256", *LOCATION)}
         before = str(record["label"])
         key = key_of(record["path"], record["offset"], record["length"])
-        if len(named) == 1 and (any(image.found.key == key for image in images) or not _still_there(record)):
+        # A list, or a label in a record, may have been corrected for the image at its place; "old" says that it was not.
+        corrected = on_conflict != "old" and any(image.found.key == key for image in images)
+        if len(named) == 1 and (corrected or not _still_there(record)):
             relabels.append((images[0].found.name, before, named[0]))
             return str(named[0])
     conflicts += [(image.found.name, image.found.label, before) for image in images if image.found.label != before]

@@ -83,6 +83,7 @@ def merge(
     on_conflict: OnConflict = "quarantine",
     drop: Collection[str] = frozenset(),
     held_out: Collection[str] | None = None,
+    validated: Collection[str] = frozenset(),
     seen: bool = False,
     fills: bool = True,
 ) -> Merge:
@@ -91,7 +92,8 @@ def merge(
     - Without `data` the parent keeps all its images; with `data` only those that were given again.
     - An image that the parent knows keeps its row, origin and split, whatever folder it comes from.
     - Of the others, `data` counts as old (`generation - 1`, 0 in a first training), `add` and `val` count as new.
-    - Split of newcomers: `val` is validation, then `train/` and `val/` folders decide, then the content's hash.
+    - Split of newcomers: what validated before validates again; `val` is validation, then `train/` and `val/` folders decide,
+      then the content's hash.
       Near-duplicates share one split (`splits.py`).
     - Equal bytes count once. If an image has another label than recorded, and is no longer at the old path, the new
       label replaces the old one. If it has both labels, or is given with two, that is a conflict: it is left out and
@@ -108,6 +110,7 @@ def merge(
         on_conflict: `"quarantine"` uses neither label, `"old"` keeps the older label, `"new"` uses the newer one.
         drop: SHA-256s of images to forget.
         held_out: keys of the images of `data` that validate, from `--val-like`; the other images of `data` train.
+        validated: SHA-256s of images that validated in an earlier generation; they may have been away since.
         seen: True if the checkpoint was probably trained on `data`.
         fills: see `decide_splits`.
 
@@ -129,6 +132,7 @@ def merge(
             labels.by_content.get(content),
             generation,
             held_out,
+            validated,
             seen,
         )
         for content in range(len(unique))
@@ -148,6 +152,8 @@ def merge(
     both = _given_for_both(given, inverse, rows, parent, left_out)
     notes += labels.notes(on_conflict)
     notes += _describe_both(both)
+    if again := sum(row["sha256"] in validated for row in newcomers):
+        notes.append(f"{counted(again, 'image', 'is back and validates', 'are back and validate')}, as before")
     notes += _describe_unrecorded(newcomers, generation) if parent is not None else []
     merged = Manifest.from_table(table, tuple(classes))
     notes += _describe_absent(merged)
@@ -262,6 +268,7 @@ def _row(
     label: str | None,
     generation: int,
     held_out: Collection[str] | None,
+    validated: Collection[str],
     seen: bool,
 ) -> dict[str, Any]:
     """Returns the row of a newcomer: its first file, with what any of its files says about its split."""
@@ -274,7 +281,7 @@ def _row(
         "label": label or found.label,
         "source": found.source,
         "origin": max(generation - 1, 0) if of_data else generation,
-        "side": VAL if VAL in splits else splits[0],
+        "side": VAL if VAL in splits or facts.sha256 in validated else splits[0],
         "width": facts.width,
         "height": facts.height,
         "bytes": found.bytes,

@@ -48,10 +48,12 @@ class ImageOptions(Options):
         metavar="PATH",
     )
     val_split: float | None = option_of(
-        "Share of the images new to this run that validate, chosen by content and recorded. Default {default}.",
+        "Share of the images new to this run that validate, chosen by content and recorded. Default: the parent's, else "
+        "{default}.",
         IMAGES,
         metavar="F",
         range=BELOW_1,
+        inherited=True,
     )
     val_like: str | None = option_of(
         "keras:F:SEED: validate on the images of --data that image_dataset_from_directory(validation_split=F, seed=SEED) "

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import ValidationError
 
 from kresume.class_names import join_classes, names_of, read_classes
-from kresume.errors import UsageError
+from kresume.errors import NothingNew, UsageError
 from kresume.options.lookup import INHERITED, about, flag_of
 from kresume.options.neighbours import nearest
 from kresume.options.settings import DEFAULT_MLFLOW, DEFAULTS
@@ -62,9 +62,14 @@ def from_arguments(checkpoint: str | os.PathLike[str] | None, arguments: Mapping
         arguments: by field name; paths may be `os.PathLike`, lists of one path the path alone.
 
     Raises:
-        UsageError: an unknown key (with the nearest known one) or a value of the wrong kind.
+        UsageError: an unknown key (with the nearest known one), a value of the wrong kind, or an empty list of images.
+        NothingNew: `add` is an empty list: a pattern that matched no file.
     """
     values = {_field(name, "argument"): value for name, value in arguments.items()}
+    for name in ("data", "add", "val"):
+        if name in values and isinstance(values[name], (list, tuple)) and not values[name]:
+            empty = f"{option(name)}: an empty list names no source"
+            raise NothingNew(f"nothing new: {empty}") if name == "add" else UsageError(f"{empty}: leave it out")
     if checkpoint is not None:
         values["from_"] = os.fspath(checkpoint)
     return _validated({name: value for name, value in values.items() if value is not None})

@@ -292,7 +292,7 @@ def compare_options(one: RunRecord, other: RunRecord, names: frozenset[str] = NO
     """
     found = []
     for name in sorted({*one.options, *other.options} - names):
-        default = getattr(DEFAULTS, name, None)
+        default = None if name == "monitor" else getattr(DEFAULTS, name, None)  # used only where something monitors
         before, after = one.options.get(name, default), other.options.get(name, default)
         if (before or None) != (after or None):
             found.append(Change(flag_of(name), before, after))

@@ -144,6 +144,7 @@ def _record(start: Start, draft: Draft) -> RunRecord:
         images={**plan.images, "added": plan.images["new"]},
         manifest=draft.data.gathered.manifest.digest(),
         dropped=draft.data.gathered.dropped,
+        validated=draft.data.gathered.validated,
         not_used=not_used(draft.data.sources, draft.data.gathered.manifest),
         before=plan.before,
         statistics=settings_of(config).bn_stats,

@@ -302,3 +302,24 @@ def test_paths_from_the_current_folder_are_found_if_none_is_beside_the_list(tmp_
     shutil.rmtree(tmp_path / "lists" / "circle")
     with pytest.raises(ImagesError, match=r"3 are missing, the first is .*lists/circle/0\.png.*relative to .*lists"):
         list_images([tmp_path / "lists" / "a.csv"], quiet)
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (["cat", "dog", "dog", "cat"], "the column 'corrected' holds labels, too, others than 'label' in 2 rows"),
+        (["", "dog", "", "cat"], "the column 'corrected' holds labels, too, others than 'label' in 1 row"),
+        (["cat", "dog", "cat", "dog"], None),
+        (["cat", "dog", "cat", "hen"], None),
+        (["1", "2", "3", "4"], None),
+    ],
+)
+@pytest.mark.one_backend
+def test_a_further_column_of_labels_is_told(tmp_path, quiet, values, told):
+    """Labels that somebody corrected in a column of another name would not be trained on."""
+    write_pictures(tmp_path, 4, 0, ("circle",))
+    labels = ["cat", "dog", "cat", "dog"]
+    rows = [f"circle/{number}.png,{labels[number]},{value}\n" for number, value in enumerate(values)]
+    (tmp_path / "a.csv").write_text("path,label,corrected\n" + "".join(rows))
+    notes = [note for note in list_images([tmp_path / "a.csv"], quiet).notes if "corrected" in note]
+    assert not notes if told is None else told in notes[0]

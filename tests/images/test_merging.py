@@ -68,6 +68,23 @@ def test_a_conflict_between_old_and_new_ends_as_asked(doubled, quiet, policy, la
     assert len(result.manifest) == (11 if label is None else 12)
 
 
+@pytest.mark.parametrize(("policy", "label"), [("quarantine", "a"), ("old", "b"), ("new", "a")])
+@pytest.mark.one_backend
+def test_another_label_in_a_list_is_a_correction_unless_the_old_one_is_asked_for(tmp_path, quiet, policy, label):
+    """The image stays at its place; only the list says something else."""
+    write_pictures(tmp_path, 2, 0, AB)
+    path = tmp_path / "a.csv"
+    names = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png"))
+    path.write_text("path,label\n" + "".join(f"{name},{name[0]}\n" for name in names))
+    first = merged(quiet, data=path).manifest
+    path.write_text(path.read_text().replace(f"{names[-1]},b", f"{names[-1]},a"))
+    result = merged(quiet, first, add=path, generation=1, on_conflict=policy)
+    labels = {row["path"]: row["label"] for row in result.manifest.table.to_pylist()}
+    assert labels[str(tmp_path / names[-1])] == label
+    assert len(result.facts.relabels) == (policy != "old")
+    assert len(result.facts.conflicts) == (policy == "old")
+
+
 @pytest.mark.parametrize(("policy", "label"), [("quarantine", None), ("old", "b"), ("new", "a")])
 @pytest.mark.one_backend
 def test_a_conflict_with_a_record_ends_as_asked(doubled, quiet, policy, label):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 import kresume
@@ -23,7 +24,7 @@ from kresume.errors import CheckpointError, ConfigMismatch, ImagesError, Nothing
 from kresume.evaluation.evaluate import evaluate
 from kresume.images.manifest import Manifest
 from tests.helpers import forking
-from tests.helpers.pictures import write_pictures
+from tests.helpers.pictures import CLASSES, write_pictures
 from tests.helpers.runs import (
     TINY,
     assert_same_bytes,
@@ -362,6 +363,54 @@ def test_what_was_dropped_does_not_come_back(workplace):
     result = run_training("runs", add=["inbox", "old"], epochs=1)
     assert len(Manifest.read(Path(result.run) / "images.parquet")) == 24 + 9 + 3 - 2
     assert len(runs.open_run(result.run).record.as_dict()["dropped"]) == 2
+
+
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize("why", ["missing", "conflict", "replaced"])
+def test_a_validation_image_that_was_away_validates_again(workplace, tmp_path, why):
+    """Its side is decided once: also if it was gone, in conflict or not given for a week, or for two."""
+    given = {**TINY, "epochs": 1, "val_split": 0.3}
+    run_training(data=["old"], out="runs/1", **given)
+    table = runs.open_run("runs/1").manifest
+    rows = pq.read_table(table).to_pylist()
+    held = {row["sha256"]: row for row in rows if row["side"] == "val"}
+    assert held
+    if why == "conflict":
+        for row in held.values():
+            other = next(name for name in CLASSES if name != row["label"])
+            (tmp_path / "wrong" / other).mkdir(parents=True, exist_ok=True)
+            shutil.copy(row["path"], tmp_path / "wrong" / other / f"{row['sha256'][:9]}.png")
+        week = {"add": [str(tmp_path / "wrong"), "new"]}
+    else:
+        for row in held.values():
+            (tmp_path / "away" / row["label"]).mkdir(parents=True, exist_ok=True)
+            shutil.move(row["path"], tmp_path / "away" / row["label"] / os.path.basename(row["path"]))
+        week = {"add": ["new"], "on_missing": "drop"} if why == "missing" else {"data": ["old"], "add": ["new"]}
+    run_training("runs/1", out="runs/2", **given, **week)
+    second = runs.open_run("runs/2")
+    assert not {row["sha256"] for row in pq.read_table(second.manifest).to_pylist()} & set(held)
+    assert set(second.record.validated) == set(held)
+    write_pictures(tmp_path / "third", 2, 900, CLASSES)
+    run_training("runs/2", out="runs/3", add=[str(tmp_path / "third")], **given)
+    back = "old" if why == "conflict" else str(tmp_path / "away")
+    plan = kresume.plan("runs/3", add=[back], val_split=0.0, lr=1e-3, quiet=True, trial=False)
+    assert any(f"{len(held)} images are back and validate, as before" in note for note in plan.notes), plan.notes
+    run_training("runs/3", out="runs/4", add=[back], lr=1e-3, **{**given, "val_split": 0.0})
+    again = {row["sha256"]: row["side"] for row in pq.read_table(runs.open_run("runs/4").manifest).to_pylist()}
+    assert {again[sha] for sha in held} == {"val"}
+    assert not runs.open_run("runs/4").record.validated
+
+
+@pytest.mark.one_backend(trains=True)
+def test_the_share_of_validation_images_is_the_parents(workplace):
+    """As every option of a run; an empty list of images is nothing new, or an error."""
+    run_training(data=["old"], out="runs/1", **{**TINY, "epochs": 1, "val_split": 0.4})
+    plan = kresume.plan("runs/1", add=["new"], quiet=True, trial=False)
+    assert plan.images["validation"] >= 0.3 * plan.images["total"]
+    with pytest.raises(NothingNew, match="an empty list names no source"):
+        kresume.plan("runs/1", add=[], lr=1e-3, quiet=True)
+    with pytest.raises(UsageError, match="an empty list names no source: leave it out"):
+        kresume.plan("runs/1", add=["new"], val=[], quiet=True)
 
 
 @pytest.mark.one_backend(trains=True)

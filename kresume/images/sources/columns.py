@@ -7,12 +7,14 @@ Another program may have written the list, with other names for its columns. Wha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from kresume.errors import ImagesError
 from kresume.images.sources.found import Source
 from kresume.images.sources.names import PICTURES, SPLITS, ending
+from kresume.spelling import counted
 
 ROLES = {
     **dict.fromkeys(("filename", "file", "image", "filepath", "img", "images", "picture", "photo"), "path"),
@@ -21,6 +23,9 @@ ROLES = {
 """Names of columns in other programs' lists, in lower case without blanks and _, and what they are here."""
 NUMBERED = {"id", "imageid", "idcode", "imagename", "name"}
 """Names of columns, spelled likewise, that hold a path only where no other column does."""
+RANKED = re.compile(r"label\d+")
+MOST_VALUES = 1000
+"""Different values from which on a further column is no longer looked at."""
 BOXES = {"xmin", "ymin", "xmax", "ymax", "x1", "y1", "x2", "y2", "bbox", "boxes", "segmentation"}
 """Names of columns, spelled likewise, of lists whose labels are those of parts of a picture."""
 SPLIT_COLUMNS = {"split", "subset", "partition", "set", "fold"}
@@ -93,6 +98,49 @@ def check_names(names: Sequence[str], source: Source) -> None:
     used = {*find_columns(dict.fromkeys(names), source).values(), *(("split",) if source.labelled else ())}
     for name in sorted(twice & used):
         raise ImagesError(f"{source.given}: {names.count(name)} columns are named {name!r}: rename all of them but one")
+
+
+class OtherLabels:
+    """Finds further columns that hold names of classes: corrected labels, for example, which are not used."""
+
+    def __init__(self) -> None:
+        self._values: dict[Any, set[str] | None] = {}
+        self._others: dict[Any, int] = {}
+
+    def add(self, row: Mapping[Any, Any], used: set[str], label: str) -> None:
+        """Takes the values of a row.
+
+        Args:
+            row: the row.
+            used: the names of the columns that are used.
+            label: the row's label.
+        """
+        for name, value in row.items():
+            if name not in self._values:
+                ranked = RANKED.fullmatch(_plain(str(name)))  # the second choice of a prediction
+                self._values[name] = None if name is None or name in used or ranked else set()
+            values = self._values[name]
+            if values is None or value is None or value == "":
+                continue
+            text = str(value).strip()
+            values.add(text)
+            if len(values) > MOST_VALUES:
+                self._values[name] = None
+            self._others[name] = self._others.get(name, 0) + (text != label)
+
+    def describe(self, labels: Collection[str], column: str) -> list[str]:
+        """Describes the columns whose values are all labels, and differ from them in some rows.
+
+        Args:
+            labels: the labels of all rows.
+            column: the name of the column that holds them.
+        """
+        return [
+            f"the column {str(name)!r} holds labels, too, others than {column!r} in {counted(self._others[name], 'row')}: "
+            "rename it to label if it is the right one"
+            for name, values in self._values.items()
+            if values and len(values) > 1 and self._others[name] and values <= set(labels)
+        ]
 
 
 class OtherSplits:

@@ -17,7 +17,7 @@ from textwrap import shorten
 from typing import Any
 
 from kresume.errors import ImagesError
-from kresume.images.sources.columns import OtherSplits, describe_columns, find_columns
+from kresume.images.sources.columns import OtherLabels, OtherSplits, describe_columns, find_columns
 from kresume.images.sources.found import NO_CLASS, ONE_LABEL, Advance, Found, Listing, Quarantined, Source, canonical
 from kresume.images.sources.names import LISTS, PICTURES, SPLITS
 from kresume.images.sources.rows import read_rows
@@ -25,7 +25,7 @@ from kresume.spelling import counted, option
 from kresume.storage import locations
 from kresume.storage.damage import reason
 
-UNKNOWN = frozenset({"nan", "null", "n/a", "<na>", "#n/a"})
+UNKNOWN = frozenset({"nan", "na", "null", "n/a", "<na>", "#n/a"})
 """Labels, in lower case, that programs write where they know none."""
 JOINS = ("|", ";", ",")
 """What other programs write between several labels of one picture."""
@@ -79,7 +79,7 @@ def _list_in(folder: str, source: Source, advance: Advance) -> Listing:
     used: set[str] = set()
     read_as = ""
     moved: set[str] = set()
-    others = OtherSplits()
+    others, second = OtherSplits(), OtherLabels()
     for number, row in enumerate(read_rows(source), 1):
         where = f"{source.given}, row {number:,}"
         if not columns:
@@ -96,6 +96,7 @@ def _list_in(folder: str, source: Source, advance: Advance) -> Listing:
                 counts["bare"] += 1
                 continue
             label, split = _label(row.get(columns["label"]), path, where), _split(row, where)
+            second.add(row, used, label)
             if "split" not in row:
                 others.add(row, used, where)
             if split == "test" and not source.tests:
@@ -119,10 +120,11 @@ def _list_in(folder: str, source: Source, advance: Advance) -> Listing:
     if not found:
         raise _nothing(source, folder, gone, counts, read_as)
     notes = [f"{source.given}: {read_as}"] if read_as else []
-    notes += [f"{source.given}: {note}" for note in (*_left_out(counts), *_doubtful(found))]
+    labels = sorted({each.label for each in found})
+    told = second.describe(labels, columns["label"]) if source.labelled else []
+    notes += [f"{source.given}: {note}" for note in (*_left_out(counts), *_doubtful(found), *told)]
     if gone:
         notes.append(f"{source.given}: {len(gone):,} listed files do not exist; the first is {gone[0].path}")
-    labels = sorted({each.label for each in found})
     return Listing(tuple(found), tuple(notes), tuple(labels), tuple(gone), moved=frozenset(moved))
 
 

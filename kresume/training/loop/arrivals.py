@@ -102,6 +102,7 @@ class Changes:
                 self._reporter,
                 _set_aside(self._run),
                 self._run.record.dropped,
+                self._run.record.validated,
             )
 
     def broke(self, manifest: Manifest, row: int, reason: str, then: str) -> None:

@@ -99,6 +99,7 @@ class Watch:
         reporter: prints what was found.
         set_aside: names of files that the run quarantined at its start; they are not reported again.
         dropped: SHA-256s of images that never join.
+        validated: SHA-256s of images that validate if they come back.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class Watch:
         reporter: Reporter,
         set_aside: Sequence[str] = (),
         dropped: Collection[str] = (),
+        validated: Collection[str] = (),
     ) -> None:
         self._config = config
         self._classes = tuple(classes)
@@ -122,6 +124,7 @@ class Watch:
         # exist.
         self._drop = corrections.read_drop(config.drop if config.drop and Path(config.drop).is_file() else None)
         self._dropped = set(dropped)
+        self._validated = set(validated)
         self._seen: dict[str, Version] = {}
         self._judged: dict[str, Version] = {}
         self._told: set[str] = {f"cannot be used:{name}" for name in set_aside}
@@ -168,6 +171,7 @@ class Watch:
             val_split=val_split_of(self._config),
             generation=self._generation,
             drop=self._dropped | corrections.hashes_in(self._drop, None, *fresh)[0],
+            validated=self._validated,
             fills=False,
         )
         for note in merge.facts.notes:

@@ -129,8 +129,11 @@ def new_classes(
 
 def _check_spelling(found: Iterable[str], known: Collection[str]) -> None:
     """Raises UsageError if a class that `--grow` would add is a known one in another spelling."""
+    known = list(known)
     for name in sorted(found):
-        if (other := spelled_alike(name, known)) is not None:
+        other = spelled_alike(name, known)
+        known.append(name)
+        if other is not None:
             raise UsageError(
                 f"{option('grow', True)} would add the class {name} beside {other}: rename it to {other} in the folders or "
                 f"lists, or say that they are two classes with {option('grow', show_class(name))}"

@@ -44,6 +44,8 @@ class Gathered:
         quarantine: files that could not be used, each with its reason.
         notes: notes for the user from listing and corrections.
         dropped: SHA-256s of images that this run or an earlier one dropped; they never join again.
+        validated: SHA-256s of images that validated in an earlier run and are no longer there; if they come back, they
+            validate again.
     """
 
     manifest: Manifest
@@ -51,6 +53,7 @@ class Gathered:
     quarantine: tuple[Quarantined, ...]
     notes: tuple[str, ...]
     dropped: tuple[str, ...] = ()
+    validated: tuple[str, ...] = ()
 
 
 def list_sources(config: TrainConfig, reporter: Reporter, *, writes: bool = True) -> Sources:
@@ -218,6 +221,7 @@ def gather(
         on_conflict=settings_of(config).on_conflict,
         drop=hashes | before,
         held_out=keras_split.held_out(config.val_like, config.data) if config.val_like else None,
+        validated=(once := _once_validated(parent)),
         seen=parent is not None and parent.manifest is None and not config.new_head,
     )
     _check_merge(config, parent, merge, classes, collected.quarantine)
@@ -235,7 +239,18 @@ def gather(
             f"{counted(merge.facts.dropped, 'image', 'is', 'are')} left out, because an earlier run dropped them"
         )
     quarantine = (*collected.quarantine, *_quarantined_conflicts(merge))
-    return Gathered(merge.manifest, merge, quarantine, tuple(notes), tuple(sorted(hashes | before)))
+    away = once - {sha.decode() for sha in merge.manifest.sha256s.tolist()} - hashes - before if once else once
+    return Gathered(
+        merge.manifest, merge, quarantine, tuple(notes), tuple(sorted(hashes | before)), tuple(sorted(away))
+    )
+
+
+def _once_validated(parent: Parent | None) -> set[str]:
+    """Returns the SHA-256s of all images that validated in the parent or before it."""
+    if parent is None or parent.run is None or parent.manifest is None:
+        return set()
+    manifest = parent.manifest
+    return {*parent.run.record.validated, *(sha.decode() for sha in manifest.sha256s[manifest.is_val].tolist())}
 
 
 def _check_strict(config: TrainConfig, quarantine: Sequence[Quarantined]) -> None:
