@@ -32,6 +32,8 @@ def facts(run: Path, folder: Path) -> dict:
     (record["parent"] or {}).pop("files", None)
     record["images"].pop("dropped", None)
     (record.get("result") or {}).pop("average", None)
+    if "val_split" not in record["given"]:
+        record["options"].pop("val_split", None)  # later versions take over the parent's
     for options in (record["given"], record["options"]):
         for name in LATER:
             options.pop(name, None)
