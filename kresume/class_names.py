@@ -184,10 +184,19 @@ def _number(value: Any) -> int | None:
     return int(text) if text.isascii() and text.isdigit() else None
 
 
+def take_separator(text: str) -> tuple[str, str]:
+    """Takes the first line `sep=;` off a table, which tells spreadsheets the separator.
+
+    Returns:
+        `(text, separator)`: the text without that line, and `""` if there is none.
+    """
+    told = re.match(r'"?sep=(.)"?\r?\n', text, re.IGNORECASE)
+    return (text[told.end() :], told[1]) if told else (text, "")
+
+
 def _from_table(text: str, delimiter: str) -> tuple[str, ...]:
-    told = re.match(r'"?sep=(.)"?\r?\n', text, re.IGNORECASE)  # a line for spreadsheets
-    if told:
-        text, delimiter = text[told.end() :], told[1]
+    text, told = take_separator(text)
+    delimiter = told or delimiter
     rows = [
         [cell.strip() for cell in row]
         for row in csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)

@@ -29,13 +29,13 @@ from kresume.evaluation.judging import check_conditions, check_gates, failures_o
 from kresume.evaluation.measure import by_generation, measure
 from kresume.evaluation.opening import Served, keras_model_among, read_model, select_for, served_folder
 from kresume.evaluation.own_metrics import OwnMetric, read_metrics
-from kresume.evaluation.sampling import RESIZING, check_resized, doubt_sampling
+from kresume.evaluation.sampling import check_resized, doubt_sampling
 from kresume.images import merging
 from kresume.images.collect import Sources, collect, list_sources
 from kresume.images.manifest import Manifest
 from kresume.images.scans import remembered
 from kresume.images.sources.records import parse_features
-from kresume.models.load import GIVEN, Loaded, Subject
+from kresume.models.load import GIVEN, RESIZING, Loaded, Subject
 from kresume.models.own_code import is_function
 from kresume.options.settings import DEFAULTS
 from kresume.reporter import Reporter
@@ -140,7 +140,7 @@ def evaluate(
     check_conditions(gates, images.manifest, images.generation, metrics)
     compared = None
     if other is None:
-        check_resized({name: getattr(given, name) for name in RESIZING}, [opened], len(images.manifest.classes))
+        check_resized(given.resizing, [opened], len(images.manifest.classes))
     else:
         subject = _compared(given, other, theirs)
         compared = read_model(subject, reporter, images.manifest.classes)

@@ -22,7 +22,7 @@ from kresume.class_names import join_classes
 from kresume.errors import UsageError
 from kresume.evaluation.against import PART, array_input, describe_signature, served_signature
 from kresume.evaluation.opening import Served, keras_model_among, read_model, select_for
-from kresume.evaluation.sampling import RESIZING, assumed_spec, check_resized
+from kresume.evaluation.sampling import assumed_spec, check_resized
 from kresume.evaluation.served import Prediction, plain_reason, predict_saved_model
 from kresume.images import inputs
 from kresume.images.read_ahead import Read
@@ -104,7 +104,7 @@ def open_model(
     select_for(keras_model_among({subject.checkpoint: subject.model}), backend, device, reporter)
     model = read_model(subject, reporter)
     if isinstance(model, Loaded) or model.labels is not None:
-        check_resized({name: getattr(subject, name) for name in RESIZING}, [model], 0)
+        check_resized(subject.resizing, [model], 0)
     return _served(model, reporter) if isinstance(model, Served) else _live(model, batch_size)
 
 

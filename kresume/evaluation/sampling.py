@@ -22,13 +22,11 @@ from kresume.evaluation.probe import CLEAR_ERRORS, PROBE_IMAGES, is_clearly_lowe
 from kresume.images.manifest import Manifest
 from kresume.images.order import permutation
 from kresume.images.variation import other_spec
-from kresume.models.load import Loaded, Subject, describe_assumed
+from kresume.models.load import RESIZING, Loaded, Subject, describe_assumed
 from kresume.reporter import Reporter
 from kresume.spelling import option
 from kresume.values.decode_spec import DecodeSpec
 
-RESIZING = ("resize", "interpolation")
-"""Options that say how pictures get the size of a model's input."""
 SHRINKS_MUCH = 2.0
 """Above this factor `bilinear` skips pixels, and its result differs from averages."""
 OBLONG = 1.1
@@ -37,8 +35,6 @@ OTHER_RESIZES = ("crop", "keraspad")
 """Ways of resizing that Keras's loader has beside stretching."""
 ONE_SIDED = 1.64
 """Standard errors by which the numbers of right images must differ: 5 % by chance."""
-SMALLEST = 1e-7
-"""The smallest probability, as in Keras's losses."""
 
 
 def check_resized(
@@ -116,10 +112,10 @@ def doubt_sampling(
         return ""
     rows = np.sort(permutation(0, 0, len(manifest))[:PROBE_IMAGES])
     sample = Manifest.from_table(manifest.table.take(rows), manifest.classes)
-    labels, places = sample.labels, np.arange(len(sample))
+    task, labels = predicted.task, sample.labels
 
-    def losses(probabilities: np.ndarray) -> np.ndarray:
-        return np.asarray(-np.log(np.maximum(probabilities[places, labels], SMALLEST)))
+    def right(probabilities: np.ndarray) -> np.ndarray:
+        return task.right(task.answers(probabilities), labels)
 
     best, fitting = predicted.probabilities[rows], spec
     others, silent = _others(spec, model.subject, manifest), Reporter(quiet=True)
@@ -127,16 +123,13 @@ def doubt_sampling(
     with reporter.waiting(doing) if others else contextlib.nullcontext():
         for other in others:
             found = predict(_resized_by(model, other), sample, silent, batch_size=batch_size, cache="off").probabilities
-            right = [predicted.task.right(predicted.task.answers(each), labels) for each in (found, best)]
-            if fits_better((losses(found), losses(best)), (right[0], right[1]), rivals=len(others)):
+            losses = task.image_losses(found, labels), task.image_losses(best, labels)
+            if fits_better(losses, (right(found), right(best)), rivals=len(others)):
                 best, fitting = found, other
     ways = [name for name in RESIZING if getattr(fitting, name) != getattr(spec, name)]
     if not ways:
         return describe_assumed(model.subject, spec, prefix) if others else ""
-    judged = (
-        predicted.task.right(predicted.task.answers(each), labels) for each in (best, predicted.probabilities[rows])
-    )
-    better, assumed = (100 * float(right.mean()) for right in judged)
+    better, assumed = (100 * float(right(each).mean()) for each in (best, predicted.probabilities[rows]))
     given = " ".join(option(f"{prefix}{name}", getattr(fitting, name)) for name in ways)
     instead = " and ".join(getattr(spec, name) for name in ways)
     return (

@@ -53,7 +53,7 @@ KINDS: Mapping[str, ScoreKind] = {
     "Sigmoid": "independent",
     **dict.fromkeys(("BiasAdd", "MatMul", "LogSoftmax"), "logits"),
 }
-"""What the scores are, by the operation that computes them; of others the values tell."""
+"""Maps the operation that computes scores to their kind. Of other operations the values of the scores tell it."""
 
 
 def score_kind(scores: np.ndarray) -> ScoreKind:

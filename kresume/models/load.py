@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from kresume.models.losses import LossChoice
 
 
-GIVEN = ("classes", "pixels", "axes", "resize", "interpolation")
+RESIZING = ("resize", "interpolation")
+"""Options that say how pictures get the size of a model's input."""
+GIVEN = ("classes", "pixels", "axes", *RESIZING)
 """Facts that a checkpoint may not record, and that may be given for two models."""
 
 
@@ -77,6 +79,11 @@ class Subject:
     def __post_init__(self) -> None:
         if self.pixels == "auto":  # the word of `train` for a convention that is found
             object.__setattr__(self, "pixels", None)
+
+    @property
+    def resizing(self) -> dict[str, str | None]:
+        """Returns the options of `RESIZING`, None for one that was not given."""
+        return {name: getattr(self, name) for name in RESIZING}
 
     def choose(self, name: str, found: Any) -> Any:
         """Returns a given fact, or the one that the checkpoint records or shows: whichever wins."""
@@ -172,7 +179,7 @@ def describe_assumed(subject: Subject, spec: DecodeSpec, prefix: str = "") -> st
         spec: how pictures are decoded.
         prefix: before the options' names.
     """
-    ways = {name: getattr(spec, name) for name in ("resize", "interpolation") if getattr(subject, name) is None}
+    ways = {name: getattr(spec, name) for name in RESIZING if getattr(subject, name) is None}
     if not ways:
         return ""
     keras = f"{option(f'{prefix}interpolation', 'bilinear')} is the default of image_dataset_from_directory"
@@ -273,7 +280,7 @@ def _check_recorded(subject: Subject, card: Card, names: Sequence[str]) -> None:
         raise UsageError(f"{path} records the order of its axes, {card.input.axes}: leave {option('axes')} out")
     if subject.pixels not in {None, card.pixels}:
         raise UsageError(f"{path} records that it expects {card.pixels}: leave {option('pixels', subject.pixels)} out")
-    for name in ("resize", "interpolation"):
+    for name in RESIZING:
         given, recorded = getattr(subject, name), getattr(card, name)
         if given not in {None, recorded}:
             raise UsageError(

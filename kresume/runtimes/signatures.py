@@ -166,7 +166,12 @@ def read_raw(folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     Raises:
         CheckpointError: the folder has no readable SavedModel, or none for serving.
     """
-    tf, graph = import_tensorflow(), _graph(folder)
+    return _signatures_of(_graph(folder))
+
+
+def _signatures_of(graph: Any) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Returns what `read_raw` does, of a graph."""
+    tf = import_tensorflow()
 
     def tensor(info: Any) -> tuple[str, Shape | None]:
         unknown = info.tensor_shape.unknown_rank
@@ -221,7 +226,8 @@ def read_signatures(folder: Path, classes: int | None = None) -> dict[str, Signa
     Raises:
         CheckpointError: `serving_default` (or the first signature) does not fit a classifier; the message says why.
     """
-    raw = read_raw(folder)
+    graph = _graph(folder)
+    raw = _signatures_of(graph)
     named = labels_of(folder)
     count = classes if classes is not None else len(named) if named else None
     found: dict[str, Signature] = {}
@@ -236,7 +242,6 @@ def read_signatures(folder: Path, classes: int | None = None) -> dict[str, Signa
         raise CheckpointError(
             f"the signature {wanted} of {folder} cannot be used: {reasons.get(wanted, 'there is no signature')}"
         )
-    graph = _graph(folder)
     found = {name: _with_operations(signature, graph) for name, signature in found.items()}
     return {wanted: found.pop(wanted), **found}
 

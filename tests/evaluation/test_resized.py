@@ -113,7 +113,7 @@ def test_a_comparison_uses_it_for_whichever_model_does_not_record_its_own(model,
 
 
 def test_predictions_and_exports_resize_as_they_are_told(model, images, tmp_path):
-    """What is assumed is told; a served model takes the bytes of files and resizes them as the model was trained."""
+    """A note names the assumed way of resizing; an exported model resizes files as the options say."""
     files = sorted(images.rglob("*.png"))
     told = kresume.predict(model, [images], classes=("dark", "light"))
     assert any("stretch and area are assumed" in note for note in told.notes)

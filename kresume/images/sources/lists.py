@@ -28,7 +28,7 @@ from kresume.storage.damage import reason
 UNKNOWN = frozenset({"nan", "na", "null", "n/a", "<na>", "#n/a"})
 """Labels, in lower case, that programs write where they know none."""
 JOINS = ("|", ";", ",")
-"""What other programs write between several labels of one picture."""
+"""Signs by which other programs separate several labels of one picture."""
 
 
 def accepts(path: str) -> bool:

@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from kresume.class_names import take_separator
 from kresume.errors import ImagesError
 from kresume.images.sources.columns import check_names
 from kresume.images.sources.found import Source
@@ -39,9 +40,8 @@ def read_rows(source: Source) -> Iterator[Mapping[str, Any]]:
         return
     text = _text(source)
     if name.endswith((".csv", ".tsv")):
-        told = re.match(r'"?sep=(.)"?\r?\n', text, re.IGNORECASE)  # a line for spreadsheets
-        text = text[told.end() :] if told else text
-        delimiter = told[1] if told else "\t" if name.endswith(".tsv") else _delimiter(text)
+        text, told = take_separator(text)
+        delimiter = told or ("\t" if name.endswith(".tsv") else _delimiter(text))
         yield from _separated_rows(text, delimiter, source)
         return
     if name.endswith(".json"):
