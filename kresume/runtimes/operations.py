@@ -60,11 +60,10 @@ def _computing(tensor: str, nodes: dict[str, Any], functions: dict[str, Any]) ->
                 return None, nodes
             tensor = node.input[taken]
         elif node.op in CLIPS:
-            constant = [_computing(each, nodes, functions)[0] for each in node.input[:2]]
-            others = [
-                each for each, by in zip(node.input, constant, strict=False) if by is None or by.op not in CONSTANTS
-            ]
-            if len(others) != 1:
+            # Looks no further than the next node: following both sides would never end in a circle.
+            makers = {each: nodes.get(each.lstrip("^").partition(":")[0]) for each in node.input[:2]}
+            others = [each for each, maker in makers.items() if maker is None or maker.op not in CONSTANTS]
+            if len(makers) != 2 or len(others) != 1:
                 return node, nodes
             tensor = others[0]
         elif node.op in CALLS:

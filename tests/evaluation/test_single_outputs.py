@@ -16,6 +16,7 @@ from kresume.evaluation.served import to_pairs
 from kresume.exports import saved_model
 from kresume.exports.export import export
 from kresume.reporter import Reporter
+from kresume.runtimes.operations import last_operation
 from kresume.runtimes.signatures import Output, read_signatures, understand
 from kresume.tasks.binary import BINARY
 from kresume.tasks.task import Head
@@ -279,3 +280,16 @@ def test_of_several_rows_of_scores_a_name_tells(place, tmp_path, capsys):
         evaluate(answers("a", "b"), data=place / "data", pixels="0-1")
     with pytest.raises(UsageError, match=r"only one class is named; give the names of all"):
         kresume.predict(answers("scores"), [place / "data"], pixels="0-1", classes=("light",))
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("op", ["Minimum", "Identity", "AddV2"])
+def test_a_circle_in_a_damaged_graph_ends(op):
+    """A graph whose operation takes its own output tells nothing, and the search ends."""
+    from tensorflow.core.protobuf import meta_graph_pb2
+
+    graph = meta_graph_pb2.MetaGraphDef()
+    graph.graph_def.node.add(name="a", op=op, input=["a:0", "b:0"])
+    graph.graph_def.node.add(name="b", op="Const")
+    graph.signature_def["serving_default"].outputs["out"].name = "a:0"
+    assert last_operation(graph, "serving_default", "out") == ""
