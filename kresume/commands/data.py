@@ -61,15 +61,18 @@ def check(
     kresume data check old/ --val holdout/ --json
     """
     from kresume.checkpoints.run import find_run
+    from kresume.images.away import read_ever
     from kresume.images.scans import remembered
     from kresume.images.sources.records import parse_features
     from kresume.reporter import Reporter
     from kresume.reports import data as report
     from kresume.runs import open_run
 
-    against = remembered((find_run(run) or open_run(run)).path) if run else None
+    parent = (find_run(run) or open_run(run)) if run else None
+    against = remembered(parent.path) if parent else None
+    ever = read_ever(parent.path, parent.record.away) if parent else None
     features = parse_features(tuple(feature))
-    scanned = report.scan(paths, Reporter(), val=val, against=against, features=features, cache=cache)
+    scanned = report.scan(paths, Reporter(), val=val, against=against, ever=ever, features=features, cache=cache)
     checked = report.check(scanned)
     print_result(checked, as_json)
     return 1 if checked.problems else 0

@@ -31,9 +31,9 @@ from kresume.evaluation.opening import Served, keras_model_among, read_model, se
 from kresume.evaluation.own_metrics import OwnMetric, read_metrics
 from kresume.evaluation.sampling import check_resized, doubt_sampling
 from kresume.images import merging
+from kresume.images.away import read_ever
 from kresume.images.collect import Sources, collect, list_sources
 from kresume.images.manifest import Manifest
-from kresume.images.scans import remembered
 from kresume.images.sources.records import parse_features
 from kresume.models.load import GIVEN, RESIZING, Loaded, Subject
 from kresume.models.own_code import is_function
@@ -344,7 +344,7 @@ def _trained_on(model: str, manifest: Manifest) -> str:
     if run is None:
         return ""
     try:
-        known = remembered(run.path)
+        known = read_ever(run.path, run.record.away)
     except ImagesError:  # a model that is compared with needs no table of its images
         return ""
     count = int(np.isin(manifest.sha256s, known.sha256s[~known.is_val]).sum())
@@ -369,14 +369,14 @@ UNDECODED = DecodeSpec(64, 64)
 def _with_origins(manifest: Manifest, run: runs.Run | None) -> tuple[Manifest, np.ndarray]:
     """Sets origins by content from the run's manifest.
 
-    Images that the run does not have are new.
+    Images that neither the run nor an earlier generation recorded are new.
 
     Returns:
-        The manifest, and `(n,) bool`: which images the run has.
+        The manifest, and `(n,) bool`: which images they recorded.
     """
     if run is None:
         return manifest, np.zeros(len(manifest), bool)
-    known = remembered(run.path)
+    known = read_ever(run.path, run.record.away)
     order = np.argsort(known.sha256s)
     found = np.searchsorted(known.sha256s, manifest.sha256s, sorter=order)
     found = order[np.minimum(found, len(order) - 1)]

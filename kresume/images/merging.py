@@ -14,17 +14,18 @@ The rows of a parent, perhaps a million, stay in columns; only the images that t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kresume.images.away import describe_back, returned, rows_beside
 from kresume.images.conflicts import Given, Labels, OnConflict, decide_labels
 from kresume.images.manifest import LOCATION, TRAIN, VAL, Manifest, ordered, schema
 from kresume.images.prepare import Image, Prepared
 from kresume.images.sources.found import Found
-from kresume.images.splits import Leak, decide_splits
+from kresume.images.splits import Leak, Row, decide_splits
 from kresume.spelling import counted, option
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def merge(
     on_conflict: OnConflict = "quarantine",
     drop: Collection[str] = frozenset(),
     held_out: Collection[str] | None = None,
-    validated: Collection[str] = frozenset(),
+    ever: Manifest | None = None,
     seen: bool = False,
     fills: bool = True,
 ) -> Merge:
@@ -92,8 +93,8 @@ def merge(
     - Without `data` the parent keeps all its images; with `data` only those that were given again.
     - An image that the parent knows keeps its row, origin and split, whatever folder it comes from.
     - Of the others, `data` counts as old (`generation - 1`, 0 in a first training), `add` and `val` count as new.
-    - Split of newcomers: what validated before validates again; `val` is validation, then `train/` and `val/` folders decide,
-      then the content's hash.
+    - Split of newcomers: that of an earlier generation, if they were away; `val` is validation, then `train/` and `val/`
+      folders decide, then the content's hash.
       Near-duplicates share one split (`splits.py`).
     - Equal bytes count once. If an image has another label than recorded, and is no longer at the old path, the new
       label replaces the old one. If it has both labels, or is given with two, that is a conflict: it is left out and
@@ -110,7 +111,8 @@ def merge(
         on_conflict: `"quarantine"` uses neither label, `"old"` keeps the older label, `"new"` uses the newer one.
         drop: SHA-256s of images to forget.
         held_out: keys of the images of `data` that validate, from `--val-like`; the other images of `data` train.
-        validated: SHA-256s of images that validated in an earlier generation; they may have been away since.
+        ever: images that any earlier generation recorded, those of the parent among them or not. One that the parent does
+            not have and that is given now is a newcomer with its earlier split.
         seen: True if the checkpoint was probably trained on `data`.
         fills: see `decide_splits`.
 
@@ -132,7 +134,6 @@ def merge(
             labels.by_content.get(content),
             generation,
             held_out,
-            validated,
             seen,
         )
         for content in range(len(unique))
@@ -146,19 +147,20 @@ def merge(
     if remembered is not None:
         remembered, lost = _of_classes(remembered, classes)
         unknown.update(lost)
-    splits = decide_splits(newcomers, remembered, val_split, fills=fills)
-    notes += splits.notes
-    table = _joined(remembered, [row for row in newcomers if row["side"] is not None])
+    beside = rows_beside(ever, remembered, drop)
+    back, fresh, elsewhere = returned(newcomers, beside)
+    splits = decide_splits(fresh, _with(remembered, back), val_split, away=elsewhere, fills=fills)
+    notes += [*describe_back(back), *splits.notes]
+    joined = [*back, *(row for row in fresh if row["side"] is not None)]
+    table = _joined(remembered, joined)
     both = _given_for_both(given, inverse, rows, parent, left_out)
     notes += labels.notes(on_conflict)
     notes += _describe_both(both)
-    if again := sum(row["sha256"] in validated for row in newcomers):
-        notes.append(f"{counted(again, 'image', 'is back and validates', 'are back and validate')}, as before")
-    notes += _describe_unrecorded(newcomers, generation) if parent is not None else []
+    notes += _describe_unrecorded(fresh, generation) if parent is not None else []
     merged = Manifest.from_table(table, tuple(classes))
     notes += _describe_absent(merged)
     facts = MergeFacts(
-        added=sum(row["origin"] == generation for row in newcomers if row["side"] is not None),
+        added=sum(row["origin"] == generation for row in joined),
         known=int(counts[rows >= 0].sum()),
         duplicates=int((np.delete(counts, sorted(left_out))[np.delete(rows, sorted(left_out)) < 0] - 1).sum()),
         conflicts=labels.conflicts,
@@ -173,7 +175,7 @@ def merge(
     return Merge(merged, facts)
 
 
-def _describe_unrecorded(newcomers: Sequence[dict[str, Any]], generation: int) -> list[str]:
+def _describe_unrecorded(newcomers: Sequence[Row], generation: int) -> list[str]:
     """Returns a note on images that were given as old ones, which the parent does not have."""
     count = sum(row["origin"] < generation for row in newcomers if row["side"] is not None)
     if not count:
@@ -268,9 +270,8 @@ def _row(
     label: str | None,
     generation: int,
     held_out: Collection[str] | None,
-    validated: Collection[str],
     seen: bool,
-) -> dict[str, Any]:
+) -> Row:
     """Returns the row of a newcomer: its first file, with what any of its files says about its split."""
     found, facts = given.images[files[0]].found, given.images[files[0]].facts
     splits = [_split_of(given.images[file].found, given.roles[file], held_out) for file in files]
@@ -281,7 +282,7 @@ def _row(
         "label": label or found.label,
         "source": found.source,
         "origin": max(generation - 1, 0) if of_data else generation,
-        "side": VAL if VAL in splits or facts.sha256 in validated else splits[0],
+        "side": VAL if VAL in splits else splits[0],
         "width": facts.width,
         "height": facts.height,
         "bytes": found.bytes,
@@ -368,12 +369,14 @@ def _of_classes(table: pa.Table, classes: Sequence[str]) -> tuple[pa.Table, Coun
     return table.filter(known), Counter(lost)
 
 
-def _joined(remembered: pa.Table | None, newcomers: Iterable[Mapping[str, Any]]) -> pa.Table:
+def _joined(remembered: pa.Table | None, newcomers: Iterable[Row]) -> pa.Table:
     """Concatenates remembered rows and newcomers, ordered by (origin, sha256)."""
+    return ordered(_with(remembered, sorted(newcomers, key=lambda row: (row["origin"], row["sha256"]))))
+
+
+def _with(remembered: pa.Table | None, rows: Sequence[Row]) -> pa.Table:
+    """Appends rows to those that are remembered."""
     import pyarrow as pa
 
-    rows = sorted(newcomers, key=lambda row: (row["origin"], row["sha256"]))
     table = pa.Table.from_pylist(list(rows), schema=schema())
-    if remembered is not None:
-        table = pa.concat_tables([remembered.cast(schema()), table])
-    return ordered(table)
+    return table if remembered is None else pa.concat_tables([remembered.cast(schema()), table])

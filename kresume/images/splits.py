@@ -56,7 +56,12 @@ class Splits:
 
 
 def decide_splits(
-    newcomers: list[Row], remembered: pa.Table | None, val_split: float | None, *, fills: bool = True
+    newcomers: list[Row],
+    remembered: pa.Table,
+    val_split: float | None,
+    *,
+    away: pa.Table,
+    fills: bool = True,
 ) -> Splits:
     """Sets the split of every newcomer, permanently.
 
@@ -64,6 +69,7 @@ def decide_splits(
         newcomers: rows of the new manifest. `side` is preset where the source defines it; this function sets the final
             one.
         remembered: the recorded rows.
+        away: the rows of images that only earlier generations had; their near-duplicates get their split.
         val_split: the fraction of newcomers to validate on; None for none.
         fills: True gives every class a validation image if its newcomers have none. Use False if few images arrive at a
             time: one of each few would be far more than `val_split`.
@@ -71,7 +77,7 @@ def decide_splits(
     Returns:
         The leaks and the notes.
     """
-    near = _look_near(newcomers, remembered)
+    near = _look_near(newcomers, remembered, away)
     notes = _decide_by_content(newcomers, near, val_split, fills)
     return Splits(tuple(near.leaks), (*notes, *_describe(near.leaks), *_describe_labels(near.other_label)))
 
@@ -101,13 +107,18 @@ def _outcome(split: str | None) -> str:
     return {TRAIN: "trains", VAL: "validates", None: "left out"}[split]
 
 
-def _look_near(newcomers: list[Row], remembered: pa.Table | None) -> _Near:
+def _look_near(newcomers: list[Row], remembered: pa.Table, away: pa.Table) -> _Near:
     """Finds near-duplicates and gives newcomers the split of recorded ones."""
+    import pyarrow as pa
+
     near = _Near([], set(), [], [])
-    pairs, old_is_val, old_names = _pairs(newcomers, remembered)
+    recorded_rows = pa.concat_tables([remembered, away]) if len(away) else remembered
+    pairs, old_is_val, old_names = _pairs(newcomers, recorded_rows)
     if not len(pairs):
         return near
-    near.other_label.extend(_under_two_labels(pairs, newcomers, remembered))
+    # Not with images that are away: one may have left because its label was wrong.
+    there = pairs[(pairs < len(newcomers) + len(remembered)).all(axis=1)]
+    near.other_label.extend(_under_two_labels(there, newcomers, remembered))
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -126,7 +137,7 @@ def _look_near(newcomers: list[Row], remembered: pa.Table | None) -> _Near:
     members: dict[int, list[int]] = {}
     for index in sorted(set(recorded) | set(neighbours)):
         members.setdefault(int(component[index]), []).append(index)
-    was_seen = remembered.column("seen").to_pylist() if remembered is not None else []
+    was_seen = recorded_rows.column("seen").to_pylist()
     for group in members.values():
         near_seen = any(was_seen[row] for index in group for row in recorded.get(index, ()))
         if near_seen or any(newcomers[index]["seen"] for index in group):
@@ -139,7 +150,7 @@ def _look_near(newcomers: list[Row], remembered: pa.Table | None) -> _Near:
     return near
 
 
-def _pairs(newcomers: list[Row], remembered: pa.Table | None) -> tuple[np.ndarray, np.ndarray, Any]:
+def _pairs(newcomers: list[Row], remembered: pa.Table) -> tuple[np.ndarray, np.ndarray, Any]:
     """Finds near pairs among newcomers and recorded images.
 
     Returns:
@@ -150,7 +161,7 @@ def _pairs(newcomers: list[Row], remembered: pa.Table | None) -> tuple[np.ndarra
     fresh = pa.chunked_array([pa.array([row["thumb"] for row in newcomers], pa.binary())])
     thumbs, usable = thumb_array(fresh)
     is_val, paths = np.zeros(0, bool), None
-    if remembered is not None and len(newcomers):
+    if len(newcomers):
         import pyarrow.compute as compute
 
         old_thumbs, old_usable = thumb_array(remembered.column("thumb"))
@@ -161,16 +172,13 @@ def _pairs(newcomers: list[Row], remembered: pa.Table | None) -> tuple[np.ndarra
     return near_pairs(thumbs, usable, is_new), is_val, paths
 
 
-def _under_two_labels(
-    pairs: np.ndarray, newcomers: list[Row], remembered: pa.Table | None
-) -> list[tuple[str, str, str, str]]:
+def _under_two_labels(pairs: np.ndarray, newcomers: list[Row], remembered: pa.Table) -> list[tuple[str, str, str, str]]:
     """Returns the newcomers that are near an image with another label; see `_Near.other_label`."""
-    old = remembered.column("label").to_pylist() if remembered is not None else []
-    labels = np.array([*(row["label"] for row in newcomers), *old], object)
-    names = remembered.select(["path", "member"]) if remembered is not None else None
+    labels = np.array([*(row["label"] for row in newcomers), *remembered.column("label").to_pylist()], object)
+    names = remembered.select(["path", "member"])
 
     def name(index: int) -> str:
-        if index < len(newcomers) or names is None:
+        if index < len(newcomers):
             return _name(newcomers[index])
         return _name(names.slice(index - len(newcomers), 1).to_pylist()[0])
 

@@ -70,6 +70,7 @@ def scan(
     *,
     val: Sequence[str] = (),
     against: Manifest | None = None,
+    ever: Manifest | None = None,
     features: Mapping[str, str] | None = None,
     cache: str | None = None,
 ) -> Scanned:
@@ -82,6 +83,7 @@ def scan(
         reporter: shows progress.
         val: further sources, for validation.
         against: a manifest to merge the images with.
+        ever: images that its run or an earlier generation recorded.
         features: names of TFRecord features by role.
         cache: where facts about files are remembered: a folder, `"off"` for nowhere, or None for the default folder.
 
@@ -100,7 +102,7 @@ def scan(
     had = against.classes if against is not None else ()
     classes = tuple(dict.fromkeys((*had, *(name for listing in sources for name in listing.classes))))
     generation = int(against.origins.max(initial=0)) + 1 if against is not None else 0
-    merged = merge(against, None, images, validating, classes=classes, val_split=None, generation=generation)
+    merged = merge(against, None, images, validating, classes=classes, val_split=None, generation=generation, ever=ever)
     if not len(merged.manifest):
         first = f", the first is {quarantine[0].path}: {quarantine[0].reason}" if quarantine else ""
         raise ImagesError(

@@ -16,6 +16,7 @@ from kresume.checkpoints import sealed_arrays, snapshot
 from kresume.checkpoints.files import describe_files
 from kresume.errors import RunError
 from kresume.evaluation import answers
+from kresume.images.away import write_away
 from kresume.images.prepare import write_quarantine
 from kresume.options.given import given, to_command
 from kresume.options.settings import settings_of
@@ -83,6 +84,7 @@ def _fill(folder: Path, record: RunRecord, draft: Draft) -> None:
     if draft.before.answers is not None:
         answers.write(folder / runs.ANSWERS / "before.parquet", draft.before.answers)
     draft.data.gathered.manifest.write(folder / "images.parquet")
+    write_away(folder, draft.data.gathered.away)
     write_quarantine(folder / "quarantine.csv", draft.data.gathered.quarantine)
     sealed.write(folder / runs.ARCHITECTURE, architecture.serialize(model))
     snapshot.write_snapshot(
@@ -144,7 +146,7 @@ def _record(start: Start, draft: Draft) -> RunRecord:
         images={**plan.images, "added": plan.images["new"]},
         manifest=draft.data.gathered.manifest.digest(),
         dropped=draft.data.gathered.dropped,
-        validated=draft.data.gathered.validated,
+        away=len(draft.data.gathered.away),
         not_used=not_used(draft.data.sources, draft.data.gathered.manifest),
         before=plan.before,
         statistics=settings_of(config).bn_stats,

@@ -133,7 +133,7 @@ class RunRecord:
         images: counts of the images, at the end of training for a finished run.
         manifest: digest of the images that it began with.
         dropped: SHA-256 of images that must not come back.
-        validated: SHA-256 of images that validated in an earlier run and are no longer there; they validate again.
+        away: how many images earlier generations had that it does not have; their rows are in `away.parquet`.
         not_used: how many listed pictures are not in the manifest; None in runs of the first versions.
         before: the parent's scores, None for a new model.
         plan: words of the printed plan.
@@ -179,7 +179,7 @@ class RunRecord:
     before: Mapping[str, Any] | None
     plan: PlanWords
     statistics: StatisticsKind = "moving"
-    validated: Sequence[str] = ()
+    away: int = 0
     balance: str | None = None
     new_classes: Sequence[str] = ()
     freezing: Freezing | None = None
@@ -206,7 +206,7 @@ class RunRecord:
             "rate": self.rate.as_dict(),
             "amount": self.amount.as_dict(),
             "dropped": list(self.dropped),
-            "validated": list(self.validated),
+            "away": self.away,
             "new_classes": list(self.new_classes),
             "freezing": None if self.freezing is None else self.freezing.as_dict(),
             "teaching": None if self.teaching is None else self.teaching.as_dict(),
@@ -281,7 +281,7 @@ def _fields(value: Mapping[str, Any]) -> dict[str, Any]:
         "images": dict(value["images"]),
         "manifest": str(value["manifest"]),
         "dropped": tuple(value.get("dropped", ())),
-        "validated": tuple(value.get("validated", ())),
+        "away": int(value.get("away", 0)),
         "not_used": value.get("not_used"),
         "before": value.get("before"),
         "plan": PlanWords(**value["plan"]),

@@ -17,7 +17,7 @@ FREE = {"created", "finished", "command", "fingerprint", "kresume"}
 """Fields of `run.json` that hold the time, the machine and the version."""
 LATER_FIELDS = (
     "statistics", "balance", "new_classes", "failed", "freezing", "teaching", "time", "restored", "notes", "merged",
-    "sha256", "validated",
+    "sha256", "away",
 )  # fmt: skip
 """Fields of `run.json` that came after 0.1.0."""
 LATER = ("bn_stats",)

@@ -287,6 +287,25 @@ def test_an_image_near_both_sides_is_left_out(tmp_path, quiet):
     assert [leak.outcome for leak in result.facts.leaks] == ["left out"]
 
 
+@pytest.mark.one_backend
+def test_what_is_near_an_image_that_is_away_takes_its_side(tmp_path, quiet):
+    """The images of a generation before keep their split, and so do other versions of them, under any label."""
+    for seed in range(4):
+        save_photo(tmp_path / ("old" if seed % 2 else "val") / "a" / f"{seed}.jpg", seed)
+        save_photo(tmp_path / "new" / "b" / f"again-{seed}.jpg", seed, quality=60)
+    write_photos(tmp_path / "week", 3, 50)
+    ever = merged(quiet, data=tmp_path / "old", val=tmp_path / "val").manifest
+    week = merged(quiet, data=tmp_path / "week").manifest
+    for share in (0.0, 1.0):
+        merge = merged(quiet, week, add=tmp_path / "new", generation=2, val_split=share, ever=ever)
+        now = sides(merge.manifest)
+        assert {seed: now[f"again-{seed}.jpg"] for seed in range(4)} == {0: VAL, 1: TRAIN, 2: VAL, 3: TRAIN}
+        assert not any("another label" in note for note in merge.facts.notes)
+    forgotten = {sha.decode() for sha in ever.sha256s.tolist()}
+    merge = merged(quiet, week, add=tmp_path / "new", generation=2, val_split=0.0, ever=ever, drop=forgotten)
+    assert {sides(merge.manifest)[f"again-{seed}.jpg"] for seed in range(4)} == {TRAIN}
+
+
 @given(some.integers(0, 2**32), some.integers(2, 40), some.integers(0, 40))
 @settings(max_examples=30, deadline=None)
 @pytest.mark.one_backend
@@ -522,7 +541,7 @@ def test_dropped_images_leave_the_manifest_and_the_cache(pictures, tmp_path, qui
     gone = table.sha256s[5].decode()
     (tmp_path / "drop").write_text(f"# twice\n{pictures / 'old' / 'circle' / '0.png'}\n{gone.upper()}\n/no/such.png\n")
     lines = corrections.read_drop(str(tmp_path / "drop"))
-    drop, nowhere = corrections.hashes_in(lines, table, prepared)
+    drop, nowhere = corrections.hashes_in(lines, [table], prepared)
     assert (len(drop), nowhere) == (2, ["/no/such.png"])
     result = merging.merge(table, None, prepared, None, classes=CLASSES, val_split=None, generation=1, drop=drop)
     assert (len(result.manifest), result.facts.dropped) == (22, 2)

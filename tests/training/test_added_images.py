@@ -367,14 +367,14 @@ def test_what_was_dropped_does_not_come_back(workplace):
 
 @pytest.mark.one_backend(trains=True)
 @pytest.mark.parametrize("why", ["missing", "conflict", "replaced"])
-def test_a_validation_image_that_was_away_validates_again(workplace, tmp_path, why):
-    """Its side is decided once: also if it was gone, in conflict or not given for a week, or for two."""
+def test_an_image_that_was_away_keeps_its_split(workplace, tmp_path, why):
+    """Its split is decided once: also if it was gone, in conflict or not given for two weeks, whatever gives it back."""
     given = {**TINY, "epochs": 1, "val_split": 0.3}
     run_training(data=["old"], out="runs/1", **given)
-    table = runs.open_run("runs/1").manifest
-    rows = pq.read_table(table).to_pylist()
-    held = {row["sha256"]: row for row in rows if row["side"] == "val"}
-    assert held
+    rows = pq.read_table(runs.open_run("runs/1").manifest).to_pylist()
+    validated = [row for row in rows if row["side"] == "val"]
+    held = {row["sha256"]: row for row in [*validated, *[row for row in rows if row["side"] == "train"][:3]]}
+    assert len(held) == len(validated) + 3 > 3
     if why == "conflict":
         for row in held.values():
             other = next(name for name in CLASSES if name != row["label"])
@@ -389,16 +389,25 @@ def test_a_validation_image_that_was_away_validates_again(workplace, tmp_path, w
     run_training("runs/1", out="runs/2", **given, **week)
     second = runs.open_run("runs/2")
     assert not {row["sha256"] for row in pq.read_table(second.manifest).to_pylist()} & set(held)
-    assert set(second.record.validated) == set(held)
+    assert pq.read_table(second.path / "away.parquet").sort_by("sha256").to_pylist() == sorted(
+        held.values(), key=lambda row: row["sha256"]
+    )
     write_pictures(tmp_path / "third", 2, 900, CLASSES)
     run_training("runs/2", out="runs/3", add=[str(tmp_path / "third")], **given)
     back = "old" if why == "conflict" else str(tmp_path / "away")
-    plan = kresume.plan("runs/3", add=[back], val_split=0.0, lr=1e-3, quiet=True, trial=False)
-    assert any(f"{len(held)} images are back and validate, as before" in note for note in plan.notes), plan.notes
+    for role in ({"add": [back], "val_split": 0.0}, {"val": [back], "add": ["new"]}):
+        plan = kresume.plan("runs/3", lr=1e-3, quiet=True, trial=False, **role)
+        words = f"are back, recorded by an earlier run: 3 train and {len(held) - 3} validate, as there"
+        assert words in str(plan), str(plan)
     run_training("runs/3", out="runs/4", add=[back], lr=1e-3, **{**given, "val_split": 0.0})
-    again = {row["sha256"]: row["side"] for row in pq.read_table(runs.open_run("runs/4").manifest).to_pylist()}
-    assert {again[sha] for sha in held} == {"val"}
-    assert not runs.open_run("runs/4").record.validated
+    fourth = runs.open_run("runs/4")
+    again = {row["sha256"]: row["side"] for row in pq.read_table(fourth.manifest).to_pylist()}
+    assert {sha: again[sha] for sha in held} == {sha: row["side"] for sha, row in held.items()}
+    assert fourth.record.away == 0
+    assert not (fourth.path / "away.parquet").exists()
+    (runs.open_run("runs/3").path / "away.parquet").unlink()
+    with pytest.raises(ImagesError, match=r"away.parquet cannot be read"):
+        kresume.plan("runs/3", add=[back], quiet=True, trial=False)
 
 
 @pytest.mark.one_backend(trains=True)

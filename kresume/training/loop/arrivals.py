@@ -22,6 +22,7 @@ from kresume import runs
 from kresume.backend import hosts
 from kresume.errors import ImagesError
 from kresume.images import scans
+from kresume.images.away import read_away
 from kresume.images.cache import Cache
 from kresume.images.manifest import Manifest
 from kresume.images.pipeline import NONE_LEFT
@@ -102,7 +103,7 @@ class Changes:
                 self._reporter,
                 _set_aside(self._run),
                 self._run.record.dropped,
-                self._run.record.validated,
+                read_away(self._run.path, self._run.record.away),
             )
 
     def broke(self, manifest: Manifest, row: int, reason: str, then: str) -> None:

@@ -99,7 +99,7 @@ class Watch:
         reporter: prints what was found.
         set_aside: names of files that the run quarantined at its start; they are not reported again.
         dropped: SHA-256s of images that never join.
-        validated: SHA-256s of images that validate if they come back.
+        away: images that earlier generations had and the run does not; one that comes back keeps its split.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Watch:
         reporter: Reporter,
         set_aside: Sequence[str] = (),
         dropped: Collection[str] = (),
-        validated: Collection[str] = (),
+        away: Manifest | None = None,
     ) -> None:
         self._config = config
         self._classes = tuple(classes)
@@ -124,7 +124,7 @@ class Watch:
         # exist.
         self._drop = corrections.read_drop(config.drop if config.drop and Path(config.drop).is_file() else None)
         self._dropped = set(dropped)
-        self._validated = set(validated)
+        self._away = away
         self._seen: dict[str, Version] = {}
         self._judged: dict[str, Version] = {}
         self._told: set[str] = {f"cannot be used:{name}" for name in set_aside}
@@ -170,8 +170,8 @@ class Watch:
             classes=self._classes,
             val_split=val_split_of(self._config),
             generation=self._generation,
-            drop=self._dropped | corrections.hashes_in(self._drop, None, *fresh)[0],
-            validated=self._validated,
+            drop=self._dropped | corrections.hashes_in(self._drop, [], *fresh)[0],
+            ever=self._away,
             fills=False,
         )
         for note in merge.facts.notes:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from kresume.checkpoints.layers import output_width
 from kresume.checkpoints.run import named
 from kresume.class_names import join_classes, read_classes, show_classes
 from kresume.errors import ImagesError, NothingNew, UsageError
 from kresume.images import collect, conflicts, corrections, keras_split, merging
+from kresume.images.away import rows_beside
 from kresume.images.cache import Cache, listings_of
 from kresume.images.collect import Sources
 from kresume.images.manifest import Manifest
@@ -33,6 +35,9 @@ from kresume.training.plan.growth import ways_on
 from kresume.training.plan.parent import Parent
 from kresume.values.decode_spec import DecodeSpec
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 
 @dataclass(frozen=True)
 class Gathered:
@@ -44,16 +49,16 @@ class Gathered:
         quarantine: files that could not be used, each with its reason.
         notes: notes for the user from listing and corrections.
         dropped: SHA-256s of images that this run or an earlier one dropped; they never join again.
-        validated: SHA-256s of images that validated in an earlier run and are no longer there; if they come back, they
-            validate again.
+        away: rows of the images that earlier generations had and this run does not; if they come back, they keep their
+            split.
     """
 
     manifest: Manifest
     merge: Merge
     quarantine: tuple[Quarantined, ...]
     notes: tuple[str, ...]
-    dropped: tuple[str, ...] = ()
-    validated: tuple[str, ...] = ()
+    dropped: tuple[str, ...]
+    away: pa.Table
 
 
 def list_sources(config: TrainConfig, reporter: Reporter, *, writes: bool = True) -> Sources:
@@ -208,7 +213,9 @@ def gather(
     _check_strict(config, collected.quarantine)
     if data is None and remembered is not None and cache is not None and writes:
         collect.decode_recorded(remembered, spec, cache, reporter)
-    hashes, nowhere = corrections.hashes_in(drop, remembered, data, add, val)
+    ever = parent.ever if parent is not None else None
+    recorded = [each for each in (remembered, ever) if each is not None]
+    hashes, nowhere = corrections.hashes_in(drop, recorded, data, add, val)
     before = set(parent.run.record.dropped) if parent is not None and parent.run is not None else set()
     merge = merging.merge(
         remembered,
@@ -221,7 +228,7 @@ def gather(
         on_conflict=settings_of(config).on_conflict,
         drop=hashes | before,
         held_out=keras_split.held_out(config.val_like, config.data) if config.val_like else None,
-        validated=(once := _once_validated(parent)),
+        ever=ever,
         seen=parent is not None and parent.manifest is None and not config.new_head,
     )
     _check_merge(config, parent, merge, classes, collected.quarantine)
@@ -239,18 +246,9 @@ def gather(
             f"{counted(merge.facts.dropped, 'image', 'is', 'are')} left out, because an earlier run dropped them"
         )
     quarantine = (*collected.quarantine, *_quarantined_conflicts(merge))
-    away = once - {sha.decode() for sha in merge.manifest.sha256s.tolist()} - hashes - before if once else once
-    return Gathered(
-        merge.manifest, merge, quarantine, tuple(notes), tuple(sorted(hashes | before)), tuple(sorted(away))
-    )
-
-
-def _once_validated(parent: Parent | None) -> set[str]:
-    """Returns the SHA-256s of all images that validated in the parent or before it."""
-    if parent is None or parent.run is None or parent.manifest is None:
-        return set()
-    manifest = parent.manifest
-    return {*parent.run.record.validated, *(sha.decode() for sha in manifest.sha256s[manifest.is_val].tolist())}
+    dropped = hashes | before
+    away = rows_beside(ever, merge.manifest.table, dropped)
+    return Gathered(merge.manifest, merge, quarantine, tuple(notes), tuple(sorted(dropped)), away)
 
 
 def _check_strict(config: TrainConfig, quarantine: Sequence[Quarantined]) -> None:
@@ -372,7 +370,7 @@ def check_dropped(drop: str, manifest: Manifest, run: str) -> None:
     Raises:
         UsageError: the file was edited since: the run would train on what is to be forgotten.
     """
-    hashes, _ = corrections.hashes_in(corrections.read_drop(drop), manifest)
+    hashes, _ = corrections.hashes_in(corrections.read_drop(drop), [manifest])
     if count := len(hashes & {sha256.decode() for sha256 in manifest.sha256s.tolist()}):
         raise UsageError(
             f"{option('drop', drop)} names {counted(count, 'image')} that {run} trains or scores on, so the file was "

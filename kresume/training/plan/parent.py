@@ -23,6 +23,7 @@ from kresume.checkpoints.read import read_checkpoint
 from kresume.checkpoints.run import find_run
 from kresume.checkpoints.snapshot import is_finite
 from kresume.errors import CheckpointError, MissingCheckpoint, UsageError
+from kresume.images.away import read_away, recorded_ever
 from kresume.images.manifest import Manifest
 from kresume.images.scans import remembered
 from kresume.options.settings import DEFAULTS, default_rate
@@ -40,11 +41,18 @@ class Parent:
         state: the content of the checkpoint.
         run: the run that the checkpoint belongs to, None for a bare checkpoint.
         manifest: the images of that run, None for a bare checkpoint.
+        away: the images that earlier generations had and that run does not; None if there are none.
     """
 
     state: TrainState
     run: runs.Run | None
     manifest: Manifest | None
+    away: Manifest | None = None
+
+    @property
+    def ever(self) -> Manifest | None:
+        """Returns every image that this run or an earlier generation recorded."""
+        return None if self.manifest is None else recorded_ever(self.manifest, self.away)
 
     @property
     def generation(self) -> int:
@@ -133,7 +141,9 @@ def read_parent(config: TrainConfig) -> Parent | None:
         raise MissingCheckpoint(
             f"{error}; to start with initial weights if there is no checkpoint yet, add --or-new"
         ) from None
-    return Parent(state, run, remembered(run.path) if run is not None else None)
+    if run is None:
+        return Parent(state, None, None)
+    return Parent(state, run, remembered(run.path), read_away(run.path, run.record.away))
 
 
 def _has_prefix(path: Path) -> bool:
