@@ -1,6 +1,6 @@
 """Translates Keras 2's optimizer configs, variables and slot names into Keras 3's.
 
-optimizer(training_config["optimizer_config"])        # ("Adam", {"learning_rate": 0.01, ...})
+optimizer(training_config["optimizer_config"], path)  # ("Adam", {"learning_rate": 0.01, ...})
 slot("Adam/m/dense/kernel:0")                         # ("m", "dense/kernel")
 ordered("SGD", config, arrays)                        # the variables in the order in which Keras 3 stores them
 """
@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from kresume.checkpoints import keras_arrays
+from kresume.errors import CheckpointError
+from kresume.storage.damage import interpreting
 
 OPTIMIZER_GONE = ("decay", "jit_compile", "is_legacy_optimizer", "name", "schedule_decay")
 SLOTS: Mapping[str, Mapping[str, str]] = {
@@ -46,11 +48,23 @@ NUMBERED = re.compile(r"_\d+$")
 AVERAGES = {"average": "_model_variables_moving_average"}
 
 
-def optimizer(config: Any) -> tuple[str, dict[str, Any]] | None:
+def optimizer(config: Any, path: str) -> tuple[str, dict[str, Any]] | None:
     """Returns an optimizer's class and config in Keras 3's form; None without an optimizer.
 
     Loss scaling is unwrapped. Keras 2's `decay` becomes the equivalent schedule.
+
+    Args:
+        config: the optimizer as Keras 2 wrote it.
+        path: the file that holds it, for messages.
+
+    Raises:
+        CheckpointError: a setting does not have the form that Keras 2 writes.
     """
+    with interpreting(f"{path}: the optimizer's config", CheckpointError):
+        return _in_keras_3(config)
+
+
+def _in_keras_3(config: Any) -> tuple[str, dict[str, Any]] | None:
     if isinstance(config, str):  # compile("adam")
         config = keras_arrays.by_name(config)
     if not isinstance(config, Mapping) or not isinstance(config.get("config"), Mapping):
@@ -58,7 +72,7 @@ def optimizer(config: Any) -> tuple[str, dict[str, Any]] | None:
     name = str(config.get("class_name", "")).rpartition(">")[2]
     inside = dict(config["config"])
     if name in {"LossScaleOptimizer", "LossScaleOptimizerV3"}:
-        return optimizer(inside.get("inner_optimizer"))
+        return _in_keras_3(inside.get("inner_optimizer"))
     # Nadam's decay changes its momentum, which Keras 3 fixes; the decay of other optimizers changes the rate.
     decay = 0.0 if name == "Nadam" else inside.get("decay") or 0.0
     for key in OPTIMIZER_GONE:
@@ -83,9 +97,9 @@ def optimizer(config: Any) -> tuple[str, dict[str, Any]] | None:
     return name, inside
 
 
-def compile_config(training: Mapping[str, Any]) -> dict[str, Any]:
-    """Translates Keras 2's `training_config` into the compile config of a `.keras` file."""
-    found = optimizer(training.get("optimizer_config"))
+def compile_config(training: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """Translates Keras 2's `training_config` into the compile config of a `.keras` file; see `optimizer`."""
+    found = optimizer(training.get("optimizer_config"), path)
     rest = {key: value for key, value in training.items() if key != "optimizer_config"}
     return {**rest, "optimizer": {"class_name": found[0], "config": found[1]} if found is not None else None}
 

@@ -151,7 +151,7 @@ def _in_keras_3(
     config: dict[str, Any], compiled: dict[str, Any] | None, path: str
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Translates architecture and compile config of a Keras 2 archive into Keras 3's form."""
-    found = keras_2_optimizers.optimizer((compiled or {}).get("optimizer"))
+    found = keras_2_optimizers.optimizer((compiled or {}).get("optimizer"), path)
     if compiled is not None and found is not None:
         compiled = {**compiled, "optimizer": {"class_name": found[0], "config": found[1]}}
     return {**keras_2.architecture(config, path), "compile_config": compiled}, compiled

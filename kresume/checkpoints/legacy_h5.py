@@ -68,7 +68,7 @@ def read(path: str) -> TrainState:
         )
     if file.backend == "theano":
         _flip_kernels(arrays, weights, [_path_in_file(name) for name in slots])
-    compiled = _compiled(file.training, old)
+    compiled = _compiled(file.training, old, str(path))
     saved = _optimizer(compiled, old, slots)
     inside = slots[SCALE_VARIABLES:] if saved is not None and saved.loss_scale and not old else slots
     records: dict[str, Any] = {"layers": [[layer, names] for layer, names in file.layers if names]}
@@ -197,12 +197,12 @@ def _architecture(model: Mapping[str, Any], old: bool, path: str) -> dict[str, A
     return {"module": module, "registered_name": None if module == "keras" else name, **model}
 
 
-def _compiled(training: Mapping[str, Any] | None, old: bool) -> dict[str, Any] | None:
+def _compiled(training: Mapping[str, Any] | None, old: bool, path: str) -> dict[str, Any] | None:
     """Returns the compile config in the form of a `.keras` file."""
     if training is None:
         return None
     if old:
-        return keras_2_optimizers.compile_config(training)
+        return keras_2_optimizers.compile_config(training, path)
     rest = {key: value for key, value in training.items() if key != "optimizer_config"}
     return {**rest, "optimizer": training.get("optimizer_config")}
 

@@ -47,7 +47,7 @@ def read(path: str) -> TrainState:
     if metadata is None:
         return state
     writer = f"{state.writer}, Keras 2"
-    compiled = _compiled(metadata)
+    compiled = _compiled(metadata, path)
     saved = compiled["optimizer"] if compiled is not None else None
     optimizer = state.optimizer
     if saved is not None and optimizer is not None:
@@ -71,13 +71,15 @@ def read_architecture(path: str) -> dict[str, Any] | None:
     _, inside = _meta(Path(path), path)
     metadata = _root_metadata(Path(path), path) or inside
     found = _architecture(metadata, path) if metadata is not None else None
-    return {**found, "compile_config": _compiled(metadata)} if found is not None and metadata is not None else None
+    return (
+        {**found, "compile_config": _compiled(metadata, path)} if found is not None and metadata is not None else None
+    )
 
 
-def _compiled(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
+def _compiled(metadata: Mapping[str, Any], path: str) -> dict[str, Any] | None:
     """Returns the compile config in the form of a `.keras` file; None if the model was not compiled."""
     training = metadata.get("training_config")
-    return keras_2_optimizers.compile_config(training) if isinstance(training, Mapping) else None
+    return keras_2_optimizers.compile_config(training, path) if isinstance(training, Mapping) else None
 
 
 def _architecture(metadata: Mapping[str, Any], path: str) -> dict[str, Any] | None:

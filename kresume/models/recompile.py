@@ -44,14 +44,13 @@ def compile_as(model: keras.Model, compiled: Any, own: Mapping[str, Any], *, fre
     if optimizer is None and entry is None:
         return
     with interpreting("the compile config of the architecture", ModelError):
-        steps = int(compiled.get("steps_per_execution") or 1)
-    model.compile(
-        optimizer=optimizer,
-        loss=RecordedLoss(entry) if entry is not None else None,
-        loss_weights=compiled.get("loss_weights"),
-        steps_per_execution=steps,
-        auto_scale_loss=False,
-    )
+        model.compile(
+            optimizer=optimizer,
+            loss=RecordedLoss(entry) if entry is not None else None,
+            loss_weights=compiled.get("loss_weights"),
+            steps_per_execution=int(compiled.get("steps_per_execution") or 1),
+            auto_scale_loss=False,
+        )
 
 
 def _optimizer(saved: Any, fresh: bool) -> Any:

@@ -14,7 +14,7 @@ import pytest
 
 from kresume.checkpoints.inspect import describe
 from kresume.checkpoints.read import read_checkpoint
-from kresume.errors import ModelError, RestoreError
+from kresume.errors import CheckpointError, ModelError, RestoreError
 from kresume.models import build, optimizers, restore, slots
 from tests.helpers.paths import WRITERS
 
@@ -201,6 +201,16 @@ def test_its_decay_is_a_schedule_of_its_rate(tmp_path):
     assert state.rate.schedule["config"] == {
         "initial_learning_rate": 0.003, "decay_steps": 1, "decay_rate": 0.01, "staircase": False,
     }  # fmt: skip
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("rate", [{"class_name": "ExponentialDecay"}, {"config": 3}, {}])
+def test_a_rate_of_another_form_is_named(tmp_path, rate):
+    """A schedule without settings is an error in words."""
+    path = tmp_path / "m.h5"
+    old_file(path, extra={"lr": rate})
+    with pytest.raises(CheckpointError, match=r"m.h5: the optimizer's config"):
+        read_checkpoint(path)
 
 
 @pytest.mark.one_backend(trains=True)

@@ -1,10 +1,13 @@
 """Tests that a compiled file given as `--model` gives its loss and its optimizer's settings, as a user's function does."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
 
 from kresume.checkpoints.read import read_checkpoint
+from kresume.errors import ModelError
 from kresume.models.build import build_model
 from kresume.models.losses import choose_loss, compiled_by_function
 from kresume.models.optimizers import describe
@@ -71,6 +74,18 @@ def test_what_is_not_compiled_stays_so(tmp_path):
     built = build_model(str(tmp_path / "own.keras"), state=None, num_classes=3, image_size=None)
     assert built.optimizer is None
     assert choose_loss(built).label_smoothing == 0.2
+
+
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize("setting", [{"loss_weights": True}, {"steps_per_execution": "two"}, {"loss_weights": "x"}])
+def test_a_setting_of_another_form_is_named(tmp_path, setting):
+    """A compile config that was edited or damaged is an error in words, whichever setting it is."""
+    path = tmp_path / "model.json"
+    config = json.loads(network(adamw()).to_json())
+    config["compile_config"].update(setting)
+    path.write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="the compile config of the architecture"):
+        build_model(str(path), state=None, num_classes=3, image_size=None)
 
 
 @pytest.mark.parametrize("suffix", ["keras", "h5"])
