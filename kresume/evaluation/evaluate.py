@@ -37,6 +37,7 @@ from kresume.images.manifest import Manifest
 from kresume.images.sources.records import parse_features
 from kresume.models.load import GIVEN, RESIZING, Loaded, Subject
 from kresume.models.own_code import is_function
+from kresume.options.resolve import several
 from kresume.options.settings import DEFAULTS
 from kresume.reporter import Reporter
 from kresume.runtimes.signatures import labels_of
@@ -52,7 +53,7 @@ def evaluate(
     model: str | None = None,
     classes: Sequence[str] | None = None,
     pixels: str | None = None,
-    image_size: tuple[int, int] | None = None,
+    image_size: int | str | Sequence[int] | None = None,
     axes: str | None = None,
     resize: str | None = None,
     interpolation: str | None = None,
@@ -60,7 +61,7 @@ def evaluate(
     backend: str | None = None,
     device: str | None = None,
     cache: str | None = None,
-    imports: Sequence[str] = (),
+    imports: str | Path | Sequence[str | Path] = (),
     map_file: str | None = None,
     trust: bool = False,
     against: str | Path | runs.Run | None = None,
@@ -68,7 +69,7 @@ def evaluate(
     against_pixels: str | None = None,
     against_resize: str | None = None,
     against_interpolation: str | None = None,
-    feature: Sequence[str] = (),
+    feature: str | Sequence[str] = (),
     metric: str | Sequence[str] = (),
     require: str | Sequence[str] = (),
     max_forgetting: float | None = None,
@@ -85,7 +86,7 @@ def evaluate(
         model: the architecture, for a checkpoint without one.
         classes: names of the outputs in order, for a checkpoint that does not record them.
         pixels: the pixel convention, for a checkpoint that does not record it.
-        image_size: `(height, width)` in pixels, for a model that accepts any.
+        image_size: a number of pixels or `(height, width)`, for a model that accepts any.
         axes: order of the axes of the model's input, if its shape does not determine it, for example `"chw"`.
         resize: how pictures get the model's size, for a checkpoint that does not record it: `"stretch"`, `"crop"`, `"pad"` or
             `"keraspad"`.
@@ -123,18 +124,20 @@ def evaluate(
     reporter = reporter or Reporter(quiet=True)
     path = os.fspath(checkpoint)
     other = os.fspath(against) if against is not None else None
-    gates = Gates.of(_listed(require), max_forgetting, max_class_drop, unbounded=_listed(metric))
+    gates = Gates.of(several(require), max_forgetting, max_class_drop, unbounded=several(metric))
     check_gates(gates, other)
     theirs = _of_other(other, names_of(against_classes), against_pixels, against_resize, against_interpolation)
-    sources = [data] if isinstance(data, (str, Path)) else list(data)
-    shown = tuple(str(source) for source in sources)
-    listed = list_sources(reporter, data=shown, features=parse_features(tuple(feature)), tests=True)
+    shown = several(data)
+    listed = list_sources(reporter, data=shown, features=parse_features(several(feature)), tests=True)
     live = keras_model_among({path: model} | ({other: None} if other not in {None, path} else {}))
-    of_keras = any(not is_function(each) for each in _listed(metric))
+    of_keras = any(not is_function(each) for each in several(metric))
     select_for(live or (path if of_keras else None), backend, device, reporter)
-    metrics = read_metrics(_listed(metric))
-    given = Subject(path, model, names_of(classes), pixels, image_size, tuple(imports), map_file, trust, axes)
-    given = replace(given, resize=resize, interpolation=interpolation, yielding=GIVEN[1:] if other is not None else ())
+    metrics = read_metrics(several(metric))
+    given = Subject.of(
+        path, model=model, classes=classes, pixels=pixels, image_size=image_size, axes=axes, resize=resize,
+        interpolation=interpolation, imports=imports, map_file=map_file, trust=trust,
+        yielding=GIVEN[1:] if other is not None else (),
+    )  # fmt: skip
     opened = read_model(given, reporter, listed.classes)
     images = _collect(opened, listed, cache, reporter)
     check_conditions(gates, images.manifest, images.generation, metrics)
@@ -153,10 +156,6 @@ def evaluate(
     found = job.evaluate(compared, assumed=against_classes is None, way="against-classes")
     own = replace(own, against=found)
     return replace(own, failed=failures_of(gates, own, found, known=images.known))
-
-
-def _listed(given: str | Sequence[str]) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given)
 
 
 @dataclass(frozen=True)

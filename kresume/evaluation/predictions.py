@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from kresume.class_names import names_of
 from kresume.errors import ImagesError, UsageError
 from kresume.evaluation.opened import Advance, ModelAnswers, Opened, open_model
 from kresume.evaluation.prediction_rows import Row, as_text, format_of, writing
@@ -28,6 +27,7 @@ from kresume.images.sources.class_folders import describe_left_out
 from kresume.images.sources.records import parse_features
 from kresume.images.unlabelled import Asked, list_unlabelled
 from kresume.models.load import Subject
+from kresume.options.resolve import several
 from kresume.options.settings import DEFAULTS, MIN_SCORE
 from kresume.reporter import Reporter
 from kresume.runs import Run
@@ -103,17 +103,17 @@ def predict(
     model: str | None = None,
     classes: Sequence[str] | None = None,
     pixels: str | None = None,
-    image_size: tuple[int, int] | None = None,
+    image_size: int | str | Sequence[int] | None = None,
     axes: str | None = None,
     resize: str | None = None,
     interpolation: str | None = None,
     batch_size: int = DEFAULTS.batch_size,
     backend: str | None = None,
     device: str | None = None,
-    imports: Sequence[str] = (),
+    imports: str | Path | Sequence[str | Path] = (),
     map_file: str | None = None,
     trust: bool = False,
-    feature: Sequence[str] = (),
+    feature: str | Sequence[str] = (),
     stream: IO[bytes] | None = None,
     reporter: Reporter | None = None,
 ) -> Predictions:
@@ -133,7 +133,7 @@ def predict(
         model: the architecture, for a checkpoint without one.
         classes: names of the outputs in order, for a checkpoint that does not record them.
         pixels: the pixel convention, for a checkpoint that does not record it.
-        image_size: `(height, width)` in pixels, for a model that accepts any.
+        image_size: a number of pixels or `(height, width)`, for a model that accepts any.
         axes: order of the axes of the model's input, if its shape does not determine it.
         resize: how pictures get the model's size, for a checkpoint that does not record it.
         interpolation: how resizing samples pixels, for a checkpoint that does not record it.
@@ -154,13 +154,15 @@ def predict(
         KresumeError: the model or a source cannot be read, no picture can, an option is missing or wrong, or a file exists.
     """
     reporter = reporter or Reporter(quiet=True)
-    given = (paths,) if isinstance(paths, (str, Path)) else tuple(paths)
+    given = several(paths)
     kind = format_of(None if output is None else os.fspath(output), format, overwrite=overwrite)
     _check(top_k, min_score, batch_size, sort, link)
-    asked = list_unlabelled(given, reporter, parse_features((feature,) if isinstance(feature, str) else tuple(feature)))
+    asked = list_unlabelled(given, reporter, parse_features(several(feature)))
     path = str(checkpoint.path if isinstance(checkpoint, Run) else checkpoint)
-    subject = Subject(path, model, names_of(classes), pixels, image_size, tuple(imports), map_file, trust, axes)
-    subject = replace(subject, resize=resize, interpolation=interpolation)
+    subject = Subject.of(
+        path, model=model, classes=classes, pixels=pixels, image_size=image_size, axes=axes, resize=resize,
+        interpolation=interpolation, imports=imports, map_file=map_file, trust=trust,
+    )  # fmt: skip
     opened = open_model(subject, batch_size=batch_size, reporter=reporter, backend=backend, device=device)
     folder = None
     if sort is not None:

@@ -95,7 +95,9 @@ def probe_feedings(
     head: Head,
     usual: Collection[str] | None = None,
     similar: Iterable[tuple[str, str]] = (),
-    larger: Iterable[tuple[str, str]] = (),
+    larger: Collection[tuple[str, str]] = (),
+    *,
+    unseen: bool = False,
 ) -> Probe:
     """Scores a model on the same labelled images under several input conventions.
 
@@ -107,6 +109,7 @@ def probe_feedings(
         usual: the candidates that are preferred; default all.
         similar: pairs of a usual candidate and another that are nearly the same; the better of a pair represents both.
         larger: pairs of candidates; the first gives larger values than the second.
+        unseen: True if the model may not have been trained on these images.
 
     Returns:
         The scores and the winner, by these rules:
@@ -119,7 +122,8 @@ def probe_feedings(
           a level shared among the others (Bonferroni), and clearly below that of the others. If it is better than the
           best usual one, but not so clearly, the usual one wins if it costs little at most (`SMALL_LOSS`); else none
           wins.
-        - A candidate that may only be more confident does not win: see `_not_only_surer`.
+        - A candidate that may only be more confident does not win: see `_not_only_surer`. On unseen images, where a model
+          is often more confident than right, only its accuracy tells larger values from smaller ones.
     """
     predictions: dict[str, np.ndarray] = {}
     losses: dict[str, np.ndarray] = {}
@@ -131,7 +135,8 @@ def probe_feedings(
         fair[name] = fair_losses(probabilities, labels)
     accuracies = {name: float((predicted == labels).mean()) for name, predicted in predictions.items()}
     ranked = sorted(feedings, key=lambda name: float(losses[name].mean()))
-    right = _most_right(ranked, {name: (predicted != labels).astype(float) for name, predicted in predictions.items()})
+    errors = {name: (predicted != labels).astype(float) for name, predicted in predictions.items()}
+    right = _most_right(ranked, errors)
     ranked = [*right, *(name for name in ranked if name not in right)]
     known = set(feedings if usual is None else usual)
     rivals = list(right)
@@ -146,6 +151,10 @@ def probe_feedings(
     sure = {candidate for candidate in rivals if losses[candidate].mean() < guess}
     compared = [candidate for candidate in rivals if candidate in known or fitting[0] not in known]
     fitting = _not_only_surer(fitting, compared, fair, counts, sure, larger)
+    if unseen:
+        first, pairs = fitting[0], {*larger}
+        unlike = [name for name in compared if name not in fitting and {(first, name), (name, first)} & pairs]
+        fitting = (*fitting, *(name for name in unlike if not is_clearly_lower(errors[first], errors[name])))
     above_chance = accuracies[fitting[0]] > _chance(accuracies[fitting[0]], labels)
     return Probe(
         accuracies={name: accuracies[name] for name in ranked},

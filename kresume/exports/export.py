@@ -21,7 +21,6 @@ from typing import Any
 from kresume import runs
 from kresume.addresses import public
 from kresume.backend import selection
-from kresume.class_names import names_of
 from kresume.errors import ExportError
 from kresume.evaluation.class_order import doubt_order
 from kresume.exports import like as like_models
@@ -37,6 +36,7 @@ from kresume.exports.tensorflow_process import write_by_tensorflow
 from kresume.images.sources.records import parse_features
 from kresume.models.load import Loaded, Subject, load, select_backend
 from kresume.models.unscored import with_statistics
+from kresume.options.resolve import several
 from kresume.options.settings import EXPORT_FORMAT, ON_BAD_IMAGE, TOP_K
 from kresume.reporter import Reporter
 from kresume.spelling import as_argument, in_bytes, option, spelled
@@ -115,15 +115,15 @@ def export(
     optimizer: str | None = None,
     tolerance: float | None = None,
     data: str | Path | Sequence[str | Path] = (),
-    feature: Sequence[str] = (),
+    feature: str | Sequence[str] = (),
     model: str | None = None,
     classes: Sequence[str] | None = None,
     pixels: str | None = None,
-    image_size: tuple[int, int] | None = None,
+    image_size: int | str | Sequence[int] | None = None,
     axes: str | None = None,
     resize: str | None = None,
     interpolation: str | None = None,
-    imports: Sequence[str] = (),
+    imports: str | Path | Sequence[str | Path] = (),
     map_file: str | None = None,
     trust: bool = False,
     backend: str | None = None,
@@ -155,7 +155,7 @@ def export(
         model: the architecture, for a checkpoint without one.
         classes: the class names in the order of the outputs, for a checkpoint that does not record them.
         pixels: the pixel convention that the model expects, for a checkpoint that does not record it.
-        image_size: `(height, width)` in pixels, for a model that accepts any.
+        image_size: a number of pixels or `(height, width)`, for a model that accepts any.
         axes: the order of the axes of the model's input, if its shape does not show it, `"chw"` for example.
         resize: how pictures get the model's size, for a checkpoint that does not record it.
         interpolation: how resizing samples pixels, for a checkpoint that does not record it.
@@ -197,18 +197,21 @@ def export(
     here(path, reporter)
     with selection.loading(reporter):
         running = select_backend(path, backend, device)
-    subject = Subject(path, model, names_of(classes), pixels, image_size, tuple(imports), map_file, trust, axes)
-    subject = replace(subject, resize=resize, interpolation=interpolation)
+    subject = Subject.of(
+        path, model=model, classes=classes, pixels=pixels, image_size=image_size, axes=axes, resize=resize,
+        interpolation=interpolation, imports=imports, map_file=map_file, trust=trust,
+    )  # fmt: skip
     with reporter.waiting(f"reading {path}"):
         loaded = load(subject, anonymous=exporter.for_training)
     loaded = _raw(loaded) if exporter.for_training else with_statistics(loaded, reporter)
     recorded = [loaded.assumed] if loaded.assumed and (loaded.named or not exporter.for_training) else []
-    for note in (*loaded.notes, *recorded, *(_left_out(loaded) if exporter.for_training else ())):
+    lost = [*_left_out(loaded), *_to_finalize(loaded, format)] if exporter.for_training else []
+    for note in (*loaded.notes, *recorded, *lost):
         reporter.warn(note)
-    sources = [str(data)] if isinstance(data, (str, Path)) else [str(source) for source in data]
+    sources = list(several(data))
     with ExitStack() as stack:
         with reporter.waiting("predicting pictures to compare on"):
-            samples = stack.enter_context(gather_samples(loaded, sources, reporter, parse_features(tuple(feature))))
+            samples = stack.enter_context(gather_samples(loaded, sources, reporter, parse_features(several(feature))))
             job, like_note = _with_samples(job, samples)
         if doubt := _doubt_order(loaded, samples):
             reporter.warn(doubt)
@@ -285,6 +288,16 @@ def _left_out(loaded: Loaded) -> Iterator[str]:
         yield f"{loss.lost}; the export is compiled with {loss.kind}"
     if names := unused_metrics(loaded.state.compiled, ()):
         yield f"the checkpoint's metrics are not in the export: {', '.join(names)}"
+
+
+def _to_finalize(loaded: Loaded, format: str) -> Iterator[str]:
+    """Yields what a reader of the format must call before the model answers as it did."""
+    names = [layer.name for layer in loaded.model._flatten_layers() if type(layer).__name__ == "Normalization"]
+    if names and format == "tf-checkpoint":
+        yield (
+            f"after `tf.train.Checkpoint.restore` call `finalize_state()` of the layer {', '.join(names)}: until then "
+            "Normalization uses the mean and variance that it was built with"
+        )
 
 
 def _size(path: Path) -> int:

@@ -27,6 +27,7 @@ from kresume.tasks.single_label import ROWS, SINGLE_LABEL
 from kresume.tasks.task import Head
 from kresume.values.input_layout import InputLayout
 
+MOST_FITTING = 6
 REFUSAL = "the new model cannot replace"
 
 
@@ -98,13 +99,15 @@ def examine(path: Path, samples: Samples, pixels: str | None = None) -> Old:
     named = labels_of(folder)
     order = named or samples.classes
     channels = asked.input.layout(samples.pictures.shape[1:3], samples.layout).channels if numbers else 3
-    candidates = _candidates(asked, pixels, channels, samples)
+    known = pixels or asked.input.pixels
+    candidates = _candidates(asked, known, channels, samples)
     answers, read = _answers(folder, asked, order, samples, candidates)
     truth = np.where(samples.labels >= 0, samples.labels, samples.answers)[read]
-    logits = _are_logits(answers, folder)
+    logits = _are_logits(answers, folder, samples)
     probe = probe_feedings(
         lambda scores: scores, {candidate: partial(_as_is, scores) for candidate, scores in answers.items()}, truth,
         Head(SINGLE_LABEL, logits), conventions.USUAL if len(candidates) > 1 else None, conventions.TWINS,
+        conventions.louder_pairs(candidates), unseen=True,
     )  # fmt: skip
     images = f"{len(truth):,} {samples.origin}"
     if named is None:
@@ -115,12 +118,12 @@ def examine(path: Path, samples: Samples, pixels: str | None = None) -> Old:
     for other in found:
         if other is not asked and other.output("scores") is not None:
             candidate = best if other.input.kind == "values" else other.input.kind
-            if _are_logits(_answers(folder, other, order, samples, (candidate,))[0], folder) != logits:
+            if _are_logits(_answers(folder, other, order, samples, (candidate,))[0], folder, samples) != logits:
                 raise ExportError(
                     f"{REFUSAL} {folder}: {asked.name} and {other.name} give different scores: logits and probabilities"
                 )
     _check_answers(
-        folder, probe, images, named=named is not None, wanted=numbers and pixels is None, candidates=len(candidates)
+        folder, probe, images, named=named is not None, wanted=numbers and known is None, candidates=len(candidates)
     )
     said = []
     if named is None:
@@ -129,12 +132,11 @@ def examine(path: Path, samples: Samples, pixels: str | None = None) -> Old:
             f"{100 * probe.accuracies[best]:.0f} % of {images}"
         )
     if numbers:
-        said.append(
-            f"its clients send pixels {best} ({option('like-pixels', pixels) if pixels else _shown(probe, True)})"
-        )
+        shown = "its first operations rescale them" if known else _shown(probe, True)
+        said.append(f"its clients send pixels {best} ({option('like-pixels', pixels) if pixels else shown})")
     if logits:
         said.append("its scores are logits, and so are the new ones: softmax converts them to probabilities")
-    unasked = pixels if any(each.input.kind == "values" for each in found) else None
+    unasked = next((pixels or each.input.pixels for each in found if each.input.kind == "values"), None)
     return Old("; ".join(said), best if numbers else unasked, logits)
 
 
@@ -147,7 +149,7 @@ def _signature_to_ask(folder: Path, found: Sequence[Signature], samples: Samples
     takes_numbers = [each for each in found if each.input.kind == "values"]
     asked = next((each for each in takes_numbers if each.answers_classes), None)
     if asked is None:
-        if takes_numbers and pixels is None:
+        if pixels is None and any(each.input.pixels is None for each in takes_numbers):
             raise ExportError(
                 f"{REFUSAL} {folder}: one of its signatures expects pixel values as numbers and gives no classes, so nothing "
                 f"shows which numbers: give {option('like-pixels')}, one of {', '.join(conventions.NAMES)}"
@@ -195,7 +197,7 @@ def _check_answers(folder: Path, probe: Probe, images: str, *, named: bool, want
     if candidates > 1 and probe.winner is None:
         raise ExportError(
             f"{REFUSAL} {folder}: it expects pixel values as numbers, and its answers do not show which "
-            f"({_shown(probe, True)}): give {option('like-pixels')}, one of {', '.join(conventions.NAMES)}"
+            f"({probe.show(probe.fitting[:MOST_FITTING])}): give {option('like-pixels')}, one of {', '.join(conventions.NAMES)}"
         )
 
 
@@ -237,9 +239,14 @@ def _answers(
     }, read
 
 
-def _are_logits(answers: Mapping[str, np.ndarray], folder: Path) -> bool:
+def _are_logits(answers: Mapping[str, np.ndarray], folder: Path, samples: Samples) -> bool:
+    """Returns True if the old model's scores are logits.
+
+    Raises:
+        ExportError: it judges each class independently, and the new model does not.
+    """
     kinds = {score_kind(scores) for scores in answers.values()}
-    if "independent" in kinds and "logits" not in kinds:
+    if "independent" in kinds and "logits" not in kinds and score_kind(samples.outputs) != "independent":
         raise ExportError(
             f"{REFUSAL} {folder}: its scores do not add up to 1: it judges each class independently, but the new model chooses "
             "one class"

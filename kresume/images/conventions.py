@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,11 @@ def is_louder(one: str, other: str) -> bool:
         return False
     sizes = [1.0 / (abs(each.unit) * max(each.std)) for each in (loud, quiet)]
     return sizes[0] >= LOUDER * sizes[1]
+
+
+def louder_pairs(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns the pairs of conventions of which the first gives clearly larger values."""
+    return [(one, other) for one in names for other in names if is_louder(one, other)]
 
 
 def names_for(channels: int = 3, *, grey: bool = False) -> tuple[str, ...]:

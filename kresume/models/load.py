@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kresume import runs
@@ -20,12 +21,12 @@ from kresume.backend import selection
 from kresume.checkpoints.layers import output_width
 from kresume.checkpoints.read import read_checkpoint
 from kresume.checkpoints.run import find_run
-from kresume.class_names import join_classes
+from kresume.class_names import join_classes, names_of
 from kresume.errors import CheckpointError, KresumeError, ModelError, RestoreError, UsageError
 from kresume.images.conventions import SHOWN_NAMES
 from kresume.models.inputs import check_size, layout_of
 from kresume.options.given import code_of
-from kresume.options.resolve import default_image_size
+from kresume.options.resolve import as_image_size, default_image_size, several
 from kresume.options.settings import DEFAULTS
 from kresume.spelling import option
 from kresume.tasks.table import class_count
@@ -79,6 +80,24 @@ class Subject:
     def __post_init__(self) -> None:
         if self.pixels == "auto":  # the word of `train` for a convention that is found
             object.__setattr__(self, "pixels", None)
+
+    @classmethod
+    def of(
+        cls,
+        checkpoint: str,
+        *,
+        classes: Any = None,
+        image_size: int | str | Sequence[int] | None = None,
+        imports: str | Path | Sequence[str | Path] = (),
+        **others: Any,
+    ) -> Subject:
+        """Creates a subject from arguments of Python: one value or several, a number or a pair.
+
+        Raises:
+            UsageError: `image_size` is neither a number nor a pair.
+        """
+        size = as_image_size(image_size)
+        return cls(checkpoint, classes=names_of(classes), image_size=size, imports=several(imports), **others)
 
     @property
     def resizing(self) -> dict[str, str | None]:

@@ -13,8 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
-LARGEST_SCALE = 0.1
-"""Largest scale of a Rescaling meant for bytes; a larger one is meant for values around 1."""
+from kresume.runtimes.operations import LARGEST_SCALE
 
 
 def _layers(model: Any) -> Iterator[Any]:

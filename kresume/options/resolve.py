@@ -106,6 +106,21 @@ def parse_image_size(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
+def as_image_size(value: int | str | Sequence[int] | None) -> tuple[int, int] | None:
+    """Returns an argument of Python as `(height, width)`: a number, a pair, or text as of `--image-size`.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    return None if value is None else parse_image_size(str(_plain("image_size", value)))
+
+
+def several(value: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None) -> tuple[str, ...]:
+    """Returns the paths or names of an argument of Python, which is one or a list of them."""
+    given = (value,) if isinstance(value, (str, os.PathLike)) else value or ()
+    return tuple(os.fspath(each) for each in given)
+
+
 def average_of(config: TrainConfig) -> float | Literal["auto"]:
     """Returns the share of `--average`: how much of the weights that a run began with is in its result.
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from kresume.backend.selection import import_tensorflow
 from kresume.errors import CheckpointError, UsageError
-from kresume.runtimes.operations import last_operation
+from kresume.runtimes.operations import LARGEST_SCALE, input_scale, last_operation
 from kresume.values.input_layout import InputLayout, read_layout
 
 InputKind = Literal["bytes", "pictures", "values"]
@@ -35,12 +35,27 @@ INTERNAL = "__saved_model"
 
 @dataclass(frozen=True)
 class Input:
-    """The only input of a signature."""
+    """The only input of a signature.
+
+    Attributes:
+        name: its name.
+        kind: its meaning.
+        dtype: the type of its numbers.
+        shape: its shape; None for any length.
+        scale: the factor by which the model multiplies it first; None if unknown.
+    """
 
     name: str
     kind: InputKind
     dtype: str
     shape: Shape
+    scale: float | None = None
+
+    @property
+    def pixels(self) -> str | None:
+        """Returns `"0-255"` if the model rescales bytes by itself, else None."""
+        shown = self.kind == "values" and self.scale is not None and self.scale <= LARGEST_SCALE
+        return "0-255" if shown else None
 
     def layout(self, size: tuple[int, int] | None = None, likely: InputLayout | None = None) -> InputLayout:
         """Determines the input layout of a signature with array input.
@@ -247,14 +262,17 @@ def read_signatures(folder: Path, classes: int | None = None) -> dict[str, Signa
 
 
 def _with_operations(signature: Signature, graph: Any) -> Signature:
-    """Returns the signature with the operations that compute its scores."""
+    """Returns the signature with what its graph shows of its input and its scores."""
     outputs = tuple(
         replace(output, operation=last_operation(graph, signature.name, output.name))
         if output.kind == "scores"
         else output
         for output in signature.outputs
     )
-    return replace(signature, outputs=outputs)
+    given = signature.input
+    if given.kind == "values":
+        given = replace(given, scale=input_scale(graph, signature.name, given.name))
+    return replace(signature, input=given, outputs=outputs)
 
 
 def understand(

@@ -153,6 +153,20 @@ def test_a_checkpoint_with_averages_is_verified_on_its_raw_weights(tmp_path, ima
 
 
 @pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize("name", ["keras", "weights-h5", "tf-checkpoint"])
+def test_an_adapted_normalisation_is_in_each_format(tmp_path, capsys, name):
+    """Its mean and variance are; the reader of a TensorFlow checkpoint is told what plain Keras has to call then."""
+    normal = keras.layers.Normalization()
+    normal.adapt(np.random.default_rng(0).normal(90.0, 40.0, (64, 12, 12, 3)))
+    layers = [normal, keras.layers.Flatten(), keras.layers.Dense(3, activation="softmax")]
+    keras.Sequential([keras.Input((12, 12, 3)), *layers]).save(tmp_path / "normal.keras")
+    export(tmp_path / "normal.keras", tmp_path / "out", format=name, reporter=Reporter())
+    assert ("call `finalize_state()` of the layer normalization" in capsys.readouterr().err) == (
+        name == "tf-checkpoint"
+    )
+
+
+@pytest.mark.one_backend(trains=True)
 def test_an_unnamed_optimizer_is_asked_for(tmp_path, images):
     """A checkpoint that does not name its optimizer is an error that names those that fit."""
     first = trained(tmp_path / "first.keras", images)

@@ -1,5 +1,7 @@
 """Tests models that expect grey pictures, rows of numbers, or channels first."""
 
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -341,3 +343,17 @@ def test_a_grey_run_is_exact_and_replaces_a_model_of_another_layout(digits, trai
     served = tf.saved_model.load(result.path)
     answers = served.signatures["serving_default"](digits=tf.constant(pictures / 255.0, tf.float32))["scores"]
     np.testing.assert_allclose(np.asarray(answers), expected, atol=1e-5)
+
+
+@pytest.mark.one_backend
+def test_arguments_of_python_are_one_or_several(tmp_path):
+    """`evaluate`, `predict` and `export` take a size and files in the forms that `plan` and `resume` take."""
+    for size in (64, "64", "64x64", (64, 64), [64, 64]):
+        assert Subject.of("x", image_size=size).image_size == (64, 64)
+    assert Subject.of("x").image_size is None
+    for size in ("wide", 0, (0, 3), (1, 2, 3)):
+        with pytest.raises(UsageError, match="give N or HEIGHTxWIDTH"):
+            Subject.of("x", image_size=size)
+    for given in ("own.py", Path("own.py"), ["own.py"], (Path("own.py"),)):
+        assert Subject.of("x", imports=given).imports == ("own.py",)
+    assert Subject.of("x", imports=["a.py", "b.py"], classes="b,a").classes == ("b", "a")

@@ -80,6 +80,9 @@ def _restore(model: Any, prefix: str) -> None:
     optimizer = getattr(model, "optimizer", None)
     roots = {"model": model} if optimizer is None else {"model": model, "optimizer": optimizer}
     tf.train.Checkpoint(**roots).restore(prefix).assert_existing_objects_matched().expect_partial()
+    for layer in model._flatten_layers():
+        if type(layer).__name__ == "Normalization":
+            layer.finalize_state()  # computes its constants from what was restored; Keras's own files do it by themselves
 
 
 def _digest(variables: Any) -> str:
