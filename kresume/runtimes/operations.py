@@ -38,13 +38,14 @@ MOVES = SAME | {
 LARGEST_SCALE = 0.1
 """Largest factor by which a model that expects bytes multiplies them; a larger one is meant for values around 1."""
 MOST_CHANNELS = 4096
-ON_CONSTANTS: Mapping[str, np.ufunc] = {
-    **dict.fromkeys(SAME - {"Reshape", "ExpandDims"}, np.positive),
-    "Sqrt": np.sqrt,
-    "Maximum": np.maximum,
-    "Minimum": np.minimum,
+ON_CONSTANTS: Mapping[str, tuple[int, np.ufunc]] = {
+    **dict.fromkeys(SAME - {"Reshape", "ExpandDims"}, (1, np.positive)),
+    "Sqrt": (1, np.sqrt),
+    "Maximum": (2, np.maximum),
+    "Minimum": (2, np.minimum),
 }
-"""Arithmetic on constants that is computed: a normalisation divides by the larger of a root and a limit."""
+"""Arithmetic on constants that is computed, with the number of its inputs: a normalisation divides by the larger of a root
+and a limit."""
 DEEPEST_VALUE = 20
 DEEPEST = 1000
 """Operations that are followed at most; a damaged graph may have a circle."""
@@ -173,16 +174,16 @@ class _Scope:
             return scope.value(given, deepest - 1)
         if node.op == "Const":
             return _number(node)
-        function = ON_CONSTANTS.get(node.op)
-        values = (
-            [self.value(given, deepest - 1) for given in node.input if not given.startswith("^")] if function else []
-        )
-        known = [each for each in values if each is not None]
-        if function is None or len(known) != len(values) or len(known) != function.nin:
+        count, function = ON_CONSTANTS.get(node.op, (0, None))
+        if function is None or len(node.input) < count:
+            return None
+        known = [self.value(given, deepest - 1) for given in node.input[:count]]
+        values = [each for each in known if each is not None]
+        if len(values) < count:
             return None
         with np.errstate(all="ignore"):
             try:
-                return np.asarray(function(*known))
+                return np.asarray(function(*values))
             except ValueError:  # shapes that do not fit
                 return None
 
