@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,8 @@ ANSWERS = "answers"
 AVERAGED = "averaged"
 TEACHER, TEACHER_ARCHITECTURE = "teacher.safetensors", "teacher.json"
 FINISHED = ("accepted", "rejected")
+BROKE = "file broke"
+"""Name of the event that an image could not be read."""
 ASIDE = r"\.before-\d+$"
 DAMAGED = (RunError, OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
 """Raised by a record of another form than expected."""
@@ -263,6 +266,17 @@ def list_runs(folder: str | Path) -> Listed:
     runs = [each for each in found if isinstance(each, Run)]
     runs.sort(key=lambda run: (run.record.created, number_of(run.path.name)))
     return Listed(tuple(runs), tuple(each for each in found if isinstance(each, Unreadable)))
+
+
+def dropped_by(run: Run) -> set[str]:
+    """Returns the SHA-256s of images that a run dropped, or a run from it that a gate rejected.
+
+    Whoever asks to forget an image does not ask for it on condition that the run is good.
+    """
+    own = os.path.realpath(run.path)
+    siblings = (each for each in list_runs(run.path.absolute().parent).runs if each.status == "rejected")
+    rejected = (each for each in siblings if os.path.realpath(each.parent_path() or "") == own)
+    return {sha256 for each in (run, *rejected) for sha256 in each.record.dropped}
 
 
 def number_of(name: str) -> int:

@@ -110,7 +110,7 @@ def read(path: str) -> TrainState:
         compiled=compiled,
         optimizer=replace(record.optimizer, variables=sum(name.startswith("optimizer/") for name in state.arrays)),
         step=record.base_step + int(state.step or 0),
-        rate=SavedRate(record.rate.peak, "run", schedule),
+        rate=SavedRate(record.rate.peak, "run", schedule, record.rate.lowered_from),
         card=record.card,
         writer=f"kresume {record.kresume}",
         written=record.finished or record.created,

@@ -31,6 +31,8 @@ from kresume.spelling import counted, option
 if TYPE_CHECKING:
     import pyarrow as pa
 
+STILL_VALIDATES = "still validates"
+
 
 @dataclass(frozen=True)
 class MergeFacts:
@@ -49,6 +51,8 @@ class MergeFacts:
         dropped: number of distinct images that `--drop` removed or kept out.
         both: images given for validation that were also given for training or were trained on, as (path, other path,
             outcome).
+        unrecorded: number of images that were given as old ones and that the parent does not have.
+        withheld: number of the parent's images that are left out because they have two labels now.
     """
 
     added: int
@@ -62,6 +66,8 @@ class MergeFacts:
     dropped: int = 0
     both: tuple[tuple[str, str, str], ...] = ()
     undecided: tuple[tuple[str, str, str], ...] = ()
+    unrecorded: int = 0
+    withheld: int = 0
 
 
 @dataclass(frozen=True)
@@ -171,6 +177,8 @@ def merge(
         dropped=len(dropped | forgotten),
         both=both,
         undecided=labels.undecided,
+        withheld=sum(rows[content] >= 0 for content in left_out),
+        unrecorded=sum(row["origin"] < generation for row in joined) if parent is not None else 0,
     )
     return Merge(merged, facts)
 
@@ -250,6 +258,11 @@ def _given_for_both(
             if content not in left_out and not parent.is_val[rows[content]]:
                 path = given.images[validating[content]].found.name
                 found.append((path, parent.paths(rows[content : content + 1])[0], "trains"))
+        trains = np.array([image.found.split == TRAIN for image in given.images], bool) & ~validates
+        for index in np.nonzero(trains & (validating[inverse] < 0) & (rows[inverse] >= 0))[0]:
+            row = rows[inverse[index]]
+            if inverse[index] not in left_out and parent.is_val[row]:
+                found.append((given.images[index].found.name, parent.paths(row[None])[0], STILL_VALIDATES))
     return tuple(found)
 
 
@@ -258,6 +271,7 @@ def _describe_both(both: Sequence[tuple[str, str, str]]) -> list[str]:
     for outcome, text in (
         ("validates", "given for training and for validation, used for validation"),
         ("trains", "given for validation, but recorded for training, and still used for training"),
+        (STILL_VALIDATES, "in a folder for training, but recorded for validation, and still used for validation"),
     ):
         if named := [path for path, _, became in both if became == outcome]:
             notes.append(f"{counted(len(named), 'image')}: {text}; the first is {named[0]}")

@@ -116,6 +116,14 @@ def _settled(
     )
 
 
+def are_there(manifest: Manifest, rows: np.ndarray) -> np.ndarray:
+    """Returns `(len(rows),) bool`: which of these rows have a file now. Each folder is listed once."""
+    import pyarrow as pa
+
+    some = Manifest.from_table(manifest.table.take(pa.array(rows)), manifest.classes)
+    return np.asarray(_files_now(some)[:, 0] != GONE)
+
+
 def _files_now(manifest: Manifest) -> np.ndarray:
     """Returns size and modification time of the file of each row, `(n, 2) int64`; `GONE` if there is none.
 

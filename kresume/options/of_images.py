@@ -90,8 +90,9 @@ class ImageOptions(Options):
     )
     on_missing: Literal["error", "drop", "cache"] | None = option_of(
         "Remembered images whose files are gone: stop with an error, drop them, or train on them from the cache. Default "
-        "{default}.",
+        "{default}. An interrupted run stops only if all files of a source are gone.",
         IMAGES,
+        may_differ=True,
     )
     on_conflict: Literal["quarantine", "old", "new"] | None = option_of(
         "One image under two labels: use neither, the label that was there first, or the new one. Default {default}.",

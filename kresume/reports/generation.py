@@ -32,7 +32,7 @@ NOT_COMPARED = frozenset(
         "devices", "exact", "cache", "cache_limit", "watch", "trust", "epochs", "steps", "lr", "lr_scale", "lr_schedule",
         "warmup_steps", "optimizer", "loss", "batch_size", "image_size", "pixels", "resize", "interpolation", "classes", "grow",
         "balance", "bn_stats", "drop", "remap", "feature", "partial", "imports", "map", "map_out", "tensorboard", "trial",
-        "mlflow", "profile", "coordinator", "num_processes", "process_id", "without",
+        "mlflow", "on_missing", "profile", "coordinator", "num_processes", "process_id", "without",
     }
 )  # fmt: skip
 """Options that say where a run is and how it goes on, or whose effect is recorded as a decision."""
@@ -291,7 +291,11 @@ def compare_options(one: RunRecord, other: RunRecord, names: frozenset[str] = NO
         names: options to leave out.
     """
     found = []
-    for name in sorted({*one.options, *other.options} - names):
+    # A run without this option has its parent's model, whatever built that.
+    inherits = (
+        {"model"} if any(each.parent is not None and "model" not in each.options for each in (one, other)) else set()
+    )
+    for name in sorted({*one.options, *other.options} - names - inherits):
         default = None if name == "monitor" else getattr(DEFAULTS, name, None)  # used only where something monitors
         before, after = one.options.get(name, default), other.options.get(name, default)
         if (before or None) != (after or None):

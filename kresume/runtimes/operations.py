@@ -12,9 +12,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 SAME = frozenset(
     {"Identity", "EnsureShape", "StopGradient", "PreventGradient", "Reshape", "Squeeze", "ExpandDims", "Cast"}
@@ -38,14 +39,14 @@ MOVES = SAME | {
 LARGEST_SCALE = 0.1
 """Largest factor by which a model that expects bytes multiplies them; a larger one is meant for values around 1."""
 MOST_CHANNELS = 4096
-ON_CONSTANTS: Mapping[str, tuple[int, np.ufunc]] = {
-    **dict.fromkeys(SAME - {"Reshape", "ExpandDims"}, (1, np.positive)),
-    "Sqrt": (1, np.sqrt),
-    "Maximum": (2, np.maximum),
-    "Minimum": (2, np.minimum),
+ON_CONSTANTS: Mapping[str, tuple[int, str]] = {
+    **dict.fromkeys(SAME - {"Reshape", "ExpandDims"}, (1, "positive")),
+    "Sqrt": (1, "sqrt"),
+    "Maximum": (2, "maximum"),
+    "Minimum": (2, "minimum"),
 }
-"""Arithmetic on constants that is computed, with the number of its inputs: a normalisation divides by the larger of a root
-and a limit."""
+"""Arithmetic on constants that is computed, with the number of its inputs and numpy's name for it: a normalisation divides by
+the larger of a root and a limit."""
 DEEPEST_VALUE = 20
 DEEPEST = 1000
 """Operations that are followed at most; a damaged graph may have a circle."""
@@ -115,6 +116,8 @@ def input_scale(graph: Any, signature: str, input_: str) -> float | None:
     Returns:
         The largest factor of the channels: 1/255 of a `Rescaling(1 / 255)`, one through the deviation of a normalisation.
     """
+    import numpy as np
+
     functions = {function.signature.name: function for function in graph.graph_def.library.function}
     scope = _Scope({node.name: node for node in graph.graph_def.node}, {})
     tensor = graph.signature_def[signature].inputs[input_].name
@@ -174,8 +177,10 @@ class _Scope:
             return scope.value(given, deepest - 1)
         if node.op == "Const":
             return _number(node)
-        count, function = ON_CONSTANTS.get(node.op, (0, None))
-        if function is None or len(node.input) < count:
+        import numpy as np
+
+        count, function = ON_CONSTANTS.get(node.op, (0, ""))
+        if not function or len(node.input) < count:
             return None
         known = [self.value(given, deepest - 1) for given in node.input[:count]]
         values = [each for each in known if each is not None]
@@ -183,13 +188,15 @@ class _Scope:
             return None
         with np.errstate(all="ignore"):
             try:
-                return np.asarray(function(*values))
+                return np.asarray(getattr(np, function)(*values))
             except ValueError:  # shapes that do not fit
                 return None
 
 
 def _number(node: Any) -> np.ndarray | None:
     """Returns a constant's value as float64; None for text."""
+    import numpy as np
+
     from kresume.backend.selection import import_tensorflow
 
     tensor = node.attr["value"].tensor

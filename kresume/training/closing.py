@@ -22,7 +22,7 @@ from kresume.evaluation.forgetting import forgetting_of
 from kresume.evaluation.gates import Gates
 from kresume.evaluation.verdict import Pair, Verdict, in_words, judge_origins
 from kresume.options.settings import DEFAULTS
-from kresume.spelling import in_percent, option
+from kresume.spelling import counted, in_percent, option
 from kresume.training.plan.plan import describe_scores
 
 
@@ -49,6 +49,8 @@ class TrainResult:
         best: which other epoch had a lower loss on the validation images; empty if none.
         average: share of the checkpoint's weights in the result; 0 for the weights as they were trained.
         seen: validation images that the first checkpoint was probably trained on, so that it looks better there.
+        unread: images that could not be read any more while it trained.
+        dropped: images that `--drop` named in this run or before it.
     """
 
     run: str
@@ -69,6 +71,8 @@ class TrainResult:
     best: str = ""
     average: float = 0.0
     seen: int = 0
+    unread: int = 0
+    dropped: int = 0
 
     @property
     def exit_code(self) -> int:
@@ -95,6 +99,10 @@ class TrainResult:
             ("after", describe_scores(self.after)),
             ("change", f"{in_words(self.verdicts)}{seen}" if self.verdicts else ""),
             ("forgot", self.forgot),
+            (
+                "unread",
+                f"{counted(self.unread, 'image')} while it trained, named in events.jsonl" if self.unread else "",
+            ),
             ("best", self.best),
             ("model", f"{Path(self.run) / 'model.keras'}{needs}"),
             ("feed", self.feed),
@@ -106,7 +114,8 @@ class TrainResult:
         run = shlex.quote(self.run)
         if self.failed:
             stays = f", {self.parent} stays the accepted one" if self.parent else ""
-            lines.append(f"{self.run} is rejected{stays}; its images are new to the next run")
+            dropped = f", what {option('drop')} named stays dropped" if self.dropped else ""
+            lines.append(f"{self.run} is rejected{stays}; its images are new to the next run{dropped}")
         else:
             lines.append(f"next:   kresume export {run} serving/, or kresume train --from {run} --add MORE_IMAGES")
         lines += [f"not written: {failure}" for failure in self.failures]
@@ -143,6 +152,8 @@ def closing_facts(run: runs.Run, pair: Pair | None) -> dict[str, Any]:
         "forgot": forgot,
         "best": "" if is_best or share else _better_epoch(lines, epoch),
         "seen": int(run.record.images.get("seen", 0)),
+        "unread": len({event.get("sha256") for event in run.events(runs.BROKE)}),
+        "dropped": len(run.record.dropped),
     }
 
 

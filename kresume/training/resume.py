@@ -21,7 +21,7 @@ from kresume import crash, runs
 from kresume.addresses import address_of, is_remote, root
 from kresume.backend import live_state, programs, selection
 from kresume.errors import GateFailed
-from kresume.images.scans import remembered
+from kresume.images.scans import manifest_of, remembered
 from kresume.options.resolve import from_arguments
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
@@ -32,10 +32,11 @@ from kresume.staging.stage import Stage
 from kresume.storage.stores import DRIVE
 from kresume.training.adjust import adjusted, carry_others, grow, rebuild, thaw
 from kresume.training.closing import TrainResult
+from kresume.training.continuing import check_dropped, check_sources
 from kresume.training.create import create_run
 from kresume.training.finish import finish
 from kresume.training.plan.decide import decide, list_named, load_checkpoint, update_data
-from kresume.training.plan.images import came_since, check_dropped
+from kresume.training.plan.images import came_since
 from kresume.training.plan.teaching import take_teacher
 from kresume.training.start import Start, select_backend, start_or_continue
 from kresume.training.together import group_of, train_together
@@ -151,6 +152,7 @@ def _rebuilt(run: runs.Run, config: TrainConfig, reporter: Reporter) -> Any:
     """Returns the model of an interrupted run, adjusted as it was."""
     if config.drop:
         check_dropped(config.drop, remembered(run.path), str(run.path))
+    check_sources(config, run, manifest_of(run.path))
     backend, batch_size = config.backend or run.record.backend, run.record.amount.batch_size
     select_backend(config, backend, batch_size, reporter)
     programs.use(run.path, crashed=crash.left(run.path))

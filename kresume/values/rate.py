@@ -27,6 +27,7 @@ class RatePlan:
         saved: the checkpoint's own schedule, for `keep`.
         now: the rate of that schedule at the first step.
         end: the rate of that schedule at the last step.
+        lowered_from: the rate that `peak` was lowered from, because none of the old images is there; None if it was not.
     """
 
     checkpoint: float | None
@@ -39,6 +40,7 @@ class RatePlan:
     saved: Mapping[str, Any] | None = None
     now: float | None = None
     end: float | None = None
+    lowered_from: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the JSON form, pinned in `run.json`."""

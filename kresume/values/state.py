@@ -84,11 +84,13 @@ class SavedRate:
             peak rate, or the float in the file.
         origin: `"run"` (peak recorded by kresume), `"schedule"` or `"float"`.
         schedule: the schedule's Keras config (`{"class_name", "config"}`); None if the rate is no schedule.
+        lowered_from: the rate before it was lowered for a run without old images; None if it was not.
     """
 
     value: float
     origin: Literal["run", "schedule", "float"]
     schedule: Mapping[str, Any] | None = None
+    lowered_from: float | None = None
 
 
 @dataclass(frozen=True)

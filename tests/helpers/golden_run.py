@@ -31,6 +31,7 @@ def facts(run: Path, folder: Path) -> dict:
         record.pop(later, None)
     (record["parent"] or {}).pop("files", None)
     record["images"].pop("dropped", None)
+    record["rate"].pop("lowered_from", None)
     (record.get("result") or {}).pop("average", None)
     if "val_split" not in record["given"]:
         record["options"].pop("val_split", None)  # later versions take over the parent's

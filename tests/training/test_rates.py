@@ -56,6 +56,24 @@ def test_without_any_old_image_the_rate_is_lower():
 
 
 @pytest.mark.one_backend
+def test_a_chain_of_runs_without_old_images_is_lowered_once():
+    """Its next run has the same rate, not 0.3 of it, and the first with old images has the whole one again."""
+    first = decide(lacks_old=True)
+    parent = SavedRate(first.peak, "run", None, first.lowered_from)
+    second = decide(parent, lacks_old=True)
+    assert (second.peak, second.lowered_from) == (pytest.approx(3e-3), 1e-2)
+    assert "0.3x what the checkpoint's was lowered from" in str(second)
+    third = decide(SavedRate(second.peak, "run", None, second.lowered_from))
+    assert (third.peak, third.lowered_from) == (1e-2, None)
+    assert "0.003 (checkpoint) -> 0.01 by" in str(third)
+    for asked in ({"lr": 1e-4}, {"lr_scale": 0.5}):
+        assert decide(parent, lacks_old=True, **asked).lowered_from is None
+    assert decide(parent, lr_scale=0.5).peak == pytest.approx(0.5 * first.peak)
+    assert decide(parent, schedule="keep").peak == first.peak
+    assert RatePlan.from_dict(first.as_dict()).lowered_from == 1e-2
+
+
+@pytest.mark.one_backend
 def test_the_rate_of_an_interrupted_parent_comes_down():
     """An interrupted training is held at its rate and brought down to 0, also if images are added.
 

@@ -275,10 +275,16 @@ def _one_level_too_high(tree: Tree, folders: Sequence[Any], given: str) -> list[
     names = set.intersection(*({entry.name for entry in inner} for inner, _ in inside))
     if len(names) < 2 or any(may_be_picture(entry.name) for _, files in inside for entry in files):
         return []
-    shown, classes = ", ".join(sorted(names)[:3]), ", ".join(folder.name for folder in folders[:3])
+    shown, classes = _first(sorted(names)), _first([folder.name for folder in folders])
     way = f"give {locations.join(given, folders[0].name)} and the other folders one by one"
     if not isinstance(tree, OnDisk):
         way = f"unpack the archive and give {folders[0].path} and the other folders one by one"
     return [
         f"{given}: the classes are {classes}, and each of them contains the folders {shown}; if these are the classes, {way}"
     ]
+
+
+def _first(names: Sequence[str]) -> str:
+    """Lists the first three names, and how many there are besides."""
+    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more}"

@@ -11,6 +11,7 @@ import numpy as np
 
 from kresume.images.conflicts import TWO_LABELS
 from kresume.reports.page.source import Source
+from kresume.runs import BROKE
 
 MOST_LISTED = 50
 """Files of a list that the page shows."""
@@ -155,7 +156,7 @@ def _quarantine(source: Source) -> Listed:
 
 
 def _broke(source: Source) -> list[dict[str, Any]]:
-    return source.run.events("file broke")
+    return source.run.events(BROKE)
 
 
 def _path_of(source: Source, sha256: str) -> str:

@@ -35,7 +35,6 @@ from kresume.training.loop.watch import Watch
 from kresume.values.card import Card
 from kresume.values.decode_spec import DecodeSpec
 
-BROKE = "file broke"
 PART = 256
 """The number of images decoded at once: they are held in memory."""
 
@@ -77,7 +76,7 @@ class Changes:
         self._everything = manifest
         for scan in self._scans.values():
             self._everything = scans.with_added(self._everything, scan)
-        self._broken = {str(event["sha256"]) for event in run.events(BROKE)}
+        self._broken = {str(event["sha256"]) for event in run.events(runs.BROKE)}
         self._lock = threading.Lock()
         self._cache: Cache | None = None
         self._watch: Watch | None = None
@@ -122,7 +121,7 @@ class Changes:
         if fresh:
             self._reporter.warn(f"{reason}: {then}")
             with contextlib.suppress(OSError):  # perhaps the same lost disk; the warning was printed anyway
-                self._run.event(BROKE, sha256=sha256, reason=reason)
+                self._run.event(runs.BROKE, sha256=sha256, reason=reason)
 
     def before_epoch(self, done: int, manifest: Manifest, poll: Callable[[], None]) -> Scan | None:
         """Returns the scan before the next epoch, written to disk.
@@ -164,7 +163,7 @@ class Changes:
         for sha256 in sorted({each for found in hosts.gathered(sorted(self._broken)) for each in found} - self._broken):
             self._broken.add(sha256)
             with contextlib.suppress(OSError):
-                self._run.event(BROKE, sha256=sha256, reason="another host could not read it")
+                self._run.event(runs.BROKE, sha256=sha256, reason="another host could not read it")
 
     def _arrived(self, manifest: Manifest, poll: Callable[[], None]) -> Any:
         if self._watch is not None:

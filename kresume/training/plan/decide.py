@@ -273,7 +273,7 @@ def decide(start: Start, loaded: Loaded, data: Data, reporter: Reporter) -> Draf
         warmup_steps=config.warmup_steps,
         adds_images=parent is not None
         and (
-            _count_new(gathered, generation) > 0
+            _count_new(gathered, generation) + gathered.merge.facts.unrecorded > 0
             or corrects(config, gathered.merge)
             or loaded.growth is not None
             or bool(config.watch and config.add)  # its images may come later

@@ -29,6 +29,7 @@ from kresume.images.sources.records import parse_features
 from kresume.options.settings import DEFAULTS, settings_of
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
+from kresume.runs import dropped_by
 from kresume.spelling import counted, option
 from kresume.tasks.table import class_count
 from kresume.training.plan.growth import ways_on
@@ -216,7 +217,7 @@ def gather(
     ever = parent.ever if parent is not None else None
     recorded = [each for each in (remembered, ever) if each is not None]
     hashes, nowhere = corrections.hashes_in(drop, recorded, data, add, val)
-    before = set(parent.run.record.dropped) if parent is not None and parent.run is not None else set()
+    before = dropped_by(parent.run) if parent is not None and parent.run is not None else set()
     merge = merging.merge(
         remembered,
         data,
@@ -243,7 +244,8 @@ def gather(
             )
     elif merge.facts.dropped:
         notes.append(
-            f"{counted(merge.facts.dropped, 'image', 'is', 'are')} left out, because an earlier run dropped them"
+            f"{counted(merge.facts.dropped, 'image', 'is', 'are')} left out, because an earlier run dropped "
+            f"{'it' if merge.facts.dropped == 1 else 'them'}"
         )
     quarantine = (*collected.quarantine, *_quarantined_conflicts(merge))
     dropped = hashes | before
@@ -357,25 +359,6 @@ def not_used(sources: Sources, manifest: Manifest) -> int:
     paths = pa.array(list({found.path for found in listed}), pa.string())
     used = compute.sum(compute.is_in(manifest.table.column("path"), paths)).as_py() or 0
     return len({found.key for found in listed}) - int(used)
-
-
-def check_dropped(drop: str, manifest: Manifest, run: str) -> None:
-    """Checks that a run that is continued has no image that its file of `--drop` names today.
-
-    Args:
-        drop: the file.
-        manifest: the images of the run.
-        run: its path, for the message.
-
-    Raises:
-        UsageError: the file was edited since: the run would train on what is to be forgotten.
-    """
-    hashes, _ = corrections.hashes_in(corrections.read_drop(drop), [manifest])
-    if count := len(hashes & {sha256.decode() for sha256 in manifest.sha256s.tolist()}):
-        raise UsageError(
-            f"{option('drop', drop)} names {counted(count, 'image')} that {run} trains or scores on, so the file was "
-            f"edited since the run began: restore the file to continue, or begin a run without them in another {option('out')}"
-        )
 
 
 def came_since(config: TrainConfig, manifest: Manifest, before: int, reporter: Reporter) -> int:

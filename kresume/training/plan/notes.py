@@ -207,7 +207,8 @@ def _replaced(config: TrainConfig, parent: Parent, gathered: Gathered) -> Iterat
     if parent.manifest is None or not config.data:
         return
     left = int((~np.isin(parent.manifest.sha256s, gathered.manifest.sha256s)).sum())
-    if left:
+    left -= gathered.merge.facts.withheld
+    if left > 0:
         yield (
             f"{option('data')} replaces what {config.from_} remembers: {left:,} of its "
             f"{len(parent.manifest):,} images are not in it and "

@@ -46,9 +46,9 @@ def keras_rate(plan: RatePlan, origin: int) -> Any:
         schedule = deserialize(plan.saved)
         if float(schedule(origin)) <= 0.0:
             raise UsageError(
-                f"{option('lr-schedule', 'keep')}: the checkpoint's {plan.saved['class_name']} has ended "
-                f"at 0 after {origin:,} "
-                f"steps, nothing would be learned: give {option('lr', 'F')}, or another {option('lr-schedule')}"
+                f"the checkpoint's {plan.saved['class_name']} has ended at 0 after {origin:,} steps, so going on with it "
+                f"({option('lr-schedule', 'keep')}) would learn nothing: give {option('lr', 'F')}, or "
+                f"{option('lr-schedule', 'rewarm-cosine')}, which warms up to the checkpoint's rate again"
             )
         return schedule
     from kresume.models.schedules import Cosine, Warmup
@@ -156,7 +156,11 @@ def decide_rate(
     chosen: Schedule = given or _default_schedule(
         saved, asked=asked, adds_images=adds_images, interrupted=interrupted, goes_on=goes_on
     )
-    peak, reason = _peak(saved, optimizer, lr, lr_scale, chosen, adds_images and lacks_old)
+    lowered_from = None
+    forgets = adds_images and lacks_old and chosen not in {"keep", "cooldown"} and not asked
+    if forgets and saved is not None:
+        lowered_from = saved.lowered_from or saved.value
+    peak, reason = _peak(saved, optimizer, lr, lr_scale, chosen, lowered_from)
     if saved is None and lr is None and compiled is not None and not math.isclose(compiled.value, peak, rel_tol=1e-6):
         own = f"the start of the {compiled.schedule['class_name']}" if compiled.schedule else "the rate"
         peak, reason = compiled.value, f"{own} that --model compiles"
@@ -178,6 +182,7 @@ def decide_rate(
         start=peak if chosen == "cooldown" else 0.0,
         reason=reason,
         saved=saved.schedule if saved and chosen == "keep" else None,
+        lowered_from=lowered_from,
     )
 
 
@@ -255,8 +260,21 @@ def _peak(
     lr: float | None,
     lr_scale: float | None,
     schedule: Schedule,
-    forgets: bool,
+    lowered_from: float | None,
 ) -> tuple[float, str]:
+    """Returns the rate, or the peak of the schedule, and where it comes from.
+
+    Args:
+        saved: the checkpoint's rate, None for a new model.
+        optimizer: the optimizer's class.
+        lr: `--lr`.
+        lr_scale: `--lr-scale`.
+        schedule: the schedule of the run.
+        lowered_from: the rate to lower, because none of the old images is there; None to lower none.
+
+    Raises:
+        UsageError: the checkpoint's rate has probably decayed.
+    """
     if lr is not None:
         return lr, "--lr"
     default = default_rate(optimizer)
@@ -269,6 +287,10 @@ def _peak(
             f"the checkpoint's rate is {saved.value:g}, under 1 % of {optimizer}'s default: it has probably decayed to "
             f"there, and nothing would be learned. Give {option('lr')} (for example {option('lr', EXTEND_FACTOR * default)})"
         )
-    if schedule in {"keep", "cooldown"} or not forgets:
+    # A chain of runs without old images is lowered once, and comes back to its rate when they are there again.
+    whose = "the checkpoint's" if saved.lowered_from is None else "what the checkpoint's was lowered from"
+    if lowered_from is not None:
+        return EXTEND_FACTOR * lowered_from, f"{EXTEND_FACTOR:g}x {whose}: none of the old images is there"
+    if schedule in {"keep", "cooldown"} or saved.lowered_from is None:
         return saved.value, "the checkpoint's"
-    return EXTEND_FACTOR * saved.value, f"{EXTEND_FACTOR:g}x the checkpoint's: none of the old images is there"
+    return saved.lowered_from, whose
