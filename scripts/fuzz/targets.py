@@ -108,6 +108,18 @@ def model(path: Path) -> object:
     return build_model(str(path), state=None, num_classes=None, image_size=(16, 16)).count_params()
 
 
+def served(path: Path) -> object:
+    """Reads the signatures of a SavedModel, and what its graph and its Keras model show of them."""
+    import keras
+
+    from kresume.evaluation.keras_facts import read_facts
+    from kresume.models.load import Subject
+    from kresume.runtimes.signatures import read_signatures
+
+    keras.backend.clear_session()
+    return [read_facts(path, Subject(str(path)), each) for each in read_signatures(path).values()]
+
+
 def run(path: Path) -> object:
     """Reads a run's record, its lines and its newest snapshot."""
     from kresume import runs
@@ -341,6 +353,44 @@ def _manifest_source() -> list[Input]:
     return [Input({"images.parquet": file.getvalue(), **pictures}, "images.parquet", whole=tuple(pictures))]
 
 
+def _served_models() -> list[Input]:
+    """Returns SavedModels with a signature: one that rescales, one of strings, and the golden ones of Keras 2."""
+    import tensorflow as tf
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    def rescaling(values: tf.Tensor) -> dict[str, tf.Tensor]:
+        level = tf.reduce_mean((values - [90.0, 80.0, 70.0]) / tf.sqrt([3600.0, 2500.0, 1600.0]), axis=(1, 2))
+        return {"output_0": tf.nn.softmax(level)}
+
+    def naming(files: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"labels": files, "scores": tf.ones([tf.size(files), 3]) / 3.0}
+
+    specs = {
+        rescaling: tf.TensorSpec([None, 12, 12, 3], tf.float32, name="keras_tensor"),
+        naming: tf.TensorSpec([None], tf.string, name="files"),
+    }
+    found = []
+    for function, spec in specs.items():
+        with tempfile.TemporaryDirectory() as folder:
+            tf.saved_model.save(tf.Module(), folder, signatures=tf.function(function, input_signature=[spec]))
+            found.append(Input(_files_of(Path(folder)), "."))
+    for each in _golden("tf_keras-*/saved-*")():
+        message = saved_model_pb2.SavedModel.FromString(each.files["saved_model.pb"])
+        graph = message.meta_graphs[0]
+        if "serve" not in graph.meta_info_def.tags:
+            graph.meta_info_def.tags.append("serve")
+        definition = graph.signature_def["serving_default"]
+        for tensors, name, shape in (
+            (definition.inputs, "input_1", (-1, 12, 12, 3)),
+            (definition.outputs, "dense", (-1, 3)),
+        ):
+            tensors[name].dtype = tf.float32.as_datatype_enum
+            for size in shape:
+                tensors[name].tensor_shape.dim.add(size=size)
+        found.append(Input({**each.files, "saved_model.pb": message.SerializeToString()}, each.entry))
+    return found
+
+
 def _architectures() -> list[Input]:
     """Returns what the golden files of Keras 3 say of their models' layers, losses and optimizers."""
     found = []
@@ -366,6 +416,7 @@ TARGETS: dict[str, Target] = {
     "legacy-h5": Target(checkpoint, _golden("keras-*/legacy-h5-*/model.h5", "tf_keras-*/h5-*/model.h5"), 12),
     "backup": Target(checkpoint, _golden("keras-*/backup-*/backup"), 6),
     "saved-model": Target(checkpoint, _golden("tf_keras-*/saved-*"), 8),
+    "served": Target(served, _served_models, 100),
     "tf-checkpoint": Target(checkpoint, _prefixes, 4),
     "orbax": Target(checkpoint, _golden("orbax-*/nested-state", "orbax-*/sequential-*"), 80),
     "torch-zip": Target(checkpoint, lambda: _golden("torch-*/*.pth", "torch-*/*.pt")() + _torch()(), 6),

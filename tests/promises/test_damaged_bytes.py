@@ -33,7 +33,7 @@ MILLISECONDS = 150
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.one_backend(trains=name == "architecture")) for name in TARGETS],
+    [pytest.param(name, marks=pytest.mark.one_backend(trains=name in {"architecture", "served"})) for name in TARGETS],
 )
 @pytest.mark.filterwarnings("ignore")  # libraries warn about what they are about to refuse
 def test_damage_is_a_value_or_an_error_in_words(name, tmp_path, monkeypatch):
