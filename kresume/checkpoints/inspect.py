@@ -17,6 +17,7 @@ from kresume.checkpoints.hub_classes import INSTALL, is_hubs, is_installed, need
 from kresume.checkpoints.input_shape import describe_input
 from kresume.checkpoints.layers import LayerRow, layer_table
 from kresume.checkpoints.layouts import names_of, natural
+from kresume.values.first_layers import of_architecture, pixels_of
 from kresume.values.state import TrainState
 
 FEW = 40
@@ -143,7 +144,7 @@ def describe(state: TrainState) -> Inspection:
             for name, array in sorted(state.arrays.items(), key=lambda item: natural(item[0]))
         ),
         classes=state.card.classes if state.card else state.records.get("classes"),
-        pixels=state.card.pixels if state.card else None,
+        pixels=state.card.pixels if state.card else pixels_of(of_architecture(state.architecture)),
         input=describe_input(state),
         architecture=state.architecture is not None,
         notes=(*state.records.get("notes", ()), *_models(state), *_outputs(state)),

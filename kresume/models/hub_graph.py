@@ -20,7 +20,7 @@ import numpy as np
 
 from kresume.errors import ModelError
 from kresume.models.outputs import backwards
-from kresume.runtimes.operations import LARGEST_SCALE
+from kresume.values.first_layers import LARGEST_SCALE
 
 DEEPEST = 8
 """Most levels of blocks inside blocks that are opened."""

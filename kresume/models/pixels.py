@@ -11,17 +11,22 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
-import numpy as np
 
-from kresume.runtimes.operations import LARGEST_SCALE
+from kresume.values.first_layers import pixels_of
 
 
-def _layers(model: Any) -> Iterator[Any]:
+def _layers(model: Any) -> Iterator[tuple[str, Any]]:
+    """Yields the class of each layer and its scale.
+
+    A class of the user's own counts as the class of Keras below it.
+    """
     for layer in model.layers:
         if isinstance(layer, keras.Model):
             yield from _layers(layer)
         else:
-            yield layer
+            own = type(layer).__name__
+            above = (kind.__name__ for kind in type(layer).__mro__ if kind.__module__.startswith("keras."))
+            yield own if own.startswith("Random") else next(above, own), getattr(layer, "scale", None)
 
 
 def read_convention(model: keras.Model) -> str | None:
@@ -30,25 +35,4 @@ def read_convention(model: keras.Model) -> str | None:
     Args:
         model: built. Layers that keep the values in prediction (inputs, augmentation, axis permutations) are skipped.
     """
-    layers = keras.layers
-    passed = (
-        layers.InputLayer,
-        layers.Identity,
-        layers.Resizing,
-        layers.CenterCrop,
-        layers.Permute,
-        layers.Reshape,
-        layers.Flatten,
-        layers.Concatenate,  # repeats grey three times, for a network that expects colours
-    )
-    for layer in _layers(model):
-        if isinstance(layer, layers.Normalization):
-            return "0-255"
-        if isinstance(layer, layers.Rescaling):
-            scale = np.max(np.abs(np.asarray(layer.scale)))
-            return "0-255" if scale <= LARGEST_SCALE else None
-        if not isinstance(layer, passed) and not type(layer).__name__.startswith(
-            ("Random", "AutoContrast", "RandAugment")
-        ):
-            return None
-    return None
+    return pixels_of(_layers(model))

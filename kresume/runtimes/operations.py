@@ -36,8 +36,6 @@ MOVES = SAME | {
     "ScaleAndTranslate",
 }
 """Operations that move or mix pixels and keep their range."""
-LARGEST_SCALE = 0.1
-"""Largest factor by which a model that expects bytes multiplies them; a larger one is meant for values around 1."""
 MOST_CHANNELS = 4096
 ON_CONSTANTS: Mapping[str, tuple[int, str]] = {
     **dict.fromkeys(SAME - {"Reshape", "ExpandDims"}, (1, "positive")),

@@ -19,7 +19,8 @@ from typing import Any, Literal
 
 from kresume.backend.selection import import_tensorflow
 from kresume.errors import CheckpointError, UsageError
-from kresume.runtimes.operations import LARGEST_SCALE, input_scale, last_operation
+from kresume.runtimes.operations import input_scale, last_operation
+from kresume.values.first_layers import LARGEST_SCALE
 from kresume.values.input_layout import InputLayout, read_layout
 
 InputKind = Literal["bytes", "pictures", "values"]

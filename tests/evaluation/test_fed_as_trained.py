@@ -18,6 +18,7 @@ from kresume.models.pixels import read_convention
 from kresume.options.resolve import from_arguments
 from kresume.reporter import Reporter
 from kresume.training.preview import make_plan
+from kresume.values.first_layers import of_architecture, pixels_of
 from tests.helpers.pictures import write_pictures
 from tests.helpers.runs import run_training
 
@@ -264,10 +265,24 @@ def test_a_model_that_rescales_by_itself_eats_0_255(trained, painted, quiet, fro
 
 @pytest.mark.one_backend(trains=True)
 def test_what_the_first_layers_say_is_read_without_images():
-    """The first layers' classes are read without images."""
-    for front in (_rescaling, _normalization, _hub_style, _augmented):
-        assert read_convention(keras.Sequential([keras.Input((SIDE, SIDE, 3)), *front()])) == "0-255"
-    assert read_convention(keras.Sequential([keras.Input((SIDE, SIDE, 3)), keras.layers.Rescaling(2.0)])) is None
+    """The first layers' classes are read without images: of the model, and of its file, which `inspect` does not build."""
+
+    class Own(keras.layers.Rescaling):
+        """A class of the user's own counts as the class below it."""
+
+    for front, pixels in (
+        *((front, "0-255") for front in (_rescaling, _normalization, _hub_style, _augmented)),
+        (lambda: [keras.layers.Rescaling(2.0)], None),
+        (lambda: [keras.layers.Conv2D(2, 3), keras.layers.Rescaling(1 / 255)], None),
+    ):
+        model = keras.Sequential([keras.Input((SIDE, SIDE, 3)), *front()])
+        assert read_convention(model) == pixels
+        assert pixels_of(of_architecture(keras.saving.serialize_keras_object(model))) == pixels
+    assert read_convention(keras.Sequential([keras.Input((SIDE, SIDE, 3)), Own(1 / 255)])) == "0-255"
+    for scale in ("wide", None, [None], {"a": 1}, 10**400, []):
+        assert pixels_of([("Rescaling", scale)]) is None
+    for damaged in (None, 3, {"config": {"layers": 3}}, {"config": {"layers": [3, {"config": None}]}}):
+        assert pixels_of(of_architecture(damaged)) is None
 
 
 @pytest.mark.one_backend(trains=True)
