@@ -128,7 +128,7 @@ def examine(path: Path, samples: Samples, pixels: str | None = None) -> Old:
     said = []
     if named is None:
         said.append(
-            f"the old model does not name its classes; in the order {', '.join(order)} it is right on "
+            f"the old model records no order of its classes; in the order {', '.join(order)} it is right on "
             f"{100 * probe.accuracies[best]:.0f} % of {images}"
         )
     if numbers:
@@ -167,7 +167,7 @@ def _check_order(
     better = judge_order(predictions, truth, classes)
     if better.order is not None:
         raise ExportError(
-            f"{REFUSAL} {folder}: it does not name its classes. On {images} it is right for {100 * better.assumed:.0f} % in "
+            f"{REFUSAL} {folder}: it records no order of its classes. On {images} it is right for {100 * better.assumed:.0f} % in "
             f"the order {', '.join(classes)}, and for {100 * better.explained:.0f} % in the order {', '.join(better.order)}. "
             f"If that is its order, write it to {folder / 'assets' / LABELS}, one name per line"
         )
