@@ -11,7 +11,7 @@ does not have, or if the model does not have its class.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -176,7 +176,7 @@ def _served(served: Served, manifest: Manifest, reporter: Reporter) -> Predicted
                 )
         else:
             prediction = _by_numbers(folder, signature, labels, subject, manifest, rows, single, advance)
-    notes = []
+    notes = list(pixels_note(folder, signature, subject))
     if labels is None:
         notes.append(
             f"it does not record the order of its classes; this order is assumed: {', '.join(manifest.classes)}"
@@ -226,6 +226,16 @@ def _by_numbers(
         )
 
 
+def pixels_note(folder: Path, signature: Signature, subject: Subject) -> Iterator[str]:
+    """Yields a note if only the first operations of a SavedModel's graph show which numbers it expects."""
+    pixels = signature.input.pixels
+    if pixels is not None and subject.pixels is None and recorded_card(folder) is None:
+        yield (
+            f"pixels {pixels} are assumed, because its first operations scale such values down; {option('pixels')} says "
+            f"otherwise, bgr-{pixels} for example"
+        )
+
+
 def array_input(
     folder: Path, signature: Signature, subject: Subject
 ) -> tuple[DecodeSpec, Callable[[np.ndarray], Any], tuple[int, ...], str]:
@@ -254,6 +264,8 @@ def array_input(
     if signature.input.kind == "values" and not found and (subject.pixels is None or "pixels" in subject.yielding):
         found = keras_facts.read_facts(folder, subject, signature).pixels or ""
     pixels = found if card is not None and found else subject.choose("pixels", found)
+    # The size of its first factor does not show the order of the channels: whatever else says the pixels wins.
+    pixels = pixels or signature.input.pixels or ""
     if signature.input.kind == "values" and not pixels:
         raise UsageError(
             f"{folder} expects pixel values as numbers and does not record which: give {option('pixels')}, one of "

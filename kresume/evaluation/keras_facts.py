@@ -1,4 +1,4 @@
-"""Reads facts that a SavedModel does not record, from its Keras model and its graph.
+"""Reads facts that a SavedModel's signature lacks from its Keras model.
 
     if has_keras_model(folder, model): select_backend(...)
     facts = read_facts(folder, subject, signature)
@@ -31,7 +31,7 @@ INPUTS, OUTPUTS = re.compile(r"input_\d+|keras_tensor(_\d+)?"), re.compile(r"out
 
 @dataclass(frozen=True)
 class KerasFacts:
-    """Facts from the graph of a SavedModel and the Keras model behind it; None if unknown.
+    """Facts from the Keras model behind a SavedModel; None if unknown.
 
     Attributes:
         pixels: the pixel convention, from the first layers.
@@ -55,7 +55,7 @@ def has_keras_model(folder: Path, model: str | None) -> bool:
 def read_facts(folder: Path, subject: Subject, signature: Signature) -> KerasFacts:
     """Builds the Keras model with its weights and reads its first and last layers.
 
-    Without one only the signature's first operations are read. The backend must already be selected.
+    The backend must already be selected.
 
     Args:
         folder: the SavedModel.
@@ -70,9 +70,8 @@ def read_facts(folder: Path, subject: Subject, signature: Signature) -> KerasFac
     if _is_ours(folder):
         logits = atomic.read_json(folder / "export.json").get("logits")
         return KerasFacts(None, Head(BINARY, bool(logits)))
-    shown = KerasFacts(signature.input.pixels)
     if not has_keras_model(folder, subject.model):
-        return shown
+        return KerasFacts()
     from kresume.models.outputs import read_outputs
     from kresume.models.pixels import read_convention
 
@@ -81,12 +80,11 @@ def read_facts(folder: Path, subject: Subject, signature: Signature) -> KerasFac
     except KresumeError:
         if subject.model is not None:
             raise
-        return shown
+        return KerasFacts()
     model = loaded.model
     if not _is_keras_signature(signature, model):
-        return shown
-    head = loaded.loss.head if read_outputs(model).are is not None else None
-    return KerasFacts(read_convention(model) or shown.pixels, head)
+        return KerasFacts()
+    return KerasFacts(read_convention(model), loaded.loss.head if read_outputs(model).are is not None else None)
 
 
 def _is_keras_signature(signature: Signature, model: Any) -> bool:

@@ -20,7 +20,7 @@ import numpy as np
 from kresume.addresses import is_remote
 from kresume.class_names import join_classes
 from kresume.errors import UsageError
-from kresume.evaluation.against import PART, array_input, describe_signature, served_signature
+from kresume.evaluation.against import PART, array_input, describe_signature, pixels_note, served_signature
 from kresume.evaluation.opening import Served, keras_model_among, read_model, select_for
 from kresume.evaluation.sampling import assumed_spec, check_resized
 from kresume.evaluation.served import Prediction, plain_reason, predict_saved_model
@@ -162,7 +162,8 @@ def _served(served: Served, reporter: Reporter) -> Opened:
             request = {"array": str(path)}
             return _of(predict_saved_model(folder, signature, labels, labels, request, single=single, advance=advance))
 
-    notes = () if assumed_spec(served, len(labels)) is None else (describe_assumed(subject, spec),)
+    sampled = () if assumed_spec(served, len(labels)) is None else (describe_assumed(subject, spec),)
+    notes = (*pixels_note(folder, signature, subject), *sampled)
     return Opened(subject.checkpoint, labels, spec, answer, SERVED_IMAGES, SERVED_BYTES, notes)
 
 

@@ -292,11 +292,16 @@ def _left_out(loaded: Loaded) -> Iterator[str]:
 
 def _to_finalize(loaded: Loaded, format: str) -> Iterator[str]:
     """Yields what a reader of the format must call before the model answers as it did."""
-    names = [layer.name for layer in loaded.model._flatten_layers() if type(layer).__name__ == "Normalization"]
+    adapted = [
+        layer
+        for layer in loaded.model._flatten_layers()
+        if type(layer).__name__ == "Normalization" and getattr(layer, "input_mean", None) is None
+    ]
+    names = [layer.name for layer in adapted]
     if names and format == "tf-checkpoint":
         yield (
             f"after `tf.train.Checkpoint.restore` call `finalize_state()` of the layer {', '.join(names)}: until then "
-            "Normalization uses the mean and variance that it was built with"
+            "it normalises with the mean 0 and the variance 1"
         )
 
 

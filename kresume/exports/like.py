@@ -15,7 +15,7 @@ import numpy as np
 from kresume.errors import CheckpointError, ExportError
 from kresume.evaluation import keras_facts
 from kresume.evaluation.class_order import judge_order
-from kresume.evaluation.probe import Probe, probe_feedings
+from kresume.evaluation.probe import CLEAR_ERRORS, Probe, is_clearly_lower, probe_feedings
 from kresume.evaluation.served import predict_saved_model, score_kind
 from kresume.exports.graph import Served, head_input
 from kresume.exports.samples import Samples
@@ -99,8 +99,7 @@ def examine(path: Path, samples: Samples, pixels: str | None = None) -> Old:
     named = labels_of(folder)
     order = named or samples.classes
     channels = asked.input.layout(samples.pictures.shape[1:3], samples.layout).channels if numbers else 3
-    known = pixels or asked.input.pixels
-    candidates = _candidates(asked, known, channels, samples)
+    candidates = _candidates(asked, pixels, channels, samples)
     answers, read = _answers(folder, asked, order, samples, candidates)
     truth = np.where(samples.labels >= 0, samples.labels, samples.answers)[read]
     logits = _are_logits(answers, folder, samples)
@@ -114,7 +113,9 @@ def examine(path: Path, samples: Samples, pixels: str | None = None) -> Old:
         _check_order(
             folder, {candidate: probe.predictions[candidate] for candidate in answers}, truth, samples.classes, images
         )
-    best = probe.winner or probe.best
+    of_graph = asked.input.pixels if len(candidates) > 1 else None
+    winner = probe.winner if of_graph is None else _departs(probe, of_graph, truth)
+    best = winner or probe.best
     for other in found:
         if other is not asked and other.output("scores") is not None:
             candidate = best if other.input.kind == "values" else other.input.kind
@@ -122,9 +123,8 @@ def examine(path: Path, samples: Samples, pixels: str | None = None) -> Old:
                 raise ExportError(
                     f"{REFUSAL} {folder}: {asked.name} and {other.name} give different scores: logits and probabilities"
                 )
-    _check_answers(
-        folder, probe, images, named=named is not None, wanted=numbers and known is None, candidates=len(candidates)
-    )
+    wanted = numbers and pixels is None
+    _check_answers(folder, probe, winner, images, named=named is not None, wanted=wanted, candidates=len(candidates))
     said = []
     if named is None:
         said.append(
@@ -132,11 +132,13 @@ def examine(path: Path, samples: Samples, pixels: str | None = None) -> Old:
             f"{100 * probe.accuracies[best]:.0f} % of {images}"
         )
     if numbers:
-        shown = "its first operations rescale them" if known else _shown(probe, True)
+        shown = (
+            _shown(probe, True) if of_graph is None else f"its first operations scale bytes down; {_shown(probe, True)}"
+        )
         said.append(f"its clients send pixels {best} ({option('like-pixels', pixels) if pixels else shown})")
     if logits:
         said.append("its scores are logits, and so are the new ones: softmax converts them to probabilities")
-    unasked = next((pixels or each.input.pixels for each in found if each.input.kind == "values"), None)
+    unasked = pixels if any(each.input.kind == "values" for each in found) else None
     return Old("; ".join(said), best if numbers else unasked, logits)
 
 
@@ -149,7 +151,7 @@ def _signature_to_ask(folder: Path, found: Sequence[Signature], samples: Samples
     takes_numbers = [each for each in found if each.input.kind == "values"]
     asked = next((each for each in takes_numbers if each.answers_classes), None)
     if asked is None:
-        if pixels is None and any(each.input.pixels is None for each in takes_numbers):
+        if takes_numbers and pixels is None:
             raise ExportError(
                 f"{REFUSAL} {folder}: one of its signatures expects pixel values as numbers and gives no classes, so nothing "
                 f"shows which numbers: give {option('like-pixels')}, one of {', '.join(conventions.NAMES)}"
@@ -167,18 +169,35 @@ def _check_order(
     better = judge_order(predictions, truth, classes)
     if better.order is not None:
         raise ExportError(
-            f"{REFUSAL} {folder}: it records no order of its classes. On {images} it is right for {100 * better.assumed:.0f} % in "
+            f"{REFUSAL} {folder}: it records no order of its classes. On {images} it is right for "
+            f"{100 * better.assumed:.0f} % in "
             f"the order {', '.join(classes)}, and for {100 * better.explained:.0f} % in the order {', '.join(better.order)}. "
             f"If that is its order, write it to {folder / 'assets' / LABELS}, one name per line"
         )
 
 
-def _check_answers(folder: Path, probe: Probe, images: str, *, named: bool, wanted: bool, candidates: int) -> None:
+def _departs(probe: Probe, shown: str, truth: np.ndarray) -> str:
+    """Returns the convention that the graph shows, or another one that is clearly more right.
+
+    A graph that scales bytes down does not show the order of their channels, nor whether they are inverted.
+    """
+    from scipy.stats import norm
+
+    errors = {name: (predicted != truth).astype(float) for name, predicted in probe.predictions.items()}
+    others = sorted((name for name in errors if name != shown), key=lambda name: float(errors[name].mean()))
+    level = float(norm.isf(norm.sf(CLEAR_ERRORS) / max(len(others), 1)))  # the best of several is better by chance, too
+    return others[0] if others and is_clearly_lower(errors[others[0]], errors[shown], level) else shown
+
+
+def _check_answers(
+    folder: Path, probe: Probe, winner: str | None, images: str, *, named: bool, wanted: bool, candidates: int
+) -> None:
     """Checks that the old model's answers show its class order and the numbers that its clients send.
 
     Args:
         folder: the old model.
         probe: the scores of its answers.
+        winner: the convention that they show; None if they show none.
         images: describes the images.
         named: True if the model names its classes.
         wanted: True if the answers have to show the numbers.
@@ -194,7 +213,7 @@ def _check_answers(folder: Path, probe: Probe, images: str, *, named: bool, want
             f"{folder / 'assets' / LABELS}, one name per line, give {option('like-pixels')}, or {option('data')} with "
             "its images"
         )
-    if candidates > 1 and probe.winner is None:
+    if candidates > 1 and winner is None:
         raise ExportError(
             f"{REFUSAL} {folder}: it expects pixel values as numbers, and its answers do not show which "
             f"({probe.show(probe.fitting[:MOST_FITTING])}): give {option('like-pixels')}, one of {', '.join(conventions.NAMES)}"
@@ -206,7 +225,8 @@ def _candidates(signature: Signature, pixels: str | None, channels: int, samples
         return (signature.input.kind,)
     if pixels is not None:
         return (pixels,)
-    return conventions.names_for(channels, grey=conventions.are_grey(samples.pictures))
+    names = conventions.names_for(channels, grey=conventions.are_grey(samples.pictures))
+    return names if signature.input.pixels is None else conventions.of_bytes(names)
 
 
 def _as_is(scores: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Remembers images of earlier generations that a run does not have, so that they keep their split.
 
-    ever = read_ever(run, count)                                     # every image that any generation recorded
-    beside = rows_beside(ever, merged.manifest.table, dropped)       # those that a new run does not have
+    ever = read_ever(run, digest)                                    # every image that any generation recorded
+    beside = rows_beside(ever.table, merged.manifest.table, dropped) # those that a new run does not have
     write_away(folder, beside)
 
 An image is away if its file is missing, if it is in conflict, or if it was not given. Whoever gives it again must not
@@ -33,12 +33,17 @@ def write_away(run: Path, table: pa.Table) -> None:
         _of_all_labels(table).write(run / FILE)
 
 
-def read_away(run: Path, count: int) -> Manifest | None:
+def away_digest(table: pa.Table) -> str:
+    """Returns the digest by which a run knows its file again; empty if no image is away."""
+    return _of_all_labels(table).digest() if len(table) else ""
+
+
+def read_away(run: Path, digest: str) -> Manifest | None:
     """Reads the images that a run does not have, and an earlier generation had.
 
     Args:
         run: the run's directory.
-        count: how many it recorded.
+        digest: the digest that it recorded.
 
     Returns:
         Their rows, with the class names that they had; None if there are none.
@@ -46,13 +51,11 @@ def read_away(run: Path, count: int) -> Manifest | None:
     Raises:
         ImagesError: if the file is missing, damaged, or not the recorded one.
     """
-    if not count:
+    if not digest:
         return None
     away = Manifest.read(run / FILE)
-    if len(away) != count:
-        raise ImagesError(
-            f"{run / FILE} has {len(away):,} images instead of {count:,}: restore it from a copy of the run"
-        )
+    if away.digest() != digest:
+        raise ImagesError(f"{run / FILE} is not the file that the run wrote: restore it from a copy of the run")
     return away
 
 
@@ -68,27 +71,27 @@ def recorded_ever(had: Manifest, away: Manifest | None) -> Manifest:
 
     if away is None:
         return had
-    more = rows_beside(away, had.table)
+    more = rows_beside(away.table, had.table)
     return _of_all_labels(pa.concat_tables([_plain(had.table), more])) if len(more) else had
 
 
-def read_ever(run: Path, count: int) -> Manifest:
+def read_ever(run: Path, digest: str) -> Manifest:
     """Reads every image that a run or an earlier generation recorded; for the arguments see `read_away`.
 
     Raises:
         ImagesError: if a file is missing, damaged, or not the recorded one.
     """
-    return recorded_ever(remembered(run), read_away(run, count))
+    return recorded_ever(remembered(run), read_away(run, digest))
 
 
-def rows_beside(ever: Manifest | None, table: pa.Table | None, dropped: Collection[str] = ()) -> pa.Table:
+def rows_beside(ever: pa.Table | None, table: pa.Table | None, dropped: Collection[str] = ()) -> pa.Table:
     """Returns the rows of `ever` whose image is neither in `table` nor dropped."""
     import pyarrow as pa
     import pyarrow.compute as compute
 
     if ever is None:
         return schema().empty_table()
-    rows = _plain(ever.table)
+    rows = _plain(ever)
     if table is not None and rows.column("sha256").equals(table.column("sha256")):
         return rows.slice(0, 0)  # the usual case, without a look-up of a million hashes
     there = [] if table is None else table.column("sha256").combine_chunks()
@@ -100,7 +103,7 @@ def rows_beside(ever: Manifest | None, table: pa.Table | None, dropped: Collecti
 
 
 def returned(newcomers: list[Row], beside: pa.Table) -> tuple[list[Row], list[Row], pa.Table]:
-    """Gives images that were away their earlier split.
+    """Gives images that were away their earlier split and origin.
 
     Args:
         newcomers: the rows of the images that the parent does not have.
@@ -116,8 +119,9 @@ def returned(newcomers: list[Row], beside: pa.Table) -> tuple[list[Row], list[Ro
 
     given = pa.array([row["sha256"] for row in newcomers], pa.string())
     here = compute.is_in(beside.column("sha256"), given)
-    facts = beside.filter(here).select(["sha256", "side", "seen"]).to_pydict()
-    known = {sha: {"side": side, "seen": seen} for sha, side, seen in zip(*facts.values(), strict=True)}
+    kept = ["origin", "side", "seen"]
+    facts = beside.filter(here).select(["sha256", *kept]).to_pydict().values()
+    known = {sha: dict(zip(kept, row, strict=True)) for sha, *row in zip(*facts, strict=True)}
     back = [row | known[row["sha256"]] for row in newcomers if row["sha256"] in known]
     fresh = [row for row in newcomers if row["sha256"] not in known]
     return back, fresh, beside.filter(compute.invert(here))

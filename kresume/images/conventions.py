@@ -132,6 +132,12 @@ def is_louder(one: str, other: str) -> bool:
     return sizes[0] >= LOUDER * sizes[1]
 
 
+def of_bytes(names: Sequence[str]) -> tuple[str, ...]:
+    """Returns the conventions whose values are as large as bytes, whatever their channels and signs."""
+    sizes = {name: find_affine(name) for name in names}
+    return tuple(name for name, each in sizes.items() if each is not None and abs(each.unit) * max(each.std) == 1.0)
+
+
 def louder_pairs(names: Sequence[str]) -> list[tuple[str, str]]:
     """Returns the pairs of conventions of which the first gives clearly larger values."""
     return [(one, other) for one in names for other in names if is_louder(one, other)]

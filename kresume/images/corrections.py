@@ -1,12 +1,12 @@
 """Applies the user's corrections: images that moved or are to be forgotten.
 
 remembered = remap(remembered, Moves.parse(["/mnt/old=/data/old"]))
-hashes, nowhere = hashes_in(read_drop("drop.txt"), [remembered], prepared)
+hashes, nowhere = hashes_in(read_drop("drop.txt"), remembered, prepared)
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -108,13 +108,14 @@ def _is_hash(text: str) -> bool:
 
 
 def hashes_in(
-    drop: Collection[str], recorded: Sequence[Manifest], *prepared: Prepared | None
+    drop: Collection[str], remembered: Manifest | None, *prepared: Prepared | None
 ) -> tuple[set[str], list[str]]:
     """Finds the SHA-256s that the lines of `--drop` name, directly or by path.
 
     Args:
         drop: the result of `read_drop`. A path may be that of an image, an archive, or a member of an archive.
-        recorded: the images of the parent, and those that are away.
+        remembered: the parent's images. Those that are away are not there to be named by a path, which may hold another
+            picture now.
         *prepared: images that were given.
 
     Returns:
@@ -135,8 +136,8 @@ def hashes_in(
         for each in prepared:
             for image in each.images if each is not None else ():
                 look(image.found.path, image.found.name, image.facts.sha256)
-        for manifest in recorded:
-            files = manifest.found(np.arange(len(manifest)))
-            for found, sha in zip(files, manifest.sha256s.tolist(), strict=True):
+        if remembered is not None:
+            files = remembered.found(np.arange(len(remembered)))
+            for found, sha in zip(files, remembered.sha256s.tolist(), strict=True):
                 look(found.path, found.name, sha.decode())
     return hashes, sorted(line for line in drop if line not in named and line not in there)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kresume.images.away import describe_back, returned, rows_beside
+from kresume.images.both_sides import describe_both, given_for_both, recorded_sides
 from kresume.images.conflicts import Given, Labels, OnConflict, decide_labels
 from kresume.images.manifest import LOCATION, TRAIN, VAL, Manifest, ordered, schema
 from kresume.images.prepare import Image, Prepared
@@ -30,8 +31,6 @@ from kresume.spelling import counted, option
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-STILL_VALIDATES = "still validates"
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,7 @@ class MergeFacts:
             outcome).
         unrecorded: number of images that were given as old ones and that the parent does not have.
         withheld: number of the parent's images that are left out because they have two labels now.
+        back: number of training images that the parent does not have and an earlier generation had.
     """
 
     added: int
@@ -68,6 +68,7 @@ class MergeFacts:
     undecided: tuple[tuple[str, str, str], ...] = ()
     unrecorded: int = 0
     withheld: int = 0
+    back: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,8 @@ def merge(
     - Without `data` the parent keeps all its images; with `data` only those that were given again.
     - An image that the parent knows keeps its row, origin and split, whatever folder it comes from.
     - Of the others, `data` counts as old (`generation - 1`, 0 in a first training), `add` and `val` count as new.
-    - Split of newcomers: that of an earlier generation, if they were away; `val` is validation, then `train/` and `val/`
-      folders decide, then the content's hash.
+    - An image that the parent does not know and an earlier generation did (`ever`) keeps its origin and split, too.
+    - Split of newcomers: `val` is validation, then `train/` and `val/` folders decide, then the content's hash.
       Near-duplicates share one split (`splits.py`).
     - Equal bytes count once. If an image has another label than recorded, and is no longer at the old path, the new
       label replaces the old one. If it has both labels, or is given with two, that is a conflict: it is left out and
@@ -118,7 +119,7 @@ def merge(
         drop: SHA-256s of images to forget.
         held_out: keys of the images of `data` that validate, from `--val-like`; the other images of `data` train.
         ever: images that any earlier generation recorded, those of the parent among them or not. One that the parent does
-            not have and that is given now is a newcomer with its earlier split.
+            not have and that is given now keeps its split and origin.
         seen: True if the checkpoint was probably trained on `data`.
         fills: see `decide_splits`.
 
@@ -153,15 +154,16 @@ def merge(
     if remembered is not None:
         remembered, lost = _of_classes(remembered, classes)
         unknown.update(lost)
-    beside = rows_beside(ever, remembered, drop)
-    back, fresh, elsewhere = returned(newcomers, beside)
+    beside = rows_beside(ever.table if ever is not None else None, remembered)
+    kept = rows_beside(beside, None, drop)
+    back, fresh, elsewhere = returned(newcomers, kept)
     splits = decide_splits(fresh, _with(remembered, back), val_split, away=elsewhere, fills=fills)
     notes += [*describe_back(back), *splits.notes]
     joined = [*back, *(row for row in fresh if row["side"] is not None)]
     table = _joined(remembered, joined)
-    both = _given_for_both(given, inverse, rows, parent, left_out)
+    both = given_for_both(given, inverse, recorded_sides(parent, rows, unique, back), left_out)
     notes += labels.notes(on_conflict)
-    notes += _describe_both(both)
+    notes += describe_both(both)
     notes += _describe_unrecorded(fresh, generation) if parent is not None else []
     merged = Manifest.from_table(table, tuple(classes))
     notes += _describe_absent(merged)
@@ -174,11 +176,12 @@ def merge(
         notes=tuple(notes),
         relabels=labels.relabels,
         leaks=splits.leaks,
-        dropped=len(dropped | forgotten),
+        dropped=len(dropped | forgotten | ({*beside.column("sha256").to_pylist()} & {*drop} if drop else set())),
         both=both,
         undecided=labels.undecided,
         withheld=sum(rows[content] >= 0 for content in left_out),
-        unrecorded=sum(row["origin"] < generation for row in joined) if parent is not None else 0,
+        unrecorded=sum(row["origin"] < generation for row in fresh if row["side"]) if parent is not None else 0,
+        back=sum(row["side"] != VAL for row in back),
     )
     return Merge(merged, facts)
 
@@ -231,51 +234,6 @@ def _rows_of(parent: Manifest | None, unique: np.ndarray) -> np.ndarray:
     rank = np.searchsorted(parent.sha256s, unique, sorter=order)
     row = order[np.minimum(rank, len(order) - 1)]
     return np.where(parent.sha256s[row] == unique, row, -1)
-
-
-def _given_for_both(
-    given: Given, inverse: np.ndarray, rows: np.ndarray, parent: Manifest | None, left_out: Collection[int]
-) -> tuple[tuple[str, str, str], ...]:
-    """Finds exact leaks: the same bytes given for validation and for training.
-
-    A recorded split holds; otherwise the image validates.
-
-    Returns:
-        (path, other path, outcome) of each.
-    """
-    validating = np.full(len(rows), -1)
-    validates = (given.roles == Given.VAL) | np.array([image.found.split == VAL for image in given.images], bool)
-    to_validate = np.nonzero(validates)[0]
-    validating[inverse[to_validate]] = to_validate
-    found = []
-    for index in np.nonzero(~validates & (validating[inverse] >= 0))[0]:
-        content = inverse[index]
-        if rows[content] < 0 and content not in left_out:
-            other = given.images[validating[content]].found.name
-            found.append((given.images[index].found.name, other, "validates"))
-    if parent is not None:
-        for content in np.nonzero((validating >= 0) & (rows >= 0))[0]:
-            if content not in left_out and not parent.is_val[rows[content]]:
-                path = given.images[validating[content]].found.name
-                found.append((path, parent.paths(rows[content : content + 1])[0], "trains"))
-        trains = np.array([image.found.split == TRAIN for image in given.images], bool) & ~validates
-        for index in np.nonzero(trains & (validating[inverse] < 0) & (rows[inverse] >= 0))[0]:
-            row = rows[inverse[index]]
-            if inverse[index] not in left_out and parent.is_val[row]:
-                found.append((given.images[index].found.name, parent.paths(row[None])[0], STILL_VALIDATES))
-    return tuple(found)
-
-
-def _describe_both(both: Sequence[tuple[str, str, str]]) -> list[str]:
-    notes = []
-    for outcome, text in (
-        ("validates", "given for training and for validation, used for validation"),
-        ("trains", "given for validation, but recorded for training, and still used for training"),
-        (STILL_VALIDATES, "in a folder for training, but recorded for validation, and still used for validation"),
-    ):
-        if named := [path for path, _, became in both if became == outcome]:
-            notes.append(f"{counted(len(named), 'image')}: {text}; the first is {named[0]}")
-    return notes
 
 
 def _row(

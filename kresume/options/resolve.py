@@ -117,8 +117,9 @@ def as_image_size(value: int | str | Sequence[int] | None) -> tuple[int, int] | 
 
 def several(value: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None) -> tuple[str, ...]:
     """Returns the paths or names of an argument of Python, which is one or a list of them."""
-    given = (value,) if isinstance(value, (str, os.PathLike)) else value or ()
-    return tuple(os.fspath(each) for each in given)
+    if value is None:
+        return ()
+    return tuple(os.fspath(each) for each in ((value,) if isinstance(value, (str, os.PathLike)) else value))
 
 
 def average_of(config: TrainConfig) -> float | Literal["auto"]:

@@ -54,7 +54,10 @@ class Input:
 
     @property
     def pixels(self) -> str | None:
-        """Returns `"0-255"` if the model rescales bytes by itself, else None."""
+        """Returns `"0-255"` if the model scales bytes down by itself, else None.
+
+        The order of their channels, and whether they are inverted, the graph does not show.
+        """
         shown = self.kind == "values" and self.scale is not None and self.scale <= LARGEST_SCALE
         return "0-255" if shown else None
 

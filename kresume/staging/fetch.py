@@ -28,7 +28,7 @@ from kresume.storage.mirror import Known
 from kresume.storage.stores import Bucket, Store, store_of
 
 NEVER_CHANGES = re.compile(
-    r"images\.parquet|images/[^/]+|architecture\.json|teacher\..*|held\.safetensors|answers/before\.parquet"
+    r"(images|away)\.parquet|images/[^/]+|architecture\.json|teacher\..*|held\.safetensors|answers/before\.parquet"
 )
 """Files of a run that are written once."""
 ATTEMPTS = 5

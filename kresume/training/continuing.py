@@ -31,7 +31,7 @@ def check_dropped(drop: str, manifest: Manifest, run: str) -> None:
     Raises:
         UsageError: the file was edited since: the run would train on what is to be forgotten.
     """
-    hashes, _ = corrections.hashes_in(corrections.read_drop(drop), [manifest])
+    hashes, _ = corrections.hashes_in(corrections.read_drop(drop), manifest)
     if count := len(hashes & {sha256.decode() for sha256 in manifest.sha256s.tolist()}):
         raise UsageError(
             f"{option('drop', drop)} names {counted(count, 'image')} that {run} trains or scores on, so the file was "

@@ -16,7 +16,7 @@ from kresume.checkpoints import sealed_arrays, snapshot
 from kresume.checkpoints.files import describe_files
 from kresume.errors import RunError
 from kresume.evaluation import answers
-from kresume.images.away import write_away
+from kresume.images.away import away_digest, write_away
 from kresume.images.prepare import write_quarantine
 from kresume.options.given import given, to_command
 from kresume.options.settings import settings_of
@@ -146,7 +146,7 @@ def _record(start: Start, draft: Draft) -> RunRecord:
         images={**plan.images, "added": plan.images["new"]},
         manifest=draft.data.gathered.manifest.digest(),
         dropped=draft.data.gathered.dropped,
-        away=len(draft.data.gathered.away),
+        away=away_digest(draft.data.gathered.away),
         not_used=not_used(draft.data.sources, draft.data.gathered.manifest),
         before=plan.before,
         statistics=settings_of(config).bn_stats,

@@ -133,7 +133,7 @@ class RunRecord:
         images: counts of the images, at the end of training for a finished run.
         manifest: digest of the images that it began with.
         dropped: SHA-256 of images that must not come back.
-        away: how many images earlier generations had that it does not have; their rows are in `away.parquet`.
+        away: digest of the images that earlier generations had and it does not, in `away.parquet`; empty if there are none.
         not_used: how many listed pictures are not in the manifest; None in runs of the first versions.
         before: the parent's scores, None for a new model.
         plan: words of the printed plan.
@@ -179,7 +179,7 @@ class RunRecord:
     before: Mapping[str, Any] | None
     plan: PlanWords
     statistics: StatisticsKind = "moving"
-    away: int = 0
+    away: str = ""
     balance: str | None = None
     new_classes: Sequence[str] = ()
     freezing: Freezing | None = None
@@ -281,7 +281,7 @@ def _fields(value: Mapping[str, Any]) -> dict[str, Any]:
         "images": dict(value["images"]),
         "manifest": str(value["manifest"]),
         "dropped": tuple(value.get("dropped", ())),
-        "away": int(value.get("away", 0)),
+        "away": str(value.get("away") or ""),
         "not_used": value.get("not_used"),
         "before": value.get("before"),
         "plan": PlanWords(**value["plan"]),

@@ -56,12 +56,14 @@ def test_the_first_operations_tell_the_values_that_clients_send(tmp_path, first)
 @pytest.mark.parametrize("op", ["Identity", "Sub"])
 def test_a_circle_behind_the_input_ends(op):
     """A damaged graph whose operation takes its own output tells nothing, and the search ends."""
+    import tensorflow as tf
     from tensorflow.core.protobuf import meta_graph_pb2
 
     graph = meta_graph_pb2.MetaGraphDef()
     graph.graph_def.node.add(name="b", op=op, input=["a:0", "c"])
     graph.graph_def.node.add(name="a", op=op, input=["b:0", "c"])
-    graph.graph_def.node.add(name="c", op="Const")
+    constant = graph.graph_def.node.add(name="c", op="Const")
+    constant.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(2.0))
     graph.signature_def["serving_default"].inputs["given"].name = "a:0"
     assert input_scale(graph, "serving_default", "given") is None
 
@@ -95,6 +97,44 @@ def test_independent_scores_replace_independent_scores(tmp_path, kind, monkeypat
     else:
         with pytest.raises(ExportError, match="it judges each class independently, but the new model chooses"):
             like.examine(tmp_path / "old", samples)
+
+
+@pytest.mark.one_backend(trains=True)
+@pytest.mark.parametrize("sent", ["0-255", "bgr-0-255", "unknown"])
+def test_a_factor_does_not_show_the_order_of_channels(tmp_path, sent):
+    """A model that scales bytes down is asked with both orders: RGB unless the other is clearly right."""
+    import tensorflow as tf
+
+    labels = np.arange(60) % 3
+    pictures = np.random.default_rng(0).integers(20, 120, (60, 12, 12, 3)).astype(np.uint8)
+    if sent != "unknown":
+        pictures[np.arange(60), :, :, labels] += 100
+    files = tuple(tf.io.encode_png(picture).numpy() for picture in pictures)
+    rows = np.eye(3)[labels]
+    samples = Samples(files, labels, CLASSES, pictures, rows, rows, tmp_path, "validation images")
+    model = keras.Sequential([keras.Input((12, 12, 3)), layers.Rescaling(1 / 255), layers.GlobalAveragePooling2D()])
+    model.add(layers.Dense(3, activation="softmax"))
+    order = [2, 1, 0] if sent.startswith("bgr") else [0, 1, 2]
+    model.layers[-1].set_weights([20 * np.eye(3)[order], np.zeros(3)])
+    model.export(str(tmp_path / "old"), verbose=False)
+    (tmp_path / "old" / "assets" / "labels.txt").write_text("".join(f"{name}\n" for name in CLASSES))
+    if sent == "unknown":
+        with pytest.raises(ExportError, match=r"no better than guessing .*give --like-pixels"):
+            like.examine(tmp_path / "old", samples)
+        return
+    found = like.examine(tmp_path / "old", samples)
+    assert found.pixels == sent
+    assert f"its clients send pixels {sent} (its first operations scale bytes down; {sent} gives 100.0 %" in found.note
+    for place, name in enumerate(CLASSES):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for index in np.nonzero(labels == place)[0]:
+            (tmp_path / "data" / name / f"{index}.png").write_bytes(files[index])
+    scored = evaluate(tmp_path / "old", data=tmp_path / "data")
+    assert "pixels 0-255 are assumed, because its first operations scale such values down" in scored.note
+    own = {"data": tmp_path / "data", "pixels": "bgr-0-255"}
+    for found in (evaluate(tmp_path / "old", **own), evaluate(tmp_path / "old", against=tmp_path / "old", **own)):
+        assert (found.scores["all"]["accuracy"] == 1.0) == (sent == "bgr-0-255")
+        assert "are assumed" not in found.note
 
 
 @pytest.mark.one_backend(trains=True)

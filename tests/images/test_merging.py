@@ -541,7 +541,7 @@ def test_dropped_images_leave_the_manifest_and_the_cache(pictures, tmp_path, qui
     gone = table.sha256s[5].decode()
     (tmp_path / "drop").write_text(f"# twice\n{pictures / 'old' / 'circle' / '0.png'}\n{gone.upper()}\n/no/such.png\n")
     lines = corrections.read_drop(str(tmp_path / "drop"))
-    drop, nowhere = corrections.hashes_in(lines, [table], prepared)
+    drop, nowhere = corrections.hashes_in(lines, table, prepared)
     assert (len(drop), nowhere) == (2, ["/no/such.png"])
     result = merging.merge(table, None, prepared, None, classes=CLASSES, val_split=None, generation=1, drop=drop)
     assert (len(result.manifest), result.facts.dropped) == (22, 2)

@@ -401,9 +401,10 @@ def test_an_image_that_was_away_keeps_its_split(workplace, tmp_path, why):
         assert words in str(plan), str(plan)
     run_training("runs/3", out="runs/4", add=[back], lr=1e-3, **{**given, "val_split": 0.0})
     fourth = runs.open_run("runs/4")
-    again = {row["sha256"]: row["side"] for row in pq.read_table(fourth.manifest).to_pylist()}
-    assert {sha: again[sha] for sha in held} == {sha: row["side"] for sha, row in held.items()}
-    assert fourth.record.away == 0
+    again = {row["sha256"]: (row["side"], row["origin"]) for row in pq.read_table(fourth.manifest).to_pylist()}
+    assert {sha: again[sha] for sha in held} == {sha: (row["side"], row["origin"]) for sha, row in held.items()}
+    assert "% of the training images are new or back" in str(kresume.plan("runs/3", add=[back], lr=1e-3, quiet=True))
+    assert not fourth.record.away
     assert not (fourth.path / "away.parquet").exists()
     (runs.open_run("runs/3").path / "away.parquet").unlink()
     with pytest.raises(ImagesError, match=r"away.parquet cannot be read"):

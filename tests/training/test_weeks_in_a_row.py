@@ -1,5 +1,6 @@
 """Tests what one week's run leaves for the next: images to forget, options, rates, and sources that are gone."""
 
+import os
 import shutil
 
 import pyarrow.parquet as pq
@@ -10,7 +11,7 @@ from kresume import runs
 from kresume.checkpoints import snapshot
 from kresume.errors import ImagesError
 from kresume.reports.lineage import lineage
-from tests.helpers.pictures import write_pictures
+from tests.helpers.pictures import CLASSES, write_pictures
 from tests.helpers.runs import TINY, make_interrupted, run_training, trained
 
 
@@ -111,3 +112,40 @@ def test_a_source_that_is_gone_stops_an_interrupted_run(workplace, tmp_path, mon
     result = run_training("runs/1-shapes", out="runs/2", **options, **allowed)
     assert result.unread == {"source": 18, "source, cached": 0, "file": 1}[gone]
     assert (f"unread: {result.unread} image" in str(result)) == bool(result.unread)
+
+
+@pytest.mark.one_backend(trains=True)
+def test_what_is_back_is_recorded_whatever_gives_it(workplace):
+    """Given to train and to validate it keeps its side, as notes and `data check` say; a path names what is there now."""
+    trained("runs/1-shapes", data=["old"], **TINY)
+    week = workplace / "week"
+    write_pictures(week, 3, 700)
+    first = {"epochs": 1, "lr": 1e-3, "val_split": 0.4}
+    run_training("runs/1-shapes", add=["week"], out="runs/2", **first)
+    shutil.move(week, workplace / "before")
+    write_pictures(week, 3, 800)
+    for label in CLASSES:  # this week's pictures have the names of last week's
+        for path, old in zip(
+            sorted((week / label).iterdir()), sorted((workplace / "before" / label).iterdir()), strict=True
+        ):
+            path.rename(path.with_name(old.name))
+    run_training("runs/2", add=["week"], out="runs/3", on_missing="drop", **first)
+    away = {row["sha256"]: row for row in pq.read_table("runs/3/away.parquet").to_pylist()}
+    assert len(away) == 9
+    sides = sorted(row["side"] for row in away.values())
+    assert len(set(sides)) == 2
+    plan = kresume.plan("runs/3", add=["before"], val=["before"], lr=1e-3, quiet=True)
+    trains, validates = sides.count("train"), sides.count("val")
+    said = " ".join(plan.notes)
+    assert f"9 images are back, recorded by an earlier run: {trains} train and {validates} validate, as there" in said
+    assert f"{trains} images: given for validation, but recorded for training, and still used for training" in said
+    assert "used for validation; the first" not in said.replace("still used for validation", "")
+    (workplace / "drop.txt").write_text(f"week/circle/{min(os.listdir(week / 'circle'))}\n")
+    run_training("runs/3", add=["new"], drop="drop.txt", out="runs/4", epochs=1, lr=1e-3)
+    dropped = runs.open_run("runs/4").record.dropped
+    assert len(dropped) == 1
+    assert not {*dropped} & away.keys()
+    gone = min(away)
+    (workplace / "drop.txt").write_text(f"{gone}\n")
+    plan = kresume.plan("runs/3", add=["new"], drop="drop.txt", lr=1e-3, quiet=True)
+    assert any("1 image dropped" in note for note in plan.notes), plan.notes

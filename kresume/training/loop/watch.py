@@ -170,7 +170,7 @@ class Watch:
             classes=self._classes,
             val_split=val_split_of(self._config),
             generation=self._generation,
-            drop=self._dropped | corrections.hashes_in(self._drop, [], *fresh)[0],
+            drop=self._dropped | corrections.hashes_in(self._drop, None, *fresh)[0],
             ever=self._away,
             fills=False,
         )

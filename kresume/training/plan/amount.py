@@ -41,12 +41,13 @@ def decide_amount(
     epochs_left: int = 0,
     epoch_images: int | None = None,
     steps_per_execution: int = 1,
+    back: int = 0,
 ) -> Amount:
     """Decides how much to train.
 
     Args:
         images: training images in all.
-        new_images: training images that this run adds.
+        new_images: training images that this run adds, or that are back.
         batch_size: images per step.
         epochs: `--epochs`, how much *more* to train.
         steps: `--steps`, likewise.
@@ -55,6 +56,7 @@ def decide_amount(
         epochs_left: epochs that an interrupted parent had left.
         epoch_images: images per epoch, if `--mix` or `--replay` makes it differ from `images`.
         steps_per_execution: steps that Keras runs per call; an epoch ends with the call that holds its last image.
+        back: how many of the new images only earlier generations had.
 
     Raises:
         UsageError: `steps_per_execution` does not divide `steps`, or exceeds the steps of an epoch.
@@ -72,7 +74,7 @@ def decide_amount(
             epochs, reason = DEFAULTS.epochs, "a new head" if new_head else "a new model"
         elif new_images:
             epochs = max(FEWEST_EPOCHS, round(DEFAULTS.epochs * min(1.0, NEW_SHARE_FACTOR * share)))
-            reason = f"{100 * share:.0f} % of the training images are new"
+            reason = f"{100 * share:.0f} % of the training images are new{' or back' if back else ''}"
         else:
             epochs, reason = (0, "") if epochs_left else (MORE_EPOCHS, "no image is new")
         if epochs_left:

@@ -295,8 +295,10 @@ def decide(start: Start, loaded: Loaded, data: Data, reporter: Reporter) -> Draf
 
 
 def _count_new(gathered: Gathered, generation: int) -> int:
+    """Counts the training images that the parent did not train on: new ones, and those that are back."""
     manifest = gathered.manifest
-    return int((manifest.origins[manifest.train_rows()] == generation).sum())
+    new = int((manifest.origins[manifest.train_rows()] == generation).sum())
+    return new + gathered.merge.facts.back
 
 
 def _freezing_of(parent: Parent | None) -> Freezing | None:
@@ -313,6 +315,7 @@ def _amount(config: TrainConfig, loaded: Loaded, gathered: Gathered, epoch_image
     return decide_amount(
         images=len(gathered.manifest.train_rows()),
         new_images=_count_new(gathered, loaded.generation),
+        back=gathered.merge.facts.back,
         batch_size=settings_of(config).batch_size,
         epochs=config.epochs,
         steps=config.steps,

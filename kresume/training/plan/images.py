@@ -214,9 +214,8 @@ def gather(
     _check_strict(config, collected.quarantine)
     if data is None and remembered is not None and cache is not None and writes:
         collect.decode_recorded(remembered, spec, cache, reporter)
+    hashes, nowhere = corrections.hashes_in(drop, remembered, data, add, val)
     ever = parent.ever if parent is not None else None
-    recorded = [each for each in (remembered, ever) if each is not None]
-    hashes, nowhere = corrections.hashes_in(drop, recorded, data, add, val)
     before = dropped_by(parent.run) if parent is not None and parent.run is not None else set()
     merge = merging.merge(
         remembered,
@@ -249,7 +248,7 @@ def gather(
         )
     quarantine = (*collected.quarantine, *_quarantined_conflicts(merge))
     dropped = hashes | before
-    away = rows_beside(ever, merge.manifest.table, dropped)
+    away = rows_beside(ever.table if ever is not None else None, merge.manifest.table, dropped)
     return Gathered(merge.manifest, merge, quarantine, tuple(notes), tuple(sorted(dropped)), away)
 
 
@@ -316,7 +315,7 @@ def _check_merge(
             f"{ways_on(config, parent, merge.facts.unknown, classes)}"
         )
     facts = merge.facts
-    changed = facts.added or corrects(config, merge)
+    changed = facts.added or facts.back or corrects(config, merge)
     empty = config.watch and not collect.without_empty(config.add)  # a watched folder may start empty
     if config.add and parent is not None and parent.manifest is not None and not changed and not empty:
         problems = []
