@@ -162,7 +162,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
         backup_restore.build(self._model, self._stream, self._call)
         self._compiled_rate = backup_restore.rate_of(self._model)
         # Read it here: under JAX the variables are empty between two steps.
-        self._optimizer = keras.saving.serialize_keras_object(self._model.optimizer)
+        self._optimizer = backup_restore.serialized_optimizer(self._model)
         left = self._left = backup_files.read_fit(self._folder)
         saved_logs = left.get("logs")
         if snapshot.list_snapshots(self._folder):
@@ -352,7 +352,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]  # keras
             self._tell_broken(reason)
             return
         self._name_forgetful()  # attributes may have been added in this step
-        captured, extra = backup_save.capture(self._model, self._others())
+        captured, extra = backup_save.capture(self._model, self._others(), self._call)
         records = {
             "phase": "training" if batch else "epoch",
             "epoch": epoch,

@@ -117,6 +117,15 @@ def build(model: Any, stream: Stream | None, call: FitCall | None) -> None:
     build_from_spec(model, call.spec() if call is not None and spec is not None else spec)
 
 
+def serialized_optimizer(model: Any) -> dict[str, Any]:
+    """Returns the optimizer as Keras serializes it; empty if its schedule has no config."""
+    try:
+        found: dict[str, Any] = keras.saving.serialize_keras_object(model.optimizer)
+    except NotImplementedError:
+        return {}
+    return found
+
+
 def newest(folder: Path, warn: Callable[[str], None]) -> TrainState:
     """Reads the newest intact backup; sets damaged ones aside and warns of them.
 
@@ -150,6 +159,7 @@ def restore(state: TrainState, target: Target, *, epoch_again: bool, fit_returne
         batch = 0
     if target.call is not None:
         target.call.validations.pass_by(epoch)
+        target.call.validations.seek(records.get("validation"))
     messages = _skip_batches(records, target, batch)
     if messages:
         epoch, batch = epoch + 1, 0

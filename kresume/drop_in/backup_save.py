@@ -22,6 +22,7 @@ import numpy as np
 from kresume.backend import fingerprint, live_state
 from kresume.checkpoints import snapshot
 from kresume.drop_in import other_optimizers
+from kresume.drop_in.fit_call import FitCall
 from kresume.models import other_variables, structure
 from kresume.training.loop import callback_state
 
@@ -30,12 +31,15 @@ class NotFinite(Exception):
     """Raised instead of taking a backup whose weights are not finite."""
 
 
-def capture(model: Any, callbacks: Sequence[Any]) -> tuple[dict[str, Any], dict[str, list[np.ndarray]]]:
+def capture(
+    model: Any, callbacks: Sequence[Any], call: FitCall | None
+) -> tuple[dict[str, Any], dict[str, list[np.ndarray]]]:
     """Reads the state that is not among the arrays of the compiled model.
 
     Args:
         model: the model in training.
         callbacks: all other callbacks of `fit`.
+        call: the data of `fit`; None if they are unknown.
 
     Returns:
         `(records, extra)`: JSON values for `meta.json`, and groups of arrays by name.
@@ -47,6 +51,7 @@ def capture(model: Any, callbacks: Sequence[Any]) -> tuple[dict[str, Any], dict[
         "callbacks": facts,
         "other_optimizers": others,
         other_variables.GROUP: names,
+        "validation": call.validations.position() if call is not None else None,
         "fingerprint": fingerprint.fingerprint(),
         structure.RECORD: structure.describe(model),
     }

@@ -5,7 +5,7 @@
 
 A `tf.data.Dataset` that shuffles with a seed gives each of its iterators the next order, and one that training and
 validation share counts the iterators of both. So the iterators of earlier validations are made again, and not drawn from. Keras
-calls `on_epoch_end` of a `keras.utils.PyDataset` before and after each validation.
+calls `on_epoch_end` of a `keras.utils.PyDataset` before and after each validation. The data of kresume know their position.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+
+from kresume.drop_in.stream import stream_in
 
 _passed: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 """Validations of a `fit` that did not end, by the data: given again, they are not at their beginning."""
@@ -38,6 +40,19 @@ class EarlierValidations:
         self._of_tensorflow = hasattr(data, "element_spec") and hasattr(data, "cardinality")
         self._remembers = self._of_tensorflow or isinstance(data, keras.utils.PyDataset)
         self._iterators = _iterators_of(data, steps, per_call) if self._of_tensorflow else 0
+        self._stream = stream_in(data)
+
+    def position(self) -> int | None:
+        """Returns the epoch at which data of kresume are, which go on where they ended; None for other data.
+
+        None also for data that are trained on, too: their position is that of the training.
+        """
+        return None if self._stream is None or self._stream.is_followed else self._stream.epoch
+
+    def seek(self, position: int | None) -> None:
+        """Brings data of kresume to a position that `position` returned."""
+        if self._stream is not None and position is not None and not self._stream.is_followed:
+            self._stream.release(position)
 
     def pass_by(self, epoch: int) -> None:
         """Brings the data to the beginning of an epoch.
@@ -45,7 +60,7 @@ class EarlierValidations:
         Args:
             epoch: its index.
         """
-        if not self._remembers:
+        if not self._remembers or self._stream is not None:
             return
         due = sum(map(self._validates, range(self._first, epoch)))
         for _ in range(_passed.get(self._data, 0), due):

@@ -149,6 +149,13 @@ class ImageStream(Stream):
             self._lists = lists
             return ""
         before, after = len(lists[-1][1]), len(self.manifest)
+        had, has = lists[-1][1].classes, self.manifest.classes
+        if has[: len(had)] != had:
+            raise UsageError(
+                f"the classes were {', '.join(had)} when the training was interrupted and are {', '.join(has)} now, so the "
+                f"numbers of the labels would mean other classes: give class_names="
+                f"{[*had, *(name for name in has if name not in had)]}, or another backup folder to start again"
+            )
         if on_new_data == "error":
             raise UsageError(
                 f"the images changed since the training was interrupted ({before:,} then, {after:,} now): restore them, or "

@@ -21,10 +21,10 @@ def describe(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[s
     A changed rate that is a number has a message of its own.
 
     Args:
-        before: the serialized optimizer of the backup; None in backups of earlier versions.
-        now: the one that `compile` made.
+        before: the serialized optimizer of the backup; None in backups of earlier versions, empty if it cannot be serialized.
+        now: the one that `compile` made; empty likewise.
     """
-    if not before:
+    if not before or not now:
         return []
     old, new = dict(_settings(before)), dict(_settings(now))
     if isinstance(old.get(RATE), float) and isinstance(new.get(RATE), float):

@@ -3,8 +3,9 @@
     facts, arrays = capture(model)
     restore(model, facts, arrays)
 
-Keras's own files hold them as well. The user's code creates them, and their first step builds them on variables of its
-choice. The indices of these variables are saved, so that a new process can build the optimizers before restoring them.
+Keras's own files hold those of the model as well; a layer that is a compiled model has one, too. The user's code creates
+them, and their first step builds them on variables of its choice. The indices of these variables are saved, so that a new
+process can build the optimizers before restoring them.
 """
 
 from __future__ import annotations
@@ -58,13 +59,14 @@ def restore(model: keras.Model, facts: Sequence[Any] | None, arrays: Sequence[np
     optimizers, left = list(_others(model)), list(arrays)
     if facts is None:
         return ["optimizers beside the compiled one are not in this backup and start fresh"] if optimizers else []
-    if len(facts) != len(optimizers):
+    fresh = [] if len(facts) >= len(optimizers) else optimizers[len(facts) :]
+    if len(facts) != len(optimizers) and (len(facts) > len(optimizers) or len(facts) != _own_count(model)):
         raise CheckpointError(
             f"the backup holds {len(facts)} optimizers beside the compiled one, this model has {len(optimizers)}: the code of "
             "the model changed since; restore that code, or give another folder to start again"
         )
     variables = model.variables
-    for optimizer, fact in zip(optimizers, facts, strict=True):
+    for optimizer, fact in zip(optimizers, facts, strict=False):
         if fact is None:
             continue
         mine, left = left[: fact["arrays"]], left[fact["arrays"] :]
@@ -81,10 +83,16 @@ def restore(model: keras.Model, facts: Sequence[Any] | None, arrays: Sequence[np
                 "that code, or give another folder to start again"
             )
         live_state.assign(optimizer.variables, mine)
-    return []
+    named = ", ".join(optimizer.name for optimizer in fresh)
+    return [f"the optimizers of its layers are not in this backup and start fresh: {named}"] if fresh else []
 
 
-def _others(model: keras.Model) -> Iterator[Any]:
+def _own_count(model: keras.Model) -> int:
+    """Counts the optimizers that a backup of an earlier version holds: not those of the model's layers."""
+    return sum(1 for _ in _others(model, layers=False))
+
+
+def _others(model: keras.Model, *, layers: bool = True) -> Iterator[Any]:
     seen = {id(getattr(model, "optimizer", None))}
 
     def found(value: Any) -> Iterator[Any]:
@@ -99,6 +107,8 @@ def _others(model: keras.Model) -> Iterator[Any]:
             for item in value:
                 yield from found(item)
 
-    for name, value in sorted(vars(model).items()):
-        if not name.startswith("_tracker"):
-            yield from found(value)
+    # Those of the model first: backups of earlier versions hold no others.
+    for owner in (model, *(model._flatten_layers(include_self=False) if layers else ())):
+        for name, value in sorted(vars(owner).items()):
+            if not name.startswith("_tracker"):
+                yield from found(value)

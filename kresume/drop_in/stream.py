@@ -44,6 +44,11 @@ class Stream:
         self.recount: Callable[[], None] = lambda: None
         self._followed = False
 
+    @property
+    def is_followed(self) -> bool:
+        """Returns True while a caller sets the start of each epoch."""
+        return self._followed
+
     def steps(self, epoch: int) -> int:
         """Returns the number of batches of an epoch."""
         return self._steps_per_epoch
@@ -138,14 +143,20 @@ class Stream:
         return ""
 
 
+def stream_in(data: Any) -> Stream | None:
+    """Returns the stream of a dataset of kresume, None for other data."""
+    stream = getattr(_source(data), ATTRIBUTE, None)
+    return stream if isinstance(stream, Stream) else None
+
+
 def stream_of(data: Any) -> Stream:
     """Returns the stream of a dataset, also through `map` and `prefetch`.
 
     Raises:
         UsageError: the dataset has no stream.
     """
-    stream = getattr(_source(data), ATTRIBUTE, None)
-    if not isinstance(stream, Stream):
+    stream = stream_in(data)
+    if stream is None:
         raise UsageError(
             f"data= is a {type(data).__name__} whose position cannot be set: give the dataset that kresume.image_dataset or "
             "kresume.resumable returned, and put further steps into the function that is given to resumable"

@@ -96,10 +96,14 @@ def arrays_of(state: TrainState, group: str) -> list[str]:
 
 def _recorded(state: TrainState) -> list[Saved]:
     """Returns the optimizer's arrays as a kresume snapshot records them."""
-    return [
-        Saved(f"optimizer/{index}", str(kind), None if weight is None else f"trainable/{weight}")
-        for index, (kind, weight) in enumerate(state.records[structure.RECORD].get("optimizer", ()))
-    ]
+
+    def weight_of(trained: int | None, frozen: int | None = None) -> str | None:
+        if frozen is not None:
+            return f"non_trainable/{frozen}"
+        return None if trained is None else f"trainable/{trained}"
+
+    entries = state.records[structure.RECORD].get("optimizer", ())
+    return [Saved(f"optimizer/{index}", str(kind), weight_of(*of)) for index, (kind, *of) in enumerate(entries)]
 
 
 def _without_record(model: Any, state: TrainState) -> dict[int, str]:

@@ -155,8 +155,9 @@ def describe(model: Any) -> dict[str, Any]:
     Returns:
         JSON values in the order of a snapshot's arrays: `trainable` and `non_trainable` as lists of `[position, name]`
         (`[position]` if both are equal), `optimizer` as a list of `[slot, index of its weight among the trainable ones,
-        or None]`, and `own_counts` as a list of `[index of a weight, iteration count]` for weights whose slots began
-        later than the optimizer.
+        or None]`, followed by the index among the non-trainable ones for a weight that was frozen meanwhile, and
+        `own_counts` as a list of `[index of a weight, iteration count]` for weights whose slots began later than the
+        optimizer.
     """
     addresses = address_of(model)
     groups = {group: getattr(model, f"{group}_variables") for group in GROUPS}
@@ -164,9 +165,15 @@ def describe(model: Any) -> dict[str, Any]:
         group: [_as_list(addresses[id(variable)]) for variable in variables] for group, variables in groups.items()
     }
     if model.optimizer is not None:
-        index_of = {id(variable): index for index, variable in enumerate(groups["trainable"])}
+        index_of, frozen = ({id(variable): index for index, variable in enumerate(groups[group])} for group in GROUPS)
         record["optimizer"] = [
-            [slot.kind, index_of.get(id(slot.weight)) if slot.weight is not None else None]
+            [
+                slot.kind,
+                index_of.get(id(slot.weight)),
+                *([frozen[id(slot.weight)]] if id(slot.weight) in frozen else []),
+            ]
+            if slot.weight is not None
+            else [slot.kind, None]
             for slot in slots.describe(model.optimizer)
         ]
         trained = live_state.inner(model.optimizer)._trainable_variables if model.optimizer.built else []

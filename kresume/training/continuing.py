@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from kresume import runs
+from kresume.checkpoints import snapshot
 from kresume.errors import ImagesError, UsageError
 from kresume.evaluation.caches import open_cache
 from kresume.images import corrections
@@ -53,7 +54,7 @@ def check_sources(config: TrainConfig, run: runs.Run, manifest: Manifest) -> Non
     Raises:
         ImagesError: none of the files of a source is there, and not all of its images are in the cache.
     """
-    if settings_of(config).on_missing == "drop":
+    if settings_of(config).on_missing == "drop" or _is_trained(run):
         return
     cache = open_cache(run.record.card.spec, settings_of(config).cache, cache_limit(config), writes=False)
     uncached = np.ones(len(manifest), bool) if cache is None else cache.find(manifest.sha256s) < 0
@@ -67,3 +68,9 @@ def check_sources(config: TrainConfig, run: runs.Run, manifest: Manifest) -> Non
             f"{int(uncached[rows].sum()):,} of them are not in the cache: is its drive mounted? Restore them to continue, or "
             f"give {option('on-missing', 'drop')} to go on without them"
         )
+
+
+def _is_trained(run: runs.Run) -> bool:
+    """Returns True if the newest snapshot is of the end of training: nothing is left to learn from pictures."""
+    taken = snapshot.list_snapshots(run.snapshots)
+    return bool(taken) and snapshot.records_of(taken[-1][1]).get("phase") == "done"

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 LARGEST_SCALE = 0.1
 """Largest factor by which a model that expects bytes multiplies them; a larger one is meant for values around 1."""
 PASSED = frozenset(
@@ -33,6 +31,8 @@ def pixels_of(layers: Iterable[tuple[str, Any]]) -> str | None:
         if name == "Normalization":
             return "0-255"
         if name == "Rescaling":
+            import numpy as np
+
             try:
                 factor = np.max(np.abs(np.asarray(scale, np.float64)), initial=0.0)
             except (TypeError, ValueError, OverflowError):  # of a damaged file

@@ -2,8 +2,10 @@
 
 import gc
 import inspect
+import json
 import shutil
 import threading
+from collections import deque
 
 import keras
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 
 import kresume
 from kresume.drop_in.stream import stream_of
+from kresume.errors import UsageError
 from kresume.training.loop import callback_state
 from kresume.training.loop.fit import build_from_spec
 from tests.helpers.noise import noise
@@ -494,3 +497,61 @@ def test_logs_and_weights_together(tmp_path):
     found = scalars(tmp_path / "killed")
     found["train", "keras"] = [0]  # the graph, which each process writes
     assert found == scalars(tmp_path / "whole")
+
+
+def test_every_kind_of_state_comes_back_as_it_was():
+    """Keys that are numbers or tuples, sets, queues and texts; what no file can hold names the callback and the key."""
+
+    class Keeps(keras.callbacks.Callback):
+        def __init__(self, state):
+            super().__init__()
+            self.state = state
+
+        def get_state(self):
+            return self.state
+
+        def set_state(self, state):
+            self.state = state
+
+    state = {
+        "counts": {0: 6, 1: np.float32(0.5), (2, "a"): [1, 2]},
+        "seen": {3, (1, 2)},
+        "frozen": frozenset("ab"),
+        "last": deque([1.5, float("inf")], 5),
+        "names": np.array(["a", "bc"]),
+        "weights": np.arange(4.0).reshape(2, 2),
+        "empty": {},
+    }
+    facts, arrays = callback_state.capture([Keeps(state)])
+    other = Keeps(None)
+    callback_state.apply([other], json.loads(json.dumps(facts)), arrays)
+    assert other.state.keys() == state.keys()
+    for name in ("counts", "seen", "frozen", "last", "empty"):
+        assert other.state[name] == state[name]
+        assert type(other.state[name]) is type(state[name])
+    assert other.state["last"].maxlen == 5
+    assert type(other.state["counts"][1]) is np.float32
+    for name in ("names", "weights"):
+        np.testing.assert_array_equal(other.state[name], state[name])
+        assert other.state[name].dtype == state[name].dtype
+    for kept in (object(), {"of": [np.array([object()])]}, b"bytes"):
+        with pytest.raises(UsageError, match=r"^Keeps.0\['it'\].* no backup can hold: let get_state return"):
+            callback_state.capture([Keeps({"it": kept})])
+
+
+@pytest.mark.one_backend(trains=True)
+def test_other_classes_are_refused_and_a_new_one_goes_to_the_end(tmp_path):
+    """A class folder that sorts between the others would shift their numbers within the training."""
+    write_pictures(tmp_path / "grow", 4, 0, ("b", "d"))
+    options = {"image_size": (4, 4), "batch_size": 4, "verbose": False}
+    first = stream_of(kresume.image_dataset(tmp_path / "grow", **options))
+    saved = first.identity()
+    first.save(tmp_path)
+    write_pictures(tmp_path / "grow", 2, 50, ("c",))
+    then = stream_of(kresume.image_dataset(tmp_path / "grow", **options))
+    with pytest.raises(
+        UsageError, match=r"the classes were b, d when .* are b, c, d now.*class_names=\['b', 'd', 'c'\]"
+    ):
+        then.adopt(tmp_path, saved, 0, 1, "next-epoch")
+    then = stream_of(kresume.image_dataset(tmp_path / "grow", class_names=["b", "d", "c"], **options))
+    assert "8 images before, 10 now" in then.adopt(tmp_path, saved, 0, 1, "next-epoch")

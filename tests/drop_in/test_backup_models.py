@@ -209,3 +209,114 @@ def test_a_loader_that_shuffles_is_told(tmp_path, capfd, shuffles):
         loader = torch.utils.data.DataLoader(dataset, batch_size=4, shuffle=shuffles)
         train(small, tmp_path / "backup", kill=kill, x=loader, **options)
     assert ("shuffles by a generator of torch, whose state no backup holds" in capfd.readouterr().err) == shuffles
+
+
+class Adversaries(keras.Model):
+    """A GAN's step: its two networks train by their own optimizers, and one is frozen while the other trains."""
+
+    def __init__(self, compiled):
+        super().__init__()
+        layers = keras.layers
+        self.g = keras.Sequential([keras.Input((4,)), layers.Dense(4)])
+        self.d = keras.Sequential([keras.Input((4,)), layers.Dense(3, activation="relu"), layers.Dense(1)])
+        made = [keras.optimizers.Adam(1e-2) for _ in range(2)]
+        if compiled:
+            self.g.compile(made[0])
+            self.d.compile(made[1])
+        else:
+            self.made = made
+        self.compiled_parts = compiled
+
+    def call(self, x):
+        return self.d(self.g(x))
+
+    def train_step(self, data):
+        import tensorflow as tf
+
+        x, _ = data
+        go, do = (self.g.optimizer, self.d.optimizer) if self.compiled_parts else self.made
+        self.d.trainable = True
+        with tf.GradientTape() as tape:
+            loss = keras.ops.mean(self.d(self.g(x)) - self.d(x)) + keras.ops.mean(self.d(x) ** 2)
+        do.apply(tape.gradient(loss, [each.value for each in self.d.trainable_variables]), self.d.trainable_variables)
+        self.d.trainable = False
+        with tf.GradientTape() as tape:
+            other = -keras.ops.mean(self.d(self.g(x)))
+        go.apply(tape.gradient(other, [each.value for each in self.g.trainable_variables]), self.g.trainable_variables)
+        return {"loss": loss}
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_networks_with_optimizers_of_their_own_that_freeze_each_other(tmp_path, capfd, compiled):
+    """The optimizers of compiled parts are in the backup, and what a step freezes does not change what is restored."""
+
+    def make():
+        model = Adversaries(compiled)
+        model.build((None, 4))
+        # In a graph TensorFlow itself gives other bits in one of twenty trainings of such a step.
+        model.compile(run_eagerly=True)
+        return model
+
+    def parts(model):
+        optimizers = [model.g.optimizer, model.d.optimizer] if compiled else model.made
+        return [variable for optimizer in optimizers for variable in optimizer.variables]
+
+    model, _ = train(make, tmp_path / "whole")
+    expected = arrays_of(model, *parts(model))
+    for kill in (5, 20):
+        assert train(make, tmp_path / "killed", kill=kill) is None
+    model, _ = train(make, tmp_path / "killed")
+    assert_same_bytes(expected, arrays_of(model, *parts(model)))
+    assert "4 weights were frozen when it was saved, and can train now" in capfd.readouterr().err
+
+
+class Warming(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule without `get_config`, with which Keras trains."""
+
+    def __call__(self, step):
+        return 0.01 * (1.0 + keras.ops.cast(step, "float32"))
+
+
+def test_a_schedule_without_a_config_trains_and_continues(tmp_path):
+    """Keras asks for a config only to save a file; a backup holds the count that the schedule reads."""
+
+    def make():
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        model.compile(keras.optimizers.SGD(Warming()), "mse")
+        return model
+
+    expected = arrays_of(train(make, tmp_path / "whole")[0])
+    assert train(make, tmp_path / "killed", kill=7) is None
+    assert_same_bytes(expected, arrays_of(train(make, tmp_path / "killed")[0]))
+
+
+@pytest.mark.parametrize("ours", ["image_dataset", "resumable"])
+def test_shuffled_validation_data_of_kresume_go_on_in_their_order(tmp_path, pictures, ours):
+    """They begin each validation where the last one ended, so a continued training validates on the same batches."""
+
+    def validation():
+        if ours == "image_dataset":
+            return kresume.image_dataset(
+                pictures / "old", image_size=(2, 2), batch_size=7, labels=None, verbose=False
+            ).map(lambda images: (images[:, 0, :, 0], images[:, 0, 0, 0]))
+        import tensorflow as tf
+
+        def batches_from(position):
+            numbers = tf.data.Dataset.range(position, 10_000)
+            return numbers.map(lambda at: (tf.fill([3, 4], tf.cast(at, tf.float32)), tf.fill([3], 1.0)))
+
+        return kresume.resumable(batches_from, steps_per_epoch=2)
+
+    def make():
+        model = keras.Sequential([keras.Input((4 if ours == "resumable" else 2,)), keras.layers.Dense(1)])
+        model.compile(keras.optimizers.SGD(0.01), "mse")
+        return model
+
+    options = {"epochs": 4, "x": IMAGES[:, : 4 if ours == "resumable" else 2]}
+    model, _ = train(make, tmp_path / "whole", validation_data=validation(), **options)
+    losses = model.history.history["val_loss"]
+    assert len(set(losses)) == 4
+    for kill in (20, 15):
+        assert train(make, tmp_path / "killed", kill=kill, validation_data=validation(), **options) is None
+    model, _ = train(make, tmp_path / "killed", validation_data=validation(), **options)
+    assert model.history.history["val_loss"] == losses

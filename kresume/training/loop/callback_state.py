@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+
+from kresume.errors import UsageError
 
 # `monitor_op` is not listed: Keras sets it in its first on_epoch_end and flips the sign of `min_delta` there, which
 # must happen exactly once in each process.
@@ -194,7 +196,7 @@ def capture(callbacks: Sequence[Any]) -> tuple[dict[str, Any], list[np.ndarray]]
             state = {attribute: getattr(callback, attribute) for attribute in names if hasattr(callback, attribute)}
         else:
             continue
-        facts[name] = _pack(state, arrays)
+        facts[name] = _pack(state, arrays, name)
     return facts, arrays
 
 
@@ -224,19 +226,57 @@ def apply(callbacks: Sequence[Any], facts: Mapping[str, Any], arrays: Sequence[n
                 setattr(callback, name, value)
 
 
-def _pack(value: Any, arrays: list[np.ndarray]) -> Any:
+def _pack(value: Any, arrays: list[np.ndarray], where: str) -> Any:
+    """Returns a value as JSON; appends its arrays.
+
+    Args:
+        value: the value.
+        arrays: extended by the arrays in it.
+        where: the callback and the keys that lead to it, for messages.
+
+    Raises:
+        UsageError: it is of a kind that no backup can hold.
+    """
     if isinstance(value, Mapping):
-        return {"map": {str(key): _pack(item, arrays) for key, item in value.items()}}
+        if all(isinstance(key, str) for key in value):
+            return {"map": {key: _pack(item, arrays, f"{where}[{key!r}]") for key, item in value.items()}}
+        keys = [_pack(key, arrays, f"{where}: the key {key!r}") for key in value]
+        items = [_pack(item, arrays, f"{where}[{key!r}]") for key, item in value.items()]
+        return {"pairs": [list(pair) for pair in zip(keys, items, strict=True)]}
     if isinstance(value, (list, tuple)):
-        return [_pack(item, arrays) for item in value]
+        return [_pack(item, arrays, f"{where}[{index}]") for index, item in enumerate(value)]
+    if isinstance(value, (set, frozenset, deque)):
+        items = [_pack(item, arrays, where) for item in value]
+        return {type(value).__name__: items, "maxlen": value.maxlen if isinstance(value, deque) else None}
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
         # JSON has no infinities, and EarlyStopping's first best may be one; repr of a float is exact.
         return value if math.isfinite(value) else {"number": repr(float(value))}
-    arrays.append(np.array(value, copy=True))
+    array = np.array(value, copy=True)
+    if array.dtype.kind == "U":
+        return {"text": array.tolist(), "dtype": str(array.dtype)}
+    if array.dtype.kind in "OSMm":
+        raise UsageError(
+            f"{where} is {type(value).__name__} of {array.dtype}, which no backup can hold: let get_state return numbers, "
+            "strings, lists, sets, dictionaries and numpy arrays of numbers or strings"
+        )
+    arrays.append(array)
     # A scalar of numpy or of a backend is restored as a numpy scalar: same type, and with a shape, which weights need.
-    return {"array" if isinstance(value, np.ndarray) or arrays[-1].shape else "scalar": len(arrays) - 1}
+    return {"array" if isinstance(value, np.ndarray) or array.shape else "scalar": len(arrays) - 1}
+
+
+COLLECTIONS: Mapping[str, Callable[[list[Any], Any], Any]] = {
+    "set": lambda items, _: {_hashable(item) for item in items},
+    "frozenset": lambda items, _: frozenset(_hashable(item) for item in items),
+    "deque": deque,
+}
+"""How each kind of collection is made of its items and its longest length."""
+
+
+def _hashable(item: Any) -> Any:
+    """Returns a tuple for a list: JSON knows no tuples, and what was in a set or a key was one."""
+    return tuple(map(_hashable, item)) if isinstance(item, list) else item
 
 
 def _unpack(value: Any, arrays: Sequence[np.ndarray]) -> Any:
@@ -245,6 +285,14 @@ def _unpack(value: Any, arrays: Sequence[np.ndarray]) -> Any:
     if isinstance(value, Mapping):
         if "map" in value:
             return {key: _unpack(item, arrays) for key, item in value["map"].items()}
+        if "pairs" in value:
+            pairs = ((_unpack(key, arrays), _unpack(item, arrays)) for key, item in value["pairs"])
+            return {_hashable(key): item for key, item in pairs}
+        for name, make in COLLECTIONS.items():
+            if name in value:
+                return make([_unpack(item, arrays) for item in value[name]], value["maxlen"])
+        if "text" in value:
+            return np.array(value["text"], value["dtype"])
         if "number" in value:
             return float(value["number"])
         if "scalar" in value:

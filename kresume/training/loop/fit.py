@@ -20,6 +20,7 @@ from kresume.backend import live_state
 from kresume.errors import CheckpointError
 from kresume.images.tf_data import for_fit
 from kresume.models import match_groups, match_slots, slots, structure
+from kresume.spelling import counted
 from kresume.training.loop.callbacks import Cutter, Keeper
 from kresume.values.state import TrainState
 
@@ -177,6 +178,9 @@ def assign_state(
             if fresh
             else []
         )
+        thawed = len(now - trained)
+        if thawed and not fresh and not same_weights:
+            told.append(f"{counted(thawed, 'weight', 'was', 'were')} frozen when it was saved, and can train now")
         left = len(found.left_out)
         told += [f"{left:,} slots of weights that are frozen now are left out"] if left else []
     return told
@@ -238,7 +242,7 @@ def _check_slots(
     compile a schedule instead of a number, or the other way round.
     """
     kinds = state.records.get(structure.RECORD, {}).get("optimizer", ())
-    rates = {f"optimizer/{index}" for index, (kind, _) in enumerate(kinds) if new_rate and kind == match_slots.RATE}
+    rates = {f"optimizer/{index}" for index, (kind, *_) in enumerate(kinds) if new_rate and kind == match_slots.RATE}
     taken = {*found.names.values(), *found.left_out, *rates}
     over = [name for name in state.arrays if name.startswith("optimizer/") and name not in taken]
     lost = [
