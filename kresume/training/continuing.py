@@ -71,6 +71,6 @@ def check_sources(config: TrainConfig, run: runs.Run, manifest: Manifest) -> Non
 
 
 def _is_trained(run: runs.Run) -> bool:
-    """Returns True if the newest snapshot is of the end of training: nothing is left to learn from pictures."""
+    """Returns True if the newest snapshot is of the end of training, so that nothing is left to learn."""
     taken = snapshot.list_snapshots(run.snapshots)
     return bool(taken) and snapshot.records_of(taken[-1][1]).get("phase") == "done"
