@@ -39,7 +39,8 @@ def compile_as(model: keras.Model, compiled: Any, own: Mapping[str, Any], *, fre
     if not isinstance(compiled, Mapping) or type(model).compile is not keras.Model.compile:
         return  # a class that overrides `compile` expects its own arguments
     entry = find_loss(compiled)
-    with keras.saving.custom_object_scope(own):
+    damaged = interpreting("the compile config of the architecture", ModelError)
+    with damaged, keras.saving.custom_object_scope(own):
         optimizer = _optimizer(compiled.get("optimizer"), fresh)
     if optimizer is None and entry is None:
         return

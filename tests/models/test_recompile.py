@@ -77,7 +77,21 @@ def test_what_is_not_compiled_stays_so(tmp_path):
 
 
 @pytest.mark.one_backend(trains=True)
-@pytest.mark.parametrize("setting", [{"loss_weights": True}, {"steps_per_execution": "two"}, {"loss_weights": "x"}])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"loss_weights": True},
+        {"steps_per_execution": "two"},
+        {"loss_weights": "x"},
+        {
+            "optimizer": {
+                "module": "keras.optimizers",
+                "class_name": "Adam",
+                "config": {"learning_rate": {"module": True, "class_name": "CosineDecay", "config": {}}},
+            }
+        },
+    ],
+)
 def test_a_setting_of_another_form_is_named(tmp_path, setting):
     """A compile config that was edited or damaged is an error in words, whichever setting it is."""
     path = tmp_path / "model.json"
