@@ -107,8 +107,10 @@ def _others(model: keras.Model, *, layers: bool = True) -> Iterator[Any]:
             for item in value:
                 yield from found(item)
 
-    # Those of the model first: backups of earlier versions hold no others.
-    for owner in (model, *(model._flatten_layers(include_self=False) if layers else ())):
+    # Those of the model first: backups of earlier versions hold no others. Only a step of the user's own can train by the
+    # optimizer of a part; that of a pretrained part would make every backup larger for nothing.
+    parts = layers and type(model).train_step is not keras.Model.train_step
+    for owner in (model, *(model._flatten_layers(include_self=False) if parts else ())):
         for name, value in sorted(vars(owner).items()):
             if not name.startswith("_tracker"):
                 yield from found(value)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import kresume
+from kresume.drop_in import other_optimizers
 from tests.helpers.runs import assert_same_bytes
 
 pytestmark = [
@@ -268,6 +269,16 @@ def test_networks_with_optimizers_of_their_own_that_freeze_each_other(tmp_path, 
     model, _ = train(make, tmp_path / "killed")
     assert_same_bytes(expected, arrays_of(model, *parts(model)))
     assert "4 weights were frozen when it was saved, and can train now" in capfd.readouterr().err
+
+
+def test_the_optimizer_of_a_pretrained_part_is_not_in_the_backup():
+    """Keras's own step does not train by it."""
+    part = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    part.compile("adam", "mse")
+    part.optimizer.build(part.trainable_variables)
+    model = keras.Sequential([keras.Input((4,)), part, keras.layers.Dense(1)])
+    model.compile("adam", "mse")
+    assert other_optimizers.capture(model) == ([], [])
 
 
 class Warming(keras.optimizers.schedules.LearningRateSchedule):
