@@ -232,7 +232,7 @@ def test_what_a_callback_remembers_keeps_its_type_and_every_digit():
         "worst": np.float64(-np.inf),
     }
     state = {"wait": 3, "none": None, **numbers, "weights": [np.array(1.5, np.float32), np.ones(2)]}
-    packed = json.loads(json.dumps(callback_state._pack(state, arrays), allow_nan=False))
+    packed = json.loads(json.dumps(callback_state._pack(state, arrays, "Own.0"), allow_nan=False))
     back = callback_state._unpack(packed, arrays)
     weights, expected = back.pop("weights"), state.pop("weights")
     assert back == state
