@@ -221,7 +221,7 @@ def _plain(name: str, value: Any) -> Any:
     if name == "model" and not isinstance(value, (str, os.PathLike)):
         raise UsageError(
             f"{option('model', type(value).__name__)}: give the name of what builds it, 'file.py:function' for example; a "
-            "model that is trained already is the checkpoint: model.save('model.keras'), then 'model.keras' as the first argument"
+            "model that is trained already is the checkpoint: model.save('model.keras'), then 'model.keras' as first argument"
         )
     if name == "image_size" and isinstance(value, (list, tuple)):
         return "x".join(str(item) for item in value)
