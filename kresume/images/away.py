@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FILE = "away.parquet"
+WAS = "was"
+"""Key of the recorded path of an image that is back, beside the columns of its row."""
 
 
 def write_away(run: Path, table: pa.Table) -> None:
@@ -119,8 +121,8 @@ def returned(newcomers: list[Row], beside: pa.Table) -> tuple[list[Row], list[Ro
 
     given = pa.array([row["sha256"] for row in newcomers], pa.string())
     here = compute.is_in(beside.column("sha256"), given)
-    kept = ["origin", "side", "seen"]
-    facts = beside.filter(here).select(["sha256", *kept]).to_pydict().values()
+    kept = ["origin", "side", "seen", WAS]
+    facts = beside.filter(here).select(["sha256", "origin", "side", "seen", "path"]).to_pydict().values()
     known = {sha: dict(zip(kept, row, strict=True)) for sha, *row in zip(*facts, strict=True)}
     back = [row | known[row["sha256"]] for row in newcomers if row["sha256"] in known]
     fresh = [row for row in newcomers if row["sha256"] not in known]

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
+from kresume.images.away import WAS
 from kresume.images.conflicts import Given
 from kresume.images.manifest import TRAIN, VAL, Manifest
 from kresume.images.splits import Row
@@ -29,7 +30,7 @@ def recorded_sides(
         sides = np.where(parent.is_val[rows[known]], VAL, TRAIN).tolist()
         found |= dict(zip(known.tolist(), zip(sides, parent.paths(rows[known]), strict=True), strict=True))
     places = np.searchsorted(unique, np.array([row["sha256"] for row in back], "S64")).tolist()
-    return found | {place: (row["side"], row["path"]) for place, row in zip(places, back, strict=True)}
+    return found | {place: (row["side"], row[WAS]) for place, row in zip(places, back, strict=True)}
 
 
 def given_for_both(
