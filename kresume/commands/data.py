@@ -61,7 +61,7 @@ def check(
     kresume data check old/ --val holdout/ --json
     """
     from kresume.checkpoints.run import find_run
-    from kresume.images.away import read_ever
+    from kresume.images.away import read_away
     from kresume.images.scans import remembered
     from kresume.images.sources.records import parse_features
     from kresume.reporter import Reporter
@@ -70,9 +70,9 @@ def check(
 
     parent = (find_run(run) or open_run(run)) if run else None
     against = remembered(parent.path) if parent else None
-    ever = read_ever(parent.path, parent.record.away) if parent else None
+    away = read_away(parent.path, parent.record.away) if parent else None
     features = parse_features(tuple(feature))
-    scanned = report.scan(paths, Reporter(), val=val, against=against, ever=ever, features=features, cache=cache)
+    scanned = report.scan(paths, Reporter(), val=val, against=against, ever=away, features=features, cache=cache)
     checked = report.check(scanned)
     print_result(checked, as_json)
     return 1 if checked.problems else 0

@@ -59,8 +59,7 @@ def restore(model: keras.Model, facts: Sequence[Any] | None, arrays: Sequence[np
     optimizers, left = list(_others(model)), list(arrays)
     if facts is None:
         return ["optimizers beside the compiled one are not in this backup and start fresh"] if optimizers else []
-    fresh = [] if len(facts) >= len(optimizers) else optimizers[len(facts) :]
-    if len(facts) != len(optimizers) and (len(facts) > len(optimizers) or len(facts) != _own_count(model)):
+    if len(facts) not in {len(optimizers), _own_count(model)}:
         raise CheckpointError(
             f"the backup holds {len(facts)} optimizers beside the compiled one, this model has {len(optimizers)}: the code of "
             "the model changed since; restore that code, or give another folder to start again"
@@ -83,8 +82,8 @@ def restore(model: keras.Model, facts: Sequence[Any] | None, arrays: Sequence[np
                 "that code, or give another folder to start again"
             )
         live_state.assign(optimizer.variables, mine)
-    named = ", ".join(optimizer.name for optimizer in fresh)
-    return [f"the optimizers of its layers are not in this backup and start fresh: {named}"] if fresh else []
+    fresh = ", ".join(optimizer.name for optimizer in optimizers[len(facts) :])
+    return [f"the optimizers of its layers are not in this backup and start fresh: {fresh}"] if fresh else []
 
 
 def _own_count(model: keras.Model) -> int:

@@ -136,7 +136,7 @@ def probe_feedings(
     accuracies = {name: float((predicted == labels).mean()) for name, predicted in predictions.items()}
     ranked = sorted(feedings, key=lambda name: float(losses[name].mean()))
     errors = {name: (predicted != labels).astype(float) for name, predicted in predictions.items()}
-    right = _most_right(ranked, errors)
+    right = most_right(ranked, errors)
     ranked = [*right, *(name for name in ranked if name not in right)]
     known = set(feedings if usual is None else usual)
     rivals = list(right)
@@ -203,7 +203,7 @@ def fair_losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return min((at(temperature) for temperature in TEMPERATURES), key=lambda losses: float(losses.mean()))
 
 
-def _most_right(candidates: list[str], errors: Mapping[str, np.ndarray]) -> list[str]:
+def most_right(candidates: list[str], errors: Mapping[str, np.ndarray]) -> list[str]:
     """Returns the candidates whose accuracy is not clearly below the highest.
 
     The loss of a clearly less accurate candidate is no evidence.

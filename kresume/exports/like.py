@@ -15,7 +15,7 @@ import numpy as np
 from kresume.errors import CheckpointError, ExportError
 from kresume.evaluation import keras_facts
 from kresume.evaluation.class_order import judge_order
-from kresume.evaluation.probe import CLEAR_ERRORS, Probe, is_clearly_lower, probe_feedings
+from kresume.evaluation.probe import Probe, most_right, probe_feedings
 from kresume.evaluation.served import predict_saved_model, score_kind
 from kresume.exports.graph import Served, head_input
 from kresume.exports.samples import Samples
@@ -181,12 +181,10 @@ def _departs(probe: Probe, shown: str, truth: np.ndarray) -> str:
 
     A graph that scales bytes down does not show the order of their channels, nor whether they are inverted.
     """
-    from scipy.stats import norm
-
     errors = {name: (predicted != truth).astype(float) for name, predicted in probe.predictions.items()}
-    others = sorted((name for name in errors if name != shown), key=lambda name: float(errors[name].mean()))
-    level = float(norm.isf(norm.sf(CLEAR_ERRORS) / max(len(others), 1)))  # the best of several is better by chance, too
-    return others[0] if others and is_clearly_lower(errors[others[0]], errors[shown], level) else shown
+    if shown in most_right(list(errors), errors):
+        return shown
+    return min(errors, key=lambda name: float(errors[name].mean()))
 
 
 def _check_answers(

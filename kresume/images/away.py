@@ -1,8 +1,8 @@
 """Remembers images of earlier generations that a run does not have, so that they keep their split.
 
     ever = read_ever(run, digest)                                    # every image that any generation recorded
-    beside = rows_beside(ever.table, merged.manifest.table, dropped) # those that a new run does not have
-    write_away(folder, beside)
+    merged = merge(..., ever=ever)                                   # merged.away: those that the new run does not have
+    write_away(folder, merged.away)
 
 An image is away if its file is missing, if it is in conflict, or if it was not given. Whoever gives it again must not
 validate on what the weights were trained on, nor train on what chose them. The file has the columns of a manifest.

@@ -1,6 +1,6 @@
 """Finds the same bytes given for validation and for training, or on another side than recorded.
 
-recorded = recorded_sides(parent, rows, unique, back)
+recorded = Recorded.of(parent, rows, unique, back)
 both = given_for_both(given, inverse, recorded, left_out)     # (path, other path, "validates" | "trains" | ...)
 describe_both(both)                                           # notes for the user
 """
@@ -8,6 +8,7 @@ describe_both(both)                                           # notes for the us
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,24 +21,42 @@ from kresume.spelling import counted
 STILL_VALIDATES = "still validates"
 
 
-def recorded_sides(
-    parent: Manifest | None, rows: np.ndarray, unique: np.ndarray, back: Sequence[Row]
-) -> dict[int, tuple[str, str]]:
-    """Returns the recorded split and path by content, of the parent's images and of those that are back."""
-    known = np.nonzero(rows >= 0)[0]
-    found: dict[int, tuple[str, str]] = {}
-    if parent is not None and len(known):
-        sides = np.where(parent.is_val[rows[known]], VAL, TRAIN).tolist()
-        found |= dict(zip(known.tolist(), zip(sides, parent.paths(rows[known]), strict=True), strict=True))
-    places = np.searchsorted(unique, np.array([row["sha256"] for row in back], "S64")).tolist()
-    return found | {place: (row["side"], row[WAS]) for place, row in zip(places, back, strict=True)}
+@dataclass(frozen=True)
+class Recorded:
+    """Holds what is recorded of the given images.
+
+    Attributes:
+        is_val: `(contents,) int8`: 1 for validation, 0 for training, -1 for a content that is not recorded.
+        back: recorded path by content, of those that are back.
+        parent: the parent's images; None if there are none.
+        rows: `(contents,)` row of each in the parent, -1 for none.
+    """
+
+    is_val: np.ndarray
+    back: Mapping[int, str]
+    parent: Manifest | None
+    rows: np.ndarray
+
+    @classmethod
+    def of(cls, parent: Manifest | None, rows: np.ndarray, unique: np.ndarray, back: Sequence[Row]) -> Recorded:
+        """Collects it; `unique` are the SHA-256s of the contents, ascending."""
+        is_val = np.full(len(rows), -1, np.int8)
+        if parent is not None:
+            is_val[rows >= 0] = parent.is_val[rows[rows >= 0]]
+        places = np.searchsorted(unique, np.array([row["sha256"] for row in back], "S64")).tolist()
+        for place, row in zip(places, back, strict=True):
+            is_val[place] = row["side"] == VAL
+        return cls(is_val, {place: row[WAS] for place, row in zip(places, back, strict=True)}, parent, rows)
+
+    def path(self, content: int) -> str:
+        """Returns the recorded path of a content."""
+        if self.parent is None or content in self.back:
+            return self.back[content]
+        return self.parent.paths(self.rows[content : content + 1])[0]
 
 
 def given_for_both(
-    given: Given,
-    inverse: np.ndarray,
-    recorded: Mapping[int, tuple[str, str]],
-    left_out: Collection[int],
+    given: Given, inverse: np.ndarray, recorded: Recorded, left_out: Collection[int]
 ) -> tuple[tuple[str, str, str], ...]:
     """Finds exact leaks: the same bytes given for validation and for training.
 
@@ -46,7 +65,7 @@ def given_for_both(
     Args:
         given: the given images.
         inverse: index of each one's content.
-        recorded: split and path of the contents that are recorded.
+        recorded: what is recorded of the contents.
         left_out: contents that are not used.
 
     Returns:
@@ -54,21 +73,21 @@ def given_for_both(
     """
     validates = (given.roles == Given.VAL) | np.array([image.found.split == VAL for image in given.images], bool)
     trains = np.array([image.found.split == TRAIN for image in given.images], bool) & ~validates
-    validating = {int(inverse[index]): index for index in np.nonzero(validates)[0].tolist()}
+    validating = np.full(len(recorded.is_val), -1)
+    validating[inverse[validates]] = np.nonzero(validates)[0]
+    used = np.ones(len(recorded.is_val), bool)
+    used[list(left_out)] = False
+    doubled = used & (recorded.is_val < 0) & (validating >= 0)
+    kept_training = used & (recorded.is_val == 0) & (validating >= 0)
+    kept_validating = used & (recorded.is_val == 1) & (validating < 0)
     found = []
-    for index in np.nonzero(~validates)[0].tolist():
-        content = int(inverse[index])
-        if content in validating and content not in recorded and content not in left_out:
-            found.append((given.images[index].found.name, given.images[validating[content]].found.name, "validates"))
-    for content, index in sorted(validating.items()):
-        side, path = recorded.get(content, (VAL, ""))
-        if side == TRAIN and content not in left_out:
-            found.append((given.images[index].found.name, path, "trains"))
-    for index in np.nonzero(trains)[0].tolist():
-        content = int(inverse[index])
-        side, path = recorded.get(content, (TRAIN, ""))
-        if side == VAL and content not in validating and content not in left_out:
-            found.append((given.images[index].found.name, path, STILL_VALIDATES))
+    for index in np.nonzero(~validates & doubled[inverse])[0]:
+        other = given.images[validating[inverse[index]]].found.name
+        found.append((given.images[index].found.name, other, "validates"))
+    for content in np.nonzero(kept_training)[0].tolist():
+        found.append((given.images[validating[content]].found.name, recorded.path(content), "trains"))
+    for index in np.nonzero(trains & kept_validating[inverse])[0]:
+        found.append((given.images[index].found.name, recorded.path(int(inverse[index])), STILL_VALIDATES))
     return tuple(found)
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kresume.images.away import describe_back, returned, rows_beside
-from kresume.images.both_sides import describe_both, given_for_both, recorded_sides
+from kresume.images.both_sides import Recorded, describe_both, given_for_both
 from kresume.images.conflicts import Given, Labels, OnConflict, decide_labels
 from kresume.images.manifest import LOCATION, TRAIN, VAL, Manifest, ordered, schema
 from kresume.images.prepare import Image, Prepared
@@ -73,10 +73,17 @@ class MergeFacts:
 
 @dataclass(frozen=True)
 class Merge:
-    """Holds the merged manifest and the facts of the merge."""
+    """Holds the merged manifest and the facts of the merge.
+
+    Attributes:
+        manifest: the images of the run.
+        facts: what the merge found.
+        away: rows of the images that only earlier generations have; if they come back, they keep their split.
+    """
 
     manifest: Manifest
     facts: MergeFacts
+    away: pa.Table
 
 
 def merge(
@@ -161,7 +168,7 @@ def merge(
     notes += [*describe_back(back), *splits.notes]
     joined = [*back, *(row for row in fresh if row["side"] is not None)]
     table = _joined(remembered, joined)
-    both = given_for_both(given, inverse, recorded_sides(parent, rows, unique, back), left_out)
+    both = given_for_both(given, inverse, Recorded.of(parent, rows, unique, back), left_out)
     notes += labels.notes(on_conflict)
     notes += describe_both(both)
     notes += _describe_unrecorded(fresh, generation) if parent is not None else []
@@ -183,7 +190,7 @@ def merge(
         unrecorded=sum(row["origin"] < generation for row in fresh if row["side"]) if parent is not None else 0,
         back=sum(row["side"] != VAL for row in back),
     )
-    return Merge(merged, facts)
+    return Merge(merged, facts, elsewhere)
 
 
 def _describe_unrecorded(newcomers: Sequence[Row], generation: int) -> list[str]:

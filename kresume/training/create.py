@@ -84,7 +84,7 @@ def _fill(folder: Path, record: RunRecord, draft: Draft) -> None:
     if draft.before.answers is not None:
         answers.write(folder / runs.ANSWERS / "before.parquet", draft.before.answers)
     draft.data.gathered.manifest.write(folder / "images.parquet")
-    write_away(folder, draft.data.gathered.away)
+    write_away(folder, draft.data.gathered.merge.away)
     write_quarantine(folder / "quarantine.csv", draft.data.gathered.quarantine)
     sealed.write(folder / runs.ARCHITECTURE, architecture.serialize(model))
     snapshot.write_snapshot(
@@ -146,7 +146,7 @@ def _record(start: Start, draft: Draft) -> RunRecord:
         images={**plan.images, "added": plan.images["new"]},
         manifest=draft.data.gathered.manifest.digest(),
         dropped=draft.data.gathered.dropped,
-        away=away_digest(draft.data.gathered.away),
+        away=away_digest(draft.data.gathered.merge.away),
         not_used=not_used(draft.data.sources, draft.data.gathered.manifest),
         before=plan.before,
         statistics=settings_of(config).bn_stats,

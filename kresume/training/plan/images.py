@@ -16,7 +16,6 @@ from kresume.checkpoints.run import named
 from kresume.class_names import join_classes, read_classes, show_classes
 from kresume.errors import ImagesError, NothingNew, UsageError
 from kresume.images import collect, conflicts, corrections, keras_split, merging
-from kresume.images.away import rows_beside
 from kresume.images.cache import Cache, listings_of
 from kresume.images.collect import Sources
 from kresume.images.manifest import Manifest
@@ -37,7 +36,7 @@ from kresume.training.plan.parent import Parent
 from kresume.values.decode_spec import DecodeSpec
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    pass
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,6 @@ class Gathered:
         quarantine: files that could not be used, each with its reason.
         notes: notes for the user from listing and corrections.
         dropped: SHA-256s of images that this run or an earlier one dropped; they never join again.
-        away: rows of the images that earlier generations had and this run does not; if they come back, they keep their
-            split.
     """
 
     manifest: Manifest
@@ -59,7 +56,6 @@ class Gathered:
     quarantine: tuple[Quarantined, ...]
     notes: tuple[str, ...]
     dropped: tuple[str, ...]
-    away: pa.Table
 
 
 def list_sources(config: TrainConfig, reporter: Reporter, *, writes: bool = True) -> Sources:
@@ -215,7 +211,6 @@ def gather(
     if data is None and remembered is not None and cache is not None and writes:
         collect.decode_recorded(remembered, spec, cache, reporter)
     hashes, nowhere = corrections.hashes_in(drop, remembered, data, add, val)
-    ever = parent.ever if parent is not None else None
     before = dropped_by(parent.run) if parent is not None and parent.run is not None else set()
     merge = merging.merge(
         remembered,
@@ -228,7 +223,7 @@ def gather(
         on_conflict=settings_of(config).on_conflict,
         drop=hashes | before,
         held_out=keras_split.held_out(config.val_like, config.data) if config.val_like else None,
-        ever=ever,
+        ever=parent.ever if parent is not None else None,
         seen=parent is not None and parent.manifest is None and not config.new_head,
     )
     _check_merge(config, parent, merge, classes, collected.quarantine)
@@ -247,9 +242,7 @@ def gather(
             f"{'it' if merge.facts.dropped == 1 else 'them'}"
         )
     quarantine = (*collected.quarantine, *_quarantined_conflicts(merge))
-    dropped = hashes | before
-    away = rows_beside(ever.table if ever is not None else None, merge.manifest.table, dropped)
-    return Gathered(merge.manifest, merge, quarantine, tuple(notes), tuple(sorted(dropped)), away)
+    return Gathered(merge.manifest, merge, quarantine, tuple(notes), tuple(sorted(hashes | before)))
 
 
 def _check_strict(config: TrainConfig, quarantine: Sequence[Quarantined]) -> None:
