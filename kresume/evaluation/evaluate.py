@@ -37,7 +37,7 @@ from kresume.images.manifest import Manifest
 from kresume.images.sources.records import parse_features
 from kresume.models.load import GIVEN, RESIZING, Loaded, Subject
 from kresume.models.own_code import is_function
-from kresume.options.resolve import several
+from kresume.options.resolve import path_of, several
 from kresume.options.settings import DEFAULTS
 from kresume.reporter import Reporter
 from kresume.runtimes.signatures import labels_of
@@ -50,7 +50,7 @@ def evaluate(
     checkpoint: str | Path | runs.Run,
     data: str | Path | Sequence[str | Path],
     *,
-    model: str | None = None,
+    model: Any = None,
     classes: Sequence[str] | None = None,
     pixels: str | None = None,
     image_size: int | str | Sequence[int] | None = None,
@@ -83,7 +83,7 @@ def evaluate(
             folder of its versions), which runs with only TensorFlow through its own signature.
         data: folders with one folder per class. Of a source with images for testing (a folder `test/`, rows with the split
             `test`) these alone are scored.
-        model: the architecture, for a checkpoint without one.
+        model: the architecture, for a checkpoint without one: a name as for `--model`, or a Keras model, which stays as it is.
         classes: names of the outputs in order, for a checkpoint that does not record them.
         pixels: the pixel convention, for a checkpoint that does not record it.
         image_size: a number of pixels or `(height, width)`, for a model that accepts any.
@@ -122,22 +122,22 @@ def evaluate(
         KresumeError: the model or the images cannot be read, or an option is missing or wrong.
     """
     reporter = reporter or Reporter(quiet=True)
-    path = os.fspath(checkpoint)
+    path = path_of(checkpoint)
     other = os.fspath(against) if against is not None else None
     gates = Gates.of(several(require), max_forgetting, max_class_drop, unbounded=several(metric))
     check_gates(gates, other)
     theirs = _of_other(other, names_of(against_classes), against_pixels, against_resize, against_interpolation)
     shown = several(data)
     listed = list_sources(reporter, data=shown, features=parse_features(several(feature)), tests=True)
-    live = keras_model_among({path: model} | ({other: None} if other not in {None, path} else {}))
-    of_keras = any(not is_function(each) for each in several(metric))
-    select_for(live or (path if of_keras else None), backend, device, reporter)
-    metrics = read_metrics(several(metric))
     given = Subject.of(
         path, model=model, classes=classes, pixels=pixels, image_size=image_size, axes=axes, resize=resize,
         interpolation=interpolation, imports=imports, map_file=map_file, trust=trust,
         yielding=GIVEN[1:] if other is not None else (),
     )  # fmt: skip
+    live = keras_model_among({path: given.model} | ({other: None} if other not in {None, path} else {}))
+    of_keras = any(not is_function(each) for each in several(metric))
+    select_for(live or (path if of_keras else None), backend, device, reporter)
+    metrics = read_metrics(several(metric))
     opened = read_model(given, reporter, listed.classes)
     images = _collect(opened, listed, cache, reporter)
     check_conditions(gates, images.manifest, images.generation, metrics)

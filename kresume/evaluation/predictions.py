@@ -27,7 +27,7 @@ from kresume.images.sources.class_folders import describe_left_out
 from kresume.images.sources.records import parse_features
 from kresume.images.unlabelled import Asked, list_unlabelled
 from kresume.models.load import Subject
-from kresume.options.resolve import several
+from kresume.options.resolve import path_of, several
 from kresume.options.settings import DEFAULTS, MIN_SCORE
 from kresume.reporter import Reporter
 from kresume.runs import Run
@@ -100,7 +100,7 @@ def predict(
     sort: str | Path | None = None,
     min_score: float = MIN_SCORE,
     link: bool = False,
-    model: str | None = None,
+    model: Any = None,
     classes: Sequence[str] | None = None,
     pixels: str | None = None,
     image_size: int | str | Sequence[int] | None = None,
@@ -130,7 +130,7 @@ def predict(
         sort: a folder into whose class folders the pictures are copied.
         min_score: the lowest score with which a picture goes into a class folder; others go to `unsure/`.
         link: link the files instead of copying them.
-        model: the architecture, for a checkpoint without one.
+        model: the architecture, for a checkpoint without one: a name as for `--model`, or a Keras model, which stays as it is.
         classes: names of the outputs in order, for a checkpoint that does not record them.
         pixels: the pixel convention, for a checkpoint that does not record it.
         image_size: a number of pixels or `(height, width)`, for a model that accepts any.
@@ -158,7 +158,7 @@ def predict(
     kind = format_of(None if output is None else os.fspath(output), format, overwrite=overwrite)
     _check(top_k, min_score, batch_size, sort, link)
     asked = list_unlabelled(given, reporter, parse_features(several(feature)))
-    path = str(checkpoint.path if isinstance(checkpoint, Run) else checkpoint)
+    path = path_of(checkpoint)
     subject = Subject.of(
         path, model=model, classes=classes, pixels=pixels, image_size=image_size, axes=axes, resize=resize,
         interpolation=interpolation, imports=imports, map_file=map_file, trust=trust,

@@ -11,7 +11,6 @@ everything is written beside it and renamed last. A model server that watches th
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -36,7 +35,7 @@ from kresume.exports.tensorflow_process import write_by_tensorflow
 from kresume.images.sources.records import parse_features
 from kresume.models.load import Loaded, Subject, load, select_backend
 from kresume.models.unscored import with_statistics
-from kresume.options.resolve import several
+from kresume.options.resolve import path_of, several
 from kresume.options.settings import EXPORT_FORMAT, ON_BAD_IMAGE, TOP_K
 from kresume.reporter import Reporter
 from kresume.spelling import as_argument, in_bytes, option, spelled
@@ -116,7 +115,7 @@ def export(
     tolerance: float | None = None,
     data: str | Path | Sequence[str | Path] = (),
     feature: str | Sequence[str] = (),
-    model: str | None = None,
+    model: Any = None,
     classes: Sequence[str] | None = None,
     pixels: str | None = None,
     image_size: int | str | Sequence[int] | None = None,
@@ -152,7 +151,7 @@ def export(
         tolerance: the largest accepted difference of a score (0 to 1); default by the number type.
         data: images to compare on, one folder per class; default the run's validation images.
         feature: names of TFRecord features in them, same as `--feature` of `train`.
-        model: the architecture, for a checkpoint without one.
+        model: the architecture, for a checkpoint without one: a name as for `--model`, or a Keras model, which stays as it is.
         classes: the class names in the order of the outputs, for a checkpoint that does not record them.
         pixels: the pixel convention that the model expects, for a checkpoint that does not record it.
         image_size: a number of pixels or `(height, width)`, for a model that accepts any.
@@ -175,7 +174,7 @@ def export(
         KresumeError: the checkpoint cannot be loaded, or an option is invalid; the message says why.
     """
     reporter = reporter or Reporter(quiet=True)
-    path = os.fspath(checkpoint)
+    path = path_of(checkpoint)
     exporter = find_exporter(format)
     place = Publication(directory)
     job = Job(

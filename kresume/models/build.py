@@ -18,18 +18,22 @@ from typing import Any
 
 import keras
 
+from kresume.backend import live_state
 from kresume.backend.keras_settings import channels_last
 from kresume.checkpoints import content, keras_2, keras_file, legacy_h5, saved_model
 from kresume.checkpoints.layouts import names_of
 from kresume.errors import ModelError
 from kresume.models import architecture
 from kresume.models.hub import HUB, from_preset, is_classifier, require_for
+from kresume.models.losses import compiled_by_function
 from kresume.models.new_head import new_head
 from kresume.models.own_code import call_function, innermost, is_function, last_line, run_files
 from kresume.models.precision import with_precision
 from kresume.models.pretrained import applications, untrained
 from kresume.models.recompile import compile_as
+from kresume.models.saved_loss import live_entry
 from kresume.models.shapes import build_once
+from kresume.options.model_objects import is_object, model_of
 from kresume.options.resolve import default_image_size
 from kresume.options.settings import DEFAULTS
 from kresume.spelling import option
@@ -49,8 +53,9 @@ def build_model(
     """Builds the model that a spec or a checkpoint describes.
 
     Args:
-        spec: `convnet`, `applications:NAME`, `hub:PRESET`, `file.py:function`, `package.module:function`, or a file that
-            holds an architecture (`.json`, `.keras`, a full `.h5`); None means the checkpoint's architecture, else `convnet`.
+        spec: `convnet`, `applications:NAME`, `hub:PRESET`, `file.py:function`, `package.module:function`, a file that
+            holds an architecture (`.json`, `.keras`, a full `.h5`), or the name of an object that Python gave; None means the
+            checkpoint's architecture, else `convnet`.
         state: the checkpoint; None for a new model.
         num_classes: number of outputs of a new head; None uses the default of the user's function.
         image_size: `(height, width)` in pixels; None uses the model's own.
@@ -59,7 +64,7 @@ def build_model(
         trust: run code that an architecture holds (Lambda layers).
 
     Returns:
-        A built model, compiled if the user's function compiles it or the file of `spec` holds a compiled model.
+        A built model, compiled if the user's function compiles it or what `spec` names holds a compiled model.
 
     Raises:
         ModelError: the model cannot be built; the message says what to give.
@@ -82,6 +87,8 @@ def build_model(
             )
         spec = DEFAULTS.model
     size = image_size or default_image_size()
+    if is_object(spec):
+        return _from_object(spec, own, precision, trust, size)
     if spec == "convnet":
         return convnet(_required(num_classes, spec), size)
     if spec.startswith("applications:"):
@@ -256,6 +263,31 @@ def _required(num_classes: int | None, spec: str) -> int:
             f"{option('model', spec)}: the number of classes is unknown: give {option('classes', 'a,b,c')}"
         )
     return num_classes
+
+
+def _from_object(
+    spec: str, own: Mapping[str, Any], precision: str | None, trust: bool, size: tuple[int, int]
+) -> keras.Model:
+    """Builds a model like the user's object, with its weights, compiled alike; the object stays as it is.
+
+    Its classes must be registered with Keras, as for `load_model`: the run has to build it again without the object.
+    """
+    given, said = model_of(spec), option("model", spec)
+    if given is None:
+        raise ModelError(
+            f"{said} is a model that a Python program had in memory: give it there as model=, or name what builds it, "
+            f"{option('model', 'file.py:function')} for example"
+        )
+    model = from_config(architecture.serialize(given), own, precision, trust, holder="model=")
+    build_once(model, size, said)
+    if given.built:
+        for variable, value in zip(model.weights, given.weights, strict=True):
+            variable.assign(live_state.host_array(value.value))
+    if (config := compiled_by_function(given)) is not None:
+        # Keras drops the optimizer from the compile config of a model that was once saved as `.h5`.
+        now = {"optimizer": keras.saving.serialize_keras_object(given.optimizer), "loss": live_entry(given.loss)}
+        compile_as(model, {**config, **now}, own, fresh=False)
+    return model
 
 
 def _from_function(spec: str, num_classes: int | None, image_size: tuple[int, int] | None) -> keras.Model:

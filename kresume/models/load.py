@@ -26,7 +26,7 @@ from kresume.errors import CheckpointError, KresumeError, ModelError, RestoreErr
 from kresume.images.conventions import SHOWN_NAMES
 from kresume.models.inputs import check_size, layout_of
 from kresume.options.given import code_of
-from kresume.options.resolve import as_image_size, default_image_size, several
+from kresume.options.resolve import as_image_size, as_spec, default_image_size, several
 from kresume.options.settings import DEFAULTS
 from kresume.spelling import option
 from kresume.tasks.table import class_count
@@ -86,18 +86,22 @@ class Subject:
         cls,
         checkpoint: str,
         *,
+        model: Any = None,
         classes: Any = None,
         image_size: int | str | Sequence[int] | None = None,
         imports: str | Path | Sequence[str | Path] = (),
         **others: Any,
     ) -> Subject:
-        """Creates a subject from arguments of Python: one value or several, a number or a pair.
+        """Creates a subject from arguments of Python, which have several forms.
 
         Raises:
-            UsageError: `image_size` is neither a number nor a pair.
+            UsageError: `image_size` is neither a number nor a pair, or Keras cannot record the model.
         """
         size = as_image_size(image_size)
-        return cls(checkpoint, classes=names_of(classes), image_size=size, imports=several(imports), **others)
+        spec = None if model is None else as_spec(model)
+        return cls(
+            checkpoint, model=spec, classes=names_of(classes), image_size=size, imports=several(imports), **others
+        )
 
     @property
     def resizing(self) -> dict[str, str | None]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from kresume.errors import KresumeError, ModelError
+from kresume.options.model_objects import is_object
 from kresume.spelling import option
 
 OURS = str(Path(__file__).resolve().parents[1])
@@ -63,7 +64,7 @@ def own_code(spec: str | None, imports: Sequence[str] = ()) -> OwnCode:
 
 def is_function(spec: str) -> bool:
     """Returns True for a function: `FILE.py:FUNCTION` or `package.module:FUNCTION`."""
-    return ":" in spec and not spec.startswith(("applications:", "hub:"))
+    return ":" in spec and not spec.startswith(("applications:", "hub:")) and not is_object(spec)
 
 
 def run_files(files: Sequence[str]) -> dict[str, Any]:

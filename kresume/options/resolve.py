@@ -16,10 +16,11 @@ from pydantic import ValidationError
 from kresume.class_names import join_classes, names_of, read_classes
 from kresume.errors import NothingNew, UsageError
 from kresume.options.lookup import INHERITED, about, flag_of
+from kresume.options.model_objects import name_of, steps_of
 from kresume.options.neighbours import nearest
 from kresume.options.settings import DEFAULT_MLFLOW, DEFAULTS
 from kresume.options.table import TrainConfig
-from kresume.spelling import option
+from kresume.spelling import counted, option
 from kresume.storage import yaml_text
 
 SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
@@ -59,7 +60,7 @@ def from_arguments(checkpoint: str | os.PathLike[str] | None, arguments: Mapping
 
     Args:
         checkpoint: as `--from`; None for a new model.
-        arguments: by field name; paths may be `os.PathLike`, lists of one path the path alone.
+        arguments: by field name; paths may be `os.PathLike`, lists of one path the path alone, `model` a Keras model.
 
     Raises:
         UsageError: an unknown key (with the nearest known one), a value of the wrong kind, or an empty list of images.
@@ -71,8 +72,37 @@ def from_arguments(checkpoint: str | os.PathLike[str] | None, arguments: Mapping
             empty = f"{option(name)}: an empty list names no source"
             raise NothingNew(f"nothing new: {empty}") if name == "add" else UsageError(f"{empty}: leave it out")
     if checkpoint is not None:
-        values["from_"] = os.fspath(checkpoint)
+        values["from_"] = path_of(checkpoint)
+    elif steps := steps_of(values.get("model")):
+        raise UsageError(
+            f"{option('model', type(values['model']).__name__)} is trained already (its optimizer has made "
+            f"{counted(steps, 'update')}), so it is the checkpoint: model.save('model.keras'), then 'model.keras' as the first "
+            "argument"
+        )
     return _validated({name: value for name, value in values.items() if value is not None})
+
+
+def path_of(checkpoint: Any) -> str:
+    """Returns the path of a checkpoint that Python gives.
+
+    Raises:
+        UsageError: it is neither a path nor a run.
+    """
+    if isinstance(checkpoint, (str, os.PathLike)):
+        return os.fspath(checkpoint)
+    raise UsageError(
+        f"a {type(checkpoint).__name__} as the first argument: give the path of a checkpoint; a model in memory is saved "
+        "first: model.save('model.keras'), then 'model.keras'"
+    )
+
+
+def as_spec(model: Any) -> str:
+    """Returns what `--model` takes for an argument of Python: text, a path, or a Keras model.
+
+    Raises:
+        UsageError: it is none of these, or Keras cannot record the model.
+    """
+    return os.fspath(model) if isinstance(model, (str, os.PathLike)) else name_of(model)
 
 
 def left_out(config: TrainConfig) -> frozenset[str]:
@@ -218,11 +248,8 @@ def _check_without(config: TrainConfig) -> None:
 
 def _plain(name: str, value: Any) -> Any:
     """Converts a value to the form of the table: a tuple if the option repeats, else text or a number."""
-    if name == "model" and not isinstance(value, (str, os.PathLike)):
-        raise UsageError(
-            f"{option('model', type(value).__name__)}: give the name of what builds it, 'file.py:function' for example; a "
-            "model that is trained already is the checkpoint: model.save('model.keras'), then 'model.keras' as first argument"
-        )
+    if name == "model":
+        return as_spec(value)
     if name == "image_size" and isinstance(value, (list, tuple)):
         return "x".join(str(item) for item in value)
     if name == "classes" and isinstance(value, (list, tuple, Mapping)):

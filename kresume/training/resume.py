@@ -50,7 +50,8 @@ def resume(checkpoint: str | os.PathLike[str] | None = None, /, **arguments: Any
     Args:
         checkpoint: same as `--from`: a run, a `.keras` file, a checkpoint directory or prefix; None for a new model.
         **arguments: the options of `kresume train` with underscores, for example `data=["old/"]`, `add=["new/"]`,
-            `lr=1e-4`, `epochs=5`; `quiet=True` prints no facts and no progress.
+            `lr=1e-4`, `epochs=5`; `model` may be a Keras model in memory, which stays as it is; `quiet=True` prints no facts
+            and no progress.
 
     Returns:
         The finished run.

@@ -175,11 +175,3 @@ def test_a_parent_is_scored_on_pictures_as_it_was_trained_on(parent, pictures, o
     found = [note for note in plan.notes if "`before` and the gates" in note]
     assert len(found) == bool(told)
     assert told in "".join(found)
-
-
-@pytest.mark.one_backend
-@pytest.mark.parametrize("given", [object(), print, {"layers": []}])
-def test_a_model_object_names_the_two_ways_on(given):
-    """From Python a model is a name, or a file: what is in memory cannot be built again by the next process."""
-    with pytest.raises(UsageError, match=r"give the name of what builds it, .*model.save\('model.keras'\)"):
-        from_arguments("x.keras", {"model": given})

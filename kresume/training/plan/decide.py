@@ -22,6 +22,7 @@ from kresume.images.collect import Sources
 from kresume.images.mixing import make_order
 from kresume.images.reader import PictureReader
 from kresume.options.given import code_of, given
+from kresume.options.model_objects import is_object
 from kresume.options.resolve import cache_limit, default_image_size, image_size
 from kresume.options.settings import DEFAULTS, NEW_CLASSES_BALANCE, settings_of
 from kresume.options.table import TrainConfig
@@ -165,7 +166,7 @@ def _check_code(config: TrainConfig, live: Any, size: tuple[int, int], reporter:
     from kresume.models.own_code import is_function
     from kresume.models.recorded import check_recorded
 
-    if is_function(config.model or ""):
+    if is_function(config.model or "") or is_object(config.model):
         with reporter.waiting("building the model again from its record"):
             check_recorded(live.model, size, code_of(given(config)), str(config.model), trust=bool(config.trust))
 

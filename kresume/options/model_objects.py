@@ -1,0 +1,67 @@
+"""Names models that Python gives as objects, so that options stay text.
+
+    spec = name_of(model)           # "object:5f0c9a1be2d4"
+    found = model_of(spec)          # the model, in this process; None in any other
+
+The name follows from the architecture: the same script in another process gives the same name, so that it continues its
+run. Numbers at the ends of names are left out, because Keras counts layers per process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import weakref
+from typing import Any
+
+from kresume.errors import UsageError
+from kresume.spelling import option
+
+PREFIX = "object:"
+_MODELS: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+"""The models by name. The caller's own reference keeps a model here while its call runs."""
+_COUNTS = re.compile(r'_\d+"')
+_IDENTITIES = re.compile(r'"shared_object_id": \d+')
+
+
+def is_object(spec: str | None) -> bool:
+    """Returns True for the name of a model that Python gave."""
+    return (spec or "").startswith(PREFIX)
+
+
+def name_of(value: Any) -> str:
+    """Returns the name of a model and keeps the model under it, as long as the caller holds it.
+
+    Raises:
+        UsageError: it is no model, or Keras cannot record its architecture.
+    """
+    if isinstance(value, type) or not (hasattr(value, "to_json") and hasattr(value, "get_weights")):
+        raise UsageError(
+            f"{option('model', type(value).__name__)}: give a keras.Model, or the name of what builds one: 'file.py:function' "
+            "for example"
+        )
+    try:
+        config = json.loads(value.to_json())
+    except (NotImplementedError, TypeError, ValueError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UsageError(
+            f"{option('model', type(value).__name__)}: Keras cannot record this model, so a run could not continue ({reason}): "
+            "let get_config of your classes return every argument of their constructors"
+        ) from error
+    config = {key: held for key, held in config.items() if key not in {"compile_config", "build_config"}}
+    text = _IDENTITIES.sub("", _COUNTS.sub('"', json.dumps(config, sort_keys=True)))
+    spec = f"{PREFIX}{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    _MODELS[spec] = value
+    return spec
+
+
+def model_of(spec: str) -> Any | None:
+    """Returns the model of a name; None if this process was not given it."""
+    return _MODELS.get(spec)
+
+
+def steps_of(value: Any) -> int:
+    """Returns the number of updates that the optimizer of a compiled model has made."""
+    iterations = getattr(getattr(value, "optimizer", None), "iterations", None)
+    return 0 if iterations is None else int(iterations)
