@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from kresume.backend import hosts
+from kresume.backend import hosts, tpu
 
 PACKAGES = ("kresume", "keras", "tensorflow", "jax", "jaxlib", "numpy")
 ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
@@ -69,6 +69,8 @@ def backend_devices() -> tuple[str, int]:
         shared = keras.distribution.distribution()
         used = 1 if shared is None else int(shared.device_mesh.devices.size)
         return str(jax.devices()[0].device_kind), used
+    if tpu.on_strategy():
+        return "tpu", 1
     import tensorflow as tf
 
     gpus = tf.config.get_visible_devices("GPU")

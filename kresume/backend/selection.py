@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from kresume.backend import hosts
+from kresume.backend import hosts, tpu
 from kresume.backend.keras_settings import require_whole_floats
 from kresume.errors import MissingPackage, UsageError
 from kresume.reporter import Reporter
@@ -257,8 +257,10 @@ def _select_tensorflow(device: str | None, count: int | None) -> None:
     tf = import_tensorflow()
     if device == "cpu":
         tf.config.set_visible_devices([], "GPU")
-    elif device in {"gpu", "tpu"} and not tf.config.list_physical_devices(device.upper()):
-        raise UsageError(f"--device {device}: TensorFlow finds no such device here; `kresume doctor` lists them")
+    elif device == "gpu" and not tf.config.list_physical_devices("GPU"):
+        raise UsageError("--device gpu: TensorFlow finds no such device here; `kresume doctor` lists them")
+    elif device == "tpu" or (device in {None, "auto"} and tf.config.list_physical_devices("TPU")):
+        tpu.use_tpu()
 
 
 @contextmanager

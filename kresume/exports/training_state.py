@@ -19,6 +19,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kresume.backend import live_state
 from kresume.checkpoints.beside import ARCHITECTURE, LOSS, OPTIMIZER
 from kresume.checkpoints.keras_file import CARD
 from kresume.errors import ExportError, UsageError
@@ -142,7 +143,7 @@ def _made_at_once(optimizer: Any, model: Any) -> Any:
         weight_decay.mark(made, undecayed)
     made.build(model.trainable_variables)
     for new, old in zip(made.variables, optimizer.variables, strict=True):
-        new.assign(np.array(keras.ops.convert_to_numpy(old.value), copy=True))
+        new.assign(live_state.host_array(old.value).copy())
     return made
 
 
@@ -170,7 +171,7 @@ def digest(variables: Iterable[Any]) -> str:
     for variable in variables:
         if "seed_generator_state" in str(variable.path):
             continue
-        array = np.asarray(keras.ops.convert_to_numpy(variable.value))
+        array = live_state.host_array(variable.value)
         array = array.astype(np.int64) if array.dtype.kind in "iu" else array
         hasher.update(f"{array.dtype} {array.shape}\n".encode() + array.tobytes())
     return hasher.hexdigest()

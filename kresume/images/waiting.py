@@ -23,6 +23,7 @@ from collections import deque
 from functools import cache
 from typing import Any
 
+from kresume.backend import tpu
 from kresume.images.tf_data import THREADS
 
 MEASURED = 32
@@ -56,10 +57,13 @@ class BatchTimes:
 
 
 def batch_times() -> BatchTimes | None:
-    """Returns the times of this process; None where `--exact on` forbids TensorFlow to read a clock."""
+    """Returns the times of this process; None where TensorFlow can take none.
+
+    `--exact on` forbids it to read a clock, and variables under a strategy (a TPU) cannot be written by the pipeline.
+    """
     from tensorflow.python.framework import config
 
-    return None if config.is_op_determinism_enabled() else _times()
+    return None if config.is_op_determinism_enabled() or tpu.on_strategy() else _times()
 
 
 @cache

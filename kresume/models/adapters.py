@@ -21,6 +21,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kresume.backend import live_state
 from kresume.models import slots
 from kresume.models.match_slots import Matched
 from kresume.values.state import TrainState
@@ -129,5 +130,5 @@ def start(model: Any, fresh: Set[int]) -> None:
         if id(second) not in fresh:
             continue
         second.assign(np.zeros(tuple(second.shape), "float32"))
-        if not np.any(keras.ops.convert_to_numpy(first.value)):
+        if not np.any(live_state.host_array(first.value)):
             first.assign(keras.initializers.HeUniform(seed=index)(tuple(first.shape)))

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import keras
-import numpy as np
 
+from kresume.backend import live_state
 from kresume.backend.live_state import inner
 
 
@@ -39,7 +39,7 @@ def start_from_weights(model: keras.Model) -> None:
     Keras does so at iteration 0 only. Averages switched on later would start at 0 and pull the model towards 0.
     """
     for weight, average in pairs_of(model.optimizer):
-        average.assign(np.asarray(weight.value).copy())
+        average.assign(live_state.host_array(weight.value).copy())
 
 
 def use_averages(optimizer: Any, chosen: Collection[int] | None = None) -> None:
@@ -51,7 +51,7 @@ def use_averages(optimizer: Any, chosen: Collection[int] | None = None) -> None:
     """
     for weight, average in pairs_of(optimizer):
         if chosen is None or id(weight) in chosen:
-            weight.assign(np.asarray(average.value).copy())
+            weight.assign(live_state.host_array(average.value).copy())
 
 
 @contextmanager
@@ -66,9 +66,9 @@ def averaged(model: keras.Model, optimizer: Any = None) -> Iterator[None]:
         yield
         return
     pairs = pairs_of(model.optimizer if optimizer is None else optimizer)
-    raw = [np.asarray(weight.value).copy() for weight, _ in pairs]
+    raw = [live_state.host_array(weight.value).copy() for weight, _ in pairs]
     for weight, average in pairs:
-        weight.assign(np.asarray(average.value).copy())
+        weight.assign(live_state.host_array(average.value).copy())
     try:
         yield
     finally:

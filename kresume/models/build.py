@@ -24,6 +24,7 @@ from kresume.checkpoints import content, keras_2, keras_file, legacy_h5, saved_m
 from kresume.checkpoints.layouts import names_of
 from kresume.errors import ModelError
 from kresume.models import architecture
+from kresume.models.freeze import freeze_as_saved
 from kresume.models.hub import HUB, from_preset, is_classifier, require_for
 from kresume.models.losses import compiled_by_function
 from kresume.models.new_head import new_head
@@ -74,6 +75,7 @@ def build_model(
         if state is not None and state.architecture is not None:
             model = from_config(state.architecture, own, precision, trust, state.writer)
             build_once(model, image_size or default_image_size(), state.source)
+            freeze_as_saved(model, state)
             return model
         if state is not None:
             skeleton = (

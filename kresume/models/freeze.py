@@ -23,6 +23,7 @@ from kresume.errors import UsageError
 from kresume.models import architecture, own_counts, slots, structure
 from kresume.spelling import option
 from kresume.values.freezing import Freezing
+from kresume.values.state import TrainState
 
 MOST_NAMED = 12
 _FROZEN_APART: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
@@ -100,6 +101,30 @@ def set_frozen(model: keras.Model, freezing: Freezing, epochs: int) -> None:
         ):
             _open(layer)  # a layer inside a frozen model does not train whatever its own flag says
     architecture.freeze_weights(model, apart)
+
+
+def freeze_as_saved(model: keras.Model, state: TrainState) -> None:
+    """Freezes the layers that did not train when a snapshot was taken.
+
+    A run has one architecture, that of its end. Its best epoch may lie before layers were unfrozen, and has no slots for them.
+
+    Args:
+        model: built from the run's architecture.
+        state: a checkpoint; without a record of its weights nothing happens.
+    """
+    record = state.records.get(structure.RECORD)
+    if not record:
+        return
+    still = {address.position for address in structure.recorded(record)["non_trainable"]}
+    places = structure.address_of(model)
+    frozen = tuple(
+        address
+        for address, (_, layer) in layers_of(model).items()
+        if layer._trainable_variables
+        and all(each.trainable and places[id(each)].position in still for each in layer._trainable_variables)
+    )
+    if frozen:
+        set_frozen(model, Freezing(frozen, None), 0)
 
 
 def _open(container: Any) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kresume.backend import live_state
 from kresume.backend.live_state import inner
 
 UNCOUNTED = frozenset({"SGD", "RMSprop", "Adagrad", "Adadelta", "Ftrl", "Lion"})
@@ -45,7 +46,7 @@ def counts_of(optimizer: Any) -> dict[int, int]:
 def count_of(optimizer: Any) -> int:
     """Returns the optimizer's count of batches, rounded down to the last whole update."""
     inside = inner(optimizer)
-    count = int(np.asarray(keras.ops.convert_to_numpy(inside._iterations.value)))
+    count = int(live_state.host_array(inside._iterations.value))
     return count - count % (inside.gradient_accumulation_steps or 1)
 
 
@@ -108,6 +109,6 @@ def scale_to_one_count(optimizer: Any) -> None:
             done = (now - since) // steps
             if done > 0 and index < len(listed) and listed[index] is not None:
                 factor = (1.0 - beta ** (now // steps)) / (1.0 - beta**done)
-                value = np.asarray(keras.ops.convert_to_numpy(listed[index].value))
+                value = live_state.host_array(listed[index].value)
                 listed[index].assign((value * factor).astype(value.dtype))
     begin(optimizer, {})

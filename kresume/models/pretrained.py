@@ -19,6 +19,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kresume.backend import live_state
 from kresume.backend.keras_settings import channels_last
 from kresume.checkpoints.read import read_checkpoint
 from kresume.errors import CheckpointError, ModelError, RestoreError
@@ -164,7 +165,7 @@ def _restore_with_top(function: Any, base: keras.Model, state: TrainState, count
     if [tuple(variable.shape) for variable in theirs] != [tuple(variable.shape) for variable in base.weights]:
         return False
     for target, source in zip(base.weights, theirs, strict=True):
-        target.assign(np.array(keras.ops.convert_to_numpy(source.value)))
+        target.assign(live_state.host_array(source.value))
     return True
 
 

@@ -175,7 +175,7 @@ def restore_averages(model: keras.Model, state: TrainState, optimizer: Any) -> N
             + f": give the model that wrote the checkpoint with {option('model')}"
         )
     for key, (average, weight) in averages.items():
-        array = found.get(key, np.array(keras.ops.convert_to_numpy(weight.value)))
+        array = found.get(key, np.array(live_state.host_array(weight.value)))
         if tuple(average.shape) != array.shape:
             raise RestoreError(
                 f"{state.source}: the average of {weight.path} has the shape {_shape(array.shape)}, expected "

@@ -165,7 +165,10 @@ def carry(old: Any, new: Any, fit: Fit | None = None) -> tuple[list[str], list[s
             if source is None or target is None:
                 continue
             if tuple(source.shape) != tuple(target.shape) and fit is not None:
-                fitted = fit(meaning_of(new, attribute), *(np.array(each.value) for each in (source, target)))
+                fitted = fit(
+                    meaning_of(new, attribute),
+                    *(np.array(live_state.host_array(each.value)) for each in (source, target)),
+                )
                 if fitted is not None:
                     target.assign(fitted)
                 continue
@@ -223,7 +226,7 @@ def begin_fresh(optimizer: Any, restored: Set[int], counts: Mapping[int, int]) -
             paths.append(str(weight.path))
     for weight, average in zip(weights, slot_lists(optimizer).get(AVERAGES, ()), strict=False):
         if average is not None and id(average) not in restored:
-            average.assign(np.asarray(keras.ops.convert_to_numpy(weight.value)).copy())
+            average.assign(live_state.host_array(weight.value).copy())
     own_counts.begin(optimizer, counts)
     return paths
 
@@ -270,4 +273,4 @@ def meaning_of(optimizer: Any, attribute: str) -> str:
 
 def _copy(source: Any, target: Any) -> None:
     # Through a copy on the host: on a CPU, JAX may alias a buffer as the variable itself and donate it later.
-    target.assign(np.asarray(source.value).copy())
+    target.assign(live_state.host_array(source.value).copy())

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kresume.backend import live_state, tpu
 from kresume.backend.live_state import inner
 from kresume.checkpoints import sealed_arrays
 from kresume.images.inputs import to_input
@@ -230,7 +231,7 @@ def thaw(model: Any, run: Run, config: TrainConfig) -> None:
     adjust(model, _recorded(run, config), restored=before)
     rate, fresh = slots.rate_variable(before), slots.rate_variable(model.optimizer)
     if rate is not None and fresh is not None:
-        fresh.assign(np.array(rate.value))  # a plateau may have changed it
+        fresh.assign(live_state.host_array(rate.value))  # a plateau may have changed it
     held = _read_held(run.held)
     freezer.give_back(model, model.optimizer, held, freezing.first, run.record.iterations)
     sealed.write(run.architecture, architecture.serialize(model))
@@ -287,6 +288,9 @@ def _compile(model: Any, optimizer: Any, to: Adjustment) -> None:
         metrics=[*to.loss.keras_metrics(), *own_metrics(to.metrics, to.loss.head, to.loss.form)],
         auto_scale_loss=False,
         steps_per_execution=to.amount.steps_per_execution,
+        jit_compile=False
+        if tpu.on_strategy()
+        else "auto",  # a TPU compiles the whole step itself, and fails on compiled parts
     )
     if made == _how_it_runs(model) and keras.distribution.distribution() is None:
         # Keep the function that scoring the parent traced: tracing again takes seconds. For several devices it is bound to

@@ -1,4 +1,7 @@
-"""Several devices train as one does: JAX with eight virtual devices of a CPU, beside the same runs on one device."""
+"""Several devices train as one does: JAX with eight virtual devices of a CPU, beside the same runs on one device.
+
+TensorFlow trains on one device, through a strategy where that is a TPU: a strategy of one CPU stands for it.
+"""
 
 import json
 import os
@@ -8,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 
+from kresume.backend import tpu
 from kresume.backend.selection import describe_share, devices_for
 from kresume.errors import UsageError
 from tests.helpers import forking
@@ -25,6 +29,32 @@ def trained_on_both(tmp_path_factory, pictures):
         shutil.copytree(pictures / name, folder / name)
     forking.run([sys.executable, "-m", "tests.helpers.several_devices", str(folder)], check=True, cwd=ROOT)
     return folder
+
+
+@pytest.mark.one_backend
+def test_a_strategy_of_tensorflow_trains_to_equal_bytes(tmp_path, pictures):
+    """As on one core of a TPU: new, continued, extended with averages and held slots, grown in 16 bits."""
+    for name in ("old", "new"):
+        shutil.copytree(pictures / name, tmp_path / name)
+    forking.run([sys.executable, "-m", "tests.helpers.on_a_strategy", str(tmp_path)], check=True, cwd=ROOT)
+    for name in ("on", "killed-on", "extended-on", "grown-on"):
+        expected = result_arrays(tmp_path / f"{name}-cpu")
+        assert_same_bytes(expected, result_arrays(tmp_path / f"{name}-tpu"))
+    assert_same_bytes(result_arrays(tmp_path / "on-tpu"), result_arrays(tmp_path / "killed-on-tpu"))
+    assert json.loads((tmp_path / "on-tpu" / "run.json").read_text())["fingerprint"]["device"] == "tpu"
+
+
+@pytest.mark.one_backend
+def test_a_tpu_that_is_not_there_is_an_error_in_words(monkeypatch):
+    """TensorFlow's reason, and the other backend."""
+    import tensorflow as tf
+
+    def nothing(tpu):
+        raise ValueError("Please provide a TPU Name to connect to.")
+
+    monkeypatch.setattr(tf.distribute.cluster_resolver, "TPUClusterResolver", nothing)
+    with pytest.raises(UsageError, match=r"--device tpu: .*Please provide a TPU Name.*--backend jax uses all cores"):
+        tpu.use_tpu()
 
 
 @through_jax

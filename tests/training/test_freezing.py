@@ -222,6 +222,17 @@ def test_the_best_epoch_may_be_one_before_the_thaw(tmp_path, place, monkeypatch)
         next(layer for layer in model.layers if isinstance(layer, layers.Conv2D)) for model in (before, after)
     )
     assert np.array(one.kernel).tobytes() == np.array(other.kernel).tobytes()
+    monkeypatch.setattr(LiveScorer, "score", score)
+    assert kresume.export(run, tmp_path / "export", format="keras").parity.holds
+    trained(tmp_path / "3", every_snapshot=True, checkpoint=str(run.path), lr=1e-3, epochs=1, batch_size=5)
+    begun = snapshot.read_snapshot(tmp_path / "3" / "snapshots" / "step-00000000").arrays
+    assert convolution_slots(begun) == convolution_slots(result_arrays(place / "parent"))  # the parent held them
+    assert all(layer.trainable for layer in keras.models.load_model(tmp_path / "3" / "model.keras").layers)
+
+
+def convolution_slots(arrays):
+    """Returns the bytes of the optimizer's slots of the convolutions."""
+    return {array.tobytes() for name, array in arrays.items() if name.startswith("optimizer") and array.ndim == 4}
 
 
 @keras.saving.register_keras_serializable("freezing")
@@ -269,12 +280,8 @@ def test_layers_of_a_parent_that_ended_too_early_train(tmp_path, place):
             optimizer=optimizer,
         )
         assert all(layer.trainable for layer in keras.models.load_model(out / "model.keras").layers)
-        begun = snapshot.read_snapshot(out / "snapshots" / "step-00000000").arrays
-        slots[name] = {
-            array.tobytes() for each, array in begun.items() if each.startswith("optimizer") and array.ndim == 4
-        }
-    before = result_arrays(place / "parent")
-    expected = {array.tobytes() for name, array in before.items() if name.startswith("optimizer") and array.ndim == 4}
+        slots[name] = convolution_slots(snapshot.read_snapshot(out / "snapshots" / "step-00000000").arrays)
+    expected = convolution_slots(result_arrays(place / "parent"))
     assert slots["3"] == expected  # its parent held them, and they are its grandparent's
     assert not slots["4"] & expected
 

@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from kresume import runs
 from kresume.backend import live_state
 from kresume.checkpoints.keras_arrays import rate_of_schedule
@@ -111,7 +109,7 @@ class Live:
     @property
     def iterations(self) -> int:
         """Returns the optimizer's own count of batches, which is the argument of its schedule."""
-        return int(np.asarray(live_state.inner(self.optimizer)._iterations.value))
+        return int(live_state.host_array(live_state.inner(self.optimizer)._iterations.value))
 
 
 def read_parent(config: TrainConfig) -> Parent | None:
