@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kresume.backend import hosts, tpu
+from kresume.version import __version__
 
 PACKAGES = ("kresume", "keras", "tensorflow", "jax", "jaxlib", "numpy")
 ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
@@ -68,7 +70,7 @@ def backend_devices() -> tuple[str, int]:
 
         shared = keras.distribution.distribution()
         used = 1 if shared is None else int(shared.device_mesh.devices.size)
-        return str(jax.devices()[0].device_kind), used
+        return str(jax.local_devices()[0].device_kind), used
     if tpu.on_strategy():
         return "tpu", 1
     import tensorflow as tf
@@ -77,6 +79,15 @@ def backend_devices() -> tuple[str, int]:
     if not gpus:
         return "cpu", 1
     return str(tf.config.experimental.get_device_details(gpus[0]).get("device_name", "gpu")), 1
+
+
+@cache
+def source_digest() -> str:
+    """Returns the version of kresume with a digest of its source."""
+    root, hasher = Path(__file__).resolve().parents[1], hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        hasher.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    return f"{__version__} ({hasher.hexdigest()[:12]})"
 
 
 @cache

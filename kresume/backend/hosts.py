@@ -91,6 +91,8 @@ class Group:
 ALONE = Process()
 _joined = ALONE
 _acting = ALONE
+_parted = False
+"""True once this process has left the others."""
 _number = 0
 """Counts the shared facts; every process shares them in the same order."""
 
@@ -187,12 +189,18 @@ def join(group: Group, device: str | None) -> Process:
 
     Raises:
         PeerDied: the others did not come.
+        UsageError: this Python process has trained with others before.
     """
     import jax
 
     global _joined  # noqa: PLW0603
     if not _joined.alone:
         return _joined
+    if _parted:
+        raise UsageError(
+            f"{group.found}: this Python process has trained with others already, and JAX meets others once in a process: "
+            f"start a Python process for each such training, or give {option('num-processes', 1)} to train by one process"
+        )
     if device not in {None, "auto"}:
         jax.config.update("jax_platforms", {"gpu": "cuda"}.get(str(device), device))
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -288,6 +296,24 @@ def announced(name: str) -> Any:
     return _take(f"kresume/{name}")
 
 
+def exchanged(name: str, value: Value) -> Iterator[tuple[int, Value]]:
+    """Tells the processes that have joined a value, and yields theirs as they come, each with its process.
+
+    Process 0 sees the values of all others, those see the one of process 0.
+
+    Args:
+        name: of the value.
+        value: what JSON can hold.
+    """
+    _tell(f"kresume/{name}/{_joined.index}", value)
+    waiting = list(range(1, _joined.count)) if _joined.leads else [0]
+    while waiting:
+        for index in list(waiting):
+            if (found := _look(f"kresume/{name}/{index}")) is not MISSING:
+                waiting.remove(index)
+                yield index, found
+
+
 def _next() -> str:
     """Returns the key of the next shared fact."""
     global _number  # noqa: PLW0603
@@ -344,6 +370,7 @@ def leave(outcome: Mapping[str, Any] | None = None) -> None:
     Args:
         outcome: what process 0 tells.
     """
+    global _joined, _parted
     if _joined.alone:
         return
     import jax
@@ -352,6 +379,7 @@ def leave(outcome: Mapping[str, Any] | None = None) -> None:
         if _joined.leads:
             _tell(OUTCOME, dict(outcome or {}))
         jax.distributed.shutdown()
+    _joined, _parted = ALONE, True
 
 
 def end(code: int) -> None:

@@ -133,7 +133,8 @@ def _share_batches(count: int | None, batch_size: int | None, say: Callable[[str
 
     processes = hosts.joined().count
     by_process: dict[int, list[str]] = {}
-    for device in jax.devices():
+    # JAX goes on listing the devices of other processes after this one has left them.
+    for device in jax.devices() if processes > 1 else jax.local_devices():
         by_process.setdefault(device.process_index, []).append(f"{device.platform}:{device.id}")
     found = [name for index in sorted(by_process) for name in by_process[index]]
     if count is not None and count > len(found):
@@ -167,7 +168,8 @@ def devices_for(batch_size: int, count: int | None, found: int, processes: int =
     if not fitting:
         raise UsageError(
             f"{processes} processes share each batch evenly, and {batch_size} images do not divide by {processes}: give "
-            f"--batch-size {' or '.join(_nearest(batch_size, processes))}"
+            f"--batch-size {' or '.join(_nearest(batch_size, processes))}, or start "
+            f"{' or '.join(_dividing(batch_size, processes))}"
         )
     if count is None:
         return fitting[-1]
@@ -191,6 +193,16 @@ def describe_share(batch_size: int, used: int, found: int) -> str:
         f"{sharing} each batch, because {batch_size:,} images do not divide by {found}: "
         f"--batch-size {' or '.join(_nearest(batch_size, found))} uses all"
     )
+
+
+def _dividing(batch_size: int, processes: int) -> list[str]:
+    """Returns the nearest counts of processes that divide a batch."""
+    counts = [count for count in range(1, batch_size + 1) if batch_size % count == 0]
+    near = [
+        *[count for count in counts if count < processes][-1:],
+        *[count for count in counts if count > processes][:1],
+    ]
+    return [f"{count} process{'es' * (count > 1)}" for count in near]
 
 
 def _nearest(batch_size: int, count: int) -> list[str]:

@@ -29,12 +29,12 @@ from kresume.backend import hosts, selection
 from kresume.errors import Followed, KresumeError, PeerDied, RunError, UsageError
 from kresume.images.scans import FOLDER
 from kresume.lock import NAME as LOCK
-from kresume.options.given import given, same_config
 from kresume.options.settings import settings_of
 from kresume.options.table import TrainConfig
 from kresume.reporter import Reporter
 from kresume.spelling import option
 from kresume.training.adjust import thaw
+from kresume.training.alike import check_alike, check_devices
 from kresume.training.closing import TrainResult
 from kresume.training.create import rooted
 from kresume.training.plan.helping import PREPARE, help_out
@@ -112,8 +112,14 @@ def train_together(
     """
     with reporter.waiting(f"waiting for all processes of {group.found}"):
         process = hosts.join(group, config.device)
-    with selection.loading(reporter if process.leads else Reporter(quiet=True)):
-        selection.select("jax", config.device)
+    try:
+        check_alike(config)
+        with selection.loading(reporter if process.leads else Reporter(quiet=True)):
+            selection.select("jax", config.device)
+        check_devices()
+    except KresumeError as error:
+        hosts.leave({"code": error.exit_code, "text": str(error)})
+        raise
     faulthandler.disable()  # the death of another process aborts this one, and a trace of that says nothing
     if process.leads:
         return _lead(config, reporter, create, rebuild, remind)
@@ -149,7 +155,7 @@ def _trained(config: TrainConfig, reporter: Reporter, create: Create, rebuild: R
     count = hosts.joined().count
     reporter.say(f"run:      {start.path}\nhosts:    {count} processes, this is the one that decides and writes")
     run = start.run or create(start, reporter)
-    hosts.send({RUN: str(run.path.resolve()), "given": given(config), "host": socket.gethostname()})
+    hosts.send({RUN: str(run.path.resolve()), "host": socket.gethostname()})
     with hosts.together():
         options = _through_jax(run, config)
         if start.run is not None:
@@ -220,7 +226,11 @@ def _take_part(config: TrainConfig, reporter: Reporter, rebuild: Rebuild, scratc
         while RUN not in (job := hosts.receive()):
             help_out(job[PREPARE], rooted(config), reporter)
         path = Path(job[RUN])
-        _check_same(config, job)
+        if not runs.is_run(path):
+            raise RunError(
+                f"{path} of {job['host']} is not to be seen from {socket.gethostname()}: several hosts need a run, and images, "
+                "on a file system that all of them see, under the same path"
+            )
         run = runs.open_run(path)
         options = _through_jax(run, config).model_copy(update={"mlflow": "off", "tensorboard": False})
         with hosts.together():
@@ -242,24 +252,6 @@ def _take_part(config: TrainConfig, reporter: Reporter, rebuild: Rebuild, scratc
         hosts.leave()
         raise
     return path
-
-
-def _check_same(config: TrainConfig, job: dict[str, Any]) -> None:
-    """Checks that process 0 was started with the same options.
-
-    Raises:
-        UsageError: it was not; the message lists what differs.
-        RunError: the run is not to be seen from this host.
-    """
-    differing = same_config(TrainConfig(**job["given"]), config)
-    if differing:
-        rows = "; ".join(f"{name}: {before} there, {now} here" for name, before, now in differing)
-        raise UsageError(f"the processes were started with other options ({rows}): give the same command on every host")
-    if not runs.is_run(job[RUN]):
-        raise RunError(
-            f"{job[RUN]} of {job['host']} is not to be seen from {socket.gethostname()}: several hosts need a run, and images, "
-            f"on a file system that all of them see, under the same path"
-        )
 
 
 def _copied(run: runs.Run, snapshot: str, to: Path) -> runs.Run:

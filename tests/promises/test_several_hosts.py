@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from kresume.backend import hosts, supervisor
 from kresume.errors import PeerDied, UsageError
 from kresume.options.resolve import from_arguments
+from kresume.training import alike
 from kresume.training.together import group_of
 from tests.helpers import forking
 from tests.helpers.paths import ROOT
@@ -30,12 +32,13 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def train_on_two(folder, arguments, killed_at=(0, 0)):
-    """Trains by two processes, and returns them when both have ended."""
+def train_on_two(folder, arguments, killed_at=(0, 0), second=None):
+    """Trains by two processes, and returns them when both have ended; `second` are further arguments of the second."""
     port = free_port()
+    given = (arguments, {**arguments, **(second or {})})
     started = [
         forking.start(
-            [sys.executable, HELPER, str(port), "2", str(index), str(step), json.dumps(arguments)], cwd=folder
+            [sys.executable, HELPER, str(port), "2", str(index), str(step), json.dumps(given[index])], cwd=folder
         )
         for index, step in enumerate(killed_at)
     ]
@@ -61,7 +64,7 @@ def test_a_run_of_two_processes_survives_the_death_of_one(tmp_path, pictures):
     survivor, killed = train_on_two(tmp_path, arguments, killed_at=(0, 4))
     assert killed.returncode == -signal.SIGKILL
     assert survivor.returncode in {-signal.SIGABRT, PeerDied.exit_code}
-    done = train_on_two(tmp_path, arguments)
+    done = train_on_two(tmp_path, arguments, second={"cache": "off"})  # a cache is of one host
     assert [process.returncode for process in done] == [0, 0], done[0].stderr + done[1].stderr
     assert "continuing at step" in done[0].stderr
     lines, others = lines_without_time(tmp_path / "one"), lines_without_time(tmp_path / "two")
@@ -76,6 +79,59 @@ def test_a_run_of_two_processes_survives_the_death_of_one(tmp_path, pictures):
     record = json.loads((tmp_path / "two" / "run.json").read_text())
     assert record["fingerprint"]["processes"] == 2
     assert record["result"]["which"] == "best"
+
+
+@through_jax
+def test_processes_that_differ_do_not_train(tmp_path, pictures):
+    """Both say what differs, before anything is decided; in one Python process a second group is refused."""
+    arguments = {"data": [str(pictures / "old")], "image_size": "10", "batch_size": 8, "out": str(tmp_path / "run")}
+    done = train_on_two(tmp_path, arguments, second={"devices": 1})
+    for process in done:
+        assert process.returncode != 0
+        assert "UsageError: the processes of this training differ (devices: not given in process 0 (" in process.stderr
+        assert "give the same command on every host" in process.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.one_backend
+def test_what_processes_must_share_is_compared(monkeypatch, tmp_path):
+    """Versions and source of the packages, options but for those of one host, and every Python file that they name."""
+    monkeypatch.chdir(tmp_path)
+    facts = []
+    monkeypatch.setattr(alike, "_agree", lambda name, mine, compare: facts.append(mine))
+    given = {
+        "data": ["old"],
+        "model": "m.py:build",
+        "imports": ["l.py"],
+        "pixels": "p.py:f",
+        "metric": ["s.py:g", "AUC"],
+    }
+    for number in (0, 1):
+        for name in ("m.py", "l.py", "p.py", "s.py"):
+            (tmp_path / name).write_text(f"# {name} {number if name != 'l.py' else 0}")
+        here = {"process_id": number, "cache": f"/cache/{number}", "batch_size": 8 + number}
+        alike.check_alike(from_arguments(None, {**given, **here}))
+    one, other = facts
+    assert "batch_size: 8 in process 0" in alike._difference(one, other, "process 1")
+    other["options"] = one["options"]
+    said = alike._difference(one, other, "process 1")
+    assert all(f"{name}: " in said for name in ("m.py", "p.py", "s.py"))
+    assert "l.py" not in said
+    assert one["packages"].keys() >= {"kresume", "keras", "jax", "python"}
+    other["packages"] = {**one["packages"], "jax": "0.0.1"}
+    said = alike._difference(one, other, "process 1")
+    assert re.search(r"\(jax: \S+ in process 0 .*, 0.0.1 in process 1\): install the same versions", said)
+    uneven = alike._uneven({"host": "a", "devices": 2}, {"host": "b", "devices": 1}, "process 1 (b)")
+    assert uneven.startswith("process 0 (a) has 2 devices, process 1 (b) has 1: ")
+    assert not alike._uneven({"host": "a", "devices": 2}, {"host": "b", "devices": 2}, "process 1 (b)")
+
+
+@pytest.mark.one_backend
+def test_a_process_that_left_its_group_trains_alone(monkeypatch):
+    """JAX meets others once in a process."""
+    monkeypatch.setattr(hosts, "_parted", True)
+    with pytest.raises(UsageError, match=r"has trained with others already.*give --num-processes 1"):
+        hosts.join(hosts.Group("a:1", 2, 0, "--coordinator a:1"), None)
 
 
 @pytest.mark.one_backend

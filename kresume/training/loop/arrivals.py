@@ -142,7 +142,7 @@ class Changes:
             return self._scans[number]
         if number < max(self._scans, default=0):
             return None  # later scans exist, made without one here: they stay valid
-        self._hear_of_others()
+        self._hear_of_others(manifest)
         removed = tuple(hosts.decided(lambda: self._unreadable(manifest)))
         if self._watch is None and not removed:
             return None
@@ -158,12 +158,21 @@ class Changes:
         self._tell(scan, manifest)
         return scan
 
-    def _hear_of_others(self) -> None:
+    def _hear_of_others(self, manifest: Manifest) -> None:
         """Records the files that other processes could not read."""
-        for sha256 in sorted({each for found in hosts.gathered(sorted(self._broken)) for each in found} - self._broken):
-            self._broken.add(sha256)
+        fresh = sorted({each for found in hosts.gathered(sorted(self._broken)) for each in found} - self._broken)
+        self._broken.update(fresh)
+        places = np.nonzero(np.isin(manifest.sha256s, np.array(fresh, "S64")))[0]
+        paths = manifest.paths(places)
+        if paths:
+            self._reporter.warn(
+                f"another host could not read {counted(len(paths), 'image')}, the first is {paths[0]}: all hosts need the same "
+                "images"
+            )
+        for row, path in zip(places, paths, strict=True):
             with contextlib.suppress(OSError):
-                self._run.event(runs.BROKE, sha256=sha256, reason="another host could not read it")
+                reason = f"{path}: another host could not read it"
+                self._run.event(runs.BROKE, sha256=manifest.sha256s[row].decode(), reason=reason)
 
     def _arrived(self, manifest: Manifest, poll: Callable[[], None]) -> Any:
         if self._watch is not None:

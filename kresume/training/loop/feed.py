@@ -81,13 +81,14 @@ class Feed:
     def open(self, manifest: Manifest) -> None:
         """Decodes images that the caches do not hold. Unreadable ones are reported when they are needed."""
         for spec, cache in zip(self._specs, self._caches, strict=True):
-            if cache is None:
-                continue
             if not hosts.this().alone:  # where the cache is shared, nothing is left to decode after this
-                decode_recorded(manifest, spec, cache, self._reporter, needs_all=False, process=hosts.this())
-                hosts.meet()
-                cache.refresh()
-            decode_recorded(manifest, spec, cache, self._reporter, needs_all=False)
+                if cache is not None:
+                    decode_recorded(manifest, spec, cache, self._reporter, needs_all=False, process=hosts.this())
+                hosts.meet()  # also of a process whose cache is off: all count their meetings alike
+                if cache is not None:
+                    cache.refresh()
+            if cache is not None:
+                decode_recorded(manifest, spec, cache, self._reporter, needs_all=False)
 
     def tell_broken(self, manifest: Manifest, row: int, reason: str) -> None:
         """Says that a file can no longer be read."""

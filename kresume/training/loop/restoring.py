@@ -14,7 +14,7 @@ from kresume.checkpoints import snapshot
 from kresume.errors import CheckpointError
 from kresume.images.scans import FOLDER, epochs_begun
 from kresume.lock import NAME as LOCK
-from kresume.models import other_variables
+from kresume.models import other_variables, structure
 from kresume.models.statistics import stored
 from kresume.storage import atomic
 from kresume.training.loop.callbacks import Resumption
@@ -90,10 +90,15 @@ def _say_where(session: Session, state: TrainState, lost: int) -> None:
     if changed:
         held = session.settings
         augments = held.augment != "none" or held.mixup or held.cutmix or held.rand_augment or held.erase
-        shares = augments and any(each.startswith("processes ") for each in changed)
+        others = []
+        if augments and any(each.startswith("processes ") for each in changed):
+            others.append("augmented in another way: each process draws for its share")
+        draws = any(structure.SEED in str(variable.path) for variable in session.model.variables)
+        if draws and any(each.startswith("backend ") for each in changed):
+            others.append("layers such as dropout draw other numbers, because each backend has its own")
         session.reporter.say(
-            f"this is another machine or version ({'; '.join(changed)}): same {'images' if shares else 'data'} and steps, "
-            f"{'augmented in another way: each process draws for its share' if shares else 'last digits may differ'}"
+            f"this is another machine or version ({'; '.join(changed)}): same {'images' if others else 'data'} and steps, "
+            f"{'; '.join(others) or 'last digits may differ'}"
         )
         session.run.event("continued elsewhere", changes=changed)
     where = {"training": "", "scoring": ", scoring pending", "epoch": "", "done": ", training done"}
